@@ -1,0 +1,82 @@
+"""Names and colours of the classes of the known data sets, and the one value that is no class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["CAMVID", "CITYSCAPES", "IGNORE", "VOC", "Classes", "voc_palette"]
+
+IGNORE = 255  # a pixel with this label is never scored and never attacked for gain
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """
+    The classes of a data set, in the order of their label values 0, 1, ..., K - 1.
+
+    Attributes
+    ----------
+    names : tuple of str
+    palette : tuple of (red, green, blue)
+        In 0..255, one for each class.
+    """
+
+    names: tuple[str, ...]
+    palette: tuple[Colour, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.palette):
+            raise ValueError(f"{len(self.names)} class names, but {len(self.palette)} colours")
+        if not 1 < len(self.names) < IGNORE:
+            raise ValueError(f"between 2 and {IGNORE - 1} classes are possible, not {len(self.names)}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def with_voc_palette(cls, names: Sequence[str]) -> "Classes":
+        """Give classes that have no colours of their own those of Pascal VOC."""
+        return cls(tuple(names), voc_palette(len(names)))
+
+
+def voc_palette(count: int) -> tuple[Colour, ...]:
+    """Give the first colours of Pascal VOC's map, in which the bits of the index alternate between the channels."""
+
+    def colour(index: int) -> Colour:
+        channels = [0, 0, 0]
+        for shift in range(7, -1, -1):
+            for channel in range(3):
+                channels[channel] |= ((index >> channel) & 1) << shift
+            index >>= 3
+        return channels[0], channels[1], channels[2]
+
+    return tuple(colour(index) for index in range(count))
+
+
+VOC = Classes.with_voc_palette(
+    (
+        "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+        "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    )
+)  # fmt: skip
+
+CITYSCAPES = Classes(
+    (
+        "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
+        "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+    ),
+    (
+        (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30),
+        (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70),
+        (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
+    ),
+)  # fmt: skip
+
+CAMVID = Classes(
+    ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),
+    (
+        (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0), (192, 128, 128),
+        (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
+    ),
+)  # fmt: skip

@@ -1,0 +1,22 @@
+"""
+Everything that ddcat raises on purpose.
+
+    DdcatError
+    ├── BundleError                 (ddcat)         a bundle that is missing, damaged, altered or of another schema
+    ├── TrainError                  (ddcat_train)   configuration, data sets, checkpoints
+    ├── ExportError                 (ddcat_export)  a graph that is not the model
+    ├── ServeError                  (ddcat_serve)   engines, requests
+    └── BenchError                  (ddcat_bench)   a measurement that cannot be made
+
+The message is one line for the user: what is wrong, where, and what would be right. A command prints it and exits with 2.
+"""
+
+__all__ = ["BundleError", "DdcatError"]
+
+
+class DdcatError(Exception):
+    """Base of everything that ddcat raises on purpose; its message is written for the user."""
+
+
+class BundleError(DdcatError):
+    """A bundle is missing, damaged, altered, or of a schema that this version does not read."""

@@ -1,0 +1,1 @@
+"""Running exported segmenters: engines and the server. Never imports torch."""

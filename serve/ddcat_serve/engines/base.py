@@ -1,0 +1,146 @@
+"""What every engine is, whatever its runtime."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ddcat.manifest import Manifest, Range, Shapes, TensorEntry
+from ddcat_serve.errors import EngineError, InputError
+
+__all__ = ["Engine", "Outputs", "check_images", "check_statement", "physical_cores"]
+
+Images = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """
+    What an engine says about a batch.
+
+    Attributes
+    ----------
+    labels : (N, H, W) uint8
+        Class of each pixel, in 0..K-1.
+    logits : (N, K, h, w) float32, or None
+        At the resolution at which the network computes them; None where the graph does not give them.
+    """
+
+    labels: npt.NDArray[np.uint8]
+    logits: npt.NDArray[np.float32] | None = None
+
+
+class Engine(Protocol):
+    """A graph that is loaded and ready to run."""
+
+    @property
+    def inputs(self) -> tuple[TensorEntry, ...]:
+        """Inputs of the graph, as the runtime itself states them."""
+
+    @property
+    def outputs(self) -> tuple[TensorEntry, ...]:
+        """Outputs of the graph, as the runtime itself states them."""
+
+    @property
+    def description(self) -> Mapping[str, str | int | bool]:
+        """Runtime, provider, precision, threads and whatever else a measurement depends on."""
+
+    def infer(self, images: Images) -> Outputs:
+        """
+        Segment a batch.
+
+        Parameters
+        ----------
+        images : (N, H, W, 3) uint8
+            RGB.
+
+        Raises
+        ------
+        InputError
+            Where the type, rank or size is not one that the bundle was checked with.
+        EngineError
+            Where the runtime fails.
+        """
+
+    def close(self) -> None:
+        """Give the runtime's memory back; the engine can do nothing after it."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+def check_images(images: npt.NDArray[Any], shapes: Shapes) -> None:
+    """
+    Refuse images that an engine does not take.
+
+    Parameters
+    ----------
+    images : array
+        Should be (N, H, W, 3) uint8.
+    shapes : Shapes
+        Of the bundle's manifest.
+
+    Raises
+    ------
+    InputError
+        Saying what would be right.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise InputError(f"images are uint8 of shape (N, H, W, 3), not {images.dtype} of shape {images.shape}")
+    count, height, width, _ = images.shape
+    for size, axis, allowed in (
+        (count, "batch", shapes.batch),
+        (height, "height", shapes.height),
+        (width, "width", shapes.width),
+    ):
+        if size not in allowed:
+            raise InputError(f"{axis} {size} does not fit this model, which takes {_sizes(shapes)}")
+
+
+def check_statement(inputs: tuple[TensorEntry, ...], outputs: tuple[TensorEntry, ...], manifest: Manifest) -> None:
+    """Refuse a graph whose inputs and outputs, as the runtime states them, are not those of its manifest."""
+    for what, stated, listed in (("inputs", inputs, manifest.inputs), ("outputs", outputs, manifest.outputs)):
+        if stated != listed:
+            raise EngineError(
+                f"the {what} of {manifest.engine.file} are {_tensors(stated)}, but the manifest of {manifest.name} says "
+                f"{_tensors(listed)}: export again"
+            )
+
+
+def physical_cores() -> int:
+    """
+    Cores that this process may use, hyper-threads counted once: the number of threads at which convolutions are fastest.
+
+    Where the system does not say which processors share a core, every processor counts.
+    """
+    processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = set()
+    for processor in processors:
+        try:
+            siblings = Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list").read_text(encoding="ascii")
+        except OSError:
+            siblings = str(processor)
+        cores.add(siblings.strip())
+    return len(cores)
+
+
+def _sizes(shapes: Shapes) -> str:
+    return f"height {_range(shapes.height)}, width {_range(shapes.width)} and batches of {_range(shapes.batch)}"
+
+
+def _range(sizes: Range) -> str:
+    if sizes.maximum is None:
+        return f"{sizes.minimum} or more"
+    return str(sizes.minimum) if sizes.minimum == sizes.maximum else f"{sizes.minimum} to {sizes.maximum}"
+
+
+def _tensors(entries: tuple[TensorEntry, ...]) -> str:
+    return ", ".join(f"{entry.name} {entry.dtype} {list(entry.shape)}" for entry in entries) or "none"

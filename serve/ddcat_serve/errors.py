@@ -1,0 +1,41 @@
+"""
+What ddcat_serve raises on purpose.
+
+    ServeError
+    ├── EngineError         a runtime that is missing, or a graph that is not what its manifest says
+    │   └── InputError      images that the engine does not take
+    └── RequestError        a request that cannot be answered, with its HTTP status
+"""
+
+from ddcat.errors import DdcatError
+
+__all__ = ["EngineError", "InputError", "RequestError", "ServeError"]
+
+
+class ServeError(DdcatError):
+    """Base of what ddcat_serve raises on purpose."""
+
+
+class EngineError(ServeError):
+    """A runtime that is not installed, a file that it does not load, or a graph that is not what its manifest says."""
+
+
+class InputError(EngineError):
+    """Images of a type, rank or size that the engine does not take; refused before the runtime sees them."""
+
+
+class RequestError(ServeError):
+    """
+    A request that cannot be answered.
+
+    Parameters
+    ----------
+    status : int
+        HTTP status of the answer, 400..499.
+    message : str
+        For the client: what is wrong with the request, and what would be right.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status

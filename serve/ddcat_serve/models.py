@@ -1,0 +1,94 @@
+"""Bundles that are loaded and warm."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ddcat.bundle import Bundle, open_bundle
+from ddcat_serve.engines import Engine, Outputs, open_engine
+from ddcat_serve.engines.base import check_images
+from ddcat_serve.errors import EngineError, ServeError
+
+__all__ = ["ServedModel", "load_models"]
+
+
+class ServedModel:
+    """
+    A bundle and its engine, which runs in a thread of its own so that requests never wait for one another's decoding.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    engine : Engine
+        Opened from it.
+    """
+
+    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+        self.bundle = bundle
+        self.engine = engine
+        self.name = bundle.manifest.name
+        self.classes = bundle.manifest.class_table()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{self.name}")
+
+    async def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        """Segment a batch, (N, H, W, 3) uint8, when its turn comes; what the engine does not take is refused at once."""
+        check_images(images, self.bundle.manifest.shapes)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.engine.infer, images)
+
+    def warm_up(self) -> None:
+        """Run the smallest batch, so that a bundle that cannot run fails before the first request."""
+        shapes = self.bundle.manifest.shapes
+        size = (shapes.batch.minimum, shapes.height.minimum, shapes.width.minimum, 3)
+        labels = self.engine.infer(np.zeros(size, np.uint8)).labels
+        if labels.max() >= len(self.classes):
+            raise EngineError(
+                f"{self.bundle.path} gives label {labels.max()}, but its manifest names {len(self.classes)} classes"
+            )
+
+    def close(self) -> None:
+        """Wait for the running batch, then free the engine."""
+        self._thread.shutdown(cancel_futures=True)
+        self.engine.close()
+
+
+@contextlib.contextmanager
+def load_models(paths: Sequence[Path], *, threads: int | None = None) -> Iterator[dict[str, ServedModel]]:
+    """
+    Verify, load and warm up bundles; close them at the end.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+    threads : int, optional
+        Of each engine; the physical cores by default.
+
+    Yields
+    ------
+    dict of str to ServedModel
+        By the names in the manifests.
+
+    Raises
+    ------
+    BundleError, EngineError
+        For a bundle that is not whole, or does not run.
+    ServeError
+        For two bundles of one name.
+    """
+    models: dict[str, ServedModel] = {}
+    with contextlib.ExitStack() as stack:
+        for path in paths:
+            bundle = open_bundle(path)
+            name = bundle.manifest.name
+            if name in models:
+                raise ServeError(
+                    f"{path} and {models[name].bundle.path} are both named {name!r}: a server needs different names"
+                )
+            models[name] = ServedModel(bundle, open_engine(bundle, threads=threads))
+            stack.callback(models[name].close)
+            models[name].warm_up()
+        yield models

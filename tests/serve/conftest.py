@@ -1,0 +1,159 @@
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from fastapi import FastAPI
+from onnx import TensorProto, helper, numpy_helper
+
+from ddcat.bundle import Bundle, entries, write_bundle
+from ddcat.classes import Classes
+from ddcat.manifest import (
+    ClassEntry,
+    DataSource,
+    EngineEntry,
+    MainBranchProof,
+    Manifest,
+    Preprocessing,
+    Range,
+    Shapes,
+    Source,
+    TensorEntry,
+)
+from ddcat_serve.app import create_app
+from ddcat_serve.models import ServedModel, load_models
+from ddcat_serve.settings import Settings
+
+CLASSES = Classes(("night", "red", "green", "blue"), ((0, 0, 0), (200, 10, 20), (30, 200, 40), (50, 60, 200)))
+WEIGHTS = np.eye(3)[[0, 0, 1, 2]]  # (K, 3): class 1 looks at red, 2 at green, 3 at blue
+WEIGHTS[0] = 0
+BIAS = np.array([100.0, 0.0, 0.0, 0.0])  # class 0 wins where all channels are below 100
+
+Oracle = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]]
+
+
+def small_graph(height: int | str = "height", width: int | str = "width", *, logits: bool = True) -> bytes:
+    """A real segmenter of four classes: the strongest channel, or class 0 where none reaches 100."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["planes", "weight", "bias"], ["logits"]),
+        helper.make_node("ArgMax", ["logits"], ["index"], axis=1, keepdims=0),
+        helper.make_node("Cast", ["index"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["number"], ["labels"], to=TensorProto.UINT8),
+    ]
+    outputs = [helper.make_tensor_value_info("labels", TensorProto.UINT8, ["batch", height, width])]
+    if logits:
+        outputs.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4, height, width]))
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", height, width, 3])],
+        outputs,
+        [
+            numpy_helper.from_array(WEIGHTS.astype(np.float32).reshape(4, 3, 1, 1), "weight"),
+            numpy_helper.from_array(BIAS.astype(np.float32), "bias"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def small_manifest(
+    content: bytes, name: str = "small", height: int | str = "height", width: int | str = "width", *, logits: bool = True
+) -> Manifest:
+    sides = [Range(minimum=s, maximum=s) if isinstance(s, int) else Range(minimum=8, maximum=640) for s in (height, width)]
+    outputs = [TensorEntry(name="labels", dtype="uint8", shape=("batch", height, width))]
+    if logits:
+        outputs.append(TensorEntry(name="logits", dtype="float32", shape=("batch", 4, height, width)))
+    return Manifest(
+        name=name,
+        files=entries({"model.onnx": content}),
+        source=Source(
+            checkpoint="runs/small/best", sha256="0" * 64, git_commit=None, method="clean", attack=None,
+            architecture="one convolution", step=1,
+        ),
+        main_branch_only=MainBranchProof(spare_parameters=0, bytes_unchanged=True),
+        data=DataSource(name="made up", root="nowhere", split="val", list_sha256="1" * 64, images=1, long_side=None),
+        classes=tuple(ClassEntry(name=n, colour=c) for n, c in zip(CLASSES.names, CLASSES.palette, strict=True)),
+        preprocessing=Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+        shapes=Shapes(batch=Range(minimum=1, maximum=4), height=sides[0], width=sides[1]),
+        inputs=(TensorEntry(name="image", dtype="uint8", shape=("batch", height, width, 3)),),
+        outputs=tuple(outputs),
+        opset=18,
+        engine=EngineEntry(
+            name="ort", file="model.onnx", requested_precision="fp32", effective_precision="fp32",
+            provider="CPUExecutionProvider",
+        ),
+        versions={},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
+    def make(name: str = "small", height: int | str = "height", width: int | str = "width", *, logits: bool = True) -> Bundle:
+        content = small_graph(height, width, logits=logits)
+        manifest = small_manifest(content, name, height, width, logits=logits)
+        return write_bundle(tmp_path / f"{name}.bundle", manifest, {"model.onnx": content})
+
+    return make
+
+
+@pytest.fixture
+def bundle(make_bundle: Callable[..., Bundle]) -> Bundle:
+    return make_bundle()
+
+
+@pytest.fixture
+def oracle() -> Oracle:
+    """The small graph, in numpy: images (N, H, W, 3) to labels (N, H, W) and logits (N, 4, H, W)."""
+
+    def answer(images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        logits = np.einsum("nhwc,kc->nkhw", images.astype(np.float64), WEIGHTS) + BIAS[None, :, None, None]
+        return logits.argmax(1).astype(np.uint8), logits.astype(np.float32)
+
+    return answer
+
+
+@pytest.fixture
+def picture() -> npt.NDArray[np.uint8]:
+    """An image of 37 x 53 in which every class occurs."""
+    return np.random.default_rng(0).integers(0, 256, (37, 53, 3)).astype(np.uint8) // np.uint8(2) + np.uint8(20)
+
+
+@pytest.fixture
+def models(bundle: Bundle) -> Iterator[dict[str, ServedModel]]:
+    with load_models([bundle.path], threads=1) as loaded:
+        yield loaded
+
+
+class InProcess(httpx.BaseTransport):
+    """Sends each request to an application in an event loop of its own."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        async def answer() -> httpx.Response:
+            async with httpx.AsyncClient(transport=self._transport) as client:
+                return await client.request(request.method, request.url, headers=request.headers, content=request.read())
+
+        response = asyncio.run(answer())
+        return httpx.Response(response.status_code, headers=response.headers, content=response.content)
+
+
+@pytest.fixture
+def client_of() -> Callable[[FastAPI], httpx.Client]:
+    return lambda app: httpx.Client(transport=InProcess(app), base_url="http://test")
+
+
+@pytest.fixture
+def client(models: dict[str, ServedModel], client_of: Callable[[FastAPI], httpx.Client]) -> httpx.Client:
+    """The server with small limits: 64 KiB and 5000 pixels."""
+    return client_of(create_app(models, Settings(max_bytes=65536, max_pixels=5000)))

@@ -1,0 +1,137 @@
+import contextlib
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddcat.bundle import Bundle
+from ddcat.hashing import sha256_of_bytes
+
+COMMAND = Path(sys.executable).with_name("ddcat-serve")
+
+
+def run_serve(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "COLUMNS": "200"}
+    )
+
+
+@contextlib.contextmanager
+def running_server(*bundles: Path) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+    arguments = [COMMAND, "run", *bundles, "--port", "0", "--threads", "1"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            lines = []
+            for line in process.stdout:
+                lines.append(line)
+                if line.startswith("try: "):
+                    break
+            address = next(line.removeprefix("listening at ").strip() for line in lines if line.startswith("listening at "))
+            yield process, address, lines
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_real_server_from_start_to_end(bundle: Bundle, oracle: Callable, picture: np.ndarray, number: signal.Signals) -> None:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    with running_server(bundle.path) as (process, address, lines):
+        assert any(bundle.digest in line and "integrity only" in line for line in lines)
+        assert httpx.get(f"{address}/v2/health/ready").json() == {"ready": True}
+        response = httpx.post(f"{address}/v1/segment", content=file.getvalue())
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(response.content))), oracle(picture[None])[0][0])
+        assert httpx.post(f"{address}/v1/segment", content=b"nothing").status_code == 415
+        process.send_signal(number)
+        assert process.wait(20) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+def test_a_request_that_is_too_long_is_answered(bundle: Bundle) -> None:
+    with running_server(bundle.path) as (_, address, _):
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:  # declares more than it ever sends
+            connection.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run_serve("run", tmp_path / "never-read", "--port", str(port))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert (
+        result.stderr == f"error: cannot listen at 127.0.0.1, port {port}: Address already in use: choose another with --port\n"
+    )
+
+
+def test_an_address_that_is_none(bundle: Bundle) -> None:
+    result = run_serve("run", bundle.path, "--host", "192.0.2.1", "--port", "0")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: cannot listen at 192.0.2.1")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["run", "--port", "0"], ["inspect"]])
+@pytest.mark.parametrize("damage", ["tampered", "unlisted", "missing", "none", "manifest"])
+def test_damaged_bundles_are_refused(bundle: Bundle, command: list[str], damage: str) -> None:
+    graph = bundle.path / "model.onnx"
+    named = graph
+    if damage == "tampered":
+        graph.write_bytes(graph.read_bytes()[:-1] + b"\0")
+    elif damage == "unlisted":
+        named = bundle.path / "extra.bin"
+        named.write_bytes(b"")
+    elif damage == "missing":
+        graph.unlink()
+    elif damage == "none":
+        named = bundle.path / "nothing-here"
+    else:
+        named = bundle.path / "manifest.json"
+        named.write_text(json.dumps({**json.loads(named.read_text()), "threshold": 3}))
+    result = run_serve(command[0], named if damage == "none" else bundle.path, *command[1:])
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ")
+    assert str(named) in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_graph_that_does_not_run_is_refused_at_the_start(bundle: Bundle) -> None:
+    content = b"no graph"
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    manifest["files"]["model.onnx"] = {"sha256": sha256_of_bytes(content), "bytes": len(content)}
+    (bundle.path / "model.onnx").write_bytes(content)
+    (bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    result = run_serve("run", bundle.path, "--port", "0")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ONNX Runtime does not load the graph")
+    assert result.stderr.count("\n") == 1
+
+
+def test_inspect_says_what_is_in_it(bundle: Bundle) -> None:
+    result = run_serve("inspect", bundle.path)
+    assert result.returncode == 0, result.stderr
+    for expected in (bundle.digest, "night, red, green, blue", "CPUExecutionProvider", "height 8 to 640", "Integrity only"):
+        assert expected in result.stdout
+
+
+def test_help_is_light() -> None:
+    program = (
+        "import sys\nfrom ddcat_serve.cli import app\ntry:\n    app(['run', '--help'])\nexcept SystemExit:\n    pass\n"
+        "print('HEAVY', {'onnxruntime', 'fastapi', 'uvicorn', 'numpy', 'PIL', 'torch'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert "HEAVY set()" in result.stdout
+    assert "ddcat-serve run runs/camvid/bundle" in result.stdout

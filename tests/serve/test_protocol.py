@@ -1,0 +1,159 @@
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from ddcat import __version__
+from ddcat.bundle import Bundle
+
+INFER = "/v2/models/small/infer"
+
+
+def body_of(image: np.ndarray, data: Any = None, **changes: Any) -> dict[str, Any]:
+    tensor = {
+        "name": "image",
+        "shape": list(image.shape),
+        "datatype": "UINT8",
+        "data": image.ravel().tolist() if data is None else data,
+    }
+    return {"inputs": [{**tensor, **changes}]}
+
+
+def tensor_of(output: dict[str, Any]) -> np.ndarray:
+    kinds = {"UINT8": np.uint8, "FP32": np.float32}
+    return np.array(output["data"], kinds[output["datatype"]]).reshape(output["shape"])
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 256, (2, 9, 11, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_round_trip(client: httpx.Client, bundle: Bundle, oracle: Callable, images: np.ndarray, nested: bool) -> None:
+    body = {"id": "a 1", **body_of(images, images.tolist() if nested else None)}
+    response = client.post(INFER, json=body)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    assert {key: answer[key] for key in ("model_name", "model_version", "id")} == {
+        "model_name": "small",
+        "model_version": "1",
+        "id": "a 1",
+    }
+    labels, logits = oracle(images)
+    assert [output["name"] for output in answer["outputs"]] == ["labels", "logits"]
+    np.testing.assert_array_equal(tensor_of(answer["outputs"][0]), labels)
+    np.testing.assert_allclose(tensor_of(answer["outputs"][1]), logits, rtol=1e-6)
+    assert response.headers["x-ddcat-bundle"] == bundle.digest
+
+
+def test_outputs_are_those_asked_for(client: httpx.Client, images: np.ndarray) -> None:
+    for names in (["labels"], ["logits", "labels"]):
+        answer = client.post(INFER, json={**body_of(images), "outputs": [{"name": name} for name in names]}).json()
+        assert [output["name"] for output in answer["outputs"]] == names
+        assert "id" not in answer
+
+
+def test_metadata(client: httpx.Client, bundle: Bundle) -> None:
+    assert client.get("/v2").json() == {"name": "ddcat", "version": __version__, "extensions": []}
+    assert client.get("/v2/health/live").json() == {"live": True}
+    assert client.get("/v2/health/ready").json() == {"ready": True}
+    assert client.get("/v2/models/small/ready").json() == {"name": "small", "ready": True}
+    assert client.get("/v2/models/small/versions/1/ready").status_code == 200
+    answer = client.get("/v2/models/small").json()
+    assert answer == client.get("/v2/models/small/versions/1").json()
+    assert answer["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}]
+    assert answer["outputs"] == [
+        {"name": "labels", "datatype": "UINT8", "shape": [-1, -1, -1]},
+        {"name": "logits", "datatype": "FP32", "shape": [-1, 4, -1, -1]},
+    ]
+    assert answer["parameters"]["bundle"] == bundle.digest
+    assert answer["parameters"]["classes"][1] == {"name": "red", "colour": [200, 10, 20]}
+    assert answer["parameters"]["preprocessing"]["colour"] == "RGB"
+    assert answer["parameters"]["engine"]["provider"] == "CPUExecutionProvider"
+
+
+IMAGE = np.full((1, 8, 8, 3), 7, np.uint8)
+VALUES = IMAGE.ravel().tolist()
+BAD: dict[str, tuple[Any, int, str]] = {
+    "cut data": (body_of(IMAGE, VALUES[:-1]), 400, "191 values.* takes 192"),
+    "surplus data": (body_of(IMAGE, [*VALUES, 0]), 400, "193"),
+    "other nesting": (body_of(IMAGE, np.zeros((8, 1, 8, 3), int).tolist()), 400, "nested as its shape"),
+    "ragged": (body_of(IMAGE, [[1, 2], [3]]), 400, "nested as its shape"),
+    "empty data": (body_of(IMAGE, []), 400, "0 values"),
+    "float": (body_of(IMAGE, [0.5, *VALUES[1:]]), 400, "float, int; .*integers in 0..255"),
+    "ragged within": (body_of(IMAGE, [[[*([[7, 7, 7]] * 7), [7, 7]]] * 8]), 400, "nested as its shape"),
+    "too deep": (body_of(IMAGE, np.zeros((1, 8, 8, 3, 1), int).tolist()), 400, "holds list"),
+    "nested lists and numbers": (body_of(IMAGE, [[[7] * 8] * 8]), 400, "nested as its shape"),
+    "long string": (body_of(IMAGE, ["7" * 9999, *VALUES[1:]]), 400, "int, str"),
+    "string": (body_of(IMAGE, ["7", *VALUES[1:]]), 400, "integers in 0..255"),
+    "null": (body_of(IMAGE, [None, *VALUES[1:]]), 400, "integers in 0..255"),
+    "object": (body_of(IMAGE, [{}, *VALUES[1:]]), 400, "dict, int"),
+    "booleans": (body_of(IMAGE, [True] * 192), 400, "integers in 0..255"),
+    "too large": (body_of(IMAGE, [256, *VALUES[1:]]), 400, r"7\.\.256"),
+    "negative": (body_of(IMAGE, [-1, *VALUES[1:]]), 400, r"-1\.\.7"),
+    "huge integer": (body_of(IMAGE, [10**30, *VALUES[1:]]), 400, r"7\.\.10+;"),
+    "dtype": (body_of(IMAGE, datatype="FP32"), 400, "UINT8"),
+    "rank": (body_of(IMAGE, shape=[8, 8, 3]), 400, r"\[N, H, W, 3\]"),
+    "channels": (body_of(IMAGE, shape=[1, 8, 6, 4]), 400, r"\[N, H, W, 3\]"),
+    "planes first": (body_of(IMAGE, shape=[1, 3, 8, 8]), 400, r"\[N, H, W, 3\]"),
+    "zero": (body_of(IMAGE, shape=[0, 8, 8, 3]), 400, "inputs.0.shape.0"),
+    "negative size": (body_of(IMAGE, shape=[-1, 8, 8, 3]), 400, "inputs.0.shape.0"),
+    "fractional size": (body_of(IMAGE, shape=[1.5, 8, 8, 3]), 400, "inputs.0.shape.0"),
+    "too small": (body_of(np.zeros((1, 7, 8, 3), np.uint8)), 400, "height 7 .* takes height 8 to 640"),
+    "too many images": (body_of(np.zeros((5, 8, 8, 3), np.uint8)), 400, "batches of 1 to 4"),
+    "too many pixels": (body_of(IMAGE, shape=[10**9, 10**9, 10**9, 3]), 413, "5000 pixels"),
+    "wrong name": (body_of(IMAGE, name="x"), 400, "image"),
+    "two inputs": ({"inputs": body_of(IMAGE)["inputs"] * 2}, 400, "image"),
+    "no inputs": ({"inputs": []}, 400, "image"),
+    "no data": ({"inputs": [{"name": "image", "shape": [1, 8, 8, 3], "datatype": "UINT8"}]}, 400, "inputs.0.data"),
+    "unknown output": ({**body_of(IMAGE), "outputs": [{"name": "mask"}]}, 400, "labels, logits"),
+    "output twice": ({**body_of(IMAGE), "outputs": [{"name": "labels"}] * 2}, 400, "twice"),
+    "misspelt key": ({**body_of(IMAGE), "output": []}, 400, "output"),
+    "number as id": ({**body_of(IMAGE), "id": 7}, 400, "id"),
+    "list": ([1, 2], 400, "object"),
+    "null body": (None, 400, "object"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_tensors(client: httpx.Client, name: str) -> None:
+    body, status, message = BAD[name]
+    response = client.post(INFER, content=json.dumps(body))
+    assert response.status_code == status, response.text
+    assert list(response.json()) == ["error"]
+    assert re.search(message, response.json()["error"]), response.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"NaN",
+        b"[" * 50_000,
+        b'{"inputs": ' + b"[" * 50_000,
+        json.dumps(body_of(IMAGE)).encode()[:-5],
+        json.dumps(body_of(IMAGE)).encode().replace(b"[7,", b"[1" + b"0" * 4200 + b","),
+        json.dumps(body_of(IMAGE)).encode().replace(b"[7,", b"[1" + b"0" * 5000 + b","),
+        json.dumps(body_of(IMAGE)).encode().replace(b"[1, 8,", b"[1" + b"0" * 4200 + b", 8,"),
+        json.dumps(body_of(IMAGE)).encode().replace(b"[1, 8,", b"[1" + b"0" * 5000 + b", 8,"),
+        json.dumps(body_of(IMAGE, [float("nan"), *VALUES[1:]])).encode(),
+        json.dumps(body_of(IMAGE, [float("inf"), *VALUES[1:]])).encode(),
+    ],
+)
+def test_bodies_that_are_no_request(client: httpx.Client, body: bytes) -> None:
+    response = client.post(INFER, content=body)
+    assert response.status_code in (400, 413)
+    assert list(response.json()) == ["error"]
+
+
+def test_binary_tensors_are_refused_for_now(client: httpx.Client) -> None:
+    response = client.post(INFER, content=b"{}\0\0", headers={"Inference-Header-Content-Length": "2"})
+    assert response.status_code == 400
+    assert "binary" in response.json()["error"]

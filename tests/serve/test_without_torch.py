@@ -1,0 +1,19 @@
+import subprocess
+import sys
+
+PROGRAM = """
+import importlib, pkgutil, sys
+sys.modules["torch"] = None
+import ddcat_serve
+names = [module.name for module in pkgutil.walk_packages(ddcat_serve.__path__, "ddcat_serve.")]
+for name in names:
+    importlib.import_module(name)
+assert not any(name.startswith(("torch.", "ddcat_train", "ddcat_export", "ddcat_bench")) for name in sys.modules)
+print(len(names))
+"""
+
+
+def test_every_module_imports_where_torch_does_not() -> None:
+    result = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) >= 10

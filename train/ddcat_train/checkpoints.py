@@ -1,0 +1,191 @@
+"""
+Checkpoints: one safetensors file each, which knows all about itself.
+
+Its tensors are `model.*` and, in the checkpoint that a run resumes from, `optimizer.*` and `random.*`. Its header holds the
+description as JSON; the same JSON lies beside it for people to read, and is never read back.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ddcat.classes import Classes
+from ddcat.files import write_bytes, write_text
+from ddcat.hashing import sha256_of_file
+from ddcat_train.config import Config
+from ddcat_train.errors import CheckpointError
+from ddcat_train.methods import METHODS
+from ddcat_train.names import Head
+from ddcat_train.networks import Segmenter, build_segmenter
+
+__all__ = [
+    "BEST",
+    "LAST",
+    "Checkpoint",
+    "Description",
+    "SplitEntry",
+    "build_network",
+    "load_checkpoint",
+    "save_checkpoint",
+]
+
+BEST, LAST = "best.safetensors", "last.safetensors"
+_HEADER = "ddcat"  # the key of the description in the file's header
+_MODEL = "model."
+
+
+class SplitEntry(BaseModel):
+    """A split as it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    images: int
+    list_sha256: str
+
+
+class Description(BaseModel):
+    """What a checkpoint is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = 1
+    config: Config
+    classes: Classes
+    train: SplitEntry
+    val: SplitEntry
+    step: int  # updates done
+    steps: int  # updates of the whole run
+    scores: dict[str, float]  # of the latest evaluation, in [0, 1]
+    best: float | None  # the highest selection score so far
+    git_commit: str | None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """
+    A checkpoint that was read.
+
+    Attributes
+    ----------
+    path : Path
+        Of the file.
+    description : Description
+    tensors : mapping of str to Tensor
+        As stored, on the CPU.
+    """
+
+    path: Path
+    description: Description
+    tensors: Mapping[str, Tensor]
+
+    def sha256(self) -> str:
+        """Hash of the file."""
+        return sha256_of_file(self.path)
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """Tensors whose keys begin with a prefix, without it."""
+        return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
+
+    def segmenter(self) -> Segmenter:
+        """
+        Build the network and load its weights, strictly; it is in eval() mode.
+
+        Raises
+        ------
+        CheckpointError
+            Naming the keys that do not fit.
+        """
+        network = build_network(self.description.config, len(self.description.classes))
+        try:
+            network.load_state_dict(self.part(_MODEL))
+        except RuntimeError as cause:
+            raise CheckpointError(f"{self.path} does not fit its own description: {' '.join(str(cause).split())}") from cause
+        return network.eval()
+
+
+def build_network(config: Config, classes: int) -> Segmenter:
+    """Build the network of a configuration, with random weights and all heads that its method trains."""
+    heads: tuple[Head, ...] = METHODS[config.method.name].all_heads(paper_literal=config.method.paper_literal)
+    model = config.model
+    return build_segmenter(
+        backbone=model.backbone,
+        context=model.context,
+        classes=classes,
+        heads=heads,
+        width=model.width,
+        output_stride=model.output_stride,
+    )
+
+
+def save_checkpoint(
+    path: Path, description: Description, segmenter: Segmenter, extra: Mapping[str, Tensor] | None = None
+) -> None:
+    """
+    Write a checkpoint, whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+    description : Description
+    segmenter : Segmenter
+    extra : mapping of str to Tensor, optional
+        What else a run needs to resume; keys with a prefix of their own.
+    """
+    tensors = {f"{_MODEL}{key}": value for key, value in segmenter.state_dict().items()} | dict(extra or {})
+    contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    write_bytes(path, save(contiguous, {_HEADER: description.model_dump_json()}))
+    write_text(path.with_suffix(".json"), description.model_dump_json(indent=2) + "\n")
+
+
+def load_checkpoint(source: Path, *, name: str = BEST) -> Checkpoint:
+    """
+    Read a checkpoint.
+
+    Parameters
+    ----------
+    source : Path
+        A checkpoint file, or a run directory.
+    name : str
+        Which checkpoint of a run directory; its best one by default, or the last where none was judged yet.
+
+    Raises
+    ------
+    CheckpointError
+        Where there is none, it is damaged, or it is not one of ours.
+    """
+    path = source
+    if source.is_dir():
+        found = [source / choice for choice in (name, LAST) if (source / choice).is_file()]
+        if not found:
+            raise CheckpointError(f"{source} holds no {name}: a run directory is what ddcat-train writes")
+        path = found[0]
+    try:
+        with safe_open(path, framework="pt") as file:
+            header: dict[str, str] = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- it is no mapping
+    except FileNotFoundError as cause:
+        raise CheckpointError(f"no such checkpoint: {path}") from cause
+    except (OSError, SafetensorError) as cause:
+        raise CheckpointError(f"{path} is truncated or no safetensors file ({cause}): take another checkpoint") from cause
+    if _HEADER not in header:
+        raise CheckpointError(f"{path} is a safetensors file, but no checkpoint that ddcat-train wrote")
+    return Checkpoint(path, _describe(path, header[_HEADER]), tensors)
+
+
+def _describe(path: Path, header: str) -> Description:
+    try:
+        description = Description.model_validate_json(header)
+    except ValidationError as cause:
+        first: Any = cause.errors()[0]
+        entry = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"{path} was written by another version of ddcat: {entry}: {first['msg']}") from cause
+    if description.format != 1:
+        raise CheckpointError(f"{path} has format {description.format}; this version of ddcat reads format 1")
+    return description

@@ -1,0 +1,74 @@
+"""The command `ddcat-train`."""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddcat.command import run
+from ddcat_train.config import Config, load_config
+from ddcat_train.errors import ConfigError
+
+__all__ = ["main"]
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+
+EPILOG = """
+**Examples**
+
+`ddcat-train scenes-ddcat` trains on generated scenes (make them with `ddcat-data scenes data/scenes`).
+
+`ddcat-train camvid-ddcat --data-root /data/camvid --set optim.lr=0.005 --out runs/mine`
+
+`ddcat-train runs/mine/config.yaml --out runs/mine --resume` continues where the run stopped.
+"""
+
+
+@app.command(epilog=EPILOG)
+def train(
+    source: Annotated[str, typer.Argument(metavar="PRESET|CONFIG.yaml", help="A preset's name, or a configuration file.")],
+    data_root: Annotated[Path | None, typer.Option(help="Where the data set lies; overrides data.root.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one value; may be given again.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; runs/PRESET by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run, from its start if it has none yet.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    save_every: Annotated[float, typer.Option(help="Minutes between two checkpoints to resume from.", min=0)] = 5.0,
+) -> None:
+    """
+    Train a segmenter, with or without a defence.
+
+    The run directory holds the resolved configuration, the best and the last checkpoint, and the log as JSON lines and for
+    TensorBoard. Ctrl-C and SIGTERM leave a run that `--resume` continues to the same weights.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device {device}: auto, cpu or cuda would be right")
+    config = _resolve(source, data_root, overrides or [])
+    folder = out or Path("runs") / Path(source).stem
+
+    from ddcat_train.loop import train as run_training  # noqa: PLC0415 -- torch: seconds that --help need not wait
+
+    outcome = run_training(config, folder, resume=resume, device=device, save_every=60 * save_every)
+    if outcome.signal is not None:
+        name = signal.Signals(outcome.signal).name
+        typer.echo(
+            f"stopped by {name} at step {outcome.step} of {outcome.steps}; continue with: "
+            f"ddcat-train {folder / 'config.yaml'} --out {folder} --resume",
+            err=True,
+        )
+        sys.exit(128 + outcome.signal)
+    typer.echo(f"{folder}: {outcome.steps} steps; " + ", ".join(f"{k} {v:.3f}" for k, v in outcome.scores.items()))
+
+
+def _resolve(source: str, data_root: Path | None, overrides: list[str]) -> Config:
+    if data_root is not None:
+        overrides = [*overrides, f"data.root={data_root}"]
+    return load_config(source, overrides)
+
+
+def main() -> None:
+    """Run the command."""
+    run(app)

@@ -1,0 +1,252 @@
+"""
+The configuration of a training run: strict, saved resolved beside every result.
+
+A configuration is YAML. `inherits:` names a preset or a file beside it, whose values it overrides one by one.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from ddcat_train.errors import ConfigError
+from ddcat_train.names import AugmentationName, BackboneName, ContextName, DatasetName, MethodName, Start
+
+__all__ = [
+    "AttackConfig",
+    "AugmentConfig",
+    "Config",
+    "DataConfig",
+    "MethodConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "TrainConfig",
+    "dump_config",
+    "load_config",
+    "parse_config",
+    "presets",
+]
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def _fraction(value: Any) -> Any:
+    if isinstance(value, str) and value.count("/") == 1 and value != "eps/n":
+        numerator, denominator = value.split("/")
+        try:
+            return float(numerator) / float(denominator)
+        except (ValueError, ZeroDivisionError):
+            return value
+    return value
+
+
+def _pair(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) else value
+
+
+Fraction = Annotated[float, BeforeValidator(_fraction)]  # 0.03, or "8/255"
+Size = Annotated[tuple[int, int], BeforeValidator(_pair)]  # height and width, or one number for both
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Strict):
+    """The data set."""
+
+    name: DatasetName
+    root: Path
+    train_split: str = "train"
+    val_split: str = "val"
+    long_side: int | None = Field(None, ge=33, description="resize every image to it when it is read; None: as it is")
+
+
+class AugmentConfig(_Strict):
+    """How training images are varied: `paper` scales, rotates, blurs, flips and crops; `plain` scales, flips and crops."""
+
+    policy: AugmentationName = "paper"
+    crop: Size
+    scale: tuple[float, float] = (0.5, 2.0)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if min(self.crop) < 33:
+            raise ValueError(f"crop {self.crop} is too small: the networks take 33 x 33 and more")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale {self.scale} is not a range of positive factors")
+        return self
+
+
+class ModelConfig(_Strict):
+    """The network."""
+
+    backbone: BackboneName
+    context: ContextName = "pyramid"
+    width: int = Field(64, ge=4, description="channels of a ResNet's first stage")
+    output_stride: Literal[8, 16] = 8
+    pretrained: Path | None = Field(None, description="a safetensors file of backbone weights; None: random ones")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.backbone == "mobilenet_v2" and self.width != 64:
+            raise ValueError("width is for ResNets: mobilenet_v2 has one width")
+        if self.backbone != "mobilenet_v2" and self.output_stride != 8:
+            raise ValueError("output_stride 16 is for mobilenet_v2: the ResNets have 8")
+        return self
+
+
+class MethodConfig(_Strict):
+    """How a batch becomes updates."""
+
+    name: MethodName
+    paper_literal: bool = Field(False, description="follow the paper's letter where the released code chose otherwise")
+
+
+class AttackConfig(_Strict):
+    """The attack of training, and of the evaluation during it."""
+
+    epsilon: Fraction = Field(0.03, ge=0, le=1)
+    alpha: Literal["eps/n"] | Fraction = 0.01
+    steps: int = Field(3, ge=1)
+    start: Start = "clean"
+
+
+class OptimConfig(_Strict):
+    """SGD with the poly rule: lr * (1 - step / steps) ** power."""
+
+    lr: float = Field(0.01, gt=0, description="of the backbone")
+    head_lr_factor: float = Field(10.0, gt=0, description="of everything else, times lr")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
+    power: float = Field(0.9, ge=0)
+
+
+class TrainConfig(_Strict):
+    """The loop."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(16, ge=2, description="2 at least, for batch norm after pooling to one bin")
+    workers: int = Field(2, ge=0, description="processes that read and augment images; 0: the loop's own")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    evaluate_every: int = Field(1, ge=1, description="epochs")
+    evaluate_images: int | None = Field(None, ge=1, description="evenly spread over the split; None: all")
+    evaluate_batch: int = Field(8, ge=1)
+
+
+class Config(_Strict):
+    """All of a training run."""
+
+    data: DataConfig
+    augment: AugmentConfig
+    model: ModelConfig
+    method: MethodConfig
+    attack: AttackConfig = AttackConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig
+    seed: int = Field(0, ge=0)
+
+
+def presets() -> list[str]:
+    """Names of the configurations that come with ddcat; those that others only inherit from begin with an underscore."""
+    return sorted(path.stem for path in PRESETS.glob("[!_]*.yaml"))
+
+
+def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
+    """
+    Read a preset or a file, and apply overrides.
+
+    Parameters
+    ----------
+    source : str
+        The name of a preset, or the path of a YAML file.
+    overrides : sequence of str
+        Such as ``optim.lr=0.02``; the value is read as YAML.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key and, for an unknown one, the nearest that exists.
+    """
+    tree = _read(_locate(source, Path()))
+    for override in overrides:
+        _override(tree, override)
+    return parse_config(tree, source)
+
+
+def parse_config(tree: Mapping[str, Any], where: str) -> Config:
+    """Check a tree of values; `where` names their source in errors."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as cause:
+        raise ConfigError(f"{where}: " + "; ".join(_explain(fault) for fault in cause.errors())) from cause
+
+
+def dump_config(config: Config) -> str:
+    """Write a configuration as YAML that `load_config` reads back to the same."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _locate(source: str, folder: Path) -> Path:
+    for path in (folder / source, PRESETS / f"{source}.yaml"):
+        if path.is_file():
+            return path
+    nearest = difflib.get_close_matches(source, presets(), n=1)
+    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    raise ConfigError(f"{source} is neither a file nor a preset: {hint}presets are {', '.join(presets())}")
+
+
+def _read(path: Path, inherited: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path in inherited:
+        raise ConfigError(f"{path} inherits from itself")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as cause:
+        raise ConfigError(f"{path} is not readable YAML: {' '.join(str(cause).split())}") from cause
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds no table of keys and values")
+    parents = tree.pop("inherits", [])
+    merged: dict[str, Any] = {}
+    for parent in [parents] if isinstance(parents, str) else parents:
+        _merge(merged, _read(_locate(parent, path.parent), (*inherited, path)))
+    _merge(merged, tree)
+    return merged
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {override}: write KEY=VALUE, for example optim.lr=0.02")
+    *path, last = key.split(".")
+    for part in path:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {override}: {part} is a value, it has no keys")
+    try:
+        tree[last] = yaml.safe_load(value)
+    except yaml.YAMLError as cause:
+        raise ConfigError(f"--set {override}: the value is not YAML") from cause
+
+
+def _explain(fault: Any) -> str:
+    path = [str(part) for part in fault["loc"]]
+    if fault["type"] == "extra_forbidden":
+        section: Any = Config
+        for part in path[:-1]:
+            section = section.model_fields[part].annotation
+        nearest = difflib.get_close_matches(path[-1], section.model_fields, n=1, cutoff=0)[0]
+        return f"unknown key {'.'.join(path)}: the nearest is {'.'.join([*path[:-1], nearest])}"
+    if fault["type"] == "missing":
+        return f"{'.'.join(path)} is missing"
+    return f"{'.'.join(path)}: {fault['msg'].removeprefix('Value error, ')} (found {fault['input']!r})"

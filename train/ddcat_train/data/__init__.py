@@ -1,0 +1,73 @@
+"""
+Data sets: reading, augmenting, batching, checking, generating.
+
+The batches are in `ddcat_train.data.loader`, which is not imported here: it needs torch, and `ddcat-data --help` does not.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from ddcat_train.data.augment import AUGMENTATIONS, Augment
+from ddcat_train.data.base import Dataset, Pair, Sample
+from ddcat_train.data.camvid import camvid
+from ddcat_train.data.cityscapes import cityscapes
+from ddcat_train.data.folder import folder
+from ddcat_train.data.scenes import scenes
+from ddcat_train.data.voc import voc
+from ddcat_train.errors import DataError
+
+__all__ = ["AUGMENTATIONS", "DATASETS", "Augment", "Dataset", "Pair", "Sample", "list_dataset", "open_dataset"]
+
+DATASETS: dict[str, Callable[[Path, str], Dataset]] = {
+    "scenes": scenes,
+    "voc": voc,
+    "cityscapes": cityscapes,
+    "camvid": camvid,
+    "folder": folder,
+}
+
+
+def list_dataset(name: str, root: Path, split: str, *, long_side: int | None = None) -> Dataset:
+    """
+    List a split whose files may be missing: what `ddcat-data check` looks at.
+
+    Raises
+    ------
+    DataError
+        Where the name is unknown, or a folder or list is missing or empty.
+    """
+    if name not in DATASETS:
+        raise DataError(f"there is no data set {name!r}: one of {', '.join(DATASETS)} would be right")
+    if long_side is not None and long_side < 1:
+        raise DataError(f"the long side of an image cannot be {long_side}: 1 or more would be right")
+    return dataclasses.replace(DATASETS[name](root, split), long_side=long_side)
+
+
+def open_dataset(name: str, root: Path, split: str, *, long_side: int | None = None) -> Dataset:
+    """
+    Open a split of a data set, every file of which is there.
+
+    Parameters
+    ----------
+    name : str
+        A key of `DATASETS`.
+    root : Path
+    split : str
+        For example "train" or "val".
+    long_side : int or None
+        Resize images and labels until their longer side is this.
+
+    Raises
+    ------
+    DataError
+        Where the name is unknown, a folder or list is missing or empty, or a pair lacks one of its files.
+    """
+    dataset = list_dataset(name, root, split, long_side=long_side)
+    missing = [file for pair in dataset.pairs for file in (pair.image, pair.labels) if not file.is_file()]
+    if missing:
+        others = f" and {len(missing) - 1} other files" if len(missing) > 1 else ""
+        raise DataError(
+            f"{missing[0]}{others} of {name} {split} missing: 'ddcat-data check {name} {root} --split {split}' names them all"
+        )
+    return dataset

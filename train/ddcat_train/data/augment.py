@@ -1,0 +1,129 @@
+"""
+What is done to a training image before the network sees it.
+
+An augmentation takes a sample and a generator, and gives the image as (h, w, 3) float32 in [0, 1] and the labels as (h, w)
+uint8. Every pixel that it makes up is the ImageNet mean and has the label 255. Images are interpolated, labels never. The
+network normalises, so nothing here does.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ddcat.classes import IGNORE
+from ddcat_train.data.base import U8, Sample
+
+__all__ = ["AUGMENTATIONS", "IMAGENET_MEAN", "Augment", "paper", "plain"]
+
+F32 = npt.NDArray[np.float32]
+Augment = Callable[[Sample, np.random.Generator], tuple[F32, U8]]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # that of `networks.normalise`, which needs torch
+
+_DEGREES = 10.0
+_BLUR = (5, 5)
+
+
+def paper(*, crop: tuple[int, int], scale: tuple[float, float]) -> Augment:
+    """
+    Give the augmentation of the paper's released training.
+
+    In order: random scale; with probability 1/2 each, rotation by an angle in [-10, 10] degrees, 5x5 Gaussian blur and
+    horizontal flip; random crop.
+
+    Parameters
+    ----------
+    crop : (height, width)
+        Images that are smaller are padded, as much on either side.
+    scale : (lowest, highest)
+        One factor, uniform between them, for both axes.
+    """
+    _check(crop, scale)
+    return partial(_paper, crop=crop, scale=scale)
+
+
+def plain(*, crop: tuple[int, int], scale: tuple[float, float]) -> Augment:
+    """Give the augmentation by random scale, horizontal flip and random crop alone; the parameters are those of `paper`."""
+    _check(crop, scale)
+    return partial(_plain, crop=crop, scale=scale)
+
+
+AUGMENTATIONS = {"paper": paper, "plain": plain}
+
+
+# The two are plain functions bound to their parameters, not closures, for a worker that is not forked must unpickle them.
+def _paper(
+    sample: Sample, generator: np.random.Generator, *, crop: tuple[int, int], scale: tuple[float, float]
+) -> tuple[F32, U8]:
+    image, labels = _scaled(_to_float(sample.image), sample.labels, generator.uniform(*scale))
+    if generator.random() < 0.5:
+        image, labels = _rotated(image, labels, generator.uniform(-_DEGREES, _DEGREES))
+    if generator.random() < 0.5:
+        image = np.asarray(cv2.GaussianBlur(image, _BLUR, 0), dtype=np.float32)
+    if generator.random() < 0.5:
+        image, labels = image[:, ::-1], labels[:, ::-1]
+    return _cropped(image, labels, crop, generator)
+
+
+def _plain(
+    sample: Sample, generator: np.random.Generator, *, crop: tuple[int, int], scale: tuple[float, float]
+) -> tuple[F32, U8]:
+    image, labels = _scaled(_to_float(sample.image), sample.labels, generator.uniform(*scale))
+    if generator.random() < 0.5:
+        image, labels = image[:, ::-1], labels[:, ::-1]
+    return _cropped(image, labels, crop, generator)
+
+
+def _check(crop: tuple[int, int], scale: tuple[float, float]) -> None:
+    if min(crop) < 1:
+        raise ValueError(f"a crop of {crop} has no pixel")
+    if not 0 < scale[0] <= scale[1]:
+        raise ValueError(f"scale {scale} must be (lowest, highest), both above 0")
+
+
+def _to_float(image: U8) -> F32:
+    return image.astype(np.float32) / np.float32(255)
+
+
+def _scaled(image: F32, labels: U8, factor: float) -> tuple[F32, U8]:
+    height, width = labels.shape
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    if size == (width, height):
+        return image, labels
+    resized = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    nearest = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+    return np.asarray(resized, dtype=np.float32), np.asarray(nearest, dtype=np.uint8)
+
+
+def _rotated(image: F32, labels: U8, degrees: float) -> tuple[F32, U8]:
+    height, width = labels.shape
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1)
+    rotated = cv2.warpAffine(
+        image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=IMAGENET_MEAN
+    )
+    nearest = cv2.warpAffine(
+        labels, matrix, (width, height), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=IGNORE
+    )
+    return np.asarray(rotated, dtype=np.float32), np.asarray(nearest, dtype=np.uint8)
+
+
+def _cropped(image: F32, labels: U8, crop: tuple[int, int], generator: np.random.Generator) -> tuple[F32, U8]:
+    height, width = labels.shape
+    if height < crop[0] or width < crop[1]:
+        size = max(height, crop[0]), max(width, crop[1])
+        top, left = (size[0] - height) // 2, (size[1] - width) // 2
+        inner = slice(top, top + height), slice(left, left + width)
+        padded = np.empty((*size, 3), np.float32)
+        padded[:] = IMAGENET_MEAN
+        padded[inner] = image
+        image = padded
+        padded_labels = np.full(size, IGNORE, np.uint8)
+        padded_labels[inner] = labels
+        labels = padded_labels
+    top = int(generator.integers(labels.shape[0] - crop[0] + 1))
+    left = int(generator.integers(labels.shape[1] - crop[1] + 1))
+    window = slice(top, top + crop[0]), slice(left, left + crop[1])
+    return np.ascontiguousarray(image[window]), np.ascontiguousarray(labels[window])

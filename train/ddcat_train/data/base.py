@@ -1,0 +1,253 @@
+"""What a data set is, and how one pair of it is read: image, label indices, sizes, values."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ddcat.classes import IGNORE, Classes
+from ddcat.hashing import sha256_of_bytes
+from ddcat_train.errors import DataError
+
+__all__ = [
+    "U8",
+    "Dataset",
+    "Decode",
+    "Fault",
+    "Pair",
+    "Sample",
+    "outside",
+    "read_image",
+    "read_indices",
+    "resize_long_side",
+    "unchanged",
+]
+
+cv2.setNumThreads(0)  # its threads would fight with those of torch and do not survive the fork of a worker
+
+U8 = npt.NDArray[np.uint8]
+Decode = Callable[[U8], U8]
+
+_COLOUR_MODES = {"RGB", "RGBA", "L", "P"}
+_DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on a damaged file
+
+
+@dataclass(frozen=True)
+class Sample:
+    """
+    One image with its labels.
+
+    Attributes
+    ----------
+    image : (H, W, 3) uint8
+        RGB.
+    labels : (H, W) uint8
+        Values in 0..K-1, or 255 = ignored.
+    name : str
+    """
+
+    image: U8
+    labels: U8
+    name: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The files of one image and of its labels; they need not exist."""
+
+    name: str
+    image: Path
+    labels: Path
+
+
+@dataclass(frozen=True)
+class Fault:
+    """
+    Something that is wrong with a pair.
+
+    Attributes
+    ----------
+    kind : str
+        "missing" or "unreadable" for a file; "size" where the two differ in size; "value" for a label that is neither a class
+        nor 255.
+    file : Path
+    message : str
+        One line for the user, which names the file.
+    value, pixels : int or None
+        The label and the number of its pixels, for a fault of kind "value".
+    """
+
+    kind: Literal["missing", "unreadable", "size", "value"]
+    file: Path
+    message: str
+    value: int | None = None
+    pixels: int | None = None
+
+
+def unchanged(indices: U8) -> U8:
+    """Decode the labels of a data set whose files hold them as they are."""
+    return indices
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """
+    The pairs of one split of a data set.
+
+    Attributes
+    ----------
+    name : str
+        Of the reader, a key of `ddcat_train.data.DATASETS`.
+    root : Path
+    split : str
+    classes : Classes
+    pairs : tuple of Pair
+    decode : callable
+        Takes the values of a label file, (H, W) uint8, to labels, (H, W) uint8; what it does not know it leaves as it is.
+    long_side : int or None
+        Images and labels are resized until their longer side is this; None: they are not.
+    """
+
+    name: str
+    root: Path
+    split: str
+    classes: Classes
+    pairs: tuple[Pair, ...]
+    decode: Decode = unchanged
+    long_side: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def read(self, index: int) -> Sample:
+        """
+        Read one pair.
+
+        Raises
+        ------
+        DataError
+            Where a file is damaged or of a wrong form, the sizes differ, or a label is neither a class nor 255.
+        """
+        found = self.inspect(index)
+        if isinstance(found, Sample):
+            return found
+        raise DataError(found[0].message)
+
+    def inspect(self, index: int) -> Sample | list[Fault]:
+        """Read one pair, or tell all that is wrong with it."""
+        pair = self.pairs[index]
+        faults: list[Fault] = []
+        image = labels = None
+        try:
+            image = read_image(pair.image)
+        except DataError as error:
+            faults.append(Fault(_kind(pair.image), pair.image, str(error)))
+        try:
+            labels = self.decode(read_indices(pair.labels))
+        except DataError as error:
+            faults.append(Fault(_kind(pair.labels), pair.labels, str(error)))
+        if image is not None and labels is not None and image.shape[:2] != labels.shape:
+            message = (
+                f"{pair.labels} is {labels.shape[1]}x{labels.shape[0]}, but its image {pair.image} is "
+                f"{image.shape[1]}x{image.shape[0]}: they must be of one size"
+            )
+            faults.append(Fault("size", pair.labels, message))
+        for value, pixels in outside(labels, self.classes).items() if labels is not None else ():
+            message = (
+                f"{pair.labels}: label {value} ({pixels} pixels) is no class of {self.name}: "
+                f"0..{len(self.classes) - 1} and {IGNORE} (ignored) would be right"
+            )
+            faults.append(Fault("value", pair.labels, message, value, pixels))
+        if image is None or labels is None or faults:
+            return faults
+        if self.long_side is not None:
+            image, labels = resize_long_side(image, labels, self.long_side)
+        return Sample(image, labels, pair.name)
+
+    def list_sha256(self) -> str:
+        """SHA-256 of the names of the images, one a line: it tells two splits apart."""
+        return sha256_of_bytes("\n".join(pair.name for pair in self.pairs).encode())
+
+
+def read_image(path: Path) -> U8:
+    """
+    Read an image as (H, W, 3) uint8 RGB.
+
+    Grey becomes RGB and transparency is dropped. The orientation that EXIF may speak of is not applied: labels were drawn on
+    the pixels as they are stored. (Pillow decodes to the same values as OpenCV, but refuses a truncated file in every version.)
+
+    Raises
+    ------
+    DataError
+    """
+    try:
+        with Image.open(io.BytesIO(_content(path))) as opened:
+            if opened.mode not in _COLOUR_MODES:
+                raise DataError(f"{path} is an image of mode {opened.mode}: 8-bit RGB or grey would be right")
+            return np.array(opened.convert("RGB"), dtype=np.uint8)  # (H, W, 3)
+    except _DAMAGED as cause:
+        raise DataError(f"{path} is no image that can be read ({_first_line(cause)}): replace it") from cause
+
+
+def read_indices(path: Path) -> U8:
+    """
+    Read a label PNG as (H, W) uint8 indices: of the palette where it has one, else its grey values; never its colours.
+
+    Raises
+    ------
+    DataError
+        Also where it is not a PNG of 8 bits with a palette (mode P) or in grey (mode L).
+    """
+    try:
+        with Image.open(io.BytesIO(_content(path))) as opened:
+            if opened.format != "PNG":
+                raise DataError(f"{path} is a {opened.format} file: labels must be PNG, which keeps every value as it is")
+            if opened.mode not in {"P", "L"}:
+                raise DataError(
+                    f"{path} is a PNG of mode {opened.mode}: labels must be indices of 8 bits, with a palette (mode P) or in "
+                    "grey (mode L), one value for each class"
+                )
+            return np.array(opened, dtype=np.uint8)  # (H, W)
+    except _DAMAGED as cause:
+        raise DataError(f"{path} is no label file that can be read ({_first_line(cause)}): replace it") from cause
+
+
+def outside(labels: U8, classes: Classes) -> dict[int, int]:
+    """Values that are neither a class nor 255, each with its number of pixels."""
+    counts = np.bincount(labels.ravel(), minlength=256)
+    return {int(value): int(counts[value]) for value in np.flatnonzero(counts) if len(classes) <= value != IGNORE}
+
+
+def resize_long_side(image: U8, labels: U8, long_side: int) -> tuple[U8, U8]:
+    """Resize an image (shrinking by area, else bilinearly) and its labels (nearest) until the longer side is `long_side`."""
+    height, width = labels.shape
+    factor = long_side / max(height, width)
+    if factor == 1:
+        return image, labels
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
+    nearest = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT)  # the plain one is off by half a pixel
+    return np.asarray(resized, dtype=np.uint8), np.asarray(nearest, dtype=np.uint8)
+
+
+def _kind(path: Path) -> Literal["missing", "unreadable"]:
+    return "unreadable" if path.is_file() else "missing"
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as cause:
+        raise DataError(f"cannot read {path}: {cause.strerror}") from cause
+
+
+def _first_line(cause: BaseException) -> str:
+    # Pillow speaks of the buffer that it was given, at an address that says nothing
+    text = str(cause).partition("\n")[0]
+    return "its format is unknown" if "cannot identify" in text else text

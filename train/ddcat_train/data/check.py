@@ -1,0 +1,126 @@
+"""Looking at every pair of a data set through the reader that training uses."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ddcat.classes import IGNORE, Classes
+from ddcat_train.data import list_dataset
+from ddcat_train.data.base import Fault, Sample
+
+__all__ = ["Report", "check"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """
+    What `check` found.
+
+    Attributes
+    ----------
+    name, root, split, long_side
+        What was looked at, as for `ddcat_train.data.open_dataset`.
+    classes : Classes
+    pairs : int
+        Listed, sound or not; the figures below are of the sound ones.
+    sizes : mapping of (width, height) to int
+        Number of images of each size, the most frequent first.
+    pixels : (K,) int64
+        Of each class.
+    ignored : int
+        Pixels with label 255.
+    faults : tuple of Fault
+        Empty for a sound data set.
+    """
+
+    name: str
+    root: Path
+    split: str
+    long_side: int | None
+    classes: Classes
+    pairs: int
+    sizes: dict[tuple[int, int], int]
+    pixels: npt.NDArray[np.int64]
+    ignored: int
+    faults: tuple[Fault, ...]
+
+    def class_shares(self) -> npt.NDArray[np.float64]:
+        """Share of each class in the pixels that are not ignored, (K,), in [0, 1]; 0 where there is no such pixel."""
+        return self.pixels / max(1, int(self.pixels.sum()))
+
+    def ignored_share(self) -> float:
+        """Share of the pixels that are ignored, in [0, 1]."""
+        return self.ignored / max(1, int(self.pixels.sum()) + self.ignored)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give everything as JSON can hold it."""
+        return {
+            "name": self.name,
+            "root": str(self.root),
+            "split": self.split,
+            "long_side": self.long_side,
+            "sound": not self.faults,
+            "pairs": self.pairs,
+            "sizes": [{"width": size[0], "height": size[1], "images": images} for size, images in self.sizes.items()],
+            "class_shares": dict(zip(self.classes.names, self.class_shares().tolist(), strict=True)),
+            "ignored_share": self.ignored_share(),
+            "faults": [
+                {"kind": f.kind, "file": str(f.file), "message": f.message, "value": f.value, "pixels": f.pixels}
+                for f in self.faults
+            ],
+        }
+
+
+def check(
+    name: str,
+    root: Path,
+    split: str,
+    *,
+    long_side: int | None = None,
+    advance: Callable[[int, int], object] = lambda done, total: None,
+) -> Report:
+    """
+    Read every pair of a split, and collect what is wrong with the files rather than stop at it.
+
+    Parameters
+    ----------
+    name, root, split, long_side
+        As for `ddcat_train.data.open_dataset`; the files need not all be there.
+    advance : callable
+        Called with the number of pairs done and of all, after each.
+
+    Raises
+    ------
+    DataError
+        Where there are no pairs to look at: an unknown name, a missing folder, a missing or empty list.
+    """
+    dataset = list_dataset(name, root, split, long_side=long_side)
+    counts = np.zeros(IGNORE + 1, np.int64)
+    sizes: Counter[tuple[int, int]] = Counter()
+    faults: list[Fault] = []
+    for index in range(len(dataset)):
+        found = dataset.inspect(index)
+        if isinstance(found, Sample):
+            counts += np.bincount(found.labels.ravel(), minlength=IGNORE + 1)
+            height, width = found.labels.shape
+            sizes[width, height] += 1
+        else:
+            faults += found
+        advance(index + 1, len(dataset))
+    return Report(
+        name=name,
+        root=root,
+        split=split,
+        long_side=long_side,
+        classes=dataset.classes,
+        pairs=len(dataset),
+        sizes=dict(sizes.most_common()),
+        pixels=counts[: len(dataset.classes)],
+        ignored=int(counts[IGNORE]),
+        faults=tuple(faults),
+    )

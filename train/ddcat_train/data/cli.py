@@ -1,0 +1,108 @@
+"""`ddcat-data`: checking and generating data sets."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from ddcat import command
+from ddcat.files import write_json
+from ddcat_train.data.check import Report, check
+from ddcat_train.data.generate import write_scenes
+from ddcat_train.errors import DataError
+
+__all__ = ["app", "main"]
+
+_MOST_SIZES = 5
+
+app = typer.Typer(help="Check and generate data sets.", no_args_is_help=True, add_completion=False)
+
+
+@app.command("check")
+def check_command(
+    name: Annotated[str, typer.Argument(help="The layout: scenes, voc, cityscapes, camvid or folder.")],
+    root: Annotated[Path, typer.Argument(help="The folder that holds the data set.")],
+    split: Annotated[str, typer.Option(help="Which part of it.")] = "train",
+    long_side: Annotated[int | None, typer.Option(help="Resize to this long side, as training will.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the result to this file, too.", metavar="FILE")] = None,
+) -> None:
+    """
+    Read every pair as training would and tell what is there and what is wrong, file by file.
+
+    Exit status 0: sound; 2: something is wrong.
+
+    Example: ddcat-data check camvid data/camvid --split val
+    """
+    with _progress("checking") as advance:
+        report = check(name, root, split, long_side=long_side, advance=advance)
+    if json is not None:
+        write_json(json, report.to_json())
+    typer.echo(f"{name} {split} at {root}")
+    Console().print(_table(report))
+    for fault in report.faults:
+        typer.echo(f"{fault.kind}: {fault.message}")
+    if report.faults:
+        plural = "s" if len(report.faults) > 1 else ""
+        raise DataError(f"{len(report.faults)} fault{plural} in {name} {split} at {root}, listed above")
+
+
+@app.command()
+def scenes(
+    out: Annotated[Path, typer.Argument(help="The folder to make; it must not exist or be empty.")],
+    train: Annotated[int, typer.Option(help="Scenes to train on.")] = 500,
+    val: Annotated[int, typer.Option(help="Scenes to evaluate on.")] = 100,
+    size: Annotated[str, typer.Option(help="Of the images.", metavar="WIDTHxHEIGHT")] = "96x96",
+    seed: Annotated[int, typer.Option(help="Another one gives other scenes.")] = 0,
+) -> None:
+    """
+    Generate street scenes of 6 classes, laid out as Pascal VOC; the same seed gives the same scenes.
+
+    Example: ddcat-data scenes data/scenes --train 500 --val 100 --size 96x96
+    """
+    width, _, height = size.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise DataError(f"--size {size} is no size: WIDTHxHEIGHT would be right, for example 96x96")
+    with _progress("generating") as advance:
+        write_scenes(out, train=train, val=val, size=(int(height), int(width)), seed=seed, advance=advance)
+    typer.echo(f"{train} train and {val} val scenes of {size} in {out}")
+
+
+def main() -> None:
+    """Run `ddcat-data`."""
+    command.run(app)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.0f}/s" if task.speed else "")
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar with a rate and the time left on a terminal, nothing elsewhere."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _table(report: Report) -> Table:
+    table = Table(show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("pairs", f"{report.pairs}, of which {sum(report.sizes.values())} are sound")
+    sizes = [f"{width}x{height} ({images})" for (width, height), images in report.sizes.items()]
+    more = f" and {len(sizes) - _MOST_SIZES} other sizes" if len(sizes) > _MOST_SIZES else ""
+    table.add_row("sizes", ", ".join(sizes[:_MOST_SIZES]) + more)
+    for name, share in zip(report.classes.names, report.class_shares(), strict=True):
+        table.add_row(name, f"{share:7.2%}")
+    table.add_row("ignored", f"{report.ignored_share():7.2%} of all pixels")
+    table.add_row("faults", str(len(report.faults)) if report.faults else "none")
+    return table

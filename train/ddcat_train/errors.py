@@ -1,0 +1,21 @@
+"""The exceptions of training; their messages are written for the user."""
+
+from ddcat.errors import DdcatError
+
+__all__ = ["CheckpointError", "ConfigError", "DataError", "TrainError"]
+
+
+class TrainError(DdcatError):
+    """Base of what ddcat_train raises on purpose."""
+
+
+class ConfigError(TrainError):
+    """A configuration with an unknown key, a wrong value, or parts that do not fit together."""
+
+
+class DataError(TrainError):
+    """A data set that is missing, incomplete, or holds what its format does not allow."""
+
+
+class CheckpointError(TrainError):
+    """A checkpoint or weight file that is missing, damaged, or of another network."""

@@ -1,0 +1,81 @@
+"""Scores of a model on whole images, clean and after n steps of BIM, from one pass."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ddcat.scores import Counts, count
+from ddcat_train.attacks import Model, trajectory
+from ddcat_train.data import Dataset
+from ddcat_train.data.loader import evaluation_batches
+
+__all__ = ["Scored", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """
+    What was counted.
+
+    Attributes
+    ----------
+    names : list of str
+        Of the images.
+    counts : mapping of int to (I, K, 3) int64
+        For each n, of each image and class, as `ddcat.scores.count`; n = 0 are the clean images.
+    """
+
+    names: list[str]
+    counts: dict[int, Counts]
+
+
+def evaluate(
+    model: Model,
+    dataset: Dataset,
+    *,
+    epsilon: float,
+    alpha: float,
+    steps: Iterable[int],
+    batch_size: int,
+    device: torch.device,
+    limit: int | None = None,
+    advance: Callable[[int], None] = lambda images: None,
+) -> Scored:
+    """
+    Attack whole images from x on and count right and wrong pixels after some of the steps.
+
+    Each image is attacked as a whole: there is one consistent perturbation of it. Ignored pixels are neither attacked for
+    gain nor counted.
+
+    Parameters
+    ----------
+    model : callable
+        Maps images (N, 3, H, W) in [0, 1] to logits (N, K, H, W).
+    dataset : Dataset
+    epsilon, alpha : float
+        In [0, 1] units.
+    steps : iterable of int
+        The n to count; 0 is the clean image.
+    batch_size : int
+    device : torch.device
+    limit : int, optional
+        Take that many images, spread evenly over the split.
+    advance : callable, optional
+        Is told the number of images that were finished.
+    """
+    wanted = sorted(set(steps))
+    names: list[str] = []
+    rows: dict[int, list[Counts]] = {n: [] for n in wanted}
+    for batch_names, images, labels in evaluation_batches(dataset, batch_size=batch_size, limit=limit):
+        truth = labels.numpy()
+        for n, _, predictions in trajectory(
+            model, images.to(device), labels.to(device), epsilon=epsilon, alpha=alpha, steps=wanted[-1]
+        ):
+            if n in rows:
+                found = predictions.cpu().numpy()
+                rows[n] += [count(t, p, len(dataset.classes)) for t, p in zip(truth, found, strict=True)]
+        names += batch_names
+        advance(len(batch_names))
+    return Scored(names, {n: np.stack(counted) for n, counted in rows.items()})

@@ -1,0 +1,47 @@
+"""The small pieces that backbones, contexts and heads are made of."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["bin_averages", "conv_bn_relu", "pool_to_bins", "upsample"]
+
+
+def conv_bn_relu(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> list[nn.Module]:
+    """Layers of a convolution that keeps the size, without bias, then batch norm and ReLU."""
+    padding = dilation * (kernel // 2)
+    return [
+        nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    ]
+
+
+def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (N, C, h, w) to (N, C, *size), bilinear with aligned corners, as everywhere in the paper's networks."""
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
+
+
+def bin_averages(size: int, bins: int, like: Tensor) -> Tensor:
+    """
+    Give the (bins, size) matrix whose row i averages the places floor(i*size/bins) .. ceil((i+1)*size/bins) - 1.
+
+    Made of tensor operations, so that it exports with a `size` that is only known when the engine runs.
+    """
+    places = torch.arange(size, device=like.device).unsqueeze(0)  # (1, size)
+    index = torch.arange(bins, device=like.device).unsqueeze(1)  # (bins, 1)
+    first = index * size // bins
+    end = ((index + 1) * size + bins - 1) // bins
+    member = ((places >= first) & (places < end)).to(like.dtype)
+    return member / (end - first).to(like.dtype)
+
+
+def pool_to_bins(maps: Tensor, bins: int) -> Tensor:
+    """
+    Average (N, C, H, W) to (N, C, bins, bins): equal to adaptive average pooling for every size.
+
+    Written as A_h X A_w^T because adaptive pooling with a dynamic height or width exports to ONNX silently wrong.
+    """
+    rows = bin_averages(maps.shape[-2], bins, maps)
+    columns = bin_averages(maps.shape[-1], bins, maps)
+    return rows @ (maps @ columns.T)

@@ -1,0 +1,112 @@
+"""The whole network: normalise -> backbone -> context -> heads."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, overload
+
+from torch import Tensor, nn
+
+from ddcat_train.names import Head
+from ddcat_train.networks.contexts import ASPP, PyramidPooling
+from ddcat_train.networks.layers import conv_bn_relu, upsample
+from ddcat_train.networks.mobilenet import MobileNetV2
+from ddcat_train.networks.normalise import Normalise
+from ddcat_train.networks.resnet import ResNet
+
+__all__ = ["Features", "Segmenter"]
+
+
+class Features(NamedTuple):
+    """What all heads of an image share."""
+
+    intermediate: Tensor  # (N, C3, h, w): for deep supervision
+    context: Tensor  # (N, C, h, w): for the three branches
+    size: tuple[int, int]  # of the image
+
+    def first(self, count: int) -> "Features":
+        """Keep the first images of the batch."""
+        return Features(self.intermediate[:count], self.context[:count], self.size)
+
+
+class Segmenter(nn.Module):
+    """
+    A segmentation network with one main branch and the spare heads that training asks for.
+
+    Any image of at least 33 x 33 pixels is taken.
+
+    Parameters
+    ----------
+    backbone, context : nn.Module
+    classes : int
+        K, without the ignored label.
+    heads : sequence of Head
+        The heads to build; "main" among them.
+    """
+
+    def __init__(
+        self, backbone: ResNet | MobileNetV2, context: PyramidPooling | ASPP, *, classes: int, heads: Sequence[Head]
+    ) -> None:
+        super().__init__()
+        kernel = context.head_kernel
+        branch = (context.channels, context.head_channels, kernel)
+        shapes = {
+            "main": (*branch, classes),
+            "auxiliary": (*branch, classes),
+            "mask": (*branch, 2),
+            "deep": (backbone.intermediate_channels, backbone.intermediate_channels // 4, kernel, classes),
+        }
+        self.classes = classes
+        self.normalise = Normalise()
+        self.backbone = backbone
+        self.context = context
+        self.heads = nn.ModuleDict({name: _head(*shapes[name]) for name in heads})
+
+    def features(self, images: Tensor) -> Features:
+        """
+        Compute what the heads share.
+
+        Parameters
+        ----------
+        images : (N, 3, H, W) float
+            In [0, 1], RGB.
+        """
+        height, width = images.shape[-2:]
+        stages = self.backbone(self.normalise(images))
+        return Features(stages.intermediate, self.context(stages.last), (height, width))
+
+    def low_resolution_logits(self, head: Head, features: Features) -> Tensor:
+        """Apply one head; (N, K, h, w) at the backbone's output stride."""
+        logits: Tensor = self.heads[head](features.intermediate if head == "deep" else features.context)
+        return logits
+
+    def logits(self, head: Head, features: Features) -> Tensor:
+        """Apply one head and resize to the image; (N, K, H, W), or (N, 2, H, W) for the mask branch."""
+        return upsample(self.low_resolution_logits(head, features), features.size)
+
+    @overload
+    def forward(self, images: Tensor, heads: None = None) -> Tensor: ...
+
+    @overload
+    def forward(self, images: Tensor, heads: Sequence[Head]) -> dict[Head, Tensor]: ...
+
+    def forward(self, images: Tensor, heads: Sequence[Head] | None = None) -> Tensor | dict[Head, Tensor]:
+        """
+        Compute logits, of the main branch alone or of the heads that are asked for; others cost nothing.
+
+        Parameters
+        ----------
+        images : (N, 3, H, W) float
+            In [0, 1], RGB.
+        heads : sequence of Head, optional
+
+        Returns
+        -------
+        (N, K, H, W) float, or one such tensor for each head asked for.
+        """
+        features = self.features(images)
+        if heads is None:
+            return self.logits("main", features)
+        return {head: self.logits(head, features) for head in heads}
+
+
+def _head(inputs: int, hidden: int, kernel: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(*conv_bn_relu(inputs, hidden, kernel), nn.Dropout2d(0.1), nn.Conv2d(hidden, outputs, 1))

@@ -1,0 +1,48 @@
+"""Initial weights of a backbone from a file, strictly."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ddcat_train.errors import CheckpointError
+from ddcat_train.networks.mobilenet import MobileNetV2
+from ddcat_train.networks.resnet import ResNet
+
+__all__ = ["load_backbone"]
+
+_COUNTER = ".num_batches_tracked"  # absent from older files, and of no effect
+
+
+def load_backbone(backbone: ResNet | MobileNetV2, path: Path) -> None:
+    """
+    Load pretrained weights into a backbone.
+
+    Parameters
+    ----------
+    path : Path
+        A safetensors file with the backbone's own keys. Those of its classifier are passed over.
+
+    Raises
+    ------
+    CheckpointError
+        Naming every key that is missing or surplus and every shape that differs.
+    """
+    try:
+        found = load_file(path)
+    except FileNotFoundError as cause:
+        raise CheckpointError(f"no such file of pretrained weights: {path}") from cause
+    except (OSError, SafetensorError) as cause:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {cause}") from cause
+    found = {key: value for key, value in found.items() if not key.startswith(backbone.unused)}
+    wanted = backbone.state_dict()
+    faults = [f"{key} is missing" for key in wanted if key not in found and not key.endswith(_COUNTER)]
+    faults += [f"{key} is not a key of the network" for key in found if key not in wanted]
+    faults += [
+        f"{key} has shape {tuple(found[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in found and found[key].shape != wanted[key].shape
+    ]
+    if faults:
+        raise CheckpointError(f"{path} does not fit a {type(backbone).__name__} of this form: " + "; ".join(faults))
+    backbone.load_state_dict(wanted | found)

@@ -1,0 +1,43 @@
+"""SGD as in the paper: two learning rates, decayed by the poly rule at every step."""
+
+import torch
+from torch import Tensor
+
+from ddcat_train.config import OptimConfig
+from ddcat_train.networks import Segmenter
+
+__all__ = ["build_optimizer", "load_momentum", "momentum", "set_learning_rate"]
+
+
+def build_optimizer(segmenter: Segmenter, config: OptimConfig) -> torch.optim.SGD:
+    """SGD with one group for the backbone and one, `head_lr_factor` times faster, for everything else."""
+    backbone = list(segmenter.backbone.parameters())
+    known = {id(parameter) for parameter in backbone}
+    others = [parameter for parameter in segmenter.parameters() if id(parameter) not in known]
+    return torch.optim.SGD(
+        [{"params": backbone, "factor": 1.0}, {"params": others, "factor": config.head_lr_factor}],
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.SGD, config: OptimConfig, *, step: int, steps: int) -> float:
+    """Set both rates for the update with index `step`, and return that of the backbone."""
+    rate: float = config.lr * (1 - step / steps) ** config.power
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
+    return rate
+
+
+def momentum(segmenter: Segmenter, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
+    """Momentum of each parameter by its name; absent before its first update."""
+    states = ((name, optimizer.state.get(parameter, {})) for name, parameter in segmenter.named_parameters())
+    return {name: state["momentum_buffer"] for name, state in states if state.get("momentum_buffer") is not None}
+
+
+def load_momentum(segmenter: Segmenter, optimizer: torch.optim.SGD, buffers: dict[str, Tensor]) -> None:
+    """Put back what `momentum` gave."""
+    for name, parameter in segmenter.named_parameters():
+        if name in buffers:
+            optimizer.state[parameter]["momentum_buffer"] = buffers[name].to(parameter.device)

@@ -1,0 +1,199 @@
+"""The state of a training run and what can be done with it: a step, an evaluation, saving and restoring."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from ddcat import provenance
+from ddcat.scores import miou
+from ddcat_train.checkpoints import Checkpoint, Description, SplitEntry, build_network, save_checkpoint
+from ddcat_train.config import Config
+from ddcat_train.data import AUGMENTATIONS, Dataset, open_dataset
+from ddcat_train.data.loader import Batch, batches_per_epoch, train_batches
+from ddcat_train.errors import ConfigError
+from ddcat_train.evaluation import evaluate
+from ddcat_train.methods import METHODS, AttackSettings
+from ddcat_train.networks import load_backbone
+from ddcat_train.optimizer import build_optimizer, load_momentum, momentum, set_learning_rate
+
+__all__ = ["Trainer"]
+
+# No fp16: gradients of an attack underflow, and the sign() of what is left is 0.
+_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
+_LIBRARIES = ("torch", "lightning-fabric", "numpy", "opencv-python-headless", "safetensors")
+_MOMENTUM, _RANDOM = "optimizer.momentum.", "random."
+
+
+class Trainer:
+    """
+    A run at some step.
+
+    Parameters
+    ----------
+    config : Config
+    device : "auto", "cpu" or "cuda"
+
+    Attributes
+    ----------
+    step, steps : int
+        Updates done, and of the whole run.
+    scores : dict of str to float
+        Of the latest evaluation: mIoU `clean`, `attacked` by the attack of training, and their mean, `selection`.
+    best : float or None
+        The highest `selection` so far.
+    """
+
+    def __init__(self, config: Config, *, device: str = "auto") -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("--device cuda: no CUDA device is available here; --device cpu would work")
+        self._config = config
+        data = config.data
+        self._train, self._val = (
+            open_dataset(data.name, data.root, split, long_side=data.long_side) for split in (data.train_split, data.val_split)
+        )
+        self._augment = AUGMENTATIONS[config.augment.policy](crop=config.augment.crop, scale=config.augment.scale)
+        self._method = METHODS[config.method.name]
+        self._attack = AttackSettings(**config.attack.model_dump())
+        self._fabric = Fabric(accelerator=device, devices=1, precision=_PRECISION[config.train.precision])  # type: ignore[arg-type]
+        torch.manual_seed(config.seed)
+        network = build_network(config, len(self._train.classes))
+        if config.model.pretrained is not None:
+            load_backbone(network.backbone, config.model.pretrained)
+        self._network = network.to(self._fabric.device, memory_format=torch.channels_last)
+        self._optimizer = build_optimizer(self._network, config.optim)
+        self._per_epoch = batches_per_epoch(self._train, config.train.batch_size)
+        self.step = 0
+        self.steps = config.train.epochs * self._per_epoch
+        self.scores: dict[str, float] = {}
+        self.best: float | None = None
+
+    def summary(self) -> str:
+        """One line that says what is trained on what."""
+        config, parameters = self._config, sum(parameter.numel() for parameter in self._network.parameters())
+        return (
+            f"{config.method.name}: {config.model.backbone} + {config.model.context}, {parameters / 1e6:.2f} M parameters, "
+            f"{config.data.name} {len(self._train)} + {len(self._val)} images, {self.steps} steps of "
+            f"{config.train.batch_size}, {config.train.precision} on {self._fabric.device}"
+            + (f", from step {self.step}" if self.step else "")
+        )
+
+    def batches(self) -> Iterator[Batch]:
+        """Batches from here to the end of the epoch."""
+        epoch, first = divmod(self.step, self._per_epoch)
+        config = self._config
+        return train_batches(
+            self._train,
+            self._augment,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            epoch=epoch,
+            first=first,
+            workers=config.train.workers,
+        )
+
+    def apply(self, batch: Batch) -> Mapping[str, Tensor | float]:
+        """Do one step: all gradients at the weights as they are, then the method's updates in their order."""
+        rate = set_learning_rate(self._optimizer, self._config.optim, step=self.step, steps=self.steps)
+        self._network.train()
+        with self._fabric.autocast():
+            updates = self._method.step(
+                self._network,
+                self._to_device(batch),
+                attack=self._attack,
+                paper_literal=self._config.method.paper_literal,
+            )
+        gradients = []
+        for index, update in enumerate(updates, 1):
+            self._optimizer.zero_grad()
+            update.loss.backward(inputs=update.parameters, retain_graph=index < len(updates))  # type: ignore[no-untyped-call]
+            gradients.append([parameter.grad for parameter in update.parameters])
+        log: dict[str, Tensor | float] = {"lr": rate}
+        for update, values in zip(updates, gradients, strict=True):
+            self._optimizer.zero_grad()  # SGD passes over a parameter without a gradient
+            for parameter, value in zip(update.parameters, values, strict=True):
+                parameter.grad = value
+            self._optimizer.step()
+            log.update(update.log)
+        log["loss"] = torch.stack([update.loss.detach() for update in updates]).sum()
+        log["gradient_norm"] = torch.nn.utils.get_total_norm(
+            [value for values in gradients for value in values if value is not None]
+        )
+        self.step += 1
+        return log
+
+    def _to_device(self, batch: Batch) -> Batch:
+        device = self._fabric.device
+        images = batch.images.to(device, memory_format=torch.channels_last)
+        return Batch(images, batch.labels.to(device), batch.seeds.to(device))
+
+    def evaluation_due(self) -> bool:
+        """Whether an epoch ended after which the network is to be evaluated; the last one always is."""
+        epoch, inside = divmod(self.step, self._per_epoch)
+        return not inside and (epoch % self._config.train.evaluate_every == 0 or self.step == self.steps)
+
+    def evaluate(self) -> dict[str, float]:
+        """Score the validation split, clean and under the attack of training from x on."""
+        attack, settings = self._attack, self._config.train
+        scored = evaluate(
+            self._network,
+            self._val,
+            epsilon=attack.epsilon,
+            alpha=attack.epsilon / attack.steps if attack.alpha == "eps/n" else attack.alpha,
+            steps=(0, attack.steps),
+            batch_size=settings.evaluate_batch,
+            limit=settings.evaluate_images,
+            device=self._fabric.device,
+        )
+        clean, attacked = (miou(scored.counts[n].sum(0)) for n in (0, attack.steps))
+        self.scores = {"clean": clean, "attacked": attacked, "selection": (clean + attacked) / 2}
+        return self.scores
+
+    def is_best(self) -> bool:
+        """Whether the latest evaluation is the best so far; from then on it is the one to beat."""
+        if self.best is not None and self.scores["selection"] <= self.best:
+            return False
+        self.best = self.scores["selection"]
+        return True
+
+    def save(self, path: Path, *, resumable: bool) -> None:
+        """Write a checkpoint; a resumable one holds the optimiser and the random state as well."""
+        extra: dict[str, Tensor] = {}
+        if resumable:
+            extra = {f"{_MOMENTUM}{name}": value for name, value in momentum(self._network, self._optimizer).items()}
+            extra[f"{_RANDOM}cpu"] = torch.get_rng_state()
+            if self._fabric.device.type == "cuda":
+                extra[f"{_RANDOM}cuda"] = torch.cuda.get_rng_state(self._fabric.device)
+        description = Description(
+            config=self._config,
+            classes=self._train.classes,
+            train=_entry(self._train),
+            val=_entry(self._val),
+            step=self.step,
+            steps=self.steps,
+            scores=self.scores,
+            best=self.best,
+            git_commit=provenance.git_commit(),
+            versions=provenance.versions(_LIBRARIES),
+        )
+        save_checkpoint(path, description, self._network, extra)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a resumable checkpoint of the same configuration."""
+        description = checkpoint.description
+        for name, split, entry in (("train", self._train, description.train), ("val", self._val, description.val)):
+            if _entry(split) != entry:
+                raise ConfigError(f"the {name} split at {split.root} is not the one that {checkpoint.path} was trained on")
+        self._network.load_state_dict(checkpoint.segmenter().state_dict())
+        load_momentum(self._network, self._optimizer, checkpoint.part(_MOMENTUM))
+        random = checkpoint.part(_RANDOM)
+        torch.set_rng_state(random["cpu"])
+        if "cuda" in random and self._fabric.device.type == "cuda":
+            torch.cuda.set_rng_state(random["cuda"], self._fabric.device)
+        self.step, self.scores, self.best = description.step, description.scores, description.best
+
+
+def _entry(dataset: Dataset) -> SplitEntry:
+    return SplitEntry(images=len(dataset), list_sha256=dataset.list_sha256())
