@@ -35,7 +35,7 @@ def run(
 
     - `ddcat-serve run one.bundle two.bundle --host 0.0.0.0 --port 80 --threads 4`
     """
-    from ddcat_serve.server import serve  # noqa: PLC0415 (keeps --help fast)
+    from ddcat_serve.server import serve
 
     serve(bundles, host=host, port=port, threads=threads)
 
@@ -49,8 +49,8 @@ def inspect(bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Direc
 
     - `ddcat-serve inspect runs/camvid/bundle`
     """
-    from ddcat.bundle import open_bundle  # noqa: PLC0415 (keeps --help fast)
-    from ddcat_serve.inspection import print_bundle  # noqa: PLC0415 (keeps --help fast)
+    from ddcat.bundle import open_bundle
+    from ddcat_serve.inspection import print_bundle
 
     print_bundle(open_bundle(bundle))
 

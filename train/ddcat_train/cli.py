@@ -49,7 +49,7 @@ def train(
     config = _resolve(source, data_root, overrides or [])
     folder = out or Path("runs") / Path(source).stem
 
-    from ddcat_train.loop import train as run_training  # noqa: PLC0415 -- torch: seconds that --help need not wait
+    from ddcat_train.loop import train as run_training
 
     outcome = run_training(config, folder, resume=resume, device=device, save_every=60 * save_every)
     if outcome.signal is not None:

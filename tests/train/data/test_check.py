@@ -1,0 +1,117 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from ddcat_train.data.base import read_indices
+from ddcat_train.data.check import check
+from ddcat_train.data.cli import app, main
+from ddcat_train.errors import DataError
+
+Writer = Callable[..., None]
+
+
+def plant_faults(root: Path, write_labels: Writer) -> None:
+    (root / "images/train/0.png").write_bytes(b"no image")
+    write_labels(root / "labels/train/1.png", np.zeros((12, 10), np.uint8))
+    labels = np.zeros((10, 12), np.uint8)
+    labels[0, :3], labels[1, :4] = 7, 254
+    write_labels(root / "labels/train/2.png", labels)
+    (root / "labels/train/3.png").unlink()
+    write_labels(root / "labels/train/5.png", np.ones((10, 12), np.uint8))
+
+
+def test_figures_are_those_of_the_files(small_folder: Path) -> None:
+    report = check("folder", small_folder, "train")
+    labels = np.stack([read_indices(small_folder / f"labels/train/{index}.png") for index in range(5)])
+    assert report.faults == ()
+    assert report.pairs == 5
+    assert report.sizes == {(12, 10): 5}
+    assert report.ignored == 10
+    assert report.pixels.tolist() == [(labels == value).sum() for value in range(3)]
+    assert report.class_shares().sum() == pytest.approx(1)
+    assert report.ignored_share() == pytest.approx(10 / labels.size)
+    assert check("folder", small_folder, "train", long_side=6).sizes == {(6, 5): 5}
+
+
+def test_every_planted_fault_is_found(small_folder: Path, write_labels: Writer) -> None:
+    plant_faults(small_folder, write_labels)
+    report = check("folder", small_folder, "train")
+    assert [(f.kind, str(f.file.relative_to(small_folder)), f.value, f.pixels) for f in report.faults] == [
+        ("unreadable", "images/train/0.png", None, None),
+        ("size", "labels/train/1.png", None, None),
+        ("value", "labels/train/2.png", 7, 3),
+        ("value", "labels/train/2.png", 254, 4),
+        ("missing", "labels/train/3.png", None, None),
+        ("missing", "images/train/5.jpg", None, None),
+    ]
+    assert all(str(fault.file) in fault.message and "\n" not in fault.message for fault in report.faults)
+    assert report.pairs == 6
+    assert report.sizes == {(12, 10): 1}
+
+
+def test_nothing_to_check_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="images is missing"):
+        check("folder", tmp_path, "train")
+
+
+def test_command_tells_a_sound_data_set(small_folder: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["check", "folder", str(small_folder), "--json", str(tmp_path / "report.json")])
+    assert result.exit_code == 0
+    assert "5, of which 5 are sound" in result.output
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["sound"] is True
+    assert report["sizes"] == [{"width": 12, "height": 10, "images": 5}]
+    assert sum(report["class_shares"].values()) == pytest.approx(1)
+
+
+def test_command_lists_all_faults_and_exits_2(
+    small_folder: Path, write_labels: Writer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result_file = small_folder / "report.json"
+    plant_faults(small_folder, write_labels)
+    arguments = ["ddcat-data", "check", "folder", str(small_folder), "--json", str(result_file)]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    told = capsys.readouterr()
+    assert told.err == f"error: 6 faults in folder train at {small_folder}, listed above\n"
+    faults = json.loads(result_file.read_text())["faults"]
+    assert len(faults) == 6
+    lines = told.out.splitlines()
+    assert all(f"{fault['kind']}: {fault['message']}" in lines for fault in faults)
+
+
+def test_command_generates_scenes(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["scenes", str(tmp_path / "out"), "--train", "2", "--val", "1", "--size", "48x32"])
+    assert result.exit_code == 0, result.output
+    assert check("scenes", tmp_path / "out", "train").sizes == {(48, 32): 2}
+    assert check("scenes", tmp_path / "out", "val").faults == ()
+
+
+def test_command_refuses_what_is_no_size(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["scenes", str(tmp_path / "out"), "--size", "96"])
+    assert isinstance(result.exception, DataError)
+    assert not (tmp_path / "out").exists()
+
+
+def test_real_samples_are_sound(real_data: Path) -> None:
+    for name, root, split in (
+        ("voc", "voc_sample", "train"),
+        ("voc", "voc_sample", "val"),
+        ("cityscapes", "cityscapes_sample", "val"),
+        ("camvid", "camvid", "val"),
+    ):
+        assert check(name, real_data / root, split, long_side=120).faults == ()
+
+
+def test_camvid_shares_are_those_of_its_description(real_data: Path) -> None:
+    report = check("camvid", real_data / "camvid", "train")
+    told = np.array([16.8, 23.3, 1.0, 31.7, 4.5, 9.7, 1.2, 1.1, 5.9, 0.64, 0.29])
+    of_all = report.class_shares() * (1 - report.ignored_share()) * 100
+    assert np.abs(of_all - told).max() < 0.06
+    assert report.pairs == 367

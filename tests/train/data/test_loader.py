@@ -1,0 +1,147 @@
+import dataclasses
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddcat_train.data import Dataset, open_dataset
+from ddcat_train.data.augment import paper, plain
+from ddcat_train.data.loader import Batch, batches_per_epoch, evaluation_batches, train_batches
+from ddcat_train.errors import DataError
+
+Writer = Callable[..., None]
+
+AUGMENT = paper(crop=(8, 9), scale=(0.5, 2.0))
+
+
+@pytest.fixture
+def small(small_folder: Path) -> Dataset:
+    return open_dataset("folder", small_folder, "train")
+
+
+def epoch_of(dataset: Dataset, **changes: int) -> list[Batch]:
+    return list(train_batches(dataset, AUGMENT, **{"batch_size": 2, "seed": 3, "epoch": 1, **changes}))
+
+
+def equal(one: list[Batch], other: list[Batch]) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and torch.equal(a.seeds, b.seeds)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_batches_are_of_the_promised_form(small: Dataset) -> None:
+    batches = epoch_of(small)
+    assert len(batches) == batches_per_epoch(small, 2) == 3
+    for batch in batches:
+        assert batch.images.shape == (2, 3, 8, 9)
+        assert batch.images.dtype == torch.float32
+        assert batch.images.is_contiguous()
+        assert 0 <= batch.images.min() <= batch.images.max() <= 1
+        assert batch.labels.shape == (2, 8, 9)
+        assert batch.labels.dtype == batch.seeds.dtype == torch.int64
+        assert set(batch.labels.unique().tolist()) <= {0, 1, 2, 255}
+        assert (batch.seeds >= 0).all()
+
+
+def test_batches_are_the_same_for_any_number_of_workers_and_any_start(small: Dataset) -> None:
+    whole = epoch_of(small)
+    assert equal(whole, epoch_of(small))
+    assert equal(whole, epoch_of(small, workers=2))
+    assert equal(whole[1:], epoch_of(small, first=1))
+    assert equal(whole[2:], epoch_of(small, first=2, workers=1))
+    assert epoch_of(small, first=3) == []
+
+
+def test_seed_and_epoch_change_the_batches(small: Dataset) -> None:
+    assert not equal(epoch_of(small), epoch_of(small, seed=4))
+    assert not equal(epoch_of(small), epoch_of(small, epoch=2))
+    seeds = torch.cat([batch.seeds for epoch in range(20) for batch in epoch_of(small, epoch=epoch)])
+    assert len(seeds.unique()) == len(seeds)
+
+
+def test_loading_leaves_the_global_random_states_alone(small: Dataset) -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+    before = torch.get_rng_state(), pickle.dumps(np.random.get_state())
+    epoch_of(small)
+    epoch_of(small, workers=1)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert pickle.dumps(np.random.get_state()) == before[1]
+
+
+def whose(dataset: Dataset, batches: list[Batch]) -> list[int]:
+    """Which image each one of a batch is, by its labels: needs an augmentation that at most flips."""
+    known = [torch.from_numpy(dataset.read(index).labels).long() for index in range(len(dataset))]
+    return [
+        next(i for i, image in enumerate(known) if torch.equal(labels, image) or torch.equal(labels, image.flip(-1)))
+        for batch in batches
+        for labels in batch.labels
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 12])
+def test_an_epoch_sees_every_image_and_fills_its_last_batch(small: Dataset, batch_size: int) -> None:
+    whole = plain(crop=(10, 12), scale=(1, 1))
+    orders = set()
+    for epoch in range(4):
+        batches = list(train_batches(small, whole, batch_size=batch_size, seed=0, epoch=epoch))
+        assert {len(batch.images) for batch in batches} == {batch_size}
+        order = whose(small, batches)
+        assert sorted(order[:5]) == [0, 1, 2, 3, 4]
+        assert order[5:] == (order[:5] * 3)[: len(order) - 5]  # wrapped round into the same order
+        assert len(order) - 5 < max(batch_size, 5 + 3)
+        orders.add(tuple(order[:5]))
+    assert len(orders) > 1
+
+
+def test_one_image_fills_a_batch_with_different_augmentations(small: Dataset) -> None:
+    one = dataclasses.replace(small, pairs=small.pairs[:1])
+    (batch,) = train_batches(one, AUGMENT, batch_size=4, seed=0, epoch=0)
+    assert len({image.numpy().tobytes() for image in batch.images}) == 4
+    assert len(batch.seeds.unique()) == 4
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_image_is_told_in_one_line(small: Dataset, workers: int) -> None:
+    small.pairs[2].image.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"2\.png") as caught:
+        epoch_of(small, workers=workers)
+    assert "\n" not in str(caught.value)
+
+
+def test_augmentations_can_be_sent_to_a_worker_that_is_not_forked(small: Dataset) -> None:
+    sample = small.read(0)
+    image, _ = pickle.loads(pickle.dumps(AUGMENT))(sample, np.random.default_rng(0))
+    assert np.array_equal(image, AUGMENT(sample, np.random.default_rng(0))[0])
+    assert pickle.loads(pickle.dumps(small)) == small
+
+
+def test_evaluation_gives_whole_images_in_order(small: Dataset) -> None:
+    names, seen = [], []
+    for batch_names, images, labels in evaluation_batches(small, batch_size=2):
+        assert images.dtype == torch.float32
+        assert labels.dtype == torch.int64
+        names += batch_names
+        seen += list(zip(images, labels, strict=True))
+    assert names == ["0", "1", "2", "3", "4"]
+    for index, (image, labels) in enumerate(seen):
+        sample = small.read(index)
+        assert np.array_equal((image.permute(1, 2, 0) * 255).round().numpy(), sample.image)
+        assert np.array_equal(labels.numpy(), sample.labels)
+
+
+def test_evaluation_batches_neighbours_of_one_size(small: Dataset, write_image: Writer, write_labels: Writer) -> None:
+    write_image(small.pairs[3].image, np.zeros((6, 6, 3), np.uint8))
+    write_labels(small.pairs[3].labels, np.zeros((6, 6), np.uint8))
+    assert [names for names, _, _ in evaluation_batches(small, batch_size=2)] == [["0", "1"], ["2"], ["3"], ["4"]]
+
+
+def test_a_limit_spreads_over_the_split(small: Dataset) -> None:
+    def names(limit: int) -> list[str]:
+        return [name for batch, _, _ in evaluation_batches(small, batch_size=4, limit=limit) for name in batch]
+
+    assert [names(limit) for limit in (1, 2, 3, 5, 9)] == [["2"], ["1", "3"], ["0", "2", "4"], list("01234"), list("01234")]

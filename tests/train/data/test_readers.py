@@ -1,0 +1,247 @@
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddcat.classes import CITYSCAPES, VOC, Classes
+from ddcat_train.data import DATASETS, open_dataset
+from ddcat_train.data.base import read_image, read_indices, resize_long_side
+from ddcat_train.data.cityscapes import train_ids
+from ddcat_train.data.classes_file import classes_yaml, read_classes
+from ddcat_train.errors import DataError
+
+Writer = Callable[..., None]
+
+GREY = np.full((6, 8, 3), 128, np.uint8)
+EVERY_VALUE = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+def test_palette_labels_are_read_as_indices(tmp_path: Path, write_labels: Writer) -> None:
+    write_labels(tmp_path / "labels.png", EVERY_VALUE)
+    with Image.open(tmp_path / "labels.png") as opened:
+        assert opened.mode == "P"
+        assert not np.array_equal(np.asarray(opened.convert("L")), EVERY_VALUE)  # the trap: its greys are other numbers
+    assert np.array_equal(read_indices(tmp_path / "labels.png"), EVERY_VALUE)
+
+
+def test_grey_labels_are_read_as_they_are(tmp_path: Path) -> None:
+    Image.fromarray(EVERY_VALUE).save(tmp_path / "labels.png")
+    assert np.array_equal(read_indices(tmp_path / "labels.png"), EVERY_VALUE)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "suffix", "told"),
+    [
+        (np.zeros((4, 4, 3), np.uint8), "png", "mode RGB"),
+        (np.zeros((4, 4), np.uint16), "png", "mode I;16"),
+        (np.zeros((4, 4), np.uint8), "jpg", "JPEG"),
+    ],
+)
+def test_labels_of_a_wrong_form_are_refused(tmp_path: Path, pixels: np.ndarray, suffix: str, told: str) -> None:
+    path = tmp_path / f"labels.{suffix}"
+    Image.fromarray(pixels).save(path)
+    with pytest.raises(DataError, match=told) as caught:
+        read_indices(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6  # "rotate by 90 degrees to look at it"
+    Image.fromarray(GREY).save(tmp_path / "turned.jpg", exif=turned)
+    assert read_image(tmp_path / "turned.jpg").shape == GREY.shape
+
+
+def test_images_are_rgb_whatever_their_mode(tmp_path: Path) -> None:
+    red = np.zeros((4, 4, 3), np.uint8)
+    red[..., 0] = 204  # a colour of the palette that Pillow converts to
+    Image.fromarray(red).save(tmp_path / "rgb.png")
+    Image.fromarray(red).convert("RGBA").save(tmp_path / "rgba.png")
+    Image.fromarray(red).convert("P").save(tmp_path / "palette.png")
+    for name in ("rgb", "rgba", "palette"):
+        assert np.array_equal(read_image(tmp_path / f"{name}.png"), red)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_truncated_image_is_refused_with_its_name(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+    with pytest.raises(DataError, match=f"image.{suffix}"):
+        read_image(path)
+
+
+def test_sizes_of_image_and_labels_must_agree(small_folder: Path, write_labels: Writer) -> None:
+    write_labels(small_folder / "labels/train/3.png", np.zeros((12, 10), np.uint8))
+    with pytest.raises(DataError, match=r"3\.png is 10x12, but its image .*3\.png is 12x10"):
+        open_dataset("folder", small_folder, "train").read(3)
+
+
+def test_label_outside_the_classes_is_refused(small_folder: Path, write_labels: Writer) -> None:
+    labels = np.zeros((10, 12), np.uint8)
+    labels[2, :7] = 3
+    write_labels(small_folder / "labels/train/1.png", labels)
+    dataset = open_dataset("folder", small_folder, "train")
+    dataset.read(0)
+    with pytest.raises(DataError, match=r"1\.png: label 3 \(7 pixels\).*0\.\.2 and 255"):
+        dataset.read(1)
+
+
+def test_long_side_keeps_the_form_and_never_mixes_labels(small_folder: Path) -> None:
+    whole = open_dataset("folder", small_folder, "train")
+    for long_side, shape in ((6, (5, 6)), (24, (20, 24)), (12, (10, 12))):
+        sample = open_dataset("folder", small_folder, "train", long_side=long_side).read(0)
+        assert sample.image.shape == (*shape, 3)
+        assert sample.labels.shape == shape
+        assert set(np.unique(sample.labels)) <= {0, 1, 2, 255}
+    assert np.array_equal(sample.image, whole.read(0).image)
+
+
+def test_long_side_keeps_image_and_labels_aligned() -> None:
+    columns = np.broadcast_to(np.arange(0, 240, 2, dtype=np.uint8), (40, 120))
+    for long_side in (30, 60, 90, 180, 240, 360):
+        image, labels = resize_long_side(np.repeat(columns[..., None], 3, -1), columns, long_side)
+        inner = slice(long_side // 20, -(long_side // 20))
+        off = image[..., 0].astype(int) - labels
+        # nearest is at most half a source pixel (1 of these values) off, and to either side
+        assert np.abs(off[:, inner]).max() <= 1 + (long_side < 120) * 120 / long_side
+        assert abs(off[:, inner].mean()) <= 1
+
+
+def test_voc_list_of_the_augmented_set(tmp_path: Path, write_image: Writer, write_labels: Writer) -> None:
+    write_image(tmp_path / "JPEGImages/a.jpg", GREY)
+    write_labels(tmp_path / "SegmentationClassAug/a.png", np.full((6, 8), 20, np.uint8))
+    lists = tmp_path / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train_aug.txt").write_text("/JPEGImages/a.jpg /SegmentationClassAug/a.png\n\n")
+    dataset = open_dataset("voc", tmp_path, "train_aug")
+    assert dataset.classes == VOC
+    assert dataset.read(0).name == "a"
+    assert (dataset.read(0).labels == 20).all()
+
+
+@pytest.mark.parametrize(
+    ("line", "suffix"),
+    [
+        ("train/x.jpg trainannot/x.png", "jpg"),
+        ("/SegNet/CamVid/train/x.png /SegNet/CamVid/trainannot/x.png", "png"),
+        ("/SegNet/CamVid/train/x.png /SegNet/CamVid/trainannot/x.png", "jpg"),
+    ],
+)
+def test_camvid_list_forms(tmp_path: Path, write_image: Writer, line: str, suffix: str) -> None:
+    write_image(tmp_path / f"train/x.{suffix}", GREY)
+    labels = np.tile(np.array([0, 3, 10, 11], np.uint8), (6, 2))
+    write_image(tmp_path / "trainannot/x.png", labels)
+    (tmp_path / "train.txt").write_text(line + "\n")
+    sample = open_dataset("camvid", tmp_path, "train").read(0)
+    assert sample.name == "x"
+    assert np.array_equal(sample.labels, np.where(labels == 11, 255, labels))
+
+
+def test_cityscapes_ids_of_every_class_and_of_none() -> None:
+    ids = {"road": 7, "sidewalk": 8, "building": 11, "sky": 23, "person": 24, "car": 26, "train": 31, "bicycle": 33}
+    for name, value in ids.items():
+        assert CITYSCAPES.names[train_ids(np.array([value], np.uint8))[0]] == name
+    table = train_ids(np.arange(256, dtype=np.uint8))
+    assert sorted(table[:34][table[:34] != 255]) == list(range(19))
+    assert (table[34:] == np.arange(34, 256)).all()  # not ids: left for the reader to refuse
+
+
+def test_cityscapes_prefers_train_ids(tmp_path: Path, write_image: Writer) -> None:
+    write_image(tmp_path / "leftImg8bit/val/ulm/ulm_0_leftImg8bit.png", GREY)
+    label = tmp_path / "gtFine/val/ulm/ulm_0_gtFine_labelIds.png"
+    write_image(label, np.full((6, 8), 26, np.uint8))
+    assert (open_dataset("cityscapes", tmp_path, "val").read(0).labels == CITYSCAPES.names.index("car")).all()
+    write_image(label.with_name("ulm_0_gtFine_labelTrainIds.png"), np.full((6, 8), 2, np.uint8))
+    assert (open_dataset("cityscapes", tmp_path, "val").read(0).labels == 2).all()
+
+
+def test_folder_without_splits_is_one_split(small_folder: Path) -> None:
+    for kind in ("images", "labels"):
+        (small_folder / kind / "train").rename(small_folder / "aside")
+        (small_folder / kind).rmdir()
+        (small_folder / "aside").rename(small_folder / kind)
+    dataset = open_dataset("folder", small_folder, "anything")
+    assert [pair.name for pair in dataset.pairs] == ["0", "1", "2", "3", "4"]
+    assert dataset.classes.names == ("ground", "wall", "roof")
+
+
+def test_classes_file_is_read_back(tmp_path: Path) -> None:
+    classes = Classes(("a", "b: c"), ((0, 1, 2), (255, 0, 9)))
+    (tmp_path / "classes.yaml").write_text(classes_yaml(classes))
+    assert read_classes(tmp_path / "classes.yaml") == classes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "names: [a]",
+        "names: [a, a]",
+        "names: [a, 3]",
+        "nmaes: [a, b]",
+        "names: [a, b",
+        "{names: [a, b], colours: [[1, 2, 3]]}",
+    ],
+)
+def test_wrong_classes_files_are_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "classes.yaml").write_text(text)
+    with pytest.raises(DataError, match=r"classes\.yaml") as caught:
+        read_classes(tmp_path / "classes.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_missing_is_told(tmp_path: Path, small_folder: Path) -> None:
+    for name in DATASETS:
+        with pytest.raises(DataError, match=str(tmp_path / "nowhere")):
+            open_dataset(name, tmp_path / "nowhere", "train")
+    with pytest.raises(DataError, match="ddcat-data scenes"):
+        open_dataset("scenes", tmp_path / "nowhere", "train")
+    with pytest.raises(DataError, match="scenes, voc, cityscapes, camvid, folder"):
+        open_dataset("vok", tmp_path, "train")
+    with pytest.raises(DataError, match="splits there: train"):
+        open_dataset("folder", small_folder, "val")
+    (small_folder / "labels/train/2.png").unlink()
+    with pytest.raises(DataError, match=r"labels/train/2\.png.*ddcat-data check folder"):
+        open_dataset("folder", small_folder, "train")
+
+
+def test_empty_and_odd_lists_are_refused(tmp_path: Path) -> None:
+    lists = tmp_path / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("\n")
+    (lists / "val.txt").write_text("a b c\n")
+    with pytest.raises(DataError, match="empty"):
+        open_dataset("voc", tmp_path, "train")
+    with pytest.raises(DataError, match="3 columns"):
+        open_dataset("voc", tmp_path, "val")
+    with pytest.raises(DataError, match=r"cannot read the list .*trian\.txt.*train, val"):
+        open_dataset("voc", tmp_path, "trian")
+
+
+def test_list_hash_tells_splits_apart(small_folder: Path) -> None:
+    dataset = open_dataset("folder", small_folder, "train")
+    assert dataset.list_sha256() == hashlib.sha256(b"0\n1\n2\n3\n4").hexdigest()
+    fewer = dataclasses.replace(dataset, pairs=dataset.pairs[:-1])
+    assert fewer.list_sha256() != dataset.list_sha256()
+
+
+def test_real_samples(real_data: Path) -> None:
+    voc = open_dataset("voc", real_data / "voc_sample", "train")
+    assert {VOC.names[value] for value in np.unique(voc.read(0).labels) if value != 255} == {"background", "bottle", "person"}
+    camvid = open_dataset("camvid", real_data / "camvid", "val", long_side=240)
+    assert len(camvid) == 101
+    assert camvid.read(0).image.shape == (180, 240, 3)
+
+
+def test_cityscapes_table_on_the_real_sample(real_data: Path) -> None:
+    folder = real_data / "cityscapes_sample/gtFine/val/frankfurt"
+    ids = read_indices(folder / "frankfurt_000000_000294_gtFine_labelIds.png")
+    expected = read_indices(folder / "frankfurt_000000_000294_gtFine_labelTrainIds.png")
+    assert round(float((train_ids(ids) == expected).mean()), 4) == 0.9977
