@@ -5,6 +5,8 @@ from types import ModuleType
 
 import pytest
 
+from ddcat_train.data.generate import write_scenes
+
 
 @pytest.fixture(scope="session")
 def oracle() -> ModuleType:
@@ -16,3 +18,20 @@ def oracle() -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def tiny_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten scenes to train on and four to judge with, 48 x 48."""
+    root = tmp_path_factory.mktemp("tiny") / "scenes"
+    write_scenes(root, train=10, val=4, size=(48, 48))
+    return root
+
+
+@pytest.fixture
+def tiny_run(tiny_scenes: Path) -> list[str]:
+    """Overrides that make the scenes presets steps of a fraction of a second: 3 epochs of 3 steps."""
+    return [
+        f"data.root={tiny_scenes}", "augment.crop=33", "model.width=4", "train.epochs=3", "train.batch_size=4",
+        "train.evaluate_every=2",
+    ]  # fmt: skip

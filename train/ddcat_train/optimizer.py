@@ -1,12 +1,15 @@
 """SGD as in the paper: two learning rates, decayed by the poly rule at every step."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ddcat_train.config import OptimConfig
+from ddcat_train.methods import Update
 from ddcat_train.networks import Segmenter
 
-__all__ = ["build_optimizer", "load_momentum", "momentum", "set_learning_rate"]
+__all__ = ["apply_updates", "build_optimizer", "load_momentum", "momentum", "set_learning_rate"]
 
 
 def build_optimizer(segmenter: Segmenter, config: OptimConfig) -> torch.optim.SGD:
@@ -28,6 +31,28 @@ def set_learning_rate(optimizer: torch.optim.SGD, config: OptimConfig, *, step: 
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]
     return rate
+
+
+def apply_updates(optimizer: torch.optim.SGD, updates: Sequence[Update]) -> list[Tensor]:
+    """
+    Take the gradients of all updates at the weights as they are, and then one step for each.
+
+    Returns
+    -------
+    list of Tensor
+        All gradients that were used.
+    """
+    gradients: list[list[Tensor | None]] = []
+    for index, update in enumerate(updates, 1):
+        optimizer.zero_grad()
+        update.loss.backward(inputs=update.parameters, retain_graph=index < len(updates))  # type: ignore[no-untyped-call]
+        gradients.append([parameter.grad for parameter in update.parameters])
+    for update, values in zip(updates, gradients, strict=True):
+        optimizer.zero_grad()  # SGD passes over a parameter that has no gradient
+        for parameter, value in zip(update.parameters, values, strict=True):
+            parameter.grad = value
+        optimizer.step()
+    return [value for values in gradients for value in values if value is not None]
 
 
 def momentum(segmenter: Segmenter, optimizer: torch.optim.SGD) -> dict[str, Tensor]:

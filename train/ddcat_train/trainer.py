@@ -17,7 +17,7 @@ from ddcat_train.errors import ConfigError
 from ddcat_train.evaluation import evaluate
 from ddcat_train.methods import METHODS, AttackSettings
 from ddcat_train.networks import load_backbone
-from ddcat_train.optimizer import build_optimizer, load_momentum, momentum, set_learning_rate
+from ddcat_train.optimizer import apply_updates, build_optimizer, load_momentum, momentum, set_learning_rate
 
 __all__ = ["Trainer"]
 
@@ -62,7 +62,8 @@ class Trainer:
         network = build_network(config, len(self._train.classes))
         if config.model.pretrained is not None:
             load_backbone(network.backbone, config.model.pretrained)
-        self._network = network.to(self._fabric.device, memory_format=torch.channels_last)
+        self._network = network.to(self._fabric.device)
+        self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions
         self._optimizer = build_optimizer(self._network, config.optim)
         self._per_epoch = batches_per_epoch(self._train, config.train.batch_size)
         self.step = 0
@@ -105,22 +106,12 @@ class Trainer:
                 attack=self._attack,
                 paper_literal=self._config.method.paper_literal,
             )
-        gradients = []
-        for index, update in enumerate(updates, 1):
-            self._optimizer.zero_grad()
-            update.loss.backward(inputs=update.parameters, retain_graph=index < len(updates))  # type: ignore[no-untyped-call]
-            gradients.append([parameter.grad for parameter in update.parameters])
+        gradients = apply_updates(self._optimizer, updates)
         log: dict[str, Tensor | float] = {"lr": rate}
-        for update, values in zip(updates, gradients, strict=True):
-            self._optimizer.zero_grad()  # SGD passes over a parameter without a gradient
-            for parameter, value in zip(update.parameters, values, strict=True):
-                parameter.grad = value
-            self._optimizer.step()
+        for update in updates:
             log.update(update.log)
         log["loss"] = torch.stack([update.loss.detach() for update in updates]).sum()
-        log["gradient_norm"] = torch.nn.utils.get_total_norm(
-            [value for values in gradients for value in values if value is not None]
-        )
+        log["gradient_norm"] = torch.nn.utils.get_total_norm(gradients)
         self.step += 1
         return log
 

@@ -1,0 +1,39 @@
+# Needs Python >= 3.11 and make; everything else is installed into .venv.
+#   make demo    train, export, judge and serve a robust segmenter in minutes
+#   make test    the tests
+#   make check   lint, formatting, types
+#   make clean   remove what the others made (the environment too)
+
+# 3.11 first: it is what the tests run on. A name on the PATH may be a shim that starts nothing, or lack venv: so each is tried.
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3 python; do \
+  $$name -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+BIN := .venv/bin
+# One thread for each of pytest's processes: two that share the cores by threads wait for each other.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest
+
+.PHONY: demo test test-slow check clean
+
+demo: .venv/ready
+	$(BIN)/python examples/demo.py
+
+test: .venv/ready
+	$(TESTS) -n auto
+
+test-slow: .venv/ready
+	$(TESTS) -m slow
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 with venv on the PATH: install one, or name it: make PYTHON=/path/to/python"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check "torch>=2.6,<2.14"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

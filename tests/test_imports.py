@@ -1,0 +1,88 @@
+"""The house's import rules, read from the source of every module."""
+
+import ast
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {
+    "ddcat": ROOT / "ddcat",
+    "ddcat_train": ROOT / "train/ddcat_train",
+    "ddcat_export": ROOT / "export/ddcat_export",
+    "ddcat_serve": ROOT / "serve/ddcat_serve",
+    "ddcat_bench": ROOT / "bench/ddcat_bench",
+}
+MAY_IMPORT = {
+    "ddcat": {"ddcat"},
+    "ddcat_train": {"ddcat", "ddcat_train"},
+    "ddcat_serve": {"ddcat", "ddcat_serve"},
+    "ddcat_export": {"ddcat", "ddcat_train", "ddcat_serve", "ddcat_export"},
+    "ddcat_bench": {"ddcat", "ddcat_train", "ddcat_serve", "ddcat_bench"},
+}
+ENGINES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_bindings"}
+GROUND = {"numpy", "pydantic"}  # and the standard library
+
+
+def imports(file: Path) -> Iterator[tuple[str, int]]:
+    """Top-level packages that a file imports anywhere, functions and TYPE_CHECKING included, with the line."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.partition(".")[0], node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield (node.module or "").partition(".")[0], node.lineno
+
+
+def modules(package: str) -> list[Path]:
+    return sorted(PACKAGES[package].rglob("*.py"))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_of_ours_a_package_imports_what_the_design_allows(package: str) -> None:
+    faults = [
+        f"{file.relative_to(ROOT)}:{line} imports {name}"
+        for file in modules(package)
+        for name, line in imports(file)
+        if name in PACKAGES and name not in MAY_IMPORT[package]
+    ]
+    assert not faults
+    assert modules(package), "a package that is not there obeys every rule"
+
+
+def test_the_ground_needs_only_the_standard_library_numpy_and_pydantic() -> None:
+    allowed = set(sys.stdlib_module_names) | GROUND | {"ddcat"}
+    found = {name for file in modules("ddcat") for name, _ in imports(file)}
+    assert found <= allowed
+
+
+@pytest.mark.parametrize(("package", "banned"), [("ddcat_serve", {"torch", "lightning_fabric"}), ("ddcat_train", ENGINES)])
+def test_no_torch_in_serving_and_no_engine_in_training(package: str, banned: set[str]) -> None:
+    assert not {name for file in modules(package) for name, _ in imports(file)} & banned
+
+
+def test_an_engine_is_imported_in_its_own_file_only() -> None:
+    users = {
+        file.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for file in modules(package)
+        for name, _ in imports(file)
+        if name in ENGINES
+    }
+    assert users == {"serve/ddcat_serve/engines/onnxruntime.py"}
+
+
+def test_the_rules_are_seen_to_be_broken(tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    file.write_text("def f():\n    from ddcat_train.loop import train\n    import torch.nn as nn\n")
+    assert list(imports(file)) == [("ddcat_train", 2), ("torch", 3)]
+
+
+def test_all_packages_are_the_checkout(request: pytest.FixtureRequest) -> None:
+    for package, folder in PACKAGES.items():
+        spec = importlib.util.find_spec(package)
+        assert spec is not None
+        assert spec.origin is not None
+        assert Path(spec.origin).parent == folder

@@ -1,0 +1,80 @@
+"""Checkpoints: read whole and strictly, or refused in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ddcat_train.checkpoints import BEST, LAST, load_checkpoint
+from ddcat_train.config import load_config
+from ddcat_train.errors import CheckpointError
+from ddcat_train.trainer import Trainer
+
+
+@pytest.fixture
+def run(tiny_run: list[str], tmp_path: Path) -> Path:
+    trainer = Trainer(load_config("scenes-ddcat", tiny_run))
+    trainer.save(tmp_path / "run" / BEST, resumable=False)
+    trainer.save(tmp_path / "run" / LAST, resumable=True)
+    return tmp_path / "run"
+
+
+def rewrite(path: Path, tensors: dict[str, torch.Tensor], **changes: object) -> None:
+    header = json.loads(path.with_suffix(".json").read_text()) | changes
+    save_file(tensors, path, {"ddcat": json.dumps(header)})
+
+
+def test_a_checkpoint_knows_its_network_configuration_and_data(run: Path) -> None:
+    checkpoint = load_checkpoint(run)
+    description = checkpoint.description
+    assert checkpoint.path == run / BEST
+    assert description.config.method.name == "ddcat"
+    assert description.classes.names[0] == "background"
+    assert (description.train.images, description.val.images) == (10, 4)
+    assert set(checkpoint.segmenter().heads) == {"main", "auxiliary", "mask", "deep"}
+    assert json.loads((run / "best.json").read_text()) == json.loads(description.model_dump_json())
+
+
+def test_a_run_without_a_best_one_gives_its_last(run: Path) -> None:
+    (run / BEST).unlink()
+    assert load_checkpoint(run).path == run / LAST
+
+
+@pytest.mark.parametrize("keep", [0, 4, 1000, -1])
+def test_a_truncated_checkpoint_is_one_line(run: Path, keep: int) -> None:
+    path = run / BEST
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match="truncated") as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_checkpoint_of_ours_is_refused(run: Path, tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match="no checkpoint that ddcat-train wrote"):
+        load_checkpoint(tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load_checkpoint(tmp_path / "none.safetensors")
+    with pytest.raises(CheckpointError, match="a run directory is what"):
+        load_checkpoint(tmp_path)
+
+
+def test_another_version_is_named(run: Path) -> None:
+    tensors = load_file(run / BEST)
+    rewrite(run / BEST, tensors, format=2)
+    with pytest.raises(CheckpointError, match="format 2"):
+        load_checkpoint(run)
+    rewrite(run / BEST, tensors, surprise=1)
+    with pytest.raises(CheckpointError, match="another version of ddcat: surprise"):
+        load_checkpoint(run)
+
+
+def test_weights_that_do_not_fit_their_description_are_named(run: Path) -> None:
+    tensors = load_file(run / BEST)
+    del tensors["model.heads.mask.4.bias"]
+    rewrite(run / BEST, tensors)
+    with pytest.raises(CheckpointError, match=r"heads\.mask\.4\.bias"):
+        load_checkpoint(run).segmenter()

@@ -1,0 +1,194 @@
+"""A run: what it leaves, how it stops, and that it continues to the bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ddcat.scores import miou
+from ddcat_train import trainer as trainer_module
+from ddcat_train.attacks import bim
+from ddcat_train.checkpoints import BEST, LAST, load_checkpoint
+from ddcat_train.config import load_config
+from ddcat_train.errors import ConfigError, TrainError
+from ddcat_train.evaluation import evaluate
+from ddcat_train.loop import train
+from ddcat_train.trainer import Trainer
+
+COMMAND = Path(sys.executable).with_name("ddcat-train")
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    return dict(load_checkpoint(run / LAST).tensors)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    expected, found = weights(one), weights(other)
+    assert expected.keys() == found.keys()
+    assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+    assert (one / "log.jsonl").read_text() == (other / "log.jsonl").read_text()
+
+
+def command(*arguments: object) -> list[str]:
+    return [str(COMMAND), *map(str, arguments)]
+
+
+def options(overrides: list[str]) -> list[str]:
+    return [part for override in overrides for part in ("--set", override)]
+
+
+@pytest.mark.parametrize("method", ["clean", "sat", "ddcat"])
+def test_a_run_leaves_all_that_later_stages_need(method: str, tiny_run: list[str], tmp_path: Path) -> None:
+    config = load_config(f"scenes-{method}", tiny_run)
+    outcome = train(config, tmp_path / "run")
+    assert (outcome.step, outcome.steps, outcome.signal) == (9, 9, None)
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 10))
+    assert [line["step"] for line in lines if "val/clean" in line] == [6, 9]
+    terms = {"main", "auxiliary", "mask", "deep"} & steps[0].keys()
+    assert terms == {"main", "deep"} | ({"auxiliary", "mask"} if method == "ddcat" else set())
+    for line in steps:
+        weighed = sum(line[term] * (0.4 if term == "deep" else 1) for term in terms)
+        assert line["loss"] == pytest.approx(weighed, rel=1e-5)
+        assert line["gradient_norm"] > 0
+        assert method != "ddcat" or 0 <= line["mask_share"] <= 0.5
+    assert load_config(str(tmp_path / "run/config.yaml")) == config
+    assert list((tmp_path / "run/tensorboard").glob("events.*"))
+    best, last = load_checkpoint(tmp_path / "run"), load_checkpoint(tmp_path / "run" / LAST)
+    assert best.path.name == BEST
+    assert last.description.step == 9
+    assert last.description.best == pytest.approx(max(line.get("val/selection", 0) for line in lines))
+    assert not best.part("optimizer.")
+    assert not best.segmenter().training
+
+
+def test_killed_and_resumed_it_ends_with_the_same_bits(tiny_run: list[str], tmp_path: Path) -> None:
+    arguments = ["scenes-ddcat", *options([*tiny_run, "train.epochs=8"]), "--save-every", 0]
+    subprocess.run(command(*arguments, "--out", tmp_path / "whole"), check=True, capture_output=True)
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(command(*arguments, "--out", killed), stderr=subprocess.DEVNULL)
+    saved = killed / "last.json"
+    for _ in range(6000):
+        if saved.is_file() and json.loads(saved.read_text())["step"] >= 4:  # in the middle of the second epoch
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert load_checkpoint(killed / LAST).description.step < 24
+    subprocess.run(command(*arguments, "--out", killed, "--resume"), check=True, capture_output=True)
+    assert_same_run(tmp_path / "whole", killed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_run_that_resumes_to_the_same_bits(
+    number: signal.Signals, tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config("scenes-sat", tiny_run)
+    train(config, tmp_path / "whole")
+    apply = Trainer.apply
+
+    def interrupted(self: Trainer, batch: object) -> object:
+        if self.step == 4:
+            signal.raise_signal(number)
+        return apply(self, batch)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "apply", interrupted)
+        outcome = train(config, tmp_path / "stopped")
+    assert (outcome.step, outcome.signal) == (5, number)
+    assert signal.getsignal(number) is not signal.SIG_IGN
+    torch.rand(7)  # whatever happens between two sessions
+    assert train(config, tmp_path / "stopped", resume=True).signal is None
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_the_command_says_how_to_go_on(tiny_run: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = command("scenes-clean", *options([*tiny_run, "train.epochs=4000"]), "--out", run)
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    while not (run / "log.jsonl").is_file() or "step" not in (run / "log.jsonl").read_text():
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.terminate()
+    _, printed = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert printed.splitlines()[-1].endswith(f"ddcat-train {run}/config.yaml --out {run} --resume")
+    assert (run / LAST).is_file()
+
+
+def test_a_finished_run_resumes_to_nothing(tiny_run: list[str], tmp_path: Path) -> None:
+    config = load_config("scenes-clean", tiny_run)
+    train(config, tmp_path / "run")
+    before = (tmp_path / "run" / LAST).read_bytes()
+    assert train(config, tmp_path / "run", resume=True).step == 9
+    assert (tmp_path / "run" / LAST).read_bytes() == before
+
+
+def test_a_run_is_not_overwritten_nor_continued_as_another(tiny_run: list[str], tmp_path: Path) -> None:
+    config = load_config("scenes-clean", tiny_run)
+    train(config, tmp_path / "run")
+    with pytest.raises(ConfigError, match="--resume"):
+        train(config, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"another configuration \(optim.lr, seed differ\)"):
+        train(load_config("scenes-clean", [*tiny_run, "optim.lr=0.5", "seed=1"]), tmp_path / "run", resume=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/file").write_text("")
+    with pytest.raises(ConfigError, match="is not empty"):
+        train(config, tmp_path / "mine")
+    assert os.listdir(tmp_path / "mine") == ["file"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_run: list[str], tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match=r"not finite at step \d"):
+        train(load_config("scenes-clean", [*tiny_run, "optim.lr=1e30"]), tmp_path / "run")
+
+
+def test_bfloat16_trains(tiny_run: list[str], tmp_path: Path) -> None:
+    outcome = train(load_config("scenes-ddcat", [*tiny_run, "train.precision=bf16", "train.epochs=1"]), tmp_path / "run")
+    assert outcome.step == 3
+    assert all(value.dtype != torch.bfloat16 for value in weights(tmp_path / "run").values())
+
+
+def test_the_network_starts_from_pretrained_weights(tiny_run: list[str], tmp_path: Path) -> None:
+    train(load_config("scenes-clean", tiny_run), tmp_path / "run")
+    backbone = load_checkpoint(tmp_path / "run").segmenter().backbone
+    save_file(backbone.state_dict(), tmp_path / "backbone.safetensors")
+    other = Trainer(load_config("scenes-sat", [*tiny_run, f"model.pretrained={tmp_path / 'backbone.safetensors'}"]))
+    found = other._network.backbone.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in backbone.state_dict().items())
+
+
+def test_evaluation_is_that_of_attacks_made_one_by_one(tiny_run: list[str], tmp_path: Path) -> None:
+    trainer = Trainer(load_config("scenes-clean", tiny_run))
+    scored = evaluate(
+        trainer._network, trainer._val, epsilon=0.03, alpha=0.01, steps=(0, 2, 3), batch_size=3, device=torch.device("cpu")
+    )
+    assert scored.names == [pair.name for pair in trainer._val.pairs]
+    for n in (0, 2, 3):
+        for index in range(4):
+            sample = trainer._val.read(index)
+            image = torch.from_numpy(sample.image).permute(2, 0, 1)[None] / 255
+            labels = torch.from_numpy(sample.labels)[None].long()
+            trainer._network.eval()
+            found = trainer._network(bim(trainer._network, image, labels, steps=n)).argmax(1)
+            valid = labels != 255
+            right = [int(((found == k) & (labels == k) & valid).sum()) for k in range(6)]
+            assert scored.counts[n][index][:, 0].tolist() == pytest.approx(right, abs=2)  # batched sums round otherwise
+    scores = trainer.evaluate()
+    assert scores["selection"] == (scores["clean"] + scores["attacked"]) / 2
+    assert scores["clean"] == pytest.approx(miou(scored.counts[0].sum(0)))
+
+
+def test_a_cuda_device_that_is_not_there_is_said_to_be_missing(tiny_run: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_module.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="no CUDA device"):
+        Trainer(load_config("scenes-clean", tiny_run), device="cuda")

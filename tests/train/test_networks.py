@@ -1,0 +1,155 @@
+"""Networks: sizes against the published ones, pooling against adaptive pooling, and what is computed for which head."""
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from ddcat_train.errors import CheckpointError
+from ddcat_train.names import BackboneName, ContextName, Head
+from ddcat_train.networks import BACKBONES, CONTEXTS, Segmenter, build_segmenter, load_backbone
+from ddcat_train.networks.layers import bin_averages, pool_to_bins
+
+WEIGHTS = Path(__file__).parents[3] / "shared/weights/mobilenet_v2_imagenet.safetensors"
+HEADS: tuple[Head, ...] = get_args(Head)
+
+
+def small(context: ContextName = "pyramid", backbone: BackboneName = "resnet10") -> Segmenter:
+    torch.manual_seed(0)
+    width = 8 if backbone == "resnet10" else 64
+    return build_segmenter(backbone=backbone, context=context, classes=5, heads=HEADS, width=width).eval()
+
+
+@pytest.mark.parametrize(
+    ("context", "heads", "parameters"),
+    [
+        ("pyramid", ("main", "deep"), 49_081_578),
+        ("pyramid", HEADS, 86_844_161),
+        ("aspp", ("main", "deep"), 39_440_362),
+        ("aspp", HEADS, 40_102_657),
+    ],
+)
+def test_the_papers_networks_have_their_published_sizes(context: ContextName, heads: tuple[Head, ...], parameters: int) -> None:
+    with torch.device("meta"):
+        network = build_segmenter(backbone="resnet50", context=context, classes=21, heads=heads)
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+
+
+def test_every_name_is_built() -> None:
+    assert set(BACKBONES) == set(get_args(BackboneName))
+    assert set(CONTEXTS) == set(get_args(ContextName))
+
+
+@pytest.mark.parametrize(("backbone", "blocks"), [("resnet18", 8), ("resnet34", 16), ("resnet50", 16), ("resnet101", 33)])
+def test_resnets_keep_an_eighth_of_the_size(backbone: BackboneName, blocks: int) -> None:
+    body = BACKBONES[backbone](8, 8).eval()
+    stages = body(torch.zeros(1, 3, 65, 97))
+    assert stages.last.shape == (1, body.channels, 9, 13)
+    assert stages.intermediate.shape == (1, body.intermediate_channels, 9, 13)
+    assert sum(len(getattr(body, f"layer{stage}")) for stage in (1, 2, 3, 4)) == blocks
+    assert {key.partition(".")[0] for key in body.state_dict()} == {f"layer{stage}" for stage in range(5)}
+
+
+@pytest.mark.parametrize(("stride", "size"), [(8, (9, 13)), (16, (5, 7))])
+def test_mobilenet_keeps_the_size_that_is_asked_for(stride: int, size: tuple[int, int]) -> None:
+    body = BACKBONES["mobilenet_v2"](64, stride).eval()
+    assert body(torch.zeros(1, 3, 65, 97)).last.shape == (1, 320, *size)
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.sampled_from([1, 2, 3, 6]))
+@settings(deadline=None)
+def test_pooling_is_exact_for_every_size(height: int, width: int, bins: int) -> None:
+    maps = torch.rand(2, 3, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(height))
+    torch.testing.assert_close(pool_to_bins(maps, bins), F.adaptive_avg_pool2d(maps, bins))
+
+
+@given(st.integers(1, 200), st.integers(1, 6))
+def test_averages_average(size: int, bins: int) -> None:
+    matrix = bin_averages(size, bins, torch.zeros(1, dtype=torch.float64))
+    torch.testing.assert_close(matrix.sum(1), torch.ones(bins, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("context", get_args(ContextName))
+@given(height=st.integers(33, 80), width=st.integers(33, 80))
+@settings(deadline=None, max_examples=10)
+def test_every_size_from_33_on_is_taken(context: ContextName, height: int, width: int) -> None:
+    logits = small(context)(torch.rand(1, 3, height, width), HEADS)
+    assert {head: value.shape[1:] for head, value in logits.items()} == {
+        head: (2 if head == "mask" else 5, height, width) for head in HEADS
+    }
+
+
+@pytest.mark.parametrize("context", get_args(ContextName))
+def test_only_the_heads_that_are_asked_for_are_computed(context: ContextName) -> None:
+    network, computed = small(context), []
+    for name, head in network.heads.items():
+        head.register_forward_hook(lambda module, inputs, output, name=name: computed.append(name))
+    images = torch.rand(1, 3, 49, 41)
+    main = network(images)
+    assert computed == ["main"]
+    both = network(images, ("mask", "main"))
+    assert computed[1:] == ["mask", "main"]
+    assert torch.equal(both["main"], main)
+
+
+def test_a_spare_head_does_not_touch_the_main_branch() -> None:
+    network = small()
+    images = torch.rand(2, 3, 33, 33)
+    before = network(images)
+    for name in ("auxiliary", "mask", "deep"):
+        for parameter in network.heads[name].parameters():
+            torch.nn.init.constant_(parameter, float("nan"))
+    assert torch.equal(network(images), before)
+
+
+def test_images_are_normalised_inside() -> None:
+    network = small()
+    mean = torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1)
+    std = torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1)
+    noise = torch.randn(1, 3, 33, 33)
+    torch.testing.assert_close(network.normalise(noise * std + mean), noise, atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(not WEIGHTS.is_file(), reason=f"no pretrained weights at {WEIGHTS}")
+def test_pretrained_weights_are_loaded_to_the_last_tensor() -> None:
+    body = BACKBONES["mobilenet_v2"](64, 16)
+    load_backbone(body, WEIGHTS)
+    file = load_file(WEIGHTS)
+    state = body.state_dict()
+    assert {key for key in file if not key.startswith("features.18.")} == set(state)
+    assert all(torch.equal(state[key], file[key]) for key in state)
+
+
+def test_every_mismatch_of_a_weight_file_is_named(tmp_path: Path) -> None:
+    body = BACKBONES["resnet10"](8, 8)
+    weights = dict(body.state_dict())
+    del weights["layer1.0.conv1.weight"]
+    weights["layer9.weight"] = torch.zeros(1)
+    weights["layer0.0.weight"] = torch.zeros(1, 3, 3, 3)
+    weights["fc.weight"] = torch.zeros(10, 64)  # of the classifier: passed over
+    save_file(weights, tmp_path / "weights.safetensors")
+    before = {key: value.clone() for key, value in body.state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        load_backbone(body, tmp_path / "weights.safetensors")
+    message = str(caught.value)
+    assert "layer1.0.conv1.weight is missing" in message
+    assert "layer9.weight is not a key of the network" in message
+    assert "layer0.0.weight has shape (1, 3, 3, 3) instead of (8, 3, 3, 3)" in message
+    assert "fc.weight" not in message
+    assert all(torch.equal(value, before[key]) for key, value in body.state_dict().items())
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not weights"])
+def test_a_weight_file_that_is_none_is_one_line(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "weights.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        load_backbone(BACKBONES["resnet10"](8, 8), path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
