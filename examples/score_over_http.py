@@ -1,0 +1,87 @@
+"""
+Score a served bundle from its HTTP answers alone, and compare with its engine called directly.
+
+    python examples/score_over_http.py BUNDLE [--limit N] [--out FILE.json]
+
+Starts `ddcat-serve run BUNDLE` on a free port of this machine. Every image of the bundle's validation split is sent as a PNG,
+as it is and attacked (BIM on the checkpoint that the bundle names, rounded to 8 bits, n = 3 and 7); the palette PNG that comes
+back is read as labels and scored. The same arrays go to the engine. Exits with 1 if any pixel or figure differs.
+"""
+
+import io
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import typer
+from PIL import Image
+from server_process import served
+
+from ddcat.bundle import open_bundle
+from ddcat.command import run
+from ddcat.files import write_json
+from ddcat.scores import count, miou
+from ddcat_bench.subjects import checkpoint_of, main_branch, open_bundle_data
+from ddcat_serve.engines import open_engine
+from ddcat_train.attacks import to_8_bit, trajectory
+from ddcat_train.data.loader import evaluation_batches
+
+STEPS = (0, 3, 7)
+
+
+def ask(address: str, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Send (H, W, 3) as a PNG to a server and read its answer as labels (H, W)."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    request = urllib.request.Request(f"{address}/v1/segment", file.getvalue(), {"Content-Type": "image/png"})
+    with urllib.request.urlopen(request, timeout=60) as answer, Image.open(io.BytesIO(answer.read())) as mask:
+        return np.asarray(mask)
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def score(
+    bundle: Annotated[Path, typer.Argument()],
+    limit: Annotated[int | None, typer.Option(help="Images, spread evenly over the split.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Where the data set lies now.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the figures there as JSON.")] = None,
+) -> None:
+    """Score a served bundle from its HTTP answers alone, and compare with its engine called directly."""
+    opened = open_bundle(bundle)
+    dataset = open_bundle_data(opened, data_root=data_root)
+    network = main_branch(checkpoint_of(opened), torch.device("cpu"))
+    classes = len(dataset.classes)
+    over_http = {n: np.zeros((classes, 3), np.int64) for n in STEPS}
+    directly = {n: np.zeros((classes, 3), np.int64) for n in STEPS}
+    differing, images_sent = 0, 0
+    with served(bundle) as address, open_engine(opened) as engine:
+        for _, images, labels in evaluation_batches(dataset, batch_size=8, limit=limit):
+            truth = labels.numpy()
+            for point in trajectory(network, images, labels, steps=max(STEPS)):
+                if point.steps not in STEPS:
+                    continue
+                pixels = to_8_bit(point.images, images).permute(0, 2, 3, 1).contiguous().numpy()  # (N, H, W, 3)
+                for image, expected in zip(pixels, truth, strict=True):
+                    answer, called = ask(address, image), engine.infer(image[None]).labels[0]
+                    differing += int((answer != called).sum())
+                    images_sent += 1
+                    over_http[point.steps] += count(expected, answer, classes)
+                    directly[point.steps] += count(expected, called, classes)
+    figures = {f"n = {n}": {"http": miou(over_http[n]), "engine": miou(directly[n])} for n in STEPS}
+    for name, pair in figures.items():
+        print(f"{name}: mIoU over HTTP {pair['http']:.6f}, of the engine {pair['engine']:.6f}")
+    print(f"{images_sent} images sent, {differing} pixels differ")
+    if out is not None:
+        write_json(out, {"bundle": opened.digest, "images": images_sent, "differing_pixels": differing, "miou": figures})
+    if differing or any(pair["http"] != pair["engine"] for pair in figures.values()):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run(app)

@@ -1,0 +1,257 @@
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddcat.errors import DdcatError
+from ddcat.scores import count, iou, miou, pixel_accuracy
+from ddcat_bench import cli
+from ddcat_bench.attack import SUITES, grey_levels, run_suite
+from ddcat_bench.errors import BenchError
+from ddcat_bench.plots import curves
+from ddcat_bench.results import AttackResult, Scores, read_result, to_json
+from ddcat_bench.subjects import main_branch, open_split
+from ddcat_bench.tables import attack_markdown, columns, compare_markdown
+from ddcat_train.attacks import bim, to_8_bit
+from ddcat_train.checkpoints import Checkpoint
+from ddcat_train.data import Dataset
+
+CPU = torch.device("cpu")
+COLUMNS = ["clean", "n = 1", "n = 2", "n = 3", "n = 4", "n = 5", "n = 6", "n = 7"]
+
+
+@pytest.fixture(scope="module")
+def paper(checkpoint: Checkpoint, scenes: Dataset) -> AttackResult:
+    return run_suite(checkpoint, scenes, suite="paper", batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def singles(scenes: Dataset) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Images (1, 3, H, W) in [0, 1] and labels (1, H, W), one by one."""
+    samples = [scenes.read(index) for index in range(len(scenes))]
+    return [
+        (
+            (torch.from_numpy(s.image).permute(2, 0, 1)[None].float() / 255).contiguous(memory_format=torch.channels_last),
+            torch.from_numpy(s.labels)[None].long(),
+        )
+        for s in samples
+    ]
+
+
+def test_rows_are_those_of_the_suites(paper: AttackResult, checkpoint: Checkpoint, scenes: Dataset) -> None:
+    assert columns([paper]) == [*COLUMNS, "PGD-20"]
+    assert [row.eight_bit for row in paper.rows] == [False] * 9 + [True] * 8
+    quick = run_suite(checkpoint, scenes, suite="quick", batch_size=2)
+    assert columns([quick]) == COLUMNS
+    assert [row for row in paper.rows if row.name != "PGD"] == list(quick.rows)
+    assert set(SUITES) == {"quick", "paper"}
+
+
+def test_the_attack_is_one(paper: AttackResult) -> None:
+    clean, last = paper.find("clean"), paper.find("n = 7")
+    assert clean is not None
+    assert last is not None
+    assert last.scores.pixel_accuracy < 0.7 * clean.scores.pixel_accuracy
+
+
+def test_trajectory_counts_are_those_of_separate_attacks(
+    paper: AttackResult, checkpoint: Checkpoint, singles: list, scenes: Dataset
+) -> None:
+    network = main_branch(checkpoint, CPU)
+    for n in range(8):
+        row = paper.rows[n]
+        assert row.steps == n
+        for index, (image, labels) in enumerate(singles):
+            attacked = bim(network, image, labels, epsilon=0.03, alpha=0.01, steps=n) if n else image
+            expected = count(labels.numpy(), network(attacked).argmax(1).numpy(), len(scenes.classes))
+            _close(row.scores.array()[index], expected)
+
+
+def test_pgd_starts_from_the_seed_of_the_images_index(
+    paper: AttackResult, checkpoint: Checkpoint, singles: list, scenes: Dataset
+) -> None:
+    network = main_branch(checkpoint, CPU)
+    row = paper.find("PGD-20")
+    assert row is not None
+    for index, (image, labels) in enumerate(singles):
+        attacked = bim(
+            network, image, labels, epsilon=8 / 255, alpha=2 / 255, steps=20, start="random", seeds=torch.tensor([index])
+        )
+        expected = count(labels.numpy(), network(attacked).argmax(1).numpy(), len(scenes.classes))
+        _close(row.scores.array()[index], expected, share=0.02)  # 20 steps let the batch's rounding grow
+
+
+def test_8_bit_rows_are_those_of_images_that_went_through_png(
+    paper: AttackResult, checkpoint: Checkpoint, singles: list, scenes: Dataset
+) -> None:
+    network = main_branch(checkpoint, CPU)
+    for n in (1, 7):
+        row = paper.find(f"n = {n}", eight_bit=True)
+        assert row is not None
+        for index, (image, labels) in enumerate(singles):
+            attacked = bim(network, image, labels, epsilon=0.03, alpha=0.01, steps=n)
+            file = io.BytesIO()
+            Image.fromarray(to_8_bit(attacked, image)[0].permute(1, 2, 0).numpy()).save(file, format="PNG")
+            received = np.array(Image.open(file))  # (H, W, 3)
+            assert np.abs(received / 255 - image[0].permute(1, 2, 0).numpy()).max() <= min(7, int(2.55 * n)) / 255 + 1e-6
+            pixels = torch.from_numpy(received).permute(2, 0, 1)[None].float() / 255
+            expected = count(labels.numpy(), network(pixels).argmax(1).numpy(), len(scenes.classes))
+            _close(row.scores.array()[index], expected)
+
+
+def test_bounds_in_grey_levels(paper: AttackResult) -> None:
+    assert [grey_levels(e) for e in (0.0, 0.03, 8 / 255, 0.99 / 255)] == [0, 7, 8, 0]
+    bounds = {(row.name, row.eight_bit): row.grey_levels for row in paper.rows}
+    assert bounds == {
+        ("clean", False): 0,
+        ("BIM", False): pytest.approx(7.65),
+        ("BIM", True): 7,
+        ("PGD", False): pytest.approx(8),
+        ("PGD", True): 8,
+    }
+
+
+def test_every_figure_follows_from_the_counts_in_the_file(paper: AttackResult, tmp_path: Path) -> None:
+    (tmp_path / "attack.json").write_text(to_json(paper))
+    read = read_result(tmp_path / "attack.json", AttackResult)
+    assert read == paper
+    for row in read.rows:
+        counts = row.scores.array()
+        assert counts.shape == (len(read.data.names), len(read.data.classes), 3)
+        assert row.scores.miou == miou(counts.sum(0))
+        assert row.scores.pixel_accuracy == pixel_accuracy(counts.sum(0))
+        assert row.scores.mean_image_miou == pytest.approx(np.mean([miou(image) for image in counts]))
+        np.testing.assert_array_equal(np.array(row.scores.class_iou, dtype=float), iou(counts.sum(0)))
+
+
+def test_absent_classes_and_ignored_images_are_left_out() -> None:
+    counts = np.zeros((3, 3, 3), np.int64)
+    counts[0, 0] = (6, 2, 0)
+    counts[0, 1] = (2, 0, 2)
+    counts[1, 0] = (4, 0, 0)  # image 2 is ignored as a whole, class 2 occurs nowhere
+    scores = Scores.of(counts)
+    assert scores.class_iou == (10 / 12, 0.5, None)
+    assert scores.miou == pytest.approx((10 / 12 + 0.5) / 2)
+    assert scores.mean_image_miou == pytest.approx(((6 / 8 + 0.5) / 2 + 1) / 2)
+    with pytest.raises(BenchError, match="ignored"):
+        Scores.of(np.zeros((2, 3, 3), np.int64))
+
+
+def test_limit_takes_images_from_all_of_the_split(checkpoint: Checkpoint, scenes: Dataset) -> None:
+    done: list[int] = []
+    result = run_suite(checkpoint, scenes, limit=2, batch_size=1, advance=done.append)
+    assert result.data.names == (scenes.pairs[1].name, scenes.pairs[3].name)
+    assert result.data.split_images == 5
+    assert done == [1, 1]
+
+
+def test_batch_size_changes_nothing(checkpoint: Checkpoint, scenes: Dataset, paper: AttackResult) -> None:
+    other = run_suite(checkpoint, scenes, suite="paper", batch_size=5)
+    for one, two in zip(paper.rows, other.rows, strict=True):
+        for first, second in zip(one.scores.array(), two.scores.array(), strict=True):
+            _close(first, second, share=0.02)
+
+
+def test_tables_and_plots_need_nothing_but_the_result(paper: AttackResult) -> None:
+    text = attack_markdown(paper)
+    lines = [line for line in text.splitlines() if line.startswith("| mIoU")]
+    assert [cell.strip() for cell in lines[0].split("|")[2:-1]] == [f"{row.scores.miou:.3f}" for row in paper.rows[:9]]
+    eight_bit = [paper.rows[0], *paper.rows[9:]]
+    assert [cell.strip() for cell in lines[1].split("|")[2:-1]] == [f"{row.scores.miou:.3f}" for row in eight_bit]
+    assert "7/255" in text
+    assert all(f"| {name} |" in text for name in paper.data.classes)
+    picture = Image.open(io.BytesIO(curves([paper])))
+    picture.verify()
+    assert picture.format == "PNG"
+
+
+def test_runs_side_by_side(paper: AttackResult, checkpoint: Checkpoint, scenes: Dataset) -> None:
+    quick = run_suite(checkpoint, scenes, batch_size=2)
+    other = quick.model_copy(update={"checkpoint": quick.checkpoint.model_copy(update={"method": "clean"})})
+    text = compare_markdown([paper, other])
+    rows = [line for line in text.splitlines() if line.startswith(("| sat", "| clean |"))]
+    assert len(rows) == 4  # both runs, floats and 8 bits
+    assert rows[1].endswith("| - |")  # no PGD there
+    assert curves([paper, other]).startswith(b"\x89PNG")
+    twice = compare_markdown([quick, quick])
+    assert f"sat ({quick.checkpoint.path})" in twice
+    fewer = run_suite(checkpoint, scenes, limit=2)
+    with pytest.raises(BenchError, match="same images"):
+        compare_markdown([quick, fewer])
+    with pytest.raises(BenchError, match="no results"):
+        compare_markdown([])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"schema_version": 1', '"schema_version": 2', "schema_version"),
+        ('"kind": "attack"', '"kind": "speed"', "kind"),
+        ('"suite": "paper"', '"suite": "paper", "surplus": 1', "surplus"),
+        ('"steps": 1', '"steps": "1"', "steps"),
+        ("{", "", "JSON"),
+    ],
+)
+def test_other_files_are_refused(paper: AttackResult, tmp_path: Path, old: str, new: str, message: str) -> None:
+    file = tmp_path / "attack.json"
+    file.write_text(to_json(paper).replace(old, new, 1))
+    with pytest.raises(BenchError, match=message):
+        read_result(file, AttackResult)
+
+
+def test_other_data_is_refused(checkpoint: Checkpoint, scenes: Dataset, other_scenes: Callable[[int], Path]) -> None:
+    assert open_split(checkpoint) == scenes
+    with pytest.raises(BenchError, match="not the one"):
+        open_split(checkpoint, data_root=other_scenes(3))
+    root = other_scenes(5)
+    assert open_split(checkpoint, data_root=root).root == root  # the same list elsewhere
+    train = open_split(checkpoint, split="train")
+    assert not run_suite(checkpoint, train).data.usual_split
+    classes = root / "classes.yaml"
+    classes.write_text(classes.read_text().replace(scenes.classes.names[1], "moon"))
+    with pytest.raises(BenchError, match="moon"):
+        open_split(checkpoint, data_root=root)
+
+
+def test_the_command(
+    run_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "attack"
+    arguments = ["ddcat-bench", "attack", str(run_directory), "--limit", "1", "--device", "cpu", "--out", str(out)]
+
+    def status() -> int | str | None:
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        return left.value.code
+
+    assert status() == 0
+    assert sorted(file.name for file in out.iterdir()) == ["attack.json", "attack.md", "attack.png"]
+    result = read_result(out / "attack.json", AttackResult)
+    assert attack_markdown(result) == (out / "attack.md").read_text()
+    assert "| mIoU |" in capsys.readouterr().out
+    assert status() == 2
+    assert "exists already" in capsys.readouterr().err
+    arguments[-1] = str(tmp_path / "none")
+    arguments += ["--suite", "quik"]
+    assert status() == 2
+    assert capsys.readouterr().err == "error: --suite quik: quick or paper would be right\n"
+    assert not (tmp_path / "none").exists()
+
+
+def test_nothing_is_left_of_a_run_that_fails(run_directory: Path, tmp_path: Path, scenes_copy: Path) -> None:
+    (scenes_copy / "JPEGImages" / "val_00004.jpg").write_bytes(b"no image")
+    out = tmp_path / "attack"
+    with pytest.raises(DdcatError, match="val_00004"):
+        cli.attack(run_directory, data_root=scenes_copy, device="cpu", out=out)
+    assert not [file for file in tmp_path.iterdir() if "attack" in file.name]
+
+
+def _close(found: np.ndarray, expected: np.ndarray, *, share: float = 0.005) -> None:
+    """Equal but for a few pixels: another batch size rounds otherwise, and sign() makes a step of it."""
+    assert np.abs(found - expected).sum() <= share * expected[:, [0, 2]].sum() * 2

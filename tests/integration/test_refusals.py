@@ -1,0 +1,116 @@
+"""What a user gets wrong: one line that says what, where and what would be right, exit status 2, nothing half-written."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddcat_train.data.generate import write_scenes
+
+TINY = ["augment.crop=33", "model.width=4", "train.epochs=1", "train.batch_size=4"]
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> Path:
+    write_scenes(tmp_path / "scenes", train=6, val=2, size=(48, 48))
+    return tmp_path / "scenes"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    write_scenes(folder / "scenes", train=6, val=2, size=(48, 48))
+    command = ["ddcat-train", *training(folder / "scenes"), "--out", folder / "run"]
+    assert call(*command).returncode == 0
+    return folder / "run"
+
+
+def training(root: Path, *overrides: str) -> list[str]:
+    return ["scenes-ddcat", "--data-root", str(root), *(p for o in [*TINY, *overrides] for p in ("--set", o))]
+
+
+def call(command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    script = Path(sys.executable).with_name(command)
+    return subprocess.run([script, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.returncode == 2, result.stderr
+    assert len(errors) == 1
+    assert result.stderr.splitlines()[-1] == errors[0]
+    assert "Traceback" not in result.stderr
+    assert [word for word in words if word not in errors[0]] == []
+
+
+def left(folder: Path) -> Sequence[str]:
+    """Everything in a folder but what was put there as input."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if "scenes" not in path.parts)
+
+
+def test_a_wrong_key_is_answered_with_the_nearest(scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "scenes/mine.yaml").write_text("inherits: scenes-sat\noptim: {momentun: 0.5}\n")
+    result = call("ddcat-train", tmp_path / "scenes/mine.yaml", "--out", tmp_path / "run")
+    assert_refused(result, "mine.yaml", "optim.momentun", "nearest is optim.momentum")
+    assert left(tmp_path) == []
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    result = call("ddcat-train", *training(tmp_path / "nowhere"), "--out", tmp_path / "run")
+    assert_refused(result, str(tmp_path / "nowhere"), "ddcat-data scenes")
+    assert left(tmp_path) == []
+
+
+def test_a_corrupt_image_is_named(scenes: Path, tmp_path: Path) -> None:
+    image = min((scenes / "JPEGImages").glob("*.jpg"))
+    image.write_bytes(image.read_bytes()[:200])
+    result = call("ddcat-train", *training(scenes), "--out", tmp_path / "run")
+    assert_refused(result, image.name)
+    assert not list((tmp_path / "run").glob("*.safetensors*"))
+    checked = call("ddcat-data", "check", "scenes", scenes)
+    assert checked.returncode == 2
+    assert image.name in checked.stdout + checked.stderr
+
+
+def test_a_label_outside_the_classes_is_named(scenes: Path, tmp_path: Path) -> None:
+    path = min((scenes / "SegmentationClass").glob("*.png"))
+    with Image.open(path) as image:
+        labels = np.array(image)
+    labels[3, 5] = 77
+    Image.fromarray(labels).save(path)
+    assert_refused(call("ddcat-train", *training(scenes), "--out", tmp_path / "run"), path.name, "77")
+
+
+def test_a_truncated_checkpoint_is_refused_everywhere(run: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes((run / "best.safetensors").read_bytes()[:-10])
+    assert_refused(call("ddcat-export", broken, "--engine", "ort", "--out", tmp_path / "bundle"), str(broken), "truncated")
+    assert_refused(call("ddcat-bench", "attack", broken, "--out", tmp_path / "result"), str(broken), "truncated")
+    assert left(tmp_path) == ["broken.safetensors"]
+
+
+def test_a_tampered_bundle_and_a_taken_port_are_refused(run: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    assert call("ddcat-export", run, "--engine", "ort", "--out", bundle).returncode == 0
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert_refused(call("ddcat-serve", "run", bundle, "--port", port), str(port), "--port")
+    content = bytearray((bundle / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / "model.onnx").write_bytes(content)
+    assert_refused(call("ddcat-serve", "run", bundle), "model.onnx", "not the file that was exported")
+    assert_refused(call("ddcat-bench", "fidelity", bundle), "model.onnx", "not the file that was exported")
+
+
+@pytest.mark.parametrize("command", ["ddcat-train", "ddcat-data", "ddcat-export", "ddcat-bench", "ddcat-serve"])
+def test_every_command_helps(command: str) -> None:
+    result = call(command, "--help")
+    assert result.returncode == 0
+    assert "Usage" in result.stdout
