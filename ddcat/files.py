@@ -11,7 +11,7 @@ from typing import Any
 
 from ddcat.errors import DdcatError
 
-__all__ = ["new_directory", "read_json", "write_bytes", "write_json", "write_text"]
+__all__ = ["check_vacant", "new_directory", "read_json", "write_bytes", "write_json", "write_text"]
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -52,6 +52,12 @@ def read_json(path: Path, error: type[DdcatError] = DdcatError) -> Any:
         raise error(f"{path} is not JSON: {cause}") from cause
 
 
+def check_vacant(path: Path) -> None:
+    """Refuse a path that `new_directory` would refuse: before the long work whose result it is to hold."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise DdcatError(f"{path} exists already: name another one, or remove it first")
+
+
 @contextlib.contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """
@@ -67,8 +73,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     Path
         The directory to fill.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise DdcatError(f"{path} exists already: name another one, or remove it first")
+    check_vacant(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:

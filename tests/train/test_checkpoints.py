@@ -31,10 +31,20 @@ def test_a_checkpoint_knows_its_network_configuration_and_data(run: Path) -> Non
     description = checkpoint.description
     assert checkpoint.path == run / BEST
     assert description.config.method.name == "ddcat"
+    assert description.architecture == "resnet10 + pyramid"
+    assert description.attack == {"epsilon": 0.03, "alpha": 0.01, "steps": 3, "start": "clean"}
     assert description.classes.names[0] == "background"
     assert (description.train.images, description.val.images) == (10, 4)
     assert set(checkpoint.segmenter().heads) == {"main", "auxiliary", "mask", "deep"}
     assert json.loads((run / "best.json").read_text()) == json.loads(description.model_dump_json())
+
+
+def test_it_says_what_it_was_really_attacked_with(tiny_run: list[str], tmp_path: Path) -> None:
+    for method, literal, start in (("clean", False, None), ("sat", False, "clean"), ("sat", True, "lower")):
+        config = load_config(f"scenes-{method}", [*tiny_run, f"method.paper_literal={literal}"])
+        Trainer(config).save(tmp_path / "x.safetensors", resumable=False)
+        attack = load_checkpoint(tmp_path / "x.safetensors").description.attack
+        assert (attack and attack["start"]) == start
 
 
 def test_a_run_without_a_best_one_gives_its_last(run: Path) -> None:

@@ -20,7 +20,7 @@ from ddcat.files import write_bytes, write_text
 from ddcat.hashing import sha256_of_file
 from ddcat_train.config import Config
 from ddcat_train.errors import CheckpointError
-from ddcat_train.methods import METHODS
+from ddcat_train.methods import METHODS, AttackSettings
 from ddcat_train.names import Head
 from ddcat_train.networks import Segmenter, build_segmenter
 
@@ -65,6 +65,18 @@ class Description(BaseModel):
     best: float | None  # the highest selection score so far
     git_commit: str | None
     versions: dict[str, str]
+
+    @property
+    def architecture(self) -> str:
+        """Backbone and context."""
+        return f"{self.config.model.backbone} + {self.config.model.context}"
+
+    @property
+    def attack(self) -> dict[str, Any] | None:
+        """The attack that it was really trained on, as keyword arguments of one; None where there was none."""
+        method = self.config.method
+        settings = AttackSettings(**self.config.attack.model_dump())
+        return dict(settings.keywords(method.paper_literal)) if METHODS[method.name].attacks else None
 
 
 @dataclass(frozen=True)

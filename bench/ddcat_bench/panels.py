@@ -1,0 +1,165 @@
+"""Pictures of what an attack does: images, attacked images, and what models with and without a defence say of them."""
+
+import io
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from torch import Tensor
+
+from ddcat.classes import IGNORE, Classes
+from ddcat.scores import count, pixel_accuracy
+from ddcat_bench.attack import answers
+from ddcat_train.attacks import Model, bim, to_8_bit
+from ddcat_train.data import Dataset
+from ddcat_train.data.loader import evaluation_batches
+
+__all__ = ["IGNORED_COLOUR", "Panel", "Picture", "coloured", "make_panels", "to_png"]
+
+IGNORED_COLOUR = (225, 225, 225)
+_GREY = 128  # what no perturbation is shown as
+
+U8 = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """
+    One picture of a panel.
+
+    Attributes
+    ----------
+    title : str
+        A few words, the same in every panel.
+    caption : str
+        What exactly it shows and, of a prediction, how much of it is right.
+    png : bytes
+        An RGB PNG of the image's size.
+    """
+
+    title: str
+    caption: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The pictures of one image of a data set."""
+
+    name: str
+    pictures: tuple[Picture, ...]
+
+
+def make_panels(
+    undefended: Model,
+    defended: Model,
+    dataset: Dataset,
+    *,
+    defence: str,
+    images: int = 4,
+    epsilon: float = 0.03,
+    alpha: float = 0.01,
+    steps: int = 7,
+) -> list[Panel]:
+    """
+    Attack some images of a split, each model by its own gradients, and show what comes of it.
+
+    The attack is BIM from x on. What it gives is rounded to 8 bits, as a server would receive it, and the predictions are those
+    for the rounded images.
+
+    Parameters
+    ----------
+    undefended, defended : callable
+        Map images (N, 3, H, W) in [0, 1] to logits (N, K, H, W), on the CPU.
+    dataset : Dataset
+    defence : str
+        What to call `defended`.
+    images : int
+        How many, spread evenly over the split.
+    epsilon, alpha, steps
+        As for `ddcat_train.attacks.bim`.
+
+    Returns
+    -------
+    list of Panel
+        In the order of the split. Six pictures each: the image; the attacked image and the perturbation, of the undefended
+        model; the prediction of either model for its own attacked image; the truth.
+    """
+    attack = f"BIM, n = {steps}"
+    panels = []
+    for names, clean, labels in evaluation_batches(dataset, batch_size=images, limit=images):
+        bare, robust = (
+            _look(model, clean, bim(model, clean, labels, epsilon=epsilon, alpha=alpha, steps=steps))
+            for model in (undefended, defended)
+        )
+        originals = _nhwc(to_8_bit(clean, clean))
+        for index, name in enumerate(names):
+            truth = labels[index].numpy().astype(np.uint8)
+            perturbation, factor = _amplified(originals[index], bare.images[index])
+            pictures = (
+                Picture("Image", name, to_png(originals[index])),
+                Picture(
+                    "Attacked image", f"{attack}, by the gradients of the model without defence", to_png(bare.images[index])
+                ),
+                Picture("Perturbation", f"of that attack, times {factor}; grey is none", to_png(perturbation)),
+                Picture(
+                    "No defence",
+                    f"its prediction for that attacked image: {_right(truth, bare, index, dataset.classes)}",
+                    to_png(coloured(bare.attacked[index], dataset.classes)),
+                ),
+                Picture(
+                    defence,
+                    f"its prediction under {attack}, by its own gradients: {_right(truth, robust, index, dataset.classes)}",
+                    to_png(coloured(robust.attacked[index], dataset.classes)),
+                ),
+                Picture("Truth", "light grey is ignored", to_png(coloured(truth, dataset.classes))),
+            )
+            panels.append(Panel(name, pictures))
+    return panels
+
+
+def coloured(labels: U8, classes: Classes) -> U8:
+    """Give labels, (H, W) with values in 0..K-1 or 255, the colours of their classes, (H, W, 3); 255 is `IGNORED_COLOUR`."""
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(classes)] = classes.palette
+    colours[IGNORE] = IGNORED_COLOUR
+    return colours[labels]
+
+
+def to_png(pixels: U8) -> bytes:
+    """Encode RGB pixels, (H, W, 3)."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+class _Look(NamedTuple):
+    """A model's own attacked images, and its predictions for the clean ones and for those."""
+
+    images: U8  # (N, H, W, 3)
+    clean: U8  # (N, H, W)
+    attacked: U8  # (N, H, W)
+
+
+def _look(model: Model, clean: Tensor, adversarial: Tensor) -> _Look:
+    received = to_8_bit(adversarial, clean)
+    predictions = (answers(model, batch).numpy().astype(np.uint8) for batch in (to_8_bit(clean, clean), received))
+    return _Look(_nhwc(received), *predictions)
+
+
+def _nhwc(images: Tensor) -> U8:
+    return images.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _amplified(image: U8, attacked: U8) -> tuple[U8, int]:
+    """Show a perturbation around grey, as strong as fits into 8 bits, and by what factor that is."""
+    difference = attacked.astype(np.int16) - image
+    factor = 127 // max(int(np.abs(difference).max()), 1)
+    return (_GREY + factor * difference).astype(np.uint8), factor
+
+
+def _right(truth: U8, look: _Look, index: int, classes: Classes) -> str:
+    attacked, clean = (pixel_accuracy(count(truth, labels[index], len(classes))) for labels in (look.attacked, look.clean))
+    return f"{attacked:.0%} of the pixels are right, {clean:.0%} without attack"

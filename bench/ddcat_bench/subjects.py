@@ -1,0 +1,211 @@
+"""What is judged: a checkpoint's main branch, a split of its data, and where the result comes from."""
+
+from pathlib import Path
+
+import torch
+
+from ddcat import provenance
+from ddcat.bundle import Bundle
+from ddcat_bench.errors import BenchError
+from ddcat_bench.results import BundleEntry, CheckpointEntry, DataEntry, Environment
+from ddcat_serve.engines import Engine
+from ddcat_train.checkpoints import Checkpoint, load_checkpoint
+from ddcat_train.data import Dataset, open_dataset
+from ddcat_train.networks import Segmenter
+
+__all__ = [
+    "checkpoint_of",
+    "describe_bundle",
+    "describe_checkpoint",
+    "describe_data",
+    "describe_environment",
+    "main_branch",
+    "open_bundle_data",
+    "open_split",
+    "torch_device",
+]
+
+_LIBRARIES = ("torch", "numpy", "opencv-python-headless", "onnxruntime")
+
+
+def main_branch(checkpoint: Checkpoint, device: torch.device) -> Segmenter:
+    """Build the network for judging: in eval(), no gradient of a parameter, channels last, true fp32 (no TF32 on a GPU)."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    network = checkpoint.segmenter().requires_grad_(False)
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def torch_device(name: str) -> torch.device:
+    """
+    Choose where PyTorch computes.
+
+    Parameters
+    ----------
+    name : "auto", "cpu" or "cuda"
+
+    Raises
+    ------
+    BenchError
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise BenchError(f"--device {name}: auto, cpu or cuda would be right")
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise BenchError("--device cuda: no CUDA device is available here; --device cpu would work")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def open_split(checkpoint: Checkpoint, *, data_root: Path | None = None, split: str | None = None) -> Dataset:
+    """
+    Open the data that a checkpoint is judged on, as it was trained: same reader, same size.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    data_root : Path, optional
+        Where the data set lies now; where it lay in training by default.
+    split : str, optional
+        The validation split of the checkpoint by default.
+
+    Raises
+    ------
+    BenchError
+        Where its classes are others, or the validation split has another list of images.
+    DataError
+    """
+    description = checkpoint.description
+    config = description.config.data
+    name = split or config.val_split
+    dataset = open_dataset(config.name, data_root or config.root, name, long_side=config.long_side)
+    _check_classes(dataset, description.classes.names, checkpoint.path)
+    if name == config.val_split:
+        _check_list(dataset, description.val.list_sha256, description.val.images, checkpoint.path)
+    return dataset
+
+
+def open_bundle_data(bundle: Bundle, *, data_root: Path | None = None, split: str | None = None) -> Dataset:
+    """
+    Open the data that an engine is judged on: the split that its manifest names, at its resolution.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    data_root : Path, optional
+        Where the data set lies now; where the manifest says by default.
+    split : str, optional
+        Another split than the manifest's.
+
+    Raises
+    ------
+    BenchError
+        Where its classes are others, or the manifest's split has another list of images.
+    DataError
+    """
+    manifest = bundle.manifest
+    data = manifest.data
+    name = split or data.split
+    dataset = open_dataset(data.name, data_root or Path(data.root), name, long_side=data.long_side)
+    _check_classes(dataset, manifest.class_table().names, bundle.path)
+    if name == data.split:
+        _check_list(dataset, data.list_sha256, data.images, bundle.path)
+    return dataset
+
+
+def checkpoint_of(bundle: Bundle, path: Path | None = None) -> Checkpoint:
+    """
+    Load the very checkpoint that a bundle was made from.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    path : Path, optional
+        Where it lies now; where it lay when it was exported by default.
+
+    Raises
+    ------
+    BenchError
+        Where it is not there, or its SHA-256 is another.
+    """
+    source = bundle.manifest.source
+    place = path or Path(source.checkpoint)
+    if not place.exists():
+        raise BenchError(f"the checkpoint that {bundle.path} was made from is not at {place}: say where with --checkpoint")
+    checkpoint = load_checkpoint(place)
+    found = checkpoint.sha256()
+    if found != source.sha256:
+        raise BenchError(
+            f"{checkpoint.path} is not the checkpoint that {bundle.path} was made from: SHA-256 {found[:12]}..., the manifest "
+            f"says {source.sha256[:12]}...: name the right one with --checkpoint, or export again"
+        )
+    return checkpoint
+
+
+def describe_checkpoint(checkpoint: Checkpoint) -> CheckpointEntry:
+    """Say what a checkpoint is and how it was trained."""
+    description = checkpoint.description
+    return CheckpointEntry(
+        path=str(checkpoint.path),
+        sha256=checkpoint.sha256(),
+        step=description.step,
+        method=description.config.method.name,
+        architecture=description.architecture,
+        attack=description.attack,
+    )
+
+
+def describe_bundle(bundle: Bundle, engine: Engine) -> BundleEntry:
+    """Say what a bundle is and how its engine runs."""
+    return BundleEntry(path=str(bundle.path), name=bundle.manifest.name, sha256=bundle.digest, engine=dict(engine.description))
+
+
+def describe_data(dataset: Dataset, names: list[str], *, usual_list: str) -> DataEntry:
+    """
+    Say which images were judged.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    names : list of str
+        Of the judged images.
+    usual_list : str
+        SHA-256 of the list that the checkpoint or bundle names.
+    """
+    digest = dataset.list_sha256()
+    return DataEntry(
+        name=dataset.name,
+        split=dataset.split,
+        list_sha256=digest,
+        split_images=len(dataset),
+        long_side=dataset.long_side,
+        usual_split=digest == usual_list,
+        classes=dataset.classes.names,
+        names=tuple(names),
+    )
+
+
+def describe_environment(device: torch.device, seconds: float) -> Environment:
+    """Say where and with what it was measured."""
+    return Environment(
+        machine=provenance.machine(),
+        versions=provenance.versions(_LIBRARIES),
+        git_commit=provenance.git_commit(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        threads=torch.get_num_threads(),
+        seconds=seconds,
+    )
+
+
+def _check_classes(dataset: Dataset, names: tuple[str, ...], judged: Path) -> None:
+    if dataset.classes.names != names:
+        raise BenchError(
+            f"the classes of {dataset.root} ({', '.join(dataset.classes.names)}) are not those of {judged} "
+            f"({', '.join(names)}): name the data set of its training with --data-root"
+        )
+
+
+def _check_list(dataset: Dataset, list_sha256: str, images: int, judged: Path) -> None:
+    if dataset.list_sha256() != list_sha256:
+        raise BenchError(
+            f"the {dataset.split} split at {dataset.root} ({len(dataset)} images) is not the one that {judged} names "
+            f"({images} images): name the right folder with --data-root, or another split with --split"
+        )

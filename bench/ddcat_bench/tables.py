@@ -1,0 +1,231 @@
+"""Markdown of results, made from the results alone."""
+
+from collections.abc import Sequence
+
+from ddcat_bench.errors import BenchError
+from ddcat_bench.results import AttackResult, BundleEntry, CheckpointEntry, DataEntry, Environment, FidelityResult, SpeedResult
+
+__all__ = [
+    "attack_markdown",
+    "columns",
+    "compare_markdown",
+    "fidelity_markdown",
+    "provenance_lines",
+    "run_names",
+    "speed_markdown",
+    "table",
+]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a Markdown table; all columns but the first are numbers."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def columns(results: Sequence[AttackResult]) -> list[str]:
+    """Labels of all attacks that occur, in their order: clean, n = 1, ..., PGD-20."""
+    return list(dict.fromkeys(row.label for result in results for row in result.rows))
+
+
+def attack_markdown(result: AttackResult) -> str:
+    """
+    Write one result: the figures under each attack, those of each class, and where they come from.
+
+    Parameters
+    ----------
+    result : AttackResult
+    """
+    labels = columns([result])
+    kinds = [("", False), (", 8-bit", True)]
+    figures = [("mIoU", "miou"), ("pixel accuracy", "pixel_accuracy"), ("mean per-image mIoU", "mean_image_miou")]
+    rows = [
+        [f"{name}{kind}", *(_figure(result, label, key, eight_bit) for label in labels)]
+        for name, key in figures
+        for kind, eight_bit in kinds
+    ]
+    per_class = [
+        [name, *(_number(row.scores.class_iou[index]) for label in labels if (row := result.find(label)))]
+        for index, name in enumerate(result.data.classes)
+    ]
+    checkpoint = result.checkpoint
+    return (
+        f"# {checkpoint.method} ({checkpoint.architecture}) under attack\n\n"
+        f"{_data_line(result.data)}\n\n"
+        f"{table(['', *labels], rows)}\n"
+        f"{_attack_lines([result])}\n"
+        f"IoU of each class (float):\n\n{table(['class', *labels], per_class)}\n"
+        f"{result.protocol}\n\n"
+        f"{provenance_lines(checkpoint, result.environment)}"
+    )
+
+
+def compare_markdown(results: Sequence[AttackResult]) -> str:
+    """
+    Write the mIoU of several runs under each other, as floats and as 8-bit images.
+
+    Raises
+    ------
+    BenchError
+        Where they were not judged on the same images.
+    """
+    labels = columns(results)
+    names = run_names(results)
+    tables = [
+        table(
+            ["mIoU", *labels],
+            [
+                [name, *(_figure(r, label, "miou", eight_bit) for label in labels)]
+                for name, r in zip(names, results, strict=True)
+            ],
+        )
+        for eight_bit in (False, True)
+    ]
+    first = results[0]
+    return (
+        f"{_data_line(first.data)}\n\n{tables[0]}\n{_attack_lines(results)}\n"
+        f"On 8-bit adversarial images, as a server would receive them:\n\n{tables[1]}\n{first.protocol}\n"
+    )
+
+
+def fidelity_markdown(result: FidelityResult) -> str:
+    """
+    Write how an engine and the PyTorch main branch agree.
+
+    Parameters
+    ----------
+    result : FidelityResult
+    """
+    rows = [
+        [
+            row.label,
+            f"{row.agreement:.4%}",
+            f"{row.counted_agreement:.4%}",
+            f"{row.differing} of {row.pixels}",
+            f"{row.engine.miou:.4f}",
+            f"{row.pytorch.miou:.4f}",
+            f"{100 * (row.engine.miou - row.pytorch.miou):+.3f}",
+        ]
+        for row in result.rows
+    ]
+    head = ["8-bit images", "agreement", "of counted pixels", "pixels that differ", "mIoU engine", "mIoU PyTorch", "points"]
+    attacked = next(row for row in result.rows if row.steps)
+    return (
+        f"# {result.bundle.name}: the engine beside PyTorch\n\n"
+        f"{_data_line(result.data)}\n\n"
+        f"{table(head, rows)}\n"
+        f"n = N: BIM of N steps, epsilon {attacked.epsilon:.4g} ({attacked.grey_levels:.0f}/255 for 8-bit images), "
+        f"alpha {attacked.alpha:.4g}.\n\n"
+        f"{result.protocol}\n\n"
+        f"{_bundle_line(result.bundle)}{provenance_lines(result.checkpoint, result.environment)}"
+    )
+
+
+def speed_markdown(result: SpeedResult) -> str:
+    """
+    Write an engine's time beside PyTorch's.
+
+    Parameters
+    ----------
+    result : SpeedResult
+    """
+    rows = [
+        [
+            name,
+            *(f"{1000 * value:.2f}" for value in (t.lower_quartile, t.median, t.upper_quartile)),
+            "yes" if t.stable else "**no**",
+        ]
+        for name, t in (("engine", result.engine), ("PyTorch", result.pytorch))
+    ]
+    note = (
+        ""
+        if result.engine.stable and result.pytorch.stable
+        else "**Unstable**: the medians of the last three windows differ by more than 10 %. Measure again on a machine that "
+        "does nothing else, or with more --repeats.\n\n"
+    )
+    return (
+        f"# {result.bundle.name}: the engine's time beside PyTorch's\n\n"
+        f"{result.batch} x {result.height} x {result.width} (images x height x width), threads of each: {result.threads}, "
+        f"{len(result.engine.seconds)} calls each in turns after {result.warm_up} to warm up; {result.inputs}.\n\n"
+        f"{table(['milliseconds a call', 'lower quartile', 'median', 'upper quartile', 'stable'], rows)}\n"
+        f"Engine / PyTorch: **{result.ratio_of_medians:.3f}** (ratio of medians), {result.median_of_ratios:.3f} (median of the "
+        f"ratios of all pairs); below 1 the engine is faster.\n\n{note}"
+        f"{result.boundary}\n\n"
+        f"{_bundle_line(result.bundle)}{provenance_lines(result.checkpoint, result.environment)}"
+    )
+
+
+def run_names(results: Sequence[AttackResult]) -> list[str]:
+    """
+    Name each run by its method, and by its checkpoint as well where the methods do not tell all apart.
+
+    Raises
+    ------
+    BenchError
+        Where there is no result, or they were not judged on the same images.
+    """
+    if not results:
+        raise BenchError("no results to compare: name at least one")
+    first = results[0].data
+    for other in results[1:]:
+        if (other.data.list_sha256, other.data.long_side, other.data.names) != (
+            first.list_sha256,
+            first.long_side,
+            first.names,
+        ):
+            raise BenchError(
+                f"{results[0].checkpoint.path} and {other.checkpoint.path} were not judged on the same images "
+                f"({len(first.names)} of {first.name} {first.split}, {len(other.data.names)} of {other.data.name} "
+                f"{other.data.split}): their numbers do not compare"
+            )
+    methods = [result.checkpoint.method for result in results]
+    if len(set(methods)) == len(methods):
+        return methods
+    return [f"{result.checkpoint.method} ({result.checkpoint.path})" for result in results]
+
+
+def provenance_lines(checkpoint: CheckpointEntry, environment: Environment) -> str:
+    """Say which checkpoint was judged, and where and with what."""
+    attack = "none" if checkpoint.attack is None else ", ".join(f"{key} {value}" for key, value in checkpoint.attack.items())
+    machine = environment.machine
+    return (
+        f"- checkpoint: {checkpoint.path}, step {checkpoint.step}, SHA-256 {checkpoint.sha256}\n"
+        f"- attack in training: {attack}\n"
+        f"- machine: {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}; "
+        f"PyTorch on {environment.device}, threads: {environment.threads}; {environment.seconds:.0f} s\n"
+        f"- versions: {', '.join(f'{name} {version}' for name, version in environment.versions.items())}\n"
+        f"- code: {environment.git_commit or 'not from a checkout'}\n"
+    )
+
+
+def _bundle_line(bundle: BundleEntry) -> str:
+    engine = ", ".join(f"{key} {value}" for key, value in bundle.engine.items())
+    return f"- bundle: {bundle.path}, manifest SHA-256 {bundle.sha256}\n- engine: {engine}\n"
+
+
+def _figure(result: AttackResult, label: str, key: str, eight_bit: bool) -> str:
+    row = result.find(label, eight_bit=eight_bit)
+    return _number(getattr(row.scores, key)) if row else "-"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _data_line(data: DataEntry) -> str:
+    chosen = "all" if len(data.names) == data.split_images else f"{len(data.names)} of"
+    resized = "" if data.long_side is None else f", resized to a long side of {data.long_side}"
+    other = "" if data.usual_split else " This is **not** the validation split that belongs to the checkpoint."
+    return f"{data.name}, {data.split} split: {chosen} {data.split_images} images{resized}.{other}"
+
+
+def _attack_lines(results: Sequence[AttackResult]) -> str:
+    bounds: dict[str, dict[bool, float]] = {}  # of each attack, as floats and in 8 bits
+    for row in (row for result in results for row in result.rows if row.name != "clean"):
+        name = "n = N: BIM of N steps" if row.name == "BIM" else row.label
+        attack = f"{name}, start: {row.start}, alpha {row.alpha:.4g}, epsilon {row.epsilon:.4g}"
+        bounds.setdefault(attack, {})[row.eight_bit] = row.grey_levels
+    return "".join(
+        f"- {attack} ({levels[False]:.4g} grey levels; {levels[True]:.0f}/255 for 8-bit images)\n"
+        for attack, levels in bounds.items()
+    )

@@ -1,0 +1,1 @@
+"""From a checkpoint to a bundle: the main branch alone, as ONNX, proven against PyTorch."""

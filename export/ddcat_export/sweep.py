@@ -1,0 +1,152 @@
+"""Whether a graph is the network: both are run on images of many shapes and compared."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ddcat_export.errors import ExportError
+from ddcat_export.graph import with_logits
+from ddcat_serve.engines.base import Outputs
+from ddcat_serve.engines.onnxruntime import OrtGraph, open_graph
+from ddcat_serve.errors import EngineError
+from ddcat_train.networks import Segmenter
+
+__all__ = ["LOGIT_TOLERANCE", "Shape", "Sweep", "sample_images", "shapes_of", "sweep"]
+
+LOGIT_TOLERANCE = 1e-4  # of the standard deviation of PyTorch's logits
+_NEAR_TIE = 2 * LOGIT_TOLERANCE  # two logits so near may change places, for each may be off by the tolerance
+_LEAST_SCALE = 1e-30  # logits that are all equal have no deviation to measure by
+
+Shape = tuple[int, int, int]  # batch, height, width
+
+# The smallest, odd and even, flat and upright, one beyond a multiple of the stride, and none that was traced.
+_FREE: tuple[Shape, ...] = ((1, 33, 33), (2, 33, 65), (1, 65, 34), (3, 40, 72), (2, 97, 129), (1, 50, 161), (1, 180, 240))
+_BATCHES = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """
+    What a sweep found.
+
+    Attributes
+    ----------
+    shapes : tuple of (batch, height, width)
+        That were run.
+    pixels, near_ties : int
+        Compared, and of them those whose labels differ because their two highest logits are equal but for rounding.
+    logit_error : float
+        The largest difference of a logit, in standard deviations of PyTorch's logits.
+    """
+
+    shapes: tuple[Shape, ...]
+    pixels: int
+    near_ties: int
+    logit_error: float
+
+
+def shapes_of(size: tuple[int, int] | None) -> tuple[Shape, ...]:
+    """Shapes to sweep for a graph of one size, or of free sizes (None)."""
+    return _FREE if size is None else tuple((batch, *size) for batch in _BATCHES)
+
+
+def sample_images(shape: Shape, seed: int) -> npt.NDArray[np.uint8]:
+    """
+    Draw images to compare on: noise in the even places of the batch, smooth waves of colour in the odd ones.
+
+    Parameters
+    ----------
+    shape : (batch, height, width)
+    seed : int
+        Other seeds give other images, and of a batch of one an odd seed gives the waves.
+
+    Returns
+    -------
+    (N, H, W, 3) uint8
+    """
+    count, height, width = shape
+    random = np.random.default_rng([seed, *shape])
+    images = random.integers(0, 256, (count, height, width, 3), np.uint8)
+    rows, columns = np.arange(height)[:, None, None], np.arange(width)[None, :, None]
+    for index in range((seed + 1) % 2, count, 2):
+        waves, phase = random.uniform(-0.15, 0.15, (2, 3)), random.uniform(0, 2 * np.pi, 3)
+        images[index] = 127.5 + 127 * np.sin(waves[0] * rows + waves[1] * columns + phase)  # (H, W, 3)
+    return images
+
+
+def sweep(content: bytes, segmenter: Segmenter, shapes: tuple[Shape, ...]) -> Sweep:
+    """
+    Compare a graph, run by ONNX Runtime, with the main branch of its network, run by PyTorch.
+
+    Parameters
+    ----------
+    content : bytes
+        A graph of `build_graph`. Where it does not give its logits they are looked at within it, in a second session.
+    segmenter : Segmenter
+        On the CPU, in eval() mode.
+    shapes : tuple of (batch, height, width)
+
+    Raises
+    ------
+    ExportError
+        Naming the shape, where the graph fails, a logit is off by more than `LOGIT_TOLERANCE`, or a label differs that is no
+        near tie.
+    """
+    pixels = ties = 0
+    worst = 0.0
+    try:
+        with open_graph(content) as served, open_graph(with_logits(content)) as inner:
+            for shape in shapes:
+                for seed in (0, 1):
+                    found = _compare(served, inner, segmenter, sample_images(shape, seed))
+                    pixels, ties, worst = pixels + shape[0] * shape[1] * shape[2], ties + found[0], max(worst, found[1])
+    except EngineError as cause:
+        raise ExportError(f"the exported graph does not run: {cause}") from cause
+    return Sweep(shapes, pixels, ties, worst)
+
+
+def _compare(served: OrtGraph, inner: OrtGraph, segmenter: Segmenter, images: npt.NDArray[np.uint8]) -> tuple[int, float]:
+    where = "images of shape {}x{}x{}".format(*images.shape[:3])
+    low, full = _reference(segmenter, images)  # (N, K, h, w), (N, K, H, W)
+    scale = float(low.std())
+    if not np.isfinite(scale):
+        raise ExportError(f"the network itself gives logits that are not finite on {where}: take another checkpoint")
+    outputs = served.run(images)
+    stated = inner.run(images).logits if outputs.logits is None else outputs.logits
+    _check_form(outputs, stated, images.shape[:3], low.shape, where)
+    assert stated is not None  # for the type checker: `_check_form` refuses None
+
+    error = float(np.abs(stated - low).max()) / max(scale, _LEAST_SCALE)
+    highest = np.partition(full, -2, axis=1)[:, -2:]  # (N, 2, H, W): the second highest, the highest
+    near = highest[:, 1] - highest[:, 0] < _NEAR_TIE * scale
+    differs = outputs.labels != full.argmax(1)
+    wrong = differs & ~near
+    if not error <= LOGIT_TOLERANCE or wrong.any():  # not error <= ...: NaN is refused, too
+        raise ExportError(
+            f"the exported graph is not the network: on {where} {100 * wrong.mean():.3g} % of the labels differ from "
+            f"PyTorch's, and the logits by up to {error:.2g} of their standard deviation: {LOGIT_TOLERANCE:g} is tolerated"
+        )
+    return int(differs.sum()), error
+
+
+def _reference(segmenter: Segmenter, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    planes = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255  # (N, 3, H, W)
+    with torch.inference_mode():
+        features = segmenter.features(planes)
+        return segmenter.low_resolution_logits("main", features).numpy(), segmenter.logits("main", features).numpy()
+
+
+def _check_form(
+    outputs: Outputs,
+    logits: npt.NDArray[np.float32] | None,
+    labels_shape: tuple[int, ...],
+    logits_shape: tuple[int, ...],
+    where: str,
+) -> None:
+    labels = outputs.labels
+    form = None if logits is None else (labels.dtype, labels.shape, logits.dtype, logits.shape)
+    wanted = (np.dtype(np.uint8), labels_shape, np.dtype(np.float32), logits_shape)
+    if form != wanted:
+        raise ExportError(f"the exported graph gives labels and logits {form} for {where}, where {wanted} would be right")
