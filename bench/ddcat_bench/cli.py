@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ddcat import command
+from ddcat.command import parse_size
 from ddcat_bench.errors import BenchError
 
 __all__ = ["app", "main"]
@@ -47,10 +48,10 @@ def attack(
     - `ddcat-bench attack runs/camvid-sat --suite paper --data-root /data/camvid --out results/sat`
     """
     from ddcat.files import check_vacant
+    from ddcat.progress import progress
     from ddcat_bench.attack import SUITES, run_suite
     from ddcat_bench.output import publish
     from ddcat_bench.plots import curves
-    from ddcat_bench.progress import progress
     from ddcat_bench.subjects import open_split, torch_device
     from ddcat_bench.tables import attack_markdown
     from ddcat_train.checkpoints import load_checkpoint
@@ -99,9 +100,9 @@ def fidelity(
     """
     from ddcat.bundle import open_bundle
     from ddcat.files import check_vacant
+    from ddcat.progress import progress
     from ddcat_bench.fidelity import compare
     from ddcat_bench.output import beside, publish
-    from ddcat_bench.progress import progress
     from ddcat_bench.subjects import checkpoint_of, open_bundle_data
     from ddcat_bench.tables import fidelity_markdown
     from ddcat_serve.engines import open_engine
@@ -147,8 +148,8 @@ def speed(
     """
     from ddcat.bundle import open_bundle
     from ddcat.files import check_vacant
+    from ddcat.progress import progress
     from ddcat_bench.output import beside, publish
-    from ddcat_bench.progress import progress
     from ddcat_bench.speed import draw_inputs, measure
     from ddcat_bench.subjects import checkpoint_of, open_bundle_data
     from ddcat_bench.tables import speed_markdown
@@ -161,7 +162,7 @@ def speed(
     loaded = checkpoint_of(opened, checkpoint)
     there = data_root is not None or Path(opened.manifest.data.root).is_dir()
     dataset = open_bundle_data(opened, data_root=data_root) if there else None
-    inputs = draw_inputs(opened, dataset, repeats=repeats, batch=batch, size=_size(size))
+    inputs = draw_inputs(opened, dataset, repeats=repeats, batch=batch, size=parse_size(size) if size else None)
     used = threads or physical_cores()
     with (
         open_engine(opened, threads=used) as engine,
@@ -169,15 +170,6 @@ def speed(
     ):
         result = measure(opened, engine, loaded, inputs, threads=used, advance=advance)
     publish(folder, "speed", result, speed_markdown(result))
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise BenchError(f"--size {text} is no size: HEIGHTxWIDTH would be right, for example 180x240")
-    return int(height), int(width)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ddcat import command
+from ddcat.command import parse_size
 from ddcat_export.errors import ExportError
 
 __all__ = ["app", "main"]
@@ -44,7 +45,7 @@ def export(
     written only if it has the opset and types that were asked for, if its bytes are the same with NaN in all other heads, and
     if ONNX Runtime computes with it what PyTorch computes, on images of many shapes.
     """
-    sides = _sides(size)
+    sides = None if size == "dynamic" else parse_size(size, otherwise=" or dynamic")
     folder = out or (checkpoint if checkpoint.is_dir() else checkpoint.parent) / f"bundle-{engine}-{precision}"
     try:
         from ddcat_export import exporting
@@ -68,15 +69,6 @@ def export(
         f"next: ddcat-bench fidelity {folder}\n"
         f"      ddcat-serve run {folder}"
     )
-
-
-def _sides(size: str) -> tuple[int, int] | None:
-    if size == "dynamic":
-        return None
-    height, _, width = size.partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise ExportError(f"--size {size}: HEIGHTxWIDTH, such as 180x240, or dynamic would be right")
-    return int(height), int(width)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ddcat_train.config import load_config
+from ddcat_train.data import list_dataset
 from ddcat_train.data.check import check
 from ddcat_train.loop import train
 
@@ -21,7 +22,7 @@ def test_a_real_data_set_is_sound_and_trains(name: str, tmp_path: Path) -> None:
     folder, train_split, val_split = SAMPLES[name]
     if not (DATA / folder).is_dir():
         pytest.skip(f"no data at {DATA / folder}")
-    report = check(name, DATA / folder, train_split)
+    report = check(list_dataset(name, DATA / folder, train_split))
     assert report.faults == ()
     images = report.pairs
     config = load_config(

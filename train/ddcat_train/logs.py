@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ddcat.files import write_text
+from ddcat.progress import Rate
 from ddcat_train.errors import TrainError
 
 __all__ = ["RunLog"]
@@ -45,14 +46,14 @@ class RunLog:
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            Rate("steps"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task("training", total=steps, completed=step, rate="", note="")
+        self._task = self._progress.add_task("training", total=steps, completed=step, note="")
         self._console = console
 
     def __enter__(self) -> Self:
@@ -67,8 +68,7 @@ class RunLog:
     def update(self, step: int, values: Mapping[str, Tensor | float]) -> None:
         """Note the values of one step; they reach the files within some steps, or at `flush`."""
         self._waiting.append((step, dict(values)))
-        speed = self._progress.tasks[0].speed
-        self._progress.update(self._task, completed=step, rate=f"{speed:.2f} steps/s" if speed else "")
+        self._progress.update(self._task, completed=step)
         if len(self._waiting) >= _EVERY:
             self.flush()
 

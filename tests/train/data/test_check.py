@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from ddcat.errors import DdcatError
+from ddcat_train.data import list_dataset
 from ddcat_train.data.base import read_indices
 from ddcat_train.data.check import check
 from ddcat_train.data.cli import app, main
@@ -25,7 +27,7 @@ def plant_faults(root: Path, write_labels: Writer) -> None:
 
 
 def test_figures_are_those_of_the_files(small_folder: Path) -> None:
-    report = check("folder", small_folder, "train")
+    report = check(list_dataset("folder", small_folder, "train"))
     labels = np.stack([read_indices(small_folder / f"labels/train/{index}.png") for index in range(5)])
     assert report.faults == ()
     assert report.pairs == 5
@@ -34,12 +36,12 @@ def test_figures_are_those_of_the_files(small_folder: Path) -> None:
     assert report.pixels.tolist() == [(labels == value).sum() for value in range(3)]
     assert report.class_shares().sum() == pytest.approx(1)
     assert report.ignored_share() == pytest.approx(10 / labels.size)
-    assert check("folder", small_folder, "train", long_side=6).sizes == {(6, 5): 5}
+    assert check(list_dataset("folder", small_folder, "train", long_side=6)).sizes == {(6, 5): 5}
 
 
 def test_every_planted_fault_is_found(small_folder: Path, write_labels: Writer) -> None:
     plant_faults(small_folder, write_labels)
-    report = check("folder", small_folder, "train")
+    report = check(list_dataset("folder", small_folder, "train"))
     assert [(f.kind, str(f.file.relative_to(small_folder)), f.value, f.pixels) for f in report.faults] == [
         ("unreadable", "images/train/0.png", None, None),
         ("size", "labels/train/1.png", None, None),
@@ -55,7 +57,7 @@ def test_every_planted_fault_is_found(small_folder: Path, write_labels: Writer) 
 
 def test_nothing_to_check_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="images is missing"):
-        check("folder", tmp_path, "train")
+        check(list_dataset("folder", tmp_path, "train"))
 
 
 def test_command_tells_a_sound_data_set(small_folder: Path, tmp_path: Path) -> None:
@@ -87,15 +89,15 @@ def test_command_lists_all_faults_and_exits_2(
 
 
 def test_command_generates_scenes(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["scenes", str(tmp_path / "out"), "--train", "2", "--val", "1", "--size", "48x32"])
+    result = CliRunner().invoke(app, ["scenes", str(tmp_path / "out"), "--train", "2", "--val", "1", "--size", "32x48"])
     assert result.exit_code == 0, result.output
-    assert check("scenes", tmp_path / "out", "train").sizes == {(48, 32): 2}
-    assert check("scenes", tmp_path / "out", "val").faults == ()
+    assert check(list_dataset("scenes", tmp_path / "out", "train")).sizes == {(48, 32): 2}
+    assert check(list_dataset("scenes", tmp_path / "out", "val")).faults == ()
 
 
 def test_command_refuses_what_is_no_size(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["scenes", str(tmp_path / "out"), "--size", "96"])
-    assert isinstance(result.exception, DataError)
+    assert isinstance(result.exception, DdcatError)
     assert not (tmp_path / "out").exists()
 
 
@@ -106,11 +108,11 @@ def test_real_samples_are_sound(real_data: Path) -> None:
         ("cityscapes", "cityscapes_sample", "val"),
         ("camvid", "camvid", "val"),
     ):
-        assert check(name, real_data / root, split, long_side=120).faults == ()
+        assert check(list_dataset(name, real_data / root, split, long_side=120)).faults == ()
 
 
 def test_camvid_shares_are_those_of_its_description(real_data: Path) -> None:
-    report = check("camvid", real_data / "camvid", "train")
+    report = check(list_dataset("camvid", real_data / "camvid", "train"))
     told = np.array([16.8, 23.3, 1.0, 31.7, 4.5, 9.7, 1.2, 1.1, 5.9, 0.64, 0.29])
     of_all = report.class_shares() * (1 - report.ignored_share()) * 100
     assert np.abs(of_all - told).max() < 0.06

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddcat.classes import IGNORE, Classes
-from ddcat_train.data import list_dataset
-from ddcat_train.data.base import Fault, Sample
+from ddcat_train.data.base import Dataset, Fault, Sample
 
 __all__ = ["Report", "check"]
 
@@ -76,30 +75,17 @@ class Report:
         }
 
 
-def check(
-    name: str,
-    root: Path,
-    split: str,
-    *,
-    long_side: int | None = None,
-    advance: Callable[[int, int], object] = lambda done, total: None,
-) -> Report:
+def check(dataset: Dataset, *, advance: Callable[[int], object] = lambda pairs: None) -> Report:
     """
     Read every pair of a split, and collect what is wrong with the files rather than stop at it.
 
     Parameters
     ----------
-    name, root, split, long_side
-        As for `ddcat_train.data.open_dataset`; the files need not all be there.
-    advance : callable
-        Called with the number of pairs done and of all, after each.
-
-    Raises
-    ------
-    DataError
-        Where there are no pairs to look at: an unknown name, a missing folder, a missing or empty list.
+    dataset : Dataset
+        As `ddcat_train.data.list_dataset` gives it: the files need not all be there.
+    advance : callable, optional
+        Is told the number of pairs that were looked at.
     """
-    dataset = list_dataset(name, root, split, long_side=long_side)
     counts = np.zeros(IGNORE + 1, np.int64)
     sizes: Counter[tuple[int, int]] = Counter()
     faults: list[Fault] = []
@@ -111,12 +97,12 @@ def check(
             sizes[width, height] += 1
         else:
             faults += found
-        advance(index + 1, len(dataset))
+        advance(1)
     return Report(
-        name=name,
-        root=root,
-        split=split,
-        long_side=long_side,
+        name=dataset.name,
+        root=dataset.root,
+        split=dataset.split,
+        long_side=dataset.long_side,
         classes=dataset.classes,
         pairs=len(dataset),
         sizes=dict(sizes.most_common()),

@@ -1,18 +1,17 @@
 """`ddcat-data`: checking and generating data sets."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from ddcat import command
+from ddcat.command import parse_size
 from ddcat.files import write_json
+from ddcat.progress import progress
+from ddcat_train.data import list_dataset
 from ddcat_train.data.check import Report, check
 from ddcat_train.data.generate import write_scenes
 from ddcat_train.errors import DataError
@@ -39,8 +38,9 @@ def check_command(
 
     Example: ddcat-data check camvid data/camvid --split val
     """
-    with _progress("checking") as advance:
-        report = check(name, root, split, long_side=long_side, advance=advance)
+    dataset = list_dataset(name, root, split, long_side=long_side)
+    with progress("checking", len(dataset)) as advance:
+        report = check(dataset, advance=advance)
     if json is not None:
         write_json(json, report.to_json())
     typer.echo(f"{name} {split} at {root}")
@@ -57,7 +57,7 @@ def scenes(
     out: Annotated[Path, typer.Argument(help="The folder to make; it must not exist or be empty.")],
     train: Annotated[int, typer.Option(help="Scenes to train on.")] = 500,
     val: Annotated[int, typer.Option(help="Scenes to evaluate on.")] = 100,
-    size: Annotated[str, typer.Option(help="Of the images.", metavar="WIDTHxHEIGHT")] = "96x96",
+    size: Annotated[str, typer.Option(help="Of the images.", metavar="HEIGHTxWIDTH")] = "96x96",
     seed: Annotated[int, typer.Option(help="Another one gives other scenes.")] = 0,
 ) -> None:
     """
@@ -65,32 +65,14 @@ def scenes(
 
     Example: ddcat-data scenes data/scenes --train 500 --val 100 --size 96x96
     """
-    width, _, height = size.partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise DataError(f"--size {size} is no size: WIDTHxHEIGHT would be right, for example 96x96")
-    with _progress("generating") as advance:
-        write_scenes(out, train=train, val=val, size=(int(height), int(width)), seed=seed, advance=advance)
+    with progress("generating", train + val, unit="scenes") as advance:
+        write_scenes(out, train=train, val=val, size=parse_size(size), seed=seed, advance=advance)
     typer.echo(f"{train} train and {val} val scenes of {size} in {out}")
 
 
 def main() -> None:
     """Run `ddcat-data`."""
     command.run(app)
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.0f}/s" if task.speed else "")
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar with a rate and the time left on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _table(report: Report) -> Table:

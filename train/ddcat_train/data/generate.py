@@ -26,7 +26,7 @@ def write_scenes(
     val: int = 100,
     size: tuple[int, int] = (96, 96),
     seed: int = 0,
-    advance: Callable[[int, int], object] = lambda done, total: None,
+    advance: Callable[[int], object] = lambda scenes: None,
 ) -> None:
     """
     Write generated scenes, which `open_dataset("scenes", out, ...)` reads; the whole folder or nothing.
@@ -43,7 +43,7 @@ def write_scenes(
     seed : int
         Not negative.
     advance : callable
-        Called with the number of scenes done and of all, after each.
+        Is told the number of scenes that were finished.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def write_scenes(
                 # without chroma subsampling, which would smear thin things
                 Image.fromarray(image).save(aside / "JPEGImages" / f"{name}.jpg", quality=95, subsampling=0)
                 _write_labels(aside / "SegmentationClass" / f"{name}.png", labels)
-                advance(index + 1 + place * train, train + val)
+                advance(1)
             lines = "".join(f"{name}\n" for name in names)
             (aside / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(lines, encoding="utf-8")
         (aside / CLASSES_FILE).write_text(classes_yaml(SCENE_CLASSES), encoding="utf-8")

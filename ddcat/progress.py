@@ -7,15 +7,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-__all__ = ["progress"]
+__all__ = ["Rate", "progress"]
 
 
-class _Rate(ProgressColumn):
+class Rate(ProgressColumn):
+    """Units done in a second."""
+
     def __init__(self, unit: str) -> None:
         super().__init__()
         self._unit = unit
 
     def render(self, task: Task) -> Text:
+        """Draw the column."""
         return Text(f"{task.speed:.1f} {self._unit}/s" if task.speed else "")
 
 
@@ -23,7 +26,7 @@ class _Rate(ProgressColumn):
 def progress(what: str, total: int, *, unit: str = "images") -> Iterator[Callable[[int], None]]:
     """Show the progress of work; yields what is to be called with the number of units just done."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(unit), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.advance(task, done)

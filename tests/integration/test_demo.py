@@ -1,0 +1,110 @@
+import html
+import importlib.util
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddcat.bundle import open_bundle
+from ddcat_bench.results import AttackResult, FidelityResult, SpeedResult, read_result
+from ddcat_bench.statements import robustness_statements
+from ddcat_serve.engines import open_engine
+from ddcat_train.data import open_dataset
+
+DEMO = Path(__file__).parents[2] / "examples/demo.py"
+METHODS = ("clean", "sat", "ddcat")
+
+
+@pytest.fixture(scope="module")
+def demo() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("ddcat_demo", DEMO)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_failing_stage_ends_the_demo_with_its_status(
+    demo: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        demo.command("ddcat-serve", "run", tmp_path / "no such")
+    assert ended.value.code == 2
+    output, errors = capfd.readouterr()
+    typed = f"ddcat-serve run '{tmp_path}/no such'"
+    assert output.strip() == f"$ {typed}"
+    assert errors.splitlines()[-1] == f"error: {typed} ended with exit status 2"
+
+
+@pytest.mark.parametrize(("code", "status"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", 137), ("sys.exit(0)", 1)])
+def test_a_server_that_ends_before_it_listens_ends_the_demo(
+    demo: ModuleType, capfd: pytest.CaptureFixture[str], code: str, status: int
+) -> None:
+    line = [sys.executable, "-c", f"import os, sys; print('loading', flush=True); {code}"]
+    with (
+        subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process,
+        pytest.raises(SystemExit) as ended,
+    ):
+        demo.listening_at(process, line)
+    assert ended.value.code == status
+    assert "error: " in capfd.readouterr().err
+
+
+def test_it_removes_what_it_made_and_nothing_else(demo: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "scenes/JPEGImages").mkdir(parents=True)
+    for name in ("index.html", "mine.txt"):
+        (tmp_path / name).write_text("x")
+    demo.remove_what_was_made(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    assert capfd.readouterr().out == f"removing what was made before: {tmp_path}/scenes, {tmp_path}/index.html\n"
+    demo.remove_what_was_made(tmp_path / "absent")
+    assert not capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_demo_leaves_everything_that_it_promises(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    done = subprocess.run(
+        [sys.executable, str(DEMO), "--out", str(out), "--epochs", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    attacks = [read_result(out / f"results/{method}/attack.json", AttackResult) for method in METHODS]
+    statements = robustness_statements(attacks)
+    held = all(statement.held for statement in statements)
+    assert done.returncode == (0 if held else 1), done.stderr
+    assert ("what it claims of the defences did not hold" in done.stderr) is not held
+
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    told = " ".join(html.unescape(page).split())
+    for result in attacks:
+        row = [result.find(label) for label in ("clean", *(f"n = {n}" for n in range(1, 8)))]
+        numbers = [f"{cell.scores.miou:.3f}" for cell in row if cell]
+        assert len(numbers) == 8
+        assert re.search(r"[^\d.]+".join(map(re.escape, numbers)), done.stdout)
+        assert "</td> <td>".join(numbers) in told
+    for statement in statements:
+        assert statement.evidence in told
+        assert statement.evidence in done.stdout
+    for line in re.findall(r"^\$ (.*)$", done.stdout, re.MULTILINE):
+        assert f"<code>{line}</code>" in told
+
+    fidelity = read_result(out / "results/fidelity/fidelity.json", FidelityResult)
+    speed = read_result(out / "results/speed/speed.json", SpeedResult)
+    bundle = open_bundle(out / "bundle")
+    assert bundle.digest == fidelity.bundle.sha256 == speed.bundle.sha256
+    sample = open_dataset("scenes", out / "scenes", "val").read(0)
+    with open_engine(bundle) as engine, Image.open(io.BytesIO((out / "served.png").read_bytes())) as served:
+        assert np.array_equal(np.asarray(served), engine.infer(sample.image[None]).labels[0])

@@ -1,0 +1,63 @@
+"""The whole line at its smallest, by the commands: train, attack, export, judge, and HTTP answers that equal the engine's."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddcat.bundle import open_bundle
+from ddcat_train.data.generate import write_scenes
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run, and its bundle."""
+    folder = tmp_path_factory.mktemp("line")
+    write_scenes(folder / "scenes", train=8, val=4, size=(56, 48))
+    overrides = ["augment.crop=33", "model.width=4", "train.epochs=2", "train.batch_size=4"]
+    options = [part for override in overrides for part in ("--set", override)]
+    call("ddcat-train", "scenes-ddcat", "--data-root", folder / "scenes", *options, "--out", folder / "run")
+    call("ddcat-export", folder / "run", "--engine", "ort", "--out", folder / "bundle")
+    return folder
+
+
+def call(command: str, *arguments: object) -> str:
+    line = [BIN / command, *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_attack_fidelity_and_speed_leave_files_that_agree(made: Path) -> None:
+    call("ddcat-bench", "attack", made / "run", "--suite", "paper", "--out", made / "attack")
+    call("ddcat-bench", "fidelity", made / "bundle", "--out", made / "fidelity")
+    call("ddcat-bench", "speed", made / "bundle", "--repeats", 10, "--out", made / "speed")
+    attack, fidelity, speed = (json.loads((made / f"{n}/{n}.json").read_text()) for n in ("attack", "fidelity", "speed"))
+    assert [row["steps"] for row in attack["rows"]] == [*range(8), 20, *range(1, 8), 20]
+    rounded = {row["steps"]: row["scores"]["miou"] for row in attack["rows"] if row["eight_bit"] or not row["steps"]}
+    for row in fidelity["rows"]:
+        assert row["pytorch"]["miou"] == pytest.approx(
+            rounded[row["steps"]], abs=0.005
+        )  # batches of other sizes round otherwise
+        assert row["agreement"] > 0.999
+    assert {entry["bundle"]["sha256"] for entry in (fidelity, speed)} == {open_bundle(made / "bundle").digest}
+    assert (made / "attack/attack.png").read_bytes().startswith(b"\x89PNG")
+    assert all((made / f"{n}/{n}.md").is_file() for n in ("attack", "fidelity", "speed"))
+
+
+def test_scores_over_http_are_those_of_the_engine(made: Path) -> None:
+    call("python", ROOT / "examples/score_over_http.py", made / "bundle", "--out", made / "http.json")
+    result = json.loads((made / "http.json").read_text())
+    assert result["images"] == 12  # four images, clean and after 3 and 7 steps
+    assert result["differing_pixels"] == 0
+    assert all(pair["http"] == pair["engine"] for pair in result["miou"].values())
+    assert result["bundle"] == open_bundle(made / "bundle").digest
+
+
+def test_the_bundle_still_holds_after_it_was_judged(made: Path) -> None:
+    assert "Integrity only" in call("ddcat-serve", "inspect", made / "bundle")
