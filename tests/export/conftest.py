@@ -1,0 +1,139 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ddcat.bundle import Bundle, open_bundle
+from ddcat.classes import Classes
+from ddcat_train.checkpoints import Description, SplitEntry, build_network, save_checkpoint
+from ddcat_train.config import parse_config
+from ddcat_train.networks import Features, Segmenter
+from ddcat_train.networks.contexts import PyramidPooling
+
+CLASSES = Classes.with_voc_palette(("ground", "red thing", "tree", "sky", "thin thing"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def calibrate(network: Segmenter) -> None:
+    """Let batch norms see images, so that random weights give labels that vary."""
+    network.train()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for _ in range(20):
+            coarse = torch.rand(4, 3, 8, 8, generator=generator)
+            network(nn.functional.interpolate(coarse, size=(64, 64), mode="bilinear"), list(network.heads))
+        nn.init.normal_(network.heads["main"][4].weight, std=1.0, generator=generator)
+    network.eval()
+
+
+@pytest.fixture(scope="session")
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    def make(name: str, *, method: str, backbone: str = "resnet10", context: str = "pyramid", stride: int = 8) -> Path:
+        config = parse_config(
+            {
+                "data": {"name": "scenes", "root": "some/where", "val_split": "val", "long_side": 96},
+                "augment": {"crop": 64},
+                "model": {
+                    "backbone": backbone,
+                    "context": context,
+                    "output_stride": stride,
+                    **({"width": 8} if backbone == "resnet10" else {}),
+                },
+                "method": {"name": method, "paper_literal": method == "clean"},  # which has the main head alone
+                "train": {"epochs": 1},
+            },
+            name,
+        )
+        torch.manual_seed(0)
+        network = build_network(config, len(CLASSES))
+        calibrate(network)
+        split = SplitEntry(images=7, list_sha256="ab" * 32)
+        description = Description(
+            config=config, classes=CLASSES, train=split, val=split, step=12, steps=20, scores={}, best=None, git_commit=None,
+            versions={},
+        )  # fmt: skip
+        run = tmp_path_factory.mktemp("runs") / name
+        save_checkpoint(run / "best.safetensors", description, network)
+        return run
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run(make_run: Callable[..., Path]) -> Path:
+    """A run directory with the checkpoint of a small DDC-AT network, all its heads in it."""
+    return make_run("my run", method="ddcat")
+
+
+@pytest.fixture(scope="session")
+def printed(run: Path) -> str:
+    """What the command prints as it exports `run` for images of any size, with logits, in a process of its own."""
+    result = subprocess.run(
+        [Path(sys.executable).with_name("ddcat-export"), run, "--engine", "ort", "--logits"],
+        capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "PYTHONHASHSEED": "11", "OMP_NUM_THREADS": "2"},
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
+
+
+@pytest.fixture(scope="session")
+def bundle(run: Path, printed: str) -> Bundle:
+    """The bundle that it left; no test changes it."""
+    return open_bundle(run / "bundle-ort-fp32")
+
+
+class Smallest(nn.Module):
+    """What export asks of a segmenter, in one convolution a head: it exports in a moment."""
+
+    def __init__(self, context: nn.Module | None = None, channels: int = 3) -> None:
+        super().__init__()
+        self.classes = 4
+        torch.manual_seed(0)
+        self.context = context or nn.Identity()
+        self.heads = nn.ModuleDict({name: nn.Conv2d(channels, 4, 1) for name in ("main", "auxiliary")})
+
+    def features(self, images: Tensor) -> Features:
+        return Features(images, self.context(images[..., ::2, ::2]), (images.shape[2], images.shape[3]))
+
+    def low_resolution_logits(self, head: str, features: Features) -> Tensor:
+        logits: Tensor = self.heads[head](features.context)
+        return logits
+
+    def logits(self, head: str, features: Features) -> Tensor:
+        return nn.functional.interpolate(
+            self.low_resolution_logits(head, features), size=features.size, mode="bilinear", align_corners=True
+        )
+
+
+@pytest.fixture(scope="session")
+def smallest_once() -> Smallest:
+    """The same as `smallest`; no test changes it."""
+    return Smallest().eval()
+
+
+@pytest.fixture
+def smallest() -> Smallest:
+    return Smallest().eval()
+
+
+class OneLevel(PyramidPooling):
+    bins = (3,)  # type: ignore[assignment]
+
+
+@pytest.fixture
+def smallest_with_pyramid() -> Smallest:
+    widen = nn.Conv2d(3, 4, 1)
+    return Smallest(nn.Sequential(widen, OneLevel(4)), 8).eval()

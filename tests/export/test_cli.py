@@ -1,0 +1,204 @@
+"""The command and the bundle that it leaves: all of it, or nothing."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import ddcat_export
+from ddcat.bundle import Bundle, open_bundle
+from ddcat.errors import DdcatError
+from ddcat.hashing import sha256_of_file
+from ddcat_export import cli, exporting
+from ddcat_export.errors import ExportError
+from ddcat_export.exporting import export
+from ddcat_export.sweep import Sweep, sample_images
+from ddcat_serve.engines import open_engine
+from ddcat_train.checkpoints import load_checkpoint
+from ddcat_train.networks.normalise import IMAGENET_MEAN, IMAGENET_STD
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    monkeypatch.setattr(sys, "argv", ["ddcat-export", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def tree(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_the_command_says_what_was_proven_and_what_comes_next(run: Path, bundle: Bundle, printed: str) -> None:
+    for expected in (
+        "opset 20, image uint8, labels uint8, logits float32",
+        f"NaN in the {bundle.manifest.main_branch_only.spare_parameters} spare parameters",
+        "on shapes 1x33x33, 2x33x65,",
+        "worst logit error ",
+        f"digest {bundle.digest}",
+        f"ddcat-bench fidelity {run / 'bundle-ort-fp32'}",
+        f"ddcat-serve run {run / 'bundle-ort-fp32'}",
+    ):
+        assert expected in printed
+
+
+def test_the_manifest_tells_where_it_comes_from(run: Path, bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    heads = load_checkpoint(run).segmenter().heads
+    floats = [v for name, head in heads.items() if name != "main" for v in head.state_dict().values() if v.is_floating_point()]
+    assert manifest.main_branch_only.spare_parameters == sum(value.numel() for value in floats) > 0
+    assert manifest.name == "my-run"
+    assert manifest.source.checkpoint == str((run / "best.safetensors").resolve())
+    assert manifest.source.sha256 == sha256_of_file(run / "best.safetensors")
+    assert (manifest.source.method, manifest.source.step) == ("ddcat", 12)
+    assert manifest.source.attack == {"epsilon": 0.03, "alpha": 0.01, "steps": 3, "start": "clean"}
+    assert manifest.source.architecture == "resnet10 + pyramid"
+    assert manifest.data.model_dump() == {
+        "name": "scenes", "root": "some/where", "split": "val", "list_sha256": "ab" * 32, "images": 7, "long_side": 96
+    }  # fmt: skip
+    assert manifest.class_table().names[1] == "red thing"
+    assert (manifest.preprocessing.mean, manifest.preprocessing.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert manifest.shapes.height.model_dump() == {"minimum": 33, "maximum": None}
+    assert manifest.opset == 20
+    assert manifest.engine.provider == "CPUExecutionProvider"
+    assert {"python", "ddcat", "torch", "onnx", "onnxscript", "onnxruntime", "numpy"} <= set(manifest.versions)
+
+
+def test_the_server_opens_what_was_exported(bundle: Bundle) -> None:
+    images = sample_images((1, 40, 48), 0)
+    with open_engine(bundle, threads=1) as engine:
+        outputs = engine.infer(images)
+    assert outputs.labels.shape == images.shape[:3]
+    assert outputs.logits is not None
+    assert outputs.logits.shape == (1, 5, 5, 6)
+
+
+def test_one_size_of_a_checkpoint_file(
+    make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "net v2.safetensors"
+    shutil.copy(make_run("flat", method="clean", context="aspp") / "best.safetensors", path)
+    assert command(monkeypatch, path, "--engine", "ort", "--size", "48x64") == 0
+    manifest = open_bundle(tmp_path / "bundle-ort-fp32").manifest
+    assert manifest.name == "net-v2"
+    assert (manifest.shapes.height.minimum, manifest.shapes.height.maximum) == (48, 48)
+    assert (manifest.shapes.width.minimum, manifest.shapes.width.maximum) == (64, 64)
+    assert manifest.shapes.batch.maximum is None
+    assert [entry.shape for entry in (*manifest.inputs, *manifest.outputs)] == [("batch", 48, 64, 3), ("batch", 48, 64)]
+    assert "on shapes 1x48x64, 2x48x64, 3x48x64:" in capsys.readouterr().out
+
+
+def damaged(run: Path, tmp_path: Path) -> Path:
+    whole = (run / "best.safetensors").read_bytes()
+    (tmp_path / "best.safetensors").write_bytes(whole[: len(whole) // 2])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{run}", "--engine", "openvino"], "engine openvino at fp32 cannot be built: this version builds engine ort at fp32"),
+        (["{run}", "--engine", "trt"], "engine trt at fp32 cannot be built"),
+        (["{run}", "--engine", "ort", "--precision", "int8"], "engine ort at int8 cannot be built"),
+        (["{run}", "--engine", "ort", "--size", "64"], "--size 64: HEIGHTxWIDTH, such as 180x240, or dynamic would be right"),
+        (["{run}", "--engine", "ort", "--size", "64x-3"], "--size 64x-3: HEIGHTxWIDTH"),
+        (["{run}", "--engine", "ort", "--size", "32x64"], "size 32x64 is too small: 33x33 or more would be right"),
+        (["{tmp}/nothing", "--engine", "ort"], "no such checkpoint: {tmp}/nothing"),
+        (["{tmp}", "--engine", "ort"], "{tmp} holds no best.safetensors"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    before = tree(run)
+    assert command(monkeypatch, *(argument.format(run=run, tmp=tmp_path) for argument in arguments)) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: {message.format(tmp=tmp_path)}")
+    assert printed.err.count("\n") == 1
+    assert (tree(run), tree(tmp_path)) == (before, set())
+
+
+def test_a_truncated_checkpoint_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = damaged(run, tmp_path)
+    assert command(monkeypatch, folder, "--engine", "ort") == 2
+    assert capsys.readouterr().err.startswith(f"error: {folder / 'best.safetensors'} is truncated")
+    assert tree(tmp_path) == {"best.safetensors"}
+
+
+@pytest.mark.parametrize("taken", ["a bundle", "a file"])
+def test_what_is_there_is_not_overwritten(run: Path, bundle: Bundle, tmp_path: Path, taken: str) -> None:
+    out = bundle.path if taken == "a bundle" else tmp_path / "file"
+    if taken == "a file":
+        out.write_text("mine")
+    before = tree(run)
+    with pytest.raises(DdcatError, match="exists already: name another one, or remove it first"):
+        export(run, out)
+    assert tree(run) == before
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> pytest.MonkeyPatch:
+    """The slow stages, already done."""
+    monkeypatch.setattr(exporting, "build_graph", lambda *a, **k: bundle.files["model.onnx"])
+    monkeypatch.setattr(exporting, "prove_main_branch", lambda *a, **k: bundle.manifest.main_branch_only)
+    monkeypatch.setattr(exporting, "sweep", lambda *a, **k: Sweep((), 0, 0, 0.0))
+    return monkeypatch
+
+
+def test_the_same_checkpoint_gives_the_same_manifest(
+    quick: pytest.MonkeyPatch, run: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    again = export(run, tmp_path / "bundle", logits=True).manifest
+    source = again.source.model_copy(update={"git_commit": bundle.manifest.source.git_commit})  # of a checkout in use
+    assert again.model_copy(update={"source": source}) == bundle.manifest
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(quick: pytest.MonkeyPatch, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ExportError, match=r"cannot write .*/file/bundle: (Not a directory|File exists)"):
+        export(run, tmp_path / "file" / "bundle")
+    assert tree(tmp_path) == {"file"}
+
+
+@pytest.mark.parametrize("stage", ["build_graph", "prove_main_branch", "sweep", "write_bundle"])
+def test_a_failure_at_any_stage_leaves_nothing(quick: pytest.MonkeyPatch, run: Path, tmp_path: Path, stage: str) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise ExportError(f"{stage} refuses")
+
+    quick.setattr(exporting, stage, fail)
+    with pytest.raises(ExportError, match=f"{stage} refuses"):
+        export(run, tmp_path / "bundle", logits=True)
+    assert tree(tmp_path) == set()
+
+
+def test_a_library_that_is_not_there_is_one_line(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(ddcat_export, "exporting")
+    monkeypatch.setitem(sys.modules, "ddcat_export.exporting", None)
+    assert command(monkeypatch, run, "--engine", "ort") == 2
+    error = capsys.readouterr().err
+    assert 'pip install "ddcat[train,export,cpu]"' in error
+    assert error.count("\n") == 1
+
+
+def test_help_is_light() -> None:
+    program = (
+        "import sys\nfrom ddcat_export.cli import app\ntry:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print('HEAVY', {'torch', 'onnx', 'onnxruntime', 'numpy', 'pydantic'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert "HEAVY set()" in result.stdout
+    assert "ddcat-export runs/camvid-ddcat" in result.stdout
