@@ -17,7 +17,7 @@ demo: .venv/ready
 	$(BIN)/python examples/demo.py
 
 test: .venv/ready
-	$(TESTS) -n auto
+	$(TESTS) -n auto --dist loadfile
 
 test-slow: .venv/ready
 	$(TESTS) -m slow

@@ -1,0 +1,177 @@
+"""
+The whole line on a laptop: generate scenes, train with and without a defence, attack, export, judge, serve, and look at it.
+
+Run by `make demo`. All but the page is done by the console commands, each of which is printed before it runs.
+"""
+
+import argparse
+import contextlib
+import io
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from server_process import served
+
+from ddcat.bundle import open_bundle
+from ddcat.command import run
+from ddcat.files import write_bytes, write_text
+from ddcat_bench.page import Page, Stage, render_page
+from ddcat_bench.panels import Panel, Picture, make_panels, to_png
+from ddcat_bench.results import AttackResult, FidelityResult, SpeedResult, read_result
+from ddcat_bench.statements import METHOD_NAMES, robustness_statements
+from ddcat_bench.subjects import main_branch, open_split, torch_device
+from ddcat_serve.engines import open_engine
+from ddcat_train.checkpoints import load_checkpoint
+from ddcat_train.data import open_dataset
+
+MADE = ("scenes", "runs", "results", "bundle", "served.png", "index.html")
+ANSWERS_WITHIN = 60.0  # seconds
+
+console = Console(highlight=False, markup=False, soft_wrap=True)
+stages: list[Stage] = []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to make (default: demo)")
+    parser.add_argument("--epochs", type=int, help="train that long instead of what the presets say, for a quick look")
+    arguments = parser.parse_args()
+    out: Path = arguments.out
+    remove_what_was_made(out)
+
+    scenes, runs, results, bundle = out / "scenes", out / "runs", out / "results", out / "bundle"
+    shorter = [] if arguments.epochs is None else ["--set", f"train.epochs={arguments.epochs}"]
+    command("ddcat-data", "scenes", scenes)
+    for method in METHOD_NAMES:
+        command("ddcat-train", f"scenes-{method}", "--data-root", scenes, "--out", runs / method, *shorter)
+    for method in METHOD_NAMES:
+        command("ddcat-bench", "attack", runs / method, "--out", results / method)
+    command("ddcat-export", runs / "ddcat", "--engine", "ort", "--out", bundle)
+    command("ddcat-bench", "fidelity", bundle, "--out", results / "fidelity")
+    command("ddcat-bench", "speed", bundle, "--out", results / "speed")
+    served = segment_through_a_server(bundle, scenes, out / "served.png")
+
+    attacks = [read_result(results / method / "attack.json", AttackResult) for method in METHOD_NAMES]
+    statements = robustness_statements(attacks)
+    page = Page(
+        statements=statements,
+        attacks=attacks,
+        panels=look(runs / "clean", runs / "ddcat"),
+        classes=open_bundle(bundle).manifest.class_table(),
+        fidelity=read_result(results / "fidelity/fidelity.json", FidelityResult),
+        speed=read_result(results / "speed/speed.json", SpeedResult),
+        served=served,
+        stages=stages,
+    )
+    write_text(out / "index.html", render_page(page))
+
+    console.print()
+    console.print(table(attacks))
+    for statement in statements:
+        console.print(f"{'held' if statement.held else 'DID NOT HOLD'}: {statement.claim} ({statement.evidence})")
+    console.print(f"\n{sum(done.seconds for done in stages):.0f} s in all")
+    console.print(f"look at: {out / 'index.html'}", style="bold")
+    console.print(f"serve it: ddcat-serve run {shlex.quote(str(bundle))}")
+    if not all(statement.held for statement in statements):
+        fail("the demonstration ran to its end, but what it claims of the defences did not hold", 1)
+
+
+def remove_what_was_made(out: Path) -> None:
+    found = [out / name for name in MADE if (out / name).exists()]
+    if found:
+        console.print(f"removing what was made before: {', '.join(map(str, found))}")
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def stage(*words: str | Path) -> Iterator[list[str]]:
+    """Print a command as a user would type it, yield it as the system needs it, and note how long it took."""
+    name, *arguments = map(str, words)
+    typed = shlex.join([name, *arguments])
+    console.print(f"\n$ {typed}", style="bold")
+    began = time.monotonic()
+    yield [str(Path(sys.executable).with_name(name)), *arguments]
+    stages.append(Stage(typed, time.monotonic() - began))
+    console.print(f"{stages[-1].seconds:.0f} s", style="dim")
+
+
+def command(*words: str | Path) -> None:
+    with stage(*words) as line:
+        check(subprocess.run(line, check=False).returncode, line)
+
+
+def check(status: int, line: list[str]) -> None:
+    if status:
+        status = 128 - status if status < 0 else status  # of a process that a signal ended
+        fail(f"{shlex.join([Path(line[0]).name, *line[1:]])} ended with exit status {status}", status)
+
+
+def fail(message: str, status: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def segment_through_a_server(bundle: Path, scenes: Path, answer: Path) -> Picture:
+    """Start a server, send it one image, and stop it; its answer must be that of the engine called directly."""
+    sample = open_dataset("scenes", scenes, "val").read(0)
+    with (
+        stage("ddcat-serve", "run", bundle, "--port", "0"),
+        served(bundle, say=lambda line: console.print(f"  {line}")) as address,
+    ):
+        console.print(f"  {sample.name} to POST {address}/v1/segment")
+        request = urllib.request.Request(f"{address}/v1/segment", data=to_png(sample.image), method="POST")
+        try:
+            with urllib.request.urlopen(request, timeout=ANSWERS_WITHIN) as response:
+                mask: bytes = response.read()
+        except OSError as cause:
+            fail(f"the server did not answer as it should: {cause}", 1)
+    write_bytes(answer, mask)
+    with Image.open(io.BytesIO(mask)) as opened, open_engine(open_bundle(bundle)) as engine:
+        labels = engine.infer(sample.image[None]).labels[0]
+        if opened.mode != "P" or not np.array_equal(np.asarray(opened), labels):
+            fail(f"the server's answer, {answer}, is not what the engine says when it is called directly", 1)
+    return Picture(
+        "Served", f"the answer to POST /v1/segment of {sample.name}: all {labels.size:,} labels are those of the engine", mask
+    )
+
+
+def look(undefended: Path, defended: Path) -> list[Panel]:
+    cpu = torch_device("cpu")
+    bare, robust = (load_checkpoint(run_directory) for run_directory in (undefended, defended))
+    return make_panels(main_branch(bare, cpu), main_branch(robust, cpu), open_split(bare), defence=METHOD_NAMES["ddcat"])
+
+
+def table(attacks: list[AttackResult]) -> Table:
+    labels = ["clean", *(f"n = {n}" for n in range(1, 8))]
+    shown = Table(title="mIoU on clean images and after n steps of BIM", title_justify="left")
+    shown.add_column("method")
+    for label in labels:
+        shown.add_column(label, justify="right", no_wrap=True)
+    for result in attacks:
+        found = [result.find(label) for label in labels]
+        shown.add_row(METHOD_NAMES[result.checkpoint.method], *(f"{row.scores.miou:.3f}" if row else "-" for row in found))
+    return shown
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that no child outlives it
+    try:
+        run(main)
+    except KeyboardInterrupt:
+        fail("interrupted", 128 + signal.SIGINT)
