@@ -36,7 +36,7 @@ def training(root: Path, *overrides: str) -> list[str]:
 
 def call(command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     script = Path(sys.executable).with_name(command)
-    return subprocess.run([script, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run([script, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
