@@ -32,6 +32,7 @@ check: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check "torch>=2.6,<2.14"
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps "torchattacks==3.5.1" # a peer for the tests; its torchvision is not wanted
 	@touch $@
 
 clean:
