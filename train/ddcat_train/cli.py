@@ -8,21 +8,23 @@ from typing import Annotated
 import typer
 
 from ddcat.command import run
-from ddcat_train.config import Config, load_config
+from ddcat_train.config import CONFIG, Config, load_config, presets
 from ddcat_train.errors import ConfigError
 
 __all__ = ["main"]
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
-EPILOG = """
+EPILOG = f"""
+**Presets**: {", ".join(presets())}
+
 **Examples**
 
 `ddcat-train scenes-ddcat` trains on generated scenes (make them with `ddcat-data scenes data/scenes`).
 
 `ddcat-train camvid-ddcat --data-root /data/camvid --set optim.lr=0.005 --out runs/mine`
 
-`ddcat-train runs/mine/config.yaml --out runs/mine --resume` continues where the run stopped.
+`ddcat-train runs/mine/config.yaml --resume` continues where the run stopped.
 """
 
 
@@ -33,7 +35,9 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one value; may be given again.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory; runs/PRESET by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; runs/PRESET by default, and that of a run's own config.yaml.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run, from its start if it has none yet.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     save_every: Annotated[float, typer.Option(help="Minutes between two checkpoints to resume from.", min=0)] = 5.0,
@@ -47,7 +51,7 @@ def train(
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device {device}: auto, cpu or cuda would be right")
     config = _resolve(source, data_root, overrides or [])
-    folder = out or Path("runs") / Path(source).stem
+    folder = out or _default_folder(Path(source))
 
     from ddcat_train.loop import train as run_training
 
@@ -56,7 +60,7 @@ def train(
         name = signal.Signals(outcome.signal).name
         typer.echo(
             f"stopped by {name} at step {outcome.step} of {outcome.steps}; continue with: "
-            f"ddcat-train {folder / 'config.yaml'} --out {folder} --resume",
+            f"ddcat-train {folder / 'config.yaml'} --resume",
             err=True,
         )
         sys.exit(128 + outcome.signal)
@@ -67,6 +71,10 @@ def _resolve(source: str, data_root: Path | None, overrides: list[str]) -> Confi
     if data_root is not None:
         overrides = [*overrides, f"data.root={data_root}"]
     return load_config(source, overrides)
+
+
+def _default_folder(source: Path) -> Path:
+    return source.parent if source.name == CONFIG else Path("runs") / source.stem
 
 
 def main() -> None:

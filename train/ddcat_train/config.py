@@ -16,6 +16,7 @@ from ddcat_train.errors import ConfigError
 from ddcat_train.names import AugmentationName, BackboneName, ContextName, DatasetName, MethodName, Start
 
 __all__ = [
+    "CONFIG",
     "AttackConfig",
     "AugmentConfig",
     "Config",
@@ -30,6 +31,7 @@ __all__ = [
     "presets",
 ]
 
+CONFIG = "config.yaml"  # of a run, resolved
 PRESETS = Path(__file__).parent / "presets"
 
 

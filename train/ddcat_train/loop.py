@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 from ddcat.files import write_json, write_text
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint
-from ddcat_train.config import Config, dump_config, load_config
+from ddcat_train.config import CONFIG, Config, dump_config, load_config
 from ddcat_train.errors import ConfigError
 from ddcat_train.logs import RunLog
 from ddcat_train.trainer import Trainer
 
 __all__ = ["Outcome", "train"]
 
-CONFIG, SUMMARY = "config.yaml", "summary.json"
+SUMMARY = "summary.json"
 
 
 class Outcome(NamedTuple):
@@ -93,7 +93,7 @@ def _check(config: Config, run: Path, *, resume: bool) -> None:
     if differing:
         raise ConfigError(
             f"{run} was begun with another configuration ({', '.join(differing)} differ): resume it with "
-            f"'ddcat-train {run / CONFIG} --out {run} --resume'"
+            f"'ddcat-train {run / CONFIG} --resume'"
         )
 
 
