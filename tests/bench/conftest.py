@@ -28,13 +28,13 @@ from ddcat_bench.speed import torch_labels
 from ddcat_bench.subjects import main_branch
 from ddcat_serve.engines import Outputs
 from ddcat_serve.engines.base import check_images
+from ddcat_train import imagenet
 from ddcat_train.checkpoints import Checkpoint, Description, SplitEntry, build_network, load_checkpoint, save_checkpoint
 from ddcat_train.config import Config, parse_config
 from ddcat_train.data import Dataset, open_dataset
 from ddcat_train.data.generate import write_scenes
 from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.networks import Segmenter
-from ddcat_train.networks.normalise import IMAGENET_MEAN, IMAGENET_STD
 
 Images = npt.NDArray[np.uint8]
 HEIGHT, WIDTH = 40, 48
@@ -145,7 +145,7 @@ def make_bundle(tmp_path: Path, checkpoint: Checkpoint, scenes: Dataset) -> Call
                 long_side=None,
             ),
             classes=tuple(ClassEntry(name=n, colour=c) for n, c in zip(classes.names, classes.palette, strict=True)),
-            preprocessing=Preprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD),
+            preprocessing=Preprocessing(mean=imagenet.MEAN, std=imagenet.STD),
             shapes=Shapes(batch=Range(minimum=batch or 1, maximum=batch), height=sides[0], width=sides[1]),
             inputs=(TensorEntry(name="image", dtype="uint8", shape=("batch", "height", "width", 3)),),
             outputs=(TensorEntry(name="labels", dtype="uint8", shape=("batch", "height", "width")),),

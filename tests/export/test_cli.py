@@ -17,8 +17,8 @@ from ddcat_export.errors import ExportError
 from ddcat_export.exporting import export
 from ddcat_export.sweep import Sweep, sample_images
 from ddcat_serve.engines import open_engine
+from ddcat_train import imagenet
 from ddcat_train.checkpoints import load_checkpoint
-from ddcat_train.networks.normalise import IMAGENET_MEAN, IMAGENET_STD
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
@@ -61,7 +61,7 @@ def test_the_manifest_tells_where_it_comes_from(run: Path, bundle: Bundle) -> No
         "name": "scenes", "root": "some/where", "split": "val", "list_sha256": "ab" * 32, "images": 7, "long_side": 96
     }  # fmt: skip
     assert manifest.class_table().names[1] == "red thing"
-    assert (manifest.preprocessing.mean, manifest.preprocessing.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert (manifest.preprocessing.mean, manifest.preprocessing.std) == (imagenet.MEAN, imagenet.STD)
     assert manifest.shapes.height.model_dump() == {"minimum": 33, "maximum": None}
     assert manifest.opset == 20
     assert manifest.engine.provider == "CPUExecutionProvider"

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ddcat_train import imagenet
 from ddcat_train.data import AUGMENTATIONS
-from ddcat_train.data.augment import IMAGENET_MEAN, Augment, paper, plain
+from ddcat_train.data.augment import Augment, paper, plain
 from ddcat_train.data.base import Sample
-from ddcat_train.networks import normalise
 
 HEIGHT, WIDTH = 48, 60
 
@@ -65,12 +65,8 @@ def test_padding_is_centred_and_the_mean_and_ignored() -> None:
     inner[3 : 3 + HEIGHT, 2 : 2 + WIDTH] = True
     assert np.array_equal(np.rint(image[inner] * 255), sample.image.reshape(-1, 3))
     assert np.array_equal(labels[inner], sample.labels.ravel())
-    assert np.allclose(image[~inner], IMAGENET_MEAN)
+    assert np.allclose(image[~inner], imagenet.MEAN)
     assert (labels[~inner] == 255).all()
-
-
-def test_padding_is_nothing_to_the_network() -> None:
-    assert normalise.IMAGENET_MEAN == IMAGENET_MEAN
 
 
 def test_rotation_turns_image_and_labels_together_and_fills_with_the_mean() -> None:
@@ -83,7 +79,7 @@ def test_rotation_turns_image_and_labels_together_and_fills_with_the_mean() -> N
     assert np.allclose(image[row, column, :2] * 255 / 4, source, atol=0.05)
     assert labels[row, column] == np.rint(source[0])
     assert labels[0, 0] == 255
-    assert np.allclose(image[0, 0], IMAGENET_MEAN)
+    assert np.allclose(image[0, 0], imagenet.MEAN)
     known = cv2.erode((labels != 255).astype(np.uint8), np.ones((3, 3)), borderValue=0) > 0  # where no mean is mixed in
     assert known.sum() > 1500
     assert np.abs(image[known][:, 0] * 255 / 4 - labels[known]).max() <= 0.55  # nearest: half a pixel

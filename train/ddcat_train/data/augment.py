@@ -14,14 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ddcat.classes import IGNORE
+from ddcat_train import imagenet
 from ddcat_train.data.base import U8, Sample
 
-__all__ = ["AUGMENTATIONS", "IMAGENET_MEAN", "Augment", "paper", "plain"]
+__all__ = ["AUGMENTATIONS", "Augment", "paper", "plain"]
 
 F32 = npt.NDArray[np.float32]
 Augment = Callable[[Sample, np.random.Generator], tuple[F32, U8]]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # that of `networks.normalise`, which needs torch
 
 _DEGREES = 10.0
 _BLUR = (5, 5)
@@ -102,7 +101,7 @@ def _rotated(image: F32, labels: U8, degrees: float) -> tuple[F32, U8]:
     height, width = labels.shape
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1)
     rotated = cv2.warpAffine(
-        image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=IMAGENET_MEAN
+        image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=imagenet.MEAN
     )
     nearest = cv2.warpAffine(
         labels, matrix, (width, height), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=IGNORE
@@ -117,7 +116,7 @@ def _cropped(image: F32, labels: U8, crop: tuple[int, int], generator: np.random
         top, left = (size[0] - height) // 2, (size[1] - width) // 2
         inner = slice(top, top + height), slice(left, left + width)
         padded = np.empty((*size, 3), np.float32)
-        padded[:] = IMAGENET_MEAN
+        padded[:] = imagenet.MEAN
         padded[inner] = image
         image = padded
         padded_labels = np.full(size, IGNORE, np.uint8)
