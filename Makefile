@@ -37,5 +37,5 @@ check: .venv/ready
 	@touch $@
 
 clean:
-	rm -rf .venv demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf .venv demo build *.egg-info .mypy_cache .pytest_cache .hypothesis
+	find . \( -name __pycache__ -o -name .ruff_cache \) -prune -exec rm -rf {} +
