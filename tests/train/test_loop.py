@@ -94,7 +94,7 @@ def test_a_signal_leaves_a_run_that_resumes_to_the_same_bits(
 ) -> None:
     config = load_config("scenes-sat", tiny_run)
     train(config, tmp_path / "whole")
-    apply = Trainer.apply
+    apply, before = Trainer.apply, signal.getsignal(number)
 
     def interrupted(self: Trainer, batch: object) -> object:
         if self.step == 4:
@@ -105,7 +105,7 @@ def test_a_signal_leaves_a_run_that_resumes_to_the_same_bits(
         patch.setattr(Trainer, "apply", interrupted)
         outcome = train(config, tmp_path / "stopped")
     assert (outcome.step, outcome.signal) == (5, number)
-    assert signal.getsignal(number) is not signal.SIG_IGN
+    assert signal.getsignal(number) is before
     torch.rand(7)  # whatever happens between two sessions
     assert train(config, tmp_path / "stopped", resume=True).signal is None
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
@@ -155,6 +155,31 @@ def test_a_run_is_not_overwritten_nor_continued_as_another(tiny_run: list[str], 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_run: list[str], tmp_path: Path) -> None:
     with pytest.raises(TrainError, match=r"not finite at step \d"):
         train(load_config("scenes-clean", [*tiny_run, "optim.lr=1e30"]), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "override", ["method.paper_literal=true", "attack.start=random", "attack.alpha=eps/n", "model.context=aspp"]
+)
+@pytest.mark.parametrize("method", ["sat", "ddcat"])
+def test_every_choice_trains_and_resumes_to_the_same_bits(
+    method: str, override: str, tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(f"scenes-{method}", [*tiny_run, "train.epochs=1", override])
+    train(config, tmp_path / "whole")
+    apply = Trainer.apply
+
+    def interrupted(self: Trainer, batch: object) -> object:
+        if self.step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return apply(self, batch)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "apply", interrupted)
+        assert train(config, tmp_path / "stopped").step == 2
+    assert train(config, tmp_path / "stopped", resume=True).step == 3
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    heads = {key.split(".")[2] for key in weights(tmp_path / "whole") if key.startswith("model.heads.")}
+    assert ("deep" in heads) == ("paper_literal" not in override)
 
 
 def test_bfloat16_trains(tiny_run: list[str], tmp_path: Path) -> None:
