@@ -20,8 +20,7 @@ from ddcat.files import write_bytes, write_text
 from ddcat.hashing import sha256_of_file
 from ddcat_train.config import Config
 from ddcat_train.errors import CheckpointError
-from ddcat_train.methods import METHODS, AttackSettings
-from ddcat_train.names import Head
+from ddcat_train.methods import METHODS
 from ddcat_train.networks import Segmenter, build_segmenter
 
 __all__ = [
@@ -74,9 +73,7 @@ class Description(BaseModel):
     @property
     def attack(self) -> dict[str, Any] | None:
         """The attack that it was really trained on, as keyword arguments of one; None where there was none."""
-        method = self.config.method
-        settings = AttackSettings(**self.config.attack.model_dump())
-        return dict(settings.keywords(method.paper_literal)) if METHODS[method.name].attacks else None
+        return self.config.attack.model_dump() if METHODS[self.config.method.name].attacks else None
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,7 @@ class Checkpoint:
 
 def build_network(config: Config, classes: int) -> Segmenter:
     """Build the network of a configuration, with random weights and all heads that its method trains."""
-    heads: tuple[Head, ...] = METHODS[config.method.name].all_heads(paper_literal=config.method.paper_literal)
+    heads = METHODS[config.method.name].heads(config.method)
     model = config.model
     return build_segmenter(
         backbone=model.backbone,

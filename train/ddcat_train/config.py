@@ -13,7 +13,17 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ddcat_train.errors import ConfigError
-from ddcat_train.names import AugmentationName, BackboneName, ContextName, DatasetName, MethodName, Start
+from ddcat_train.names import (
+    AugmentationName,
+    BackboneName,
+    ContextName,
+    DatasetName,
+    MaskSource,
+    MethodName,
+    Split,
+    Start,
+    UpdateRule,
+)
 
 __all__ = [
     "CONFIG",
@@ -101,11 +111,42 @@ class ModelConfig(_Strict):
         return self
 
 
+_DIVIDING: tuple[MethodName, ...] = ("ddcat", "ddcat-m", "ddcat-n")
+_USED_BY: dict[str, tuple[MethodName, ...]] = {
+    "adversarial_share": ("sat", *_DIVIDING),
+    "split": ("sat", *_DIVIDING),
+    "update": _DIVIDING,
+    "predicted_mask": _DIVIDING,
+    "mask_loss_on_ignored": _DIVIDING,
+    "beta": ("trades",),
+}
+# Where the attack starts unless it is said: a divergence from x has no gradient at x, and PGD is BIM from a random start.
+_RANDOM_START: tuple[MethodName, ...] = ("pgd-at", "segpgd-at", "trades")
+
+
 class MethodConfig(_Strict):
     """How a batch becomes updates."""
 
     name: MethodName
-    paper_literal: bool = Field(False, description="follow the paper's letter where the released code chose otherwise")
+    deep_weight: float = Field(
+        0.4, ge=0, description="of semseg's deep supervision; 0: no such head, as in the paper's equations"
+    )
+    adversarial_share: float = Field(0.5, gt=0, le=1, description="of the batch: the first floor(m * (1 - share)) stay clean")
+    split: Split = Field("rank", description="the clean images are the first of every process's share, or of the whole batch")
+    update: UpdateRule = Field("joint", description="one update of all losses, or two: Alg. 3, lines 8 and 9")
+    predicted_mask: MaskSource = Field("forward", description="p is that of the train-mode forward, or of Alg. 2")
+    mask_loss_on_ignored: bool = Field(True, description="Eq. 5 averages over all pixels, or over those that are not ignored")
+    beta: float = Field(6.0, gt=0, description="weight of the divergence of TRADES")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        for option, methods in _USED_BY.items():
+            if option in self.model_fields_set and self.name not in methods and self._differs(option):
+                raise ValueError(f"method.{option} is for {', '.join(methods)}: {self.name} has no use for it")
+        return self
+
+    def _differs(self, option: str) -> bool:
+        return bool(getattr(self, option) != type(self).model_fields[option].default)
 
 
 class AttackConfig(_Strict):
@@ -150,6 +191,25 @@ class Config(_Strict):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_of_method(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        method, attack = tree.get("method"), tree.get("attack", {})
+        random = isinstance(method, dict) and method.get("name") in _RANDOM_START
+        if random and isinstance(attack, dict) and "start" not in attack:
+            return tree | {"attack": attack | {"start": "random"}}
+        return tree
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.method.name == "trades" and self.attack.start == "clean":
+            raise ValueError(
+                "attack.start clean is no start for trades: the divergence from x has no gradient there; say random"
+            )
+        return self
 
 
 def presets() -> list[str]:

@@ -1,11 +1,11 @@
-"""Per-pixel cross-entropy, in which ignored pixels are exactly zero."""
+"""Per-pixel losses, in which ignored pixels are exactly zero."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ddcat.classes import IGNORE
 
-__all__ = ["mean_over_valid", "pixel_cross_entropy"]
+__all__ = ["pixel_cross_entropy", "pixel_divergence", "valid_pixels"]
 
 
 def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -26,6 +26,26 @@ def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
 
 
-def mean_over_valid(values: Tensor, labels: Tensor) -> Tensor:
-    """Sum of per-pixel values over the number of pixels that are not ignored; 0, not NaN, where there are none."""
-    return values.sum() / (labels != IGNORE).sum().clamp(min=1)
+def pixel_divergence(reference: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """
+    Kullback-Leibler divergence KL(softmax(reference) || softmax(logits)) of each pixel, in nats.
+
+    Parameters
+    ----------
+    reference, logits : (N, K, H, W) float
+    labels : (N, H, W) int64
+        Only whether they are 255 matters.
+
+    Returns
+    -------
+    (N, H, W) float
+        0 where the label is ignored.
+    """
+    expected = F.log_softmax(reference, 1)
+    divergence = (expected.exp() * (expected - F.log_softmax(logits, 1))).sum(1)
+    return divergence.masked_fill(labels == IGNORE, 0)
+
+
+def valid_pixels(labels: Tensor) -> Tensor:
+    """Count the pixels that are not ignored; 1, not 0, where there are none, for it is to be divided by. () int64."""
+    return (labels != IGNORE).sum().clamp(min=1)

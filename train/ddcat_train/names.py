@@ -2,12 +2,27 @@
 
 from typing import Literal
 
-__all__ = ["AugmentationName", "BackboneName", "ContextName", "DatasetName", "Head", "MethodName", "Start", "StepSize"]
+__all__ = [
+    "AugmentationName",
+    "BackboneName",
+    "ContextName",
+    "DatasetName",
+    "Head",
+    "MaskSource",
+    "MethodName",
+    "Split",
+    "Start",
+    "StepSize",
+    "UpdateRule",
+]
 
 BackboneName = Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"]
 ContextName = Literal["pyramid", "aspp"]
 Head = Literal["main", "auxiliary", "mask", "deep"]  # f_n, f_a, f_m of the paper; semseg's deep supervision
-MethodName = Literal["clean", "sat", "ddcat"]
+MethodName = Literal["clean", "sat", "ddcat", "ddcat-m", "ddcat-n", "pgd-at", "segpgd-at", "trades"]
+UpdateRule = Literal["joint", "two-step"]  # one update of all losses, or lines 8 and 9 of Alg. 3
+MaskSource = Literal["forward", "algorithm-2"]  # of p: the train-mode forward, or the maps of Alg. 2
+Split = Literal["rank", "global"]  # which images stay clean: the first of every process's share, or of the whole batch
 DatasetName = Literal["scenes", "voc", "cityscapes", "camvid", "folder"]
 AugmentationName = Literal["paper", "plain"]
 Start = Literal["clean", "random", "lower"]  # of an attack: at x, uniformly in the ball, at x - epsilon

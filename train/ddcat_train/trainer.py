@@ -1,5 +1,6 @@
 """The state of a training run and what can be done with it: a step, an evaluation, saving and restoring."""
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from ddcat_train.data import AUGMENTATIONS, Dataset, open_dataset
 from ddcat_train.data.loader import Batch, batches_per_epoch, train_batches
 from ddcat_train.errors import ConfigError
 from ddcat_train.evaluation import evaluate
-from ddcat_train.methods import METHODS, AttackSettings
+from ddcat_train.losses import valid_pixels
+from ddcat_train.methods import METHODS, Portion
 from ddcat_train.networks import load_backbone
 from ddcat_train.optimizer import apply_updates, build_optimizer, load_momentum, momentum, set_learning_rate
 
@@ -56,7 +58,7 @@ class Trainer:
         )
         self._augment = AUGMENTATIONS[config.augment.policy](crop=config.augment.crop, scale=config.augment.scale)
         self._method = METHODS[config.method.name]
-        self._attack = AttackSettings(**config.attack.model_dump())
+        self._clean = clean_images(config.train.batch_size, config.method.adversarial_share)
         self._fabric = Fabric(accelerator=device, devices=1, precision=_PRECISION[config.train.precision])  # type: ignore[arg-type]
         torch.manual_seed(config.seed)
         network = build_network(config, len(self._train.classes))
@@ -102,9 +104,9 @@ class Trainer:
         with self._fabric.autocast():
             updates = self._method.step(
                 self._network,
-                self._to_device(batch),
-                attack=self._attack,
-                paper_literal=self._config.method.paper_literal,
+                self._portion(batch),
+                attack=self._config.attack,
+                options=self._config.method,
             )
         gradients = apply_updates(self._optimizer, updates)
         log: dict[str, Tensor | float] = {"lr": rate}
@@ -115,10 +117,11 @@ class Trainer:
         self.step += 1
         return log
 
-    def _to_device(self, batch: Batch) -> Batch:
+    def _portion(self, batch: Batch) -> Portion:
         device = self._fabric.device
         images = batch.images.to(device, memory_format=torch.channels_last)
-        return Batch(images, batch.labels.to(device), batch.seeds.to(device))
+        labels = batch.labels.to(device)
+        return Portion(images, labels, batch.seeds, self._clean, valid_pixels(labels), labels.numel())
 
     def evaluation_due(self) -> bool:
         """Whether an epoch ended after which the network is to be evaluated; the last one always is."""
@@ -127,7 +130,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Score the validation split, clean and under the attack of training from x on."""
-        attack, settings = self._attack, self._config.train
+        attack, settings = self._config.attack, self._config.train
         scored = evaluate(
             self._network,
             self._val,
@@ -184,6 +187,11 @@ class Trainer:
         if "cuda" in random and self._fabric.device.type == "cuda":
             torch.cuda.set_rng_state(random["cuda"], self._fabric.device)
         self.step, self.scores, self.best = description.step, description.scores, description.best
+
+
+def clean_images(count: int, adversarial_share: float) -> int:
+    """Say how many images of a batch stay clean: floor(m * (1 - share)), whatever the rounding of the share."""
+    return math.floor(count * (1 - adversarial_share) + 1e-9)
 
 
 def _entry(dataset: Dataset) -> SplitEntry:

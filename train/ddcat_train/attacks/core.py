@@ -9,9 +9,15 @@ from ddcat_train.attacks.modes import evaluating
 from ddcat_train.losses import pixel_cross_entropy
 from ddcat_train.names import Start, StepSize
 
-__all__ = ["ATTACK_STARTS", "Model", "iterate"]
+__all__ = ["ATTACK_STARTS", "Model", "Objective", "iterate"]
 
 Model = Callable[[Tensor], Tensor]  # images (N, 3, H, W) in [0, 1] -> logits (N, K, H, W)
+# logits (N, K, H, W), labels (N, H, W), step 1..n, n -> what is to grow, (N, H, W); exactly 0 where the label is 255
+Objective = Callable[[Tensor, Tensor, int, int], Tensor]
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, step: int, steps: int) -> Tensor:
+    return pixel_cross_entropy(logits, labels)
 
 
 def _clean(images: Tensor, epsilon: float, seeds: Tensor | None) -> Tensor:
@@ -47,9 +53,10 @@ def iterate(
     steps: int,
     start: Start = "clean",
     seeds: Tensor | None = None,
+    objective: Objective = _cross_entropy,
 ) -> Iterator[tuple[int, Tensor]]:
     """
-    Ascend the cross-entropy of the labels by signed gradient steps (Eq. 2 of the paper).
+    Ascend the cross-entropy of the labels, or another objective, by signed gradient steps (Eq. 2 of the paper).
 
     No gradient of a parameter is computed. Ignored pixels have no influence: their loss is exactly zero.
 
@@ -71,6 +78,8 @@ def iterate(
         At x, uniformly in the ball (needs `seeds`), or at x - epsilon.
     seeds : (N,) int64, optional
         One for each image, so that a result does not depend on batch-mates.
+    objective : callable, optional
+        What is ascended, for every pixel; the cross-entropy by default.
 
     Yields
     ------
@@ -84,14 +93,14 @@ def iterate(
     current = ATTACK_STARTS[start](images, epsilon, seeds).detach()
     yield 0, current
     for step in range(1, steps + 1):
-        gradient = _input_gradient(model, current, labels)
+        gradient = _input_gradient(model, current, lambda logits: objective(logits, labels, step, steps))  # noqa: B023
         current = torch.clamp(current + size * gradient.sign(), lower, upper)
         yield step, current
 
 
-def _input_gradient(model: Model, images: Tensor, labels: Tensor) -> Tensor:
+def _input_gradient(model: Model, images: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
     with torch.enable_grad(), evaluating(model):
         leaf = images.detach().requires_grad_()
         # The sum over pixels keeps every image's gradient independent of its batch-mates; sign() does not see the scale.
-        loss = pixel_cross_entropy(model(leaf), labels).sum()
+        loss = objective(model(leaf)).sum()
         return torch.autograd.grad(loss, leaf)[0]

@@ -2,38 +2,45 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypedDict
+from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from ddcat_train.data.loader import Batch
-from ddcat_train.names import Head, Start, StepSize
+from ddcat_train.config import AttackConfig, MethodConfig
+from ddcat_train.names import Head
 from ddcat_train.networks import Segmenter
 
-__all__ = ["AttackSettings", "Method", "Step", "Update"]
+__all__ = ["Method", "Portion", "Step", "Update"]
 
 
-class AttackKeywords(TypedDict):
-    """Keyword arguments of an attack."""
+@dataclass(frozen=True)
+class Portion:
+    """
+    The images of one update that go through the network together: all of them, or a process's share, or a part of that.
 
-    epsilon: float
-    alpha: StepSize
-    steps: int
-    start: Start
+    Attributes
+    ----------
+    images : (N, 3, H, W) float
+        RGB in [0, 1].
+    labels : (N, H, W) int64
+        Values in 0..K-1, or 255 = ignored.
+    seeds : (N,) int64
+        For the random start of an attack on each image; on the CPU.
+    clean : int
+        The first images, which stay clean where a method attacks a part of the batch only.
+    valid : () int64
+        Pixels of the *whole* update that are not ignored, 1 if there are none. Losses are sums divided by it, so that the sum
+        over all portions is the mean over the batch.
+    pixels : int
+        All pixels of the whole update.
+    """
 
-
-class AttackSettings(NamedTuple):
-    """The attack of training; names and units as in `ddcat_train.attacks.iterate`."""
-
-    epsilon: float = 0.03
-    alpha: StepSize = 0.01
-    steps: int = 3
-    start: Start = "clean"
-
-    def keywords(self, paper_literal: bool) -> AttackKeywords:
-        """As keyword arguments; the paper's letter starts at x - epsilon."""
-        start: Start = "lower" if paper_literal else self.start
-        return {"epsilon": self.epsilon, "alpha": self.alpha, "steps": self.steps, "start": start}
+    images: Tensor
+    labels: Tensor
+    seeds: Tensor
+    clean: int
+    valid: Tensor
+    pixels: int
 
 
 class Update(NamedTuple):
@@ -43,10 +50,11 @@ class Update(NamedTuple):
     Attributes
     ----------
     loss : () float
+        A portion's part of it: to be summed over the portions.
     parameters : tuple of nn.Parameter
         Those that the step moves; their gradients are taken at the weights before any update of the batch.
     log : mapping of str to () float
-        What is worth a line in the log, detached.
+        What is worth a line in the log, detached; also to be summed over the portions.
     """
 
     loss: Tensor
@@ -55,11 +63,9 @@ class Update(NamedTuple):
 
 
 class Step(Protocol):
-    """A method's work on one batch."""
+    """A method's work on one portion of a batch."""
 
-    def __call__(
-        self, segmenter: Segmenter, batch: Batch, *, attack: AttackSettings, paper_literal: bool = False
-    ) -> list[Update]:
+    def __call__(self, segmenter: Segmenter, portion: Portion, *, attack: AttackConfig, options: MethodConfig) -> list[Update]:
         """
         Make adversarial images and compute losses.
 
@@ -67,10 +73,10 @@ class Step(Protocol):
         ----------
         segmenter : Segmenter
             In train() mode, with the method's heads.
-        batch : Batch
-        attack : AttackSettings
-        paper_literal : bool
-            Follow the paper's letter where the released code chose otherwise.
+        portion : Portion
+        attack : AttackConfig
+            Names and units as in `ddcat_train.attacks.iterate`.
+        options : MethodConfig
 
         Returns
         -------
@@ -87,16 +93,16 @@ class Method:
     Attributes
     ----------
     step : Step
-    heads : tuple of Head
-        The branches it needs.
+    branches : tuple of Head
+        Those that it needs.
     attacks : bool
         Whether it trains on adversarial images.
     """
 
     step: Step
-    heads: tuple[Head, ...]
+    branches: tuple[Head, ...]
     attacks: bool
 
-    def all_heads(self, *, paper_literal: bool) -> tuple[Head, ...]:
-        """The branches, and deep supervision, of which the paper's equations know nothing."""
-        return self.heads if paper_literal else (*self.heads, "deep")
+    def heads(self, options: MethodConfig) -> tuple[Head, ...]:
+        """The branches, and deep supervision where it is used."""
+        return (*self.branches, "deep") if options.deep_weight else self.branches

@@ -1,13 +1,13 @@
 """Training without defence."""
 
-from ddcat_train.data.loader import Batch
-from ddcat_train.methods.base import AttackSettings, Update
+from ddcat_train.config import AttackConfig, MethodConfig
+from ddcat_train.methods.base import Portion, Update
 from ddcat_train.methods.supervised import supervised
 from ddcat_train.networks import Segmenter
 
 __all__ = ["clean"]
 
 
-def clean(segmenter: Segmenter, batch: Batch, *, attack: AttackSettings, paper_literal: bool = False) -> list[Update]:
-    """Train on the batch as it is; see `Step`."""
-    return supervised(segmenter, batch.images, batch.labels, paper_literal=paper_literal)
+def clean(segmenter: Segmenter, portion: Portion, *, attack: AttackConfig, options: MethodConfig) -> list[Update]:
+    """Train on the images as they are; see `Step`. 1 forward and 1 backward."""
+    return supervised(segmenter, portion, portion.images, options)

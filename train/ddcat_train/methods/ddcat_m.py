@@ -1,0 +1,16 @@
+"""DDC-AT-M (Table 3): the mask marks the changed pixels of the clean and of the adversarial images."""
+
+from ddcat_train.config import AttackConfig, MethodConfig
+from ddcat_train.methods.base import Portion, Update
+from ddcat_train.methods.ddcat import conquer
+from ddcat_train.methods.division import divide
+from ddcat_train.networks import Segmenter
+
+__all__ = ["ddcat_m"]
+
+
+def ddcat_m(segmenter: Segmenter, portion: Portion, *, attack: AttackConfig, options: MethodConfig) -> list[Update]:
+    """As `ddcat`, with M = 1[B_clean != B_adv] for all images; 5 forwards and 4 backwards for n = 3 and the start at x."""
+    predict = options.predicted_mask == "algorithm-2"
+    division = divide(segmenter, portion, attack=attack, mark_adversarial=True, predict_mask=predict)
+    return conquer(segmenter, portion, division, options)
