@@ -75,6 +75,7 @@ class DataConfig(_Strict):
     train_split: str = "train"
     val_split: str = "val"
     long_side: int | None = Field(None, ge=33, description="resize every image to it when it is read; None: as it is")
+    skip_corrupt: bool = Field(False, description="train on another image in the place of one that cannot be read, and count")
 
 
 class AugmentConfig(_Strict):

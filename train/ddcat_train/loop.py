@@ -61,20 +61,19 @@ def train(config: Config, run: Path, *, resume: bool = False, device: str = "aut
     with _stop_requested() as stop, RunLog(run, step=trainer.step, steps=trainer.steps) as log:
         log.say(trainer.summary())
         saved = time.monotonic()
-        while trainer.step < trainer.steps and not stop:
-            for batch in trainer.batches():
-                log.update(trainer.step + 1, trainer.apply(batch))
-                evaluated = trainer.evaluation_due()
-                if evaluated:
-                    log.evaluation(trainer.step, trainer.evaluate())
-                    if trainer.is_best():
-                        trainer.save(run / BEST, resumable=False)
-                if evaluated or stop or time.monotonic() - saved >= save_every:
-                    log.flush()  # before the checkpoint: a resumed run logs from there on
-                    trainer.save(run / LAST, resumable=True)
-                    saved = time.monotonic()
-                if stop:
-                    break
+        for batch in trainer.batches():
+            log.update(trainer.step + 1, trainer.apply(batch))
+            evaluated = trainer.evaluation_due()
+            if evaluated:
+                log.evaluation(trainer.step, trainer.evaluate())
+                if trainer.is_best():
+                    trainer.save(run / BEST, resumable=False)
+            if evaluated or stop or time.monotonic() - saved >= save_every:
+                log.flush()  # before the checkpoint: a resumed run logs from there on
+                trainer.save(run / LAST, resumable=True)
+                saved = time.monotonic()
+            if stop:
+                break
     outcome = Outcome(trainer.step, trainer.steps, trainer.scores, stop[0] if trainer.step < trainer.steps else None)
     if outcome.signal is None:
         write_json(run / SUMMARY, {"steps": trainer.steps, "scores": trainer.scores, "best": trainer.best})

@@ -84,17 +84,18 @@ class Trainer:
         )
 
     def batches(self) -> Iterator[Batch]:
-        """Batches from here to the end of the epoch."""
-        epoch, first = divmod(self.step, self._per_epoch)
+        """Batches from here to the end of the run."""
         config = self._config
         return train_batches(
             self._train,
             self._augment,
             batch_size=config.train.batch_size,
             seed=config.seed,
-            epoch=epoch,
-            first=first,
+            steps=self.steps,
+            first=self.step,
             workers=config.train.workers,
+            skip_corrupt=config.data.skip_corrupt,
+            pin=self._fabric.device.type == "cuda",
         )
 
     def apply(self, batch: Batch) -> Mapping[str, Tensor | float]:
@@ -119,8 +120,8 @@ class Trainer:
 
     def _portion(self, batch: Batch) -> Portion:
         device = self._fabric.device
-        images = batch.images.to(device, memory_format=torch.channels_last)
-        labels = batch.labels.to(device)
+        images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        labels = batch.labels.to(device, non_blocking=True)
         return Portion(images, labels, batch.seeds, self._clean, valid_pixels(labels), labels.numel())
 
     def evaluation_due(self) -> bool:

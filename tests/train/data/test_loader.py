@@ -23,7 +23,10 @@ def small(small_folder: Path) -> Dataset:
 
 
 def epoch_of(dataset: Dataset, **changes: int) -> list[Batch]:
-    return list(train_batches(dataset, AUGMENT, **{"batch_size": 2, "seed": 3, "epoch": 1, **changes}))
+    """The batches of one epoch, the second unless it is said, from its batch `first` on."""
+    options = {"batch_size": 2, "seed": 3, "epoch": 1, "first": 0} | changes
+    count, epoch, first = batches_per_epoch(dataset, options["batch_size"]), options.pop("epoch"), options.pop("first")
+    return list(train_batches(dataset, AUGMENT, steps=(epoch + 1) * count, first=epoch * count + first, **options))
 
 
 def equal(one: list[Batch], other: list[Batch]) -> bool:
@@ -54,6 +57,27 @@ def test_batches_are_the_same_for_any_number_of_workers_and_any_start(small: Dat
     assert equal(whole[1:], epoch_of(small, first=1))
     assert equal(whole[2:], epoch_of(small, first=2, workers=1))
     assert epoch_of(small, first=3) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_stream_goes_over_the_ends_of_epochs(small: Dataset, workers: int) -> None:
+    stream = list(train_batches(small, AUGMENT, batch_size=2, seed=3, steps=8, first=1, workers=workers))
+    assert equal(stream, [*epoch_of(small, epoch=0)[1:], *epoch_of(small, epoch=1), *epoch_of(small, epoch=2)[:2]])
+
+
+def test_a_batch_names_its_images(small: Dataset) -> None:
+    batches = list(train_batches(small, plain(crop=(10, 12), scale=(1, 1)), batch_size=2, seed=0, steps=3, workers=1))
+    assert [int(name) for batch in batches for name in batch.names] == whose(small, batches)
+
+
+def test_page_locked_memory_is_for_what_goes_to_the_device(small: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = epoch_of(small)[0]
+    locked: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: locked.append(tensor) or tensor.clone())
+    pinned = batch.pin_memory()
+    assert [id(tensor) for tensor in locked] == [id(batch.images), id(batch.labels)]
+    assert equal([batch], [pinned])
+    assert (pinned.seeds is batch.seeds, pinned.names) == (True, batch.names)
 
 
 def test_seed_and_epoch_change_the_batches(small: Dataset) -> None:
@@ -88,7 +112,10 @@ def test_an_epoch_sees_every_image_and_fills_its_last_batch(small: Dataset, batc
     whole = plain(crop=(10, 12), scale=(1, 1))
     orders = set()
     for epoch in range(4):
-        batches = list(train_batches(small, whole, batch_size=batch_size, seed=0, epoch=epoch))
+        count = batches_per_epoch(small, batch_size)
+        batches = list(
+            train_batches(small, whole, batch_size=batch_size, seed=0, steps=(epoch + 1) * count, first=epoch * count)
+        )
         assert {len(batch.images) for batch in batches} == {batch_size}
         order = whose(small, batches)
         assert sorted(order[:5]) == [0, 1, 2, 3, 4]
@@ -100,7 +127,7 @@ def test_an_epoch_sees_every_image_and_fills_its_last_batch(small: Dataset, batc
 
 def test_one_image_fills_a_batch_with_different_augmentations(small: Dataset) -> None:
     one = dataclasses.replace(small, pairs=small.pairs[:1])
-    (batch,) = train_batches(one, AUGMENT, batch_size=4, seed=0, epoch=0)
+    (batch,) = train_batches(one, AUGMENT, batch_size=4, seed=0, steps=1)
     assert len({image.numpy().tobytes() for image in batch.images}) == 4
     assert len(batch.seeds.unique()) == 4
 
@@ -145,3 +172,47 @@ def test_a_limit_spreads_over_the_split(small: Dataset) -> None:
         return [name for batch, _, _ in evaluation_batches(small, batch_size=4, limit=limit) for name in batch]
 
     assert [names(limit) for limit in (1, 2, 3, 5, 9)] == [["2"], ["1", "3"], ["0", "2", "4"], list("01234"), list("01234")]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_next_of_the_order_stands_in_for_a_corrupt_image_when_asked(small: Dataset, workers: int) -> None:
+    def batches(skip: bool, first: int = 0) -> list[Batch]:
+        whole = plain(crop=(10, 12), scale=(1, 1))
+        return list(
+            train_batches(
+                small, whole, batch_size=2, seed=0, steps=6, first=first, workers=workers if skip else 0, skip_corrupt=skip
+            )
+        )
+
+    sound = batches(skip=False)
+    order = [name for batch in sound for name in batch.names]  # two epochs of 5, each filled up by its first
+    small.pairs[2].image.write_bytes(b"no image")
+    small.pairs[4].labels.unlink()
+    found = batches(skip=True)
+    expected, due = [], []
+    for epoch in (order[:5], order[6:11]):
+        following = dict(zip(epoch, epoch[1:] + epoch[:1], strict=True))
+        for name in (*epoch, epoch[0]):
+            taken = name
+            while taken in "24":
+                taken = following[taken]
+            expected.append(taken)
+            due += [name] * (taken != name)
+    assert [name for batch in found for name in batch.names] == expected
+    assert [skipped.name for batch in found for skipped in batch.skipped] == due
+    assert len(due) >= 4
+    faults = {skipped.name: skipped.fault for batch in found for skipped in batch.skipped}
+    assert str(small.pairs[2].image) in faults["2"]
+    assert str(small.pairs[4].labels) in faults["4"]
+    assert equal(found[2:], batches(skip=True, first=2))
+    assert torch.equal(torch.cat([b.seeds for b in found]), torch.cat([b.seeds for b in sound]))  # draws are those of the place
+    for one, other in zip(found, sound, strict=True):
+        same = [a == b for a, b in zip(one.names, other.names, strict=True)]
+        assert torch.equal(one.images[same], other.images[same])
+
+
+def test_a_data_set_of_corrupt_images_ends(small: Dataset) -> None:
+    for pair in small.pairs:
+        pair.image.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"none of the 5 pairs of train can be read, for example: .*\.png is no image"):
+        list(train_batches(small, AUGMENT, batch_size=2, seed=0, steps=3, skip_corrupt=True))

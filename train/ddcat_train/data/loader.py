@@ -5,8 +5,10 @@ Every random draw comes from (seed, epoch, position in the epoch) alone. So the 
 workers, and a run that resumes in the middle of an epoch gets those that it would have got.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -17,7 +19,14 @@ from ddcat_train.data.augment import F32, Augment
 from ddcat_train.data.base import U8, Dataset, Sample
 from ddcat_train.errors import DataError
 
-__all__ = ["Batch", "batches_per_epoch", "evaluation_batches", "train_batches"]
+__all__ = ["Batch", "Skipped", "batches_per_epoch", "evaluation_batches", "train_batches"]
+
+
+class Skipped(NamedTuple):
+    """An image that cannot be read, in whose place another one was taken."""
+
+    name: str
+    fault: str  # one line for the user, which names the file
 
 
 @dataclass(frozen=True)
@@ -32,12 +41,22 @@ class Batch:
     labels : (N, H, W) int64
         Values in 0..K-1, or 255 = ignored.
     seeds : (N,) int64
-        For the random start of an attack on each image; not negative.
+        For the random start of an attack on each image; not negative; always on the CPU, where they are used.
+    names : tuple of str
+        Of the images; empty for a batch that was made up.
+    skipped : tuple of Skipped
+        What others of these images stand in for.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     seeds: torch.Tensor
+    names: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+    def pin_memory(self) -> Self:
+        """Move to page-locked memory, from which a copy to the device is not waited for; the loader calls it by its name."""
+        return dataclasses.replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
 def batches_per_epoch(dataset: Dataset, batch_size: int) -> int:
@@ -46,10 +65,21 @@ def batches_per_epoch(dataset: Dataset, batch_size: int) -> int:
 
 
 def train_batches(
-    dataset: Dataset, augment: Augment, *, batch_size: int, seed: int, epoch: int, first: int = 0, workers: int = 0
+    dataset: Dataset,
+    augment: Augment,
+    *,
+    batch_size: int,
+    seed: int,
+    steps: int,
+    first: int = 0,
+    workers: int = 0,
+    skip_corrupt: bool = False,
+    pin: bool = False,
 ) -> Iterator[Batch]:
     """
-    Give the batches of an epoch, all full: the last is filled up from the start of the epoch's order, over and over if need be.
+    Give the batches of a run, all full: the last of an epoch is filled up from the start of its order, again if need be.
+
+    The reading ahead does not end with an epoch, for there is one stream from here to the end of the run.
 
     Parameters
     ----------
@@ -57,25 +87,32 @@ def train_batches(
     augment : callable
         Its results must be of one size.
     batch_size : int
-    seed, epoch : int
+    seed : int
         Not negative.
+    steps : int
+        Number of batches of the whole run.
     first : int
         Number of batches to leave out at the start, for a run that resumes.
     workers : int
         Processes that read ahead; 0: none, the reading is done when the batch is asked for.
+    skip_corrupt : bool
+        Take, in the place of a pair that cannot be read, the next of the epoch's order that can, with the draws of its place.
+    pin : bool
+        Give images and labels in page-locked memory.
 
     Raises
     ------
     DataError
-        Where a pair cannot be read.
+        Where a pair cannot be read; with `skip_corrupt`, where none of them can.
     """
-    positions = _Positions(dataset, augment, seed, epoch)
+    places = _Places(dataset, augment, seed, batches_per_epoch(dataset, batch_size) * batch_size, skip_corrupt=skip_corrupt)
     loader = DataLoader(
-        positions,
-        sampler=range(first * batch_size, batches_per_epoch(dataset, batch_size) * batch_size),
+        places,
+        sampler=range(first * batch_size, steps * batch_size),
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=_collate,
+        pin_memory=pin,
         generator=torch.Generator(),  # without one, the loader would draw from the state that dropout draws from
     )
     for batch in loader:
@@ -122,38 +159,69 @@ def evaluation_batches(
         yield _whole(waiting)
 
 
-class _Positions(TorchDataset[tuple[F32, U8, int] | DataError]):
-    """The positions 0, 1, ... of an epoch; beyond its end the order starts anew, with other draws."""
+class _Item(NamedTuple):
+    image: F32
+    labels: U8
+    seed: int
+    name: str
+    skipped: Skipped | None
 
-    def __init__(self, dataset: Dataset, augment: Augment, seed: int, epoch: int) -> None:
+
+class _Places(TorchDataset[_Item | DataError]):
+    """The places 0, 1, ... of a run. In an epoch that is longer than the order, the order starts anew, with other draws."""
+
+    def __init__(self, dataset: Dataset, augment: Augment, seed: int, per_epoch: int, *, skip_corrupt: bool) -> None:
         self.dataset = dataset
         self.augment = augment
         self.seed = seed
-        self.epoch = epoch
-        self.order = _generator(seed, epoch).permutation(len(dataset))
+        self.per_epoch = per_epoch
+        self.skip_corrupt = skip_corrupt
+        self.epoch, self.order = -1, np.zeros(0, np.int64)
 
-    def __getitem__(self, position: int) -> tuple[F32, U8, int] | DataError:
-        generator = _generator(self.seed, self.epoch, position)
+    def __getitem__(self, place: int) -> _Item | DataError:
+        epoch, position = divmod(place, self.per_epoch)
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, _generator(self.seed, epoch).permutation(len(self.dataset))
+        generator = _generator(self.seed, epoch, position)
         attack_seed = int(generator.integers(2**63))
         try:
-            sample = self.dataset.read(int(self.order[position % len(self.order)]))
+            sample, skipped = self._read(position)
         except DataError as error:
             return error  # raised in the main process: torch would wrap it into the traceback of the worker
-        return *self.augment(sample, generator), attack_seed
+        return _Item(*self.augment(sample, generator), attack_seed, sample.name, skipped)
+
+    def _read(self, position: int) -> tuple[Sample, Skipped | None]:
+        first: Skipped | None = None
+        for place in range(position, position + len(self.order)):
+            index = int(self.order[place % len(self.order)])
+            try:
+                return self.dataset.read(index), first
+            except DataError as error:
+                if not self.skip_corrupt:
+                    raise
+                first = first or Skipped(self.dataset.pairs[index].name, str(error))
+        assert first is not None  # for a data set is not empty
+        raise DataError(f"none of the {len(self.order)} pairs of {self.dataset.split} can be read, for example: {first.fault}")
 
 
 def _generator(seed: int, *key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
-def _collate(items: list[tuple[F32, U8, int] | DataError]) -> Batch | DataError:
-    good: list[tuple[F32, U8, int]] = []
+def _collate(items: list[_Item | DataError]) -> Batch | DataError:
+    good: list[_Item] = []
     for item in items:
         if isinstance(item, DataError):
             return item
         good.append(item)
-    images, labels, seeds = zip(*good, strict=True)
-    return Batch(_to_nchw(np.stack(images)), torch.from_numpy(np.stack(labels)).long(), torch.tensor(seeds))
+    images, labels, seeds, names, skipped = zip(*good, strict=True)
+    return Batch(
+        _to_nchw(np.stack(images)),
+        torch.from_numpy(np.stack(labels)).long(),
+        torch.tensor(seeds),
+        names,
+        tuple(one for one in skipped if one is not None),
+    )
 
 
 def _whole(samples: list[Sample]) -> tuple[list[str], torch.Tensor, torch.Tensor]:
