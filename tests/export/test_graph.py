@@ -16,6 +16,7 @@ from ddcat_export.errors import ExportError
 from ddcat_export.graph import OPSET, MainBranch, build_graph, prove_main_branch, with_logits
 from ddcat_serve.engines.onnxruntime import open_graph
 from ddcat_train.checkpoints import load_checkpoint
+from ddcat_train.config import ModelConfig
 from ddcat_train.networks import build_segmenter
 
 SIZE = (64, 80)
@@ -29,7 +30,7 @@ def test_it_is_the_graph_of_a_network_that_never_had_other_heads(run: Path, bund
     """To the byte, though another process with another hash seed wrote the one with all heads."""
     whole = load_checkpoint(run).segmenter()
     assert set(whole.heads) == {"main", "auxiliary", "mask", "deep"}
-    alone = build_segmenter(backbone="resnet10", context="pyramid", classes=5, width=8)
+    alone = build_segmenter(ModelConfig(backbone="resnet10", width=8), classes=5)
     alone.load_state_dict({key: value for key, value in whole.state_dict().items() if key in alone.state_dict()})
     content = build_graph(alone.eval(), size=None, logits=True)
     assert content == bundle.files["model.onnx"]  # so its multiply-adds are equal, too

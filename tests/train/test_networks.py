@@ -1,7 +1,8 @@
 """Networks: sizes against the published ones, pooling against adaptive pooling, and what is computed for which head."""
 
+import math
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from ddcat_train.config import ModelConfig
 from ddcat_train.errors import CheckpointError
-from ddcat_train.names import BackboneName, ContextName, Head
-from ddcat_train.networks import BACKBONES, CONTEXTS, Segmenter, build_segmenter, load_backbone
+from ddcat_train.names import BackboneName, ContextName, Head, Stem
+from ddcat_train.networks import BACKBONES, CONTEXTS, Backbone, Segmenter, build_backbone, build_segmenter, load_backbone
 from ddcat_train.networks.layers import bin_averages, pool_to_bins
 
 WEIGHTS = Path(__file__).parents[3] / "shared/weights/mobilenet_v2_imagenet.safetensors"
@@ -22,7 +24,16 @@ HEADS: tuple[Head, ...] = get_args(Head)
 def small(context: ContextName = "pyramid", backbone: BackboneName = "resnet10") -> Segmenter:
     torch.manual_seed(0)
     width = 8 if backbone == "resnet10" else 64
-    return build_segmenter(backbone=backbone, context=context, classes=5, heads=HEADS, width=width).eval()
+    model = ModelConfig(backbone=backbone, context=context, width=width)
+    return build_segmenter(model, classes=5, heads=HEADS).eval()
+
+
+def keeps_its_promise(body: Backbone) -> None:
+    """See `Backbone`: the channels and the size that it states."""
+    for height, width in ((33, 33), (65, 97), (70, 40)):
+        stages = body(torch.zeros(1, 3, height, width))
+        assert stages.last.shape == (1, body.channels, math.ceil(height / body.stride), math.ceil(width / body.stride))
+        assert stages.intermediate.shape[:2] == (1, body.intermediate_channels)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +47,7 @@ def small(context: ContextName = "pyramid", backbone: BackboneName = "resnet10")
 )
 def test_the_papers_networks_have_their_published_sizes(context: ContextName, heads: tuple[Head, ...], parameters: int) -> None:
     with torch.device("meta"):
-        network = build_segmenter(backbone="resnet50", context=context, classes=21, heads=heads)
+        network = build_segmenter(ModelConfig(backbone="resnet50", context=context), classes=21, heads=heads)
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
 
 
@@ -45,20 +56,30 @@ def test_every_name_is_built() -> None:
     assert set(CONTEXTS) == set(get_args(ContextName))
 
 
+@pytest.mark.parametrize("stem", get_args(Stem))
 @pytest.mark.parametrize(("backbone", "blocks"), [("resnet18", 8), ("resnet34", 16), ("resnet50", 16), ("resnet101", 33)])
-def test_resnets_keep_an_eighth_of_the_size(backbone: BackboneName, blocks: int) -> None:
-    body = BACKBONES[backbone](8, 8).eval()
-    stages = body(torch.zeros(1, 3, 65, 97))
-    assert stages.last.shape == (1, body.channels, 9, 13)
-    assert stages.intermediate.shape == (1, body.intermediate_channels, 9, 13)
+def test_resnets_have_their_blocks_behind_either_stem(backbone: BackboneName, blocks: int, stem: Stem) -> None:
+    body = build_backbone(ModelConfig(backbone=backbone, width=8, stem=stem)).eval()
+    keeps_its_promise(body)
     assert sum(len(getattr(body, f"layer{stage}")) for stage in (1, 2, 3, 4)) == blocks
     assert {key.partition(".")[0] for key in body.state_dict()} == {f"layer{stage}" for stage in range(5)}
 
 
-@pytest.mark.parametrize(("stride", "size"), [(8, (9, 13)), (16, (5, 7))])
-def test_mobilenet_keeps_the_size_that_is_asked_for(stride: int, size: tuple[int, int]) -> None:
-    body = BACKBONES["mobilenet_v2"](64, stride).eval()
-    assert body(torch.zeros(1, 3, 65, 97)).last.shape == (1, 320, *size)
+def test_the_plain_stem_is_torchvisions() -> None:
+    body = build_backbone(ModelConfig(backbone="resnet50", stem="plain"))
+    shapes = {key: tuple(value.shape) for key, value in body.state_dict().items() if key.startswith("layer0.")}
+    assert shapes.pop("layer0.0.weight") == (64, 3, 7, 7)
+    assert {key.partition(".1.")[0] for key in shapes} == {"layer0"}
+    assert body.state_dict()["layer1.0.conv1.weight"].shape == (64, 64, 1, 1)
+    kinds = [type(module).__name__ for module in body.layer0]  # type: ignore[attr-defined]
+    assert kinds == ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"]
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_mobilenet_keeps_the_size_that_is_asked_for(stride: Literal[8, 16]) -> None:
+    body = build_backbone(ModelConfig(backbone="mobilenet_v2", output_stride=stride)).eval()
+    assert body.stride == stride
+    keeps_its_promise(body)
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.sampled_from([1, 2, 3, 6]))
@@ -117,7 +138,7 @@ def test_images_are_normalised_inside() -> None:
 
 @pytest.mark.skipif(not WEIGHTS.is_file(), reason=f"no pretrained weights at {WEIGHTS}")
 def test_pretrained_weights_are_loaded_to_the_last_tensor() -> None:
-    body = BACKBONES["mobilenet_v2"](64, 16)
+    body = build_backbone(ModelConfig(backbone="mobilenet_v2", output_stride=16))
     load_backbone(body, WEIGHTS)
     file = load_file(WEIGHTS)
     state = body.state_dict()
@@ -126,7 +147,7 @@ def test_pretrained_weights_are_loaded_to_the_last_tensor() -> None:
 
 
 def test_every_mismatch_of_a_weight_file_is_named(tmp_path: Path) -> None:
-    body = BACKBONES["resnet10"](8, 8)
+    body = build_backbone(ModelConfig(backbone="resnet10", width=8))
     weights = dict(body.state_dict())
     del weights["layer1.0.conv1.weight"]
     weights["layer9.weight"] = torch.zeros(1)
@@ -150,6 +171,6 @@ def test_a_weight_file_that_is_none_is_one_line(tmp_path: Path, content: bytes |
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(CheckpointError) as caught:
-        load_backbone(BACKBONES["resnet10"](8, 8), path)
+        load_backbone(build_backbone(ModelConfig(backbone="resnet10", width=8)), path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddcat_train.config import OptimConfig
+from ddcat_train.config import ModelConfig, OptimConfig
 from ddcat_train.methods import Update
 from ddcat_train.networks import build_segmenter
 from ddcat_train.optimizer import apply_updates, build_optimizer, load_momentum, momentum, set_learning_rate
@@ -13,7 +13,7 @@ CONFIG = OptimConfig(lr=0.01, head_lr_factor=10, power=0.9)
 
 
 def test_poly_decays_both_rates_and_knows_every_parameter_once() -> None:
-    network = build_segmenter(backbone="resnet10", context="pyramid", classes=3, heads=("main", "deep"), width=8)
+    network = build_segmenter(ModelConfig(backbone="resnet10", width=8), classes=3, heads=("main", "deep"))
     optimizer = build_optimizer(network, CONFIG)
     for step in (0, 50, 99):
         rate = set_learning_rate(optimizer, CONFIG, step=step, steps=100)
@@ -39,7 +39,7 @@ def test_two_updates_take_their_gradients_before_the_first_step() -> None:
 
 
 def test_momentum_is_put_back_by_name() -> None:
-    network = build_segmenter(backbone="resnet10", context="pyramid", classes=3, width=8)
+    network = build_segmenter(ModelConfig(backbone="resnet10", width=8), classes=3)
     optimizer = build_optimizer(network, CONFIG)
     assert momentum(network, optimizer) == {}
     apply_updates(optimizer, [Update(network(torch.rand(2, 3, 33, 33)).square().mean(), tuple(network.parameters()), {})])

@@ -122,15 +122,7 @@ class Checkpoint:
 def build_network(config: Config, classes: int) -> Segmenter:
     """Build the network of a configuration, with random weights and all heads that its method trains."""
     heads = METHODS[config.method.name].heads(config.method)
-    model = config.model
-    return build_segmenter(
-        backbone=model.backbone,
-        context=model.context,
-        classes=classes,
-        heads=heads,
-        width=model.width,
-        output_stride=model.output_stride,
-    )
+    return build_segmenter(config.model, classes=classes, heads=heads)
 
 
 def save_checkpoint(

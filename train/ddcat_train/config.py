@@ -6,14 +6,16 @@ A configuration is YAML. `inherits:` names a preset or a file beside it, whose v
 
 import difflib
 from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ddcat_train.errors import ConfigError
 from ddcat_train.names import (
+    BACKBONE_GROUP,
     AugmentationName,
     BackboneName,
     ContextName,
@@ -22,6 +24,7 @@ from ddcat_train.names import (
     MethodName,
     Split,
     Start,
+    Stem,
     UpdateRule,
 )
 
@@ -57,6 +60,16 @@ def _fraction(value: Any) -> Any:
 
 def _pair(value: Any) -> Any:
     return (value, value) if isinstance(value, int) else value
+
+
+def _known_backbone(name: str) -> str:
+    ours, brought = get_args(BackboneName), sorted(entry_points(group=BACKBONE_GROUP).names)
+    if name not in (*ours, *brought):
+        raise ValueError(
+            f"there is no such backbone: {', '.join((*ours, *brought))} would be right, or the name of an entry point "
+            f"{BACKBONE_GROUP} of an installed package"
+        )
+    return name
 
 
 Fraction = Annotated[float, BeforeValidator(_fraction)]  # 0.03, or "8/255"
@@ -97,17 +110,23 @@ class AugmentConfig(_Strict):
 class ModelConfig(_Strict):
     """The network."""
 
-    backbone: BackboneName
+    backbone: Annotated[str, AfterValidator(_known_backbone)] = Field(description="one of ours, or an installed package's")
     context: ContextName = "pyramid"
     width: int = Field(64, ge=4, description="channels of a ResNet's first stage")
+    stem: Stem = Field("deep", description="of a ResNet; plain: that of torchvision's weights")
     output_stride: Literal[8, 16] = 8
     pretrained: Path | None = Field(None, description="a safetensors file of backbone weights; None: random ones")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.backbone == "mobilenet_v2" and self.width != 64:
-            raise ValueError("width is for ResNets: mobilenet_v2 has one width")
-        if self.backbone != "mobilenet_v2" and self.output_stride != 8:
+        if self.backbone not in get_args(BackboneName):
+            return self  # what another package brings judges for itself
+        resnet = self.backbone.startswith("resnet")
+        if not resnet and self.width != 64:
+            raise ValueError(f"width is for ResNets: {self.backbone} has one width")
+        if not resnet and self.stem != "deep":
+            raise ValueError(f"stem {self.stem} is for ResNets: {self.backbone} has one of its own")
+        if resnet and self.output_stride != 8:
             raise ValueError("output_stride 16 is for mobilenet_v2: the ResNets have 8")
         return self
 

@@ -3,6 +3,7 @@
 from typing import Literal
 
 __all__ = [
+    "BACKBONE_GROUP",
     "AugmentationName",
     "BackboneName",
     "ContextName",
@@ -12,11 +13,14 @@ __all__ = [
     "MethodName",
     "Split",
     "Start",
+    "Stem",
     "StepSize",
     "UpdateRule",
 ]
 
-BackboneName = Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"]
+BackboneName = Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"]  # our own
+BACKBONE_GROUP = "ddcat.backbones"  # of entry points, by which an installed package brings others
+Stem = Literal["deep", "plain"]  # of a ResNet: three 3x3 convolutions as in semseg, or torchvision's one of 7x7
 ContextName = Literal["pyramid", "aspp"]
 Head = Literal["main", "auxiliary", "mask", "deep"]  # f_n, f_a, f_m of the paper; semseg's deep supervision
 MethodName = Literal["clean", "sat", "ddcat", "ddcat-m", "ddcat-n", "pgd-at", "segpgd-at", "trades"]

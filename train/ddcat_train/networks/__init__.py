@@ -1,58 +1,85 @@
 """Networks: backbones, contexts and heads, composed into one `Segmenter`."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from importlib.metadata import entry_points
 
-from ddcat_train.names import BackboneName, ContextName, Head
+from ddcat_train.config import ModelConfig
+from ddcat_train.errors import ConfigError
+from ddcat_train.names import BACKBONE_GROUP, ContextName, Head
+from ddcat_train.networks.backbone import Backbone, Stages
 from ddcat_train.networks.contexts import ASPP, PyramidPooling
 from ddcat_train.networks.mobilenet import MobileNetV2
-from ddcat_train.networks.resnet import ResNet, resnet10, resnet18, resnet34, resnet50, resnet101
+from ddcat_train.networks.resnet import resnet10, resnet18, resnet34, resnet50, resnet101
 from ddcat_train.networks.segmenter import Features, Segmenter
 from ddcat_train.networks.weights import load_backbone
 
 __all__ = [
     "BACKBONES",
     "CONTEXTS",
+    "Backbone",
     "Features",
     "Segmenter",
+    "Stages",
+    "build_backbone",
     "build_segmenter",
     "load_backbone",
 ]
 
-BACKBONES: dict[BackboneName, Callable[[int, Literal[8, 16]], ResNet | MobileNetV2]] = {
-    "resnet10": lambda width, stride: resnet10(width),
-    "resnet18": lambda width, stride: resnet18(width),
-    "resnet34": lambda width, stride: resnet34(width),
-    "resnet50": lambda width, stride: resnet50(width),
-    "resnet101": lambda width, stride: resnet101(width),
-    "mobilenet_v2": lambda width, stride: MobileNetV2(stride),
+BACKBONES: dict[str, Callable[[ModelConfig], Backbone]] = {
+    "resnet10": lambda model: resnet10(model.width, model.stem),
+    "resnet18": lambda model: resnet18(model.width, model.stem),
+    "resnet34": lambda model: resnet34(model.width, model.stem),
+    "resnet50": lambda model: resnet50(model.width, model.stem),
+    "resnet101": lambda model: resnet101(model.width, model.stem),
+    "mobilenet_v2": lambda model: MobileNetV2(model.output_stride),
 }
 
 CONTEXTS: dict[ContextName, type[PyramidPooling | ASPP]] = {"pyramid": PyramidPooling, "aspp": ASPP}
 
 
-def build_segmenter(
-    *,
-    backbone: BackboneName,
-    context: ContextName,
-    classes: int,
-    heads: Sequence[Head] = ("main",),
-    width: int = 64,
-    output_stride: Literal[8, 16] = 8,
-) -> Segmenter:
+def build_segmenter(model: ModelConfig, *, classes: int, heads: Sequence[Head] = ("main",)) -> Segmenter:
     """
     Compose a network with random weights.
 
     Parameters
     ----------
-    backbone, context : str
-        Keys of `BACKBONES` and `CONTEXTS`.
+    model : ModelConfig
     classes : int
     heads : sequence of Head
-    width : int
-        Channels of a ResNet's first stage; MobileNetV2 has one width.
-    output_stride : 8 or 16
-        ResNets are built for 8 only.
+
+    Raises
+    ------
+    ConfigError
+        Where an installed package was to bring the backbone, and does not.
     """
-    body = BACKBONES[backbone](width, output_stride)
-    return Segmenter(body, CONTEXTS[context](body.channels), classes=classes, heads=heads)
+    body = build_backbone(model)
+    return Segmenter(body, CONTEXTS[model.context](body.channels), classes=classes, heads=heads)
+
+
+def build_backbone(model: ModelConfig) -> Backbone:
+    """
+    Build a backbone of ours, or one of an installed package, with random weights.
+
+    Raises
+    ------
+    ConfigError
+        Where the package cannot be imported, or what it gives is no backbone.
+    """
+    if model.backbone in BACKBONES:
+        return BACKBONES[model.backbone](model)
+    (entry,) = entry_points(group=BACKBONE_GROUP, name=model.backbone) or (None,)
+    if entry is None:
+        raise ConfigError(
+            f"no installed package brings the backbone {model.backbone}: one of {', '.join(BACKBONES)} would work"
+        )
+    try:
+        build = entry.load()
+    except (ImportError, AttributeError) as cause:
+        raise ConfigError(f"the backbone {model.backbone} is not at {entry.value}, as its package says: {cause}") from cause
+    body = build(model)
+    if not isinstance(body, Backbone):
+        raise ConfigError(f"{entry.value} gives no Backbone but a {type(body).__name__}: docs/backbones.md says what one is")
+    absent = [name for name in ("intermediate_channels", "channels", "stride") if not hasattr(body, name)]
+    if absent:
+        raise ConfigError(f"the {type(body).__name__} of {entry.value} does not say its {' and '.join(absent)}")
+    return body

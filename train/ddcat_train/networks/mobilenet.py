@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from ddcat_train.networks.resnet import Stages
+from ddcat_train.networks.backbone import Backbone, Stages
 
 __all__ = ["MobileNetV2"]
 
@@ -21,7 +21,7 @@ _STAGES = (
 _INTERMEDIATE = 13  # index of the last block before the last stride: 96 channels
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Backbone):
     """
     MobileNetV2 1.0 up to its last inverted residual.
 
@@ -34,9 +34,8 @@ class MobileNetV2(nn.Module):
 
     Attributes
     ----------
-    intermediate_channels, channels : int
-    unused : tuple of str
-        Prefixes of keys that weight files hold for the classifier.
+    intermediate_channels, channels, stride, unused
+        See `Backbone`.
     """
 
     unused = ("classifier.", "features.18.")
@@ -45,6 +44,7 @@ class MobileNetV2(nn.Module):
 
     def __init__(self, output_stride: Literal[8, 16] = 16) -> None:
         super().__init__()
+        self.stride = output_stride
         layers: list[nn.Module] = [nn.Sequential(*_conv_bn(3, 32, 3, stride=2), nn.ReLU6(inplace=True))]
         inputs, reached, dilation = 32, 2, 1
         for expansion, channels, blocks, stage_stride in _STAGES:

@@ -1,21 +1,17 @@
-"""ResNets in the form of semseg: deep stem, stride on the 3x3 convolution, the last two stages dilated, output stride 8."""
+"""ResNets in the form of semseg: stride on the 3x3 convolution, the last two stages dilated, output stride 8."""
 
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ResNet", "Stages", "resnet10", "resnet18", "resnet34", "resnet50", "resnet101"]
+from ddcat_train.names import Stem
+from ddcat_train.networks.backbone import Backbone, Stages
+
+__all__ = ["ResNet", "resnet10", "resnet18", "resnet34", "resnet50", "resnet101"]
 
 
-class Stages(NamedTuple):
-    """What a backbone hands on: the maps for deep supervision, and the last ones."""
-
-    intermediate: Tensor
-    last: Tensor
-
-
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """
     A ResNet without its classifier.
 
@@ -27,29 +23,32 @@ class ResNet(nn.Module):
         Blocks in each stage.
     width : int
         Channels of the first stage's blocks; 64 in the paper.
+    stem : Stem
+        Three 3x3 convolutions, as in the paper, or torchvision's one of 7x7.
 
     Attributes
     ----------
-    intermediate_channels, channels : int
-        Channels of `Stages.intermediate` (stage 3) and `Stages.last`.
-    unused : tuple of str
-        Prefixes of keys that weight files hold for the classifier.
+    stem : Stem
+    intermediate_channels, channels, stride, unused
+        See `Backbone`; the intermediate maps are those of stage 3.
     """
 
+    stride = 8
     unused = ("fc.",)
 
-    def __init__(self, block: "type[BasicBlock | Bottleneck]", depths: tuple[int, int, int, int], width: int = 64) -> None:
+    def __init__(
+        self,
+        block: "type[BasicBlock | Bottleneck]",
+        depths: tuple[int, int, int, int],
+        width: int = 64,
+        stem: Stem = "deep",
+    ) -> None:
         super().__init__()
-        stem = 2 * width
-        self.layer0 = nn.Sequential(
-            nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
-            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
-            nn.Conv2d(width, stem, 3, padding=1, bias=False), nn.BatchNorm2d(stem), nn.ReLU(inplace=True),
-            nn.MaxPool2d(3, stride=2, padding=1),
-        )  # fmt: skip
+        self.stem = stem
+        self.layer0 = _STEMS[stem](width)
         self.intermediate_channels = 4 * width * block.expansion
         self.channels = 8 * width * block.expansion
-        self.layer1 = _stage(block, stem, width, depths[0])
+        self.layer1 = _stage(block, 2 * width if stem == "deep" else width, width, depths[0])
         self.layer2 = _stage(block, width * block.expansion, 2 * width, depths[1], stride=2)
         self.layer3 = _stage(block, 2 * width * block.expansion, 4 * width, depths[2], dilation=2)
         self.layer4 = _stage(block, self.intermediate_channels, 8 * width, depths[3], dilation=4)
@@ -101,6 +100,26 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(residual)) + self.downsample(maps))
 
 
+def _deep_stem(width: int) -> nn.Sequential:
+    outputs = 2 * width
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
+        nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
+        nn.Conv2d(width, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, stride=2, padding=1),
+    )  # fmt: skip
+
+
+def _plain_stem(width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, stride=2, padding=1),
+    )  # fmt: skip
+
+
+_STEMS: dict[Stem, Callable[[int], nn.Sequential]] = {"deep": _deep_stem, "plain": _plain_stem}
+
+
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
     if inputs == outputs and stride == 1:
         return nn.Identity()
@@ -114,26 +133,26 @@ def _stage(
     return nn.Sequential(first, *(block(planes * block.expansion, planes, 1, dilation) for _ in range(depth - 1)))
 
 
-def resnet10(width: int = 64) -> ResNet:
+def resnet10(width: int = 64, stem: Stem = "deep") -> ResNet:
     """One basic block a stage: for tests, and for machines without a GPU."""
-    return ResNet(BasicBlock, (1, 1, 1, 1), width)
+    return ResNet(BasicBlock, (1, 1, 1, 1), width, stem)
 
 
-def resnet18(width: int = 64) -> ResNet:
+def resnet18(width: int = 64, stem: Stem = "deep") -> ResNet:
     """ResNet-18."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), width)
+    return ResNet(BasicBlock, (2, 2, 2, 2), width, stem)
 
 
-def resnet34(width: int = 64) -> ResNet:
+def resnet34(width: int = 64, stem: Stem = "deep") -> ResNet:
     """ResNet-34."""
-    return ResNet(BasicBlock, (3, 4, 6, 3), width)
+    return ResNet(BasicBlock, (3, 4, 6, 3), width, stem)
 
 
-def resnet50(width: int = 64) -> ResNet:
+def resnet50(width: int = 64, stem: Stem = "deep") -> ResNet:
     """ResNet-50, the paper's backbone."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), width)
+    return ResNet(Bottleneck, (3, 4, 6, 3), width, stem)
 
 
-def resnet101(width: int = 64) -> ResNet:
+def resnet101(width: int = 64, stem: Stem = "deep") -> ResNet:
     """ResNet-101."""
-    return ResNet(Bottleneck, (3, 4, 23, 3), width)
+    return ResNet(Bottleneck, (3, 4, 23, 3), width, stem)

@@ -6,11 +6,10 @@ from typing import NamedTuple, overload
 from torch import Tensor, nn
 
 from ddcat_train.names import Head
+from ddcat_train.networks.backbone import Backbone, Stages
 from ddcat_train.networks.contexts import ASPP, PyramidPooling
 from ddcat_train.networks.layers import conv_bn_relu, upsample
-from ddcat_train.networks.mobilenet import MobileNetV2
 from ddcat_train.networks.normalise import Normalise
-from ddcat_train.networks.resnet import ResNet
 
 __all__ = ["Features", "Segmenter"]
 
@@ -35,16 +34,15 @@ class Segmenter(nn.Module):
 
     Parameters
     ----------
-    backbone, context : nn.Module
+    backbone : Backbone
+    context : nn.Module
     classes : int
         K, without the ignored label.
     heads : sequence of Head
         The heads to build; "main" among them.
     """
 
-    def __init__(
-        self, backbone: ResNet | MobileNetV2, context: PyramidPooling | ASPP, *, classes: int, heads: Sequence[Head]
-    ) -> None:
+    def __init__(self, backbone: Backbone, context: PyramidPooling | ASPP, *, classes: int, heads: Sequence[Head]) -> None:
         super().__init__()
         kernel = context.head_kernel
         branch = (context.channels, context.head_channels, kernel)
@@ -70,7 +68,7 @@ class Segmenter(nn.Module):
             In [0, 1], RGB.
         """
         height, width = images.shape[-2:]
-        stages = self.backbone(self.normalise(images))
+        stages: Stages = self.backbone(self.normalise(images))
         return Features(stages.intermediate, self.context(stages.last), (height, width))
 
     def low_resolution_logits(self, head: Head, features: Features) -> Tensor:

@@ -6,15 +6,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ddcat_train.errors import CheckpointError
-from ddcat_train.networks.mobilenet import MobileNetV2
-from ddcat_train.networks.resnet import ResNet
+from ddcat_train.networks.backbone import Backbone
 
 __all__ = ["load_backbone"]
 
 _COUNTER = ".num_batches_tracked"  # absent from older files, and of no effect
 
 
-def load_backbone(backbone: ResNet | MobileNetV2, path: Path) -> None:
+def load_backbone(backbone: Backbone, path: Path) -> None:
     """
     Load pretrained weights into a backbone.
 

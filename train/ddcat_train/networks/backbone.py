@@ -1,0 +1,47 @@
+"""What a backbone is: a module that takes normalised images to maps at a fraction of their size."""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+__all__ = ["Backbone", "Stages"]
+
+
+class Stages(NamedTuple):
+    """What a backbone hands on: the maps for deep supervision, and the last ones."""
+
+    intermediate: Tensor
+    last: Tensor
+
+
+class Backbone(nn.Module, ABC):
+    """
+    What the rest of a network asks of its backbone.
+
+    Attributes
+    ----------
+    intermediate_channels, channels : int
+        Channels of `Stages.intermediate` and of `Stages.last`.
+    stride : int
+        Of `Stages.last`: images (N, 3, H, W) become maps of ceil(H / stride) x ceil(W / stride), for every size from
+        33 x 33 on. Those of `Stages.intermediate` may be of any size.
+    unused : tuple of str
+        Beginnings of keys that files of pretrained weights hold beside the backbone's own, such as those of a classifier.
+    """
+
+    intermediate_channels: int
+    channels: int
+    stride: int
+    unused: tuple[str, ...] = ()
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Stages:
+        """
+        Compute maps.
+
+        Parameters
+        ----------
+        images : (N, 3, H, W) float
+            About zero mean and unit variance, by the statistics of ImageNet.
+        """
