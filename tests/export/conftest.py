@@ -51,7 +51,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
                     "output_stride": stride,
                     **({"width": 8} if backbone == "resnet10" else {}),
                 },
-                "method": {"name": method, "paper_literal": method == "clean"},  # which has the main head alone
+                "method": {"name": method, "deep_weight": 0 if method == "clean" else 0.4},  # at 0: the main head alone
                 "train": {"epochs": 1},
             },
             name,

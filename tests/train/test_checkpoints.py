@@ -40,8 +40,13 @@ def test_a_checkpoint_knows_its_network_configuration_and_data(run: Path) -> Non
 
 
 def test_it_says_what_it_was_really_attacked_with(tiny_run: list[str], tmp_path: Path) -> None:
-    for method, literal, start in (("clean", False, None), ("sat", False, "clean"), ("sat", True, "lower")):
-        config = load_config(f"scenes-{method}", [*tiny_run, f"method.paper_literal={literal}"])
+    for method, override, start in (
+        ("clean", "attack.start=lower", None),
+        ("sat", "attack.start=clean", "clean"),
+        ("sat", "attack.start=lower", "lower"),
+        ("pgd-at", "attack.steps=2", "random"),
+    ):
+        config = load_config(f"scenes-{method}", [*tiny_run, override])
         Trainer(config).save(tmp_path / "x.safetensors", resumable=False)
         attack = load_checkpoint(tmp_path / "x.safetensors").description.attack
         assert (attack and attack["start"]) == start

@@ -49,7 +49,7 @@ def test_one_number_is_a_square_and_a_step_may_be_a_share_of_epsilon() -> None:
         ("model.backbone=resnet5", "resnet10, resnet18, .* an entry point ddcat.backbones"),
         ("model={backbone: mobilenet_v2, width: 8}", "model: width is for ResNets"),
         ("model={backbone: mobilenet_v2, stem: plain}", "model: stem plain is for ResNets"),
-        ("method.name=ddcta", "'clean', 'sat' or 'ddcat'"),
+        ("method.name=ddcta", "'clean', 'sat', 'ddcat', .* or 'trades'"),
         ("attack.epsilon=8/0", "attack.epsilon"),
     ],
 )
@@ -80,3 +80,14 @@ def test_a_wrong_file_is_one_line(tmp_path: Path, content: str, message: str) ->
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(str(tmp_path / "self.yaml"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("base", ["camvid-ddcat", "scenes-ddcat-m", "scenes-ddcat-n"])
+def test_the_letter_of_the_paper_is_inherited(base: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"inherits: [{base}, _letter]\n")
+    found, released = load_config(str(tmp_path / "mine.yaml")), load_config(base)
+    letter = {"update": "two-step", "predicted_mask": "algorithm-2", "deep_weight": 0}
+    assert found.method == released.method.model_copy(update=letter)
+    assert found.attack == released.attack.model_copy(update={"start": "lower"})
+    assert found == released.model_copy(update={"method": found.method, "attack": found.attack})
+    assert "_letter" not in presets()

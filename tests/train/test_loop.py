@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_run: list[str], tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "override", ["method.paper_literal=true", "attack.start=random", "attack.alpha=eps/n", "model.context=aspp"]
+    "override", ["method.deep_weight=0", "attack.start=random", "attack.alpha=eps/n", "model.context=aspp"]
 )
 @pytest.mark.parametrize("method", ["sat", "ddcat"])
 def test_every_choice_trains_and_resumes_to_the_same_bits(
@@ -179,7 +179,7 @@ def test_every_choice_trains_and_resumes_to_the_same_bits(
     assert train(config, tmp_path / "stopped", resume=True).step == 3
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
     heads = {key.split(".")[2] for key in weights(tmp_path / "whole") if key.startswith("model.heads.")}
-    assert ("deep" in heads) == ("paper_literal" not in override)
+    assert ("deep" in heads) == ("deep_weight" not in override)
 
 
 def test_bfloat16_trains(tiny_run: list[str], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -10,20 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddcat_train.data.loader import Batch
-from ddcat_train.methods import METHODS, AttackSettings
-from ddcat_train.methods.ddcat import divide
+from ddcat_train.config import AttackConfig, MethodConfig
+from ddcat_train.losses import valid_pixels
+from ddcat_train.methods import METHODS, Portion, Update
+from ddcat_train.methods.division import Division, divide
 from ddcat_train.networks import Segmenter, build_segmenter
 
 CLASSES = 5
-ATTACK = AttackSettings(epsilon=0.03, alpha=0.01, steps=3)
+ATTACK = AttackConfig(epsilon=0.03, alpha=0.01, steps=3)
 CASES = ["even", "odd", "partly ignored", "all ignored", "p all 0", "p all 1"]
 LITERAL = pytest.mark.parametrize("paper_literal", [False, True], ids=["released", "literal"])
 CONTEXT = pytest.mark.parametrize("context", ["pyramid", "aspp"])
 
 
-def batch_of(count: int, size: tuple[int, int] = (33, 37), ignored: Sequence[float] = (), seed: int = 0) -> Batch:
-    """Smooth images with labels in blocks; `ignored` is the share of ignored pixels of the first images."""
+def batch_of(count: int, size: tuple[int, int] = (33, 37), ignored: Sequence[float] = (), seed: int = 0) -> Portion:
+    """Smooth images with labels in blocks; `ignored` is the share of ignored pixels of the first images; half stay clean."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 9, 9, dtype=torch.float64, generator=generator)
     images = nn.functional.interpolate(coarse, size, mode="bilinear", align_corners=True)
@@ -32,13 +34,36 @@ def batch_of(count: int, size: tuple[int, int] = (33, 37), ignored: Sequence[flo
     labels = nn.functional.interpolate(labels, size, mode="nearest")[:, 0].long()
     for i, share in enumerate(ignored):
         labels[i][torch.rand(size, generator=generator) < share] = 255
-    return Batch(images.clamp(0, 1), labels, torch.arange(count))
+    return Portion(images.clamp(0, 1), labels, torch.arange(count), count // 2, valid_pixels(labels), labels.numel())
+
+
+def options_of(method: Any, paper_literal: bool = False) -> MethodConfig:
+    """The method as released, or to the paper's letter."""
+    letter: dict[str, Any] = {"deep_weight": 0}
+    if method == "ddcat":
+        letter |= {"update": "two-step", "predicted_mask": "algorithm-2"}
+    return MethodConfig(name=method, **(letter if paper_literal else {}))
+
+
+def attack_of(paper_literal: bool, attack: AttackConfig = ATTACK) -> AttackConfig:
+    return attack.model_copy(update={"start": "lower"}) if paper_literal else attack
+
+
+def step_of(
+    method: Any, network: Segmenter, batch: Portion, *, paper_literal: bool = False, attack: AttackConfig = ATTACK
+) -> list[Update]:
+    options = options_of(method, paper_literal)
+    return METHODS[method].step(network, batch, attack=attack_of(paper_literal, attack), options=options)
+
+
+def division_of(network: Segmenter, batch: Portion, *, paper_literal: bool = False) -> Division:
+    return divide(network, batch, attack=attack_of(paper_literal), predict_mask=paper_literal)
 
 
 def network_for(
     method: Any,
     context: Any,
-    batch: Batch,
+    batch: Portion,
     *,
     paper_literal: bool = False,
     dropout: float = 0.0,
@@ -51,7 +76,7 @@ def network_for(
     be forced by its bias instead.
     """
     torch.manual_seed(1)
-    heads = METHODS[method].all_heads(paper_literal=paper_literal)
+    heads = METHODS[method].heads(options_of(method, paper_literal))
     network = build_segmenter(backbone="resnet10", context=context, classes=CLASSES, heads=heads, width=8).double()
     with torch.no_grad():
         for module in network.modules():
@@ -70,7 +95,7 @@ def network_for(
     return network.train()
 
 
-def case_of(name: str) -> tuple[Batch, float | None]:
+def case_of(name: str) -> tuple[Portion, float | None]:
     return {
         "even": (batch_of(4), None),
         "odd": (batch_of(3), None),
@@ -132,9 +157,9 @@ def test_ddcat_is_algorithms_2_and_3(oracle: ModuleType, case: str, context: str
     expected = oracle.ddcat_step(
         network, batch.images, batch.labels, epsilon=0.03, alpha=0.01, steps=3, paper_literal=paper_literal
     )
-    division = divide(network, batch, attack=ATTACK, paper_literal=paper_literal)
+    division = division_of(network, batch, paper_literal=paper_literal)
     with images_in_training(network) as seen:
-        updates = METHODS["ddcat"].step(network, batch, attack=ATTACK, paper_literal=paper_literal)
+        updates = step_of("ddcat", network, batch, paper_literal=paper_literal)
     (mixed,) = seen
 
     assert close(mixed, expected.images, 1e-12)
@@ -181,7 +206,7 @@ def test_sat_is_algorithm_1(oracle: ModuleType, method: Any, case: str, context:
         clean_only=method == "clean",
     )
     with images_in_training(network) as seen:
-        updates = METHODS[method].step(network, batch, attack=ATTACK, paper_literal=paper_literal)
+        updates = step_of(method, network, batch, paper_literal=paper_literal)
     (mixed,) = seen
     assert close(mixed, expected.images, 1e-12)
     assert_same_step(network, updates, expected)
@@ -201,7 +226,7 @@ def test_dropout_acts_in_training_and_never_in_the_attack(oracle: ModuleType, me
     expected = step(network, batch.images, batch.labels, seed=5, **hyper)
     assert step(network, batch.images, batch.labels, seed=6, **hyper).losses["main"] != expected.losses["main"]
     torch.manual_seed(5)  # the oracle draws from here when it trains: the method must have drawn nothing before
-    updates = METHODS[method].step(network, batch, attack=ATTACK, paper_literal=paper_literal)
+    updates = step_of(method, network, batch, paper_literal=paper_literal)
     assert_same_step(network, updates, expected)
 
 
@@ -211,10 +236,10 @@ def test_step_size_by_name_and_random_start(oracle: ModuleType, method: Any) -> 
     network = network_for(method, "aspp", batch)
     step = oracle.ddcat_step if method == "ddcat" else oracle.sat_step
     expected = step(network, batch.images, batch.labels, epsilon=0.04, alpha=0.02, steps=2)
-    settings = AttackSettings(epsilon=0.04, alpha="eps/n", steps=2)
+    settings = AttackConfig(epsilon=0.04, alpha="eps/n", steps=2)
     with images_in_training(network) as seen:
-        METHODS[method].step(network, batch, attack=settings)
-        METHODS[method].step(network, batch, attack=settings._replace(start="random"))
+        step_of(method, network, batch, attack=settings)
+        step_of(method, network, batch, attack=settings.model_copy(update={"start": "random"}))
     assert close(seen[0], expected.images, 1e-12)
     assert not close(seen[1], expected.images, 1e-3)
     assert (seen[1] - batch.images).abs().max() <= 0.04 + 1e-12
@@ -227,8 +252,8 @@ def test_in_single_precision_few_pixels_differ(oracle: ModuleType, paper_literal
     expected = oracle.ddcat_step(
         network, batch.images, batch.labels, epsilon=0.03, alpha=0.01, steps=3, paper_literal=paper_literal
     )
-    single = Batch(batch.images.float(), batch.labels, batch.seeds)
-    division = divide(network.float(), single, attack=ATTACK, paper_literal=paper_literal)
+    single = replace(batch, images=batch.images.float())
+    division = division_of(network.float(), single, paper_literal=paper_literal)
     assert ((division.images - expected.images).abs() > 1e-6).double().mean() < 0.01
     assert (division.masks != expected.masks).double().mean() < 0.01
 
@@ -287,7 +312,7 @@ def test_samples_through_the_backbone(method: Any, paper_literal: bool, forward:
         samples_through({"backbone": network.backbone, **network.heads}) as counts,
         Backwards(network.backbone.layer0[0]) as done,
     ):
-        updates = METHODS[method].step(network, batch, attack=ATTACK, paper_literal=paper_literal)
+        updates = step_of(method, network, batch, paper_literal=paper_literal)
         assert all(mask == [True, False, False] for mask in done.masks)  # of the attack: the input's gradient alone
         assert bool(done.masks) == METHODS[method].attacks
         attack_samples = done.samples
@@ -304,8 +329,8 @@ def test_odd_batches_attack_the_larger_half() -> None:
     batch = batch_of(5)
     sat, ddcat = (network_for(method, "aspp", batch) for method in ("sat", "ddcat"))
     with samples_through({"sat": sat.backbone, "ddcat": ddcat.backbone}) as counts:
-        METHODS["sat"].step(sat, batch, attack=ATTACK)
-        METHODS["ddcat"].step(ddcat, batch, attack=ATTACK)
+        step_of("sat", sat, batch)
+        step_of("ddcat", ddcat, batch)
     assert counts == {"sat": 3 * 3 + 5, "ddcat": 3 * 5 + 2 + 5}
 
 
@@ -319,7 +344,7 @@ def test_a_step_leaves_gradients_flags_and_the_batch_alone(method: Any, paper_li
     flags = [module.training for module in network.modules()]
     frozen = [buffer.clone() for buffer in network.backbone.layer0.buffers()]
     weights = [parameter.clone() for parameter in network.parameters()]
-    updates = METHODS[method].step(network, batch, attack=ATTACK, paper_literal=paper_literal)
+    updates = step_of(method, network, batch, paper_literal=paper_literal)
     assert [module.training for module in network.modules()] == flags
     assert all(map(torch.equal, network.backbone.layer0.buffers(), frozen))
     assert all(map(torch.equal, network.parameters(), weights))
@@ -332,9 +357,9 @@ def test_a_step_leaves_gradients_flags_and_the_batch_alone(method: Any, paper_li
 def test_a_nan_of_the_branch_that_is_not_chosen_stays_out_of_the_maps() -> None:
     batch = batch_of(4)
     network = network_for("ddcat", "pyramid", batch, mask_bias=-1e3)  # p = 0: the main branch everywhere
-    expected = divide(network, batch, attack=ATTACK, paper_literal=False)
+    expected = division_of(network, batch)
     with torch.no_grad():
         network.heads["auxiliary"][-1].bias.fill_(float("nan"))
-    found = divide(network, batch, attack=ATTACK, paper_literal=False)
+    found = division_of(network, batch)
     assert expected.masks.any()
     assert torch.equal(found.masks, expected.masks)
