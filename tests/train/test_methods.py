@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddcat_train.config import AttackConfig, MethodConfig
+from ddcat_train.config import AttackConfig, MethodConfig, ModelConfig
 from ddcat_train.losses import valid_pixels
 from ddcat_train.methods import METHODS, Portion, Update
 from ddcat_train.methods.division import Division, divide
@@ -77,7 +77,8 @@ def network_for(
     """
     torch.manual_seed(1)
     heads = METHODS[method].heads(options_of(method, paper_literal))
-    network = build_segmenter(backbone="resnet10", context=context, classes=CLASSES, heads=heads, width=8).double()
+    model = ModelConfig(backbone="resnet10", context=context, width=8)
+    network = build_segmenter(model, classes=CLASSES, heads=heads).double()
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
