@@ -3,6 +3,7 @@ Everything that ddcat raises on purpose.
 
     DdcatError
     ├── BundleError                 (ddcat)         a bundle that is missing, damaged, altered or of another schema
+    ├── WriteError                  (ddcat)         a file that cannot be written: no room, or no permission
     ├── TrainError                  (ddcat_train)   configuration, data sets, checkpoints
     ├── ExportError                 (ddcat_export)  a graph that is not the model
     ├── ServeError                  (ddcat_serve)   engines, requests
@@ -11,7 +12,7 @@ Everything that ddcat raises on purpose.
 The message is one line for the user: what is wrong, where, and what would be right. A command prints it and exits with 2.
 """
 
-__all__ = ["BundleError", "DdcatError"]
+__all__ = ["BundleError", "DdcatError", "WriteError"]
 
 
 class DdcatError(Exception):
@@ -20,3 +21,7 @@ class DdcatError(Exception):
 
 class BundleError(DdcatError):
     """A bundle is missing, damaged, altered, or of a schema that this version does not read."""
+
+
+class WriteError(DdcatError):
+    """A file cannot be written, for the disk is full, or the folder is not to be written in. What was there before still is."""

@@ -1,6 +1,7 @@
 """Files that are either whole or absent: written aside, flushed to the disk, then renamed."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -9,27 +10,75 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ddcat.errors import DdcatError
+from ddcat.errors import DdcatError, WriteError
 
-__all__ = ["check_vacant", "new_directory", "read_json", "write_bytes", "write_json", "write_text"]
+__all__ = [
+    "append_text",
+    "check_vacant",
+    "check_writable",
+    "new_directory",
+    "read_json",
+    "remove_leftovers",
+    "write_bytes",
+    "write_json",
+    "write_text",
+    "writing",
+]
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextlib.contextmanager
+def writing(path: Path, size: int | None = None) -> Iterator[None]:
+    """
+    Turn what the operating system says of a write into a line for the user.
+
+    Parameters
+    ----------
+    path : Path
+        What is written.
+    size : int, optional
+        Bytes that are needed, where it is known.
+
+    Raises
+    ------
+    WriteError
+    """
+    try:
+        yield
+    except OSError as cause:
+        fault = f"cannot write {path}: {cause.strerror or cause}"
+        if cause.errno not in _FULL:
+            raise WriteError(f"{fault}: a folder that can be written in would be right") from cause
+        needed = "" if size is None else f"{size / 1e6:.1f} MB are needed and "
+        free = shutil.disk_usage(_existing(path)).free
+        raise WriteError(f"{fault}: {needed}{free / 1e6:.1f} MB are free there; make room") from cause
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that no reader ever sees a part of it, creating its folder if necessary."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    aside = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.chmod(0o666 & ~_umask())  # mkstemp is private to its user, a result is not
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
+    """
+    Write a file so that no reader ever sees a part of it, creating its folder if necessary.
+
+    Raises
+    ------
+    WriteError
+        What was there before is still there, and nothing else.
+    """
+    with writing(path, len(content)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        aside = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.chmod(0o666 & ~_umask())  # mkstemp is private to its user, a result is not
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        _sync_directory(path.parent)
 
 
 def write_text(path: Path, content: str) -> None:
@@ -40,6 +89,45 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON that a person can read, whole or not at all. NaN is refused, for it is not JSON."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def append_text(path: Path, text: str) -> None:
+    """
+    Append text as UTF-8 to a file, all of it or nothing, and wait until it is on the disk.
+
+    Raises
+    ------
+    WriteError
+    """
+    content = text.encode()
+    with writing(path, len(content)), path.open("ab", buffering=0) as file:
+        before = os.fstat(file.fileno()).st_size
+        try:
+            rest = memoryview(content)
+            while rest:  # where room runs out, a part is written first
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(before)
+            raise
+
+
+def check_writable(folder: Path) -> None:
+    """
+    Refuse a folder in which nothing can be written, before the long work whose results it is to hold; it need not exist yet.
+
+    Raises
+    ------
+    WriteError
+    """
+    with writing(folder), tempfile.TemporaryFile(dir=_existing(folder)):
+        pass
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a process that was killed in the middle of `write_bytes` left beside a path; none may be at it now."""
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        leftover.unlink(missing_ok=True)
 
 
 def read_json(path: Path, error: type[DdcatError] = DdcatError) -> Any:
@@ -74,8 +162,9 @@ def new_directory(path: Path) -> Iterator[Path]:
         The directory to fill.
     """
     check_vacant(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield aside
         for file in aside.rglob("*"):
@@ -88,6 +177,11 @@ def new_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     _sync_directory(path.parent)
+
+
+def _existing(path: Path) -> Path:
+    """Give the path itself, or the nearest above it that exists."""
+    return next((place for place in (path, *path.absolute().parents) if os.path.lexists(place)), path)
 
 
 def _umask() -> int:

@@ -1,27 +1,72 @@
 """Files are whole or absent."""
 
+import errno
 import os
 import stat
 from pathlib import Path
 
 import pytest
 
-from ddcat.errors import DdcatError
-from ddcat.files import new_directory, read_json, write_bytes, write_json
+from ddcat.errors import DdcatError, WriteError
+from ddcat.files import append_text, check_writable, new_directory, read_json, remove_leftovers, write_bytes, write_json
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that says at the very end that there is no room."""
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
 
 
 def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "result"
     write_bytes(target, b"before")
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
         write_bytes(target, b"after")
     assert target.read_bytes() == b"before"
     assert os.listdir(tmp_path) == ["result"]
+
+
+@pytest.mark.usefixtures("full")
+def test_a_full_disk_is_one_line_that_says_what_is_needed(tmp_path: Path) -> None:
+    target = tmp_path / "result"
+    target.write_bytes(b"before")
+    with pytest.raises(WriteError, match=r"No space left on device: 3\.0 MB are needed and [\d.]+ MB are free") as caught:
+        write_bytes(target, bytes(3_000_000))
+    assert str(target) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(WriteError, match="No space left"):
+        append_text(target, " and after")
+    assert target.read_bytes() == b"before"
+    assert os.listdir(tmp_path) == ["result"]
+
+
+def test_text_is_appended(tmp_path: Path) -> None:
+    append_text(tmp_path / "file", "a line\n")
+    append_text(tmp_path / "file", "zwölf\n")
+    assert (tmp_path / "file").read_bytes() == "a line\nzwölf\n".encode()
+
+
+def test_a_folder_that_cannot_be_written_in_is_refused(tmp_path: Path) -> None:
+    check_writable(tmp_path)
+    check_writable(tmp_path / "deep/er")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("no folder")
+    for path in (tmp_path / "file", tmp_path / "file/run"):
+        with pytest.raises(WriteError, match=rf"cannot write {path}: .*: a folder that can be written in would be right"):
+            check_writable(path)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "result.bin", b"whole")
+    for name in (".result.bin.x1y2", ".other.bin.x1y2", "result.bin.x"):
+        (tmp_path / name).write_bytes(b"half")
+    remove_leftovers(tmp_path / "result.bin")
+    assert sorted(os.listdir(tmp_path)) == [".other.bin.x1y2", "result.bin", "result.bin.x"]
 
 
 def test_a_file_is_readable_as_the_umask_says(tmp_path: Path) -> None:

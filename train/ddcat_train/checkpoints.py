@@ -1,7 +1,8 @@
 """
 Checkpoints: one safetensors file each, which knows all about itself.
 
-Its tensors are `model.*` and, in the checkpoint that a run resumes from, `optimizer.*` and `random.*`. Its header holds the
+Its tensors are `model.*`, the weights that are to be used, and, in the checkpoint that a run resumes from, `optimizer.*`,
+`random.*` and, where `model.*` is an average, `training.*`, the weights that it is an average of. Its header holds the
 description as JSON; the same JSON lies beside it for people to read, and is never read back.
 """
 
@@ -30,6 +31,7 @@ __all__ = [
     "Description",
     "SplitEntry",
     "build_network",
+    "find_checkpoint",
     "load_checkpoint",
     "save_checkpoint",
 ]
@@ -102,9 +104,14 @@ class Checkpoint:
         """Tensors whose keys begin with a prefix, without it."""
         return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
 
-    def segmenter(self) -> Segmenter:
+    def segmenter(self, part: str = _MODEL) -> Segmenter:
         """
         Build the network and load its weights, strictly; it is in eval() mode.
+
+        Parameters
+        ----------
+        part : str
+            Prefix of the weights.
 
         Raises
         ------
@@ -113,7 +120,7 @@ class Checkpoint:
         """
         network = build_network(self.description.config, len(self.description.classes))
         try:
-            network.load_state_dict(self.part(_MODEL))
+            network.load_state_dict(self.part(part))
         except RuntimeError as cause:
             raise CheckpointError(f"{self.path} does not fit its own description: {' '.join(str(cause).split())}") from cause
         return network.eval()
@@ -145,6 +152,16 @@ def save_checkpoint(
     write_text(path.with_suffix(".json"), description.model_dump_json(indent=2) + "\n")
 
 
+def find_checkpoint(source: Path, *, name: str = BEST) -> Path:
+    """Give the checkpoint file of a run directory, as `load_checkpoint` chooses it; any other path as it is."""
+    if not source.is_dir():
+        return source
+    found = [source / choice for choice in (name, LAST) if (source / choice).is_file()]
+    if not found:
+        raise CheckpointError(f"{source} holds no {name}: a run directory is what ddcat-train writes")
+    return found[0]
+
+
 def load_checkpoint(source: Path, *, name: str = BEST) -> Checkpoint:
     """
     Read a checkpoint.
@@ -161,12 +178,7 @@ def load_checkpoint(source: Path, *, name: str = BEST) -> Checkpoint:
     CheckpointError
         Where there is none, it is damaged, or it is not one of ours.
     """
-    path = source
-    if source.is_dir():
-        found = [source / choice for choice in (name, LAST) if (source / choice).is_file()]
-        if not found:
-            raise CheckpointError(f"{source} holds no {name}: a run directory is what ddcat-train writes")
-        path = found[0]
+    path = find_checkpoint(source, name=name)
     try:
         with safe_open(path, framework="pt") as file:
             header: dict[str, str] = file.metadata() or {}

@@ -115,7 +115,9 @@ class ModelConfig(_Strict):
     width: int = Field(64, ge=4, description="channels of a ResNet's first stage")
     stem: Stem = Field("deep", description="of a ResNet; plain: that of torchvision's weights")
     output_stride: Literal[8, 16] = 8
-    pretrained: Path | None = Field(None, description="a safetensors file of backbone weights; None: random ones")
+    pretrained: Path | None = Field(
+        None, description="a safetensors file of backbone weights, a checkpoint or a run, whose backbone is taken; None: random"
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -195,6 +197,7 @@ class TrainConfig(_Strict):
     batch_size: int = Field(16, ge=2, description="2 at least, for batch norm after pooling to one bin")
     workers: int = Field(2, ge=0, description="processes that read and augment images; 0: the loop's own")
     precision: Literal["fp32", "bf16"] = "fp32"
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of the average of weights that is used; None: the latest")
     evaluate_every: int = Field(1, ge=1, description="epochs")
     evaluate_images: int | None = Field(None, ge=1, description="evenly spread over the split; None: all")
     evaluate_batch: int = Field(8, ge=1)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ddcat import provenance
 from ddcat.scores import miou
-from ddcat_train.checkpoints import Checkpoint, Description, SplitEntry, build_network, save_checkpoint
+from ddcat_train.average import start_average, update_average
+from ddcat_train.checkpoints import Checkpoint, Description, SplitEntry, build_network, find_checkpoint, save_checkpoint
 from ddcat_train.config import Config
 from ddcat_train.data import AUGMENTATIONS, Dataset, open_dataset
 from ddcat_train.data.loader import Batch, batches_per_epoch, train_batches
@@ -26,7 +27,7 @@ __all__ = ["Trainer"]
 # No fp16: gradients of an attack underflow, and the sign() of what is left is 0.
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
 _LIBRARIES = ("torch", "lightning-fabric", "numpy", "opencv-python-headless", "safetensors")
-_MOMENTUM, _RANDOM = "optimizer.momentum.", "random."
+_MOMENTUM, _RANDOM, _TRAINING = "optimizer.momentum.", "random.", "training."
 
 
 class Trainer:
@@ -63,9 +64,11 @@ class Trainer:
         torch.manual_seed(config.seed)
         network = build_network(config, len(self._train.classes))
         if config.model.pretrained is not None:
-            load_backbone(network.backbone, config.model.pretrained)
+            load_backbone(network.backbone, find_checkpoint(config.model.pretrained))
         self._network = network.to(self._fabric.device)
         self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions
+        self._average = None if config.train.ema is None else start_average(self._network)
+        self._used = self._network if self._average is None else self._average  # what is evaluated and exported
         self._optimizer = build_optimizer(self._network, config.optim)
         self._per_epoch = batches_per_epoch(self._train, config.train.batch_size)
         self.step = 0
@@ -110,6 +113,9 @@ class Trainer:
                 options=self._config.method,
             )
         gradients = apply_updates(self._optimizer, updates)
+        if self._average is not None:
+            assert self._config.train.ema is not None
+            update_average(self._average, self._network, decay=self._config.train.ema, step=self.step)
         log: dict[str, Tensor | float] = {"lr": rate}
         for update in updates:
             log.update(update.log)
@@ -133,7 +139,7 @@ class Trainer:
         """Score the validation split, clean and under the attack of training from x on."""
         attack, settings = self._config.attack, self._config.train
         scored = evaluate(
-            self._network,
+            self._used,
             self._val,
             epsilon=attack.epsilon,
             alpha=attack.epsilon / attack.steps if attack.alpha == "eps/n" else attack.alpha,
@@ -161,6 +167,8 @@ class Trainer:
             extra[f"{_RANDOM}cpu"] = torch.get_rng_state()
             if self._fabric.device.type == "cuda":
                 extra[f"{_RANDOM}cuda"] = torch.cuda.get_rng_state(self._fabric.device)
+            if self._average is not None:
+                extra |= {f"{_TRAINING}{name}": value for name, value in self._network.state_dict().items()}
         description = Description(
             config=self._config,
             classes=self._train.classes,
@@ -173,7 +181,7 @@ class Trainer:
             git_commit=provenance.git_commit(),
             versions=provenance.versions(_LIBRARIES),
         )
-        save_checkpoint(path, description, self._network, extra)
+        save_checkpoint(path, description, self._used, extra)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a resumable checkpoint of the same configuration."""
@@ -181,7 +189,9 @@ class Trainer:
         for name, split, entry in (("train", self._train, description.train), ("val", self._val, description.val)):
             if _entry(split) != entry:
                 raise ConfigError(f"the {name} split at {split.root} is not the one that {checkpoint.path} was trained on")
-        self._network.load_state_dict(checkpoint.segmenter().state_dict())
+        self._used.load_state_dict(checkpoint.segmenter().state_dict())
+        if self._average is not None:
+            self._network.load_state_dict(checkpoint.segmenter(_TRAINING).state_dict())
         load_momentum(self._network, self._optimizer, checkpoint.part(_MOMENTUM))
         random = checkpoint.part(_RANDOM)
         torch.set_rng_state(random["cpu"])

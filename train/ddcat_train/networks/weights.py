@@ -11,6 +11,7 @@ from ddcat_train.networks.backbone import Backbone
 __all__ = ["load_backbone"]
 
 _COUNTER = ".num_batches_tracked"  # absent from older files, and of no effect
+_OURS = "model.backbone."  # what the keys of a checkpoint of ours begin with
 
 
 def load_backbone(backbone: Backbone, path: Path) -> None:
@@ -20,7 +21,8 @@ def load_backbone(backbone: Backbone, path: Path) -> None:
     Parameters
     ----------
     path : Path
-        A safetensors file with the backbone's own keys. Those of its classifier are passed over.
+        A safetensors file with the backbone's own keys, those of its classifier being passed over; or a checkpoint of ours,
+        of whatever method.
 
     Raises
     ------
@@ -33,7 +35,8 @@ def load_backbone(backbone: Backbone, path: Path) -> None:
         raise CheckpointError(f"no such file of pretrained weights: {path}") from cause
     except (OSError, SafetensorError) as cause:
         raise CheckpointError(f"{path} is not a readable safetensors file: {cause}") from cause
-    found = {key: value for key, value in found.items() if not key.startswith(backbone.unused)}
+    ours = {key.removeprefix(_OURS): value for key, value in found.items() if key.startswith(_OURS)}
+    found = ours or {key: value for key, value in found.items() if not key.startswith(backbone.unused)}
     wanted = backbone.state_dict()
     faults = [f"{key} is missing" for key in wanted if key not in found and not key.endswith(_COUNTER)]
     faults += [f"{key} is not a key of the network" for key in found if key not in wanted]
