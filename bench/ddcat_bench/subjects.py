@@ -57,7 +57,7 @@ def torch_device(name: str) -> torch.device:
 
 def open_split(checkpoint: Checkpoint, *, data_root: Path | None = None, split: str | None = None) -> Dataset:
     """
-    Open the data that a checkpoint is judged on, as it was trained: same reader, same size.
+    Open the data that a checkpoint is judged on, as it was during its training: same reader, same size.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def open_split(checkpoint: Checkpoint, *, data_root: Path | None = None, split: 
     description = checkpoint.description
     config = description.config.data
     name = split or config.val_split
-    dataset = open_dataset(config.name, data_root or config.root, name, long_side=config.long_side)
+    dataset = open_dataset(config.name, data_root or config.root, name, long_side=config.judged_long_side)
     _check_classes(dataset, description.classes.names, checkpoint.path)
     if name == config.val_split:
         _check_list(dataset, description.val.list_sha256, description.val.images, checkpoint.path)

@@ -138,7 +138,7 @@ def _describe(
             split=config.data.val_split,
             list_sha256=description.val.list_sha256,
             images=description.val.images,
-            long_side=config.data.long_side,
+            long_side=config.data.judged_long_side,
         ),
         classes=tuple(ClassEntry(name=n, colour=c) for n, c in zip(classes.names, classes.palette, strict=True)),
         preprocessing=Preprocessing(mean=_decimals(segmenter.normalise.mean), std=_decimals(segmenter.normalise.std)),

@@ -1,6 +1,7 @@
 import io
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +221,14 @@ def test_other_data_is_refused(checkpoint: Checkpoint, scenes: Dataset, other_sc
     classes.write_text(classes.read_text().replace(scenes.classes.names[1], "moon"))
     with pytest.raises(BenchError, match="moon"):
         open_split(checkpoint, data_root=root)
+
+
+def test_data_is_judged_at_the_size_of_evaluation(checkpoint: Checkpoint) -> None:
+    description = checkpoint.description
+    config = description.config
+    sized = config.model_copy(update={"data": config.data.model_copy(update={"long_side": 64, "val_long_side": 96})})
+    judged = replace(checkpoint, description=description.model_copy(update={"config": sized}))
+    assert [open_split(judged, split=split).long_side for split in ("val", "train")] == [96, 96]
 
 
 def test_the_command(

@@ -43,7 +43,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def make(name: str, *, method: str, backbone: str = "resnet10", context: str = "pyramid", stride: int = 8) -> Path:
         config = parse_config(
             {
-                "data": {"name": "scenes", "root": "some/where", "val_split": "val", "long_side": 96},
+                "data": {"name": "scenes", "root": "some/where", "val_split": "val", "long_side": 64, "val_long_side": 96},
                 "augment": {"crop": 64},
                 "model": {
                     "backbone": backbone,

@@ -13,7 +13,7 @@ def test_every_preset_is_sound_and_survives_its_own_dump(preset: str, tmp_path: 
     config = load_config(preset)
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(str(tmp_path / "config.yaml")) == config
-    assert preset.endswith(config.method.name)
+    assert preset.endswith(config.method.name) or preset.endswith(f"{config.method.name}-fgsm")
 
 
 def test_inheritance_merges_key_by_key_and_overrides_come_last(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_one_number_is_a_square_and_a_step_may_be_a_share_of_epsilon() -> None:
         ("train.epoch=3", "unknown key train.epoch: the nearest is train.epochs"),
         ("optim.lr=fast", "optim.lr: Input should be a valid number"),
         ("optim.lr", "write KEY=VALUE"),
-        ("optim.lr.deep=1", "a value, it has no keys"),
+        ("train.epochs.deep=1", "a value, it has no keys"),
         ("seed=[", "not YAML"),
         ("train.batch_size=1", "batch_size: Input should be greater than or equal to 2"),
         ("augment.crop=20", "too small"),
@@ -65,10 +65,11 @@ def test_every_fault_is_named() -> None:
     assert all(name in str(caught.value) for name in ("optim.lr:", "optim.lrr", "seed"))
 
 
-def test_an_unknown_preset_names_the_nearest_and_all() -> None:
-    with pytest.raises(ConfigError, match="did you mean scenes-ddcat") as caught:
+def test_an_unknown_preset_names_the_nearest_and_where_all_are() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean scenes-ddcat or .*'ddcat-train --list' names all"):
         load_config("scene-ddcat")
-    assert all(preset in str(caught.value) for preset in presets())
+    with pytest.raises(ConfigError, match=r"nor a preset: 'ddcat-train --list'"):
+        load_config("xyz")
 
 
 @pytest.mark.parametrize(

@@ -8,24 +8,40 @@ from typing import Annotated
 import typer
 
 from ddcat.command import run
-from ddcat_train.config import CONFIG, Config, load_config, presets
+from ddcat_train.config import CONFIG, Config, dump_config, load_config, presets
 from ddcat_train.errors import ConfigError
 
 __all__ = ["main"]
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
-EPILOG = f"""
-**Presets**: {", ".join(presets())}
-
+EPILOG = """
 **Examples**
 
 `ddcat-train scenes-ddcat` trains on generated scenes (make them with `ddcat-data scenes data/scenes`).
 
-`ddcat-train camvid-ddcat --data-root /data/camvid --set optim.lr=0.005 --out runs/mine`
+`ddcat-train --list | grep cityscapes` names the presets for a data set; `ddcat-train --show voc-pspnet50-ddcat` is all of one.
+
+`ddcat-train voc-pspnet50-ddcat --data-root /data/VOC2012 --set model.pretrained=resnet50.safetensors --out runs/mine`
+
+`ddcat-train camvid-sat --data-root /data/camvid --set optim.lr=0.005 --set attack.epsilon=8/255`
 
 `ddcat-train runs/mine/config.yaml --resume` continues where the run stopped.
 """
+
+
+def _list_presets(wanted: bool) -> None:
+    if not wanted:
+        return
+    rows = [("preset", "data", "network", "method", "crop", "epochs")]
+    for name in presets():
+        config = load_config(name)
+        network, crop = f"{config.model.backbone} + {config.model.context}", "{} x {}".format(*config.augment.crop)
+        rows.append((name, config.data.name, network, config.method.name, crop, str(config.train.epochs)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:  # whole lines, for grep, however narrow the terminal
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    raise typer.Exit
 
 
 @app.command(epilog=EPILOG)
@@ -41,6 +57,12 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run, from its start if it has none yet.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     save_every: Annotated[float, typer.Option(help="Minutes between two checkpoints to resume from.", min=0)] = 5.0,
+    show: Annotated[
+        bool, typer.Option("--show", help="Print the whole configuration, a file to train from, and do nothing.")
+    ] = False,
+    listed: Annotated[
+        bool, typer.Option("--list", help="Print the presets and do nothing.", is_eager=True, callback=_list_presets)
+    ] = False,
 ) -> None:
     """
     Train a segmenter, with or without a defence.
@@ -51,6 +73,9 @@ def train(
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device {device}: auto, cpu or cuda would be right")
     config = _resolve(source, data_root, overrides or [])
+    if show:
+        typer.echo(dump_config(config), nl=False)
+        return
     folder = out or _default_folder(Path(source))
 
     from ddcat_train.loop import train as run_training

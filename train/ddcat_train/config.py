@@ -88,7 +88,13 @@ class DataConfig(_Strict):
     train_split: str = "train"
     val_split: str = "val"
     long_side: int | None = Field(None, ge=33, description="resize every image to it when it is read; None: as it is")
+    val_long_side: int | None = Field(None, ge=33, description="the same, where a network is judged; None: long_side")
     skip_corrupt: bool = Field(False, description="train on another image in the place of one that cannot be read, and count")
+
+    @property
+    def judged_long_side(self) -> int | None:
+        """What the images that a network is judged on are resized to; None: they are as they are."""
+        return self.long_side if self.val_long_side is None else self.val_long_side
 
 
 class AugmentConfig(_Strict):
@@ -279,9 +285,9 @@ def _locate(source: str, folder: Path) -> Path:
     for path in (folder / source, PRESETS / f"{source}.yaml"):
         if path.is_file():
             return path
-    nearest = difflib.get_close_matches(source, presets(), n=1)
-    hint = f"did you mean {nearest[0]}? " if nearest else ""
-    raise ConfigError(f"{source} is neither a file nor a preset: {hint}presets are {', '.join(presets())}")
+    nearest = difflib.get_close_matches(source, presets(), n=3)
+    hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
+    raise ConfigError(f"{source} is neither a file nor a preset: {hint}'ddcat-train --list' names all presets")
 
 
 def _read(path: Path, inherited: tuple[Path, ...] = ()) -> dict[str, Any]:

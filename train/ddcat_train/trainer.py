@@ -54,9 +54,8 @@ class Trainer:
             raise ConfigError("--device cuda: no CUDA device is available here; --device cpu would work")
         self._config = config
         data = config.data
-        self._train, self._val = (
-            open_dataset(data.name, data.root, split, long_side=data.long_side) for split in (data.train_split, data.val_split)
-        )
+        self._train = open_dataset(data.name, data.root, data.train_split, long_side=data.long_side)
+        self._val = open_dataset(data.name, data.root, data.val_split, long_side=data.judged_long_side)
         self._augment = AUGMENTATIONS[config.augment.policy](crop=config.augment.crop, scale=config.augment.scale)
         self._method = METHODS[config.method.name]
         self._clean = clean_images(config.train.batch_size, config.method.adversarial_share)
