@@ -54,7 +54,7 @@ class Source(_Strict):
     method: str = Field(description="how it was trained: clean, sat, ddcat, ...")
     attack: dict[str, Any] | None = Field(description="the attack of its training; None where there was none")
     architecture: str = Field(description="backbone and context, for example 'mobilenet_v2 + pyramid'")
-    step: int = Field(ge=0, description="updates that it was trained for")
+    step: int | None = Field(ge=0, description="updates that it was trained for; None: imported, and not known")
 
 
 class MainBranchProof(_Strict):
@@ -70,8 +70,8 @@ class DataSource(_Strict):
     name: str
     root: str
     split: str
-    list_sha256: Sha256 = Field(description="of the names of the split's images, one a line")
-    images: int = Field(ge=1)
+    list_sha256: Sha256 | None = Field(description="of the names of the split's images, one a line; None: not known")
+    images: int | None = Field(ge=1, description="of the split; None: not known")
     long_side: int | None = Field(description="images are resized to it before anything else; None: they are not")
 
 

@@ -121,10 +121,11 @@ def run_suite(
                     counts.setdefault((plan, step, True), []).extend(count_each(labels, received, classes))
         judged += names
         advance(len(names))
+    usual = checkpoint.description.val
     order = sorted(counts, key=lambda key: key[2])  # stable: the plans and steps stay in their order
     return AttackResult(
         checkpoint=describe_checkpoint(checkpoint),
-        data=describe_data(dataset, judged, usual_list=checkpoint.description.val.list_sha256),
+        data=describe_data(dataset, judged, usual_list=None if usual is None else usual.list_sha256),
         protocol=PROTOCOL,
         suite=suite,
         rows=tuple(_row(*key, Scores.of(np.stack(counts[key]))) for key in order),

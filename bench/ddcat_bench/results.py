@@ -59,7 +59,7 @@ class CheckpointEntry(_Strict):
 
     path: str
     sha256: str
-    step: int
+    step: int | None = Field(description="updates that it was trained for; null: imported, and not known")
     method: str
     architecture: str
     attack: dict[str, Any] | None = Field(description="of its training; null where there was none")

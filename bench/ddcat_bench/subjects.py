@@ -78,7 +78,7 @@ def open_split(checkpoint: Checkpoint, *, data_root: Path | None = None, split: 
     name = split or config.val_split
     dataset = open_dataset(config.name, data_root or config.root, name, long_side=config.judged_long_side)
     _check_classes(dataset, description.classes.names, checkpoint.path)
-    if name == config.val_split:
+    if name == config.val_split and description.val is not None:
         _check_list(dataset, description.val.list_sha256, description.val.images, checkpoint.path)
     return dataset
 
@@ -106,7 +106,7 @@ def open_bundle_data(bundle: Bundle, *, data_root: Path | None = None, split: st
     name = split or data.split
     dataset = open_dataset(data.name, data_root or Path(data.root), name, long_side=data.long_side)
     _check_classes(dataset, manifest.class_table().names, bundle.path)
-    if name == data.split:
+    if name == data.split and data.list_sha256 is not None:
         _check_list(dataset, data.list_sha256, data.images, bundle.path)
     return dataset
 
@@ -158,7 +158,7 @@ def describe_bundle(bundle: Bundle, engine: Engine) -> BundleEntry:
     return BundleEntry(path=str(bundle.path), name=bundle.manifest.name, sha256=bundle.digest, engine=dict(engine.description))
 
 
-def describe_data(dataset: Dataset, names: list[str], *, usual_list: str) -> DataEntry:
+def describe_data(dataset: Dataset, names: list[str], *, usual_list: str | None) -> DataEntry:
     """
     Say which images were judged.
 
@@ -167,8 +167,8 @@ def describe_data(dataset: Dataset, names: list[str], *, usual_list: str) -> Dat
     dataset : Dataset
     names : list of str
         Of the judged images.
-    usual_list : str
-        SHA-256 of the list that the checkpoint or bundle names.
+    usual_list : str or None
+        SHA-256 of the list that the checkpoint or bundle names; None where an imported one names none.
     """
     digest = dataset.list_sha256()
     return DataEntry(
@@ -203,7 +203,7 @@ def _check_classes(dataset: Dataset, names: tuple[str, ...], judged: Path) -> No
         )
 
 
-def _check_list(dataset: Dataset, list_sha256: str, images: int, judged: Path) -> None:
+def _check_list(dataset: Dataset, list_sha256: str, images: int | None, judged: Path) -> None:
     if dataset.list_sha256() != list_sha256:
         raise BenchError(
             f"the {dataset.split} split at {dataset.root} ({len(dataset)} images) is not the one that {judged} names "

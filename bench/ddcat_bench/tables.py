@@ -188,8 +188,9 @@ def provenance_lines(checkpoint: CheckpointEntry, environment: Environment) -> s
     """Say which checkpoint was judged, and where and with what."""
     attack = "none" if checkpoint.attack is None else ", ".join(f"{key} {value}" for key, value in checkpoint.attack.items())
     machine = environment.machine
+    trained = "imported" if checkpoint.step is None else f"step {checkpoint.step}"
     return (
-        f"- checkpoint: {checkpoint.path}, step {checkpoint.step}, SHA-256 {checkpoint.sha256}\n"
+        f"- checkpoint: {checkpoint.path}, {trained}, SHA-256 {checkpoint.sha256}\n"
         f"- attack in training: {attack}\n"
         f"- machine: {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}; "
         f"PyTorch on {environment.device}, threads: {environment.threads}; {environment.seconds:.0f} s\n"

@@ -115,7 +115,7 @@ def _describe(
     size: tuple[int, int] | None,
 ) -> Manifest:
     description = source.description
-    config, classes = description.config, description.classes
+    config, classes, val = description.config, description.classes, description.val
     sides = [Range(minimum=MINIMUM_SIZE, maximum=None)] * 2 if size is None else [Range(minimum=s, maximum=s) for s in size]
     with open_graph(files[_FILE]) as graph:
         inputs, outputs, provider = graph.inputs, graph.outputs, str(graph.description["provider"])
@@ -136,8 +136,8 @@ def _describe(
             name=config.data.name,
             root=str(config.data.root),
             split=config.data.val_split,
-            list_sha256=description.val.list_sha256,
-            images=description.val.images,
+            list_sha256=None if val is None else val.list_sha256,
+            images=None if val is None else val.images,
             long_side=config.data.judged_long_side,
         ),
         classes=tuple(ClassEntry(name=n, colour=c) for n, c in zip(classes.names, classes.palette, strict=True)),

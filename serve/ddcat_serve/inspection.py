@@ -15,17 +15,19 @@ def print_bundle(bundle: Bundle) -> None:
     manifest = bundle.manifest
     source, data, engine, shapes = manifest.source, manifest.data, manifest.engine, manifest.shapes
     attack = "none" if source.attack is None else ", ".join(f"{key} {value}" for key, value in source.attack.items())
+    trained = "imported" if source.step is None else f"step {source.step}"
+    images = "" if data.images is None else f" of {data.images} images"
     mean, std = list(manifest.preprocessing.mean), list(manifest.preprocessing.std)
     rows = {
         "name": manifest.name,
         "bundle": bundle.digest,
-        "checkpoint": f"{source.checkpoint}, step {source.step}, SHA-256 {source.sha256}",
+        "checkpoint": f"{source.checkpoint}, {trained}, SHA-256 {source.sha256}",
         "code": source.git_commit or "not from a checkout",
         "architecture": source.architecture,
         "method": source.method,
         "attack in training": attack,
         "main branch only": f"proven; {manifest.main_branch_only.spare_parameters} parameters of other branches left out",
-        "data": f"{data.name}, {data.split} split of {data.images} images, {data.root}",
+        "data": f"{data.name}, {data.split} split{images}, {data.root}",
         "classes": ", ".join(entry.name for entry in manifest.classes),
         "preprocessing": f"in the graph: (image / 255 - {mean}) / {std}",
         "inputs": _tensors(manifest.inputs),

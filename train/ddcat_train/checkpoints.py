@@ -29,6 +29,7 @@ __all__ = [
     "LAST",
     "Checkpoint",
     "Description",
+    "Imported",
     "SplitEntry",
     "build_network",
     "find_checkpoint",
@@ -50,22 +51,34 @@ class SplitEntry(BaseModel):
     list_sha256: str
 
 
+class Imported(BaseModel):
+    """Where the weights of a checkpoint are from that another program trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str  # its name
+    sha256: str
+    epoch: int | None  # that it says
+    like: str  # the preset or configuration that says what the file does not: all but the network
+
+
 class Description(BaseModel):
-    """What a checkpoint is."""
+    """What a checkpoint is. Of an imported one, None stands for what nobody knows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: int = 1
     config: Config
     classes: Classes
-    train: SplitEntry
-    val: SplitEntry
-    step: int  # updates done
-    steps: int  # updates of the whole run
+    train: SplitEntry | None
+    val: SplitEntry | None
+    step: int | None  # updates done
+    steps: int | None  # updates of the whole run
     scores: dict[str, float]  # of the latest evaluation, in [0, 1]
     best: float | None  # the highest selection score so far
     git_commit: str | None
     versions: dict[str, str]
+    imported: Imported | None = None
 
     @property
     def architecture(self) -> str:

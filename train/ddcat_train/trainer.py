@@ -185,6 +185,8 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a resumable checkpoint of the same configuration."""
         description = checkpoint.description
+        if description.step is None:
+            raise ConfigError(f"{checkpoint.path} was imported and has no run to continue: name it as model.pretrained instead")
         for name, split, entry in (("train", self._train, description.train), ("val", self._val, description.val)):
             if _entry(split) != entry:
                 raise ConfigError(f"the {name} split at {split.root} is not the one that {checkpoint.path} was trained on")

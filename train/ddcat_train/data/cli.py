@@ -70,6 +70,36 @@ def scenes(
     typer.echo(f"{train} train and {val} val scenes of {size} in {out}")
 
 
+@app.command("import-checkpoint")
+def import_checkpoint_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .pth file of weights.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The .safetensors file to write; it must not exist.")],
+    like: Annotated[
+        str | None,
+        typer.Option(metavar="PRESET|CONFIG.yaml", help="What a segmenter was trained by; the paper's where the file tells."),
+    ] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Where the data set of a segmenter lies.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one value of it; may be given again.")
+    ] = None,
+) -> None:
+    """
+    Import the weights of others: a segmenter of the released DDC-AT or SAT code or of semseg, or a ResNet.
+
+    A segmenter becomes a checkpoint for ddcat-bench, ddcat-export and model.pretrained. A ResNet in the layout of semseg or of
+    torchvision, robust ones included, becomes a file for model.pretrained. Only tensors are read, and all of them must fit.
+
+    Examples: ddcat-data import-checkpoint ddcat_voc.pth ddcat.safetensors
+
+    ddcat-data import-checkpoint sat.pth sat.safetensors --like voc-pspnet50-sat --set attack.epsilon=8/255
+
+    ddcat-data import-checkpoint resnet50.pth resnet50.safetensors
+    """
+    from ddcat_train.foreign import import_checkpoint
+
+    typer.echo(import_checkpoint(file, out, like=like, data_root=data_root, overrides=overrides or ()))
+
+
 def main() -> None:
     """Run `ddcat-data`."""
     command.run(app)

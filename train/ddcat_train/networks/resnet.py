@@ -1,6 +1,6 @@
 """ResNets in the form of semseg: stride on the 3x3 convolution, the last two stages dilated, output stride 8."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ddcat_train.names import Stem
 from ddcat_train.networks.backbone import Backbone, Stages
 
-__all__ = ["ResNet", "resnet10", "resnet18", "resnet34", "resnet50", "resnet101"]
+__all__ = ["ResNet", "resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "stem_of"]
 
 
 class ResNet(Backbone):
@@ -118,6 +118,13 @@ def _plain_stem(width: int) -> nn.Sequential:
 
 
 _STEMS: dict[Stem, Callable[[int], nn.Sequential]] = {"deep": _deep_stem, "plain": _plain_stem}
+
+
+def stem_of(tensors: Mapping[str, Tensor]) -> Stem | None:
+    """Tell which stem the weights of a ResNet are for, by their keys and shapes; None where they are of neither."""
+    stems: dict[tuple[int, ...], Stem] = {(7, 7): "plain", (3, 3): "deep"}
+    first = tensors.get("layer0.0.weight")
+    return None if first is None else stems.get(tuple(first.shape[2:]))
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:

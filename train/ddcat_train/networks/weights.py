@@ -1,14 +1,17 @@
 """Initial weights of a backbone from a file, strictly."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from ddcat_train.errors import CheckpointError
 from ddcat_train.networks.backbone import Backbone
+from ddcat_train.networks.resnet import ResNet, stem_of
 
-__all__ = ["load_backbone"]
+__all__ = ["load_backbone", "misfits"]
 
 _COUNTER = ".num_batches_tracked"  # absent from older files, and of no effect
 _OURS = "model.backbone."  # what the keys of a checkpoint of ours begin with
@@ -37,7 +40,19 @@ def load_backbone(backbone: Backbone, path: Path) -> None:
         raise CheckpointError(f"{path} is not a readable safetensors file: {cause}") from cause
     ours = {key.removeprefix(_OURS): value for key, value in found.items() if key.startswith(_OURS)}
     found = ours or {key: value for key, value in found.items() if not key.startswith(backbone.unused)}
+    if isinstance(backbone, ResNet) and (stem := stem_of(found)) not in (None, backbone.stem):
+        raise CheckpointError(
+            f"{path} is for the {stem} stem, not for the {backbone.stem} one: model.stem={stem} would be right"
+        )
     wanted = backbone.state_dict()
+    faults = misfits(found, wanted)
+    if faults:
+        raise CheckpointError(f"{path} does not fit a {type(backbone).__name__} of this form: " + "; ".join(faults))
+    backbone.load_state_dict(wanted | found)
+
+
+def misfits(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Name every key that is missing or surplus and every shape that differs."""
     faults = [f"{key} is missing" for key in wanted if key not in found and not key.endswith(_COUNTER)]
     faults += [f"{key} is not a key of the network" for key in found if key not in wanted]
     faults += [
@@ -45,6 +60,4 @@ def load_backbone(backbone: Backbone, path: Path) -> None:
         for key in wanted
         if key in found and found[key].shape != wanted[key].shape
     ]
-    if faults:
-        raise CheckpointError(f"{path} does not fit a {type(backbone).__name__} of this form: " + "; ".join(faults))
-    backbone.load_state_dict(wanted | found)
+    return faults

@@ -1,0 +1,95 @@
+"""Reading what `torch.save` wrote, tensors and nothing else."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddcat.hashing import sha256_of_file
+from ddcat_train.errors import CheckpointError
+
+__all__ = ["Pth", "read_pth"]
+
+_HOLDERS = ("state_dict", "model")  # where a training script keeps the weights beside its epoch and its optimiser
+_PARALLEL = "module."  # what DataParallel puts before every key
+_REFUSED = re.compile(r"GLOBAL (\S+) was not an allowed global")
+
+
+@dataclass(frozen=True)
+class Pth:
+    """
+    A file that was read.
+
+    Attributes
+    ----------
+    path : Path
+    sha256 : str
+        Of the file.
+    tensors : dict of str to Tensor
+        On the CPU, floats as float32; keys without `module.`.
+    epoch : int or None
+        That the file says it is of.
+    """
+
+    path: Path
+    sha256: str
+    tensors: dict[str, Tensor]
+    epoch: int | None
+
+
+def read_pth(path: Path) -> Pth:
+    """
+    Read the state dict of a file, bare or under `state_dict` or `model`.
+
+    Raises
+    ------
+    CheckpointError
+        Where it cannot be read, or would have to run code to be read: nothing but tensors and plain values is taken.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is {'a folder' if path.is_dir() else 'not there'}: a .pth file would be right")
+    content = _load(path)
+    weights = content
+    if isinstance(content, dict):
+        weights = next((content[name] for name in _HOLDERS if isinstance(content.get(name), dict)), content)
+    if not isinstance(weights, dict) or not weights:
+        raise CheckpointError(f"{path} holds no weights: a dict of tensors, bare or as its state_dict, would be right")
+    others = [str(key) for key, value in weights.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(
+            f"{path} is no dict of tensors: {', '.join(others[:5])} {'is' if len(others) == 1 else 'are'} none"
+        )
+    tensors = {key.removeprefix(_PARALLEL): value for key, value in weights.items()}
+    if len(tensors) < len(weights):
+        raise CheckpointError(
+            f"{path} holds keys with and without {_PARALLEL} that are the same otherwise: it is no one network's"
+        )
+    epoch = content.get("epoch") if weights is not content else None
+    return Pth(
+        path=path,
+        sha256=sha256_of_file(path),
+        tensors={key: value.float() if value.is_floating_point() else value for key, value in tensors.items()},
+        epoch=epoch if isinstance(epoch, int) else None,
+    )
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as cause:
+        raise CheckpointError(f"cannot read {path}: {cause.strerror or cause}") from cause
+    except Exception as cause:  # a damaged or foreign file makes unpickling stumble over anything
+        refused = _REFUSED.search(str(cause))
+        if refused:
+            raise CheckpointError(
+                f"{path} holds a {refused[1]}, and reading one could run code: a file of tensors alone would be right, saved "
+                "again by torch.save(checkpoint['state_dict'], FILE)"
+            ) from cause
+        raise CheckpointError(f"{path} is truncated or not a file of torch.save ({_first_line(cause)})") from cause
+
+
+def _first_line(cause: BaseException) -> str:
+    return next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
