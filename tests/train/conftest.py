@@ -8,16 +8,27 @@ import pytest
 from ddcat_train.data.generate import write_scenes
 
 
-@pytest.fixture(scope="session")
-def oracle() -> ModuleType:
-    """The slow transcription of the paper's algorithms; loaded by its path, since tests are no package."""
-    spec = importlib.util.spec_from_file_location("ddcat_oracle", Path(__file__).with_name("oracle.py"))
+def beside(name: str) -> ModuleType:
+    """A module of this folder, loaded by its path, since tests are no package."""
+    spec = importlib.util.spec_from_file_location(f"ddcat_{name}", Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def oracle() -> ModuleType:
+    """The slow transcription of the paper's algorithms."""
+    return beside("oracle")
+
+
+@pytest.fixture(scope="session")
+def released() -> ModuleType:
+    """The files of others: keys, shapes, and what they compute."""
+    return beside("released")
 
 
 @pytest.fixture(scope="session")

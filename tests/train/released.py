@@ -77,17 +77,22 @@ def head(key: str, inputs: int, hidden: int, kernel: int, outputs: int) -> Shape
     }  # fmt: skip
 
 
-def segmenter(context: str, classes: int, *, branches: int, width: int = 64) -> Shapes:
+def segmenter(
+    context: str, classes: int, *, branches: int, width: int = 64, blocks: tuple[int, ...] = RESNET50, bottleneck: bool = True
+) -> Shapes:
     """A released PSPNet-50 ("ppm") or DeepLabv3-50 ("aspp") with one branch or three, and deep supervision."""
-    channels = 32 * width  # 2048
+    channels = 8 * width * (4 if bottleneck else 1)  # 2048
     shapes = {
         **semseg_stem(("layer0.0", "layer0.1", "layer0.3", "layer0.4", "layer0.6", "layer0.7"), width),
-        **stages(width, RESNET50, bottleneck=True, stem=2 * width),
+        **stages(width, blocks, bottleneck=bottleneck, stem=2 * width),
     }
     if context == "ppm":
         kernel, hidden, wide = 3, channels // 4, 2 * channels  # 512, 4096
         for place in range(4):
-            shapes |= {f"ppm.features.{place}.1.weight": (hidden, channels, 1, 1), **batch_norm(f"ppm.features.{place}.2", hidden)}
+            shapes |= {
+                f"ppm.features.{place}.1.weight": (hidden, channels, 1, 1),
+                **batch_norm(f"ppm.features.{place}.2", hidden),
+            }
     else:
         kernel, hidden, wide = 1, channels // 8, channels * 5 // 8  # 256, 1280
         for place, size in enumerate((1, 3, 3, 3)):

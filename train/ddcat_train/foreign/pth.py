@@ -79,8 +79,8 @@ def read_pth(path: Path) -> Pth:
 def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as cause:
-        raise CheckpointError(f"cannot read {path}: {cause.strerror or cause}") from cause
+    except PermissionError as cause:
+        raise CheckpointError(f"cannot read {path}: {cause.strerror}") from cause
     except Exception as cause:  # a damaged or foreign file makes unpickling stumble over anything
         refused = _REFUSED.search(str(cause))
         if refused:

@@ -13,6 +13,7 @@ from ddcat_train.data import list_dataset
 from ddcat_train.errors import CheckpointError, ConfigError
 from ddcat_train.foreign.pth import Pth
 from ddcat_train.foreign.resnets import find_resnet, renamed
+from ddcat_train.methods import METHODS
 from ddcat_train.names import ContextName
 from ddcat_train.networks.normalise import Normalise
 from ddcat_train.networks.weights import misfits
@@ -55,6 +56,13 @@ def import_segmenter(content: Pth, out: Path, *, like: str | None, data_root: Pa
 
     source = like or _papers(path, model, len(last), divided=heads is _THREE_BRANCHES)
     config = _configuration(source, overrides, model, data_root, deep=_any(tensors, *_DEEP))
+    branches = METHODS[config.method.name].branches
+    if (len(branches) > 1) != (heads is _THREE_BRANCHES):
+        found = ", ".join(start.rstrip(".") for start in heads if start not in _DEEP)
+        raise CheckpointError(
+            f"{path} has the branches {found}, but {config.method.name} of {source} trains {', '.join(branches)}: --like tells "
+            "by what it was trained"
+        )
     classes, val = _data(config, data_root)
     if len(classes) != len(last):
         raise CheckpointError(
