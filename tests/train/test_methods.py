@@ -34,7 +34,9 @@ def batch_of(count: int, size: tuple[int, int] = (33, 37), ignored: Sequence[flo
     labels = nn.functional.interpolate(labels, size, mode="nearest")[:, 0].long()
     for i, share in enumerate(ignored):
         labels[i][torch.rand(size, generator=generator) < share] = 255
-    return Portion(images.clamp(0, 1), labels, torch.arange(count), count // 2, valid_pixels(labels), labels.numel())
+    return Portion(
+        images.clamp(0, 1), labels, torch.arange(count), count // 2, valid_pixels(labels).clamp(min=1), labels.numel()
+    )
 
 
 def options_of(method: Any, paper_literal: bool = False) -> MethodConfig:

@@ -7,7 +7,14 @@ from torch import nn
 from ddcat_train.config import ModelConfig, OptimConfig
 from ddcat_train.methods import Update
 from ddcat_train.networks import build_segmenter
-from ddcat_train.optimizer import apply_updates, build_optimizer, load_momentum, momentum, set_learning_rate
+from ddcat_train.optimizer import (
+    add_gradients,
+    apply_gradients,
+    build_optimizer,
+    load_momentum,
+    momentum,
+    set_learning_rate,
+)
 
 CONFIG = OptimConfig(lr=0.01, head_lr_factor=10, power=0.9)
 
@@ -32,17 +39,30 @@ def test_two_updates_take_their_gradients_before_the_first_step() -> None:
         Update((product**2).sum(), (shared, first_own), {}),  # gradients 2 s a^2 = 4 and 2 s^2 a = 8
         Update((shared * second_own + product).sum(), (shared, second_own), {}),  # gradients b + a = 2 and s = 2
     ]
-    gradients = apply_updates(optimizer, updates)
-    assert [value.item() for value in gradients] == [4, 8, 2, 2]
+    gradients = add_gradients(updates)
+    assert gradients == [[4, 8], [2, 2]]
+    apply_gradients(optimizer, updates, gradients)
     # shared: 2 - 0.1 * 4 - 0.1 * (0.5 * 4 + 2); the second update leaves first_own alone though its loss depends on it
     assert [value.item() for value in (shared, first_own, second_own)] == pytest.approx([1.2, 0.2, 0.8])
+
+
+def test_gradients_of_portions_add_up_for_each_update() -> None:
+    shared, own = (nn.Parameter(torch.tensor([value])) for value in (2.0, 3.0))
+
+    def updates(factor: float) -> list[Update]:
+        product = shared * own
+        return [Update((factor * product).sum(), (shared, own), {}), Update((factor * product**2).sum(), (shared,), {})]
+
+    gradients = add_gradients(updates(2.0), add_gradients(updates(1.0)))
+    assert gradients == [[9, 6], [108]]  # (1 + 2) a, (1 + 2) s; (1 + 2) 2 s a^2
 
 
 def test_momentum_is_put_back_by_name() -> None:
     network = build_segmenter(ModelConfig(backbone="resnet10", width=8), classes=3)
     optimizer = build_optimizer(network, CONFIG)
     assert momentum(network, optimizer) == {}
-    apply_updates(optimizer, [Update(network(torch.rand(2, 3, 33, 33)).square().mean(), tuple(network.parameters()), {})])
+    updates = [Update(network(torch.rand(2, 3, 33, 33)).square().mean(), tuple(network.parameters()), {})]
+    apply_gradients(optimizer, updates, add_gradients(updates))
     buffers = momentum(network, optimizer)
     assert set(buffers) == {name for name, _ in network.named_parameters()}
     other = build_optimizer(network, CONFIG)

@@ -6,7 +6,8 @@ Its tensors are `model.*`, the weights that are to be used, and, in the checkpoi
 description as JSON; the same JSON lies beside it for people to read, and is never read back.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ __all__ = [
     "Imported",
     "SplitEntry",
     "build_network",
+    "describe_checkpoint",
     "find_checkpoint",
     "load_checkpoint",
     "save_checkpoint",
@@ -132,11 +134,28 @@ class Checkpoint:
             Naming the keys that do not fit.
         """
         network = build_network(self.description.config, len(self.description.classes))
+        self.load_into(network, part)
+        return network.eval()
+
+    def load_into(self, network: Segmenter, part: str = _MODEL) -> None:
+        """
+        Load its weights into a network of its configuration, strictly, in the network's precision.
+
+        Parameters
+        ----------
+        network : Segmenter
+        part : str
+            Prefix of the weights.
+
+        Raises
+        ------
+        CheckpointError
+            Naming the keys that do not fit.
+        """
         try:
             network.load_state_dict(self.part(part))
         except RuntimeError as cause:
             raise CheckpointError(f"{self.path} does not fit its own description: {' '.join(str(cause).split())}") from cause
-        return network.eval()
 
 
 def build_network(config: Config, classes: int) -> Segmenter:
@@ -192,17 +211,35 @@ def load_checkpoint(source: Path, *, name: str = BEST) -> Checkpoint:
         Where there is none, it is damaged, or it is not one of ours.
     """
     path = find_checkpoint(source, name=name)
+    with _opened(path) as (file, description):
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- it is no mapping
+    return Checkpoint(path, description, tensors)
+
+
+def describe_checkpoint(path: Path) -> Description:
+    """
+    Read what a checkpoint file is, without its weights.
+
+    Raises
+    ------
+    CheckpointError
+    """
+    with _opened(path) as (_, description):
+        return description
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Description]]:
     try:
         with safe_open(path, framework="pt") as file:
             header: dict[str, str] = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- it is no mapping
+            if _HEADER not in header:
+                raise CheckpointError(f"{path} is a safetensors file, but no checkpoint that ddcat-train wrote")
+            yield file, _describe(path, header[_HEADER])
     except FileNotFoundError as cause:
         raise CheckpointError(f"no such checkpoint: {path}") from cause
     except (OSError, SafetensorError) as cause:
         raise CheckpointError(f"{path} is truncated or no safetensors file ({cause}): take another checkpoint") from cause
-    if _HEADER not in header:
-        raise CheckpointError(f"{path} is a safetensors file, but no checkpoint that ddcat-train wrote")
-    return Checkpoint(path, _describe(path, header[_HEADER]), tensors)
 
 
 def _describe(path: Path, header: str) -> Description:

@@ -10,6 +10,7 @@ import typer
 from ddcat.command import run
 from ddcat_train.config import CONFIG, Config, dump_config, load_config, presets
 from ddcat_train.errors import ConfigError
+from ddcat_train.worker import launched, rank, report_to_agent, under_agent
 
 __all__ = ["main"]
 
@@ -27,6 +28,8 @@ EPILOG = """
 `ddcat-train camvid-sat --data-root /data/camvid --set optim.lr=0.005 --set attack.epsilon=8/255`
 
 `ddcat-train runs/mine/config.yaml --resume` continues where the run stopped.
+
+`ddcat-train cityscapes-ddcat --devices 8` trains on the 8 GPUs of this machine.
 """
 
 
@@ -56,6 +59,9 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run, from its start if it has none yet.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    devices: Annotated[
+        int | None, typer.Option(help="Devices of this machine, one process for each; 1 by default. Not under torchrun.")
+    ] = None,
     save_every: Annotated[float, typer.Option(help="Minutes between two checkpoints to resume from.", min=0)] = 5.0,
     show: Annotated[
         bool, typer.Option("--show", help="Print the whole configuration, a file to train from, and do nothing.")
@@ -69,6 +75,9 @@ def train(
 
     The run directory holds the resolved configuration, the best and the last checkpoint, and the log as JSON lines and for
     TensorBoard. Ctrl-C and SIGTERM leave a run that `--resume` continues to the same weights.
+
+    With several devices, `train.batch_size` is that of all of them together. Several machines need torchrun, with the same
+    arguments on each: `torchrun --nnodes 2 --nproc-per-node 8 ... -m ddcat_train.cli PRESET`.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device {device}: auto, cpu or cuda would be right")
@@ -78,18 +87,46 @@ def train(
         return
     folder = out or _default_folder(Path(source))
 
+    again = _again(folder, device, devices)
+
+    from ddcat_train.loop import check_run
     from ddcat_train.loop import train as run_training
 
+    if devices is not None and not launched():
+        _check_devices(config, device, devices)
+        check_run(config, folder, resume=resume)
+        if devices > 1:
+            from ddcat_train.launch import launch
+
+            launch(devices, folder, again)
     outcome = run_training(config, folder, resume=resume, device=device, save_every=60 * save_every)
+    if rank():
+        return  # the first process speaks for all
     if outcome.signal is not None:
         name = signal.Signals(outcome.signal).name
-        typer.echo(
-            f"stopped by {name} at step {outcome.step} of {outcome.steps}; continue with: "
-            f"ddcat-train {folder / 'config.yaml'} --resume",
-            err=True,
-        )
+        typer.echo(f"stopped by {name} at step {outcome.step} of {outcome.steps}; continue with: {again}", err=True)
         sys.exit(128 + outcome.signal)
     typer.echo(f"{folder}: {outcome.steps} steps; " + ", ".join(f"{k} {v:.3f}" for k, v in outcome.scores.items()))
+
+
+def _check_devices(config: Config, device: str, devices: int) -> None:
+    from ddcat_train.ranks import check_device
+    from ddcat_train.shares import check_shares
+
+    if under_agent():
+        raise ConfigError(f"--devices {devices} under torchrun: its --nproc-per-node says how many")
+    if devices < 1:
+        raise ConfigError(f"--devices {devices}: 1 or more would be right")
+    check_device(device, devices)
+    check_shares(config, devices)
+
+
+def _again(folder: Path, device: str, devices: int | None) -> str:
+    """The command that continues a run; under torchrun only its user knows what comes before it."""
+    command = "torchrun ... -m ddcat_train.cli" if under_agent() and not launched() else "ddcat-train"
+    options = ["--device", device] if device != "auto" else []
+    options += ["--devices", str(devices)] if devices is not None else []
+    return " ".join([command, str(folder / CONFIG), "--resume", *options])
 
 
 def _resolve(source: str, data_root: Path | None, overrides: list[str]) -> Config:
@@ -104,4 +141,8 @@ def _default_folder(source: Path) -> Path:
 
 def main() -> None:
     """Run the command."""
-    run(app)
+    (report_to_agent if launched() else run)(app)
+
+
+if __name__ == "__main__":  # for torchrun -m
+    main()

@@ -121,6 +121,7 @@ class ModelConfig(_Strict):
     width: int = Field(64, ge=4, description="channels of a ResNet's first stage")
     stem: Stem = Field("deep", description="of a ResNet; plain: that of torchvision's weights")
     output_stride: Literal[8, 16] = 8
+    dropout: float = Field(0.1, ge=0, lt=1, description="of the heads' channels, in training")
     pretrained: Path | None = Field(
         None, description="a safetensors file of backbone weights, a checkpoint or a run, whose backbone is taken; None: random"
     )
@@ -200,13 +201,25 @@ class TrainConfig(_Strict):
     """The loop."""
 
     epochs: int = Field(ge=1)
-    batch_size: int = Field(16, ge=2, description="2 at least, for batch norm after pooling to one bin")
-    workers: int = Field(2, ge=0, description="processes that read and augment images; 0: the loop's own")
-    precision: Literal["fp32", "bf16"] = "fp32"
+    batch_size: int = Field(16, ge=2, description="of an update, over all devices and portions")
+    accumulate: int = Field(
+        1, ge=1, description="portions that every device's share goes through the network in; batch norm sees one at a time"
+    )
+    workers: int = Field(2, ge=0, description="processes that read and augment images for a device; 0: the loop's own")
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the average of weights that is used; None: the latest")
     evaluate_every: int = Field(1, ge=1, description="epochs")
     evaluate_images: int | None = Field(None, ge=1, description="evenly spread over the split; None: all")
-    evaluate_batch: int = Field(8, ge=1)
+    evaluate_batch: int = Field(8, ge=1, description="of a device")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.batch_size < 2 * self.accumulate:
+            raise ValueError(
+                f"batch_size {self.batch_size} in {self.accumulate} portions leaves batch norm after pooling to one bin less "
+                f"than 2 images: accumulate {self.batch_size // 2} would be possible"
+            )
+        return self
 
 
 class Config(_Strict):

@@ -2,7 +2,7 @@
 
 from ddcat.errors import DdcatError
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "TrainError"]
+__all__ = ["CheckpointError", "ConfigError", "DataError", "LostRankError", "TrainError"]
 
 
 class TrainError(DdcatError):
@@ -19,3 +19,7 @@ class DataError(TrainError):
 
 class CheckpointError(TrainError):
     """A checkpoint or weight file that is missing, damaged, or of another network."""
+
+
+class LostRankError(TrainError):
+    """Another process of the run is gone; what became of it is the error to tell."""

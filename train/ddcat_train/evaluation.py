@@ -10,6 +10,7 @@ from ddcat.scores import Counts, count
 from ddcat_train.attacks import Model, trajectory
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
+from ddcat_train.ranks import ALONE, Ranks
 
 __all__ = ["Scored", "evaluate"]
 
@@ -40,7 +41,9 @@ def evaluate(
     steps: Iterable[int],
     batch_size: int,
     device: torch.device,
+    dtype: torch.dtype = torch.float32,
     limit: int | None = None,
+    ranks: Ranks = ALONE,
     advance: Callable[[int], None] = lambda images: None,
 ) -> Scored:
     """
@@ -60,22 +63,33 @@ def evaluate(
         The n to count; 0 is the clean image.
     batch_size : int
     device : torch.device
+    dtype : torch.dtype
+        Of the images that the model takes.
     limit : int, optional
         Take that many images, spread evenly over the split.
+    ranks : Ranks
+        Each takes its share of the images; all get the counts of every image.
     advance : callable, optional
         Is told the number of images that were finished.
     """
     wanted = sorted(set(steps))
     names: list[str] = []
     rows: dict[int, list[Counts]] = {n: [] for n in wanted}
-    for batch_names, images, labels in evaluation_batches(dataset, batch_size=batch_size, limit=limit):
+    for batch_names, images, labels in evaluation_batches(
+        dataset, batch_size=batch_size, limit=limit, rank=ranks.rank, ranks=ranks.size
+    ):
         truth = labels.numpy()
         for n, _, predictions in trajectory(
-            model, images.to(device), labels.to(device), epsilon=epsilon, alpha=alpha, steps=wanted[-1]
+            model, images.to(device, dtype), labels.to(device), epsilon=epsilon, alpha=alpha, steps=wanted[-1]
         ):
             if n in rows:
                 found = predictions.cpu().numpy()
                 rows[n] += [count(t, p, len(dataset.classes)) for t, p in zip(truth, found, strict=True)]
         names += batch_names
         advance(len(batch_names))
-    return Scored(names, {n: np.stack(counted) for n, counted in rows.items()})
+    shares = ranks.gather((names, rows))
+    deal = [divmod(index, ranks.size) for index in range(sum(len(share) for share, _ in shares))]  # (place, rank)
+    return Scored(
+        [shares[rank][0][place] for place, rank in deal],
+        {n: np.stack([shares[rank][1][n][place] for place, rank in deal]) for n in wanted},
+    )

@@ -1,9 +1,10 @@
 """The training loop. It knows no method by name: a method turns a batch into updates, and the loop applies them."""
 
+import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -14,8 +15,9 @@ from ddcat_train.config import CONFIG, Config, dump_config, load_config
 from ddcat_train.errors import ConfigError
 from ddcat_train.logs import RunLog
 from ddcat_train.trainer import Trainer
+from ddcat_train.worker import rank, under_agent
 
-__all__ = ["Outcome", "train"]
+__all__ = ["Outcome", "check_run", "train"]
 
 SUMMARY = "summary.json"
 
@@ -34,7 +36,10 @@ def train(config: Config, run: Path, *, resume: bool = False, device: str = "aut
     Train, and leave `best.safetensors`, `last.safetensors`, the log and the resolved configuration in a run directory.
 
     On SIGINT and SIGTERM the run stops after the step it is at, and can be resumed. On a CPU a resumed run ends with the same
-    weights, to the bit, as one that was never stopped.
+    weights, to the bit, as one that was never stopped and had as many processes.
+
+    Under torch's elastic agent this is one process of several. They stop after the same step, whichever got the signal, and
+    the first alone writes; all must see the run directory.
 
     Parameters
     ----------
@@ -53,34 +58,61 @@ def train(config: Config, run: Path, *, resume: bool = False, device: str = "aut
         Where the run exists and is not to be resumed, or was made with another configuration.
     DataError, CheckpointError
     """
-    _check(config, run, resume=resume)
+    first = rank() == 0
+    if first:  # it may write to the directory before another one looks
+        check_run(config, run, resume=resume)
     trainer = Trainer(config, device=device)
     if (run / LAST).is_file():
         trainer.restore(load_checkpoint(run / LAST))
-    write_text(run / CONFIG, dump_config(config))
-    with _stop_requested() as stop, RunLog(run, step=trainer.step, steps=trainer.steps) as log:
-        log.say(trainer.summary())
+    trainer.check_equal()
+    if first:
+        write_text(run / CONFIG, dump_config(config))
+    number = 0
+    with (
+        _stop_requested() as stop,
+        RunLog(run, step=trainer.step, steps=trainer.steps) if first else nullcontext() as log,
+    ):
+        if log:
+            log.say(trainer.summary())
         saved = time.monotonic()
         for batch in trainer.batches():
-            log.update(trainer.step + 1, trainer.apply(batch))
+            values = trainer.apply(batch)
+            if log:
+                log.update(trainer.step, values)
             evaluated = trainer.evaluation_due()
             if evaluated:
-                log.evaluation(trainer.step, trainer.evaluate())
-                if trainer.is_best():
-                    trainer.save(run / BEST, resumable=False)
-            if evaluated or stop or time.monotonic() - saved >= save_every:
-                log.flush()  # before the checkpoint: a resumed run logs from there on
+                _evaluate(trainer, run, log)
+            number, due = trainer.ranks.highest([stop(), time.monotonic() - saved >= save_every])
+            if evaluated or number or due:
+                if log:
+                    log.flush()  # before the checkpoint: a resumed run logs from there on
                 trainer.save(run / LAST, resumable=True)
                 saved = time.monotonic()
-            if stop:
+            if number:
                 break
-    outcome = Outcome(trainer.step, trainer.steps, trainer.scores, stop[0] if trainer.step < trainer.steps else None)
-    if outcome.signal is None:
+    outcome = Outcome(trainer.step, trainer.steps, trainer.scores, number if trainer.step < trainer.steps else None)
+    if first and outcome.signal is None:
         write_json(run / SUMMARY, {"steps": trainer.steps, "scores": trainer.scores, "best": trainer.best})
+    trainer.ranks.leave()
     return outcome
 
 
-def _check(config: Config, run: Path, *, resume: bool) -> None:
+def _evaluate(trainer: Trainer, run: Path, log: RunLog | None) -> None:
+    scores = trainer.evaluate()
+    if log:
+        log.evaluation(trainer.step, scores)
+    if trainer.is_best():
+        trainer.save(run / BEST, resumable=False)
+
+
+def check_run(config: Config, run: Path, *, resume: bool) -> None:
+    """
+    Refuse a run directory that holds something else than this run, or this run when it is not to be resumed.
+
+    Raises
+    ------
+    ConfigError
+    """
     if not (run / CONFIG).is_file():
         if run.is_dir() and any(run.iterdir()):
             raise ConfigError(f"{run} is not empty and no run: name another folder with --out")
@@ -106,18 +138,29 @@ def _differences(one: dict[str, object], other: dict[str, object], path: str = "
 
 
 @contextmanager
-def _stop_requested() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of the first; a second one is taken at its word."""
+def _stop_requested() -> Iterator[Callable[[], int]]:
+    """
+    Collect SIGINT and SIGTERM instead of dying of the first; a second one is taken at its word.
+
+    Gives a function that says which one asks for a stop, 0 for none. Where an agent started this process, the agent's end is
+    one as well: nobody would end the ranks if one of them died.
+    """
     received: list[int] = []
+    agent = os.getppid() if under_agent() else None
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
         for other, handler in before.items():
             signal.signal(other, handler)
 
+    def requested() -> int:
+        if received:
+            return received[0]
+        return signal.SIGTERM if agent not in (None, os.getppid()) else 0
+
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield received
+        yield requested
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

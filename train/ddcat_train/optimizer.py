@@ -9,7 +9,17 @@ from ddcat_train.config import OptimConfig
 from ddcat_train.methods import Update
 from ddcat_train.networks import Segmenter
 
-__all__ = ["apply_updates", "build_optimizer", "load_momentum", "momentum", "set_learning_rate"]
+__all__ = [
+    "Gradients",
+    "add_gradients",
+    "apply_gradients",
+    "build_optimizer",
+    "load_momentum",
+    "momentum",
+    "set_learning_rate",
+]
+
+Gradients = list[Tensor | None]  # of the parameters of one update
 
 
 def build_optimizer(segmenter: Segmenter, config: OptimConfig) -> torch.optim.SGD:
@@ -33,26 +43,37 @@ def set_learning_rate(optimizer: torch.optim.SGD, config: OptimConfig, *, step: 
     return rate
 
 
-def apply_updates(optimizer: torch.optim.SGD, updates: Sequence[Update]) -> list[Tensor]:
+def add_gradients(updates: Sequence[Update], before: Sequence[Gradients] = ()) -> list[Gradients]:
     """
-    Take the gradients of all updates at the weights as they are, and then one step for each.
+    Take the gradients of all updates of a portion at the weights as they are.
+
+    Parameters
+    ----------
+    updates : sequence of Update
+    before : sequence of Gradients
+        Those of the portions before it, which are added to in place; none for the first.
 
     Returns
     -------
-    list of Tensor
-        All gradients that were used.
+    list of Gradients
+        One for each update, in the order of its parameters; None where its loss does not depend on one.
     """
-    gradients: list[list[Tensor | None]] = []
-    for index, update in enumerate(updates, 1):
-        optimizer.zero_grad()
-        update.loss.backward(inputs=update.parameters, retain_graph=index < len(updates))  # type: ignore[no-untyped-call]
+    gradients: list[Gradients] = []
+    for index, update in enumerate(updates):
+        for place, parameter in enumerate(update.parameters):
+            parameter.grad = before[index][place] if before else None
+        update.loss.backward(inputs=update.parameters, retain_graph=index + 1 < len(updates))  # type: ignore[no-untyped-call]
         gradients.append([parameter.grad for parameter in update.parameters])
+    return gradients
+
+
+def apply_gradients(optimizer: torch.optim.SGD, updates: Sequence[Update], gradients: Sequence[Gradients]) -> None:
+    """Take one step for each update."""
     for update, values in zip(updates, gradients, strict=True):
         optimizer.zero_grad()  # SGD passes over a parameter that has no gradient
         for parameter, value in zip(update.parameters, values, strict=True):
             parameter.grad = value
         optimizer.step()
-    return [value for values in gradients for value in values if value is not None]
 
 
 def momentum(segmenter: Segmenter, optimizer: torch.optim.SGD) -> dict[str, Tensor]:

@@ -1,11 +1,11 @@
 """The state of a training run and what can be done with it: a step, an evaluation, saving and restoring."""
 
-import math
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from ddcat import provenance
@@ -20,19 +20,33 @@ from ddcat_train.evaluation import evaluate
 from ddcat_train.losses import valid_pixels
 from ddcat_train.methods import METHODS, Portion
 from ddcat_train.networks import load_backbone
-from ddcat_train.optimizer import apply_updates, build_optimizer, load_momentum, momentum, set_learning_rate
+from ddcat_train.networks.batch_norm import synchronise_batch_norm
+from ddcat_train.optimizer import (
+    Gradients,
+    add_gradients,
+    apply_gradients,
+    build_optimizer,
+    load_momentum,
+    momentum,
+    set_learning_rate,
+)
+from ddcat_train.ranks import join
+from ddcat_train.shares import clean_images, share_of
 
 __all__ = ["Trainer"]
 
 # No fp16: gradients of an attack underflow, and the sign() of what is left is 0.
-_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
+_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "64-true"}
 _LIBRARIES = ("torch", "lightning-fabric", "numpy", "opencv-python-headless", "safetensors")
 _MOMENTUM, _RANDOM, _TRAINING = "optimizer.momentum.", "random.", "training."
 
 
 class Trainer:
     """
-    A run at some step.
+    A run at some step, as one of its ranks sees it: all of them call the same methods in the same order.
+
+    Every rank holds the whole network and goes through its share of a batch; the ranks' weights stay the same. Losses are sums
+    divided by counts of the whole batch (see `Portion`), so gradients and what is logged are summed over ranks and portions.
 
     Parameters
     ----------
@@ -41,6 +55,7 @@ class Trainer:
 
     Attributes
     ----------
+    ranks : Ranks
     step, steps : int
         Updates done, and of the whole run.
     scores : dict of str to float
@@ -50,23 +65,25 @@ class Trainer:
     """
 
     def __init__(self, config: Config, *, device: str = "auto") -> None:
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("--device cuda: no CUDA device is available here; --device cpu would work")
         self._config = config
         data = config.data
         self._train = open_dataset(data.name, data.root, data.train_split, long_side=data.long_side)
         self._val = open_dataset(data.name, data.root, data.val_split, long_side=data.judged_long_side)
+        self._fabric, self.ranks = join(device, _PRECISION[config.train.precision])
+        self._places = share_of(self.ranks.rank, self.ranks.size, config)
         self._augment = AUGMENTATIONS[config.augment.policy](crop=config.augment.crop, scale=config.augment.scale)
         self._method = METHODS[config.method.name]
-        self._clean = clean_images(config.train.batch_size, config.method.adversarial_share)
-        self._fabric = Fabric(accelerator=device, devices=1, precision=_PRECISION[config.train.precision])  # type: ignore[arg-type]
+        self._dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
         torch.manual_seed(config.seed)
         network = build_network(config, len(self._train.classes))
         if config.model.pretrained is not None:
             load_backbone(network.backbone, find_checkpoint(config.model.pretrained))
-        self._network = network.to(self._fabric.device)
+        self._network = network.to(self._fabric.device, self._dtype)
         self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions
         self._average = None if config.train.ema is None else start_average(self._network)
+        if self.ranks.size > 1:
+            self._network = synchronise_batch_norm(self._network)
+            torch.manual_seed(self._own_seed(0))  # every rank draws other numbers for dropout
         self._used = self._network if self._average is None else self._average  # what is evaluated and exported
         self._optimizer = build_optimizer(self._network, config.optim)
         self._per_epoch = batches_per_epoch(self._train, config.train.batch_size)
@@ -74,6 +91,7 @@ class Trainer:
         self.steps = config.train.epochs * self._per_epoch
         self.scores: dict[str, float] = {}
         self.best: float | None = None
+        self._begun_by = self.ranks.size
 
     def summary(self) -> str:
         """One line that says what is trained on what."""
@@ -81,12 +99,18 @@ class Trainer:
         return (
             f"{config.method.name}: {config.model.backbone} + {config.model.context}, {parameters / 1e6:.2f} M parameters, "
             f"{config.data.name} {len(self._train)} + {len(self._val)} images, {self.steps} steps of "
-            f"{config.train.batch_size}, {config.train.precision} on {self._fabric.device}"
+            f"{config.train.batch_size}, {config.train.precision} on "
+            + (str(self._fabric.device) if self.ranks.size == 1 else f"{self.ranks.size} x {self._fabric.device.type}")
             + (f", from step {self.step}" if self.step else "")
+            + (
+                f", begun on {self._begun_by}: not what those would have ended with"
+                if self._begun_by != self.ranks.size
+                else ""
+            )
         )
 
     def batches(self) -> Iterator[Batch]:
-        """Batches from here to the end of the run."""
+        """Give this rank's shares of the batches from here to the end of the run."""
         config = self._config
         return train_batches(
             self._train,
@@ -98,36 +122,56 @@ class Trainer:
             workers=config.train.workers,
             skip_corrupt=config.data.skip_corrupt,
             pin=self._fabric.device.type == "cuda",
+            wanted=self._places,
         )
 
     def apply(self, batch: Batch) -> Mapping[str, Tensor | float]:
         """Do one step: all gradients at the weights as they are, then the method's updates in their order."""
         rate = set_learning_rate(self._optimizer, self._config.optim, step=self.step, steps=self.steps)
         self._network.train()
-        with self._fabric.autocast():
-            updates = self._method.step(
-                self._network,
-                self._portion(batch),
-                attack=self._config.attack,
-                options=self._config.method,
-            )
-        gradients = apply_updates(self._optimizer, updates)
+        gradients: list[Gradients] = []
+        log: dict[str, Tensor] = {}
+        for portion in self._portions(batch):
+            with self._fabric.autocast():
+                updates = self._method.step(self._network, portion, attack=self._config.attack, options=self._config.method)
+            gradients = add_gradients(updates, gradients)
+            for update in updates:
+                for name, value in (*update.log.items(), ("loss", update.loss.detach())):
+                    log[name] = log[name] + value if name in log else value
+        # Our own sum, and not DistributedDataParallel: that averages, and it counts on one forward and one backward of its own
+        # forward(), where a method has forwards of parts of the network, attacks in between, and up to two backwards. What it
+        # would win by communicating during the backward is small beside an attack's further backwards.
+        used = [gradient for of_update in gradients for gradient in of_update if gradient is not None]
+        self.ranks.add(used)
+        apply_gradients(self._optimizer, updates, gradients)
         if self._average is not None:
             assert self._config.train.ema is not None
             update_average(self._average, self._network, decay=self._config.train.ema, step=self.step)
-        log: dict[str, Tensor | float] = {"lr": rate}
-        for update in updates:
-            log.update(update.log)
-        log["loss"] = torch.stack([update.loss.detach() for update in updates]).sum()
-        log["gradient_norm"] = torch.nn.utils.get_total_norm(gradients)
+        values = torch.stack(list(log.values()))
+        self.ranks.add([values])
         self.step += 1
-        return log
+        return {
+            "lr": rate,
+            **dict(zip(log, values.unbind(), strict=True)),
+            "gradient_norm": torch.nn.utils.get_total_norm(used),
+        }
 
-    def _portion(self, batch: Batch) -> Portion:
-        device = self._fabric.device
-        images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
+    def _portions(self, batch: Batch) -> Iterator[Portion]:
+        """Cut this rank's share of a batch; every portion holds images from all over the batch, so clean ones first."""
+        ranks, count, device = self.ranks, self._config.train.accumulate, self._fabric.device
         labels = batch.labels.to(device, non_blocking=True)
-        return Portion(images, labels, batch.seeds, self._clean, valid_pixels(labels), labels.numel())
+        valid = valid_pixels(labels)
+        ranks.add([valid])
+        for first in range(count):
+            part = slice(first, None, count)
+            yield Portion(
+                batch.images[part].to(device, self._dtype, non_blocking=True, memory_format=torch.channels_last),
+                labels[part],
+                batch.seeds[part],
+                clean_images(self._places[part], self._config),
+                valid.clamp(min=1),
+                labels.numel() * ranks.size,
+            )
 
     def evaluation_due(self) -> bool:
         """Whether an epoch ended after which the network is to be evaluated; the last one always is."""
@@ -146,6 +190,8 @@ class Trainer:
             batch_size=settings.evaluate_batch,
             limit=settings.evaluate_images,
             device=self._fabric.device,
+            dtype=self._dtype,
+            ranks=self.ranks,
         )
         clean, attacked = (miou(scored.counts[n].sum(0)) for n in (0, attack.steps))
         self.scores = {"clean": clean, "attacked": attacked, "selection": (clean + attacked) / 2}
@@ -159,15 +205,16 @@ class Trainer:
         return True
 
     def save(self, path: Path, *, resumable: bool) -> None:
-        """Write a checkpoint; a resumable one holds the optimiser and the random state as well."""
+        """Let the first rank write a checkpoint; a resumable one holds the optimiser and every rank's random state as well."""
         extra: dict[str, Tensor] = {}
         if resumable:
             extra = {f"{_MOMENTUM}{name}": value for name, value in momentum(self._network, self._optimizer).items()}
-            extra[f"{_RANDOM}cpu"] = torch.get_rng_state()
-            if self._fabric.device.type == "cuda":
-                extra[f"{_RANDOM}cuda"] = torch.cuda.get_rng_state(self._fabric.device)
             if self._average is not None:
                 extra |= {f"{_TRAINING}{name}": value for name, value in self._network.state_dict().items()}
+            for kind, state in self._random_states().items():
+                extra[f"{_RANDOM}{kind}"] = torch.stack(self.ranks.gather(state))
+        if self.ranks.rank:
+            return
         description = Description(
             config=self._config,
             classes=self._train.classes,
@@ -190,20 +237,53 @@ class Trainer:
         for name, split, entry in (("train", self._train, description.train), ("val", self._val, description.val)):
             if _entry(split) != entry:
                 raise ConfigError(f"the {name} split at {split.root} is not the one that {checkpoint.path} was trained on")
-        self._used.load_state_dict(checkpoint.segmenter().state_dict())
+        checkpoint.load_into(self._used)
         if self._average is not None:
-            self._network.load_state_dict(checkpoint.segmenter(_TRAINING).state_dict())
+            checkpoint.load_into(self._network, _TRAINING)
         load_momentum(self._network, self._optimizer, checkpoint.part(_MOMENTUM))
-        random = checkpoint.part(_RANDOM)
-        torch.set_rng_state(random["cpu"])
-        if "cuda" in random and self._fabric.device.type == "cuda":
-            torch.cuda.set_rng_state(random["cuda"], self._fabric.device)
         self.step, self.scores, self.best = description.step, description.scores, description.best
+        self._restore_random_state(checkpoint.part(_RANDOM))
 
+    def _random_states(self) -> dict[str, Tensor]:
+        device = self._fabric.device
+        states = {"cpu": torch.get_rng_state()}
+        return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
 
-def clean_images(count: int, adversarial_share: float) -> int:
-    """Say how many images of a batch stay clean: floor(m * (1 - share)), whatever the rounding of the share."""
-    return math.floor(count * (1 - adversarial_share) + 1e-9)
+    def _restore_random_state(self, states: Mapping[str, Tensor]) -> None:
+        """Take up this rank's states; with another number of ranks there is none for each, and dropout draws other numbers."""
+        rows = {kind: states[kind].view(-1, len(own)) for kind, own in self._random_states().items() if kind in states}
+        self._begun_by = len(rows["cpu"])
+        if self._begun_by != self.ranks.size:
+            torch.manual_seed(self._own_seed(self.step))
+            return
+        own = {kind: states[self.ranks.rank].clone() for kind, states in rows.items()}  # torch misreads the state of a view
+        torch.set_rng_state(own["cpu"])
+        if "cuda" in own:
+            torch.cuda.set_rng_state(own["cuda"], self._fabric.device)
+
+    def _own_seed(self, step: int) -> int:
+        return int(np.random.SeedSequence(self._config.seed, spawn_key=(step, self.ranks.rank)).generate_state(1)[0])
+
+    def check_equal(self) -> None:
+        """
+        Make sure that the ranks begin with the same weights and data: those of different machines may have read other files.
+
+        Raises
+        ------
+        ConfigError
+        """
+        if self.ranks.size == 1:
+            return
+        digest = hashlib.sha256(f"{self.step} {_entry(self._train)} {_entry(self._val)}".encode())
+        for tensor in (*self._network.state_dict().values(), *momentum(self._network, self._optimizer).values()):
+            digest.update(tensor.cpu().contiguous().numpy())
+        digests = self.ranks.gather(digest.hexdigest())
+        other = next((rank for rank, found in enumerate(digests) if found != digests[0]), None)
+        if other is not None:
+            raise ConfigError(
+                f"ranks 0 and {other} begin with different weights, steps or lists of images: every machine must see the same "
+                "data set, pretrained weights and run folder"
+            )
 
 
 def _entry(dataset: Dataset) -> SplitEntry:

@@ -6,7 +6,8 @@ workers, and a run that resumes in the middle of an epoch gets those that it wou
 """
 
 import dataclasses
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -75,6 +76,7 @@ def train_batches(
     workers: int = 0,
     skip_corrupt: bool = False,
     pin: bool = False,
+    wanted: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """
     Give the batches of a run, all full: the last of an epoch is filled up from the start of its order, again if need be.
@@ -87,6 +89,7 @@ def train_batches(
     augment : callable
         Its results must be of one size.
     batch_size : int
+        Of a whole batch.
     seed : int
         Not negative.
     steps : int
@@ -99,6 +102,8 @@ def train_batches(
         Take, in the place of a pair that cannot be read, the next of the epoch's order that can, with the draws of its place.
     pin : bool
         Give images and labels in page-locked memory.
+    wanted : sequence of int, optional
+        Places in 0..batch_size-1: read these of every batch, a rank's share, and not the others.
 
     Raises
     ------
@@ -106,12 +111,14 @@ def train_batches(
         Where a pair cannot be read; with `skip_corrupt`, where none of them can.
     """
     places = _Places(dataset, augment, seed, batches_per_epoch(dataset, batch_size) * batch_size, skip_corrupt=skip_corrupt)
+    wanted = range(batch_size) if wanted is None else wanted
     loader = DataLoader(
         places,
-        sampler=range(first * batch_size, steps * batch_size),
-        batch_size=batch_size,
+        sampler=(step * batch_size + place for step in range(first, steps) for place in wanted),
+        batch_size=len(wanted),
         num_workers=workers,
         collate_fn=_collate,
+        worker_init_fn=_leave_group,
         pin_memory=pin,
         generator=torch.Generator(),  # without one, the loader would draw from the state that dropout draws from
     )
@@ -122,7 +129,7 @@ def train_batches(
 
 
 def evaluation_batches(
-    dataset: Dataset, *, batch_size: int, limit: int | None = None
+    dataset: Dataset, *, batch_size: int, limit: int | None = None, rank: int = 0, ranks: int = 1
 ) -> Iterator[tuple[list[str], torch.Tensor, torch.Tensor]]:
     """
     Give whole images in the order of the list; neighbours of one size are batched together.
@@ -134,6 +141,8 @@ def evaluation_batches(
         Most images in a batch.
     limit : int or None
         Take that many images only, spread evenly over the whole split (the first ones of a list are often one scene).
+    rank, ranks : int
+        Of these images, give only those at rank, rank + ranks, rank + 2 ranks, ...
 
     Yields
     ------
@@ -149,7 +158,7 @@ def evaluation_batches(
     """
     count = len(dataset) if limit is None else min(limit, len(dataset))
     waiting: list[Sample] = []
-    for step in range(count):
+    for step in range(rank, count, ranks):
         sample = dataset.read((2 * step + 1) * len(dataset) // (2 * count))  # the middle one of each of `count` equal parts
         if waiting and (len(waiting) == batch_size or waiting[0].labels.shape != sample.labels.shape):
             yield _whole(waiting)
@@ -202,6 +211,12 @@ class _Places(TorchDataset[_Item | DataError]):
                 first = first or Skipped(self.dataset.pairs[index].name, str(error))
         assert first is not None  # for a data set is not empty
         raise DataError(f"none of the {len(self.order)} pairs of {self.dataset.split} can be read, for example: {first.fault}")
+
+
+def _leave_group(worker: int) -> None:
+    """Leave the process group: the signals that stop a run are for the loop, which wants batches until it has stopped."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
 
 
 def _generator(seed: int, *key: int) -> np.random.Generator:

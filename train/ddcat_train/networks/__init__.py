@@ -53,7 +53,7 @@ def build_segmenter(model: ModelConfig, *, classes: int, heads: Sequence[Head] =
         Where an installed package was to bring the backbone, and does not.
     """
     body = build_backbone(model)
-    return Segmenter(body, CONTEXTS[model.context](body.channels), classes=classes, heads=heads)
+    return Segmenter(body, CONTEXTS[model.context](body.channels), classes=classes, heads=heads, dropout=model.dropout)
 
 
 def build_backbone(model: ModelConfig) -> Backbone:

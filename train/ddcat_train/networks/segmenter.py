@@ -40,9 +40,19 @@ class Segmenter(nn.Module):
         K, without the ignored label.
     heads : sequence of Head
         The heads to build; "main" among them.
+    dropout : float
+        Of the heads' channels, in train().
     """
 
-    def __init__(self, backbone: Backbone, context: PyramidPooling | ASPP, *, classes: int, heads: Sequence[Head]) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        context: PyramidPooling | ASPP,
+        *,
+        classes: int,
+        heads: Sequence[Head],
+        dropout: float = 0.1,
+    ) -> None:
         super().__init__()
         kernel = context.head_kernel
         branch = (context.channels, context.head_channels, kernel)
@@ -56,7 +66,7 @@ class Segmenter(nn.Module):
         self.normalise = Normalise()
         self.backbone = backbone
         self.context = context
-        self.heads = nn.ModuleDict({name: _head(*shapes[name]) for name in heads})
+        self.heads = nn.ModuleDict({name: _head(*shapes[name], dropout) for name in heads})
 
     def features(self, images: Tensor) -> Features:
         """
@@ -106,5 +116,5 @@ class Segmenter(nn.Module):
         return {head: self.logits(head, features) for head in heads}
 
 
-def _head(inputs: int, hidden: int, kernel: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(*conv_bn_relu(inputs, hidden, kernel), nn.Dropout2d(0.1), nn.Conv2d(hidden, outputs, 1))
+def _head(inputs: int, hidden: int, kernel: int, outputs: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(*conv_bn_relu(inputs, hidden, kernel), nn.Dropout2d(dropout), nn.Conv2d(hidden, outputs, 1))

@@ -1,0 +1,92 @@
+"""
+`ddcat-train --devices N`: N processes of this very command under torch's elastic agent, as `torchrun` would start them.
+
+The agent is a process of its own, so that the end of any rank is seen, and the others are ended.
+"""
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from ddcat.command import REFUSED
+from ddcat_train.checkpoints import LAST, describe_checkpoint
+from ddcat_train.errors import TrainError
+from ddcat_train.worker import LOST, ROLE
+
+__all__ = ["launch"]
+
+_GRACE = 3600  # seconds that a signal leaves for the step at hand and its checkpoint; a second signal ends it
+
+
+def launch(processes: int, run: Path, again: str) -> NoReturn:
+    """
+    Train in several processes, and leave this one with their exit status.
+
+    Parameters
+    ----------
+    processes : int
+    run : Path
+        The run directory.
+    again : str
+        The command that resumes the run, for the message if it breaks off.
+
+    Raises
+    ------
+    TrainError
+        Where a process was killed, or raised an error.
+    """
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it would say is said below, in one line
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_GRACE))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))  # else each takes all cores
+    with tempfile.TemporaryDirectory() as errors:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            role=ROLE,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",  # any free port
+            local_addr="127.0.0.1",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=errors),
+        )
+        try:
+            elastic_launch(config, sys.executable)("-P", "-m", "ddcat_train.cli", *sys.argv[1:])
+        except SignalException as stopped:
+            sys.exit(128 + stopped.sigval)  # the first rank has said how to go on
+        except ChildFailedError as failed:
+            rank, cause = min(failed.failures.items(), key=lambda item: _order(item[1]))
+            if cause.exitcode > 128:  # a signal that a rank got alone: it told the others
+                sys.exit(cause.exitcode)
+            raise TrainError(_explain(rank, cause, run / LAST, again)) from failed
+    sys.exit(0)
+
+
+def _order(failure: ProcessFailure) -> tuple[bool, int]:
+    """Sort what broke the run before what followed from it: a connection that broke, and the signal that the agent sends."""
+    return failure.exitcode in (LOST, -signal.SIGTERM), failure.timestamp
+
+
+def _explain(rank: int, failure: ProcessFailure, last: Path, again: str) -> str:
+    if failure.exitcode == REFUSED:
+        return failure.message
+    if failure.exitcode < 0:
+        number = signal.Signals(-failure.exitcode)
+        end = f"was killed by {number.name}" + (" (by hand, or for want of memory)" if number == signal.SIGKILL else "")
+    elif failure.exitcode == LOST:
+        end = f"gave up: {failure.message}"
+    else:
+        end = f"ended with exit status {failure.exitcode}, what it raised is above"
+    where = f"step {describe_checkpoint(last).step}" if last.is_file() else "its start, for no checkpoint was written yet,"
+    return f"rank {rank} {end}; the others were stopped. Continue from {where} with: {again}"
