@@ -29,7 +29,7 @@ EPILOG = """
 
 `ddcat-train runs/mine/config.yaml --resume` continues where the run stopped.
 
-`ddcat-train cityscapes-ddcat --devices 8` trains on the 8 GPUs of this machine.
+`ddcat-train cityscapes-pspnet50-ddcat --devices 8` trains on the 8 GPUs of this machine.
 """
 
 

@@ -1,5 +1,8 @@
 import dataclasses
+import multiprocessing
+import os
 import pickle
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +81,27 @@ def test_page_locked_memory_is_for_what_goes_to_the_device(small: Dataset, monke
     assert [id(tensor) for tensor in locked] == [id(batch.images), id(batch.labels)]
     assert equal([batch], [pinned])
     assert (pinned.seeds is batch.seeds, pinned.names) == (True, batch.names)
+
+
+def test_a_share_of_a_batch_is_a_part_of_it(small: Dataset) -> None:
+    whole = train_batches(small, AUGMENT, batch_size=4, seed=3, steps=3)
+    shares = [train_batches(small, AUGMENT, batch_size=4, seed=3, steps=3, wanted=wanted) for wanted in ([0, 3], [1, 2])]
+    for batch, first, second in zip(whole, *shares, strict=True):
+        for share, places in ((first, [0, 3]), (second, [1, 2])):
+            assert torch.equal(share.images, batch.images[places])
+            assert torch.equal(share.seeds, batch.seeds[places])
+            assert share.names == tuple(batch.names[place] for place in places)
+
+
+def test_readers_outlive_the_signals_that_stop_a_run(small: Dataset) -> None:
+    expected, batches = epoch_of(small), []
+    for batch in train_batches(small, AUGMENT, batch_size=2, seed=3, steps=6, first=3, workers=1):
+        for reader in multiprocessing.active_children():
+            assert reader.pid is not None
+            os.kill(reader.pid, signal.SIGTERM)
+            os.kill(reader.pid, signal.SIGINT)
+        batches.append(batch)
+    assert equal(batches, expected)
 
 
 def test_seed_and_epoch_change_the_batches(small: Dataset) -> None:
@@ -216,3 +240,11 @@ def test_a_data_set_of_corrupt_images_ends(small: Dataset) -> None:
         pair.image.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"none of the 5 pairs of train can be read, for example: .*\.png is no image"):
         list(train_batches(small, AUGMENT, batch_size=2, seed=0, steps=3, skip_corrupt=True))
+
+
+def test_evaluation_is_shared_out_in_turn(small: Dataset) -> None:
+    def names(**share: int) -> list[str]:
+        return [name for batch, _, _ in evaluation_batches(small, batch_size=4, **share) for name in batch]
+
+    assert [names(rank=rank, ranks=2) for rank in range(2)] == [["0", "2", "4"], ["1", "3"]]
+    assert [names(limit=2, rank=rank, ranks=3) for rank in range(3)] == [["1"], ["3"], []]

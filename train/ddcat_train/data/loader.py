@@ -6,7 +6,7 @@ workers, and a run that resumes in the middle of an epoch gets those that it wou
 """
 
 import dataclasses
-import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
@@ -118,7 +118,7 @@ def train_batches(
         batch_size=len(wanted),
         num_workers=workers,
         collate_fn=_collate,
-        worker_init_fn=_leave_group,
+        worker_init_fn=_outlive_signals,
         pin_memory=pin,
         generator=torch.Generator(),  # without one, the loader would draw from the state that dropout draws from
     )
@@ -213,10 +213,10 @@ class _Places(TorchDataset[_Item | DataError]):
         raise DataError(f"none of the {len(self.order)} pairs of {self.dataset.split} can be read, for example: {first.fault}")
 
 
-def _leave_group(worker: int) -> None:
-    """Leave the process group: the signals that stop a run are for the loop, which wants batches until it has stopped."""
-    if hasattr(os, "setpgid"):
-        os.setpgid(0, 0)
+def _outlive_signals(worker: int) -> None:
+    """Leave what stops a run to its loop, which wants batches until it has stopped; the signal may reach all processes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _generator(seed: int, *key: int) -> np.random.Generator:
