@@ -63,7 +63,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Together:
         for process in ranks:
             process.start()
         for process in ranks:
-            process.join(120)
+            process.join(300)
             process.kill()
         errors = [result.with_suffix(".error") for result in results]
         assert [error.read_text() for error in errors if error.exists()] == []
@@ -347,7 +347,7 @@ class Command:
 
     def end(self) -> tuple[int | None, list[str]]:
         """Wait for it; its exit status, and what it printed beside the usual lines of a run."""
-        self.process.join(120)
+        self.process.join(300)
         lines = self._printed.read_text().splitlines()
         return self.process.exitcode, [line for line in lines if not line.startswith(("ddcat: ", "step "))]
 
