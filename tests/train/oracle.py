@@ -1,43 +1,101 @@
 """
-The paper's Algorithms 1 (SAT), 2 (mask labels) and 3 (DDC-AT), word for word and slowly: the oracle of the training methods.
+The training methods word for word and slowly: the oracle of the fast ones.
 
-Nothing is reused and nothing is clever: every forward runs on a fresh deep copy of the network, images are attacked one by one,
-maps are compared pixel by pixel, and cross-entropy is written out. Only the network itself is shared with the code under test.
+Algorithms 1 (SAT), 2 (mask labels) and 3 (DDC-AT) of the paper with its forms M and N, adversarial training by PGD and by
+SegPGD, and TRADES. Nothing is reused and nothing is clever: every forward runs on a fresh copy of the network, images are
+attacked one by one, maps are compared and losses weighed pixel by pixel, and every loss is written out. Only the network itself
+is shared with the code under test.
 """
 
-from copy import deepcopy
+from copy import copy
 from dataclasses import dataclass
+from fractions import Fraction
+from math import floor
 
 import torch
 from torch import Tensor, nn
 
 IGNORED = 255
-DEEP_WEIGHT = 0.4
+DIVIDING = ("ddcat", "ddcat-m", "ddcat-n")
+
+
+@dataclass
+class Choice:
+    """A method and its options, by the names that the configuration gives them."""
+
+    name: str
+    deep_weight: float = 0.4
+    adversarial_share: float = 0.5
+    update: str = "joint"
+    predicted_mask: str = "forward"
+    mask_loss_on_ignored: bool = True
+    beta: float = 6.0
+    epsilon: float = 0.03
+    alpha: float | str = 0.01
+    steps: int = 3
+    start: str = "clean"
 
 
 @dataclass
 class Step:
     """What one training step of the oracle saw and computed."""
 
-    images: Tensor  # (m, 3, H, W): the batch T, its clean half first
-    labels: Tensor  # (m, H, W)
-    attacked: Tensor  # (m, 3, H, W): every image after its attack; one that the algorithm does not attack is left as it was
+    images: Tensor  # (m, 3, H, W): what the network is trained on; for TRADES (2m, 3, H, W), the clean images first
+    clean: int  # the first images of the batch, which stay clean
     masks: Tensor | None  # (m, H, W): M
     predicted: Tensor | None  # (m, H, W): p
     losses: dict[str, float]
+    total: float  # the sum that is minimised
     gradients: list[dict[str, Tensor]]  # of each update: the gradient of every parameter which that update changes, by name
     buffers: dict[str, Tensor]  # what the step leaves in the batch-norm buffers
 
 
-def pixel_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """-log softmax(logits)[label] of every pixel, (N, H, W); 0 where the label is ignored."""
+def fresh(module: nn.Module) -> nn.Module:
+    """Copy modules, parameters and buffers: what deepcopy does as well, in thirty times the time."""
+    twin = copy(module)
+    twin._parameters = {
+        name: value if value is None else nn.Parameter(value.detach().clone()) for name, value in module._parameters.items()
+    }
+    twin._buffers = {name: value if value is None else value.clone() for name, value in module._buffers.items()}
+    twin._modules = {name: fresh(child) for name, child in module._modules.items()}
+    return twin
+
+
+# --- losses
+
+
+def log_probabilities(logits: Tensor) -> list[Tensor]:
+    """log softmax, for each class (N, H, W)."""
     highest = logits.detach().amax(1)
     total = torch.zeros_like(logits[:, 0])
-    chosen = torch.zeros_like(logits[:, 0])
     for k in range(logits.shape[1]):
         total = total + torch.exp(logits[:, k] - highest)
-        chosen = torch.where(labels == k, logits[:, k], chosen)
-    return torch.where(labels == IGNORED, torch.zeros_like(total), highest + torch.log(total) - chosen)
+    return [logits[:, k] - highest - torch.log(total) for k in range(logits.shape[1])]
+
+
+def pixel_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """-log softmax(logits)[label] of every pixel, (N, H, W); 0 where the label is ignored."""
+    loss = torch.zeros_like(logits[:, 0])
+    for k, log_probability in enumerate(log_probabilities(logits)):
+        loss = torch.where(labels == k, -log_probability, loss)
+    return loss
+
+
+def pixel_divergences(expected: Tensor, found: Tensor, labels: Tensor) -> Tensor:
+    """KL(softmax(expected) || softmax(found)) of every pixel, (N, H, W); 0 where the label is ignored."""
+    total = torch.zeros_like(expected[:, 0])
+    for log_p, log_q in zip(log_probabilities(expected), log_probabilities(found), strict=True):
+        total = total + torch.exp(log_p) * log_p - torch.exp(log_p) * log_q
+    return torch.where(labels == IGNORED, torch.zeros_like(total), total)
+
+
+def segpgd_weights(logits: Tensor, labels: Tensor, t: int, steps: int) -> Tensor:
+    """Of every pixel, (1, H, W): 1 - lambda(t) where the prediction is right, lambda(t) = (t - 1) / (2 T) where it is wrong."""
+    share = (t - 1) / (2 * steps)
+    predictions, truth = logits[0].argmax(0).tolist(), labels[0].tolist()
+    rows = zip(predictions, truth, strict=True)
+    weights = [[1 - share if a == b else share for a, b in zip(*row, strict=True)] for row in rows]
+    return torch.tensor([weights], dtype=logits.dtype)
 
 
 def number_of_valid(labels: Tensor) -> int:
@@ -49,52 +107,82 @@ def mean_over_valid(losses: Tensor, labels: Tensor) -> Tensor:
     return losses.sum() / max(number_of_valid(labels), 1)
 
 
+# --- attacks
+
+
 def clip(images: Tensor, clean: Tensor, epsilon: float) -> Tensor:
     in_ball = torch.maximum(torch.minimum(images, clean + epsilon), clean - epsilon)
     return torch.clamp(in_ball, 0, 1)
 
 
-def attack_one(
-    segmenter: nn.Module, image: Tensor, label: Tensor, *, epsilon: float, alpha: float, steps: int, lower: bool
-) -> Tensor:
-    """BIM (Eq. 2) on one image (3, H, W), from x or from x - epsilon: the main branch, in eval mode."""
-    clean = image[None]
-    current = clip(clean - epsilon, clean, epsilon) if lower else clean.clone()
-    for _ in range(steps):
+def begin(image: Tensor, seed: int, choice: Choice) -> Tensor:
+    if choice.start == "clean":
+        return image.clone()
+    if choice.start == "lower":
+        return clip(image - choice.epsilon, image, choice.epsilon)
+    unit = torch.rand(image.shape[1:], generator=torch.Generator().manual_seed(seed))  # one draw for each value, from the seed
+    return clip(image - choice.epsilon + 2 * choice.epsilon * unit.to(image.dtype), image, choice.epsilon)
+
+
+def attack_one(segmenter: nn.Module, image: Tensor, label: Tensor, seed: int, choice: Choice) -> Tensor:
+    """Signed gradient steps (Eq. 2) on one image (3, H, W): the main branch, in eval mode."""
+    clean, labels = image[None], label[None]
+    alpha = choice.epsilon / choice.steps if choice.alpha == "eps/n" else float(choice.alpha)
+    current = begin(clean, seed, choice)
+    for t in range(1, choice.steps + 1):
         current = current.detach().requires_grad_()
-        logits = deepcopy(segmenter).eval()(current, heads=("main",))["main"]
-        loss = mean_over_valid(pixel_losses(logits, label[None]), label[None])
-        (gradient,) = torch.autograd.grad(loss, current)
-        current = clip(current.detach() + alpha * torch.sign(gradient), clean, epsilon)
+        logits = fresh(segmenter).eval()(current, heads=("main",))["main"]
+        if choice.name == "trades":
+            with torch.no_grad():
+                expected = fresh(segmenter).eval()(clean, heads=("main",))["main"]
+            losses = pixel_divergences(expected, logits, labels)
+        elif choice.name == "segpgd-at":
+            losses = segpgd_weights(logits, labels, t, choice.steps) * pixel_losses(logits, labels)
+        else:
+            losses = pixel_losses(logits, labels)
+        (gradient,) = torch.autograd.grad(mean_over_valid(losses, labels), current)
+        current = clip(current.detach() + alpha * torch.sign(gradient), clean, choice.epsilon)
     return current.detach()[0]
+
+
+# --- Algorithm 2
 
 
 def predicted_mask(segmenter: nn.Module, image: Tensor) -> Tensor:
     """p of one image in eval mode: 1 where the mask branch says so, (H, W)."""
     with torch.no_grad():
-        logits = deepcopy(segmenter).eval()(image[None], heads=("mask",))["mask"]
+        logits = fresh(segmenter).eval()(image[None], heads=("mask",))["mask"]
     return (logits[0, 1] > logits[0, 0]).long()
 
 
-def combined_map(segmenter: nn.Module, image: Tensor) -> Tensor:
+def combined_map(segmenter: nn.Module, image: Tensor) -> list[list[int]]:
     """B of one image in eval mode: argmax of o = o_a * p + o_n * (1 - p), (H, W)."""
-    p = predicted_mask(segmenter, image)
+    p = predicted_mask(segmenter, image).tolist()
     with torch.no_grad():
-        main = deepcopy(segmenter).eval()(image[None], heads=("main",))["main"][0]
-        auxiliary = deepcopy(segmenter).eval()(image[None], heads=("auxiliary",))["auxiliary"][0]
-    result = torch.zeros_like(p)
-    for row in range(p.shape[0]):
-        for column in range(p.shape[1]):
-            chosen = auxiliary if p[row, column] == 1 else main
-            result[row, column] = chosen[:, row, column].argmax()
+        main = fresh(segmenter).eval()(image[None], heads=("main",))["main"][0].permute(1, 2, 0).tolist()
+        auxiliary = fresh(segmenter).eval()(image[None], heads=("auxiliary",))["auxiliary"][0].permute(1, 2, 0).tolist()
+    result = []
+    for row in range(len(p)):
+        result.append([])
+        for column in range(len(p[row])):
+            chosen = auxiliary[row][column] if p[row][column] == 1 else main[row][column]
+            result[row].append(chosen.index(max(chosen)))
     return result
 
 
-def mask_label(segmenter: nn.Module, clean: Tensor, attacked: Tensor) -> Tensor:
-    """Algorithm 2, M_clean of one image: 1[B_clean != B_adv], (H, W)."""
-    before = combined_map(segmenter, clean).tolist()
-    after = combined_map(segmenter, attacked).tolist()
+def changed(segmenter: nn.Module, clean: Tensor, attacked: Tensor) -> Tensor:
+    """1[B_clean != B_adv] of one image, (H, W)."""
+    before, after = combined_map(segmenter, clean), combined_map(segmenter, attacked)
     return torch.tensor([[int(a != b) for a, b in zip(*rows, strict=True)] for rows in zip(before, after, strict=True)])
+
+
+def mask_label(segmenter: nn.Module, clean: Tensor, attacked: Tensor, choice: Choice, *, stays_clean: bool) -> Tensor:
+    """M of one image: the paper marks those that stay clean, its form M all, its form N those that become adversarial."""
+    marked = {"ddcat": stays_clean, "ddcat-m": True, "ddcat-n": not stays_clean}[choice.name]
+    return changed(segmenter, clean, attacked) if marked else torch.zeros(clean.shape[1:], dtype=torch.int64)
+
+
+# --- the step
 
 
 def belongs(name: str, parts: tuple[str, ...]) -> bool:
@@ -113,91 +201,77 @@ def gradients_of(loss: Tensor, network: nn.Module, parts: tuple[str, ...]) -> di
     }
 
 
-def sat_step(
+def clean_count(m: int, choice: Choice) -> int:
+    """floor(m * (1 - share)), with the share exactly as it is written; none for a method that attacks all images."""
+    if choice.name in ("pgd-at", "segpgd-at", "trades"):
+        return 0
+    return m if choice.name == "clean" else floor(m * (1 - Fraction(str(choice.adversarial_share))))
+
+
+def step(
     segmenter: nn.Module,
     images: Tensor,
     labels: Tensor,
+    seeds: Tensor,
+    choice: Choice,
     *,
-    epsilon: float,
-    alpha: float,
-    steps: int,
-    paper_literal: bool = False,
-    clean_only: bool = False,
-    seed: int | None = None,
+    clean: int | None = None,
+    dropout_seed: int | None = None,
 ) -> Step:
-    """Algorithm 1; with `clean_only`, training without any attack."""
+    """
+    One step of training; gradients of all updates are those of the weights before any of them.
+
+    `clean` says how many of the first images stay clean where that is not to follow from the share.
+    """
     m = len(images)
-    attacked = images.clone()
-    for i in range(m):
-        if i >= m // 2 and not clean_only:
-            attacked[i] = attack_one(
-                segmenter, images[i], labels[i], epsilon=epsilon, alpha=alpha, steps=steps, lower=paper_literal
-            )
+    clean = clean_count(m, choice) if clean is None else clean
+    attacked = [
+        attack_one(segmenter, images[i], labels[i], int(seeds[i]), choice)
+        if i >= clean or choice.name in ("ddcat", "ddcat-m")  # which attack the clean images to mark them
+        else images[i]
+        for i in range(m)
+    ]
+    mixed = torch.stack([images[i] if i < clean else attacked[i] for i in range(m)])
 
-    network = deepcopy(segmenter).train()
-    parts = ("shared", "main") if paper_literal else ("shared", "main", "deep")
-    if seed is not None:
-        torch.manual_seed(seed)
-    logits = network(attacked, heads=tuple(part for part in parts if part != "shared"))
-    loss_main = mean_over_valid(pixel_losses(logits["main"], labels), labels)
-    losses = {"main": loss_main.item()}
-    total = loss_main
-    if not paper_literal:
-        loss_deep = mean_over_valid(pixel_losses(logits["deep"], labels), labels)
-        losses["deep"] = loss_deep.item()
-        total = total + DEEP_WEIGHT * loss_deep
-    gradients = [gradients_of(total, network, parts)]
-    return Step(attacked, labels, attacked, None, None, losses, gradients, dict(network.named_buffers()))
-
-
-def ddcat_step(
-    segmenter: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: float,
-    alpha: float,
-    steps: int,
-    paper_literal: bool = False,
-    seed: int | None = None,
-) -> Step:
-    """Algorithm 3, with the mask labels of Algorithm 2; gradients of both updates are those of the weights before either."""
-    m = len(images)
-    half = m // 2
-    attacked = torch.stack(
-        [
-            attack_one(segmenter, images[i], labels[i], epsilon=epsilon, alpha=alpha, steps=steps, lower=paper_literal)
-            for i in range(m)
-        ]
-    )
-    mixed = torch.stack([images[i] if i < half else attacked[i] for i in range(m)])
-    masks = torch.stack(
-        [mask_label(segmenter, images[i], attacked[i]) if i < half else torch.zeros_like(labels[i]) for i in range(m)]
-    )
-
-    network = deepcopy(segmenter).train()
-    heads = ("main", "auxiliary", "mask") if paper_literal else ("main", "auxiliary", "mask", "deep")
-    if seed is not None:
-        torch.manual_seed(seed)
+    network = fresh(segmenter).train()
+    heads = ("main", "auxiliary", "mask") if choice.name in DIVIDING else ("main",)
+    heads = (*heads, "deep") if choice.deep_weight else heads
+    if choice.name == "trades":
+        mixed = torch.cat([images, torch.stack(attacked)])
+    if dropout_seed is not None:
+        torch.manual_seed(dropout_seed)
     logits = network(mixed, heads=heads)
-    if paper_literal:
-        p = torch.stack([predicted_mask(segmenter, mixed[i]) for i in range(m)])
-    else:
-        p = (logits["mask"][:, 1] > logits["mask"][:, 0]).long()
-    q = 1 - p
 
-    loss_main = mean_over_valid(pixel_losses(logits["main"], labels) * q, labels)  # Eq. 3
-    loss_auxiliary = mean_over_valid(pixel_losses(logits["auxiliary"], labels) * p, labels)  # Eq. 4
-    loss_mask = pixel_losses(logits["mask"], masks).mean()  # Eq. 5, ignored pixels included
-    losses = {"main": loss_main.item(), "auxiliary": loss_auxiliary.item(), "mask": loss_mask.item()}
-    if paper_literal:
+    losses, masks, p = {}, None, None
+    if choice.name in DIVIDING:
+        masks = torch.stack([mask_label(segmenter, images[i], attacked[i], choice, stays_clean=i < clean) for i in range(m)])
+        if choice.predicted_mask == "algorithm-2":
+            p = torch.stack([predicted_mask(segmenter, mixed[i]) for i in range(m)])
+        else:
+            p = (logits["mask"][:, 1] > logits["mask"][:, 0]).long()
+        losses["main"] = mean_over_valid(pixel_losses(logits["main"], labels) * (1 - p), labels)  # Eq. 3
+        losses["auxiliary"] = mean_over_valid(pixel_losses(logits["auxiliary"], labels) * p, labels)  # Eq. 4
+        if choice.mask_loss_on_ignored:
+            losses["mask"] = pixel_losses(logits["mask"], masks).mean()  # Eq. 5
+        else:
+            losses["mask"] = mean_over_valid(pixel_losses(logits["mask"], masks) * (labels != IGNORED), labels)
+    else:
+        losses["main"] = mean_over_valid(pixel_losses(logits["main"][:m], labels), labels)
+    if choice.name == "trades":
+        losses["divergence"] = mean_over_valid(pixel_divergences(logits["main"][:m], logits["main"][m:], labels), labels)
+    if choice.deep_weight:
+        losses["deep"] = mean_over_valid(pixel_losses(logits["deep"][:m], labels), labels)
+
+    weighed = {name: {"deep": choice.deep_weight, "divergence": choice.beta}.get(name, 1) * losses[name] for name in losses}
+    if choice.update == "two-step":
+        supervised = sum(value for name, value in weighed.items() if name != "mask")
+        others = tuple(head for head in heads if head != "mask")
         gradients = [
-            gradients_of(loss_main + loss_auxiliary, network, ("shared", "main", "auxiliary")),
-            gradients_of(loss_mask, network, ("shared", "mask")),
+            gradients_of(supervised, network, ("shared", *others)),  # line 8 of Alg. 3
+            gradients_of(losses["mask"], network, ("shared", "mask")),  # line 9
         ]
     else:
-        loss_deep = mean_over_valid(pixel_losses(logits["deep"], labels), labels)
-        losses["deep"] = loss_deep.item()
-        total = loss_main + loss_auxiliary + loss_mask + DEEP_WEIGHT * loss_deep  # Eq. 6 and deep supervision
-        gradients = [gradients_of(total, network, ("shared", "main", "auxiliary", "mask", "deep"))]
-    return Step(mixed, labels, attacked, masks, p, losses, gradients, dict(network.named_buffers()))
+        gradients = [gradients_of(sum(weighed.values()), network, ("shared", *heads))]  # Eq. 6
+    values = {name: loss.item() for name, loss in losses.items()}
+    total = sum(weighed.values()).item()
+    return Step(mixed, clean, masks, p, values, total, gradients, dict(network.named_buffers()))

@@ -1,121 +1,78 @@
-"""The training methods against the oracle, in double precision, and what they may cost."""
+"""The training methods and every option of theirs against the oracle, in double precision."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddcat_train.config import AttackConfig, MethodConfig, ModelConfig
-from ddcat_train.losses import valid_pixels
+from ddcat_train.attacks import fgsm
+from ddcat_train.config import PRESETS, AttackConfig, MethodConfig, load_config
 from ddcat_train.methods import METHODS, Portion, Update
-from ddcat_train.methods.division import Division, divide
-from ddcat_train.networks import Segmenter, build_segmenter
+from ddcat_train.methods.division import divide
+from ddcat_train.names import MethodName
+from ddcat_train.networks import Segmenter
 
-CLASSES = 5
-ATTACK = AttackConfig(epsilon=0.03, alpha=0.01, steps=3)
-CASES = ["even", "odd", "partly ignored", "all ignored", "p all 0", "p all 1"]
-LITERAL = pytest.mark.parametrize("paper_literal", [False, True], ids=["released", "literal"])
-CONTEXT = pytest.mark.parametrize("context", ["pyramid", "aspp"])
-
-
-def batch_of(count: int, size: tuple[int, int] = (33, 37), ignored: Sequence[float] = (), seed: int = 0) -> Portion:
-    """Smooth images with labels in blocks; `ignored` is the share of ignored pixels of the first images; half stay clean."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(count, 3, 9, 9, dtype=torch.float64, generator=generator)
-    images = nn.functional.interpolate(coarse, size, mode="bilinear", align_corners=True)
-    images = images + 0.1 * torch.rand(images.shape, dtype=torch.float64, generator=generator)
-    labels = torch.randint(CLASSES, (count, 5, 5), generator=generator).double()[:, None]
-    labels = nn.functional.interpolate(labels, size, mode="nearest")[:, 0].long()
-    for i, share in enumerate(ignored):
-        labels[i][torch.rand(size, generator=generator) < share] = 255
-    return Portion(
-        images.clamp(0, 1), labels, torch.arange(count), count // 2, valid_pixels(labels).clamp(min=1), labels.numel()
-    )
-
-
-def options_of(method: Any, paper_literal: bool = False) -> MethodConfig:
-    """The method as released, or to the paper's letter."""
-    letter: dict[str, Any] = {"deep_weight": 0}
-    if method == "ddcat":
-        letter |= {"update": "two-step", "predicted_mask": "algorithm-2"}
-    return MethodConfig(name=method, **(letter if paper_literal else {}))
+DIVIDING = ("ddcat", "ddcat-m", "ddcat-n")
+METHOD_NAMES = get_args(MethodName)
+ATTACKING = METHOD_NAMES[1:]
+CASES = ("even", "odd", "partly ignored", "all ignored", "p all 0", "p all 1")
+CONTEXTS = ("pyramid", "aspp")
+LETTER = {key: value for part in yaml.safe_load((PRESETS / "_letter.yaml").read_text()).values() for key, value in part.items()}
+# Every departure from the defaults alone, and what meets in the computation of the maps; with the methods that take it.
+DEPARTURES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    ({"update": "two-step"}, DIVIDING),
+    ({"predicted_mask": "algorithm-2"}, DIVIDING),
+    ({"mask_loss_on_ignored": False}, DIVIDING),
+    ({"adversarial_share": 0.25}, ("sat", *DIVIDING)),
+    ({"adversarial_share": 0.75}, ("sat", *DIVIDING)),
+    ({"adversarial_share": 1.0}, ("sat", "ddcat-m", "ddcat-n")),
+    ({"deep_weight": 0.0}, METHOD_NAMES),
+    ({"deep_weight": 1.3}, METHOD_NAMES),
+    ({"beta": 1.5}, ("trades",)),
+    ({"start": "clean"}, ("pgd-at", "segpgd-at")),
+    ({"start": "random"}, ("sat", *DIVIDING)),
+    ({"start": "lower"}, ATTACKING),
+    ({"alpha": "eps/n", "epsilon": 0.04, "steps": 2}, ATTACKING),
+    ({"predicted_mask": "algorithm-2", "start": "random"}, DIVIDING),
+    (LETTER, DIVIDING),
+]
 
 
-def attack_of(paper_literal: bool, attack: AttackConfig = ATTACK) -> AttackConfig:
-    return attack.model_copy(update={"start": "lower"}) if paper_literal else attack
+class Plan(NamedTuple):
+    """A method, what departs from its defaults, and where it is tried."""
+
+    method: str
+    chosen: dict[str, Any]
+    case: str
+    context: str
+
+    def __str__(self) -> str:
+        chosen = " ".join(f"{key}={value}" for key, value in self.chosen.items()) or "default"
+        return f"{self.method}, {chosen}, {self.case}, {self.context}"
 
 
-def step_of(
-    method: Any, network: Segmenter, batch: Portion, *, paper_literal: bool = False, attack: AttackConfig = ATTACK
-) -> list[Update]:
-    options = options_of(method, paper_literal)
-    return METHODS[method].step(network, batch, attack=attack_of(paper_literal, attack), options=options)
+def everywhere(method: str, chosen: dict[str, Any]) -> list[Plan]:
+    cases = CASES if method in DIVIDING else CASES[:4]
+    return [Plan(method, chosen, case, context) for case in cases for context in CONTEXTS]
 
 
-def division_of(network: Segmenter, batch: Portion, *, paper_literal: bool = False) -> Division:
-    return divide(network, batch, attack=attack_of(paper_literal), predict_mask=paper_literal)
+DEFAULTS = [plan for method in METHOD_NAMES for plan in everywhere(method, {})]
+ALONE = [everywhere(method, chosen) for chosen, methods in DEPARTURES for method in methods]
+# Each departure in one place, a prime number of places further every time, so that all places are visited; in all when slow.
+TELLING = [[plan for plan in plans if plan.case != "all ignored"] for plans in ALONE]
+VISITED = [plans[7 * index % len(plans)] for index, plans in enumerate(TELLING)]
+VISITED += [Plan("ddcat", {"mask_loss_on_ignored": False}, case, "pyramid") for case in ("partly ignored", "all ignored")]
+OTHERS = [plan for plans in ALONE for plan in plans if plan not in VISITED]
 
 
-def network_for(
-    method: Any,
-    context: Any,
-    batch: Portion,
-    *,
-    paper_literal: bool = False,
-    dropout: float = 0.0,
-    mask_bias: float | None = None,
-) -> Segmenter:
-    """
-    Build a tiny network in train mode, in double precision, with lived-in batch-norm statistics.
-
-    Every branch is balanced on the batch, so that it predicts several classes and an attack changes some; the mask branch can
-    be forced by its bias instead.
-    """
-    torch.manual_seed(1)
-    heads = METHODS[method].heads(options_of(method, paper_literal))
-    model = ModelConfig(backbone="resnet10", context=context, width=8)
-    network = build_segmenter(model, classes=CLASSES, heads=heads).double()
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.uniform_(-0.3, 0.3)
-                module.momentum = 0.5
-            if isinstance(module, nn.Dropout2d):
-                module.p = dropout
-        for seed in range(3):
-            network(batch_of(4, seed=10 + seed).images, heads=heads)
-        for head, logits in network.eval()(batch.images, heads=heads).items():
-            network.heads[head][-1].bias -= logits.mean((0, 2, 3))
-        if mask_bias is not None:
-            network.heads["mask"][-1].bias[1] = mask_bias
-    return network.train()
-
-
-def case_of(name: str) -> tuple[Portion, float | None]:
-    return {
-        "even": (batch_of(4), None),
-        "odd": (batch_of(3), None),
-        "partly ignored": (batch_of(5, ignored=(0.3, 1.0, 0.0, 0.6, 1.0)), None),
-        "all ignored": (batch_of(3, ignored=(1.0, 1.0, 1.0)), None),
-        "p all 0": (batch_of(3, ignored=(0.2,)), -1e3),
-        "p all 1": (batch_of(3, ignored=(0.2,)), 1e3),
-    }[name]
-
-
-def gradients(update: Any, network: nn.Module) -> dict[str, Tensor]:
-    names = {parameter: name for name, parameter in network.named_parameters()}
-    found = torch.autograd.grad(update.loss, update.parameters, retain_graph=True, allow_unused=True)
-    return {
-        names[parameter]: torch.zeros_like(parameter) if gradient is None else gradient
-        for parameter, gradient in zip(update.parameters, found, strict=True)
-    }
+def choice_of(oracle: ModuleType, options: MethodConfig, attack: AttackConfig) -> Any:
+    return oracle.Choice(**options.model_dump(exclude={"split"}), **attack.model_dump())
 
 
 @contextmanager
@@ -128,17 +85,28 @@ def images_in_training(network: Segmenter) -> Iterator[list[Tensor]]:
         yield seen
 
 
+def gradients(update: Update, network: nn.Module) -> dict[str, Tensor]:
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    found = torch.autograd.grad(update.loss, update.parameters, retain_graph=True, allow_unused=True)
+    return {
+        names[parameter]: torch.zeros_like(parameter) if gradient is None else gradient
+        for parameter, gradient in zip(update.parameters, found, strict=True)
+    }
+
+
 def close(found: Tensor, expected: Tensor | float, tolerance: float = 1e-8) -> bool:
     reference = torch.as_tensor(expected, dtype=torch.float64)
     return torch.allclose(found.double(), reference, rtol=tolerance, atol=tolerance)
 
 
-def assert_same_step(network: Segmenter, updates: list[Any], expected: Any) -> None:
+def assert_same_step(network: Segmenter, updates: list[Update], expected: Any) -> None:
     """Compare losses, the parameters of each update, every gradient, and the batch-norm buffers."""
     assert len(updates) == len(expected.gradients)
     log = updates[0].log
+    assert {"main", "auxiliary", "mask", "deep", "divergence"} & log.keys() == expected.losses.keys()
     for name, loss in expected.losses.items():
         assert close(log[name], loss), name
+    assert close(torch.stack([update.loss.detach() for update in updates]).sum(), expected.total)
     for update, reference in zip(updates, expected.gradients, strict=True):
         found = gradients(update, network)
         assert found.keys() == reference.keys()
@@ -148,221 +116,207 @@ def assert_same_step(network: Segmenter, updates: list[Any], expected: Any) -> N
         assert close(buffer, expected.buffers[name], 1e-12), name
 
 
-# --- the oracle
+def assert_same_masks(log: Any, expected: Any) -> None:
+    assert close(log["mask_share"], expected.masks.double().mean(), 1e-6)
+    assert close(log["chosen_share"], expected.predicted.double().mean(), 1e-6)
 
 
-@LITERAL
-@CONTEXT
-@pytest.mark.parametrize("case", CASES)
-def test_ddcat_is_algorithms_2_and_3(oracle: ModuleType, case: str, context: str, paper_literal: bool) -> None:
-    batch, mask_bias = case_of(case)
-    network = network_for("ddcat", context, batch, paper_literal=paper_literal, mask_bias=mask_bias)
-    expected = oracle.ddcat_step(
-        network, batch.images, batch.labels, epsilon=0.03, alpha=0.01, steps=3, paper_literal=paper_literal
-    )
-    division = division_of(network, batch, paper_literal=paper_literal)
+@pytest.fixture
+def case_of(batch_of: Callable[..., Portion]) -> Callable[[str], tuple[Portion, float | None]]:
+    """A batch, and what forces the mask branch."""
+
+    def make(case: str) -> tuple[Portion, float | None]:
+        return {
+            "even": lambda: (batch_of(4), None),
+            "odd": lambda: (batch_of(3), None),
+            "partly ignored": lambda: (batch_of(5, ignored=(0.3, 1.0, 0.0, 0.6, 1.0)), None),
+            "all ignored": lambda: (batch_of(3, ignored=(1.0, 1.0, 1.0)), None),
+            "p all 0": lambda: (batch_of(3, ignored=(0.2,)), -1e3),
+            "p all 1": lambda: (batch_of(3, ignored=(0.2,)), 1e3),
+        }[case]()
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "plan", [*DEFAULTS, *VISITED, *(pytest.param(plan, marks=pytest.mark.slow) for plan in OTHERS)], ids=str
+)
+def test_a_step_is_that_of_the_oracle(
+    oracle: ModuleType,
+    case_of: Callable[[str], tuple[Portion, float | None]],
+    network_for: Callable[..., Segmenter],
+    settings_of: Callable[..., Any],
+    plan: Plan,
+) -> None:
+    portion, mask_bias = case_of(plan.case)
+    options, attack = settings_of(plan.method, plan.chosen)
+    network = network_for(options, portion, context=plan.context, mask_bias=mask_bias)
+    choice = choice_of(oracle, options, attack)
+    expected = oracle.step(network, portion.images, portion.labels, portion.seeds, choice)
+    if plan.method == "sat" or plan.method in DIVIDING:
+        portion = replace(portion, clean=options.clean_images(len(portion.images)))
+        assert portion.clean == expected.clean
     with images_in_training(network) as seen:
-        updates = step_of("ddcat", network, batch, paper_literal=paper_literal)
-    (mixed,) = seen
+        updates = METHODS[options.name].step(network, portion, attack=attack, options=options)
 
-    assert close(mixed, expected.images, 1e-12)
-    assert close(division.images, expected.images, 1e-12)
-    assert torch.equal(division.masks, expected.masks)
-    if paper_literal:
-        assert division.chosen is not None
-        assert torch.equal(division.chosen, expected.predicted.bool())
-    else:
-        assert division.chosen is None
-    assert close(updates[0].log["mask_share"], expected.masks.double().mean(), 1e-6)
-    assert close(updates[0].log["chosen_share"], expected.predicted.double().mean(), 1e-6)
+    (trained_on,) = seen
+    assert close(trained_on, expected.images, 1e-12)
     assert_same_step(network, updates, expected)
+    if plan.method in DIVIDING:
+        assert_same_masks(updates[0].log, expected)
+    assert_case_is_what_it_says(plan, expected, portion, attack, mask_bias)
 
-    # The case is what its name says, so that the comparison above cannot be an empty one.
-    half = len(batch.images) // 2
-    assert torch.equal(mixed[:half], batch.images[:half])
-    p = expected.predicted.double().mean()
-    assert p == (mask_bias > 0) if mask_bias is not None else 0.05 < p < 0.95
-    assert not expected.masks[half:].any()
-    if case == "all ignored":
-        assert expected.losses["main"] == expected.losses["auxiliary"] == 0
-        assert paper_literal or not expected.masks.any()
-    else:
-        assert expected.masks.any()
+
+def assert_case_is_what_it_says(
+    plan: Plan, expected: Any, portion: Portion, attack: AttackConfig, mask_bias: float | None
+) -> None:
+    """So that a comparison with the oracle cannot be an empty one."""
+    count, clean = len(portion.images), expected.clean
     assert all(torch.isfinite(gradient).all() for update in expected.gradients for gradient in update.values())
+    attacked = expected.images[count:] if plan.method == "trades" else expected.images[clean:]
+    moved = (attacked - portion.images[clean:]).abs().amax((1, 2, 3)) > 0
+    if plan.method != "clean":
+        assert moved.all() or attack.start == "clean"
+        assert moved.any() or plan.case == "all ignored"
+    assert torch.equal(expected.images[:clean], portion.images[:clean])
+    assert all(loss != 0 or plan.case == "all ignored" or "p all" in plan.case for loss in expected.losses.values())
+    if plan.case == "all ignored":
+        assert expected.losses.keys() - {"mask"} == {name for name, loss in expected.losses.items() if loss == 0} - {"mask"}
+    if plan.method in DIVIDING:
+        marked = {"ddcat": slice(0, clean), "ddcat-m": slice(0, count), "ddcat-n": slice(clean, count)}[plan.method]
+        assert expected.masks.sum() == expected.masks[marked].sum()
+        assert expected.masks.any() or plan.case == "all ignored" or marked.start == marked.stop
+        p = expected.predicted.double().mean()
+        assert p == (mask_bias > 0) if mask_bias is not None else 0.05 < p < 0.95
 
 
-@LITERAL
-@CONTEXT
-@pytest.mark.parametrize("case", CASES[:4])
-@pytest.mark.parametrize("method", ["clean", "sat"])
-def test_sat_is_algorithm_1(oracle: ModuleType, method: Any, case: str, context: str, paper_literal: bool) -> None:
-    batch, _ = case_of(case)
-    network = network_for(method, context, batch, paper_literal=paper_literal)
-    expected = oracle.sat_step(
-        network,
-        batch.images,
-        batch.labels,
-        epsilon=0.03,
-        alpha=0.01,
-        steps=3,
-        paper_literal=paper_literal,
-        clean_only=method == "clean",
+@pytest.mark.parametrize("clean", [0, 3])
+@pytest.mark.parametrize("method", ["sat", *DIVIDING])
+@pytest.mark.parametrize("chosen", [{}, LETTER | {"start": "clean"}], ids=["default", "algorithm-2"])
+def test_a_portion_may_be_all_clean_or_all_adversarial(
+    oracle: ModuleType,
+    batch_of: Callable[..., Portion],
+    network_for: Callable[..., Segmenter],
+    settings_of: Callable[..., Any],
+    method: str,
+    clean: int,
+    chosen: dict[str, Any],
+) -> None:
+    portion = replace(batch_of(3, ignored=(0.2,)), clean=clean)
+    options, attack = settings_of(method, chosen if method != "sat" else {})
+    network = network_for(options, portion, context="aspp")
+    choice = choice_of(oracle, options, attack)
+    expected = oracle.step(network, portion.images, portion.labels, portion.seeds, choice, clean=clean)
+    assert_same_step(network, METHODS[options.name].step(network, portion, attack=attack, options=options), expected)
+
+
+@pytest.mark.parametrize(
+    ("method", "chosen"),
+    [
+        *((method, {}) for method in METHOD_NAMES),
+        *((method, LETTER) for method in DIVIDING),
+        ("ddcat", {"mask_loss_on_ignored": False}),
+    ],
+)
+@pytest.mark.parametrize(("cut", "clean"), [(1, 2), (3, 1)])
+def test_two_portions_are_summed_to_the_whole(
+    batch_of: Callable[..., Portion],
+    network_for: Callable[..., Segmenter],
+    settings_of: Callable[..., Any],
+    method: str,
+    chosen: dict[str, Any],
+    cut: int,
+    clean: int,
+) -> None:
+    options, attack = settings_of(method, chosen)
+    whole = replace(batch_of(4, ignored=(0.9, 0.0, 0.4)), clean=clean)  # each portion has another share of valid pixels
+    parts = [
+        replace(
+            whole,
+            images=whole.images[part],
+            labels=whole.labels[part],
+            seeds=whole.seeds[part],
+            clean=min(max(clean - part.start, 0), part.stop - part.start),
+        )
+        for part in (slice(0, cut), slice(cut, 4))
+    ]
+    network = network_for(options, whole).eval()  # batch norm in training sees a portion at a time: with it they are not equal
+    together, first, second = (
+        METHODS[options.name].step(network, portion, attack=attack, options=options) for portion in (whole, *parts)
     )
-    with images_in_training(network) as seen:
-        updates = step_of(method, network, batch, paper_literal=paper_literal)
-    (mixed,) = seen
-    assert close(mixed, expected.images, 1e-12)
-    assert_same_step(network, updates, expected)
-    if method == "sat" and case != "all ignored":
-        assert not torch.equal(mixed[len(mixed) // 2 :], batch.images[len(mixed) // 2 :])
+    for update, one, other in zip(together, first, second, strict=True):
+        assert close(one.loss + other.loss, update.loss)
+        assert update.parameters == one.parameters == other.parameters
+        expected, halves = gradients(update, network), (gradients(one, network), gradients(other, network))
+        for name, gradient in expected.items():
+            assert close(halves[0][name] + halves[1][name], gradient), name
+        assert all(close(one.log[name] + other.log[name], value, 1e-6) for name, value in update.log.items())
 
 
-@LITERAL
-@pytest.mark.parametrize("method", ["clean", "sat", "ddcat"])
-def test_dropout_acts_in_training_and_never_in_the_attack(oracle: ModuleType, method: Any, paper_literal: bool) -> None:
-    batch = batch_of(3)
-    network = network_for(method, "pyramid", batch, paper_literal=paper_literal, dropout=0.5)
-    hyper: dict[str, Any] = {"epsilon": 0.03, "alpha": 0.01, "steps": 3, "paper_literal": paper_literal}
-    step = oracle.ddcat_step if method == "ddcat" else oracle.sat_step
-    if method == "clean":
-        hyper["clean_only"] = True
-    expected = step(network, batch.images, batch.labels, seed=5, **hyper)
-    assert step(network, batch.images, batch.labels, seed=6, **hyper).losses["main"] != expected.losses["main"]
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_dropout_acts_in_training_and_never_in_the_attack(
+    oracle: ModuleType,
+    batch_of: Callable[..., Portion],
+    network_for: Callable[..., Segmenter],
+    settings_of: Callable[..., Any],
+    method: str,
+) -> None:
+    portion = batch_of(3)
+    options, attack = settings_of(method, LETTER if method == "ddcat" else {})
+    network = network_for(options, portion, dropout=0.5)
+    choice = choice_of(oracle, options, attack)
+    expected, another = (
+        oracle.step(network, portion.images, portion.labels, portion.seeds, choice, dropout_seed=seed) for seed in (5, 6)
+    )
+    assert another.losses["main"] != expected.losses["main"]
     torch.manual_seed(5)  # the oracle draws from here when it trains: the method must have drawn nothing before
-    updates = step_of(method, network, batch, paper_literal=paper_literal)
+    updates = METHODS[options.name].step(network, portion, attack=attack, options=options)
     assert_same_step(network, updates, expected)
 
 
-@pytest.mark.parametrize("method", ["sat", "ddcat"])
-def test_step_size_by_name_and_random_start(oracle: ModuleType, method: Any) -> None:
-    batch = batch_of(3)
-    network = network_for(method, "aspp", batch)
-    step = oracle.ddcat_step if method == "ddcat" else oracle.sat_step
-    expected = step(network, batch.images, batch.labels, epsilon=0.04, alpha=0.02, steps=2)
-    settings = AttackConfig(epsilon=0.04, alpha="eps/n", steps=2)
-    with images_in_training(network) as seen:
-        step_of(method, network, batch, attack=settings)
-        step_of(method, network, batch, attack=settings.model_copy(update={"start": "random"}))
-    assert close(seen[0], expected.images, 1e-12)
-    assert not close(seen[1], expected.images, 1e-3)
-    assert (seen[1] - batch.images).abs().max() <= 0.04 + 1e-12
-
-
-@LITERAL
-def test_in_single_precision_few_pixels_differ(oracle: ModuleType, paper_literal: bool) -> None:
-    batch = batch_of(4)
-    network = network_for("ddcat", "pyramid", batch, paper_literal=paper_literal)
-    expected = oracle.ddcat_step(
-        network, batch.images, batch.labels, epsilon=0.03, alpha=0.01, steps=3, paper_literal=paper_literal
-    )
-    single = replace(batch, images=batch.images.float())
-    division = division_of(network.float(), single, paper_literal=paper_literal)
+@pytest.mark.parametrize("chosen", [{}, LETTER], ids=["default", "letter"])
+def test_in_single_precision_few_pixels_differ(
+    oracle: ModuleType,
+    batch_of: Callable[..., Portion],
+    network_for: Callable[..., Segmenter],
+    settings_of: Callable[..., Any],
+    chosen: dict[str, Any],
+) -> None:
+    portion = batch_of(4)
+    options, attack = settings_of("ddcat", chosen)
+    network = network_for(options, portion)
+    choice = choice_of(oracle, options, attack)
+    expected = oracle.step(network, portion.images, portion.labels, portion.seeds, choice)
+    single = replace(portion, images=portion.images.float())
+    division = divide(network.float(), single, attack=attack, predict_mask=options.predicted_mask == "algorithm-2")
+    assert (division.chosen is None) == (not chosen)
     assert ((division.images - expected.images).abs() > 1e-6).double().mean() < 0.01
     assert (division.masks != expected.masks).double().mean() < 0.01
 
 
-# --- what a step costs, and leaves alone
+@pytest.mark.parametrize("preset", ["scenes-sat-fgsm", "camvid-sat-fgsm"])
+def test_the_control_that_leaks_labels_is_trained_on_fgsm(
+    batch_of: Callable[..., Portion], network_for: Callable[..., Segmenter], preset: str
+) -> None:
+    config, portion = load_config(preset), batch_of(3, ignored=(0.3,))
+    network = network_for(config.method, portion)
+    expected = fgsm(network, portion.images[1:], portion.labels[1:], epsilon=config.attack.epsilon)
+    with images_in_training(network) as seen:
+        METHODS["sat"].step(network, portion, attack=config.attack, options=config.method)
+    assert config.method == MethodConfig(name="sat")
+    assert torch.equal(seen[0], torch.cat([portion.images[:1], expected]))
+    assert (expected - portion.images[1:]).abs().max() == pytest.approx(0.03)
 
 
-class Backwards(TorchDispatchMode):
-    """Count the samples that go backwards through one convolution, and those whose weight gradient is computed."""
-
-    def __init__(self, convolution: nn.Conv2d) -> None:
-        super().__init__()
-        self.pointer = convolution.weight.data_ptr()
-        self.samples = 0
-        self.masks: list[list[bool]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(func)
-        if "backward" in name and ("convolution" in name or "batch_norm" in name):
-            self.masks.append(list(args[-1]))
-        if func is torch.ops.aten.convolution_backward.default and args[2].data_ptr() == self.pointer:
-            self.samples += len(args[1])
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def samples_through(modules: dict[str, nn.Module]) -> Iterator[dict[str, int]]:
-    counts = dict.fromkeys(modules, 0)
-
-    def count(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            counts[name] += len(inputs[0])
-
-        return hook
-
-    handles = [module.register_forward_pre_hook(count(name)) for name, module in modules.items()]
-    yield counts
-    for handle in handles:
-        handle.remove()
-
-
-@pytest.mark.parametrize(
-    ("method", "paper_literal", "forward", "backward"),
-    [
-        ("clean", False, 1, 1),
-        ("sat", False, 2.5, 2.5),
-        ("sat", True, 2.5, 2.5),
-        ("ddcat", False, 4.5, 4),
-        ("ddcat", True, 5.5, 5),  # two updates go backwards twice
-    ],
-)
-def test_samples_through_the_backbone(method: Any, paper_literal: bool, forward: float, backward: float) -> None:
-    batch = batch_of(4, ignored=(0.2,))
-    network = network_for(method, "pyramid", batch, paper_literal=paper_literal)
-    with (
-        samples_through({"backbone": network.backbone, **network.heads}) as counts,
-        Backwards(network.backbone.layer0[0]) as done,
-    ):
-        updates = step_of(method, network, batch, paper_literal=paper_literal)
-        assert all(mask == [True, False, False] for mask in done.masks)  # of the attack: the input's gradient alone
-        assert bool(done.masks) == METHODS[method].attacks
-        attack_samples = done.samples
-        for update in updates:
-            torch.autograd.grad(update.loss, update.parameters, retain_graph=True, allow_unused=True)
-    assert counts["backbone"] == forward * 4
-    assert done.samples == backward * 4
-    assert done.samples - attack_samples == len(updates) * 4
-    if method == "ddcat" and not paper_literal:
-        assert counts == {"backbone": 18, "main": 18, "auxiliary": 8, "mask": 8, "deep": 4}  # spare heads: 0.5 + 0.5 + 1
-
-
-def test_odd_batches_attack_the_larger_half() -> None:
-    batch = batch_of(5)
-    sat, ddcat = (network_for(method, "aspp", batch) for method in ("sat", "ddcat"))
-    with samples_through({"sat": sat.backbone, "ddcat": ddcat.backbone}) as counts:
-        step_of("sat", sat, batch)
-        step_of("ddcat", ddcat, batch)
-    assert counts == {"sat": 3 * 3 + 5, "ddcat": 3 * 5 + 2 + 5}
-
-
-@LITERAL
-@pytest.mark.parametrize("method", ["clean", "sat", "ddcat"])
-def test_a_step_leaves_gradients_flags_and_the_batch_alone(method: Any, paper_literal: bool) -> None:
-    batch = batch_of(3, ignored=(0.5,))
-    images, labels = batch.images.clone(), batch.labels.clone()
-    network = network_for(method, "aspp", batch, paper_literal=paper_literal)
-    network.backbone.layer0.eval()  # frozen statistics, which some fine-tune with
-    flags = [module.training for module in network.modules()]
-    frozen = [buffer.clone() for buffer in network.backbone.layer0.buffers()]
-    weights = [parameter.clone() for parameter in network.parameters()]
-    updates = step_of(method, network, batch, paper_literal=paper_literal)
-    assert [module.training for module in network.modules()] == flags
-    assert all(map(torch.equal, network.backbone.layer0.buffers(), frozen))
-    assert all(map(torch.equal, network.parameters(), weights))
-    assert all(parameter.grad is None for parameter in network.parameters())
-    assert torch.equal(batch.images, images)
-    assert torch.equal(batch.labels, labels)
-    assert not any(value.requires_grad for update in updates for value in update.log.values())
-
-
-def test_a_nan_of_the_branch_that_is_not_chosen_stays_out_of_the_maps() -> None:
-    batch = batch_of(4)
-    network = network_for("ddcat", "pyramid", batch, mask_bias=-1e3)  # p = 0: the main branch everywhere
-    expected = division_of(network, batch)
+def test_a_nan_of_the_branch_that_is_not_chosen_stays_out_of_the_maps(
+    batch_of: Callable[..., Portion], network_for: Callable[..., Segmenter], settings_of: Callable[..., Any]
+) -> None:
+    portion = batch_of(4)
+    options, attack = settings_of("ddcat", {})
+    network = network_for(options, portion, mask_bias=-1e3)  # p = 0: the main branch everywhere
+    expected = divide(network, portion, attack=attack)
     with torch.no_grad():
         network.heads["auxiliary"][-1].bias.fill_(float("nan"))
-    found = division_of(network, batch)
+    found = divide(network, portion, attack=attack)
     assert expected.masks.any()
     assert torch.equal(found.masks, expected.masks)

@@ -5,7 +5,9 @@ A configuration is YAML. `inherits:` names a preset or a file beside it, whose v
 """
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -174,6 +176,10 @@ class MethodConfig(_Strict):
                 raise ValueError(f"method.{option} is for {', '.join(methods)}: {self.name} has no use for it")
         return self
 
+    def clean_images(self, count: int) -> int:
+        """Say how many of a number of images stay clean: floor(m * (1 - share)), with the share exactly as it is written."""
+        return math.floor(count * (1 - Decimal(str(self.adversarial_share))))
+
     def _differs(self, option: str) -> bool:
         return bool(getattr(self, option) != type(self).model_fields[option].default)
 
@@ -250,6 +256,12 @@ class Config(_Strict):
         if self.method.name == "trades" and self.attack.start == "clean":
             raise ValueError(
                 "attack.start clean is no start for trades: the divergence from x has no gradient there; say random"
+            )
+        images, share = self.train.batch_size, self.method.adversarial_share
+        if self.method.name == "ddcat" and not self.method.clean_images(images):
+            raise ValueError(
+                f"method.adversarial_share {share} leaves none of {images} images clean, and ddcat marks pixels of clean ones "
+                "alone: a smaller share, ddcat-m or ddcat-n would be right"
             )
         return self
 

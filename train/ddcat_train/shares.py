@@ -1,6 +1,5 @@
 """How a batch is dealt out to ranks and portions."""
 
-import math
 from collections.abc import Sequence
 
 from ddcat_train.config import Config
@@ -23,6 +22,12 @@ def check_shares(config: Config, ranks: int) -> None:
         raise ConfigError(
             f"train.batch_size {size} does not divide into {ranks} devices x {config.train.accumulate} portions: "
             f"{' or '.join(map(str, fitting))} would be right"
+        )
+    method, count = config.method, size // portions
+    if method.name == "ddcat" and method.split == "rank" and not method.clean_images(count):
+        raise ConfigError(
+            f"method.adversarial_share {method.adversarial_share} leaves no image of a portion of {count} clean, and ddcat marks "
+            "pixels of clean ones alone: method.split global, or a larger train.batch_size, would be right"
         )
 
 
@@ -56,5 +61,5 @@ def clean_images(places: Sequence[int], config: Config) -> int:
     """
     method = config.method
     count = len(places) if method.split == "rank" else config.train.batch_size
-    clean = math.floor(count * (1 - method.adversarial_share) + 1e-9)  # whatever the rounding of the share
+    clean = method.clean_images(count)
     return clean if method.split == "rank" else sum(place < clean for place in places)

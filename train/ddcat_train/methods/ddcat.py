@@ -23,7 +23,7 @@ def ddcat(segmenter: Segmenter, portion: Portion, *, attack: AttackConfig, optio
     Mark the clean images' pixels by Alg. 2 and train the three branches by Alg. 3; see `Step`.
 
     Costs 4.5 forwards and 4 backwards of the batch for n = 3 and the start at x, 3 of the backwards for input gradients only.
-    Another start, or p from Alg. 2, costs half a forward more each.
+    Another start, or p from Alg. 2, costs half a forward more each; two updates go backwards once more.
     """
     division = divide(segmenter, portion, attack=attack, predict_mask=options.predicted_mask == "algorithm-2")
     return conquer(segmenter, portion, division, options)

@@ -13,7 +13,8 @@ def ddcat_n(segmenter: Segmenter, portion: Portion, *, attack: AttackConfig, opt
     """
     As `ddcat`, with M_clean = 0 and M_adv = 1[B_clean != B_adv].
 
-    Only the adversarial images are attacked: 3 forwards and 2.5 backwards for n = 3 and the start at x.
+    Only the adversarial images are attacked: 3 forwards and 2.5 backwards for n = 3 and the start at x. Another start, or p
+    from Alg. 2, costs half a forward more each.
     """
     predict = options.predicted_mask == "algorithm-2"
     division = divide(segmenter, portion, attack=attack, mark_clean=False, mark_adversarial=True, predict_mask=predict)

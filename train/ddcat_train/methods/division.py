@@ -37,9 +37,11 @@ class Division(NamedTuple):
     chosen: Tensor | None
 
 
-class _Branches(NamedTuple):
-    combined: Tensor  # (n, H, W) int64: argmax of o_a p + o_n (1 - p)
-    chosen: Tensor  # (n, H, W) bool: p = argmax f_m
+class _Maps(NamedTuple):
+    """Of all images of a portion; only those that were asked for are filled in."""
+
+    combined: Tensor  # (N, H, W) int64: argmax of o_a p + o_n (1 - p)
+    chosen: Tensor  # (N, H, W) bool: p = argmax f_m
 
 
 def divide(
@@ -69,49 +71,48 @@ def divide(
     images, labels, count, clean = portion.images, portion.labels, len(portion.images), portion.clean
     attacked = slice(0 if mark_clean else clean, count)
     marked = slice(attacked.start, count if mark_adversarial else clean)
-    before = slice(0, marked.stop) if predict_mask else marked  # whose clean maps are needed
-    after = slice(marked.start, count) if predict_mask else marked  # whose adversarial maps are needed
-    maps: list[_Branches] = []
+    wanted_before = slice(0 if predict_mask else marked.start, marked.stop)
+    wanted_after = slice(marked.start, count if predict_mask else marked.stop)
+    at_clean = attack.start == "clean"
+    before, after = (_Maps(torch.zeros_like(labels), torch.zeros_like(labels, dtype=torch.bool)) for _ in range(2))
+    reused = [slice(attacked.start, wanted_before.stop)] if at_clean else []
 
     def model(current: Tensor) -> Tensor:
         features = segmenter.features(current)
         logits = segmenter.logits("main", features)
-        if not maps:  # the first forward of the attack sees x, from the first image of `before` on
-            wanted = before.stop - before.start
-            maps.append(_branches(segmenter, features.first(wanted), logits[:wanted]))
+        while reused:  # the first forward of an attack from x sees the clean images
+            where = reused.pop()
+            number = where.stop - where.start
+            _fill(before, where, segmenter, features.first(number), logits[:number])
         return logits
 
+    adversarial = images.clone()
     with evaluating(segmenter):
-        if attack.start != "clean" or before.start != attacked.start:
-            maps.append(_predict(segmenter, images[before]))
-        adversarial = images.clone()
-        adversarial[attacked] = bim(
-            model, images[attacked], labels[attacked], seeds=portion.seeds[attacked], **attack.model_dump()
-        )
-        changed = _predict(segmenter, adversarial[after])
+        _predict(before, slice(wanted_before.start, attacked.start if at_clean else wanted_before.stop), segmenter, images)
+        if attacked.start < count:
+            adversarial[attacked] = bim(
+                model, images[attacked], labels[attacked], seeds=portion.seeds[attacked], **attack.model_dump()
+            )
+        _predict(after, wanted_after, segmenter, adversarial)
 
     masks = torch.zeros_like(labels)
-    masks[marked] = (_of(maps[0].combined, before, marked) != _of(changed.combined, after, marked)).long()
-    chosen = None
-    if predict_mask:
-        first, second = slice(0, clean), slice(clean, count)
-        chosen = torch.cat([_of(maps[0].chosen, before, first), _of(changed.chosen, after, second)])
+    masks[marked] = (before.combined[marked] != after.combined[marked]).long()
+    chosen = torch.cat([before.chosen[:clean], after.chosen[clean:]]) if predict_mask else None
     return Division(torch.cat([images[:clean], adversarial[clean:]]), masks, chosen)
 
 
-def _of(values: Tensor, held: slice, wanted: slice) -> Tensor:
-    return values[wanted.start - held.start : wanted.stop - held.start]
+@torch.no_grad()
+def _predict(maps: _Maps, where: slice, segmenter: Segmenter, images: Tensor) -> None:
+    if where.start < where.stop:
+        features = segmenter.features(images[where])
+        _fill(maps, where, segmenter, features, segmenter.logits("main", features))
 
 
 @torch.no_grad()
-def _predict(segmenter: Segmenter, images: Tensor) -> _Branches:
-    features = segmenter.features(images)
-    return _branches(segmenter, features, segmenter.logits("main", features))
-
-
-@torch.no_grad()
-def _branches(segmenter: Segmenter, features: Features, main: Tensor) -> _Branches:
-    chosen = segmenter.logits("mask", features).argmax(1).bool()
-    auxiliary = segmenter.logits("auxiliary", features)
-    # where(), for a sum of products would spread a NaN of the branch that was not chosen
-    return _Branches(torch.where(chosen, auxiliary.argmax(1), main.argmax(1)), chosen)
+def _fill(maps: _Maps, where: slice, segmenter: Segmenter, features: Features, main: Tensor) -> None:
+    if where.start < where.stop:
+        chosen = segmenter.logits("mask", features).argmax(1).bool()
+        auxiliary = segmenter.logits("auxiliary", features)
+        # where(), for a sum of products would spread a NaN of the branch that was not chosen
+        maps.combined[where] = torch.where(chosen, auxiliary.argmax(1), main.argmax(1))
+        maps.chosen[where] = chosen

@@ -18,5 +18,7 @@ def sat(segmenter: Segmenter, portion: Portion, *, attack: AttackConfig, options
     Only the images that are used are attacked: 2.5 forwards and 2.5 backwards of the batch for n = 3 and a share of a half.
     """
     images, first = portion.images, portion.clean
-    adversarial = bim(segmenter, images[first:], portion.labels[first:], seeds=portion.seeds[first:], **attack.model_dump())
-    return supervised(segmenter, portion, torch.cat([images[:first], adversarial]), options)
+    if first < len(images):
+        attacked = bim(segmenter, images[first:], portion.labels[first:], seeds=portion.seeds[first:], **attack.model_dump())
+        images = torch.cat([images[:first], attacked])
+    return supervised(segmenter, portion, images, options)

@@ -17,9 +17,9 @@ def trades(segmenter: Segmenter, portion: Portion, *, attack: AttackConfig, opti
     """
     Train on CE(f(x), y) + beta * KL(f(x) || f(x')), where x' maximises that divergence; see `Step`.
 
-    Both are means over the valid pixels. Clean and adversarial images go through the network together, so batch norm sees
-    both. The divergence is differentiated with respect to both of its arguments. The attack needs another start than x, where
-    the divergence has no gradient.
+    Both are means over the valid pixels. Clean and adversarial images go through the network together, so batch norm sees both,
+    also that of deep supervision, which learns from the clean ones. The divergence is differentiated with respect to both of
+    its arguments. The attack needs another start than x, where the divergence has no gradient.
 
     n + 3 forwards and n + 2 backwards.
     """
