@@ -1,4 +1,4 @@
-"""The attacks against closed forms, a peer library, and the contract of every attack."""
+"""The attacks against closed forms, peer libraries, and the contract of every attack."""
 
 import importlib
 import importlib.util
@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddcat_train.attacks import bim, fgsm, iterate, to_8_bit, trajectory
+from ddcat_train.attacks import bim, fgsm, iterate, segpgd, segpgd_objective, to_8_bit, trajectory
+from ddcat_train.losses import pixel_divergence
 
 STARTS = ("clean", "random", "lower")
 CLASSES = 4
@@ -88,6 +89,73 @@ def test_alpha_by_name_is_epsilon_over_steps() -> None:
     named = bim(network, images, labels, epsilon=0.03, alpha="eps/n", steps=4)
     assert torch.equal(named, bim(network, images, labels, epsilon=0.03, alpha=0.03 / 4, steps=4))
     assert not torch.equal(named, bim(network, images, labels, epsilon=0.03, alpha=0.03, steps=4))
+
+
+@given(seed=st.integers(0, 2**31), steps=st.integers(1, 5), draws=st.integers(0, 2**31))
+@settings(max_examples=25, deadline=None)
+def test_any_objective_on_a_linear_model_is_ascended_to_its_closed_form(seed: int, steps: int, draws: int) -> None:
+    images, labels = small_batch(seed, classes=2)
+    weights = torch.tensor([1.5, -0.7, 0.2], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(draws)
+    wishes = torch.randint(
+        -1, 2, (steps, *labels.shape), generator=generator
+    )  # each pixel's score at each step: down, as it is, up
+    told: list[tuple[int, int]] = []
+
+    def objective(logits: Tensor, truth: Tensor, step: int, of: int) -> Tensor:
+        assert torch.equal(truth, labels)
+        told.append((step, of))
+        return 0.3 * wishes[step - 1] * (logits[:, 1] - logits[:, 0])
+
+    *_, (_, found) = iterate(Pixelwise(weights), images, labels, epsilon=0.05, alpha=0.02, steps=steps, objective=objective)
+    expected = images
+    for wish in wishes:
+        expected = expected + 0.02 * wish[:, None].double() * weights.sign()[:, None, None]
+        expected = torch.maximum(torch.minimum(expected, images + 0.05), images - 0.05).clamp(0, 1)
+    assert told == [(step, steps) for step in range(1, steps + 1)]
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@given(seed=st.integers(0, 2**31), steps=st.integers(1, 5))
+@settings(max_examples=25, deadline=None)
+def test_segpgd_on_a_linear_model_moves_wrong_pixels_from_the_second_step_on(seed: int, steps: int) -> None:
+    images, labels = small_batch(seed, classes=2)
+    network = Pixelwise(torch.tensor([1.5, -0.7, -0.9], dtype=torch.float64))
+    found = segpgd(network, images, labels, epsilon=0.05, alpha=0.02, steps=steps, start="clean")
+    moves = torch.where(network(images).argmax(1) == labels, steps, steps - 1)  # lambda is 0 at the first step
+    away = torch.where(labels == 0, 1, -1)[:, None] * network.weights.detach().sign()[:, None, None]
+    moved = images + (0.02 * moves.double()).clamp(max=0.05)[:, None] * away
+    expected = torch.where(labels[:, None] == 255, images, moved.clamp(0, 1))
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@given(seed=st.integers(0, 2**31), steps=st.integers(1, 5), start=st.sampled_from(["lower", "random"]))
+@settings(max_examples=25, deadline=None)
+def test_a_divergence_on_a_linear_model_grows_to_the_side_it_starts_on(seed: int, steps: int, start: Any) -> None:
+    images, labels = small_batch(seed, classes=2)
+    network = Pixelwise(torch.tensor([1.5, -0.7, -0.9], dtype=torch.float64))
+    reference, weights = network(images).detach(), network.weights.detach()
+    (_, begin), *_, (_, found) = iterate(
+        network, images, labels, epsilon=0.05, alpha=0.02, steps=steps, start=start, seeds=torch.tensor([seed, 1, 2]),
+        objective=lambda logits, truth, step, of: pixel_divergence(reference, logits, truth),
+    )  # fmt: skip
+    side = torch.einsum("nchw,c->nhw", begin - images, weights).sign()[:, None] * weights.sign()[:, None, None]
+    moved = torch.maximum(torch.minimum(begin + 0.02 * steps * side, images + 0.05), images - 0.05).clamp(0, 1)
+    expected = torch.where(labels[:, None] == 255, begin, moved)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@given(seed=st.integers(0, 2**31), scale=st.floats(0.01, 50))
+@settings(max_examples=25, deadline=None)
+def test_a_divergence_is_that_of_torch_and_zero_where_it_is_ignored(seed: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    one, other = scale * torch.randn(2, 3, CLASSES, 4, 5, dtype=torch.float64, generator=generator)
+    labels = torch.randint(CLASSES, (3, 4, 5), generator=generator)
+    labels[0, 0] = 255
+    p, q = (torch.distributions.Categorical(logits=logits.movedim(1, -1)) for logits in (one, other))
+    expected = torch.distributions.kl_divergence(p, q).masked_fill(labels == 255, 0)
+    assert torch.allclose(pixel_divergence(one, other, labels), expected, rtol=1e-9, atol=1e-12)
+    assert torch.equal(pixel_divergence(one, one, labels), torch.zeros(3, 4, 5, dtype=torch.float64))
 
 
 # --- the contract
@@ -306,7 +374,7 @@ def test_8_bit_images_stay_in_the_ball_and_use_all_of_its_levels(seed: int, leve
     assert torch.equal(to_8_bit(adversarial, images).long(), expected)
 
 
-# --- a peer
+# --- peers
 
 
 @pytest.fixture
@@ -345,3 +413,23 @@ def test_equal_to_torchattacks(torchattacks: ModuleType, seed: int) -> None:
         ),
     ]:
         assert torch.allclose(found, peer(images, labels), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_segpgd_is_that_of_cospgd(seed: int) -> None:
+    peer = pytest.importorskip("cospgd").functions
+    network = small_network(seed).eval()
+    images, labels = small_batch(seed, size=9)
+    steps, epsilon, alpha = 10, 8 / 255, 2 / 255
+    current = images
+    for t in range(steps):
+        leaf = current.requires_grad_()
+        logits = network(leaf)
+        losses = nn.functional.cross_entropy(logits, labels, ignore_index=255, reduction="none")
+        loss = peer.segpgd_scale(logits, labels, losses, t, steps)  # it counts from 0
+        assert torch.allclose(segpgd_objective(logits, labels, t + 1, steps).sum() / 81, loss, rtol=0, atol=1e-6)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        current = peer.step_inf(current, epsilon, gradient, images, alpha, targeted=False)
+    found = segpgd(network, images, labels, epsilon=epsilon, alpha=alpha, steps=steps, start="clean")
+    assert torch.allclose(found, current, rtol=0, atol=1e-6)
+    assert not torch.allclose(found, bim(network, images, labels, epsilon=epsilon, alpha=alpha, steps=steps), atol=1e-3)

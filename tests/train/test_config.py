@@ -1,11 +1,27 @@
 """Configurations: presets, inheritance, overrides, and errors that name what would be right."""
 
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ddcat_train.config import dump_config, load_config, presets
+from ddcat_train.config import MethodConfig, dump_config, load_config, parse_config, presets
 from ddcat_train.errors import ConfigError
+from ddcat_train.names import MethodName
+
+DIVIDING = ("ddcat", "ddcat-m", "ddcat-n")
+# Options that are not for every method: the methods that take them, and a value that is not the default.
+OPTIONS: dict[str, tuple[tuple[str, ...], Any]] = {
+    "adversarial_share": (("sat", *DIVIDING), 0.75),
+    "split": (("sat", *DIVIDING), "global"),
+    "update": (DIVIDING, "two-step"),
+    "predicted_mask": (DIVIDING, "algorithm-2"),
+    "mask_loss_on_ignored": (DIVIDING, False),
+    "beta": (("trades",), 1.0),
+}
 
 
 @pytest.mark.parametrize("preset", presets())
@@ -51,6 +67,11 @@ def test_one_number_is_a_square_and_a_step_may_be_a_share_of_epsilon() -> None:
         ("model={backbone: mobilenet_v2, stem: plain}", "model: stem plain is for ResNets"),
         ("method.name=ddcta", "'clean', 'sat', 'ddcat', .* or 'trades'"),
         ("attack.epsilon=8/0", "attack.epsilon"),
+        ("optim.lr=.inf", "optim.lr: Input should be a finite number"),
+        ("method.deep_weight=.nan", "method.deep_weight: Input should be"),
+        ("method={name: sat, adversarial_share: 0}", "method.adversarial_share: Input should be greater than 0"),
+        ("method={name: ddcat, adversarial_share: 1}", "leaves none of 16 images clean, .* ddcat-m or ddcat-n would be right"),
+        ("method={name: ddcat, adversarial_share: 0.99}", "adversarial_share 0.99 leaves none of 16 images clean"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_says_where(override: str, message: str) -> None:
@@ -92,3 +113,83 @@ def test_the_letter_of_the_paper_is_inherited(base: str, tmp_path: Path) -> None
     assert found.attack == released.attack.model_copy(update={"start": "lower"})
     assert found == released.model_copy(update={"method": found.method, "attack": found.attack})
     assert "_letter" not in presets()
+
+
+@pytest.mark.parametrize("method", get_args(MethodName))
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_is_taken_by_those_that_use_it_and_refused_by_the_others(option: str, method: str) -> None:
+    methods, value = OPTIONS[option]
+    overrides = [f"method.name={method}", f"method.{option}={value}"]
+    if method in methods:
+        assert getattr(load_config("scenes-clean", overrides).method, option) == value
+        return
+    with pytest.raises(ConfigError, match=f"method.{option} is for {', '.join(methods)}: {method} has no use for it"):
+        load_config("scenes-clean", overrides)
+    default = MethodConfig.model_fields[option].default  # as in the saved configuration of any run
+    assert (
+        getattr(load_config("scenes-clean", [f"method.name={method}", f"method.{option}={default}"]).method, option) == default
+    )
+
+
+@pytest.mark.parametrize("method", get_args(MethodName))
+@pytest.mark.parametrize("base", ["scenes-sat", "scenes-ddcat", "scenes-trades"])
+def test_where_an_attack_starts_follows_the_method_unless_it_is_said(base: str, method: str, tmp_path: Path) -> None:
+    random = method in ("pgd-at", "segpgd-at", "trades")
+    assert load_config(base, [f"method.name={method}"]).attack.start == ("random" if random else "clean")
+    assert load_config(base, [f"method.name={method}", "attack.steps=5"]).attack.start == ("random" if random else "clean")
+    assert load_config(base, [f"method.name={method}", "attack.start=lower"]).attack.start == "lower"
+    (tmp_path / "mine.yaml").write_text(f"inherits: {base}\nmethod: {{name: {method}}}\nattack: {{start: clean}}\n")
+    if method == "trades":
+        with pytest.raises(ConfigError, match=r"start clean is no start for trades.* say random"):
+            load_config(str(tmp_path / "mine.yaml"))
+    else:
+        assert load_config(str(tmp_path / "mine.yaml")).attack.start == "clean"
+
+
+def part_of(values: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    """Any of the keys, each with one of its values."""
+    return st.fixed_dictionaries({}, optional=values)
+
+
+@given(
+    name=st.sampled_from(get_args(MethodName)),
+    options=part_of(
+        {
+            "deep_weight": st.floats(0, 10),
+            "adversarial_share": st.floats(0.01, 0.5),
+            "split": st.sampled_from(["rank", "global"]),
+            "update": st.sampled_from(["joint", "two-step"]),
+            "predicted_mask": st.sampled_from(["forward", "algorithm-2"]),
+            "mask_loss_on_ignored": st.booleans(),
+            "beta": st.floats(0.01, 100),
+        }
+    ),
+    attack=part_of(
+        {
+            "epsilon": st.floats(0, 1) | st.sampled_from(["8/255", "1/2"]),
+            "alpha": st.floats(0, 1) | st.sampled_from(["eps/n", "2/255"]),
+            "steps": st.integers(1, 20),
+            "start": st.sampled_from(["random", "lower"]),
+        }
+    ),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_method_with_its_options_is_saved_and_read_back_the_same(
+    name: str, options: dict[str, Any], attack: dict[str, Any]
+) -> None:
+    taken = {option: value for option, value in options.items() if option not in OPTIONS or name in OPTIONS[option][0]}
+    base = load_config("scenes-clean").model_dump() | {"method": {"name": name, **taken}, "attack": attack}
+    config = parse_config(base, "drawn")
+    assert parse_config(yaml.safe_load(dump_config(config)), "saved") == config
+    assert all(getattr(config.method, option) == value for option, value in taken.items())
+
+
+@given(count=st.integers(1, 4096), percent=st.integers(1, 100))
+def test_the_clean_images_are_counted_with_the_share_as_it_is_written(count: int, percent: int) -> None:
+    options = MethodConfig(name="sat", adversarial_share=percent / 100)
+    assert options.clean_images(count) == count * (100 - percent) // 100
+
+
+def test_nine_tenths_of_ten_leave_one_clean() -> None:
+    assert 10 * (1 - 0.9) < 1  # what binary fractions make of it
+    assert load_config("scenes-sat", ["method.adversarial_share=0.9"]).method.clean_images(10) == 1

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from ddcat_train.config import load_config
 from ddcat_train.errors import ConfigError, TrainError
 from ddcat_train.evaluation import evaluate
 from ddcat_train.loop import train
+from ddcat_train.names import MethodName
 from ddcat_train.trainer import Trainer
 
 COMMAND = Path(sys.executable).with_name("ddcat-train")
@@ -157,14 +159,30 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_run: list[str], tmp_path: 
         train(load_config("scenes-clean", [*tiny_run, "optim.lr=1e30"]), tmp_path / "run")
 
 
+# Each method in a run of its own, and each option in another with a method that takes it.
+CHOICES = [
+    *((method, ()) for method in get_args(MethodName)),
+    ("sat", ("method.deep_weight=0",)),
+    ("sat", ("attack.start=random",)),
+    ("sat", ("attack.steps=1", "attack.alpha=eps/n")),
+    ("sat", ("model.context=aspp", "method.adversarial_share=0.75")),
+    ("ddcat", ("model.context=aspp", "attack.start=random")),
+    ("ddcat", ("method.update=two-step",)),
+    ("ddcat", ("method.predicted_mask=algorithm-2",)),
+    ("ddcat", ("method.mask_loss_on_ignored=false",)),
+    ("ddcat", ("method.split=global", "train.accumulate=2")),
+    ("ddcat-n", ("method.adversarial_share=1", "attack.start=lower")),
+    ("trades", ("method.beta=1",)),
+]
+
+
 @pytest.mark.parametrize(
-    "override", ["method.deep_weight=0", "attack.start=random", "attack.alpha=eps/n", "model.context=aspp"]
+    ("method", "overrides"), CHOICES, ids=lambda value: value if isinstance(value, str) else " ".join(value)
 )
-@pytest.mark.parametrize("method", ["sat", "ddcat"])
 def test_every_choice_trains_and_resumes_to_the_same_bits(
-    method: str, override: str, tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, overrides: tuple[str, ...], tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = load_config(f"scenes-{method}", [*tiny_run, "train.epochs=1", override])
+    config = load_config(f"scenes-{method}", [*tiny_run, "train.epochs=1", "train.evaluate_images=2", *overrides])
     train(config, tmp_path / "whole")
     apply = Trainer.apply
 
@@ -179,7 +197,7 @@ def test_every_choice_trains_and_resumes_to_the_same_bits(
     assert train(config, tmp_path / "stopped", resume=True).step == 3
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
     heads = {key.split(".")[2] for key in weights(tmp_path / "whole") if key.startswith("model.heads.")}
-    assert ("deep" in heads) == ("deep_weight" not in override)
+    assert ("deep" in heads) == ("method.deep_weight=0" not in overrides)
 
 
 def test_bfloat16_trains(tiny_run: list[str], tmp_path: Path) -> None:

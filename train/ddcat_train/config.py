@@ -79,7 +79,7 @@ Size = Annotated[tuple[int, int], BeforeValidator(_pair)]  # height and width, o
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(_Strict):
@@ -172,16 +172,13 @@ class MethodConfig(_Strict):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         for option, methods in _USED_BY.items():
-            if option in self.model_fields_set and self.name not in methods and self._differs(option):
+            if self.name not in methods and getattr(self, option) != type(self).model_fields[option].default:
                 raise ValueError(f"method.{option} is for {', '.join(methods)}: {self.name} has no use for it")
         return self
 
     def clean_images(self, count: int) -> int:
         """Say how many of a number of images stay clean: floor(m * (1 - share)), with the share exactly as it is written."""
         return math.floor(count * (1 - Decimal(str(self.adversarial_share))))
-
-    def _differs(self, option: str) -> bool:
-        return bool(getattr(self, option) != type(self).model_fields[option].default)
 
 
 class AttackConfig(_Strict):

@@ -26,8 +26,8 @@ def check_shares(config: Config, ranks: int) -> None:
     method, count = config.method, size // portions
     if method.name == "ddcat" and method.split == "rank" and not method.clean_images(count):
         raise ConfigError(
-            f"method.adversarial_share {method.adversarial_share} leaves no image of a portion of {count} clean, and ddcat marks "
-            "pixels of clean ones alone: method.split global, or a larger train.batch_size, would be right"
+            f"method.adversarial_share {method.adversarial_share} leaves none of a portion's {count} images clean, and ddcat "
+            "marks pixels of clean ones alone: method.split global, or a larger train.batch_size, would be right"
         )
 
 
