@@ -263,9 +263,7 @@ def test_a_batch_that_does_not_divide_is_refused(tiny: Callable[..., Config]) ->
 def test_portions_in_which_ddcat_could_mark_nothing_are_refused(tiny: Callable[..., Config]) -> None:
     config = tiny("ddcat", "train.batch_size=4", "method.adversarial_share=0.75")
     check_shares(config, 1)
-    with pytest.raises(
-        ConfigError, match=r"leaves none of a portion's 2 images clean.* method.split global"
-    ):
+    with pytest.raises(ConfigError, match=r"leaves none of a portion's 2 images clean.* method.split global"):
         check_shares(config, 2)
     check_shares(tiny("ddcat-m", "train.batch_size=4", "method.adversarial_share=0.75"), 2)
     check_shares(tiny("ddcat", "train.batch_size=4", "method.adversarial_share=0.75", "method.split=global"), 2)
