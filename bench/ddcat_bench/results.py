@@ -28,8 +28,12 @@ __all__ = [
     "FidelityRow",
     "Scores",
     "SpeedResult",
+    "StepEntry",
+    "StepRatio",
     "SuiteName",
+    "Times",
     "Timing",
+    "TrainStepResult",
     "read_result",
     "to_json",
 ]
@@ -37,6 +41,7 @@ __all__ = [
 AttackName = Literal["clean", "BIM", "PGD"]
 SuiteName = Literal["quick", "paper"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+_QUIET = 0.5  # load average that is nobody's
 
 
 class _Strict(BaseModel):
@@ -202,13 +207,18 @@ class FidelityResult(_Strict):
     environment: Environment
 
 
-class Timing(_Strict):
+class Times(_Strict):
     """One contender's times."""
 
     seconds: tuple[float, ...] = Field(description="of each call, in their order")
     median: float
     lower_quartile: float
     upper_quartile: float
+
+
+class Timing(Times):
+    """The times of so many calls that one can tell whether they drift."""
+
     stable: bool = Field(description="whether the medians of the last three windows lie within 10 %")
 
 
@@ -233,7 +243,61 @@ class SpeedResult(_Strict):
     environment: Environment
 
 
-Result = TypeVar("Result", AttackResult, FidelityResult, SpeedResult)
+class StepEntry(_Strict):
+    """One contender's training steps."""
+
+    name: Literal["ours", "released", "frugal"]
+    precision: Literal["fp32", "bf16", "fp64"]
+    times: Times
+    images_per_second: float = Field(description="of the median step")
+    operations: int = Field(description="of convolutions and matrix products in a step; an addition is one, too")
+    peak_share: float = Field(description="operations a second, as a share of those of the measured matrix product")
+    peak_memory: int | None = Field(description="bytes, of a process of its own; null: the system does not tell")
+
+
+class StepRatio(_Strict):
+    """Seconds of a baseline / ours, in the same turn: how many times as fast our step is."""
+
+    baseline: Literal["released", "frugal"]
+    median: float = Field(description="of the ratios of all turns")
+    lower_quartile: float
+    upper_quartile: float
+    lowest: float
+    highest: float
+    of_medians: float = Field(description="ratio of the medians")
+
+
+class TrainStepResult(_Strict):
+    """What `ddcat-bench train-step` found."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["train-step"] = "train-step"
+    preset: str
+    method: str
+    architecture: str
+    config: dict[str, Any] = Field(description="of our step, in full")
+    classes: int
+    batch: int = Field(ge=1)
+    height: int
+    width: int
+    tf32: bool = Field(description="whether float32 products may be rounded to TF32 on a GPU, for all contenders")
+    warm_up: int = Field(description="steps of each contender before the first that counts")
+    boundary: str
+    memory: str = Field(description="what peak memory is")
+    contenders: tuple[StepEntry, ...]
+    ratios: tuple[StepRatio, ...]
+    matrix_product_peak: dict[str, float] = Field(description="operations a second in each precision, as measured here")
+    load_before: float = Field(description="load average of the last minute when the measurement began")
+    load_after: float = Field(description="and when its last timed step ended; above the threads by what others did")
+    environment: Environment
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether others seem to have computed on the machine meanwhile."""
+        return self.load_before > _QUIET or self.load_after > self.environment.threads + _QUIET
+
+
+Result = TypeVar("Result", AttackResult, FidelityResult, SpeedResult, TrainStepResult)
 
 
 def to_json(result: BaseModel) -> str:

@@ -13,14 +13,14 @@ import torch
 from ddcat.bundle import Bundle
 from ddcat.manifest import Range
 from ddcat_bench.errors import BenchError
-from ddcat_bench.results import SpeedResult, Timing
+from ddcat_bench.results import SpeedResult, Times, Timing
 from ddcat_bench.subjects import describe_bundle, describe_checkpoint, describe_environment, main_branch
 from ddcat_serve.engines import Engine
 from ddcat_train.attacks import Model
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 
-__all__ = ["BOUNDARY", "Inputs", "draw_inputs", "interleave", "measure", "ratios", "timing", "torch_labels"]
+__all__ = ["BOUNDARY", "Inputs", "draw_inputs", "interleave", "measure", "ratios", "times", "timing", "torch_labels"]
 
 BOUNDARY = (
     "Engine only: uint8 NHWC array to uint8 labels, both in memory; no decoding, resizing or transport. The same for PyTorch: "
@@ -160,16 +160,15 @@ def timing(seconds: Sequence[float]) -> Timing:
     within 10 % of the lowest. Only quartiles are given: a high percentile needs more calls than a run makes (64 for p90, 662
     for p99).
     """
-    lower, median, upper = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
     size = len(seconds) // _WINDOWS
     last = [statistics.median(seconds[len(seconds) - (index + 1) * size : len(seconds) - index * size]) for index in range(3)]
-    return Timing(
-        seconds=tuple(seconds),
-        median=median,
-        lower_quartile=lower,
-        upper_quartile=upper,
-        stable=max(last) <= (1 + _STABLE) * min(last),
-    )
+    return Timing(**dict(times(seconds)), stable=max(last) <= (1 + _STABLE) * min(last))
+
+
+def times(seconds: Sequence[float]) -> Times:
+    """Summarise times, none of which is left out."""
+    lower, median, upper = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
+    return Times(seconds=tuple(seconds), median=median, lower_quartile=lower, upper_quartile=upper)
 
 
 def ratios(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -3,18 +3,32 @@
 from collections.abc import Sequence
 
 from ddcat_bench.errors import BenchError
-from ddcat_bench.results import AttackResult, BundleEntry, CheckpointEntry, DataEntry, Environment, FidelityResult, SpeedResult
+from ddcat_bench.results import (
+    AttackResult,
+    BundleEntry,
+    CheckpointEntry,
+    DataEntry,
+    Environment,
+    FidelityResult,
+    SpeedResult,
+    StepRatio,
+    TrainStepResult,
+)
 
 __all__ = [
     "attack_markdown",
     "columns",
     "compare_markdown",
+    "environment_lines",
     "fidelity_markdown",
     "provenance_lines",
     "run_names",
     "speed_markdown",
     "table",
+    "train_step_markdown",
 ]
+
+_CONTENDERS = {"ours": "ours", "released": "(a) released", "frugal": "(b) frugal"}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -155,6 +169,54 @@ def speed_markdown(result: SpeedResult) -> str:
     )
 
 
+def train_step_markdown(result: TrainStepResult) -> str:
+    """
+    Write the speed and memory of our training step beside those of the baselines.
+
+    Parameters
+    ----------
+    result : TrainStepResult
+    """
+    ratios: dict[str, StepRatio] = {ratio.baseline: ratio for ratio in result.ratios}
+    rows = [
+        [
+            _CONTENDERS[entry.name],
+            entry.precision,
+            f"{entry.images_per_second:.4g}",
+            f"{entry.times.median:.4g} ({entry.times.lower_quartile:.4g} to {entry.times.upper_quartile:.4g})",
+            f"**{ratio.median:.2f}** ({ratio.lower_quartile:.2f} to {ratio.upper_quartile:.2f})"
+            if (ratio := ratios.get(entry.name))
+            else "",
+            "-" if entry.peak_memory is None else f"{entry.peak_memory / 2**20:.0f}",
+            f"{entry.operations / 1e9:.4g}",
+            f"{entry.peak_share:.0%}",
+        ]
+        for entry in result.contenders
+    ]
+    head = ["contender", "precision", "images/s", "seconds a step", "ours is faster by", "peak MiB", "GFLOP a step", "of peak"]
+    peaks = ", ".join(f"{value / 1e9:.4g} GFLOP/s in {precision}" for precision, value in result.matrix_product_peak.items())
+    environment = result.environment
+    rounding = "" if environment.device == "cpu" else f"; TF32 {'on' if result.tf32 else 'off'}"
+    note = (
+        "**Not a quiet machine**: others computed on it at the same time, so take these figures with care.\n\n"
+        if result.disturbed
+        else ""
+    )
+    return (
+        f"# {result.preset}: our training step beside the released one\n\n"
+        f"{result.method}, {result.architecture}, {result.classes} classes; {result.batch} x {result.height} x {result.width} "
+        f"(images x height x width){rounding}; {len(result.contenders[0].times.seconds)} steps of each "
+        f"in turns after {result.warm_up} to warm up. Brackets: quartiles.\n\n"
+        f"{table(head, rows)}\n{note}"
+        "Released: the attack is on the whole batch, through all heads and with gradients of all parameters. Frugal: main head "
+        "and input gradients alone in the attack. Neither reuses anything; both are of plain layers in contiguous memory, and "
+        "take the same step as ours.\n\n"
+        f"{result.boundary} {result.memory} Matrix-product peak, measured in the same process: {peaks}. "
+        f"Load average: {result.load_before:.2f} before, {result.load_after:.2f} after.\n\n"
+        f"{environment_lines(environment)}"
+    )
+
+
 def run_names(results: Sequence[AttackResult]) -> list[str]:
     """
     Name each run by its method, and by its checkpoint as well where the methods do not tell all apart.
@@ -187,11 +249,18 @@ def run_names(results: Sequence[AttackResult]) -> list[str]:
 def provenance_lines(checkpoint: CheckpointEntry, environment: Environment) -> str:
     """Say which checkpoint was judged, and where and with what."""
     attack = "none" if checkpoint.attack is None else ", ".join(f"{key} {value}" for key, value in checkpoint.attack.items())
-    machine = environment.machine
     trained = "imported" if checkpoint.step is None else f"step {checkpoint.step}"
     return (
         f"- checkpoint: {checkpoint.path}, {trained}, SHA-256 {checkpoint.sha256}\n"
         f"- attack in training: {attack}\n"
+        f"{environment_lines(environment)}"
+    )
+
+
+def environment_lines(environment: Environment) -> str:
+    """Say where and with what something was measured."""
+    machine = environment.machine
+    return (
         f"- machine: {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}; "
         f"PyTorch on {environment.device}, threads: {environment.threads}; {environment.seconds:.0f} s\n"
         f"- versions: {', '.join(f'{name} {version}' for name, version in environment.versions.items())}\n"

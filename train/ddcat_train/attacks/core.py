@@ -31,8 +31,12 @@ def _lower(images: Tensor, epsilon: float, seeds: Tensor | None) -> Tensor:
 def _random(images: Tensor, epsilon: float, seeds: Tensor | None) -> Tensor:
     if seeds is None or len(seeds) != len(images):
         raise ValueError("a random start needs one seed for each image")
-    draws = [torch.rand(images.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds.tolist()]
-    noise = torch.stack(draws).to(images) * 2 - 1  # drawn on the CPU, so that it is the same on every device
+    # Drawn on the CPU and in float32, so that it is the same on every device and in every precision.
+    draws = [
+        torch.rand(images.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+        for seed in seeds.tolist()
+    ]
+    noise = torch.stack(draws).to(images) * 2 - 1
     return (images + epsilon * noise).clamp(0, 1)
 
 

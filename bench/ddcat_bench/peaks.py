@@ -1,0 +1,100 @@
+"""The most that a machine gives, and the most that a training step takes."""
+
+import multiprocessing
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import torch
+
+from ddcat_bench.baselines import Precision
+from ddcat_bench.contenders import SMALL, ContenderName, Plan, arithmetic, contend, draw_batch
+from ddcat_bench.errors import BenchError
+
+__all__ = ["MEMORY", "matrix_product_peak", "peak_memory"]
+
+MEMORY = {
+    "cpu": (
+        "Peak memory: the most that stayed resident (VmHWM) in a process that does nothing else, less what did before the "
+        "network was built."
+    ),
+    "cuda": "Peak memory: the most that tensors took on the device (max_memory_allocated) in a process that does nothing else.",
+}
+
+_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+_SIDE = {"cpu": 2048, "cuda": 8192}
+_PRODUCTS_WITHIN = 2.0  # seconds
+
+
+def matrix_product_peak(precision: Precision, device: torch.device) -> float:
+    """
+    Measure the most operations a second that a product of two large square matrices reaches here and now.
+
+    Multiplications and additions are counted one by one.
+    """
+    side = _SIDE[device.type]
+    a, b = (torch.rand(side, side, device=device).to(_DTYPES[precision]) for _ in range(2))
+    fastest, until = float("inf"), time.perf_counter() + _PRODUCTS_WITHIN
+    a @ b
+    while fastest == float("inf") or time.perf_counter() < until:
+        _wait(device)
+        start = time.perf_counter()
+        a @ b
+        _wait(device)
+        fastest = min(fastest, time.perf_counter() - start)
+    return 2 * side**3 / fastest
+
+
+def peak_memory(plan: Plan, name: ContenderName) -> int | None:
+    """
+    Let a fresh process take one step at the smallest crop, for what the optimiser keeps, and one at the full one.
+
+    Returns
+    -------
+    int or None
+        Bytes, as `MEMORY` says; None where the system does not tell.
+
+    Raises
+    ------
+    BenchError
+        Where the process is killed, most often for want of memory.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_peak, plan, name).result()
+        except BrokenProcessPool as cause:
+            raise BenchError(
+                f"the process that takes a step of {name} alone was killed, most likely for want of memory: a smaller --batch "
+                "or --crop would be right"
+            ) from cause
+
+
+def _peak(plan: Plan, name: ContenderName) -> int | None:
+    with arithmetic(plan), tempfile.TemporaryDirectory() as folder:
+        before = _resident("VmRSS")
+        contender = contend(plan, name, Path(folder))
+        contender.step(draw_batch(plan, (SMALL, SMALL)))
+        if plan.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        contender.step(draw_batch(plan))
+        if plan.device == "cuda":
+            torch.cuda.synchronize()
+            return torch.cuda.max_memory_allocated()
+        after = _resident("VmHWM")
+    return None if before is None or after is None else after - before
+
+
+def _resident(key: str) -> int | None:
+    """Bytes that Linux says of this process; None elsewhere."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()

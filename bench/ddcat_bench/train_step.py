@@ -1,0 +1,197 @@
+"""`ddcat-bench train-step`: the time and memory of our training step beside those of two baselines."""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from ddcat_bench.baselines import BaselineName, check_comparable
+from ddcat_bench.contenders import CONTENDERS, Contender, ContenderName, Ours, Plan, arithmetic, contend, draw_batch
+from ddcat_bench.peaks import MEMORY, matrix_product_peak, peak_memory
+from ddcat_bench.results import StepEntry, StepRatio, TrainStepResult
+from ddcat_bench.speed import times
+from ddcat_bench.subjects import describe_environment
+
+__all__ = ["BOUNDARY", "interleave", "measure"]
+
+BOUNDARY = (
+    "A step: from a batch in the host's memory to updated weights on the device, with the attack; no reading or augmentation "
+    "of images. In one process the contenders take turns, each turn begins with another one, and the device is waited for "
+    "before and after each step."
+)
+
+
+def measure(
+    plan: Plan,
+    preset: str,
+    *,
+    repeats: int,
+    warm_up: int,
+    advance: Callable[[int], None] = lambda steps: None,
+) -> TrainStepResult:
+    """
+    Time the contenders in turns, then take the memory of each in a process of its own.
+
+    Parameters
+    ----------
+    plan : Plan
+    preset : str
+        What the configuration is called.
+    repeats : int
+        Timed steps of each.
+    warm_up : int
+        Steps of each before those; in the first of them the operations are counted.
+    advance : callable, optional
+        Is told the number of steps that were taken; there are 3 * (repeats + warm_up + 1).
+
+    Raises
+    ------
+    BenchError
+        Where the baselines have no such step, or a process ran out of memory.
+    """
+    check_comparable(plan.config)
+    began = time.monotonic()
+    load_before = os.getloadavg()[0]
+    with arithmetic(plan):
+        precisions = dict.fromkeys(plan.precision(name) for name in CONTENDERS)
+        peaks: dict[str, float] = {
+            precision: matrix_product_peak(precision, torch.device(plan.device)) for precision in precisions
+        }
+        operations, seconds = _time(plan, repeats=repeats, warm_up=warm_up, advance=advance)
+        load_after = os.getloadavg()[0]
+        memory = {}
+        for name in CONTENDERS:
+            memory[name] = peak_memory(plan, name)
+            advance(1)
+        environment = describe_environment(torch.device(plan.device), time.monotonic() - began)
+    batch = plan.config.train.batch_size
+    entries = []
+    for name in CONTENDERS:
+        summary, precision = times(seconds[name]), plan.precision(name)
+        entries.append(
+            StepEntry(
+                name=name,
+                precision=precision,
+                times=summary,
+                images_per_second=batch / summary.median,
+                operations=operations[name],
+                peak_share=operations[name] / summary.median / peaks[precision],
+                peak_memory=memory[name],
+            )
+        )
+    config = plan.config
+    height, width = config.augment.crop
+    return TrainStepResult(
+        preset=preset,
+        method=config.method.name,
+        architecture=f"{config.model.backbone} + {config.model.context}",
+        config=config.model_dump(mode="json"),
+        classes=len(plan.classes),
+        batch=batch,
+        height=height,
+        width=width,
+        tf32=plan.tf32,
+        warm_up=warm_up,
+        boundary=BOUNDARY,
+        memory=MEMORY[plan.device],
+        contenders=tuple(entries),
+        ratios=tuple(_ratio(name, seconds[name], seconds["ours"]) for name in get_args(BaselineName)),
+        matrix_product_peak=peaks,
+        load_before=load_before,
+        load_after=load_after,
+        environment=environment,
+    )
+
+
+def _time(
+    plan: Plan, *, repeats: int, warm_up: int, advance: Callable[[int], None]
+) -> tuple[dict[ContenderName, int], dict[ContenderName, list[float]]]:
+    """Operations and seconds of each contender."""
+    with tempfile.TemporaryDirectory() as folder:
+        ours = Ours(plan, Path(folder))
+        weights = ours.weights()
+        contenders: dict[ContenderName, Contender] = {
+            name: ours if name == "ours" else contend(plan, name, Path(folder), weights) for name in CONTENDERS
+        }
+        batch = draw_batch(plan)
+        operations = {}
+        for name, contender in contenders.items():
+            with _Operations() as counted:
+                contender.step(batch)
+            operations[name] = counted.total
+            advance(1)
+        turns = interleave(
+            {name: partial(contender.step, batch) for name, contender in contenders.items()},
+            repeats + warm_up - 1,
+            wait=torch.cuda.synchronize if plan.device == "cuda" else lambda: None,
+            advance=advance,
+        )
+    return operations, {name: [turn[name] for turn in turns[warm_up - 1 :]] for name in CONTENDERS}
+
+
+def interleave(
+    contenders: Mapping[ContenderName, Callable[[], object]],
+    turns: int,
+    *,
+    wait: Callable[[], object] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+    advance: Callable[[int], None] = lambda steps: None,
+) -> list[dict[ContenderName, float]]:
+    """
+    Let all do their work once in each turn, the first of a turn last in the next.
+
+    Returns
+    -------
+    list of dict of str to float
+        Seconds of each contender in each turn.
+    """
+    order, found = list(contenders), []
+    for _ in range(turns):
+        turn = {}
+        for name in order:
+            wait()
+            start = clock()
+            contenders[name]()
+            wait()
+            turn[name] = clock() - start
+            advance(1)
+        found.append(turn)
+        order = [*order[1:], order[0]]
+    return found
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts as torch's FlopCounterMode does, which follows modules beside and so refuses gradients of inputs alone."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def _ratio(name: BaselineName, baseline: Sequence[float], ours: Sequence[float]) -> StepRatio:
+    ratios = [theirs / own for theirs, own in zip(baseline, ours, strict=True)]
+    lower, median, upper = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
+    return StepRatio(
+        baseline=name,
+        median=median,
+        lower_quartile=lower,
+        upper_quartile=upper,
+        lowest=min(ratios),
+        highest=max(ratios),
+        of_medians=statistics.median(baseline) / statistics.median(ours),
+    )
