@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ __all__ = [
     "append_text",
     "check_vacant",
     "check_writable",
+    "is_leftover",
     "new_directory",
     "read_json",
     "remove_leftovers",
@@ -124,10 +126,16 @@ def check_writable(folder: Path) -> None:
         pass
 
 
+def is_leftover(path: Path, name: str) -> bool:
+    """Whether a path is what a process that was killed in the middle of `write_bytes` left beside a file of that name."""
+    return path.match(f".{glob.escape(name)}.{'?' * 8}")
+
+
 def remove_leftovers(path: Path) -> None:
-    """Remove what a process that was killed in the middle of `write_bytes` left beside a path; none may be at it now."""
-    for leftover in path.parent.glob(f".{path.name}.*"):
-        leftover.unlink(missing_ok=True)
+    """Remove what processes that were killed in the middle of `write_bytes` left beside a path; none may be at it now."""
+    for beside in path.parent.iterdir() if path.parent.is_dir() else ():
+        if is_leftover(beside, path.name):
+            beside.unlink(missing_ok=True)
 
 
 def read_json(path: Path, error: type[DdcatError] = DdcatError) -> Any:

@@ -63,10 +63,10 @@ def test_a_folder_that_cannot_be_written_in_is_refused(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     write_bytes(tmp_path / "result.bin", b"whole")
-    for name in (".result.bin.x1y2", ".other.bin.x1y2", "result.bin.x"):
+    for name in (".result.bin.x1y2z3_4", ".other.bin.x1y2z3_4", ".result.bin.swp", "result.bin.x"):
         (tmp_path / name).write_bytes(b"half")
     remove_leftovers(tmp_path / "result.bin")
-    assert sorted(os.listdir(tmp_path)) == [".other.bin.x1y2", "result.bin", "result.bin.x"]
+    assert sorted(os.listdir(tmp_path)) == [".other.bin.x1y2z3_4", ".result.bin.swp", "result.bin", "result.bin.x"]
 
 
 def test_a_file_is_readable_as_the_umask_says(tmp_path: Path) -> None:

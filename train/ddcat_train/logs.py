@@ -1,24 +1,22 @@
 """The log of a run: JSON lines for programs, TensorBoard for people, and a progress bar while it goes."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ddcat.files import write_text
+from ddcat.errors import WriteError
+from ddcat.files import append_text, write_text, writing
 from ddcat.progress import Rate
-from ddcat_train.errors import TrainError
 
-__all__ = ["RunLog"]
+__all__ = ["LINES", "TIMING", "RunLog", "totals"]
 
-LINES = "log.jsonl"
-_EVERY = 20  # steps between two writes: reading a loss back from the device waits for it
+LINES, TIMING = "log.jsonl", "timing.jsonl"
 
 
 class RunLog:
@@ -36,11 +34,10 @@ class RunLog:
     """
 
     def __init__(self, run: Path, *, step: int, steps: int) -> None:
-        self._path = run / LINES
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True) if self._path.is_file() else []
-        write_text(self._path, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
+        self._run = run
+        for name in (LINES, TIMING):
+            write_text(run / name, "".join(f"{json.dumps(line)}\n" for line in _lines(run / name) if line["step"] <= step))
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
-        self._waiting: list[tuple[int, dict[str, Tensor | float]]] = []
         console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
@@ -60,50 +57,84 @@ class RunLog:
         self._progress.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._progress.stop()
-        self.flush()
-        self._board.close()
+        try:
+            with writing(self._run):
+                self._board.close()
+        except WriteError:
+            if error is None:  # otherwise that is what is to be told
+                raise
 
-    def update(self, step: int, values: Mapping[str, Tensor | float]) -> None:
-        """Note the values of one step; they reach the files within some steps, or at `flush`."""
-        self._waiting.append((step, dict(values)))
+    def advance(self, step: int) -> None:
+        """Show that a step is done."""
         self._progress.update(self._task, completed=step)
-        if len(self._waiting) >= _EVERY:
-            self.flush()
+
+    def write(self, lines: Sequence[tuple[int, Mapping[str, float]]], *, seconds: float, waited: float) -> None:
+        """
+        Bring the values of steps to the files.
+
+        Parameters
+        ----------
+        lines : sequence of (int, mapping of str to float)
+            Steps and their values.
+        seconds : float
+            What they took together.
+        waited : float
+            Those of the seconds that went into waiting for images.
+
+        Raises
+        ------
+        WriteError
+        """
+        if not lines:
+            return
+        self._write(lines)
+        # Apart from the values, so that a run that is resumed leaves the same log, byte for byte.
+        timing = {"step": lines[-1][0], "steps": len(lines), "seconds": round(seconds, 4), "waited": round(waited, 4)}
+        append_text(self._run / TIMING, json.dumps(timing) + "\n")
+        self._show(lines[-1][0], {"timing/step": seconds / len(lines), "timing/waited_share": waited / max(seconds, 1e-9)})
 
     def evaluation(self, step: int, scores: Mapping[str, float]) -> None:
         """Note the scores of an evaluation, and show them."""
-        self.flush()
-        self._write(step, {f"val/{name}": value for name, value in scores.items()})
+        self._write([(step, {f"val/{name}": value for name, value in scores.items()})])
         text = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
         self._progress.update(self._task, note=text)
         self.say(f"step {step}: {text}")
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def flush(self) -> None:
-        """
-        Bring everything to the files.
+    def _write(self, lines: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        append_text(self._run / LINES, "".join(json.dumps({"step": step, **numbers}) + "\n" for step, numbers in lines))
+        for step, numbers in lines:
+            self._show(step, {name if "/" in name else f"train/{name}": value for name, value in numbers.items()})
 
-        Raises
-        ------
-        TrainError
-            Where a loss is not finite: such a run cannot recover.
-        """
-        waiting, self._waiting = self._waiting, []
-        for step, values in waiting:
-            numbers = {name: float(value) for name, value in values.items()}
-            if not torch.tensor(list(numbers.values())).isfinite().all():
-                raise TrainError(f"the loss is not finite at step {step} ({numbers}): lower optim.lr, or look at the data")
-            self._write(step, numbers)
+    def _show(self, step: int, numbers: Mapping[str, float]) -> None:
+        with writing(self._run):
+            for tag, value in numbers.items():
+                self._board.add_scalar(tag, value, step)
 
-    def _write(self, step: int, numbers: Mapping[str, float]) -> None:
-        line: dict[str, Any] = {"step": step, **numbers}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        for name, value in numbers.items():
-            tag = name if "/" in name else f"train/{name}"
-            self._board.add_scalar(tag, value, step)
+
+def totals(run: Path) -> dict[str, float]:
+    """
+    Sum up the log of a run, over all its sessions.
+
+    Returns
+    -------
+    dict of str to float
+        `seconds` of its steps, without evaluations; `waited_share`, that of them that went into waiting for images; where
+        corrupt images were to be skipped, `skipped`, how often another one took the place of one.
+    """
+    timing = _lines(run / TIMING)
+    seconds = sum(line["seconds"] for line in timing)
+    skipped = [line["skipped"] for line in _lines(run / LINES) if "skipped" in line]
+    shares = {"waited_share": round(sum(line["waited"] for line in timing) / seconds, 4)} if seconds else {}
+    return {"seconds": round(seconds, 2)} | shares | ({"skipped": sum(skipped)} if skipped else {})
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Read JSON lines; a last one that a killed process left unfinished is none."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

@@ -9,12 +9,13 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from ddcat.files import write_json, write_text
+from ddcat.files import check_writable, is_leftover, remove_leftovers, write_json, write_text
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint
 from ddcat_train.config import CONFIG, Config, dump_config, load_config
-from ddcat_train.errors import ConfigError
-from ddcat_train.logs import RunLog
+from ddcat_train.errors import ConfigError, LostRankError, TrainError
+from ddcat_train.logs import LINES, TIMING, RunLog, totals
 from ddcat_train.trainer import Trainer
+from ddcat_train.watch import Watch
 from ddcat_train.worker import rank, under_agent
 
 __all__ = ["Outcome", "check_run", "train"]
@@ -35,8 +36,8 @@ def train(config: Config, run: Path, *, resume: bool = False, device: str = "aut
     """
     Train, and leave `best.safetensors`, `last.safetensors`, the log and the resolved configuration in a run directory.
 
-    On SIGINT and SIGTERM the run stops after the step it is at, and can be resumed. On a CPU a resumed run ends with the same
-    weights, to the bit, as one that was never stopped and had as many processes.
+    On SIGINT and SIGTERM the run stops after the step it is at, and can be resumed, as it can after its process was killed.
+    On a CPU a resumed run ends with the same weights, to the bit, as one that was never stopped and had as many processes.
 
     Under torch's elastic agent this is one process of several. They stop after the same step, whichever got the signal, and
     the first alone writes; all must see the run directory.
@@ -55,12 +56,20 @@ def train(config: Config, run: Path, *, resume: bool = False, device: str = "aut
     Raises
     ------
     ConfigError
-        Where the run exists and is not to be resumed, or was made with another configuration.
-    DataError, CheckpointError
+        Where the run exists and is not to be resumed, or was made with another configuration or data set.
+    WriteError
+        Where the disk is full, or the directory is not to be written in; what was written before stays.
+    DataError
+        Where an image cannot be read; what was learnt before it is saved.
+    TrainError
+        Where a loss, a gradient or a weight is not finite; no weights since then are saved.
+    CheckpointError
     """
     first = rank() == 0
     if first:  # it may write to the directory before another one looks
         check_run(config, run, resume=resume)
+        for name in (CONFIG, LAST, BEST, LINES, TIMING):
+            remove_leftovers(run / name)
     trainer = Trainer(config, device=device)
     if (run / LAST).is_file():
         trainer.restore(load_checkpoint(run / LAST))
@@ -74,27 +83,37 @@ def train(config: Config, run: Path, *, resume: bool = False, device: str = "aut
     ):
         if log:
             log.say(trainer.summary())
-        saved = time.monotonic()
-        for batch in trainer.batches():
-            values = trainer.apply(batch)
-            if log:
-                log.update(trainer.step, values)
-            evaluated = trainer.evaluation_due()
-            if evaluated:
-                _evaluate(trainer, run, log)
-            number, due = trainer.ranks.highest([stop(), time.monotonic() - saved >= save_every])
-            if evaluated or number or due:
-                if log:
-                    log.flush()  # before the checkpoint: a resumed run logs from there on
-                trainer.save(run / LAST, resumable=True)
-                saved = time.monotonic()
+        watch = Watch(config, trainer, run, log)
+        saved, when = trainer.step, time.monotonic()
+        for batch in watch.batches():
+            late = time.monotonic() - when >= save_every
+            number, due, failed = trainer.ranks.highest([stop(), late, isinstance(batch, TrainError)])
+            if (number or due or failed) and saved != trainer.step:
+                saved, when = _save(trainer, run, watch), time.monotonic()
+            if isinstance(batch, TrainError):
+                raise batch
+            if failed:
+                raise LostRankError(f"rank {rank()} stopped, for another could not read its images")
             if number:
                 break
-    outcome = Outcome(trainer.step, trainer.steps, trainer.scores, number if trainer.step < trainer.steps else None)
+            watch.note(batch, trainer.apply(batch))
+            if trainer.evaluation_due():
+                watch.look()  # nothing is judged that is not finite
+                _evaluate(trainer, run, log)
+                saved, when = _save(trainer, run, watch), time.monotonic()
+    outcome = Outcome(trainer.step, trainer.steps, trainer.scores, number or None)
     if first and outcome.signal is None:
-        write_json(run / SUMMARY, {"steps": trainer.steps, "scores": trainer.scores, "best": trainer.best})
+        summary = {"steps": trainer.steps, "scores": trainer.scores, "best": trainer.best, **totals(run)}
+        write_json(run / SUMMARY, summary)
     trainer.ranks.leave()
     return outcome
+
+
+def _save(trainer: Trainer, run: Path, watch: Watch) -> int:
+    """Write what a run resumes from, and give the step."""
+    watch.look()  # a resumed run logs from there on; and nothing is saved that is not finite
+    trainer.save(run / LAST, resumable=True)
+    return trainer.step
 
 
 def _evaluate(trainer: Trainer, run: Path, log: RunLog | None) -> None:
@@ -113,8 +132,9 @@ def check_run(config: Config, run: Path, *, resume: bool) -> None:
     ------
     ConfigError
     """
+    check_writable(run)
     if not (run / CONFIG).is_file():
-        if run.is_dir() and any(run.iterdir()):
+        if run.is_dir() and any(not is_leftover(path, CONFIG) for path in run.iterdir()):
             raise ConfigError(f"{run} is not empty and no run: name another folder with --out")
         return
     if not resume:

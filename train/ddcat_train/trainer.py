@@ -93,6 +93,22 @@ class Trainer:
         self.best: float | None = None
         self._begun_by = self.ranks.size
 
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        return self._fabric.device
+
+    @property
+    def data(self) -> Dataset:
+        """What is trained on."""
+        return self._train
+
+    def largest(self) -> Tensor:
+        """Give the largest absolute value of all that a checkpoint would hold; not finite where any is not."""
+        state = {**self._network.state_dict(), **momentum(self._network, self._optimizer)}
+        held = [*state.values(), *(self._average.state_dict().values() if self._average is not None else ())]
+        return torch.nn.utils.get_total_norm([value for value in held if value.is_floating_point()], norm_type=torch.inf)
+
     def summary(self) -> str:
         """One line that says what is trained on what."""
         config, parameters = self._config, sum(parameter.numel() for parameter in self._network.parameters())
@@ -235,8 +251,19 @@ class Trainer:
         if description.step is None:
             raise ConfigError(f"{checkpoint.path} was imported and has no run to continue: name it as model.pretrained instead")
         for name, split, entry in (("train", self._train, description.train), ("val", self._val, description.val)):
-            if _entry(split) != entry:
-                raise ConfigError(f"the {name} split at {split.root} is not the one that {checkpoint.path} was trained on")
+            found = _entry(split)
+            if entry is not None and found != entry:
+                raise ConfigError(
+                    f"the {name} split at {split.root} has changed: {found.images} images, whose list has SHA-256 "
+                    f"{found.list_sha256[:12]}, and {checkpoint.path} knows {entry.images}, {entry.list_sha256[:12]}: "
+                    "put the images back as they were, or begin a new run with another --out"
+                )
+        if self._train.classes.names != description.classes.names:
+            raise ConfigError(
+                f"the classes of {self._train.root} have changed: {', '.join(self._train.classes.names)} now, "
+                f"{', '.join(description.classes.names)} when {checkpoint.path} was written: put them back as they were, or "
+                "begin a new run with another --out"
+            )
         checkpoint.load_into(self._used)
         if self._average is not None:
             checkpoint.load_into(self._network, _TRAINING)

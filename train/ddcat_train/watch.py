@@ -1,0 +1,171 @@
+"""
+What a rank sees of a run's steps: whether all is finite, which images cannot be read, whether they come in time.
+
+Nothing here makes the host wait within a step. What a step leaves on the device is read back some steps later, all at once,
+and always before weights are saved or judged.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddcat.files import write_json
+from ddcat_train.config import Config
+from ddcat_train.data.loader import Batch, Skipped
+from ddcat_train.errors import TrainError
+from ddcat_train.logs import RunLog
+from ddcat_train.stopwatch import Stopwatch
+from ddcat_train.trainer import Trainer
+
+__all__ = ["NONFINITE", "Watch"]
+
+NONFINITE = "nonfinite.json"
+_EVERY = 20  # steps between two looks: one waits for the device
+_TOLERATED = 0.1  # share of the time that may go into waiting for images
+_JUDGED = 30.0  # seconds over which it is judged
+
+
+class _Step(NamedTuple):
+    number: int
+    names: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
+    values: Mapping[str, Tensor | float]
+
+
+class _Seen(NamedTuple):
+    """What the ranks tell each other at a look."""
+
+    fault: tuple[int, list[str]] | None  # the step from which on something is not finite, and what
+    skipped: list[tuple[int, Skipped]]  # with the step
+    waited: float
+
+
+class Watch:
+    """
+    Every rank has one, and calls its methods as the others do.
+
+    Parameters
+    ----------
+    config : Config
+    trainer : Trainer
+    run : Path
+    log : RunLog or None
+        Of the first rank.
+    """
+
+    def __init__(self, config: Config, trainer: Trainer, run: Path, log: RunLog | None) -> None:
+        self._config = config
+        self._trainer = trainer
+        self._run = run
+        self._log = log
+        self._steps: list[_Step] = []
+        self._stopwatch = Stopwatch(trainer.device)
+        self._seconds = self._waited = 0.0  # since it was last judged whether images come in time
+        self._started = self._told = False
+        self._named: set[str] = set()
+
+    def batches(self) -> Iterator[Batch | TrainError]:
+        """Give the batches from here on; an error in the place of one that there is not ends them."""
+        yield from self._stopwatch.over(_with_error(self._trainer.batches()))
+
+    def note(self, batch: Batch, values: Mapping[str, Tensor | float]) -> None:
+        """Note what a step on a batch left; now and then this looks."""
+        self._steps.append(_Step(self._trainer.step, batch.names, batch.skipped, values))
+        if self._log:
+            self._log.advance(self._trainer.step)
+        if len(self._steps) >= _EVERY:
+            self.look()
+
+    def look(self) -> None:
+        """
+        Read back what the steps since the last look left, and bring it to the log.
+
+        To be called before weights are saved or judged.
+
+        Raises
+        ------
+        TrainError
+            Where a loss, a gradient or a weight is not finite, on all ranks alike. Such a run cannot recover.
+        """
+        steps, self._steps = self._steps, []
+        if not steps:
+            return
+        rows = _read_back([step.values for step in steps])
+        fault = self._fault(steps, rows)
+        seconds, waited = self._stopwatch.read()
+        skipped = [(step.number, one) for step in steps for one in step.skipped]
+        seen = self._trainer.ranks.gather(_Seen(fault, skipped, waited))
+        faults = [one.fault for one in seen if one.fault]
+        last = min(faults)[0] - 1 if faults else steps[-1].number
+        if self._log:
+            skipped = [one for share in seen for one in share.skipped]
+            counts = [sum(number == step.number for number, _ in skipped) for step in steps]
+            lines = [
+                (step.number, row | ({"skipped": count} if self._config.data.skip_corrupt else {}))
+                for step, row, count in zip(steps, rows, counts, strict=True)
+                if step.number <= last
+            ]
+            self._log.write(lines, seconds=seconds, waited=max(one.waited for one in seen))
+            self._tell(skipped, seconds, max(one.waited for one in seen))
+        if faults:
+            self._stop(steps, rows, *min(faults))
+
+    def _fault(self, steps: list[_Step], rows: list[dict[str, float]]) -> tuple[int, list[str]] | None:
+        for step, row in zip(steps, rows, strict=True):
+            if names := [name for name, value in row.items() if not math.isfinite(value)]:
+                return step.number, names
+        return None if math.isfinite(self._trainer.largest()) else (steps[-1].number, ["weights"])
+
+    def _stop(self, steps: list[_Step], rows: list[dict[str, float]], number: int, names: list[str]) -> None:
+        step, row = next((step, row) for step, row in zip(steps, rows, strict=True) if step.number == number)
+        files = {pair.name: str(pair.image) for pair in self._trainer.data.pairs}
+        images = [files[name] for share in self._trainer.ranks.gather(step.names) for name in share]
+        values = {name: value if math.isfinite(value) else str(value) for name, value in row.items()}
+        if self._log:
+            told = {"step": number, "not_finite": names, "values": values, "images": images}
+            write_json(self._run / NONFINITE, told)
+        raise TrainError(
+            f"{' and '.join(names)} not finite at step {number} (lr {row['lr']:.3g}): the images of that step are named in "
+            f"{self._run / NONFINITE}, and no weights were saved since. Look at the images, or begin a new run with a lower "
+            "optim.lr"
+        )
+
+    def _tell(self, skipped: list[tuple[int, Skipped]], seconds: float, waited: float) -> None:
+        assert self._log is not None
+        for number, one in skipped:
+            if one.name not in self._named:
+                self._named.add(one.name)
+                self._log.say(f"step {number}: another image takes the place of {one.name}: {one.fault}")
+        if not self._started:  # the first batches are waited for in any case
+            self._started = True
+            return
+        self._seconds, self._waited = self._seconds + seconds, self._waited + waited
+        if self._seconds < _JUDGED:
+            return
+        share, self._seconds, self._waited = self._waited / self._seconds, 0.0, 0.0
+        if share > _TOLERATED and not self._told:
+            self._told = True
+            workers, cores = self._config.train.workers, os.cpu_count()
+            self._log.say(
+                f"the loader does not keep up: {share:.0%} of the time goes into waiting for images; more train.workers "
+                f"({workers} for each device now, and this machine has {cores} cores), or smaller images, would help"
+            )
+
+
+def _with_error(batches: Iterator[Batch]) -> Iterator[Batch | TrainError]:
+    try:
+        yield from batches
+    except TrainError as error:
+        yield error
+
+
+def _read_back(steps: list[Mapping[str, Tensor | float]]) -> list[dict[str, float]]:
+    """Turn all values into numbers, in one copy from the device."""
+    tensors = [value.double() for values in steps for value in values.values() if isinstance(value, Tensor)]
+    numbers = iter(torch.stack(tensors).tolist())
+    return [{name: next(numbers) if isinstance(value, Tensor) else value for name, value in values.items()} for values in steps]
