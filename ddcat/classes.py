@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["CAMVID", "CITYSCAPES", "IGNORE", "VOC", "Classes", "voc_palette"]
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["CAMVID", "CITYSCAPES", "IGNORE", "IGNORED_COLOUR", "VOC", "Classes", "coloured", "voc_palette"]
 
 IGNORE = 255  # a pixel with this label is never scored and never attacked for gain
+IGNORED_COLOUR = (225, 225, 225)  # it is shown in
 
 Colour = tuple[int, int, int]
 
@@ -80,3 +84,12 @@ CAMVID = Classes(
         (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
     ),
 )  # fmt: skip
+
+
+def coloured(labels: npt.NDArray[np.integer], classes: Classes) -> npt.NDArray[np.uint8]:
+    """Give labels, (H, W) with values in 0..K-1 or 255, the colours of their classes, (H, W, 3); 255 is `IGNORED_COLOUR`."""
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(classes)] = classes.palette
+    colours[IGNORE] = IGNORED_COLOUR
+    pixels: npt.NDArray[np.uint8] = colours[labels]
+    return pixels

@@ -28,13 +28,14 @@ from ddcat.bundle import open_bundle
 from ddcat.command import run
 from ddcat.files import write_bytes, write_text
 from ddcat_bench.page import Page, Stage, render_page
-from ddcat_bench.panels import Panel, Picture, make_panels, to_png
+from ddcat_bench.panels import Panel, Picture, make_panels
 from ddcat_bench.results import AttackResult, FidelityResult, SpeedResult, read_result
 from ddcat_bench.statements import METHOD_NAMES, robustness_statements
 from ddcat_bench.subjects import main_branch, open_split, torch_device
 from ddcat_serve.engines import open_engine
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.data import open_dataset
+from ddcat_train.sheet import to_png
 
 MADE = ("scenes", "runs", "results", "bundle", "served.png", "index.html")
 ANSWERS_WITHIN = 60.0  # seconds

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ddcat.classes import Classes
-from ddcat_bench.panels import IGNORED_COLOUR, Panel, Picture
+from ddcat.classes import IGNORED_COLOUR, Classes
+from ddcat_bench.panels import Panel, Picture
 from ddcat_bench.results import AttackResult, FidelityResult, SpeedResult
 from ddcat_bench.statements import METHOD_NAMES, Statement
 from ddcat_bench.tables import columns, run_names

@@ -1,24 +1,22 @@
 """Pictures of what an attack does: images, attacked images, and what models with and without a defence say of them."""
 
-import io
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from torch import Tensor
 
-from ddcat.classes import IGNORE, Classes
+from ddcat.classes import Classes, coloured
 from ddcat.scores import count, pixel_accuracy
 from ddcat_bench.attack import answers
 from ddcat_train.attacks import Model, bim, to_8_bit
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
+from ddcat_train.sheet import to_png
 
-__all__ = ["IGNORED_COLOUR", "Panel", "Picture", "coloured", "make_panels", "to_png"]
+__all__ = ["Panel", "Picture", "make_panels"]
 
-IGNORED_COLOUR = (225, 225, 225)
 _GREY = 128  # what no perturbation is shown as
 
 U8 = npt.NDArray[np.uint8]
@@ -118,21 +116,6 @@ def make_panels(
             )
             panels.append(Panel(name, pictures))
     return panels
-
-
-def coloured(labels: U8, classes: Classes) -> U8:
-    """Give labels, (H, W) with values in 0..K-1 or 255, the colours of their classes, (H, W, 3); 255 is `IGNORED_COLOUR`."""
-    colours = np.zeros((256, 3), np.uint8)
-    colours[: len(classes)] = classes.palette
-    colours[IGNORE] = IGNORED_COLOUR
-    return colours[labels]
-
-
-def to_png(pixels: U8) -> bytes:
-    """Encode RGB pixels, (H, W, 3)."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", optimize=True)
-    return file.getvalue()
 
 
 class _Look(NamedTuple):

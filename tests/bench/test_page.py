@@ -10,7 +10,7 @@ from PIL import Image
 from ddcat.classes import Classes
 from ddcat_bench.errors import BenchError
 from ddcat_bench.page import Page, Stage, render_page
-from ddcat_bench.panels import Panel, Picture, to_png
+from ddcat_bench.panels import Panel, Picture
 from ddcat_bench.results import (
     AttackResult,
     AttackRow,
@@ -25,6 +25,7 @@ from ddcat_bench.results import (
     Timing,
 )
 from ddcat_bench.statements import Statement, keeps_twice, loses_half, robustness_statements
+from ddcat_train.sheet import to_png
 
 NAMES = ("sky & sea", "<script>alert(1)</script>")
 PIXELS = 10_000

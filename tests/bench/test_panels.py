@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddcat.classes import IGNORE, Classes
-from ddcat_bench.panels import IGNORED_COLOUR, coloured, make_panels, to_png
+from ddcat.classes import IGNORE, coloured
+from ddcat_bench.panels import make_panels
 from ddcat_train.data import Dataset
 
 Pixels = npt.NDArray[np.uint8]
@@ -97,16 +97,3 @@ def test_a_caption_says_whose_attack_it_is(scenes: Dataset) -> None:
 def test_without_a_perturbation_all_is_grey(scenes: Dataset) -> None:
     panel = make_panels(bright_is_one, dark_is_one, scenes, defence="SAT", images=1, epsilon=0.0)[0]
     assert (pixels(panel.pictures[2].png) == 128).all()
-
-
-def test_labels_get_the_colours_of_their_classes_and_ignored_pixels_a_neutral_one() -> None:
-    classes = Classes(("a", "b"), ((1, 2, 3), (200, 100, 50)))
-    labels = np.array([[0, 1], [IGNORE, 0]], np.uint8)
-    expected = [[(1, 2, 3), (200, 100, 50)], [IGNORED_COLOUR, (1, 2, 3)]]
-    assert coloured(labels, classes).tolist() == [[list(colour) for colour in row] for row in expected]
-    assert len(set(IGNORED_COLOUR)) == 1
-
-
-def test_a_png_keeps_every_pixel() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (7, 5, 3)).astype(np.uint8)
-    assert np.array_equal(pixels(to_png(image)), image)

@@ -1,5 +1,6 @@
 """The command `ddcat-train`."""
 
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -73,8 +74,8 @@ def train(
     """
     Train a segmenter, with or without a defence.
 
-    The run directory holds the resolved configuration, the best and the last checkpoint, and the log as JSON lines and for
-    TensorBoard. Ctrl-C and SIGTERM leave a run that `--resume` continues to the same weights.
+    The run directory holds the resolved configuration, the best and the last checkpoint, a summary with pictures, and the log
+    as JSON lines and for TensorBoard. Ctrl-C and SIGTERM leave a run that `--resume` continues to the same weights.
 
     With several devices, `train.batch_size` is that of all of them together. Several machines need torchrun, with the same
     arguments on each: `torchrun --nnodes 2 --nproc-per-node 8 ... -m ddcat_train.cli PRESET`.
@@ -99,7 +100,8 @@ def train(
             from ddcat_train.launch import launch
 
             launch(devices, folder, again)
-    outcome = run_training(config, folder, resume=resume, device=device, save_every=60 * save_every)
+    command = f"{_program()} {shlex.join(sys.argv[1:])}"
+    outcome = run_training(config, folder, resume=resume, device=device, save_every=60 * save_every, command=command)
     if rank():
         return  # the first process speaks for all
     if outcome.signal is not None:
@@ -121,12 +123,16 @@ def _check_devices(config: Config, device: str, devices: int) -> None:
     check_shares(config, devices)
 
 
+def _program() -> str:
+    """What this was begun with; under torchrun only its user knows what comes before it."""
+    return "torchrun ... -m ddcat_train.cli" if under_agent() and not launched() else "ddcat-train"
+
+
 def _again(folder: Path, device: str, devices: int | None) -> str:
-    """The command that continues a run; under torchrun only its user knows what comes before it."""
-    command = "torchrun ... -m ddcat_train.cli" if under_agent() and not launched() else "ddcat-train"
+    """The command that continues a run."""
     options = ["--device", device] if device != "auto" else []
     options += ["--devices", str(devices)] if devices is not None else []
-    return " ".join([command, str(folder / CONFIG), "--resume", *options])
+    return " ".join([_program(), str(folder / CONFIG), "--resume", *options])
 
 
 def _resolve(source: str, data_root: Path | None, overrides: list[str]) -> Config:

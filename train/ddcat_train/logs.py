@@ -11,12 +11,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from ddcat.errors import WriteError
-from ddcat.files import append_text, write_text, writing
+from ddcat.files import append_text, remove_leftovers, write_bytes, write_text, writing
 from ddcat.progress import Rate
+from ddcat_train.data.base import U8
+from ddcat_train.sheet import to_png
 
-__all__ = ["LINES", "TIMING", "RunLog", "totals"]
+__all__ = ["LINES", "PANELS", "TIMING", "RunLog", "read_lines", "totals"]
 
 LINES, TIMING = "log.jsonl", "timing.jsonl"
+PANELS = "panels"  # a folder
 
 
 class RunLog:
@@ -36,7 +39,7 @@ class RunLog:
     def __init__(self, run: Path, *, step: int, steps: int) -> None:
         self._run = run
         for name in (LINES, TIMING):
-            write_text(run / name, "".join(f"{json.dumps(line)}\n" for line in _lines(run / name) if line["step"] <= step))
+            write_text(run / name, "".join(f"{json.dumps(line)}\n" for line in read_lines(run / name) if line["step"] <= step))
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         console = Console(stderr=True)
         self._progress = Progress(
@@ -102,6 +105,14 @@ class RunLog:
         self._progress.update(self._task, note=text)
         self.say(f"step {step}: {text}")
 
+    def panels(self, step: int, pixels: U8) -> None:
+        """Keep a picture, (H, W, 3), of what the network does."""
+        path = self._run / PANELS / f"step-{step:06}.png"
+        remove_leftovers(path)
+        write_bytes(path, to_png(pixels))
+        with writing(self._run):
+            self._board.add_image("val/panels", pixels, step, dataformats="HWC")
+
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -127,14 +138,14 @@ def totals(run: Path) -> dict[str, float]:
         `seconds` of its steps, without evaluations; `waited_share`, that of them that went into waiting for images; where
         corrupt images were to be skipped, `skipped`, how often another one took the place of one.
     """
-    timing = _lines(run / TIMING)
+    timing = read_lines(run / TIMING)
     seconds = sum(line["seconds"] for line in timing)
-    skipped = [line["skipped"] for line in _lines(run / LINES) if "skipped" in line]
+    skipped = [line["skipped"] for line in read_lines(run / LINES) if "skipped" in line]
     shares = {"waited_share": round(sum(line["waited"] for line in timing) / seconds, 4)} if seconds else {}
     return {"seconds": round(seconds, 2)} | shares | ({"skipped": sum(skipped)} if skipped else {})
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read JSON lines; a last one that a killed process left unfinished is none."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

@@ -14,13 +14,15 @@ from ddcat_train.checkpoints import BEST, LAST, load_checkpoint
 from ddcat_train.config import CONFIG, Config, dump_config, load_config
 from ddcat_train.errors import ConfigError, LostRankError, TrainError
 from ddcat_train.logs import LINES, TIMING, RunLog, totals
+from ddcat_train.sessions import SESSIONS, Clock
+from ddcat_train.summary import SUMMARY, write_summary
 from ddcat_train.trainer import Trainer
 from ddcat_train.watch import Watch
 from ddcat_train.worker import rank, under_agent
 
 __all__ = ["Outcome", "check_run", "train"]
 
-SUMMARY = "summary.json"
+RESULT = "summary.json"
 
 
 class Outcome(NamedTuple):
@@ -32,9 +34,18 @@ class Outcome(NamedTuple):
     signal: int | None  # that stopped it before its end
 
 
-def train(config: Config, run: Path, *, resume: bool = False, device: str = "auto", save_every: float = 300.0) -> Outcome:
+def train(
+    config: Config,
+    run: Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    save_every: float = 300.0,
+    command: str = "ddcat_train.loop.train()",
+) -> Outcome:
     """
-    Train, and leave `best.safetensors`, `last.safetensors`, the log and the resolved configuration in a run directory.
+    Train, and leave `best.safetensors`, `last.safetensors`, the resolved configuration, the log, pictures and a summary in a
+    run directory.
 
     On SIGINT and SIGTERM the run stops after the step it is at, and can be resumed, as it can after its process was killed.
     On a CPU a resumed run ends with the same weights, to the bit, as one that was never stopped and had as many processes.
@@ -52,6 +63,8 @@ def train(config: Config, run: Path, *, resume: bool = False, device: str = "aut
     device : "auto", "cpu" or "cuda"
     save_every : float
         Seconds between two checkpoints to resume from; one is written after every evaluation as well.
+    command : str
+        What the user began this with, for the summary.
 
     Raises
     ------
@@ -68,7 +81,7 @@ def train(config: Config, run: Path, *, resume: bool = False, device: str = "aut
     first = rank() == 0
     if first:  # it may write to the directory before another one looks
         check_run(config, run, resume=resume)
-        for name in (CONFIG, LAST, BEST, LINES, TIMING):
+        for name in (CONFIG, LAST, BEST, LINES, TIMING, SESSIONS, *SUMMARY):
             remove_leftovers(run / name)
     trainer = Trainer(config, device=device)
     if (run / LAST).is_file():
@@ -76,6 +89,7 @@ def train(config: Config, run: Path, *, resume: bool = False, device: str = "aut
     trainer.check_equal()
     if first:
         write_text(run / CONFIG, dump_config(config))
+    clock = Clock(run, trainer.step, command, trainer.device, trainer.ranks.size) if first else None
     number = 0
     with (
         _stop_requested() as stop,
@@ -89,7 +103,7 @@ def train(config: Config, run: Path, *, resume: bool = False, device: str = "aut
             late = time.monotonic() - when >= save_every
             number, due, failed = trainer.ranks.highest([stop(), late, isinstance(batch, TrainError)])
             if (number or due or failed) and saved != trainer.step:
-                saved, when = _save(trainer, run, watch), time.monotonic()
+                saved, when = _save(trainer, run, watch, clock), time.monotonic()
             if isinstance(batch, TrainError):
                 raise batch
             if failed:
@@ -100,18 +114,20 @@ def train(config: Config, run: Path, *, resume: bool = False, device: str = "aut
             if trainer.evaluation_due():
                 watch.look()  # nothing is judged that is not finite
                 _evaluate(trainer, run, log)
-                saved, when = _save(trainer, run, watch), time.monotonic()
+                saved, when = _save(trainer, run, watch, clock), time.monotonic()
+                _summarise(trainer, run, log)
     outcome = Outcome(trainer.step, trainer.steps, trainer.scores, number or None)
-    if first and outcome.signal is None:
-        summary = {"steps": trainer.steps, "scores": trainer.scores, "best": trainer.best, **totals(run)}
-        write_json(run / SUMMARY, summary)
+    if first:
+        _conclude(trainer, run, outcome)
     trainer.ranks.leave()
     return outcome
 
 
-def _save(trainer: Trainer, run: Path, watch: Watch) -> int:
+def _save(trainer: Trainer, run: Path, watch: Watch, clock: Clock | None) -> int:
     """Write what a run resumes from, and give the step."""
     watch.look()  # a resumed run logs from there on; and nothing is saved that is not finite
+    if clock:
+        clock.save(trainer.step)
     trainer.save(run / LAST, resumable=True)
     return trainer.step
 
@@ -120,8 +136,22 @@ def _evaluate(trainer: Trainer, run: Path, log: RunLog | None) -> None:
     scores = trainer.evaluate()
     if log:
         log.evaluation(trainer.step, scores)
+        log.panels(trainer.step, trainer.panels())
     if trainer.is_best():
         trainer.save(run / BEST, resumable=False)
+
+
+def _summarise(trainer: Trainer, run: Path, log: RunLog | None) -> None:
+    if log and trainer.step < trainer.steps:  # at the end it is written in any case
+        write_summary(run)
+
+
+def _conclude(trainer: Trainer, run: Path, outcome: Outcome) -> None:
+    if (run / LAST).is_file():
+        write_summary(run)
+    if outcome.signal is None:
+        result = {"steps": trainer.steps, "scores": trainer.scores, "best": trainer.best, **totals(run)}
+        write_json(run / RESULT, result)
 
 
 def check_run(config: Config, run: Path, *, resume: bool) -> None:

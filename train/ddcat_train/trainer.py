@@ -14,6 +14,7 @@ from ddcat_train.average import start_average, update_average
 from ddcat_train.checkpoints import Checkpoint, Description, SplitEntry, build_network, find_checkpoint, save_checkpoint
 from ddcat_train.config import Config
 from ddcat_train.data import AUGMENTATIONS, Dataset, open_dataset
+from ddcat_train.data.base import U8
 from ddcat_train.data.loader import Batch, batches_per_epoch, train_batches
 from ddcat_train.errors import ConfigError
 from ddcat_train.evaluation import evaluate
@@ -30,14 +31,15 @@ from ddcat_train.optimizer import (
     momentum,
     set_learning_rate,
 )
+from ddcat_train.panels import draw_panels
 from ddcat_train.ranks import join
+from ddcat_train.sessions import LIBRARIES
 from ddcat_train.shares import clean_images, share_of
 
 __all__ = ["Trainer"]
 
 # No fp16: gradients of an attack underflow, and the sign() of what is left is 0.
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "64-true"}
-_LIBRARIES = ("torch", "lightning-fabric", "numpy", "opencv-python-headless", "safetensors")
 _MOMENTUM, _RANDOM, _TRAINING = "optimizer.momentum.", "random.", "training."
 
 
@@ -213,6 +215,18 @@ class Trainer:
         self.scores = {"clean": clean, "attacked": attacked, "selection": (clean + attacked) / 2}
         return self.scores
 
+    def panels(self) -> U8:
+        """Draw what the network makes of some validation images, (H, W, 3); of no influence on the run."""
+        return draw_panels(
+            self._used,
+            self._val,
+            attack=self._config.attack,
+            device=self._fabric.device,
+            dtype=self._dtype,
+            batch_size=self._config.train.evaluate_batch,
+            title=f"{self._config.method.name}, step {self.step:,} of {self.steps:,}",
+        )
+
     def is_best(self) -> bool:
         """Whether the latest evaluation is the best so far; from then on it is the one to beat."""
         if self.best is not None and self.scores["selection"] <= self.best:
@@ -241,7 +255,7 @@ class Trainer:
             scores=self.scores,
             best=self.best,
             git_commit=provenance.git_commit(),
-            versions=provenance.versions(_LIBRARIES),
+            versions=provenance.versions(LIBRARIES),
         )
         save_checkpoint(path, description, self._used, extra)
 

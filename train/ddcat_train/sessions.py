@@ -1,0 +1,86 @@
+"""The sessions of a run: on what each of them worked, from which step to which, and how long it took."""
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from ddcat import provenance
+from ddcat.files import write_json
+
+__all__ = ["LIBRARIES", "SESSIONS", "Clock", "Session", "read_sessions"]
+
+LIBRARIES = ("torch", "lightning-fabric", "numpy", "opencv-python-headless", "safetensors")
+SESSIONS = "sessions.json"
+
+
+class Session(BaseModel):
+    """From the start of a process, or of several together, to its latest checkpoint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    command: str
+    began: str  # in UTC
+    machine: dict[str, str | int]
+    device: str
+    processes: int
+    threads: int  # of torch, of each process
+    versions: dict[str, str]
+    git_commit: str | None
+    first: int  # updates that were done before
+    last: int  # and at the latest checkpoint
+    seconds: float  # between the two
+
+
+_SESSIONS = TypeAdapter(tuple[Session, ...])
+
+
+def read_sessions(run: Path) -> tuple[Session, ...]:
+    """Read what the sessions of a run left; nothing where there was none."""
+    path = run / SESSIONS
+    return _SESSIONS.validate_json(path.read_bytes()) if path.is_file() else ()
+
+
+class Clock:
+    """
+    Measures a session.
+
+    Parameters
+    ----------
+    run : Path
+        The run directory.
+    step : int
+        Updates already done: what an earlier session did beyond them is lost.
+    command : str
+        What the user began the session with.
+    device : torch.device
+    processes : int
+    """
+
+    def __init__(self, run: Path, step: int, command: str, device: torch.device, processes: int) -> None:
+        self._path = run / SESSIONS
+        self._earlier = [one.model_copy(update={"last": min(one.last, step)}) for one in read_sessions(run)]
+        self._began = time.monotonic()
+        self._session = Session(
+            command=command,
+            began=datetime.now(UTC).isoformat(timespec="seconds"),
+            machine=provenance.machine(),
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            processes=processes,
+            threads=torch.get_num_threads(),
+            versions=provenance.versions(LIBRARIES),
+            git_commit=provenance.git_commit(),
+            first=step,
+            last=step,
+            seconds=0.0,
+        )
+
+    def save(self, step: int) -> None:
+        """Write how far the session is; nothing as long as it did no step."""
+        if step == self._session.first:
+            return
+        update = {"last": step, "seconds": round(time.monotonic() - self._began, 2)}
+        self._session = self._session.model_copy(update=update)
+        write_json(self._path, [one.model_dump() for one in (*self._earlier, self._session)])
