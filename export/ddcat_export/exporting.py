@@ -82,7 +82,7 @@ def export(
     ExportError
         Where the options are not possible, or the graph is not proven to be the main branch of the network.
     DdcatError
-        Where the checkpoint cannot be read or `out` is taken.
+        Where the checkpoint cannot be read, or `out` is taken or cannot be written.
     """
     if (engine, precision) != ("ort", "fp32"):
         raise ExportError(f"engine {engine} at {precision} cannot be built: this version builds engine ort at fp32")
@@ -100,11 +100,7 @@ def export(
     swept = sweep(content, segmenter, shapes_of(size))
     files = {_FILE: content}
     manifest = _describe(source, segmenter, files, proof, size)
-    try:
-        bundle = write_bundle(out, manifest, files)
-    except OSError as cause:
-        raise ExportError(f"cannot write {out}: {cause.strerror}") from cause
-    return Exported(**vars(bundle), sweep=swept)
+    return Exported(**vars(write_bundle(out, manifest, files)), sweep=swept)
 
 
 def _describe(

@@ -10,7 +10,7 @@ import pytest
 
 import ddcat_export
 from ddcat.bundle import Bundle, open_bundle
-from ddcat.errors import DdcatError
+from ddcat.errors import DdcatError, WriteError
 from ddcat.hashing import sha256_of_file
 from ddcat_export import cli, exporting
 from ddcat_export.errors import ExportError
@@ -167,7 +167,7 @@ def test_the_same_checkpoint_gives_the_same_manifest(
 
 def test_a_folder_that_cannot_be_made_is_one_line(quick: pytest.MonkeyPatch, run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ExportError, match=r"cannot write .*/file/bundle: (Not a directory|File exists)"):
+    with pytest.raises(WriteError, match=r"cannot write .*/file/bundle: (Not a directory|File exists)"):
         export(run, tmp_path / "file" / "bundle")
     assert tree(tmp_path) == {"file"}
 

@@ -15,6 +15,7 @@ from ddcat_train.config import PRESETS
 from ddcat_train.methods import METHODS, Portion
 from ddcat_train.names import MethodName
 from ddcat_train.networks import Segmenter
+from ddcat_train.networks.contexts import Context
 
 LETTER = {key: value for part in yaml.safe_load((PRESETS / "_letter.yaml").read_text()).values() for key, value in part.items()}
 
@@ -24,7 +25,7 @@ class Backwards(TorchDispatchMode):
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
-        self.pointer = convolution.weight.data_ptr()
+        self.shape = convolution.weight.shape  # in an attack the weight is one with a batch norm folded in
         self.samples = 0
         self.masks: list[list[bool]] = []
 
@@ -32,7 +33,7 @@ class Backwards(TorchDispatchMode):
         name = str(func)
         if "backward" in name and ("convolution" in name or "batch_norm" in name):
             self.masks.append(list(args[-1]))
-        if func is torch.ops.aten.convolution_backward.default and args[2].data_ptr() == self.pointer:
+        if func is torch.ops.aten.convolution_backward.default and args[2].shape == self.shape:
             self.samples += len(args[1])
         return func(*args, **(kwargs or {}))
 
@@ -42,8 +43,8 @@ def samples_through(modules: dict[str, nn.Module]) -> Iterator[dict[str, int]]:
     counts = dict.fromkeys(modules, 0)
 
     def count(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            counts[name] += len(inputs[0])
+        def hook(module: nn.Module, inputs: tuple[Tensor | Context, ...]) -> None:
+            counts[name] += len(inputs[0].maps if isinstance(inputs[0], Context) else inputs[0])
 
         return hook
 

@@ -4,14 +4,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["bin_averages", "conv_bn_relu", "pool_to_bins", "upsample"]
+from ddcat_train.networks.convolution import Conv2d
+
+__all__ = ["bin_averages", "conv_bn_relu", "interpolation", "pool_to_bins", "upsample"]
 
 
 def conv_bn_relu(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> list[nn.Module]:
     """Layers of a convolution that keeps the size, without bias, then batch norm and ReLU."""
     padding = dilation * (kernel // 2)
     return [
-        nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False),
+        Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     ]
@@ -20,6 +22,21 @@ def conv_bn_relu(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize (N, C, h, w) to (N, C, *size), bilinear with aligned corners, as everywhere in the paper's networks."""
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
+
+
+def interpolation(size: int, bins: int, like: Tensor) -> Tensor:
+    """
+    Give the (size, bins) matrix that upsamples `bins` values to `size` places, linear with aligned corners.
+
+    Made of tensor operations, as `bin_averages` is.
+    """
+    places = torch.arange(size, device=like.device).unsqueeze(1)  # (size, 1)
+    index = torch.arange(bins, device=like.device).unsqueeze(0)  # (1, bins)
+    # Whole numbers up to the one division, so that a place on a bin gets exactly that bin.
+    span: int = torch.sym_max(size - 1, 1)  # type: ignore[no-untyped-call]  # an exporter's size is no int
+    distance = (places * (bins - 1) - index * (size - 1)).abs().to(like.dtype) / span
+    nearness: Tensor = 1 - distance
+    return nearness.clamp(min=0)
 
 
 def bin_averages(size: int, bins: int, like: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ddcat_train.networks.backbone import Backbone, Stages
+from ddcat_train.networks.convolution import Conv2d, Layers
 
 __all__ = ["MobileNetV2"]
 
@@ -45,7 +46,7 @@ class MobileNetV2(Backbone):
     def __init__(self, output_stride: Literal[8, 16] = 16) -> None:
         super().__init__()
         self.stride = output_stride
-        layers: list[nn.Module] = [nn.Sequential(*_conv_bn(3, 32, 3, stride=2), nn.ReLU6(inplace=True))]
+        layers: list[nn.Module] = [Layers(*_conv_bn(3, 32, 3, stride=2), nn.ReLU6(inplace=True))]
         inputs, reached, dilation = 32, 2, 1
         for expansion, channels, blocks, stage_stride in _STAGES:
             for index in range(blocks):
@@ -70,10 +71,10 @@ class _InvertedResidual(nn.Module):
         hidden = inputs * expansion
         layers: list[nn.Module] = []
         if expansion != 1:
-            layers.append(nn.Sequential(*_conv_bn(inputs, hidden, 1), nn.ReLU6(inplace=True)))
+            layers.append(Layers(*_conv_bn(inputs, hidden, 1), nn.ReLU6(inplace=True)))
         depthwise = _conv_bn(hidden, hidden, 3, stride=stride, dilation=dilation, groups=hidden)
-        layers += [nn.Sequential(*depthwise, nn.ReLU6(inplace=True)), *_conv_bn(hidden, outputs, 1)]
-        self.conv = nn.Sequential(*layers)
+        layers += [Layers(*depthwise, nn.ReLU6(inplace=True)), *_conv_bn(hidden, outputs, 1)]
+        self.conv = Layers(*layers)
         self.shortcut = stride == 1 and inputs == outputs
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -83,5 +84,5 @@ class _InvertedResidual(nn.Module):
 
 def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> list[nn.Module]:
     padding = dilation * (kernel // 2)
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation=dilation, groups=groups, bias=False)
+    convolution = Conv2d(inputs, outputs, kernel, stride, padding, dilation=dilation, groups=groups, bias=False)
     return [convolution, nn.BatchNorm2d(outputs)]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ddcat_train.names import Stem
 from ddcat_train.networks.backbone import Backbone, Stages
+from ddcat_train.networks.convolution import Conv2d, Layers, conv_bn
 
 __all__ = ["ResNet", "resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "stem_of"]
 
@@ -66,16 +67,16 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, planes: int, stride: int, dilation: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, planes, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
+        self.conv1 = Conv2d(inputs, planes, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, padding=dilation, dilation=dilation, bias=False)
+        self.conv2 = Conv2d(planes, planes, 3, padding=dilation, dilation=dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
         self.downsample = _shortcut(inputs, planes, stride)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, planes, H/stride, W/stride)."""
-        residual = F.relu(self.bn1(self.conv1(maps)))
-        return F.relu(self.bn2(self.conv2(residual)) + self.downsample(maps))
+        residual = F.relu_(conv_bn(maps, self.conv1, self.bn1))
+        return F.relu_(conv_bn(residual, self.conv2, self.bn2).add_(self.downsample(maps)))
 
 
 class Bottleneck(nn.Module):
@@ -85,39 +86,39 @@ class Bottleneck(nn.Module):
 
     def __init__(self, inputs: int, planes: int, stride: int, dilation: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
+        self.conv1 = Conv2d(inputs, planes, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
+        self.conv2 = Conv2d(planes, planes, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
-        self.conv3 = nn.Conv2d(planes, planes * self.expansion, 1, bias=False)
+        self.conv3 = Conv2d(planes, planes * self.expansion, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(planes * self.expansion)
         self.downsample = _shortcut(inputs, planes * self.expansion, stride)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, 4 * planes, H/stride, W/stride)."""
-        residual = F.relu(self.bn1(self.conv1(maps)))
-        residual = F.relu(self.bn2(self.conv2(residual)))
-        return F.relu(self.bn3(self.conv3(residual)) + self.downsample(maps))
+        residual = F.relu_(conv_bn(maps, self.conv1, self.bn1))
+        residual = F.relu_(conv_bn(residual, self.conv2, self.bn2))
+        return F.relu_(conv_bn(residual, self.conv3, self.bn3).add_(self.downsample(maps)))
 
 
-def _deep_stem(width: int) -> nn.Sequential:
+def _deep_stem(width: int) -> Layers:
     outputs = 2 * width
-    return nn.Sequential(
-        nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
-        nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
-        nn.Conv2d(width, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True),
+    return Layers(
+        Conv2d(3, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
+        Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
+        Conv2d(width, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True),
         nn.MaxPool2d(3, stride=2, padding=1),
     )  # fmt: skip
 
 
-def _plain_stem(width: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
+def _plain_stem(width: int) -> Layers:
+    return Layers(
+        Conv2d(3, width, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
         nn.MaxPool2d(3, stride=2, padding=1),
     )  # fmt: skip
 
 
-_STEMS: dict[Stem, Callable[[int], nn.Sequential]] = {"deep": _deep_stem, "plain": _plain_stem}
+_STEMS: dict[Stem, Callable[[int], Layers]] = {"deep": _deep_stem, "plain": _plain_stem}
 
 
 def stem_of(tensors: Mapping[str, Tensor]) -> Stem | None:
@@ -130,7 +131,7 @@ def stem_of(tensors: Mapping[str, Tensor]) -> Stem | None:
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
     if inputs == outputs and stride == 1:
         return nn.Identity()
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
+    return Layers(Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 def _stage(

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from ddcat_train.names import Head
 from ddcat_train.networks.backbone import Backbone, Stages
-from ddcat_train.networks.contexts import ASPP, PyramidPooling
-from ddcat_train.networks.layers import conv_bn_relu, upsample
+from ddcat_train.networks.contexts import ASPP, Context, ContextConv2d, PyramidPooling
+from ddcat_train.networks.convolution import Conv2d, Layers
+from ddcat_train.networks.layers import upsample
 from ddcat_train.networks.normalise import Normalise
 
 __all__ = ["Features", "Segmenter"]
@@ -18,12 +19,12 @@ class Features(NamedTuple):
     """What all heads of an image share."""
 
     intermediate: Tensor  # (N, C3, h, w): for deep supervision
-    context: Tensor  # (N, C, h, w): for the three branches
+    context: Context  # of (N, C, h, w): for the three branches
     size: tuple[int, int]  # of the image
 
     def first(self, count: int) -> "Features":
         """Keep the first images of the batch."""
-        return Features(self.intermediate[:count], self.context[:count], self.size)
+        return Features(self.intermediate[:count], self.context.first(count), self.size)
 
 
 class Segmenter(nn.Module):
@@ -54,19 +55,11 @@ class Segmenter(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        kernel = context.head_kernel
-        branch = (context.channels, context.head_channels, kernel)
-        shapes = {
-            "main": (*branch, classes),
-            "auxiliary": (*branch, classes),
-            "mask": (*branch, 2),
-            "deep": (backbone.intermediate_channels, backbone.intermediate_channels // 4, kernel, classes),
-        }
         self.classes = classes
         self.normalise = Normalise()
         self.backbone = backbone
         self.context = context
-        self.heads = nn.ModuleDict({name: _head(*shapes[name], dropout) for name in heads})
+        self.heads = nn.ModuleDict({name: _head(name, backbone, context, classes, dropout) for name in heads})
 
     def features(self, images: Tensor) -> Features:
         """
@@ -116,5 +109,15 @@ class Segmenter(nn.Module):
         return {head: self.logits(head, features) for head in heads}
 
 
-def _head(inputs: int, hidden: int, kernel: int, outputs: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(*conv_bn_relu(inputs, hidden, kernel), nn.Dropout2d(dropout), nn.Conv2d(hidden, outputs, 1))
+def _head(name: Head, backbone: Backbone, context: PyramidPooling | ASPP, classes: int, dropout: float) -> Layers:
+    kernel, first = context.head_kernel, Conv2d if name == "deep" else ContextConv2d
+    inputs, hidden = context.channels, context.head_channels
+    if name == "deep":
+        inputs, hidden = backbone.intermediate_channels, backbone.intermediate_channels // 4
+    return Layers(
+        first(inputs, hidden, kernel, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Dropout2d(dropout),
+        Conv2d(hidden, 2 if name == "mask" else classes, 1),
+    )
