@@ -13,7 +13,7 @@ from ddcat.classes import Classes
 from ddcat_train.checkpoints import Description, SplitEntry, build_network, save_checkpoint
 from ddcat_train.config import parse_config
 from ddcat_train.networks import Features, Segmenter
-from ddcat_train.networks.contexts import PyramidPooling
+from ddcat_train.networks.contexts import ContextConv2d, PyramidPooling
 
 CLASSES = Classes.with_voc_palette(("ground", "red thing", "tree", "sky", "thin thing"))
 
@@ -103,7 +103,8 @@ class Smallest(nn.Module):
         self.classes = 4
         torch.manual_seed(0)
         self.context = context or nn.Identity()
-        self.heads = nn.ModuleDict({name: nn.Conv2d(channels, 4, 1) for name in ("main", "auxiliary")})
+        convolution = ContextConv2d if context else nn.Conv2d
+        self.heads = nn.ModuleDict({name: convolution(channels, 4, 1) for name in ("main", "auxiliary")})
 
     def features(self, images: Tensor) -> Features:
         return Features(images, self.context(images[..., ::2, ::2]), (images.shape[2], images.shape[3]))

@@ -26,17 +26,15 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 def interpolation(size: int, bins: int, like: Tensor) -> Tensor:
     """
-    Give the (size, bins) matrix that upsamples `bins` values to `size` places, linear with aligned corners.
+    Give the (size, bins) matrix that upsamples `bins` values to `size` places, 2 at least, linear with aligned corners.
 
     Made of tensor operations, as `bin_averages` is.
     """
     places = torch.arange(size, device=like.device).unsqueeze(1)  # (size, 1)
     index = torch.arange(bins, device=like.device).unsqueeze(0)  # (1, bins)
     # Whole numbers up to the one division, so that a place on a bin gets exactly that bin.
-    span: int = torch.sym_max(size - 1, 1)  # type: ignore[no-untyped-call]  # an exporter's size is no int
-    distance = (places * (bins - 1) - index * (size - 1)).abs().to(like.dtype) / span
-    nearness: Tensor = 1 - distance
-    return nearness.clamp(min=0)
+    distance = (places * (bins - 1) - index * (size - 1)).abs().to(like.dtype) / (size - 1)
+    return (1 - distance).clamp(min=0)
 
 
 def bin_averages(size: int, bins: int, like: Tensor) -> Tensor:
