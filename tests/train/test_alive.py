@@ -1,23 +1,36 @@
 """What can befall a run: it ends with one line that says what to do, and goes on from there as if nothing had happened."""
 
 import dataclasses
+import errno
 import json
 import multiprocessing
 import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
-from ddcat_train import cli
+from ddcat.errors import WriteError
+from ddcat_train import cli, stopwatch
+from ddcat_train import watch as watching
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint
 from ddcat_train.config import Config, load_config
+from ddcat_train.data.base import Dataset
+from ddcat_train.data.generate import write_scenes
 from ddcat_train.data.loader import Batch
-from ddcat_train.errors import TrainError
+from ddcat_train.errors import ConfigError, DataError, TrainError
 from ddcat_train.loop import train
 from ddcat_train.methods import Portion, Update
 from ddcat_train.trainer import Trainer
@@ -176,3 +189,362 @@ def test_a_rate_that_is_too_high_is_one_line(tiny_run: list[str], tmp_path: Path
         last = load_checkpoint(run / LAST)
         assert all(value.isfinite().all() for value in last.tensors.values() if value.is_floating_point())
         assert last.description.step == json.loads((run / "nonfinite.json").read_text())["step"] - 1
+
+
+# --- files that cannot be written
+
+
+def stop_after(step: int, config: Config, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin a run, and stop it as SIGTERM does."""
+    apply = Trainer.apply
+
+    def stopped(self: Trainer, batch: Batch) -> Any:
+        if self.step == step - 1:
+            signal.raise_signal(signal.SIGTERM)
+        return apply(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "apply", stopped)
+        assert train(config, run).step == step
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", LAST])
+def test_a_full_disk_is_one_line_and_the_checkpoint_stays(
+    name: str, config: Config, whole: Callable[[Config], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    stop_after(4, config, run, monkeypatch)
+    before = (run / LAST).read_bytes()
+    # what there is can be written again; the next lines of the log cannot, or a checkpoint, in the middle of its write
+    size = max((run / other).stat().st_size for other in ("config.yaml", "log.jsonl")) + 60 if name != LAST else 30_000
+    status, lines = command(
+        tmp_path / "printed",
+        *(run / "config.yaml", "--resume", *(["--save-every", 0] if name == LAST else [])),
+        before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+    )
+    line = assert_refused(status, lines)
+    assert "File too large" in line
+    assert "MB are needed" in line
+    assert f"cannot write {run / name}: " in line
+    assert (run / LAST).read_bytes() == before
+    train(config, run, resume=True)
+    assert_same(run, whole(config))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 400 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_disk_fills_up(
+    small_disk: Path, config: Config, whole: Callable[[Config], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes one checkpoint to resume from, and not the second that is written before it is replaced."""
+    run = small_disk / "run"
+    stop_after(4, config, run, monkeypatch)
+    before = (run / LAST).read_bytes()
+    line = assert_refused(*command(tmp_path / "printed", run / "config.yaml", "--resume", "--save-every", 0))
+    assert f"cannot write {run / LAST}: No space left on device: 0.2 MB are needed and 0." in line
+    assert (run / LAST).read_bytes() == before
+    shutil.copytree(run, tmp_path / "moved")  # to where there is room
+    train(config, tmp_path / "moved", resume=True)
+    assert_same(tmp_path / "moved", whole(config))
+
+
+def test_tensorboard_cannot_write_either(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for method in ("add_scalar", "close", "__init__"):
+        with monkeypatch.context() as patch:
+            patch.setattr(SummaryWriter, method, full)
+            with pytest.raises(WriteError, match=r"cannot write .*run.*No space left on device.* make room"):
+                train(config, tmp_path / method / "run")
+
+
+def test_a_run_folder_that_cannot_be_written_in_is_refused_at_once(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(WriteError, match=r"cannot write .*file/run: .*a folder that can be written in would be right"):
+        train(config, tmp_path / "file/run")
+    if os.getuid():
+        (tmp_path / "locked").mkdir(mode=0o500)
+        with pytest.raises(WriteError, match="a folder that can be written in would be right"):
+            train(config, tmp_path / "locked/run")
+
+
+# --- images that cannot be read
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> Path:
+    write_scenes(tmp_path / "scenes", train=10, val=4, size=(48, 48))
+    return tmp_path / "scenes"
+
+
+def over(config: Config, root: Path, **data: object) -> Config:
+    return config.model_copy(update={"data": config.data.model_copy(update={"root": root, **data})})
+
+
+def of_step(config: Config, step: int) -> Path:
+    """An image that is first used at a step of the first epoch."""
+    trainer = Trainer(config)
+    files = {pair.name: pair.image for pair in trainer.data.pairs}
+    names = [batch.names for batch, _ in zip(trainer.batches(), range(step), strict=False)]
+    (name, *_) = set(names[-1]) - {name for before in names[:-1] for name in before}
+    return files[name]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_image_in_the_middle_of_an_epoch_is_named_and_nothing_is_lost(
+    workers: int, config: Config, whole: Callable[[Config], Path], scenes: Path, tmp_path: Path
+) -> None:
+    config = over(config, scenes)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"workers": workers})})
+    whole(config)
+    image, run = of_step(config, 3), tmp_path / "run"
+    content = image.read_bytes()
+    image.write_bytes(content[:200])
+    with pytest.raises(DataError, match=r"replace it") as caught:
+        train(config, run)
+    assert str(image) in str(caught.value)
+    assert load_checkpoint(run / LAST).description.step == 2
+    image.write_bytes(content)
+    train(config, run, resume=True)
+    assert_same(run, whole(config))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_corrupt_images_are_skipped_when_asked_and_counted(
+    workers: int,
+    config: Config,
+    scenes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    config = over(config, scenes, skip_corrupt=True)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"workers": workers})})
+    images = [of_step(config, step) for step in (1, 3)]
+    for image in images:
+        image.write_bytes(b"no image")
+    expected = [len(batch.skipped) for batch in Trainer(config).batches()]
+    assert sum(expected) >= 6
+    run = tmp_path / "run"
+    stop_after(5, config, run, monkeypatch)
+    printed = capfd.readouterr().err
+    assert [printed.count(str(image)) for image in images] == [1, 1]
+    assert train(config, run, resume=True).step == 9
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines if "loss" in line] == expected
+    assert json.loads((run / "summary.json").read_text())["skipped"] == sum(expected)
+
+
+def test_a_reader_that_is_killed_is_one_line(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config.model_copy(update={"train": config.train.model_copy(update={"workers": 1})})
+    apply = Trainer.apply
+
+    def killing(self: Trainer, batch: Batch) -> Any:
+        if self.step == 3:
+            for reader in multiprocessing.active_children():
+                reader.kill()
+        return apply(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "apply", killing)
+        with pytest.raises(DataError, match=r"a process that reads images ended .* for want of memory") as caught:
+            train(config, tmp_path / "run", save_every=0)
+    assert "\n" not in str(caught.value)
+    assert load_checkpoint(tmp_path / "run" / LAST).description.step == 3
+
+
+# --- a data set that changed
+
+
+def test_a_data_set_that_changed_is_not_resumed_with(
+    config: Config, whole: Callable[[Config], Path], scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = over(config, scenes), tmp_path / "run"
+    stop_after(4, config, run, monkeypatch)
+    names = {split: (scenes / f"ImageSets/Segmentation/{split}.txt") for split in ("train", "val")}
+    for split, path in names.items():
+        before = path.read_text()
+        lines = before.split()
+        for changed, count in ((lines[:-1], len(lines) - 1), (lines[::-1], len(lines))):
+            path.write_text("\n".join(changed) + "\n")
+            with pytest.raises(
+                ConfigError, match=rf"the {split} split at {scenes} has changed: {count} images, whose"
+            ) as caught:
+                train(config, run, resume=True)
+            told = str(caught.value)
+            assert f"knows {len(lines)}, " in told
+            assert (
+                len(
+                    {word.strip(",:") for word in told.split() if len(word.strip(",:")) == 12 and word[0] in "0123456789abcdef"}
+                )
+                == 2
+            )
+            assert "put the images back as they were, or begin a new run with another --out" in told
+        path.write_text(before)
+    train(config, run, resume=True)
+    assert_same(run, whole(config))
+
+
+# --- kill -9
+
+
+def session(config: Config, run: Path, kill_at: int | None = None) -> multiprocessing.process.BaseProcess:
+    """Train in a process of its own, saving after every step; it may be killed at one of its calls of fsync."""
+
+    def main() -> None:
+        torch.set_num_threads(1)
+        sync, left = os.fsync, [kill_at]
+
+        def killed(descriptor: int) -> None:
+            if left[0] == 0:
+                if os.fstat(descriptor).st_mode & 0o100000:  # a file, which had come half to the disk
+                    os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            if left[0] is not None:
+                left[0] -= 1
+            sync(descriptor)
+
+        os.fsync = killed
+        train(config, run, resume=True, save_every=0)
+
+    process = FORK.Process(target=main)
+    process.start()
+    return process
+
+
+def finish(config: Config, run: Path) -> None:
+    process = session(config, run)
+    process.join(300)
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize("kills", [(3, 23), pytest.param(tuple(range(40)), marks=pytest.mark.slow)], ids=len)
+def test_killed_in_the_middle_of_writing_it_ends_with_the_same_bits(
+    kills: tuple[int, ...], config: Config, whole: Callable[[Config], Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    for kill_at in kills:
+        process = session(config, run, kill_at)
+        process.join(300)
+        assert process.exitcode in (-signal.SIGKILL, 0)  # or it came to its end before
+        if len(kills) == 2:
+            assert process.exitcode
+    finish(config, run)
+    assert_same(run, whole(config))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["clean", "ddcat"])
+def test_killed_ten_times_at_random_it_ends_with_the_same_bits(
+    method: str, tiny_run: list[str], whole: Callable[[Config], Path], tmp_path: Path
+) -> None:
+    config = load_config(f"scenes-{method}", [*tiny_run, "train.epochs=12", "train.workers=1"])
+    run, draws, reached = tmp_path / "run", random.Random(0), []
+    for kill in range(10):
+        process = session(config, run)
+        if kill % 3:  # else at any moment after its start
+            step = saved(run)
+            while saved(run) == step and process.is_alive():
+                time.sleep(0.001)
+        time.sleep(draws.uniform(0, 0.2 if kill % 3 else 1))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        reached.append(saved(run))
+    assert len(set(reached)) >= 7
+    assert reached[-1] < 36
+    finish(config, run)
+    assert_same(run, whole(config))
+
+
+def saved(run: Path) -> int:
+    file = run / "last.json"
+    return int(json.loads(file.read_text())["step"]) if file.is_file() else 0
+
+
+# --- loaders that keep up
+
+
+def test_a_stopwatch_tells_waiting_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+
+    def items() -> Iterator[int]:
+        for item in range(5):
+            now[0] += 3
+            yield item
+
+    monkeypatch.setattr(stopwatch, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    watch, readings = stopwatch.Stopwatch(torch.device("cpu")), []
+    for item in watch.over(items()):
+        now[0] += 1
+        if item in (2, 4):
+            readings.append(watch.read())
+            now[0] += 50  # an evaluation, which is not measured
+    assert readings == [(12, 9), (8, 6)]
+    assert watch.read() == (0, 0)  # the end was not waited for
+
+
+def test_on_a_gpu_it_is_the_device_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is busy for 8 at each step, and a batch takes 5, 5 and then 20; the host only waits for batches."""
+    now = {"host": 0.0, "device": 0.0}
+
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            now["device"] = self.when = max(now.values())
+
+        def elapsed_time(self, other: "Event") -> float:
+            return 1000 * (other.when - self.when)
+
+    def items() -> Iterator[int]:
+        for duration in (5, 5, 20):
+            now["host"] += duration
+            yield duration
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    watch, waits = stopwatch.Stopwatch(torch.device("cuda")), []
+    for _ in watch.over(items()):
+        waits.append(watch.read()[1])
+        now["device"] += 8
+    assert waits == [5, 0, pytest.approx(9)]
+
+
+@pytest.mark.parametrize("slow", ["read", "apply"])
+def test_a_loader_that_does_not_keep_up_is_told_once(
+    slow: str, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cls: Any = {"read": Dataset, "apply": Trainer}[slow]
+    original = getattr(cls, slow)
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.03 if slow == "read" else 0.5)
+        return original(*arguments)
+
+    monkeypatch.setattr(cls, slow, slowly)
+    monkeypatch.setattr(watching, "_JUDGED", 0.0)
+    monkeypatch.setattr(watching, "_EVERY", 2)
+    train(config, tmp_path / "run")
+    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("the loader does not keep up: ")]
+    share = json.loads((tmp_path / "run/summary.json").read_text())["waited_share"]
+    timing = [json.loads(line) for line in (tmp_path / "run/timing.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in timing] == [2, 4, 6, 8, 9]
+    assert sum(line["steps"] for line in timing) == 9
+    assert share == pytest.approx(sum(line["waited"] for line in timing) / sum(line["seconds"] for line in timing), abs=1e-3)
+    if slow == "apply":
+        assert (told, share < 0.1) == ([], True)
+        return
+    (line,) = told
+    assert "of the time goes into waiting for images; more train.workers (0 for each device now" in line
+    assert share > 0.3

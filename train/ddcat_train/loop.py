@@ -12,12 +12,13 @@ from typing import NamedTuple
 from ddcat.files import check_writable, is_leftover, remove_leftovers, write_json, write_text
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint
 from ddcat_train.config import CONFIG, Config, dump_config, load_config
+from ddcat_train.data.loader import readers_watched
 from ddcat_train.errors import ConfigError, LostRankError, TrainError
 from ddcat_train.logs import LINES, TIMING, RunLog, totals
 from ddcat_train.sessions import SESSIONS, Clock
 from ddcat_train.summary import SUMMARY, write_summary
 from ddcat_train.trainer import Trainer
-from ddcat_train.watch import Watch
+from ddcat_train.watch import NONFINITE, Watch
 from ddcat_train.worker import rank, under_agent
 
 __all__ = ["Outcome", "check_run", "train"]
@@ -81,8 +82,9 @@ def train(
     first = rank() == 0
     if first:  # it may write to the directory before another one looks
         check_run(config, run, resume=resume)
-        for name in (CONFIG, LAST, BEST, LINES, TIMING, SESSIONS, *SUMMARY):
-            remove_leftovers(run / name)
+        for name in (CONFIG, LAST, BEST, LINES, TIMING, SESSIONS, RESULT, NONFINITE, *SUMMARY):
+            for file in (run / name, (run / name).with_suffix(".json")):
+                remove_leftovers(file)
     trainer = Trainer(config, device=device)
     if (run / LAST).is_file():
         trainer.restore(load_checkpoint(run / LAST))
@@ -90,32 +92,15 @@ def train(
     if first:
         write_text(run / CONFIG, dump_config(config))
     clock = Clock(run, trainer.step, command, trainer.device, trainer.ranks.size) if first else None
-    number = 0
     with (
+        readers_watched(),
         _stop_requested() as stop,
         RunLog(run, step=trainer.step, steps=trainer.steps) if first else nullcontext() as log,
     ):
         if log:
             log.say(trainer.summary())
-        watch = Watch(config, trainer, run, log)
-        saved, when = trainer.step, time.monotonic()
-        for batch in watch.batches():
-            late = time.monotonic() - when >= save_every
-            number, due, failed = trainer.ranks.highest([stop(), late, isinstance(batch, TrainError)])
-            if (number or due or failed) and saved != trainer.step:
-                saved, when = _save(trainer, run, watch, clock), time.monotonic()
-            if isinstance(batch, TrainError):
-                raise batch
-            if failed:
-                raise LostRankError(f"rank {rank()} stopped, for another could not read its images")
-            if number:
-                break
-            watch.note(batch, trainer.apply(batch))
-            if trainer.evaluation_due():
-                watch.look()  # nothing is judged that is not finite
-                _evaluate(trainer, run, log)
-                saved, when = _save(trainer, run, watch, clock), time.monotonic()
-                _summarise(trainer, run, log)
+        session = _Session(trainer, run, Watch(config, trainer, run, log), log, clock)
+        number = _go_on(session, stop, save_every)
     outcome = Outcome(trainer.step, trainer.steps, trainer.scores, number or None)
     if first:
         _conclude(trainer, run, outcome)
@@ -123,27 +108,56 @@ def train(
     return outcome
 
 
-def _save(trainer: Trainer, run: Path, watch: Watch, clock: Clock | None) -> int:
+class _Session(NamedTuple):
+    trainer: Trainer
+    run: Path
+    watch: Watch
+    log: RunLog | None  # of the first rank, as the clock
+    clock: Clock | None
+
+
+def _go_on(session: _Session, stop: Callable[[], int], save_every: float) -> int:
+    """Train to the end of the run, or to a signal, which it gives; 0 for none."""
+    trainer = session.trainer
+    saved, when = trainer.step, time.monotonic()
+    for batch in session.watch.batches():
+        late = time.monotonic() - when >= save_every
+        number, due, failed = trainer.ranks.highest([stop(), late, isinstance(batch, TrainError)])
+        if (number or due or failed) and saved != trainer.step:
+            saved, when = _save(session), time.monotonic()
+        if isinstance(batch, TrainError):
+            raise batch
+        if failed:
+            raise LostRankError(f"rank {rank()} stopped, for another could not read its images")
+        if number:
+            return number
+        session.watch.note(batch, trainer.apply(batch))
+        if trainer.evaluation_due():
+            _evaluate(session)
+            saved, when = _save(session), time.monotonic()
+            if session.log and trainer.step < trainer.steps:  # at the end it is written in any case
+                write_summary(session.run)
+    return 0
+
+
+def _save(session: _Session) -> int:
     """Write what a run resumes from, and give the step."""
-    watch.look()  # a resumed run logs from there on; and nothing is saved that is not finite
-    if clock:
-        clock.save(trainer.step)
-    trainer.save(run / LAST, resumable=True)
-    return trainer.step
+    session.watch.look()  # a resumed run logs from there on; and nothing is saved that is not finite
+    if session.clock:
+        session.clock.save(session.trainer.step)
+    session.trainer.save(session.run / LAST, resumable=True)
+    return session.trainer.step
 
 
-def _evaluate(trainer: Trainer, run: Path, log: RunLog | None) -> None:
+def _evaluate(session: _Session) -> None:
+    session.watch.look()  # nothing is judged that is not finite
+    trainer, log = session.trainer, session.log
     scores = trainer.evaluate()
     if log:
         log.evaluation(trainer.step, scores)
         log.panels(trainer.step, trainer.panels())
     if trainer.is_best():
-        trainer.save(run / BEST, resumable=False)
-
-
-def _summarise(trainer: Trainer, run: Path, log: RunLog | None) -> None:
-    if log and trainer.step < trainer.steps:  # at the end it is written in any case
-        write_summary(run)
+        trainer.save(session.run / BEST, resumable=False)
 
 
 def _conclude(trainer: Trainer, run: Path, outcome: Outcome) -> None:

@@ -8,6 +8,7 @@ workers, and a run that resumes in the middle of an epoch gets those that it wou
 import dataclasses
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -20,7 +21,7 @@ from ddcat_train.data.augment import F32, Augment
 from ddcat_train.data.base import U8, Dataset, Sample
 from ddcat_train.errors import DataError
 
-__all__ = ["Batch", "Skipped", "batches_per_epoch", "evaluation_batches", "train_batches"]
+__all__ = ["Batch", "Skipped", "batches_per_epoch", "evaluation_batches", "readers_watched", "train_batches"]
 
 
 class Skipped(NamedTuple):
@@ -126,6 +127,27 @@ def train_batches(
         if isinstance(batch, DataError):
             raise batch
         yield batch
+
+
+@contextmanager
+def readers_watched() -> Iterator[None]:
+    """
+    Tell of the end of a process that reads ahead; torch does so wherever the loop is at.
+
+    Raises
+    ------
+    DataError
+    """
+    try:
+        yield
+    except RuntimeError as cause:
+        reason = " ".join(str(cause).split())
+        if not reason.startswith("DataLoader worker"):
+            raise
+        raise DataError(
+            f"a process that reads images ended ({reason}), by hand or for want of memory or room in /dev/shm: continue with "
+            "--resume when there is enough of both; fewer train.workers need less, in a new run"
+        ) from cause
 
 
 def evaluation_batches(
