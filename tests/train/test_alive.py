@@ -9,6 +9,7 @@ import random
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -407,8 +408,9 @@ def session(config: Config, run: Path, kill_at: int | None = None) -> multiproce
 
         def killed(descriptor: int) -> None:
             if left[0] == 0:
-                if os.fstat(descriptor).st_mode & 0o100000:  # a file, which had come half to the disk
-                    os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+                state = os.fstat(descriptor)
+                if stat.S_ISREG(state.st_mode):  # its end had not come to the disk
+                    os.ftruncate(descriptor, max(0, state.st_size - 10))
                 os.kill(os.getpid(), signal.SIGKILL)
             if left[0] is not None:
                 left[0] -= 1
@@ -428,7 +430,7 @@ def finish(config: Config, run: Path) -> None:
     assert process.exitcode == 0
 
 
-@pytest.mark.parametrize("kills", [(3, 23), pytest.param(tuple(range(40)), marks=pytest.mark.slow)], ids=len)
+@pytest.mark.parametrize("kills", [(3, 23), pytest.param(tuple(range(16)), marks=pytest.mark.slow)], ids=len)
 def test_killed_in_the_middle_of_writing_it_ends_with_the_same_bits(
     kills: tuple[int, ...], config: Config, whole: Callable[[Config], Path], tmp_path: Path
 ) -> None:
@@ -436,9 +438,7 @@ def test_killed_in_the_middle_of_writing_it_ends_with_the_same_bits(
     for kill_at in kills:
         process = session(config, run, kill_at)
         process.join(300)
-        assert process.exitcode in (-signal.SIGKILL, 0)  # or it came to its end before
-        if len(kills) == 2:
-            assert process.exitcode
+        assert process.exitcode == -signal.SIGKILL
     finish(config, run)
     assert_same(run, whole(config))
 

@@ -26,7 +26,7 @@ from ddcat_train import cli
 from ddcat_train import launch as launching
 from ddcat_train.checkpoints import LAST, load_checkpoint
 from ddcat_train.config import Config, load_config
-from ddcat_train.errors import ConfigError
+from ddcat_train.errors import ConfigError, TrainError
 from ddcat_train.evaluation import evaluate
 from ddcat_train.launch import launch
 from ddcat_train.loop import train
@@ -492,6 +492,72 @@ def test_an_error_of_one_rank_is_one_line(tiny_scenes: Path, overrides: list[str
     assert len(printed) == 1
     assert printed[0].startswith("error: ")
     assert image.name in printed[0]
+    assert_none_left(tmp_path / "run")
+
+
+def test_what_is_not_finite_on_one_rank_stops_all_and_names_the_images_of_all(
+    tiny: Callable[..., Config], tmp_path: Path, together: Together
+) -> None:
+    config, run = tiny("sat"), tmp_path / "run"
+
+    def spoilt() -> tuple[str, list[tuple[str, ...]]]:
+        apply, seen = Trainer.apply, []
+
+        def spoil(self: Trainer, batch: Any) -> Any:
+            seen.append(batch.names)
+            if self.step == 3 and self.ranks.rank == 1:
+                batch.images[0, 0, 0, 0] = torch.inf
+            return apply(self, batch)
+
+        Trainer.apply = spoil  # type: ignore[method-assign]  # of this process, which ends soon
+        with pytest.raises(TrainError, match="not finite at step 4") as caught:
+            train(config, run, device="cpu", save_every=0)
+        return str(caught.value), seen
+
+    (told, first), (other, second) = together(spoilt)
+    assert told == other
+    named = json.loads((run / "nonfinite.json").read_text())
+    assert [Path(image).stem for image in named["images"]] == [*first[3], *second[3]]
+    assert load_checkpoint(run / LAST).description.step == 3
+    assert together(lambda: train(config, run, resume=True, device="cpu").step) == [6, 6]
+
+
+def test_nothing_is_lost_to_a_corrupt_image_of_one_rank(
+    tiny: Callable[..., Config], tiny_scenes: Path, tmp_path: Path, together: Together
+) -> None:
+    shutil.copytree(tiny_scenes, tmp_path / "scenes")
+    config, run = tiny("sat", f"data.root={tmp_path / 'scenes'}"), tmp_path / "run"
+    trainer = Trainer(config, device="cpu")
+    before, step = (batch.names for batch, _ in zip(trainer.batches(), range(2), strict=False))
+    (name, *_) = set(step[1::2]) - set(before)  # the share of rank 1
+    image = next(pair.image for pair in trainer.data.pairs if pair.name == name)
+    image.write_bytes(b"no image")
+
+    def refused() -> str:
+        with pytest.raises(TrainError) as caught:
+            train(config, run, device="cpu")
+        return f"{type(caught.value).__name__} {caught.value}"
+
+    lost, refusal = together(refused)
+    assert lost == "LostRankError rank 0 stopped, for another could not read its images"
+    assert refusal.startswith(f"DataError {image} is no image")
+    assert load_checkpoint(run / LAST).description.step == 1
+    skipping = tiny("sat", f"data.root={tmp_path / 'scenes'}", "data.skip_corrupt=true")
+    expected = [len(batch.skipped) for batch in Trainer(skipping, device="cpu").batches()]
+    assert together(lambda: train(skipping, tmp_path / "other", device="cpu").step) == [6, 6]
+    lines = [json.loads(line) for line in (tmp_path / "other/log.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines if "loss" in line] == expected
+    assert json.loads((tmp_path / "other/summary.json").read_text())["skipped"] == sum(expected) > 2
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_on_all_ranks_is_one_line(overrides: list[str], tmp_path: Path) -> None:
+    more = arguments([*overrides, "optim.lr=1e30"], tmp_path / "run", "--devices", 2)
+    status, printed = Command(cli.main, more, tmp_path / "printed").end()
+    assert status == 2
+    assert len(printed) == 1
+    assert "not finite at step" in printed[0]
+    assert (tmp_path / "run/nonfinite.json").is_file()
     assert_none_left(tmp_path / "run")
 
 
