@@ -39,8 +39,7 @@ class RunLog:
     def __init__(self, run: Path, *, step: int, steps: int) -> None:
         self._run = run
         for name in (LINES, TIMING):
-            write_text(run / name, "".join(f"{json.dumps(line)}
-" for line in read_lines(run / name) if line["step"] <= step))
+            write_text(run / name, "".join(f"{json.dumps(line)}\n" for line in read_lines(run / name) if line["step"] <= step))
         with writing(run):
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         console = Console(stderr=True)
