@@ -182,8 +182,10 @@ class Trainer:
         ranks.add([valid])
         for first in range(count):
             part = slice(first, None, count)
+            # One by one: all of a portion do not lie side by side in the loader's memory, and the host would wait for the copy.
+            images = torch.stack([image.to(device, non_blocking=True) for image in batch.images[part]])
             yield Portion(
-                batch.images[part].to(device, self._dtype, non_blocking=True, memory_format=torch.channels_last),
+                images.to(self._dtype, memory_format=torch.channels_last),
                 labels[part],
                 batch.seeds[part],
                 clean_images(self._places[part], self._config),

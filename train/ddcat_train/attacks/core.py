@@ -36,7 +36,10 @@ def _random(images: Tensor, epsilon: float, seeds: Tensor | None) -> Tensor:
         torch.rand(images.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
         for seed in seeds.tolist()
     ]
-    noise = torch.stack(draws).to(images) * 2 - 1
+    drawn = torch.stack(draws)
+    if images.is_cuda:
+        drawn = drawn.pin_memory()  # from other memory, the host would wait for the device
+    noise = drawn.to(images.device, images.dtype, non_blocking=True) * 2 - 1
     return (images + epsilon * noise).clamp(0, 1)
 
 
