@@ -430,15 +430,17 @@ def finish(config: Config, run: Path) -> None:
     assert process.exitcode == 0
 
 
-@pytest.mark.parametrize("kills", [(3, 23), pytest.param(tuple(range(16)), marks=pytest.mark.slow)], ids=len)
+@pytest.mark.parametrize("kills", [(0, 9, 10, 11), pytest.param(tuple(range(16)), marks=pytest.mark.slow)], ids=len)
 def test_killed_in_the_middle_of_writing_it_ends_with_the_same_bits(
     kills: tuple[int, ...], config: Config, whole: Callable[[Config], Path], tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
+    run, leftovers = tmp_path / "run", set()
     for kill_at in kills:
         process = session(config, run, kill_at)
         process.join(300)
         assert process.exitcode == -signal.SIGKILL
+        leftovers |= {path.name.rpartition(".")[0] for path in run.iterdir() if path.name.startswith(".")}
+    assert {".config.yaml", f".{LAST}"} <= leftovers
     finish(config, run)
     assert_same(run, whole(config))
 

@@ -18,8 +18,8 @@ def synchronise_batch_norm(network: N) -> N:
     """
     Let every batch norm of a network see the images of all ranks in train(); in eval() nothing changes or communicates.
 
-    Parameters and buffers keep their names and stay the same objects. On CUDA the layers are torch's SyncBatchNorm, which
-    refuses a CPU; there they are `GatheredBatchNorm2d`.
+    Parameters and buffers keep their names and stay the same objects. On CUDA the layers are torch's SyncBatchNorm, whose host
+    waits for the device once in every layer, and which refuses a CPU; there they are `GatheredBatchNorm2d`.
     """
     if next(network.parameters()).is_cuda:
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-any-return, no-untyped-call]
