@@ -396,6 +396,22 @@ def test_a_data_set_that_changed_is_not_resumed_with(
     assert_same(run, whole(config))
 
 
+def test_how_images_are_come_by_may_change_between_sessions(
+    config: Config, whole: Callable[[Config], Path], scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = over(config, scenes), tmp_path / "run"
+    whole(config)
+    stop_after(4, config, run, monkeypatch)
+    moved = over(config, scenes.rename(tmp_path / "moved"), skip_corrupt=True)
+    moved = moved.model_copy(update={"train": moved.train.model_copy(update={"workers": 2})})
+    train(moved, run, resume=True)
+    expected, found = (load_checkpoint(folder / LAST) for folder in (whole(config), run))
+    assert all(torch.equal(expected.tensors[name], value) for name, value in found.tensors.items())
+    assert load_config(str(run / "config.yaml")) == found.description.config == moved
+    with pytest.raises(ConfigError, match=r"another configuration \(data.long_side differ\)"):
+        train(over(config, tmp_path / "moved", long_side=40), run, resume=True)
+
+
 # --- kill -9
 
 
@@ -548,5 +564,8 @@ def test_a_loader_that_does_not_keep_up_is_told_once(
         assert (told, share < 0.1) == ([], True)
         return
     (line,) = told
-    assert "of the time goes into waiting for images; more train.workers (0 for each device now" in line
+    assert (
+        "of the time goes into waiting for images; more workers (--resume --set train.workers=N; 0 for each device now, "
+        in line
+    )
     assert share > 0.3

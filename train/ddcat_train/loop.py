@@ -24,6 +24,11 @@ from ddcat_train.worker import rank, under_agent
 __all__ = ["Outcome", "check_run", "train"]
 
 RESULT = "summary.json"
+_MAY_CHANGE = {
+    "data.root",
+    "data.skip_corrupt",
+    "train.workers",
+}  # between sessions: how images are come by, not what is learnt
 
 
 class Outcome(NamedTuple):
@@ -70,7 +75,8 @@ def train(
     Raises
     ------
     ConfigError
-        Where the run exists and is not to be resumed, or was made with another configuration or data set.
+        Where the run exists and is not to be resumed, or was made with another configuration or data set; `data.root`,
+        `data.skip_corrupt` and `train.workers` may have changed.
     WriteError
         Where the disk is full, or the directory is not to be written in; what was written before stays.
     DataError
@@ -184,7 +190,7 @@ def check_run(config: Config, run: Path, *, resume: bool) -> None:
     if not resume:
         raise ConfigError(f"{run} holds a run already: continue it with --resume, or name another folder with --out")
     before = load_config(str(run / CONFIG))
-    differing = sorted(_differences(config.model_dump(), before.model_dump()))
+    differing = sorted(set(_differences(config.model_dump(), before.model_dump())) - _MAY_CHANGE)
     if differing:
         raise ConfigError(
             f"{run} was begun with another configuration ({', '.join(differing)} differ): resume it with "

@@ -146,7 +146,7 @@ def readers_watched() -> Iterator[None]:
             raise
         raise DataError(
             f"a process that reads images ended ({reason}), by hand or for want of memory or room in /dev/shm: continue with "
-            "--resume when there is enough of both; fewer train.workers need less, in a new run"
+            "--resume when there is enough of both, or with --resume and --set train.workers=N, fewer of which need less"
         ) from cause
 
 
