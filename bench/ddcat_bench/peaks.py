@@ -3,8 +3,7 @@
 import multiprocessing
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -59,16 +58,27 @@ def peak_memory(plan: Plan, name: ContenderName) -> int | None:
     Raises
     ------
     BenchError
-        Where the process is killed, most often for want of memory.
+        Where the process dies, most often for want of memory.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(_peak, plan, name).result()
-        except BrokenProcessPool as cause:
-            raise BenchError(
-                f"the process that takes a step of {name} alone was killed, most likely for want of memory: a smaller --batch "
-                "or --crop would be right"
-            ) from cause
+    context = multiprocessing.get_context("spawn")  # a fork would have what this process has, and no device
+    ours, its = context.Pipe(duplex=False)
+    process = context.Process(target=_tell_peak, args=(its, plan, name), daemon=True)
+    process.start()
+    its.close()
+    try:
+        peak: int | None = ours.recv()
+    except EOFError as cause:
+        process.join()
+        raise BenchError(
+            f"the process that takes a step of {name} alone died ({process.exitcode}), most likely for want of memory: a "
+            "smaller --batch or --crop would be right"
+        ) from cause
+    process.join()
+    return peak
+
+
+def _tell_peak(connection: Connection, plan: Plan, name: ContenderName) -> None:
+    connection.send(_peak(plan, name))
 
 
 def _peak(plan: Plan, name: ContenderName) -> int | None:

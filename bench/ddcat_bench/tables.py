@@ -11,6 +11,7 @@ from ddcat_bench.results import (
     Environment,
     FidelityResult,
     SpeedResult,
+    StepEntry,
     StepRatio,
     TrainStepResult,
 )
@@ -26,9 +27,15 @@ __all__ = [
     "speed_markdown",
     "table",
     "train_step_markdown",
+    "train_steps_markdown",
 ]
 
 _CONTENDERS = {"ours": "ours", "released": "(a) released", "frugal": "(b) frugal"}
+_BASELINES = (
+    "(a) released: the attack is on the whole batch, through all heads and with gradients of all parameters. (b) frugal: main "
+    "head and input gradients alone in the attack. Neither reuses anything; both are of plain layers in contiguous memory, and "
+    "take the same step as ours. Faster: seconds of the baseline / ours in the same turn, median and quartiles."
+)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -184,10 +191,8 @@ def train_step_markdown(result: TrainStepResult) -> str:
             entry.precision,
             f"{entry.images_per_second:.4g}",
             f"{entry.times.median:.4g} ({entry.times.lower_quartile:.4g} to {entry.times.upper_quartile:.4g})",
-            f"**{ratio.median:.2f}** ({ratio.lower_quartile:.2f} to {ratio.upper_quartile:.2f})"
-            if (ratio := ratios.get(entry.name))
-            else "",
-            "-" if entry.peak_memory is None else f"{entry.peak_memory / 2**20:.0f}",
+            _faster(ratios[entry.name]) if entry.name in ratios else "",
+            _mebibytes(entry),
             f"{entry.operations / 1e9:.4g}",
             f"{entry.peak_share:.0%}",
         ]
@@ -208,13 +213,45 @@ def train_step_markdown(result: TrainStepResult) -> str:
         f"(images x height x width){rounding}; {len(result.contenders[0].times.seconds)} steps of each "
         f"in turns after {result.warm_up} to warm up. Brackets: quartiles.\n\n"
         f"{table(head, rows)}\n{note}"
-        "Released: the attack is on the whole batch, through all heads and with gradients of all parameters. Frugal: main head "
-        "and input gradients alone in the attack. Neither reuses anything; both are of plain layers in contiguous memory, and "
-        "take the same step as ours.\n\n"
+        f"{_BASELINES}\n\n"
         f"{result.boundary} {result.memory} Matrix-product peak, measured in the same process: {peaks}. "
         f"Load average: {result.load_before:.2f} before, {result.load_after:.2f} after.\n\n"
         f"{environment_lines(environment)}"
     )
+
+
+def train_steps_markdown(results: Sequence[TrainStepResult]) -> str:
+    """
+    Write the speed and memory of our training step on several presets, or in several precisions, under each other.
+
+    Parameters
+    ----------
+    results : sequence of TrainStepResult
+    """
+    rows = []
+    for result in results:
+        ours, *baselines = result.contenders
+        cuda = result.environment.device != "cpu"
+        precision = f"{ours.precision} / {baselines[0].precision}" + (", TF32" if result.tf32 and cuda else "")
+        rows.append(
+            [
+                result.preset,
+                f"{result.batch} x {result.height} x {result.width}",
+                precision,
+                f"{ours.images_per_second:.4g}",
+                *(_faster(ratio) for ratio in result.ratios),
+                *(_mebibytes(entry) for entry in result.contenders),
+                f"{ours.peak_share:.0%}",
+                "**no**" if result.disturbed else "yes",
+            ]
+        )
+    head = [
+        "preset", "images x height x width", "precision: ours / baselines", "images/s", "faster than (a)", "than (b)",
+        "peak MiB: ours", "(a)", "(b)", "of peak", "quiet machine",
+    ]  # fmt: skip
+    total = sum(result.environment.seconds for result in results)
+    where = dict.fromkeys(environment_lines(r.environment.model_copy(update={"seconds": total})) for r in results)
+    return f"# Our training step beside the released one\n\n{table(head, rows)}\n{_BASELINES}\n\n" + "\n".join(where)
 
 
 def run_names(results: Sequence[AttackResult]) -> list[str]:
@@ -276,6 +313,14 @@ def _bundle_line(bundle: BundleEntry) -> str:
 def _figure(result: AttackResult, label: str, key: str, eight_bit: bool) -> str:
     row = result.find(label, eight_bit=eight_bit)
     return _number(getattr(row.scores, key)) if row else "-"
+
+
+def _faster(ratio: StepRatio) -> str:
+    return f"**{ratio.median:.2f}** ({ratio.lower_quartile:.2f} to {ratio.upper_quartile:.2f})"
+
+
+def _mebibytes(entry: StepEntry) -> str:
+    return "-" if entry.peak_memory is None else f"{entry.peak_memory / 2**20:.0f}"
 
 
 def _number(value: float | None) -> str:

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ddcat_bench.baselines import BaselineName, check_comparable
 from ddcat_bench.contenders import CONTENDERS, Contender, ContenderName, Ours, Plan, arithmetic, contend, draw_batch
+from ddcat_bench.errors import BenchError
 from ddcat_bench.peaks import MEMORY, matrix_product_peak, peak_memory
 from ddcat_bench.results import StepEntry, StepRatio, TrainStepResult
 from ddcat_bench.speed import times
@@ -59,6 +60,8 @@ def measure(
         Where the baselines have no such step, or a process ran out of memory.
     """
     check_comparable(plan.config)
+    config, batch = plan.config, plan.config.train.batch_size
+    height, width = config.augment.crop
     began = time.monotonic()
     load_before = os.getloadavg()[0]
     with arithmetic(plan):
@@ -66,14 +69,21 @@ def measure(
         peaks: dict[str, float] = {
             precision: matrix_product_peak(precision, torch.device(plan.device)) for precision in precisions
         }
-        operations, seconds = _time(plan, repeats=repeats, warm_up=warm_up, advance=advance)
+        try:
+            operations, seconds = _time(plan, repeats=repeats, warm_up=warm_up, advance=advance)
+        except torch.OutOfMemoryError as cause:
+            raise BenchError(
+                f"the device has not the memory for the three contenders at {batch} x {height} x {width} (images x height x "
+                "width): a smaller --batch or --crop would be right"
+            ) from cause
+        if plan.device == "cuda":
+            torch.cuda.empty_cache()  # for the processes to come
         load_after = os.getloadavg()[0]
         memory = {}
         for name in CONTENDERS:
             memory[name] = peak_memory(plan, name)
             advance(1)
         environment = describe_environment(torch.device(plan.device), time.monotonic() - began)
-    batch = plan.config.train.batch_size
     entries = []
     for name in CONTENDERS:
         summary, precision = times(seconds[name]), plan.precision(name)
@@ -88,8 +98,6 @@ def measure(
                 peak_memory=memory[name],
             )
         )
-    config = plan.config
-    height, width = config.augment.crop
     return TrainStepResult(
         preset=preset,
         method=config.method.name,
