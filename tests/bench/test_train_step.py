@@ -17,7 +17,7 @@ from ddcat_bench.errors import BenchError
 from ddcat_bench.peaks import matrix_product_peak
 from ddcat_bench.plain import PlainSegmenter
 from ddcat_bench.results import TrainStepResult, read_result, to_json
-from ddcat_bench.tables import train_step_markdown
+from ddcat_bench.tables import train_step_markdown, train_steps_markdown
 from ddcat_bench.train_step import interleave
 from ddcat_train.config import ModelConfig, load_config
 from ddcat_train.names import ContextName, MethodName
@@ -212,6 +212,11 @@ def test_steps_that_the_baselines_do_not_take(override: str, message: str) -> No
         check_comparable(plan_of("ddcat", override).config)
 
 
+@pytest.fixture(autouse=True)
+def quick_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddcat_bench.peaks._PRODUCTS_WITHIN", 0.1)
+
+
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
 
@@ -239,6 +244,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert to_json(result) == (out / "train-step.json").read_text()
     busy = result.model_copy(update={"load_before": 3.0})
     assert "Not a quiet machine" in train_step_markdown(busy)
+    lines = [line for line in train_steps_markdown([result, busy]).splitlines() if line.startswith("| scenes-ddcat ")]
+    assert [("**no**" in line, "4 x 33 x 41" in line, "fp64 / fp32" in line) for line in lines[1:]] == [(True, True, True)]
     idle = result.model_copy(update={"load_before": 0.0, "load_after": 1.0})
     assert "Not a quiet machine" not in train_step_markdown(idle)
 
