@@ -222,6 +222,12 @@ def _check(model: onnx.ModelProto, classes: int, size: tuple[int, int] | None, *
         )
         for value in (*model.graph.input, *model.graph.output)
     }
+    fixed = [side for side in found.get("image", (0, ()))[1][1:3] if isinstance(side, int)]
+    if size is None and fixed:
+        raise ExportError(
+            f"torch {torch.__version__} exports this network for one size of images only, its code depends on it: "
+            "--size HxW would be right"
+        )
     if found != wanted:
         raise ExportError(f"torch {torch.__version__} wrote inputs and outputs {found} where {wanted} were asked for")
     try:

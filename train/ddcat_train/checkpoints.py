@@ -85,7 +85,7 @@ class Description(BaseModel):
     @property
     def architecture(self) -> str:
         """Backbone and context."""
-        return f"{self.config.model.backbone} + {self.config.model.context}"
+        return self.config.model.architecture
 
     @property
     def attack(self) -> dict[str, Any] | None:

@@ -40,7 +40,7 @@ def _list_presets(wanted: bool) -> None:
     rows = [("preset", "data", "network", "method", "crop", "epochs")]
     for name in presets():
         config = load_config(name)
-        network, crop = f"{config.model.backbone} + {config.model.context}", "{} x {}".format(*config.augment.crop)
+        network, crop = config.model.architecture, "{} x {}".format(*config.augment.crop)
         rows.append((name, config.data.name, network, config.method.name, crop, str(config.train.epochs)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:  # whole lines, for grep, however narrow the terminal

@@ -74,6 +74,16 @@ def _known_backbone(name: str) -> str:
     return name
 
 
+def _hf_settings(source: Any) -> Any:
+    if not isinstance(source, str | Path | dict):
+        return source
+    try:
+        from ddcat_train.networks.hf import hf_settings  # noqa: PLC0415 -- heavy, and not everybody has it
+    except ImportError as cause:
+        raise ValueError(f'a library is not installed ({cause}): pip install "ddcat[train,hf]"') from cause
+    return hf_settings(source)
+
+
 Fraction = Annotated[float, BeforeValidator(_fraction)]  # 0.03, or "8/255"
 Size = Annotated[tuple[int, int], BeforeValidator(_pair)]  # height and width, or one number for both
 
@@ -124,12 +134,24 @@ class ModelConfig(_Strict):
     stem: Stem = Field("deep", description="of a ResNet; plain: that of torchvision's weights")
     output_stride: Literal[8, 16] = 8
     dropout: float = Field(0.1, ge=0, lt=1, description="of the heads' channels, in training")
+    hf: Annotated[dict[str, Any], BeforeValidator(_hf_settings)] | None = Field(
+        None, description="settings of a backbone of Hugging Face transformers, or its config.json; of backbone hf"
+    )
     pretrained: Path | None = Field(
         None, description="a safetensors file of backbone weights, a checkpoint or a run, whose backbone is taken; None: random"
     )
 
+    @property
+    def architecture(self) -> str:
+        """Backbone and context."""
+        return f"{self.hf['model_type'] if self.hf else self.backbone} + {self.context}"
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        if (self.backbone == "hf") != (self.hf is not None):
+            raise ValueError(
+                "model.backbone hf and model.hf, its settings or the path of its config.json, are for each other: name both"
+            )
         if self.backbone not in get_args(BackboneName):
             return self  # what another package brings judges for itself
         resnet = self.backbone.startswith("resnet")
@@ -138,7 +160,7 @@ class ModelConfig(_Strict):
         if not resnet and self.stem != "deep":
             raise ValueError(f"stem {self.stem} is for ResNets: {self.backbone} has one of its own")
         if resnet and self.output_stride != 8:
-            raise ValueError("output_stride 16 is for mobilenet_v2: the ResNets have 8")
+            raise ValueError("output_stride 16 is for mobilenet_v2 and hf: the ResNets have 8")
         return self
 
 

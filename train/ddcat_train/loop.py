@@ -200,7 +200,7 @@ def check_run(config: Config, run: Path, *, resume: bool) -> None:
 
 def _differences(one: dict[str, object], other: dict[str, object], path: str = "") -> Iterator[str]:
     for key, value in one.items():
-        before = other[key]
+        before = other.get(key)
         if isinstance(value, dict) and isinstance(before, dict):
             yield from _differences(value, before, f"{path}{key}.")
         elif value != before:

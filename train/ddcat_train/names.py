@@ -18,7 +18,7 @@ __all__ = [
     "UpdateRule",
 ]
 
-BackboneName = Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"]  # our own
+BackboneName = Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2", "hf"]  # ours to build
 BACKBONE_GROUP = "ddcat.backbones"  # of entry points, by which an installed package brings others
 Stem = Literal["deep", "plain"]  # of a ResNet: three 3x3 convolutions as in semseg, or torchvision's one of 7x7
 ContextName = Literal["pyramid", "aspp"]

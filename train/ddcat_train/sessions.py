@@ -12,7 +12,7 @@ from ddcat.files import write_json
 
 __all__ = ["LIBRARIES", "SESSIONS", "Clock", "Session", "read_sessions"]
 
-LIBRARIES = ("torch", "lightning-fabric", "numpy", "opencv-python-headless", "safetensors")
+LIBRARIES = ("torch", "lightning-fabric", "numpy", "opencv-python-headless", "safetensors", "transformers")
 SESSIONS = "sessions.json"
 
 

@@ -115,7 +115,7 @@ class Trainer:
         """One line that says what is trained on what."""
         config, parameters = self._config, sum(parameter.numel() for parameter in self._network.parameters())
         return (
-            f"{config.method.name}: {config.model.backbone} + {config.model.context}, {parameters / 1e6:.2f} M parameters, "
+            f"{config.method.name}: {config.model.architecture}, {parameters / 1e6:.2f} M parameters, "
             f"{config.data.name} {len(self._train)} + {len(self._val)} images, {self.steps} steps of "
             f"{config.train.batch_size}, {config.train.precision} on "
             + (str(self._fabric.device) if self.ranks.size == 1 else f"{self.ranks.size} x {self._fabric.device.type}")

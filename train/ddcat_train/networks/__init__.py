@@ -25,6 +25,14 @@ __all__ = [
     "load_backbone",
 ]
 
+
+def _hugging_face(model: ModelConfig) -> Backbone:
+    from ddcat_train.networks.hf import HuggingFace  # noqa: PLC0415 -- heavy, and not everybody has it
+
+    assert model.hf is not None  # the configuration says so
+    return HuggingFace(model.hf, model.output_stride)
+
+
 BACKBONES: dict[str, Callable[[ModelConfig], Backbone]] = {
     "resnet10": lambda model: resnet10(model.width, model.stem),
     "resnet18": lambda model: resnet18(model.width, model.stem),
@@ -32,6 +40,7 @@ BACKBONES: dict[str, Callable[[ModelConfig], Backbone]] = {
     "resnet50": lambda model: resnet50(model.width, model.stem),
     "resnet101": lambda model: resnet101(model.width, model.stem),
     "mobilenet_v2": lambda model: MobileNetV2(model.output_stride),
+    "hf": _hugging_face,
 }
 
 CONTEXTS: dict[ContextName, type[PyramidPooling | ASPP]] = {"pyramid": PyramidPooling, "aspp": ASPP}

@@ -1,6 +1,7 @@
 """What a backbone is: a module that takes normalised images to maps at a fraction of their size."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -45,3 +46,7 @@ class Backbone(nn.Module, ABC):
         images : (N, 3, H, W) float
             About zero mean and unit variance, by the statistics of ImageNet.
         """
+
+    def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Give what of a file of pretrained weights is the backbone's, under its own keys; what else there is, as it is."""
+        return {key: value for key, value in tensors.items() if not key.startswith(self.unused)}

@@ -39,7 +39,7 @@ def load_backbone(backbone: Backbone, path: Path) -> None:
     except (OSError, SafetensorError) as cause:
         raise CheckpointError(f"{path} is not a readable safetensors file: {cause}") from cause
     ours = {key.removeprefix(_OURS): value for key, value in found.items() if key.startswith(_OURS)}
-    found = ours or {key: value for key, value in found.items() if not key.startswith(backbone.unused)}
+    found = ours or backbone.own(found)
     if isinstance(backbone, ResNet) and (stem := stem_of(found)) not in (None, backbone.stem):
         raise CheckpointError(
             f"{path} is for the {stem} stem, not for the {backbone.stem} one: model.stem={stem} would be right"
