@@ -193,6 +193,18 @@ def test_a_sheet_holds_every_picture_whole_without_a_pixel_of_another_colour() -
         assert where(drawn, colour)[4] > 50
 
 
+def test_a_white_picture_is_seen_on_white_paper() -> None:
+    sheets = [
+        draw_sheet("t", ["m"], [[plain(40, 100, (level,) * 3)]], Classes(("a", "b"), ((1, 2, 3), (3, 2, 1))))
+        for level in (255, 7)
+    ]
+    top, left, height, width, _ = where(sheets[1], (7, 7, 7))
+    frame = sheets[0][top - 1 : top + height + 1, left - 1 : left + width + 1].copy()
+    assert (frame[1:-1, 1:-1] == 255).all()
+    frame[1:-1, 1:-1] = 0
+    assert (frame < 128).all()
+
+
 def test_labels_that_are_shrunk_keep_their_colours_and_photographs_are_mixed() -> None:
     stripes = np.zeros((400, 400, 3), np.uint8)
     stripes[:, ::2] = (200, 100, 50)

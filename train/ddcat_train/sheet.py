@@ -63,11 +63,12 @@ def draw_sheet(title: str, headings: Sequence[str], rows: Sequence[Sequence[Pict
     pen = ImageDraw.Draw(sheet)
     pen.text((_MARGIN, _MARGIN), title, _INK, large)
     for left, heading in zip(lefts, headings, strict=True):
-        pen.text((left, top - line), heading, _INK, large)
+        pen.text((left, top - line - 2), heading, _INK, large)
     for row, fitted, tall in zip(rows, pictures, heights, strict=True):
         for left, wide, picture, image in zip(lefts, widths, row, fitted, strict=True):
             sheet.paste(image, (left, top))
-            pen.text((left, top + image.height + 2), _shortened(picture.caption, small, wide), _PALE, small)
+            pen.rectangle((left - 1, top - 1, left + image.width, top + image.height), outline=_PALE)  # around, for white ones
+            pen.text((left, top + image.height + 3), _shortened(picture.caption, small, wide), _PALE, small)
         top += tall + line
     for left, below, name, colour in swatches:
         corner = left, top + below * line + 6
