@@ -73,23 +73,6 @@ def test_a_run_leaves_all_that_later_stages_need(method: str, tiny_run: list[str
     assert not best.segmenter().training
 
 
-def test_killed_and_resumed_it_ends_with_the_same_bits(tiny_run: list[str], tmp_path: Path) -> None:
-    arguments = ["scenes-ddcat", *options([*tiny_run, "train.epochs=8"]), "--save-every", 0]
-    subprocess.run(command(*arguments, "--out", tmp_path / "whole"), check=True, capture_output=True)
-    killed = tmp_path / "killed"
-    process = subprocess.Popen(command(*arguments, "--out", killed), stderr=subprocess.DEVNULL)
-    saved = killed / "last.json"
-    for _ in range(6000):
-        if saved.is_file() and json.loads(saved.read_text())["step"] >= 4:  # in the middle of the second epoch
-            break
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert load_checkpoint(killed / LAST).description.step < 24
-    subprocess.run(command(*arguments, "--out", killed, "--resume"), check=True, capture_output=True)
-    assert_same_run(tmp_path / "whole", killed)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_run_that_resumes_to_the_same_bits(
     number: signal.Signals, tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
