@@ -79,7 +79,7 @@ def test_a_row_is_what_it_says(method: str, tiny_run: list[str], scenes: Dataset
     draw(network, scenes, config)
     headings, rows = drawn[0]
     divides = method != "pgd-at"
-    assert headings == COLUMNS + ["M: changed by the attack", "p for input", "p for attacked"] * divides
+    assert headings == COLUMNS + ["M: changed by attack", "p for input", "p for attacked"] * divides
     network.eval()
     for index, row in enumerate(rows):
         sample = scenes.read(index)

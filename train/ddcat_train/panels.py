@@ -21,7 +21,7 @@ __all__ = ["draw_panels"]
 
 _IMAGES = 4
 _HEADINGS = ("input", "attacked", "prediction for input", "prediction for attacked", "truth")
-_DIVISION_HEADINGS = ("M: changed by the attack", "p for input", "p for attacked")
+_DIVISION_HEADINGS = ("M: changed by attack", "p for input", "p for attacked")
 
 
 def draw_panels(
