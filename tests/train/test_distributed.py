@@ -36,13 +36,14 @@ from ddcat_train.shares import check_shares, clean_images, share_of
 from ddcat_train.trainer import Trainer
 
 FORK = multiprocessing.get_context("fork")  # torch is there already: to import it takes longer than most of these tests
-Together = Callable[[Callable[[], Any]], list[Any]]
+Together = Callable[..., list[Any]]
 
 
-def be_rank(rank: int, port: int, work: Callable[[], Any], result: Path) -> None:
+def be_rank(rank: int, size: int, port: int, work: Callable[[], Any], result: Path) -> None:
     os.environ |= {
         "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
     }  # fmt: skip
     torch.set_num_threads(1)
     try:
@@ -53,13 +54,13 @@ def be_rank(rank: int, port: int, work: Callable[[], Any], result: Path) -> None
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Together:
-    """Call a function in two processes that can talk to each other, and give what each of them returned."""
+    """Call a function in processes, two of them, that can talk to each other, and give what each of them returned."""
 
-    def call(work: Callable[[], Any]) -> list[Any]:
+    def call(work: Callable[[], Any], size: int = 2) -> list[Any]:
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         folder = tmp_path_factory.mktemp("together")
-        results = [folder / f"rank{rank}.pt" for rank in range(2)]
-        ranks = [FORK.Process(target=be_rank, args=(r, store.port, work, result)) for r, result in enumerate(results)]
+        results = [folder / f"rank{rank}.pt" for rank in range(size)]
+        ranks = [FORK.Process(target=be_rank, args=(r, size, store.port, work, result)) for r, result in enumerate(results)]
         for process in ranks:
             process.start()
         for process in ranks:
@@ -121,6 +122,9 @@ ONE_RANK = {1: 1.0, 3: 1.0, 5: 1.0}  # the whole share of rank 1
         ("ddcat", ["method.split=global", "method.update=two-step", "train.batch_size=12", "train.accumulate=3"], UNEVEN),
         ("pgd-at", [], UNEVEN),
         ("pgd-at", ["method.name=trades"], ONE_RANK),
+        ("ddcat-m", ["method.split=global"], UNEVEN),
+        ("ddcat-n", ["method.split=global"], UNEVEN),
+        ("segpgd-at", [], UNEVEN),
     ],
     ids=str,
 )
@@ -140,6 +144,42 @@ def test_two_ranks_are_one_process_with_the_same_batch(
     assert all(torch.equal(first[name], second[name]) for name in weights)
     for name, value in weights.items():
         torch.testing.assert_close(first[name], value, rtol=1e-9, atol=1e-11, msg=name)
+
+
+def test_three_ranks_of_which_one_alone_has_a_clean_image(tiny: Callable[..., Config], together: Together) -> None:
+    config = tiny("ddcat", "method.split=global", "method.adversarial_share=0.7", "train.batch_size=6")
+    assert [clean_images(share_of(rank, 3, config), config) for rank in range(3)] == [1, 0, 0]
+    logs, weights = steps(config, UNEVEN)
+    for found_logs, found in together(lambda: steps(config, UNEVEN), 3):
+        for expected, values in zip(logs, found_logs, strict=True):
+            assert values == pytest.approx(expected, rel=1e-10, abs=1e-12)
+        for name, value in weights.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-11, msg=name)
+
+
+def test_images_are_judged_once_though_three_ranks_do_not_divide_them(tiny: Callable[..., Config], together: Together) -> None:
+    def scored() -> tuple[dict[str, float], int]:
+        trainer = Trainer(tiny("clean", "train.batch_size=6"), device="cpu")
+        read: list[int] = []
+        trainer._network.normalise.register_forward_pre_hook(lambda module, inputs: read.append(len(inputs[0])))
+        return trainer.evaluate(), sum(read) // 4  # a forward for n = 0, 1, 2, 3
+
+    scores, images = scored()
+    found = together(scored, 3)
+    assert [each[0] for each in found] == [scores] * 3
+    assert (images, [each[1] for each in found]) == (4, [2, 1, 1])
+
+
+@pytest.mark.parametrize("method", ["ddcat", "pgd-at"])
+def test_bf16_on_two_ranks(method: str, tiny: Callable[..., Config], together: Together) -> None:
+    config = tiny(method, "method.split=global" if method == "ddcat" else "attack.steps=2", "train.precision=bf16")
+    logs, _ = steps(config, {})
+    (first_logs, first), (second_logs, second) = together(lambda: steps(config, {}))
+    assert first_logs == second_logs
+    assert all(torch.equal(value, second[name]) and value.isfinite().all() for name, value in first.items())
+    assert {value.dtype for value in first.values()} == {torch.float32, torch.int64}
+    for expected, found in zip(logs, first_logs, strict=True):  # sums of bf16 activations are rounded otherwise
+        assert found["loss"] == pytest.approx(expected["loss"], rel=0.1)
 
 
 def test_batch_norm_over_ranks_is_batch_norm_of_all(together: Together) -> None:
