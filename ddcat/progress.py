@@ -11,7 +11,7 @@ __all__ = ["Rate", "progress"]
 
 
 class Rate(ProgressColumn):
-    """Units done in a second."""
+    """Units done in a second, or seconds for each where there are fewer."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -19,7 +19,9 @@ class Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """Draw the column."""
-        return Text(f"{task.speed:.1f} {self._unit}/s" if task.speed else "")
+        if not task.speed:
+            return Text("")
+        return Text(f"{task.speed:.1f} {self._unit}/s" if task.speed >= 1 else f"{1 / task.speed:.1f} s each")
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def main() -> None:
         return
     attacks = []
     for method in METHODS:
-        trained, folder = out / "runs" / method, out / family / method
+        trained, folder = out / "runs" / method, out / "attacks" / method
         once(
             trained / "summary.json",
             "ddcat-train", f"{family}-{method}", "--data-root", data, "--out", trained, "--device", device, "--resume",

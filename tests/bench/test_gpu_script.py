@@ -1,0 +1,26 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddcat_bench.results import AttackResult, TrainStepResult, read_result
+
+SCRIPT = Path(__file__).parents[2] / "bench/gpu/train_step.py"
+
+
+@pytest.mark.slow
+def test_rehearsal(tmp_path: Path) -> None:
+    """All of it on a CPU; a second time, nothing is done again."""
+    command = [sys.executable, str(SCRIPT), "--rehearse", "--out", str(tmp_path / "gpu")]
+    subprocess.run(command, check=True, capture_output=True)
+    steps = sorted((tmp_path / "gpu/train-step").glob("*/train-step.json"))
+    assert len(steps) == 8
+    ours = {read_result(path, TrainStepResult).contenders[0].precision for path in steps}
+    assert ours == {"fp32", "bf16"}
+    attacks = [read_result(path, AttackResult) for path in sorted((tmp_path / "gpu/attacks").glob("*/attack.json"))]
+    assert [result.checkpoint.method for result in attacks] == ["clean", "ddcat", "pgd-at", "sat"]
+    assert (tmp_path / "gpu/train-step.md").read_text().count("| voc-") == 8
+    assert "| pgd-at |" in (tmp_path / "gpu/scenes.md").read_text()
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "$ " not in again.stdout
