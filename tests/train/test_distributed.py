@@ -146,6 +146,25 @@ def test_two_ranks_are_one_process_with_the_same_batch(
         torch.testing.assert_close(first[name], value, rtol=1e-9, atol=1e-11, msg=name)
 
 
+@pytest.mark.parametrize(
+    ("method", "overrides"),
+    [("sat", ["method.split=global"]), ("ddcat", ["method.split=global"]), ("pgd-at", [])],
+    ids=str,
+)
+def test_portions_are_the_whole_batch_but_for_batch_norm(
+    method: str, overrides: list[str], tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nn.BatchNorm2d, "train", lambda module, mode=True: nn.Module.train(module, False))
+    (logs, weights), (found_logs, found) = (
+        steps(tiny(method, *overrides, f"train.accumulate={portions}"), UNEVEN) for portions in (1, 3)
+    )
+    for expected, values in zip(logs, found_logs, strict=True):
+        assert values == pytest.approx(expected, rel=1e-10, abs=1e-12)
+        assert values["gradient_norm"] > 0
+    for name, value in weights.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-11, msg=name)
+
+
 def test_three_ranks_of_which_one_alone_has_a_clean_image(tiny: Callable[..., Config], together: Together) -> None:
     config = tiny("ddcat", "method.split=global", "method.adversarial_share=0.7", "train.batch_size=6")
     assert [clean_images(share_of(rank, 3, config), config) for rank in range(3)] == [1, 0, 0]
