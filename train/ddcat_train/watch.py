@@ -27,7 +27,7 @@ __all__ = ["NONFINITE", "Watch"]
 NONFINITE = "nonfinite.json"
 _EVERY = 20  # steps between two looks: one waits for the device
 _TOLERATED = 0.1  # share of the time that may go into waiting for images
-_JUDGED = 30.0  # seconds over which it is judged
+_JUDGED = 10.0  # seconds of steps over which it is judged
 
 
 class _Step(NamedTuple):
