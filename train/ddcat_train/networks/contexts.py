@@ -65,7 +65,10 @@ class ContextConv2d(Conv2d):
         rows, stretched = [], []
         for values, weight in zip(context.pooled, weights, strict=True):
             bins = values.shape[-1]
-            taps = torch.einsum("ncij,ocyx->nyixjo", values, weight)
+            # As matrices that need no copy where the weight has its channels last: (O k k, c) times (c, N b b).
+            kernels = weight.permute(0, 2, 3, 1).reshape(-1, weight.shape[1])
+            taps = kernels @ values.permute(1, 0, 2, 3).reshape(weight.shape[1], -1)
+            taps = taps.reshape(outputs, kernel, kernel, count, bins, bins).permute(3, 1, 4, 2, 5, 0)
             taps = taps.reshape(count, kernel * bins, kernel * bins, outputs)
             stretched.append(_shifted(interpolation(width, bins, values), kernel) @ taps)  # (N, k b, w, O)
             rows.append(_shifted(interpolation(height, bins, values), kernel))  # (h, k b)
