@@ -49,6 +49,8 @@ class ContextConv2d(Conv2d):
     shifted bases that are zero where a tap lies outside of the map.
     """
 
+    folds = False  # its weight is larger than most maps
+
     def forward(self, context: Context) -> Tensor:  # type: ignore[override]
         """Map a context of (N, C, h, w) to (N, O, h, w)."""
         return self.convolve(context, self.weight, self.bias)

@@ -17,6 +17,8 @@ _FEWEST_CHANNELS = 128
 class Conv2d(nn.Conv2d):
     """A convolution as torch's, whose weights can be given in place of its own."""
 
+    folds = True  # whether it pays to fold a batch norm into the weight
+
     def forward(self, maps: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, O, H', W')."""
         return self.convolve(maps, self.weight, self.bias)
@@ -117,7 +119,7 @@ def conv_bn(maps: Any, convolution: Conv2d, norm: nn.Module) -> Tensor:
     norm : nn.BatchNorm2d or one of its kind
     """
     assert isinstance(norm, _BatchNorm)
-    if norm.training or torch.compiler.is_compiling():
+    if norm.training or not convolution.folds or torch.compiler.is_compiling():
         return norm(convolution(maps))  # type: ignore[no-any-return]
     assert norm.running_mean is not None
     assert norm.running_var is not None

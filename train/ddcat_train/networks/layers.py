@@ -55,8 +55,10 @@ def pool_to_bins(maps: Tensor, bins: int) -> Tensor:
     """
     Average (N, C, H, W) to (N, C, bins, bins): equal to adaptive average pooling for every size.
 
-    Written as A_h X A_w^T because adaptive pooling with a dynamic height or width exports to ONNX silently wrong.
+    Written as A_h X A_w^T because adaptive pooling with a dynamic height or width exports to ONNX silently wrong; with the
+    channels last, so that maps in that layout are not copied.
     """
-    rows = bin_averages(maps.shape[-2], bins, maps)
-    columns = bin_averages(maps.shape[-1], bins, maps)
-    return rows @ (maps @ columns.T)
+    height, width, channels = maps.shape[-2], maps.shape[-1], maps.shape[1]
+    pooled = bin_averages(height, bins, maps) @ maps.permute(0, 2, 3, 1).reshape(-1, height, width * channels)
+    pooled = bin_averages(width, bins, maps) @ pooled.reshape(-1, bins, width, channels)  # (N, bins, bins, C)
+    return pooled.permute(0, 3, 1, 2)
