@@ -32,9 +32,9 @@ def interpolation(size: int, bins: int, like: Tensor) -> Tensor:
     """
     places = torch.arange(size, device=like.device).unsqueeze(1)  # (size, 1)
     index = torch.arange(bins, device=like.device).unsqueeze(0)  # (1, bins)
-    # Whole numbers up to the one division, so that a place on a bin gets exactly that bin.
-    distance = (places * (bins - 1) - index * (size - 1)).abs().to(like.dtype) / (size - 1)
-    return (1 - distance).clamp(min=0)
+    # Whole numbers up to the one division, so that a place on a bin gets exactly that bin; bfloat16 does not hold them.
+    distance = (places * (bins - 1) - index * (size - 1)).abs().to(torch.promote_types(like.dtype, torch.float32)) / (size - 1)
+    return (1 - distance).clamp(min=0).to(like.dtype)
 
 
 def bin_averages(size: int, bins: int, like: Tensor) -> Tensor:
