@@ -45,7 +45,9 @@ def launch(processes: int, run: Path, again: str) -> NoReturn:
     TrainError
         Where a process was killed, or raised an error.
     """
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it would say is said below, in one line
+    logging.disable(
+        logging.CRITICAL
+    )  # what the agent would say, each of its parts at its own level, is said below, in one line
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_GRACE))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))  # else each takes all cores
     with tempfile.TemporaryDirectory() as errors:
