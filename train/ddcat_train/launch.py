@@ -45,9 +45,8 @@ def launch(processes: int, run: Path, again: str) -> NoReturn:
     TrainError
         Where a process was killed, or raised an error.
     """
-    logging.disable(
-        logging.CRITICAL
-    )  # what the agent would say, each of its parts at its own level, is said below, in one line
+    # What the agent would say is said below, in one line; each of its parts has a level of its own.
+    logging.disable(logging.CRITICAL)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_GRACE))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))  # else each takes all cores
     with tempfile.TemporaryDirectory() as errors:
