@@ -1,6 +1,7 @@
 """What docs/results says is what its files hold."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -22,6 +23,18 @@ def seeds() -> ModuleType:
 def test_the_table_of_methods_is_made_of_the_files_beside_it(seeds: ModuleType) -> None:
     files = sorted((ROOT / "docs/results/camvid-methods").glob("*.json"))
     assert seeds.table(seeds.read(files)) in (ROOT / "docs/results/camvid-methods.md").read_text(encoding="utf-8")
+
+
+def test_the_training_steps_are_those_of_the_files() -> None:
+    page = (ROOT / "docs/results/train-step.md").read_text(encoding="utf-8")
+    files = sorted((ROOT / "docs/results/train-step").glob("*.json"))
+    assert len(files) == page.count("](train-step/voc-")
+    for file in files:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        row = next(line for line in page.splitlines() if line.startswith(f"| [{result['preset']}]"))
+        released, frugal = (ratio["median"] for ratio in result["ratios"])
+        assert f"| **{released:.2f}** (" in row
+        assert f") | {frugal:.2f} |" in row
 
 
 def test_mean_and_deviation(seeds: ModuleType) -> None:
