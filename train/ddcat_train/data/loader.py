@@ -123,10 +123,20 @@ def train_batches(
         pin_memory=pin,
         generator=torch.Generator(),  # without one, the loader would draw from the state that dropout draws from
     )
-    for batch in loader:
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+    try:
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+    except (ConnectionError, EOFError, FileNotFoundError) as cause:  # a batch is fetched by way of a socket of its reader
+        raise _reader_ended(f"{type(cause).__name__} while a batch was fetched") from cause
+
+
+def _reader_ended(reason: str) -> DataError:
+    return DataError(
+        f"a process that reads images ended ({reason}), by hand or for want of memory or room in /dev/shm: continue with "
+        "--resume when there is enough of both, or with --resume and --set train.workers=N, fewer of which need less"
+    )
 
 
 @contextmanager
@@ -144,10 +154,7 @@ def readers_watched() -> Iterator[None]:
         reason = " ".join(str(cause).split())
         if not reason.startswith("DataLoader worker"):
             raise
-        raise DataError(
-            f"a process that reads images ended ({reason}), by hand or for want of memory or room in /dev/shm: continue with "
-            "--resume when there is enough of both, or with --resume and --set train.workers=N, fewer of which need less"
-        ) from cause
+        raise _reader_ended(reason) from cause
 
 
 def evaluation_batches(
