@@ -164,6 +164,18 @@ def test_a_corrupt_image_is_told_in_one_line(small: Dataset, workers: int) -> No
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("fault", [ConnectionResetError, EOFError, FileNotFoundError])
+def test_a_reader_that_ends_as_a_batch_is_fetched_is_told_in_one_line(
+    small: Dataset, monkeypatch: pytest.MonkeyPatch, fault: type[Exception]
+) -> None:
+    def fetch(loader: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", fetch)
+    with pytest.raises(DataError, match=rf"^a process that reads images ended \({fault.__name__} while .*--resume"):
+        epoch_of(small)
+
+
 def test_augmentations_can_be_sent_to_a_worker_that_is_not_forked(small: Dataset) -> None:
     sample = small.read(0)
     image, _ = pickle.loads(pickle.dumps(AUGMENT))(sample, np.random.default_rng(0))
