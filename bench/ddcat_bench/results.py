@@ -68,6 +68,10 @@ class CheckpointEntry(_Strict):
     method: str
     architecture: str
     attack: dict[str, Any] | None = Field(description="of its training; null where there was none")
+    seed: int | None = Field(None, description="of its training; null: imported, or judged before it was recorded")
+    training: dict[str, Any] | None = Field(
+        None, description="the configuration but for what changes no weight and the seed; null as for the seed"
+    )
 
 
 class BundleEntry(_Strict):

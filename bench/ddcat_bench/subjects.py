@@ -1,6 +1,7 @@
 """What is judged: a checkpoint's main branch, a split of its data, and where the result comes from."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,7 +10,7 @@ from ddcat.bundle import Bundle
 from ddcat_bench.errors import BenchError
 from ddcat_bench.results import BundleEntry, CheckpointEntry, DataEntry, Environment
 from ddcat_serve.engines import Engine
-from ddcat_train.checkpoints import Checkpoint, load_checkpoint
+from ddcat_train.checkpoints import Checkpoint, Description, load_checkpoint
 from ddcat_train.data import Dataset, open_dataset
 from ddcat_train.networks import Segmenter
 
@@ -25,6 +26,11 @@ __all__ = [
     "torch_device",
 ]
 
+_NO_WEIGHT: Any = {  # what of a configuration changes no weight; the seed does, and is apart
+    "seed": True,
+    "data": {"root", "val_split", "val_long_side"},
+    "train": {"workers", "evaluate_every", "evaluate_images", "evaluate_batch"},
+}
 _LIBRARIES = ("torch", "numpy", "opencv-python-headless", "onnxruntime")
 
 
@@ -143,6 +149,7 @@ def checkpoint_of(bundle: Bundle, path: Path | None = None) -> Checkpoint:
 def describe_checkpoint(checkpoint: Checkpoint) -> CheckpointEntry:
     """Say what a checkpoint is and how it was trained."""
     description = checkpoint.description
+    ours = description.imported is None  # of another program's, the configuration is a guess but for the network
     return CheckpointEntry(
         path=str(checkpoint.path),
         sha256=checkpoint.sha256(),
@@ -150,6 +157,8 @@ def describe_checkpoint(checkpoint: Checkpoint) -> CheckpointEntry:
         method=description.config.method.name,
         architecture=description.architecture,
         attack=description.attack,
+        seed=description.config.seed if ours else None,
+        training=_training(description) if ours else None,
     )
 
 
@@ -193,6 +202,16 @@ def describe_environment(device: torch.device, seconds: float) -> Environment:
         threads=torch.get_num_threads(),
         seconds=seconds,
     )
+
+
+def _training(description: Description) -> dict[str, Any]:
+    """What two runs that differ in nothing but their seed, or their machine, have in common."""
+    config = description.config.model_dump(mode="json", exclude=_NO_WEIGHT)
+    if description.attack is None:
+        del config["attack"]  # it is of the evaluation alone
+    if (weights := description.config.model.pretrained) is not None:
+        config["model"]["pretrained"] = weights.name
+    return config
 
 
 def _check_classes(dataset: Dataset, names: tuple[str, ...], judged: Path) -> None:
