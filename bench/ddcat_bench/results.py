@@ -7,14 +7,16 @@ A figure that has no value (the IoU of a class that is neither labelled nor pred
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from ddcat.files import read_json
 from ddcat.scores import Counts, iou, miou, pixel_accuracy
 from ddcat_bench.errors import BenchError
+from ddcat_bench.findings import Alarm, Probe
+from ddcat_bench.schema import Fraction, Strict
 
 __all__ = [
     "AttackName",
@@ -40,15 +42,10 @@ __all__ = [
 
 AttackName = Literal["clean", "BIM", "PGD"]
 SuiteName = Literal["quick", "paper"]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 _QUIET = 0.5  # load average that is nobody's
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Environment(_Strict):
+class Environment(Strict):
     """Where and with what something was measured."""
 
     machine: dict[str, str | int]
@@ -59,7 +56,7 @@ class Environment(_Strict):
     seconds: float = Field(ge=0, description="that the whole measurement took")
 
 
-class CheckpointEntry(_Strict):
+class CheckpointEntry(Strict):
     """The checkpoint that was judged, or that a bundle was made from."""
 
     path: str
@@ -74,7 +71,7 @@ class CheckpointEntry(_Strict):
     )
 
 
-class BundleEntry(_Strict):
+class BundleEntry(Strict):
     """The bundle that was judged."""
 
     path: str
@@ -83,7 +80,7 @@ class BundleEntry(_Strict):
     engine: dict[str, str | int | bool] = Field(description="as the engine describes itself")
 
 
-class DataEntry(_Strict):
+class DataEntry(Strict):
     """The images that were judged."""
 
     name: str
@@ -96,7 +93,7 @@ class DataEntry(_Strict):
     names: tuple[str, ...] = Field(description="of the judged images, in the order of all counts")
 
 
-class Scores(_Strict):
+class Scores(Strict):
     """Figures over all judged images, and the counts of each image that they are computed from."""
 
     miou: Fraction = Field(description="counts summed over the images first; classes without a pixel left out")
@@ -139,7 +136,7 @@ class Scores(_Strict):
         return np.array(self.counts, dtype=np.int64)
 
 
-class AttackRow(_Strict):
+class AttackRow(Strict):
     """One attack and what it left."""
 
     name: AttackName
@@ -157,7 +154,7 @@ class AttackRow(_Strict):
         return {"clean": "clean", "BIM": f"n = {self.steps}", "PGD": f"PGD-{self.steps}"}[self.name]
 
 
-class AttackResult(_Strict):
+class AttackResult(Strict):
     """What `ddcat-bench attack` found."""
 
     schema_version: Literal[1] = 1
@@ -167,6 +164,8 @@ class AttackResult(_Strict):
     protocol: str
     suite: SuiteName
     rows: tuple[AttackRow, ...]
+    probe: Probe | None = Field(default=None, description="null in files of before there was one")
+    alarms: tuple[Alarm, ...] = ()
     environment: Environment
 
     def find(self, label: str, *, eight_bit: bool = False) -> AttackRow | None:
@@ -174,7 +173,7 @@ class AttackResult(_Strict):
         return next((r for r in self.rows if r.label == label and (r.eight_bit == eight_bit or r.name == "clean")), None)
 
 
-class FidelityRow(_Strict):
+class FidelityRow(Strict):
     """The engine and the PyTorch model on the same 8-bit images."""
 
     name: AttackName
@@ -198,7 +197,7 @@ class FidelityRow(_Strict):
         return "clean" if self.name == "clean" else f"n = {self.steps}"
 
 
-class FidelityResult(_Strict):
+class FidelityResult(Strict):
     """What `ddcat-bench fidelity` found."""
 
     schema_version: Literal[1] = 1
@@ -211,7 +210,7 @@ class FidelityResult(_Strict):
     environment: Environment
 
 
-class Times(_Strict):
+class Times(Strict):
     """One contender's times."""
 
     seconds: tuple[float, ...] = Field(description="of each call, in their order")
@@ -226,7 +225,7 @@ class Timing(Times):
     stable: bool = Field(description="whether the medians of the last three windows lie within 10 %")
 
 
-class SpeedResult(_Strict):
+class SpeedResult(Strict):
     """What `ddcat-bench speed` found."""
 
     schema_version: Literal[1] = 1
@@ -247,7 +246,7 @@ class SpeedResult(_Strict):
     environment: Environment
 
 
-class StepEntry(_Strict):
+class StepEntry(Strict):
     """One contender's training steps."""
 
     name: Literal["ours", "released", "frugal"]
@@ -259,7 +258,7 @@ class StepEntry(_Strict):
     peak_memory: int | None = Field(description="bytes, of a process of its own; null: the system does not tell")
 
 
-class StepRatio(_Strict):
+class StepRatio(Strict):
     """Seconds of a baseline / ours, in the same turn: how many times as fast our step is."""
 
     baseline: Literal["released", "frugal"]
@@ -271,7 +270,7 @@ class StepRatio(_Strict):
     of_medians: float = Field(description="ratio of the medians")
 
 
-class TrainStepResult(_Strict):
+class TrainStepResult(Strict):
     """What `ddcat-bench train-step` found."""
 
     schema_version: Literal[1] = 1
