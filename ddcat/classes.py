@@ -38,6 +38,11 @@ class Classes:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def background(self) -> int | None:
+        """The class of all that is none of the others, as Pascal VOC's first; None where the data set has none."""
+        return self.names.index("background") if "background" in self.names else None
+
     @classmethod
     def with_voc_palette(cls, names: Sequence[str]) -> "Classes":
         """Give classes that have no colours of their own those of Pascal VOC."""

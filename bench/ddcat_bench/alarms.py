@@ -111,13 +111,18 @@ def _beaten(rows: Sequence[AttackRow]) -> Iterator[Finding]:
 
 
 def _curves(rows: Sequence[AttackRow]) -> Iterator[list[AttackRow]]:
-    """Give the rows that differ in the number of steps alone, ascending, with the clean row as n = 0 of a clean start."""
+    """
+    Give the rows that differ in the number of steps alone, ascending, with the clean row as n = 0 of a clean start.
+
+    A transfer is no curve: more steps on another model may well do less to this one.
+    """
 
     def kind(row: AttackRow) -> tuple[str, float, float, str, bool]:
         return row.name, row.epsilon, row.alpha, row.start, row.eight_bit
 
     clean = [row for row in rows if row.name == "clean"][:1]
-    for (_, _, _, start, _), curve in groupby(sorted(_attacked(rows), key=kind), key=kind):
+    own = [row for row in _attacked(rows) if row.name != "transfer"]
+    for (_, _, _, start, _), curve in groupby(sorted(own, key=kind), key=kind):
         yield (clean if start == "clean" else []) + sorted(curve, key=lambda row: row.steps)
 
 

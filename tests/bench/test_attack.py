@@ -44,7 +44,7 @@ def batches(scenes: Dataset) -> list[Batch]:
 
 
 def test_rows_are_those_of_the_suites(paper: AttackResult, checkpoint: Checkpoint, scenes: Dataset) -> None:
-    assert columns([paper]) == [*COLUMNS, "PGD-20"]
+    assert columns([paper]) == [*COLUMNS, "PGD-20 at 8/255"]
     assert [row.eight_bit for row in paper.rows] == [False] * 9 + [True] * 8
     quick = run_suite(checkpoint, scenes, suite="quick", batch_size=2)
     assert columns([quick]) == COLUMNS
@@ -77,7 +77,7 @@ def test_pgd_starts_from_the_seed_of_the_images_index(
     paper: AttackResult, checkpoint: Checkpoint, batches: list[Batch], scenes: Dataset
 ) -> None:
     network = main_branch(checkpoint, CPU)
-    row = paper.find("PGD-20")
+    row = paper.find("PGD-20 at 8/255")
     assert row is not None
     expected: list[Counts] = []
     for images, labels in batches:
@@ -181,7 +181,7 @@ def test_runs_side_by_side(paper: AttackResult, checkpoint: Checkpoint, scenes: 
     rows = [line for line in text.splitlines() if line.startswith(("| sat", "| clean |"))]
     assert len(rows) == 4  # both runs, floats and 8 bits
     assert rows[1].endswith("| - |")  # no PGD there
-    assert "PGD-20, start: random" in compare_markdown([other, paper])
+    assert "PGD-20 at 8/255, start: random" in compare_markdown([other, paper])
     assert curves([paper, other]).startswith(b"\x89PNG")
     twice = compare_markdown([quick, quick])
     assert f"sat ({quick.checkpoint.path})" in twice

@@ -1,0 +1,108 @@
+"""What the result files have in common: what was judged, where, and what was counted."""
+
+from typing import Any, Self
+
+import numpy as np
+from pydantic import Field
+
+from ddcat.scores import Counts, iou, miou, pixel_accuracy
+from ddcat_bench.errors import BenchError
+from ddcat_bench.schema import Fraction, Strict
+
+__all__ = ["BundleEntry", "CheckpointEntry", "DataEntry", "Environment", "Scores"]
+
+
+class Environment(Strict):
+    """Where and with what something was measured."""
+
+    machine: dict[str, str | int]
+    versions: dict[str, str]
+    git_commit: str | None = Field(description="of ddcat; ends in '+changes' for an unclean tree")
+    device: str = Field(description="that PyTorch computed on: cpu, or the name of a GPU")
+    threads: int = Field(ge=1, description="of PyTorch on the CPU")
+    seconds: float = Field(ge=0, description="that the whole measurement took")
+
+
+class CheckpointEntry(Strict):
+    """The checkpoint that was judged, or that a bundle was made from."""
+
+    path: str
+    sha256: str
+    step: int | None = Field(description="updates that it was trained for; null: imported, and not known")
+    method: str
+    architecture: str
+    attack: dict[str, Any] | None = Field(description="of its training; null where there was none")
+    seed: int | None = Field(None, description="of its training; null: imported, or judged before it was recorded")
+    training: dict[str, Any] | None = Field(
+        None, description="the configuration but for what changes no weight and the seed; null as for the seed"
+    )
+
+
+class BundleEntry(Strict):
+    """The bundle that was judged."""
+
+    path: str
+    name: str
+    sha256: str = Field(description="of its manifest")
+    engine: dict[str, str | int | bool] = Field(description="as the engine describes itself")
+
+
+class DataEntry(Strict):
+    """The images that were judged."""
+
+    name: str
+    split: str
+    list_sha256: str = Field(description="of the names of all images of the split, one a line")
+    split_images: int = Field(ge=1, description="in the split")
+    long_side: int | None = Field(description="images were resized to it first; null: they were not")
+    usual_split: bool = Field(description="whether it is the validation split that the checkpoint or bundle names")
+    classes: tuple[str, ...]
+    names: tuple[str, ...] = Field(description="of the judged images, in the order of all counts")
+
+
+class Scores(Strict):
+    """Figures over all judged images, and the counts of each image that they are computed from."""
+
+    miou: Fraction = Field(description="counts summed over the images first; classes without a pixel left out")
+    pixel_accuracy: Fraction
+    mean_image_miou: Fraction = Field(description="mean over the images of each image's own mIoU")
+    foreground_miou: Fraction | None = Field(default=None, description="without the background class; null: there is none")
+    class_iou: tuple[Fraction | None, ...]
+    counts: tuple[tuple[tuple[int, int, int], ...], ...] = Field(
+        description="(images, classes, 3): true positives, false positives, false negatives"
+    )
+
+    @classmethod
+    def of(cls, counts: Counts, background: int | None = None) -> Self:
+        """
+        Compute all figures.
+
+        Parameters
+        ----------
+        counts : (I, K, 3) int64
+            As `ddcat.scores.count`.
+        background : int, optional
+            The class that foreground mIoU leaves out.
+
+        Raises
+        ------
+        BenchError
+            Where no pixel was counted at all.
+        """
+        total = counts.sum(0)
+        if not total.any():
+            raise BenchError("every pixel of the judged images is ignored: there is nothing to score")
+        foreground = np.nan if background is None else miou(np.delete(total, background, axis=0))
+        images = [value for image in counts if not np.isnan(value := miou(image))]
+        return cls(
+            miou=miou(total),
+            pixel_accuracy=pixel_accuracy(total),
+            mean_image_miou=float(np.mean(images)),
+            foreground_miou=None if np.isnan(foreground) else foreground,
+            class_iou=tuple(None if np.isnan(value) else float(value) for value in iou(total)),
+            counts=tuple(tuple((tp, fp, fn) for tp, fp, fn in image) for image in counts.tolist()),
+        )
+
+    def array(self) -> Counts:
+        """Give the counts as (I, K, 3) int64."""
+        return np.array(self.counts, dtype=np.int64)

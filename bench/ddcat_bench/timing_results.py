@@ -1,0 +1,102 @@
+"""The result files of what is timed."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ddcat_bench.entries import BundleEntry, CheckpointEntry, Environment
+from ddcat_bench.schema import Strict
+
+__all__ = ["SpeedResult", "StepEntry", "StepRatio", "Times", "Timing", "TrainStepResult"]
+
+_QUIET = 0.5  # load average that is nobody's
+
+
+class Times(Strict):
+    """One contender's times."""
+
+    seconds: tuple[float, ...] = Field(description="of each call, in their order")
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+
+
+class Timing(Times):
+    """The times of so many calls that one can tell whether they drift."""
+
+    stable: bool = Field(description="whether the medians of the last three windows lie within 10 %")
+
+
+class SpeedResult(Strict):
+    """What `ddcat-bench speed` found."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["speed"] = "speed"
+    bundle: BundleEntry
+    checkpoint: CheckpointEntry
+    boundary: str
+    inputs: str = Field(description="what the images were")
+    batch: int = Field(ge=1)
+    height: int
+    width: int
+    threads: int = Field(ge=1, description="of either contender")
+    warm_up: int = Field(description="calls of each contender before the first that counts")
+    engine: Timing
+    pytorch: Timing
+    ratio_of_medians: float = Field(description="engine / PyTorch: below 1 the engine is faster")
+    median_of_ratios: float = Field(description="median over the pairs of engine / PyTorch")
+    environment: Environment
+
+
+class StepEntry(Strict):
+    """One contender's training steps."""
+
+    name: Literal["ours", "released", "frugal"]
+    precision: Literal["fp32", "bf16", "fp64"]
+    times: Times
+    images_per_second: float = Field(description="of the median step")
+    operations: int = Field(description="of convolutions and matrix products in a step; an addition is one, too")
+    peak_share: float = Field(description="operations a second, as a share of those of the measured matrix product")
+    peak_memory: int | None = Field(description="bytes, of a process of its own; null: the system does not tell")
+
+
+class StepRatio(Strict):
+    """Seconds of a baseline / ours, in the same turn: how many times as fast our step is."""
+
+    baseline: Literal["released", "frugal"]
+    median: float = Field(description="of the ratios of all turns")
+    lower_quartile: float
+    upper_quartile: float
+    lowest: float
+    highest: float
+    of_medians: float = Field(description="ratio of the medians")
+
+
+class TrainStepResult(Strict):
+    """What `ddcat-bench train-step` found."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["train-step"] = "train-step"
+    preset: str
+    method: str
+    architecture: str
+    config: dict[str, Any] = Field(description="of our step, in full")
+    classes: int
+    batch: int = Field(ge=1)
+    height: int
+    width: int
+    tf32: bool = Field(description="whether float32 products may be rounded to TF32 on a GPU, for all contenders")
+    warm_up: int = Field(description="steps of each contender before the first that counts")
+    boundary: str
+    memory: str = Field(description="what peak memory is")
+    contenders: tuple[StepEntry, ...]
+    ratios: tuple[StepRatio, ...]
+    matrix_product_peak: dict[str, float] = Field(description="operations a second in each precision, as measured here")
+    load_before: float = Field(description="load average of the last minute when the measurement began")
+    load_after: float = Field(description="and when its last timed step ended; above the threads by what others did")
+    environment: Environment
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether others seem to have computed on the machine meanwhile."""
+        return self.load_before > _QUIET or self.load_after > self.environment.threads + _QUIET
