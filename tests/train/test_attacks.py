@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddcat_train.attacks import bim, fgsm, iterate, segpgd, segpgd_objective, to_8_bit, trajectory
+from ddcat_train.attacks import Answer, bim, cospgd, fgsm, iterate, pgd, segpgd, to_8_bit, trajectory, tsallis_pgd, weighted
 from ddcat_train.losses import pixel_divergence
 
 STARTS = ("clean", "random", "lower")
@@ -102,10 +102,10 @@ def test_any_objective_on_a_linear_model_is_ascended_to_its_closed_form(seed: in
     )  # each pixel's score at each step: down, as it is, up
     told: list[tuple[int, int]] = []
 
-    def objective(logits: Tensor, truth: Tensor, step: int, of: int) -> Tensor:
-        assert torch.equal(truth, labels)
-        told.append((step, of))
-        return 0.3 * wishes[step - 1] * (logits[:, 1] - logits[:, 0])
+    def objective(answer: Answer) -> Tensor:
+        assert torch.equal(answer.labels, labels)
+        told.append((answer.step, answer.steps))
+        return 0.3 * wishes[answer.step - 1] * (answer.logits[:, 1] - answer.logits[:, 0])
 
     *_, (_, found) = iterate(Pixelwise(weights), images, labels, epsilon=0.05, alpha=0.02, steps=steps, objective=objective)
     expected = images
@@ -137,7 +137,7 @@ def test_a_divergence_on_a_linear_model_grows_to_the_side_it_starts_on(seed: int
     reference, weights = network(images).detach(), network.weights.detach()
     (_, begin), *_, (_, found) = iterate(
         network, images, labels, epsilon=0.05, alpha=0.02, steps=steps, start=start, seeds=torch.tensor([seed, 1, 2]),
-        objective=lambda logits, truth, step, of: pixel_divergence(reference, logits, truth),
+        objective=lambda answer: pixel_divergence(reference, answer.logits, answer.labels),
     )  # fmt: skip
     side = torch.einsum("nchw,c->nhw", begin - images, weights).sign()[:, None] * weights.sign()[:, None, None]
     moved = torch.maximum(torch.minimum(begin + 0.02 * steps * side, images + 0.05), images - 0.05).clamp(0, 1)
@@ -323,6 +323,17 @@ def test_no_parameter_gradient_is_computed() -> None:
     assert all(mask == [True, False, False] for mask in masks)
 
 
+@pytest.mark.parametrize("attack", [pgd, segpgd, cospgd, tsallis_pgd])
+def test_all_but_bim_start_at_random(attack: Any) -> None:
+    images, labels = small_batch(5)
+    seeds = torch.tensor([3, 4, 5])
+    found = attack(small_network(), images, labels, steps=2, seeds=seeds)
+    assert torch.equal(found, attack(small_network(), images, labels, steps=2, seeds=seeds, start="random"))
+    assert not torch.allclose(found, attack(small_network(), images, labels, steps=2, start="clean"), atol=1e-3)
+    with pytest.raises(ValueError, match="one seed for each image"):
+        attack(small_network(), images, labels)
+
+
 # --- the trajectory
 
 
@@ -415,8 +426,9 @@ def test_equal_to_torchattacks(torchattacks: ModuleType, seed: int) -> None:
         assert torch.allclose(found, peer(images, labels), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("attack", [segpgd, cospgd], ids=["SegPGD", "CosPGD"])
 @pytest.mark.parametrize("seed", range(3))
-def test_segpgd_is_that_of_cospgd(seed: int) -> None:
+def test_equal_to_cospgd(attack: Any, seed: int) -> None:
     peer = pytest.importorskip("cospgd").functions
     network = small_network(seed).eval()
     images, labels = small_batch(seed, size=9)
@@ -426,10 +438,14 @@ def test_segpgd_is_that_of_cospgd(seed: int) -> None:
         leaf = current.requires_grad_()
         logits = network(leaf)
         losses = nn.functional.cross_entropy(logits, labels, ignore_index=255, reduction="none")
-        loss = peer.segpgd_scale(logits, labels, losses, t, steps)  # it counts from 0
-        assert torch.allclose(segpgd_objective(logits, labels, t + 1, steps).sum() / 81, loss, rtol=0, atol=1e-6)
+        if attack is segpgd:
+            loss, name = peer.segpgd_scale(logits, labels, losses, t, steps).sum() / 3, "SegPGD"  # it counts from 0
+        else:
+            loss, name = peer.cospgd_scale(logits, labels, losses, num_classes=CLASSES).mean(), "CosPGD"
+        answer = Answer(logits, labels, torch.arange(3), t + 1, steps)
+        assert torch.allclose(weighted(name)(answer).mean(), loss.mean(), rtol=0, atol=1e-6)
         (gradient,) = torch.autograd.grad(loss, leaf)
         current = peer.step_inf(current, epsilon, gradient, images, alpha, targeted=False)
-    found = segpgd(network, images, labels, epsilon=epsilon, alpha=alpha, steps=steps, start="clean")
+    found = attack(network, images, labels, epsilon=epsilon, alpha=alpha, steps=steps, start="clean")
     assert torch.allclose(found, current, rtol=0, atol=1e-6)
     assert not torch.allclose(found, bim(network, images, labels, epsilon=epsilon, alpha=alpha, steps=steps), atol=1e-3)

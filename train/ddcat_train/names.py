@@ -16,6 +16,7 @@ __all__ = [
     "Stem",
     "StepSize",
     "UpdateRule",
+    "WeightName",
 ]
 
 BackboneName = Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2", "hf"]  # ours to build
@@ -31,3 +32,4 @@ DatasetName = Literal["scenes", "voc", "cityscapes", "camvid", "folder"]
 AugmentationName = Literal["paper", "plain"]
 Start = Literal["clean", "random", "lower"]  # of an attack: at x, uniformly in the ball, at x - epsilon
 StepSize = float | Literal["eps/n"]
+WeightName = Literal["PGD", "SegPGD", "CosPGD", "TsallisPGD", "SEA-JS", "SEA-MCE", "SEA-MCE-Bal"]  # of pixels under attack

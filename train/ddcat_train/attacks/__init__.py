@@ -1,23 +1,31 @@
-"""Attacks: how images become adversarial images. Every attack is a plain function over the one core in `core`."""
+"""Attacks: how images become adversarial images. Every attack is a plain function over one input gradient, in `answers`."""
 
-from ddcat_train.attacks.bim import bim, fgsm
-from ddcat_train.attacks.core import ATTACK_STARTS, Model, Objective, iterate
+from ddcat_train.attacks.answers import Answer, Model, Objective, Observer
+from ddcat_train.attacks.core import iterate
 from ddcat_train.attacks.modes import evaluating
+from ddcat_train.attacks.pgd import bim, cospgd, fgsm, pgd, segpgd, tsallis_pgd
 from ddcat_train.attacks.quantise import to_8_bit
-from ddcat_train.attacks.segpgd import segpgd, segpgd_objective
+from ddcat_train.attacks.starts import ATTACK_STARTS
 from ddcat_train.attacks.trajectory import Point, trajectory
+from ddcat_train.attacks.weights import WEIGHTS, weighted
 
 __all__ = [
     "ATTACK_STARTS",
+    "WEIGHTS",
+    "Answer",
     "Model",
     "Objective",
+    "Observer",
     "Point",
     "bim",
+    "cospgd",
     "evaluating",
     "fgsm",
     "iterate",
+    "pgd",
     "segpgd",
-    "segpgd_objective",
     "to_8_bit",
     "trajectory",
+    "tsallis_pgd",
+    "weighted",
 ]

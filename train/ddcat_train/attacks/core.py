@@ -1,53 +1,19 @@
-"""The one core of all attacks: signed gradient steps, projected to the epsilon ball and to [0, 1]."""
+"""The one core of the attacks of constant step: signed gradient steps, projected to the epsilon ball and to [0, 1]."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from ddcat_train.attacks.modes import evaluating
-from ddcat_train.losses import pixel_cross_entropy
+from ddcat_train.attacks.answers import Answer, Model, Objective, Observer, input_gradient
+from ddcat_train.attacks.starts import ATTACK_STARTS
 from ddcat_train.names import Start, StepSize
 
-__all__ = ["ATTACK_STARTS", "Model", "Objective", "iterate"]
-
-Model = Callable[[Tensor], Tensor]  # images (N, 3, H, W) in [0, 1] -> logits (N, K, H, W)
-# logits (N, K, H, W), labels (N, H, W), step 1..n, n -> what is to grow, (N, H, W); exactly 0 where the label is 255
-Objective = Callable[[Tensor, Tensor, int, int], Tensor]
+__all__ = ["iterate"]
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, step: int, steps: int) -> Tensor:
-    return pixel_cross_entropy(logits, labels)
-
-
-def _clean(images: Tensor, epsilon: float, seeds: Tensor | None) -> Tensor:
-    return images
-
-
-def _lower(images: Tensor, epsilon: float, seeds: Tensor | None) -> Tensor:
-    return (images - epsilon).clamp(0, 1)
-
-
-def _random(images: Tensor, epsilon: float, seeds: Tensor | None) -> Tensor:
-    if seeds is None or len(seeds) != len(images):
-        raise ValueError("a random start needs one seed for each image")
-    # Drawn on the CPU and in float32, so that it is the same on every device and in every precision.
-    draws = [
-        torch.rand(images.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
-        for seed in seeds.tolist()
-    ]
-    drawn = torch.stack(draws)
-    if images.is_cuda:
-        drawn = drawn.pin_memory()  # from other memory, the host would wait for the device
-    noise = drawn.to(images.device, images.dtype, non_blocking=True) * 2 - 1
-    return (images + epsilon * noise).clamp(0, 1)
-
-
-ATTACK_STARTS: dict[Start, Callable[[Tensor, float, Tensor | None], Tensor]] = {
-    "clean": _clean,
-    "random": _random,
-    "lower": _lower,
-}
+def _cross_entropy(answer: Answer) -> Tensor:
+    return answer.loss
 
 
 def iterate(
@@ -55,17 +21,20 @@ def iterate(
     images: Tensor,
     labels: Tensor,
     *,
-    epsilon: float,
-    alpha: StepSize,
-    steps: int,
+    epsilon: float = 0.03,
+    alpha: StepSize = 0.01,
+    steps: int = 3,
     start: Start = "clean",
     seeds: Tensor | None = None,
     objective: Objective = _cross_entropy,
+    stop_early: bool = False,
+    observe: Observer | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """
     Ascend the cross-entropy of the labels, or another objective, by signed gradient steps (Eq. 2 of the paper).
 
-    No gradient of a parameter is computed. Ignored pixels have no influence: their loss is exactly zero.
+    No gradient of a parameter is computed. Ignored pixels have no influence: their loss is exactly zero. An element of the
+    gradient that is not finite counts as zero.
 
     Parameters
     ----------
@@ -87,6 +56,11 @@ def iterate(
         One for each image, so that a result does not depend on batch-mates.
     objective : callable, optional
         What is ascended, for every pixel; the cross-entropy by default.
+    stop_early : bool
+        Take an image out, as it is, once none of its valid pixels is right: it costs no further forward or backward. The
+        host then waits for the device at every step.
+    observe : callable, optional
+        Is shown, at every step, the answer and the input gradient as it came.
 
     Yields
     ------
@@ -99,15 +73,18 @@ def iterate(
     lower, upper = (images - epsilon).clamp(min=0), (images + epsilon).clamp(max=1)
     current = ATTACK_STARTS[start](images, epsilon, seeds).detach()
     yield 0, current
+    places = torch.arange(len(images), device=images.device)  # of the images that are still attacked
+    attacked, truth = current, labels
     for step in range(1, steps + 1):
-        gradient = _input_gradient(model, current, lambda logits: objective(logits, labels, step, steps))  # noqa: B023
-        current = torch.clamp(current + size * gradient.sign(), lower, upper)
+        if len(places):
+            answer, gradient = input_gradient(
+                model, attacked, truth, places, objective, step=step, steps=steps, observe=observe, spare_beaten=stop_early
+            )
+            if stop_early and not answer.unbeaten.all():
+                kept = answer.unbeaten
+                attacked, truth, places, gradient, lower, upper = (
+                    part[kept] for part in (attacked, truth, places, gradient, lower, upper)
+                )
+            attacked = torch.clamp(attacked + size * gradient.sign(), lower, upper)
+            current = attacked if len(places) == len(images) else current.index_copy(0, places, attacked)
         yield step, current
-
-
-def _input_gradient(model: Model, images: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
-    with torch.enable_grad(), evaluating(model):
-        leaf = images.detach().requires_grad_()
-        # The sum over pixels keeps every image's gradient independent of its batch-mates; sign() does not see the scale.
-        loss = objective(model(leaf)).sum()
-        return torch.autograd.grad(loss, leaf)[0]

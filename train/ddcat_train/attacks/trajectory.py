@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddcat_train.attacks.core import Model, iterate
+from ddcat_train.attacks.answers import Answer, Model, Observer
+from ddcat_train.attacks.core import iterate
 from ddcat_train.attacks.modes import evaluating
 from ddcat_train.names import Start, StepSize
 
@@ -31,6 +32,8 @@ def trajectory(
     steps: int = 7,
     start: Start = "clean",
     seeds: Tensor | None = None,
+    stop_early: bool = False,
+    observe: Observer | None = None,
 ) -> Iterator[Point]:
     """
     Evaluate BIM with n = 0, 1, ..., `steps` in one pass.
@@ -40,7 +43,7 @@ def trajectory(
 
     Parameters
     ----------
-    As for `bim`.
+    As for `bim`. With `stop_early`, an image that has no right pixel left after n steps stays so for every larger n.
 
     Raises
     ------
@@ -49,21 +52,37 @@ def trajectory(
     """
     if alpha == "eps/n":
         raise ValueError('alpha "eps/n" makes every n an attack of its own: a trajectory needs a constant alpha')
-    seen: list[Tensor] = []
+    predictions = torch.empty_like(labels)  # written by the first answer, which is of all images
+    places = torch.arange(len(images), device=images.device)  # of the images whose last predictions are not known
 
-    def remember(batch: Tensor) -> Tensor:
-        logits = model(batch)
-        seen[:] = [logits.detach().argmax(1)]
-        return logits
+    def remember(answer: Answer, gradient: Tensor | None) -> None:
+        nonlocal predictions, places
+        predictions = predictions.index_copy(0, answer.places, answer.predictions)
+        if stop_early:
+            places = answer.places[answer.unbeaten]
+        if observe is not None:
+            observe(answer, gradient)
 
     before: Tensor | None = None
     with evaluating(model):
         for step, current in iterate(
-            remember, images, labels, epsilon=epsilon, alpha=alpha, steps=steps, start=start, seeds=seeds
+            model,
+            images,
+            labels,
+            epsilon=epsilon,
+            alpha=alpha,
+            steps=steps,
+            start=start,
+            seeds=seeds,
+            stop_early=stop_early,
+            observe=remember,
         ):
             if before is not None:
-                yield Point(step - 1, before, seen[0])
+                yield Point(step - 1, before, predictions)
             before = current
         assert before is not None  # for iterate yields its start
-        with torch.no_grad():
-            yield Point(steps, before, model(before).argmax(1))
+        if len(places):
+            with torch.no_grad():
+                last = model(before if len(places) == len(images) else before[places]).argmax(1)
+            predictions = predictions.index_copy(0, places, last)
+        yield Point(steps, before, predictions)

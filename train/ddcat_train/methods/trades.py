@@ -42,7 +42,7 @@ def _attacked(segmenter: Segmenter, portion: Portion, attack: AttackConfig) -> T
         portion.images,
         portion.labels,
         seeds=portion.seeds,
-        objective=lambda logits, labels, step, steps: pixel_divergence(reference, logits, labels),
+        objective=lambda answer: pixel_divergence(reference, answer.logits, answer.labels),
         **attack.model_dump(),
     )
     return last
