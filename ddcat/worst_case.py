@@ -1,0 +1,73 @@
+"""Of several attacks on each image, the choice that is worst for the model."""
+
+import numpy as np
+import numpy.typing as npt
+
+from ddcat.scores import Counts
+
+__all__ = ["lowest_accuracy", "worst_case"]
+
+Choice = npt.NDArray[np.int64]  # (I,), of each image the index of an attack
+
+
+def lowest_accuracy(counts: Counts) -> Choice:
+    """
+    Choose, for each image, the attack that leaves the fewest right pixels.
+
+    Parameters
+    ----------
+    counts : (A, I, K, 3) int64
+        Of each attack on each image, as `ddcat.scores.count`.
+
+    Returns
+    -------
+    (I,) int64
+        The first of equal attacks.
+    """
+    return counts[..., 0].sum(-1).argmin(0)
+
+
+def worst_case(counts: Counts) -> Choice:
+    """
+    Choose an attack for each image so that the mIoU of the data set is low (Croce et al., 2024).
+
+    Greedy: from the best single attack on, an image takes another attack whenever the mIoU of the whole falls by it, until
+    no such swap is left. The result is never above that of the best single attack; a lower one may exist, for the images
+    are not independent.
+
+    Parameters
+    ----------
+    counts : (A, I, K, 3) int64
+        Of each attack on each image, as `ddcat.scores.count`.
+
+    Returns
+    -------
+    (I,) int64
+        Of each image the index of an attack.
+    """
+    if counts.ndim != 4 or not len(counts):
+        raise ValueError(f"counts are of (attacks, images, classes, 3), with an attack at least, not {counts.shape}")
+    right, union = counts[..., 0], counts.sum(-1)  # (A, I, K)
+    images = counts.shape[1]
+    singles = _miou(right.sum(1), union.sum(1))
+    choice = np.full(images, np.nan_to_num(singles, nan=np.inf).argmin())
+    total_right, total_union = right[choice[0]].sum(0) if images else 0, union[choice[0]].sum(0) if images else 0
+    unchanged, image = 0, 0
+    while unchanged < images:
+        present = choice[image]
+        with_right = total_right + right[:, image] - right[present, image]  # (A, K): with each attack on this image
+        with_union = total_union + union[:, image] - union[present, image]
+        scores = _miou(with_right, with_union)
+        best = scores.argmin()
+        if scores[best] < scores[present]:
+            choice[image], total_right, total_union, unchanged = best, with_right[best], with_union[best], 0
+        unchanged += 1
+        image = (image + 1) % images
+    return choice
+
+
+def _miou(right: npt.NDArray[np.int64], union: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Mean over the classes that are labelled or predicted, (..., K) -> (...); NaN where there is none."""
+    present = (union > 0).sum(-1)
+    mean = (right / np.maximum(union, 1)).sum(-1) / np.maximum(present, 1)
+    return np.where(present > 0, mean, np.nan)

@@ -1,0 +1,262 @@
+"""APGD (Croce and Hein, 2020): projected gradient ascent that sets its own step for each image."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddcat_train.attacks.answers import Answer, Model, Objective, Observer, input_gradient
+from ddcat_train.attacks.modes import evaluating
+from ddcat_train.attacks.starts import ATTACK_STARTS
+from ddcat_train.attacks.weights import weighted
+from ddcat_train.names import Start, WeightName
+
+__all__ = ["CONSTANT", "SHRINKING", "Schedule", "apgd", "checkpoints"]
+
+Schedule = tuple[tuple[float, int], ...]  # multiples of epsilon, and the percentage of the iterations spent at each
+CONSTANT: Schedule = ((1.0, 100),)
+SHRINKING: Schedule = ((2.0, 30), (1.5, 30), (1.0, 40))  # of SEA
+
+_MOMENTUM = 0.75  # alpha of the paper
+_RISING = 0.75  # rho: the share of steps that must raise the loss
+
+
+def apgd(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    steps: int = 100,
+    weight: WeightName = "PGD",
+    class_pixels: Tensor | None = None,
+    schedule: Schedule = CONSTANT,
+    start: Start = "random",
+    seeds: Tensor | None = None,
+    observe: Observer | None = None,
+) -> Tensor:
+    """
+    Ascend a weighted cross-entropy with momentum and with a step that halves when it no longer helps.
+
+    The plain cross-entropy of each image decides on its step, whatever the weight is. With a schedule the ball is larger at
+    first: each stage is a run of its own from the best iterate of the one before, projected to its ball. Images that have no
+    right pixel left cost nothing more; the host waits for the device at every step.
+
+    Parameters
+    ----------
+    model : callable
+        Maps images to logits (N, K, H, W); a module is put into eval() while it is called, and put back.
+    images : (N, 3, H, W) float
+        In [0, 1].
+    labels : (N, H, W) int64
+        255 = ignored: without influence on the result.
+    epsilon : float
+        L-infinity bound of the result, in [0, 1] units.
+    steps : int
+        Input gradients, over all stages.
+    weight : WeightName
+        Of the pixels: a key of `WEIGHTS`.
+    class_pixels : (K,) int64, optional
+        As for `weighted`.
+    schedule : tuple of (float, int)
+        Multiples of epsilon and percentages of the steps. The last multiple is 1.
+    start, seeds
+        As for `iterate`; a random start is drawn in the first ball of the schedule.
+    observe : callable, optional
+        Is shown, at every step, the answer and the input gradient as it came.
+
+    Returns
+    -------
+    (N, 3, H, W) float
+        Of each image, the iterate of the last stage at which the fewest pixels are right; the earliest of equals.
+    """
+    if epsilon < 0 or steps < 0:
+        raise ValueError(f"epsilon {epsilon} and steps {steps} must not be negative")
+    objective = weighted(weight, class_pixels)
+    *early, last = _stages(epsilon, steps, schedule)
+    current = ATTACK_STARTS[start](images, (early or [last])[0].radius, seeds).detach()
+    for stage in early:
+        current, _ = _climb(model, images, labels, current, objective, stage, observe, spare_beaten=False)
+    _, weakest = _climb(model, images, labels, current, objective, last, observe, spare_beaten=True)
+    return weakest
+
+
+class _Stage(NamedTuple):
+    radius: float
+    steps: int
+    before: int  # steps of the stages before it
+    of: int  # steps of all stages
+
+
+def _stages(epsilon: float, steps: int, schedule: Schedule) -> list[_Stage]:
+    """Stages without a step are left out, but for the last, which takes what rounding down leaves."""
+    if not schedule or schedule[-1][0] != 1 or sum(percent for _, percent in schedule) != 100:
+        raise ValueError(f"a schedule ends at 1 epsilon and its percentages add up to 100: {schedule} does not")
+    counts = [steps * percent // 100 for _, percent in schedule[:-1]]
+    counts.append(steps - sum(counts))
+    stages = [
+        _Stage(factor * epsilon, count, sum(counts[:place]), steps)
+        for place, ((factor, _), count) in enumerate(zip(schedule, counts, strict=True))
+    ]
+    return [stage for stage in stages[:-1] if stage.steps] + stages[-1:]
+
+
+def checkpoints(steps: int) -> list[int]:
+    """
+    After which of `steps` steps the step size is looked at.
+
+    The first window is 22 % of the steps, and each is 3 % shorter than the one before, but not shorter than 6 %.
+    """
+    percents = [0, 22]
+    while percents[-1] < 100:
+        percents.append(percents[-1] + max(percents[-1] - percents[-2] - 3, 6))
+    return sorted({-(-percent * steps // 100) for percent in percents[1:-1]})
+
+
+class _Climb(NamedTuple):
+    """What is known of each image that is still attacked."""
+
+    places: Tensor  # (N,) in the batch
+    clean: Tensor  # (N, 3, H, W)
+    labels: Tensor  # (N, H, W)
+    before: Tensor  # (N, 3, H, W) the iterate before the present one
+    present: Tensor
+    gradient: Tensor  # (N, 3, H, W) at the present one
+    loss: Tensor  # (N,) there
+    best: Tensor  # (N, 3, H, W) the iterate of the highest loss
+    best_gradient: Tensor
+    best_loss: Tensor
+    weakest: Tensor  # (N, 3, H, W) the iterate of the fewest right pixels
+    fewest: Tensor  # (N,)
+    size: Tensor  # (N,) of a step
+    rises: Tensor  # (N,) of the loss since the last checkpoint
+    known_loss: Tensor  # (N,) the highest at the last checkpoint
+    halved: Tensor  # (N,) bool, whether the step was halved there
+
+
+def _climb(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    begin: Tensor,
+    objective: Objective,
+    stage: _Stage,
+    observe: Observer | None,
+    *,
+    spare_beaten: bool,
+) -> tuple[Tensor, Tensor]:
+    """Give the iterate of the highest loss (not of spared images) and the one of the fewest right pixels, of each image."""
+
+    def look(at: Tensor, truth: Tensor, places: Tensor, step: int) -> tuple[Answer, Tensor]:
+        if step == stage.steps:  # no step follows, so no gradient is needed
+            with torch.no_grad(), evaluating(model):
+                return Answer(model(at), truth, places, stage.before + step, stage.of), torch.zeros_like(at)
+        return input_gradient(
+            *(model, at, truth, places, objective),
+            step=stage.before + step + 1,
+            steps=stage.of,
+            observe=observe,
+            spare_beaten=spare_beaten,
+        )
+
+    places = torch.arange(len(images), device=images.device)
+    weakest = present = _project(begin, images, stage.radius)
+    answer, gradient = look(present, labels, places, 0)
+    run = _begun(images, present, answer, gradient, size=2 * stage.radius)
+    checks, last_check = checkpoints(stage.steps), 0
+    for step in range(1, stage.steps + 1):
+        if spare_beaten and not answer.unbeaten.all():
+            weakest = weakest.index_copy(0, run.places, run.weakest)
+            run = _Climb(*(part[answer.unbeaten] for part in run))
+        if not len(run.places):
+            break
+        moved = _step(run, stage.radius, 1.0 if step == 1 else _MOMENTUM)
+        answer, gradient = look(moved, run.labels, run.places, step)
+        run = _noted(run, moved, answer, gradient)
+        if step in checks:
+            run, last_check = _checked(run, step - last_check), step
+    return run.best, weakest.index_copy(0, run.places, run.weakest)
+
+
+def _begun(clean: Tensor, present: Tensor, answer: Answer, gradient: Tensor, *, size: float) -> _Climb:
+    loss, right = _loss(answer), _right(answer)
+    return _Climb(
+        places=answer.places,
+        clean=clean,
+        labels=answer.labels,
+        before=present,
+        present=present,
+        gradient=gradient,
+        loss=loss,
+        best=present,
+        best_gradient=gradient,
+        best_loss=loss,
+        weakest=present,
+        fewest=right,
+        size=present.new_full((len(present),), size),
+        rises=torch.zeros_like(right),
+        known_loss=loss,
+        halved=torch.zeros_like(right, dtype=torch.bool),
+    )
+
+
+def _project(images: Tensor, clean: Tensor, radius: float) -> Tensor:
+    return images.clamp(clean - radius, clean + radius).clamp(0, 1)
+
+
+def _step(run: _Climb, radius: float, momentum: float) -> Tensor:
+    ahead = _project(run.present + _each(run.size) * run.gradient.sign(), run.clean, radius)
+    moved = run.present + momentum * (ahead - run.present) + (1 - momentum) * (run.present - run.before)
+    return _project(moved, run.clean, radius)
+
+
+def _noted(run: _Climb, moved: Tensor, answer: Answer, gradient: Tensor) -> _Climb:
+    """Move on to an iterate, and remember it if it is the best or the weakest."""
+    loss, right = _loss(answer), _right(answer)
+    higher, fewer = loss > run.best_loss, right < run.fewest
+    return run._replace(
+        before=run.present,
+        present=moved,
+        gradient=gradient,
+        loss=loss,
+        best=torch.where(_each(higher), moved, run.best),
+        best_gradient=torch.where(_each(higher), gradient, run.best_gradient),
+        best_loss=torch.where(higher, loss, run.best_loss),
+        weakest=torch.where(_each(fewer), moved, run.weakest),
+        fewest=torch.where(fewer, right, run.fewest),
+        rises=run.rises + (loss > run.loss),
+    )
+
+
+def _checked(run: _Climb, window: int) -> _Climb:
+    """
+    Halve the step of an image, and go back to its best iterate, where the window says so.
+
+    Condition 1: too few of its steps raised the loss. Condition 2: neither the step nor the highest loss has changed.
+    """
+    halved = (run.rises < _RISING * window) | (~run.halved & (run.best_loss == run.known_loss))
+    return run._replace(
+        present=torch.where(_each(halved), run.best, run.present),
+        gradient=torch.where(_each(halved), run.best_gradient, run.gradient),
+        loss=torch.where(halved, run.best_loss, run.loss),
+        size=torch.where(halved, run.size / 2, run.size),
+        rises=torch.zeros_like(run.rises),
+        known_loss=run.best_loss,
+        halved=halved,
+    )
+
+
+def _each(values: Tensor) -> Tensor:
+    """One value for each image."""
+    return values[:, None, None, None]
+
+
+def _loss(answer: Answer) -> Tensor:
+    """Plain cross-entropy of each image, (N,) float64; one that is not a number is never the best."""
+    loss = answer.loss.detach().flatten(1).sum(1, dtype=torch.float64)
+    return loss.masked_fill(loss.isnan(), -torch.inf)
+
+
+def _right(answer: Answer) -> Tensor:
+    """Pixels of each image that are right, (N,) int64."""
+    return answer.right.flatten(1).sum(1)

@@ -1,0 +1,65 @@
+"""SEA (Croce et al., 2024): the ensemble of attacks that is known to leave least of a segmenter."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ddcat_train.attacks.answers import Model, Observer
+from ddcat_train.attacks.apgd import SHRINKING, apgd
+from ddcat_train.names import WeightName
+
+__all__ = ["SEA", "sea"]
+
+SEA: tuple[WeightName, ...] = ("SEA-JS", "SEA-MCE", "SEA-MCE-Bal")
+
+_NEXT_MEMBER = 2**40  # beyond any seed of an image, so that no two members share a start
+
+
+def sea(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    steps: int = 300,
+    seeds: Tensor,
+    class_pixels: Tensor,
+    observe: Callable[[WeightName], Observer | None] = lambda name: None,
+) -> dict[str, Tensor]:
+    """
+    Attack by APGD on three losses, with one random start each and a ball that shrinks from 2 epsilon.
+
+    Which of the results counts is not decided here: for a data set's mIoU it depends on all of its images
+    (`ddcat.worst_case`).
+
+    Parameters
+    ----------
+    model, images, labels, epsilon, class_pixels
+        As for `apgd`.
+    steps : int
+        Of each member; 300 is the paper's.
+    seeds : (N,) int64
+        One for each image. The members draw different starts from it.
+    observe : callable, optional
+        Gives, for a member's name, what is shown its answers and gradients.
+
+    Returns
+    -------
+    dict of str to (N, 3, H, W) float
+        Of each member, a key of `WEIGHTS`, the iterate of each image at which the fewest pixels are right.
+    """
+    return {
+        name: apgd(
+            model,
+            images,
+            labels,
+            epsilon=epsilon,
+            steps=steps,
+            weight=name,
+            class_pixels=class_pixels,
+            schedule=SHRINKING,
+            seeds=seeds + member * _NEXT_MEMBER,
+            observe=observe(name),
+        )
+        for member, name in enumerate(SEA)
+    }
