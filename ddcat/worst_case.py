@@ -24,7 +24,8 @@ def lowest_accuracy(counts: Counts) -> Choice:
     (I,) int64
         The first of equal attacks.
     """
-    return counts[..., 0].sum(-1).argmin(0)
+    choice: Choice = counts[..., 0].sum(-1).argmin(0)
+    return choice
 
 
 def worst_case(counts: Counts) -> Choice:
@@ -49,19 +50,19 @@ def worst_case(counts: Counts) -> Choice:
         raise ValueError(f"counts are of (attacks, images, classes, 3), with an attack at least, not {counts.shape}")
     right, union = counts[..., 0], counts.sum(-1)  # (A, I, K)
     images = counts.shape[1]
-    singles = _miou(right.sum(1), union.sum(1))
-    choice = np.full(images, np.nan_to_num(singles, nan=np.inf).argmin())
-    total_right, total_union = right[choice[0]].sum(0) if images else 0, union[choice[0]].sum(0) if images else 0
-    unchanged, image = 0, 0
-    while unchanged < images:
+    start = _miou(right.sum(1), union.sum(1)).argmin()
+    choice = np.full(images, start)
+    total_right, total_union = right[start].sum(0), union[start].sum(0)
+    image, settled = 0, 0  # images in a row for which no swap helps
+    while settled < images:
         present = choice[image]
         with_right = total_right + right[:, image] - right[present, image]  # (A, K): with each attack on this image
         with_union = total_union + union[:, image] - union[present, image]
         scores = _miou(with_right, with_union)
         best = scores.argmin()
+        settled += 1
         if scores[best] < scores[present]:
-            choice[image], total_right, total_union, unchanged = best, with_right[best], with_union[best], 0
-        unchanged += 1
+            choice[image], total_right, total_union, settled = best, with_right[best], with_union[best], 1
         image = (image + 1) % images
     return choice
 
