@@ -1,175 +1,109 @@
 """`ddcat-bench attack`: what attacks leave of a checkpoint's main branch."""
 
+import tempfile
 import time
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable
+from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from ddcat.scores import Counts, count
-from ddcat_bench.results import AttackName, AttackResult, AttackRow, Scores, SuiteName
-from ddcat_bench.subjects import describe_checkpoint, describe_data, describe_environment, main_branch
-from ddcat_train.attacks import Model, to_8_bit, trajectory
-from ddcat_train.checkpoints import Checkpoint
-from ddcat_train.data import Dataset
+from ddcat_bench.evaluation import Evaluation
+from ddcat_bench.judging import Judge, judge_whole
+from ddcat_bench.passes import Meter, Victims
+from ddcat_bench.results import AttackResult, ProtocolName
+from ddcat_bench.subjects import main_branch
+from ddcat_bench.summing import sum_up
+from ddcat_bench.units import Units, open_units
 from ddcat_train.data.loader import evaluation_batches
-from ddcat_train.names import Start
 
-__all__ = ["BIM", "PROTOCOL", "SUITES", "Plan", "answers", "count_each", "grey_levels", "run_suite"]
+__all__ = ["JUDGES", "attack_share", "run_suite"]
 
-PROTOCOL = (
-    "Whole images, not tiles: one consistent perturbation of each, made with full knowledge of the main branch. Ignored pixels "
-    "are neither attacked for gain nor counted. mIoU sums the counts over all images first; classes that are neither labelled "
-    "nor predicted are left out of the mean. 8-bit rows: the perturbation rounded toward zero to whole grey levels, as a "
-    "server would receive the image."
-)
-
-
-class Plan(NamedTuple):
-    """
-    One pass of an attack.
-
-    Attributes
-    ----------
-    name : str
-    epsilon, alpha : float
-        In [0, 1] units.
-    start : Start
-    counted : tuple of int
-        The numbers of steps after which it is scored, ascending; 0 with ``start="clean"`` are the clean images.
-    """
-
-    name: AttackName
-    epsilon: float
-    alpha: float
-    start: Start
-    counted: tuple[int, ...]
-
-
-BIM = Plan("BIM", epsilon=0.03, alpha=0.01, start="clean", counted=(0, 1, 2, 3, 4, 5, 6, 7))  # the paper's Eq. 2, Table 1
-PGD_20 = Plan("PGD", epsilon=8 / 255, alpha=2 / 255, start="random", counted=(20,))
-
-SUITES: dict[SuiteName, tuple[Plan, ...]] = {
-    "quick": (BIM,),
-    "paper": (BIM, PGD_20),
-}
+JUDGES: dict[ProtocolName, Judge] = {"whole": judge_whole}
+_SEED_STRIDE = 2**20  # between the seeds of two runs: more than any split has images
 
 
 def run_suite(
-    checkpoint: Checkpoint,
-    dataset: Dataset,
+    evaluation: Evaluation,
     *,
-    suite: SuiteName = "quick",
-    batch_size: int = 8,
-    limit: int | None = None,
-    device: torch.device | None = None,
-    advance: Callable[[int], None] = lambda images: None,
+    work: Path | None = None,
+    advance: Callable[[int], None] = lambda forwards: None,
 ) -> AttackResult:
     """
-    Attack the main branch on whole images and score what is left, as floats and as 8-bit images.
+    Attack the main branch and score what is left, as floats and as 8-bit images.
 
     Parameters
     ----------
-    checkpoint : Checkpoint
-    dataset : Dataset
-        With the checkpoint's classes.
-    suite : str
-        A key of `SUITES`.
-    batch_size : int
-    limit : int, optional
-        Take that many images, spread evenly over the split.
-    device : torch.device, optional
-        The CPU by default.
+    evaluation : Evaluation
+    work : Path, optional
+        A folder in which finished units are kept, so that a run that is stopped continues; it is left there.
     advance : callable, optional
-        Is told the number of images that were finished.
+        Is told how many images a network has just seen; it sees `Evaluation.forwards` of them.
 
     Raises
     ------
     DataError
         Where a pair cannot be read.
     BenchError
-        Where every pixel is ignored.
+        Where every pixel is ignored, or the folder belongs to another evaluation.
     """
-    device = device or torch.device("cpu")
-    began = time.monotonic()
-    network = main_branch(checkpoint, device)
-    place = {pair.name: index for index, pair in enumerate(dataset.pairs)}
-    classes = len(dataset.classes)
-    counts: dict[tuple[Plan, int, bool], list[Counts]] = {}
-    judged: list[str] = []
-    for names, images, labels in evaluation_batches(dataset, batch_size=batch_size, limit=limit):
-        pixels, truth = images.to(device, memory_format=torch.channels_last), labels.to(device)
-        seeds = torch.tensor([place[name] for name in names])
-        for plan in SUITES[suite]:
-            for step, adversarial, predictions in trajectory(
-                network,
-                pixels,
-                truth,
-                epsilon=plan.epsilon,
-                alpha=plan.alpha,
-                steps=plan.counted[-1],
-                start=plan.start,
-                seeds=seeds,
-            ):
-                if step not in plan.counted:
-                    continue
-                counts.setdefault((plan, step, False), []).extend(count_each(labels, predictions, classes))
-                if step:
-                    received = answers(network, to_8_bit(adversarial, pixels))
-                    counts.setdefault((plan, step, True), []).extend(count_each(labels, received, classes))
-        judged += names
-        advance(len(names))
-    usual = checkpoint.description.val
-    order = sorted(counts, key=lambda key: key[2])  # stable: the plans and steps stay in their order
-    return AttackResult(
-        checkpoint=describe_checkpoint(checkpoint),
-        data=describe_data(dataset, judged, usual_list=None if usual is None else usual.list_sha256),
-        protocol=PROTOCOL,
-        suite=suite,
-        rows=tuple(_row(*key, Scores.of(np.stack(counts[key]))) for key in order),
-        environment=describe_environment(device, time.monotonic() - began),
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        units = open_units(work or Path(folder), evaluation.identity())
+        batches = attack_share(evaluation, units, advance=advance)
+        return sum_up(evaluation, units, batches)
 
 
-def answers(model: Model, received: Tensor) -> Tensor:
+def attack_share(
+    evaluation: Evaluation,
+    units: Units,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    advance: Callable[[int], None] = lambda forwards: None,
+) -> list[list[str]]:
     """
-    Labels of 8-bit images.
+    Do what is not done yet of one process's share: whole units, so that rounding is the same for any number of processes.
 
     Parameters
     ----------
-    model : callable
-    received : (N, 3, H, W) uint8
+    evaluation : Evaluation
+    units : Units
+        Shared by all processes.
+    rank, ranks : int
+        Place of this process, and number of all.
+    advance : callable, optional
+        As for `run_suite`; what others do is told at once.
 
     Returns
     -------
-    (N, H, W) int64
+    list of list of str
+        Names of the images of each batch.
     """
-    with torch.no_grad():
-        return model(received.float() / 255).argmax(1)
-
-
-def count_each(labels: Tensor, predictions: Tensor, classes: int) -> Iterable[Counts]:
-    """Count each image of a batch: see `ddcat.scores.count`."""
-    return [count(t, p, classes) for t, p in zip(labels.cpu().numpy(), predictions.cpu().numpy(), strict=True)]
-
-
-def grey_levels(epsilon: float) -> int:
-    """Whole grey levels that 8-bit images may differ by under a bound: 7 for 0.03."""
-    return int(to_8_bit(torch.full((1, 3, 1, 1), epsilon), torch.zeros(1, 3, 1, 1)).max())
-
-
-def _row(plan: Plan, steps: int, eight_bit: bool, scores: Scores) -> AttackRow:
-    clean = steps == 0 and plan.start == "clean"
-    epsilon = 0.0 if clean else plan.epsilon
-    return AttackRow(
-        name="clean" if clean else plan.name,
-        epsilon=epsilon,
-        alpha=0.0 if clean else plan.alpha,
-        steps=steps,
-        start=plan.start,
-        eight_bit=eight_bit,
-        grey_levels=float(grey_levels(epsilon)) if eight_bit else epsilon * 255,
-        scores=scores,
-    )
+    dataset, device, plans = evaluation.dataset, evaluation.device, evaluation.plans
+    meter = Meter(advance)
+    judged = meter.watch(main_branch(evaluation.checkpoint, device))
+    makers = [meter.watch(main_branch(substitute, device)) for substitute in evaluation.substitutes]
+    place = {pair.name: index for index, pair in enumerate(dataset.pairs)}
+    judge = JUDGES[evaluation.protocol]
+    batches: list[list[str]] = []
+    for batch, (names, images, labels) in enumerate(
+        evaluation_batches(dataset, batch_size=evaluation.batch_size, limit=evaluation.limit)
+    ):
+        batches.append(names)
+        victims: Victims | None = None
+        for index, plan in enumerate(plans):
+            forwards = plan.forwards * len(names)
+            if (batch + index) % ranks != rank or units.has(batch, index):  # shifted: each process has some of every plan
+                advance(forwards)
+                continue
+            victims = victims or Victims(
+                images.to(device, memory_format=torch.channels_last),
+                labels.to(device),
+                torch.tensor([place[name] + evaluation.seed * _SEED_STRIDE for name in names]),
+            )
+            began = time.monotonic()
+            meter.allot(forwards)
+            maker = judged if plan.substitute is None else makers[plan.substitute]
+            counts = judge(maker, judged, plan, victims, len(dataset.classes))
+            units.put(batch, index, counts, time.monotonic() - began)
+            meter.allot(0)
+    return batches

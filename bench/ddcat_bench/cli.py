@@ -1,5 +1,6 @@
 """The command ddcat-bench."""
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -28,11 +29,24 @@ MovedCheckpoint = Annotated[Path | None, typer.Option(help="Where the bundle's c
 @app.command()
 def attack(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run directory: its best one.")],
-    suite: Annotated[str, typer.Option(help="quick: BIM n = 1..7; paper: also PGD-20 with a random start.")] = "quick",
+    suite: Annotated[
+        str,
+        typer.Option(help="quick: BIM n = 1..7; paper: also n = 10, 20 and PGD-20; sea: the strongest attack known."),
+    ] = "quick",
     data_root: DataRoot = None,
     split: Split = None,
     limit: Limit = None,
     batch: Annotated[int, typer.Option(min=1, help="Images that are attacked at once.")] = 8,
+    epsilon: Annotated[
+        list[str] | None,
+        typer.Option(metavar="E", help="Bound of sea, 0.03 or 8/255; may be given again.", show_default="4/255 and 8/255"),
+    ] = None,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Of SEA, for each loss.", show_default="300")] = None,
+    substitute: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="CHECKPOINT", help="Make BIM n = 1..7 on this one, too (transfer); may be given again."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of random starts.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A new folder.", show_default="attack-SUITE beside the checkpoint")
@@ -41,19 +55,28 @@ def attack(
     """
     Attack a checkpoint's main branch and score what is left, in floats and on 8-bit images.
 
+    What is done is kept beside the result, in DIR.work: after Ctrl-C, or worse, the same command continues.
+
     For example:
 
     - `ddcat-bench attack runs/scenes-ddcat`
 
     - `ddcat-bench attack runs/camvid-sat --suite paper --data-root /data/camvid --out results/sat`
+
+    - `ddcat-bench attack runs/camvid-sat --suite sea --iterations 50 --epsilon 4/255 --limit 34`
+
+    - `ddcat-bench attack runs/camvid-sat --substitute runs/camvid-clean`
     """
-    from ddcat.files import check_vacant
+    from ddcat.files import check_vacant, check_writable
     from ddcat.progress import progress
-    from ddcat_bench.attack import SUITES, run_suite
+    from ddcat_bench.attack import run_suite
+    from ddcat_bench.attack_markdown import attack_markdown
+    from ddcat_bench.evaluation import Evaluation, open_substitutes, parse_epsilon
     from ddcat_bench.output import publish
     from ddcat_bench.plots import curves
     from ddcat_bench.subjects import open_split, torch_device
-    from ddcat_bench.tables import attack_markdown
+    from ddcat_bench.suites import SUITES
+    from ddcat_bench.units import remove_work, work_folder
     from ddcat_train.checkpoints import load_checkpoint
 
     name = next((known for known in SUITES if known == suite), None)
@@ -62,18 +85,28 @@ def attack(
     loaded = load_checkpoint(checkpoint)
     folder = out or loaded.path.parent / f"attack-{name}"
     check_vacant(folder)
-    dataset = open_split(loaded, data_root=data_root, split=split)
-    with progress("attacking", min(limit or len(dataset), len(dataset))) as advance:
-        result = run_suite(
-            loaded,
-            dataset,
-            suite=name,
-            batch_size=batch,
-            limit=limit,
-            device=torch_device(device),
-            advance=advance,
-        )
+    evaluation = Evaluation(
+        loaded,
+        open_split(loaded, data_root=data_root, split=split),
+        suite=name,
+        epsilons=tuple(map(parse_epsilon, epsilon)) if epsilon else None,
+        iterations=iterations,
+        substitutes=open_substitutes(loaded, substitute or []),
+        seed=seed,
+        batch_size=batch,
+        limit=limit,
+        device=torch_device(device),
+    )
+    work = work_folder(folder)
+    check_writable(folder)
+    try:
+        with progress("attacking", evaluation.forwards, unit="forwards") as advance:
+            result = run_suite(evaluation, work=work, advance=advance)
+    except KeyboardInterrupt:
+        typer.echo(f"error: interrupted: what is done is in {work}, the same command continues", err=True)
+        raise typer.Exit(128 + signal.SIGINT) from None
     publish(folder, "attack", result, attack_markdown(result), {"attack.png": curves([result])})
+    remove_work(work)
 
 
 @app.command()

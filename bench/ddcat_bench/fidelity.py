@@ -11,10 +11,11 @@ from torch import Tensor
 from ddcat.bundle import Bundle
 from ddcat.classes import IGNORE
 from ddcat.scores import Counts, count
-from ddcat_bench.attack import BIM, answers, count_each, grey_levels
 from ddcat_bench.errors import BenchError
+from ddcat_bench.judging import answers, count_each, grey_levels
 from ddcat_bench.results import FidelityResult, FidelityRow, Scores
 from ddcat_bench.subjects import describe_bundle, describe_checkpoint, describe_data, describe_environment, main_branch
+from ddcat_bench.suites import BIM
 from ddcat_serve.engines import Engine
 from ddcat_serve.errors import InputError
 from ddcat_train.attacks import to_8_bit, trajectory
@@ -54,13 +55,13 @@ class _Tally:
         self.engine += [count(t, e, classes) for t, e in zip(truth, engine, strict=True)]
         self.pytorch += count_each(torch.from_numpy(truth), pytorch, classes)
 
-    def row(self, steps: int) -> FidelityRow:
+    def row(self, steps: int, background: int | None) -> FidelityRow:
         """Compute the figures."""
-        engine, pytorch = Scores.of(np.stack(self.engine)), Scores.of(np.stack(self.pytorch))
+        engine, pytorch = (Scores.of(np.stack(counts), background) for counts in (self.engine, self.pytorch))
         differing = sum(self.differing)
         epsilon, alpha = (BIM.epsilon, BIM.alpha) if steps else (0.0, 0.0)
         return FidelityRow(
-            name=BIM.name if steps else "clean",
+            name="BIM" if steps else "clean",
             epsilon=epsilon,
             alpha=alpha,
             steps=steps,
@@ -131,7 +132,7 @@ def compare(
         checkpoint=describe_checkpoint(checkpoint),
         data=describe_data(dataset, judged, usual_list=bundle.manifest.data.list_sha256),
         protocol=PROTOCOL,
-        rows=tuple(tally.row(steps) for steps, tally in tallies.items()),
+        rows=tuple(tally.row(steps, dataset.classes.background) for steps, tally in tallies.items()),
         environment=describe_environment(cpu, time.monotonic() - began),
     )
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddcat.classes import Classes, coloured
 from ddcat.scores import count, pixel_accuracy
-from ddcat_bench.attack import answers
+from ddcat_bench.judging import answers
 from ddcat_train.attacks import Model, bim, to_8_bit
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches

@@ -66,6 +66,11 @@ class AttackRow(Strict):
     substitute: CheckpointEntry | None = Field(default=None, description="of a transfer: what BIM was made on")
 
     @property
+    def pixel_accuracy(self) -> float:
+        """Share of the counted pixels that are right."""
+        return self.scores.pixel_accuracy
+
+    @property
     def label(self) -> str:
         """What heads its column: clean, n = 3, PGD-20 at 8/255, transfer n = 3 from sat 1a2b3c4d."""
         if self.name == "clean":

@@ -17,11 +17,13 @@ from ddcat_bench.results import (
 )
 
 __all__ = [
-    "attack_markdown",
+    "attack_lines",
     "columns",
     "compare_markdown",
+    "data_line",
     "environment_lines",
     "fidelity_markdown",
+    "number",
     "provenance_lines",
     "run_names",
     "speed_markdown",
@@ -49,38 +51,6 @@ def columns(results: Sequence[AttackResult]) -> list[str]:
     return list(dict.fromkeys(row.label for result in results for row in result.rows))
 
 
-def attack_markdown(result: AttackResult) -> str:
-    """
-    Write one result: the figures under each attack, those of each class, and where they come from.
-
-    Parameters
-    ----------
-    result : AttackResult
-    """
-    labels = columns([result])
-    kinds = [("", False), (", 8-bit", True)]
-    figures = [("mIoU", "miou"), ("pixel accuracy", "pixel_accuracy"), ("mean per-image mIoU", "mean_image_miou")]
-    rows = [
-        [f"{name}{kind}", *(_figure(result, label, key, eight_bit) for label in labels)]
-        for name, key in figures
-        for kind, eight_bit in kinds
-    ]
-    per_class = [
-        [name, *(_number(row.scores.class_iou[index]) for label in labels if (row := result.find(label)))]
-        for index, name in enumerate(result.data.classes)
-    ]
-    checkpoint = result.checkpoint
-    return (
-        f"# {checkpoint.method} ({checkpoint.architecture}) under attack\n\n"
-        f"{_data_line(result.data)}\n\n"
-        f"{table(['', *labels], rows)}\n"
-        f"{_attack_lines([result])}\n"
-        f"IoU of each class (float):\n\n{table(['class', *labels], per_class)}\n"
-        f"{result.protocol}\n\n"
-        f"{provenance_lines(checkpoint, result.environment)}"
-    )
-
-
 def compare_markdown(results: Sequence[AttackResult]) -> str:
     """
     Write the mIoU of several runs under each other, as floats and as 8-bit images.
@@ -104,7 +74,7 @@ def compare_markdown(results: Sequence[AttackResult]) -> str:
     ]
     first = results[0]
     return (
-        f"{_data_line(first.data)}\n\n{tables[0]}\n{_attack_lines(results)}\n"
+        f"{data_line(first.data)}\n\n{tables[0]}\n{attack_lines(results)}\n"
         f"On 8-bit adversarial images, as a server would receive them:\n\n{tables[1]}\n{first.protocol}\n"
     )
 
@@ -133,7 +103,7 @@ def fidelity_markdown(result: FidelityResult) -> str:
     attacked = next(row for row in result.rows if row.steps)
     return (
         f"# {result.bundle.name}: the engine beside PyTorch\n\n"
-        f"{_data_line(result.data)}\n\n"
+        f"{data_line(result.data)}\n\n"
         f"{table(head, rows)}\n"
         f"n = N: BIM of N steps, epsilon {attacked.epsilon:.4g} ({attacked.grey_levels:.0f}/255 for 8-bit images), "
         f"alpha {attacked.alpha:.4g}.\n\n"
@@ -312,7 +282,7 @@ def _bundle_line(bundle: BundleEntry) -> str:
 
 def _figure(result: AttackResult, label: str, key: str, eight_bit: bool) -> str:
     row = result.find(label, eight_bit=eight_bit)
-    return _number(getattr(row.scores, key)) if row else "-"
+    return number(getattr(row.scores, key)) if row else "-"
 
 
 def _faster(ratio: StepRatio) -> str:
@@ -323,22 +293,26 @@ def _mebibytes(entry: StepEntry) -> str:
     return "-" if entry.peak_memory is None else f"{entry.peak_memory / 2**20:.0f}"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Write a figure, or that there is none."""
     return "-" if value is None else f"{value:.3f}"
 
 
-def _data_line(data: DataEntry) -> str:
+def data_line(data: DataEntry) -> str:
+    """Say which images were judged."""
     chosen = "all" if len(data.names) == data.split_images else f"{len(data.names)} of"
     resized = "" if data.long_side is None else f", resized to a long side of {data.long_side}"
     other = "" if data.usual_split else " This is **not** the validation split that belongs to the checkpoint."
     return f"{data.name}, {data.split} split: {chosen} {data.split_images} images{resized}.{other}"
 
 
-def _attack_lines(results: Sequence[AttackResult]) -> str:
+def attack_lines(results: Sequence[AttackResult]) -> str:
+    """Say what each column is: start, step, and bound, in floats and for 8-bit images."""
     bounds: dict[str, dict[bool, float]] = {}  # of each attack, as floats and in 8 bits
     for row in (row for result in results for row in result.rows if row.name != "clean"):
-        name = "n = N: BIM of N steps" if row.name == "BIM" else row.label
-        attack = f"{name}, start: {row.start}, alpha {row.alpha:.4g}, epsilon {row.epsilon:.4g}"
+        name = row.label.replace(f"n = {row.steps}", "n = N") if row.name in ("BIM", "transfer") else row.label
+        size = f", alpha {row.alpha:.4g}" if row.alpha else ""
+        attack = f"{name}{': BIM of N steps' if row.name == 'BIM' else ''}, start: {row.start}{size}, epsilon {row.epsilon:.4g}"
         bounds.setdefault(attack, {})[row.eight_bit] = row.grey_levels
     return "".join(
         f"- {attack} ({levels[False]:.4g} grey levels; {levels[True]:.0f}/255 for 8-bit images)\n"

@@ -10,6 +10,7 @@ from ddcat.scores import miou
 from ddcat_bench import cli
 from ddcat_bench.attack import run_suite
 from ddcat_bench.errors import BenchError
+from ddcat_bench.evaluation import Evaluation
 from ddcat_bench.fidelity import compare
 from ddcat_bench.results import FidelityResult, read_result, to_json
 from ddcat_bench.subjects import checkpoint_of, open_bundle_data
@@ -35,7 +36,7 @@ def test_a_perfect_engine_agrees_everywhere(
         assert (row.agreement, row.counted_agreement, row.differing, row.counted_differing) == (1, 1, 0, 0)
         assert row.engine == row.pytorch
         assert row.pixels == 5 * 40 * 48 > row.counted_pixels
-    attacked = run_suite(checkpoint, scenes, batch_size=8)
+    attacked = run_suite(Evaluation(checkpoint, scenes, batch_size=8))
     for row in result.rows:
         same = attacked.find(row.label, eight_bit=True)
         assert same is not None

@@ -1,0 +1,143 @@
+"""From a plan to adversarial images: every attack of the suites in one form."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddcat_bench.suites import Plan, PlanName
+from ddcat_train.attacks import Model, cospgd, segpgd, trajectory, tsallis_pgd
+
+__all__ = ["PASSES", "Found", "Meter", "Victims", "attack"]
+
+
+class Found(NamedTuple):
+    """Adversarial images, and the labels that the attacked network gives them where they are known already."""
+
+    images: Tensor  # (N, 3, H, W)
+    predictions: Tensor | None  # (N, H, W)
+
+
+class Victims(NamedTuple):
+    """
+    A batch to be attacked.
+
+    Attributes
+    ----------
+    images : (N, 3, H, W) float32
+        In [0, 1].
+    labels : (N, H, W) int64
+    seeds : (N,) int64
+    class_pixels : (K,) int64 or None
+        How many training pixels there are of each class; SEA needs them.
+    """
+
+    images: Tensor
+    labels: Tensor
+    seeds: Tensor
+    class_pixels: Tensor | None = None
+
+
+class Meter:
+    """Tells of each image that a network sees, so that long attacks show their progress; never of more than are allotted."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self._advance = advance
+        self._left = 0
+
+    def watch(self, network: Model) -> Model:
+        """Give a network whose images are told of."""
+
+        def watched(images: Tensor) -> Tensor:
+            logits = network(images)
+            self._tell(len(images))
+            return logits
+
+        return watched
+
+    def allot(self, images: int) -> None:
+        """Say how many images are about to be seen; what is left of those before counts as seen."""
+        self._tell(self._left)
+        self._left = images
+
+    def _tell(self, images: int) -> None:
+        told = min(images, self._left)
+        self._left -= told
+        if told:
+            self._advance(told)
+
+
+def attack(model: Model, plan: Plan, victims: Victims) -> Iterator[Found]:
+    """
+    Make a plan's adversarial images.
+
+    Parameters
+    ----------
+    model : callable
+        Images to logits; what the attack is made on.
+    plan : Plan
+    victims : Victims
+
+    Yields
+    ------
+    Found
+        For each of the plan's cases, in their order.
+    """
+    return PASSES[plan.name](model, plan, victims)
+
+
+def _steps(model: Model, plan: Plan, victims: Victims) -> Iterator[Found]:
+    for steps, images, predictions in trajectory(
+        model,
+        victims.images,
+        victims.labels,
+        epsilon=plan.epsilon,
+        alpha=plan.alpha,
+        steps=plan.counted[-1],
+        start=plan.start,
+        seeds=victims.seeds,
+        stop_early=True,
+    ):
+        if steps in plan.counted:
+            yield Found(images, predictions)
+
+
+def _weighted(make: Callable[..., Tensor]) -> Callable[[Model, Plan, Victims], Iterator[Found]]:
+    """Of an attack of which the last step alone is scored, for its weights depend on the number of steps."""
+
+    def made(model: Model, plan: Plan, victims: Victims) -> Iterator[Found]:
+        images = make(
+            model,
+            victims.images,
+            victims.labels,
+            epsilon=plan.epsilon,
+            alpha=plan.alpha,
+            steps=plan.counted[-1],
+            start=plan.start,
+            seeds=victims.seeds,
+            stop_early=True,
+        )
+        yield Found(images, None)
+
+    return made
+
+
+def _noise(model: Model, plan: Plan, victims: Victims) -> Iterator[Found]:
+    """Random signs: what no knowledge at all does."""
+    signs = [
+        torch.randint(2, victims.images.shape[1:], generator=torch.Generator().manual_seed(seed)) * 2 - 1
+        for seed in victims.seeds.tolist()
+    ]
+    noise = plan.epsilon * torch.stack(signs).to(victims.images)
+    yield Found((victims.images + noise).clamp(0, 1), None)
+
+
+PASSES: dict[PlanName, Callable[[Model, Plan, Victims], Iterator[Found]]] = {
+    "BIM": _steps,
+    "PGD": _steps,
+    "SegPGD": _weighted(segpgd),
+    "CosPGD": _weighted(cospgd),
+    "TsallisPGD": _weighted(tsallis_pgd),
+    "noise": _noise,
+}

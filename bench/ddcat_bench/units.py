@@ -1,0 +1,103 @@
+"""What is done of a long evaluation: finished units in a folder, so that one that was stopped continues."""
+
+import io
+import shutil
+import time
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddcat.files import read_json, write_bytes, write_json
+from ddcat.scores import Counts
+from ddcat_bench.errors import BenchError
+
+__all__ = ["Units", "open_units", "remove_work", "work_folder"]
+
+_IDENTITY = "run.json"
+_LOOK_EVERY = 0.2  # seconds
+_LINE = 160  # letters
+
+
+def work_folder(result: Path) -> Path:
+    """Name the folder of unfinished work that belongs to a result folder."""
+    whole = result.resolve()
+    return whole.with_name(f"{whole.name}.work")
+
+
+def remove_work(folder: Path) -> None:
+    """Remove a folder of unfinished work, once its result is written."""
+    shutil.rmtree(folder)
+
+
+class Units(NamedTuple):
+    """Counts of finished units; a unit is one pass of an attack over one batch."""
+
+    folder: Path
+
+    def has(self, batch: int, plan: int) -> bool:
+        """Whether a unit is finished."""
+        return self._file(batch, plan).is_file()
+
+    def put(self, batch: int, plan: int, counts: Counts, seconds: float) -> None:
+        """Keep a unit's counts and what time it took: whole, whatever ends the process."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, counts=counts, seconds=np.float64(seconds))
+        write_bytes(self._file(batch, plan), buffer.getvalue())
+
+    def get(self, batch: int, plan: int) -> tuple[Counts, float]:
+        """
+        Read a finished unit.
+
+        Raises
+        ------
+        BenchError
+            Where the file is damaged.
+        """
+        file = self._file(batch, plan)
+        try:
+            with np.load(file) as read:
+                return read["counts"], float(read["seconds"])
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as cause:
+            raise BenchError(f"{file} is damaged: remove it, and the same command does that part again") from cause
+
+    def wait(self, batch: int, plan: int) -> None:
+        """Wait until another process has finished a unit; whoever started the processes ends all if one of them ends."""
+        while not self.has(batch, plan):
+            time.sleep(_LOOK_EVERY)
+
+    def _file(self, batch: int, plan: int) -> Path:
+        return self.folder / f"{batch:05}-{plan:02}.npz"
+
+
+def open_units(folder: Path, identity: dict[str, Any]) -> Units:
+    """
+    Open a folder of finished units, or begin one.
+
+    Parameters
+    ----------
+    folder : Path
+    identity : dict
+        All that the counts depend on, as JSON.
+
+    Raises
+    ------
+    BenchError
+        Where the folder belongs to another evaluation.
+    """
+    file = folder / _IDENTITY
+    if file.is_file():
+        found = read_json(file, BenchError)
+        other = next((key for key in identity if found.get(key) != identity[key]), None)
+        if other is not None:
+            short = f"{other} {found.get(other)}, now {identity[other]}"
+            raise BenchError(
+                f"{folder} holds parts of another evaluation ({short if len(short) < _LINE else f'other {other}'}): repeat its "
+                "command, name another --out, or remove the folder"
+            )
+    elif folder.exists() and (not folder.is_dir() or any(folder.glob("*"))):
+        raise BenchError(f"{folder} is no folder of unfinished work: remove it, or name another --out")
+    else:
+        write_json(file, identity)
+    return Units(folder)

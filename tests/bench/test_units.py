@@ -1,0 +1,140 @@
+"""An evaluation that is stopped continues, and one in several processes finds the same."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddcat.errors import DdcatError
+from ddcat_bench import cli
+from ddcat_bench.attack import attack_share, run_suite
+from ddcat_bench.errors import BenchError
+from ddcat_bench.evaluation import Evaluation
+from ddcat_bench.results import AttackResult, read_result
+from ddcat_bench.summing import sum_up
+from ddcat_bench.units import open_units, work_folder
+from ddcat_train.checkpoints import Checkpoint
+from ddcat_train.data import Dataset
+
+
+@pytest.fixture(scope="module")
+def evaluation(checkpoint: Checkpoint, scenes: Dataset) -> Evaluation:
+    return Evaluation(checkpoint, scenes, suite="paper", batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def whole(evaluation: Evaluation) -> AttackResult:
+    return timeless(run_suite(evaluation))
+
+
+def timeless(result: AttackResult) -> AttackResult:
+    return result.model_copy(update={"environment": result.environment.model_copy(update={"seconds": 0.0})})
+
+
+def test_what_is_done_is_not_done_again(evaluation: Evaluation, whole: AttackResult, tmp_path: Path) -> None:
+    calls = 0
+
+    def stop_in_the_middle(forwards: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 80:
+            raise KeyboardInterrupt
+
+    work = tmp_path / "attack.work"
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(evaluation, work=work, advance=stop_in_the_middle)
+    done = {file: file.stat().st_mtime_ns for file in work.glob("*.npz")}
+    assert 0 < len(done) < 6  # 3 batches, 2 plans
+    told: list[int] = []
+    assert timeless(run_suite(evaluation, work=work, advance=told.append)) == whole
+    assert sum(told) == evaluation.forwards
+    assert {file: file.stat().st_mtime_ns for file in done} == done
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_processes_share_the_work_and_find_the_same(
+    evaluation: Evaluation, whole: AttackResult, tmp_path: Path, ranks: int
+) -> None:
+    units = open_units(tmp_path / "work", evaluation.identity())
+    shares = []
+    for rank in reversed(range(ranks)):
+        before = set(units.folder.glob("*.npz"))
+        told: list[int] = []
+        batches = attack_share(evaluation, units, rank=rank, ranks=ranks, advance=told.append)
+        assert sum(told) == evaluation.forwards
+        shares.append(len(set(units.folder.glob("*.npz")) - before))
+    assert sum(shares) == 6
+    assert max(shares) - min(shares) <= 1
+    assert timeless(sum_up(evaluation, units, batches)) == whole
+
+
+def test_parts_of_another_evaluation_are_refused(
+    run_directory: Path, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path
+) -> None:
+    out = tmp_path / "attack"
+    first = Evaluation(checkpoint, scenes, limit=1)
+    open_units(work_folder(out), first.identity())
+    open_units(work_folder(out), first.identity())  # the same again
+    with pytest.raises(BenchError, match=r"attack\.work holds parts of another evaluation \(images 1, now 2\)"):
+        cli.attack(run_directory, limit=2, device="cpu", out=out)
+    with pytest.raises(BenchError, match="seed 0, now 3"):
+        cli.attack(run_directory, limit=1, device="cpu", out=out, seed=3)
+    with pytest.raises(BenchError, match="plans"):
+        cli.attack(run_directory, limit=1, device="cpu", out=out, suite="paper")
+    (tmp_path / "other.work").mkdir()
+    (tmp_path / "other.work" / "letter.txt").write_text("mine")
+    with pytest.raises(BenchError, match="no folder of unfinished work"):
+        cli.attack(run_directory, limit=1, device="cpu", out=tmp_path / "other")
+    assert not out.exists()
+
+
+def test_a_damaged_part_is_named(evaluation: Evaluation, tmp_path: Path) -> None:
+    units = open_units(tmp_path / "work", {})
+    units.put(3, 1, np.arange(3), 0.5)
+    counts, seconds = units.get(3, 1)
+    assert (counts.tolist(), seconds) == ([0, 1, 2], 0.5)
+    [file] = units.folder.glob("*.npz")
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(BenchError, match=file.name):
+        units.get(3, 1)
+
+
+def test_a_fault_in_the_data_costs_only_what_follows(run_directory: Path, tmp_path: Path, scenes_copy: Path) -> None:
+    image = scenes_copy / "JPEGImages" / "val_00004.jpg"
+    content = image.read_bytes()
+    image.write_bytes(b"no image")
+    out = tmp_path / "attack"
+    with pytest.raises(DdcatError, match="val_00004"):
+        cli.attack(run_directory, data_root=scenes_copy, device="cpu", out=out, batch=2)
+    assert not out.exists()
+    assert len(list(work_folder(out).glob("*.npz"))) == 1  # the second batch is given when the third image of it is read
+    image.write_bytes(content)
+    cli.attack(run_directory, data_root=scenes_copy, device="cpu", out=out, batch=2)
+    assert out.exists()
+    assert not work_folder(out).exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_command_continues(run_directory: Path, whole: AttackResult, tmp_path: Path, number: signal.Signals) -> None:
+    out = tmp_path / "attack"
+    command = [sys.executable, "-c", "from ddcat_bench.cli import main; main()", "attack", str(run_directory)]
+    command += ["--suite", "paper", "--batch", "2", "--device", "cpu", "--out", str(out)]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=alone)
+    work = work_folder(out)
+    while process.poll() is None and not list(work.glob("*.npz")):
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert not out.exists()
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert said == f"error: interrupted: what is done is in {work}, the same command continues\n"
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
+    assert done.returncode == 0, done.stderr
+    assert timeless(read_result(out / "attack.json", AttackResult)).rows == whole.rows
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["attack"]
