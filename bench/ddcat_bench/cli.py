@@ -278,6 +278,39 @@ def train_step(
     publish(folder, "train-step", result, train_step_markdown(result))
 
 
+@app.command()
+def tables(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Result folders of ddcat-bench attack, their attack.json, or run directories."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")] = Path("tables"),
+) -> None:
+    """
+    Make the paper's Tables 1 to 5 from any set of attack results: mean and standard deviation over seeds.
+
+    White-box, black-box, ablation and clean tables of each data set that is among them, with the paper's own numbers where it
+    has some, and below each white-box table what SEA leaves of the same checkpoints. Markdown, LaTeX (booktabs), CSV, JSON.
+    Results that do not compare (other images, protocols, suites) are refused, not averaged.
+
+    For example:
+
+    - `ddcat-bench tables runs/voc-*`
+
+    - `ddcat-bench tables runs/ddcat-0/attack-paper runs/ddcat-0/attack-sea runs/ddcat-1/attack-paper --out results/tables`
+    """
+    from ddcat.files import check_vacant
+    from ddcat_bench.judged import find_results
+    from ddcat_bench.output import publish
+    from ddcat_bench.paper_tables import make_tables
+    from ddcat_bench.table_files import tables_csv, tables_latex, tables_markdown
+
+    check_vacant(out)
+    made = make_tables(find_results(runs))
+    files = {"tables.tex": tables_latex(made).encode(), "tables.csv": tables_csv(made).encode()}
+    publish(out, "tables", made, tables_markdown(made), files)
+
+
 def main() -> None:
     """Run the command."""
     command.run(app)

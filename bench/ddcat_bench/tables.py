@@ -40,9 +40,9 @@ _BASELINES = (
 )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a Markdown table; all columns but the first are numbers."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> str:
+    """Write a Markdown table; the first columns are texts, all others numbers."""
+    lines = [head, [*["---"] * texts, *["---:"] * (len(head) - texts)], *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
