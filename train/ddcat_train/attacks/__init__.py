@@ -1,13 +1,19 @@
-"""Attacks: how images become adversarial images. Every attack is a plain function over one input gradient, in `answers`."""
+"""
+Attacks: how images become adversarial images.
+
+Each is a plain function: a white-box one over the input gradient of `answers`, a black-box one over the search of `signs`.
+"""
 
 from ddcat_train.attacks.answers import Answer, Model, Objective, Observer
 from ddcat_train.attacks.apgd import SHRINKING, Schedule, apgd
 from ddcat_train.attacks.core import iterate
+from ddcat_train.attacks.dla import Predict, dla
 from ddcat_train.attacks.modes import evaluating
 from ddcat_train.attacks.pgd import bim, cospgd, fgsm, pgd, segpgd, tsallis_pgd
 from ddcat_train.attacks.quantise import to_8_bit
 from ddcat_train.attacks.restarts import restarted, right_pixels
 from ddcat_train.attacks.sea import SEA, sea
+from ddcat_train.attacks.square import square
 from ddcat_train.attacks.starts import ATTACK_STARTS
 from ddcat_train.attacks.trajectory import Point, trajectory
 from ddcat_train.attacks.weights import WEIGHTS, weighted
@@ -22,10 +28,12 @@ __all__ = [
     "Objective",
     "Observer",
     "Point",
+    "Predict",
     "Schedule",
     "apgd",
     "bim",
     "cospgd",
+    "dla",
     "evaluating",
     "fgsm",
     "iterate",
@@ -34,6 +42,7 @@ __all__ = [
     "right_pixels",
     "sea",
     "segpgd",
+    "square",
     "to_8_bit",
     "trajectory",
     "tsallis_pgd",
