@@ -1,5 +1,6 @@
 """An evaluation that is stopped continues, and one in several processes finds the same."""
 
+import os
 import signal
 import subprocess
 import sys
