@@ -84,6 +84,8 @@ def attack_share(
     makers = [meter.watch(main_branch(substitute, device)) for substitute in evaluation.substitutes]
     place = {pair.name: index for index, pair in enumerate(dataset.pairs)}
     judge = JUDGES[evaluation.protocol]
+    pixels = evaluation.class_pixels
+    balance = None if pixels is None else torch.from_numpy(pixels.counts)
     batches: list[list[str]] = []
     for batch, (names, images, labels) in enumerate(
         evaluation_batches(dataset, batch_size=evaluation.batch_size, limit=evaluation.limit)
@@ -99,6 +101,7 @@ def attack_share(
                 images.to(device, memory_format=torch.channels_last),
                 labels.to(device),
                 torch.tensor([place[name] + evaluation.seed * _SEED_STRIDE for name in names]),
+                balance,
             )
             began = time.monotonic()
             meter.allot(forwards)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ddcat import provenance
+from ddcat_bench.class_pixels import ClassPixels, count_class_pixels
 from ddcat_bench.errors import BenchError
 from ddcat_bench.results import ProtocolName, SuiteName
 from ddcat_bench.suites import Plan, plans_of
@@ -65,6 +66,13 @@ class Evaluation:
         """The passes of the suite."""
         return plans_of(self.suite, epsilons=self.epsilons, iterations=self.iterations, substitutes=len(self.substitutes))
 
+    @cached_property
+    def class_pixels(self) -> ClassPixels | None:
+        """What SEA-MCE-Bal balances the classes by; None where there is no SEA."""
+        if not any(plan.name == "SEA" for plan in self.plans):
+            return None
+        return count_class_pixels(self.checkpoint, self.dataset)
+
     @property
     def images(self) -> int:
         """How many are judged."""
@@ -85,6 +93,7 @@ class Evaluation:
             "batch": self.batch_size,
             "plans": json.loads(json.dumps(self.plans)),
             "substitutes": [substitute.sha256() for substitute in self.substitutes],
+            "class_pixels": None if self.class_pixels is None else self.class_pixels.counts.tolist(),
             "seed": self.seed,
             "protocol": self.protocol,
             "device": self.device.type,

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddcat_bench.suites import Plan, PlanName
-from ddcat_train.attacks import Model, cospgd, segpgd, trajectory, tsallis_pgd
+from ddcat_bench.suites import SEA_LOSSES, Plan, PlanName
+from ddcat_train.attacks import Model, cospgd, sea, segpgd, trajectory, tsallis_pgd
 
 __all__ = ["PASSES", "Found", "Meter", "Victims", "attack"]
 
@@ -123,6 +123,21 @@ def _weighted(make: Callable[..., Tensor]) -> Callable[[Model, Plan, Victims], I
     return made
 
 
+def _sea(model: Model, plan: Plan, victims: Victims) -> Iterator[Found]:
+    if victims.class_pixels is None:
+        raise ValueError("SEA needs the number of training pixels of each class")
+    found = sea(
+        model,
+        victims.images,
+        victims.labels,
+        epsilon=plan.epsilon,
+        steps=plan.counted[-1],
+        seeds=victims.seeds,
+        class_pixels=victims.class_pixels,
+    )
+    yield from (Found(found[loss], None) for loss in SEA_LOSSES)
+
+
 def _noise(model: Model, plan: Plan, victims: Victims) -> Iterator[Found]:
     """Random signs: what no knowledge at all does."""
     signs = [
@@ -139,5 +154,6 @@ PASSES: dict[PlanName, Callable[[Model, Plan, Victims], Iterator[Found]]] = {
     "SegPGD": _weighted(segpgd),
     "CosPGD": _weighted(cospgd),
     "TsallisPGD": _weighted(tsallis_pgd),
+    "SEA": _sea,
     "noise": _noise,
 }

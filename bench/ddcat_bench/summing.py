@@ -1,17 +1,19 @@
 """From the counts of all units to the result of a suite."""
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 
 from ddcat.classes import IGNORE, Classes
-from ddcat.scores import Counts
+from ddcat.scores import Counts, pixel_accuracy
+from ddcat.worst_case import lowest_accuracy, worst_case
 from ddcat_bench.entries import CheckpointEntry, Scores
 from ddcat_bench.evaluation import Evaluation
 from ddcat_bench.judging import grey_levels
-from ddcat_bench.results import AttackResult, AttackRow, Claim, ProtocolName
+from ddcat_bench.results import AttackResult, AttackRow, Claim, ProtocolName, WorstCase
 from ddcat_bench.subjects import describe_checkpoint, describe_data, describe_environment
-from ddcat_bench.suites import Case, Plan
+from ddcat_bench.suites import SEA_LOSSES, Case, Plan
 from ddcat_bench.units import Units
 
 __all__ = ["PROTOCOLS", "policy", "sum_up"]
@@ -65,7 +67,9 @@ def sum_up(evaluation: Evaluation, units: Units, batches: Sequence[Sequence[str]
         suite=evaluation.suite,
         seed=evaluation.seed,
         batch_size=evaluation.batch_size,
+        class_pixels=None if evaluation.class_pixels is None else evaluation.class_pixels.source,
         claims=tuple(_claims(rows)),
+        worst_cases=tuple(_worst_cases(rows, classes.background)),
         rows=rows,
         environment=describe_environment(evaluation.device, seconds),
     )
@@ -106,6 +110,34 @@ def _row(plan: Plan, case: Case, eight_bit: bool, scores: Scores, maker: Checkpo
         grey_levels=float(grey_levels(epsilon)) if eight_bit else epsilon * 255,
         scores=scores,
         substitute=maker,
+    )
+
+
+def _worst_cases(rows: Sequence[AttackRow], background: int | None) -> Iterator[WorstCase]:
+    """At each bound, the worst of SEA's losses, and that of all attacks where there are others beside."""
+    for epsilon in sorted({row.epsilon for row in rows if row.name != "clean"}):
+        for eight_bit in (False, True):
+            every = [row for row in rows if (row.epsilon, row.eight_bit) == (epsilon, eight_bit) and row.name != "clean"]
+            sea = [row for row in every if row.name in SEA_LOSSES]
+            if sea:
+                yield _worst("SEA", sea, background)
+            if len({row.name for row in every}) > max(1, len(sea)):  # BIM alone is its own curve
+                yield _worst("all", every, background)
+
+
+def _worst(name: Literal["SEA", "all"], members: Sequence[AttackRow], background: int | None) -> WorstCase:
+    counts = np.stack([row.scores.array() for row in members])  # (A, I, K, 3)
+    chosen, lowest = worst_case(counts), lowest_accuracy(counts)
+    images = np.arange(counts.shape[1])
+    return WorstCase(
+        name=name,
+        epsilon=members[0].epsilon,
+        eight_bit=members[0].eight_bit,
+        members=tuple(row.label for row in members),
+        chosen=tuple(chosen.tolist()),
+        chosen_for_accuracy=tuple(lowest.tolist()),
+        scores=Scores.of(counts[chosen, images], background),
+        pixel_accuracy=pixel_accuracy(counts[lowest, images].sum(0)),
     )
 
 

@@ -63,14 +63,29 @@ def scenes(scenes_root: Path) -> Dataset:
 @pytest.fixture(scope="session")
 def run_directory(tmp_path_factory: pytest.TempPathFactory, scenes_root: Path, scenes: Dataset) -> Path:
     """A run whose network knows its few scenes by heart: random weights would give one answer everywhere."""
-    config = _config(scenes_root)
-    torch.manual_seed(0)
+    return _write_run(tmp_path_factory.mktemp("runs") / "tiny", scenes_root, scenes, method="sat", seed=0)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(run_directory: Path) -> Checkpoint:
+    return load_checkpoint(run_directory)
+
+
+@pytest.fixture(scope="session")
+def other_checkpoint(tmp_path_factory: pytest.TempPathFactory, scenes_root: Path, scenes: Dataset) -> Checkpoint:
+    """Of the same data, with other weights."""
+    return load_checkpoint(_write_run(tmp_path_factory.mktemp("runs") / "other", scenes_root, scenes, method="clean", seed=1))
+
+
+def _write_run(run: Path, root: Path, scenes: Dataset, *, method: str, seed: int) -> Path:
+    config = _config(root, method)
+    torch.manual_seed(seed)
     network = build_network(config, len(scenes.classes))
     _learn(network, scenes)
     description = Description(
         config=config,
         classes=scenes.classes,
-        train=SplitEntry(images=2, list_sha256=open_dataset("scenes", scenes_root, "train").list_sha256()),
+        train=SplitEntry(images=2, list_sha256=open_dataset("scenes", root, "train").list_sha256()),
         val=SplitEntry(images=len(scenes), list_sha256=scenes.list_sha256()),
         step=12,
         steps=20,
@@ -79,14 +94,8 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory, scenes_root: Path, s
         git_commit=None,
         versions={},
     )
-    run = tmp_path_factory.mktemp("runs") / "tiny"
     save_checkpoint(run / "best.safetensors", description, network)
     return run
-
-
-@pytest.fixture(scope="session")
-def checkpoint(run_directory: Path) -> Checkpoint:
-    return load_checkpoint(run_directory)
 
 
 @dataclass
@@ -171,13 +180,13 @@ def _learn(network: Segmenter, scenes: Dataset) -> None:
         optimizer.step()
 
 
-def _config(root: Path) -> Config:
+def _config(root: Path, method: str) -> Config:
     return parse_config(
         {
             "data": {"name": "scenes", "root": str(root)},
             "augment": {"policy": "plain", "crop": 33},
             "model": {"backbone": "resnet10", "width": 4},
-            "method": {"name": "sat"},
+            "method": {"name": method},
             "train": {"epochs": 1, "batch_size": 2, "workers": 0},
         },
         "the tests of bench",

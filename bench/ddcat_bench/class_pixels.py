@@ -1,0 +1,53 @@
+"""How many pixels each class has in training, by which SEA-MCE-Bal balances the classes."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ddcat_train.checkpoints import Checkpoint
+from ddcat_train.data import Dataset, open_dataset
+from ddcat_train.data.base import read_indices
+from ddcat_train.errors import DataError
+
+__all__ = ["ClassPixels", "count_class_pixels"]
+
+
+class ClassPixels(NamedTuple):
+    """
+    Pixels of each class.
+
+    Attributes
+    ----------
+    counts : (K,) int64
+    source : str
+        Of which images.
+    """
+
+    counts: npt.NDArray[np.int64]
+    source: str
+
+
+def count_class_pixels(checkpoint: Checkpoint, judged: Dataset) -> ClassPixels:
+    """
+    Count the labels of the split that a checkpoint was trained on, as they are in the files.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    judged : Dataset
+        Where it lies the training split is looked for; its own labels are counted where there is none, as the result says.
+    """
+    name = checkpoint.description.config.data.train_split
+    try:
+        return _count(open_dataset(judged.name, judged.root, name))
+    except DataError as missing:
+        found = _count(judged)
+        return found._replace(source=f"{found.source}, for the {name} split cannot be read: {missing}")
+
+
+def _count(dataset: Dataset) -> ClassPixels:
+    total = np.zeros(256, np.int64)
+    for pair in dataset.pairs:
+        total += np.bincount(dataset.decode(read_indices(pair.labels)).ravel(), minlength=256)
+    return ClassPixels(total[: len(dataset.classes)], f"the labels of the {len(dataset)} images of the {dataset.split} split")

@@ -1,0 +1,140 @@
+"""The sea suite: three losses, and the worst of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddcat.scores import Counts, count, miou
+from ddcat.worst_case import lowest_accuracy, worst_case
+from ddcat_bench.attack import run_suite
+from ddcat_bench.attack_markdown import attack_markdown
+from ddcat_bench.class_pixels import count_class_pixels
+from ddcat_bench.errors import BenchError
+from ddcat_bench.evaluation import Evaluation, open_substitutes, parse_epsilon
+from ddcat_bench.results import AttackResult, read_result, to_json
+from ddcat_bench.subjects import main_branch, open_split
+from ddcat_bench.suites import SEA_LOSSES, plans_of
+from ddcat_bench.tables import columns
+from ddcat_train.attacks import bim, sea
+from ddcat_train.checkpoints import Checkpoint
+from ddcat_train.data import Dataset
+from ddcat_train.data.loader import evaluation_batches
+
+SIX = 6 / 255
+
+
+@pytest.fixture(scope="module")
+def result(checkpoint: Checkpoint, scenes: Dataset) -> AttackResult:
+    return run_suite(Evaluation(checkpoint, scenes, suite="sea", iterations=10, epsilons=(SIX,), batch_size=3, seed=2))
+
+
+def test_the_suite_has_three_losses_at_two_bounds() -> None:
+    clean, *attacks = plans_of("sea")
+    assert clean.cases == (("clean", 0),)
+    assert [(plan.epsilon, plan.counted) for plan in attacks] == [(4 / 255, (300,)), (8 / 255, (300,))]
+    assert [case.name for case in attacks[0].cases] == list(SEA_LOSSES)
+
+
+def test_rows_and_worst_cases(result: AttackResult) -> None:
+    losses = [f"{loss}-10 at 6/255" for loss in SEA_LOSSES]
+    assert columns([result]) == ["clean", *losses]
+    assert [(case.label, case.eight_bit) for case in result.worst_cases] == [("SEA at 6/255", False), ("SEA at 6/255", True)]
+    for case in result.worst_cases:
+        rows = [result.find(label, eight_bit=case.eight_bit) for label in losses]
+        counts = np.stack([row.scores.array() for row in rows if row is not None])
+        assert case.members == tuple(losses)
+        assert case.chosen == tuple(worst_case(counts))
+        assert case.chosen_for_accuracy == tuple(lowest_accuracy(counts))
+        images = range(counts.shape[1])
+        np.testing.assert_array_equal(case.scores.array(), counts[list(case.chosen), images])
+        assert case.scores.miou <= min(miou(one.sum(0)) for one in counts)
+        total = counts[list(case.chosen_for_accuracy), images].sum((0, 1))
+        assert case.pixel_accuracy == total[0] / (total[0] + total[2])
+
+
+def test_counts_are_those_of_the_attack_itself(result: AttackResult, checkpoint: Checkpoint, scenes: Dataset) -> None:
+    network = main_branch(checkpoint, torch.device("cpu"))
+    pixels = torch.from_numpy(count_class_pixels(checkpoint, scenes).counts)
+    expected: dict[str, list[Counts]] = {loss: [] for loss in SEA_LOSSES}
+    place = 2 * 2**20
+    for names, images, labels in evaluation_batches(scenes, batch_size=3):
+        seeds = torch.arange(place, place + len(names))
+        place += len(names)
+        batch = images.contiguous(memory_format=torch.channels_last)
+        found = sea(network, batch, labels, epsilon=SIX, steps=10, seeds=seeds, class_pixels=pixels)
+        for loss in SEA_LOSSES:
+            predictions = network(found[loss]).argmax(1)
+            expected[loss] += [
+                count(t, p, len(scenes.classes)) for t, p in zip(labels.numpy(), predictions.numpy(), strict=True)
+            ]
+    for loss in SEA_LOSSES:
+        row = result.find(f"{loss}-10 at 6/255")
+        assert row is not None
+        np.testing.assert_array_equal(row.scores.array(), expected[loss])
+
+
+def test_classes_are_balanced_by_the_training_split(
+    result: AttackResult, checkpoint: Checkpoint, scenes: Dataset, scenes_root: Path, scenes_copy: Path
+) -> None:
+    counted = np.zeros(len(scenes.classes), np.int64)
+    train = open_split(checkpoint, split="train")
+    for index in range(len(train)):
+        labels = train.read(index).labels
+        counted += [(labels == value).sum() for value in range(len(counted))]
+    found = count_class_pixels(checkpoint, scenes)
+    np.testing.assert_array_equal(found.counts, counted)
+    assert found.source == "the labels of the 2 images of the train split" == result.class_pixels
+    for file in (scenes_copy / "ImageSets").rglob("train.txt"):
+        file.unlink()
+    other = count_class_pixels(checkpoint, open_split(checkpoint, data_root=scenes_copy))
+    assert other.source.startswith("the labels of the 5 images of the val split, for the train split cannot be read: ")
+
+
+def test_it_is_all_in_the_file_and_in_the_markdown(result: AttackResult, tmp_path: Path) -> None:
+    (tmp_path / "attack.json").write_text(to_json(result))
+    assert read_result(tmp_path / "attack.json", AttackResult) == result
+    text = attack_markdown(result)
+    [line] = [line for line in text.splitlines() if line.startswith("| **SEA at 6/255**")]
+    one, eight_bit = result.worst_cases
+    cells = [cell.strip(" *") for cell in line.split("|")[2:-1]]
+    assert cells[:2] == [f"{one.scores.miou:.3f}", f"{eight_bit.scores.miou:.3f}"]
+    assert cells[-2:] == [f"{one.pixel_accuracy:.3f}", f"{eight_bit.pixel_accuracy:.3f}"]
+    assert "foreground mIoU is the mean over the other classes" in text
+    assert "seed: 2" in text
+
+
+def test_bounds_are_read() -> None:
+    assert [parse_epsilon(text) for text in ("8/255", "0.03", "0.5/255")] == [8 / 255, 0.03, 0.5 / 255]
+    for text in ("8/", "x", "0", "2", "-1/255", "1/0", "nan"):
+        with pytest.raises(BenchError, match="8/255"):
+            parse_epsilon(text)
+
+
+def test_transfer_is_bim_made_on_the_other_checkpoint(
+    checkpoint: Checkpoint, other_checkpoint: Checkpoint, scenes: Dataset
+) -> None:
+    result = run_suite(Evaluation(checkpoint, scenes, substitutes=(other_checkpoint,), batch_size=5))
+    made_on, judged = (main_branch(one, torch.device("cpu")) for one in (other_checkpoint, checkpoint))
+    [(_, images, labels)] = evaluation_batches(scenes, batch_size=5)
+    batch = images.contiguous(memory_format=torch.channels_last)
+    for n in (1, 7):
+        row = result.find(f"transfer n = {n} from clean {other_checkpoint.sha256()[:8]}")
+        assert row is not None
+        assert row.substitute is not None
+        assert row.substitute.sha256 == other_checkpoint.sha256()
+        predictions = judged(bim(made_on, batch, labels, steps=n)).argmax(1).numpy()
+        expected = [count(t, p, len(scenes.classes)) for t, p in zip(labels.numpy(), predictions, strict=True)]
+        np.testing.assert_array_equal(row.scores.array(), expected)
+    assert "transfer n = N from clean" in attack_markdown(result)
+    worst = next(case for case in result.worst_cases if not case.eight_bit)
+    assert worst.label == "worst of all at 7.65/255"
+    assert len(worst.members) == 14
+
+
+def test_substitutes_must_fit(checkpoint: Checkpoint, other_checkpoint: Checkpoint, run_directory: Path) -> None:
+    paths = [other_checkpoint.path, run_directory]
+    assert [one.sha256() for one in open_substitutes(checkpoint, paths)] == [other_checkpoint.sha256(), checkpoint.sha256()]
+    with pytest.raises(BenchError, match="named twice"):
+        open_substitutes(checkpoint, [run_directory, run_directory])
