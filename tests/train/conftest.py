@@ -42,6 +42,12 @@ def released() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def small() -> ModuleType:
+    """A network, a linear model and images to attack, of a few pixels."""
+    return beside("small")
+
+
+@pytest.fixture(scope="session")
 def tiny_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten scenes to train on and four to judge with, 48 x 48."""
     root = tmp_path_factory.mktemp("tiny") / "scenes"

@@ -36,7 +36,7 @@ def segpgd(answer: Answer, class_pixels: Tensor | None) -> Tensor:
     1 - lambda where the prediction is right and lambda where it is wrong; lambda = (t - 1) / (2 T) for step t = 1..T.
     """
     share = (answer.step - 1) / (2 * answer.steps)
-    return torch.where(answer.right, 1 - share, share)
+    return torch.where(answer.right, 1 - share, share).to(answer.logits.dtype)
 
 
 def cospgd(answer: Answer, class_pixels: Tensor | None) -> Tensor:
@@ -77,9 +77,9 @@ def sea_mce_balanced(answer: Answer, class_pixels: Tensor | None) -> Tensor:
             f"SEA-MCE-Bal needs `class_pixels`, the training pixels of each of {answer.logits.shape[1]} classes, "
             f"not {'none' if class_pixels is None else len(class_pixels)}"
         )
-    # A class that training never saw weighs as one of a single pixel. The scale is free: the largest weight is 1.
-    pixels = class_pixels.to(answer.logits.device).clamp(min=1)
-    share = (pixels.min() / pixels).to(answer.logits.dtype)
+    # The scale is free: the largest weight is 1. A class that training never saw is never right, and its weight of no matter.
+    pixels = class_pixels.to(answer.logits).clamp(min=1)
+    share = pixels.min() / pixels
     return answer.right * share[answer.labels.masked_fill(answer.labels == IGNORE, 0)]
 
 
