@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from ddcat import command
 from ddcat.command import parse_size
@@ -73,8 +74,9 @@ def attack(
     from ddcat_bench.attack_markdown import attack_markdown
     from ddcat_bench.evaluation import Evaluation, open_substitutes, parse_epsilon
     from ddcat_bench.output import publish
-    from ddcat_bench.plots import curves
-    from ddcat_bench.subjects import open_split, torch_device
+    from ddcat_bench.panels import attack_sheet
+    from ddcat_bench.plots import plots
+    from ddcat_bench.subjects import main_branch, open_split, torch_device
     from ddcat_bench.suites import SUITES
     from ddcat_bench.units import remove_work, work_folder
     from ddcat_train.checkpoints import load_checkpoint
@@ -105,8 +107,13 @@ def attack(
     except KeyboardInterrupt:
         typer.echo(f"error: interrupted: what is done is in {work}, the same command continues", err=True)
         raise typer.Exit(128 + signal.SIGINT) from None
-    publish(folder, "attack", result, attack_markdown(result), {"attack.png": curves([result])})
+    sheet = attack_sheet(
+        main_branch(loaded, evaluation.device), evaluation.dataset, title=result.checkpoint.method, device=evaluation.device
+    )
+    publish(folder, "attack", result, attack_markdown(result), {**plots(result), "panels.png": sheet})
     remove_work(work)
+    for alarm in result.alarms:
+        Console(stderr=True).print(f"ALARM: {alarm.name}. {alarm.evidence}", style="bold red", soft_wrap=True)
 
 
 @app.command()

@@ -5,19 +5,23 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from ddcat.classes import Classes, coloured
 from ddcat.scores import count, pixel_accuracy
 from ddcat_bench.judging import answers
+from ddcat_train import sheet
 from ddcat_train.attacks import Model, bim, to_8_bit
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.sheet import to_png
 
-__all__ = ["Panel", "Picture", "make_panels"]
+__all__ = ["Panel", "Picture", "attack_sheet", "make_panels"]
 
 _GREY = 128  # what no perturbation is shown as
+_EPSILON, _ALPHA, _STEPS = 0.03, 0.01, 7
+_HEADINGS = ("image", "attacked", "perturbation", "prediction for image", "prediction for attacked", "truth")
 
 U8 = npt.NDArray[np.uint8]
 
@@ -57,9 +61,9 @@ def make_panels(
     *,
     defence: str,
     images: int = 4,
-    epsilon: float = 0.03,
-    alpha: float = 0.01,
-    steps: int = 7,
+    epsilon: float = _EPSILON,
+    alpha: float = _ALPHA,
+    steps: int = _STEPS,
 ) -> list[Panel]:
     """
     Attack some images of a split, each model by its own gradients, and show what comes of it.
@@ -118,6 +122,48 @@ def make_panels(
     return panels
 
 
+def attack_sheet(model: Model, dataset: Dataset, *, title: str, device: torch.device, images: int = 4) -> bytes:
+    """
+    Draw what BIM with n = 7 does to some images of a split, a row for each (the paper's Figs. 1 and 3).
+
+    Parameters
+    ----------
+    model : callable
+        Maps images (N, 3, H, W) in [0, 1] to logits (N, K, H, W).
+    dataset : Dataset
+    title : str
+    device : torch.device
+    images : int
+        How many, spread evenly over the split.
+
+    Returns
+    -------
+    bytes
+        A PNG. Columns: image, attacked image in 8 bits, perturbation, prediction for either, truth.
+    """
+    rows: list[list[sheet.Picture]] = []
+    for names, clean, labels in evaluation_batches(dataset, batch_size=images, limit=images):
+        pixels, targets = clean.to(device, memory_format=torch.channels_last), labels.to(device)
+        look = _look(model, pixels, bim(model, pixels, targets, epsilon=_EPSILON, alpha=_ALPHA, steps=_STEPS))
+        for index, (name, original) in enumerate(zip(names, _nhwc(to_8_bit(pixels, pixels)), strict=True)):
+            truth = labels[index].numpy().astype(np.uint8)
+            perturbation, factor = _amplified(original, look.images[index])
+            shares = [pixel_accuracy(count(truth, one[index], len(dataset.classes))) for one in (look.clean, look.attacked)]
+            said = ["" if np.isnan(share) else f"{share:.0%} right" for share in shares]
+            rows.append(
+                [
+                    sheet.Picture(original, name, smooth=True),
+                    sheet.Picture(look.images[index], "", smooth=True),
+                    sheet.Picture(perturbation, f"times {factor}; grey is none"),
+                    sheet.Picture(coloured(look.clean[index], dataset.classes), said[0]),
+                    sheet.Picture(coloured(look.attacked[index], dataset.classes), said[1]),
+                    sheet.Picture(coloured(truth, dataset.classes), ""),
+                ]
+            )
+    whole = f"{title}; attacked by BIM: epsilon {_EPSILON:.4g}, n = {_STEPS}, in 8 bits"
+    return to_png(sheet.draw_sheet(whole, _HEADINGS, rows, dataset.classes))
+
+
 class _Look(NamedTuple):
     """A model's own attacked images, and its predictions for the clean ones and for those."""
 
@@ -128,12 +174,12 @@ class _Look(NamedTuple):
 
 def _look(model: Model, clean: Tensor, adversarial: Tensor) -> _Look:
     received = to_8_bit(adversarial, clean)
-    predictions = (answers(model, batch).numpy().astype(np.uint8) for batch in (to_8_bit(clean, clean), received))
+    predictions = (answers(model, batch).cpu().numpy().astype(np.uint8) for batch in (to_8_bit(clean, clean), received))
     return _Look(_nhwc(received), *predictions)
 
 
 def _nhwc(images: Tensor) -> U8:
-    return images.permute(0, 2, 3, 1).contiguous().numpy()
+    return images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def _amplified(image: U8, attacked: U8) -> tuple[U8, int]:

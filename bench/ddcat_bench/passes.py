@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ddcat_bench.suites import SEA_LOSSES, Plan, PlanName
-from ddcat_train.attacks import Model, cospgd, sea, segpgd, trajectory, tsallis_pgd
+from ddcat_train.attacks import Model, cospgd, dla, sea, segpgd, square, trajectory, tsallis_pgd
 
 __all__ = ["PASSES", "Found", "Meter", "Victims", "attack"]
 
@@ -138,14 +138,25 @@ def _sea(model: Model, plan: Plan, victims: Victims) -> Iterator[Found]:
     yield from (Found(found[loss], None) for loss in SEA_LOSSES)
 
 
-def _noise(model: Model, plan: Plan, victims: Victims) -> Iterator[Found]:
-    """Random signs: what no knowledge at all does."""
-    signs = [
-        torch.randint(2, victims.images.shape[1:], generator=torch.Generator().manual_seed(seed)) * 2 - 1
-        for seed in victims.seeds.tolist()
-    ]
-    noise = plan.epsilon * torch.stack(signs).to(victims.images)
-    yield Found((victims.images + noise).clamp(0, 1), None)
+def _square(model: Model, plan: Plan, victims: Victims) -> Iterator[Found]:
+    queries = plan.counted[-1]
+    yield Found(square(model, victims.images, victims.labels, epsilon=plan.epsilon, queries=queries, seeds=victims.seeds), None)
+
+
+def _from_labels(search: Callable[..., Tensor]) -> Callable[[Model, Plan, Victims], Iterator[Found]]:
+    """Of an attack that sees predicted labels alone."""
+
+    def made(model: Model, plan: Plan, victims: Victims) -> Iterator[Found]:
+        def predict(images: Tensor) -> Tensor:
+            with torch.no_grad():
+                return model(images).argmax(1)
+
+        queries = plan.counted[-1]
+        yield Found(
+            search(predict, victims.images, victims.labels, epsilon=plan.epsilon, queries=queries, seeds=victims.seeds), None
+        )
+
+    return made
 
 
 PASSES: dict[PlanName, Callable[[Model, Plan, Victims], Iterator[Found]]] = {
@@ -155,5 +166,6 @@ PASSES: dict[PlanName, Callable[[Model, Plan, Victims], Iterator[Found]]] = {
     "CosPGD": _weighted(cospgd),
     "TsallisPGD": _weighted(tsallis_pgd),
     "SEA": _sea,
-    "noise": _noise,
+    "Square": _square,
+    "DLA": _from_labels(dla),
 }

@@ -84,6 +84,10 @@ def _projected(name: PlanName) -> Callable[[float], Plan]:
     return lambda epsilon: Plan(name, epsilon, alpha=epsilon / 4, start="random", counted=(20,))
 
 
+def _queried(name: PlanName, queries: int) -> Callable[[float], Plan]:
+    return lambda epsilon: Plan(name, epsilon, alpha=0.0, start="clean", counted=(queries,))
+
+
 def _sea(epsilon: float) -> Plan:
     return Plan("SEA", epsilon, alpha=0.0, start="random", counted=(_SEA_ITERATIONS,))
 
@@ -96,6 +100,20 @@ SUITES: dict[SuiteName, Suite] = {
     "quick": Suite((BIM,)),
     "paper": Suite((_LONG_BIM, _projected("PGD")(8 / 255))),
     "sea": Suite((CLEAN,), each=(_sea,), epsilons=(4 / 255, 8 / 255)),
+    "full": Suite(
+        (_LONG_BIM,),
+        each=(
+            _projected("PGD"),
+            _projected("SegPGD"),
+            _projected("CosPGD"),
+            _projected("TsallisPGD"),
+            _sea,
+            _queried("Square", 500),
+            _queried("DLA", 200),
+        ),
+        epsilons=(4 / 255, 8 / 255),
+        swept=(0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255),
+    ),
 }
 
 

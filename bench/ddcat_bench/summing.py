@@ -8,6 +8,7 @@ import numpy as np
 from ddcat.classes import IGNORE, Classes
 from ddcat.scores import Counts, pixel_accuracy
 from ddcat.worst_case import lowest_accuracy, worst_case
+from ddcat_bench.alarms import raise_alarms
 from ddcat_bench.entries import CheckpointEntry, Scores
 from ddcat_bench.evaluation import Evaluation
 from ddcat_bench.judging import grey_levels
@@ -15,6 +16,7 @@ from ddcat_bench.results import AttackResult, AttackRow, Claim, ProtocolName, Wo
 from ddcat_bench.subjects import describe_checkpoint, describe_data, describe_environment
 from ddcat_bench.suites import SEA_LOSSES, Case, Plan
 from ddcat_bench.units import Units
+from ddcat_train.checkpoints import Checkpoint
 
 __all__ = ["PROTOCOLS", "policy", "sum_up"]
 
@@ -71,8 +73,14 @@ def sum_up(evaluation: Evaluation, units: Units, batches: Sequence[Sequence[str]
         claims=tuple(_claims(rows)),
         worst_cases=tuple(_worst_cases(rows, classes.background)),
         rows=rows,
+        alarms=raise_alarms(rows, None, trained_steps=_trained_steps(checkpoint)),
         environment=describe_environment(evaluation.device, seconds),
     )
+
+
+def _trained_steps(checkpoint: Checkpoint) -> int | None:
+    attack = checkpoint.description.attack
+    return None if attack is None else attack["steps"]
 
 
 def policy(classes: Classes) -> str:

@@ -263,7 +263,7 @@ def test_the_command(
         return left.value.code
 
     assert status() == 0
-    assert sorted(file.name for file in out.iterdir()) == ["attack.json", "attack.md", "attack.png"]
+    assert sorted(file.name for file in out.iterdir()) == ["attack.json", "attack.md", "attack.png", "panels.png"]
     result = read_result(out / "attack.json", AttackResult)
     assert attack_markdown(result) == (out / "attack.md").read_text()
     assert "| attack | mIoU |" in capsys.readouterr().out
@@ -272,7 +272,7 @@ def test_the_command(
     arguments[-1] = str(tmp_path / "none")
     arguments += ["--suite", "quik"]
     assert status() == 2
-    assert capsys.readouterr().err == "error: --suite quik: quick or paper or sea would be right\n"
+    assert capsys.readouterr().err == "error: --suite quik: quick or paper or sea or full would be right\n"
     assert not (tmp_path / "none").exists()
 
 
