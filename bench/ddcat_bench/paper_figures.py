@@ -61,7 +61,7 @@ def black_box(judged: Sequence[Judged], known: Known) -> list[Figure]:
 
 def sea_sets(judged: Sequence[Judged], known: Known) -> list[list[Figure]]:
     """
-    Take the worst cases of SEA, and beside them what clean images and BIM leave on the same images alone.
+    Take the worst cases of the results that have SEA, and beside them clean images and BIM on the same images alone.
 
     Returns
     -------
@@ -96,13 +96,12 @@ def _sea(of_set: Sequence[Judged], judged: Sequence[Judged], known: Known) -> li
 
 def _worst(one: Judged) -> Iterator[tuple[str, tuple[object, ...], float]]:
     for case in one.result.worst_cases:
-        if case.name == "SEA":
-            yield _case_column(case, one.result.rows), (case.members, one.result.class_pixels), case.scores.miou
+        yield _case_column(case, one.result.rows), (case.members, one.result.class_pixels), case.scores.miou
 
 
 def _case_column(case: WorstCase, rows: Sequence[AttackRow]) -> str:
-    steps = sorted({row.steps for row in rows if row.label in case.members})
-    return f"{case.label}, {' and '.join(map(str, steps))} steps{', 8-bit' if case.eight_bit else ''}"
+    steps = sorted({row.steps for row in rows if case.name == "SEA" and row.label in case.members})
+    return f"{case.label}{''.join(f', {n} steps' for n in steps)}{', 8-bit' if case.eight_bit else ''}"
 
 
 def _on_the_same(

@@ -202,10 +202,10 @@ def _without(table: Table) -> str:
     for line in table.lines:
         column, _ = min(((c, cell) for c, cell in line.cells.items() if c != "clean"), key=lambda item: item[1].mean)
         strongest.setdefault(column, []).append(Training(line.architecture, line.method, line.settings).name)
-    named = "; ".join(f"{column} of {', '.join(names)}" for column, names in strongest.items())
+    named = "; ".join(f"{column} for {' and '.join(names)}" for column, names in strongest.items())
     return (
         f"**SEA was not run on these checkpoints.** The strongest attack among their results is "
-        f"{next(iter(strongest)) if len(strongest) == 1 else named}, and SEA may leave far less: run "
+        f"{next(iter(strongest)) if len(strongest) == 1 else named}. SEA may leave far less: run "
         "`ddcat-bench attack CHECKPOINT --suite sea` on each, and name its results as well."
     )
 
