@@ -15,7 +15,6 @@ __all__ = [
     "check_same_images",
     "check_seeds",
     "find_results",
-    "images_of",
     "place",
     "trainings",
 ]
@@ -127,7 +126,7 @@ def check_same_images(judged: Sequence[Judged]) -> None:
         one, two = first.result.data, other.result.data
         if (one.list_sha256, one.long_side, one.names) != (two.list_sha256, two.long_side, two.names):
             raise BenchError(
-                f"{first.path} and {other.path} were not judged on the same images ({images_of(first)}; {images_of(other)}): "
+                f"{first.path} and {other.path} were not judged on the same images ({_images(first)}; {_images(other)}): "
                 "their numbers do not go into one table; name those of one set of images"
             )
         if first.result.protocol_name != other.result.protocol_name:
@@ -162,14 +161,6 @@ def check_seeds(judged: Sequence[Judged]) -> None:
             )
 
 
-def images_of(judged: Judged) -> str:
-    """Say which images a result is of: camvid val, 34 of 101 images."""
-    data = judged.result.data
-    chosen = "all" if len(data.names) == data.split_images else f"{len(data.names)} of"
-    resized = "" if data.long_side is None else f" at a long side of {data.long_side}"
-    return f"{data.name} {data.split}, {chosen} {data.split_images} images{resized}"
-
-
 def _files(run: Path) -> list[Path]:
     if run.is_file():
         return [run]
@@ -197,3 +188,10 @@ def _difference(recipe: Mapping[str, str], others: Sequence[Mapping[str, str]]) 
     mixed = [_UNKNOWN] if _UNKNOWN in recipe and len(comparable) < len(others) else []
     keys = sorted({key for other in comparable for key in recipe.keys() | other.keys() if other.get(key) != recipe.get(key)})
     return ", ".join(f"{key} {recipe.get(key, 'none')}" for key in (*mixed, *keys))
+
+
+def _images(judged: Judged) -> str:
+    data = judged.result.data
+    chosen = "all" if len(data.names) == data.split_images else f"{len(data.names)} of"
+    resized = "" if data.long_side is None else f" at a long side of {data.long_side}"
+    return f"{data.name} {data.split}, {chosen} {data.split_images} images{resized}"

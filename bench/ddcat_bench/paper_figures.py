@@ -7,7 +7,7 @@ import numpy as np
 from ddcat.scores import miou
 from ddcat_bench.judged import Judged, Training, check_same_images, check_seeds
 from ddcat_bench.mean_lines import Figure
-from ddcat_bench.results import AttackRow, CheckpointEntry, WorstCase
+from ddcat_bench.results import AttackRow, CheckpointEntry, WorstCase, grey
 
 __all__ = ["Known", "black_box", "clean", "sea_sets", "white_box", "without_sea"]
 
@@ -176,7 +176,13 @@ def _own(row: AttackRow) -> bool:
 
 
 def _attack(row: AttackRow) -> tuple[object, ...]:
-    return (row.name, row.steps, f"epsilon {row.epsilon:.6g}", f"alpha {row.alpha:.6g}", f"start {row.start}")
+    return (
+        row.name,
+        row.steps,
+        f"epsilon {row.epsilon:.4g} ({grey(row.epsilon)})",
+        f"alpha {row.alpha:.4g}",
+        f"start {row.start}",
+    )
 
 
 def _named(checkpoint: CheckpointEntry) -> str:

@@ -6,11 +6,12 @@ from typing import Literal
 from pydantic import Field
 
 from ddcat_bench.errors import BenchError
-from ddcat_bench.judged import Judged, Training, images_of, place, trainings
+from ddcat_bench.judged import Judged, Training, place, trainings
 from ddcat_bench.mean_lines import Figure, Line, mean_lines, paper_lines
 from ddcat_bench.paper_figures import Known, black_box, clean, sea_sets, white_box, without_sea
 from ddcat_bench.paper_numbers import paper_numbers
 from ddcat_bench.schema import Strict
+from ddcat_bench.tables import data_line
 
 __all__ = ["RunAlarm", "StepClaim", "Table", "Tables", "make_tables"]
 
@@ -119,17 +120,19 @@ def _of_data(data: str, judged: Sequence[Judged]) -> Iterator[Table]:
 
     def with_stronger(kind: Kind, chosen: set[Training]) -> Iterator[Table]:
         if own := _of(chosen, bim):
-            yield _table(data, kind, own, [_bim(own)])
+            yield _table(data, kind, own, _bim(own))
         for figures in sea:
             if shown := _of(chosen, figures):
-                yield _table(data, "stronger", shown, [_DIFFERENCE, *_lacking(shown, judged, known)], complete=False)
+                yield _table(
+                    data, "stronger", shown, [_DIFFERENCE, *_lacking(shown, judged, known), *_bim(shown)], complete=False
+                )
         if shown := _of(chosen, rest):
-            table = _table(data, "stronger", shown, [])
+            table = _table(data, "stronger", shown, _bim(shown))
             yield table.model_copy(update={"notes": (_without(table), _DIFFERENCE, *table.notes)})
 
     yield from with_stronger("white-box", {training for training in targets if training.method not in _VARIANTS})
     if figures := black_box(judged, known):
-        yield _table(data, "black-box", figures, [_bim(figures)])
+        yield _table(data, "black-box", figures, _bim(figures))
     if any(training.method in _VARIANTS for training in targets):
         yield from with_stronger("ablation", {training for training in targets if training.method in _ABLATION})
     if figures := clean(judged, known):
@@ -146,8 +149,12 @@ def _table(data: str, kind: Kind, figures: Sequence[Figure], notes: Sequence[str
     paper = paper_lines(printed)
     if kind == "ablation":  # its lines of SAT and DDC-AT are those of the white-box table
         paper += tuple(line for line in paper_lines(paper_numbers().find(data, "white-box")) if line.method in _ABLATION)
-    whole = figures[0].judged.result.protocol_name == "whole"
-    judged = f"{images_of(figures[0].judged)}, {'whole images' if whole else 'sliding windows'}; images in floating point."
+    judged = min((figure.judged.result for figure in figures), key=lambda result: result.data.usual_split)
+    whole = judged.protocol_name == "whole"
+    images = (
+        f"{data_line(judged.data)} {'Whole images' if whole else 'Sliding windows'}; perturbed in floating point unless a column "
+        "says 8-bit."
+    )
     paper_note = (
         f"The paper's lines are as it prints them ({paper_numbers().source})"
         f"{'; its released code attacks each window of an image on its own, and these are attacks of whole images' * whole}."
@@ -159,7 +166,7 @@ def _table(data: str, kind: Kind, figures: Sequence[Figure], notes: Sequence[str
         caption=_CAPTIONS[kind],
         columns=tuple(sorted(dict.fromkeys(c for line in (*ours, *paper) for c in line.cells), key=_column_place)),
         lines=tuple(sorted((*ours, *paper), key=lambda line: (*place(line.architecture, line.method), line.source))),
-        notes=(*notes, judged, _spread(ours), *([paper_note] if paper else [])),
+        notes=(*notes, images, _spread(ours), *([paper_note] if paper else [])),
     )
 
 
@@ -169,9 +176,9 @@ def _column_place(column: str) -> tuple[int, int]:
     return (0, 0) if column == "clean" else (1, int(steps)) if steps.isdigit() else (2, 0)
 
 
-def _bim(figures: Sequence[Figure]) -> str:
-    _, _, *bounds = next(figure.attack for figure in figures if figure.column != "clean")
-    return f"n is the number of steps of BIM: {', '.join(map(str, bounds))}."
+def _bim(figures: Sequence[Figure]) -> list[str]:
+    bounds = next((figure.attack[2:] for figure in figures if figure.column.startswith("n = ")), None)
+    return [f"n is the number of steps of BIM: {', '.join(map(str, bounds))}."] if bounds else []
 
 
 def _spread(ours: Sequence[Line]) -> str:

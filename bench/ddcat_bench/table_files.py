@@ -29,6 +29,8 @@ def tables_markdown(tables: Tables) -> str:
     tables : Tables
     """
     parts = [f"# Tables from {len(tables.results)} results"]
+    if tables.alarms:
+        parts.append(f"> **{len(tables.alarms)} masking alarms**, at the end: read them before you quote any figure.")
     for table in tables.tables:
         notes = "".join(f"- {note}\n" for note in table.notes)
         parts.append(f"{'###' if table.kind == 'stronger' else '##'} {_title(table)}")
@@ -128,13 +130,13 @@ def _alarms(tables: Tables) -> str:
     silent = ""
     if tables.unprobed:
         silent = (
-            f"{len(tables.unprobed)} of {len(tables.results)} results are older than the probe for masked gradients "
-            "(tables.json names them): that they have no alarm says nothing."
+            f"{len(tables.unprobed)} of {len(tables.results)} results were not probed for masked gradients (tables.json names "
+            "them): that those have no alarm says little."
         )
     if not tables.alarms:
         none = "" if len(tables.unprobed) == len(tables.results) else "No alarm in the results that were probed."
         return f"## Masking alarms\n\n{' '.join(part for part in (none, silent) if part)}"
-    lines = "".join(f"- **{alarm.name}** in {alarm.path}: {alarm.evidence} {alarm.meaning}\n" for alarm in tables.alarms)
+    lines = "".join(f"- **{alarm.name}** in {alarm.path}: {alarm.evidence}. {alarm.meaning}\n" for alarm in tables.alarms)
     head = f"## MASKING ALARMS: {len(tables.alarms)}. Read them before you quote any figure above"
     return f"{head}\n\n{lines}\n{silent}".rstrip()
 

@@ -214,7 +214,7 @@ def test_sea_stands_below_on_its_own_images_alone() -> None:
     line = ours(table)
     assert [cell.mean for cell in line.cells.values()] == [0.91, 0.21, 0.007, 0.008]  # of image b: 10 above the mean of both
     assert "SEA was run on 1 of the 2 runs of PSPNet-50, SAT." in table.notes
-    assert "voc val, 1 of 2 images" in " ".join(table.notes)
+    assert "voc, val split: 1 of 2 images." in " ".join(table.notes)
     assert any("strong under its own BIM may be nothing under SEA" in note for note in table.notes)
 
 
@@ -296,13 +296,13 @@ def test_the_claim_that_more_steps_change_little_is_checked_for_each_method() ->
 
 
 def test_alarms_are_loud_below_the_tables() -> None:
-    alarm = Alarm(name="attacked mIoU is above clean", evidence="0.9 above 0.5 at n = 3.", meaning="Label leaking.")
+    alarm = Alarm(name="attacked mIoU is above clean", evidence="0.9 above 0.5 at n = 3", meaning="Label leaking.")
     text = tables_markdown(make_tables([bim(checkpoint("sat"), 250, 100, alarms=(alarm,)), bim(checkpoint("clean"), 5, 5)]))
     below = text[text.rindex("|") :]
     assert "## MASKING ALARMS: 1." in below
     assert "- **attacked mIoU is above clean** in sat-0-quick-2.json: 0.9 above 0.5 at n = 3. Label leaking." in below
     silent = tables_markdown(make_tables([bim(checkpoint("sat"), 250, 100)]))
-    assert "1 of 1 results are older than the probe" in silent
+    assert "1 of 1 results were not probed" in silent
     assert "No alarm" not in silent
 
 
