@@ -30,7 +30,7 @@ _CAPTIONS: dict[Kind, str] = {
 _DIFFERENCE = (
     "What is strong under its own BIM may be nothing under SEA: BIM takes a few steps of one loss from the clean image, and a "
     "network that was trained on such steps has learnt to expect them; SEA is the worst, image by image, of three losses and "
-    "of many more steps. Quote the lower figure."
+    "of many more steps. At each bound, quote the lowest figure."
 )
 
 
@@ -152,8 +152,8 @@ def _table(data: str, kind: Kind, figures: Sequence[Figure], notes: Sequence[str
     judged = min((figure.judged.result for figure in figures), key=lambda result: result.data.usual_split)
     whole = judged.protocol_name == "whole"
     images = (
-        f"{data_line(judged.data)} {'Whole images' if whole else 'Sliding windows'}; perturbed in floating point unless a column "
-        "says 8-bit."
+        f"{data_line(judged.data)} {'Whole images' if whole else 'Sliding windows'}; perturbed in floating point unless a "
+        "column says 8-bit."
     )
     paper_note = (
         f"The paper's lines are as it prints them ({paper_numbers().source})"
