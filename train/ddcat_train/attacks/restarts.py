@@ -31,6 +31,8 @@ def restarted(attack: Callable[..., Tensor], model: Model, images: Tensor, label
     (N, 3, H, W) float
         The earliest of equal results.
     """
+    if seeds.ndim != 2 or not len(seeds) or seeds.shape[1] != len(images):
+        raise ValueError(f"restarts need one seed for each start and image, (R, {len(images)}), not {tuple(seeds.shape)}")
     best, fewest = images, torch.full((len(images),), torch.iinfo(torch.int64).max, device=images.device)
     for drawn in seeds.to(images.device):
         places = fewest.nonzero().squeeze(1)
