@@ -23,8 +23,9 @@ PROBE_BEATEN_BY = 2.0
 # Signed steps of a constant size wander at the rim of the ball; but over all 84 steps of the 12 models of
 # docs/results/camvid-methods, no further step raised the mIoU at all.
 WEAKENED_BY = 0.5
-# Where a sound attack at 64/255 leaves something, it is single classes by chance.
-LEFT_AT_MOST = 5.0
+# A quarter of the range blinds a sound model, which then hits some pixels by chance: PGD-10 on 6 CamVid images left 1.4 points
+# of a clean and 4.9 of a SAT model.
+LEFT_AT_MOST = 10.0
 # No gradient is exactly zero by chance; float32 allows it for a pixel whose right logit leads by 100.
 ZERO_PIXELS_AT_MOST = 0.01  # a share, not points
 # A curve over n falls ever more slowly; in docs/results/camvid-methods no n is more than 0.94 above the mean of its neighbours.
@@ -114,15 +115,16 @@ def _curves(rows: Sequence[AttackRow]) -> Iterator[list[AttackRow]]:
     """
     Give the rows that differ in the number of steps alone, ascending, with the clean row as n = 0 of a clean start.
 
-    A transfer is no curve: more steps on another model may well do less to this one.
+    A black-box attack makes no curve: more steps on another model may well do less to this one, and a search with another
+    budget is another search.
     """
 
     def kind(row: AttackRow) -> tuple[str, float, float, str, bool]:
         return row.name, row.epsilon, row.alpha, row.start, row.eight_bit
 
     clean = [row for row in rows if row.name == "clean"][:1]
-    own = [row for row in _attacked(rows) if row.name != "transfer"]
-    for (_, _, _, start, _), curve in groupby(sorted(own, key=kind), key=kind):
+    white = [row for row in _attacked(rows) if row.name not in BLACK_BOX]
+    for (_, _, _, start, _), curve in groupby(sorted(white, key=kind), key=kind):
         yield (clean if start == "clean" else []) + sorted(curve, key=lambda row: row.steps)
 
 
@@ -160,21 +162,22 @@ def _above_clean(rows: Sequence[AttackRow]) -> Iterator[Finding]:
 
 def _probe_alarms(probe: Probe) -> Iterator[Finding]:
     where = f"on the probe's {probe.images} images "
-    attacks = [point for point in probe.points if point.name == "PGD" and point.epsilon < LARGE_EPSILON - 1e-9]
+    attacks = probe.find("PGD")
     few, more = min(attacks, key=lambda point: point.steps), max(attacks, key=lambda point: point.steps)
+    best = min(attacks, key=lambda point: point.miou)
     for point in probe.points:
-        if point.name in BLACK_BOX and 100 * (more.miou - point.miou) > PROBE_BEATEN_BY:
+        if point.name in BLACK_BOX and 100 * (best.miou - point.miou) > PROBE_BEATEN_BY:
             yield (
                 "black-box beats white-box",
-                f"{where}{point.label} leaves {_points(point.miou)}, {more.label} leaves {_points(more.miou)}",
+                f"{where}{point.label} leaves {_points(point.miou)}, {best.label} leaves {_points(best.miou)}",
             )
     if 100 * (more.miou - few.miou) > WEAKENED_BY:
         yield (
             "more steps weaken the attack",
             f"{where}{few.label} leaves {_points(few.miou)}, {more.label} leaves {_points(more.miou)}",
         )
-    for point in probe.find("PGD"):
-        if point.epsilon >= LARGE_EPSILON - 1e-9 and 100 * point.miou > LEFT_AT_MOST:
+    for point in probe.find("CosPGD"):  # made at that bound alone
+        if 100 * point.miou > LEFT_AT_MOST:
             yield "accuracy is left at epsilon 64/255", f"{where}{point.label} leaves {_points(point.miou)}"
     [clean] = probe.find("clean")
     if 100 * (more.miou - clean.miou) > ABOVE_CLEAN_BY:

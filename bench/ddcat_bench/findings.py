@@ -6,7 +6,7 @@ from pydantic import Field
 
 from ddcat_bench.schema import Fraction, Strict
 
-__all__ = ["Alarm", "AlarmName", "GradientShares", "Probe", "ProbePoint"]
+__all__ = ["Alarm", "AlarmName", "GradientShares", "PointName", "Probe", "ProbePoint"]
 
 AlarmName = Literal[
     "black-box beats white-box",
@@ -16,6 +16,7 @@ AlarmName = Literal[
     "the trained n is easier than its neighbours",
     "attacked mIoU is above clean",
 ]
+PointName = Literal["clean", "noise", "Square", "DLA", "PGD", "CosPGD"]
 
 
 class Alarm(Strict):
@@ -29,9 +30,9 @@ class Alarm(Strict):
 class ProbePoint(Strict):
     """What one small attack left of the probe's images."""
 
-    name: Literal["clean", "noise", "Square", "DLA", "PGD"]
+    name: PointName
     epsilon: float = Field(description="L-infinity bound in [0, 1] units; 0 for clean images")
-    steps: int = Field(description="steps of PGD, or queries of each image; 0 for clean images")
+    steps: int = Field(description="of gradients, or queries of each image; 0 for clean images")
     miou: Fraction
     pixel_accuracy: Fraction
 
@@ -40,7 +41,7 @@ class ProbePoint(Strict):
         """How a sentence names it: clean, PGD-20, Square with 100 queries."""
         if self.name == "clean":
             return "clean"
-        return f"PGD-{self.steps}" if self.name == "PGD" else f"{self.name} with {self.steps} queries"
+        return f"{self.name}-{self.steps}" if self.name in ("PGD", "CosPGD") else f"{self.name} with {self.steps} queries"
 
 
 class GradientShares(Strict):

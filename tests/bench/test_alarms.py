@@ -41,7 +41,7 @@ def probe(
             point("clean", clean, 0, 0),
             point("PGD", few, 8 / 255, 5),
             point("PGD", more, 8 / 255, 20),
-            point("PGD", large, 64 / 255, 10),
+            point("CosPGD", large, 64 / 255, 20),
             *(point(name, points, 8 / 255, 50) for name, points in black.items()),
         ),
         gradients=gradients,
@@ -89,12 +89,13 @@ def test_more_steps_weaken_the_attack() -> None:
     assert names(curve(40, 20, 15, 15.6, 15.2)) == ["more steps weaken the attack"]
     other = [row("PGD", 20, 20, alpha=0.02, start="random"), row("BIM", 10, 7)]
     assert names(other) == []  # not one curve
+    assert names([row("transfer", 20, 1), row("transfer", 25, 2)]) == []  # steps on a substitute
     assert names([*curve(40, 20), row("BIM", 35, 2, eight_bit=True)]) == []
 
 
 def test_accuracy_is_left_at_a_large_epsilon() -> None:
-    assert names([row("PGD", 5.1, epsilon=64 / 255)]) == ["accuracy is left at epsilon 64/255"]
-    assert names([row("PGD", 4.9, epsilon=64 / 255), row("PGD", 30, epsilon=32 / 255)]) == []
+    assert names([row("PGD", 10.1, epsilon=64 / 255)]) == ["accuracy is left at epsilon 64/255"]
+    assert names([row("PGD", 9.9, epsilon=64 / 255), row("PGD", 30, epsilon=32 / 255)]) == []
     assert names([row("PGD", 0, epsilon=64 / 255), row("Square", 30, epsilon=64 / 255)]) == []  # weak by its nature
 
 
@@ -124,7 +125,7 @@ def test_a_sound_probe_raises_none() -> None:
         ({"noise": 7.9}, "black-box beats white-box"),
         ({"DLA": 7.9}, "black-box beats white-box"),
         ({"few": 9.4}, "more steps weaken the attack"),
-        ({"large": 5.1}, "accuracy is left at epsilon 64/255"),
+        ({"large": 10.1}, "accuracy is left at epsilon 64/255"),
         ({"clean": 9.4}, "attacked mIoU is above clean"),
         (
             {"gradients": GradientShares(zero_images=0.125, non_finite_images=0, zero_pixels=0)},
@@ -144,7 +145,7 @@ def test_probe_rings(changed: dict[str, Any], expected: str) -> None:
     assert names(found=probe(**changed)) == [expected]
 
 
-@pytest.mark.parametrize("changed", [{"Square": 8.1}, {"few": 9.6}, {"large": 4.9}, {"clean": 9.6}])
+@pytest.mark.parametrize("changed", [{"Square": 8.1}, {"few": 9.6}, {"large": 9.9}, {"clean": 9.6}])
 def test_probe_is_silent_within_the_tolerances(changed: dict[str, Any]) -> None:
     assert names(found=probe(**changed)) == []
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ddcat.scores import count, miou
-from ddcat_train.attacks import dla, square
+from ddcat_train.attacks import dla, sign_noise, square
 from ddcat_train.losses import pixel_cross_entropy
 
 CLASSES = 4
@@ -53,7 +53,11 @@ def run_dla(model: nn.Module, images: Tensor, labels: Tensor, **options: object)
     return dla(labels_of(model), images, labels, **options)  # type: ignore[arg-type]
 
 
-ATTACKS: dict[str, Attack] = {"square": run_square, "dla": run_dla}
+def run_noise(model: nn.Module, images: Tensor, labels: Tensor, **options: object) -> Tensor:
+    return sign_noise(labels_of(model), images, labels, **options)  # type: ignore[arg-type]
+
+
+ATTACKS: dict[str, Attack] = {"square": run_square, "dla": run_dla, "noise": run_noise}
 each_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 
 
@@ -240,6 +244,19 @@ def test_dla_within_8_bits() -> None:
     found = dla(received, images, labels, epsilon=0.03, queries=20, seeds=torch.arange(3), eight_bit=True)
     assert all(torch.allclose(level, level.round(), rtol=0, atol=1e-9) for level in [*levels, found * 255])
     assert ((found - images).abs() * 255).max().round() == 7
+
+
+def test_noise_is_the_worst_of_its_draws() -> None:
+    images, _ = batch(12, count=1)
+    model = network().eval()
+    labels = model(images).argmax(1)
+    generator = torch.Generator().manual_seed(3)
+    draws = [2.0 * torch.randint(2, (3, 8, 8), generator=generator, dtype=torch.int8).double() - 1 for _ in range(6)]
+    seen = [images, *((images + 0.2 * signs).clamp(0, 1) for signs in draws)]
+    found = sign_noise(labels_of(model), images, labels, epsilon=0.2, queries=7, seeds=torch.tensor([3]))
+    worst = min(seen, key=lambda candidate: loss_of(run_noise, model, candidate, labels))
+    assert torch.allclose(found, worst, rtol=0, atol=1e-12)
+    assert not torch.equal(found, images)
 
 
 # --- transcriptions of the papers

@@ -7,7 +7,7 @@ Each is a plain function: a white-box one over the input gradient of `answers`, 
 from ddcat_train.attacks.answers import Answer, Model, Objective, Observer
 from ddcat_train.attacks.apgd import SHRINKING, Schedule, apgd
 from ddcat_train.attacks.core import iterate
-from ddcat_train.attacks.dla import Predict, dla
+from ddcat_train.attacks.dla import Predict, dla, sign_noise
 from ddcat_train.attacks.modes import evaluating
 from ddcat_train.attacks.pgd import bim, cospgd, fgsm, pgd, segpgd, tsallis_pgd
 from ddcat_train.attacks.quantise import to_8_bit
@@ -42,6 +42,7 @@ __all__ = [
     "right_pixels",
     "sea",
     "segpgd",
+    "sign_noise",
     "square",
     "to_8_bit",
     "trajectory",

@@ -1,4 +1,8 @@
-"""DLA (Chen et al., 2024, arXiv 2402.01220): a black-box attack that needs predicted labels and nothing else."""
+"""
+Black-box attacks that need predicted labels and nothing else.
+
+DLA is Chen et al., 2024 (arXiv 2402.01220); random signs are the least that any attack must do.
+"""
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -8,9 +12,9 @@ from torch import Tensor
 
 from ddcat.classes import IGNORE
 from ddcat.scores import count, miou
-from ddcat_train.attacks.signs import Search, Verdict, random_signs, search_signs
+from ddcat_train.attacks.signs import Judge, Search, Verdict, random_signs, search_signs
 
-__all__ = ["Predict", "dla"]
+__all__ = ["Predict", "dla", "sign_noise"]
 
 Predict = Callable[[Tensor], Tensor]  # images (N, C, H, W) in [0, 1] -> labels (N, H, W), of any integer type
 
@@ -56,16 +60,8 @@ def dla(
         Within epsilon of `images`, in [0, 1]; the image itself where nothing lowered its mIoU.
     """
     height, width = images.shape[-2:]
-
-    def judge(candidates: Tensor, truth: Tensor) -> Verdict:
-        found = predict(candidates).cpu().numpy()
-        known = truth.cpu().numpy()
-        classes = 1 + max(int(found.max()), int(known[known != IGNORE].max(initial=0)))
-        counts = [count(t, p, classes) for t, p in zip(known, found, strict=True)]
-        return Verdict([miou(c) for c in counts], [not c[:, 0].any() for c in counts])
-
     return search_signs(
-        judge,
+        _image_miou(predict),
         images,
         labels,
         epsilon=epsilon,
@@ -74,6 +70,48 @@ def dla(
         start=lambda generator: _lines(height, width, max(1, (queries - 1) // 5), generator),
         eight_bit=eight_bit,
     )
+
+
+def sign_noise(
+    predict: Predict,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float = 8 / 255,
+    queries: int = 10,
+    seeds: Tensor,
+    eight_bit: bool = False,
+) -> Tensor:
+    """
+    Add + or - epsilon at random to every value, and keep the draw that leaves the lowest mIoU of the image.
+
+    Parameters and result as for `dla`.
+    """
+
+    def draws(generator: torch.Generator) -> Search:
+        while True:
+            yield random_signs(images.shape[1:], generator)
+
+    return search_signs(
+        _image_miou(predict),
+        images,
+        labels,
+        epsilon=epsilon,
+        queries=queries,
+        seeds=seeds,
+        start=draws,
+        eight_bit=eight_bit,
+    )
+
+
+def _image_miou(predict: Predict) -> Judge:
+    def judge(candidates: Tensor, truth: Tensor) -> Verdict:
+        found, known = predict(candidates).cpu().numpy(), truth.cpu().numpy()
+        classes = 1 + max(int(found.max()), int(known[known != IGNORE].max(initial=0)))
+        counts = [count(t, p, classes) for t, p in zip(known, found, strict=True)]
+        return Verdict([miou(c) for c in counts], [not c[:, 0].any() for c in counts])
+
+    return judge
 
 
 def _lines(height: int, width: int, explored: int, generator: torch.Generator) -> Search:
