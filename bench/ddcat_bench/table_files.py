@@ -146,11 +146,11 @@ def _latex(number: int, table: Table) -> str:
     rows = "".join(f"{' & '.join(_escape(cell) for cell in row)} \\\\\n" for row in _body(table))
     notes = "\n".join(_escape(note) for note in table.notes)
     return (
-        f"\\begin{{table}}\n\\centering\n\\small\n\\caption{{{_escape(_title(table))}.}}\n"
+        f"\\begin{{table*}}\n\\centering\n\\scriptsize\n\\setlength{{\\tabcolsep}}{{3pt}}\n\\caption{{{_escape(_title(table))}.}}\n"
         f"\\label{{tab:{table.data}-{table.kind}-{number}}}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n"
         f"{' & '.join(_escape(cell) for cell in _head(table))} \\\\\n\\midrule\n{rows}\\bottomrule\n"
         f"\\end{{tabular}}\n\\par\\smallskip\n\\begin{{minipage}}{{\\linewidth}}\\footnotesize\n{notes}\n\\end{{minipage}}\n"
-        "\\end{table}\n"
+        "\\end{table*}\n"
     )
 
 
