@@ -71,7 +71,7 @@ def attack_share(
     rank, ranks : int
         Place of this process, and number of all.
     advance : callable, optional
-        As for `run_suite`; what others do is told at once.
+        As for `run_suite`, of its own share.
 
     Returns
     -------
@@ -94,7 +94,9 @@ def attack_share(
         victims: Victims | None = None
         for index, plan in enumerate(plans):
             forwards = plan.forwards * len(names)
-            if (batch + index) % ranks != rank or units.has(batch, index):  # shifted: each process has some of every plan
+            if (batch + index) % ranks != rank:  # shifted: each process has some of every plan
+                continue
+            if units.has(batch, index):
                 advance(forwards)
                 continue
             victims = victims or Victims(

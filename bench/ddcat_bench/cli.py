@@ -1,15 +1,14 @@
 """The command ddcat-bench."""
 
-import signal
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ddcat import command
 from ddcat.command import parse_size
 from ddcat_bench.errors import BenchError
+from ddcat_train.worker import launched, report_to_agent
 
 __all__ = ["app", "main"]
 
@@ -47,8 +46,11 @@ def attack(
         list[Path] | None,
         typer.Option(metavar="CHECKPOINT", help="Make BIM n = 1..7 on this one, too (transfer); may be given again."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of random starts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of random starts and black-box searches.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    devices: Annotated[
+        int | None, typer.Option(help="Devices of this machine, one process for each; 1 by default. Not under torchrun.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A new folder.", show_default="attack-SUITE beside the checkpoint")
     ] = None,
@@ -56,7 +58,8 @@ def attack(
     """
     Attack a checkpoint's main branch and score what is left, in floats and on 8-bit images.
 
-    What is done is kept beside the result, in DIR.work: after Ctrl-C, or worse, the same command continues.
+    What is done is kept beside the result, in DIR.work: after Ctrl-C, or worse, the same command continues. Several processes
+    share that folder, and find what one finds with as many threads; `torchrun -m ddcat_bench.cli attack ...` starts them, too.
 
     For example:
 
@@ -67,26 +70,19 @@ def attack(
     - `ddcat-bench attack runs/camvid-sat --suite sea --iterations 50 --epsilon 4/255 --limit 34`
 
     - `ddcat-bench attack runs/camvid-sat --substitute runs/camvid-clean`
+
+    - `ddcat-bench attack runs/voc-ddcat --suite full --devices 8`
     """
-    from ddcat.files import check_vacant, check_writable
-    from ddcat.progress import progress
-    from ddcat_bench.attack import run_suite
-    from ddcat_bench.attack_markdown import attack_markdown
+    from ddcat_bench.attack_command import judge
     from ddcat_bench.evaluation import Evaluation, open_substitutes, parse_epsilon
-    from ddcat_bench.output import publish
-    from ddcat_bench.panels import attack_sheet
-    from ddcat_bench.plots import plots
-    from ddcat_bench.subjects import main_branch, open_split, torch_device
+    from ddcat_bench.subjects import open_split, torch_device
     from ddcat_bench.suites import SUITES
-    from ddcat_bench.units import remove_work, work_folder
     from ddcat_train.checkpoints import load_checkpoint
 
     name = next((known for known in SUITES if known == suite), None)
     if name is None:
         raise BenchError(f"--suite {suite}: {' or '.join(SUITES)} would be right")
     loaded = load_checkpoint(checkpoint)
-    folder = out or loaded.path.parent / f"attack-{name}"
-    check_vacant(folder)
     evaluation = Evaluation(
         loaded,
         open_split(loaded, data_root=data_root, split=split),
@@ -99,21 +95,7 @@ def attack(
         limit=limit,
         device=torch_device(device),
     )
-    work = work_folder(folder)
-    check_writable(folder)
-    try:
-        with progress("attacking", evaluation.forwards, unit="forwards") as advance:
-            result = run_suite(evaluation, work=work, advance=advance)
-    except KeyboardInterrupt:
-        typer.echo(f"error: interrupted: what is done is in {work}, the same command continues", err=True)
-        raise typer.Exit(128 + signal.SIGINT) from None
-    sheet = attack_sheet(
-        main_branch(loaded, evaluation.device), evaluation.dataset, title=result.checkpoint.method, device=evaluation.device
-    )
-    publish(folder, "attack", result, attack_markdown(result), {**plots(result), "panels.png": sheet})
-    remove_work(work)
-    for alarm in result.alarms:
-        Console(stderr=True).print(f"ALARM: {alarm.name}. {alarm.evidence}", style="bold red", soft_wrap=True)
+    judge(evaluation, out or loaded.path.parent / f"attack-{name}", devices=devices)
 
 
 @app.command()
@@ -320,4 +302,8 @@ def tables(
 
 def main() -> None:
     """Run the command."""
-    command.run(app)
+    (report_to_agent if launched() else command.run)(app)
+
+
+if __name__ == "__main__":  # for torchrun -m
+    main()

@@ -1,5 +1,6 @@
 """What is judged: a checkpoint's main branch, a split of its data, and where the result comes from."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ddcat_serve.engines import Engine
 from ddcat_train.checkpoints import Checkpoint, Description, load_checkpoint
 from ddcat_train.data import Dataset, open_dataset
 from ddcat_train.networks import Segmenter
+from ddcat_train.worker import under_agent
 
 __all__ = [
     "checkpoint_of",
@@ -43,7 +45,7 @@ def main_branch(checkpoint: Checkpoint, device: torch.device) -> Segmenter:
 
 def torch_device(name: str) -> torch.device:
     """
-    Choose where PyTorch computes.
+    Choose where PyTorch computes: of several processes each on a GPU of its own.
 
     Parameters
     ----------
@@ -58,7 +60,9 @@ def torch_device(name: str) -> torch.device:
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise BenchError("--device cuda: no CUDA device is available here; --device cpu would work")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    if not available or name == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]) if under_agent() else 0)
 
 
 def open_split(checkpoint: Checkpoint, *, data_root: Path | None = None, split: str | None = None) -> Dataset:

@@ -2,7 +2,6 @@
 
 import io
 import shutil
-import time
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,6 @@ from ddcat_bench.errors import BenchError
 __all__ = ["Units", "open_units", "remove_work", "work_folder"]
 
 _IDENTITY = "run.json"
-_LOOK_EVERY = 0.2  # seconds
 _LINE = 160  # letters
 
 
@@ -53,19 +51,16 @@ class Units(NamedTuple):
         Raises
         ------
         BenchError
-            Where the file is damaged.
+            Where the file is missing or damaged.
         """
         file = self._file(batch, plan)
+        if not file.is_file():
+            raise BenchError(f"{file} is missing: all processes need the same --out, on a file system that they share")
         try:
             with np.load(file) as read:
                 return read["counts"], float(read["seconds"])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as cause:
             raise BenchError(f"{file} is damaged: remove it, and the same command does that part again") from cause
-
-    def wait(self, batch: int, plan: int) -> None:
-        """Wait until another process has finished a unit; whoever started the processes ends all if one of them ends."""
-        while not self.has(batch, plan):
-            time.sleep(_LOOK_EVERY)
 
     def _file(self, batch: int, plan: int) -> Path:
         return self.folder / f"{batch:05}-{plan:02}.npz"
@@ -96,7 +91,7 @@ def open_units(folder: Path, identity: dict[str, Any]) -> Units:
                 f"{folder} holds parts of another evaluation ({short if len(short) < _LINE else f'other {other}'}): repeat its "
                 "command, name another --out, or remove the folder"
             )
-    elif folder.exists() and (not folder.is_dir() or any(folder.glob("*"))):
+    elif folder.exists() and (not folder.is_dir() or any(not file.name.startswith(".") for file in folder.iterdir())):
         raise BenchError(f"{folder} is no folder of unfinished work: remove it, or name another --out")
     else:
         write_json(file, identity)

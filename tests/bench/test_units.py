@@ -66,7 +66,7 @@ def test_processes_share_the_work_and_find_the_same(
         before = set(units.folder.glob("*.npz"))
         told: list[int] = []
         batches = attack_share(evaluation, units, rank=rank, ranks=ranks, advance=told.append)
-        assert sum(told) == evaluation.forwards
+        assert 0 < sum(told) < evaluation.forwards
         shares.append(len(set(units.folder.glob("*.npz")) - before))
     assert sum(shares) == 6
     assert max(shares) - min(shares) <= 1
@@ -139,3 +139,38 @@ def test_a_killed_command_continues(run_directory: Path, whole: AttackResult, tm
     assert done.returncode == 0, done.stderr
     assert timeless(read_result(out / "attack.json", AttackResult)).rows == whole.rows
     assert sorted(file.name for file in tmp_path.iterdir()) == ["attack"]
+
+
+@pytest.mark.parametrize("starter", ["--devices", "torchrun"])
+def test_two_processes_write_what_one_writes(run_directory: Path, whole: AttackResult, tmp_path: Path, starter: str) -> None:
+    out = tmp_path / "attack"
+    arguments = ["attack", str(run_directory), "--suite", "paper", "--batch", "2", "--device", "cpu", "--out", str(out)]
+    if starter == "torchrun":
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+        command += ["ddcat_bench.cli", *arguments]
+    else:
+        command = [sys.executable, "-m", "ddcat_bench.cli", *arguments, "--devices", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert timeless(read_result(out / "attack.json", AttackResult)).rows == whole.rows
+    assert done.stdout.count("| attack | mIoU |") == 1  # the first process speaks for all
+    assert [file.name for file in tmp_path.iterdir()] == ["attack"]
+
+
+def test_what_a_process_cannot_read_is_one_line(run_directory: Path, tmp_path: Path, scenes_copy: Path) -> None:
+    (scenes_copy / "JPEGImages" / "val_00004.jpg").write_bytes(b"no image")
+    command = [sys.executable, "-m", "ddcat_bench.cli", "attack", str(run_directory), "--data-root", str(scenes_copy)]
+    command += ["--devices", "2", "--device", "cpu", "--out", str(tmp_path / "attack")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "val_00004.jpg is no image that can be read" in done.stderr
+
+
+def test_devices_that_cannot_be(run_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BenchError, match="1 or more would be right"):
+        cli.attack(run_directory, device="cpu", devices=0, out=tmp_path / "attack")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    with pytest.raises(BenchError, match="--nproc-per-node says how many"):
+        cli.attack(run_directory, device="cpu", devices=2, out=tmp_path / "attack")

@@ -622,7 +622,7 @@ def test_a_loss_that_is_not_finite_on_all_ranks_is_one_line(overrides: list[str]
 
 def test_what_ranks_refuse_is_told_once(tmp_path: Path) -> None:
     def start() -> None:
-        run(lambda: launch(2, tmp_path / "run", "again"))
+        run(lambda: launch(2, module="ddcat_train.cli", reached=lambda: "its start", again="again"))
 
     status, printed = Command(start, ["scenes-dcat"], tmp_path / "printed").end()  # refused by each before it needs torch
     assert status == 2
@@ -644,8 +644,8 @@ def test_the_cause_is_told_and_not_what_followed(tmp_path: Path) -> None:
     refused, killed, crashed = failure(2, 3, tmp_path, "no such image"), failure(-9, 4, tmp_path), failure(1, 5, tmp_path)
     order = sorted([crashed, ended, killed, lost, refused], key=launching._order)
     assert order == [refused, killed, crashed, lost, ended]
-    explained = [launching._explain(3, cause, tmp_path / LAST, "again") for cause in (refused, crashed, lost)]
-    go_on = "the others were stopped. Continue from its start, for no checkpoint was written yet, with: again"
+    explained = [launching._explain(3, cause, lambda: "its start", "again") for cause in (refused, crashed, lost)]
+    go_on = "the others were stopped. Continue from its start with: again"
     assert explained == [
         "no such image",
         f"rank 3 ended with exit status 1, what it raised is above; {go_on}",

@@ -99,7 +99,7 @@ def train(
         if devices > 1:
             from ddcat_train.launch import launch
 
-            launch(devices, folder, again)
+            launch(devices, module="ddcat_train.cli", reached=lambda: _reached(folder), again=again)
     command = f"{_program()} {shlex.join(sys.argv[1:])}"
     outcome = run_training(config, folder, resume=resume, device=device, save_every=60 * save_every, command=command)
     if rank():
@@ -121,6 +121,13 @@ def _check_devices(config: Config, device: str, devices: int) -> None:
         raise ConfigError(f"--devices {devices}: 1 or more would be right")
     check_device(device, devices)
     check_shares(config, devices)
+
+
+def _reached(folder: Path) -> str:
+    from ddcat_train.checkpoints import LAST, describe_checkpoint
+
+    last = folder / LAST
+    return f"step {describe_checkpoint(last).step}" if last.is_file() else "its start, for no checkpoint was written yet,"
 
 
 def _program() -> str:

@@ -1,5 +1,5 @@
 """
-`ddcat-train --devices N`: N processes of this very command under torch's elastic agent, as `torchrun` would start them.
+`--devices N`: N processes of this very command under torch's elastic agent, as `torchrun` would start them.
 
 The agent is a process of its own, so that the end of any rank is seen, and the others are ended.
 """
@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import uuid
-from pathlib import Path
+from collections.abc import Callable
 from typing import NoReturn
 
 import torch
@@ -19,7 +19,6 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ddcat.command import REFUSED
-from ddcat_train.checkpoints import LAST, describe_checkpoint
 from ddcat_train.errors import TrainError
 from ddcat_train.worker import LOST, ROLE
 
@@ -28,17 +27,19 @@ __all__ = ["launch"]
 _GRACE = 3600  # seconds that a signal leaves for the step at hand and its checkpoint; a second signal ends it
 
 
-def launch(processes: int, run: Path, again: str) -> NoReturn:
+def launch(processes: int, *, module: str, reached: Callable[[], str], again: str) -> NoReturn:
     """
-    Train in several processes, and leave this one with their exit status.
+    Do the command's work in several processes, and leave this one with their exit status.
 
     Parameters
     ----------
     processes : int
-    run : Path
-        The run directory.
+    module : str
+        Of the command, such as "ddcat_train.cli".
+    reached : callable
+        Says from where the work would continue, for the message if it breaks off.
     again : str
-        The command that resumes the run, for the message if it breaks off.
+        The command that continues it.
 
     Raises
     ------
@@ -63,14 +64,14 @@ def launch(processes: int, run: Path, again: str) -> NoReturn:
             logs_specs=DefaultLogsSpecs(log_dir=errors),
         )
         try:
-            elastic_launch(config, sys.executable)("-P", "-m", "ddcat_train.cli", *sys.argv[1:])
+            elastic_launch(config, sys.executable)("-P", "-m", module, *sys.argv[1:])
         except SignalException as stopped:
             sys.exit(128 + stopped.sigval)  # the first rank has said how to go on
         except ChildFailedError as failed:
             rank, cause = min(failed.failures.items(), key=lambda item: _order(item[1]))
             if cause.exitcode > 128:  # a signal that a rank got alone: it told the others
                 sys.exit(cause.exitcode)
-            raise TrainError(_explain(rank, cause, run / LAST, again)) from failed
+            raise TrainError(_explain(rank, cause, reached, again)) from failed
     sys.exit(0)
 
 
@@ -79,7 +80,7 @@ def _order(failure: ProcessFailure) -> tuple[bool, int]:
     return failure.exitcode in (LOST, -signal.SIGTERM), failure.timestamp
 
 
-def _explain(rank: int, failure: ProcessFailure, last: Path, again: str) -> str:
+def _explain(rank: int, failure: ProcessFailure, reached: Callable[[], str], again: str) -> str:
     if failure.exitcode == REFUSED:
         return failure.message
     if failure.exitcode < 0:
@@ -89,5 +90,4 @@ def _explain(rank: int, failure: ProcessFailure, last: Path, again: str) -> str:
         end = f"gave up: {failure.message}"
     else:
         end = f"ended with exit status {failure.exitcode}, what it raised is above"
-    where = f"step {describe_checkpoint(last).step}" if last.is_file() else "its start, for no checkpoint was written yet,"
-    return f"rank {rank} {end}; the others were stopped. Continue from {where} with: {again}"
+    return f"rank {rank} {end}; the others were stopped. Continue from {reached()} with: {again}"

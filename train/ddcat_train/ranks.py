@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -21,9 +22,10 @@ from torch import Tensor
 from ddcat_train.errors import ConfigError, LostRankError
 from ddcat_train.worker import rank, under_agent
 
-__all__ = ["ALONE", "Ranks", "check_device", "connected", "join"]
+__all__ = ["ALONE", "Ranks", "check_device", "connected", "join", "meet"]
 
 T = TypeVar("T")
+_PATIENCE = timedelta(days=30)
 _BUCKET = 2**26  # bytes: few messages, and never a second copy of all gradients
 
 
@@ -117,6 +119,26 @@ def join(device: str, precision: str) -> tuple[Fabric, Ranks]:
         fabric.launch()
         hosts = None if fabric.device.type == "cpu" else dist.new_group(backend="gloo")
     return fabric, Ranks(fabric.global_rank, fabric.world_size, hosts) if size > 1 else ALONE
+
+
+@contextmanager
+def meet() -> Iterator[Ranks]:
+    """
+    Meet the other processes without a device, for work that is dealt out once; they wait for each other as long as it takes.
+
+    Raises
+    ------
+    LostRankError
+    """
+    if not under_agent():
+        yield ALONE
+        return
+    with connected():
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
 
 
 def check_device(device: str, processes: int) -> None:
