@@ -127,11 +127,11 @@ def _on_the_same(
 
 
 def _rows(judged: Sequence[Judged], known: Known, wanted: Callable[[AttackRow], bool]) -> list[Figure]:
-    """Take rows on floating-point images; of suites that have the same rows for a checkpoint, the one that has most."""
+    """Take rows on floating-point images; of suites that have the same rows for a checkpoint, the first."""
     check_same_images(judged)
     _check_seeds(judged, known)
     found: dict[tuple[str, str], Figure] = {}
-    for one in sorted(judged, key=lambda one: -len(one.result.rows)):
+    for one in judged:
         for row in one.result.rows:
             if _own(row) and wanted(row):
                 figure = _figure(one, known, row.label, _attack(row), row.scores.miou)

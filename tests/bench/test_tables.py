@@ -81,8 +81,9 @@ def result(
 
 
 def bim(judged: CheckpointEntry, *mious: int, **more: Any) -> Judged:
-    """mIoU in thousandths under 0, 1, 2, ... steps; the two images differ by 10 to either side."""
-    return result(judged, [row(n, (r - 10, r + 10)) for n, r in enumerate(mious)], **more)
+    """mIoU in thousandths under 0, 1, 2, ... steps; the two images differ by 10 to either side. In 8 bits it is another."""
+    rounded = [row(n, (999, 999), eight_bit=True) for n in range(1, len(mious))]
+    return result(judged, rounded + [row(n, (r - 10, r + 10)) for n, r in enumerate(mious)], **more)
 
 
 def find(tables: Tables, kind: str, index: int = 0) -> Table:
@@ -164,8 +165,8 @@ def test_clean_table_has_all_figures_of_clean_images() -> None:
     ]  # fmt: skip
 
 
-def transfer(rights: Rights, substitute: CheckpointEntry) -> AttackRow:
-    return row(1, rights, name="transfer", substitute=substitute)
+def transfer(rights: Rights, substitute: CheckpointEntry, *, eight_bit: bool = False) -> AttackRow:
+    return row(1, rights, name="transfer", substitute=substitute, eight_bit=eight_bit)
 
 
 def test_black_box_is_over_all_pairs_of_target_and_substitute() -> None:
@@ -190,7 +191,11 @@ def test_black_box_is_over_all_pairs_of_target_and_substitute() -> None:
 
 def test_pairs_with_other_kinds_of_substitutes_have_lines_of_their_own() -> None:
     kinds = [checkpoint("sat", 0, DEEPLAB), checkpoint("clean", 0, PSPNET)]
-    judged = result(checkpoint("ddcat"), [transfer((100, 100), kinds[0]), transfer((900, 900), kinds[1])], data="cityscapes")
+    judged = result(
+        checkpoint("ddcat"),
+        [transfer((9, 9), kinds[0], eight_bit=True), transfer((100, 100), kinds[0]), transfer((900, 900), kinds[1])],
+        data="cityscapes",
+    )
     table = find(make_tables([judged]), "black-box")
     assert table.paper_table == 5
     found = {line.substitute: line.cells["n = 1"].mean for line in table.lines if line.source == "ours"}
@@ -203,8 +208,8 @@ def test_sea_stands_below_on_its_own_images_alone() -> None:
     _, rounded = sea((8,), eight_bit=True)
     tables = make_tables(
         [
+            bim(other, *range(950, 150, -100)),
             bim(one, *range(900, 100, -100)),
-            bim(other, *range(900, 100, -100)),
             result(one, [row(0, (910,)), member], names=("b",), worst=(case, rounded), suite="sea"),
         ]
     )
@@ -247,7 +252,7 @@ def test_other_trainings_are_other_lines() -> None:
     table = find(make_tables([bim(model, 250, 100) for model in (fast, slow, old)]), "white-box")
     settings = [line.settings for line in table.lines if line.source == "ours"]
     assert settings == ["optim.lr 0.1", "optim.lr 0.2", "training not recorded"]
-    assert "| PSPNet-50 | SAT (optim.lr 0.2) | 1 |" in tables_markdown(make_tables([bim(fast, 1, 1), bim(slow, 1, 1)]))
+    assert "| PSPNet-50 | SAT (optim.lr 0.2) | 1 |" in tables_markdown(make_tables([bim(fast, 10, 10), bim(slow, 10, 10)]))
 
 
 def test_a_suite_within_another_counts_once() -> None:
@@ -268,7 +273,7 @@ SAT = [checkpoint("sat", seed) for seed in (0, 1)]
         ([bim(SAT[0], 250, 100), bim(SAT[1], 250, 100, protocol_name="windows")], r"protocols \(whole, windows\)"),
         ([bim(SAT[0], 250, 100), bim(SAT[1], 250, 100, 90, suite="paper")], "same suite: only one of them has n = 2"),
         ([bim(SAT[0], 250, 100), result(SAT[1], [row(0, (5, 5)), row(1, (5, 5), epsilon=0.05)])], "n = 1 is not the same"),
-        ([bim(SAT[0], 250, 100), bim(checkpoint("sat", 0).model_copy(update={"sha256": "e" * 64}), 3, 3)], "and seed 0 "),
+        ([bim(SAT[0], 250, 100), bim(checkpoint("sat", 0).model_copy(update={"sha256": "e" * 64}), 30, 30)], "and seed 0 "),
     ],
 )  # fmt: skip
 def test_what_does_not_compare_is_refused_in_a_line_that_names_both(judged: list[Judged], message: str) -> None:
@@ -276,6 +281,13 @@ def test_what_does_not_compare_is_refused_in_a_line_that_names_both(judged: list
         make_tables(judged)
     assert "\n" not in str(refused.value)
     assert all(str(one.path) in str(refused.value) for one in judged)
+
+
+def test_a_split_that_is_not_the_usual_one_is_said() -> None:
+    judged = bim(checkpoint("sat"), 250, 100)
+    entry = judged.result.data.model_copy(update={"usual_split": False})
+    table = find(make_tables([judged._replace(result=judged.result.model_copy(update={"data": entry}))]), "white-box")
+    assert "This is **not** the validation split" in " ".join(table.notes)
 
 
 def test_results_without_any_attack_make_no_table() -> None:
@@ -297,7 +309,7 @@ def test_the_claim_that_more_steps_change_little_is_checked_for_each_method() ->
 
 def test_alarms_are_loud_below_the_tables() -> None:
     alarm = Alarm(name="attacked mIoU is above clean", evidence="0.9 above 0.5 at n = 3", meaning="Label leaking.")
-    text = tables_markdown(make_tables([bim(checkpoint("sat"), 250, 100, alarms=(alarm,)), bim(checkpoint("clean"), 5, 5)]))
+    text = tables_markdown(make_tables([bim(checkpoint("sat"), 250, 100, alarms=(alarm,)), bim(checkpoint("clean"), 50, 50)]))
     below = text[text.rindex("|") :]
     assert "## MASKING ALARMS: 1." in below
     assert "- **attacked mIoU is above clean** in sat-0-quick-2.json: 0.9 above 0.5 at n = 3. Label leaking." in below
