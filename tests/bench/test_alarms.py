@@ -112,6 +112,7 @@ def test_trained_n_is_easier_than_its_neighbours() -> None:
 def test_attacked_is_above_clean() -> None:
     assert names(curve(40, 40.6)) == ["attacked mIoU is above clean"]
     assert names(curve(40, 40.4)) == []
+    assert names([*curve(40, 10), row("Square", 40.6)]) == []  # found nothing
 
 
 def test_a_sound_probe_raises_none() -> None:
