@@ -8,17 +8,20 @@ from pathlib import Path
 import torch
 
 from ddcat_bench.evaluation import Evaluation
+from ddcat_bench.findings import Probe
 from ddcat_bench.judging import Judge, judge_whole
 from ddcat_bench.passes import Meter, Victims
+from ddcat_bench.probe import run_probe
 from ddcat_bench.results import AttackResult, ProtocolName
 from ddcat_bench.subjects import main_branch
 from ddcat_bench.summing import sum_up
 from ddcat_bench.units import Units, open_units
 from ddcat_train.data.loader import evaluation_batches
 
-__all__ = ["JUDGES", "attack_share", "run_suite"]
+__all__ = ["JUDGES", "attack_share", "probe_once", "run_suite"]
 
 JUDGES: dict[ProtocolName, Judge] = {"whole": judge_whole}
+_PROBED = 8 / 255  # bound of the probe: the largest of the suites
 _SEED_STRIDE = 2**20  # between the seeds of two runs: more than any split has images
 
 
@@ -49,7 +52,7 @@ def run_suite(
     with tempfile.TemporaryDirectory() as folder:
         units = open_units(work or Path(folder), evaluation.identity())
         batches = attack_share(evaluation, units, advance=advance)
-        return sum_up(evaluation, units, batches)
+        return sum_up(evaluation, units, batches, probe_once(evaluation, units))
 
 
 def attack_share(
@@ -112,3 +115,20 @@ def attack_share(
             units.put(batch, index, counts, time.monotonic() - began)
             meter.allot(0)
     return batches
+
+
+def probe_once(evaluation: Evaluation, units: Units) -> Probe:
+    """Look for masked gradients on a few images, where that is not done yet; always on whole images."""
+    found = units.probe()
+    if found is None:
+        network = main_branch(evaluation.checkpoint, evaluation.device)
+        found = run_probe(
+            network,
+            evaluation.dataset,
+            epsilon=_PROBED,
+            seed=evaluation.seed * _SEED_STRIDE,
+            batch_size=evaluation.batch_size,
+            device=evaluation.device,
+        )
+        units.put_probe(found)
+    return found

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ddcat.files import check_vacant, check_writable
 from ddcat.progress import progress
-from ddcat_bench.attack import attack_share
+from ddcat_bench.attack import attack_share, probe_once
 from ddcat_bench.attack_markdown import attack_markdown
 from ddcat_bench.errors import BenchError
 from ddcat_bench.evaluation import Evaluation
@@ -83,8 +83,9 @@ def _share(evaluation: Evaluation, work: Path) -> AttackResult | None:
                 batches = attack_share(
                     evaluation, units, ranks=ranks.size, advance=lambda forwards: advance(forwards * ranks.size)
                 )
+                probe = probe_once(evaluation, units)
                 ranks.gather(None)  # all have done their share
-            return sum_up(evaluation, units, batches)
+            return sum_up(evaluation, units, batches, probe)
     except KeyboardInterrupt:
         if not rank():
             typer.echo(f"error: interrupted: what is done is in {work}, the same command continues", err=True)

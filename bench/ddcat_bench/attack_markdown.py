@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ddcat_bench.results import AttackResult, AttackRow, WorstCase
+from ddcat_bench.results import AttackResult, AttackRow, WorstCase, grey
 from ddcat_bench.tables import attack_lines, columns, data_line, number, provenance_lines, table
 
 __all__ = ["alarm_lines", "attack_markdown"]
@@ -29,7 +29,7 @@ def attack_markdown(result: AttackResult) -> str:
         f"{data_line(result.data)} Suite: {result.suite}. Protocol: {result.protocol_name}.\n\n"
         f"{table(head, rows)}\n"
         f"{attack_lines([result])}{_worst_lines(result)}\n"
-        f"{_claim_lines(result)}"
+        f"{_claim_lines(result)}{_probe_lines(result)}"
         f"IoU of each class (float):\n\n{_class_table(result)}\n"
         f"{result.protocol}\n\n{result.policy}\n\n"
         f"{_seed_line(result)}{_substitute_lines(result)}{provenance_lines(checkpoint, result.environment)}"
@@ -88,6 +88,20 @@ def _worst_lines(result: AttackResult) -> str:
 def _claim_lines(result: AttackResult) -> str:
     lines = [f"- {'Holds' if claim.held else 'Does **not** hold'}: {claim.claim} {claim.evidence}\n" for claim in result.claims]
     return f"What the paper says, on this checkpoint:\n\n{''.join(lines)}\n" if lines else ""
+
+
+def _probe_lines(result: AttackResult) -> str:
+    probe = result.probe
+    if probe is None:
+        return ""
+    points = ", ".join(
+        f"{point.label}{f' at {grey(point.epsilon)}' if point.epsilon else ''} {point.miou:.3f}" for point in probe.points
+    )
+    rang = "see the alarms above" if result.alarms else "no alarm was raised, which is no proof that there is nothing to find"
+    return (
+        f"Probe for masked gradients, on {probe.images} whole images (mIoU; small attacks, not to be quoted): {points}; "
+        f"{probe.gradients.zero_pixels:.2%} of the pixels have a loss without a gradient. With the rows above: {rang}.\n\n"
+    )
 
 
 def _class_table(result: AttackResult) -> str:

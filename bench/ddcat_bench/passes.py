@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ddcat_bench.suites import SEA_LOSSES, Plan, PlanName
-from ddcat_train.attacks import Model, cospgd, dla, sea, segpgd, square, trajectory, tsallis_pgd
+from ddcat_train.attacks import Model, cospgd, dla, sea, segpgd, sign_noise, square, trajectory, tsallis_pgd
 
 __all__ = ["PASSES", "Found", "Meter", "Victims", "attack"]
 
@@ -168,4 +168,5 @@ PASSES: dict[PlanName, Callable[[Model, Plan, Victims], Iterator[Found]]] = {
     "SEA": _sea,
     "Square": _square,
     "DLA": _from_labels(dla),
+    "noise": _from_labels(sign_noise),
 }

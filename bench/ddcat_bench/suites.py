@@ -110,6 +110,7 @@ SUITES: dict[SuiteName, Suite] = {
             _sea,
             _queried("Square", 500),
             _queried("DLA", 200),
+            _queried("noise", 10),
         ),
         epsilons=(4 / 255, 8 / 255),
         swept=(0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255),

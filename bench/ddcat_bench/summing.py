@@ -11,6 +11,7 @@ from ddcat.worst_case import lowest_accuracy, worst_case
 from ddcat_bench.alarms import raise_alarms
 from ddcat_bench.entries import CheckpointEntry, Scores
 from ddcat_bench.evaluation import Evaluation
+from ddcat_bench.findings import Probe
 from ddcat_bench.judging import grey_levels
 from ddcat_bench.results import AttackResult, AttackRow, Claim, ProtocolName, WorstCase
 from ddcat_bench.subjects import describe_checkpoint, describe_data, describe_environment
@@ -32,7 +33,7 @@ PROTOCOLS: dict[ProtocolName, str] = {
 _SMALL = 0.025  # what the paper says that n = 10 and 20 change
 
 
-def sum_up(evaluation: Evaluation, units: Units, batches: Sequence[Sequence[str]]) -> AttackResult:
+def sum_up(evaluation: Evaluation, units: Units, batches: Sequence[Sequence[str]], probe: Probe) -> AttackResult:
     """
     Compute all figures.
 
@@ -43,6 +44,7 @@ def sum_up(evaluation: Evaluation, units: Units, batches: Sequence[Sequence[str]
         All of them are finished.
     batches : sequence of sequence of str
         Names of the images of each batch.
+    probe : Probe
 
     Raises
     ------
@@ -73,8 +75,9 @@ def sum_up(evaluation: Evaluation, units: Units, batches: Sequence[Sequence[str]
         claims=tuple(_claims(rows)),
         worst_cases=tuple(_worst_cases(rows, classes.background)),
         rows=rows,
-        alarms=raise_alarms(rows, None, trained_steps=_trained_steps(checkpoint)),
-        environment=describe_environment(evaluation.device, seconds),
+        probe=probe,
+        alarms=raise_alarms(rows, probe, trained_steps=_trained_steps(checkpoint)),
+        environment=describe_environment(evaluation.device, seconds + probe.seconds),
     )
 
 

@@ -1,5 +1,6 @@
 """The sea suite: three losses, and the worst of them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +139,13 @@ def test_substitutes_must_fit(checkpoint: Checkpoint, other_checkpoint: Checkpoi
     assert [one.sha256() for one in open_substitutes(checkpoint, paths)] == [other_checkpoint.sha256(), checkpoint.sha256()]
     with pytest.raises(BenchError, match="named twice"):
         open_substitutes(checkpoint, [run_directory, run_directory])
+
+
+def test_a_model_of_masked_gradients_rings(result: AttackResult, checkpoint: Checkpoint, scenes: Dataset) -> None:
+    """Logits times 1e4 saturate the softmax: float32 has no gradient left where the prediction is right."""
+    last = ("model.heads.main.4.weight", "model.heads.main.4.bias")
+    scaled = {key: tensor * 1e4 if key in last else tensor for key, tensor in checkpoint.tensors.items()}
+    masked = run_suite(Evaluation(replace(checkpoint, tensors=scaled), scenes, batch_size=5))
+    assert "gradients are zero or not finite" in {alarm.name for alarm in masked.alarms}
+    assert attack_markdown(masked).startswith("> **ALARM: ")
+    assert "gradients are zero or not finite" not in {alarm.name for alarm in result.alarms}

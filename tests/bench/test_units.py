@@ -12,7 +12,7 @@ import pytest
 
 from ddcat.errors import DdcatError
 from ddcat_bench import cli
-from ddcat_bench.attack import attack_share, run_suite
+from ddcat_bench.attack import attack_share, probe_once, run_suite
 from ddcat_bench.errors import BenchError
 from ddcat_bench.evaluation import Evaluation
 from ddcat_bench.results import AttackResult, read_result
@@ -33,7 +33,9 @@ def whole(evaluation: Evaluation) -> AttackResult:
 
 
 def timeless(result: AttackResult) -> AttackResult:
-    return result.model_copy(update={"environment": result.environment.model_copy(update={"seconds": 0.0})})
+    assert result.probe is not None
+    changed = {"environment": result.environment, "probe": result.probe}
+    return result.model_copy(update={key: part.model_copy(update={"seconds": 0.0}) for key, part in changed.items()})
 
 
 def test_what_is_done_is_not_done_again(evaluation: Evaluation, whole: AttackResult, tmp_path: Path) -> None:
@@ -70,7 +72,7 @@ def test_processes_share_the_work_and_find_the_same(
         shares.append(len(set(units.folder.glob("*.npz")) - before))
     assert sum(shares) == 6
     assert max(shares) - min(shares) <= 1
-    assert timeless(sum_up(evaluation, units, batches)) == whole
+    assert timeless(sum_up(evaluation, units, batches, probe_once(evaluation, units))) == whole
 
 
 def test_parts_of_another_evaluation_are_refused(
@@ -141,7 +143,7 @@ def test_a_killed_command_continues(run_directory: Path, whole: AttackResult, tm
     assert sorted(file.name for file in tmp_path.iterdir()) == ["attack"]
 
 
-@pytest.mark.parametrize("starter", ["--devices", "torchrun"])
+@pytest.mark.parametrize("starter", ["--devices", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_two_processes_write_what_one_writes(run_directory: Path, whole: AttackResult, tmp_path: Path, starter: str) -> None:
     out = tmp_path / "attack"
     arguments = ["attack", str(run_directory), "--suite", "paper", "--batch", "2", "--device", "cpu", "--out", str(out)]
