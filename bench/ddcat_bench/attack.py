@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,11 +17,21 @@ from ddcat_bench.results import AttackResult, ProtocolName
 from ddcat_bench.subjects import main_branch
 from ddcat_bench.summing import sum_up
 from ddcat_bench.units import Units, open_units
+from ddcat_bench.windows import judge_windows
 from ddcat_train.data.loader import evaluation_batches
 
 __all__ = ["JUDGES", "attack_share", "probe_once", "run_suite"]
 
-JUDGES: dict[ProtocolName, Judge] = {"whole": judge_whole}
+
+def _whole(evaluation: Evaluation) -> Judge:
+    return judge_whole
+
+
+def _windows(evaluation: Evaluation) -> Judge:
+    return partial(judge_windows, crop=evaluation.crop)
+
+
+JUDGES: dict[ProtocolName, Callable[[Evaluation], Judge]] = {"whole": _whole, "windows": _windows}
 _PROBED = 8 / 255  # bound of the probe: the largest of the suites
 _SEED_STRIDE = 2**20  # between the seeds of two runs: more than any split has images
 
@@ -86,7 +97,7 @@ def attack_share(
     judged = meter.watch(main_branch(evaluation.checkpoint, device))
     makers = [meter.watch(main_branch(substitute, device)) for substitute in evaluation.substitutes]
     place = {pair.name: index for index, pair in enumerate(dataset.pairs)}
-    judge = JUDGES[evaluation.protocol]
+    judge = JUDGES[evaluation.protocol](evaluation)
     pixels = evaluation.class_pixels
     balance = None if pixels is None else torch.from_numpy(pixels.counts)
     batches: list[list[str]] = []
@@ -96,7 +107,7 @@ def attack_share(
         batches.append(names)
         victims: Victims | None = None
         for index, plan in enumerate(plans):
-            forwards = plan.forwards * len(names)
+            forwards = plan.forwards * len(names) * evaluation.passes(*labels.shape[-2:])
             if (batch + index) % ranks != rank:  # shifted: each process has some of every plan
                 continue
             if units.has(batch, index):

@@ -46,6 +46,7 @@ def attack(
         list[Path] | None,
         typer.Option(metavar="CHECKPOINT", help="Make BIM n = 1..7 on this one, too (transfer); may be given again."),
     ] = None,
+    protocol: Annotated[str, typer.Option(help="whole: whole images; windows: sliding windows, as released.")] = "whole",
     seed: Annotated[int, typer.Option(min=0, help="Of random starts and black-box searches.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     devices: Annotated[
@@ -73,6 +74,7 @@ def attack(
 
     - `ddcat-bench attack runs/voc-ddcat --suite full --devices 8`
     """
+    from ddcat_bench.attack import JUDGES
     from ddcat_bench.attack_command import judge
     from ddcat_bench.evaluation import Evaluation, open_substitutes, parse_epsilon
     from ddcat_bench.subjects import open_split, torch_device
@@ -82,6 +84,9 @@ def attack(
     name = next((known for known in SUITES if known == suite), None)
     if name is None:
         raise BenchError(f"--suite {suite}: {' or '.join(SUITES)} would be right")
+    way = next((known for known in JUDGES if known == protocol), None)
+    if way is None:
+        raise BenchError(f"--protocol {protocol}: {' or '.join(JUDGES)} would be right")
     loaded = load_checkpoint(checkpoint)
     evaluation = Evaluation(
         loaded,
@@ -91,6 +96,7 @@ def attack(
         iterations=iterations,
         substitutes=open_substitutes(loaded, substitute or []),
         seed=seed,
+        protocol=way,
         batch_size=batch,
         limit=limit,
         device=torch_device(device),

@@ -14,6 +14,7 @@ from ddcat_bench.class_pixels import ClassPixels, count_class_pixels
 from ddcat_bench.errors import BenchError
 from ddcat_bench.results import ProtocolName, SuiteName
 from ddcat_bench.suites import Plan, plans_of
+from ddcat_bench.windows import windows
 from ddcat_train.checkpoints import Checkpoint, load_checkpoint
 from ddcat_train.data import Dataset
 
@@ -74,14 +75,27 @@ class Evaluation:
         return count_class_pixels(self.checkpoint, self.dataset)
 
     @property
+    def crop(self) -> tuple[int, int]:
+        """Height and width of a window: those of the crops in training."""
+        height, width = self.checkpoint.description.config.augment.crop
+        return height, width
+
+    def passes(self, height: int, width: int) -> int:
+        """How many windows an image is seen in."""
+        if self.protocol == "whole":
+            return 1
+        return len(windows(max(height, self.crop[0]), max(width, self.crop[1]), self.crop))
+
+    @property
     def images(self) -> int:
         """How many are judged."""
         return len(self.dataset) if self.limit is None else min(self.limit, len(self.dataset))
 
     @property
     def forwards(self) -> int:
-        """How often about a network sees an image in all of it: for the progress."""
-        return self.images * sum(plan.forwards for plan in self.plans)
+        """How often about a network sees an image in all of it, if all are as large as the first: for the progress."""
+        passes = 1 if self.protocol == "whole" else self.passes(*self.dataset.read(0).labels.shape)
+        return self.images * passes * sum(plan.forwards for plan in self.plans)
 
     def identity(self) -> dict[str, Any]:
         """Give all that the counts depend on, as JSON."""
@@ -96,6 +110,7 @@ class Evaluation:
             "class_pixels": None if self.class_pixels is None else self.class_pixels.counts.tolist(),
             "seed": self.seed,
             "protocol": self.protocol,
+            "crop": list(self.crop),
             "device": self.device.type,
             "code": provenance.git_commit(),
         }

@@ -29,6 +29,11 @@ _FIGURES = (
 PROTOCOLS: dict[ProtocolName, str] = {
     "whole": "Whole images, not tiles: one consistent perturbation of each, made with full knowledge of the main branch. "
     + _FIGURES,
+    "windows": "Sliding windows of {height} x {width}, two thirds of that apart, as the paper's released code evaluates: each "
+    "window is attacked by itself, with full knowledge of the main branch, and the softmax is averaged where windows overlap. "
+    "So no single adversarial image exists, and nobody could send one: a pixel may be perturbed in another way in each window "
+    "that shows it, and the 8-bit rows are of windows, too. Clean images are averaged with their mirror image, attacked ones "
+    "are not. The probe for masked gradients is on whole images. " + _FIGURES,
 }
 _SMALL = 0.025  # what the paper says that n = 10 and 20 change
 
@@ -64,7 +69,7 @@ def sum_up(evaluation: Evaluation, units: Units, batches: Sequence[Sequence[str]
     return AttackResult(
         checkpoint=describe_checkpoint(checkpoint),
         data=describe_data(evaluation.dataset, names, usual_list=None if usual is None else usual.list_sha256),
-        protocol=PROTOCOLS[evaluation.protocol],
+        protocol=PROTOCOLS[evaluation.protocol].format(height=evaluation.crop[0], width=evaluation.crop[1]),
         protocol_name=evaluation.protocol,
         policy=policy(classes),
         background=None if classes.background is None else classes.names[classes.background],
