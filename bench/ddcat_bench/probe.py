@@ -23,7 +23,7 @@ __all__ = ["run_probe"]
 Kind = tuple[PointName, float, int]  # name, epsilon, steps or queries
 
 FEW, MORE, LARGE = 5, 20, 20  # steps: of PGD, of PGD, of CosPGD at 64/255
-NOISE, SQUARE, DLA = 5, 30, 30  # queries; a forward costs a third of a step, so that all of it costs about 65 steps an image
+NOISE, SQUARE, DLA = 5, 50, 50  # queries; a forward costs a third of a step, so that all of it costs about 75 steps an image
 
 
 def run_probe(

@@ -22,7 +22,7 @@ def square(
     *,
     epsilon: float = 8 / 255,
     queries: int = 1000,
-    share: float = 0.05,
+    share: float = 0.8,
     seeds: Tensor,
 ) -> Tensor:
     """
@@ -45,7 +45,8 @@ def square(
     queries : int
         Forwards for each image, that of the image itself included. An image with no right pixel left is not asked about again.
     share : float
-        Of the image's area that the first square has (p of the paper, and its default for photographs); halved nine times.
+        Of the image's area that the first square has: p of the paper, 0.05 for its photographs, 0.8 in AutoAttack. On CamVid,
+        0.8 leaves less. Halved nine times on the way.
     seeds : (N,) int64
         One for each image, so that a result does not depend on batch-mates.
 
