@@ -71,7 +71,7 @@ def test_weight_gradients_by_matrix_products(height: int, width: int, down: int,
     maps = random(2, channels, height, width).to(memory_format=torch.channels_last).requires_grad_()
     dilation = (down, right)
     layer = Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False).double()
-    assert layer._by_gemm(maps, layer.weight)
+    assert layer._same_size(maps, layer.weight)
     inputs = [maps, layer.weight]
     found = layer(maps)
     expected = F.conv2d(maps, layer.weight, padding=dilation, dilation=dilation)

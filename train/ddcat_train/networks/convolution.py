@@ -1,4 +1,4 @@
-"""Convolutions that cost no more than they must: batch norm folded in where it is a constant, weight gradients by GEMM."""
+"""Convolutions that cost no more than they must: batch norm folded in where it is a constant, 3x3 ones with fewer products."""
 
 from typing import Any
 
@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ddcat_train.networks import winograd
+from ddcat_train.networks.bilinear import Scheme
+
 __all__ = ["Conv2d", "Layers", "conv_bn"]
 
 # Below it a matrix product has too little to do for each tap that is copied for it.
@@ -15,9 +18,20 @@ _FEWEST_CHANNELS = 128
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution as torch's, whose weights can be given in place of its own."""
+    """
+    A convolution as torch's, whose weights can be given in place of its own.
 
-    folds = True  # whether it pays to fold a batch norm into the weight
+    Attributes
+    ----------
+    folds : bool
+        Whether it pays to fold a batch norm into the weight.
+    kept : dict of Scheme to Tensor, or None
+        While the weights are constants that get no gradient, as in an attack: what they are transformed to, once for all
+        passes. Elsewhere in eval(), as in an export, the convolution is torch's.
+    """
+
+    folds = True
+    kept: dict[Scheme, Tensor] | None = None
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, O, H', W')."""
@@ -25,21 +39,31 @@ class Conv2d(nn.Conv2d):
 
     def convolve(self, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Map (N, C, H, W) to (N, O, H', W') with another weight and bias of the same shapes."""
-        if bias is None and self._by_gemm(maps, weight):
-            return _SameSize.apply(maps, weight, self.dilation)  # type: ignore[no-any-return, no-untyped-call]
+        learns = self.training and weight.requires_grad and torch.is_grad_enabled() and bias is None
+        if (learns or self.kept is not None) and self._same_size(maps, weight):
+            dilation = (self.dilation[0], self.dilation[1])
+            scheme = winograd.choose(maps, weight, dilation)
+            if scheme is not None and self.kept is not None:
+                if scheme not in self.kept:
+                    self.kept[scheme] = winograd.transform(weight.detach(), scheme)
+                return winograd.convolve_with(maps, self.kept[scheme], bias, dilation, scheme)
+            if scheme is not None:
+                return winograd.convolve(maps, weight, dilation, scheme)
+            if learns and min(weight.shape[:2]) >= _FEWEST_CHANNELS:
+                return _SameSize.apply(maps, weight, dilation)  # type: ignore[no-any-return, no-untyped-call]
         output: Tensor = self._conv_forward(maps, weight, bias)
         return output
 
-    def _by_gemm(self, maps: Tensor, weight: Tensor) -> bool:
+    def _same_size(self, maps: Tensor, weight: Tensor) -> bool:
+        """Whether this is one of the convolutions that are computed here: 3x3, undecimated, on a CPU, with channels last."""
         return (
-            self.training  # so not in an attack, which asks for no gradient of a weight
-            and weight.requires_grad
-            and torch.is_grad_enabled()
+            weight.shape[2:] == (3, 3)
             and maps.device.type == "cpu"
+            and maps.dtype == weight.dtype
+            and maps.dtype in (torch.float32, torch.float64)
             and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
             and maps.is_contiguous(memory_format=torch.channels_last)
-            and weight.shape[2:] == (3, 3)
-            and min(weight.shape[:2]) >= _FEWEST_CHANNELS
             and self.groups == 1
             and self.stride == (1, 1)
             and self.padding == self.dilation
