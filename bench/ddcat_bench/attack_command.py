@@ -14,6 +14,7 @@ from ddcat.files import check_vacant, check_writable
 from ddcat.progress import progress
 from ddcat_bench.attack import attack_share, probe_once
 from ddcat_bench.attack_markdown import attack_markdown
+from ddcat_bench.attack_measure import measure, sweep_markdown
 from ddcat_bench.errors import BenchError
 from ddcat_bench.evaluation import Evaluation
 from ddcat_bench.output import publish
@@ -27,7 +28,7 @@ from ddcat_train.launch import launch
 from ddcat_train.ranks import check_device, meet
 from ddcat_train.worker import launched, rank, under_agent
 
-__all__ = ["judge"]
+__all__ = ["judge", "measure_sweep"]
 
 
 def judge(evaluation: Evaluation, folder: Path, *, devices: int | None = None) -> None:
@@ -68,6 +69,28 @@ def judge(evaluation: Evaluation, folder: Path, *, devices: int | None = None) -
     remove_work(work)
     for alarm in result.alarms:
         Console(stderr=True).print(f"ALARM: {alarm.name}. {alarm.evidence}", style="bold red", soft_wrap=True)
+
+
+def measure_sweep(evaluation: Evaluation, folder: Path, *, repeats: int) -> None:
+    """
+    Time the sweep n = 1..7 beside a plain one, and publish the result.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+        Of which the checkpoint, the data, the batch size and the device count.
+    folder : Path
+        Must not exist, or be empty.
+    repeats : int
+
+    Raises
+    ------
+    BenchError, DataError
+    """
+    check_vacant(folder)
+    with progress("sweeping", 2 * (repeats + 1), unit="sweeps") as advance:
+        result = measure(evaluation, repeats=repeats, advance=advance)
+    publish(folder, "attack-measure", result, sweep_markdown(result))
 
 
 def _share(evaluation: Evaluation, work: Path) -> AttackResult | None:

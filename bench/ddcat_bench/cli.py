@@ -7,10 +7,11 @@ import typer
 
 from ddcat import command
 from ddcat.command import parse_size
-from ddcat_bench.errors import BenchError
+from ddcat_bench.attack_cli import attack
+from ddcat_bench.options import DataRoot, Limit, MovedCheckpoint, Split
 from ddcat_train.worker import launched, report_to_agent
 
-__all__ = ["app", "main"]
+__all__ = ["app", "attack", "main"]
 
 app = typer.Typer(
     help="Judge checkpoints and the engines made from them. Every result is also a JSON file.",
@@ -20,88 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-DataRoot = Annotated[Path | None, typer.Option(help="Where the data set lies now, if it has moved since training.")]
-Split = Annotated[str | None, typer.Option(help="Judge on this split.", show_default="the validation split of training")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Judge that many images, spread evenly over the split.")]
-MovedCheckpoint = Annotated[Path | None, typer.Option(help="Where the bundle's checkpoint lies now, if it has moved.")]
-
-
-@app.command()
-def attack(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run directory: its best one.")],
-    suite: Annotated[
-        str,
-        typer.Option(help="quick: BIM n = 1..7; paper: also n = 10, 20 and PGD-20; sea: the strongest attack known."),
-    ] = "quick",
-    data_root: DataRoot = None,
-    split: Split = None,
-    limit: Limit = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images that are attacked at once.")] = 8,
-    epsilon: Annotated[
-        list[str] | None,
-        typer.Option(metavar="E", help="Bound of sea, 0.03 or 8/255; may be given again.", show_default="4/255 and 8/255"),
-    ] = None,
-    iterations: Annotated[int | None, typer.Option(min=1, help="Of SEA, for each loss.", show_default="300")] = None,
-    substitute: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="CHECKPOINT", help="Make BIM n = 1..7 on this one, too (transfer); may be given again."),
-    ] = None,
-    protocol: Annotated[str, typer.Option(help="whole: whole images; windows: sliding windows, as released.")] = "whole",
-    seed: Annotated[int, typer.Option(min=0, help="Of random starts and black-box searches.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    devices: Annotated[
-        int | None, typer.Option(help="Devices of this machine, one process for each; 1 by default. Not under torchrun.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A new folder.", show_default="attack-SUITE beside the checkpoint")
-    ] = None,
-) -> None:
-    """
-    Attack a checkpoint's main branch and score what is left, in floats and on 8-bit images.
-
-    What is done is kept beside the result, in DIR.work: after Ctrl-C, or worse, the same command continues. Several processes
-    share that folder, and find what one finds with as many threads; `torchrun -m ddcat_bench.cli attack ...` starts them, too.
-
-    For example:
-
-    - `ddcat-bench attack runs/scenes-ddcat`
-
-    - `ddcat-bench attack runs/camvid-sat --suite paper --data-root /data/camvid --out results/sat`
-
-    - `ddcat-bench attack runs/camvid-sat --suite sea --iterations 50 --epsilon 4/255 --limit 34`
-
-    - `ddcat-bench attack runs/camvid-sat --substitute runs/camvid-clean`
-
-    - `ddcat-bench attack runs/voc-ddcat --suite full --devices 8`
-    """
-    from ddcat_bench.attack import JUDGES
-    from ddcat_bench.attack_command import judge
-    from ddcat_bench.evaluation import Evaluation, open_substitutes, parse_epsilon
-    from ddcat_bench.subjects import open_split, torch_device
-    from ddcat_bench.suites import SUITES
-    from ddcat_train.checkpoints import load_checkpoint
-
-    name = next((known for known in SUITES if known == suite), None)
-    if name is None:
-        raise BenchError(f"--suite {suite}: {' or '.join(SUITES)} would be right")
-    way = next((known for known in JUDGES if known == protocol), None)
-    if way is None:
-        raise BenchError(f"--protocol {protocol}: {' or '.join(JUDGES)} would be right")
-    loaded = load_checkpoint(checkpoint)
-    evaluation = Evaluation(
-        loaded,
-        open_split(loaded, data_root=data_root, split=split),
-        suite=name,
-        epsilons=tuple(map(parse_epsilon, epsilon)) if epsilon else None,
-        iterations=iterations,
-        substitutes=open_substitutes(loaded, substitute or []),
-        seed=seed,
-        protocol=way,
-        batch_size=batch,
-        limit=limit,
-        device=torch_device(device),
-    )
-    judge(evaluation, out or loaded.path.parent / f"attack-{name}", devices=devices)
+app.command()(attack)
 
 
 @app.command()

@@ -4,10 +4,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ddcat_bench.entries import BundleEntry, CheckpointEntry, Environment
-from ddcat_bench.schema import Strict
+from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
+from ddcat_bench.schema import Fraction, Strict
 
-__all__ = ["SpeedResult", "StepEntry", "StepRatio", "Times", "Timing", "TrainStepResult"]
+__all__ = ["SpeedResult", "StepEntry", "StepRatio", "SweepResult", "Times", "Timing", "TrainStepResult"]
 
 _QUIET = 0.5  # load average that is nobody's
 
@@ -94,6 +94,37 @@ class TrainStepResult(Strict):
     matrix_product_peak: dict[str, float] = Field(description="operations a second in each precision, as measured here")
     load_before: float = Field(description="load average of the last minute when the measurement began")
     load_after: float = Field(description="and when its last timed step ended; above the threads by what others did")
+    environment: Environment
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether others seem to have computed on the machine meanwhile."""
+        return self.load_before > _QUIET or self.load_after > self.environment.threads + _QUIET
+
+
+class SweepResult(Strict):
+    """What `ddcat-bench attack --measure` found."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["attack-measure"] = "attack-measure"
+    checkpoint: CheckpointEntry
+    data: DataEntry
+    batch: int = Field(ge=1, description="images, attacked at once")
+    height: int
+    width: int
+    boundary: str
+    ours: Times
+    plain: Times
+    median: float = Field(description="of plain / ours in the same turn: how many times as fast ours is")
+    lower_quartile: float
+    upper_quartile: float
+    lowest: float
+    highest: float
+    agreement: Fraction = Field(description="share of the pixels, over n = 0..7, with the same label in both")
+    sea_steps: int = Field(description="of the SEA by which early stopping is judged, at 8/255")
+    sea_seen: Fraction = Field(description="share of its forwards that were computed; the rest were of beaten images")
+    load_before: float = Field(description="load average of the last minute when the measurement began")
+    load_after: float
     environment: Environment
 
     @property

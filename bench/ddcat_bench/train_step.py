@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from ddcat_bench.speed import times
 from ddcat_bench.subjects import describe_environment
 
 __all__ = ["BOUNDARY", "interleave", "measure"]
+
+Name = TypeVar("Name", bound=str)
 
 BOUNDARY = (
     "A step: from a batch in the host's memory to updated weights on the device, with the attack; no reading or augmentation "
@@ -151,13 +153,13 @@ def _time(
 
 
 def interleave(
-    contenders: Mapping[ContenderName, Callable[[], object]],
+    contenders: Mapping[Name, Callable[[], object]],
     turns: int,
     *,
     wait: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
     advance: Callable[[int], None] = lambda steps: None,
-) -> list[dict[ContenderName, float]]:
+) -> list[dict[Name, float]]:
     """
     Let all do their work once in each turn, the first of a turn last in the next.
 
