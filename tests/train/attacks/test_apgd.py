@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
-from itertools import combinations
 from typing import Any
 
 import pytest
@@ -13,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddcat_train.attacks import SEA, SHRINKING, WEIGHTS, apgd, bim, iterate, right_pixels, sea
-from ddcat_train.attacks.apgd import CONSTANT, checkpoints
+from ddcat_train.attacks import SEA, SHRINKING, WEIGHTS, Answer, apgd, bim, iterate, right_pixels
+from ddcat_train.attacks.apgd import CONSTANT, _begun, _checked, checkpoints
 
 CLASS_PIXELS = torch.tensor([7, 900, 50, 30])
 
@@ -155,6 +153,38 @@ def test_the_checkpoints_are_those_of_the_paper(steps: int, expected: list[int])
     assert checkpoints(steps) == expected
 
 
+@pytest.mark.parametrize(
+    ("rises", "gained", "halved_before", "expected"),
+    [
+        (8, 1.0, False, False),
+        (6, 1.0, False, False),  # three quarters of 8 steps
+        (5, 1.0, False, True),  # condition 1
+        (8, 0.0, False, True),  # condition 2: nothing gained with a step that did not change either
+        (8, 0.0, True, False),
+        (5, 0.0, True, True),
+    ],
+)
+def test_a_step_is_halved_by_either_condition(rises: int, gained: float, halved_before: bool, expected: bool) -> None:
+    """Condition 2 alone is rare, so random runs seldom tell of it."""
+    present, best = torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)
+    answer = Answer(torch.zeros(1, 4, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64), torch.arange(1), 1, 1)
+    run = _begun(present, present, answer, present, size=0.2)._replace(
+        best=best,
+        best_gradient=2 * best,
+        best_loss=torch.tensor([3.0 + gained]),
+        known_loss=torch.tensor([3.0]),
+        rises=torch.tensor([rises]),
+        halved=torch.tensor([halved_before]),
+    )
+    checked = _checked(run, 8)
+    assert checked.halved.item() == expected
+    assert checked.size.item() == pytest.approx(0.1 if expected else 0.2)
+    assert torch.equal(checked.present, best if expected else present)
+    assert torch.equal(checked.gradient, 2 * best if expected else present)
+    assert checked.loss.item() == (3.0 + gained if expected else run.loss.item())
+    assert (checked.rises.item(), checked.known_loss.item()) == (0, 3.0 + gained)
+
+
 @pytest.mark.parametrize("weight", WEIGHTS)
 @given(seed=st.integers(0, 2**31), epsilon=st.floats(0.001, 0.4), schedule=st.sampled_from([CONSTANT, SHRINKING]))
 @settings(max_examples=10, deadline=None)
@@ -237,43 +267,3 @@ def test_images_without_a_right_pixel_cost_nothing_more(small: Any) -> None:
     forwards.clear()
     apgd(model, images[1:3], labels[1:3], epsilon=1e-6, steps=5, start="clean")
     assert forwards == [2]
-
-
-# --- SEA
-
-
-def test_sea_is_its_three_members_from_starts_of_their_own(small: Any) -> None:
-    images, labels = small.batch(4)
-    network, seeds = small.network().eval(), torch.tensor([5, 6, 7])
-    found = sea(network, images, labels, epsilon=0.05, steps=10, seeds=seeds, class_pixels=CLASS_PIXELS)
-    assert tuple(found) == SEA == ("SEA-JS", "SEA-MCE", "SEA-MCE-Bal")
-    for member, (name, adversarial) in enumerate(found.items()):
-        alone = partial(apgd, network, images, labels, epsilon=0.05, steps=10, schedule=SHRINKING, class_pixels=CLASS_PIXELS)
-        assert torch.equal(adversarial, alone(weight=name, seeds=seeds + member * 2**30))
-    nothing_to_gain = torch.full_like(labels, 255)  # so that a result is its start
-    starts = sea(network, images, nothing_to_gain, epsilon=0.05, seeds=seeds, class_pixels=CLASS_PIXELS).values()
-    for one, other in combinations(starts, 2):
-        assert not torch.allclose(one, other, atol=0.01)
-
-
-def test_sea_shows_each_member_to_an_observer_of_its_own(small: Any) -> None:
-    images, labels = small.batch(4)
-    seen: dict[str, list[int]] = {name: [] for name in SEA}
-    sea(
-        small.network(), images, labels, epsilon=0.05, steps=10, seeds=torch.arange(3), class_pixels=CLASS_PIXELS,
-        observe=lambda name: lambda answer, gradient: seen[name].append(answer.step),
-    )  # fmt: skip
-    assert seen == {name: list(range(1, 11)) for name in SEA}
-
-
-@given(seed=st.integers(0, 2**31))
-@settings(max_examples=10, deadline=None)
-def test_the_weights_of_a_step_know_which_of_all_steps_it_is(small: Any, seed: int) -> None:
-    """Also over stages, a weight that changes with the steps changes once."""
-    images, labels = small.batch(seed)
-    told: list[tuple[int, int]] = []
-    apgd(
-        small.network(), images, labels, epsilon=0.05, steps=7, weight="TsallisPGD", schedule=SHRINKING,
-        seeds=torch.arange(3), observe=lambda answer, gradient: told.append((answer.step, answer.steps)),
-    )  # fmt: skip
-    assert told == [(step, 7) for step in range(1, 8)]
