@@ -15,7 +15,9 @@ def attack(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run directory: its best one.")],
     suite: Annotated[
         str,
-        typer.Option(help="quick: BIM n = 1..7; paper: also n = 10, 20 and PGD-20; sea: the strongest attack known."),
+        typer.Option(
+            help="quick: BIM n = 1..7; paper: also n = 10, 20, PGD-20; sea: the strongest attack known; full: all and more."
+        ),
     ] = "quick",
     data_root: DataRoot = None,
     split: Split = None,
@@ -23,7 +25,9 @@ def attack(
     batch: Annotated[int, typer.Option(min=1, help="Images that are attacked at once.")] = 8,
     epsilon: Annotated[
         list[str] | None,
-        typer.Option(metavar="E", help="Bound of sea, 0.03 or 8/255; may be given again.", show_default="4/255 and 8/255"),
+        typer.Option(
+            metavar="E", help="Bound of sea and full, such as 8/255; may be given again.", show_default="4/255 and 8/255"
+        ),
     ] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="Of SEA, for each loss.", show_default="300")] = None,
     substitute: Annotated[

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
+from ddcat_bench.errors import BenchError
 from ddcat_bench.results import AttackName, SuiteName
 from ddcat_train.names import Start
 
@@ -133,8 +134,17 @@ def plans_of(
         Of SEA, in place of 300.
     substitutes : int
         How many other checkpoints BIM, n = 1..7, is made on as well.
+
+    Raises
+    ------
+    BenchError
+        Where the suite has no such bound, or no SEA: the figures would not be those that were asked for.
     """
     chosen = SUITES[suite]
+    if not chosen.each and (epsilons or iterations is not None):
+        option = "--epsilon" if epsilons else "--iterations"
+        others = " or ".join(name for name, other in SUITES.items() if other.each)
+        raise BenchError(f"{option} changes nothing in the {suite} suite: --suite {others} would be right")
     bounds = tuple(epsilons or chosen.epsilons)
     plans = [
         *chosen.always,

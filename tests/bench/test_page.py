@@ -1,6 +1,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from ddcat.classes import Classes
 from ddcat_bench.errors import BenchError
+from ddcat_bench.findings import Alarm
 from ddcat_bench.page import Page, Stage, render_page
 from ddcat_bench.panels import Panel, Picture
 from ddcat_bench.results import (
@@ -246,6 +248,15 @@ def test_a_statement_that_did_not_hold_is_called_so(example: Page) -> None:
     claims = [Statement("Water is wet.", "7 of 7", held=True), Statement("Pigs fly.", "0 of 3", held=False)]
     text = " ".join(Reader(render_page(Page(**{**vars(example), "statements": claims}))).text.split())
     assert "Held. Water is wet. 7 of 7 Did not hold. Pigs fly. 0 of 3" in text
+
+
+def test_an_alarm_comes_first(example: Page) -> None:
+    alarm = Alarm(name="attacked mIoU is above clean", evidence="n = 3 leaves 99 points", meaning="It says nothing.")
+    rung = example.attacks[1].model_copy(update={"alarms": (alarm,)})
+    page = render_page(replace(example, attacks=[example.attacks[0], rung, example.attacks[2]]))
+    assert "Alarm, " not in render_page(example)
+    assert "Alarm, SAT: attacked mIoU is above clean." in page
+    assert page.index("Alarm, SAT") < page.index("Without a defence, at least half")
 
 
 def test_results_on_different_images_are_not_shown_together(example: Page) -> None:

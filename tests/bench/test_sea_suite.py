@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from ddcat_bench.attack_markdown import attack_markdown
 from ddcat_bench.class_pixels import count_class_pixels
 from ddcat_bench.errors import BenchError
 from ddcat_bench.evaluation import Evaluation, open_substitutes, parse_epsilon
-from ddcat_bench.results import AttackResult, read_result, to_json
+from ddcat_bench.plots import plots
+from ddcat_bench.results import AttackName, AttackResult, read_result, to_json
 from ddcat_bench.subjects import main_branch, open_split
 from ddcat_bench.suites import SEA_LOSSES, plans_of
 from ddcat_bench.tables import columns
@@ -149,3 +151,26 @@ def test_a_model_of_masked_gradients_rings(result: AttackResult, checkpoint: Che
     assert "gradients are zero or not finite" in {alarm.name for alarm in masked.alarms}
     assert attack_markdown(masked).startswith("> **ALARM: ")
     assert "gradients are zero or not finite" not in {alarm.name for alarm in result.alarms}
+
+
+def test_what_a_suite_does_not_have_is_refused(checkpoint: Checkpoint, scenes: Dataset) -> None:
+    with pytest.raises(BenchError, match="--epsilon changes nothing in the quick suite: --suite sea or full would be right"):
+        run_suite(Evaluation(checkpoint, scenes, epsilons=(SIX,)))
+    with pytest.raises(BenchError, match="--iterations changes nothing in the paper suite"):
+        run_suite(Evaluation(checkpoint, scenes, suite="paper", iterations=5))
+
+
+@pytest.mark.slow
+def test_the_full_suite_has_everything(checkpoint: Checkpoint, other_checkpoint: Checkpoint, scenes: Dataset) -> None:
+    full = run_suite(
+        Evaluation(checkpoint, scenes, suite="full", iterations=10, epsilons=(SIX,), limit=2, substitutes=(other_checkpoint,))
+    )
+    assert {row.name for row in full.rows} == set(get_args(AttackName))
+    swept = [row.epsilon for row in full.rows if row.name == "PGD" and not row.eight_bit]
+    assert sorted(swept) == pytest.approx([bound / 255 for bound in (0.5, 1, 2, 4, 6, 8, 16)])
+    labels = [case.label for case in full.worst_cases if not case.eight_bit]
+    assert labels == ["SEA at 6/255", "worst of all at 6/255", "worst of all at 7.65/255"]
+    sea_case, every = (next(case for case in full.worst_cases if case.label == label) for label in labels[:2])
+    assert every.scores.miou <= min(row.scores.miou for row in full.rows if row.epsilon == SIX and not row.eight_bit)
+    assert set(sea_case.members) < set(every.members)
+    assert set(plots(full)) == {"attack.png", "epsilon.png"}
