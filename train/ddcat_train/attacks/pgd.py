@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ddcat_train.attacks.answers import Model, Observer
 from ddcat_train.attacks.core import iterate
+from ddcat_train.attacks.modes import evaluating
 from ddcat_train.attacks.weights import weighted
 from ddcat_train.names import Start, StepSize, WeightName
 
@@ -77,5 +78,6 @@ def tsallis_pgd(model: Model, images: Tensor, labels: Tensor, **options: Unpack[
 
 
 def _last(model: Model, images: Tensor, labels: Tensor, weight: WeightName, options: Options) -> Tensor:
-    *_, (_, last) = iterate(model, images, labels, objective=weighted(weight), **options)
+    with evaluating(model):  # over all steps, for what is kept of constant weights
+        *_, (_, last) = iterate(model, images, labels, objective=weighted(weight), **options)
     return last
