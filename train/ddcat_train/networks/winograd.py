@@ -218,14 +218,18 @@ class _Tiling(NamedTuple):
         height, width = self._padded(border)
         top, left = border * self.dilation[0], border * self.dilation[1]
         bottom, right = height - top - self.size[0], width - left - self.size[1]
-        padded = F.pad(maps.permute(0, 2, 3, 1), (0, 0, left, right, top, bottom)).contiguous()
+        places = maps.permute(0, 2, 3, 1)
+        if (height, width) != self.size:
+            places = F.pad(places, (0, 0, left, right, top, bottom)).contiguous()
         span = self.scheme.size + 2 * border
-        return self._view(padded, slice(0, span), slice(0, span)).reshape(span * span, self.tiles, -1)
+        return self._view(places, slice(0, span), slice(0, span)).reshape(span * span, self.tiles, -1)
 
     def paste(self, maps: Tensor, tiles: Tensor, *, border: int) -> None:
         """Fill (N, c, H, W) with the sum of tiles (places, tiles, c), each with a border."""
         size, span = self.scheme.size, self.scheme.size + 2 * border
-        canvas = (maps.new_zeros if border else maps.new_empty)(self.images, *self._padded(border), maps.shape[1])
+        places, padded = maps.permute(0, 2, 3, 1), self._padded(border)
+        exact = padded == self.size
+        canvas = places if exact else (maps.new_zeros if border else maps.new_empty)(self.images, *padded, maps.shape[1])
         tiles = tiles.view(span, span, -1)
         inner, outer = slice(0, size), slice(size, span)
         view = self._view(canvas, inner, inner)
@@ -233,8 +237,9 @@ class _Tiling(NamedTuple):
         for rows, columns in ((inner, outer), (outer, inner), (outer, outer)) if border else ():  # no two tiles overlap in one
             view = self._view(canvas, rows, columns)
             view.add_(tiles[rows, columns].view(view.shape))
-        top, left = border * self.dilation[0], border * self.dilation[1]
-        maps.permute(0, 2, 3, 1).copy_(canvas[:, top : top + self.size[0], left : left + self.size[1]])
+        if not exact:
+            top, left = border * self.dilation[0], border * self.dilation[1]
+            places.copy_(canvas[:, top : top + self.size[0], left : left + self.size[1]])
 
     def _view(self, canvas: Tensor, rows: slice, columns: slice) -> Tensor:
         """(row in a tile, column in it, n, p, i, q, j, c)."""
