@@ -19,6 +19,15 @@ def test_the_tables_of_methods_are_made_of_the_files_beside_them() -> None:
     assert all(table in made for table in tables)
 
 
+def test_the_tables_of_robustness_are_made_of_the_files_beside_them() -> None:
+    page = (ROOT / "docs/results/robustness-camvid.md").read_text(encoding="utf-8")
+    folder = ROOT / "docs/results/robustness-camvid"
+    files = [folder / f"{run}-{suite}.json" for run in ("clean", "sat", "ddcat", "pgd-at-4") for suite in ("paper", "sea")]
+    made = tables_markdown(make_tables(find_results(files)))
+    tables = re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE)
+    assert sum(table in made for table in tables) == 2
+
+
 def test_the_training_steps_are_those_of_the_files() -> None:
     page = (ROOT / "docs/results/train-step.md").read_text(encoding="utf-8")
     files = sorted((ROOT / "docs/results/train-step").glob("*.json"))
