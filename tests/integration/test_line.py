@@ -38,7 +38,7 @@ def test_attack_fidelity_and_speed_leave_files_that_agree(made: Path) -> None:
     call("ddcat-bench", "fidelity", made / "bundle", "--out", made / "fidelity")
     call("ddcat-bench", "speed", made / "bundle", "--repeats", 10, "--out", made / "speed")
     attack, fidelity, speed = (json.loads((made / f"{n}/{n}.json").read_text()) for n in ("attack", "fidelity", "speed"))
-    assert [row["steps"] for row in attack["rows"]] == [*range(8), 20, *range(1, 8), 20]
+    assert [row["steps"] for row in attack["rows"]] == [*range(8), 10, 20, 20, *range(1, 8), 10, 20, 20]
     rounded = {row["steps"]: row["scores"]["miou"] for row in attack["rows"] if row["eight_bit"] or not row["steps"]}
     for row in fidelity["rows"]:
         assert row["pytorch"]["miou"] == pytest.approx(
