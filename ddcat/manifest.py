@@ -1,11 +1,12 @@
 """
 The manifest: the only description of a bundle.
 
-A bundle is a directory: `model.onnx`, further files of its engine, and `manifest.json`. Export writes the manifest once and
-nobody changes it; it names the SHA-256 of every other file. It holds no time, so that the same checkpoint and options give the
-same bytes.
+A bundle is a directory: `model.onnx`, further files of its engine, `golden.safetensors`, and `manifest.json`. Export writes the
+manifest once and nobody changes it; it names the SHA-256 of every other file. It holds no time, so that the same checkpoint and
+options give the same bytes.
 """
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,20 +15,28 @@ from ddcat.classes import Classes
 from ddcat.errors import BundleError
 
 __all__ = [
+    "SCHEMA_VERSION",
+    "Calibration",
     "ClassEntry",
     "DataSource",
+    "Device",
+    "Drop",
     "EngineEntry",
     "FileEntry",
+    "Golden",
     "MainBranchProof",
     "Manifest",
     "Precision",
     "Preprocessing",
+    "Quantisation",
     "Range",
     "Shapes",
     "Source",
     "TensorEntry",
     "parse_manifest",
 ]
+
+SCHEMA_VERSION = 2
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -113,6 +122,19 @@ class Shapes(_Strict):
     batch: Range
     height: Range
     width: Range
+    sizes: tuple[tuple[int, int], ...] | None = Field(
+        default=None,
+        strict=False,
+        description="a ladder: the only (height, width) taken, ascending by pixels; None: all in the ranges",
+    )
+
+    @model_validator(mode="after")
+    def _within(self) -> "Shapes":
+        if self.sizes is not None:
+            for axis, found in zip((self.height, self.width), zip(*self.sizes, strict=True), strict=True):
+                if (min(found), max(found)) != (axis.minimum, axis.maximum):
+                    raise ValueError("the ranges of height and width are not those of the sizes")
+        return self
 
 
 class TensorEntry(_Strict):
@@ -123,20 +145,70 @@ class TensorEntry(_Strict):
     shape: tuple[int | str, ...] = Field(strict=False)
 
 
+class Device(_Strict):
+    """What a compiled plan is bound to: it runs nowhere else."""
+
+    name: str = Field(description="of the GPU, as its driver reports it")
+    compute_capability: str
+    driver: str
+    runtime: str = Field(description="and its version, for example 'tensorrt 10.13.2.6'")
+
+
 class EngineEntry(_Strict):
     """The runtime that the bundle was built and checked with."""
 
     name: Literal["ort", "openvino", "trt"]
     file: str = Field(description="the file that the runtime loads")
+    graph: str = Field(default="model.onnx", description="the typed ONNX file for all runtimes, which engines are built from")
     requested_precision: Precision
-    effective_precision: Precision
+    effective_precision: Precision = Field(description="as the runtime itself reports it, or as the types in the graph are")
     provider: str = Field(description="as the runtime itself reports it")
+    options: dict[str, str | int | bool] = Field(default={}, description="that it was built with")
+    built_for: Device | None = Field(default=None, description="None: runs on any machine that has the runtime")
+
+
+class Calibration(_Strict):
+    """The images that ranges of activations were measured on."""
+
+    kind: Literal["clean", "mixed"] = Field(description="mixed: half of them adversarial")
+    images: int = Field(ge=1)
+    split: str
+    list_sha256: Sha256 = Field(description="of the names of the images, one a line")
+    attack: dict[str, Any] | None = Field(description="that made the adversarial ones; None where there are none")
+
+
+class Drop(_Strict):
+    """What precision costs, in points of mIoU on the judged images."""
+
+    clean: float
+    adversarial: float
+    images: int = Field(ge=1)
+    attack: dict[str, Any]
+
+
+class Quantisation(_Strict):
+    """How a graph became int8: symmetric signed QDQ, one scale for each output channel of a weight."""
+
+    calibration: Calibration
+    float_layers: tuple[str, ...] = Field(strict=False, description="that fell back to fp32")
+    quantised_layers: int = Field(ge=1)
+    max_drop: float | None = Field(description="points of mIoU that were allowed; None: no limit was set")
+    drop: Drop | None = Field(description="against the fp32 graph; None: not measured")
+
+
+class Golden(_Strict):
+    """Images, clean and adversarial, with the labels that this engine gave when it was exported."""
+
+    file: str
+    images: int = Field(ge=1, description="clean ones; there are as many adversarial ones")
+    source: str = Field(description="where they are from")
+    attack: dict[str, Any]
 
 
 class Manifest(_Strict):
     """Everything that is known about a bundle when it is written."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = SCHEMA_VERSION
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the model's name at a server")
     files: dict[str, FileEntry]
     source: Source
@@ -150,12 +222,18 @@ class Manifest(_Strict):
     outputs: tuple[TensorEntry, ...] = Field(strict=False)
     opset: int = Field(ge=1)
     engine: EngineEntry
+    quantisation: Quantisation | None = Field(default=None, description="None: the graph is not int8")
+    golden: Golden | None = Field(default=None, description="None: the data was not there when it was exported")
     versions: dict[str, str]
 
     @model_validator(mode="after")
     def _complete(self) -> "Manifest":
-        if self.engine.file not in self.files:
-            raise ValueError(f"the engine's file {self.engine.file!r} is not among the files")
+        named = {self.engine.file: "the engine's file", self.engine.graph: "the engine's graph"}
+        if self.golden is not None:
+            named[self.golden.file] = "the golden file"
+        for file, what in named.items():
+            if file not in self.files:
+                raise ValueError(f"{what} {file!r} is not among the files")
         return self
 
     def class_table(self) -> Classes:
@@ -176,9 +254,23 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     BundleError
         Naming the first entry that is missing, unknown or of a wrong type, after `where`.
     """
+    _check_version(content, where)
     try:
         return Manifest.model_validate_json(content)
     except ValidationError as cause:
         first = cause.errors()[0]
         entry = ".".join(str(part) for part in first["loc"]) or "the whole file"
         raise BundleError(f"{where} is not a manifest that ddcat reads: {entry}: {first['msg']}") from cause
+
+
+def _check_version(content: bytes, where: str) -> None:
+    # before anything else is read: another version has other entries
+    try:
+        found = json.loads(content)["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        return  # whatever else is wrong is said by the model
+    if found != SCHEMA_VERSION:
+        raise BundleError(
+            f"{where} has schema_version {found}, and this ddcat reads {SCHEMA_VERSION}: install the ddcat that wrote the "
+            "bundle, or export it again with this one"
+        )

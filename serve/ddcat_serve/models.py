@@ -41,14 +41,14 @@ class ServedModel:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self.engine.infer, images)
 
     def warm_up(self) -> None:
-        """Run the smallest batch, so that a bundle that cannot run fails before the first request."""
+        """Run the smallest batch, or one of each size of a ladder: what cannot run fails before the first request."""
         shapes = self.bundle.manifest.shapes
-        size = (shapes.batch.minimum, shapes.height.minimum, shapes.width.minimum, 3)
-        labels = self.engine.infer(np.zeros(size, np.uint8)).labels
-        if labels.max() >= len(self.classes):
-            raise EngineError(
-                f"{self.bundle.path} gives label {labels.max()}, but its manifest names {len(self.classes)} classes"
-            )
+        for height, width in shapes.sizes or [(shapes.height.minimum, shapes.width.minimum)]:
+            labels = self.engine.infer(np.zeros((shapes.batch.minimum, height, width, 3), np.uint8)).labels
+            if labels.max() >= len(self.classes):
+                raise EngineError(
+                    f"{self.bundle.path} gives label {labels.max()}, but its manifest names {len(self.classes)} classes"
+                )
 
     def close(self) -> None:
         """Wait for the running batch, then free the engine."""

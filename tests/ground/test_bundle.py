@@ -12,6 +12,7 @@ from ddcat.errors import BundleError
 from ddcat.manifest import Manifest, Range, parse_manifest
 
 FILES = {"model.onnx": b"graph", "golden.safetensors": b"pictures"}
+SIDES = {axis: {"minimum": 1, "maximum": None} for axis in ("batch", "height", "width")}
 
 
 def manifest(**changes: Any) -> Manifest:
@@ -31,7 +32,7 @@ def manifest(**changes: Any) -> Manifest:
         "data": {"name": "scenes", "root": "x", "split": "val", "list_sha256": "1" * 64, "images": 3, "long_side": None},
         "classes": [{"name": "road", "colour": [1, 2, 3]}, {"name": "sky", "colour": [4, 5, 6]}],
         "preprocessing": {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
-        "shapes": {axis: {"minimum": 1, "maximum": None} for axis in ("batch", "height", "width")},
+        "shapes": SIDES,
         "inputs": [{"name": "image", "dtype": "uint8", "shape": ["batch", "height", "width", 3]}],
         "outputs": [{"name": "labels", "dtype": "uint8", "shape": ["batch", "height", "width"]}],
         "opset": 20,
@@ -98,11 +99,14 @@ def test_the_gate_may_put_its_passport_beside(bundle: Path) -> None:
     ("change", "message"),
     [
         ({"opset": "20"}, "opset"),
-        ({"schema_version": 2}, "schema_version"),
+        ({"schema_version": 1}, "schema_version 1, and this ddcat reads 2"),
+        ({"schema_version": "2"}, "schema_version"),
         ({"unknown": 1}, "unknown"),
         ({"name": "../up"}, "name"),
         ({"main_branch_only": {"spare_parameters": 1, "bytes_unchanged": False}}, "bytes_unchanged"),
         ({"files": {}}, "engine's file"),
+        ({"golden": {"file": "none", "images": 1, "source": "x", "attack": {}}}, "golden file"),
+        ({"shapes": {**SIDES, "sizes": [[2, 3]]}}, "ranges"),
     ],
 )
 def test_a_manifest_is_strict(change: dict[str, Any], message: str) -> None:

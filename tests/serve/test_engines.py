@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ddcat.bundle import Bundle, write_bundle
-from ddcat.manifest import TensorEntry
+from ddcat.manifest import Range, Shapes, TensorEntry
 from ddcat_serve.engines import ENGINES, open_engine
-from ddcat_serve.engines.base import physical_cores
+from ddcat_serve.engines.base import check_images, physical_cores
 from ddcat_serve.engines.onnxruntime import open_graph
 from ddcat_serve.errors import EngineError, InputError
 
@@ -38,6 +38,19 @@ def test_every_size_within_the_shapes(bundle: Bundle, oracle: Callable) -> None:
             np.testing.assert_array_equal(engine.infer(images).labels, oracle(images)[0])
 
         agrees()
+
+
+def test_a_ladder_takes_its_sizes_alone() -> None:
+    shapes = Shapes(
+        batch=Range(minimum=1, maximum=None),
+        height=Range(minimum=48, maximum=96),
+        width=Range(minimum=64, maximum=128),
+        sizes=((48, 64), (96, 128)),
+    )
+    for height, width in ((48, 64), (96, 128)):
+        check_images(np.zeros((2, height, width, 3), np.uint8), shapes)
+    with pytest.raises(InputError, match=r"48x128 .* takes 48x64, 96x128 in batches of 1 or more"):
+        check_images(np.zeros((2, 48, 128, 3), np.uint8), shapes)
 
 
 def test_a_view_with_strides_gives_the_same(bundle: Bundle, oracle: Callable, picture: np.ndarray) -> None:

@@ -29,10 +29,13 @@ class Outputs:
         Class of each pixel, in 0..K-1.
     logits : (N, K, h, w) float32, or None
         At the resolution at which the network computes them; None where the graph does not give them.
+    confidence : (N, H, W) float32, or None
+        Probability of each pixel's label, in [0, 1]: its softmax; None where the graph does not give it.
     """
 
     labels: npt.NDArray[np.uint8]
     logits: npt.NDArray[np.float32] | None = None
+    confidence: npt.NDArray[np.float32] | None = None
 
 
 class Engine(Protocol):
@@ -103,6 +106,8 @@ def check_images(images: npt.NDArray[Any], shapes: Shapes) -> None:
     ):
         if size not in allowed:
             raise InputError(f"{axis} {size} does not fit this model, which takes {_sizes(shapes)}")
+    if shapes.sizes is not None and (height, width) not in shapes.sizes:
+        raise InputError(f"{height}x{width} (height x width) does not fit this model, which takes {_sizes(shapes)}")
 
 
 def check_statement(inputs: tuple[TensorEntry, ...], outputs: tuple[TensorEntry, ...], manifest: Manifest) -> None:
@@ -133,6 +138,8 @@ def physical_cores() -> int:
 
 
 def _sizes(shapes: Shapes) -> str:
+    if shapes.sizes is not None:
+        return f"{', '.join(f'{height}x{width}' for height, width in shapes.sizes)} in batches of {_range(shapes.batch)}"
     return f"height {_range(shapes.height)}, width {_range(shapes.width)} and batches of {_range(shapes.batch)}"
 
 
