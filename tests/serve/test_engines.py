@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ddcat.bundle import Bundle, write_bundle
-from ddcat.manifest import Range, Shapes, TensorEntry
-from ddcat_serve.engines import ENGINES, open_engine
+from ddcat.manifest import Precision, Range, Shapes, TensorEntry
+from ddcat_serve.engines import ENGINES, build_engine, check_possible, open_engine
 from ddcat_serve.engines.base import check_images, physical_cores
 from ddcat_serve.engines.onnxruntime import open_graph
 from ddcat_serve.errors import EngineError, InputError
@@ -141,10 +141,27 @@ def test_a_missing_runtime_names_the_extra(bundle: Bundle, monkeypatch: pytest.M
 def test_an_engine_of_another_version(bundle: Bundle) -> None:
     entry = bundle.manifest.engine.model_copy(update={"name": "trt"})
     other = bundle.manifest.model_copy(update={"engine": entry})
-    with pytest.raises(EngineError, match=r"'trt'.*it runs ort"):
+    with pytest.raises(EngineError, match=r"no engine 'trt': it runs ort"):
         open_engine(write_bundle(bundle.path.with_name("other"), other, bundle.files))
 
 
 def test_the_registry_names_what_exists() -> None:
     for runtime in ENGINES.values():
-        assert callable(getattr(importlib.import_module(runtime.module), runtime.function))
+        module = importlib.import_module(runtime.module)
+        assert all(callable(getattr(module, name)) for name in ("check_possible", "build", "load"))
+
+
+def test_what_a_build_says_of_itself(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    built = build_engine("ort", bundle.files["model.onnx"], precision="fp32", shapes=manifest.shapes)
+    assert built.files == {}
+    assert (built.inputs, built.outputs) == (manifest.inputs, manifest.outputs)
+    assert built.entry == manifest.engine
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_what_cannot_run_is_refused_at_once(bundle: Bundle, precision: Precision) -> None:
+    with pytest.raises(EngineError, match=f"does not compute in {precision} on a CPU, only in fp32 and int8"):
+        check_possible("ort", precision)
+    with pytest.raises(EngineError, match=precision):
+        build_engine("ort", b"never looked at", precision=precision, shapes=bundle.manifest.shapes)

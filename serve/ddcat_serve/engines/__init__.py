@@ -1,23 +1,68 @@
-"""Engines: one file for each runtime, which alone imports it."""
+"""Engines: one module for each runtime, which alone imports it."""
 
 import importlib
-from collections.abc import Callable
-from typing import NamedTuple, cast
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from ddcat.bundle import Bundle
-from ddcat_serve.engines.base import Engine, Outputs
+from ddcat.manifest import Precision, Shapes
+from ddcat_serve.engines.base import Built, Engine, Outputs
 from ddcat_serve.errors import EngineError
 
-__all__ = ["ENGINES", "Engine", "Outputs", "open_engine"]
+__all__ = ["ENGINES", "Built", "Engine", "Outputs", "build_engine", "check_possible", "open_engine"]
 
 
 class _Runtime(NamedTuple):
-    module: str
-    function: str
+    module: str  # has check_possible, build and load, which are what the functions below pass their arguments to
     extra: str
 
 
-ENGINES = {"ort": _Runtime("ddcat_serve.engines.onnxruntime", "open_ort", extra="cpu")}
+ENGINES = {"ort": _Runtime("ddcat_serve.engines.onnxruntime", extra="cpu")}
+
+
+def check_possible(engine: str, precision: Precision) -> None:
+    """
+    Refuse at once what this machine cannot run.
+
+    Raises
+    ------
+    EngineError
+        Where the engine is not known, its runtime is not installed, or it does not compute in that precision here: with the
+        reason.
+    """
+    _module(engine).check_possible(precision)
+
+
+def build_engine(
+    engine: str, graph: bytes, *, file: str = "model.onnx", precision: Precision, shapes: Shapes, **options: Any
+) -> Built:
+    """
+    Build an engine from a typed graph, and find out what it is in effect.
+
+    Parameters
+    ----------
+    engine : str
+        A key of `ENGINES`.
+    graph : bytes
+        An ONNX file; one in fp32 for "openvino" at bf16, else one of the precision.
+    file : str
+        The name that the graph has in its bundle.
+    precision : Precision
+    shapes : Shapes
+        That the engine is to take.
+    **options
+        Of the runtime: see the `build` of its module.
+
+    Raises
+    ------
+    EngineError
+        As `check_possible`, and where the runtime does not load the graph, or another device or precision is in effect than
+        was asked for.
+    """
+    module = _module(engine)
+    module.check_possible(precision)
+    built: Built = module.build(graph, file=file, precision=precision, shapes=shapes, **options)
+    return built
 
 
 def open_engine(bundle: Bundle, *, threads: int | None = None) -> Engine:
@@ -36,15 +81,17 @@ def open_engine(bundle: Bundle, *, threads: int | None = None) -> Engine:
     EngineError
         Where the runtime is not installed or not known, or the graph is not what the manifest says.
     """
-    name = bundle.manifest.engine.name
-    if name not in ENGINES:
-        raise EngineError(f"{bundle.path} is built for {name!r}, which this version cannot run; it runs {', '.join(ENGINES)}")
-    runtime = ENGINES[name]
+    engine: Engine = _module(bundle.manifest.engine.name, f"{bundle.path}: ").load(bundle, threads=threads)
+    return engine
+
+
+def _module(engine: str, where: str = "") -> ModuleType:
+    if engine not in ENGINES:
+        raise EngineError(f"{where}this version has no engine {engine!r}: it runs {', '.join(ENGINES)}")
+    runtime = ENGINES[engine]
     try:
-        module = importlib.import_module(runtime.module)
+        return importlib.import_module(runtime.module)
     except ImportError as cause:
         raise EngineError(
-            f'{bundle.path} needs a runtime that is not installed ({cause}): pip install "ddcat[{runtime.extra}]"'
+            f'{where}the runtime of engine {engine} is not installed ({cause}): pip install "ddcat[{runtime.extra}]"'
         ) from cause
-    opener = cast(Callable[..., Engine], getattr(module, runtime.function))
-    return opener(bundle, threads=threads)

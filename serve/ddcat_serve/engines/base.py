@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from ddcat.manifest import Manifest, Range, Shapes, TensorEntry
+from ddcat.manifest import EngineEntry, Manifest, Range, Shapes, TensorEntry
 from ddcat_serve.errors import EngineError, InputError
 
-__all__ = ["Engine", "Outputs", "check_images", "check_statement", "physical_cores"]
+__all__ = ["Built", "Engine", "Images", "Outputs", "check_images", "check_statement", "physical_cores"]
 
 Images = npt.NDArray[np.uint8]
 
@@ -36,6 +36,25 @@ class Outputs:
     labels: npt.NDArray[np.uint8]
     logits: npt.NDArray[np.float32] | None = None
     confidence: npt.NDArray[np.float32] | None = None
+
+
+class Built(NamedTuple):
+    """
+    What building an engine leaves, for a manifest and a bundle.
+
+    Attributes
+    ----------
+    files : dict of str to bytes
+        Beside the graph; none where the runtime loads the graph itself.
+    entry : EngineEntry
+    inputs, outputs : tuple of TensorEntry
+        As the runtime itself states them.
+    """
+
+    files: dict[str, bytes]
+    entry: EngineEntry
+    inputs: tuple[TensorEntry, ...]
+    outputs: tuple[TensorEntry, ...]
 
 
 class Engine(Protocol):

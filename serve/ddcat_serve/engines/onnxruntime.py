@@ -9,11 +9,11 @@ import numpy.typing as npt
 import onnxruntime  # type: ignore[import-untyped]
 
 from ddcat.bundle import Bundle
-from ddcat.manifest import Shapes, TensorEntry
-from ddcat_serve.engines.base import Images, Outputs, check_images, check_statement, physical_cores
+from ddcat.manifest import EngineEntry, Precision, Shapes, TensorEntry
+from ddcat_serve.engines.base import Built, Images, Outputs, check_images, check_statement, physical_cores
 from ddcat_serve.errors import EngineError
 
-__all__ = ["PROVIDER", "OrtEngine", "OrtGraph", "open_graph", "open_ort"]
+__all__ = ["PROVIDER", "OrtEngine", "OrtGraph", "build", "check_possible", "load", "open_graph"]
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -119,7 +119,27 @@ def open_graph(content: bytes, *, threads: int | None = None) -> OrtGraph:
     return OrtGraph(content, threads=threads)
 
 
-def open_ort(bundle: Bundle, *, threads: int | None = None) -> OrtEngine:
+def check_possible(precision: Precision) -> None:
+    """Refuse what cannot run: see `ddcat_serve.engines.check_possible`."""
+    if precision not in ("fp32", "int8"):
+        raise EngineError(f"ONNX Runtime does not compute in {precision} on a CPU, only in fp32 and int8")
+
+
+def build(graph: bytes, *, file: str, precision: Precision, shapes: Shapes) -> Built:
+    """Open a graph to find out what it is: see `ddcat_serve.engines.build_engine`."""
+    with open_graph(graph) as opened:
+        entry = EngineEntry(
+            name="ort",
+            file=file,
+            graph=file,
+            requested_precision=precision,
+            effective_precision=precision,
+            provider=str(opened.description["provider"]),
+        )
+        return Built({}, entry, opened.inputs, opened.outputs)
+
+
+def load(bundle: Bundle, *, threads: int | None = None) -> OrtEngine:
     """Load a verified bundle: see `ddcat_serve.engines.open_engine`."""
     manifest = bundle.manifest
     engine = OrtEngine(
