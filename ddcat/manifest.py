@@ -7,7 +7,7 @@ options give the same bytes.
 """
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -36,7 +36,7 @@ __all__ = [
     "parse_manifest",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION: Final = 2
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,18 +14,16 @@ from ddcat_bench.class_pixels import count_class_pixels
 from ddcat_bench.errors import BenchError
 from ddcat_bench.evaluation import Evaluation
 from ddcat_bench.passes import Meter
-from ddcat_bench.plain import PlainSegmenter
-from ddcat_bench.speed import times
+from ddcat_bench.plain import PlainSegmenter, plain_network
 from ddcat_bench.subjects import describe_checkpoint, describe_data, describe_environment, main_branch
 from ddcat_bench.suites import BIM
 from ddcat_bench.tables import data_line, provenance_lines, table
 from ddcat_bench.timing_results import SweepResult
-from ddcat_bench.train_step import interleave
+from ddcat_bench.turns import interleave, ratio, times
 from ddcat_train.attacks import Model, sea, trajectory
-from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data.loader import evaluation_batches
 
-__all__ = ["BOUNDARY", "measure", "plain_network", "plain_sweep", "sweep_markdown"]
+__all__ = ["BOUNDARY", "measure", "plain_sweep", "sweep_markdown"]
 
 BOUNDARY = (
     "A sweep: from a batch on the device to the labels of n = 0..7, there, too. Ours: one trajectory of 7 steps, input "
@@ -72,14 +69,14 @@ def measure(evaluation: Evaluation, *, repeats: int, advance: Callable[[int], No
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     same = (_our_sweep(ours, channels_last, truth) == plain_sweep(plain, pixels, truth)).float().mean()
     advance(2)
-    sweeps: dict[Contender, Callable[[], Tensor]] = {
-        "ours": lambda: _our_sweep(ours, channels_last, truth),
-        "plain": lambda: plain_sweep(plain, pixels, truth),
+    sweeps: dict[Contender, Callable[[Tensor], Tensor]] = {
+        "ours": lambda truth: _our_sweep(ours, channels_last, truth),
+        "plain": lambda truth: plain_sweep(plain, pixels, truth),
     }
-    turns = interleave(sweeps, repeats, wait=wait, advance=advance)
+    turns = interleave(sweeps, [truth] * repeats, wait=wait, advance=advance)
     load_after = os.getloadavg()[0]
-    ratios = [turn["plain"] / turn["ours"] for turn in turns]
-    lower, median, upper = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
+    seconds = {name: [turn[name] for turn in turns] for name in sweeps}
+    faster = ratio(seconds["plain"], seconds["ours"])
     usual = checkpoint.description.val
     return SweepResult(
         checkpoint=describe_checkpoint(checkpoint),
@@ -88,13 +85,9 @@ def measure(evaluation: Evaluation, *, repeats: int, advance: Callable[[int], No
         height=labels.shape[1],
         width=labels.shape[2],
         boundary=BOUNDARY,
-        ours=times([turn["ours"] for turn in turns]),
-        plain=times([turn["plain"] for turn in turns]),
-        median=median,
-        lower_quartile=lower,
-        upper_quartile=upper,
-        lowest=min(ratios),
-        highest=max(ratios),
+        ours=times(seconds["ours"]),
+        plain=times(seconds["plain"]),
+        **faster.model_dump(exclude={"of_medians"}),
         agreement=float(same),
         sea_steps=_SEA_STEPS,
         sea_seen=_sea_seen(ours, evaluation, channels_last, truth),
@@ -102,22 +95,6 @@ def measure(evaluation: Evaluation, *, repeats: int, advance: Callable[[int], No
         load_after=load_after,
         environment=describe_environment(device, time.monotonic() - began),
     )
-
-
-def plain_network(checkpoint: Checkpoint, device: torch.device) -> PlainSegmenter:
-    """
-    Build the main branch of plain layers, with gradients of all parameters, in eval().
-
-    Raises
-    ------
-    BenchError
-        Where the backbone is an installed package's.
-    """
-    description = checkpoint.description
-    network = PlainSegmenter(description.config.model, classes=len(description.classes), heads=("main",))
-    own = network.state_dict().keys()
-    network.load_state_dict({key: value for key, value in checkpoint.part("model.").items() if key in own})
-    return network.to(device).eval()
 
 
 def plain_sweep(network: PlainSegmenter, images: Tensor, labels: Tensor) -> Tensor:

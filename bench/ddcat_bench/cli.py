@@ -73,18 +73,20 @@ def speed(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat-export wrote.")],
     checkpoint: MovedCheckpoint = None,
     data_root: DataRoot = None,
-    repeats: Annotated[int, typer.Option(help="Timed calls of either contender; 10 or more.")] = 30,
+    repeats: Annotated[int, typer.Option(help="Timed calls of each contender; 10 or more.")] = 30,
     size: Annotated[
         str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Of the images.", show_default="the engine's, or the data's")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images in a call.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of either contender.", show_default="the physical cores")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of each contender.", show_default="the physical cores")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A new folder.", show_default="BUNDLE-speed beside the bundle")
     ] = None,
 ) -> None:
     """
     Time an engine and eager PyTorch in turns: same process, images and threads; from uint8 images to uint8 labels.
+
+    PyTorch computes the original graph, and our main branch. The peak memory of each is that of a process of its own.
 
     The images are those of the bundle's data set, or noise where it is not there; the result says which.
 
@@ -97,6 +99,7 @@ def speed(
     from ddcat.bundle import open_bundle
     from ddcat.files import check_vacant
     from ddcat.progress import progress
+    from ddcat_bench.memory import serving_peak
     from ddcat_bench.output import beside, publish
     from ddcat_bench.speed import draw_inputs, measure
     from ddcat_bench.subjects import checkpoint_of, open_bundle_data
@@ -114,9 +117,9 @@ def speed(
     used = threads or physical_cores()
     with (
         open_engine(opened, threads=used) as engine,
-        progress("timing", len(inputs.batches), unit="pairs") as advance,
+        progress("timing", 3 * len(inputs.batches), unit="calls") as advance,
     ):
-        result = measure(opened, engine, loaded, inputs, threads=used, advance=advance)
+        result = measure(opened, engine, loaded, inputs, threads=used, peak=serving_peak, advance=advance)
     publish(folder, "speed", result, speed_markdown(result))
 
 

@@ -11,6 +11,7 @@ import torch
 from ddcat_bench.baselines import Precision
 from ddcat_bench.contenders import SMALL, ContenderName, Plan, arithmetic, contend, draw_batch
 from ddcat_bench.errors import BenchError
+from ddcat_bench.memory import resident
 
 __all__ = ["MEMORY", "matrix_product_peak", "peak_memory"]
 
@@ -83,7 +84,7 @@ def _tell_peak(connection: Connection, plan: Plan, name: ContenderName) -> None:
 
 def _peak(plan: Plan, name: ContenderName) -> int | None:
     with arithmetic(plan), tempfile.TemporaryDirectory() as folder:
-        before = _resident("VmRSS")
+        before = resident("VmRSS")
         contender = contend(plan, name, Path(folder))
         contender.step(draw_batch(plan, (SMALL, SMALL)))
         if plan.device == "cuda":
@@ -92,17 +93,8 @@ def _peak(plan: Plan, name: ContenderName) -> int | None:
         if plan.device == "cuda":
             torch.cuda.synchronize()
             return torch.cuda.max_memory_allocated()
-        after = _resident("VmHWM")
+        after = resident("VmHWM")
     return None if before is None or after is None else after - before
-
-
-def _resident(key: str) -> int | None:
-    """Bytes that Linux says of this process; None elsewhere."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
 def _wait(device: torch.device) -> None:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from ddcat_bench.errors import BenchError
 from ddcat_train import imagenet
+from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.config import ModelConfig
 from ddcat_train.names import Head
 
-__all__ = ["PlainSegmenter"]
+__all__ = ["PlainSegmenter", "has_plain_form", "plain_network"]
 
 Conv = partial(nn.Conv2d, bias=False)
 
@@ -66,6 +67,27 @@ class PlainSegmenter(nn.Module):
         context = self.context(last)
         low = {head: self.heads[head](intermediate if head == "deep" else context) for head in heads}
         return {head: _resize(logits, images) for head, logits in low.items()}
+
+
+def has_plain_form(model: ModelConfig) -> bool:
+    """Whether a network can be built of plain layers: not where its backbone is an installed package's."""
+    return model.backbone in (*_RESNETS, "mobilenet_v2")
+
+
+def plain_network(checkpoint: Checkpoint, device: torch.device) -> PlainSegmenter:
+    """
+    Build the main branch of plain layers, with gradients of all parameters, in eval().
+
+    Raises
+    ------
+    BenchError
+        Where the backbone is an installed package's.
+    """
+    description = checkpoint.description
+    network = PlainSegmenter(description.config.model, classes=len(description.classes), heads=("main",))
+    own = network.state_dict().keys()
+    network.load_state_dict({key: value for key, value in checkpoint.part("model.").items() if key in own})
+    return network.to(device).eval()
 
 
 def _resize(maps: Tensor, like: Tensor) -> Tensor:

@@ -16,7 +16,17 @@ from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environ
 from ddcat_bench.errors import BenchError
 from ddcat_bench.findings import Alarm, Probe
 from ddcat_bench.schema import Fraction, Strict
-from ddcat_bench.timing_results import SpeedResult, StepEntry, StepRatio, Times, Timing, TrainStepResult
+from ddcat_bench.timing_results import (
+    Ratio,
+    SpeedEntry,
+    SpeedRatio,
+    SpeedResult,
+    StepEntry,
+    StepRatio,
+    Times,
+    Timing,
+    TrainStepResult,
+)
 
 __all__ = [
     "AttackName",
@@ -30,7 +40,10 @@ __all__ = [
     "FidelityResult",
     "FidelityRow",
     "ProtocolName",
+    "Ratio",
     "Scores",
+    "SpeedEntry",
+    "SpeedRatio",
     "SpeedResult",
     "StepEntry",
     "StepRatio",

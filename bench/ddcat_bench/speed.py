@@ -1,36 +1,41 @@
-"""`ddcat-bench speed`: an engine's time beside that of the PyTorch model that it was made from, in one process."""
+"""`ddcat-bench speed`: an engine's time and memory beside those of PyTorch, on the same images."""
 
 import contextlib
-import statistics
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from ddcat.bundle import Bundle
 from ddcat.manifest import Range
 from ddcat_bench.errors import BenchError
-from ddcat_bench.results import SpeedResult, Times, Timing
+from ddcat_bench.memory import MEMORY, ServedName, Serving
+from ddcat_bench.plain import has_plain_form, plain_network
+from ddcat_bench.results import SpeedEntry, SpeedRatio, SpeedResult
 from ddcat_bench.subjects import describe_bundle, describe_checkpoint, describe_environment, main_branch
+from ddcat_bench.turns import interleave, ratio, timing
 from ddcat_serve.engines import Engine
 from ddcat_train.attacks import Model
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 
-__all__ = ["BOUNDARY", "Inputs", "draw_inputs", "interleave", "measure", "ratios", "times", "timing", "torch_labels"]
+__all__ = ["BOUNDARY", "EAGER", "Inputs", "draw_inputs", "measure", "torch_labels"]
 
 BOUNDARY = (
-    "Engine only: uint8 NHWC array to uint8 labels, both in memory; no decoding, resizing or transport. The same for PyTorch: "
-    "eager, fp32, channels last, the main branch alone."
+    "From a uint8 NHWC array to uint8 labels, both in the host's memory; no decoding, resizing or transport. PyTorch is eager "
+    "and in fp32. Original: the graph as the paper's code has it, plain layers in contiguous memory, the pyramid concatenated, "
+    "the main head alone. Main branch: our network, which computes the same numbers in quicker ways, channels last. In one "
+    "process they take turns, and each turn begins with another one."
 )
 
 _FEWEST = 10  # repeats: below it, quartiles and windows say nothing
 _WARM_UP = 3
-_WINDOWS = 5  # that the repeats are divided into; the last three tell whether the times are stable
-_STABLE = 0.10
+_CPU = torch.device("cpu")
 
 Images = npt.NDArray[np.uint8]
 
@@ -42,6 +47,19 @@ class Inputs(NamedTuple):
     description: str
 
 
+def _original(checkpoint: Checkpoint, device: torch.device) -> Model:
+    network = plain_network(checkpoint, device).requires_grad_(False)
+
+    def logits(images: Tensor) -> Tensor:
+        found: Tensor = network(images.contiguous(), ("main",))["main"]
+        return found
+
+    return logits
+
+
+EAGER: Mapping[str, Callable[[Checkpoint, torch.device], Model]] = {"original": _original, "main branch": main_branch}
+
+
 def measure(
     bundle: Bundle,
     engine: Engine,
@@ -49,11 +67,15 @@ def measure(
     inputs: Inputs,
     *,
     threads: int,
+    peak: Callable[[Serving], int | None],
     clock: Callable[[], float] = time.perf_counter,
-    advance: Callable[[int], None] = lambda pairs: None,
+    advance: Callable[[int], None] = lambda calls: None,
 ) -> SpeedResult:
     """
-    Time an engine and PyTorch on a CPU, in turns.
+    Time an engine and PyTorch in turns, then take the memory of each in a process of its own.
+
+    PyTorch computes where the engine does: on the CPU, or on a GPU. A backbone of an installed package has no original graph
+    here; it is measured beside our main branch alone.
 
     Parameters
     ----------
@@ -66,118 +88,78 @@ def measure(
         One batch for each repeat, and some before them to warm up.
     threads : int
         Of PyTorch.
+    peak : callable
+        Gives the peak memory of a process that serves: `serving_peak`.
     clock : callable
         In seconds.
     advance : callable, optional
-        Is told the number of pairs that were timed.
+        Is told the number of calls that were timed.
 
     Raises
     ------
     BenchError
         Where the engine runs with another number of threads.
     """
-    if engine.description.get("threads") != threads:
-        raise BenchError(f"the engine runs with {engine.description.get('threads')} threads, PyTorch with {threads}")
-    began = time.monotonic()
-    cpu = torch.device("cpu")
+    used = engine.description.get("threads")
+    if used not in (threads, None):
+        raise BenchError(f"the engine runs with {used} threads, PyTorch with {threads}")
+    began, load_before = time.monotonic(), os.getloadavg()[0]
+    device = torch.device("cpu" if "CPU" in bundle.manifest.engine.provider else "cuda")
+    names: list[ServedName] = ["engine", "original", "main branch"]
+    if not has_plain_form(checkpoint.description.config.model):
+        names.remove("original")
     with _torch_threads(threads):
-        network = main_branch(checkpoint, cpu)
-        pairs = interleave(
-            lambda images: engine.infer(images).labels,
-            lambda images: torch_labels(network, images),
-            inputs.batches,
-            warm_up=_WARM_UP,
-            clock=clock,
-            advance=advance,
+        contenders: dict[ServedName, Callable[[Images], Images]] = {
+            name: (lambda images: engine.infer(images).labels) if name == "engine" else _labels(name, checkpoint, device)
+            for name in names
+        }
+        turns = interleave(contenders, inputs.batches, clock=clock, advance=advance)[_WARM_UP:]
+        load_after = os.getloadavg()[0]
+        environment = describe_environment(device, time.monotonic() - began)
+    shape = inputs.batches[0].shape[:3]
+    batch, height, width = shape
+    seconds = {name: [turn[name] for turn in turns] for name in names}
+    peaks = {
+        name: peak(
+            Serving(
+                name, str(bundle.path if name == "engine" else checkpoint.path), device.type, threads, (batch, height, width)
+            )
         )
-        environment = describe_environment(cpu, time.monotonic() - began)
-    first, second = timing([pair[0] for pair in pairs]), timing([pair[1] for pair in pairs])
-    of_medians, of_pairs = ratios(pairs)
-    batch, height, width, _ = inputs.batches[0].shape
+        for name in names
+    }
     return SpeedResult(
         bundle=describe_bundle(bundle, engine),
         checkpoint=describe_checkpoint(checkpoint),
+        engine_bytes=bundle.manifest.files[bundle.manifest.engine.file].bytes,
+        parameter_bytes=_parameter_bytes(checkpoint),
         boundary=BOUNDARY,
+        memory=MEMORY,
         inputs=inputs.description,
         batch=batch,
         height=height,
         width=width,
         threads=threads,
         warm_up=_WARM_UP,
-        engine=first,
-        pytorch=second,
-        ratio_of_medians=of_medians,
-        median_of_ratios=of_pairs,
+        contenders=tuple(SpeedEntry(name=n, times=timing(seconds[n]), peak_memory=peaks[n]) for n in names),
+        ratios=tuple(SpeedRatio(baseline=n, **dict(ratio(seconds[n], seconds["engine"]))) for n in names if n != "engine"),
+        load_before=load_before,
+        load_after=load_after,
         environment=environment,
     )
 
 
-def interleave(
-    first: Callable[[Images], object],
-    second: Callable[[Images], object],
-    batches: Sequence[Images],
-    *,
-    warm_up: int,
-    clock: Callable[[], float] = time.perf_counter,
-    advance: Callable[[int], None] = lambda pairs: None,
-) -> list[tuple[float, float]]:
-    """
-    Time two functions in turns on the same batches: what slows the machine for a while slows both.
-
-    Parameters
-    ----------
-    first, second : callable
-        Take a batch and return when its result is in memory.
-    batches : sequence of (N, H, W, 3) uint8
-    warm_up : int
-        Number of batches at the start whose times are not kept.
-    clock : callable
-        In seconds.
-    advance : callable, optional
-        Is told the number of pairs that were timed.
-
-    Returns
-    -------
-    list of (float, float)
-        Seconds of both on each batch; none is left out.
-    """
-    pairs = []
-    for batch in batches:
-        start = clock()
-        first(batch)
-        between = clock()
-        second(batch)
-        pairs.append((between - start, clock() - between))
-        advance(1)
-    return pairs[warm_up:]
+def _labels(name: str, checkpoint: Checkpoint, device: torch.device) -> Callable[[Images], Images]:
+    network = EAGER[name](checkpoint, device)
+    return lambda images: torch_labels(network, images, device)
 
 
-def timing(seconds: Sequence[float]) -> Timing:
-    """
-    Summarise times, none of which is left out.
-
-    There must be five at least. The windows of the stability note are fifths of the times; the last three must have medians
-    within 10 % of the lowest. Only quartiles are given: a high percentile needs more calls than a run makes (64 for p90, 662
-    for p99).
-    """
-    size = len(seconds) // _WINDOWS
-    last = [statistics.median(seconds[len(seconds) - (index + 1) * size : len(seconds) - index * size]) for index in range(3)]
-    return Timing(**dict(times(seconds)), stable=max(last) <= (1 + _STABLE) * min(last))
+def _parameter_bytes(checkpoint: Checkpoint) -> int:
+    spare = ("heads.auxiliary.", "heads.mask.", "heads.deep.")
+    main = (values for key, values in checkpoint.part("model.").items() if not key.startswith(spare))
+    return sum(4 * values.numel() for values in main if values.is_floating_point())
 
 
-def times(seconds: Sequence[float]) -> Times:
-    """Summarise times, none of which is left out."""
-    lower, median, upper = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
-    return Times(seconds=tuple(seconds), median=median, lower_quartile=lower, upper_quartile=upper)
-
-
-def ratios(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Ratio of the medians, and median of the ratios, of first / second."""
-    firsts, seconds = zip(*pairs, strict=True)
-    return statistics.median(firsts) / statistics.median(seconds), statistics.median(a / b for a, b in pairs)
-
-
-def torch_labels(model: Model, images: Images) -> Images:
+def torch_labels(model: Model, images: Images, device: torch.device = _CPU) -> Images:
     """
     Label images with PyTorch at the boundary of an engine.
 
@@ -185,14 +167,16 @@ def torch_labels(model: Model, images: Images) -> Images:
     ----------
     model : callable
     images : (N, H, W, 3) uint8
+    device : torch.device
+        Of the model.
 
     Returns
     -------
     (N, H, W) uint8
     """
     with torch.inference_mode():
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)  # (N, H, W, 3) -> (N, 3, H, W), which is channels last
-        labels: Images = model(pixels.float() / 255).argmax(1).to(torch.uint8).numpy()
+        pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # (N, H, W, 3) -> (N, 3, H, W): channels last
+        labels: Images = model(pixels.float() / 255).argmax(1).to(torch.uint8).cpu().numpy()
         return labels
 
 
@@ -227,7 +211,8 @@ def draw_inputs(
     size = size or _only_size(shapes.height, shapes.width) or (dataset.read(0).labels.shape if dataset else None)
     if size is None:
         raise BenchError(f"the data of {bundle.path} is not there to take a size from: name one with --size HEIGHTxWIDTH")
-    if batch not in shapes.batch or size[0] not in shapes.height or size[1] not in shapes.width:
+    ladder = shapes.sizes is None or tuple(size) in shapes.sizes
+    if batch not in shapes.batch or size[0] not in shapes.height or size[1] not in shapes.width or not ladder:
         raise BenchError(f"{bundle.path} does not take batches of {batch} images of {size[0]}x{size[1]} (height x width)")
     calls = repeats + _WARM_UP
     found = _images(dataset, size, calls * batch) if dataset else []

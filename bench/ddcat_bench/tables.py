@@ -10,8 +10,8 @@ from ddcat_bench.results import (
     DataEntry,
     Environment,
     FidelityResult,
+    Ratio,
     SpeedResult,
-    StepEntry,
     StepRatio,
     TrainStepResult,
 )
@@ -114,34 +114,48 @@ def fidelity_markdown(result: FidelityResult) -> str:
 
 def speed_markdown(result: SpeedResult) -> str:
     """
-    Write an engine's time beside PyTorch's.
+    Write an engine's time and memory beside PyTorch's.
 
     Parameters
     ----------
     result : SpeedResult
     """
+    faster = {ratio.baseline: ratio for ratio in result.ratios}
     rows = [
         [
-            name,
+            "engine" if entry.name == "engine" else f"PyTorch, {entry.name}",
             *(f"{1000 * value:.2f}" for value in (t.lower_quartile, t.median, t.upper_quartile)),
             "yes" if t.stable else "**no**",
+            _faster(faster[entry.name]) if entry.name in faster else "",
+            _mebibytes(entry.peak_memory),
         ]
-        for name, t in (("engine", result.engine), ("PyTorch", result.pytorch))
+        for entry in result.contenders
+        for t in (entry.times,)
+    ]
+    head = [
+        "milliseconds a call",
+        "lower quartile",
+        "median",
+        "upper quartile",
+        "stable",
+        "the engine is faster by",
+        "peak MiB",
     ]
     note = (
         ""
-        if result.engine.stable and result.pytorch.stable
+        if result.stable
         else "**Unstable**: the medians of the last three windows differ by more than 10 %. Measure again on a machine that "
         "does nothing else, or with more --repeats.\n\n"
     )
     return (
-        f"# {result.bundle.name}: the engine's time beside PyTorch's\n\n"
+        f"# {result.bundle.name}: the engine's time and memory beside PyTorch's\n\n"
         f"{result.batch} x {result.height} x {result.width} (images x height x width), threads of each: {result.threads}, "
-        f"{len(result.engine.seconds)} calls each in turns after {result.warm_up} to warm up; {result.inputs}.\n\n"
-        f"{table(['milliseconds a call', 'lower quartile', 'median', 'upper quartile', 'stable'], rows)}\n"
-        f"Engine / PyTorch: **{result.ratio_of_medians:.3f}** (ratio of medians), {result.median_of_ratios:.3f} (median of the "
-        f"ratios of all pairs); below 1 the engine is faster.\n\n{note}"
-        f"{result.boundary}\n\n"
+        f"{len(result.contenders[0].times.seconds)} calls each in turns after {result.warm_up} to warm up; {result.inputs}.\n\n"
+        f"{table(head, rows)}\n"
+        "Faster by: seconds of PyTorch / the engine's in the same turn, median and quartiles. The engine's file has "
+        f"{result.engine_bytes / 2**20:.1f} MiB, {result.engine_bytes / result.parameter_bytes:.3f} of the main branch's "
+        f"parameters in fp32.\n\n{note}"
+        f"{result.boundary} {result.memory} Load average: {result.load_before:.2f} before, {result.load_after:.2f} after.\n\n"
         f"{_bundle_line(result.bundle)}{provenance_lines(result.checkpoint, result.environment)}"
     )
 
@@ -162,7 +176,7 @@ def train_step_markdown(result: TrainStepResult) -> str:
             f"{entry.images_per_second:.4g}",
             f"{entry.times.median:.4g} ({entry.times.lower_quartile:.4g} to {entry.times.upper_quartile:.4g})",
             _faster(ratios[entry.name]) if entry.name in ratios else "",
-            _mebibytes(entry),
+            _mebibytes(entry.peak_memory),
             f"{entry.operations / 1e9:.4g}",
             f"{entry.peak_share:.0%}",
         ]
@@ -210,7 +224,7 @@ def train_steps_markdown(results: Sequence[TrainStepResult]) -> str:
                 precision,
                 f"{ours.images_per_second:.4g}",
                 *(_faster(ratio) for ratio in result.ratios),
-                *(_mebibytes(entry) for entry in result.contenders),
+                *(_mebibytes(entry.peak_memory) for entry in result.contenders),
                 f"{ours.peak_share:.0%}",
                 "**no**" if result.disturbed else "yes",
             ]
@@ -285,12 +299,12 @@ def _figure(result: AttackResult, label: str, key: str, eight_bit: bool) -> str:
     return number(getattr(row.scores, key)) if row else "-"
 
 
-def _faster(ratio: StepRatio) -> str:
+def _faster(ratio: Ratio) -> str:
     return f"**{ratio.median:.2f}** ({ratio.lower_quartile:.2f} to {ratio.upper_quartile:.2f})"
 
 
-def _mebibytes(entry: StepEntry) -> str:
-    return "-" if entry.peak_memory is None else f"{entry.peak_memory / 2**20:.0f}"
+def _mebibytes(size: int | None) -> str:
+    return "-" if size is None else f"{size / 2**20:.0f}"
 
 
 def number(value: float | None) -> str:

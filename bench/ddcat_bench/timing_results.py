@@ -7,7 +7,18 @@ from pydantic import Field
 from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
 from ddcat_bench.schema import Fraction, Strict
 
-__all__ = ["SpeedResult", "StepEntry", "StepRatio", "SweepResult", "Times", "Timing", "TrainStepResult"]
+__all__ = [
+    "Ratio",
+    "SpeedEntry",
+    "SpeedRatio",
+    "SpeedResult",
+    "StepEntry",
+    "StepRatio",
+    "SweepResult",
+    "Times",
+    "Timing",
+    "TrainStepResult",
+]
 
 _QUIET = 0.5  # load average that is nobody's
 
@@ -27,25 +38,67 @@ class Timing(Times):
     stable: bool = Field(description="whether the medians of the last three windows lie within 10 %")
 
 
+class Ratio(Strict):
+    """Seconds of a baseline / those of what is measured, in the same turn: how many times as fast that is."""
+
+    median: float = Field(description="of the ratios of all turns")
+    lower_quartile: float
+    upper_quartile: float
+    lowest: float
+    highest: float
+    of_medians: float = Field(description="ratio of the medians")
+
+
+class SpeedEntry(Strict):
+    """One contender that labels images."""
+
+    name: Literal["engine", "original", "main branch"]
+    times: Timing
+    peak_memory: int | None = Field(description="bytes, of a process of its own; null: the system does not tell")
+
+
+class SpeedRatio(Ratio):
+    """How many times as fast the engine is."""
+
+    baseline: Literal["original", "main branch"]
+
+
 class SpeedResult(Strict):
     """What `ddcat-bench speed` found."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     kind: Literal["speed"] = "speed"
     bundle: BundleEntry
     checkpoint: CheckpointEntry
+    engine_bytes: int = Field(description="size of the file that the runtime loads")
+    parameter_bytes: int = Field(description="size of the main branch's parameters and statistics in fp32")
     boundary: str
+    memory: str = Field(description="what peak memory is")
     inputs: str = Field(description="what the images were")
     batch: int = Field(ge=1)
     height: int
     width: int
-    threads: int = Field(ge=1, description="of either contender")
+    threads: int = Field(ge=1, description="of each contender")
     warm_up: int = Field(description="calls of each contender before the first that counts")
-    engine: Timing
-    pytorch: Timing
-    ratio_of_medians: float = Field(description="engine / PyTorch: below 1 the engine is faster")
-    median_of_ratios: float = Field(description="median over the pairs of engine / PyTorch")
+    contenders: tuple[SpeedEntry, ...]
+    ratios: tuple[SpeedRatio, ...] = Field(description="beside the original graph, where there is a plain form of it, first")
+    load_before: float = Field(description="load average of the last minute when the measurement began")
+    load_after: float = Field(description="and when its last timed call ended; above the threads by what others did")
     environment: Environment
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether others seem to have computed on the machine meanwhile."""
+        return self.load_before > _QUIET or self.load_after > self.threads + _QUIET
+
+    @property
+    def stable(self) -> bool:
+        """Whether no contender's times drifted."""
+        return all(entry.times.stable for entry in self.contenders)
+
+    def find(self, name: str) -> SpeedEntry:
+        """Give a contender."""
+        return next(entry for entry in self.contenders if entry.name == name)
 
 
 class StepEntry(Strict):
@@ -60,16 +113,10 @@ class StepEntry(Strict):
     peak_memory: int | None = Field(description="bytes, of a process of its own; null: the system does not tell")
 
 
-class StepRatio(Strict):
-    """Seconds of a baseline / ours, in the same turn: how many times as fast our step is."""
+class StepRatio(Ratio):
+    """How many times as fast our step is."""
 
     baseline: Literal["released", "frugal"]
-    median: float = Field(description="of the ratios of all turns")
-    lower_quartile: float
-    upper_quartile: float
-    lowest: float
-    highest: float
-    of_medians: float = Field(description="ratio of the medians")
 
 
 class TrainStepResult(Strict):

@@ -1,15 +1,12 @@
 """`ddcat-bench train-step`: the time and memory of our training step beside those of two baselines."""
 
 import os
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
-import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -19,12 +16,10 @@ from ddcat_bench.contenders import CONTENDERS, Contender, ContenderName, Ours, P
 from ddcat_bench.errors import BenchError
 from ddcat_bench.peaks import MEMORY, matrix_product_peak, peak_memory
 from ddcat_bench.results import StepEntry, StepRatio, TrainStepResult
-from ddcat_bench.speed import times
 from ddcat_bench.subjects import describe_environment
+from ddcat_bench.turns import interleave, ratio, times
 
-__all__ = ["BOUNDARY", "interleave", "measure"]
-
-Name = TypeVar("Name", bound=str)
+__all__ = ["BOUNDARY", "measure"]
 
 BOUNDARY = (
     "A step: from a batch in the host's memory to updated weights on the device, with the attack; no reading or augmentation "
@@ -113,7 +108,9 @@ def measure(
         boundary=BOUNDARY,
         memory=MEMORY[plan.device],
         contenders=tuple(entries),
-        ratios=tuple(_ratio(name, seconds[name], seconds["ours"]) for name in get_args(BaselineName)),
+        ratios=tuple(
+            StepRatio(baseline=name, **dict(ratio(seconds[name], seconds["ours"]))) for name in get_args(BaselineName)
+        ),
         matrix_product_peak=peaks,
         load_before=load_before,
         load_after=load_after,
@@ -144,43 +141,12 @@ def _time(
             operations[name] = counted.total
             advance(1)
         turns = interleave(
-            {name: partial(contender.step, batch) for name, contender in contenders.items()},
-            repeats + warm_up - 1,
+            {name: contender.step for name, contender in contenders.items()},
+            [batch] * (repeats + warm_up - 1),
             wait=torch.cuda.synchronize if plan.device == "cuda" else lambda: None,
             advance=advance,
         )
     return operations, {name: [turn[name] for turn in turns[warm_up - 1 :]] for name in CONTENDERS}
-
-
-def interleave(
-    contenders: Mapping[Name, Callable[[], object]],
-    turns: int,
-    *,
-    wait: Callable[[], object] = lambda: None,
-    clock: Callable[[], float] = time.perf_counter,
-    advance: Callable[[int], None] = lambda steps: None,
-) -> list[dict[Name, float]]:
-    """
-    Let all do their work once in each turn, the first of a turn last in the next.
-
-    Returns
-    -------
-    list of dict of str to float
-        Seconds of each contender in each turn.
-    """
-    order, found = list(contenders), []
-    for _ in range(turns):
-        turn = {}
-        for name in order:
-            wait()
-            start = clock()
-            contenders[name]()
-            wait()
-            turn[name] = clock() - start
-            advance(1)
-        found.append(turn)
-        order = [*order[1:], order[0]]
-    return found
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -195,17 +161,3 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func._overloadpacket in flop_registry:
             self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
         return result
-
-
-def _ratio(name: BaselineName, baseline: Sequence[float], ours: Sequence[float]) -> StepRatio:
-    ratios = [theirs / own for theirs, own in zip(baseline, ours, strict=True)]
-    lower, median, upper = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
-    return StepRatio(
-        baseline=name,
-        median=median,
-        lower_quartile=lower,
-        upper_quartile=upper,
-        lowest=min(ratios),
-        highest=max(ratios),
-        of_medians=statistics.median(baseline) / statistics.median(ours),
-    )

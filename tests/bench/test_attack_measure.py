@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from ddcat_bench import attack_measure, cli
-from ddcat_bench.attack_measure import measure, plain_network, plain_sweep, sweep_markdown
+from ddcat_bench.attack_measure import measure, plain_sweep, sweep_markdown
 from ddcat_bench.evaluation import Evaluation
+from ddcat_bench.plain import plain_network
 from ddcat_bench.results import read_result
 from ddcat_bench.subjects import main_branch
 from ddcat_bench.timing_results import SweepResult

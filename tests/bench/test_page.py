@@ -23,6 +23,8 @@ from ddcat_bench.results import (
     FidelityResult,
     FidelityRow,
     Scores,
+    SpeedEntry,
+    SpeedRatio,
     SpeedResult,
     Timing,
 )
@@ -93,14 +95,26 @@ def fidelity_result() -> FidelityResult:
 
 
 def speed_result() -> SpeedResult:
-    engine, pytorch = (
-        Timing(seconds=(median,) * 30, median=median, lower_quartile=median, upper_quartile=median, stable=True)
-        for median in (0.00345, 0.00678)
-    )
+    medians = {"engine": 0.00345, "original": 0.00678, "main branch": 0.00567}
     return SpeedResult(
-        bundle=fidelity_result().bundle, checkpoint=checkpoint_entry("ddcat"), boundary="", inputs="", batch=1, height=96,
-        width=97, threads=2, warm_up=3, engine=engine, pytorch=pytorch, ratio_of_medians=0.5088, median_of_ratios=0.51,
-        environment=ENVIRONMENT,
+        bundle=fidelity_result().bundle, checkpoint=checkpoint_entry("ddcat"), engine_bytes=4000, parameter_bytes=4001,
+        boundary="", memory="", inputs="", batch=1, height=96, width=97, threads=2, warm_up=3,
+        contenders=tuple(
+            SpeedEntry(
+                name=name, peak_memory=2**20,
+                times=Timing(seconds=(median,) * 30, median=median, lower_quartile=median, upper_quartile=median, stable=True),
+            )
+            for name, median in medians.items()
+        ),
+        ratios=tuple(
+            SpeedRatio(
+                baseline=name, median=medians[name] / 0.00345, lower_quartile=1, upper_quartile=2, lowest=1, highest=2,
+                of_medians=1.5,
+            )
+            for name in medians
+            if name != "engine"
+        ),
+        load_before=0, load_after=2, environment=ENVIRONMENT,
     )  # fmt: skip
 
 
@@ -219,7 +233,10 @@ def test_fidelity_and_speed_are_told_with_their_numbers(example: Page, read: Rea
     ]
     text = " ".join(read.text.split())
     assert "96 \N{MULTIPLICATION SIGN} 97 pixels" in text
-    assert "needs 3.45 ms and PyTorch 6.78 ms: 0.51 times as long. (Medians of 30 calls in turns, 2 threads each.)" in text
+    assert (
+        "needs 3.45 ms and PyTorch 6.78 ms, so that it is 1.97 times as fast. (Medians of 30 calls in turns, 2 threads each.)"
+        in text
+    )
 
 
 def test_it_tells_how_it_was_made(read: Reader) -> None:

@@ -4,105 +4,70 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ddcat_bench import cli
 from ddcat_bench.errors import BenchError
+from ddcat_bench.memory import Serving, serving_peak
 from ddcat_bench.results import SpeedResult, read_result, to_json
-from ddcat_bench.speed import draw_inputs, interleave, measure, ratios, timing
+from ddcat_bench.speed import draw_inputs, measure
 from ddcat_bench.tables import speed_markdown
+from ddcat_bench.turns import timing
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 
-SECONDS = st.floats(1e-4, 100)
-
-
-class Clock:
-    """Time passes only when somebody works."""
-
-    def __init__(self) -> None:
-        self.now = 5.0
-        self.calls: list[tuple[str, int]] = []
-
-    def __call__(self) -> float:
-        return self.now
-
-    def worker(self, name: str, seconds: list[float]) -> Callable[[np.ndarray], None]:
-        left = iter(seconds)
-
-        def work(batch: np.ndarray) -> None:
-            self.calls.append((name, int(batch.max())))
-            self.now += next(left)
-
-        return work
-
-
-def test_the_two_take_turns_on_the_same_batches_and_warm_up_is_left_out() -> None:
-    clock = Clock()
-    batches = [np.full((1, 2, 2, 3), index, np.uint8) for index in range(4)]
-    pairs = interleave(clock.worker("a", [9, 1, 2, 3]), clock.worker("b", [9, 10, 20, 30]), batches, warm_up=1, clock=clock)
-    assert clock.calls == [(name, index) for index in range(4) for name in ("a", "b")]
-    assert pairs == [(1, 10), (2, 20), (3, 30)]
-
-
-def test_ratios_by_hand() -> None:
-    # medians 2 and 4; ratios of the pairs 1/8, 2, 3/4
-    assert ratios([(1, 8), (2, 1), (3, 4)]) == (0.5, 0.75)
-
-
-@given(st.lists(SECONDS, min_size=1, max_size=40), st.floats(0.1, 10))
-def test_both_ratios_of_proportional_times_are_their_factor(seconds: list[float], factor: float) -> None:
-    assert ratios([(factor * value, value) for value in seconds]) == (pytest.approx(factor), pytest.approx(factor))
-
-
-@given(st.lists(SECONDS, min_size=5, max_size=60))
-def test_timing_keeps_every_call(seconds: list[float]) -> None:
-    found = timing(seconds)
-    assert found.seconds == tuple(seconds)
-    assert min(seconds) <= found.lower_quartile <= found.median <= found.upper_quartile <= max(seconds)
-
-
-def test_quartiles_by_hand() -> None:
-    found = timing([5, 1, 4, 2, 3])
-    assert (found.lower_quartile, found.median, found.upper_quartile) == (2, 3, 4)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "stable"),
-    [
-        ([1.0] * 10, True),
-        ([9.0, 9, 5, 5, 1, 1, 1, 1, 1, 1], True),  # the first windows do not count
-        ([1.0] * 8 + [1.1, 1.1], True),
-        ([1.0] * 8 + [1.11, 1.11], False),
-        ([1.0] * 4 + [1.2, 1.2] + [1.0] * 4, False),
-        ([1.0] * 6 + [1, 1, 50, 1, 1, 1, 1, 1, 1], True),  # one slow call does not move a window's median
-    ],
-)
-def test_stability(seconds: list[float], stable: bool) -> None:
-    assert timing(seconds).stable is stable
+PEAKS = {"engine": 100 << 20, "original": 300 << 20, "main branch": 200 << 20}
 
 
 def test_a_result_from_a_clock_that_is_known(
     make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path
 ) -> None:
     bundle = make_bundle()
-    readings = iter(np.cumsum([0, 2, 4] + [100, 2, 4] * 20).tolist())  # engine 2 s, PyTorch 4 s, a pause between pairs
+    took = {"engine": 2, "original": 6, "main branch": 4}  # seconds
+    names, readings = list(took), [0]
+    for turn in range(13):
+        for name in names[turn % 3 :] + names[: turn % 3]:
+            readings += [readings[-1] + 100, readings[-1] + 100 + took[name]]  # a pause before each call
+    clock = iter(readings[1:])
     inputs = draw_inputs(bundle, scenes, repeats=10, batch=2)
-    result = measure(bundle, make_engine(bundle), checkpoint, inputs, threads=1, clock=lambda: next(readings))
-    assert result.engine.seconds == (2,) * 10
-    assert result.pytorch.seconds == (4,) * 10
-    assert (result.ratio_of_medians, result.median_of_ratios) == (0.5, 0.5)
+    served: list[Serving] = []
+
+    def peak(serving: Serving) -> int:
+        served.append(serving)
+        return PEAKS[serving.name]
+
+    result = measure(bundle, make_engine(bundle), checkpoint, inputs, threads=1, clock=lambda: next(clock), peak=peak)
+    assert {entry.name: entry.times.seconds for entry in result.contenders} == {n: (s,) * 10 for n, s in took.items()}
+    assert {ratio.baseline: ratio.median for ratio in result.ratios} == {"original": 3, "main branch": 2}
+    assert {entry.name: entry.peak_memory for entry in result.contenders} == PEAKS
+    assert {serving.path for serving in served} == {str(bundle.path), str(checkpoint.path)}
+    assert {serving.shape for serving in served} == {(2, 40, 48)}
     assert (result.batch, result.height, result.width, result.threads, result.warm_up) == (2, 40, 48, 1, 3)
+    assert result.engine_bytes == len(b"no graph")
+    assert result.parameter_bytes == sum(
+        4 * v.numel() for k, v in checkpoint.part("model.").items() if v.is_floating_point() and "heads.deep" not in k
+    )
     assert result.environment.threads == 1
     (tmp_path / "speed.json").write_text(to_json(result))
     assert read_result(tmp_path / "speed.json", SpeedResult) == result
     text = speed_markdown(result)
-    assert "**0.500**" in text
-    assert "| engine | 2000.00 | 2000.00 | 2000.00 | yes |" in text
+    assert "| engine | 2000.00 | 2000.00 | 2000.00 | yes |  | 100 |" in text
+    assert "| PyTorch, original | 6000.00 | 6000.00 | 6000.00 | yes | **3.00** (3.00 to 3.00) | 300 |" in text
     assert "Unstable" not in text
-    unstable = result.model_copy(update={"pytorch": timing([1.0] * 8 + [2.0] * 2)})
+    drifting = result.contenders[1].model_copy(update={"times": timing([1.0] * 8 + [2.0] * 2)})
+    unstable = result.model_copy(update={"contenders": (result.contenders[0], drifting, result.contenders[2])})
     assert "**Unstable**" in speed_markdown(unstable)
+
+
+def test_memory_is_that_of_a_process_of_its_own(checkpoint: Checkpoint) -> None:
+    small, large = (serving_peak(Serving("original", str(checkpoint.path), "cpu", 1, (1, side, side))) for side in (33, 513))
+    assert small is not None
+    assert large is not None
+    assert 50 << 20 < small < large < small + (1 << 30)
+
+
+def test_a_process_that_dies_says_why() -> None:
+    with pytest.raises(BenchError, match="nowhere"):
+        serving_peak(Serving("engine", "nowhere", "cpu", 1, (1, 33, 33)))
 
 
 def test_threads_must_be_the_same(
@@ -110,7 +75,14 @@ def test_threads_must_be_the_same(
 ) -> None:
     bundle = make_bundle()
     with pytest.raises(BenchError, match="1 threads, PyTorch with 2"):
-        measure(bundle, make_engine(bundle), checkpoint, draw_inputs(bundle, scenes, repeats=10, batch=1), threads=2)
+        measure(
+            bundle,
+            make_engine(bundle),
+            checkpoint,
+            draw_inputs(bundle, scenes, repeats=10, batch=1),
+            threads=2,
+            peak=lambda serving: None,
+        )
 
 
 def test_inputs_are_real_images_where_there_are_any(make_bundle: Callable, scenes: Dataset) -> None:
@@ -148,6 +120,7 @@ def test_the_command(
 ) -> None:
     bundle = make_bundle()
     monkeypatch.setattr("ddcat_serve.engines.open_engine", lambda opened, threads: make_engine(opened))
+    monkeypatch.setattr("ddcat_bench.memory.serving_peak", lambda serving: PEAKS[serving.name])
     arguments = ["ddcat-bench", "speed", str(bundle.path), "--repeats", "10", "--threads", "1"]
 
     def status(*more: str) -> int | str | None:
@@ -160,6 +133,5 @@ def test_the_command(
     assert "HEIGHTxWIDTH" in capsys.readouterr().err
     assert status() == 0
     result = read_result(bundle.path.with_name("tiny.bundle-speed") / "speed.json", SpeedResult)
-    assert len(result.engine.seconds) == 10
-    assert min(result.engine.seconds) > 0
-    assert "Engine / PyTorch" in capsys.readouterr().out
+    assert all(len(entry.times.seconds) == 10 and min(entry.times.seconds) > 0 for entry in result.contenders)
+    assert "PyTorch, original" in capsys.readouterr().out

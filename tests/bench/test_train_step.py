@@ -1,4 +1,3 @@
-import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,6 @@ from ddcat_bench.peaks import matrix_product_peak
 from ddcat_bench.plain import PlainSegmenter
 from ddcat_bench.results import TrainStepResult, read_result, to_json
 from ddcat_bench.tables import train_step_markdown, train_steps_markdown
-from ddcat_bench.train_step import interleave
 from ddcat_train.config import ModelConfig, load_config
 from ddcat_train.names import ContextName, MethodName
 from ddcat_train.networks import build_segmenter
@@ -171,19 +169,6 @@ def test_plain_networks_have_the_paper_s_size() -> None:
             with torch.device("meta"):
                 network = PlainSegmenter(ModelConfig(backbone="resnet50", context=context), classes=21, heads=heads)
             assert sum(parameter.numel() for parameter in network.parameters()) == size
-
-
-def test_every_turn_begins_with_another_contender() -> None:
-    calls: list[str] = []
-    clock = itertools.count()
-    turns = interleave(
-        {name: lambda name=name: calls.append(name) for name in "abc"},
-        3,
-        wait=lambda: calls.append("|"),
-        clock=lambda: float(next(clock)),
-    )
-    assert "".join(calls) == "|a||b||c|" + "|b||c||a|" + "|c||a||b|"
-    assert turns == [dict.fromkeys("abc", 1.0)] * 3
 
 
 def test_bf16_is_close_and_computes_in_bf16(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from ddcat.manifest import (
     EngineEntry,
     MainBranchProof,
     Manifest,
+    Precision,
     Preprocessing,
     Range,
     Shapes,
@@ -25,6 +26,7 @@ from ddcat.manifest import (
     TensorEntry,
 )
 from ddcat_serve.app import create_app
+from ddcat_serve.engines import build_engine
 from ddcat_serve.models import ServedModel, load_models
 from ddcat_serve.settings import Settings
 
@@ -36,28 +38,59 @@ BIAS = np.array([100.0, 0.0, 0.0, 0.0])  # class 0 wins where all channels are b
 Oracle = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]]
 
 
-def small_graph(height: int | str = "height", width: int | str = "width", *, logits: bool = True) -> bytes:
-    """A real segmenter of four classes: the strongest channel, or class 0 where none reaches 100."""
+def small_graph(
+    height: int | str = "height",
+    width: int | str = "width",
+    *,
+    logits: bool = True,
+    confidence: bool = False,
+    int8: bool = False,
+) -> bytes:
+    """
+    A real segmenter of four classes: the strongest channel, or class 0 where none reaches 100.
+
+    As int8 it halves the values: exact where they are even.
+    """
     nodes = [
         helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
-        helper.make_node("Conv", ["planes", "weight", "bias"], ["logits"]),
+        *([] if int8 else [helper.make_node("Conv", ["planes", "weight", "bias"], ["logits"])]),
         helper.make_node("ArgMax", ["logits"], ["index"], axis=1, keepdims=0),
         helper.make_node("Cast", ["index"], ["number"], to=TensorProto.FLOAT),
         helper.make_node("Cast", ["number"], ["labels"], to=TensorProto.UINT8),
     ]
     outputs = [helper.make_tensor_value_info("labels", TensorProto.UINT8, ["batch", height, width])]
+    if int8:
+        nodes[2:2] = [
+            helper.make_node("QuantizeLinear", ["planes", "two", "zero"], ["halves"]),
+            helper.make_node("DequantizeLinear", ["halves", "two", "zero"], ["again"]),
+            helper.make_node("DequantizeLinear", ["weight8", "one", "zero"], ["weight"]),
+            helper.make_node("Conv", ["again", "weight", "bias"], ["sums"]),
+            helper.make_node("QuantizeLinear", ["sums", "two", "zero"], ["half_sums"]),
+            helper.make_node("DequantizeLinear", ["half_sums", "two", "zero"], ["logits"]),
+        ]
     if logits:
         outputs.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4, height, width]))
+    if confidence:
+        nodes += [
+            helper.make_node("Softmax", ["logits"], ["shares"], axis=1),
+            helper.make_node("ReduceMax", ["shares", "first"], ["confidence"], keepdims=0),
+        ]
+        outputs.append(helper.make_tensor_value_info("confidence", TensorProto.FLOAT, ["batch", height, width]))
+    weight = WEIGHTS.reshape(4, 3, 1, 1)
+    constants = {"bias": BIAS.astype(np.float32)} | (
+        {"weight8": weight.astype(np.int8), "two": np.float32(2), "one": np.float32(1), "zero": np.int8(0)}
+        if int8
+        else {"weight": weight.astype(np.float32)}
+    )
+    if confidence:
+        constants["first"] = np.array([1])
     graph = helper.make_graph(
         nodes,
         "small",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", height, width, 3])],
         outputs,
-        [
-            numpy_helper.from_array(WEIGHTS.astype(np.float32).reshape(4, 3, 1, 1), "weight"),
-            numpy_helper.from_array(BIAS.astype(np.float32), "bias"),
-        ],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model)
@@ -93,6 +126,33 @@ def small_manifest(
         ),
         versions={},
     )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path) -> Iterator[Path]:
+    """Where engines keep what they compiled."""
+    with pytest.MonkeyPatch.context() as patch:  # its own: the test's is to be undone before the models are closed
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        yield tmp_path / "cache"
+
+
+@pytest.fixture
+def make_graph() -> Callable[..., bytes]:
+    return small_graph
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., Bundle]:
+    """Give a bundle whose engine is built as an export builds it."""
+
+    def make(graph: bytes, engine: str, precision: Precision = "fp32", *, name: str = "built", **options: object) -> Bundle:
+        manifest = small_manifest(graph)
+        built = build_engine(engine, graph, precision=precision, shapes=manifest.shapes, **options)
+        files = {"model.onnx": graph, **built.files}
+        about = {"engine": built.entry, "inputs": built.inputs, "outputs": built.outputs, "files": entries(files)}
+        return write_bundle(tmp_path / name, manifest.model_copy(update=about), files)
+
+    return make
 
 
 @pytest.fixture

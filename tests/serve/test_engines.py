@@ -1,6 +1,9 @@
+"""What holds for every engine that runs here, whatever its runtime and precision."""
+
 import importlib
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +15,41 @@ from ddcat.bundle import Bundle, write_bundle
 from ddcat.manifest import Precision, Range, Shapes, TensorEntry
 from ddcat_serve.engines import ENGINES, build_engine, check_possible, open_engine
 from ddcat_serve.engines.base import check_images, physical_cores
-from ddcat_serve.engines.onnxruntime import open_graph
 from ddcat_serve.errors import EngineError, InputError
 
+COMBINATIONS: list[tuple[str, Precision]] = [
+    ("ort", "fp32"), ("ort", "int8"), ("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"),
+]  # fmt: skip
+# Of integers below 256: int8 is exact for even ones, and for what bf16 makes of them.
+GRAIN: dict[str, int] = {"fp32": 1, "bf16": 1, "int8": 2}
 
-def test_labels_and_logits_are_those_of_the_oracle(bundle: Bundle, oracle: Callable, picture: np.ndarray) -> None:
-    images = np.stack([picture, picture[::-1], 255 - picture])
+
+def skip_what_cannot_run(engine: str, precision: Precision) -> None:
+    if precision == "bf16":
+        try:
+            check_possible(engine, precision)
+        except EngineError as reason:
+            pytest.skip(str(reason))
+
+
+@pytest.fixture(params=COMBINATIONS, ids="-".join)
+def combination(request: pytest.FixtureRequest) -> tuple[str, Precision]:
+    skip_what_cannot_run(*request.param)
+    return request.param
+
+
+@pytest.fixture
+def bundle(build: Callable[..., Bundle], make_graph: Callable, combination: tuple[str, Precision]) -> Bundle:
+    return build(make_graph(confidence=True, int8=combination[1] == "int8"), *combination)
+
+
+@pytest.fixture
+def grain(combination: tuple[str, Precision]) -> int:
+    return GRAIN[combination[1]]
+
+
+def test_all_outputs_are_those_of_the_oracle(bundle: Bundle, grain: int, oracle: Callable, picture: np.ndarray) -> None:
+    images = np.stack([picture, picture[::-1], 255 - picture]) // grain * grain
     labels, logits = oracle(images)
     assert set(np.unique(labels)) == {0, 1, 2, 3}
     with open_engine(bundle, threads=1) as engine:
@@ -26,56 +58,73 @@ def test_labels_and_logits_are_those_of_the_oracle(bundle: Bundle, oracle: Calla
     np.testing.assert_array_equal(outputs.labels, labels)
     assert outputs.logits is not None
     np.testing.assert_allclose(outputs.logits, logits, rtol=1e-6)
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    assert outputs.confidence is not None
+    np.testing.assert_allclose(outputs.confidence, (shares / shares.sum(1, keepdims=True)).max(1), rtol=0.02)
 
 
-def test_every_size_within_the_shapes(bundle: Bundle, oracle: Callable) -> None:
+def test_every_size_within_the_shapes(bundle: Bundle, grain: int, oracle: Callable) -> None:
     with open_engine(bundle, threads=1) as engine:
         shapes = st.tuples(st.integers(1, 4), st.integers(8, 40), st.integers(8, 40), st.just(3))
 
         @settings(max_examples=25, deadline=None)
         @given(arrays(np.uint8, shapes))
         def agrees(images: np.ndarray) -> None:
+            images = images // grain * grain
             np.testing.assert_array_equal(engine.infer(images).labels, oracle(images)[0])
 
         agrees()
 
 
-def test_a_ladder_takes_its_sizes_alone() -> None:
-    shapes = Shapes(
-        batch=Range(minimum=1, maximum=None),
-        height=Range(minimum=48, maximum=96),
-        width=Range(minimum=64, maximum=128),
-        sizes=((48, 64), (96, 128)),
-    )
-    for height, width in ((48, 64), (96, 128)):
-        check_images(np.zeros((2, height, width, 3), np.uint8), shapes)
-    with pytest.raises(InputError, match=r"48x128 .* takes 48x64, 96x128 in batches of 1 or more"):
-        check_images(np.zeros((2, 48, 128, 3), np.uint8), shapes)
-
-
-def test_a_view_with_strides_gives_the_same(bundle: Bundle, oracle: Callable, picture: np.ndarray) -> None:
-    view = picture[None, ::2, ::-1, ::-1]
+def test_a_view_with_strides_gives_the_same(bundle: Bundle, grain: int, oracle: Callable, picture: np.ndarray) -> None:
+    view = (picture // grain * grain)[None, ::2, ::-1, ::-1]
     assert not view.flags.c_contiguous
     with open_engine(bundle, threads=1) as engine:
         np.testing.assert_array_equal(engine.infer(view).labels, oracle(view)[0])
 
 
-def test_states_what_it_is(bundle: Bundle) -> None:
+def test_an_answer_stays_what_it_was(bundle: Bundle, grain: int, picture: np.ndarray) -> None:
+    images = picture[None] // grain * grain
+    with open_engine(bundle, threads=1) as engine:
+        first = engine.infer(images)
+        before = first.labels.copy()
+        engine.infer(255 - images)
+        np.testing.assert_array_equal(first.labels, before)
+    np.testing.assert_array_equal(first.labels, before)
+
+
+def test_states_what_it_is(bundle: Bundle, combination: tuple[str, Precision]) -> None:
+    engine_name, precision = combination
+    entry = bundle.manifest.engine
+    assert (entry.name, entry.requested_precision, entry.effective_precision) == (engine_name, precision, precision)
+    assert entry.file == entry.graph == "model.onnx"
     with open_engine(bundle, threads=1) as engine:
         assert engine.inputs == bundle.manifest.inputs
         assert engine.outputs == bundle.manifest.outputs
-        assert engine.description["provider"] == "CPUExecutionProvider"
-        assert engine.description["precision"] == "fp32"
+        assert engine.description["provider"] == entry.provider
+        assert engine.description["precision"] == precision
         assert engine.description["threads"] == 1
     with open_engine(bundle) as engine:
         assert engine.description["threads"] == physical_cores() >= 1
 
 
-def test_without_logits(make_bundle: Callable[..., Bundle], oracle: Callable, picture: np.ndarray) -> None:
-    with open_engine(make_bundle(logits=False), threads=1) as engine:
-        outputs = engine.infer(picture[None])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_labels_alone(engine: str, build: Callable, make_graph: Callable, oracle: Callable, picture: np.ndarray) -> None:
+    with open_engine(build(make_graph(logits=False), engine), threads=1) as opened:
+        outputs = opened.infer(picture[None])
     assert outputs.logits is None
+    assert outputs.confidence is None
     np.testing.assert_array_equal(outputs.labels, oracle(picture[None])[0])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_outputs_are_told_by_name(engine: str, build: Callable, make_graph: Callable) -> None:
+    graph = make_graph(logits=False, confidence=True)
+    with open_engine(build(graph, engine), threads=1) as opened:
+        outputs = opened.infer(np.zeros((1, 8, 9, 3), np.uint8))
+    assert outputs.logits is None
+    assert outputs.confidence is not None
+    assert outputs.confidence.shape == (1, 8, 9)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +140,26 @@ def test_without_logits(make_bundle: Callable[..., Bundle], oracle: Callable, pi
         (np.zeros((5, 16, 16, 3), np.uint8), "batch 5 .* batches of 1 to 4"),
     ],
 )
-def test_refuses_what_it_was_not_checked_with(bundle: Bundle, images: np.ndarray, message: str) -> None:
-    with open_engine(bundle, threads=1) as engine, pytest.raises(InputError, match=message):
-        engine.infer(images)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_refuses_what_it_was_not_checked_with(
+    engine: str, build: Callable, make_graph: Callable, images: np.ndarray, message: str
+) -> None:
+    bundle = build(make_graph(), engine)
+    with open_engine(bundle, threads=1) as opened, pytest.raises(InputError, match=message):
+        opened.infer(images)
+
+
+def test_a_ladder_takes_its_sizes_alone() -> None:
+    shapes = Shapes(
+        batch=Range(minimum=1, maximum=None),
+        height=Range(minimum=48, maximum=96),
+        width=Range(minimum=64, maximum=128),
+        sizes=((48, 64), (96, 128)),
+    )
+    for height, width in ((48, 64), (96, 128)):
+        check_images(np.zeros((2, height, width, 3), np.uint8), shapes)
+    with pytest.raises(InputError, match=r"48x128 .* takes 48x64, 96x128 in batches of 1 or more"):
+        check_images(np.zeros((2, 48, 128, 3), np.uint8), shapes)
 
 
 def test_a_closed_engine_says_so(bundle: Bundle, picture: np.ndarray) -> None:
@@ -103,65 +169,59 @@ def test_a_closed_engine_says_so(bundle: Bundle, picture: np.ndarray) -> None:
         engine.infer(picture[None])
 
 
-def test_refuses_a_graph_that_is_not_the_manifest_s(bundle: Bundle) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_refuses_a_graph_that_is_not_the_manifest_s(engine: str, build: Callable, make_graph: Callable, tmp_path: Path) -> None:
+    bundle = build(make_graph(), engine)
     lying = bundle.manifest.model_copy(
         update={"inputs": (TensorEntry(name="image", dtype="uint8", shape=("batch", 16, 16, 3)),)}
     )
-    with pytest.raises(EngineError, match=r"inputs of model.onnx are image uint8 \['batch', 'height'"):
-        open_engine(write_bundle(bundle.path.with_name("lying"), lying, bundle.files), threads=1)
+    with pytest.raises(EngineError, match=r"inputs of model.onnx are image uint8 \['"):
+        open_engine(write_bundle(tmp_path / "lying", lying, bundle.files), threads=1)
 
 
-def test_refuses_another_provider_than_the_one_it_was_checked_with(bundle: Bundle) -> None:
-    entry = bundle.manifest.engine.model_copy(update={"provider": "CUDAExecutionProvider"})
-    other = bundle.manifest.model_copy(update={"engine": entry})
-    with pytest.raises(EngineError, match="CUDAExecutionProvider"):
-        open_engine(write_bundle(bundle.path.with_name("other"), other, bundle.files), threads=1)
+@pytest.mark.parametrize(("asked", "int8"), [("fp32", True), ("int8", False)])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_refuses_a_precision_that_is_not_in_effect(
+    engine: str, asked: Precision, int8: bool, build: Callable, make_graph: Callable, tmp_path: Path
+) -> None:
+    graph, found = make_graph(int8=int8), "int8" if int8 else "fp32"
+    with pytest.raises(EngineError, match=f"computes in {found} where {asked} was asked for"):
+        build(graph, engine, asked)
+    honest = build(graph, engine, found)
+    entry = honest.manifest.engine.model_copy(update={"effective_precision": asked})
+    lying = write_bundle(tmp_path / "lying", honest.manifest.model_copy(update={"engine": entry}), honest.files)
+    with pytest.raises(EngineError, match=f"computes in {found} where {asked} was asked for"):
+        open_engine(lying, threads=1)
 
 
-def test_a_graph_before_its_bundle(bundle: Bundle, oracle: Callable) -> None:
-    images = np.random.default_rng(1).integers(0, 256, (6, 3, 700, 3)).astype(np.uint8)  # no shapes bind it yet
-    with open_graph(bundle.files["model.onnx"], threads=1) as graph:
-        np.testing.assert_array_equal(graph.run(images).labels, oracle(images)[0])
-        with pytest.raises(EngineError, match="ONNX Runtime failed on images of shape"):
-            graph.run(images.astype(np.float32))
+@pytest.mark.parametrize("engine", ENGINES)
+def test_refuses_bytes_that_are_no_graph(engine: str) -> None:
+    shapes = Shapes(batch=Range(minimum=1, maximum=None), **dict.fromkeys(("height", "width"), Range(minimum=8, maximum=9)))
+    with pytest.raises(EngineError, match=r"does not load the graph: \S"):
+        build_engine(engine, b"no model", precision="fp32", shapes=shapes)
 
 
-def test_refuses_bytes_that_are_no_graph() -> None:
-    with pytest.raises(EngineError, match="does not load"):
-        open_graph(b"no model")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_missing_runtime_names_the_extra(
+    engine: str, build: Callable, make_graph: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = build(make_graph(), engine)
+    runtime = ENGINES[engine]
+    monkeypatch.delitem(sys.modules, runtime.module, raising=False)
+    monkeypatch.setitem(sys.modules, runtime.module.rpartition(".")[2], None)
+    for call in (lambda: open_engine(bundle), lambda: check_possible(engine, "fp32")):
+        with pytest.raises(EngineError, match=rf'pip install "ddcat\[{runtime.extra}\]"'):
+            call()
 
 
-def test_a_missing_runtime_names_the_extra(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "ddcat_serve.engines.onnxruntime", raising=False)
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(EngineError, match=r'pip install "ddcat\[cpu\]"'):
-        open_engine(bundle)
+def test_an_engine_of_another_version(make_bundle: Callable[..., Bundle]) -> None:
+    bundle = make_bundle()
+    entry = bundle.manifest.engine.model_copy(update={"name": "tpu"})
+    with pytest.raises(EngineError, match=r"bundle: this version has no engine 'tpu': it runs ort, openvino"):
+        open_engine(Bundle(bundle.path, bundle.manifest.model_copy(update={"engine": entry}), bundle.digest, bundle.files))
 
 
-def test_an_engine_of_another_version(bundle: Bundle) -> None:
-    entry = bundle.manifest.engine.model_copy(update={"name": "trt"})
-    other = bundle.manifest.model_copy(update={"engine": entry})
-    with pytest.raises(EngineError, match=r"no engine 'trt': it runs ort"):
-        open_engine(write_bundle(bundle.path.with_name("other"), other, bundle.files))
-
-
-def test_the_registry_names_what_exists() -> None:
-    for runtime in ENGINES.values():
-        module = importlib.import_module(runtime.module)
-        assert all(callable(getattr(module, name)) for name in ("check_possible", "build", "load"))
-
-
-def test_what_a_build_says_of_itself(bundle: Bundle) -> None:
-    manifest = bundle.manifest
-    built = build_engine("ort", bundle.files["model.onnx"], precision="fp32", shapes=manifest.shapes)
-    assert built.files == {}
-    assert (built.inputs, built.outputs) == (manifest.inputs, manifest.outputs)
-    assert built.entry == manifest.engine
-
-
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_what_cannot_run_is_refused_at_once(bundle: Bundle, precision: Precision) -> None:
-    with pytest.raises(EngineError, match=f"does not compute in {precision} on a CPU, only in fp32 and int8"):
-        check_possible("ort", precision)
-    with pytest.raises(EngineError, match=precision):
-        build_engine("ort", b"never looked at", precision=precision, shapes=bundle.manifest.shapes)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_registry_names_what_exists(engine: str) -> None:
+    module = importlib.import_module(ENGINES[engine].module)
+    assert all(callable(getattr(module, name)) for name in ("check_possible", "build", "load"))

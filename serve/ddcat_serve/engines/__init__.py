@@ -17,7 +17,10 @@ class _Runtime(NamedTuple):
     extra: str
 
 
-ENGINES = {"ort": _Runtime("ddcat_serve.engines.onnxruntime", extra="cpu")}
+ENGINES = {
+    "ort": _Runtime("ddcat_serve.engines.onnxruntime", extra="cpu"),
+    "openvino": _Runtime("ddcat_serve.engines.openvino", extra="openvino"),
+}
 
 
 def check_possible(engine: str, precision: Precision) -> None:

@@ -1,7 +1,7 @@
 """What every engine is, whatever its runtime."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,9 +13,24 @@ import numpy.typing as npt
 from ddcat.manifest import EngineEntry, Manifest, Range, Shapes, TensorEntry
 from ddcat_serve.errors import EngineError, InputError
 
-__all__ = ["Built", "Engine", "Images", "Outputs", "check_images", "check_statement", "physical_cores"]
+__all__ = [
+    "Built",
+    "Engine",
+    "Graph",
+    "GraphEngine",
+    "Images",
+    "Outputs",
+    "check_images",
+    "check_names",
+    "check_precision",
+    "check_statement",
+    "physical_cores",
+    "smallest_batch",
+]
 
 Images = npt.NDArray[np.uint8]
+
+_OUTPUTS = ("labels", "logits", "confidence")
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,35 @@ class Built(NamedTuple):
     entry: EngineEntry
     inputs: tuple[TensorEntry, ...]
     outputs: tuple[TensorEntry, ...]
+
+
+class Graph(Protocol):
+    """A graph that is loaded and ready to run, before anything is known about the sizes that it takes."""
+
+    @property
+    def inputs(self) -> tuple[TensorEntry, ...]:
+        """Inputs of the graph, as the runtime itself states them."""
+
+    @property
+    def outputs(self) -> tuple[TensorEntry, ...]:
+        """Outputs of the graph, as the runtime itself states them."""
+
+    @property
+    def description(self) -> Mapping[str, str | int | bool]:
+        """Runtime, provider, precision, threads and whatever else a measurement depends on."""
+
+    def run(self, images: npt.NDArray[Any]) -> Outputs:
+        """
+        Run the graph on whatever it is given, which should be (N, H, W, 3) uint8.
+
+        Raises
+        ------
+        EngineError
+            Where the runtime refuses or fails.
+        """
+
+    def close(self) -> None:
+        """Give the runtime's memory back; the graph can do nothing after it."""
 
 
 class Engine(Protocol):
@@ -99,6 +143,47 @@ class Engine(Protocol):
     ) -> None: ...
 
 
+class GraphEngine:
+    """
+    A graph together with the sizes that its bundle was checked with: an `Engine`.
+
+    Parameters
+    ----------
+    graph : Graph
+        Is closed with the engine.
+    manifest : Manifest
+        Of the bundle that it is from.
+
+    Raises
+    ------
+    EngineError
+        Where the graph is not what the manifest says.
+    """
+
+    def __init__(self, graph: Graph, manifest: Manifest) -> None:
+        check_statement(graph.inputs, graph.outputs, manifest)
+        self._graph, self._shapes = graph, manifest.shapes
+        self.inputs, self.outputs, self.description = graph.inputs, graph.outputs, graph.description
+
+    def infer(self, images: Images) -> Outputs:
+        """Segment a batch: see `Engine.infer`."""
+        check_images(images, self._shapes)
+        outputs = self._graph.run(images)
+        if outputs.labels.shape != images.shape[:3] or outputs.labels.dtype != np.uint8:
+            raise EngineError(f"labels {outputs.labels.dtype} {outputs.labels.shape} came back for images {images.shape}")
+        return outputs
+
+    def close(self) -> None:
+        """Close the graph."""
+        self._graph.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+
 def check_images(images: npt.NDArray[Any], shapes: Shapes) -> None:
     """
     Refuse images that an engine does not take.
@@ -137,6 +222,27 @@ def check_statement(inputs: tuple[TensorEntry, ...], outputs: tuple[TensorEntry,
                 f"the {what} of {manifest.engine.file} are {_tensors(stated)}, but the manifest of {manifest.name} says "
                 f"{_tensors(listed)}: export again"
             )
+
+
+def check_names(inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Refuse a graph that is no segmenter's by the names of its inputs and outputs."""
+    if list(inputs) != ["image"] or list(outputs) != [name for name in _OUTPUTS if name in outputs] or outputs[0] != "labels":
+        raise EngineError(
+            f"the graph has inputs {list(inputs)} and outputs {list(outputs)}; a segmenter has input image and outputs labels "
+            "and then, if any, logits and confidence"
+        )
+
+
+def check_precision(effective: str, asked: str, where: str) -> None:
+    """Refuse a graph that does not compute in the precision that was asked for."""
+    if effective != asked:
+        raise EngineError(f"{where} computes in {effective} where {asked} was asked for")
+
+
+def smallest_batch(shapes: Shapes) -> Images:
+    """Give black images of the smallest batch and size that an engine takes."""
+    height, width = shapes.sizes[0] if shapes.sizes is not None else (shapes.height.minimum, shapes.width.minimum)
+    return np.zeros((shapes.batch.minimum, height, width, 3), np.uint8)
 
 
 def physical_cores() -> int:

@@ -1,90 +1,125 @@
-"""ONNX Runtime on a CPU."""
+"""ONNX Runtime, on a CPU or on a GPU."""
 
+import json
+import tempfile
+from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import numpy as np
 import numpy.typing as npt
 import onnxruntime  # type: ignore[import-untyped]
 
 from ddcat.bundle import Bundle
 from ddcat.manifest import EngineEntry, Precision, Shapes, TensorEntry
-from ddcat_serve.engines.base import Built, Images, Outputs, check_images, check_statement, physical_cores
+from ddcat_serve.engines.base import (
+    Built,
+    GraphEngine,
+    Outputs,
+    check_names,
+    check_precision,
+    physical_cores,
+    smallest_batch,
+)
 from ddcat_serve.errors import EngineError
 
-__all__ = ["PROVIDER", "OrtEngine", "OrtGraph", "build", "check_possible", "load", "open_graph"]
+__all__ = ["CPU", "CUDA", "OrtGraph", "build", "check_possible", "load", "open_graph"]
 
-PROVIDER = "CPUExecutionProvider"
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
+_PROVIDERS: dict[str, dict[str, str]] = {  # and their options
+    CPU: {},
+    CUDA: {
+        "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search takes most of a second for every new shape
+        "use_tf32": "0",  # fp32 means fp32
+    },
+}
+_PRECISIONS: dict[str, tuple[Precision, ...]] = {CPU: ("fp32", "int8"), CUDA: ("fp32", "fp16", "bf16")}
 _DTYPES: dict[str, Literal["uint8", "float32"]] = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
+
+_HEAVY = ("Conv", "MatMul", "Gemm")  # within the names of all kernels that take time: FusedConv, QLinearConv, ...
+_KERNEL_PRECISIONS: dict[str, Precision] = {
+    "float": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8",
+}  # fmt: skip
 
 
 class OrtGraph:
     """
-    An ONNX file in a session, before anything is known about the sizes that it takes.
+    An ONNX file in a session: a `Graph`.
+
+    Images come from and labels go to the host's memory, for which binding them beforehand spares no copy on either provider.
 
     Parameters
     ----------
     content : bytes
-        The ONNX file. Input `image`: uint8 (N, H, W, 3); outputs `labels`: uint8 (N, H, W) and, if any, `logits`: float32
-        (N, K, h, w).
+        The ONNX file. Input `image`: uint8 (N, H, W, 3); outputs as `Outputs` has them, by name.
+    provider : str
+        A key of the runtime's list of providers; `CPU` or `CUDA`.
     threads : int, optional
         The physical cores by default.
+    profile : Path, optional
+        The beginning of a file's name; what runs until `kernels` is called is noted in it.
+
+    Raises
+    ------
+    EngineError
+        Where the runtime does not load it, or falls back to another provider.
     """
 
-    def __init__(self, content: bytes, *, threads: int | None = None) -> None:
+    def __init__(self, content: bytes, *, provider: str = CPU, threads: int | None = None, profile: Path | None = None) -> None:
+        _check_provider(provider)
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.intra_op_num_threads = physical_cores() if threads is None else threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads burn the neighbours' time
-        options.log_severity_level = 3
+        # On x86 it would turn signed activations into unsigned ones, and then leave some layers of a symmetric graph in fp32.
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
+        options.log_severity_level = 4  # what fails raises
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
         try:
-            session = onnxruntime.InferenceSession(content, options, providers=[PROVIDER])
+            session = onnxruntime.InferenceSession(content, options, providers=[(provider, _PROVIDERS[provider])])
         except Exception as cause:  # its exceptions share no base
             raise EngineError(f"ONNX Runtime does not load the graph: {_first_line(cause)}") from cause
-        provider = session.get_providers()[0]
-        if provider != PROVIDER:  # it falls back without a word
-            raise EngineError(f"ONNX Runtime chose {provider} where {PROVIDER} was asked for")
+        found = session.get_providers()[0]
+        if found != provider:  # it falls back without a word
+            raise EngineError(
+                f"ONNX Runtime fell back to {found} where {provider} was asked for: no GPU that it can use is there, or CUDA "
+                "and cuDNN of the major versions that it was built for are not"
+            )
         self._session: Any = session
         self.inputs = tuple(_entry(tensor) for tensor in session.get_inputs())
         self.outputs = tuple(_entry(tensor) for tensor in session.get_outputs())
+        self._names = [entry.name for entry in self.outputs]
+        check_names([entry.name for entry in self.inputs], self._names)
         self.description: Mapping[str, str | int | bool] = {
             "runtime": f"onnxruntime {onnxruntime.__version__}",
             "provider": provider,
+            **_PROVIDERS[provider],
             "threads": options.intra_op_num_threads,
             "spinning": False,
             "optimization": "all",
+            "arena": options.enable_cpu_mem_arena,
+            "memory_pattern": options.enable_mem_pattern,
         }
-        names = [entry.name for entry in self.outputs]
-        if [entry.name for entry in self.inputs] != ["image"] or names not in (["labels"], ["labels", "logits"]):
-            raise EngineError(
-                f"the graph has inputs {[entry.name for entry in self.inputs]} and outputs {names}; "
-                "a segmenter has input image and outputs labels and, if any, logits"
-            )
 
     def run(self, images: npt.NDArray[Any]) -> Outputs:
-        """
-        Run the graph on whatever it is given.
-
-        Parameters
-        ----------
-        images : (N, H, W, 3) uint8
-            RGB.
-
-        Raises
-        ------
-        EngineError
-            Where the runtime refuses or fails.
-        """
+        """Run the graph: see `Graph.run`."""
         if self._session is None:
             raise EngineError("the engine is closed")
         try:
             results: list[npt.NDArray[Any]] = self._session.run(None, {"image": images})
         except Exception as cause:  # its exceptions share no base
             raise EngineError(f"ONNX Runtime failed on images of shape {images.shape}: {_first_line(cause)}") from cause
-        return Outputs(*results)
+        return Outputs(**dict(zip(self._names, results, strict=True)))
+
+    def kernels(self) -> list[dict[str, Any]]:
+        """End the profile, and give what it says of each kernel that was run."""
+        file = Path(self._session.end_profiling())
+        events: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+        return [event["args"] for event in events if event.get("cat") == "Node" and "provider" in event["args"]]
 
     def close(self) -> None:
         """Free the session."""
@@ -97,60 +132,85 @@ class OrtGraph:
         self.close()
 
 
-class OrtEngine(OrtGraph):
-    """A graph together with the sizes that its bundle was checked with: an `Engine`."""
-
-    def __init__(self, content: bytes, shapes: Shapes, *, precision: str, threads: int | None = None) -> None:
-        super().__init__(content, threads=threads)
-        self._shapes = shapes
-        self.description = {**self.description, "precision": precision}
-
-    def infer(self, images: Images) -> Outputs:
-        """Segment a batch: see `Engine.infer`."""
-        check_images(images, self._shapes)
-        outputs = self.run(images)
-        if outputs.labels.shape != images.shape[:3] or outputs.labels.dtype != np.uint8:
-            raise EngineError(f"labels {outputs.labels.dtype} {outputs.labels.shape} came back for images {images.shape}")
-        return outputs
-
-
 def open_graph(content: bytes, *, threads: int | None = None) -> OrtGraph:
-    """Load an ONNX file that belongs to no bundle yet; `run` is then checked against nothing."""
+    """Load an ONNX file that belongs to no bundle yet, on the CPU."""
     return OrtGraph(content, threads=threads)
 
 
 def check_possible(precision: Precision) -> None:
     """Refuse what cannot run: see `ddcat_serve.engines.check_possible`."""
-    if precision not in ("fp32", "int8"):
-        raise EngineError(f"ONNX Runtime does not compute in {precision} on a CPU, only in fp32 and int8")
+    provider = _best_provider()
+    if precision not in _PRECISIONS[provider]:
+        where, reason = (
+            ("a CPU", "its kernels there are of those types alone")
+            if provider == CPU
+            else ("a GPU", "it has no int8 convolutions there, TensorRT has")
+        )
+        raise EngineError(
+            f"ONNX Runtime does not compute in {precision} on {where}, only in {' and '.join(_PRECISIONS[provider])}: {reason}"
+        )
 
 
 def build(graph: bytes, *, file: str, precision: Precision, shapes: Shapes) -> Built:
-    """Open a graph to find out what it is: see `ddcat_serve.engines.build_engine`."""
-    with open_graph(graph) as opened:
+    """Open a graph to find out what it is: see `ddcat_serve.engines.build_engine`. There are no options."""
+    provider = _best_provider()
+    with _open_checked(graph, provider, precision, shapes) as opened:
         entry = EngineEntry(
             name="ort",
             file=file,
             graph=file,
             requested_precision=precision,
             effective_precision=precision,
-            provider=str(opened.description["provider"]),
+            provider=provider,
+            options=dict(_PROVIDERS[provider]),
         )
         return Built({}, entry, opened.inputs, opened.outputs)
 
 
-def load(bundle: Bundle, *, threads: int | None = None) -> OrtEngine:
+def load(bundle: Bundle, *, threads: int | None = None) -> GraphEngine:
     """Load a verified bundle: see `ddcat_serve.engines.open_engine`."""
-    manifest = bundle.manifest
-    engine = OrtEngine(
-        bundle.files[manifest.engine.file], manifest.shapes, precision=manifest.engine.effective_precision, threads=threads
-    )
-    check_statement(engine.inputs, engine.outputs, manifest)
-    if engine.description["provider"] != manifest.engine.provider:
+    entry, shapes = bundle.manifest.engine, bundle.manifest.shapes
+    content = bundle.files[entry.file]
+    return GraphEngine(_open_checked(content, entry.provider, entry.effective_precision, shapes, threads), bundle.manifest)
+
+
+def _open_checked(content: bytes, provider: str, precision: Precision, shapes: Shapes, threads: int | None = None) -> OrtGraph:
+    """Open a graph, and look at the kernels that run one small batch: what is in effect is known from them alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        graph = OrtGraph(content, provider=provider, threads=threads, profile=Path(folder) / "profile")
+        graph.run(smallest_batch(shapes))
+        kernels = [kernel for kernel in graph.kernels() if any(name in kernel["op_name"] for name in _HEAVY)]
+    elsewhere = Counter(kernel["provider"] for kernel in kernels if kernel["provider"] != provider)
+    if elsewhere:
+        (other, count), *_ = elsewhere.most_common(1)
         raise EngineError(
-            f"{manifest.name} was checked with {manifest.engine.provider}, but runs with {engine.description['provider']}"
+            f"ONNX Runtime computes {count} of {len(kernels)} convolutions and products with {other} where {provider} was "
+            "asked for"
         )
-    return engine
+    precisions = Counter(map(_precision, kernels)).most_common()
+    check_precision(precisions[0][0] if precisions else "no", precision, "ONNX Runtime")
+    graph.description = {**graph.description, "precision": precision}
+    return graph
+
+
+def _precision(kernel: Mapping[str, Any]) -> str:
+    dtype: str = next(iter(kernel["input_type_shape"][0]))
+    return _KERNEL_PRECISIONS.get(dtype, dtype)
+
+
+def _best_provider() -> str:
+    return CUDA if CUDA in onnxruntime.get_available_providers() else CPU
+
+
+def _check_provider(provider: str) -> None:
+    available = onnxruntime.get_available_providers()
+    if provider not in available or provider not in _PROVIDERS:
+        raise EngineError(
+            f"this onnxruntime has no {provider}, only {', '.join(available)}: "
+            f'pip install "ddcat[{"gpu" if provider == CUDA else "cpu"}]"'
+        )
+    if provider == CUDA:
+        onnxruntime.preload_dlls()  # those of pip's packages, which the loader would not find
 
 
 def _entry(tensor: Any) -> TensorEntry:

@@ -1,0 +1,238 @@
+"""OpenVINO on a CPU."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov  # type: ignore[import-untyped]
+
+from ddcat.bundle import Bundle
+from ddcat.hashing import sha256_of_bytes
+from ddcat.manifest import EngineEntry, Precision, Shapes, TensorEntry
+from ddcat_serve.engines.base import Built, GraphEngine, Outputs, check_names, check_precision, physical_cores
+from ddcat_serve.errors import EngineError
+
+__all__ = ["Hint", "OpenVinoGraph", "build", "cache_folder", "check_possible", "load"]
+
+Hint = Literal["latency", "throughput"]
+
+_DEVICE = "CPU"
+# In what the float layers of a graph are computed. It must be said: left alone, OpenVINO takes bf16 wherever the CPU has it.
+_FLOATS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+_PRECISIONS: dict[str, Precision] = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
+_DTYPES: dict[str, Literal["uint8", "float32"]] = {"u8": "uint8", "f32": "float32"}
+_CAPABILITIES: dict[Precision, str] = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
+
+
+class OpenVinoGraph:
+    """
+    An ONNX file compiled for a CPU: a `Graph`.
+
+    Parameters
+    ----------
+    content : bytes
+        The ONNX file. Input `image`: uint8 (N, H, W, 3); outputs as `Outputs` has them, by name.
+    precision : Precision
+    hint : "latency" or "throughput"
+        All threads compute one batch, or each stream of fewer threads one image of it.
+    threads : int, optional
+        The physical cores by default.
+    cache : Path, optional
+        A folder for compiled models, which nobody else can write to.
+
+    Raises
+    ------
+    EngineError
+        Where OpenVINO does not load it, or another precision is in effect.
+    """
+
+    def __init__(
+        self,
+        content: bytes,
+        *,
+        precision: Precision,
+        hint: Hint = "latency",
+        threads: int | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": _FLOATS[precision],
+            "PERFORMANCE_HINT": hint.upper(),
+            "INFERENCE_NUM_THREADS": physical_cores() if threads is None else threads,
+        }
+        if cache is not None:
+            settings["CACHE_DIR"] = str(cache)
+        core = ov.Core()
+        try:
+            model = core.read_model(content)
+            self.inputs = tuple(map(_entry, model.inputs))
+            self.outputs = tuple(map(_entry, model.outputs))
+            compiled = core.compile_model(model, _DEVICE, settings)
+        except RuntimeError as cause:
+            raise EngineError(f"OpenVINO does not load the graph: {_reason(cause)}") from cause
+        self._names = [entry.name for entry in self.outputs]
+        check_names([entry.name for entry in self.inputs], self._names)
+        check_precision(_precision(compiled), precision, "OpenVINO")
+        self._requests: Any = ov.AsyncInferQueue(compiled, 1 if hint == "latency" else 0)  # 0: as many as it likes best
+        self._hint = hint
+        self.description: Mapping[str, str | int | bool] = {
+            "runtime": f"openvino {ov.get_version()}",
+            "provider": _DEVICE,
+            "precision": precision,
+            "float_precision": _FLOATS[precision],
+            "hint": hint,
+            "threads": compiled.get_property("INFERENCE_NUM_THREADS"),
+            "streams": compiled.get_property("NUM_STREAMS"),
+            "pinning": compiled.get_property("ENABLE_CPU_PINNING"),
+            "cache": cache is not None,
+        }
+
+    def run(self, images: npt.NDArray[Any]) -> Outputs:
+        """Run the graph: see `Graph.run`."""
+        if self._requests is None:
+            raise EngineError("the engine is closed")
+        if images.dtype != np.uint8:  # it would be converted without a word
+            raise EngineError(f"OpenVINO failed on images of {images.dtype}: uint8 would be right")
+        size = len(images) if self._hint == "latency" else 1
+        parts: dict[int, dict[str, npt.NDArray[Any]]] = {}
+
+        def keep(request: Any, first: int) -> None:
+            parts[first] = {name: request.get_tensor(name).data.copy() for name in self._names}
+
+        self._requests.set_callback(keep)
+        try:
+            for first in range(0, len(images), size):
+                self._requests.start_async({"image": np.ascontiguousarray(images[first : first + size])}, first)
+            self._requests.wait_all()
+        except RuntimeError as cause:
+            raise EngineError(f"OpenVINO failed on images of shape {images.shape}: {_reason(cause)}") from cause
+        return Outputs(**{name: np.concatenate([parts[first][name] for first in sorted(parts)]) for name in self._names})
+
+    def close(self) -> None:
+        """Free the compiled model."""
+        self._requests = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+
+def check_possible(precision: Precision) -> None:
+    """Refuse what cannot run: see `ddcat_serve.engines.check_possible`."""
+    capabilities = ov.Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+    if _CAPABILITIES[precision] not in capabilities:
+        possible = [name for name, capability in _CAPABILITIES.items() if capability in capabilities]
+        raise EngineError(
+            f"OpenVINO does not compute in {precision} on this CPU, which lacks the instructions, only in "
+            f"{' and '.join(possible)}"
+        )
+
+
+def build(graph: bytes, *, file: str, precision: Precision, shapes: Shapes, hint: Hint = "latency") -> Built:
+    """
+    Compile a graph to find out what it is: see `ddcat_serve.engines.build_engine`.
+
+    Parameters
+    ----------
+    hint : "latency" or "throughput"
+        What the engine is to be good at.
+    """
+    with OpenVinoGraph(graph, precision=precision, hint=hint) as opened:
+        entry = EngineEntry(
+            name="openvino",
+            file=file,
+            graph=file,
+            requested_precision=precision,
+            effective_precision=precision,
+            provider=_DEVICE,
+            options={"hint": hint},
+        )
+        return Built({}, entry, opened.inputs, opened.outputs)
+
+
+def load(bundle: Bundle, *, threads: int | None = None) -> GraphEngine:
+    """Load a verified bundle: see `ddcat_serve.engines.open_engine`."""
+    entry = bundle.manifest.engine
+    check_possible(entry.effective_precision)
+    content = bundle.files[entry.file]
+    graph = OpenVinoGraph(
+        content,
+        precision=entry.effective_precision,
+        hint=_hint(entry.options.get("hint")),
+        threads=threads,
+        cache=cache_folder(content),
+    )
+    return GraphEngine(graph, bundle.manifest)
+
+
+def cache_folder(content: bytes) -> Path | None:
+    """
+    Give the folder in which a graph's compiled forms are kept, in the user's own cache.
+
+    OpenVINO finds a form again by a short hash that is not made to withstand anybody, and runs it as it is. So every graph has
+    a folder of its own, named by its SHA-256: a bundle can leave nothing that another one would run.
+
+    Parameters
+    ----------
+    content : bytes
+        The ONNX file.
+
+    Returns
+    -------
+    Path, or None where no folder can be made there.
+
+    Raises
+    ------
+    EngineError
+        Where others than the user can write to it.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "ddcat" / "openvino" / sha256_of_bytes(content)
+    try:
+        for made in (folder.parent.parent, folder.parent, folder):
+            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return None
+    for made in (folder.parent.parent, folder.parent, folder):
+        found = made.stat()
+        if found.st_mode & 0o022 or found.st_uid != os.getuid():
+            raise EngineError(f"{made} keeps compiled models, but others can write to it: remove it, or take their right away")
+    return folder
+
+
+def _precision(compiled: Any) -> str:
+    """In what a compiled model computes: as most of its convolutions do, for what was asked for is only a hint."""
+    found: Counter[str] = Counter()
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        about = node.get_rt_info()
+        if "Convolution" in str(about["layerType"].astype(str)):
+            found[str(about["runtimePrecision"].astype(str))] += 1
+    kernels = found.most_common(1)[0][0] if found else "nothing"
+    floats = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    precision = _PRECISIONS.get(kernels, kernels)
+    return precision if precision == "int8" else _PRECISIONS.get(floats, floats)
+
+
+def _hint(option: str | int | bool | None) -> Hint:
+    return "throughput" if option == "throughput" else "latency"
+
+
+def _entry(port: Any) -> TensorEntry:
+    dtype = _DTYPES.get(port.element_type.get_type_name())
+    if dtype is None:
+        raise EngineError(f"{port.any_name} is {port.element_type}; a segmenter's inputs and outputs are uint8 and float32")
+    shape = tuple("?" if size.is_dynamic else size.get_length() for size in port.partial_shape)
+    return TensorEntry(name=port.any_name, dtype=dtype, shape=shape)
+
+
+def _reason(error: RuntimeError) -> str:
+    # the first lines are places in its source
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.startswith(("Exception from", "Check '"))), lines[0] if lines else "?")
