@@ -1,7 +1,7 @@
 """From a plan to adversarial images: every attack of the suites in one form."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,18 +87,19 @@ def attack(model: Model, plan: Plan, victims: Victims) -> Iterator[Found]:
     return PASSES[plan.name](model, plan, victims)
 
 
+def _given(plan: Plan, victims: Victims) -> dict[str, Any]:
+    return {
+        "epsilon": plan.epsilon,
+        "alpha": plan.alpha,
+        "steps": plan.counted[-1],
+        "start": plan.start,
+        "seeds": victims.seeds,
+        "stop_early": True,
+    }
+
+
 def _steps(model: Model, plan: Plan, victims: Victims) -> Iterator[Found]:
-    for steps, images, predictions in trajectory(
-        model,
-        victims.images,
-        victims.labels,
-        epsilon=plan.epsilon,
-        alpha=plan.alpha,
-        steps=plan.counted[-1],
-        start=plan.start,
-        seeds=victims.seeds,
-        stop_early=True,
-    ):
+    for steps, images, predictions in trajectory(model, victims.images, victims.labels, **_given(plan, victims)):
         if steps in plan.counted:
             yield Found(images, predictions)
 
@@ -107,18 +108,7 @@ def _weighted(make: Callable[..., Tensor]) -> Callable[[Model, Plan, Victims], I
     """Of an attack of which the last step alone is scored, for its weights depend on the number of steps."""
 
     def made(model: Model, plan: Plan, victims: Victims) -> Iterator[Found]:
-        images = make(
-            model,
-            victims.images,
-            victims.labels,
-            epsilon=plan.epsilon,
-            alpha=plan.alpha,
-            steps=plan.counted[-1],
-            start=plan.start,
-            seeds=victims.seeds,
-            stop_early=True,
-        )
-        yield Found(images, None)
+        yield Found(make(model, victims.images, victims.labels, **_given(plan, victims)), None)
 
     return made
 

@@ -119,7 +119,20 @@ class StepRatio(Ratio):
     baseline: Literal["released", "frugal"]
 
 
-class TrainStepResult(Strict):
+class Watched(Strict):
+    """What a measurement says of the machine that it ran on."""
+
+    load_before: float = Field(description="load average of the last minute when the measurement began")
+    load_after: float = Field(description="and when its last timed step ended; above the threads by what others did")
+    environment: Environment
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether others seem to have computed on the machine meanwhile."""
+        return self.load_before > _QUIET or self.load_after > self.environment.threads + _QUIET
+
+
+class TrainStepResult(Watched):
     """What `ddcat-bench train-step` found."""
 
     schema_version: Literal[1] = 1
@@ -139,17 +152,9 @@ class TrainStepResult(Strict):
     contenders: tuple[StepEntry, ...]
     ratios: tuple[StepRatio, ...]
     matrix_product_peak: dict[str, float] = Field(description="operations a second in each precision, as measured here")
-    load_before: float = Field(description="load average of the last minute when the measurement began")
-    load_after: float = Field(description="and when its last timed step ended; above the threads by what others did")
-    environment: Environment
-
-    @property
-    def disturbed(self) -> bool:
-        """Whether others seem to have computed on the machine meanwhile."""
-        return self.load_before > _QUIET or self.load_after > self.environment.threads + _QUIET
 
 
-class SweepResult(Strict):
+class SweepResult(Watched):
     """What `ddcat-bench attack --measure` found."""
 
     schema_version: Literal[1] = 1
@@ -170,11 +175,3 @@ class SweepResult(Strict):
     agreement: Fraction = Field(description="share of the pixels, over n = 0..7, with the same label in both")
     sea_steps: int = Field(description="of the SEA by which early stopping is judged, at 8/255")
     sea_seen: Fraction = Field(description="share of its forwards that were computed; the rest were of beaten images")
-    load_before: float = Field(description="load average of the last minute when the measurement began")
-    load_after: float
-    environment: Environment
-
-    @property
-    def disturbed(self) -> bool:
-        """Whether others seem to have computed on the machine meanwhile."""
-        return self.load_before > _QUIET or self.load_after > self.environment.threads + _QUIET
