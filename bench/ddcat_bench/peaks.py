@@ -1,8 +1,11 @@
 """The most that a machine gives, and the most that a training step takes."""
 
+import contextlib
 import multiprocessing
+import os
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -18,7 +21,8 @@ __all__ = ["MEMORY", "matrix_product_peak", "peak_memory"]
 MEMORY = {
     "cpu": (
         "Peak memory: the most that stayed resident (VmHWM) in a process that does nothing else, less what did before the "
-        "network was built."
+        "network was built. Its C library gives what is freed back at once: the figure is what tensors take, not how a heap is "
+        "fragmented, which changes from run to run."
     ),
     "cuda": "Peak memory: the most that tensors took on the device (max_memory_allocated) in a process that does nothing else.",
 }
@@ -26,6 +30,7 @@ MEMORY = {
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 _SIDE = {"cpu": 2048, "cuda": 8192}
 _PRODUCTS_WITHIN = 2.0  # seconds
+_GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # bytes; glibc reads them at its start
 
 
 def matrix_product_peak(precision: Precision, device: torch.device) -> float:
@@ -64,7 +69,8 @@ def peak_memory(plan: Plan, name: ContenderName) -> int | None:
     context = multiprocessing.get_context("spawn")  # a fork would have what this process has, and no device
     ours, its = context.Pipe(duplex=False)
     process = context.Process(target=_tell_peak, args=(its, plan, name), daemon=True)
-    process.start()
+    with _environment(_GIVE_BACK):
+        process.start()
     its.close()
     try:
         peak: int | None = ours.recv()
@@ -95,6 +101,18 @@ def _peak(plan: Plan, name: ContenderName) -> int | None:
             return torch.cuda.max_memory_allocated()
         after = resident("VmHWM")
     return None if before is None or after is None else after - before
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for the processes that are started meanwhile."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _wait(device: torch.device) -> None:

@@ -68,7 +68,9 @@ def main() -> None:
     }  # fmt: skip
     write_text(arguments.out, json.dumps(result, indent=2) + "\n")
     for what, medians in found.items():
-        told = ", ".join(f"{mode} {seconds:.4g} s ({medians['eager'] / seconds:.2f} times)" for mode, seconds in medians.items())
+        told = ", ".join(
+            f"{mode} {seconds:.4g} s ({medians['eager'] / seconds:.2f} times)" for mode, seconds in medians.items()
+        )
         print(f"{what}: {told}")
 
 
