@@ -3,17 +3,52 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from ddcat import signing
 from ddcat.errors import BundleError
 from ddcat.files import new_directory, write_bytes
 from ddcat.hashing import sha256_of_bytes
 from ddcat.manifest import FileEntry, Manifest, parse_manifest
 
-__all__ = ["MANIFEST", "PASSPORT", "Bundle", "entries", "open_bundle", "write_bundle"]
+__all__ = [
+    "ANYONE",
+    "INTEGRITY_ONLY",
+    "MANIFEST",
+    "PASSPORT",
+    "SIGNATURE",
+    "Bundle",
+    "Trust",
+    "entries",
+    "open_bundle",
+    "write_bundle",
+]
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
 PASSPORT = "passport.json"
-_BESIDE = {MANIFEST, PASSPORT, "report.html"}  # written by the gate, after the manifest that they speak of
+_BESIDE = {MANIFEST, SIGNATURE, PASSPORT, "report.html"}  # the last two by the gate, after the manifest that they speak of
+
+INTEGRITY_ONLY = "integrity only"
+
+
+class Trust(NamedTuple):
+    """
+    What must be shown of who wrote a bundle; nothing by default.
+
+    Attributes
+    ----------
+    public_key : Path, optional
+        In PEM; the manifest must be signed by its owner.
+    digests : tuple of str
+        The bundle must have one of them; () for any.
+    """
+
+    public_key: Path | None = None
+    digests: tuple[str, ...] = ()
+
+
+ANYONE = Trust()
 
 
 @dataclass(frozen=True)
@@ -29,12 +64,15 @@ class Bundle:
         SHA-256 of the manifest's bytes: it stands for the whole bundle.
     files : mapping of str to bytes
         The very bytes that were hashed; a runtime is given these, never the path.
+    trust : str
+        What is known of who wrote it, for a person.
     """
 
     path: Path
     manifest: Manifest
     digest: str
     files: Mapping[str, bytes]
+    trust: str = INTEGRITY_ONLY
 
 
 def entries(files: Mapping[str, bytes]) -> dict[str, FileEntry]:
@@ -42,7 +80,7 @@ def entries(files: Mapping[str, bytes]) -> dict[str, FileEntry]:
     return {name: FileEntry(sha256=sha256_of_bytes(files[name]), bytes=len(files[name])) for name in sorted(files)}
 
 
-def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
+def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, key: Path | None = None) -> Bundle:
     """
     Write a new bundle, whole or not at all.
 
@@ -53,24 +91,32 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> 
     manifest : Manifest
         Whose `files` are ``entries(files)``.
     files : mapping of str to bytes
+    key : Path, optional
+        Private key to sign the manifest with: see `ddcat.signing`.
     """
     if manifest.files != entries(files):
         raise BundleError(f"the manifest for {path} does not describe the files that were to be written")
+    content = manifest.to_bytes()
+    beside = (
+        {MANIFEST: content} if key is None else {MANIFEST: content, SIGNATURE: signing.sign(content, key, name=manifest.name)}
+    )
     with new_directory(path) as aside:
-        for name, content in files.items():
-            write_bytes(aside / name, content)
-        write_bytes(aside / MANIFEST, manifest.to_bytes())
+        for name, data in {**files, **beside}.items():
+            write_bytes(aside / name, data)
     return open_bundle(path)
 
 
-def open_bundle(path: Path) -> Bundle:
+def open_bundle(path: Path, trust: Trust = ANYONE) -> Bundle:
     """
-    Read a bundle and check it: integrity only, for whoever can change a file can change its hash beside it.
+    Read a bundle and check it: first that it is from whom it should be, then every byte.
+
+    Without a public key or a digest that is integrity only, for whoever can change a file can change its hash beside it.
 
     Raises
     ------
     BundleError
-        Where there is no bundle, or a file is missing, altered or not listed in the manifest.
+        Where there is no bundle, it is not shown to be from whom it should be, or a file is missing, altered or not listed in
+        the manifest.
     """
     if not path.is_dir():
         raise BundleError(f"{path} is not a directory: a bundle is the directory that ddcat-export writes")
@@ -78,13 +124,34 @@ def open_bundle(path: Path) -> Bundle:
         content = (path / MANIFEST).read_bytes()
     except OSError as cause:
         raise BundleError(f"{path} holds no readable {MANIFEST}: a bundle is what ddcat-export writes") from cause
+    digest = sha256_of_bytes(content)
+    known = _check_trust(path, content, digest, trust)
     manifest = parse_manifest(content, str(path / MANIFEST))
     present = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()}
     surplus = sorted(present - _BESIDE - set(manifest.files))
     if surplus:
         raise BundleError(f"{path / surplus[0]} is not listed in the bundle's manifest: remove it, or export again")
     files = {name: _read(path / name, entry) for name, entry in manifest.files.items()}
-    return Bundle(path, manifest, sha256_of_bytes(content), files)
+    return Bundle(path, manifest, digest, files, known)
+
+
+def _check_trust(path: Path, content: bytes, digest: str, trust: Trust) -> str:
+    known = []
+    if trust.digests:
+        if digest not in trust.digests:
+            raise BundleError(f"{path} has digest {digest}, and not the expected {' or '.join(trust.digests)}: do not run it")
+        known.append("the digest is the expected one")
+    if trust.public_key is not None:
+        try:
+            signature = (path / SIGNATURE).read_bytes()
+        except OSError as cause:
+            raise BundleError(f"{path} is not signed, it has no readable {SIGNATURE}: ddcat-export --sign KEY signs") from cause
+        signing.verify(content, signature, trust.public_key, where=str(path))
+        known.append(f"the signature is by the owner of {trust.public_key}")
+    if known:
+        return "; ".join(known)
+    signed = "its signature was not checked" if (path / SIGNATURE).exists() else "not signed"
+    return f"{INTEGRITY_ONLY}: {signed}"
 
 
 def _read(path: Path, entry: FileEntry) -> bytes:

@@ -1,14 +1,25 @@
-"""What all console commands share: sizes are written alike, and an error is one clear line and exit status 2, no traceback."""
+"""What all console commands share: options are written alike, an error is one clear line and exit status 2, no traceback."""
 
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
 
 from ddcat.errors import DdcatError
 
-__all__ = ["REFUSED", "parse_size", "run"]
+__all__ = ["REFUSED", "ExpectDigest", "RequireSignature", "parse_size", "run"]
 
 REFUSED = 2  # exit status: refused, or bad input
+
+RequireSignature = Annotated[
+    Path | None, typer.Option(metavar="PUB", help="Refuse a bundle that the owner of this public key (PEM) did not sign.")
+]
+ExpectDigest = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SHA", help="Refuse a bundle of another digest; may be given again, for each bundle."),
+]
 
 
 def parse_size(text: str, *, otherwise: str = "") -> tuple[int, int]:

@@ -228,7 +228,7 @@ class Manifest(_Strict):
 
     @model_validator(mode="after")
     def _complete(self) -> "Manifest":
-        named = {self.engine.file: "the engine's file", self.engine.graph: "the engine's graph"}
+        named = {self.engine.graph: "the engine's graph", self.engine.file: "the engine's file"}
         if self.golden is not None:
             named[self.golden.file] = "the golden file"
         for file, what in named.items():

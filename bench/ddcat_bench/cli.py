@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ddcat import command
-from ddcat.command import parse_size
+from ddcat.command import ExpectDigest, RequireSignature, parse_size
 from ddcat_bench.attack_cli import attack
 from ddcat_bench.options import DataRoot, Limit, MovedCheckpoint, Split
 from ddcat_train.worker import launched, report_to_agent
@@ -34,6 +34,8 @@ def fidelity(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A new folder.", show_default="BUNDLE-fidelity beside the bundle")
     ] = None,
+    require_signature: RequireSignature = None,
+    expect_digest: ExpectDigest = None,
 ) -> None:
     """
     Compare an engine's labels with those of the PyTorch main branch, on clean and on attacked 8-bit images.
@@ -46,7 +48,7 @@ def fidelity(
 
     - `ddcat-bench fidelity model.bundle --checkpoint runs/old --data-root /data/camvid --limit 50`
     """
-    from ddcat.bundle import open_bundle
+    from ddcat.bundle import Trust, open_bundle
     from ddcat.files import check_vacant
     from ddcat.progress import progress
     from ddcat_bench.fidelity import compare
@@ -55,7 +57,7 @@ def fidelity(
     from ddcat_bench.tables import fidelity_markdown
     from ddcat_serve.engines import open_engine
 
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, Trust(require_signature, tuple(expect_digest or ())))
     folder = out or beside(bundle, "fidelity")
     check_vacant(folder)
     loaded = checkpoint_of(opened, checkpoint)
@@ -82,6 +84,8 @@ def speed(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A new folder.", show_default="BUNDLE-speed beside the bundle")
     ] = None,
+    require_signature: RequireSignature = None,
+    expect_digest: ExpectDigest = None,
 ) -> None:
     """
     Time an engine and eager PyTorch in turns: same process, images and threads; from uint8 images to uint8 labels.
@@ -96,7 +100,7 @@ def speed(
 
     - `ddcat-bench speed model.bundle --size 473x473 --repeats 100 --threads 4`
     """
-    from ddcat.bundle import open_bundle
+    from ddcat.bundle import Trust, open_bundle
     from ddcat.files import check_vacant
     from ddcat.progress import progress
     from ddcat_bench.memory import serving_peak
@@ -107,7 +111,7 @@ def speed(
     from ddcat_serve.engines import open_engine
     from ddcat_serve.engines.base import physical_cores
 
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, Trust(require_signature, tuple(expect_digest or ())))
     folder = out or beside(bundle, "speed")
     check_vacant(folder)
     loaded = checkpoint_of(opened, checkpoint)

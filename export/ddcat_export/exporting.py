@@ -35,7 +35,7 @@ _FILE = "model.onnx"
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Exported(Bundle):
     """
     A bundle that was just written.

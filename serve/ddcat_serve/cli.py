@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ddcat import command
+from ddcat.command import ExpectDigest, RequireSignature
 
 __all__ = ["app", "main"]
 
@@ -22,6 +23,8 @@ def run(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads that compute one batch.", show_default="the physical cores")
     ] = None,
+    require_signature: RequireSignature = None,
+    expect_digest: ExpectDigest = None,
 ) -> None:
     """
     Verify bundles and serve them over HTTP until SIGTERM or Ctrl-C.
@@ -34,25 +37,37 @@ def run(
     - `ddcat-serve run runs/camvid/bundle`
 
     - `ddcat-serve run one.bundle two.bundle --host 0.0.0.0 --port 80 --threads 4`
+
+    - `ddcat-serve run one.bundle --require-signature key.pub`
     """
+    from ddcat.bundle import Trust
     from ddcat_serve.server import serve
 
-    serve(bundles, host=host, port=port, threads=threads)
+    trust = Trust(require_signature, tuple(expect_digest or ()))
+    serve(bundles, host=host, port=port, threads=threads, trust=trust)
 
 
 @app.command()
-def inspect(bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat-export wrote.")]) -> None:
+def inspect(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat-export wrote.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: digest, trust, and the manifest as it is.")] = False,
+    require_signature: RequireSignature = None,
+    expect_digest: ExpectDigest = None,
+) -> None:
     """
     Verify a bundle and say what is in it.
 
     For example:
 
     - `ddcat-serve inspect runs/camvid/bundle`
-    """
-    from ddcat.bundle import open_bundle
-    from ddcat_serve.inspection import print_bundle
 
-    print_bundle(open_bundle(bundle))
+    - `ddcat-serve inspect runs/camvid/bundle --require-signature key.pub --json`
+    """
+    from ddcat.bundle import Trust, open_bundle
+    from ddcat_serve.inspection import print_bundle, print_json
+
+    opened = open_bundle(bundle, Trust(require_signature, tuple(expect_digest or ())))
+    (print_json if as_json else print_bundle)(opened)
 
 
 def main() -> None:

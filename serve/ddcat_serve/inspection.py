@@ -1,52 +1,121 @@
 """A bundle, for a person to read."""
 
+import json
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ddcat.bundle import PASSPORT, Bundle
-from ddcat.manifest import Range, TensorEntry
+from ddcat.bundle import INTEGRITY_ONLY, PASSPORT, Bundle
+from ddcat.manifest import EngineEntry, Golden, MainBranchProof, Manifest, Quantisation, Range, Shapes, TensorEntry
 
-__all__ = ["print_bundle"]
+__all__ = ["print_bundle", "print_json"]
+
+
+def print_json(bundle: Bundle) -> None:
+    """Print digest, trust and manifest as JSON."""
+    manifest = bundle.manifest.model_dump(mode="json")
+    print(json.dumps({"digest": bundle.digest, "trust": bundle.trust, "manifest": manifest}, indent=2))
 
 
 def print_bundle(bundle: Bundle) -> None:
     """Print what the manifest says."""
+    table = Table(title=f"{bundle.path}", show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, value in _rows(bundle).items():
+        table.add_row(what, Text(value))
+    console = Console()
+    console.print(table)
+    console.print("Every file is the one that the manifest names.")
+    if bundle.trust.startswith(INTEGRITY_ONLY):
+        console.print("Integrity only: nothing here proves who wrote it. --require-signature or --expect-digest would.")
+
+
+def _rows(bundle: Bundle) -> dict[str, str]:
     manifest = bundle.manifest
-    source, data, engine, shapes = manifest.source, manifest.data, manifest.engine, manifest.shapes
-    attack = "none" if source.attack is None else ", ".join(f"{key} {value}" for key, value in source.attack.items())
+    source, data = manifest.source, manifest.data
     trained = "imported" if source.step is None else f"step {source.step}"
     images = "" if data.images is None else f" of {data.images} images"
     mean, std = list(manifest.preprocessing.mean), list(manifest.preprocessing.std)
-    rows = {
+    return {
         "name": manifest.name,
-        "bundle": bundle.digest,
+        "digest": bundle.digest,
+        "trust": bundle.trust,
         "checkpoint": f"{source.checkpoint}, {trained}, SHA-256 {source.sha256}",
         "code": source.git_commit or "not from a checkout",
         "architecture": source.architecture,
         "method": source.method,
-        "attack in training": attack,
-        "main branch only": f"proven; {manifest.main_branch_only.spare_parameters} parameters of other branches left out",
+        "attack in training": _pairs(source.attack),
+        "main branch only": _proof(manifest.main_branch_only),
         "data": f"{data.name}, {data.split} split{images}, {data.root}",
         "classes": ", ".join(entry.name for entry in manifest.classes),
         "preprocessing": f"in the graph: (image / 255 - {mean}) / {std}",
         "inputs": _tensors(manifest.inputs),
         "outputs": _tensors(manifest.outputs),
-        "sizes": f"batch {_range(shapes.batch)}, height {_range(shapes.height)}, width {_range(shapes.width)}",
-        "engine": f"{engine.name}, {engine.provider}, {engine.effective_precision} "
-        f"({engine.requested_precision} asked for), opset {manifest.opset}",
+        "sizes": _sizes(manifest.shapes),
+        "engine": _engine(manifest),
+        "engine options": _pairs(manifest.engine.options),
+        "runs on": _device(manifest.engine),
+        "int8": _quantisation(manifest.quantisation),
+        "golden": _golden(manifest.golden),
         "files": "\n".join(f"{name}  {entry.bytes} bytes  {entry.sha256[:12]}" for name, entry in manifest.files.items()),
-        "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()) or "none noted",
+        "versions": _pairs(manifest.versions),
         "passport": "present" if (bundle.path / PASSPORT).exists() else "none: the bundle has not been judged",
     }
-    table = Table(title=f"{bundle.path}", show_header=False, title_justify="left")
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for what, value in rows.items():
-        table.add_row(what, Text(value))
-    console = Console()
-    console.print(table)
-    console.print("Every file is the one that the manifest names. Integrity only: nothing here proves who wrote it.")
+
+
+def _engine(manifest: Manifest) -> str:
+    engine = manifest.engine
+    return (
+        f"{engine.name}, {engine.provider}, {engine.effective_precision} ({engine.requested_precision} asked for), "
+        f"opset {manifest.opset}, loads {engine.file}, built from {engine.graph}"
+    )
+
+
+def _proof(proof: MainBranchProof) -> str:
+    return f"proven; {proof.spare_parameters} parameters of other branches left out"
+
+
+def _device(engine: EngineEntry) -> str:
+    device = engine.built_for
+    if device is None:
+        return "any machine that has the runtime"
+    return f"{device.name}, compute capability {device.compute_capability}, {device.runtime} (driver {device.driver}) alone"
+
+
+def _quantisation(found: Quantisation | None) -> str:
+    if found is None:
+        return "no: the graph is not quantised"
+    calibration, drop = found.calibration, found.drop
+    allowed = "no limit was set" if found.max_drop is None else f"{found.max_drop:g} points of mIoU were allowed"
+    attack = "" if calibration.attack is None else f" ({_pairs(calibration.attack)})"
+    floats = ", ".join(found.float_layers) or "none"
+    lines = [
+        f"{found.quantised_layers} layers in int8, {len(found.float_layers)} in float: {floats}",
+        f"calibrated on {calibration.images} {calibration.kind} images of the {calibration.split} split{attack}",
+    ]
+    if drop is None:
+        return "\n".join([*lines, f"its drop was not measured; {allowed}"])
+    measured = f"{drop.clean:.2f} points of clean and {drop.adversarial:.2f} of adversarial mIoU"
+    return "\n".join([*lines, f"it costs {measured} on {drop.images} images ({_pairs(drop.attack)}); {allowed}"])
+
+
+def _golden(golden: Golden | None) -> str:
+    if golden is None:
+        return "none"
+    return f"{golden.images} images and their adversarial ones ({_pairs(golden.attack)}), {golden.source}"
+
+
+def _sizes(shapes: Shapes) -> str:
+    if shapes.sizes is not None:
+        return f"batch {_range(shapes.batch)}, {', '.join(f'{height}x{width}' for height, width in shapes.sizes)}"
+    return f"batch {_range(shapes.batch)}, height {_range(shapes.height)}, width {_range(shapes.width)}"
+
+
+def _pairs(values: Mapping[str, object] | None) -> str:
+    return ", ".join(f"{key} {value}" for key, value in (values or {}).items()) or "none"
 
 
 def _tensors(entries: tuple[TensorEntry, ...]) -> str:

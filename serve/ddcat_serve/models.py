@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ddcat.bundle import Bundle, open_bundle
+from ddcat.bundle import ANYONE, Bundle, Trust, open_bundle
 from ddcat_serve.engines import Engine, Outputs, open_engine
 from ddcat_serve.engines.base import check_images
 from ddcat_serve.errors import EngineError, ServeError
@@ -57,7 +57,9 @@ class ServedModel:
 
 
 @contextlib.contextmanager
-def load_models(paths: Sequence[Path], *, threads: int | None = None) -> Iterator[dict[str, ServedModel]]:
+def load_models(
+    paths: Sequence[Path], *, threads: int | None = None, trust: Trust = ANYONE
+) -> Iterator[dict[str, ServedModel]]:
     """
     Verify, load and warm up bundles; close them at the end.
 
@@ -66,6 +68,8 @@ def load_models(paths: Sequence[Path], *, threads: int | None = None) -> Iterato
     paths : sequence of Path
     threads : int, optional
         Of each engine; the physical cores by default.
+    trust : Trust, optional
+        What must be shown of who wrote them.
 
     Yields
     ------
@@ -75,14 +79,14 @@ def load_models(paths: Sequence[Path], *, threads: int | None = None) -> Iterato
     Raises
     ------
     BundleError, EngineError
-        For a bundle that is not whole, or does not run.
+        For a bundle that is not whole or not to be trusted, or does not run.
     ServeError
         For two bundles of one name.
     """
     models: dict[str, ServedModel] = {}
     with contextlib.ExitStack() as stack:
         for path in paths:
-            bundle = open_bundle(path)
+            bundle = open_bundle(path, trust)
             name = bundle.manifest.name
             if name in models:
                 raise ServeError(

@@ -9,6 +9,7 @@ from types import FrameType
 
 import uvicorn
 
+from ddcat.bundle import Trust
 from ddcat_serve.app import create_app
 from ddcat_serve.errors import ServeError
 from ddcat_serve.models import load_models
@@ -17,7 +18,7 @@ from ddcat_serve.settings import read_settings
 __all__ = ["serve"]
 
 
-def serve(bundles: Sequence[Path], *, host: str, port: int, threads: int | None) -> None:
+def serve(bundles: Sequence[Path], *, host: str, port: int, threads: int | None, trust: Trust) -> None:
     """
     Serve bundles until SIGTERM or SIGINT, then leave the process with exit status 0.
 
@@ -30,6 +31,8 @@ def serve(bundles: Sequence[Path], *, host: str, port: int, threads: int | None)
         0 takes a free one; the line that says where it listens names it.
     threads : int or None
         Of each engine; None: the physical cores.
+    trust : Trust
+        What must be shown of who wrote the bundles.
 
     Raises
     ------
@@ -39,11 +42,11 @@ def serve(bundles: Sequence[Path], *, host: str, port: int, threads: int | None)
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
     settings = read_settings()
-    with _listen(host, port) as listener, load_models(bundles, threads=threads) as models:
+    with _listen(host, port) as listener, load_models(bundles, threads=threads, trust=trust) as models:
         config = uvicorn.Config(create_app(models, settings), log_level="warning", timeout_graceful_shutdown=30)
         for name, model in models.items():
             engine = ", ".join(f"{key} {value}" for key, value in model.engine.description.items())
-            print(f"{name}: bundle {model.bundle.digest} (integrity only: not signed)\n    {engine}")
+            print(f"{name}: bundle {model.bundle.digest} ({model.bundle.trust})\n    {engine}")
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         choice = f"?model={next(iter(models))}" if len(models) > 1 else ""
         print(f"listening at {address}")

@@ -2,71 +2,41 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ddcat.bundle import MANIFEST, entries, open_bundle, write_bundle
+from ddcat.bundle import MANIFEST, open_bundle, write_bundle
 from ddcat.errors import BundleError
 from ddcat.manifest import Manifest, Range, parse_manifest
 
-FILES = {"model.onnx": b"graph", "golden.safetensors": b"pictures"}
-SIDES = {axis: {"minimum": 1, "maximum": None} for axis in ("batch", "height", "width")}
-
-
-def manifest(**changes: Any) -> Manifest:
-    content: dict[str, Any] = {
-        "name": "scenes-ddcat",
-        "files": {name: entry.model_dump() for name, entry in entries(FILES).items()},
-        "source": {
-            "checkpoint": "runs/scenes-ddcat/best.safetensors",
-            "sha256": "0" * 64,
-            "git_commit": None,
-            "method": "ddcat",
-            "attack": {"epsilon": 0.03, "alpha": 0.01, "steps": 3, "start": "clean"},
-            "architecture": "resnet10 + pyramid",
-            "step": 100,
-        },
-        "main_branch_only": {"spare_parameters": 10, "bytes_unchanged": True},
-        "data": {"name": "scenes", "root": "x", "split": "val", "list_sha256": "1" * 64, "images": 3, "long_side": None},
-        "classes": [{"name": "road", "colour": [1, 2, 3]}, {"name": "sky", "colour": [4, 5, 6]}],
-        "preprocessing": {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
-        "shapes": SIDES,
-        "inputs": [{"name": "image", "dtype": "uint8", "shape": ["batch", "height", "width", 3]}],
-        "outputs": [{"name": "labels", "dtype": "uint8", "shape": ["batch", "height", "width"]}],
-        "opset": 20,
-        "engine": {
-            "name": "ort",
-            "file": "model.onnx",
-            "requested_precision": "fp32",
-            "effective_precision": "fp32",
-            "provider": "CPUExecutionProvider",
-        },
-        "versions": {"ddcat": "0.1.0"},
-    }
-    return Manifest.model_validate_json(json.dumps(content | changes))
+MakeManifest = Callable[..., Manifest]
+SIDE = {"minimum": 1, "maximum": None}
 
 
 @pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    return write_bundle(tmp_path / "bundle", manifest(), FILES).path
+def bundle(tmp_path: Path, make_manifest: MakeManifest, files: dict[str, bytes]) -> Path:
+    return write_bundle(tmp_path / "bundle", make_manifest(), files).path
 
 
-def test_what_was_written_is_read_back(bundle: Path) -> None:
+def test_what_was_written_is_read_back(bundle: Path, make_manifest: MakeManifest, files: dict[str, bytes]) -> None:
     opened = open_bundle(bundle)
-    assert opened.manifest == manifest()
-    assert opened.files == FILES
+    assert opened.manifest == make_manifest()
+    assert opened.files == files
     assert opened.digest == open_bundle(bundle).digest
     assert opened.manifest.class_table().palette == ((1, 2, 3), (4, 5, 6))
 
 
-def test_the_same_manifest_gives_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
-    again = write_bundle(tmp_path / "again", manifest(), dict(reversed(FILES.items())))
+def test_the_same_manifest_gives_the_same_bytes(
+    bundle: Path, tmp_path: Path, make_manifest: MakeManifest, files: dict[str, bytes]
+) -> None:
+    again = write_bundle(tmp_path / "again", make_manifest(), dict(reversed(files.items())))
     assert again.digest == open_bundle(bundle).digest
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ["model.onnx", "golden.safetensors"])
 @pytest.mark.parametrize("where", [0, -1])
 def test_a_changed_byte_is_refused(bundle: Path, name: str, where: int) -> None:
     content = bytearray((bundle / name).read_bytes())
@@ -106,19 +76,21 @@ def test_the_gate_may_put_its_passport_beside(bundle: Path) -> None:
         ({"main_branch_only": {"spare_parameters": 1, "bytes_unchanged": False}}, "bytes_unchanged"),
         ({"files": {}}, "engine's file"),
         ({"golden": {"file": "none", "images": 1, "source": "x", "attack": {}}}, "golden file"),
-        ({"shapes": {**SIDES, "sizes": [[2, 3]]}}, "ranges"),
+        ({"shapes": {"batch": SIDE, "height": SIDE, "width": SIDE, "sizes": [[2, 3]]}}, "ranges"),
     ],
 )
-def test_a_manifest_is_strict(change: dict[str, Any], message: str) -> None:
-    content = json.loads(manifest().to_bytes()) | change
+def test_a_manifest_is_strict(change: dict[str, Any], message: str, make_manifest: MakeManifest) -> None:
+    content = json.loads(make_manifest().to_bytes()) | change
     with pytest.raises(BundleError, match=message) as caught:
         parse_manifest(json.dumps(content).encode(), MANIFEST)
     assert "\n" not in str(caught.value)
 
 
-def test_no_bundle_is_written_whose_manifest_does_not_describe_it(tmp_path: Path) -> None:
+def test_no_bundle_is_written_whose_manifest_does_not_describe_it(
+    tmp_path: Path, make_manifest: MakeManifest, files: dict[str, bytes]
+) -> None:
     with pytest.raises(BundleError, match="does not describe"):
-        write_bundle(tmp_path / "bundle", manifest(), FILES | {"model.onnx": b"other"})
+        write_bundle(tmp_path / "bundle", make_manifest(), files | {"model.onnx": b"other"})
     assert not list(tmp_path.iterdir())
 
 

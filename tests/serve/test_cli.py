@@ -127,6 +127,27 @@ def test_inspect_says_what_is_in_it(bundle: Bundle) -> None:
         assert expected in result.stdout
 
 
+def test_inspect_as_json_is_the_manifest(bundle: Bundle) -> None:
+    found = json.loads(run_serve("inspect", bundle.path, "--json", "--expect-digest", bundle.digest).stdout)
+    assert found == {
+        "digest": bundle.digest,
+        "trust": "the digest is the expected one",
+        "manifest": json.loads(bundle.manifest.to_bytes()),
+    }
+
+
+@pytest.mark.parametrize("command", [["run", "--port", "0"], ["inspect"]])
+@pytest.mark.parametrize("wanted", ["digest", "signature"])
+def test_a_bundle_of_somebody_else_is_refused(bundle: Bundle, command: list[str], wanted: str, tmp_path: Path) -> None:
+    (bundle.path / "model.onnx").write_bytes(b"never read")
+    options = ["--expect-digest", "0" * 64] if wanted == "digest" else ["--require-signature", tmp_path / "key.pub"]
+    result = run_serve(command[0], bundle.path, *command[1:], *options)
+    assert (result.returncode, result.stdout) == (2, "")
+    said = f"has digest {bundle.digest}, and not the expected" if wanted == "digest" else "is not signed"
+    assert result.stderr.startswith(f"error: {bundle.path} {said}")
+    assert result.stderr.count("\n") == 1
+
+
 def test_help_is_light() -> None:
     program = (
         "import sys\nfrom ddcat_serve.cli import app\ntry:\n    app(['run', '--help'])\nexcept SystemExit:\n    pass\n"

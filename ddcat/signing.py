@@ -1,0 +1,106 @@
+"""
+Detached signatures of a bundle's manifest, which stands for the whole bundle by the hashes in it.
+
+The format is that of OpenSSF Model Signing, with a key pair and without a network: its own command verifies it, too.
+"""
+
+import importlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ddcat.errors import BundleError
+
+__all__ = ["check_key", "sign", "verify"]
+
+_KEYS = "a PEM file with a key on the curve P-256, P-384 or P-521, without a password, would be right"
+
+
+def check_key(key: Path) -> None:
+    """Refuse a private key that cannot sign, before the long work whose result it is to sign."""
+    sign(b"", key, name="check")
+
+
+def sign(manifest: bytes, key: Path, *, name: str) -> bytes:
+    """
+    Sign a manifest.
+
+    Parameters
+    ----------
+    manifest : bytes
+    key : Path
+        Private key in PEM, of an elliptic curve, without a password.
+    name : str
+        Of the model, as the signature calls it.
+
+    Returns
+    -------
+    bytes
+        A Sigstore bundle in JSON.
+
+    Raises
+    ------
+    BundleError
+        Where the library is not installed, or the key cannot be read or is of another kind.
+    """
+    signing = _library().signing
+    with tempfile.TemporaryDirectory() as folder:
+        signature = Path(folder) / ".signature"  # as no model is called
+        model = _as_model(manifest, Path(folder) / name)
+        try:
+            signing.Config().use_elliptic_key_signer(private_key=key).sign(model, signature)
+        except Exception as cause:  # its exceptions share no base
+            raise BundleError(f"cannot sign with {key} ({_first_line(cause)}): {_KEYS}") from cause
+        return signature.read_bytes()
+
+
+def verify(manifest: bytes, signature: bytes, public_key: Path, *, where: str) -> None:
+    """
+    Refuse a manifest that the owner of a key did not sign.
+
+    Parameters
+    ----------
+    manifest, signature : bytes
+        As they were read: what is verified is what is used.
+    public_key : Path
+        In PEM.
+    where : str
+        What was signed, for the error message.
+
+    Raises
+    ------
+    BundleError
+    """
+    verifying = _library().verifying
+    try:
+        config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
+    except Exception as cause:
+        raise BundleError(f"cannot verify with {public_key} ({_first_line(cause)}): {_KEYS}") from cause
+    with tempfile.TemporaryDirectory() as folder:
+        beside = Path(folder) / ".signature"
+        beside.write_bytes(signature)
+        try:
+            config.verify(_as_model(manifest, Path(folder) / "model"), beside)
+        except Exception as cause:
+            reason = _first_line(cause).partition(":")[0]  # what follows is hashes as raw bytes
+            raise BundleError(
+                f"{where} is not signed by the owner of {public_key} ({reason}): do not run it, and find out who wrote it"
+            ) from cause
+
+
+def _as_model(manifest: bytes, folder: Path) -> Path:
+    # the library hashes files: it is shown the very bytes that were read, not the place where they lie
+    folder.mkdir()
+    (folder / "manifest.json").write_bytes(manifest)
+    return folder
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("model_signing")  # an extra, and slow to import
+    except ImportError as cause:
+        raise BundleError(f'signatures need a library that is not installed ({cause}): pip install "ddcat[sign]"') from cause
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
