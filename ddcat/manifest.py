@@ -212,6 +212,9 @@ class Manifest(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the model's name at a server")
     files: dict[str, FileEntry]
     source: Source
+    rebuilt_from: Sha256 | None = Field(
+        default=None, description="digest of the bundle whose graph this is; None: exported from the checkpoint"
+    )
     main_branch_only: MainBranchProof
     data: DataSource
     classes: tuple[ClassEntry, ...] = Field(strict=False)
@@ -223,7 +226,7 @@ class Manifest(_Strict):
     opset: int = Field(ge=1)
     engine: EngineEntry
     quantisation: Quantisation | None = Field(default=None, description="None: the graph is not int8")
-    golden: Golden | None = Field(default=None, description="None: the data was not there when it was exported")
+    golden: Golden | None = Field(default=None, description="None: there are no golden images")
     versions: dict[str, str]
 
     @model_validator(mode="after")

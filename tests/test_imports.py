@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "ddcat_bench": {"ddcat", "ddcat_train", "ddcat_serve", "ddcat_bench"},
 }
 ENGINES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_bindings"}
-GROUND = {"numpy", "pydantic", "rich"}  # and the standard library
+GROUND = {"numpy", "pydantic", "rich", "typer"}  # and the standard library
 
 
 def imports(file: Path) -> Iterator[tuple[str, int]]:

@@ -3,13 +3,19 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from ddcat import command
-from ddcat.command import parse_size
+from ddcat.command import ExpectDigest, RequireSignature, parse_size
 from ddcat_export.errors import ExportError
+
+if TYPE_CHECKING:
+    from ddcat.bundle import Bundle
+    from ddcat.manifest import Precision
+    from ddcat_export.sweep import Sweep
+    from ddcat_serve.golden import Replay
 
 __all__ = ["app", "main"]
 
@@ -21,54 +27,143 @@ EPILOG = """
 `ddcat-export runs/camvid-ddcat --engine ort` takes the run's best checkpoint and images of any size from 33x33 on.
 
 `ddcat-export runs/camvid-ddcat/last.safetensors --engine ort --size 180x240 --logits --out bundles/camvid`
+
+`ddcat-export runs/camvid-ddcat --engine openvino --precision bf16 --size 180x240 --size 360x480 --sign key.pem`
+
+`ddcat-export bundles/camvid --engine trt --size 180x240` on the machine with the GPU: from the graph inside, without torch.
 """
 
 
 @app.command(epilog=EPILOG)
 def export(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint file, or a run directory.")],
-    engine: Annotated[str, typer.Option(help="Runtime to build for; this version builds ort (ONNX Runtime).")],
-    precision: Annotated[str, typer.Option(help="This version builds fp32.")] = "fp32",
-    size: Annotated[str, typer.Option(metavar="HxW|dynamic", help="Height and width of the images, or any.")] = "dynamic",
-    logits: Annotated[bool, typer.Option("--logits", help="Give the logits, at low resolution, beside the labels.")] = False,
+    source: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT|BUNDLE", help="A checkpoint file, a run directory, or another bundle.")
+    ],
+    engine: Annotated[str, typer.Option(help="ort (ONNX Runtime), openvino or trt (TensorRT).")],
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16, fp16 or int8.", show_default="fp32, or the bundle's")
+    ] = None,
     out: Annotated[
         Path | None,
+        typer.Option(metavar="BUNDLE", help="Directory to write.", show_default="in the run directory, or beside the bundle"),
+    ] = None,
+    size: Annotated[
+        list[str] | None,
         typer.Option(
-            metavar="BUNDLE", help="Directory to write.", show_default="bundle-ENGINE-PRECISION beside the checkpoint"
+            metavar="HxW|dynamic", help="Of the images; given again: a ladder.", show_default="dynamic, or the bundle's"
         ),
     ] = None,
+    max_batch: Annotated[int | None, typer.Option(min=1, help="Most images at once.", show_default="any; for trt 8")] = None,
+    logits: Annotated[bool, typer.Option("--logits", help="Give the logits, at low resolution, beside the labels.")] = False,
+    confidence: Annotated[
+        bool, typer.Option("--confidence", help="Give the probability of each pixel's label beside the labels.")
+    ] = False,
+    data_root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The data set's folder.", show_default="where it was in training")
+    ] = None,
+    sign: Annotated[Path | None, typer.Option(metavar="KEY", help="Sign with this private key (PEM, elliptic curve).")] = None,
+    require_signature: RequireSignature = None,
+    expect_digest: ExpectDigest = None,
 ) -> None:
     """
-    Export the main branch of a trained network into a bundle, proven to be that network.
+    Export the main branch of a trained network into a bundle, proven to be that network; or rebuild a bundle.
 
     The graph takes uint8 RGB images (N, H, W, 3) and gives uint8 labels (N, H, W); normalisation and argmax are inside. It is
     written only if it has the opset and types that were asked for, if its bytes are the same with NaN in all other heads, and
-    if ONNX Runtime computes with it what PyTorch computes, on images of many shapes.
-    """
-    sides = None if size == "dynamic" else parse_size(size, otherwise=" or dynamic")
-    folder = out or (checkpoint if checkpoint.is_dir() else checkpoint.parent) / f"bundle-{engine}-{precision}"
-    try:
-        from ddcat_export import exporting
-    except ImportError as cause:
-        raise ExportError(f'a library is not installed ({cause}): pip install "ddcat[train,export,cpu]"') from cause
+    if ONNX Runtime computes with it what PyTorch computes, on images of many shapes. The engine that is built from it must
+    label a few images, clean and attacked, as PyTorch does; they stay in the bundle with its labels.
 
+    From a BUNDLE, another engine is built from the graph inside: neither torch nor the checkpoint is needed.
+    """
+    sizes, chosen = _sizes(size or []), _precision(precision)
+    if (source / "manifest.json").is_file():
+        _refuse({"--logits": logits, "--confidence": confidence, "--data-root": data_root}, f"{source} is a bundle")
+        folder = out or source.parent / "-".join(filter(None, (source.resolve().name, engine, precision)))
+        with _missing("ddcat[export,serve]"):
+            from ddcat.bundle import Trust
+            from ddcat_export.rebuilding import rebuild
+        with _status() as progress:
+            made, replay = rebuild(
+                source, folder, engine=engine, precision=chosen, sizes=sizes, max_batch=max_batch, key=sign,
+                trust=Trust(require_signature, tuple(expect_digest or ())), progress=progress,
+            )  # fmt: skip
+        typer.echo(_told(made, "the bundle", replay))
+        return
+    _refuse({"--require-signature": require_signature, "--expect-digest": expect_digest}, f"{source} is no bundle")
+    chosen = chosen or "fp32"
+    folder = out or (source if source.is_dir() else source.parent) / f"bundle-{engine}-{chosen}"
+    with _missing("ddcat[train,export,cpu]"):
+        from ddcat_export import exporting
     with _status() as progress:
         done = exporting.export(
-            checkpoint, folder, engine=engine, precision=precision, size=sides, logits=logits, progress=progress
+            source, folder, engine=engine, precision=chosen, sizes=sizes, max_batch=max_batch, logits=logits,
+            confidence=confidence, data_root=data_root, key=sign, progress=progress,
+        )  # fmt: skip
+    typer.echo(_told(done.bundle, "PyTorch", done.replay, done.sweep))
+
+
+def _sizes(texts: list[str]) -> tuple[tuple[int, int], ...] | None:
+    if texts in ([], ["dynamic"]):
+        return None
+    return tuple(parse_size(text, otherwise=" or dynamic alone") for text in texts)
+
+
+def _precision(text: str | None) -> "Precision | None":
+    from ddcat.manifest import Precision
+
+    for known in get_args(Precision):
+        if text == known:
+            return known  # type: ignore[no-any-return]
+    if text is not None:
+        raise ExportError(f"--precision {text}: {', '.join(get_args(Precision))} would be right")
+    return None
+
+
+def _refuse(given: dict[str, object], because: str) -> None:
+    for option, value in given.items():
+        if value:
+            raise ExportError(f"{option} changes nothing here, for {because}: leave it out")
+
+
+def _told(bundle: "Bundle", reference: str, replay: "Replay | None", sweep: "Sweep | None" = None) -> str:
+    manifest = bundle.manifest
+    engine, golden = manifest.engine, manifest.golden
+    lines = [
+        f"{bundle.path}: {manifest.name}, {manifest.source.architecture}, {manifest.source.method}",
+        f"{engine.name} in {engine.effective_precision}, {engine.provider}, opset {manifest.opset}, "
+        f"{', '.join(f'{t.name} {t.dtype}' for t in (*manifest.inputs, *manifest.outputs))}",
+    ]
+    if sweep is not None:
+        shapes = ", ".join("x".join(map(str, shape)) for shape in sweep.shapes)
+        lines += [
+            f"main branch only: the bytes are the same with NaN in the {manifest.main_branch_only.spare_parameters} spare "
+            "parameters",
+            f"equal to PyTorch on shapes {shapes}: worst logit error {sweep.logit_error:.1e} of their standard deviation, "
+            f"{sweep.near_ties} of {sweep.pixels} labels differ (near ties)",
+        ]
+    if golden is not None:
+        compared = (
+            "nothing to compare with: no image of the other bundle has such a size"
+            if replay is None
+            else f"{replay.differing} of {replay.pixels} labels differ from those of {reference}"
         )
-    manifest, sweep = done.manifest, done.sweep
-    spare = manifest.main_branch_only.spare_parameters
-    shapes = ", ".join("x".join(map(str, shape)) for shape in sweep.shapes)
-    typer.echo(
-        f"{folder}: {manifest.name}, {manifest.source.architecture}, {manifest.source.method}\n"
-        f"opset {manifest.opset}, {', '.join(f'{t.name} {t.dtype}' for t in (*manifest.inputs, *manifest.outputs))}\n"
-        f"main branch only: the bytes are the same with NaN in the {spare} spare parameters\n"
-        f"equal to PyTorch on shapes {shapes}: worst logit error {sweep.logit_error:.1e} of their standard deviation, "
-        f"{sweep.near_ties} of {sweep.pixels} labels differ (near ties)\n"
-        f"digest {done.digest}\n"
-        f"next: ddcat-bench fidelity {folder}\n"
-        f"      ddcat-serve run {folder}"
+        lines.append(f"{golden.images} golden images, clean and attacked ({golden.source}): {compared}")
+    return "\n".join(
+        [
+            *lines,
+            f"digest {bundle.digest} ({bundle.trust})",
+            f"next: ddcat-bench fidelity {bundle.path}",
+            f"      ddcat-serve run {bundle.path}",
+        ]
     )
+
+
+@contextmanager
+def _missing(extras: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as cause:
+        raise ExportError(f'a library is not installed ({cause}): pip install "{extras}"') from cause
 
 
 @contextmanager

@@ -1,52 +1,45 @@
-"""From a checkpoint to a bundle: export the main branch, prove it, and write what is known about it."""
+"""From a checkpoint to a bundle: export the main branch, prove it, type it, and hand it on with what is known about it."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from ddcat import provenance
-from ddcat.bundle import Bundle, entries, write_bundle
+from ddcat.bundle import Bundle
 from ddcat.files import check_vacant
-from ddcat.manifest import (
-    ClassEntry,
-    DataSource,
-    EngineEntry,
-    MainBranchProof,
-    Manifest,
-    Preprocessing,
-    Range,
-    Shapes,
-    Source,
-)
+from ddcat.manifest import ClassEntry, DataSource, Precision, Preprocessing, Source
+from ddcat.signing import check_key
+from ddcat_export.assembling import Model, Progress, assemble, needed_graph, shapes_of_engine
 from ddcat_export.errors import ExportError
+from ddcat_export.golden_images import golden_images
 from ddcat_export.graph import MINIMUM_SIZE, OPSET, build_graph, prove_main_branch
 from ddcat_export.sweep import Sweep, shapes_of, sweep
-from ddcat_serve.engines.onnxruntime import open_graph
+from ddcat_serve.engines import check_possible
+from ddcat_serve.golden import Replay
 from ddcat_train.checkpoints import BEST, LAST, Checkpoint, load_checkpoint
-from ddcat_train.networks import Segmenter
 
 __all__ = ["Exported", "export"]
 
-_FILE = "model.onnx"
-_LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
-
-@dataclass(frozen=True, kw_only=True)
-class Exported(Bundle):
+class Exported(NamedTuple):
     """
-    A bundle that was just written.
+    A bundle that was just written, and what was found on the way; another machine rounds otherwise, so no manifest holds it.
 
     Attributes
     ----------
+    bundle : Bundle
     sweep : Sweep
-        How near the graph is to PyTorch on this machine; another one rounds otherwise, so the manifest does not hold it.
+        How near the graph is to PyTorch, on images of many shapes.
+    replay : Replay
+        How the engine's labels of the golden images differ from those of PyTorch.
     """
 
+    bundle: Bundle
     sweep: Sweep
+    replay: Replay
 
 
 def export(
@@ -54,10 +47,14 @@ def export(
     out: Path,
     *,
     engine: str = "ort",
-    precision: str = "fp32",
-    size: tuple[int, int] | None = None,
+    precision: Precision = "fp32",
+    sizes: tuple[tuple[int, int], ...] | None = None,
+    max_batch: int | None = None,
     logits: bool = False,
-    progress: Callable[[str], None] = lambda stage: None,
+    confidence: bool = False,
+    data_root: Path | None = None,
+    key: Path | None = None,
+    progress: Progress = lambda stage: None,
 ) -> Exported:
     """
     Export the main branch of a checkpoint into a new bundle, whole or not at all.
@@ -69,11 +66,17 @@ def export(
     out : Path
         Must not exist, or be an empty directory.
     engine, precision : str
-        This version builds "ort" at "fp32".
-    size : (height, width), optional
-        Of the images, in pixels, 33 x 33 at least; free from there on if not given. The batch is always free.
-    logits : bool
-        Give the logits at low resolution as a second output.
+        See `ddcat_serve.engines.check_possible`.
+    sizes : tuple of (height, width), optional
+        Of the images, in pixels, 33 x 33 at least; free from there on if not given.
+    max_batch : int, optional
+        See `shapes_of_engine`.
+    logits, confidence : bool
+        Give the logits at low resolution, and the probability of each label, as further outputs.
+    data_root : Path, optional
+        Where the data set lies now; where it lay in training by default.
+    key : Path, optional
+        Private key to sign the manifest with.
     progress : callable, optional
         Is told what is being done.
 
@@ -82,69 +85,78 @@ def export(
     ExportError
         Where the options are not possible, or the graph is not proven to be the main branch of the network.
     DdcatError
-        Where the checkpoint cannot be read, or `out` is taken or cannot be written.
+        Where the runtime cannot do it, the checkpoint or the data cannot be read, or `out` is taken or cannot be written.
     """
-    if (engine, precision) != ("ort", "fp32"):
-        raise ExportError(f"engine {engine} at {precision} cannot be built: this version builds engine ort at fp32")
-    if size is not None and min(size) < MINIMUM_SIZE:
-        raise ExportError(f"size {size[0]}x{size[1]} is too small: {MINIMUM_SIZE}x{MINIMUM_SIZE} or more would be right")
+    if confidence:
+        raise ExportError("this version's graphs give no confidence: leave --confidence out")
+    check_possible(engine, precision)
+    shapes = shapes_of_engine(engine, sizes, minimum=MINIMUM_SIZE, max_batch=max_batch)
     check_vacant(out)
+    if key is not None:
+        check_key(key)
     progress("reading the checkpoint")
     source = load_checkpoint(checkpoint)
     segmenter = source.segmenter()
+    data = _data(source, data_root)
+    progress("taking and attacking golden images")
+    golden = golden_images(segmenter, data, shapes, must_exist=data_root is not None)
     progress("exporting the main branch")
+    size = sizes[0] if sizes is not None and len(sizes) == 1 else None
     content = build_graph(segmenter, size=size, logits=logits)
     progress("exporting it once more, with NaN in all other heads")
     proof = prove_main_branch(segmenter, content, size=size, logits=logits)
     progress("comparing the graph with PyTorch")
     swept = sweep(content, segmenter, shapes_of(size))
-    files = {_FILE: content}
-    manifest = _describe(source, segmenter, files, proof, size)
-    return Exported(**vars(write_bundle(out, manifest, files)), sweep=swept)
-
-
-def _describe(
-    source: Checkpoint,
-    segmenter: Segmenter,
-    files: dict[str, bytes],
-    proof: MainBranchProof,
-    size: tuple[int, int] | None,
-) -> Manifest:
-    description = source.description
-    config, classes, val = description.config, description.classes, description.val
-    sides = [Range(minimum=MINIMUM_SIZE, maximum=None)] * 2 if size is None else [Range(minimum=s, maximum=s) for s in size]
-    with open_graph(files[_FILE]) as graph:
-        inputs, outputs, provider = graph.inputs, graph.outputs, str(graph.description["provider"])
-    return Manifest(
+    if needed_graph(engine, precision) != "fp32":
+        raise ExportError(f"this version makes no graph in {precision}")
+    model = Model(
+        graph=content,
         name=_name(source.path),
-        files=entries(files),
-        source=Source(
-            checkpoint=str(source.path.resolve()),
-            sha256=source.sha256(),
-            git_commit=provenance.git_commit(),
-            method=config.method.name,
-            attack=description.attack,
-            architecture=description.architecture,
-            step=description.step,
-        ),
+        source=_source(source),
         main_branch_only=proof,
-        data=DataSource(
-            name=config.data.name,
-            root=str(config.data.root),
-            split=config.data.val_split,
-            list_sha256=None if val is None else val.list_sha256,
-            images=None if val is None else val.images,
-            long_side=config.data.judged_long_side,
-        ),
-        classes=tuple(ClassEntry(name=n, colour=c) for n, c in zip(classes.names, classes.palette, strict=True)),
+        data=data,
+        classes=_classes(source),
         preprocessing=Preprocessing(mean=_decimals(segmenter.normalise.mean), std=_decimals(segmenter.normalise.std)),
-        shapes=Shapes(batch=Range(minimum=1, maximum=None), height=sides[0], width=sides[1]),
-        inputs=inputs,
-        outputs=outputs,
+        shapes=shapes,
         opset=OPSET,
-        engine=EngineEntry(name="ort", file=_FILE, requested_precision="fp32", effective_precision="fp32", provider=provider),
-        versions=provenance.versions(_LIBRARIES),
+        quantisation=None,
+        rebuilt_from=None,
+        golden=golden,
+        versions={},
     )
+    bundle, replay = assemble(out, model, engine=engine, precision=precision, key=key, progress=progress)
+    assert replay is not None  # for the type checker: PyTorch has labelled all golden images
+    return Exported(bundle, swept, replay)
+
+
+def _source(source: Checkpoint) -> Source:
+    description = source.description
+    return Source(
+        checkpoint=str(source.path.resolve()),
+        sha256=source.sha256(),
+        git_commit=provenance.git_commit(),
+        method=description.config.method.name,
+        attack=description.attack,
+        architecture=description.architecture,
+        step=description.step,
+    )
+
+
+def _data(source: Checkpoint, root: Path | None) -> DataSource:
+    config, val = source.description.config.data, source.description.val
+    return DataSource(
+        name=config.name,
+        root=str(root or config.root),
+        split=config.val_split,
+        list_sha256=None if val is None else val.list_sha256,
+        images=None if val is None else val.images,
+        long_side=config.judged_long_side,
+    )
+
+
+def _classes(source: Checkpoint) -> tuple[ClassEntry, ...]:
+    classes = source.description.classes
+    return tuple(ClassEntry(name=n, colour=c) for n, c in zip(classes.names, classes.palette, strict=True))
 
 
 def _name(checkpoint: Path) -> str:

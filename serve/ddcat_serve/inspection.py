@@ -44,6 +44,7 @@ def _rows(bundle: Bundle) -> dict[str, str]:
         "digest": bundle.digest,
         "trust": bundle.trust,
         "checkpoint": f"{source.checkpoint}, {trained}, SHA-256 {source.sha256}",
+        "rebuilt from": manifest.rebuilt_from or "no other bundle",
         "code": source.git_commit or "not from a checkout",
         "architecture": source.architecture,
         "method": source.method,

@@ -129,7 +129,7 @@ def test_another_split_is_said_or_refused(
 
 @pytest.mark.slow  # the export is
 def test_a_real_engine(run_directory: Path, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path) -> None:
-    bundle = export(run_directory, tmp_path / "real")
+    bundle = export(run_directory, tmp_path / "real").bundle
     with open_engine(bundle, threads=1) as engine:
         result = compare(bundle, engine, checkpoint_of(bundle), open_bundle_data(bundle))
     assert result.data.usual_split

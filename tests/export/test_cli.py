@@ -35,10 +35,12 @@ def tree(folder: Path) -> set[str]:
 
 def test_the_command_says_what_was_proven_and_what_comes_next(run: Path, bundle: Bundle, printed: str) -> None:
     for expected in (
-        "opset 20, image uint8, labels uint8, logits float32",
+        "ort in fp32, CPUExecutionProvider, opset 20, image uint8, labels uint8, logits float32",
         f"NaN in the {bundle.manifest.main_branch_only.spare_parameters} spare parameters",
         "on shapes 1x33x33, 2x33x65,",
         "worst logit error ",
+        "4 golden images, clean and attacked (generated noise and waves: the data set was not there): ",
+        "labels differ from those of PyTorch",
         f"digest {bundle.digest}",
         f"ddcat-bench fidelity {run / 'bundle-ort-fp32'}",
         f"ddcat-serve run {run / 'bundle-ort-fp32'}",
@@ -101,10 +103,24 @@ def damaged(run: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{run}", "--engine", "openvino"], "engine openvino at fp32 cannot be built: this version builds engine ort at fp32"),
-        (["{run}", "--engine", "trt"], "engine trt at fp32 cannot be built"),
-        (["{run}", "--engine", "ort", "--precision", "int8"], "engine ort at int8 cannot be built"),
-        (["{run}", "--engine", "ort", "--size", "64"], "--size 64: HEIGHTxWIDTH, such as 180x240, or dynamic would be right"),
+        (["{run}", "--engine", "tflite"], "this version has no engine 'tflite': it runs ort, openvino"),
+        (
+            ["{run}", "--engine", "ort", "--precision", "bf16"],
+            "ONNX Runtime does not compute in bf16 on a CPU, only in fp32 and",
+        ),
+        (["{run}", "--engine", "ort", "--precision", "fp8"], "--precision fp8: fp32, bf16, fp16, int8 would be right"),
+        (["{run}", "--engine", "ort", "--expect-digest", "0"], "--expect-digest changes nothing here, for {run} is no bundle"),
+        (
+            ["{run}", "--engine", "ort", "--out", "{tmp}/out", "--sign", "{tmp}/none.pem"],
+            "cannot sign with {tmp}/none.pem ([Errno 2] No such file",
+        ),
+        (["{run}", "--engine", "ort", "--out", "{tmp}/out", "--data-root", "{tmp}/none"], "{tmp}/none"),
+        (
+            ["{run}/bundle-ort-fp32", "--engine", "ort", "--logits"],
+            "--logits changes nothing here, for {run}/bundle-ort-fp32 is a",
+        ),
+        (["{run}", "--engine", "ort", "--size", "64"], "--size 64: HEIGHTxWIDTH, such as 180x240, or dynamic alone would be"),
+        (["{run}", "--engine", "ort", "--size", "dynamic", "--size", "64x64"], "--size dynamic: HEIGHTxWIDTH"),
         (["{run}", "--engine", "ort", "--size", "64x-3"], "--size 64x-3: HEIGHTxWIDTH"),
         (["{run}", "--engine", "ort", "--size", "32x64"], "size 32x64 is too small: 33x33 or more would be right"),
         (["{tmp}/nothing", "--engine", "ort"], "no such checkpoint: {tmp}/nothing"),
@@ -113,6 +129,7 @@ def damaged(run: Path, tmp_path: Path) -> Path:
 )
 def test_what_cannot_be_exported_is_one_line(
     run: Path,
+    bundle: Bundle,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -123,7 +140,7 @@ def test_what_cannot_be_exported_is_one_line(
     assert command(monkeypatch, *(argument.format(run=run, tmp=tmp_path) for argument in arguments)) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith(f"error: {message.format(tmp=tmp_path)}")
+    assert printed.err.startswith(f"error: {message.format(run=run, tmp=tmp_path)}")
     assert printed.err.count("\n") == 1
     assert (tree(run), tree(tmp_path)) == (before, set())
 
@@ -160,7 +177,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> pytest.MonkeyPatch
 def test_the_same_checkpoint_gives_the_same_manifest(
     quick: pytest.MonkeyPatch, run: Path, bundle: Bundle, tmp_path: Path
 ) -> None:
-    again = export(run, tmp_path / "bundle", logits=True).manifest
+    again = export(run, tmp_path / "bundle", logits=True).bundle.manifest
     source = again.source.model_copy(update={"git_commit": bundle.manifest.source.git_commit})  # of a checkout in use
     assert again.model_copy(update={"source": source}) == bundle.manifest
 
@@ -172,7 +189,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(quick: pytest.MonkeyPatch, run
     assert tree(tmp_path) == {"file"}
 
 
-@pytest.mark.parametrize("stage", ["build_graph", "prove_main_branch", "sweep", "write_bundle"])
+@pytest.mark.parametrize("stage", ["golden_images", "build_graph", "prove_main_branch", "sweep", "assemble"])
 def test_a_failure_at_any_stage_leaves_nothing(quick: pytest.MonkeyPatch, run: Path, tmp_path: Path, stage: str) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise ExportError(f"{stage} refuses")

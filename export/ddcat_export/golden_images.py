@@ -1,0 +1,98 @@
+"""Golden images of a checkpoint: a few of its data set, and what the paper's attack on its main branch makes of them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ddcat.manifest import DataSource, Shapes
+from ddcat_export.assembling import GoldenImages
+from ddcat_export.fitting import fit
+from ddcat_export.sweep import sample_images
+from ddcat_train.attacks import bim, to_8_bit
+from ddcat_train.data import open_dataset
+from ddcat_train.networks import Segmenter
+
+__all__ = ["golden_images"]
+
+U8 = npt.NDArray[np.uint8]
+
+_COUNT = 4
+_LARGEST = 256  # pixels a side, where the graph leaves the choice: the attack costs eight forward passes
+_ATTACK: dict[str, Any] = {"epsilon": 0.03, "alpha": 0.01, "steps": 3, "start": "clean"}
+
+
+def golden_images(segmenter: Segmenter, data: DataSource, shapes: Shapes, *, must_exist: bool) -> GoldenImages:
+    """
+    Take images, and attack them with BIM on the PyTorch main branch, against its own labels.
+
+    Parameters
+    ----------
+    segmenter : Segmenter
+        On the CPU, in eval() mode.
+    data : DataSource
+        Of the images; where its root is no folder, they are noise and waves.
+    shapes : Shapes
+        That the engine takes.
+    must_exist : bool
+        Refuse where the root is no folder.
+
+    Raises
+    ------
+    DataError
+    """
+    sizes = _sizes(shapes)
+    if must_exist or Path(data.root).is_dir():
+        pictures, source = _of_data(data, len(sizes))
+    else:
+        pictures = [sample_images((1, *(size or (_LARGEST, _LARGEST))), index)[0] for index, size in enumerate(sizes)]
+        source = "generated noise and waves: the data set was not there"
+    images = {}
+    for index, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
+        height, width = size or (min(side, _LARGEST) for side in picture.shape[:2])
+        clean = fit(picture, (max(height, shapes.height.minimum), max(width, shapes.width.minimum)))
+        images[f"clean.{index}"], images[f"adversarial.{index}"] = clean, _attacked(segmenter, clean)
+    expected = {name: _labels(segmenter, _planes(image))[0].to(torch.uint8).numpy() for name, image in images.items()}
+    return GoldenImages(images, expected, "fp32", source, {"name": "BIM", **_ATTACK, "against": "the network's own labels"})
+
+
+def _sizes(shapes: Shapes) -> list[tuple[int, int] | None]:
+    """One for each image; None: its own."""
+    ladder = shapes.sizes
+    if ladder is None:
+        fixed = shapes.height.maximum is not None and shapes.width.maximum is not None
+        return [(shapes.height.minimum, shapes.width.minimum)] * 2 if fixed else [None] * _COUNT
+    return [ladder[_spread(index, _COUNT, len(ladder))] for index in range(_COUNT)] if len(ladder) > _COUNT else [*ladder]
+
+
+def _of_data(data: DataSource, count: int) -> tuple[list[U8], str]:
+    dataset = open_dataset(data.name, Path(data.root), data.split, long_side=data.long_side)
+    samples = [dataset.read(_spread(index, count, len(dataset))) for index in range(count)]
+    return [sample.image for sample in samples], f"{data.name}, {data.split}: {', '.join(sample.name for sample in samples)}"
+
+
+def _spread(index: int, count: int, total: int) -> int:
+    """The place of one of `count` in `total`, from the first to the last."""
+    return index * (total - 1) // max(count - 1, 1)
+
+
+def _attacked(segmenter: Segmenter, clean: U8) -> U8:
+    images = _planes(clean)
+    adversarial = bim(lambda tried: _logits(segmenter, tried), images, _labels(segmenter, images), **_ATTACK)
+    return to_8_bit(adversarial, images)[0].permute(1, 2, 0).contiguous().numpy()
+
+
+def _planes(image: U8) -> Tensor:
+    return torch.from_numpy(image)[None].permute(0, 3, 1, 2).float() / 255  # (H, W, 3) -> (1, 3, H, W)
+
+
+def _labels(segmenter: Segmenter, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return _logits(segmenter, images).argmax(1)  # (N, H, W)
+
+
+def _logits(segmenter: Segmenter, images: Tensor) -> Tensor:
+    return segmenter.logits("main", segmenter.features(images))

@@ -1,0 +1,145 @@
+"""From a bundle to a bundle of another engine or precision: from the graph inside, without torch and without the checkpoint."""
+
+from pathlib import Path
+
+import onnx
+
+from ddcat.bundle import ANYONE, Bundle, Trust, open_bundle
+from ddcat.files import check_vacant
+from ddcat.manifest import Manifest, Precision, Range, Shapes
+from ddcat.signing import check_key
+from ddcat_export.assembling import Assembled, GoldenImages, Model, Progress, assemble, needed_graph, shapes_of_engine
+from ddcat_export.errors import ExportError
+from ddcat_export.fitting import fit
+from ddcat_serve.engines import check_possible
+from ddcat_serve.golden import read_golden
+
+__all__ = ["rebuild"]
+
+
+def rebuild(
+    source: Path,
+    out: Path,
+    *,
+    engine: str,
+    precision: Precision | None = None,
+    sizes: tuple[tuple[int, int], ...] | None = None,
+    max_batch: int | None = None,
+    key: Path | None = None,
+    trust: Trust = ANYONE,
+    progress: Progress = lambda stage: None,
+) -> Assembled:
+    """
+    Build another engine from the graph of a bundle, into a new bundle.
+
+    Parameters
+    ----------
+    source, out : Path
+        Bundles; `out` must not exist, or be an empty directory.
+    engine : str
+    precision : str, optional
+        That of the other bundle by default; only fp32 becomes another one.
+    sizes : tuple of (height, width), optional
+        The only ones that the engine is to take, of those that the other bundle takes; all of them by default.
+    max_batch : int, optional
+        See `shapes_of_engine`.
+    key : Path, optional
+        Private key to sign the new bundle with.
+    trust : Trust
+        What must be shown of who wrote the other one.
+    progress : callable
+        Is told what is being done.
+
+    Raises
+    ------
+    ExportError
+        Where the graph does not become what is asked for, or the new engine gives other labels.
+    DdcatError
+    """
+    check_vacant(out)
+    if key is not None:
+        check_key(key)
+    progress("verifying the bundle")
+    bundle = open_bundle(source, trust)
+    manifest = bundle.manifest
+    asked = precision or manifest.engine.effective_precision
+    check_possible(engine, asked)
+    shapes = _shapes(bundle, engine, sizes, max_batch)
+    graph = _graph(bundle, engine, asked, progress)
+    model = Model(
+        graph=graph,
+        name=manifest.name,
+        source=manifest.source,
+        main_branch_only=manifest.main_branch_only,
+        data=manifest.data,
+        classes=manifest.classes,
+        preprocessing=manifest.preprocessing,
+        shapes=shapes,
+        opset=_opset(graph),
+        quantisation=manifest.quantisation,
+        rebuilt_from=bundle.digest,
+        golden=_golden(bundle, shapes),
+        versions=manifest.versions,
+    )
+    return assemble(out, model, engine=engine, precision=asked, key=key, progress=progress)
+
+
+def _held(manifest: Manifest) -> Precision:
+    """Precision of the graph, which is not always that of its engine."""
+    if manifest.quantisation is not None:
+        return "int8"
+    engine = manifest.engine
+    return "fp32" if needed_graph(engine.name, engine.effective_precision) == "fp32" else engine.effective_precision
+
+
+def _graph(bundle: Bundle, engine: str, precision: Precision, progress: Progress) -> bytes:
+    content = bundle.files[bundle.manifest.engine.graph]
+    held, needed = _held(bundle.manifest), needed_graph(engine, precision)
+    if held == needed:
+        return content
+    if held != "fp32" or needed == "int8":
+        raise ExportError(
+            f"{bundle.path} holds a graph in {held}, from which none in {needed} can be made without the checkpoint: "
+            f"ddcat-export {bundle.manifest.source.checkpoint} --engine {engine} --precision {precision}"
+        )
+    raise ExportError(f"this version makes no graph in {needed}")
+
+
+def _shapes(bundle: Bundle, engine: str, sizes: tuple[tuple[int, int], ...] | None, max_batch: int | None) -> Shapes:
+    there = bundle.manifest.shapes
+    if sizes is None:
+        ends = (there.height.minimum, there.width.minimum)
+        only = there.sizes or ((ends,) if (there.height.maximum, there.width.maximum) == ends else None)
+        return shapes_of_engine(engine, only, minimum=min(ends), max_batch=max_batch or there.batch.maximum)
+    for height, width in sizes:
+        if height not in there.height or width not in there.width or (there.sizes and (height, width) not in there.sizes):
+            raise ExportError(f"{bundle.path} does not take {height}x{width}: a size that it takes would be right")
+    return shapes_of_engine(engine, sizes, minimum=1, max_batch=max_batch or there.batch.maximum)
+
+
+def _golden(bundle: Bundle, shapes: Shapes) -> GoldenImages:
+    known = bundle.manifest.golden
+    images, expected = {}, {}
+    for name, image, labels in read_golden(bundle):
+        size = _nearest(labels.shape, shapes)
+        images[name] = fit(image, size)
+        if size == labels.shape:  # what was cut has other surroundings, and other labels
+            expected[name] = labels
+    if known is None:
+        raise ExportError(f"{bundle.path} has no golden images: export again from the checkpoint")
+    return GoldenImages(images, expected, bundle.manifest.engine.effective_precision, known.source, known.attack)
+
+
+def _nearest(size: tuple[int, ...], shapes: Shapes) -> tuple[int, int]:
+    height, width = size
+    if shapes.sizes is not None:
+        return min(shapes.sizes, key=lambda other: abs(other[0] - height) + abs(other[1] - width))
+    return _within(height, shapes.height), _within(width, shapes.width)
+
+
+def _within(side: int, allowed: Range) -> int:
+    return max(allowed.minimum, side if allowed.maximum is None else min(side, allowed.maximum))
+
+
+def _opset(content: bytes) -> int:
+    return next(int(entry.version) for entry in onnx.load_model_from_string(content).opset_import if not entry.domain)

@@ -1,0 +1,141 @@
+"""Golden images: what an engine said when it was exported, to compare with what it says now."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from ddcat.bundle import Bundle
+from ddcat_serve.engines.base import Engine, Images
+from ddcat_serve.errors import EngineError
+
+__all__ = ["FILE", "Example", "Replay", "compare", "label_images", "pack", "read_golden", "replay"]
+
+FILE = "golden.safetensors"
+
+
+class Example(NamedTuple):
+    """
+    An image and the labels that an engine gave it.
+
+    Attributes
+    ----------
+    name : str
+        "clean.N" or "adversarial.N": the two of one number are one picture.
+    image : (H, W, 3) uint8
+    labels : (H, W) uint8
+    """
+
+    name: str
+    image: Images
+    labels: Images
+
+
+class Replay(NamedTuple):
+    """
+    How far labels are from the golden ones.
+
+    Attributes
+    ----------
+    pixels, differing : int
+        Of all images.
+    worst : str
+        The image of the largest share of differing pixels.
+    worst_share : float
+        That share, in [0, 1].
+    """
+
+    pixels: int
+    differing: int
+    worst: str
+    worst_share: float
+
+    @property
+    def share(self) -> float:
+        """Share of all pixels that differ, in [0, 1]."""
+        return self.differing / self.pixels
+
+
+def label_images(engine: Engine, images: Mapping[str, Images]) -> tuple[Example, ...]:
+    """
+    Let an engine label images, one by one.
+
+    Parameters
+    ----------
+    engine : Engine
+    images : mapping of str to (H, W, 3) uint8
+        By the names of `Example`.
+    """
+    return tuple(Example(name, image, engine.infer(image[None]).labels[0]) for name, image in images.items())
+
+
+def pack(examples: Iterable[Example]) -> bytes:
+    """Write examples as safetensors; the same examples give the same bytes."""
+    tensors = {}
+    for name, image, labels in examples:
+        tensors[f"{name}.image"], tensors[f"{name}.labels"] = np.ascontiguousarray(image), np.ascontiguousarray(labels)
+    return safetensors.numpy.save(tensors)
+
+
+def read_golden(bundle: Bundle) -> tuple[Example, ...]:
+    """
+    Read the golden images of a bundle; () where it has none.
+
+    Raises
+    ------
+    EngineError
+        Where the file is not what `pack` writes.
+    """
+    golden = bundle.manifest.golden
+    if golden is None:
+        return ()
+    try:
+        tensors = safetensors.numpy.load(bundle.files[golden.file])
+    except SafetensorError as cause:
+        raise EngineError(f"{bundle.path / golden.file} is no safetensors file ({cause}): export again") from cause
+    examples = []
+    for key in sorted(key for key in tensors if key.endswith(".image")):
+        name, image, labels = key.removesuffix(".image"), tensors[key], tensors.get(f"{key.removesuffix('.image')}.labels")
+        if labels is None or {image.dtype, labels.dtype} != {np.dtype(np.uint8)} or image.shape != (*labels.shape, 3):
+            raise EngineError(f"{bundle.path / golden.file} holds no labels of the form of {key}: export again")
+        examples.append(Example(name, image, labels))
+    if len(examples) != 2 * golden.images or 2 * len(examples) != len(tensors):
+        raise EngineError(
+            f"{bundle.path / golden.file} holds {len(examples)} images, where the manifest says {golden.images} and as many "
+            "adversarial ones: export again"
+        )
+    return tuple(examples)
+
+
+def replay(engine: Engine, examples: Iterable[Example]) -> Replay:
+    """
+    Compare an engine's labels with golden ones.
+
+    On another machine some near ties fall the other way; how many may is for the caller to say.
+
+    Parameters
+    ----------
+    engine : Engine
+    examples : iterable of Example
+        One at least.
+    """
+    expected = {example.name: example for example in examples}
+    found = label_images(engine, {name: example.image for name, example in expected.items()})
+    return compare(found, {name: example.labels for name, example in expected.items()})
+
+
+def compare(found: Iterable[Example], expected: Mapping[str, Images]) -> Replay:
+    """Compare the labels of examples with those that are expected of their names; others are not looked at."""
+    pixels = differing = 0
+    worst, worst_share = "", -1.0
+    for name, _, labels in found:
+        if name in expected:
+            wrong = labels != expected[name]
+            pixels, differing = pixels + wrong.size, differing + int(wrong.sum())
+            if wrong.mean() > worst_share:
+                worst, worst_share = name, float(wrong.mean())
+    if not pixels:
+        raise EngineError("there is no golden image to compare with")
+    return Replay(pixels, differing, worst, worst_share)

@@ -1,0 +1,122 @@
+"""From a bundle to a bundle, without torch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddcat.bundle import Bundle, Trust, entries, open_bundle, write_bundle
+from ddcat.errors import BundleError, DdcatError
+from ddcat_export import assembling
+from ddcat_export.errors import ExportError
+from ddcat_export.rebuilding import rebuild
+from ddcat_serve.engines import open_engine
+from ddcat_serve.errors import EngineError, InputError
+from ddcat_serve.golden import pack, read_golden, replay
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from ddcat_export.cli import main
+main()
+"""
+
+
+def test_the_command_needs_no_torch(bundle: Bundle, tmp_path: Path) -> None:
+    line = [sys.executable, "-c", WITHOUT_TORCH, bundle.path, "--engine", "openvino", "--out", tmp_path / "rebuilt"]
+    done = subprocess.run([*map(str, line)], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    made = open_bundle(tmp_path / "rebuilt")
+    for said in ("openvino in fp32, CPU", "labels differ from those of the bundle", made.digest):
+        assert said in done.stdout
+    assert made.manifest.engine.name == "openvino"
+    assert made.manifest.rebuilt_from == bundle.digest
+    kept = {"name", "source", "main_branch_only", "data", "classes", "preprocessing", "opset", "quantisation"}
+    assert made.manifest.model_dump(include=kept) == bundle.manifest.model_dump(include=kept)
+    assert made.files["model.onnx"] == bundle.files["model.onnx"]
+    with open_engine(made, threads=1) as engine:
+        assert replay(engine, read_golden(made)).differing == 0  # its own labels
+
+
+def test_the_same_engine_again_gives_the_same_labels(bundle: Bundle, tmp_path: Path) -> None:
+    made, found = rebuild(bundle.path, tmp_path / "rebuilt", engine="ort")
+    assert found is not None
+    assert (found.differing, found.pixels) == (0, sum(labels.size for _, _, labels in read_golden(bundle)))
+    assert made.files == bundle.files
+
+
+def test_bf16_of_openvino_keeps_the_fp32_graph(bundle: Bundle, tmp_path: Path) -> None:
+    try:
+        made, _ = rebuild(bundle.path, tmp_path / "bf16", engine="openvino", precision="bf16")
+    except EngineError as cause:
+        pytest.skip(f"bf16 is not of this CPU: {cause}")
+    assert made.manifest.engine.effective_precision == "bf16"
+    back, found = rebuild(made.path, tmp_path / "back", engine="ort", precision="fp32")
+    assert back.files["model.onnx"] == bundle.files["model.onnx"]
+    assert found is not None
+    assert 0 < found.share < 0.25  # of the labels that bf16 gave
+
+
+def test_a_ladder_of_a_graph_of_any_size(bundle: Bundle, tmp_path: Path) -> None:
+    made, found = rebuild(bundle.path, tmp_path / "ladder", engine="ort", sizes=((64, 48), (40, 40)), max_batch=2)
+    assert found is None  # no golden image has such a size
+    assert made.manifest.shapes.sizes == ((40, 40), (64, 48))
+    assert {labels.shape for _, _, labels in read_golden(made)} == {(64, 48)}  # the nearest to what they were
+    with open_engine(made, threads=1) as engine:
+        assert engine.infer(np.zeros((2, 40, 40, 3), np.uint8)).labels.shape == (2, 40, 40)
+        for shape in ((3, 40, 40, 3), (1, 48, 64, 3)):
+            with pytest.raises(InputError):
+                engine.infer(np.zeros(shape, np.uint8))
+    with pytest.raises(ExportError, match="does not take 40x48"):
+        rebuild(made.path, tmp_path / "no", engine="ort", sizes=((40, 48),))
+    again, found = rebuild(made.path, tmp_path / "again", engine="ort")
+    assert again.manifest.shapes == made.manifest.shapes
+    assert found is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"engine": "ort", "precision": "int8"}, ExportError, r"holds a graph in fp32, .* int8 .* ddcat-export .*best\.safe"),
+        ({"engine": "ort", "precision": "fp16"}, EngineError, "does not compute in fp16 on a CPU, only in fp32 and int8"),
+        ({"engine": "none"}, EngineError, "no engine 'none'"),
+        ({"engine": "ort", "trust": Trust(digests=("0" * 64,))}, BundleError, "not the expected"),
+        ({"engine": "ort", "key": Path("no.pem")}, BundleError, r"cannot sign with no\.pem"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(
+    bundle: Bundle, tmp_path: Path, options: dict, error: type[DdcatError], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assembling, "build_engine", None)  # what is slow is never reached
+    with pytest.raises(error, match=message):
+        rebuild(bundle.path, tmp_path / "rebuilt", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_that_gives_other_labels_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    golden = read_golden(bundle)
+    false = golden[0].labels.copy()
+    false[: len(false) // 2] += 1
+    files = {**bundle.files, "golden.safetensors": pack([golden[0]._replace(labels=false), *golden[1:]])}
+    other = write_bundle(tmp_path / "other", bundle.manifest.model_copy(update={"files": entries(files)}), files)
+    with pytest.raises(ExportError, match=rf"is not the model: .*50 % of {golden[0].name}; 0.2 % is tolerated at fp32"):
+        rebuild(other.path, tmp_path / "rebuilt", engine="ort")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_a_tampered_bundle_is_not_rebuilt(bundle: Bundle, tmp_path: Path) -> None:
+    copy = write_bundle(tmp_path / "copy", bundle.manifest, bundle.files)
+    (copy.path / "model.onnx").write_bytes(b"evil")
+    with pytest.raises(BundleError, match=r"model\.onnx is not the file that was exported"):
+        rebuild(copy.path, tmp_path / "rebuilt", engine="ort")
+
+
+def test_a_manifest_of_another_schema_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    copy = write_bundle(tmp_path / "copy", bundle.manifest, bundle.files)
+    content = json.loads((copy.path / "manifest.json").read_text()) | {"schema_version": 3}
+    (copy.path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(BundleError, match="schema_version 3, and this ddcat reads 2"):
+        rebuild(copy.path, tmp_path / "rebuilt", engine="ort")
