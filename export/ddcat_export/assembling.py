@@ -28,9 +28,20 @@ from ddcat_serve import golden
 from ddcat_serve.engines import build_engine, open_engine
 from ddcat_serve.golden import Example, Replay
 
-__all__ = ["GRAPH", "Assembled", "GoldenImages", "Model", "Progress", "assemble", "needed_graph", "shapes_of_engine"]
+__all__ = [
+    "CPU_GRAPH",
+    "GRAPH",
+    "Assembled",
+    "GoldenImages",
+    "Model",
+    "Progress",
+    "assemble",
+    "needed_graph",
+    "shapes_of_engine",
+]
 
 GRAPH = "model.onnx"
+CPU_GRAPH = "model.cpu.onnx"  # an int8 graph with unsigned activations, which ONNX Runtime is quick with on x86
 _LIBRARIES = (
     "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "tensorrt", "cuda-python", "numpy",
     "safetensors",
@@ -71,17 +82,18 @@ class GoldenImages:
 @dataclass(frozen=True)
 class Model:
     """
-    A typed graph and what its bundle says of it, whatever its engine: see `Manifest`.
+    Typed graphs and what their bundle says of them, whatever its engine: see `Manifest`.
 
     Attributes
     ----------
-    graph : bytes
+    graphs : mapping of str to bytes
+        `GRAPH`, and `CPU_GRAPH` where there is one.
     golden : GoldenImages
     versions : dict of str to str
         Of what has made the graph, where that is not this process.
     """
 
-    graph: bytes
+    graphs: Mapping[str, bytes]
     name: str
     source: Source
     main_branch_only: MainBranchProof
@@ -178,7 +190,9 @@ def assemble(
         Where the runtime refuses, or `out` cannot be written.
     """
     progress(f"building the engine, {engine} {precision}")
-    built = build_engine(engine, model.graph, file=GRAPH, precision=precision, shapes=model.shapes)
+    file = CPU_GRAPH if engine == "ort" and CPU_GRAPH in model.graphs else GRAPH
+    built = build_engine(engine, model.graphs[file], file=file, precision=precision, shapes=model.shapes)
+    entry = built.entry.model_copy(update={"graph": GRAPH})
 
     def describe(files: Mapping[str, bytes], labelled: Golden | None) -> Manifest:
         return Manifest(
@@ -194,13 +208,13 @@ def assemble(
             inputs=built.inputs,
             outputs=built.outputs,
             opset=model.opset,
-            engine=built.entry,
+            engine=entry,
             quantisation=model.quantisation,
             golden=labelled,
             versions={**model.versions, **provenance.versions(_LIBRARIES)},
         )
 
-    files = {GRAPH: model.graph, **built.files}
+    files = {**model.graphs, **built.files}
     progress("labelling the golden images with the engine")
     with open_engine(Bundle(out, describe(files, None), "", files)) as opened:
         examples = golden.label_images(opened, model.golden.images)

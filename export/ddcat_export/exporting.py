@@ -12,7 +12,7 @@ from ddcat.bundle import Bundle
 from ddcat.files import check_vacant
 from ddcat.manifest import ClassEntry, DataSource, Precision, Preprocessing, Source
 from ddcat.signing import check_key
-from ddcat_export.assembling import Model, Progress, assemble, needed_graph, shapes_of_engine
+from ddcat_export.assembling import GRAPH, Model, Progress, assemble, needed_graph, shapes_of_engine
 from ddcat_export.errors import ExportError
 from ddcat_export.golden_images import golden_images
 from ddcat_export.graph import MINIMUM_SIZE, OPSET, build_graph, prove_main_branch
@@ -110,7 +110,7 @@ def export(
     if needed_graph(engine, precision) != "fp32":
         raise ExportError(f"this version makes no graph in {precision}")
     model = Model(
-        graph=content,
+        graphs={GRAPH: content},
         name=_name(source.path),
         source=_source(source),
         main_branch_only=proof,

@@ -8,7 +8,17 @@ from ddcat.bundle import ANYONE, Bundle, Trust, open_bundle
 from ddcat.files import check_vacant
 from ddcat.manifest import Manifest, Precision, Range, Shapes
 from ddcat.signing import check_key
-from ddcat_export.assembling import Assembled, GoldenImages, Model, Progress, assemble, needed_graph, shapes_of_engine
+from ddcat_export.assembling import (
+    CPU_GRAPH,
+    GRAPH,
+    Assembled,
+    GoldenImages,
+    Model,
+    Progress,
+    assemble,
+    needed_graph,
+    shapes_of_engine,
+)
 from ddcat_export.errors import ExportError
 from ddcat_export.fitting import fit
 from ddcat_serve.engines import check_possible
@@ -65,9 +75,9 @@ def rebuild(
     asked = precision or manifest.engine.effective_precision
     check_possible(engine, asked)
     shapes = _shapes(bundle, engine, sizes, max_batch)
-    graph = _graph(bundle, engine, asked, progress)
+    graphs = _graphs(bundle, engine, asked, progress)
     model = Model(
-        graph=graph,
+        graphs=graphs,
         name=manifest.name,
         source=manifest.source,
         main_branch_only=manifest.main_branch_only,
@@ -75,7 +85,7 @@ def rebuild(
         classes=manifest.classes,
         preprocessing=manifest.preprocessing,
         shapes=shapes,
-        opset=_opset(graph),
+        opset=_opset(graphs[GRAPH]),
         quantisation=manifest.quantisation,
         rebuilt_from=bundle.digest,
         golden=_golden(bundle, shapes),
@@ -92,11 +102,10 @@ def _held(manifest: Manifest) -> Precision:
     return "fp32" if needed_graph(engine.name, engine.effective_precision) == "fp32" else engine.effective_precision
 
 
-def _graph(bundle: Bundle, engine: str, precision: Precision, progress: Progress) -> bytes:
-    content = bundle.files[bundle.manifest.engine.graph]
+def _graphs(bundle: Bundle, engine: str, precision: Precision, progress: Progress) -> dict[str, bytes]:
     held, needed = _held(bundle.manifest), needed_graph(engine, precision)
     if held == needed:
-        return content
+        return {name: bundle.files[name] for name in (GRAPH, CPU_GRAPH) if name in bundle.files}
     if held != "fp32" or needed == "int8":
         raise ExportError(
             f"{bundle.path} holds a graph in {held}, from which none in {needed} can be made without the checkpoint: "
