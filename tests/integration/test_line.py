@@ -61,13 +61,13 @@ def test_scores_over_http_are_those_of_the_engine(made: Path) -> None:
     assert result["bundle"] == open_bundle(made / "bundle").digest
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_on_export_does_what_it_says(made: Path, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/scenes-ddcat").symlink_to(made / "run")
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    blocks = re.findall(
-        r"^```sh( gpu)?\n(.*?)^```$", (ROOT / "docs/export.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
+    page = (ROOT / "docs/export.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh( gpu)?\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     for on_a_gpu, block in blocks:
         for line in block.splitlines():
             if line.startswith("pip "):
