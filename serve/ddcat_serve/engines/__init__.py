@@ -20,6 +20,7 @@ class _Runtime(NamedTuple):
 ENGINES = {
     "ort": _Runtime("ddcat_serve.engines.onnxruntime", extra="cpu"),
     "openvino": _Runtime("ddcat_serve.engines.openvino", extra="openvino"),
+    "trt": _Runtime("ddcat_serve.engines.tensorrt", extra="gpu"),
 }
 
 

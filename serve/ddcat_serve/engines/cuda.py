@@ -1,0 +1,136 @@
+"""The little of CUDA that an engine needs: the device, memory, a stream, and graphs that are launched again."""
+
+import ctypes
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from cuda.bindings import runtime as cudart
+
+from ddcat_serve.errors import EngineError
+
+__all__ = ["Gpu", "Memory", "Stream", "find_gpu"]
+
+
+class Gpu(NamedTuple):
+    """The GPU that CUDA chooses here."""
+
+    name: str
+    compute_capability: str
+    driver: str  # the version of CUDA that its driver has
+
+
+def find_gpu() -> Gpu:
+    """
+    Look for a GPU.
+
+    Raises
+    ------
+    EngineError
+        Where there is none that CUDA can use.
+    """
+    error, count = cudart.cudaGetDeviceCount()
+    if error != cudart.cudaError_t.cudaSuccess or count == 0:
+        reason = "" if error == cudart.cudaError_t.cudaSuccess else f" ({error.name})"
+        raise EngineError(
+            f"no GPU that CUDA can use is here{reason}: TensorRT needs one of NVIDIA's, with its driver; engines ort and "
+            "openvino run on a CPU"
+        )
+    properties = _value(cudart.cudaGetDeviceProperties(_value(cudart.cudaGetDevice())))
+    driver = _value(cudart.cudaDriverGetVersion())
+    return Gpu(
+        properties.name.split(b"\0")[0].decode(),
+        f"{properties.major}.{properties.minor}",
+        f"CUDA {driver // 1000}.{driver % 1000 // 10}",
+    )
+
+
+class Memory:
+    """
+    Memory of the GPU, with as much of the host's, page-locked, beside it where asked for.
+
+    Parameters
+    ----------
+    size : int
+        Bytes.
+    host : bool
+    """
+
+    def __init__(self, size: int, *, host: bool = False) -> None:
+        self.size = size
+        self._host = None
+        self.address: int = _value(cudart.cudaMalloc(max(size, 1)))
+        if host:
+            self._host = _value(cudart.cudaHostAlloc(max(size, 1), cudart.cudaHostAllocDefault))
+            self.bytes: npt.NDArray[np.uint8] = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self._host))
+
+    def upload(self, size: int, stream: "Stream") -> None:
+        """Copy the first bytes from the host's side to the GPU's."""
+        kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+        _check(cudart.cudaMemcpyAsync(self.address, self._host, size, kind, stream.handle))
+
+    def download(self, size: int, stream: "Stream") -> None:
+        """Copy the first bytes from the GPU's side to the host's."""
+        kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        _check(cudart.cudaMemcpyAsync(self._host, self.address, size, kind, stream.handle))
+
+    def free(self) -> None:
+        """Give it back."""
+        _check(cudart.cudaFree(self.address))
+        if self._host is not None:
+            _check(cudart.cudaFreeHost(self._host))
+
+
+class Stream:
+    """An order in which the GPU does what it is told."""
+
+    def __init__(self) -> None:
+        self._stream = _value(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
+        self.handle = int(self._stream)
+
+    def wait(self) -> None:
+        """Return when all is done."""
+        _check(cudart.cudaStreamSynchronize(self._stream))
+
+    def capture(self, work: Callable[[], None]) -> Any:
+        """
+        Record what would be done as a graph, without doing it.
+
+        Parameters
+        ----------
+        work : callable
+            Gives this stream its work; must have been called before, for its first time may allocate.
+        """
+        _check(cudart.cudaStreamBeginCapture(self._stream, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
+        try:
+            work()
+        except EngineError:
+            cudart.cudaStreamEndCapture(self._stream)  # a stream that is left capturing does nothing else ever
+            raise
+        graph = _value(cudart.cudaStreamEndCapture(self._stream))
+        ready = _value(cudart.cudaGraphInstantiate(graph, 0))
+        _check(cudart.cudaGraphDestroy(graph))
+        return ready
+
+    def launch(self, graph: Any) -> None:
+        """Do what a graph of `capture` recorded."""
+        _check(cudart.cudaGraphLaunch(graph, self._stream))
+
+    def forget(self, graph: Any) -> None:
+        """Free a graph of `capture`."""
+        _check(cudart.cudaGraphExecDestroy(graph))
+
+    def close(self) -> None:
+        """Free it."""
+        _check(cudart.cudaStreamDestroy(self._stream))
+
+
+def _check(result: tuple[Any, ...]) -> None:
+    if result[0] != cudart.cudaError_t.cudaSuccess:
+        raise EngineError(f"CUDA failed: {result[0].name}")
+
+
+def _value(result: tuple[Any, ...]) -> Any:
+    _check(result)
+    return result[1]

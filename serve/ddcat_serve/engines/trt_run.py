@@ -1,0 +1,206 @@
+"""Running a TensorRT plan, without torch."""
+
+import math
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import tensorrt as trt
+
+from ddcat.manifest import Precision, TensorEntry
+from ddcat_serve.engines import trt10, trt86
+from ddcat_serve.engines.base import Outputs, check_names
+from ddcat_serve.engines.cuda import Memory, Stream
+from ddcat_serve.engines.trt_build import Log
+from ddcat_serve.engines.trt_plan import Profile, check_in_effect, profile_for, version_of
+from ddcat_serve.errors import EngineError
+
+__all__ = ["TensorRtGraph"]
+
+Shape = tuple[int, ...]
+
+
+class TensorRtGraph:
+    """
+    A plan that is loaded: a `Graph`.
+
+    Loading a plan is running native code: give it none but bytes that were verified.
+
+    Parameters
+    ----------
+    content : bytes
+        A plan of `build_plan`.
+    profiles : tuple of Profile
+        That it was built with.
+    precision : Precision
+    cuda_graphs : bool
+        Record the work for each shape once, and launch it as a whole from then on: for plans of few shapes.
+    host_code : bool
+        Let the plan bring code for the CPU, which version-compatible ones do.
+
+    Raises
+    ------
+    EngineError
+        Where TensorRT does not load it, or its layers do not compute in the precision.
+    """
+
+    def __init__(
+        self, content: bytes, profiles: tuple[Profile, ...], *, precision: Precision, cuda_graphs: bool, host_code: bool = False
+    ) -> None:
+        self._log = Log()
+        self._runtime = trt.Runtime(self._log)  # must outlive what it loads
+        if host_code:
+            self._runtime.engine_host_code_allowed = True
+        engine = self._runtime.deserialize_cuda_engine(content)
+        if engine is None:
+            raise EngineError(f"TensorRT {trt.__version__} does not load the plan: {self._log.reason()}")
+        self._engine: trt.ICudaEngine | None = engine
+        tensors = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        ours = [name for name in tensors if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        theirs = [name for name in tensors if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
+        check_names(ours, theirs)
+        self.inputs = tuple(_entry(engine, name) for name in ours)
+        self.outputs = tuple(_entry(engine, name) for name in theirs)
+        if engine.num_optimization_profiles != len(profiles):
+            raise EngineError(
+                f"the plan has {engine.num_optimization_profiles} profiles of shapes where {len(profiles)} were to be built"
+            )
+        inspector = engine.create_engine_inspector()
+        check_in_effect(inspector.get_engine_information(trt.LayerInformationFormat.JSON), precision)
+        self._profiles, self._cuda_graphs = profiles, cuda_graphs
+        self._stream = Stream()
+        self._scratch = Memory(_memory_size(engine))  # for all contexts: no two of them work at a time
+        self._sessions: dict[int | Shape, _Session] = {}
+        self.description: Mapping[str, str | int | bool] = {
+            "runtime": f"tensorrt {trt.__version__}",
+            "provider": "TensorRT",
+            "precision": precision,
+            "tf32": False,
+            "cuda_graphs": cuda_graphs,
+            "profiles": len(profiles),
+        }
+
+    def run(self, images: npt.NDArray[Any]) -> Outputs:
+        """Run the plan: see `Graph.run`."""
+        if self._engine is None:
+            raise EngineError("the engine is closed")
+        if images.dtype != np.uint8:
+            raise EngineError(f"TensorRT failed on images of {images.dtype}: uint8 would be right")
+        profile = profile_for(self._profiles, images.shape)
+        key = images.shape if self._cuda_graphs else profile
+        if key not in self._sessions:
+            context = _create_context(self._engine, self._scratch)
+            largest = images.shape if self._cuda_graphs else self._profiles[profile].most
+            self._sessions[key] = _Session(context, profile, largest, [e.name for e in self.outputs], self._stream, self._log)
+        return self._sessions[key].run(images, record=self._cuda_graphs)
+
+    def close(self) -> None:
+        """Free the plan and its memory."""
+        if self._engine is None:
+            return
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+        self._engine = None
+        self._scratch.free()
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+
+class _Session:
+    """
+    A context with the memory of its tensors, for shapes up to the largest.
+
+    A CUDA graph holds the state of its context, so each recorded shape has a context of its own.
+    """
+
+    def __init__(
+        self, context: trt.IExecutionContext, profile: int, largest: Shape, outputs: list[str], stream: Stream, log: Log
+    ) -> None:
+        self._context, self._stream, self._log = context, stream, log
+        self._done(context.set_optimization_profile_async(profile, stream.handle))
+        stream.wait()
+        self._shape: Shape = ()
+        self._set_shape(largest)
+        self._image = Memory(_volume(largest), host=True)
+        self._outputs = {name: Memory(self._size(name), host=True) for name in outputs}
+        for name, memory in {"image": self._image, **self._outputs}.items():
+            self._done(context.set_tensor_address(name, memory.address))
+        self._graph: Any = None
+
+    def run(self, images: npt.NDArray[np.uint8], *, record: bool) -> Outputs:
+        """Run the plan on images of a shape that this context has memory for."""
+        self._set_shape(images.shape)
+        self._image.bytes[: images.size] = np.ascontiguousarray(images).reshape(-1)
+        self._image.upload(images.size, self._stream)
+        if self._graph is not None:
+            self._stream.launch(self._graph)
+        else:
+            self._execute()
+        for name, memory in self._outputs.items():
+            memory.download(self._size(name), self._stream)
+        self._stream.wait()
+        if record and self._graph is None:  # after the first run: that one may still allocate
+            self._graph = self._stream.capture(self._execute)
+        return Outputs(**{name: self._array(name) for name in self._outputs})
+
+    def close(self) -> None:
+        """Free its memory."""
+        if self._graph is not None:
+            self._stream.forget(self._graph)
+        for memory in (self._image, *self._outputs.values()):
+            memory.free()
+
+    def _set_shape(self, shape: Shape) -> None:
+        if shape != self._shape:
+            self._done(self._context.set_input_shape("image", shape))
+            self._shape = shape
+
+    def _execute(self) -> None:
+        self._done(self._context.execute_async_v3(self._stream.handle))
+
+    def _size(self, name: str) -> int:
+        return _volume(self._context.get_tensor_shape(name)) * _dtype(name).itemsize
+
+    def _array(self, name: str) -> npt.NDArray[Any]:
+        content = self._outputs[name].bytes[: self._size(name)].copy()
+        return content.view(_dtype(name)).reshape(tuple(self._context.get_tensor_shape(name)))
+
+    def _done(self, worked: bool) -> None:
+        if not worked:
+            raise EngineError(f"TensorRT {trt.__version__} failed: {self._log.reason()}")
+
+
+def _create_context(engine: trt.ICudaEngine, scratch: Memory) -> trt.IExecutionContext:
+    create = trt86.create_context if version_of(trt.__version__)[0] == 8 else trt10.create_context
+    context: trt.IExecutionContext = create(engine, scratch.address, scratch.size)
+    return context
+
+
+def _memory_size(engine: trt.ICudaEngine) -> int:
+    size: int = (trt86 if version_of(trt.__version__)[0] == 8 else trt10).memory_size(engine)
+    return size
+
+
+def _entry(engine: trt.ICudaEngine, name: str) -> TensorEntry:
+    dtypes: dict[trt.DataType, Literal["uint8", "float32"]] = {trt.DataType.UINT8: "uint8", trt.DataType.FLOAT: "float32"}
+    found = engine.get_tensor_dtype(name)
+    if found not in dtypes or dtypes[found] != _dtype(name):
+        raise EngineError(f"{name} is {found.name} in the plan where {_dtype(name)} would be right")
+    shape = tuple("?" if size < 0 else size for size in engine.get_tensor_shape(name))
+    return TensorEntry(name=name, dtype=dtypes[found], shape=shape)
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    return np.dtype(np.uint8 if name in ("image", "labels") else np.float32)
+
+
+def _volume(shape: Sequence[int]) -> int:
+    return math.prod(shape)
