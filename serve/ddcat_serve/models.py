@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class ServedModel:
     Parameters
     ----------
     bundle : Bundle
+        What is known of it; nobody asks for its files any more.
     engine : Engine
         Opened from it.
     """
@@ -86,13 +88,17 @@ def load_models(
     models: dict[str, ServedModel] = {}
     with contextlib.ExitStack() as stack:
         for path in paths:
-            bundle = open_bundle(path, trust)
-            name = bundle.manifest.name
-            if name in models:
-                raise ServeError(
-                    f"{path} and {models[name].bundle.path} are both named {name!r}: a server needs different names"
-                )
-            models[name] = ServedModel(bundle, open_engine(bundle, threads=threads))
-            stack.callback(models[name].close)
-            models[name].warm_up()
+            model = _load(path, models, threads, trust)
+            models[model.name] = model
+            stack.callback(model.close)
+            model.warm_up()
         yield models
+
+
+def _load(path: Path, others: Mapping[str, ServedModel], threads: int | None, trust: Trust) -> ServedModel:
+    bundle = open_bundle(path, trust)
+    name = bundle.manifest.name
+    if name in others:
+        raise ServeError(f"{path} and {others[name].bundle.path} are both named {name!r}: a server needs different names")
+    engine = open_engine(bundle, threads=threads)
+    return ServedModel(dataclasses.replace(bundle, files={}), engine)  # the runtime has its own copy

@@ -89,6 +89,19 @@ def test_pooling_is_exact_for_every_size(height: int, width: int, bins: int) -> 
     torch.testing.assert_close(pool_to_bins(maps, bins), F.adaptive_avg_pool2d(maps, bins))
 
 
+@pytest.mark.parametrize(("height", "width", "equal"), [(12, 18, True), (13, 18, False), (12, None, False)])
+def test_an_export_for_one_size_pools_equal_bins_without_matrices(height: int, width: int | None, equal: bool) -> None:
+    class Pool(torch.nn.Module):
+        def forward(self, maps: torch.Tensor) -> torch.Tensor:
+            return pool_to_bins(maps, 6)
+
+    maps = torch.rand(1, 4, height, width or 24)
+    free = None if width else ({3: torch.export.Dim("width", min=2)},)
+    program = torch.export.export(Pool(), (maps,), dynamic_shapes=free)
+    assert ("avg_pool2d" in str(program.graph)) is equal
+    torch.testing.assert_close(program.module()(maps), F.adaptive_avg_pool2d(maps, 6))
+
+
 @given(st.integers(1, 200), st.integers(1, 6))
 def test_averages_average(size: int, bins: int) -> None:
     matrix = bin_averages(size, bins, torch.zeros(1, dtype=torch.float64))

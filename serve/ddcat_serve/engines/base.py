@@ -1,7 +1,9 @@
 """What every engine is, whatever its runtime."""
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,9 +26,13 @@ __all__ = [
     "check_names",
     "check_precision",
     "check_statement",
+    "memory_file",
     "physical_cores",
     "smallest_batch",
 ]
+
+if sys.platform != "win32":
+    import fcntl
 
 Images = npt.NDArray[np.uint8]
 
@@ -243,6 +249,27 @@ def smallest_batch(shapes: Shapes) -> Images:
     """Give black images of the smallest batch and size that an engine takes."""
     height, width = shapes.sizes[0] if shapes.sizes is not None else (shapes.height.minimum, shapes.width.minimum)
     return np.zeros((shapes.batch.minimum, height, width, 3), np.uint8)
+
+
+@contextlib.contextmanager
+def memory_file(content: bytes) -> Iterator[str | bytes]:
+    """
+    Yield the path of a file in memory that holds verified bytes, and that nobody can change.
+
+    A runtime reads it like any other file; given the bytes themselves, it would make and keep copies of them.
+
+    Yields
+    ------
+    str, or the bytes where the system has no such files
+    """
+    if not hasattr(os, "memfd_create"):
+        yield content
+        return
+    with os.fdopen(os.memfd_create("graph.onnx", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "wb") as file:
+        file.write(content)
+        file.flush()
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        yield f"/proc/self/fd/{file.fileno()}"
 
 
 def physical_cores() -> int:

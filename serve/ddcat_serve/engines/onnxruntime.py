@@ -19,6 +19,7 @@ from ddcat_serve.engines.base import (
     Outputs,
     check_names,
     check_precision,
+    memory_file,
     physical_cores,
     smallest_batch,
 )
@@ -80,7 +81,8 @@ class OrtGraph:
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
         try:
-            session = onnxruntime.InferenceSession(content, options, providers=[(provider, _PROVIDERS[provider])])
+            with memory_file(content) as file:
+                session = onnxruntime.InferenceSession(file, options, providers=[(provider, _PROVIDERS[provider])])
         except Exception as cause:  # its exceptions share no base
             raise EngineError(f"ONNX Runtime does not load the graph: {_first_line(cause)}") from cause
         found = session.get_providers()[0]

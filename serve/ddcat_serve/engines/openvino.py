@@ -14,7 +14,8 @@ import openvino as ov  # type: ignore[import-untyped]
 from ddcat.bundle import Bundle
 from ddcat.hashing import sha256_of_bytes
 from ddcat.manifest import EngineEntry, Precision, Shapes, TensorEntry
-from ddcat_serve.engines.base import Built, GraphEngine, Outputs, check_names, check_precision, physical_cores
+from ddcat_serve.engines.base import Built, GraphEngine, Outputs, check_names, check_precision, memory_file, physical_cores
+from ddcat_serve.engines.openvino_winograd import save_products
 from ddcat_serve.errors import EngineError
 
 __all__ = ["Hint", "OpenVinoGraph", "build", "cache_folder", "check_possible", "load"]
@@ -69,9 +70,11 @@ class OpenVinoGraph:
             settings["CACHE_DIR"] = str(cache)
         core = ov.Core()
         try:
-            model = core.read_model(content)
+            with memory_file(content) as file:
+                model = core.read_model(file)
             self.inputs = tuple(map(_entry, model.inputs))
             self.outputs = tuple(map(_entry, model.outputs))
+            save_products(model)
             compiled = core.compile_model(model, _DEVICE, settings)
         except RuntimeError as cause:
             raise EngineError(f"OpenVINO does not load the graph: {_reason(cause)}") from cause

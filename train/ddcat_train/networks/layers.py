@@ -59,6 +59,10 @@ def pool_to_bins(maps: Tensor, bins: int) -> Tensor:
     channels last, so that maps in that layout are not copied.
     """
     height, width, channels = maps.shape[-2], maps.shape[-1], maps.shape[1]
+    # An engine for one size pools equal bins as they lie in memory; products with matrices would have it copy the maps.
+    known = isinstance(height, int) and isinstance(width, int)
+    if torch.compiler.is_compiling() and known and not (height % bins or width % bins):
+        return F.avg_pool2d(maps, (height // bins, width // bins))
     pooled = bin_averages(height, bins, maps) @ maps.permute(0, 2, 3, 1).reshape(-1, height, width * channels)
     pooled = bin_averages(width, bins, maps) @ pooled.reshape(-1, bins, width, channels)  # (N, bins, bins, C)
     return pooled.permute(0, 3, 1, 2)
