@@ -21,6 +21,7 @@ __all__ = ["MINIMUM_SIZE", "OPSET", "MainBranch", "build_graph", "prove_main_bra
 
 OPSET = 20
 MINIMUM_SIZE = 33  # pixels a side, of any network
+_ANY_SIZE = 2**40
 _TRACED = (2, 71, 103)  # a batch and a size that no network or attack prefers; the sweep runs on others
 
 
@@ -56,7 +57,8 @@ class MainBranch(nn.Module):
         planes = (image.to(torch.float32) / 255).permute(0, 3, 1, 2)  # (N, 3, H, W)
         features = self.segmenter.features(planes)
         logits = self.segmenter.low_resolution_logits("main", features)
-        labels = upsample(logits, features.size).argmax(1)  # (N, H, W)
+        # Over whole planes, not over the channels of each pixel: OpenVINO keeps maps channels last, and is slow at that.
+        labels = upsample(logits, features.size).flatten(2).argmax(1).reshape(-1, *features.size)  # (N, H, W)
         return labels.to(torch.float32).to(torch.uint8), logits
 
 
@@ -138,6 +140,8 @@ def with_logits(content: bytes) -> bytes:
 
 
 def _trace(segmenter: Segmenter, size: tuple[int, int] | None) -> onnx.ModelProto:
+    from onnxscript import optimizer  # noqa: PLC0415 -- slow to import
+
     batch, height, width = _TRACED if size is None else (_TRACED[0], *size)
     free: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
     if size is None:
@@ -155,6 +159,8 @@ def _trace(segmenter: Segmenter, size: tuple[int, int] | None) -> onnx.ModelProt
                 external_data=False,
                 verbose=False,
             )
+            if program is not None:  # parts of weights become weights of their own, which runtimes and int8 know as such
+                optimizer.optimize(program.model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE)
     except Exception as cause:  # the exporter's exceptions share no base, and hold pages
         line = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
         raise ExportError(f"torch {torch.__version__} cannot export this network: {line}") from cause

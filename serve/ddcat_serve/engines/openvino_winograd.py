@@ -64,19 +64,8 @@ def _fits(node: Any) -> bool:
 
 
 def _weight(node: Any) -> npt.NDArray[np.float32] | None:
-    """Weight of a convolution, where it is a constant or a part of one."""
-    output = node.input_value(1)
-    data = _constant(output)
-    if data is None and output.get_node().get_type_name() == "VariadicSplit":
-        whole, axis, lengths = map(_constant, output.get_node().input_values())
-        if whole is not None and axis is not None and lengths is not None:
-            data = np.split(whole, np.cumsum(lengths)[:-1], axis=int(axis))[output.get_index()]
-    return data if data is not None and data.dtype == np.float32 else None
-
-
-def _constant(output: Any) -> npt.NDArray[Any] | None:
-    source = output.get_node()
-    return source.data if source.get_type_name() == "Constant" else None
+    source = node.input_value(1).get_node()
+    return source.data if source.get_type_name() == "Constant" and source.data.dtype == np.float32 else None
 
 
 def _pairs(maps: Any, weight: Any) -> Any:

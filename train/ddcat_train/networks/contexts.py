@@ -6,6 +6,7 @@ upsampling are linear, so a head's first layer convolves the few values and upsa
 nearly half of the work of every head.
 """
 
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -57,8 +58,8 @@ class ContextConv2d(Conv2d):
 
     def convolve(self, context: Context, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
         """Map a context of (N, C, h, w) to (N, O, h, w) with another weight and bias of the same shapes."""
-        channels = [context.maps.shape[1], *(values.shape[1] for values in context.pooled)]
-        own, *others = torch.split(weight, channels, dim=1)
+        starts = list(accumulate((values.shape[1] for values in (context.maps, *context.pooled)), initial=0))
+        own, *others = (weight[:, start:end] for start, end in pairwise(starts))  # a split would stay in an exported graph
         return super().convolve(context.maps, own, bias) + self._upsampled(context, others)
 
     def _upsampled(self, context: Context, weights: list[Tensor]) -> Tensor:
