@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 from ddcat_bench.results import AttackResult, TrainStepResult, read_result
 
 SCRIPT = Path(__file__).parents[2] / "bench/gpu/train_step.py"
+COMPILED = SCRIPT.with_name("compiled.py")
 
 
 @pytest.mark.slow
@@ -24,3 +26,25 @@ def test_rehearsal(tmp_path: Path) -> None:
     assert "| pgd-at |" in (tmp_path / "gpu/scenes.md").read_text()
     again = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "$ " not in again.stdout
+
+
+@pytest.mark.slow
+def test_compiled_code_is_timed_beside_what_it_is_made_of(tmp_path: Path) -> None:
+    options = [
+        "--device",
+        "cpu",
+        "--batch",
+        "1",
+        "--crop",
+        "33",
+        "--width",
+        "4",
+        "--repeats",
+        "1",
+        "--out",
+        str(tmp_path / "it.json"),
+    ]
+    subprocess.run([sys.executable, str(COMPILED), "scenes-ddcat", *options], check=True, capture_output=True)
+    found = json.loads((tmp_path / "it.json").read_text())["median_seconds"]
+    assert set(found) == {"training pass", "attack step"}
+    assert all(set(each) == {"eager", "default", "reduce-overhead"} and min(each.values()) > 0 for each in found.values())
