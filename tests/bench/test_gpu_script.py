@@ -30,20 +30,7 @@ def test_rehearsal(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_compiled_code_is_timed_beside_what_it_is_made_of(tmp_path: Path) -> None:
-    options = [
-        "--device",
-        "cpu",
-        "--batch",
-        "1",
-        "--crop",
-        "33",
-        "--width",
-        "4",
-        "--repeats",
-        "1",
-        "--out",
-        str(tmp_path / "it.json"),
-    ]
+    options = f"--device cpu --batch 2 --crop 33 --width 4 --repeats 1 --out {tmp_path / 'it.json'}".split()
     subprocess.run([sys.executable, str(COMPILED), "scenes-ddcat", *options], check=True, capture_output=True)
     found = json.loads((tmp_path / "it.json").read_text())["median_seconds"]
     assert set(found) == {"training pass", "attack step"}
