@@ -71,6 +71,8 @@ class MainBranchProof(_Strict):
 
     spare_parameters: int = Field(ge=0, description="elements of the auxiliary, mask and deep-supervision heads, set to NaN")
     bytes_unchanged: Literal[True] = Field(description="the graph exported with those NaN is the same to the byte")
+    multiply_adds: int = Field(ge=1, description="for one image: of the graph, and of a network without these heads")
+    size: tuple[int, int] = Field(strict=False, description="(height, width) of that image")
 
 
 class DataSource(_Strict):

@@ -69,9 +69,10 @@ def export(
     Export the main branch of a trained network into a bundle, proven to be that network; or rebuild a bundle.
 
     The graph takes uint8 RGB images (N, H, W, 3) and gives uint8 labels (N, H, W); normalisation and argmax are inside. It is
-    written only if it has the opset and types that were asked for, if its bytes are the same with NaN in all other heads, and
-    if ONNX Runtime computes with it what PyTorch computes, on images of many shapes. The engine that is built from it must
-    label a few images, clean and attacked, as PyTorch does; they stay in the bundle with its labels.
+    written only if it has the opset and types that were asked for, if its bytes are the same with NaN in all other heads and
+    from an example of another size, and if ONNX Runtime computes with it what PyTorch computes, on images of many shapes. The
+    engine that is built from it must label a few images, clean and attacked, as PyTorch does; they stay in the bundle with its
+    labels.
 
     From a BUNDLE, another engine is built from the graph inside: neither torch nor the checkpoint is needed.
     """
@@ -127,7 +128,7 @@ def _refuse(given: dict[str, object], because: str) -> None:
 
 def _told(bundle: "Bundle", reference: str, replay: "Replay | None", sweep: "Sweep | None" = None) -> str:
     manifest = bundle.manifest
-    engine, golden = manifest.engine, manifest.golden
+    engine, golden, proof = manifest.engine, manifest.golden, manifest.main_branch_only
     lines = [
         f"{bundle.path}: {manifest.name}, {manifest.source.architecture}, {manifest.source.method}",
         f"{engine.name} in {engine.effective_precision}, {engine.provider}, opset {manifest.opset}, "
@@ -136,8 +137,8 @@ def _told(bundle: "Bundle", reference: str, replay: "Replay | None", sweep: "Swe
     if sweep is not None:
         shapes = ", ".join("x".join(map(str, shape)) for shape in sweep.shapes)
         lines += [
-            f"main branch only: the bytes are the same with NaN in the {manifest.main_branch_only.spare_parameters} spare "
-            "parameters",
+            f"main branch only: the bytes are the same with NaN in the {proof.spare_parameters} spare parameters, and "
+            f"{proof.multiply_adds} multiply-adds at {proof.size[0]}x{proof.size[1]} are those of a network without them",
             f"equal to PyTorch on shapes {shapes}: worst logit error {sweep.logit_error:.1e} of their standard deviation, "
             f"{sweep.near_ties} of {sweep.pixels} labels differ (near ties)",
         ]

@@ -13,10 +13,13 @@ from ddcat.files import check_vacant
 from ddcat.manifest import ClassEntry, DataSource, Precision, Preprocessing, Source
 from ddcat.signing import check_key
 from ddcat_export.assembling import GRAPH, Model, Progress, assemble, needed_graph, shapes_of_engine
+from ddcat_export.casts import cast_graph
 from ddcat_export.errors import ExportError
 from ddcat_export.golden_images import golden_images
-from ddcat_export.graph import MINIMUM_SIZE, OPSET, build_graph, prove_main_branch
-from ddcat_export.sweep import Sweep, shapes_of, sweep
+from ddcat_export.graph import MINIMUM_SIZE, build_graph
+from ddcat_export.lint import OPSET
+from ddcat_export.main_branch import prove_main_branch
+from ddcat_export.sweep import FP16_TOLERANCE, Sweep, shapes_of, sweep
 from ddcat_serve.engines import check_possible
 from ddcat_serve.golden import Replay
 from ddcat_train.checkpoints import BEST, LAST, Checkpoint, load_checkpoint
@@ -87,8 +90,6 @@ def export(
     DdcatError
         Where the runtime cannot do it, the checkpoint or the data cannot be read, or `out` is taken or cannot be written.
     """
-    if confidence:
-        raise ExportError("this version's graphs give no confidence: leave --confidence out")
     check_possible(engine, precision)
     shapes = shapes_of_engine(engine, sizes, minimum=MINIMUM_SIZE, max_batch=max_batch)
     check_vacant(out)
@@ -101,13 +102,18 @@ def export(
     progress("taking and attacking golden images")
     golden = golden_images(segmenter, data, shapes, must_exist=data_root is not None)
     progress("exporting the main branch")
-    size = sizes[0] if sizes is not None and len(sizes) == 1 else None
-    content = build_graph(segmenter, size=size, logits=logits)
-    progress("exporting it once more, with NaN in all other heads")
-    proof = prove_main_branch(segmenter, content, size=size, logits=logits)
+    content = build_graph(segmenter, sizes=sizes, logits=logits, confidence=confidence)
+    progress("exporting it once more, from other sizes and with NaN in all other heads")
+    proof = prove_main_branch(segmenter, content, sizes=sizes, logits=logits, confidence=confidence)
     progress("comparing the graph with PyTorch")
-    swept = sweep(content, segmenter, shapes_of(size))
-    if needed_graph(engine, precision) != "fp32":
+    swept = sweep(content, segmenter, shapes_of(sizes))
+    needed = needed_graph(engine, precision)
+    if needed in ("fp16", "bf16"):
+        progress(f"typing the graph in {needed}")
+        content = cast_graph(content, needed)
+    if needed == "fp16":  # no runtime of a CPU computes typed bf16: its engine is compared with PyTorch on the golden images
+        swept = sweep(content, segmenter, shapes_of(sizes), tolerance=FP16_TOLERANCE)
+    if needed == "int8":
         raise ExportError(f"this version makes no graph in {precision}")
     model = Model(
         graphs={GRAPH: content},

@@ -19,6 +19,7 @@ from ddcat_export.assembling import (
     needed_graph,
     shapes_of_engine,
 )
+from ddcat_export.casts import cast_graph
 from ddcat_export.errors import ExportError
 from ddcat_export.fitting import fit
 from ddcat_serve.engines import check_possible
@@ -111,7 +112,8 @@ def _graphs(bundle: Bundle, engine: str, precision: Precision, progress: Progres
             f"{bundle.path} holds a graph in {held}, from which none in {needed} can be made without the checkpoint: "
             f"ddcat-export {bundle.manifest.source.checkpoint} --engine {engine} --precision {precision}"
         )
-    raise ExportError(f"this version makes no graph in {needed}")
+    progress(f"typing the graph in {needed}")
+    return {GRAPH: cast_graph(bundle.files[GRAPH], needed)}
 
 
 def _shapes(bundle: Bundle, engine: str, sizes: tuple[tuple[int, int], ...] | None, max_batch: int | None) -> Shapes:

@@ -7,16 +7,16 @@ import numpy.typing as npt
 import torch
 
 from ddcat_export.errors import ExportError
-from ddcat_export.graph import with_logits
+from ddcat_export.graph import Sizes, with_logits
 from ddcat_serve.engines.base import Outputs
 from ddcat_serve.engines.onnxruntime import OrtGraph, open_graph
 from ddcat_serve.errors import EngineError
 from ddcat_train.networks import Segmenter
 
-__all__ = ["LOGIT_TOLERANCE", "Shape", "Sweep", "sample_images", "shapes_of", "sweep"]
+__all__ = ["FP16_TOLERANCE", "LOGIT_TOLERANCE", "Shape", "Sweep", "sample_images", "shapes_of", "sweep"]
 
 LOGIT_TOLERANCE = 1e-4  # of the standard deviation of PyTorch's logits
-_NEAR_TIE = 2 * LOGIT_TOLERANCE  # two logits so near may change places, for each may be off by the tolerance
+FP16_TOLERANCE = 2e-2
 _LEAST_SCALE = 1e-30  # logits that are all equal have no deviation to measure by
 
 Shape = tuple[int, int, int]  # batch, height, width
@@ -47,9 +47,13 @@ class Sweep:
     logit_error: float
 
 
-def shapes_of(size: tuple[int, int] | None) -> tuple[Shape, ...]:
-    """Shapes to sweep for a graph of one size, or of free sizes (None)."""
-    return _FREE if size is None else tuple((batch, *size) for batch in _BATCHES)
+def shapes_of(sizes: Sizes) -> tuple[Shape, ...]:
+    """Shapes to sweep for a graph of these sizes, or of free ones (None)."""
+    if sizes is None:
+        return _FREE
+    if len(sizes) == 1:
+        return tuple((batch, *sizes[0]) for batch in _BATCHES)
+    return (_FREE[0], *((1 + index % 2, *size) for index, size in enumerate(sizes)))
 
 
 def sample_images(shape: Shape, seed: int) -> npt.NDArray[np.uint8]:
@@ -76,7 +80,7 @@ def sample_images(shape: Shape, seed: int) -> npt.NDArray[np.uint8]:
     return images
 
 
-def sweep(content: bytes, segmenter: Segmenter, shapes: tuple[Shape, ...]) -> Sweep:
+def sweep(content: bytes, segmenter: Segmenter, shapes: tuple[Shape, ...], *, tolerance: float = LOGIT_TOLERANCE) -> Sweep:
     """
     Compare a graph, run by ONNX Runtime, with the main branch of its network, run by PyTorch.
 
@@ -87,11 +91,13 @@ def sweep(content: bytes, segmenter: Segmenter, shapes: tuple[Shape, ...]) -> Sw
     segmenter : Segmenter
         On the CPU, in eval() mode.
     shapes : tuple of (batch, height, width)
+    tolerance : float
+        Of a logit, in standard deviations of PyTorch's logits. Two that are nearer than twice that may change places.
 
     Raises
     ------
     ExportError
-        Naming the shape, where the graph fails, a logit is off by more than `LOGIT_TOLERANCE`, or a label differs that is no
+        Naming the shape, where the graph fails, a logit is off by more than is tolerated, or a label differs that is no
         near tie.
     """
     pixels = ties = 0
@@ -100,14 +106,16 @@ def sweep(content: bytes, segmenter: Segmenter, shapes: tuple[Shape, ...]) -> Sw
         with open_graph(content) as served, open_graph(with_logits(content)) as inner:
             for shape in shapes:
                 for seed in (0, 1):
-                    found = _compare(served, inner, segmenter, sample_images(shape, seed))
+                    found = _compare(served, inner, segmenter, sample_images(shape, seed), tolerance)
                     pixels, ties, worst = pixels + shape[0] * shape[1] * shape[2], ties + found[0], max(worst, found[1])
     except EngineError as cause:
         raise ExportError(f"the exported graph does not run: {cause}") from cause
     return Sweep(shapes, pixels, ties, worst)
 
 
-def _compare(served: OrtGraph, inner: OrtGraph, segmenter: Segmenter, images: npt.NDArray[np.uint8]) -> tuple[int, float]:
+def _compare(
+    served: OrtGraph, inner: OrtGraph, segmenter: Segmenter, images: npt.NDArray[np.uint8], tolerance: float
+) -> tuple[int, float]:
     where = "images of shape {}x{}x{}".format(*images.shape[:3])
     low, full = _reference(segmenter, images)  # (N, K, h, w), (N, K, H, W)
     scale = float(low.std())
@@ -120,15 +128,30 @@ def _compare(served: OrtGraph, inner: OrtGraph, segmenter: Segmenter, images: np
 
     error = float(np.abs(stated - low).max()) / max(scale, _LEAST_SCALE)
     highest = np.partition(full, -2, axis=1)[:, -2:]  # (N, 2, H, W): the second highest, the highest
-    near = highest[:, 1] - highest[:, 0] < _NEAR_TIE * scale
+    near = highest[:, 1] - highest[:, 0] < 2 * tolerance * scale
     differs = outputs.labels != full.argmax(1)
     wrong = differs & ~near
-    if not error <= LOGIT_TOLERANCE or wrong.any():  # not error <= ...: NaN is refused, too
+    if not error <= tolerance or wrong.any():  # not error <= ...: NaN is refused, too
         raise ExportError(
             f"the exported graph is not the network: on {where} {100 * wrong.mean():.3g} % of the labels differ from "
-            f"PyTorch's, and the logits by up to {error:.2g} of their standard deviation: {LOGIT_TOLERANCE:g} is tolerated"
+            f"PyTorch's, and the logits by up to {error:.2g} of their standard deviation: {tolerance:g} is tolerated"
         )
+    if outputs.confidence is not None:
+        _check_confidence(outputs.confidence, full, 2 * tolerance * scale, where)
     return int(differs.sum()), error
+
+
+def _check_confidence(
+    confidence: npt.NDArray[np.float32], logits: npt.NDArray[np.float32], tolerated: float, where: str
+) -> None:
+    wanted = torch.from_numpy(logits).softmax(1).amax(1).numpy()  # (N, H, W)
+    # the logarithm of a probability moves by no more than twice what logits do
+    if (
+        confidence.dtype != np.float32
+        or confidence.shape != wanted.shape
+        or not np.all(np.abs(confidence - wanted) <= tolerated + 1e-5)
+    ):
+        raise ExportError(f"the exported graph is not the network: on {where} its confidence is not the softmax of its label")
 
 
 def _reference(segmenter: Segmenter, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

@@ -76,7 +76,11 @@ def _engine(manifest: Manifest) -> str:
 
 
 def _proof(proof: MainBranchProof) -> str:
-    return f"proven; {proof.spare_parameters} parameters of other branches left out"
+    height, width = proof.size
+    return (
+        f"proven; {proof.spare_parameters} parameters of other branches left out; "
+        f"{proof.multiply_adds / 1e9:.3g} billion multiply-adds for an image of {height}x{width}"
+    )
 
 
 def _device(engine: EngineEntry) -> str:

@@ -148,7 +148,7 @@ def make_bundle(tmp_path: Path, checkpoint: Checkpoint, scenes: Dataset) -> Call
                 checkpoint=str(checkpoint.path), sha256=checkpoint.sha256(), git_commit=None, method="sat", attack=None,
                 architecture="resnet10 + pyramid", step=12,
             ),
-            main_branch_only=MainBranchProof(spare_parameters=1, bytes_unchanged=True),
+            main_branch_only=MainBranchProof(spare_parameters=1, bytes_unchanged=True, multiply_adds=1, size=(64, 64)),
             data=DataSource(
                 name="scenes", root=str(scenes.root), split="val", list_sha256=scenes.list_sha256(), images=len(scenes),
                 long_side=None,

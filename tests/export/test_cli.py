@@ -35,8 +35,9 @@ def tree(folder: Path) -> set[str]:
 
 def test_the_command_says_what_was_proven_and_what_comes_next(run: Path, bundle: Bundle, printed: str) -> None:
     for expected in (
-        "ort in fp32, CPUExecutionProvider, opset 20, image uint8, labels uint8, logits float32",
-        f"NaN in the {bundle.manifest.main_branch_only.spare_parameters} spare parameters",
+        "ort in fp32, CPUExecutionProvider, opset 22, image uint8, labels uint8, logits float32",
+        f"NaN in the {bundle.manifest.main_branch_only.spare_parameters} spare parameters, and "
+        f"{bundle.manifest.main_branch_only.multiply_adds} multiply-adds at 71x103 are those of a network without them",
         "on shapes 1x33x33, 2x33x65,",
         "worst logit error ",
         "4 golden images, clean and attacked (generated noise and waves: the data set was not there): ",
@@ -65,7 +66,7 @@ def test_the_manifest_tells_where_it_comes_from(run: Path, bundle: Bundle) -> No
     assert manifest.class_table().names[1] == "red thing"
     assert (manifest.preprocessing.mean, manifest.preprocessing.std) == (imagenet.MEAN, imagenet.STD)
     assert manifest.shapes.height.model_dump() == {"minimum": 33, "maximum": None}
-    assert manifest.opset == 20
+    assert manifest.opset == 22
     assert manifest.engine.provider == "CPUExecutionProvider"
     assert {"python", "ddcat", "torch", "onnx", "onnxscript", "onnxruntime", "numpy"} <= set(manifest.versions)
 

@@ -24,7 +24,7 @@ def graph(request: pytest.FixtureRequest, make_run: Callable[..., Path], tmp_pat
     return content
 
 
-@pytest.mark.parametrize("version", ["10.13.2.6", "11.4.0.106"])
+@pytest.mark.parametrize("version", ["8.6.1", "10.13.2.6", "11.4.0.106"])
 def test_it_fits_and_computes_the_same(graph: bytes, version: str) -> None:
     fitted = fit(graph, version, "fp32")
     images = sample_images((2, *SIZE), 0)

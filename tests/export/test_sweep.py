@@ -56,7 +56,7 @@ def test_the_networks_of_these_tests_have_something_to_say(pair: tuple[Segmenter
 def test_the_other_family_and_context_at_every_shape(make_run: Callable[..., Path]) -> None:
     run = make_run("mobile", method="clean", backbone="mobilenet_v2", context="aspp", stride=16)
     segmenter = load_checkpoint(run).segmenter()
-    found = sweep(build_graph(segmenter, size=None, logits=False), segmenter, shapes_of(None))
+    found = sweep(build_graph(segmenter, sizes=None, logits=False, confidence=False), segmenter, shapes_of(None))
     assert found.shapes == shapes_of(None)
     assert found.pixels == 2 * sum(n * h * w for n, h, w in found.shapes)
     assert 0 < found.logit_error <= LOGIT_TOLERANCE
@@ -68,7 +68,7 @@ def test_the_shapes_of_a_sweep() -> None:
     assert {batch for batch, _, _ in free} >= {1, 2}
     assert any(height % 8 and width % 8 and height > width for _, height, width in free)
     assert any(height < width for _, height, width in free)
-    assert shapes_of(SIZE) == ((1, *SIZE), (2, *SIZE), (3, *SIZE))
+    assert shapes_of((SIZE,)) == ((1, *SIZE), (2, *SIZE), (3, *SIZE))
 
 
 def test_images_are_seeded_and_both_rough_and_smooth() -> None:
@@ -88,24 +88,28 @@ def test_adaptive_pooling_that_exports_silently_wrong_is_found(
 ) -> None:
     monkeypatch.setattr(contexts, "pool_to_bins", F.adaptive_avg_pool2d)  # right in PyTorch, so the reference is right
     with pytest.raises(ExportError, match=r"exported graph (is not the network|does not run).* shape"):
-        sweep(build_graph(smallest_with_pyramid, size=None, logits=False), smallest_with_pyramid, shapes_of(None))
+        sweep(
+            build_graph(smallest_with_pyramid, sizes=None, logits=False, confidence=False),
+            smallest_with_pyramid,
+            shapes_of(None),
+        )
 
 
 def test_a_wrong_divisor_of_the_pooling_is_found(smallest_with_pyramid: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     right = contexts.pool_to_bins
-    content = build_graph(smallest_with_pyramid, size=SIZE, logits=False)
-    assert sweep(content, smallest_with_pyramid, shapes_of(SIZE)).logit_error < 1e-5
+    content = build_graph(smallest_with_pyramid, sizes=(SIZE,), logits=False, confidence=False)
+    assert sweep(content, smallest_with_pyramid, shapes_of((SIZE,))).logit_error < 1e-5
     with monkeypatch.context() as patched:
         patched.setattr(contexts, "pool_to_bins", lambda maps, bins: right(maps, bins) * 1.01)
-        content = build_graph(smallest_with_pyramid, size=SIZE, logits=False)
+        content = build_graph(smallest_with_pyramid, sizes=(SIZE,), logits=False, confidence=False)
     with pytest.raises(ExportError, match="the exported graph is not the network: on images of shape 1x64x80"):
-        sweep(content, smallest_with_pyramid, shapes_of(SIZE))
+        sweep(content, smallest_with_pyramid, shapes_of((SIZE,)))
 
 
 @pytest.fixture(scope="module")
 def content(smallest_once: Any) -> bytes:
     """The graph of `smallest`, without logits."""
-    return build_graph(smallest_once, size=SIZE, logits=False)
+    return build_graph(smallest_once, sizes=(SIZE,), logits=False, confidence=False)
 
 
 class Other(nn.Module):
@@ -137,9 +141,9 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 def test_a_graph_that_is_not_quite_the_network_is_refused(content: bytes, smallest: Any, change: str, logits: bool) -> None:
     graph = with_logits(content) if logits else content
     with pytest.raises(ExportError, match=r"shape 1x64x80 .* % of the labels .* standard deviation") as caught:
-        sweep(graph, Other(smallest, CHANGES[change]), shapes_of(SIZE))  # type: ignore[arg-type]
+        sweep(graph, Other(smallest, CHANGES[change]), shapes_of((SIZE,)))  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
-    assert sweep(graph, Other(smallest, lambda x: x), shapes_of(SIZE)).logit_error < 1e-5  # type: ignore[arg-type]
+    assert sweep(graph, Other(smallest, lambda x: x), shapes_of((SIZE,))).logit_error < 1e-5  # type: ignore[arg-type]
 
 
 def edited(content: bytes, edit: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]) -> bytes:
@@ -160,7 +164,7 @@ EDITS: dict[str, Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]] =
 @pytest.mark.parametrize("edit", EDITS)
 def test_weights_that_are_not_the_networks_are_refused(content: bytes, smallest: Any, edit: str) -> None:
     with pytest.raises(ExportError, match="the exported graph is not the network"):
-        sweep(edited(content, EDITS[edit]), smallest, shapes_of(SIZE))
+        sweep(edited(content, EDITS[edit]), smallest, shapes_of((SIZE,)))
 
 
 def renamed(content: bytes, operator: str) -> bytes:
@@ -172,12 +176,12 @@ def renamed(content: bytes, operator: str) -> bytes:
 
 def test_labels_alone_can_betray_a_graph(content: bytes, smallest: Any) -> None:
     with pytest.raises(ExportError, match=r"[1-9][0-9.]* % of the labels"):
-        sweep(renamed(content, "ArgMin"), smallest, shapes_of(SIZE))
+        sweep(renamed(content, "ArgMin"), smallest, shapes_of((SIZE,)))
 
 
 def test_a_graph_that_the_runtime_does_not_take_is_one_line(content: bytes, smallest: Any) -> None:
     with pytest.raises(ExportError, match="does not run: ONNX Runtime does not load") as caught:
-        sweep(renamed(content, "ArgMost"), smallest, shapes_of(SIZE))
+        sweep(renamed(content, "ArgMost"), smallest, shapes_of((SIZE,)))
     assert "\n" not in str(caught.value)
 
 
@@ -185,4 +189,4 @@ def test_a_network_that_is_broken_itself_is_not_called_a_wrong_graph(content: by
     with torch.no_grad():
         smallest.heads["main"].bias.fill_(torch.nan)
     with pytest.raises(ExportError, match="the network itself gives logits that are not finite"):
-        sweep(content, smallest, shapes_of(SIZE))
+        sweep(content, smallest, shapes_of((SIZE,)))

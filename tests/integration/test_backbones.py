@@ -70,7 +70,10 @@ def test_the_backbone_of_the_documentation(scenes: Path, tmp_path: Path) -> None
     assert type(network.backbone).__name__ == "Plain"
     for size in ((33, 33), (49, 70)):
         assert network.backbone(torch.zeros(1, 3, *size)).last.shape == (1, 64, -(-size[0] // 16), -(-size[1] // 16))
-    assert sweep(build_graph(network, size=None, logits=False), network, shapes_of(None)).logit_error <= LOGIT_TOLERANCE
+    assert (
+        sweep(build_graph(network, sizes=None, logits=False, confidence=False), network, shapes_of(None)).logit_error
+        <= LOGIT_TOLERANCE
+    )
 
 
 CONVNEXT = {"model_type": "convnextv2", "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
@@ -80,7 +83,7 @@ SWIN = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads
 def test_convnext_v2_at_every_shape(scenes: Path, tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason='transformers is not installed: pip install "ddcat[hf]"')
     network = trained(scenes, tmp_path, "model.backbone=hf", f"model.hf={json.dumps(CONVNEXT)}")
-    found = sweep(build_graph(network, size=None, logits=False), network, shapes_of(None))
+    found = sweep(build_graph(network, sizes=None, logits=False, confidence=False), network, shapes_of(None))
     assert found.shapes == shapes_of(None)
     assert 0 < found.logit_error <= LOGIT_TOLERANCE
 
@@ -90,7 +93,7 @@ def test_swin_at_a_size_off_its_grid(scenes: Path, tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason='transformers is not installed: pip install "ddcat[hf]"')
     network = trained(scenes, tmp_path, "model.backbone=hf", f"model.hf={json.dumps(SWIN)}")
     size = (45, 70)
-    found = sweep(build_graph(network, size=size, logits=False), network, shapes_of(size))
+    found = sweep(build_graph(network, sizes=(size,), logits=False, confidence=False), network, shapes_of((size,)))
     assert 0 < found.logit_error <= LOGIT_TOLERANCE
     with pytest.raises(ExportError, match="for one size of images only, its code depends on it: --size HxW"):
-        build_graph(network, size=None, logits=False)
+        build_graph(network, sizes=None, logits=False, confidence=False)

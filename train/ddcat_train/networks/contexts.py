@@ -47,7 +47,7 @@ class ContextConv2d(Conv2d):
     A convolution over what a `Context` stands for, equal to that over the concatenation up to rounding.
 
     The pooled values are contracted with each tap of the kernel first, and then upsampled by two small matrix products with
-    shifted bases that are zero where a tap lies outside of the map.
+    shifted bases that are zero where a tap lies outside of the map. Of one bin and one tap it is a constant for each channel.
     """
 
     folds = False  # its weight is larger than most maps
@@ -59,8 +59,13 @@ class ContextConv2d(Conv2d):
     def convolve(self, context: Context, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
         """Map a context of (N, C, h, w) to (N, O, h, w) with another weight and bias of the same shapes."""
         starts = list(accumulate((values.shape[1] for values in (context.maps, *context.pooled)), initial=0))
-        own, *others = (weight[:, start:end] for start, end in pairwise(starts))  # a split would stay in an exported graph
-        return super().convolve(context.maps, own, bias) + self._upsampled(context, others)
+        own, *others = (weight[:, start:end] for start, end in pairwise(starts))  # a split would stay in a graph
+        maps = super().convolve(context.maps, own, bias)
+        if self.kernel_size == (1, 1) and all(values.shape[-1] == 1 for values in context.pooled):
+            for values, other in zip(context.pooled, others, strict=True):
+                maps = maps + F.conv2d(values, other)  # one value a channel, the same everywhere: (N, O, 1, 1)
+            return maps
+        return maps + self._upsampled(context, others)
 
     def _upsampled(self, context: Context, weights: list[Tensor]) -> Tensor:
         height, width = context.maps.shape[-2:]
@@ -73,16 +78,10 @@ class ContextConv2d(Conv2d):
             taps = kernels @ values.permute(1, 0, 2, 3).reshape(weight.shape[1], -1)
             taps = taps.reshape(outputs, kernel, kernel, count, bins, bins).permute(3, 1, 4, 2, 5, 0)
             taps = taps.reshape(count, kernel * bins, kernel * bins, outputs)
-            stretched.append(_shifted(interpolation(width, bins, values), kernel) @ taps)  # (N, k b, w, O)
-            rows.append(_shifted(interpolation(height, bins, values), kernel))  # (h, k b)
+            stretched.append(interpolation(width, bins, values, kernel=kernel) @ taps)  # (N, k b, w, O)
+            rows.append(interpolation(height, bins, values, kernel=kernel))  # (h, k b)
         whole = torch.cat(rows, dim=1) @ torch.cat(stretched, dim=1).flatten(2)  # (N, h, w O)
         return whole.reshape(count, height, width, outputs).permute(0, 3, 1, 2)  # channels last, as the maps are
-
-
-def _shifted(basis: Tensor, kernel: int) -> Tensor:
-    """Put the bases that each tap of a kernel sees side by side: (size, b) becomes (size, kernel * b)."""
-    padded = F.pad(basis, (0, 0, kernel // 2, kernel // 2))
-    return torch.cat([padded[tap : tap + basis.shape[0]] for tap in range(kernel)], dim=1)
 
 
 class PyramidPooling(nn.Module):

@@ -140,8 +140,10 @@ def conv_bn(maps: Any, convolution: Conv2d, norm: nn.Module) -> Tensor:
     ----------
     maps : what the convolution takes
     convolution : Conv2d
-    norm : nn.BatchNorm2d or one of its kind
+    norm : nn.BatchNorm2d or one of its kind; nn.Identity where it has been folded for good
     """
+    if isinstance(norm, nn.Identity):
+        return convolution(maps)  # type: ignore[no-any-return]
     assert isinstance(norm, _BatchNorm)
     if norm.training or not convolution.folds or torch.compiler.is_compiling():
         return norm(convolution(maps))  # type: ignore[no-any-return]

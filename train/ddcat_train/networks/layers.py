@@ -24,17 +24,32 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
 
 
-def interpolation(size: int, bins: int, like: Tensor) -> Tensor:
+def interpolation(size: int, bins: int, like: Tensor, *, kernel: int = 1) -> Tensor:
     """
-    Give the (size, bins) matrix that upsamples `bins` values to `size` places, 2 at least, linear with aligned corners.
+    Give the matrix that upsamples `bins` values to `size` places, 2 at least, linear with aligned corners.
 
     Made of tensor operations, as `bin_averages` is.
+
+    Parameters
+    ----------
+    size, bins : int
+    like : Tensor
+        Of the type and on the device of the matrix.
+    kernel : int
+        Odd. The places that each tap of a kernel sees stand side by side, those outside of the map being zero.
+
+    Returns
+    -------
+    (size, kernel * bins)
     """
-    places = torch.arange(size, device=like.device).unsqueeze(1)  # (size, 1)
-    index = torch.arange(bins, device=like.device).unsqueeze(0)  # (1, bins)
+    taps = torch.arange(kernel, device=like.device) - kernel // 2
+    places = torch.arange(size, device=like.device).unsqueeze(1) + taps  # (size, kernel)
+    index = torch.arange(bins, device=like.device)
     # Whole numbers up to the one division, so that a place on a bin gets exactly that bin; bfloat16 does not hold them.
-    distance = (places * (bins - 1) - index * (size - 1)).abs().to(torch.promote_types(like.dtype, torch.float32)) / (size - 1)
-    return (1 - distance).clamp(min=0).to(like.dtype)
+    distance = (places.unsqueeze(2) * (bins - 1) - index * (size - 1)).abs()  # (size, kernel, bins)
+    near = (1 - distance.to(torch.promote_types(like.dtype, torch.float32)) / (size - 1)).clamp(min=0).to(like.dtype)
+    inside = ((places >= 0) & (places < size)).to(like.dtype)
+    return (near * inside.unsqueeze(2)).flatten(1)
 
 
 def bin_averages(size: int, bins: int, like: Tensor) -> Tensor:
@@ -45,10 +60,9 @@ def bin_averages(size: int, bins: int, like: Tensor) -> Tensor:
     """
     places = torch.arange(size, device=like.device).unsqueeze(0)  # (1, size)
     index = torch.arange(bins, device=like.device).unsqueeze(1)  # (bins, 1)
-    first = index * size // bins
-    end = ((index + 1) * size + bins - 1) // bins
-    member = ((places >= first) & (places < end)).to(like.dtype)
-    return member / (end - first).to(like.dtype)
+    # place >= floor(i * size / bins) and place < ceil((i + 1) * size / bins), without a division
+    member = ((places + 1) * bins > index * size) & (places * bins < (index + 1) * size)
+    return member.to(like.dtype) / member.sum(1, keepdim=True).to(like.dtype)
 
 
 def pool_to_bins(maps: Tensor, bins: int) -> Tensor:

@@ -1,0 +1,84 @@
+"""What is said of a graph that holds more than the main branch, or something of the images that were traced."""
+
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor
+
+from ddcat_export import main_branch
+from ddcat_export.errors import ExportError
+from ddcat_export.graph import TRACED, MainBranch, Sizes, build_graph
+from ddcat_export.main_branch import prove_main_branch
+
+SIZE = (64, 80)
+
+
+def planted(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+    """Let `change(segmenter, image)` be added to the logits before labels are chosen."""
+    honest = MainBranch.forward
+
+    def forward(self: MainBranch, image: Tensor) -> tuple[Tensor, ...]:
+        labels, logits = honest(self, image)
+        return labels, logits + change(self.segmenter, image)
+
+    monkeypatch.setattr(MainBranch, "forward", forward)
+
+
+@pytest.mark.parametrize("sizes", [(SIZE,), (SIZE, (96, 128)), None])
+def test_it_states_what_it_found(smallest: Any, sizes: Sizes) -> None:
+    content = build_graph(smallest, sizes=sizes, logits=True, confidence=True)
+    proof = prove_main_branch(smallest, content, sizes=sizes, logits=True, confidence=True)
+    assert proof.spare_parameters == 4 * 3 + 4
+    assert proof.size == (SIZE if sizes == (SIZE,) else TRACED[1:])
+    height, width = proof.size
+    assert proof.multiply_adds == 3 * 4 * -(-height // 2) * -(-width // 2)  # one 1x1 convolution, on every second place
+    assert not any(value.isnan().any() for value in smallest.state_dict().values())
+
+
+def test_another_head_is_found_by_its_values(smallest: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def auxiliary(segmenter: Any, image: Tensor) -> Tensor:
+        features = segmenter.features(image.float().permute(0, 3, 1, 2))
+        return 1e-20 * segmenter.low_resolution_logits("auxiliary", features)
+
+    planted(monkeypatch, auxiliary)
+    content = build_graph(smallest, sizes=(SIZE,), logits=True, confidence=False)
+    with pytest.raises(ExportError, match=r"not need \(auxiliary\): segmenter.heads.auxiliary.* changes when .* are NaN"):
+        prove_main_branch(smallest, content, sizes=(SIZE,), logits=True, confidence=False)
+
+
+def test_needless_work_is_found_by_its_multiply_adds(smallest: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = onnx.load_model_from_string(build_graph(smallest, sizes=(SIZE,), logits=True, confidence=False))
+    first = next(node for node in model.graph.node if node.op_type == "Conv")
+    again = onnx.NodeProto()
+    again.CopyFrom(first)
+    again.name, again.input[1], first.output[0], again.output[0] = "again", "weight", "one", "other"
+    weight = numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == first.input[1]))
+    model.graph.initializer.append(numpy_helper.from_array(weight - 1, "weight"))
+    place = list(model.graph.node).index(first)
+    rest = [again, helper.make_node("Max", ["one", "other"], ["logits"]), *list(model.graph.node)[place + 1 :]]
+    del model.graph.node[place + 1 :]
+    model.graph.node.extend(rest)
+    content = model.SerializeToString(deterministic=True)
+    honest = 3 * 4 * 32 * 40
+    monkeypatch.setattr(main_branch, "build_graph", lambda *arguments, **options: content)
+    with pytest.raises(ExportError, match=f"makes {2 * honest} multiply-adds .* 64x80, and the main branch needs {honest}"):
+        prove_main_branch(smallest, content, sizes=(SIZE,), logits=True, confidence=False)
+
+
+@pytest.mark.parametrize("sizes", [None, (SIZE,)])
+def test_a_constant_of_the_traced_images_is_named(smallest: Any, monkeypatch: pytest.MonkeyPatch, sizes: Sizes) -> None:
+    """Exporters leave them silently: here, a number of the example's rows, or of its images, that should have stayed free."""
+
+    def baked(segmenter: Any, image: Tensor) -> Tensor:
+        axis = 1 if sizes is None else 0
+        hint = image.shape[axis]
+        known = hint if isinstance(hint, int) else hint.node.hint
+        return torch.full((4, 1, 1), 1e-3 * known)
+
+    planted(monkeypatch, baked)
+    content = build_graph(smallest, sizes=sizes, logits=True, confidence=False)
+    with pytest.raises(ExportError, match=r"a constant of the graph comes of the images that were traced.* than for 2x71x103"):
+        prove_main_branch(smallest, content, sizes=sizes, logits=True, confidence=False)
