@@ -1,6 +1,6 @@
 """The command `ddcat-export`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
@@ -29,6 +29,8 @@ EPILOG = """
 `ddcat-export runs/camvid-ddcat/last.safetensors --engine ort --size 180x240 --logits --out bundles/camvid`
 
 `ddcat-export runs/camvid-ddcat --engine openvino --precision bf16 --size 180x240 --size 360x480 --sign key.pem`
+
+`ddcat-export runs/camvid-ddcat --engine ort --explain` shows each layer beside PyTorch's, when an export was refused.
 
 `ddcat-export bundles/camvid --engine trt --size 180x240` on the machine with the GPU: from the graph inside, without torch.
 """
@@ -61,6 +63,9 @@ def export(
     data_root: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The data set's folder.", show_default="where it was in training")
     ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Write nothing: compare each layer of the graph with PyTorch, and show them all.")
+    ] = False,
     sign: Annotated[Path | None, typer.Option(metavar="KEY", help="Sign with this private key (PEM, elliptic curve).")] = None,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
@@ -78,7 +83,8 @@ def export(
     """
     sizes, chosen = _sizes(size or []), _precision(precision)
     if (source / "manifest.json").is_file():
-        _refuse({"--logits": logits, "--confidence": confidence, "--data-root": data_root}, f"{source} is a bundle")
+        given = {"--logits": logits, "--confidence": confidence, "--data-root": data_root, "--explain": explain}
+        _refuse(given, f"{source} is a bundle")
         folder = out or source.parent / "-".join(filter(None, (source.resolve().name, engine, precision)))
         with _missing("ddcat[export,serve]"):
             from ddcat.bundle import Trust
@@ -95,12 +101,31 @@ def export(
     folder = out or (source if source.is_dir() else source.parent) / f"bundle-{engine}-{chosen}"
     with _missing("ddcat[train,export,cpu]"):
         from ddcat_export import exporting
+    if explain:
+        _explain(source, chosen, sizes)
+        return
     with _status() as progress:
         done = exporting.export(
             source, folder, engine=engine, precision=chosen, sizes=sizes, max_batch=max_batch, logits=logits,
             confidence=confidence, data_root=data_root, key=sign, progress=progress,
         )  # fmt: skip
     typer.echo(_told(done.bundle, "PyTorch", done.replay, done.sweep))
+
+
+def _explain(checkpoint: Path, precision: "Precision", sizes: tuple[tuple[int, int], ...] | None) -> None:
+    from ddcat_export import exporting
+    from ddcat_export.explain import first_different
+    from ddcat_export.sweep import FP16_TOLERANCE, LOGIT_TOLERANCE
+
+    with _status() as progress:
+        layers = exporting.explain(checkpoint, precision=precision, sizes=sizes, progress=progress)
+    typer.echo("largest difference from PyTorch, in standard deviations of what the layer gives there")
+    for layer in layers:
+        typer.echo(f"{layer.error:8.1e}  {layer.name}  {'x'.join(map(str, layer.shape))}")
+    tolerance = FP16_TOLERANCE if precision == "fp16" else LOGIT_TOLERANCE
+    different = first_different(layers, tolerance)
+    if different is not None:
+        raise ExportError(f"the first layer that differs is {different.name}: {tolerance:g} is tolerated")
 
 
 def _sizes(texts: list[str]) -> tuple[tuple[int, int], ...] | None:
@@ -120,7 +145,7 @@ def _precision(text: str | None) -> "Precision | None":
     return None
 
 
-def _refuse(given: dict[str, object], because: str) -> None:
+def _refuse(given: Mapping[str, object], because: str) -> None:
     for option, value in given.items():
         if value:
             raise ExportError(f"{option} changes nothing here, for {because}: leave it out")

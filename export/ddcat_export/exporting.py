@@ -15,16 +15,17 @@ from ddcat.signing import check_key
 from ddcat_export.assembling import GRAPH, Model, Progress, assemble, needed_graph, shapes_of_engine
 from ddcat_export.casts import cast_graph
 from ddcat_export.errors import ExportError
+from ddcat_export.explain import Layer, compare_layers
 from ddcat_export.golden_images import golden_images
 from ddcat_export.graph import MINIMUM_SIZE, build_graph
 from ddcat_export.lint import OPSET
 from ddcat_export.main_branch import prove_main_branch
-from ddcat_export.sweep import FP16_TOLERANCE, Sweep, shapes_of, sweep
+from ddcat_export.sweep import FP16_TOLERANCE, Sweep, sample_images, shapes_of, sweep
 from ddcat_serve.engines import check_possible
 from ddcat_serve.golden import Replay
 from ddcat_train.checkpoints import BEST, LAST, Checkpoint, load_checkpoint
 
-__all__ = ["Exported", "export"]
+__all__ = ["Exported", "explain", "export"]
 
 
 class Exported(NamedTuple):
@@ -133,6 +134,40 @@ def export(
     bundle, replay = assemble(out, model, engine=engine, precision=precision, key=key, progress=progress)
     assert replay is not None  # for the type checker: PyTorch has labelled all golden images
     return Exported(bundle, swept, replay)
+
+
+def explain(
+    checkpoint: Path,
+    *,
+    precision: Precision = "fp32",
+    sizes: tuple[tuple[int, int], ...] | None = None,
+    progress: Progress = lambda stage: None,
+) -> tuple[Layer, ...]:
+    """
+    Compare every layer of the graph with the same layer in PyTorch, on images of one of the shapes of a sweep.
+
+    Parameters
+    ----------
+    checkpoint, sizes, progress
+        As for `export`.
+    precision : "fp32" or "fp16"
+
+    Raises
+    ------
+    ExportError
+        Where no runtime of a CPU computes in the precision.
+    DdcatError
+    """
+    if precision not in ("fp32", "fp16"):
+        raise ExportError(f"no layer can be compared in {precision}: --precision fp32 or fp16 would be right")
+    progress("reading the checkpoint")
+    segmenter = load_checkpoint(checkpoint).segmenter()
+    progress("exporting the main branch")
+    content = build_graph(segmenter, sizes=sizes, logits=True, confidence=False)
+    if precision == "fp16":
+        content = cast_graph(content, precision)
+    progress("comparing each layer with PyTorch")
+    return compare_layers(content, segmenter, sample_images(shapes_of(sizes)[-1], 0))
 
 
 def _source(source: Checkpoint) -> Source:

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 
 from ddcat_export.errors import ExportError
+from ddcat_export.explain import compare_layers, first_different
 from ddcat_export.graph import Sizes, with_logits
 from ddcat_serve.engines.base import Outputs
 from ddcat_serve.engines.onnxruntime import OrtGraph, open_graph
@@ -98,7 +99,7 @@ def sweep(content: bytes, segmenter: Segmenter, shapes: tuple[Shape, ...], *, to
     ------
     ExportError
         Naming the shape, where the graph fails, a logit is off by more than is tolerated, or a label differs that is no
-        near tie.
+        near tie; then also the first layer that differs.
     """
     pixels = ties = 0
     worst = 0.0
@@ -106,11 +107,26 @@ def sweep(content: bytes, segmenter: Segmenter, shapes: tuple[Shape, ...], *, to
         with open_graph(content) as served, open_graph(with_logits(content)) as inner:
             for shape in shapes:
                 for seed in (0, 1):
-                    found = _compare(served, inner, segmenter, sample_images(shape, seed), tolerance)
+                    images = sample_images(shape, seed)
+                    try:
+                        found = _compare(served, inner, segmenter, images, tolerance)
+                    except _OtherValuesError as fault:
+                        raise ExportError(f"{fault}; {_first(content, segmenter, images, tolerance)}") from fault
                     pixels, ties, worst = pixels + shape[0] * shape[1] * shape[2], ties + found[0], max(worst, found[1])
     except EngineError as cause:
         raise ExportError(f"the exported graph does not run: {cause}") from cause
     return Sweep(shapes, pixels, ties, worst)
+
+
+class _OtherValuesError(ExportError):
+    """The graph runs, and computes something else."""
+
+
+def _first(content: bytes, segmenter: Segmenter, images: npt.NDArray[np.uint8], tolerance: float) -> str:
+    layer = first_different(compare_layers(content, segmenter, images), tolerance)
+    if layer is None:
+        return "no layer differs: it is what makes labels of the logits"
+    return f"the first layer that differs is {layer.name}, by up to {layer.error:.2g} of the standard deviation of its values"
 
 
 def _compare(
@@ -132,7 +148,7 @@ def _compare(
     differs = outputs.labels != full.argmax(1)
     wrong = differs & ~near
     if not error <= tolerance or wrong.any():  # not error <= ...: NaN is refused, too
-        raise ExportError(
+        raise _OtherValuesError(
             f"the exported graph is not the network: on {where} {100 * wrong.mean():.3g} % of the labels differ from "
             f"PyTorch's, and the logits by up to {error:.2g} of their standard deviation: {tolerance:g} is tolerated"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import numpy as np
 import numpy.typing as npt
 import onnxruntime  # type: ignore[import-untyped]
 
@@ -25,7 +26,7 @@ from ddcat_serve.engines.base import (
 )
 from ddcat_serve.errors import EngineError
 
-__all__ = ["CPU", "CUDA", "OrtGraph", "build", "check_possible", "load", "open_graph"]
+__all__ = ["CPU", "CUDA", "OrtGraph", "build", "check_possible", "load", "open_graph", "run_once"]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -137,6 +138,23 @@ class OrtGraph:
 def open_graph(content: bytes, *, threads: int | None = None) -> OrtGraph:
     """Load an ONNX file that belongs to no bundle yet, on the CPU."""
     return OrtGraph(content, threads=threads)
+
+
+def run_once(content: bytes, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+    """
+    Run an ONNX file on the CPU, whatever outputs it has, and give them by name.
+
+    Raises
+    ------
+    EngineError
+    """
+    try:
+        with memory_file(content) as file:
+            session = onnxruntime.InferenceSession(file, providers=[CPU])
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, {"image": images}), strict=True))
+    except Exception as cause:  # its exceptions share no base
+        raise EngineError(f"ONNX Runtime does not run the graph: {_first_line(cause)}") from cause
 
 
 def check_possible(precision: Precision) -> None:
