@@ -24,6 +24,7 @@ __all__ = [
     "EngineEntry",
     "FileEntry",
     "Golden",
+    "Kind",
     "MainBranchProof",
     "Manifest",
     "Precision",
@@ -39,6 +40,7 @@ __all__ = [
 SCHEMA_VERSION: Final = 2
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
+Kind = Literal["clean", "mixed"]  # of calibration
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
@@ -172,7 +174,7 @@ class EngineEntry(_Strict):
 class Calibration(_Strict):
     """The images that ranges of activations were measured on."""
 
-    kind: Literal["clean", "mixed"] = Field(description="mixed: half of them adversarial")
+    kind: Kind = Field(description="mixed: half of them adversarial")
     images: int = Field(ge=1)
     split: str
     list_sha256: Sha256 = Field(description="of the names of the images, one a line")
@@ -196,6 +198,7 @@ class Quantisation(_Strict):
     quantised_layers: int = Field(ge=1)
     max_drop: float | None = Field(description="points of mIoU that were allowed; None: no limit was set")
     drop: Drop | None = Field(description="against the fp32 graph; None: not measured")
+    report: str | None = Field(default=None, description="the file with every layer's sensitivity; None: not measured")
 
 
 class Golden(_Strict):
@@ -236,6 +239,8 @@ class Manifest(_Strict):
         named = {self.engine.graph: "the engine's graph", self.engine.file: "the engine's file"}
         if self.golden is not None:
             named[self.golden.file] = "the golden file"
+        if self.quantisation is not None and self.quantisation.report is not None:
+            named[self.quantisation.report] = "the report on int8"
         for file, what in named.items():
             if file not in self.files:
                 raise ValueError(f"{what} {file!r} is not among the files")

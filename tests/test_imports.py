@@ -71,7 +71,17 @@ def test_an_engine_is_imported_in_its_own_file_only() -> None:
         for name, _ in imports(file)
         if name in ENGINES
     }
-    files = ("onnxruntime", "openvino", "openvino_winograd", "tensorrt", "trt10", "trt86", "trt_build", "trt_run")
+    files = (
+        "onnxruntime",
+        "onnxruntime_ranges",
+        "openvino",
+        "openvino_winograd",
+        "tensorrt",
+        "trt10",
+        "trt86",
+        "trt_build",
+        "trt_run",
+    )
     assert users == {f"serve/ddcat_serve/engines/{file}.py" for file in files}
 
 

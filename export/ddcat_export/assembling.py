@@ -1,6 +1,6 @@
 """The last steps of every export: a typed graph becomes an engine, golden images get its labels, and all becomes a bundle."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from ddcat.manifest import (
     Source,
 )
 from ddcat_export.errors import ExportError
+from ddcat_export.steps import Progress
 from ddcat_serve import golden
 from ddcat_serve.engines import build_engine, open_engine
 from ddcat_serve.golden import Example, Replay
@@ -34,7 +35,6 @@ __all__ = [
     "Assembled",
     "GoldenImages",
     "Model",
-    "Progress",
     "assemble",
     "needed_graph",
     "shapes_of_engine",
@@ -49,8 +49,6 @@ _LIBRARIES = (
 # Of the golden pixels. Another runtime or precision rounds otherwise; an engine that differs by more is another model.
 _TOLERATED: dict[Precision, float] = {"fp32": 0.002, "fp16": 0.05, "bf16": 0.25, "int8": 0.25}
 _PLANNED_BATCH = 8  # a TensorRT plan holds memory for its largest batch
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -88,12 +86,15 @@ class Model:
     ----------
     graphs : mapping of str to bytes
         `GRAPH`, and `CPU_GRAPH` where there is one.
+    reports : mapping of str to bytes
+        Further files of the bundle, for people.
     golden : GoldenImages
     versions : dict of str to str
         Of what has made the graph, where that is not this process.
     """
 
     graphs: Mapping[str, bytes]
+    reports: Mapping[str, bytes]
     name: str
     source: Source
     main_branch_only: MainBranchProof
@@ -214,7 +215,7 @@ def assemble(
             versions={**model.versions, **provenance.versions(_LIBRARIES)},
         )
 
-    files = {**model.graphs, **built.files}
+    files = {**model.graphs, **model.reports, **built.files}
     progress("labelling the golden images with the engine")
     with open_engine(Bundle(out, describe(files, None), "", files)) as opened:
         examples = golden.label_images(opened, model.golden.images)

@@ -13,13 +13,16 @@ from ddcat_export.errors import ExportError
 
 if TYPE_CHECKING:
     from ddcat.bundle import Bundle
-    from ddcat.manifest import Precision
+    from ddcat.manifest import Kind, Precision, Quantisation
+    from ddcat_export.sensitivity import LayerError
     from ddcat_export.sweep import Sweep
     from ddcat_serve.golden import Replay
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+
+_SHOWN_LAYERS = 5  # the bundle holds the others
 
 EPILOG = """
 **Examples**
@@ -29,6 +32,8 @@ EPILOG = """
 `ddcat-export runs/camvid-ddcat/last.safetensors --engine ort --size 180x240 --logits --out bundles/camvid`
 
 `ddcat-export runs/camvid-ddcat --engine openvino --precision bf16 --size 180x240 --size 360x480 --sign key.pem`
+
+`ddcat-export runs/camvid-ddcat --engine openvino --precision int8 --calibration mixed --max-drop 1`
 
 `ddcat-export runs/camvid-ddcat --engine ort --explain` shows each layer beside PyTorch's, when an export was refused.
 
@@ -60,6 +65,19 @@ def export(
     confidence: Annotated[
         bool, typer.Option("--confidence", help="Give the probability of each pixel's label beside the labels.")
     ] = False,
+    calibration: Annotated[
+        str | None, typer.Option(help="Of int8: on clean images, or mixed with attacked ones.", show_default="mixed")
+    ] = None,
+    calibration_images: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="To calibrate on; with --max-drop as many to judge on.", show_default="32"),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0, metavar="POINTS", help="Of mIoU, clean and attacked, that int8 may cost.", show_default="not measured"
+        ),
+    ] = None,
     data_root: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The data set's folder.", show_default="where it was in training")
     ] = None,
@@ -79,11 +97,19 @@ def export(
     engine that is built from it must label a few images, clean and attacked, as PyTorch does; they stay in the bundle with its
     labels.
 
+    int8 is calibrated on images of the training split. With --max-drop every layer's sensitivity is measured, and the worst
+    layers stay in float until int8 costs no more mIoU than that on clean and on attacked images of the validation split.
+
     From a BUNDLE, another engine is built from the graph inside: neither torch nor the checkpoint is needed.
     """
-    sizes, chosen = _sizes(size or []), _precision(precision)
+    sizes, chosen, kind = _sizes(size or []), _precision(precision), _kind(calibration)
+    of_int8: dict[str, object] = {
+        "--calibration": kind,
+        "--calibration-images": calibration_images,
+        "--max-drop": max_drop is not None,
+    }
     if (source / "manifest.json").is_file():
-        given = {"--logits": logits, "--confidence": confidence, "--data-root": data_root, "--explain": explain}
+        given = {"--logits": logits, "--confidence": confidence, "--data-root": data_root, "--explain": explain, **of_int8}
         _refuse(given, f"{source} is a bundle")
         folder = out or source.parent / "-".join(filter(None, (source.resolve().name, engine, precision)))
         with _missing("ddcat[export,serve]"):
@@ -98,6 +124,8 @@ def export(
         return
     _refuse({"--require-signature": require_signature, "--expect-digest": expect_digest}, f"{source} is no bundle")
     chosen = chosen or "fp32"
+    if chosen != "int8":
+        _refuse(of_int8, f"the precision is {chosen}")
     folder = out or (source if source.is_dir() else source.parent) / f"bundle-{engine}-{chosen}"
     with _missing("ddcat[train,export,cpu]"):
         from ddcat_export import exporting
@@ -107,9 +135,10 @@ def export(
     with _status() as progress:
         done = exporting.export(
             source, folder, engine=engine, precision=chosen, sizes=sizes, max_batch=max_batch, logits=logits,
-            confidence=confidence, data_root=data_root, key=sign, progress=progress,
+            confidence=confidence, calibration=kind or "mixed", calibration_images=calibration_images or 32,
+            max_drop=max_drop, data_root=data_root, key=sign, progress=progress,
         )  # fmt: skip
-    typer.echo(_told(done.bundle, "PyTorch", done.replay, done.sweep))
+    typer.echo(_told(done.bundle, "PyTorch", done.replay, done.sweep, done.layers))
 
 
 def _explain(checkpoint: Path, precision: "Precision", sizes: tuple[tuple[int, int], ...] | None) -> None:
@@ -145,13 +174,30 @@ def _precision(text: str | None) -> "Precision | None":
     return None
 
 
+def _kind(text: str | None) -> "Kind | None":
+    from ddcat.manifest import Kind
+
+    for known in get_args(Kind):
+        if text == known:
+            return known  # type: ignore[no-any-return]
+    if text is not None:
+        raise ExportError(f"--calibration {text}: {' or '.join(get_args(Kind))} would be right")
+    return None
+
+
 def _refuse(given: Mapping[str, object], because: str) -> None:
     for option, value in given.items():
         if value:
             raise ExportError(f"{option} changes nothing here, for {because}: leave it out")
 
 
-def _told(bundle: "Bundle", reference: str, replay: "Replay | None", sweep: "Sweep | None" = None) -> str:
+def _told(
+    bundle: "Bundle",
+    reference: str,
+    replay: "Replay | None",
+    sweep: "Sweep | None" = None,
+    layers: "tuple[LayerError, ...]" = (),
+) -> str:
     manifest = bundle.manifest
     engine, golden, proof = manifest.engine, manifest.golden, manifest.main_branch_only
     lines = [
@@ -160,13 +206,16 @@ def _told(bundle: "Bundle", reference: str, replay: "Replay | None", sweep: "Swe
         f"{', '.join(f'{t.name} {t.dtype}' for t in (*manifest.inputs, *manifest.outputs))}",
     ]
     if sweep is not None:
+        before = "" if manifest.quantisation is None else "before int8 "
         shapes = ", ".join("x".join(map(str, shape)) for shape in sweep.shapes)
         lines += [
             f"main branch only: the bytes are the same with NaN in the {proof.spare_parameters} spare parameters, and "
             f"{proof.multiply_adds} multiply-adds at {proof.size[0]}x{proof.size[1]} are those of a network without them",
-            f"equal to PyTorch on shapes {shapes}: worst logit error {sweep.logit_error:.1e} of their standard deviation, "
-            f"{sweep.near_ties} of {sweep.pixels} labels differ (near ties)",
+            f"{before}equal to PyTorch on shapes {shapes}: worst logit error {sweep.logit_error:.1e} of their standard "
+            f"deviation, {sweep.near_ties} of {sweep.pixels} labels differ (near ties)",
         ]
+    if manifest.quantisation is not None:
+        lines += _told_int8(manifest.quantisation, layers)
     if golden is not None:
         compared = (
             "nothing to compare with: no image of the other bundle has such a size"
@@ -182,6 +231,26 @@ def _told(bundle: "Bundle", reference: str, replay: "Replay | None", sweep: "Swe
             f"      ddcat-serve run {bundle.path}",
         ]
     )
+
+
+def _told_int8(found: "Quantisation", layers: "tuple[LayerError, ...]") -> list[str]:
+    calibration, drop = found.calibration, found.drop
+    lines = [
+        f"int8 in {found.quantised_layers} layers, {len(found.float_layers)} left in float, calibrated on "
+        f"{calibration.images} images of {calibration.split} ({calibration.kind})"
+    ]
+    if drop is not None:
+        lines.append(
+            f"int8 costs {drop.clean:.2f} points of clean mIoU and {drop.adversarial:.2f} of adversarial mIoU on {drop.images} "
+            f"images (attacked on PyTorch, shown to the engine); {found.max_drop:g} were allowed"
+        )
+    if layers:
+        lines.append("most sensitive layers, by the change of the logits in standard deviations, clean and attacked:")
+        lines += [
+            f"  {one.clean:.4f}  {one.adversarial:.4f}  {one.layer}{' (float)' if one.layer in found.float_layers else ''}"
+            for one in layers[:_SHOWN_LAYERS]
+        ]
+    return lines
 
 
 @contextmanager

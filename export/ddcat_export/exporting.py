@@ -10,16 +10,19 @@ from torch import Tensor
 from ddcat import provenance
 from ddcat.bundle import Bundle
 from ddcat.files import check_vacant
-from ddcat.manifest import ClassEntry, DataSource, Precision, Preprocessing, Source
+from ddcat.manifest import ClassEntry, DataSource, Kind, Precision, Preprocessing, Source
 from ddcat.signing import check_key
-from ddcat_export.assembling import GRAPH, Model, Progress, assemble, needed_graph, shapes_of_engine
+from ddcat_export.assembling import CPU_GRAPH, GRAPH, Model, assemble, needed_graph, shapes_of_engine
 from ddcat_export.casts import cast_graph
 from ddcat_export.errors import ExportError
 from ddcat_export.explain import Layer, compare_layers
 from ddcat_export.golden_images import golden_images
 from ddcat_export.graph import MINIMUM_SIZE, build_graph
+from ddcat_export.int8 import REPORT, make_int8
 from ddcat_export.lint import OPSET
 from ddcat_export.main_branch import prove_main_branch
+from ddcat_export.sensitivity import LayerError
+from ddcat_export.steps import Progress
 from ddcat_export.sweep import FP16_TOLERANCE, Sweep, sample_images, shapes_of, sweep
 from ddcat_serve.engines import check_possible
 from ddcat_serve.golden import Replay
@@ -39,11 +42,14 @@ class Exported(NamedTuple):
         How near the graph is to PyTorch, on images of many shapes.
     replay : Replay
         How the engine's labels of the golden images differ from those of PyTorch.
+    layers : tuple of LayerError
+        What int8 costs in each layer, the worst first; empty where that was not measured.
     """
 
     bundle: Bundle
     sweep: Sweep
     replay: Replay
+    layers: tuple[LayerError, ...] = ()
 
 
 def export(
@@ -56,6 +62,9 @@ def export(
     max_batch: int | None = None,
     logits: bool = False,
     confidence: bool = False,
+    calibration: Kind = "mixed",
+    calibration_images: int = 32,
+    max_drop: float | None = None,
     data_root: Path | None = None,
     key: Path | None = None,
     progress: Progress = lambda stage: None,
@@ -77,6 +86,8 @@ def export(
         See `shapes_of_engine`.
     logits, confidence : bool
         Give the logits at low resolution, and the probability of each label, as further outputs.
+    calibration, calibration_images, max_drop
+        Of int8: see `ddcat_export.int8.make_int8`.
     data_root : Path, optional
         Where the data set lies now; where it lay in training by default.
     key : Path, optional
@@ -114,10 +125,16 @@ def export(
         content = cast_graph(content, needed)
     if needed == "fp16":  # no runtime of a CPU computes typed bf16: its engine is compared with PyTorch on the golden images
         swept = sweep(content, segmenter, shapes_of(sizes), tolerance=FP16_TOLERANCE)
+    made = None
     if needed == "int8":
-        raise ExportError(f"this version makes no graph in {precision}")
+        size = sizes[0] if sizes is not None and len(sizes) == 1 else None
+        made = make_int8(
+            source, segmenter, content, kind=calibration, images=calibration_images, max_drop=max_drop, data_root=data_root,
+            size=size, progress=progress,
+        )  # fmt: skip
     model = Model(
-        graphs={GRAPH: content},
+        graphs={GRAPH: content} if made is None else {GRAPH: made.signed, CPU_GRAPH: made.unsigned},
+        reports={} if made is None or made.report is None else {REPORT: made.report},
         name=_name(source.path),
         source=_source(source),
         main_branch_only=proof,
@@ -126,14 +143,14 @@ def export(
         preprocessing=Preprocessing(mean=_decimals(segmenter.normalise.mean), std=_decimals(segmenter.normalise.std)),
         shapes=shapes,
         opset=OPSET,
-        quantisation=None,
+        quantisation=None if made is None else made.quantisation,
         rebuilt_from=None,
         golden=golden,
         versions={},
     )
     bundle, replay = assemble(out, model, engine=engine, precision=precision, key=key, progress=progress)
     assert replay is not None  # for the type checker: PyTorch has labelled all golden images
-    return Exported(bundle, swept, replay)
+    return Exported(bundle, swept, replay, () if made is None else made.layers)
 
 
 def explain(

@@ -14,7 +14,6 @@ from ddcat_export.assembling import (
     Assembled,
     GoldenImages,
     Model,
-    Progress,
     assemble,
     needed_graph,
     shapes_of_engine,
@@ -22,6 +21,7 @@ from ddcat_export.assembling import (
 from ddcat_export.casts import cast_graph
 from ddcat_export.errors import ExportError
 from ddcat_export.fitting import fit
+from ddcat_export.steps import Progress
 from ddcat_serve.engines import check_possible
 from ddcat_serve.golden import read_golden
 
@@ -79,6 +79,7 @@ def rebuild(
     graphs = _graphs(bundle, engine, asked, progress)
     model = Model(
         graphs=graphs,
+        reports=_reports(bundle),
         name=manifest.name,
         source=manifest.source,
         main_branch_only=manifest.main_branch_only,
@@ -114,6 +115,11 @@ def _graphs(bundle: Bundle, engine: str, precision: Precision, progress: Progres
         )
     progress(f"typing the graph in {needed}")
     return {GRAPH: cast_graph(bundle.files[GRAPH], needed)}
+
+
+def _reports(bundle: Bundle) -> dict[str, bytes]:
+    found = bundle.manifest.quantisation
+    return {} if found is None or found.report is None else {found.report: bundle.files[found.report]}
 
 
 def _shapes(bundle: Bundle, engine: str, sizes: tuple[tuple[int, int], ...] | None, max_batch: int | None) -> Shapes:

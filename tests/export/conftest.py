@@ -12,10 +12,11 @@ from ddcat.bundle import Bundle, open_bundle
 from ddcat.classes import Classes
 from ddcat_train.checkpoints import Description, SplitEntry, build_network, save_checkpoint
 from ddcat_train.config import parse_config
+from ddcat_train.data.generate import write_scenes
 from ddcat_train.networks import Features, Segmenter
 from ddcat_train.networks.contexts import ContextConv2d, PyramidPooling
 
-CLASSES = Classes.with_voc_palette(("ground", "red thing", "tree", "sky", "thin thing"))
+CLASSES = Classes.with_voc_palette(("ground", "red thing", "tree", "sky", "thin thing", "far thing"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -93,6 +94,14 @@ def printed(run: Path) -> str:
 def bundle(run: Path, printed: str) -> Bundle:
     """The bundle that it left; no test changes it."""
     return open_bundle(run / "bundle-ort-fp32")
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data that `run` might have been trained on."""
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    write_scenes(folder, train=8, val=6, size=(60, 48))
+    return folder
 
 
 class Smallest(nn.Module):

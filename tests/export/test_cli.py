@@ -77,7 +77,7 @@ def test_the_server_opens_what_was_exported(bundle: Bundle) -> None:
         outputs = engine.infer(images)
     assert outputs.labels.shape == images.shape[:3]
     assert outputs.logits is not None
-    assert outputs.logits.shape == (1, 5, 5, 6)
+    assert outputs.logits.shape == (1, 6, 5, 6)
 
 
 def test_one_size_of_a_checkpoint_file(

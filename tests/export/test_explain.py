@@ -80,7 +80,7 @@ def test_the_command_shows_every_layer_and_names_the_first(
     lines = capsys.readouterr().out.splitlines()
     assert "standard deviations" in lines[0]
     assert lines[1].endswith("  normalise  1x3x180x240")
-    assert lines[-1].endswith("  logits  1x5x23x30")
+    assert lines[-1].endswith("  logits  1x6x23x30")
     monkeypatch.setattr(exporting, "build_graph", lambda *a, **k: changed(bundle.files["model.onnx"], "context.features.2.1"))
     with pytest.raises(ExportError, match=r"the first layer that differs is context\.features\.2\.1: 0\.0001 is tolerated"):
         cli.export(run, engine="ort", explain=True)

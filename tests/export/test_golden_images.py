@@ -14,7 +14,6 @@ from ddcat_export.errors import ExportError
 from ddcat_export.fitting import fit
 from ddcat_export.golden_images import golden_images
 from ddcat_train.data import open_dataset
-from ddcat_train.data.generate import write_scenes
 from ddcat_train.errors import DataError
 
 
@@ -31,13 +30,6 @@ def test_an_image_is_cut_or_mirrored(height: int, width: int, new_height: int, n
         start = (by_numpy.shape[axis] - wanted) // 2
         by_numpy = by_numpy.take(range(start, start + wanted), axis)
     np.testing.assert_array_equal(fit(image, (new_height, new_width)), by_numpy)
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "scenes"
-    write_scenes(folder, train=1, val=6, size=(60, 48))
-    return folder
 
 
 def source(root: Path, long_side: int | None = None) -> DataSource:

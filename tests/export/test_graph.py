@@ -32,7 +32,7 @@ def test_it_is_the_graph_of_a_network_that_never_had_other_heads(run: Path, bund
     """To the byte, though another process with another hash seed wrote the one with all heads."""
     whole = load_checkpoint(run).segmenter()
     assert set(whole.heads) == {"main", "auxiliary", "mask", "deep"}
-    alone = build_segmenter(ModelConfig(backbone="resnet10", width=8), classes=5)
+    alone = build_segmenter(ModelConfig(backbone="resnet10", width=8), classes=6)
     alone.load_state_dict({key: value for key, value in whole.state_dict().items() if key in alone.state_dict()})
     content = build_graph(alone.eval(), sizes=None, logits=True, confidence=False)
     assert content == bundle.files["model.onnx"]
@@ -58,7 +58,7 @@ def test_sizes_are_free_or_fixed(bundle: Bundle, smallest: Any) -> None:
         assert [(t.name, t.dtype, t.shape) for t in (*graph.inputs, *graph.outputs)] == [
             ("image", "uint8", ("batch", "height", "width", 3)),
             ("labels", "uint8", ("batch", "height", "width")),
-            ("logits", "float32", ("batch", 5, "logits_height", "logits_width")),
+            ("logits", "float32", ("batch", 6, "logits_height", "logits_width")),
         ]
     with open_graph(build_graph(smallest, sizes=(SIZE,), logits=True, confidence=False)) as graph:
         assert [t.shape for t in (*graph.inputs, *graph.outputs)] == [

@@ -1,0 +1,150 @@
+"""From an fp32 graph and its checkpoint to int8: calibrated, and, where a limit is set, judged and corrected until it holds."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ddcat.manifest import Drop, Kind, Quantisation
+from ddcat_export.calibration import attack, attack_of, calibration_images, measure_ranges, read_samples
+from ddcat_export.fallback import Judge, Trial, fall_back
+from ddcat_export.quantise import layers_of, quantise
+from ddcat_export.sensitivity import LayerError, measure_sensitivity
+from ddcat_export.steps import Progress, told
+from ddcat_serve.engines.base import Graph
+from ddcat_serve.engines.onnxruntime import open_graph
+from ddcat_train.checkpoints import Checkpoint
+from ddcat_train.networks import Segmenter
+
+__all__ = ["REPORT", "Quantised", "make_int8"]
+
+REPORT = "sensitivity.json"
+_LOOKED_AT = 2  # images, clean and attacked, on which each layer is measured
+
+
+class Quantised(NamedTuple):
+    """
+    int8 graphs and what is known of them.
+
+    Attributes
+    ----------
+    signed, unsigned : bytes
+        The graph for all runtimes, and its form for ONNX Runtime on a CPU.
+    quantisation : Quantisation
+    report : bytes or None
+        For the bundle's `REPORT`, JSON; None where no limit was set.
+    layers : tuple of LayerError
+        The worst first; empty where no limit was set.
+    """
+
+    signed: bytes
+    unsigned: bytes
+    quantisation: Quantisation
+    report: bytes | None
+    layers: tuple[LayerError, ...]
+
+
+def make_int8(
+    checkpoint: Checkpoint,
+    segmenter: Segmenter,
+    graph: bytes,
+    *,
+    kind: Kind,
+    images: int,
+    max_drop: float | None,
+    data_root: Path | None = None,
+    size: tuple[int, int] | None = None,
+    progress: Progress = lambda stage: None,
+) -> Quantised:
+    """
+    Quantise the graph of a checkpoint.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    segmenter : Segmenter
+        Its network, on the CPU, in eval().
+    graph : bytes
+        The typed fp32 graph of it.
+    kind : "clean" or "mixed"
+        Of the images to calibrate on: see `calibration_images`.
+    images : int
+        Of the training split to calibrate on; and of the validation split to judge on, where a limit is set.
+    max_drop : float, optional
+        Points of clean and of adversarial mIoU that int8 may lose against the fp32 graph: layers are left in float until both
+        forms hold it. Adversarial images are made on the PyTorch model, and shown to the graphs.
+    data_root : Path, optional
+        Where the data set lies now; where it lay in training by default.
+    size : (height, width), optional
+        The only one that the graph takes.
+    progress : callable, optional
+        Is told what is being done.
+
+    Raises
+    ------
+    ExportError
+        Where the data is not there, or the limit cannot be held.
+    """
+    segmenter.requires_grad_(requires_grad=False)  # attacks need gradients of images alone
+    batches, calibration = calibration_images(
+        checkpoint, segmenter, kind, images=images, data_root=data_root, size=size, progress=progress
+    )
+    ranges = measure_ranges(graph, batches, progress=progress)
+    layers = layers_of(graph)
+    float_layers: tuple[str, ...] = ()
+    sensitivity: tuple[LayerError, ...] = ()
+    drop: Drop | None = None
+    report: bytes | None = None
+    if max_drop is not None:
+        options = attack_of(checkpoint)
+        looked_at = read_samples(checkpoint, "train", images=_LOOKED_AT, data_root=data_root, size=size)
+        sensitivity = measure_sensitivity(
+            graph,
+            ranges,
+            clean=[sample.image for sample in looked_at],
+            adversarial=[attack(segmenter, sample, options, seed) for seed, sample in enumerate(looked_at)],
+            progress=progress,
+        )
+        samples = read_samples(checkpoint, "val", images=images, data_root=data_root, size=size)
+        attacked = [
+            attack(segmenter, sample, options, seed)
+            for seed, sample in told(list(enumerate(samples)), "attacking images to judge on", progress)
+        ]
+        judge = Judge(samples, attacked, classes=segmenter.classes, attack=options, reference=graph, open_fp32=open_graph)
+
+        def drop_of(floats: Sequence[str]) -> Drop:
+            progress(f"judging int8 with {len(floats)} layers in float")
+            forms = [quantise(graph, ranges, float_layers=floats, unsigned=unsigned) for unsigned in (False, True)]
+            return judge.drop([(forms[0], _open_signed), (forms[1], open_graph)])
+
+        float_layers, drop, trials = fall_back([one.layer for one in sensitivity], drop_of, max_drop=max_drop)
+        report = _report(sensitivity, trials)
+    signed, unsigned = (quantise(graph, ranges, float_layers=float_layers, unsigned=unsigned) for unsigned in (False, True))
+    return Quantised(
+        signed,
+        unsigned,
+        Quantisation(
+            calibration=calibration,
+            float_layers=float_layers,
+            quantised_layers=len(layers) - len(float_layers),
+            max_drop=max_drop,
+            drop=drop,
+            report=None if report is None else REPORT,
+        ),
+        report,
+        sensitivity,
+    )
+
+
+def _open_signed(content: bytes) -> Graph:
+    # ONNX Runtime computes it as well, but on x86 slower than fp32
+    try:
+        from ddcat_serve.engines.openvino import OpenVinoGraph  # noqa: PLC0415 -- an optional library
+    except ImportError:
+        return open_graph(content)
+    return OpenVinoGraph(content, precision="int8")
+
+
+def _report(layers: Sequence[LayerError], trials: Sequence[Trial]) -> bytes:
+    found = {"layers": [layer._asdict() for layer in layers], "trials": [trial._asdict() for trial in trials]}
+    return json.dumps(found, indent=1).encode() + b"\n"

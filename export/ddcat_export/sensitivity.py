@@ -1,0 +1,87 @@
+"""How much each layer's rounding to int8 moves the logits, on clean and on attacked images."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ddcat_export.calibration import Images
+from ddcat_export.errors import ExportError
+from ddcat_export.graph import with_logits
+from ddcat_export.quantise import layers_of, quantise
+from ddcat_export.steps import Progress, told
+from ddcat_serve.engines.onnxruntime import open_graph
+
+__all__ = ["LayerError", "measure_sensitivity"]
+
+_Logits = list[npt.NDArray[np.float32]]
+
+
+class LayerError(NamedTuple):
+    """
+    What one layer costs.
+
+    Attributes
+    ----------
+    layer : str
+    clean, adversarial : float
+        Root of the mean square by which the logits change when this layer alone computes in int8, in standard deviations of
+        the fp32 graph's logits, on clean and on attacked images.
+    """
+
+    layer: str
+    clean: float
+    adversarial: float
+
+
+def measure_sensitivity(
+    graph: bytes,
+    ranges: Mapping[str, float],
+    *,
+    clean: Sequence[Images],
+    adversarial: Sequence[Images],
+    progress: Progress = lambda stage: None,
+) -> tuple[LayerError, ...]:
+    """
+    Measure every layer alone, by ONNX Runtime.
+
+    Parameters
+    ----------
+    graph : bytes
+        A typed fp32 graph of `build_graph`.
+    ranges : mapping of str to float
+        Of `measure_ranges`.
+    clean, adversarial : sequence of (N, H, W, 3) uint8
+    progress : callable, optional
+        Is told what is being done.
+
+    Returns
+    -------
+    tuple of LayerError
+        The worst first, by the larger of its two errors.
+    """
+    layers = layers_of(graph)
+    wanted = [_logits(graph, images) for images in (clean, adversarial)]
+    found = []
+    for layer in told(layers, "measuring the sensitivity of layers", progress):
+        content = quantise(graph, ranges, float_layers=[other for other in layers if other != layer])
+        errors = [
+            _error(_logits(content, images), reference) for images, reference in zip((clean, adversarial), wanted, strict=True)
+        ]
+        found.append(LayerError(layer, *errors))
+    return tuple(sorted(found, key=lambda one: (-max(one.clean, one.adversarial), one.layer)))
+
+
+def _logits(content: bytes, images: Sequence[Images]) -> _Logits:
+    with open_graph(with_logits(content)) as opened:
+        given = [opened.run(batch).logits for batch in images]
+    return [logits for logits in given if logits is not None]
+
+
+def _error(found: _Logits, wanted: _Logits) -> float:
+    differences = np.concatenate([(a - b).ravel() for a, b in zip(found, wanted, strict=True)])
+    deviation = np.concatenate([logits.ravel() for logits in wanted]).std()
+    if not deviation > 0:
+        raise ExportError("the network gives the same logits everywhere: there is nothing to measure int8 by")
+    return float(np.sqrt(np.mean(differences.astype(np.float64) ** 2)) / deviation)

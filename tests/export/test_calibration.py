@@ -1,0 +1,85 @@
+"""What int8 is calibrated on, and that ranges are those that PyTorch has."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from ddcat.bundle import Bundle
+from ddcat.hashing import sha256_of_bytes
+from ddcat_export.calibration import calibration_images, measure_ranges, read_samples
+from ddcat_export.errors import ExportError
+from ddcat_export.folding import fold_batch_norms
+from ddcat_export.quantise import layers_of
+from ddcat_export.sweep import sample_images
+from ddcat_train.attacks import pgd, to_8_bit
+from ddcat_train.checkpoints import Checkpoint, load_checkpoint
+from ddcat_train.data import open_dataset
+
+
+@pytest.fixture(scope="module")
+def checkpoint(run: Path) -> Checkpoint:
+    return load_checkpoint(run)
+
+
+def test_ranges_are_the_largest_magnitudes_in_pytorch(checkpoint: Checkpoint, bundle: Bundle) -> None:
+    graph = bundle.files["model.onnx"]
+    images = [sample_images((1, 64, 80), 1), sample_images((2, 49, 33), 0)]
+    found = measure_ranges(graph, images)
+    network = fold_batch_norms(checkpoint.segmenter())
+    largest: dict[str, float] = {}
+
+    def keep(name: str) -> None:
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            largest[name] = max(largest.get(name, 0.0), inputs[0].abs().max().item())
+
+        network.get_submodule(name).register_forward_pre_hook(hook)
+
+    # of those in the backbone: the head's reads no tensor, but the parts that its context consists of
+    layers = {name: name.removeprefix("segmenter.").partition("/")[0] for name in layers_of(graph) if ".backbone." in name}
+    for module in layers.values():
+        keep(module)
+    with torch.no_grad():
+        for batch in images:
+            network(torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255)
+    nodes = {node.name: node for node in onnx.load_model_from_string(graph).graph.node}
+    assert len(layers) > 8
+    for name, module in layers.items():
+        assert found[nodes[name].input[0]] == pytest.approx(largest[module], rel=1e-4), name
+
+
+@pytest.mark.parametrize("kind", ["clean", "mixed"])
+def test_the_images_are_of_the_training_split(checkpoint: Checkpoint, scenes: Path, kind: str) -> None:
+    segmenter = checkpoint.segmenter()
+    images, calibration = calibration_images(checkpoint, segmenter, kind, images=4, data_root=scenes)  # type: ignore[arg-type]
+    dataset = open_dataset("scenes", scenes, "train", long_side=checkpoint.description.config.data.judged_long_side)
+    samples = [dataset.read((2 * index + 1) * len(dataset) // 8) for index in range(4)]  # the middle of each quarter
+    assert calibration.list_sha256 == sha256_of_bytes("\n".join(sample.name for sample in samples).encode())
+    assert (calibration.kind, calibration.images, calibration.split) == (kind, 4, "train")
+    attacked = [not np.array_equal(image[0], sample.image) for image, sample in zip(images, samples, strict=True)]
+    if kind == "clean":
+        assert (attacked, calibration.attack) == ([False] * 4, None)
+        return
+    assert attacked == [False, True, False, True]
+    assert calibration.attack == {"name": "PGD", "epsilon": 0.03, "alpha": 0.01, "steps": 3, "start": "random"}
+    planes = torch.from_numpy(samples[3].image)[None].permute(0, 3, 1, 2).float() / 255
+    labels = torch.from_numpy(samples[3].labels)[None].long()
+    wanted = pgd(segmenter, planes, labels, epsilon=0.03, alpha=0.01, steps=3, start="random", seeds=torch.tensor([3]))
+    wanted = (to_8_bit(wanted, planes) * 255).round().byte().permute(0, 2, 3, 1)
+    np.testing.assert_array_equal(images[3], wanted.numpy())
+    again, _ = calibration_images(checkpoint, segmenter, "mixed", images=4, data_root=scenes)
+    assert all(np.array_equal(one, other) for one, other in zip(images, again, strict=True))
+
+
+def test_images_are_resized_for_a_graph_of_one_size(checkpoint: Checkpoint, scenes: Path) -> None:
+    for sample in read_samples(checkpoint, "val", images=2, data_root=scenes, size=(40, 56)):
+        assert (sample.image.shape, sample.labels.shape) == ((1, 40, 56, 3), (1, 40, 56))
+        assert set(np.unique(sample.labels)) <= {*range(len(checkpoint.description.classes)), 255}
+
+
+def test_without_data_there_is_no_int8(checkpoint: Checkpoint) -> None:
+    with pytest.raises(ExportError, match=r"which are not there: .*some/where.*; --data-root DIR says where they lie"):
+        read_samples(checkpoint, "train", images=1)
