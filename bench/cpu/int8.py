@@ -84,11 +84,11 @@ def judge(checkpoint: Checkpoint, bundles: list[Bundle], data_root: Path, limit:
     images = 0
     with progress(f"judging {checkpoint.path.parent.name}", min(limit or len(dataset), len(dataset))) as advance:
         for _, pixels, labels in evaluation_batches(dataset, batch_size=1, limit=limit):
-            shown = [pixels] + [
+            shown = [(pixels * 255).round().byte()] + [
                 _attacked(segmenter, pixels, labels, epsilon=epsilon, alpha=alpha, steps=steps, seed=images) for steps in _STEPS
             ]
             for case, planes in enumerate(shown):
-                image = np.ascontiguousarray((planes * 255).round().byte().permute(0, 2, 3, 1).numpy())  # (1, H, W, 3)
+                image = np.ascontiguousarray(planes.permute(0, 2, 3, 1).numpy())  # (1, H, W, 3) uint8
                 for place, engine in enumerate(engines):
                     counts[place, case] += count(labels.numpy(), engine.infer(image).labels, classes)
             images += 1

@@ -112,7 +112,7 @@ def attack(segmenter: Segmenter, sample: Sample, options: dict[str, Any], seed: 
     labels = torch.from_numpy(sample.labels)
     chosen = {key: value for key, value in options.items() if key != "name"}
     found = to_8_bit(pgd(segmenter, pixels, labels, seeds=torch.tensor([seed]), **chosen), pixels)
-    return _grey_levels(found)
+    return np.ascontiguousarray(found.permute(0, 2, 3, 1).numpy())  # (1, H, W, 3)
 
 
 def calibration_images(

@@ -13,6 +13,7 @@ from ddcat.files import check_vacant
 from ddcat.manifest import ClassEntry, DataSource, Kind, Precision, Preprocessing, Source
 from ddcat.signing import check_key
 from ddcat_export.assembling import CPU_GRAPH, GRAPH, Model, assemble, needed_graph, shapes_of_engine
+from ddcat_export.calibration import read_samples
 from ddcat_export.casts import cast_graph
 from ddcat_export.errors import ExportError
 from ddcat_export.explain import Layer, compare_layers
@@ -111,6 +112,9 @@ def export(
     source = load_checkpoint(checkpoint)
     segmenter = source.segmenter()
     data = _data(source, data_root)
+    if precision == "int8":  # it cannot be without data, and is to say so before the work begins
+        for split in ("train", "val") if max_drop is not None else ("train",):
+            read_samples(source, split, images=1, data_root=data_root)
     progress("taking and attacking golden images")
     golden = golden_images(segmenter, data, shapes, must_exist=data_root is not None)
     progress("exporting the main branch")

@@ -15,7 +15,7 @@ from ddcat_export.errors import ExportError
 from ddcat_export.folding import fold_batch_norms
 from ddcat_export.quantise import layers_of
 from ddcat_export.sweep import sample_images
-from ddcat_train.attacks import pgd, to_8_bit
+from ddcat_train.attacks import pgd
 from ddcat_train.checkpoints import Checkpoint, load_checkpoint
 from ddcat_train.data import open_dataset
 
@@ -68,8 +68,11 @@ def test_the_images_are_of_the_training_split(checkpoint: Checkpoint, scenes: Pa
     planes = torch.from_numpy(samples[3].image)[None].permute(0, 3, 1, 2).float() / 255
     labels = torch.from_numpy(samples[3].labels)[None].long()
     wanted = pgd(segmenter, planes, labels, epsilon=0.03, alpha=0.01, steps=3, start="random", seeds=torch.tensor([3]))
-    wanted = (to_8_bit(wanted, planes) * 255).round().byte().permute(0, 2, 3, 1)
-    np.testing.assert_array_equal(images[3], wanted.numpy())
+    difference = 255 * (wanted - planes).permute(0, 2, 3, 1).numpy()  # in grey levels
+    found = images[3].astype(int) - samples[3].image
+    assert np.abs(found).max() == 7  # 0.03 of 255, rounded toward zero
+    assert np.abs(found - difference).max() < 1
+    assert np.all(np.abs(found) <= np.abs(difference) + 1e-3)
     again, _ = calibration_images(checkpoint, segmenter, "mixed", images=4, data_root=scenes)
     assert all(np.array_equal(one, other) for one, other in zip(images, again, strict=True))
 
