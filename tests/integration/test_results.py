@@ -4,6 +4,9 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
+
+from ddcat.scores import miou
 from ddcat_bench.judged import find_results
 from ddcat_bench.paper_tables import make_tables
 from ddcat_bench.table_files import tables_markdown
@@ -38,3 +41,28 @@ def test_the_training_steps_are_those_of_the_files() -> None:
         released, frugal = (ratio["median"] for ratio in result["ratios"])
         assert f"| **{released:.2f}** (" in row
         assert f") | {frugal:.2f} |" in row
+
+
+def test_what_int8_costs_is_counted_in_the_files() -> None:
+    page = (ROOT / "docs/results/int8-camvid.md").read_text(encoding="utf-8")
+    files = sorted((ROOT / "docs/results/int8-camvid").glob("*.json"))
+    assert [file.stem for file in files] == ["ddcat", "pgd-at-4"]
+    for file in files:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        fp32: dict[str, list[float]] = {}
+        pixels = set()
+        for found in result["engines"]:
+            counts = [np.asarray(found["counts"][case]) for case in ("clean", "n=3", "n=7")]
+            pixels |= {int(counted[:, [0, 2]].sum()) for counted in counts}
+            points = [100 * miou(counted) for counted in counts]
+            if found["quantisation"] is None:
+                fp32[found["engine"]] = points
+                row = f"fp32 | {points[0]:.2f} | {points[1]:.2f} | {points[2]:.2f} |"
+            else:
+                lost = [before - value for before, value in zip(fp32[found["engine"]], points, strict=True)]
+                kind = found["quantisation"]["calibration"]["kind"]
+                row = f"int8, {kind} | {lost[0]:+.2f} | {lost[1]:+.2f} | {lost[2]:+.2f} |"
+                assert max(lost) < 0.105  # as the page says
+            assert f"| {result['run']} | {found['engine']} | {row}" in page
+        assert len(pixels) == 1  # all were judged on the same ones
+        assert page.count(f"| {result['run']} |") == len(result["engines"]) == 6
