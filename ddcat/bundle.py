@@ -16,6 +16,7 @@ __all__ = [
     "INTEGRITY_ONLY",
     "MANIFEST",
     "PASSPORT",
+    "PASSPORT_SIGNATURE",
     "SIGNATURE",
     "Bundle",
     "Trust",
@@ -26,8 +27,8 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
-PASSPORT = "passport.json"
-_BESIDE = {MANIFEST, SIGNATURE, PASSPORT, "report.html"}  # the last two by the gate, after the manifest that they speak of
+PASSPORT, PASSPORT_SIGNATURE = "passport.json", "passport.sig"
+_BESIDE = {MANIFEST, SIGNATURE, PASSPORT, PASSPORT_SIGNATURE, "report.html"}  # the last by the gate, after the manifest
 
 INTEGRITY_ONLY = "integrity only"
 

@@ -8,6 +8,7 @@ import typer
 from ddcat import command
 from ddcat.command import ExpectDigest, RequireSignature, parse_size
 from ddcat_bench.attack_cli import attack
+from ddcat_bench.gate_cli import gate
 from ddcat_bench.options import DataRoot, Limit, MovedCheckpoint, Split
 from ddcat_train.worker import launched, report_to_agent
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 
 app.command()(attack)
+app.command()(gate)
 
 
 @app.command()

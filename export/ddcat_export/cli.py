@@ -81,6 +81,16 @@ def export(
     data_root: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The data set's folder.", show_default="where it was in training")
     ] = None,
+    hardware: Annotated[
+        str | None,
+        typer.Option(help="That a plan of trt is to run on: same-compute-capability, ampere-plus.", show_default="this GPU"),
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="A plan of trt is to run with later minor versions of TensorRT, too.")
+    ] = False,
+    repeatable: Annotated[
+        bool, typer.Option("--repeatable", help="Of a BUNDLE of trt: choose the same kernels again, by its timing cache alone.")
+    ] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Write nothing: compare each layer of the graph with PyTorch, and show them all.")
     ] = False,
@@ -108,6 +118,15 @@ def export(
         "--calibration-images": calibration_images,
         "--max-drop": max_drop is not None,
     }
+    options: dict[str, object] = {}
+    if hardware is not None:
+        options["hardware"] = _hardware(hardware)
+    if version_compatible:
+        options["version_compatible"] = True
+    if engine != "trt":
+        _refuse(
+            {"--hardware": hardware, "--version-compatible": version_compatible, "--repeatable": repeatable}, "this is not trt"
+        )
     if (source / "manifest.json").is_file():
         given = {"--logits": logits, "--confidence": confidence, "--data-root": data_root, "--explain": explain, **of_int8}
         _refuse(given, f"{source} is a bundle")
@@ -118,11 +137,15 @@ def export(
         with _status() as progress:
             made, replay = rebuild(
                 source, folder, engine=engine, precision=chosen, sizes=sizes, max_batch=max_batch, key=sign,
-                trust=Trust(require_signature, tuple(expect_digest or ())), progress=progress,
+                options=options, repeatable=repeatable, trust=Trust(require_signature, tuple(expect_digest or ())),
+                progress=progress,
             )  # fmt: skip
         typer.echo(_told(made, "the bundle", replay))
         return
-    _refuse({"--require-signature": require_signature, "--expect-digest": expect_digest}, f"{source} is no bundle")
+    _refuse(
+        {"--require-signature": require_signature, "--expect-digest": expect_digest, "--repeatable": repeatable},
+        f"{source} is no bundle",
+    )
     chosen = chosen or "fp32"
     if chosen != "int8":
         _refuse(of_int8, f"the precision is {chosen}")
@@ -136,7 +159,7 @@ def export(
         done = exporting.export(
             source, folder, engine=engine, precision=chosen, sizes=sizes, max_batch=max_batch, logits=logits,
             confidence=confidence, calibration=kind or "mixed", calibration_images=calibration_images or 32,
-            max_drop=max_drop, data_root=data_root, key=sign, progress=progress,
+            max_drop=max_drop, data_root=data_root, options=options, key=sign, progress=progress,
         )  # fmt: skip
     typer.echo(_told(done.bundle, "PyTorch", done.replay, done.sweep, done.layers))
 
@@ -183,6 +206,13 @@ def _kind(text: str | None) -> "Kind | None":
     if text is not None:
         raise ExportError(f"--calibration {text}: {' or '.join(get_args(Kind))} would be right")
     return None
+
+
+def _hardware(text: str) -> str:
+    known = ("same-compute-capability", "ampere-plus")
+    if text not in known:
+        raise ExportError(f"--hardware {text}: {' or '.join(known)} would be right; without it the plan is for this GPU")
+    return text
 
 
 def _refuse(given: Mapping[str, object], because: str) -> None:

@@ -1,8 +1,10 @@
 """From a checkpoint to a bundle: export the main branch, prove it, type it, and hand it on with what is known about it."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -67,6 +69,7 @@ def export(
     calibration_images: int = 32,
     max_drop: float | None = None,
     data_root: Path | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
     key: Path | None = None,
     progress: Progress = lambda stage: None,
 ) -> Exported:
@@ -91,6 +94,8 @@ def export(
         Of int8: see `ddcat_export.int8.make_int8`.
     data_root : Path, optional
         Where the data set lies now; where it lay in training by default.
+    options : mapping of str to Any
+        Of the runtime: the keyword arguments of its `build`.
     key : Path, optional
         Private key to sign the manifest with.
     progress : callable, optional
@@ -152,7 +157,7 @@ def export(
         golden=golden,
         versions={},
     )
-    bundle, replay = assemble(out, model, engine=engine, precision=precision, key=key, progress=progress)
+    bundle, replay = assemble(out, model, engine=engine, precision=precision, options=options, key=key, progress=progress)
     assert replay is not None  # for the type checker: PyTorch has labelled all golden images
     return Exported(bundle, swept, replay, () if made is None else made.layers)
 

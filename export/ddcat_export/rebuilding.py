@@ -1,6 +1,9 @@
 """From a bundle to a bundle of another engine or precision: from the graph inside, without torch and without the checkpoint."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import onnx
 
@@ -27,6 +30,8 @@ from ddcat_serve.golden import read_golden
 
 __all__ = ["rebuild"]
 
+_TIMINGS = "model.timings"  # as `ddcat_serve.engines.tensorrt` calls it, which imports TensorRT
+
 
 def rebuild(
     source: Path,
@@ -36,6 +41,8 @@ def rebuild(
     precision: Precision | None = None,
     sizes: tuple[tuple[int, int], ...] | None = None,
     max_batch: int | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    repeatable: bool = False,
     key: Path | None = None,
     trust: Trust = ANYONE,
     progress: Progress = lambda stage: None,
@@ -54,6 +61,10 @@ def rebuild(
         The only ones that the engine is to take, of those that the other bundle takes; all of them by default.
     max_batch : int, optional
         See `shapes_of_engine`.
+    options : mapping of str to Any
+        Of the runtime: the keyword arguments of its `build`.
+    repeatable : bool
+        Choose kernels by the timing cache in the other bundle alone, so that the same ones are chosen again; of "trt".
     key : Path, optional
         Private key to sign the new bundle with.
     trust : Trust
@@ -93,7 +104,14 @@ def rebuild(
         golden=_golden(bundle, shapes),
         versions=manifest.versions,
     )
-    return assemble(out, model, engine=engine, precision=asked, key=key, progress=progress)
+    given = {**options, "timings": _timings(bundle)} if repeatable else options
+    return assemble(out, model, engine=engine, precision=asked, options=given, key=key, progress=progress)
+
+
+def _timings(bundle: Bundle) -> bytes:
+    if _TIMINGS not in bundle.files:
+        raise ExportError(f"{bundle.path} holds no timing cache to repeat a build by: a bundle of engine trt would be right")
+    return bundle.files[_TIMINGS]
 
 
 def _held(manifest: Manifest) -> Precision:

@@ -7,8 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ddcat.bundle import INTEGRITY_ONLY, PASSPORT, Bundle
+from ddcat.bundle import INTEGRITY_ONLY, Bundle
 from ddcat.manifest import EngineEntry, Golden, MainBranchProof, Manifest, Quantisation, Range, Shapes, TensorEntry
+from ddcat.passport import read_passport
 
 __all__ = ["print_bundle", "print_json"]
 
@@ -63,7 +64,7 @@ def _rows(bundle: Bundle) -> dict[str, str]:
         "golden": _golden(manifest.golden),
         "files": "\n".join(f"{name}  {entry.bytes} bytes  {entry.sha256[:12]}" for name, entry in manifest.files.items()),
         "versions": _pairs(manifest.versions),
-        "passport": "present" if (bundle.path / PASSPORT).exists() else "none: the bundle has not been judged",
+        "passport": read_passport(bundle).known,
     }
 
 

@@ -111,6 +111,16 @@ def damaged(run: Path, tmp_path: Path) -> Path:
         ),
         (["{run}", "--engine", "ort", "--precision", "fp8"], "--precision fp8: fp32, bf16, fp16, int8 would be right"),
         (["{run}", "--engine", "ort", "--expect-digest", "0"], "--expect-digest changes nothing here, for {run} is no bundle"),
+        (["{run}", "--engine", "ort", "--hardware", "ampere-plus"], "--hardware changes nothing here, for this is not trt"),
+        (
+            ["{run}", "--engine", "openvino", "--version-compatible"],
+            "--version-compatible changes nothing here, for this is not",
+        ),
+        (
+            ["{run}", "--engine", "trt", "--hardware", "any"],
+            "--hardware any: same-compute-capability or ampere-plus would be right",
+        ),
+        (["{run}", "--engine", "trt", "--repeatable"], "--repeatable changes nothing here, for {run} is no bundle"),
         (
             ["{run}", "--engine", "ort", "--out", "{tmp}/out", "--sign", "{tmp}/none.pem"],
             "cannot sign with {tmp}/none.pem ([Errno 2] No such file",

@@ -83,7 +83,7 @@ def test_another_engine_is_built_of_it_without_torch(made: Exported, tmp_path: P
     assert "openvino in int8, CPU" in done.stdout
     assert "int8 costs " in done.stdout
     rebuilt = open_bundle(tmp_path / "rebuilt")
-    assert rebuilt.manifest.engine.file == "model.onnx"
+    assert rebuilt.manifest.engine.file == "model.cpu.onnx"
     assert rebuilt.manifest.quantisation == made.bundle.manifest.quantisation
     kept = ("model.onnx", "model.cpu.onnx", "sensitivity.json")
     assert all(rebuilt.files[name] == made.bundle.files[name] for name in kept)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -225,13 +225,14 @@ def transcribed(content: bytes, images: npt.NDArray[np.uint8], largest: float) -
     x = np.maximum(planes @ w["w1"][:, :, 0, 0].T, 0)
     weight = w["w2"][:, :, 0, 0]
     scales = np.abs(weight).max(1, keepdims=True) / 127
-    b = rounded(x, largest / 127) @ rounded(weight, scales).T + w["b2"]
+    b = rounded(x, largest / 127 or 1.0) @ rounded(weight, scales).T + w["b2"]
     logits: F32 = np.maximum(b, 0) @ w["w3"][:, :, 0, 0].T
     return logits.transpose(0, 3, 1, 2)
 
 
 @settings(deadline=None, max_examples=10)
 @given(seed=st.integers(0, 10**6), share=st.floats(0.3, 1.5))
+@example(seed=1206, share=1.0)  # no activation is above 0
 def test_values_are_those_of_quantisation_written_out(seed: int, share: float) -> None:
     content, images = tiny(seed=seed), sample_images((2, 5, 7), seed)
     ranges = {name: share * largest for name, largest in measure_ranges(content, [images]).items()}  # below 1: values are cut
@@ -245,7 +246,7 @@ def test_values_are_those_of_quantisation_written_out(seed: int, share: float) -
     # where a value lies at the middle of two bytes, the last bit of a float decides, and the whole byte counts
     quantum = ranges["x"] / 127 * np.abs(w["w3"][:, :, 0, 0]).sum(1).max() * np.abs(w["w2"]).max()
     for logits in found:
-        assert np.abs(logits - wanted).max() <= 1.01 * quantum
+        assert np.abs(logits - wanted).max() <= 1.01 * quantum + 1e-5
         assert np.mean(np.abs(logits - wanted) < 1e-5) > 0.95
 
 

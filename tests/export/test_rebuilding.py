@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,3 +121,20 @@ def test_a_manifest_of_another_schema_is_refused(bundle: Bundle, tmp_path: Path)
     (copy.path / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(BundleError, match="schema_version 3, and this ddcat reads 2"):
         rebuild(copy.path, tmp_path / "rebuilt", engine="ort")
+
+
+def test_options_of_a_runtime_reach_its_build(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, object]] = []
+    real = assembling.build_engine
+
+    def build(*arguments: Any, hardware: str, timings: bytes, **options: Any) -> Any:
+        given.append({"hardware": hardware, "timings": timings})
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(assembling, "build_engine", build)
+    files = {**bundle.files, "model.timings": b"measured before"}
+    write_bundle(tmp_path / "old", bundle.manifest.model_copy(update={"files": entries(files)}), files)
+    rebuild(tmp_path / "old", tmp_path / "new", engine="ort", options={"hardware": "ampere-plus"}, repeatable=True)
+    assert given == [{"hardware": "ampere-plus", "timings": b"measured before"}]
+    with pytest.raises(ExportError, match="holds no timing cache to repeat a build by: a bundle of engine trt would be right"):
+        rebuild(bundle.path, tmp_path / "another", engine="ort", repeatable=True)

@@ -1,5 +1,6 @@
 """What docs/results says is what its files hold."""
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -66,3 +67,24 @@ def test_what_int8_costs_is_counted_in_the_files() -> None:
             assert f"| {result['run']} | {found['engine']} | {row}" in page
         assert len(pixels) == 1  # all were judged on the same ones
         assert page.count(f"| {result['run']} |") == len(result["engines"]) == 6
+
+
+def test_the_page_of_engines_is_made_of_the_files_beside_it() -> None:
+    spec = importlib.util.spec_from_file_location("engines_page", ROOT / "bench/cpu/engines_page.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder = ROOT / "docs/results/engines-cpu"
+    assert (ROOT / "docs/results/engines-cpu.md").read_text(encoding="utf-8") == module.page(folder)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for network, title in module.NETWORKS.items():
+        fastest: dict[str, float] = {}
+        for file in folder.glob(f"{network}-*-speed.json"):
+            result = json.loads(file.read_text(encoding="utf-8"))
+            precision = result["bundle"]["engine"]["precision"]
+            fastest[precision] = max(fastest.get(precision, 0), result["ratios"][0]["median"])
+        told = ", ".join(
+            f"{precision} {fastest[precision]:.2f}" for precision in ("fp32", "bf16", "int8") if precision in fastest
+        )
+        assert f"{title} {told}" in " ".join(readme.split())

@@ -40,6 +40,8 @@ _PROVIDERS: dict[str, dict[str, str]] = {  # and their options
 _PRECISIONS: dict[str, tuple[Precision, ...]] = {CPU: ("fp32", "int8"), CUDA: ("fp32", "fp16", "bf16")}
 _DTYPES: dict[str, Literal["uint8", "float32"]] = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
+# On x86 it would turn signed activations into unsigned ones, leave some layers of a symmetric graph in fp32, and refuse others.
+_SIGNED = ("session.qdqisint8allowed", "1")
 _HEAVY = ("Conv", "MatMul", "Gemm")  # within the names of all kernels that take time: FusedConv, QLinearConv, ...
 _KERNEL_PRECISIONS: dict[str, Precision] = {
     "float": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8",
@@ -76,8 +78,7 @@ class OrtGraph:
         options.intra_op_num_threads = physical_cores() if threads is None else threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads burn the neighbours' time
-        # On x86 it would turn signed activations into unsigned ones, and then leave some layers of a symmetric graph in fp32.
-        options.add_session_config_entry("session.qdqisint8allowed", "1")
+        options.add_session_config_entry(*_SIGNED)
         options.log_severity_level = 4  # what fails raises
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
@@ -149,8 +150,10 @@ def run_once(content: bytes, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDA
     EngineError
     """
     try:
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry(*_SIGNED)
         with memory_file(content) as file:
-            session = onnxruntime.InferenceSession(file, providers=[CPU])
+            session = onnxruntime.InferenceSession(file, options, providers=[CPU])
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, {"image": images}), strict=True))
     except Exception as cause:  # its exceptions share no base

@@ -1,0 +1,143 @@
+"""
+Whether an engine is as accurate and as robust as its reference, on the same images: a paired bootstrap and two one-sided tests.
+
+The difference of two figures on the same images varies far less than either: intervals of each alone would see nothing.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ddcat.scores import Counts, miou
+from ddcat.worst_case import worst_case
+from ddcat_bench.bootstrap import BLOCK, FEWEST_UNITS, Scheme, draw, miou_of_draws
+
+__all__ = ["KEPT_AT_LEAST", "Comparison", "Interval", "Verdict", "compare_pool", "paired_interval", "verdict_of"]
+
+KEPT_AT_LEAST = 10.0  # points of mIoU; of a reference that keeps less there is nothing to preserve
+_LEVEL = 0.90  # two one-sided tests of 5 % each
+_DRAWS = 10_000
+_OTHER_BLOCKS = (5, 20)
+
+Verdict = Literal["pass", "refuse", "inconclusive"]
+
+
+class Interval(NamedTuple):
+    """Bounds of engine minus reference, in points of mIoU."""
+
+    low: float
+    high: float
+
+
+class Comparison(NamedTuple):
+    """
+    An engine beside its reference under one threat.
+
+    Attributes
+    ----------
+    reference, engine : float
+        Points of mIoU, each under the attacks that are worst for it.
+    difference : float
+        Engine minus reference.
+    interval : Interval
+        90 % of the draws.
+    by_block : dict of int to Interval
+        The same for other lengths of the blocks of frames; empty where images or clips are drawn.
+    """
+
+    reference: float
+    engine: float
+    difference: float
+    interval: Interval
+    by_block: dict[int, Interval]
+
+
+def paired_interval(
+    reference: Counts, engine: Counts, scheme: Scheme, *, level: float = _LEVEL, draws: int = _DRAWS, seed: int = 0
+) -> Interval:
+    """
+    Bound the difference of two data-set mIoUs: both are computed anew on each draw of the same images.
+
+    Parameters
+    ----------
+    reference, engine : (I, K, 3) int64
+        Of the same images in the same order.
+    scheme : Scheme
+        How images are drawn.
+    level : float
+        Share of the draws between the bounds.
+    draws, seed : int
+
+    Returns
+    -------
+    Interval
+        In points, engine minus reference.
+    """
+    if reference.shape != engine.shape or len(reference) != len(scheme.groups):
+        raise ValueError(f"counts {reference.shape} and {engine.shape} are not of the same {len(scheme.groups)} images")
+    often = draw(scheme, draws=draws, seed=seed)
+    differences = 100 * (miou_of_draws(often, engine) - miou_of_draws(often, reference))
+    low, high = np.nanquantile(differences, ((1 - level) / 2, (1 + level) / 2))
+    return Interval(float(low), float(high))
+
+
+def compare_pool(reference: Counts, engine: Counts, scheme: Scheme, *, draws: int = _DRAWS, seed: int = 0) -> Comparison:
+    """
+    Compare under the worst case over a shared pool of images: each of the two meets, of every image, what is worst for it.
+
+    The choice is made once, on all images, and stays the same in every draw.
+
+    Parameters
+    ----------
+    reference, engine : (A, I, K, 3) int64
+        Of each member of the pool, on the same images.
+    scheme, draws, seed
+        As for `paired_interval`.
+    """
+    places = np.arange(reference.shape[1])
+    first, second = (counts[worst_case(counts), places] for counts in (reference, engine))
+    score, other = (100 * miou(counts.sum(0)) for counts in (first, second))
+    blocks = (size for size in _OTHER_BLOCKS if scheme.kind == "blocks" and size <= len(places))
+    return Comparison(
+        reference=score,
+        engine=other,
+        difference=other - score,
+        interval=paired_interval(first, second, scheme, draws=draws, seed=seed),
+        by_block={size: paired_interval(first, second, scheme._replace(block=size), draws=draws, seed=seed) for size in blocks},
+    )
+
+
+def verdict_of(found: Comparison, scheme: Scheme, *, margin: float) -> tuple[Verdict, str]:
+    """
+    Decide between equal but for a margin, worse by more than it, and not known.
+
+    Parameters
+    ----------
+    found : Comparison
+    scheme : Scheme
+    margin : float
+        Points of mIoU.
+
+    Returns
+    -------
+    verdict : Verdict
+    reason : str
+        A sentence.
+    """
+    low, high = found.interval
+    bounds = f"the 90 % interval of the difference, {low:+.2f} to {high:+.2f} points,"
+    if not np.isfinite([found.difference, low, high]).all():
+        return "refuse", "the figures are not numbers"
+    if scheme.units < FEWEST_UNITS:
+        what = {"images": "images", "clips": "clips", "blocks": f"blocks of {BLOCK} frames"}[scheme.kind]
+        return "inconclusive", f"{scheme.units} {what} are too few to tell: {FEWEST_UNITS} or more would be right"
+    if high < -margin:
+        return "refuse", f"{bounds} lies beyond -{margin:g}: it is worse"
+    if -margin <= low and high <= margin:
+        return "pass", f"{bounds} lies within {margin:g} either way"
+    if low > margin:
+        return (
+            "inconclusive",
+            f"{bounds} lies above {margin:g}: more robust than its reference is no equality, look for masking",
+        )
+    return "inconclusive", f"{bounds} reaches beyond {margin:g}: more images, or another margin, would tell"

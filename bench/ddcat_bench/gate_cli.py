@@ -1,0 +1,99 @@
+"""The command `ddcat-bench gate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddcat.command import ExpectDigest, RequireSignature
+from ddcat_bench.options import DataRoot, Limit, MovedCheckpoint, Split
+
+__all__ = ["gate"]
+
+_STATUS = {"pass": 0, "refuse": 2, "inconclusive": 3}
+
+
+def gate(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat-export wrote.")],
+    checkpoint: MovedCheckpoint = None,
+    data_root: DataRoot = None,
+    split: Split = None,
+    limit: Limit = None,
+    limits: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML with other limits.", show_default="those of the package")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Only clean images and the paper's BIM, n = 3.")] = False,
+    steps: Annotated[int, typer.Option(min=1, help="Of each strong gradient attack.")] = 10,
+    queries: Annotated[int, typer.Option(min=10, help="Of the attack that asks the engine, for each image.")] = 200,
+    every: Annotated[int, typer.Option(min=1, help="Every how many images the engine is asked about.")] = 10,
+    repeats: Annotated[int, typer.Option(min=10, help="Timed calls of each contender.")] = 30,
+    seed: Annotated[int, typer.Option(min=0, help="Of random starts and searches.")] = 0,
+    sign: Annotated[Path | None, typer.Option(metavar="KEY", help="Sign the passport with this private key (PEM).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A new folder.", show_default="BUNDLE-gate beside the bundle")
+    ] = None,
+    require_signature: RequireSignature = None,
+    expect_digest: ExpectDigest = None,
+) -> None:
+    """
+    Judge whether an engine is as accurate, as robust and as fast as its limits ask, and write its passport.
+
+    The exit status is 0 for pass, 2 for refuse (or bad input), 3 for inconclusive. Both the engine and the PyTorch main branch
+    meet the worst attacks of a shared pool: made on either, on the engine's own graph, and by asking the engine. What is
+    stopped continues with the same command.
+
+    For example:
+
+    - `ddcat-bench gate runs/camvid-ddcat/bundle-ort-fp32`
+
+    - `ddcat-bench gate model.bundle --limits ours.yaml --sign key.pem --data-root /data/camvid`
+
+    - `ddcat-bench gate model.bundle --quick`
+    """
+    import time
+
+    from rich.console import Console
+
+    from ddcat.bundle import Trust, open_bundle
+    from ddcat.files import check_vacant, write_text
+    from ddcat.passport import write_passport
+    from ddcat.progress import progress
+    from ddcat.signing import check_key
+    from ddcat_bench.gate import Budget, Case, attack_pool, conclude, passport_of
+    from ddcat_bench.gate_report import gate_html, gate_junit, gate_markdown, headline
+    from ddcat_bench.limits import DEFAULT, read_limits
+    from ddcat_bench.memory import serving_peak
+    from ddcat_bench.output import beside, publish
+    from ddcat_bench.speed import draw_inputs, measure
+    from ddcat_bench.subjects import checkpoint_of, open_bundle_data
+    from ddcat_bench.units import remove_work, work_folder
+    from ddcat_serve.engines import open_engine
+    from ddcat_serve.engines.base import physical_cores
+
+    began = time.monotonic()
+    opened = open_bundle(bundle, Trust(require_signature, tuple(expect_digest or ())))
+    allowed = read_limits(limits or DEFAULT, opened.manifest.engine.effective_precision)
+    folder = out or beside(bundle, "gate")
+    check_vacant(folder)
+    if sign is not None:
+        check_key(sign)
+    loaded = checkpoint_of(opened, checkpoint)
+    dataset = open_bundle_data(opened, data_root=data_root, split=split)
+    budget = Budget("quick" if quick else "default", steps=steps, queries=queries, every=every, seed=seed)
+    work = work_folder(folder)
+    inputs = draw_inputs(opened, dataset, repeats=repeats, batch=1, size=None)
+    with open_engine(opened, threads=physical_cores()) as engine:
+        case = Case(opened, engine, loaded, dataset, limit, budget)
+        with progress("timing", 3 * len(inputs.batches), unit="calls") as advance:
+            speed = measure(opened, engine, loaded, inputs, threads=physical_cores(), peak=serving_peak, advance=advance)
+        with progress("attacking", case.forwards, unit="forwards") as advance:
+            attacked = attack_pool(case, work, advance)
+        result = conclude(case, attacked, speed, allowed, seconds=time.monotonic() - began)
+    page = gate_html(result)
+    files = {"gate.xml": gate_junit(result).encode(), "report.html": page.encode()}
+    publish(folder, "gate", result, gate_markdown(result), files)
+    write_passport(opened, passport_of(opened, result), key=sign)
+    write_text(opened.path / "report.html", page)
+    remove_work(work)
+    Console(stderr=True).print(f"{result.verdict}: {headline(result)}", highlight=False, soft_wrap=True)
+    raise typer.Exit(_STATUS[result.verdict])

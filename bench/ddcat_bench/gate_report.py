@@ -1,0 +1,125 @@
+"""The gate's result for readers: Markdown, JUnit XML for a pipeline, and one HTML page that needs nothing else."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ddcat.passport import Finding
+from ddcat_bench.gate_results import GateResult, ThreatRow
+from ddcat_bench.results import grey
+from ddcat_bench.tables import environment_lines, table
+
+__all__ = ["gate_html", "gate_junit", "gate_markdown"]
+
+HEADLINES = {
+    "pass": "The engine may stand in for its model",
+    "refuse": "The engine may not stand in for its model",
+    "inconclusive": "It is not known whether the engine may stand in for its model",
+}
+_LOWEST, _WIDTH = 1.6, 420  # of the drawing of an interval: margins to either side, and its own units
+
+
+def gate_markdown(result: GateResult) -> str:
+    """Write tables: the verdict and why, threats, attacks, classes."""
+    findings = [[f"**{f.verdict}**", f.name, f.found, f.limit, f.reason] for f in result.findings]
+    threats = [
+        [
+            row.name, f"{row.reference:.2f}", f"{row.engine:.2f}", f"{row.difference:+.2f}", _bounds(row.interval),
+            *(_bounds(row.by_block[size]) if size in row.by_block else "-" for size in ("5", "20")),
+            row.verdict or "nothing to preserve",
+        ]
+        for row in result.threats
+    ]  # fmt: skip
+    members = [
+        [
+            row.source, row.label, grey(row.epsilon) if row.epsilon else "-", str(row.images), f"{row.reference:.2f}",
+            f"{row.engine:.2f}", f"{row.agreement:.3%}", f"{row.twin_agreement:.3%}",
+        ]
+        for row in result.members
+    ]  # fmt: skip
+    return "\n".join(
+        [
+            f"# Gate: {result.verdict}\n\n{headline(result)}\n",
+            table(["verdict", "what", "found", "limit", "why"], findings, texts=5),
+            "## Robustness\n\nPoints of mIoU; the interval is of engine minus reference, 90 % of the draws "
+            f"({result.drawn}).\n",
+            table(
+                ["threat", "reference", "engine", "difference", "interval", "blocks of 5", "of 20", "verdict"], threats, texts=1
+            ),
+            "## Attacks\n",
+            table(
+                ["made on", "attack", "bound", "images", "reference", "engine", "equal labels", "engine and twin"],
+                members,
+                texts=2,
+            ),
+            f"{result.protocol}\n",
+            environment_lines(result.environment),
+        ]
+    )
+
+
+def headline(result: GateResult) -> str:
+    """Say it in a sentence."""
+    engine = result.bundle.engine
+    return (
+        f"{HEADLINES[result.verdict]}: {result.bundle.name}, {engine['runtime']} in {result.precision}, beside "
+        f"{result.checkpoint.method}, {result.checkpoint.architecture}, on {len(result.data.names)} images of "
+        f"{result.data.name} ({result.data.split}), with the {result.budget} budget."
+    )
+
+
+def gate_junit(result: GateResult) -> str:
+    """Write a test suite with a case for each finding: refused ones are failures, inconclusive ones errors."""
+    count = {verdict: sum(f.verdict == verdict for f in result.findings) for verdict in ("refuse", "inconclusive")}
+    suite = ElementTree.Element(
+        "testsuite", name=f"gate {result.bundle.name}", tests=str(len(result.findings)), failures=str(count["refuse"]),
+        errors=str(count["inconclusive"]), time=f"{result.environment.seconds:.1f}",
+    )  # fmt: skip
+    for finding in result.findings:
+        case = ElementTree.SubElement(suite, "testcase", classname=f"gate.{result.bundle.name}", name=finding.name)
+        if finding.verdict != "pass":
+            kind = "failure" if finding.verdict == "refuse" else "error"
+            ElementTree.SubElement(case, kind, message=f"{finding.found}; limit: {finding.limit}").text = finding.reason
+    ElementTree.indent(suite)
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def gate_html(result: GateResult) -> str:
+    """Make the page: verdict first, then why, then all figures."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.get_template("gate.html")
+    order = {"refuse": 0, "inconclusive": 1, "pass": 2}
+    return template.render(
+        result=result,
+        title=HEADLINES[result.verdict],
+        headline=headline(result),
+        findings=sorted(result.findings, key=lambda finding: order[finding.verdict]),
+        drawings=[(row, _drawing(row)) for row in result.threats],
+        reasons=[_plain(finding) for finding in result.findings if finding.verdict != "pass"],
+        grey=grey,
+        width=_WIDTH,
+    )
+
+
+def _plain(finding: Finding) -> str:
+    return f"{finding.name}: {finding.reason} (found {finding.found}; limit {finding.limit})"
+
+
+def _drawing(row: ThreatRow) -> dict[str, float]:
+    """Places of an interval between the margins, in units of the drawing; what lies beyond is drawn at its edge."""
+    reach = _LOWEST * row.margin
+
+    def place(points: float) -> float:
+        return round(_WIDTH * (min(max(points, -reach), reach) + reach) / (2 * reach), 1)
+
+    low, high = row.interval
+    return {
+        "low": place(low), "high": place(high), "middle": place(row.difference), "zero": place(0),
+        "from": place(-row.margin), "to": place(row.margin),
+    }  # fmt: skip
+
+
+def _bounds(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:+.2f} to {interval[1]:+.2f}"

@@ -1,0 +1,69 @@
+"""The result file of the gate."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from ddcat.passport import Finding, Verdict
+from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
+from ddcat_bench.findings import Alarm, Probe
+from ddcat_bench.limits import Limits
+from ddcat_bench.schema import Fraction, Strict
+from ddcat_bench.timing_results import SpeedResult
+
+__all__ = ["GateResult", "MemberRow", "ThreatRow"]
+
+Bounds = tuple[float, float]
+
+
+class MemberRow(Strict):
+    """One attack of the pool and what it left of both models."""
+
+    source: Literal["replay", "twin", "engine", "noise"]
+    label: str
+    epsilon: float
+    images: int = Field(description="that it was made on; the others count as the replay at its bound leaves them")
+    reference: float = Field(description="points of mIoU over all images")
+    engine: float
+    agreement: Fraction = Field(description="share of pixels that engine and reference label alike")
+    twin_agreement: Fraction = Field(description="share of pixels that engine and twin label alike")
+
+
+class ThreatRow(Strict):
+    """One threat, under which both models meet the worst of its attacks for them."""
+
+    name: str
+    epsilon: float
+    members: tuple[str, ...]
+    reference: float = Field(description="points of mIoU")
+    engine: float
+    difference: float = Field(description="engine minus reference")
+    interval: Bounds = Field(description="90 % of the draws of a paired bootstrap")
+    by_block: dict[str, Bounds] = Field(description="the same with blocks of so many frames")
+    margin: float
+    verdict: Verdict | None = Field(description="null: the reference keeps less than 10 points, nothing is left to preserve")
+    reason: str
+
+
+class GateResult(Strict):
+    """What `ddcat-bench gate` found."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["gate"] = "gate"
+    bundle: BundleEntry
+    checkpoint: CheckpointEntry
+    data: DataEntry
+    precision: str
+    budget: Literal["default", "quick"]
+    protocol: str
+    drawn: str = Field(description="what the bootstrap draws")
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    limits: Limits
+    threats: tuple[ThreatRow, ...]
+    members: tuple[MemberRow, ...]
+    class_iou: tuple[tuple[str, float | None, float | None], ...] = Field(description="on clean images: reference, engine")
+    alarms: tuple[Alarm, ...]
+    probe: Probe | None = Field(description="of the twin; null with the quick budget")
+    speed: SpeedResult
+    environment: Environment

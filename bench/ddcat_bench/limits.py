@@ -1,0 +1,46 @@
+"""What the gate allows an engine, by precision."""
+
+from pathlib import Path
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from ddcat.manifest import Precision
+from ddcat_bench.errors import BenchError
+from ddcat_bench.schema import Fraction, Strict
+
+__all__ = ["DEFAULT", "Limits", "read_limits"]
+
+DEFAULT = Path(__file__).with_name("limits.yaml")
+
+
+class Limits(Strict):
+    """Of one precision; what each means stands at the head of `limits.yaml`."""
+
+    logit_error: float | None = Field(gt=0)
+    agreement: Fraction | None
+    clean_margin: float = Field(gt=0)
+    adversarial_margin: float = Field(gt=0)
+    latency: float = Field(gt=0)
+
+
+def read_limits(file: Path, precision: Precision) -> Limits:
+    """
+    Read the limits of a precision.
+
+    Raises
+    ------
+    BenchError
+        Where the file cannot be read, or an entry is missing, unknown or of a wrong type.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return TypeAdapter(dict[Precision, Limits]).validate_python(content)[precision]
+    except (OSError, yaml.YAMLError) as cause:
+        raise BenchError(f"--limits {file} cannot be read: {str(cause).splitlines()[0]}") from cause
+    except ValidationError as cause:
+        first = cause.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole file"
+        raise BenchError(f"--limits {file}: {where}: {first['msg']}; {DEFAULT.name} of the package would be right") from cause
+    except KeyError as cause:
+        raise BenchError(f"--limits {file} has no entry for {precision}") from cause

@@ -1,0 +1,266 @@
+"""
+The pool of images that an engine and its reference are both judged on: clean ones, and attacks made in four ways.
+
+- replay: made on the PyTorch model;
+- twin: made with the gradients of the engine's own graph (`ddcat_bench.twin`);
+- engine: made by asking the engine itself, its labels alone;
+- noise: random signs at the bound, which any attack should beat.
+
+All are rounded to 8 bits, as a server receives them. Attacks on one precision transfer poorly to another, so a replay alone
+would overstate what an engine withstands.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ddcat.scores import Counts
+from ddcat_bench.judging import answers, count_each
+from ddcat_bench.passes import Victims, attack
+from ddcat_bench.suites import BIM, Plan, PlanName
+from ddcat_bench.twin import Twin
+from ddcat_bench.units import Units
+from ddcat_serve.engines import Engine
+from ddcat_train.attacks import Model, to_8_bit
+
+__all__ = ["EPSILONS", "Contenders", "Judged", "Part", "engine_labels", "fill_units", "parts_of", "read_units"]
+
+EPSILONS = tuple(level / 255 for level in (0.5, 1, 2, 4, 8))
+
+Source = Literal["replay", "twin", "engine", "noise"]
+
+
+class Part(NamedTuple):
+    """
+    An attack of the pool.
+
+    Attributes
+    ----------
+    source : "replay", "twin", "engine" or "noise"
+    plan : Plan
+    every : int
+        Of the images, every how many are attacked: 1 for all. Others count as the replay of the same bound leaves them.
+    """
+
+    source: Source
+    plan: Plan
+    every: int = 1
+
+    @property
+    def forwards(self) -> float:
+        """How often about a network sees an image in it: for the progress."""
+        return self.plan.forwards / self.every
+
+
+class Contenders(NamedTuple):
+    """What the pool is made on, and what is judged on it."""
+
+    reference: Model
+    twin: Twin
+    engine: Engine
+
+
+class Judged(NamedTuple):
+    """
+    Counts of one case of a part, of all images.
+
+    Attributes
+    ----------
+    source : Source
+    label : str
+        BIM, n = 3, or PGD, n = 10.
+    epsilon : float
+    reference, engine : (I, K, 3) int64
+    differing, apart, pixels : (I',) int64
+        Of the attacked images: pixels that the engine labels in another way than the reference does, and than its twin does,
+        and all of them.
+    attacked : (I,) bool
+        Which images it was made on.
+    """
+
+    source: Source
+    label: str
+    epsilon: float
+    reference: Counts
+    engine: Counts
+    differing: npt.NDArray[np.int64]
+    apart: npt.NDArray[np.int64]
+    pixels: npt.NDArray[np.int64]
+    attacked: npt.NDArray[np.bool_]
+
+    @property
+    def agreement(self) -> float:
+        """Share of the pixels that engine and reference label alike."""
+        return 1 - float(self.differing.sum() / self.pixels.sum())
+
+    @property
+    def twin_agreement(self) -> float:
+        """Share of the pixels that engine and twin label alike."""
+        return 1 - float(self.apart.sum() / self.pixels.sum())
+
+
+def parts_of(
+    epsilon: float | None, *, steps: int = 10, queries: int = 200, every: int = 10, quick: bool = False
+) -> tuple[Part, ...]:
+    """
+    List the attacks: the paper's BIM, and the strongest at a bound.
+
+    Parameters
+    ----------
+    epsilon : float or None
+        The bound of the strong ones; None: there are none.
+    steps : int
+        Of each gradient attack at it.
+    queries : int
+        Of an attack on labels alone.
+    every : int
+        Of the images, every how many that one is made on: it asks an engine that often for each.
+    quick : bool
+        The clean images and BIM, n = 3, alone.
+    """
+    counted = (3,) if quick else (3, 7)
+    parts = [Part("replay", BIM._replace(counted=(0, *counted))), Part("twin", BIM._replace(counted=counted))]
+    if epsilon is not None:
+        names: tuple[PlanName, ...] = ("PGD", "CosPGD")
+        strong = [Plan(name, epsilon, alpha=epsilon / 4, start="random", counted=(steps,)) for name in names]
+        parts += [Part(source, plan) for source in ("replay", "twin") for plan in strong]
+        parts.append(Part("noise", Plan("noise", epsilon, alpha=0.0, start="clean", counted=(3,))))
+        parts.append(Part("engine", Plan("DLA", epsilon, alpha=0.0, start="clean", counted=(queries,)), every))
+    return tuple(parts)
+
+
+def fill_units(
+    units: Units,
+    contenders: Contenders,
+    parts: Sequence[Part],
+    *,
+    batch: int,
+    first: int,
+    victims: Victims,
+    classes: int,
+    advance: Callable[[int], None],
+) -> None:
+    """
+    Judge one batch under all parts, those that are not finished already.
+
+    Parameters
+    ----------
+    units : Units
+    contenders : Contenders
+    parts : sequence of Part
+    batch : int
+        Its number.
+    first : int
+        The place of its first image among all.
+    victims : Victims
+    classes : int
+    advance : callable
+        Is told of images times forwards.
+    """
+    count = len(victims.images)
+    for place, part in enumerate(parts):
+        if not units.has(batch, place):
+            began = time.monotonic()
+            chosen = np.arange(first, first + count) % part.every == 0
+            counts = _judge(contenders, part, _some(victims, chosen), classes) if chosen.any() else _nothing(part, classes)
+            units.put(batch, place, counts, time.monotonic() - began)
+        advance(round(count * part.forwards))
+
+
+def read_units(units: Units, parts: Sequence[Part], sizes: Sequence[int], classes: int) -> tuple[Judged, ...]:
+    """
+    Put the finished units of all batches together.
+
+    Parameters
+    ----------
+    units : Units
+    parts : sequence of Part
+    sizes : sequence of int
+        Images in each batch.
+    classes : int
+
+    Returns
+    -------
+    tuple of Judged
+        One for each case of each part.
+    """
+    images = sum(sizes)
+    found: list[Judged] = []
+    for place, part in enumerate(parts):
+        attacked = np.arange(images) % part.every == 0
+        whole = np.concatenate([units.get(batch, place)[0] for batch in range(len(sizes))], axis=1)  # (C, I', 2K+2/3, 3)
+        for case, values in zip(part.plan.cases, whole, strict=True):
+            reference, engine, numbers = values[:, :classes], values[:, classes : 2 * classes], values[:, -1]
+            if not attacked.all():
+                base = next(j for j in found if j.source == "replay" and j.epsilon == part.plan.epsilon)
+                reference, engine = (
+                    _placed(attacked, new, old) for new, old in ((reference, base.reference), (engine, base.engine))
+                )
+            found.append(
+                Judged(
+                    source=part.source,
+                    label="clean" if case.name == "clean" else f"{case.name}, n = {case.steps}",
+                    epsilon=0.0 if case.name == "clean" else part.plan.epsilon,
+                    reference=reference,
+                    engine=engine,
+                    differing=numbers[:, 0],
+                    apart=numbers[:, 1],
+                    pixels=numbers[:, 2],
+                    attacked=attacked,
+                )
+            )
+    return tuple(found)
+
+
+def _placed(where: npt.NDArray[np.bool_], new: Counts, old: Counts) -> Counts:
+    whole = old.copy()
+    whole[where] = new
+    return whole
+
+
+def _some(victims: Victims, chosen: npt.NDArray[np.bool_]) -> Victims:
+    kept = torch.from_numpy(chosen)
+    return victims._replace(images=victims.images[kept], labels=victims.labels[kept], seeds=victims.seeds[kept])
+
+
+def _nothing(part: Part, classes: int) -> Counts:
+    return np.zeros((len(part.plan.cases), 0, 2 * classes + 1, 3), np.int64)
+
+
+def _judge(contenders: Contenders, part: Part, victims: Victims, classes: int) -> Counts:
+    """Counts of the reference, of the engine, and in a last row numbers of pixels: (C, N, 2 K + 1, 3)."""
+    makers: dict[Source, Model] = {
+        "replay": contenders.reference,
+        "twin": contenders.twin,
+        "engine": lambda images: _as_logits(contenders.engine, images, classes),
+        "noise": contenders.reference,
+    }
+    cases = []
+    for found in attack(makers[part.source], part.plan, victims):
+        received = to_8_bit(found.images, victims.images)
+        reference = answers(contenders.reference, received)
+        engine = torch.from_numpy(engine_labels(contenders.engine, received))
+        twin = answers(contenders.twin, received)
+        differing, apart = ((engine != other).sum((1, 2)).tolist() for other in (reference, twin))
+        rows = [np.stack(count_each(victims.labels, labels, classes)) for labels in (reference, engine)]
+        pixels = victims.labels[0].numel()
+        numbers = np.array([[[a, b, pixels]] for a, b in zip(differing, apart, strict=True)], np.int64)
+        cases.append(np.concatenate([*rows, numbers], axis=1))
+    return np.stack(cases)
+
+
+def engine_labels(engine: Engine, received: Tensor) -> npt.NDArray[np.uint8]:
+    """Let an engine label (N, 3, H, W) uint8 images."""
+    return engine.infer(np.ascontiguousarray(received.permute(0, 2, 3, 1).numpy())).labels
+
+
+def _as_logits(engine: Engine, images: Tensor, classes: int) -> Tensor:
+    """What an attack on labels takes the argmax of: 1 at the engine's label of the image in 8 bits."""
+    received = (images * 255).round().to(torch.uint8)
+    labels = torch.from_numpy(engine_labels(engine, received)).long()
+    return torch.nn.functional.one_hot(labels, classes).permute(0, 3, 1, 2).float()

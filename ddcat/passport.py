@@ -1,0 +1,115 @@
+"""
+The passport: the gate's verdict on one bundle, beside its immutable manifest and bound to it by its SHA-256.
+
+It says what was found, and by whom it was signed, if by anyone. It never makes a bundle load or fail: a bundle whose manifest
+is another one has none.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ddcat import signing
+from ddcat.bundle import PASSPORT, PASSPORT_SIGNATURE, Bundle, Trust
+from ddcat.errors import BundleError
+from ddcat.files import write_bytes
+
+__all__ = ["Finding", "Found", "Passport", "Verdict", "read_passport", "write_passport"]
+
+Verdict = Literal["pass", "refuse", "inconclusive"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Finding(_Strict):
+    """One thing that was judged."""
+
+    name: str
+    verdict: Verdict
+    found: str = Field(description="with its unit, and its interval where it has one")
+    limit: str
+    reason: str = Field(description="a sentence")
+
+
+class Passport(_Strict):
+    """What the gate says of a bundle."""
+
+    schema_version: Literal[1] = 1
+    manifest_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    verdict: Verdict
+    budget: Literal["default", "quick"]
+    data: str = Field(description="that it was judged on")
+    images: int = Field(ge=1)
+    findings: tuple[Finding, ...] = Field(strict=False)
+    versions: dict[str, str]
+
+    def to_bytes(self) -> bytes:
+        """Write as JSON."""
+        return self.model_dump_json(indent=2).encode() + b"\n"
+
+
+class Found(NamedTuple):
+    """A bundle's passport, or why it has none."""
+
+    passport: Passport | None
+    known: str  # for a person
+
+
+def read_passport(bundle: Bundle, trust: Trust | None = None) -> Found:
+    """
+    Read the passport that lies in a bundle.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        As it was opened.
+    trust : Trust, optional
+        With a public key: the passport must be signed by its owner.
+
+    Raises
+    ------
+    BundleError
+        Where it is not signed by whom it should be.
+    """
+    file = bundle.path / PASSPORT
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return Found(None, "none: the bundle has not been judged")
+    if trust is not None and trust.public_key is not None:
+        try:
+            signature = (bundle.path / PASSPORT_SIGNATURE).read_bytes()
+        except OSError as cause:
+            raise BundleError(f"{file} is not signed: ddcat-bench gate --sign KEY signs") from cause
+        signing.verify(content, signature, trust.public_key, where=str(file))
+    try:
+        passport = Passport.model_validate_json(content)
+    except ValidationError as cause:
+        first = cause.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole file"
+        return Found(None, f"none: {file.name} is not one that this version reads ({where}: {first['msg']})")
+    if passport.manifest_sha256 != bundle.digest:
+        return Found(None, f"none: {file.name} speaks of another bundle, {passport.manifest_sha256[:12]}...: judge this one")
+    findings = ", ".join(f"{finding.name}: {finding.verdict}" for finding in passport.findings)
+    return Found(passport, f"{passport.verdict} ({passport.budget} budget, {passport.images} images; {findings})")
+
+
+def write_passport(bundle: Bundle, passport: Passport, *, key: Path | None = None) -> None:
+    """
+    Put a passport into a bundle, in place of an older one.
+
+    Raises
+    ------
+    BundleError
+        Where it cannot be signed.
+    WriteError
+    """
+    content = passport.to_bytes()
+    signature = None if key is None else signing.sign(content, key, name=bundle.manifest.name)
+    (bundle.path / PASSPORT_SIGNATURE).unlink(missing_ok=True)
+    write_bytes(bundle.path / PASSPORT, content)
+    if signature is not None:
+        write_bytes(bundle.path / PASSPORT_SIGNATURE, signature)
