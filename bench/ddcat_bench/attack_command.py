@@ -1,13 +1,7 @@
 """How `ddcat-bench attack` goes about it: alone or in several processes, interrupted or not, to a result folder."""
 
-import shlex
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import typer
 from rich.console import Console
 
 from ddcat.files import check_vacant, check_writable
@@ -15,18 +9,15 @@ from ddcat.progress import progress
 from ddcat_bench.attack import attack_share, probe_once
 from ddcat_bench.attack_markdown import attack_markdown
 from ddcat_bench.attack_measure import measure, sweep_markdown
-from ddcat_bench.errors import BenchError
 from ddcat_bench.evaluation import Evaluation
 from ddcat_bench.output import publish
 from ddcat_bench.panels import attack_sheet
 from ddcat_bench.plots import plots
+from ddcat_bench.processes import begin, together
 from ddcat_bench.results import AttackResult
 from ddcat_bench.subjects import main_branch
 from ddcat_bench.summing import sum_up
 from ddcat_bench.units import open_units, remove_work, work_folder
-from ddcat_train.launch import launch
-from ddcat_train.ranks import check_device, meet
-from ddcat_train.worker import launched, rank, under_agent
 
 __all__ = ["judge", "measure_sweep"]
 
@@ -50,12 +41,7 @@ def judge(evaluation: Evaluation, folder: Path, *, devices: int | None = None) -
     check_vacant(folder)
     check_writable(folder)
     work = work_folder(folder)
-    if devices is not None and not launched():
-        _check_devices(evaluation, devices)
-        open_units(work, evaluation.identity())
-        if devices > 1:
-            again = f"ddcat-bench {shlex.join(sys.argv[1:])}"
-            launch(devices, module="ddcat_bench.cli", reached=lambda: f"the parts in {work}", again=again)
+    begin(devices, evaluation.device.type, work, evaluation.identity())
     result = _share(evaluation, work)
     if result is None:
         return  # the first process speaks for all
@@ -95,39 +81,14 @@ def measure_sweep(evaluation: Evaluation, folder: Path, *, repeats: int) -> None
 
 def _share(evaluation: Evaluation, work: Path) -> AttackResult | None:
     """Do this process's share; the first one then gives the result of all."""
-    try:
-        with _interruptible(), meet() as ranks:
-            units = open_units(work, evaluation.identity())
-            if ranks.rank:
-                attack_share(evaluation, units, rank=ranks.rank, ranks=ranks.size)
-                ranks.gather(None)
-                return None
-            with progress("attacking", evaluation.forwards, unit="forwards") as advance:
-                batches = attack_share(
-                    evaluation, units, ranks=ranks.size, advance=lambda forwards: advance(forwards * ranks.size)
-                )
-                probe = probe_once(evaluation, units)
-                ranks.gather(None)  # all have done their share
-            return sum_up(evaluation, units, batches, probe)
-    except KeyboardInterrupt:
-        if not rank():
-            typer.echo(f"error: interrupted: what is done is in {work}, the same command continues", err=True)
-        raise typer.Exit(128 + signal.SIGINT) from None
-
-
-def _check_devices(evaluation: Evaluation, devices: int) -> None:
-    if under_agent():
-        raise BenchError(f"--devices {devices} under torchrun: its --nproc-per-node says how many")
-    if devices < 1:
-        raise BenchError(f"--devices {devices}: 1 or more would be right")
-    check_device(evaluation.device.type, devices)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let SIGTERM end it as Ctrl-C does: in one line."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with together(work) as ranks:
+        units = open_units(work, evaluation.identity())
+        if ranks.rank:
+            attack_share(evaluation, units, rank=ranks.rank, ranks=ranks.size)
+            ranks.gather(None)
+            return None
+        with progress("attacking", evaluation.forwards, unit="forwards") as advance:
+            batches = attack_share(evaluation, units, ranks=ranks.size, advance=lambda forwards: advance(forwards * ranks.size))
+            probe = probe_once(evaluation, units)
+            ranks.gather(None)  # all have done their share
+        return sum_up(evaluation, units, batches, probe)

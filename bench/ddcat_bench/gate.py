@@ -28,11 +28,11 @@ from ddcat_bench.gate_results import GateResult, MemberRow
 from ddcat_bench.judging import answers, count_each
 from ddcat_bench.limits import Limits
 from ddcat_bench.passes import Victims, attack
-from ddcat_bench.pool import EPSILONS, Contenders, Judged, Part, engine_labels, fill_units, parts_of, read_units
+from ddcat_bench.pool import EPSILONS, TWIN_AGREES, Contenders, Judged, Part, engine_labels, fill_units, parts_of, read_units
 from ddcat_bench.probe import run_probe
 from ddcat_bench.results import read_result, to_json
 from ddcat_bench.schema import Fraction, Strict
-from ddcat_bench.subjects import describe_bundle, describe_checkpoint, describe_data, describe_environment, main_branch
+from ddcat_bench.subjects import describe_checkpoint, describe_data, describe_environment, main_branch
 from ddcat_bench.suites import Plan
 from ddcat_bench.timing_results import SpeedResult
 from ddcat_bench.twin import Twin
@@ -42,7 +42,7 @@ from ddcat_train.attacks import Model, to_8_bit
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
-from ddcat_train.networks import Segmenter
+from ddcat_train.ranks import ALONE, Ranks
 
 __all__ = ["Attacked", "Budget", "Case", "attack_pool", "chosen_parts", "conclude", "passport_of", "worst"]
 
@@ -57,7 +57,6 @@ PROTOCOL = (
 
 _BATCH = 8
 _PILOT = 12  # images on which the bound of the strong attacks is chosen
-_TWIN_AGREES = 0.999
 _LOGIT_IMAGES = 8
 _SEED_STRIDE = 1_000_003  # so that the images of two seeds share no seed of their own
 
@@ -78,7 +77,6 @@ class Case(NamedTuple):
     """What is to be judged."""
 
     bundle: Bundle
-    engine: Engine
     checkpoint: Checkpoint
     dataset: Dataset
     limit: int | None = None
@@ -98,6 +96,17 @@ class Case(NamedTuple):
         )  # fmt: skip
         return round(self.images * sum(part.forwards for part in parts))
 
+    def identity(self) -> dict[str, Any]:
+        """All that the counts depend on, as JSON."""
+        return {
+            "bundle": self.bundle.digest,
+            "checkpoint": self.checkpoint.sha256(),
+            "data": self.dataset.list_sha256(),
+            "images": self.images,
+            "budget": list(self.budget),
+            "code": provenance.git_commit(),
+        }
+
 
 class Pilot(Strict):
     """What a few images told before all were attacked."""
@@ -116,25 +125,46 @@ class Attacked(NamedTuple):
     probe: Probe | None
 
 
-def attack_pool(case: Case, work: Path, advance: Callable[[int], None] = lambda forwards: None) -> Attacked:
+def attack_pool(
+    case: Case,
+    engine: Engine,
+    work: Path,
+    advance: Callable[[int], None] = lambda forwards: None,
+    *,
+    ranks: Ranks = ALONE,
+) -> Attacked:
     """
     Judge both models on the whole pool, unit by unit, so that what was stopped continues.
+
+    Several processes deal the units out among them, and find what one finds with as many threads.
 
     Parameters
     ----------
     case : Case
+    engine : Engine
+        Opened from its bundle.
     work : Path
-        Folder of finished units; it is left there.
+        Folder of finished units, of all processes; it is left there.
     advance : callable, optional
-        Is told how many images a network has just seen, about; `Case.forwards` in all.
+        Is told how many images a network has just seen in this process, about; over all, `Case.forwards`.
+    ranks : Ranks, optional
+        The processes.
+
+    Returns
+    -------
+    Attacked
+        The same in each process.
 
     Raises
     ------
     BenchError, DataError, EngineError
     """
     network = main_branch(case.checkpoint, torch.device("cpu"))
-    contenders = Contenders(network, Twin(case.bundle.files[_graph(case.bundle)]), case.engine)
-    units = open_units(work, _identity(case))
+    contenders = Contenders(network, Twin(case.bundle.files[_graph(case.bundle)]), engine)
+    units = open_units(work, case.identity())
+    if ranks.rank == 0:
+        _pilot(case, contenders, work / "pilot.json")
+    ranks.gather(None)  # the first one has looked
     pilot = _pilot(case, contenders, work / "pilot.json")
     parts = chosen_parts(case.budget, pilot)
     classes = len(case.dataset.classes)
@@ -142,13 +172,14 @@ def attack_pool(case: Case, work: Path, advance: Callable[[int], None] = lambda 
     for batch, (found, victims) in enumerate(_batches(case, case.images)):
         fill_units(
             units, contenders, parts, batch=batch, first=sum(map(len, names)), victims=victims, classes=classes,
-            advance=advance,
+            advance=advance, rank=ranks.rank, ranks=ranks.size,
         )  # fmt: skip
         names.append(found)
-    judged = read_units(units, parts, [len(found) for found in names], classes)
-    if pilot.epsilon is not None and units.probe() is None:
+    if ranks.rank == 0 and pilot.epsilon is not None and units.probe() is None:
         units.put_probe(run_probe(contenders.twin, case.dataset, epsilon=pilot.epsilon, images=4, seed=case.budget.seed))
-    return Attacked([name for found in names for name in found], pilot, judged, _logit_error(case, network), units.probe())
+    ranks.gather(None)  # all have done their share
+    judged = read_units(units, parts, [len(found) for found in names], classes)
+    return Attacked([name for found in names for name in found], pilot, judged, _logit_error(case, contenders), units.probe())
 
 
 def conclude(case: Case, attacked: Attacked, speed: SpeedResult, limits: Limits, *, seconds: float) -> GateResult:
@@ -169,7 +200,8 @@ def conclude(case: Case, attacked: Attacked, speed: SpeedResult, limits: Limits,
     data = describe_data(case.dataset, attacked.names, usual_list=case.bundle.manifest.data.list_sha256)
     scheme = scheme_of(data.name, attacked.names)
     threats = tuple(judge_threats(attacked.judged, scheme, limits))
-    alarms = find_alarms(attacked.judged, attacked.probe, limits)
+    transferred = attacked.pilot.twin_agreement < TWIN_AGREES
+    alarms = find_alarms(attacked.judged, attacked.probe, limits, transferred=transferred)
     findings = (
         *judge_fidelity(attacked.judged, attacked.logit_error, limits),
         *judge_robustness(threats),
@@ -180,7 +212,7 @@ def conclude(case: Case, attacked: Attacked, speed: SpeedResult, limits: Limits,
     names = case.dataset.classes.names
     scores = (iou(counts.sum(0)).tolist() for counts in (clean.reference, clean.engine))
     return GateResult(
-        bundle=describe_bundle(case.bundle, case.engine),
+        bundle=speed.bundle,
         checkpoint=describe_checkpoint(case.checkpoint),
         data=data,
         precision=case.bundle.manifest.engine.effective_precision,
@@ -195,6 +227,7 @@ def conclude(case: Case, attacked: Attacked, speed: SpeedResult, limits: Limits,
         threats=threats,
         members=tuple(_member(judged) for judged in attacked.judged),
         class_iou=tuple((name, *map(_number, pair)) for name, *pair in zip(names, *scores, strict=True)),
+        transferred=transferred,
         alarms=alarms,
         probe=attacked.probe,
         speed=speed,
@@ -227,17 +260,6 @@ def _graph(bundle: Bundle) -> str:
     return engine.file if engine.file.endswith(".onnx") else engine.graph
 
 
-def _identity(case: Case) -> dict[str, Any]:
-    return {
-        "bundle": case.bundle.digest,
-        "checkpoint": case.checkpoint.sha256(),
-        "data": case.dataset.list_sha256(),
-        "images": case.images,
-        "budget": list(case.budget),
-        "code": provenance.git_commit(),
-    }
-
-
 def _batches(case: Case, images: int) -> Iterator[tuple[list[str], Victims]]:
     place, batch = 0, case.bundle.manifest.shapes.batch
     size = max(batch.minimum, min(_BATCH, batch.maximum or _BATCH))
@@ -255,7 +277,7 @@ def _pilot(case: Case, contenders: Contenders, file: Path) -> Pilot:
     alike = pixels = 0
     for victims in batches:
         received = to_8_bit(victims.images, victims.images)
-        labels = torch.from_numpy(engine_labels(case.engine, received))
+        labels = torch.from_numpy(engine_labels(contenders.engine, received))
         alike += int((labels == answers(contenders.twin, received)).sum())
         pixels += labels.numel()
     epsilon = None if case.budget.name == "quick" else _strongest(case, contenders.reference, batches)
@@ -281,16 +303,17 @@ def _strongest(case: Case, reference: Model, batches: Sequence[Victims]) -> floa
 def chosen_parts(budget: Budget, pilot: Pilot) -> tuple[Part, ...]:
     """List the attacks that a budget allows after what the pilot told."""
     # where the twin is another model, its attacks are transferred ones, and the engine itself is asked more
-    queries = budget.queries * (1 if pilot.twin_agreement >= _TWIN_AGREES else 2)
+    queries = budget.queries * (1 if pilot.twin_agreement >= TWIN_AGREES else 2)
     return parts_of(pilot.epsilon, steps=budget.steps, queries=queries, every=budget.every, quick=budget.name == "quick")
 
 
-def _logit_error(case: Case, network: Segmenter) -> float | None:
+def _logit_error(case: Case, contenders: Contenders) -> float | None:
     """The 99.9th percentile of the error of a logit, in standard deviations of the reference's; None where it gives none."""
+    network = contenders.reference
     errors, values = [], []
     for _, victims in _batches(case, min(_LOGIT_IMAGES, case.images)):
         received = to_8_bit(victims.images, victims.images)
-        found = case.engine.infer(np.ascontiguousarray(received.permute(0, 2, 3, 1).numpy())).logits
+        found = contenders.engine.infer(np.ascontiguousarray(received.permute(0, 2, 3, 1).numpy())).logits
         if found is None:
             return None
         with torch.inference_mode():

@@ -28,6 +28,9 @@ def gate(
     every: Annotated[int, typer.Option(min=1, help="Every how many images the engine is asked about.")] = 10,
     repeats: Annotated[int, typer.Option(min=10, help="Timed calls of each contender.")] = 30,
     seed: Annotated[int, typer.Option(min=0, help="Of random starts and searches.")] = 0,
+    devices: Annotated[
+        int | None, typer.Option(help="Processes that share the attacks; 1 by default. Not under torchrun.")
+    ] = None,
     sign: Annotated[Path | None, typer.Option(metavar="KEY", help="Sign the passport with this private key (PEM).")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A new folder.", show_default="BUNDLE-gate beside the bundle")
@@ -49,51 +52,22 @@ def gate(
     - `ddcat-bench gate model.bundle --limits ours.yaml --sign key.pem --data-root /data/camvid`
 
     - `ddcat-bench gate model.bundle --quick`
+
+    - `ddcat-bench gate model.bundle --devices 8`
     """
-    import time
-
-    from rich.console import Console
-
     from ddcat.bundle import Trust, open_bundle
-    from ddcat.files import check_vacant, write_text
-    from ddcat.passport import write_passport
-    from ddcat.progress import progress
-    from ddcat.signing import check_key
-    from ddcat_bench.gate import Budget, Case, attack_pool, conclude, passport_of
-    from ddcat_bench.gate_report import gate_html, gate_junit, gate_markdown, headline
+    from ddcat_bench.gate import Budget, Case
+    from ddcat_bench.gate_command import judge
     from ddcat_bench.limits import DEFAULT, read_limits
-    from ddcat_bench.memory import serving_peak
-    from ddcat_bench.output import beside, publish
-    from ddcat_bench.speed import draw_inputs, measure
+    from ddcat_bench.output import beside
     from ddcat_bench.subjects import checkpoint_of, open_bundle_data
-    from ddcat_bench.units import remove_work, work_folder
-    from ddcat_serve.engines import open_engine
-    from ddcat_serve.engines.base import physical_cores
 
-    began = time.monotonic()
     opened = open_bundle(bundle, Trust(require_signature, tuple(expect_digest or ())))
     allowed = read_limits(limits or DEFAULT, opened.manifest.engine.effective_precision)
-    folder = out or beside(bundle, "gate")
-    check_vacant(folder)
-    if sign is not None:
-        check_key(sign)
     loaded = checkpoint_of(opened, checkpoint)
     dataset = open_bundle_data(opened, data_root=data_root, split=split)
     budget = Budget("quick" if quick else "default", steps=steps, queries=queries, every=every, seed=seed)
-    work = work_folder(folder)
-    inputs = draw_inputs(opened, dataset, repeats=repeats, batch=1, size=None)
-    with open_engine(opened, threads=physical_cores()) as engine:
-        case = Case(opened, engine, loaded, dataset, limit, budget)
-        with progress("timing", 3 * len(inputs.batches), unit="calls") as advance:
-            speed = measure(opened, engine, loaded, inputs, threads=physical_cores(), peak=serving_peak, advance=advance)
-        with progress("attacking", case.forwards, unit="forwards") as advance:
-            attacked = attack_pool(case, work, advance)
-        result = conclude(case, attacked, speed, allowed, seconds=time.monotonic() - began)
-    page = gate_html(result)
-    files = {"gate.xml": gate_junit(result).encode(), "report.html": page.encode()}
-    publish(folder, "gate", result, gate_markdown(result), files)
-    write_passport(opened, passport_of(opened, result), key=sign)
-    write_text(opened.path / "report.html", page)
-    remove_work(work)
-    Console(stderr=True).print(f"{result.verdict}: {headline(result)}", highlight=False, soft_wrap=True)
-    raise typer.Exit(_STATUS[result.verdict])
+    case = Case(opened, loaded, dataset, limit, budget)
+    verdict = judge(case, allowed, out or beside(bundle, "gate"), repeats=repeats, devices=devices, key=sign)
+    if verdict is not None:
+        raise typer.Exit(_STATUS[verdict])

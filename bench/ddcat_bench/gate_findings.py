@@ -91,13 +91,17 @@ def judge_fidelity(pool: Sequence[Judged], logit_error: float | None, limits: Li
         )
 
 
-def find_alarms(pool: Sequence[Judged], probe: Probe | None, limits: Limits) -> tuple[Alarm, ...]:
-    """Look for signs that the attacks on the engine's own graph failed for want of a usable gradient."""
+def find_alarms(pool: Sequence[Judged], probe: Probe | None, limits: Limits, *, transferred: bool) -> tuple[Alarm, ...]:
+    """
+    Look for signs that the attacks on the engine's own graph failed for want of a usable gradient.
+
+    Where the twin is another model, that a replay does more than an attack on it says nothing of the engine's gradients.
+    """
     left = {(judged.source, judged.label, judged.epsilon): 100 * miou(judged.engine.sum(0)) for judged in pool}
     alarms = list(raise_alarms((), probe, trained_steps=None)) if probe is not None else []
     for (source, label, epsilon), points in left.items():
         replayed = left.get(("replay", label, epsilon))
-        if source == "twin" and replayed is not None and points > replayed + limits.adversarial_margin:
+        if source == "twin" and not transferred and replayed is not None and points > replayed + limits.adversarial_margin:
             alarms.append(
                 Alarm(
                     name="black-box beats white-box",

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ddcat.passport import Finding
-from ddcat_bench.gate_results import GateResult, ThreatRow
+from ddcat_bench.gate_results import GateResult, MemberRow, ThreatRow
 from ddcat_bench.results import grey
 from ddcat_bench.tables import environment_lines, table
 
@@ -33,7 +33,7 @@ def gate_markdown(result: GateResult) -> str:
     ]  # fmt: skip
     members = [
         [
-            row.source, row.label, grey(row.epsilon) if row.epsilon else "-", str(row.images), f"{row.reference:.2f}",
+            _source(row, result), row.label, grey(row.epsilon) if row.epsilon else "-", str(row.images), f"{row.reference:.2f}",
             f"{row.engine:.2f}", f"{row.agreement:.3%}", f"{row.twin_agreement:.3%}",
         ]
         for row in result.members
@@ -57,6 +57,10 @@ def gate_markdown(result: GateResult) -> str:
             environment_lines(result.environment),
         ]
     )
+
+
+def _source(row: MemberRow, result: GateResult) -> str:
+    return "twin, transferred" if row.source == "twin" and result.transferred else row.source
 
 
 def headline(result: GateResult) -> str:
@@ -99,6 +103,7 @@ def gate_html(result: GateResult) -> str:
         drawings=[(row, _drawing(row)) for row in result.threats],
         reasons=[_plain(finding) for finding in result.findings if finding.verdict != "pass"],
         grey=grey,
+        source=_source,
         width=_WIDTH,
     )
 

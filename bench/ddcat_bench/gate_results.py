@@ -63,6 +63,10 @@ class GateResult(Strict):
     threats: tuple[ThreatRow, ...]
     members: tuple[MemberRow, ...]
     class_iou: tuple[tuple[str, float | None, float | None], ...] = Field(description="on clean images: reference, engine")
+    transferred: bool = Field(
+        description="whether the twin is another model (engine and twin label fewer than 99.9 % of the pixels alike), so that "
+        "attacks on it are transferred ones"
+    )
     alarms: tuple[Alarm, ...]
     probe: Probe | None = Field(description="of the twin; null with the quick budget")
     speed: SpeedResult

@@ -141,9 +141,17 @@ def _from_labels(search: Callable[..., Tensor]) -> Callable[[Model, Plan, Victim
             with torch.no_grad():
                 return model(images).argmax(1)
 
-        queries = plan.counted[-1]
         yield Found(
-            search(predict, victims.images, victims.labels, epsilon=plan.epsilon, queries=queries, seeds=victims.seeds), None
+            search(
+                predict,
+                victims.images,
+                victims.labels,
+                epsilon=plan.epsilon,
+                queries=plan.counted[-1],
+                seeds=victims.seeds,
+                eight_bit=plan.eight_bit,
+            ),
+            None,
         )
 
     return made

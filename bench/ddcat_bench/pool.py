@@ -27,10 +27,13 @@ from ddcat_bench.twin import Twin
 from ddcat_bench.units import Units
 from ddcat_serve.engines import Engine
 from ddcat_train.attacks import Model, to_8_bit
+from ddcat_train.networks import Segmenter
 
-__all__ = ["EPSILONS", "Contenders", "Judged", "Part", "engine_labels", "fill_units", "parts_of", "read_units"]
+__all__ = ["EPSILONS", "TWIN_AGREES", "Contenders", "Judged", "Part", "engine_labels", "fill_units", "parts_of", "read_units"]
 
-EPSILONS = tuple(level / 255 for level in (0.5, 1, 2, 4, 8))
+EPSILONS = tuple(level / 255 for level in (1, 2, 4, 8))  # 0.5/255 would change no pixel of an image of 8 bits
+
+TWIN_AGREES = 0.999  # share of equal labels below which a twin is another model, and attacks on it are transferred
 
 Source = Literal["replay", "twin", "engine", "noise"]
 
@@ -60,7 +63,7 @@ class Part(NamedTuple):
 class Contenders(NamedTuple):
     """What the pool is made on, and what is judged on it."""
 
-    reference: Model
+    reference: Segmenter
     twin: Twin
     engine: Engine
 
@@ -129,9 +132,13 @@ def parts_of(
         names: tuple[PlanName, ...] = ("PGD", "CosPGD")
         strong = [Plan(name, epsilon, alpha=epsilon / 4, start="random", counted=(steps,)) for name in names]
         parts += [Part(source, plan) for source in ("replay", "twin") for plan in strong]
-        parts.append(Part("noise", Plan("noise", epsilon, alpha=0.0, start="clean", counted=(3,))))
-        parts.append(Part("engine", Plan("DLA", epsilon, alpha=0.0, start="clean", counted=(queries,)), every))
+        parts.append(Part("noise", _asked("noise", epsilon, 3)))
+        parts.append(Part("engine", _asked("DLA", epsilon, queries), every))
     return tuple(parts)
+
+
+def _asked(name: PlanName, epsilon: float, queries: int) -> Plan:
+    return Plan(name, epsilon, alpha=0.0, start="clean", counted=(queries,), eight_bit=True)
 
 
 def fill_units(
@@ -144,9 +151,11 @@ def fill_units(
     victims: Victims,
     classes: int,
     advance: Callable[[int], None],
+    rank: int = 0,
+    ranks: int = 1,
 ) -> None:
     """
-    Judge one batch under all parts, those that are not finished already.
+    Judge one batch under one process's share of the parts, those that are not finished already.
 
     Parameters
     ----------
@@ -161,9 +170,13 @@ def fill_units(
     classes : int
     advance : callable
         Is told of images times forwards.
+    rank, ranks : int
+        Place of this process, and number of all.
     """
     count = len(victims.images)
     for place, part in enumerate(parts):
+        if (batch + place) % ranks != rank:  # shifted: each process has some of every part
+            continue
         if not units.has(batch, place):
             began = time.monotonic()
             chosen = np.arange(first, first + count) % part.every == 0

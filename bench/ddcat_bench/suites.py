@@ -37,6 +37,8 @@ class Plan(NamedTuple):
         are the clean images.
     substitute : int, optional
         Place of the other checkpoint that it is made on; on what is judged by default.
+    eight_bit : bool
+        Whether an attack that asks for answers changes whole grey levels only, which an engine receives as they are.
     """
 
     name: PlanName
@@ -45,6 +47,7 @@ class Plan(NamedTuple):
     start: Start
     counted: tuple[int, ...]
     substitute: int | None = None
+    eight_bit: bool = False
 
     @property
     def cases(self) -> tuple[Case, ...]:

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from ddcat.bundle import Bundle, open_bundle
@@ -20,14 +21,17 @@ from ddcat_bench.gate import Attacked, Budget, Case, Pilot, attack_pool, chosen_
 from ddcat_bench.gate_report import gate_html, gate_junit, gate_markdown
 from ddcat_bench.gate_results import GateResult
 from ddcat_bench.limits import DEFAULT, read_limits
-from ddcat_bench.pool import Judged, parts_of
+from ddcat_bench.passes import Victims, attack
+from ddcat_bench.pool import EPSILONS, Judged, parts_of
 from ddcat_bench.results import read_result
 from ddcat_bench.speed import draw_inputs, measure
 from ddcat_bench.timing_results import SpeedResult
 from ddcat_export.exporting import export
 from ddcat_serve.engines import open_engine
+from ddcat_train.attacks import to_8_bit
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
+from ddcat_train.ranks import Ranks
 
 SMALL = Budget(steps=2, queries=20, every=2)
 LIMITS = read_limits(DEFAULT, "fp32")
@@ -52,9 +56,9 @@ def attacked_by(
     bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, work: Path, budget: Budget = SMALL
 ) -> tuple[Case, Attacked]:
     with open_engine(bundle, threads=1) as engine:
-        case = Case(bundle, engine, checkpoint, scenes, budget=budget)
+        case = Case(bundle, checkpoint, scenes, budget=budget)
         told: list[int] = []
-        attacked = attack_pool(case, work, told.append)
+        attacked = attack_pool(case, engine, work, told.append)
         assert sum(told) == pytest.approx(case.forwards, rel=0.1)
     return case, attacked
 
@@ -152,7 +156,7 @@ def test_what_was_stopped_continues_and_finds_the_same(
 
     work = tmp_path / "work"
     with open_engine(bundle, threads=1) as engine, pytest.raises(StopError):
-        attack_pool(Case(bundle, engine, checkpoint, scenes, budget=SMALL), work, stop)
+        attack_pool(Case(bundle, checkpoint, scenes, budget=SMALL), engine, work, stop)
     finished = {file: file.stat().st_mtime_ns for file in work.glob("*.npz")}
     assert finished
     _, attacked = attacked_by(bundle, checkpoint, scenes, work)
@@ -161,7 +165,7 @@ def test_what_was_stopped_continues_and_finds_the_same(
         np.testing.assert_array_equal(one.engine, other.engine)
         np.testing.assert_array_equal(one.reference, other.reference)
     with pytest.raises(BenchError, match="budget"), open_engine(bundle, threads=1) as engine:
-        attack_pool(Case(bundle, engine, checkpoint, scenes, budget=Budget("quick")), work)
+        attack_pool(Case(bundle, checkpoint, scenes, budget=Budget("quick")), engine, work)
 
 
 def judged(source: Any, engine: int, reference: int = 50, label: str = "PGD, n = 10", epsilon: float = 0.01) -> Judged:
@@ -185,13 +189,14 @@ def test_nothing_to_preserve_decides_nothing() -> None:
 
 def test_a_replay_that_beats_the_twin_is_an_alarm() -> None:
     weak_twin = [judged("replay", 30), judged("twin", 45)]
-    (alarm,) = gate_findings.find_alarms(weak_twin, None, LIMITS)
+    (alarm,) = gate_findings.find_alarms(weak_twin, None, LIMITS, transferred=False)
     assert (alarm.name, "30.00 points" in alarm.evidence, "45.00" in alarm.evidence) == (
         "black-box beats white-box",
         True,
         True,
     )
-    assert not gate_findings.find_alarms([judged("replay", 45), judged("twin", 30)], None, LIMITS)
+    assert not gate_findings.find_alarms([judged("replay", 45), judged("twin", 30)], None, LIMITS, transferred=False)
+    assert not gate_findings.find_alarms(weak_twin, None, LIMITS, transferred=True)
     assert [finding.verdict for finding in gate_findings.judge_alarms([alarm])] == ["inconclusive"]
 
 
@@ -207,6 +212,51 @@ def test_where_the_twin_is_another_model_the_engine_is_asked_twice_as_much() -> 
     near, far = (chosen_parts(Budget(), Pilot(epsilon=0.01, twin_agreement=share)) for share in (0.9995, 0.998))
     assert [parts[-1].plan.counted for parts in (near, far)] == [(200,), (400,)]
     assert [part.source for part in parts_of(None, quick=True)] == ["replay", "twin"]
+
+
+def test_every_bound_changes_pixels_of_8_bit_images() -> None:
+    images = torch.full((1, 3, 2, 2), 100 / 255)
+    for epsilon in EPSILONS:
+        assert (to_8_bit(images + epsilon, images) == 100 + round(255 * epsilon)).all()
+    asked = [part.plan for part in parts_of(EPSILONS[0]) if part.source in ("engine", "noise")]
+    assert asked
+    assert all(plan.eight_bit for plan in asked)
+
+
+def test_the_engine_is_asked_about_the_very_images_that_it_is_judged_on() -> None:
+    """By whole grey levels, so that rounding on the way to the engine changes nothing."""
+    (plan,) = (part.plan for part in parts_of(2 / 255, queries=20) if part.source == "engine")
+    seen: list[torch.Tensor] = []
+
+    def asked(images: torch.Tensor) -> torch.Tensor:
+        seen.append(images)
+        return torch.cat([images.mean(1, keepdim=True), 0.5 - images.mean(1, keepdim=True)], 1)
+
+    images = torch.randint(0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0)) / 255
+    (found,) = attack(asked, plan, Victims(images, torch.zeros(2, 8, 8, dtype=torch.int64), torch.arange(2)))
+    assert any((queried - images).abs().max() > 0 for queried in seen[1:] if queried.shape == images.shape)
+    for queried in (*seen, found.images):
+        torch.testing.assert_close(queried * 255, (queried * 255).round(), rtol=0, atol=1e-4)
+
+
+def test_processes_deal_the_pool_out_and_find_what_one_finds(
+    good: tuple[Case, Attacked], bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path
+) -> None:
+    class OneOfTwo(Ranks):
+        def gather(self, value: Any) -> list[Any]:  # the other one is not there: it comes after, or was before
+            return [value]
+
+    case, counts = Case(bundle, checkpoint, scenes, budget=SMALL), []
+    with open_engine(bundle, threads=1) as engine:
+        with pytest.raises(BenchError, match="is missing"):  # what the second has to do
+            attack_pool(case, engine, tmp_path / "work", ranks=OneOfTwo(0, 2))
+        counts.append(len(list((tmp_path / "work").glob("*.npz"))))
+        attacked = attack_pool(case, engine, tmp_path / "work", ranks=OneOfTwo(1, 2))
+        counts.append(len(list((tmp_path / "work").glob("*.npz"))))
+    assert 0 < counts[0] < counts[1]
+    for one, other in zip(attacked.judged, good[1].judged, strict=True):
+        np.testing.assert_array_equal(one.engine, other.engine)
+        np.testing.assert_array_equal(one.reference, other.reference)
 
 
 @pytest.mark.parametrize(
@@ -255,8 +305,8 @@ def test_limits_are_strict(tmp_path: Path) -> None:
 def test_the_command(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], speed: SpeedResult
 ) -> None:
-    monkeypatch.setattr("ddcat_bench.speed.measure", lambda *arguments, **options: speed)
-    monkeypatch.setattr("ddcat_serve.engines.base.physical_cores", lambda: 1)
+    monkeypatch.setattr("ddcat_bench.gate_command.measure", lambda *arguments, **options: speed)
+    monkeypatch.setattr("ddcat_bench.gate_command.physical_cores", lambda: 1)
     out = tmp_path / "gate"
     wide = tmp_path / "limits.yaml"
     wide.write_text(DEFAULT.read_text())

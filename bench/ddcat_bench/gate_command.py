@@ -1,0 +1,98 @@
+"""How `ddcat-bench gate` goes about it: timed first, attacked by one process or several, published, put into the bundle."""
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from ddcat.files import check_vacant, check_writable, write_text
+from ddcat.passport import Verdict, write_passport
+from ddcat.progress import progress
+from ddcat.signing import check_key
+from ddcat_bench.gate import Attacked, Case, attack_pool, conclude, passport_of
+from ddcat_bench.gate_report import gate_html, gate_junit, gate_markdown, headline
+from ddcat_bench.limits import Limits
+from ddcat_bench.memory import serving_peak
+from ddcat_bench.output import publish
+from ddcat_bench.processes import begin, together
+from ddcat_bench.speed import draw_inputs, measure
+from ddcat_bench.timing_results import SpeedResult
+from ddcat_bench.units import remove_work, work_folder
+from ddcat_serve.engines import open_engine
+from ddcat_serve.engines.base import physical_cores
+
+__all__ = ["judge"]
+
+
+def judge(
+    case: Case, limits: Limits, folder: Path, *, repeats: int, devices: int | None = None, key: Path | None = None
+) -> Verdict | None:
+    """
+    Judge a bundle, publish the result, and write its passport; what is done is kept beside the result until then.
+
+    Parameters
+    ----------
+    case : Case
+    limits : Limits
+        Of the engine's precision.
+    folder : Path
+        Must not exist, or be empty.
+    repeats : int
+        Timed calls of each contender.
+    devices : int, optional
+        Attack in that many processes.
+    key : Path, optional
+        Private key that signs the passport.
+
+    Returns
+    -------
+    Verdict or None
+        None in all processes but the first, which speaks for all.
+
+    Raises
+    ------
+    BenchError, BundleError, DataError, EngineError, TrainError, WriteError
+    """
+    began = time.monotonic()
+    check_vacant(folder)
+    check_writable(folder)
+    if key is not None:
+        check_key(key)
+    work = work_folder(folder)
+    begin(devices, "cpu", work, case.identity())
+    with together(work) as ranks:
+        speed = _timed(case, repeats) if ranks.rank == 0 else None  # first: the attacks leave a load behind
+        ranks.gather(None)
+        threads = max(1, physical_cores() // ranks.size)
+        with open_engine(case.bundle, threads=threads) as engine, progress("attacking", case.forwards, unit="forwards") as told:
+            attacked = attack_pool(case, engine, work, lambda forwards: told(forwards * ranks.size), ranks=ranks)
+    return None if speed is None else _publish(case, limits, folder, speed, attacked, began, key)
+
+
+def _timed(case: Case, repeats: int) -> SpeedResult:
+    threads = physical_cores()
+    inputs = draw_inputs(case.bundle, case.dataset, repeats=repeats, batch=1, size=None)
+    with (
+        open_engine(case.bundle, threads=threads) as engine,
+        progress("timing", 3 * len(inputs.batches), unit="calls") as advance,
+    ):
+        return measure(case.bundle, engine, case.checkpoint, inputs, threads=threads, peak=serving_peak, advance=advance)
+
+
+def _publish(
+    case: Case, limits: Limits, folder: Path, speed: SpeedResult, attacked: Attacked, began: float, key: Path | None
+) -> Verdict:
+    result = conclude(case, attacked, speed, limits, seconds=time.monotonic() - began)
+    page = gate_html(result)
+    publish(
+        folder,
+        "gate",
+        result,
+        gate_markdown(result),
+        {"gate.xml": gate_junit(result).encode(), "report.html": page.encode()},
+    )
+    write_passport(case.bundle, passport_of(case.bundle, result), key=key)
+    write_text(case.bundle.path / "report.html", page)
+    remove_work(work_folder(folder))
+    Console(stderr=True).print(f"{result.verdict}: {headline(result)}", highlight=False, soft_wrap=True)
+    return result.verdict
