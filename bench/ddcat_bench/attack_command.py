@@ -41,7 +41,8 @@ def judge(evaluation: Evaluation, folder: Path, *, devices: int | None = None) -
     check_vacant(folder)
     check_writable(folder)
     work = work_folder(folder)
-    begin(devices, evaluation.device.type, work, evaluation.identity())
+    if begin(devices, evaluation.device.type, work, evaluation.identity()):
+        return
     result = _share(evaluation, work)
     if result is None:
         return  # the first process speaks for all

@@ -11,15 +11,18 @@ from ddcat.progress import progress
 from ddcat.signing import check_key
 from ddcat_bench.gate import Attacked, Case, attack_pool, conclude, passport_of
 from ddcat_bench.gate_report import gate_html, gate_junit, gate_markdown, headline
+from ddcat_bench.gate_results import GateResult
 from ddcat_bench.limits import Limits
 from ddcat_bench.memory import serving_peak
 from ddcat_bench.output import publish
 from ddcat_bench.processes import begin, together
+from ddcat_bench.results import read_result
 from ddcat_bench.speed import draw_inputs, measure
 from ddcat_bench.timing_results import SpeedResult
 from ddcat_bench.units import remove_work, work_folder
 from ddcat_serve.engines import open_engine
 from ddcat_serve.engines.base import physical_cores
+from ddcat_train.worker import launched
 
 __all__ = ["judge"]
 
@@ -47,7 +50,7 @@ def judge(
     Returns
     -------
     Verdict or None
-        None in all processes but the first, which speaks for all.
+        None in a process that another one speaks for.
 
     Raises
     ------
@@ -59,14 +62,18 @@ def judge(
     if key is not None:
         check_key(key)
     work = work_folder(folder)
-    begin(devices, "cpu", work, case.identity())
+    if begin(devices, "cpu", work, case.identity()):
+        return read_result(folder / "gate.json", GateResult).verdict
     with together(work) as ranks:
         speed = _timed(case, repeats) if ranks.rank == 0 else None  # first: the attacks leave a load behind
         ranks.gather(None)
         threads = max(1, physical_cores() // ranks.size)
         with open_engine(case.bundle, threads=threads) as engine, progress("attacking", case.forwards, unit="forwards") as told:
             attacked = attack_pool(case, engine, work, lambda forwards: told(forwards * ranks.size), ranks=ranks)
-    return None if speed is None else _publish(case, limits, folder, speed, attacked, began, key)
+    if speed is None:
+        return None
+    verdict = _publish(case, limits, folder, speed, attacked, began, key)
+    return None if launched() else verdict  # the process that launched this one says it by its exit status
 
 
 def _timed(case: Case, repeats: int) -> SpeedResult:

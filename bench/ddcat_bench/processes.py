@@ -19,9 +19,9 @@ from ddcat_train.worker import launched, rank, under_agent
 __all__ = ["begin", "together"]
 
 
-def begin(devices: int | None, device: str, work: Path, identity: dict[str, Any]) -> None:
+def begin(devices: int | None, device: str, work: Path, identity: dict[str, Any]) -> bool:
     """
-    Start the processes that were asked for, and leave this one with their exit status; return where this one does the work.
+    Start the processes that were asked for, and wait for them.
 
     Parameters
     ----------
@@ -33,12 +33,17 @@ def begin(devices: int | None, device: str, work: Path, identity: dict[str, Any]
     identity : dict
         Of the evaluation: another one's folder is refused before they start.
 
+    Returns
+    -------
+    bool
+        Whether they have done the work; otherwise this process is to do it.
+
     Raises
     ------
     BenchError, TrainError
     """
     if devices is None or launched():
-        return
+        return False
     if under_agent():
         raise BenchError(f"--devices {devices} under torchrun: its --nproc-per-node says how many")
     if devices < 1:
@@ -48,6 +53,7 @@ def begin(devices: int | None, device: str, work: Path, identity: dict[str, Any]
     if devices > 1:
         again = f"ddcat-bench {shlex.join(sys.argv[1:])}"
         launch(devices, module="ddcat_bench.cli", reached=lambda: f"the parts in {work}", again=again)
+    return devices > 1
 
 
 @contextmanager

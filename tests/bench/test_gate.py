@@ -1,6 +1,7 @@
 """The gate: an engine that is its model passes, one that is not is refused, and what is not known is said to be so."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -326,3 +327,17 @@ def test_the_command(
     assert json.loads((bundle.path / "passport.json").read_text())["budget"] == "quick"
     assert (bundle.path / "report.html").read_bytes() == (out / "report.html").read_bytes()
     assert not list(tmp_path.glob("*.work"))
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(bundle: Bundle, tmp_path: Path) -> None:
+    found = []
+    for devices in (1, 2):
+        out = tmp_path / f"gate-{devices}"
+        words = ["gate", str(bundle.path), "--quick", "--repeats", "10", "--devices", str(devices), "--out", str(out)]
+        line = [sys.executable, "-m", "ddcat_bench.cli", *words]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert done.returncode == 3, done.stderr  # few images
+        found.append(read_result(out / "gate.json", GateResult))
+    assert found[0].threats == found[1].threats
+    assert found[0].members == found[1].members

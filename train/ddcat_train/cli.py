@@ -100,6 +100,7 @@ def train(
             from ddcat_train.launch import launch
 
             launch(devices, module="ddcat_train.cli", reached=lambda: _reached(folder), again=again)
+            return
     command = f"{_program()} {shlex.join(sys.argv[1:])}"
     outcome = run_training(config, folder, resume=resume, device=device, save_every=60 * save_every, command=command)
     if rank():

@@ -11,7 +11,6 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable
-from typing import NoReturn
 
 import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -27,9 +26,9 @@ __all__ = ["launch"]
 _GRACE = 3600  # seconds that a signal leaves for the step at hand and its checkpoint; a second signal ends it
 
 
-def launch(processes: int, *, module: str, reached: Callable[[], str], again: str) -> NoReturn:
+def launch(processes: int, *, module: str, reached: Callable[[], str], again: str) -> None:
     """
-    Do the command's work in several processes, and leave this one with their exit status.
+    Do the command's work in several processes, and return when all have ended well.
 
     Parameters
     ----------
@@ -44,7 +43,7 @@ def launch(processes: int, *, module: str, reached: Callable[[], str], again: st
     Raises
     ------
     TrainError
-        Where a process was killed, or raised an error.
+        Where a process was killed, or raised an error; a signal ends this one, too.
     """
     # What the agent would say is said below, in one line; each of its parts has a level of its own.
     logging.disable(logging.CRITICAL)
@@ -72,7 +71,6 @@ def launch(processes: int, *, module: str, reached: Callable[[], str], again: st
             if cause.exitcode > 128:  # a signal that a rank got alone: it told the others
                 sys.exit(cause.exitcode)
             raise TrainError(_explain(rank, cause, reached, again)) from failed
-    sys.exit(0)
 
 
 def _order(failure: ProcessFailure) -> tuple[bool, int]:
