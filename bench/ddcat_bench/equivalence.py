@@ -7,8 +7,9 @@ The difference of two figures on the same images varies far less than either: in
 from typing import Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from ddcat.scores import Counts, miou
+from ddcat.scores import Counts, iou, miou
 from ddcat.worst_case import worst_case
 from ddcat_bench.bootstrap import BLOCK, FEWEST_UNITS, Scheme, draw, miou_of_draws
 
@@ -43,6 +44,8 @@ class Comparison(NamedTuple):
         90 % of the draws.
     by_block : dict of int to Interval
         The same for other lengths of the blocks of frames; empty where images or clips are drawn.
+    class_iou : (K, 2) float64
+        In points, of the reference and of the engine; NaN for a class that is in no image.
     """
 
     reference: float
@@ -50,6 +53,7 @@ class Comparison(NamedTuple):
     difference: float
     interval: Interval
     by_block: dict[int, Interval]
+    class_iou: npt.NDArray[np.float64]
 
 
 def paired_interval(
@@ -104,6 +108,7 @@ def compare_pool(reference: Counts, engine: Counts, scheme: Scheme, *, draws: in
         difference=other - score,
         interval=paired_interval(first, second, scheme, draws=draws, seed=seed),
         by_block={size: paired_interval(first, second, scheme._replace(block=size), draws=draws, seed=seed) for size in blocks},
+        class_iou=np.stack([100 * iou(counts.sum(0)) for counts in (first, second)], 1),
     )
 
 

@@ -12,10 +12,11 @@ from ddcat import provenance
 from ddcat.bundle import Bundle
 from ddcat.files import write_text
 from ddcat.passport import Passport, Verdict
-from ddcat.scores import iou, miou
+from ddcat.scores import miou
 from ddcat_bench.bootstrap import scheme_of
 from ddcat_bench.equivalence import KEPT_AT_LEAST
 from ddcat_bench.findings import Probe
+from ddcat_bench.flips import MARGINS
 from ddcat_bench.gate_findings import (
     find_alarms,
     judge_alarms,
@@ -24,7 +25,7 @@ from ddcat_bench.gate_findings import (
     judge_robustness,
     judge_threats,
 )
-from ddcat_bench.gate_results import GateResult, MemberRow
+from ddcat_bench.gate_results import ClassEntry, GateResult, MarginRow, MemberRow
 from ddcat_bench.judging import answers, count_each
 from ddcat_bench.limits import Limits
 from ddcat_bench.passes import Victims, attack
@@ -209,8 +210,8 @@ def conclude(case: Case, attacked: Attacked, speed: SpeedResult, limits: Limits,
         judge_latency(speed, limits),
     )
     clean = attacked.judged[0]
-    names = case.dataset.classes.names
-    scores = (iou(counts.sum(0)).tolist() for counts in (clean.reference, clean.engine))
+    true_pixels = clean.reference[:, :, [0, 2]].sum((0, 2))  # (K,) true positives and false negatives
+    shares = (true_pixels / true_pixels.sum()).tolist()
     return GateResult(
         bundle=speed.bundle,
         checkpoint=describe_checkpoint(case.checkpoint),
@@ -226,7 +227,7 @@ def conclude(case: Case, attacked: Attacked, speed: SpeedResult, limits: Limits,
         limits=limits,
         threats=threats,
         members=tuple(_member(judged) for judged in attacked.judged),
-        class_iou=tuple((name, *map(_number, pair)) for name, *pair in zip(names, *scores, strict=True)),
+        classes=tuple(ClassEntry(name=n, share=s) for n, s in zip(case.dataset.classes.names, shares, strict=True)),
         transferred=transferred,
         alarms=alarms,
         probe=attacked.probe,
@@ -331,10 +332,14 @@ def _member(judged: Judged) -> MemberRow:
         images=int(judged.attacked.sum()),
         reference=100 * miou(judged.reference.sum(0)),
         engine=100 * miou(judged.engine.sum(0)),
-        agreement=judged.agreement,
-        twin_agreement=judged.twin_agreement,
+        agreement=judged.flips.agreement,
+        twin_agreement=judged.flips.twin_agreement,
+        band_agreement=judged.flips.band_agreement,
+        interior_agreement=judged.flips.interior_agreement,
+        margins=tuple(
+            MarginRow(lowest=lowest, pixels=pixels, differing=differing)
+            for lowest, pixels, differing in zip(
+                MARGINS, judged.flips.margins.sum(0).tolist(), judged.flips.margins_differing.sum(0).tolist(), strict=True
+            )
+        ),
     )
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else value

@@ -42,10 +42,15 @@ def judge_threats(pool: Sequence[Judged], scheme: Scheme, limits: Limits) -> Ite
             difference=found.difference,
             interval=found.interval,
             by_block={str(size): bounds for size, bounds in found.by_block.items()},
+            class_iou=tuple((_number(first), _number(second)) for first, second in found.class_iou.tolist()),
             margin=margin,
             verdict=verdict if kept else None,
             reason=reason if kept else f"the reference keeps {found.reference:.1f} points: there is nothing to preserve",
         )
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else value
 
 
 def judge_robustness(threats: Sequence[ThreatRow]) -> Iterator[Finding]:
@@ -81,11 +86,11 @@ def judge_fidelity(pool: Sequence[Judged], logit_error: float | None, limits: Li
             reason="the 99.9th percentile of their errors on clean images",
         )
     if limits.agreement is not None:
-        lowest = min((judged for judged in pool if judged.source == "replay"), key=lambda judged: judged.agreement)
+        lowest = min((judged for judged in pool if judged.source == "replay"), key=lambda judged: judged.flips.agreement)
         yield Finding(
             name="equal labels",
-            verdict="pass" if lowest.agreement >= limits.agreement else "refuse",
-            found=f"{lowest.agreement:.3%} of the pixels, {lowest.label}",
+            verdict="pass" if lowest.flips.agreement >= limits.agreement else "refuse",
+            found=f"{lowest.flips.agreement:.3%} of the pixels, {lowest.label}",
             limit=f"{limits.agreement:.2%}",
             reason="the lowest share among clean and replayed adversarial images",
         )

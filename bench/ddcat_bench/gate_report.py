@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ddcat.passport import Finding
+from ddcat_bench.flips import BAND, MARGINS
 from ddcat_bench.gate_results import GateResult, MemberRow, ThreatRow
 from ddcat_bench.results import grey
 from ddcat_bench.tables import environment_lines, table
@@ -17,6 +18,7 @@ HEADLINES = {
     "refuse": "The engine may not stand in for its model",
     "inconclusive": "It is not known whether the engine may stand in for its model",
 }
+_CLASS_HEADS = ["class", "pixels", "clean: reference", "engine", "difference", "attacked: reference", "engine", "difference"]
 _LOWEST, _WIDTH = 1.6, 420  # of the drawing of an interval: margins to either side, and its own units
 
 
@@ -53,6 +55,14 @@ def gate_markdown(result: GateResult) -> str:
                 members,
                 texts=2,
             ),
+            "## Where the labels differ\n\nOn the images that were made on the reference, and on clean ones; near: within "
+            f"{BAND} pixels of a true boundary.\n",
+            table(["attack", "bound", "equal labels", "near", "elsewhere"], _places(result), texts=1),
+            "Pixels by how far, in logits, the reference's label was ahead of its second choice; and the share of them that "
+            "the engine labels in another way.\n",
+            table(["ahead by", *_flip_heads(result)], _margins(result), texts=1),
+            f"## Classes\n\nPoints of IoU; rare: less than one pixel in a hundred. Attacked: {result.threats[-1].name}.\n",
+            table(_CLASS_HEADS, _classes(result), texts=1),
             f"{result.protocol}\n",
             environment_lines(result.environment),
         ]
@@ -61,6 +71,55 @@ def gate_markdown(result: GateResult) -> str:
 
 def _source(row: MemberRow, result: GateResult) -> str:
     return "twin, transferred" if row.source == "twin" and result.transferred else row.source
+
+
+def _replays(result: GateResult) -> list[MemberRow]:
+    return [row for row in result.members if row.source == "replay"]
+
+
+def _places(result: GateResult) -> list[list[str]]:
+    found = []
+    for row in _replays(result):
+        shares = (row.agreement, row.band_agreement, row.interior_agreement)
+        bound = grey(row.epsilon) if row.epsilon else "-"
+        found.append([row.label, bound, *(f"{share:.3%}" if share is not None else "-" for share in shares)])
+    return found
+
+
+def _flip_heads(result: GateResult) -> list[str]:
+    return [f"{row.label}: {what}" for row in (_replays(result)[0], _replays(result)[-1]) for what in ("pixels", "differ")]
+
+
+def _margins(result: GateResult) -> list[list[str]]:
+    rows = _replays(result)[0], _replays(result)[-1]
+    return [
+        [
+            f"{low:g} to {high:g}" if high is not None else f"{low:g} and more",
+            *(
+                text
+                for row in rows
+                for text in (
+                    f"{row.margins[place].pixels / sum(entry.pixels for entry in row.margins):.2%}",
+                    f"{row.margins[place].differing / row.margins[place].pixels:.3%}" if row.margins[place].pixels else "-",
+                )
+            ),
+        ]
+        for place, (low, high) in enumerate(zip(MARGINS, [*MARGINS[1:], None], strict=True))
+    ]
+
+
+def _classes(result: GateResult) -> list[list[str]]:
+    found = []
+    for place, entry in enumerate(result.classes):
+        row = [entry.name + (" (rare)" if entry.rare else ""), f"{entry.share:.2%}"]
+        for threat in (result.threats[0], result.threats[-1]):
+            reference, engine = threat.class_iou[place]
+            if reference is None or engine is None:
+                row += ["-", "-", "-"]
+            else:
+                row += [f"{reference:.2f}", f"{engine:.2f}", f"{engine - reference:+.2f}"]
+        found.append(row)
+    return found
 
 
 def headline(result: GateResult) -> str:
@@ -104,6 +163,12 @@ def gate_html(result: GateResult) -> str:
         reasons=[_plain(finding) for finding in result.findings if finding.verdict != "pass"],
         grey=grey,
         source=_source,
+        places=_places(result),
+        flip_heads=_flip_heads(result),
+        margins=_margins(result),
+        class_heads=_CLASS_HEADS,
+        classes=_classes(result),
+        band=BAND,
         width=_WIDTH,
     )
 

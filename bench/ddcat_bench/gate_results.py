@@ -7,13 +7,36 @@ from pydantic import Field
 from ddcat.passport import Finding, Verdict
 from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
 from ddcat_bench.findings import Alarm, Probe
+from ddcat_bench.flips import BAND
 from ddcat_bench.limits import Limits
 from ddcat_bench.schema import Fraction, Strict
 from ddcat_bench.timing_results import SpeedResult
 
-__all__ = ["GateResult", "MemberRow", "ThreatRow"]
+__all__ = ["ClassEntry", "GateResult", "MarginRow", "MemberRow", "ThreatRow"]
 
 Bounds = tuple[float, float]
+
+_RARE = 0.01
+
+
+class MarginRow(Strict):
+    """Pixels by how sure the reference was of its label."""
+
+    lowest: float = Field(description="logits by which the best class was ahead of the second, at least")
+    pixels: int
+    differing: int = Field(description="of them, those that engine and reference label in different ways")
+
+
+class ClassEntry(Strict):
+    """A class, and how much there is of it."""
+
+    name: str
+    share: Fraction = Field(description="of the pixels that count")
+
+    @property
+    def rare(self) -> bool:
+        """Whether it is less than one pixel in a hundred."""
+        return self.share < _RARE
 
 
 class MemberRow(Strict):
@@ -27,6 +50,9 @@ class MemberRow(Strict):
     engine: float
     agreement: Fraction = Field(description="share of pixels that engine and reference label alike")
     twin_agreement: Fraction = Field(description="share of pixels that engine and twin label alike")
+    band_agreement: Fraction | None = Field(description=f"within {BAND} pixels of a true boundary; null: there is none")
+    interior_agreement: Fraction | None = Field(description="elsewhere")
+    margins: tuple[MarginRow, ...]
 
 
 class ThreatRow(Strict):
@@ -40,6 +66,9 @@ class ThreatRow(Strict):
     difference: float = Field(description="engine minus reference")
     interval: Bounds = Field(description="90 % of the draws of a paired bootstrap")
     by_block: dict[str, Bounds] = Field(description="the same with blocks of so many frames")
+    class_iou: tuple[tuple[float | None, float | None], ...] = Field(
+        description="points of reference and engine, in the order of the classes; null: it is in no image"
+    )
     margin: float
     verdict: Verdict | None = Field(description="null: the reference keeps less than 10 points, nothing is left to preserve")
     reason: str
@@ -62,7 +91,7 @@ class GateResult(Strict):
     limits: Limits
     threats: tuple[ThreatRow, ...]
     members: tuple[MemberRow, ...]
-    class_iou: tuple[tuple[str, float | None, float | None], ...] = Field(description="on clean images: reference, engine")
+    classes: tuple[ClassEntry, ...]
     transferred: bool = Field(
         description="whether the twin is another model (engine and twin label fewer than 99.9 % of the pixels alike), so that "
         "attacks on it are transferred ones"

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ddcat.scores import Counts
+from ddcat_bench.flips import Flips, count_flips
 from ddcat_bench.judging import answers, count_each
 from ddcat_bench.passes import Victims, attack
 from ddcat_bench.suites import BIM, Plan, PlanName
@@ -34,6 +35,8 @@ __all__ = ["EPSILONS", "TWIN_AGREES", "Contenders", "Judged", "Part", "engine_la
 EPSILONS = tuple(level / 255 for level in (1, 2, 4, 8))  # 0.5/255 would change no pixel of an image of 8 bits
 
 TWIN_AGREES = 0.999  # share of equal labels below which a twin is another model, and attacks on it are transferred
+
+_FLIPS = 7  # rows of three that hold the numbers of `Flips`
 
 Source = Literal["replay", "twin", "engine", "noise"]
 
@@ -79,9 +82,8 @@ class Judged(NamedTuple):
         BIM, n = 3, or PGD, n = 10.
     epsilon : float
     reference, engine : (I, K, 3) int64
-    differing, apart, pixels : (I',) int64
-        Of the attacked images: pixels that the engine labels in another way than the reference does, and than its twin does,
-        and all of them.
+    flips : Flips
+        Of the I' attacked images.
     attacked : (I,) bool
         Which images it was made on.
     """
@@ -91,20 +93,8 @@ class Judged(NamedTuple):
     epsilon: float
     reference: Counts
     engine: Counts
-    differing: npt.NDArray[np.int64]
-    apart: npt.NDArray[np.int64]
-    pixels: npt.NDArray[np.int64]
+    flips: Flips
     attacked: npt.NDArray[np.bool_]
-
-    @property
-    def agreement(self) -> float:
-        """Share of the pixels that engine and reference label alike."""
-        return 1 - float(self.differing.sum() / self.pixels.sum())
-
-    @property
-    def twin_agreement(self) -> float:
-        """Share of the pixels that engine and twin label alike."""
-        return 1 - float(self.apart.sum() / self.pixels.sum())
 
 
 def parts_of(
@@ -206,9 +196,10 @@ def read_units(units: Units, parts: Sequence[Part], sizes: Sequence[int], classe
     found: list[Judged] = []
     for place, part in enumerate(parts):
         attacked = np.arange(images) % part.every == 0
-        whole = np.concatenate([units.get(batch, place)[0] for batch in range(len(sizes))], axis=1)  # (C, I', 2K+2/3, 3)
+        whole = np.concatenate([units.get(batch, place)[0] for batch in range(len(sizes))], axis=1)  # (C, I', 2K+F, 3)
         for case, values in zip(part.plan.cases, whole, strict=True):
-            reference, engine, numbers = values[:, :classes], values[:, classes : 2 * classes], values[:, -1]
+            reference, engine = values[:, :classes], values[:, classes : 2 * classes]
+            numbers = values[:, 2 * classes :].reshape(len(values), -1)
             if not attacked.all():
                 base = next(j for j in found if j.source == "replay" and j.epsilon == part.plan.epsilon)
                 reference, engine = (
@@ -221,9 +212,7 @@ def read_units(units: Units, parts: Sequence[Part], sizes: Sequence[int], classe
                     epsilon=0.0 if case.name == "clean" else part.plan.epsilon,
                     reference=reference,
                     engine=engine,
-                    differing=numbers[:, 0],
-                    apart=numbers[:, 1],
-                    pixels=numbers[:, 2],
+                    flips=Flips.from_array(numbers),
                     attacked=attacked,
                 )
             )
@@ -242,11 +231,11 @@ def _some(victims: Victims, chosen: npt.NDArray[np.bool_]) -> Victims:
 
 
 def _nothing(part: Part, classes: int) -> Counts:
-    return np.zeros((len(part.plan.cases), 0, 2 * classes + 1, 3), np.int64)
+    return np.zeros((len(part.plan.cases), 0, 2 * classes + _FLIPS, 3), np.int64)
 
 
 def _judge(contenders: Contenders, part: Part, victims: Victims, classes: int) -> Counts:
-    """Counts of the reference, of the engine, and in a last row numbers of pixels: (C, N, 2 K + 1, 3)."""
+    """Counts of the reference, of the engine, and in the last rows those of `Flips`: (C, N, 2 K + F, 3)."""
     makers: dict[Source, Model] = {
         "replay": contenders.reference,
         "twin": contenders.twin,
@@ -256,14 +245,14 @@ def _judge(contenders: Contenders, part: Part, victims: Victims, classes: int) -
     cases = []
     for found in attack(makers[part.source], part.plan, victims):
         received = to_8_bit(found.images, victims.images)
-        reference = answers(contenders.reference, received)
         engine = torch.from_numpy(engine_labels(contenders.engine, received))
         twin = answers(contenders.twin, received)
-        differing, apart = ((engine != other).sum((1, 2)).tolist() for other in (reference, twin))
-        rows = [np.stack(count_each(victims.labels, labels, classes)) for labels in (reference, engine)]
-        pixels = victims.labels[0].numel()
-        numbers = np.array([[[a, b, pixels]] for a, b in zip(differing, apart, strict=True)], np.int64)
-        cases.append(np.concatenate([*rows, numbers], axis=1))
+        with torch.no_grad():
+            logits = contenders.reference(received.float() / 255)
+        rows = [np.stack(count_each(victims.labels, labels, classes)) for labels in (logits.argmax(1), engine)]
+        numbers = count_flips(victims.labels, logits, engine, twin).to_array()
+        padded = np.pad(numbers, ((0, 0), (0, 3 * _FLIPS - numbers.shape[1]))).reshape(len(numbers), _FLIPS, 3)
+        cases.append(np.concatenate([*rows, padded], axis=1))
     return np.stack(cases)
 
 

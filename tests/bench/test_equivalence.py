@@ -99,7 +99,7 @@ def test_each_model_meets_what_is_worst_for_it() -> None:
     ],
 )
 def test_verdicts(low: float, high: float, verdict: str, why: str) -> None:
-    found, reason = verdict_of(Comparison(50, 50, 0, Interval(low, high), {}), IMAGES, margin=0.05)
+    found, reason = verdict_of(Comparison(50, 50, 0, Interval(low, high), {}, np.zeros((1, 2))), IMAGES, margin=0.05)
     assert found == verdict
     assert why in reason
 

@@ -18,6 +18,7 @@ from ddcat.passport import read_passport
 from ddcat_bench import cli, gate_findings
 from ddcat_bench.bootstrap import Scheme
 from ddcat_bench.errors import BenchError
+from ddcat_bench.flips import MARGINS, Flips
 from ddcat_bench.gate import Attacked, Budget, Case, Pilot, attack_pool, chosen_parts, conclude, passport_of, worst
 from ddcat_bench.gate_report import gate_html, gate_junit, gate_markdown
 from ddcat_bench.gate_results import GateResult
@@ -78,10 +79,8 @@ def many(attacked: Attacked, times: int) -> Attacked:
 
     def repeated(judged: Judged) -> Judged:
         wide: dict[str, Any] = {name: np.tile(getattr(judged, name), (times, 1, 1)) for name in ("reference", "engine")}
-        flat: dict[str, Any] = {
-            name: np.tile(getattr(judged, name), times) for name in ("differing", "apart", "pixels", "attacked")
-        }
-        return judged._replace(**wide, **flat)
+        flips = Flips.from_array(np.tile(judged.flips.to_array(), (times, 1)))
+        return judged._replace(**wide, flips=flips, attacked=np.tile(judged.attacked, times))
 
     names = [f"{name}-{copy}" for copy in range(times) for name in attacked.names]
     return attacked._replace(names=names, judged=tuple(map(repeated, attacked.judged)), probe=None)
@@ -175,7 +174,8 @@ def judged(source: Any, engine: int, reference: int = 50, label: str = "PGD, n =
         np.tile([[share, (100 - share) // 2, 100 - share - (100 - share) // 2]], (40, 1, 1)) for share in (reference, engine)
     ]
     ones = np.ones(40, np.int64)
-    return Judged(source, label, epsilon, made[0], made[1], 0 * ones, 0 * ones, ones, ones > 0)
+    flips = Flips.from_array(np.tile(ones[:, None], (1, 5 + 2 * len(MARGINS))))
+    return Judged(source, label, epsilon, made[0], made[1], flips, ones > 0)
 
 
 def test_nothing_to_preserve_decides_nothing() -> None:

@@ -1,0 +1,141 @@
+"""Where an engine labels pixels in another way than its reference: near boundaries or not, and how sure the reference was."""
+
+from typing import NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddcat.classes import IGNORE
+
+__all__ = ["BAND", "MARGINS", "Flips", "boundary_band", "count_flips"]
+
+BAND = 3  # pixels to either side of a true boundary
+MARGINS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # lower ends of the classes of margins, in logits; the last has no upper end
+_SCALARS = 5
+
+
+class Flips(NamedTuple):
+    """
+    Numbers of pixels, of each of I images.
+
+    Attributes
+    ----------
+    pixels : (I,) int64
+        All of them, those that no class counts among them.
+    differing : (I,)
+        That engine and reference label in different ways: flips.
+    apart : (I,)
+        That engine and twin label in different ways.
+    band, band_differing : (I,)
+        Within `BAND` of a true boundary; and of them, flips.
+    margins, margins_differing : (I, M)
+        By the reference's margin, the largest logit minus the second largest: classes as `MARGINS`; and of them, flips.
+    """
+
+    pixels: npt.NDArray[np.int64]
+    differing: npt.NDArray[np.int64]
+    apart: npt.NDArray[np.int64]
+    band: npt.NDArray[np.int64]
+    band_differing: npt.NDArray[np.int64]
+    margins: npt.NDArray[np.int64]
+    margins_differing: npt.NDArray[np.int64]
+
+    def to_array(self) -> npt.NDArray[np.int64]:
+        """Give all as (I, F)."""
+        return np.concatenate([np.stack(self[:_SCALARS], 1), self.margins, self.margins_differing], 1)
+
+    @classmethod
+    def from_array(cls, numbers: npt.NDArray[np.int64]) -> Self:
+        """Undo `to_array`."""
+        scalars, margins = numbers[:, :_SCALARS].T, numbers[:, _SCALARS : _SCALARS + 2 * len(MARGINS)]
+        return cls(*scalars, *np.split(margins, 2, axis=1))
+
+    @property
+    def agreement(self) -> float:
+        """Share of the pixels that engine and reference label alike."""
+        return 1 - float(self.differing.sum() / self.pixels.sum())
+
+    @property
+    def twin_agreement(self) -> float:
+        """Share of the pixels that engine and twin label alike."""
+        return 1 - float(self.apart.sum() / self.pixels.sum())
+
+    @property
+    def band_agreement(self) -> float | None:
+        """The agreement near true boundaries; None where there are none."""
+        total = self.band.sum()
+        return 1 - float(self.band_differing.sum() / total) if total else None
+
+    @property
+    def interior_agreement(self) -> float | None:
+        """The agreement elsewhere; None where every pixel is near a boundary."""
+        total = (self.pixels - self.band).sum()
+        return 1 - float((self.differing - self.band_differing).sum() / total) if total else None
+
+
+def count_flips(truth: Tensor, logits: Tensor, engine: Tensor, twin: Tensor) -> Flips:
+    """
+    Count where an engine's labels are others than its reference's.
+
+    Parameters
+    ----------
+    truth : (N, H, W) int64
+        255 = ignored.
+    logits : (N, K, H, W) float
+        Of the reference.
+    engine, twin : (N, H, W) integer
+        Labels.
+
+    Returns
+    -------
+    Flips
+    """
+    two = logits.topk(2, dim=1)
+    flipped, apart = engine != two.indices[:, 0], engine != twin
+    near = boundary_band(truth)
+    margin = torch.bucketize(two.values[:, 0] - two.values[:, 1], torch.tensor(MARGINS), right=True) - 1  # (N, H, W)
+
+    def each(chosen: Tensor) -> npt.NDArray[np.int64]:
+        return chosen.flatten(1).sum(1).numpy()
+
+    def by_margin(chosen: Tensor) -> npt.NDArray[np.int64]:
+        rows = [torch.bincount(m[c], minlength=len(MARGINS)) for m, c in zip(margin, chosen, strict=True)]
+        return torch.stack(rows).numpy()
+
+    everywhere = torch.ones_like(flipped)
+    return Flips(
+        pixels=each(everywhere),
+        differing=each(flipped),
+        apart=each(apart),
+        band=each(near),
+        band_differing=each(near & flipped),
+        margins=by_margin(everywhere),
+        margins_differing=by_margin(flipped),
+    )
+
+
+def boundary_band(truth: Tensor) -> Tensor:
+    """
+    Find the pixels near a true boundary: whose square of `BAND` pixels to each side holds two classes.
+
+    Parameters
+    ----------
+    truth : (N, H, W) int64
+        255 = ignored: no class, and no boundary of one.
+
+    Returns
+    -------
+    (N, H, W) bool
+    """
+    counted = truth != IGNORE
+    values = truth.float().unsqueeze(1)  # (N, 1, H, W)
+    known = counted.unsqueeze(1)
+
+    def highest(planes: Tensor) -> Tensor:
+        return F.max_pool2d(planes, 2 * BAND + 1, stride=1, padding=BAND)[:, 0]
+
+    low, high = -highest(torch.where(known, -values, -torch.inf)), highest(torch.where(known, values, -torch.inf))
+    return (low < high) & counted
