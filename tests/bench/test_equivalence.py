@@ -105,7 +105,7 @@ def test_verdicts(low: float, high: float, verdict: str, why: str) -> None:
 
 
 def test_too_few_units_decide_nothing() -> None:
-    good = Comparison(50, 50, 0, Interval(0, 0), {})
+    good = Comparison(50, 50, 0, Interval(0, 0), {}, np.zeros((1, 2)))
     assert verdict_of(good, independent(9), margin=1)[0] == "inconclusive"
     assert verdict_of(good, blocks(99), margin=1)[0] == "inconclusive"
     assert verdict_of(good, blocks(100), margin=1)[0] == "pass"
