@@ -8,6 +8,7 @@ import typer
 from ddcat import command
 from ddcat.command import ExpectDigest, RequireSignature, parse_size
 from ddcat_bench.attack_cli import attack
+from ddcat_bench.compare_cli import compare
 from ddcat_bench.gate_cli import gate
 from ddcat_bench.options import DataRoot, Limit, MovedCheckpoint, Split
 from ddcat_train.worker import launched, report_to_agent
@@ -24,6 +25,7 @@ app = typer.Typer(
 
 app.command()(attack)
 app.command()(gate)
+app.command()(compare)
 
 
 @app.command()
@@ -53,7 +55,7 @@ def fidelity(
     from ddcat.bundle import Trust, open_bundle
     from ddcat.files import check_vacant
     from ddcat.progress import progress
-    from ddcat_bench.fidelity import compare
+    from ddcat_bench.fidelity import compare as compare_labels
     from ddcat_bench.output import beside, publish
     from ddcat_bench.subjects import checkpoint_of, open_bundle_data
     from ddcat_bench.tables import fidelity_markdown
@@ -68,7 +70,7 @@ def fidelity(
         open_engine(opened) as engine,
         progress("comparing", min(limit or len(dataset), len(dataset))) as advance,
     ):
-        result = compare(opened, engine, loaded, dataset, limit=limit, advance=advance)
+        result = compare_labels(opened, engine, loaded, dataset, limit=limit, advance=advance)
     publish(folder, "fidelity", result, fidelity_markdown(result))
 
 

@@ -68,8 +68,8 @@ class Budget(NamedTuple):
     """How much the gate attacks: see `ddcat_bench.pool.parts_of`."""
 
     name: BudgetName = "default"
-    steps: int = 10
-    queries: int = 200
+    steps: int = 20
+    queries: int = 500
     every: int = 10
     seed: int = 0
 

@@ -23,8 +23,8 @@ def gate(
         Path | None, typer.Option(metavar="FILE", help="YAML with other limits.", show_default="those of the package")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Only clean images and the paper's BIM, n = 3.")] = False,
-    steps: Annotated[int, typer.Option(min=1, help="Of each strong gradient attack.")] = 10,
-    queries: Annotated[int, typer.Option(min=10, help="Of the attack that asks the engine, for each image.")] = 200,
+    steps: Annotated[int, typer.Option(min=1, help="Of each strong gradient attack.")] = 20,
+    queries: Annotated[int, typer.Option(min=10, help="Of the attack that asks the engine, for each image.")] = 500,
     every: Annotated[int, typer.Option(min=1, help="Every how many images the engine is asked about.")] = 10,
     repeats: Annotated[int, typer.Option(min=10, help="Timed calls of each contender.")] = 30,
     seed: Annotated[int, typer.Option(min=0, help="Of random starts and searches.")] = 0,

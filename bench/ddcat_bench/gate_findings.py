@@ -139,7 +139,7 @@ def judge_latency(speed: SpeedResult, limits: Limits) -> Finding:
     if not speed.stable:
         reason = "the last three windows differ by more than 10 %: the machine is not steady"
     elif speed.disturbed:
-        reason = f"others computed meanwhile (load {speed.load_before:.1f} before, {speed.load_after:.1f} after)"
+        reason = "others computed meanwhile" + ("" if speed.others is None else f": {speed.others:.2f} cores of work")
     return Finding(
         name="latency",
         verdict=verdict,

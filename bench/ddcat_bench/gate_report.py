@@ -157,7 +157,7 @@ def gate_html(result: GateResult) -> str:
     return template.render(
         result=result,
         title=HEADLINES[result.verdict],
-        headline=headline(result),
+        about=headline(result).partition(": ")[2],
         findings=sorted(result.findings, key=lambda finding: order[finding.verdict]),
         drawings=[(row, _drawing(row)) for row in result.threats],
         reasons=[_plain(finding) for finding in result.findings if finding.verdict != "pass"],

@@ -1,6 +1,5 @@
 """One self-contained HTML page of a demonstration: claims, numbers, curves, pictures, and how it was made."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ddcat.classes import IGNORED_COLOUR, Classes
 from ddcat_bench.panels import Panel, Picture
+from ddcat_bench.plots import data_uri
 from ddcat_bench.results import AttackResult, FidelityResult, SpeedResult
 from ddcat_bench.statements import METHOD_NAMES, Statement
 from ddcat_bench.tables import columns, run_names
@@ -76,7 +76,7 @@ def render_page(page: Page) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"duration": _duration, "data_uri": _data_uri, "rgb": _rgb}
+    environment.filters |= {"duration": _duration, "data_uri": data_uri, "rgb": _rgb}
     names = [METHOD_NAMES.get(name, name) for name in run_names(page.attacks)]
     drawn = [label for label in columns(page.attacks) if label == "clean" or label.startswith("n = ")]
     places = {label: _LEFT + (_RIGHT - _LEFT) * index / max(len(drawn) - 1, 1) for index, label in enumerate(drawn)}
@@ -123,10 +123,6 @@ def _height(miou: float) -> float:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
-
-
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _rgb(colour: tuple[int, int, int]) -> str:

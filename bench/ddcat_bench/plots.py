@@ -1,5 +1,6 @@
 """Curves of attack results, drawn without pyplot, which keeps a state of its own."""
 
+import base64
 import io
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from ddcat_bench.entries import Scores
 from ddcat_bench.results import AttackResult
 from ddcat_bench.tables import columns, run_names
 
-__all__ = ["curves", "epsilon_curves", "plots"]
+__all__ = ["curves", "data_uri", "epsilon_curves", "plots", "to_png"]
 
 _SPREADS = {
     True: "error bars: standard deviation over the runs of a method",
@@ -73,7 +74,7 @@ def curves(results: Sequence[AttackResult]) -> bytes:
             _draw(axes, shifted, f"C{index}", ":", f"{name}, attack made on {origin}")
     axes.set_xticks(range(len(own)), own, rotation=0 if max(map(len, own)) < 8 else 45)
     axes.legend()
-    return _png(figure)
+    return to_png(figure)
 
 
 def epsilon_curves(results: Sequence[AttackResult]) -> bytes | None:
@@ -105,7 +106,7 @@ def epsilon_curves(results: Sequence[AttackResult]) -> bytes | None:
         return None
     axes.set_xlabel("epsilon, in grey levels of 255")
     axes.legend()
-    return _png(figure)
+    return to_png(figure)
 
 
 def _groups(results: Sequence[AttackResult]) -> Mapping[str, list[AttackResult]]:
@@ -192,7 +193,13 @@ def _draw(axes: Axes, points: Sequence[_Point], colour: str, style: str, name: s
     )
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    """Draw a figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)  # a figure without pyplot draws with Agg
     return buffer.getvalue()
+
+
+def data_uri(png: bytes) -> str:
+    """Give a PNG as an address that holds it."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -98,7 +98,7 @@ class Judged(NamedTuple):
 
 
 def parts_of(
-    epsilon: float | None, *, steps: int = 10, queries: int = 200, every: int = 10, quick: bool = False
+    epsilon: float | None, *, steps: int = 20, queries: int = 500, every: int = 10, quick: bool = False
 ) -> tuple[Part, ...]:
     """
     List the attacks: the paper's BIM, and the strongest at a bound.

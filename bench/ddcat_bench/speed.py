@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddcat.bundle import Bundle
 from ddcat.manifest import Range
+from ddcat_bench.busy import others_watch
 from ddcat_bench.errors import BenchError
 from ddcat_bench.memory import MEMORY, ServedName, Serving
 from ddcat_bench.plain import has_plain_form, plain_network
@@ -113,8 +114,9 @@ def measure(
             name: (lambda images: engine.infer(images).labels) if name == "engine" else _labels(name, checkpoint, device)
             for name in names
         }
+        others = others_watch()
         turns = interleave(contenders, inputs.batches, clock=clock, advance=advance)[_WARM_UP:]
-        load_after = os.getloadavg()[0]
+        busy, load_after = others(), os.getloadavg()[0]
         environment = describe_environment(device, time.monotonic() - began)
     shape = inputs.batches[0].shape[:3]
     batch, height, width = shape
@@ -144,6 +146,7 @@ def measure(
         ratios=tuple(SpeedRatio(baseline=n, **dict(ratio(seconds[n], seconds["engine"]))) for n in names if n != "engine"),
         load_before=load_before,
         load_after=load_after,
+        others=busy,
         environment=environment,
     )
 

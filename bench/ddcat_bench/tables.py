@@ -155,9 +155,15 @@ def speed_markdown(result: SpeedResult) -> str:
         "Faster by: seconds of PyTorch / the engine's in the same turn, median and quartiles. The engine's file has "
         f"{result.engine_bytes / 2**20:.1f} MiB, {result.engine_bytes / result.parameter_bytes:.3f} of the main branch's "
         f"parameters in fp32.\n\n{note}"
-        f"{result.boundary} {result.memory} Load average: {result.load_before:.2f} before, {result.load_after:.2f} after.\n\n"
+        f"{result.boundary} {result.memory} {_neighbours(result)}\n\n"
         f"{_bundle_line(result.bundle)}{provenance_lines(result.checkpoint, result.environment)}"
     )
+
+
+def _neighbours(result: SpeedResult) -> str:
+    if result.others is None:
+        return f"Load average: {result.load_before:.2f} before, {result.load_after:.2f} after."
+    return f"Others kept {result.others:.2f} cores busy meanwhile."
 
 
 def train_step_markdown(result: TrainStepResult) -> str:

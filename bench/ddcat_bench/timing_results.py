@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 _QUIET = 0.5  # load average that is nobody's
+_IDLE = 0.1  # cores that a system keeps busy by itself
 
 
 class Times(Strict):
@@ -84,11 +85,16 @@ class SpeedResult(Strict):
     ratios: tuple[SpeedRatio, ...] = Field(description="beside the original graph, where there is a plain form of it, first")
     load_before: float = Field(description="load average of the last minute when the measurement began")
     load_after: float = Field(description="and when its last timed call ended; above the threads by what others did")
+    others: float | None = Field(
+        None, description="cores that others kept busy while it was timed; null: measured before that was, or not known"
+    )
     environment: Environment
 
     @property
     def disturbed(self) -> bool:
         """Whether others seem to have computed on the machine meanwhile."""
+        if self.others is not None:
+            return self.others > _IDLE
         return self.load_before > _QUIET or self.load_after > self.threads + _QUIET
 
     @property

@@ -51,7 +51,7 @@ def speed(bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset) -> SpeedResul
         found = measure(bundle, engine, checkpoint, inputs, threads=1, peak=lambda serving: None)
     quick = found.ratios[0].model_copy(update={"lower_quartile": 2.0, "median": 2.1, "upper_quartile": 2.2})
     calm = tuple(e.model_copy(update={"times": e.times.model_copy(update={"stable": True})}) for e in found.contenders)
-    return found.model_copy(update={"ratios": (quick,), "contenders": calm, "load_before": 0.0, "load_after": 0.0})
+    return found.model_copy(update={"ratios": (quick,), "contenders": calm, "others": 0.0})
 
 
 def attacked_by(
@@ -127,10 +127,10 @@ def test_few_images_and_a_busy_machine_decide_nothing(good: tuple[Case, Attacked
     case, attacked = good
     few = conclude(case, attacked, speed, LIMITS, seconds=1.0)
     assert few.verdict == "inconclusive"
-    busy = conclude(case, many(attacked, 4), speed.model_copy(update={"load_before": 3.0}), LIMITS, seconds=1.0)
+    busy = conclude(case, many(attacked, 4), speed.model_copy(update={"others": 0.7}), LIMITS, seconds=1.0)
     (open_finding,) = (finding for finding in busy.findings if finding.verdict == "inconclusive")
     assert open_finding.name == "latency"
-    assert "others computed meanwhile (load 3.0 before" in open_finding.reason
+    assert "others computed meanwhile: 0.70 cores" in open_finding.reason
 
 
 def test_a_slow_engine_is_refused(good: tuple[Case, Attacked], speed: SpeedResult) -> None:
@@ -211,7 +211,7 @@ def test_an_engine_that_its_own_graph_breaks_is_refused() -> None:
 
 def test_where_the_twin_is_another_model_the_engine_is_asked_twice_as_much() -> None:
     near, far = (chosen_parts(Budget(), Pilot(epsilon=0.01, twin_agreement=share)) for share in (0.9995, 0.998))
-    assert [parts[-1].plan.counted for parts in (near, far)] == [(200,), (400,)]
+    assert [parts[-1].plan.counted for parts in (near, far)] == [(500,), (1000,)]
     assert [part.source for part in parts_of(None, quick=True)] == ["replay", "twin"]
 
 

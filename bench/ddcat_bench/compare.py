@@ -1,0 +1,169 @@
+"""`ddcat-bench compare`: engines and precisions side by side, from what the gate found of each."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from ddcat.bundle import open_bundle
+from ddcat.passport import Verdict
+from ddcat_bench.errors import BenchError
+from ddcat_bench.gate_results import Bounds, GateResult, ThreatRow
+from ddcat_bench.output import beside
+from ddcat_bench.results import read_result
+from ddcat_bench.schema import Strict
+
+__all__ = ["CompareResult", "EngineRow", "compare", "find_gates"]
+
+_RESULT = "gate.json"
+
+
+class EngineRow(Strict):
+    """One engine, as the gate found it."""
+
+    name: str
+    bundle: str = Field(description="SHA-256 of its manifest")
+    checkpoint: str = Field(description="method and architecture, and the beginning of its SHA-256")
+    runtime: str
+    precision: str
+    budget: Literal["default", "quick"]
+    verdict: Verdict
+    clean: float = Field(description="points of mIoU")
+    clean_difference: float = Field(description="engine minus PyTorch")
+    clean_interval: Bounds
+    attacked: float = Field(description="points of mIoU under the threat that all were judged under")
+    attacked_difference: float
+    attacked_interval: Bounds
+    milliseconds: float = Field(description="median, of a batch of one")
+    milliseconds_quartiles: Bounds
+    steady: bool = Field(description="whether the machine was steady and idle when that was timed")
+    of_pytorch: float = Field(description="median of the engine's time as a share of eager fp32 PyTorch's")
+    peak_memory: int | None = Field(description="bytes, of a process of its own")
+    engine_bytes: int
+    best: bool = Field(description="no other engine here is both quicker and more robust (Pareto)")
+
+
+class CompareResult(Strict):
+    """What `ddcat-bench compare` put side by side."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["compare"] = "compare"
+    data: str
+    images: int
+    threat: str = Field(description="the strongest that all were judged under")
+    machines: tuple[str, ...] = Field(description="that the times are of; they compare only where there is one")
+    rows: tuple[EngineRow, ...]
+
+
+def find_gates(paths: Sequence[Path]) -> list[GateResult]:
+    """
+    Read what the gate found of bundles.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Bundles, whose result folder (BUNDLE-gate) lies beside them, or result folders of `ddcat-bench gate`.
+
+    Raises
+    ------
+    BenchError
+        Where there is none, or it is of another bundle than lies there now.
+    """
+    found = []
+    for path in paths:
+        if (path / _RESULT).is_file():
+            found.append(read_result(path / _RESULT, GateResult))
+            continue
+        bundle, file = open_bundle(path), beside(path, "gate") / _RESULT
+        if not file.is_file():
+            raise BenchError(
+                f"{path} was not judged: no {file}; ddcat-bench gate {path} would do it, or name its result folder"
+            )
+        result = read_result(file, GateResult)
+        if result.bundle.sha256 != bundle.digest:
+            raise BenchError(f"{file} speaks of another bundle than {path}: ddcat-bench gate {path} judges this one")
+        found.append(result)
+    return found
+
+
+def compare(gates: Sequence[GateResult]) -> CompareResult:
+    """
+    Put engines side by side under the strongest threat that all were judged under.
+
+    Parameters
+    ----------
+    gates : sequence of GateResult
+
+    Raises
+    ------
+    BenchError
+        Where they were judged on other images, or under no common attack.
+    """
+    first = gates[0]
+    for other in gates[1:]:
+        if (other.data.name, other.data.names) != (first.data.name, first.data.names):
+            raise BenchError(
+                f"{other.bundle.name} was judged on {_data(other)}, {first.bundle.name} on {_data(first)}: only results on the "
+                "same images compare"
+            )
+    common = [
+        row.name
+        for row in first.threats
+        if row.name != "clean" and all(_threat(other, row.name) is not None for other in gates)
+    ]
+    if not common:
+        raise BenchError("the engines were judged under no common attack: the same budget for all would be right")
+    rows = [_row(gate, common[-1]) for gate in gates]
+    return CompareResult(
+        data=_data(first),
+        images=len(first.data.names),
+        threat=common[-1],
+        machines=tuple(dict.fromkeys(", ".join(map(str, gate.environment.machine.values())) for gate in gates)),
+        rows=tuple(row.model_copy(update={"best": not any(_beats(other, row) for other in rows)}) for row in rows),
+    )
+
+
+def _beats(other: EngineRow, row: EngineRow) -> bool:
+    """Whether another is at least as quick and as robust, and more so in one."""
+    return (
+        other.milliseconds <= row.milliseconds
+        and other.attacked >= row.attacked
+        and (other.milliseconds, other.attacked) != (row.milliseconds, row.attacked)
+    )
+
+
+def _row(gate: GateResult, threat: str) -> EngineRow:
+    clean, attacked = gate.threats[0], _threat(gate, threat)
+    assert attacked is not None
+    timed, ratio = gate.speed.find("engine"), gate.speed.ratios[0]
+    return EngineRow(
+        name=gate.bundle.name,
+        bundle=gate.bundle.sha256,
+        checkpoint=f"{gate.checkpoint.method}, {gate.checkpoint.architecture}, {gate.checkpoint.sha256[:8]}",
+        runtime=str(gate.bundle.engine["runtime"]).partition("-")[0],
+        precision=gate.precision,
+        budget=gate.budget,
+        verdict=gate.verdict,
+        clean=clean.engine,
+        clean_difference=clean.difference,
+        clean_interval=clean.interval,
+        attacked=attacked.engine,
+        attacked_difference=attacked.difference,
+        attacked_interval=attacked.interval,
+        milliseconds=1000 * timed.times.median,
+        milliseconds_quartiles=(1000 * timed.times.lower_quartile, 1000 * timed.times.upper_quartile),
+        steady=gate.speed.stable and not gate.speed.disturbed,
+        of_pytorch=1 / ratio.median,
+        peak_memory=timed.peak_memory,
+        engine_bytes=gate.speed.engine_bytes,
+        best=False,
+    )
+
+
+def _threat(gate: GateResult, name: str) -> ThreatRow | None:
+    return next((row for row in gate.threats if row.name == name), None)
+
+
+def _data(gate: GateResult) -> str:
+    return f"{gate.data.name}, {gate.data.split}, {len(gate.data.names)} images"

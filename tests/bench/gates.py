@@ -1,0 +1,121 @@
+"""A gate's result by hand, for what only reads such results."""
+
+from typing import Any
+
+import numpy as np
+
+from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
+from ddcat_bench.flips import MARGINS
+from ddcat_bench.gate import PROTOCOL
+from ddcat_bench.gate_results import ClassEntry, GateResult, MarginRow, MemberRow, ThreatRow
+from ddcat_bench.limits import DEFAULT, read_limits
+from ddcat_bench.timing_results import SpeedEntry, SpeedRatio, SpeedResult
+from ddcat_bench.turns import ratio, timing
+
+NAMES = tuple(f"{place:03}" for place in range(40))
+ENVIRONMENT = Environment(
+    machine={"cpu": "a CPU", "cores": 2},
+    versions={"ddcat": "0.1.0"},
+    git_commit="c" * 40,
+    device="cpu",
+    threads=1,
+    seconds=60.0,
+)
+CHECKPOINT = CheckpointEntry(path="run", sha256="b" * 64, step=10, method="ddcat", architecture="pspnet", attack=None)
+
+
+DATA = DataEntry(
+    name="scenes", split="val", list_sha256="d" * 64, split_images=40, long_side=None, usual_split=True,
+    classes=("sky", "pole"), names=NAMES,
+)  # fmt: skip
+
+
+def bundle_entry(name: str) -> BundleEntry:
+    return BundleEntry(path=name, name=name, sha256="a" * 64, engine={"runtime": "onnxruntime 1.0", "threads": 1})
+
+
+def speed_of(name: str, seconds: float) -> SpeedResult:
+    turns = {"engine": [seconds] * 10, "original": [1.0] * 10, "main branch": [0.5] * 10}
+    return SpeedResult(
+        bundle=bundle_entry(name),
+        checkpoint=CHECKPOINT,
+        engine_bytes=2**20,
+        parameter_bytes=2**20,
+        boundary="From images to labels.",
+        memory="Peak memory.",
+        inputs="noise",
+        batch=1,
+        height=4,
+        width=5,
+        threads=1,
+        warm_up=3,
+        contenders=tuple(SpeedEntry(name=n, times=timing(t), peak_memory=2**27) for n, t in turns.items()),  # type: ignore[arg-type]
+        ratios=(SpeedRatio(baseline="original", **dict(ratio(turns["original"], turns["engine"]))),),
+        load_before=0.0,
+        load_after=0.0,
+        others=0.0,
+        environment=ENVIRONMENT,
+    )
+
+
+def threat(name: str, reference: float, engine: float, margin: float) -> ThreatRow:
+    difference = engine - reference
+    return ThreatRow(
+        name=name,
+        epsilon=0.0 if name == "clean" else 0.03,
+        members=("replay: BIM, n = 3",),
+        reference=reference,
+        engine=engine,
+        difference=difference,
+        interval=(difference - 0.02, difference + 0.02),
+        by_block={},
+        class_iou=((reference, engine), (None, None)),
+        margin=margin,
+        verdict="pass",
+        reason="within the margin",
+    )
+
+
+def made_gate(name: str = "model", *, seconds: float = 0.1, attacked: float = 28.0, **others: Any) -> GateResult:
+    """Give the result of an engine so quick and so robust."""
+    margins = tuple(
+        MarginRow(lowest=low, pixels=pixels, differing=1) for low, pixels in zip(MARGINS, np.arange(1, 8).tolist(), strict=True)
+    )
+    member = MemberRow(
+        source="replay",
+        label="BIM, n = 3",
+        epsilon=0.03,
+        images=40,
+        reference=28.0,
+        engine=attacked,
+        agreement=0.99,
+        twin_agreement=1.0,
+        band_agreement=0.9,
+        interior_agreement=1.0,
+        margins=margins,
+    )
+    made = GateResult(
+        bundle=bundle_entry(name),
+        checkpoint=CHECKPOINT,
+        data=DATA,
+        precision="fp32",
+        budget="default",
+        protocol=PROTOCOL,
+        drawn="images",
+        verdict="pass",
+        findings=(),
+        limits=read_limits(DEFAULT, "fp32"),
+        threats=(
+            threat("clean", 38.0, 38.0, 0.05),
+            threat("BIM, n = 3", 29.0, 29.0, 0.1),
+            threat("strongest at 8/255", 28.0, attacked, 0.1),
+        ),
+        members=(member.model_copy(update={"label": "clean", "epsilon": 0.0}), member),
+        classes=(ClassEntry(name="sky", share=0.995), ClassEntry(name="pole", share=0.005)),
+        transferred=False,
+        alarms=(),
+        probe=None,
+        speed=speed_of(name, seconds),
+        environment=ENVIRONMENT,
+    )
+    return made.model_copy(update=others)

@@ -1,0 +1,64 @@
+"""The gate's report and the comparison, looked at in Chromium: nothing is loaded from elsewhere, and a phone can read them."""
+
+import os
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page
+
+from ddcat.passport import Finding
+from ddcat_bench.compare import compare
+from ddcat_bench.compare_report import compare_html
+from ddcat_bench.gate_report import gate_html
+from tests.bench.gates import made_gate
+from tests.chromium import chromium, page_of
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = Path(os.environ.get("DDCAT_SCREENSHOTS") or tmp_path_factory.mktemp("reports"))
+    folder.mkdir(exist_ok=True)
+    bad = Finding(
+        name="mIoU, BIM, n = 3", verdict="refuse", found="24.00 against 29.00: -5.00 (-5.20 to -4.80) points",
+        limit="within 1 points", reason="the 90 % interval of the difference lies beyond -1: it is worse",
+    )  # fmt: skip
+    good = bad.model_copy(update={"name": "latency", "verdict": "pass", "reason": "as quick as it should be"})
+    refused = made_gate("refused", attacked=24.0, verdict="refuse", findings=(good, bad))
+    pages = {"gate": gate_html(refused), "compare": compare_html(compare([made_gate(), refused]))}
+    for name, page in pages.items():
+        (folder / f"{name}.html").write_text(page)
+    return {name: folder / f"{name}.html" for name in pages}
+
+
+def fits(page: Page) -> bool:
+    return bool(page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"))
+
+
+@pytest.mark.parametrize("name", ["gate", "compare"])
+def test_reports_in_light_dark_and_on_a_phone(reports: dict[str, Path], name: str) -> None:
+    grounds = []
+    with chromium() as browser:
+        for width, dark in ((1100, False), (1100, True), (360, False)):
+            with page_of(browser, width=width, dark=dark) as (page, asked):
+                page.goto(reports[name].as_uri())
+                assert fits(page)
+                grounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+                picture = reports[name].with_name(f"{name}-{width}-{'dark' if dark else 'light'}.png")
+                page.screenshot(path=picture, full_page=True)
+                assert picture.stat().st_size > 10_000
+            assert not asked
+    assert grounds[0] == grounds[2] != grounds[1]
+
+
+def test_the_verdict_comes_first_and_tables_sort_by_keyboard(reports: dict[str, Path]) -> None:
+    with chromium() as browser, page_of(browser) as (page, _):
+        page.goto(reports["gate"].as_uri())
+        assert page.locator("h1").inner_text() == "The engine may not stand in for its model"
+        assert page.locator(".verdict .badge").inner_text() == "refuse"
+        assert page.locator("tbody tr").first.locator(".badge").inner_text() == "refuse"  # what was refused, above what passed
+        table = page.locator("table.sortable").last
+        button = table.locator("th button").nth(1)
+        for order in (["0.50%", "99.50%"], ["99.50%", "0.50%"]):
+            button.focus()
+            page.keyboard.press("Enter")
+            assert table.locator("tbody tr td:nth-child(2)").all_inner_texts() == order
