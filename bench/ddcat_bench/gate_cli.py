@@ -32,6 +32,9 @@ def gate(
         int | None, typer.Option(help="Processes that share the attacks; 1 by default. Not under torchrun.")
     ] = None,
     sign: Annotated[Path | None, typer.Option(metavar="KEY", help="Sign the passport with this private key (PEM).")] = None,
+    pictures: Annotated[
+        bool, typer.Option("--pictures/--no-pictures", help="Show images of the data set in the page, where they may be shown.")
+    ] = True,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A new folder.", show_default="BUNDLE-gate beside the bundle")
     ] = None,
@@ -68,6 +71,6 @@ def gate(
     dataset = open_bundle_data(opened, data_root=data_root, split=split)
     budget = Budget("quick" if quick else "default", steps=steps, queries=queries, every=every, seed=seed)
     case = Case(opened, loaded, dataset, limit, budget)
-    verdict = judge(case, allowed, out or beside(bundle, "gate"), repeats=repeats, devices=devices, key=sign)
+    verdict = judge(case, allowed, out or beside(bundle, "gate"), repeats=repeats, devices=devices, key=sign, pictures=pictures)
     if verdict is not None:
         raise typer.Exit(_STATUS[verdict])

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from ddcat.files import check_vacant, check_writable, write_text
@@ -10,6 +11,7 @@ from ddcat.passport import Verdict, write_passport
 from ddcat.progress import progress
 from ddcat.signing import check_key
 from ddcat_bench.gate import Attacked, Case, attack_pool, conclude, passport_of
+from ddcat_bench.gate_pictures import Overlay, overlays
 from ddcat_bench.gate_report import gate_html, gate_junit, gate_markdown, headline
 from ddcat_bench.gate_results import GateResult
 from ddcat_bench.limits import Limits
@@ -18,9 +20,10 @@ from ddcat_bench.output import publish
 from ddcat_bench.processes import begin, together
 from ddcat_bench.results import read_result
 from ddcat_bench.speed import draw_inputs, measure
+from ddcat_bench.subjects import main_branch
 from ddcat_bench.timing_results import SpeedResult
 from ddcat_bench.units import remove_work, work_folder
-from ddcat_serve.engines import open_engine
+from ddcat_serve.engines import Engine, open_engine
 from ddcat_serve.engines.base import physical_cores
 from ddcat_train.worker import launched
 
@@ -28,7 +31,14 @@ __all__ = ["judge"]
 
 
 def judge(
-    case: Case, limits: Limits, folder: Path, *, repeats: int, devices: int | None = None, key: Path | None = None
+    case: Case,
+    limits: Limits,
+    folder: Path,
+    *,
+    repeats: int,
+    devices: int | None = None,
+    key: Path | None = None,
+    pictures: bool = True,
 ) -> Verdict | None:
     """
     Judge a bundle, publish the result, and write its passport; what is done is kept beside the result until then.
@@ -46,6 +56,8 @@ def judge(
         Attack in that many processes.
     key : Path, optional
         Private key that signs the passport.
+    pictures : bool
+        Whether the page shows images of the data set.
 
     Returns
     -------
@@ -70,10 +82,12 @@ def judge(
         threads = max(1, physical_cores() // ranks.size)
         with open_engine(case.bundle, threads=threads) as engine, progress("attacking", case.forwards, unit="forwards") as told:
             attacked = attack_pool(case, engine, work, lambda forwards: told(forwards * ranks.size), ranks=ranks)
+            shown = _look(case, engine, attacked) if pictures and ranks.rank == 0 else ()
     if speed is None:
         return None
-    verdict = _publish(case, limits, folder, speed, attacked, began, key)
-    return None if launched() else verdict  # the process that launched this one says it by its exit status
+    result = conclude(case, attacked, speed, limits, seconds=time.monotonic() - began)
+    _publish(case, folder, result, gate_html(result, shown), key)
+    return None if launched() else result.verdict  # the process that launched this one says it by its exit status
 
 
 def _timed(case: Case, repeats: int) -> SpeedResult:
@@ -86,20 +100,15 @@ def _timed(case: Case, repeats: int) -> SpeedResult:
         return measure(case.bundle, engine, case.checkpoint, inputs, threads=threads, peak=serving_peak, advance=advance)
 
 
-def _publish(
-    case: Case, limits: Limits, folder: Path, speed: SpeedResult, attacked: Attacked, began: float, key: Path | None
-) -> Verdict:
-    result = conclude(case, attacked, speed, limits, seconds=time.monotonic() - began)
-    page = gate_html(result)
-    publish(
-        folder,
-        "gate",
-        result,
-        gate_markdown(result),
-        {"gate.xml": gate_junit(result).encode(), "report.html": page.encode()},
-    )
+def _look(case: Case, engine: Engine, attacked: Attacked) -> tuple[Overlay, ...]:
+    reference = main_branch(case.checkpoint, torch.device("cpu"))
+    return overlays(reference, engine, case.dataset, attacked.names, attacked.judged[0].flips)
+
+
+def _publish(case: Case, folder: Path, result: GateResult, page: str, key: Path | None) -> None:
+    files = {"gate.xml": gate_junit(result).encode(), "report.html": page.encode()}
+    publish(folder, "gate", result, gate_markdown(result), files)
     write_passport(case.bundle, passport_of(case.bundle, result), key=key)
     write_text(case.bundle.path / "report.html", page)
     remove_work(work_folder(folder))
     Console(stderr=True).print(f"{result.verdict}: {headline(result)}", highlight=False, soft_wrap=True)
-    return result.verdict

@@ -1,5 +1,6 @@
 """The gate's result for readers: Markdown, JUnit XML for a pipeline, and one HTML page that needs nothing else."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -7,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ddcat.passport import Finding
 from ddcat_bench.flips import BAND, MARGINS
+from ddcat_bench.gate_pictures import Overlay
 from ddcat_bench.gate_results import GateResult, MemberRow, ThreatRow
 from ddcat_bench.results import grey
 from ddcat_bench.tables import environment_lines, table
@@ -148,8 +150,16 @@ def gate_junit(result: GateResult) -> str:
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def gate_html(result: GateResult) -> str:
-    """Make the page: verdict first, then why, then all figures."""
+def gate_html(result: GateResult, overlays: Sequence[Overlay] = ()) -> str:
+    """
+    Make the page: verdict first, then why, then all figures.
+
+    Parameters
+    ----------
+    result : GateResult
+    overlays : sequence of Overlay, optional
+        Pictures of where the labels differ.
+    """
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.get_template("gate.html")
@@ -169,6 +179,7 @@ def gate_html(result: GateResult) -> str:
         class_heads=_CLASS_HEADS,
         classes=_classes(result),
         band=BAND,
+        overlays=overlays,
         width=_WIDTH,
     )
 

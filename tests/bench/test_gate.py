@@ -276,6 +276,7 @@ def test_the_reports_say_the_same(passed: GateResult, good: tuple[Case, Attacked
         assert f"| {row.name} | {row.reference:.2f} | {row.engine:.2f} |" in markdown
         assert f"<td>{row.name}</td><td>{row.reference:.2f}</td><td>{row.engine:.2f}</td>" in page
     assert page.index("may stand in for its model") < page.index("What was judged") < page.index("Attacks")
+    assert "data:image" not in page
     assert "http" not in page  # nothing is loaded from elsewhere
     slow = speed.ratios[0].model_copy(update={"lower_quartile": 0.4, "upper_quartile": 0.6})
     refused = conclude(good[0], many(good[1], 4), speed.model_copy(update={"ratios": (slow,)}), LIMITS, seconds=1.0)
@@ -326,6 +327,7 @@ def test_the_command(
     assert found.passport == passport_of(opened, result)
     assert json.loads((bundle.path / "passport.json").read_text())["budget"] == "quick"
     assert (bundle.path / "report.html").read_bytes() == (out / "report.html").read_bytes()
+    assert (out / "report.html").read_text().count("data:image/webp") == 2 * 3 * 5  # three images, clean and attacked
     assert not list(tmp_path.glob("*.work"))
 
 
