@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -14,10 +15,11 @@ from ddcat_bench.errors import BenchError
 from ddcat_bench.twin import Twin
 from ddcat_export.calibration import measure_ranges
 from ddcat_export.casts import cast_graph
-from ddcat_export.graph import Sizes, build_graph
+from ddcat_export.graph import build_graph
 from ddcat_export.quantise import quantise
 from ddcat_export.sweep import sample_images
 from ddcat_serve.engines.onnxruntime import run_once
+from ddcat_train.attacks import bim, to_8_bit
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.config import ModelConfig
 from ddcat_train.networks import Segmenter, build_segmenter
@@ -33,7 +35,9 @@ FORMS: dict[str, Callable[[bytes], bytes]] = {
     "int8": lambda graph: quantise(graph, ranges(graph)),
     "int8 of a CPU": lambda graph: quantise(graph, ranges(graph), unsigned=True),
 }
-AGREE = {"fp32": 1.0, "fp16": 0.999, "int8": 0.99, "int8 of a CPU": 0.99}  # on noise and waves, where labels hang by a hair
+# Least share of equal labels, largest error of the logits in standard deviations. Of an untrained network many labels hang by a
+# hair, and its deepest layers amplify what rounding did to the first.
+EXACT = {"fp32": (0.9999, 1e-4), "fp16": (0.97, 5e-2)}
 
 
 def ranges(graph: bytes) -> dict[str, float]:
@@ -41,13 +45,26 @@ def ranges(graph: bytes) -> dict[str, float]:
 
 
 def network_of(name: str) -> Segmenter:
+    """Random weights, but statistics of images, and a last layer under which every class is somewhere."""
     torch.manual_seed(3)
     network = build_segmenter(ModelConfig(**MODELS[name]), classes=4)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the mean of all passes
     network.train()
+    images = torch.cat([pixels(sample_images(SHAPE, seed)) for seed in range(10, 14)])
     with torch.no_grad():
-        for _ in range(3):
-            network(torch.rand(4, 3, 48, 48))
-    return network.eval().requires_grad_(False)
+        for _ in range(2):
+            network(images)
+        network.eval()
+        logits = network(images)
+        last = network.heads["main"][-1]
+        spread = logits.std((0, 2, 3))
+        last.weight /= spread[:, None, None, None]
+        last.bias.copy_((last.bias - logits.mean((0, 2, 3))) / spread)
+        shares = network(images).argmax(1).flatten().bincount(minlength=4) / logits[:, 0].numel()
+    assert shares.min() > 0.05
+    return network.requires_grad_(False)
 
 
 @pytest.fixture(scope="module", params=[("pyramid", None), ("aspp", (SHAPE[1:],))], ids=["pyramid, free", "aspp, fixed"])
@@ -72,12 +89,38 @@ def test_it_labels_as_onnx_runtime_does(exported: tuple[Segmenter, bytes], form:
         with torch.no_grad():
             found = twin(pixels(images))
         assert found.shape == (2, 4, *SHAPE[1:])
-        assert (found.argmax(1).numpy() == wanted["labels"]).mean() >= AGREE[form]
-        full = torch.nn.functional.interpolate(
-            torch.from_numpy(wanted["logits"]), size=SHAPE[1:], mode="bilinear", align_corners=True
-        )
-        error = float((found - full).abs().mean() / full.std())
-        assert error < {"fp32": 1e-5, "fp16": 2e-3}.get(form, 2e-2)
+        alike, error = differences(found.argmax(1).numpy(), found, wanted)
+        if form in EXACT:
+            assert alike >= EXACT[form][0]
+            assert error < EXACT[form][1]
+        else:
+            same, noise = differences(*unoptimised(content, images), wanted)
+            assert alike >= same - 0.02
+            assert error <= 1.5 * noise
+
+
+def differences(labels: np.ndarray, logits: Tensor, wanted: dict[str, np.ndarray]) -> tuple[float, float]:
+    """The share of equal labels, and the mean error of the logits in standard deviations."""
+    full = enlarged(wanted["logits"])
+    return float((labels == wanted["labels"]).mean()), float((logits - full).abs().mean() / full.std())
+
+
+def enlarged(logits: np.ndarray) -> Tensor:
+    return torch.nn.functional.interpolate(torch.from_numpy(logits), size=SHAPE[1:], mode="bilinear", align_corners=True)
+
+
+def unoptimised(content: bytes, images: np.ndarray) -> tuple[np.ndarray, Tensor]:
+    """
+    The runtime beside itself: the same file, run node by node.
+
+    In int8 a sum that is rounded in another order falls to the other side of a step here and there, and what follows departs
+    from it: a runtime does not agree with itself much better than with another one.
+    """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    labels, logits = session.run(["labels", "logits"], {"image": images})
+    return labels, enlarged(logits)
 
 
 def test_its_gradients_are_those_of_the_network(exported: tuple[Segmenter, bytes]) -> None:
@@ -176,11 +219,45 @@ def test_a_graph_without_labels_is_refused(checkpoint: Checkpoint) -> None:
         Twin(model.SerializeToString())
 
 
-def test_sizes_that_are_free_stay_free(checkpoint: Checkpoint) -> None:
-    sizes: Sizes = None
-    twin = Twin(build_graph(checkpoint.segmenter(), sizes=sizes, logits=False, confidence=False))
-    network = checkpoint.segmenter()
-    for height, width in ((33, 33), (50, 71)):
+def test_sizes_that_are_free_stay_free(exported: tuple[Segmenter, bytes]) -> None:
+    network, graph = exported
+    twin = Twin(graph)
+    for height, width in ((33, 33), (50, 71)) if is_free(graph) else (SHAPE[1:],):
         images = torch.rand(1, 3, height, width)
         with torch.no_grad():
             torch.testing.assert_close(twin(images), network(images), rtol=1e-3, atol=1e-4)
+
+
+def is_free(graph: bytes) -> bool:
+    height = onnx.load_model_from_string(graph).graph.input[0].type.tensor_type.shape.dim[1]
+    return not height.dim_value
+
+
+@pytest.mark.parametrize("form", ["fp32", "int8 of a CPU"])
+def test_it_labels_attacked_images_as_onnx_runtime_does(exported: tuple[Segmenter, bytes], form: str) -> None:
+    """Attacked by its own gradients, which push many pixels to where labels hang by a hair."""
+    content = FORMS[form](exported[1])
+    twin, images = Twin(content), sample_images(SHAPE, 5)
+    with torch.no_grad():
+        labels = twin(pixels(images)).argmax(1)
+    attacked = bim(twin, pixels(images), labels, epsilon=0.03, alpha=0.01, steps=3)
+    received = to_8_bit(attacked, pixels(images))
+    with torch.no_grad():
+        found = twin(received.float() / 255).argmax(1)
+    assert (found != labels).float().mean() > 0.02  # the gradients lead somewhere
+    sent = received.permute(0, 2, 3, 1).contiguous().numpy()
+    wanted = run_once(content, sent)["labels"]
+    same = 1.0 if form == "fp32" else float((unoptimised(content, sent)[0] == wanted).mean())
+    assert (found.numpy() == wanted).mean() >= same - (0.001 if form == "fp32" else 0.05)
+
+
+def test_bfloat16_is_near_float32(exported: tuple[Segmenter, bytes]) -> None:
+    """No runtime of a CPU computes it from a file."""
+    network, graph = exported
+    if not is_free(graph):
+        pytest.skip("random MobileNets amplify what rounding to 8 bits does")
+    images = pixels(sample_images(SHAPE, 0))
+    with torch.no_grad():
+        found, wanted = Twin(cast_graph(graph, "bf16"))(images).float(), network(images)
+    error = float((found - wanted).abs().mean() / wanted.std())
+    assert 1e-5 < error < 6e-2
