@@ -11,6 +11,7 @@ from ddcat_bench.attack_cli import attack
 from ddcat_bench.compare_cli import compare
 from ddcat_bench.gate_cli import gate
 from ddcat_bench.options import DataRoot, Limit, MovedCheckpoint, Split
+from ddcat_bench.scenarios_cli import scenarios
 from ddcat_train.worker import launched, report_to_agent
 
 __all__ = ["app", "attack", "main"]
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command()(attack)
 app.command()(gate)
 app.command()(compare)
+app.command()(scenarios)
 
 
 @app.command()
@@ -85,6 +87,7 @@ def speed(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images in a call.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Of each contender.", show_default="the physical cores")] = None,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Time torch.compile of the main branch, too.")] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A new folder.", show_default="BUNDLE-speed beside the bundle")
     ] = None,
@@ -125,9 +128,9 @@ def speed(
     used = threads or physical_cores()
     with (
         open_engine(opened, threads=used) as engine,
-        progress("timing", 3 * len(inputs.batches), unit="calls") as advance,
+        progress("timing", (3 + compiled) * len(inputs.batches), unit="calls") as advance,
     ):
-        result = measure(opened, engine, loaded, inputs, threads=used, peak=serving_peak, advance=advance)
+        result = measure(opened, engine, loaded, inputs, threads=used, peak=serving_peak, compiled=compiled, advance=advance)
     publish(folder, "speed", result, speed_markdown(result))
 
 

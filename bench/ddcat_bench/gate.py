@@ -14,6 +14,7 @@ from ddcat.files import write_text
 from ddcat.passport import Passport, Verdict
 from ddcat.scores import miou
 from ddcat_bench.bootstrap import scheme_of
+from ddcat_bench.cost import CostResult
 from ddcat_bench.equivalence import KEPT_AT_LEAST
 from ddcat_bench.findings import Probe
 from ddcat_bench.flips import MARGINS
@@ -183,7 +184,9 @@ def attack_pool(
     return Attacked([name for found in names for name in found], pilot, judged, _logit_error(case, contenders), units.probe())
 
 
-def conclude(case: Case, attacked: Attacked, speed: SpeedResult, limits: Limits, *, seconds: float) -> GateResult:
+def conclude(
+    case: Case, attacked: Attacked, speed: SpeedResult, limits: Limits, *, seconds: float, cost: CostResult | None = None
+) -> GateResult:
     """
     Hold what was found against the limits.
 
@@ -197,6 +200,8 @@ def conclude(case: Case, attacked: Attacked, speed: SpeedResult, limits: Limits,
         Of its precision.
     seconds : float
         That all of it took.
+    cost : CostResult, optional
+        Of the same engine; it is reported and decides nothing.
     """
     data = describe_data(case.dataset, attacked.names, usual_list=case.bundle.manifest.data.list_sha256)
     scheme = scheme_of(data.name, attacked.names)
@@ -232,6 +237,7 @@ def conclude(case: Case, attacked: Attacked, speed: SpeedResult, limits: Limits,
         alarms=alarms,
         probe=attacked.probe,
         speed=speed,
+        cost=cost,
         environment=describe_environment(torch.device("cpu"), seconds),
     )
 

@@ -10,6 +10,7 @@ from ddcat.files import check_vacant, check_writable, write_text
 from ddcat.passport import Verdict, write_passport
 from ddcat.progress import progress
 from ddcat.signing import check_key
+from ddcat_bench.cost import CostResult, measure_cost
 from ddcat_bench.gate import Attacked, Case, attack_pool, conclude, passport_of
 from ddcat_bench.gate_pictures import Overlay, overlays
 from ddcat_bench.gate_report import gate_html, gate_junit, gate_markdown, headline
@@ -77,27 +78,31 @@ def judge(
     if begin(devices, "cpu", work, case.identity()):
         return read_result(folder / "gate.json", GateResult).verdict
     with together(work) as ranks:
-        speed = _timed(case, repeats) if ranks.rank == 0 else None  # first: the attacks leave a load behind
+        timed = _timed(case, repeats) if ranks.rank == 0 else None  # first: the attacks leave a load behind
         ranks.gather(None)
         threads = max(1, physical_cores() // ranks.size)
         with open_engine(case.bundle, threads=threads) as engine, progress("attacking", case.forwards, unit="forwards") as told:
             attacked = attack_pool(case, engine, work, lambda forwards: told(forwards * ranks.size), ranks=ranks)
             shown = _look(case, engine, attacked) if pictures and ranks.rank == 0 else ()
-    if speed is None:
+    if timed is None:
         return None
-    result = conclude(case, attacked, speed, limits, seconds=time.monotonic() - began)
+    speed, cost = timed
+    result = conclude(case, attacked, speed, limits, seconds=time.monotonic() - began, cost=cost)
     _publish(case, folder, result, gate_html(result, shown), key)
     return None if launched() else result.verdict  # the process that launched this one says it by its exit status
 
 
-def _timed(case: Case, repeats: int) -> SpeedResult:
+def _timed(case: Case, repeats: int) -> tuple[SpeedResult, CostResult | None]:
     threads = physical_cores()
     inputs = draw_inputs(case.bundle, case.dataset, repeats=repeats, batch=1, size=None)
     with (
         open_engine(case.bundle, threads=threads) as engine,
         progress("timing", 3 * len(inputs.batches), unit="calls") as advance,
     ):
-        return measure(case.bundle, engine, case.checkpoint, inputs, threads=threads, peak=serving_peak, advance=advance)
+        speed = measure(case.bundle, engine, case.checkpoint, inputs, threads=threads, peak=serving_peak, advance=advance)
+        if case.budget.name == "quick":
+            return speed, None
+        return speed, measure_cost(case.bundle, engine, (speed.height, speed.width))
 
 
 def _look(case: Case, engine: Engine, attacked: Attacked) -> tuple[Overlay, ...]:

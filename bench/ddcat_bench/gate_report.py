@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ddcat.passport import Finding
+from ddcat_bench.cost_report import COST_HEADS, cost_cells, cost_markdown, draw_cost
 from ddcat_bench.flips import BAND, MARGINS
 from ddcat_bench.gate_pictures import Overlay
 from ddcat_bench.gate_results import GateResult, MemberRow, ThreatRow
@@ -65,6 +66,7 @@ def gate_markdown(result: GateResult) -> str:
             table(["ahead by", *_flip_heads(result)], _margins(result), texts=1),
             f"## Classes\n\nPoints of IoU; rare: less than one pixel in a hundred. Attacked: {result.threats[-1].name}.\n",
             table(_CLASS_HEADS, _classes(result), texts=1),
+            *([] if result.cost is None else ["## Cost of the engine alone\n", cost_markdown(result.cost)]),
             f"{result.protocol}\n",
             environment_lines(result.environment),
         ]
@@ -180,6 +182,9 @@ def gate_html(result: GateResult, overlays: Sequence[Overlay] = ()) -> str:
         classes=_classes(result),
         band=BAND,
         overlays=overlays,
+        cost_heads=COST_HEADS,
+        cost_rows=[] if result.cost is None else cost_cells(result.cost),
+        cost_drawings=[] if result.cost is None else draw_cost(result.cost),
         width=_WIDTH,
     )
 

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from ddcat.passport import Finding, Verdict
+from ddcat_bench.cost import CostResult
 from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
 from ddcat_bench.findings import Alarm, Probe
 from ddcat_bench.flips import BAND
@@ -99,4 +100,5 @@ class GateResult(Strict):
     alarms: tuple[Alarm, ...]
     probe: Probe | None = Field(description="of the twin; null with the quick budget")
     speed: SpeedResult
+    cost: CostResult | None = Field(None, description="null: with the quick budget")
     environment: Environment

@@ -23,7 +23,7 @@ MEMORY = (
 )
 _CALLS = 3
 
-ServedName = Literal["engine", "original", "main branch"]
+ServedName = Literal["engine", "original", "main branch", "compiled"]
 
 
 class Serving(NamedTuple):

@@ -28,10 +28,10 @@ from ddcat_train.data import Dataset
 __all__ = ["BOUNDARY", "EAGER", "Inputs", "draw_inputs", "measure", "torch_labels"]
 
 BOUNDARY = (
-    "From a uint8 NHWC array to uint8 labels, both in the host's memory; no decoding, resizing or transport. PyTorch is eager "
-    "and in fp32. Original: the graph as the paper's code has it, plain layers in contiguous memory, the pyramid concatenated, "
-    "the main head alone. Main branch: our network, which computes the same numbers in quicker ways, channels last. In one "
-    "process they take turns, and each turn begins with another one."
+    "From a uint8 NHWC array to uint8 labels, both in the host's memory; no decoding, resizing or transport. PyTorch is in "
+    "fp32, and eager unless it says compiled. Original: the graph as the paper's code has it, plain layers in contiguous "
+    "memory, the pyramid concatenated, the main head alone. Main branch: our network, which computes the same numbers in "
+    "quicker ways, channels last. In one process they take turns, and each turn begins with another one."
 )
 
 _FEWEST = 10  # repeats: below it, quartiles and windows say nothing
@@ -58,7 +58,16 @@ def _original(checkpoint: Checkpoint, device: torch.device) -> Model:
     return logits
 
 
-EAGER: Mapping[str, Callable[[Checkpoint, torch.device], Model]] = {"original": _original, "main branch": main_branch}
+def _compiled(checkpoint: Checkpoint, device: torch.device) -> Model:
+    model: Model = torch.compile(main_branch(checkpoint, device))
+    return model
+
+
+EAGER: Mapping[str, Callable[[Checkpoint, torch.device], Model]] = {
+    "original": _original,
+    "main branch": main_branch,
+    "compiled": _compiled,
+}
 
 
 def measure(
@@ -69,6 +78,7 @@ def measure(
     *,
     threads: int,
     peak: Callable[[Serving], int | None],
+    compiled: bool = False,
     clock: Callable[[], float] = time.perf_counter,
     advance: Callable[[int], None] = lambda calls: None,
 ) -> SpeedResult:
@@ -91,6 +101,8 @@ def measure(
         Of PyTorch.
     peak : callable
         Gives the peak memory of a process that serves: `serving_peak`.
+    compiled : bool
+        Time `torch.compile` of the main branch, too.
     clock : callable
         In seconds.
     advance : callable, optional
@@ -99,7 +111,7 @@ def measure(
     Raises
     ------
     BenchError
-        Where the engine runs with another number of threads.
+        Where the engine runs with another number of threads, or PyTorch cannot compile here.
     """
     used = engine.description.get("threads")
     if used not in (threads, None):
@@ -109,11 +121,15 @@ def measure(
     names: list[ServedName] = ["engine", "original", "main branch"]
     if not has_plain_form(checkpoint.description.config.model):
         names.remove("original")
+    if compiled:
+        names.append("compiled")
     with _torch_threads(threads):
         contenders: dict[ServedName, Callable[[Images], Images]] = {
             name: (lambda images: engine.infer(images).labels) if name == "engine" else _labels(name, checkpoint, device)
             for name in names
         }
+        if compiled:
+            _compile_now(contenders["compiled"], inputs.batches[0])
         others = others_watch()
         turns = interleave(contenders, inputs.batches, clock=clock, advance=advance)[_WARM_UP:]
         busy, load_after = others(), os.getloadavg()[0]
@@ -154,6 +170,14 @@ def measure(
 def _labels(name: str, checkpoint: Checkpoint, device: torch.device) -> Callable[[Images], Images]:
     network = EAGER[name](checkpoint, device)
     return lambda images: torch_labels(network, images, device)
+
+
+def _compile_now(label: Callable[[Images], Images], images: Images) -> None:
+    try:
+        label(images)
+    except Exception as cause:  # of the compiler or of what it calls: they share no base
+        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        raise BenchError(f"PyTorch cannot compile the main branch here: {reason}: a C++ compiler must be installed") from cause
 
 
 def _parameter_bytes(checkpoint: Checkpoint) -> int:

@@ -53,7 +53,7 @@ class Ratio(Strict):
 class SpeedEntry(Strict):
     """One contender that labels images."""
 
-    name: Literal["engine", "original", "main branch"]
+    name: Literal["engine", "original", "main branch", "compiled"]
     times: Timing
     peak_memory: int | None = Field(description="bytes, of a process of its own; null: the system does not tell")
 
@@ -61,7 +61,7 @@ class SpeedEntry(Strict):
 class SpeedRatio(Ratio):
     """How many times as fast the engine is."""
 
-    baseline: Literal["original", "main branch"]
+    baseline: Literal["original", "main branch", "compiled"]
 
 
 class SpeedResult(Strict):

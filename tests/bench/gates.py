@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from ddcat_bench.cost import CostResult, CostRow
 from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
 from ddcat_bench.flips import MARGINS
 from ddcat_bench.gate import PROTOCOL
@@ -55,6 +56,12 @@ def speed_of(name: str, seconds: float) -> SpeedResult:
         load_after=0.0,
         others=0.0,
         environment=ENVIRONMENT,
+    )
+
+
+def cost_row(batch: int, height: int, width: int, seconds: float) -> CostRow:
+    return CostRow(
+        batch=batch, height=height, width=width, times=timing([seconds] * 10), images_per_second=batch / seconds, of_peak=0.5
     )
 
 
@@ -116,6 +123,13 @@ def made_gate(name: str = "model", *, seconds: float = 0.1, attacked: float = 28
         alarms=(),
         probe=None,
         speed=speed_of(name, seconds),
+        cost=CostResult(
+            threads=1,
+            matrix_product_peak=1e9,
+            batches=(cost_row(1, 4, 5, 0.1), cost_row(2, 4, 5, 0.15)),
+            sizes=(cost_row(1, 4, 5, 0.1), cost_row(1, 8, 10, 0.4), cost_row(1, 16, 20, 1.6)),
+            others=0.0,
+        ),
         environment=ENVIRONMENT,
     )
     return made.model_copy(update=others)

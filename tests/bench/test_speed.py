@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ddcat_bench import cli
 from ddcat_bench.errors import BenchError
 from ddcat_bench.memory import Serving, serving_peak
 from ddcat_bench.results import SpeedResult, read_result, to_json
-from ddcat_bench.speed import draw_inputs, measure
+from ddcat_bench.speed import EAGER, draw_inputs, measure, torch_labels
 from ddcat_bench.tables import speed_markdown
 from ddcat_bench.turns import timing
 from ddcat_train.checkpoints import Checkpoint
@@ -135,3 +136,43 @@ def test_the_command(
     result = read_result(bundle.path.with_name("tiny.bundle-speed") / "speed.json", SpeedResult)
     assert all(len(entry.times.seconds) == 10 and min(entry.times.seconds) > 0 for entry in result.contenders)
     assert "PyTorch, original" in capsys.readouterr().out
+
+
+def test_a_compiled_model_is_another_contender(
+    make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def compiled(network: object) -> object:
+        asked.append(network)
+        return network
+
+    monkeypatch.setattr("ddcat_bench.speed.torch.compile", compiled)
+    bundle = make_bundle()
+    inputs = draw_inputs(bundle, scenes, repeats=10, batch=1)
+    result = measure(
+        bundle, make_engine(bundle), checkpoint, inputs, threads=1, peak=lambda serving: None, compiled=True
+    )  # fmt: skip
+    assert len(asked) == 1
+    assert [entry.name for entry in result.contenders] == ["engine", "original", "main branch", "compiled"]
+    assert "| PyTorch, compiled |" in speed_markdown(result)
+
+    def broken(network: object) -> object:
+        def fail(images: object) -> object:
+            raise RuntimeError("no compiler\nof any kind")
+
+        return fail
+
+    monkeypatch.setattr("ddcat_bench.speed.torch.compile", broken)
+    with pytest.raises(
+        BenchError, match=r"cannot compile the main branch here: no compiler: a C\+\+ compiler must be installed"
+    ):
+        measure(bundle, make_engine(bundle), checkpoint, inputs, threads=1, peak=lambda serving: None, compiled=True)
+
+
+@pytest.mark.slow
+def test_the_compiled_model_labels_as_the_eager_one(checkpoint: Checkpoint, scenes: Dataset) -> None:
+    images = np.stack([scenes.read(0).image])
+    cpu = torch.device("cpu")
+    eager, compiled = (torch_labels(EAGER[name](checkpoint, cpu), images) for name in ("main branch", "compiled"))
+    assert (eager == compiled).mean() > 0.999
