@@ -28,13 +28,13 @@ def scenarios_markdown(result: ScenariosResult) -> str:
     needs = ", ".join(f"p{100 * share:.0f} takes {count}" for share, count in PERCENTILES.items() if share > 0.5)
     return (
         f"# {result.bundle.name}: scenarios\n\n"
-        f"Images of {result.height} x {result.width}, {result.seconds:g} s of each scenario, "
+        f"Images of {result.height} x {result.width}, {result.seconds:g} s each; "
         f"{', '.join(f'{key} {value}' for key, value in result.bundle.engine.items())}.\n\n"
         f"{table(heads, [_cells(row) for row in result.rows], texts=2)}\n{'' if calm else unsteady}"
-        "After MLPerf Inference. Single stream: a request comes when the one before is answered. Server: they come by a Poisson "
-        "process, the load is a share of what the single stream reaches, and what a request waits for others counts. Offline: "
-        f"all are there at once. Boundaries: {boundaries}. Milliseconds, none left out; a percentile that so few requests do "
-        f"not tell is left out ({needs}).\n\n{environment_lines(result.environment)}"
+        "After MLPerf Inference. Single stream: a request comes when the one before is answered. Server: they come by a "
+        "Poisson process, the load is a share of what the single stream reaches, and what a request waits for others counts. "
+        f"Offline: all are there at once. Boundaries: {boundaries}. Milliseconds, none left out; a percentile that so few requests "
+        f"do not tell is left out ({needs}).\n\n{environment_lines(result.environment)}"
     )
 
 

@@ -1,0 +1,227 @@
+"""
+Which requests an engine answers next, and which it refuses at once: a queue without threads, clocks or images of its own.
+
+Requests of one image size are answered together, beginning with the oldest deadline, as many as a budget of pixels allows and
+as the deadlines of all leave time for. What cannot be answered in time is refused when it comes, not when its time is over.
+"""
+
+import bisect
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+__all__ = ["Full", "Item", "Queue", "Taken"]
+
+_MEMORY = 0.2  # weight of the latest batch in the measured throughput
+
+Size = tuple[int, int]
+
+
+@dataclass(eq=False)
+class Item:
+    """
+    A request that waits.
+
+    Attributes
+    ----------
+    images : int
+        In it; they are never divided.
+    size : (height, width)
+        Of its images.
+    deadline : float
+        Seconds, by the clock of whoever uses the queue.
+    payload : object
+        Whatever it is.
+    """
+
+    images: int
+    size: Size
+    deadline: float
+    payload: object = None
+    waiting: bool = field(default=False, init=False)  # whether it is in the queue
+
+    @property
+    def pixels(self) -> int:
+        """Of all its images."""
+        return self.images * self.size[0] * self.size[1]
+
+
+@dataclass
+class Full(Exception):  # noqa: N818 -- a state that is told, not a fault
+    """A request that cannot be answered in time."""
+
+    reason: str
+    retry_after: float  # seconds until one like it could be
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What is to be done next: a batch of one size, and requests whose time is over."""
+
+    batch: list[Item]
+    late: list[Item]
+
+
+class _Place(NamedTuple):
+    deadline: float
+    turn: int  # of two with the same deadline, the one that came first
+    item: Item
+
+
+class Queue:
+    """
+    Requests that wait for one engine.
+
+    Parameters
+    ----------
+    max_pixels : int
+        That may wait; a request that finds the queue empty is taken whatever it has.
+    batch_pixels : int
+        That are computed at once; a request that has more is computed alone.
+    batch_images : int or None
+        Most images that are computed at once; None: as many as the pixels allow.
+    pixels_per_second : float or None
+        Throughput to begin with, as a warm-up measured it; None: nothing is predicted until a batch was done. An idle engine
+        tries whatever comes.
+    """
+
+    def __init__(
+        self, *, max_pixels: int, batch_pixels: int, batch_images: int | None = None, pixels_per_second: float | None = None
+    ) -> None:
+        self._max_pixels, self._batch_pixels, self._batch_images = max_pixels, batch_pixels, batch_images
+        self._rate = pixels_per_second
+        self._places: list[_Place] = []  # in the order of deadlines
+        self._turn = itertools.count()
+        self._running: tuple[float, int] | None = None  # when the batch at hand began, and its pixels
+        self.pixels = 0  # that wait
+
+    def __len__(self) -> int:
+        """How many requests wait."""
+        return len(self._places)
+
+    def put(self, item: Item, now: float) -> None:
+        """
+        Let a request wait.
+
+        Raises
+        ------
+        Full
+            Where it would not be answered before its deadline, would make another late, or too much waits already.
+        """
+        place = _Place(item.deadline, next(self._turn), item)
+        late = self._lateness(place, now)
+        idle = self._running is None and not self._places
+        if late > 0 and not idle:  # an idle engine tries: a speed that was once measured low is measured anew
+            raise Full("it could not be answered in time", late)
+        if self._places and self.pixels + item.pixels > self._max_pixels:
+            spare = self.pixels + item.pixels - self._max_pixels
+            raise Full("too much waits already", spare / self._rate if self._rate else 1.0)
+        bisect.insort(self._places, place)
+        item.waiting = True
+        self.pixels += item.pixels
+
+    def discard(self, item: Item) -> bool:
+        """Forget a request whose client has gone; False where it does not wait any more."""
+        if not item.waiting:
+            return False
+        self._places = [place for place in self._places if place.item is not item]
+        self._leave(item)
+        return True
+
+    def take(self, now: float) -> Taken:
+        """
+        Take what is to be done next.
+
+        The batch is empty where nothing waits. `done` must be told when it is finished.
+        """
+        punctual = next((index for index, place in enumerate(self._places) if place.deadline > now), len(self._places))
+        late = [place.item for place in self._places[:punctual]]
+        del self._places[:punctual]
+        batch = [place.item for place in self._batch(now)]
+        self._places = [place for place in self._places if place.item not in batch]
+        for item in (*late, *batch):
+            self._leave(item)
+        if batch:
+            self._running = now, sum(item.pixels for item in batch)
+        return Taken(batch, late)
+
+    def done(self, now: float, *, measured: bool = True) -> None:
+        """Say that the batch at hand is finished; `measured`: that its time tells what the engine can do."""
+        if self._running is None:
+            return
+        (began, pixels), self._running = self._running, None
+        if measured and now > began:
+            rate = pixels / (now - began)
+            # seconds are averaged, not rates: a short batch must not outweigh a long one
+            self._rate = rate if self._rate is None else 1 / ((1 - _MEMORY) / self._rate + _MEMORY / rate)
+
+    def clear(self) -> list[Item]:
+        """Take all that waits out of the queue."""
+        items = [place.item for place in self._places]
+        self._places = []
+        for item in items:
+            self._leave(item)
+        return items
+
+    def _lateness(self, new: _Place, now: float) -> float:
+        """Seconds that a request would be late if it waited, or others would be that would not be without it; 0: none."""
+        if self._rate is None:
+            return 0.0
+        work = self._left(now)
+        worst = 0.0
+        joined = False
+        for place in self._places:
+            if not joined and new < place:
+                joined = True
+                work += new.item.pixels / self._rate
+                worst = max(worst, now + work - new.deadline)
+            work += place.item.pixels / self._rate
+            over = now + work - place.deadline
+            if joined and over - new.item.pixels / self._rate <= 0:  # in time without it
+                worst = max(worst, over)
+        if not joined:
+            worst = max(worst, now + work + new.item.pixels / self._rate - new.deadline)
+        return worst
+
+    def _left(self, now: float) -> float:
+        """Seconds that the batch at hand will still take."""
+        if self._running is None or self._rate is None:
+            return 0.0
+        began, pixels = self._running
+        return max(0.0, pixels / self._rate - (now - began))
+
+    def _batch(self, now: float) -> Iterator[_Place]:
+        """The oldest deadline, and others of its size in the order of theirs, but none that makes another late."""
+        if not self._places:
+            return
+        first = self._places[0]
+        yield first
+        images, size = first.item.images, first.item.size
+        ahead: list[_Place] = []  # passed over: they will be done after the batch
+        for place in self._places[1:]:
+            together = images + place.item.images
+            few = self._batch_images is None or together <= self._batch_images
+            fits = place.item.size == size and few and together * size[0] * size[1] <= self._batch_pixels
+            if fits and not self._delays(first, ahead, together * size[0] * size[1], place.item.pixels, now):
+                images = together
+                yield place
+            else:
+                ahead.append(place)
+
+    def _delays(self, first: _Place, ahead: list[_Place], batch: int, extra: int, now: float) -> bool:
+        """Whether the batch's first, or one that is passed over, would be late for the last that joins, and not without it."""
+        if self._rate is None:
+            return False
+        work, joined = batch / self._rate, extra / self._rate
+        if 0 < now + work - first.deadline <= joined:
+            return True
+        for place in ahead:
+            work += place.item.pixels / self._rate
+            if 0 < now + work - place.deadline <= joined:
+                return True
+        return False
+
+    def _leave(self, item: Item) -> None:
+        item.waiting = False
+        self.pixels -= item.pixels
