@@ -14,6 +14,7 @@ import numpy as np
 
 from ddcat_bench.errors import BenchError
 from ddcat_serve.models import load_models
+from ddcat_serve.settings import Settings
 
 __all__ = ["MEMORY", "Serving", "resident", "serving_peak"]
 
@@ -71,8 +72,8 @@ def resident(key: str) -> int | None:
 def _serve(serving: Serving) -> None:
     images = np.random.default_rng(0).integers(0, 256, (*serving.shape, 3), np.uint8)
     if serving.name == "engine":
-        with load_models([Path(serving.path)], threads=serving.threads) as models:
-            (model,) = models.values()
+        with load_models([Path(serving.path)], settings=Settings(), threads=serving.threads) as models:
+            ((model,),) = (versions.values() for versions in models.values())
             for _ in range(_CALLS):
                 model.engine.infer(images)
         return

@@ -19,7 +19,8 @@ from ddcat_bench.busy import others_watch
 from ddcat_bench.entries import BundleEntry, Environment
 from ddcat_bench.schema import Strict
 from ddcat_serve.engines import Engine
-from ddcat_serve.images import decode, encode_mask
+from ddcat_serve.images import decode
+from ddcat_serve.masks import encode_mask
 
 __all__ = ["BOUNDARIES", "LOADS", "PERCENTILES", "Latencies", "Scenario", "ScenariosResult", "latencies", "run_scenarios"]
 

@@ -33,8 +33,8 @@ def scenarios_markdown(result: ScenariosResult) -> str:
         f"{table(heads, [_cells(row) for row in result.rows], texts=2)}\n{'' if calm else unsteady}"
         "After MLPerf Inference. Single stream: a request comes when the one before is answered. Server: they come by a "
         "Poisson process, the load is a share of what the single stream reaches, and what a request waits for others counts. "
-        f"Offline: all are there at once. Boundaries: {boundaries}. Milliseconds, none left out; a percentile that so few requests "
-        f"do not tell is left out ({needs}).\n\n{environment_lines(result.environment)}"
+        f"Offline: all are there at once. Boundaries: {boundaries}. Milliseconds, none left out; a percentile that so few "
+        f"requests do not tell is left out ({needs}).\n\n{environment_lines(result.environment)}"
     )
 
 

@@ -1,116 +1,88 @@
-"""The HTTP server: masks for people, the Open Inference Protocol for programs."""
+"""The HTTP application: masks for people, the Open Inference Protocol for programs; its parts are put together here."""
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from ddcat import __version__
-from ddcat_serve import protocol
-from ddcat_serve.bodies import read_body, read_image
+from ddcat_serve import protocol_routes, segment
+from ddcat_serve.context import Context
 from ddcat_serve.errors import EngineError, InputError, RequestError
-from ddcat_serve.images import decode, encode_mask
-from ddcat_serve.models import ServedModel
+from ddcat_serve.front import Front
+from ddcat_serve.metrics import CONTENT_TYPE, Metrics
+from ddcat_serve.models import Models
 from ddcat_serve.settings import Settings
+from ddcat_serve.tracing import trace
 
 __all__ = ["create_app"]
 
-_DECODERS = 4  # threads that decode images and encode masks, beside those of the engines
-_IMAGE_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
-            "image/png": {"schema": {"type": "string", "format": "binary"}},
-            "multipart/form-data": {
-                "schema": {"type": "object", "properties": {"image": {"type": "string", "format": "binary"}}}
-            },
-        },
-    }
-}
+_log = logging.getLogger(__name__)
 
 
-def create_app(models: Mapping[str, ServedModel], settings: Settings) -> FastAPI:
+def create_app(models: Models, settings: Settings, metrics: Metrics | None = None) -> FastAPI:
     """
     Make the application.
 
     Parameters
     ----------
-    models : mapping of str to ServedModel
-        By name; loaded, and closed by whoever loaded them.
+    models : Models
+        Loaded, and closed by whoever loaded them.
     settings : Settings
-        Limits on what is taken in.
+    metrics : Metrics, optional
+        That batches are counted in.
+
+    Returns
+    -------
+    FastAPI
+        Its `state.context` is what the routes share.
+
+    Raises
+    ------
+    ServeError
+        Where the environment asks for tracing that cannot be.
     """
-    pool = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
+    pool = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
+    context = Context(models, settings, pool)
+    counted = metrics or Metrics()
+    counted.watch(context)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         pool.shutdown()
 
-    app = FastAPI(title="ddcat", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="ddcat",
+        version=__version__,
+        summary="Semantic segmentation by engines whose robustness was judged.",
+        lifespan=lifespan,
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.context = context
     _answer_errors(app)
-    _add_protocol(app, models, settings, pool)
+    app.include_router(segment.router(context))
+    app.include_router(protocol_routes.router(context))
 
-    @app.post("/v1/segment", response_class=Response, openapi_extra=_IMAGE_BODY)
-    async def segment(request: Request, model: str | None = None) -> Response:
-        """Segment a JPEG or PNG image; the answer is a palette PNG of its size, whose indices are the classes."""
-        chosen = _choose(models, model)
-        content = await read_image(request, max_bytes=settings.max_bytes)
-        loop = asyncio.get_running_loop()
-        image = await loop.run_in_executor(pool, partial(decode, content, max_pixels=settings.max_pixels))
-        outputs = await chosen.infer(image[None])
-        mask = await loop.run_in_executor(pool, encode_mask, outputs.labels[0], chosen.classes)
-        return Response(mask, media_type="image/png", headers=_provenance(chosen))
+    @app.get("/metrics", response_class=Response, tags=["Operation"], responses=context.errors)
+    async def read_metrics() -> Response:
+        """Metrics in Prometheus' text format."""
+        return Response(counted.text(), media_type=CONTENT_TYPE)
 
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(Front, settings=settings, metrics=counted)  # the last one is the first to see a request
+    trace(app)
     return app
-
-
-def _add_protocol(app: FastAPI, models: Mapping[str, ServedModel], settings: Settings, pool: ThreadPoolExecutor) -> None:
-    @app.get("/v2")
-    async def server() -> dict[str, Any]:
-        return protocol.server_metadata()
-
-    @app.get("/v2/health/live")
-    async def live() -> dict[str, bool]:
-        return {"live": True}
-
-    @app.get("/v2/health/ready")
-    async def ready() -> dict[str, bool]:
-        return {"ready": True}  # models are loaded and warm before the application is made
-
-    @app.get("/v2/models/{name}")
-    @app.get("/v2/models/{name}/versions/{version}")
-    async def metadata(name: str, version: str = protocol.VERSION) -> dict[str, Any]:
-        return protocol.model_metadata(_find(models, name, version))
-
-    @app.get("/v2/models/{name}/ready")
-    @app.get("/v2/models/{name}/versions/{version}/ready")
-    async def model_ready(name: str, version: str = protocol.VERSION) -> dict[str, Any]:
-        return {"name": _find(models, name, version).name, "ready": True}
-
-    @app.post("/v2/models/{name}/infer", response_class=Response)
-    @app.post("/v2/models/{name}/versions/{version}/infer", response_class=Response)
-    async def infer(request: Request, name: str, version: str = protocol.VERSION) -> Response:
-        model = _find(models, name, version)
-        if "inference-header-content-length" in request.headers:
-            raise RequestError(400, "binary tensors are not taken: send data as JSON")
-        body = await read_body(request, max_bytes=settings.max_bytes)
-        loop = asyncio.get_running_loop()
-        asked, images = await loop.run_in_executor(pool, partial(protocol.parse_infer, body, max_pixels=settings.max_pixels))
-        wanted = protocol.wanted_outputs(model, asked)
-        outputs = await model.infer(images)
-        answer = await loop.run_in_executor(pool, protocol.infer_response, model, asked, wanted, outputs)
-        return Response(answer, media_type="application/json", headers=_provenance(model))
 
 
 def _answer_errors(app: FastAPI) -> None:
@@ -121,7 +93,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> Response:
-        return answer(error.status, str(error))
+        return answer(error.status, str(error), error.headers)
 
     @app.exception_handler(InputError)
     async def not_taken(request: Request, error: InputError) -> Response:
@@ -129,8 +101,8 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(EngineError)
     async def engine_failed(request: Request, error: EngineError) -> Response:
-        logging.getLogger(__name__).error("%s %s: %s", request.method, request.url.path, error)
-        return answer(500, str(error))
+        _log.error("%s %s, request %s: %s", request.method, request.url.path, request.state.request_id, error)
+        return answer(500, f"the engine failed; the server's log says why under request {request.state.request_id}")
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
@@ -143,28 +115,8 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:
-        return answer(400, "the client went away")
+        return answer(499, "the client went away")
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
         return answer(500, "the server failed; its log says why")
-
-
-def _find(models: Mapping[str, ServedModel], name: str, version: str) -> ServedModel:
-    if name not in models:
-        raise RequestError(404, f"no model is named {name!r}; there is {', '.join(models)}")
-    if version != protocol.VERSION:
-        raise RequestError(404, f"{name} has no version {version!r}; it has {protocol.VERSION}")
-    return models[name]
-
-
-def _choose(models: Mapping[str, ServedModel], name: str | None) -> ServedModel:
-    if name is not None:
-        return _find(models, name, protocol.VERSION)
-    if len(models) > 1:
-        raise RequestError(400, f"several models are served: choose one with ?model=, of {', '.join(models)}")
-    return next(iter(models.values()))
-
-
-def _provenance(model: ServedModel) -> dict[str, str]:
-    return {"X-Ddcat-Model": model.name, "X-Ddcat-Bundle": model.bundle.digest}

@@ -7,9 +7,10 @@ as the deadlines of all leave time for. What cannot be answered in time is refus
 
 import bisect
 import itertools
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 __all__ = ["Full", "Item", "Queue", "Taken"]
 
@@ -31,14 +32,14 @@ class Item:
         Of its images.
     deadline : float
         Seconds, by the clock of whoever uses the queue.
-    payload : object
+    payload
         Whatever it is.
     """
 
     images: int
     size: Size
     deadline: float
-    payload: object = None
+    payload: Any = None
     waiting: bool = field(default=False, init=False)  # whether it is in the queue
 
     @property
@@ -47,12 +48,20 @@ class Item:
         return self.images * self.size[0] * self.size[1]
 
 
-@dataclass
 class Full(Exception):  # noqa: N818 -- a state that is told, not a fault
-    """A request that cannot be answered in time."""
+    """
+    A request that cannot be answered in time.
 
-    reason: str
-    retry_after: float  # seconds until one like it could be
+    Parameters
+    ----------
+    reason : str
+    retry_after : float
+        Seconds until one like it could be.
+    """
+
+    def __init__(self, reason: str, retry_after: float) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
@@ -109,17 +118,20 @@ class Queue:
         Full
             Where it would not be answered before its deadline, would make another late, or too much waits already.
         """
-        place = _Place(item.deadline, next(self._turn), item)
-        late = self._lateness(place, now)
+        self.check(item, now)
+        bisect.insort(self._places, _Place(item.deadline, next(self._turn), item))
+        item.waiting = True
+        self.pixels += item.pixels
+
+    def check(self, item: Item, now: float) -> None:
+        """Raise what `put` would raise; nothing else."""
+        late = self._lateness(_Place(item.deadline, sys.maxsize, item), now)
         idle = self._running is None and not self._places
         if late > 0 and not idle:  # an idle engine tries: a speed that was once measured low is measured anew
             raise Full("it could not be answered in time", late)
         if self._places and self.pixels + item.pixels > self._max_pixels:
             spare = self.pixels + item.pixels - self._max_pixels
             raise Full("too much waits already", spare / self._rate if self._rate else 1.0)
-        bisect.insort(self._places, place)
-        item.waiting = True
-        self.pixels += item.pixels
 
     def discard(self, item: Item) -> bool:
         """Forget a request whose client has gone; False where it does not wait any more."""

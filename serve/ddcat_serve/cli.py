@@ -1,12 +1,13 @@
 """The command ddcat-serve."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ddcat import command
 from ddcat.command import ExpectDigest, RequireSignature
+from ddcat_serve.flags import with_settings
 
 __all__ = ["app", "main"]
 
@@ -16,35 +17,51 @@ app = typer.Typer(
 
 
 @app.command()
+@with_settings
 def run(
-    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE", help="Bundles to serve, each under its own name.")],
+    bundles: Annotated[
+        list[str],
+        typer.Argument(metavar="[NAME=]BUNDLE...", help="Bundles to serve; those of one name become its versions 1, 2, ..."),
+    ],
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for every one of this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes a free one.")] = 8000,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads that compute one batch.", show_default="the physical cores")
     ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML with settings, beneath flags and environment.")
+    ] = None,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
+    **settings: Any,
 ) -> None:
     """
     Verify bundles and serve them over HTTP until SIGTERM or Ctrl-C.
 
-    POST /v1/segment takes a JPEG or PNG and answers with a palette PNG; /v2/... is the Open Inference Protocol.
-    The environment variables DDCAT_SERVE_MAX_BYTES and DDCAT_SERVE_MAX_PIXELS change what a request may hold.
+    POST /v1/segment takes JPEG, PNG or WebP and answers with a mask; /v2/... is the Open Inference Protocol; /metrics is for
+    Prometheus. Each setting is also an environment variable, named behind it, and a line of the YAML file.
 
     For example:
 
     - `ddcat-serve run runs/camvid/bundle`
 
-    - `ddcat-serve run one.bundle two.bundle --host 0.0.0.0 --port 80 --threads 4`
+    - `ddcat-serve run fp32=one.bundle int8=two.bundle --host 0.0.0.0 --port 80 --threads 4`
 
-    - `ddcat-serve run one.bundle --require-signature key.pub`
+    - `ddcat-serve run one.bundle --require-signature key.pub --rate-limit 100/minute`
     """
     from ddcat.bundle import Trust
+    from ddcat_serve.models import parse_source
     from ddcat_serve.server import serve
+    from ddcat_serve.settings import read_settings
 
-    trust = Trust(require_signature, tuple(expect_digest or ()))
-    serve(bundles, host=host, port=port, threads=threads, trust=trust)
+    serve(
+        [parse_source(text) for text in bundles],
+        host=host,
+        port=port,
+        threads=threads,
+        trust=Trust(require_signature, tuple(expect_digest or ())),
+        settings=read_settings(config, **settings),
+    )
 
 
 @app.command()

@@ -7,6 +7,8 @@ What ddcat_serve raises on purpose.
     └── RequestError        a request that cannot be answered, with its HTTP status
 """
 
+from collections.abc import Mapping
+
 from ddcat.errors import DdcatError
 
 __all__ = ["EngineError", "InputError", "RequestError", "ServeError"]
@@ -31,11 +33,14 @@ class RequestError(ServeError):
     Parameters
     ----------
     status : int
-        HTTP status of the answer, 400..499.
+        HTTP status of the answer: 400..499, or 503 and 504 where another server, or another moment, would answer.
     message : str
         For the client: what is wrong with the request, and what would be right.
+    headers : mapping of str to str
+        Of the answer, such as Retry-After.
     """
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.headers = dict(headers or {})

@@ -1,5 +1,5 @@
 """
-Images of a request: JPEG and PNG to pixels, labels to a palette PNG.
+Images of a request: JPEG, PNG and WebP to pixels.
 
 Pixels are taken as they are stored: no orientation of EXIF, no colour profile and no gamma is applied, since accuracy was
 measured without them. The header is read, and the number of pixels capped, before any pixel is decoded.
@@ -7,29 +7,55 @@ measured without them. The header is read, and the number of pixels capped, befo
 
 import io
 import struct
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg  # type: ignore[import-untyped]
 from PIL import Image
 
-from ddcat.classes import Classes
 from ddcat_serve.errors import RequestError
 
-__all__ = ["decode", "encode_mask"]
+__all__ = ["decode", "size_of"]
 
-_JPEG = b"\xff\xd8\xff"
-_PNG = b"\x89PNG\r\n\x1a\n"
 _SCANS = 100  # a progressive photograph has about ten; thousands of tiny ones keep a decoder busy for minutes
 
+Size = tuple[int, int]
+U8 = npt.NDArray[np.uint8]
 
-def decode(content: bytes, *, max_pixels: int) -> npt.NDArray[np.uint8]:
+
+class _Format(NamedTuple):
+    name: str
+    begins: Callable[[bytes], bool]
+    size: Callable[[bytes], Size]  # (height, width), from the header alone
+    decode: Callable[[bytes], U8]
+
+
+def size_of(content: bytes, *, max_pixels: int) -> Size:
     """
-    Decode a JPEG or PNG file, recognised by its first bytes.
+    Read the header of an image.
+
+    Returns
+    -------
+    (height, width)
+
+    Raises
+    ------
+    RequestError
+        As `decode`, but for what only the pixels tell.
+    """
+    height, width = _format_of(content).size(content)
+    _check_pixels(width, height, max_pixels)
+    return height, width
+
+
+def decode(content: bytes, *, max_pixels: int) -> U8:
+    """
+    Decode a JPEG, PNG or WebP file, recognised by its first bytes.
 
     Grey images and palettes become RGB. An opaque alpha channel is dropped. Refused, since any conversion would be a guess:
-    transparent pixels, 16 bits a channel, CMYK.
+    transparent pixels, 16 bits a channel, CMYK, animations.
 
     Parameters
     ----------
@@ -47,75 +73,93 @@ def decode(content: bytes, *, max_pixels: int) -> npt.NDArray[np.uint8]:
     RequestError
         400 for a damaged image or one that would have to be guessed, 413 for too many pixels, 415 for another format.
     """
-    if content.startswith(_JPEG):
-        return _decode_jpeg(content, max_pixels)
-    if content.startswith(_PNG):
-        return _decode_png(content, max_pixels)
+    size = size_of(content, max_pixels=max_pixels)
+    pixels = _format_of(content).decode(content)
+    if pixels.shape[:2] != size:  # a second header inside
+        raise RequestError(400, "the image is damaged: its header gives another size than its pixels have")
+    return pixels
+
+
+def _format_of(content: bytes) -> _Format:
+    for known in _FORMATS:
+        if known.begins(content):
+            return known
     raise RequestError(
-        415, "the image is neither JPEG nor PNG" if content else "the request holds no image: send a JPEG or PNG"
+        415, "the image is neither JPEG, PNG nor WebP" if content else "the request holds no image: send a JPEG, PNG or WebP"
     )
 
 
-def encode_mask(labels: npt.NDArray[np.uint8], classes: Classes) -> bytes:
-    """
-    Encode labels as a palette PNG of 8 bits a pixel, whose indices are the labels.
-
-    Parameters
-    ----------
-    labels : (H, W) uint8
-        In 0..K-1.
-    classes : Classes
-        Their colours become the palette.
-    """
-    height, width = labels.shape
-    mask = Image.frombytes("P", (width, height), labels.tobytes())
-    colours = bytes(channel for colour in classes.palette for channel in colour)
-    mask.putpalette(colours.ljust(3 * 256, b"\0"))  # Pillow packs several pixels into a byte where there are few colours
-    file = io.BytesIO()
-    mask.save(file, "PNG", compress_level=1)  # level 6 takes five times as long
-    return file.getvalue()
-
-
-def _decode_jpeg(content: bytes, max_pixels: int) -> npt.NDArray[np.uint8]:
+def _jpeg_size(content: bytes) -> Size:
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
     except ValueError as cause:
         raise RequestError(400, f"the JPEG has no readable header: {cause}") from cause
-    _check_pixels(width, height, max_pixels)
     if colours not in ("YCbCr", "Gray", "RGB"):
         raise RequestError(415, f"the JPEG is {colours}: convert it to RGB")
     if content.count(b"\xff\xda") > _SCANS:
         raise RequestError(400, f"the JPEG has more than {_SCANS} scans")
+    return height, width
+
+
+def _decode_jpeg(content: bytes) -> U8:
     try:
-        pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(content, "RGB")
+        pixels: U8 = simplejpeg.decode_jpeg(content, "RGB")
     except ValueError as cause:
         raise RequestError(400, f"the JPEG is damaged: {cause}") from cause
     return pixels
 
 
-def _decode_png(content: bytes, max_pixels: int) -> npt.NDArray[np.uint8]:
+def _png_size(content: bytes) -> Size:
     if len(content) < 33 or content[12:16] != b"IHDR":
         raise RequestError(400, "the PNG has no readable header")
     width, height, bits = struct.unpack(">IIB", content[16:25])
-    _check_pixels(width, height, max_pixels)
     if bits == 16:
         raise RequestError(415, "the PNG has 16 bits a channel: convert it to 8")
-    try:
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-            if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-                pixels = _without_alpha(np.asarray(image.convert("RGBA")))
-            else:
-                pixels = np.asarray(image.convert("RGB"))
-    except RequestError:
-        raise
-    except Exception as cause:  # damaged files raise a dozen kinds
-        raise RequestError(400, f"the PNG is damaged: {cause}") from cause
-    return pixels
+    return height, width
 
 
-def _without_alpha(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+def _webp_size(content: bytes) -> Size:
+    """By the first chunk; of an extended file the canvas, which Pillow allocates before it decodes anything."""
+    kind, data = content[12:16], content[20:30]
+    if len(data) == 10 and kind == b"VP8X":
+        if data[0] & 2:
+            raise RequestError(415, "the WebP is an animation: send one of its pictures")
+        return 1 + int.from_bytes(data[7:10], "little"), 1 + int.from_bytes(data[4:7], "little")
+    if len(data) == 10 and kind == b"VP8 " and data[3:6] == b"\x9d\x01\x2a":
+        width, height = struct.unpack("<HH", data[6:10])
+        return height & 0x3FFF, width & 0x3FFF
+    if len(data) >= 5 and kind == b"VP8L" and data[0] == 0x2F:
+        bits = int.from_bytes(data[1:5], "little")
+        return 1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)
+    raise RequestError(400, "the WebP has no readable header")
+
+
+def _by_pillow(name: str) -> Callable[[bytes], U8]:
+    def decoded(content: bytes) -> U8:
+        try:
+            with Image.open(io.BytesIO(content), formats=[name]) as image:
+                if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+                    return _without_alpha(np.asarray(image.convert("RGBA")), name)
+                return np.asarray(image.convert("RGB"))
+        except RequestError:
+            raise
+        except Exception as cause:  # damaged files raise a dozen kinds
+            raise RequestError(400, f"the {_NAMES[name]} is damaged: {cause}") from cause
+
+    return decoded
+
+
+_NAMES = {"PNG": "PNG", "WEBP": "WebP"}
+_FORMATS = (
+    _Format("JPEG", lambda content: content.startswith(b"\xff\xd8\xff"), _jpeg_size, _decode_jpeg),
+    _Format("PNG", lambda content: content.startswith(b"\x89PNG\r\n\x1a\n"), _png_size, _by_pillow("PNG")),
+    _Format("WebP", lambda content: content.startswith(b"RIFF") and content[8:12] == b"WEBP", _webp_size, _by_pillow("WEBP")),
+)
+
+
+def _without_alpha(pixels: npt.NDArray[Any], name: str) -> U8:
     if pixels[..., 3].min() < 255:
-        raise RequestError(400, "the PNG has transparent pixels, whose colour is undefined: flatten it")
+        raise RequestError(400, f"the {_NAMES[name]} has transparent pixels, whose colour is undefined: flatten it")
     return np.ascontiguousarray(pixels[..., :3])
 
 

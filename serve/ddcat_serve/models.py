@@ -1,104 +1,269 @@
-"""Bundles that are loaded and warm."""
+"""Bundles that are loaded, warm, and answer as they did when they were exported."""
 
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+from starlette.requests import ClientDisconnect
 
 from ddcat.bundle import ANYONE, Bundle, Trust, open_bundle
+from ddcat.passport import Found, read_passport
+from ddcat_serve.batching import Full, Queue
 from ddcat_serve.engines import Engine, Outputs, open_engine
-from ddcat_serve.engines.base import check_images
-from ddcat_serve.errors import EngineError, ServeError
+from ddcat_serve.engines.base import Images, check_images
+from ddcat_serve.errors import EngineError, RequestError, ServeError
+from ddcat_serve.golden import read_golden, replay
+from ddcat_serve.settings import Settings
+from ddcat_serve.worker import Batch, HungError, Job, LateError, StoppedError, Worker
 
-__all__ = ["ServedModel", "load_models"]
+__all__ = ["Models", "ServedModel", "Source", "find", "load_models", "parse_source"]
+
+Observe = Callable[["ServedModel", Batch], None]
+
+
+class Source(NamedTuple):
+    """A bundle, and the name to serve it by where that is not the manifest's."""
+
+    path: Path
+    name: str | None = None
 
 
 class ServedModel:
     """
-    A bundle and its engine, which runs in a thread of its own so that requests never wait for one another's decoding.
+    A bundle whose engine answers requests in batches.
 
     Parameters
     ----------
     bundle : Bundle
         What is known of it; nobody asks for its files any more.
-    engine : Engine
-        Opened from it.
+    name, version : str
+        That it is served by.
+    passport : Found
+        What the gate said of it.
+    worker : Worker
+        Has its engine.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine) -> None:
-        self.bundle = bundle
-        self.engine = engine
-        self.name = bundle.manifest.name
+    def __init__(self, bundle: Bundle, *, name: str, version: str, passport: Found, worker: Worker) -> None:
+        self.bundle, self.name, self.version, self.passport, self.worker = bundle, name, version, passport, worker
         self.classes = bundle.manifest.class_table()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{self.name}")
 
-    async def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        """Segment a batch, (N, H, W, 3) uint8, when its turn comes; what the engine does not take is refused at once."""
+    @property
+    def engine(self) -> Engine:
+        """What computes, for what it says of itself."""
+        return self.worker.engine
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests."""
+        return self.worker.state == "ready"
+
+    def check(self, images: int, size: tuple[int, int], timeout: float) -> None:
+        """
+        Refuse before any work is done what would be refused after it.
+
+        Raises
+        ------
+        RequestError
+        """
+        with _told(self.name):
+            self.worker.check(images, size, timeout)
+
+    async def infer(self, images: Images, *, timeout: float, gone: Callable[[], Awaitable[object]] | None = None) -> Outputs:
+        """
+        Segment images when their turn comes.
+
+        Parameters
+        ----------
+        images : (N, H, W, 3) uint8
+        timeout : float
+            Seconds after which nobody wants the answer.
+        gone : callable, optional
+            Its awaitable ends when the client has gone; the images then leave the queue.
+
+        Raises
+        ------
+        InputError
+            Where the engine does not take them.
+        RequestError
+            429 with Retry-After where they could not be answered in time, 503 where nothing can be answered now, 504 where the
+            time was over before their turn came.
+        ClientDisconnect
+        """
         check_images(images, self.bundle.manifest.shapes)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self.engine.infer, images)
+        with _told(self.name):
+            job = self.worker.submit(images, timeout)
+            return await self._wait(job, gone)
 
-    def warm_up(self) -> None:
-        """Run the smallest batch, or one of each size of a ladder: what cannot run fails before the first request."""
-        shapes = self.bundle.manifest.shapes
-        for height, width in shapes.sizes or [(shapes.height.minimum, shapes.width.minimum)]:
-            labels = self.engine.infer(np.zeros((shapes.batch.minimum, height, width, 3), np.uint8)).labels
-            if labels.max() >= len(self.classes):
-                raise EngineError(
-                    f"{self.bundle.path} gives label {labels.max()}, but its manifest names {len(self.classes)} classes"
-                )
+    async def _wait(self, job: Job, gone: Callable[[], Awaitable[object]] | None) -> Outputs:
+        result = asyncio.wrap_future(job.result)
+        leaving = None if gone is None else asyncio.ensure_future(gone())
+        try:
+            either: set[asyncio.Future[Any]] = {result} if leaving is None else {result, leaving}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if result.done():
+                return result.result()
+            raise ClientDisconnect
+        finally:
+            if leaving is not None:
+                leaving.cancel()
+            if not result.done():
+                self.worker.cancel(job)
 
-    def close(self) -> None:
-        """Wait for the running batch, then free the engine."""
-        self._thread.shutdown(cancel_futures=True)
-        self.engine.close()
+
+Models = Mapping[str, Mapping[str, ServedModel]]  # by name, then by version; the newest version is the last
+
+
+def find(models: Models, name: str, version: str | None = None) -> ServedModel:
+    """
+    Give a model, its newest version by default.
+
+    Raises
+    ------
+    RequestError
+        404 where there is none.
+    """
+    versions = models.get(name)
+    if versions is None:
+        raise RequestError(404, f"no model is named {name!r}; there is {', '.join(models)}")
+    if version is None:
+        return list(versions.values())[-1]
+    if version not in versions:
+        raise RequestError(404, f"{name} has no version {version!r}; it has {', '.join(versions)}")
+    return versions[version]
+
+
+def parse_source(text: str) -> Source:
+    """Read BUNDLE or NAME=BUNDLE."""
+    name, equals, path = text.partition("=")
+    return Source(Path(path), name) if equals and "/" not in name and not Path(text).exists() else Source(Path(text))
 
 
 @contextlib.contextmanager
 def load_models(
-    paths: Sequence[Path], *, threads: int | None = None, trust: Trust = ANYONE
-) -> Iterator[dict[str, ServedModel]]:
+    sources: Sequence[Source | Path],
+    *,
+    settings: Settings,
+    threads: int | None = None,
+    trust: Trust = ANYONE,
+    observe: Observe = lambda model, batch: None,
+) -> Iterator[dict[str, dict[str, ServedModel]]]:
     """
-    Verify, load and warm up bundles; close them at the end.
+    Verify and load bundles, warm them up, and replay their golden images; at the end, answer what waits and close them.
 
     Parameters
     ----------
-    paths : sequence of Path
+    sources : sequence of Source or Path
+        Bundles of one name become its versions 1, 2, ... in this order.
+    settings : Settings
     threads : int, optional
         Of each engine; the physical cores by default.
     trust : Trust, optional
         What must be shown of who wrote them.
+    observe : callable, optional
+        Is told of every batch, in the thread of its engine.
 
     Yields
     ------
-    dict of str to ServedModel
-        By the names in the manifests.
+    dict of str to dict of str to ServedModel
+        By name, then by version.
 
     Raises
     ------
-    BundleError, EngineError
-        For a bundle that is not whole or not to be trusted, or does not run.
-    ServeError
-        For two bundles of one name.
+    BundleError, EngineError, ServeError
+        For a bundle that is not whole or not to be trusted, does not run, or does not answer as it did.
     """
-    models: dict[str, ServedModel] = {}
+    models: dict[str, dict[str, ServedModel]] = {}
     with contextlib.ExitStack() as stack:
-        for path in paths:
-            model = _load(path, models, threads, trust)
-            models[model.name] = model
-            stack.callback(model.close)
-            model.warm_up()
+        for given in sources:
+            source = given if isinstance(given, Source) else Source(given)
+            bundle = open_bundle(source.path, trust)
+            name = source.name or bundle.manifest.name
+            if not name or "/" in name:
+                raise ServeError(f"{source.path}: {name!r} is no name of a model: letters, digits, - and _ would be right")
+            versions = models.setdefault(name, {})
+            model = _load(bundle, name, str(len(versions) + 1), settings, threads, trust, observe)
+            versions[model.version] = model
+            stack.callback(model.worker.close, settings.drain)
         yield models
 
 
-def _load(path: Path, others: Mapping[str, ServedModel], threads: int | None, trust: Trust) -> ServedModel:
-    bundle = open_bundle(path, trust)
-    name = bundle.manifest.name
-    if name in others:
-        raise ServeError(f"{path} and {others[name].bundle.path} are both named {name!r}: a server needs different names")
+def _load(
+    bundle: Bundle, name: str, version: str, settings: Settings, threads: int | None, trust: Trust, observe: Observe
+) -> ServedModel:
     engine = open_engine(bundle, threads=threads)
-    return ServedModel(dataclasses.replace(bundle, files={}), engine)  # the runtime has its own copy
+    try:
+        rate = _warm_up(bundle, engine, settings.golden_tolerance)
+    except BaseException:
+        engine.close()
+        raise
+    batch = bundle.manifest.shapes.batch
+    known = dataclasses.replace(bundle, files={})  # the runtime has its own copy
+
+    def reopen() -> Engine:
+        return open_engine(open_bundle(bundle.path, trust), threads=threads)
+
+    worker = Worker(
+        name,
+        engine,
+        reopen=reopen,
+        queue=Queue(
+            max_pixels=settings.queue_pixels,
+            batch_pixels=settings.batch_pixels,
+            batch_images=batch.maximum,
+            pixels_per_second=rate,
+        ),
+        hangs_after=settings.hangs_after,
+        observe=lambda done: observe(model, done),
+    )
+    model = ServedModel(known, name=name, version=version, passport=read_passport(bundle), worker=worker)
+    return model
+
+
+def _warm_up(bundle: Bundle, engine: Engine, tolerance: float) -> float | None:
+    """
+    Run each size of a ladder, or the smallest, and the golden images: what cannot run, or answers otherwise, fails here.
+
+    Returns
+    -------
+    float or None
+        Pixels a second of the last golden images; None where there are none, for the smallest images tell little.
+    """
+    shapes, classes = bundle.manifest.shapes, len(bundle.manifest.classes)
+    for height, width in shapes.sizes or [(shapes.height.minimum, shapes.width.minimum)]:
+        labels = engine.infer(np.zeros((shapes.batch.minimum, height, width, 3), np.uint8)).labels
+        if labels.max() >= classes:
+            raise EngineError(f"{bundle.path} gives label {labels.max()}, but its manifest names {classes} classes")
+    examples = read_golden(bundle)
+    if not examples or shapes.batch.minimum > 1:
+        return None
+    engine.infer(examples[0].image[None])  # of a new size, the first call prepares
+    began = time.monotonic()
+    found = replay(engine, examples)
+    seconds = time.monotonic() - began
+    if found.share > tolerance:
+        raise EngineError(
+            f"{bundle.path} does not answer as it did when it was exported: {found.share:.2%} of its golden labels differ, "
+            f"{found.worst_share:.2%} of {found.worst}; DDCAT_SERVE_GOLDEN_TOLERANCE allows {tolerance:.2%}"
+        )
+    return found.pixels / seconds
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Tell a client what the worker tells us."""
+    try:
+        yield
+    except Full as full:
+        seconds = max(1, math.ceil(full.retry_after))
+        raise RequestError(429, f"{name}: {full}; try again in {seconds} s", {"Retry-After": str(seconds)}) from None
+    except LateError as late:
+        raise RequestError(504, f"{name}: {late}") from None
+    except (HungError, StoppedError) as stopped:
+        raise RequestError(503, str(stopped), {"Retry-After": "1"}) from None

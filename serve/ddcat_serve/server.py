@@ -1,30 +1,38 @@
 """A server process, from taking the port to giving it back."""
 
+import logging
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
 from ddcat.bundle import Trust
 from ddcat_serve.app import create_app
+from ddcat_serve.context import Context
 from ddcat_serve.errors import ServeError
-from ddcat_serve.models import load_models
-from ddcat_serve.settings import read_settings
+from ddcat_serve.logs import log_as_json
+from ddcat_serve.metrics import Metrics
+from ddcat_serve.models import Models, Source, load_models
+from ddcat_serve.patience import patient
+from ddcat_serve.settings import Settings
 
 __all__ = ["serve"]
 
 
-def serve(bundles: Sequence[Path], *, host: str, port: int, threads: int | None, trust: Trust) -> None:
+def serve(sources: Sequence[Source], *, host: str, port: int, threads: int | None, trust: Trust, settings: Settings) -> None:
     """
     Serve bundles until SIGTERM or SIGINT, then leave the process with exit status 0.
 
+    At the first signal ready turns false; connections are still taken for `settings.grace` seconds, so that a balancer can turn
+    to others, and what was accepted is answered within `settings.drain` seconds more. A second signal ends it at once.
+
     Parameters
     ----------
-    bundles : sequence of Path
+    sources : sequence of Source
     host : str
         Address or name to listen at.
     port : int
@@ -33,6 +41,7 @@ def serve(bundles: Sequence[Path], *, host: str, port: int, threads: int | None,
         Of each engine; None: the physical cores.
     trust : Trust
         What must be shown of who wrote the bundles.
+    settings : Settings
 
     Raises
     ------
@@ -41,17 +50,56 @@ def serve(bundles: Sequence[Path], *, host: str, port: int, threads: int | None,
     """
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
-    settings = read_settings()
-    with _listen(host, port) as listener, load_models(bundles, threads=threads, trust=trust) as models:
-        config = uvicorn.Config(create_app(models, settings), log_level="warning", timeout_graceful_shutdown=30)
-        for name, model in models.items():
+    log_as_json()
+    metrics = Metrics()
+    with (
+        _listen(host, port) as listener,
+        load_models(sources, settings=settings, threads=threads, trust=trust, observe=metrics.count_batch) as models,
+    ):
+        app = create_app(models, settings, metrics)
+        config = uvicorn.Config(
+            app,
+            http=patient(settings),
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=round(settings.drain) or 1,
+            server_header=False,
+        )
+        _introduce(models, host, listener.getsockname()[1])
+        _Server(config, app.state.context).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Says at once that it is not ready, and stops a while later."""
+
+    def __init__(self, config: uvicorn.Config, context: Context) -> None:
+        super().__init__(config)
+        self._context = context
+        self._stops_at: float | None = None
+
+    def handle_exit(self, number: int, frame: FrameType | None) -> None:
+        if self._stops_at is not None:
+            super().handle_exit(number, frame)  # the second time: now
+            return
+        self._context.draining = True
+        self._stops_at = time.monotonic() + self._context.settings.grace
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._stops_at is not None and time.monotonic() >= self._stops_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def _introduce(models: Models, host: str, port: int) -> None:
+    for versions in models.values():
+        for model in versions.values():
             engine = ", ".join(f"{key} {value}" for key, value in model.engine.description.items())
-            print(f"{name}: bundle {model.bundle.digest} ({model.bundle.trust})\n    {engine}")
-        address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-        choice = f"?model={next(iter(models))}" if len(models) > 1 else ""
-        print(f"listening at {address}")
-        print(f"try: curl --fail-with-body --data-binary @image.jpg -o mask.png '{address}/v1/segment{choice}'", flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+            print(f"{model.name}, version {model.version}: bundle {model.bundle.digest} ({model.bundle.trust})")
+            print(f"    passport: {model.passport.known}\n    {engine}")
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    choice = f"?model={next(iter(models))}" if len(models) > 1 else ""
+    print(f"listening at {address}")
+    print(f"try: curl --fail-with-body --data-binary @image.jpg -o mask.png '{address}/v1/segment{choice}'", flush=True)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -73,4 +121,5 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     """End cleanly; uvicorn raises the signal again, once it has answered what it had accepted."""
+    logging.shutdown()
     sys.exit(0)

@@ -1,41 +1,142 @@
-"""Limits of the server, from the environment."""
+"""Settings of the server: from flags, the environment (DDCAT_SERVE_...), and a YAML file, in this order of precedence."""
 
 import os
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+import yaml
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ddcat_serve.errors import ServeError
 
-__all__ = ["Settings", "read_settings"]
+__all__ = ["PREFIX", "Settings", "read_settings"]
 
-_PREFIX = "DDCAT_SERVE_"
+PREFIX = "DDCAT_SERVE_"
 
 
 class Settings(BaseSettings):
-    """Limits of the server; each is read from DDCAT_SERVE_ and its name in capitals."""
+    """All that changes how the server answers; `GET /v2` and `ddcat-serve run --help` show each."""
 
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
-    max_bytes: int = Field(32 * 2**20, ge=1, description="of a request's body")
-    max_pixels: int = Field(2**25, ge=1, le=89_000_000, description="of a request's images; Pillow warns above 89 million")
+    max_bytes: int = Field(32 * 2**20, ge=1, description="Most bytes of a request's body.")
+    max_pixels: int = Field(
+        2**25, ge=1, le=89_000_000, description="Most pixels of a request's images; Pillow warns above 89 million."
+    )
+    timeout: float = Field(10.0, gt=0, description="Seconds in which an answer is wanted, where the request does not say.")
+    max_timeout: float = Field(60.0, gt=0, description="Most seconds that a request may ask for.")
+    queue_pixels: int = Field(2**26, ge=1, description="Most pixels that wait for one engine.")
+    batch_pixels: int = Field(2**21, ge=1, description="Most pixels that are computed at once; a larger request goes alone.")
+    hangs_after: float = Field(
+        60.0, gt=0, description="Seconds after which a call of an engine is given up, and the engine restarted."
+    )
+    body_timeout: float = Field(30.0, gt=0, description="Seconds in which a request's body must have come.")
+    header_timeout: float = Field(10.0, gt=0, description="Seconds in which a request's headers must have come.")
+    max_header_bytes: int = Field(32 * 2**10, ge=1024, description="Most bytes of a request's headers.")
+    grace: float = Field(
+        1.0, ge=0, description="Seconds from SIGTERM, when ready turns false, until no connection is taken any more."
+    )
+    drain: float = Field(30.0, gt=0, description="Seconds after that in which what was accepted is answered.")
+    decoders: int = Field(4, ge=1, description="Threads that decode images and encode masks.")
+    golden_tolerance: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="Share of the golden labels that may differ at the start: near ties fall either way on another machine.",
+    )
+    api_key: SecretStr | None = Field(
+        None, min_length=8, description="Where set, requests must carry it: Authorization: Bearer KEY."
+    )
+    rate_limit: str | None = Field(None, description="Requests of one client, such as 100/minute; no limit by default.")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins whose pages may ask, with commas between them."
+    )
+    demo: bool = Field(False, description="Show golden images, which are of the data set, on the page at /.")
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _is_a_rate(cls, value: str | None) -> str | None:
+        import limits  # noqa: PLC0415 -- nobody else needs it at the start
+
+        if value is not None:
+            try:
+                limits.parse(value)
+            except ValueError as cause:
+                raise ValueError(f"{value!r} is no rate: 100/minute would be right") from cause
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take flags and the environment; no .env file that happens to lie about."""
+        return init_settings, env_settings
+
+    def shown(self) -> dict[str, Any]:
+        """Give what anybody may see: secrets only as whether there is one."""
+        values = self.model_dump(mode="json")
+        return values | {"api_key": self.api_key is not None}
 
 
-def read_settings() -> Settings:
+def read_settings(file: Path | None = None, **flags: Any) -> Settings:
     """
-    Read the settings from the environment.
+    Read the settings.
+
+    Parameters
+    ----------
+    file : Path, optional
+        YAML: names of settings and their values.
+    **flags
+        Take precedence; None: not given.
 
     Raises
     ------
     ServeError
-        For a value that is none, and for a name that begins like ours but is unknown.
+        For a value that is none, and for a name that is unknown, in the file or in the environment behind `PREFIX`.
     """
-    known = {_PREFIX + name.upper() for name in Settings.model_fields}
-    unknown = sorted(name for name in os.environ if name.upper().startswith(_PREFIX) and name.upper() not in known)
+    known = {PREFIX + name.upper(): name for name in Settings.model_fields}
+    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
         raise ServeError(f"the environment variable {unknown[0]} is no setting; there are {', '.join(sorted(known))}")
+    in_environment = {known[name.upper()] for name in os.environ if name.upper() in known}
+    beneath = {name: value for name, value in _read_file(file).items() if name not in in_environment}
+    given = {name: value for name, value in flags.items() if value is not None}
     try:
-        return Settings()
+        return Settings(**(beneath | given))
     except ValidationError as cause:
         first = cause.errors()[0]
-        raise ServeError(f"the environment variable {_PREFIX}{str(first['loc'][0]).upper()}: {first['msg']}") from cause
+        name = str(first["loc"][0])
+        where = (
+            f"--{name.replace('_', '-')}"
+            if name in given
+            else f"{file}: {name}"
+            if name in beneath
+            else f"the environment variable {PREFIX}{name.upper()}"
+        )
+        raise ServeError(f"{where}: {first['msg']}") from cause
+
+
+def _read_file(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as cause:
+        raise ServeError(f"--config {file} cannot be read: {str(cause).splitlines()[0]}") from cause
+    if not isinstance(content, dict):
+        raise ServeError(f"--config {file} holds no settings: lines such as `timeout: 5` would be right")
+    unknown = sorted(set(map(str, content)) - set(Settings.model_fields))
+    if unknown:
+        raise ServeError(f"--config {file}: {unknown[0]} is no setting; there are {', '.join(Settings.model_fields)}")
+    return content

@@ -27,7 +27,7 @@ from ddcat.manifest import (
 )
 from ddcat_serve.app import create_app
 from ddcat_serve.engines import build_engine
-from ddcat_serve.models import ServedModel, load_models
+from ddcat_serve.models import Models, load_models
 from ddcat_serve.settings import Settings
 
 CLASSES = Classes(("night", "red", "green", "blue"), ((0, 0, 0), (200, 10, 20), (30, 200, 40), (50, 60, 200)))
@@ -188,8 +188,8 @@ def picture() -> npt.NDArray[np.uint8]:
 
 
 @pytest.fixture
-def models(bundle: Bundle) -> Iterator[dict[str, ServedModel]]:
-    with load_models([bundle.path], threads=1) as loaded:
+def models(bundle: Bundle) -> Iterator[Models]:
+    with load_models([bundle.path], settings=Settings(), threads=1) as loaded:
         yield loaded
 
 
@@ -214,6 +214,6 @@ def client_of() -> Callable[[FastAPI], httpx.Client]:
 
 
 @pytest.fixture
-def client(models: dict[str, ServedModel], client_of: Callable[[FastAPI], httpx.Client]) -> httpx.Client:
+def client(models: Models, client_of: Callable[[FastAPI], httpx.Client]) -> httpx.Client:
     """The server with small limits: 64 KiB and 5000 pixels."""
     return client_of(create_app(models, Settings(max_bytes=65536, max_pixels=5000)))

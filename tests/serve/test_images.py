@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from ddcat.classes import CITYSCAPES, Classes
 from ddcat_serve.errors import RequestError
-from ddcat_serve.images import decode, encode_mask
+from ddcat_serve.images import decode, size_of
 
 LIMIT = 10_000
 
@@ -148,7 +147,14 @@ def test_damaged_images_are_a_clear_400(picture: np.ndarray) -> None:
 @given(st.data())
 def test_no_damage_raises_anything_else(data: st.DataObject) -> None:
     pixels = np.arange(20 * 20 * 3, dtype=np.uint8).reshape(20, 20, 3)
-    whole = data.draw(st.sampled_from([simplejpeg.encode_jpeg(pixels), png_of(Image.fromarray(pixels).convert("P"))]))
+    whole = data.draw(
+        st.sampled_from(
+            [
+                simplejpeg.encode_jpeg(pixels), png_of(Image.fromarray(pixels).convert("P")), webp_of(pixels),
+                webp_of(pixels, lossless=True),
+            ]
+        )
+    )  # fmt: skip
     content = bytearray(whole)
     for place, value in data.draw(st.lists(st.tuples(st.integers(3, len(whole) - 1), st.integers(0, 255)), max_size=6)):
         content[place] = value
@@ -159,15 +165,42 @@ def test_no_damage_raises_anything_else(data: st.DataObject) -> None:
         assert decoded.shape[0] * decoded.shape[1] <= LIMIT
 
 
-@settings(max_examples=30, deadline=None)
-@given(arrays(np.uint8, st.tuples(st.integers(1, 30), st.integers(1, 30)), elements=st.integers(0, 18)))
-def test_a_mask_s_indices_are_the_labels(labels: np.ndarray) -> None:
-    image = Image.open(io.BytesIO(encode_mask(labels, CITYSCAPES)))
-    assert image.mode == "P"
-    np.testing.assert_array_equal(np.asarray(image), labels)
-    np.testing.assert_array_equal(np.asarray(image.convert("RGB")), np.array(CITYSCAPES.palette, np.uint8)[labels])
+def webp_of(pixels: np.ndarray, **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "WEBP", **options)
+    return file.getvalue()
 
 
-def test_a_mask_of_few_classes_has_whole_bytes() -> None:
-    content = encode_mask(np.array([[0, 1], [1, 0]], np.uint8), Classes(("a", "b"), ((0, 0, 0), (9, 9, 9))))
-    assert content[24] == 8
+@pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 95}, {"lossless": True, "exif": b"Exif\0\0MM\0*"}])
+def test_webp_is_what_pillow_makes_of_it(picture: np.ndarray, options: dict[str, Any]) -> None:
+    content = webp_of(picture, **options)
+    assert size_of(content, max_pixels=LIMIT) == picture.shape[:2]  # VP8L, VP8 and VP8X
+    decoded = decode(content, max_pixels=LIMIT)
+    if options.get("lossless"):
+        np.testing.assert_array_equal(decoded, picture)
+    else:
+        np.testing.assert_array_equal(decoded, np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
+
+
+def test_webp_that_is_refused(picture: np.ndarray) -> None:
+    file = io.BytesIO()
+    frames = [Image.fromarray(picture), Image.fromarray(255 - picture)]
+    frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:])
+    assert status_of(file.getvalue()) == (415, "the WebP is an animation: send one of its pictures")
+    assert status_of(webp_of(picture)[:25]) == (400, "the WebP has no readable header")
+    large = bytearray(webp_of(picture, lossless=True, exif=b"Exif\0\0MM\0*"))
+    large[24:30] = b"\xff" * 6  # a canvas of 2**24 x 2**24: Pillow would allocate it
+    assert status_of(bytes(large), 89_000_000)[0] == 413
+    seen = np.dstack([picture, np.full(picture.shape[:2], 255, np.uint8)])
+    seen[0, 0, 3] = 9
+    assert (
+        status_of(webp_of(seen, lossless=True))[1] == "the WebP has transparent pixels, whose colour is undefined: flatten it"
+    )
+
+
+def test_the_size_comes_from_the_header_alone(picture: np.ndarray) -> None:
+    for content in (png_of(Image.fromarray(picture)), simplejpeg.encode_jpeg(picture), webp_of(picture)):
+        assert size_of(content, max_pixels=LIMIT) == picture.shape[:2]
+        assert size_of(content[: len(content) // 2], max_pixels=LIMIT) == picture.shape[:2]
+        with pytest.raises(RequestError):
+            size_of(content, max_pixels=37 * 53 - 1)

@@ -59,7 +59,9 @@ def test_outputs_are_those_asked_for(client: httpx.Client, images: np.ndarray) -
 
 
 def test_metadata(client: httpx.Client, bundle: Bundle) -> None:
-    assert client.get("/v2").json() == {"name": "ddcat", "version": __version__, "extensions": []}
+    server = client.get("/v2").json()
+    assert (server["name"], server["version"], server["extensions"]) == ("ddcat", __version__, ["binary_tensor_data"])
+    assert server["parameters"]["settings"]["max_bytes"] == 65536
     assert client.get("/v2/health/live").json() == {"live": True}
     assert client.get("/v2/health/ready").json() == {"ready": True}
     assert client.get("/v2/models/small/ready").json() == {"name": "small", "ready": True}
@@ -72,6 +74,8 @@ def test_metadata(client: httpx.Client, bundle: Bundle) -> None:
         {"name": "logits", "datatype": "FP32", "shape": [-1, 4, -1, -1]},
     ]
     assert answer["parameters"]["bundle"] == bundle.digest
+    assert answer["parameters"]["trust"] == bundle.trust
+    assert (answer["parameters"]["passport"], answer["parameters"]["passport_known"][:5]) == (None, "none:")
     assert answer["parameters"]["classes"][1] == {"name": "red", "colour": [200, 10, 20]}
     assert answer["parameters"]["preprocessing"]["colour"] == "RGB"
     assert answer["parameters"]["engine"]["provider"] == "CPUExecutionProvider"
@@ -153,7 +157,59 @@ def test_bodies_that_are_no_request(client: httpx.Client, body: bytes) -> None:
     assert list(response.json()) == ["error"]
 
 
-def test_binary_tensors_are_refused_for_now(client: httpx.Client) -> None:
-    response = client.post(INFER, content=b"{}\0\0", headers={"Inference-Header-Content-Length": "2"})
+def binary(image: np.ndarray, body: bytes | None = None, **changes: Any) -> tuple[bytes, str]:
+    content = image.tobytes() if body is None else body
+    request = body_of(image)
+    tensor = request["inputs"][0]
+    del tensor["data"]
+    tensor["parameters"] = {"binary_data_size": len(content)}
+    text = json.dumps(request | changes).encode()
+    return text + content, str(len(text))
+
+
+def test_binary_tensors_both_ways(client: httpx.Client, oracle: Callable, images: np.ndarray) -> None:
+    body, length = binary(images, outputs=[{"name": "logits"}, {"name": "labels", "parameters": {"binary_data": True}}])
+    response = client.post(INFER, content=body, headers={"Inference-Header-Content-Length": length})
+    assert response.status_code == 200, response.text
+    size = int(response.headers["inference-header-content-length"])
+    answer, rest = json.loads(response.content[:size]), response.content[size:]
+    logits, labels = answer["outputs"]
+    np.testing.assert_allclose(tensor_of(logits), oracle(images)[1], rtol=1e-6)
+    assert labels["parameters"] == {"binary_data_size": len(rest)}
+    assert "data" not in labels
+    np.testing.assert_array_equal(np.frombuffer(rest, np.uint8).reshape(labels["shape"]), oracle(images)[0])
+
+
+def test_all_outputs_may_be_binary(client: httpx.Client, oracle: Callable, images: np.ndarray) -> None:
+    response = client.post(INFER, json=body_of(images) | {"parameters": {"binary_data_output": True}})
+    size = int(response.headers["inference-header-content-length"])
+    labels, logits = oracle(images)
+    assert response.content[size:] == labels.tobytes() + logits.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "length", "message"),
+    [
+        (binary(IMAGE, IMAGE.tobytes()[:-1])[0], None, "191 values"),
+        (binary(IMAGE)[0] + b"x", None, "binary_data_size of 192, and 193 bytes follow"),
+        (binary(IMAGE)[0][:-1], None, "binary_data_size of 192, and 191 bytes follow"),
+        (binary(IMAGE)[0], "999999", "at most"),
+        (binary(IMAGE)[0], "-1", "bytes of JSON"),
+        (binary(IMAGE)[0], "0", "bytes of JSON"),
+        (json.dumps(body_of(IMAGE)).encode() + b"xy", str(len(json.dumps(body_of(IMAGE)))), "2 bytes follow the JSON"),
+        (json.dumps(body_of(IMAGE, parameters={"binary_data_size": 0})).encode(), None, "both data and a binary_data_size"),
+    ],
+)
+def test_truncated_and_surplus_bytes(client: httpx.Client, content: bytes, length: str | None, message: str) -> None:
+    own = str(content.index(b"}]}") + 3)
+    response = client.post(INFER, content=content, headers={"Inference-Header-Content-Length": length or own})
     assert response.status_code == 400
-    assert "binary" in response.json()["error"]
+    assert message in response.json()["error"]
+
+
+@pytest.mark.parametrize("timeout", [0, -1, 1e12, "soon", True, None])
+def test_time_outs_that_are_none(client: httpx.Client, timeout: Any) -> None:
+    response = client.post(INFER, json=body_of(IMAGE) | {"parameters": {"timeout": timeout}})
+    assert response.status_code == 400
+    assert "microseconds" in response.json()["error"]
+    assert client.post(INFER, json=body_of(IMAGE) | {"parameters": {"timeout": 5_000_000}}).status_code == 200

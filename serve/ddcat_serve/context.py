@@ -1,0 +1,78 @@
+"""What all routes of a server share."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from ddcat_serve.models import Models, ServedModel
+from ddcat_serve.settings import Settings
+
+__all__ = ["Context", "provenance"]
+
+
+@dataclass
+class Context:
+    """
+    Models, settings and threads of one server.
+
+    Attributes
+    ----------
+    models : Models
+        Loaded, and closed by whoever loaded them.
+    settings : Settings
+    pool : ThreadPoolExecutor
+        Threads that decode images and encode masks, beside those of the engines.
+    draining : bool
+        Whether the server was told to stop.
+    """
+
+    models: Models
+    settings: Settings
+    pool: ThreadPoolExecutor
+    draining: bool = False
+
+    @property
+    def served(self) -> list[ServedModel]:
+        """All versions of all models."""
+        return [model for versions in self.models.values() for model in versions.values()]
+
+    @property
+    def ready(self) -> bool:
+        """Whether all models take requests."""
+        return not self.draining and all(model.ready for model in self.served)
+
+    @property
+    def live(self) -> bool:
+        """Whether every engine works, or is being started again."""
+        return all(model.worker.state != "broken" for model in self.served)
+
+    @property
+    def errors(self) -> dict[int | str, dict[str, Any]]:
+        """Describe the answers that are errors, for OpenAPI."""
+        schema = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+        content = {"application/json": {"schema": schema, "example": {"error": "what is wrong, and what would be right"}}}
+        meanings = {
+            400: "The request is not what it should be.",
+            401: "The API key is missing or another one.",
+            404: "There is no such model.",
+            406: "No form that is accepted can be given.",
+            408: "The body did not come in time.",
+            413: "It is too large.",
+            415: "It is of another kind.",
+            429: "It could not be answered in time, or the client asks too often: Retry-After says when.",
+            500: "The engine failed.",
+            503: "Nothing can be answered now.",
+            504: "Its time was over before its turn came.",
+        }
+        return {status: {"description": meaning, "content": content} for status, meaning in meanings.items()}
+
+
+def provenance(model: ServedModel) -> dict[str, str]:
+    """Say in headers which model answered, and what the gate said of it."""
+    passport = model.passport.passport
+    return {
+        "X-Ddcat-Model": model.name,
+        "X-Ddcat-Version": model.version,
+        "X-Ddcat-Bundle": model.bundle.digest,
+        "X-Ddcat-Passport": "none" if passport is None else passport.verdict,
+    }

@@ -1,0 +1,84 @@
+"""Labels as clients want them: palette PNG, raw bytes, COCO run lengths, overlay, and the confidence as a grey PNG."""
+
+import io
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pycocotools import mask as coco  # type: ignore[import-untyped]
+
+from ddcat.classes import Classes, coloured
+
+__all__ = ["encode_confidence", "encode_mask", "encode_overlay", "encode_rle"]
+
+_LEVEL = 1  # of compression: level 6 takes five times as long
+_OPACITY = 0.5
+
+U8 = npt.NDArray[np.uint8]
+
+
+def encode_mask(labels: U8, classes: Classes) -> bytes:
+    """
+    Encode labels as a palette PNG of 8 bits a pixel, whose indices are the labels.
+
+    Parameters
+    ----------
+    labels : (H, W) uint8
+        In 0..K-1.
+    classes : Classes
+        Their colours become the palette.
+    """
+    height, width = labels.shape
+    mask = Image.frombytes("P", (width, height), labels.tobytes())
+    colours = bytes(channel for colour in classes.palette for channel in colour)
+    mask.putpalette(colours.ljust(3 * 256, b"\0"))  # Pillow packs several pixels into a byte where there are few colours
+    return _png(mask)
+
+
+def encode_overlay(labels: U8, image: U8, classes: Classes) -> bytes:
+    """
+    Lay the colours of the classes over an image, half transparent, as an RGB PNG.
+
+    Parameters
+    ----------
+    labels : (H, W) uint8
+    image : (H, W, 3) uint8
+    classes : Classes
+    """
+    mixed = image + (coloured(labels, classes).astype(np.int16) - image) * _OPACITY
+    return _png(Image.fromarray(mixed.round().astype(np.uint8)))
+
+
+def encode_confidence(confidence: npt.NDArray[np.float32]) -> bytes:
+    """Encode probabilities of the labels, (H, W) float32 in [0, 1], as a grey PNG: 255 is certain."""
+    return _png(Image.fromarray((255 * confidence).round().astype(np.uint8)))
+
+
+def encode_rle(labels: U8, classes: Classes) -> dict[str, Any]:
+    """
+    Encode labels as compressed COCO run lengths, a binary mask for each class that occurs.
+
+    Returns
+    -------
+    dict
+        `size`, and `classes`: of each `id`, `name`, `area` in pixels, and `rle` as pycocotools decodes it.
+    """
+    found = []
+    for label in np.unique(labels).tolist():
+        rle = coco.encode(np.asfortranarray(labels == label, np.uint8))
+        found.append(
+            {
+                "id": label,
+                "name": classes.names[label],
+                "area": int((labels == label).sum()),
+                "rle": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
+            }
+        )
+    return {"size": list(labels.shape), "classes": found}
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=_LEVEL)
+    return file.getvalue()

@@ -1,0 +1,159 @@
+"""`POST /v1/segment`: image files in, masks out."""
+
+import asyncio
+import base64
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ddcat.classes import Classes
+from ddcat_serve.bodies import Upload, read_images
+from ddcat_serve.context import Context, provenance
+from ddcat_serve.engines import Outputs
+from ddcat_serve.errors import RequestError
+from ddcat_serve.images import decode, size_of
+from ddcat_serve.masks import encode_confidence, encode_mask, encode_overlay, encode_rle
+from ddcat_serve.models import Models, ServedModel, find
+from ddcat_serve.negotiation import Form, choose
+
+__all__ = ["router"]
+
+_PNG, _RAW, _JSON = "image/png", "application/octet-stream", "application/json"
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "One image file, or a form with one or several.",
+        "content": {
+            **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/jpeg", "image/png", "image/webp")},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                }
+            },
+        },
+    }
+}
+
+
+class _Seen(NamedTuple):
+    """An image, and what the engine said of it."""
+
+    image: npt.NDArray[np.uint8]
+    outputs: Outputs
+
+    @property
+    def labels(self) -> npt.NDArray[np.uint8]:
+        labels: npt.NDArray[np.uint8] = self.outputs.labels[0]
+        return labels
+
+
+Encoded = bytes | dict[str, Any]
+
+_FORMS: dict[Form, Callable[[_Seen, Classes], Encoded]] = {
+    Form(_PNG): lambda seen, classes: encode_mask(seen.labels, classes),
+    Form(_PNG, "overlay"): lambda seen, classes: encode_overlay(seen.labels, seen.image, classes),
+    Form(_PNG, "confidence"): lambda seen, classes: encode_confidence(_confidence(seen.outputs)),
+    Form(_RAW): lambda seen, classes: np.ascontiguousarray(seen.labels).tobytes(),
+    Form(_JSON): lambda seen, classes: encode_rle(seen.labels, classes),
+}
+_ANSWER: dict[str, Any] = {
+    "description": "The mask: of the size of the image as it is stored. Several images: JSON, with `results` in their order.",
+    "headers": {
+        "X-Ddcat-Model": {"schema": {"type": "string"}},
+        "X-Ddcat-Bundle": {"schema": {"type": "string"}, "description": "SHA-256 of the manifest."},
+        "X-Ddcat-Passport": {"schema": {"type": "string"}, "description": "The gate's verdict, or none."},
+    },
+    "content": {
+        _PNG: {
+            "schema": {"type": "string", "format": "binary"},
+            "description": "A palette PNG whose indices are the classes; or what Accept names: view=overlay, view=confidence.",
+        },
+        _RAW: {"schema": {"type": "string", "format": "binary"}, "description": "Labels, a byte each; X-Ddcat-Shape: H, W."},
+        _JSON: {
+            "schema": {"type": "object"},
+            "description": "COCO run lengths of each class that occurs.",
+            "example": {
+                "size": [1, 2],
+                "classes": [{"id": 1, "name": "road", "area": 2, "rle": {"size": [1, 2], "counts": "02"}}],
+            },
+        },
+    },
+}
+
+
+def router(context: Context) -> APIRouter:
+    """Make the route."""
+    routes = APIRouter(tags=["Masks"], responses={**context.errors, 200: _ANSWER})
+    settings = context.settings
+
+    @routes.post("/v1/segment", response_class=Response, openapi_extra=_BODY)
+    async def segment(
+        request: Request,
+        model: Annotated[str | None, Query(description="Its name; needed where several are served.")] = None,
+        version: Annotated[str | None, Query(description="The newest by default.")] = None,
+        timeout: Annotated[float | None, Query(gt=0, le=settings.max_timeout, description="Seconds.")] = None,
+    ) -> Response:
+        """
+        Segment image files: JPEG, PNG or WebP, one as the body or several as a form.
+
+        Pixels are taken as they are stored; an orientation in EXIF is not applied, to the image or to the mask.
+        """
+        chosen = _choose(context.models, model, version)
+        forms = [form for form in _FORMS if form.view != "confidence" or _gives_confidence(chosen)]
+        form = choose(request.headers.get("accept"), forms)
+        uploads = await read_images(request, max_bytes=settings.max_bytes, timeout=settings.body_timeout)
+        loop, patience = asyncio.get_running_loop(), timeout or settings.timeout
+        for upload in uploads.files:  # what will be refused is refused before it is decoded
+            chosen.check(1, size_of(upload.content, max_pixels=settings.max_pixels), patience)
+
+        async def look(upload: Upload) -> tuple[Encoded, tuple[int, int]]:
+            image = await loop.run_in_executor(context.pool, partial(decode, upload.content, max_pixels=settings.max_pixels))
+            outputs = await chosen.infer(image[None], timeout=patience, gone=request.receive if uploads.single else None)
+            seen = _Seen(image, outputs)
+            return await loop.run_in_executor(context.pool, _FORMS[form], seen, chosen.classes), seen.labels.shape
+
+        found = await asyncio.gather(*(look(upload) for upload in uploads.files))
+        headers = provenance(chosen) | {"Vary": "Accept"}
+        if not uploads.single:
+            return Response(_several(found, uploads.files, form), media_type=_JSON, headers=headers)
+        [(encoded, shape)] = found
+        if isinstance(encoded, dict):
+            encoded = json.dumps(encoded, separators=(",", ":")).encode()
+        return Response(encoded, media_type=form.media_type, headers=headers | {"X-Ddcat-Shape": f"{shape[0]}, {shape[1]}"})
+
+    return routes
+
+
+def _several(found: Sequence[tuple[Encoded, tuple[int, int]]], uploads: Sequence[Upload], form: Form) -> bytes:
+    results = []
+    for (encoded, shape), upload in zip(found, uploads, strict=True):
+        about: dict[str, Any] = {"filename": upload.filename, "size": list(shape)}
+        if isinstance(encoded, dict):
+            results.append(about | encoded)
+        else:
+            results.append(about | {"media_type": str(form), "data": base64.b64encode(encoded).decode("ascii")})
+    return json.dumps({"results": results}, separators=(",", ":")).encode()
+
+
+def _choose(models: Models, name: str | None, version: str | None) -> ServedModel:
+    if name is None and len(models) > 1:
+        raise RequestError(400, f"several models are served: choose one with ?model=, of {', '.join(models)}")
+    return find(models, next(iter(models)) if name is None else name, version)
+
+
+def _gives_confidence(model: ServedModel) -> bool:
+    return any(entry.name == "confidence" for entry in model.engine.outputs)
+
+
+def _confidence(outputs: Outputs) -> npt.NDArray[np.float32]:
+    assert outputs.confidence is not None  # else the form is not offered
+    first: npt.NDArray[np.float32] = outputs.confidence[0]
+    return first

@@ -1,0 +1,225 @@
+"""A real server process, and what goes wrong around it: slow headers, signals under load, kill -9, floods of rubbish."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddcat.bundle import Bundle
+
+COMMAND = Path(sys.executable).with_name("ddcat-serve")
+
+
+@contextlib.contextmanager
+def server(*arguments: object) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    line = [COMMAND, "run", *map(str, arguments), "--port", "0", "--threads", "1"]
+    with (
+        tempfile.TemporaryFile("w+") as log,  # a pipe that nobody reads would stop the server
+        subprocess.Popen(line, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
+        process.stderr = log
+        try:
+            assert process.stdout is not None
+            address = next(text for text in process.stdout if text.startswith("listening at "))
+            yield process, address.removeprefix("listening at ").strip()
+        finally:
+            process.kill()
+
+
+def as_png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def connect(address: str) -> socket.socket:
+    host, port = address.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+def everything(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_headers_that_do_not_end(bundle: Bundle) -> None:
+    with server(bundle.path, "--header-timeout", 0.5, "--max-header-bytes", 2048) as (_, address):
+        with connect(address) as slow:
+            slow.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+            began = time.monotonic()
+            assert everything(slow).startswith(b"HTTP/1.1 408 ")
+            assert time.monotonic() - began < 5
+        with connect(address) as silent:
+            assert everything(silent).startswith(b"HTTP/1.1 408 ")
+        with connect(address) as long:
+            long.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 4000)
+            assert everything(long).startswith(b"HTTP/1.1 431 ")
+        with connect(address) as complete:
+            complete.sendall(b"POST /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nX-Long: " + b"x" * 4000 + b"\r\n\r\nabc")
+            assert everything(complete).startswith(b"HTTP/1.1 431 ")
+        with connect(address) as kept:  # a connection that is used again, after a while
+            for _ in range(2):
+                kept.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+                answer = b""
+                while not answer.endswith(b'{"live":true}'):
+                    answer += kept.recv(65536)
+                assert answer.startswith(b"HTTP/1.1 200 ")
+                time.sleep(0.2)
+        assert httpx.get(f"{address}/v2").status_code == 200
+
+
+def test_a_body_that_does_not_come(bundle: Bundle) -> None:
+    with server(bundle.path, "--body-timeout", 0.3) as (_, address), connect(address) as slow:
+        slow.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+        answer = everything(slow)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"did not come within 0.3 s" in answer
+
+
+@pytest.mark.parametrize("grace", [0, 1])
+def test_sigterm_under_load_loses_nothing_that_was_accepted(
+    bundle: Bundle, oracle: Callable, picture: np.ndarray, grace: int
+) -> None:
+    expected = oracle(picture[None])[0][0]
+    ended = threading.Event()
+    answers: list[bool] = []
+    refused: list[Exception] = []
+
+    def ask(address: str) -> None:
+        with httpx.Client(timeout=20) as client:
+            while not ended.is_set():
+                try:
+                    response = client.post(f"{address}/v1/segment", content=as_png(picture))
+                except httpx.TransportError as error:
+                    refused.append(error)  # nobody took it: the log says whether that is so
+                    return
+                labels = np.asarray(Image.open(io.BytesIO(response.content)))
+                answers.append(response.status_code == 200 and bool((labels == expected).all()))
+
+    with server(bundle.path, "--grace", grace) as (process, address), ThreadPoolExecutor(4) as pool:
+        tasks = [pool.submit(ask, address) for _ in range(4)]
+        while len(answers) < 20:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        if grace:
+            time.sleep(0.3)
+            assert httpx.get(f"{address}/v2/health/ready").status_code == 503
+            before = len(answers)
+            time.sleep(0.2)
+            assert len(answers) > before  # still answers
+        assert process.wait(20) == 0
+        ended.set()
+        for task in tasks:
+            task.result(20)
+        assert process.stderr is not None
+        process.stderr.seek(0)
+        logged = [json.loads(line) for line in process.stderr]
+    assert all(answers)
+    assert {line["status"] for line in logged if line.get("path") == "/v1/segment"} == {200}
+    assert sum(line.get("path") == "/v1/segment" for line in logged) == len(answers)
+
+
+def test_kill_9_and_start_again(bundle: Bundle, oracle: Callable, picture: np.ndarray) -> None:
+    for _ in range(2):
+        with server(bundle.path) as (process, address):
+            response = httpx.post(f"{address}/v1/segment", content=as_png(picture))
+            np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(response.content))), oracle(picture[None])[0][0])
+            process.kill()
+            assert process.wait(10) == -signal.SIGKILL
+
+
+def resident(process: "subprocess.Popen[str]") -> int:
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_rubbish_and_requests_leave_no_trace(bundle: Bundle, picture: np.ndarray) -> None:
+    random = np.random.default_rng(0)
+    good = as_png(picture)
+    with server(bundle.path) as (process, address), httpx.Client(base_url=address, timeout=20) as client:
+
+        def flood(count: int) -> set[int]:
+            seen = set()
+            for number in range(count):
+                broken = bytearray(good)
+                for place in random.integers(8, len(good), 4):
+                    broken[place] = random.integers(256)
+                cut = bytes(broken[: random.integers(1, len(good))])
+                body = (bytes(broken), cut, random.bytes(500), b"RIFF\xff\xff\xff\xffWEBP" + random.bytes(40))[number % 4]
+                seen.add(client.post("/v1/segment", content=body).status_code)
+                seen.add(client.post("/v2/models/small/infer", content=random.bytes(300)).status_code)
+                seen.add(client.post("/v1/segment", content=good).status_code)
+            return seen
+
+        warm = flood(60)
+        before = resident(process)
+        seen = warm | flood(300)
+        grown = resident(process) - before
+        assert process.poll() is None
+    assert seen <= {200, 400, 413, 415}
+    assert 200 in seen
+    assert 400 in seen
+    assert grown < 8 * 1024  # KiB; of 900 requests, of which a third are images
+
+
+def test_bombs_are_refused_quickly(bundle: Bundle) -> None:
+    import zlib  # noqa: PLC0415
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    def png(width: int, height: int, *chunks: bytes) -> bytes:
+        header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(chunks) + chunk(b"IEND", b"")
+
+    zeros = zlib.compress(bytes(60_000_000), 9)
+    bombs = {
+        "giant": png(60_000, 60_000, chunk(b"IDAT", zeros)),
+        "more data than pixels": png(20, 20, chunk(b"IDAT", zeros)),
+        "text": png(20, 20, chunk(b"zTXt", b"a\0\0" + zeros), chunk(b"IDAT", zlib.compress(bytes(20 * 61)))),
+        "profile": png(20, 20, chunk(b"iCCP", b"a\0\0" + zeros), chunk(b"IDAT", zlib.compress(bytes(20 * 61)))),
+        "canvas": b"RIFF\x20\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff" * 6 + b"VP8 \0\0\0\0",
+        "jpeg": b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xdc\xff\xdc\x03\x01\x22\x00\x02\x11\x01\x03\x11\x01\xff\xda",
+        "multipart": b"--x\r\n" * 100_000,
+        "nested": b"[" * 1_000_000,
+    }
+    with server(bundle.path) as (process, address), httpx.Client(base_url=address, timeout=20) as client:
+        client.get("/v2")
+        before = resident(process) if sys.platform.startswith("linux") else 0
+        for name, bomb in bombs.items():
+            headers = {"Content-Type": "multipart/form-data; boundary=x"} if name == "multipart" else {}
+            path = "/v2/models/small/infer" if name == "nested" else "/v1/segment"
+            began = time.monotonic()
+            status = client.post(path, content=bomb, headers=headers).status_code
+            assert status in ((200, 400) if name == "more data than pixels" else (400, 413, 415)), name
+            assert time.monotonic() - began < 3, name
+        if before:
+            assert resident(process) - before < 200 * 1024  # KiB
+        assert process.poll() is None
+
+
+def test_the_environment_and_a_file(bundle: Bundle, tmp_path: Path) -> None:
+    file = tmp_path / "server.yaml"
+    file.write_text("timeout: 7\ndrain: 3\n")
+    os.environ["DDCAT_SERVE_DRAIN"] = "5"
+    try:
+        with server(bundle.path, "--config", file, "--grace", "0.2") as (_, address):
+            settings = httpx.get(f"{address}/v2").json()["parameters"]["settings"]
+    finally:
+        del os.environ["DDCAT_SERVE_DRAIN"]
+    assert (settings["timeout"], settings["drain"], settings["grace"]) == (7, 5, 0.2)

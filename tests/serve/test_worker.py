@@ -1,0 +1,232 @@
+"""The engine's thread: who breaks a batch breaks nothing else, who goes is forgotten, and an engine that hangs is replaced."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from ddcat_serve.batching import Full, Queue
+from ddcat_serve.engines import Outputs
+from ddcat_serve.errors import EngineError
+from ddcat_serve.worker import Batch, HungError, Job, LateError, StoppedError, Worker
+
+BAD = 13  # an image whose first value is this breaks the engine
+SIZE = (4, 5)
+
+
+class Toy:
+    """Labels an image by its own values; waits for `go`; breaks on some images."""
+
+    inputs = outputs = ()
+    description = {"threads": 1}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.go.set()
+        self.entered = threading.Event()
+        self.calls: list[list[int]] = []
+        self.closed = threading.Event()
+
+    def infer(self, images: np.ndarray) -> Outputs:
+        self.entered.set()
+        assert self.go.wait(20)
+        values = images[:, 0, 0, 0].tolist()
+        self.calls.append(values)
+        if BAD in values:
+            raise EngineError("the runtime broke")
+        return Outputs(labels=images[..., 0].copy(), confidence=images[..., 0] / np.float32(255))
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def image(value: int, count: int = 1, size: tuple[int, int] = SIZE) -> np.ndarray:
+    return np.full((count, *size, 3), value, np.uint8)
+
+
+@pytest.fixture
+def work() -> Iterator[Callable[..., tuple[Worker, list[Toy], list[Batch]]]]:
+    made: list[tuple[Worker, list[Toy]]] = []
+
+    def make(*, hangs_after: float = 20.0, reopen: Callable[[], Toy] | None = None) -> tuple[Worker, list[Toy], list[Batch]]:
+        engines, batches = [Toy()], list[Batch]()
+
+        def again() -> Toy:
+            engines.append(Toy() if reopen is None else reopen())
+            return engines[-1]
+
+        queue = Queue(max_pixels=10_000, batch_pixels=1000, batch_images=8)
+        worker = Worker(
+            "toy", engines[0], reopen=again, queue=queue, hangs_after=hangs_after, observe=batches.append  # type: ignore[arg-type]
+        )  # fmt: skip
+        made.append((worker, engines))
+        return worker, engines, batches
+
+    yield make
+    for worker, engines in made:
+        for engine in engines:
+            engine.go.set()
+        worker.close(5)
+
+
+def hold(worker: Worker, toy: Toy, value: int = 1) -> Job:
+    """Keep the engine busy with an image until it is let go."""
+    toy.go.clear()
+    toy.entered.clear()
+    job = worker.submit(image(value), 20)
+    assert toy.entered.wait(5)
+    return job
+
+
+def test_requests_of_a_batch_get_their_own_outputs(work: Callable) -> None:
+    worker, (toy,), batches = work()
+    first = hold(worker, toy)
+    jobs = [worker.submit(image(value, count), 20) for value, count in ((2, 1), (3, 2), (4, 1))]
+    other = worker.submit(image(9, size=(6, 5)), 20)
+    toy.go.set()
+    for value, count, job in zip((1, 2, 3, 4), (1, 1, 2, 1), (first, *jobs), strict=True):
+        outputs = job.result.result(5)
+        np.testing.assert_array_equal(outputs.labels, image(value, count)[..., 0])
+        np.testing.assert_allclose(outputs.confidence, value / 255)
+        assert outputs.logits is None
+    assert other.result.result(5).labels.shape == (1, 6, 5)
+    assert toy.calls == [[1], [2, 3, 3, 4], [9]]
+    worker.close(5)
+    assert [(batch.requests, batch.images, batch.pixels, batch.failed) for batch in batches] == [
+        (1, 1, 20, 0), (3, 4, 80, 0), (1, 1, 30, 0),
+    ]  # fmt: skip
+
+
+def test_one_bad_among_seven_good_fails_alone(work: Callable) -> None:
+    worker, (toy,), batches = work()
+    first = hold(worker, toy)
+    values = [2, 3, 4, BAD, 5, 6, 7, 8]
+    jobs = [worker.submit(image(value), 20) for value in values]
+    toy.go.set()
+    first.result.result(5)
+    for value, job in zip(values, jobs, strict=True):
+        if value == BAD:
+            with pytest.raises(EngineError, match="the runtime broke"):
+                job.result.result(5)
+        else:
+            assert job.result.result(5).labels[0, 0, 0] == value
+    assert toy.calls == [[1], values, *[[value] for value in values]]
+    worker.close(5)
+    assert batches[-1].failed == 1
+
+
+def test_who_goes_is_not_computed(work: Callable) -> None:
+    worker, (toy,), _ = work()
+    first = hold(worker, toy)
+    stays, goes = worker.submit(image(2), 20), worker.submit(image(3), 20)
+    worker.cancel(goes)
+    worker.cancel(first)  # is being computed: for nobody
+    toy.go.set()
+    assert stays.result.result(5).labels[0, 0, 0] == 2
+    assert toy.calls == [[1], [2]]
+    assert first.result.cancelled()
+    assert goes.result.cancelled()
+
+
+def test_who_is_late_is_told_so(work: Callable) -> None:
+    worker, (toy,), _ = work()
+    hold(worker, toy)
+    late = worker.submit(image(2), 0.05)
+    time.sleep(0.1)
+    toy.go.set()
+    with pytest.raises(LateError):
+        late.result.result(5)
+    assert toy.calls == [[1]]
+
+
+def test_a_queue_that_is_full_says_so_at_once(work: Callable) -> None:
+    worker, (toy,), _ = work()
+    hold(worker, toy)
+    worker.submit(image(2, size=(90, 100)), 20)
+    began = time.monotonic()
+    with pytest.raises(Full) as told:
+        worker.submit(image(3, size=(40, 50)), 20)
+    with pytest.raises(Full):
+        worker.check(1, (40, 50), 20)
+    assert told.value.retry_after > 0
+    assert time.monotonic() - began < 1
+    worker.check(1, (10, 10), 20)
+
+
+def test_an_engine_that_hangs_is_replaced(work: Callable) -> None:
+    worker, engines, _ = work(hangs_after=0.2)
+    stuck = hold(worker, engines[0])
+    waits = worker.submit(image(2), 20)
+    with pytest.raises(HungError):
+        stuck.result.result(5)
+    with pytest.raises(StoppedError):
+        waits.result.result(5)
+    until = time.monotonic() + 5
+    while worker.state != "ready" and time.monotonic() < until:
+        time.sleep(0.01)
+    assert len(engines) == 2
+    assert worker.submit(image(3), 20).result.result(5).labels[0, 0, 0] == 3
+    assert engines[0].calls == []
+    engines[0].go.set()  # the old one comes back after all: nobody waits for it
+    assert engines[0].closed.wait(5)
+    assert worker.engine is engines[1]
+
+
+def test_an_engine_that_cannot_be_opened_again_is_broken(work: Callable) -> None:
+    def refuse() -> Toy:
+        raise EngineError("the file is gone")
+
+    worker, (toy,), _ = work(hangs_after=0.2, reopen=refuse)
+    stuck = hold(worker, toy)
+    with pytest.raises(HungError):
+        stuck.result.result(5)
+    until = time.monotonic() + 5
+    while worker.state != "broken" and time.monotonic() < until:
+        time.sleep(0.01)
+    with pytest.raises(StoppedError, match="is broken"):
+        worker.submit(image(2), 20)
+
+
+def test_an_engine_that_hangs_again_and_again_is_broken(work: Callable) -> None:
+    def hanging() -> Toy:
+        toy = Toy()
+        toy.go.clear()
+        return toy
+
+    worker, (toy,), _ = work(hangs_after=0.1, reopen=hanging)
+    toy.go.clear()
+    for _ in range(4):
+        with pytest.raises(HungError):
+            worker.submit(image(1), 20).result.result(5)
+        until = time.monotonic() + 5
+        while worker.state == "restarting" and time.monotonic() < until:
+            time.sleep(0.01)
+    assert worker.state == "broken"
+
+
+def test_closing_answers_what_waits(work: Callable) -> None:
+    worker, (toy,), _ = work()
+    jobs = [hold(worker, toy), *(worker.submit(image(value, size=(value, 5)), 20) for value in (2, 3))]
+    closing = threading.Thread(target=worker.close)
+    closing.start()
+    until = time.monotonic() + 5
+    while worker.state != "stopping" and time.monotonic() < until:
+        time.sleep(0.01)
+    with pytest.raises(StoppedError):
+        worker.submit(image(4), 20)
+    toy.go.set()
+    closing.join(5)
+    assert not closing.is_alive()
+    assert [job.result.result(0).labels[0, 0, 0] for job in jobs] == [1, 2, 3]
+    assert toy.closed.wait(5)
+
+
+def test_what_is_left_when_the_time_to_close_is_over_fails(work: Callable) -> None:
+    worker, (toy,), _ = work()
+    hold(worker, toy)
+    left = worker.submit(image(2, size=(3, 3)), 20)
+    worker.close(0.05)
+    with pytest.raises(StoppedError):
+        left.result.result(5)
