@@ -17,6 +17,7 @@ from ddcat_serve import protocol_routes, segment
 from ddcat_serve.context import Context
 from ddcat_serve.errors import EngineError, InputError, RequestError
 from ddcat_serve.front import Front
+from ddcat_serve.guard import Guard
 from ddcat_serve.metrics import CONTENT_TYPE, Metrics
 from ddcat_serve.models import Models
 from ddcat_serve.settings import Settings
@@ -27,7 +28,9 @@ __all__ = ["create_app"]
 _log = logging.getLogger(__name__)
 
 
-def create_app(models: Models, settings: Settings, metrics: Metrics | None = None) -> FastAPI:
+def create_app(
+    models: Models, settings: Settings, metrics: Metrics | None = None, *, grpc_address: str | None = None
+) -> FastAPI:
     """
     Make the application.
 
@@ -38,6 +41,8 @@ def create_app(models: Models, settings: Settings, metrics: Metrics | None = Non
     settings : Settings
     metrics : Metrics, optional
         That batches are counted in.
+    grpc_address : str, optional
+        Host and port at which the protocol is also served over gRPC, while the application lives.
 
     Returns
     -------
@@ -53,10 +58,16 @@ def create_app(models: Models, settings: Settings, metrics: Metrics | None = Non
     context = Context(models, settings, pool)
     counted = metrics or Metrics()
     counted.watch(context)
+    guard = Guard(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with contextlib.AsyncExitStack() as stack:
+            if grpc_address is not None:
+                from ddcat_serve.grpc_service import serve_grpc  # noqa: PLC0415 -- most servers have no need of it
+
+                await stack.enter_async_context(serve_grpc(context, guard, grpc_address))
+            yield
         pool.shutdown()
 
     app = FastAPI(
@@ -80,7 +91,7 @@ def create_app(models: Models, settings: Settings, metrics: Metrics | None = Non
 
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(Front, settings=settings, metrics=counted)  # the last one is the first to see a request
+    app.add_middleware(Front, guard=guard, metrics=counted)  # the last one is the first to see a request
     trace(app)
     return app
 

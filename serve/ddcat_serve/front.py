@@ -1,22 +1,17 @@
 """What every request passes first: its id, the key, the rate of its client; and at the end the log and the metrics."""
 
-import hmac
 import json
 import logging
 import re
 import time
 import uuid
-from collections.abc import Sequence
 
-from limits import parse
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ddcat_serve.guard import Guard
 from ddcat_serve.metrics import Metrics
-from ddcat_serve.settings import Settings
 
 __all__ = ["ACCESS", "Front"]
 
@@ -33,15 +28,12 @@ class Front:
     Parameters
     ----------
     app : ASGI application
-    settings : Settings
+    guard : Guard
     metrics : Metrics
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
-        self._key = None if settings.api_key is None else settings.api_key.get_secret_value().encode()
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
-        self._limit = None if settings.rate_limit is None else parse(settings.rate_limit)
+    def __init__(self, app: ASGIApp, guard: Guard, metrics: Metrics) -> None:
+        self._app, self._guard, self._metrics = app, guard, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or let the application answer."""
@@ -63,7 +55,8 @@ class Front:
             await send(message)
 
         client = (scope.get("client") or ("unknown", 0))[0]
-        refusal = None if scope["path"] in _OPEN else self._refusal(headers, client)
+        error = None if scope["path"] in _OPEN else self._guard.refusal(headers.getlist("authorization"), client)
+        refusal = None if error is None else JSONResponse({"error": str(error)}, error.status, error.headers)
         try:
             await (self._app if refusal is None else refusal)(scope, receive, answer)
         finally:
@@ -82,20 +75,3 @@ class Front:
                     }
                 )
             )
-
-    def _refusal(self, headers: Headers, client: str) -> JSONResponse | None:
-        if self._key is not None and not self._has_key(headers.getlist("authorization")):
-            message = "the API key is missing or another one: send Authorization: Bearer KEY"
-            return JSONResponse({"error": message}, 401, {"WWW-Authenticate": "Bearer"})
-        if self._limit is not None and not self._limiter.hit(self._limit, client):
-            reset, _ = self._limiter.get_window_stats(self._limit, client)
-            seconds = max(1, round(reset - time.time()))
-            message = f"more than {self._limit} from this client: try again in {seconds} s"
-            return JSONResponse({"error": message}, 429, {"Retry-After": str(seconds)})
-        return None
-
-    def _has_key(self, values: Sequence[str]) -> bool:
-        if len(values) != 1:
-            return False
-        kind, _, key = values[0].partition(" ")
-        return kind.lower() == "bearer" and hmac.compare_digest(key.strip().encode(), self._key or b"")

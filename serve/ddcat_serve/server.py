@@ -51,12 +51,15 @@ def serve(sources: Sequence[Source], *, host: str, port: int, threads: int | Non
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
     log_as_json()
+    if settings.grpc_port is not None:
+        _listen(host, settings.grpc_port).close()  # says in a line what gRPC would say in many
     metrics = Metrics()
     with (
         _listen(host, port) as listener,
         load_models(sources, settings=settings, threads=threads, trust=trust, observe=metrics.count_batch) as models,
     ):
-        app = create_app(models, settings, metrics)
+        grpc = None if settings.grpc_port is None else f"{f'[{host}]' if ':' in host else host}:{settings.grpc_port}"
+        app = create_app(models, settings, metrics, grpc_address=grpc)
         config = uvicorn.Config(
             app,
             http=patient(settings),
@@ -65,7 +68,7 @@ def serve(sources: Sequence[Source], *, host: str, port: int, threads: int | Non
             timeout_graceful_shutdown=round(settings.drain) or 1,
             server_header=False,
         )
-        _introduce(models, host, listener.getsockname()[1])
+        _introduce(models, host, listener.getsockname()[1], grpc)
         _Server(config, app.state.context).run(sockets=[listener])
 
 
@@ -90,7 +93,7 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def _introduce(models: Models, host: str, port: int) -> None:
+def _introduce(models: Models, host: str, port: int, grpc: str | None) -> None:
     for versions in models.values():
         for model in versions.values():
             engine = ", ".join(f"{key} {value}" for key, value in model.engine.description.items())
@@ -98,6 +101,8 @@ def _introduce(models: Models, host: str, port: int) -> None:
             print(f"    passport: {model.passport.known}\n    {engine}")
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     choice = f"?model={next(iter(models))}" if len(models) > 1 else ""
+    if grpc is not None:
+        print(f"gRPC at {grpc}")
     print(f"listening at {address}")
     print(f"try: curl --fail-with-body --data-binary @image.jpg -o mask.png '{address}/v1/segment{choice}'", flush=True)
 

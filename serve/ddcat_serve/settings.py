@@ -52,6 +52,7 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins whose pages may ask, with commas between them."
     )
+    grpc_port: int | None = Field(None, ge=1, le=65535, description="Port at which gRPC is served, too, at the same address.")
     demo: bool = Field(False, description="Show golden images, which are of the data set, on the page at /.")
 
     @field_validator("cors_origins", mode="before")

@@ -1,0 +1,39 @@
+"""Schemathesis over the API's own description: nothing that it sends ends in a 5xx or in an answer that is not described."""
+
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from ddcat_serve.app import create_app
+from ddcat_serve.models import Models
+from ddcat_serve.settings import Settings
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_all_answers_are_described(models: Models) -> None:
+    schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(models, Settings(max_bytes=65536, max_pixels=5000)))
+    seen = set()
+    for found in schema.get_all_operations():
+        operation = found.ok()
+
+        # what a schema cannot say of an image is refused, and that is no fault
+        @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(operation.as_strategy())
+        def answered(case: Any) -> None:
+            seen.add(case.call_and_validate(excluded_checks=[positive_data_acceptance]).status_code)
+
+        answered()
+    assert {200, 400, 404} <= seen
+
+
+def test_examples_of_the_description_are_answered(client: Any) -> None:
+    described = client.get("/openapi.json").json()
+    infer = described["paths"]["/v2/models/{name}/infer"]["post"]
+    example = infer["requestBody"]["content"]["application/json"]["example"]
+    example["inputs"][0] |= {"shape": [1, 8, 8, 3], "data": [1] * 192}  # the small model takes no image of 1 x 2
+    assert client.post("/v2/models/small/infer", json=example).status_code == 200
+    assert {"200", "400", "404", "413", "429", "503"} <= set(infer["responses"])
+    assert "image/webp" in described["paths"]["/v1/segment"]["post"]["requestBody"]["content"]

@@ -1,0 +1,137 @@
+"""The clients of a real Triton, over HTTP and gRPC, at once and async, as they would speak to one."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.grpc.aio as triton_grpc_aio
+import tritonclient.http as triton_http
+import tritonclient.http.aio as triton_http_aio
+from tritonclient.utils import InferenceServerException
+
+from ddcat.bundle import Bundle
+from tests.serve.test_faults import server
+
+KEY = "a long secret"
+IMAGES = np.random.default_rng(5).integers(0, 256, (2, 21, 30, 3)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """Of HTTP and of gRPC."""
+    from ddcat.bundle import write_bundle  # noqa: PLC0415
+    from tests.serve.conftest import small_graph, small_manifest  # noqa: PLC0415
+
+    content = small_graph()
+    bundle: Bundle = write_bundle(
+        tmp_path_factory.mktemp("triton") / "small.bundle", small_manifest(content), {"model.onnx": content}
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with server(Path(bundle.path), "--grpc-port", port, "--api-key", KEY) as (_, address):
+        yield address.removeprefix("http://"), f"127.0.0.1:{port}"
+
+
+def key() -> dict[str, str]:
+    """A new one each time: the HTTP client adds to it."""
+    return {"authorization": f"Bearer {KEY}"}
+
+
+def request(client: Any, binary: bool = True) -> tuple[list[Any], list[Any]]:
+    image = client.InferInput("image", list(IMAGES.shape), "UINT8")
+    if client is triton_http:
+        image.set_data_from_numpy(IMAGES, binary_data=binary)
+        return [image], [client.InferRequestedOutput(name, binary_data=binary) for name in ("labels", "logits")]
+    image.set_data_from_numpy(IMAGES)
+    return [image], [client.InferRequestedOutput(name) for name in ("labels", "logits")]
+
+
+def check(result: Any, oracle: Callable) -> None:
+    labels, logits = oracle(IMAGES)
+    np.testing.assert_array_equal(result.as_numpy("labels"), labels)
+    np.testing.assert_allclose(result.as_numpy("logits"), logits, rtol=1e-6)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_http(addresses: tuple[str, str], oracle: Callable, binary: bool) -> None:
+    client = triton_http.InferenceServerClient(addresses[0])
+    assert client.is_server_live(key())
+    assert client.is_server_ready(key())
+    assert client.is_model_ready("small", headers=key())
+    assert client.is_model_ready("small", "1", headers=key())
+    assert not client.is_model_ready("other", headers=key())
+    assert client.get_server_metadata(key())["extensions"] == ["binary_tensor_data"]
+    metadata = client.get_model_metadata("small", headers=key())
+    assert metadata["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}]
+    inputs, outputs = request(triton_http, binary)
+    result = client.infer("small", inputs, outputs=outputs, request_id="7", headers=key(), timeout=5_000_000)
+    check(result, oracle)
+    assert result.get_response()["id"] == "7"
+    for model, version, message in (("other", "", "no model is named"), ("small", "9", "has no version")):
+        with pytest.raises(InferenceServerException, match=message):
+            client.infer(model, inputs, model_version=version, headers=key())
+    with pytest.raises(InferenceServerException, match="API key"):
+        client.infer("small", inputs)
+    with pytest.raises(InferenceServerException, match="no output 'mask'"):
+        client.infer("small", inputs, outputs=[triton_http.InferRequestedOutput("mask")], headers=key())
+
+
+def test_http_async(addresses: tuple[str, str], oracle: Callable) -> None:
+    async def ask() -> None:
+        async with triton_http_aio.InferenceServerClient(addresses[0]) as client:
+            assert await client.is_server_ready(key())
+            inputs, outputs = request(triton_http)
+            for result in await asyncio.gather(
+                *(client.infer("small", inputs, outputs=outputs, headers=key()) for _ in range(8))
+            ):
+                check(result, oracle)
+
+    asyncio.run(ask())
+
+
+def test_grpc(addresses: tuple[str, str], oracle: Callable) -> None:
+    with triton_grpc.InferenceServerClient(addresses[1]) as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("small", headers=key())
+        assert client.get_server_metadata(key()).name == "ddcat"
+        metadata = client.get_model_metadata("small", headers=key())
+        assert [(t.name, t.datatype, list(t.shape)) for t in metadata.outputs] == [
+            ("labels", "UINT8", [-1, -1, -1]), ("logits", "FP32", [-1, 4, -1, -1]),
+        ]  # fmt: skip
+        inputs, outputs = request(triton_grpc)
+        result = client.infer("small", inputs, outputs=outputs, request_id="7", headers=key())
+        check(result, oracle)
+        assert result.get_response().id == "7"
+        for model, version, message in (("other", "", "no model is named"), ("small", "9", "has no version")):
+            with pytest.raises(InferenceServerException, match=message) as caught:
+                client.infer(model, inputs, model_version=version, headers=key())
+            assert caught.value.status() == "StatusCode.NOT_FOUND"
+        with pytest.raises(InferenceServerException, match="API key"):
+            client.infer("small", inputs)
+        wrong = triton_grpc.InferInput("image", [1, 8, 8, 4], "UINT8")
+        wrong.set_data_from_numpy(np.zeros((1, 8, 8, 4), np.uint8))
+        with pytest.raises(InferenceServerException, match=r"takes \[N, H, W, 3\]"):
+            client.infer("small", [wrong], headers=key())
+        small = triton_grpc.InferInput("image", [1, 4, 4, 3], "UINT8")
+        small.set_data_from_numpy(np.zeros((1, 4, 4, 3), np.uint8))
+        with pytest.raises(InferenceServerException, match="height 4 does not fit") as caught:
+            client.infer("small", [small], headers=key())
+        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+def test_grpc_async(addresses: tuple[str, str], oracle: Callable) -> None:
+    async def ask() -> None:
+        async with triton_grpc_aio.InferenceServerClient(addresses[1]) as client:
+            inputs, outputs = request(triton_grpc)
+            for result in await asyncio.gather(
+                *(client.infer("small", inputs, outputs=outputs, headers=key()) for _ in range(8))
+            ):
+                check(result, oracle)
+
+    asyncio.run(ask())
