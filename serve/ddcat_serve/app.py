@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from ddcat import __version__
-from ddcat_serve import protocol_routes, segment
+from ddcat_serve import page, protocol_routes, segment
 from ddcat_serve.context import Context
 from ddcat_serve.errors import EngineError, InputError, RequestError
 from ddcat_serve.front import Front
@@ -83,6 +83,7 @@ def create_app(
     _answer_errors(app)
     app.include_router(segment.router(context))
     app.include_router(protocol_routes.router(context))
+    app.include_router(page.router(context))
 
     @app.get("/metrics", response_class=Response, tags=["Operation"], responses=context.errors)
     async def read_metrics() -> Response:

@@ -16,7 +16,7 @@ from ddcat_serve.metrics import Metrics
 __all__ = ["ACCESS", "Front"]
 
 ACCESS = "ddcat_serve.access"  # the logger: a JSON object for each request
-_OPEN = ("/v2/health/live", "/v2/health/ready")  # orchestrators have no key, and ask often
+_OPEN = ("/", "/v2/health/live", "/v2/health/ready")  # the page asks for the key; orchestrators have none, and ask often
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _log = logging.getLogger(ACCESS)
 

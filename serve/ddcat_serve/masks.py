@@ -10,7 +10,7 @@ from pycocotools import mask as coco  # type: ignore[import-untyped]
 
 from ddcat.classes import Classes, coloured
 
-__all__ = ["encode_confidence", "encode_mask", "encode_overlay", "encode_rle"]
+__all__ = ["encode_confidence", "encode_image", "encode_mask", "encode_overlay", "encode_rle"]
 
 _LEVEL = 1  # of compression: level 6 takes five times as long
 _OPACITY = 0.5
@@ -48,6 +48,11 @@ def encode_overlay(labels: U8, image: U8, classes: Classes) -> bytes:
     """
     mixed = image + (coloured(labels, classes).astype(np.int16) - image) * _OPACITY
     return _png(Image.fromarray(mixed.round().astype(np.uint8)))
+
+
+def encode_image(image: U8) -> bytes:
+    """Encode an image, (H, W, 3) uint8, as an RGB PNG."""
+    return _png(Image.fromarray(image))
 
 
 def encode_confidence(confidence: npt.NDArray[np.float32]) -> bytes:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import math
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +19,13 @@ from ddcat_serve.batching import Full, Queue
 from ddcat_serve.engines import Engine, Outputs, open_engine
 from ddcat_serve.engines.base import Images, check_images
 from ddcat_serve.errors import EngineError, RequestError, ServeError
-from ddcat_serve.golden import read_golden, replay
+from ddcat_serve.golden import Example, read_golden, replay
 from ddcat_serve.settings import Settings
 from ddcat_serve.worker import Batch, HungError, Job, LateError, StoppedError, Worker
 
 __all__ = ["Models", "ServedModel", "Source", "find", "load_models", "parse_source"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # as in manifests: it is part of addresses
 
 Observe = Callable[["ServedModel", Batch], None]
 
@@ -46,12 +49,24 @@ class ServedModel:
         That it is served by.
     passport : Found
         What the gate said of it.
+    examples : tuple of Example
+        Its golden images, where they may be shown.
     worker : Worker
         Has its engine.
     """
 
-    def __init__(self, bundle: Bundle, *, name: str, version: str, passport: Found, worker: Worker) -> None:
-        self.bundle, self.name, self.version, self.passport, self.worker = bundle, name, version, passport, worker
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        name: str,
+        version: str,
+        passport: Found,
+        worker: Worker,
+        examples: tuple[Example, ...] = (),
+    ) -> None:
+        self.bundle, self.name, self.version = bundle, name, version
+        self.passport, self.worker, self.examples = passport, worker, examples
         self.classes = bundle.manifest.class_table()
 
     @property
@@ -142,7 +157,7 @@ def find(models: Models, name: str, version: str | None = None) -> ServedModel:
 def parse_source(text: str) -> Source:
     """Read BUNDLE or NAME=BUNDLE."""
     name, equals, path = text.partition("=")
-    return Source(Path(path), name) if equals and "/" not in name and not Path(text).exists() else Source(Path(text))
+    return Source(Path(path), name) if equals and _NAME.fullmatch(name) and not Path(text).exists() else Source(Path(text))
 
 
 @contextlib.contextmanager
@@ -185,8 +200,10 @@ def load_models(
             source = given if isinstance(given, Source) else Source(given)
             bundle = open_bundle(source.path, trust)
             name = source.name or bundle.manifest.name
-            if not name or "/" in name:
-                raise ServeError(f"{source.path}: {name!r} is no name of a model: letters, digits, - and _ would be right")
+            if not _NAME.fullmatch(name):
+                raise ServeError(
+                    f"{source.path}: {name!r} is no name of a model: letters, digits, '.', '-' and '_' would be right"
+                )
             versions = models.setdefault(name, {})
             model = _load(bundle, name, str(len(versions) + 1), settings, threads, trust, observe)
             versions[model.version] = model
@@ -222,7 +239,14 @@ def _load(
         hangs_after=settings.hangs_after,
         observe=lambda done: observe(model, done),
     )
-    model = ServedModel(known, name=name, version=version, passport=read_passport(bundle), worker=worker)
+    model = ServedModel(
+        known,
+        name=name,
+        version=version,
+        passport=read_passport(bundle),
+        worker=worker,
+        examples=read_golden(bundle) if settings.demo else (),
+    )
     return model
 
 

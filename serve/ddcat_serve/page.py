@@ -1,0 +1,100 @@
+"""The page at `/`, and what it asks for: the models, and where the server is a demonstration, their golden images."""
+
+from importlib.resources import files
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter, Query
+from starlette.responses import HTMLResponse, Response
+
+from ddcat_serve.context import Context, provenance
+from ddcat_serve.errors import RequestError
+from ddcat_serve.golden import Example
+from ddcat_serve.masks import encode_image
+from ddcat_serve.models import ServedModel, find
+
+__all__ = ["router", "weakened"]
+
+_HEADERS = {
+    # nothing of anywhere else: what the page shows stays between it and this server
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "img-src 'self' blob: data:; connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def router(context: Context) -> APIRouter:
+    """Make the routes."""
+    routes = APIRouter(tags=["Page"], responses=context.errors)
+    html = files("ddcat_serve").joinpath("page.html").read_text(encoding="utf-8")
+
+    @routes.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def page() -> Response:
+        return HTMLResponse(html, headers=_HEADERS)
+
+    @routes.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """List all versions of all models, with their classes, colours and passports."""
+        return {"models": [_about(model) for model in context.served]}
+
+    @routes.get("/v1/models/{name}/examples/{number}", response_class=Response)
+    async def example(
+        name: str,
+        number: int,
+        version: str | None = None,
+        strength: Annotated[
+            float, Query(ge=0, le=1, description="Share of the attack's perturbation; 0: the clean image.")
+        ] = 0.0,
+    ) -> Response:
+        """Give a golden image of a model as a PNG, attacked so strongly; only where the server is a demonstration."""
+        model = find(context.models, name, version)
+        pairs = _pairs(model)
+        if not 0 <= number < len(pairs):
+            there = f"it has {len(pairs)}" if pairs else "--demo shows them, where the bundle has some"
+            raise RequestError(404, f"{name} has no example {number}: {there}")
+        clean, attacked = pairs[number]
+        image = weakened(clean.image, attacked.image, strength)
+        return Response(encode_image(image), media_type="image/png", headers=provenance(model))
+
+    return routes
+
+
+def weakened(clean: npt.NDArray[np.uint8], attacked: npt.NDArray[np.uint8], strength: float) -> npt.NDArray[np.uint8]:
+    """
+    Take a share of a perturbation, rounded toward the clean image to whole grey levels.
+
+    Parameters
+    ----------
+    clean, attacked : (H, W, 3) uint8
+    strength : float
+        In [0, 1].
+    """
+    change = strength * (attacked.astype(np.float64) - clean)
+    return (clean + np.trunc(change + np.copysign(1e-9, change))).astype(np.uint8)
+
+
+def _about(model: ServedModel) -> dict[str, Any]:
+    passport, manifest = model.passport.passport, model.bundle.manifest
+    return {
+        "name": model.name,
+        "version": model.version,
+        "method": manifest.source.method,
+        "architecture": manifest.source.architecture,
+        "engine": model.engine.description.get("runtime", manifest.engine.name),
+        "precision": manifest.engine.effective_precision,
+        "bundle": model.bundle.digest,
+        "trust": model.bundle.trust,
+        "classes": [entry.model_dump(mode="json") for entry in manifest.classes],
+        "passport": None if passport is None else passport.model_dump(mode="json"),
+        "passport_known": model.passport.known,
+        "examples": len(_pairs(model)),
+    }
+
+
+def _pairs(model: ServedModel) -> list[tuple[Example, Example]]:
+    """Clean images, each with its attacked one."""
+    byname = {example.name: example for example in model.examples}
+    numbers = sorted(int(name.removeprefix("clean.")) for name in byname if name.startswith("clean."))
+    return [(byname[f"clean.{number}"], byname[f"adversarial.{number}"]) for number in numbers]
