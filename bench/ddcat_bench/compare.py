@@ -1,6 +1,6 @@
 """`ddcat-bench compare`: engines and precisions side by side, from what the gate found of each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +22,7 @@ _RESULT = "gate.json"
 class EngineRow(Strict):
     """One engine, as the gate found it."""
 
-    name: str
+    name: str = Field(description="of the bundle's folder, or of the result folder")
     bundle: str = Field(description="SHA-256 of its manifest")
     checkpoint: str = Field(description="method and architecture, and the beginning of its SHA-256")
     runtime: str
@@ -56,7 +56,7 @@ class CompareResult(Strict):
     rows: tuple[EngineRow, ...]
 
 
-def find_gates(paths: Sequence[Path]) -> list[GateResult]:
+def find_gates(paths: Sequence[Path]) -> dict[str, GateResult]:
     """
     Read what the gate found of bundles.
 
@@ -65,15 +65,23 @@ def find_gates(paths: Sequence[Path]) -> list[GateResult]:
     paths : sequence of Path
         Bundles, whose result folder (BUNDLE-gate) lies beside them, or result folders of `ddcat-bench gate`.
 
+    Returns
+    -------
+    dict of str to GateResult
+        By the names of the folders.
+
     Raises
     ------
     BenchError
-        Where there is none, or it is of another bundle than lies there now.
+        Where there is none, it is of another bundle than lies there now, or two folders have one name.
     """
-    found = []
+    found: dict[str, GateResult] = {}
     for path in paths:
+        name = path.resolve().name.removesuffix("-gate")
+        if name in found:
+            raise BenchError(f"two of the folders are named {name}: only different names can be told apart")
         if (path / _RESULT).is_file():
-            found.append(read_result(path / _RESULT, GateResult))
+            found[name] = read_result(path / _RESULT, GateResult)
             continue
         bundle, file = open_bundle(path), beside(path, "gate") / _RESULT
         if not file.is_file():
@@ -83,43 +91,43 @@ def find_gates(paths: Sequence[Path]) -> list[GateResult]:
         result = read_result(file, GateResult)
         if result.bundle.sha256 != bundle.digest:
             raise BenchError(f"{file} speaks of another bundle than {path}: ddcat-bench gate {path} judges this one")
-        found.append(result)
+        found[name] = result
     return found
 
 
-def compare(gates: Sequence[GateResult]) -> CompareResult:
+def compare(gates: Mapping[str, GateResult]) -> CompareResult:
     """
     Put engines side by side under the strongest threat that all were judged under.
 
     Parameters
     ----------
-    gates : sequence of GateResult
+    gates : mapping of str to GateResult
+        By the names to call them.
 
     Raises
     ------
     BenchError
         Where they were judged on other images, or under no common attack.
     """
-    first = gates[0]
-    for other in gates[1:]:
+    first_name, first = next(iter(gates.items()))
+    for name, other in gates.items():
         if (other.data.name, other.data.names) != (first.data.name, first.data.names):
             raise BenchError(
-                f"{other.bundle.name} was judged on {_data(other)}, {first.bundle.name} on {_data(first)}: only results on the "
-                "same images compare"
+                f"{name} was judged on {_data(other)}, {first_name} on {_data(first)}: only results on the same images compare"
             )
     common = [
         row.name
         for row in first.threats
-        if row.name != "clean" and all(_threat(other, row.name) is not None for other in gates)
+        if row.name != "clean" and all(_threat(other, row.name) is not None for other in gates.values())
     ]
     if not common:
         raise BenchError("the engines were judged under no common attack: the same budget for all would be right")
-    rows = [_row(gate, common[-1]) for gate in gates]
+    rows = [_row(name, gate, common[-1]) for name, gate in gates.items()]
     return CompareResult(
         data=_data(first),
         images=len(first.data.names),
         threat=common[-1],
-        machines=tuple(dict.fromkeys(", ".join(map(str, gate.environment.machine.values())) for gate in gates)),
+        machines=tuple(dict.fromkeys(", ".join(map(str, gate.environment.machine.values())) for gate in gates.values())),
         rows=tuple(row.model_copy(update={"best": not any(_beats(other, row) for other in rows)}) for row in rows),
     )
 
@@ -133,12 +141,12 @@ def _beats(other: EngineRow, row: EngineRow) -> bool:
     )
 
 
-def _row(gate: GateResult, threat: str) -> EngineRow:
+def _row(name: str, gate: GateResult, threat: str) -> EngineRow:
     clean, attacked = gate.threats[0], _threat(gate, threat)
     assert attacked is not None
     timed, ratio = gate.speed.find("engine"), gate.speed.ratios[0]
     return EngineRow(
-        name=gate.bundle.name,
+        name=name,
         bundle=gate.bundle.sha256,
         checkpoint=f"{gate.checkpoint.method}, {gate.checkpoint.architecture}, {gate.checkpoint.sha256[:8]}",
         runtime=str(gate.bundle.engine["runtime"]).partition("-")[0],

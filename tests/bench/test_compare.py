@@ -18,11 +18,11 @@ from tests.bench.gates import made_gate
 @pytest.fixture
 def three() -> CompareResult:
     return compare(
-        [
-            made_gate("slow and robust", seconds=0.2, attacked=30.0),
-            made_gate("quick", seconds=0.1, attacked=28.0, verdict="refuse"),
-            made_gate("beaten", seconds=0.15, attacked=27.0, verdict="inconclusive"),
-        ]
+        {
+            "slow and robust": made_gate(seconds=0.2, attacked=30.0),
+            "quick": made_gate(seconds=0.1, attacked=28.0, verdict="refuse"),
+            "beaten": made_gate(seconds=0.15, attacked=27.0, verdict="inconclusive"),
+        }
     )
 
 
@@ -32,7 +32,7 @@ def test_what_another_beats_in_both_is_not_among_the_best(three: CompareResult) 
 
 
 def test_equals_do_not_beat_each_other() -> None:
-    assert all(row.best for row in compare([made_gate(), made_gate()]).rows)
+    assert all(row.best for row in compare({"a": made_gate(), "b": made_gate()}).rows)
 
 
 def test_the_pages_say_the_same(three: CompareResult) -> None:
@@ -50,10 +50,10 @@ def test_other_images_or_threats_do_not_compare() -> None:
     passed = made_gate()
     fewer = passed.data.model_copy(update={"names": passed.data.names[:-1]})
     with pytest.raises(BenchError, match="only results on the same images compare"):
-        compare([passed, passed.model_copy(update={"data": fewer})])
+        compare({"a": passed, "b": passed.model_copy(update={"data": fewer})})
     with pytest.raises(BenchError, match="under no common attack"):
-        compare([passed, passed.model_copy(update={"threats": passed.threats[:1]})])
-    common = compare([passed, passed.model_copy(update={"threats": passed.threats[:2]})])
+        compare({"a": passed, "b": passed.model_copy(update={"threats": passed.threats[:1]})})
+    common = compare({"a": passed, "b": passed.model_copy(update={"threats": passed.threats[:2]})})
     assert common.threat == passed.threats[1].name
 
 
@@ -82,7 +82,15 @@ def test_a_bundle_needs_a_gate_of_its_own(make_bundle: Callable[..., Bundle]) ->
     own = gate.model_copy(update={"bundle": gate.bundle.model_copy(update={"sha256": bundle.digest})})
     place.mkdir()
     (place / "gate.json").write_text(to_json(own))
-    assert find_gates([bundle.path]) == [own]
+    assert find_gates([bundle.path]) == {"tiny.bundle": own}
     (place / "gate.json").write_text(to_json(gate))
     with pytest.raises(BenchError, match="speaks of another bundle"):
         find_gates([bundle.path])
+
+
+def test_names_tell_results_apart(tmp_path: Path) -> None:
+    for folder in ("a/same", "b/same"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "gate.json").write_text(to_json(made_gate()))
+    with pytest.raises(BenchError, match="two of the folders are named same"):
+        find_gates([tmp_path / "a/same", tmp_path / "b/same"])

@@ -24,7 +24,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     )  # fmt: skip
     good = bad.model_copy(update={"name": "latency", "verdict": "pass", "reason": "as quick as it should be"})
     refused = made_gate("refused", attacked=24.0, verdict="refuse", findings=(good, bad))
-    pages = {"gate": gate_html(refused), "compare": compare_html(compare([made_gate(), refused]))}
+    pages = {"gate": gate_html(refused), "compare": compare_html(compare({"good": made_gate(), "bad": refused}))}
     for name, page in pages.items():
         (folder / f"{name}.html").write_text(page)
     return {name: folder / f"{name}.html" for name in pages}
