@@ -87,6 +87,34 @@ def inspect(
     (print_json if as_json else print_bundle)(opened)
 
 
+@app.command()
+def triton(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat-export wrote, for ort or trt.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder: the model repository.")],
+    require_signature: RequireSignature = None,
+    expect_digest: ExpectDigest = None,
+) -> None:
+    """
+    Write a model repository for NVIDIA Triton, and check it.
+
+    Triton serves the engine's own file, in batches, and an ensemble from image files to masks. Its Python parts import
+    ddcat_serve, which must be installed beside Triton. With --model-config-name=python our own engine computes instead.
+
+    For example:
+
+    - `ddcat-serve triton runs/camvid/bundle repository && tritonserver --model-repository=repository`
+    """
+    from ddcat.bundle import Trust, open_bundle
+    from ddcat.files import check_vacant
+    from ddcat_serve.deploy.triton import write_repository
+
+    check_vacant(out)
+    opened = open_bundle(bundle, Trust(require_signature, tuple(expect_digest or ())))
+    for file in write_repository(opened, out):
+        typer.echo(file)
+    typer.echo(f"checked; tritonserver --model-repository={out} serves {opened.manifest.name} and {opened.manifest.name}-file")
+
+
 def main() -> None:
     """Run the command."""
     command.run(app)

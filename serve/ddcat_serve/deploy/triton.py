@@ -1,0 +1,157 @@
+"""
+`ddcat-serve triton`: a model repository for NVIDIA Triton from a bundle.
+
+- NAME: the engine's own file under Triton's backend for it, with dynamic batching, queue limits, and warm-up;
+- NAME with `--model-config-name=python`: the same inputs and outputs by Triton's Python backend and our own engine, for a
+  Triton that lacks that backend, and to compare with;
+- NAME-file: an ensemble from the bytes of an image file to those of a palette PNG, by NAME-decode and NAME-encode.
+
+The Python parts import ddcat_serve, so that files are decoded, and masks encoded, as our own server does.
+"""
+
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from ddcat.bundle import Bundle
+from ddcat.files import new_directory
+from ddcat.manifest import Shapes, TensorEntry
+from ddcat_serve.deploy.triton_check import check
+from ddcat_serve.errors import ServeError
+
+__all__ = ["CONFIG", "PYTHON", "write_repository"]
+
+CONFIG, PYTHON = "config.pbtxt", "configs/python.pbtxt"
+_BACKENDS = {"ort": ("onnxruntime", "model.onnx"), "trt": ("tensorrt", "model.plan")}  # and the file's name there
+_TYPES = {"uint8": pb.TYPE_UINT8, "float32": pb.TYPE_FP32}
+_MOST_IMAGES = 8
+_QUEUE, _PATIENCE_US, _DELAY_US = 64, 2_000_000, 2_000
+
+
+def write_repository(bundle: Bundle, out: Path) -> list[Path]:
+    """
+    Write a repository and check it: each configuration is one that Triton reads, and the engine's file has these tensors.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        Of the engine ort or trt.
+    out : Path
+        Must not exist, or be empty.
+
+    Returns
+    -------
+    list of Path
+        What was written, relative to `out`.
+
+    Raises
+    ------
+    ServeError
+        For another engine, or where a check fails.
+    """
+    engine = bundle.manifest.engine
+    if engine.name not in _BACKENDS:
+        raise ServeError(
+            f"{bundle.path} is of the engine {engine.name}, for which Triton needs other files: ddcat-export {bundle.path} "
+            "--engine ort, or trt, would be right"
+        )
+    with new_directory(out) as aside:
+        for place, content in _contents(bundle):
+            (aside / place).parent.mkdir(parents=True, exist_ok=True)
+            (aside / place).write_bytes(content)
+        check(bundle, aside)
+    return sorted(file.relative_to(out) for file in out.rglob("*") if file.is_file())
+
+
+def _contents(bundle: Bundle) -> Iterator[tuple[str, bytes]]:
+    name, engine = bundle.manifest.name, bundle.manifest.engine
+    backend, file = _BACKENDS[engine.name]
+    yield f"{name}/{CONFIG}", _text(_model(bundle, backend, file))
+    yield f"{name}/{PYTHON}", _text(_model(bundle, "python", "model.py"))
+    yield f"{name}/1/{file}", bundle.files[engine.file]
+    yield f"{name}/1/model.py", _program("engine")
+    for part in ("decode", "encode"):
+        yield f"{name}-{part}/{CONFIG}", _text(_step(name, part))
+        yield f"{name}-{part}/1/model.py", _program(part)
+    yield f"{name}-file/{CONFIG}", _text(_ensemble(name))
+    yield f"{name}-file/1/.keep", b""
+    # the manifest tells the Python parts what the classes and the sizes are; an engine opens from the whole bundle
+    for place, content in {"manifest.json": bundle.manifest.to_bytes(), **bundle.files}.items():
+        yield f"{name}/bundle/{place}", content
+    yield f"{name}-encode/manifest.json", bundle.manifest.to_bytes()
+
+
+def _model(bundle: Bundle, backend: str, file: str) -> pb.ModelConfig:
+    manifest = bundle.manifest
+    config = pb.ModelConfig(
+        name=manifest.name, backend=backend, default_model_filename=file, max_batch_size=_most(manifest.shapes)
+    )
+    config.input.extend([pb.ModelInput(name=e.name, data_type=_TYPES[e.dtype], dims=_dims(e)) for e in manifest.inputs])
+    config.output.extend([pb.ModelOutput(name=e.name, data_type=_TYPES[e.dtype], dims=_dims(e)) for e in manifest.outputs])
+    config.instance_group.add(
+        count=1, kind=pb.ModelInstanceGroup.KIND_AUTO if backend != "python" else pb.ModelInstanceGroup.KIND_CPU
+    )
+    batching = config.dynamic_batching
+    batching.max_queue_delay_microseconds = _DELAY_US
+    policy = batching.default_queue_policy
+    policy.timeout_action, policy.default_timeout_microseconds = pb.ModelQueuePolicy.REJECT, _PATIENCE_US
+    policy.allow_timeout_override, policy.max_queue_size = True, _QUEUE
+    for height, width in _sizes(manifest.shapes):
+        warm = config.model_warmup.add(name=f"{height}x{width}", batch_size=max(1, manifest.shapes.batch.minimum))
+        warm.inputs["image"].CopyFrom(pb.ModelWarmup.Input(data_type=pb.TYPE_UINT8, dims=[height, width, 3], zero_data=True))
+    return config
+
+
+def _step(name: str, part: str) -> pb.ModelConfig:
+    """Of files one by one: images of a batch would need one size."""
+    config = pb.ModelConfig(name=f"{name}-{part}", backend="python", max_batch_size=0)
+    image = {"data_type": pb.TYPE_UINT8, "dims": [1, -1, -1, 3]}
+    if part == "decode":
+        config.input.add(name="file", data_type=pb.TYPE_STRING, dims=[1])
+        config.output.add(name="image", **image)
+    else:
+        config.input.add(name="labels", data_type=pb.TYPE_UINT8, dims=[1, -1, -1])
+        config.output.add(name="mask", data_type=pb.TYPE_STRING, dims=[1])
+    config.instance_group.add(count=2, kind=pb.ModelInstanceGroup.KIND_CPU)
+    return config
+
+
+def _ensemble(name: str) -> pb.ModelConfig:
+    config = pb.ModelConfig(name=f"{name}-file", platform="ensemble", max_batch_size=0)
+    config.input.add(name="file", data_type=pb.TYPE_STRING, dims=[1])
+    config.output.add(name="mask", data_type=pb.TYPE_STRING, dims=[1])
+    steps: tuple[tuple[str, Mapping[str, str], Mapping[str, str]], ...] = (
+        (f"{name}-decode", {"file": "file"}, {"image": "image"}),
+        (name, {"image": "image"}, {"labels": "labels"}),
+        (f"{name}-encode", {"labels": "labels"}, {"mask": "mask"}),
+    )
+    for model, inputs, outputs in steps:
+        step = config.ensemble_scheduling.step.add(model_name=model, model_version=-1)
+        step.input_map.update(inputs)
+        step.output_map.update(outputs)
+    return config
+
+
+def _text(config: pb.ModelConfig) -> bytes:
+    text: str = text_format.MessageToString(config)
+    return text.encode()
+
+
+def _program(part: str) -> bytes:
+    return files("ddcat_serve.deploy").joinpath("triton_programs", f"{part}.py").read_bytes()
+
+
+def _dims(entry: TensorEntry) -> list[int]:
+    """Without the batch, which Triton adds."""
+    return [size if isinstance(size, int) else -1 for size in entry.shape[1:]]
+
+
+def _most(shapes: Shapes) -> int:
+    return min(_MOST_IMAGES, shapes.batch.maximum or _MOST_IMAGES)
+
+
+def _sizes(shapes: Shapes) -> Iterator[tuple[int, int]]:
+    yield from shapes.sizes or [(shapes.height.minimum, shapes.width.minimum)]

@@ -1,0 +1,23 @@
+"""From labels to the bytes of a palette PNG, as our own server encodes them."""
+
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as triton
+
+from ddcat.manifest import parse_manifest
+from ddcat_serve.masks import encode_mask
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        file = Path(args["model_repository"]) / "manifest.json"
+        self.classes = parse_manifest(file.read_bytes(), str(file)).class_table()
+
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        labels = triton.get_input_tensor_by_name(request, "labels").as_numpy()
+        mask = encode_mask(labels[0], self.classes)
+        return triton.InferenceResponse([triton.Tensor("mask", np.array([mask], np.object_))])

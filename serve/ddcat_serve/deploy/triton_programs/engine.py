@@ -1,0 +1,36 @@
+"""The model by our own engine, in Triton's Python backend: what its backend for the engine's file would answer."""
+
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as triton
+
+from ddcat.bundle import open_bundle
+from ddcat_serve.engines import open_engine
+from ddcat_serve.errors import EngineError
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        bundle = open_bundle(Path(args["model_repository"]) / "bundle")
+        self.engine = open_engine(bundle)
+
+    def execute(self, requests):
+        """Triton has put requests of one size together; they are computed at once."""
+        images = [triton.get_input_tensor_by_name(request, "image").as_numpy() for request in requests]
+        try:
+            outputs = self.engine.infer(np.concatenate(images))
+        except EngineError as error:
+            return [triton.InferenceResponse(error=triton.TritonError(str(error))) for _ in requests]
+        responses, first = [], 0
+        for batch in images:
+            part = slice(first, first := first + len(batch))
+            tensors = [
+                triton.Tensor(entry.name, np.ascontiguousarray(getattr(outputs, entry.name)[part]))
+                for entry in self.engine.outputs
+            ]
+            responses.append(triton.InferenceResponse(tensors))
+        return responses
+
+    def finalize(self):
+        self.engine.close()

@@ -1,0 +1,204 @@
+"""The model repository for Triton: read by its protobuf, held against the engine's file, served by a real tritonserver."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import venv
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+from google.protobuf import text_format
+from PIL import Image
+from tritonclient.grpc import model_config_pb2 as pb
+from tritonclient.utils import InferenceServerException
+
+from ddcat.bundle import Bundle
+from ddcat_serve import cli
+from ddcat_serve.deploy.triton import write_repository
+from ddcat_serve.deploy.triton_check import check
+from ddcat_serve.engines import open_engine
+from ddcat_serve.errors import ServeError
+from tests.serve.test_faults import as_png
+
+ROOT = Path(__file__).parents[2]
+
+
+def read(file: Path) -> pb.ModelConfig:
+    config: pb.ModelConfig = text_format.Parse(file.read_text(), pb.ModelConfig())
+    return config
+
+
+def test_a_repository(bundle: Bundle, tmp_path: Path) -> None:
+    written = set(map(str, write_repository(bundle, tmp_path / "repository")))
+    assert written >= {
+        "small/config.pbtxt", "small/configs/python.pbtxt", "small/1/model.onnx", "small/1/model.py",
+        "small/bundle/manifest.json",
+        "small-decode/config.pbtxt", "small-encode/1/model.py", "small-file/config.pbtxt",
+    }  # fmt: skip
+    config = read(tmp_path / "repository/small/config.pbtxt")
+    assert (config.backend, config.default_model_filename, config.max_batch_size) == ("onnxruntime", "model.onnx", 4)
+    assert [(t.name, t.data_type, list(t.dims)) for t in config.input] == [("image", pb.TYPE_UINT8, [-1, -1, 3])]
+    assert [(t.name, t.data_type, list(t.dims)) for t in config.output] == [
+        ("labels", pb.TYPE_UINT8, [-1, -1]), ("logits", pb.TYPE_FP32, [4, -1, -1]),
+    ]  # fmt: skip
+    policy = config.dynamic_batching.default_queue_policy
+    assert (policy.timeout_action, policy.max_queue_size) == (pb.ModelQueuePolicy.REJECT, 64)
+    assert [list(warm.inputs["image"].dims) for warm in config.model_warmup] == [[8, 8, 3]]
+    twin = read(tmp_path / "repository/small/configs/python.pbtxt")
+    assert (twin.backend, twin.input, twin.output) == ("python", config.input, config.output)
+    steps = read(tmp_path / "repository/small-file/config.pbtxt").ensemble_scheduling.step
+    assert [step.model_name for step in steps] == ["small-decode", "small", "small-encode"]
+    assert (tmp_path / "repository/small/1/model.onnx").read_bytes() == bundle.files["model.onnx"]
+
+
+def test_every_size_of_a_ladder_is_warmed_up(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
+    write_repository(make_bundle("fixed", 37, 53, logits=False), tmp_path / "repository")
+    config = read(tmp_path / "repository/fixed/config.pbtxt")
+    assert [list(warm.inputs["image"].dims) for warm in config.model_warmup] == [[37, 53, 3]]
+    assert [list(t.dims) for t in (*config.input, *config.output)] == [[37, 53, 3], [37, 53]]
+
+
+def test_an_engine_that_triton_does_not_load_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    engine = bundle.manifest.engine.model_copy(update={"name": "openvino"})
+    other = dataclasses.replace(bundle, manifest=bundle.manifest.model_copy(update={"engine": engine}))
+    with pytest.raises(ServeError, match="--engine ort, or trt, would be right"):
+        write_repository(other, tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("TYPE_UINT8", "TYPE_INT8", "is not uint8"), ("dims: 3", "dims: 4", "has dims"),
+        ('name: "labels"', 'name: "mask"', "outputs"),
+        ('name: "small"', 'name: "other"', "names the model other"), ("max_batch_size: 4", "max_batch_size: 5", "does not take"),
+        ("input {", "inputs {", "is no configuration"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_found(bundle: Bundle, tmp_path: Path, before: str, after: str, message: str) -> None:
+    write_repository(bundle, tmp_path / "repository")
+    file = tmp_path / "repository/small/config.pbtxt"
+    assert before in file.read_text()
+    file.write_text(file.read_text().replace(before, after, 1))
+    with pytest.raises(ServeError, match=message):
+        check(bundle, tmp_path / "repository")
+
+
+def test_the_command(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ddcat-serve", "triton", str(bundle.path), str(tmp_path / "repository")])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert not caught.value.code
+    printed = capsys.readouterr().out
+    assert "small/config.pbtxt" in printed
+    assert "serves small and small-file" in printed
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with the tritonserver of nvidia-pytriton and this package; DDCAT_TRITON_VENV names one that is ready."""
+    ready = os.environ.get("DDCAT_TRITON_VENV")
+    if ready:
+        return Path(ready)
+    if sysconfig.get_platform() != "linux-x86_64":
+        pytest.skip("nvidia-pytriton is for Linux on x86-64")
+    folder = tmp_path_factory.mktemp("triton") / "venv"
+    venv.create(folder, with_pip=True)
+    needs = ["nvidia-pytriton==0.7.0", "numpy<2", f"{ROOT}[serve,cpu]"]  # with numpy 2 it gives empty outputs without a word
+    done = subprocess.run([folder / "bin/pip", "install", "-q", *needs], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"nvidia-pytriton cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+    return folder
+
+
+@contextlib.contextmanager
+def tritonserver(environment: Path, repository: Path, work: Path, *options: str) -> Iterator[tuple[Path, list[int]]]:
+    """Start a real one; gives its log and its ports."""
+    packages = next((environment / "lib").glob("python3.*/site-packages"))
+    server = packages / "pytriton/tritonserver"
+    version = packages.parent.name.removeprefix("python")
+    shutil.copytree(server / "backends/python", work / "backends/python")
+    shutil.copy(server / f"python_backend_stubs/{version}/triton_python_backend_stub", work / "backends/python")
+    ports = []
+    for _ in range(3):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            ports.append(free.getsockname()[1])
+    line = [
+        server / "bin/tritonserver", f"--model-repository={repository}", f"--backend-directory={work / 'backends'}",
+        *(f"--{kind}-port={port}" for kind, port in zip(("http", "grpc", "metrics"), ports, strict=True)), *options,
+    ]  # fmt: skip
+    libraries = f"{packages / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}"
+    variables = {**os.environ, "LD_LIBRARY_PATH": libraries, "VIRTUAL_ENV": str(environment)}
+    variables["PATH"] = f"{environment / 'bin'}:{variables['PATH']}"
+    variables.pop("PYTHONPATH", None)
+    log = work / "log"
+    with log.open("w") as written, subprocess.Popen(line, env=variables, stdout=written, stderr=written) as process:
+        try:
+            yield log, ports
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def wait_until(ready: Callable[[], bool], seconds: float = 90) -> bool:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with contextlib.suppress(Exception):  # nobody listens yet
+            if ready():
+                return True
+        time.sleep(0.5)
+    return False
+
+
+@pytest.mark.slow
+def test_a_real_tritonserver_gives_the_same_masks(
+    environment: Path, bundle: Bundle, tmp_path: Path, picture: np.ndarray
+) -> None:
+    repository = tmp_path / "repository"
+    write_repository(bundle, repository)
+    images = np.stack([picture, picture[::-1], picture[:, ::-1]])
+    with open_engine(bundle, threads=1) as engine:
+        expected = engine.infer(images)
+    with tritonserver(environment, repository, tmp_path / "work", "--model-config-name=python") as (log, (http, grpc, _)):
+        over_http = triton_http.InferenceServerClient(f"127.0.0.1:{http}")
+        assert wait_until(over_http.is_server_ready), log.read_text()[-3000:]
+        assert over_http.is_model_ready("small-file")
+        for client, module in ((over_http, triton_http), (triton_grpc.InferenceServerClient(f"127.0.0.1:{grpc}"), triton_grpc)):
+            sent = module.InferInput("image", list(images.shape), "UINT8")
+            sent.set_data_from_numpy(images)
+            found = client.infer("small", [sent])
+            np.testing.assert_array_equal(found.as_numpy("labels"), expected.labels)
+            np.testing.assert_allclose(found.as_numpy("logits"), expected.logits, rtol=1e-6)
+        file = triton_http.InferInput("file", [1], "BYTES")
+        file.set_data_from_numpy(np.array([as_png(picture)], np.object_))
+        (mask,) = over_http.infer("small-file", [file]).as_numpy("mask")
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(mask))), expected.labels[0])
+        file.set_data_from_numpy(np.array([b"rubbish"], np.object_))
+        with pytest.raises(InferenceServerException, match="neither JPEG, PNG nor WebP"):
+            over_http.infer("small-file", [file])
+
+
+@pytest.mark.slow
+def test_the_production_configuration_wants_nothing_but_its_backend(environment: Path, bundle: Bundle, tmp_path: Path) -> None:
+    """This tritonserver has none for ONNX Runtime; all else of the configuration it takes."""
+    write_repository(bundle, tmp_path / "repository")
+    with tritonserver(environment, tmp_path / "repository", tmp_path / "work") as (log, _):
+        assert wait_until(lambda: "unable to find backend library for backend 'onnxruntime'" in log.read_text()), (
+            log.read_text()
+        )
+    failures = [line for line in log.read_text().splitlines() if "failed to load '" in line and "-file" not in line]
+    assert failures
+    assert all("failed to load 'small'" in line and "backend 'onnxruntime'" in line for line in failures), failures
