@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 __all__ = ["Full", "Item", "Queue", "Taken"]
 
+_CAUTION = 1.15  # work is taken to last so many times as long as was measured
 _MEMORY = 0.2  # weight of the latest batch in the measured throughput
 
 Size = tuple[int, int]
@@ -180,28 +181,28 @@ class Queue:
         """Seconds that a request would be late if it waited, or others would be that would not be without it; 0: none."""
         if self._rate is None:
             return 0.0
-        work = self._left(now)
-        worst = 0.0
-        joined = False
+        own, at = self._seconds(new.item.pixels), now + self._left(now)
+        worst, joined = 0.0, False
         for place in self._places:
             if not joined and new < place:
                 joined = True
-                work += new.item.pixels / self._rate
-                worst = max(worst, now + work - new.deadline)
-            work += place.item.pixels / self._rate
-            over = now + work - place.deadline
-            if joined and over - new.item.pixels / self._rate <= 0:  # in time without it
-                worst = max(worst, over)
-        if not joined:
-            worst = max(worst, now + work + new.item.pixels / self._rate - new.deadline)
-        return worst
+                at += own
+                worst = max(worst, at - new.deadline)
+            at += self._seconds(place.item.pixels)
+            if joined and at - own <= place.deadline:  # in time without it
+                worst = max(worst, at - place.deadline)
+        return worst if joined else max(worst, at + own - new.deadline)
+
+    def _seconds(self, pixels: int) -> float:
+        """How long so many pixels take, with caution: times vary, and a late answer is lost work."""
+        return 0.0 if self._rate is None else _CAUTION * pixels / self._rate
 
     def _left(self, now: float) -> float:
         """Seconds that the batch at hand will still take."""
-        if self._running is None or self._rate is None:
+        if self._running is None:
             return 0.0
         began, pixels = self._running
-        return max(0.0, pixels / self._rate - (now - began))
+        return max(0.0, self._seconds(pixels) - (now - began))
 
     def _batch(self, now: float) -> Iterator[_Place]:
         """The oldest deadline, and others of its size in the order of theirs, but none that makes another late."""
@@ -225,12 +226,12 @@ class Queue:
         """Whether the batch's first, or one that is passed over, would be late for the last that joins, and not without it."""
         if self._rate is None:
             return False
-        work, joined = batch / self._rate, extra / self._rate
-        if 0 < now + work - first.deadline <= joined:
+        joined, at = self._seconds(extra), now + self._seconds(batch)
+        if 0 < at - first.deadline <= joined:
             return True
         for place in ahead:
-            work += place.item.pixels / self._rate
-            if 0 < now + work - place.deadline <= joined:
+            at += self._seconds(place.item.pixels)
+            if 0 < at - place.deadline <= joined:
                 return True
         return False
 

@@ -106,17 +106,21 @@ def router(context: Context) -> APIRouter:
 
         Pixels are taken as they are stored; an orientation in EXIF is not applied, to the image or to the mask.
         """
+        began = asyncio.get_running_loop().time()
         chosen = _choose(context.models, model, version)
         forms = [form for form in _FORMS if form.view != "confidence" or _gives_confidence(chosen)]
         form = choose(request.headers.get("accept"), forms)
         uploads = await read_images(request, max_bytes=settings.max_bytes, timeout=settings.body_timeout)
-        loop, patience = asyncio.get_running_loop(), timeout or settings.timeout
+        loop = asyncio.get_running_loop()
+        until = began + (timeout or settings.timeout)
         for upload in uploads.files:  # what will be refused is refused before it is decoded
-            chosen.check(1, size_of(upload.content, max_pixels=settings.max_pixels), patience)
+            chosen.check(1, size_of(upload.content, max_pixels=settings.max_pixels), until - loop.time())
 
         async def look(upload: Upload) -> tuple[Encoded, tuple[int, int]]:
             image = await loop.run_in_executor(context.pool, partial(decode, upload.content, max_pixels=settings.max_pixels))
-            outputs = await chosen.infer(image[None], timeout=patience, gone=request.receive if uploads.single else None)
+            outputs = await chosen.infer(
+                image[None], timeout=until - loop.time(), gone=request.receive if uploads.single else None
+            )
             seen = _Seen(image, outputs)
             return await loop.run_in_executor(context.pool, _FORMS[form], seen, chosen.classes), seen.labels.shape
 

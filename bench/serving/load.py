@@ -1,0 +1,346 @@
+"""
+The server under load, beside the bare engine and LitServe with the same engine.
+
+    pip install litserve aiohttp
+    python bench/serving/load.py BUNDLE --size 480x640 --out docs/results/serving-cpu
+
+Open loop: requests come by a Poisson process, whether the ones before are answered or not. Everything runs on two cores: the
+engine, with one thread, on the first; the server, its decoders and the clients on the second. Each arm is a process of its own,
+and so are the clients. OUT gets load.json and load.md.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddcat.bundle import open_bundle
+from ddcat.command import parse_size, run
+from ddcat.errors import DdcatError
+from ddcat.files import write_text
+
+ENGINE_CORE, OTHER_CORE = 0, 1
+BATCHES = (1, 2, 4, 8)
+WARM_UP = 3.0  # seconds
+SOON = 0.05  # seconds in which a refusal is to be told
+
+
+def main() -> None:
+    """Run one role, or all of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--size", default="480x640", help="of the images, HEIGHTxWIDTH")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each load")
+    parser.add_argument("--deadline", type=float, default=2.0, help="seconds in which an answer is wanted")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--role", choices=["bare", "ours", "clients"], help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, default=8765, help=argparse.SUPPRESS)
+    parser.add_argument("--rate", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--sizes", help=argparse.SUPPRESS)
+    parser.add_argument("--path", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.role is None:
+        everything(arguments)
+    else:
+        {"bare": bare, "ours": ours, "clients": clients}[arguments.role](arguments)
+
+
+# --- what is measured ---
+
+
+def everything(arguments: argparse.Namespace) -> None:
+    """Run all arms and write what was found."""
+    if arguments.out is None:
+        raise DdcatError("--out DIR would be right")
+    if len(os.sched_getaffinity(0)) < 2:
+        raise DdcatError("this needs two cores")
+    found: dict[str, Any] = {"size": arguments.size, "seconds": arguments.seconds, "deadline": arguments.deadline}
+    found["bare"] = json.loads(of_role(arguments, "bare"))
+    capacity = max(found["bare"]["images_per_second"].values())
+    height, width = parse_size(arguments.size)
+    turned = f"{width}x{height}"
+    for arm in ("ours", "litserve"):
+        with served(arguments, arm):
+            for name, share in (("half", 0.5), ("nearly full", 0.9), ("twice", 2.0)):
+                found[f"{arm}, {name}"] = load(arguments, PATHS[arm], share * capacity, arguments.size)
+            found[f"{arm}, twice, two sizes"] = load(arguments, PATHS[arm], 2 * capacity, f"{arguments.size},{turned}")
+    found["capacity"] = capacity
+    found["environment"] = environment()
+    found["targets"] = targets(found)
+    write_text(arguments.out / "load.json", json.dumps(found, indent=1) + "\n")
+    write_text(arguments.out / "load.md", markdown(found, arguments))
+    print(markdown(found, arguments))
+
+
+def targets(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a server should reach, and whether it did."""
+    capacity, ours, theirs = found["capacity"], found["ours, twice"], found["litserve, twice"]
+    mixed = found["ours, twice, two sizes"]
+    rows = [
+        ("throughput of the bare engine's, at twice its capacity", ours["goodput"] / capacity, ">=", 0.9),
+        ("goodput at twice the capacity, of the capacity", ours["goodput"] / capacity, ">=", 0.9),
+        ("refusals that were told within 50 ms", ours["refusals_soon"], ">=", 0.95),
+        ("p99 of the answered, of the deadline", (ours["p99"] or float("inf")) / found["deadline"], "<=", 1.0),
+        ("one size's goodput over that of two that alternate", ours["goodput"] / mixed["goodput"], "<=", 1.15),
+        ("LitServe's goodput, of ours, at twice the capacity", theirs["goodput"] / ours["goodput"], "<=", 1.0),
+        ("our p99 at 90 % of the capacity, of LitServe's", ratio(found, "nearly full", "p99"), "<=", 1.0),
+    ]
+    return [
+        {
+            "what": what,
+            "found": value,
+            "limit": f"{sign} {limit:g}",
+            "reached": value >= limit if sign == ">=" else value <= limit,
+        }
+        for what, value, sign, limit in rows
+    ]
+
+
+def ratio(found: dict[str, Any], load_name: str, key: str) -> float:
+    """Ours over LitServe's."""
+    own, other = found[f"ours, {load_name}"][key], found[f"litserve, {load_name}"][key]
+    return float("inf") if own is None else 0.0 if other is None else own / other
+
+
+def load(arguments: argparse.Namespace, path: str, rate: float, sizes: str) -> dict[str, Any]:
+    """Let clients ask at a rate; gives what they saw."""
+    said = of_role(arguments, "clients", "--rate", str(rate), "--sizes", sizes, "--path", path)
+    result: dict[str, Any] = json.loads(said)
+    print(f"  {rate:6.2f}/s of {sizes}: {json.dumps({k: v for k, v in result.items() if k != 'statuses'})}", flush=True)
+    return result
+
+
+def of_role(arguments: argparse.Namespace, role: str, *more: str) -> str:
+    """Run a role in a process of its own; gives its last line."""
+    done = subprocess.run([*line_of(arguments, role), *more], stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout.strip().splitlines()[-1]
+
+
+def line_of(arguments: argparse.Namespace, role: str) -> list[str]:
+    """The command line of a role."""
+    if role == "litserve":
+        program = Path(__file__).with_name("litserve_arm.py")
+        return [sys.executable, str(program), str(arguments.bundle), str(arguments.port), str(arguments.deadline)]
+    return [
+        sys.executable, __file__, str(arguments.bundle), "--size", arguments.size, "--seconds", str(arguments.seconds),
+        "--deadline", str(arguments.deadline), "--port", str(arguments.port), "--role", role,
+    ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def served(arguments: argparse.Namespace, arm: str) -> Iterator[None]:
+    """Keep a server running."""
+    import urllib.request  # noqa: PLC0415
+
+    print(arm, flush=True)
+    with subprocess.Popen(line_of(arguments, arm), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            for _ in range(240):
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"http://127.0.0.1:{arguments.port}{HEALTH[arm]}")
+                    break
+                time.sleep(0.25)
+            else:
+                raise DdcatError(f"{arm} did not start")
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+HEALTH = {"ours": "/v2/health/ready", "litserve": "/health"}
+PATHS = {"ours": "/v1/segment", "litserve": "/predict"}
+
+
+# --- the arms ---
+
+
+class Pinned:
+    """An engine whose thread stays on a core of its own."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine, self._pinned = engine, False
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the engine."""
+        return getattr(self._engine, name)
+
+    def infer(self, images: Any) -> Any:
+        """Segment, on the engine's core."""
+        if not self._pinned:
+            os.sched_setaffinity(0, {ENGINE_CORE})  # of this thread alone
+            self._pinned = True
+        return self._engine.infer(images)
+
+
+def bare(arguments: argparse.Namespace) -> None:
+    """Time the engine alone in batches."""
+    from ddcat_serve.engines import open_engine  # noqa: PLC0415
+
+    os.sched_setaffinity(0, {ENGINE_CORE})
+    height, width = parse_size(arguments.size)
+    found = {}
+    with open_engine(open_bundle(arguments.bundle), threads=1) as engine:
+        for batch in BATCHES:
+            images = np.random.default_rng(0).integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
+            engine.infer(images)
+            began, calls = time.perf_counter(), 0
+            while time.perf_counter() - began < arguments.seconds / len(BATCHES):
+                engine.infer(images)
+                calls += 1
+            found[batch] = calls * batch / (time.perf_counter() - began)
+    print(json.dumps({"images_per_second": found}))
+
+
+def ours(arguments: argparse.Namespace) -> None:
+    """Serve with our own server."""
+    import uvicorn  # noqa: PLC0415
+
+    from ddcat_serve import models  # noqa: PLC0415
+    from ddcat_serve.app import create_app  # noqa: PLC0415
+    from ddcat_serve.settings import Settings  # noqa: PLC0415
+
+    os.sched_setaffinity(0, {OTHER_CORE})
+    opened = models.open_engine
+    models.open_engine = lambda *a, **k: Pinned(opened(*a, **k))  # type: ignore[assignment]
+    settings = Settings(timeout=arguments.deadline, decoders=1)
+    with models.load_models([arguments.bundle], settings=settings, threads=1) as loaded:
+        uvicorn.run(create_app(loaded, settings), port=arguments.port, log_level="warning", access_log=False)
+
+
+# --- the clients ---
+
+
+def clients(arguments: argparse.Namespace) -> None:
+    """Ask by a Poisson process and say what was seen."""
+    os.sched_setaffinity(0, {OTHER_CORE})
+    print(json.dumps(asyncio.run(ask(arguments))))
+
+
+async def ask(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Ask; gives rates, latencies of what was answered in time, and refusals."""
+    import aiohttp  # noqa: PLC0415
+    import simplejpeg  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    random = np.random.default_rng(0)
+    files = []
+    for size in arguments.sizes.split(","):
+        height, width = parse_size(size)
+        smooth = np.kron(random.integers(0, 256, (-(-height // 16), -(-width // 16), 3)), np.ones((16, 16, 1)))
+        files.append(simplejpeg.encode_jpeg(smooth[:height, :width].astype(np.uint8), quality=90))
+    seen: list[tuple[float, int, float]] = []  # when it came, its status, how long it took
+
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=4 * arguments.deadline)
+    ) as session:
+
+        async def one(number: int, at: float) -> None:
+            form = aiohttp.FormData()
+            form.add_field("image", files[number % len(files)], filename="image.jpg", content_type="image/jpeg")
+            address = f"http://127.0.0.1:{arguments.port}{arguments.path}"
+            began = time.perf_counter()
+            try:
+                async with session.post(address, data=form) as response:
+                    await response.read()
+                    status = response.status
+            except (aiohttp.ClientError, TimeoutError):
+                status = 0
+            seen.append((at, status, time.perf_counter() - began))
+
+        tasks = []
+        start = time.perf_counter()
+        at = 0.0
+        while at < WARM_UP + arguments.seconds:
+            at += float(random.exponential(1 / arguments.rate))
+            await asyncio.sleep(max(0.0, start + at - time.perf_counter()))
+            tasks.append(asyncio.create_task(one(len(tasks), at)))
+        await asyncio.gather(*tasks)
+    counted = [(status, seconds) for at, status, seconds in seen if at >= WARM_UP]
+    answered = [seconds for status, seconds in counted if status == 200]
+    good = [seconds for seconds in answered if seconds <= arguments.deadline]
+    refused = [seconds for status, seconds in counted if status in (429, 503)]
+    statuses = [status for status, _ in counted]
+    return {
+        "offered": len(counted) / arguments.seconds,
+        "goodput": len(good) / arguments.seconds,
+        "p50": float(np.quantile(answered, 0.5)) if answered else None,
+        "p99": float(np.quantile(answered, 0.99)) if answered else None,
+        "late": len(answered) - len(good),
+        "refused": len(refused),
+        "refusals_soon": float(np.mean([seconds <= SOON for seconds in refused])) if refused else 1.0,
+        "statuses": {str(status): statuses.count(status) for status in sorted(set(statuses))},
+    }
+
+
+# --- what is written ---
+
+
+def environment() -> dict[str, Any]:
+    """Where it ran."""
+    import litserve as ls  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+
+    from ddcat_bench.subjects import describe_environment  # noqa: PLC0415
+
+    found: dict[str, Any] = describe_environment(torch.device("cpu"), 0.0).model_dump(mode="json")
+    found["versions"]["litserve"] = ls.__version__
+    return found
+
+
+def markdown(found: dict[str, Any], arguments: argparse.Namespace) -> str:
+    """Write the tables."""
+    bare_rates = ", ".join(f"{rate:.2f} in batches of {batch}" for batch, rate in found["bare"]["images_per_second"].items())
+    lines = [
+        "# The server under load",
+        "",
+        f"`python bench/serving/load.py BUNDLE --size {found['size']} --seconds {found['seconds']:g} --deadline "
+        f"{found['deadline']:g}`; JPEG files of {found['size']}, masks as PNG. The bare engine, one thread on its own core, "
+        f"labels {bare_rates} images a second; the best of these is the capacity, {found['capacity']:.2f}. Requests come by a "
+        f"Poisson process; an answer is good if it comes within {found['deadline']:g} s. LitServe has the same engine, decoder "
+        "and encoder, batches of up to 8, and the same time-out.",
+        "",
+        "| server | load | offered/s | good/s | of capacity | p50, ms | p99, ms | refused | in 50 ms | other answers |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for name, row in found.items():
+        if not name.startswith(("ours, ", "litserve, ")):
+            continue
+        arm, _, what = name.partition(", ")
+        others = {status: count for status, count in row["statuses"].items() if status not in ("200", "429", "503")}
+        told = ", ".join(f"{count} x {'none' if status == '0' else status}" for status, count in others.items())
+        late = f"{row['late']} late" if row["late"] else ""
+        lines.append(
+            f"| {'ddcat-serve' if arm == 'ours' else 'LitServe'} | {what} | {row['offered']:.1f} | {row['goodput']:.2f} | "
+            f"{row['goodput'] / found['capacity']:.2f} | {milliseconds(row['p50'])} | {milliseconds(row['p99'])} | "
+            f"{row['refused']} | "
+            f"{row['refusals_soon']:.1%} | {', '.join(filter(None, (told, late))) or '-'} |"
+        )
+    lines += ["", "| target | found | limit | reached |", "| --- | ---: | ---: | --- |"]
+    for row in found["targets"]:
+        lines.append(f"| {row['what']} | {row['found']:.3f} | {row['limit']} | {'yes' if row['reached'] else '**no**'} |")
+    machine = ", ".join(map(str, found["environment"]["machine"].values()))
+    versions = ", ".join(f"{name} {version}" for name, version in found["environment"]["versions"].items())
+    return "\n".join(
+        [*lines, "", f"- machine: {machine}", f"- versions: {versions}", f"- code: {found['environment']['git_commit']}", ""]
+    )
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Write a latency; - where nothing was answered."""
+    return "-" if seconds is None else f"{1000 * seconds:.0f}"
+
+
+if __name__ == "__main__":
+    run(main)
