@@ -88,3 +88,19 @@ def test_the_page_of_engines_is_made_of_the_files_beside_it() -> None:
             f"{precision} {fastest[precision]:.2f}" for precision in ("fp32", "bf16", "int8") if precision in fastest
         )
         assert f"{title} {told}" in " ".join(readme.split())
+
+
+def test_the_page_of_gates_is_made_of_the_files_beside_it() -> None:
+    spec = importlib.util.spec_from_file_location("gates_page", ROOT / "bench/cpu/gates_page.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder = ROOT / "docs/results/gates-cpu"
+    assert folder.with_suffix(".md").read_text(encoding="utf-8") == module.page(folder)
+    verdicts = {
+        file.parent.name: json.loads(file.read_text(encoding="utf-8"))["verdict"] for file in folder.glob("*/gate.json")
+    }
+    assert {verdict for name, verdict in verdicts.items() if name.endswith("-fp32")} == {"pass"}
+    assert {verdict for name, verdict in verdicts.items() if name.endswith("-bad")} == {"refuse"}
+    assert not any("data:image" in file.read_text(encoding="utf-8") for file in folder.rglob("*.html"))  # of CamVid
