@@ -6,7 +6,7 @@ The server under load, beside the bare engine and LitServe with the same engine.
 
 Open loop: requests come by a Poisson process, whether the ones before are answered or not. Everything runs on two cores: the
 engine, with one thread, on the first; the server, its decoders and the clients on the second. Each arm is a process of its own,
-and so are the clients. OUT gets load.json and load.md.
+and so are the clients. It writes OUT.json and OUT.md.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -60,7 +61,7 @@ def main() -> None:
 def everything(arguments: argparse.Namespace) -> None:
     """Run all arms and write what was found."""
     if arguments.out is None:
-        raise DdcatError("--out DIR would be right")
+        raise DdcatError("--out FILE, without its suffix, would be right")
     if len(os.sched_getaffinity(0)) < 2:
         raise DdcatError("this needs two cores")
     found: dict[str, Any] = {"size": arguments.size, "seconds": arguments.seconds, "deadline": arguments.deadline}
@@ -76,9 +77,9 @@ def everything(arguments: argparse.Namespace) -> None:
     found["capacity"] = capacity
     found["environment"] = environment()
     found["targets"] = targets(found)
-    write_text(arguments.out / "load.json", json.dumps(found, indent=1) + "\n")
-    write_text(arguments.out / "load.md", markdown(found, arguments))
-    print(markdown(found, arguments))
+    write_text(arguments.out.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
+    write_text(arguments.out.with_suffix(".md"), markdown(found))
+    print(markdown(found))
 
 
 def targets(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -142,7 +143,8 @@ def served(arguments: argparse.Namespace, arm: str) -> Iterator[None]:
     import urllib.request  # noqa: PLC0415
 
     print(arm, flush=True)
-    with subprocess.Popen(line_of(arguments, arm), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(line_of(arguments, arm), stdout=quiet, stderr=quiet, start_new_session=True) as process:
         try:
             for _ in range(240):
                 with contextlib.suppress(OSError):
@@ -154,10 +156,10 @@ def served(arguments: argparse.Namespace, arm: str) -> Iterator[None]:
             yield
         finally:
             process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # LitServe leaves processes behind
 
 
 HEALTH = {"ours": "/v2/health/ready", "litserve": "/health"}
@@ -299,7 +301,7 @@ def environment() -> dict[str, Any]:
     return found
 
 
-def markdown(found: dict[str, Any], arguments: argparse.Namespace) -> str:
+def markdown(found: dict[str, Any]) -> str:
     """Write the tables."""
     bare_rates = ", ".join(f"{rate:.2f} in batches of {batch}" for batch, rate in found["bare"]["images_per_second"].items())
     lines = [
