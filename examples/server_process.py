@@ -16,13 +16,14 @@ _STARTS_WITHIN, _STOPS_WITHIN = 120.0, 60.0  # seconds
 
 
 @contextlib.contextmanager
-def served(bundle: Path, *, say: Callable[[str], None] = lambda line: None) -> Iterator[str]:
+def served(*words: str | Path, say: Callable[[str], None] = lambda line: None) -> Iterator[str]:
     """
-    Run `ddcat-serve run BUNDLE` on a free port, and stop it by SIGTERM as an operator would.
+    Run `ddcat-serve run BUNDLE...` on a free port, and stop it by SIGTERM as an operator would.
 
     Parameters
     ----------
-    bundle : Path
+    *words : str or Path
+        Bundles and options.
     say : callable, optional
         Is given each line that the server prints until it listens.
 
@@ -36,7 +37,7 @@ def served(bundle: Path, *, say: Callable[[str], None] = lambda line: None) -> I
     DdcatError
         Where it does not start, or does not end with exit status 0.
     """
-    command = [str(Path(sys.executable).with_name("ddcat-serve")), "run", str(bundle), "--port", "0"]
+    command = [str(Path(sys.executable).with_name("ddcat-serve")), "run", *map(str, words), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield _address(process, say)

@@ -52,9 +52,9 @@ PROTOCOL = (
     "The engine and its reference, the PyTorch main branch, label the same 8-bit images. Under each threat both meet the worst "
     "of a shared pool of attacks, chosen for each image and each of them so that its own mIoU is low (greedy, once, on all "
     "images): attacks made on the reference and replayed, made with the gradients of the engine's own graph, made by asking "
-    "the engine for its labels, and noise. The difference of the two data-set mIoUs has a paired bootstrap interval of 90 % "
-    "(10,000 draws), which passes within the margin either way, is refused beyond it, and decides nothing otherwise. "
-    "An adversary with more steps, queries or knowledge than the pool has could do more to either."
+    "the engine (for its labels, and for its logits where it gives them), and noise. The difference of the two data-set mIoUs "
+    "has a paired bootstrap interval of 90 % (10,000 draws), which passes within the margin either way, is refused beyond it, "
+    "and decides nothing otherwise. An adversary with more steps, queries or knowledge than the pool has could do more to either."
 )
 
 _BATCH = 8
@@ -94,9 +94,14 @@ class Case(NamedTuple):
         """How often about a network sees an image in the pool: for the progress."""
         parts = parts_of(
             None if self.budget.name == "quick" else EPSILONS[0], steps=self.budget.steps, queries=self.budget.queries,
-            every=self.budget.every, quick=self.budget.name == "quick",
+            every=self.budget.every, quick=self.budget.name == "quick", scores=self.scores,
         )  # fmt: skip
         return round(self.images * sum(part.forwards for part in parts))
+
+    @property
+    def scores(self) -> bool:
+        """Whether the engine gives its logits."""
+        return any(entry.name == "logits" for entry in self.bundle.manifest.outputs)
 
     def identity(self) -> dict[str, Any]:
         """All that the counts depend on, as JSON."""
@@ -168,7 +173,7 @@ def attack_pool(
         _pilot(case, contenders, work / "pilot.json")
     ranks.gather(None)  # the first one has looked
     pilot = _pilot(case, contenders, work / "pilot.json")
-    parts = chosen_parts(case.budget, pilot)
+    parts = chosen_parts(case.budget, pilot, scores=case.scores)
     classes = len(case.dataset.classes)
     names: list[list[str]] = []
     for batch, (found, victims) in enumerate(_batches(case, case.images)):
@@ -307,11 +312,12 @@ def _strongest(case: Case, reference: Model, batches: Sequence[Victims]) -> floa
     return EPSILONS[0]
 
 
-def chosen_parts(budget: Budget, pilot: Pilot) -> tuple[Part, ...]:
+def chosen_parts(budget: Budget, pilot: Pilot, *, scores: bool = False) -> tuple[Part, ...]:
     """List the attacks that a budget allows after what the pilot told."""
     # where the twin is another model, its attacks are transferred ones, and the engine itself is asked more
     queries = budget.queries * (1 if pilot.twin_agreement >= TWIN_AGREES else 2)
-    return parts_of(pilot.epsilon, steps=budget.steps, queries=queries, every=budget.every, quick=budget.name == "quick")
+    quick = budget.name == "quick"
+    return parts_of(pilot.epsilon, steps=budget.steps, queries=queries, every=budget.every, quick=quick, scores=scores)
 
 
 def _logit_error(case: Case, contenders: Contenders) -> float | None:

@@ -3,7 +3,7 @@ The pool of images that an engine and its reference are both judged on: clean on
 
 - replay: made on the PyTorch model;
 - twin: made with the gradients of the engine's own graph (`ddcat_bench.twin`);
-- engine: made by asking the engine itself, its labels alone;
+- engine: made by asking the engine itself, for its labels, and where it gives them for its logits;
 - noise: random signs at the bound, which any attack should beat.
 
 All are rounded to 8 bits, as a server receives them. Attacks on one precision transfer poorly to another, so a replay alone
@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ddcat.scores import Counts
@@ -98,7 +99,13 @@ class Judged(NamedTuple):
 
 
 def parts_of(
-    epsilon: float | None, *, steps: int = 20, queries: int = 500, every: int = 10, quick: bool = False
+    epsilon: float | None,
+    *,
+    steps: int = 20,
+    queries: int = 500,
+    every: int = 10,
+    quick: bool = False,
+    scores: bool = False,
 ) -> tuple[Part, ...]:
     """
     List the attacks: the paper's BIM, and the strongest at a bound.
@@ -110,11 +117,13 @@ def parts_of(
     steps : int
         Of each gradient attack at it.
     queries : int
-        Of an attack on labels alone.
+        Of an attack that asks the engine.
     every : int
         Of the images, every how many that one is made on: it asks an engine that often for each.
     quick : bool
         The clean images and BIM, n = 3, alone.
+    scores : bool
+        Whether the engine gives its logits, which Square then asks for.
     """
     counted = (3,) if quick else (3, 7)
     parts = [Part("replay", BIM._replace(counted=(0, *counted))), Part("twin", BIM._replace(counted=counted))]
@@ -124,6 +133,8 @@ def parts_of(
         parts += [Part(source, plan) for source in ("replay", "twin") for plan in strong]
         parts.append(Part("noise", _asked("noise", epsilon, 3)))
         parts.append(Part("engine", _asked("DLA", epsilon, queries), every))
+        if scores:
+            parts.append(Part("engine", _asked("Square", epsilon, queries), every))
     return tuple(parts)
 
 
@@ -239,7 +250,7 @@ def _judge(contenders: Contenders, part: Part, victims: Victims, classes: int) -
     makers: dict[Source, Model] = {
         "replay": contenders.reference,
         "twin": contenders.twin,
-        "engine": lambda images: _as_logits(contenders.engine, images, classes),
+        "engine": lambda images: (_scores if part.plan.name == "Square" else _as_logits)(contenders.engine, images, classes),
         "noise": contenders.reference,
     }
     cases = []
@@ -259,6 +270,14 @@ def _judge(contenders: Contenders, part: Part, victims: Victims, classes: int) -
 def engine_labels(engine: Engine, received: Tensor) -> npt.NDArray[np.uint8]:
     """Let an engine label (N, 3, H, W) uint8 images."""
     return engine.infer(np.ascontiguousarray(received.permute(0, 2, 3, 1).numpy())).labels
+
+
+def _scores(engine: Engine, images: Tensor, classes: int) -> Tensor:
+    """The engine's own logits of the image in 8 bits, at its full size."""
+    received = (images * 255).round().to(torch.uint8)
+    found = engine.infer(np.ascontiguousarray(received.permute(0, 2, 3, 1).numpy())).logits
+    assert found is not None  # else nobody asks for them
+    return F.interpolate(torch.from_numpy(found), size=images.shape[2:], mode="bilinear", align_corners=True)
 
 
 def _as_logits(engine: Engine, images: Tensor, classes: int) -> Tensor:

@@ -41,7 +41,7 @@ LIMITS = read_limits(DEFAULT, "fp32")
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory, run_directory: Path) -> Bundle:
-    return export(run_directory, tmp_path_factory.mktemp("gate") / "bundle").bundle
+    return export(run_directory, tmp_path_factory.mktemp("gate") / "bundle", logits=True).bundle
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +102,12 @@ def passed(good: tuple[Case, Attacked], speed: SpeedResult) -> GateResult:
 def test_the_model_itself_passes(passed: GateResult) -> None:
     assert passed.verdict == "pass", passed.findings
     assert {finding.verdict for finding in passed.findings} == {"pass"}
-    assert {"mIoU, clean", "mIoU, BIM, n = 3", "equal labels", "latency"} <= {finding.name for finding in passed.findings}
+    assert {"mIoU, clean", "mIoU, BIM, n = 3", "equal labels", "logits", "latency"} <= {
+        finding.name for finding in passed.findings
+    }
     assert {(row.source, row.label) for row in passed.members} >= {
         ("replay", "clean"), ("replay", "BIM, n = 7"), ("twin", "BIM, n = 7"), ("twin", "CosPGD, n = 2"),
-        ("engine", "DLA, n = 20"),
+        ("engine", "DLA, n = 20"), ("engine", "Square, n = 20"),
     }  # fmt: skip
     for row in passed.members:
         assert row.agreement == pytest.approx(1, abs=1e-3)

@@ -1,0 +1,60 @@
+"""
+A picture of the server's page with an undefended and a defended model, side by side under attack: after `make demo`,
+
+    python examples/page_picture.py demo --out docs/pictures/page.png
+
+It exports the undefended model beside the demonstration's bundle, serves both, and looks at the page in Chromium.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from playwright.sync_api import expect, sync_playwright
+from server_process import served
+
+from ddcat.command import run
+from ddcat.errors import DdcatError
+
+WIDTH, HEIGHT = 1000, 760
+
+
+def main() -> None:
+    """Take the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("demo", type=Path, help="what `make demo` has made")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    browser = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    if browser is None:
+        raise DdcatError("there is no Chromium: apt-get install chromium")
+    undefended = arguments.demo / "bundle-clean"
+    if not undefended.is_dir():
+        command = [sys.executable, "-m", "ddcat_export.cli", str(arguments.demo / "runs/clean"), "--engine", "ort"]
+        subprocess.run([*command, "--out", str(undefended)], check=True)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    with served(f"no-defence={undefended}", f"ddc-at={arguments.demo / 'bundle'}", "--demo") as address:
+        look(address, browser, arguments.out)
+    print(arguments.out)
+
+
+def look(address: str, browser: str, out: Path) -> None:
+    """Choose the first example, attack it with all its strength, and take the picture."""
+    with sync_playwright() as play:
+        page = play.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page(
+            viewport={"width": WIDTH, "height": HEIGHT}
+        )
+        page.goto(address)
+        page.select_option("#example", index=1)
+        for strength in ("0", "1"):
+            page.locator("#strength").fill(strength)
+            page.locator("#strength").dispatch_event("change")
+            for told in page.locator(".told").all():
+                expect(told).to_contain_text("as without attack" if strength == "1" else "ms from here")
+        page.screenshot(path=out, full_page=True)
+
+
+if __name__ == "__main__":
+    run(main)
