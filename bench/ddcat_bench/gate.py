@@ -54,7 +54,7 @@ PROTOCOL = (
     "images): attacks made on the reference and replayed, made with the gradients of the engine's own graph, made by asking "
     "the engine (for its labels, and for its logits where it gives them), and noise. The difference of the two data-set mIoUs "
     "has a paired bootstrap interval of 90 % (10,000 draws), which passes within the margin either way, is refused beyond it, "
-    "and decides nothing otherwise. An adversary with more steps, queries or knowledge than the pool has could do more to either."
+    "and decides nothing otherwise. An adversary with more steps, queries or knowledge than the pool has could do more."
 )
 
 _BATCH = 8
