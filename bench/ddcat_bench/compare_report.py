@@ -6,7 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from ddcat_bench.compare import CompareResult, EngineRow
+from ddcat_bench.compare import CompareResult
 from ddcat_bench.plots import data_uri, to_png
 from ddcat_bench.tables import table
 
@@ -55,9 +55,9 @@ def pareto(result: CompareResult, *, dark: bool = False) -> bytes:
         A PNG with a transparent ground.
     """
     ink = "#e6eaf0" if dark else "#1d2430"
-    figure = Figure(figsize=(8, 4.5), layout="constrained", facecolor="none")
+    figure = Figure(figsize=(9.5, 4.5), layout="constrained", facecolor="none")
     axes = figure.add_subplot(facecolor="none")
-    for row in result.rows:
+    for place, row in enumerate(result.rows):
         low, high = row.milliseconds_quartiles
         axes.errorbar(
             row.milliseconds,
@@ -65,10 +65,13 @@ def pareto(result: CompareResult, *, dark: bool = False) -> bytes:
             xerr=([row.milliseconds - low], [high - row.milliseconds]),
             fmt=_MARKS[row.verdict],
             markersize=8,
-            color=ink,
-            alpha=1.0 if row.best else 0.45,
+            color=f"C{place % 10}",
+            label=f"{place + 1}  {row.name}, {row.precision}",
         )
-        axes.annotate(_title(row), (row.milliseconds, row.attacked), (6, 6), textcoords="offset points", fontsize=8, color=ink)
+        axes.annotate(
+            str(place + 1), (row.milliseconds, row.attacked), (6, 6), textcoords="offset points", fontsize=8, color=ink
+        )
+    figure.legend(loc="outside right upper", fontsize=8, labelcolor=ink, frameon=False)
     front = sorted((row.milliseconds, row.attacked) for row in result.rows if row.best)
     axes.plot(*zip(*front, strict=True), color=ink, linewidth=1, alpha=0.5)
     marks = ", ".join(
@@ -116,7 +119,3 @@ def _about(result: CompareResult) -> str:
 
 def _difference(points: float, interval: tuple[float, float]) -> str:
     return f"{points:+.2f} ({interval[0]:+.2f} to {interval[1]:+.2f})"
-
-
-def _title(row: EngineRow) -> str:
-    return f"{row.name}, {row.runtime}, {row.precision}"
