@@ -56,7 +56,7 @@ def _drawing(title: str, points: Sequence[tuple[float, float, str]]) -> Drawing:
         title=title,
         points=[place(x, y) for x, y, _ in points],
         across=[(place(x, 0)[0], text) for x, _, text in points],
-        up=[(place(0, top * share)[1], f"{top * share:.3g}") for share in (0.5, 1.0)],
+        up=[(place(0, top * share)[1], f"{top * share:.0f}" if top >= 1000 else f"{top * share:.3g}") for share in (0.5, 1.0)],
     )
 
 

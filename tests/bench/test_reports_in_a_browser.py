@@ -62,3 +62,21 @@ def test_the_verdict_comes_first_and_tables_sort_by_keyboard(reports: dict[str, 
             button.focus()
             page.keyboard.press("Enter")
             assert table.locator("tbody tr td:nth-child(2)").all_inner_texts() == order
+
+
+def test_what_has_no_figure_is_sorted_last_either_way(reports: dict[str, Path]) -> None:
+    with chromium() as browser, page_of(browser) as (page, _):
+        page.goto(reports["gate"].as_uri())
+        table = page.locator("table.sortable", has_text="pole (rare)")
+        for _order in ("ascending", "descending"):
+            table.locator("th button").nth(2).click()
+            assert table.locator("tbody tr td:nth-child(3)").all_inner_texts() == ["38.00", "-"]
+
+
+def test_nothing_in_a_drawing_lies_beyond_its_edge(reports: dict[str, Path]) -> None:
+    beyond = """[...document.querySelectorAll("svg")].filter((svg) => [...svg.querySelectorAll("circle, text")].some((mark) =>
+        mark.getBoundingClientRect().left < svg.getBoundingClientRect().left - 0.5)).length"""
+    with chromium() as browser, page_of(browser) as (page, _):
+        page.goto(reports["gate"].as_uri())
+        assert page.locator("svg").count() > 0
+        assert page.evaluate(beyond) == 0
