@@ -115,6 +115,44 @@ def triton(
     typer.echo(f"checked; tritonserver --model-repository={out} serves {opened.manifest.name} and {opened.manifest.name}-file")
 
 
+@app.command(name="ray")
+def run_on_ray(
+    bundles: Annotated[
+        list[str], typer.Argument(metavar="[NAME=]BUNDLE...", help="Bundles, on a file system that all nodes share.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
+    replicas: Annotated[int, typer.Option(min=1, help="Of the server, at least.")] = 1,
+    max_replicas: Annotated[int | None, typer.Option(min=1, help="At most.", show_default="as many")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Of the engines in each.")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="For each.")] = 0,
+) -> None:
+    """
+    Serve on Ray: the same routes and masks, in replicas on one machine or many, more of them where they are busy.
+
+    Settings are environment variables of the replicas: see `ddcat-serve run --help`. On a cluster, `serve run` or a Serve
+    configuration takes the same application: ddcat_serve.deploy.ray_app:application.
+
+    For example:
+
+    - `ddcat-serve ray runs/camvid/bundle --replicas 2 --max-replicas 8`
+    """
+    from ddcat_serve.errors import ServeError
+
+    try:
+        from ddcat_serve.deploy.ray_app import Arguments
+        from ddcat_serve.deploy.ray_app import run as run_ray
+    except ImportError as cause:
+        raise ServeError("Ray is not installed: pip install 'ddcat[ray]'") from cause
+    from ddcat.bundle import open_bundle
+    from ddcat_serve.models import parse_source
+
+    for text in bundles:  # what is wrong with them is said here, and not by a replica
+        open_bundle(parse_source(text).path)
+    arguments = Arguments(bundles=",".join(bundles), replicas=replicas, max_replicas=max_replicas, threads=threads, gpus=gpus)
+    run_ray(arguments, host=host, port=port)
+
+
 def main() -> None:
     """Run the command."""
     command.run(app)

@@ -1,0 +1,84 @@
+"""Ray Serve, really running here: the same masks from two replicas, one of which is killed under load."""
+
+import io
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddcat.bundle import Bundle
+from tests.serve.test_faults import as_png
+
+ray = pytest.importorskip("ray")
+serve = pytest.importorskip("ray.serve")
+
+from ddcat_serve.deploy.ray_app import Arguments, application  # noqa: E402
+
+pytestmark = pytest.mark.slow
+CLIENTS = 4
+
+
+@pytest.fixture
+def address(bundle: Bundle) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.run(application(Arguments(bundles=str(bundle.path), replicas=2, ongoing=CLIENTS)))
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def replicas() -> list[str]:
+    return [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if "SERVE_REPLICA" in actor["name"]]
+
+
+def test_a_killed_replica_loses_nothing_but_what_was_in_it(
+    address: str, bundle: Bundle, oracle: Callable, picture: np.ndarray
+) -> None:
+    expected = oracle(picture[None])[0][0]
+    body, ended, statuses = as_png(picture), threading.Event(), list[int]()
+    assert httpx.get(f"{address}/v2/health/ready").json() == {"ready": True}
+    assert httpx.get(f"{address}/v2/models/small").json()["parameters"]["bundle"] == bundle.digest
+    assert httpx.post(f"{address}/v1/segment", content=b"rubbish").status_code == 415
+
+    def ask() -> None:
+        with httpx.Client(timeout=30) as client:
+            while not ended.is_set():
+                response = client.post(f"{address}/v1/segment", content=body)
+                statuses.append(response.status_code)
+                if response.status_code == 200:
+                    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(response.content))), expected)
+
+    def wait_for(done: Callable[[], bool], seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not done():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        tasks = [pool.submit(ask) for _ in range(CLIENTS)]
+        wait_for(lambda: len(statuses) > 100, 60)
+        before = replicas()
+        assert len(before) == 2
+        ray.kill(ray.get_actor(before[0], namespace="serve"))
+        at = len(statuses)
+        wait_for(lambda: len(statuses) > at + 100, 60)
+        wait_for(lambda: len(set(replicas()) - set(before)) == 1, 60)  # Ray has started another one
+        after = len(statuses)
+        wait_for(lambda: len(statuses) > after + 100, 60)
+        ended.set()
+        for task in tasks:
+            task.result(60)
+    lost = [status for status in statuses if status != 200]
+    assert len(lost) <= CLIENTS  # those that the killed one had
+    assert all(status == 200 for status in statuses[after:])
