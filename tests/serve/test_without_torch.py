@@ -5,7 +5,8 @@ PROGRAM = """
 import importlib, pkgutil, sys
 from unittest.mock import MagicMock
 sys.modules["torch"] = None
-sys.modules["tensorrt"] = MagicMock()  # installs with a GPU only; our uses of it are tested elsewhere
+for name in ("tensorrt", "ray", "ray.serve", "ray.serve.config"):  # of other extras; our uses of them are tested elsewhere
+    sys.modules[name] = MagicMock()
 import ddcat_serve
 names = [module.name for module in pkgutil.walk_packages(ddcat_serve.__path__, "ddcat_serve.")]
 for name in names:
