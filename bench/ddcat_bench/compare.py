@@ -41,7 +41,10 @@ class EngineRow(Strict):
     of_pytorch: float = Field(description="median of the engine's time as a share of eager fp32 PyTorch's")
     peak_memory: int | None = Field(description="bytes, of a process of its own")
     engine_bytes: int
-    best: bool = Field(description="no other engine here is both quicker and more robust (Pareto)")
+    best: bool = Field(
+        description="no other engine here is both quicker and more robust (Pareto), of those that the gate did not refuse and "
+        "that were timed on a steady machine"
+    )
 
 
 class CompareResult(Strict):
@@ -128,8 +131,15 @@ def compare(gates: Mapping[str, GateResult]) -> CompareResult:
         images=len(first.data.names),
         threat=common[-1],
         machines=tuple(dict.fromkeys(", ".join(map(str, gate.environment.machine.values())) for gate in gates.values())),
-        rows=tuple(row.model_copy(update={"best": not any(_beats(other, row) for other in rows)}) for row in rows),
+        rows=tuple(
+            row.model_copy(update={"best": _counts(row) and not any(_beats(other, row) for other in rows if _counts(other))})
+            for row in rows
+        ),
     )
+
+
+def _counts(row: EngineRow) -> bool:
+    return row.verdict != "refuse" and row.steady
 
 
 def _beats(other: EngineRow, row: EngineRow) -> bool:

@@ -73,7 +73,8 @@ def pareto(result: CompareResult, *, dark: bool = False) -> bytes:
         )
     figure.legend(loc="outside right upper", fontsize=8, labelcolor=ink, frameon=False)
     front = sorted((row.milliseconds, row.attacked) for row in result.rows if row.best)
-    axes.plot(*zip(*front, strict=True), color=ink, linewidth=1, alpha=0.5)
+    if front:
+        axes.plot(*zip(*front, strict=True), color=ink, linewidth=1, alpha=0.5)
     marks = ", ".join(
         f"{mark} {verdict}" for verdict, mark in (("pass", "circle"), ("refuse", "cross"), ("inconclusive", "diamond"))
     )
@@ -113,7 +114,8 @@ def _about(result: CompareResult) -> str:
     return (
         f"Points of mIoU on {result.data}; attacked: {result.threat}, each engine under the attacks of its pool that are worst "
         "for it; differences from its own PyTorch model with 90 % intervals. Times are medians of batches of one, from uint8 "
-        f"images to uint8 labels, on {' and '.join(result.machines)}{several}. Pareto: none is both quicker and more robust."
+        f"images to uint8 labels, on {' and '.join(result.machines)}{several}. Pareto: of those that were not refused and were "
+        "timed on a steady machine, none is both quicker and more robust."
     )
 
 

@@ -20,14 +20,17 @@ def three() -> CompareResult:
     return compare(
         {
             "slow and robust": made_gate(seconds=0.2, attacked=30.0),
-            "quick": made_gate(seconds=0.1, attacked=28.0, verdict="refuse"),
-            "beaten": made_gate(seconds=0.15, attacked=27.0, verdict="inconclusive"),
+            "quick": made_gate(seconds=0.1, attacked=28.0, verdict="inconclusive"),
+            "beaten": made_gate(seconds=0.15, attacked=27.0),
+            "quicker, but refused": made_gate(seconds=0.05, attacked=40.0, verdict="refuse"),
         }
     )
 
 
 def test_what_another_beats_in_both_is_not_among_the_best(three: CompareResult) -> None:
-    assert {row.name: row.best for row in three.rows} == {"slow and robust": True, "quick": True, "beaten": False}
+    assert {row.name: row.best for row in three.rows} == {
+        "slow and robust": True, "quick": True, "beaten": False, "quicker, but refused": False,
+    }  # fmt: skip
     assert three.rows[0].milliseconds == pytest.approx(200)
 
 
