@@ -7,11 +7,13 @@ It exports the undefended model beside the demonstration's bundle, serves both, 
 """
 
 import argparse
+import io
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 from server_process import served
 
@@ -32,8 +34,8 @@ def main() -> None:
         raise DdcatError("there is no Chromium: apt-get install chromium")
     undefended = arguments.demo / "bundle-clean"
     if not undefended.is_dir():
-        command = [sys.executable, "-m", "ddcat_export.cli", str(arguments.demo / "runs/clean"), "--engine", "ort"]
-        subprocess.run([*command, "--out", str(undefended)], check=True)
+        command = [Path(sys.executable).with_name("ddcat-export"), arguments.demo / "runs/clean", "--engine", "ort"]
+        subprocess.run([*map(str, command), "--out", str(undefended)], check=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with served(f"no-defence={undefended}", f"ddc-at={arguments.demo / 'bundle'}", "--demo") as address:
         look(address, browser, arguments.out)
@@ -53,7 +55,8 @@ def look(address: str, browser: str, out: Path) -> None:
             page.locator("#strength").dispatch_event("change")
             for told in page.locator(".told").all():
                 expect(told).to_contain_text("as without attack" if strength == "1" else "ms from here")
-        page.screenshot(path=out, full_page=True)
+        picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+    picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(out, optimize=True)
 
 
 if __name__ == "__main__":
