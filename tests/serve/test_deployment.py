@@ -1,7 +1,11 @@
 """Manifests and Dockerfiles, held against Kubernetes' schemas, the server's settings and routes, and a clean environment."""
 
+import copy
+import json
+import os
 import subprocess
 import sys
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from ddcat_serve.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
 MANIFEST = ROOT / "kubernetes/ddcat-serve.yaml"
+KSERVE = ROOT / "kubernetes/kserve.yaml"
 DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile.*"))
 
 
@@ -46,6 +51,67 @@ def test_the_manifest_fits_the_server(documents: dict[str, Any], models: Models)
     assert {port["targetPort"] for port in documents["Service"]["spec"]["ports"]} == set(ports)
     assert container["securityContext"]["readOnlyRootFilesystem"]
     assert given["XDG_CACHE_HOME"] in {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+
+
+@pytest.fixture(scope="module")
+def service() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(KSERVE.read_text())
+    return loaded
+
+
+def test_kserve_runs_the_same_pod(service: dict[str, Any], documents: dict[str, Any]) -> None:
+    predictor, scaler = dict(service["spec"]["predictor"]), documents["HorizontalPodAutoscaler"]["spec"]
+    (metric,) = scaler["metrics"]
+    scaling = {
+        "minReplicas": scaler["minReplicas"],
+        "maxReplicas": scaler["maxReplicas"],
+        "scaleMetric": metric["resource"]["name"],
+        "scaleTarget": metric["resource"]["target"]["averageUtilization"],
+    }
+    assert {name: predictor.pop(name) for name in scaling} == scaling
+    pod = copy.deepcopy(documents["Deployment"]["spec"]["template"]["spec"])
+    (container,) = pod["containers"]
+    container["name"] = "kserve-container"  # by this name KServe knows which one answers
+    container["args"] = container["args"][:-2]  # KServe routes one port: no gRPC
+    container["ports"] = container["ports"][:1]
+    assert predictor == pod
+
+
+@pytest.fixture(scope="module")
+def kserve(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment with KServe's types; DDCAT_KSERVE_VENV names one that is ready."""
+    folder = Path(os.environ.get("DDCAT_KSERVE_VENV") or tmp_path_factory.mktemp("kserve") / "venv")
+    if not folder.exists():
+        venv.create(folder, with_pip=True)
+        line = [folder / "bin/pip", "install", "-q", "kserve==0.21.0"]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"kserve cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+    return folder / "bin/python"
+
+
+@pytest.mark.slow
+def test_kserve_takes_its_manifest(kserve: Path, service: dict[str, Any], tmp_path: Path) -> None:
+    def misfits(document: dict[str, Any]) -> list[str]:
+        line = [kserve, Path(__file__).with_name("kserve_types.py")]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run(
+            line, input=json.dumps(document), capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+        )
+        return done.stdout.splitlines()
+
+    assert misfits(service) == []
+    wrong = copy.deepcopy(service)
+    predictor = wrong["spec"]["predictor"]
+    predictor["scaleTarget"], predictor["replicas"] = "70", 2
+    predictor["containers"][0]["env"][0]["valu"] = "10"
+    predictor["volumes"] = predictor["volumes"][0]
+    assert set(misfits(wrong)) == {
+        "service.spec.predictor has no replicas",
+        "service.spec.predictor.scaleTarget is not of the type int",
+        "service.spec.predictor.containers[0].env[0] has no valu",
+        "service.spec.predictor.volumes is not a list",
+    }
 
 
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
