@@ -138,6 +138,8 @@ def _by_pillow(name: str) -> Callable[[bytes], U8]:
     def decoded(content: bytes) -> U8:
         try:
             with Image.open(io.BytesIO(content), formats=[name]) as image:
+                if getattr(image, "is_animated", False):
+                    raise RequestError(415, f"the {_NAMES[name]} is an animation: send one of its pictures")
                 if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
                     return _without_alpha(np.asarray(image.convert("RGBA")), name)
                 return np.asarray(image.convert("RGB"))

@@ -113,8 +113,13 @@ def router(context: Context) -> APIRouter:
         uploads = await read_images(request, max_bytes=settings.max_bytes, timeout=settings.body_timeout)
         loop = asyncio.get_running_loop()
         until = began + (timeout or settings.timeout)
-        for upload in uploads.files:  # what will be refused is refused before it is decoded
-            chosen.check(1, size_of(upload.content, max_pixels=settings.max_pixels), until - loop.time())
+        # what will be refused is refused before it is decoded
+        sizes = [size_of(upload.content, max_pixels=settings.max_pixels) for upload in uploads.files]
+        pixels = sum(height * width for height, width in sizes)
+        if pixels > settings.max_pixels:
+            raise RequestError(413, f"the images have {pixels} pixels; at most {settings.max_pixels} in all are taken")
+        for size in sizes:
+            chosen.check(1, size, until - loop.time())
 
         async def look(upload: Upload) -> tuple[Encoded, tuple[int, int]]:
             image = await loop.run_in_executor(context.pool, partial(decode, upload.content, max_pixels=settings.max_pixels))
@@ -124,10 +129,16 @@ def router(context: Context) -> APIRouter:
             seen = _Seen(image, outputs)
             return await loop.run_in_executor(context.pool, _FORMS[form], seen, chosen.classes), seen.labels.shape
 
-        found = await asyncio.gather(*(look(upload) for upload in uploads.files))
+        looks = [asyncio.ensure_future(look(upload)) for upload in uploads.files]
+        try:
+            found = await asyncio.gather(*looks)
+        finally:
+            for other in looks:  # where one is refused, nobody waits for the others
+                other.cancel()
         headers = provenance(chosen) | {"Vary": "Accept"}
         if not uploads.single:
-            return Response(_several(found, uploads.files, form), media_type=_JSON, headers=headers)
+            answer = await loop.run_in_executor(context.pool, _several, found, uploads.files, form)
+            return Response(answer, media_type=_JSON, headers=headers)
         [(encoded, shape)] = found
         if isinstance(encoded, dict):
             encoded = json.dumps(encoded, separators=(",", ":")).encode()

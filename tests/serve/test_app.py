@@ -106,6 +106,15 @@ def test_a_form_with_several_files(client: httpx.Client, oracle: Callable, pictu
             }
 
 
+def test_the_images_of_a_form_have_one_limit_of_pixels(client: httpx.Client) -> None:
+    """Else many that compress well, each within the limit, would be decoded at once."""
+    flat = as_png(np.zeros((40, 50, 3), np.uint8))
+    files = [("image", (f"{place}.png", flat, "image/png")) for place in range(3)]
+    assert client.post("/v1/segment", files=files[:2]).status_code == 200
+    message = "the images have 6000 pixels; at most 5000 in all are taken"
+    assert refused(client.post("/v1/segment", files=files)) == (413, message)
+
+
 def test_the_answer_is_what_is_accepted(client: httpx.Client, oracle: Callable, picture: np.ndarray) -> None:
     labels = oracle(picture[None])[0][0]
     answers = {

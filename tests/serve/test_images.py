@@ -198,6 +198,12 @@ def test_webp_that_is_refused(picture: np.ndarray) -> None:
     )
 
 
+def test_an_animated_png_is_refused(picture: np.ndarray) -> None:
+    frames = [Image.fromarray(picture), Image.fromarray(255 - picture)]
+    content = png_of(frames[0], save_all=True, append_images=frames[1:])
+    assert status_of(content) == (415, "the PNG is an animation: send one of its pictures")
+
+
 def test_the_size_comes_from_the_header_alone(picture: np.ndarray) -> None:
     for content in (png_of(Image.fromarray(picture)), simplejpeg.encode_jpeg(picture), webp_of(picture)):
         assert size_of(content, max_pixels=LIMIT) == picture.shape[:2]
