@@ -1,12 +1,14 @@
 """What a server counts of itself, for Prometheus."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ddcat_serve.telemetry import CONFIDENCE, DENSITY
 from ddcat_serve.worker import Batch
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class Metrics:
     def watch(self, context: "Context") -> None:
         """Show the state of a server's models whenever it is asked for."""
         self._registry.register(_States(context))
+        self._registry.register(_Answers(context))
 
     def text(self) -> bytes:
         """Write all in Prometheus' text format."""
@@ -80,3 +83,45 @@ class _States(Collector):
             found = model.passport.passport
             passport.add_metric(labels, float(found is not None and found.verdict == "pass"))
         yield from (waiting, ready, passport)
+
+
+class _Answers(Collector):
+    """What the monitors have seen: see `ddcat_serve.telemetry`."""
+
+    def __init__(self, context: "Context") -> None:
+        self._context = context
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the monitors now."""
+        images = CounterMetricFamily("ddcat_monitored_images", "Answers that the monitor has looked at.", labels=_MODEL)
+        skipped = CounterMetricFamily("ddcat_unmonitored_images", "Answers that it had no time for.", labels=_MODEL)
+        pixels = CounterMetricFamily("ddcat_class_pixels", "Pixels of a class in the answers.", labels=(*_MODEL, "class"))
+        density = HistogramMetricFamily(
+            "ddcat_boundary_density", "Share of an answer's pixels that lie at a boundary.", labels=_MODEL
+        )
+        confidence = HistogramMetricFamily(
+            "ddcat_pixel_confidence", "Probability of a pixel's label, where the engine tells it.", labels=_MODEL
+        )
+        drift = GaugeMetricFamily(
+            "ddcat_drift_psi",
+            "How far the newest answers are from those to the golden images: monitoring, and no defence.",
+            labels=(*_MODEL, "statistic"),
+        )
+        for model in self._context.served:
+            labels, seen = (model.name, model.version), model.monitor.totals()
+            images.add_metric(labels, seen.images)
+            skipped.add_metric(labels, seen.skipped)
+            for name, count in zip(model.classes.names, seen.classes.tolist(), strict=True):
+                pixels.add_metric((*labels, name), count)
+            density.add_metric(labels, _buckets(DENSITY, seen.density.tolist()), seen.density_sum)
+            if seen.confidence.any():
+                confidence.add_metric(labels, _buckets(CONFIDENCE, seen.confidence.tolist()), seen.confidence_sum)
+            for statistic, value in seen.drift.items():
+                drift.add_metric((*labels, statistic), value)
+        yield from (images, skipped, pixels, density, confidence, drift)
+
+
+def _buckets(ends: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
+    """Cumulate counts, as Prometheus has them; the last end is that of the scale."""
+    named = [*map(str, ends[:-1]), "+Inf"]
+    return list(zip(named, itertools.accumulate(counts), strict=True))

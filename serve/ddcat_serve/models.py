@@ -21,6 +21,7 @@ from ddcat_serve.engines.base import Images, check_images
 from ddcat_serve.errors import EngineError, RequestError, ServeError
 from ddcat_serve.golden import Example, read_golden, replay
 from ddcat_serve.settings import Settings
+from ddcat_serve.telemetry import Monitor, golden_statistics
 from ddcat_serve.worker import Batch, HungError, Job, LateError, StoppedError, Worker
 
 __all__ = ["Models", "ServedModel", "Source", "find", "load_models", "parse_source"]
@@ -53,6 +54,8 @@ class ServedModel:
         Its golden images, where they may be shown.
     worker : Worker
         Has its engine.
+    monitor : Monitor, optional
+        Looks at its answers; one that knows no golden images by default.
     """
 
     def __init__(
@@ -64,10 +67,12 @@ class ServedModel:
         passport: Found,
         worker: Worker,
         examples: tuple[Example, ...] = (),
+        monitor: Monitor | None = None,
     ) -> None:
         self.bundle, self.name, self.version = bundle, name, version
         self.passport, self.worker, self.examples = passport, worker, examples
         self.classes = bundle.manifest.class_table()
+        self.monitor = monitor or Monitor(len(self.classes))
 
     @property
     def engine(self) -> Engine:
@@ -114,7 +119,14 @@ class ServedModel:
         check_images(images, self.bundle.manifest.shapes)
         with _told(self.name):
             job = self.worker.submit(images, timeout)
-            return await self._wait(job, gone)
+            outputs = await self._wait(job, gone)
+        self.monitor.see(outputs)
+        return outputs
+
+    def close(self, timeout: float) -> None:
+        """Answer what waits, and free the engine; what is left after the timeout in seconds fails."""
+        self.worker.close(timeout)
+        self.monitor.close()
 
     async def _wait(self, job: Job, gone: Callable[[], Awaitable[object]] | None) -> Outputs:
         result = asyncio.wrap_future(job.result)
@@ -207,7 +219,7 @@ def load_models(
             versions = models.setdefault(name, {})
             model = _load(bundle, name, str(len(versions) + 1), settings, threads, trust, observe)
             versions[model.version] = model
-            stack.callback(model.worker.close, settings.drain)
+            stack.callback(model.close, settings.drain)
         yield models
 
 
@@ -216,7 +228,9 @@ def _load(
 ) -> ServedModel:
     engine = open_engine(bundle, threads=threads)
     try:
-        rate = _warm_up(bundle, engine, settings.golden_tolerance)
+        examples = read_golden(bundle)
+        rate = _warm_up(bundle, engine, examples, settings.golden_tolerance)
+        monitor = Monitor(len(bundle.manifest.classes), golden_statistics(bundle, engine, examples))
     except BaseException:
         engine.close()
         raise
@@ -245,12 +259,13 @@ def _load(
         version=version,
         passport=read_passport(bundle),
         worker=worker,
-        examples=read_golden(bundle) if settings.demo else (),
+        examples=examples if settings.demo else (),
+        monitor=monitor,
     )
     return model
 
 
-def _warm_up(bundle: Bundle, engine: Engine, tolerance: float) -> float | None:
+def _warm_up(bundle: Bundle, engine: Engine, examples: Sequence[Example], tolerance: float) -> float | None:
     """
     Run each size of a ladder, or the smallest, and the golden images: what cannot run, or answers otherwise, fails here.
 
@@ -264,7 +279,6 @@ def _warm_up(bundle: Bundle, engine: Engine, tolerance: float) -> float | None:
         labels = engine.infer(np.zeros((shapes.batch.minimum, height, width, 3), np.uint8)).labels
         if labels.max() >= classes:
             raise EngineError(f"{bundle.path} gives label {labels.max()}, but its manifest names {classes} classes")
-    examples = read_golden(bundle)
     if not examples or shapes.batch.minimum > 1:
         return None
     engine.infer(examples[0].image[None])  # of a new size, the first call prepares
