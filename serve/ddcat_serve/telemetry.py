@@ -1,7 +1,7 @@
 """
 What a model's answers look like: areas of the classes, boundaries, confidence, and how far all that is from its golden images.
 
-Monitoring, and no defence: whoever knows these figures can attack so that they stay as they are. Nothing is refused for them.
+Monitoring, and no defence: whoever knows these figures can attack so that they hardly change. Nothing is refused for them.
 """
 
 import threading

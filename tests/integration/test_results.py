@@ -104,3 +104,14 @@ def test_the_page_of_gates_is_made_of_the_files_beside_it() -> None:
     assert {verdict for name, verdict in verdicts.items() if name.endswith("-fp32")} == {"pass"}
     assert {verdict for name, verdict in verdicts.items() if name.endswith("-bad")} == {"refuse"}
     assert not any("data:image" in file.read_text(encoding="utf-8") for file in folder.glob("*/report.html"))  # of CamVid
+
+
+def test_what_drift_sees_is_what_the_files_hold() -> None:
+    page = (ROOT / "docs/results/drift.md").read_text(encoding="utf-8")
+    for method, called in (("clean", "no defence"), ("ddcat", "DDC-AT")):
+        result = json.loads((ROOT / f"docs/results/drift/camvid-{method}.json").read_text(encoding="utf-8"))
+        assert result["bundle"]["method"] == method
+        assert all(f"{value:.3f}" in page for value in result["miou"].values())
+        for reference, found in result["references"].items():
+            clean, attack, adaptive = (found[name]["above 0.25"] for name in ("clean", "attack", "adaptive"))
+            assert f"| {called} | {reference} | {clean:.3f} | {attack:.3f} | {adaptive:.3f} |" in page
