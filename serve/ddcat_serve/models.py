@@ -5,12 +5,10 @@ import contextlib
 import dataclasses
 import math
 import re
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from starlette.requests import ClientDisconnect
 
 from ddcat.bundle import ANYONE, Bundle, Trust, open_bundle
@@ -18,10 +16,11 @@ from ddcat.passport import Found, read_passport
 from ddcat_serve.batching import Full, Queue
 from ddcat_serve.engines import Engine, Outputs, open_engine
 from ddcat_serve.engines.base import Images, check_images
-from ddcat_serve.errors import EngineError, RequestError, ServeError
-from ddcat_serve.golden import Example, read_golden, replay
+from ddcat_serve.errors import RequestError, ServeError
+from ddcat_serve.golden import Example, read_golden
 from ddcat_serve.settings import Settings
 from ddcat_serve.telemetry import Monitor, golden_statistics
+from ddcat_serve.warm_up import warm_up
 from ddcat_serve.worker import Batch, HungError, Job, LateError, StoppedError, Worker
 
 __all__ = ["Models", "ServedModel", "Source", "find", "load_models", "parse_source"]
@@ -229,7 +228,7 @@ def _load(
     engine = open_engine(bundle, threads=threads)
     try:
         examples = read_golden(bundle)
-        rate = _warm_up(bundle, engine, examples, settings.golden_tolerance)
+        pace = warm_up(bundle, engine, examples, tolerance=settings.golden_tolerance, batch_pixels=settings.batch_pixels)
         monitor = Monitor(len(bundle.manifest.classes), golden_statistics(bundle, engine, examples))
     except BaseException:
         engine.close()
@@ -246,9 +245,9 @@ def _load(
         reopen=reopen,
         queue=Queue(
             max_pixels=settings.queue_pixels,
-            batch_pixels=settings.batch_pixels,
+            batch_pixels=pace.batch_pixels,
             batch_images=batch.maximum,
-            pixels_per_second=rate,
+            pixels_per_second=pace.pixels_per_second,
         ),
         hangs_after=settings.hangs_after,
         observe=lambda done: observe(model, done),
@@ -263,34 +262,6 @@ def _load(
         monitor=monitor,
     )
     return model
-
-
-def _warm_up(bundle: Bundle, engine: Engine, examples: Sequence[Example], tolerance: float) -> float | None:
-    """
-    Run each size of a ladder, or the smallest, and the golden images: what cannot run, or answers otherwise, fails here.
-
-    Returns
-    -------
-    float or None
-        Pixels a second of the last golden images; None where there are none, for the smallest images tell little.
-    """
-    shapes, classes = bundle.manifest.shapes, len(bundle.manifest.classes)
-    for height, width in shapes.sizes or [(shapes.height.minimum, shapes.width.minimum)]:
-        labels = engine.infer(np.zeros((shapes.batch.minimum, height, width, 3), np.uint8)).labels
-        if labels.max() >= classes:
-            raise EngineError(f"{bundle.path} gives label {labels.max()}, but its manifest names {classes} classes")
-    if not examples or shapes.batch.minimum > 1:
-        return None
-    engine.infer(examples[0].image[None])  # of a new size, the first call prepares
-    began = time.monotonic()
-    found = replay(engine, examples)
-    seconds = time.monotonic() - began
-    if found.share > tolerance:
-        raise EngineError(
-            f"{bundle.path} does not answer as it did when it was exported: {found.share:.2%} of its golden labels differ, "
-            f"{found.worst_share:.2%} of {found.worst}; DDCAT_SERVE_GOLDEN_TOLERANCE allows {tolerance:.2%}"
-        )
-    return found.pixels / seconds
 
 
 @contextlib.contextmanager

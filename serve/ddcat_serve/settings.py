@@ -27,7 +27,9 @@ class Settings(BaseSettings):
     timeout: float = Field(10.0, gt=0, description="Seconds in which an answer is wanted, where the request does not say.")
     max_timeout: float = Field(60.0, gt=0, description="Most seconds that a request may ask for.")
     queue_pixels: int = Field(2**26, ge=1, description="Most pixels that wait for one engine.")
-    batch_pixels: int = Field(2**21, ge=1, description="Most pixels that are computed at once; a larger request goes alone.")
+    batch_pixels: int = Field(
+        2**21, ge=1, description="Most pixels that are computed at once, and fewer where more are not faster."
+    )
     hangs_after: float = Field(
         60.0, gt=0, description="Seconds after which a call of an engine is given up, and the engine restarted."
     )

@@ -1,0 +1,115 @@
+"""What an engine does before it serves: it runs each size, answers the golden images as it did, and shows how fast it is."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ddcat.bundle import Bundle
+from ddcat_serve.engines import Engine
+from ddcat_serve.engines.base import Images
+from ddcat_serve.errors import EngineError
+from ddcat_serve.golden import Example, replay
+
+__all__ = ["Pace", "measure_pace", "warm_up"]
+
+_PAYS = 0.95  # a batch of twice as many images pays where each takes at most this share of the time
+_LONG = 0.2  # seconds for which each batch is timed, or one call
+
+
+class Pace(NamedTuple):
+    """
+    How fast an engine is.
+
+    Attributes
+    ----------
+    pixels_per_second : float or None
+        None where nothing tells.
+    batch_pixels : int
+        That it computes at once; more of them would not be faster.
+    """
+
+    pixels_per_second: float | None
+    batch_pixels: int
+
+
+def warm_up(bundle: Bundle, engine: Engine, examples: Sequence[Example], *, tolerance: float, batch_pixels: int) -> Pace:
+    """
+    Run each size of a ladder, or the smallest, and the golden images; time these.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    engine : Engine
+        Of it.
+    examples : sequence of Example
+        Its golden images; where there are none, nothing is timed, for the smallest images tell little.
+    tolerance : float
+        Share of their labels that may differ.
+    batch_pixels : int
+        Most that are computed at once.
+
+    Raises
+    ------
+    EngineError
+        Where it cannot run, or answers otherwise than it did.
+    """
+    shapes, classes = bundle.manifest.shapes, len(bundle.manifest.classes)
+    for height, width in shapes.sizes or [(shapes.height.minimum, shapes.width.minimum)]:
+        labels = engine.infer(np.zeros((shapes.batch.minimum, height, width, 3), np.uint8)).labels
+        if labels.max() >= classes:
+            raise EngineError(f"{bundle.path} gives label {labels.max()}, but its manifest names {classes} classes")
+    if not examples or shapes.batch.minimum > 1:
+        return Pace(None, batch_pixels)
+    found = replay(engine, examples)
+    if found.share > tolerance:
+        raise EngineError(
+            f"{bundle.path} does not answer as it did when it was exported: {found.share:.2%} of its golden labels differ, "
+            f"{found.worst_share:.2%} of {found.worst}; DDCAT_SERVE_GOLDEN_TOLERANCE allows {tolerance:.2%}"
+        )
+    return measure_pace(engine, examples[0].image, batch_pixels=batch_pixels, batch_images=shapes.batch.maximum)
+
+
+def measure_pace(
+    engine: Engine,
+    image: Images,
+    *,
+    batch_pixels: int,
+    batch_images: int | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Pace:
+    """
+    Double a batch as long as that pays: on a processor one image often fills it, and a batch would only be slower.
+
+    Parameters
+    ----------
+    engine : Engine
+    image : (H, W, 3) uint8
+    batch_pixels : int
+        Most that are tried.
+    batch_images : int, optional
+        Most that the engine takes.
+    clock : callable, optional
+        In seconds, never going back.
+    """
+    height, width = image.shape[:2]
+    images, seconds = 1, _seconds_per_image(engine, image, 1, clock)
+    most = batch_pixels // (height * width)
+    while 2 * images <= min(most, batch_images or most):
+        doubled = _seconds_per_image(engine, image, 2 * images, clock)
+        if doubled > _PAYS * seconds:
+            return Pace(height * width / seconds, images * height * width)
+        images, seconds = 2 * images, doubled
+    return Pace(height * width / seconds, batch_pixels)
+
+
+def _seconds_per_image(engine: Engine, image: Images, images: int, clock: Callable[[], float]) -> float:
+    batch = np.repeat(image[None], images, 0)
+    engine.infer(batch)  # of a new size, the first call prepares
+    best, began = float("inf"), clock()
+    while best == float("inf") or clock() - began < _LONG:
+        start = clock()
+        engine.infer(batch)
+        best = min(best, clock() - start)
+    return best / images
