@@ -1,4 +1,4 @@
-"""LitServe with the engine, decoder and encoder of our server, for load.py: python litserve_arm.py BUNDLE PORT DEADLINE."""
+"""LitServe with our engine, decoder and encoder, for load.py: python litserve_arm.py BUNDLE PORT DEADLINE BATCH."""
 
 import os
 import sys
@@ -39,8 +39,10 @@ class Api(litserve.LitAPI):  # type: ignore[misc]
         """Leave images as they are: they may have several sizes."""
         return inputs
 
-    def predict(self, images: Sequence[Any]) -> list[Any]:
-        """Segment images of one size together."""
+    def predict(self, images: Any) -> Any:
+        """Segment images of one size together, or one where there are no batches."""
+        if isinstance(images, np.ndarray):
+            return self.engine.infer(images[None]).labels[0]
         answers: dict[int, Any] = {}
         for shape in {image.shape for image in images}:
             places = [place for place, image in enumerate(images) if image.shape == shape]
@@ -58,9 +60,9 @@ class Api(litserve.LitAPI):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
-    bundle, port, deadline = sys.argv[1:]
+    bundle, port, deadline, batch = sys.argv[1:]
     os.sched_setaffinity(0, {OTHER_CORE})
-    api = Api(bundle, max_batch_size=8, batch_timeout=0.002)
+    api = Api(bundle, max_batch_size=int(batch), batch_timeout=0.002)
     litserve.LitServer(api, accelerator="cpu", timeout=float(deadline)).run(
         port=int(port), generate_client_file=False, log_level="error"
     )

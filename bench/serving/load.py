@@ -69,7 +69,7 @@ def everything(arguments: argparse.Namespace) -> None:
     capacity = max(found["bare"]["images_per_second"].values())
     height, width = parse_size(arguments.size)
     turned = f"{width}x{height}"
-    for arm in ("ours", "litserve"):
+    for arm in ("ours", *THEIRS):
         with served(arguments, arm):
             for name, share in (("half", 0.5), ("nearly full", 0.9), ("twice", 2.0)):
                 found[f"{arm}, {name}"] = load(arguments, PATHS[arm], share * capacity, arguments.size)
@@ -84,7 +84,7 @@ def everything(arguments: argparse.Namespace) -> None:
 
 def targets(found: dict[str, Any]) -> list[dict[str, Any]]:
     """What a server should reach, and whether it did."""
-    capacity, ours, theirs = found["capacity"], found["ours, twice"], found["litserve, twice"]
+    capacity, ours = found["capacity"], found["ours, twice"]
     mixed = found["ours, twice, two sizes"]
     rows = [
         ("throughput of the bare engine's, at twice its capacity", ours["goodput"] / capacity, ">=", 0.9),
@@ -92,8 +92,13 @@ def targets(found: dict[str, Any]) -> list[dict[str, Any]]:
         ("refusals that were told within 50 ms", ours["refusals_soon"], ">=", 0.95),
         ("p99 of the answered, of the deadline", (ours["p99"] or float("inf")) / found["deadline"], "<=", 1.0),
         ("one size's goodput over that of two that alternate", ours["goodput"] / mixed["goodput"], "<=", 1.15),
-        ("LitServe's goodput, of ours, at twice the capacity", theirs["goodput"] / ours["goodput"], "<=", 1.0),
-        ("our p99 at 90 % of the capacity, of LitServe's", ratio(found, "nearly full", "p99"), "<=", 1.0),
+        (
+            "LitServe's best goodput, of ours, at twice the capacity",
+            max(found[f"{arm}, twice"]["goodput"] for arm in THEIRS) / ours["goodput"],
+            "<=",
+            1.0,
+        ),
+        ("our p99 at 90 % of the capacity, of LitServe's best", ratio(found, "nearly full", "p99"), "<=", 1.0),
     ]
     return [
         {
@@ -107,9 +112,11 @@ def targets(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def ratio(found: dict[str, Any], load_name: str, key: str) -> float:
-    """Ours over LitServe's."""
-    own, other = found[f"ours, {load_name}"][key], found[f"litserve, {load_name}"][key]
-    return float("inf") if own is None else 0.0 if other is None else own / other
+    """Ours over LitServe's smallest."""
+    own = found[f"ours, {load_name}"][key]
+    others = [found[f"{arm}, {load_name}"][key] for arm in THEIRS]
+    told = [other for other in others if other is not None]
+    return float("inf") if own is None else own / min(told) if told else 0.0
 
 
 def load(arguments: argparse.Namespace, path: str, rate: float, sizes: str) -> dict[str, Any]:
@@ -128,9 +135,10 @@ def of_role(arguments: argparse.Namespace, role: str, *more: str) -> str:
 
 def line_of(arguments: argparse.Namespace, role: str) -> list[str]:
     """The command line of a role."""
-    if role == "litserve":
+    if role in THEIRS:
         program = Path(__file__).with_name("litserve_arm.py")
-        return [sys.executable, str(program), str(arguments.bundle), str(arguments.port), str(arguments.deadline)]
+        about = [arguments.bundle, arguments.port, arguments.deadline, THEIRS[role]]
+        return [sys.executable, str(program), *map(str, about)]
     return [
         sys.executable, __file__, str(arguments.bundle), "--size", arguments.size, "--seconds", str(arguments.seconds),
         "--deadline", str(arguments.deadline), "--port", str(arguments.port), "--role", role,
@@ -162,8 +170,9 @@ def served(arguments: argparse.Namespace, arm: str) -> Iterator[None]:
                 os.killpg(process.pid, signal.SIGKILL)  # LitServe leaves processes behind
 
 
-HEALTH = {"ours": "/v2/health/ready", "litserve": "/health"}
-PATHS = {"ours": "/v1/segment", "litserve": "/predict"}
+THEIRS = {"LitServe": 1, "LitServe, batches of 8": 8}  # most images in a batch
+HEALTH = {"ours": "/v2/health/ready"} | dict.fromkeys(THEIRS, "/health")
+PATHS = {"ours": "/v1/segment"} | dict.fromkeys(THEIRS, "/predict")
 
 
 # --- the arms ---
@@ -311,20 +320,21 @@ def markdown(found: dict[str, Any]) -> str:
         f"{found['deadline']:g}`; JPEG files of {found['size']}, masks as PNG. The bare engine, one thread on its own core, "
         f"labels {bare_rates} images a second; the best of these is the capacity, {found['capacity']:.2f}. Requests come by a "
         f"Poisson process; an answer is good if it comes within {found['deadline']:g} s. LitServe has the same engine, decoder "
-        "and encoder, batches of up to 8, and the same time-out.",
+        "and encoder, and the same time-out; once without batches, once with batches of up to 8.",
         "",
         "| server | load | offered/s | good/s | of capacity | p50, ms | p99, ms | refused | in 50 ms | other answers |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for name, row in found.items():
-        if not name.startswith(("ours, ", "litserve, ")):
+        if not isinstance(row, dict) or "goodput" not in row:
             continue
-        arm, _, what = name.partition(", ")
+        arm = next(arm for arm in (*reversed(THEIRS), "ours") if name.startswith(f"{arm}, "))
+        what = name.removeprefix(f"{arm}, ")
         others = {status: count for status, count in row["statuses"].items() if status not in ("200", "429", "503")}
         told = ", ".join(f"{count} x {'none' if status == '0' else status}" for status, count in others.items())
         late = f"{row['late']} late" if row["late"] else ""
         lines.append(
-            f"| {'ddcat-serve' if arm == 'ours' else 'LitServe'} | {what} | {row['offered']:.1f} | {row['goodput']:.2f} | "
+            f"| {'ddcat-serve' if arm == 'ours' else arm} | {what} | {row['offered']:.1f} | {row['goodput']:.2f} | "
             f"{row['goodput'] / found['capacity']:.2f} | {milliseconds(row['p50'])} | {milliseconds(row['p99'])} | "
             f"{row['refused']} | "
             f"{row['refusals_soon']:.1%} | {', '.join(filter(None, (told, late))) or '-'} |"

@@ -15,6 +15,7 @@ from ddcat_serve.app import create_app
 from ddcat_serve.context import Context
 from ddcat_serve.errors import ServeError
 from ddcat_serve.logs import log_as_json
+from ddcat_serve.memory import give_back_large_blocks
 from ddcat_serve.metrics import Metrics
 from ddcat_serve.models import Models, Source, load_models
 from ddcat_serve.patience import patient
@@ -51,6 +52,7 @@ def serve(sources: Sequence[Source], *, host: str, port: int, threads: int | Non
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
     log_as_json()
+    give_back_large_blocks()
     if settings.grpc_port is not None:
         _listen(host, settings.grpc_port).close()  # says in a line what gRPC would say in many
     metrics = Metrics()
