@@ -6,7 +6,8 @@ The server under load, beside the bare engine and LitServe with the same engine.
 
 Open loop: requests come by a Poisson process, whether the ones before are answered or not. Everything runs on two cores: the
 engine, with one thread, on the first; the server, its decoders and the clients on the second. Each arm is a process of its own,
-and so are the clients. It writes OUT.json and OUT.md.
+and so are the clients. The arms take turns, for a machine's speed drifts, and what was seen is pooled. It writes OUT.json and
+OUT.md.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ from ddcat.files import write_text
 ENGINE_CORE, OTHER_CORE = 0, 1
 BATCHES = (1, 2, 4, 8)
 WARM_UP = 3.0  # seconds
+LOADS = (("half", 0.5, "one"), ("nearly full", 0.9, "one"), ("twice", 2.0, "one"), ("twice, two sizes", 2.0, "two"))
 SOON = 0.05  # seconds in which a refusal is to be told
+
+Seen = list[tuple[int, float]]  # the status of each answer, 0 where none came, and the seconds until it did
 
 
 def main() -> None:
@@ -40,7 +44,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--size", default="480x640", help="of the images, HEIGHTxWIDTH")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each load")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each load in each turn")
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--deadline", type=float, default=2.0, help="seconds in which an answer is wanted")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--role", choices=["bare", "ours", "clients"], help=argparse.SUPPRESS)
@@ -48,6 +53,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--sizes", help=argparse.SUPPRESS)
     parser.add_argument("--path", help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.role is None:
         everything(arguments)
@@ -64,28 +70,65 @@ def everything(arguments: argparse.Namespace) -> None:
         raise DdcatError("--out FILE, without its suffix, would be right")
     if len(os.sched_getaffinity(0)) < 2:
         raise DdcatError("this needs two cores")
-    found: dict[str, Any] = {"size": arguments.size, "seconds": arguments.seconds, "deadline": arguments.deadline}
-    found["bare"] = json.loads(of_role(arguments, "bare"))
-    capacity = max(found["bare"]["images_per_second"].values())
     height, width = parse_size(arguments.size)
-    turned = f"{width}x{height}"
-    for arm in ("ours", *THEIRS):
-        with served(arguments, arm):
-            for name, share in (("half", 0.5), ("nearly full", 0.9), ("twice", 2.0)):
-                found[f"{arm}, {name}"] = load(arguments, PATHS[arm], share * capacity, arguments.size)
-            found[f"{arm}, twice, two sizes"] = load(arguments, PATHS[arm], 2 * capacity, f"{arguments.size},{turned}")
-    found["capacity"] = capacity
-    found["environment"] = environment()
+    sizes = {"one": arguments.size, "two": f"{arguments.size},{width}x{height}"}
+    capacities: list[dict[str, float]] = []
+    seen: dict[str, list[Seen]] = {}
+    for turn in range(arguments.turns):
+        capacities.append(json.loads(of_role(arguments, "bare")))
+        capacity = max(capacities[-1].values())
+        print(f"turn {turn + 1} of {arguments.turns}: {capacity:.2f} images a second without a server", flush=True)
+        for arm in ("ours", *THEIRS):
+            with served(arguments, arm):
+                for name, share, number in LOADS:
+                    rate = (
+                        "--rate",
+                        str(share * capacity),
+                        "--sizes",
+                        sizes[number],
+                        "--path",
+                        PATHS[arm],
+                        "--seed",
+                        str(turn),
+                    )
+                    raw = json.loads(of_role(arguments, "clients", *rate))
+                    seen.setdefault(f"{arm}, {name}", []).append([(status, seconds) for status, seconds in raw])
+    rates = {batch: float(np.mean([rates[batch] for rates in capacities])) for batch in capacities[0]}
+    found: dict[str, Any] = {
+        "size": arguments.size, "seconds": arguments.seconds, "turns": arguments.turns, "deadline": arguments.deadline,
+        "bare": rates, "capacity": float(np.mean([max(rates.values()) for rates in capacities])),
+        "loads": {name: summary(turns, arguments) for name, turns in seen.items()},
+    }  # fmt: skip
     found["targets"] = targets(found)
+    found["environment"] = environment()
     write_text(arguments.out.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
     write_text(arguments.out.with_suffix(".md"), markdown(found))
     print(markdown(found))
 
 
+def summary(turns: Sequence[Seen], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Pool what clients saw: rates, latencies of what was answered, refusals."""
+    seen, seconds = [one for turn in turns for one in turn], arguments.seconds * len(turns)
+    answered = [took for status, took in seen if status == 200]
+    good = [took for took in answered if took <= arguments.deadline]
+    refused = [took for status, took in seen if status in (429, 503)]
+    statuses = [status for status, _ in seen]
+    return {
+        "offered": len(seen) / seconds,
+        "goodput": len(good) / seconds,
+        "p50": float(np.quantile(answered, 0.5)) if answered else None,
+        "p99": float(np.quantile(answered, 0.99)) if answered else None,
+        "late": len(answered) - len(good),
+        "refused": len(refused),
+        "refusals_soon": float(np.mean([took <= SOON for took in refused])) if refused else 1.0,
+        "statuses": {str(status): statuses.count(status) for status in sorted(set(statuses))},
+    }
+
+
 def targets(found: dict[str, Any]) -> list[dict[str, Any]]:
     """What a server should reach, and whether it did."""
-    capacity, ours = found["capacity"], found["ours, twice"]
-    mixed = found["ours, twice, two sizes"]
+    capacity, loads = found["capacity"], found["loads"]
+    ours, mixed = loads["ours, twice"], loads["ours, twice, two sizes"]
     rows = [
         ("throughput of the bare engine's, at twice its capacity", ours["goodput"] / capacity, ">=", 0.9),
         ("goodput at twice the capacity, of the capacity", ours["goodput"] / capacity, ">=", 0.9),
@@ -94,11 +137,11 @@ def targets(found: dict[str, Any]) -> list[dict[str, Any]]:
         ("one size's goodput over that of two that alternate", ours["goodput"] / mixed["goodput"], "<=", 1.15),
         (
             "LitServe's best goodput, of ours, at twice the capacity",
-            max(found[f"{arm}, twice"]["goodput"] for arm in THEIRS) / ours["goodput"],
+            max(loads[f"{arm}, twice"]["goodput"] for arm in THEIRS) / ours["goodput"],
             "<=",
             1.0,
         ),
-        ("our p99 at 90 % of the capacity, of LitServe's best", ratio(found, "nearly full", "p99"), "<=", 1.0),
+        ("our p99 at 90 % of the capacity, of LitServe's best", ratio(loads, "nearly full", "p99"), "<=", 1.0),
     ]
     return [
         {
@@ -111,20 +154,12 @@ def targets(found: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def ratio(found: dict[str, Any], load_name: str, key: str) -> float:
+def ratio(loads: dict[str, Any], load: str, key: str) -> float:
     """Ours over LitServe's smallest."""
-    own = found[f"ours, {load_name}"][key]
-    others = [found[f"{arm}, {load_name}"][key] for arm in THEIRS]
+    own = loads[f"ours, {load}"][key]
+    others = [loads[f"{arm}, {load}"][key] for arm in THEIRS]
     told = [other for other in others if other is not None]
     return float("inf") if own is None else own / min(told) if told else 0.0
-
-
-def load(arguments: argparse.Namespace, path: str, rate: float, sizes: str) -> dict[str, Any]:
-    """Let clients ask at a rate; gives what they saw."""
-    said = of_role(arguments, "clients", "--rate", str(rate), "--sizes", sizes, "--path", path)
-    result: dict[str, Any] = json.loads(said)
-    print(f"  {rate:6.2f}/s of {sizes}: {json.dumps({k: v for k, v in result.items() if k != 'statuses'})}", flush=True)
-    return result
 
 
 def of_role(arguments: argparse.Namespace, role: str, *more: str) -> str:
@@ -212,7 +247,7 @@ def bare(arguments: argparse.Namespace) -> None:
                 engine.infer(images)
                 calls += 1
             found[batch] = calls * batch / (time.perf_counter() - began)
-    print(json.dumps({"images_per_second": found}))
+    print(json.dumps(found))
 
 
 def ours(arguments: argparse.Namespace) -> None:
@@ -240,12 +275,12 @@ def clients(arguments: argparse.Namespace) -> None:
     print(json.dumps(asyncio.run(ask(arguments))))
 
 
-async def ask(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Ask; gives rates, latencies of what was answered in time, and refusals."""
+async def ask(arguments: argparse.Namespace) -> Seen:
+    """Ask; gives what each request saw."""
     import aiohttp  # noqa: PLC0415
     import simplejpeg  # type: ignore[import-untyped]  # noqa: PLC0415
 
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(arguments.seed)
     files = []
     for size in arguments.sizes.split(","):
         height, width = parse_size(size)
@@ -278,21 +313,7 @@ async def ask(arguments: argparse.Namespace) -> dict[str, Any]:
             await asyncio.sleep(max(0.0, start + at - time.perf_counter()))
             tasks.append(asyncio.create_task(one(len(tasks), at)))
         await asyncio.gather(*tasks)
-    counted = [(status, seconds) for at, status, seconds in seen if at >= WARM_UP]
-    answered = [seconds for status, seconds in counted if status == 200]
-    good = [seconds for seconds in answered if seconds <= arguments.deadline]
-    refused = [seconds for status, seconds in counted if status in (429, 503)]
-    statuses = [status for status, _ in counted]
-    return {
-        "offered": len(counted) / arguments.seconds,
-        "goodput": len(good) / arguments.seconds,
-        "p50": float(np.quantile(answered, 0.5)) if answered else None,
-        "p99": float(np.quantile(answered, 0.99)) if answered else None,
-        "late": len(answered) - len(good),
-        "refused": len(refused),
-        "refusals_soon": float(np.mean([seconds <= SOON for seconds in refused])) if refused else 1.0,
-        "statuses": {str(status): statuses.count(status) for status in sorted(set(statuses))},
-    }
+    return [(status, seconds) for at, status, seconds in seen if at >= WARM_UP]
 
 
 # --- what is written ---
@@ -312,22 +333,20 @@ def environment() -> dict[str, Any]:
 
 def markdown(found: dict[str, Any]) -> str:
     """Write the tables."""
-    bare_rates = ", ".join(f"{rate:.2f} in batches of {batch}" for batch, rate in found["bare"]["images_per_second"].items())
+    bare_rates = ", ".join(f"{rate:.2f} in batches of {batch}" for batch, rate in found["bare"].items())
     lines = [
         "# The server under load",
         "",
-        f"`python bench/serving/load.py BUNDLE --size {found['size']} --seconds {found['seconds']:g} --deadline "
-        f"{found['deadline']:g}`; JPEG files of {found['size']}, masks as PNG. The bare engine, one thread on its own core, "
-        f"labels {bare_rates} images a second; the best of these is the capacity, {found['capacity']:.2f}. Requests come by a "
-        f"Poisson process; an answer is good if it comes within {found['deadline']:g} s. LitServe has the same engine, decoder "
-        "and encoder, and the same time-out; once without batches, once with batches of up to 8.",
+        f"`python bench/serving/load.py BUNDLE --size {found['size']} --seconds {found['seconds']:g} --turns {found['turns']} "
+        f"--deadline {found['deadline']:g}`; JPEG files of {found['size']}, masks as PNG. The bare engine, one thread on its "
+        f"own core, labels {bare_rates} images a second; the best of each turn is its capacity, {found['capacity']:.2f} on "
+        f"average. Requests come by a Poisson process; an answer is good if it comes within {found['deadline']:g} s. LitServe "
+        "has the same engine, decoder and encoder, and the same time-out; once without batches, once with batches of up to 8.",
         "",
         "| server | load | offered/s | good/s | of capacity | p50, ms | p99, ms | refused | in 50 ms | other answers |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
-    for name, row in found.items():
-        if not isinstance(row, dict) or "goodput" not in row:
-            continue
+    for name, row in found["loads"].items():
         arm = next(arm for arm in (*reversed(THEIRS), "ours") if name.startswith(f"{arm}, "))
         what = name.removeprefix(f"{arm}, ")
         others = {status: count for status, count in row["statuses"].items() if status not in ("200", "429", "503")}
