@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import httpx
 import numpy as np
@@ -22,6 +23,12 @@ from ddcat_serve.deploy.ray_app import Arguments, application  # noqa: E402
 
 pytestmark = pytest.mark.slow
 CLIENTS = 4
+
+
+class Answer(NamedTuple):
+    began: float  # seconds
+    ended: float
+    status: int
 
 
 @pytest.fixture
@@ -46,7 +53,7 @@ def test_a_killed_replica_loses_nothing_but_what_was_in_it(
     address: str, bundle: Bundle, oracle: Callable, picture: np.ndarray
 ) -> None:
     expected = oracle(picture[None])[0][0]
-    body, ended, statuses = as_png(picture), threading.Event(), list[int]()
+    body, ended, answers = as_png(picture), threading.Event(), list[Answer]()
     assert httpx.get(f"{address}/v2/health/ready").json() == {"ready": True}
     assert httpx.get(f"{address}/v2/models/small").json()["parameters"]["bundle"] == bundle.digest
     assert httpx.post(f"{address}/v1/segment", content=b"rubbish").status_code == 415
@@ -54,8 +61,13 @@ def test_a_killed_replica_loses_nothing_but_what_was_in_it(
     def ask() -> None:
         with httpx.Client(timeout=30) as client:
             while not ended.is_set():
-                response = client.post(f"{address}/v1/segment", content=body)
-                statuses.append(response.status_code)
+                began = time.monotonic()
+                try:
+                    response = client.post(f"{address}/v1/segment", content=body)
+                except httpx.TransportError:  # Ray may leave a request of a killed replica without any answer
+                    answers.append(Answer(began, time.monotonic(), 0))
+                    continue
+                answers.append(Answer(began, time.monotonic(), response.status_code))
                 if response.status_code == 200:
                     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(response.content))), expected)
 
@@ -67,18 +79,21 @@ def test_a_killed_replica_loses_nothing_but_what_was_in_it(
 
     with ThreadPoolExecutor(CLIENTS) as pool:
         tasks = [pool.submit(ask) for _ in range(CLIENTS)]
-        wait_for(lambda: len(statuses) > 100, 60)
+        wait_for(lambda: len(answers) > 100, 60)
         before = replicas()
         assert len(before) == 2
+        killed = time.monotonic()
         ray.kill(ray.get_actor(before[0], namespace="serve"))
-        at = len(statuses)
-        wait_for(lambda: len(statuses) > at + 100, 60)
+        at = len(answers)
+        wait_for(lambda: len(answers) > at + 100, 60)
         wait_for(lambda: len(set(replicas()) - set(before)) == 1, 60)  # Ray has started another one
-        after = len(statuses)
-        wait_for(lambda: len(statuses) > after + 100, 60)
+        after = len(answers)
+        wait_for(lambda: len(answers) > after + 100, 60)
         ended.set()
         for task in tasks:
             task.result(60)
-    lost = [status for status in statuses if status != 200]
-    assert len(lost) <= CLIENTS  # those that the killed one had
-    assert all(status == 200 for status in statuses[after:])
+    lost = [answer for answer in answers if answer.status != 200]
+    assert len(lost) <= CLIENTS  # what the killed one had
+    assert all(answer.ended > killed for answer in lost)
+    assert all(answer.began < killed + 1 for answer in lost)  # within which Ray notices, and sends nothing there any more
+    assert all(answer.status == 200 for answer in answers[after:])
