@@ -13,6 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from ddcat.bundle import Bundle
 from ddcat_serve.app import create_app
 from ddcat_serve.models import Models
 from ddcat_serve.settings import PREFIX, Settings
@@ -124,9 +125,8 @@ def test_images_run_as_the_manifest_says(file: Path, documents: dict[str, Any]) 
 
 
 @pytest.mark.slow
-def test_the_steps_of_the_cpu_image_work_in_a_clean_environment() -> None:
-    done = subprocess.run(
-        [sys.executable, "docker/check.py", "docker/Dockerfile.cpu"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+def test_the_steps_of_the_cpu_image_work_in_a_clean_environment(bundle: Bundle) -> None:
+    line = [sys.executable, "docker/check.py", "docker/Dockerfile.cpu", str(bundle.path)]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "ddcat-serve --help" in done.stdout.splitlines()[-2]
+    assert done.stdout.endswith("ready, and stopped by SIGTERM with 0\n")
