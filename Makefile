@@ -2,6 +2,7 @@
 #   make demo    train, export, judge and serve a robust segmenter in minutes
 #   make test    the tests
 #   make check   lint, formatting, types
+#   make docs    the documentation as a site, strictly
 #   make clean   remove what the others made (the environment too)
 
 # 3.11 first: it is what the tests run on. A name on the PATH may be a shim that starts nothing, or lack venv: so each is tried.
@@ -11,7 +12,7 @@ BIN := .venv/bin
 # One thread for each of pytest's processes: two that share the cores by threads wait for each other.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow check docs clean
 
 demo: .venv/ready
 	$(BIN)/python examples/demo.py
@@ -26,6 +27,11 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/ready
+	$(BIN)/python docs/make_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "look at: build/site/index.html"
 
 # The last three are peers that the tests compare with; what they ask for does not fit every build of torch.
 .venv/ready: pyproject.toml

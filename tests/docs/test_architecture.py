@@ -1,0 +1,29 @@
+"""docs/architecture.md says of imports and files what is true."""
+
+import re
+from pathlib import Path
+
+from tests.test_imports import MAY_IMPORT
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_imports_is_the_rule() -> None:
+    rows = re.findall(r"^\| `(ddcat\w*)`[^|]*\|[^|]*\|([^|]*)\|$", PAGE, re.MULTILINE)
+    assert {name: set(re.findall(r"`(\w+)`", cell)) | {name} for name, cell in rows} == MAY_IMPORT
+
+
+def test_every_file_that_is_named_is_there() -> None:
+    folders = [ROOT, *(ROOT / name for name in ("train", "export", "serve", "bench"))]
+    for name in re.findall(r"`([\w/]+(?:\.py|/))`", PAGE):
+        assert any((folder / name).exists() for folder in folders) or list(ROOT.rglob(name)), name
+
+
+def test_the_picture_has_the_modules_of_each_package() -> None:
+    for package, part in re.findall(r'subgraph \w+\["(ddcat_\w+): [^"]*"\]\n(.*?)\n  end', PAGE, re.DOTALL):
+        folder = ROOT / package.removeprefix("ddcat_") / package
+        modules = {path.stem if path.is_file() else f"{path.name}/" for path in folder.iterdir()}
+        told = {name for names in re.findall(r'\["([\w/]+(?:, [\w/]+)*): ', part) for name in names.split(", ")}
+        assert told, package
+        assert told <= modules, (package, told - modules)
