@@ -24,6 +24,7 @@ __all__ = ["Batch", "HungError", "Job", "LateError", "State", "StoppedError", "W
 
 State = Literal["ready", "restarting", "stopping", "broken"]
 
+_CLOSES_WITHIN = 10.0  # seconds in which an idle engine is freed
 _RESTARTS = 3  # in a row: an engine that hangs more often is not opened again
 _log = logging.getLogger(__name__)
 
@@ -152,18 +153,23 @@ class Worker:
             if self.state != "broken":
                 self.state = "stopping"
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._current is None and not len(self._queue), timeout)
+            finished = self._changed.wait_for(lambda: self._current is None and not len(self._queue), timeout)
             self._generation += 1
             left = [item.payload for item in self._queue.clear()]
             self._changed.notify_all()
         _fail(left, StoppedError(f"{self._name} stopped"))
+        if finished:
+            self._thread.join(_CLOSES_WITHIN)  # a runtime that is being closed when the process ends aborts it
 
     def _check_state(self) -> None:
         if self.state != "ready":
             raise StoppedError(f"{self._name} is {self.state}")
 
     def _start(self, engine: Engine) -> None:
-        threading.Thread(target=self._serve, args=(engine, self._generation), name=f"engine-{self._name}", daemon=True).start()
+        self._thread = threading.Thread(
+            target=self._serve, args=(engine, self._generation), name=f"engine-{self._name}", daemon=True
+        )
+        self._thread.start()
 
     def _serve(self, engine: Engine, generation: int) -> None:
         try:

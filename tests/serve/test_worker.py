@@ -223,6 +223,13 @@ def test_closing_answers_what_waits(work: Callable) -> None:
     assert toy.closed.wait(5)
 
 
+def test_closing_waits_until_the_engine_is_freed(work: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, (toy,), _ = work()
+    monkeypatch.setattr(toy, "close", lambda: time.sleep(0.3) or toy.closed.set())
+    worker.close(5)
+    assert toy.closed.is_set()  # else a process that ends now would be aborted by its runtime
+
+
 def test_what_is_left_when_the_time_to_close_is_over_fails(work: Callable) -> None:
     worker, (toy,), _ = work()
     hold(worker, toy)
