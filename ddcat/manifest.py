@@ -222,7 +222,7 @@ class Manifest(_Strict):
     )
     main_branch_only: MainBranchProof
     data: DataSource
-    classes: tuple[ClassEntry, ...] = Field(strict=False)
+    classes: tuple[ClassEntry, ...] = Field(strict=False, min_length=2, max_length=254)
     ignore_index: Literal[255] = 255
     preprocessing: Preprocessing
     shapes: Shapes

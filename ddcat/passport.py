@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ddcat import signing
 from ddcat.bundle import PASSPORT, PASSPORT_SIGNATURE, Bundle, Trust
 from ddcat.errors import BundleError
-from ddcat.files import write_bytes
+from ddcat.files import write_bytes, writing
 
 __all__ = ["Finding", "Found", "Passport", "Verdict", "read_passport", "write_passport"]
 
@@ -109,7 +109,8 @@ def write_passport(bundle: Bundle, passport: Passport, *, key: Path | None = Non
     """
     content = passport.to_bytes()
     signature = None if key is None else signing.sign(content, key, name=bundle.manifest.name)
-    (bundle.path / PASSPORT_SIGNATURE).unlink(missing_ok=True)
+    with writing(bundle.path):
+        (bundle.path / PASSPORT_SIGNATURE).unlink(missing_ok=True)
     write_bytes(bundle.path / PASSPORT, content)
     if signature is not None:
         write_bytes(bundle.path / PASSPORT_SIGNATURE, signature)

@@ -68,7 +68,9 @@ def serve(words: dict[str, str], root: Path, bundle: Path) -> None:
                 sys.exit(f"error: {' '.join(command)} is not ready")
             time.sleep(0.5)
         process.terminate()
-    print(f"{time.monotonic() - began:6.1f} s  {' '.join(command)}: ready, and stopped by SIGTERM with {process.returncode}")
+    if process.returncode:
+        sys.exit(f"error: {' '.join(command)} ended with exit status {process.returncode}")
+    print(f"{time.monotonic() - began:6.1f} s  {' '.join(command)}: ready, and stopped by SIGTERM")
 
 
 def execute(command: str, root: Path) -> None:

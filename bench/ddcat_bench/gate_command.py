@@ -74,6 +74,7 @@ def judge(
     began = time.monotonic()
     check_vacant(folder)
     check_writable(folder)
+    check_writable(case.bundle.path)  # where the passport will be
     if key is not None:
         check_key(key)
     work = work_folder(folder)

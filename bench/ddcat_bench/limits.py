@@ -36,11 +36,11 @@ def read_limits(file: Path, precision: Precision) -> Limits:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         return TypeAdapter(dict[Precision, Limits]).validate_python(content)[precision]
-    except (OSError, yaml.YAMLError) as cause:
-        raise BenchError(f"--limits {file} cannot be read: {str(cause).splitlines()[0]}") from cause
     except ValidationError as cause:
         first = cause.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole file"
         raise BenchError(f"--limits {file}: {where}: {first['msg']}; {DEFAULT.name} of the package would be right") from cause
+    except (OSError, ValueError, yaml.YAMLError) as cause:
+        raise BenchError(f"--limits {file} cannot be read: {str(cause).splitlines()[0]}") from cause
     except KeyError as cause:
         raise BenchError(f"--limits {file} has no entry for {precision}") from cause

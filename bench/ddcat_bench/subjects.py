@@ -33,7 +33,7 @@ _NO_WEIGHT: Any = {  # what of a configuration changes no weight; the seed does,
     "data": {"root", "val_split", "val_long_side"},
     "train": {"workers", "evaluate_every", "evaluate_images", "evaluate_batch"},
 }
-_LIBRARIES = ("torch", "numpy", "opencv-python-headless", "onnxruntime")
+_LIBRARIES = ("torch", "numpy", "opencv-python-headless", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
 
 
 def main_branch(checkpoint: Checkpoint, device: torch.device) -> Segmenter:

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from ddcat import __version__
 from ddcat_serve import page, protocol_routes, segment
-from ddcat_serve.context import Context
+from ddcat_serve.context import PROVENANCE, Context
 from ddcat_serve.errors import EngineError, InputError, RequestError
 from ddcat_serve.front import Front
 from ddcat_serve.guard import Guard
@@ -90,9 +90,15 @@ def create_app(
         """Metrics in Prometheus' text format."""
         return Response(counted.text(), media_type=CONTENT_TYPE)
 
-    if settings.cors_origins:
-        app.add_middleware(CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(Front, guard=guard, metrics=counted)  # the last one is the first to see a request
+    app.add_middleware(Front, guard=guard, metrics=counted)
+    if settings.cors_origins:  # the last one is the first to see a request: a browser's preflight carries no key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After", "X-Request-Id", "X-Ddcat-Shape", *PROVENANCE],
+        )
     trace(app)
     return app
 

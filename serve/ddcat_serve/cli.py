@@ -12,7 +12,11 @@ from ddcat_serve.flags import with_settings
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    help="Serve the bundles that ddcat-export writes.", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown"
+    help="Serve the bundles that ddcat-export writes.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
 )
 
 

@@ -7,7 +7,9 @@ from typing import Any
 from ddcat_serve.models import Models, ServedModel
 from ddcat_serve.settings import Settings
 
-__all__ = ["Context", "provenance"]
+__all__ = ["PROVENANCE", "Context", "provenance"]
+
+PROVENANCE = ("X-Ddcat-Model", "X-Ddcat-Version", "X-Ddcat-Bundle", "X-Ddcat-Passport")
 
 
 @dataclass
@@ -70,9 +72,5 @@ class Context:
 def provenance(model: ServedModel) -> dict[str, str]:
     """Say in headers which model answered, and what the gate said of it."""
     passport = model.passport.passport
-    return {
-        "X-Ddcat-Model": model.name,
-        "X-Ddcat-Version": model.version,
-        "X-Ddcat-Bundle": model.bundle.digest,
-        "X-Ddcat-Passport": "none" if passport is None else passport.verdict,
-    }
+    verdict = "none" if passport is None else passport.verdict
+    return dict(zip(PROVENANCE, (model.name, model.version, model.bundle.digest, verdict), strict=True))

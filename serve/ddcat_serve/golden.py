@@ -101,7 +101,8 @@ def read_golden(bundle: Bundle) -> tuple[Example, ...]:
         if labels is None or {image.dtype, labels.dtype} != {np.dtype(np.uint8)} or image.shape != (*labels.shape, 3):
             raise EngineError(f"{bundle.path / golden.file} holds no labels of the form of {key}: export again")
         examples.append(Example(name, image, labels))
-    if len(examples) != 2 * golden.images or 2 * len(examples) != len(tensors):
+    names = {f"{kind}.{place}" for kind in ("clean", "adversarial") for place in range(golden.images)}
+    if {example.name for example in examples} != names or 2 * len(examples) != len(tensors):
         raise EngineError(
             f"{bundle.path / golden.file} holds {len(examples)} images, where the manifest says {golden.images} and as many "
             "adversarial ones: export again"

@@ -1,6 +1,7 @@
 """The Open Inference Protocol, version 2, over gRPC: service inference.GRPCInferenceService, in the server's event loop."""
 
 import asyncio
+import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from ddcat_serve.models import find
 
 __all__ = ["serve_grpc"]
 
+_log = logging.getLogger(__name__)
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
@@ -76,7 +78,8 @@ def _guarded(answer: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[A
             code, message = _CODES.get(error.status, grpc.StatusCode.INVALID_ARGUMENT), str(error)
         except InputError as error:
             code, message = grpc.StatusCode.INVALID_ARGUMENT, str(error)
-        except EngineError:
+        except Exception as error:
+            _log.error("gRPC %s: %s", answer.__name__, error, exc_info=not isinstance(error, EngineError))
             code, message = grpc.StatusCode.INTERNAL, "the engine failed; the server's log says why"
         return await call.abort(code, message)
 
@@ -119,7 +122,11 @@ class _Service(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc]
         settings = self.context.settings
         images = _images(request, settings.max_pixels)
         wanted = protocol.wanted_outputs(model, [output.name for output in request.outputs])
-        parameters = {name: getattr(value, value.WhichOneof("parameter_choice")) for name, value in request.parameters.items()}
+        parameters = {
+            name: getattr(value, kind)
+            for name, value in request.parameters.items()
+            if (kind := value.WhichOneof("parameter_choice")) is not None
+        }
         timeout, remaining = protocol.timeout_of(parameters, settings), call.time_remaining()
         outputs = await model.infer(images, timeout=timeout if remaining is None else min(timeout, max(remaining, 1e-3)))
         answer = pb.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -171,7 +172,9 @@ def timeout_of(parameters: Parameters, settings: Settings) -> float:
     RequestError
         400 where it is no positive number, or more than may be asked for.
     """
-    value = parameters.get("timeout", 1e6 * settings.timeout)
+    if "timeout" not in parameters:
+        return settings.timeout
+    value = parameters["timeout"]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1e6 * settings.max_timeout:
         raise RequestError(400, f"timeout is {value!r}; microseconds, at most {1e6 * settings.max_timeout:.0f}, would be right")
     return value / 1e6
@@ -224,7 +227,7 @@ def model_metadata(models: Models, model: ServedModel) -> dict[str, Any]:
 def _divide(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
     if header_length is None:
         return body, b""
-    if not header_length.isdecimal() or not 0 < int(header_length) <= len(body):
+    if not re.fullmatch(r"[0-9]{1,12}", header_length) or not 0 < int(header_length) <= len(body):
         raise RequestError(
             400, f"Inference-Header-Content-Length is {header_length!r}; bytes of JSON, at most {len(body)}, would be right"
         )

@@ -54,6 +54,8 @@ def serve(sources: Sequence[Source], *, host: str, port: int, threads: int | Non
     log_as_json()
     give_back_large_blocks()
     if settings.grpc_port is not None:
+        if settings.grpc_port == port:
+            raise ServeError(f"--grpc-port {port} is the port of HTTP, too: another one would be right")
         _listen(host, settings.grpc_port).close()  # says in a line what gRPC would say in many
     metrics = Metrics()
     with (
@@ -71,7 +73,10 @@ def serve(sources: Sequence[Source], *, host: str, port: int, threads: int | Non
             server_header=False,
         )
         _introduce(models, host, listener.getsockname()[1], grpc)
-        _Server(config, app.state.context).run(sockets=[listener])
+        server = _Server(config, app.state.context)
+        server.run(sockets=[listener])
+        if not server.started:
+            raise ServeError("the server did not start: the log above says why")
 
 
 class _Server(uvicorn.Server):

@@ -135,7 +135,7 @@ def _read_file(file: Path | None) -> dict[str, Any]:
         return {}
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as cause:
+    except (OSError, ValueError, yaml.YAMLError) as cause:
         raise ServeError(f"--config {file} cannot be read: {str(cause).splitlines()[0]}") from cause
     if not isinstance(content, dict):
         raise ServeError(f"--config {file} holds no settings: lines such as `timeout: 5` would be right")

@@ -155,7 +155,8 @@ class Worker:
             self._changed.notify_all()
             finished = self._changed.wait_for(lambda: self._current is None and not len(self._queue), timeout)
             self._generation += 1
-            left = [item.payload for item in self._queue.clear()]
+            left = [*(self._current[1] if self._current else ()), *(item.payload for item in self._queue.clear())]
+            self._current = None
             self._changed.notify_all()
         _fail(left, StoppedError(f"{self._name} stopped"))
         if finished:
@@ -196,7 +197,7 @@ class Worker:
         now = self._clock()
         with self._changed:
             if generation != self._generation:
-                return False  # the watchdog has answered for this thread
+                return False  # the watchdog, or who closed, has answered for this thread
             failed = sum(isinstance(result, Exception) for result in results)
             self._queue.done(now, measured=not failed)
             self._current = None
@@ -220,8 +221,8 @@ class Worker:
                 stuck = self._current[1]
                 left = self._give_up()
             _log.error("%s: the engine did not come back within %.1f s", self._name, self._hangs_after)
-            _fail(stuck, HungError("the engine did not come back; it is being started again"))
-            _fail(left, StoppedError(f"{self._name} is restarting"))
+            _fail(stuck, HungError("the engine did not come back"))
+            _fail(left, StoppedError(f"{self._name} is {self.state}"))
             if self.state == "restarting":
                 self._restart()
 
@@ -240,11 +241,14 @@ class Worker:
     def _restart(self) -> None:
         try:
             engine = self._reopen()
-        except EngineError as error:
+        except Exception as error:  # of any runtime, or of a bundle that is not there any more
             _log.error("%s: the engine cannot be opened again: %s", self._name, error)
             self._become("broken")
             return
         with self._changed:
+            if self.state != "restarting":  # closed meanwhile
+                engine.close()
+                return
             self.engine = engine
             self._start(engine)
         self._become("ready")

@@ -70,6 +70,12 @@ def test_pages_of_others_may_ask_only_where_they_are_named(client_with: Callable
     allowed = client_with(cors_origins=("https://a.example",))
     assert allowed.get("/v2", headers=headers).headers["access-control-allow-origin"] == "https://a.example"
     assert "access-control-allow-origin" not in allowed.get("/v2", headers={"Origin": "https://b.example"}).headers
+    keyed = client_with(cors_origins=("https://a.example",), api_key="a-long-secret")
+    asked = {**headers, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    assert keyed.options("/v1/segment", headers=asked).status_code == 200  # a preflight has no key
+    refused = keyed.get("/v2", headers=headers)
+    assert refused.status_code == 401
+    assert refused.headers["access-control-allow-origin"] == "https://a.example"
 
 
 def test_metrics(models: Models, client_of: Callable) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
+from ddcat.errors import BundleError
 from ddcat_serve.batching import Full, Queue
 from ddcat_serve.engines import Outputs
 from ddcat_serve.errors import EngineError
@@ -174,9 +175,10 @@ def test_an_engine_that_hangs_is_replaced(work: Callable) -> None:
     assert worker.engine is engines[1]
 
 
-def test_an_engine_that_cannot_be_opened_again_is_broken(work: Callable) -> None:
+@pytest.mark.parametrize("error", [EngineError("the runtime refuses"), BundleError("the file is gone"), OSError(5, "a disk")])
+def test_an_engine_that_cannot_be_opened_again_is_broken(work: Callable, error: Exception) -> None:
     def refuse() -> Toy:
-        raise EngineError("the file is gone")
+        raise error
 
     worker, (toy,), _ = work(hangs_after=0.2, reopen=refuse)
     stuck = hold(worker, toy)
@@ -232,8 +234,9 @@ def test_closing_waits_until_the_engine_is_freed(work: Callable, monkeypatch: py
 
 def test_what_is_left_when_the_time_to_close_is_over_fails(work: Callable) -> None:
     worker, (toy,), _ = work()
-    hold(worker, toy)
+    running = hold(worker, toy)
     left = worker.submit(image(2, size=(3, 3)), 20)
     worker.close(0.05)
-    with pytest.raises(StoppedError):
-        left.result.result(5)
+    for job in (running, left):
+        with pytest.raises(StoppedError):
+            job.result.result(5)

@@ -196,12 +196,12 @@ def cache_folder(content: bytes) -> Path | None:
     EngineError
         Where others than the user can write to it.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "ddcat" / "openvino" / sha256_of_bytes(content)
     try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = base / "ddcat" / "openvino" / sha256_of_bytes(content)
         for made in (folder.parent.parent, folder.parent, folder):
             made.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # the second: a user without a home
         return None
     for made in (folder.parent.parent, folder.parent, folder):
         found = made.stat()
