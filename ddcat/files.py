@@ -21,6 +21,7 @@ __all__ = [
     "new_directory",
     "read_json",
     "remove_leftovers",
+    "reserve",
     "write_bytes",
     "write_json",
     "write_text",
@@ -148,8 +149,14 @@ def read_json(path: Path, error: type[DdcatError] = DdcatError) -> Any:
         raise error(f"{path} is not JSON: {cause}") from cause
 
 
+def reserve(path: Path) -> None:
+    """Refuse a path where `new_directory` could not make one: before the long work whose result it is to hold."""
+    check_vacant(path)
+    check_writable(path)
+
+
 def check_vacant(path: Path) -> None:
-    """Refuse a path that `new_directory` would refuse: before the long work whose result it is to hold."""
+    """Refuse a path that is taken: another file, or a directory that is not empty."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise DdcatError(f"{path} exists already: name another one, or remove it first")
 
@@ -168,6 +175,13 @@ def new_directory(path: Path) -> Iterator[Path]:
     ------
     Path
         The directory to fill.
+
+    Raises
+    ------
+    DdcatError
+        Where the path is taken.
+    WriteError
+        Where it cannot be written.
     """
     check_vacant(path)
     with writing(path):
@@ -175,12 +189,13 @@ def new_directory(path: Path) -> Iterator[Path]:
         aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield aside
-        for file in aside.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
-        aside.chmod(0o777 & ~_umask())
-        aside.replace(path)
+        with writing(path):
+            for file in aside.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as opened:
+                        os.fsync(opened.fileno())
+            aside.chmod(0o777 & ~_umask())
+            aside.replace(path)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise

@@ -43,6 +43,7 @@ Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Kind = Literal["clean", "mixed"]  # of calibration
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Byte = Annotated[int, Field(ge=0, le=255)]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # flat: a key is joined to a folder
 
 
 class _Strict(BaseModel):
@@ -215,7 +216,7 @@ class Manifest(_Strict):
 
     schema_version: Literal[2] = SCHEMA_VERSION
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the model's name at a server")
-    files: dict[str, FileEntry]
+    files: dict[FileName, FileEntry]
     source: Source
     rebuilt_from: Sha256 | None = Field(
         default=None, description="digest of the bundle whose graph this is; None: exported from the checkpoint"

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddcat import signing
-from ddcat.bundle import PASSPORT, PASSPORT_SIGNATURE, Bundle, Trust
+from ddcat.bundle import ANYONE, PASSPORT, PASSPORT_SIGNATURE, Bundle, Trust
 from ddcat.errors import BundleError
 from ddcat.files import write_bytes, writing
 
@@ -58,7 +58,7 @@ class Found(NamedTuple):
     known: str  # for a person
 
 
-def read_passport(bundle: Bundle, trust: Trust | None = None) -> Found:
+def read_passport(bundle: Bundle, trust: Trust = ANYONE) -> Found:
     """
     Read the passport that lies in a bundle.
 

@@ -52,7 +52,7 @@ def page(out: Path) -> str:
     environments = [read_result(file, SpeedResult).environment for file in sorted(out.glob("*-speed.json"))]
     parts = [
         "# Engines on a CPU\n\nMade by `python bench/cpu/engines.py --voc-root /data/voc --runs runs/* --data-root "
-        "/data/camvid`; its files are in [engines-cpu](engines-cpu).\n"
+        "/data/camvid`; its files are in `engines-cpu/`.\n"
     ]
     for name, rows in speeds.items():
         parts.append(f"## {NETWORKS[name]} at 473 x 473, batch 1, seeded weights\n\n{table(SPEED_HEAD, rows, texts=2)}")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ddcat.files import check_vacant, check_writable
+from ddcat.files import reserve
 from ddcat.progress import progress
 from ddcat_bench.attack import attack_share, probe_once
 from ddcat_bench.attack_markdown import attack_markdown
@@ -38,8 +38,7 @@ def judge(evaluation: Evaluation, folder: Path, *, devices: int | None = None) -
     ------
     BenchError, DataError, TrainError
     """
-    check_vacant(folder)
-    check_writable(folder)
+    reserve(folder)
     work = work_folder(folder)
     if begin(devices, evaluation.device.type, work, evaluation.identity()):
         return
@@ -74,7 +73,7 @@ def measure_sweep(evaluation: Evaluation, folder: Path, *, repeats: int) -> None
     ------
     BenchError, DataError
     """
-    check_vacant(folder)
+    reserve(folder)
     with progress("sweeping", 2 * (repeats + 1), unit="sweeps") as advance:
         result = measure(evaluation, repeats=repeats, advance=advance)
     publish(folder, "attack-measure", result, sweep_markdown(result))

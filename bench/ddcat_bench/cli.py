@@ -55,7 +55,7 @@ def fidelity(
     - `ddcat-bench fidelity model.bundle --checkpoint runs/old --data-root /data/camvid --limit 50`
     """
     from ddcat.bundle import Trust, open_bundle
-    from ddcat.files import check_vacant
+    from ddcat.files import reserve
     from ddcat.progress import progress
     from ddcat_bench.fidelity import compare as compare_labels
     from ddcat_bench.output import beside, publish
@@ -65,7 +65,7 @@ def fidelity(
 
     opened = open_bundle(bundle, Trust(require_signature, tuple(expect_digest or ())))
     folder = out or beside(bundle, "fidelity")
-    check_vacant(folder)
+    reserve(folder)
     loaded = checkpoint_of(opened, checkpoint)
     dataset = open_bundle_data(opened, data_root=data_root, split=split)
     with (
@@ -108,7 +108,7 @@ def speed(
     - `ddcat-bench speed model.bundle --size 473x473 --repeats 100 --threads 4`
     """
     from ddcat.bundle import Trust, open_bundle
-    from ddcat.files import check_vacant
+    from ddcat.files import reserve
     from ddcat.progress import progress
     from ddcat_bench.memory import serving_peak
     from ddcat_bench.output import beside, publish
@@ -120,7 +120,7 @@ def speed(
 
     opened = open_bundle(bundle, Trust(require_signature, tuple(expect_digest or ())))
     folder = out or beside(bundle, "speed")
-    check_vacant(folder)
+    reserve(folder)
     loaded = checkpoint_of(opened, checkpoint)
     there = data_root is not None or Path(opened.manifest.data.root).is_dir()
     dataset = open_bundle_data(opened, data_root=data_root) if there else None
@@ -174,7 +174,7 @@ def train_step(
 
     - `ddcat-bench train-step voc-deeplabv3_50-sat --precision bf16 --baseline-precision fp32 --tf32 --device cuda`
     """
-    from ddcat.files import check_vacant
+    from ddcat.files import reserve
     from ddcat.progress import progress
     from ddcat_train.config import load_config
 
@@ -183,7 +183,7 @@ def train_step(
     precisions = [] if precision is None else [f"train.precision={precision}"]
     config = load_config(preset, [*(overrides or []), *crops, *batches, *precisions])
     folder = out or Path("train-step") / Path(preset).stem
-    check_vacant(folder)
+    reserve(folder)
 
     import torch
 
@@ -228,13 +228,13 @@ def tables(
 
     - `ddcat-bench tables runs/ddcat-0/attack-paper runs/ddcat-0/attack-sea runs/ddcat-1/attack-paper --out results/tables`
     """
-    from ddcat.files import check_vacant
+    from ddcat.files import reserve
     from ddcat_bench.judged import find_results
     from ddcat_bench.output import publish
     from ddcat_bench.paper_tables import make_tables
     from ddcat_bench.table_files import tables_csv, tables_latex, tables_markdown
 
-    check_vacant(out)
+    reserve(out)
     made = make_tables(find_results(runs))
     files = {"tables.tex": tables_latex(made).encode(), "tables.csv": tables_csv(made).encode()}
     publish(out, "tables", made, tables_markdown(made), files)

@@ -25,13 +25,13 @@ def compare(
 
     - `ddcat-bench compare gates/* --out results/engines`
     """
-    from ddcat.files import check_vacant
+    from ddcat.files import reserve
     from ddcat_bench.compare import compare as put_side_by_side
     from ddcat_bench.compare import find_gates
     from ddcat_bench.compare_report import compare_html, compare_markdown, pareto
     from ddcat_bench.output import publish
 
-    check_vacant(out)
+    reserve(out)
     result = put_side_by_side(find_gates(bundles))
     files = {"pareto.png": pareto(result), "compare.html": compare_html(result).encode()}
     publish(out, "compare", result, compare_markdown(result), files)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ddcat.files import check_vacant, check_writable, write_text
+from ddcat.files import check_writable, reserve, write_text
 from ddcat.passport import Verdict, write_passport
 from ddcat.progress import progress
 from ddcat.signing import check_key
@@ -72,8 +72,7 @@ def judge(
     BenchError, BundleError, DataError, EngineError, TrainError, WriteError
     """
     began = time.monotonic()
-    check_vacant(folder)
-    check_writable(folder)
+    reserve(folder)
     check_writable(case.bundle.path)  # where the passport will be
     if key is not None:
         check_key(key)

@@ -44,7 +44,7 @@ def scenarios(
     import torch
 
     from ddcat.bundle import Trust, open_bundle
-    from ddcat.files import check_vacant
+    from ddcat.files import reserve
     from ddcat.progress import progress
     from ddcat_bench.output import beside, publish
     from ddcat_bench.scenarios import BOUNDARIES, LOADS, ScenariosResult, run_scenarios
@@ -56,7 +56,7 @@ def scenarios(
     began = time.monotonic()
     opened = open_bundle(bundle, Trust(require_signature, tuple(expect_digest or ())))
     folder = out or beside(bundle, "scenarios")
-    check_vacant(folder)
+    reserve(folder)
     there = data_root is not None or Path(opened.manifest.data.root).is_dir()
     dataset = open_bundle_data(opened, data_root=data_root) if there else None
     inputs = draw_inputs(opened, dataset, repeats=10, batch=1, size=parse_size(size) if size else None)

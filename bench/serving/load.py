@@ -364,7 +364,14 @@ def markdown(found: dict[str, Any]) -> str:
     machine = ", ".join(map(str, found["environment"]["machine"].values()))
     versions = ", ".join(f"{name} {version}" for name, version in found["environment"]["versions"].items())
     return "\n".join(
-        [*lines, "", f"- machine: {machine}", f"- versions: {versions}", f"- code: {found['environment']['git_commit']}", ""]
+        [
+            *lines,
+            "",
+            f"- machine: {machine}",
+            f"- versions: {versions}",
+            f"- code: {found['environment']['git_commit'] or 'not from a checkout'}",
+            "",
+        ]
     )
 
 

@@ -130,7 +130,8 @@ def export(
     if (source / "manifest.json").is_file():
         given = {"--logits": logits, "--confidence": confidence, "--data-root": data_root, "--explain": explain, **of_int8}
         _refuse(given, f"{source} is a bundle")
-        folder = out or source.parent / "-".join(filter(None, (source.resolve().name, engine, precision)))
+        place = source.resolve()  # "." has another parent
+        folder = out or place.parent / "-".join(filter(None, (place.name, engine, precision)))
         with _missing("ddcat[export,serve]"):
             from ddcat.bundle import Trust
             from ddcat_export.rebuilding import rebuild
@@ -153,6 +154,9 @@ def export(
     with _missing("ddcat[train,export,cpu]"):
         from ddcat_export import exporting
     if explain:
+        writes = {"--out": out, "--sign": sign, "--max-batch": max_batch, "--logits": logits, "--confidence": confidence}
+        of_plans = {"--hardware": hardware, "--version-compatible": version_compatible}
+        _refuse({**writes, "--data-root": data_root, **of_plans}, "--explain writes nothing")
         _explain(source, chosen, sizes)
         return
     with _status() as progress:

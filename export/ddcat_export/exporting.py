@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddcat import provenance
 from ddcat.bundle import Bundle
-from ddcat.files import check_vacant
+from ddcat.files import reserve
 from ddcat.manifest import ClassEntry, DataSource, Kind, Precision, Preprocessing, Source
 from ddcat.signing import check_key
 from ddcat_export.assembling import CPU_GRAPH, GRAPH, Model, assemble, needed_graph, shapes_of_engine
@@ -110,7 +110,7 @@ def export(
     """
     check_possible(engine, precision)
     shapes = shapes_of_engine(engine, sizes, minimum=MINIMUM_SIZE, max_batch=max_batch)
-    check_vacant(out)
+    reserve(out)
     if key is not None:
         check_key(key)
     progress("reading the checkpoint")

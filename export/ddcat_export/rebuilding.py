@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 
 from ddcat.bundle import ANYONE, Bundle, Trust, open_bundle
-from ddcat.files import check_vacant
+from ddcat.files import reserve
 from ddcat.manifest import Manifest, Precision, Range, Shapes
 from ddcat.signing import check_key
 from ddcat_export.assembling import (
@@ -78,7 +78,7 @@ def rebuild(
         Where the graph does not become what is asked for, or the new engine gives other labels.
     DdcatError
     """
-    check_vacant(out)
+    reserve(out)
     if key is not None:
         check_key(key)
     progress("verifying the bundle")

@@ -87,8 +87,12 @@ def inspect(
     from ddcat.bundle import Trust, open_bundle
     from ddcat_serve.inspection import print_bundle, print_json
 
-    opened = open_bundle(bundle, Trust(require_signature, tuple(expect_digest or ())))
-    (print_json if as_json else print_bundle)(opened)
+    trust = Trust(require_signature, tuple(expect_digest or ()))
+    opened = open_bundle(bundle, trust)
+    if as_json:
+        print_json(opened)
+    else:
+        print_bundle(opened, trust)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ddcat.bundle import INTEGRITY_ONLY, Bundle
+from ddcat.bundle import ANYONE, INTEGRITY_ONLY, Bundle, Trust
 from ddcat.manifest import EngineEntry, Golden, MainBranchProof, Manifest, Quantisation, Range, Shapes, TensorEntry
 from ddcat.passport import read_passport
 
@@ -20,12 +20,12 @@ def print_json(bundle: Bundle) -> None:
     print(json.dumps({"digest": bundle.digest, "trust": bundle.trust, "manifest": manifest}, indent=2))
 
 
-def print_bundle(bundle: Bundle) -> None:
+def print_bundle(bundle: Bundle, trust: Trust = ANYONE) -> None:
     """Print what the manifest says."""
     table = Table(title=f"{bundle.path}", show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for what, value in _rows(bundle).items():
+    for what, value in _rows(bundle, trust).items():
         table.add_row(what, Text(value))
     console = Console()
     console.print(table)
@@ -34,7 +34,7 @@ def print_bundle(bundle: Bundle) -> None:
         console.print("Integrity only: nothing here proves who wrote it. --require-signature or --expect-digest would.")
 
 
-def _rows(bundle: Bundle) -> dict[str, str]:
+def _rows(bundle: Bundle, trust: Trust) -> dict[str, str]:
     manifest = bundle.manifest
     source, data = manifest.source, manifest.data
     trained = "imported" if source.step is None else f"step {source.step}"
@@ -64,7 +64,7 @@ def _rows(bundle: Bundle) -> dict[str, str]:
         "golden": _golden(manifest.golden),
         "files": "\n".join(f"{name}  {entry.bytes} bytes  {entry.sha256[:12]}" for name, entry in manifest.files.items()),
         "versions": _pairs(manifest.versions),
-        "passport": read_passport(bundle).known,
+        "passport": read_passport(bundle, trust).known,
     }
 
 

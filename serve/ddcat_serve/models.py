@@ -15,7 +15,7 @@ from ddcat.bundle import ANYONE, Bundle, Trust, open_bundle
 from ddcat.passport import Found, read_passport
 from ddcat_serve.batching import Full, Queue
 from ddcat_serve.engines import Engine, Outputs, open_engine
-from ddcat_serve.engines.base import Images, check_images
+from ddcat_serve.engines.base import Images, check_images, check_size
 from ddcat_serve.errors import RequestError, ServeError
 from ddcat_serve.golden import Example, read_golden
 from ddcat_serve.settings import Settings
@@ -89,8 +89,9 @@ class ServedModel:
 
         Raises
         ------
-        RequestError
+        InputError, RequestError
         """
+        check_size(images, *size, self.bundle.manifest.shapes)
         with _told(self.name):
             self.worker.check(images, size, timeout)
 
@@ -256,7 +257,7 @@ def _load(
         known,
         name=name,
         version=version,
-        passport=read_passport(bundle),
+        passport=read_passport(bundle, trust),
         worker=worker,
         examples=examples if settings.demo else (),
         monitor=monitor,

@@ -75,6 +75,8 @@ def test_the_gate_may_put_its_passport_beside(bundle: Path) -> None:
         ({"name": "../up"}, "name"),
         ({"main_branch_only": {"spare_parameters": 1, "bytes_unchanged": False}}, "bytes_unchanged"),
         ({"files": {}}, "engine's file"),
+        ({"files": {"../up": {"sha256": "0" * 64, "bytes": 1}}}, "files"),
+        ({"classes": []}, "classes"),
         ({"golden": {"file": "none", "images": 1, "source": "x", "attack": {}}}, "golden file"),
         ({"shapes": {"batch": SIDE, "height": SIDE, "width": SIDE, "sizes": [[2, 3]]}}, "ranges"),
     ],

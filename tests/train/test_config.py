@@ -78,6 +78,19 @@ def test_a_wrong_value_is_one_line_that_says_where(override: str, message: str) 
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")) as caught:
         load_config("scenes-clean", [override])
     assert "\n" not in str(caught.value)
+    assert "(found {" not in str(caught.value)  # a whole section would bury what is wrong
+
+
+@pytest.mark.parametrize("parents", ["5", "[5]", ""])
+def test_what_a_file_inherits_must_be_names(parents: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"inherits: {parents}\n")
+    with pytest.raises(ConfigError, match="inherits names a preset or a file"):
+        load_config(str(tmp_path / "mine.yaml"))
+
+
+def test_a_step_backwards_is_none() -> None:
+    with pytest.raises(ConfigError, match=r"attack\.alpha"):
+        load_config("scenes-sat", ["attack.alpha=-0.01"])
 
 
 def test_every_fault_is_named() -> None:

@@ -1,5 +1,6 @@
 """The command `ddcat-train`."""
 
+import json
 import shlex
 import signal
 import sys
@@ -140,12 +141,12 @@ def _again(folder: Path, device: str, devices: int | None) -> str:
     """The command that continues a run."""
     options = ["--device", device] if device != "auto" else []
     options += ["--devices", str(devices)] if devices is not None else []
-    return " ".join([_program(), str(folder / CONFIG), "--resume", *options])
+    return " ".join([_program(), shlex.quote(str(folder / CONFIG)), "--resume", *options])
 
 
 def _resolve(source: str, data_root: Path | None, overrides: list[str]) -> Config:
     if data_root is not None:
-        overrides = [*overrides, f"data.root={data_root}"]
+        overrides = [*overrides, f"data.root={json.dumps(str(data_root))}"]
     return load_config(source, overrides)
 
 

@@ -207,7 +207,7 @@ class AttackConfig(_Strict):
     """The attack of training, and of the evaluation during it."""
 
     epsilon: Fraction = Field(0.03, ge=0, le=1)
-    alpha: Literal["eps/n"] | Fraction = 0.01
+    alpha: Literal["eps/n"] | Annotated[Fraction, Field(ge=0)] = 0.01
     steps: int = Field(3, ge=1)
     start: Start = "clean"
 
@@ -345,7 +345,10 @@ def _read(path: Path, inherited: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path} holds no table of keys and values")
     parents = tree.pop("inherits", [])
     merged: dict[str, Any] = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
+    names = [parents] if isinstance(parents, str) else parents
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{path}: inherits names a preset or a file, or a list of them")
+    for parent in names:
         _merge(merged, _read(_locate(parent, path.parent), (*inherited, path)))
     _merge(merged, tree)
     return merged
@@ -384,4 +387,7 @@ def _explain(fault: Any) -> str:
         return f"unknown key {'.'.join(path)}: the nearest is {'.'.join([*path[:-1], nearest])}"
     if fault["type"] == "missing":
         return f"{'.'.join(path)} is missing"
-    return f"{'.'.join(path)}: {fault['msg'].removeprefix('Value error, ')} (found {fault['input']!r})"
+    where, message = ".".join(path), fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error" and isinstance(fault["input"], Mapping):  # of a section: the message names its keys
+        return f"{where}: {message}" if where else message
+    return f"{where}: {message} (found {fault['input']!r})"

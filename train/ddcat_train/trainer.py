@@ -16,7 +16,7 @@ from ddcat_train.config import Config
 from ddcat_train.data import AUGMENTATIONS, Dataset, open_dataset
 from ddcat_train.data.base import U8
 from ddcat_train.data.loader import Batch, batches_per_epoch, train_batches
-from ddcat_train.errors import ConfigError
+from ddcat_train.errors import CheckpointError, ConfigError
 from ddcat_train.evaluation import evaluate
 from ddcat_train.losses import valid_pixels
 from ddcat_train.methods import METHODS, Portion
@@ -262,10 +262,21 @@ class Trainer:
         save_checkpoint(path, description, self._used, extra)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a resumable checkpoint of the same configuration."""
+        """
+        Continue from a resumable checkpoint of the same configuration.
+
+        Raises
+        ------
+        CheckpointError, ConfigError
+            Where it holds weights alone, or other images or classes than the run has now.
+        """
         description = checkpoint.description
         if description.step is None:
             raise ConfigError(f"{checkpoint.path} was imported and has no run to continue: name it as model.pretrained instead")
+        if not checkpoint.part(_RANDOM):
+            raise CheckpointError(
+                f"{checkpoint.path} holds weights alone, and nothing to continue from: name it as model.pretrained of a new run"
+            )
         for name, split, entry in (("train", self._train, description.train), ("val", self._val, description.val)):
             found = _entry(split)
             if entry is not None and found != entry:

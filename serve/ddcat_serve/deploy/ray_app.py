@@ -16,6 +16,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig
 
 from ddcat_serve.app import create_app
+from ddcat_serve.errors import ServeError
 from ddcat_serve.metrics import Metrics
 from ddcat_serve.models import load_models, parse_source
 from ddcat_serve.settings import read_settings
@@ -46,6 +47,8 @@ def application(arguments: Arguments) -> serve.Application:
     arguments : Arguments
     """
     most = arguments.max_replicas or arguments.replicas
+    if most < arguments.replicas:
+        raise ServeError(f"--max-replicas {most} is less than --replicas {arguments.replicas}")
     deployment = serve.deployment(
         name="ddcat",
         max_ongoing_requests=arguments.ongoing,
@@ -65,8 +68,8 @@ class _Replica:
     """One server without a socket: Ray's proxy has that."""
 
     def __init__(self, bundles: list[str], threads: int) -> None:
-        settings, metrics = read_settings(), Metrics()
         self._open = contextlib.ExitStack()
+        settings, metrics = read_settings(), Metrics()
         models = self._open.enter_context(
             load_models(
                 [parse_source(text) for text in bundles], settings=settings, threads=threads, observe=metrics.count_batch

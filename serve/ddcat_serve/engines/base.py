@@ -209,6 +209,11 @@ def check_images(images: npt.NDArray[Any], shapes: Shapes) -> None:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise InputError(f"images are uint8 of shape (N, H, W, 3), not {images.dtype} of shape {images.shape}")
     count, height, width, _ = images.shape
+    check_size(count, height, width, shapes)
+
+
+def check_size(count: int, height: int, width: int, shapes: Shapes) -> None:
+    """Refuse, by an InputError, a number of images or a size of them that an engine does not take."""
     for size, axis, allowed in (
         (count, "batch", shapes.batch),
         (height, "height", shapes.height),

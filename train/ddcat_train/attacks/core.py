@@ -67,9 +67,9 @@ def iterate(
     (step, images) : (int, (N, 3, H, W) float)
         First (0, the start), then each step 1..n; always in the ball and in [0, 1].
     """
-    if epsilon < 0 or steps < 0:
-        raise ValueError(f"epsilon {epsilon} and steps {steps} must not be negative")
     size = epsilon / max(steps, 1) if alpha == "eps/n" else alpha
+    if epsilon < 0 or steps < 0 or size < 0:
+        raise ValueError(f"epsilon {epsilon}, alpha {alpha} and steps {steps} must not be negative")
     lower, upper = (images - epsilon).clamp(min=0), (images + epsilon).clamp(max=1)
     current = ATTACK_STARTS[start](images, epsilon, seeds).detach()
     yield 0, current

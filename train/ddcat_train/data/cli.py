@@ -20,7 +20,13 @@ __all__ = ["app", "main"]
 
 _MOST_SIZES = 5
 
-app = typer.Typer(help="Check and generate data sets.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Check and generate data sets; import the weights of others.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
 
 
 @app.command("check")

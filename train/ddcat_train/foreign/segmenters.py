@@ -1,5 +1,6 @@
 """Segmenters that semseg or the released code of DDC-AT trained: PSPNet and DeepLabv3, with one branch or with three."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -121,7 +122,7 @@ def _configuration(source: str, overrides: Sequence[str], model: ModelConfig, da
     for override in overrides:
         if override.startswith("model"):
             raise ConfigError(f"--set {override}: the file itself says what the network is")
-    root = [] if data_root is None else [f"data.root={data_root}"]
+    root = [] if data_root is None else [f"data.root={json.dumps(str(data_root))}"]
     config = load_config(source, [*overrides, *root])
     method = config.method.model_dump()
     if deep != bool(config.method.deep_weight):

@@ -49,7 +49,7 @@ def hf_settings(source: Mapping[str, Any] | str | Path) -> dict[str, Any]:
         )
     known = _own_keys(AutoConfig.for_model(str(name)))
     if isinstance(source, Mapping):
-        for key in given.keys() - known - {"model_type"}:
+        for key in sorted(map(str, given.keys() - known - {"model_type"})):
             nearest = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0)[0]
             raise ValueError(f"{name} has no setting {key}: the nearest is {nearest}")
     resolved = json.loads(
