@@ -79,6 +79,14 @@ def attack(
     way = next((known for known in JUDGES if known == protocol), None)
     if way is None:
         raise BenchError(f"--protocol {protocol}: {' or '.join(JUDGES)} would be right")
+    if measure:
+        given = {
+            "--suite": suite != "quick", "--limit": limit, "--epsilon": epsilon, "--iterations": iterations,
+            "--substitute": substitute, "--protocol": protocol != "whole", "--seed": seed, "--devices": devices,
+        }  # fmt: skip
+        for option, value in given.items():
+            if value:
+                raise BenchError(f"{option}: --measure times BIM, n = 1..7, in one process, and has no use for it")
     loaded = load_checkpoint(checkpoint)
     evaluation = Evaluation(
         loaded,

@@ -9,7 +9,7 @@ from ddcat_bench.tables import table
 __all__ = ["COST_HEADS", "Drawing", "cost_cells", "cost_markdown", "draw_cost"]
 
 COST_HEADS = ["images", "size", "ms", "quartiles, ms", "images/s", "ms a megapixel", "of the machine's peak", "steady"]
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 360, 200, 48, 168, 12
+_WIDTH, _LEFT, _BOTTOM, _TOP = 360, 48, 168, 12
 
 
 class Drawing(NamedTuple):

@@ -46,7 +46,7 @@ GRAPH = "model.onnx"
 CPU_GRAPH = "model.cpu.onnx"
 _ON_A_CPU = ("ort", "openvino")
 _LIBRARIES = (
-    "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "tensorrt", "cuda-python", "numpy",
+    "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "cuda-python", "numpy",
     "safetensors",
 )  # fmt: skip
 # Of the golden pixels. Another runtime or precision rounds otherwise; an engine that differs by more is another model.

@@ -84,8 +84,8 @@ def read_samples(
             samples.append(Sample(label, _grey_levels(sample[0]), sample[1].numpy()))
     except DataError as cause:
         raise ExportError(
-            f"int8 is calibrated and judged on images of {data.name}, which are not there: {cause}; --data-root DIR says where "
-            "they lie, and --precision fp32 needs none"
+            f"int8 is calibrated and judged on images of {data.name}: {cause}; --data-root DIR says where they lie, and "
+            "--precision fp32 needs none"
         ) from cause
     return tuple(samples)
 

@@ -29,7 +29,7 @@ class Quantised(NamedTuple):
     Attributes
     ----------
     signed, unsigned : bytes
-        The graph for all runtimes, and its form for ONNX Runtime on a CPU.
+        The graph for all runtimes, and its form for runtimes of a CPU.
     quantisation : Quantisation
     report : bytes or None
         For the bundle's `REPORT`, JSON; None where no limit was set.

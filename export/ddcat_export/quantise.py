@@ -5,8 +5,8 @@ Weights are stored as int8 with one scale for each output channel; activations h
 for TensorRT takes nothing else. Input, normalisation, the first layer (the grey levels of an image are more than a signed byte
 holds of them), the last one and all that comes of its logits stay fp32. Biases stay fp32, too: each runtime rounds them itself.
 
-ONNX Runtime has quick kernels on x86 for unsigned activations only. For it alone there is a second form: bytes with zero point
-0 behind a ReLU, 128 elsewhere, and a pair behind every layer, without which it computes the layer in fp32.
+ONNX Runtime has quick kernels on x86 for unsigned activations only. For runtimes of a CPU there is a second form: bytes with
+zero point 0 behind a ReLU, 128 elsewhere, and a pair behind every layer, without which ONNX Runtime computes it in fp32.
 """
 
 from collections.abc import Collection, Mapping
@@ -69,7 +69,7 @@ def quantise(graph: bytes, ranges: Mapping[str, float], *, float_layers: Collect
     float_layers : collection of str
         Of `layers_of`: these stay fp32.
     unsigned : bool
-        Give the form for ONNX Runtime on a CPU instead of the one for all runtimes.
+        Give the form for runtimes of a CPU instead of the one for all runtimes.
 
     Returns
     -------

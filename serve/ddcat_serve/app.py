@@ -137,4 +137,4 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
-        return answer(500, "the server failed; its log says why")
+        return answer(500, f"the server failed; its log says why under request {request.state.request_id}")

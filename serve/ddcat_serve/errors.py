@@ -3,7 +3,10 @@ What ddcat_serve raises on purpose.
 
     ServeError
     ├── EngineError         a runtime that is missing, or a graph that is not what its manifest says
-    │   └── InputError      images that the engine does not take
+    │   ├── InputError      images that the engine does not take
+    │   ├── LateError       a request whose time was over before its turn came   (worker.py)
+    │   ├── HungError       an engine that did not come back                     (worker.py)
+    │   └── StoppedError    a worker that takes no requests                      (worker.py)
     └── RequestError        a request that cannot be answered, with its HTTP status
 """
 

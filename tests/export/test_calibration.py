@@ -84,5 +84,5 @@ def test_images_are_resized_for_a_graph_of_one_size(checkpoint: Checkpoint, scen
 
 
 def test_without_data_there_is_no_int8(checkpoint: Checkpoint) -> None:
-    with pytest.raises(ExportError, match=r"which are not there: .*some/where.*; --data-root DIR says where they lie"):
+    with pytest.raises(ExportError, match=r"judged on images of .*some/where.*; --data-root DIR says where they lie"):
         read_samples(checkpoint, "train", images=1)

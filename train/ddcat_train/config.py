@@ -95,10 +95,10 @@ class _Strict(BaseModel):
 class DataConfig(_Strict):
     """The data set."""
 
-    name: DatasetName
-    root: Path
-    train_split: str = "train"
-    val_split: str = "val"
+    name: DatasetName = Field(description="how it is laid out")
+    root: Path = Field(description="where it lies")
+    train_split: str = Field("train", description="that is learnt from")
+    val_split: str = Field("val", description="that the network is judged on")
     long_side: int | None = Field(None, ge=33, description="resize every image to it when it is read; None: as it is")
     val_long_side: int | None = Field(None, ge=33, description="the same, where a network is judged; None: long_side")
     skip_corrupt: bool = Field(False, description="train on another image in the place of one that cannot be read, and count")
@@ -113,8 +113,8 @@ class AugmentConfig(_Strict):
     """How training images are varied: `paper` scales, rotates, blurs, flips and crops; `plain` scales, flips and crops."""
 
     policy: AugmentationName = "paper"
-    crop: Size
-    scale: tuple[float, float] = (0.5, 2.0)
+    crop: Size = Field(description="height and width, or one number for both")
+    scale: tuple[float, float] = Field((0.5, 2.0), description="smallest and largest factor")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -129,10 +129,10 @@ class ModelConfig(_Strict):
     """The network."""
 
     backbone: Annotated[str, AfterValidator(_known_backbone)] = Field(description="one of ours, or an installed package's")
-    context: ContextName = "pyramid"
+    context: ContextName = Field("pyramid", description="pyramid: PSPNet's pooling; aspp: DeepLabv3's")
     width: int = Field(64, ge=4, description="channels of a ResNet's first stage")
     stem: Stem = Field("deep", description="of a ResNet; plain: that of torchvision's weights")
-    output_stride: Literal[8, 16] = 8
+    output_stride: Literal[8, 16] = Field(8, description="pixels of the image to one of the backbone's maps")
     dropout: float = Field(0.1, ge=0, lt=1, description="of the heads' channels, in training")
     hf: Annotated[dict[str, Any], BeforeValidator(_hf_settings)] | None = Field(
         None, description="settings of a backbone of Hugging Face transformers, or its config.json; of backbone hf"
@@ -180,7 +180,7 @@ _RANDOM_START: tuple[MethodName, ...] = ("pgd-at", "segpgd-at", "trades")
 class MethodConfig(_Strict):
     """How a batch becomes updates."""
 
-    name: MethodName
+    name: MethodName = Field(description="how a batch is learnt")
     deep_weight: float = Field(
         0.4, ge=0, description="of semseg's deep supervision; 0: no such head, as in the paper's equations"
     )
@@ -206,10 +206,10 @@ class MethodConfig(_Strict):
 class AttackConfig(_Strict):
     """The attack of training, and of the evaluation during it."""
 
-    epsilon: Fraction = Field(0.03, ge=0, le=1)
-    alpha: Literal["eps/n"] | Annotated[Fraction, Field(ge=0)] = 0.01
+    epsilon: Fraction = Field(0.03, ge=0, le=1, description="most that a value in [0, 1] moves; 8/255 is understood")
+    alpha: Literal["eps/n"] | Annotated[Fraction, Field(ge=0)] = Field(0.01, description="of a step; eps/n: epsilon / steps")
     steps: int = Field(3, ge=1)
-    start: Start = "clean"
+    start: Start = Field("clean", description="at the image, anywhere in the ball, or at the image less epsilon")
 
 
 class OptimConfig(_Strict):
@@ -219,19 +219,21 @@ class OptimConfig(_Strict):
     head_lr_factor: float = Field(10.0, gt=0, description="of everything else, times lr")
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
-    power: float = Field(0.9, ge=0)
+    power: float = Field(0.9, ge=0, description="of the poly rule")
 
 
 class TrainConfig(_Strict):
     """The loop."""
 
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=1, description="passes over the training split")
     batch_size: int = Field(16, ge=2, description="of an update, over all devices and portions")
     accumulate: int = Field(
         1, ge=1, description="portions that every device's share goes through the network in; batch norm sees one at a time"
     )
     workers: int = Field(2, ge=0, description="processes that read and augment images for a device; 0: the loop's own")
-    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp64"] = Field(
+        "fp32", description="bf16: of forwards alone; weights and attacks stay fp32"
+    )
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the average of weights that is used; None: the latest")
     evaluate_every: int = Field(1, ge=1, description="epochs")
     evaluate_images: int | None = Field(None, ge=1, description="evenly spread over the split; None: all")
@@ -257,7 +259,7 @@ class Config(_Strict):
     attack: AttackConfig = AttackConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of all that is drawn")
 
     @model_validator(mode="before")
     @classmethod

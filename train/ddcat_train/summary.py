@@ -89,11 +89,11 @@ def _scores(run: Path, description: Description, lines: Lines) -> Iterator[str]:
         yield f"| {name} | {line['step']:,.0f} | {scores} |"
     attack = config.attack
     size = "epsilon / n" if attack.alpha == "eps/n" else f"{attack.alpha:.4g}"
-    known = METHODS[config.method.name].attacks
+    attacks = METHODS[config.method.name].attacks
     yield (
         f"\n*Attacked* is by BIM with the model's own gradients: epsilon {attack.epsilon:.4g} ({255 * attack.epsilon:.3g} grey "
         f"levels), n = {attack.steps} steps of {size} from the image on. "
-        + ("It is of the kind that the model was trained on" if known else "The model was trained without any attack")
+        + ("It is of the kind that the model was trained on" if attacks else "The model was trained without any attack")
         + ", and a weak attack: **stronger attacks leave less**, how much less this table does not say. "
         f"`ddcat-bench attack {_quoted(run)} --suite paper` measures more steps and a PGD of 20 steps; no attack proves "
         f"that another one could not do more.\n\n`{BEST}` has the highest mean of both on these very images, so that its "
