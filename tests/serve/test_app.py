@@ -286,7 +286,7 @@ def test_a_failing_engine_is_a_500_that_says_no_more_than_it_should(
         status, message = refused(client.post("/v1/segment", content=as_png(picture), headers={"X-Request-Id": "r-1"}))
     assert status == 500
     engine = "the engine failed; the server's log says why under request r-1"
-    assert message == (engine if isinstance(error, EngineError) else "the server failed; its log says why")
+    assert message == (engine if isinstance(error, EngineError) else "the server failed; its log says why under request r-1")
 
 
 def test_health_answers_while_the_engine_is_busy(bundle: Bundle, picture: np.ndarray) -> None:
