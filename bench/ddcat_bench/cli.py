@@ -9,6 +9,7 @@ from ddcat import command
 from ddcat.command import ExpectDigest, RequireSignature, parse_size
 from ddcat_bench.attack_cli import attack
 from ddcat_bench.compare_cli import compare
+from ddcat_bench.drift_cli import drift
 from ddcat_bench.gate_cli import gate
 from ddcat_bench.options import DataRoot, Limit, MovedCheckpoint, Split
 from ddcat_bench.scenarios_cli import scenarios
@@ -28,6 +29,7 @@ app.command()(attack)
 app.command()(gate)
 app.command()(compare)
 app.command()(scenarios)
+app.command()(drift)
 
 
 @app.command()
