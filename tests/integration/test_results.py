@@ -110,8 +110,10 @@ def test_what_drift_sees_is_what_the_files_hold() -> None:
     page = (ROOT / "docs/results/drift.md").read_text(encoding="utf-8")
     for method, called in (("clean", "no defence"), ("ddcat", "DDC-AT")):
         result = json.loads((ROOT / f"docs/results/drift/camvid-{method}.json").read_text(encoding="utf-8"))
-        assert result["bundle"]["method"] == method
+        assert result["method"] == method
         assert all(f"{value:.3f}" in page for value in result["miou"].values())
-        for reference, found in result["references"].items():
-            clean, attack, adaptive = (found[name]["above 0.25"] for name in ("clean", "attack", "adaptive"))
+        alarms = {(row["reference"], row["traffic"]): row["above_large"] for row in result["rows"]}
+        assert len(alarms) == 6
+        for reference in dict.fromkeys(reference for reference, _ in alarms):
+            clean, attack, adaptive = (alarms[reference, name] for name in ("clean", "attack", "adaptive"))
             assert f"| {called} | {reference} | {clean:.3f} | {attack:.3f} | {adaptive:.3f} |" in page
