@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
+import ddcat_bench.gate.limits
 import typer
 from typer.models import ArgumentInfo
 
 import ddcat_bench.cli
-import ddcat_bench.limits
 import ddcat_export.cli
 import ddcat_serve.cli
 import ddcat_train.cli
@@ -215,7 +215,7 @@ def http() -> str:
 
 def gate_limits() -> str:
     """The file of limits, as it is."""
-    text = Path(ddcat_bench.limits.__file__).with_name("limits.yaml").read_text(encoding="utf-8")
+    text = Path(ddcat_bench.gate.limits.__file__).with_name("limits.yaml").read_text(encoding="utf-8")
     return (
         f"# Limits of the gate\n\nWhat `ddcat-bench gate` allows, and the form of a file for `--limits`.\n\n```yaml\n{text}```"
     )

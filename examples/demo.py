@@ -27,11 +27,14 @@ from server_process import served
 from ddcat.bundle import open_bundle
 from ddcat.command import run
 from ddcat.files import write_bytes, write_text
-from ddcat_bench.page import Page, Stage, render_page
-from ddcat_bench.panels import Panel, Picture, make_panels
-from ddcat_bench.results import AttackResult, FidelityResult, SpeedResult, read_result
-from ddcat_bench.statements import METHOD_NAMES, robustness_statements
+from ddcat_bench.attack.panels import Panel, Picture, make_panels
+from ddcat_bench.attack.results import AttackResult
+from ddcat_bench.demo.page import Page, Stage, render_page
+from ddcat_bench.demo.statements import METHOD_NAMES, robustness_statements
+from ddcat_bench.fidelity.results import FidelityResult
+from ddcat_bench.result_files import read_result
 from ddcat_bench.subjects import main_branch, open_split, torch_device
+from ddcat_bench.timing.results import SpeedResult
 from ddcat_serve.engines import open_engine
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.data import open_dataset

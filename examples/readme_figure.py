@@ -14,9 +14,10 @@ from PIL import Image
 
 from ddcat.command import run
 from ddcat.files import write_bytes
-from ddcat_bench.panels import Panel, make_panels
-from ddcat_bench.results import AttackResult, read_result
-from ddcat_bench.statements import METHOD_NAMES
+from ddcat_bench.attack.panels import Panel, make_panels
+from ddcat_bench.attack.results import AttackResult
+from ddcat_bench.demo.statements import METHOD_NAMES
+from ddcat_bench.result_files import read_result
 from ddcat_bench.subjects import main_branch, open_split, torch_device
 from ddcat_train.checkpoints import load_checkpoint
 

@@ -118,3 +118,16 @@ def test_no_module_waits_for_itself() -> None:
         for file in folder.rglob("*.py")
     }
     TopologicalSorter({name: needed(file, known) for name, file in known.items()}).prepare()  # raises on a cycle
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_subpackage_waits_for_itself(package: str) -> None:
+    """The parts of a package have an order, too: whoever reads the first needs none of the later ones."""
+    folder = PACKAGES[package]
+    parts: dict[str, set[str]] = {}
+    for file in folder.rglob("*.py"):
+        own = file.relative_to(folder).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}."):
+                parts.setdefault(own, set()).add((node.module or "").split(".")[1])
+    TopologicalSorter({own: needs - {own} for own, needs in parts.items()}).prepare()

@@ -14,10 +14,10 @@ import yaml
 
 from ddcat.command import run
 from ddcat.files import write_text
-from ddcat_bench.compare import compare, find_gates
-from ddcat_bench.compare_report import compare_markdown
-from ddcat_bench.gate_results import GateResult, MemberRow
-from ddcat_bench.tables import table
+from ddcat_bench.compare.pareto import compare, find_gates
+from ddcat_bench.compare.report import compare_markdown
+from ddcat_bench.gate.results import GateResult, MemberRow
+from ddcat_bench.markdown import table
 
 HEAD = """# What the gate finds of trained models
 

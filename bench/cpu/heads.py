@@ -3,8 +3,8 @@ What the factorised head gains over the plain one, and that both are equal: in e
 
     python bench/cpu/heads.py BUNDLE --out heads.json
 
-The plain network (`ddcat_bench.plain`) concatenates the upsampled context and convolves all of it. BUNDLE holds the graph of
-the factorised one for one size, with its logits, in fp32.
+The plain network (`ddcat_bench.timing.plain`) concatenates the upsampled context and convolves all of it. BUNDLE holds the
+graph of the factorised one for one size, with its logits, in fp32.
 """
 
 import argparse
@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from ddcat.bundle import open_bundle
 from ddcat.command import run
 from ddcat.files import write_text
-from ddcat_bench.plain import PlainSegmenter, plain_network
-from ddcat_bench.speed import draw_inputs
 from ddcat_bench.subjects import checkpoint_of, describe_environment, main_branch
-from ddcat_bench.turns import interleave, ratio, times
+from ddcat_bench.timing.plain import PlainSegmenter, plain_network
+from ddcat_bench.timing.speed import draw_inputs
+from ddcat_bench.timing.turns import interleave, ratio, times
 from ddcat_serve.engines.base import physical_cores
 from ddcat_serve.engines.onnxruntime import open_graph
 from ddcat_serve.engines.openvino import OpenVinoGraph

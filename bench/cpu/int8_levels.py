@@ -16,8 +16,8 @@ import torch
 from ddcat.bundle import open_bundle
 from ddcat.command import run
 from ddcat.files import write_text
+from ddcat_bench.gate.twin import Twin
 from ddcat_bench.subjects import open_bundle_data
-from ddcat_bench.twin import Twin
 
 LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
 

@@ -1,5 +1,6 @@
 """What the result files have in common: what was judged, where, and what was counted."""
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -9,7 +10,7 @@ from ddcat.scores import Counts, iou, miou, pixel_accuracy
 from ddcat_bench.errors import BenchError
 from ddcat_bench.schema import Fraction, Strict
 
-__all__ = ["BundleEntry", "CheckpointEntry", "DataEntry", "Environment", "Scores"]
+__all__ = ["BundleEntry", "CheckpointEntry", "DataEntry", "Environment", "Scores", "check_same_images"]
 
 
 class Environment(Strict):
@@ -59,6 +60,13 @@ class DataEntry(Strict):
     classes: tuple[str, ...]
     names: tuple[str, ...] = Field(description="of the judged images, in the order of all counts")
 
+    @property
+    def about(self) -> str:
+        """How an error names it: camvid val, 20 of 101 images at a long side of 480."""
+        chosen = "all" if len(self.names) == self.split_images else f"{len(self.names)} of"
+        resized = "" if self.long_side is None else f" at a long side of {self.long_side}"
+        return f"{self.name} {self.split}, {chosen} {self.split_images} images{resized}"
+
 
 class Scores(Strict):
     """Figures over all judged images, and the counts of each image that they are computed from."""
@@ -106,3 +114,26 @@ class Scores(Strict):
     def array(self) -> Counts:
         """Give the counts as (I, K, 3) int64."""
         return np.array(self.counts, dtype=np.int64)
+
+
+def check_same_images(judged: Sequence[tuple[str, DataEntry]]) -> None:
+    """
+    Refuse results that do not compare.
+
+    Parameters
+    ----------
+    judged : sequence of (str, DataEntry)
+        What to call each result, and its images.
+
+    Raises
+    ------
+    BenchError
+        Naming the first two that were not judged on the same images.
+    """
+    for name, other in judged[1:]:
+        first_name, first = judged[0]
+        if (first.list_sha256, first.long_side, first.names) != (other.list_sha256, other.long_side, other.names):
+            raise BenchError(
+                f"{first_name} and {name} were not judged on the same images ({first.about}; {other.about}): their numbers do "
+                "not compare; name those of one set of images"
+            )

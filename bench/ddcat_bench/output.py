@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from ddcat.files import new_directory
-from ddcat_bench.results import to_json
+from ddcat_bench.result_files import to_json
 
 __all__ = ["beside", "publish"]
 

@@ -8,8 +8,8 @@ import torch
 
 from ddcat import provenance
 from ddcat.bundle import Bundle
+from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
 from ddcat_bench.errors import BenchError
-from ddcat_bench.results import BundleEntry, CheckpointEntry, DataEntry, Environment
 from ddcat_serve.engines import Engine
 from ddcat_train.checkpoints import Checkpoint, Description, load_checkpoint
 from ddcat_train.data import Dataset, open_dataset

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel
 
 from ddcat.files import read_json, write_bytes, write_json, write_text
 from ddcat.scores import Counts
 from ddcat_bench.errors import BenchError
-from ddcat_bench.findings import Probe
-from ddcat_bench.results import read_result, to_json
+from ddcat_bench.result_files import Result, read_result, to_json
 
 __all__ = ["Units", "open_units", "remove_work", "work_folder"]
 
-_IDENTITY, _PROBE = "run.json", "probe.json"
+_IDENTITY = "run.json"
 _LINE = 160  # letters
 
 
@@ -64,14 +64,21 @@ class Units(NamedTuple):
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as cause:
             raise BenchError(f"{file} is damaged: remove it, and the same command does that part again") from cause
 
-    def put_probe(self, probe: Probe) -> None:
-        """Keep what the probe found."""
-        write_text(self.folder / _PROBE, to_json(probe))
+    def keep(self, name: str, found: BaseModel) -> None:
+        """Keep something else that was found: NAME.json."""
+        write_text(self.folder / f"{name}.json", to_json(found))
 
-    def probe(self) -> Probe | None:
-        """Give what the probe found, if it was made."""
-        file = self.folder / _PROBE
-        return read_result(file, Probe) if file.is_file() else None
+    def kept(self, name: str, kind: type[Result]) -> Result | None:
+        """
+        Read it, if it was found.
+
+        Raises
+        ------
+        BenchError
+            Where the file is damaged.
+        """
+        file = self.folder / f"{name}.json"
+        return read_result(file, kind) if file.is_file() else None
 
     def _file(self, batch: int, plan: int) -> Path:
         return self.folder / f"{batch:05}-{plan:02}.npz"

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from ddcat.command import run
 from ddcat.files import write_text
-from ddcat_bench.contenders import Plan, arithmetic, draw_batch
 from ddcat_bench.subjects import describe_environment
-from ddcat_bench.turns import times
+from ddcat_bench.timing.contenders import Plan, arithmetic, draw_batch
+from ddcat_bench.timing.turns import times
 from ddcat_train.attacks import bim
 from ddcat_train.config import load_config
 from ddcat_train.losses import pixel_cross_entropy

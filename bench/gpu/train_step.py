@@ -19,8 +19,11 @@ from pathlib import Path
 from ddcat.command import run
 from ddcat.errors import DdcatError
 from ddcat.files import write_text
-from ddcat_bench.results import AttackResult, TrainStepResult, read_result
-from ddcat_bench.tables import compare_markdown, train_steps_markdown
+from ddcat_bench.attack.results import AttackResult
+from ddcat_bench.attack.side_by_side import compare_markdown
+from ddcat_bench.result_files import read_result
+from ddcat_bench.timing.results import TrainStepResult
+from ddcat_bench.timing.train_step_report import train_steps_markdown
 
 PRESETS = [f"voc-{network}-{method}" for network in ("pspnet50", "deeplabv3_50") for method in ("sat", "ddcat")]
 MODES = {  # precision of our step beside the baselines in fp32

@@ -24,8 +24,8 @@ from ddcat.manifest import (
     Source,
     TensorEntry,
 )
-from ddcat_bench.speed import torch_labels
 from ddcat_bench.subjects import main_branch
+from ddcat_bench.timing.speed import torch_labels
 from ddcat_serve.engines import Outputs
 from ddcat_serve.engines.base import check_images
 from ddcat_train import imagenet

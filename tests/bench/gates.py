@@ -4,14 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from ddcat_bench.cost import CostResult, CostRow
 from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
-from ddcat_bench.flips import MARGINS
-from ddcat_bench.gate import PROTOCOL
-from ddcat_bench.gate_results import ClassEntry, GateResult, MarginRow, MemberRow, ThreatRow
-from ddcat_bench.limits import DEFAULT, read_limits
-from ddcat_bench.timing_results import SpeedEntry, SpeedRatio, SpeedResult
-from ddcat_bench.turns import ratio, timing
+from ddcat_bench.gate.conclusion import PROTOCOL
+from ddcat_bench.gate.flips import MARGINS
+from ddcat_bench.gate.limits import DEFAULT, read_limits
+from ddcat_bench.gate.results import ClassEntry, GateResult, MarginRow, MemberRow, ThreatRow
+from ddcat_bench.timing.cost import CostResult, CostRow
+from ddcat_bench.timing.results import SpeedEntry, SpeedRatio, SpeedResult
+from ddcat_bench.timing.turns import ratio, timing
 
 NAMES = tuple(f"{place:03}" for place in range(40))
 ENVIRONMENT = Environment(

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ddcat_bench.results import AttackResult, TrainStepResult, read_result
+from ddcat_bench.attack.results import AttackResult
+from ddcat_bench.result_files import read_result
+from ddcat_bench.timing.results import TrainStepResult
 
 SCRIPT = Path(__file__).parents[2] / "bench/gpu/train_step.py"
 COMPILED = SCRIPT.with_name("compiled.py")

@@ -7,9 +7,9 @@ import pytest
 from playwright.sync_api import Page
 
 from ddcat.passport import Finding
-from ddcat_bench.compare import compare
-from ddcat_bench.compare_report import compare_html
-from ddcat_bench.gate_report import gate_html
+from ddcat_bench.compare.pareto import compare
+from ddcat_bench.compare.report import compare_html
+from ddcat_bench.gate.report import gate_html
 from tests.bench.gates import made_gate
 from tests.chromium import chromium, page_of
 

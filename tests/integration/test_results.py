@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ddcat.scores import miou
-from ddcat_bench.judged import find_results
-from ddcat_bench.paper_tables import make_tables
-from ddcat_bench.table_files import tables_markdown
+from ddcat_bench.tables.files import tables_markdown
+from ddcat_bench.tables.paper_tables import make_tables
+from ddcat_bench.tables.runs import find_results
 
 ROOT = Path(__file__).parents[2]
 

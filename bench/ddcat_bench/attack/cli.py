@@ -1,0 +1,107 @@
+"""The command `ddcat-bench attack`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddcat_bench.errors import BenchError
+from ddcat_bench.options import DataRoot, Limit, Split
+
+__all__ = ["attack"]
+
+
+def attack(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run directory: its best one.")],
+    suite: Annotated[
+        str,
+        typer.Option(
+            help="quick: BIM n = 1..7; paper: also n = 10, 20, PGD-20; sea: the strongest attack known; full: all and more."
+        ),
+    ] = "quick",
+    data_root: DataRoot = None,
+    split: Split = None,
+    limit: Limit = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images that are attacked at once.")] = 8,
+    epsilon: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="E", help="Bound of sea and full, such as 8/255; may be given again.", show_default="4/255 and 8/255"
+        ),
+    ] = None,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Of SEA, for each loss.", show_default="300")] = None,
+    substitute: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="CHECKPOINT", help="Make BIM n = 1..7 on this one, too (transfer); may be given again."),
+    ] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Time the sweep n = 1..7 beside a plain one instead.")] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed sweeps of either, with --measure.")] = 5,
+    protocol: Annotated[str, typer.Option(help="whole: whole images; windows: sliding windows, as released.")] = "whole",
+    seed: Annotated[int, typer.Option(min=0, help="Of random starts and black-box searches.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    devices: Annotated[
+        int | None, typer.Option(help="Devices of this machine, one process for each; 1 by default. Not under torchrun.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A new folder.", show_default="attack-SUITE beside the checkpoint")
+    ] = None,
+) -> None:
+    """
+    Attack a checkpoint's main branch and score what is left, in floats and on 8-bit images.
+
+    What is done is kept beside the result, in DIR.work: after Ctrl-C, or worse, the same command continues. Several processes
+    share that folder, and find what one finds with as many threads; `torchrun -m ddcat_bench.cli attack ...` starts them, too.
+
+    For example:
+
+    - `ddcat-bench attack runs/scenes-ddcat`
+
+    - `ddcat-bench attack runs/camvid-sat --suite paper --data-root /data/camvid --out results/sat`
+
+    - `ddcat-bench attack runs/camvid-sat --suite sea --iterations 50 --epsilon 4/255 --limit 34`
+
+    - `ddcat-bench attack runs/camvid-sat --substitute runs/camvid-clean`
+
+    - `ddcat-bench attack runs/voc-ddcat --suite full --devices 8`
+
+    - `ddcat-bench attack runs/voc-ddcat --measure --batch 4` times the sweep beside separate attacks
+    """
+    from ddcat_bench.attack.command import judge, measure_sweep
+    from ddcat_bench.attack.evaluation import Evaluation, open_substitutes, parse_epsilon
+    from ddcat_bench.attack.share import JUDGES
+    from ddcat_bench.attack.suites import SUITES
+    from ddcat_bench.subjects import open_split, torch_device
+    from ddcat_train.checkpoints import load_checkpoint
+
+    name = next((known for known in SUITES if known == suite), None)
+    if name is None:
+        raise BenchError(f"--suite {suite}: {' or '.join(SUITES)} would be right")
+    way = next((known for known in JUDGES if known == protocol), None)
+    if way is None:
+        raise BenchError(f"--protocol {protocol}: {' or '.join(JUDGES)} would be right")
+    if measure:
+        given = {
+            "--suite": suite != "quick", "--limit": limit, "--epsilon": epsilon, "--iterations": iterations,
+            "--substitute": substitute, "--protocol": protocol != "whole", "--seed": seed, "--devices": devices,
+        }  # fmt: skip
+        for option, value in given.items():
+            if value:
+                raise BenchError(f"{option}: --measure times BIM, n = 1..7, in one process, and has no use for it")
+    loaded = load_checkpoint(checkpoint)
+    evaluation = Evaluation(
+        loaded,
+        open_split(loaded, data_root=data_root, split=split),
+        suite=name,
+        epsilons=tuple(map(parse_epsilon, epsilon)) if epsilon else None,
+        iterations=iterations,
+        substitutes=open_substitutes(loaded, substitute or []),
+        seed=seed,
+        protocol=way,
+        batch_size=batch,
+        limit=limit,
+        device=torch_device(device),
+    )
+    if measure:
+        measure_sweep(evaluation, out or loaded.path.parent / "attack-measure", repeats=repeats)
+    else:
+        judge(evaluation, out or loaded.path.parent / f"attack-{name}", devices=devices)

@@ -1,0 +1,188 @@
+"""`ddcat-bench attack --measure`: what the sweep n = 1..7 costs beside the straightforward one."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddcat.classes import IGNORE
+from ddcat_bench.attack.class_pixels import count_class_pixels
+from ddcat_bench.attack.evaluation import Evaluation
+from ddcat_bench.attack.passes import Meter
+from ddcat_bench.attack.suites import BIM
+from ddcat_bench.errors import BenchError
+from ddcat_bench.markdown import data_line, provenance_lines, table
+from ddcat_bench.subjects import describe_checkpoint, describe_data, describe_environment, main_branch
+from ddcat_bench.timing.plain import PlainSegmenter, plain_network
+from ddcat_bench.timing.results import SweepResult
+from ddcat_bench.timing.turns import interleave, ratio, times
+from ddcat_train.attacks import Model, sea, trajectory
+from ddcat_train.data.loader import evaluation_batches
+
+__all__ = ["BOUNDARY", "measure", "plain_sweep", "sweep_markdown"]
+
+BOUNDARY = (
+    "A sweep: from a batch on the device to the labels of n = 0..7, there, too. Ours: one trajectory of 7 steps, input "
+    "gradients alone, channels last, beaten images left out, and the labels for n are of the forward of step n + 1. Plain: for "
+    "each n an attack of its own from the clean images on, gradients of all parameters, plain layers in contiguous memory, and "
+    "a forward for the labels; the main head alone in both. In one process they take turns, each turn begins with the other "
+    "one, and the device is waited for before and after."
+)
+_STEPS = BIM.counted[-1]
+_SEA_STEPS, _SEA_EPSILON = 20, 8 / 255
+
+Contender = Literal["ours", "plain"]
+
+
+def measure(evaluation: Evaluation, *, repeats: int, advance: Callable[[int], None] = lambda sweeps: None) -> SweepResult:
+    """
+    Time both sweeps in turns on one batch, compare their labels, and count what early stopping spares SEA.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+        Of which the checkpoint, the data, the batch size and the device count; the batch is spread evenly over the split.
+    repeats : int
+        Timed sweeps of either, after one to warm up, in which the labels are compared.
+    advance : callable, optional
+        Is told the number of sweeps that were made; there are 2 * (repeats + 1).
+
+    Raises
+    ------
+    BenchError
+        Where there is no plain form of the network, or the images differ in size.
+    DataError
+    """
+    checkpoint, dataset, device = evaluation.checkpoint, evaluation.dataset, evaluation.device
+    began, load_before = time.monotonic(), os.getloadavg()[0]
+    count = min(evaluation.batch_size, len(dataset))
+    names, images, labels = next(evaluation_batches(dataset, batch_size=count, limit=count))
+    if len(names) < count:
+        raise BenchError(f"the images of {dataset.root} differ in size: --batch {len(names)} would be right")
+    ours, plain = main_branch(checkpoint, device), plain_network(checkpoint, device)
+    pixels, truth = images.to(device), labels.to(device)
+    channels_last = pixels.contiguous(memory_format=torch.channels_last)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    same = (_our_sweep(ours, channels_last, truth) == plain_sweep(plain, pixels, truth)).float().mean()
+    advance(2)
+    sweeps: dict[Contender, Callable[[Tensor], Tensor]] = {
+        "ours": lambda truth: _our_sweep(ours, channels_last, truth),
+        "plain": lambda truth: plain_sweep(plain, pixels, truth),
+    }
+    turns = interleave(sweeps, [truth] * repeats, wait=wait, advance=advance)
+    load_after = os.getloadavg()[0]
+    seconds = {name: [turn[name] for turn in turns] for name in sweeps}
+    faster = ratio(seconds["plain"], seconds["ours"])
+    usual = checkpoint.description.val
+    return SweepResult(
+        checkpoint=describe_checkpoint(checkpoint),
+        data=describe_data(dataset, list(names), usual_list=None if usual is None else usual.list_sha256),
+        batch=count,
+        height=labels.shape[1],
+        width=labels.shape[2],
+        boundary=BOUNDARY,
+        ours=times(seconds["ours"]),
+        plain=times(seconds["plain"]),
+        **faster.model_dump(exclude={"of_medians"}),
+        agreement=float(same),
+        sea_steps=_SEA_STEPS,
+        sea_seen=_sea_seen(ours, evaluation, channels_last, truth),
+        load_before=load_before,
+        load_after=load_after,
+        environment=describe_environment(device, time.monotonic() - began),
+    )
+
+
+def plain_sweep(network: PlainSegmenter, images: Tensor, labels: Tensor) -> Tensor:
+    """
+    Attack anew for each n = 1..7, and label what comes of it.
+
+    Parameters
+    ----------
+    network : PlainSegmenter
+    images : (N, 3, H, W) float
+    labels : (N, H, W) int64
+
+    Returns
+    -------
+    (8, N, H, W) int64
+        For n = 0, 1, ..., 7.
+    """
+    found = []
+    for steps in range(_STEPS + 1):
+        current = images
+        for _ in range(steps):
+            leaf = current.detach().requires_grad_()
+            network.zero_grad()
+            loss = F.cross_entropy(network(leaf, ("main",))["main"], labels, ignore_index=IGNORE)
+            loss.backward()  # type: ignore[no-untyped-call]
+            assert leaf.grad is not None
+            moved = leaf.detach() + BIM.alpha * leaf.grad.sign()
+            current = torch.min(torch.max(moved, images - BIM.epsilon), images + BIM.epsilon).clamp(0, 1)
+        with torch.no_grad():
+            found.append(network(current, ("main",))["main"].argmax(1))
+    return torch.stack(found)
+
+
+def _our_sweep(network: Model, images: Tensor, labels: Tensor) -> Tensor:
+    points = trajectory(network, images, labels, epsilon=BIM.epsilon, alpha=BIM.alpha, steps=_STEPS, stop_early=True)
+    return torch.stack([point.predictions for point in points])
+
+
+def _sea_seen(network: Model, evaluation: Evaluation, images: Tensor, labels: Tensor) -> float:
+    """Share of the images that SEA's forwards would see without early stopping, and do see with it."""
+    seen = 0
+
+    def count(images: int) -> None:
+        nonlocal seen
+        seen += images
+
+    meter = Meter(count)
+    most = 3 * (_SEA_STEPS + 3) * len(images)  # of each loss, a forward for each step and for the start of each stage
+    meter.allot(most)
+    sea(
+        meter.watch(network),
+        images,
+        labels,
+        epsilon=_SEA_EPSILON,
+        steps=_SEA_STEPS,
+        seeds=torch.arange(len(images)),
+        class_pixels=torch.from_numpy(count_class_pixels(evaluation.checkpoint, evaluation.dataset).counts),
+    )
+    return seen / most
+
+
+def sweep_markdown(result: SweepResult) -> str:
+    """
+    Write the cost of our sweep beside the plain one.
+
+    Parameters
+    ----------
+    result : SweepResult
+    """
+    rows = [
+        [name, *(f"{value:.4g}" for value in (t.lower_quartile, t.median, t.upper_quartile))]
+        for name, t in (("ours", result.ours), ("plain", result.plain))
+    ]
+    note = (
+        "**Not a quiet machine**: others computed on it at the same time, so take these figures with care.\n\n"
+        if result.disturbed
+        else ""
+    )
+    return (
+        f"# The sweep n = 1..7 on {result.checkpoint.method} ({result.checkpoint.architecture})\n\n"
+        f"{data_line(result.data)} {result.batch} x {result.height} x {result.width} (images x height x width), "
+        f"{len(result.ours.seconds)} sweeps of each in turns after one to warm up.\n\n"
+        f"{table(['seconds a sweep', 'lower quartile', 'median', 'upper quartile'], rows)}\n"
+        f"Ours is faster by **{result.median:.2f}** ({result.lower_quartile:.2f} to {result.upper_quartile:.2f}; lowest "
+        f"{result.lowest:.2f}, highest {result.highest:.2f}): seconds of plain / ours in the same turn, median and quartiles. "
+        f"{result.agreement:.2%} of the pixels have the same label in both, over n = 0..7.\n\n"
+        f"SEA of {result.sea_steps} steps at 8/255 computed {result.sea_seen:.1%} of its forwards: the rest would have been of "
+        f"images without a right pixel.\n\n{note}"
+        f"{result.boundary} Load average: {result.load_before:.2f} before, {result.load_after:.2f} after.\n\n"
+        f"{provenance_lines(result.checkpoint, result.environment)}"
+    )

@@ -1,0 +1,108 @@
+"""The result file of `ddcat-bench attack`."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from ddcat_bench.attack.probe_results import Alarm, Probe
+from ddcat_bench.entries import CheckpointEntry, DataEntry, Environment, Scores
+from ddcat_bench.schema import Fraction, Strict
+
+__all__ = ["AttackName", "AttackResult", "AttackRow", "Claim", "ProtocolName", "SuiteName", "WorstCase", "grey"]
+
+AttackName = Literal[
+    "clean", "BIM", "PGD", "SegPGD", "CosPGD", "TsallisPGD", "SEA-JS", "SEA-MCE", "SEA-MCE-Bal", "Square", "DLA", "noise",
+    "transfer",
+]  # fmt: skip
+
+
+SuiteName = Literal["quick", "paper", "sea", "full"]
+
+
+ProtocolName = Literal["whole", "windows"]
+
+
+class AttackRow(Strict):
+    """One attack and what it left."""
+
+    name: AttackName
+    epsilon: float = Field(description="L-infinity bound in [0, 1] units; 0 for clean images")
+    alpha: float = Field(description="size of a step in [0, 1] units; 0 where the attack has no fixed one")
+    steps: int = Field(description="of gradients; of queries for Square and DLA")
+    start: Literal["clean", "random", "lower"]
+    eight_bit: bool = Field(description="whether the perturbation was rounded toward zero to whole grey levels")
+    grey_levels: float = Field(description="the bound that held, in grey levels of 255")
+    scores: Scores
+    substitute: CheckpointEntry | None = Field(default=None, description="of a transfer: what BIM was made on")
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of the counted pixels that are right."""
+        return self.scores.pixel_accuracy
+
+    @property
+    def label(self) -> str:
+        """What heads its column: clean, n = 3, PGD-20 at 8/255, transfer n = 3 from sat 1a2b3c4d."""
+        if self.name == "clean":
+            return "clean"
+        if self.substitute is not None:
+            return f"transfer n = {self.steps} from {self.substitute.method} {self.substitute.sha256[:8]}"
+        return f"n = {self.steps}" if self.name == "BIM" else f"{self.name}-{self.steps} at {grey(self.epsilon)}"
+
+
+class WorstCase(Strict):
+    """The worst of several attacks of one bound, chosen for each image."""
+
+    name: Literal["SEA", "all"] = Field(description="SEA: its three losses; all: every attack of the bound that was made")
+    epsilon: float
+    eight_bit: bool
+    members: tuple[str, ...] = Field(description="labels of the rows that it is chosen from")
+    chosen: tuple[int, ...] = Field(description="of each image, the member that leaves the lowest data-set mIoU: greedy")
+    chosen_for_accuracy: tuple[int, ...] = Field(description="of each image, the member of lowest pixel accuracy")
+    scores: Scores = Field(description="under `chosen`")
+    pixel_accuracy: Fraction = Field(description="under `chosen_for_accuracy`")
+
+    @property
+    def label(self) -> str:
+        """What heads it: SEA at 4/255."""
+        return f"{'SEA' if self.name == 'SEA' else 'worst of all'} at {grey(self.epsilon)}"
+
+
+class Claim(Strict):
+    """Something that the paper says, and whether it holds here."""
+
+    claim: str
+    evidence: str
+    held: bool
+
+
+class AttackResult(Strict):
+    """What `ddcat-bench attack` found."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["attack"] = "attack"
+    checkpoint: CheckpointEntry
+    data: DataEntry
+    protocol: str
+    protocol_name: ProtocolName = "whole"
+    policy: str = Field(default="", description="what is done with void and with background")
+    background: str | None = Field(default=None, description="the class that foreground mIoU leaves out; null: there is none")
+    suite: SuiteName
+    seed: int = 0
+    batch_size: int | None = Field(default=None, description="most images at once; null: an older file does not say")
+    class_pixels: str | None = Field(default=None, description="what SEA-MCE-Bal balances the classes by")
+    claims: tuple[Claim, ...] = ()
+    worst_cases: tuple[WorstCase, ...] = ()
+    rows: tuple[AttackRow, ...]
+    probe: Probe | None = Field(default=None, description="null in files of before there was one")
+    alarms: tuple[Alarm, ...] = ()
+    environment: Environment
+
+    def find(self, label: str, *, eight_bit: bool = False) -> AttackRow | None:
+        """Give the row of a column, if there is one; clean images have 8 bits, so that either table has them."""
+        return next((r for r in self.rows if r.label == label and (r.eight_bit == eight_bit or r.name == "clean")), None)
+
+
+def grey(epsilon: float) -> str:
+    """Write a bound in grey levels: 4/255."""
+    return f"{255 * epsilon:.4g}/255"

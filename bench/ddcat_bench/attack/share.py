@@ -1,0 +1,145 @@
+"""`ddcat-bench attack`: what attacks leave of a checkpoint's main branch."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ddcat_bench.attack.evaluation import Evaluation
+from ddcat_bench.attack.judging import Judge, judge_whole
+from ddcat_bench.attack.passes import Meter, Victims
+from ddcat_bench.attack.probe import run_probe
+from ddcat_bench.attack.probe_results import Probe
+from ddcat_bench.attack.results import AttackResult, ProtocolName
+from ddcat_bench.attack.summing import sum_up
+from ddcat_bench.attack.windows import judge_windows
+from ddcat_bench.subjects import main_branch
+from ddcat_bench.units import Units, open_units
+from ddcat_train.data.loader import evaluation_batches
+
+__all__ = ["JUDGES", "attack_share", "probe_once", "run_suite"]
+
+
+def _whole(evaluation: Evaluation) -> Judge:
+    return judge_whole
+
+
+def _windows(evaluation: Evaluation) -> Judge:
+    return partial(judge_windows, crop=evaluation.crop)
+
+
+JUDGES: dict[ProtocolName, Callable[[Evaluation], Judge]] = {"whole": _whole, "windows": _windows}
+_PROBED = 8 / 255  # bound of the probe: the largest of the suites
+_SEED_STRIDE = 2**20  # between the seeds of two runs: more than any split has images
+
+
+def run_suite(
+    evaluation: Evaluation,
+    *,
+    work: Path | None = None,
+    advance: Callable[[int], None] = lambda forwards: None,
+) -> AttackResult:
+    """
+    Attack the main branch and score what is left, as floats and as 8-bit images.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+    work : Path, optional
+        A folder in which finished units are kept, so that a run that is stopped continues; it is left there.
+    advance : callable, optional
+        Is told how many images a network has just seen; it sees `Evaluation.forwards` of them.
+
+    Raises
+    ------
+    DataError
+        Where a pair cannot be read.
+    BenchError
+        Where every pixel is ignored, or the folder belongs to another evaluation.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        units = open_units(work or Path(folder), evaluation.identity())
+        batches = attack_share(evaluation, units, advance=advance)
+        return sum_up(evaluation, units, batches, probe_once(evaluation, units))
+
+
+def attack_share(
+    evaluation: Evaluation,
+    units: Units,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    advance: Callable[[int], None] = lambda forwards: None,
+) -> list[list[str]]:
+    """
+    Do what is not done yet of one process's share: whole units, so that rounding is the same for any number of processes.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+    units : Units
+        Shared by all processes.
+    rank, ranks : int
+        Place of this process, and number of all.
+    advance : callable, optional
+        As for `run_suite`, of its own share.
+
+    Returns
+    -------
+    list of list of str
+        Names of the images of each batch.
+    """
+    dataset, device, plans = evaluation.dataset, evaluation.device, evaluation.plans
+    meter = Meter(advance)
+    judged = meter.watch(main_branch(evaluation.checkpoint, device))
+    makers = [meter.watch(main_branch(substitute, device)) for substitute in evaluation.substitutes]
+    place = {pair.name: index for index, pair in enumerate(dataset.pairs)}
+    judge = JUDGES[evaluation.protocol](evaluation)
+    pixels = evaluation.class_pixels
+    balance = None if pixels is None else torch.from_numpy(pixels.counts)
+    batches: list[list[str]] = []
+    for batch, (names, images, labels) in enumerate(
+        evaluation_batches(dataset, batch_size=evaluation.batch_size, limit=evaluation.limit)
+    ):
+        batches.append(names)
+        victims: Victims | None = None
+        for index, plan in enumerate(plans):
+            forwards = plan.forwards * len(names) * evaluation.passes(*labels.shape[-2:])
+            if (batch + index) % ranks != rank:  # shifted: each process has some of every plan
+                continue
+            if units.has(batch, index):
+                advance(forwards)
+                continue
+            victims = victims or Victims(
+                images.to(device, memory_format=torch.channels_last),
+                labels.to(device),
+                torch.tensor([place[name] + evaluation.seed * _SEED_STRIDE for name in names]),
+                balance,
+            )
+            began = time.monotonic()
+            meter.allot(forwards)
+            maker = judged if plan.substitute is None else makers[plan.substitute]
+            counts = judge(maker, judged, plan, victims, len(dataset.classes))
+            units.put(batch, index, counts, time.monotonic() - began)
+            meter.allot(0)
+    return batches
+
+
+def probe_once(evaluation: Evaluation, units: Units) -> Probe:
+    """Look for masked gradients on a few images, where that is not done yet; always on whole images."""
+    found = units.kept("probe", Probe)
+    if found is None:
+        network = main_branch(evaluation.checkpoint, evaluation.device)
+        found = run_probe(
+            network,
+            evaluation.dataset,
+            epsilon=_PROBED,
+            seed=evaluation.seed * _SEED_STRIDE,
+            batch_size=evaluation.batch_size,
+            device=evaluation.device,
+        )
+        units.keep("probe", found)
+    return found

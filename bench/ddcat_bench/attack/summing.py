@@ -1,0 +1,170 @@
+"""From the counts of all units to the result of a suite."""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+
+from ddcat.classes import IGNORE, Classes
+from ddcat.scores import Counts, pixel_accuracy
+from ddcat.worst_case import lowest_accuracy, worst_case
+from ddcat_bench.attack.alarms import raise_alarms
+from ddcat_bench.attack.evaluation import Evaluation
+from ddcat_bench.attack.judging import grey_levels
+from ddcat_bench.attack.probe_results import Probe
+from ddcat_bench.attack.results import AttackResult, AttackRow, Claim, ProtocolName, WorstCase
+from ddcat_bench.attack.suites import SEA_LOSSES, Case, Plan
+from ddcat_bench.entries import CheckpointEntry, Scores
+from ddcat_bench.subjects import describe_checkpoint, describe_data, describe_environment
+from ddcat_bench.units import Units
+from ddcat_train.checkpoints import Checkpoint
+
+__all__ = ["PROTOCOLS", "policy", "sum_up"]
+
+_FIGURES = (
+    "Ignored pixels are neither attacked for gain nor counted. mIoU sums the counts over all images first; classes that are "
+    "neither labelled nor predicted are left out of the mean. 8-bit rows: the perturbation rounded toward zero to whole grey "
+    "levels, as a server would receive the image."
+)
+PROTOCOLS: dict[ProtocolName, str] = {
+    "whole": "Whole images, not tiles: one consistent perturbation of each, made with full knowledge of the main branch. "
+    + _FIGURES,
+    "windows": "Sliding windows of {height} x {width}, two thirds of that apart, as the paper's released code evaluates: each "
+    "window is attacked by itself, with full knowledge of the main branch, and the softmax is averaged where windows overlap. "
+    "So no single adversarial image exists, and nobody could send one: a pixel may be perturbed in another way in each window "
+    "that shows it, and the 8-bit rows are of windows, too. Clean images are averaged with their mirror image, attacked ones "
+    "are not. The probe for masked gradients is on whole images. " + _FIGURES,
+}
+_SMALL = 0.025  # what the paper says that n = 10 and 20 change
+
+
+def sum_up(evaluation: Evaluation, units: Units, batches: Sequence[Sequence[str]], probe: Probe) -> AttackResult:
+    """
+    Compute all figures.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+    units : Units
+        All of them are finished.
+    batches : sequence of sequence of str
+        Names of the images of each batch.
+    probe : Probe
+
+    Raises
+    ------
+    BenchError
+        Where every pixel is ignored.
+    """
+    counts: list[Counts] = []  # of each plan, (2, C, I, K, 3)
+    seconds = 0.0
+    for index in range(len(evaluation.plans)):
+        parts = [units.get(batch, index) for batch in range(len(batches))]
+        counts.append(np.concatenate([part for part, _ in parts], axis=2))
+        seconds += sum(spent for _, spent in parts)
+    checkpoint, classes = evaluation.checkpoint, evaluation.dataset.classes
+    rows = tuple(_rows(evaluation, counts))
+    usual = checkpoint.description.val
+    names = [name for batch in batches for name in batch]
+    return AttackResult(
+        checkpoint=describe_checkpoint(checkpoint),
+        data=describe_data(evaluation.dataset, names, usual_list=None if usual is None else usual.list_sha256),
+        protocol=PROTOCOLS[evaluation.protocol].format(height=evaluation.crop[0], width=evaluation.crop[1]),
+        protocol_name=evaluation.protocol,
+        policy=policy(classes),
+        background=None if classes.background is None else classes.names[classes.background],
+        suite=evaluation.suite,
+        seed=evaluation.seed,
+        batch_size=evaluation.batch_size,
+        class_pixels=None if evaluation.class_pixels is None else evaluation.class_pixels.source,
+        claims=tuple(_claims(rows)),
+        worst_cases=tuple(_worst_cases(rows, classes.background)),
+        rows=rows,
+        probe=probe,
+        alarms=raise_alarms(rows, probe, trained_steps=_trained_steps(checkpoint)),
+        environment=describe_environment(evaluation.device, seconds + probe.seconds),
+    )
+
+
+def _trained_steps(checkpoint: Checkpoint) -> int | None:
+    attack = checkpoint.description.attack
+    return None if attack is None else attack["steps"]
+
+
+def policy(classes: Classes) -> str:
+    """Say what is done with pixels of no class, and with the class of all the rest."""
+    void = f"Void: pixels labelled {IGNORE} are left out everywhere, whatever is predicted there; no class stands for them."
+    if classes.background is None:
+        return f"{void} Background: these data have no such class, so there is no foreground mIoU."
+    return (
+        f"{void} Background: class {classes.background}, {classes.names[classes.background]}, is attacked and counted as every "
+        "other and is part of the mIoU; foreground mIoU is the mean over the other classes of the same counts."
+    )
+
+
+def _rows(evaluation: Evaluation, counts: Sequence[Counts]) -> Iterator[AttackRow]:
+    background = evaluation.dataset.classes.background
+    makers = [describe_checkpoint(substitute) for substitute in evaluation.substitutes]
+    for eight_bit in (False, True):
+        for plan, found in zip(evaluation.plans, counts, strict=True):
+            for case, of_case in zip(plan.cases, found[int(eight_bit)], strict=True):
+                if case.name != "clean" or not eight_bit:  # clean images have 8 bits
+                    maker = None if plan.substitute is None else makers[plan.substitute]
+                    yield _row(plan, case, eight_bit, Scores.of(of_case, background), maker)
+
+
+def _row(plan: Plan, case: Case, eight_bit: bool, scores: Scores, maker: CheckpointEntry | None) -> AttackRow:
+    clean = case.name == "clean"
+    epsilon = 0.0 if clean else plan.epsilon
+    return AttackRow(
+        name=case.name,
+        epsilon=epsilon,
+        alpha=0.0 if clean else plan.alpha,
+        steps=case.steps,
+        start=plan.start,
+        eight_bit=eight_bit,
+        grey_levels=float(grey_levels(epsilon)) if eight_bit else epsilon * 255,
+        scores=scores,
+        substitute=maker,
+    )
+
+
+def _worst_cases(rows: Sequence[AttackRow], background: int | None) -> Iterator[WorstCase]:
+    """At each bound, the worst of SEA's losses, and that of all attacks where there are others beside."""
+    for epsilon in sorted({row.epsilon for row in rows if row.name != "clean"}):
+        for eight_bit in (False, True):
+            every = [row for row in rows if (row.epsilon, row.eight_bit) == (epsilon, eight_bit) and row.name != "clean"]
+            sea = [row for row in every if row.name in SEA_LOSSES]
+            if sea:
+                yield _worst("SEA", sea, background)
+            if len({row.name for row in every}) > max(1, len(sea)):  # BIM alone is its own curve
+                yield _worst("all", every, background)
+
+
+def _worst(name: Literal["SEA", "all"], members: Sequence[AttackRow], background: int | None) -> WorstCase:
+    counts = np.stack([row.scores.array() for row in members])  # (A, I, K, 3)
+    chosen, lowest = worst_case(counts), lowest_accuracy(counts)
+    images = np.arange(counts.shape[1])
+    return WorstCase(
+        name=name,
+        epsilon=members[0].epsilon,
+        eight_bit=members[0].eight_bit,
+        members=tuple(row.label for row in members),
+        chosen=tuple(chosen.tolist()),
+        chosen_for_accuracy=tuple(lowest.tolist()),
+        scores=Scores.of(counts[chosen, images], background),
+        pixel_accuracy=pixel_accuracy(counts[lowest, images].sum(0)),
+    )
+
+
+def _claims(rows: Sequence[AttackRow]) -> Iterator[Claim]:
+    """What the paper says of longer attacks, where they were made."""
+    found = {row.steps: row.scores.miou for row in rows if row.name == "BIM" and not row.eight_bit}
+    if not {7, 10, 20} <= found.keys():
+        return
+    changes = {n: found[n] - found[7] for n in (10, 20)}
+    yield Claim(
+        claim=f"n = 10 and n = 20 change the mIoU by at most {_SMALL} against n = 7.",
+        evidence=f"n = 7: {found[7]:.3f}; " + ", ".join(f"n = {n}: {found[n]:.3f} ({by:+.3f})" for n, by in changes.items()),
+        held=all(abs(by) <= _SMALL for by in changes.values()),
+    )

@@ -1,0 +1,119 @@
+"""The released protocol of evaluation: sliding windows, each of them attacked separately."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddcat.classes import IGNORE
+from ddcat.scores import Counts
+from ddcat_bench.attack.judging import count_each
+from ddcat_bench.attack.passes import Victims, attack
+from ddcat_bench.attack.suites import Plan
+from ddcat_train import imagenet
+from ddcat_train.attacks import Model, to_8_bit
+
+__all__ = ["Window", "judge_windows", "windows"]
+
+_NEXT_WINDOW = 2**44  # between the seeds of two windows: beyond what images, runs and members of SEA take
+
+Crop = tuple[int, int]  # height, width
+
+
+class Window(NamedTuple):
+    """A part of an image: rows and columns."""
+
+    rows: slice
+    columns: slice
+
+
+def windows(height: int, width: int, crop: Crop) -> list[Window]:
+    """
+    Lay windows over an image that is at least as large: a stride of two thirds of a window, the last one shifted inside.
+
+    Parameters
+    ----------
+    height, width : int
+    crop : (int, int)
+        Height and width of a window.
+    """
+    return [Window(rows, columns) for rows in _along(height, crop[0]) for columns in _along(width, crop[1])]
+
+
+def judge_windows(maker: Model, judged: Model, plan: Plan, victims: Victims, classes: int, *, crop: Crop) -> Counts:
+    """
+    Attack each window of the images by itself, average the softmax where windows overlap, and count what is left.
+
+    Clean images are averaged with their mirror image, attacked ones are not. An image that is smaller than a window is set
+    into one: its surroundings have the mean colour and no label.
+
+    Parameters
+    ----------
+    maker, judged, plan, victims, classes
+        As for `ddcat_bench.attack.judging.judge_whole`.
+    crop : (int, int)
+        Height and width of a window.
+
+    Returns
+    -------
+    (2, C, N, K, 3) int64
+        For each of the plan's cases: on the windows as they are, and each rounded to 8 bits.
+    """
+    height, width = victims.labels.shape[-2:]
+    whole, inside = _set_into(victims, crop)
+    rows, columns = whole.labels.shape[-2:]
+    sums = torch.zeros((2, len(plan.cases), len(whole.images), classes, rows, columns), device=whole.images.device)
+    visits = torch.zeros((rows, columns), device=whole.images.device)
+    for index, window in enumerate(windows(rows, columns, crop)):
+        part = Victims(
+            whole.images[:, :, window.rows, window.columns].contiguous(memory_format=torch.channels_last),
+            whole.labels[:, window.rows, window.columns],
+            whole.seeds + index * _NEXT_WINDOW,
+            whole.class_pixels,
+        )
+        visits[window.rows, window.columns] += 1
+        for place, (case, found) in enumerate(zip(plan.cases, attack(maker, plan, part), strict=True)):
+            for kind, probabilities in enumerate(_probabilities(judged, found.images, part.images, clean=case.name == "clean")):
+                sums[kind, place, :, :, window.rows, window.columns] += probabilities
+    predictions = (sums / visits).argmax(3)[..., inside.rows, inside.columns]  # (2, C, N, H, W)
+    assert predictions.shape[-2:] == (height, width)
+    return np.stack([np.stack([np.stack(count_each(victims.labels, case, classes)) for case in kind]) for kind in predictions])
+
+
+def _probabilities(model: Model, attacked: Tensor, clean_images: Tensor, *, clean: bool) -> Iterator[Tensor]:
+    """Softmax of a window's images as they are, and of the 8-bit ones."""
+    with torch.no_grad():
+        if clean:
+            mirrored = F.softmax(model(attacked.flip(-1)), 1).flip(-1)
+            averaged = (F.softmax(model(attacked), 1) + mirrored) / 2
+            yield averaged
+            yield averaged  # a clean image has 8 bits
+        else:
+            yield F.softmax(model(attacked), 1)
+            yield F.softmax(model(to_8_bit(attacked, clean_images).float() / 255), 1)
+
+
+def _along(length: int, side: int) -> list[slice]:
+    stride = -(-2 * side // 3)
+    count = -(-(length - side) // stride) + 1
+    ends = [min(index * stride + side, length) for index in range(count)]
+    return [slice(end - side, end) for end in ends]
+
+
+def _set_into(victims: Victims, crop: Crop) -> tuple[Victims, Window]:
+    """Make images at least as large as a window, and say where they are."""
+    height, width = victims.labels.shape[-2:]
+    above, left = max(crop[0] - height, 0) // 2, max(crop[1] - width, 0) // 2
+    size = max(crop[0], height), max(crop[1], width)
+    inside = Window(slice(above, above + height), slice(left, left + width))
+    if size == (height, width):
+        return victims, inside
+    mean = torch.tensor(imagenet.MEAN, device=victims.images.device).mul(255).round().div(255)  # has 8 bits, as the image
+    images = mean[None, :, None, None].repeat(len(victims.images), 1, *size)
+    labels = torch.full((len(victims.labels), *size), IGNORE, device=victims.labels.device)
+    images[:, :, inside.rows, inside.columns] = victims.images
+    labels[:, inside.rows, inside.columns] = victims.labels
+    return victims._replace(images=images, labels=labels), inside

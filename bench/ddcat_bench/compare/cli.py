@@ -1,0 +1,37 @@
+"""The command `ddcat-bench compare`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["compare"]
+
+
+def compare(
+    bundles: Annotated[
+        list[Path], typer.Argument(metavar="BUNDLE...", help="Judged bundles, or result folders of ddcat-bench gate.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")] = Path("compare"),
+) -> None:
+    """
+    Put engines and precisions side by side, from what the gate found of each, with a plot of latency over robustness.
+
+    The gate's result is looked for beside each bundle, in BUNDLE-gate. Results on other images are refused.
+
+    For example:
+
+    - `ddcat-bench compare bundles/camvid-fp32 bundles/camvid-bf16 bundles/camvid-int8`
+
+    - `ddcat-bench compare gates/* --out results/engines`
+    """
+    from ddcat.files import reserve
+    from ddcat_bench.compare.pareto import compare as put_side_by_side
+    from ddcat_bench.compare.pareto import find_gates
+    from ddcat_bench.compare.report import compare_html, compare_markdown, pareto
+    from ddcat_bench.output import publish
+
+    reserve(out)
+    result = put_side_by_side(find_gates(bundles))
+    files = {"pareto.png": pareto(result), "compare.html": compare_html(result).encode()}
+    publish(out, "compare", result, compare_markdown(result), files)

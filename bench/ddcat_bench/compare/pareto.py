@@ -1,0 +1,180 @@
+"""`ddcat-bench compare`: engines and precisions side by side, from what the gate found of each."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from ddcat.bundle import open_bundle
+from ddcat.passport import Verdict
+from ddcat_bench.entries import check_same_images
+from ddcat_bench.errors import BenchError
+from ddcat_bench.gate.results import Bounds, GateResult, ThreatRow
+from ddcat_bench.output import beside
+from ddcat_bench.result_files import read_result
+from ddcat_bench.schema import Strict
+
+__all__ = ["CompareResult", "EngineRow", "compare", "find_gates"]
+
+_RESULT = "gate.json"
+
+
+class EngineRow(Strict):
+    """One engine, as the gate found it."""
+
+    name: str = Field(description="of the bundle's folder, or of the result folder")
+    bundle: str = Field(description="SHA-256 of its manifest")
+    checkpoint: str = Field(description="method and architecture, and the beginning of its SHA-256")
+    runtime: str
+    precision: str
+    budget: Literal["default", "quick"]
+    verdict: Verdict
+    clean: float = Field(description="points of mIoU")
+    clean_difference: float = Field(description="engine minus PyTorch")
+    clean_interval: Bounds
+    attacked: float = Field(description="points of mIoU under the threat that all were judged under")
+    attacked_difference: float
+    attacked_interval: Bounds
+    milliseconds: float = Field(description="median, of a batch of one")
+    milliseconds_quartiles: Bounds
+    steady: bool = Field(description="whether the machine was steady and idle when that was timed")
+    of_pytorch: float = Field(description="median of the engine's time as a share of eager fp32 PyTorch's")
+    peak_memory: int | None = Field(description="bytes, of a process of its own")
+    engine_bytes: int
+    best: bool = Field(
+        description="no other engine here is both quicker and more robust (Pareto), of those that the gate did not refuse and "
+        "that were timed on a steady machine"
+    )
+
+
+class CompareResult(Strict):
+    """What `ddcat-bench compare` put side by side."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["compare"] = "compare"
+    data: str
+    images: int
+    threat: str = Field(description="the strongest that all were judged under")
+    machines: tuple[str, ...] = Field(description="that the times are of; they compare only where there is one")
+    rows: tuple[EngineRow, ...]
+
+
+def find_gates(paths: Sequence[Path]) -> dict[str, GateResult]:
+    """
+    Read what the gate found of bundles.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Bundles, whose result folder (BUNDLE-gate) lies beside them, or result folders of `ddcat-bench gate`.
+
+    Returns
+    -------
+    dict of str to GateResult
+        By the names of the folders.
+
+    Raises
+    ------
+    BenchError
+        Where there is none, it is of another bundle than lies there now, or two folders have one name.
+    """
+    found: dict[str, GateResult] = {}
+    for path in paths:
+        name = path.resolve().name.removesuffix("-gate")
+        if name in found:
+            raise BenchError(f"two of the folders are named {name}: only different names can be told apart")
+        if (path / _RESULT).is_file():
+            found[name] = read_result(path / _RESULT, GateResult)
+            continue
+        bundle, file = open_bundle(path), beside(path, "gate") / _RESULT
+        if not file.is_file():
+            raise BenchError(
+                f"{path} was not judged: no {file}; ddcat-bench gate {path} would do it, or name its result folder"
+            )
+        result = read_result(file, GateResult)
+        if result.bundle.sha256 != bundle.digest:
+            raise BenchError(f"{file} speaks of another bundle than {path}: ddcat-bench gate {path} judges this one")
+        found[name] = result
+    return found
+
+
+def compare(gates: Mapping[str, GateResult]) -> CompareResult:
+    """
+    Put engines side by side under the strongest threat that all were judged under.
+
+    Parameters
+    ----------
+    gates : mapping of str to GateResult
+        By the names to call them.
+
+    Raises
+    ------
+    BenchError
+        Where they were judged on other images, or under no common attack.
+    """
+    check_same_images([(name, gate.data) for name, gate in gates.items()])
+    first = next(iter(gates.values()))
+    common = [
+        row.name
+        for row in first.threats
+        if row.name != "clean" and all(_threat(other, row.name) is not None for other in gates.values())
+    ]
+    if not common:
+        raise BenchError("the engines were judged under no common attack: the same budget for all would be right")
+    rows = [_row(name, gate, common[-1]) for name, gate in gates.items()]
+    return CompareResult(
+        data=first.data.about,
+        images=len(first.data.names),
+        threat=common[-1],
+        machines=tuple(dict.fromkeys(", ".join(map(str, gate.environment.machine.values())) for gate in gates.values())),
+        rows=tuple(
+            row.model_copy(update={"best": _counts(row) and not any(_beats(other, row) for other in rows if _counts(other))})
+            for row in rows
+        ),
+    )
+
+
+def _counts(row: EngineRow) -> bool:
+    return row.verdict != "refuse" and row.steady
+
+
+def _beats(other: EngineRow, row: EngineRow) -> bool:
+    """Whether another is at least as quick and as robust, and more so in one."""
+    return (
+        other.milliseconds <= row.milliseconds
+        and other.attacked >= row.attacked
+        and (other.milliseconds, other.attacked) != (row.milliseconds, row.attacked)
+    )
+
+
+def _row(name: str, gate: GateResult, threat: str) -> EngineRow:
+    clean, attacked = gate.threats[0], _threat(gate, threat)
+    assert attacked is not None
+    timed, ratio = gate.speed.find("engine"), gate.speed.ratios[0]
+    return EngineRow(
+        name=name,
+        bundle=gate.bundle.sha256,
+        checkpoint=f"{gate.checkpoint.method}, {gate.checkpoint.architecture}, {gate.checkpoint.sha256[:8]}",
+        runtime=str(gate.bundle.engine["runtime"]).partition("-")[0],
+        precision=gate.precision,
+        budget=gate.budget,
+        verdict=gate.verdict,
+        clean=clean.engine,
+        clean_difference=clean.difference,
+        clean_interval=clean.interval,
+        attacked=attacked.engine,
+        attacked_difference=attacked.difference,
+        attacked_interval=attacked.interval,
+        milliseconds=1000 * timed.times.median,
+        milliseconds_quartiles=(1000 * timed.times.lower_quartile, 1000 * timed.times.upper_quartile),
+        steady=gate.speed.stable and not gate.speed.disturbed,
+        of_pytorch=1 / ratio.median,
+        peak_memory=timed.peak_memory,
+        engine_bytes=gate.speed.engine_bytes,
+        best=False,
+    )
+
+
+def _threat(gate: GateResult, name: str) -> ThreatRow | None:
+    return next((row for row in gate.threats if row.name == name), None)

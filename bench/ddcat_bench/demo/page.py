@@ -1,0 +1,125 @@
+"""One self-contained HTML page of a demonstration: claims, numbers, curves, pictures, and how it was made."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ddcat.classes import IGNORED_COLOUR, Classes
+from ddcat_bench.attack.panels import Panel, Picture
+from ddcat_bench.attack.plots import data_uri
+from ddcat_bench.attack.results import AttackResult
+from ddcat_bench.fidelity.results import FidelityResult
+from ddcat_bench.pages import render
+from ddcat_bench.timing.results import SpeedResult
+from ddcat_bench.demo.statements import METHOD_NAMES, Statement
+from ddcat_bench.attack.side_by_side import columns, run_names
+
+__all__ = ["Page", "Stage", "render_page"]
+
+# Of the drawing, in its own units; the page scales it.
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 420, 12, 268
+_LINE = 19  # between two names at the ends of curves
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command as a user would type it, and the seconds that it took."""
+
+    command: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Page:
+    """
+    All that the page tells.
+
+    Attributes
+    ----------
+    statements : sequence of Statement
+    attacks : sequence of AttackResult
+        Judged on the same images, under the same attacks.
+    panels : sequence of Panel
+    classes : Classes
+        For the legend of the panels.
+    fidelity : FidelityResult
+    speed : SpeedResult
+    served : Picture
+        What a server answered with the engine.
+    stages : sequence of Stage
+    """
+
+    statements: Sequence[Statement]
+    attacks: Sequence[AttackResult]
+    panels: Sequence[Panel]
+    classes: Classes
+    fidelity: FidelityResult
+    speed: SpeedResult
+    served: Picture
+    stages: Sequence[Stage]
+
+
+def render_page(page: Page) -> str:
+    """
+    Write the page: HTML with everything in it, without scripts, that loads nothing.
+
+    Raises
+    ------
+    BenchError
+        Where the attack results were not judged on the same images.
+    """
+    names = [METHOD_NAMES.get(name, name) for name in run_names(page.attacks)]
+    drawn = [label for label in columns(page.attacks) if label == "clean" or label.startswith("n = ")]
+    places = {label: _LEFT + (_RIGHT - _LEFT) * index / max(len(drawn) - 1, 1) for index, label in enumerate(drawn)}
+    bim = [next((row for row in page.attacks[0].rows if row.name == "BIM" and row.eight_bit == e), None) for e in (False, True)]
+    values = {
+        "page": page,
+        "duration": _duration,
+        "data_uri": data_uri,
+        "rgb": _rgb,
+        "runs": list(zip(names, page.attacks, strict=True)),
+        "columns": columns(page.attacks),
+        "method": METHOD_NAMES.get(page.fidelity.checkpoint.method, page.fidelity.checkpoint.method),
+        "curves": _curves(names, page.attacks, places),
+        "frame": {"left": _LEFT, "right": _RIGHT, "top": _TOP, "bottom": _BOTTOM},
+        "ticks": [(x, label.removeprefix("n = ")) for label, x in places.items()],
+        "levels": [(_height(level / 5), f"{level / 5:.1f}") for level in range(6)],
+        "bim": bim[0],
+        "bim_8_bit": bim[1],
+        "ignored": IGNORED_COLOUR,
+        "environment": page.attacks[0].environment,
+    }
+    return render(Path(__file__).with_name("page.html"), values)
+
+
+class _Curve(NamedTuple):
+    name: str
+    points: list[tuple[float, float]]
+    name_at: float  # height at which its name is written, beside its end
+
+
+def _curves(names: Sequence[str], results: Sequence[AttackResult], places: Mapping[str, float]) -> list[_Curve]:
+    points = [
+        [(x, _height(row.scores.miou)) for label, x in places.items() if (row := result.find(label))] for result in results
+    ]
+    ends = sorted(range(len(names)), key=lambda index: points[index][-1][1])
+    heights: dict[int, float] = {}
+    free = 0.0
+    for index in ends:  # from the top down, so that no name covers another
+        heights[index] = max(points[index][-1][1], free)
+        free = heights[index] + _LINE
+    return [_Curve(name, points[index], heights[index]) for index, name in enumerate(names)]
+
+
+def _height(miou: float) -> float:
+    return _BOTTOM - (_BOTTOM - _TOP) * miou
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def _rgb(colour: tuple[int, int, int]) -> str:
+    return f"rgb({colour[0]} {colour[1]} {colour[2]})"

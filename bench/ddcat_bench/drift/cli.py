@@ -1,0 +1,72 @@
+"""The command `ddcat-bench drift`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddcat.command import ExpectDigest, RequireSignature
+from ddcat_bench.options import DataRoot, MovedCheckpoint, Split
+
+__all__ = ["drift"]
+
+
+def drift(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat-export wrote.")],
+    checkpoint: MovedCheckpoint = None,
+    data_root: DataRoot = None,
+    split: Split = None,
+    epsilon: Annotated[str, typer.Option(metavar="E", help="Bound of both attacks.")] = "8/255",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A new folder.", show_default="BUNDLE-drift beside the bundle")
+    ] = None,
+    require_signature: RequireSignature = None,
+    expect_digest: ExpectDigest = None,
+) -> None:
+    """
+    Measure how often the server's drift figure gives false alarms, and how often it sees an attack, also one that knows of it.
+
+    Windows of 20 images from the second half of the split are compared with the bundle's clean golden images, as the server
+    does, and with the clean images of the first half. An alarm is a population stability index above 0.25.
+
+    For example:
+
+    - `ddcat-bench drift runs/camvid-ddcat/bundle`
+
+    - `ddcat-bench drift model.bundle --data-root /data/camvid --epsilon 4/255`
+    """
+    import time
+
+    import torch
+
+    from ddcat.bundle import Trust, open_bundle
+    from ddcat.files import reserve
+    from ddcat.progress import progress
+    from ddcat_bench.attack.evaluation import parse_epsilon
+    from ddcat_bench.drift.measure import DriftResult, drift_markdown, measure_drift
+    from ddcat_bench.output import beside, publish
+    from ddcat_bench.subjects import checkpoint_of, describe_bundle, describe_environment, main_branch, open_bundle_data
+    from ddcat_serve.engines import open_engine
+
+    began, bound = time.monotonic(), parse_epsilon(epsilon)
+    opened = open_bundle(bundle, Trust(require_signature, tuple(expect_digest or ())))
+    folder = out or beside(bundle, "drift")
+    reserve(folder)
+    loaded = checkpoint_of(opened, checkpoint)
+    dataset = open_bundle_data(opened, data_root=data_root, split=split)
+    cpu = torch.device("cpu")
+    with open_engine(opened) as engine, progress("attacking", len(dataset), unit="images") as advance:
+        images, scores, rows = measure_drift(opened, engine, main_branch(loaded, cpu), dataset, epsilon=bound, advance=advance)
+        described = describe_bundle(opened, engine)
+    result = DriftResult(
+        bundle=described,
+        method=opened.manifest.source.method,
+        data=dataset.name,
+        split=dataset.split,
+        images=images,
+        epsilon=bound,
+        miou=scores,
+        rows=rows,
+        environment=describe_environment(cpu, time.monotonic() - began),
+    )
+    publish(folder, "drift", result, drift_markdown(result))

@@ -1,0 +1,56 @@
+"""The command ddcat-bench fidelity."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddcat.command import ExpectDigest, RequireSignature
+from ddcat_bench.options import DataRoot, Limit, MovedCheckpoint, Split
+
+__all__ = ["fidelity"]
+
+
+def fidelity(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat-export wrote.")],
+    checkpoint: MovedCheckpoint = None,
+    data_root: DataRoot = None,
+    split: Split = None,
+    limit: Limit = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A new folder.", show_default="BUNDLE-fidelity beside the bundle")
+    ] = None,
+    require_signature: RequireSignature = None,
+    expect_digest: ExpectDigest = None,
+) -> None:
+    """
+    Compare an engine's labels with those of the PyTorch main branch, on clean and on attacked 8-bit images.
+
+    It is a comparison, not a gate: the exit status is 0 whatever the figures, 2 where they cannot be had.
+
+    For example:
+
+    - `ddcat-bench fidelity runs/scenes-ddcat/bundle`
+
+    - `ddcat-bench fidelity model.bundle --checkpoint runs/old --data-root /data/camvid --limit 50`
+    """
+    from ddcat.bundle import Trust, open_bundle
+    from ddcat.files import reserve
+    from ddcat.progress import progress
+    from ddcat_bench.fidelity.labels import compare as compare_labels
+    from ddcat_bench.fidelity.markdown import fidelity_markdown
+    from ddcat_bench.output import beside, publish
+    from ddcat_bench.subjects import checkpoint_of, open_bundle_data
+    from ddcat_serve.engines import open_engine
+
+    opened = open_bundle(bundle, Trust(require_signature, tuple(expect_digest or ())))
+    folder = out or beside(bundle, "fidelity")
+    reserve(folder)
+    loaded = checkpoint_of(opened, checkpoint)
+    dataset = open_bundle_data(opened, data_root=data_root, split=split)
+    with (
+        open_engine(opened) as engine,
+        progress("comparing", min(limit or len(dataset), len(dataset))) as advance,
+    ):
+        result = compare_labels(opened, engine, loaded, dataset, limit=limit, advance=advance)
+    publish(folder, "fidelity", result, fidelity_markdown(result))

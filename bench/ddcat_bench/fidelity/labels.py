@@ -1,0 +1,153 @@
+"""`ddcat-bench fidelity`: whether an engine answers as the PyTorch main branch does, on clean and on attacked images."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ddcat.bundle import Bundle
+from ddcat.classes import IGNORE
+from ddcat.scores import Counts, count
+from ddcat_bench.attack.judging import answers, count_each, grey_levels
+from ddcat_bench.attack.suites import BIM
+from ddcat_bench.entries import Scores
+from ddcat_bench.errors import BenchError
+from ddcat_bench.fidelity.results import FidelityResult, FidelityRow
+from ddcat_bench.subjects import describe_bundle, describe_checkpoint, describe_data, describe_environment, main_branch
+from ddcat_serve.engines import Engine
+from ddcat_serve.errors import InputError
+from ddcat_train.attacks import to_8_bit, trajectory
+from ddcat_train.checkpoints import Checkpoint
+from ddcat_train.data import Dataset
+from ddcat_train.data.loader import evaluation_batches
+
+__all__ = ["PROTOCOL", "STEPS", "compare"]
+
+PROTOCOL = (
+    "A comparison, not a gate: nothing is passed or refused. The engine and the PyTorch main branch label the same 8-bit "
+    "images, clean and attacked. The attacked ones are made on the PyTorch main branch, with the perturbation rounded toward "
+    "zero to whole grey levels; an attack made on the engine itself could find more."
+)
+
+STEPS = (0, 3, 7)  # of BIM: clean images, the attack of the paper's training, its strongest in evaluation
+_MOST = 8  # images at once
+
+
+class _Tally:
+    """What is counted of one set of images."""
+
+    def __init__(self) -> None:
+        self.pixels = self.counted_pixels = self.counted_differing = 0
+        self.differing: list[int] = []
+        self.engine: list[Counts] = []
+        self.pytorch: list[Counts] = []
+
+    def add(self, truth: npt.NDArray[np.int64], engine: npt.NDArray[np.uint8], pytorch: Tensor, classes: int) -> None:
+        """Count a batch: all arguments are (N, H, W)."""
+        differs = engine != pytorch.numpy()
+        counted = truth != IGNORE
+        self.pixels += differs.size
+        self.counted_pixels += int(counted.sum())
+        self.counted_differing += int((differs & counted).sum())
+        self.differing += differs.sum((1, 2)).tolist()
+        self.engine += [count(t, e, classes) for t, e in zip(truth, engine, strict=True)]
+        self.pytorch += count_each(torch.from_numpy(truth), pytorch, classes)
+
+    def row(self, steps: int, background: int | None) -> FidelityRow:
+        """Compute the figures."""
+        engine, pytorch = (Scores.of(np.stack(counts), background) for counts in (self.engine, self.pytorch))
+        differing = sum(self.differing)
+        epsilon, alpha = (BIM.epsilon, BIM.alpha) if steps else (0.0, 0.0)
+        return FidelityRow(
+            name="BIM" if steps else "clean",
+            epsilon=epsilon,
+            alpha=alpha,
+            steps=steps,
+            grey_levels=float(grey_levels(epsilon)),
+            pixels=self.pixels,
+            differing=differing,
+            agreement=1 - differing / self.pixels,
+            counted_pixels=self.counted_pixels,
+            counted_differing=self.counted_differing,
+            counted_agreement=1 - self.counted_differing / self.counted_pixels,
+            image_differing=tuple(self.differing),
+            engine=engine,
+            pytorch=pytorch,
+        )
+
+
+def compare(
+    bundle: Bundle,
+    engine: Engine,
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    *,
+    limit: int | None = None,
+    advance: Callable[[int], None] = lambda images: None,
+) -> FidelityResult:
+    """
+    Label the same images with an engine and with the PyTorch main branch on the CPU.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    engine : Engine
+        Opened from it.
+    checkpoint : Checkpoint
+        That it was made from.
+    dataset : Dataset
+        As `open_bundle_data` gives it.
+    limit : int, optional
+        Take that many images, spread evenly over the split.
+    advance : callable, optional
+        Is told the number of images that were finished.
+
+    Raises
+    ------
+    BenchError
+        Where the engine does not take the size of an image, or every pixel is ignored.
+    DataError, EngineError
+    """
+    began = time.monotonic()
+    cpu = torch.device("cpu")
+    network = main_branch(checkpoint, cpu)
+    classes = len(dataset.classes)
+    tallies = {steps: _Tally() for steps in STEPS}
+    judged: list[str] = []
+    for names, images, labels in evaluation_batches(dataset, batch_size=_batch_size(bundle), limit=limit):
+        pixels = images.contiguous(memory_format=torch.channels_last)
+        for steps, adversarial, _ in trajectory(
+            network, pixels, labels, epsilon=BIM.epsilon, alpha=BIM.alpha, steps=STEPS[-1], start=BIM.start
+        ):
+            if steps in tallies:
+                received = to_8_bit(adversarial, pixels)  # at step 0 the clean image, which has 8 bits
+                found = _infer(engine, received, bundle, names)
+                tallies[steps].add(labels.numpy(), found, answers(network, received), classes)
+        judged += names
+        advance(len(names))
+    return FidelityResult(
+        bundle=describe_bundle(bundle, engine),
+        checkpoint=describe_checkpoint(checkpoint),
+        data=describe_data(dataset, judged, usual_list=bundle.manifest.data.list_sha256),
+        protocol=PROTOCOL,
+        rows=tuple(tally.row(steps, dataset.classes.background) for steps, tally in tallies.items()),
+        environment=describe_environment(cpu, time.monotonic() - began),
+    )
+
+
+def _batch_size(bundle: Bundle) -> int:
+    batch = bundle.manifest.shapes.batch
+    return max(batch.minimum, min(_MOST, batch.maximum or _MOST))
+
+
+def _infer(engine: Engine, received: Tensor, bundle: Bundle, names: list[str]) -> npt.NDArray[np.uint8]:
+    images = np.ascontiguousarray(received.permute(0, 2, 3, 1).numpy())  # (N, 3, H, W) -> (N, H, W, 3)
+    try:
+        return engine.infer(images).labels
+    except InputError as cause:
+        raise BenchError(
+            f"{bundle.path} does not take {names[0]}: {cause}; export again with dynamic sizes, or judge images of its size"
+        ) from cause

@@ -1,0 +1,63 @@
+"""What the gate judges, and how much it attacks."""
+
+from typing import Any, Literal, NamedTuple
+
+from ddcat import provenance
+from ddcat.bundle import Bundle
+from ddcat_bench.gate.pool import EPSILONS, parts_of
+from ddcat_train.checkpoints import Checkpoint
+from ddcat_train.data import Dataset
+
+__all__ = ["Budget", "BudgetName", "Case"]
+
+BudgetName = Literal["default", "quick"]
+
+
+class Budget(NamedTuple):
+    """How much the gate attacks: see `ddcat_bench.gate.pool.parts_of`."""
+
+    name: BudgetName = "default"
+    steps: int = 20
+    queries: int = 500
+    every: int = 10
+    seed: int = 0
+
+
+class Case(NamedTuple):
+    """What is to be judged."""
+
+    bundle: Bundle
+    checkpoint: Checkpoint
+    dataset: Dataset
+    limit: int | None = None
+    budget: Budget = Budget()
+
+    @property
+    def images(self) -> int:
+        """How many are judged."""
+        return len(self.dataset) if self.limit is None else min(self.limit, len(self.dataset))
+
+    @property
+    def forwards(self) -> int:
+        """How often about a network sees an image in the pool: for the progress."""
+        parts = parts_of(
+            None if self.budget.name == "quick" else EPSILONS[0], steps=self.budget.steps, queries=self.budget.queries,
+            every=self.budget.every, quick=self.budget.name == "quick", scores=self.scores,
+        )  # fmt: skip
+        return round(self.images * sum(part.forwards for part in parts))
+
+    @property
+    def scores(self) -> bool:
+        """Whether the engine gives its logits."""
+        return any(entry.name == "logits" for entry in self.bundle.manifest.outputs)
+
+    def identity(self) -> dict[str, Any]:
+        """All that the counts depend on, as JSON."""
+        return {
+            "bundle": self.bundle.digest,
+            "checkpoint": self.checkpoint.sha256(),
+            "data": self.dataset.list_sha256(),
+            "images": self.images,
+            "budget": list(self.budget),
+            "code": provenance.git_commit(),
+        }

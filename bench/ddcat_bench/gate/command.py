@@ -1,0 +1,126 @@
+"""How `ddcat-bench gate` goes about it: timed first, attacked by one process or several, published, put into the bundle."""
+
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ddcat.files import check_writable, reserve, write_text
+from ddcat.passport import Verdict, write_passport
+from ddcat.progress import progress
+from ddcat.signing import check_key
+from ddcat_bench.gate.attacked import Attacked, attack_pool
+from ddcat_bench.gate.case import Case
+from ddcat_bench.gate.conclusion import conclude, passport_of
+from ddcat_bench.gate.limits import Limits
+from ddcat_bench.gate.pictures import Overlay, overlays
+from ddcat_bench.gate.report import gate_html, gate_junit, gate_markdown, headline
+from ddcat_bench.gate.results import GateResult
+from ddcat_bench.output import publish
+from ddcat_bench.processes import begin, together
+from ddcat_bench.result_files import read_result
+from ddcat_bench.subjects import main_branch
+from ddcat_bench.timing.cost import CostResult, measure_cost
+from ddcat_bench.timing.memory import serving_peak
+from ddcat_bench.timing.results import SpeedResult
+from ddcat_bench.timing.speed import draw_inputs, measure
+from ddcat_bench.units import remove_work, work_folder
+from ddcat_serve.engines import Engine, open_engine
+from ddcat_serve.engines.base import physical_cores
+from ddcat_train.worker import launched
+
+__all__ = ["judge"]
+
+_ATTEMPTS = 3  # at timing: of a machine that is not steady or not idle the last one counts, and decides nothing
+
+
+def judge(
+    case: Case,
+    limits: Limits,
+    folder: Path,
+    *,
+    repeats: int,
+    devices: int | None = None,
+    key: Path | None = None,
+    pictures: bool = True,
+) -> Verdict | None:
+    """
+    Judge a bundle, publish the result, and write its passport; what is done is kept beside the result until then.
+
+    Parameters
+    ----------
+    case : Case
+    limits : Limits
+        Of the engine's precision.
+    folder : Path
+        Must not exist, or be empty.
+    repeats : int
+        Timed calls of each contender.
+    devices : int, optional
+        Attack in that many processes.
+    key : Path, optional
+        Private key that signs the passport.
+    pictures : bool
+        Whether the page shows images of the data set.
+
+    Returns
+    -------
+    Verdict or None
+        None in a process that another one speaks for.
+
+    Raises
+    ------
+    BenchError, BundleError, DataError, EngineError, TrainError, WriteError
+    """
+    began = time.monotonic()
+    reserve(folder)
+    check_writable(case.bundle.path)  # where the passport will be
+    if key is not None:
+        check_key(key)
+    work = work_folder(folder)
+    if begin(devices, "cpu", work, case.identity()):
+        return read_result(folder / "gate.json", GateResult).verdict
+    with together(work) as ranks:
+        timed = _timed(case, repeats) if ranks.rank == 0 else None  # first: the attacks leave a load behind
+        ranks.gather(None)
+        threads = max(1, physical_cores() // ranks.size)
+        with open_engine(case.bundle, threads=threads) as engine, progress("attacking", case.forwards, unit="forwards") as told:
+            attacked = attack_pool(case, engine, work, lambda forwards: told(forwards * ranks.size), ranks=ranks)
+            shown = _look(case, engine, attacked) if pictures and ranks.rank == 0 else ()
+    if timed is None:
+        return None
+    speed, cost = timed
+    result = conclude(case, attacked, speed, limits, seconds=time.monotonic() - began, cost=cost)
+    _publish(case, folder, result, gate_html(result, shown), key)
+    return None if launched() else result.verdict  # the process that launched this one says it by its exit status
+
+
+def _timed(case: Case, repeats: int) -> tuple[SpeedResult, CostResult | None]:
+    threads = physical_cores()
+    inputs = draw_inputs(case.bundle, case.dataset, repeats=repeats, batch=1, size=None)
+    with (
+        open_engine(case.bundle, threads=threads) as engine,
+        progress("timing", _ATTEMPTS * 3 * len(inputs.batches), unit="calls") as advance,
+    ):
+        for _ in range(_ATTEMPTS):
+            speed = measure(case.bundle, engine, case.checkpoint, inputs, threads=threads, peak=serving_peak, advance=advance)
+            if speed.stable and not speed.disturbed:
+                break
+        if case.budget.name == "quick":
+            return speed, None
+        return speed, measure_cost(case.bundle, engine, (speed.height, speed.width))
+
+
+def _look(case: Case, engine: Engine, attacked: Attacked) -> tuple[Overlay, ...]:
+    reference = main_branch(case.checkpoint, torch.device("cpu"))
+    return overlays(reference, engine, case.dataset, attacked.names, attacked.judged[0].flips)
+
+
+def _publish(case: Case, folder: Path, result: GateResult, page: str, key: Path | None) -> None:
+    files = {"gate.xml": gate_junit(result).encode(), "report.html": page.encode()}
+    publish(folder, "gate", result, gate_markdown(result), files)
+    write_passport(case.bundle, passport_of(case.bundle, result), key=key)
+    write_text(case.bundle.path / "report.html", page)
+    remove_work(work_folder(folder))
+    Console(stderr=True).print(f"{result.verdict}: {headline(result)}", highlight=False, soft_wrap=True)

@@ -1,0 +1,149 @@
+"""What the gate says of what it found: a finding for each thing that has a limit."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ddcat.passport import Finding, Verdict
+from ddcat.scores import miou
+from ddcat_bench.attack.alarms import raise_alarms
+from ddcat_bench.attack.probe_results import Alarm, Probe
+from ddcat_bench.attack.results import grey
+from ddcat_bench.bootstrap import Scheme
+from ddcat_bench.gate.equivalence import KEPT_AT_LEAST, compare_pool, verdict_of
+from ddcat_bench.gate.limits import Limits
+from ddcat_bench.gate.pool import Judged
+from ddcat_bench.gate.results import ThreatRow
+from ddcat_bench.timing.results import SpeedResult
+
+__all__ = ["find_alarms", "judge_alarms", "judge_fidelity", "judge_latency", "judge_robustness", "judge_threats"]
+
+
+def judge_threats(pool: Sequence[Judged], scheme: Scheme, limits: Limits) -> Iterator[ThreatRow]:
+    """Compare both models on clean images, under the paper's BIM, and under the strongest attacks of one bound."""
+    clean, *others = pool
+    groups: dict[str, list[Judged]] = {"clean": [clean]}
+    for judged in others:
+        bim = judged.label.startswith("BIM")
+        groups.setdefault(judged.label if bim else f"strongest at {grey(judged.epsilon)}", []).append(judged)
+    for name, members in groups.items():
+        margin = limits.clean_margin if name == "clean" else limits.adversarial_margin
+        reference = np.stack([judged.reference for judged in members])
+        engine = np.stack([judged.engine for judged in members])
+        found = compare_pool(reference, engine, scheme)
+        kept = name == "clean" or found.reference >= KEPT_AT_LEAST
+        verdict, reason = verdict_of(found, scheme, margin=margin)
+        yield ThreatRow(
+            name=name,
+            epsilon=members[0].epsilon,
+            members=tuple(f"{judged.source}: {judged.label}" for judged in members),
+            reference=found.reference,
+            engine=found.engine,
+            difference=found.difference,
+            interval=found.interval,
+            by_block={str(size): bounds for size, bounds in found.by_block.items()},
+            class_iou=tuple((_number(first), _number(second)) for first, second in found.class_iou.tolist()),
+            margin=margin,
+            verdict=verdict if kept else None,
+            reason=reason if kept else f"the reference keeps {found.reference:.1f} points: there is nothing to preserve",
+        )
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else value
+
+
+def judge_robustness(threats: Sequence[ThreatRow]) -> Iterator[Finding]:
+    """Turn threats into findings; where nothing is left to preserve, nothing is decided."""
+    for row in threats:
+        if row.verdict is not None:
+            low, high = row.interval
+            yield Finding(
+                name=f"mIoU, {row.name}",
+                verdict=row.verdict,
+                found=f"{row.engine:.2f} against {row.reference:.2f}: {row.difference:+.2f} ({low:+.2f} to {high:+.2f}) points",
+                limit=f"within {row.margin:g} points",
+                reason=row.reason,
+            )
+    if all(row.verdict is None for row in threats if row.name != "clean"):
+        yield Finding(
+            name="robustness",
+            verdict="inconclusive",
+            found="nothing",
+            limit=f"{KEPT_AT_LEAST:g} points kept under some attack",
+            reason="the reference keeps less under every attack: there is no robustness that the engine could preserve",
+        )
+
+
+def judge_fidelity(pool: Sequence[Judged], logit_error: float | None, limits: Limits) -> Iterator[Finding]:
+    """Hold errors of logits, where the engine gives them, and equal labels against their limits."""
+    if limits.logit_error is not None and logit_error is not None:
+        yield Finding(
+            name="logits",
+            verdict="pass" if logit_error <= limits.logit_error else "refuse",
+            found=f"{logit_error:.1e} standard deviations",
+            limit=f"{limits.logit_error:.0e}",
+            reason="the 99.9th percentile of their errors on clean images",
+        )
+    if limits.agreement is not None:
+        lowest = min((judged for judged in pool if judged.source == "replay"), key=lambda judged: judged.flips.agreement)
+        yield Finding(
+            name="equal labels",
+            verdict="pass" if lowest.flips.agreement >= limits.agreement else "refuse",
+            found=f"{lowest.flips.agreement:.3%} of the pixels, {lowest.label}",
+            limit=f"{limits.agreement:.2%}",
+            reason="the lowest share among clean and replayed adversarial images",
+        )
+
+
+def find_alarms(pool: Sequence[Judged], probe: Probe | None, limits: Limits, *, transferred: bool) -> tuple[Alarm, ...]:
+    """
+    Look for signs that the attacks on the engine's own graph failed for want of a usable gradient.
+
+    Where the twin is another model, that a replay does more than an attack on it says nothing of the engine's gradients.
+    """
+    left = {(judged.source, judged.label, judged.epsilon): 100 * miou(judged.engine.sum(0)) for judged in pool}
+    alarms = list(raise_alarms((), probe, trained_steps=None)) if probe is not None else []
+    for (source, label, epsilon), points in left.items():
+        replayed = left.get(("replay", label, epsilon))
+        if source == "twin" and not transferred and replayed is not None and points > replayed + limits.adversarial_margin:
+            alarms.append(
+                Alarm(
+                    name="black-box beats white-box",
+                    evidence=f"{label} made on the reference leaves the engine {replayed:.2f} points, made on its own graph "
+                    f"{points:.2f}",
+                    meaning="An attack that sees another model did more than one that sees the engine: the gradient of its "
+                    "graph is masked. Its robustness is not known.",
+                )
+            )
+    return tuple(alarms)
+
+
+def judge_alarms(alarms: Sequence[Alarm]) -> Iterator[Finding]:
+    """Decide nothing where an attack was too weak to be believed."""
+    for alarm in alarms:
+        yield Finding(name=alarm.name, verdict="inconclusive", found=alarm.evidence, limit="no alarm", reason=alarm.meaning)
+
+
+def judge_latency(speed: SpeedResult, limits: Limits) -> Finding:
+    """Hold the engine's time, as a share of eager PyTorch's on the original graph, against its limit."""
+    ratio = speed.ratios[0]
+    low, high = 1 / ratio.upper_quartile, 1 / ratio.lower_quartile
+    calm = speed.stable and not speed.disturbed
+    verdict: Verdict = "inconclusive"
+    if calm and high <= limits.latency:
+        verdict = "pass"
+    elif calm and low > limits.latency:
+        verdict = "refuse"
+    reason = "the quartiles of the ratio in turns of the same process"
+    if not speed.stable:
+        reason = "the last three windows differ by more than 10 %: the machine is not steady"
+    elif speed.disturbed:
+        reason = "others computed meanwhile" + ("" if speed.others is None else f": {speed.others:.2f} cores of work")
+    return Finding(
+        name="latency",
+        verdict=verdict,
+        found=f"{1 / ratio.median:.2f} ({low:.2f} to {high:.2f}) of eager PyTorch, {ratio.baseline}",
+        limit=f"{limits.latency:g}",
+        reason=reason,
+    )

@@ -1,0 +1,107 @@
+"""Pictures of where an engine and its reference disagree most, for the gate's page."""
+
+import base64
+import io
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from ddcat.classes import Classes, coloured
+from ddcat_bench.attack.judging import answers
+from ddcat_bench.attack.passes import Victims, attack
+from ddcat_bench.attack.suites import BIM
+from ddcat_bench.gate.flips import Flips
+from ddcat_bench.gate.pool import engine_labels
+from ddcat_serve.engines import Engine
+from ddcat_train.attacks import Model, to_8_bit
+from ddcat_train.data import Dataset
+
+__all__ = ["Overlay", "overlays"]
+
+_LONGEST = 480  # pixels of a picture's longer side
+_FLIP = (255, 0, 200)  # no class has it, and it shows on grey
+
+U8 = npt.NDArray[np.uint8]
+
+
+class Overlay(NamedTuple):
+    """
+    An image, clean or attacked, and what is made of it.
+
+    Attributes
+    ----------
+    caption : str
+    pictures : tuple of (str, str)
+        A title, and the picture as an address that holds it.
+    """
+
+    caption: str
+    pictures: tuple[tuple[str, str], ...]
+
+
+def overlays(
+    reference: Model, engine: Engine, dataset: Dataset, names: list[str], clean: Flips, *, images: int = 3
+) -> tuple[Overlay, ...]:
+    """
+    Show the images on which most labels differ, clean and under BIM, n = 3, made on the reference.
+
+    Parameters
+    ----------
+    reference : callable
+        Images to logits, on the CPU.
+    engine : Engine
+    dataset : Dataset
+    names : list of str
+        Of the judged images.
+    clean : Flips
+        On these images as they are.
+    images : int
+    """
+    places = {pair.name: place for place, pair in enumerate(dataset.pairs)}
+    found = []
+    for worst in np.argsort(-clean.differing, kind="stable")[:images]:
+        sample = dataset.read(places[names[worst]])
+        pixels = torch.from_numpy(sample.image).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
+        truth = torch.from_numpy(sample.labels).long()[None]
+        victims = Victims(pixels.contiguous(memory_format=torch.channels_last), truth, torch.zeros(1, dtype=torch.int64))
+        for label, made in (("clean", BIM._replace(counted=(0,))), ("BIM, n = 3", BIM._replace(counted=(3,)))):
+            (attacked,) = attack(reference, made, victims)
+            received = to_8_bit(attacked.images, victims.images)
+            said = answers(reference, received)[0].numpy(), engine_labels(engine, received)[0]
+            found.append(
+                _overlay(
+                    f"{names[worst]}, {label}", received[0].permute(1, 2, 0).numpy(), sample.labels, *said, dataset.classes
+                )
+            )
+    return tuple(found)
+
+
+def _overlay(caption: str, image: U8, truth: U8, reference: npt.NDArray[np.int64], engine: U8, classes: Classes) -> Overlay:
+    differs = reference != engine
+    grey = np.repeat((128 + image.mean(2, keepdims=True) / 4).astype(np.uint8), 3, axis=2)  # pale, so that flips stand out
+    grey[differs] = _FLIP
+    return Overlay(
+        f"{caption}: {differs.mean():.3%} of the labels differ",
+        (
+            ("image", _address(image, smooth=True)),
+            ("truth", _address(coloured(truth, classes))),
+            ("reference", _address(coloured(reference, classes))),
+            ("engine", _address(coloured(engine, classes))),
+            ("where they differ", _address(grey)),
+        ),
+    )
+
+
+def _address(pixels: U8, *, smooth: bool = False) -> str:
+    """Give pixels as an address that holds them: a photograph as lossy WebP, colours that mean something without loss."""
+    picture = Image.fromarray(pixels)
+    factor = _LONGEST / max(picture.size)
+    if factor < 1:
+        width, height = (max(1, round(side * factor)) for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", lossless=not smooth, quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,104 @@
+"""The result file of the gate."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from ddcat.passport import Finding, Verdict
+from ddcat_bench.attack.probe_results import Alarm, Probe
+from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
+from ddcat_bench.gate.flips import BAND
+from ddcat_bench.gate.limits import Limits
+from ddcat_bench.schema import Fraction, Strict
+from ddcat_bench.timing.cost import CostResult
+from ddcat_bench.timing.results import SpeedResult
+
+__all__ = ["ClassEntry", "GateResult", "MarginRow", "MemberRow", "ThreatRow"]
+
+Bounds = tuple[float, float]
+
+_RARE = 0.01
+
+
+class MarginRow(Strict):
+    """Pixels by how sure the reference was of its label."""
+
+    lowest: float = Field(description="logits by which the best class was ahead of the second, at least")
+    pixels: int
+    differing: int = Field(description="of them, those that engine and reference label in different ways")
+
+
+class ClassEntry(Strict):
+    """A class, and how much there is of it."""
+
+    name: str
+    share: Fraction = Field(description="of the pixels that count")
+
+    @property
+    def rare(self) -> bool:
+        """Whether it is less than one pixel in a hundred."""
+        return self.share < _RARE
+
+
+class MemberRow(Strict):
+    """One attack of the pool and what it left of both models."""
+
+    source: Literal["replay", "twin", "engine", "noise"]
+    label: str
+    epsilon: float
+    images: int = Field(description="that it was made on; the others count as the replay at its bound leaves them")
+    reference: float = Field(description="points of mIoU over all images")
+    engine: float
+    agreement: Fraction = Field(description="share of pixels that engine and reference label alike")
+    twin_agreement: Fraction = Field(description="share of pixels that engine and twin label alike")
+    band_agreement: Fraction | None = Field(description=f"within {BAND} pixels of a true boundary; null: there is none")
+    interior_agreement: Fraction | None = Field(description="elsewhere")
+    margins: tuple[MarginRow, ...]
+
+
+class ThreatRow(Strict):
+    """One threat, under which both models meet the worst of its attacks for them."""
+
+    name: str
+    epsilon: float
+    members: tuple[str, ...]
+    reference: float = Field(description="points of mIoU")
+    engine: float
+    difference: float = Field(description="engine minus reference")
+    interval: Bounds = Field(description="90 % of the draws of a paired bootstrap")
+    by_block: dict[str, Bounds] = Field(description="the same with blocks of so many frames")
+    class_iou: tuple[tuple[float | None, float | None], ...] = Field(
+        description="points of reference and engine, in the order of the classes; null: it is in no image"
+    )
+    margin: float
+    verdict: Verdict | None = Field(description="null: the reference keeps less than 10 points, nothing is left to preserve")
+    reason: str
+
+
+class GateResult(Strict):
+    """What `ddcat-bench gate` found."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["gate"] = "gate"
+    bundle: BundleEntry
+    checkpoint: CheckpointEntry
+    data: DataEntry
+    precision: str
+    budget: Literal["default", "quick"]
+    protocol: str
+    drawn: str = Field(description="what the bootstrap draws")
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    limits: Limits
+    threats: tuple[ThreatRow, ...]
+    members: tuple[MemberRow, ...]
+    classes: tuple[ClassEntry, ...]
+    transferred: bool = Field(
+        description="whether the twin is another model (engine and twin label fewer than 99.9 % of the pixels alike), so that "
+        "attacks on it are transferred ones"
+    )
+    alarms: tuple[Alarm, ...]
+    probe: Probe | None = Field(description="of the twin; null with the quick budget")
+    speed: SpeedResult
+    cost: CostResult | None = Field(None, description="null: with the quick budget")
+    environment: Environment

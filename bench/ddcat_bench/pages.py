@@ -1,0 +1,31 @@
+"""HTML pages that need nothing else; what they have in common, style and sorting of tables, lies beside this file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+__all__ = ["render"]
+
+
+def render(template: Path, values: Mapping[str, Any]) -> str:
+    """
+    Fill a template.
+
+    Parameters
+    ----------
+    template : Path
+        It may include the files beside itself and beside this module.
+    values : mapping
+        By the names that the template has for them.
+    """
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, Path(__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template.name).render(values)

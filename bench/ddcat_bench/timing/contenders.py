@@ -1,0 +1,205 @@
+"""Who takes part in `ddcat-bench train-step`: our training step, and two baselines."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ddcat.classes import CAMVID, CITYSCAPES, VOC, Classes
+from ddcat_bench.errors import BenchError
+from ddcat_bench.timing.baselines import Baseline, Precision
+from ddcat_train.checkpoints import load_checkpoint
+from ddcat_train.config import Config
+from ddcat_train.data.classes_file import CLASSES_FILE, classes_yaml, read_classes
+from ddcat_train.data.loader import Batch
+from ddcat_train.data.render import SCENE_CLASSES
+from ddcat_train.trainer import Trainer
+
+__all__ = [
+    "CONTENDERS",
+    "SMALL",
+    "Contender",
+    "ContenderName",
+    "Ours",
+    "Plan",
+    "arithmetic",
+    "as_precision",
+    "contend",
+    "draw_batch",
+]
+
+ContenderName = Literal["ours", "released", "frugal"]
+CONTENDERS: tuple[ContenderName, ...] = ("ours", "released", "frugal")
+
+_CLASSES: dict[str, Classes] = {"voc": VOC, "cityscapes": CITYSCAPES, "camvid": CAMVID, "scenes": SCENE_CLASSES}
+STEPS = 1_000_000  # of the run that is made believe: the learning rate stays what it is at the start
+SMALL = 33  # the smallest crop
+
+
+class Contender(Protocol):
+    """Whoever takes training steps."""
+
+    def step(self, batch: Batch) -> Tensor:
+        """Attack, train, update, and return the loss, () float."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    What is measured.
+
+    Attributes
+    ----------
+    config : Config
+        Of our run, its precision among it; the data set lends its classes alone.
+    baseline_precision : "fp32", "bf16" or "fp64"
+    device : "cpu" or "cuda"
+    threads : int
+        Of PyTorch on the CPU.
+    tf32 : bool
+        Whether matrix products and convolutions in float32 may round to TF32 on a GPU, for all contenders.
+    """
+
+    config: Config
+    baseline_precision: Precision
+    device: str
+    threads: int
+    tf32: bool = False
+
+    @property
+    def classes(self) -> Classes:
+        """Those of the data set, which need not be there unless it brings its own."""
+        data = self.config.data
+        return _CLASSES.get(data.name) or read_classes(data.root / CLASSES_FILE)
+
+    def precision(self, name: ContenderName) -> Precision:
+        """That a contender computes in."""
+        return self.config.train.precision if name == "ours" else self.baseline_precision
+
+
+class Ours:
+    """
+    `ddcat_train` itself: the very step that a run takes, on a made-up data set.
+
+    Parameters
+    ----------
+    plan : Plan
+    folder : Path
+        An empty one, for the data set and for checkpoints.
+    """
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        _write_data(folder / "data", plan.classes)
+        config = plan.config
+        data = config.data.model_copy(
+            update={
+                "name": "folder", "root": folder / "data", "train_split": "train", "val_split": "val", "long_side": None,
+                "val_long_side": None,
+            }
+        )  # fmt: skip
+        train = config.train.model_copy(update={"epochs": STEPS})
+        self._folder = folder
+        self._trainer = Trainer(config.model_copy(update={"data": data, "train": train}), device=plan.device)
+
+    def step(self, batch: Batch) -> Tensor:
+        """Take one step of the run."""
+        loss = self._trainer.apply(batch)["loss"]
+        assert isinstance(loss, Tensor)
+        return loss
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Weights as they are, by way of a checkpoint."""
+        path = self._folder / "now.safetensors"
+        self._trainer.save(path, resumable=False)
+        return load_checkpoint(path).part("model.")
+
+
+def as_precision(name: str) -> Precision:
+    """
+    Read the value of --baseline-precision.
+
+    Raises
+    ------
+    BenchError
+    """
+    known = next((precision for precision in get_args(Precision) if precision == name), None)
+    if known is None:
+        raise BenchError(f"--baseline-precision {name}: {', '.join(get_args(Precision))} would be right")
+    return known  # type: ignore[no-any-return]
+
+
+def contend(plan: Plan, name: ContenderName, folder: Path, weights: Mapping[str, Tensor] | None = None) -> Contender:
+    """
+    Make one contender.
+
+    Parameters
+    ----------
+    plan : Plan
+    name : "ours", "released" or "frugal"
+    folder : Path
+        An empty one.
+    weights : mapping of str to Tensor, optional
+        Of a network of ours, which a baseline is to begin with.
+    """
+    if name == "ours":
+        return Ours(plan, folder)
+    baseline = Baseline(
+        plan.config,
+        name,
+        classes=len(plan.classes),
+        precision=plan.baseline_precision,
+        device=torch.device(plan.device),
+        steps=STEPS,
+    )
+    if weights is not None:
+        baseline.load(weights)
+    return baseline
+
+
+def draw_batch(plan: Plan, size: tuple[int, int] | None = None, seed: int = 0) -> Batch:
+    """
+    Make up a batch: uniform noise, and labels in blocks of 8 x 8 pixels, a tenth of them ignored.
+
+    Parameters
+    ----------
+    plan : Plan
+    size : (height, width), optional
+        The configuration's crop by default.
+    seed : int
+    """
+    height, width = size or plan.config.augment.crop
+    count, generator = plan.config.train.batch_size, torch.Generator().manual_seed(seed)
+    coarse = torch.randint(len(plan.classes), (count, -(-height // 8), -(-width // 8)), generator=generator)
+    coarse[torch.rand(coarse.shape, generator=generator) < 0.1] = 255
+    labels = coarse.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, :height, :width].contiguous()
+    batch = Batch(torch.rand(count, 3, height, width, generator=generator), labels, torch.arange(count))
+    return batch.pin_memory() if plan.device == "cuda" else batch
+
+
+@contextlib.contextmanager
+def arithmetic(plan: Plan) -> Iterator[None]:
+    """Set the threads and the rounding of a plan, and put back what was set before."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, torch.get_num_threads()
+    matmul.allow_tf32 = cudnn.allow_tf32 = plan.tf32
+    torch.set_num_threads(plan.threads)
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before[:2]
+        torch.set_num_threads(before[2])
+
+
+def _write_data(root: Path, classes: Classes) -> None:
+    """A data set of one image, which a trainer opens and no step reads."""
+    for split in ("train", "val"):
+        for kind, shape in (("images", (SMALL, SMALL, 3)), ("labels", (SMALL, SMALL))):
+            (root / kind / split).mkdir(parents=True)
+            Image.fromarray(np.zeros(shape, np.uint8)).save(root / kind / split / "0.png")
+    (root / CLASSES_FILE).write_text(classes_yaml(classes), encoding="utf-8")

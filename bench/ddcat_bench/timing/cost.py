@@ -1,0 +1,139 @@
+"""What an engine costs: throughput over the batch, time over the size of the image, and its share of the machine's peak."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+
+from ddcat.bundle import Bundle
+from ddcat.manifest import Shapes
+from ddcat_bench.schema import Strict
+from ddcat_bench.timing.busy import others_watch
+from ddcat_bench.timing.peaks import matrix_product_peak
+from ddcat_bench.timing.results import Timing
+from ddcat_bench.timing.turns import timing
+from ddcat_serve.engines import Engine
+
+__all__ = ["BATCHES", "SCALES", "CostResult", "CostRow", "measure_cost"]
+
+BATCHES = (1, 2, 4, 8)
+SCALES = (0.5, 0.75, 1.0, 1.5, 2.0)  # of the sides of the image
+_CALLS, _WARM_UP = 10, 2
+_WITHIN = 6.0  # seconds for one row; then fewer calls, but five at least
+_FEWEST = 5
+
+Images = npt.NDArray[np.uint8]
+
+
+class CostRow(Strict):
+    """A batch of images of one size."""
+
+    batch: int
+    height: int
+    width: int
+    times: Timing
+    images_per_second: float = Field(description="of the median call")
+    of_peak: float | None = Field(
+        description="multiply-adds a second, two operations each, as a share of fp32 matrix products measured just before; the "
+        "work of another size than the manifest's is taken in proportion to its pixels; null: not of a CPU in fp32"
+    )
+
+
+class CostResult(Strict):
+    """What was measured of an engine alone."""
+
+    threads: int | None = Field(description="of the engine; null: it does not say")
+    matrix_product_peak: float | None = Field(description="operations a second in fp32; null: the engine computes elsewhere")
+    batches: tuple[CostRow, ...] = Field(description="of one size")
+    sizes: tuple[CostRow, ...] = Field(description="in the smallest batch; one row where the engine takes one size")
+    others: float | None = Field(description="cores that others kept busy meanwhile; null: not known")
+
+
+def measure_cost(
+    bundle: Bundle,
+    engine: Engine,
+    size: tuple[int, int],
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> CostResult:
+    """
+    Time an engine on batches of 1, 2, 4 and 8 images, and on images of half to twice the size, those of them that it takes.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    engine : Engine
+        Opened from it.
+    size : (height, width)
+        That it takes.
+    clock : callable
+        In seconds.
+    advance : callable, optional
+        Is told of each row.
+    """
+    shapes, proof = bundle.manifest.shapes, bundle.manifest.main_branch_only
+    entry = bundle.manifest.engine
+    peak = (
+        matrix_product_peak("fp32", torch.device("cpu"))
+        if entry.effective_precision == "fp32" and _on_cpu(entry.provider)
+        else None
+    )
+    watch = others_watch()
+    per_pixel = 2 * proof.multiply_adds / (proof.size[0] * proof.size[1])
+
+    def row(batch: int, height: int, width: int) -> CostRow:
+        times = timing(_seconds(engine, (batch, height, width, 3), clock))
+        advance(1)
+        work = per_pixel * batch * height * width
+        return CostRow(
+            batch=batch,
+            height=height,
+            width=width,
+            times=times,
+            images_per_second=batch / times.median,
+            of_peak=None if peak is None else work / times.median / peak,
+        )
+
+    batches = tuple(row(batch, *size) for batch in BATCHES if batch in shapes.batch)
+    smallest = shapes.batch.minimum
+    sizes = tuple(row(smallest, *other) for other in _sizes(shapes, size))
+    threads = engine.description.get("threads")
+    return CostResult(
+        threads=threads if isinstance(threads, int) else None,
+        matrix_product_peak=peak,
+        batches=batches,
+        sizes=sizes,
+        others=watch(),
+    )
+
+
+def _on_cpu(provider: str) -> bool:
+    return "CPU" in provider
+
+
+def _sizes(shapes: Shapes, size: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Give the sizes of a ladder, or the scales of one size that the engine takes."""
+    if shapes.sizes is not None:
+        yield from shapes.sizes
+        return
+    for scale in SCALES:
+        height, width = (round(side * scale) for side in size)
+        if height in shapes.height and width in shapes.width:
+            yield height, width
+
+
+def _seconds(engine: Engine, shape: tuple[int, int, int, int], clock: Callable[[], float]) -> list[float]:
+    generator = np.random.default_rng(0)
+    images: Images = generator.integers(0, 256, shape, dtype=np.uint8)
+    for _ in range(_WARM_UP):
+        engine.infer(images)
+    found: list[float] = []
+    while len(found) < _CALLS and (len(found) < _FEWEST or sum(found) < _WITHIN):
+        start = clock()
+        engine.infer(images)
+        found.append(clock() - start)
+    return found

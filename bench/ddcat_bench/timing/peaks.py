@@ -1,0 +1,120 @@
+"""The most that a machine gives, and the most that a training step takes."""
+
+import contextlib
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from ddcat_bench.errors import BenchError
+from ddcat_bench.timing.baselines import Precision
+from ddcat_bench.timing.contenders import SMALL, ContenderName, Plan, arithmetic, contend, draw_batch
+from ddcat_bench.timing.memory import resident
+
+__all__ = ["MEMORY", "matrix_product_peak", "peak_memory"]
+
+MEMORY = {
+    "cpu": (
+        "Peak memory: the most that stayed resident (VmHWM) in a process that does nothing else, less what did before the "
+        "network was built. Its C library gives what is freed back at once: the figure is what tensors take, not how a heap is "
+        "fragmented, which changes from run to run."
+    ),
+    "cuda": "Peak memory: the most that tensors took on the device (max_memory_allocated) in a process that does nothing else.",
+}
+
+_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+_SIDE = {"cpu": 2048, "cuda": 8192}
+_PRODUCTS_WITHIN = 2.0  # seconds
+_GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # bytes; glibc reads them at its start
+
+
+def matrix_product_peak(precision: Precision, device: torch.device) -> float:
+    """
+    Measure the most operations a second that a product of two large square matrices reaches here and now.
+
+    Multiplications and additions are counted one by one.
+    """
+    side = _SIDE[device.type]
+    a, b = (torch.rand(side, side, device=device).to(_DTYPES[precision]) for _ in range(2))
+    fastest, until = float("inf"), time.perf_counter() + _PRODUCTS_WITHIN
+    a @ b
+    while fastest == float("inf") or time.perf_counter() < until:
+        _wait(device)
+        start = time.perf_counter()
+        a @ b
+        _wait(device)
+        fastest = min(fastest, time.perf_counter() - start)
+    return 2 * side**3 / fastest
+
+
+def peak_memory(plan: Plan, name: ContenderName) -> int | None:
+    """
+    Let a fresh process take one step at the smallest crop, for what the optimiser keeps, and one at the full one.
+
+    Returns
+    -------
+    int or None
+        Bytes, as `MEMORY` says; None where the system does not tell.
+
+    Raises
+    ------
+    BenchError
+        Where the process dies, most often for want of memory.
+    """
+    context = multiprocessing.get_context("spawn")  # a fork would have what this process has, and no device
+    ours, its = context.Pipe(duplex=False)
+    process = context.Process(target=_tell_peak, args=(its, plan, name), daemon=True)
+    with _environment(_GIVE_BACK):
+        process.start()
+    its.close()
+    try:
+        peak: int | None = ours.recv()
+    except EOFError as cause:
+        process.join()
+        raise BenchError(
+            f"the process that takes a step of {name} alone died ({process.exitcode}), most likely for want of memory: a "
+            "smaller --batch or --crop would be right"
+        ) from cause
+    process.join()
+    return peak
+
+
+def _tell_peak(connection: Connection, plan: Plan, name: ContenderName) -> None:
+    connection.send(_peak(plan, name))
+
+
+def _peak(plan: Plan, name: ContenderName) -> int | None:
+    with arithmetic(plan), tempfile.TemporaryDirectory() as folder:
+        before = resident("VmRSS")
+        contender = contend(plan, name, Path(folder))
+        contender.step(draw_batch(plan, (SMALL, SMALL)))
+        if plan.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        contender.step(draw_batch(plan))
+        if plan.device == "cuda":
+            torch.cuda.synchronize()
+            return torch.cuda.max_memory_allocated()
+        after = resident("VmHWM")
+    return None if before is None or after is None else after - before
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for the processes that are started meanwhile."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()

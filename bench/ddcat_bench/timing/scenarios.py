@@ -1,0 +1,237 @@
+"""
+`ddcat-bench scenarios`: an engine as its users meet it, after MLPerf Inference's single stream, server and offline.
+
+The engine answers one batch at a time, as in a server of one device. Open loop: requests come when they come, whether the ones
+before are answered or not, so that what waits is counted.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from ddcat.bundle import Bundle
+from ddcat.classes import Classes
+from ddcat_bench.entries import BundleEntry, Environment
+from ddcat_bench.schema import Strict
+from ddcat_bench.timing.busy import others_watch
+from ddcat_serve.engines import Engine
+from ddcat_serve.images import decode
+from ddcat_serve.masks import encode_mask
+
+__all__ = ["BOUNDARIES", "LOADS", "PERCENTILES", "Latencies", "Scenario", "ScenariosResult", "latencies", "run_scenarios"]
+
+LOADS = (0.5, 0.7, 0.9)  # of the engine's capacity: one over the mean time of a call
+PERCENTILES: Mapping[float, int] = {0.5: 10, 0.9: 64, 0.99: 662}  # and how many requests each needs to be told at all
+_BATCHES = (1, 2, 4, 8)
+_FEWEST = 10
+
+Boundary = Literal["arrays", "files"]
+BOUNDARIES: Mapping[Boundary, str] = {
+    "arrays": "from a uint8 array to uint8 labels, both in memory",
+    "files": "from the bytes of a JPEG file to those of a palette PNG",
+}
+
+Images = npt.NDArray[np.uint8]
+
+
+class Latencies(Strict):
+    """Seconds from a request to its answer; a percentile that so few requests do not tell is null."""
+
+    requests: int
+    mean: float
+    p50: float | None
+    p90: float | None
+    p99: float | None
+    longest: float
+
+
+class Scenario(Strict):
+    """One scenario at one boundary."""
+
+    name: Literal["single stream", "server", "offline"]
+    boundary: Boundary
+    batch: int
+    load: float | None = Field(
+        description="requests a second that come, as a share of the capacity; null: as quick as possible"
+    )
+    offered: float | None = Field(description="the same in requests a second")
+    images_per_second: float = Field(description="that were answered")
+    latencies: Latencies | None = Field(description="null: offline has none")
+
+
+class ScenariosResult(Strict):
+    """What `ddcat-bench scenarios` found."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["scenarios"] = "scenarios"
+    bundle: BundleEntry
+    height: int
+    width: int
+    seconds: float = Field(description="that each scenario lasted, about")
+    seed: int
+    others: float | None = Field(description="cores that others kept busy meanwhile; null: not known")
+    steady: bool = Field(description="whether the single stream's mean was the same before and after all others, within 10 %")
+    rows: tuple[Scenario, ...]
+    environment: Environment
+
+
+class Clock(NamedTuple):
+    """Time, and a way to let it pass."""
+
+    now: Callable[[], float] = time.perf_counter
+    sleep: Callable[[float], None] = time.sleep
+
+
+def latencies(seconds: Sequence[float]) -> Latencies:
+    """Summarise; none is left out."""
+    told = {
+        share: float(np.quantile(seconds, share)) if len(seconds) >= least else None for share, least in PERCENTILES.items()
+    }
+    return Latencies(
+        requests=len(seconds), mean=float(np.mean(seconds)), p50=told[0.5], p90=told[0.9], p99=told[0.99], longest=max(seconds)
+    )
+
+
+def run_scenarios(
+    bundle: Bundle,
+    engine: Engine,
+    files: Sequence[bytes],
+    *,
+    seconds: float,
+    seed: int = 0,
+    clock: Clock = Clock(),  # noqa: B008 -- a tuple
+    advance: Callable[[int], None] = lambda scenarios: None,
+) -> tuple[tuple[Scenario, ...], float | None, bool]:
+    """
+    Run all scenarios at both boundaries.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    engine : Engine
+        Opened from it.
+    files : sequence of bytes
+        JPEG files of one size that the engine takes; they come in turns.
+    seconds : float
+        Of each scenario; ten requests at least.
+    seed : int
+        Of the times at which requests come.
+    clock : Clock, optional
+    advance : callable, optional
+        Is told of each scenario.
+
+    Returns
+    -------
+    rows : tuple of Scenario
+    others : float or None
+    steady : bool
+        As `ScenariosResult` has them.
+    """
+    classes = bundle.manifest.class_table()
+    watch = others_watch()
+    rows: list[Scenario] = []
+    steady = True
+    for boundary in BOUNDARIES:
+        serve = _server(boundary, engine, files, classes)
+        serve(0)
+        alone = _single_stream(serve, seconds, clock)
+        mean = float(np.mean(alone))
+        rows.append(_row("single stream", boundary, 1, None, alone, sum(alone)))
+        advance(1)
+        for load in LOADS:
+            rows.append(_serve_poisson(boundary, serve, load / mean, load, seconds, seed, clock))
+            advance(1)
+        if boundary == "arrays":
+            rows += [
+                _offline(engine, files, batch, seconds, clock) for batch in _BATCHES if batch in bundle.manifest.shapes.batch
+            ]
+            advance(1)
+        again = float(np.mean(_single_stream(serve, seconds / 2, clock)))
+        steady &= max(mean, again) <= 1.1 * min(mean, again)
+    return tuple(rows), watch(), steady
+
+
+def arrivals(rate: float, seconds: float, seed: int) -> Iterator[float]:
+    """Give the times of a Poisson process until `seconds`, ten at least."""
+    generator = np.random.default_rng(seed)
+    at, count = 0.0, 0
+    while True:
+        at += float(generator.exponential(1 / rate))
+        if at > seconds and count >= _FEWEST:
+            return
+        count += 1
+        yield at
+
+
+def _server(boundary: Boundary, engine: Engine, files: Sequence[bytes], classes: Classes) -> Callable[[int], object]:
+    if boundary == "files":
+        return lambda index: encode_mask(
+            engine.infer(decode(files[index % len(files)], max_pixels=2**26)[None]).labels[0], classes
+        )
+    arrays = [decode(file, max_pixels=2**26)[None] for file in files]
+    return lambda index: engine.infer(arrays[index % len(arrays)])
+
+
+def _single_stream(serve: Callable[[int], object], seconds: float, clock: Clock) -> list[float]:
+    found: list[float] = []
+    while sum(found) < seconds or len(found) < _FEWEST:
+        start = clock.now()
+        serve(len(found))
+        found.append(clock.now() - start)
+    return found
+
+
+def _serve_poisson(
+    boundary: Boundary, serve: Callable[[int], object], rate: float, load: float, seconds: float, seed: int, clock: Clock
+) -> Scenario:
+    found = []
+    start = clock.now()
+    for index, at in enumerate(arrivals(rate, seconds, seed)):
+        early = start + at - clock.now()
+        if early > 0:
+            clock.sleep(early)
+        serve(index)
+        found.append(clock.now() - start - at)  # what it waited for others counts
+    return _row("server", boundary, 1, (load, rate), found, clock.now() - start)
+
+
+def _offline(engine: Engine, files: Sequence[bytes], batch: int, seconds: float, clock: Clock) -> Scenario:
+    arrays = [decode(file, max_pixels=2**26) for file in files]
+    stacked = np.stack([arrays[place % len(arrays)] for place in range(batch)])
+    engine.infer(stacked)
+    start, calls = clock.now(), 0
+    while clock.now() - start < seconds or not calls:
+        engine.infer(stacked)
+        calls += 1
+    return Scenario(
+        name="offline",
+        boundary="arrays",
+        batch=batch,
+        load=None,
+        offered=None,
+        images_per_second=calls * batch / (clock.now() - start),
+        latencies=None,
+    )
+
+
+def _row(
+    name: Literal["single stream", "server"],
+    boundary: Boundary,
+    batch: int,
+    offered: tuple[float, float] | None,
+    found: Sequence[float],
+    seconds: float,
+) -> Scenario:
+    return Scenario(
+        name=name,
+        boundary=boundary,
+        batch=batch,
+        load=None if offered is None else offered[0],
+        offered=None if offered is None else offered[1],
+        images_per_second=len(found) * batch / seconds,
+        latencies=latencies(found),
+    )

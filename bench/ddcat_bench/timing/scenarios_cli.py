@@ -1,0 +1,81 @@
+"""The command `ddcat-bench scenarios`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddcat.command import ExpectDigest, RequireSignature, parse_size
+from ddcat_bench.options import DataRoot
+
+__all__ = ["scenarios"]
+
+
+def scenarios(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat-export wrote.")],
+    data_root: DataRoot = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Of the images.", show_default="the engine's, or the data's")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of each scenario.")] = 10.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of the engine.", show_default="the physical cores")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the times at which requests come.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A new folder.", show_default="BUNDLE-scenarios beside the bundle")
+    ] = None,
+    require_signature: RequireSignature = None,
+    expect_digest: ExpectDigest = None,
+) -> None:
+    """
+    Meet an engine as its users do: one request after the other, requests that come when they come, and all at once.
+
+    After MLPerf Inference: single stream; server, with Poisson arrivals at 50, 70 and 90 % of the engine's capacity; offline.
+    Each is measured from arrays to labels and from JPEG files to PNG masks. A percentile that so few requests do not tell is
+    left out: p90 takes 64 of them, p99 662.
+
+    For example:
+
+    - `ddcat-bench scenarios runs/scenes-ddcat/bundle`
+
+    - `ddcat-bench scenarios model.bundle --size 473x473 --seconds 120`
+    """
+    import time
+
+    import torch
+
+    from ddcat.bundle import Trust, open_bundle
+    from ddcat.files import reserve
+    from ddcat.progress import progress
+    from ddcat_bench.output import beside, publish
+    from ddcat_bench.subjects import describe_bundle, describe_environment, open_bundle_data
+    from ddcat_bench.timing.scenarios import BOUNDARIES, LOADS, ScenariosResult, run_scenarios
+    from ddcat_bench.timing.scenarios_report import draw_files, scenarios_markdown
+    from ddcat_bench.timing.speed import draw_inputs
+    from ddcat_serve.engines import open_engine
+
+    began = time.monotonic()
+    opened = open_bundle(bundle, Trust(require_signature, tuple(expect_digest or ())))
+    folder = out or beside(bundle, "scenarios")
+    reserve(folder)
+    there = data_root is not None or Path(opened.manifest.data.root).is_dir()
+    dataset = open_bundle_data(opened, data_root=data_root) if there else None
+    inputs = draw_inputs(opened, dataset, repeats=10, batch=1, size=parse_size(size) if size else None)
+    files = draw_files(inputs)
+    with (
+        open_engine(opened, threads=threads) as engine,
+        progress("serving", len(BOUNDARIES) * (1 + len(LOADS)) + 1, unit="scenarios") as advance,
+    ):
+        rows, others, steady = run_scenarios(opened, engine, files, seconds=seconds, seed=seed, advance=advance)
+        height, width = inputs.batches[0].shape[1:3]
+        result = ScenariosResult(
+            bundle=describe_bundle(opened, engine),
+            height=height,
+            width=width,
+            seconds=seconds,
+            seed=seed,
+            others=others,
+            steady=steady,
+            rows=rows,
+            environment=describe_environment(torch.device("cpu"), time.monotonic() - began),
+        )
+    publish(folder, "scenarios", result, scenarios_markdown(result))

@@ -1,0 +1,49 @@
+"""Scenarios for readers, and the files that requests hold."""
+
+import simplejpeg  # type: ignore[import-untyped]
+
+from ddcat_bench.markdown import environment_lines, table
+from ddcat_bench.timing.scenarios import BOUNDARIES, PERCENTILES, Scenario, ScenariosResult
+from ddcat_bench.timing.speed import Inputs
+
+__all__ = ["draw_files", "scenarios_markdown"]
+
+_QUALITY = 90
+
+
+def draw_files(inputs: Inputs) -> list[bytes]:
+    """Write each image of a batch as a JPEG file."""
+    return [simplejpeg.encode_jpeg(image, quality=_QUALITY) for batch in inputs.batches for image in batch]
+
+
+def scenarios_markdown(result: ScenariosResult) -> str:
+    """Write the table, and whether it may be believed."""
+    heads = ["scenario", "boundary", "batch", "load", "images/s", "requests", "mean, ms", "p50", "p90", "p99", "longest"]
+    unsteady = (
+        "**Not steady**: the single stream was not the same before and after, or others computed meanwhile; measure again on a "
+        "machine that does nothing else.\n\n"
+    )
+    calm = result.steady and (result.others or 0) <= 0.1
+    boundaries = "; ".join(f"{name}: {meaning}" for name, meaning in BOUNDARIES.items())
+    needs = ", ".join(f"p{100 * share:.0f} takes {count}" for share, count in PERCENTILES.items() if share > 0.5)
+    return (
+        f"# {result.bundle.name}: scenarios\n\n"
+        f"Images of {result.height} x {result.width}, {result.seconds:g} s each; "
+        f"{', '.join(f'{key} {value}' for key, value in result.bundle.engine.items())}.\n\n"
+        f"{table(heads, [_cells(row) for row in result.rows], texts=2)}\n{'' if calm else unsteady}"
+        "After MLPerf Inference. Single stream: a request comes when the one before is answered. Server: they come by a "
+        "Poisson process, the load is a share of what the single stream reaches, and what a request waits for others counts. "
+        f"Offline: all are there at once. Boundaries: {boundaries}. Milliseconds, none left out; a percentile that so few "
+        f"requests do not tell is left out ({needs}).\n\n{environment_lines(result.environment)}"
+    )
+
+
+def _cells(row: Scenario) -> list[str]:
+    first = [
+        row.name, row.boundary, str(row.batch), "-" if row.load is None else f"{row.load:.0%}", f"{row.images_per_second:.2f}",
+    ]  # fmt: skip
+    if row.latencies is None:
+        return [*first, *["-"] * 6]
+    found = row.latencies
+    values = (found.mean, found.p50, found.p90, found.p99, found.longest)
+    return [*first, str(found.requests), *("-" if value is None else f"{1000 * value:.1f}" for value in values)]

@@ -1,0 +1,273 @@
+"""`ddcat-bench speed`: an engine's time and memory beside those of PyTorch, on the same images."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ddcat.bundle import Bundle
+from ddcat.manifest import Range
+from ddcat_bench.errors import BenchError
+from ddcat_bench.subjects import describe_bundle, describe_checkpoint, describe_environment, main_branch
+from ddcat_bench.timing.busy import others_watch
+from ddcat_bench.timing.memory import MEMORY, ServedName, Serving
+from ddcat_bench.timing.plain import has_plain_form, plain_network
+from ddcat_bench.timing.results import SpeedEntry, SpeedRatio, SpeedResult
+from ddcat_bench.timing.turns import interleave, ratio, timing
+from ddcat_serve.engines import Engine
+from ddcat_train.attacks import Model
+from ddcat_train.checkpoints import Checkpoint
+from ddcat_train.data import Dataset
+
+__all__ = ["BOUNDARY", "EAGER", "Inputs", "draw_inputs", "measure", "torch_labels"]
+
+BOUNDARY = (
+    "From a uint8 NHWC array to uint8 labels, both in the host's memory; no decoding, resizing or transport. PyTorch is in "
+    "fp32, and eager unless it says compiled. Original: the graph as the paper's code has it, plain layers in contiguous "
+    "memory, the pyramid concatenated, the main head alone. Main branch: our network, which computes the same numbers in "
+    "quicker ways, channels last. In one process they take turns, and each turn begins with another one."
+)
+
+_FEWEST = 10  # repeats: below it, quartiles and windows say nothing
+_WARM_UP = 3
+_CPU = torch.device("cpu")
+
+Images = npt.NDArray[np.uint8]
+
+
+class Inputs(NamedTuple):
+    """What is timed on."""
+
+    batches: list[Images]  # each (N, H, W, 3)
+    description: str
+
+
+def _original(checkpoint: Checkpoint, device: torch.device) -> Model:
+    network = plain_network(checkpoint, device).requires_grad_(False)
+
+    def logits(images: Tensor) -> Tensor:
+        found: Tensor = network(images.contiguous(), ("main",))["main"]
+        return found
+
+    return logits
+
+
+def _compiled(checkpoint: Checkpoint, device: torch.device) -> Model:
+    model: Model = torch.compile(main_branch(checkpoint, device))
+    return model
+
+
+EAGER: Mapping[str, Callable[[Checkpoint, torch.device], Model]] = {
+    "original": _original,
+    "main branch": main_branch,
+    "compiled": _compiled,
+}
+
+
+def measure(
+    bundle: Bundle,
+    engine: Engine,
+    checkpoint: Checkpoint,
+    inputs: Inputs,
+    *,
+    threads: int,
+    peak: Callable[[Serving], int | None],
+    compiled: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+    advance: Callable[[int], None] = lambda calls: None,
+) -> SpeedResult:
+    """
+    Time an engine and PyTorch in turns, then take the memory of each in a process of its own.
+
+    PyTorch computes where the engine does: on the CPU, or on a GPU. A backbone of an installed package has no original graph
+    here; it is measured beside our main branch alone.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    engine : Engine
+        Opened from it, with `threads`.
+    checkpoint : Checkpoint
+        That it was made from.
+    inputs : Inputs
+        One batch for each repeat, and some before them to warm up.
+    threads : int
+        Of PyTorch.
+    peak : callable
+        Gives the peak memory of a process that serves: `serving_peak`.
+    compiled : bool
+        Time `torch.compile` of the main branch, too.
+    clock : callable
+        In seconds.
+    advance : callable, optional
+        Is told the number of calls that were timed.
+
+    Raises
+    ------
+    BenchError
+        Where the engine runs with another number of threads, or PyTorch cannot compile here.
+    """
+    used = engine.description.get("threads")
+    if used not in (threads, None):
+        raise BenchError(f"the engine runs with {used} threads, PyTorch with {threads}")
+    began, load_before = time.monotonic(), os.getloadavg()[0]
+    device = torch.device("cpu" if "CPU" in bundle.manifest.engine.provider else "cuda")
+    names: list[ServedName] = ["engine", "original", "main branch"]
+    if not has_plain_form(checkpoint.description.config.model):
+        names.remove("original")
+    if compiled:
+        names.append("compiled")
+    with _torch_threads(threads):
+        contenders: dict[ServedName, Callable[[Images], Images]] = {
+            name: (lambda images: engine.infer(images).labels) if name == "engine" else _labels(name, checkpoint, device)
+            for name in names
+        }
+        if compiled:
+            _compile_now(contenders["compiled"], inputs.batches[0])
+        others = others_watch()
+        turns = interleave(contenders, inputs.batches, clock=clock, advance=advance)[_WARM_UP:]
+        busy, load_after = others(), os.getloadavg()[0]
+        environment = describe_environment(device, time.monotonic() - began)
+    shape = inputs.batches[0].shape[:3]
+    batch, height, width = shape
+    seconds = {name: [turn[name] for turn in turns] for name in names}
+    peaks = {
+        name: peak(
+            Serving(
+                name, str(bundle.path if name == "engine" else checkpoint.path), device.type, threads, (batch, height, width)
+            )
+        )
+        for name in names
+    }
+    return SpeedResult(
+        bundle=describe_bundle(bundle, engine),
+        checkpoint=describe_checkpoint(checkpoint),
+        engine_bytes=bundle.manifest.files[bundle.manifest.engine.file].bytes,
+        parameter_bytes=_parameter_bytes(checkpoint),
+        boundary=BOUNDARY,
+        memory=MEMORY,
+        inputs=inputs.description,
+        batch=batch,
+        height=height,
+        width=width,
+        threads=threads,
+        warm_up=_WARM_UP,
+        contenders=tuple(SpeedEntry(name=n, times=timing(seconds[n]), peak_memory=peaks[n]) for n in names),
+        ratios=tuple(SpeedRatio(baseline=n, **dict(ratio(seconds[n], seconds["engine"]))) for n in names if n != "engine"),
+        load_before=load_before,
+        load_after=load_after,
+        others=busy,
+        environment=environment,
+    )
+
+
+def _labels(name: str, checkpoint: Checkpoint, device: torch.device) -> Callable[[Images], Images]:
+    network = EAGER[name](checkpoint, device)
+    return lambda images: torch_labels(network, images, device)
+
+
+def _compile_now(label: Callable[[Images], Images], images: Images) -> None:
+    try:
+        label(images)
+    except Exception as cause:  # of the compiler or of what it calls: they share no base
+        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        raise BenchError(f"PyTorch cannot compile the main branch here: {reason}: a C++ compiler must be installed") from cause
+
+
+def _parameter_bytes(checkpoint: Checkpoint) -> int:
+    spare = ("heads.auxiliary.", "heads.mask.", "heads.deep.")
+    main = (values for key, values in checkpoint.part("model.").items() if not key.startswith(spare))
+    return sum(4 * values.numel() for values in main if values.is_floating_point())
+
+
+def torch_labels(model: Model, images: Images, device: torch.device = _CPU) -> Images:
+    """
+    Label images with PyTorch at the boundary of an engine.
+
+    Parameters
+    ----------
+    model : callable
+    images : (N, H, W, 3) uint8
+    device : torch.device
+        Of the model.
+
+    Returns
+    -------
+    (N, H, W) uint8
+    """
+    with torch.inference_mode():
+        pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # (N, H, W, 3) -> (N, 3, H, W): channels last
+        labels: Images = model(pixels.float() / 255).argmax(1).to(torch.uint8).cpu().numpy()
+        return labels
+
+
+def draw_inputs(
+    bundle: Bundle,
+    dataset: Dataset | None,
+    *,
+    repeats: int,
+    batch: int,
+    size: tuple[int, int] | None = None,
+) -> Inputs:
+    """
+    Give another batch for each repeat: of the data set's images that have the size, or of seeded noise where there are none.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    dataset : Dataset or None
+        None where the data is not there.
+    repeats, batch : int
+    size : (height, width), optional
+        That of the engine if it takes only one, else that of the data set's first image.
+
+    Raises
+    ------
+    BenchError
+        Where there are too few repeats, there is no size to take, or the engine does not take it.
+    """
+    if repeats < _FEWEST:
+        raise BenchError(f"--repeats {repeats}: {_FEWEST} or more would be right")
+    shapes = bundle.manifest.shapes
+    size = size or _only_size(shapes.height, shapes.width) or (dataset.read(0).labels.shape if dataset else None)
+    if size is None:
+        raise BenchError(f"the data of {bundle.path} is not there to take a size from: name one with --size HEIGHTxWIDTH")
+    ladder = shapes.sizes is None or tuple(size) in shapes.sizes
+    if batch not in shapes.batch or size[0] not in shapes.height or size[1] not in shapes.width or not ladder:
+        raise BenchError(f"{bundle.path} does not take batches of {batch} images of {size[0]}x{size[1]} (height x width)")
+    calls = repeats + _WARM_UP
+    found = _images(dataset, size, calls * batch) if dataset else []
+    if dataset and found:
+        batches = [np.stack([found[(call * batch + k) % len(found)] for k in range(batch)]) for call in range(calls)]
+        return Inputs(batches, f"{len(found)} images of {dataset.name} {dataset.split}, in turns")
+    generator = np.random.default_rng(0)
+    return Inputs(
+        [generator.integers(0, 256, (batch, *size, 3), dtype=np.uint8) for _ in range(calls)],
+        f"{calls * batch} images of uniform noise, seed 0",
+    )
+
+
+def _images(dataset: Dataset, size: tuple[int, int], most: int) -> list[Images]:
+    samples = (dataset.read(index) for index in range(min(most, len(dataset))))
+    return [sample.image for sample in samples if sample.labels.shape == size]
+
+
+def _only_size(height: Range, width: Range) -> tuple[int, int] | None:
+    fixed = height.minimum == height.maximum and width.minimum == width.maximum
+    return (height.minimum, width.minimum) if fixed else None
+
+
+@contextlib.contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

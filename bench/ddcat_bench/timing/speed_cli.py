@@ -1,0 +1,68 @@
+"""The command ddcat-bench speed."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddcat.command import ExpectDigest, RequireSignature, parse_size
+from ddcat_bench.options import DataRoot, MovedCheckpoint
+
+__all__ = ["speed"]
+
+
+def speed(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat-export wrote.")],
+    checkpoint: MovedCheckpoint = None,
+    data_root: DataRoot = None,
+    repeats: Annotated[int, typer.Option(help="Timed calls of each contender; 10 or more.")] = 30,
+    size: Annotated[
+        str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Of the images.", show_default="the engine's, or the data's")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images in a call.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of each contender.", show_default="the physical cores")] = None,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Time torch.compile of the main branch, too.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A new folder.", show_default="BUNDLE-speed beside the bundle")
+    ] = None,
+    require_signature: RequireSignature = None,
+    expect_digest: ExpectDigest = None,
+) -> None:
+    """
+    Time an engine and eager PyTorch in turns: same process, images and threads; from uint8 images to uint8 labels.
+
+    PyTorch computes the original graph, and our main branch. The peak memory of each is that of a process of its own.
+
+    The images are those of the bundle's data set, or noise where it is not there; the result says which.
+
+    For example:
+
+    - `ddcat-bench speed runs/scenes-ddcat/bundle`
+
+    - `ddcat-bench speed model.bundle --size 473x473 --repeats 100 --threads 4`
+    """
+    from ddcat.bundle import Trust, open_bundle
+    from ddcat.files import reserve
+    from ddcat.progress import progress
+    from ddcat_bench.output import beside, publish
+    from ddcat_bench.subjects import checkpoint_of, open_bundle_data
+    from ddcat_bench.timing.memory import serving_peak
+    from ddcat_bench.timing.speed import draw_inputs, measure
+    from ddcat_bench.timing.speed_report import speed_markdown
+    from ddcat_serve.engines import open_engine
+    from ddcat_serve.engines.base import physical_cores
+
+    opened = open_bundle(bundle, Trust(require_signature, tuple(expect_digest or ())))
+    folder = out or beside(bundle, "speed")
+    reserve(folder)
+    loaded = checkpoint_of(opened, checkpoint)
+    there = data_root is not None or Path(opened.manifest.data.root).is_dir()
+    dataset = open_bundle_data(opened, data_root=data_root) if there else None
+    inputs = draw_inputs(opened, dataset, repeats=repeats, batch=batch, size=parse_size(size) if size else None)
+    used = threads or physical_cores()
+    with (
+        open_engine(opened, threads=used) as engine,
+        progress("timing", (3 + compiled) * len(inputs.batches), unit="calls") as advance,
+    ):
+        result = measure(opened, engine, loaded, inputs, threads=used, peak=serving_peak, compiled=compiled, advance=advance)
+    publish(folder, "speed", result, speed_markdown(result))

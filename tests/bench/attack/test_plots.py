@@ -1,0 +1,103 @@
+"""Curves and their error bars, sheets of images, and alarms that cannot be overlooked."""
+
+import io
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddcat.scores import miou
+from ddcat_bench.attack import plots
+from ddcat_bench.attack.alarms import raise_alarms
+from ddcat_bench.attack.evaluation import Evaluation
+from ddcat_bench.attack.markdown import attack_markdown
+from ddcat_bench.attack.panels import attack_sheet
+from ddcat_bench.attack.results import AttackResult
+from ddcat_bench.attack.share import run_suite
+from ddcat_bench.bootstrap import interval
+from ddcat_bench.result_files import read_result
+from ddcat_bench.subjects import main_branch
+from ddcat_train.checkpoints import Checkpoint
+from ddcat_train.data import Dataset
+
+RESULTS = Path(__file__).parents[3] / "docs/results/camvid-methods"
+
+
+@pytest.fixture(scope="module")
+def measured() -> list[AttackResult]:
+    return [read_result(RESULTS / f"{name}.json", AttackResult) for name in ("sat-0", "sat-1", "clean-0")]
+
+
+def test_the_interval_is_that_of_a_literal_bootstrap() -> None:
+    counts = np.random.default_rng(3).integers(0, 50, (12, 3, 3))
+    counts[:, 2] = 0  # a class that occurs nowhere
+    generator = np.random.default_rng(0)
+    draws = generator.multinomial(12, np.full(12, 1 / 12), size=500)
+    drawn = [miou(sum(int(times) * image for times, image in zip(often, counts, strict=True))) for often in draws]
+    low, high = interval(counts, level=0.9, draws=500)
+    assert (low, high) == pytest.approx(tuple(np.quantile(drawn, (0.05, 0.95))))
+    assert low < miou(counts.sum(0)) < high
+    alike = np.repeat(counts[:1], 12, axis=0)
+    assert interval(alike) == pytest.approx((miou(alike[0]),) * 2)
+
+
+def test_error_bars_are_over_runs_or_over_images(measured: list[AttackResult]) -> None:
+    pair = measured[:2]
+    rows = [row.scores.miou for run in pair if (row := run.find("n = 3"))]
+    point = plots._point(pair, "n = 3", 3.0, False)
+    assert point is not None
+    assert point.miou == statistics.fmean(rows)
+    assert point.below == point.above == statistics.stdev(rows)
+    single = plots._point(pair[:1], "n = 3", 3.0, False)
+    row = pair[0].find("n = 3")
+    assert single is not None
+    assert row is not None
+    low, high = interval(row.scores.array())
+    assert (single.miou - single.below, single.miou + single.above) == pytest.approx((low, high))
+
+
+def test_runs_of_a_method_are_one_curve(measured: list[AttackResult]) -> None:
+    assert {name: len(runs) for name, runs in plots._groups(measured).items()} == {"sat": 2, "clean": 1}
+    assert plots.curves(measured).startswith(b"\x89PNG")
+    assert plots.epsilon_curves(measured) is None  # one bound
+
+
+def test_a_curve_over_epsilon(checkpoint: Checkpoint, scenes: Dataset) -> None:
+    result = run_suite(Evaluation(checkpoint, scenes, suite="sea", iterations=2, batch_size=5))
+    found = plots._bounds(result)
+    losses, beside = {"SEA-JS-2", "SEA-MCE-2", "SEA-MCE-Bal-2"}, {"PGD-20", "SegPGD-20", "CosPGD-20"}
+    assert set(found) == losses | beside | {"SEA", "worst of all"}
+    assert found["SEA"] == {4 / 255: "SEA at 4/255", 8 / 255: "SEA at 8/255"}
+    drawn = plots.plots(result)
+    assert set(drawn) == {"epsilon.png"}
+    Image.open(io.BytesIO(drawn["epsilon.png"])).verify()
+
+
+def test_alarms_come_first_and_in_red(measured: list[AttackResult]) -> None:
+    result = measured[0]
+    assert attack_markdown(result).startswith("# sat")
+    assert not _reds(plots.curves([result]))
+    rows = tuple(row.model_copy(update={"scores": result.rows[0].scores}) if row.steps == 7 else row for row in result.rows)
+    alarms = raise_alarms(rows, None, trained_steps=None)
+    assert alarms
+    wrong = result.model_copy(update={"alarms": alarms})
+    text = attack_markdown(wrong)
+    assert text.startswith(f"> **ALARM: {alarms[0].name}.** {alarms[0].evidence}.")
+    assert _reds(plots.curves([wrong]))
+
+
+def test_a_sheet_of_images(checkpoint: Checkpoint, scenes: Dataset) -> None:
+    cpu = torch.device("cpu")
+    network = main_branch(checkpoint, cpu)
+    png = attack_sheet(network, scenes, title="sat", device=cpu, images=2)
+    sheet = np.asarray(Image.open(io.BytesIO(png)))
+    assert sheet.shape[1] > 6 * 200
+    assert png == attack_sheet(network, scenes, title="sat", device=cpu, images=2)
+
+
+def _reds(png: bytes) -> int:
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).reshape(-1, 3)
+    return int((pixels == (255, 0, 0)).all(1).sum())

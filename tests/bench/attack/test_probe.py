@@ -1,0 +1,201 @@
+"""The probe on a model that was trained here, and on the same model with its gradient masked."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddcat.scores import count, miou
+from ddcat_bench.attack.alarms import raise_alarms
+from ddcat_bench.attack.probe import FEW, MORE, run_probe
+from ddcat_bench.attack.probe_results import Probe
+from ddcat_bench.errors import BenchError
+from ddcat_train.attacks import bim
+from ddcat_train.checkpoints import build_network
+from ddcat_train.config import parse_config
+from ddcat_train.data import Dataset, open_dataset
+from ddcat_train.data.base import Sample
+from ddcat_train.data.generate import write_scenes
+from ddcat_train.data.loader import evaluation_batches
+from ddcat_train.networks import Segmenter
+
+EPSILON = 8 / 255
+IMAGES = 4
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("probe") / "scenes"
+    write_scenes(root, train=40, val=6, size=(48, 64))
+    return root
+
+
+@pytest.fixture(scope="module")
+def val(root: Path) -> Dataset:
+    return open_dataset("scenes", root, "val")
+
+
+def trained(root: Path, *, updates: int, adversarial: bool = False) -> Segmenter:
+    config = parse_config(
+        {
+            "data": {"name": "scenes", "root": str(root)},
+            "augment": {"policy": "plain", "crop": 33},
+            "model": {"backbone": "resnet10", "width": 8},
+            "method": {"name": "clean"},
+            "train": {"epochs": 1, "batch_size": 2, "workers": 0},
+        },
+        "the tests of the probe",
+    )
+    dataset = open_dataset("scenes", root, "train")
+    torch.manual_seed(0)
+    network = build_network(config, len(dataset.classes)).train()
+    batches = [(images, labels) for _, images, labels in evaluation_batches(dataset, batch_size=8)]
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    for update in range(updates):
+        images, labels = batches[update % len(batches)]
+        if adversarial:
+            images = bim(network, images, labels, epsilon=EPSILON, alpha=EPSILON / 2, steps=3)
+        optimizer.zero_grad()
+        F.cross_entropy(network(images), labels, ignore_index=255).backward()
+        optimizer.step()
+    return network.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def plain(root: Path) -> Segmenter:
+    return trained(root, updates=80)
+
+
+@pytest.fixture(scope="module")
+def found(plain: Segmenter, val: Dataset) -> Probe:
+    return run_probe(plain, val, epsilon=EPSILON, images=IMAGES)
+
+
+class Scaled(nn.Module):
+    """Never in doubt: in float32 the loss of a right pixel is exactly 0, and so is its gradient."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = 1e4 * self.model(images)
+        return logits
+
+
+class Quantised(nn.Module):
+    """What the first layers see has 5 bits; round() has no gradient, and nothing is passed straight through."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model((images * 31).round() / 31)
+        return logits
+
+
+class Undefined(nn.Module):
+    """The same answers, with a gradient that is NaN where an image is black."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images) + 0 * (images * 0).sqrt().sum((1, 2, 3), keepdim=True)
+        return logits
+
+
+def rung(probe: Probe) -> set[str]:
+    return {alarm.name for alarm in raise_alarms((), probe, trained_steps=None)}
+
+
+def test_a_trained_model_raises_none(found: Probe) -> None:
+    assert rung(found) == set()
+    [clean], [few, more] = found.find("clean"), found.find("PGD")
+    assert clean.miou > 0.3  # it has learnt something
+    assert more.miou < few.miou < 0.7 * clean.miou  # and the attack is one
+
+
+@pytest.mark.slow
+def test_an_adversarially_trained_model_raises_none(root: Path, val: Dataset) -> None:
+    found = run_probe(trained(root, updates=120, adversarial=True), val, epsilon=EPSILON)
+    assert rung(found) == set()
+    [clean], [_, more] = found.find("clean"), found.find("PGD")
+    assert more.miou > 0.6 * clean.miou > 0.2
+
+
+def test_scaled_logits_ring(plain: Segmenter, val: Dataset) -> None:
+    found = run_probe(Scaled(plain), val, epsilon=EPSILON, images=IMAGES)
+    assert rung(found) == {"gradients are zero or not finite", "accuracy is left at epsilon 64/255"}
+    assert found.gradients.zero_pixels > 0.5
+    assert found.gradients.zero_images == 0
+
+
+def test_quantised_activations_ring(plain: Segmenter, val: Dataset) -> None:
+    found = run_probe(Quantised(plain), val, epsilon=EPSILON, images=IMAGES)
+    assert rung(found) == {
+        "black-box beats white-box",
+        "gradients are zero or not finite",
+        "accuracy is left at epsilon 64/255",
+    }
+    assert found.gradients.zero_images == 1
+
+
+def test_undefined_gradients_ring(plain: Segmenter, val: Dataset) -> None:
+    found = run_probe(Undefined(plain), val, epsilon=EPSILON, images=2)
+    assert found.gradients.non_finite_images == 1
+    assert "gradients are zero or not finite" in rung(found)
+
+
+def test_figures_are_those_of_the_attacks(found: Probe, plain: Segmenter, val: Dataset) -> None:
+    [(_, images, labels)] = evaluation_batches(val, batch_size=8, limit=IMAGES)
+    images = images.contiguous(memory_format=torch.channels_last)
+
+    def of(candidates: Tensor) -> float:
+        predictions = plain(candidates).argmax(1)
+        return miou(count(labels.numpy(), predictions.numpy(), len(val.classes)))
+
+    assert found.find("clean")[0].miou == of(images)
+    for point, steps in zip(found.find("PGD"), (FEW, MORE), strict=True):
+        attacked = bim(
+            plain, images, labels, epsilon=EPSILON, alpha=EPSILON / 4, steps=steps, start="random", seeds=torch.arange(IMAGES)
+        )
+        assert (point.steps, point.epsilon) == (steps, EPSILON)
+        assert point.miou == of(attacked)
+
+
+def test_repeats_itself_and_reads_back(found: Probe, plain: Segmenter, val: Dataset) -> None:
+    told: list[int] = []
+    again = run_probe(plain, val, epsilon=EPSILON, images=IMAGES, advance=told.append)
+    assert again.model_copy(update={"seconds": found.seconds}) == found
+    assert sum(told) == IMAGES
+    assert Probe.model_validate_json(found.model_dump_json()) == found
+
+
+def ignoring(dataset: Dataset, chosen: Callable[[int], bool]) -> Dataset:
+    """The data set with no label in some of its images."""
+
+    class Ignoring(type(dataset)):  # type: ignore[misc]
+        def read(self, index: int) -> Sample:
+            sample: Sample = super().read(index)
+            return dataclasses.replace(sample, labels=np.full_like(sample.labels, 255)) if chosen(index) else sample
+
+    return Ignoring(**{field.name: getattr(dataset, field.name) for field in dataclasses.fields(dataset)})
+
+
+def test_images_without_labels_do_not_count_as_masked(plain: Segmenter, val: Dataset) -> None:
+    found = run_probe(plain, ignoring(val, lambda index: index < 3), epsilon=EPSILON, images=2)
+    assert found.gradients.zero_images == 0
+    assert found.images == 2
+
+
+def test_refuses_images_of_which_every_pixel_is_ignored(plain: Segmenter, val: Dataset) -> None:
+    with pytest.raises(BenchError, match="every pixel of the probed images is ignored"):
+        run_probe(plain, ignoring(val, lambda index: True), epsilon=EPSILON, images=2)

@@ -1,0 +1,184 @@
+"""The sea suite: three losses, and the worst of them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+from ddcat.scores import Counts, count, miou
+from ddcat.worst_case import lowest_accuracy, worst_case
+from ddcat_bench.attack.class_pixels import count_class_pixels
+from ddcat_bench.attack.evaluation import Evaluation, open_substitutes, parse_epsilon
+from ddcat_bench.attack.markdown import attack_markdown
+from ddcat_bench.attack.plots import plots
+from ddcat_bench.attack.results import AttackName, AttackResult
+from ddcat_bench.attack.share import run_suite
+from ddcat_bench.attack.side_by_side import columns
+from ddcat_bench.attack.suites import SEA_LOSSES, plans_of
+from ddcat_bench.errors import BenchError
+from ddcat_bench.result_files import read_result, to_json
+from ddcat_bench.subjects import main_branch, open_split
+from ddcat_train.attacks import bim, sea
+from ddcat_train.checkpoints import Checkpoint
+from ddcat_train.data import Dataset
+from ddcat_train.data.loader import evaluation_batches
+
+SIX = 6 / 255
+
+
+@pytest.fixture(scope="module")
+def result(checkpoint: Checkpoint, scenes: Dataset) -> AttackResult:
+    return run_suite(Evaluation(checkpoint, scenes, suite="sea", iterations=10, epsilons=(SIX,), batch_size=3, seed=2))
+
+
+def test_the_suite_has_three_losses_at_two_bounds_and_cheap_attacks_beside() -> None:
+    clean, *attacks = plans_of("sea")
+    assert clean.cases == (("clean", 0),)
+    beside = [("PGD", (20,)), ("SegPGD", (20,)), ("CosPGD", (20,))]
+    expected = [(name, epsilon, n) for epsilon in (4 / 255, 8 / 255) for name, n in [("SEA", (300,)), *beside]]
+    assert [(plan.name, plan.epsilon, plan.counted) for plan in attacks] == expected
+    assert [case.name for case in attacks[0].cases] == list(SEA_LOSSES)
+
+
+def test_rows_and_worst_cases(result: AttackResult) -> None:
+    losses = [f"{loss}-10 at 6/255" for loss in SEA_LOSSES]
+    assert columns([result])[:4] == ["clean", *losses]
+    every = columns([result])[1:]
+    assert len(every) == 6
+    assert [(case.label, case.eight_bit, case.members) for case in result.worst_cases] == [
+        (f"{name} at 6/255", eight_bit, tuple(members))
+        for eight_bit in (False, True)
+        for name, members in (("SEA", losses), ("worst of all", every))
+    ]
+    for case in result.worst_cases:
+        rows = [result.find(label, eight_bit=case.eight_bit) for label in case.members]
+        counts = np.stack([row.scores.array() for row in rows if row is not None])
+        assert case.chosen == tuple(worst_case(counts))
+        assert case.chosen_for_accuracy == tuple(lowest_accuracy(counts))
+        images = range(counts.shape[1])
+        np.testing.assert_array_equal(case.scores.array(), counts[list(case.chosen), images])
+        assert case.scores.miou <= min(miou(one.sum(0)) for one in counts)
+        total = counts[list(case.chosen_for_accuracy), images].sum((0, 1))
+        assert case.pixel_accuracy == total[0] / (total[0] + total[2])
+
+
+def test_counts_are_those_of_the_attack_itself(result: AttackResult, checkpoint: Checkpoint, scenes: Dataset) -> None:
+    network = main_branch(checkpoint, torch.device("cpu"))
+    pixels = torch.from_numpy(count_class_pixels(checkpoint, scenes).counts)
+    expected: dict[str, list[Counts]] = {loss: [] for loss in SEA_LOSSES}
+    place = 2 * 2**20
+    for names, images, labels in evaluation_batches(scenes, batch_size=3):
+        seeds = torch.arange(place, place + len(names))
+        place += len(names)
+        batch = images.contiguous(memory_format=torch.channels_last)
+        found = sea(network, batch, labels, epsilon=SIX, steps=10, seeds=seeds, class_pixels=pixels)
+        for loss in SEA_LOSSES:
+            predictions = network(found[loss]).argmax(1)
+            expected[loss] += [
+                count(t, p, len(scenes.classes)) for t, p in zip(labels.numpy(), predictions.numpy(), strict=True)
+            ]
+    for loss in SEA_LOSSES:
+        row = result.find(f"{loss}-10 at 6/255")
+        assert row is not None
+        np.testing.assert_array_equal(row.scores.array(), expected[loss])
+
+
+def test_classes_are_balanced_by_the_training_split(
+    result: AttackResult, checkpoint: Checkpoint, scenes: Dataset, scenes_root: Path, scenes_copy: Path
+) -> None:
+    counted = np.zeros(len(scenes.classes), np.int64)
+    train = open_split(checkpoint, split="train")
+    for index in range(len(train)):
+        labels = train.read(index).labels
+        counted += [(labels == value).sum() for value in range(len(counted))]
+    found = count_class_pixels(checkpoint, scenes)
+    np.testing.assert_array_equal(found.counts, counted)
+    assert found.source == "the labels of the 2 images of the train split" == result.class_pixels
+    for file in (scenes_copy / "ImageSets").rglob("train.txt"):
+        file.unlink()
+    other = count_class_pixels(checkpoint, open_split(checkpoint, data_root=scenes_copy))
+    assert other.source.startswith("the labels of the 5 images of the val split, for the train split cannot be read: ")
+
+
+def test_it_is_all_in_the_file_and_in_the_markdown(result: AttackResult, tmp_path: Path) -> None:
+    (tmp_path / "attack.json").write_text(to_json(result))
+    assert read_result(tmp_path / "attack.json", AttackResult) == result
+    text = attack_markdown(result)
+    [line] = [line for line in text.splitlines() if line.startswith("| **SEA at 6/255**")]
+    one, eight_bit = (case for case in result.worst_cases if case.name == "SEA")
+    cells = [cell.strip(" *") for cell in line.split("|")[2:-1]]
+    assert cells[:2] == [f"{one.scores.miou:.3f}", f"{eight_bit.scores.miou:.3f}"]
+    assert cells[-2:] == [f"{one.pixel_accuracy:.3f}", f"{eight_bit.pixel_accuracy:.3f}"]
+    assert "foreground mIoU is the mean over the other classes" in text
+    assert "seed: 2" in text
+
+
+def test_bounds_are_read() -> None:
+    assert [parse_epsilon(text) for text in ("8/255", "0.03", "0.5/255")] == [8 / 255, 0.03, 0.5 / 255]
+    for text in ("8/", "x", "0", "2", "-1/255", "1/0", "nan"):
+        with pytest.raises(BenchError, match="8/255"):
+            parse_epsilon(text)
+
+
+def test_transfer_is_bim_made_on_the_other_checkpoint(
+    checkpoint: Checkpoint, other_checkpoint: Checkpoint, scenes: Dataset
+) -> None:
+    result = run_suite(Evaluation(checkpoint, scenes, substitutes=(other_checkpoint,), batch_size=5))
+    made_on, judged = (main_branch(one, torch.device("cpu")) for one in (other_checkpoint, checkpoint))
+    [(_, images, labels)] = evaluation_batches(scenes, batch_size=5)
+    batch = images.contiguous(memory_format=torch.channels_last)
+    for n in (1, 7):
+        row = result.find(f"transfer n = {n} from clean {other_checkpoint.sha256()[:8]}")
+        assert row is not None
+        assert row.substitute is not None
+        assert row.substitute.sha256 == other_checkpoint.sha256()
+        predictions = judged(bim(made_on, batch, labels, steps=n)).argmax(1).numpy()
+        expected = [count(t, p, len(scenes.classes)) for t, p in zip(labels.numpy(), predictions, strict=True)]
+        np.testing.assert_array_equal(row.scores.array(), expected)
+    assert "transfer n = N from clean" in attack_markdown(result)
+    worst = next(case for case in result.worst_cases if not case.eight_bit)
+    assert worst.label == "worst of all at 7.65/255"
+    assert len(worst.members) == 14
+
+
+def test_substitutes_must_fit(checkpoint: Checkpoint, other_checkpoint: Checkpoint, run_directory: Path) -> None:
+    paths = [other_checkpoint.path, run_directory]
+    assert [one.sha256() for one in open_substitutes(checkpoint, paths)] == [other_checkpoint.sha256(), checkpoint.sha256()]
+    with pytest.raises(BenchError, match="named twice"):
+        open_substitutes(checkpoint, [run_directory, run_directory])
+
+
+def test_a_model_of_masked_gradients_rings(result: AttackResult, checkpoint: Checkpoint, scenes: Dataset) -> None:
+    """Logits times 1e4 saturate the softmax: float32 has no gradient left where the prediction is right."""
+    last = ("model.heads.main.4.weight", "model.heads.main.4.bias")
+    scaled = {key: tensor * 1e4 if key in last else tensor for key, tensor in checkpoint.tensors.items()}
+    masked = run_suite(Evaluation(replace(checkpoint, tensors=scaled), scenes, batch_size=5))
+    assert "gradients are zero or not finite" in {alarm.name for alarm in masked.alarms}
+    assert attack_markdown(masked).startswith("> **ALARM: ")
+    assert "gradients are zero or not finite" not in {alarm.name for alarm in result.alarms}
+
+
+def test_what_a_suite_does_not_have_is_refused(checkpoint: Checkpoint, scenes: Dataset) -> None:
+    with pytest.raises(BenchError, match="--epsilon changes nothing in the quick suite: --suite sea or full would be right"):
+        run_suite(Evaluation(checkpoint, scenes, epsilons=(SIX,)))
+    with pytest.raises(BenchError, match="--iterations changes nothing in the paper suite"):
+        run_suite(Evaluation(checkpoint, scenes, suite="paper", iterations=5))
+
+
+@pytest.mark.slow
+def test_the_full_suite_has_everything(checkpoint: Checkpoint, other_checkpoint: Checkpoint, scenes: Dataset) -> None:
+    full = run_suite(
+        Evaluation(checkpoint, scenes, suite="full", iterations=10, epsilons=(SIX,), limit=2, substitutes=(other_checkpoint,))
+    )
+    assert {row.name for row in full.rows} == set(get_args(AttackName))
+    swept = [row.epsilon for row in full.rows if row.name == "PGD" and not row.eight_bit]
+    assert sorted(swept) == pytest.approx([bound / 255 for bound in (0.5, 1, 2, 4, 6, 8, 16)])
+    labels = [case.label for case in full.worst_cases if not case.eight_bit]
+    assert labels == ["SEA at 6/255", "worst of all at 6/255", "worst of all at 7.65/255"]
+    sea_case, every = (next(case for case in full.worst_cases if case.label == label) for label in labels[:2])
+    assert every.scores.miou <= min(row.scores.miou for row in full.rows if row.epsilon == SIX and not row.eight_bit)
+    assert set(sea_case.members) < set(every.members)
+    assert set(plots(full)) == {"attack.png", "epsilon.png"}

@@ -1,0 +1,103 @@
+"""The sliding-window protocol against a literal transcription."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ddcat.scores import count
+from ddcat_bench import cli
+from ddcat_bench.attack.evaluation import Evaluation
+from ddcat_bench.attack.markdown import attack_markdown
+from ddcat_bench.attack.passes import Victims
+from ddcat_bench.attack.results import AttackResult
+from ddcat_bench.attack.share import run_suite
+from ddcat_bench.attack.suites import BIM
+from ddcat_bench.attack.windows import judge_windows, windows
+from ddcat_bench.errors import BenchError
+from ddcat_bench.result_files import read_result
+from ddcat_bench.subjects import main_branch
+from ddcat_train import imagenet
+from ddcat_train.attacks import Model
+from ddcat_train.checkpoints import Checkpoint
+from ddcat_train.data import Dataset
+from ddcat_train.data.loader import evaluation_batches
+from ddcat_train.losses import pixel_cross_entropy
+
+PLAN = BIM._replace(counted=(0, 1, 3))
+
+
+def slowly(model: Model, image: Tensor, labels: Tensor, classes: int, crop: tuple[int, int], steps: int) -> np.ndarray:
+    """Predictions for one image, step by step as the protocol is told: image (1, 3, H, W), labels (1, H, W)."""
+    height, width = labels.shape[-2:]
+    tall, wide = max(height, crop[0]), max(width, crop[1])
+    above, left = (tall - height) // 2, (wide - width) // 2
+    padded, truth = torch.empty(1, 3, tall, wide), torch.full((1, tall, wide), 255)
+    for channel in range(3):
+        padded[:, channel] = round(imagenet.MEAN[channel] * 255) / 255
+    padded[:, :, above : above + height, left : left + width] = image
+    truth[:, above : above + height, left : left + width] = labels
+    strides = [math.ceil(2 * side / 3) for side in crop]
+    down = math.ceil((tall - crop[0]) / strides[0]) + 1
+    across = math.ceil((wide - crop[1]) / strides[1]) + 1
+    total, times = torch.zeros(1, classes, tall, wide), torch.zeros(tall, wide)
+    for i in range(down):
+        for j in range(across):
+            bottom = min(i * strides[0] + crop[0], tall)
+            right = min(j * strides[1] + crop[1], wide)
+            top, start = bottom - crop[0], right - crop[1]
+            window = padded[:, :, top:bottom, start:right].contiguous(memory_format=torch.channels_last)
+            attacked = window.clone()
+            for _ in range(steps):
+                leaf = attacked.detach().requires_grad_()
+                loss = pixel_cross_entropy(model(leaf), truth[:, top:bottom, start:right]).sum()
+                attacked = leaf.detach() + 0.01 * torch.autograd.grad(loss, leaf)[0].sign()
+                attacked = torch.clamp(attacked, (window - 0.03).clamp(min=0), (window + 0.03).clamp(max=1))
+            with torch.no_grad():
+                found = torch.softmax(model(attacked), 1)
+                if steps == 0:
+                    found = (found + torch.softmax(model(attacked.flip(3)), 1).flip(3)) / 2
+            total[:, :, top:bottom, start:right] += found
+            times[top:bottom, start:right] += 1
+    assert times.min() >= 1
+    return (total / times).argmax(1)[0, above : above + height, left : left + width].numpy()
+
+
+@pytest.mark.parametrize("crop", [(33, 33), (34, 48), (40, 33), (49, 37), (57, 65)], ids=str)
+def test_it_is_the_protocol_as_it_is_told(checkpoint: Checkpoint, scenes: Dataset, crop: tuple[int, int]) -> None:
+    network = main_branch(checkpoint, torch.device("cpu"))
+    classes = len(scenes.classes)
+    for _, images, labels in evaluation_batches(scenes, batch_size=1, limit=2):
+        counts = judge_windows(network, network, PLAN, Victims(images, labels, torch.tensor([0])), classes, crop=crop)
+        for place, steps in enumerate(PLAN.counted):
+            expected = slowly(network, images, labels, classes, crop, steps)
+            np.testing.assert_array_equal(counts[0, place, 0], count(labels[0].numpy(), expected, classes))
+        np.testing.assert_array_equal(counts[0, 0], counts[1, 0])  # clean images have 8 bits
+
+
+def test_windows_cover_everything_and_lie_inside() -> None:
+    assert windows(33, 40, (33, 40)) == [(slice(0, 33), slice(0, 40))]
+    for height, width, crop in [(100, 77, (33, 41)), (34, 33, (33, 33)), (473, 512, (473, 473))]:
+        seen = np.zeros((height, width), int)
+        for window in windows(height, width, crop):
+            assert seen[window].shape == crop
+            seen[window] += 1
+        assert seen.min() >= 1
+
+
+def test_the_suite_says_which_protocol(checkpoint: Checkpoint, scenes: Dataset, run_directory: Path, tmp_path: Path) -> None:
+    cli.attack(run_directory, limit=2, batch=2, device="cpu", protocol="windows", out=tmp_path / "attack")
+    result = read_result(tmp_path / "attack/attack.json", AttackResult)
+    assert result.protocol_name == "windows"
+    assert "33 x 33" in result.protocol
+    assert "no single adversarial image" in result.protocol
+    assert "Protocol: windows." in attack_markdown(result)
+    whole = run_suite(Evaluation(checkpoint, scenes, limit=2, batch_size=2))
+    assert whole.protocol_name == "whole"
+    assert [row.label for row in whole.rows] == [row.label for row in result.rows]
+    assert whole.rows != result.rows
+    with pytest.raises(BenchError, match="--protocol tiles: whole or windows would be right"):
+        cli.attack(run_directory, device="cpu", protocol="tiles", out=tmp_path / "other")

@@ -1,0 +1,75 @@
+"""The drift figure's false alarms and what it sees: on answers whose drift is known, and what it refuses."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from ddcat_bench.drift import measure as drift
+from ddcat_bench.drift.measure import measure_drift
+from ddcat_bench.errors import BenchError
+from ddcat_bench.subjects import main_branch
+from ddcat_serve.golden import Example
+from ddcat_serve.telemetry import psi
+from ddcat_train.checkpoints import Checkpoint
+from ddcat_train.data import Dataset
+
+
+@pytest.fixture
+def golden(monkeypatch: pytest.MonkeyPatch, scenes: Dataset) -> None:
+    """The first scene is golden, with labels of one class; windows are small, for there are five scenes."""
+    image = scenes.read(0).image
+    examples = (Example("adversarial.0", image, np.zeros(image.shape[:2], np.uint8)),)
+    clean = (Example("clean.0", image, np.zeros(image.shape[:2], np.uint8)),)
+    monkeypatch.setattr(drift, "read_golden", lambda bundle: (*clean, *examples))
+    monkeypatch.setattr(drift, "WINDOW", 2)
+    monkeypatch.setattr(drift, "WINDOWS", 5)
+    monkeypatch.setattr(drift, "STEPS", 2)
+
+
+@pytest.mark.usefixtures("golden")
+def test_answers_like_the_golden_ones_raise_no_alarm_and_others_do(
+    make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset
+) -> None:
+    network, bundle = main_branch(checkpoint, torch.device("cpu")), make_bundle()
+    alike = make_engine(bundle, np.zeros_like)
+    images, scores, rows = measure_drift(bundle, alike, network, scenes, epsilon=8 / 255)
+    assert images == len(scenes) - 1  # the golden one is no sample
+    assert [(row.reference, row.traffic) for row in rows] == [
+        (reference, traffic)
+        for reference in ("1 golden images", "2 clean images")
+        for traffic in ("clean", "attack", "adaptive")
+    ]
+    assert all(row.above_large == row.above_small == row.median == 0 for row in rows)
+    assert len(set(scores.values())) == 1
+    other = make_engine(bundle, np.ones_like)
+    other.outputs = bundle.manifest.outputs  # labels alone: then the golden labels are those of the bundle
+    rows = measure_drift(bundle, other, network, scenes, epsilon=8 / 255)[2]
+    assert [row.above_large for row in rows] == [1, 1, 1, 0, 0, 0]  # far from the golden labels, and like themselves
+    classes = len(scenes.classes)
+    assert rows[0].median == pytest.approx(psi(np.eye(classes)[0], np.eye(classes)[1]))
+
+
+@pytest.mark.usefixtures("golden")
+def test_the_adaptive_attack_keeps_the_areas(checkpoint: Checkpoint, scenes: Dataset) -> None:
+    network = main_branch(checkpoint, torch.device("cpu"))
+    image = torch.from_numpy(scenes.read(1).image.transpose(2, 0, 1).copy())[None].float() / 255
+    with torch.no_grad():
+        own = network(image).argmax(1)
+        wanted = torch.nn.functional.cross_entropy(network(image), own.flip(2))
+        sent = drift._sent(network, image, 32 / 255)
+        assert torch.equal(sent["clean"], image)
+        assert torch.nn.functional.cross_entropy(network(sent["adaptive"]), own.flip(2)) < wanted  # toward its mirror image
+        assert torch.nn.functional.cross_entropy(network(sent["attack"]), own) > torch.nn.functional.cross_entropy(
+            network(image), own
+        )
+    assert all((sent[name] - image).abs().max() <= 32 / 255 + 1e-6 for name in ("attack", "adaptive"))
+
+
+def test_too_few_images_are_refused(
+    make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset
+) -> None:
+    bundle = make_bundle()
+    with pytest.raises(BenchError, match=r"0 golden images, and .* 5 others"):
+        measure_drift(bundle, make_engine(bundle), main_branch(checkpoint, torch.device("cpu")), scenes, epsilon=0.03)

@@ -1,0 +1,153 @@
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddcat.bundle import Bundle
+from ddcat.scores import miou
+from ddcat_bench import cli
+from ddcat_bench.attack.evaluation import Evaluation
+from ddcat_bench.attack.share import run_suite
+from ddcat_bench.errors import BenchError
+from ddcat_bench.fidelity.labels import compare
+from ddcat_bench.fidelity.markdown import fidelity_markdown
+from ddcat_bench.fidelity.results import FidelityResult
+from ddcat_bench.result_files import read_result, to_json
+from ddcat_bench.subjects import checkpoint_of, open_bundle_data
+from ddcat_export.exporting import export
+from ddcat_serve.engines import open_engine
+from ddcat_train.checkpoints import Checkpoint
+from ddcat_train.data import Dataset
+
+SWAP = np.arange(256, dtype=np.uint8)
+SWAP[[0, 1]] = 1, 0
+
+
+def test_a_perfect_engine_agrees_everywhere(
+    make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset
+) -> None:
+    bundle = make_bundle()
+    done: list[int] = []
+    result = compare(bundle, make_engine(bundle), checkpoint, scenes, advance=done.append)
+    assert sum(done) == len(scenes)
+    assert [row.label for row in result.rows] == ["clean", "n = 3", "n = 7"]
+    for row in result.rows:
+        assert (row.agreement, row.counted_agreement, row.differing, row.counted_differing) == (1, 1, 0, 0)
+        assert row.engine == row.pytorch
+        assert row.pixels == 5 * 40 * 48 > row.counted_pixels
+    attacked = run_suite(Evaluation(checkpoint, scenes, batch_size=8))
+    for row in result.rows:
+        same = attacked.find(row.label, eight_bit=True)
+        assert same is not None
+        assert row.pytorch == same.scores
+    assert [row.grey_levels for row in result.rows] == [0, 7, 7]
+
+
+def test_a_wrong_engine_is_found_out(
+    make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset
+) -> None:
+    bundle = make_bundle()
+    result = compare(bundle, make_engine(bundle, lambda labels: SWAP[labels]), checkpoint, scenes)
+    for row in result.rows:
+        # with two classes exchanged, exactly the pixels differ to which PyTorch gives one of the two
+        counted = row.pytorch.array()[:, :2, :2].sum()  # true and false positives of both
+        assert row.counted_differing == counted > 0
+        assert row.counted_agreement == 1 - counted / row.counted_pixels < 1
+        assert row.differing == sum(row.image_differing) >= row.counted_differing
+        assert row.agreement == 1 - row.differing / row.pixels
+        assert row.engine.miou == miou(row.engine.array().sum(0))
+    clean = result.rows[0]
+    assert clean.engine.miou < clean.pytorch.miou
+
+
+def test_one_wrong_pixel_counts_once(
+    make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset
+) -> None:
+    def change(labels: np.ndarray) -> np.ndarray:
+        changed = labels.copy()
+        changed[:, 20, 24] = (changed[:, 20, 24] + 1) % 6
+        return changed
+
+    bundle = make_bundle(batch=1)
+    result = compare(bundle, make_engine(bundle, change), checkpoint, scenes, limit=2)
+    for row in result.rows:
+        assert row.image_differing == (1, 1)
+        assert row.differing == 2
+    assert result.data.names == (scenes.pairs[1].name, scenes.pairs[3].name)
+
+
+def test_the_file_holds_everything(
+    make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path
+) -> None:
+    bundle = make_bundle()
+    result = compare(bundle, make_engine(bundle, lambda labels: SWAP[labels]), checkpoint, scenes, limit=2)
+    (tmp_path / "fidelity.json").write_text(to_json(result))
+    read = read_result(tmp_path / "fidelity.json", FidelityResult)
+    assert read == result
+    text = fidelity_markdown(read)
+    assert bundle.digest in text
+    assert f"| {result.rows[0].agreement:.4%} |" in text
+    assert "not a gate" in text
+
+
+def test_an_engine_of_one_size_refuses_others(
+    make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset
+) -> None:
+    bundle = make_bundle(height=64, width=64)
+    with pytest.raises(BenchError, match=r"val_00000.*height 40.*export again"):
+        compare(bundle, make_engine(bundle), checkpoint, scenes)
+
+
+def test_another_checkpoint_is_refused(make_bundle: Callable, run_directory: Path, tmp_path: Path) -> None:
+    bundle: Bundle = make_bundle()
+    assert checkpoint_of(bundle).path == checkpoint_of(bundle, run_directory).path
+    moved = tmp_path / "moved.safetensors"
+    content = bytearray((run_directory / "best.safetensors").read_bytes())
+    moved.write_bytes(content)
+    assert checkpoint_of(bundle, moved).path == moved
+    content[-1] ^= 1
+    moved.write_bytes(content)
+    with pytest.raises(BenchError, match=r"not the checkpoint.*--checkpoint"):
+        checkpoint_of(bundle, moved)
+    with pytest.raises(BenchError, match="is not at"):
+        checkpoint_of(bundle, tmp_path / "nowhere")
+
+
+def test_another_split_is_said_or_refused(
+    make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset, other_scenes: Callable[[int], Path]
+) -> None:
+    bundle = make_bundle()
+    assert open_bundle_data(bundle) == scenes
+    with pytest.raises(BenchError, match="not the one"):
+        open_bundle_data(bundle, data_root=other_scenes(2))
+    train = open_bundle_data(bundle, split="train")
+    result = compare(bundle, make_engine(bundle), checkpoint, train)
+    assert not result.data.usual_split
+    assert "**not**" in fidelity_markdown(result)
+
+
+@pytest.mark.slow  # the export is
+def test_a_real_engine(run_directory: Path, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path) -> None:
+    bundle = export(run_directory, tmp_path / "real").bundle
+    with open_engine(bundle, threads=1) as engine:
+        result = compare(bundle, engine, checkpoint_of(bundle), open_bundle_data(bundle))
+    assert result.data.usual_split
+    for row in result.rows:
+        assert row.agreement > 0.999
+        assert row.engine.miou == pytest.approx(row.pytorch.miou, abs=0.002)
+
+
+def test_the_command(
+    make_bundle: Callable, make_engine: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = make_bundle()
+    monkeypatch.setattr("ddcat_serve.engines.open_engine", lambda opened: make_engine(opened, lambda labels: SWAP[labels]))
+    monkeypatch.setattr(sys, "argv", ["ddcat-bench", "fidelity", str(bundle.path), "--limit", "2"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 0  # whatever the figures
+    folder = bundle.path.with_name("tiny.bundle-fidelity")
+    assert sorted(file.name for file in folder.iterdir()) == ["fidelity.json", "fidelity.md"]
+    assert "agreement" in capsys.readouterr().out

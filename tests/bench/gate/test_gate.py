@@ -1,0 +1,350 @@
+"""The gate: an engine that is its model passes, one that is not is refused, and what is not known is said to be so."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from ddcat.bundle import Bundle, open_bundle
+from ddcat.passport import read_passport
+from ddcat_bench import cli
+from ddcat_bench.attack.passes import Victims, attack
+from ddcat_bench.bootstrap import Scheme
+from ddcat_bench.errors import BenchError
+from ddcat_bench.gate import findings as gate_findings
+from ddcat_bench.gate.attacked import Attacked, Pilot, attack_pool, chosen_parts
+from ddcat_bench.gate.case import Budget, Case
+from ddcat_bench.gate.conclusion import conclude, passport_of, worst
+from ddcat_bench.gate.flips import MARGINS, Flips
+from ddcat_bench.gate.limits import DEFAULT, read_limits
+from ddcat_bench.gate.pool import EPSILONS, Judged, parts_of
+from ddcat_bench.gate.report import gate_html, gate_junit, gate_markdown
+from ddcat_bench.gate.results import GateResult
+from ddcat_bench.result_files import read_result
+from ddcat_bench.timing.results import SpeedResult
+from ddcat_bench.timing.speed import draw_inputs, measure
+from ddcat_export.exporting import export
+from ddcat_serve.engines import open_engine
+from ddcat_train.attacks import to_8_bit
+from ddcat_train.checkpoints import Checkpoint
+from ddcat_train.data import Dataset
+from ddcat_train.ranks import Ranks
+
+SMALL = Budget(steps=2, queries=20, every=2)
+LIMITS = read_limits(DEFAULT, "fp32")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, run_directory: Path) -> Bundle:
+    return export(run_directory, tmp_path_factory.mktemp("gate") / "bundle", logits=True).bundle
+
+
+@pytest.fixture(scope="module")
+def speed(bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset) -> SpeedResult:
+    inputs = draw_inputs(bundle, scenes, repeats=10, batch=1, size=None)
+    with open_engine(bundle, threads=1) as engine:
+        found = measure(bundle, engine, checkpoint, inputs, threads=1, peak=lambda serving: None)
+    quick = found.ratios[0].model_copy(update={"lower_quartile": 2.0, "median": 2.1, "upper_quartile": 2.2})
+    calm = tuple(e.model_copy(update={"times": e.times.model_copy(update={"stable": True})}) for e in found.contenders)
+    return found.model_copy(update={"ratios": (quick,), "contenders": calm, "others": 0.0})
+
+
+def attacked_by(
+    bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, work: Path, budget: Budget = SMALL
+) -> tuple[Case, Attacked]:
+    with open_engine(bundle, threads=1) as engine:
+        case = Case(bundle, checkpoint, scenes, budget=budget)
+        told: list[int] = []
+        attacked = attack_pool(case, engine, work, told.append)
+        assert sum(told) == pytest.approx(case.forwards, rel=0.1)
+    return case, attacked
+
+
+def spoilt(bundle: Bundle) -> Bundle:
+    """The same bundle with weights of the head turned round: wrong scales, as a broken build would have."""
+    model = onnx.load_model_from_string(bundle.files["model.onnx"])
+    last = next(node for node in model.graph.node if "logits" in node.output or node.name.startswith("segmenter.heads.main.4"))
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == last.input[1])
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)[::-1].copy(), tensor.name))
+    return Bundle(bundle.path, bundle.manifest, bundle.digest, {**bundle.files, "model.onnx": model.SerializeToString()})
+
+
+def many(attacked: Attacked, times: int) -> Attacked:
+    """As if there had been more images: the few of these tests decide nothing."""
+
+    def repeated(judged: Judged) -> Judged:
+        wide: dict[str, Any] = {name: np.tile(getattr(judged, name), (times, 1, 1)) for name in ("reference", "engine")}
+        flips = Flips.from_array(np.tile(judged.flips.to_array(), (times, 1)))
+        return judged._replace(**wide, flips=flips, attacked=np.tile(judged.attacked, times))
+
+    names = [f"{name}-{copy}" for copy in range(times) for name in attacked.names]
+    return attacked._replace(names=names, judged=tuple(map(repeated, attacked.judged)), probe=None)
+
+
+@pytest.fixture(scope="module")
+def good(
+    bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Case, Attacked]:
+    return attacked_by(bundle, checkpoint, scenes, tmp_path_factory.mktemp("good") / "work")
+
+
+@pytest.fixture(scope="module")
+def passed(good: tuple[Case, Attacked], speed: SpeedResult) -> GateResult:
+    case, attacked = good
+    return conclude(case, many(attacked, 4), speed, LIMITS, seconds=1.0)
+
+
+def test_the_model_itself_passes(passed: GateResult) -> None:
+    assert passed.verdict == "pass", passed.findings
+    assert {finding.verdict for finding in passed.findings} == {"pass"}
+    assert {"mIoU, clean", "mIoU, BIM, n = 3", "equal labels", "logits", "latency"} <= {
+        finding.name for finding in passed.findings
+    }
+    assert {(row.source, row.label) for row in passed.members} >= {
+        ("replay", "clean"), ("replay", "BIM, n = 7"), ("twin", "BIM, n = 7"), ("twin", "CosPGD, n = 2"),
+        ("engine", "DLA, n = 20"), ("engine", "Square, n = 20"),
+    }  # fmt: skip
+    for row in passed.members:
+        assert row.agreement == pytest.approx(1, abs=1e-3)
+        assert row.twin_agreement == pytest.approx(1, abs=1e-3)
+    assert all(row.difference == pytest.approx(0, abs=0.1) for row in passed.threats)
+
+
+def test_a_bad_engine_is_refused(
+    bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path, speed: SpeedResult
+) -> None:
+    case, attacked = attacked_by(spoilt(bundle), checkpoint, scenes, tmp_path / "work", Budget("quick"))
+    result = conclude(case, many(attacked, 4), speed, LIMITS, seconds=1.0)
+    assert result.verdict == "refuse"
+    refused = {finding.name for finding in result.findings if finding.verdict == "refuse"}
+    assert {"equal labels", "mIoU, clean"} <= refused
+
+
+def test_few_images_and_a_busy_machine_decide_nothing(good: tuple[Case, Attacked], speed: SpeedResult) -> None:
+    case, attacked = good
+    few = conclude(case, attacked, speed, LIMITS, seconds=1.0)
+    assert few.verdict == "inconclusive"
+    busy = conclude(case, many(attacked, 4), speed.model_copy(update={"others": 0.7}), LIMITS, seconds=1.0)
+    (open_finding,) = (finding for finding in busy.findings if finding.verdict == "inconclusive")
+    assert open_finding.name == "latency"
+    assert "others computed meanwhile: 0.70 cores" in open_finding.reason
+
+
+def test_a_slow_engine_is_refused(good: tuple[Case, Attacked], speed: SpeedResult) -> None:
+    case, attacked = good
+    slow = speed.ratios[0].model_copy(update={"lower_quartile": 0.4, "median": 0.5, "upper_quartile": 0.6})
+    result = conclude(case, many(attacked, 4), speed.model_copy(update={"ratios": (slow,)}), LIMITS, seconds=1.0)
+    assert [finding.name for finding in result.findings if finding.verdict == "refuse"] == ["latency"]
+
+
+def test_what_was_stopped_continues_and_finds_the_same(
+    good: tuple[Case, Attacked], bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path
+) -> None:
+    class StopError(Exception):
+        pass
+
+    calls = 0
+
+    def stop(forwards: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise StopError
+
+    work = tmp_path / "work"
+    with open_engine(bundle, threads=1) as engine, pytest.raises(StopError):
+        attack_pool(Case(bundle, checkpoint, scenes, budget=SMALL), engine, work, stop)
+    finished = {file: file.stat().st_mtime_ns for file in work.glob("*.npz")}
+    assert finished
+    _, attacked = attacked_by(bundle, checkpoint, scenes, work)
+    assert all(file.stat().st_mtime_ns == before for file, before in finished.items())
+    for one, other in zip(attacked.judged, good[1].judged, strict=True):
+        np.testing.assert_array_equal(one.engine, other.engine)
+        np.testing.assert_array_equal(one.reference, other.reference)
+    with pytest.raises(BenchError, match="budget"), open_engine(bundle, threads=1) as engine:
+        attack_pool(Case(bundle, checkpoint, scenes, budget=Budget("quick")), engine, work)
+
+
+def judged(source: Any, engine: int, reference: int = 50, label: str = "PGD, n = 10", epsilon: float = 0.01) -> Judged:
+    """40 images on which each model has that percentage of mIoU."""
+    made = [
+        np.tile([[share, (100 - share) // 2, 100 - share - (100 - share) // 2]], (40, 1, 1)) for share in (reference, engine)
+    ]
+    ones = np.ones(40, np.int64)
+    flips = Flips.from_array(np.tile(ones[:, None], (1, 5 + 2 * len(MARGINS))))
+    return Judged(source, label, epsilon, made[0], made[1], flips, ones > 0)
+
+
+def test_nothing_to_preserve_decides_nothing() -> None:
+    scheme = Scheme("images", np.arange(40))
+    pool = [judged("replay", 70, 70, "clean", 0.0), judged("replay", 5, 5), judged("twin", 1, 5)]
+    clean, attacked = gate_findings.judge_threats(pool, scheme, LIMITS)
+    assert (clean.verdict, attacked.verdict) == ("pass", None)
+    assert "nothing to preserve" in attacked.reason
+    findings = list(gate_findings.judge_robustness([clean, attacked]))
+    assert [finding.verdict for finding in findings] == ["pass", "inconclusive"]
+
+
+def test_a_replay_that_beats_the_twin_is_an_alarm() -> None:
+    weak_twin = [judged("replay", 30), judged("twin", 45)]
+    (alarm,) = gate_findings.find_alarms(weak_twin, None, LIMITS, transferred=False)
+    assert (alarm.name, "30.00 points" in alarm.evidence, "45.00" in alarm.evidence) == (
+        "black-box beats white-box",
+        True,
+        True,
+    )
+    assert not gate_findings.find_alarms([judged("replay", 45), judged("twin", 30)], None, LIMITS, transferred=False)
+    assert not gate_findings.find_alarms(weak_twin, None, LIMITS, transferred=True)
+    assert [finding.verdict for finding in gate_findings.judge_alarms([alarm])] == ["inconclusive"]
+
+
+def test_an_engine_that_its_own_graph_breaks_is_refused() -> None:
+    """A replay alone would have seen nothing."""
+    scheme = Scheme("images", np.arange(40))
+    pool = [judged("replay", 70, 70, "clean", 0.0), judged("replay", 40, 40), judged("twin", 20, 45)]
+    _, attacked = gate_findings.judge_threats(pool, scheme, LIMITS)
+    assert (attacked.reference, attacked.engine, attacked.verdict) == (40, 20, "refuse")
+
+
+def test_where_the_twin_is_another_model_the_engine_is_asked_twice_as_much() -> None:
+    near, far = (chosen_parts(Budget(), Pilot(epsilon=0.01, twin_agreement=share)) for share in (0.9995, 0.998))
+    assert [parts[-1].plan.counted for parts in (near, far)] == [(500,), (1000,)]
+    assert [part.source for part in parts_of(None, quick=True)] == ["replay", "twin"]
+
+
+def test_every_bound_changes_pixels_of_8_bit_images() -> None:
+    images = torch.full((1, 3, 2, 2), 100 / 255)
+    for epsilon in EPSILONS:
+        assert (to_8_bit(images + epsilon, images) == 100 + round(255 * epsilon)).all()
+    asked = [part.plan for part in parts_of(EPSILONS[0]) if part.source in ("engine", "noise")]
+    assert asked
+    assert all(plan.eight_bit for plan in asked)
+
+
+def test_the_engine_is_asked_about_the_very_images_that_it_is_judged_on() -> None:
+    """By whole grey levels, so that rounding on the way to the engine changes nothing."""
+    (plan,) = (part.plan for part in parts_of(2 / 255, queries=20) if part.source == "engine")
+    seen: list[torch.Tensor] = []
+
+    def asked(images: torch.Tensor) -> torch.Tensor:
+        seen.append(images)
+        return torch.cat([images.mean(1, keepdim=True), 0.5 - images.mean(1, keepdim=True)], 1)
+
+    images = torch.randint(0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0)) / 255
+    (found,) = attack(asked, plan, Victims(images, torch.zeros(2, 8, 8, dtype=torch.int64), torch.arange(2)))
+    assert any((queried - images).abs().max() > 0 for queried in seen[1:] if queried.shape == images.shape)
+    for queried in (*seen, found.images):
+        torch.testing.assert_close(queried * 255, (queried * 255).round(), rtol=0, atol=1e-4)
+
+
+def test_processes_deal_the_pool_out_and_find_what_one_finds(
+    good: tuple[Case, Attacked], bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path
+) -> None:
+    class OneOfTwo(Ranks):
+        def gather(self, value: Any) -> list[Any]:  # the other one is not there: it comes after, or was before
+            return [value]
+
+    case, counts = Case(bundle, checkpoint, scenes, budget=SMALL), []
+    with open_engine(bundle, threads=1) as engine:
+        with pytest.raises(BenchError, match="is missing"):  # what the second has to do
+            attack_pool(case, engine, tmp_path / "work", ranks=OneOfTwo(0, 2))
+        counts.append(len(list((tmp_path / "work").glob("*.npz"))))
+        attacked = attack_pool(case, engine, tmp_path / "work", ranks=OneOfTwo(1, 2))
+        counts.append(len(list((tmp_path / "work").glob("*.npz"))))
+    assert 0 < counts[0] < counts[1]
+    for one, other in zip(attacked.judged, good[1].judged, strict=True):
+        np.testing.assert_array_equal(one.engine, other.engine)
+        np.testing.assert_array_equal(one.reference, other.reference)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [(["pass", "pass"], "pass"), (["pass", "inconclusive"], "inconclusive"), (["inconclusive", "refuse"], "refuse")],
+)
+def test_the_worst_finding_decides(found: list[Any], expected: str) -> None:
+    assert worst(found) == expected
+
+
+def test_the_reports_say_the_same(passed: GateResult, good: tuple[Case, Attacked], speed: SpeedResult, tmp_path: Path) -> None:
+    markdown, page, suite = gate_markdown(passed), gate_html(passed), ElementTree.fromstring(gate_junit(passed))
+    assert markdown.startswith("# Gate: pass\n\nThe engine may stand in for its model: ")
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == (str(len(passed.findings)), "0", "0")
+    for row in passed.threats:
+        assert f"| {row.name} | {row.reference:.2f} | {row.engine:.2f} |" in markdown
+        assert f"<td>{row.name}</td><td>{row.reference:.2f}</td><td>{row.engine:.2f}</td>" in page
+    assert page.index("may stand in for its model") < page.index("What was judged") < page.index("Attacks")
+    assert "data:image" not in page
+    assert "http" not in page  # nothing is loaded from elsewhere
+    slow = speed.ratios[0].model_copy(update={"lower_quartile": 0.4, "upper_quartile": 0.6})
+    refused = conclude(good[0], many(good[1], 4), speed.model_copy(update={"ratios": (slow,)}), LIMITS, seconds=1.0)
+    suite = ElementTree.fromstring(gate_junit(refused))
+    assert suite.get("failures") == "1"
+    assert [case.get("name") for case in suite if case.find("failure") is not None] == ["latency"]
+    assert "may not stand in" in gate_html(refused)
+
+
+def test_limits_are_strict(tmp_path: Path) -> None:
+    precisions: tuple[Any, ...] = ("fp32", "fp16", "bf16", "int8")
+    for precision in precisions:
+        assert read_limits(DEFAULT, precision).clean_margin > 0
+    file = tmp_path / "limits.yaml"
+    file.write_text(DEFAULT.read_text().replace("latency: 1.0", "latency: fast"))
+    with pytest.raises(BenchError, match=r"fp32.latency: Input should be a valid number"):
+        read_limits(file, "fp32")
+    file.write_text("int8: {}")
+    with pytest.raises(BenchError, match="Field required"):
+        read_limits(file, "int8")
+    file.write_text("{}")
+    with pytest.raises(BenchError, match="has no entry for fp32"):
+        read_limits(file, "fp32")
+    with pytest.raises(BenchError, match="cannot be read"):
+        read_limits(tmp_path / "none.yaml", "fp32")
+
+
+def test_the_command(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], speed: SpeedResult
+) -> None:
+    monkeypatch.setattr("ddcat_bench.gate.command.measure", lambda *arguments, **options: speed)
+    monkeypatch.setattr("ddcat_bench.gate.command.physical_cores", lambda: 1)
+    out = tmp_path / "gate"
+    wide = tmp_path / "limits.yaml"
+    wide.write_text(DEFAULT.read_text())
+    words = ["gate", str(bundle.path), "--quick", "--limits", str(wide), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["ddcat-bench", *words])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 3  # so few images decide nothing
+    told = capsys.readouterr()
+    assert told.out.startswith("# Gate: inconclusive")
+    assert "inconclusive: It is not known" in told.err
+    assert {file.name for file in out.iterdir()} == {"gate.json", "gate.md", "gate.xml", "report.html"}
+    result = read_result(out / "gate.json", GateResult)
+    opened = open_bundle(bundle.path)
+    found = read_passport(opened)
+    assert found.passport == passport_of(opened, result)
+    assert json.loads((bundle.path / "passport.json").read_text())["budget"] == "quick"
+    assert (bundle.path / "report.html").read_bytes() == (out / "report.html").read_bytes()
+    assert (out / "report.html").read_text().count("data:image/webp") == 2 * 3 * 5  # three images, clean and attacked
+    assert not list(tmp_path.glob("*.work"))
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(bundle: Bundle, tmp_path: Path) -> None:
+    found = []
+    for devices in (1, 2):
+        out = tmp_path / f"gate-{devices}"
+        words = ["gate", str(bundle.path), "--quick", "--repeats", "10", "--devices", str(devices), "--out", str(out)]
+        line = [sys.executable, "-m", "ddcat_bench.cli", *words]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert done.returncode == 3, done.stderr  # few images
+        found.append(read_result(out / "gate.json", GateResult))
+    assert found[0].threats == found[1].threats
+    assert found[0].members == found[1].members

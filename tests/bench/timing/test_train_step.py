@@ -1,0 +1,278 @@
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ddcat_bench import cli
+from ddcat_bench.errors import BenchError
+from ddcat_bench.result_files import read_result, to_json
+from ddcat_bench.timing.baselines import Baseline, BaselineName, check_comparable
+from ddcat_bench.timing.contenders import CONTENDERS, Ours, Plan, contend, draw_batch
+from ddcat_bench.timing.peaks import matrix_product_peak
+from ddcat_bench.timing.plain import PlainSegmenter
+from ddcat_bench.timing.results import TrainStepResult
+from ddcat_bench.timing.train_step_report import train_step_markdown, train_steps_markdown
+from ddcat_train.config import ModelConfig, load_config
+from ddcat_train.names import ContextName, MethodName
+from ddcat_train.networks import build_segmenter
+
+BASELINES = get_args(BaselineName)
+TINY = (
+    "augment.crop=[33, 41]", "train.batch_size=4", "train.precision=fp64", "model.dropout=0", "model.width=4",
+    "optim.lr=0.1",
+)  # fmt: skip
+
+
+def plan_of(method: str, *overrides: str) -> Plan:
+    return Plan(load_config(f"scenes-{method}", [*TINY, *overrides]), "fp64", "cpu", 1)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize(
+    ("method", "overrides"),
+    [
+        *((method, ()) for method in get_args(MethodName)),
+        ("ddcat", ("model.context=aspp",)),
+        ("ddcat", ("method.mask_loss_on_ignored=false", "method.deep_weight=0")),
+        ("ddcat-m", ("attack.start=random", "method.adversarial_share=0.75")),
+        ("ddcat-n", ("attack.alpha=eps/n", "attack.steps=2", "train.batch_size=5")),
+        ("sat", ("attack.start=lower", "train.batch_size=3")),
+        ("trades", ("method.beta=2", "method.deep_weight=0")),
+    ],
+)
+def test_all_take_the_same_steps(method: str, overrides: tuple[str, ...], name: BaselineName, tmp_path: Path) -> None:
+    plan = plan_of(method, *overrides)
+    ours = Ours(plan, tmp_path)
+    before = ours.weights()
+    baseline = contend(plan, name, tmp_path, before)
+    assert isinstance(baseline, Baseline)
+    for seed in range(2):  # the second one with momentum
+        batch = draw_batch(plan, seed=seed)
+        assert baseline.step(batch).item() == pytest.approx(ours.step(batch).item(), rel=1e-10)
+    after, found = ours.weights(), baseline.network.state_dict()
+    assert set(found) == set(after)
+    for key, value in after.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-10, atol=1e-10, msg=lambda text, key=key: f"{key}: {text}")
+    assert not torch.equal(after["heads.main.4.weight"], before["heads.main.4.weight"])
+
+
+class Backwards(TorchDispatchMode):
+    """What the backwards of some convolutions compute: of each, in their order, the gradients of input and of weight."""
+
+    def __init__(self, convolutions: dict[str, nn.Conv2d]) -> None:
+        super().__init__()
+        self.names = {convolution.weight.data_ptr(): name for name, convolution in convolutions.items()}
+        self.samples = dict.fromkeys(convolutions, 0)
+        self.weights = dict.fromkeys(convolutions, 0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution_backward.default and (name := self.names.get(args[2].data_ptr())):
+            self.samples[name] += len(args[1])
+            self.weights[name] += len(args[1]) * args[-1][1]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def forwards(modules: dict[str, nn.Module]) -> Iterator[dict[str, int]]:
+    counts = dict.fromkeys(modules, 0)
+    handles = [
+        module.register_forward_pre_hook(lambda _, inputs, name=name: counts.update({name: counts[name] + len(inputs[0])}))
+        for name, module in modules.items()
+    ]
+    yield counts
+    for handle in handles:
+        handle.remove()
+
+
+# In batches: forwards and backwards of the backbone, backwards that compute gradients of parameters, forwards and backwards of
+# the auxiliary and mask heads, and of deep supervision.
+@pytest.mark.parametrize(
+    ("name", "method", "overrides", "forward", "backward", "full", "spare", "deep"),
+    [
+        ("released", "clean", (), 1, 1, 1, (0, 0), (1, 1)),
+        ("released", "sat", (), 4, 4, 4, (0, 0), (4, 4)),
+        ("released", "ddcat", (), 8, 4, 4, (8, 4), (8, 4)),
+        ("released", "ddcat-m", (), 8, 4, 4, (8, 4), (8, 4)),
+        ("released", "ddcat-n", (), 8, 4, 4, (8, 4), (8, 4)),
+        ("released", "ddcat", ("attack.steps=7",), 16, 8, 8, (16, 8), (16, 8)),
+        ("released", "pgd-at", (), 4, 4, 4, (0, 0), (4, 4)),
+        ("released", "segpgd-at", (), 4, 4, 4, (0, 0), (4, 4)),
+        ("released", "trades", (), 6, 5, 5, (0, 0), (6, 5)),
+        ("frugal", "clean", (), 1, 1, 1, (0, 0), (1, 1)),
+        ("frugal", "sat", (), 4, 4, 1, (0, 0), (1, 1)),
+        ("frugal", "ddcat", (), 6, 4, 1, (3, 1), (1, 1)),
+        ("frugal", "ddcat-n", (), 6, 4, 1, (3, 1), (1, 1)),
+        ("frugal", "pgd-at", (), 4, 4, 1, (0, 0), (1, 1)),
+        ("frugal", "trades", (), 6, 5, 2, (0, 0), (2, 2)),
+    ],
+)
+def test_forwards_and_backwards(
+    name: BaselineName,
+    method: str,
+    overrides: tuple[str, ...],
+    forward: int,
+    backward: int,
+    full: int,
+    spare: tuple[int, int],
+    deep: tuple[int, int],
+    tmp_path: Path,
+) -> None:
+    plan = plan_of(method, *overrides)
+    baseline = contend(plan, name, tmp_path)
+    assert isinstance(baseline, Baseline)
+    network = baseline.network
+    heads = dict(network.heads.items())
+    firsts = {"backbone": network.backbone.layer0[3], **{head: module[0] for head, module in heads.items()}}
+    with forwards({"backbone": network.backbone, **heads}) as through, Backwards(firsts) as back:
+        baseline.step(draw_batch(plan))
+    expected = {"main": (forward, backward), "auxiliary": spare, "mask": spare, "deep": deep}
+    assert through == {"backbone": 4 * forward, **{head: 4 * expected[head][0] for head in heads}}
+    assert back.samples == {"backbone": 4 * backward, **{head: 4 * expected[head][1] for head in heads}}
+    assert back.weights["backbone"] == back.weights["main"] == 4 * full
+
+
+@pytest.mark.parametrize("context", get_args(ContextName))
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        {"backbone": "resnet10", "width": 8, "stem": "plain"},
+        {"backbone": "resnet34", "width": 4},
+        {"backbone": "resnet50", "width": 4},
+        {"backbone": "mobilenet_v2"},
+        {"backbone": "mobilenet_v2", "output_stride": 16},
+    ],
+)
+def test_plain_networks_compute_what_ours_do(backbone: dict[str, Any], context: ContextName) -> None:
+    torch.manual_seed(0)
+    model = ModelConfig(context=context, dropout=0, **backbone)
+    heads = ("main", "auxiliary", "mask", "deep")
+    ours = build_segmenter(model, classes=5, heads=heads).double()
+    plain = PlainSegmenter(model, classes=5, heads=heads).double()
+    plain.load_state_dict(ours.state_dict(), strict=True)
+    images = torch.rand(2, 3, 50, 69, dtype=torch.float64)
+    for mode in (True, False):  # in train() first, for lived-in statistics
+        expected, found = ours.train(mode)(images, heads), plain.train(mode)(images, heads)
+        assert set(found) == set(expected)
+        for head in heads:
+            torch.testing.assert_close(found[head], expected[head], rtol=1e-9, atol=1e-9)
+
+
+def test_plain_networks_have_the_paper_s_size() -> None:
+    """Parameters of the released checkpoints, with 21 classes."""
+    for context, sizes in (("pyramid", (49_081_578, 86_844_161)), ("aspp", (39_440_362, 40_102_657))):
+        for heads, size in zip((("main", "deep"), ("main", "auxiliary", "mask", "deep")), sizes, strict=True):
+            with torch.device("meta"):
+                network = PlainSegmenter(ModelConfig(backbone="resnet50", context=context), classes=21, heads=heads)
+            assert sum(parameter.numel() for parameter in network.parameters()) == size
+
+
+def test_bf16_is_close_and_computes_in_bf16(tmp_path: Path) -> None:
+    exact, rounded = plan_of("clean"), Plan(plan_of("clean").config, "bf16", "cpu", 1)
+    weights = Ours(exact, tmp_path).weights()
+    losses = [contend(plan, "released", tmp_path, weights).step(draw_batch(plan)).item() for plan in (exact, rounded)]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_a_matrix_product_is_measured() -> None:
+    assert 1e8 < matrix_product_peak("fp32", torch.device("cpu")) < 1e14
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method.update=two-step", "method.update two-step: .* joint would be right"),
+        ("method.predicted_mask=algorithm-2", "method.predicted_mask algorithm-2: .* forward"),
+        ("train.accumulate=2", "train.accumulate 2"),
+        ("train.ema=0.9", "train.ema 0.9"),
+    ],
+)
+def test_steps_that_the_baselines_do_not_take(override: str, message: str) -> None:
+    with pytest.raises(BenchError, match=message):
+        check_comparable(plan_of("ddcat", override).config)
+
+
+@pytest.fixture(autouse=True)
+def quick_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddcat_bench.timing.peaks._PRODUCTS_WITHIN", 0.1)
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+
+    def status(*arguments: str) -> int | str | None:
+        monkeypatch.setattr(sys, "argv", ["ddcat-bench", "train-step", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        return left.value.code
+
+    tiny = ["scenes-ddcat", "--crop", "33", "41", "--batch", "4", "--set", "model.width=4", "--device", "cpu", "--threads", "1"]
+    assert status(*tiny, "--repeats", "2", "--out", str(out), "--precision", "fp64", "--baseline-precision", "fp32") == 0
+    result = read_result(out / "train-step.json", TrainStepResult)
+    assert "(a) released" in capsys.readouterr().out
+    assert (result.preset, result.method, result.batch, result.height, result.width) == ("scenes-ddcat", "ddcat", 4, 33, 41)
+    assert [entry.name for entry in result.contenders] == list(CONTENDERS)
+    assert [entry.precision for entry in result.contenders] == ["fp64", "fp32", "fp32"]
+    assert all(len(entry.times.seconds) == 2 for entry in result.contenders)
+    assert all(entry.peak_memory is None or entry.peak_memory > 0 for entry in result.contenders)
+    ours, released, frugal = (entry.operations for entry in result.contenders)
+    assert ours < frugal < released
+    assert [ratio.baseline for ratio in result.ratios] == list(BASELINES)
+    assert set(result.matrix_product_peak) == {"fp64", "fp32"}
+    assert result.environment.threads == 1
+    assert (out / "train-step.md").read_text() == train_step_markdown(result)
+    assert to_json(result) == (out / "train-step.json").read_text()
+    busy = result.model_copy(update={"load_before": 3.0})
+    assert "Not a quiet machine" in train_step_markdown(busy)
+    lines = [line for line in train_steps_markdown([result, busy]).splitlines() if line.startswith("| scenes-ddcat ")]
+    assert [("**no**" in line, "4 x 33 x 41" in line, "fp64 / fp32" in line) for line in lines[1:]] == [(True, True, True)]
+    idle = result.model_copy(update={"load_before": 0.0, "load_after": 1.0})
+    assert "Not a quiet machine" not in train_step_markdown(idle)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["scenes-ddcatt"], "did you mean scenes-ddcat"),
+        (["scenes-ddcat", "--crop", "20", "33"], "33 x 33"),
+        (["scenes-ddcat", "--set", "method.update=two-step"], "method.update"),
+        (["scenes-ddcat", "--set", "optim.lrr=1"], "optim.lr"),
+        (["scenes-ddcat", "--batch", "1"], "batch_size"),
+        (["scenes-ddcat", "--precision", "fp16"], "precision"),
+        (["scenes-ddcat", "--baseline-precision", "fp16"], "--baseline-precision fp16: fp32, bf16, fp64"),
+        (["scenes-ddcat", "--device", "tpu"], "--device tpu"),
+        (["scenes-ddcat", "--repeats", "0"], "--repeats"),
+        (["scenes-ddcat", "--set", "data.name=folder", "--device", "cpu"], "classes.yaml"),
+    ],
+)
+def test_wrong_arguments(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "argv", ["ddcat-bench", "train-step", *arguments, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_something_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").write_text("")
+    monkeypatch.setattr(sys, "argv", ["ddcat-bench", "train-step", "scenes-sat", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 2
+    assert str(tmp_path) in capsys.readouterr().err
