@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ddcat.classes import Classes
 from ddcat.errors import BundleError
+from ddcat.faults import first_fault
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -269,9 +270,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     try:
         return Manifest.model_validate_json(content)
     except ValidationError as cause:
-        first = cause.errors()[0]
-        entry = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise BundleError(f"{where} is not a manifest that ddcat reads: {entry}: {first['msg']}") from cause
+        raise BundleError(f"{where} is not a manifest that ddcat reads: {first_fault(cause)}") from cause
 
 
 def _check_version(content: bytes, where: str) -> None:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ddcat import signing
 from ddcat.bundle import ANYONE, PASSPORT, PASSPORT_SIGNATURE, Bundle, Trust
 from ddcat.errors import BundleError
+from ddcat.faults import first_fault
 from ddcat.files import write_bytes, writing
 
 __all__ = ["Finding", "Found", "Passport", "Verdict", "read_passport", "write_passport"]
@@ -88,9 +89,7 @@ def read_passport(bundle: Bundle, trust: Trust = ANYONE) -> Found:
     try:
         passport = Passport.model_validate_json(content)
     except ValidationError as cause:
-        first = cause.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole file"
-        return Found(None, f"none: {file.name} is not one that this version reads ({where}: {first['msg']})")
+        return Found(None, f"none: {file.name} is not one that this version reads ({first_fault(cause)})")
     if passport.manifest_sha256 != bundle.digest:
         return Found(None, f"none: {file.name} speaks of another bundle, {passport.manifest_sha256[:12]}...: judge this one")
     findings = ", ".join(f"{finding.name}: {finding.verdict}" for finding in passport.findings)

@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ddcat.classes import Classes
+from ddcat.faults import first_fault
 from ddcat.files import write_bytes, write_text
 from ddcat.hashing import sha256_of_file
 from ddcat_train.config import Config
@@ -246,9 +247,7 @@ def _describe(path: Path, header: str) -> Description:
     try:
         description = Description.model_validate_json(header)
     except ValidationError as cause:
-        first: Any = cause.errors()[0]
-        entry = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{path} was written by another version of ddcat: {entry}: {first['msg']}") from cause
+        raise CheckpointError(f"{path} was written by another version of ddcat: {first_fault(cause)}") from cause
     if description.format != 1:
         raise CheckpointError(f"{path} has format {description.format}; this version of ddcat reads format 1")
     return description
