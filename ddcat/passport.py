@@ -6,26 +6,23 @@ is another one has none.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ddcat import signing
 from ddcat.bundle import ANYONE, PASSPORT, PASSPORT_SIGNATURE, Bundle, Trust
 from ddcat.errors import BundleError
 from ddcat.faults import first_fault
 from ddcat.files import write_bytes, writing
+from ddcat.schema import Sha256, Strict
 
 __all__ = ["Finding", "Found", "Passport", "Verdict", "read_passport", "write_passport"]
 
 Verdict = Literal["pass", "refuse", "inconclusive"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Finding(_Strict):
+class Finding(Strict):
     """One thing that was judged."""
 
     name: str
@@ -35,11 +32,11 @@ class Finding(_Strict):
     reason: str = Field(description="a sentence")
 
 
-class Passport(_Strict):
+class Passport(Strict):
     """What the gate says of a bundle."""
 
     schema_version: Literal[1] = 1
-    manifest_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    manifest_sha256: Sha256
     verdict: Verdict
     budget: Literal["default", "quick"]
     data: str = Field(description="that it was judged on")
