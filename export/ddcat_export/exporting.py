@@ -138,8 +138,8 @@ def export(
     if needed == "int8":
         size = sizes[0] if sizes is not None and len(sizes) == 1 else None
         made = make_int8(
-            source, segmenter, content, kind=calibration, images=calibration_images, max_drop=max_drop, data_root=data_root,
-            size=size, progress=progress,
+            source, segmenter, content, engine=engine, kind=calibration, images=calibration_images, max_drop=max_drop,
+            data_root=data_root, size=size, progress=progress,
         )  # fmt: skip
     model = Model(
         graphs={GRAPH: content} if made is None else {GRAPH: made.signed, CPU_GRAPH: made.unsigned},
