@@ -34,6 +34,7 @@ __all__ = [
     "Quantisation",
     "Range",
     "Shapes",
+    "Sizes",
     "Source",
     "TensorEntry",
     "parse_manifest",
@@ -43,6 +44,7 @@ SCHEMA_VERSION: Final = 2
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Kind = Literal["clean", "mixed"]  # of calibration
+Sizes = tuple[tuple[int, int], ...]  # (height, width)
 Byte = Annotated[int, Field(ge=0, le=255)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # flat: a key is joined to a folder
 
@@ -124,7 +126,7 @@ class Shapes(Strict):
     batch: Range
     height: Range
     width: Range
-    sizes: tuple[tuple[int, int], ...] | None = Field(
+    sizes: Sizes | None = Field(
         default=None,
         strict=False,
         description="a ladder: the only (height, width) taken, ascending by pixels; None: all in the ranges",

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from ddcat import command
-from ddcat.command import ExpectDigest, RequireSignature, parse_size
+from ddcat.command import ExpectDigest, RequireSignature, parse_choice, parse_size
 from ddcat_export.errors import ExportError
 
 if TYPE_CHECKING:
     from ddcat.bundle import Bundle
-    from ddcat.manifest import Kind, Precision, Quantisation
+    from ddcat.manifest import Precision, Quantisation, Sizes
     from ddcat_export.sensitivity import LayerError
     from ddcat_export.sweep import Sweep
     from ddcat_serve.golden import Replay
@@ -23,6 +23,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
 _SHOWN_LAYERS = 5  # the bundle holds the others
+_HARDWARE = ("same-compute-capability", "ampere-plus")
 
 EPILOG = """
 **Examples**
@@ -112,7 +113,11 @@ def export(
 
     From a BUNDLE, another engine is built from the graph inside: neither torch nor the checkpoint is needed.
     """
-    sizes, chosen, kind = _sizes(size or []), _precision(precision), _kind(calibration)
+    from ddcat.manifest import Kind, Precision
+
+    sizes = _sizes(size or [])
+    chosen: Precision | None = None if precision is None else parse_choice("--precision", precision, get_args(Precision))
+    kind: Kind | None = None if calibration is None else parse_choice("--calibration", calibration, get_args(Kind))
     of_int8: dict[str, object] = {
         "--calibration": kind,
         "--calibration-images": calibration_images,
@@ -120,7 +125,7 @@ def export(
     }
     options: dict[str, object] = {}
     if hardware is not None:
-        options["hardware"] = _hardware(hardware)
+        options["hardware"] = parse_choice("--hardware", hardware, _HARDWARE)
     if version_compatible:
         options["version_compatible"] = True
     if engine != "trt":
@@ -168,7 +173,7 @@ def export(
     typer.echo(_told(done.bundle, "PyTorch", done.replay, done.sweep, done.layers))
 
 
-def _explain(checkpoint: Path, precision: "Precision", sizes: tuple[tuple[int, int], ...] | None) -> None:
+def _explain(checkpoint: Path, precision: "Precision", sizes: "Sizes | None") -> None:
     from ddcat_export import exporting
     from ddcat_export.explain import first_different
     from ddcat_export.sweep import FP16_TOLERANCE, LOGIT_TOLERANCE
@@ -184,39 +189,10 @@ def _explain(checkpoint: Path, precision: "Precision", sizes: tuple[tuple[int, i
         raise ExportError(f"the first layer that differs is {different.name}: {tolerance:g} is tolerated")
 
 
-def _sizes(texts: list[str]) -> tuple[tuple[int, int], ...] | None:
+def _sizes(texts: list[str]) -> "Sizes | None":
     if texts in ([], ["dynamic"]):
         return None
     return tuple(parse_size(text, otherwise=" or dynamic alone") for text in texts)
-
-
-def _precision(text: str | None) -> "Precision | None":
-    from ddcat.manifest import Precision
-
-    for known in get_args(Precision):
-        if text == known:
-            return known  # type: ignore[no-any-return]
-    if text is not None:
-        raise ExportError(f"--precision {text}: {', '.join(get_args(Precision))} would be right")
-    return None
-
-
-def _kind(text: str | None) -> "Kind | None":
-    from ddcat.manifest import Kind
-
-    for known in get_args(Kind):
-        if text == known:
-            return known  # type: ignore[no-any-return]
-    if text is not None:
-        raise ExportError(f"--calibration {text}: {' or '.join(get_args(Kind))} would be right")
-    return None
-
-
-def _hardware(text: str) -> str:
-    known = ("same-compute-capability", "ampere-plus")
-    if text not in known:
-        raise ExportError(f"--hardware {text}: {' or '.join(known)} would be right; without it the plan is for this GPU")
-    return text
 
 
 def _refuse(given: Mapping[str, object], because: str) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ddcat.command import run
+from ddcat.command import DEVICES, parse_choice, run
 from ddcat_train.config import CONFIG, Config, dump_config, load_config, presets
 from ddcat_train.errors import ConfigError
 from ddcat_train.worker import launched, rank, report_to_agent, under_agent
@@ -81,8 +81,7 @@ def train(
     With several devices, `train.batch_size` is that of all of them together. Several machines need torchrun, with the same
     arguments on each: `torchrun --nnodes 2 --nproc-per-node 8 ... -m ddcat_train.cli PRESET`.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device {device}: auto, cpu or cuda would be right")
+    parse_choice("--device", device, DEVICES)
     config = _resolve(source, data_root, overrides or [])
     if show:
         typer.echo(dump_config(config), nl=False)
