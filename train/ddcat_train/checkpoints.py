@@ -34,9 +34,9 @@ __all__ = [
     "Imported",
     "SplitEntry",
     "build_network",
-    "describe_checkpoint",
     "find_checkpoint",
     "load_checkpoint",
+    "read_description",
     "save_checkpoint",
 ]
 
@@ -210,7 +210,7 @@ def load_checkpoint(source: Path) -> Checkpoint:
     return Checkpoint(path, description, tensors)
 
 
-def describe_checkpoint(path: Path) -> Description:
+def read_description(path: Path) -> Description:
     """
     Read what a checkpoint file is, without its weights.
 

@@ -125,10 +125,10 @@ def _check_devices(config: Config, device: str, devices: int) -> None:
 
 
 def _reached(folder: Path) -> str:
-    from ddcat_train.checkpoints import LAST, describe_checkpoint
+    from ddcat_train.checkpoints import LAST, read_description
 
     last = folder / LAST
-    return f"step {describe_checkpoint(last).step}" if last.is_file() else "its start, for no checkpoint was written yet,"
+    return f"step {read_description(last).step}" if last.is_file() else "its start, for no checkpoint was written yet,"
 
 
 def _program() -> str:

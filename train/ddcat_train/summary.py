@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ddcat.files import write_bytes, write_text
-from ddcat_train.checkpoints import BEST, LAST, Description, describe_checkpoint
+from ddcat_train.checkpoints import BEST, LAST, Description, read_description
 from ddcat_train.config import CONFIG, AttackConfig, Config, MethodConfig
 from ddcat_train.curves import draw_curves
 from ddcat_train.logs import LINES, PANELS, TIMING, read_lines
@@ -39,7 +39,7 @@ def write_summary(run: Path) -> None:
     ------
     CheckpointError, WriteError
     """
-    description = describe_checkpoint(run / LAST)
+    description = read_description(run / LAST)
     step, steps = description.step or 0, description.steps or 0
     lines, timing = ([line for line in read_lines(run / name) if line["step"] <= step] for name in (LINES, TIMING))
     config = description.config
