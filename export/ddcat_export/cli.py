@@ -25,24 +25,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exce
 _SHOWN_LAYERS = 5  # the bundle holds the others
 _HARDWARE = ("same-compute-capability", "ampere-plus")
 
-EPILOG = """
-**Examples**
 
-`ddcat-export runs/camvid-ddcat --engine ort` takes the run's best checkpoint and images of any size from 33x33 on.
-
-`ddcat-export runs/camvid-ddcat/last.safetensors --engine ort --size 180x240 --logits --out bundles/camvid`
-
-`ddcat-export runs/camvid-ddcat --engine openvino --precision bf16 --size 180x240 --size 360x480 --sign key.pem`
-
-`ddcat-export runs/camvid-ddcat --engine openvino --precision int8 --calibration mixed --max-drop 1`
-
-`ddcat-export runs/camvid-ddcat --engine ort --explain` shows each layer beside PyTorch's, when an export was refused.
-
-`ddcat-export bundles/camvid --engine trt --size 180x240` on the machine with the GPU: from the graph inside, without torch.
-"""
-
-
-@app.command(epilog=EPILOG)
+@app.command()
 def export(
     source: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT|BUNDLE", help="A checkpoint file, a run directory, or another bundle.")
@@ -112,6 +96,21 @@ def export(
     layers stay in float until int8 costs no more mIoU than that on clean and on attacked images of the validation split.
 
     From a BUNDLE, another engine is built from the graph inside: neither torch nor the checkpoint is needed.
+
+    For example:
+
+    - `ddcat-export runs/camvid-ddcat --engine ort` takes the run's best checkpoint and images of any size from 33x33 on.
+
+    - `ddcat-export runs/camvid-ddcat/last.safetensors --engine ort --size 180x240 --logits --out bundles/camvid`
+
+    - `ddcat-export runs/camvid-ddcat --engine openvino --precision bf16 --size 180x240 --size 360x480 --sign key.pem`
+
+    - `ddcat-export runs/camvid-ddcat --engine openvino --precision int8 --calibration mixed --max-drop 1`
+
+    - `ddcat-export runs/camvid-ddcat --engine ort --explain` shows each layer beside PyTorch's, when an export was refused.
+
+    - `ddcat-export bundles/camvid --engine trt --size 180x240` on the machine with the GPU: from the graph inside, without
+      torch.
     """
     from ddcat.manifest import Kind, Precision
 
