@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CAMVID", "CITYSCAPES", "IGNORE", "IGNORED_COLOUR", "VOC", "Classes", "coloured", "voc_palette"]
+__all__ = ["CAMVID", "CITYSCAPES", "IGNORE", "IGNORED_COLOUR", "VOC", "Classes", "colour_table", "coloured", "voc_palette"]
 
 IGNORE = 255  # a pixel with this label is never scored and never attacked for gain
 IGNORED_COLOUR = (225, 225, 225)  # it is shown in
@@ -91,10 +91,15 @@ CAMVID = Classes(
 )  # fmt: skip
 
 
-def coloured(labels: npt.NDArray[np.integer], classes: Classes) -> npt.NDArray[np.uint8]:
-    """Give labels, (H, W) with values in 0..K-1 or 255, the colours of their classes, (H, W, 3); 255 is `IGNORED_COLOUR`."""
+def colour_table(classes: Classes) -> npt.NDArray[np.uint8]:
+    """Give the colours of all values that a label has, (256, 3): 255 is `IGNORED_COLOUR`, what is no class is black."""
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(classes)] = classes.palette
     colours[IGNORE] = IGNORED_COLOUR
-    pixels: npt.NDArray[np.uint8] = colours[labels]
+    return colours
+
+
+def coloured(labels: npt.NDArray[np.integer], classes: Classes) -> npt.NDArray[np.uint8]:
+    """Give labels, (H, W) with values in 0..K-1 or 255, the colours of their classes, (H, W, 3)."""
+    pixels: npt.NDArray[np.uint8] = colour_table(classes)[labels]
     return pixels

@@ -1,17 +1,18 @@
 """What all console commands share: options are written alike, an error is one clear line and exit status 2, no traceback."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TypeVar
 
 import typer
 
 from ddcat.errors import DdcatError
 
-__all__ = ["REFUSED", "ExpectDigest", "RequireSignature", "parse_size", "run"]
+__all__ = ["DEVICES", "REFUSED", "ExpectDigest", "RequireSignature", "parse_choice", "parse_size", "run"]
 
 REFUSED = 2  # exit status: refused, or bad input
+DEVICES = ("auto", "cpu", "cuda")
 
 RequireSignature = Annotated[
     Path | None, typer.Option(metavar="PUB", help="Refuse a bundle that the owner of this public key (PEM) did not sign.")
@@ -20,6 +21,24 @@ ExpectDigest = Annotated[
     list[str] | None,
     typer.Option(metavar="SHA", help="Refuse a bundle of another digest; may be given again, for each bundle."),
 ]
+
+
+_Choice = TypeVar("_Choice", bound=str)
+
+
+def parse_choice(option: str, text: str, choices: Sequence[_Choice]) -> _Choice:
+    """
+    Read the value of an option that is one of several.
+
+    Raises
+    ------
+    DdcatError
+        Which lists them.
+    """
+    for choice in choices:
+        if text == choice:
+            return choice
+    raise DdcatError(f"{option} {text}: {', '.join(choices[:-1])} or {choices[-1]} would be right")
 
 
 def parse_size(text: str, *, otherwise: str = "") -> tuple[int, int]:

@@ -9,10 +9,12 @@ options give the same bytes.
 import json
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ddcat.classes import Classes
 from ddcat.errors import BundleError
+from ddcat.faults import first_fault
+from ddcat.schema import Sha256, Strict
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -32,6 +34,7 @@ __all__ = [
     "Quantisation",
     "Range",
     "Shapes",
+    "Sizes",
     "Source",
     "TensorEntry",
     "parse_manifest",
@@ -41,23 +44,19 @@ SCHEMA_VERSION: Final = 2
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Kind = Literal["clean", "mixed"]  # of calibration
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Sizes = tuple[tuple[int, int], ...]  # (height, width)
 Byte = Annotated[int, Field(ge=0, le=255)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # flat: a key is joined to a folder
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class FileEntry(_Strict):
+class FileEntry(Strict):
     """A file of the bundle."""
 
     sha256: Sha256
     bytes: int = Field(ge=0)
 
 
-class Source(_Strict):
+class Source(Strict):
     """The checkpoint that the bundle was made from."""
 
     checkpoint: str = Field(description="its path when it was exported")
@@ -69,7 +68,7 @@ class Source(_Strict):
     step: int | None = Field(ge=0, description="updates that it was trained for; None: imported, and not known")
 
 
-class MainBranchProof(_Strict):
+class MainBranchProof(Strict):
     """The evidence that nothing but the main branch is in the graph: see `ddcat_export`."""
 
     spare_parameters: int = Field(ge=0, description="elements of the auxiliary, mask and deep-supervision heads, set to NaN")
@@ -78,7 +77,7 @@ class MainBranchProof(_Strict):
     size: tuple[int, int] = Field(strict=False, description="(height, width) of that image")
 
 
-class DataSource(_Strict):
+class DataSource(Strict):
     """The data that the checkpoint was trained on, and the split that the engine is judged on."""
 
     name: str
@@ -89,14 +88,14 @@ class DataSource(_Strict):
     long_side: int | None = Field(description="images are resized to it before anything else; None: they are not")
 
 
-class ClassEntry(_Strict):
+class ClassEntry(Strict):
     """A class, at the place of its label value."""
 
     name: str
     colour: tuple[Byte, Byte, Byte] = Field(strict=False)
 
 
-class Preprocessing(_Strict):
+class Preprocessing(Strict):
     """What the graph itself does to its uint8 input: (input / 255 - mean) / std, in fp32."""
 
     colour: Literal["RGB"] = "RGB"
@@ -105,7 +104,7 @@ class Preprocessing(_Strict):
     std: tuple[float, float, float] = Field(strict=False)
 
 
-class Range(_Strict):
+class Range(Strict):
     """Sizes that an axis may have, both ends included."""
 
     minimum: int = Field(ge=1)
@@ -121,13 +120,13 @@ class Range(_Strict):
         return self.minimum <= size and (self.maximum is None or size <= self.maximum)
 
 
-class Shapes(_Strict):
+class Shapes(Strict):
     """The input sizes that the engine takes."""
 
     batch: Range
     height: Range
     width: Range
-    sizes: tuple[tuple[int, int], ...] | None = Field(
+    sizes: Sizes | None = Field(
         default=None,
         strict=False,
         description="a ladder: the only (height, width) taken, ascending by pixels; None: all in the ranges",
@@ -142,7 +141,7 @@ class Shapes(_Strict):
         return self
 
 
-class TensorEntry(_Strict):
+class TensorEntry(Strict):
     """An input or output of the graph; a string names an axis whose size is free within `Shapes`."""
 
     name: str
@@ -150,7 +149,7 @@ class TensorEntry(_Strict):
     shape: tuple[int | str, ...] = Field(strict=False)
 
 
-class Device(_Strict):
+class Device(Strict):
     """What a compiled plan is bound to: it runs nowhere else."""
 
     name: str = Field(description="of the GPU, as its driver reports it")
@@ -159,7 +158,7 @@ class Device(_Strict):
     runtime: str = Field(description="and its version, for example 'tensorrt 10.13.2.6'")
 
 
-class EngineEntry(_Strict):
+class EngineEntry(Strict):
     """The runtime that the bundle was built and checked with."""
 
     name: Literal["ort", "openvino", "trt"]
@@ -172,7 +171,7 @@ class EngineEntry(_Strict):
     built_for: Device | None = Field(default=None, description="None: runs on any machine that has the runtime")
 
 
-class Calibration(_Strict):
+class Calibration(Strict):
     """The images that ranges of activations were measured on."""
 
     kind: Kind = Field(description="mixed: half of them adversarial")
@@ -182,7 +181,7 @@ class Calibration(_Strict):
     attack: dict[str, Any] | None = Field(description="that made the adversarial ones; None where there are none")
 
 
-class Drop(_Strict):
+class Drop(Strict):
     """What precision costs, in points of mIoU on the judged images."""
 
     clean: float
@@ -191,7 +190,7 @@ class Drop(_Strict):
     attack: dict[str, Any]
 
 
-class Quantisation(_Strict):
+class Quantisation(Strict):
     """How a graph became int8: symmetric signed QDQ, one scale for each output channel of a weight."""
 
     calibration: Calibration
@@ -202,7 +201,7 @@ class Quantisation(_Strict):
     report: str | None = Field(default=None, description="the file with every layer's sensitivity; None: not measured")
 
 
-class Golden(_Strict):
+class Golden(Strict):
     """Images, clean and adversarial, with the labels that this engine gave when it was exported."""
 
     file: str
@@ -211,7 +210,7 @@ class Golden(_Strict):
     attack: dict[str, Any]
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """Everything that is known about a bundle when it is written."""
 
     schema_version: Literal[2] = SCHEMA_VERSION
@@ -269,9 +268,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     try:
         return Manifest.model_validate_json(content)
     except ValidationError as cause:
-        first = cause.errors()[0]
-        entry = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise BundleError(f"{where} is not a manifest that ddcat reads: {entry}: {first['msg']}") from cause
+        raise BundleError(f"{where} is not a manifest that ddcat reads: {first_fault(cause)}") from cause
 
 
 def _check_version(content: bytes, where: str) -> None:

@@ -6,25 +6,23 @@ is another one has none.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ddcat import signing
 from ddcat.bundle import ANYONE, PASSPORT, PASSPORT_SIGNATURE, Bundle, Trust
 from ddcat.errors import BundleError
+from ddcat.faults import first_fault
 from ddcat.files import write_bytes, writing
+from ddcat.schema import Sha256, Strict
 
 __all__ = ["Finding", "Found", "Passport", "Verdict", "read_passport", "write_passport"]
 
 Verdict = Literal["pass", "refuse", "inconclusive"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Finding(_Strict):
+class Finding(Strict):
     """One thing that was judged."""
 
     name: str
@@ -34,11 +32,11 @@ class Finding(_Strict):
     reason: str = Field(description="a sentence")
 
 
-class Passport(_Strict):
+class Passport(Strict):
     """What the gate says of a bundle."""
 
     schema_version: Literal[1] = 1
-    manifest_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    manifest_sha256: Sha256
     verdict: Verdict
     budget: Literal["default", "quick"]
     data: str = Field(description="that it was judged on")
@@ -88,9 +86,7 @@ def read_passport(bundle: Bundle, trust: Trust = ANYONE) -> Found:
     try:
         passport = Passport.model_validate_json(content)
     except ValidationError as cause:
-        first = cause.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole file"
-        return Found(None, f"none: {file.name} is not one that this version reads ({where}: {first['msg']})")
+        return Found(None, f"none: {file.name} is not one that this version reads ({first_fault(cause)})")
     if passport.manifest_sha256 != bundle.digest:
         return Found(None, f"none: {file.name} speaks of another bundle, {passport.manifest_sha256[:12]}...: judge this one")
     findings = ", ".join(f"{finding.name}: {finding.verdict}" for finding in passport.findings)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddcat.errors import BundleError
+from ddcat.faults import first_line
 
 __all__ = ["check_key", "sign", "verify"]
 
@@ -50,7 +51,7 @@ def sign(manifest: bytes, key: Path, *, name: str) -> bytes:
         try:
             signing.Config().use_elliptic_key_signer(private_key=key).sign(model, signature)
         except Exception as cause:  # its exceptions share no base
-            raise BundleError(f"cannot sign with {key} ({_first_line(cause)}): {_KEYS}") from cause
+            raise BundleError(f"cannot sign with {key} ({first_line(cause)}): {_KEYS}") from cause
         return signature.read_bytes()
 
 
@@ -75,14 +76,14 @@ def verify(manifest: bytes, signature: bytes, public_key: Path, *, where: str) -
     try:
         config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     except Exception as cause:
-        raise BundleError(f"cannot verify with {public_key} ({_first_line(cause)}): {_KEYS}") from cause
+        raise BundleError(f"cannot verify with {public_key} ({first_line(cause)}): {_KEYS}") from cause
     with tempfile.TemporaryDirectory() as folder:
         beside = Path(folder) / ".signature"
         beside.write_bytes(signature)
         try:
             config.verify(_as_model(manifest, Path(folder) / "model"), beside)
         except Exception as cause:
-            reason = _first_line(cause).partition(":")[0]  # what follows is hashes as raw bytes
+            reason = first_line(cause).partition(":")[0]  # what follows is hashes as raw bytes
             raise BundleError(
                 f"{where} is not signed by the owner of {public_key} ({reason}): do not run it, and find out who wrote it"
             ) from cause
@@ -100,7 +101,3 @@ def _library() -> Any:
         return importlib.import_module("model_signing")  # an extra, and slow to import
     except ImportError as cause:
         raise BundleError(f'signatures need a library that is not installed ({cause}): pip install "ddcat[sign]"') from cause
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -82,8 +82,6 @@ def commands(name: str, app: typer.Typer) -> Iterator[str]:
         yield f"{level} `{words}`"
         yield f"```\n{' '.join([words, *arguments])} [OPTIONS]\n```"
         yield inspect.cleandoc(command.help or command.callback.__doc__ or "")
-        if command.epilog:
-            yield inspect.cleandoc(command.epilog)
         rows = [
             f"| {', '.join(f'`{option}`' for option in names)} | {cell(value)} | {default} | {cell(text)} |"
             for names, value, default, text in found

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -22,7 +21,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from server_process import served
+from server_process import ask, served
 
 from ddcat.bundle import open_bundle
 from ddcat.command import run
@@ -38,10 +37,8 @@ from ddcat_bench.timing.results import SpeedResult
 from ddcat_serve.engines import open_engine
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.data import open_dataset
-from ddcat_train.sheet import to_png
 
 MADE = ("scenes", "runs", "results", "bundle", "served.png", "index.html")
-ANSWERS_WITHIN = 60.0  # seconds
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 stages: list[Stage] = []
@@ -139,12 +136,7 @@ def segment_through_a_server(bundle: Path, scenes: Path, answer: Path) -> Pictur
         served(bundle, say=lambda line: console.print(f"  {line}")) as address,
     ):
         console.print(f"  {sample.name} to POST {address}/v1/segment")
-        request = urllib.request.Request(f"{address}/v1/segment", data=to_png(sample.image), method="POST")
-        try:
-            with urllib.request.urlopen(request, timeout=ANSWERS_WITHIN) as response:
-                mask: bytes = response.read()
-        except OSError as cause:
-            fail(f"the server did not answer as it should: {cause}", 1)
+        mask = ask(address, sample.image)
     write_bytes(answer, mask)
     with Image.open(io.BytesIO(mask)) as opened, open_engine(open_bundle(bundle)) as engine:
         labels = engine.infer(sample.image[None]).labels[0]

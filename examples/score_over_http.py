@@ -10,16 +10,14 @@ back is read as labels and scored. The same arrays go to the engine. Exits with 
 
 import io
 import sys
-import urllib.request
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import typer
 from PIL import Image
-from server_process import served
+from server_process import ask, served
 
 from ddcat.bundle import open_bundle
 from ddcat.command import run
@@ -31,15 +29,6 @@ from ddcat_train.attacks import to_8_bit, trajectory
 from ddcat_train.data.loader import evaluation_batches
 
 STEPS = (0, 3, 7)
-
-
-def ask(address: str, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Send (H, W, 3) as a PNG to a server and read its answer as labels (H, W)."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    request = urllib.request.Request(f"{address}/v1/segment", file.getvalue(), {"Content-Type": "image/png"})
-    with urllib.request.urlopen(request, timeout=60) as answer, Image.open(io.BytesIO(answer.read())) as mask:
-        return np.asarray(mask)
 
 
 app = typer.Typer(add_completion=False)
@@ -68,7 +57,8 @@ def score(
                     continue
                 pixels = to_8_bit(point.images, images).permute(0, 2, 3, 1).contiguous().numpy()  # (N, H, W, 3)
                 for image, expected in zip(pixels, truth, strict=True):
-                    answer, called = ask(address, image), engine.infer(image[None]).labels[0]
+                    answer = np.asarray(Image.open(io.BytesIO(ask(address, image))))
+                    called = engine.infer(image[None]).labels[0]
                     differing += int((answer != called).sum())
                     images_sent += 1
                     over_http[point.steps] += count(expected, answer, classes)

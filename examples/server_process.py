@@ -1,18 +1,23 @@
-"""A server of our own for as long as it is needed."""
+"""A server of our own for as long as it is needed, and what it says of an image."""
 
 import contextlib
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ddcat.errors import DdcatError
+import numpy as np
+import numpy.typing as npt
 
-__all__ = ["served"]
+from ddcat.errors import DdcatError
+from ddcat_train.sheet import to_png
+
+__all__ = ["ask", "served"]
 
 _LISTENING = "listening at "
-_STARTS_WITHIN, _STOPS_WITHIN = 120.0, 60.0  # seconds
+_STARTS_WITHIN, _ANSWERS_WITHIN, _STOPS_WITHIN = 120.0, 60.0, 60.0  # seconds
 
 
 @contextlib.contextmanager
@@ -49,6 +54,24 @@ def served(*words: str | Path, say: Callable[[str], None] = lambda line: None) -
             process.kill()  # without effect on one that has ended
     if status:
         raise DdcatError(f"the server ended with exit status {status}")
+
+
+def ask(address: str, image: npt.NDArray[np.uint8]) -> bytes:
+    """
+    Send an image, (H, W, 3), as a PNG to a server, and give the mask that it answers with, a palette PNG.
+
+    Raises
+    ------
+    DdcatError
+        Where it does not answer as it should.
+    """
+    request = urllib.request.Request(f"{address}/v1/segment", to_png(image), {"Content-Type": "image/png"})
+    try:
+        with urllib.request.urlopen(request, timeout=_ANSWERS_WITHIN) as response:
+            mask: bytes = response.read()
+    except OSError as cause:
+        raise DdcatError(f"the server did not answer as it should: {cause}") from cause
+    return mask
 
 
 def _address(process: "subprocess.Popen[str]", say: Callable[[str], None]) -> str:

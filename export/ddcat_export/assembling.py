@@ -22,6 +22,7 @@ from ddcat.manifest import (
     Quantisation,
     Range,
     Shapes,
+    Sizes,
     Source,
 )
 from ddcat_export.errors import ExportError
@@ -132,9 +133,7 @@ def needed_graph(engine: str, precision: Precision) -> Precision:
     return "fp32" if (engine, precision) == ("openvino", "bf16") else precision
 
 
-def shapes_of_engine(
-    engine: str, sizes: tuple[tuple[int, int], ...] | None, *, minimum: int, max_batch: int | None = None
-) -> Shapes:
+def shapes_of_engine(engine: str, sizes: Sizes | None, *, minimum: int, max_batch: int | None = None) -> Shapes:
     """
     Say which images an engine is to take.
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from ddcat import command
-from ddcat.command import ExpectDigest, RequireSignature, parse_size
+from ddcat.command import ExpectDigest, RequireSignature, parse_choice, parse_size
 from ddcat_export.errors import ExportError
 
 if TYPE_CHECKING:
     from ddcat.bundle import Bundle
-    from ddcat.manifest import Kind, Precision, Quantisation
+    from ddcat.manifest import Precision, Quantisation, Sizes
     from ddcat_export.sensitivity import LayerError
     from ddcat_export.sweep import Sweep
     from ddcat_serve.golden import Replay
@@ -23,25 +23,10 @@ __all__ = ["app", "main"]
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
 _SHOWN_LAYERS = 5  # the bundle holds the others
-
-EPILOG = """
-**Examples**
-
-`ddcat-export runs/camvid-ddcat --engine ort` takes the run's best checkpoint and images of any size from 33x33 on.
-
-`ddcat-export runs/camvid-ddcat/last.safetensors --engine ort --size 180x240 --logits --out bundles/camvid`
-
-`ddcat-export runs/camvid-ddcat --engine openvino --precision bf16 --size 180x240 --size 360x480 --sign key.pem`
-
-`ddcat-export runs/camvid-ddcat --engine openvino --precision int8 --calibration mixed --max-drop 1`
-
-`ddcat-export runs/camvid-ddcat --engine ort --explain` shows each layer beside PyTorch's, when an export was refused.
-
-`ddcat-export bundles/camvid --engine trt --size 180x240` on the machine with the GPU: from the graph inside, without torch.
-"""
+_HARDWARE = ("same-compute-capability", "ampere-plus")
 
 
-@app.command(epilog=EPILOG)
+@app.command()
 def export(
     source: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT|BUNDLE", help="A checkpoint file, a run directory, or another bundle.")
@@ -111,8 +96,27 @@ def export(
     layers stay in float until int8 costs no more mIoU than that on clean and on attacked images of the validation split.
 
     From a BUNDLE, another engine is built from the graph inside: neither torch nor the checkpoint is needed.
+
+    For example:
+
+    - `ddcat-export runs/camvid-ddcat --engine ort` takes the run's best checkpoint and images of any size from 33x33 on.
+
+    - `ddcat-export runs/camvid-ddcat/last.safetensors --engine ort --size 180x240 --logits --out bundles/camvid`
+
+    - `ddcat-export runs/camvid-ddcat --engine openvino --precision bf16 --size 180x240 --size 360x480 --sign key.pem`
+
+    - `ddcat-export runs/camvid-ddcat --engine openvino --precision int8 --calibration mixed --max-drop 1`
+
+    - `ddcat-export runs/camvid-ddcat --engine ort --explain` shows each layer beside PyTorch's, when an export was refused.
+
+    - `ddcat-export bundles/camvid --engine trt --size 180x240` on the machine with the GPU: from the graph inside, without
+      torch.
     """
-    sizes, chosen, kind = _sizes(size or []), _precision(precision), _kind(calibration)
+    from ddcat.manifest import Kind, Precision
+
+    sizes = _sizes(size or [])
+    chosen: Precision | None = None if precision is None else parse_choice("--precision", precision, get_args(Precision))
+    kind: Kind | None = None if calibration is None else parse_choice("--calibration", calibration, get_args(Kind))
     of_int8: dict[str, object] = {
         "--calibration": kind,
         "--calibration-images": calibration_images,
@@ -120,7 +124,7 @@ def export(
     }
     options: dict[str, object] = {}
     if hardware is not None:
-        options["hardware"] = _hardware(hardware)
+        options["hardware"] = parse_choice("--hardware", hardware, _HARDWARE)
     if version_compatible:
         options["version_compatible"] = True
     if engine != "trt":
@@ -168,7 +172,7 @@ def export(
     typer.echo(_told(done.bundle, "PyTorch", done.replay, done.sweep, done.layers))
 
 
-def _explain(checkpoint: Path, precision: "Precision", sizes: tuple[tuple[int, int], ...] | None) -> None:
+def _explain(checkpoint: Path, precision: "Precision", sizes: "Sizes | None") -> None:
     from ddcat_export import exporting
     from ddcat_export.explain import first_different
     from ddcat_export.sweep import FP16_TOLERANCE, LOGIT_TOLERANCE
@@ -184,39 +188,10 @@ def _explain(checkpoint: Path, precision: "Precision", sizes: tuple[tuple[int, i
         raise ExportError(f"the first layer that differs is {different.name}: {tolerance:g} is tolerated")
 
 
-def _sizes(texts: list[str]) -> tuple[tuple[int, int], ...] | None:
+def _sizes(texts: list[str]) -> "Sizes | None":
     if texts in ([], ["dynamic"]):
         return None
     return tuple(parse_size(text, otherwise=" or dynamic alone") for text in texts)
-
-
-def _precision(text: str | None) -> "Precision | None":
-    from ddcat.manifest import Precision
-
-    for known in get_args(Precision):
-        if text == known:
-            return known  # type: ignore[no-any-return]
-    if text is not None:
-        raise ExportError(f"--precision {text}: {', '.join(get_args(Precision))} would be right")
-    return None
-
-
-def _kind(text: str | None) -> "Kind | None":
-    from ddcat.manifest import Kind
-
-    for known in get_args(Kind):
-        if text == known:
-            return known  # type: ignore[no-any-return]
-    if text is not None:
-        raise ExportError(f"--calibration {text}: {' or '.join(get_args(Kind))} would be right")
-    return None
-
-
-def _hardware(text: str) -> str:
-    known = ("same-compute-capability", "ampere-plus")
-    if text not in known:
-        raise ExportError(f"--hardware {text}: {' or '.join(known)} would be right; without it the plan is for this GPU")
-    return text
 
 
 def _refuse(given: Mapping[str, object], because: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ddcat import provenance
 from ddcat.bundle import Bundle
 from ddcat.files import reserve
-from ddcat.manifest import ClassEntry, DataSource, Kind, Precision, Preprocessing, Source
+from ddcat.manifest import ClassEntry, DataSource, Kind, Precision, Preprocessing, Sizes, Source
 from ddcat.signing import check_key
 from ddcat_export.assembling import CPU_GRAPH, GRAPH, Model, assemble, needed_graph, shapes_of_engine
 from ddcat_export.calibration import read_samples
@@ -61,7 +61,7 @@ def export(
     *,
     engine: str = "ort",
     precision: Precision = "fp32",
-    sizes: tuple[tuple[int, int], ...] | None = None,
+    sizes: Sizes | None = None,
     max_batch: int | None = None,
     logits: bool = False,
     confidence: bool = False,
@@ -138,8 +138,8 @@ def export(
     if needed == "int8":
         size = sizes[0] if sizes is not None and len(sizes) == 1 else None
         made = make_int8(
-            source, segmenter, content, kind=calibration, images=calibration_images, max_drop=max_drop, data_root=data_root,
-            size=size, progress=progress,
+            source, segmenter, content, engine=engine, kind=calibration, images=calibration_images, max_drop=max_drop,
+            data_root=data_root, size=size, progress=progress,
         )  # fmt: skip
     model = Model(
         graphs={GRAPH: content} if made is None else {GRAPH: made.signed, CPU_GRAPH: made.unsigned},
@@ -166,7 +166,7 @@ def explain(
     checkpoint: Path,
     *,
     precision: Precision = "fp32",
-    sizes: tuple[tuple[int, int], ...] | None = None,
+    sizes: Sizes | None = None,
     progress: Progress = lambda stage: None,
 ) -> tuple[Layer, ...]:
     """

@@ -14,20 +14,19 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from ddcat.manifest import Sizes
 from ddcat_export.errors import ExportError
 from ddcat_export.folding import fold_batch_norms
 from ddcat_export.lint import ANY_SIZE, LOGITS, OPSET, check_form, check_graph
 from ddcat_train.networks import Segmenter
 from ddcat_train.networks.layers import upsample
 
-__all__ = ["MINIMUM_SIZE", "TRACED", "MainBranch", "Sizes", "build_graph", "quiet", "trace", "traced_input", "with_logits"]
+__all__ = ["MINIMUM_SIZE", "TRACED", "MainBranch", "build_graph", "quiet", "trace", "traced_input", "with_logits"]
 
 MINIMUM_SIZE = 33  # pixels a side, of any network
 TRACED = (2, 71, 103)  # a batch and a size that no network or attack prefers; the sweep runs on others
 
 _WEIGHTS = "segmenter."
-
-Sizes = tuple[tuple[int, int], ...] | None
 
 
 class MainBranch(nn.Module):
@@ -76,7 +75,7 @@ class MainBranch(nn.Module):
 
 
 def build_graph(
-    segmenter: Segmenter, *, sizes: Sizes, logits: bool, confidence: bool, traced: tuple[int, int, int] = TRACED
+    segmenter: Segmenter, *, sizes: Sizes | None, logits: bool, confidence: bool, traced: tuple[int, int, int] = TRACED
 ) -> bytes:
     """
     Export the main branch, in fp32.
@@ -131,7 +130,7 @@ def with_logits(content: bytes) -> bytes:
 
 
 def trace(
-    segmenter: Segmenter, *, sizes: Sizes, confidence: bool, traced: tuple[int, int, int] = TRACED
+    segmenter: Segmenter, *, sizes: Sizes | None, confidence: bool, traced: tuple[int, int, int] = TRACED
 ) -> torch.onnx.ONNXProgram:
     """Let torch export the main branch with folded batch norms: see `build_graph`; nothing is checked yet."""
     from onnxscript import optimizer  # noqa: PLC0415 -- slow to import
@@ -160,7 +159,7 @@ def trace(
     return program
 
 
-def traced_input(sizes: Sizes, traced: tuple[int, int, int] = TRACED) -> tuple[Tensor, dict[int, Any]]:
+def traced_input(sizes: Sizes | None, traced: tuple[int, int, int] = TRACED) -> tuple[Tensor, dict[int, Any]]:
     """
     Give what the exporter looks at.
 

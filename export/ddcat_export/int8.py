@@ -49,6 +49,7 @@ def make_int8(
     segmenter: Segmenter,
     graph: bytes,
     *,
+    engine: str,
     kind: Kind,
     images: int,
     max_drop: float | None,
@@ -66,6 +67,8 @@ def make_int8(
         Its network, on the CPU, in eval().
     graph : bytes
         The typed fp32 graph of it.
+    engine : str
+        The runtime that the bundle is for; one of a CPU judges the form that it serves.
     kind : "clean" or "mixed"
         Of the images to calibrate on: see `calibration_images`.
     images : int
@@ -115,7 +118,7 @@ def make_int8(
         def drop_of(floats: Sequence[str]) -> Drop:
             progress(f"judging int8 with {len(floats)} layers in float")
             forms = [quantise(graph, ranges, float_layers=floats, unsigned=unsigned) for unsigned in (False, True)]
-            return judge.drop([(forms[0], _open_signed), (forms[1], open_graph)])
+            return judge.drop([(forms[0], _open_signed), (forms[1], _open_openvino if engine == "openvino" else open_graph)])
 
         float_layers, drop, trials = fall_back([one.layer for one in sensitivity], drop_of, max_drop=max_drop)
         report = _report(sensitivity, trials)
@@ -137,11 +140,16 @@ def make_int8(
 
 
 def _open_signed(content: bytes) -> Graph:
-    # ONNX Runtime computes it as well, but on x86 slower than fp32
+    # for TensorRT, which may not be here; ONNX Runtime computes it as well, but on x86 slower than fp32
     try:
-        from ddcat_serve.engines.openvino import OpenVinoGraph  # noqa: PLC0415 -- an optional library
+        return _open_openvino(content)
     except ImportError:
         return open_graph(content)
+
+
+def _open_openvino(content: bytes) -> Graph:
+    from ddcat_serve.engines.openvino import OpenVinoGraph  # noqa: PLC0415 -- an optional library
+
     return OpenVinoGraph(content, precision="int8")
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddcat.manifest import MainBranchProof
+from ddcat.manifest import MainBranchProof, Sizes
 from ddcat_export.cost import multiply_adds
 from ddcat_export.errors import ExportError
-from ddcat_export.graph import TRACED, MainBranch, Sizes, build_graph, quiet, traced_input
+from ddcat_export.graph import TRACED, MainBranch, build_graph, quiet, traced_input
 from ddcat_train.networks import Segmenter
 
 __all__ = ["prove_main_branch"]
@@ -19,7 +19,9 @@ __all__ = ["prove_main_branch"]
 _OTHER = (3, 86, 55)  # what is traced the second time, where it is free: no side in common with the first
 
 
-def prove_main_branch(segmenter: Segmenter, content: bytes, *, sizes: Sizes, logits: bool, confidence: bool) -> MainBranchProof:
+def prove_main_branch(
+    segmenter: Segmenter, content: bytes, *, sizes: Sizes | None, logits: bool, confidence: bool
+) -> MainBranchProof:
     """
     Prove that a graph holds nothing of the spare heads.
 
@@ -91,7 +93,7 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def _needed(segmenter: Segmenter, sizes: Sizes) -> int:
+def _needed(segmenter: Segmenter, sizes: Sizes | None) -> int:
     """Count the multiply-adds for one image of a network that has the main head only."""
     lone = copy.deepcopy(segmenter)
     lone.heads = nn.ModuleDict({"main": lone.heads["main"]})

@@ -9,7 +9,7 @@ import onnx
 
 from ddcat.bundle import ANYONE, Bundle, Trust, open_bundle
 from ddcat.files import reserve
-from ddcat.manifest import Manifest, Precision, Range, Shapes
+from ddcat.manifest import Manifest, Precision, Range, Shapes, Sizes
 from ddcat.signing import check_key
 from ddcat_export.assembling import (
     CPU_GRAPH,
@@ -39,7 +39,7 @@ def rebuild(
     *,
     engine: str,
     precision: Precision | None = None,
-    sizes: tuple[tuple[int, int], ...] | None = None,
+    sizes: Sizes | None = None,
     max_batch: int | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
     repeatable: bool = False,
@@ -140,7 +140,7 @@ def _reports(bundle: Bundle) -> dict[str, bytes]:
     return {} if found is None or found.report is None else {found.report: bundle.files[found.report]}
 
 
-def _shapes(bundle: Bundle, engine: str, sizes: tuple[tuple[int, int], ...] | None, max_batch: int | None) -> Shapes:
+def _shapes(bundle: Bundle, engine: str, sizes: Sizes | None, max_batch: int | None) -> Shapes:
     there = bundle.manifest.shapes
     if sizes is None:
         ends = (there.height.minimum, there.width.minimum)

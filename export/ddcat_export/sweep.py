@@ -6,9 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ddcat.manifest import Sizes
 from ddcat_export.errors import ExportError
 from ddcat_export.explain import compare_layers, first_different
-from ddcat_export.graph import Sizes, with_logits
+from ddcat_export.graph import with_logits
 from ddcat_serve.engines.base import Outputs
 from ddcat_serve.engines.onnxruntime import OrtGraph, open_graph
 from ddcat_serve.errors import EngineError
@@ -48,7 +49,7 @@ class Sweep:
     logit_error: float
 
 
-def shapes_of(sizes: Sizes) -> tuple[Shape, ...]:
+def shapes_of(sizes: Sizes | None) -> tuple[Shape, ...]:
     """Shapes to sweep for a graph of these sizes, or of free ones (None)."""
     if sizes is None:
         return _FREE

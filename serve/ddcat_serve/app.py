@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from ddcat import __version__
+from ddcat.faults import first_fault
 from ddcat_serve import page, protocol_routes, segment
 from ddcat_serve.context import PROVENANCE, Context
 from ddcat_serve.errors import EngineError, InputError, RequestError
@@ -128,8 +129,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def wrong_parameter(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        return answer(400, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
+        return answer(400, first_fault(error))
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:

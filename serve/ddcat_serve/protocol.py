@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddcat import __version__
+from ddcat.faults import first_fault
 from ddcat.manifest import TensorEntry
 from ddcat_serve.engines import Outputs
 from ddcat_serve.errors import EngineError, RequestError
@@ -101,9 +102,7 @@ def parse_infer(body: bytes, *, header_length: str | None, max_pixels: int) -> t
     try:
         request = InferRequest.model_validate_json(text)
     except ValidationError as cause:
-        first = cause.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RequestError(400, f"{where}: {first['msg']}" if where else first["msg"]) from cause
+        raise RequestError(400, first_fault(cause)) from cause
     if [tensor.name for tensor in request.inputs] != ["image"]:
         raise RequestError(400, f"inputs are {[tensor.name for tensor in request.inputs]}; the model has one, image")
     return request, _image_tensor(request.inputs[0], rest, max_pixels)

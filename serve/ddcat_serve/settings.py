@@ -8,6 +8,7 @@ import yaml
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from ddcat.faults import first_line
 from ddcat_serve.errors import ServeError
 
 __all__ = ["PREFIX", "Settings", "read_settings"]
@@ -136,7 +137,7 @@ def _read_file(file: Path | None) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as cause:
-        raise ServeError(f"--config {file} cannot be read: {str(cause).splitlines()[0]}") from cause
+        raise ServeError(f"--config {file} cannot be read: {first_line(cause)}") from cause
     if not isinstance(content, dict):
         raise ServeError(f"--config {file} holds no settings: lines such as `timeout: 5` would be right")
     unknown = sorted(set(map(str, content)) - set(Settings.model_fields))

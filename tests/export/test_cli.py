@@ -109,7 +109,7 @@ def damaged(run: Path, tmp_path: Path) -> Path:
             ["{run}", "--engine", "ort", "--precision", "bf16"],
             "ONNX Runtime does not compute in bf16 on a CPU, only in fp32 and",
         ),
-        (["{run}", "--engine", "ort", "--precision", "fp8"], "--precision fp8: fp32, bf16, fp16, int8 would be right"),
+        (["{run}", "--engine", "ort", "--precision", "fp8"], "--precision fp8: fp32, bf16, fp16 or int8 would be right"),
         (["{run}", "--engine", "ort", "--expect-digest", "0"], "--expect-digest changes nothing here, for {run} is no bundle"),
         (["{run}", "--engine", "ort", "--hardware", "ampere-plus"], "--hardware changes nothing here, for this is not trt"),
         (

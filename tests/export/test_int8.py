@@ -14,11 +14,14 @@ from ddcat_export import cli, exporting, int8
 from ddcat_export.calibration import measure_ranges
 from ddcat_export.errors import ExportError
 from ddcat_export.exporting import Exported, export
+from ddcat_export.fallback import Judge, Open
 from ddcat_export.quantise import check_quantised, layers_of, points_of
 from ddcat_export.rebuilding import rebuild
 from ddcat_export.sensitivity import LayerError, measure_sensitivity
 from ddcat_export.sweep import Sweep, sample_images
 from ddcat_serve.engines import open_engine
+from ddcat_serve.engines.onnxruntime import OrtGraph
+from ddcat_serve.engines.openvino import OpenVinoGraph
 
 WITHOUT_TORCH = """
 import sys
@@ -113,6 +116,36 @@ def test_without_a_limit_nothing_is_judged(quick: pytest.MonkeyPatch, run: Path,
     assert found is not None
     assert (found.drop, found.max_drop, found.report, found.float_layers, done.layers) == (None, None, None, (), ())
     assert "sensitivity.json" not in done.bundle.files
+
+
+@pytest.mark.parametrize(("engine", "runs_it"), [("ort", OrtGraph), ("openvino", OpenVinoGraph)])
+def test_the_form_for_a_cpu_is_judged_by_the_runtime_that_serves_it(
+    quick: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Path,
+    scenes: Path,
+    tmp_path: Path,
+    engine: str,
+    runs_it: type,
+) -> None:
+    judged: list[tuple[type, bytes]] = []
+
+    class Lenient(Judge):
+        def score(self, content: bytes, opens: Open) -> tuple[float, float]:
+            graph = opens(content)
+            judged.append((type(graph), content))
+            graph.close()
+            return 50.0, 50.0
+
+    monkeypatch.setattr(int8, "measure_sensitivity", lambda *a, **k: ())
+    monkeypatch.setattr(int8, "Judge", Lenient)
+    done = export(
+        run, tmp_path / "out", engine=engine, precision="int8", calibration_images=1, max_drop=1, data_root=scenes,
+        calibration="clean",
+    )  # fmt: skip
+    by = {content: graph for graph, content in judged}
+    assert by[done.bundle.files["model.cpu.onnx"]] is runs_it
+    assert done.bundle.files["model.onnx"] in by
 
 
 def test_the_layer_with_the_coarsest_steps_is_the_worst(bundle: Bundle) -> None:

@@ -8,9 +8,10 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
+from ddcat.manifest import Sizes
 from ddcat_export import main_branch
 from ddcat_export.errors import ExportError
-from ddcat_export.graph import TRACED, MainBranch, Sizes, build_graph
+from ddcat_export.graph import TRACED, MainBranch, build_graph
 from ddcat_export.main_branch import prove_main_branch
 
 SIZE = (64, 80)
@@ -28,7 +29,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(SIZE,), (SIZE, (96, 128)), None])
-def test_it_states_what_it_found(smallest: Any, sizes: Sizes) -> None:
+def test_it_states_what_it_found(smallest: Any, sizes: Sizes | None) -> None:
     content = build_graph(smallest, sizes=sizes, logits=True, confidence=True)
     proof = prove_main_branch(smallest, content, sizes=sizes, logits=True, confidence=True)
     assert proof.spare_parameters == 4 * 3 + 4
@@ -69,7 +70,7 @@ def test_needless_work_is_found_by_its_multiply_adds(smallest: Any, monkeypatch:
 
 
 @pytest.mark.parametrize("sizes", [None, (SIZE,)])
-def test_a_constant_of_the_traced_images_is_named(smallest: Any, monkeypatch: pytest.MonkeyPatch, sizes: Sizes) -> None:
+def test_a_constant_of_the_traced_images_is_named(smallest: Any, monkeypatch: pytest.MonkeyPatch, sizes: Sizes | None) -> None:
     """Exporters leave them silently: here, a number of the example's rows, or of its images, that should have stayed free."""
 
     def baked(segmenter: Any, image: Tensor) -> Tensor:

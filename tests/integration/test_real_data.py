@@ -8,8 +8,8 @@ from ddcat_train.config import load_config
 from ddcat_train.data import list_dataset
 from ddcat_train.data.check import check
 from ddcat_train.loop import train
+from tests.files import needed
 
-DATA = Path(__file__).parents[3] / "shared/data"
 SAMPLES = {
     "voc": ("voc_sample", "train", "val"),
     "cityscapes": ("cityscapes_sample", "val", "val"),
@@ -20,15 +20,14 @@ SAMPLES = {
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_real_data_set_is_sound_and_trains(name: str, tmp_path: Path) -> None:
     folder, train_split, val_split = SAMPLES[name]
-    if not (DATA / folder).is_dir():
-        pytest.skip(f"no data at {DATA / folder}")
-    report = check(list_dataset(name, DATA / folder, train_split))
+    root = needed(f"data/{folder}")
+    report = check(list_dataset(name, root, train_split))
     assert report.faults == ()
     images = report.pairs
     config = load_config(
         "scenes-ddcat",
         [
-            f"data.name={name}", f"data.root={DATA / folder}", f"data.train_split={train_split}", f"data.val_split={val_split}",
+            f"data.name={name}", f"data.root={root}", f"data.train_split={train_split}", f"data.val_split={val_split}",
             "data.long_side=128", "model.width=4", "augment.policy=paper", "augment.crop=65", "train.evaluate_images=1",
             f"train.batch_size={max(2, -(-images // 2))}", f"train.epochs={2 if images <= 2 else 1}",
         ],

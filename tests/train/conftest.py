@@ -1,5 +1,3 @@
-import importlib.util
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -16,35 +14,25 @@ from ddcat_train.losses import valid_pixels
 from ddcat_train.methods import METHODS, Portion
 from ddcat_train.names import ContextName, MethodName
 from ddcat_train.networks import Segmenter, build_segmenter
+from tests.train import oracle, released, small
 
 
-def beside(name: str) -> ModuleType:
-    """A module of this folder, loaded by its path, since tests are no package."""
-    spec = importlib.util.spec_from_file_location(f"ddcat_{name}", Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def oracle() -> ModuleType:
+@pytest.fixture(scope="session", name="oracle")
+def the_oracle() -> ModuleType:
     """The slow transcription of the paper's algorithms."""
-    return beside("oracle")
+    return oracle
 
 
-@pytest.fixture(scope="session")
-def released() -> ModuleType:
+@pytest.fixture(scope="session", name="released")
+def the_released() -> ModuleType:
     """The files of others: keys, shapes, and what they compute."""
-    return beside("released")
+    return released
 
 
-@pytest.fixture(scope="session")
-def small() -> ModuleType:
+@pytest.fixture(scope="session", name="small")
+def the_small() -> ModuleType:
     """A network, a linear model and images to attack, of a few pixels."""
-    return beside("small")
+    return small
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ddcat_train.attacks import Model, evaluating
+
 CLASSES = 4
 
 
@@ -35,3 +37,9 @@ def batch(seed: int, count: int = 3, size: int = 6, ignored: float = 0.2, classe
     labels = torch.randint(classes, (count, size, size), generator=generator)
     labels[torch.rand(labels.shape, generator=generator) < ignored] = 255
     return images, labels
+
+
+def right_pixels(model: Model, images: Tensor, labels: Tensor) -> Tensor:
+    """How many valid pixels of each image the model labels right, (N,) int64."""
+    with torch.no_grad(), evaluating(model):
+        return (model(images).argmax(1) == labels).flatten(1).sum(1)

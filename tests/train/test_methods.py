@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from ddcat_train.attacks import fgsm
+from ddcat_train.attacks import bim
 from ddcat_train.config import PRESETS, AttackConfig, MethodConfig, load_config
 from ddcat_train.methods import METHODS, Portion, Update
 from ddcat_train.methods.division import divide
@@ -300,7 +300,8 @@ def test_the_control_that_leaks_labels_is_trained_on_fgsm(
 ) -> None:
     config, portion = load_config(preset), batch_of(3, ignored=(0.3,))
     network = network_for(config.method, portion)
-    expected = fgsm(network, portion.images[1:], portion.labels[1:], epsilon=config.attack.epsilon)
+    epsilon = config.attack.epsilon
+    expected = bim(network, portion.images[1:], portion.labels[1:], epsilon=epsilon, alpha=epsilon, steps=1)
     with images_in_training(network) as seen:
         METHODS["sat"].step(network, portion, attack=config.attack, options=config.method)
     assert config.method == MethodConfig(name="sat")

@@ -16,8 +16,8 @@ from ddcat_train.errors import CheckpointError
 from ddcat_train.names import BackboneName, ContextName, Head, Stem
 from ddcat_train.networks import BACKBONES, CONTEXTS, Backbone, Segmenter, build_backbone, build_segmenter, load_backbone
 from ddcat_train.networks.layers import bin_averages, pool_to_bins
+from tests.files import needed
 
-WEIGHTS = Path(__file__).parents[3] / "shared/weights/mobilenet_v2_imagenet.safetensors"
 HEADS: tuple[Head, ...] = get_args(Head)
 
 
@@ -149,11 +149,11 @@ def test_images_are_normalised_inside() -> None:
     torch.testing.assert_close(network.normalise(noise * std + mean), noise, atol=1e-5, rtol=0)
 
 
-@pytest.mark.skipif(not WEIGHTS.is_file(), reason=f"no pretrained weights at {WEIGHTS}")
 def test_pretrained_weights_are_loaded_to_the_last_tensor() -> None:
     body = build_backbone(ModelConfig(backbone="mobilenet_v2", output_stride=16))
-    load_backbone(body, WEIGHTS)
-    file = load_file(WEIGHTS)
+    weights = needed("weights/mobilenet_v2_imagenet.safetensors")
+    load_backbone(body, weights)
+    file = load_file(weights)
     state = body.state_dict()
     assert {key for key in file if not key.startswith("features.18.")} == set(state)
     assert all(torch.equal(state[key], file[key]) for key in state)

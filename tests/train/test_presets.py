@@ -66,8 +66,7 @@ def test_the_presets_of_the_paper_have_its_numbers(data: str, network: str, meth
 
 def attack_of(config: Config) -> tuple[float, float, int, str]:
     attack = config.attack
-    step = attack.epsilon / attack.steps if attack.alpha == "eps/n" else attack.alpha
-    return attack.epsilon, step, attack.steps, attack.start
+    return attack.epsilon, attack.step_size, attack.steps, attack.start
 
 
 def test_alpha_is_a_share_of_epsilon_as_released() -> None:

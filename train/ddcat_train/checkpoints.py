@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ddcat.classes import Classes
+from ddcat.faults import first_fault
 from ddcat.files import write_bytes, write_text
 from ddcat.hashing import sha256_of_file
 from ddcat_train.config import Config
@@ -33,9 +34,9 @@ __all__ = [
     "Imported",
     "SplitEntry",
     "build_network",
-    "describe_checkpoint",
     "find_checkpoint",
     "load_checkpoint",
+    "read_description",
     "save_checkpoint",
 ]
 
@@ -119,14 +120,9 @@ class Checkpoint:
         """Tensors whose keys begin with a prefix, without it."""
         return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
 
-    def segmenter(self, part: str = _MODEL) -> Segmenter:
+    def segmenter(self) -> Segmenter:
         """
         Build the network and load its weights, strictly; it is in eval() mode.
-
-        Parameters
-        ----------
-        part : str
-            Prefix of the weights.
 
         Raises
         ------
@@ -134,7 +130,7 @@ class Checkpoint:
             Naming the keys that do not fit.
         """
         network = build_network(self.description.config, len(self.description.classes))
-        self.load_into(network, part)
+        self.load_into(network)
         return network.eval()
 
     def load_into(self, network: Segmenter, part: str = _MODEL) -> None:
@@ -184,39 +180,37 @@ def save_checkpoint(
     write_text(path.with_suffix(".json"), description.model_dump_json(indent=2) + "\n")
 
 
-def find_checkpoint(source: Path, *, name: str = BEST) -> Path:
-    """Give the checkpoint file of a run directory, as `load_checkpoint` chooses it; any other path as it is."""
+def find_checkpoint(source: Path) -> Path:
+    """Give the checkpoint file of a run directory, its best one, or the last where none was judged; any other path as it is."""
     if not source.is_dir():
         return source
-    found = [source / choice for choice in (name, LAST) if (source / choice).is_file()]
+    found = [source / choice for choice in (BEST, LAST) if (source / choice).is_file()]
     if not found:
-        raise CheckpointError(f"{source} holds no {name}: a run directory is what ddcat-train writes")
+        raise CheckpointError(f"{source} holds no {BEST}: a run directory is what ddcat-train writes")
     return found[0]
 
 
-def load_checkpoint(source: Path, *, name: str = BEST) -> Checkpoint:
+def load_checkpoint(source: Path) -> Checkpoint:
     """
     Read a checkpoint.
 
     Parameters
     ----------
     source : Path
-        A checkpoint file, or a run directory.
-    name : str
-        Which checkpoint of a run directory; its best one by default, or the last where none was judged yet.
+        A checkpoint file, or a run directory: see `find_checkpoint`.
 
     Raises
     ------
     CheckpointError
         Where there is none, it is damaged, or it is not one of ours.
     """
-    path = find_checkpoint(source, name=name)
+    path = find_checkpoint(source)
     with _opened(path) as (file, description):
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- it is no mapping
     return Checkpoint(path, description, tensors)
 
 
-def describe_checkpoint(path: Path) -> Description:
+def read_description(path: Path) -> Description:
     """
     Read what a checkpoint file is, without its weights.
 
@@ -246,9 +240,7 @@ def _describe(path: Path, header: str) -> Description:
     try:
         description = Description.model_validate_json(header)
     except ValidationError as cause:
-        first: Any = cause.errors()[0]
-        entry = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{path} was written by another version of ddcat: {entry}: {first['msg']}") from cause
+        raise CheckpointError(f"{path} was written by another version of ddcat: {first_fault(cause)}") from cause
     if description.format != 1:
         raise CheckpointError(f"{path} has format {description.format}; this version of ddcat reads format 1")
     return description

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ddcat.command import run
+from ddcat.command import DEVICES, parse_choice, run
 from ddcat_train.config import CONFIG, Config, dump_config, load_config, presets
 from ddcat_train.errors import ConfigError
 from ddcat_train.worker import launched, rank, report_to_agent, under_agent
@@ -17,22 +17,6 @@ from ddcat_train.worker import launched, rank, report_to_agent, under_agent
 __all__ = ["main"]
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
-
-EPILOG = """
-**Examples**
-
-`ddcat-train scenes-ddcat` trains on generated scenes (make them with `ddcat-data scenes data/scenes`).
-
-`ddcat-train --list | grep cityscapes` names the presets for a data set; `ddcat-train --show voc-pspnet50-ddcat` is all of one.
-
-`ddcat-train voc-pspnet50-ddcat --data-root /data/VOC2012 --set model.pretrained=resnet50.safetensors --out runs/mine`
-
-`ddcat-train camvid-sat --data-root /data/camvid --set optim.lr=0.005 --set attack.epsilon=8/255`
-
-`ddcat-train runs/mine/config.yaml --resume` continues where the run stopped.
-
-`ddcat-train cityscapes-pspnet50-ddcat --devices 8` trains on the 8 GPUs of this machine.
-"""
 
 
 def _list_presets(wanted: bool) -> None:
@@ -49,7 +33,7 @@ def _list_presets(wanted: bool) -> None:
     raise typer.Exit
 
 
-@app.command(epilog=EPILOG)
+@app.command()
 def train(
     source: Annotated[str, typer.Argument(metavar="PRESET|CONFIG.yaml", help="A preset's name, or a configuration file.")],
     data_root: Annotated[Path | None, typer.Option(help="Where the data set lies; overrides data.root.")] = None,
@@ -80,9 +64,23 @@ def train(
 
     With several devices, `train.batch_size` is that of all of them together. Several machines need torchrun, with the same
     arguments on each: `torchrun --nnodes 2 --nproc-per-node 8 ... -m ddcat_train.cli PRESET`.
+
+    For example:
+
+    - `ddcat-train scenes-ddcat` trains on generated scenes (make them with `ddcat-data scenes data/scenes`).
+
+    - `ddcat-train --list | grep cityscapes` names the presets for a data set; `ddcat-train --show voc-pspnet50-ddcat` is all of
+      one.
+
+    - `ddcat-train voc-pspnet50-ddcat --data-root /data/VOC2012 --set model.pretrained=resnet50.safetensors --out runs/mine`
+
+    - `ddcat-train camvid-sat --data-root /data/camvid --set optim.lr=0.005 --set attack.epsilon=8/255`
+
+    - `ddcat-train runs/mine/config.yaml --resume` continues where the run stopped.
+
+    - `ddcat-train cityscapes-pspnet50-ddcat --devices 8` trains on the 8 GPUs of this machine.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device {device}: auto, cpu or cuda would be right")
+    parse_choice("--device", device, DEVICES)
     config = _resolve(source, data_root, overrides or [])
     if show:
         typer.echo(dump_config(config), nl=False)
@@ -126,10 +124,10 @@ def _check_devices(config: Config, device: str, devices: int) -> None:
 
 
 def _reached(folder: Path) -> str:
-    from ddcat_train.checkpoints import LAST, describe_checkpoint
+    from ddcat_train.checkpoints import LAST, read_description
 
     last = folder / LAST
-    return f"step {describe_checkpoint(last).step}" if last.is_file() else "its start, for no checkpoint was written yet,"
+    return f"step {read_description(last).step}" if last.is_file() else "its start, for no checkpoint was written yet,"
 
 
 def _program() -> str:

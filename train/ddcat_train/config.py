@@ -211,6 +211,11 @@ class AttackConfig(_Strict):
     steps: int = Field(3, ge=1)
     start: Start = Field("clean", description="at the image, anywhere in the ball, or at the image less epsilon")
 
+    @property
+    def step_size(self) -> float:
+        """Of a step, in [0, 1] units."""
+        return self.epsilon / self.steps if self.alpha == "eps/n" else self.alpha
+
 
 class OptimConfig(_Strict):
     """SGD with the poly rule: lr * (1 - step / steps) ** power."""

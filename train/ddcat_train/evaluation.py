@@ -1,6 +1,6 @@
 """Scores of a model on whole images, clean and after n steps of BIM, from one pass."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +44,6 @@ def evaluate(
     dtype: torch.dtype = torch.float32,
     limit: int | None = None,
     ranks: Ranks = ALONE,
-    advance: Callable[[int], None] = lambda images: None,
 ) -> Scored:
     """
     Attack whole images from x on and count right and wrong pixels after some of the steps.
@@ -69,8 +68,6 @@ def evaluate(
         Take that many images, spread evenly over the split.
     ranks : Ranks
         Each takes its share of the images; all get the counts of every image.
-    advance : callable, optional
-        Is told the number of images that were finished.
     """
     wanted = sorted(set(steps))
     names: list[str] = []
@@ -86,7 +83,6 @@ def evaluate(
                 found = predictions.cpu().numpy()
                 rows[n] += [count(t, p, len(dataset.classes)) for t, p in zip(truth, found, strict=True)]
         names += batch_names
-        advance(len(batch_names))
     shares = ranks.gather((names, rows))
     deal = [divmod(index, ranks.size) for index in range(sum(len(share) for share, _ in shares))]  # (place, rank)
     return Scored(

@@ -105,8 +105,8 @@ def train(
     ):
         if log:
             log.say(trainer.summary())
-        session = _Session(trainer, run, Watch(config, trainer, run, log), log, clock)
-        number = _go_on(session, stop, save_every)
+        loop = _Loop(trainer, run, Watch(config, trainer, run, log), log, clock)
+        number = _go_on(loop, stop, save_every)
     outcome = Outcome(trainer.step, trainer.steps, trainer.scores, number or None)
     if first:
         _conclude(trainer, run, outcome)
@@ -114,7 +114,7 @@ def train(
     return outcome
 
 
-class _Session(NamedTuple):
+class _Loop(NamedTuple):
     trainer: Trainer
     run: Path
     watch: Watch
@@ -122,48 +122,48 @@ class _Session(NamedTuple):
     clock: Clock | None
 
 
-def _go_on(session: _Session, stop: Callable[[], int], save_every: float) -> int:
+def _go_on(loop: _Loop, stop: Callable[[], int], save_every: float) -> int:
     """Train to the end of the run, or to a signal, which it gives; 0 for none."""
-    trainer = session.trainer
+    trainer = loop.trainer
     saved, when = trainer.step, time.monotonic()
-    for batch in session.watch.batches():
+    for batch in loop.watch.batches():
         late = time.monotonic() - when >= save_every
         number, due, failed = trainer.ranks.highest([stop(), late, isinstance(batch, TrainError)])
         if (number or due or failed) and saved != trainer.step:
-            saved, when = _save(session), time.monotonic()
+            saved, when = _save(loop), time.monotonic()
         if isinstance(batch, TrainError):
             raise batch
         if failed:
             raise LostRankError(f"rank {rank()} stopped, for another could not read its images")
         if number:
             return number
-        session.watch.note(batch, trainer.apply(batch))
+        loop.watch.note(batch, trainer.apply(batch))
         if trainer.evaluation_due():
-            _evaluate(session)
-            saved, when = _save(session), time.monotonic()
-            if session.log and trainer.step < trainer.steps:  # at the end it is written in any case
-                write_summary(session.run)
+            _evaluate(loop)
+            saved, when = _save(loop), time.monotonic()
+            if loop.log and trainer.step < trainer.steps:  # at the end it is written in any case
+                write_summary(loop.run)
     return 0
 
 
-def _save(session: _Session) -> int:
+def _save(loop: _Loop) -> int:
     """Write what a run resumes from, and give the step."""
-    session.watch.look()  # a resumed run logs from there on; and nothing is saved that is not finite
-    if session.clock:
-        session.clock.save(session.trainer.step)
-    session.trainer.save(session.run / LAST, resumable=True)
-    return session.trainer.step
+    loop.watch.look()  # a resumed run logs from there on; and nothing is saved that is not finite
+    if loop.clock:
+        loop.clock.save(loop.trainer.step)
+    loop.trainer.save(loop.run / LAST, resumable=True)
+    return loop.trainer.step
 
 
-def _evaluate(session: _Session) -> None:
-    session.watch.look()  # nothing is judged that is not finite
-    trainer, log = session.trainer, session.log
+def _evaluate(loop: _Loop) -> None:
+    loop.watch.look()  # nothing is judged that is not finite
+    trainer, log = loop.trainer, loop.log
     scores = trainer.evaluate()
     if log:
         log.evaluation(trainer.step, scores)
         log.panels(trainer.step, trainer.panels())
     if trainer.is_best():
-        trainer.save(session.run / BEST, resumable=False)
+        trainer.save(loop.run / BEST, resumable=False)
 
 
 def _conclude(trainer: Trainer, run: Path, outcome: Outcome) -> None:

@@ -19,6 +19,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import Tensor
 
+from ddcat.faults import first_line
 from ddcat_train.errors import ConfigError, LostRankError
 from ddcat_train.worker import rank, under_agent
 
@@ -166,8 +167,7 @@ def connected() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as cause:
-        reason = str(cause).strip().splitlines()[0]
-        raise LostRankError(f"rank {rank()} lost the connection to another: {reason}") from cause
+        raise LostRankError(f"rank {rank()} lost the connection to another: {first_line(cause)}") from cause
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ddcat.files import write_bytes, write_text
-from ddcat_train.checkpoints import BEST, LAST, Description, describe_checkpoint
-from ddcat_train.config import CONFIG, Config, MethodConfig
+from ddcat_train.checkpoints import BEST, LAST, Description, read_description
+from ddcat_train.config import CONFIG, AttackConfig, Config, MethodConfig
 from ddcat_train.curves import draw_curves
 from ddcat_train.logs import LINES, PANELS, TIMING, read_lines
 from ddcat_train.methods import METHODS
@@ -39,7 +39,7 @@ def write_summary(run: Path) -> None:
     ------
     CheckpointError, WriteError
     """
-    description = describe_checkpoint(run / LAST)
+    description = read_description(run / LAST)
     step, steps = description.step or 0, description.steps or 0
     lines, timing = ([line for line in read_lines(run / name) if line["step"] <= step] for name in (LINES, TIMING))
     config = description.config
@@ -88,11 +88,10 @@ def _scores(run: Path, description: Description, lines: Lines) -> Iterator[str]:
         scores = " | ".join(f"{line[f'val/{key}']:.4f}" for key in ("clean", "attacked", "selection"))
         yield f"| {name} | {line['step']:,.0f} | {scores} |"
     attack = config.attack
-    size = "epsilon / n" if attack.alpha == "eps/n" else f"{attack.alpha:.4g}"
     attacks = METHODS[config.method.name].attacks
     yield (
         f"\n*Attacked* is by BIM with the model's own gradients: epsilon {attack.epsilon:.4g} ({255 * attack.epsilon:.3g} grey "
-        f"levels), n = {attack.steps} steps of {size} from the image on. "
+        f"levels), n = {attack.steps} steps of {_step_size(attack)} from the image on. "
         + ("It is of the kind that the model was trained on" if attacks else "The model was trained without any attack")
         + ", and a weak attack: **stronger attacks leave less**, how much less this table does not say. "
         f"`ddcat-bench attack {_quoted(run)} --suite paper` measures more steps and a PGD of 20 steps; no attack proves "
@@ -163,15 +162,20 @@ def _training(config: Config, description: Description, lines: Lines) -> Iterato
     yield f"\nAll of it: [{CONFIG}]({CONFIG}), from which this run can be repeated.\n"
 
 
+def _step_size(attack: AttackConfig) -> str:
+    return "epsilon / n" if attack.alpha == "eps/n" else f"{attack.alpha:.4g}"
+
+
 def _attack(config: Config) -> str:
     attack = config.attack
     if not METHODS[config.method.name].attacks:
         return "none"
     kinds = {"segpgd-at": "SegPGD", "trades": "PGD on the divergence"}
     kind = kinds.get(config.method.name, "PGD" if attack.start == "random" else "BIM")
-    size = "epsilon / n" if attack.alpha == "eps/n" else f"{attack.alpha:.4g}"
     starts = {"clean": "at the image", "random": "at random in the ball", "lower": "at the image less epsilon"}
-    return f"{kind}, epsilon {attack.epsilon:.4g}, n = {attack.steps} steps of {size}, starts {starts[attack.start]}"
+    return (
+        f"{kind}, epsilon {attack.epsilon:.4g}, n = {attack.steps} steps of {_step_size(attack)}, starts {starts[attack.start]}"
+    )
 
 
 def _sessions(sessions: Sequence[Session], timing: Lines, batch_size: int) -> Iterator[str]:

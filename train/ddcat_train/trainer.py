@@ -205,7 +205,7 @@ class Trainer:
             self._used,
             self._val,
             epsilon=attack.epsilon,
-            alpha=attack.epsilon / attack.steps if attack.alpha == "eps/n" else attack.alpha,
+            alpha=attack.step_size,
             steps=(0, attack.steps),
             batch_size=settings.evaluate_batch,
             limit=settings.evaluate_images,

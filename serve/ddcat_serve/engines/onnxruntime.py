@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnxruntime  # type: ignore[import-untyped]
 
 from ddcat.bundle import Bundle
+from ddcat.faults import first_line
 from ddcat.manifest import EngineEntry, Precision, Shapes, TensorEntry
 from ddcat_serve.engines.base import (
     Built,
@@ -86,7 +87,7 @@ class OrtGraph:
             with memory_file(content) as file:
                 session = onnxruntime.InferenceSession(file, options, providers=[(provider, _PROVIDERS[provider])])
         except Exception as cause:  # its exceptions share no base
-            raise EngineError(f"ONNX Runtime does not load the graph: {_first_line(cause)}") from cause
+            raise EngineError(f"ONNX Runtime does not load the graph: {first_line(cause)}") from cause
         found = session.get_providers()[0]
         if found != provider:  # it falls back without a word
             raise EngineError(
@@ -116,7 +117,7 @@ class OrtGraph:
         try:
             results: list[npt.NDArray[Any]] = self._session.run(None, {"image": images})
         except Exception as cause:  # its exceptions share no base
-            raise EngineError(f"ONNX Runtime failed on images of shape {images.shape}: {_first_line(cause)}") from cause
+            raise EngineError(f"ONNX Runtime failed on images of shape {images.shape}: {first_line(cause)}") from cause
         return Outputs(**dict(zip(self._names, results, strict=True)))
 
     def kernels(self) -> list[dict[str, Any]]:
@@ -157,7 +158,7 @@ def run_once(content: bytes, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDA
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, {"image": images}), strict=True))
     except Exception as cause:  # its exceptions share no base
-        raise EngineError(f"ONNX Runtime does not run the graph: {_first_line(cause)}") from cause
+        raise EngineError(f"ONNX Runtime does not run the graph: {first_line(cause)}") from cause
 
 
 def check_possible(precision: Precision) -> None:
@@ -242,7 +243,3 @@ def _entry(tensor: Any) -> TensorEntry:
     return TensorEntry(
         name=tensor.name, dtype=_DTYPES[tensor.type], shape=tuple("?" if size is None else size for size in tensor.shape)
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

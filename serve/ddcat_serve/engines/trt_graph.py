@@ -8,6 +8,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
+from ddcat.faults import first_line
 from ddcat.manifest import Precision
 from ddcat_serve.engines.trt_plan import version_of
 from ddcat_serve.errors import EngineError
@@ -188,7 +189,7 @@ def _lower(model: onnx.ModelProto, version: str) -> onnx.ModelProto:
         lowered = version_converter.convert_version(model, newest)
         onnx.checker.check_model(lowered, full_check=True)
     except Exception as cause:  # its exceptions share no base
-        reason = str(cause).strip().partition("\n")[0].rpartition("failed: ")[2]  # before it, a place in ONNX's source
+        reason = first_line(cause).rpartition("failed: ")[2]  # before it, a place in ONNX's source
         raise EngineError(
             f"TensorRT {version} reads ONNX up to opset {newest}, and the graph of opset {opset} cannot be made one: {reason}"
         ) from cause

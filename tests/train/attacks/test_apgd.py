@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddcat_train.attacks import SEA, SHRINKING, WEIGHTS, Answer, apgd, bim, iterate, right_pixels
-from ddcat_train.attacks.apgd import CONSTANT, _begun, _checked, checkpoints
+from ddcat_train.attacks import SEA, SHRINKING, WEIGHTS, Answer, apgd, bim, iterate
+from ddcat_train.attacks.apgd import CONSTANT, _begun, _checked, step_checkpoints
+from tests.train.small import right_pixels
 
 CLASS_PIXELS = torch.tensor([7, 900, 50, 30])
 
@@ -150,7 +151,7 @@ def test_it_is_the_published_algorithm_image_by_image(
     ],
 )
 def test_the_checkpoints_are_those_of_the_paper(steps: int, expected: list[int]) -> None:
-    assert checkpoints(steps) == expected
+    assert step_checkpoints(steps) == expected
 
 
 @pytest.mark.parametrize(

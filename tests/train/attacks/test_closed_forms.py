@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddcat_train.attacks import Answer, bim, fgsm, iterate, segpgd
+from ddcat_train.attacks import Answer, bim, iterate, segpgd
 from ddcat_train.losses import pixel_divergence
 
 STARTS = ("clean", "random", "lower")
@@ -33,10 +33,10 @@ def test_bim_on_a_linear_model_is_its_closed_form(
 
 @given(seed=st.integers(0, 2**31), epsilon=st.floats(0.0, 0.5))
 @settings(max_examples=25, deadline=None)
-def test_fgsm_on_a_linear_model_is_its_closed_form(small: Any, seed: int, epsilon: float) -> None:
+def test_one_step_of_epsilon_on_a_linear_model_is_its_closed_form(small: Any, seed: int, epsilon: float) -> None:
     images, labels = small.batch(seed, classes=2)
     weights = torch.tensor([-0.3, 0.9, 2.0], dtype=torch.float64)
-    found = fgsm(small.Pixelwise(weights), images, labels, epsilon=epsilon)
+    found = bim(small.Pixelwise(weights), images, labels, epsilon=epsilon, alpha=epsilon, steps=1)
     away = torch.where(labels == 0, 1, -1)[:, None] * weights.sign()[:, None, None]
     expected = torch.where(labels[:, None] == 255, images, (images + epsilon * away).clamp(0, 1))
     assert torch.allclose(found, expected, rtol=0, atol=1e-12)

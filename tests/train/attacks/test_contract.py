@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddcat_train.attacks import SEA, SHRINKING, apgd, bim, cospgd, fgsm, iterate, pgd, segpgd, tsallis_pgd
+from ddcat_train.attacks import SEA, SHRINKING, apgd, bim, cospgd, iterate, pgd, segpgd, tsallis_pgd
 
 STARTS = ("clean", "random", "lower")
 STEPS: dict[str, Any] = {"epsilon": 0.05, "alpha": 0.02, "steps": 3}
@@ -117,7 +117,7 @@ def test_training_flags_return_when_the_model_fails(small: Any) -> None:
     network.append(nn.Conv2d(small.CLASSES + 1, 2, 1).double())  # of the wrong width
     images, labels = small.batch(1)
     with pytest.raises(RuntimeError):
-        fgsm(network, images, labels, epsilon=0.1)
+        bim(network, images, labels, epsilon=0.1)
     assert all(module.training for module in network.modules())
 
 

@@ -1,15 +1,15 @@
-"""Images that are beaten are left alone and cost nothing; restarts keep the worst for the model."""
+"""Images that are beaten are left alone and cost nothing."""
 
 from functools import partial
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddcat_train.attacks import Answer, apgd, bim, iterate, pgd, restarted, right_pixels, segpgd, trajectory, weighted
+from ddcat_train.attacks import Answer, bim, iterate, trajectory, weighted
+from tests.train.small import right_pixels
 
 
 def losing(small: Any, seed: int) -> tuple[Any, Tensor, Tensor]:
@@ -22,9 +22,6 @@ def first_beaten(model: Any, iterates: list[Tensor], labels: Tensor) -> list[int
     """Of each image, the first iterate at which no valid pixel is right; the number of the last, if none is before it."""
     wrong = [[int(right) == 0 for right in right_pixels(model, images, labels)] for images in iterates[:-1]]
     return [next((n for n, each in enumerate(wrong) if each[i]), len(wrong)) for i in range(len(labels))]
-
-
-# --- the early stop
 
 
 @given(seed=st.integers(0, 2**31), steps=st.integers(1, 6), weight=st.sampled_from(["PGD", "SegPGD", "CosPGD"]))
@@ -92,52 +89,3 @@ def test_a_trajectory_spends_nothing_on_images_that_are_beaten(small: Any) -> No
 
     list(trajectory(model, images, labels, epsilon=1e-6, alpha=1e-6, steps=4, stop_early=True))
     assert forwards == [3, 1, 1, 1, 1]
-
-
-# --- restarts
-
-
-@given(seed=st.integers(0, 2**31), count=st.integers(1, 4))
-@settings(max_examples=20, deadline=None)
-def test_restarts_keep_of_each_image_the_fewest_right_pixels(small: Any, seed: int, count: int) -> None:
-    images, labels = small.batch(seed, count=4, ignored=0.6)
-    network = small.network(seed % 7).eval()
-    attack = partial(segpgd, epsilon=0.05, alpha=0.02, steps=3)
-    seeds = torch.arange(4 * count).reshape(count, 4)
-    runs = [attack(network, images, labels, seeds=drawn) for drawn in seeds]
-    left = torch.stack([right_pixels(network, run, labels) for run in runs])  # (R, N)
-    found = restarted(attack, network, images, labels, seeds=seeds)
-    for i in range(4):
-        assert torch.allclose(found[i], runs[int(left[:, i].argmin())][i], rtol=0, atol=1e-12)
-    assert torch.equal(right_pixels(network, found, labels), left.amin(0))
-
-
-def test_beaten_images_are_not_attacked_again(small: Any) -> None:
-    images, labels = small.batch(4, count=3, ignored=0)
-    network = small.network().eval()
-    labels[0] = (network(images).argmax(1)[0] + 1) % small.CLASSES
-    labels[2] = 255
-    attacked = []
-
-    def attack(model: Any, pixels: Tensor, truth: Tensor, *, seeds: Tensor) -> Tensor:
-        attacked.append(seeds.tolist())
-        return pgd(model, pixels, truth, epsilon=1e-6, seeds=seeds)
-
-    restarted(attack, network, images, labels, seeds=torch.arange(9).reshape(3, 3))
-    assert attacked == [[0, 1, 2], [4], [7]]
-
-
-@pytest.mark.parametrize("attack", [partial(pgd, epsilon=0.05, steps=2), partial(apgd, epsilon=0.05, steps=5)])
-def test_any_attack_with_seeds_can_be_restarted(small: Any, attack: Any) -> None:
-    images, labels = small.batch(4)
-    network, seeds = small.network().eval(), torch.arange(3)
-    assert torch.equal(
-        restarted(attack, network, images, labels, seeds=seeds[None]), attack(network, images, labels, seeds=seeds)
-    )
-
-
-@pytest.mark.parametrize("shape", [(3,), (0, 3), (2, 4)])
-def test_seeds_of_another_shape_are_refused(small: Any, shape: tuple[int, ...]) -> None:
-    images, labels = small.batch(4)
-    with pytest.raises(ValueError, match="one seed for each start and image"):
-        restarted(pgd, small.network(), images, labels, seeds=torch.zeros(shape, dtype=torch.int64))

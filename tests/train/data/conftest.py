@@ -6,17 +6,15 @@ import pytest
 from PIL import Image
 
 from ddcat_train.data.base import U8
+from tests.files import needed
 
 Writer = Callable[..., None]
 
 
 @pytest.fixture
 def real_data() -> Path:
-    """The folder of real samples beside the project."""
-    folder = Path(__file__).resolve().parents[4] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"needs real samples in {folder}")
-    return folder
+    """The folder of real samples."""
+    return needed("data")
 
 
 @pytest.fixture

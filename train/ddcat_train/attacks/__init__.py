@@ -9,9 +9,8 @@ from ddcat_train.attacks.apgd import SHRINKING, Schedule, apgd
 from ddcat_train.attacks.core import iterate
 from ddcat_train.attacks.dla import Predict, dla, sign_noise
 from ddcat_train.attacks.modes import evaluating
-from ddcat_train.attacks.pgd import bim, cospgd, fgsm, pgd, segpgd, tsallis_pgd
+from ddcat_train.attacks.pgd import bim, cospgd, pgd, segpgd, tsallis_pgd
 from ddcat_train.attacks.quantise import to_8_bit
-from ddcat_train.attacks.restarts import restarted, right_pixels
 from ddcat_train.attacks.sea import SEA, sea
 from ddcat_train.attacks.square import square
 from ddcat_train.attacks.starts import ATTACK_STARTS
@@ -35,11 +34,8 @@ __all__ = [
     "cospgd",
     "dla",
     "evaluating",
-    "fgsm",
     "iterate",
     "pgd",
-    "restarted",
-    "right_pixels",
     "sea",
     "segpgd",
     "sign_noise",

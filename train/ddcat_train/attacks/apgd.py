@@ -11,7 +11,7 @@ from ddcat_train.attacks.starts import ATTACK_STARTS
 from ddcat_train.attacks.weights import weighted
 from ddcat_train.names import Start, WeightName
 
-__all__ = ["CONSTANT", "SHRINKING", "Schedule", "apgd", "checkpoints"]
+__all__ = ["CONSTANT", "SHRINKING", "Schedule", "apgd", "step_checkpoints"]
 
 Schedule = tuple[tuple[float, int], ...]  # multiples of epsilon, and the percentage of the iterations spent at each
 CONSTANT: Schedule = ((1.0, 100),)
@@ -101,7 +101,7 @@ def _stages(epsilon: float, steps: int, schedule: Schedule) -> list[_Stage]:
     return [stage for stage in stages[:-1] if stage.steps] + stages[-1:]
 
 
-def checkpoints(steps: int) -> list[int]:
+def step_checkpoints(steps: int) -> list[int]:
     """
     After which of `steps` steps the step size is looked at.
 
@@ -163,7 +163,7 @@ def _climb(
     weakest = present = _project(begin, images, stage.radius)
     answer, gradient = look(present, labels, places, 0)
     run = _begun(images, present, answer, gradient, size=2 * stage.radius)
-    checks, last_check = checkpoints(stage.steps), 0
+    checks, last_check = step_checkpoints(stage.steps), 0
     for step in range(1, stage.steps + 1):
         if spare_beaten and not answer.unbeaten.all():
             weakest = weakest.index_copy(0, run.places, run.weakest)

@@ -1,4 +1,4 @@
-"""The attacks of constant step, from FGSM to TsallisPGD: one core, different weights of the pixels."""
+"""The attacks of constant step, from BIM to TsallisPGD: one core, different weights of the pixels."""
 
 from typing import TypedDict, Unpack
 
@@ -10,7 +10,7 @@ from ddcat_train.attacks.modes import evaluating
 from ddcat_train.attacks.weights import weighted
 from ddcat_train.names import Start, StepSize, WeightName
 
-__all__ = ["Options", "bim", "cospgd", "fgsm", "pgd", "segpgd", "tsallis_pgd"]
+__all__ = ["Options", "bim", "cospgd", "pgd", "segpgd", "tsallis_pgd"]
 
 
 class Options(TypedDict, total=False):
@@ -25,18 +25,11 @@ class Options(TypedDict, total=False):
     observe: Observer | None
 
 
-def fgsm(model: Model, images: Tensor, labels: Tensor, *, epsilon: float) -> Tensor:
-    """
-    Take one signed gradient step of size epsilon (Eq. 1).
-
-    Parameters and result as for `bim`.
-    """
-    return bim(model, images, labels, epsilon=epsilon, alpha=epsilon, steps=1)
-
-
 def bim(model: Model, images: Tensor, labels: Tensor, **options: Unpack[Options]) -> Tensor:
     """
     Basic iterative method (Eq. 2): signed gradient steps, clipped to the ball around the image and to [0, 1].
+
+    One step of alpha = epsilon is FGSM (Eq. 1).
 
     Parameters
     ----------

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ddcat.classes import IGNORE, Classes
+from ddcat.faults import first_line
 from ddcat.hashing import sha256_of_bytes
 from ddcat_train.errors import DataError
 
@@ -192,7 +193,7 @@ def read_image(path: Path) -> U8:
                 raise DataError(f"{path} is an image of mode {opened.mode}: 8-bit RGB or grey would be right")
             return np.array(opened.convert("RGB"), dtype=np.uint8)  # (H, W, 3)
     except _DAMAGED as cause:
-        raise DataError(f"{path} is no image that can be read ({_first_line(cause)}): replace it") from cause
+        raise DataError(f"{path} is no image that can be read ({_reason(cause)}): replace it") from cause
 
 
 def read_indices(path: Path) -> U8:
@@ -215,7 +216,7 @@ def read_indices(path: Path) -> U8:
                 )
             return np.array(opened, dtype=np.uint8)  # (H, W)
     except _DAMAGED as cause:
-        raise DataError(f"{path} is no label file that can be read ({_first_line(cause)}): replace it") from cause
+        raise DataError(f"{path} is no label file that can be read ({_reason(cause)}): replace it") from cause
 
 
 def outside(labels: U8, classes: Classes) -> dict[int, int]:
@@ -247,7 +248,7 @@ def _content(path: Path) -> bytes:
         raise DataError(f"cannot read {path}: {cause.strerror}") from cause
 
 
-def _first_line(cause: BaseException) -> str:
+def _reason(cause: BaseException) -> str:
     # Pillow speaks of the buffer that it was given, at an address that says nothing
-    text = str(cause).partition("\n")[0]
+    text = first_line(cause)
     return "its format is unknown" if "cannot identify" in text else text

@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ddcat.classes import Classes
+from ddcat.faults import first_fault
 from ddcat_train.errors import DataError
 
 __all__ = ["CLASSES_FILE", "classes_yaml", "read_classes"]
@@ -48,9 +49,7 @@ def read_classes(path: Path) -> Classes:
     except (yaml.YAMLError, UnicodeDecodeError) as cause:
         raise DataError(f"{path} is not YAML ({' '.join(str(cause).split())}): {right}") from cause
     except ValidationError as cause:
-        first = cause.errors()[0]
-        entry = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise DataError(f"{path}: {entry}: {first['msg']}; {right}") from cause
+        raise DataError(f"{path}: {first_fault(cause)}; {right}") from cause
     if parsed.colours is None:
         return Classes.with_voc_palette(parsed.names)
     return Classes(tuple(parsed.names), tuple(parsed.colours))

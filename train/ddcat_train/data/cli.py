@@ -42,7 +42,9 @@ def check_command(
 
     Exit status 0: sound; 2: something is wrong.
 
-    Example: ddcat-data check camvid data/camvid --split val
+    For example:
+
+    - `ddcat-data check camvid data/camvid --split val`
     """
     dataset = list_dataset(name, root, split, long_side=long_side)
     with progress("checking", len(dataset)) as advance:
@@ -69,7 +71,9 @@ def scenes(
     """
     Generate street scenes of 6 classes, laid out as Pascal VOC; the same seed gives the same scenes.
 
-    Example: ddcat-data scenes data/scenes --train 500 --val 100 --size 96x96
+    For example:
+
+    - `ddcat-data scenes data/scenes --train 500 --val 100 --size 96x96`
     """
     with progress("generating", train + val, unit="scenes") as advance:
         write_scenes(out, train=train, val=val, size=parse_size(size), seed=seed, advance=advance)
@@ -95,11 +99,13 @@ def import_checkpoint_command(
     A segmenter becomes a checkpoint for ddcat-bench, ddcat-export and model.pretrained. A ResNet in the layout of semseg or of
     torchvision, robust ones included, becomes a file for model.pretrained. Only tensors are read, and all of them must fit.
 
-    Examples: ddcat-data import-checkpoint ddcat_voc.pth ddcat.safetensors
+    For example:
 
-    ddcat-data import-checkpoint sat.pth sat.safetensors --like voc-pspnet50-sat --set attack.epsilon=8/255
+    - `ddcat-data import-checkpoint ddcat_voc.pth ddcat.safetensors`
 
-    ddcat-data import-checkpoint resnet50.pth resnet50.safetensors
+    - `ddcat-data import-checkpoint sat.pth sat.safetensors --like voc-pspnet50-sat --set attack.epsilon=8/255`
+
+    - `ddcat-data import-checkpoint resnet50.pth resnet50.safetensors`
     """
     from ddcat_train.foreign import import_checkpoint
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ddcat.classes import IGNORE
+from ddcat.classes import colour_table
 from ddcat.files import new_directory
 from ddcat_train.data.base import U8
 from ddcat_train.data.classes_file import CLASSES_FILE, classes_yaml
@@ -16,7 +16,6 @@ from ddcat_train.errors import DataError
 __all__ = ["write_scenes"]
 
 _SMALLEST = 32
-_IGNORED_COLOUR = (224, 224, 192)
 
 
 def write_scenes(
@@ -75,9 +74,6 @@ def write_scenes(
 
 
 def _write_labels(path: Path, labels: U8) -> None:
-    palette = np.zeros((256, 3), np.uint8)
-    palette[: len(SCENE_CLASSES)] = SCENE_CLASSES.palette
-    palette[IGNORE] = _IGNORED_COLOUR
     image = Image.fromarray(labels)
-    image.putpalette(palette.tobytes())  # turns it into mode P
+    image.putpalette(colour_table(SCENE_CLASSES).tobytes())  # turns it into mode P
     image.save(path)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddcat.faults import first_line
 from ddcat.hashing import sha256_of_file
 from ddcat_train.errors import CheckpointError
 
@@ -88,8 +89,4 @@ def _load(path: Path) -> Any:
                 f"{path} holds a {refused[1]}, and reading one could run code: a file of tensors alone would be right, saved "
                 "again by torch.save(checkpoint['state_dict'], FILE)"
             ) from cause
-        raise CheckpointError(f"{path} is truncated or not a file of torch.save ({_first_line(cause)})") from cause
-
-
-def _first_line(cause: BaseException) -> str:
-    return next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        raise CheckpointError(f"{path} is truncated or not a file of torch.save ({first_line(cause)})") from cause

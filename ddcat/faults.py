@@ -1,0 +1,24 @@
+"""What the exceptions of others say, in the one line that a user is shown."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+__all__ = ["first_fault", "first_line"]
+
+
+class _Refusal(Protocol):
+    """pydantic's ValidationError, and what is built like it."""
+
+    def errors(self) -> Sequence[Any]: ...
+
+
+def first_fault(error: _Refusal) -> str:
+    """Say which entry is wrong and why, ``engine.file: Field required``; the first one, and of the whole only why."""
+    first = error.errors()[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+
+
+def first_line(error: BaseException) -> str:
+    """Give the first line of a message that has any, or the name of the exception."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip() if lines else type(error).__name__

@@ -1,0 +1,16 @@
+"""Files that tests use where they are: samples of real data sets and pretrained weights, in a folder beside the checkout."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(os.environ.get("DDCAT_TEST_FILES", Path(__file__).parents[2] / "shared"))
+
+
+def needed(name: str) -> Path:
+    """A file or folder of them; where it is not there the test is skipped."""
+    path = FOLDER / name
+    if not path.exists():
+        pytest.skip(f"needs {path}: the environment variable DDCAT_TEST_FILES names another folder than {FOLDER}")
+    return path
