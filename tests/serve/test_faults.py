@@ -1,6 +1,5 @@
 """A real server process, and what goes wrong around it: slow headers, signals under load, kill -9, floods of rubbish."""
 
-import contextlib
 import io
 import json
 import os
@@ -8,10 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,35 +19,8 @@ import pytest
 from PIL import Image
 
 from ddcat.bundle import Bundle
-
-COMMAND = Path(sys.executable).with_name("ddcat-serve")
-
-
-@contextlib.contextmanager
-def server(*arguments: object) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    line = [COMMAND, "run", *map(str, arguments), "--port", "0", "--threads", "1"]
-    with (
-        tempfile.TemporaryFile("w+") as log,  # a pipe that nobody reads would stop the server
-        subprocess.Popen(line, stdout=subprocess.PIPE, stderr=log, text=True) as process,
-    ):
-        process.stderr = log
-        try:
-            assert process.stdout is not None
-            address = next(text for text in process.stdout if text.startswith("listening at "))
-            yield process, address.removeprefix("listening at ").strip()
-        finally:
-            process.kill()
-
-
-def as_png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def connect(address: str) -> socket.socket:
-    host, port = address.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=10)
+from tests.serve.pictures import as_png
+from tests.serve.processes import connect, server
 
 
 def everything(connection: socket.socket) -> bytes:

@@ -1,7 +1,6 @@
 """Ray Serve, really running here: the same masks from two replicas, one of which is killed under load."""
 
 import io
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,8 @@ import pytest
 from PIL import Image
 
 from ddcat.bundle import Bundle
-from tests.serve.test_faults import as_png
+from tests.serve.pictures import as_png
+from tests.serve.processes import free_port
 
 ray = pytest.importorskip("ray")
 serve = pytest.importorskip("ray.serve")
@@ -33,8 +33,7 @@ class Answer(NamedTuple):
 
 @pytest.fixture
 def address(bundle: Bundle) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
