@@ -13,6 +13,7 @@ __all__ = ["REFUSED", "ExpectDigest", "RequireSignature", "parse_size", "run"]
 
 REFUSED = 2  # exit status: refused, or bad input
 
+# the two together are what `ddcat.bundle.Trust.from_options` takes
 RequireSignature = Annotated[
     Path | None, typer.Option(metavar="PUB", help="Refuse a bundle that the owner of this public key (PEM) did not sign.")
 ]

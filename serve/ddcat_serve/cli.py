@@ -63,7 +63,7 @@ def run(
         host=host,
         port=port,
         threads=threads,
-        trust=Trust(require_signature, tuple(expect_digest or ())),
+        trust=Trust.from_options(require_signature, expect_digest),
         settings=read_settings(config, **settings),
     )
 
@@ -87,7 +87,7 @@ def inspect(
     from ddcat.bundle import Trust, open_bundle
     from ddcat_serve.inspection import print_bundle, print_json
 
-    trust = Trust(require_signature, tuple(expect_digest or ()))
+    trust = Trust.from_options(require_signature, expect_digest)
     opened = open_bundle(bundle, trust)
     if as_json:
         print_json(opened)
@@ -117,7 +117,7 @@ def triton(
     from ddcat_serve.deploy.triton import write_repository
 
     check_vacant(out)
-    opened = open_bundle(bundle, Trust(require_signature, tuple(expect_digest or ())))
+    opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
     for file in write_repository(opened, out):
         typer.echo(file)
     typer.echo(f"checked; tritonserver --model-repository={out} serves {opened.manifest.name} and {opened.manifest.name}-file")
