@@ -134,6 +134,8 @@ def run_on_ray(
     max_replicas: Annotated[int | None, typer.Option(min=1, help="At most.", show_default="as many")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Of the engines in each.")] = 1,
     gpus: Annotated[float, typer.Option(min=0, help="For each.")] = 0,
+    require_signature: RequireSignature = None,
+    expect_digest: ExpectDigest = None,
 ) -> None:
     """
     Serve on Ray: the same routes and masks, in replicas on one machine or many, more of them where they are busy.
@@ -155,9 +157,17 @@ def run_on_ray(
     from ddcat.bundle import open_bundle
     from ddcat_serve.models import parse_source
 
+    arguments = Arguments(
+        bundles=",".join(bundles),
+        replicas=replicas,
+        max_replicas=max_replicas,
+        threads=threads,
+        gpus=gpus,
+        require_signature=require_signature,
+        expect_digest=",".join(expect_digest or ()),
+    )
     for text in bundles:  # what is wrong with them is said here, and not by a replica
-        open_bundle(parse_source(text).path)
-    arguments = Arguments(bundles=",".join(bundles), replicas=replicas, max_replicas=max_replicas, threads=threads, gpus=gpus)
+        open_bundle(parse_source(text).path, arguments.trust)
     run_ray(arguments, host=host, port=port)
 
 
