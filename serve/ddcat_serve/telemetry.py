@@ -117,9 +117,9 @@ def golden_statistics(bundle: Bundle, engine: Engine, examples: Iterable[Example
     """Describe the answers to clean golden images: by the bundle's labels, or the engine's where it says more than labels."""
     for name, image, labels in examples:
         if name.startswith("clean."):
-            alone = len(engine.outputs) == 1 or bundle.manifest.shapes.batch.minimum > 1
-            outputs = Outputs(labels[None]) if alone else engine.infer(image[None])
-            yield from statistics_of(outputs, len(bundle.manifest.classes))
+            again = np.repeat(image[None], bundle.manifest.shapes.batch.minimum, 0)
+            outputs = Outputs(labels[None]) if len(engine.outputs) == 1 else engine.infer(again)
+            yield next(statistics_of(outputs, len(bundle.manifest.classes)))
 
 
 def psi(expected: npt.ArrayLike, found: npt.ArrayLike) -> float:
