@@ -17,7 +17,8 @@ from ddcat.passport import Found, read_passport
 from ddcat_serve.batching import Full, Queue
 from ddcat_serve.drain import Drain
 from ddcat_serve.engines import Engine, Outputs, open_engine
-from ddcat_serve.engines.base import Images, check_images, check_size
+from ddcat_serve.engines.base import Images
+from ddcat_serve.engines.checks import check_images, check_size
 from ddcat_serve.errors import RequestError, ServeError
 from ddcat_serve.golden import Example, read_golden
 from ddcat_serve.settings import Settings
