@@ -21,8 +21,9 @@ from ddcat_serve.engines.base import Images
 from ddcat_serve.engines.checks import check_images, check_size
 from ddcat_serve.errors import RequestError, ServeError
 from ddcat_serve.golden import Example, read_golden
+from ddcat_serve.monitor import Monitor
 from ddcat_serve.settings import Settings
-from ddcat_serve.telemetry import Monitor, golden_statistics
+from ddcat_serve.telemetry import golden_statistics
 from ddcat_serve.warm_up import warm_up
 from ddcat_serve.worker import Batch, HungError, Job, LateError, StoppedError, Worker
 

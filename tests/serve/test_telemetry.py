@@ -19,8 +19,9 @@ from ddcat_serve import telemetry
 from ddcat_serve.app import create_app
 from ddcat_serve.engines import Outputs
 from ddcat_serve.models import load_models
+from ddcat_serve.monitor import LEAST, Monitor
 from ddcat_serve.settings import Settings
-from ddcat_serve.telemetry import LEAST, Monitor, describe, psi, statistics_of
+from ddcat_serve.telemetry import describe, psi, statistics_of
 from tests.serve.bundles import with_golden
 
 LABELS = arrays(np.uint8, st.tuples(st.integers(1, 70), st.integers(1, 70)), elements=st.integers(0, 3))
