@@ -130,10 +130,14 @@ def run_on_ray(
     ],
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
-    replicas: Annotated[int, typer.Option(min=1, help="Of the server, at least.")] = 1,
-    max_replicas: Annotated[int | None, typer.Option(min=1, help="At most.", show_default="as many")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Of the engines in each.")] = 1,
-    gpus: Annotated[float, typer.Option(min=0, help="For each.")] = 0,
+    replicas: Annotated[int, typer.Option(min=1, help="Replicas of the server, at least.")] = 1,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="Replicas at most.", show_default="as many as at least")
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads of each replica's engines, and CPUs that Ray sets aside for it.")
+    ] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs that Ray sets aside for each replica.")] = 0,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
 ) -> None:
