@@ -87,6 +87,21 @@ class ServedModel:
         """Whether it takes requests."""
         return self.worker.state == "ready"
 
+    def about(self) -> dict[str, Any]:
+        """Give, for JSON, what it was made from, who is known to have made it, and what the gate said of it."""
+        manifest, passport = self.bundle.manifest, self.passport.passport
+        return {
+            "version": self.version,
+            "bundle": self.bundle.digest,
+            "trust": self.bundle.trust,
+            "passport": None if passport is None else passport.model_dump(mode="json"),
+            "passport_known": self.passport.known,
+            "method": manifest.source.method,
+            "architecture": manifest.source.architecture,
+            "precision": manifest.engine.effective_precision,
+            "classes": [entry.model_dump(mode="json") for entry in manifest.classes],
+        }
+
     def check(self, images: int, size: tuple[int, int], timeout: float) -> None:
         """
         Refuse before any work is done what would be refused after it.
