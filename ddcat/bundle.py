@@ -1,9 +1,9 @@
 """Writing a bundle, and reading one back with every byte checked against its manifest."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from ddcat import signing
 from ddcat.errors import BundleError
@@ -47,6 +47,11 @@ class Trust(NamedTuple):
 
     public_key: Path | None = None
     digests: tuple[str, ...] = ()
+
+    @classmethod
+    def from_options(cls, require_signature: Path | None, expect_digest: Sequence[str] | None) -> Self:
+        """Take the values of --require-signature and --expect-digest, which `ddcat.command` describes."""
+        return cls(require_signature, tuple(expect_digest or ()))
 
 
 ANYONE = Trust()

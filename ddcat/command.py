@@ -14,6 +14,7 @@ __all__ = ["DEVICES", "REFUSED", "ExpectDigest", "RequireSignature", "parse_choi
 REFUSED = 2  # exit status: refused, or bad input
 DEVICES = ("auto", "cpu", "cuda")
 
+# the two together are what `ddcat.bundle.Trust.from_options` takes
 RequireSignature = Annotated[
     Path | None, typer.Option(metavar="PUB", help="Refuse a bundle that the owner of this public key (PEM) did not sign.")
 ]

@@ -29,9 +29,7 @@ __all__ = ["create_app"]
 _log = logging.getLogger(__name__)
 
 
-def create_app(
-    models: Models, settings: Settings, metrics: Metrics | None = None, *, grpc_address: str | None = None
-) -> FastAPI:
+def create_app(models: Models, settings: Settings, metrics: Metrics | None = None) -> FastAPI:
     """
     Make the application.
 
@@ -42,8 +40,6 @@ def create_app(
     settings : Settings
     metrics : Metrics, optional
         That batches are counted in.
-    grpc_address : str, optional
-        Host and port at which the protocol is also served over gRPC, while the application lives.
 
     Returns
     -------
@@ -56,19 +52,13 @@ def create_app(
         Where the environment asks for tracing that cannot be.
     """
     pool = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
-    context = Context(models, settings, pool)
+    context = Context(models, settings, Guard(settings), pool)
     counted = metrics or Metrics()
     counted.watch(context)
-    guard = Guard(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with contextlib.AsyncExitStack() as stack:
-            if grpc_address is not None:
-                from ddcat_serve.grpc_service import serve_grpc  # noqa: PLC0415 -- most servers have no need of it
-
-                await stack.enter_async_context(serve_grpc(context, guard, grpc_address))
-            yield
+        yield
         pool.shutdown()
 
     app = FastAPI(
@@ -91,7 +81,7 @@ def create_app(
         """Metrics in Prometheus' text format."""
         return Response(counted.text(), media_type=CONTENT_TYPE)
 
-    app.add_middleware(Front, guard=guard, metrics=counted)
+    app.add_middleware(Front, guard=context.guard, metrics=counted)
     if settings.cors_origins:  # the last one is the first to see a request: a browser's preflight carries no key
         app.add_middleware(
             CORSMiddleware,

@@ -63,7 +63,7 @@ def run(
         host=host,
         port=port,
         threads=threads,
-        trust=Trust(require_signature, tuple(expect_digest or ())),
+        trust=Trust.from_options(require_signature, expect_digest),
         settings=read_settings(config, **settings),
     )
 
@@ -87,7 +87,7 @@ def inspect(
     from ddcat.bundle import Trust, open_bundle
     from ddcat_serve.inspection import print_bundle, print_json
 
-    trust = Trust(require_signature, tuple(expect_digest or ()))
+    trust = Trust.from_options(require_signature, expect_digest)
     opened = open_bundle(bundle, trust)
     if as_json:
         print_json(opened)
@@ -117,7 +117,7 @@ def triton(
     from ddcat_serve.deploy.triton import write_repository
 
     check_vacant(out)
-    opened = open_bundle(bundle, Trust(require_signature, tuple(expect_digest or ())))
+    opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
     for file in write_repository(opened, out):
         typer.echo(file)
     typer.echo(f"checked; tritonserver --model-repository={out} serves {opened.manifest.name} and {opened.manifest.name}-file")
@@ -130,10 +130,16 @@ def run_on_ray(
     ],
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
-    replicas: Annotated[int, typer.Option(min=1, help="Of the server, at least.")] = 1,
-    max_replicas: Annotated[int | None, typer.Option(min=1, help="At most.", show_default="as many")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Of the engines in each.")] = 1,
-    gpus: Annotated[float, typer.Option(min=0, help="For each.")] = 0,
+    replicas: Annotated[int, typer.Option(min=1, help="Replicas of the server, at least.")] = 1,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="Replicas at most.", show_default="as many as at least")
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads of each replica's engines, and CPUs that Ray sets aside for it.")
+    ] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs that Ray sets aside for each replica.")] = 0,
+    require_signature: RequireSignature = None,
+    expect_digest: ExpectDigest = None,
 ) -> None:
     """
     Serve on Ray: the same routes and masks, in replicas on one machine or many, more of them where they are busy.
@@ -155,9 +161,17 @@ def run_on_ray(
     from ddcat.bundle import open_bundle
     from ddcat_serve.models import parse_source
 
+    arguments = Arguments(
+        bundles=",".join(bundles),
+        replicas=replicas,
+        max_replicas=max_replicas,
+        threads=threads,
+        gpus=gpus,
+        require_signature=require_signature,
+        expect_digest=",".join(expect_digest or ()),
+    )
     for text in bundles:  # what is wrong with them is said here, and not by a replica
-        open_bundle(parse_source(text).path)
-    arguments = Arguments(bundles=",".join(bundles), replicas=replicas, max_replicas=max_replicas, threads=threads, gpus=gpus)
+        open_bundle(parse_source(text).path, arguments.trust)
     run_ray(arguments, host=host, port=port)
 
 

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from ddcat_serve.guard import Guard
 from ddcat_serve.models import Models, ServedModel
 from ddcat_serve.settings import Settings
 
@@ -15,13 +16,15 @@ PROVENANCE = ("X-Ddcat-Model", "X-Ddcat-Version", "X-Ddcat-Bundle", "X-Ddcat-Pas
 @dataclass
 class Context:
     """
-    Models, settings and threads of one server.
+    What one server has, whatever it is asked by.
 
     Attributes
     ----------
     models : Models
         Loaded, and closed by whoever loaded them.
     settings : Settings
+    guard : Guard
+        Counts the requests of a client, whether they come by HTTP or by gRPC.
     pool : ThreadPoolExecutor
         Threads that decode images and encode masks, beside those of the engines.
     draining : bool
@@ -30,6 +33,7 @@ class Context:
 
     models: Models
     settings: Settings
+    guard: Guard
     pool: ThreadPoolExecutor
     draining: bool = False
 

@@ -13,12 +13,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ddcat_serve.guard import Guard
 from ddcat_serve.metrics import Metrics
 
-__all__ = ["ACCESS", "Front"]
+__all__ = ["Front"]
 
-ACCESS = "ddcat_serve.access"  # the logger: a JSON object for each request
 _OPEN = ("/", "/v2/health/live", "/v2/health/ready")  # the page asks for the key; orchestrators have none, and ask often
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_log = logging.getLogger(ACCESS)
+_log = logging.getLogger("ddcat_serve.access")  # a JSON object for each request
 
 
 class Front:

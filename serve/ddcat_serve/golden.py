@@ -58,7 +58,7 @@ class Replay(NamedTuple):
         return self.differing / self.pixels
 
 
-def label_images(engine: Engine, images: Mapping[str, Images]) -> tuple[Example, ...]:
+def label_images(engine: Engine, images: Mapping[str, Images], *, batch: int = 1) -> tuple[Example, ...]:
     """
     Let an engine label images, one by one.
 
@@ -67,8 +67,12 @@ def label_images(engine: Engine, images: Mapping[str, Images]) -> tuple[Example,
     engine : Engine
     images : mapping of str to (H, W, 3) uint8
         By the names of `Example`.
+    batch : int
+        The fewest images that the engine takes: so often it is given each.
     """
-    return tuple(Example(name, image, engine.infer(image[None]).labels[0]) for name, image in images.items())
+    return tuple(
+        Example(name, image, engine.infer(np.repeat(image[None], batch, 0)).labels[0]) for name, image in images.items()
+    )
 
 
 def pack(examples: Iterable[Example]) -> bytes:
@@ -110,7 +114,7 @@ def read_golden(bundle: Bundle) -> tuple[Example, ...]:
     return tuple(examples)
 
 
-def replay(engine: Engine, examples: Iterable[Example]) -> Replay:
+def replay(engine: Engine, examples: Iterable[Example], *, batch: int = 1) -> Replay:
     """
     Compare an engine's labels with golden ones.
 
@@ -121,9 +125,11 @@ def replay(engine: Engine, examples: Iterable[Example]) -> Replay:
     engine : Engine
     examples : iterable of Example
         One at least.
+    batch : int
+        As for `label_images`.
     """
     expected = {example.name: example for example in examples}
-    found = label_images(engine, {name: example.image for name, example in expected.items()})
+    found = label_images(engine, {name: example.image for name, example in expected.items()}, batch=batch)
     return compare(found, {name: example.labels for name, example in expected.items()})
 
 

@@ -15,8 +15,7 @@ from tritonclient.grpc import service_pb2_grpc as stubs
 
 from ddcat_serve import protocol
 from ddcat_serve.context import Context
-from ddcat_serve.errors import EngineError, InputError, RequestError
-from ddcat_serve.guard import Guard
+from ddcat_serve.errors import EngineError, InputError, RequestError, ServeError
 from ddcat_serve.models import find
 
 __all__ = ["serve_grpc"]
@@ -35,32 +34,39 @@ _ROOM = 2**16  # bytes of a message beside its tensor
 
 
 @asynccontextmanager
-async def serve_grpc(context: Context, guard: Guard, address: str) -> AsyncIterator[int]:
+async def serve_grpc(context: Context, address: str) -> AsyncIterator[grpc.aio.Server]:
     """
-    Serve until the block ends, then answer what was accepted.
+    Serve until the block ends.
 
     Parameters
     ----------
     context : Context
-    guard : Guard
     address : str
         Host and port.
 
     Yields
     ------
-    int
-        The port.
+    grpc.aio.Server
+        Whoever stops it before the block ends says how long it answers what it has accepted.
+
+    Raises
+    ------
+    ServeError
+        Where it cannot listen there.
     """
     most = context.settings.max_bytes + _ROOM
     options = [("grpc.max_receive_message_length", most), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)]
     server = grpc.aio.server(options=options)
-    stubs.add_GRPCInferenceServiceServicer_to_server(_Service(context, guard), server)
-    port = server.add_insecure_port(address)
+    stubs.add_GRPCInferenceServiceServicer_to_server(_Service(context), server)
+    try:
+        server.add_insecure_port(address)
+    except RuntimeError as cause:
+        raise ServeError(f"gRPC cannot listen at {address}: choose another port with --grpc-port") from cause
     await server.start()
     try:
-        yield port
+        yield server
     finally:
-        await server.stop(context.settings.drain)
+        await server.stop(None)
 
 
 def _guarded(answer: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -70,7 +76,7 @@ def _guarded(answer: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[A
         metadata = {} if call.invocation_metadata() is None else dict(call.invocation_metadata() or ())
         authorization = [str(metadata["authorization"])] if "authorization" in metadata else []
         try:
-            refusal = self.guard.refusal(authorization, call.peer().rpartition(":")[0])
+            refusal = self.context.guard.refusal(authorization, call.peer().rpartition(":")[0])
             if refusal is not None:
                 raise refusal
             return await answer(self, request, call)
@@ -87,8 +93,8 @@ def _guarded(answer: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[A
 
 
 class _Service(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    def __init__(self, context: Context, guard: Guard) -> None:
-        self.context, self.guard = context, guard
+    def __init__(self, context: Context) -> None:
+        self.context = context
 
     async def ServerLive(self, request: Any, call: Any) -> Any:  # noqa: N802
         return pb.ServerLiveResponse(live=self.context.live)

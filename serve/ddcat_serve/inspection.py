@@ -8,8 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ddcat.bundle import ANYONE, INTEGRITY_ONLY, Bundle, Trust
-from ddcat.manifest import EngineEntry, Golden, MainBranchProof, Manifest, Quantisation, Range, Shapes, TensorEntry
+from ddcat.manifest import EngineEntry, Golden, MainBranchProof, Manifest, Quantisation
 from ddcat.passport import read_passport
+from ddcat_serve.engines.checks import shown_sizes, shown_tensors
 
 __all__ = ["print_bundle", "print_json"]
 
@@ -54,9 +55,9 @@ def _rows(bundle: Bundle, trust: Trust) -> dict[str, str]:
         "data": f"{data.name}, {data.split} split{images}, {data.root}",
         "classes": ", ".join(entry.name for entry in manifest.classes),
         "preprocessing": f"in the graph: (image / 255 - {mean}) / {std}",
-        "inputs": _tensors(manifest.inputs),
-        "outputs": _tensors(manifest.outputs),
-        "sizes": _sizes(manifest.shapes),
+        "inputs": shown_tensors(manifest.inputs),
+        "outputs": shown_tensors(manifest.outputs),
+        "sizes": shown_sizes(manifest.shapes),
         "engine": _engine(manifest),
         "engine options": _pairs(manifest.engine.options),
         "runs on": _device(manifest.engine),
@@ -114,21 +115,5 @@ def _golden(golden: Golden | None) -> str:
     return f"{golden.images} images and their adversarial ones ({_pairs(golden.attack)}), {golden.source}"
 
 
-def _sizes(shapes: Shapes) -> str:
-    if shapes.sizes is not None:
-        return f"batch {_range(shapes.batch)}, {', '.join(f'{height}x{width}' for height, width in shapes.sizes)}"
-    return f"batch {_range(shapes.batch)}, height {_range(shapes.height)}, width {_range(shapes.width)}"
-
-
 def _pairs(values: Mapping[str, object] | None) -> str:
     return ", ".join(f"{key} {value}" for key, value in (values or {}).items()) or "none"
-
-
-def _tensors(entries: tuple[TensorEntry, ...]) -> str:
-    return ", ".join(f"{entry.name} {entry.dtype} {list(entry.shape)}" for entry in entries)
-
-
-def _range(sizes: Range) -> str:
-    if sizes.maximum is None:
-        return f"from {sizes.minimum}"
-    return str(sizes.minimum) if sizes.minimum == sizes.maximum else f"{sizes.minimum} to {sizes.maximum}"

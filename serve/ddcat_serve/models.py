@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +15,15 @@ from starlette.requests import ClientDisconnect
 from ddcat.bundle import ANYONE, Bundle, Trust, open_bundle
 from ddcat.passport import Found, read_passport
 from ddcat_serve.batching import Full, Queue
+from ddcat_serve.drain import Drain
 from ddcat_serve.engines import Engine, Outputs, open_engine
-from ddcat_serve.engines.base import Images, check_images, check_size
+from ddcat_serve.engines.base import Images
+from ddcat_serve.engines.checks import check_images, check_size
 from ddcat_serve.errors import RequestError, ServeError
 from ddcat_serve.golden import Example, read_golden
+from ddcat_serve.monitor import Monitor
 from ddcat_serve.settings import Settings
-from ddcat_serve.telemetry import Monitor, golden_statistics
+from ddcat_serve.telemetry import golden_statistics
 from ddcat_serve.warm_up import warm_up
 from ddcat_serve.worker import Batch, HungError, Job, LateError, StoppedError, Worker
 
@@ -82,6 +86,21 @@ class ServedModel:
     def ready(self) -> bool:
         """Whether it takes requests."""
         return self.worker.state == "ready"
+
+    def about(self) -> dict[str, Any]:
+        """Give, for JSON, what it was made from, who is known to have made it, and what the gate said of it."""
+        manifest, passport = self.bundle.manifest, self.passport.passport
+        return {
+            "version": self.version,
+            "bundle": self.bundle.digest,
+            "trust": self.bundle.trust,
+            "passport": None if passport is None else passport.model_dump(mode="json"),
+            "passport_known": self.passport.known,
+            "method": manifest.source.method,
+            "architecture": manifest.source.architecture,
+            "precision": manifest.engine.effective_precision,
+            "classes": [entry.model_dump(mode="json") for entry in manifest.classes],
+        }
 
     def check(self, images: int, size: tuple[int, int], timeout: float) -> None:
         """
@@ -180,6 +199,7 @@ def load_models(
     threads: int | None = None,
     trust: Trust = ANYONE,
     observe: Observe = lambda model, batch: None,
+    drain: Drain | None = None,
 ) -> Iterator[dict[str, dict[str, ServedModel]]]:
     """
     Verify and load bundles, warm them up, and replay their golden images; at the end, answer what waits and close them.
@@ -195,6 +215,8 @@ def load_models(
         What must be shown of who wrote them.
     observe : callable, optional
         Is told of every batch, in the thread of its engine.
+    drain : Drain, optional
+        That they share with others; by default one of their own, which begins with their end.
 
     Yields
     ------
@@ -207,7 +229,7 @@ def load_models(
         For a bundle that is not whole or not to be trusted, does not run, or does not answer as it did.
     """
     models: dict[str, dict[str, ServedModel]] = {}
-    with contextlib.ExitStack() as stack:
+    try:
         for given in sources:
             source = given if isinstance(given, Source) else Source(given)
             bundle = open_bundle(source.path, trust)
@@ -219,8 +241,10 @@ def load_models(
             versions = models.setdefault(name, {})
             model = _load(bundle, name, str(len(versions) + 1), settings, threads, trust, observe)
             versions[model.version] = model
-            stack.callback(model.close, settings.drain)
         yield models
+    finally:
+        left = (drain or Drain(settings.drain)).begin()
+        _close([model for versions in models.values() for model in versions.values()], left)
 
 
 def _load(
@@ -263,6 +287,12 @@ def _load(
         monitor=monitor,
     )
     return model
+
+
+def _close(models: Sequence[ServedModel], timeout: float) -> None:
+    """Close them at the same time: none has less of it for another's last answers."""
+    with ThreadPoolExecutor(len(models) or 1, thread_name_prefix="close") as pool:
+        list(pool.map(lambda model: model.close(timeout), models))
 
 
 @contextlib.contextmanager

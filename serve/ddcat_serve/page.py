@@ -76,21 +76,8 @@ def weakened(clean: npt.NDArray[np.uint8], attacked: npt.NDArray[np.uint8], stre
 
 
 def _about(model: ServedModel) -> dict[str, Any]:
-    passport, manifest = model.passport.passport, model.bundle.manifest
-    return {
-        "name": model.name,
-        "version": model.version,
-        "method": manifest.source.method,
-        "architecture": manifest.source.architecture,
-        "engine": model.engine.description.get("runtime", manifest.engine.name),
-        "precision": manifest.engine.effective_precision,
-        "bundle": model.bundle.digest,
-        "trust": model.bundle.trust,
-        "classes": [entry.model_dump(mode="json") for entry in manifest.classes],
-        "passport": None if passport is None else passport.model_dump(mode="json"),
-        "passport_known": model.passport.known,
-        "examples": len(_pairs(model)),
-    }
+    runtime = model.engine.description.get("runtime", model.bundle.manifest.engine.name)
+    return {"name": model.name, "engine": runtime, "examples": len(_pairs(model)), **model.about()}
 
 
 def _pairs(model: ServedModel) -> list[tuple[Example, Example]]:

@@ -32,7 +32,7 @@ __all__ = [
     "wanted_outputs",
 ]
 
-LENGTH = "inference-header-content-length"
+LENGTH = "Inference-Header-Content-Length"
 DATATYPES = {"uint8": "UINT8", "float32": "FP32"}
 _EXTENSIONS = ["binary_tensor_data"]
 
@@ -196,7 +196,6 @@ def model_metadata(models: Models, model: ServedModel) -> dict[str, Any]:
     Beside the protocol's part, `parameters` holds what the manifest says about the model, and its passport.
     """
     manifest = model.bundle.manifest
-    passport = model.passport.passport
     return {
         "name": model.name,
         "versions": list(models[model.name]),
@@ -204,15 +203,7 @@ def model_metadata(models: Models, model: ServedModel) -> dict[str, Any]:
         "inputs": [_tensor_metadata(entry) for entry in model.engine.inputs],
         "outputs": [_tensor_metadata(entry) for entry in model.engine.outputs],
         "parameters": {
-            "version": model.version,
-            "bundle": model.bundle.digest,
-            "trust": model.bundle.trust,
-            "passport": None if passport is None else passport.model_dump(mode="json"),
-            "passport_known": model.passport.known,
-            "method": manifest.source.method,
-            "architecture": manifest.source.architecture,
-            "precision": manifest.engine.effective_precision,
-            "classes": [entry.model_dump(mode="json") for entry in manifest.classes],
+            **model.about(),
             "preprocessing": {
                 **manifest.preprocessing.model_dump(mode="json"),
                 "by": "the graph itself: (image / 255 - mean) / std; send the pixels as they are",
@@ -227,9 +218,7 @@ def _divide(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
     if header_length is None:
         return body, b""
     if not re.fullmatch(r"[0-9]{1,12}", header_length) or not 0 < int(header_length) <= len(body):
-        raise RequestError(
-            400, f"Inference-Header-Content-Length is {header_length!r}; bytes of JSON, at most {len(body)}, would be right"
-        )
+        raise RequestError(400, f"{LENGTH} is {header_length!r}; bytes of JSON, at most {len(body)}, would be right")
     return body[: int(header_length)], body[int(header_length) :]
 
 

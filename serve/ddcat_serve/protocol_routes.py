@@ -109,7 +109,7 @@ def router(context: Context) -> APIRouter:
         answer = await loop.run_in_executor(context.pool, protocol.infer_answer, model, asked, wanted, outputs)
         headers = provenance(model)
         if answer.header_length is not None:
-            headers["Inference-Header-Content-Length"] = str(answer.header_length)
+            headers[protocol.LENGTH] = str(answer.header_length)
         return Response(
             answer.body, media_type="application/json" if answer.header_length is None else _BINARY, headers=headers
         )

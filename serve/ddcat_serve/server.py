@@ -1,18 +1,23 @@
 """A server process, from taking the port to giving it back."""
 
+import asyncio
+import contextlib
 import logging
 import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from ddcat.bundle import Trust
 from ddcat_serve.app import create_app
 from ddcat_serve.context import Context
+from ddcat_serve.drain import Drain
 from ddcat_serve.errors import ServeError
 from ddcat_serve.logs import log_as_json
 from ddcat_serve.memory import give_back_large_blocks
@@ -20,6 +25,9 @@ from ddcat_serve.metrics import Metrics
 from ddcat_serve.models import Models, Source, load_models
 from ddcat_serve.patience import patient
 from ddcat_serve.settings import Settings
+
+if TYPE_CHECKING:
+    import grpc
 
 __all__ = ["serve"]
 
@@ -29,7 +37,8 @@ def serve(sources: Sequence[Source], *, host: str, port: int, threads: int | Non
     Serve bundles until SIGTERM or SIGINT, then leave the process with exit status 0.
 
     At the first signal ready turns false; connections are still taken for `settings.grace` seconds, so that a balancer can turn
-    to others, and what was accepted is answered within `settings.drain` seconds more. A second signal ends it at once.
+    to others, and what was accepted, by HTTP or gRPC, is answered within `settings.drain` seconds more. A second signal ends it
+    at once.
 
     Parameters
     ----------
@@ -57,47 +66,84 @@ def serve(sources: Sequence[Source], *, host: str, port: int, threads: int | Non
         if settings.grpc_port == port:
             raise ServeError(f"--grpc-port {port} is the port of HTTP, too: another one would be right")
         _listen(host, settings.grpc_port).close()  # says in a line what gRPC would say in many
-    metrics = Metrics()
+    metrics, drain = Metrics(), Drain(settings.drain)
     with (
         _listen(host, port) as listener,
-        load_models(sources, settings=settings, threads=threads, trust=trust, observe=metrics.count_batch) as models,
+        load_models(
+            sources, settings=settings, threads=threads, trust=trust, observe=metrics.count_batch, drain=drain
+        ) as models,
     ):
-        grpc = None if settings.grpc_port is None else f"{f'[{host}]' if ':' in host else host}:{settings.grpc_port}"
-        app = create_app(models, settings, metrics, grpc_address=grpc)
+        grpc_address = None if settings.grpc_port is None else f"{f'[{host}]' if ':' in host else host}:{settings.grpc_port}"
+        app = create_app(models, settings, metrics)
         config = uvicorn.Config(
             app,
             http=patient(settings),
             log_config=None,
             access_log=False,
-            timeout_graceful_shutdown=round(settings.drain) or 1,
             server_header=False,
         )
-        _introduce(models, host, listener.getsockname()[1], grpc)
-        server = _Server(config, app.state.context)
+        introduce = partial(_introduce, models, host, listener.getsockname()[1], grpc_address)
+        server = _Server(config, app.state.context, drain, grpc_address, introduce)
         server.run(sockets=[listener])
         if not server.started:
             raise ServeError("the server did not start: the log above says why")
 
 
 class _Server(uvicorn.Server):
-    """Says at once that it is not ready, and stops a while later."""
+    """
+    HTTP, and gRPC where it has an address, which stop together.
 
-    def __init__(self, config: uvicorn.Config, context: Context) -> None:
+    At a signal they are not ready, after the grace they take nothing more, until the drain ends they answer what they took.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, context: Context, drain: Drain, grpc_address: str | None, introduce: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self._context = context
+        self._context, self._drain, self._grpc_address, self._introduce = context, drain, grpc_address, introduce
+        self._grpc: grpc.aio.Server | None = None
         self._stops_at: float | None = None
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            if self._grpc_address is not None:
+                from ddcat_serve.grpc_service import serve_grpc  # noqa: PLC0415 -- most servers have no need of it
+
+                self._grpc = await stack.enter_async_context(serve_grpc(self._context, self._grpc_address))
+            await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._introduce()
+
     def handle_exit(self, number: int, frame: FrameType | None) -> None:
-        if self._stops_at is not None:
-            super().handle_exit(number, frame)  # the second time: now
-            return
-        self._context.draining = True
-        self._stops_at = time.monotonic() + self._context.settings.grace
+        if self._stops_at is None:
+            self._context.draining = True
+            self._stops_at = time.monotonic() + self._context.settings.grace
+        else:  # the second time: now
+            super().handle_exit(number, frame)
+            self.force_exit = True
+            self._drain.cut()
 
     async def on_tick(self, counter: int) -> bool:
         if self._stops_at is not None and time.monotonic() >= self._stops_at:
             self.should_exit = True
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        left = self._drain.begin()
+        self.config.timeout_graceful_shutdown = left  # type: ignore[assignment] # whole seconds are for its command line
+        async with asyncio.TaskGroup() as both:
+            both.create_task(super().shutdown(sockets))
+            if self._grpc is not None:
+                both.create_task(self._stop_grpc(self._grpc, left))
+
+    async def _stop_grpc(self, server: "grpc.aio.Server", left: float) -> None:
+        stopping = asyncio.ensure_future(server.stop(left))
+        while not stopping.done() and not self.force_exit:
+            await asyncio.wait([stopping], timeout=0.1)
+        await server.stop(None)
 
 
 def _introduce(models: Models, host: str, port: int, grpc: str | None) -> None:

@@ -1,5 +1,6 @@
 """What an engine does before it serves: it runs each size, answers the golden images as it did, and shows how fast it is."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -7,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ddcat.bundle import Bundle
+from ddcat.manifest import Range
 from ddcat_serve.engines import Engine
 from ddcat_serve.engines.base import Images
 from ddcat_serve.errors import EngineError
@@ -16,6 +18,7 @@ __all__ = ["Pace", "measure_pace", "warm_up"]
 
 _PAYS = 0.95  # a batch of twice as many images pays where each takes at most this share of the time
 _LONG = 0.2  # seconds for which each batch is timed, or one call
+_log = logging.getLogger(__name__)
 
 
 class Pace(NamedTuple):
@@ -60,15 +63,16 @@ def warm_up(bundle: Bundle, engine: Engine, examples: Sequence[Example], *, tole
         labels = engine.infer(np.zeros((shapes.batch.minimum, height, width, 3), np.uint8)).labels
         if labels.max() >= classes:
             raise EngineError(f"{bundle.path} gives label {labels.max()}, but its manifest names {classes} classes")
-    if not examples or shapes.batch.minimum > 1:
+    if not examples:
+        _log.warning("%s has no golden images: nobody knows whether it answers as it did when it was exported", bundle.path)
         return Pace(None, batch_pixels)
-    found = replay(engine, examples)
+    found = replay(engine, examples, batch=shapes.batch.minimum)
     if found.share > tolerance:
         raise EngineError(
             f"{bundle.path} does not answer as it did when it was exported: {found.share:.2%} of its golden labels differ, "
             f"{found.worst_share:.2%} of {found.worst}; DDCAT_SERVE_GOLDEN_TOLERANCE allows {tolerance:.2%}"
         )
-    return measure_pace(engine, examples[0].image, batch_pixels=batch_pixels, batch_images=shapes.batch.maximum)
+    return measure_pace(engine, examples[0].image, batch_pixels=batch_pixels, batch=shapes.batch)
 
 
 def measure_pace(
@@ -76,7 +80,7 @@ def measure_pace(
     image: Images,
     *,
     batch_pixels: int,
-    batch_images: int | None = None,
+    batch: Range,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Pace:
     """
@@ -87,16 +91,16 @@ def measure_pace(
     engine : Engine
     image : (H, W, 3) uint8
     batch_pixels : int
-        Most that are tried.
-    batch_images : int, optional
-        Most that the engine takes.
+        Most that are tried, but for the smallest batch.
+    batch : Range
+        Images that the engine takes at once.
     clock : callable, optional
         In seconds, never going back.
     """
     height, width = image.shape[:2]
-    images, seconds = 1, _seconds_per_image(engine, image, 1, clock)
+    images, seconds = batch.minimum, _seconds_per_image(engine, image, batch.minimum, clock)
     most = batch_pixels // (height * width)
-    while 2 * images <= min(most, batch_images or most):
+    while 2 * images <= min(most, batch.maximum or most):
         doubled = _seconds_per_image(engine, image, 2 * images, clock)
         if doubled > _PAYS * seconds:
             return Pace(height * width / seconds, images * height * width)

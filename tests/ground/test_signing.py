@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from ddcat import signing
-from ddcat.bundle import MANIFEST, SIGNATURE, Trust, entries, open_bundle, write_bundle
+from ddcat.bundle import ANYONE, MANIFEST, SIGNATURE, Trust, entries, open_bundle, write_bundle
 from ddcat.errors import BundleError
 from ddcat.manifest import Manifest
 
@@ -137,3 +137,8 @@ def test_no_network_is_asked(signed: Path, keys: Path) -> None:
     )
     line = [sys.executable, "-c", program, str(signed), str(keys / "ours.pub")]
     assert "the signature is by" in subprocess.run(line, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_what_the_options_of_commands_ask_for() -> None:
+    assert Trust.from_options(None, None) == Trust.from_options(None, []) == ANYONE
+    assert Trust.from_options(Path("ours.pub"), ["0" * 64, "1" * 64]) == Trust(Path("ours.pub"), ("0" * 64, "1" * 64))

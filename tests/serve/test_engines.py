@@ -64,7 +64,7 @@ def test_all_outputs_are_those_of_the_oracle(bundle: Bundle, grain: int, oracle:
     np.testing.assert_allclose(outputs.confidence, (shares / shares.sum(1, keepdims=True)).max(1), rtol=0.02)
 
 
-def test_every_size_within_the_shapes(bundle: Bundle, grain: int, oracle: Callable) -> None:
+def test_every_size_within_the_shapes_is_taken(bundle: Bundle, grain: int, oracle: Callable) -> None:
     with open_engine(bundle, threads=1) as engine:
         shapes = st.tuples(st.integers(1, 4), st.integers(8, 40), st.integers(8, 40), st.just(3))
 
@@ -110,7 +110,9 @@ def test_states_what_it_is(bundle: Bundle, combination: tuple[str, Precision]) -
 
 
 @pytest.mark.parametrize("engine", ON_A_CPU)
-def test_labels_alone(engine: str, build: Callable, make_graph: Callable, oracle: Callable, picture: np.ndarray) -> None:
+def test_a_graph_may_give_labels_alone(
+    engine: str, build: Callable, make_graph: Callable, oracle: Callable, picture: np.ndarray
+) -> None:
     with open_engine(build(make_graph(logits=False), engine), threads=1) as opened:
         outputs = opened.infer(picture[None])
     assert outputs.logits is None
@@ -215,7 +217,7 @@ def test_a_missing_runtime_names_the_extra(
             call()
 
 
-def test_an_engine_of_another_version(make_bundle: Callable[..., Bundle]) -> None:
+def test_an_engine_of_another_version_is_refused(make_bundle: Callable[..., Bundle]) -> None:
     bundle = make_bundle()
     entry = bundle.manifest.engine.model_copy(update={"name": "tpu"})
     with pytest.raises(EngineError, match=r"bundle: this version has no engine 'tpu': it runs ort, openvino"):

@@ -1,6 +1,5 @@
 """A real server process, and what goes wrong around it: slow headers, signals under load, kill -9, floods of rubbish."""
 
-import contextlib
 import io
 import json
 import os
@@ -8,10 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,42 +19,15 @@ import pytest
 from PIL import Image
 
 from ddcat.bundle import Bundle
-
-COMMAND = Path(sys.executable).with_name("ddcat-serve")
-
-
-@contextlib.contextmanager
-def server(*arguments: object) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    line = [COMMAND, "run", *map(str, arguments), "--port", "0", "--threads", "1"]
-    with (
-        tempfile.TemporaryFile("w+") as log,  # a pipe that nobody reads would stop the server
-        subprocess.Popen(line, stdout=subprocess.PIPE, stderr=log, text=True) as process,
-    ):
-        process.stderr = log
-        try:
-            assert process.stdout is not None
-            address = next(text for text in process.stdout if text.startswith("listening at "))
-            yield process, address.removeprefix("listening at ").strip()
-        finally:
-            process.kill()
-
-
-def as_png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def connect(address: str) -> socket.socket:
-    host, port = address.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=10)
+from tests.serve.pictures import as_png
+from tests.serve.processes import connect, server
 
 
 def everything(connection: socket.socket) -> bytes:
     return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-def test_headers_that_do_not_end(bundle: Bundle) -> None:
+def test_headers_that_are_too_slow_or_too_long_are_refused(bundle: Bundle) -> None:
     with server(bundle.path, "--header-timeout", 0.5, "--max-header-bytes", 2048) as (_, address):
         with connect(address) as slow:
             slow.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\nX-Slow: ")
@@ -82,7 +53,7 @@ def test_headers_that_do_not_end(bundle: Bundle) -> None:
         assert httpx.get(f"{address}/v2").status_code == 200
 
 
-def test_a_body_that_does_not_come(bundle: Bundle) -> None:
+def test_a_body_that_does_not_come_is_a_408(bundle: Bundle) -> None:
     with server(bundle.path, "--body-timeout", 0.3) as (_, address), connect(address) as slow:
         slow.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
         answer = everything(slow)
@@ -133,7 +104,7 @@ def test_sigterm_under_load_loses_nothing_that_was_accepted(
     assert sum(line.get("path") == "/v1/segment" for line in logged) == len(answers)
 
 
-def test_kill_9_and_start_again(bundle: Bundle, oracle: Callable, picture: np.ndarray) -> None:
+def test_what_was_killed_starts_again(bundle: Bundle, oracle: Callable, picture: np.ndarray) -> None:
     for _ in range(2):
         with server(bundle.path) as (process, address):
             response = httpx.post(f"{address}/v1/segment", content=as_png(picture))
@@ -213,7 +184,7 @@ def test_bombs_are_refused_quickly(bundle: Bundle) -> None:
         assert process.poll() is None
 
 
-def test_the_environment_and_a_file(bundle: Bundle, tmp_path: Path) -> None:
+def test_flags_environment_and_file_reach_the_server_in_their_order(bundle: Bundle, tmp_path: Path) -> None:
     file = tmp_path / "server.yaml"
     file.write_text("timeout: 7\ndrain: 3\n")
     os.environ["DDCAT_SERVE_DRAIN"] = "5"

@@ -22,7 +22,7 @@ def client_with(models: Models, client_of: Callable) -> Callable[..., httpx.Clie
     return lambda **settings: client_of(create_app(models, Settings(**settings)))
 
 
-def test_request_ids(client_with: Callable, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_keeps_its_id_or_is_given_one(client_with: Callable, caplog: pytest.LogCaptureFixture) -> None:
     client = client_with()
     with caplog.at_level(logging.INFO, logger="ddcat_serve.access"):
         assert client.get("/v2", headers={"X-Request-Id": "abc-1.2_3"}).headers["x-request-id"] == "abc-1.2_3"
@@ -36,7 +36,7 @@ def test_request_ids(client_with: Callable, caplog: pytest.LogCaptureFixture) ->
     assert second["ms"] >= 0
 
 
-def test_a_key(client_with: Callable) -> None:
+def test_without_the_key_nothing_but_health_is_answered(client_with: Callable) -> None:
     client = client_with(api_key="correct horse")
     for headers in (
         {},
@@ -53,7 +53,7 @@ def test_a_key(client_with: Callable) -> None:
     assert client.get("/v2/health/live").status_code == client.get("/v2/health/ready").status_code == 200
 
 
-def test_a_rate(client_with: Callable) -> None:
+def test_who_asks_more_often_than_the_rate_waits(client_with: Callable) -> None:
     client = client_with(rate_limit="3/minute")
     assert [client.get("/v2").status_code for _ in range(5)] == [200, 200, 200, 429, 429]
     response = client.get("/v2")
@@ -78,7 +78,7 @@ def test_pages_of_others_may_ask_only_where_they_are_named(client_with: Callable
     assert refused.headers["access-control-allow-origin"] == "https://a.example"
 
 
-def test_metrics(models: Models, client_of: Callable) -> None:
+def test_requests_and_batches_are_counted(models: Models, client_of: Callable) -> None:
     metrics = Metrics()
     client = client_of(create_app(models, Settings(), metrics))
     model = models["small"]["1"]

@@ -73,7 +73,7 @@ def test_only_what_is_expected_is_compared(cases: Mapping[str, tuple[int, bool]]
     assert cases[result.worst][0] == max(wrongs)
 
 
-def test_a_bundle_without_them(bundle: Bundle) -> None:
+def test_a_bundle_may_have_none(bundle: Bundle) -> None:
     assert read_golden(bundle) == ()
 
 

@@ -16,32 +16,15 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from playwright.sync_api import expect
 
-from ddcat.bundle import Bundle, entries, write_bundle
-from ddcat.manifest import Golden
-from ddcat_serve import golden
+from ddcat.bundle import Bundle
 from ddcat_serve.app import create_app
 from ddcat_serve.models import load_models
 from ddcat_serve.page import weakened
 from ddcat_serve.settings import Settings
 from tests.chromium import chromium, page_of
-from tests.serve.conftest import CLASSES, small_graph, small_manifest
-from tests.serve.test_faults import as_png, server
-
-
-def with_golden(path: Path, oracle: Callable, picture: np.ndarray) -> Bundle:
-    """A bundle with two golden pairs: the attack of each darkens the picture by up to 20 levels."""
-    content = small_graph()
-    attacked = picture - np.minimum(picture, 20)
-    images = {
-        "clean.0": picture,
-        "adversarial.0": attacked,
-        "clean.1": picture[::-1].copy(),
-        "adversarial.1": attacked[::-1].copy(),
-    }
-    packed = golden.pack(golden.Example(name, image, oracle(image[None])[0][0]) for name, image in images.items())
-    files = {"model.onnx": content, "golden.safetensors": packed}
-    about = Golden(file="golden.safetensors", images=2, source="made up", attack={"name": "darkness"})
-    return write_bundle(path, small_manifest(content).model_copy(update={"files": entries(files), "golden": about}), files)
+from tests.serve.bundles import CLASSES, small_graph, with_golden
+from tests.serve.pictures import as_png
+from tests.serve.processes import server
 
 
 @pytest.fixture

@@ -34,7 +34,9 @@ def images() -> np.ndarray:
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_round_trip(client: httpx.Client, bundle: Bundle, oracle: Callable, images: np.ndarray, nested: bool) -> None:
+def test_tensors_go_in_and_come_out(
+    client: httpx.Client, bundle: Bundle, oracle: Callable, images: np.ndarray, nested: bool
+) -> None:
     body = {"id": "a 1", **body_of(images, images.tolist() if nested else None)}
     response = client.post(INFER, json=body)
     assert response.status_code == 200, response.text
@@ -58,7 +60,7 @@ def test_outputs_are_those_asked_for(client: httpx.Client, images: np.ndarray) -
         assert "id" not in answer
 
 
-def test_metadata(client: httpx.Client, bundle: Bundle) -> None:
+def test_servers_and_models_say_what_they_are(client: httpx.Client, bundle: Bundle) -> None:
     server = client.get("/v2").json()
     assert (server["name"], server["version"], server["extensions"]) == ("ddcat", __version__, ["binary_tensor_data"])
     assert server["parameters"]["settings"]["max_bytes"] == 65536
@@ -125,7 +127,7 @@ BAD: dict[str, tuple[Any, int, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_tensors(client: httpx.Client, name: str) -> None:
+def test_tensors_that_are_no_images_are_refused(client: httpx.Client, name: str) -> None:
     body, status, message = BAD[name]
     response = client.post(INFER, content=json.dumps(body))
     assert response.status_code == status, response.text
@@ -151,7 +153,7 @@ def test_bad_tensors(client: httpx.Client, name: str) -> None:
         json.dumps(body_of(IMAGE, [float("inf"), *VALUES[1:]])).encode(),
     ],
 )
-def test_bodies_that_are_no_request(client: httpx.Client, body: bytes) -> None:
+def test_bodies_that_are_no_request_are_refused(client: httpx.Client, body: bytes) -> None:
     response = client.post(INFER, content=body)
     assert response.status_code in (400, 413)
     assert list(response.json()) == ["error"]
@@ -200,7 +202,9 @@ def test_all_outputs_may_be_binary(client: httpx.Client, oracle: Callable, image
         (json.dumps(body_of(IMAGE, parameters={"binary_data_size": 0})).encode(), None, "both data and a binary_data_size"),
     ],
 )
-def test_truncated_and_surplus_bytes(client: httpx.Client, content: bytes, length: str | None, message: str) -> None:
+def test_truncated_and_surplus_bytes_are_refused(
+    client: httpx.Client, content: bytes, length: str | None, message: str
+) -> None:
     own = str(content.index(b"}]}") + 3)
     response = client.post(INFER, content=content, headers={"Inference-Header-Content-Length": length or own})
     assert response.status_code == 400
@@ -208,7 +212,7 @@ def test_truncated_and_surplus_bytes(client: httpx.Client, content: bytes, lengt
 
 
 @pytest.mark.parametrize("timeout", [0, -1, 1e12, "soon", True, None])
-def test_time_outs_that_are_none(client: httpx.Client, timeout: Any) -> None:
+def test_timeouts_that_are_none_are_refused(client: httpx.Client, timeout: Any) -> None:
     response = client.post(INFER, json=body_of(IMAGE) | {"parameters": {"timeout": timeout}})
     assert response.status_code == 400
     assert "microseconds" in response.json()["error"]

@@ -1,7 +1,6 @@
 """Ray Serve, really running here: the same masks from two replicas, one of which is killed under load."""
 
 import io
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,15 +12,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddcat.bundle import Bundle
-from tests.serve.test_faults import as_png
+from ddcat.bundle import ANYONE, Bundle
+from ddcat.errors import BundleError
+from ddcat_serve import cli
+from ddcat_serve.errors import ServeError
+from tests.serve.pictures import as_png
+from tests.serve.processes import free_port
 
 ray = pytest.importorskip("ray")
 serve = pytest.importorskip("ray.serve")
 
-from ddcat_serve.deploy.ray_app import Arguments, application  # noqa: E402
+from ddcat_serve.deploy.ray_app import Arguments, _Replica, application  # noqa: E402
 
-pytestmark = pytest.mark.slow
 CLIENTS = 4
 
 
@@ -33,12 +35,11 @@ class Answer(NamedTuple):
 
 @pytest.fixture
 def address(bundle: Bundle) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(application(Arguments(bundles=str(bundle.path), replicas=2, ongoing=CLIENTS)))
+        serve.run(application(Arguments(bundles=str(bundle.path), replicas=2, ongoing=CLIENTS, expect_digest=bundle.digest)))
         yield f"http://127.0.0.1:{port}"
     finally:
         serve.shutdown()
@@ -49,13 +50,15 @@ def replicas() -> list[str]:
     return [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if "SERVE_REPLICA" in actor["name"]]
 
 
+@pytest.mark.slow
 def test_a_killed_replica_loses_nothing_but_what_was_in_it(
     address: str, bundle: Bundle, oracle: Callable, picture: np.ndarray
 ) -> None:
     expected = oracle(picture[None])[0][0]
     body, ended, answers = as_png(picture), threading.Event(), list[Answer]()
     assert httpx.get(f"{address}/v2/health/ready").json() == {"ready": True}
-    assert httpx.get(f"{address}/v2/models/small").json()["parameters"]["bundle"] == bundle.digest
+    about = httpx.get(f"{address}/v2/models/small").json()["parameters"]
+    assert (about["bundle"], about["trust"]) == (bundle.digest, "the digest is the expected one")
     assert httpx.post(f"{address}/v1/segment", content=b"rubbish").status_code == 415
 
     def ask() -> None:
@@ -87,7 +90,7 @@ def test_a_killed_replica_loses_nothing_but_what_was_in_it(
         at = len(answers)
         wait_for(lambda: len(answers) > at + 100, 60)
         wait_for(lambda: len(set(replicas()) - set(before)) == 1, 60)  # Ray has started another one
-        after = len(answers)
+        after, replaced = len(answers), time.monotonic()
         wait_for(lambda: len(answers) > after + 100, 60)
         ended.set()
         for task in tasks:
@@ -96,4 +99,34 @@ def test_a_killed_replica_loses_nothing_but_what_was_in_it(
     assert len(lost) <= CLIENTS  # what the killed one had
     assert all(answer.ended > killed for answer in lost)
     assert all(answer.began < killed + 1 for answer in lost)  # within which Ray notices, and sends nothing there any more
-    assert all(answer.status == 200 for answer in answers[after:])
+    assert all(answer.status == 200 for answer in answers if answer.began > replaced)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--expect-digest", "0" * 64], "and not the expected"), (["--require-signature", "our.pub"], "is not signed")],
+)
+def test_a_bundle_of_somebody_else_is_refused_in_one_line(
+    bundle: Bundle, options: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["ddcat-serve", "ray", str(bundle.path), *options])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    told = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert told.startswith(f"error: {bundle.path} ")
+    assert said in told
+
+
+def test_each_replica_looks_for_itself_whom_a_bundle_is_from(bundle: Bundle) -> None:
+    arguments = Arguments(bundles=str(bundle.path), expect_digest="0" * 64)
+    with pytest.raises(BundleError, match="and not the expected"):
+        _Replica([str(bundle.path)], 1, arguments.trust)
+
+
+def test_a_port_for_grpc_is_refused_and_not_ignored(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDCAT_SERVE_GRPC_PORT", "9000")
+    with pytest.raises(ServeError, match="on Ray there is HTTP alone"):
+        application(Arguments(bundles=str(bundle.path)))
+    with pytest.raises(ServeError, match="on Ray there is HTTP alone"):
+        _Replica([str(bundle.path)], 1, ANYONE)

@@ -19,9 +19,10 @@ from ddcat_serve import telemetry
 from ddcat_serve.app import create_app
 from ddcat_serve.engines import Outputs
 from ddcat_serve.models import load_models
+from ddcat_serve.monitor import LEAST, Monitor
 from ddcat_serve.settings import Settings
-from ddcat_serve.telemetry import LEAST, Monitor, describe, psi, statistics_of
-from tests.serve.test_page import with_golden
+from ddcat_serve.telemetry import describe, psi, statistics_of
+from tests.serve.bundles import with_golden
 
 LABELS = arrays(np.uint8, st.tuples(st.integers(1, 70), st.integers(1, 70)), elements=st.integers(0, 3))
 COUNTS = arrays(np.int64, 5, elements=st.integers(0, 1000)).filter(lambda counts: counts.sum() > 0)
@@ -29,7 +30,7 @@ COUNTS = arrays(np.int64, 5, elements=st.integers(0, 1000)).filter(lambda counts
 
 @settings(max_examples=40, deadline=None)
 @given(LABELS)
-def test_areas_and_boundaries(labels: np.ndarray) -> None:
+def test_areas_and_boundaries_are_those_counted_pixel_by_pixel(labels: np.ndarray) -> None:
     found = describe(labels, 4)
     height, width = labels.shape
     assert found.classes.tolist() == [int((labels == label).sum()) for label in range(4)]
@@ -81,7 +82,7 @@ def test_psi_is_a_distance_of_shares(first: np.ndarray, second: np.ndarray, fact
     assert psi(first * factor, second) == pytest.approx(psi(first, second))
 
 
-def test_psi_of_an_example() -> None:
+def test_psi_of_an_example_by_hand() -> None:
     assert psi([1, 1], [9, 1]) == pytest.approx(0.4 * np.log(1.8) - 0.4 * np.log(0.2))
     assert 8 < psi([1, 0], [0, 1]) < 20  # far, and finite
 
@@ -143,7 +144,7 @@ def test_a_monitor_that_is_behind_holds_nobody_up(monkeypatch: pytest.MonkeyPatc
     monitor.close()
 
 
-def test_metrics_of_answers(tmp_path: Path, oracle: Callable, picture: np.ndarray, client_of: Callable) -> None:
+def test_metrics_say_what_answers_look_like(tmp_path: Path, oracle: Callable, picture: np.ndarray, client_of: Callable) -> None:
     bundle = with_golden(tmp_path / "golden.bundle", oracle, picture)
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG")

@@ -5,7 +5,6 @@ import dataclasses
 import io
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -29,7 +28,8 @@ from ddcat_serve.deploy.triton import write_repository
 from ddcat_serve.deploy.triton_check import check
 from ddcat_serve.engines import open_engine
 from ddcat_serve.errors import ServeError
-from tests.serve.test_faults import as_png
+from tests.serve.pictures import as_png
+from tests.serve.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,10 +133,7 @@ def tritonserver(environment: Path, repository: Path, work: Path, *options: str)
     version = packages.parent.name.removeprefix("python")
     shutil.copytree(server / "backends/python", work / "backends/python")
     shutil.copy(server / f"python_backend_stubs/{version}/triton_python_backend_stub", work / "backends/python")
-    ports = []
-    for _ in range(3):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            ports.append(free.getsockname()[1])
+    ports = [free_port() for _ in range(3)]
     line = [
         server / "bin/tritonserver", f"--model-repository={repository}", f"--backend-directory={work / 'backends'}",
         *(f"--{kind}-port={port}" for kind, port in zip(("http", "grpc", "metrics"), ports, strict=True)), *options,

@@ -1,9 +1,7 @@
 """The clients of a real Triton, over HTTP and gRPC, at once and async, as they would speak to one."""
 
 import asyncio
-import socket
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +12,9 @@ import tritonclient.http as triton_http
 import tritonclient.http.aio as triton_http_aio
 from tritonclient.utils import InferenceServerException
 
-from ddcat.bundle import Bundle
-from tests.serve.test_faults import server
+from ddcat.bundle import write_bundle
+from tests.serve.bundles import small_graph, small_manifest
+from tests.serve.processes import free_port, server
 
 KEY = "a long secret"
 IMAGES = np.random.default_rng(5).integers(0, 256, (2, 21, 30, 3)).astype(np.uint8)
@@ -24,16 +23,10 @@ IMAGES = np.random.default_rng(5).integers(0, 256, (2, 21, 30, 3)).astype(np.uin
 @pytest.fixture(scope="module")
 def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """Of HTTP and of gRPC."""
-    from ddcat.bundle import write_bundle  # noqa: PLC0415
-    from tests.serve.conftest import small_graph, small_manifest  # noqa: PLC0415
-
     content = small_graph()
-    bundle: Bundle = write_bundle(
-        tmp_path_factory.mktemp("triton") / "small.bundle", small_manifest(content), {"model.onnx": content}
-    )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with server(Path(bundle.path), "--grpc-port", port, "--api-key", KEY) as (_, address):
+    bundle = write_bundle(tmp_path_factory.mktemp("triton") / "small.bundle", small_manifest(content), {"model.onnx": content})
+    port = free_port()
+    with server(bundle.path, "--grpc-port", port, "--api-key", KEY) as (_, address):
         yield address.removeprefix("http://"), f"127.0.0.1:{port}"
 
 

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddcat.manifest import Device, Precision, Range, Shapes
-from ddcat_serve.engines.base import check_images, smallest_batch
+from ddcat_serve.engines.base import smallest_batch
+from ddcat_serve.engines.checks import check_images
 from ddcat_serve.engines.trt_graph import last_opset
 from ddcat_serve.engines.trt_plan import (
     builder_flags,

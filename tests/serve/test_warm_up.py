@@ -1,15 +1,23 @@
-"""How large a batch pays, on engines whose times are known."""
+"""Golden images are replayed, whatever batches an engine takes; how large a batch pays, on engines whose times are known."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from ddcat.bundle import Bundle, write_bundle
+from ddcat.manifest import Range
 from ddcat_serve.engines import Engine
+from ddcat_serve.errors import EngineError
+from ddcat_serve.models import load_models
+from ddcat_serve.settings import Settings
 from ddcat_serve.warm_up import measure_pace
+from tests.serve.bundles import with_golden
 
 IMAGE = np.zeros((10, 20, 3), np.uint8)
+ANY = Range(minimum=1, maximum=None)
 
 
 class Timed:
@@ -39,7 +47,7 @@ class Timed:
 )
 def test_a_batch_grows_as_long_as_that_pays(seconds: Callable[[int], float], images: int, rate: float) -> None:
     engine = Timed(seconds)
-    pace = measure_pace(cast(Engine, engine), IMAGE, batch_pixels=16 * 200, clock=engine.clock)
+    pace = measure_pace(cast(Engine, engine), IMAGE, batch_pixels=16 * 200, batch=ANY, clock=engine.clock)
     assert pace.batch_pixels == images * 200
     assert pace.pixels_per_second == pytest.approx(rate)
     assert max(engine.seen) <= 2 * images
@@ -50,6 +58,52 @@ def test_a_batch_grows_as_long_as_that_pays(seconds: Callable[[int], float], ima
 )
 def test_nothing_larger_is_tried_than_is_allowed(pixels: int, images: int | None, largest: int) -> None:
     engine = Timed(lambda n: 1.0)
-    pace = measure_pace(cast(Engine, engine), IMAGE, batch_pixels=pixels, batch_images=images, clock=engine.clock)
+    batch = Range(minimum=1, maximum=images)
+    pace = measure_pace(cast(Engine, engine), IMAGE, batch_pixels=pixels, batch=batch, clock=engine.clock)
     assert max(engine.seen) == largest
     assert pace.batch_pixels == pixels  # all of it paid as far as was tried
+
+
+@pytest.mark.parametrize("fewest", [2, 3])
+def test_the_smallest_batch_is_where_it_begins(fewest: int) -> None:
+    engine = Timed(lambda n: 0.3 * n)
+    batch = Range(minimum=fewest, maximum=None)
+    pace = measure_pace(cast(Engine, engine), IMAGE, batch_pixels=9999, batch=batch, clock=engine.clock)
+    assert set(engine.seen) == {fewest, 2 * fewest}
+    assert pace == (pytest.approx(200 / 0.3), fewest * 200)
+
+
+def of_batches_from(fewest: int, bundle: Bundle) -> Bundle:
+    """The same bundle, whose engine is never given fewer images at once."""
+    shapes = bundle.manifest.shapes
+    few = shapes.model_copy(update={"batch": shapes.batch.model_copy(update={"minimum": fewest})})
+    manifest = bundle.manifest.model_copy(update={"shapes": few})
+    return write_bundle(bundle.path.with_name("few"), manifest, bundle.files)
+
+
+def test_an_engine_of_larger_batches_answers_its_golden_images_too(
+    tmp_path: Path, oracle: Callable, picture: np.ndarray
+) -> None:
+    right = of_batches_from(2, with_golden(tmp_path / "right", oracle, picture))
+    with load_models([right.path], settings=Settings(), threads=1) as models:
+        assert models["small"]["1"].ready
+
+
+def test_an_engine_of_larger_batches_that_answers_otherwise_is_refused(
+    tmp_path: Path, oracle: Callable, picture: np.ndarray
+) -> None:
+    def otherwise(images: np.ndarray) -> tuple[np.ndarray, None]:
+        return (oracle(images)[0] + 1) % 4, None
+
+    wrong = of_batches_from(2, with_golden(tmp_path / "wrong", otherwise, picture))
+    with (
+        pytest.raises(EngineError, match=r"100\.00% of its golden labels differ"),
+        load_models([wrong.path], settings=Settings(), threads=1),
+    ):
+        pass
+
+
+def test_a_bundle_without_golden_images_is_said_to_be_unproven(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    with load_models([bundle.path], settings=Settings(), threads=1):
+        pass
+    assert "has no golden images" in caplog.text

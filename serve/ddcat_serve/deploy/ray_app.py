@@ -8,6 +8,7 @@ replica refuses for want of time, it refuses at once; Ray hands out the requests
 """
 
 import contextlib
+from pathlib import Path
 
 import ray
 from fastapi import FastAPI
@@ -15,13 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 
+from ddcat.bundle import Trust
 from ddcat_serve.app import create_app
 from ddcat_serve.errors import ServeError
 from ddcat_serve.metrics import Metrics
 from ddcat_serve.models import load_models, parse_source
-from ddcat_serve.settings import read_settings
+from ddcat_serve.settings import PREFIX, Settings, read_settings
 
 __all__ = ["Arguments", "application", "run"]
+
+_CLOSING = 10.0  # seconds after the drain in which a replica frees its engines, until Ray kills it
 
 
 class Arguments(BaseModel):
@@ -36,6 +40,13 @@ class Arguments(BaseModel):
     gpus: float = Field(0, ge=0, description="that Ray sets aside for each replica")
     ongoing: int = Field(16, ge=1, description="requests that one replica has at most; Ray keeps the others")
     queued: int = Field(256, ge=0, description="requests that wait at Ray's proxy at most; more are refused with 503")
+    require_signature: Path | None = Field(None, description="public key (PEM), whose owner must have signed the bundles")
+    expect_digest: str = Field("", description="that a bundle must have, one of several with commas between them")
+
+    @property
+    def trust(self) -> Trust:
+        """What must be shown of who wrote the bundles."""
+        return Trust.from_options(self.require_signature, [digest for digest in self.expect_digest.split(",") if digest])
 
 
 def application(arguments: Arguments) -> serve.Application:
@@ -45,7 +56,13 @@ def application(arguments: Arguments) -> serve.Application:
     Parameters
     ----------
     arguments : Arguments
+
+    Raises
+    ------
+    ServeError
+        For arguments that do not fit together, and for a setting that is none, or that Ray has no use for.
     """
+    settings = _read_settings()
     most = arguments.max_replicas or arguments.replicas
     if most < arguments.replicas:
         raise ServeError(f"--max-replicas {most} is less than --replicas {arguments.replicas}")
@@ -58,21 +75,25 @@ def application(arguments: Arguments) -> serve.Application:
         ),
         ray_actor_options={"num_cpus": arguments.threads, "num_gpus": arguments.gpus},
         health_check_period_s=5,
-        graceful_shutdown_timeout_s=40,
+        graceful_shutdown_timeout_s=settings.drain + _CLOSING,
     )(serve.ingress()(_Replica))
-    bound: serve.Application = deployment.bind(arguments.bundles.split(","), arguments.threads)
+    bound: serve.Application = deployment.bind(arguments.bundles.split(","), arguments.threads, arguments.trust)
     return bound
 
 
 class _Replica:
     """One server without a socket: Ray's proxy has that."""
 
-    def __init__(self, bundles: list[str], threads: int) -> None:
+    def __init__(self, bundles: list[str], threads: int, trust: Trust) -> None:
         self._open = contextlib.ExitStack()
-        settings, metrics = read_settings(), Metrics()
+        settings, metrics = _read_settings(), Metrics()
         models = self._open.enter_context(
             load_models(
-                [parse_source(text) for text in bundles], settings=settings, threads=threads, observe=metrics.count_batch
+                [parse_source(text) for text in bundles],
+                settings=settings,
+                threads=threads,
+                trust=trust,
+                observe=metrics.count_batch,
             )
         )
         self._app = create_app(models, settings, metrics)
@@ -102,3 +123,10 @@ def run(arguments: Arguments, *, host: str, port: int) -> None:
     ray.init(include_dashboard=False)
     serve.start(http_options={"host": host, "port": port})
     serve.run(application(arguments), blocking=True)
+
+
+def _read_settings() -> Settings:
+    settings = read_settings()
+    if settings.grpc_port is not None:
+        raise ServeError(f"{PREFIX}GRPC_PORT is set, but on Ray there is HTTP alone: unset it, or use ddcat-serve run")
+    return settings

@@ -22,9 +22,9 @@ from ddcat.manifest import Shapes, TensorEntry
 from ddcat_serve.deploy.triton_check import check
 from ddcat_serve.errors import ServeError
 
-__all__ = ["CONFIG", "PYTHON", "write_repository"]
+__all__ = ["write_repository"]
 
-CONFIG, PYTHON = "config.pbtxt", "configs/python.pbtxt"
+_CONFIG, _PYTHON = "config.pbtxt", "configs/python.pbtxt"
 _BACKENDS = {"ort": ("onnxruntime", "model.onnx"), "trt": ("tensorrt", "model.plan")}  # and the file's name there
 _TYPES = {"uint8": pb.TYPE_UINT8, "float32": pb.TYPE_FP32}
 _MOST_IMAGES = 8
@@ -69,14 +69,14 @@ def write_repository(bundle: Bundle, out: Path) -> list[Path]:
 def _contents(bundle: Bundle) -> Iterator[tuple[str, bytes]]:
     name, engine = bundle.manifest.name, bundle.manifest.engine
     backend, file = _BACKENDS[engine.name]
-    yield f"{name}/{CONFIG}", _text(_model(bundle, backend, file))
-    yield f"{name}/{PYTHON}", _text(_model(bundle, "python", "model.py"))
+    yield f"{name}/{_CONFIG}", _text(_model(bundle, backend, file))
+    yield f"{name}/{_PYTHON}", _text(_model(bundle, "python", "model.py"))
     yield f"{name}/1/{file}", bundle.files[engine.file]
     yield f"{name}/1/model.py", _program("engine")
     for part in ("decode", "encode"):
-        yield f"{name}-{part}/{CONFIG}", _text(_step(name, part))
+        yield f"{name}-{part}/{_CONFIG}", _text(_step(name, part))
         yield f"{name}-{part}/1/model.py", _program(part)
-    yield f"{name}-file/{CONFIG}", _text(_ensemble(name))
+    yield f"{name}-file/{_CONFIG}", _text(_ensemble(name))
     yield f"{name}-file/1/.keep", b""
     # the manifest tells the Python parts what the classes and the sizes are; an engine opens from the whole bundle
     for place, content in {"manifest.json": bundle.manifest.to_bytes(), **bundle.files}.items():

@@ -1,12 +1,13 @@
 """What can be said of a model repository without a Triton: it parses, and it is what the engine's file is."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from ddcat.bundle import Bundle
-from ddcat.manifest import TensorEntry
+from ddcat.manifest import Shapes, TensorEntry
 from ddcat_serve.engines import open_engine
 from ddcat_serve.errors import ServeError
 
@@ -24,6 +25,8 @@ def check(bundle: Bundle, repository: Path) -> None:
     ServeError
         Naming the file.
     """
+    with open_engine(bundle, threads=1) as engine:
+        stated = {"input": engine.inputs, "output": engine.outputs}
     for file in sorted(repository.rglob("*.pbtxt")):
         try:
             config = text_format.Parse(file.read_text(encoding="utf-8"), pb.ModelConfig())
@@ -33,12 +36,10 @@ def check(bundle: Bundle, repository: Path) -> None:
         if config.name != folder:
             raise ServeError(f"{file} names the model {config.name}, and lies in {folder}")
         if config.name == bundle.manifest.name:
-            _compare(bundle, config, file)
+            _compare(stated, bundle.manifest.shapes, config, file)
 
 
-def _compare(bundle: Bundle, config: pb.ModelConfig, file: Path) -> None:
-    with open_engine(bundle, threads=1) as engine:
-        stated = {"input": engine.inputs, "output": engine.outputs}
+def _compare(stated: Mapping[str, tuple[TensorEntry, ...]], shapes: Shapes, config: pb.ModelConfig, file: Path) -> None:
     for kind, entries in stated.items():
         named = {tensor.name: tensor for tensor in getattr(config, kind)}
         if list(named) != [entry.name for entry in entries]:
@@ -47,15 +48,8 @@ def _compare(bundle: Bundle, config: pb.ModelConfig, file: Path) -> None:
             tensor = named[entry.name]
             if _TYPES.get(tensor.data_type) != entry.dtype:
                 raise ServeError(f"{file}: {kind} {entry.name} is not {entry.dtype}, as in the engine's file")
-            if len(tensor.dims) != len(entry.shape) - 1 or not all(map(_fits, tensor.dims, entry.shape[1:])):
-                raise ServeError(f"{file}: {kind} {entry.name} has dims {list(tensor.dims)}; the engine's file {_shown(entry)}")
-    if config.max_batch_size not in bundle.manifest.shapes.batch:
+            dims = [size if isinstance(size, int) else -1 for size in entry.shape[1:]]  # Triton adds the batch
+            if list(tensor.dims) != dims:
+                raise ServeError(f"{file}: {kind} {entry.name} has dims {list(tensor.dims)}; the engine's file has {dims}")
+    if config.max_batch_size not in shapes.batch:
         raise ServeError(f"{file} batches {config.max_batch_size} images, which the engine does not take")
-
-
-def _fits(dim: int, size: int | str) -> bool:
-    return dim == (size if isinstance(size, int) else -1)
-
-
-def _shown(entry: TensorEntry) -> str:
-    return f"has {list(entry.shape[1:])}"

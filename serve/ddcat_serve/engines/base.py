@@ -1,9 +1,10 @@
 """What every engine is, whatever its runtime."""
 
+import abc
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,20 +13,18 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from ddcat.manifest import EngineEntry, Manifest, Range, Shapes, TensorEntry
-from ddcat_serve.errors import EngineError, InputError
+from ddcat.manifest import EngineEntry, Manifest, Shapes, TensorEntry
+from ddcat_serve.engines.checks import check_images, check_statement
+from ddcat_serve.errors import EngineError
 
 __all__ = [
     "Built",
+    "Closing",
     "Engine",
     "Graph",
     "GraphEngine",
     "Images",
     "Outputs",
-    "check_images",
-    "check_names",
-    "check_precision",
-    "check_statement",
     "memory_file",
     "physical_cores",
     "smallest_batch",
@@ -35,8 +34,6 @@ if sys.platform != "win32":
     import fcntl
 
 Images = npt.NDArray[np.uint8]
-
-_OUTPUTS = ("labels", "logits", "confidence")
 
 
 @dataclass(frozen=True)
@@ -78,9 +75,7 @@ class Built(NamedTuple):
     outputs: tuple[TensorEntry, ...]
 
 
-class Graph(Protocol):
-    """A graph that is loaded and ready to run, before anything is known about the sizes that it takes."""
-
+class _Loaded(Protocol):
     @property
     def inputs(self) -> tuple[TensorEntry, ...]:
         """Inputs of the graph, as the runtime itself states them."""
@@ -92,6 +87,19 @@ class Graph(Protocol):
     @property
     def description(self) -> Mapping[str, str | int | bool]:
         """Runtime, provider, precision, threads and whatever else a measurement depends on."""
+
+    def close(self) -> None:
+        """Give the runtime's memory back; nothing can be done after it."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+class Graph(_Loaded, Protocol):
+    """A graph that is loaded and ready to run, before anything is known about the sizes that it takes."""
 
     def run(self, images: npt.NDArray[Any]) -> Outputs:
         """
@@ -103,24 +111,9 @@ class Graph(Protocol):
             Where the runtime refuses or fails.
         """
 
-    def close(self) -> None:
-        """Give the runtime's memory back; the graph can do nothing after it."""
 
-
-class Engine(Protocol):
+class Engine(_Loaded, Protocol):
     """A graph that is loaded and ready to run."""
-
-    @property
-    def inputs(self) -> tuple[TensorEntry, ...]:
-        """Inputs of the graph, as the runtime itself states them."""
-
-    @property
-    def outputs(self) -> tuple[TensorEntry, ...]:
-        """Outputs of the graph, as the runtime itself states them."""
-
-    @property
-    def description(self) -> Mapping[str, str | int | bool]:
-        """Runtime, provider, precision, threads and whatever else a measurement depends on."""
 
     def infer(self, images: Images) -> Outputs:
         """
@@ -139,17 +132,22 @@ class Engine(Protocol):
             Where the runtime fails.
         """
 
+
+class Closing(abc.ABC):
+    """Is closed at the end of a with block."""
+
+    @abc.abstractmethod
     def close(self) -> None:
-        """Give the runtime's memory back; the engine can do nothing after it."""
+        """Give memory back."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
 
 
-class GraphEngine:
+class GraphEngine(Closing):
     """
     A graph together with the sizes that its bundle was checked with: an `Engine`.
 
@@ -182,72 +180,6 @@ class GraphEngine:
     def close(self) -> None:
         """Close the graph."""
         self._graph.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
-
-
-def check_images(images: npt.NDArray[Any], shapes: Shapes) -> None:
-    """
-    Refuse images that an engine does not take.
-
-    Parameters
-    ----------
-    images : array
-        Should be (N, H, W, 3) uint8.
-    shapes : Shapes
-        Of the bundle's manifest.
-
-    Raises
-    ------
-    InputError
-        Saying what would be right.
-    """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise InputError(f"images are uint8 of shape (N, H, W, 3), not {images.dtype} of shape {images.shape}")
-    count, height, width, _ = images.shape
-    check_size(count, height, width, shapes)
-
-
-def check_size(count: int, height: int, width: int, shapes: Shapes) -> None:
-    """Refuse, by an InputError, a number of images or a size of them that an engine does not take."""
-    for size, axis, allowed in (
-        (count, "batch", shapes.batch),
-        (height, "height", shapes.height),
-        (width, "width", shapes.width),
-    ):
-        if size not in allowed:
-            raise InputError(f"{axis} {size} does not fit this model, which takes {_sizes(shapes)}")
-    if shapes.sizes is not None and (height, width) not in shapes.sizes:
-        raise InputError(f"{height}x{width} (height x width) does not fit this model, which takes {_sizes(shapes)}")
-
-
-def check_statement(inputs: tuple[TensorEntry, ...], outputs: tuple[TensorEntry, ...], manifest: Manifest) -> None:
-    """Refuse a graph whose inputs and outputs, as the runtime states them, are not those of its manifest."""
-    for what, stated, listed in (("inputs", inputs, manifest.inputs), ("outputs", outputs, manifest.outputs)):
-        if stated != listed:
-            raise EngineError(
-                f"the {what} of {manifest.engine.file} are {_tensors(stated)}, but the manifest of {manifest.name} says "
-                f"{_tensors(listed)}: export again"
-            )
-
-
-def check_names(inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Refuse a graph that is no segmenter's by the names of its inputs and outputs."""
-    if list(inputs) != ["image"] or list(outputs) != [name for name in _OUTPUTS if name in outputs] or outputs[0] != "labels":
-        raise EngineError(
-            f"the graph has inputs {list(inputs)} and outputs {list(outputs)}; a segmenter has input image and outputs labels "
-            "and then, if any, logits and confidence"
-        )
-
-
-def check_precision(effective: str, asked: str, where: str) -> None:
-    """Refuse a graph that does not compute in the precision that was asked for."""
-    if effective != asked:
-        raise EngineError(f"{where} computes in {effective} where {asked} was asked for")
 
 
 def smallest_batch(shapes: Shapes) -> Images:
@@ -292,19 +224,3 @@ def physical_cores() -> int:
             siblings = str(processor)
         cores.add(siblings.strip())
     return len(cores)
-
-
-def _sizes(shapes: Shapes) -> str:
-    if shapes.sizes is not None:
-        return f"{', '.join(f'{height}x{width}' for height, width in shapes.sizes)} in batches of {_range(shapes.batch)}"
-    return f"height {_range(shapes.height)}, width {_range(shapes.width)} and batches of {_range(shapes.batch)}"
-
-
-def _range(sizes: Range) -> str:
-    if sizes.maximum is None:
-        return f"{sizes.minimum} or more"
-    return str(sizes.minimum) if sizes.minimum == sizes.maximum else f"{sizes.minimum} to {sizes.maximum}"
-
-
-def _tensors(entries: tuple[TensorEntry, ...]) -> str:
-    return ", ".join(f"{entry.name} {entry.dtype} {list(entry.shape)}" for entry in entries) or "none"

@@ -5,8 +5,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +14,8 @@ import onnxruntime  # type: ignore[import-untyped]
 from ddcat.bundle import Bundle
 from ddcat.faults import first_line
 from ddcat.manifest import EngineEntry, Precision, Shapes, TensorEntry
-from ddcat_serve.engines.base import (
-    Built,
-    GraphEngine,
-    Outputs,
-    check_names,
-    check_precision,
-    memory_file,
-    physical_cores,
-    smallest_batch,
-)
+from ddcat_serve.engines.base import Built, Closing, GraphEngine, Outputs, memory_file, physical_cores, smallest_batch
+from ddcat_serve.engines.checks import check_names, check_precision
 from ddcat_serve.errors import EngineError
 
 __all__ = ["CPU", "CUDA", "OrtGraph", "build", "check_possible", "load", "open_graph", "run_once"]
@@ -49,7 +40,7 @@ _KERNEL_PRECISIONS: dict[str, Precision] = {
 }  # fmt: skip
 
 
-class OrtGraph:
+class OrtGraph(Closing):
     """
     An ONNX file in a session: a `Graph`.
 
@@ -129,12 +120,6 @@ class OrtGraph:
     def close(self) -> None:
         """Free the session."""
         self._session = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
 
 
 def open_graph(content: bytes, *, threads: int | None = None) -> OrtGraph:

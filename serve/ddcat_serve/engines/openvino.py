@@ -4,8 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,8 @@ import openvino as ov  # type: ignore[import-untyped]
 from ddcat.bundle import Bundle
 from ddcat.hashing import sha256_of_bytes
 from ddcat.manifest import EngineEntry, Precision, Shapes, TensorEntry
-from ddcat_serve.engines.base import Built, GraphEngine, Outputs, check_names, check_precision, memory_file, physical_cores
+from ddcat_serve.engines.base import Built, Closing, GraphEngine, Outputs, memory_file, physical_cores
+from ddcat_serve.engines.checks import check_names, check_precision
 from ddcat_serve.engines.openvino_winograd import save_products
 from ddcat_serve.errors import EngineError
 
@@ -30,7 +30,7 @@ _DTYPES: dict[str, Literal["uint8", "float32"]] = {"u8": "uint8", "f32": "float3
 _CAPABILITIES: dict[Precision, str] = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
 
 
-class OpenVinoGraph:
+class OpenVinoGraph(Closing):
     """
     An ONNX file compiled for a CPU: a `Graph`.
 
@@ -119,12 +119,6 @@ class OpenVinoGraph:
     def close(self) -> None:
         """Free the compiled model."""
         self._requests = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
 
 
 def check_possible(precision: Precision) -> None:

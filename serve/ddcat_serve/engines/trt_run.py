@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +10,8 @@ import tensorrt as trt
 
 from ddcat.manifest import Precision, TensorEntry
 from ddcat_serve.engines import trt10, trt86
-from ddcat_serve.engines.base import Outputs, check_names
+from ddcat_serve.engines.base import Closing, Outputs
+from ddcat_serve.engines.checks import check_names
 from ddcat_serve.engines.cuda import Memory, Stream
 from ddcat_serve.engines.trt_build import Log
 from ddcat_serve.engines.trt_plan import Profile, check_in_effect, profile_for, version_of
@@ -22,7 +22,7 @@ __all__ = ["TensorRtGraph"]
 Shape = tuple[int, ...]
 
 
-class TensorRtGraph:
+class TensorRtGraph(Closing):
     """
     A plan that is loaded: a `Graph`.
 
@@ -106,12 +106,6 @@ class TensorRtGraph:
         self._engine = None
         self._scratch.free()
         self._stream.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
 
 
 class _Session:

@@ -1,0 +1,92 @@
+"""What is refused by every engine alike, and how sizes and tensors are told."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ddcat.manifest import Manifest, Range, Shapes, TensorEntry
+from ddcat_serve.errors import EngineError, InputError
+
+__all__ = ["check_images", "check_names", "check_precision", "check_size", "check_statement", "shown_sizes", "shown_tensors"]
+
+_OUTPUTS = ("labels", "logits", "confidence")
+
+
+def check_images(images: npt.NDArray[Any], shapes: Shapes) -> None:
+    """
+    Refuse images that an engine does not take.
+
+    Parameters
+    ----------
+    images : array
+        Should be (N, H, W, 3) uint8.
+    shapes : Shapes
+        Of the bundle's manifest.
+
+    Raises
+    ------
+    InputError
+        Saying what would be right.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise InputError(f"images are uint8 of shape (N, H, W, 3), not {images.dtype} of shape {images.shape}")
+    count, height, width, _ = images.shape
+    check_size(count, height, width, shapes)
+
+
+def check_size(count: int, height: int, width: int, shapes: Shapes) -> None:
+    """Refuse, by an InputError, a number of images or a size of them that an engine does not take."""
+    for size, axis, allowed in (
+        (count, "batch", shapes.batch),
+        (height, "height", shapes.height),
+        (width, "width", shapes.width),
+    ):
+        if size not in allowed:
+            raise InputError(f"{axis} {size} does not fit this model, which takes {shown_sizes(shapes)}")
+    if shapes.sizes is not None and (height, width) not in shapes.sizes:
+        raise InputError(f"{height}x{width} (height x width) does not fit this model, which takes {shown_sizes(shapes)}")
+
+
+def check_statement(inputs: tuple[TensorEntry, ...], outputs: tuple[TensorEntry, ...], manifest: Manifest) -> None:
+    """Refuse a graph whose inputs and outputs, as the runtime states them, are not those of its manifest."""
+    for what, stated, listed in (("inputs", inputs, manifest.inputs), ("outputs", outputs, manifest.outputs)):
+        if stated != listed:
+            raise EngineError(
+                f"the {what} of {manifest.engine.file} are {shown_tensors(stated)}, but the manifest of {manifest.name} says "
+                f"{shown_tensors(listed)}: export again"
+            )
+
+
+def check_names(inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Refuse a graph that is no segmenter's by the names of its inputs and outputs."""
+    if list(inputs) != ["image"] or list(outputs) != [name for name in _OUTPUTS if name in outputs] or outputs[0] != "labels":
+        raise EngineError(
+            f"the graph has inputs {list(inputs)} and outputs {list(outputs)}; a segmenter has input image and outputs labels "
+            "and then, if any, logits and confidence"
+        )
+
+
+def check_precision(effective: str, asked: str, where: str) -> None:
+    """Refuse a graph that does not compute in the precision that was asked for."""
+    if effective != asked:
+        raise EngineError(f"{where} computes in {effective} where {asked} was asked for")
+
+
+def shown_sizes(shapes: Shapes) -> str:
+    """Say which sizes and batches are taken."""
+    if shapes.sizes is not None:
+        return f"{', '.join(f'{height}x{width}' for height, width in shapes.sizes)} in batches of {_range(shapes.batch)}"
+    return f"height {_range(shapes.height)}, width {_range(shapes.width)} and batches of {_range(shapes.batch)}"
+
+
+def shown_tensors(entries: tuple[TensorEntry, ...]) -> str:
+    """Say what inputs or outputs are, in one line."""
+    return ", ".join(f"{entry.name} {entry.dtype} {list(entry.shape)}" for entry in entries) or "none"
+
+
+def _range(sizes: Range) -> str:
+    if sizes.maximum is None:
+        return f"{sizes.minimum} or more"
+    return str(sizes.minimum) if sizes.minimum == sizes.maximum else f"{sizes.minimum} to {sizes.maximum}"

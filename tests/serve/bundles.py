@@ -1,0 +1,136 @@
+"""Small bundles with a real segmenter in them, whose answers are known."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from ddcat.bundle import Bundle, entries, write_bundle
+from ddcat.classes import Classes
+from ddcat.manifest import (
+    ClassEntry,
+    DataSource,
+    EngineEntry,
+    Golden,
+    MainBranchProof,
+    Manifest,
+    Preprocessing,
+    Range,
+    Shapes,
+    Source,
+    TensorEntry,
+)
+from ddcat_serve.golden import Example, pack
+
+CLASSES = Classes(("night", "red", "green", "blue"), ((0, 0, 0), (200, 10, 20), (30, 200, 40), (50, 60, 200)))
+WEIGHTS = np.eye(3)[[0, 0, 1, 2]]  # (K, 3): class 1 looks at red, 2 at green, 3 at blue
+WEIGHTS[0] = 0
+BIAS = np.array([100.0, 0.0, 0.0, 0.0])  # class 0 wins where all channels are below 100
+
+
+def small_graph(
+    height: int | str = "height",
+    width: int | str = "width",
+    *,
+    logits: bool = True,
+    confidence: bool = False,
+    int8: bool = False,
+) -> bytes:
+    """
+    A real segmenter of four classes: the strongest channel, or class 0 where none reaches 100.
+
+    As int8 it halves the values: exact where they are even.
+    """
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
+        *([] if int8 else [helper.make_node("Conv", ["planes", "weight", "bias"], ["logits"])]),
+        helper.make_node("ArgMax", ["logits"], ["index"], axis=1, keepdims=0),
+        helper.make_node("Cast", ["index"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["number"], ["labels"], to=TensorProto.UINT8),
+    ]
+    outputs = [helper.make_tensor_value_info("labels", TensorProto.UINT8, ["batch", height, width])]
+    if int8:
+        nodes[2:2] = [
+            helper.make_node("QuantizeLinear", ["planes", "two", "zero"], ["halves"]),
+            helper.make_node("DequantizeLinear", ["halves", "two", "zero"], ["again"]),
+            helper.make_node("DequantizeLinear", ["weight8", "one", "zero"], ["weight"]),
+            helper.make_node("Conv", ["again", "weight", "bias"], ["sums"]),
+            helper.make_node("QuantizeLinear", ["sums", "two", "zero"], ["half_sums"]),
+            helper.make_node("DequantizeLinear", ["half_sums", "two", "zero"], ["logits"]),
+        ]
+    if logits:
+        outputs.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4, height, width]))
+    if confidence:
+        nodes += [
+            helper.make_node("Softmax", ["logits"], ["shares"], axis=1),
+            helper.make_node("ReduceMax", ["shares", "first"], ["confidence"], keepdims=0),
+        ]
+        outputs.append(helper.make_tensor_value_info("confidence", TensorProto.FLOAT, ["batch", height, width]))
+    weight = WEIGHTS.reshape(4, 3, 1, 1)
+    constants = {"bias": BIAS.astype(np.float32)} | (
+        {"weight8": weight.astype(np.int8), "two": np.float32(2), "one": np.float32(1), "zero": np.int8(0)}
+        if int8
+        else {"weight": weight.astype(np.float32)}
+    )
+    if confidence:
+        constants["first"] = np.array([1])
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", height, width, 3])],
+        outputs,
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def small_manifest(
+    content: bytes, name: str = "small", height: int | str = "height", width: int | str = "width", *, logits: bool = True
+) -> Manifest:
+    sides = [Range(minimum=s, maximum=s) if isinstance(s, int) else Range(minimum=8, maximum=640) for s in (height, width)]
+    outputs = [TensorEntry(name="labels", dtype="uint8", shape=("batch", height, width))]
+    if logits:
+        outputs.append(TensorEntry(name="logits", dtype="float32", shape=("batch", 4, height, width)))
+    return Manifest(
+        name=name,
+        files=entries({"model.onnx": content}),
+        source=Source(
+            checkpoint="runs/small/best", sha256="0" * 64, git_commit=None, method="clean", attack=None,
+            architecture="one convolution", step=1,
+        ),
+        main_branch_only=MainBranchProof(spare_parameters=0, bytes_unchanged=True, multiply_adds=1, size=(64, 64)),
+        data=DataSource(name="made up", root="nowhere", split="val", list_sha256="1" * 64, images=1, long_side=None),
+        classes=tuple(ClassEntry(name=n, colour=c) for n, c in zip(CLASSES.names, CLASSES.palette, strict=True)),
+        preprocessing=Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+        shapes=Shapes(batch=Range(minimum=1, maximum=4), height=sides[0], width=sides[1]),
+        inputs=(TensorEntry(name="image", dtype="uint8", shape=("batch", height, width, 3)),),
+        outputs=tuple(outputs),
+        opset=18,
+        engine=EngineEntry(
+            name="ort", file="model.onnx", requested_precision="fp32", effective_precision="fp32",
+            provider="CPUExecutionProvider",
+        ),
+        versions={},
+    )  # fmt: skip
+
+
+def with_golden(path: Path, oracle: Callable, picture: np.ndarray) -> Bundle:
+    """A bundle with two golden pairs: the attack of each darkens the picture by up to 20 levels."""
+    content = small_graph()
+    attacked = picture - np.minimum(picture, 20)
+    images = {
+        "clean.0": picture,
+        "adversarial.0": attacked,
+        "clean.1": picture[::-1].copy(),
+        "adversarial.1": attacked[::-1].copy(),
+    }
+    packed = pack(Example(name, image, oracle(image[None])[0][0]) for name, image in images.items())
+    files = {"model.onnx": content, "golden.safetensors": packed}
+    about = Golden(file="golden.safetensors", images=2, source="made up", attack={"name": "darkness"})
+    return write_bundle(path, small_manifest(content).model_copy(update={"files": entries(files), "golden": about}), files)

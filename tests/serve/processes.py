@@ -1,0 +1,40 @@
+"""Real server processes."""
+
+import contextlib
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+COMMAND = Path(sys.executable).with_name("ddcat-serve")
+
+
+@contextlib.contextmanager
+def server(*arguments: object, before: str = "") -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """Run the command until the block ends; gives the process and its address. `before`: Python that it runs first."""
+    command = [sys.executable, "-c", f"{before}\nfrom ddcat_serve.cli import main\nmain()"] if before else [COMMAND]
+    line = [*command, "run", *map(str, arguments), "--port", "0", "--threads", "1"]
+    with (
+        tempfile.TemporaryFile("w+") as log,  # a pipe that nobody reads would stop the server
+        subprocess.Popen(line, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
+        process.stderr = log
+        try:
+            assert process.stdout is not None
+            address = next(text for text in process.stdout if text.startswith("listening at "))
+            yield process, address.removeprefix("listening at ").strip()
+        finally:
+            process.kill()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+def connect(address: str) -> socket.socket:
+    host, port = address.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=10)

@@ -1,0 +1,59 @@
+"""Which of several bundles answers: by name, and by version."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+from fastapi import FastAPI
+
+from ddcat.bundle import Bundle
+from ddcat_serve.app import create_app
+from ddcat_serve.models import Source, load_models, parse_source
+from ddcat_serve.settings import Settings
+from tests.serve.answers import refused
+from tests.serve.pictures import as_labels, as_png
+
+
+def test_where_several_models_are_served_one_is_chosen_by_name(
+    make_bundle: Callable[..., Bundle], client_of: Callable[[FastAPI], httpx.Client], oracle: Callable, picture: np.ndarray
+) -> None:
+    bundles = [make_bundle("any"), make_bundle("fixed", 37, 53, logits=False)]
+    with load_models([bundle.path for bundle in bundles], settings=Settings(), threads=1) as models:
+        client = client_of(create_app(models, Settings()))
+        assert refused(client.post("/v1/segment", content=as_png(picture))) == (
+            400,
+            "several models are served: choose one with ?model=, of any, fixed",
+        )
+        for bundle in bundles:
+            response = client.post(f"/v1/segment?model={bundle.manifest.name}", content=as_png(picture))
+            np.testing.assert_array_equal(as_labels(response.content), oracle(picture[None])[0][0])
+            assert response.headers["x-ddcat-bundle"] == bundle.digest
+        message = refused(client.post("/v1/segment?model=fixed", content=as_png(picture[:36])))
+        assert message == (400, "height 36 does not fit this model, which takes height 37, width 53 and batches of 1 to 4")
+
+
+def test_bundles_of_one_name_are_versions(
+    make_bundle: Callable[..., Bundle], client_of: Callable[[FastAPI], httpx.Client], picture: np.ndarray
+) -> None:
+    free, fixed = make_bundle("any"), make_bundle("other", 37, 53, logits=False)
+    with load_models([free.path, Source(fixed.path, "any")], settings=Settings(), threads=1) as models:
+        client = client_of(create_app(models, Settings()))
+        assert client.get("/v2/models/any").json()["versions"] == ["1", "2"]
+        assert client.get("/v2/models/any").json()["parameters"]["bundle"] == fixed.digest  # the newest
+        for version, bundle in (("1", free), ("2", fixed)):
+            assert client.get(f"/v2/models/any/versions/{version}").json()["parameters"]["bundle"] == bundle.digest
+            response = client.post(f"/v1/segment?version={version}", content=as_png(picture))
+            assert response.headers["x-ddcat-bundle"] == bundle.digest
+            assert response.headers["x-ddcat-version"] == version
+        assert client.post("/v1/segment", content=as_png(picture)).headers["x-ddcat-version"] == "2"
+
+
+def test_a_name_may_stand_before_a_bundle_unless_a_folder_is_called_so(tmp_path: Path) -> None:
+    assert parse_source("a/b") == Source(Path("a/b"))
+    assert parse_source("x=a/b") == Source(Path("a/b"), "x")
+    assert parse_source("a/x=b") == Source(Path("a/x=b"))
+    (tmp_path / "x=y").mkdir()
+    with contextlib.chdir(tmp_path):
+        assert parse_source("x=y") == Source(Path("x=y"))

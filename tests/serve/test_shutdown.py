@@ -1,0 +1,110 @@
+"""The end of a real server process whose engines are at work: HTTP, gRPC and all models share one drain."""
+
+import contextlib
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from ddcat.bundle import Bundle
+from tests.serve.pictures import as_labels, as_png
+from tests.serve.processes import free_port, server
+
+WHITE = np.full((37, 53, 3), 255, np.uint8)
+SLOW = """
+import time
+from ddcat_serve.engines.base import GraphEngine
+infer = GraphEngine.infer
+def slow(engine, images):
+    time.sleep({seconds} if images.min() == 255 else 0)
+    return infer(engine, images)
+GraphEngine.infer = slow
+"""  # white images take so long
+
+
+def ask_http(address: str, model: str, picture: np.ndarray) -> httpx.Response:
+    return httpx.post(f"{address}/v1/segment?model={model}", content=as_png(picture), timeout=60)
+
+
+def ask_grpc(address: str, model: str, picture: np.ndarray) -> np.ndarray:
+    with triton.InferenceServerClient(address) as client:
+        image = triton.InferInput("image", [1, *picture.shape], "UINT8")
+        image.set_data_from_numpy(picture[None])
+        labels: np.ndarray = client.infer(model, [image]).as_numpy("labels")[0]
+        return labels
+
+
+def wait_until_all_work(address: str, calls: list["Future[Any]"]) -> None:
+    """Each engine has one white image in hand, and another one waits."""
+    waiting = [f'ddcat_waiting_pixels{{model="{name}",version="1"}} {WHITE[..., 0].size}.0\n' for name in ("one", "two")]
+    while not all(line in httpx.get(f"{address}/metrics").text for line in waiting):
+        assert not any(call.done() for call in calls)
+        time.sleep(0.05)
+
+
+class Busy(NamedTuple):
+    """A server with two models, each of which has a white image by HTTP and another one by gRPC."""
+
+    process: "subprocess.Popen[str]"
+    grpc: str  # its address
+    by_http: list["Future[httpx.Response]"]
+    by_grpc: list["Future[np.ndarray]"]
+    pool: ThreadPoolExecutor
+
+
+@contextlib.contextmanager
+def busy_server(make_bundle: Callable[..., Bundle], *, grace: float, drain: float, seconds: float) -> Iterator[Busy]:
+    grpc = f"127.0.0.1:{(port := free_port())}"
+    options = ("--grpc-port", port, "--grace", grace, "--drain", drain, "--timeout", 60)
+    bundles = [make_bundle(name).path for name in ("one", "two")]
+    with ThreadPoolExecutor(8) as pool, server(*bundles, *options, before=SLOW.format(seconds=seconds)) as (process, address):
+        by_http = [pool.submit(ask_http, address, name, WHITE) for name in ("one", "two")]
+        by_grpc = [pool.submit(ask_grpc, grpc, name, WHITE) for name in ("one", "two")]
+        wait_until_all_work(address, [*by_http, *by_grpc])
+        yield Busy(process, grpc, by_http, by_grpc, pool)
+
+
+def status_of(call: "Future[np.ndarray]") -> str:
+    with pytest.raises(InferenceServerException) as caught:
+        call.result(30)
+    return str(caught.value.status())
+
+
+def test_what_does_not_end_is_given_up_after_one_drain_and_not_after_several(make_bundle: Callable[..., Bundle]) -> None:
+    drain = 4
+    with busy_server(make_bundle, grace=0.5, drain=drain, seconds=600) as busy:
+        busy.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        time.sleep(1.5)  # the grace is over
+        assert status_of(busy.pool.submit(ask_grpc, busy.grpc, "one", WHITE)) == "StatusCode.UNAVAILABLE"
+        assert not any(call.done() for call in (*busy.by_http, *busy.by_grpc))
+        busy.process.wait(30)
+        assert drain <= time.monotonic() - began < 2 * drain  # two models, HTTP and gRPC one after the other: four drains
+        assert all(call.exception(30) is not None or call.result().status_code >= 500 for call in busy.by_http)
+        assert all(call.exception(30) is not None for call in busy.by_grpc)
+
+
+def test_what_ends_within_the_drain_is_answered_by_http_and_grpc(make_bundle: Callable[..., Bundle], oracle: Callable) -> None:
+    with busy_server(make_bundle, grace=0.1, drain=60, seconds=1.5) as busy:
+        busy.process.send_signal(signal.SIGTERM)
+        assert busy.process.wait(30) == 0
+        masks = [as_labels(call.result(30).content) for call in busy.by_http]
+        for labels in (*masks, *(call.result(30) for call in busy.by_grpc)):
+            np.testing.assert_array_equal(labels, oracle(WHITE[None])[0][0])
+
+
+def test_a_second_signal_ends_it_at_once(make_bundle: Callable[..., Bundle]) -> None:
+    with busy_server(make_bundle, grace=0.1, drain=600, seconds=600) as busy:
+        busy.process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        assert busy.process.poll() is None
+        busy.process.send_signal(signal.SIGTERM)
+        assert busy.process.wait(30) == 0
