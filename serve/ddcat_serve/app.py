@@ -75,6 +75,7 @@ def create_app(
         version=__version__,
         summary="Semantic segmentation by engines whose robustness was judged.",
         lifespan=lifespan,
+        servers=[{"url": "."}],  # where the description lies, which behind a proxy may be under a prefix
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,

@@ -69,6 +69,7 @@ def serve(sources: Sequence[Source], *, host: str, port: int, threads: int | Non
             http=patient(settings),
             log_config=None,
             access_log=False,
+            forwarded_allow_ips=list(settings.trusted_proxies),  # by default uvicorn believes whatever 127.0.0.1 passes on
             timeout_graceful_shutdown=round(settings.drain) or 1,
             server_header=False,
         )

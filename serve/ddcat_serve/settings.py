@@ -1,5 +1,6 @@
 """Settings of the server: from flags, the environment (DDCAT_SERVE_...), and a YAML file, in this order of precedence."""
 
+import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,16 +52,29 @@ class Settings(BaseSettings):
         None, min_length=8, description="Where set, requests must carry it: Authorization: Bearer KEY."
     )
     rate_limit: str | None = Field(None, description="Requests of one client, such as 100/minute; no limit by default.")
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Addresses or networks whose X-Forwarded-For names the client, for rate and log, with commas between."
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins whose pages may ask, with commas between them."
     )
     grpc_port: int | None = Field(None, ge=1, le=65535, description="Port at which gRPC is served, too, at the same address.")
     demo: bool = Field(False, description="Show golden images, which are of the data set, on the page at /.")
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for word in value:
+            try:
+                ipaddress.ip_network(word)
+            except ValueError as cause:
+                raise ValueError(f"{cause}: 127.0.0.1 or 10.0.0.0/8 would be right") from cause
+        return value
 
     @field_validator("rate_limit")
     @classmethod
