@@ -125,7 +125,8 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
-        return answer(error.status_code, f"{request.method} {request.url.path}: {error.detail}", error.headers)
+        right = "; openapi.json lists what there is" if error.status_code == 404 else ""
+        return answer(error.status_code, f"{request.method} {request.url.path}: {error.detail}{right}", error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def wrong_parameter(request: Request, error: RequestValidationError) -> Response:
