@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-import ddcat_bench.gate.limits
 import typer
 from typer.models import ArgumentInfo
 
 import ddcat_bench.cli
+import ddcat_bench.gate.limits
 import ddcat_export.cli
 import ddcat_serve.cli
 import ddcat_train.cli

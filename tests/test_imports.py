@@ -122,10 +122,10 @@ def test_no_module_waits_for_itself() -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_subpackage_waits_for_itself(package: str) -> None:
-    """The parts of a package have an order, too: whoever reads the first needs none of the later ones."""
+    """The parts of a package have an order: whoever reads the first needs none of the later. A command may call all of them."""
     folder = PACKAGES[package]
     parts: dict[str, set[str]] = {}
-    for file in folder.rglob("*.py"):
+    for file in (file for file in folder.rglob("*.py") if not file.stem.endswith("cli")):
         own = file.relative_to(folder).parts[0].removesuffix(".py")
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}."):

@@ -66,6 +66,7 @@ def create_app(models: Models, settings: Settings, metrics: Metrics | None = Non
         version=__version__,
         summary="Semantic segmentation by engines whose robustness was judged.",
         lifespan=lifespan,
+        servers=[{"url": "."}],  # where the description lies, which behind a proxy may be under a prefix
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
@@ -115,7 +116,8 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
-        return answer(error.status_code, f"{request.method} {request.url.path}: {error.detail}", error.headers)
+        right = "; openapi.json lists what there is" if error.status_code == 404 else ""
+        return answer(error.status_code, f"{request.method} {request.url.path}: {error.detail}{right}", error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def wrong_parameter(request: Request, error: RequestValidationError) -> Response:

@@ -65,7 +65,7 @@ def serve(sources: Sequence[Source], *, host: str, port: int, threads: int | Non
     if settings.grpc_port is not None:
         if settings.grpc_port == port:
             raise ServeError(f"--grpc-port {port} is the port of HTTP, too: another one would be right")
-        _listen(host, settings.grpc_port).close()  # says in a line what gRPC would say in many
+        _listen(host, settings.grpc_port, "--grpc-port").close()  # says in a line what gRPC would say in many
     metrics, drain = Metrics(), Drain(settings.drain)
     with (
         _listen(host, port) as listener,
@@ -80,6 +80,7 @@ def serve(sources: Sequence[Source], *, host: str, port: int, threads: int | Non
             http=patient(settings),
             log_config=None,
             access_log=False,
+            forwarded_allow_ips=list(settings.trusted_proxies),  # by default uvicorn believes whatever 127.0.0.1 passes on
             server_header=False,
         )
         introduce = partial(_introduce, models, host, listener.getsockname()[1], grpc_address)
@@ -160,7 +161,7 @@ def _introduce(models: Models, host: str, port: int, grpc: str | None) -> None:
     print(f"try: curl --fail-with-body --data-binary @image.jpg -o mask.png '{address}/v1/segment{choice}'", flush=True)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, option: str = "--port") -> socket.socket:
     """Take the port before anything is loaded; clients that come early wait until it is."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -173,7 +174,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(2048)
     except OSError as cause:
         listener.close()
-        raise ServeError(f"cannot listen at {host}, port {port}: {cause.strerror}: choose another with --port") from cause
+        raise ServeError(f"cannot listen at {host}, port {port}: {cause.strerror}: choose another with {option}") from cause
     return listener
 
 

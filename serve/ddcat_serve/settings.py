@@ -1,5 +1,6 @@
 """Settings of the server: from flags, the environment (DDCAT_SERVE_...), and a YAML file, in this order of precedence."""
 
+import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,20 +49,38 @@ class Settings(BaseSettings):
         le=1,
         description="Share of the golden labels that may differ at the start: near ties fall either way on another machine.",
     )
-    api_key: SecretStr | None = Field(
-        None, min_length=8, description="Where set, requests must carry it: Authorization: Bearer KEY."
-    )
+    api_key: SecretStr | None = Field(None, description="Where set, requests must carry it: Authorization: Bearer KEY.")
     rate_limit: str | None = Field(None, description="Requests of one client, such as 100/minute; no limit by default.")
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Addresses or networks whose X-Forwarded-For names the client, for rate and log, with commas between."
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins whose pages may ask, with commas between them."
     )
     grpc_port: int | None = Field(None, ge=1, le=65535, description="Port at which gRPC is served, too, at the same address.")
     demo: bool = Field(False, description="Show golden images, which are of the data set, on the page at /.")
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+    @field_validator("api_key")
+    @classmethod
+    def _is_long(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < 8:  # pydantic's own message counts "items"
+            raise ValueError("it is too short: 8 characters or more would be right")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for word in value:
+            try:
+                ipaddress.ip_network(word)
+            except ValueError as cause:
+                raise ValueError(f"{cause}: 127.0.0.1 or 10.0.0.0/8 would be right") from cause
+        return value
 
     @field_validator("rate_limit")
     @classmethod
@@ -128,7 +147,7 @@ def read_settings(file: Path | None = None, **flags: Any) -> Settings:
             if name in beneath
             else f"the environment variable {PREFIX}{name.upper()}"
         )
-        raise ServeError(f"{where}: {first['msg']}") from cause
+        raise ServeError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from cause
 
 
 def _read_file(file: Path | None) -> dict[str, Any]:

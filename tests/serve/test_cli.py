@@ -74,10 +74,13 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = run_serve("run", tmp_path / "never-read", "--port", str(port))
-    assert (result.returncode, result.stdout) == (2, "")
-    assert (
-        result.stderr == f"error: cannot listen at 127.0.0.1, port {port}: Address already in use: choose another with --port\n"
-    )
+        grpc = run_serve("run", tmp_path / "never-read", "--port", "0", "--grpc-port", str(port))
+    for found, option in ((result, "--port"), (grpc, "--grpc-port")):
+        assert (found.returncode, found.stdout) == (2, "")
+        assert (
+            found.stderr
+            == f"error: cannot listen at 127.0.0.1, port {port}: Address already in use: choose another with {option}\n"
+        )
 
 
 def test_an_address_that_is_none(bundle: Bundle) -> None:

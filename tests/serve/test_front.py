@@ -64,6 +64,23 @@ def test_who_asks_more_often_than_the_rate_waits(client_with: Callable) -> None:
         read_settings(rate_limit="often")
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("api_key", "short", "--api-key: it is too short: 8 characters or more would be right"),
+        (
+            "trusted_proxies", "10.0.0.0/8,proxy.local",
+            "--trusted-proxies: 'proxy.local' does not appear to be an IPv4 or IPv6 network: "
+            "127.0.0.1 or 10.0.0.0/8 would be right",
+        ),
+    ],
+)  # fmt: skip
+def test_a_setting_that_is_none(setting: str, value: str, message: str) -> None:
+    with pytest.raises(ServeError) as caught:
+        read_settings(**{setting: value})
+    assert str(caught.value) == message
+
+
 def test_pages_of_others_may_ask_only_where_they_are_named(client_with: Callable) -> None:
     headers = {"Origin": "https://a.example"}
     assert "access-control-allow-origin" not in client_with().get("/v2", headers=headers).headers

@@ -22,7 +22,7 @@ from tests.serve.processes import free_port
 ray = pytest.importorskip("ray")
 serve = pytest.importorskip("ray.serve")
 
-from ddcat_serve.deploy.ray_app import Arguments, _Replica, application  # noqa: E402
+from ddcat_serve.deploy.ray_app import Arguments, _Replica, application, run  # noqa: E402
 
 CLIENTS = 4
 
@@ -48,6 +48,12 @@ def address(bundle: Bundle) -> Iterator[str]:
 
 def replicas() -> list[str]:
     return [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if "SERVE_REPLICA" in actor["name"]]
+
+
+def test_wrong_numbers_are_refused_before_anything_starts() -> None:
+    with pytest.raises(ServeError, match="--max-replicas 2 is less than --replicas 3"):
+        run(Arguments(bundles="none", replicas=3, max_replicas=2), host="127.0.0.1", port=8000)
+    assert not ray.is_initialized()
 
 
 @pytest.mark.slow

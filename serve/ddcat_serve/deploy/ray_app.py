@@ -120,9 +120,10 @@ def run(arguments: Arguments, *, host: str, port: int) -> None:
     host, port
         Of Ray's proxy.
     """
+    made = application(arguments)  # what is wrong with them is said before anything starts
     ray.init(include_dashboard=False)
     serve.start(http_options={"host": host, "port": port})
-    serve.run(application(arguments), blocking=True)
+    serve.run(made, blocking=True)
 
 
 def _read_settings() -> Settings:
