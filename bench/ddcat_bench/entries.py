@@ -6,9 +6,9 @@ from typing import Any, Self
 import numpy as np
 from pydantic import Field
 
+from ddcat.schema import Fraction, Strict
 from ddcat.scores import Counts, iou, miou, pixel_accuracy
 from ddcat_bench.errors import BenchError
-from ddcat_bench.schema import Fraction, Strict
 
 __all__ = ["BundleEntry", "CheckpointEntry", "DataEntry", "Environment", "Scores", "check_same_images"]
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from ddcat.faults import first_fault
 from ddcat.files import read_json
 from ddcat_bench.errors import BenchError
 
@@ -37,9 +38,7 @@ def read_result(path: Path, kind: type[Result]) -> Result:
     try:
         return kind.model_validate_json(content)
     except ValidationError as cause:
-        first = cause.errors()[0]
-        entry = ".".join(str(part) for part in first["loc"])
-        raise BenchError(f"{path} is no {kind.__name__} that this version of ddcat reads: {entry}: {first['msg']}") from cause
+        raise BenchError(f"{path} is no {kind.__name__} that this version of ddcat reads: {first_fault(cause)}") from cause
 
 
 def _pretty(value: Any, indent: str) -> str:

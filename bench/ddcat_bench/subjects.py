@@ -8,12 +8,14 @@ import torch
 
 from ddcat import provenance
 from ddcat.bundle import Bundle
+from ddcat.command import DEVICES, parse_choice
 from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
 from ddcat_bench.errors import BenchError
 from ddcat_serve.engines import Engine
 from ddcat_train.checkpoints import Checkpoint, Description, load_checkpoint
 from ddcat_train.data import Dataset, open_dataset
 from ddcat_train.networks import Segmenter
+from ddcat_train.ranks import check_device
 from ddcat_train.worker import under_agent
 
 __all__ = [
@@ -53,14 +55,11 @@ def torch_device(name: str) -> torch.device:
 
     Raises
     ------
-    BenchError
+    DdcatError
     """
-    if name not in ("auto", "cpu", "cuda"):
-        raise BenchError(f"--device {name}: auto, cpu or cuda would be right")
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise BenchError("--device cuda: no CUDA device is available here; --device cpu would work")
-    if not available or name == "cpu":
+    parse_choice("--device", name, DEVICES)
+    check_device(name, 1)
+    if not torch.cuda.is_available() or name == "cpu":
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]) if under_agent() else 0)
 

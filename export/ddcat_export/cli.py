@@ -142,7 +142,7 @@ def export(
         with _status() as progress:
             made, replay = rebuild(
                 source, folder, engine=engine, precision=chosen, sizes=sizes, max_batch=max_batch, key=sign,
-                options=options, repeatable=repeatable, trust=Trust(require_signature, tuple(expect_digest or ())),
+                options=options, repeatable=repeatable, trust=Trust.from_options(require_signature, expect_digest),
                 progress=progress,
             )  # fmt: skip
         typer.echo(_told(made, "the bundle", replay))

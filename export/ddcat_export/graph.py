@@ -14,6 +14,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from ddcat.faults import first_line
 from ddcat.manifest import Sizes
 from ddcat_export.errors import ExportError
 from ddcat_export.folding import fold_batch_norms
@@ -152,7 +153,7 @@ def trace(
             if program is not None:  # parts of weights become weights of their own, which runtimes and int8 know as such
                 optimizer.optimize(program.model, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
     except Exception as cause:  # the exporter's exceptions share no base, and hold pages
-        line = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        line = first_line(cause)
         raise ExportError(f"torch {torch.__version__} cannot export this network: {line}") from cause
     if program is None:
         raise ExportError(f"torch {torch.__version__} exported nothing: torch 2.6 or later would be right")

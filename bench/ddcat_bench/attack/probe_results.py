@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ddcat_bench.schema import Fraction, Strict
+from ddcat.schema import Fraction, Strict
 
 __all__ = ["Alarm", "AlarmName", "GradientShares", "PointName", "Probe", "ProbePoint"]
 

@@ -4,9 +4,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from ddcat.schema import Fraction, Strict
 from ddcat_bench.attack.probe_results import Alarm, Probe
 from ddcat_bench.entries import CheckpointEntry, DataEntry, Environment, Scores
-from ddcat_bench.schema import Fraction, Strict
 
 __all__ = ["AttackName", "AttackResult", "AttackRow", "Claim", "ProtocolName", "SuiteName", "WorstCase", "grey"]
 

@@ -8,12 +8,12 @@ from pydantic import Field
 
 from ddcat.bundle import open_bundle
 from ddcat.passport import Verdict
+from ddcat.schema import Strict
 from ddcat_bench.entries import check_same_images
 from ddcat_bench.errors import BenchError
 from ddcat_bench.gate.results import Bounds, GateResult, ThreatRow
 from ddcat_bench.output import beside
 from ddcat_bench.result_files import read_result
-from ddcat_bench.schema import Strict
 
 __all__ = ["CompareResult", "EngineRow", "compare", "find_gates"]
 

@@ -49,7 +49,7 @@ def drift(
     from ddcat_serve.engines import open_engine
 
     began, bound = time.monotonic(), parse_epsilon(epsilon)
-    opened = open_bundle(bundle, Trust(require_signature, tuple(expect_digest or ())))
+    opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
     folder = out or beside(bundle, "drift")
     reserve(folder)
     loaded = checkpoint_of(opened, checkpoint)

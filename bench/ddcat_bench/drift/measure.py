@@ -18,11 +18,11 @@ from pydantic import Field
 from torch import Tensor
 
 from ddcat.bundle import Bundle
+from ddcat.schema import Fraction, Strict
 from ddcat.scores import count, miou
 from ddcat_bench.entries import BundleEntry, Environment
 from ddcat_bench.errors import BenchError
 from ddcat_bench.gate.pool import engine_labels
-from ddcat_bench.schema import Fraction, Strict
 from ddcat_serve.engines import Engine, Outputs
 from ddcat_serve.golden import read_golden
 from ddcat_serve.telemetry import Statistics, golden_statistics, psi, statistics_of

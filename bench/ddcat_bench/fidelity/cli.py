@@ -43,7 +43,7 @@ def fidelity(
     from ddcat_bench.subjects import checkpoint_of, open_bundle_data
     from ddcat_serve.engines import open_engine
 
-    opened = open_bundle(bundle, Trust(require_signature, tuple(expect_digest or ())))
+    opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
     folder = out or beside(bundle, "fidelity")
     reserve(folder)
     loaded = checkpoint_of(opened, checkpoint)

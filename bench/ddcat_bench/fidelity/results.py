@@ -4,9 +4,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from ddcat.schema import Fraction, Strict
 from ddcat_bench.attack.results import AttackName
 from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment, Scores
-from ddcat_bench.schema import Fraction, Strict
 
 __all__ = ["FidelityResult", "FidelityRow"]
 

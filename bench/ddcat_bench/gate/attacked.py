@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 
 from ddcat.bundle import Bundle
+from ddcat.schema import Fraction, Strict
 from ddcat.scores import miou
 from ddcat_bench.attack.judging import answers, count_each
 from ddcat_bench.attack.passes import Victims, attack
@@ -29,7 +30,6 @@ from ddcat_bench.gate.pool import (
     read_units,
 )
 from ddcat_bench.gate.twin import Twin
-from ddcat_bench.schema import Fraction, Strict
 from ddcat_bench.subjects import main_branch
 from ddcat_bench.units import Units, open_units
 from ddcat_serve.engines import Engine

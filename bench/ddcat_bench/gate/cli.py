@@ -65,7 +65,7 @@ def gate(
     from ddcat_bench.output import beside
     from ddcat_bench.subjects import checkpoint_of, open_bundle_data
 
-    opened = open_bundle(bundle, Trust(require_signature, tuple(expect_digest or ())))
+    opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
     allowed = read_limits(limits or DEFAULT, opened.manifest.engine.effective_precision)
     loaded = checkpoint_of(opened, checkpoint)
     dataset = open_bundle_data(opened, data_root=data_root, split=split)

@@ -5,9 +5,10 @@ from pathlib import Path
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
+from ddcat.faults import first_fault, first_line
 from ddcat.manifest import Precision
+from ddcat.schema import Fraction, Strict
 from ddcat_bench.errors import BenchError
-from ddcat_bench.schema import Fraction, Strict
 
 __all__ = ["DEFAULT", "Limits", "read_limits"]
 
@@ -37,10 +38,8 @@ def read_limits(file: Path, precision: Precision) -> Limits:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         return TypeAdapter(dict[Precision, Limits]).validate_python(content)[precision]
     except ValidationError as cause:
-        first = cause.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole file"
-        raise BenchError(f"--limits {file}: {where}: {first['msg']}; {DEFAULT.name} of the package would be right") from cause
+        raise BenchError(f"--limits {file}: {first_fault(cause)}; {DEFAULT.name} of the package would be right") from cause
     except (OSError, ValueError, yaml.YAMLError) as cause:
-        raise BenchError(f"--limits {file} cannot be read: {str(cause).splitlines()[0]}") from cause
+        raise BenchError(f"--limits {file} cannot be read: {first_line(cause)}") from cause
     except KeyError as cause:
         raise BenchError(f"--limits {file} has no entry for {precision}") from cause

@@ -5,11 +5,11 @@ from typing import Literal
 from pydantic import Field
 
 from ddcat.passport import Finding, Verdict
+from ddcat.schema import Fraction, Strict
 from ddcat_bench.attack.probe_results import Alarm, Probe
 from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
 from ddcat_bench.gate.flips import BAND
 from ddcat_bench.gate.limits import Limits
-from ddcat_bench.schema import Fraction, Strict
 from ddcat_bench.timing.cost import CostResult
 from ddcat_bench.timing.results import SpeedResult
 

@@ -7,6 +7,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
+from ddcat.faults import first_line
 from ddcat_bench.errors import BenchError
 from ddcat_bench.gate.twin_nodes import NODES, Attributes, Node
 
@@ -100,7 +101,7 @@ def _run(step: _Step, values: dict[str, Tensor]) -> Tensor:
     try:
         return step.operator([values[name] if name else None for name in step.inputs], step.attributes)
     except (RuntimeError, IndexError, KeyError, TypeError) as cause:
-        raise BenchError(f"the differentiable executor failed at {step.name}: {str(cause).splitlines()[0]}") from cause
+        raise BenchError(f"the differentiable executor failed at {step.name}: {first_line(cause)}") from cause
 
 
 def _scores(graph: onnx.GraphProto) -> str:

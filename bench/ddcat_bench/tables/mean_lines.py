@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple, Self
 
 from pydantic import Field
 
+from ddcat.schema import Strict
 from ddcat_bench.errors import BenchError
-from ddcat_bench.schema import Strict
 from ddcat_bench.tables.paper_numbers import PaperTable
 from ddcat_bench.tables.runs import JudgedRun, Training, check_comparable
 

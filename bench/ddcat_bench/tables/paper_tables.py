@@ -5,9 +5,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from ddcat.schema import Strict
 from ddcat_bench.errors import BenchError
 from ddcat_bench.markdown import data_line
-from ddcat_bench.schema import Strict
 from ddcat_bench.tables.mean_lines import Figure, Line, mean_lines, paper_lines
 from ddcat_bench.tables.paper_figures import Known, black_box, clean, sea_sets, white_box, without_sea
 from ddcat_bench.tables.paper_numbers import paper_numbers

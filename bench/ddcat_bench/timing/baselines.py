@@ -189,8 +189,7 @@ class Baseline:
 
     def _move(self, current: Tensor, gradient: Tensor, images: Tensor) -> Tensor:
         attack = self._config.attack
-        size = attack.epsilon / attack.steps if attack.alpha == "eps/n" else attack.alpha
-        moved = current + size * gradient.sign()
+        moved = current + attack.step_size * gradient.sign()
         return moved.maximum(images - attack.epsilon).minimum(images + attack.epsilon).clamp(0, 1)
 
     def _full_gradient(self, images: Tensor, labels: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from ddcat.bundle import Bundle
 from ddcat.manifest import Shapes
-from ddcat_bench.schema import Strict
+from ddcat.schema import Strict
 from ddcat_bench.timing.busy import others_watch
 from ddcat_bench.timing.peaks import matrix_product_peak
 from ddcat_bench.timing.results import Timing

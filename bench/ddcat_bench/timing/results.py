@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from ddcat.schema import Fraction, Strict
 from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
-from ddcat_bench.schema import Fraction, Strict
 
 __all__ = [
     "Ratio",

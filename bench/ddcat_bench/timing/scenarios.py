@@ -15,8 +15,8 @@ from pydantic import Field
 
 from ddcat.bundle import Bundle
 from ddcat.classes import Classes
+from ddcat.schema import Strict
 from ddcat_bench.entries import BundleEntry, Environment
-from ddcat_bench.schema import Strict
 from ddcat_bench.timing.busy import others_watch
 from ddcat_serve.engines import Engine
 from ddcat_serve.images import decode

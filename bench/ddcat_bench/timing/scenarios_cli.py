@@ -54,7 +54,7 @@ def scenarios(
     from ddcat_serve.engines import open_engine
 
     began = time.monotonic()
-    opened = open_bundle(bundle, Trust(require_signature, tuple(expect_digest or ())))
+    opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
     folder = out or beside(bundle, "scenarios")
     reserve(folder)
     there = data_root is not None or Path(opened.manifest.data.root).is_dir()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ddcat.bundle import Bundle
+from ddcat.faults import first_line
 from ddcat.manifest import Range
 from ddcat_bench.errors import BenchError
 from ddcat_bench.subjects import describe_bundle, describe_checkpoint, describe_environment, main_branch
@@ -176,7 +177,7 @@ def _compile_now(label: Callable[[Images], Images], images: Images) -> None:
     try:
         label(images)
     except Exception as cause:  # of the compiler or of what it calls: they share no base
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        reason = first_line(cause)
         raise BenchError(f"PyTorch cannot compile the main branch here: {reason}: a C++ compiler must be installed") from cause
 
 

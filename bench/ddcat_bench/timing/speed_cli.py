@@ -52,7 +52,7 @@ def speed(
     from ddcat_serve.engines import open_engine
     from ddcat_serve.engines.base import physical_cores
 
-    opened = open_bundle(bundle, Trust(require_signature, tuple(expect_digest or ())))
+    opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
     folder = out or beside(bundle, "speed")
     reserve(folder)
     loaded = checkpoint_of(opened, checkpoint)
