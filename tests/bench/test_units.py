@@ -15,13 +15,14 @@ from ddcat.errors import DdcatError
 from ddcat_bench import cli
 from ddcat_bench.attack.evaluation import Evaluation
 from ddcat_bench.attack.results import AttackResult
-from ddcat_bench.attack.share import attack_share, probe_once, run_suite
+from ddcat_bench.attack.share import attack_share, probe_once
 from ddcat_bench.attack.summing import sum_up
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_files import read_result
 from ddcat_bench.units import open_units, work_folder
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
+from tests.bench.suite import run_suite
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,10 @@ from ddcat_bench.attack.suites import BIM
 from ddcat_bench.errors import BenchError
 from ddcat_bench.markdown import data_line, provenance_lines, table
 from ddcat_bench.subjects import describe_checkpoint, describe_data, describe_environment, main_branch
+from ddcat_bench.timing.busy import others_watch
 from ddcat_bench.timing.plain import PlainSegmenter, plain_network
 from ddcat_bench.timing.results import SweepResult
+from ddcat_bench.timing.speed_report import neighbours
 from ddcat_bench.timing.turns import interleave, ratio, times
 from ddcat_train.attacks import Model, sea, trajectory
 from ddcat_train.data.loader import evaluation_batches
@@ -58,7 +60,7 @@ def measure(evaluation: Evaluation, *, repeats: int, advance: Callable[[int], No
     DataError
     """
     checkpoint, dataset, device = evaluation.checkpoint, evaluation.dataset, evaluation.device
-    began, load_before = time.monotonic(), os.getloadavg()[0]
+    began, load_before, others = time.monotonic(), os.getloadavg()[0], others_watch()
     count = min(evaluation.batch_size, len(dataset))
     names, images, labels = next(evaluation_batches(dataset, batch_size=count, limit=count))
     if len(names) < count:
@@ -74,7 +76,7 @@ def measure(evaluation: Evaluation, *, repeats: int, advance: Callable[[int], No
         "plain": lambda truth: plain_sweep(plain, pixels, truth),
     }
     turns = interleave(sweeps, [truth] * repeats, wait=wait, advance=advance)
-    load_after = os.getloadavg()[0]
+    load_after, busy = os.getloadavg()[0], others()
     seconds = {name: [turn[name] for turn in turns] for name in sweeps}
     faster = ratio(seconds["plain"], seconds["ours"])
     usual = checkpoint.description.val
@@ -93,6 +95,7 @@ def measure(evaluation: Evaluation, *, repeats: int, advance: Callable[[int], No
         sea_seen=_sea_seen(ours, evaluation, channels_last, truth),
         load_before=load_before,
         load_after=load_after,
+        others=busy,
         environment=describe_environment(device, time.monotonic() - began),
     )
 
@@ -183,6 +186,6 @@ def sweep_markdown(result: SweepResult) -> str:
         f"{result.agreement:.2%} of the pixels have the same label in both, over n = 0..7.\n\n"
         f"SEA of {result.sea_steps} steps at 8/255 computed {result.sea_seen:.1%} of its forwards: the rest would have been of "
         f"images without a right pixel.\n\n{note}"
-        f"{result.boundary} Load average: {result.load_before:.2f} before, {result.load_after:.2f} after.\n\n"
+        f"{result.boundary} {neighbours(result)}\n\n"
         f"{provenance_lines(result.checkpoint, result.environment)}"
     )

@@ -1,10 +1,8 @@
 """`ddcat-bench attack`: what attacks leave of a checkpoint's main branch."""
 
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -13,14 +11,13 @@ from ddcat_bench.attack.judging import Judge, judge_whole
 from ddcat_bench.attack.passes import Meter, Victims
 from ddcat_bench.attack.probe import run_probe
 from ddcat_bench.attack.probe_results import Probe
-from ddcat_bench.attack.results import AttackResult, ProtocolName
-from ddcat_bench.attack.summing import sum_up
+from ddcat_bench.attack.results import ProtocolName
 from ddcat_bench.attack.windows import judge_windows
 from ddcat_bench.subjects import main_branch
-from ddcat_bench.units import Units, open_units
+from ddcat_bench.units import Units
 from ddcat_train.data.loader import evaluation_batches
 
-__all__ = ["JUDGES", "attack_share", "probe_once", "run_suite"]
+__all__ = ["JUDGES", "attack_share", "probe_once"]
 
 
 def _whole(evaluation: Evaluation) -> Judge:
@@ -34,36 +31,6 @@ def _windows(evaluation: Evaluation) -> Judge:
 JUDGES: dict[ProtocolName, Callable[[Evaluation], Judge]] = {"whole": _whole, "windows": _windows}
 _PROBED = 8 / 255  # bound of the probe: the largest of the suites
 _SEED_STRIDE = 2**20  # between the seeds of two runs: more than any split has images
-
-
-def run_suite(
-    evaluation: Evaluation,
-    *,
-    work: Path | None = None,
-    advance: Callable[[int], None] = lambda forwards: None,
-) -> AttackResult:
-    """
-    Attack the main branch and score what is left, as floats and as 8-bit images.
-
-    Parameters
-    ----------
-    evaluation : Evaluation
-    work : Path, optional
-        A folder in which finished units are kept, so that a run that is stopped continues; it is left there.
-    advance : callable, optional
-        Is told how many images a network has just seen; it sees `Evaluation.forwards` of them.
-
-    Raises
-    ------
-    DataError
-        Where a pair cannot be read.
-    BenchError
-        Where every pixel is ignored, or the folder belongs to another evaluation.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        units = open_units(work or Path(folder), evaluation.identity())
-        batches = attack_share(evaluation, units, advance=advance)
-        return sum_up(evaluation, units, batches, probe_once(evaluation, units))
 
 
 def attack_share(
@@ -85,7 +52,7 @@ def attack_share(
     rank, ranks : int
         Place of this process, and number of all.
     advance : callable, optional
-        As for `run_suite`, of its own share.
+        Is told how many images a network has just seen; over all processes, `Evaluation.forwards`.
 
     Returns
     -------

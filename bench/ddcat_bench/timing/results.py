@@ -18,6 +18,7 @@ __all__ = [
     "Times",
     "Timing",
     "TrainStepResult",
+    "Watched",
 ]
 
 _QUIET = 0.5  # load average that is nobody's
@@ -64,7 +65,25 @@ class SpeedRatio(Ratio):
     baseline: Literal["original", "main branch", "compiled"]
 
 
-class SpeedResult(Strict):
+class Watched(Strict):
+    """What a measurement says of the machine that it ran on."""
+
+    load_before: float = Field(description="load average of the last minute when the measurement began")
+    load_after: float = Field(description="and when its last timed call ended; above the threads by what others did")
+    others: float | None = Field(
+        None, description="cores that others kept busy while it was timed; null: measured before that was, or not known"
+    )
+    environment: Environment
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether others seem to have computed on the machine meanwhile."""
+        if self.others is not None:
+            return self.others > _IDLE
+        return self.load_before > _QUIET or self.load_after > self.environment.threads + _QUIET
+
+
+class SpeedResult(Watched):
     """What `ddcat-bench speed` found."""
 
     schema_version: Literal[2] = 2
@@ -83,19 +102,6 @@ class SpeedResult(Strict):
     warm_up: int = Field(description="calls of each contender before the first that counts")
     contenders: tuple[SpeedEntry, ...]
     ratios: tuple[SpeedRatio, ...] = Field(description="beside the original graph, where there is a plain form of it, first")
-    load_before: float = Field(description="load average of the last minute when the measurement began")
-    load_after: float = Field(description="and when its last timed call ended; above the threads by what others did")
-    others: float | None = Field(
-        None, description="cores that others kept busy while it was timed; null: measured before that was, or not known"
-    )
-    environment: Environment
-
-    @property
-    def disturbed(self) -> bool:
-        """Whether others seem to have computed on the machine meanwhile."""
-        if self.others is not None:
-            return self.others > _IDLE
-        return self.load_before > _QUIET or self.load_after > self.threads + _QUIET
 
     @property
     def stable(self) -> bool:
@@ -123,19 +129,6 @@ class StepRatio(Ratio):
     """How many times as fast our step is."""
 
     baseline: Literal["released", "frugal"]
-
-
-class Watched(Strict):
-    """What a measurement says of the machine that it ran on."""
-
-    load_before: float = Field(description="load average of the last minute when the measurement began")
-    load_after: float = Field(description="and when its last timed step ended; above the threads by what others did")
-    environment: Environment
-
-    @property
-    def disturbed(self) -> bool:
-        """Whether others seem to have computed on the machine meanwhile."""
-        return self.load_before > _QUIET or self.load_after > self.environment.threads + _QUIET
 
 
 class TrainStepResult(Watched):

@@ -1,9 +1,9 @@
 """The result of `ddcat-bench speed` for readers."""
 
 from ddcat_bench.markdown import bundle_line, provenance_lines, table
-from ddcat_bench.timing.results import Ratio, SpeedResult
+from ddcat_bench.timing.results import Ratio, SpeedResult, Watched
 
-__all__ = ["faster", "mebibytes", "speed_markdown"]
+__all__ = ["faster", "mebibytes", "neighbours", "speed_markdown"]
 
 
 def speed_markdown(result: SpeedResult) -> str:
@@ -49,12 +49,13 @@ def speed_markdown(result: SpeedResult) -> str:
         "Faster by: seconds of PyTorch / the engine's in the same turn, median and quartiles. The engine's file has "
         f"{result.engine_bytes / 2**20:.1f} MiB, {result.engine_bytes / result.parameter_bytes:.3f} of the main branch's "
         f"parameters in fp32.\n\n{note}"
-        f"{result.boundary} {result.memory} {_neighbours(result)}\n\n"
+        f"{result.boundary} {result.memory} {neighbours(result)}\n\n"
         f"{bundle_line(result.bundle)}{provenance_lines(result.checkpoint, result.environment)}"
     )
 
 
-def _neighbours(result: SpeedResult) -> str:
+def neighbours(result: Watched) -> str:
+    """Say what others did on the machine meanwhile."""
     if result.others is None:
         return f"Load average: {result.load_before:.2f} before, {result.load_after:.2f} after."
     return f"Others kept {result.others:.2f} cores busy meanwhile."

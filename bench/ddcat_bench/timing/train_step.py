@@ -14,6 +14,7 @@ from torch.utils.flop_counter import flop_registry
 from ddcat_bench.errors import BenchError
 from ddcat_bench.subjects import describe_environment
 from ddcat_bench.timing.baselines import BaselineName, check_comparable
+from ddcat_bench.timing.busy import others_watch
 from ddcat_bench.timing.contenders import CONTENDERS, Contender, ContenderName, Ours, Plan, arithmetic, contend, draw_batch
 from ddcat_bench.timing.peaks import MEMORY, matrix_product_peak, peak_memory
 from ddcat_bench.timing.results import StepEntry, StepRatio, TrainStepResult
@@ -60,7 +61,7 @@ def measure(
     config, batch = plan.config, plan.config.train.batch_size
     height, width = config.augment.crop
     began = time.monotonic()
-    load_before = os.getloadavg()[0]
+    load_before, others = os.getloadavg()[0], others_watch()
     with arithmetic(plan):
         first = _peaks(plan)
         try:
@@ -72,7 +73,7 @@ def measure(
             ) from cause
         if plan.device == "cuda":
             torch.cuda.empty_cache()  # for the processes to come
-        load_after = os.getloadavg()[0]
+        load_after, busy = os.getloadavg()[0], others()
         # The higher of before and after: where others slowed one of them down, contenders would seem to surpass the peak.
         peaks = {precision: max(first[precision], peak) for precision, peak in _peaks(plan).items()}
         memory = {}
@@ -114,6 +115,7 @@ def measure(
         matrix_product_peak=peaks,
         load_before=load_before,
         load_after=load_after,
+        others=busy,
         environment=environment,
     )
 

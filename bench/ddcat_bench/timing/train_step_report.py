@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ddcat_bench.markdown import environment_lines, table
 from ddcat_bench.timing.results import StepRatio, TrainStepResult
-from ddcat_bench.timing.speed_report import faster, mebibytes
+from ddcat_bench.timing.speed_report import faster, mebibytes, neighbours
 
 __all__ = ["train_step_markdown", "train_steps_markdown"]
 
@@ -55,7 +55,7 @@ def train_step_markdown(result: TrainStepResult) -> str:
         f"{table(head, rows)}\n{note}"
         f"{_BASELINES}\n\n"
         f"{result.boundary} {result.memory} Matrix-product peak, measured in the same process: {peaks}. "
-        f"Load average: {result.load_before:.2f} before, {result.load_after:.2f} after.\n\n"
+        f"{neighbours(result)}\n\n"
         f"{environment_lines(environment)}"
     )
 

@@ -1,7 +1,6 @@
 """Curves and their error bars, sheets of images, and alarms that cannot be overlooked."""
 
 import io
-import statistics
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +15,19 @@ from ddcat_bench.attack.evaluation import Evaluation
 from ddcat_bench.attack.markdown import attack_markdown
 from ddcat_bench.attack.panels import attack_sheet
 from ddcat_bench.attack.results import AttackResult
-from ddcat_bench.attack.share import run_suite
 from ddcat_bench.bootstrap import interval
 from ddcat_bench.result_files import read_result
 from ddcat_bench.subjects import main_branch
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
+from tests.bench.suite import run_suite
 
 RESULTS = Path(__file__).parents[3] / "docs/results/camvid-methods"
 
 
 @pytest.fixture(scope="module")
-def measured() -> list[AttackResult]:
-    return [read_result(RESULTS / f"{name}.json", AttackResult) for name in ("sat-0", "sat-1", "clean-0")]
+def measured() -> AttackResult:
+    return read_result(RESULTS / "sat-0.json", AttackResult)
 
 
 def test_the_interval_is_that_of_a_literal_bootstrap() -> None:
@@ -44,25 +43,17 @@ def test_the_interval_is_that_of_a_literal_bootstrap() -> None:
     assert interval(alike) == pytest.approx((miou(alike[0]),) * 2)
 
 
-def test_error_bars_are_over_runs_or_over_images(measured: list[AttackResult]) -> None:
-    pair = measured[:2]
-    rows = [row.scores.miou for run in pair if (row := run.find("n = 3"))]
-    point = plots._point(pair, "n = 3", 3.0, False)
+def test_error_bars_are_over_draws_of_the_images(measured: AttackResult) -> None:
+    point = plots._point(measured, "n = 3", 3.0, False)
+    row = measured.find("n = 3")
     assert point is not None
-    assert point.miou == statistics.fmean(rows)
-    assert point.below == point.above == statistics.stdev(rows)
-    single = plots._point(pair[:1], "n = 3", 3.0, False)
-    row = pair[0].find("n = 3")
-    assert single is not None
     assert row is not None
     low, high = interval(row.scores.array())
-    assert (single.miou - single.below, single.miou + single.above) == pytest.approx((low, high))
+    assert (point.miou - point.below, point.miou + point.above) == pytest.approx((low, high))
 
 
-def test_runs_of_a_method_are_one_curve(measured: list[AttackResult]) -> None:
-    assert {name: len(runs) for name, runs in plots._groups(measured).items()} == {"sat": 2, "clean": 1}
-    assert plots.curves(measured).startswith(b"\x89PNG")
-    assert plots.epsilon_curves(measured) is None  # one bound
+def test_there_is_no_curve_over_epsilon_for_one_bound(measured: AttackResult) -> None:
+    assert set(plots.plots(measured)) == {"attack.png"}
 
 
 def test_a_curve_over_epsilon(checkpoint: Checkpoint, scenes: Dataset) -> None:
@@ -76,17 +67,17 @@ def test_a_curve_over_epsilon(checkpoint: Checkpoint, scenes: Dataset) -> None:
     Image.open(io.BytesIO(drawn["epsilon.png"])).verify()
 
 
-def test_alarms_come_first_and_in_red(measured: list[AttackResult]) -> None:
-    result = measured[0]
+def test_alarms_come_first_and_in_red(measured: AttackResult) -> None:
+    result = measured
     assert attack_markdown(result).startswith("# sat")
-    assert not _reds(plots.curves([result]))
+    assert not _reds(plots.curves(result))
     rows = tuple(row.model_copy(update={"scores": result.rows[0].scores}) if row.steps == 7 else row for row in result.rows)
     alarms = raise_alarms(rows, None, trained_steps=None)
     assert alarms
     wrong = result.model_copy(update={"alarms": alarms})
     text = attack_markdown(wrong)
     assert text.startswith(f"> **ALARM: {alarms[0].name}.** {alarms[0].evidence}.")
-    assert _reds(plots.curves([wrong]))
+    assert _reds(plots.curves(wrong))
 
 
 def test_a_sheet_of_images(checkpoint: Checkpoint, scenes: Dataset) -> None:

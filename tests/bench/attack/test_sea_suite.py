@@ -15,7 +15,6 @@ from ddcat_bench.attack.evaluation import Evaluation, open_substitutes, parse_ep
 from ddcat_bench.attack.markdown import attack_markdown
 from ddcat_bench.attack.plots import plots
 from ddcat_bench.attack.results import AttackName, AttackResult
-from ddcat_bench.attack.share import run_suite
 from ddcat_bench.attack.side_by_side import columns
 from ddcat_bench.attack.suites import SEA_LOSSES, plans_of
 from ddcat_bench.errors import BenchError
@@ -25,6 +24,7 @@ from ddcat_train.attacks import bim, sea
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
+from tests.bench.suite import run_suite
 
 SIX = 6 / 255
 

@@ -14,7 +14,6 @@ from ddcat_bench.attack.evaluation import Evaluation
 from ddcat_bench.attack.markdown import attack_markdown
 from ddcat_bench.attack.passes import Victims
 from ddcat_bench.attack.results import AttackResult
-from ddcat_bench.attack.share import run_suite
 from ddcat_bench.attack.suites import BIM
 from ddcat_bench.attack.windows import judge_windows, windows
 from ddcat_bench.errors import BenchError
@@ -26,6 +25,7 @@ from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.losses import pixel_cross_entropy
+from tests.bench.suite import run_suite
 
 PLAN = BIM._replace(counted=(0, 1, 3))
 

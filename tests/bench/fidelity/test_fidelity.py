@@ -9,7 +9,6 @@ from ddcat.bundle import Bundle
 from ddcat.scores import miou
 from ddcat_bench import cli
 from ddcat_bench.attack.evaluation import Evaluation
-from ddcat_bench.attack.share import run_suite
 from ddcat_bench.errors import BenchError
 from ddcat_bench.fidelity.labels import compare
 from ddcat_bench.fidelity.markdown import fidelity_markdown
@@ -20,6 +19,7 @@ from ddcat_export.exporting import export
 from ddcat_serve.engines import open_engine
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
+from tests.bench.suite import run_suite
 
 SWAP = np.arange(256, dtype=np.uint8)
 SWAP[[0, 1]] = 1, 0

@@ -228,12 +228,15 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert result.environment.threads == 1
     assert (out / "train-step.md").read_text() == train_step_markdown(result)
     assert to_json(result) == (out / "train-step.json").read_text()
-    busy = result.model_copy(update={"load_before": 3.0})
+    busy = result.model_copy(update={"others": 0.5})
     assert "Not a quiet machine" in train_step_markdown(busy)
     lines = [line for line in train_steps_markdown([result, busy]).splitlines() if line.startswith("| scenes-ddcat ")]
     assert [("**no**" in line, "4 x 33 x 41" in line, "fp64 / fp32" in line) for line in lines[1:]] == [(True, True, True)]
-    idle = result.model_copy(update={"load_before": 0.0, "load_after": 1.0})
+    idle = result.model_copy(update={"others": 0.0})
     assert "Not a quiet machine" not in train_step_markdown(idle)
+    older = result.model_copy(update={"others": None, "load_before": 3.0})  # of before the cores of others were counted
+    assert older.disturbed
+    assert not older.model_copy(update={"load_before": 0.0, "load_after": 1.0}).disturbed
 
 
 @pytest.mark.parametrize(
