@@ -27,6 +27,7 @@ from ddcat_bench.subjects import checkpoint_of, main_branch, open_bundle_data
 from ddcat_serve.engines import open_engine
 from ddcat_train.attacks import to_8_bit, trajectory
 from ddcat_train.data.loader import evaluation_batches
+from ddcat_train.pixels import to_pixels
 
 STEPS = (0, 3, 7)
 
@@ -55,7 +56,7 @@ def score(
             for point in trajectory(network, images, labels, steps=max(STEPS)):
                 if point.steps not in STEPS:
                     continue
-                pixels = to_8_bit(point.images, images).permute(0, 2, 3, 1).contiguous().numpy()  # (N, H, W, 3)
+                pixels = to_pixels(to_8_bit(point.images, images))
                 for image, expected in zip(pixels, truth, strict=True):
                     answer = np.asarray(Image.open(io.BytesIO(ask(address, image))))
                     called = engine.infer(image[None]).labels[0]

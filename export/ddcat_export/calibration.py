@@ -28,6 +28,7 @@ from ddcat_train.data import open_dataset
 from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.errors import DataError
 from ddcat_train.networks import Segmenter
+from ddcat_train.pixels import nearest_8_bit, to_pixels, to_planes
 
 __all__ = ["Images", "Sample", "attack", "attack_of", "calibration_images", "measure_ranges", "read_samples"]
 
@@ -81,7 +82,7 @@ def read_samples(
         for (label,), pixels, labels in evaluation_batches(dataset, batch_size=1, limit=images):
             sample = (pixels, labels) if size is None else _resized(pixels, labels, size)
             _check(labels, len(checkpoint.description.classes), f"{label} of {data.name}")
-            samples.append(Sample(label, _grey_levels(sample[0]), sample[1].numpy()))
+            samples.append(Sample(label, to_pixels(nearest_8_bit(sample[0])), sample[1].numpy()))
     except DataError as cause:
         raise ExportError(
             f"int8 is calibrated and judged on images of {data.name}: {cause}; --data-root DIR says where they lie, and "
@@ -108,11 +109,11 @@ def attack(segmenter: Segmenter, sample: Sample, options: dict[str, Any], seed: 
     -------
     (1, H, W, 3) uint8
     """
-    pixels = torch.from_numpy(sample.image).permute(0, 3, 1, 2).float() / 255  # (1, 3, H, W)
+    pixels = to_planes(sample.image)  # (1, 3, H, W)
     labels = torch.from_numpy(sample.labels)
     chosen = {key: value for key, value in options.items() if key != "name"}
     found = to_8_bit(pgd(segmenter, pixels, labels, seeds=torch.tensor([seed]), **chosen), pixels)
-    return np.ascontiguousarray(found.permute(0, 2, 3, 1).numpy())  # (1, H, W, 3)
+    return to_pixels(found)
 
 
 def calibration_images(
@@ -193,7 +194,3 @@ def _resized(pixels: Tensor, labels: Tensor, size: tuple[int, int]) -> tuple[Ten
         F.interpolate(pixels, size, mode="bilinear", antialias=True),  # (1, 3, H, W)
         F.interpolate(labels[None].float(), size, mode="nearest")[0].long(),  # (1, H, W)
     )
-
-
-def _grey_levels(images: Tensor) -> Images:
-    return np.ascontiguousarray((images * 255).round().byte().permute(0, 2, 3, 1).numpy())  # (1, H, W, 3)

@@ -13,6 +13,7 @@ from ddcat_export.folding import fold_batch_norms
 from ddcat_export.lint import LOGITS
 from ddcat_serve.engines.onnxruntime import run_once
 from ddcat_train.networks import Segmenter
+from ddcat_train.pixels import to_planes
 
 __all__ = ["Layer", "compare_layers", "first_different"]
 
@@ -94,7 +95,7 @@ def _layers_of(segmenter: Segmenter, images: npt.NDArray[np.uint8], names: set[s
 
     handles = [note(name) for name, module in folded.named_modules() if name in names and not list(module.children())]
     try:
-        planes = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255  # (N, 3, H, W)
+        planes = to_planes(images)
         with torch.inference_mode():
             given[LOGITS] = folded.low_resolution_logits("main", folded.features(planes))
     finally:

@@ -15,6 +15,7 @@ from ddcat_export.sweep import sample_images
 from ddcat_train.attacks import bim, to_8_bit
 from ddcat_train.data import open_dataset
 from ddcat_train.networks import Segmenter
+from ddcat_train.pixels import to_pixels, to_planes
 
 __all__ = ["golden_images"]
 
@@ -55,7 +56,7 @@ def golden_images(segmenter: Segmenter, data: DataSource, shapes: Shapes, *, mus
         height, width = size or (min(side, _LARGEST) for side in picture.shape[:2])
         clean = fit(picture, (max(height, shapes.height.minimum), max(width, shapes.width.minimum)))
         images[f"clean.{index}"], images[f"adversarial.{index}"] = clean, _attacked(segmenter, clean)
-    expected = {name: _labels(segmenter, _planes(image))[0].to(torch.uint8).numpy() for name, image in images.items()}
+    expected = {name: _labels(segmenter, to_planes(image[None]))[0].to(torch.uint8).numpy() for name, image in images.items()}
     return GoldenImages(images, expected, "fp32", source, {"name": "BIM", **_ATTACK, "against": "the network's own labels"})
 
 
@@ -80,13 +81,10 @@ def _spread(index: int, count: int, total: int) -> int:
 
 
 def _attacked(segmenter: Segmenter, clean: U8) -> U8:
-    images = _planes(clean)
+    images = to_planes(clean[None])
     adversarial = bim(lambda tried: _logits(segmenter, tried), images, _labels(segmenter, images), **_ATTACK)
-    return to_8_bit(adversarial, images)[0].permute(1, 2, 0).contiguous().numpy()
-
-
-def _planes(image: U8) -> Tensor:
-    return torch.from_numpy(image)[None].permute(0, 3, 1, 2).float() / 255  # (H, W, 3) -> (1, 3, H, W)
+    pixels: U8 = to_pixels(to_8_bit(adversarial, images))[0]
+    return pixels
 
 
 def _labels(segmenter: Segmenter, images: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from ddcat_serve.engines.base import Outputs
 from ddcat_serve.engines.onnxruntime import OrtGraph, open_graph
 from ddcat_serve.errors import EngineError
 from ddcat_train.networks import Segmenter
+from ddcat_train.pixels import to_planes
 
 __all__ = ["FP16_TOLERANCE", "LOGIT_TOLERANCE", "Shape", "Sweep", "sample_images", "shapes_of", "sweep"]
 
@@ -172,7 +173,7 @@ def _check_confidence(
 
 
 def _reference(segmenter: Segmenter, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    planes = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255  # (N, 3, H, W)
+    planes = to_planes(images)
     with torch.inference_mode():
         features = segmenter.features(planes)
         return segmenter.low_resolution_logits("main", features).numpy(), segmenter.logits("main", features).numpy()

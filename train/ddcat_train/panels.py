@@ -15,6 +15,7 @@ from ddcat_train.losses import valid_pixels
 from ddcat_train.methods import Portion
 from ddcat_train.methods.division import divide
 from ddcat_train.networks import Segmenter
+from ddcat_train.pixels import nearest_8_bit, to_pixels
 from ddcat_train.sheet import Picture, draw_sheet
 
 __all__ = ["draw_panels"]
@@ -98,8 +99,7 @@ def _columns(network: Segmenter, images: Tensor, labels: Tensor, attack: AttackC
 
 
 def _photographs(images: Tensor) -> list[Picture]:
-    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()  # (N, H, W, 3)
-    return [Picture(one, "", smooth=True) for one in pixels]
+    return [Picture(one, "", smooth=True) for one in to_pixels(nearest_8_bit(images))]
 
 
 def _predictions(network: Segmenter, images: Tensor, labels: Tensor, classes: Classes) -> list[Picture]:

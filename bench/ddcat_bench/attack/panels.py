@@ -15,6 +15,7 @@ from ddcat_train import sheet
 from ddcat_train.attacks import Model, bim, to_8_bit
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
+from ddcat_train.pixels import to_pixels
 from ddcat_train.sheet import to_png
 
 __all__ = ["Panel", "Picture", "attack_sheet", "make_panels"]
@@ -96,7 +97,7 @@ def make_panels(
             _look(model, clean, bim(model, clean, labels, epsilon=epsilon, alpha=alpha, steps=steps))
             for model in (undefended, defended)
         )
-        originals = _nhwc(to_8_bit(clean, clean))
+        originals = to_pixels(to_8_bit(clean, clean))
         for index, name in enumerate(names):
             truth = labels[index].numpy().astype(np.uint8)
             perturbation, factor = _amplified(originals[index], bare.images[index])
@@ -145,7 +146,7 @@ def attack_sheet(model: Model, dataset: Dataset, *, title: str, device: torch.de
     for names, clean, labels in evaluation_batches(dataset, batch_size=images, limit=images):
         pixels, targets = clean.to(device, memory_format=torch.channels_last), labels.to(device)
         look = _look(model, pixels, bim(model, pixels, targets, epsilon=_EPSILON, alpha=_ALPHA, steps=_STEPS))
-        for index, (name, original) in enumerate(zip(names, _nhwc(to_8_bit(pixels, pixels)), strict=True)):
+        for index, (name, original) in enumerate(zip(names, to_pixels(to_8_bit(pixels, pixels)), strict=True)):
             truth = labels[index].numpy().astype(np.uint8)
             perturbation, factor = _amplified(original, look.images[index])
             shares = [pixel_accuracy(count(truth, one[index], len(dataset.classes))) for one in (look.clean, look.attacked)]
@@ -175,11 +176,7 @@ class _Look(NamedTuple):
 def _look(model: Model, clean: Tensor, adversarial: Tensor) -> _Look:
     received = to_8_bit(adversarial, clean)
     predictions = (answers(model, batch).cpu().numpy().astype(np.uint8) for batch in (to_8_bit(clean, clean), received))
-    return _Look(_nhwc(received), *predictions)
-
-
-def _nhwc(images: Tensor) -> U8:
-    return images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return _Look(to_pixels(received), *predictions)
 
 
 def _amplified(image: U8, attacked: U8) -> tuple[U8, int]:

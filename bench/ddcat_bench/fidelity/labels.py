@@ -23,6 +23,7 @@ from ddcat_train.attacks import to_8_bit, trajectory
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
+from ddcat_train.pixels import to_pixels
 
 __all__ = ["PROTOCOL", "STEPS", "compare"]
 
@@ -144,9 +145,8 @@ def _batch_size(bundle: Bundle) -> int:
 
 
 def _infer(engine: Engine, received: Tensor, bundle: Bundle, names: list[str]) -> npt.NDArray[np.uint8]:
-    images = np.ascontiguousarray(received.permute(0, 2, 3, 1).numpy())  # (N, 3, H, W) -> (N, H, W, 3)
     try:
-        return engine.infer(images).labels
+        return engine.infer(to_pixels(received)).labels
     except InputError as cause:
         raise BenchError(
             f"{bundle.path} does not take {names[0]}: {cause}; export again with dynamic sizes, or judge images of its size"

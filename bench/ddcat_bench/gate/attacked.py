@@ -35,6 +35,7 @@ from ddcat_bench.units import Units, open_units
 from ddcat_serve.engines import Engine
 from ddcat_train.attacks import Model, to_8_bit
 from ddcat_train.data.loader import evaluation_batches
+from ddcat_train.pixels import to_pixels
 from ddcat_train.ranks import ALONE, Ranks
 
 __all__ = ["Attacked", "Pilot", "attack_pool", "chosen_parts"]
@@ -182,7 +183,7 @@ def _logit_error(case: Case, contenders: Contenders) -> float | None:
     errors, values = [], []
     for _, victims in _batches(case, min(_LOGIT_IMAGES, case.images)):
         received = to_8_bit(victims.images, victims.images)
-        found = contenders.engine.infer(np.ascontiguousarray(received.permute(0, 2, 3, 1).numpy())).logits
+        found = contenders.engine.infer(to_pixels(received)).logits
         if found is None:
             return None
         with torch.inference_mode():

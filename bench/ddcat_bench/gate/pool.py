@@ -30,6 +30,7 @@ from ddcat_bench.units import Units
 from ddcat_serve.engines import Engine
 from ddcat_train.attacks import Model, to_8_bit
 from ddcat_train.networks import Segmenter
+from ddcat_train.pixels import nearest_8_bit, to_pixels
 
 __all__ = ["EPSILONS", "TWIN_AGREES", "Contenders", "Judged", "Part", "engine_labels", "fill_units", "parts_of", "read_units"]
 
@@ -269,19 +270,17 @@ def _judge(contenders: Contenders, part: Part, victims: Victims, classes: int) -
 
 def engine_labels(engine: Engine, received: Tensor) -> npt.NDArray[np.uint8]:
     """Let an engine label (N, 3, H, W) uint8 images."""
-    return engine.infer(np.ascontiguousarray(received.permute(0, 2, 3, 1).numpy())).labels
+    return engine.infer(to_pixels(received)).labels
 
 
 def _scores(engine: Engine, images: Tensor, classes: int) -> Tensor:
     """The engine's own logits of the image in 8 bits, at its full size."""
-    received = (images * 255).round().to(torch.uint8)
-    found = engine.infer(np.ascontiguousarray(received.permute(0, 2, 3, 1).numpy())).logits
+    found = engine.infer(to_pixels(nearest_8_bit(images))).logits
     assert found is not None  # else nobody asks for them
     return F.interpolate(torch.from_numpy(found), size=images.shape[2:], mode="bilinear", align_corners=True)
 
 
 def _as_logits(engine: Engine, images: Tensor, classes: int) -> Tensor:
     """What an attack on labels takes the argmax of: 1 at the engine's label of the image in 8 bits."""
-    received = (images * 255).round().to(torch.uint8)
-    labels = torch.from_numpy(engine_labels(engine, received)).long()
+    labels = torch.from_numpy(engine_labels(engine, nearest_8_bit(images))).long()
     return torch.nn.functional.one_hot(labels, classes).permute(0, 3, 1, 2).float()
