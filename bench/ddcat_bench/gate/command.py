@@ -15,7 +15,7 @@ from ddcat_bench.gate.case import Case
 from ddcat_bench.gate.conclusion import conclude, passport_of
 from ddcat_bench.gate.limits import Limits
 from ddcat_bench.gate.pictures import Overlay, overlays
-from ddcat_bench.gate.report import gate_html, gate_junit, gate_markdown, headline
+from ddcat_bench.gate.report import finding_line, gate_html, gate_junit, gate_markdown, headline
 from ddcat_bench.gate.results import GateResult
 from ddcat_bench.output import publish
 from ddcat_bench.processes import begin, together
@@ -123,4 +123,7 @@ def _publish(case: Case, folder: Path, result: GateResult, page: str, key: Path 
     write_passport(case.bundle, passport_of(case.bundle, result), key=key)
     write_text(case.bundle.path / "report.html", page)
     remove_work(work_folder(folder))
-    Console(stderr=True).print(f"{result.verdict}: {headline(result)}", highlight=False, soft_wrap=True)
+    told = Console(stderr=True, highlight=False, soft_wrap=True)  # the end of a pipeline's log, where a reader begins
+    for finding in (finding for finding in result.findings if finding.verdict != "pass"):
+        told.print(f"{finding.verdict}: {finding_line(finding)}", markup=False)
+    told.print(f"{result.verdict}: {headline(result)}", markup=False)

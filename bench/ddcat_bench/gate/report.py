@@ -13,7 +13,7 @@ from ddcat_bench.markdown import environment_lines, table
 from ddcat_bench.pages import render
 from ddcat_bench.timing.cost_report import COST_HEADS, cost_cells, cost_markdown, draw_cost
 
-__all__ = ["gate_html", "gate_junit", "gate_markdown"]
+__all__ = ["finding_line", "gate_html", "gate_junit", "gate_markdown"]
 
 HEADLINES = {
     "pass": "The engine may stand in for its model",
@@ -168,7 +168,7 @@ def gate_html(result: GateResult, overlays: Sequence[Overlay] = ()) -> str:
         "about": headline(result).partition(": ")[2],
         "findings": sorted(result.findings, key=lambda finding: order[finding.verdict]),
         "drawings": [(row, _drawing(row)) for row in result.threats],
-        "reasons": [_plain(finding) for finding in result.findings if finding.verdict != "pass"],
+        "reasons": [finding_line(finding) for finding in result.findings if finding.verdict != "pass"],
         "grey": grey,
         "source": _source,
         "places": _places(result),
@@ -186,7 +186,8 @@ def gate_html(result: GateResult, overlays: Sequence[Overlay] = ()) -> str:
     return render(Path(__file__).with_name("gate.html"), values)
 
 
-def _plain(finding: Finding) -> str:
+def finding_line(finding: Finding) -> str:
+    """Say what was found, beside what is allowed."""
     return f"{finding.name}: {finding.reason} (found {finding.found}; limit {finding.limit})"
 
 

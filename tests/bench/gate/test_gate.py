@@ -26,7 +26,7 @@ from ddcat_bench.gate.conclusion import conclude, passport_of, worst
 from ddcat_bench.gate.flips import MARGINS, Flips
 from ddcat_bench.gate.limits import DEFAULT, read_limits
 from ddcat_bench.gate.pool import EPSILONS, Judged, parts_of
-from ddcat_bench.gate.report import gate_html, gate_junit, gate_markdown
+from ddcat_bench.gate.report import finding_line, gate_html, gate_junit, gate_markdown
 from ddcat_bench.gate.results import GateResult
 from ddcat_bench.result_files import read_result
 from ddcat_bench.timing.results import SpeedResult
@@ -327,6 +327,9 @@ def test_the_command(
     assert "inconclusive: It is not known" in told.err
     assert {file.name for file in out.iterdir()} == {"gate.json", "gate.md", "gate.xml", "report.html"}
     result = read_result(out / "gate.json", GateResult)
+    why = [finding for finding in result.findings if finding.verdict != "pass"]
+    assert why
+    assert all(f"{finding.verdict}: {finding_line(finding)}\n" in told.err for finding in why)  # what the end of a log says
     opened = open_bundle(bundle.path)
     found = read_passport(opened)
     assert found.passport == passport_of(opened, result)
