@@ -7,18 +7,15 @@ It exports the undefended model beside the demonstration's bundle, serves both, 
 """
 
 import argparse
-import io
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
+from screenshot import opened_page, save
 from server_process import served
 
 from ddcat.command import run
-from ddcat.errors import DdcatError
 
 WIDTH, HEIGHT = 1000, 760
 
@@ -29,25 +26,17 @@ def main() -> None:
     parser.add_argument("demo", type=Path, help="what `make demo` has made")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    browser = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-    if browser is None:
-        raise DdcatError("there is no Chromium: apt-get install chromium")
     undefended = arguments.demo / "bundle-clean"
     if not undefended.is_dir():
         command = [Path(sys.executable).with_name("ddcat-export"), arguments.demo / "runs/clean", "--engine", "ort"]
         subprocess.run([*map(str, command), "--out", str(undefended)], check=True)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with served(f"no-defence={undefended}", f"ddc-at={arguments.demo / 'bundle'}", "--demo") as address:
-        look(address, browser, arguments.out)
-    print(arguments.out)
+        look(address, arguments.out)
 
 
-def look(address: str, browser: str, out: Path) -> None:
+def look(address: str, out: Path) -> None:
     """Choose the first example, attack it with all its strength, and take the picture."""
-    with sync_playwright() as play:
-        page = play.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page(
-            viewport={"width": WIDTH, "height": HEIGHT}
-        )
+    with opened_page(WIDTH, HEIGHT) as page:
         page.goto(address)
         page.select_option("#example", index=1)
         for strength in ("0", "1"):
@@ -55,8 +44,7 @@ def look(address: str, browser: str, out: Path) -> None:
             page.locator("#strength").dispatch_event("change")
             for told in page.locator(".told").all():
                 expect(told).to_contain_text("as without attack" if strength == "1" else "ms from here")
-        picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
-    picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(out, optimize=True)
+        save(page.screenshot(full_page=True), out)
 
 
 if __name__ == "__main__":
