@@ -140,7 +140,8 @@ def test_scaled_logits_ring(plain: Segmenter, val: Dataset) -> None:
 
 def test_quantised_activations_ring(plain: Segmenter, val: Dataset) -> None:
     found = run_probe(Quantised(plain), val, epsilon=EPSILON, images=IMAGES)
-    assert rung(found) == {
+    by_chance = {"attacked mIoU is above clean"}  # without a gradient an attack is its random start, which may help
+    assert rung(found) - by_chance == {
         "black-box beats white-box",
         "gradients are zero or not finite",
         "accuracy is left at epsilon 64/255",
