@@ -1,9 +1,10 @@
 # Needs Python >= 3.11 and make; everything else is installed into .venv.
-#   make demo    train, export, judge and serve a robust segmenter in minutes
-#   make test    the tests
-#   make check   lint, formatting, types
-#   make docs    the documentation as a site, strictly
-#   make clean   remove what the others made (the environment too)
+#   make demo      train, export, judge and serve a robust segmenter in minutes
+#   make test      the tests
+#   make coverage  the tests, and the lines that none of them runs
+#   make check     lint, formatting, types
+#   make docs      the documentation as a site, strictly
+#   make clean     remove what the others made (the environment too)
 
 # 3.11 first: it is what the tests run on. A name on the PATH may be a shim that starts nothing, or lack venv: so each is tried.
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3 python; do \
@@ -12,7 +13,7 @@ BIN := .venv/bin
 # One thread for each of pytest's processes: two that share the cores by threads wait for each other.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo test test-slow check docs clean
+.PHONY: demo test test-slow coverage check docs clean
 
 demo: .venv/ready
 	$(BIN)/python examples/demo.py
@@ -22,6 +23,9 @@ test: .venv/ready
 
 test-slow: .venv/ready
 	$(TESTS) -m slow
+
+coverage: .venv/ready
+	$(TESTS) -n auto --dist loadfile --cov
 
 check: .venv/ready
 	$(BIN)/ruff check .
@@ -43,5 +47,5 @@ docs: .venv/ready
 	@touch $@
 
 clean:
-	rm -rf .venv demo build *.egg-info .mypy_cache .pytest_cache .hypothesis
+	rm -rf .venv .coverage demo build *.egg-info .mypy_cache .pytest_cache .hypothesis
 	find . \( -name __pycache__ -o -name .ruff_cache \) -prune -exec rm -rf {} +
