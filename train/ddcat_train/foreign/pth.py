@@ -92,4 +92,6 @@ def _load(path: Path) -> Any:
 
 
 def _first_line(cause: BaseException) -> str:
-    return next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+    # after "Weights only load failed." torch advises to run what is in the file
+    line = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+    return line.partition(" In PyTorch ")[0].rstrip(".")
