@@ -75,6 +75,9 @@ def test_what_is_no_checkpoint_of_ours_is_refused(run: Path, tmp_path: Path) -> 
         load_checkpoint(tmp_path / "none.safetensors")
     with pytest.raises(CheckpointError, match="a run directory is what"):
         load_checkpoint(tmp_path)
+    (tmp_path / "manifest.json").touch()
+    with pytest.raises(CheckpointError, match="is a bundle: the run or checkpoint that it was made from would be right"):
+        load_checkpoint(tmp_path)
 
 
 def test_another_version_is_named(run: Path) -> None:

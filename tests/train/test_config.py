@@ -106,6 +106,21 @@ def test_an_unknown_preset_names_the_nearest_and_where_all_are() -> None:
         load_config("xyz")
 
 
+def test_a_run_names_its_configuration(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("{}")
+    with pytest.raises(ConfigError, match=rf"{tmp_path} is a run: its {tmp_path}/config\.yaml would be right"):
+        load_config(str(tmp_path))
+
+
+def test_a_file_that_inherits_nothing_is_told_that_it_can(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("inherit: scenes-clean\n")
+    with pytest.raises(ConfigError, match=r"unknown key inherit: .*; 'inherits: PRESET' as its first line"):
+        load_config(str(tmp_path / "x.yaml"))
+    with pytest.raises(ConfigError) as caught:
+        load_config("scenes-clean", ["optim.lr=-1"])
+    assert "inherits" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [("a: [", "not readable YAML"), ("- 1", "no table"), ("inherits: self.yaml", "inherits from itself"), ("{}", "is missing")],

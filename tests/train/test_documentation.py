@@ -4,9 +4,12 @@ import re
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from ddcat_train.config import AttackConfig, MethodConfig, load_config, presets
+from ddcat_train.data.base import read_indices
 from ddcat_train.loop import train
 from ddcat_train.names import DatasetName, MethodName
 
@@ -65,3 +68,14 @@ def test_a_run_folder_holds_the_files_that_are_listed(method: str, tiny_run: lis
     train(load_config(f"scenes-{method}", tiny_run), tmp_path / "run")
     found = {path.name for path in (tmp_path / "run").iterdir()}
     assert found == listed - ({"mask.png"} if method == "clean" else set())
+
+
+def test_masks_in_colours_become_indices_as_the_page_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/train-on-your-data.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "masks/train").mkdir(parents=True)
+    pixels = [[(128, 64, 128), (64, 0, 128)], [(64, 64, 0), (1, 2, 3)]]
+    Image.fromarray(np.array(pixels, np.uint8)).save(tmp_path / "masks/train/0001.png")
+    monkeypatch.chdir(tmp_path)
+    exec(script, {})
+    assert read_indices(tmp_path / "mine/labels/train/0001.png").tolist() == [[0, 1], [2, 255]]

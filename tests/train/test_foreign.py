@@ -1,6 +1,7 @@
 """Importing the files of others: every key finds its place, the values compute the same, and anything else is refused."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -394,6 +395,60 @@ def test_a_resnet_that_does_not_fit_is_one_error(released: ModuleType, tmp_path:
     assert all(fault in str(caught.value) for fault in faults)
     with pytest.raises(CheckpointError, match="holds a backbone alone: --like"):
         import_checkpoint(file, tmp_path / "x.safetensors", like="scenes-sat")
+
+
+@pytest.fixture
+def mobilenet() -> dict[str, Tensor]:
+    """With the keys of torchvision's file, of which two layers are not ours."""
+    weights = build_backbone(ModelConfig(backbone="mobilenet_v2")).state_dict()
+    return weights | {"features.18.0.weight": torch.zeros(1280, 320, 1, 1), "classifier.1.bias": torch.zeros(1000)}
+
+
+def test_torchvisions_mobilenet_becomes_a_file_to_start_from(mobilenet: dict[str, Tensor], tmp_path: Path) -> None:
+    out = tmp_path / "mobilenet_v2.safetensors"
+    said = import_checkpoint(saved(tmp_path / "mobilenet_v2-7ebf99e0.pth", mobilenet), out)
+    assert said.splitlines()[0].endswith("mobilenet_v2; left out: features, classifier")
+    assert said.splitlines()[1].endswith(f"PRESET --set model.backbone=mobilenet_v2 --set model.pretrained={out}")
+    body = build_backbone(ModelConfig(backbone="mobilenet_v2"))
+    load_backbone(body, out)
+    assert all(torch.equal(value, mobilenet[key]) for key, value in body.state_dict().items())
+
+    del mobilenet["features.17.conv.2.weight"]
+    with pytest.raises(CheckpointError, match=r"does not fit a mobilenet_v2: features\.17\.conv\.2\.weight is missing$"):
+        import_checkpoint(saved(tmp_path / "x.pth", mobilenet), tmp_path / "x.safetensors")
+
+
+def test_weights_of_another_network_are_a_line_that_can_be_read(
+    mobilenet: dict[str, Tensor], released: ModuleType, tmp_path: Path
+) -> None:
+    import_checkpoint(saved(tmp_path / "x.pth", released.filled(released.semseg_resnet(4))), tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        load_backbone(build_backbone(ModelConfig(backbone="mobilenet_v2")), tmp_path / "x.safetensors")
+    told = str(caught.value)
+    assert len(told) < 700
+    assert "features.0.0.weight is missing; " in told
+    assert " more; " in told
+    assert told.endswith(" is not a key of the network")
+
+
+def start_from(path: Path) -> None:
+    load_backbone(build_backbone(ModelConfig(backbone="resnet18")), path)
+
+
+@pytest.mark.parametrize("load", [load_checkpoint, start_from])
+def test_a_file_of_torch_says_how_it_comes_in(load: Callable[[Path], object], tmp_path: Path) -> None:
+    file = saved(tmp_path / "x.pth", {"weight": torch.zeros(1)})
+    with pytest.raises(CheckpointError) as caught:
+        load(file)
+    command = f"ddcat-data import-checkpoint {file} {tmp_path / 'x.safetensors'}"
+    assert str(caught.value) == f"{file} is a file of torch.save: first '{command}'"
+
+
+def test_torchs_advice_to_run_what_is_in_a_file_is_not_passed_on(tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_text("inherits: camvid-ddcat\n")
+    with pytest.raises(CheckpointError, match=r"truncated or not a file of torch\.save") as caught:
+        import_checkpoint(tmp_path / "x.pth", tmp_path / "x.safetensors")
+    assert "weights_only" not in str(caught.value)
 
 
 def run(app: typer.Typer, *arguments: object) -> str:

@@ -186,6 +186,8 @@ def find_checkpoint(source: Path) -> Path:
         return source
     found = [source / choice for choice in (BEST, LAST) if (source / choice).is_file()]
     if not found:
+        if (source / "manifest.json").is_file():
+            raise CheckpointError(f"{source} is a bundle: the run or checkpoint that it was made from would be right")
         raise CheckpointError(f"{source} holds no {BEST}: a run directory is what ddcat-train writes")
     return found[0]
 
@@ -233,6 +235,11 @@ def _opened(path: Path) -> Iterator[tuple[Any, Description]]:
     except FileNotFoundError as cause:
         raise CheckpointError(f"no such checkpoint: {path}") from cause
     except (OSError, SafetensorError) as cause:
+        if path.suffix in (".pth", ".pt"):
+            out = path.with_suffix(".safetensors")
+            raise CheckpointError(
+                f"{path} is a file of torch.save: first 'ddcat-data import-checkpoint {path} {out}'"
+            ) from cause
         raise CheckpointError(f"{path} is truncated or no safetensors file ({cause}): take another checkpoint") from cause
 
 

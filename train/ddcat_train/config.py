@@ -324,7 +324,11 @@ def parse_config(tree: Mapping[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as cause:
-        raise ConfigError(f"{where}: " + "; ".join(_explain(fault) for fault in cause.errors())) from cause
+        faults = [_explain(fault) for fault in cause.errors()]
+        # a file that inherits nothing lacks whole sections, and so does one whose `inherits` is misspelt
+        bare = any(fault["type"] == "missing" and fault["loc"] == ("model",) for fault in cause.errors())
+        hint = "; 'inherits: PRESET' as its first line gives all that it does not say itself" if bare else ""
+        raise ConfigError(f"{where}: " + "; ".join(faults) + hint) from cause
 
 
 def dump_config(config: Config) -> str:
@@ -336,6 +340,8 @@ def _locate(source: str, folder: Path) -> Path:
     for path in (folder / source, PRESETS / f"{source}.yaml"):
         if path.is_file():
             return path
+    if (folder / source / CONFIG).is_file():
+        raise ConfigError(f"{source} is a run: its {Path(source) / CONFIG} would be right, with --resume to continue it")
     nearest = difflib.get_close_matches(source, presets(), n=3)
     hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
     raise ConfigError(f"{source} is neither a file nor a preset: {hint}'ddcat-train --list' names all presets")

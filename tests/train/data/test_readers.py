@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from ddcat.classes import CITYSCAPES, VOC, Classes
-from ddcat_train.data import DATASETS, open_dataset
+from ddcat_train.data import DATASETS, list_dataset, open_dataset
 from ddcat_train.data.base import read_image, read_indices, resize_long_side
+from ddcat_train.data.check import check
 from ddcat_train.data.cityscapes import train_ids
 from ddcat_train.data.classes_file import classes_yaml, read_classes
 from ddcat_train.errors import DataError
@@ -183,6 +184,7 @@ def test_classes_file_is_read_back(tmp_path: Path) -> None:
     [
         "",
         "names: [a]",
+        "[a, b]",
         "names: [a, a]",
         "names: [a, 3]",
         "nmaes: [a, b]",
@@ -195,6 +197,7 @@ def test_wrong_classes_files_are_refused_in_one_line(tmp_path: Path, text: str) 
     with pytest.raises(DataError, match=r"classes\.yaml") as caught:
         read_classes(tmp_path / "classes.yaml")
     assert "\n" not in str(caught.value)
+    assert "_ClassesFile" not in str(caught.value)
 
 
 def test_what_is_missing_is_told(tmp_path: Path, small_folder: Path) -> None:
@@ -245,3 +248,30 @@ def test_cityscapes_table_on_the_real_sample(real_data: Path) -> None:
     ids = read_indices(folder / "frankfurt_000000_000294_gtFine_labelIds.png")
     expected = read_indices(folder / "frankfurt_000000_000294_gtFine_labelTrainIds.png")
     assert round(float((train_ids(ids) == expected).mean()), 4) == 0.9977
+
+
+def told(root: Path, split: str = "train") -> list[str]:
+    return [fault.message for fault in check(list_dataset("folder", root, split)).faults]
+
+
+def test_names_that_never_meet_are_one_line(small_folder: Path) -> None:
+    for file in (small_folder / "labels/train").glob("*.png"):
+        file.rename(file.with_name(f"{file.stem}_mask.png"))
+    with pytest.raises(DataError, match=r"no image in .*: 0\.png needs 0\.png, not 0_mask\.png$"):
+        told(small_folder)
+
+
+def test_a_file_of_another_format_is_pointed_at(small_folder: Path) -> None:
+    labels = small_folder / "labels/train/1.png"
+    labels.rename(labels.with_suffix(".tif"))
+    assert told(small_folder) == [f"{labels} is missing; 1.tif is there, which is of another format: PNG would be right"]
+    (small_folder / "labels/train/1.tif").unlink()
+    assert told(small_folder) == [f"{labels} is missing"]
+
+
+def test_an_image_that_lies_on_its_side_is_told(small_folder: Path, write_labels: Writer) -> None:
+    write_labels(small_folder / "labels/train/1.png", np.zeros((12, 10), np.uint8))
+    write_labels(small_folder / "labels/train/2.png", np.zeros((12, 9), np.uint8))
+    turned, other = told(small_folder)
+    assert turned.endswith("must be of one size, as stored: an orientation that EXIF speaks of is not applied")
+    assert other.endswith("must be of one size")

@@ -35,7 +35,15 @@ cv2.setNumThreads(0)  # its threads would fight with those of torch and do not s
 U8 = npt.NDArray[np.uint8]
 Decode = Callable[[U8], U8]
 
+_OTHER_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 _COLOUR_MODES = {"RGB", "RGBA", "L", "P"}
+_MODES = {
+    "RGB": "a PNG in colour (mode RGB)",
+    "RGBA": "a PNG in colour (mode RGBA)",
+    "I": "a PNG of 16 bits (mode I)",
+    "I;16": "a PNG of 16 bits (mode I;16)",
+    "1": "a PNG of 1 bit (mode 1)",
+}
 _DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on a damaged file
 
 
@@ -154,9 +162,11 @@ class Dataset:
         except DataError as error:
             faults.append(Fault(_kind(pair.labels), pair.labels, str(error)))
         if image is not None and labels is not None and image.shape[:2] != labels.shape:
+            turned = image.shape[1::-1] == labels.shape
             message = (
                 f"{pair.labels} is {labels.shape[1]}x{labels.shape[0]}, but its image {pair.image} is "
                 f"{image.shape[1]}x{image.shape[0]}: they must be of one size"
+                f"{', as stored: an orientation that EXIF speaks of is not applied' if turned else ''}"
             )
             faults.append(Fault("size", pair.labels, message))
         for value, pixels in outside(labels, self.classes).items() if labels is not None else ():
@@ -210,9 +220,10 @@ def read_indices(path: Path) -> U8:
             if opened.format != "PNG":
                 raise DataError(f"{path} is a {opened.format} file: labels must be PNG, which keeps every value as it is")
             if opened.mode not in {"P", "L"}:
+                form = _MODES.get(opened.mode, f"a PNG of mode {opened.mode}")
                 raise DataError(
-                    f"{path} is a PNG of mode {opened.mode}: labels must be indices of 8 bits, with a palette (mode P) or in "
-                    "grey (mode L), one value for each class"
+                    f"{path} is {form}: labels must be indices of 8 bits, with a palette (mode P) or in grey (mode L), one "
+                    "value for each class"
                 )
             return np.array(opened, dtype=np.uint8)  # (H, W)
     except _DAMAGED as cause:
@@ -244,6 +255,10 @@ def _kind(path: Path) -> Literal["missing", "unreadable"]:
 def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
+    except FileNotFoundError as cause:
+        near = [path.stem + suffix for suffix in _OTHER_SUFFIXES if path.with_suffix(suffix).is_file()]
+        beside = f"; {near[0]} is there, which is of another format: {path.suffix[1:].upper()} would be right" if near else ""
+        raise DataError(f"{path} is missing{beside}") from cause
     except OSError as cause:
         raise DataError(f"cannot read {path}: {cause.strerror}") from cause
 

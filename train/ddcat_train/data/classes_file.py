@@ -43,7 +43,10 @@ def read_classes(path: Path) -> Classes:
     """
     right = "'names: [background, road, ...]' in the order of the label values would be right"
     try:
-        parsed = _ClassesFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise DataError(f"{path} holds no table: {right}")
+        parsed = _ClassesFile.model_validate(content)
     except OSError as cause:
         raise DataError(f"cannot read {path}: {cause.strerror}; {right}") from cause
     except (yaml.YAMLError, UnicodeDecodeError) as cause:

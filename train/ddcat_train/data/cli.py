@@ -94,10 +94,11 @@ def import_checkpoint_command(
     ] = None,
 ) -> None:
     """
-    Import the weights of others: a segmenter of the released DDC-AT or SAT code or of semseg, or a ResNet.
+    Import the weights of others: a segmenter of the released DDC-AT or SAT code or of semseg, or a backbone.
 
     A segmenter becomes a checkpoint for ddcat-bench, ddcat-export and model.pretrained. A ResNet in the layout of semseg or of
-    torchvision, robust ones included, becomes a file for model.pretrained. Only tensors are read, and all of them must fit.
+    torchvision, robust ones included, or torchvision's MobileNetV2 becomes a file for model.pretrained. Only tensors are read,
+    and all of them must fit.
 
     For example:
 

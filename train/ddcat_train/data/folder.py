@@ -38,8 +38,14 @@ def folder(root: Path, split: str) -> Dataset:
             if file.stem in found:
                 raise DataError(f"{found[file.stem]} and {file} have one name: labels/{file.stem}.png can be that of one only")
             found[file.stem] = file
-    for file in labels.glob("*.png"):
-        found.setdefault(file.stem, images / f"{file.stem}.jpg")
+    labelled = sorted(file.stem for file in labels.glob("*.png"))
+    if found and labelled and not found.keys() & set(labelled):
+        raise DataError(
+            f"no image in {images} has labels of its name in {labels}: {next(iter(found.values())).name} needs "
+            f"{next(iter(found))}.png, not {labelled[0]}.png"
+        )
+    for name in labelled:
+        found.setdefault(name, images / f"{name}.jpg")
     if not found:
         raise DataError(f"{images} holds no image: files that end in {', '.join(sorted(_SUFFIXES))} would be right")
     pairs = tuple(Pair(name, found[name], labels / f"{name}.png") for name in sorted(found))

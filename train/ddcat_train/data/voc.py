@@ -43,7 +43,10 @@ def read_list(path: Path) -> list[list[str]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as cause:
         beside = ", ".join(sorted(file.stem for file in path.parent.glob("*.txt") if file != path)) or "none"
-        raise DataError(f"cannot read the list {path}; splits that have a list there: {beside}") from cause
+        raise DataError(
+            f"cannot read the list {path}; splits that have a list there: {beside} (training takes one by "
+            "--set data.train_split=NAME)"
+        ) from cause
     lines = [line.split() for line in text.splitlines() if line.strip()]
     if not lines:
         raise DataError(f"the list {path} is empty: one image a line would be right")

@@ -15,7 +15,7 @@ def import_checkpoint(
     file: Path, out: Path, *, like: str | None = None, data_root: Path | None = None, overrides: Sequence[str] = ()
 ) -> str:
     """
-    Import a `.pth` file, of a whole segmenter or of a ResNet, whichever it is.
+    Import a `.pth` file, of a whole segmenter or of a backbone, whichever it is.
 
     Parameters
     ----------

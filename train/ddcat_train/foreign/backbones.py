@@ -1,4 +1,4 @@
-"""ResNets trained on ImageNet, robustly or not, in the layout of semseg (deep stem) or of torchvision (plain stem)."""
+"""Backbones trained on ImageNet: ResNets, robust or not, of semseg (deep stem) or torchvision (plain stem); its MobileNetV2."""
 
 from pathlib import Path
 
@@ -8,11 +8,12 @@ from torch import Tensor
 
 from ddcat.files import write_bytes
 from ddcat_train import imagenet
+from ddcat_train.config import ModelConfig
 from ddcat_train.errors import CheckpointError
 from ddcat_train.foreign.pth import Pth
 from ddcat_train.foreign.resnets import find_resnet, renamed
 from ddcat_train.networks import build_backbone
-from ddcat_train.networks.weights import misfits
+from ddcat_train.networks.weights import misfits, told
 
 __all__ = ["import_backbone"]
 
@@ -24,6 +25,7 @@ _STEM = {
     "conv3.": "layer0.6.",
     "bn3.": "layer0.7.",
 }
+_MOBILENET = "features.0.0."  # torchvision's key of its first convolution, which no ResNet has
 # Robust ResNets come inside a module that normalises, `model.*`, and that may hold them twice, the second time to attack.
 _WRAPPED = "model."
 _AROUND = ("attacker.", "normalizer.", "normalize.")
@@ -36,21 +38,25 @@ def import_backbone(content: Pth, out: Path) -> str:
     Parameters and errors are those of `ddcat_train.foreign.import_checkpoint`.
     """
     tensors, around = _unwrap(content)
-    model = find_resnet(renamed(tensors, _STEM), content.path)
+    mobile = any(key.startswith(_MOBILENET) for key in tensors)
+    model = ModelConfig(backbone="mobilenet_v2") if mobile else find_resnet(renamed(tensors, _STEM), content.path)
     with torch.device("meta"):
         body = build_backbone(model)
     classifier = [key for key in tensors if key.startswith(body.unused)]
     kept = {key: value for key, value in tensors.items() if key not in classifier}
     faults = misfits(kept, renamed(body.state_dict(), {ours: theirs for theirs, ours in _STEM.items()}))
     if faults:
-        raise CheckpointError(f"{content.path} does not fit a {model.backbone} with the {model.stem} stem: {'; '.join(faults)}")
+        form = model.backbone if mobile else f"{model.backbone} with the {model.stem} stem"
+        raise CheckpointError(f"{content.path} does not fit a {form}: {told(faults)}")
     origin = {"file": content.path.name, "sha256": content.sha256}
     write_bytes(out, save({key: value.contiguous() for key, value in renamed(kept, _STEM).items()}, origin))
+    stem = "" if mobile else f" for the {model.stem} stem"
+    needs = "" if mobile else f" --set model.stem={model.stem}"
     width = f" --set model.width={model.width}" if model.width != 64 else ""
     left_out = ", ".join(dict.fromkeys(key.partition(".")[0] for key in (*classifier, *around))) or "nothing"
     return (
-        f"{out}: {model.backbone} for the {model.stem} stem; left out: {left_out}\n"
-        f"next: ddcat-train PRESET --set model.backbone={model.backbone} --set model.stem={model.stem}{width} "
+        f"{out}: {model.backbone}{stem}; left out: {left_out}\n"
+        f"next: ddcat-train PRESET --set model.backbone={model.backbone}{needs}{width} "
         f"--set model.pretrained={out}"
     )
 

@@ -89,4 +89,6 @@ def _load(path: Path) -> Any:
                 f"{path} holds a {refused[1]}, and reading one could run code: a file of tensors alone would be right, saved "
                 "again by torch.save(checkpoint['state_dict'], FILE)"
             ) from cause
-        raise CheckpointError(f"{path} is truncated or not a file of torch.save ({first_line(cause)})") from cause
+        # after "Weights only load failed." torch advises to run what is in the file
+        line = first_line(cause).partition(" In PyTorch ")[0].rstrip(".")
+        raise CheckpointError(f"{path} is truncated or not a file of torch.save ({line})") from cause

@@ -17,7 +17,7 @@ from ddcat_train.foreign.resnets import find_resnet, renamed
 from ddcat_train.methods import METHODS
 from ddcat_train.names import ContextName
 from ddcat_train.networks.normalise import Normalise
-from ddcat_train.networks.weights import misfits
+from ddcat_train.networks.weights import misfits, told
 
 __all__ = ["import_segmenter", "is_segmenter"]
 
@@ -78,7 +78,7 @@ def import_segmenter(content: Pth, out: Path, *, like: str | None, data_root: Pa
     faults = misfits(tensors, renamed(wanted, {ours: theirs for theirs, ours in names.items()}))
     if faults:
         raise CheckpointError(
-            f"{path} does not fit a {model.backbone} + {model.context} of the method {config.method.name}: {'; '.join(faults)}"
+            f"{path} does not fit a {model.backbone} + {model.context} of the method {config.method.name}: {told(faults)}"
         )
     counters = {key: torch.zeros_like(value, device="cpu") for key, value in wanted.items() if value.ndim == 0}
     network.load_state_dict(counters | renamed(tensors, names) | own, assign=True)

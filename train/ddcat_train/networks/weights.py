@@ -1,6 +1,6 @@
 """Initial weights of a backbone from a file, strictly."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -11,10 +11,11 @@ from ddcat_train.errors import CheckpointError
 from ddcat_train.networks.backbone import Backbone
 from ddcat_train.networks.resnet import ResNet, stem_of
 
-__all__ = ["load_backbone", "misfits"]
+__all__ = ["load_backbone", "misfits", "told"]
 
 _COUNTER = ".num_batches_tracked"  # absent from older files, and of no effect
 _OURS = "model.backbone."  # what the keys of a checkpoint of ours begin with
+_MOST_TOLD = 6  # the first and the last half: what is missing, and what is there instead
 
 
 def load_backbone(backbone: Backbone, path: Path) -> None:
@@ -30,13 +31,18 @@ def load_backbone(backbone: Backbone, path: Path) -> None:
     Raises
     ------
     CheckpointError
-        Naming every key that is missing or surplus and every shape that differs.
+        Naming what is missing or surplus and which shapes differ.
     """
     try:
         found = load_file(path)
     except FileNotFoundError as cause:
         raise CheckpointError(f"no such file of pretrained weights: {path}") from cause
     except (OSError, SafetensorError) as cause:
+        if path.suffix in (".pth", ".pt"):
+            out = path.with_suffix(".safetensors")
+            raise CheckpointError(
+                f"{path} is a file of torch.save: first 'ddcat-data import-checkpoint {path} {out}'"
+            ) from cause
         raise CheckpointError(f"{path} is not a readable safetensors file: {cause}") from cause
     ours = {key.removeprefix(_OURS): value for key, value in found.items() if key.startswith(_OURS)}
     found = ours or backbone.own(found)
@@ -47,7 +53,10 @@ def load_backbone(backbone: Backbone, path: Path) -> None:
     wanted = backbone.state_dict()
     faults = misfits(found, wanted)
     if faults:
-        raise CheckpointError(f"{path} does not fit a {type(backbone).__name__} of this form: " + "; ".join(faults))
+        raise CheckpointError(
+            f"{path} does not fit a {type(backbone).__name__} of this form (model.backbone and what goes with it say which): "
+            f"{told(faults)}"
+        )
     backbone.load_state_dict(wanted | found)
 
 
@@ -61,3 +70,11 @@ def misfits(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[s
         if key in found and found[key].shape != wanted[key].shape
     ]
     return faults
+
+
+def told(faults: Sequence[str]) -> str:
+    """Join them to a line that can be read: a file of another network has a fault for each of hundreds of keys."""
+    if len(faults) <= _MOST_TOLD:
+        return "; ".join(faults)
+    half = _MOST_TOLD // 2
+    return "; ".join((*faults[:half], f"{len(faults) - _MOST_TOLD} more", *faults[-half:]))
