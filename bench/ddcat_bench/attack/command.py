@@ -11,6 +11,7 @@ from ddcat_bench.attack.markdown import attack_markdown
 from ddcat_bench.attack.measure import measure, sweep_markdown
 from ddcat_bench.attack.panels import attack_sheet
 from ddcat_bench.attack.plots import plots
+from ddcat_bench.attack.probe import FORWARDS
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.attack.share import attack_share, probe_once
 from ddcat_bench.attack.summing import sum_up
@@ -87,8 +88,8 @@ def _share(evaluation: Evaluation, work: Path) -> AttackResult | None:
             attack_share(evaluation, units, rank=ranks.rank, ranks=ranks.size)
             ranks.gather(None)
             return None
-        with progress("attacking", evaluation.forwards, unit="forwards") as advance:
+        with progress("attacking", evaluation.forwards + FORWARDS * evaluation.probed, unit="forwards") as advance:
             batches = attack_share(evaluation, units, ranks=ranks.size, advance=lambda forwards: advance(forwards * ranks.size))
-            probe = probe_once(evaluation, units)
+            probe = probe_once(evaluation, units, advance=advance)
             ranks.gather(None)  # all have done their share
         return sum_up(evaluation, units, batches, probe)

@@ -20,6 +20,8 @@ from ddcat_train.data import Dataset
 
 __all__ = ["Evaluation", "open_substitutes", "parse_epsilon"]
 
+_PROBED = 6
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -92,8 +94,17 @@ class Evaluation:
         return len(self.dataset) if self.limit is None else min(self.limit, len(self.dataset))
 
     @property
+    def probed(self) -> int:
+        """On how many images masked gradients are looked for."""
+        return min(_PROBED, self.images)
+
+    @property
     def forwards(self) -> int:
-        """How often about a network sees an image in all of it, if all are as large as the first: for the progress."""
+        """
+        How often about a network sees an image in all of it, the probe apart, if all are as large as the first.
+
+        It is for the progress.
+        """
         passes = 1 if self.protocol == "whole" else self.passes(*self.dataset.read(0).labels.shape)
         return self.images * passes * sum(plan.forwards for plan in self.plans)
 

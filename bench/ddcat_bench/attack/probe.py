@@ -1,7 +1,7 @@
 """The probe for masked gradients: small attacks on a few images, whose figures `raise_alarms` compares."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,12 +18,13 @@ from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.losses import pixel_cross_entropy
 
-__all__ = ["run_probe"]
+__all__ = ["FORWARDS", "run_probe"]
 
 Kind = tuple[PointName, float, int]  # name, epsilon, steps or queries
 
 FEW, MORE, LARGE = 5, 20, 20  # steps: of PGD, of PGD, of CosPGD at 64/255
 NOISE, SQUARE, DLA = 5, 50, 50  # queries; a forward costs a third of a step, so that all of it costs about 75 steps an image
+FORWARDS = MORE + LARGE + NOISE + SQUARE + DLA + 8  # about how often the model sees an image: for the progress
 
 
 def run_probe(
@@ -35,7 +36,6 @@ def run_probe(
     seed: int = 0,
     batch_size: int = 8,
     device: torch.device | None = None,
-    advance: Callable[[int], None] = lambda images: None,
 ) -> Probe:
     """
     Measure what the masking alarms need: PGD, also with more steps, CosPGD at 64/255, black-box attacks, missing gradients.
@@ -54,8 +54,6 @@ def run_probe(
     batch_size : int
     device : torch.device, optional
         The CPU by default.
-    advance : callable, optional
-        Is told the number of images that were finished.
 
     Raises
     ------
@@ -75,7 +73,6 @@ def run_probe(
             counts.setdefault(kind, []).extend(count(t, p, len(dataset.classes)) for t, p in found)
         missing += _missing_gradients(model, pixels, truth)
         done += len(names)
-        advance(len(names))
     if not missing:
         raise BenchError("every pixel of the probed images is ignored: there is nothing to attack")
     return Probe(

@@ -9,7 +9,7 @@ import torch
 from ddcat_bench.attack.evaluation import Evaluation
 from ddcat_bench.attack.judging import Judge, judge_whole
 from ddcat_bench.attack.passes import Meter, Victims
-from ddcat_bench.attack.probe import run_probe
+from ddcat_bench.attack.probe import FORWARDS, run_probe
 from ddcat_bench.attack.probe_results import Probe
 from ddcat_bench.attack.results import ProtocolName
 from ddcat_bench.attack.windows import judge_windows
@@ -95,18 +95,30 @@ def attack_share(
     return batches
 
 
-def probe_once(evaluation: Evaluation, units: Units) -> Probe:
-    """Look for masked gradients on a few images, where that is not done yet; always on whole images."""
+def probe_once(evaluation: Evaluation, units: Units, *, advance: Callable[[int], None] = lambda forwards: None) -> Probe:
+    """
+    Look for masked gradients on a few images, where that is not done yet; always on whole images.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+    units : Units
+    advance : callable, optional
+        Is told how many images a network has just seen; over all, `FORWARDS` for each probed one.
+    """
     found = units.kept("probe", Probe)
+    meter = Meter(advance)
+    meter.allot(FORWARDS * evaluation.probed)
     if found is None:
-        network = main_branch(evaluation.checkpoint, evaluation.device)
         found = run_probe(
-            network,
+            meter.watch(main_branch(evaluation.checkpoint, evaluation.device)),
             evaluation.dataset,
             epsilon=_PROBED,
+            images=evaluation.probed,
             seed=evaluation.seed * _SEED_STRIDE,
             batch_size=evaluation.batch_size,
             device=evaluation.device,
         )
         units.keep("probe", found)
+    meter.allot(0)
     return found

@@ -12,8 +12,8 @@ from ddcat.bundle import Bundle
 from ddcat.schema import Fraction, Strict
 from ddcat.scores import miou
 from ddcat_bench.attack.judging import answers, count_each
-from ddcat_bench.attack.passes import Victims, attack
-from ddcat_bench.attack.probe import run_probe
+from ddcat_bench.attack.passes import Meter, Victims, attack
+from ddcat_bench.attack.probe import FORWARDS, run_probe
 from ddcat_bench.attack.probe_results import Probe
 from ddcat_bench.attack.suites import Plan
 from ddcat_bench.gate.case import Budget, Case
@@ -114,8 +114,11 @@ def attack_pool(
         )  # fmt: skip
         names.append(found)
     if ranks.rank == 0 and pilot.epsilon is not None and units.kept("probe", Probe) is None:
-        probe = run_probe(contenders.twin, case.dataset, epsilon=pilot.epsilon, images=4, seed=case.budget.seed)
-        units.keep("probe", probe)
+        meter = Meter(advance)
+        meter.allot(FORWARDS * case.probed // ranks.size)  # what one process sees is told for all
+        model = meter.watch(contenders.twin)
+        units.keep("probe", run_probe(model, case.dataset, epsilon=pilot.epsilon, images=case.probed, seed=case.budget.seed))
+        meter.allot(0)
     ranks.gather(None)  # all have done their share
     judged = read_units(units, parts, [len(found) for found in names], classes)
     return Attacked(

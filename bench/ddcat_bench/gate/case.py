@@ -4,11 +4,14 @@ from typing import Any, Literal, NamedTuple
 
 from ddcat import provenance
 from ddcat.bundle import Bundle
+from ddcat_bench.attack.probe import FORWARDS
 from ddcat_bench.gate.pool import EPSILONS, parts_of
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 
 __all__ = ["Budget", "BudgetName", "Case"]
+
+_PROBED = 4
 
 BudgetName = Literal["default", "quick"]
 
@@ -44,7 +47,13 @@ class Case(NamedTuple):
             None if self.budget.name == "quick" else EPSILONS[0], steps=self.budget.steps, queries=self.budget.queries,
             every=self.budget.every, quick=self.budget.name == "quick", scores=self.scores,
         )  # fmt: skip
-        return round(self.images * sum(part.forwards for part in parts))
+        probe = 0 if self.budget.name == "quick" else FORWARDS * self.probed
+        return probe + round(self.images * sum(part.forwards for part in parts))
+
+    @property
+    def probed(self) -> int:
+        """On how many images masked gradients are looked for, unless the budget is the quick one."""
+        return min(_PROBED, self.images)
 
     @property
     def scores(self) -> bool:

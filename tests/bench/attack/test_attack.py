@@ -15,13 +15,16 @@ from ddcat_bench.attack.evaluation import Evaluation
 from ddcat_bench.attack.judging import grey_levels
 from ddcat_bench.attack.markdown import attack_markdown
 from ddcat_bench.attack.plots import curves
+from ddcat_bench.attack.probe import FORWARDS
 from ddcat_bench.attack.results import AttackResult
+from ddcat_bench.attack.share import probe_once
 from ddcat_bench.attack.side_by_side import columns, compare_markdown
 from ddcat_bench.attack.suites import BIM
 from ddcat_bench.entries import Scores
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_files import read_result, to_json
 from ddcat_bench.subjects import main_branch, open_split
+from ddcat_bench.units import open_units
 from ddcat_train.attacks import bim, to_8_bit
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
@@ -285,3 +288,18 @@ def _through_png(image: torch.Tensor) -> np.ndarray:
     file = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, format="PNG")
     return np.array(Image.open(file))  # (H, W, 3)
+
+
+def test_the_probe_looks_at_no_more_images_than_are_judged_and_tells_of_its_progress(
+    checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path
+) -> None:
+    evaluation = Evaluation(checkpoint, scenes, limit=2)
+    units = open_units(tmp_path, evaluation.identity())
+    told: list[int] = []
+    found = probe_once(evaluation, units, advance=told.append)
+    assert found.images == evaluation.probed == 2
+    assert len(told) > 100  # while it works, not at the end
+    assert sum(told[:-1]) >= 0.9 * FORWARDS * 2  # what it is said to take is what it takes
+    assert sum(told) == FORWARDS * 2
+    assert probe_once(evaluation, units) == found
+    assert Evaluation(checkpoint, scenes).probed == min(6, len(scenes))
