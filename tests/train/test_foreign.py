@@ -457,6 +457,7 @@ def run(app: typer.Typer, *arguments: object) -> str:
     return result.output
 
 
+@pytest.mark.slow
 def test_an_imported_segmenter_is_attacked_exported_and_trained_on(
     released: ModuleType, tiny_scenes: Path, tiny_run: list[str], tmp_path: Path
 ) -> None:
