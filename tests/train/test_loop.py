@@ -223,3 +223,9 @@ def test_a_cuda_device_that_is_not_there_is_said_to_be_missing(tiny_run: list[st
     monkeypatch.setattr(trainer_module.torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="no CUDA device"):
         Trainer(load_config("scenes-clean", tiny_run), device="cuda")
+
+
+def test_a_batch_of_more_images_than_there_are_is_told(tiny_run: list[str]) -> None:
+    told = " (some images more than once in each), fp32 on cpu"
+    assert Trainer(load_config("scenes-clean", [*tiny_run, "train.batch_size=100"])).summary().endswith(f" steps of 100{told}")
+    assert "more than once" not in Trainer(load_config("scenes-clean", tiny_run)).summary()

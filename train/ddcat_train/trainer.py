@@ -117,7 +117,9 @@ class Trainer:
         return (
             f"{config.method.name}: {config.model.architecture}, {parameters / 1e6:.2f} M parameters, "
             f"{config.data.name} {len(self._train)} + {len(self._val)} images, {self.steps} steps of "
-            f"{config.train.batch_size}, {config.train.precision} on "
+            f"{config.train.batch_size}"
+            + (" (some images more than once in each)" if config.train.batch_size > len(self._train) else "")
+            + f", {config.train.precision} on "
             + (str(self._fabric.device) if self.ranks.size == 1 else f"{self.ranks.size} x {self._fabric.device.type}")
             + (f", from step {self.step}" if self.step else "")
             + (
