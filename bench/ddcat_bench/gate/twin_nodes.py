@@ -5,6 +5,8 @@ Each function takes the inputs of a node, None where one is left out, and its at
 gradients pass as if it were not there; what it cuts off has none, for there the engine does not change either.
 """
 
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -66,7 +68,9 @@ def _conv_transpose(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
 def _max_pool(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
     _automatic(attributes)
     pads = _symmetric(attributes.get("pads", [0, 0, 0, 0]))
-    return F.max_pool2d(inputs[0], attributes["kernel_shape"], attributes.get("strides", 1), pads)
+    return F.max_pool2d(
+        inputs[0], attributes["kernel_shape"], attributes.get("strides", 1), pads, attributes.get("dilations", 1)
+    )
 
 
 def _average_pool(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
@@ -201,6 +205,16 @@ def _clip(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
     return values.clamp(low, high)  # type: ignore[no-any-return]
 
 
+def _hard_sigmoid(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
+    line: Tensor = attributes.get("alpha", 0.2) * inputs[0] + attributes.get("beta", 0.5)
+    return line.clamp(0, 1)
+
+
+def _flatten(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
+    shape = inputs[0].shape
+    return inputs[0].reshape(math.prod(shape[: attributes.get("axis", 1)]), -1)  # type: ignore[no-any-return]
+
+
 def _gelu(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
     return F.gelu(inputs[0], approximate=attributes.get("approximate", b"none").decode())
 
@@ -216,6 +230,10 @@ def _of_one(function: Callable[[Any], Any]) -> Node:
 
 def _of_two(function: Callable[[Any, Any], Any]) -> Node:
     return lambda inputs, attributes: function(inputs[0], inputs[1])
+
+
+def _of_all(function: Callable[[Any, Any], Any]) -> Node:
+    return lambda inputs, attributes: functools.reduce(function, inputs)
 
 
 def _divide(first: Tensor, second: Tensor) -> Tensor:
@@ -239,7 +257,7 @@ NODES: dict[str, Node] = {
     "Erf": _of_one(torch.erf),
     "Exp": _of_one(torch.exp),
     "Expand": lambda inputs, attributes: inputs[0] * torch.ones(inputs[1].tolist(), dtype=inputs[0].dtype),
-    "Flatten": lambda inputs, attributes: inputs[0].flatten(attributes.get("axis", 1)),
+    "Flatten": _flatten,
     "Floor": _of_one(torch.floor),
     "Gather": _gather,
     "Gelu": _gelu,
@@ -247,16 +265,16 @@ NODES: dict[str, Node] = {
     "GlobalAveragePool": lambda inputs, attributes: inputs[0].mean((2, 3), keepdim=True),
     "Greater": _of_two(torch.gt),
     "GreaterOrEqual": _of_two(torch.ge),
-    "HardSigmoid": _of_one(F.hardsigmoid),
+    "HardSigmoid": _hard_sigmoid,
     "HardSwish": _of_one(F.hardswish),
     "Identity": _of_one(lambda values: values),
     "LayerNormalization": _layer_norm,
     "Less": _of_two(torch.lt),
     "LessOrEqual": _of_two(torch.le),
     "MatMul": _of_two(torch.matmul),
-    "Max": _of_two(torch.maximum),
+    "Max": _of_all(torch.maximum),
     "MaxPool": _max_pool,
-    "Min": _of_two(torch.minimum),
+    "Min": _of_all(torch.minimum),
     "Mul": _of_two(torch.mul),
     "Neg": _of_one(torch.neg),
     "Not": _of_one(torch.logical_not),
