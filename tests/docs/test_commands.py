@@ -145,7 +145,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for file in sorted((folder / "data/scenes" / source).glob(f"{split}_*")):
                 shutil.copy(file, folder / "mine" / kind / split)
     shutil.copy(next((folder / "data/scenes/JPEGImages").glob("val_*")), folder / "image.jpg")
-    shutil.copy(ROOT / "bench/ddcat_bench/limits.yaml", folder / "ours.yaml")
+    shutil.copy(ROOT / "bench/ddcat_bench/gate/limits.yaml", folder / "ours.yaml")
     for name, text in yaml_blocks():
         (folder / name).write_text(text)
     smaller = (folder / "mine.yaml").read_text().replace("512", "80").replace("[257, 257]", "[65, 65]") + "train: {epochs: 1}\n"
