@@ -1,14 +1,18 @@
 """The drift figure's false alarms and what it sees: on answers whose drift is known, and what it refuses."""
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from ddcat_bench import cli
 from ddcat_bench.drift import measure as drift
-from ddcat_bench.drift.measure import measure_drift
+from ddcat_bench.drift.measure import DriftResult, drift_markdown, measure_drift
 from ddcat_bench.errors import BenchError
+from ddcat_bench.result_files import read_result
 from ddcat_bench.subjects import main_branch
 from ddcat_serve.golden import Example
 from ddcat_serve.telemetry import psi
@@ -73,3 +77,27 @@ def test_too_few_images_are_refused(
     bundle = make_bundle()
     with pytest.raises(BenchError, match=r"0 golden images, and .* 5 others"):
         measure_drift(bundle, make_engine(bundle), main_branch(checkpoint, torch.device("cpu")), scenes, epsilon=0.03)
+
+
+@pytest.mark.usefixtures("golden")
+def test_the_command(
+    make_bundle: Callable,
+    make_engine: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    bundle, out = make_bundle(), tmp_path / "out"
+    monkeypatch.setattr("ddcat_serve.engines.open_engine", make_engine)
+    for epsilon, status in (("9/0", 2), ("8/255", 0)):
+        monkeypatch.setattr(sys, "argv", ["ddcat-bench", "drift", str(bundle.path), "--epsilon", epsilon, "--out", str(out)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        assert left.value.code == status
+    said = capsys.readouterr()
+    assert "--epsilon 9/0: a number above 0" in said.err
+    result = read_result(out / "drift.json", DriftResult)
+    assert (out / "drift.md").read_text() == drift_markdown(result)
+    assert drift_markdown(result) in said.out
+    assert result.epsilon == pytest.approx(8 / 255)
+    assert {row.traffic for row in result.rows} == {"clean", "attack", "adaptive"}

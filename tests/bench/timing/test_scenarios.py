@@ -1,13 +1,18 @@
 """Scenarios by a clock that the test winds: what waits is counted, and what so few requests do not tell is not told."""
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
 
 from ddcat.bundle import Bundle
-from ddcat_bench.timing.scenarios import LOADS, Clock, arrivals, latencies, run_scenarios
+from ddcat_bench import cli
+from ddcat_bench.result_files import read_result
+from ddcat_bench.timing.scenarios import LOADS, Clock, ScenariosResult, arrivals, latencies, run_scenarios
+from ddcat_bench.timing.scenarios_report import scenarios_markdown
 from ddcat_serve.engines import Outputs
 
 
@@ -67,3 +72,33 @@ def test_arrivals_come_at_their_rate_and_repeat() -> None:
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)  # as of a Poisson process
     assert times == list(arrivals(50.0, 100.0, seed=1))
     assert len(list(arrivals(0.01, 1.0, seed=1))) == 10
+
+
+def test_the_command(
+    make_bundle: Callable[..., Bundle],
+    make_engine: Callable[..., object],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    bundle, out = make_bundle(), tmp_path / "out"
+    monkeypatch.setattr("ddcat_serve.engines.open_engine", lambda opened, threads: make_engine(opened))
+    arguments = ["ddcat-bench", "scenarios", str(bundle.path), "--seconds", "0.1", "--size", "40x48", "--out", str(out)]
+    for status, told in ((0, "# tiny: scenarios"), (2, f"{out}")):  # the second time there is a result already
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        said = capsys.readouterr()
+        assert left.value.code == status
+        assert told in said.out + said.err
+    result = read_result(out / "scenarios.json", ScenariosResult)
+    assert (result.height, result.width, result.seconds) == (40, 48, 0.1)
+    rows = [
+        line
+        for line in (out / "scenarios.md").read_text().splitlines()
+        if line.startswith(("| single", "| server", "| offline"))
+    ]
+    assert len(rows) == len(result.rows)
+    unsteady = result.model_copy(update={"steady": False})
+    assert "**Not steady**" in scenarios_markdown(unsteady)
+    assert "**Not steady**" not in scenarios_markdown(result.model_copy(update={"steady": True, "others": 0.0}))
