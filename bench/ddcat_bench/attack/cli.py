@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ddcat.command import parse_choice
 from ddcat_bench.errors import BenchError
 from ddcat_bench.options import DataRoot, Limit, Split
 
@@ -73,12 +74,7 @@ def attack(
     from ddcat_bench.subjects import open_split, torch_device
     from ddcat_train.checkpoints import load_checkpoint
 
-    name = next((known for known in SUITES if known == suite), None)
-    if name is None:
-        raise BenchError(f"--suite {suite}: {' or '.join(SUITES)} would be right")
-    way = next((known for known in JUDGES if known == protocol), None)
-    if way is None:
-        raise BenchError(f"--protocol {protocol}: {' or '.join(JUDGES)} would be right")
+    name, way = parse_choice("--suite", suite, tuple(SUITES)), parse_choice("--protocol", protocol, tuple(JUDGES))
     if measure:
         given = {
             "--suite": suite != "quick", "--limit": limit, "--epsilon": epsilon, "--iterations": iterations,

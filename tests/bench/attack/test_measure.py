@@ -5,11 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from ddcat_bench import cli
 from ddcat_bench.attack import measure as attack_measure
 from ddcat_bench.attack.evaluation import Evaluation
 from ddcat_bench.attack.measure import measure, plain_sweep, sweep_markdown
+from ddcat_bench.cli import app
+from ddcat_bench.errors import BenchError
 from ddcat_bench.result_files import read_result
 from ddcat_bench.subjects import main_branch
 from ddcat_bench.timing.plain import plain_network
@@ -62,3 +65,10 @@ def test_the_option(run_directory: Path, tmp_path: Path, capsys: pytest.CaptureF
     result = read_result(tmp_path / "measured/attack-measure.json", SweepResult)
     assert result.batch == 1
     assert "Ours is faster by" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", [["--suite", "sea"], ["--seed", "1"], ["--devices", "2"]])
+def test_what_it_has_no_use_for_is_refused(run_directory: Path, option: list[str]) -> None:
+    refused = CliRunner().invoke(app, ["attack", str(run_directory), "--measure", *option]).exception
+    assert isinstance(refused, BenchError)
+    assert str(refused).startswith(f"{option[0]}: --measure times BIM")

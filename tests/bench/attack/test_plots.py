@@ -92,3 +92,12 @@ def test_a_sheet_of_images(checkpoint: Checkpoint, scenes: Dataset) -> None:
 def _reds(png: bytes) -> int:
     pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).reshape(-1, 3)
     return int((pixels == (255, 0, 0)).all(1).sum())
+
+
+def test_transferred_attacks_have_a_curve_of_their_own(measured: AttackResult) -> None:
+    own = [row for row in measured.rows if row.name == "BIM" and not row.eight_bit]
+    moved = tuple(row.model_copy(update={"name": "transfer", "substitute": measured.checkpoint}) for row in own)
+    result = measured.model_copy(update={"rows": (*measured.rows, *moved)})
+    origin = f"sat {measured.checkpoint.sha256[:8]}"
+    assert plots._transfers(result) == {origin: {f"transfer n = {row.steps} from {origin}": row.steps for row in own}}
+    assert plots.curves(result) != plots.curves(measured)

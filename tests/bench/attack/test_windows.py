@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddcat.errors import DdcatError
 from ddcat.scores import count
 from ddcat_bench import cli
 from ddcat_bench.attack.evaluation import Evaluation
@@ -16,7 +17,6 @@ from ddcat_bench.attack.passes import Victims
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.attack.suites import BIM
 from ddcat_bench.attack.windows import judge_windows, windows
-from ddcat_bench.errors import BenchError
 from ddcat_bench.result_files import read_result
 from ddcat_bench.subjects import main_branch
 from ddcat_train import imagenet
@@ -99,5 +99,5 @@ def test_the_suite_says_which_protocol(checkpoint: Checkpoint, scenes: Dataset, 
     assert whole.protocol_name == "whole"
     assert [row.label for row in whole.rows] == [row.label for row in result.rows]
     assert whole.rows != result.rows
-    with pytest.raises(BenchError, match="--protocol tiles: whole or windows would be right"):
+    with pytest.raises(DdcatError, match="--protocol tiles: whole or windows would be right"):
         cli.attack(run_directory, device="cpu", protocol="tiles", out=tmp_path / "other")
