@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import numpy as np
@@ -69,6 +70,11 @@ async def serve_grpc(context: Context, address: str) -> AsyncIterator[grpc.aio.S
         await server.stop(None)
 
 
+def _address(peer: str) -> str:
+    """Give the address of ``ipv4:127.0.0.1:50312`` or ``ipv6:%5B::1%5D:50312``, as HTTP calls it: a client has one rate."""
+    return unquote(peer.partition(":")[2].rpartition(":")[0]).strip("[]")
+
+
 def _guarded(answer: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     """Let a method answer those who may ask, and turn what it raises into a status."""
 
@@ -76,7 +82,7 @@ def _guarded(answer: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[A
         metadata = {} if call.invocation_metadata() is None else dict(call.invocation_metadata() or ())
         authorization = [str(metadata["authorization"])] if "authorization" in metadata else []
         try:
-            refusal = self.context.guard.refusal(authorization, call.peer().rpartition(":")[0])
+            refusal = self.context.guard.refusal(authorization, _address(call.peer()))
             if refusal is not None:
                 raise refusal
             return await answer(self, request, call)

@@ -5,8 +5,8 @@ import contextlib
 import dataclasses
 import math
 import re
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -291,8 +291,12 @@ def _load(
 
 def _close(models: Sequence[ServedModel], timeout: float) -> None:
     """Close them at the same time: none has less of it for another's last answers."""
-    with ThreadPoolExecutor(len(models) or 1, thread_name_prefix="close") as pool:
-        list(pool.map(lambda model: model.close(timeout), models))
+    # daemons, which nobody waits for at the interpreter's end: a second signal breaks the join and ends the process
+    closing = [threading.Thread(target=model.close, args=(timeout,), name="close", daemon=True) for model in models]
+    for thread in closing:
+        thread.start()
+    for thread in closing:
+        thread.join()
 
 
 @contextlib.contextmanager

@@ -126,7 +126,8 @@ def _summed(golden: Iterable[Statistics]) -> dict[Statistic, Shares]:
     summed: dict[Statistic, Shares] = {}
     for found in golden:
         for name, counts in found.distributions().items():
-            summed[name] = summed.get(name, 0) + counts / counts.sum()
+            if counts.sum():  # an image of unknown labels alone has no areas
+                summed[name] = summed.get(name, 0) + counts / counts.sum()
     return summed
 
 

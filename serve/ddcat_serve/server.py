@@ -80,7 +80,7 @@ def serve(sources: Sequence[Source], *, host: str, port: int, threads: int | Non
             http=patient(settings),
             log_config=None,
             access_log=False,
-            forwarded_allow_ips=list(settings.trusted_proxies),  # by default uvicorn believes whatever 127.0.0.1 passes on
+            forwarded_allow_ips=settings.trusted_peers,  # by default uvicorn believes whatever 127.0.0.1 passes on
             server_header=False,
         )
         introduce = partial(_introduce, models, host, listener.getsockname()[1], grpc_address)
@@ -179,6 +179,6 @@ def _listen(host: str, port: int, option: str = "--port") -> socket.socket:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """End cleanly; uvicorn raises the signal again, once it has answered what it had accepted."""
+    """End cleanly: before the server has begun, after it has ended, or at a second signal, which uvicorn raises again."""
     logging.shutdown()
     sys.exit(0)

@@ -82,6 +82,13 @@ class Settings(BaseSettings):
                 raise ValueError(f"{cause}: 127.0.0.1 or 10.0.0.0/8 would be right") from cause
         return value
 
+    @property
+    def trusted_peers(self) -> list[str]:
+        """The trusted proxies as a socket sees them: one that takes IPv4 and IPv6 maps the former into the latter."""
+        networks = [ipaddress.ip_network(word) for word in self.trusted_proxies]
+        mapped = [f"::ffff:{net.network_address}/{96 + net.prefixlen}" for net in networks if net.version == 4]
+        return [*self.trusted_proxies, *mapped]
+
     @field_validator("rate_limit")
     @classmethod
     def _is_a_rate(cls, value: str | None) -> str | None:

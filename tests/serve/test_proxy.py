@@ -19,18 +19,16 @@ import pytest
 import tritonclient.grpc as triton_grpc
 from PIL import Image
 from playwright.sync_api import expect
+from uvicorn.middleware.proxy_headers import _TrustedHosts
 
 from ddcat.bundle import Bundle
+from ddcat_serve.settings import Settings
 from tests.chromium import chromium, page_of
-from tests.serve.test_faults import as_png, server
+from tests.serve.pictures import as_png
+from tests.serve.processes import free_ports, server
 
 ROOT = Path(__file__).parents[2]
 LIMITED = "--rate-limit=3/hour"
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        return [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)]
 
 
 def statuses(address: str, count: int, network: str) -> list[int]:
@@ -129,13 +127,13 @@ def test_what_the_page_says_of_nginx(
                 assert base.endswith(prefix)
             large = client.post("/v1/segment", content=bytes(32 * 2**20 + 1))
             assert (large.status_code, large.json()) == (413, {"error": "the body is larger than 32 MiB"})
-            asked = [client.get("/v2", headers={"X-Forwarded-For": f"10.0.0.{n}"}).status_code for n in range(120)]
-            assert asked[-1] == 429  # one client, whatever it claims
-
             sent = triton_grpc.InferInput("image", [1, *picture.shape], "UINT8")
             sent.set_data_from_numpy(picture[None])
             over_grpc = triton_grpc.InferenceServerClient(f"localhost:{http2}", ssl=True, root_certificates=str(certificate))
             np.testing.assert_array_equal(over_grpc.infer("small", [sent]).as_numpy("labels")[0], oracle(picture[None])[0][0])
+
+            asked = [client.get("/v2", headers={"X-Forwarded-For": f"10.0.0.{n}"}).status_code for n in range(120)]
+            assert asked[-1] == 429  # one client, whatever it claims
 
             process.terminate()
             process.wait(30)
@@ -178,3 +176,9 @@ def test_nginx_tries_the_next_server(nginx: Callable, bundle: Bundle, picture: n
             for _ in range(12):
                 assert client.post(f"http://127.0.0.1:{port}/v1/segment", content=as_png(picture)).status_code == 200
         assert httpx.get(f"{busy}/v2").status_code == 429  # it had refused some
+
+
+def test_a_proxy_is_known_to_a_socket_that_takes_both_versions_of_ip() -> None:
+    trusted = _TrustedHosts(Settings(trusted_proxies=("10.0.0.0/8", "::1")).trusted_peers)
+    assert all(peer in trusted for peer in ("10.1.2.3", "::ffff:10.1.2.3", "::1"))
+    assert not any(peer in trusted for peer in ("11.0.0.1", "::ffff:11.0.0.1", "127.0.0.1", "::2"))

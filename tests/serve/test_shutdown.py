@@ -108,3 +108,17 @@ def test_a_second_signal_ends_it_at_once(make_bundle: Callable[..., Bundle]) -> 
         assert busy.process.poll() is None
         busy.process.send_signal(signal.SIGTERM)
         assert busy.process.wait(30) == 0
+
+
+def test_a_second_signal_ends_it_at_once_where_nobody_waits_any_more_but_an_engine_works(
+    make_bundle: Callable[..., Bundle],
+) -> None:
+    options = ("--grace", 0.1, "--drain", 600, "--timeout", 60)
+    with server(make_bundle("one").path, *options, before=SLOW.format(seconds=600)) as (process, address):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{address}/v1/segment", content=as_png(WHITE), timeout=1.5)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(2)  # HTTP is done, and the model is being closed
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0

@@ -20,7 +20,7 @@ from ddcat_train.data import Dataset
 
 __all__ = ["Evaluation", "open_substitutes", "parse_epsilon"]
 
-_PROBED = 6
+_PROBED_IMAGES = 6
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Evaluation:
     @property
     def probed(self) -> int:
         """On how many images masked gradients are looked for."""
-        return min(_PROBED, self.images)
+        return min(_PROBED_IMAGES, self.images)
 
     @property
     def forwards(self) -> int:

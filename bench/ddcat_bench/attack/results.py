@@ -14,11 +14,7 @@ AttackName = Literal[
     "clean", "BIM", "PGD", "SegPGD", "CosPGD", "TsallisPGD", "SEA-JS", "SEA-MCE", "SEA-MCE-Bal", "Square", "DLA", "noise",
     "transfer",
 ]  # fmt: skip
-
-
 SuiteName = Literal["quick", "paper", "sea", "full"]
-
-
 ProtocolName = Literal["whole", "windows"]
 
 

@@ -29,7 +29,7 @@ def _windows(evaluation: Evaluation) -> Judge:
 
 
 JUDGES: dict[ProtocolName, Callable[[Evaluation], Judge]] = {"whole": _whole, "windows": _windows}
-_PROBED = 8 / 255  # bound of the probe: the largest of the suites
+_PROBE_EPSILON = 8 / 255  # bound of the probe: the largest of the suites
 _SEED_STRIDE = 2**20  # between the seeds of two runs: more than any split has images
 
 
@@ -113,7 +113,7 @@ def probe_once(evaluation: Evaluation, units: Units, *, advance: Callable[[int],
         found = run_probe(
             meter.watch(main_branch(evaluation.checkpoint, evaluation.device)),
             evaluation.dataset,
-            epsilon=_PROBED,
+            epsilon=_PROBE_EPSILON,
             images=evaluation.probed,
             seed=evaluation.seed * _SEED_STRIDE,
             batch_size=evaluation.batch_size,

@@ -11,7 +11,7 @@ from ddcat_train.data import Dataset
 
 __all__ = ["Budget", "BudgetName", "Case"]
 
-_PROBED = 4
+_PROBED_IMAGES = 4
 
 BudgetName = Literal["default", "quick"]
 
@@ -53,7 +53,7 @@ class Case(NamedTuple):
     @property
     def probed(self) -> int:
         """On how many images masked gradients are looked for, unless the budget is the quick one."""
-        return min(_PROBED, self.images)
+        return min(_PROBED_IMAGES, self.images)
 
     @property
     def scores(self) -> bool:

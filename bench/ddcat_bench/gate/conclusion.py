@@ -13,10 +13,7 @@ from ddcat_bench.gate.case import Case
 from ddcat_bench.gate.findings import find_alarms, judge_alarms, judge_fidelity, judge_latency, judge_robustness, judge_threats
 from ddcat_bench.gate.flips import MARGINS
 from ddcat_bench.gate.limits import Limits
-from ddcat_bench.gate.pool import (
-    TWIN_AGREES,
-    Judged,
-)
+from ddcat_bench.gate.pool import TWIN_AGREES, Judged
 from ddcat_bench.gate.results import ClassEntry, GateResult, MarginRow, MemberRow
 from ddcat_bench.subjects import describe_checkpoint, describe_data, describe_environment
 from ddcat_bench.timing.cost import CostResult

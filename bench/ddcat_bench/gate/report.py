@@ -13,7 +13,7 @@ from ddcat_bench.markdown import environment_lines, table
 from ddcat_bench.pages import render
 from ddcat_bench.timing.cost_report import COST_HEADS, cost_cells, cost_markdown, draw_cost
 
-__all__ = ["finding_line", "gate_html", "gate_junit", "gate_markdown"]
+__all__ = ["finding_line", "gate_html", "gate_junit", "gate_markdown", "headline"]
 
 HEADLINES = {
     "pass": "The engine may stand in for its model",

@@ -68,6 +68,8 @@ class SpeedRatio(Ratio):
 class Watched(Strict):
     """What a measurement says of the machine that it ran on."""
 
+    schema_version: int
+    kind: str
     load_before: float = Field(description="load average of the last minute when the measurement began")
     load_after: float = Field(description="and when its last timed call ended; above the threads by what others did")
     others: float | None = Field(

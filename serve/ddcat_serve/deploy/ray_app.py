@@ -8,6 +8,7 @@ replica refuses for want of time, it refuses at once; Ray hands out the requests
 """
 
 import contextlib
+import os
 from pathlib import Path
 
 import ray
@@ -121,6 +122,7 @@ def run(arguments: Arguments, *, host: str, port: int) -> None:
         Of Ray's proxy.
     """
     made = application(arguments)  # what is wrong with them is said before anything starts
+    os.environ.setdefault("FORWARDED_ALLOW_IPS", ",".join(_read_settings().trusted_peers))  # Ray's proxy is a uvicorn, too
     ray.init(include_dashboard=False)
     serve.start(http_options={"host": host, "port": port})
     serve.run(made, blocking=True)
