@@ -14,7 +14,7 @@ import yaml
 
 from ddcat.command import run
 from ddcat.files import write_text
-from ddcat_bench.compare.pareto import compare, find_gates
+from ddcat_bench.compare.engines import compare, find_gates
 from ddcat_bench.compare.report import compare_markdown
 from ddcat_bench.gate.results import GateResult, MemberRow
 from ddcat_bench.markdown import table

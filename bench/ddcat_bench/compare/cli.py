@@ -26,8 +26,8 @@ def compare(
     - `ddcat-bench compare gates/* --out results/engines`
     """
     from ddcat.files import reserve
-    from ddcat_bench.compare.pareto import compare as put_side_by_side
-    from ddcat_bench.compare.pareto import find_gates
+    from ddcat_bench.compare.engines import compare as put_side_by_side
+    from ddcat_bench.compare.engines import find_gates
     from ddcat_bench.compare.report import compare_html, compare_markdown, pareto
     from ddcat_bench.output import publish
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ddcat_bench.attack.plots import data_uri, to_png
-from ddcat_bench.compare.pareto import CompareResult
+from ddcat_bench.compare.engines import CompareResult
 from ddcat_bench.markdown import table
 from ddcat_bench.pages import render
 

@@ -8,7 +8,7 @@ import pytest
 
 from ddcat.bundle import Bundle
 from ddcat_bench import cli
-from ddcat_bench.compare.pareto import CompareResult, compare, find_gates
+from ddcat_bench.compare.engines import CompareResult, compare, find_gates
 from ddcat_bench.compare.report import compare_html, compare_markdown, pareto
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_files import read_result, to_json
