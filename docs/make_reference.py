@@ -21,7 +21,7 @@ import ddcat_bench.gate.limits
 import ddcat_export.cli
 import ddcat_serve.cli
 import ddcat_train.cli
-import ddcat_train.data.cli
+import ddcat_train.data_cli
 from ddcat.manifest import Manifest
 from ddcat.passport import Passport
 from ddcat_serve.app import create_app
@@ -29,7 +29,7 @@ from ddcat_serve.settings import PREFIX, Settings
 from ddcat_train.config import Config
 
 COMMANDS = {
-    "ddcat-data": ddcat_train.data.cli.app,
+    "ddcat-data": ddcat_train.data_cli.app,
     "ddcat-train": ddcat_train.cli.app,
     "ddcat-bench": ddcat_bench.cli.app,
     "ddcat-export": ddcat_export.cli.app,

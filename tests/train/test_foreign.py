@@ -19,7 +19,7 @@ from ddcat_export.cli import app as export
 from ddcat_serve.cli import app as serve
 from ddcat_train.checkpoints import LAST, load_checkpoint
 from ddcat_train.config import ModelConfig, load_config
-from ddcat_train.data.cli import app as data
+from ddcat_train.data_cli import app as data
 from ddcat_train.errors import CheckpointError, ConfigError, DataError
 from ddcat_train.foreign import import_checkpoint
 from ddcat_train.networks import build_backbone, load_backbone

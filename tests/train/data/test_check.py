@@ -10,7 +10,7 @@ from ddcat.errors import DdcatError
 from ddcat_train.data import list_dataset
 from ddcat_train.data.base import read_indices
 from ddcat_train.data.check import check
-from ddcat_train.data.cli import app, main
+from ddcat_train.data_cli import app, main
 from ddcat_train.errors import DataError
 
 Writer = Callable[..., None]

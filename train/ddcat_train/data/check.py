@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.table import Table
 
 from ddcat.classes import IGNORE, Classes
 from ddcat_train.data.base import Dataset, Fault, Sample
 
-__all__ = ["Report", "check"]
+__all__ = ["Report", "check", "table_of"]
+
+_MOST_SIZES = 5
 
 
 @dataclass(frozen=True)
@@ -110,3 +113,19 @@ def check(dataset: Dataset, *, advance: Callable[[int], object] = lambda pairs: 
         ignored=int(counts[IGNORE]),
         faults=tuple(faults),
     )
+
+
+def table_of(report: Report) -> Table:
+    """Show a report to a person."""
+    table = Table(show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("pairs", f"{report.pairs}, of which {sum(report.sizes.values())} are sound")
+    sizes = [f"{width}x{height} ({images})" for (width, height), images in report.sizes.items()]
+    more = f" and {len(sizes) - _MOST_SIZES} other sizes" if len(sizes) > _MOST_SIZES else ""
+    table.add_row("sizes", ", ".join(sizes[:_MOST_SIZES]) + more)
+    for name, share in zip(report.classes.names, report.class_shares(), strict=True):
+        table.add_row(name, f"{share:7.2%}")
+    table.add_row("ignored", f"{report.ignored_share():7.2%} of all pixels")
+    table.add_row("faults", str(len(report.faults)) if report.faults else "none")
+    return table

@@ -4,21 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ddcat import command
 from ddcat.command import parse_size
-from ddcat.files import write_json
-from ddcat.progress import progress
-from ddcat_train.data import list_dataset
-from ddcat_train.data.check import Report, check
-from ddcat_train.data.generate import write_scenes
 from ddcat_train.errors import DataError
 
 __all__ = ["app", "main"]
-
-_MOST_SIZES = 5
 
 app = typer.Typer(
     help="Check and generate data sets; import the weights of others.",
@@ -46,13 +37,20 @@ def check_command(
 
     - `ddcat-data check camvid data/camvid --split val`
     """
+    from rich.console import Console
+
+    from ddcat.files import write_json
+    from ddcat.progress import progress
+    from ddcat_train.data import list_dataset
+    from ddcat_train.data.check import check, table_of
+
     dataset = list_dataset(name, root, split, long_side=long_side)
     with progress("checking", len(dataset)) as advance:
         report = check(dataset, advance=advance)
     if json is not None:
         write_json(json, report.to_json())
     typer.echo(f"{name} {split} at {root}")
-    Console().print(_table(report))
+    Console().print(table_of(report))
     for fault in report.faults:
         typer.echo(f"{fault.kind}: {fault.message}")
     if report.faults:
@@ -75,6 +73,9 @@ def scenes(
 
     - `ddcat-data scenes data/scenes --train 500 --val 100 --size 96x96`
     """
+    from ddcat.progress import progress
+    from ddcat_train.data.generate import write_scenes
+
     with progress("generating", train + val, unit="scenes") as advance:
         write_scenes(out, train=train, val=val, size=parse_size(size), seed=seed, advance=advance)
     typer.echo(f"{train} train and {val} val scenes of {size} in {out}")
@@ -116,18 +117,3 @@ def import_checkpoint_command(
 def main() -> None:
     """Run `ddcat-data`."""
     command.run(app)
-
-
-def _table(report: Report) -> Table:
-    table = Table(show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
-    table.add_row("pairs", f"{report.pairs}, of which {sum(report.sizes.values())} are sound")
-    sizes = [f"{width}x{height} ({images})" for (width, height), images in report.sizes.items()]
-    more = f" and {len(sizes) - _MOST_SIZES} other sizes" if len(sizes) > _MOST_SIZES else ""
-    table.add_row("sizes", ", ".join(sizes[:_MOST_SIZES]) + more)
-    for name, share in zip(report.classes.names, report.class_shares(), strict=True):
-        table.add_row(name, f"{share:7.2%}")
-    table.add_row("ignored", f"{report.ignored_share():7.2%} of all pixels")
-    table.add_row("faults", str(len(report.faults)) if report.faults else "none")
-    return table
