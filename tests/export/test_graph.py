@@ -16,6 +16,7 @@ from ddcat.bundle import Bundle
 from ddcat_export.errors import ExportError
 from ddcat_export.graph import MainBranch, build_graph, with_logits
 from ddcat_export.lint import OPSET
+from ddcat_export.sweep import shapes_of, sweep
 from ddcat_serve.engines.onnxruntime import open_graph
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.config import ModelConfig
@@ -133,3 +134,31 @@ def test_the_exporter_is_quiet_and_leaves_the_loggers_as_they_were(
     assert not recwarn
     assert list(warnings.filters) == filters
     assert logging.getLogger("torch.onnx").isEnabledFor(logging.WARNING)
+
+
+def test_a_norm_that_no_convolution_precedes_is_spelt_out(smallest: Any) -> None:
+    norm = nn.BatchNorm2d(3, eps=0.05)
+    with torch.no_grad():
+        for values, low, high in (
+            (norm.weight, -2, 2),
+            (norm.bias, -1, 1),
+            (norm.running_mean, 0, 1),
+            (norm.running_var, 0.1, 2),
+        ):
+            assert values is not None
+            values.uniform_(low, high, generator=torch.Generator().manual_seed(3))
+    smallest.context = norm.eval()
+    content = build_graph(smallest, sizes=(SIZE,), logits=True, confidence=False)
+    assert {"Mul", "Add"} <= {node.op_type for node in parts(content).node}
+    assert not any("norm" in node.op_type.lower() for node in parts(content).node)
+    assert sweep(content, smallest, shapes_of((SIZE,))).logit_error < 1e-5
+
+
+def test_what_the_exporter_raises_is_one_line(smallest: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyError("first line\nand pages of others")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(ExportError, match=r"cannot export this network: .*first line") as caught:
+        build_graph(smallest, sizes=(SIZE,), logits=False, confidence=False)
+    assert "\n" not in str(caught.value)

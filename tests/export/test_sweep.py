@@ -190,3 +190,34 @@ def test_a_network_that_is_broken_itself_is_not_called_a_wrong_graph(content: by
         smallest.heads["main"].bias.fill_(torch.nan)
     with pytest.raises(ExportError, match="the network itself gives logits that are not finite"):
         sweep(content, smallest, shapes_of((SIZE,)))
+
+
+def test_the_shapes_of_a_ladder_are_its_sizes_and_an_odd_one() -> None:
+    sizes = ((64, 80), (48, 40), (40, 40))
+    found = shapes_of(sizes)
+    assert {shape[1:] for shape in found} == {*sizes, (33, 33)}
+    assert {batch for batch, _, _ in found} == {1, 2}
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.99, np.nan])
+def test_a_confidence_that_is_not_the_softmax_is_refused(smallest: Any, factor: float) -> None:
+    model = onnx.load_model_from_string(build_graph(smallest, sizes=(SIZE,), logits=True, confidence=True))
+    last = next(node for node in model.graph.node if "confidence" in node.output)
+    last.output[:] = ["probability"]
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(factor), "factor"))
+    model.graph.node.append(onnx.helper.make_node("Mul", ["probability", "factor"], ["confidence"]))
+    if factor == 1:
+        assert sweep(model.SerializeToString(), smallest, shapes_of((SIZE,))).logit_error < 1e-5
+        return
+    with pytest.raises(ExportError, match="on images of shape 1x64x80 its confidence is not the softmax of its label"):
+        sweep(model.SerializeToString(), smallest, shapes_of((SIZE,)))
+
+
+def test_logits_of_another_form_are_refused(content: bytes, smallest: Any) -> None:
+    class Finer(Other):
+        def low_resolution_logits(self, head: str, features: Any) -> Tensor:
+            return F.interpolate(self.network.low_resolution_logits(head, features), scale_factor=2.0)
+
+    finer = Finer(smallest, lambda logits: logits)
+    with pytest.raises(ExportError, match=r"gives labels and logits .*\(1, 4, 32, 40\).* where .*\(1, 4, 64, 80\).* right"):
+        sweep(content, finer, shapes_of((SIZE,)))  # type: ignore[arg-type]

@@ -109,3 +109,10 @@ def test_a_range_holds_its_ends() -> None:
     assert 10**6 in Range(minimum=33, maximum=None)
     with pytest.raises(ValueError, match="below minimum"):
         Range(minimum=2, maximum=1)
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"{", b"[]", b"{}", b'"text"'])
+def test_a_manifest_that_states_no_version_is_refused_in_one_line(content: bytes) -> None:
+    with pytest.raises(BundleError, match=r"x/manifest\.json is not a manifest that ddcat reads") as caught:
+        parse_manifest(content, "x/manifest.json")
+    assert "\n" not in str(caught.value)

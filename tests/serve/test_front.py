@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -142,3 +143,11 @@ def test_spans_are_sent_where_the_environment_says(client_with: Callable, monkey
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
     client_with().get("/v2/models/small")
     assert any("/v2/models/{name}" in span.name for span in spans.get_finished_spans())
+
+
+def test_spans_that_nothing_can_send_are_refused(client_with: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.instrumentation.fastapi", None)
+    client_with().get("/v2")  # nobody asked for any
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    with pytest.raises(ServeError, match=r"OpenTelemetry is not installed: pip install 'ddcat\[otel\]'"):
+        client_with()

@@ -1,6 +1,7 @@
 """Networks: sizes against the published ones, pooling against adaptive pooling, and what is computed for which head."""
 
 import math
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -12,9 +13,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from ddcat_train.config import ModelConfig
-from ddcat_train.errors import CheckpointError
-from ddcat_train.names import BackboneName, ContextName, Head, Stem
-from ddcat_train.networks import BACKBONES, CONTEXTS, Backbone, Segmenter, build_backbone, build_segmenter, load_backbone
+from ddcat_train.errors import CheckpointError, ConfigError
+from ddcat_train.names import BACKBONE_GROUP, BackboneName, ContextName, Head, Stem
+from ddcat_train.networks import (
+    BACKBONES,
+    CONTEXTS,
+    Backbone,
+    Segmenter,
+    Stages,
+    build_backbone,
+    build_segmenter,
+    load_backbone,
+)
 from ddcat_train.networks.layers import bin_averages, pool_to_bins
 from tests.files import needed
 
@@ -187,3 +197,41 @@ def test_a_weight_file_that_is_none_is_one_line(tmp_path: Path, content: bytes |
         load_backbone(build_backbone(ModelConfig(backbone="resnet10", width=8)), path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+class Silent(Backbone):
+    """A backbone that does not say what it hands on, but for its stride."""
+
+    stride = 8
+
+    def forward(self, images: torch.Tensor) -> Stages:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ((), "no installed package brings the backbone brought: one of resnet10, .* would work"),
+        (("one:make", "two:make"), "several packages bring the backbone brought: one:make, two:make"),
+        (("no_such_module:make",), "brought is not at no_such_module:make, as its package says: No module named"),
+        (("math:no_such_name",), "brought is not at math:no_such_name, as its package says: .* no attribute"),
+        (("builtins:str",), "builtins:str gives no Backbone but a str"),
+        ((f"{__name__}:silent",), "the Silent of .*:silent does not say its intermediate_channels and channels$"),
+    ],
+)
+def test_what_a_package_brings_must_be_one_backbone(
+    targets: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(*, group: str, name: str) -> list[EntryPoint]:
+        assert group == BACKBONE_GROUP
+        return [EntryPoint(name, target, group) for target in targets]
+
+    monkeypatch.setattr("ddcat_train.networks.entry_points", found)
+    model = ModelConfig.model_construct(backbone="brought")  # as in a checkpoint from where the package is installed
+    with pytest.raises(ConfigError, match=message) as caught:
+        build_backbone(model)
+    assert "\n" not in str(caught.value)
+
+
+def silent(model: ModelConfig) -> Backbone:
+    return Silent()

@@ -1,0 +1,63 @@
+"""What a person reads of a bundle that a GPU or int8 is in, which the command on a plain one does not show."""
+
+import dataclasses
+
+import pytest
+
+from ddcat.bundle import Bundle
+from ddcat.manifest import Calibration, Device, Drop, Quantisation
+from ddcat_serve.inspection import print_bundle
+
+ATTACK = {"name": "bim", "steps": 3}
+MIXED = Calibration(kind="mixed", images=8, split="train", list_sha256="2" * 64, attack=ATTACK)
+CLEAN = Calibration(kind="clean", images=5, split="val", list_sha256="2" * 64, attack=None)
+DROP = Drop(clean=0.125, adversarial=1.5, images=30, attack={"name": "pgd", "steps": 10})
+
+
+def shown(bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, **changes: object) -> str:
+    """What is printed of the bundle with these entries in its manifest."""
+    monkeypatch.setenv("COLUMNS", "250")
+    print_bundle(dataclasses.replace(bundle, manifest=bundle.manifest.model_copy(update=changes)))
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("calibration", "floats", "limit", "drop", "said", "unsaid"),
+    [
+        (
+            MIXED, ("heads/main",), 1.0, DROP,
+            [
+                "12 layers in int8, 1 in float: heads/main",
+                "calibrated on 8 mixed images of the train split (name bim, steps 3)",
+                "it costs 0.12 points of clean and 1.50 of adversarial mIoU on 30 images (name pgd, steps 10); "
+                "1 points of mIoU were allowed",
+            ],
+            ["no limit", "not measured"],
+        ),
+        (
+            CLEAN, (), None, None,
+            [
+                "12 layers in int8, 0 in float: none", "calibrated on 5 clean images of the val split ",
+                "its drop was not measured; no limit was set",
+            ],
+            ["it costs", "were allowed", "val split ("],
+        ),
+    ],
+)  # fmt: skip
+def test_how_a_graph_became_int8_is_told(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, calibration: Calibration,
+    floats: tuple[str, ...], limit: float | None, drop: Drop | None, said: list[str], unsaid: list[str],
+) -> None:  # fmt: skip
+    entry = Quantisation(calibration=calibration, float_layers=floats, quantised_layers=12, max_drop=limit, drop=drop)
+    printed = shown(bundle, capsys, monkeypatch, quantisation=entry)
+    assert [text for text in said if text not in printed] == []
+    assert [text for text in unsaid if text in printed] == []
+
+
+def test_the_one_gpu_that_a_plan_runs_on_is_told(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device(name="NVIDIA T4", compute_capability="7.5", driver="580.1", runtime="tensorrt 10.13.2.6")
+    printed = shown(bundle, capsys, monkeypatch, engine=bundle.manifest.engine.model_copy(update={"built_for": device}))
+    assert "NVIDIA T4, compute capability 7.5, tensorrt 10.13.2.6 (driver 580.1) alone" in printed
+    assert "any machine" not in printed
