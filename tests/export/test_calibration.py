@@ -10,6 +10,7 @@ from torch import nn
 
 from ddcat.bundle import Bundle
 from ddcat.hashing import sha256_of_bytes
+from ddcat_export import calibration
 from ddcat_export.calibration import calibration_images, measure_ranges, read_samples
 from ddcat_export.errors import ExportError
 from ddcat_export.folding import fold_batch_norms
@@ -86,3 +87,10 @@ def test_images_are_resized_for_a_graph_of_one_size(checkpoint: Checkpoint, scen
 def test_without_data_there_is_no_int8(checkpoint: Checkpoint) -> None:
     with pytest.raises(ExportError, match=r"judged on images of .*some/where.*; --data-root DIR says where they lie"):
         read_samples(checkpoint, "train", images=1)
+
+
+def test_a_label_that_the_network_does_not_know_is_refused() -> None:
+    calibration._check(torch.tensor([[0, 5, 255]]), 6, "data")
+    calibration._check(torch.tensor([[255]]), 6, "data")
+    with pytest.raises(ExportError, match="data has label 6, and the network knows 0 to 5: its own data would be right"):
+        calibration._check(torch.tensor([[0, 6, 255]]), 6, "data")

@@ -138,3 +138,11 @@ def test_options_of_a_runtime_reach_its_build(bundle: Bundle, tmp_path: Path, mo
     assert given == [{"hardware": "ampere-plus", "timings": b"measured before"}]
     with pytest.raises(ExportError, match="holds no timing cache to repeat a build by: a bundle of engine trt would be right"):
         rebuild(bundle.path, tmp_path / "another", engine="ort", repeatable=True)
+
+
+def test_a_bundle_without_golden_images_is_not_rebuilt(bundle: Bundle, tmp_path: Path) -> None:
+    files = {name: content for name, content in bundle.files.items() if name != "golden.safetensors"}
+    bare = write_bundle(tmp_path / "bare", bundle.manifest.model_copy(update={"golden": None, "files": entries(files)}), files)
+    with pytest.raises(ExportError, match="bare has no golden images: export again from the checkpoint"):
+        rebuild(bare.path, tmp_path / "rebuilt", engine="ort")
+    assert [path.name for path in tmp_path.iterdir()] == ["bare"]

@@ -162,3 +162,9 @@ def test_help_is_light() -> None:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert "HEAVY set()" in result.stdout
     assert "ddcat-serve run runs/camvid/bundle" in result.stdout
+
+
+def test_one_port_for_both_protocols_is_refused(bundle: Bundle) -> None:
+    result = run_serve("run", bundle.path, "--port", "47391", "--grpc-port", "47391")
+    assert result.returncode == 2
+    assert result.stderr == "error: --grpc-port 47391 is the port of HTTP, too: another one would be right\n"

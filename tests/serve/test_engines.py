@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,8 +14,9 @@ from hypothesis.extra.numpy import arrays
 
 from ddcat.bundle import Bundle, write_bundle
 from ddcat.manifest import Precision, Range, Shapes, TensorEntry
-from ddcat_serve.engines import ENGINES, build_engine, check_possible, open_engine
+from ddcat_serve.engines import ENGINES, Outputs, build_engine, check_possible, open_engine
 from ddcat_serve.engines.base import check_images, physical_cores
+from ddcat_serve.engines.checks import check_names
 from ddcat_serve.errors import EngineError, InputError
 
 COMBINATIONS: list[tuple[str, Precision]] = [
@@ -228,3 +230,38 @@ def test_an_engine_of_another_version_is_refused(make_bundle: Callable[..., Bund
 def test_the_registry_names_what_exists(engine: str) -> None:
     module = importlib.import_module(ENGINES[engine].module)
     assert all(callable(getattr(module, name)) for name in ("check_possible", "build", "load"))
+
+
+@pytest.mark.parametrize("engine", ON_A_CPU)
+def test_a_graph_of_other_types_is_no_segmenter(engine: str, build: Callable, make_graph: Callable) -> None:
+    model = onnx.load_model_from_string(make_graph())
+    model.graph.node[-1].attribute[0].i = onnx.TensorProto.INT64
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    with pytest.raises(EngineError, match=r"labels is .*int64.*; a segmenter's inputs and outputs are .*uint8"):
+        build(model.SerializeToString(), engine)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs"),
+    [
+        (["picture"], ["labels"]),
+        (["image", "more"], ["labels"]),
+        (["image"], ["logits", "labels"]),
+        (["image"], ["labels", "x"]),
+        (["image"], ["logits"]),
+    ],
+)
+def test_a_graph_with_other_names_is_no_segmenter(inputs: list[str], outputs: list[str]) -> None:
+    check_names(["image"], ["labels", "confidence"])
+    with pytest.raises(EngineError, match="a segmenter has input image and outputs labels and then, if any, logits"):
+        check_names(inputs, outputs)
+
+
+@pytest.mark.parametrize("labels", [np.zeros((1, 9, 8), np.uint8), np.zeros((1, 8, 9), np.int64), np.zeros((8, 9), np.uint8)])
+def test_labels_of_another_form_than_the_images_do_not_pass(
+    bundle: Bundle, labels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_engine(bundle, threads=1) as engine:
+        monkeypatch.setattr(engine._graph, "run", lambda images: Outputs(labels, None, None))
+        with pytest.raises(EngineError, match=r"came back for images \(1, 8, 9, 3\)"):
+            engine.infer(np.zeros((1, 8, 9, 3), np.uint8))

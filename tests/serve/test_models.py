@@ -6,10 +6,12 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pytest
 from fastapi import FastAPI
 
 from ddcat.bundle import Bundle
 from ddcat_serve.app import create_app
+from ddcat_serve.errors import ServeError
 from ddcat_serve.models import Source, load_models, parse_source
 from ddcat_serve.settings import Settings
 from tests.serve.answers import refused
@@ -57,3 +59,11 @@ def test_a_name_may_stand_before_a_bundle_unless_a_folder_is_called_so(tmp_path:
     (tmp_path / "x=y").mkdir()
     with contextlib.chdir(tmp_path):
         assert parse_source("x=y") == Source(Path("x=y"))
+
+
+def test_a_name_that_no_address_could_hold_is_refused(bundle: Bundle) -> None:
+    with (
+        pytest.raises(ServeError, match=r"'a/b' is no name of a model: letters, digits, '\.', '-' and '_' would be right"),
+        load_models([Source(bundle.path, "a/b")], settings=Settings(), threads=1),
+    ):
+        raise AssertionError("it is loaded")

@@ -9,6 +9,8 @@ import pytest
 
 from ddcat import __version__
 from ddcat.bundle import Bundle
+from ddcat_serve.engines import Outputs
+from ddcat_serve.models import ServedModel
 
 INFER = "/v2/models/small/infer"
 
@@ -217,3 +219,16 @@ def test_timeouts_that_are_none_are_refused(client: httpx.Client, timeout: Any) 
     assert response.status_code == 400
     assert "microseconds" in response.json()["error"]
     assert client.post(INFER, json=body_of(IMAGE) | {"parameters": {"timeout": 5_000_000}}).status_code == 200
+
+
+def test_logits_that_are_not_finite_are_no_json(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def infer(self: ServedModel, images: np.ndarray, **_: Any) -> Outputs:
+        return Outputs(np.zeros(images.shape[:3], np.uint8), np.full((1, 4, 8, 8), np.nan, np.float32), None)
+
+    monkeypatch.setattr(ServedModel, "infer", infer)
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 8, 8, 3], "data": [0] * 192}
+    response = client.post("/v2/models/small/infer", json={"inputs": [tensor], "outputs": [{"name": "labels"}]})
+    assert response.status_code == 200
+    response = client.post("/v2/models/small/infer", json={"inputs": [tensor]})
+    assert (response.status_code, response.headers["content-type"]) == (500, "application/json")
+    assert set(response.json()) == {"error"}

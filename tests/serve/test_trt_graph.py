@@ -50,6 +50,10 @@ def cast(source: str, to: str, dtype: str) -> onnx.NodeProto:
     return node("Cast", [source], [to], name="c", to=TensorProto.DataType.Value(dtype))
 
 
+def scaled(value: np.float32) -> onnx.NodeProto:
+    return node("Constant", [], ["scale"], value=numpy_helper.from_array(np.asarray(value)))
+
+
 node = helper.make_node
 QUANTISE = node("QuantizeLinear", ["float", "scale", "zero"], ["q"], name="q")
 DEQUANTISE = node("DequantizeLinear", ["q", "scale", "zero"], ["y"], name="d")
@@ -62,6 +66,12 @@ TO_SIZES = ["float", "", "", "sizes"]
     ("graph", "version", "fault"),
     [
         (of_nodes(QUANTISE, DEQUANTISE, scale=ONE, zero=NIL), "10.13", None),
+        (of_nodes(scaled(ONE), QUANTISE, DEQUANTISE, zero=NIL),
+         "10.13", None),
+        (of_nodes(scaled(-ONE), QUANTISE, DEQUANTISE, zero=NIL),
+         "10.13", "not positive and finite"),
+        (of_nodes(cast("whole", "scale", "FLOAT"), QUANTISE, DEQUANTISE, whole=np.int64(1), zero=NIL),
+         "10.13", "its scale is computed: a constant would be right"),
         (of_nodes(QUANTISE, DEQUANTISE, scale=ONE, zero=np.int8(3)),
          "10.13", r"q \(QuantizeLinear\): its zero point is not zero"),
         (of_nodes(QUANTISE, DEQUANTISE, scale=ONE, zero=np.uint8(0)), "10.13", "quantises to uint8: int8 alone"),

@@ -16,6 +16,7 @@ from ddcat_serve.engines.trt_plan import (
     hardware_level,
     profile_for,
     profiles_of,
+    version_of,
 )
 from ddcat_serve.errors import EngineError
 
@@ -161,3 +162,9 @@ def test_the_precision_in_effect(told: str, precision: Precision) -> None:
 def test_the_newest_opset(version: str, opset: int) -> None:
     assert last_opset(version) == opset
     check_version(version, "fp32")
+
+
+def test_a_version_is_read_wherever_it_stands() -> None:
+    assert version_of("10.13.2.6") == version_of("tensorrt 10.13.2.6") == (10, 13)
+    with pytest.raises(EngineError, match=r"'tensorrt' is no version of TensorRT: 10\.13\.2\.6 is one"):
+        version_of("tensorrt")

@@ -9,11 +9,11 @@ import pytest
 
 from ddcat.bundle import Bundle, write_bundle
 from ddcat.manifest import Range
-from ddcat_serve.engines import Engine
+from ddcat_serve.engines import Engine, Outputs
 from ddcat_serve.errors import EngineError
 from ddcat_serve.models import load_models
 from ddcat_serve.settings import Settings
-from ddcat_serve.warm_up import measure_pace
+from ddcat_serve.warm_up import measure_pace, warm_up
 from tests.serve.bundles import with_golden
 
 IMAGE = np.zeros((10, 20, 3), np.uint8)
@@ -107,3 +107,13 @@ def test_a_bundle_without_golden_images_is_said_to_be_unproven(bundle: Bundle, c
     with load_models([bundle.path], settings=Settings(), threads=1):
         pass
     assert "has no golden images" in caplog.text
+
+
+def test_a_label_that_the_manifest_does_not_name_is_refused(bundle: Bundle) -> None:
+    class Beyond(Timed):
+        def infer(self, images: np.ndarray) -> Any:
+            super().infer(images)
+            return Outputs(np.full(images.shape[:3], len(bundle.manifest.classes), np.uint8), None, None)
+
+    with pytest.raises(EngineError, match=r"small\.bundle gives label 4, but its manifest names 4 classes"):
+        warm_up(bundle, cast(Engine, Beyond(lambda n: 0.1)), (), tolerance=0, batch_pixels=1)

@@ -679,3 +679,7 @@ def test_what_cannot_be_started_is_refused(
     assert isinstance(result.exception, ConfigError)
     assert message in str(result.exception)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_a_checkpoint_continues_from_its_start(tmp_path: Path) -> None:
+    assert cli._reached(tmp_path) == "its start, for no checkpoint was written yet,"

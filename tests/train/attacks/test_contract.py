@@ -280,3 +280,12 @@ def test_a_gradient_that_is_not_finite_counts_as_zero_and_is_seen(small: Any, at
         assert not gradient[0, ..., :3].isfinite().any()
         assert gradient[0, ..., 3:].isfinite().all()
         assert gradient[1:].isfinite().all()
+
+
+@pytest.mark.parametrize("wrong", [{"epsilon": -0.1}, {"steps": -1}, {"epsilon": -0.1, "steps": 0}])
+@pytest.mark.parametrize("attack", [bim, apgd])
+def test_a_ball_or_a_climb_of_less_than_nothing_is_refused(attack: Any, wrong: dict[str, Any]) -> None:
+    options = {"class_pixels": ADAPTIVE["class_pixels"]} if attack is apgd else {"alpha": 0.02}
+    images, labels = torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)
+    with pytest.raises(ValueError, match="must not be negative"):
+        attack(lambda images: images, images, labels, start="clean", **{"epsilon": 0.1, "steps": 2} | options | wrong)

@@ -275,3 +275,32 @@ def test_an_image_that_lies_on_its_side_is_told(small_folder: Path, write_labels
     turned, other = told(small_folder)
     assert turned.endswith("must be of one size, as stored: an orientation that EXIF speaks of is not applied")
     assert other.endswith("must be of one size")
+
+
+def test_images_and_labels_that_do_not_pair_are_named(small_folder: Path, write_image: Writer, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the long side of an image cannot be 0"):
+        open_dataset("folder", small_folder, "train", long_side=0)
+    write_image(small_folder / "images/train/3.jpg", GREY)
+    with pytest.raises(DataError, match=r"3\.jpg and .*3\.png have one name: labels/3\.png can be that of one only"):
+        open_dataset("folder", small_folder, "train")
+    for file in (small_folder / "images/train").iterdir():
+        file.unlink()
+    write_image(small_folder / "images/train/other.png", GREY)
+    with pytest.raises(DataError, match=r"no image in .* has labels of its name .* other\.png needs other\.png, not 0\.png"):
+        open_dataset("folder", small_folder, "train")
+    (tmp_path / "train.txt").write_text("train/x.png\n")
+    with pytest.raises(DataError, match=r"train\.txt: 'train/x\.png' stands alone: 'image labels' would be right"):
+        open_dataset("camvid", tmp_path, "train")
+    for folder in ("leftImg8bit", "gtFine"):
+        (tmp_path / folder / "val").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"holds no image: files like aachen/aachen_000000_000019_leftImg8bit\.png"):
+        open_dataset("cityscapes", tmp_path, "val")
+
+
+def test_what_is_no_picture_of_8_bits_is_refused_with_its_name(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(DataError, match=r"deep\.png is an image of mode I;16: 8-bit RGB or grey would be right"):
+        read_image(tmp_path / "deep.png")
+    (tmp_path / "text.png").write_text("nothing")
+    with pytest.raises(DataError, match=r"text\.png is no label file that can be read"):
+        read_indices(tmp_path / "text.png")
