@@ -152,8 +152,8 @@ def trace(
             )
             if program is not None:  # parts of weights become weights of their own, which runtimes and int8 know as such
                 optimizer.optimize(program.model, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
-    except Exception as cause:  # the exporter's exceptions share no base, and hold pages
-        line = first_line(cause)
+    except Exception as cause:  # the exporter's exceptions share no base, and hold pages; what went wrong is in their cause
+        line = first_line(cause.__cause__ or cause)
         raise ExportError(f"torch {torch.__version__} cannot export this network: {line}") from cause
     if program is None:
         raise ExportError(f"torch {torch.__version__} exported nothing: torch 2.6 or later would be right")
