@@ -1,6 +1,7 @@
 """Checkpoints: read whole and strictly, or refused in one line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint
 from ddcat_train.config import load_config
-from ddcat_train.errors import CheckpointError
+from ddcat_train.errors import CheckpointError, ConfigError
 from ddcat_train.trainer import Trainer
 
 
@@ -96,3 +97,19 @@ def test_weights_that_do_not_fit_their_description_are_named(run: Path) -> None:
     rewrite(run / BEST, tensors)
     with pytest.raises(CheckpointError, match=r"heads\.mask\.4\.bias"):
         load_checkpoint(run).segmenter()
+
+
+def test_weights_alone_are_nothing_to_continue_from(run: Path, tiny_run: list[str]) -> None:
+    trainer = Trainer(load_config("scenes-ddcat", tiny_run))
+    with pytest.raises(CheckpointError, match="holds weights alone, and nothing to continue from: name it as"):
+        trainer.restore(load_checkpoint(run / BEST))
+
+
+def test_a_run_does_not_continue_with_other_classes(run: Path, tiny_run: list[str]) -> None:
+    saved = load_checkpoint(run / LAST)
+    classes = saved.description.classes
+    other = replace(classes, names=("asphalt", *classes.names[1:]))
+    changed = replace(saved, description=saved.description.model_copy(update={"classes": other}))
+    trainer = Trainer(load_config("scenes-ddcat", tiny_run))
+    with pytest.raises(ConfigError, match=rf"have changed: {classes.names[0]}, .* now, asphalt, .* put them back as they were"):
+        trainer.restore(changed)
