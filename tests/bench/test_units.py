@@ -124,7 +124,7 @@ def test_a_fault_in_the_data_costs_only_what_follows(run_directory: Path, tmp_pa
     assert not work_folder(out).exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_killed_command_continues(run_directory: Path, whole: AttackResult, tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "attack"
     command = [sys.executable, "-c", "from ddcat_bench.cli import main; main()", "attack", str(run_directory)]

@@ -53,6 +53,7 @@ def test_the_networks_of_these_tests_have_something_to_say(pair: tuple[Segmenter
     assert (shares > 0.02).sum() >= 3
 
 
+@pytest.mark.slow
 def test_the_other_family_and_context_at_every_shape(make_run: Callable[..., Path]) -> None:
     run = make_run("mobile", method="clean", backbone="mobilenet_v2", context="aspp", stride=16)
     segmenter = load_checkpoint(run).segmenter()

@@ -80,6 +80,7 @@ CONVNEXT = {"model_type": "convnextv2", "hidden_sizes": [8, 16, 24, 32], "depths
 SWIN = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4], "window_size": 7}
 
 
+@pytest.mark.slow
 def test_convnext_v2_at_every_shape(scenes: Path, tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason='transformers is not installed: pip install "ddcat[hf]"')
     network = trained(scenes, tmp_path, "model.backbone=hf", f"model.hf={json.dumps(CONVNEXT)}")

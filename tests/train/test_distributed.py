@@ -455,7 +455,7 @@ def assert_none_left(run: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the ranks in /proc")
-@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("rank", ["0", pytest.param("1", marks=pytest.mark.slow)])
 def test_a_killed_rank_ends_the_run_which_resumes_to_the_same_bits(
     rank: str, started: Command, tmp_path: Path, whole: Path, together: Together
 ) -> None:

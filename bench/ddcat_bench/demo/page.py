@@ -9,11 +9,11 @@ from ddcat.classes import IGNORED_COLOUR, Classes
 from ddcat_bench.attack.panels import Panel, Picture
 from ddcat_bench.attack.plots import data_uri
 from ddcat_bench.attack.results import AttackResult
+from ddcat_bench.attack.side_by_side import columns, run_names
+from ddcat_bench.demo.statements import METHOD_NAMES, Statement
 from ddcat_bench.fidelity.results import FidelityResult
 from ddcat_bench.pages import render
 from ddcat_bench.timing.results import SpeedResult
-from ddcat_bench.demo.statements import METHOD_NAMES, Statement
-from ddcat_bench.attack.side_by_side import columns, run_names
 
 __all__ = ["Page", "Stage", "render_page"]
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ddcat_bench.errors import BenchError
 from ddcat_bench.attack.results import AttackResult
+from ddcat_bench.errors import BenchError
 
 __all__ = ["METHOD_NAMES", "Statement", "keeps_twice", "loses_half", "robustness_statements"]
 

@@ -173,10 +173,8 @@ def test_figures_are_those_of_the_attacks(found: Probe, plain: Segmenter, val: D
 
 
 def test_repeats_itself_and_reads_back(found: Probe, plain: Segmenter, val: Dataset) -> None:
-    told: list[int] = []
-    again = run_probe(plain, val, epsilon=EPSILON, images=IMAGES, advance=told.append)
+    again = run_probe(plain, val, epsilon=EPSILON, images=IMAGES)
     assert again.model_copy(update={"seconds": found.seconds}) == found
-    assert sum(told) == IMAGES
     assert Probe.model_validate_json(found.model_dump_json()) == found
 
 
