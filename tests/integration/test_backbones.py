@@ -65,6 +65,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("package")
+@pytest.mark.slow
 def test_the_backbone_of_the_documentation(scenes: Path, tmp_path: Path) -> None:
     network = trained(scenes, tmp_path, "model.backbone=plain")
     assert type(network.backbone).__name__ == "Plain"

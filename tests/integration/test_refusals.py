@@ -94,6 +94,7 @@ def test_a_truncated_checkpoint_is_refused_everywhere(run: Path, tmp_path: Path)
     assert left(tmp_path) == ["broken.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_tampered_bundle_and_a_taken_port_are_refused(run: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     assert call("ddcat-export", run, "--engine", "ort", "--out", bundle).returncode == 0
