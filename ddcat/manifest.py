@@ -71,8 +71,8 @@ class Source(Strict):
 class MainBranchProof(Strict):
     """The evidence that nothing but the main branch is in the graph: see `ddcat_export`."""
 
-    spare_parameters: int = Field(ge=0, description="elements of the auxiliary, mask and deep-supervision heads, set to NaN")
-    bytes_unchanged: Literal[True] = Field(description="the graph exported with those NaN is the same to the byte")
+    spare_parameters: int = Field(ge=0, description="elements of the auxiliary, mask and deep-supervision heads")
+    bytes_unchanged: Literal[True] = Field(description="the graph exported without those heads is the same to the byte")
     multiply_adds: int = Field(ge=1, description="for one image: of the graph, and of a network without these heads")
     size: tuple[int, int] = Field(strict=False, description="(height, width) of that image")
 

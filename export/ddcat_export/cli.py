@@ -87,7 +87,7 @@ def export(
     Export the main branch of a trained network into a bundle, proven to be that network; or rebuild a bundle.
 
     The graph takes uint8 RGB images (N, H, W, 3) and gives uint8 labels (N, H, W); normalisation and argmax are inside. It is
-    written only if it has the opset and types that were asked for, if its bytes are the same with NaN in all other heads and
+    written only if it has the opset and types that were asked for, if its bytes are the same without the other heads and
     from an example of another size, and if ONNX Runtime computes with it what PyTorch computes, on images of many shapes. The
     engine that is built from it must label a few images, clean and attacked, as PyTorch does; they stay in the bundle with its
     labels.
@@ -218,7 +218,7 @@ def _told(
         before = "" if manifest.quantisation is None else "before int8 "
         shapes = ", ".join("x".join(map(str, shape)) for shape in sweep.shapes)
         lines += [
-            f"main branch only: the bytes are the same with NaN in the {proof.spare_parameters} spare parameters, and "
+            f"main branch only: the bytes are the same without the {proof.spare_parameters} parameters of other heads, and "
             f"{proof.multiply_adds} multiply-adds at {proof.size[0]}x{proof.size[1]} are those of a network without them",
             f"{before}equal to PyTorch on shapes {shapes}: worst logit error {sweep.logit_error:.1e} of their standard "
             f"deviation, {sweep.near_ties} of {sweep.pixels} labels differ (near ties)",

@@ -124,7 +124,7 @@ def export(
     golden = golden_images(segmenter, data, shapes, must_exist=data_root is not None)
     progress("exporting the main branch")
     content = build_graph(segmenter, sizes=sizes, logits=logits, confidence=confidence)
-    progress("exporting it once more, from other sizes and with NaN in all other heads")
+    progress("exporting it once more, from other sizes and without the other heads")
     proof = prove_main_branch(segmenter, content, sizes=sizes, logits=logits, confidence=confidence)
     progress("comparing the graph with PyTorch")
     swept = sweep(content, segmenter, shapes_of(sizes))

@@ -22,7 +22,7 @@ from ddcat_export.lint import ANY_SIZE, LOGITS, OPSET, check_form, check_graph
 from ddcat_train.networks import Segmenter
 from ddcat_train.networks.layers import upsample
 
-__all__ = ["MINIMUM_SIZE", "TRACED", "MainBranch", "build_graph", "quiet", "trace", "traced_input", "with_logits"]
+__all__ = ["MINIMUM_SIZE", "TRACED", "MainBranch", "as_graph", "build_graph", "quiet", "trace", "traced_input", "with_logits"]
 
 MINIMUM_SIZE = 33  # pixels a side, of any network
 TRACED = (2, 71, 103)  # a batch and a size that no network or attack prefers; the sweep runs on others
@@ -75,9 +75,7 @@ class MainBranch(nn.Module):
         return labels, logits, (full - full.amax(1, keepdim=True)).exp().sum(1).reciprocal()
 
 
-def build_graph(
-    segmenter: Segmenter, *, sizes: Sizes | None, logits: bool, confidence: bool, traced: tuple[int, int, int] = TRACED
-) -> bytes:
+def build_graph(segmenter: Segmenter, *, sizes: Sizes | None, logits: bool, confidence: bool) -> bytes:
     """
     Export the main branch, in fp32.
 
@@ -90,8 +88,6 @@ def build_graph(
         from 33 x 33 on. The batch is always free.
     logits, confidence : bool
         Give the logits at low resolution, and the probability of each label, as further outputs.
-    traced : (batch, height, width)
-        What the exporter looks at; the same bytes come of any, where it is free.
 
     Returns
     -------
@@ -104,7 +100,13 @@ def build_graph(
     ExportError
         Where the exporter refuses, or left another opset, domain, type, input or output than was asked for.
     """
-    model: onnx.ModelProto = trace(segmenter, sizes=sizes, confidence=confidence, traced=traced).model_proto
+    program = trace(segmenter, sizes=sizes, confidence=confidence)
+    return as_graph(program, segmenter.classes, sizes=sizes, logits=logits, confidence=confidence)
+
+
+def as_graph(program: torch.onnx.ONNXProgram, classes: int, *, sizes: Sizes | None, logits: bool, confidence: bool) -> bytes:
+    """Make the file of what `trace` gave with the same options, and check its form: see `build_graph`."""
+    model: onnx.ModelProto = program.model_proto
     _rename(model)
     _strip(model)
     _name_axes(model)
@@ -112,7 +114,7 @@ def build_graph(
     if not logits:
         del model.graph.output[1]  # the tensor stays, under its name: see `with_logits`
     size = sizes[0] if sizes is not None and len(sizes) == 1 else None
-    check_form(model, segmenter.classes, size, logits=logits, confidence=confidence)
+    check_form(model, classes, size, logits=logits, confidence=confidence)
     check_graph(model, "fp32")
     content: bytes = model.SerializeToString(deterministic=True)
     return content
@@ -133,7 +135,16 @@ def with_logits(content: bytes) -> bytes:
 def trace(
     segmenter: Segmenter, *, sizes: Sizes | None, confidence: bool, traced: tuple[int, int, int] = TRACED
 ) -> torch.onnx.ONNXProgram:
-    """Let torch export the main branch with folded batch norms: see `build_graph`; nothing is checked yet."""
+    """
+    Let torch export the main branch with folded batch norms: see `build_graph`; nothing is checked yet.
+
+    Parameters
+    ----------
+    segmenter, sizes, confidence
+        As for `build_graph`.
+    traced : (batch, height, width)
+        What the exporter looks at; the same graph comes of any, where it is free.
+    """
     from onnxscript import optimizer  # noqa: PLC0415 -- slow to import
 
     images, free = traced_input(sizes, traced)

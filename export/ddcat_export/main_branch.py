@@ -5,13 +5,13 @@ from itertools import zip_longest
 
 import onnx
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddcat.manifest import MainBranchProof, Sizes
 from ddcat_export.cost import multiply_adds
 from ddcat_export.errors import ExportError
-from ddcat_export.graph import TRACED, MainBranch, build_graph, quiet, traced_input
+from ddcat_export.graph import TRACED, as_graph, quiet, trace, traced_input
 from ddcat_train.networks import Segmenter
 
 __all__ = ["prove_main_branch"]
@@ -25,12 +25,11 @@ def prove_main_branch(
     """
     Prove that a graph holds nothing of the spare heads.
 
-    By values: the graph is exported again from a copy in which every parameter and buffer of the auxiliary, mask and
-    deep-supervision heads is NaN, and from an example of another size where sizes are free. Whatever of them were in the graph
-    would change its bytes.
+    By values: the graph is exported again from a copy that lost its auxiliary, mask and deep-supervision heads, after all their
+    parameters and buffers became NaN (for whatever else might share them), and from an example of another size where sizes are
+    free. Whatever of them were in the graph would change its bytes.
 
-    By multiply-adds: those of the graph, counted from its shapes, are those that PyTorch counts as it runs a network without
-    these heads.
+    By multiply-adds: those of the graph, counted from its shapes, are those that PyTorch counts as it runs that copy.
 
     Parameters
     ----------
@@ -46,29 +45,38 @@ def prove_main_branch(
         Where the bytes or the numbers differ.
     """
     spare = [name for name in segmenter.heads if name != "main"]
-    spoilt = copy.deepcopy(segmenter)
-    elements = sum(_spoil(spoilt.heads[name]) for name in spare)
-    again = build_graph(spoilt, sizes=sizes, logits=logits, confidence=confidence, traced=_OTHER)
+    lone = copy.deepcopy(segmenter)
+    elements = sum(_spoil(lone.heads[name]) for name in spare)
+    lone.heads = nn.ModuleDict({"main": lone.heads["main"]})
+    needless = f"the graph depends on a head that inference does not need ({', '.join(spare)})"
+    try:
+        program, again = _export(lone, sizes=sizes, logits=logits, confidence=confidence)
+    except ExportError as cause:  # with them, it could be exported
+        raise ExportError(f"{needless}, so it is not the main branch alone: without them {cause}") from cause
     if again != content:
         node = _first_difference(content, again)
-        if build_graph(segmenter, sizes=sizes, logits=logits, confidence=confidence, traced=_OTHER) != content:
+        if _export(segmenter, sizes=sizes, logits=logits, confidence=confidence)[1] != content:
             raise ExportError(
                 f"a constant of the graph comes of the images that were traced, not of those that it is given: {node} is "
                 f"another one for {_shape(_OTHER)} than for {_shape(TRACED)}"
             )
-        raise ExportError(
-            f"the graph depends on a head that inference does not need ({', '.join(spare)}): {node} changes when their weights "
-            "are NaN, so it is not the main branch alone"
-        )
+        raise ExportError(f"{needless}: {node} changes when their weights are NaN, so it is not the main branch alone")
     images, _ = traced_input(sizes)
     size = (images.shape[1], images.shape[2])
-    found, needed = multiply_adds(content, size), _needed(segmenter, sizes)
+    found, needed = multiply_adds(content, size), _counted(program, images)
     if found != needed:
         raise ExportError(
             f"the graph makes {found} multiply-adds for an image of {size[0]}x{size[1]}, and the main branch needs {needed}: "
             "it is not the main branch alone"
         )
     return MainBranchProof(spare_parameters=elements, bytes_unchanged=True, multiply_adds=found, size=size)
+
+
+def _export(
+    segmenter: Segmenter, *, sizes: Sizes | None, logits: bool, confidence: bool
+) -> tuple[torch.onnx.ONNXProgram, bytes]:
+    program = trace(segmenter, sizes=sizes, confidence=confidence, traced=_OTHER)
+    return program, as_graph(program, segmenter.classes, sizes=sizes, logits=logits, confidence=confidence)
 
 
 def _spoil(head: nn.Module) -> int:
@@ -93,17 +101,11 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def _needed(segmenter: Segmenter, sizes: Sizes | None) -> int:
-    """Count the multiply-adds for one image of a network that has the main head only."""
-    lone = copy.deepcopy(segmenter)
-    lone.heads = nn.ModuleDict({"main": lone.heads["main"]})
-    images, free = traced_input(sizes)
-    with quiet(), torch.no_grad():
-        # as the exporter sees it: where all sizes are known, some products with constants are done once, or not at all
-        program = torch.export.export(
-            MainBranch(lone).eval(), (images,), dynamic_shapes={"image": free}, prefer_deferred_runtime_asserts_over_guards=True
-        )
-        module = program.module()
-        with FlopCounterMode(display=False) as counter:
-            module(images)
+def _counted(program: torch.onnx.ONNXProgram, images: Tensor) -> int:
+    """Count the multiply-adds for one image, as PyTorch runs what was exported."""
+    # what was exported, not the network: where all sizes are known, some products with constants are done once, or not at all
+    assert program.exported_program is not None  # for the type checker: it is what the program was made of
+    module = program.exported_program.module()
+    with quiet(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(images)
     return int(counter.get_total_flops()) // (2 * images.shape[0])  # it counts a multiply-add as two

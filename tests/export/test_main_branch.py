@@ -39,14 +39,21 @@ def test_it_states_what_it_found(smallest: Any, sizes: Sizes | None) -> None:
     assert not any(value.isnan().any() for value in smallest.state_dict().values())
 
 
-def test_another_head_is_found_by_its_values(smallest: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_head_is_found(smallest: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def auxiliary(segmenter: Any, image: Tensor) -> Tensor:
         features = segmenter.features(image.float().permute(0, 3, 1, 2))
         return 1e-20 * segmenter.low_resolution_logits("auxiliary", features)
 
     planted(monkeypatch, auxiliary)
     content = build_graph(smallest, sizes=(SIZE,), logits=True, confidence=False)
-    with pytest.raises(ExportError, match=r"not need \(auxiliary\): segmenter.heads.auxiliary.* changes when .* are NaN"):
+    with pytest.raises(ExportError, match=r"head .* does not need \(auxiliary\), so .*: without them torch .*auxiliary"):
+        prove_main_branch(smallest, content, sizes=(SIZE,), logits=True, confidence=False)
+
+
+def test_what_shares_the_weights_of_another_head_is_found_by_its_values(smallest: Any) -> None:
+    smallest.heads["main"].weight = smallest.heads["auxiliary"].weight
+    content = build_graph(smallest, sizes=(SIZE,), logits=True, confidence=False)
+    with pytest.raises(ExportError, match=r"not need \(auxiliary\): segmenter.heads.main.* changes when .* are NaN"):
         prove_main_branch(smallest, content, sizes=(SIZE,), logits=True, confidence=False)
 
 
@@ -64,7 +71,7 @@ def test_needless_work_is_found_by_its_multiply_adds(smallest: Any, monkeypatch:
     model.graph.node.extend(rest)
     content = model.SerializeToString(deterministic=True)
     honest = 3 * 4 * 32 * 40
-    monkeypatch.setattr(main_branch, "build_graph", lambda *arguments, **options: content)
+    monkeypatch.setattr(main_branch, "as_graph", lambda *arguments, **options: content)
     with pytest.raises(ExportError, match=f"makes {2 * honest} multiply-adds .* 64x80, and the main branch needs {honest}"):
         prove_main_branch(smallest, content, sizes=(SIZE,), logits=True, confidence=False)
 
