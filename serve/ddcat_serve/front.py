@@ -1,5 +1,6 @@
 """What every request passes first: its id, the key, the rate of its client; and at the end the log and the metrics."""
 
+import asyncio
 import json
 import logging
 import re
@@ -44,12 +45,14 @@ class Front:
         sent = headers.get("x-request-id", "")
         identity = sent if _ID.fullmatch(sent) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = identity
-        status = 500
+        # no route is told of HEAD: it is answered like GET, and the server below leaves the body out
+        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        status, begun = 500, False
 
         async def answer(message: Message) -> None:
-            nonlocal status
+            nonlocal status, begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, begun = message["status"], True
                 MutableHeaders(scope=message)["X-Request-Id"] = identity
             await send(message)
 
@@ -57,10 +60,15 @@ class Front:
         error = None if scope["path"] in _OPEN else self._guard.refusal(headers.getlist("authorization"), client)
         refusal = None if error is None else JSONResponse({"error": str(error)}, error.status, error.headers)
         try:
-            await (self._app if refusal is None else refusal)(scope, receive, answer)
+            await (self._app if refusal is None else refusal)(asked, receive, answer)
+        except asyncio.CancelledError:  # by uvicorn, where the drain ends before the answer is there
+            if begun:
+                raise
+            stopped = JSONResponse({"error": "the server stops: ask another one"}, 503, {"Connection": "close"})
+            await stopped(asked, receive, answer)
         finally:
             seconds = time.perf_counter() - began
-            route = getattr(scope.get("route"), "path", "none")
+            route = getattr(asked.get("route"), "path", "none")
             self._metrics.count_request(route, scope["method"], status, seconds)
             _log.info(
                 json.dumps(

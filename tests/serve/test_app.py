@@ -32,6 +32,7 @@ def test_routes_models_and_versions_that_are_none_are_refused(client: httpx.Clie
     response = client.get("/v1/segment")
     assert refused(response)[0] == 405
     assert response.headers["allow"] == "POST"
+    assert client.head("/v1/segment").status_code == 405
     assert refused(client.get("/v2/models/other")) == (404, "no model is named 'other'; there is small")
     assert refused(client.get("/v2/models/other/ready"))[0] == 404
     assert refused(client.post("/v2/models/other/infer", content=b"{}"))[0] == 404

@@ -53,6 +53,17 @@ def test_headers_that_are_too_slow_or_too_long_are_refused(bundle: Bundle) -> No
         assert httpx.get(f"{address}/v2").status_code == 200
 
 
+def test_head_is_get_without_a_body(bundle: Bundle) -> None:
+    """Balancers ask for health this way."""
+    with server(bundle.path) as (_, address), httpx.Client(base_url=address) as client:
+        for path in ("/", "/v2/health/ready", "/v2", "/metrics", "/v2/models/none"):
+            head, get = client.head(path), client.get(path)  # on one connection, where a body would be in the way
+            assert head.status_code == get.status_code == (404 if path.endswith("none") else 200)
+            assert head.content == b""
+            assert head.headers["content-type"] == get.headers["content-type"]
+        assert 'method="HEAD",route="/v2/health/ready",status="200"' in client.get("/metrics").text
+
+
 def test_a_body_that_does_not_come_is_a_408(bundle: Bundle) -> None:
     with server(bundle.path, "--body-timeout", 0.3) as (_, address), connect(address) as slow:
         slow.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")

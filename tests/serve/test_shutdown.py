@@ -15,6 +15,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from ddcat.bundle import Bundle
+from tests.serve.answers import refused
 from tests.serve.pictures import as_labels, as_png
 from tests.serve.processes import free_port, server
 
@@ -59,6 +60,11 @@ class Busy(NamedTuple):
     by_grpc: list["Future[np.ndarray]"]
     pool: ThreadPoolExecutor
 
+    def log(self) -> str:
+        log: Any = self.process.stderr
+        log.seek(0)
+        return str(log.read())
+
 
 @contextlib.contextmanager
 def busy_server(make_bundle: Callable[..., Bundle], *, grace: float, drain: float, seconds: float) -> Iterator[Busy]:
@@ -88,8 +94,10 @@ def test_what_does_not_end_is_given_up_after_one_drain_and_not_after_several(mak
         assert not any(call.done() for call in (*busy.by_http, *busy.by_grpc))
         busy.process.wait(30)
         assert drain <= time.monotonic() - began < 2 * drain  # two models, HTTP and gRPC one after the other: four drains
-        assert all(call.exception(30) is not None or call.result().status_code >= 500 for call in busy.by_http)
+        for call in busy.by_http:
+            assert refused(call.result(30)) == (503, "the server stops: ask another one")
         assert all(call.exception(30) is not None for call in busy.by_grpc)
+        assert "Traceback" not in busy.log()
 
 
 def test_what_ends_within_the_drain_is_answered_by_http_and_grpc(make_bundle: Callable[..., Bundle], oracle: Callable) -> None:

@@ -29,7 +29,7 @@ def check_command(
     json: Annotated[Path | None, typer.Option(help="Write the result to this file, too.", metavar="FILE")] = None,
 ) -> None:
     """
-    Read every pair as training would and tell what is there and what is wrong, file by file.
+    Read every pair as training would and tell what is there and what is wrong, and in which files.
 
     Exit status 0: sound; 2: something is wrong.
 
@@ -42,7 +42,7 @@ def check_command(
     from ddcat.files import write_json
     from ddcat.progress import progress
     from ddcat_train.data import list_dataset
-    from ddcat_train.data.check import check, table_of
+    from ddcat_train.data.check import check, faults_of, table_of
 
     dataset = list_dataset(name, root, split, long_side=long_side)
     with progress("checking", len(dataset)) as advance:
@@ -51,8 +51,8 @@ def check_command(
         write_json(json, report.to_json())
     typer.echo(f"{name} {split} at {root}")
     Console().print(table_of(report))
-    for fault in report.faults:
-        typer.echo(f"{fault.kind}: {fault.message}")
+    for line in faults_of(report):
+        typer.echo(line)
     if report.faults:
         plural = "s" if len(report.faults) > 1 else ""
         raise DataError(f"{len(report.faults)} fault{plural} in {name} {split} at {root}, listed above")

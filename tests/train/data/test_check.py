@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,8 @@ from typer.testing import CliRunner
 
 from ddcat.errors import DdcatError
 from ddcat_train.data import list_dataset
-from ddcat_train.data.base import read_indices
-from ddcat_train.data.check import check
+from ddcat_train.data.base import Fault, read_indices
+from ddcat_train.data.check import check, faults_of
 from ddcat_train.data_cli import app, main
 from ddcat_train.errors import DataError
 
@@ -86,6 +87,16 @@ def test_command_lists_all_faults_and_exits_2(
     assert len(faults) == 6
     lines = told.out.splitlines()
     assert all(f"{fault['kind']}: {fault['message']}" in lines for fault in faults)
+
+
+def test_of_many_faults_of_one_kind_the_first_are_listed(small_folder: Path) -> None:
+    report = check(list_dataset("folder", small_folder, "train"))
+    many = tuple(Fault("value", small_folder / f"{n}.png", f"{n}.png holds 7") for n in range(175))
+    other = Fault("missing", small_folder / "5.jpg", "5.jpg is not there")
+    lines = faults_of(dataclasses.replace(report, faults=(*many, other)))
+    assert lines == [
+        *(f"value: {n}.png holds 7" for n in range(10)), "value: 165 more; --json FILE names all", "missing: 5.jpg is not there",
+    ]  # fmt: skip
 
 
 def test_command_generates_scenes(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from rich.table import Table
 from ddcat.classes import IGNORE, Classes
 from ddcat_train.data.base import Dataset, Fault, Sample
 
-__all__ = ["Report", "check", "table_of"]
+__all__ = ["Report", "check", "faults_of", "table_of"]
 
 _MOST_SIZES = 5
+_MOST_FAULTS = 10  # of a kind: a data set in the wrong encoding has one in every file
 
 
 @dataclass(frozen=True)
@@ -129,3 +130,16 @@ def table_of(report: Report) -> Table:
     table.add_row("ignored", f"{report.ignored_share():7.2%} of all pixels")
     table.add_row("faults", str(len(report.faults)) if report.faults else "none")
     return table
+
+
+def faults_of(report: Report) -> list[str]:
+    """Say in lines what is wrong, kind by kind: with the first ten files of each, and how many more there are."""
+    kinds: dict[str, list[str]] = {}
+    for fault in report.faults:
+        kinds.setdefault(fault.kind, []).append(f"{fault.kind}: {fault.message}")
+    lines = []
+    for kind, messages in kinds.items():
+        lines += messages[:_MOST_FAULTS]
+        if len(messages) > _MOST_FAULTS:
+            lines.append(f"{kind}: {len(messages) - _MOST_FAULTS} more; --json FILE names all")
+    return lines
