@@ -95,8 +95,10 @@ def test_of_many_faults_of_one_kind_the_first_are_listed(small_folder: Path) -> 
     other = Fault("missing", small_folder / "5.jpg", "5.jpg is not there")
     lines = faults_of(dataclasses.replace(report, faults=(*many, other)))
     assert lines == [
-        *(f"value: {n}.png holds 7" for n in range(10)), "value: 165 more; --json FILE names all", "missing: 5.jpg is not there",
-    ]  # fmt: skip
+        *(f"value: {n}.png holds 7" for n in range(10)),
+        "value: 165 more; --json FILE names all",
+        "missing: 5.jpg is not there",
+    ]
 
 
 def test_command_generates_scenes(tmp_path: Path) -> None:
