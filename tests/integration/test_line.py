@@ -24,7 +24,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides = ["augment.crop=33", "model.width=4", "train.epochs=2", "train.batch_size=4"]
     options = [part for override in overrides for part in ("--set", override)]
     call("ddcat-train", "scenes-ddcat", "--data-root", folder / "scenes", *options, "--out", folder / "run")
-    call("ddcat-export", folder / "run", "--engine", "ort", "--out", folder / "bundle")
+    call("ddcat-export", folder / "run", "--engine", "ort", "--size", "56x48", "--out", folder / "bundle")
     return folder
 
 

@@ -43,8 +43,9 @@ LIMITS = read_limits(DEFAULT, "fp32")
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, run_directory: Path) -> Bundle:
-    return export(run_directory, tmp_path_factory.mktemp("gate") / "bundle", logits=True).bundle
+def bundle(tmp_path_factory: pytest.TempPathFactory, run_directory: Path, scenes: Dataset) -> Bundle:
+    height, width = scenes.read(0).labels.shape
+    return export(run_directory, tmp_path_factory.mktemp("gate") / "bundle", logits=True, sizes=((height, width),)).bundle
 
 
 @pytest.fixture(scope="module")
