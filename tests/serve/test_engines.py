@@ -15,8 +15,9 @@ from hypothesis.extra.numpy import arrays
 from ddcat.bundle import Bundle, write_bundle
 from ddcat.manifest import Precision, Range, Shapes, TensorEntry
 from ddcat_serve.engines import ENGINES, Outputs, build_engine, check_possible, open_engine
-from ddcat_serve.engines.base import check_images, physical_cores
+from ddcat_serve.engines.base import check_images
 from ddcat_serve.engines.checks import check_names
+from ddcat_serve.engines.cores import physical_cores
 from ddcat_serve.errors import EngineError, InputError
 
 COMBINATIONS: list[tuple[str, Precision]] = [

@@ -8,13 +8,14 @@ import torch
 import yaml
 from torch import nn
 
-from ddcat_train.config import AttackConfig, MethodConfig, ModelConfig, dump_config, load_config, parse_config
+from ddcat_train.config import AttackConfig, Config, MethodConfig, ModelConfig, dump_config, load_config, parse_config
 from ddcat_train.data.generate import write_scenes
 from ddcat_train.losses import valid_pixels
 from ddcat_train.methods import METHODS, Portion
 from ddcat_train.names import ContextName, MethodName
 from ddcat_train.networks import Segmenter, build_segmenter
 from tests.train import oracle, released, small
+from tests.train.ranks import Together, call_together
 
 
 @pytest.fixture(scope="session", name="oracle")
@@ -50,6 +51,26 @@ def tiny_run(tiny_scenes: Path) -> list[str]:
         f"data.root={tiny_scenes}", "augment.crop=33", "model.width=4", "train.epochs=3", "train.batch_size=4",
         "train.evaluate_every=2",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def tiny(tiny_scenes: Path) -> Callable[..., Config]:
+    """Configurations whose steps are equal on any number of ranks: 3 epochs of 2 steps."""
+
+    def config(method: str, *overrides: str) -> Config:
+        fixed = [
+            f"data.root={tiny_scenes}", "augment.crop=33", "model.width=4", "model.dropout=0", "train.epochs=3",
+            "train.batch_size=6", "train.precision=fp64",
+        ]  # fmt: skip
+        return load_config(f"scenes-{method}", [*fixed, *overrides])
+
+    return config
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Together:
+    """Call a function in processes, two of them, that can talk to each other, and give what each of them returned."""
+    return lambda work, size=2: call_together(work, tmp_path_factory.mktemp("together"), size)
 
 
 CLASSES = 5

@@ -27,7 +27,7 @@ from ddcat_bench.timing.results import SpeedResult
 from ddcat_bench.timing.speed import draw_inputs, measure
 from ddcat_bench.units import remove_work, work_folder
 from ddcat_serve.engines import Engine, open_engine
-from ddcat_serve.engines.base import physical_cores
+from ddcat_serve.engines.cores import physical_cores
 from ddcat_train.worker import launched
 
 __all__ = ["judge"]

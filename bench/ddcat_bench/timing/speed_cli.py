@@ -50,7 +50,7 @@ def speed(
     from ddcat_bench.timing.speed import draw_inputs, measure
     from ddcat_bench.timing.speed_report import speed_markdown
     from ddcat_serve.engines import open_engine
-    from ddcat_serve.engines.base import physical_cores
+    from ddcat_serve.engines.cores import physical_cores
 
     opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
     folder = out or beside(bundle, "speed")

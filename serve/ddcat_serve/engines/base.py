@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -26,7 +25,6 @@ __all__ = [
     "Images",
     "Outputs",
     "memory_file",
-    "physical_cores",
     "smallest_batch",
 ]
 
@@ -207,20 +205,3 @@ def memory_file(content: bytes) -> Iterator[str | bytes]:
         file.flush()
         fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         yield f"/proc/self/fd/{file.fileno()}"
-
-
-def physical_cores() -> int:
-    """
-    Cores that this process may use, hyper-threads counted once: the number of threads at which convolutions are fastest.
-
-    Where the system does not say which processors share a core, every processor counts.
-    """
-    processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    cores = set()
-    for processor in processors:
-        try:
-            siblings = Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list").read_text(encoding="ascii")
-        except OSError:
-            siblings = str(processor)
-        cores.add(siblings.strip())
-    return len(cores)

@@ -14,8 +14,9 @@ import onnxruntime  # type: ignore[import-untyped]
 from ddcat.bundle import Bundle
 from ddcat.faults import first_line
 from ddcat.manifest import EngineEntry, Precision, Shapes, TensorEntry
-from ddcat_serve.engines.base import Built, Closing, GraphEngine, Outputs, memory_file, physical_cores, smallest_batch
+from ddcat_serve.engines.base import Built, Closing, GraphEngine, Outputs, memory_file, smallest_batch
 from ddcat_serve.engines.checks import check_names, check_precision
+from ddcat_serve.engines.cores import physical_cores
 from ddcat_serve.errors import EngineError
 
 __all__ = ["CPU", "CUDA", "OrtGraph", "build", "check_possible", "load", "open_graph", "run_once"]

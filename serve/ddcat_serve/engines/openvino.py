@@ -13,8 +13,9 @@ import openvino as ov  # type: ignore[import-untyped]
 from ddcat.bundle import Bundle
 from ddcat.hashing import sha256_of_bytes
 from ddcat.manifest import EngineEntry, Precision, Shapes, TensorEntry
-from ddcat_serve.engines.base import Built, Closing, GraphEngine, Outputs, memory_file, physical_cores
+from ddcat_serve.engines.base import Built, Closing, GraphEngine, Outputs, memory_file
 from ddcat_serve.engines.checks import check_names, check_precision
+from ddcat_serve.engines.cores import physical_cores
 from ddcat_serve.engines.openvino_winograd import save_products
 from ddcat_serve.errors import EngineError
 
