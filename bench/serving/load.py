@@ -339,8 +339,8 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         f"`python bench/serving/load.py BUNDLE --size {found['size']} --seconds {found['seconds']:g} --turns {found['turns']} "
         f"--deadline {found['deadline']:g} --out FILE`, with LitServe and aiohttp beside ddcat "
-        f"(`pip install litserve aiohttp`); JPEG files of {found['size']}, masks as PNG. The bare engine, one thread on its own "
-        f"core, labels {bare_rates} images a second; the best of each turn is its capacity, {found['capacity']:.2f} on "
+        f"(`pip install litserve aiohttp`); JPEG files of {found['size']}, masks as PNG. The bare engine, one thread on its "
+        f"own core, labels {bare_rates} images a second; the best of each turn is its capacity, {found['capacity']:.2f} on "
         f"average. Requests come by a Poisson process; an answer is good if it comes within {found['deadline']:g} s. LitServe "
         "has the same engine, decoder and encoder, and the same time-out; once without batches, once with batches of up to 8.",
         "",
