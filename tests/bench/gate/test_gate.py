@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -29,6 +30,7 @@ from ddcat_bench.gate.pool import EPSILONS, Judged, parts_of
 from ddcat_bench.gate.report import finding_line, gate_html, gate_junit, gate_markdown
 from ddcat_bench.gate.results import GateResult
 from ddcat_bench.result_files import read_result
+from ddcat_bench.timing.memory import Serving
 from ddcat_bench.timing.results import SpeedResult
 from ddcat_bench.timing.speed import draw_inputs, measure
 from ddcat_export.exporting import export
@@ -313,7 +315,16 @@ def test_limits_are_strict(tmp_path: Path) -> None:
 def test_the_command(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], speed: SpeedResult
 ) -> None:
-    monkeypatch.setattr("ddcat_bench.gate.command.measure", lambda *arguments, **options: speed)
+    timed: list[object] = []
+    served: list[Serving] = []
+
+    def measured(*arguments: object, peak: Callable[[Serving], object], **options: object) -> SpeedResult:
+        peak(Serving("engine", str(bundle.path), "cpu", 1, (1, 40, 48)))
+        timed.append(arguments)
+        return speed.model_copy(update={"others": 2.0})  # not a quiet machine
+
+    monkeypatch.setattr("ddcat_bench.gate.command.measure", measured)
+    monkeypatch.setattr("ddcat_bench.gate.command.serving_peak", served.append)
     monkeypatch.setattr("ddcat_bench.gate.command.physical_cores", lambda: 1)
     out = tmp_path / "gate"
     wide = tmp_path / "limits.yaml"
@@ -323,6 +334,7 @@ def test_the_command(
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert caught.value.code == 3  # so few images decide nothing
+    assert (len(timed), len(served)) == (3, 1)  # timed again, but its memory is taken once
     told = capsys.readouterr()
     assert told.out.startswith("# Gate: inconclusive")
     assert "inconclusive: It is not known" in told.err
