@@ -9,9 +9,12 @@ import torch
 from ddcat import provenance
 from ddcat.bundle import Bundle
 from ddcat.command import DEVICES, parse_choice
+from ddcat.manifest import Shapes
 from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
 from ddcat_bench.errors import BenchError
 from ddcat_serve.engines import Engine
+from ddcat_serve.engines.checks import check_size, shown_sizes
+from ddcat_serve.errors import InputError
 from ddcat_train.checkpoints import Checkpoint, Description, load_checkpoint
 from ddcat_train.data import Dataset, open_dataset
 from ddcat_train.networks import Segmenter
@@ -19,6 +22,7 @@ from ddcat_train.ranks import check_device
 from ddcat_train.worker import under_agent
 
 __all__ = [
+    "check_sizes",
     "checkpoint_of",
     "describe_bundle",
     "describe_checkpoint",
@@ -147,6 +151,35 @@ def checkpoint_of(bundle: Bundle, path: Path | None = None) -> Checkpoint:
             f"says {source.sha256[:12]}...: name the right one with --checkpoint, or export again"
         )
     return checkpoint
+
+
+def check_sizes(bundle: Bundle, dataset: Dataset) -> None:
+    """
+    Refuse an engine that does not take the images that it is to be judged on, before anything is computed.
+
+    Raises
+    ------
+    BenchError
+        Naming the first such image, and what would be right.
+    """
+    shapes = bundle.manifest.shapes
+    sizes = [dataset.size(index) for index in range(len(dataset))]
+    wrong = [index for index, size in enumerate(sizes) if not _taken(size, shapes)]
+    if wrong:
+        height, width = sizes[wrong[0]]
+        raise BenchError(
+            f"{bundle.path} takes {shown_sizes(shapes)}, and {len(wrong)} of the {len(dataset)} images of {dataset.name} "
+            f"{dataset.split} are of other sizes, {dataset.pairs[wrong[0]].image} of {height}x{width} (height x width): export "
+            "for their sizes, or without --size for all"
+        )
+
+
+def _taken(size: tuple[int, int], shapes: Shapes) -> bool:
+    try:
+        check_size(shapes.batch.minimum, *size, shapes)
+    except InputError:
+        return False
+    return True
 
 
 def describe_checkpoint(checkpoint: Checkpoint) -> CheckpointEntry:

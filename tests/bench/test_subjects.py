@@ -1,13 +1,17 @@
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ddcat_bench.subjects import describe_checkpoint
+from ddcat.bundle import Bundle
+from ddcat_bench.errors import BenchError
+from ddcat_bench.subjects import check_sizes, describe_checkpoint
 from ddcat_train.checkpoints import Checkpoint, Imported
 from ddcat_train.config import parse_config
+from ddcat_train.data import Dataset
 
 
 def _trained(checkpoint: Checkpoint, **parts: Any) -> Checkpoint:
@@ -59,3 +63,16 @@ def test_of_an_imported_checkpoint_the_training_is_not_known(checkpoint: Checkpo
     )
     assert entry.seed is None
     assert entry.training is None
+
+
+@pytest.mark.parametrize(("higher", "free"), [(0, True), (0, False), (1, False)])
+def test_an_engine_of_other_sizes_than_the_images_is_refused(
+    scenes: Dataset, make_bundle: Callable[..., Bundle], higher: int, free: bool
+) -> None:
+    height, width = scenes.size(0)
+    bundle = make_bundle() if free else make_bundle(height + higher, width)
+    if not higher:
+        check_sizes(bundle, scenes)
+        return
+    with pytest.raises(BenchError, match=rf"takes height {height + 1}, .* 5 of the 5 images .* of {height}x{width} .* --size"):
+        check_sizes(bundle, scenes)

@@ -45,7 +45,14 @@ def drift(
     from ddcat_bench.attack.evaluation import parse_epsilon
     from ddcat_bench.drift.measure import DriftResult, drift_markdown, measure_drift
     from ddcat_bench.output import beside, publish
-    from ddcat_bench.subjects import checkpoint_of, describe_bundle, describe_environment, main_branch, open_bundle_data
+    from ddcat_bench.subjects import (
+        check_sizes,
+        checkpoint_of,
+        describe_bundle,
+        describe_environment,
+        main_branch,
+        open_bundle_data,
+    )
     from ddcat_serve.engines import open_engine
 
     began, bound = time.monotonic(), parse_epsilon(epsilon)
@@ -54,6 +61,7 @@ def drift(
     reserve(folder)
     loaded = checkpoint_of(opened, checkpoint)
     dataset = open_bundle_data(opened, data_root=data_root, split=split)
+    check_sizes(opened, dataset)
     cpu = torch.device("cpu")
     with open_engine(opened) as engine, progress("attacking", len(dataset), unit="images") as advance:
         images, scores, rows = measure_drift(opened, engine, main_branch(loaded, cpu), dataset, epsilon=bound, advance=advance)

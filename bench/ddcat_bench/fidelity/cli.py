@@ -40,7 +40,7 @@ def fidelity(
     from ddcat_bench.fidelity.labels import compare as compare_labels
     from ddcat_bench.fidelity.markdown import fidelity_markdown
     from ddcat_bench.output import beside, publish
-    from ddcat_bench.subjects import checkpoint_of, open_bundle_data
+    from ddcat_bench.subjects import check_sizes, checkpoint_of, open_bundle_data
     from ddcat_serve.engines import open_engine
 
     opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
@@ -48,6 +48,7 @@ def fidelity(
     reserve(folder)
     loaded = checkpoint_of(opened, checkpoint)
     dataset = open_bundle_data(opened, data_root=data_root, split=split)
+    check_sizes(opened, dataset)
     with (
         open_engine(opened) as engine,
         progress("comparing", min(limit or len(dataset), len(dataset))) as advance,

@@ -63,12 +63,13 @@ def gate(
     from ddcat_bench.gate.command import judge
     from ddcat_bench.gate.limits import DEFAULT, read_limits
     from ddcat_bench.output import beside
-    from ddcat_bench.subjects import checkpoint_of, open_bundle_data
+    from ddcat_bench.subjects import check_sizes, checkpoint_of, open_bundle_data
 
     opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
     allowed = read_limits(limits or DEFAULT, opened.manifest.engine.effective_precision)
     loaded = checkpoint_of(opened, checkpoint)
     dataset = open_bundle_data(opened, data_root=data_root, split=split)
+    check_sizes(opened, dataset)
     budget = Budget("quick" if quick else "default", steps=steps, queries=queries, every=every, seed=seed)
     case = Case(opened, loaded, dataset, limit, budget)
     verdict = judge(case, allowed, out or beside(bundle, "gate"), repeats=repeats, devices=devices, key=sign, pictures=pictures)

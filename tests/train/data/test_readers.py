@@ -304,3 +304,20 @@ def test_what_is_no_picture_of_8_bits_is_refused_with_its_name(tmp_path: Path) -
     (tmp_path / "text.png").write_text("nothing")
     with pytest.raises(DataError, match=r"text\.png is no label file that can be read"):
         read_indices(tmp_path / "text.png")
+
+
+@pytest.mark.parametrize("long_side", [None, 5, 12, 30, 333])
+def test_the_size_is_told_from_the_head_of_the_file_alone(
+    small_folder: Path, monkeypatch: pytest.MonkeyPatch, long_side: int | None
+) -> None:
+    dataset = open_dataset("folder", small_folder, "train", long_side=long_side)
+    expected = [dataset.read(index).labels.shape for index in range(len(dataset))]
+    monkeypatch.setattr(Image.Image, "load", None)  # no pixel is decoded
+    assert [dataset.size(index) for index in range(len(dataset))] == expected
+
+
+def test_the_size_of_what_is_no_image_is_not_known(small_folder: Path) -> None:
+    dataset = open_dataset("folder", small_folder, "train")
+    dataset.pairs[0].image.write_bytes(b"no image")
+    with pytest.raises(DataError, match="is no image that can be read"):
+        dataset.size(0)

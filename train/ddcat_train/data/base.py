@@ -181,6 +181,23 @@ class Dataset:
             image, labels = resize_long_side(image, labels, self.long_side)
         return Sample(image, labels, pair.name)
 
+    def size(self, index: int) -> tuple[int, int]:
+        """
+        Say how large an image will be, (height, width), from the head of its file alone.
+
+        Raises
+        ------
+        DataError
+            Where the file is missing or no image.
+        """
+        path = self.pairs[index].image
+        try:
+            with Image.open(path) as opened:
+                width, height = opened.size
+        except _DAMAGED as cause:
+            raise DataError(f"{path} is no image that can be read ({_reason(cause)}): replace it") from cause
+        return (height, width) if self.long_side is None else _resized(height, width, self.long_side)
+
     def list_sha256(self) -> str:
         """SHA-256 of the names of the images, one a line: it tells two splits apart."""
         return sha256_of_bytes("\n".join(pair.name for pair in self.pairs).encode())
@@ -239,13 +256,17 @@ def outside(labels: U8, classes: Classes) -> dict[int, int]:
 def resize_long_side(image: U8, labels: U8, long_side: int) -> tuple[U8, U8]:
     """Resize an image (shrinking by area, else bilinearly) and its labels (nearest) until the longer side is `long_side`."""
     height, width = labels.shape
-    factor = long_side / max(height, width)
-    if factor == 1:
+    if max(height, width) == long_side:
         return image, labels
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
+    size = _resized(height, width, long_side)[::-1]
+    resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if long_side < max(height, width) else cv2.INTER_LINEAR)
     nearest = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT)  # the plain one is off by half a pixel
     return np.asarray(resized, dtype=np.uint8), np.asarray(nearest, dtype=np.uint8)
+
+
+def _resized(height: int, width: int, long_side: int) -> tuple[int, int]:
+    factor = long_side / max(height, width)
+    return max(1, round(height * factor)), max(1, round(width * factor))
 
 
 def _kind(path: Path) -> Literal["missing", "unreadable"]:
