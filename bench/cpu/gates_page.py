@@ -21,8 +21,8 @@ from ddcat_bench.markdown import table
 
 HEAD = """# What the gate finds of trained models
 
-MobileNetV2 models that were trained on CamVid by DDC-AT and by PGD-AT ([how](camvid-cpu.md)), their engines on a CPU, and two
-that are wrong on purpose, on the {images} images of the validation split. CamVid is one clip: blocks of ten frames are drawn.
+MobileNetV2 models that were trained on CamVid by DDC-AT and by PGD-AT ([how](robustness-camvid.md)), their engines on a CPU, and
+two that are wrong on purpose, on the {images} images of the validation split. CamVid is one clip: blocks of ten frames are drawn.
 `int8` is calibrated on clean and attacked images, `int8-clean` on clean ones; `int8-bad` is `int8` with the scale of every
 activation at three tenths of what it should be. The factor was chosen among three: on 24 images, half of the
 scale hardly changes anything, and 0.15 of it ruins clean images too.
@@ -53,8 +53,8 @@ little more; on the broken ones four and ten points less. A replay alone would h
 Why the twin of an int8 engine is not the engine: a sum that is rounded in another order falls to the other side of a step
 here and there, and what follows departs from it. ONNX Runtime does not agree with itself any better: at two of its levels of
 optimisation it labels {least:.1f} to {most:.1f} % of the pixels of {images} clean images alike, the twin and the engine
-{twin:.1f} % (`python bench/cpu/int8_levels.py bundles/ddcat-ort-int8`). So attacks on the twin count as transferred ones, and
-the engine is asked twice as often.
+{twin:.1f} % (`python bench/cpu/int8_levels.py bundles/ddcat-ort-int8 --out FILE`). So attacks on the twin count as
+transferred ones, and the engine is asked twice as often.
 """
 
 

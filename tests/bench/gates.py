@@ -15,7 +15,7 @@ from ddcat_bench.timing.turns import ratio, timing
 
 NAMES = tuple(f"{place:03}" for place in range(40))
 ENVIRONMENT = Environment(
-    machine={"cpu": "a CPU", "cores": 2},
+    machine={"processor": "a CPU", "cores": 2, "memory_gib": 8, "system": "Linux x86_64"},
     versions={"ddcat": "0.1.0"},
     git_commit="c" * 40,
     device="cpu",

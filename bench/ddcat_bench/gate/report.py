@@ -65,6 +65,7 @@ def gate_markdown(result: GateResult) -> str:
             table(["ahead by", *_flip_heads(result)], _margins(result), texts=1),
             f"## Classes\n\nPoints of IoU; rare: less than one pixel in a hundred. Attacked: {result.threats[-1].name}.\n",
             table(_CLASS_HEADS, _classes(result), texts=1),
+            *_absent(result),
             *([] if result.cost is None else ["## Cost of the engine alone\n", cost_markdown(result.cost)]),
             f"{result.protocol}\n",
             environment_lines(result.environment),
@@ -114,6 +115,8 @@ def _margins(result: GateResult) -> list[list[str]]:
 def _classes(result: GateResult) -> list[list[str]]:
     found = []
     for place, entry in enumerate(result.classes):
+        if not _is_there(result, place):
+            continue
         row = [entry.name + (" (rare)" if entry.rare else ""), f"{entry.share:.2%}"]
         for threat in (result.threats[0], result.threats[-1]):
             reference, engine = threat.class_iou[place]
@@ -123,6 +126,17 @@ def _classes(result: GateResult) -> list[list[str]]:
                 row += [f"{reference:.2f}", f"{engine:.2f}", f"{engine - reference:+.2f}"]
         found.append(row)
     return found
+
+
+def _is_there(result: GateResult, place: int) -> bool:
+    """Whether a class is in the images, or labelled by either model."""
+    ends = (result.threats[0], result.threats[-1])
+    return result.classes[place].share > 0 or any(iou is not None for threat in ends for iou in threat.class_iou[place])
+
+
+def _absent(result: GateResult) -> list[str]:
+    names = [entry.name for place, entry in enumerate(result.classes) if not _is_there(result, place)]
+    return [f"Neither in these images nor labelled by either model: {', '.join(names)}.\n"] if names else []
 
 
 def headline(result: GateResult) -> str:
