@@ -21,10 +21,10 @@ from ddcat_bench.markdown import table
 
 HEAD = """# What the gate finds of trained models
 
-MobileNetV2 models that were trained on CamVid by DDC-AT and by PGD-AT ([how](robustness-camvid.md)), their engines on a CPU, and
-two that are wrong on purpose, on the {images} images of the validation split. CamVid is one clip: blocks of ten frames are drawn.
-`int8` is calibrated on clean and attacked images, `int8-clean` on clean ones; `int8-bad` is `int8` with the scale of every
-activation at three tenths of what it should be. The factor was chosen among three: on 24 images, half of the
+MobileNetV2 models that were trained on CamVid by DDC-AT and by PGD-AT ([how](robustness-camvid.md)), their engines on a CPU,
+and two that are wrong on purpose, on the {images} images of the validation split. CamVid is one clip: blocks of ten frames are
+drawn. `int8` is calibrated on clean and attacked images, `int8-clean` on clean ones; `int8-bad` is `int8` with the scale of
+every activation at three tenths of what it should be. The factor was chosen among three: on 24 images, half of the
 scale hardly changes anything, and 0.15 of it ruins clean images too.
 
 ```sh
