@@ -29,7 +29,7 @@ class _Format(NamedTuple):
     name: str
     begins: Callable[[bytes], bool]
     size: Callable[[bytes], Size]  # (height, width), from the header alone
-    decode: Callable[[bytes], U8]
+    decode: Callable[[bytes, Size], U8]  # given the size that the header says: pixels of another one are refused
 
 
 def size_of(content: bytes, *, max_pixels: int) -> Size:
@@ -73,11 +73,7 @@ def decode(content: bytes, *, max_pixels: int) -> U8:
     RequestError
         400 for a damaged image or one that would have to be guessed, 413 for too many pixels, 415 for another format.
     """
-    size = size_of(content, max_pixels=max_pixels)
-    pixels = _format_of(content).decode(content)
-    if pixels.shape[:2] != size:  # a second header inside
-        raise RequestError(400, "the image is damaged: its header gives another size than its pixels have")
-    return pixels
+    return _format_of(content).decode(content, size_of(content, max_pixels=max_pixels))
 
 
 def _format_of(content: bytes) -> _Format:
@@ -101,11 +97,13 @@ def _jpeg_size(content: bytes) -> Size:
     return height, width
 
 
-def _decode_jpeg(content: bytes) -> U8:
+def _decode_jpeg(content: bytes, size: Size) -> U8:
     try:
         pixels: U8 = simplejpeg.decode_jpeg(content, "RGB")
     except ValueError as cause:
         raise RequestError(400, f"the JPEG is damaged: {cause}") from cause
+    height, width, _ = pixels.shape
+    _check_same((height, width), size)
     return pixels
 
 
@@ -134,10 +132,11 @@ def _webp_size(content: bytes) -> Size:
     raise RequestError(400, "the WebP has no readable header")
 
 
-def _by_pillow(name: str) -> Callable[[bytes], U8]:
-    def decoded(content: bytes) -> U8:
+def _by_pillow(name: str) -> Callable[[bytes, Size], U8]:
+    def decoded(content: bytes, size: Size) -> U8:
         try:
             with Image.open(io.BytesIO(content), formats=[name]) as image:
+                _check_same((image.height, image.width), size)  # Pillow takes the last header; no pixel is decoded yet
                 if getattr(image, "is_animated", False):
                     raise RequestError(415, f"the {_NAMES[name]} is an animation: send one of its pictures")
                 if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
@@ -163,6 +162,11 @@ def _without_alpha(pixels: npt.NDArray[Any], name: str) -> U8:
     if pixels[..., 3].min() < 255:
         raise RequestError(400, f"the {_NAMES[name]} has transparent pixels, whose colour is undefined: flatten it")
     return np.ascontiguousarray(pixels[..., :3])
+
+
+def _check_same(found: Size, size: Size) -> None:
+    if found != size:
+        raise RequestError(400, "the image is damaged: it has a second header, of another size")
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:

@@ -10,7 +10,7 @@ import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image
+from PIL import Image, ImageFile
 
 from ddcat_serve.errors import RequestError
 from ddcat_serve.images import decode, size_of
@@ -111,6 +111,18 @@ def test_bombs_are_refused_by_their_header() -> None:
     assert status_of(png_header(2**31 - 1, 2**31 - 1))[0] == 413
     assert status_of(jpeg_claiming(65_500, 65_500), 89_000_000)[0] == 413
     assert status_of(png_header(0, 5))[0] == 400
+
+
+def test_a_second_header_is_refused_before_any_pixel_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decodes(image: ImageFile.ImageFile) -> None:
+        raise AssertionError(f"{image.size} are decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", decodes)
+    small, large = png_header(20, 20), png_header(8000, 8000)
+    after = len(b"\x89PNG\r\n\x1a\n") + 25  # of the first header
+    twice = small[:after] + large[len(b"\x89PNG\r\n\x1a\n") :]
+    assert size_of(twice, max_pixels=LIMIT) == (20, 20)
+    assert status_of(twice) == (400, "the image is damaged: it has a second header, of another size")
 
 
 def test_the_limit_itself_is_allowed(picture: np.ndarray) -> None:
