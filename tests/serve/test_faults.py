@@ -53,6 +53,35 @@ def test_headers_that_are_too_slow_or_too_long_are_refused(bundle: Bundle) -> No
         assert httpx.get(f"{address}/v2").status_code == 200
 
 
+@pytest.mark.parametrize("rest", ["line ends", "body"])
+def test_bytes_that_begin_no_request_do_not_hold_a_connection(bundle: Bundle, rest: str) -> None:
+    limits = ("--header-timeout", 0.5, "--body-timeout", 0.5, "--max-bytes", 1000)
+    with server(bundle.path, *limits) as (_, address), connect(address) as kept:
+        if rest == "body":
+            kept.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+        else:
+            kept.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = kept.recv(65536)
+        while not answer.endswith(b"}"):
+            answer += kept.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 413 " if rest == "body" else b"HTTP/1.1 200 ")
+        kept.settimeout(3)
+        kept.sendall(b"\r\n")
+        assert everything(kept)[:13] == (b"" if rest == "body" else b"HTTP/1.1 408 ")
+
+
+def test_what_is_left_of_a_refused_body_does_not_count_as_headers(bundle: Bundle) -> None:
+    with server(bundle.path, "--max-bytes", 1000, "--max-header-bytes", 2048) as (_, address), connect(address) as kept:
+        for _ in range(2):
+            kept.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+            answer = kept.recv(65536)
+            while not answer.endswith(b"}"):
+                answer += kept.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 413 ")
+            for _ in range(10):
+                kept.sendall(bytes(10_000))
+
+
 def test_head_is_get_without_a_body(bundle: Bundle) -> None:
     """Balancers ask for health this way."""
     with server(bundle.path) as (_, address), httpx.Client(base_url=address) as client:
