@@ -2,13 +2,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from ddcat.bundle import Bundle, Trust, open_bundle, write_bundle
 from ddcat.errors import BundleError
 from ddcat.manifest import parse_manifest
 from ddcat.passport import Finding, Passport, read_passport, write_passport
+from tests.keys import write_keys
 
 
 @pytest.fixture
@@ -58,15 +57,7 @@ def test_one_that_cannot_be_read_is_none(bundle: Bundle) -> None:
 
 
 def test_signed_by_whom_it_should_be(bundle: Bundle, tmp_path: Path) -> None:
-    files = []
-    for name in ("ours", "theirs"):
-        key = ec.generate_private_key(ec.SECP256R1())
-        private, public = tmp_path / f"{name}.pem", tmp_path / f"{name}.pub"
-        pem, kind = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-        private.write_bytes(key.private_bytes(pem, kind, serialization.NoEncryption()))
-        public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
-        files.append((private, public))
-    (ours, our_public), (_, their_public) = files
+    (ours, our_public), (_, their_public) = write_keys(tmp_path, "ours"), write_keys(tmp_path, "theirs")
     write_passport(bundle, passport(bundle))
     with pytest.raises(BundleError, match="is not signed"):
         read_passport(bundle, Trust(our_public))

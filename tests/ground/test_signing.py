@@ -8,29 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from ddcat import signing
 from ddcat.bundle import ANYONE, MANIFEST, SIGNATURE, Trust, entries, open_bundle, write_bundle
 from ddcat.errors import BundleError
 from ddcat.manifest import Manifest
+from tests.keys import write_keys
 
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("keys")
-    for name, private in (
-        ("ours", ec.generate_private_key(ec.SECP256R1())),
-        ("theirs", ec.generate_private_key(ec.SECP384R1())),
-        ("other kind", ed25519.Ed25519PrivateKey.generate()),
-    ):
-        pem = serialization.Encoding.PEM
-        (folder / f"{name}.pem").write_bytes(
-            private.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        )
-        public = private.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
-        (folder / f"{name}.pub").write_bytes(public)
+    write_keys(folder, "ours")
+    write_keys(folder, "theirs", ec.generate_private_key(ec.SECP384R1()))
+    write_keys(folder, "other kind", ed25519.Ed25519PrivateKey.generate())
     return folder
 
 
