@@ -7,7 +7,7 @@ from typing import NamedTuple, Self
 
 from ddcat import signing
 from ddcat.errors import BundleError
-from ddcat.files import new_directory, write_bytes
+from ddcat.files import is_leftover, new_directory, write_bytes
 from ddcat.hashing import sha256_of_bytes
 from ddcat.manifest import FileEntry, Manifest, parse_manifest
 
@@ -134,11 +134,16 @@ def open_bundle(path: Path, trust: Trust = ANYONE) -> Bundle:
     known = _check_trust(path, content, digest, trust)
     manifest = parse_manifest(content, str(path / MANIFEST))
     present = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()}
-    surplus = sorted(present - _BESIDE - set(manifest.files))
+    surplus = sorted(name for name in present - _BESIDE - set(manifest.files) if not _is_being_written(Path(name)))
     if surplus:
         raise BundleError(f"{path / surplus[0]} is not listed in the bundle's manifest: remove it, or export again")
     files = {name: _read(path / name, entry) for name, entry in manifest.files.items()}
     return Bundle(path, manifest, digest, files, known)
+
+
+def _is_being_written(file: Path) -> bool:
+    """Whether it is by a gate that writes its verdict at this moment, or was killed when it did."""
+    return any(is_leftover(file, name) for name in _BESIDE)
 
 
 def _check_trust(path: Path, content: bytes, digest: str, trust: Trust) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from ddcat.bundle import MANIFEST, open_bundle, write_bundle
 from ddcat.errors import BundleError
+from ddcat.files import write_bytes
 from ddcat.manifest import Manifest, Range, parse_manifest
 
 MakeManifest = Callable[..., Manifest]
@@ -63,6 +64,22 @@ def test_the_gate_may_put_its_passport_beside(bundle: Path) -> None:
     digest = open_bundle(bundle).digest
     (bundle / "passport.json").write_text("{}")
     assert open_bundle(bundle).digest == digest
+
+
+@pytest.mark.parametrize("name", ["passport.json", "passport.sig", "report.html"])
+def test_a_bundle_opens_while_the_gate_writes_into_it(bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    aside = []
+
+    def look(descriptor: int) -> None:
+        aside.extend(file.name for file in bundle.glob(f".{name}.*"))
+        open_bundle(bundle)
+
+    monkeypatch.setattr(os, "fsync", look)
+    write_bytes(bundle / name, b"{}")
+    assert len(aside) == 1
+    (bundle / f".{name}.swp").write_text("")
+    with pytest.raises(BundleError, match=rf"\.{name}\.swp is not listed"):
+        open_bundle(bundle)
 
 
 @pytest.mark.parametrize(
