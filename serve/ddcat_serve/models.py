@@ -163,12 +163,12 @@ class ServedModel:
                 self.worker.cancel(job)
 
 
-Models = Mapping[str, Mapping[str, ServedModel]]  # by name, then by version; the newest version is the last
+Models = Mapping[str, Mapping[str, ServedModel]]  # by name, then by version, in the order in which they were named
 
 
 def find(models: Models, name: str, version: str | None = None) -> ServedModel:
     """
-    Give a model, its newest version by default.
+    Give a model, its last version by default.
 
     Raises
     ------
@@ -250,6 +250,7 @@ def load_models(
 def _load(
     bundle: Bundle, name: str, version: str, settings: Settings, threads: int | None, trust: Trust, observe: Observe
 ) -> ServedModel:
+    passport = read_passport(bundle, trust)  # a refusal comes before there is an engine to free
     engine = open_engine(bundle, threads=threads)
     try:
         examples = read_golden(bundle)
@@ -281,7 +282,7 @@ def _load(
         known,
         name=name,
         version=version,
-        passport=read_passport(bundle, trust),
+        passport=passport,
         worker=worker,
         examples=examples if settings.demo else (),
         monitor=monitor,

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from ddcat.bundle import Bundle
+from ddcat.bundle import Bundle, Trust, write_bundle
+from ddcat.errors import BundleError
 from ddcat_serve.app import create_app
 from ddcat_serve.errors import ServeError
 from ddcat_serve.models import Source, load_models, parse_source
 from ddcat_serve.settings import Settings
+from tests.keys import write_keys
 from tests.serve.answers import refused
 from tests.serve.pictures import as_labels, as_png
 
@@ -43,7 +45,7 @@ def test_bundles_of_one_name_are_versions(
     with load_models([free.path, Source(fixed.path, "any")], settings=Settings(), threads=1) as models:
         client = client_of(create_app(models, Settings()))
         assert client.get("/v2/models/any").json()["versions"] == ["1", "2"]
-        assert client.get("/v2/models/any").json()["parameters"]["bundle"] == fixed.digest  # the newest
+        assert client.get("/v2/models/any").json()["parameters"]["bundle"] == fixed.digest  # the last one named
         for version, bundle in (("1", free), ("2", fixed)):
             assert client.get(f"/v2/models/any/versions/{version}").json()["parameters"]["bundle"] == bundle.digest
             response = client.post(f"/v1/segment?version={version}", content=as_png(picture))
@@ -67,3 +69,19 @@ def test_a_name_that_no_address_could_hold_is_refused(bundle: Bundle) -> None:
         load_models([Source(bundle.path, "a/b")], settings=Settings(), threads=1),
     ):
         raise AssertionError("it is loaded")
+
+
+def test_a_passport_is_refused_before_an_engine_is_opened(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, public = write_keys(tmp_path, "ours")
+    signed = write_bundle(tmp_path / "signed", bundle.manifest, bundle.files, key=private)
+    (signed.path / "passport.json").write_text("{}")
+    opened = []
+    monkeypatch.setattr("ddcat_serve.models.open_engine", lambda *given, **options: opened.append(given))
+    with (
+        pytest.raises(BundleError, match=r"passport\.json is not signed"),
+        load_models([signed.path], settings=Settings(), trust=Trust(public)),
+    ):
+        raise AssertionError("it is loaded")
+    assert not opened
