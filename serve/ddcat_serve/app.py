@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from ddcat import __version__
 from ddcat.faults import first_fault
 from ddcat_serve import page, protocol_routes, segment
-from ddcat_serve.context import PROVENANCE, Context
+from ddcat_serve.context import ERRORS, PROVENANCE, Context
 from ddcat_serve.errors import EngineError, InputError, RequestError
 from ddcat_serve.front import Front
 from ddcat_serve.guard import Guard
@@ -77,7 +77,7 @@ def create_app(models: Models, settings: Settings, metrics: Metrics | None = Non
     app.include_router(protocol_routes.router(context))
     app.include_router(page.router(context))
 
-    @app.get("/metrics", response_class=Response, tags=["Operation"], responses=context.errors)
+    @app.get("/metrics", response_class=Response, tags=["Operation"], responses=ERRORS)
     async def read_metrics() -> Response:
         """Metrics in Prometheus' text format."""
         return Response(counted.text(), media_type=CONTENT_TYPE)

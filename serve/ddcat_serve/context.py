@@ -8,7 +8,28 @@ from ddcat_serve.guard import Guard
 from ddcat_serve.models import Models, ServedModel
 from ddcat_serve.settings import Settings
 
-__all__ = ["PROVENANCE", "Context", "provenance"]
+__all__ = ["ERRORS", "PROVENANCE", "Context", "provenance"]
+
+_SCHEMA = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+_CONTENT = {"application/json": {"schema": _SCHEMA, "example": {"error": "what is wrong, and what would be right"}}}
+_MEANINGS = {
+    400: "The request is not what it should be.",
+    401: "The API key is missing or another one.",
+    404: "There is no such model.",
+    406: "No form that is accepted can be given.",
+    408: "The headers or the body did not come in time.",
+    413: "It is too large.",
+    415: "It is of another kind.",
+    429: "It could not be answered in time, or the client asks too often: Retry-After says when.",
+    431: "Its headers are too long.",
+    500: "The engine failed.",
+    503: "Nothing can be answered now.",
+    504: "Its time was over before its turn came.",
+}
+# the answers that are errors, for OpenAPI
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": meaning, "content": _CONTENT} for status, meaning in _MEANINGS.items()
+}
 
 PROVENANCE = ("X-Ddcat-Model", "X-Ddcat-Version", "X-Ddcat-Bundle", "X-Ddcat-Passport")
 
@@ -51,26 +72,6 @@ class Context:
     def live(self) -> bool:
         """Whether every engine works, or is being started again."""
         return all(model.worker.state != "broken" for model in self.served)
-
-    @property
-    def errors(self) -> dict[int | str, dict[str, Any]]:
-        """Describe the answers that are errors, for OpenAPI."""
-        schema = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
-        content = {"application/json": {"schema": schema, "example": {"error": "what is wrong, and what would be right"}}}
-        meanings = {
-            400: "The request is not what it should be.",
-            401: "The API key is missing or another one.",
-            404: "There is no such model.",
-            406: "No form that is accepted can be given.",
-            408: "The body did not come in time.",
-            413: "It is too large.",
-            415: "It is of another kind.",
-            429: "It could not be answered in time, or the client asks too often: Retry-After says when.",
-            500: "The engine failed.",
-            503: "Nothing can be answered now.",
-            504: "Its time was over before its turn came.",
-        }
-        return {status: {"description": meaning, "content": content} for status, meaning in meanings.items()}
 
 
 def provenance(model: ServedModel) -> dict[str, str]:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from fastapi import APIRouter, Query
 from starlette.responses import HTMLResponse, Response
 
-from ddcat_serve.context import Context, provenance
+from ddcat_serve.context import ERRORS, Context, provenance
 from ddcat_serve.errors import RequestError
 from ddcat_serve.golden import Example
 from ddcat_serve.masks import encode_image
@@ -27,7 +27,7 @@ _HEADERS = {
 
 def router(context: Context) -> APIRouter:
     """Make the routes."""
-    routes = APIRouter(tags=["Page"], responses=context.errors)
+    routes = APIRouter(tags=["Page"], responses=ERRORS)
     html = files("ddcat_serve").joinpath("page.html").read_text(encoding="utf-8")
 
     @routes.get("/", response_class=HTMLResponse, include_in_schema=False)

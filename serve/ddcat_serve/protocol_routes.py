@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from ddcat_serve import protocol
 from ddcat_serve.bodies import read_body
-from ddcat_serve.context import Context, provenance
+from ddcat_serve.context import ERRORS, Context, provenance
 from ddcat_serve.models import find
 
 __all__ = ["router"]
@@ -61,7 +61,7 @@ _BODY: dict[str, Any] = {
 
 def router(context: Context) -> APIRouter:
     """Make the routes."""
-    routes = APIRouter(tags=["Open Inference Protocol"], responses=context.errors)
+    routes = APIRouter(tags=["Open Inference Protocol"], responses=ERRORS)
     models, settings = context.models, context.settings
 
     @routes.get("/v2")

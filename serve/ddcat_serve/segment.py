@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from ddcat.classes import Classes
 from ddcat_serve.bodies import Upload, read_images
-from ddcat_serve.context import Context, provenance
+from ddcat_serve.context import ERRORS, Context, provenance
 from ddcat_serve.engines import Outputs
 from ddcat_serve.errors import RequestError
 from ddcat_serve.images import decode, size_of
@@ -91,14 +91,14 @@ _ANSWER: dict[str, Any] = {
 
 def router(context: Context) -> APIRouter:
     """Make the route."""
-    routes = APIRouter(tags=["Masks"], responses={**context.errors, 200: _ANSWER})
+    routes = APIRouter(tags=["Masks"], responses={**ERRORS, 200: _ANSWER})
     settings = context.settings
 
     @routes.post("/v1/segment", response_class=Response, openapi_extra=_BODY)
     async def segment(
         request: Request,
         model: Annotated[str | None, Query(description="Its name; needed where several are served.")] = None,
-        version: Annotated[str | None, Query(description="The newest by default.")] = None,
+        version: Annotated[str | None, Query(description="The last one named, of the highest number, by default.")] = None,
         timeout: Annotated[float | None, Query(gt=0, le=settings.max_timeout, description="Seconds.")] = None,
     ) -> Response:
         """

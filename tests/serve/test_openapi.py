@@ -35,5 +35,5 @@ def test_examples_of_the_description_are_answered(client: Any) -> None:
     example = infer["requestBody"]["content"]["application/json"]["example"]
     example["inputs"][0] |= {"shape": [1, 8, 8, 3], "data": [1] * 192}  # the small model takes no image of 1 x 2
     assert client.post("/v2/models/small/infer", json=example).status_code == 200
-    assert {"200", "400", "404", "413", "429", "503"} <= set(infer["responses"])
+    assert {"200", "400", "404", "408", "413", "429", "431", "503"} <= set(infer["responses"])
     assert "image/webp" in described["paths"]["/v1/segment"]["post"]["requestBody"]["content"]
