@@ -12,6 +12,7 @@ import time
 import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
 from ddcat.bundle import Bundle
+from ddcat.manifest import Range
 from ddcat_serve import cli
 from ddcat_serve.deploy.triton import write_repository
 from ddcat_serve.deploy.triton_check import check
@@ -62,16 +64,47 @@ def test_a_repository(bundle: Bundle, tmp_path: Path) -> None:
     assert (tmp_path / "repository/small/1/model.onnx").read_bytes() == bundle.files["model.onnx"]
 
 
+def changed(bundle: Bundle, **parts: Any) -> Bundle:
+    return dataclasses.replace(bundle, manifest=bundle.manifest.model_copy(update=parts))
+
+
 def test_every_size_of_a_ladder_is_warmed_up(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
+    bundle = make_bundle("any", logits=False)
+    height, width = Range(minimum=37, maximum=40), Range(minimum=53, maximum=64)
+    shapes = bundle.manifest.shapes.model_copy(update={"height": height, "width": width, "sizes": ((37, 53), (40, 64))})
+    write_repository(changed(bundle, shapes=shapes), tmp_path / "repository")
+    config = read(tmp_path / "repository/any/config.pbtxt")
+    assert [list(warm.inputs["image"].dims) for warm in config.model_warmup] == [[37, 53, 3], [40, 64, 3]]
+    assert [list(t.dims) for t in (*config.input, *config.output)] == [[-1, -1, 3], [-1, -1]]
+
+
+def test_a_fixed_size_is_the_only_one(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     write_repository(make_bundle("fixed", 37, 53, logits=False), tmp_path / "repository")
     config = read(tmp_path / "repository/fixed/config.pbtxt")
     assert [list(warm.inputs["image"].dims) for warm in config.model_warmup] == [[37, 53, 3]]
     assert [list(t.dims) for t in (*config.input, *config.output)] == [[37, 53, 3], [37, 53]]
 
 
+@pytest.mark.parametrize(
+    ("engine", "kind"),
+    [
+        ({"name": "ort", "provider": "CPUExecutionProvider"}, pb.ModelInstanceGroup.KIND_CPU),
+        ({"name": "ort", "provider": "CUDAExecutionProvider"}, pb.ModelInstanceGroup.KIND_GPU),
+        ({"name": "trt", "provider": "TensorRT"}, pb.ModelInstanceGroup.KIND_GPU),
+    ],
+)
+def test_it_computes_where_it_was_judged(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: dict[str, str], kind: int
+) -> None:
+    monkeypatch.setattr("ddcat_serve.deploy.triton.check", lambda bundle, repository: None)  # it opens the engine
+    write_repository(changed(bundle, engine=bundle.manifest.engine.model_copy(update=engine)), tmp_path / "repository")
+    for file, expected in (("config.pbtxt", kind), ("configs/python.pbtxt", pb.ModelInstanceGroup.KIND_CPU)):
+        (group,) = read(tmp_path / "repository/small" / file).instance_group
+        assert (group.count, group.kind) == (1, expected)
+
+
 def test_an_engine_that_triton_does_not_load_is_refused(bundle: Bundle, tmp_path: Path) -> None:
-    engine = bundle.manifest.engine.model_copy(update={"name": "openvino"})
-    other = dataclasses.replace(bundle, manifest=bundle.manifest.model_copy(update={"engine": engine}))
+    other = changed(bundle, engine=bundle.manifest.engine.model_copy(update={"name": "openvino"}))
     with pytest.raises(ServeError, match="--engine ort, or trt, would be right"):
         write_repository(other, tmp_path / "repository")
     assert not (tmp_path / "repository").exists()

@@ -91,9 +91,10 @@ def _model(bundle: Bundle, backend: str, file: str) -> pb.ModelConfig:
     )
     config.input.extend([pb.ModelInput(name=e.name, data_type=_TYPES[e.dtype], dims=_dims(e)) for e in manifest.inputs])
     config.output.extend([pb.ModelOutput(name=e.name, data_type=_TYPES[e.dtype], dims=_dims(e)) for e in manifest.outputs])
-    config.instance_group.add(
-        count=1, kind=pb.ModelInstanceGroup.KIND_AUTO if backend != "python" else pb.ModelInstanceGroup.KIND_CPU
-    )
+    # never KIND_AUTO: a graph that was judged on a CPU would run on a GPU that is there; a Python part finds its device itself
+    on_cpu = backend == "python" or manifest.engine.provider == "CPUExecutionProvider"
+    kinds = pb.ModelInstanceGroup
+    config.instance_group.add(count=1, kind=kinds.KIND_CPU if on_cpu else kinds.KIND_GPU)
     batching = config.dynamic_batching
     batching.max_queue_delay_microseconds = _DELAY_US
     policy = batching.default_queue_policy
