@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.markdown import Markdown
 
-from ddcat.files import new_directory
+from ddcat.files import new_directory, write_bytes, write_text
 from ddcat_bench.result_files import to_json
 
 __all__ = ["beside", "publish"]
@@ -35,10 +35,10 @@ def publish(folder: Path, name: str, result: BaseModel, markdown: str, files: Ma
         Further files.
     """
     with new_directory(folder) as aside:
-        (aside / f"{name}.json").write_text(to_json(result), encoding="utf-8")
-        (aside / f"{name}.md").write_text(markdown, encoding="utf-8")
+        write_text(aside / f"{name}.json", to_json(result))
+        write_text(aside / f"{name}.md", markdown)
         for other, content in (files or {}).items():
-            (aside / other).write_bytes(content)
+            write_bytes(aside / other, content)
     console = Console()
     if console.is_terminal:
         console.print(Markdown(markdown))

@@ -24,6 +24,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
 from ddcat.bundle import Bundle
+from ddcat.errors import WriteError
 from ddcat.manifest import Range
 from ddcat_serve import cli
 from ddcat_serve.deploy.triton import write_repository
@@ -32,6 +33,7 @@ from ddcat_serve.engines import open_engine
 from ddcat_serve.errors import ServeError
 from tests.serve.pictures import as_png
 from tests.serve.processes import free_port
+from tests.small_files import no_file_above
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,6 +103,12 @@ def test_it_computes_where_it_was_judged(
     for file, expected in (("config.pbtxt", kind), ("configs/python.pbtxt", pb.ModelInstanceGroup.KIND_CPU)):
         (group,) = read(tmp_path / "repository/small" / file).instance_group
         assert (group.count, group.kind) == (1, expected)
+
+
+def test_a_disk_without_room_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
+    with no_file_above(40), pytest.raises(WriteError, match=r"cannot write .*config\.pbtxt: File too large"):
+        write_repository(bundle, tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()
 
 
 def test_an_engine_that_triton_does_not_load_is_refused(bundle: Bundle, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from ddcat.bundle import Bundle
-from ddcat.files import new_directory
+from ddcat.bundle import MANIFEST, Bundle
+from ddcat.files import new_directory, write_bytes
 from ddcat.manifest import Shapes, TensorEntry
 from ddcat_serve.deploy.triton_check import check
 from ddcat_serve.errors import ServeError
@@ -60,8 +60,7 @@ def write_repository(bundle: Bundle, out: Path) -> list[Path]:
         )
     with new_directory(out) as aside:
         for place, content in _contents(bundle):
-            (aside / place).parent.mkdir(parents=True, exist_ok=True)
-            (aside / place).write_bytes(content)
+            write_bytes(aside / place, content)
         check(bundle, aside)
     return sorted(file.relative_to(out) for file in out.rglob("*") if file.is_file())
 
@@ -79,9 +78,9 @@ def _contents(bundle: Bundle) -> Iterator[tuple[str, bytes]]:
     yield f"{name}-file/{_CONFIG}", _text(_ensemble(name))
     yield f"{name}-file/1/.keep", b""
     # the manifest tells the Python parts what the classes and the sizes are; an engine opens from the whole bundle
-    for place, content in {"manifest.json": bundle.manifest.to_bytes(), **bundle.files}.items():
+    for place, content in {MANIFEST: bundle.manifest.to_bytes(), **bundle.files}.items():
         yield f"{name}/bundle/{place}", content
-    yield f"{name}-encode/manifest.json", bundle.manifest.to_bytes()
+    yield f"{name}-encode/{MANIFEST}", bundle.manifest.to_bytes()
 
 
 def _model(bundle: Bundle, backend: str, file: str) -> pb.ModelConfig:
