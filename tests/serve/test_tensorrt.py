@@ -1,5 +1,6 @@
 """TensorRT's engine from build to answer, on a machine that records what is asked of it."""
 
+import dataclasses
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -241,6 +242,47 @@ def test_what_fails_in_a_run(install: Callable, build: Callable, make_graph: Cal
         pass
     with pytest.raises(EngineError, match="closed"):
         engine.infer(images)
+
+
+@pytest.mark.parametrize("fault", ["cudaMalloc", "cudaHostAlloc", "set_tensor_address", "cudaGraphInstantiate"])
+def test_a_request_that_fails_leaves_no_memory(
+    install: Callable, build: Callable, make_graph: Callable, tmp_path: Path, fault: str
+) -> None:
+    machine = install()
+    bundle = bundle_of(make_graph(), tmp_path, LADDER, build)
+    images = np.zeros((1, 16, 24, 3), np.uint8)
+    with open_engine(bundle) as engine:
+        if fault == "cudaGraphInstantiate":
+            machine.fails = {"execute"}  # the memory of this size is there, and stays
+            with pytest.raises(EngineError):
+                engine.infer(images)
+            machine.pending.clear()
+        before = set(machine.memory)
+        machine.fails = {fault}
+        for _ in range(2):
+            with pytest.raises(EngineError, match="failed"):
+                engine.infer(images)
+        assert set(machine.memory) == before
+        machine.fails = set()
+        engine.infer(images)
+    assert not machine.memory
+    captured = len(machine.told("cudaStreamEndCapture"))
+    assert captured == len(machine.told("cudaGraphDestroy")) == (3 if fault == "cudaGraphInstantiate" else 1)
+
+
+def test_an_engine_that_is_refused_leaves_no_memory(
+    install: Callable, build: Callable, make_graph: Callable, tmp_path: Path
+) -> None:
+    machine = install()
+    bundle = bundle_of(make_graph(), tmp_path, LADDER, build)
+    other = bundle.manifest.model_copy(update={"outputs": bundle.manifest.outputs[:1]})
+    with pytest.raises(EngineError, match="but the manifest of small says labels"):
+        open_engine(dataclasses.replace(bundle, manifest=other))
+    machine.fails = {"cudaMalloc"}
+    with pytest.raises(EngineError, match="CUDA failed"):
+        open_engine(bundle)
+    assert not machine.memory
+    assert len(machine.told("cudaStreamDestroy")) == len(machine.told("cudaStreamCreateWithFlags")) == 3
 
 
 def test_a_capture_that_fails_is_ended(install: Callable, build: Callable, make_graph: Callable, tmp_path: Path) -> None:

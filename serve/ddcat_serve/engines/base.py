@@ -152,7 +152,7 @@ class GraphEngine(Closing):
     Parameters
     ----------
     graph : Graph
-        Is closed with the engine.
+        Is closed with the engine, or at once where it is refused.
     manifest : Manifest
         Of the bundle that it is from.
 
@@ -163,7 +163,11 @@ class GraphEngine(Closing):
     """
 
     def __init__(self, graph: Graph, manifest: Manifest) -> None:
-        check_statement(graph.inputs, graph.outputs, manifest)
+        try:
+            check_statement(graph.inputs, graph.outputs, manifest)
+        except EngineError:
+            graph.close()
+            raise
         self._graph, self._shapes = graph, manifest.shapes
         self.inputs, self.outputs, self.description = graph.inputs, graph.outputs, graph.description
 

@@ -62,7 +62,11 @@ class Memory:
         self._host = None
         self.address: int = _value(cudart.cudaMalloc(max(size, 1)))
         if host:
-            self._host = _value(cudart.cudaHostAlloc(max(size, 1), cudart.cudaHostAllocDefault))
+            try:
+                self._host = _value(cudart.cudaHostAlloc(max(size, 1), cudart.cudaHostAllocDefault))
+            except EngineError:
+                cudart.cudaFree(self.address)
+                raise
             self.bytes: npt.NDArray[np.uint8] = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self._host))
 
     def upload(self, size: int, stream: "Stream") -> None:
@@ -109,9 +113,10 @@ class Stream:
             cudart.cudaStreamEndCapture(self._stream)  # a stream that is left capturing does nothing else ever
             raise
         graph = _value(cudart.cudaStreamEndCapture(self._stream))
-        ready = _value(cudart.cudaGraphInstantiate(graph, 0))
-        _check(cudart.cudaGraphDestroy(graph))
-        return ready
+        try:
+            return _value(cudart.cudaGraphInstantiate(graph, 0))
+        finally:
+            _check(cudart.cudaGraphDestroy(graph))
 
     def launch(self, graph: Any) -> None:
         """Do what a graph of `capture` recorded."""

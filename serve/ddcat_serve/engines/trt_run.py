@@ -1,7 +1,8 @@
 """Running a TensorRT plan, without torch."""
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -71,7 +72,11 @@ class TensorRtGraph(Closing):
         check_in_effect(inspector.get_engine_information(trt.LayerInformationFormat.JSON), precision)
         self._profiles, self._cuda_graphs = profiles, cuda_graphs
         self._stream = Stream()
-        self._scratch = Memory(_memory_size(engine))  # for all contexts: no two of them work at a time
+        try:
+            self._scratch = Memory(_memory_size(engine))  # for all contexts: no two of them work at a time
+        except EngineError:
+            self._stream.close()
+            raise
         self._sessions: dict[int | Shape, _Session] = {}
         self.description: Mapping[str, str | int | bool] = {
             "runtime": f"tensorrt {trt.__version__}",
@@ -123,11 +128,17 @@ class _Session:
         stream.wait()
         self._shape: Shape = ()
         self._set_shape(largest)
-        self._image = Memory(_volume(largest), host=True)
-        self._outputs = {name: Memory(self._size(name), host=True) for name in outputs}
-        for name, memory in {"image": self._image, **self._outputs}.items():
-            self._done(context.set_tensor_address(name, memory.address))
         self._graph: Any = None
+        with contextlib.ExitStack() as allocated:  # of a session that does not come about nothing stays
+            sizes = {"image": math.prod(largest), **{name: self._size(name) for name in outputs}}
+            tensors = {}
+            for name, size in sizes.items():
+                tensors[name] = Memory(size, host=True)
+                allocated.callback(tensors[name].free)
+                self._done(context.set_tensor_address(name, tensors[name].address))
+            self._allocated = allocated.pop_all()
+        self._image = tensors.pop("image")
+        self._outputs = tensors
 
     def run(self, images: npt.NDArray[np.uint8], *, record: bool) -> Outputs:
         """Run the plan on images of a shape that this context has memory for."""
@@ -149,8 +160,7 @@ class _Session:
         """Free its memory."""
         if self._graph is not None:
             self._stream.forget(self._graph)
-        for memory in (self._image, *self._outputs.values()):
-            memory.free()
+        self._allocated.close()
 
     def _set_shape(self, shape: Shape) -> None:
         if shape != self._shape:
@@ -161,7 +171,8 @@ class _Session:
         self._done(self._context.execute_async_v3(self._stream.handle))
 
     def _size(self, name: str) -> int:
-        return _volume(self._context.get_tensor_shape(name)) * _dtype(name).itemsize
+        size: int = math.prod(self._context.get_tensor_shape(name)) * _dtype(name).itemsize
+        return size
 
     def _array(self, name: str) -> npt.NDArray[Any]:
         content = self._outputs[name].bytes[: self._size(name)].copy()
@@ -194,7 +205,3 @@ def _entry(engine: trt.ICudaEngine, name: str) -> TensorEntry:
 
 def _dtype(name: str) -> np.dtype[Any]:
     return np.dtype(np.uint8 if name in ("image", "labels") else np.float32)
-
-
-def _volume(shape: Sequence[int]) -> int:
-    return math.prod(shape)
