@@ -152,7 +152,9 @@ def read_json(path: Path, error: type[DdcatError] = DdcatError) -> Any:
 def reserve(path: Path) -> None:
     """Refuse a path where `new_directory` could not make one: before the long work whose result it is to hold."""
     check_vacant(path)
-    check_writable(path)
+    if path.is_mount():
+        raise DdcatError(f"{path} is where a disk is mounted, and cannot be replaced: a folder inside it would be right")
+    check_writable(path.parent)  # where it is filled, and renamed to the path at the end
 
 
 def check_vacant(path: Path) -> None:

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from ddcat.errors import DdcatError, WriteError
-from ddcat.files import append_text, check_writable, new_directory, read_json, remove_leftovers, write_bytes, write_json
+from ddcat.files import (
+    append_text,
+    check_writable,
+    new_directory,
+    read_json,
+    remove_leftovers,
+    reserve,
+    write_bytes,
+    write_json,
+)
 
 
 @pytest.fixture
@@ -59,6 +68,27 @@ def test_a_folder_that_cannot_be_written_in_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file/run"):
         with pytest.raises(WriteError, match=rf"cannot write {path}: .*: a folder that can be written in would be right"):
             check_writable(path)
+
+
+def test_a_place_where_no_folder_could_be_made_is_refused_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reserve(tmp_path / "deep/er")
+    (tmp_path / "empty").mkdir()
+    reserve(tmp_path / "empty")
+    assert os.listdir(tmp_path) == ["empty"]
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(WriteError, match=rf"cannot write {tmp_path}/file: "):
+        reserve(tmp_path / "file/run")
+    asked: list[Path] = []
+    monkeypatch.setattr("ddcat.files.check_writable", asked.append)
+    reserve(tmp_path / "empty")
+    assert asked == [tmp_path]  # the empty folder is replaced: that it can be written in is of no use
+
+
+def test_where_a_disk_is_mounted_no_folder_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
+    with pytest.raises(DdcatError, match=r"is where a disk is mounted.*: a folder inside it would be right"):
+        reserve(tmp_path)
+    reserve(tmp_path / "inside")
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
