@@ -20,7 +20,7 @@ PREFIX = "DDCAT_SERVE_"
 class Settings(BaseSettings):
     """All that changes how the server answers; `GET /v2` and `ddcat-serve run --help` show each."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
 
     max_bytes: int = Field(32 * 2**20, ge=1, description="Most bytes of a request's body.")
     max_pixels: int = Field(
@@ -96,9 +96,11 @@ class Settings(BaseSettings):
 
         if value is not None:
             try:
-                limits.parse(value)
+                rates = limits.parse_many(value)
             except ValueError as cause:
                 raise ValueError(f"{value!r} is no rate: 100/minute would be right") from cause
+            if len(rates) > 1:
+                raise ValueError(f"{value!r} are {len(rates)} rates, and one is taken: 100/minute would be right")
         return value
 
     @classmethod

@@ -40,6 +40,20 @@ def test_flags_come_before_the_environment_and_that_before_the_file(tmp_path: Pa
             read_settings(file)
     with pytest.raises(ServeError, match="--max-bytes: Input should be a valid integer"):
         read_settings(max_bytes="many")
+    for rate, message in (("100/minute;1000/hour", "are 2 rates, and one is taken: 100/minute"), ("often", "is no rate")):
+        with pytest.raises(ServeError, match=f"--rate-limit: '{rate}' {message}"):
+            read_settings(rate_limit=rate)
+    assert read_settings(rate_limit="100/minute").rate_limit == "100/minute"
     secret = read_settings(api_key="very secret")
     assert secret.shown()["api_key"] is True
     assert "very secret" not in repr(secret)
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "1e999"])
+def test_seconds_have_an_end(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("timeout", "hangs_after", "header_timeout", "body_timeout", "grace", "drain"):
+        with pytest.raises(ServeError, match=f"--{name.replace('_', '-')}: Input should be a finite number"):
+            read_settings(**{name: value})
+    monkeypatch.setenv("DDCAT_SERVE_DRAIN", value)
+    with pytest.raises(ServeError, match="DDCAT_SERVE_DRAIN: Input should be a finite number"):
+        read_settings()
