@@ -68,8 +68,10 @@ class Worker:
     ----------
     name : str
         For threads and the log.
+    engine : Engine
+        The first one; is closed by the worker.
     reopen : callable
-        Opens the engine, again if need be; in the worker's thread.
+        Opens another one in place of one that hangs, in the watchdog's thread.
     queue : Queue
         Of it alone.
     hangs_after : float
@@ -97,6 +99,7 @@ class Worker:
         self._generation = 0  # of the engine; a thread of an older one is given up
         self._restarts = 0
         self._current: tuple[float, list[Job]] | None = None
+        self._thread: threading.Thread | None = None  # that of the engine; None: given up
         self.state: State = "ready"
         self.engine = engine
         self._start(engine)
@@ -158,9 +161,10 @@ class Worker:
             left = [*(self._current[1] if self._current else ()), *(item.payload for item in self._queue.clear())]
             self._current = None
             self._changed.notify_all()
+            thread = self._thread
         _fail(left, StoppedError(f"{self._name} stopped"))
-        if finished:
-            self._thread.join(_CLOSES_WITHIN)  # a runtime that is being closed when the process ends aborts it
+        if finished and thread is not None:
+            thread.join(_CLOSES_WITHIN)  # a runtime that is being closed when the process ends aborts it
 
     def _check_state(self) -> None:
         if self.state != "ready":
@@ -229,6 +233,7 @@ class Worker:
     def _give_up(self) -> list[Job]:
         """Leave the thread to itself; gives the requests that waited."""
         self._generation += 1
+        self._thread = None
         self._current = None
         self._queue.done(self._clock(), measured=False)
         left = [item.payload for item in self._queue.clear()]

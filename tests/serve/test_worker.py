@@ -232,6 +232,20 @@ def test_closing_waits_until_the_engine_is_freed(work: Callable, monkeypatch: py
     assert toy.closed.is_set()  # else a process that ends now would be aborted by its runtime
 
 
+def test_closing_does_not_wait_for_an_engine_that_was_given_up(work: Callable) -> None:
+    def refuse() -> Toy:
+        raise EngineError("the runtime refuses")
+
+    worker, (toy,), _ = work(hangs_after=0.1, reopen=refuse)
+    stuck = hold(worker, toy)
+    with pytest.raises(HungError):
+        stuck.result.result(5)
+    began = time.monotonic()
+    worker.close(0.5)
+    assert time.monotonic() - began < 1
+    assert not toy.closed.is_set()
+
+
 def test_what_is_left_when_the_time_to_close_is_over_fails(work: Callable) -> None:
     worker, (toy,), _ = work()
     running = hold(worker, toy)
