@@ -145,7 +145,7 @@ def read_json(path: Path, error: type[DdcatError] = DdcatError) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as cause:
         raise error(f"cannot read {path}: {cause.strerror}") from cause
-    except ValueError as cause:
+    except (ValueError, RecursionError) as cause:  # the second: of thousands of brackets
         raise error(f"{path} is not JSON: {cause}") from cause
 
 

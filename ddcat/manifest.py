@@ -275,7 +275,7 @@ def _check_version(content: bytes, where: str) -> None:
     # before anything else is read: another version has other entries
     try:
         found = json.loads(content)["schema_version"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):  # the last of thousands of brackets
         return  # whatever else is wrong is said by the model
     if found != SCHEMA_VERSION:
         raise BundleError(

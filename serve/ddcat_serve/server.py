@@ -166,8 +166,9 @@ def _listen(host: str, port: int, option: str = "--port") -> socket.socket:
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, kind)
-    except OSError as cause:
-        raise ServeError(f"cannot listen at {host}: {cause.strerror}: --host takes an address of this machine") from cause
+    except (OSError, UnicodeError) as cause:  # the second: a name whose parts are empty or too long
+        reason = cause.strerror if isinstance(cause, OSError) else "it is no name of a machine"
+        raise ServeError(f"cannot listen at {host}: {reason}: --host takes an address of this machine") from cause
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else a restart waits for old connections to time out
         listener.bind(address)

@@ -128,7 +128,7 @@ def test_a_range_holds_its_ends() -> None:
         Range(minimum=2, maximum=1)
 
 
-@pytest.mark.parametrize("content", [b"\xff", b"{", b"[]", b"{}", b'"text"'])
+@pytest.mark.parametrize("content", [b"\xff", b"{", b"[]", b"{}", b'"text"', b"[" * 100_000])
 def test_a_manifest_that_states_no_version_is_refused_in_one_line(content: bytes) -> None:
     with pytest.raises(BundleError, match=r"x/manifest\.json is not a manifest that ddcat reads") as caught:
         parse_manifest(content, "x/manifest.json")

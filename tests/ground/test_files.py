@@ -138,7 +138,7 @@ def test_a_full_directory_is_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "cannot read"), ("{", "is not JSON")])
+@pytest.mark.parametrize(("content", "message"), [(None, "cannot read"), ("{", "is not JSON"), ("[" * 100_000, "is not JSON")])
 def test_json_that_is_not_there_is_one_line(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / "file").write_text(content)

@@ -88,6 +88,10 @@ def test_an_address_that_is_none(bundle: Bundle) -> None:
     assert result.returncode == 2
     assert result.stderr.startswith("error: cannot listen at 192.0.2.1")
     assert result.stderr.count("\n") == 1
+    result = run_serve("run", bundle.path, "--host", "a..b", "--port", "0")
+    assert (result.returncode, result.stderr) == (
+        2, "error: cannot listen at a..b: it is no name of a machine: --host takes an address of this machine\n",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("command", [["run", "--port", "0"], ["inspect"]])

@@ -1,5 +1,6 @@
 """Golden images: what is packed is read back, and a replay counts what differs."""
 
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def test_a_bundle_may_have_none(bundle: Bundle) -> None:
     assert read_golden(bundle) == ()
 
 
-@pytest.mark.parametrize("damage", ["no file", "no labels", "size", "dtype", "count", "more"])
+@pytest.mark.parametrize("damage", ["no file", "no labels", "size", "dtype", "count", "more", "BF16"])
 def test_a_file_that_is_not_golden_is_refused(bundle: Bundle, tmp_path: Path, damage: str) -> None:
     tensors: dict[str, npt.NDArray] = {}
     for name, image in pictures().items():
@@ -90,8 +91,13 @@ def test_a_file_that_is_not_golden_is_refused(bundle: Bundle, tmp_path: Path, da
         tensors["clean.0.labels"] = np.zeros((3, 3), np.uint8)
     if damage == "dtype":
         tensors["clean.0.labels"] = tensors["clean.0.labels"].astype(np.int32)
+    if damage == "BF16":
+        tensors["clean.0.labels"] = tensors["clean.0.labels"].astype(np.int16)
     if damage == "more":
         tensors["more"] = np.zeros(3, np.uint8)
     content = b"{}" if damage == "no file" else safetensors.numpy.save(tensors)
+    if damage == "BF16":
+        content = content.replace(b'"I16"', b'"BF16"')
+        content = struct.pack("<Q", struct.unpack("<Q", content[:8])[0] + 1) + content[8:]
     with pytest.raises(EngineError, match=rf"{FILE} (is no safetensors file|holds).*: export again"):
         read_golden(with_golden(bundle, content, tmp_path / "golden"))
