@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from ddcat.bundle import Bundle, open_bundle
 from ddcat.classes import Classes
+from ddcat_export import exporting
+from ddcat_export.sweep import Sweep
 from ddcat_train.checkpoints import Description, SplitEntry, build_network, save_checkpoint
 from ddcat_train.config import parse_config
 from ddcat_train.data.generate import write_scenes
@@ -102,6 +104,18 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "scenes"
     write_scenes(folder, train=8, val=6, size=(60, 48))
     return folder
+
+
+@pytest.fixture(scope="session")
+def skip_what_is_slow(bundle: Bundle) -> Callable[[pytest.MonkeyPatch], None]:
+    """Let an export of `run` take the slow stages from `bundle`, where they are done."""
+
+    def skip(patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(exporting, "build_graph", lambda *given, **options: bundle.files["model.onnx"])
+        patch.setattr(exporting, "prove_main_branch", lambda *given, **options: bundle.manifest.main_branch_only)
+        patch.setattr(exporting, "sweep", lambda *given, **options: Sweep((), 0, 0, 0.0))
+
+    return skip
 
 
 class Smallest(nn.Module):

@@ -15,7 +15,7 @@ from ddcat.hashing import sha256_of_file
 from ddcat_export import cli, exporting
 from ddcat_export.errors import ExportError
 from ddcat_export.exporting import export
-from ddcat_export.sweep import Sweep, sample_images
+from ddcat_export.sweep import sample_images
 from ddcat_serve.engines import open_engine
 from ddcat_train import imagenet
 from ddcat_train.checkpoints import load_checkpoint
@@ -177,11 +177,9 @@ def test_what_is_there_is_not_overwritten(run: Path, bundle: Bundle, tmp_path: P
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> pytest.MonkeyPatch:
+def quick(monkeypatch: pytest.MonkeyPatch, skip_what_is_slow: Callable[[pytest.MonkeyPatch], None]) -> pytest.MonkeyPatch:
     """The slow stages, already done."""
-    monkeypatch.setattr(exporting, "build_graph", lambda *a, **k: bundle.files["model.onnx"])
-    monkeypatch.setattr(exporting, "prove_main_branch", lambda *a, **k: bundle.manifest.main_branch_only)
-    monkeypatch.setattr(exporting, "sweep", lambda *a, **k: Sweep((), 0, 0, 0.0))
+    skip_what_is_slow(monkeypatch)
     return monkeypatch
 
 
@@ -195,7 +193,7 @@ def test_the_same_checkpoint_gives_the_same_manifest(
 
 def test_a_folder_that_cannot_be_made_is_one_line(quick: pytest.MonkeyPatch, run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(WriteError, match=r"cannot write .*/file/bundle: (Not a directory|File exists)"):
+    with pytest.raises(WriteError, match=r"cannot write .*/file: Not a directory"):
         export(run, tmp_path / "file" / "bundle")
     assert tree(tmp_path) == {"file"}
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from ddcat_export.fallback import Judge, Open
 from ddcat_export.quantise import check_quantised, layers_of, points_of
 from ddcat_export.rebuilding import rebuild
 from ddcat_export.sensitivity import LayerError, measure_sensitivity
-from ddcat_export.sweep import Sweep, sample_images
+from ddcat_export.sweep import sample_images
 from ddcat_serve.engines import open_engine
 from ddcat_serve.engines.onnxruntime import OrtGraph
 from ddcat_serve.engines.openvino import OpenVinoGraph
@@ -32,12 +33,10 @@ main()
 
 
 @pytest.fixture(scope="module")
-def quick(bundle: Bundle) -> pytest.MonkeyPatch:
+def quick(skip_what_is_slow: Callable[[pytest.MonkeyPatch], None]) -> Iterator[pytest.MonkeyPatch]:
     """What comes before int8, already done."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "build_graph", lambda *a, **k: bundle.files["model.onnx"])
-        patch.setattr(exporting, "prove_main_branch", lambda *a, **k: bundle.manifest.main_branch_only)
-        patch.setattr(exporting, "sweep", lambda *a, **k: Sweep((), 0, 0, 0.0))
+        skip_what_is_slow(patch)
         yield patch
 
 

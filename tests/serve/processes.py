@@ -14,6 +14,13 @@ COMMAND = Path(sys.executable).with_name("ddcat-serve")
 @contextlib.contextmanager
 def server(*arguments: object, before: str = "") -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """Run the command until the block ends; gives the process and its address. `before`: Python that it runs first."""
+    with introduced(*arguments, before=before) as (process, address, _):
+        yield process, address
+
+
+@contextlib.contextmanager
+def introduced(*arguments: object, before: str = "") -> Iterator[tuple["subprocess.Popen[str]", str, list[str]]]:
+    """Run it as `server` does; gives also the lines that it prints of its models, before its address."""
     command = [sys.executable, "-c", f"{before}\nfrom ddcat_serve.cli import main\nmain()"] if before else [COMMAND]
     line = [*command, "run", *map(str, arguments), "--port", "0", "--threads", "1"]
     with (
@@ -23,8 +30,11 @@ def server(*arguments: object, before: str = "") -> Iterator[tuple["subprocess.P
         process.stderr = log
         try:
             assert process.stdout is not None
-            address = next(text for text in process.stdout if text.startswith("listening at "))
-            yield process, address.removeprefix("listening at ").strip()
+            lines = []
+            while not (line := process.stdout.readline()).startswith("listening at "):
+                assert line, "it ended before it listened"
+                lines.append(line)
+            yield process, line.removeprefix("listening at ").strip(), lines
         finally:
             process.kill()
 

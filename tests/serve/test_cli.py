@@ -1,23 +1,20 @@
-import contextlib
-import io
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-from PIL import Image
 
 from ddcat.bundle import Bundle
 from ddcat.hashing import sha256_of_bytes
-
-COMMAND = Path(sys.executable).with_name("ddcat-serve")
+from tests.serve.pictures import as_labels, as_png
+from tests.serve.processes import COMMAND, connect, introduced, server
 
 
 def run_serve(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -26,36 +23,18 @@ def run_serve(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@contextlib.contextmanager
-def running_server(*bundles: Path) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
-    arguments = [COMMAND, "run", *bundles, "--port", "0", "--threads", "1"]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            lines = []
-            for line in process.stdout:
-                lines.append(line)
-                if line.startswith("try: "):
-                    break
-            address = next(line.removeprefix("listening at ").strip() for line in lines if line.startswith("listening at "))
-            yield process, address, lines
-        finally:
-            process.kill()
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_real_server_from_start_to_end(bundle: Bundle, oracle: Callable, picture: np.ndarray, number: signal.Signals) -> None:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
-    with running_server(bundle.path) as (process, address, lines):
+    with introduced(bundle.path) as (process, address, lines):
         assert any(bundle.digest in line and "integrity only" in line for line in lines)
         assert httpx.get(f"{address}/v2/health/ready").json() == {"ready": True}
-        response = httpx.post(f"{address}/v1/segment", content=file.getvalue())
-        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(response.content))), oracle(picture[None])[0][0])
+        response = httpx.post(f"{address}/v1/segment", content=as_png(picture))
+        np.testing.assert_array_equal(as_labels(response.content), oracle(picture[None])[0][0])
         assert httpx.post(f"{address}/v1/segment", content=b"nothing").status_code == 415
         process.send_signal(number)
         assert process.wait(20) == 0
         assert process.stderr is not None
+        process.stderr.seek(0)
         logged = [json.loads(line) for line in process.stderr]
         assert [(line["path"], line["status"]) for line in logged if "path" in line] == [
             ("/v2/health/ready", 200), ("/v1/segment", 200), ("/v1/segment", 415),
@@ -63,11 +42,9 @@ def test_a_real_server_from_start_to_end(bundle: Bundle, oracle: Callable, pictu
 
 
 def test_a_request_that_is_too_long_is_answered(bundle: Bundle) -> None:
-    with running_server(bundle.path) as (_, address, _):
-        host, port = address.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=10) as connection:  # declares more than it ever sends
-            connection.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
-            assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
+    with server(bundle.path) as (_, address), connect(address) as connection:  # declares more than it ever sends
+        connection.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
 def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
