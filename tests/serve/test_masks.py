@@ -1,6 +1,7 @@
 """Masks as peers read them."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -52,6 +53,16 @@ def test_an_overlay_is_half_image_half_colours() -> None:
     found = np.asarray(Image.open(io.BytesIO(encode_overlay(labels, image, CITYSCAPES))))
     mean = (image.astype(float) + coloured(labels, CITYSCAPES)) / 2
     assert np.abs(found - mean).max() <= 0.5
+
+
+def test_an_overlay_takes_little_memory() -> None:
+    labels, image = np.zeros((500, 600), np.uint8), np.zeros((500, 600, 3), np.uint8)
+    tracemalloc.start()
+    try:
+        encode_overlay(labels, image, CITYSCAPES)
+        assert tracemalloc.get_traced_memory()[1] < 20 * labels.size  # bytes
+    finally:
+        tracemalloc.stop()
 
 
 def test_confidence_is_grey() -> None:
