@@ -1,8 +1,8 @@
 """
 The passport: the gate's verdict on one bundle, beside its immutable manifest and bound to it by its SHA-256.
 
-It says what was found, and by whom it was signed, if by anyone. It never makes a bundle load or fail: a bundle whose manifest
-is another one has none.
+A bundle whose manifest is another one has none. No verdict keeps a bundle from being loaded; the lack of a signature that was
+asked for does.
 """
 
 from pathlib import Path
@@ -77,7 +77,7 @@ def read_passport(bundle: Bundle, trust: Trust = ANYONE) -> Found:
         content = file.read_bytes()
     except OSError:
         return Found(None, "none: the bundle has not been judged")
-    if trust is not None and trust.public_key is not None:
+    if trust.public_key is not None:
         try:
             signature = (bundle.path / PASSPORT_SIGNATURE).read_bytes()
         except OSError as cause:
@@ -90,7 +90,9 @@ def read_passport(bundle: Bundle, trust: Trust = ANYONE) -> Found:
     if passport.manifest_sha256 != bundle.digest:
         return Found(None, f"none: {file.name} speaks of another bundle, {passport.manifest_sha256[:12]}...: judge this one")
     findings = ", ".join(f"{finding.name}: {finding.verdict}" for finding in passport.findings)
-    return Found(passport, f"{passport.verdict} ({passport.budget} budget, {passport.images} images; {findings})")
+    checked = "not checked" if trust.public_key is None else "checked"
+    about = f"{passport.budget} budget, {passport.images} images, signature {checked}"
+    return Found(passport, f"{passport.verdict} ({about}; {findings})")
 
 
 def write_passport(bundle: Bundle, passport: Passport, *, key: Path | None = None) -> None:

@@ -30,7 +30,7 @@ def test_it_travels_with_its_bundle(bundle: Bundle) -> None:
     opened = open_bundle(bundle.path)  # it is no surplus file
     found = read_passport(opened)
     assert found.passport == passport(bundle)
-    assert found.known == "pass (default budget, 7 images; mIoU, clean: pass)"
+    assert found.known == "pass (default budget, 7 images, signature not checked; mIoU, clean: pass)"
 
 
 def test_a_bundle_that_changed_has_lost_it(bundle: Bundle) -> None:
@@ -62,7 +62,9 @@ def test_signed_by_whom_it_should_be(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is not signed"):
         read_passport(bundle, Trust(our_public))
     write_passport(bundle, passport(bundle), key=ours)
-    assert read_passport(open_bundle(bundle.path), Trust(our_public)).passport is not None
+    found = read_passport(open_bundle(bundle.path), Trust(our_public))
+    assert found.passport is not None
+    assert found.known == "pass (default budget, 7 images, signature checked; mIoU, clean: pass)"
     with pytest.raises(BundleError):
         read_passport(bundle, Trust(their_public))
     (bundle.path / "passport.json").write_bytes(passport(bundle, verdict="refuse").to_bytes())
