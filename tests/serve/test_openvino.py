@@ -25,15 +25,19 @@ class Compiled:
         return self._compiled.get_property(name)  # type: ignore[attr-defined]
 
 
-def test_throughput_gives_what_latency_gives(build: Callable, make_graph: Callable, oracle: Callable) -> None:
-    images = np.random.default_rng(2).integers(0, 256, (4, 12, 13, 3)).astype(np.uint8)
-    with open_engine(build(make_graph(), "openvino", hint="throughput"), threads=2) as engine:
-        assert engine.description["hint"] == "throughput"
-        outputs = engine.infer(images)
-    labels, logits = oracle(images)
-    np.testing.assert_array_equal(outputs.labels, labels)
-    assert outputs.logits is not None
-    np.testing.assert_allclose(outputs.logits, logits, rtol=1e-6)
+def test_the_outputs_of_a_batch_are_kept_when_the_next_is_computed(
+    build: Callable, make_graph: Callable, oracle: Callable
+) -> None:
+    batches = np.random.default_rng(2).integers(0, 256, (2, 4, 12, 13, 3)).astype(np.uint8)
+    batches.flags.writeable = False  # as decoded images are
+    with open_engine(build(make_graph(), "openvino"), threads=2) as engine:
+        assert (engine.description["hint"], engine.description["streams"]) == ("latency", 1)
+        found = [engine.infer(images[:, ::-1]) for images in batches]
+    for images, outputs in zip(batches, found, strict=True):
+        labels, logits = oracle(images[:, ::-1])
+        np.testing.assert_array_equal(outputs.labels, labels)
+        assert outputs.logits is not None
+        np.testing.assert_allclose(outputs.logits, logits, rtol=1e-6)
 
 
 def test_the_cache_is_the_user_s_and_each_graph_has_its_own(build: Callable, make_graph: Callable, cache: Path) -> None:

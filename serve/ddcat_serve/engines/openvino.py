@@ -19,11 +19,10 @@ from ddcat_serve.engines.cores import physical_cores
 from ddcat_serve.engines.openvino_winograd import save_products
 from ddcat_serve.errors import EngineError
 
-__all__ = ["Hint", "OpenVinoGraph", "build", "cache_folder", "check_possible", "load"]
-
-Hint = Literal["latency", "throughput"]
+__all__ = ["OpenVinoGraph", "build", "cache_folder", "check_possible", "load"]
 
 _DEVICE = "CPU"
+_HINT = "latency"  # all threads compute one batch
 # In what the float layers of a graph are computed. It must be said: left alone, OpenVINO takes bf16 wherever the CPU has it.
 _FLOATS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 _PRECISIONS: dict[str, Precision] = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
@@ -40,10 +39,8 @@ class OpenVinoGraph(Closing):
     content : bytes
         The ONNX file. Input `image`: uint8 (N, H, W, 3); outputs as `Outputs` has them, by name.
     precision : Precision
-    hint : "latency" or "throughput"
-        All threads compute one batch, or each stream of fewer threads one image of it.
     threads : int, optional
-        The physical cores by default.
+        That compute one batch; the physical cores by default.
     cache : Path, optional
         A folder for compiled models, which nobody else can write to.
 
@@ -53,18 +50,10 @@ class OpenVinoGraph(Closing):
         Where OpenVINO does not load it, or another precision is in effect.
     """
 
-    def __init__(
-        self,
-        content: bytes,
-        *,
-        precision: Precision,
-        hint: Hint = "latency",
-        threads: int | None = None,
-        cache: Path | None = None,
-    ) -> None:
+    def __init__(self, content: bytes, *, precision: Precision, threads: int | None = None, cache: Path | None = None) -> None:
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _FLOATS[precision],
-            "PERFORMANCE_HINT": hint.upper(),
+            "PERFORMANCE_HINT": _HINT.upper(),
             "INFERENCE_NUM_THREADS": physical_cores() if threads is None else threads,
         }
         if cache is not None:
@@ -82,14 +71,13 @@ class OpenVinoGraph(Closing):
         self._names = [entry.name for entry in self.outputs]
         check_names([entry.name for entry in self.inputs], self._names)
         check_precision(_precision(compiled), precision, "OpenVINO")
-        self._requests: Any = ov.AsyncInferQueue(compiled, 1 if hint == "latency" else 0)  # 0: as many as it likes best
-        self._hint = hint
+        self._request: Any = compiled.create_infer_request()
         self.description: Mapping[str, str | int | bool] = {
             "runtime": f"openvino {ov.get_version()}",
             "provider": _DEVICE,
             "precision": precision,
             "float_precision": _FLOATS[precision],
-            "hint": hint,
+            "hint": _HINT,
             "threads": compiled.get_property("INFERENCE_NUM_THREADS"),
             "streams": compiled.get_property("NUM_STREAMS"),
             "pinning": compiled.get_property("ENABLE_CPU_PINNING"),
@@ -98,28 +86,20 @@ class OpenVinoGraph(Closing):
 
     def run(self, images: npt.NDArray[Any]) -> Outputs:
         """Run the graph: see `Graph.run`."""
-        if self._requests is None:
+        if self._request is None:
             raise EngineError("the engine is closed")
         if images.dtype != np.uint8:  # it would be converted without a word
             raise EngineError(f"OpenVINO failed on images of {images.dtype}: uint8 would be right")
-        size = len(images) if self._hint == "latency" else 1
-        parts: dict[int, dict[str, npt.NDArray[Any]]] = {}
-
-        def keep(request: Any, first: int) -> None:
-            parts[first] = {name: request.get_tensor(name).data.copy() for name in self._names}
-
-        self._requests.set_callback(keep)
         try:
-            for first in range(0, len(images), size):
-                self._requests.start_async({"image": np.ascontiguousarray(images[first : first + size])}, first)
-            self._requests.wait_all()
+            # shared, its shape is checked; when it is copied, a wrong one gives empty outputs without a word
+            results = self._request.infer({"image": np.ascontiguousarray(images)}, share_inputs=True)
         except RuntimeError as cause:
             raise EngineError(f"OpenVINO failed on images of shape {images.shape}: {_reason(cause)}") from cause
-        return Outputs(**{name: np.concatenate([parts[first][name] for first in sorted(parts)]) for name in self._names})
+        return Outputs(**{name: results[name] for name in self._names})
 
     def close(self) -> None:
         """Free the compiled model."""
-        self._requests = None
+        self._request = None
 
 
 def check_possible(precision: Precision) -> None:
@@ -133,16 +113,9 @@ def check_possible(precision: Precision) -> None:
         )
 
 
-def build(graph: bytes, *, file: str, precision: Precision, shapes: Shapes, hint: Hint = "latency") -> Built:
-    """
-    Compile a graph to find out what it is: see `ddcat_serve.engines.build_engine`.
-
-    Parameters
-    ----------
-    hint : "latency" or "throughput"
-        What the engine is to be good at.
-    """
-    with OpenVinoGraph(graph, precision=precision, hint=hint) as opened:
+def build(graph: bytes, *, file: str, precision: Precision, shapes: Shapes) -> Built:
+    """Compile a graph to find out what it is: see `ddcat_serve.engines.build_engine`. There are no options."""
+    with OpenVinoGraph(graph, precision=precision) as opened:
         entry = EngineEntry(
             name="openvino",
             file=file,
@@ -150,7 +123,7 @@ def build(graph: bytes, *, file: str, precision: Precision, shapes: Shapes, hint
             requested_precision=precision,
             effective_precision=precision,
             provider=_DEVICE,
-            options={"hint": hint},
+            options={"hint": _HINT},
         )
         return Built({}, entry, opened.inputs, opened.outputs)
 
@@ -160,13 +133,7 @@ def load(bundle: Bundle, *, threads: int | None = None) -> GraphEngine:
     entry = bundle.manifest.engine
     check_possible(entry.effective_precision)
     content = bundle.files[entry.file]
-    graph = OpenVinoGraph(
-        content,
-        precision=entry.effective_precision,
-        hint=_hint(entry.options.get("hint")),
-        threads=threads,
-        cache=cache_folder(content),
-    )
+    graph = OpenVinoGraph(content, precision=entry.effective_precision, threads=threads, cache=cache_folder(content))
     return GraphEngine(graph, bundle.manifest)
 
 
@@ -216,10 +183,6 @@ def _precision(compiled: Any) -> str:
     floats = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     precision = _PRECISIONS.get(kernels, kernels)
     return precision if precision == "int8" else _PRECISIONS.get(floats, floats)
-
-
-def _hint(option: str | int | bool | None) -> Hint:
-    return "throughput" if option == "throughput" else "latency"
 
 
 def _entry(port: Any) -> TensorEntry:

@@ -33,7 +33,6 @@ def build(
     timings: bytes | None = None,
     version_compatible: bool = False,
     hardware: Hardware = "this",
-    cuda_graphs: bool = True,
 ) -> Built:
     """
     Build a plan for the GPU of this machine: see `ddcat_serve.engines.build_engine`.
@@ -50,8 +49,6 @@ def build(
         The plan is to run with later minor versions of TensorRT.
     hardware : Hardware
         That the plan is to run on.
-    cuda_graphs : bool
-        Record and launch CUDA graphs where sizes are fixed; a plan of free sizes has none.
     """
     check_possible(precision)
     profiles = profiles_of(shapes)
@@ -59,7 +56,7 @@ def build(
     plan = build_plan(
         graph, profiles, precision=precision, timings=timings, version_compatible=version_compatible, hardware=hardware
     )
-    recorded = cuda_graphs and all(profile.least[1:] == profile.most[1:] for profile in profiles)
+    recorded = all(profile.least[1:] == profile.most[1:] for profile in profiles)  # free sizes would be too many graphs
     with TensorRtGraph(
         plan.content, profiles, precision=precision, cuda_graphs=recorded, host_code=version_compatible
     ) as opened:
