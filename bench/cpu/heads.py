@@ -30,7 +30,7 @@ from ddcat_bench.timing.plain import PlainSegmenter, plain_network
 from ddcat_bench.timing.speed import draw_inputs
 from ddcat_bench.timing.turns import interleave, ratio, times
 from ddcat_serve.engines.base import physical_cores
-from ddcat_serve.engines.onnxruntime import open_graph
+from ddcat_serve.engines.onnxruntime import OrtGraph
 from ddcat_serve.engines.openvino import OpenVinoGraph
 from ddcat_train.networks import Segmenter
 
@@ -79,7 +79,7 @@ def main() -> None:
     load_before = os.getloadavg()[0]
     runtimes: dict[str, dict[str, Answer]] = {
         "PyTorch, eager": {name: eager(network) for name, network in networks.items()},
-        "ONNX Runtime": {name: answer(open_graph(graph, threads=threads)) for name, graph in graphs.items()},
+        "ONNX Runtime": {name: answer(OrtGraph(graph, threads=threads)) for name, graph in graphs.items()},
         "OpenVINO": {name: answer(OpenVinoGraph(graph, precision="fp32", threads=threads)) for name, graph in graphs.items()},
     }
     found = {name: measure(pair, inputs.batches) for name, pair in runtimes.items()}

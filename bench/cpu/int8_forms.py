@@ -16,7 +16,7 @@ import numpy as np
 from ddcat.bundle import open_bundle
 from ddcat.command import parse_size, run
 from ddcat_serve.engines.base import Graph
-from ddcat_serve.engines.onnxruntime import open_graph
+from ddcat_serve.engines.onnxruntime import OrtGraph
 from ddcat_serve.engines.openvino import OpenVinoGraph
 
 _FORMS = {"signed": "model.onnx", "unsigned": "model.cpu.onnx"}
@@ -35,7 +35,7 @@ def main() -> None:
     forms = {form: int8.files[file] for form, file in _FORMS.items()}
     graph = fp32.files["model.onnx"]
     opened: dict[str, dict[str, Graph]] = {
-        "ort": {"fp32": open_graph(graph), **{form: open_graph(content) for form, content in forms.items()}},
+        "ort": {"fp32": OrtGraph(graph), **{form: OrtGraph(content) for form, content in forms.items()}},
         "openvino": {
             "fp32": OpenVinoGraph(graph, precision="fp32"),
             **{form: OpenVinoGraph(content, precision="int8") for form, content in forms.items()},

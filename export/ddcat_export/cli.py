@@ -112,6 +112,7 @@ def export(
     - `ddcat-export bundles/camvid --engine trt --size 180x240` on the machine with the GPU: from the graph inside, without
       torch.
     """
+    from ddcat.bundle import MANIFEST, Trust
     from ddcat.manifest import Kind, Precision
 
     sizes = _sizes(size or [])
@@ -131,13 +132,12 @@ def export(
         _refuse(
             {"--hardware": hardware, "--version-compatible": version_compatible, "--repeatable": repeatable}, "this is not trt"
         )
-    if (source / "manifest.json").is_file():
+    if (source / MANIFEST).is_file():
         given = {"--logits": logits, "--confidence": confidence, "--data-root": data_root, "--explain": explain, **of_int8}
         _refuse(given, f"{source} is a bundle")
         place = source.resolve()  # "." has another parent
         folder = out or place.parent / "-".join(filter(None, (place.name, engine, precision)))
         with _missing("ddcat[export,serve]"):
-            from ddcat.bundle import Trust
             from ddcat_export.rebuilding import rebuild
         with _status() as progress:
             made, replay = rebuild(

@@ -12,7 +12,7 @@ from ddcat_export.quantise import layers_of, quantise
 from ddcat_export.sensitivity import LayerError, measure_sensitivity
 from ddcat_export.steps import Progress, told
 from ddcat_serve.engines.base import Graph
-from ddcat_serve.engines.onnxruntime import open_graph
+from ddcat_serve.engines.onnxruntime import OrtGraph
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.networks import Segmenter
 
@@ -113,12 +113,12 @@ def make_int8(
             attack(segmenter, sample, options, seed)
             for seed, sample in told(list(enumerate(samples)), "attacking images to judge on", progress)
         ]
-        judge = Judge(samples, attacked, classes=segmenter.classes, attack=options, reference=graph, open_fp32=open_graph)
+        judge = Judge(samples, attacked, classes=segmenter.classes, attack=options, reference=graph, open_fp32=OrtGraph)
 
         def drop_of(floats: Sequence[str]) -> Drop:
             progress(f"judging int8 with {len(floats)} layers in float")
             forms = [quantise(graph, ranges, float_layers=floats, unsigned=unsigned) for unsigned in (False, True)]
-            return judge.drop([(forms[0], _open_signed), (forms[1], _open_openvino if engine == "openvino" else open_graph)])
+            return judge.drop([(forms[0], _open_signed), (forms[1], _open_openvino if engine == "openvino" else OrtGraph)])
 
         float_layers, drop, trials = fall_back([one.layer for one in sensitivity], drop_of, max_drop=max_drop)
         report = _report(sensitivity, trials)
@@ -144,7 +144,7 @@ def _open_signed(content: bytes) -> Graph:
     try:
         return _open_openvino(content)
     except ImportError:
-        return open_graph(content)
+        return OrtGraph(content)
 
 
 def _open_openvino(content: bytes) -> Graph:

@@ -5,6 +5,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
+from ddcat.faults import first_line
 from ddcat.manifest import Precision
 from ddcat_export.errors import ExportError
 
@@ -49,7 +50,7 @@ def check_graph(model: onnx.ModelProto, precision: Precision) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as cause:  # its exceptions share no base
-        raise ExportError(f"the graph is not valid ONNX: {str(cause).strip().partition(chr(10))[0]}") from cause
+        raise ExportError(f"the graph is not valid ONNX: {first_line(cause)}") from cause
     types = types_of(model)
     allowed = _ALWAYS | {COMPUTES[precision]} | ({TensorProto.INT8} if precision == "int8" else set())
     for name, kind in types.items():

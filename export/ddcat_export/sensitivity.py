@@ -11,7 +11,7 @@ from ddcat_export.errors import ExportError
 from ddcat_export.graph import with_logits
 from ddcat_export.quantise import layers_of, quantise
 from ddcat_export.steps import Progress, told
-from ddcat_serve.engines.onnxruntime import open_graph
+from ddcat_serve.engines.onnxruntime import OrtGraph
 
 __all__ = ["LayerError", "measure_sensitivity"]
 
@@ -74,7 +74,7 @@ def measure_sensitivity(
 
 
 def _logits(content: bytes, images: Sequence[Images]) -> _Logits:
-    with open_graph(with_logits(content)) as opened:
+    with OrtGraph(with_logits(content)) as opened:
         given = [opened.run(batch).logits for batch in images]
     return [logits for logits in given if logits is not None]
 

@@ -11,7 +11,7 @@ from ddcat_export.errors import ExportError
 from ddcat_export.explain import compare_layers, first_different
 from ddcat_export.graph import with_logits
 from ddcat_serve.engines.base import Outputs
-from ddcat_serve.engines.onnxruntime import OrtGraph, open_graph
+from ddcat_serve.engines.onnxruntime import OrtGraph
 from ddcat_serve.errors import EngineError
 from ddcat_train.networks import Segmenter
 from ddcat_train.pixels import to_planes
@@ -106,7 +106,7 @@ def sweep(content: bytes, segmenter: Segmenter, shapes: tuple[Shape, ...], *, to
     pixels = ties = 0
     worst = 0.0
     try:
-        with open_graph(content) as served, open_graph(with_logits(content)) as inner:
+        with OrtGraph(content) as served, OrtGraph(with_logits(content)) as inner:
             for shape in shapes:
                 for seed in (0, 1):
                     images = sample_images(shape, seed)

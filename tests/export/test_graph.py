@@ -17,7 +17,7 @@ from ddcat_export.errors import ExportError
 from ddcat_export.graph import MainBranch, build_graph, with_logits
 from ddcat_export.lint import OPSET
 from ddcat_export.sweep import shapes_of, sweep
-from ddcat_serve.engines.onnxruntime import open_graph
+from ddcat_serve.engines.onnxruntime import OrtGraph
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.config import ModelConfig
 from ddcat_train.networks import build_segmenter
@@ -55,13 +55,13 @@ def test_nothing_of_the_machine_is_in_the_file(bundle: Bundle) -> None:
 
 
 def test_sizes_are_free_or_fixed(bundle: Bundle, smallest: Any) -> None:
-    with open_graph(bundle.files["model.onnx"]) as graph:
+    with OrtGraph(bundle.files["model.onnx"]) as graph:
         assert [(t.name, t.dtype, t.shape) for t in (*graph.inputs, *graph.outputs)] == [
             ("image", "uint8", ("batch", "height", "width", 3)),
             ("labels", "uint8", ("batch", "height", "width")),
             ("logits", "float32", ("batch", 6, "logits_height", "logits_width")),
         ]
-    with open_graph(build_graph(smallest, sizes=(SIZE,), logits=True, confidence=False)) as graph:
+    with OrtGraph(build_graph(smallest, sizes=(SIZE,), logits=True, confidence=False)) as graph:
         assert [t.shape for t in (*graph.inputs, *graph.outputs)] == [
             ("batch", *SIZE, 3), ("batch", *SIZE), ("batch", 4, 32, 40)
         ]  # fmt: skip
@@ -83,7 +83,7 @@ def test_labels_leave_as_tensorrt_wants_them(bundle: Bundle) -> None:
 def test_logits_can_be_looked_at_in_a_graph_that_does_not_give_them(smallest: Any) -> None:
     quiet = build_graph(smallest, sizes=(SIZE,), logits=False, confidence=False)
     images = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3), np.uint8)
-    with open_graph(quiet) as served, open_graph(with_logits(quiet)) as looked_into:
+    with OrtGraph(quiet) as served, OrtGraph(with_logits(quiet)) as looked_into:
         without, inside = served.run(images), looked_into.run(images)
     assert without.logits is None
     assert inside.logits is not None

@@ -18,7 +18,7 @@ from ddcat_export.graph import with_logits
 from ddcat_export.lint import OPSET
 from ddcat_export.quantise import check_quantised, layers_of, points_of, quantise
 from ddcat_export.sweep import sample_images
-from ddcat_serve.engines.onnxruntime import open_graph
+from ddcat_serve.engines.onnxruntime import OrtGraph
 from ddcat_serve.engines.openvino import OpenVinoGraph
 
 F32 = npt.NDArray[np.float32]
@@ -240,7 +240,7 @@ def test_values_are_those_of_quantisation_written_out(seed: int, share: float) -
     made = quantise(content, ranges)
     found = ReferenceEvaluator(onnx.load_model_from_string(made)).run(["logits"], {"image": images})
     # OpenVINO is told of floats, for most layers of so small a network are; what it computes in int8 it finds itself
-    with open_graph(made, threads=1) as ort, OpenVinoGraph(made, precision="fp32", threads=1) as openvino:
+    with OrtGraph(made, threads=1) as ort, OpenVinoGraph(made, precision="fp32", threads=1) as openvino:
         found += [ort.run(images).logits, openvino.run(images).logits]
     w = constants(onnx.load_model_from_string(content))
     # where a value lies at the middle of two bytes, the last bit of a float decides, and the whole byte counts
@@ -253,13 +253,13 @@ def test_values_are_those_of_quantisation_written_out(seed: int, share: float) -
 def test_runtimes_compute_what_onnx_does(fp32: bytes, ranges: dict[str, float]) -> None:
     """Bytes that round the other way grow from layer to layer, but the runtimes are nearer to ONNX than int8 is to fp32."""
     images = sample_images((1, 33, 40), 1)
-    with open_graph(with_logits(fp32), threads=1) as opened:
+    with OrtGraph(with_logits(fp32), threads=1) as opened:
         exact = opened.run(images).logits
     assert exact is not None
     for unsigned in (False, True):
         made = with_logits(quantise(fp32, ranges, unsigned=unsigned))
         (wanted,) = ReferenceEvaluator(onnx.load_model_from_string(made)).run(["logits"], {"image": images})
-        with open_graph(made, threads=1) as ort, OpenVinoGraph(made, precision="int8", threads=1) as ov:
+        with OrtGraph(made, threads=1) as ort, OpenVinoGraph(made, precision="int8", threads=1) as ov:
             found = {"ort": ort.run(images).logits, "openvino": ov.run(images).logits}
         assert 1e-3 < rms(wanted - exact) / exact.std() < 0.15
         for engine, logits in found.items():

@@ -19,7 +19,7 @@ from ddcat.bundle import Bundle
 from ddcat_export.errors import ExportError
 from ddcat_export.graph import build_graph, with_logits
 from ddcat_export.sweep import LOGIT_TOLERANCE, sample_images, shapes_of, sweep
-from ddcat_serve.engines.onnxruntime import OrtGraph, open_graph
+from ddcat_serve.engines.onnxruntime import OrtGraph
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.networks import Segmenter, contexts
 
@@ -28,7 +28,7 @@ SIZE = (64, 80)
 
 @pytest.fixture(scope="module")
 def pair(run: Path, bundle: Bundle) -> tuple[Segmenter, OrtGraph]:
-    return load_checkpoint(run).segmenter(), open_graph(bundle.files["model.onnx"], threads=1)
+    return load_checkpoint(run).segmenter(), OrtGraph(bundle.files["model.onnx"], threads=1)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -7,7 +7,7 @@ import pytest
 from ddcat.bundle import Bundle, write_bundle
 from ddcat.manifest import Precision
 from ddcat_serve.engines import build_engine, check_possible, onnxruntime, open_engine
-from ddcat_serve.engines.onnxruntime import CPU, CUDA, open_graph
+from ddcat_serve.engines.onnxruntime import CPU, CUDA, OrtGraph
 from ddcat_serve.errors import EngineError
 
 
@@ -46,7 +46,7 @@ def gpu_build(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[object]]:
 
 def test_a_graph_before_its_bundle(bundle: Bundle, oracle: Callable) -> None:
     images = np.random.default_rng(1).integers(0, 256, (6, 3, 700, 3)).astype(np.uint8)  # no shapes bind it yet
-    with open_graph(bundle.files["model.onnx"], threads=1) as graph:
+    with OrtGraph(bundle.files["model.onnx"], threads=1) as graph:
         np.testing.assert_array_equal(graph.run(images).labels, oracle(images)[0])
         with pytest.raises(EngineError, match="ONNX Runtime failed on images of shape"):
             graph.run(images.astype(np.float32))

@@ -19,7 +19,7 @@ from ddcat_serve.engines.checks import check_names, check_precision
 from ddcat_serve.engines.cores import physical_cores
 from ddcat_serve.errors import EngineError
 
-__all__ = ["CPU", "CUDA", "OrtGraph", "build", "check_possible", "load", "open_graph", "run_once"]
+__all__ = ["CPU", "CUDA", "OrtGraph", "build", "check_possible", "load", "run_once"]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -121,11 +121,6 @@ class OrtGraph(Closing):
     def close(self) -> None:
         """Free the session."""
         self._session = None
-
-
-def open_graph(content: bytes, *, threads: int | None = None) -> OrtGraph:
-    """Load an ONNX file that belongs to no bundle yet, on the CPU."""
-    return OrtGraph(content, threads=threads)
 
 
 def run_once(content: bytes, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
