@@ -9,10 +9,7 @@ from typing import Any
 import pytest
 
 from ddcat.bundle import MANIFEST, Bundle, write_bundle
-from ddcat.manifest import Device
 from ddcat_serve import cli
-
-GPU = Device(name="NVIDIA H100", compute_capability="9.0", driver="13.0", runtime="tensorrt 10.13.2.6")
 
 
 def rewritten(bundle: Bundle, **engine: Any) -> Path:
@@ -43,7 +40,6 @@ CASES: dict[str, tuple[Callable[[Bundle], Path], str]] = {
         lambda bundle: rewritten(bundle, name="openvino", provider="CPU", effective_precision="int8"),
         "computes in fp32 where int8 was asked for",
     ),
-    "foreign plan": (lambda bundle: rewritten(bundle, name="trt", provider="TensorRT", built_for=GPU), "trt"),
 }
 
 
