@@ -53,6 +53,7 @@ def _rows(bundle: Bundle, trust: Trust) -> dict[str, str]:
         "attack in training": _pairs(source.attack),
         "main branch only": _proof(manifest.main_branch_only),
         "data": f"{data.name}, {data.split} split{images}, {data.root}",
+        "judged at": _size(data.long_side),
         "classes": ", ".join(entry.name for entry in manifest.classes),
         "preprocessing": f"in the graph: (image / 255 - {mean}) / {std}",
         "inputs": shown_tensors(manifest.inputs),
@@ -67,6 +68,12 @@ def _rows(bundle: Bundle, trust: Trust) -> dict[str, str]:
         "versions": _pairs(manifest.versions),
         "passport": read_passport(bundle, trust).known,
     }
+
+
+def _size(long_side: int | None) -> str:
+    if long_side is None:
+        return "the size of the files: images were not resized"
+    return f"a long side of {long_side} pixels, to which images were resized: bring yours to it"
 
 
 def _engine(manifest: Manifest) -> str:

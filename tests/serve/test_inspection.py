@@ -1,6 +1,7 @@
 """What a person reads of a bundle that a GPU or int8 is in, which the command on a plain one does not show."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -61,3 +62,17 @@ def test_the_one_gpu_that_a_plan_runs_on_is_told(
     printed = shown(bundle, capsys, monkeypatch, engine=bundle.manifest.engine.model_copy(update={"built_for": device}))
     assert "NVIDIA T4, compute capability 7.5, tensorrt 10.13.2.6 (driver 580.1) alone" in printed
     assert "any machine" not in printed
+
+
+@pytest.mark.parametrize(
+    ("long_side", "said"),
+    [
+        (512, "a long side of 512 pixels, to which images were resized: bring yours to it"),
+        (None, "the size of the files: images were not resized"),
+    ],
+)
+def test_the_size_that_images_were_judged_at_is_told(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, long_side: int | None, said: str
+) -> None:
+    data = bundle.manifest.data.model_copy(update={"long_side": long_side})
+    assert re.search(rf"judged at +│ {said}", shown(bundle, capsys, monkeypatch, data=data))
