@@ -181,7 +181,7 @@ def test_refuses_a_graph_that_is_not_the_manifest_s(engine: str, build: Callable
     lying = bundle.manifest.model_copy(
         update={"inputs": (TensorEntry(name="image", dtype="uint8", shape=("batch", 16, 16, 3)),)}
     )
-    with pytest.raises(EngineError, match=r"inputs of model.onnx are image uint8 \['"):
+    with pytest.raises(EngineError, match=r"inputs of model.onnx are image uint8 \((any|batch), "):
         open_engine(write_bundle(tmp_path / "lying", lying, bundle.files), threads=1)
 
 

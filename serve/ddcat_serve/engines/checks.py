@@ -83,7 +83,12 @@ def shown_sizes(shapes: Shapes) -> str:
 
 def shown_tensors(entries: tuple[TensorEntry, ...]) -> str:
     """Say what inputs or outputs are, in one line."""
-    return ", ".join(f"{entry.name} {entry.dtype} {list(entry.shape)}" for entry in entries) or "none"
+    return ", ".join(f"{entry.name} {entry.dtype} ({_axes(entry)})" for entry in entries) or "none"
+
+
+def _axes(entry: TensorEntry) -> str:
+    # OpenVINO, alone of all, does not know the names of free axes
+    return ", ".join("any" if size == "?" else str(size) for size in entry.shape)
 
 
 def _range(sizes: Range) -> str:
