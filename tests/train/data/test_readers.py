@@ -1,6 +1,8 @@
 import dataclasses
 import hashlib
-from collections.abc import Callable
+import struct
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +51,32 @@ def test_labels_of_a_wrong_form_are_refused(tmp_path: Path, pixels: np.ndarray, 
         read_indices(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def png(path: Path, *, bits: int, palette: bool, row: bytes) -> None:
+    """Write one row of eight packed values: Pillow itself writes no grey of 2 or 4 bits."""
+    header = struct.pack(">IIBBBBB", 8, 1, bits, 3 if palette else 0, 0, 0, 0)
+    colours = [(b"PLTE", bytes(48))] if palette else []
+    parts = [(b"IHDR", header), *colours, (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
+    chunks = [
+        struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part)) for name, part in parts.items()
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
+@pytest.mark.parametrize(
+    ("bits", "row", "indices"),
+    [(1, b"\x05", [0, 0, 0, 0, 0, 1, 0, 1]), (2, b"\x1b\x00", [0, 1, 2, 3, 0, 0, 0, 0]), (4, b"\x01\x23\x45\x67", range(8))],
+)
+def test_labels_of_few_bits_are_indices_of_a_palette_or_refused(
+    tmp_path: Path, bits: int, row: bytes, indices: Sequence[int]
+) -> None:
+    png(tmp_path / "palette.png", bits=bits, palette=True, row=row)
+    assert read_indices(tmp_path / "palette.png").tolist() == [list(indices)]
+    png(tmp_path / "grey.png", bits=bits, palette=False, row=row)
+    told = rf"grey\.png is a grey PNG of {bits} bits?: 8 bits, or a palette, would be right$"
+    with pytest.raises(DataError, match=told):  # Pillow would stretch its values to 0..255
+        read_indices(tmp_path / "grey.png")
 
 
 def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ _MODES = {
     "RGBA": "a PNG in colour (mode RGBA)",
     "I": "a PNG of 16 bits (mode I)",
     "I;16": "a PNG of 16 bits (mode I;16)",
-    "1": "a PNG of 1 bit (mode 1)",
 }
+_DEPTH = 24  # byte of a PNG that says how many bits a value has
 _DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on a damaged file
 
 
@@ -230,12 +230,16 @@ def read_indices(path: Path) -> U8:
     Raises
     ------
     DataError
-        Also where it is not a PNG of 8 bits with a palette (mode P) or in grey (mode L).
+        Also where it is not a PNG with a palette (mode P) or of 8 bits in grey (mode L).
     """
+    content = _content(path)
     try:
-        with Image.open(io.BytesIO(_content(path))) as opened:
+        with Image.open(io.BytesIO(content)) as opened:
             if opened.format != "PNG":
                 raise DataError(f"{path} is a {opened.format} file: labels must be PNG, which keeps every value as it is")
+            if opened.mode in {"L", "1"} and (bits := content[_DEPTH]) < 8:
+                # Pillow stretches grey values, and not indices, to 0..255: labels 0, 1, 2 of 4 bits would be 0, 17, 34
+                raise DataError(f"{path} is a grey PNG of {bits} bit{'s' * (bits > 1)}: 8 bits, or a palette, would be right")
             if opened.mode not in {"P", "L"}:
                 form = _MODES.get(opened.mode, f"a PNG of mode {opened.mode}")
                 raise DataError(
