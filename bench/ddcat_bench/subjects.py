@@ -43,8 +43,7 @@ _LIBRARIES = ("torch", "numpy", "opencv-python-headless", "onnx", "onnxruntime",
 
 
 def main_branch(checkpoint: Checkpoint, device: torch.device) -> Segmenter:
-    """Build the network for judging: in eval(), no gradient of a parameter, channels last, true fp32 (no TF32 on a GPU)."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    """Build the network for judging: in eval(), no gradient of a parameter, channels last."""
     network = checkpoint.segmenter().requires_grad_(False)
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 

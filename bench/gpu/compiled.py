@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from ddcat.command import run
 from ddcat.files import write_text
 from ddcat_bench.subjects import describe_environment
-from ddcat_bench.timing.contenders import Plan, arithmetic, draw_batch
+from ddcat_bench.timing.arithmetic import arithmetic
+from ddcat_bench.timing.contenders import Plan, draw_batch
 from ddcat_bench.timing.turns import times
 from ddcat_train.attacks import bim
 from ddcat_train.config import load_config
@@ -51,7 +52,7 @@ def main() -> None:
     plan = Plan(load_config(arguments.preset, changes), "fp32", arguments.device, torch.get_num_threads())
     began = time.monotonic()
     found: dict[str, dict[str, float]] = {}
-    with arithmetic(plan), torch.autocast(plan.device, torch.bfloat16, enabled=arguments.precision == "bf16"):
+    with arithmetic(plan.threads), torch.autocast(plan.device, torch.bfloat16, enabled=arguments.precision == "bf16"):
         for what, task in TASKS.items():
             contenders = [task(_network(plan, mode), plan) for mode in MODES]
             seconds: list[list[float]] = [[] for _ in contenders]

@@ -35,6 +35,7 @@ from ddcat_bench.timing.speed import draw_inputs, torch_labels
 from ddcat_bench.timing.turns import interleave, ratio, timing
 from ddcat_serve.engines import Engine, build_engine, open_engine
 from ddcat_train.networks import Segmenter
+from ddcat_train.tf32 import forbid_tf32
 
 COMBINATIONS = {
     "cuda": [("trt", "fp32"), ("trt", "fp16"), ("trt", "int8"), ("ort", "fp32"), ("ort", "fp16")],
@@ -60,6 +61,7 @@ def main() -> None:
     device = torch.device("cpu" if arguments.rehearse else "cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise DdcatError("no GPU is here that PyTorch can use: --rehearse goes through it on a CPU")
+    forbid_tf32()
     began = time.monotonic()
     rows = [examine(engine, precision, arguments, device) for engine, precision in COMBINATIONS[device.type]]
     environment = describe_environment(device, time.monotonic() - began)

@@ -1,15 +1,18 @@
 """bfloat16 leaves images, the ball and the loss in float32, and the direction of an attack as it is."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ddcat_train.attacks import bim, evaluating
-from ddcat_train.config import ModelConfig
+from ddcat_train.config import ModelConfig, load_config
 from ddcat_train.names import ContextName
 from ddcat_train.networks import Segmenter, build_segmenter
 from ddcat_train.networks.layers import interpolation
+from ddcat_train.trainer import Trainer
 
 CONTEXTS: tuple[ContextName, ...] = ("pyramid", "aspp")
 
@@ -68,3 +71,19 @@ def test_a_basis_in_bfloat16_is_the_exact_one_rounded_once(size: int) -> None:
     exact = interpolation(size, 6, torch.empty(0, dtype=torch.float64))
     found = interpolation(size, 6, torch.empty(0, dtype=torch.bfloat16))
     torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-6)
+
+
+@pytest.fixture
+def rounding() -> Iterator[None]:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = True
+    yield
+    cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])  # evaluations of the second are in fp32, too
+def test_a_run_rounds_nothing_to_tf32(tiny_run: list[str], precision: str, rounding: None) -> None:
+    Trainer(load_config("scenes-clean", [*tiny_run, f"train.precision={precision}"]), device="cpu")
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32

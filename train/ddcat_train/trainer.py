@@ -35,6 +35,7 @@ from ddcat_train.panels import draw_panels
 from ddcat_train.ranks import join
 from ddcat_train.sessions import LIBRARIES
 from ddcat_train.shares import clean_images, share_of
+from ddcat_train.tf32 import forbid_tf32
 
 __all__ = ["Trainer"]
 
@@ -71,6 +72,7 @@ class Trainer:
         data = config.data
         self._train = open_dataset(data.name, data.root, data.train_split, long_side=data.long_side)
         self._val = open_dataset(data.name, data.root, data.val_split, long_side=data.judged_long_side)
+        forbid_tf32()
         self._fabric, self.ranks = join(device, _PRECISION[config.train.precision])
         self._places = share_of(self.ranks.rank, self.ranks.size, config)
         self._augment = AUGMENTATIONS[config.augment.policy](crop=config.augment.crop, scale=config.augment.scale)

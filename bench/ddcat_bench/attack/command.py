@@ -19,6 +19,7 @@ from ddcat_bench.output import publish
 from ddcat_bench.processes import begin, together
 from ddcat_bench.subjects import main_branch
 from ddcat_bench.units import open_units, remove_work, work_folder
+from ddcat_train.tf32 import forbid_tf32
 
 __all__ = ["judge", "measure_sweep"]
 
@@ -40,6 +41,7 @@ def judge(evaluation: Evaluation, folder: Path, *, devices: int | None = None) -
     BenchError, DataError, TrainError
     """
     reserve(folder)
+    forbid_tf32()
     work = work_folder(folder)
     if begin(devices, evaluation.device.type, work, evaluation.identity()):
         return
@@ -75,6 +77,7 @@ def measure_sweep(evaluation: Evaluation, folder: Path, *, repeats: int) -> None
     BenchError, DataError
     """
     reserve(folder)
+    forbid_tf32()
     with progress("sweeping", 2 * (repeats + 1), unit="sweeps") as advance:
         result = measure(evaluation, repeats=repeats, advance=advance)
     publish(folder, "attack-measure", result, sweep_markdown(result))

@@ -1,7 +1,6 @@
 """Who takes part in `ddcat-bench train-step`: our training step, and two baselines."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, get_args
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ddcat.classes import CAMVID, CITYSCAPES, VOC, Classes
 from ddcat_bench.errors import BenchError
+from ddcat_bench.timing.arithmetic import arithmetic
 from ddcat_bench.timing.baselines import Baseline, Precision
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.config import Config
@@ -28,7 +28,6 @@ __all__ = [
     "ContenderName",
     "Ours",
     "Plan",
-    "arithmetic",
     "as_precision",
     "contend",
     "draw_batch",
@@ -105,7 +104,8 @@ class Ours:
         )  # fmt: skip
         train = config.train.model_copy(update={"epochs": STEPS})
         self._folder = folder
-        self._trainer = Trainer(config.model_copy(update={"data": data, "train": train}), device=plan.device)
+        with arithmetic(plan.threads):  # a run forbids TF32: what the plan has set is put back
+            self._trainer = Trainer(config.model_copy(update={"data": data, "train": train}), device=plan.device)
 
     def step(self, batch: Batch) -> Tensor:
         """Take one step of the run."""
@@ -180,20 +180,6 @@ def draw_batch(plan: Plan, size: tuple[int, int] | None = None, seed: int = 0) -
     labels = coarse.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, :height, :width].contiguous()
     batch = Batch(torch.rand(count, 3, height, width, generator=generator), labels, torch.arange(count))
     return batch.pin_memory() if plan.device == "cuda" else batch
-
-
-@contextlib.contextmanager
-def arithmetic(plan: Plan) -> Iterator[None]:
-    """Set the threads and the rounding of a plan, and put back what was set before."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32, torch.get_num_threads()
-    matmul.allow_tf32 = cudnn.allow_tf32 = plan.tf32
-    torch.set_num_threads(plan.threads)
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before[:2]
-        torch.set_num_threads(before[2])
 
 
 def _write_data(root: Path, classes: Classes) -> None:

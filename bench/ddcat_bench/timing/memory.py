@@ -79,14 +79,15 @@ def _serve(serving: Serving) -> None:
         return
     import torch  # noqa: PLC0415 -- an engine's process has none
 
+    from ddcat_bench.timing.arithmetic import arithmetic  # noqa: PLC0415
     from ddcat_bench.timing.speed import EAGER, torch_labels  # noqa: PLC0415
     from ddcat_train.checkpoints import load_checkpoint  # noqa: PLC0415
 
-    torch.set_num_threads(serving.threads)
     device = torch.device(serving.device)
-    network = EAGER[serving.name](load_checkpoint(Path(serving.path)), device)
-    for _ in range(_CALLS):
-        torch_labels(network, images, device)
+    with arithmetic(serving.threads):
+        network = EAGER[serving.name](load_checkpoint(Path(serving.path)), device)
+        for _ in range(_CALLS):
+            torch_labels(network, images, device)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from ddcat_bench.errors import BenchError
+from ddcat_bench.timing.arithmetic import arithmetic
 from ddcat_bench.timing.baselines import Precision
-from ddcat_bench.timing.contenders import SMALL, ContenderName, Plan, arithmetic, contend, draw_batch
+from ddcat_bench.timing.contenders import SMALL, ContenderName, Plan, contend, draw_batch
 from ddcat_bench.timing.memory import resident
 
 __all__ = ["MEMORY", "matrix_product_peak", "peak_memory"]
@@ -89,7 +90,7 @@ def _tell_peak(connection: Connection, plan: Plan, name: ContenderName) -> None:
 
 
 def _peak(plan: Plan, name: ContenderName) -> int | None:
-    with arithmetic(plan), tempfile.TemporaryDirectory() as folder:
+    with arithmetic(plan.threads, tf32=plan.tf32), tempfile.TemporaryDirectory() as folder:
         before = resident("VmRSS")
         contender = contend(plan, name, Path(folder))
         contender.step(draw_batch(plan, (SMALL, SMALL)))

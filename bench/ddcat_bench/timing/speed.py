@@ -1,9 +1,8 @@
 """`ddcat-bench speed`: an engine's time and memory beside those of PyTorch, on the same images."""
 
-import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from ddcat.faults import first_line
 from ddcat.manifest import Range
 from ddcat_bench.errors import BenchError
 from ddcat_bench.subjects import describe_bundle, describe_checkpoint, describe_environment, main_branch
+from ddcat_bench.timing.arithmetic import arithmetic
 from ddcat_bench.timing.busy import others_watch
 from ddcat_bench.timing.memory import MEMORY, ServedName, Serving
 from ddcat_bench.timing.plain import has_plain_form, plain_network
@@ -124,7 +124,7 @@ def measure(
         names.remove("original")
     if compiled:
         names.append("compiled")
-    with _torch_threads(threads):
+    with arithmetic(threads):
         contenders: dict[ServedName, Callable[[Images], Images]] = {
             name: (lambda images: engine.infer(images).labels) if name == "engine" else _labels(name, checkpoint, device)
             for name in names
@@ -262,13 +262,3 @@ def _images(dataset: Dataset, size: tuple[int, int], most: int) -> list[Images]:
 def _only_size(height: Range, width: Range) -> tuple[int, int] | None:
     fixed = height.minimum == height.maximum and width.minimum == width.maximum
     return (height.minimum, width.minimum) if fixed else None
-
-
-@contextlib.contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -13,9 +13,10 @@ from torch.utils.flop_counter import flop_registry
 
 from ddcat_bench.errors import BenchError
 from ddcat_bench.subjects import describe_environment
+from ddcat_bench.timing.arithmetic import arithmetic
 from ddcat_bench.timing.baselines import BaselineName, check_comparable
 from ddcat_bench.timing.busy import others_watch
-from ddcat_bench.timing.contenders import CONTENDERS, Contender, ContenderName, Ours, Plan, arithmetic, contend, draw_batch
+from ddcat_bench.timing.contenders import CONTENDERS, Contender, ContenderName, Ours, Plan, contend, draw_batch
 from ddcat_bench.timing.peaks import MEMORY, matrix_product_peak, peak_memory
 from ddcat_bench.timing.results import StepEntry, StepRatio, TrainStepResult
 from ddcat_bench.timing.turns import interleave, ratio, times
@@ -62,7 +63,7 @@ def measure(
     height, width = config.augment.crop
     began = time.monotonic()
     load_before, others = os.getloadavg()[0], others_watch()
-    with arithmetic(plan):
+    with arithmetic(plan.threads, tf32=plan.tf32):
         first = _peaks(plan)
         try:
             operations, seconds = _time(plan, repeats=repeats, warm_up=warm_up, advance=advance)

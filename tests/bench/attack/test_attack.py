@@ -266,7 +266,9 @@ def test_the_command(
             cli.main()
         return left.value.code
 
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     assert status() == 0
+    assert not torch.backends.cudnn.allow_tf32  # fp32 means fp32
     assert sorted(file.name for file in out.iterdir()) == ["attack.json", "attack.md", "attack.png", "panels.png"]
     result = read_result(out / "attack.json", AttackResult)
     assert attack_markdown(result) == (out / "attack.md").read_text()

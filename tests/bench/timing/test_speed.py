@@ -21,8 +21,14 @@ PEAKS = {"engine": 100 << 20, "original": 300 << 20, "main branch": 200 << 20}
 
 
 def test_a_result_from_a_clock_that_is_known(
-    make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path
+    make_bundle: Callable,
+    make_engine: Callable,
+    checkpoint: Checkpoint,
+    scenes: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     bundle = make_bundle()
     took = {"engine": 2, "original": 6, "main branch": 4}  # seconds
     names, readings = list(took), [0]
@@ -33,11 +39,16 @@ def test_a_result_from_a_clock_that_is_known(
     inputs = draw_inputs(bundle, scenes, repeats=10, batch=2)
     served: list[Serving] = []
 
+    def now() -> float:
+        assert not torch.backends.cudnn.allow_tf32  # PyTorch is in fp32
+        return next(clock)
+
     def peak(serving: Serving) -> int:
         served.append(serving)
         return PEAKS[serving.name]
 
-    result = measure(bundle, make_engine(bundle), checkpoint, inputs, threads=1, clock=lambda: next(clock), peak=peak)
+    result = measure(bundle, make_engine(bundle), checkpoint, inputs, threads=1, clock=now, peak=peak)
+    assert torch.backends.cudnn.allow_tf32  # as it was
     assert {entry.name: entry.times.seconds for entry in result.contenders} == {n: (s,) * 10 for n, s in took.items()}
     assert {ratio.baseline: ratio.median for ratio in result.ratios} == {"original": 3, "main branch": 2}
     assert {entry.name: entry.peak_memory for entry in result.contenders} == PEAKS

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ddcat_bench import cli
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_files import read_result, to_json
+from ddcat_bench.timing.arithmetic import arithmetic
 from ddcat_bench.timing.baselines import Baseline, BaselineName, check_comparable
 from ddcat_bench.timing.contenders import CONTENDERS, Ours, Plan, contend, draw_batch
 from ddcat_bench.timing.peaks import matrix_product_peak
@@ -60,6 +61,17 @@ def test_all_take_the_same_steps(method: str, overrides: tuple[str, ...], name: 
     for key, value in after.items():
         torch.testing.assert_close(found[key], value, rtol=1e-10, atol=1e-10, msg=lambda text, key=key: f"{key}: {text}")
     assert not torch.equal(after["heads.main.4.weight"], before["heads.main.4.weight"])
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_plan_decides_whether_ours_may_round_to_tf32(allowed: bool, tmp_path: Path) -> None:
+    """A run forbids it to its process, and building one is no reason to time another arithmetic than the plan's."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    with arithmetic(1, tf32=allowed):
+        contend(plan_of("clean"), "ours", tmp_path)
+        assert (cudnn.allow_tf32, matmul.allow_tf32) == (allowed, allowed)
+    assert (cudnn.allow_tf32, matmul.allow_tf32) == before
 
 
 class Backwards(TorchDispatchMode):
