@@ -32,6 +32,7 @@ __all__ = [
     "open_bundle_data",
     "open_split",
     "torch_device",
+    "versions",
 ]
 
 _NO_WEIGHT: Any = {  # what of a configuration changes no weight; the seed does, and is apart
@@ -227,11 +228,16 @@ def describe_data(dataset: Dataset, names: list[str], *, usual_list: str | None)
     )
 
 
+def versions() -> dict[str, str]:
+    """Give the versions of all that computes; a result names them, and is not put together from those of several."""
+    return provenance.versions(_LIBRARIES)
+
+
 def describe_environment(device: torch.device, seconds: float) -> Environment:
     """Say where and with what it was measured."""
     return Environment(
         machine=provenance.machine(),
-        versions=provenance.versions(_LIBRARIES),
+        versions=versions(),
         git_commit=provenance.git_commit(),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         threads=torch.get_num_threads(),

@@ -104,13 +104,20 @@ def open_units(folder: Path, identity: dict[str, Any]) -> Units:
         found = read_json(file, BenchError)
         other = next((key for key in identity if found.get(key) != identity[key]), None)
         if other is not None:
-            short = f"{other} {found.get(other)}, now {identity[other]}"
             raise BenchError(
-                f"{folder} holds parts of another evaluation ({short if len(short) < _LINE else f'other {other}'}): repeat its "
-                "command, name another --out, or remove the folder"
+                f"{folder} holds parts of another evaluation ({_difference(other, found.get(other), identity[other])}): repeat "
+                "its command, name another --out, or remove the folder"
             )
     elif folder.exists() and (not folder.is_dir() or any(not file.name.startswith(".") for file in folder.iterdir())):
         raise BenchError(f"{folder} is no folder of unfinished work: remove it, or name another --out")
     else:
         write_json(file, identity)
     return Units(folder)
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+        return f"{name}: " + ", ".join(f"{key} {before.get(key)}, now {now.get(key)}" for key in keys)
+    short = f"{name} {before}, now {now}"
+    return short if len(short) < _LINE else f"other {name}"

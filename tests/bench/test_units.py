@@ -1,16 +1,19 @@
 """An evaluation that is stopped continues, and one in several processes finds the same."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ddcat.bundle import Bundle
 from ddcat.errors import DdcatError
 from ddcat_bench import cli
 from ddcat_bench.attack.evaluation import Evaluation
@@ -18,7 +21,9 @@ from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.attack.share import attack_share, probe_once
 from ddcat_bench.attack.summing import sum_up
 from ddcat_bench.errors import BenchError
+from ddcat_bench.gate.case import Case
 from ddcat_bench.result_files import read_result
+from ddcat_bench.subjects import versions
 from ddcat_bench.units import open_units, work_folder
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
@@ -96,6 +101,25 @@ def test_parts_of_another_evaluation_are_refused(
     with pytest.raises(BenchError, match="no folder of unfinished work"):
         cli.attack(run_directory, limit=1, device="cpu", out=tmp_path / "other")
     assert not out.exists()
+
+
+def test_parts_that_other_libraries_computed_are_refused(
+    make_bundle: Callable[..., Bundle],
+    checkpoint: Checkpoint,
+    scenes: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundle, installed = make_bundle(), versions()
+    for name, judged in (("attack", Evaluation(checkpoint, scenes)), ("gate", Case(bundle, checkpoint, scenes))):
+        open_units(tmp_path / name, judged.identity())
+        with monkeypatch.context() as patched:
+            found = {**installed, "torch": "9.0", "openvino": "9.1"}
+            patched.setattr("ddcat.provenance.versions", lambda names, found=found: found)
+            told = f"openvino {installed.get('openvino')}, now 9.1, torch {installed['torch']}, now 9.0"
+            with pytest.raises(BenchError, match=re.escape(f"{name} holds parts of another evaluation (versions: {told})")):
+                open_units(tmp_path / name, judged.identity())
+        open_units(tmp_path / name, judged.identity())
 
 
 def test_a_damaged_part_is_named(evaluation: Evaluation, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from ddcat_bench.attack.results import ProtocolName, SuiteName
 from ddcat_bench.attack.suites import Plan, plans_of
 from ddcat_bench.attack.windows import windows
 from ddcat_bench.errors import BenchError
+from ddcat_bench.subjects import versions
 from ddcat_train.checkpoints import Checkpoint, load_checkpoint
 from ddcat_train.data import Dataset
 
@@ -123,6 +124,7 @@ class Evaluation:
             "protocol": self.protocol,
             "crop": list(self.crop),
             "device": self.device.type,
+            "versions": versions(),
             "code": provenance.git_commit(),
         }
 

@@ -6,6 +6,7 @@ from ddcat import provenance
 from ddcat.bundle import Bundle
 from ddcat_bench.attack.probe import FORWARDS
 from ddcat_bench.gate.pool import EPSILONS, parts_of
+from ddcat_bench.subjects import versions
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 
@@ -68,5 +69,6 @@ class Case(NamedTuple):
             "data": self.dataset.list_sha256(),
             "images": self.images,
             "budget": list(self.budget),
+            "versions": versions(),
             "code": provenance.git_commit(),
         }
