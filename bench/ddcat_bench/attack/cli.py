@@ -69,12 +69,12 @@ def attack(
     """
     from ddcat_bench.attack.command import judge, measure_sweep
     from ddcat_bench.attack.evaluation import Evaluation, open_substitutes, parse_epsilon
-    from ddcat_bench.attack.share import JUDGES
     from ddcat_bench.attack.suites import SUITES
+    from ddcat_bench.attack.summing import PROTOCOLS
     from ddcat_bench.subjects import open_split, torch_device
     from ddcat_train.checkpoints import load_checkpoint
 
-    name, way = parse_choice("--suite", suite, tuple(SUITES)), parse_choice("--protocol", protocol, tuple(JUDGES))
+    name, way = parse_choice("--suite", suite, tuple(SUITES)), parse_choice("--protocol", protocol, tuple(PROTOCOLS))
     if measure:
         given = {
             "--suite": suite != "quick", "--limit": limit, "--epsilon": epsilon, "--iterations": iterations,

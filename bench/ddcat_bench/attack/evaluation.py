@@ -44,8 +44,7 @@ class Evaluation:
         Of the same data set: BIM, n = 1..7, is made on each of them, too.
     seed : int
         Of random starts and black-box attacks; an image's own seed follows from it and from its place in the split.
-    protocol : str
-        A key of `ddcat_bench.attack.share.JUDGES`.
+    protocol : "whole" or "windows"
     batch_size : int
         Most images at once.
     limit : int or None

@@ -14,6 +14,7 @@ from ddcat_bench.attack.alarms import LARGE_EPSILON
 from ddcat_bench.attack.probe_results import GradientShares, PointName, Probe, ProbePoint
 from ddcat_bench.errors import BenchError
 from ddcat_train.attacks import Model, cospgd, dla, evaluating, sign_noise, square, trajectory
+from ddcat_train.attacks.seeds import seed_from
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.losses import pixel_cross_entropy
@@ -50,7 +51,7 @@ def run_probe(
     images : int
         Are taken, spread evenly over the split.
     seed : int
-        Of the starts and searches; image i of the probe has `seed` + i.
+        Of the starts and searches; an image's own follows from it and from its place among the probed ones.
     batch_size : int
     device : torch.device, optional
         The CPU by default.
@@ -67,7 +68,7 @@ def run_probe(
     done = 0
     for names, pictures, labels in evaluation_batches(dataset, batch_size=batch_size, limit=images):
         pixels, truth = pictures.to(device, memory_format=torch.channels_last), labels.to(device)
-        seeds = seed + torch.arange(done, done + len(names))
+        seeds = torch.tensor([seed_from(seed, place) for place in range(done, done + len(names))])
         for kind, predictions in _attacks(model, pixels, truth, epsilon, seeds).items():
             found = zip(labels.numpy(), predictions.cpu().numpy(), strict=True)
             counts.setdefault(kind, []).extend(count(t, p, len(dataset.classes)) for t, p in found)

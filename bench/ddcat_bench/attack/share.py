@@ -11,26 +11,16 @@ from ddcat_bench.attack.judging import Judge, judge_whole
 from ddcat_bench.attack.passes import Meter, Victims
 from ddcat_bench.attack.probe import FORWARDS, run_probe
 from ddcat_bench.attack.probe_results import Probe
-from ddcat_bench.attack.results import ProtocolName
 from ddcat_bench.attack.windows import judge_windows
 from ddcat_bench.subjects import main_branch
 from ddcat_bench.units import Units
+from ddcat_train.attacks.seeds import seed_from
 from ddcat_train.data.loader import evaluation_batches
 
-__all__ = ["JUDGES", "attack_share", "probe_once"]
+__all__ = ["attack_share", "probe_once"]
 
 
-def _whole(evaluation: Evaluation) -> Judge:
-    return judge_whole
-
-
-def _windows(evaluation: Evaluation) -> Judge:
-    return partial(judge_windows, crop=evaluation.crop)
-
-
-JUDGES: dict[ProtocolName, Callable[[Evaluation], Judge]] = {"whole": _whole, "windows": _windows}
 _PROBE_EPSILON = 8 / 255  # bound of the probe: the largest of the suites
-_SEED_STRIDE = 2**20  # between the seeds of two runs: more than any split has images
 
 
 def attack_share(
@@ -64,7 +54,7 @@ def attack_share(
     judged = meter.watch(main_branch(evaluation.checkpoint, device))
     makers = [meter.watch(main_branch(substitute, device)) for substitute in evaluation.substitutes]
     place = {pair.name: index for index, pair in enumerate(dataset.pairs)}
-    judge = JUDGES[evaluation.protocol](evaluation)
+    judge: Judge = judge_whole if evaluation.protocol == "whole" else partial(judge_windows, crop=evaluation.crop)
     pixels = evaluation.class_pixels
     balance = None if pixels is None else torch.from_numpy(pixels.counts)
     batches: list[list[str]] = []
@@ -83,7 +73,7 @@ def attack_share(
             victims = victims or Victims(
                 images.to(device, memory_format=torch.channels_last),
                 labels.to(device),
-                torch.tensor([place[name] + evaluation.seed * _SEED_STRIDE for name in names]),
+                torch.tensor([seed_from(evaluation.seed, place[name]) for name in names]),
                 balance,
             )
             began = time.monotonic()
@@ -115,7 +105,7 @@ def probe_once(evaluation: Evaluation, units: Units, *, advance: Callable[[int],
             evaluation.dataset,
             epsilon=_PROBE_EPSILON,
             images=evaluation.probed,
-            seed=evaluation.seed * _SEED_STRIDE,
+            seed=evaluation.seed,
             batch_size=evaluation.batch_size,
             device=evaluation.device,
         )

@@ -15,10 +15,9 @@ from ddcat_bench.attack.passes import Victims, attack
 from ddcat_bench.attack.suites import Plan
 from ddcat_train import imagenet
 from ddcat_train.attacks import Model, to_8_bit
+from ddcat_train.attacks.seeds import seed_from
 
 __all__ = ["Window", "judge_windows", "windows"]
-
-_NEXT_WINDOW = 2**44  # between the seeds of two windows: beyond what images, runs and members of SEA take
 
 Crop = tuple[int, int]  # height, width
 
@@ -71,7 +70,7 @@ def judge_windows(maker: Model, judged: Model, plan: Plan, victims: Victims, cla
         part = Victims(
             whole.images[:, :, window.rows, window.columns].contiguous(memory_format=torch.channels_last),
             whole.labels[:, window.rows, window.columns],
-            whole.seeds + index * _NEXT_WINDOW,
+            torch.tensor([seed_from(seed, index) for seed in whole.seeds.tolist()]),
             whole.class_pixels,
         )
         visits[window.rows, window.columns] += 1

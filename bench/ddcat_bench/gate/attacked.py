@@ -34,6 +34,7 @@ from ddcat_bench.subjects import main_branch
 from ddcat_bench.units import Units, open_units
 from ddcat_serve.engines import Engine
 from ddcat_train.attacks import Model, to_8_bit
+from ddcat_train.attacks.seeds import seed_from
 from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.pixels import to_pixels
 from ddcat_train.ranks import ALONE, Ranks
@@ -43,7 +44,6 @@ __all__ = ["Attacked", "Pilot", "attack_pool", "chosen_parts"]
 _BATCH = 8
 _PILOT = 12  # images on which the bound of the strong attacks is chosen
 _LOGIT_IMAGES = 8
-_SEED_STRIDE = 1_000_003  # so that the images of two seeds share no seed of their own
 
 
 class Pilot(Strict):
@@ -136,7 +136,7 @@ def _batches(case: Case, images: int) -> Iterator[tuple[list[str], Victims]]:
     place, batch = 0, case.bundle.manifest.shapes.batch
     size = max(batch.minimum, min(_BATCH, batch.maximum or _BATCH))
     for names, pixels, labels in evaluation_batches(case.dataset, batch_size=size, limit=images):
-        seeds = torch.arange(place, place + len(names)) + case.budget.seed * _SEED_STRIDE
+        seeds = torch.tensor([seed_from(case.budget.seed, place + own) for own in range(len(names))])
         place += len(names)
         yield names, Victims(pixels.contiguous(memory_format=torch.channels_last), labels, seeds)
 

@@ -14,18 +14,20 @@ from ddcat_bench import cli
 from ddcat_bench.attack.evaluation import Evaluation
 from ddcat_bench.attack.judging import grey_levels
 from ddcat_bench.attack.markdown import attack_markdown
+from ddcat_bench.attack.passes import Victims
 from ddcat_bench.attack.plots import curves
 from ddcat_bench.attack.probe import FORWARDS
 from ddcat_bench.attack.results import AttackResult
-from ddcat_bench.attack.share import probe_once
+from ddcat_bench.attack.share import attack_share, probe_once
 from ddcat_bench.attack.side_by_side import columns, compare_markdown
-from ddcat_bench.attack.suites import BIM
+from ddcat_bench.attack.suites import BIM, Plan
 from ddcat_bench.entries import Scores
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_files import read_result, to_json
 from ddcat_bench.subjects import main_branch, open_split
 from ddcat_bench.units import open_units
-from ddcat_train.attacks import bim, to_8_bit
+from ddcat_train.attacks import Model, bim, to_8_bit
+from ddcat_train.attacks.seeds import seed_from
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
@@ -97,10 +99,27 @@ def test_pgd_starts_from_the_seed_of_the_images_index(
     assert row is not None
     expected: list[Counts] = []
     for images, labels in batches:
-        seeds = torch.arange(len(expected), len(expected) + len(images))
+        seeds = torch.tensor([seed_from(0, len(expected) + own) for own in range(len(images))])
         attacked = bim(network, images, labels, epsilon=8 / 255, alpha=2 / 255, steps=20, start="random", seeds=seeds)
         expected += _count(labels, network(attacked).argmax(1), len(scenes.classes))
     np.testing.assert_array_equal(row.scores.array(), expected)
+
+
+def test_no_two_runs_share_a_seed(
+    checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+
+    def judge(maker: Model, judged: Model, plan: Plan, victims: Victims, classes: int) -> Counts:
+        seeds.extend(victims.seeds.tolist())
+        return np.zeros(0, np.int64)
+
+    monkeypatch.setattr("ddcat_bench.attack.share.judge_whole", judge)
+    runs = (0, 1, 1024, 4096, 2**32)
+    for seed in runs:
+        evaluation = Evaluation(checkpoint, scenes, seed=seed)
+        attack_share(evaluation, open_units(tmp_path / str(seed), evaluation.identity()))
+    assert len({seed % 2**32 for seed in seeds}) == len(runs) * len(scenes)  # a generator looks at no more bits
 
 
 def test_8_bit_rows_are_those_of_images_that_went_through_png(

@@ -16,6 +16,7 @@ from ddcat_bench.attack.probe import FEW, MORE, run_probe
 from ddcat_bench.attack.probe_results import Probe
 from ddcat_bench.errors import BenchError
 from ddcat_train.attacks import bim
+from ddcat_train.attacks.seeds import seed_from
 from ddcat_train.checkpoints import build_network
 from ddcat_train.config import parse_config
 from ddcat_train.data import Dataset, open_dataset
@@ -163,11 +164,10 @@ def test_figures_are_those_of_the_attacks(found: Probe, plain: Segmenter, val: D
         predictions = plain(candidates).argmax(1)
         return miou(count(labels.numpy(), predictions.numpy(), len(val.classes)))
 
+    seeds = torch.tensor([seed_from(0, place) for place in range(IMAGES)])
     assert found.find("clean")[0].miou == of(images)
     for point, steps in zip(found.find("PGD"), (FEW, MORE), strict=True):
-        attacked = bim(
-            plain, images, labels, epsilon=EPSILON, alpha=EPSILON / 4, steps=steps, start="random", seeds=torch.arange(IMAGES)
-        )
+        attacked = bim(plain, images, labels, epsilon=EPSILON, alpha=EPSILON / 4, steps=steps, start="random", seeds=seeds)
         assert (point.steps, point.epsilon) == (steps, EPSILON)
         assert point.miou == of(attacked)
 

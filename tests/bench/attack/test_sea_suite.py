@@ -21,6 +21,7 @@ from ddcat_bench.errors import BenchError
 from ddcat_bench.result_files import read_result, to_json
 from ddcat_bench.subjects import main_branch, open_split
 from ddcat_train.attacks import bim, sea
+from ddcat_train.attacks.seeds import seed_from
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
@@ -69,9 +70,9 @@ def test_counts_are_those_of_the_attack_itself(result: AttackResult, checkpoint:
     network = main_branch(checkpoint, torch.device("cpu"))
     pixels = torch.from_numpy(count_class_pixels(checkpoint, scenes).counts)
     expected: dict[str, list[Counts]] = {loss: [] for loss in SEA_LOSSES}
-    place = 2 * 2**20
+    place = 0
     for names, images, labels in evaluation_batches(scenes, batch_size=3):
-        seeds = torch.arange(place, place + len(names))
+        seeds = torch.tensor([seed_from(2, place + own) for own in range(len(names))])
         place += len(names)
         batch = images.contiguous(memory_format=torch.channels_last)
         found = sea(network, batch, labels, epsilon=SIX, steps=10, seeds=seeds, class_pixels=pixels)

@@ -15,7 +15,7 @@ from ddcat_bench.attack.evaluation import Evaluation
 from ddcat_bench.attack.markdown import attack_markdown
 from ddcat_bench.attack.passes import Victims
 from ddcat_bench.attack.results import AttackResult
-from ddcat_bench.attack.suites import BIM
+from ddcat_bench.attack.suites import BIM, Plan
 from ddcat_bench.attack.windows import judge_windows, windows
 from ddcat_bench.result_files import read_result
 from ddcat_bench.subjects import main_branch
@@ -76,6 +76,20 @@ def test_it_is_the_protocol_as_it_is_told(checkpoint: Checkpoint, scenes: Datase
             expected = slowly(network, images, labels, classes, crop, steps)
             np.testing.assert_array_equal(counts[0, place, 0], count(labels[0].numpy(), expected, classes))
         np.testing.assert_array_equal(counts[0, 0], counts[1, 0])  # clean images have 8 bits
+
+
+def test_every_window_has_a_start_of_its_own() -> None:
+    seen: set[bytes] = set()
+
+    def grey(images: torch.Tensor) -> torch.Tensor:
+        seen.add(images.detach().numpy().tobytes())
+        return images[:, :2] * 0  # without a gradient every step stays at the start
+
+    images, labels = torch.full((1, 3, 50, 50), 0.5), torch.zeros(1, 50, 50, dtype=torch.int64)
+    plan = Plan("PGD", 0.03, alpha=0.01, start="random", counted=(1,))
+    victims = Victims(images, labels, torch.tensor([7]))
+    judge_windows(grey, lambda images: images[:, :2], plan, victims, 2, crop=(33, 33))
+    assert len(seen) == len(windows(50, 50, (33, 33))) == 4
 
 
 def test_windows_cover_everything_and_lie_inside() -> None:

@@ -223,6 +223,21 @@ def test_where_the_twin_is_another_model_the_engine_is_asked_twice_as_much() -> 
     assert [part.source for part in parts_of(None, quick=True)] == ["replay", "twin"]
 
 
+def test_another_seed_gives_every_image_another_one(
+    bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(
+        "ddcat_bench.gate.attacked.fill_units", lambda *those, victims, **others: seeds.extend(victims.seeds.tolist())
+    )
+    runs = (0, 1, 2**32)
+    with open_engine(bundle, threads=1) as engine:
+        for seed in runs:
+            with pytest.raises(BenchError, match="is missing"):
+                attack_pool(Case(bundle, checkpoint, scenes, budget=Budget("quick", seed=seed)), engine, tmp_path / str(seed))
+    assert len({seed % 2**32 for seed in seeds}) == len(runs) * len(scenes)  # a generator looks at no more bits
+
+
 def test_every_bound_changes_pixels_of_8_bit_images() -> None:
     images = torch.full((1, 3, 2, 2), 100 / 255)
     for epsilon in EPSILONS:

@@ -2,17 +2,17 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from ddcat_train.attacks.answers import Model, Observer
 from ddcat_train.attacks.apgd import SHRINKING, apgd
+from ddcat_train.attacks.seeds import seed_from
 from ddcat_train.names import WeightName
 
 __all__ = ["SEA", "sea"]
 
 SEA: tuple[WeightName, ...] = ("SEA-JS", "SEA-MCE", "SEA-MCE-Bal")
-
-_NEXT_MEMBER = 2**30  # a generator on the CPU looks at 32 bits of its seed; with this, no two members share a start
 
 
 def sea(
@@ -58,7 +58,7 @@ def sea(
             weight=name,
             class_pixels=class_pixels,
             schedule=SHRINKING,
-            seeds=seeds + member * _NEXT_MEMBER,
+            seeds=torch.tensor([seed_from(seed, member) for seed in seeds.tolist()]),
             observe=observe(name),
         )
         for member, name in enumerate(SEA)
