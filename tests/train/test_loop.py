@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -19,7 +20,8 @@ from ddcat_train import trainer as trainer_module
 from ddcat_train.attacks import bim
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint
 from ddcat_train.config import load_config
-from ddcat_train.errors import ConfigError, TrainError
+from ddcat_train.data.loader import Batch
+from ddcat_train.errors import CheckpointError, ConfigError, TrainError
 from ddcat_train.evaluation import evaluate
 from ddcat_train.loop import train
 from ddcat_train.names import MethodName
@@ -37,6 +39,18 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert expected.keys() == found.keys()
     assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
     assert (one / "log.jsonl").read_text() == (other / "log.jsonl").read_text()
+
+
+def stopping_at(step: int) -> Callable[[Trainer, Batch], object]:
+    """Give what takes the place of `Trainer.apply`: a signal comes during the update after that many."""
+    apply = Trainer.apply
+
+    def stopping(self: Trainer, batch: Batch) -> object:
+        if self.step == step:
+            signal.raise_signal(signal.SIGTERM)
+        return apply(self, batch)
+
+    return stopping
 
 
 def command(*arguments: object) -> list[str]:
@@ -167,15 +181,8 @@ def test_every_choice_trains_and_resumes_to_the_same_bits(
 ) -> None:
     config = load_config(f"scenes-{method}", [*tiny_run, "train.epochs=1", "train.evaluate_images=2", *overrides])
     train(config, tmp_path / "whole")
-    apply = Trainer.apply
-
-    def interrupted(self: Trainer, batch: object) -> object:
-        if self.step == 1:
-            signal.raise_signal(signal.SIGTERM)
-        return apply(self, batch)  # type: ignore[arg-type]
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "apply", interrupted)
+        patch.setattr(Trainer, "apply", stopping_at(1))
         assert train(config, tmp_path / "stopped").step == 2
     assert train(config, tmp_path / "stopped", resume=True).step == 3
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
@@ -196,6 +203,22 @@ def test_the_network_starts_from_pretrained_weights(tiny_run: list[str], tmp_pat
     other = Trainer(load_config("scenes-sat", [*tiny_run, f"model.pretrained={tmp_path / 'backbone.safetensors'}"]))
     found = other._network.backbone.state_dict()
     assert all(torch.equal(found[key], value) for key, value in backbone.state_dict().items())
+
+
+def test_a_run_resumes_without_the_weights_that_it_began_with(
+    tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Trainer(load_config("scenes-clean", tiny_run)).save(tmp_path / "begun.safetensors", resumable=False)
+    config = load_config("scenes-clean", [*tiny_run, "train.epochs=1", f"model.pretrained={tmp_path / 'begun.safetensors'}"])
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "apply", stopping_at(1))
+        train(config, tmp_path / "stopped")
+    (tmp_path / "begun.safetensors").unlink()
+    assert train(config, tmp_path / "stopped", resume=True).step == 3
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    with pytest.raises(CheckpointError, match=r"begun\.safetensors"):
+        train(config, tmp_path / "new")
 
 
 def test_evaluation_is_that_of_attacks_made_one_by_one(tiny_run: list[str], tmp_path: Path) -> None:

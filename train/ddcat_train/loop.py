@@ -91,8 +91,9 @@ def train(
         for name in (CONFIG, LAST, BEST, LINES, TIMING, SESSIONS, RESULT, NONFINITE, *SUMMARY):
             for file in (run / name, (run / name).with_suffix(".json")):
                 remove_leftovers(file)
-    trainer = Trainer(config, device=device)
-    if (run / LAST).is_file():
+    resumed = (run / LAST).is_file()
+    trainer = Trainer(config, device=device, resumed=resumed)
+    if resumed:
         trainer.restore(load_checkpoint(run / LAST))
     trainer.check_equal()
     if first:

@@ -55,6 +55,8 @@ class Trainer:
     ----------
     config : Config
     device : "auto", "cpu" or "cuda"
+    resumed : bool
+        A checkpoint will be restored: the weights that the run began with, which may be gone, are not read.
 
     Attributes
     ----------
@@ -67,7 +69,7 @@ class Trainer:
         The highest `selection` so far.
     """
 
-    def __init__(self, config: Config, *, device: str = "auto") -> None:
+    def __init__(self, config: Config, *, device: str = "auto", resumed: bool = False) -> None:
         self._config = config
         data = config.data
         self._train = open_dataset(data.name, data.root, data.train_split, long_side=data.long_side)
@@ -80,7 +82,7 @@ class Trainer:
         self._dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
         torch.manual_seed(config.seed)
         network = build_network(config, len(self._train.classes))
-        if config.model.pretrained is not None:
+        if config.model.pretrained is not None and not resumed:
             load_backbone(network.backbone, find_checkpoint(config.model.pretrained))
         self._network = network.to(self._fabric.device, self._dtype)
         self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions
