@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -21,7 +23,7 @@ from ddcat_train.attacks import bim
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint
 from ddcat_train.config import load_config
 from ddcat_train.data.loader import Batch
-from ddcat_train.errors import CheckpointError, ConfigError, TrainError
+from ddcat_train.errors import CheckpointError, ConfigError, DataError, TrainError
 from ddcat_train.evaluation import evaluate
 from ddcat_train.loop import train
 from ddcat_train.names import MethodName
@@ -240,6 +242,14 @@ def test_evaluation_is_that_of_attacks_made_one_by_one(tiny_run: list[str], tmp_
     scores = trainer.evaluate()
     assert scores["selection"] == (scores["clean"] + scores["attacked"]) / 2
     assert scores["clean"] == pytest.approx(miou(scored.counts[0].sum(0)))
+
+
+def test_a_split_without_labels_has_no_score(tiny_run: list[str]) -> None:
+    trainer = Trainer(load_config("scenes-clean", tiny_run))
+    trainer._val = replace(trainer._val, decode=lambda indices: np.full_like(indices, 255))
+    told = rf"the val split at {trainer._val.root} has no score: every pixel of its 4 judged images is ignored"
+    with pytest.raises(DataError, match=told):
+        trainer.evaluate()
 
 
 def test_a_cuda_device_that_is_not_there_is_said_to_be_missing(tiny_run: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

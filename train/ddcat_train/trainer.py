@@ -1,6 +1,7 @@
 """The state of a training run and what can be done with it: a step, an evaluation, saving and restoring."""
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ddcat_train.config import Config
 from ddcat_train.data import AUGMENTATIONS, Dataset, open_dataset
 from ddcat_train.data.base import U8
 from ddcat_train.data.loader import Batch, batches_per_epoch, train_batches
-from ddcat_train.errors import CheckpointError, ConfigError
+from ddcat_train.errors import CheckpointError, ConfigError, DataError
 from ddcat_train.evaluation import evaluate
 from ddcat_train.losses import valid_pixels
 from ddcat_train.methods import METHODS, Portion
@@ -205,7 +206,14 @@ class Trainer:
         return not inside and (epoch % self._config.train.evaluate_every == 0 or self.step == self.steps)
 
     def evaluate(self) -> dict[str, float]:
-        """Score the validation split, clean and under the attack of training from x on."""
+        """
+        Score the validation split, clean and under the attack of training from x on.
+
+        Raises
+        ------
+        DataError
+            Where no pixel of it has a label.
+        """
         attack, settings = self._config.attack, self._config.train
         scored = evaluate(
             self._used,
@@ -220,6 +228,11 @@ class Trainer:
             ranks=self.ranks,
         )
         clean, attacked = (miou(scored.counts[n].sum(0)) for n in (0, attack.steps))
+        if math.isnan(clean + attacked):
+            raise DataError(
+                f"the {self._val.split} split at {self._val.root} has no score: every pixel of its {len(scored.names)} judged "
+                "images is ignored (255); labels of classes in some of them would be right"
+            )
         self.scores = {"clean": clean, "attacked": attacked, "selection": (clean + attacked) / 2}
         return self.scores
 

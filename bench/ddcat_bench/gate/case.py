@@ -4,11 +4,14 @@ from typing import Any, Literal, NamedTuple
 
 from ddcat import provenance
 from ddcat.bundle import Bundle
+from ddcat.classes import IGNORE
 from ddcat_bench.attack.probe import FORWARDS
+from ddcat_bench.errors import BenchError
 from ddcat_bench.gate.pool import EPSILONS, parts_of
 from ddcat_bench.subjects import versions
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
+from ddcat_train.data.loader import evaluation_batches
 
 __all__ = ["Budget", "BudgetName", "Case"]
 
@@ -60,6 +63,23 @@ class Case(NamedTuple):
     def scores(self) -> bool:
         """Whether the engine gives its logits."""
         return any(entry.name == "logits" for entry in self.bundle.manifest.outputs)
+
+    def check_labels(self) -> None:
+        """
+        Make sure that there is something to score.
+
+        Raises
+        ------
+        BenchError
+            Where every pixel of the judged images is ignored.
+        DataError
+        """
+        batches = evaluation_batches(self.dataset, batch_size=1, limit=self.limit)
+        if not any((labels != IGNORE).any() for _, _, labels in batches):  # most often the first image tells
+            raise BenchError(
+                f"every pixel of the {self.images} images of {self.dataset.root}, {self.dataset.split}, is ignored: there is "
+                "nothing to score; a split with labels would be right"
+            )
 
     def identity(self) -> dict[str, Any]:
         """All that the counts depend on, as JSON."""

@@ -79,6 +79,7 @@ def judge(
     check_writable(case.bundle.path)  # where the passport will be
     if key is not None:
         check_key(key)
+    case.check_labels()
     work = work_folder(folder)
     if begin(devices, "cpu", work, case.identity()):
         return read_result(folder / "gate.json", GateResult).verdict

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -23,6 +24,7 @@ from ddcat_bench.errors import BenchError
 from ddcat_bench.gate import findings as gate_findings
 from ddcat_bench.gate.attacked import Attacked, Pilot, attack_pool, chosen_parts
 from ddcat_bench.gate.case import Budget, Case
+from ddcat_bench.gate.command import judge
 from ddcat_bench.gate.conclusion import conclude, passport_of, worst
 from ddcat_bench.gate.flips import MARGINS, Flips
 from ddcat_bench.gate.limits import DEFAULT, read_limits
@@ -365,6 +367,16 @@ def test_the_command(
     assert (bundle.path / "report.html").read_bytes() == (out / "report.html").read_bytes()
     assert (out / "report.html").read_text().count("data:image/webp") == 2 * 3 * 5  # three images, clean and attacked
     assert not list(tmp_path.glob("*.work"))
+
+
+def test_a_split_without_labels_is_refused_before_anything_is_timed(
+    bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path
+) -> None:
+    ignored = replace(scenes, decode=lambda indices: np.full_like(indices, 255))
+    told = rf"every pixel of the 5 images of {scenes.root}, val, is ignored: .* a split with labels would be right"
+    with pytest.raises(BenchError, match=told):
+        judge(Case(bundle, checkpoint, ignored), LIMITS, tmp_path / "gate", repeats=10)
+    Case(bundle, checkpoint, scenes).check_labels()
 
 
 @pytest.mark.slow
