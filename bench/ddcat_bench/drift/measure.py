@@ -22,14 +22,15 @@ from ddcat.schema import Fraction, Strict
 from ddcat.scores import count, miou
 from ddcat_bench.entries import BundleEntry, Environment
 from ddcat_bench.errors import BenchError
-from ddcat_bench.gate.pool import engine_labels
-from ddcat_serve.engines import Engine, Outputs
+from ddcat_bench.markdown import table
+from ddcat_serve.engines import Engine
 from ddcat_serve.golden import read_golden
 from ddcat_serve.telemetry import Statistics, golden_statistics, psi, statistics_of
 from ddcat_train.attacks import Model
 from ddcat_train.attacks.core import iterate
 from ddcat_train.attacks.quantise import to_8_bit
 from ddcat_train.data import Dataset
+from ddcat_train.pixels import to_pixels, to_planes
 
 __all__ = ["DriftResult", "drift_markdown", "measure_drift"]
 
@@ -117,11 +118,11 @@ def measure_drift(
     found: dict[Traffic, list[Statistics]] = {traffic: [] for traffic in get_args(Traffic)}
     counts = {traffic: np.zeros((classes, 3), np.int64) for traffic in found}
     for sample in samples:
-        images = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))[None].float() / 255
+        images = to_planes(sample.image[None])
         for traffic, sent in _sent(network, images, epsilon).items():
-            labels = engine_labels(engine, to_8_bit(sent, images))
-            found[traffic] += statistics_of(Outputs(labels), classes)
-            counts[traffic] += count(sample.labels, labels[0], classes)
+            outputs = engine.infer(to_pixels(to_8_bit(sent, images)))
+            found[traffic] += statistics_of(outputs, classes)  # of all outputs, as the server does
+            counts[traffic] += count(sample.labels, outputs.labels[0], classes)
         advance(1)
     half = len(samples) // 2
     golden = list(golden_statistics(bundle, engine, examples))
@@ -133,26 +134,23 @@ def measure_drift(
 
 def drift_markdown(result: DriftResult) -> str:
     """Write the table."""
-    rows = (
-        f"| {row.reference} | {row.traffic} | {row.above_large:.3f} | {row.above_small:.3f} | {row.median:.3f} | "
-        f"{result.miou[row.traffic]:.3f} |"
+    rows = [
+        [
+            row.reference,
+            row.traffic,
+            *(f"{value:.3f}" for value in (row.above_large, row.above_small, row.median, result.miou[row.traffic])),
+        ]
         for row in result.rows
-    )
-    lines = [
-        f"# What the drift figure sees: {result.bundle.name}",
-        "",
+    ]
+    head = ["reference", "traffic", "alarms", f"above {SMALL}", "median PSI", "mIoU"]
+    return (
+        f"# What the drift figure sees: {result.bundle.name}\n\n"
         f"{result.data}, {result.split}: {result.windows} windows of {result.window} images from the second half of "
         f"{result.images}; attacks at {255 * result.epsilon:.3g}/255 with {result.steps} steps. An alarm is a PSI above "
-        f"{LARGE}.",
-        "",
-        f"| reference | traffic | alarms | above {SMALL} | median PSI | mIoU |",
-        "|---|---|---:|---:|---:|---:|",
-        *rows,
-        "",
-        "Monitoring, and no defence: an attacker who knows the figure leaves it as it was.",
-        "",
-    ]
-    return "\n".join(lines)
+        f"{LARGE}.\n\n"
+        f"{table(head, rows, texts=2)}\n"
+        "Monitoring, and no defence: an attacker who knows the figure leaves it as it was.\n"
+    )
 
 
 def _sent(network: Model, images: Tensor, epsilon: float) -> dict[Traffic, Tensor]:

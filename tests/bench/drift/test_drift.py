@@ -14,6 +14,7 @@ from ddcat_bench.drift.measure import DriftResult, drift_markdown, measure_drift
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_files import read_result
 from ddcat_bench.subjects import main_branch
+from ddcat_serve.engines import Outputs
 from ddcat_serve.golden import Example
 from ddcat_serve.telemetry import psi
 from ddcat_train.checkpoints import Checkpoint
@@ -53,6 +54,23 @@ def test_answers_like_the_golden_ones_raise_no_alarm_and_others_do(
     assert [row.above_large for row in rows] == [1, 1, 1, 0, 0, 0]  # far from the golden labels, and like themselves
     classes = len(scenes.classes)
     assert rows[0].median == pytest.approx(psi(np.eye(classes)[0], np.eye(classes)[1]))
+
+
+@pytest.mark.usefixtures("golden")
+def test_the_confidence_counts_as_it_does_in_the_server(
+    make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, bundle = main_branch(checkpoint, torch.device("cpu")), make_bundle()
+    engine = make_engine(bundle)
+    clean = {scenes.read(place).image.tobytes() for place in range(len(scenes))}
+
+    def infer(images: np.ndarray) -> Outputs:  # sure of clean images alone
+        sure = 0.95 if images[0].tobytes() in clean else 0.05
+        return Outputs(np.zeros(images.shape[:3], np.uint8), None, np.full(images.shape[:3], sure, np.float32))
+
+    monkeypatch.setattr(engine, "infer", infer)
+    rows = measure_drift(bundle, engine, network, scenes, epsilon=8 / 255)[2]
+    assert [row.above_large for row in rows] == [0, 1, 1, 0, 1, 1]
 
 
 @pytest.mark.usefixtures("golden")
