@@ -24,6 +24,7 @@ from ddcat_bench.subjects import checkpoint_of, main_branch
 from ddcat_bench.timing.speed import torch_labels
 from ddcat_serve.engines import Engine, open_engine
 from ddcat_train.networks import Segmenter
+from ddcat_train.pixels import to_planes
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def compare(engine: Engine, network: Segmenter, count: int, height: int, width: 
         outputs = engine.infer(images)
         if outputs.logits is None:
             raise DdcatError("the engine gives no logits: export it with --logits")
-        planes = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+        planes = to_planes(images)
         with torch.inference_mode():
             wanted = network.low_resolution_logits("main", network.features(planes)).numpy()
         error = np.abs(outputs.logits - wanted) / wanted.std()

@@ -18,6 +18,7 @@ from ddcat.command import run
 from ddcat.files import write_text
 from ddcat_bench.gate.twin import Twin
 from ddcat_bench.subjects import open_bundle_data
+from ddcat_train.pixels import to_planes
 
 LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
 
@@ -37,7 +38,7 @@ def main() -> None:
     images = np.stack([dataset.read(int(place)).image for place in places])
     labels = {level: label(content, level, images) for level in LEVELS}
     with torch.no_grad():
-        twin = Twin(content)(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255).argmax(1).numpy()
+        twin = Twin(content)(to_planes(images)).argmax(1).numpy()
     found = {
         "bundle": bundle.digest,
         "runtime": f"onnxruntime {onnxruntime.__version__}",

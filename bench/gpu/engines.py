@@ -35,6 +35,7 @@ from ddcat_bench.timing.speed import draw_inputs, torch_labels
 from ddcat_bench.timing.turns import interleave, ratio, timing
 from ddcat_serve.engines import Engine, build_engine, open_engine
 from ddcat_train.networks import Segmenter
+from ddcat_train.pixels import to_planes
 from ddcat_train.tf32 import forbid_tf32
 
 COMBINATIONS = {
@@ -117,7 +118,7 @@ def agreement(engine: Engine, network: Segmenter, batches: list[Images], device:
     for images in batches:
         outputs = engine.infer(images)
         equal += int((outputs.labels == torch_labels(network, images, device)).sum())
-        planes = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
+        planes = to_planes(images, device)
         with torch.inference_mode():
             wanted = network.low_resolution_logits("main", network.features(planes)).cpu().numpy()
         assert outputs.logits is not None  # they were asked for in the export

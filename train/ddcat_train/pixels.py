@@ -8,20 +8,22 @@ from torch import Tensor
 __all__ = ["nearest_8_bit", "to_pixels", "to_planes"]
 
 
-def to_planes(pixels: npt.NDArray[np.uint8]) -> Tensor:
+def to_planes(pixels: npt.NDArray[np.uint8], device: torch.device | None = None) -> Tensor:
     """
     Give what the network sees of what an engine sees.
 
     Parameters
     ----------
     pixels : (N, H, W, 3) uint8
+    device : torch.device, optional
+        Where it goes, as 8 bits; the CPU by default.
 
     Returns
     -------
     (N, 3, H, W) float32
         In [0, 1], channels last in memory.
     """
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255
 
 
 def to_pixels(images: Tensor) -> npt.NDArray[np.uint8]:

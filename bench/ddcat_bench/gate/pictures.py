@@ -18,6 +18,7 @@ from ddcat_bench.gate.pool import engine_labels
 from ddcat_serve.engines import Engine
 from ddcat_train.attacks import Model, to_8_bit
 from ddcat_train.data import Dataset
+from ddcat_train.pixels import to_planes
 
 __all__ = ["Overlay", "overlays"]
 
@@ -64,9 +65,8 @@ def overlays(
     found = []
     for worst in np.argsort(-clean.differing, kind="stable")[:images]:
         sample = dataset.read(places[names[worst]])
-        pixels = torch.from_numpy(sample.image).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
         truth = torch.from_numpy(sample.labels).long()[None]
-        victims = Victims(pixels.contiguous(memory_format=torch.channels_last), truth, torch.zeros(1, dtype=torch.int64))
+        victims = Victims(to_planes(sample.image[None]), truth, torch.zeros(1, dtype=torch.int64))
         for label, made in (("clean", BIM._replace(counted=(0,))), ("BIM, n = 3", BIM._replace(counted=(3,)))):
             (attacked,) = attack(reference, made, victims)
             received = to_8_bit(attacked.images, victims.images)

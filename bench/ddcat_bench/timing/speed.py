@@ -25,6 +25,7 @@ from ddcat_serve.engines import Engine
 from ddcat_train.attacks import Model
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
+from ddcat_train.pixels import to_planes
 
 __all__ = ["BOUNDARY", "EAGER", "Inputs", "draw_inputs", "measure", "torch_labels"]
 
@@ -203,8 +204,7 @@ def torch_labels(model: Model, images: Images, device: torch.device = _CPU) -> I
     (N, H, W) uint8
     """
     with torch.inference_mode():
-        pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # (N, H, W, 3) -> (N, 3, H, W): channels last
-        labels: Images = model(pixels.float() / 255).argmax(1).to(torch.uint8).cpu().numpy()
+        labels: Images = model(to_planes(images, device)).argmax(1).to(torch.uint8).cpu().numpy()
         return labels
 
 
