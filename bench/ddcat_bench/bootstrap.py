@@ -38,6 +38,11 @@ class Scheme(NamedTuple):
     block: int = BLOCK
 
     @property
+    def drawn(self) -> str:
+        """What is drawn, in words."""
+        return {"images": "images", "clips": "clips of frames", "blocks": f"circular blocks of {self.block} frames"}[self.kind]
+
+    @property
     def units(self) -> int:
         """How many of what is drawn there are: of blocks, those that do not overlap."""
         return len(self.groups) // self.block if self.kind == "blocks" else len(np.unique(self.groups))
@@ -106,9 +111,9 @@ def miou_of_draws(often: npt.NDArray[np.float64], counts: Counts) -> npt.NDArray
     return np.where(known > 0, np.nansum(values, axis=1) / np.maximum(known, 1), np.nan)
 
 
-def interval(counts: Counts, *, level: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+def interval(counts: Counts, scheme: Scheme, *, level: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
     """
-    Bound a data-set mIoU, as images are drawn one by one.
+    Bound a data-set mIoU.
 
     It says nothing of what another training, or another start of the attack, would change.
 
@@ -116,6 +121,8 @@ def interval(counts: Counts, *, level: float = 0.95, draws: int = 2000, seed: in
     ----------
     counts : (I, K, 3) int64
         As `ddcat.scores.count`.
+    scheme : Scheme
+        How the images are drawn.
     level : float
         Share of the draws between the two bounds.
     draws, seed : int
@@ -125,6 +132,6 @@ def interval(counts: Counts, *, level: float = 0.95, draws: int = 2000, seed: in
     (float, float)
         The quantiles (1 - level) / 2 and (1 + level) / 2 of the mIoU.
     """
-    often = draw(Scheme("images", np.arange(len(counts))), draws=draws, seed=seed)
+    often = draw(scheme, draws=draws, seed=seed)
     low, high = np.nanquantile(miou_of_draws(often, counts), ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)

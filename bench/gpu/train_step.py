@@ -20,7 +20,7 @@ from ddcat.command import run
 from ddcat.errors import DdcatError
 from ddcat.files import write_text
 from ddcat_bench.attack.results import AttackResult
-from ddcat_bench.attack.side_by_side import compare_markdown
+from ddcat_bench.attack.side_by_side import attacks_markdown
 from ddcat_bench.result_files import read_result
 from ddcat_bench.timing.results import TrainStepResult
 from ddcat_bench.timing.train_step_report import train_steps_markdown
@@ -85,7 +85,7 @@ def main() -> None:
             "ddcat-bench", "attack", trained, "--suite", "paper", "--device", device, "--out", folder,
         )  # fmt: skip
         attacks.append(read_result(folder / "attack.json", AttackResult))
-    write_text(out / f"{family}.md", compare_markdown(attacks))
+    write_text(out / f"{family}.md", attacks_markdown(attacks))
     print(f"{out}: train-step.md, {family}.md")
 
 

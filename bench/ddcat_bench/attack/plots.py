@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.attack.side_by_side import columns
-from ddcat_bench.bootstrap import interval
+from ddcat_bench.bootstrap import FEWEST_UNITS, Scheme, interval, scheme_of
 from ddcat_bench.entries import Scores
 
-__all__ = ["curves", "data_uri", "epsilon_curves", "plots", "to_png"]
+__all__ = ["curves", "data_uri", "epsilon_curves", "figure_png", "plots"]
 
 
 def plots(result: AttackResult) -> dict[str, bytes]:
@@ -32,7 +32,7 @@ class _Point(NamedTuple):
 
 def curves(result: AttackResult) -> bytes:
     """
-    Draw mIoU over n of BIM; dashed: on 8-bit adversarial images; dotted: transferred attacks; bars: over draws of the images.
+    Draw mIoU over n of BIM; dashed: on 8-bit adversarial images; dotted: transferred attacks; bars: over bootstrap draws.
 
     Clean images are n = 0. An attack of another family than BIM stands apart, as a single mark.
 
@@ -61,7 +61,7 @@ def curves(result: AttackResult) -> bytes:
         _draw(axes, shifted, "C0", ":", f"{name}, attack made on {origin}")
     axes.set_xticks(range(len(own)), own, rotation=0 if max(map(len, own)) < 8 else 45)
     axes.legend()
-    return to_png(figure)
+    return figure_png(figure)
 
 
 def epsilon_curves(result: AttackResult) -> bytes | None:
@@ -87,15 +87,22 @@ def epsilon_curves(result: AttackResult) -> bytes | None:
         _draw(axes, [point for point in points if point], f"C{colour}", "-", attack)
     axes.set_xlabel("epsilon, in grey levels of 255")
     axes.legend()
-    return to_png(figure)
+    return figure_png(figure)
 
 
 def _point(run: AttackResult, label: str, x: float, eight_bit: bool) -> _Point | None:
     scores = _scores(run, label, eight_bit)
     if scores is None:
         return None
-    low, high = interval(scores.array())
+    scheme = _scheme(run)
+    if scheme.units < FEWEST_UNITS:
+        return _Point(x, scores.miou, 0.0, 0.0)
+    low, high = interval(scores.array(), scheme)
     return _Point(x, scores.miou, max(0.0, scores.miou - low), max(0.0, high - scores.miou))
+
+
+def _scheme(run: AttackResult) -> Scheme:
+    return scheme_of(run.data.name, run.data.names)
 
 
 def _scores(run: AttackResult, label: str, eight_bit: bool) -> Scores | None:
@@ -129,7 +136,12 @@ def _canvas(result: AttackResult) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     data = result.data
-    bars = "error bars: 95 % of bootstrap draws over the images"
+    scheme = _scheme(result)
+    bars = (
+        f"error bars: 95 % of bootstrap draws of {scheme.drawn}"
+        if scheme.units >= FEWEST_UNITS
+        else f"no error bars: {scheme.units} {scheme.drawn} are too few to draw from"
+    )
     axes.set_title(f"{data.name} {data.split}, {len(data.names)} images; {bars}", fontsize=9)
     alarms = list(dict.fromkeys(alarm.name for alarm in result.alarms))
     if alarms:
@@ -158,7 +170,7 @@ def _draw(axes: Axes, points: Sequence[_Point], colour: str, style: str, name: s
     )
 
 
-def to_png(figure: Figure) -> bytes:
+def figure_png(figure: Figure) -> bytes:
     """Draw a figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)  # a figure without pyplot draws with Agg

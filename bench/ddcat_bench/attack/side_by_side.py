@@ -7,7 +7,7 @@ from ddcat_bench.entries import check_same_images
 from ddcat_bench.errors import BenchError
 from ddcat_bench.markdown import data_line, number, table
 
-__all__ = ["attack_lines", "columns", "compare_markdown", "run_names"]
+__all__ = ["attack_lines", "attacks_markdown", "columns", "run_names"]
 
 
 def columns(results: Sequence[AttackResult]) -> list[str]:
@@ -15,7 +15,7 @@ def columns(results: Sequence[AttackResult]) -> list[str]:
     return list(dict.fromkeys(row.label for result in results for row in result.rows))
 
 
-def compare_markdown(results: Sequence[AttackResult]) -> str:
+def attacks_markdown(results: Sequence[AttackResult]) -> str:
     """
     Write the mIoU of several runs under each other, as floats and as 8-bit images.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ddcat_bench.attack.plots import data_uri, to_png
+from ddcat_bench.attack.plots import data_uri, figure_png
 from ddcat_bench.compare.engines import CompareResult
 from ddcat_bench.markdown import table
 from ddcat_bench.pages import render
@@ -85,7 +85,7 @@ def pareto(result: CompareResult, *, dark: bool = False) -> bytes:
     axes.margins(0.15, 0.15)
     for side in axes.spines.values():
         side.set_color(ink)
-    return to_png(figure)
+    return figure_png(figure)
 
 
 def _cells(result: CompareResult) -> Sequence[list[str]]:

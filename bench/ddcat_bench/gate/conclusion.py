@@ -71,9 +71,7 @@ def conclude(
         precision=case.bundle.manifest.engine.effective_precision,
         budget=case.budget.name,
         protocol=PROTOCOL,
-        drawn={"images": "images", "clips": "clips of frames", "blocks": f"circular blocks of {scheme.block} frames"}[
-            scheme.kind
-        ],
+        drawn=scheme.drawn,
         verdict=worst(finding.verdict for finding in findings),
         findings=findings,
         limits=limits,

@@ -19,7 +19,7 @@ from ddcat_bench.attack.plots import curves
 from ddcat_bench.attack.probe import FORWARDS
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.attack.share import attack_share, probe_once
-from ddcat_bench.attack.side_by_side import columns, compare_markdown
+from ddcat_bench.attack.side_by_side import attacks_markdown, columns
 from ddcat_bench.attack.suites import BIM, Plan
 from ddcat_bench.entries import Scores
 from ddcat_bench.errors import BenchError
@@ -220,18 +220,18 @@ def test_tables_and_plots_need_nothing_but_the_result(paper: AttackResult) -> No
 def test_runs_side_by_side(paper: AttackResult, checkpoint: Checkpoint, scenes: Dataset) -> None:
     quick = run_suite(Evaluation(checkpoint, scenes, batch_size=2))
     other = quick.model_copy(update={"checkpoint": quick.checkpoint.model_copy(update={"method": "clean"})})
-    text = compare_markdown([paper, other])
+    text = attacks_markdown([paper, other])
     rows = [line for line in text.splitlines() if line.startswith(("| sat", "| clean |"))]
     assert len(rows) == 4  # both runs, floats and 8 bits
     assert rows[1].endswith("| - |")  # no PGD there
-    assert "PGD-20 at 8/255, start: random" in compare_markdown([other, paper])
-    twice = compare_markdown([quick, quick])
+    assert "PGD-20 at 8/255, start: random" in attacks_markdown([other, paper])
+    twice = attacks_markdown([quick, quick])
     assert f"sat ({quick.checkpoint.path})" in twice
     fewer = run_suite(Evaluation(checkpoint, scenes, limit=2))
     with pytest.raises(BenchError, match="same images"):
-        compare_markdown([quick, fewer])
+        attacks_markdown([quick, fewer])
     with pytest.raises(BenchError, match="no results"):
-        compare_markdown([])
+        attacks_markdown([])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from ddcat_bench.attack.evaluation import Evaluation
 from ddcat_bench.attack.markdown import attack_markdown
 from ddcat_bench.attack.panels import attack_sheet
 from ddcat_bench.attack.results import AttackResult
-from ddcat_bench.bootstrap import interval
+from ddcat_bench.bootstrap import Scheme, interval, scheme_of
 from ddcat_bench.result_files import read_result
 from ddcat_bench.subjects import main_branch
 from ddcat_train.checkpoints import Checkpoint
@@ -36,20 +36,36 @@ def test_the_interval_is_that_of_a_literal_bootstrap() -> None:
     generator = np.random.default_rng(0)
     draws = generator.multinomial(12, np.full(12, 1 / 12), size=500)
     drawn = [miou(sum(int(times) * image for times, image in zip(often, counts, strict=True))) for often in draws]
-    low, high = interval(counts, level=0.9, draws=500)
+    one_by_one = scheme_of("scenes", [str(place) for place in range(12)])
+    low, high = interval(counts, one_by_one, level=0.9, draws=500)
     assert (low, high) == pytest.approx(tuple(np.quantile(drawn, (0.05, 0.95))))
     assert low < miou(counts.sum(0)) < high
     alike = np.repeat(counts[:1], 12, axis=0)
-    assert interval(alike) == pytest.approx((miou(alike[0]),) * 2)
+    assert interval(alike, one_by_one) == pytest.approx((miou(alike[0]),) * 2)
 
 
-def test_error_bars_are_over_draws_of_the_images(measured: AttackResult) -> None:
+def test_error_bars_of_video_are_over_draws_of_blocks_of_frames(measured: AttackResult) -> None:
+    """One clip of 101 frames, which resemble their neighbours: drawn one by one they would seem to tell more."""
     point = plots._point(measured, "n = 3", 3.0, False)
     row = measured.find("n = 3")
     assert point is not None
     assert row is not None
-    low, high = interval(row.scores.array())
+    counts = row.scores.array()
+    low, high = interval(counts, Scheme("blocks", np.arange(101)))
     assert (point.miou - point.below, point.miou + point.above) == pytest.approx((low, high))
+    one_by_one = interval(counts, Scheme("images", np.arange(101)))
+    assert high - low > 1.5 * (one_by_one[1] - one_by_one[0])
+    assert (
+        plots._canvas(measured)[1].get_title().endswith("error bars: 95 % of bootstrap draws of circular blocks of 10 frames")
+    )
+
+
+def test_of_few_images_there_are_no_error_bars(checkpoint: Checkpoint, scenes: Dataset) -> None:
+    result = run_suite(Evaluation(checkpoint, scenes))
+    point = plots._point(result, "n = 3", 3.0, False)
+    assert point is not None
+    assert point.below == point.above == 0
+    assert plots._canvas(result)[1].get_title().endswith("no error bars: 5 images are too few to draw from")
 
 
 def test_there_is_no_curve_over_epsilon_for_one_bound(measured: AttackResult) -> None:
