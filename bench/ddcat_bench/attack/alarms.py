@@ -11,7 +11,7 @@ from itertools import groupby, pairwise
 from ddcat_bench.attack.probe_results import Alarm, AlarmName, Probe
 from ddcat_bench.attack.results import AttackRow
 
-__all__ = ["BLACK_BOX", "LARGE_EPSILON", "raise_alarms"]
+__all__ = ["BLACK_BOX", "LARGE_EPSILON", "PROBE_BEATEN_BY", "raise_alarms"]
 
 BLACK_BOX = frozenset({"noise", "Square", "DLA", "transfer"})  # names of attacks that use no gradient of the model
 LARGE_EPSILON = 64 / 255  # a quarter of the whole range: no published segmenter keeps anything there

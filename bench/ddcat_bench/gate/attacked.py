@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from ddcat.bundle import Bundle
 from ddcat.schema import Fraction, Strict
@@ -50,7 +51,7 @@ class Pilot(Strict):
     """What a few images told before all were attacked."""
 
     epsilon: float | None = Field(description="bound of the strong attacks; null: with the quick budget there are none")
-    twin_agreement: Fraction = Field(description="share of pixels that engine and twin label alike")
+    twin_agreement: Fraction = Field(description="least share of pixels, clean or attacked, that engine and twin label alike")
 
 
 class Attacked(NamedTuple):
@@ -146,30 +147,38 @@ def _pilot(case: Case, contenders: Contenders, units: Units) -> Pilot:
     if (known := units.kept("pilot", Pilot)) is not None:
         return known
     batches = [victims for _, victims in _batches(case, min(_PILOT, case.images))]
-    alike = pixels = 0
-    for victims in batches:
-        received = to_8_bit(victims.images, victims.images)
-        labels = torch.from_numpy(engine_labels(contenders.engine, received))
-        alike += int((labels == answers(contenders.twin, received)).sum())
-        pixels += labels.numel()
-    epsilon = None if case.budget.name == "quick" else _strongest(case, contenders.reference, batches)
-    pilot = Pilot(epsilon=epsilon, twin_agreement=alike / pixels)
+    epsilon = None
+    alike = [_alike(contenders, [to_8_bit(victims.images, victims.images) for victims in batches])]
+    if case.budget.name != "quick":
+        epsilon, received = _strongest(case, contenders.reference, batches)
+        alike.append(_alike(contenders, received))
+    pilot = Pilot(epsilon=epsilon, twin_agreement=min(alike))
     units.keep("pilot", pilot)
     return pilot
 
 
-def _strongest(case: Case, reference: Model, batches: Sequence[Victims]) -> float:
-    """Find the largest bound at which the reference keeps something, or give the smallest."""
+def _alike(contenders: Contenders, batches: Sequence[Tensor]) -> float:
+    """Share of the pixels of 8-bit images that engine and twin label alike."""
+    alike = pixels = 0
+    for received in batches:
+        labels = torch.from_numpy(engine_labels(contenders.engine, received))
+        alike += int((labels == answers(contenders.twin, received)).sum())
+        pixels += labels.numel()
+    return alike / pixels
+
+
+def _strongest(case: Case, reference: Model, batches: Sequence[Victims]) -> tuple[float, list[Tensor]]:
+    """Find the largest bound at which the reference keeps something, else the smallest; and the 8-bit images attacked at it."""
     for epsilon in reversed(EPSILONS):
         plan = Plan("PGD", epsilon, alpha=epsilon / 4, start="random", counted=(case.budget.steps,))
-        counts = []
+        counts, attacked = [], []
         for victims in batches:
             (found,) = attack(reference, plan, victims)
-            labels = answers(reference, to_8_bit(found.images, victims.images))
-            counts += count_each(victims.labels, labels, len(case.dataset.classes))
+            attacked.append(to_8_bit(found.images, victims.images))
+            counts += count_each(victims.labels, answers(reference, attacked[-1]), len(case.dataset.classes))
         if 100 * miou(np.sum(counts, axis=0)) >= KEPT_AT_LEAST:
-            return epsilon
-    return EPSILONS[0]
+            break
+    return epsilon, attacked
 
 
 def chosen_parts(budget: Budget, pilot: Pilot, *, scores: bool = False) -> tuple[Part, ...]:

@@ -19,7 +19,7 @@ from ddcat_bench.subjects import describe_checkpoint, describe_data, describe_en
 from ddcat_bench.timing.cost import CostResult
 from ddcat_bench.timing.results import SpeedResult
 
-__all__ = ["PROTOCOL", "conclude", "passport_of", "worst"]
+__all__ = ["PROTOCOL", "conclude", "passport_of", "twin_agreement", "worst"]
 
 PROTOCOL = (
     "The engine and its reference, the PyTorch main branch, label the same 8-bit images. Under each threat both meet the worst "
@@ -53,7 +53,7 @@ def conclude(
     data = describe_data(case.dataset, attacked.names, usual_list=case.bundle.manifest.data.list_sha256)
     scheme = scheme_of(data.name, attacked.names)
     threats = tuple(judge_threats(attacked.judged, scheme, limits))
-    transferred = attacked.pilot.twin_agreement < TWIN_AGREES
+    transferred = twin_agreement(attacked) < TWIN_AGREES
     alarms = find_alarms(attacked.judged, attacked.probe, limits, transferred=transferred)
     findings = (
         *judge_fidelity(attacked.judged, attacked.logit_error, limits),
@@ -85,6 +85,12 @@ def conclude(
         cost=cost,
         environment=describe_environment(torch.device("cpu"), seconds),
     )
+
+
+def twin_agreement(attacked: Attacked) -> float:
+    """Give the least share of pixels that engine and twin label alike, on clean images, on replayed ones and on the twin's."""
+    members = (judged for judged in attacked.judged if judged.source in ("replay", "twin"))
+    return min(attacked.pilot.twin_agreement, *(judged.flips.twin_agreement for judged in members))
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:

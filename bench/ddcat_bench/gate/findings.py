@@ -3,20 +3,23 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from ddcat.passport import Finding, Verdict
 from ddcat.scores import miou
-from ddcat_bench.attack.alarms import raise_alarms
+from ddcat_bench.attack.alarms import PROBE_BEATEN_BY, raise_alarms
 from ddcat_bench.attack.probe_results import Alarm, Probe
 from ddcat_bench.attack.results import grey
 from ddcat_bench.bootstrap import Scheme
 from ddcat_bench.gate.equivalence import KEPT_AT_LEAST, compare_pool, verdict_of
 from ddcat_bench.gate.limits import Limits
-from ddcat_bench.gate.pool import Judged
+from ddcat_bench.gate.pool import EPSILONS, Judged
 from ddcat_bench.gate.results import ThreatRow
 from ddcat_bench.timing.results import SpeedResult
 
 __all__ = ["find_alarms", "judge_alarms", "judge_fidelity", "judge_latency", "judge_robustness", "judge_threats"]
+
+_STRONGEST = "strongest at "  # how the row of the strong attacks begins
 
 
 def judge_threats(pool: Sequence[Judged], scheme: Scheme, limits: Limits) -> Iterator[ThreatRow]:
@@ -25,7 +28,7 @@ def judge_threats(pool: Sequence[Judged], scheme: Scheme, limits: Limits) -> Ite
     groups: dict[str, list[Judged]] = {"clean": [clean]}
     for judged in others:
         bim = judged.label.startswith("BIM")
-        groups.setdefault(judged.label if bim else f"strongest at {grey(judged.epsilon)}", []).append(judged)
+        groups.setdefault(judged.label if bim else f"{_STRONGEST}{grey(judged.epsilon)}", []).append(judged)
     for name, members in groups.items():
         margin = limits.clean_margin if name == "clean" else limits.adversarial_margin
         reference = np.stack([judged.reference for judged in members])
@@ -65,7 +68,8 @@ def judge_robustness(threats: Sequence[ThreatRow]) -> Iterator[Finding]:
                 limit=f"within {row.margin:g} points",
                 reason=row.reason,
             )
-    if all(row.verdict is None for row in threats if row.name != "clean"):
+    attacks = [row for row in threats if row.name != "clean"]
+    if all(row.verdict is None for row in attacks):
         yield Finding(
             name="robustness",
             verdict="inconclusive",
@@ -73,6 +77,17 @@ def judge_robustness(threats: Sequence[ThreatRow]) -> Iterator[Finding]:
             limit=f"{KEPT_AT_LEAST:g} points kept under some attack",
             reason="the reference keeps less under every attack: there is no robustness that the engine could preserve",
         )
+        return
+    for row in attacks:
+        if row.verdict is None and row.name.startswith(_STRONGEST) and row.epsilon > EPSILONS[0]:
+            yield Finding(
+                name=f"mIoU, {row.name}",
+                verdict="inconclusive",
+                found=f"{row.engine:.2f} against {row.reference:.2f} points",
+                limit=f"{KEPT_AT_LEAST:g} points kept by the reference",
+                reason="on a few images the reference keeps as much at this bound, and under the whole pool it does not: what "
+                "the strongest attacks leave of the engine is not known, and weaker ones alone are no answer",
+            )
 
 
 def judge_fidelity(pool: Sequence[Judged], logit_error: float | None, limits: Limits) -> Iterator[Finding]:
@@ -100,7 +115,8 @@ def find_alarms(pool: Sequence[Judged], probe: Probe | None, limits: Limits, *, 
     """
     Look for signs that the attacks on the engine's own graph failed for want of a usable gradient.
 
-    Where the twin is another model, that a replay does more than an attack on it says nothing of the engine's gradients.
+    Where the twin is another model, that a replay does more than an attack on it says nothing of the engine's gradients. What
+    only asks the engine, or asks nothing, should do no more than the best of those that follow a gradient, on the same images.
     """
     left = {(judged.source, judged.label, judged.epsilon): 100 * miou(judged.engine.sum(0)) for judged in pool}
     alarms = list(raise_alarms((), probe, trained_steps=None)) if probe is not None else []
@@ -116,7 +132,26 @@ def find_alarms(pool: Sequence[Judged], probe: Probe | None, limits: Limits, *, 
                     "graph is masked. Its robustness is not known.",
                 )
             )
-    return tuple(alarms)
+    return (*alarms, *_beaten(pool))
+
+
+def _beaten(pool: Sequence[Judged]) -> Iterator[Alarm]:
+    for asked in (judged for judged in pool if judged.source in ("engine", "noise")):
+        gradients = [judged for judged in pool if judged.source in ("replay", "twin") and judged.epsilon == asked.epsilon]
+        left = {f"{judged.source}: {judged.label}": _left(judged, asked.attacked) for judged in gradients}
+        best, found = min(left, key=left.__getitem__, default=None), _left(asked, asked.attacked)
+        if best is not None and left[best] - found > PROBE_BEATEN_BY:
+            yield Alarm(
+                name="black-box beats white-box",
+                evidence=f"{asked.source}: {asked.label} leaves the engine {found:.2f} points on {asked.attacked.sum()} "
+                f"images, the best attack by a gradient, {best}, {left[best]:.2f}",
+                meaning="An attack that sees no gradient did more than all that follow one: those say too little of the "
+                "engine, and most images met them alone. Its robustness is not known.",
+            )
+
+
+def _left(judged: Judged, chosen: npt.NDArray[np.bool_]) -> float:
+    return 100 * miou(judged.engine[chosen].sum(0))
 
 
 def judge_alarms(alarms: Sequence[Alarm]) -> Iterator[Finding]:

@@ -94,8 +94,8 @@ class GateResult(Strict):
     members: tuple[MemberRow, ...]
     classes: tuple[ClassEntry, ...]
     transferred: bool = Field(
-        description="whether the twin is another model (engine and twin label fewer than 99.9 % of the pixels alike), so that "
-        "attacks on it are transferred ones"
+        description="whether the twin is another model (engine and twin label fewer than 99.9 % of the pixels alike, on clean "
+        "or on attacked images), so that attacks on it are transferred ones"
     )
     alarms: tuple[Alarm, ...]
     probe: Probe | None = Field(description="of the twin; null with the quick budget")

@@ -36,7 +36,7 @@ from ddcat_bench.timing.memory import Serving
 from ddcat_bench.timing.results import SpeedResult
 from ddcat_bench.timing.speed import draw_inputs, measure
 from ddcat_export.exporting import export
-from ddcat_serve.engines import open_engine
+from ddcat_serve.engines import Outputs, open_engine
 from ddcat_train.attacks import to_8_bit
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
@@ -209,6 +209,81 @@ def test_a_replay_that_beats_the_twin_is_an_alarm() -> None:
     assert not gate_findings.find_alarms([judged("replay", 45), judged("twin", 30)], None, LIMITS, transferred=False)
     assert not gate_findings.find_alarms(weak_twin, None, LIMITS, transferred=True)
     assert [finding.verdict for finding in gate_findings.judge_alarms([alarm])] == ["inconclusive"]
+
+
+def test_a_search_that_beats_every_gradient_is_an_alarm() -> None:
+    """Compared on the images that it was made on: others count as the replay leaves them."""
+    some = np.arange(40) < 4
+    gradients = [judged("replay", 30), judged("twin", 30)]
+
+    def asked(engine: int, source: str = "engine", label: str = "DLA, n = 500") -> Judged:
+        found, others = judged(source, engine, label=label), judged(source, 30)
+        return found._replace(engine=np.where(some[:, None, None], found.engine, others.engine), attacked=some)
+
+    for transferred in (True, False):
+        (alarm,) = gate_findings.find_alarms([*gradients, asked(27)], None, LIMITS, transferred=transferred)
+        assert alarm.name == "black-box beats white-box"
+        assert "engine: DLA, n = 500 leaves the engine 27.00 points on 4 images" in alarm.evidence
+        assert "replay: PGD, n = 10, 30.00" in alarm.evidence
+    assert gate_findings.find_alarms([*gradients, asked(20, "noise", "noise, n = 3")], None, LIMITS, transferred=False)
+    assert not gate_findings.find_alarms([*gradients, asked(29)], None, LIMITS, transferred=False)  # single regions move it
+    other_bound = [one._replace(epsilon=0.02) for one in gradients]
+    assert not gate_findings.find_alarms([*other_bound, asked(20)], None, LIMITS, transferred=False)
+
+
+def test_strong_attacks_that_decide_nothing_are_no_pass() -> None:
+    """The pilot chose a bound at which the whole pool leaves nothing, and BIM alone would pass the engine."""
+    scheme = Scheme("images", np.arange(40))
+    pool = [judged("replay", 70, 70, "clean", 0.0), judged("replay", 50, 50, "BIM, n = 3", 0.03)]
+    for epsilon, verdicts in ((EPSILONS[0], ["pass", "pass"]), (EPSILONS[2], ["pass", "pass", "inconclusive"])):
+        rows = list(gate_findings.judge_threats([*pool, judged("replay", 8, 8, epsilon=epsilon)], scheme, LIMITS))
+        findings = list(gate_findings.judge_robustness(rows))
+        assert [finding.verdict for finding in findings] == verdicts
+    assert findings[-1].name == "mIoU, strongest at 4/255"
+    assert findings[-1].found == "8.00 against 8.00 points"
+
+
+@pytest.mark.parametrize("source", ["replay", "twin"])
+def test_a_twin_that_is_the_engine_on_clean_images_alone_is_another_model(
+    good: tuple[Case, Attacked], speed: SpeedResult, source: str
+) -> None:
+    case, attacked = good
+    assert not conclude(case, attacked, speed, LIMITS, seconds=1.0).transferred
+
+    def apart(one: Judged) -> Judged:
+        strong = one.source == source and one.label.startswith("PGD")
+        return one._replace(flips=one.flips._replace(apart=one.flips.pixels // 500)) if strong else one
+
+    other = attacked._replace(judged=tuple(map(apart, attacked.judged)))
+    assert conclude(case, other, speed, LIMITS, seconds=1.0).transferred
+
+
+def test_the_pilot_looks_at_attacked_images_too(
+    bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that is its graph on clean images, and not where an image is attacked."""
+    clean = {scenes.read(place).image.tobytes() for place in range(len(scenes))}
+    found: list[Pilot] = []
+
+    def stop(budget: Budget, pilot: Pilot, **others: Any) -> Any:
+        found.append(pilot)
+        raise BenchError("enough is known")
+
+    monkeypatch.setattr("ddcat_bench.gate.attacked.chosen_parts", stop)
+    with open_engine(bundle, threads=1) as engine:
+        infer = engine.infer
+
+        def other(images: np.ndarray) -> Outputs:
+            outputs = infer(images)
+            known = [image.tobytes() in clean for image in images]
+            return replace(outputs, labels=np.where(np.array(known)[:, None, None], outputs.labels, 0).astype(np.uint8))
+
+        monkeypatch.setattr(engine, "infer", other)
+        for name in ("quick", "default"):
+            with pytest.raises(BenchError, match="enough"):
+                attack_pool(Case(bundle, checkpoint, scenes, budget=SMALL._replace(name=name)), engine, tmp_path / name)
+    assert found[0].twin_agreement == 1
+    assert found[1].twin_agreement < 0.9
 
 
 def test_an_engine_that_its_own_graph_breaks_is_refused() -> None:
