@@ -59,18 +59,25 @@ def gate(
     - `ddcat-bench gate model.bundle --devices 8`
     """
     from ddcat.bundle import Trust, open_bundle
+    from ddcat_bench.errors import BenchError
     from ddcat_bench.gate.case import Budget, Case
     from ddcat_bench.gate.command import judge
     from ddcat_bench.gate.limits import DEFAULT, read_limits
     from ddcat_bench.output import beside
     from ddcat_bench.subjects import check_sizes, checkpoint_of, open_bundle_data
 
+    budget = Budget("quick" if quick else "default", steps=steps, queries=queries, every=every, seed=seed)
+    if quick:
+        for name, value, usual in zip(budget._fields[1:], budget[1:], Budget()[1:], strict=True):
+            if value != usual:
+                raise BenchError(
+                    f"--{name} {value}: --quick makes BIM, n = 3, from the clean images alone, and has no use for it"
+                )
     opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
     allowed = read_limits(limits or DEFAULT, opened.manifest.engine.effective_precision)
     loaded = checkpoint_of(opened, checkpoint)
     dataset = open_bundle_data(opened, data_root=data_root, split=split)
     check_sizes(opened, dataset)
-    budget = Budget("quick" if quick else "default", steps=steps, queries=queries, every=every, seed=seed)
     case = Case(opened, loaded, dataset, limit, budget)
     verdict = judge(case, allowed, out or beside(bundle, "gate"), repeats=repeats, devices=devices, key=sign, pictures=pictures)
     if verdict is not None:

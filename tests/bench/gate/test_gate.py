@@ -444,6 +444,17 @@ def test_the_command(
     assert not list(tmp_path.glob("*.work"))
 
 
+@pytest.mark.parametrize("option", [("--steps", "5"), ("--queries", "50"), ("--every", "2"), ("--seed", "1")], ids=" ".join)
+def test_what_a_quick_gate_has_no_use_for_is_refused(
+    option: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ddcat-bench", "gate", str(tmp_path), "--quick", *option])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {' '.join(option)}: --quick makes BIM, n = 3,")
+
+
 def test_a_split_without_labels_is_refused_before_anything_is_timed(
     bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path
 ) -> None:
