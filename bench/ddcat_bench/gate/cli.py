@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ddcat.command import ExpectDigest, RequireSignature
+from ddcat_bench.errors import BenchError
 from ddcat_bench.options import DataRoot, Limit, MovedCheckpoint, Split
 
 __all__ = ["gate"]
@@ -59,7 +60,6 @@ def gate(
     - `ddcat-bench gate model.bundle --devices 8`
     """
     from ddcat.bundle import Trust, open_bundle
-    from ddcat_bench.errors import BenchError
     from ddcat_bench.gate.case import Budget, Case
     from ddcat_bench.gate.command import judge
     from ddcat_bench.gate.limits import DEFAULT, read_limits
@@ -70,9 +70,7 @@ def gate(
     if quick:
         for name, value, usual in zip(budget._fields[1:], budget[1:], Budget()[1:], strict=True):
             if value != usual:
-                raise BenchError(
-                    f"--{name} {value}: --quick makes BIM, n = 3, from the clean images alone, and has no use for it"
-                )
+                raise BenchError(f"--{name} {value}: --quick makes BIM, n = 3, from clean images alone, and has no use for it")
     opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
     allowed = read_limits(limits or DEFAULT, opened.manifest.engine.effective_precision)
     loaded = checkpoint_of(opened, checkpoint)
