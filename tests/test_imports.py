@@ -111,13 +111,25 @@ def needed(file: Path, known: dict[str, Path]) -> set[str]:
     return found & set(known)
 
 
+KNOWN = {
+    ".".join(part for part in file.relative_to(folder.parent).with_suffix("").parts if part != "__init__"): file
+    for folder in PACKAGES.values()
+    for file in folder.rglob("*.py")
+}
+
+
 def test_no_module_waits_for_itself() -> None:
-    known = {
-        ".".join(part for part in file.relative_to(folder.parent).with_suffix("").parts if part != "__init__"): file
-        for folder in PACKAGES.values()
-        for file in folder.rglob("*.py")
-    }
-    TopologicalSorter({name: needed(file, known) for name, file in known.items()}).prepare()  # raises on a cycle
+    TopologicalSorter({name: needed(file, KNOWN) for name, file in KNOWN.items()}).prepare()  # raises on a cycle
+
+
+def test_the_gate_needs_no_trainer() -> None:
+    wanted, found = ["ddcat_bench.gate.command"], set[str]()
+    while wanted:
+        name = wanted.pop()
+        wanted += needed(KNOWN[name], KNOWN) - found
+        found.add(name)
+    assert "ddcat_bench.gate.pool" in found
+    assert "ddcat_train.trainer" not in found
 
 
 PARTS = {

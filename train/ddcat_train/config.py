@@ -238,7 +238,8 @@ class TrainConfig(_Strict):
     workers: int = Field(2, ge=0, description="processes that read and augment images for a device; 0: the loop's own")
     precision: Literal["fp32", "bf16", "fp64"] = Field(
         "fp32",
-        description="fp32: without TF32. bf16: of forwards, an attack's too; weights, images under attack and evaluations stay fp32",
+        description="fp32: without TF32. bf16: of forwards, an attack's too; weights, images under attack and evaluations stay "
+        "fp32",
     )
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the average of weights that is used; None: the latest")
     evaluate_every: int = Field(1, ge=1, description="epochs")

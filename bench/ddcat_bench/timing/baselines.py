@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ddcat.classes import IGNORE
 from ddcat_bench.errors import BenchError
+from ddcat_bench.timing.matrix_product import Precision
 from ddcat_bench.timing.plain import PlainSegmenter
 from ddcat_train.attacks import ATTACK_STARTS
 from ddcat_train.config import Config
@@ -33,10 +34,9 @@ from ddcat_train.data.loader import Batch
 from ddcat_train.methods import METHODS
 from ddcat_train.names import Head
 
-__all__ = ["Baseline", "BaselineName", "Precision", "check_comparable"]
+__all__ = ["Baseline", "BaselineName", "check_comparable"]
 
 BaselineName = Literal["released", "frugal"]
-Precision = Literal["fp32", "bf16", "fp64"]
 
 _DIVIDING = ("ddcat", "ddcat-m", "ddcat-n")
 _BRANCHES: tuple[Head, ...] = ("main", "auxiliary", "mask")

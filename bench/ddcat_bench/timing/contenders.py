@@ -13,7 +13,8 @@ from torch import Tensor
 from ddcat.classes import CAMVID, CITYSCAPES, VOC, Classes
 from ddcat_bench.errors import BenchError
 from ddcat_bench.timing.arithmetic import arithmetic
-from ddcat_bench.timing.baselines import Baseline, Precision
+from ddcat_bench.timing.baselines import Baseline
+from ddcat_bench.timing.matrix_product import Precision
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.config import Config
 from ddcat_train.data.classes_file import CLASSES_FILE, classes_yaml, read_classes

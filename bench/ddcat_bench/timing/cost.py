@@ -12,7 +12,7 @@ from ddcat.bundle import Bundle
 from ddcat.manifest import Shapes
 from ddcat.schema import Strict
 from ddcat_bench.timing.busy import others_watch
-from ddcat_bench.timing.peaks import matrix_product_peak
+from ddcat_bench.timing.matrix_product import matrix_product_peak
 from ddcat_bench.timing.results import Timing
 from ddcat_bench.timing.turns import timing
 from ddcat_serve.engines import Engine

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg  # type: ignore[import-untyped]
 from pydantic import Field
 
 from ddcat.bundle import Bundle
@@ -18,16 +19,28 @@ from ddcat.classes import Classes
 from ddcat.schema import Strict
 from ddcat_bench.entries import BundleEntry, Environment
 from ddcat_bench.timing.busy import others_watch
+from ddcat_bench.timing.speed import Inputs
 from ddcat_serve.engines import Engine
 from ddcat_serve.images import decode
 from ddcat_serve.masks import encode_mask
 
-__all__ = ["BOUNDARIES", "LOADS", "PERCENTILES", "Latencies", "Scenario", "ScenariosResult", "latencies", "run_scenarios"]
+__all__ = [
+    "BOUNDARIES",
+    "LOADS",
+    "PERCENTILES",
+    "Latencies",
+    "Scenario",
+    "ScenariosResult",
+    "draw_files",
+    "latencies",
+    "run_scenarios",
+]
 
 LOADS = (0.5, 0.7, 0.9)  # of the engine's capacity: one over the mean time of a call
 PERCENTILES: Mapping[float, int] = {0.5: 10, 0.9: 64, 0.99: 662}  # and how many requests each needs to be told at all
 _BATCHES = (1, 2, 4, 8)
 _FEWEST = 10
+_QUALITY = 90
 
 Boundary = Literal["arrays", "files"]
 BOUNDARIES: Mapping[Boundary, str] = {
@@ -94,6 +107,11 @@ def latencies(seconds: Sequence[float]) -> Latencies:
     return Latencies(
         requests=len(seconds), mean=float(np.mean(seconds)), p50=told[0.5], p90=told[0.9], p99=told[0.99], longest=max(seconds)
     )
+
+
+def draw_files(inputs: Inputs) -> list[bytes]:
+    """Write each image of the batches as a JPEG file: what requests hold."""
+    return [simplejpeg.encode_jpeg(image, quality=_QUALITY) for batch in inputs.batches for image in batch]
 
 
 def run_scenarios(

@@ -48,8 +48,8 @@ def scenarios(
     from ddcat.progress import progress
     from ddcat_bench.output import beside, publish
     from ddcat_bench.subjects import describe_bundle, describe_environment, open_bundle_data
-    from ddcat_bench.timing.scenarios import BOUNDARIES, LOADS, ScenariosResult, run_scenarios
-    from ddcat_bench.timing.scenarios_report import draw_files, scenarios_markdown
+    from ddcat_bench.timing.scenarios import BOUNDARIES, LOADS, ScenariosResult, draw_files, run_scenarios
+    from ddcat_bench.timing.scenarios_report import scenarios_markdown
     from ddcat_bench.timing.speed import draw_inputs
     from ddcat_serve.engines import open_engine
 

@@ -1,19 +1,9 @@
-"""Scenarios for readers, and the files that requests hold."""
-
-import simplejpeg  # type: ignore[import-untyped]
+"""Scenarios for readers."""
 
 from ddcat_bench.markdown import environment_lines, table
 from ddcat_bench.timing.scenarios import BOUNDARIES, PERCENTILES, Scenario, ScenariosResult
-from ddcat_bench.timing.speed import Inputs
 
-__all__ = ["draw_files", "scenarios_markdown"]
-
-_QUALITY = 90
-
-
-def draw_files(inputs: Inputs) -> list[bytes]:
-    """Write each image of a batch as a JPEG file."""
-    return [simplejpeg.encode_jpeg(image, quality=_QUALITY) for batch in inputs.batches for image in batch]
+__all__ = ["scenarios_markdown"]
 
 
 def scenarios_markdown(result: ScenariosResult) -> str:

@@ -17,8 +17,9 @@ from ddcat_bench.timing.arithmetic import arithmetic
 from ddcat_bench.timing.baselines import BaselineName, check_comparable
 from ddcat_bench.timing.busy import others_watch
 from ddcat_bench.timing.contenders import CONTENDERS, Contender, ContenderName, Ours, Plan, contend, draw_batch
-from ddcat_bench.timing.peaks import MEMORY, matrix_product_peak, peak_memory
+from ddcat_bench.timing.matrix_product import matrix_product_peak
 from ddcat_bench.timing.results import StepEntry, StepRatio, TrainStepResult
+from ddcat_bench.timing.step_memory import MEMORY, peak_memory
 from ddcat_bench.timing.turns import interleave, ratio, times
 
 __all__ = ["BOUNDARY", "measure"]

@@ -15,7 +15,7 @@ from ddcat_bench.result_files import read_result, to_json
 from ddcat_bench.timing.arithmetic import arithmetic
 from ddcat_bench.timing.baselines import Baseline, BaselineName, check_comparable
 from ddcat_bench.timing.contenders import CONTENDERS, Ours, Plan, contend, draw_batch
-from ddcat_bench.timing.peaks import matrix_product_peak
+from ddcat_bench.timing.matrix_product import matrix_product_peak
 from ddcat_bench.timing.plain import PlainSegmenter
 from ddcat_bench.timing.results import TrainStepResult
 from ddcat_bench.timing.train_step_report import train_step_markdown, train_steps_markdown
@@ -212,7 +212,7 @@ def test_steps_that_the_baselines_do_not_take(override: str, message: str) -> No
 
 @pytest.fixture(autouse=True)
 def quick_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddcat_bench.timing.peaks._PRODUCTS_WITHIN", 0.1)
+    monkeypatch.setattr("ddcat_bench.timing.matrix_product._PRODUCTS_WITHIN", 0.1)
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,9 @@
-"""The most that a machine gives, and the most that a training step takes."""
+"""The most memory that a training step takes."""
 
 import contextlib
 import multiprocessing
 import os
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -13,11 +12,10 @@ import torch
 
 from ddcat_bench.errors import BenchError
 from ddcat_bench.timing.arithmetic import arithmetic
-from ddcat_bench.timing.baselines import Precision
 from ddcat_bench.timing.contenders import SMALL, ContenderName, Plan, contend, draw_batch
 from ddcat_bench.timing.memory import resident
 
-__all__ = ["MEMORY", "matrix_product_peak", "peak_memory"]
+__all__ = ["MEMORY", "peak_memory"]
 
 MEMORY = {
     "cpu": (
@@ -28,29 +26,7 @@ MEMORY = {
     "cuda": "Peak memory: the most that tensors took on the device (max_memory_allocated) in a process that does nothing else.",
 }
 
-_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
-_SIDE = {"cpu": 2048, "cuda": 8192}
-_PRODUCTS_WITHIN = 2.0  # seconds
 _GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # bytes; glibc reads them at its start
-
-
-def matrix_product_peak(precision: Precision, device: torch.device) -> float:
-    """
-    Measure the most operations a second that a product of two large square matrices reaches here and now.
-
-    Multiplications and additions are counted one by one.
-    """
-    side = _SIDE[device.type]
-    a, b = (torch.rand(side, side, device=device).to(_DTYPES[precision]) for _ in range(2))
-    fastest, until = float("inf"), time.perf_counter() + _PRODUCTS_WITHIN
-    a @ b
-    while fastest == float("inf") or time.perf_counter() < until:
-        _wait(device)
-        start = time.perf_counter()
-        a @ b
-        _wait(device)
-        fastest = min(fastest, time.perf_counter() - start)
-    return 2 * side**3 / fastest
 
 
 def peak_memory(plan: Plan, name: ContenderName) -> int | None:
@@ -114,8 +90,3 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
