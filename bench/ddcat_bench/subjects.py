@@ -28,6 +28,7 @@ __all__ = [
     "describe_checkpoint",
     "describe_data",
     "describe_environment",
+    "judged_at_once",
     "main_branch",
     "open_bundle_data",
     "open_split",
@@ -40,6 +41,7 @@ _NO_WEIGHT: Any = {  # what of a configuration changes no weight; the seed does,
     "data": {"root", "val_split", "val_long_side"},
     "train": {"workers", "evaluate_every", "evaluate_images", "evaluate_batch"},
 }
+_MOST = 8  # images at once
 _LIBRARIES = ("torch", "numpy", "opencv-python-headless", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
 
 
@@ -122,6 +124,12 @@ def open_bundle_data(bundle: Bundle, *, data_root: Path | None = None, split: st
     if name == data.split and data.list_sha256 is not None:
         _check_list(dataset, data.list_sha256, data.images, bundle.path)
     return dataset
+
+
+def judged_at_once(bundle: Bundle) -> int:
+    """How many images an engine is judged on at once: eight, if it takes as many."""
+    batch = bundle.manifest.shapes.batch
+    return max(batch.minimum, min(_MOST, batch.maximum or _MOST))
 
 
 def checkpoint_of(bundle: Bundle, path: Path | None = None) -> Checkpoint:

@@ -25,6 +25,7 @@ from ddcat_train.config import Config
 from ddcat_train.errors import CheckpointError
 from ddcat_train.methods import METHODS
 from ddcat_train.networks import Segmenter, build_segmenter
+from ddcat_train.networks.weights import unreadable
 
 __all__ = [
     "BEST",
@@ -235,12 +236,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Description]]:
     except FileNotFoundError as cause:
         raise CheckpointError(f"no such checkpoint: {path}") from cause
     except (OSError, SafetensorError) as cause:
-        if path.suffix in (".pth", ".pt"):
-            out = path.with_suffix(".safetensors")
-            raise CheckpointError(
-                f"{path} is a file of torch.save: first 'ddcat-data import-checkpoint {path} {out}'"
-            ) from cause
-        raise CheckpointError(f"{path} is truncated or no safetensors file ({cause}): take another checkpoint") from cause
+        raise unreadable(path, f"is truncated or no safetensors file ({cause}): take another checkpoint") from cause
 
 
 def _describe(path: Path, header: str) -> Description:

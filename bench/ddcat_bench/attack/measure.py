@@ -20,7 +20,7 @@ from ddcat_bench.subjects import describe_checkpoint, describe_data, describe_en
 from ddcat_bench.timing.busy import others_watch
 from ddcat_bench.timing.plain import PlainSegmenter, plain_network
 from ddcat_bench.timing.results import SweepResult
-from ddcat_bench.timing.speed_report import neighbours
+from ddcat_bench.timing.speed_report import neighbours, quiet_note
 from ddcat_bench.timing.turns import interleave, ratio, times
 from ddcat_train.attacks import Model, sea, trajectory
 from ddcat_train.data.loader import evaluation_batches
@@ -171,11 +171,6 @@ def sweep_markdown(result: SweepResult) -> str:
         [name, *(f"{value:.4g}" for value in (t.lower_quartile, t.median, t.upper_quartile))]
         for name, t in (("ours", result.ours), ("plain", result.plain))
     ]
-    note = (
-        "**Not a quiet machine**: others computed on it at the same time, so take these figures with care.\n\n"
-        if result.disturbed
-        else ""
-    )
     return (
         f"# The sweep n = 1..7 on {result.checkpoint.method} ({result.checkpoint.architecture})\n\n"
         f"{data_line(result.data)} {result.batch} x {result.height} x {result.width} (images x height x width), "
@@ -185,7 +180,7 @@ def sweep_markdown(result: SweepResult) -> str:
         f"{result.lowest:.2f}, highest {result.highest:.2f}): seconds of plain / ours in the same turn, median and quartiles. "
         f"{result.agreement:.2%} of the pixels have the same label in both, over n = 0..7.\n\n"
         f"SEA of {result.sea_steps} steps at 8/255 computed {result.sea_seen:.1%} of its forwards: the rest would have been of "
-        f"images without a right pixel.\n\n{note}"
+        f"images without a right pixel.\n\n{quiet_note(result)}"
         f"{result.boundary} {neighbours(result)}\n\n"
         f"{provenance_lines(result.checkpoint, result.environment)}"
     )

@@ -16,7 +16,14 @@ from ddcat_bench.attack.suites import BIM
 from ddcat_bench.entries import Scores
 from ddcat_bench.errors import BenchError
 from ddcat_bench.fidelity.results import FidelityResult, FidelityRow
-from ddcat_bench.subjects import describe_bundle, describe_checkpoint, describe_data, describe_environment, main_branch
+from ddcat_bench.subjects import (
+    describe_bundle,
+    describe_checkpoint,
+    describe_data,
+    describe_environment,
+    judged_at_once,
+    main_branch,
+)
 from ddcat_serve.engines import Engine
 from ddcat_serve.errors import InputError
 from ddcat_train.attacks import to_8_bit, trajectory
@@ -34,7 +41,6 @@ PROTOCOL = (
 )
 
 STEPS = (0, 3, 7)  # of BIM: clean images, the attack of the paper's training, its strongest in evaluation
-_MOST = 8  # images at once
 
 
 class _Tally:
@@ -118,7 +124,7 @@ def compare(
     classes = len(dataset.classes)
     tallies = {steps: _Tally() for steps in STEPS}
     judged: list[str] = []
-    for names, images, labels in evaluation_batches(dataset, batch_size=_batch_size(bundle), limit=limit):
+    for names, images, labels in evaluation_batches(dataset, batch_size=judged_at_once(bundle), limit=limit):
         pixels = images.contiguous(memory_format=torch.channels_last)
         for steps, adversarial, _ in trajectory(
             network, pixels, labels, epsilon=BIM.epsilon, alpha=BIM.alpha, steps=STEPS[-1], start=BIM.start
@@ -137,11 +143,6 @@ def compare(
         rows=tuple(tally.row(steps, dataset.classes.background) for steps, tally in tallies.items()),
         environment=describe_environment(cpu, time.monotonic() - began),
     )
-
-
-def _batch_size(bundle: Bundle) -> int:
-    batch = bundle.manifest.shapes.batch
-    return max(batch.minimum, min(_MOST, batch.maximum or _MOST))
 
 
 def _infer(engine: Engine, received: Tensor, bundle: Bundle, names: list[str]) -> npt.NDArray[np.uint8]:

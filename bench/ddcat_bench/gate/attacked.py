@@ -31,7 +31,7 @@ from ddcat_bench.gate.pool import (
     read_units,
 )
 from ddcat_bench.gate.twin import Twin
-from ddcat_bench.subjects import main_branch
+from ddcat_bench.subjects import judged_at_once, main_branch
 from ddcat_bench.units import Units, open_units
 from ddcat_serve.engines import Engine
 from ddcat_train.attacks import Model, to_8_bit
@@ -42,7 +42,6 @@ from ddcat_train.ranks import ALONE, Ranks
 
 __all__ = ["Attacked", "Pilot", "attack_pool", "chosen_parts"]
 
-_BATCH = 8
 _PILOT = 12  # images on which the bound of the strong attacks is chosen
 _LOGIT_IMAGES = 8
 
@@ -134,9 +133,8 @@ def _graph(bundle: Bundle) -> str:
 
 
 def _batches(case: Case, images: int) -> Iterator[tuple[list[str], Victims]]:
-    place, batch = 0, case.bundle.manifest.shapes.batch
-    size = max(batch.minimum, min(_BATCH, batch.maximum or _BATCH))
-    for names, pixels, labels in evaluation_batches(case.dataset, batch_size=size, limit=images):
+    place = 0
+    for names, pixels, labels in evaluation_batches(case.dataset, batch_size=judged_at_once(case.bundle), limit=images):
         seeds = torch.tensor([seed_from(case.budget.seed, place + own) for own in range(len(names))])
         place += len(names)
         yield names, Victims(pixels.contiguous(memory_format=torch.channels_last), labels, seeds)

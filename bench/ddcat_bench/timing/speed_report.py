@@ -3,7 +3,7 @@
 from ddcat_bench.markdown import bundle_line, provenance_lines, table
 from ddcat_bench.timing.results import Ratio, SpeedResult, Watched
 
-__all__ = ["faster", "mebibytes", "neighbours", "speed_markdown"]
+__all__ = ["faster", "mebibytes", "neighbours", "quiet_note", "speed_markdown"]
 
 
 def speed_markdown(result: SpeedResult) -> str:
@@ -59,6 +59,13 @@ def neighbours(result: Watched) -> str:
     if result.others is None:
         return f"Load average: {result.load_before:.2f} before, {result.load_after:.2f} after."
     return f"Others kept {result.others:.2f} cores busy meanwhile."
+
+
+def quiet_note(result: Watched) -> str:
+    """Warn where others computed meanwhile, as a paragraph; empty where they did not."""
+    if not result.disturbed:
+        return ""
+    return "**Not a quiet machine**: others computed on it at the same time, so take these figures with care.\n\n"
 
 
 def faster(ratio: Ratio) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ddcat_bench.markdown import environment_lines, table
 from ddcat_bench.timing.results import StepRatio, TrainStepResult
-from ddcat_bench.timing.speed_report import faster, mebibytes, neighbours
+from ddcat_bench.timing.speed_report import faster, mebibytes, neighbours, quiet_note
 
 __all__ = ["train_step_markdown", "train_steps_markdown"]
 
@@ -42,17 +42,12 @@ def train_step_markdown(result: TrainStepResult) -> str:
     peaks = ", ".join(f"{value / 1e9:.4g} GFLOP/s in {precision}" for precision, value in result.matrix_product_peak.items())
     environment = result.environment
     rounding = "" if environment.device == "cpu" else f"; TF32 {'on' if result.tf32 else 'off'}"
-    note = (
-        "**Not a quiet machine**: others computed on it at the same time, so take these figures with care.\n\n"
-        if result.disturbed
-        else ""
-    )
     return (
         f"# {result.preset}: our training step beside the released one\n\n"
         f"{result.method}, {result.architecture}, {result.classes} classes; {result.batch} x {result.height} x {result.width} "
         f"(images x height x width){rounding}; {len(result.contenders[0].times.seconds)} steps of each "
         f"in turns after {result.warm_up} to warm up. Brackets: quartiles.\n\n"
-        f"{table(head, rows)}\n{note}"
+        f"{table(head, rows)}\n{quiet_note(result)}"
         f"{_BASELINES}\n\n"
         f"{result.boundary} {result.memory} Matrix-product peak, measured in the same process: {peaks}. "
         f"{neighbours(result)}\n\n"

@@ -11,7 +11,7 @@ from ddcat_train.errors import CheckpointError
 from ddcat_train.networks.backbone import Backbone
 from ddcat_train.networks.resnet import ResNet, stem_of
 
-__all__ = ["load_backbone", "misfits", "told"]
+__all__ = ["load_backbone", "misfits", "told", "unreadable"]
 
 _COUNTER = ".num_batches_tracked"  # absent from older files, and of no effect
 _OURS = "model.backbone."  # what the keys of a checkpoint of ours begin with
@@ -38,12 +38,7 @@ def load_backbone(backbone: Backbone, path: Path) -> None:
     except FileNotFoundError as cause:
         raise CheckpointError(f"no such file of pretrained weights: {path}") from cause
     except (OSError, SafetensorError) as cause:
-        if path.suffix in (".pth", ".pt"):
-            out = path.with_suffix(".safetensors")
-            raise CheckpointError(
-                f"{path} is a file of torch.save: first 'ddcat-data import-checkpoint {path} {out}'"
-            ) from cause
-        raise CheckpointError(f"{path} is not a readable safetensors file: {cause}") from cause
+        raise unreadable(path, f"is not a readable safetensors file: {cause}") from cause
     ours = {key.removeprefix(_OURS): value for key, value in found.items() if key.startswith(_OURS)}
     found = ours or backbone.own(found)
     if isinstance(backbone, ResNet) and (stem := stem_of(found)) not in (None, backbone.stem):
@@ -58,6 +53,14 @@ def load_backbone(backbone: Backbone, path: Path) -> None:
             f"{told(faults)}"
         )
     backbone.load_state_dict(wanted | found)
+
+
+def unreadable(path: Path, reason: str) -> CheckpointError:
+    """Say what is wrong with a file of weights that is no safetensors file; of one of torch.save, how it is imported."""
+    if path.suffix in (".pth", ".pt"):
+        out = path.with_suffix(".safetensors")
+        return CheckpointError(f"{path} is a file of torch.save: first 'ddcat-data import-checkpoint {path} {out}'")
+    return CheckpointError(f"{path} {reason}")
 
 
 def misfits(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
