@@ -16,6 +16,7 @@ from ddcat_train.methods import METHODS, Portion
 from ddcat_train.names import MethodName
 from ddcat_train.networks import Segmenter
 from ddcat_train.networks.contexts import Context
+from ddcat_train.networks.convolution import Conv2d
 
 LETTER = {key: value for part in yaml.safe_load((PRESETS / "_letter.yaml").read_text()).values() for key, value in part.items()}
 
@@ -165,3 +166,19 @@ def test_a_step_leaves_gradients_flags_and_the_batch_alone(
     assert torch.equal(portion.images, images)
     assert torch.equal(portion.labels, labels)
     assert not any(value.requires_grad for update in updates for value in update.log.values())
+
+
+@pytest.mark.parametrize("method", [method for method in get_args(MethodName) if METHODS[method].attacks])
+def test_an_attack_keeps_what_it_makes_of_weights_from_its_first_step_to_its_last(
+    batch_of: Callable[..., Portion], network_for: Callable[..., Segmenter], settings_of: Callable[..., Any], method: str
+) -> None:
+    options, attack = settings_of(method, {"start": "random"})
+    portion = replace(batch_of(4), clean=options.clean_images(4))
+    network = network_for(options, portion)
+    convolution = next(module for module in network.modules() if isinstance(module, Conv2d))
+    kept: list[Any] = []
+    with network.backbone.register_forward_pre_hook(lambda module, inputs: kept.append(convolution.kept)):
+        METHODS[options.name].step(network, portion, attack=attack, options=options)
+    during = [found for found in kept if found is not None]
+    assert len(during) >= attack.steps
+    assert all(found is during[0] for found in during)

@@ -35,14 +35,15 @@ def trades(segmenter: Segmenter, portion: Portion, *, attack: AttackConfig, opti
 
 
 def _attacked(segmenter: Segmenter, portion: Portion, attack: AttackConfig) -> Tensor:
-    with torch.no_grad(), evaluating(segmenter):
-        reference = segmenter(portion.images)
-    *_, (_, last) = iterate(
-        segmenter,
-        portion.images,
-        portion.labels,
-        seeds=portion.seeds,
-        objective=lambda answer: pixel_divergence(reference, answer.logits, answer.labels),
-        **attack.model_dump(),
-    )
+    with evaluating(segmenter):  # over all steps, for what is kept of constant weights
+        with torch.no_grad():
+            reference = segmenter(portion.images)
+        *_, (_, last) = iterate(
+            segmenter,
+            portion.images,
+            portion.labels,
+            seeds=portion.seeds,
+            objective=lambda answer: pixel_divergence(reference, answer.logits, answer.labels),
+            **attack.model_dump(),
+        )
     return last
