@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ddcat_train.checkpoints import BEST, LAST, load_checkpoint
+from ddcat_train.checkpoints import BEST, LAST, load_checkpoint, read_description
 from ddcat_train.config import load_config
 from ddcat_train.errors import CheckpointError, ConfigError
 from ddcat_train.trainer import Trainer
@@ -113,3 +113,10 @@ def test_a_run_does_not_continue_with_other_classes(run: Path, tiny_run: list[st
     trainer = Trainer(load_config("scenes-ddcat", tiny_run))
     with pytest.raises(ConfigError, match=rf"have changed: {classes.names[0]}, .* now, asphalt, .* put them back as they were"):
         trainer.restore(changed)
+
+
+def test_a_checkpoint_of_before_it_said_whether_it_was_judged_is_read(tiny_run: list[str], tmp_path: Path) -> None:
+    Trainer(load_config("scenes-clean", tiny_run)).save(tmp_path / "now.safetensors", resumable=False)
+    told = read_description(tmp_path / "now.safetensors").model_dump(mode="json", exclude={"judged"})
+    save_file({"value": torch.zeros(1)}, tmp_path / "before.safetensors", {"ddcat": json.dumps(told)})
+    assert read_description(tmp_path / "before.safetensors").judged

@@ -207,6 +207,39 @@ def test_the_network_starts_from_pretrained_weights(tiny_run: list[str], tmp_pat
     assert all(torch.equal(found[key], value) for key, value in backbone.state_dict().items())
 
 
+@pytest.mark.parametrize(("where", "step"), [("evaluate", 6), ("panels", 9), ("is_best", 6)])  # one before its line is logged
+def test_a_run_that_is_killed_in_an_evaluation_goes_on_with_it(
+    where: str, step: int, tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config("scenes-sat", tiny_run)
+    train(config, tmp_path / "whole")
+    part, apply, applied = getattr(Trainer, where), Trainer.apply, []
+
+    def killed(self: Trainer) -> object:
+        if self.step == step:
+            raise KeyboardInterrupt
+        return part(self)
+
+    def counted(self: Trainer, batch: Batch) -> object:
+        applied.append(self.step)
+        return apply(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, where, killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "killed")
+    found = load_checkpoint(tmp_path / "killed" / LAST).description
+    assert (found.step, found.judged) == (step, False)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "apply", counted)
+        assert train(config, tmp_path / "killed", resume=True).step == 9
+    assert applied == list(range(step, 9))
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    for name in (LAST, BEST):
+        one, other = (load_checkpoint(tmp_path / run / name).description for run in ("whole", "killed"))
+        assert (one.scores, one.best, one.judged) == (other.scores, other.best, True)
+
+
 def test_a_run_resumes_without_the_weights_that_it_began_with(
     tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

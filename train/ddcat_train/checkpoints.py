@@ -80,6 +80,7 @@ class Description(BaseModel):
     steps: int | None  # updates of the whole run
     scores: dict[str, float]  # of the latest evaluation, in [0, 1]
     best: float | None  # the highest selection score so far
+    judged: bool = True  # whether the evaluation that is due after that many updates is done; False for one saved before it
     git_commit: str | None
     versions: dict[str, str]
     imported: Imported | None = None

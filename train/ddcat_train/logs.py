@@ -34,12 +34,19 @@ class RunLog:
         Updates already done: what an interrupted run logged beyond them is dropped, for it will be logged again.
     steps : int
         Updates of the whole run.
+    judged : bool
+        Whether the evaluation after `step` is done: otherwise what it may have logged is dropped, too.
     """
 
-    def __init__(self, run: Path, *, step: int, steps: int) -> None:
+    def __init__(self, run: Path, *, step: int, steps: int, judged: bool = True) -> None:
         self._run = run
         for name in (LINES, TIMING):
-            write_text(run / name, "".join(f"{json.dumps(line)}\n" for line in read_lines(run / name) if line["step"] <= step))
+            kept = [
+                line
+                for line in read_lines(run / name)
+                if line["step"] <= step and (judged or line["step"] < step or not any(key.startswith("val/") for key in line))
+            ]
+            write_text(run / name, "".join(f"{json.dumps(line)}\n" for line in kept))
         with writing(run):
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         console = Console(stderr=True)

@@ -68,7 +68,7 @@ def train(
         Continue from `last.safetensors`; from the start where there is none yet.
     device : "auto", "cpu" or "cuda"
     save_every : float
-        Seconds between two checkpoints to resume from; one is written after every evaluation as well.
+        Seconds between two checkpoints to resume from; one is written before and after every evaluation as well.
     command : str
         What the user began this with, for the summary.
 
@@ -102,7 +102,7 @@ def train(
     with (
         readers_watched(),
         _stop_requested() as stop,
-        RunLog(run, step=trainer.step, steps=trainer.steps) if first else nullcontext() as log,
+        RunLog(run, step=trainer.step, steps=trainer.steps, judged=trainer.judged) if first else nullcontext() as log,
     ):
         if log:
             log.say(trainer.summary())
@@ -126,6 +126,8 @@ class _Loop(NamedTuple):
 def _go_on(loop: _Loop, stop: Callable[[], int], save_every: float) -> int:
     """Train to the end of the run, or to a signal, which it gives; 0 for none."""
     trainer = loop.trainer
+    if not trainer.judged:  # it ended in the evaluation
+        _judge(loop)
     saved, when = trainer.step, time.monotonic()
     for batch in loop.watch.batches():
         late = time.monotonic() - when >= save_every
@@ -139,12 +141,19 @@ def _go_on(loop: _Loop, stop: Callable[[], int], save_every: float) -> int:
         if number:
             return number
         loop.watch.note(batch, trainer.apply(batch))
-        if trainer.evaluation_due():
-            _evaluate(loop)
-            saved, when = _save(loop), time.monotonic()
-            if loop.log and trainer.step < trainer.steps:  # at the end it is written in any case
-                write_summary(loop.run)
+        if not trainer.judged:
+            _save(loop)  # an evaluation may take longer than what --save-every asks for
+            saved, when = _judge(loop), time.monotonic()
     return 0
+
+
+def _judge(loop: _Loop) -> int:
+    """Evaluate, save, and give the step."""
+    _evaluate(loop)
+    saved = _save(loop)
+    if loop.log and saved < loop.trainer.steps:  # at the end it is written in any case
+        write_summary(loop.run)
+    return saved
 
 
 def _save(loop: _Loop) -> int:

@@ -68,6 +68,8 @@ class Trainer:
         Of the latest evaluation: mIoU `clean`, `attacked` by the attack of training, and their mean, `selection`.
     best : float or None
         The highest `selection` so far.
+    judged : bool
+        Whether the evaluation that is due after that many updates, if one is, is done.
     """
 
     def __init__(self, config: Config, *, device: str = "auto", resumed: bool = False) -> None:
@@ -98,6 +100,7 @@ class Trainer:
         self.steps = config.train.epochs * self._per_epoch
         self.scores: dict[str, float] = {}
         self.best: float | None = None
+        self.judged = True
         self._begun_by = self.ranks.size
 
     @property
@@ -175,6 +178,7 @@ class Trainer:
         values = torch.stack(list(log.values()))
         self.ranks.add([values])
         self.step += 1
+        self.judged = not self._evaluation_due()
         return {
             "lr": rate,
             **dict(zip(log, values.unbind(), strict=True)),
@@ -200,7 +204,7 @@ class Trainer:
                 labels.numel() * ranks.size,
             )
 
-    def evaluation_due(self) -> bool:
+    def _evaluation_due(self) -> bool:
         """Whether an epoch ended after which the network is to be evaluated; the last one always is."""
         epoch, inside = divmod(self.step, self._per_epoch)
         return not inside and (epoch % self._config.train.evaluate_every == 0 or self.step == self.steps)
@@ -234,6 +238,7 @@ class Trainer:
                 "images is ignored (255); labels of classes in some of them would be right"
             )
         self.scores = {"clean": clean, "attacked": attacked, "selection": (clean + attacked) / 2}
+        self.judged = True
         return self.scores
 
     def panels(self) -> U8:
@@ -275,6 +280,7 @@ class Trainer:
             steps=self.steps,
             scores=self.scores,
             best=self.best,
+            judged=self.judged,
             git_commit=provenance.git_commit(),
             versions=provenance.versions(LIBRARIES),
         )
@@ -315,6 +321,7 @@ class Trainer:
             checkpoint.load_into(self._network, _TRAINING)
         load_momentum(self._network, self._optimizer, checkpoint.part(_MOMENTUM))
         self.step, self.scores, self.best = description.step, description.scores, description.best
+        self.judged = description.judged
         self._restore_random_state(checkpoint.part(_RANDOM))
 
     def _random_states(self) -> dict[str, Tensor]:
