@@ -59,7 +59,7 @@ def png(path: Path, *, bits: int, palette: bool, row: bytes) -> None:
     colours = [(b"PLTE", bytes(48))] if palette else []
     parts = [(b"IHDR", header), *colours, (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
     chunks = [
-        struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part)) for name, part in parts.items()
+        struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part)) for name, part in parts
     ]
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
 
