@@ -1,6 +1,8 @@
 """Which of several bundles answers: by name, and by version."""
 
 import contextlib
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from fastapi import FastAPI
 from ddcat.bundle import Bundle, Trust, write_bundle
 from ddcat.errors import BundleError
 from ddcat_serve.app import create_app
+from ddcat_serve.engines.base import GraphEngine, Outputs
 from ddcat_serve.errors import ServeError
 from ddcat_serve.models import Source, load_models, parse_source
 from ddcat_serve.settings import Settings
@@ -85,3 +88,30 @@ def test_a_passport_is_refused_before_an_engine_is_opened(
     ):
         raise AssertionError("it is loaded")
     assert not opened
+
+
+def test_a_real_engine_that_hangs_is_opened_again_from_its_bundle(
+    bundle: Bundle, client_of: Callable[[FastAPI], httpx.Client], oracle: Callable, picture: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    hung: list[GraphEngine] = []
+    go, infer = threading.Event(), GraphEngine.infer
+
+    def once(engine: GraphEngine, images: np.ndarray) -> Outputs:
+        if not hung:
+            hung.append(engine)
+            go.wait(20)
+        assert len(hung) == 1
+        assert engine is not hung[0] or go.is_set()
+        return infer(engine, images)
+
+    settings = Settings(hangs_after=0.2)
+    with load_models([bundle.path], settings=settings, threads=1) as models:
+        monkeypatch.setattr(GraphEngine, "infer", once)
+        client = client_of(create_app(models, settings))
+        assert client.post("/v1/segment", content=as_png(picture)).status_code == 503
+        while not models["small"]["1"].ready:
+            time.sleep(0.01)
+        answer = client.post("/v1/segment", content=as_png(picture))  # the first engine still hangs
+        np.testing.assert_array_equal(as_labels(answer.content), oracle(picture[None])[0][0])
+        go.set()

@@ -150,6 +150,13 @@ def test_a_slow_engine_is_refused(good: tuple[Case, Attacked], speed: SpeedResul
     assert [finding.name for finding in result.findings if finding.verdict == "refuse"] == ["latency"]
 
 
+def test_a_machine_that_is_not_steady_decides_nothing_of_latency(good: tuple[Case, Attacked], speed: SpeedResult) -> None:
+    unsteady = tuple(e.model_copy(update={"times": e.times.model_copy(update={"stable": False})}) for e in speed.contenders)
+    result = conclude(good[0], many(good[1], 4), speed.model_copy(update={"contenders": unsteady}), LIMITS, seconds=1.0)
+    (finding,) = (finding for finding in result.findings if finding.name == "latency")
+    assert (finding.verdict, "not steady" in (finding.reason or "")) == ("inconclusive", True)
+
+
 def test_what_was_stopped_continues_and_finds_the_same(
     good: tuple[Case, Attacked], bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path
 ) -> None:

@@ -210,6 +210,11 @@ def test_what_it_does_not_know_is_named() -> None:
         small("Resize", np.zeros(0, np.float32), np.ones(4, np.float32), mode="nearest")(torch.rand(1, 3, 4, 4))
 
 
+def test_where_it_fails_is_named() -> None:
+    with pytest.raises(BenchError, match=r"the differentiable executor failed at .*: .*shapes cannot be multiplied"):
+        small("MatMul", np.ones((7, 2), np.float32))(torch.rand(1, 3, 4, 4))
+
+
 def test_a_graph_without_labels_is_refused(checkpoint: Checkpoint) -> None:
     model = onnx.load_model_from_string(build_graph(checkpoint.segmenter(), sizes=((48, 48),), logits=True, confidence=False))
     last = model.graph.node[-1]

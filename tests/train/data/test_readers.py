@@ -58,9 +58,7 @@ def png(path: Path, *, bits: int, palette: bool, row: bytes) -> None:
     header = struct.pack(">IIBBBBB", 8, 1, bits, 3 if palette else 0, 0, 0, 0)
     colours = [(b"PLTE", bytes(48))] if palette else []
     parts = [(b"IHDR", header), *colours, (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
-    chunks = [
-        struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part)) for name, part in parts
-    ]
+    chunks = [struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part)) for name, part in parts]
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
 
 
@@ -349,3 +347,11 @@ def test_the_size_of_what_is_no_image_is_not_known(small_folder: Path) -> None:
     dataset.pairs[0].image.write_bytes(b"no image")
     with pytest.raises(DataError, match="is no image that can be read"):
         dataset.size(0)
+
+
+def test_a_split_without_any_image_is_refused(small_folder: Path) -> None:
+    for folder in ("images", "labels"):
+        for file in (small_folder / folder / "train").iterdir():
+            file.unlink()
+    with pytest.raises(DataError, match=r"train holds no image: files that end in .*\.jpg.* would be right"):
+        list_dataset("folder", small_folder, "train")
