@@ -1,6 +1,7 @@
 """The house's import rules, read from the source of every module."""
 
 import ast
+import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -39,6 +40,24 @@ def imports(file: Path) -> Iterator[tuple[str, int]]:
 
 def modules(package: str) -> list[Path]:
     return sorted(PACKAGES[package].rglob("*.py"))
+
+
+def scripts() -> list[Path]:
+    folders = ("bench/cpu", "bench/gpu", "bench/serving", "docker", "docs", "examples")
+    return sorted(file for folder in folders for file in (ROOT / folder).glob("*.py"))
+
+
+@pytest.mark.parametrize("script", scripts(), ids=lambda script: str(script.relative_to(ROOT)))
+def test_what_a_script_takes_of_ours_is_there(script: Path) -> None:
+    """Most of them run in slow tests alone, and none is checked by mypy."""
+    taken = [
+        (node.module, alias.name)
+        for node in ast.walk(ast.parse(script.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] in PACKAGES
+        for alias in node.names
+    ]
+    missing = [f"{module}.{name}" for module, name in taken if not hasattr(importlib.import_module(module), name)]
+    assert [name for name in missing if importlib.util.find_spec(name) is None] == []
 
 
 @pytest.mark.parametrize("package", PACKAGES)

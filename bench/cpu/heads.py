@@ -29,7 +29,7 @@ from ddcat_bench.subjects import checkpoint_of, describe_environment, main_branc
 from ddcat_bench.timing.plain import PlainSegmenter, plain_network
 from ddcat_bench.timing.speed import draw_inputs
 from ddcat_bench.timing.turns import interleave, ratio, times
-from ddcat_serve.engines.base import physical_cores
+from ddcat_serve.engines.cores import physical_cores
 from ddcat_serve.engines.onnxruntime import OrtGraph
 from ddcat_serve.engines.openvino import OpenVinoGraph
 from ddcat_train.networks import Segmenter

@@ -1,8 +1,6 @@
 """The whole line at its smallest, by the commands: train, attack, export, judge, and HTTP answers that equal the engine's."""
 
 import json
-import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,27 +57,6 @@ def test_scores_over_http_are_those_of_the_engine(made: Path) -> None:
     assert result["differing_pixels"] == 0
     assert all(pair["http"] == pair["engine"] for pair in result["miou"].values())
     assert result["bundle"] == open_bundle(made / "bundle").digest
-
-
-@pytest.mark.slow
-def test_every_command_of_the_page_on_export_does_what_it_says(made: Path, tmp_path: Path) -> None:
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs/scenes-ddcat").symlink_to(made / "run")
-    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    page = (ROOT / "docs/export.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```sh( gpu)?\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    for on_a_gpu, block in blocks:
-        for line in block.splitlines():
-            if line.startswith("pip "):
-                continue
-            done = subprocess.run(
-                line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
-            )
-            if on_a_gpu and done.returncode:
-                assert re.fullmatch(r"error: .*(TensorRT|trt|GPU).*\n", done.stderr), line
-            else:
-                assert done.returncode == 0, f"{line}\n{done.stderr}"
-    assert open_bundle(tmp_path / "bundles/ladder").manifest.shapes.sizes == ((48, 48), (64, 80))
 
 
 def test_the_bundle_still_holds_after_it_was_judged(made: Path) -> None:

@@ -183,6 +183,7 @@ def test_a_compiled_model_is_another_contender(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # torch.compile itself calls it
 def test_the_compiled_model_labels_as_the_eager_one(checkpoint: Checkpoint, scenes: Dataset) -> None:
     images = np.stack([scenes.read(0).image])
     cpu = torch.device("cpu")
