@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ddcat_train.config import AttackConfig, MethodConfig, load_config, presets
-from ddcat_train.data.base import read_indices
+from ddcat_train.data.pictures import read_indices
 from ddcat_train.loop import train
 from ddcat_train.names import DatasetName, MethodName
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset, open_dataset
-from ddcat_train.data.base import read_indices
+from ddcat_train.data.pictures import read_indices
 from ddcat_train.errors import DataError
 
 __all__ = ["ClassPixels", "count_class_pixels"]

@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 
 from ddcat.errors import DdcatError
 from ddcat_train.data import list_dataset
-from ddcat_train.data.base import Fault, read_indices
+from ddcat_train.data.base import Fault
 from ddcat_train.data.check import check, faults_of
+from ddcat_train.data.pictures import read_indices
 from ddcat_train.data_cli import app, main
 from ddcat_train.errors import DataError
 

@@ -8,10 +8,12 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from ddcat.faults import printable
 from ddcat_train.data.augment import AUGMENTATIONS, Augment
 from ddcat_train.data.base import Dataset, Pair, Sample
 from ddcat_train.data.camvid import camvid
 from ddcat_train.data.cityscapes import cityscapes
+from ddcat_train.data.files import is_file
 from ddcat_train.data.folder import folder
 from ddcat_train.data.scenes import scenes
 from ddcat_train.data.voc import voc
@@ -64,10 +66,11 @@ def open_dataset(name: str, root: Path, split: str, *, long_side: int | None = N
         Where the name is unknown, a folder or list is missing or empty, or a pair lacks one of its files.
     """
     dataset = list_dataset(name, root, split, long_side=long_side)
-    missing = [file for pair in dataset.pairs for file in (pair.image, pair.labels) if not file.is_file()]
+    missing = [file for pair in dataset.pairs for file in (pair.image, pair.labels) if not is_file(file)]
     if missing:
         others = f" and {len(missing) - 1} other files" if len(missing) > 1 else ""
         raise DataError(
-            f"{missing[0]}{others} of {name} {split} missing: 'ddcat-data check {name} {root} --split {split}' names them all"
+            f"{printable(missing[0])}{others} of {name} {split} missing: "
+            f"'ddcat-data check {name} {printable(root)} --split {split}' names them all"
         )
     return dataset

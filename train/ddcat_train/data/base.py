@@ -1,6 +1,6 @@
 """What a data set is, and how one pair of it is read: image, label indices, sizes, values."""
 
-import io
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +8,11 @@ from typing import Literal
 
 import cv2
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from ddcat.classes import IGNORE, Classes
-from ddcat.faults import first_line
+from ddcat.faults import printable
 from ddcat.hashing import sha256_of_bytes
+from ddcat_train.data.pictures import U8, read_head, read_image, read_indices
 from ddcat_train.errors import DataError
 
 __all__ = [
@@ -24,27 +23,13 @@ __all__ = [
     "Pair",
     "Sample",
     "outside",
-    "read_image",
-    "read_indices",
     "resize_long_side",
     "unchanged",
 ]
 
 cv2.setNumThreads(0)  # its threads would fight with those of torch and do not survive the fork of a worker
 
-U8 = npt.NDArray[np.uint8]
 Decode = Callable[[U8], U8]
-
-_OTHER_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
-_COLOUR_MODES = {"RGB", "RGBA", "L", "P"}
-_MODES = {
-    "RGB": "a PNG in colour (mode RGB)",
-    "RGBA": "a PNG in colour (mode RGBA)",
-    "I": "a PNG of 16 bits (mode I)",
-    "I;16": "a PNG of 16 bits (mode I;16)",
-}
-_DEPTH = 24  # byte of a PNG that says how many bits a value has
-_DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on a damaged file
 
 
 @dataclass(frozen=True)
@@ -164,14 +149,14 @@ class Dataset:
         if image is not None and labels is not None and image.shape[:2] != labels.shape:
             turned = image.shape[1::-1] == labels.shape
             message = (
-                f"{pair.labels} is {labels.shape[1]}x{labels.shape[0]}, but its image {pair.image} is "
+                f"{printable(pair.labels)} is {labels.shape[1]}x{labels.shape[0]}, but its image {printable(pair.image)} is "
                 f"{image.shape[1]}x{image.shape[0]}: they must be of one size"
                 f"{', as stored: an orientation that EXIF speaks of is not applied' if turned else ''}"
             )
             faults.append(Fault("size", pair.labels, message))
         for value, pixels in outside(labels, self.classes).items() if labels is not None else ():
             message = (
-                f"{pair.labels}: label {value} ({pixels} pixels) is no class of {self.name}: "
+                f"{printable(pair.labels)}: label {value} ({pixels} pixels) is no class of {self.name}: "
                 f"0..{len(self.classes) - 1} and {IGNORE} (ignored) would be right"
             )
             faults.append(Fault("value", pair.labels, message, value, pixels))
@@ -190,65 +175,12 @@ class Dataset:
         DataError
             Where the file is missing or no image.
         """
-        path = self.pairs[index].image
-        try:
-            with Image.open(path) as opened:
-                width, height = opened.size
-        except _DAMAGED as cause:
-            raise DataError(f"{path} is no image that can be read ({_reason(cause)}): replace it") from cause
+        height, width, _ = read_head(self.pairs[index].image)
         return (height, width) if self.long_side is None else _resized(height, width, self.long_side)
 
     def list_sha256(self) -> str:
         """SHA-256 of the names of the images, one a line: it tells two splits apart."""
         return sha256_of_bytes("\n".join(pair.name for pair in self.pairs).encode())
-
-
-def read_image(path: Path) -> U8:
-    """
-    Read an image as (H, W, 3) uint8 RGB.
-
-    Grey becomes RGB and transparency is dropped. The orientation that EXIF may speak of is not applied: labels were drawn on
-    the pixels as they are stored. (Pillow decodes to the same values as OpenCV, but refuses a truncated file in every version.)
-
-    Raises
-    ------
-    DataError
-    """
-    try:
-        with Image.open(io.BytesIO(_content(path))) as opened:
-            if opened.mode not in _COLOUR_MODES:
-                raise DataError(f"{path} is an image of mode {opened.mode}: 8-bit RGB or grey would be right")
-            return np.array(opened.convert("RGB"), dtype=np.uint8)  # (H, W, 3)
-    except _DAMAGED as cause:
-        raise DataError(f"{path} is no image that can be read ({_reason(cause)}): replace it") from cause
-
-
-def read_indices(path: Path) -> U8:
-    """
-    Read a label PNG as (H, W) uint8 indices: of the palette where it has one, else its grey values; never its colours.
-
-    Raises
-    ------
-    DataError
-        Also where it is not a PNG with a palette (mode P) or of 8 bits in grey (mode L).
-    """
-    content = _content(path)
-    try:
-        with Image.open(io.BytesIO(content)) as opened:
-            if opened.format != "PNG":
-                raise DataError(f"{path} is a {opened.format} file: labels must be PNG, which keeps every value as it is")
-            if opened.mode in {"L", "1"} and (bits := content[_DEPTH]) < 8:
-                # Pillow stretches grey values, and not indices, to 0..255: labels 0, 1, 2 of 4 bits would be 0, 17, 34
-                raise DataError(f"{path} is a grey PNG of {bits} bit{'s' * (bits > 1)}: 8 bits, or a palette, would be right")
-            if opened.mode not in {"P", "L"}:
-                form = _MODES.get(opened.mode, f"a PNG of mode {opened.mode}")
-                raise DataError(
-                    f"{path} is {form}: labels must be indices of 8 bits, with a palette (mode P) or in grey (mode L), one "
-                    "value for each class"
-                )
-            return np.array(opened, dtype=np.uint8)  # (H, W)
-    except _DAMAGED as cause:
-        raise DataError(f"{path} is no label file that can be read ({_reason(cause)}): replace it") from cause
 
 
 def outside(labels: U8, classes: Classes) -> dict[int, int]:
@@ -274,21 +206,4 @@ def _resized(height: int, width: int, long_side: int) -> tuple[int, int]:
 
 
 def _kind(path: Path) -> Literal["missing", "unreadable"]:
-    return "unreadable" if path.is_file() else "missing"
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as cause:
-        near = [path.stem + suffix for suffix in _OTHER_SUFFIXES if path.with_suffix(suffix).is_file()]
-        beside = f"; {near[0]} is there, which is of another format: {path.suffix[1:].upper()} would be right" if near else ""
-        raise DataError(f"{path} is missing{beside}") from cause
-    except OSError as cause:
-        raise DataError(f"cannot read {path}: {cause.strerror}") from cause
-
-
-def _reason(cause: BaseException) -> str:
-    # Pillow speaks of the buffer that it was given, at an address that says nothing
-    text = first_line(cause)
-    return "its format is unknown" if "cannot identify" in text else text
+    return "unreadable" if os.path.lexists(path) else "missing"

@@ -1,0 +1,134 @@
+"""The bytes of a data set's files: regular files of a bounded size alone, each found by the name that a list gives it."""
+
+import os
+import stat
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+from ddcat.faults import printable
+from ddcat_train.errors import DataError
+
+__all__ = ["IMAGES", "LABELS", "PICTURES", "Finder", "hidden", "is_file", "read_bytes", "read_text", "same_name"]
+
+IMAGES = (".jpg", ".jpeg", ".png")  # suffixes of what is read, in lower case
+LABELS = (".png",)
+PICTURES = (*IMAGES, ".bmp", ".gif", ".jp2", ".tif", ".tiff", ".webp")  # what a person would call an image
+
+_MOST_BYTES = 1 << 30  # more than any image of the size that is read has
+_JUNK = {"__MACOSX", "@eaDir", "lost+found"}  # folders that operating systems leave
+
+
+def read_bytes(path: Path, *, most: int = _MOST_BYTES, first: int | None = None) -> bytes:
+    """
+    Read a regular file, whole or its first bytes.
+
+    Raises
+    ------
+    DataError
+        Where it is missing, a folder, a pipe or a device, or has more than `most` bytes.
+    """
+    try:
+        # a pipe without a writer would never open, and reading some devices never ends
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError(f"{printable(path)} is no regular file: a folder, pipe or device holds no image")
+            if status.st_size > most:
+                raise DataError(f"{printable(path)} has {status.st_size:,} bytes: at most {most:,} are read")
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(most if first is None else first)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError as cause:
+        raise DataError(f"{printable(path)} is missing{_beside(path)}") from cause
+    except OSError as cause:
+        raise DataError(f"cannot read {printable(path)}: {cause.strerror or cause}") from cause
+    except ValueError as cause:  # a NUL in its name
+        raise DataError(f"cannot read {printable(path)}: no file has such a name") from cause
+
+
+def read_text(path: Path, *, most: int = 1 << 26) -> str:
+    """
+    Read a text file in UTF-8, with or without a byte order mark.
+
+    Raises
+    ------
+    DataError
+        Also where it is of another encoding, or no text.
+    """
+    content = read_bytes(path, most=most)
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{printable(path)} is not UTF-8 but UTF-16: save it as UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as cause:
+        line = content.count(b"\n", 0, cause.start) + 1
+        raise DataError(f"{printable(path)} is not UTF-8 (line {line}): save it as UTF-8") from cause
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise DataError(f"{printable(path)} is not a text file: line {line} holds a NUL; save it as UTF-8")
+    return text
+
+
+def is_file(path: Path) -> bool:
+    """Whether it is a regular file; a name that no file can have is none."""
+    return os.path.isfile(path)
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder is an operating system's or an editor's own: `._x.jpg`, `.ipynb_checkpoints`, `__MACOSX`."""
+    return name.startswith(".") or name in _JUNK
+
+
+def same_name(name: str) -> str:
+    """Return a name in the one of its Unicode forms by which names are compared: macOS and Linux write accents differently."""
+    return unicodedata.normalize("NFC", name)
+
+
+class Finder:
+    """Finds the files that names mean; it looks into every folder once."""
+
+    def __init__(self) -> None:
+        self._folders: dict[Path, dict[tuple[str, str], str]] = {}
+
+    def find(self, path: Path, suffixes: Sequence[str]) -> Path:
+        """
+        Find a file: with one of the suffixes, in capitals or not, and in any Unicode form of its name.
+
+        Parameters
+        ----------
+        path : Path
+            The name, with the suffix that is expected; where there is such a file, that is it.
+        suffixes : sequence of str
+            In lower case, the first preferred.
+
+        Returns
+        -------
+        Path
+            `path` itself where there is no such file.
+        """
+        if is_file(path):
+            return path
+        there = self._names(path.parent)
+        names = (there.get((same_name(path.stem), suffix)) for suffix in suffixes)
+        return next((path.with_name(name) for name in names if name is not None), path)
+
+    def _names(self, folder: Path) -> dict[tuple[str, str], str]:
+        """Names of the files in a folder by stem and suffix, the one in a comparable form, the other in lower case."""
+        if folder not in self._folders:
+            try:
+                names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not hidden(entry.name))
+            except (OSError, ValueError):
+                names = []
+            # of x.PNG and x.png the second comes later in the order of the names, and stays
+            self._folders[folder] = {(same_name(Path(name).stem), Path(name).suffix.lower()): name for name in names}
+        return self._folders[folder]
+
+
+def _beside(path: Path) -> str:
+    near = [name for suffix in PICTURES if is_file(path.with_name(name := path.stem + suffix))]
+    if not near:
+        return ""
+    return f"; {printable(near[0])} is there, which is of another format: {path.suffix[1:].upper()} would be right"

@@ -1,0 +1,231 @@
+"""
+Images and masks of a data set to pixels. No other module opens an image of a data set.
+
+Only JPEG and PNG are decoded, whatever the name says: some of the formats that Pillow knows start another program.
+"""
+
+import io
+import re
+import struct
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ddcat.faults import first_line, printable
+from ddcat_train.data.files import read_bytes
+from ddcat_train.errors import DataError
+
+__all__ = ["U8", "Head", "Mask", "read_head", "read_image", "read_indices", "read_mask"]
+
+U8 = npt.NDArray[np.uint8]
+
+_FORMATS = ("JPEG", "PNG")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_OTHERS = {  # by their first bytes, for an error that says what a file is
+    b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"RIFF": "WebP", b"%!PS": "PostScript", b"%PDF": "PDF",
+    b"\xc5\xd0\xd3\xc6": "PostScript", b"\0\0\0\x0cjP": "JPEG 2000", b"DDS ": "DDS", b"8BPS": "Photoshop", b"<svg": "SVG",
+}  # fmt: skip
+_COLOUR_MODES = {"RGB", "RGBA", "L", "LA", "P", "PA", "1"}
+_MODES = {"I": "a PNG of 16 bits (mode I)", "I;16": "a PNG of 16 bits (mode I;16)", "LA": "a PNG in grey and alpha (mode LA)"}
+_ORIENTATION = 0x0112
+_HEAD = 1 << 17  # bytes, in which nearly all files say what they are
+_DEPTH = 24  # byte of a PNG that says how many bits a value has
+_DAMAGED = (OSError, SyntaxError, ValueError, IndexError, TypeError, KeyError, struct.error, EOFError)  # what Pillow raises
+
+# Pillow warns of damaged EXIF, on which no pixel depends, and from 89 Mpx on; it refuses twice as many, which is the limit
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class Head(NamedTuple):
+    """What an image file says of itself: its size as stored, and 1, or the orientation of EXIF (2..8) it is to be shown in."""
+
+    height: int
+    width: int
+    orientation: int
+
+
+class Mask(NamedTuple):
+    """
+    A label file.
+
+    Attributes
+    ----------
+    pixels : (H, W) or (H, W, 3) uint8
+        Indices, or colours (RGB).
+    palette : (N, 3) uint8 or None
+        RGB of the indices, where the file has a palette.
+    """
+
+    pixels: U8
+    palette: U8 | None
+
+
+def read_image(path: Path) -> U8:
+    """
+    Read an image as (H, W, 3) uint8 RGB.
+
+    Grey becomes RGB and transparency is dropped. The orientation that EXIF may speak of is not applied: labels were drawn on
+    the pixels as they are stored. (Pillow decodes to the same values as OpenCV, but refuses a truncated file in every version.)
+
+    Raises
+    ------
+    DataError
+    """
+    with _Opened(path, read_bytes(path), "image") as opened:
+        if opened.mode not in _COLOUR_MODES:
+            raise DataError(f"{printable(path)} is an image of mode {opened.mode}: 8-bit RGB or grey would be right")
+        # by way of RGBA, since grey and alpha of a palette are not converted directly
+        return np.array((opened.convert("RGBA") if opened.mode == "PA" else opened).convert("RGB"), dtype=np.uint8)  # (H, W, 3)
+
+
+def read_indices(path: Path) -> U8:
+    """
+    Read a label PNG as (H, W) uint8 indices: of the palette where it has one, else its grey values; never its colours.
+
+    Raises
+    ------
+    DataError
+        Also where it is not a PNG with a palette (mode P) or of 8 bits in grey (mode L).
+    """
+    pixels = read_mask(path).pixels
+    if pixels.ndim == 3:
+        raise DataError(
+            f"{printable(path)} is a PNG in colour (mode RGB): labels must be indices of 8 bits, with a palette (mode P) or in "
+            "grey (mode L), one value for each class; or give the colour of each class as 'colours' in classes.yaml"
+        )
+    return pixels
+
+
+def read_mask(path: Path) -> Mask:
+    """
+    Read a label PNG: indices where it has a palette or is grey, else its colours.
+
+    Raises
+    ------
+    DataError
+        Also where it is no PNG, of 16 bits, of fewer than 8 bits in grey, or transparent.
+    """
+    content = read_bytes(path)
+    name = printable(path)
+    if content.startswith(b"\xff\xd8\xff"):
+        raise DataError(f"{name} is a JPEG file: labels must be PNG, which keeps every value as it is")
+    with _Opened(path, content, "label file") as opened:
+        if opened.mode in {"L", "1"} and (bits := content[_DEPTH]) < 8:
+            # Pillow stretches grey values, and not indices, to 0..255: labels 0, 1, 2 of 4 bits would be 0, 17, 34
+            raise DataError(f"{name} is a grey PNG of {bits} bit{'s' * (bits > 1)}: 8 bits, or a palette, would be right")
+        if opened.mode == "RGBA":
+            pixels = np.array(opened, dtype=np.uint8)
+            if (pixels[..., 3] < 255).any():
+                raise DataError(f"{name} has transparent pixels (mode RGBA): a mask without transparency would be right")
+            return Mask(np.ascontiguousarray(pixels[..., :3]), None)
+        if opened.mode not in {"P", "L", "RGB"}:
+            form = _MODES.get(opened.mode, f"a PNG of mode {opened.mode}")
+            raise DataError(
+                f"{name} is {form}: labels must be indices of 8 bits, with a palette (mode P) or in grey (mode L), one value "
+                "for each class"
+            )
+        palette = np.array(opened.getpalette() or [], np.uint8).reshape(-1, 3) if opened.mode == "P" else None
+        return Mask(np.array(opened, dtype=np.uint8), palette)
+
+
+def read_head(path: Path) -> Head:
+    """
+    Read the size of an image, and the orientation it is to be shown in; no pixel is decoded.
+
+    Raises
+    ------
+    DataError
+        Where the file is missing or no image.
+    """
+    content = read_bytes(path, first=_HEAD)
+    try:
+        return _head(path, content)
+    except DataError:
+        if len(content) < _HEAD:
+            raise
+    return _head(path, read_bytes(path))  # something large stands before the pixels
+
+
+def _head(path: Path, content: bytes) -> Head:
+    if content.startswith(_PNG):  # Pillow would decode the pixels to look for EXIF behind them
+        chunks = list(_chunks(content))
+        if chunks and chunks[0][0] == b"IHDR" and len(chunks[0][1]) == 13:
+            width, height = struct.unpack(">II", chunks[0][1][:8])
+            exif = next((bytes(data) for name, data in chunks if name == b"eXIf"), b"")
+            return Head(height, width, _orientation(exif))
+    with _Opened(path, content, "image") as opened:
+        return Head(opened.height, opened.width, _orientation(opened.info.get("exif", b"")))
+
+
+class _Opened:
+    """An image of a file, opened by Pillow; what is wrong with it is a DataError that names the file."""
+
+    def __init__(self, path: Path, content: bytes, what: str) -> None:
+        self._path, self._content, self._what = path, content, what
+
+    def __enter__(self) -> Image.Image:
+        try:
+            # a chunk that says how to show it can be too large for Pillow, and changes no pixel
+            content = _bare(self._content) if self._content.startswith(_PNG) else self._content
+            self._image = Image.open(io.BytesIO(content), formats=_FORMATS)
+        except (*_DAMAGED, Image.DecompressionBombError) as cause:
+            raise self._fault(cause) from cause
+        return self._image
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._image.close()
+        if isinstance(error, _DAMAGED):
+            raise self._fault(error) from error
+
+    def _fault(self, cause: BaseException) -> DataError:
+        name, text = printable(self._path), first_line(cause)
+        if isinstance(cause, Image.DecompressionBombError) and (found := re.search(r"\((\d+) pixels\)", text)):
+            most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+            return DataError(f"{name} is too large ({int(found[1]) / 1e6:.0f} Mpx, at most {most:.0f}): cut it into tiles")
+        if "cannot identify" in text:  # Pillow speaks of the buffer that it was given, at an address that says nothing
+            for begin, form in _OTHERS.items():
+                if self._content.startswith(begin):
+                    return DataError(f"{name} is a {form} file: convert it to {'JPEG or ' * (self._what == 'image')}PNG")
+            text = "its format is unknown"
+        return DataError(f"{name} is no {self._what} that can be read ({text}): replace it")
+
+
+def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Walk the chunks of a PNG, each as its name and data; a cut off one ends it, and is not among them."""
+    view, at = memoryview(content), len(_PNG)
+    while at + 12 <= len(content):
+        size = int.from_bytes(content[at : at + 4], "big")
+        if at + 12 + size > len(content):
+            return
+        name = content[at + 4 : at + 8]
+        yield name, view[at + 8 : at + 8 + size]
+        at += 12 + size
+        if name == b"IEND":
+            return
+
+
+def _bare(content: bytes) -> bytes:
+    """Return a PNG without the chunks that no pixel depends on; from where it is cut off on it is left as it is."""
+    parts, at = [content[: len(_PNG)]], len(_PNG)
+    for name, data in _chunks(content):
+        end = at + 12 + len(data)
+        if not name[0] & 0x20 or name == b"tRNS":  # in capitals: needed to decode
+            parts.append(content[at:end])
+        at = end
+    return b"".join([*parts, content[at:]])
+
+
+def _orientation(exif: bytes) -> int:
+    """Read the orientation out of EXIF, 1..8; 1 where there is none that can be read."""
+    found = Image.Exif()
+    try:
+        found.load(exif)
+        value = found.get(_ORIENTATION, 1)
+    except Exception:  # the directories of a camera are damaged in many ways, and no pixel depends on them
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
