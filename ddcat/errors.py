@@ -4,6 +4,8 @@ Everything that ddcat raises on purpose.
     DdcatError
     ├── BundleError                 (ddcat)         a bundle that is missing, damaged, altered or of another schema
     ├── WriteError                  (ddcat)         a file that cannot be written: no room, or no permission
+    ├── ImageFileError              (ddcat)         an image file that is damaged   (image_files.py)
+    │   └── AnimationError          (ddcat)         one of several pictures
     ├── TrainError                  (ddcat_train)   configuration, data sets, checkpoints
     ├── ExportError                 (ddcat_export)  a graph that is not the model
     ├── ServeError                  (ddcat_serve)   engines, requests

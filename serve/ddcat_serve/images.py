@@ -2,7 +2,8 @@
 Images of a request: JPEG, PNG and WebP to pixels.
 
 Pixels are taken as they are stored: no orientation of EXIF, no colour profile and no gamma is applied, since accuracy was
-measured without them. The header is read, and the number of pixels capped, before any pixel is decoded.
+measured without them. The header is read, the number of pixels capped, and all that is not the picture taken out of the file,
+before any pixel is decoded.
 """
 
 import io
@@ -13,13 +14,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import simplejpeg  # type: ignore[import-untyped]
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from ddcat.faults import first_line
+from ddcat.image_files import (
+    AnimationError,
+    ImageFileError,
+    is_jpeg,
+    is_png,
+    is_webp,
+    jpeg_frame,
+    palette_size,
+    strip_metadata,
+)
 from ddcat_serve.errors import RequestError
 
 __all__ = ["decode", "size_of"]
 
-_SCANS = 100  # a progressive photograph has about ten; thousands of tiny ones keep a decoder busy for minutes
+_SURPLUS = "extraneous bytes before marker"  # libjpeg's warning of bytes behind the pixels of a scan: others take them, too
 
 Size = tuple[int, int]
 U8 = npt.NDArray[np.uint8]
@@ -29,7 +41,7 @@ class _Format(NamedTuple):
     name: str
     begins: Callable[[bytes], bool]
     size: Callable[[bytes], Size]  # (height, width), from the header alone
-    decode: Callable[[bytes, Size], U8]  # given the size that the header says: pixels of another one are refused
+    decode: Callable[[bytes, Size], U8]  # of a stripped file; given the size of its header: pixels of another are refused
 
 
 def size_of(content: bytes, *, max_pixels: int) -> Size:
@@ -55,7 +67,7 @@ def decode(content: bytes, *, max_pixels: int) -> U8:
     Decode a JPEG, PNG or WebP file, recognised by its first bytes.
 
     Grey images and palettes become RGB. An opaque alpha channel is dropped. Refused, since any conversion would be a guess:
-    transparent pixels, 16 bits a channel, CMYK, animations.
+    transparent pixels, indices beyond a palette, 16 bits a channel, CMYK, animations.
 
     Parameters
     ----------
@@ -73,7 +85,20 @@ def decode(content: bytes, *, max_pixels: int) -> U8:
     RequestError
         400 for a damaged image or one that would have to be guessed, 413 for too many pixels, 415 for another format.
     """
-    return _format_of(content).decode(content, size_of(content, max_pixels=max_pixels))
+    form = _format_of(content)
+    size = size_of(content, max_pixels=max_pixels)
+    try:
+        return form.decode(strip_metadata(content), size)
+    except (RequestError, MemoryError):
+        raise
+    except AnimationError as cause:
+        raise RequestError(415, f"{cause}: send one of its pictures") from cause
+    except ImageFileError as cause:
+        raise RequestError(400, str(cause)) from cause
+    except Exception as cause:  # damaged files raise a dozen kinds
+        # Pillow speaks of the buffer that it was given, at an address that tells a client nothing
+        reason = "its header cannot be read" if isinstance(cause, UnidentifiedImageError) else first_line(cause)
+        raise RequestError(400, f"the {form.name} is damaged: {reason}") from cause
 
 
 def _format_of(content: bytes) -> _Format:
@@ -87,23 +112,22 @@ def _format_of(content: bytes) -> _Format:
 
 def _jpeg_size(content: bytes) -> Size:
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
-    except ValueError as cause:
-        raise RequestError(400, f"the JPEG has no readable header: {cause}") from cause
-    if colours not in ("YCbCr", "Gray", "RGB"):
-        raise RequestError(415, f"the JPEG is {colours}: convert it to RGB")
-    if content.count(b"\xff\xda") > _SCANS:
-        raise RequestError(400, f"the JPEG has more than {_SCANS} scans")
+        height, width, channels = jpeg_frame(content)
+    except ImageFileError as cause:
+        raise RequestError(400, str(cause)) from cause
+    if channels not in (1, 3):
+        raise RequestError(415, f"the JPEG has {channels} channels, as CMYK has: convert it to RGB")
     return height, width
 
 
 def _decode_jpeg(content: bytes, size: Size) -> U8:
+    _check_same(simplejpeg.decode_jpeg_header(content)[:2], size)
     try:
         pixels: U8 = simplejpeg.decode_jpeg(content, "RGB")
     except ValueError as cause:
-        raise RequestError(400, f"the JPEG is damaged: {cause}") from cause
-    height, width, _ = pixels.shape
-    _check_same((height, width), size)
+        if _SURPLUS not in str(cause):
+            raise
+        pixels = simplejpeg.decode_jpeg(content, "RGB", strict=False)
     return pixels
 
 
@@ -134,33 +158,27 @@ def _webp_size(content: bytes) -> Size:
 
 def _by_pillow(name: str) -> Callable[[bytes, Size], U8]:
     def decoded(content: bytes, size: Size) -> U8:
-        try:
-            with Image.open(io.BytesIO(content), formats=[name]) as image:
-                _check_same((image.height, image.width), size)  # Pillow takes the last header; no pixel is decoded yet
-                if getattr(image, "is_animated", False):
-                    raise RequestError(415, f"the {_NAMES[name]} is an animation: send one of its pictures")
-                if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-                    return _without_alpha(np.asarray(image.convert("RGBA")), name)
-                return np.asarray(image.convert("RGB"))
-        except RequestError:
-            raise
-        except Exception as cause:  # damaged files raise a dozen kinds
-            raise RequestError(400, f"the {_NAMES[name]} is damaged: {cause}") from cause
+        with Image.open(io.BytesIO(content), formats=[name.upper()]) as image:
+            _check_same((image.height, image.width), size)  # no pixel is decoded yet
+            if image.mode == "P" and np.asarray(image).max() >= palette_size(content):
+                raise RequestError(400, f"the {name} has indices beyond its palette, whose colour is undefined")
+            if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+                return _without_alpha(np.asarray(image.convert("RGBA")), name)
+            return np.asarray(image.convert("RGB"))
 
     return decoded
 
 
-_NAMES = {"PNG": "PNG", "WEBP": "WebP"}
 _FORMATS = (
-    _Format("JPEG", lambda content: content.startswith(b"\xff\xd8\xff"), _jpeg_size, _decode_jpeg),
-    _Format("PNG", lambda content: content.startswith(b"\x89PNG\r\n\x1a\n"), _png_size, _by_pillow("PNG")),
-    _Format("WebP", lambda content: content.startswith(b"RIFF") and content[8:12] == b"WEBP", _webp_size, _by_pillow("WEBP")),
+    _Format("JPEG", is_jpeg, _jpeg_size, _decode_jpeg),
+    _Format("PNG", is_png, _png_size, _by_pillow("PNG")),
+    _Format("WebP", is_webp, _webp_size, _by_pillow("WebP")),
 )
 
 
 def _without_alpha(pixels: npt.NDArray[Any], name: str) -> U8:
     if pixels[..., 3].min() < 255:
-        raise RequestError(400, f"the {_NAMES[name]} has transparent pixels, whose colour is undefined: flatten it")
+        raise RequestError(400, f"the {name} has transparent pixels, whose colour is undefined: flatten it")
     return np.ascontiguousarray(pixels[..., :3])
 
 

@@ -31,4 +31,5 @@ def log_as_json() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.captureWarnings(True)  # those of Python's module warnings would be lines of another form
     logging.getLogger("ddcat_serve").setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""Labels as clients want them: palette PNG, raw bytes, COCO run lengths, overlay, and the confidence as a grey PNG."""
+"""Labels as clients want them: palette or grey PNG, raw bytes, COCO run lengths, overlay, and the confidence as a grey PNG."""
 
 import io
 from typing import Any
@@ -10,7 +10,7 @@ from pycocotools import mask as coco  # type: ignore[import-untyped]
 
 from ddcat.classes import Classes, coloured
 
-__all__ = ["encode_confidence", "encode_image", "encode_mask", "encode_overlay", "encode_rle"]
+__all__ = ["encode_confidence", "encode_image", "encode_labels", "encode_mask", "encode_overlay", "encode_rle"]
 
 _LEVEL = 1  # of compression: level 6 takes five times as long
 
@@ -33,6 +33,11 @@ def encode_mask(labels: U8, classes: Classes) -> bytes:
     colours = bytes(channel for colour in classes.palette for channel in colour)
     mask.putpalette(colours.ljust(3 * 256, b"\0"))  # Pillow packs several pixels into a byte where there are few colours
     return _png(mask)
+
+
+def encode_labels(labels: U8) -> bytes:
+    """Encode labels, (H, W) uint8, as a grey PNG whose values are the labels: OpenCV reads a palette as its colours."""
+    return _png(Image.fromarray(labels))
 
 
 def encode_overlay(labels: U8, image: U8, classes: Classes) -> bytes:

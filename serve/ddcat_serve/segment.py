@@ -5,7 +5,7 @@ import base64
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,13 @@ from ddcat_serve.context import ERRORS, Context, provenance
 from ddcat_serve.engines import Outputs
 from ddcat_serve.errors import RequestError
 from ddcat_serve.images import decode, size_of
-from ddcat_serve.masks import encode_confidence, encode_mask, encode_overlay, encode_rle
+from ddcat_serve.masks import encode_confidence, encode_labels, encode_mask, encode_overlay, encode_rle
 from ddcat_serve.models import Models, ServedModel, find
 from ddcat_serve.negotiation import Form, choose
 
 __all__ = ["router"]
+
+_T = TypeVar("_T")
 
 _PNG, _RAW, _JSON = "image/png", "application/octet-stream", "application/json"
 _BODY: dict[str, Any] = {
@@ -59,6 +61,7 @@ Encoded = bytes | dict[str, Any]
 
 _FORMS: dict[Form, Callable[[_Seen, Classes], Encoded]] = {
     Form(_PNG): lambda seen, classes: encode_mask(seen.labels, classes),
+    Form(_PNG, "labels"): lambda seen, classes: encode_labels(seen.labels),
     Form(_PNG, "overlay"): lambda seen, classes: encode_overlay(seen.labels, seen.image, classes),
     Form(_PNG, "confidence"): lambda seen, classes: encode_confidence(_confidence(seen.outputs)),
     Form(_RAW): lambda seen, classes: np.ascontiguousarray(seen.labels).tobytes(),
@@ -74,7 +77,8 @@ _ANSWER: dict[str, Any] = {
     "content": {
         _PNG: {
             "schema": {"type": "string", "format": "binary"},
-            "description": "A palette PNG whose indices are the classes; or what Accept names: view=overlay, view=confidence.",
+            "description": "A palette PNG whose indices are the classes; or what Accept names: view=labels, view=overlay, "
+            "view=confidence.",
         },
         _RAW: {"schema": {"type": "string", "format": "binary"}, "description": "Labels, a byte each; X-Ddcat-Shape: H, W."},
         _JSON: {
@@ -121,13 +125,21 @@ def router(context: Context) -> APIRouter:
         for size in sizes:
             chosen.check(1, size, until - loop.time())
 
+        async def in_time(work: Callable[[], _T]) -> _T:
+            """Let a decoder work, and wait for it, and for a free one, no longer than the answer is wanted."""
+            try:
+                async with asyncio.timeout_at(until):
+                    return await loop.run_in_executor(context.pool, work)
+            except TimeoutError as cause:
+                raise RequestError(504, f"{chosen.name}: its time was over before its image was decoded or encoded") from cause
+
         async def look(upload: Upload) -> tuple[Encoded, tuple[int, int]]:
-            image = await loop.run_in_executor(context.pool, partial(decode, upload.content, max_pixels=settings.max_pixels))
+            image = await in_time(partial(decode, upload.content, max_pixels=settings.max_pixels))
             outputs = await chosen.infer(
                 image[None], timeout=until - loop.time(), gone=request.receive if uploads.single else None
             )
             seen = _Seen(image, outputs)
-            return await loop.run_in_executor(context.pool, _FORMS[form], seen, chosen.classes), seen.labels.shape
+            return await in_time(partial(_FORMS[form], seen, chosen.classes)), seen.labels.shape
 
         looks = [asyncio.ensure_future(look(upload)) for upload in uploads.files]
         try:

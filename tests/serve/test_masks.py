@@ -3,6 +3,7 @@
 import io
 import tracemalloc
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from ddcat.classes import CITYSCAPES, Classes, coloured
-from ddcat_serve.masks import encode_confidence, encode_mask, encode_overlay, encode_rle
+from ddcat_serve.masks import encode_confidence, encode_labels, encode_mask, encode_overlay, encode_rle
 
 LABELS = arrays(np.uint8, st.tuples(st.integers(1, 30), st.integers(1, 30)), elements=st.integers(0, 18))
 
@@ -24,6 +25,14 @@ def test_a_mask_s_indices_are_the_labels(labels: np.ndarray) -> None:
     assert image.mode == "P"
     np.testing.assert_array_equal(np.asarray(image), labels)
     np.testing.assert_array_equal(np.asarray(image.convert("RGB")), np.array(CITYSCAPES.palette, np.uint8)[labels])
+
+
+@settings(max_examples=30, deadline=None)
+@given(LABELS)
+def test_labels_are_grey_values_that_opencv_reads(labels: np.ndarray) -> None:
+    content = np.frombuffer(encode_labels(labels), np.uint8)
+    for flag in (cv2.IMREAD_UNCHANGED, cv2.IMREAD_GRAYSCALE):
+        np.testing.assert_array_equal(cv2.imdecode(content, flag), labels)
 
 
 def test_a_mask_of_few_classes_has_whole_bytes() -> None:

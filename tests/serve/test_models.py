@@ -38,7 +38,7 @@ def test_where_several_models_are_served_one_is_chosen_by_name(
             np.testing.assert_array_equal(as_labels(response.content), oracle(picture[None])[0][0])
             assert response.headers["x-ddcat-bundle"] == bundle.digest
         message = refused(client.post("/v1/segment?model=fixed", content=as_png(picture[:36])))
-        assert message == (400, "height 36 does not fit this model, which takes height 37, width 53 and batches of 1 to 4")
+        assert message == (400, "Image is 53 x 36; this model takes only 53 x 37 (width x height)")
 
 
 def test_bundles_of_one_name_are_versions(

@@ -146,7 +146,7 @@ def test_an_image_that_is_refused_says_why(address: str, tmp_path: Path) -> None
         page.goto(address)
         page.set_input_files("#file", file)
         page.wait_for_selector(".error.told")
-        assert "height 3 does not fit this model" in page.locator(".error.told").first.inner_text()
+        assert "Image is 3 x 3; this model needs at least 8 x 8" in page.locator(".error.told").first.inner_text()
 
 
 def test_a_server_with_a_key_asks_for_it(tmp_path: Path, oracle: Callable, picture: np.ndarray) -> None:

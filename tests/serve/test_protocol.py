@@ -112,7 +112,7 @@ BAD: dict[str, tuple[Any, int, str]] = {
     "zero": (body_of(IMAGE, shape=[0, 8, 8, 3]), 400, "inputs.0.shape.0"),
     "negative size": (body_of(IMAGE, shape=[-1, 8, 8, 3]), 400, "inputs.0.shape.0"),
     "fractional size": (body_of(IMAGE, shape=[1.5, 8, 8, 3]), 400, "inputs.0.shape.0"),
-    "too small": (body_of(np.zeros((1, 7, 8, 3), np.uint8)), 400, "height 7 .* takes height 8 to 640"),
+    "too small": (body_of(np.zeros((1, 7, 8, 3), np.uint8)), 400, "Image is 8 x 7; this model needs at least 8 x 8"),
     "too many images": (body_of(np.zeros((5, 8, 8, 3), np.uint8)), 400, "batches of 1 to 4"),
     "too many pixels": (body_of(IMAGE, shape=[10**9, 10**9, 10**9, 3]), 413, "5000 pixels"),
     "wrong name": (body_of(IMAGE, name="x"), 400, "image"),

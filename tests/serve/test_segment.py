@@ -2,6 +2,7 @@
 
 import base64
 import io
+import threading
 from collections.abc import Callable
 
 import httpx
@@ -13,7 +14,7 @@ from PIL import Image
 from ddcat.bundle import Bundle
 from ddcat_serve.app import create_app
 from ddcat_serve.images import decode
-from ddcat_serve.models import load_models
+from ddcat_serve.models import Models, load_models
 from ddcat_serve.settings import Settings
 from tests.serve.answers import refused
 from tests.serve.pictures import as_labels, as_png
@@ -69,9 +70,16 @@ def test_the_answer_is_what_is_accepted(client: httpx.Client, oracle: Callable, 
     labels = oracle(picture[None])[0][0]
     answers = {
         accept: client.post("/v1/segment", content=as_png(picture), headers={"Accept": accept})
-        for accept in ("application/octet-stream", "application/json", "image/png;view=overlay", "image/png;view=confidence")
-    }
-    raw, rle, overlay, confidence = answers.values()
+        for accept in (
+            "application/octet-stream", "application/json", "image/png;view=labels", "image/png;view=overlay",
+            "image/png;view=confidence",
+        )
+    }  # fmt: skip
+    raw, rle, grey, overlay, confidence = answers.values()
+    assert grey.headers["content-type"] == "image/png"
+    with Image.open(io.BytesIO(grey.content)) as opened:
+        assert opened.mode == "L"
+        np.testing.assert_array_equal(np.asarray(opened), labels)
     assert raw.headers["x-ddcat-shape"] == "37, 53"
     np.testing.assert_array_equal(np.frombuffer(raw.content, np.uint8).reshape(37, 53), labels)
     assert rle.json()["size"] == [37, 53]
@@ -102,4 +110,16 @@ def test_images_that_cannot_be_taken_are_refused_each_with_its_status(client: ht
     ):
         assert refused(client.post("/v1/segment", content=content))[0] == status
     message = refused(client.post("/v1/segment", content=as_png(np.zeros((7, 20, 3), np.uint8))))[1]
-    assert message == "height 7 does not fit this model, which takes height 8 to 640, width 8 to 640 and batches of 1 to 4"
+    assert message == "Image is 20 x 7; this model needs at least 8 x 8 (width x height)"
+
+
+def test_who_waits_for_a_decoder_is_refused_at_the_deadline(models: Models, client_of: Callable, picture: np.ndarray) -> None:
+    app = create_app(models, Settings(decoders=1))
+    blocked, context = threading.Event(), app.state.context
+    busy = context.pool.submit(blocked.wait, 30)
+    try:
+        response = client_of(app).post("/v1/segment?timeout=0.2", content=as_png(picture))
+        assert not busy.done()  # the decoder was never free
+    finally:
+        blocked.set()
+    assert refused(response) == (504, "small: its time was over before its image was decoded or encoded")

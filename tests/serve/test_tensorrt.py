@@ -76,7 +76,7 @@ def test_builds_and_answers(
             np.testing.assert_allclose(outputs.logits, logits, rtol=1e-6)
             assert outputs.confidence is not None
             assert outputs.confidence.shape == shape
-        with pytest.raises(InputError, match="16x48"):
+        with pytest.raises(InputError, match="Image is 48 x 16"):
             engine.infer(np.zeros((1, 16, 48, 3), np.uint8))
     assert len(machine.told("execute")) == 6  # twice for each of three shapes: once to warm up, once to record
     assert len(machine.told("cudaStreamBeginCapture")) == len(machine.told("cudaGraphInstantiate")) == 3

@@ -38,15 +38,21 @@ def check_images(images: npt.NDArray[Any], shapes: Shapes) -> None:
 
 def check_size(count: int, height: int, width: int, shapes: Shapes) -> None:
     """Refuse, by an InputError, a number of images or a size of them that an engine does not take."""
-    for size, axis, allowed in (
-        (count, "batch", shapes.batch),
-        (height, "height", shapes.height),
-        (width, "width", shapes.width),
-    ):
-        if size not in allowed:
-            raise InputError(f"{axis} {size} does not fit this model, which takes {shown_sizes(shapes)}")
-    if shapes.sizes is not None and (height, width) not in shapes.sizes:
-        raise InputError(f"{height}x{width} (height x width) does not fit this model, which takes {shown_sizes(shapes)}")
+    if count not in shapes.batch:
+        raise InputError(f"Batch of {count}; this model takes batches of {_range(shapes.batch)}")
+    fits = height in shapes.height and width in shapes.width
+    if not fits or (shapes.sizes is not None and (height, width) not in shapes.sizes):
+        raise InputError(f"Image is {width} x {height}; this model {_right_sizes(height, width, shapes)} (width x height)")
+
+
+def _right_sizes(height: int, width: int, shapes: Shapes) -> str:
+    least, most = (shapes.width.minimum, shapes.height.minimum), (shapes.width.maximum, shapes.height.maximum)
+    if shapes.sizes is not None or least == most:
+        sizes = [least] if shapes.sizes is None else [(across, down) for down, across in shapes.sizes]
+        return f"takes only {', '.join(f'{across} x {down}' for across, down in sizes)}"
+    if width < least[0] or height < least[1]:
+        return f"needs at least {least[0]} x {least[1]}"
+    return f"takes at most {most[0] or 'any'} x {most[1] or 'any'}"
 
 
 def check_statement(inputs: tuple[TensorEntry, ...], outputs: tuple[TensorEntry, ...], manifest: Manifest) -> None:
