@@ -239,7 +239,7 @@ def _strip_webp(content: bytes) -> bytes:
         following = data + int.from_bytes(content[at + 4 : data], "little")
         if following > end:
             raise ImageFileError("the WebP is cut off")
-        padding = bytes((following - data) % 2)
+        padding = content[following : following + 1].ljust(1, b"\0") if (following - data) % 2 else b""
         if kind == b"VP8X" and at == 12 and following - data >= 10:
             if content[data] & _WEBP_ANIMATED:
                 raise AnimationError("the WebP is an animation")

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ddcat.faults import first_line, printable
+from ddcat.image_files import ImageFileError, is_png, palette_size, strip_metadata
 from ddcat_train.data.files import read_bytes
 from ddcat_train.errors import DataError
 
@@ -25,7 +26,7 @@ __all__ = ["U8", "Head", "Mask", "read_head", "read_image", "read_indices", "rea
 U8 = npt.NDArray[np.uint8]
 
 _FORMATS = ("JPEG", "PNG")
-_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_SIGNATURE = 8  # bytes
 _OTHERS = {  # by their first bytes, for an error that says what a file is
     b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"RIFF": "WebP", b"%!PS": "PostScript", b"%PDF": "PDF",
     b"\xc5\xd0\xd3\xc6": "PostScript", b"\0\0\0\x0cjP": "JPEG 2000", b"DDS ": "DDS", b"8BPS": "Photoshop", b"<svg": "SVG",
@@ -76,9 +77,15 @@ def read_image(path: Path) -> U8:
     ------
     DataError
     """
-    with _Opened(path, read_bytes(path), "image") as opened:
+    content = _read(path, "image")
+    with _Opened(path, content, "image") as opened:
         if opened.mode not in _COLOUR_MODES:
             raise DataError(f"{printable(path)} is an image of mode {opened.mode}: 8-bit RGB or grey would be right")
+        if is_png(content) and content[_DEPTH] == 16:  # Pillow takes the upper 8 of colours, though not of grey values
+            raise DataError(f"{printable(path)} is a PNG of 16 bits a channel: 8 bits would be right")
+        if opened.mode == "P" and np.asarray(opened).max() >= palette_size(content):
+            raise DataError(f"{printable(path)} has indices beyond its palette, whose colour is undefined: replace it")
+        opened.info.pop("transparency", None)  # of which Pillow would warn
         # by way of RGBA, since grey and alpha of a palette are not converted directly
         return np.array((opened.convert("RGBA") if opened.mode == "PA" else opened).convert("RGB"), dtype=np.uint8)  # (H, W, 3)
 
@@ -110,7 +117,7 @@ def read_mask(path: Path) -> Mask:
     DataError
         Also where it is no PNG, of 16 bits, of fewer than 8 bits in grey, or transparent.
     """
-    content = read_bytes(path)
+    content = _read(path, "label file")
     name = printable(path)
     if content.startswith(b"\xff\xd8\xff"):
         raise DataError(f"{name} is a JPEG file: labels must be PNG, which keeps every value as it is")
@@ -118,6 +125,8 @@ def read_mask(path: Path) -> Mask:
         if opened.mode in {"L", "1"} and (bits := content[_DEPTH]) < 8:
             # Pillow stretches grey values, and not indices, to 0..255: labels 0, 1, 2 of 4 bits would be 0, 17, 34
             raise DataError(f"{name} is a grey PNG of {bits} bit{'s' * (bits > 1)}: 8 bits, or a palette, would be right")
+        if content[_DEPTH] == 16 and opened.mode != "I;16":
+            raise DataError(f"{name} is a PNG of 16 bits a channel: labels must have 8 bits")
         if opened.mode == "RGBA":
             pixels = np.array(opened, dtype=np.uint8)
             if (pixels[..., 3] < 255).any():
@@ -152,7 +161,7 @@ def read_head(path: Path) -> Head:
 
 
 def _head(path: Path, content: bytes) -> Head:
-    if content.startswith(_PNG):  # Pillow would decode the pixels to look for EXIF behind them
+    if is_png(content):  # Pillow would decode the pixels to look for EXIF behind them
         chunks = list(_chunks(content))
         if chunks and chunks[0][0] == b"IHDR" and len(chunks[0][1]) == 13:
             width, height = struct.unpack(">II", chunks[0][1][:8])
@@ -160,6 +169,14 @@ def _head(path: Path, content: bytes) -> Head:
             return Head(height, width, _orientation(exif))
     with _Opened(path, content, "image") as opened:
         return Head(opened.height, opened.width, _orientation(opened.info.get("exif", b"")))
+
+
+def _read(path: Path, what: str) -> bytes:
+    """Read a file without its metadata, which changes no pixel and can be too much for Pillow."""
+    try:
+        return strip_metadata(read_bytes(path))
+    except ImageFileError as cause:
+        raise DataError(f"{printable(path)} is no {what} that can be read ({cause}): replace it") from cause
 
 
 class _Opened:
@@ -170,9 +187,7 @@ class _Opened:
 
     def __enter__(self) -> Image.Image:
         try:
-            # a chunk that says how to show it can be too large for Pillow, and changes no pixel
-            content = _bare(self._content) if self._content.startswith(_PNG) else self._content
-            self._image = Image.open(io.BytesIO(content), formats=_FORMATS)
+            self._image = Image.open(io.BytesIO(self._content), formats=_FORMATS)
         except (*_DAMAGED, Image.DecompressionBombError) as cause:
             raise self._fault(cause) from cause
         return self._image
@@ -197,7 +212,7 @@ class _Opened:
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
     """Walk the chunks of a PNG, each as its name and data; a cut off one ends it, and is not among them."""
-    view, at = memoryview(content), len(_PNG)
+    view, at = memoryview(content), _PNG_SIGNATURE
     while at + 12 <= len(content):
         size = int.from_bytes(content[at : at + 4], "big")
         if at + 12 + size > len(content):
@@ -207,17 +222,6 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
         at += 12 + size
         if name == b"IEND":
             return
-
-
-def _bare(content: bytes) -> bytes:
-    """Return a PNG without the chunks that no pixel depends on; from where it is cut off on it is left as it is."""
-    parts, at = [content[: len(_PNG)]], len(_PNG)
-    for name, data in _chunks(content):
-        end = at + 12 + len(data)
-        if not name[0] & 0x20 or name == b"tRNS":  # in capitals: needed to decode
-            parts.append(content[at:end])
-        at = end
-    return b"".join([*parts, content[at:]])
 
 
 def _orientation(exif: bytes) -> int:
