@@ -1,5 +1,7 @@
 """The page at `/`, and what it asks for: the models, and where the server is a demonstration, their golden images."""
 
+import base64
+import hashlib
 from importlib.resources import files
 from typing import Annotated, Any
 
@@ -16,23 +18,15 @@ from ddcat_serve.models import ServedModel, find
 
 __all__ = ["router", "weakened"]
 
-_HEADERS = {
-    # nothing of anywhere else: what the page shows stays between it and this server
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "img-src 'self' blob: data:; connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
-
 
 def router(context: Context) -> APIRouter:
     """Make the routes."""
     routes = APIRouter(tags=["Page"], responses=ERRORS)
-    html = files("ddcat_serve").joinpath("page.html").read_text(encoding="utf-8")
+    html, headers = _page()
 
     @routes.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> Response:
-        return HTMLResponse(html, headers=_HEADERS)
+        return HTMLResponse(html, headers=headers)
 
     @routes.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -61,6 +55,27 @@ def router(context: Context) -> APIRouter:
     return routes
 
 
+def _page() -> tuple[str, dict[str, str]]:
+    """Put the page together, and say in its headers that nothing but its own script and style is to be run or applied."""
+    html, hashes = _read("page.html"), {}
+    for part, file in (("style", "page.css"), ("script", "page.js")):
+        content = f"\n{_read(file)}"
+        html = html.replace(f"{{{part}}}", content)
+        hashes[part] = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode("ascii")
+    return html, {
+        # nothing of anywhere else: what the page shows stays between it and this server
+        "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{hashes['style']}'; "
+        f"script-src 'sha256-{hashes['script']}'; img-src 'self' blob: data:; connect-src 'self'; form-action 'none'; "
+        "base-uri 'none'; frame-ancestors 'none'",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
+
+
+def _read(name: str) -> str:
+    return files("ddcat_serve").joinpath(name).read_text(encoding="utf-8")
+
+
 def weakened(clean: npt.NDArray[np.uint8], attacked: npt.NDArray[np.uint8], strength: float) -> npt.NDArray[np.uint8]:
     """
     Take a share of a perturbation, rounded toward the clean image to whole grey levels.
@@ -77,7 +92,9 @@ def weakened(clean: npt.NDArray[np.uint8], attacked: npt.NDArray[np.uint8], stre
 
 def _about(model: ServedModel) -> dict[str, Any]:
     runtime = model.engine.description.get("runtime", model.bundle.manifest.engine.name)
-    return {"name": model.name, "engine": runtime, "examples": len(_pairs(model)), **model.about()}
+    pairs, golden = _pairs(model), model.bundle.manifest.golden
+    attack = golden.attack if pairs and golden else None
+    return {"name": model.name, "engine": runtime, "examples": len(pairs), "attack": attack, **model.about()}
 
 
 def _pairs(model: ServedModel) -> list[tuple[Example, Example]]:
