@@ -164,7 +164,7 @@ def check_vacant(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
+def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     Fill a directory aside and give it its name at the end; on an exception nothing is left.
 
@@ -172,6 +172,8 @@ def new_directory(path: Path) -> Iterator[Path]:
     ----------
     path : Path
         Must not exist, or be an empty directory.
+    replace : bool
+        A directory that is there gives way at the end, whatever it holds.
 
     Yields
     ------
@@ -185,7 +187,9 @@ def new_directory(path: Path) -> Iterator[Path]:
     WriteError
         Where it cannot be written.
     """
-    check_vacant(path)
+    path = path.resolve() if replace else path  # the folder gives way, not a link to it
+    if not replace:
+        check_vacant(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -197,11 +201,26 @@ def new_directory(path: Path) -> Iterator[Path]:
                     with file.open("rb") as opened:
                         os.fsync(opened.fileno())
             aside.chmod(0o777 & ~_umask())
-            aside.replace(path)
+            _put(aside, path)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     _sync_directory(path.parent)
+
+
+def _put(aside: Path, path: Path) -> None:
+    """Give a directory its name; one that has the name already is moved away first, and removed after."""
+    if not path.is_dir():
+        aside.replace(path)
+        return
+    before = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    path.replace(before)
+    try:
+        aside.replace(path)
+    except OSError:
+        before.replace(path)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _existing(path: Path) -> Path:

@@ -42,6 +42,7 @@ class Passport(Strict):
     data: str = Field(description="that it was judged on")
     images: int = Field(ge=1)
     findings: tuple[Finding, ...] = Field(strict=False)
+    not_judged: tuple[str, ...] = Field((), strict=False, description="what the limits leave out: reported by the gate only")
     versions: dict[str, str]
 
     def to_bytes(self) -> bytes:
@@ -89,7 +90,8 @@ def read_passport(bundle: Bundle, trust: Trust = ANYONE) -> Found:
         return Found(None, f"none: {file.name} is not one that this version reads ({first_fault(cause)})")
     if passport.manifest_sha256 != bundle.digest:
         return Found(None, f"none: {file.name} speaks of another bundle, {passport.manifest_sha256[:12]}...: judge this one")
-    findings = ", ".join(f"{finding.name}: {finding.verdict}" for finding in passport.findings)
+    named = [f"{finding.name}: {finding.verdict}" for finding in passport.findings]
+    findings = ", ".join([*named, *(f"{name}: not judged" for name in passport.not_judged)])
     checked = "not checked" if trust.public_key is None else "checked"
     about = f"{passport.budget} budget, {passport.images} images, signature {checked}"
     return Found(passport, f"{passport.verdict} ({about}; {findings})")

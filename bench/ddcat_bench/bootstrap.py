@@ -1,5 +1,7 @@
 """Bootstrap over images: how much a figure depends on which ones were judged."""
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -7,13 +9,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ddcat.scores import Counts, iou
+from ddcat_bench.errors import BenchError
+from ddcat_train.data import Dataset
 
-__all__ = ["BLOCK", "FEWEST_UNITS", "Scheme", "draw", "interval", "miou_of_draws", "scheme_of"]
+__all__ = ["BLOCK", "FEWEST_UNITS", "Scheme", "check_clips", "draw", "interval", "miou_of_draws", "scheme_of", "sequence_in"]
 
 BLOCK = 10  # frames that are drawn together
-FEWEST_UNITS = 10  # clips, or blocks of frames: of fewer an interval says too little
+FEWEST_UNITS = 10  # images, clips, or blocks of frames: of fewer an interval says too little
 
-_VIDEOS = {"camvid": "_"}  # data sets of video frames, and what ends the clip in the name of a frame
+# CamVid: a frame in each second of a few drives, of which few are judged; so blocks of frames may stand for clips
+_BLOCKS_OF = {"camvid": r"(.*)_"}
+_SINGLE = {"scenes": r".+", "cityscapes": r".+", "voc": r"\d{4}_\d{6}"}  # names of images of which none is another's neighbour
+_NUMBER = re.compile(r"\d+(?=\D*$)")
 
 Kind = Literal["images", "clips", "blocks"]
 
@@ -25,8 +32,8 @@ class Scheme(NamedTuple):
     Attributes
     ----------
     kind : "images", "clips" or "blocks"
-        Images are drawn one by one; frames of video, which resemble their neighbours, by clip, or where there are few clips in
-        circular blocks of frames that follow each other.
+        Images are drawn one by one; frames of video, which resemble their neighbours, by clip; those of CamVid, where there are
+        few clips, in circular blocks of frames that follow each other.
     groups : (I,) int64
         The clip of each image; its own place for the other kinds.
     block : int
@@ -48,24 +55,83 @@ class Scheme(NamedTuple):
         return len(self.groups) // self.block if self.kind == "blocks" else len(np.unique(self.groups))
 
 
-def scheme_of(data: str, names: Sequence[str]) -> Scheme:
+def scheme_of(data: str, names: Sequence[str], clips: str | None = None) -> Scheme:
     """
-    Say how images of a data set are to be drawn.
+    Choose how images of a data set are drawn.
 
     Parameters
     ----------
     data : str
-        Name of the data set.
+        Name of the data set's reader.
     names : sequence of str
-        Of the images that were judged, in the order of the split.
+        Names of the images, in the order of the split.
+    clips : str, optional
+        Expression for the clip of a name: see `ddcat_train.data.Dataset`.
+
+    Raises
+    ------
+    BenchError
+        Where `clips` is no expression, or one of the names has no clip by it.
     """
     places = np.arange(len(names))
-    if data not in _VIDEOS:
+    pattern = clips or _BLOCKS_OF.get(data)
+    if pattern is None:
         return Scheme("images", places)
-    clips = [name.rpartition(_VIDEOS[data])[0] for name in names]
-    groups = np.unique(clips, return_inverse=True)[1].astype(np.int64)
-    many = len(set(clips)) >= FEWEST_UNITS
-    return Scheme("clips", groups) if many else Scheme("blocks", places)
+    groups = np.unique([_clip(pattern, name) for name in names], return_inverse=True)[1].astype(np.int64)
+    units = len(np.unique(groups))
+    if units == len(names):
+        return Scheme("images", places)
+    blocks = clips is None and units < FEWEST_UNITS
+    return Scheme("blocks", places) if blocks else Scheme("clips", groups)
+
+
+def check_clips(dataset: Dataset) -> None:
+    """
+    Refuse an expression for clips that does not fit the images, before the long work whose result it is for.
+
+    Raises
+    ------
+    BenchError
+    """
+    scheme_of(dataset.name, [pair.name for pair in dataset.pairs], dataset.clips)
+
+
+def sequence_in(data: str, names: Sequence[str], clips: str | None = None) -> tuple[str, str] | None:
+    """
+    Look for file names that differ by a number alone, as those of the frames of a video do, where nothing says what they are.
+
+    Parameters
+    ----------
+    data, names, clips
+        As for `scheme_of`.
+
+    Returns
+    -------
+    (str, str) or None
+        Two of the names, where most have such neighbours.
+    """
+    single = _SINGLE.get(data)
+    if clips is not None or data in _BLOCKS_OF or (single and all(re.fullmatch(single, name) for name in names)):
+        return None
+    series = [_NUMBER.sub("#", name) for name in names]
+    common = Counter(name for name in series if "#" in name)
+    if sum(count for count in common.values() if count > 1) <= len(names) / 2:
+        return None
+    longest = common.most_common(1)[0][0]
+    first, second, *_ = (name for name, kind in zip(names, series, strict=True) if kind == longest)
+    return first, second
+
+
+def _clip(pattern: str, name: str) -> str:
+    try:
+        found = re.search(pattern, name)
+    except re.error as cause:
+        raise BenchError(f"clips {pattern!r} is no regular expression: {cause}") from cause
+    if found is None:
+        raise BenchError(
+            f"clips {pattern!r} finds no clip in the name of the image {name}: use an expression that fits all names"
+        )
+    return found[1] if found.re.groups and found[1] is not None else found[0]
 
 
 def draw(scheme: Scheme, *, draws: int, seed: int = 0) -> npt.NDArray[np.float64]:

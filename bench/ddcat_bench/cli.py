@@ -1,8 +1,12 @@
 """The command ddcat-bench."""
 
+import sys
+import traceback
+
 import typer
 
 from ddcat import command
+from ddcat.command import REFUSED
 from ddcat_bench.attack.cli import attack
 from ddcat_bench.compare.cli import compare
 from ddcat_bench.drift.cli import drift
@@ -29,8 +33,14 @@ for _command in (attack, gate, compare, scenarios, drift, fidelity, speed, train
 
 
 def main() -> None:
-    """Run the command."""
-    (report_to_agent if launched() else command.run)(app)
+    """Run the command. A fault of the program ends with the status of what could not run: 1 is the gate's for a refusal."""
+    if launched():
+        report_to_agent(app)
+    try:
+        command.run(app)
+    except Exception:  # whatever it is
+        traceback.print_exc()
+        sys.exit(REFUSED)
 
 
 if __name__ == "__main__":  # for torchrun -m

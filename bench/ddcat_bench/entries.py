@@ -22,6 +22,7 @@ class Environment(Strict):
     device: str = Field(description="that PyTorch computed on: cpu, or the name of a GPU")
     threads: int = Field(ge=1, description="of PyTorch on the CPU")
     seconds: float = Field(ge=0, description="that the whole measurement took")
+    date: str | None = Field(None, description="when it ended: year, month, day, hour and minute in UTC; null: not recorded")
 
 
 class CheckpointEntry(Strict):
@@ -59,6 +60,7 @@ class DataEntry(Strict):
     usual_split: bool = Field(description="whether it is the validation split that the checkpoint or bundle names")
     classes: tuple[str, ...]
     names: tuple[str, ...] = Field(description="of the judged images, in the order of all counts")
+    clips: str | None = Field(None, description="expression for the video clip of a name; null: the data set does not say")
 
     @property
     def about(self) -> str:

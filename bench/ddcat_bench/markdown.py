@@ -1,16 +1,53 @@
 """Markdown that all results have in common: tables, and what was judged, where and with what."""
 
+import re
 from collections.abc import Sequence
 
+from ddcat.text import printable
 from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
 
-__all__ = ["bundle_line", "data_line", "environment_lines", "number", "provenance_lines", "table"]
+__all__ = [
+    "bundle_line",
+    "data_line",
+    "environment_lines",
+    "fixed",
+    "literal",
+    "machine_line",
+    "number",
+    "provenance_lines",
+    "signed",
+    "table",
+]
+
+_MEANT = re.compile(r"([\\`*\[\]<>|~&])")  # what Markdown takes for more than a character; _ within a word is none
+_OPEN = re.compile(r"(?<!\\)([|<])")  # of a cell: another column, or a tag
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> str:
-    """Write a Markdown table; the first columns are texts, all others numbers."""
-    lines = [head, [*["---"] * texts, *["---:"] * (len(head) - texts)], *rows]
+    """Write a Markdown table; the first columns are texts, all others numbers. No cell is HTML, nor more than one cell."""
+    lines = [head, [*["---"] * texts, *["---:"] * (len(head) - texts)], *([_cell(text) for text in row] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def literal(text: str) -> str:
+    """Write a text of others, such as the name of a class, so that Markdown shows it as it is."""
+    return _MEANT.sub(r"\\\1", printable(text))
+
+
+def _cell(text: str) -> str:
+    return _OPEN.sub(r"\\\1", printable(text))
+
+
+def fixed(value: float, digits: int = 2) -> str:
+    """Write a figure; what rounds to nothing has no sign."""
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """Write a difference with its sign; what rounds to nothing has none."""
+    text = fixed(value, digits)
+    return text if text.startswith("-") or float(text) == 0 else f"+{text}"
 
 
 def provenance_lines(checkpoint: CheckpointEntry, environment: Environment) -> str:
@@ -18,17 +55,23 @@ def provenance_lines(checkpoint: CheckpointEntry, environment: Environment) -> s
     attack = "none" if checkpoint.attack is None else ", ".join(f"{key} {value}" for key, value in checkpoint.attack.items())
     trained = "imported" if checkpoint.step is None else f"step {checkpoint.step}"
     return (
-        f"- checkpoint: {checkpoint.path}, {trained}, SHA-256 {checkpoint.sha256}\n"
+        f"- checkpoint: {literal(checkpoint.path)}, {trained}, SHA-256 {checkpoint.sha256}\n"
         f"- attack in training: {attack}\n"
         f"{environment_lines(environment)}"
     )
 
 
-def environment_lines(environment: Environment) -> str:
-    """Say where and with what something was measured."""
+def machine_line(environment: Environment) -> str:
+    """Name the machine: processor, cores, memory, system."""
     machine = environment.machine
+    return f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}"
+
+
+def environment_lines(environment: Environment) -> str:
+    """Say where, when and with what something was measured."""
+    when = "" if environment.date is None else f"- date: {environment.date}\n"
     return (
-        f"- machine: {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}; "
+        f"{when}- machine: {machine_line(environment)}; "
         f"PyTorch on {environment.device}, threads: {environment.threads}; {environment.seconds:.0f} s\n"
         f"- versions: {', '.join(f'{name} {version}' for name, version in environment.versions.items())}\n"
         f"- code: {environment.git_commit or 'not from a checkout'}\n"
@@ -38,7 +81,7 @@ def environment_lines(environment: Environment) -> str:
 def bundle_line(bundle: BundleEntry) -> str:
     """Say which bundle was judged, and how its engine runs."""
     engine = ", ".join(f"{key} {value}" for key, value in bundle.engine.items())
-    return f"- bundle: {bundle.path}, manifest SHA-256 {bundle.sha256}\n- engine: {engine}\n"
+    return f"- bundle: {literal(bundle.path)}, manifest SHA-256 {bundle.sha256}\n- engine: {literal(engine)}\n"
 
 
 def number(value: float | None) -> str:
@@ -51,4 +94,4 @@ def data_line(data: DataEntry) -> str:
     chosen = "all" if len(data.names) == data.split_images else f"{len(data.names)} of"
     resized = "" if data.long_side is None else f", resized to a long side of {data.long_side}"
     other = "" if data.usual_split else " This is **not** the validation split that belongs to the checkpoint."
-    return f"{data.name}, {data.split} split: {chosen} {data.split_images} images{resized}.{other}"
+    return f"{literal(data.name)}, {literal(data.split)} split: {chosen} {data.split_images} images{resized}.{other}"

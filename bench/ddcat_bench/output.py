@@ -1,16 +1,22 @@
-"""Result folders: whole or not at all, and shown when they are there."""
+"""Result folders: whole or not at all, of one process at a time, and shown when they are there."""
 
-from collections.abc import Mapping
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
 from rich.console import Console
 from rich.markdown import Markdown
 
-from ddcat.files import new_directory, write_bytes, write_text
+from ddcat.files import new_directory, reserve, write_bytes, write_text
+from ddcat.locks import locked
+from ddcat_bench.errors import BenchError
 from ddcat_bench.result_files import to_json
+from ddcat_train.worker import launched, rank
 
-__all__ = ["beside", "publish"]
+__all__ = ["beside", "claim", "publish", "show", "write_result"]
 
 
 def beside(bundle: Path, what: str) -> Path:
@@ -19,30 +25,115 @@ def beside(bundle: Path, what: str) -> Path:
     return whole.with_name(f"{whole.name}-{what}")
 
 
-def publish(folder: Path, name: str, result: BaseModel, markdown: str, files: Mapping[str, bytes] | None = None) -> None:
+@contextlib.contextmanager
+def claim(folder: Path, name: str, *, force: bool = False) -> Iterator[None]:
     """
-    Write a result folder and show its tables.
+    Make sure that a result can be written, before the long work for it, and keep other processes from writing there meanwhile.
+
+    Of several processes that share the work, the first one holds the folder for all.
 
     Parameters
     ----------
     folder : Path
-        Must not exist, or be empty.
+    name : str
+        Of the result: its file is NAME.json.
+    force : bool
+        An earlier result of that name may be replaced.
+
+    Raises
+    ------
+    BenchError
+        Where the folder holds something else, or a result that is not to be replaced.
+    DdcatError
+        At once, where another process is at work on the folder; or the folder is where a disk is mounted.
+    WriteError
+    """
+    whole = folder.resolve()
+    with contextlib.ExitStack() as held:
+        if not launched() and rank() == 0:  # the process that launched others holds it for them
+            message = f"another process is at work on {folder}: wait until it has ended, or name another --out"
+            held.enter_context(locked(whole.with_name(f".{whole.name}.lock"), message))
+        _check(folder, name, force=force)
+        yield
+
+
+def _check(folder: Path, name: str, *, force: bool) -> None:
+    taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if not taken:
+        reserve(folder)
+    elif not (folder / f"{name}.json").is_file():
+        raise BenchError(f"{folder} exists already and is no result of this command: name another --out")
+    elif not force:
+        raise BenchError(f"{folder} exists already: --force replaces the earlier result, or name another --out")
+    else:
+        reserve(folder.parent / f".{folder.name}.new")  # the same folder is written in
+
+
+def write_result(
+    folder: Path,
+    name: str,
+    result: BaseModel,
+    markdown: str,
+    files: Mapping[str, bytes] | None = None,
+    *,
+    force: bool = False,
+) -> None:
+    """
+    Write a result folder.
+
+    Parameters
+    ----------
+    folder : Path
+        As `claim` allows it.
     name : str
         Of its files: NAME.json and NAME.md.
     result : pydantic model
     markdown : str
     files : mapping of str to bytes, optional
         Further files.
+    force : bool
+        An earlier result is replaced.
     """
-    with new_directory(folder) as aside:
+    with new_directory(folder, replace=force) as aside:
         write_text(aside / f"{name}.json", to_json(result))
         write_text(aside / f"{name}.md", markdown)
         for other, content in (files or {}).items():
             write_bytes(aside / other, content)
+
+
+def show(markdown: str, folder: Path, names: list[str]) -> None:
+    """Show what was found, and where it is written; a reader who has closed the pipe misses it, and nothing else."""
     console = Console()
-    if console.is_terminal:
-        console.print(Markdown(markdown))
-    else:  # whoever reads it from a file or pipe gets the Markdown itself
-        print(markdown)
-    written = ", ".join([f"{name}.json", f"{name}.md", *(files or {})])
-    console.print(f"{folder}: {written}", highlight=False, soft_wrap=True)
+    try:
+        if console.is_terminal:
+            console.print(Markdown(markdown))
+        else:  # whoever reads it from a file or pipe gets the Markdown itself
+            print(markdown)
+        console.print(f"{folder}: {', '.join(names)}", highlight=False, markup=False, soft_wrap=True)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own flush at exit fails, too
+
+
+def publish(
+    folder: Path,
+    name: str,
+    result: BaseModel,
+    markdown: str,
+    files: Mapping[str, bytes] | None = None,
+    *,
+    shown: str | None = None,
+    force: bool = False,
+) -> None:
+    """
+    Write a result folder and show its tables.
+
+    Parameters
+    ----------
+    folder, name, result, markdown, files, force
+        As for `write_result`.
+    shown : str, optional
+        Markdown that is shown in the place of all of it.
+    """
+    write_result(folder, name, result, markdown, files, force=force)
+    show(markdown if shown is None else shown, folder, [f"{name}.json", f"{name}.md", *(files or {})])

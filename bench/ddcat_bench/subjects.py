@@ -1,6 +1,7 @@
 """What is judged: a checkpoint's main branch, a split of its data, and where the result comes from."""
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ddcat_serve.engines.checks import check_size, shown_sizes
 from ddcat_serve.errors import InputError
 from ddcat_train.checkpoints import Checkpoint, Description, load_checkpoint
 from ddcat_train.data import Dataset, open_dataset
+from ddcat_train.errors import DataError
 from ddcat_train.networks import Segmenter
 from ddcat_train.ranks import check_device
 from ddcat_train.worker import under_agent
@@ -91,7 +93,7 @@ def open_split(checkpoint: Checkpoint, *, data_root: Path | None = None, split: 
     description = checkpoint.description
     config = description.config.data
     name = split or config.val_split
-    dataset = open_dataset(config.name, data_root or config.root, name, long_side=config.judged_long_side)
+    dataset = _open(config.name, data_root, config.root, name, long_side=config.judged_long_side, known_to=str(checkpoint.path))
     _check_classes(dataset, description.classes.names, checkpoint.path)
     if name == config.val_split and description.val is not None:
         _check_list(dataset, description.val.list_sha256, description.val.images, checkpoint.path)
@@ -119,11 +121,26 @@ def open_bundle_data(bundle: Bundle, *, data_root: Path | None = None, split: st
     manifest = bundle.manifest
     data = manifest.data
     name = split or data.split
-    dataset = open_dataset(data.name, data_root or Path(data.root), name, long_side=data.long_side)
+    dataset = _open(data.name, data_root, Path(data.root), name, long_side=data.long_side, known_to=str(bundle.path))
     _check_classes(dataset, manifest.class_table().names, bundle.path)
     if name == data.split and data.list_sha256 is not None:
         _check_list(dataset, data.list_sha256, data.images, bundle.path)
     return dataset
+
+
+def _open(name: str, moved_to: Path | None, root: Path, split: str, *, long_side: int | None, known_to: str) -> Dataset:
+    """Open a data set where it is said to lie now, or where it lay; one that is not there any more has moved."""
+    if moved_to is None and not root.is_dir():
+        seen_from = "" if root.is_absolute() else f", seen from {Path.cwd()}"
+        raise BenchError(
+            f"the data set of {known_to} is not at {root}{seen_from}: say where it lies now with --data-root, or make it there"
+        )
+    try:
+        return open_dataset(name, moved_to or root, split, long_side=long_side)
+    except DataError as cause:
+        if moved_to is not None:
+            raise
+        raise DataError(f"{cause}; where the data set has moved, say so with --data-root") from cause
 
 
 def judged_at_once(bundle: Bundle) -> int:
@@ -233,6 +250,7 @@ def describe_data(dataset: Dataset, names: list[str], *, usual_list: str | None)
         usual_split=digest == usual_list,
         classes=dataset.classes.names,
         names=tuple(names),
+        clips=dataset.clips,
     )
 
 
@@ -250,6 +268,7 @@ def describe_environment(device: torch.device, seconds: float) -> Environment:
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         threads=torch.get_num_threads(),
         seconds=seconds,
+        date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
 
 

@@ -14,7 +14,7 @@ from ddcat.scores import Counts
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_files import Result, read_result, to_json
 
-__all__ = ["Units", "open_units", "remove_work", "work_folder"]
+__all__ = ["Units", "forget_other", "open_units", "remove_work", "work_folder"]
 
 _IDENTITY = "run.json"
 _LINE = 160  # letters
@@ -29,6 +29,13 @@ def work_folder(result: Path) -> Path:
 def remove_work(folder: Path) -> None:
     """Remove a folder of unfinished work, once its result is written."""
     shutil.rmtree(folder)
+
+
+def forget_other(folder: Path, identity: dict[str, Any]) -> None:
+    """Remove unfinished work of another evaluation; that of this one stays, and is continued."""
+    file = folder / _IDENTITY
+    if file.is_file() and _other(read_json(file, BenchError), identity) is not None:
+        remove_work(folder)
 
 
 class Units(NamedTuple):
@@ -102,17 +109,21 @@ def open_units(folder: Path, identity: dict[str, Any]) -> Units:
     file = folder / _IDENTITY
     if file.is_file():
         found = read_json(file, BenchError)
-        other = next((key for key in identity if found.get(key) != identity[key]), None)
+        other = _other(found, identity)
         if other is not None:
             raise BenchError(
                 f"{folder} holds parts of another evaluation ({_difference(other, found.get(other), identity[other])}): repeat "
-                "its command, name another --out, or remove the folder"
+                "its command, name another --out, or remove the folder (--force does)"
             )
     elif folder.exists() and (not folder.is_dir() or any(not file.name.startswith(".") for file in folder.iterdir())):
         raise BenchError(f"{folder} is no folder of unfinished work: remove it, or name another --out")
     else:
         write_json(file, identity)
     return Units(folder)
+
+
+def _other(found: dict[str, Any], identity: dict[str, Any]) -> str | None:
+    return next((key for key in identity if found.get(key) != identity[key]), None)
 
 
 def _difference(name: str, before: Any, now: Any) -> str:

@@ -7,7 +7,7 @@ import typer
 
 from ddcat.command import parse_choice
 from ddcat_bench.errors import BenchError
-from ddcat_bench.options import DataRoot, Limit, Split
+from ddcat_bench.options import DataRoot, Force, Limit, Split
 
 __all__ = ["attack"]
 
@@ -27,25 +27,33 @@ def attack(
     epsilon: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="E", help="Bound of sea and full, such as 8/255; may be given again.", show_default="4/255 and 8/255"
+            metavar="E",
+            help="Bound of the attacks of sea and full, such as 8/255; may be given again.",
+            show_default="4/255 and 8/255",
         ),
     ] = None,
-    iterations: Annotated[int | None, typer.Option(min=1, help="Of SEA, for each loss.", show_default="300")] = None,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Steps of SEA for each of its losses.", show_default="300")
+    ] = None,
     substitute: Annotated[
         list[Path] | None,
-        typer.Option(metavar="CHECKPOINT", help="Make BIM n = 1..7 on this one, too (transfer); may be given again."),
+        typer.Option(
+            metavar="CHECKPOINT", help="Also make BIM, n = 1..7, on this checkpoint (a transfer attack); may be given again."
+        ),
     ] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Time the sweep n = 1..7 beside a plain one instead.")] = False,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed sweeps of either, with --measure.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed sweeps of each kind, with --measure.")] = 5,
     protocol: Annotated[str, typer.Option(help="whole: whole images; windows: sliding windows, as released.")] = "whole",
-    seed: Annotated[int, typer.Option(min=0, help="Of random starts and black-box searches.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of random starts and black-box searches.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     devices: Annotated[
         int | None, typer.Option(help="Devices of this machine, one process for each; 1 by default. Not under torchrun.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A new folder.", show_default="attack-SUITE beside the checkpoint")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the result.", show_default="attack-SUITE beside the checkpoint"),
     ] = None,
+    force: Force = False,
 ) -> None:
     """
     Attack a checkpoint's main branch and score what is left, in floats and on 8-bit images.
@@ -98,6 +106,6 @@ def attack(
         device=torch_device(device),
     )
     if measure:
-        measure_sweep(evaluation, out or loaded.path.parent / "attack-measure", repeats=repeats)
+        measure_sweep(evaluation, out or loaded.path.parent / "attack-measure", repeats=repeats, force=force)
     else:
-        judge(evaluation, out or loaded.path.parent / f"attack-{name}", devices=devices)
+        judge(evaluation, out or loaded.path.parent / f"attack-{name}", devices=devices, force=force)

@@ -4,10 +4,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ddcat.files import reserve
 from ddcat.progress import progress
 from ddcat_bench.attack.evaluation import Evaluation
-from ddcat_bench.attack.markdown import attack_markdown
+from ddcat_bench.attack.markdown import attack_brief, attack_markdown
 from ddcat_bench.attack.measure import measure, sweep_markdown
 from ddcat_bench.attack.panels import attack_sheet
 from ddcat_bench.attack.plots import plots
@@ -15,16 +14,17 @@ from ddcat_bench.attack.probe import FORWARDS
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.attack.share import attack_share, probe_once
 from ddcat_bench.attack.summing import sum_up
-from ddcat_bench.output import publish
+from ddcat_bench.output import claim, publish
 from ddcat_bench.processes import begin, together
 from ddcat_bench.subjects import main_branch
-from ddcat_bench.units import open_units, remove_work, work_folder
+from ddcat_bench.units import forget_other, open_units, remove_work, work_folder
 from ddcat_train.tf32 import forbid_tf32
+from ddcat_train.worker import under_agent
 
 __all__ = ["judge", "measure_sweep"]
 
 
-def judge(evaluation: Evaluation, folder: Path, *, devices: int | None = None) -> None:
+def judge(evaluation: Evaluation, folder: Path, *, devices: int | None = None, force: bool = False) -> None:
     """
     Attack, and publish the result; what is done is kept beside it until then.
 
@@ -32,17 +32,25 @@ def judge(evaluation: Evaluation, folder: Path, *, devices: int | None = None) -
     ----------
     evaluation : Evaluation
     folder : Path
-        Must not exist, or be empty.
+        Must not exist, or be empty, or hold an earlier result that `force` replaces.
     devices : int, optional
         Do it in that many processes, one for each GPU, or all on the CPU.
+    force : bool
+        Replace an earlier result.
 
     Raises
     ------
     BenchError, DataError, TrainError
     """
-    reserve(folder)
+    with claim(folder, "attack", force=force):
+        _judge(evaluation, folder, devices=devices, force=force)
+
+
+def _judge(evaluation: Evaluation, folder: Path, *, devices: int | None, force: bool) -> None:
     forbid_tf32()
     work = work_folder(folder)
+    if force and not under_agent():
+        forget_other(work, evaluation.identity())
     if begin(devices, evaluation.device.type, work, evaluation.identity()):
         return
     result = _share(evaluation, work)
@@ -54,13 +62,14 @@ def judge(evaluation: Evaluation, folder: Path, *, devices: int | None = None) -
         title=result.checkpoint.method,
         device=evaluation.device,
     )
-    publish(folder, "attack", result, attack_markdown(result), {**plots(result), "panels.png": sheet})
+    files = {**plots(result), "panels.png": sheet}
+    publish(folder, "attack", result, attack_markdown(result), files, shown=attack_brief(result), force=force)
     remove_work(work)
     for alarm in result.alarms:
         Console(stderr=True).print(f"ALARM: {alarm.name}. {alarm.evidence}", style="bold red", soft_wrap=True)
 
 
-def measure_sweep(evaluation: Evaluation, folder: Path, *, repeats: int) -> None:
+def measure_sweep(evaluation: Evaluation, folder: Path, *, repeats: int, force: bool = False) -> None:
     """
     Time the sweep n = 1..7 beside a plain one, and publish the result.
 
@@ -69,18 +78,20 @@ def measure_sweep(evaluation: Evaluation, folder: Path, *, repeats: int) -> None
     evaluation : Evaluation
         Of which the checkpoint, the data, the batch size and the device count.
     folder : Path
-        Must not exist, or be empty.
+        Must not exist, or be empty, or hold an earlier result that `force` replaces.
     repeats : int
+    force : bool
+        Replace an earlier result.
 
     Raises
     ------
     BenchError, DataError
     """
-    reserve(folder)
     forbid_tf32()
-    with progress("sweeping", 2 * (repeats + 1), unit="sweeps") as advance:
-        result = measure(evaluation, repeats=repeats, advance=advance)
-    publish(folder, "attack-measure", result, sweep_markdown(result))
+    with claim(folder, "attack-measure", force=force):
+        with progress("sweeping", 2 * (repeats + 1), unit="sweeps") as advance:
+            result = measure(evaluation, repeats=repeats, advance=advance)
+        publish(folder, "attack-measure", result, sweep_markdown(result), force=force)
 
 
 def _share(evaluation: Evaluation, work: Path) -> AttackResult | None:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from ddcat_bench.attack.results import AttackResult, AttackRow, WorstCase, grey
 from ddcat_bench.attack.side_by_side import attack_lines, columns
-from ddcat_bench.markdown import data_line, number, provenance_lines, table
+from ddcat_bench.markdown import data_line, literal, number, provenance_lines, table
 
-__all__ = ["alarm_lines", "attack_markdown"]
+__all__ = ["alarm_lines", "attack_brief", "attack_markdown"]
 
 _WIDE = 12  # columns of a table that can still be read
 
@@ -35,6 +35,32 @@ def attack_markdown(result: AttackResult) -> str:
         f"{result.protocol}\n\n{result.policy}\n\n"
         f"{_seed_line(result)}{_substitute_lines(result)}{provenance_lines(checkpoint, result.environment)}"
     )
+
+
+def attack_brief(result: AttackResult) -> str:
+    """Write the short answer: what the attack leaves, its figures, and alarms; all else is in attack.md."""
+    labels, worst = columns([result]), _worst(result)
+    scores: list[tuple[str, Sequence[AttackRow | WorstCase | None]]] = [
+        *((label, [result.find(label, eight_bit=eight_bit) for eight_bit in (False, True)]) for label in labels),
+        *((f"**{label}**", [_find_worst(result, label, eight_bit) for eight_bit in (False, True)]) for label in worst),
+    ]
+    figures = [[label, *(number(one.scores.miou if one else None) for one in pair)] for label, pair in scores]
+    return (
+        f"{alarm_lines(result)}{_fall(result)}\n\n{table(['mIoU', 'float', '8-bit'], figures)}\n"
+        f"{data_line(result.data)} Suite: {result.suite}.\n"
+    )
+
+
+def _fall(result: AttackResult) -> str:
+    """Say from where to where the mIoU falls: under the last attack, or under the worst case at the largest bound."""
+    clean = result.find("clean")
+    worst = max((case for case in result.worst_cases if not case.eight_bit), key=lambda case: case.epsilon, default=None)
+    last = next((row for row in reversed(result.rows) if not row.eight_bit and row.substitute is None), None)
+    weakest = worst or last
+    assert clean is not None
+    assert weakest is not None
+    left = f"{clean.scores.miou:.3f} -> {weakest.scores.miou:.3f} at {weakest.label}"
+    return f"{result.checkpoint.method} ({result.checkpoint.architecture}): mIoU {left}"
 
 
 def alarm_lines(result: AttackResult) -> str:
@@ -114,7 +140,9 @@ def _class_table(result: AttackResult) -> str:
         *(row.scores for label in labels if (row := result.find(label))),
         *(case.scores for label in worst if (case := _find_worst(result, label, False))),
     ]
-    rows = [[name, *(number(one.class_iou[index]) for one in scores)] for index, name in enumerate(result.data.classes)]
+    rows = [
+        [literal(name), *(number(one.class_iou[index]) for one in scores)] for index, name in enumerate(result.data.classes)
+    ]
     return table(["class", *labels, *worst], rows)
 
 

@@ -102,7 +102,7 @@ def _point(run: AttackResult, label: str, x: float, eight_bit: bool) -> _Point |
 
 
 def _scheme(run: AttackResult) -> Scheme:
-    return scheme_of(run.data.name, run.data.names)
+    return scheme_of(run.data.name, run.data.names, run.data.clips)
 
 
 def _scores(run: AttackResult, label: str, eight_bit: bool) -> Scores | None:

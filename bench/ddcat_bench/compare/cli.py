@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ddcat_bench.options import Force
+
 __all__ = ["compare"]
 
 
@@ -12,7 +14,8 @@ def compare(
     bundles: Annotated[
         list[Path], typer.Argument(metavar="BUNDLE...", help="Judged bundles, or result folders of ddcat-bench gate.")
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")] = Path("compare"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the result.")] = Path("compare"),
+    force: Force = False,
 ) -> None:
     """
     Put engines and precisions side by side, from what the gate found of each, with a plot of latency over robustness.
@@ -25,13 +28,12 @@ def compare(
 
     - `ddcat-bench compare gates/* --out results/engines`
     """
-    from ddcat.files import reserve
     from ddcat_bench.compare.engines import compare as put_side_by_side
     from ddcat_bench.compare.engines import find_gates
     from ddcat_bench.compare.report import compare_html, compare_markdown, pareto
-    from ddcat_bench.output import publish
+    from ddcat_bench.output import claim, publish
 
-    reserve(out)
-    result = put_side_by_side(find_gates(bundles))
-    files = {"pareto.png": pareto(result), "compare.html": compare_html(result).encode()}
-    publish(out, "compare", result, compare_markdown(result), files)
+    with claim(out, "compare", force=force):
+        result = put_side_by_side(find_gates(bundles))
+        files = {"pareto.png": pareto(result), "compare.html": compare_html(result).encode()}
+        publish(out, "compare", result, compare_markdown(result), files, force=force)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ddcat.command import ExpectDigest, RequireSignature
-from ddcat_bench.options import DataRoot, MovedCheckpoint, Split
+from ddcat_bench.options import DataRoot, Force, MovedCheckpoint, Split
 
 __all__ = ["drift"]
 
@@ -16,10 +16,11 @@ def drift(
     checkpoint: MovedCheckpoint = None,
     data_root: DataRoot = None,
     split: Split = None,
-    epsilon: Annotated[str, typer.Option(metavar="E", help="Bound of both attacks.")] = "8/255",
+    epsilon: Annotated[str, typer.Option(metavar="E", help="Bound of both attacks, such as 8/255.")] = "8/255",
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A new folder.", show_default="BUNDLE-drift beside the bundle")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the result.", show_default="BUNDLE-drift beside the bundle")
     ] = None,
+    force: Force = False,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
 ) -> None:
@@ -40,11 +41,10 @@ def drift(
     import torch
 
     from ddcat.bundle import Trust, open_bundle
-    from ddcat.files import reserve
     from ddcat.progress import progress
     from ddcat_bench.attack.evaluation import parse_epsilon
     from ddcat_bench.drift.measure import DriftResult, drift_markdown, measure_drift
-    from ddcat_bench.output import beside, publish
+    from ddcat_bench.output import beside, claim, publish
     from ddcat_bench.subjects import (
         check_sizes,
         checkpoint_of,
@@ -58,23 +58,25 @@ def drift(
     began, bound = time.monotonic(), parse_epsilon(epsilon)
     opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
     folder = out or beside(bundle, "drift")
-    reserve(folder)
-    loaded = checkpoint_of(opened, checkpoint)
-    dataset = open_bundle_data(opened, data_root=data_root, split=split)
-    check_sizes(opened, dataset)
-    cpu = torch.device("cpu")
-    with open_engine(opened) as engine, progress("attacking", len(dataset), unit="images") as advance:
-        images, scores, rows = measure_drift(opened, engine, main_branch(loaded, cpu), dataset, epsilon=bound, advance=advance)
-        described = describe_bundle(opened, engine)
-    result = DriftResult(
-        bundle=described,
-        method=opened.manifest.source.method,
-        data=dataset.name,
-        split=dataset.split,
-        images=images,
-        epsilon=bound,
-        miou=scores,
-        rows=rows,
-        environment=describe_environment(cpu, time.monotonic() - began),
-    )
-    publish(folder, "drift", result, drift_markdown(result))
+    with claim(folder, "drift", force=force):
+        loaded = checkpoint_of(opened, checkpoint)
+        dataset = open_bundle_data(opened, data_root=data_root, split=split)
+        check_sizes(opened, dataset)
+        cpu = torch.device("cpu")
+        with open_engine(opened) as engine, progress("attacking", len(dataset), unit="images") as advance:
+            images, scores, rows = measure_drift(
+                opened, engine, main_branch(loaded, cpu), dataset, epsilon=bound, advance=advance
+            )
+            described = describe_bundle(opened, engine)
+        result = DriftResult(
+            bundle=described,
+            method=opened.manifest.source.method,
+            data=dataset.name,
+            split=dataset.split,
+            images=images,
+            epsilon=bound,
+            miou=scores,
+            rows=rows,
+            environment=describe_environment(cpu, time.monotonic() - began),
+        )
+        publish(folder, "drift", result, drift_markdown(result), force=force)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ddcat.command import ExpectDigest, RequireSignature
-from ddcat_bench.options import DataRoot, Limit, MovedCheckpoint, Split
+from ddcat_bench.options import DataRoot, Force, Limit, MovedCheckpoint, Split
 
 __all__ = ["fidelity"]
 
@@ -18,8 +18,9 @@ def fidelity(
     split: Split = None,
     limit: Limit = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A new folder.", show_default="BUNDLE-fidelity beside the bundle")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the result.", show_default="BUNDLE-fidelity beside the bundle")
     ] = None,
+    force: Force = False,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
 ) -> None:
@@ -35,23 +36,22 @@ def fidelity(
     - `ddcat-bench fidelity model.bundle --checkpoint runs/old --data-root /data/camvid --limit 50`
     """
     from ddcat.bundle import Trust, open_bundle
-    from ddcat.files import reserve
     from ddcat.progress import progress
     from ddcat_bench.fidelity.labels import compare as compare_labels
     from ddcat_bench.fidelity.markdown import fidelity_markdown
-    from ddcat_bench.output import beside, publish
+    from ddcat_bench.output import beside, claim, publish
     from ddcat_bench.subjects import check_sizes, checkpoint_of, open_bundle_data
     from ddcat_serve.engines import open_engine
 
     opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
     folder = out or beside(bundle, "fidelity")
-    reserve(folder)
-    loaded = checkpoint_of(opened, checkpoint)
-    dataset = open_bundle_data(opened, data_root=data_root, split=split)
-    check_sizes(opened, dataset)
-    with (
-        open_engine(opened) as engine,
-        progress("comparing", min(limit or len(dataset), len(dataset))) as advance,
-    ):
-        result = compare_labels(opened, engine, loaded, dataset, limit=limit, advance=advance)
-    publish(folder, "fidelity", result, fidelity_markdown(result))
+    with claim(folder, "fidelity", force=force):
+        loaded = checkpoint_of(opened, checkpoint)
+        dataset = open_bundle_data(opened, data_root=data_root, split=split)
+        check_sizes(opened, dataset)
+        with (
+            open_engine(opened) as engine,
+            progress("comparing", min(limit or len(dataset), len(dataset))) as advance,
+        ):
+            result = compare_labels(opened, engine, loaded, dataset, limit=limit, advance=advance)
+        publish(folder, "fidelity", result, fidelity_markdown(result), force=force)

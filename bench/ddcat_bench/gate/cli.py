@@ -7,11 +7,11 @@ import typer
 
 from ddcat.command import ExpectDigest, RequireSignature
 from ddcat_bench.errors import BenchError
-from ddcat_bench.options import DataRoot, Limit, MovedCheckpoint, Split
+from ddcat_bench.options import DataRoot, Force, Limit, MovedCheckpoint, Split
 
 __all__ = ["gate"]
 
-_STATUS = {"pass": 0, "refuse": 2, "inconclusive": 3}
+_STATUS = {"pass": 0, "refuse": 1, "inconclusive": 3}  # 2 is that of a command that could not run
 
 
 def gate(
@@ -20,34 +20,46 @@ def gate(
     data_root: DataRoot = None,
     split: Split = None,
     limit: Limit = None,
-    limits: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML with other limits.", show_default="those of the package")
+    clips: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX",
+            help="Which video clip an image belongs to: the first group of this expression in its file name, or all that it "
+            "matches. '(.+)' says that every image stands alone.",
+            show_default="what the data set says",
+        ),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Only clean images and the paper's BIM, n = 3.")] = False,
-    steps: Annotated[int, typer.Option(min=1, help="Of each strong gradient attack.")] = 20,
-    queries: Annotated[int, typer.Option(min=10, help="Of the attack that asks the engine, for each image.")] = 500,
-    every: Annotated[int, typer.Option(min=1, help="Every how many images the engine is asked about.")] = 10,
-    repeats: Annotated[int, typer.Option(min=10, help="Timed calls of each contender.")] = 30,
-    seed: Annotated[int, typer.Option(min=0, help="Of random starts and searches.")] = 0,
+    limits: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML file with other limits.", show_default="those of the package")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Judge on clean images and the paper's BIM, n = 3, alone.")] = False,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each strong gradient attack.")] = 20,
+    queries: Annotated[
+        int, typer.Option(min=10, help="Queries for each image of the attacks that ask the engine itself.")
+    ] = 500,
+    every: Annotated[int, typer.Option(min=1, help="Make the attacks that ask the engine on every Nth image.")] = 10,
+    repeats: Annotated[int, typer.Option(min=10, help="Timed calls of the engine and of PyTorch.")] = 30,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of random starts and searches.")] = 0,
     devices: Annotated[
         int | None, typer.Option(help="Processes that share the attacks; 1 by default. Not under torchrun.")
     ] = None,
     sign: Annotated[Path | None, typer.Option(metavar="KEY", help="Sign the passport with this private key (PEM).")] = None,
     pictures: Annotated[
-        bool, typer.Option("--pictures/--no-pictures", help="Show images of the data set in the page, where they may be shown.")
+        bool, typer.Option("--pictures/--no-pictures", help="Show images of the data set in the report.")
     ] = True,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A new folder.", show_default="BUNDLE-gate beside the bundle")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the result.", show_default="BUNDLE-gate beside the bundle")
     ] = None,
+    force: Force = False,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
 ) -> None:
     """
     Judge whether an engine is as accurate, as robust and as fast as its limits ask, and write its passport.
 
-    The exit status is 0 for pass, 2 for refuse (or bad input), 3 for inconclusive. Both the engine and the PyTorch main branch
-    meet the worst attacks of a shared pool: made on either, on the engine's own graph, and by asking the engine. What is
-    stopped continues with the same command.
+    The exit status is 0 for pass, 1 for refuse, 3 for inconclusive, and 2 where the gate could not run. The engine and the
+    PyTorch main branch meet the worst attacks of a shared pool: made on either, on the engine's own graph, and by asking the
+    engine. After an interruption the same command continues.
 
     For example:
 
@@ -55,17 +67,25 @@ def gate(
 
     - `ddcat-bench gate model.bundle --limits ours.yaml --sign key.pem --data-root /data/camvid`
 
-    - `ddcat-bench gate model.bundle --quick`
+    - `ddcat-bench gate model.bundle --quick --force`
+
+    - `ddcat-bench gate model.bundle --clips '(.+)_[0-9]+'` for frames such as drive3_000123
 
     - `ddcat-bench gate model.bundle --devices 8`
     """
+    import dataclasses
+
     from ddcat.bundle import Trust, open_bundle
+    from ddcat_bench.bootstrap import check_clips
     from ddcat_bench.gate.case import Budget, Case
     from ddcat_bench.gate.command import judge
     from ddcat_bench.gate.limits import DEFAULT, read_limits
     from ddcat_bench.output import beside
     from ddcat_bench.subjects import check_sizes, checkpoint_of, open_bundle_data
+    from ddcat_train.worker import launched, under_agent
 
+    if under_agent() and not launched():
+        raise BenchError("torchrun does not pass on the exit status, which is the gate's verdict: use --devices N without it")
     budget = Budget("quick" if quick else "default", steps=steps, queries=queries, every=every, seed=seed)
     if quick:
         for name, value, usual in zip(budget._fields[1:], budget[1:], Budget()[1:], strict=True):
@@ -75,8 +95,13 @@ def gate(
     allowed = read_limits(limits or DEFAULT, opened.manifest.engine.effective_precision)
     loaded = checkpoint_of(opened, checkpoint)
     dataset = open_bundle_data(opened, data_root=data_root, split=split)
+    if clips is not None:
+        dataset = dataclasses.replace(dataset, clips=clips)
+    check_clips(dataset)
     check_sizes(opened, dataset)
-    case = Case(opened, loaded, dataset, limit, budget)
-    verdict = judge(case, allowed, out or beside(bundle, "gate"), repeats=repeats, devices=devices, key=sign, pictures=pictures)
+    verdict = judge(
+        Case(opened, loaded, dataset, limit, budget), allowed, out or beside(bundle, "gate"), repeats=repeats,
+        devices=devices, key=sign, pictures=pictures, force=force,
+    )  # fmt: skip
     if verdict is not None:
         raise typer.Exit(_STATUS[verdict])

@@ -7,18 +7,20 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ddcat.files import check_writable, reserve, write_text
+from ddcat.files import check_writable, write_text
 from ddcat.passport import Verdict, write_passport
 from ddcat.progress import progress
 from ddcat.signing import check_key
 from ddcat_bench.gate.attacked import Attacked, attack_pool
 from ddcat_bench.gate.case import Case
 from ddcat_bench.gate.conclusion import conclude, passport_of
+from ddcat_bench.gate.findings import needs_quiet
 from ddcat_bench.gate.limits import Limits
-from ddcat_bench.gate.pictures import Overlay, overlays
-from ddcat_bench.gate.report import finding_line, gate_html, gate_junit, gate_markdown, headline
+from ddcat_bench.gate.pictures import Overlay, legend, overlays
+from ddcat_bench.gate.report import gate_brief, gate_html, gate_junit, gate_markdown
 from ddcat_bench.gate.results import GateResult
-from ddcat_bench.output import publish
+from ddcat_bench.gate.words import title
+from ddcat_bench.output import claim, show, write_result
 from ddcat_bench.processes import begin, together
 from ddcat_bench.result_files import read_result
 from ddcat_bench.subjects import main_branch
@@ -26,14 +28,14 @@ from ddcat_bench.timing.cost import CostResult, measure_cost
 from ddcat_bench.timing.memory import serving_peak
 from ddcat_bench.timing.results import SpeedResult
 from ddcat_bench.timing.speed import draw_inputs, measure
-from ddcat_bench.units import remove_work, work_folder
+from ddcat_bench.units import forget_other, remove_work, work_folder
 from ddcat_serve.engines import Engine, open_engine
 from ddcat_serve.engines.cores import physical_cores
-from ddcat_train.worker import launched
+from ddcat_train.worker import launched, under_agent
 
 __all__ = ["judge"]
 
-_ATTEMPTS = 3  # at timing: of a machine that is not steady or not idle the last one counts, and decides nothing
+_ATTEMPTS = 3  # at timing, where the machine is too busy to decide; the last one counts
 
 
 def judge(
@@ -45,6 +47,7 @@ def judge(
     devices: int | None = None,
     key: Path | None = None,
     pictures: bool = True,
+    force: bool = False,
 ) -> Verdict | None:
     """
     Judge a bundle, publish the result, and write its passport; what is done is kept beside the result until then.
@@ -55,7 +58,7 @@ def judge(
     limits : Limits
         Of the engine's precision.
     folder : Path
-        Must not exist, or be empty.
+        Must not exist, or be empty, or hold an earlier result that `force` replaces.
     repeats : int
         Timed calls of each contender.
     devices : int, optional
@@ -64,6 +67,8 @@ def judge(
         Private key that signs the passport.
     pictures : bool
         Whether the page shows images of the data set.
+    force : bool
+        Replace an earlier result.
 
     Returns
     -------
@@ -74,31 +79,47 @@ def judge(
     ------
     BenchError, BundleError, DataError, EngineError, TrainError, WriteError
     """
+    with claim(folder, "gate", force=force):
+        return _judge(case, limits, folder, repeats=repeats, devices=devices, key=key, pictures=pictures, force=force)
+
+
+def _judge(
+    case: Case,
+    limits: Limits,
+    folder: Path,
+    *,
+    repeats: int,
+    devices: int | None,
+    key: Path | None,
+    pictures: bool,
+    force: bool,
+) -> Verdict | None:
     began = time.monotonic()
-    reserve(folder)
     check_writable(case.bundle.path)  # where the passport will be
     if key is not None:
         check_key(key)
     case.check_labels()
     work = work_folder(folder)
+    if force and not under_agent():
+        forget_other(work, case.identity())
     if begin(devices, "cpu", work, case.identity()):
         return read_result(folder / "gate.json", GateResult).verdict
     with together(work) as ranks:
-        timed = _timed(case, repeats) if ranks.rank == 0 else None  # first: the attacks leave a load behind
+        timed = _timed(case, limits, repeats) if ranks.rank == 0 else None  # first: the attacks leave a load behind
         ranks.gather(None)
         threads = max(1, physical_cores() // ranks.size)
         with open_engine(case.bundle, threads=threads) as engine, progress("attacking", case.forwards, unit="forwards") as told:
             attacked = attack_pool(case, engine, work, lambda forwards: told(forwards * ranks.size), ranks=ranks)
-            shown = _look(case, engine, attacked) if pictures and ranks.rank == 0 else ()
+            shown = _look(case, engine, attacked) if pictures and ranks.rank == 0 else None
     if timed is None:
         return None
     speed, cost = timed
     result = conclude(case, attacked, speed, limits, seconds=time.monotonic() - began, cost=cost)
-    _publish(case, folder, result, gate_html(result, shown), key)
+    _publish(case, folder, result, gate_html(result, shown, legend(case.dataset.classes)), key, force=force)
     return None if launched() else result.verdict  # the process that launched this one says it by its exit status
 
 
-def _timed(case: Case, repeats: int) -> tuple[SpeedResult, CostResult | None]:
+def _timed(case: Case, limits: Limits, repeats: int) -> tuple[SpeedResult, CostResult | None]:
     threads = physical_cores()
     inputs = draw_inputs(case.bundle, case.dataset, repeats=repeats, batch=1, size=None)
     peak = functools.cache(serving_peak)  # memory does not depend on how quiet the machine is: it is taken once
@@ -108,7 +129,7 @@ def _timed(case: Case, repeats: int) -> tuple[SpeedResult, CostResult | None]:
     ):
         for _ in range(_ATTEMPTS):
             speed = measure(case.bundle, engine, case.checkpoint, inputs, threads=threads, peak=peak, advance=advance)
-            if speed.stable and not speed.disturbed:
+            if not needs_quiet(speed, limits):
                 break
         if case.budget.name == "quick":
             return speed, None
@@ -120,13 +141,12 @@ def _look(case: Case, engine: Engine, attacked: Attacked) -> tuple[Overlay, ...]
     return overlays(reference, engine, case.dataset, attacked.names, attacked.judged[0].flips)
 
 
-def _publish(case: Case, folder: Path, result: GateResult, page: str, key: Path | None) -> None:
+def _publish(case: Case, folder: Path, result: GateResult, page: str, key: Path | None, *, force: bool) -> None:
     files = {"gate.xml": gate_junit(result).encode(), "report.html": page.encode()}
-    publish(folder, "gate", result, gate_markdown(result), files)
+    write_result(folder, "gate", result, gate_markdown(result), files, force=force)
     write_passport(case.bundle, passport_of(case.bundle, result), key=key)
     write_text(case.bundle.path / "report.html", page)
     remove_work(work_folder(folder))
+    show(gate_brief(result), folder, ["gate.json", "gate.md", *files])
     told = Console(stderr=True, highlight=False, soft_wrap=True)  # the end of a pipeline's log, where a reader begins
-    for finding in (finding for finding in result.findings if finding.verdict != "pass"):
-        told.print(f"{finding.verdict}: {finding_line(finding)}", markup=False)
-    told.print(f"{result.verdict}: {headline(result)}", markup=False)
+    told.print(title(result), markup=False)

@@ -1,13 +1,14 @@
 """The gate's verdict: whether an engine is as accurate, as robust and as fast as claimed: yes, no, or not known."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 
 from ddcat.bundle import Bundle
 from ddcat.passport import Passport, Verdict
 from ddcat.scores import miou
-from ddcat_bench.bootstrap import scheme_of
+from ddcat_bench.bootstrap import Scheme, scheme_of, sequence_in
+from ddcat_bench.entries import DataEntry
 from ddcat_bench.gate.attacked import Attacked
 from ddcat_bench.gate.case import Case
 from ddcat_bench.gate.findings import find_alarms, judge_alarms, judge_fidelity, judge_latency, judge_robustness, judge_threats
@@ -51,15 +52,16 @@ def conclude(
         Of the same engine; it is reported and decides nothing.
     """
     data = describe_data(case.dataset, attacked.names, usual_list=case.bundle.manifest.data.list_sha256)
-    scheme = scheme_of(data.name, attacked.names)
+    scheme = scheme_of(data.name, attacked.names, data.clips)
     threats = tuple(judge_threats(attacked.judged, scheme, limits))
     transferred = twin_agreement(attacked) < TWIN_AGREES
     alarms = find_alarms(attacked.judged, attacked.probe, limits, transferred=transferred)
+    latency = judge_latency(speed, limits)
     findings = (
         *judge_fidelity(attacked.judged, attacked.logit_error, limits),
         *judge_robustness(threats),
         *judge_alarms(alarms),
-        judge_latency(speed, limits),
+        *([] if latency is None else [latency]),
     )
     clean = attacked.judged[0]
     true_pixels = clean.reference[:, :, [0, 2]].sum((0, 2))  # (K,) true positives and false negatives
@@ -74,6 +76,7 @@ def conclude(
         drawn=scheme.drawn,
         verdict=worst(finding.verdict for finding in findings),
         findings=findings,
+        warnings=tuple(_warnings(data, scheme)),
         limits=limits,
         threats=threats,
         members=tuple(_member(judged) for judged in attacked.judged),
@@ -99,6 +102,15 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
     return "refuse" if "refuse" in found else "inconclusive" if "inconclusive" in found else "pass"
 
 
+def _warnings(data: DataEntry, scheme: Scheme) -> Iterator[str]:
+    if scheme.kind == "images" and (frames := sequence_in(data.name, data.names, data.clips)) is not None:
+        yield (
+            f"File names such as {frames[0]} and {frames[1]} look like frames of video, and images were drawn one by one. "
+            "Neighbouring frames resemble each other, which makes the intervals too narrow. Say which frames belong to one "
+            "clip with 'clips' in classes.yaml, or with --clips; --clips '(.+)' says that every image stands alone."
+        )
+
+
 def passport_of(bundle: Bundle, result: GateResult) -> Passport:
     """Give what travels with the bundle."""
     return Passport(
@@ -108,6 +120,7 @@ def passport_of(bundle: Bundle, result: GateResult) -> Passport:
         data=f"{result.data.name}, {result.data.split}",
         images=len(result.data.names),
         findings=result.findings,
+        not_judged=result.limits.not_judged,
         versions=result.environment.versions,
     )
 

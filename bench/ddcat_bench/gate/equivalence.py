@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ddcat.scores import Counts, iou, miou
 from ddcat.worst_case import worst_case
 from ddcat_bench.bootstrap import BLOCK, FEWEST_UNITS, Scheme, draw, miou_of_draws
+from ddcat_bench.markdown import signed
 
 __all__ = ["KEPT_AT_LEAST", "Comparison", "Interval", "Verdict", "compare_pool", "paired_interval", "verdict_of"]
 
@@ -130,19 +131,22 @@ def verdict_of(found: Comparison, scheme: Scheme, *, margin: float) -> tuple[Ver
         A sentence.
     """
     low, high = found.interval
-    bounds = f"the 90 % interval of the difference, {low:+.2f} to {high:+.2f} points,"
+    bounds = f"the 90 % interval of the difference, {signed(low)} to {signed(high)} points,"
     if not np.isfinite([found.difference, low, high]).all():
         return "refuse", "the figures are not numbers"
     if scheme.units < FEWEST_UNITS:
         what = {"images": "images", "clips": "clips", "blocks": f"blocks of {BLOCK} frames"}[scheme.kind]
-        return "inconclusive", f"{scheme.units} {what} are too few to tell: {FEWEST_UNITS} or more would be right"
+        return "inconclusive", f"{scheme.units} {what} are too few to tell: {FEWEST_UNITS} or more are needed"
     if high < -margin:
-        return "refuse", f"{bounds} lies beyond -{margin:g}: it is worse"
+        return "refuse", f"{bounds} lies below the limit -{margin:g}: the engine is worse"
     if -margin <= low and high <= margin:
-        return "pass", f"{bounds} lies within {margin:g} either way"
+        return "pass", f"{bounds} lies within the limits -{margin:g} and +{margin:g}"
     if low > margin:
         return (
             "inconclusive",
-            f"{bounds} lies above {margin:g}: more robust than its reference is no equality, look for masking",
+            f"{bounds} lies above the limit +{margin:g}: an engine that is more robust than its reference is no equal, look "
+            "for masking",
         )
-    return "inconclusive", f"{bounds} reaches beyond {margin:g}: more images, or another margin, would tell"
+    crossed = [text for text, beyond in ((f"-{margin:g}", low < -margin), (f"+{margin:g}", high > margin)) if beyond]
+    limits = f"the limit{'s' * (len(crossed) - 1)} {' and '.join(crossed)}"
+    return "inconclusive", f"{bounds} crosses {limits}: use more images, or a wider margin"

@@ -16,13 +16,19 @@ DEFAULT = Path(__file__).with_name("limits.yaml")
 
 
 class Limits(Strict):
-    """Of one precision; what each means stands at the head of `limits.yaml`."""
+    """Limits of one precision; what each means stands at the head of `limits.yaml`."""
 
     logit_error: float | None = Field(gt=0)
     agreement: Fraction | None
     clean_margin: float = Field(gt=0)
     adversarial_margin: float = Field(gt=0)
-    latency: float = Field(gt=0)
+    latency: float | None = Field(gt=0)
+
+    @property
+    def not_judged(self) -> tuple[str, ...]:
+        """Names of what has no limit, as the findings call it: it is reported, and decides nothing."""
+        limits = {"logits": self.logit_error, "equal labels": self.agreement, "latency": self.latency}
+        return tuple(name for name, limit in limits.items() if limit is None)
 
 
 def read_limits(file: Path, precision: Precision) -> Limits:

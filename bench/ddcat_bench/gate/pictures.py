@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ddcat.classes import Classes, coloured
+from ddcat.classes import IGNORED_COLOUR, Classes, coloured
 from ddcat_bench.attack.judging import answers
 from ddcat_bench.attack.passes import Victims, attack
 from ddcat_bench.attack.suites import BIM
@@ -20,7 +20,7 @@ from ddcat_train.attacks import Model, to_8_bit
 from ddcat_train.data import Dataset
 from ddcat_train.pixels import to_planes
 
-__all__ = ["Overlay", "overlays"]
+__all__ = ["Overlay", "legend", "overlays"]
 
 _LONGEST = 480  # pixels of a picture's longer side
 _FLIP = (255, 0, 200)  # no class has it, and it shows on grey
@@ -36,7 +36,7 @@ class Overlay(NamedTuple):
     ----------
     caption : str
     pictures : tuple of (str, str)
-        A title, and the picture as an address that holds it.
+        A title, and the picture as an address that holds it; empty where no label differs.
     """
 
     caption: str
@@ -71,12 +71,19 @@ def overlays(
             (attacked,) = attack(reference, made, victims)
             received = to_8_bit(attacked.images, victims.images)
             said = answers(reference, received)[0].numpy(), engine_labels(engine, received)[0]
-            found.append(
-                _overlay(
-                    f"{names[worst]}, {label}", received[0].permute(1, 2, 0).numpy(), sample.labels, *said, dataset.classes
-                )
-            )
+            caption = f"{names[worst]}, {label}"
+            if (said[0] == said[1]).all():
+                found.append(Overlay(caption, ()))
+                continue
+            pixels = received[0].permute(1, 2, 0).numpy()  # (H, W, 3)
+            found.append(_overlay(caption, pixels, sample.labels, *said, dataset.classes))
     return tuple(found)
+
+
+def legend(classes: Classes) -> list[tuple[str, str]]:
+    """Give what the colours of the pictures mean: names, and colours as CSS writes them."""
+    colours = [*zip(classes.names, classes.palette, strict=True), ("ignored", IGNORED_COLOUR), ("label differs", _FLIP)]
+    return [(name, f"rgb({red} {green} {blue})") for name, (red, green, blue) in colours]
 
 
 def _overlay(caption: str, image: U8, truth: U8, reference: npt.NDArray[np.int64], engine: U8, classes: Classes) -> Overlay:

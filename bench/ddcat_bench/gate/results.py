@@ -89,6 +89,7 @@ class GateResult(Strict):
     drawn: str = Field(description="what the bootstrap draws")
     verdict: Verdict
     findings: tuple[Finding, ...]
+    warnings: tuple[str, ...] = Field((), description="what a reader of the verdict must know; decides nothing")
     limits: Limits
     threats: tuple[ThreatRow, ...]
     members: tuple[MemberRow, ...]

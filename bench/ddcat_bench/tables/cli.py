@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ddcat_bench.options import Force
+
 __all__ = ["tables"]
 
 
@@ -13,7 +15,8 @@ def tables(
         list[Path],
         typer.Argument(metavar="RUN...", help="Result folders of ddcat-bench attack, their attack.json, or run directories."),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")] = Path("tables"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the result.")] = Path("tables"),
+    force: Force = False,
 ) -> None:
     """
     Make the paper's Tables 1 to 5 from any set of attack results: mean and standard deviation over seeds.
@@ -28,13 +31,12 @@ def tables(
 
     - `ddcat-bench tables runs/ddcat-0/attack-paper runs/ddcat-0/attack-sea runs/ddcat-1/attack-paper --out results/tables`
     """
-    from ddcat.files import reserve
-    from ddcat_bench.output import publish
+    from ddcat_bench.output import claim, publish
     from ddcat_bench.tables.files import tables_csv, tables_latex, tables_markdown
     from ddcat_bench.tables.paper_tables import make_tables
     from ddcat_bench.tables.runs import find_results
 
-    reserve(out)
-    made = make_tables(find_results(runs))
-    files = {"tables.tex": tables_latex(made).encode(), "tables.csv": tables_csv(made).encode()}
-    publish(out, "tables", made, tables_markdown(made), files)
+    with claim(out, "tables", force=force):
+        made = make_tables(find_results(runs))
+        files = {"tables.tex": tables_latex(made).encode(), "tables.csv": tables_csv(made).encode()}
+        publish(out, "tables", made, tables_markdown(made), files, force=force)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ddcat.command import ExpectDigest, RequireSignature, parse_size
-from ddcat_bench.options import DataRoot
+from ddcat_bench.options import DataRoot, Force
 
 __all__ = ["scenarios"]
 
@@ -15,19 +15,23 @@ def scenarios(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat-export wrote.")],
     data_root: DataRoot = None,
     size: Annotated[
-        str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Of the images.", show_default="the engine's, or the data's")
+        str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Size of the images.", show_default="the engine's, or the data's")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Of each scenario.")] = 10.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the engine.", show_default="the physical cores")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the times at which requests come.")] = 0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each scenario lasts.")] = 10.0,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the engine.", show_default="the physical cores")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the times at which requests come.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A new folder.", show_default="BUNDLE-scenarios beside the bundle")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the result.", show_default="BUNDLE-scenarios beside the bundle"),
     ] = None,
+    force: Force = False,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
 ) -> None:
     """
-    Meet an engine as its users do: one request after the other, requests that come when they come, and all at once.
+    Load-test an engine: one request after the other, requests at random times, and all at once.
 
     After MLPerf Inference: single stream; server, with Poisson arrivals at 50, 70 and 90 % of the engine's capacity; offline.
     Each is measured from arrays to labels and from JPEG files to PNG masks. A percentile that so few requests do not tell is
@@ -44,9 +48,8 @@ def scenarios(
     import torch
 
     from ddcat.bundle import Trust, open_bundle
-    from ddcat.files import reserve
     from ddcat.progress import progress
-    from ddcat_bench.output import beside, publish
+    from ddcat_bench.output import beside, claim, publish
     from ddcat_bench.subjects import describe_bundle, describe_environment, open_bundle_data
     from ddcat_bench.timing.scenarios import BOUNDARIES, LOADS, ScenariosResult, draw_files, run_scenarios
     from ddcat_bench.timing.scenarios_report import scenarios_markdown
@@ -56,26 +59,26 @@ def scenarios(
     began = time.monotonic()
     opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
     folder = out or beside(bundle, "scenarios")
-    reserve(folder)
-    there = data_root is not None or Path(opened.manifest.data.root).is_dir()
-    dataset = open_bundle_data(opened, data_root=data_root) if there else None
-    inputs = draw_inputs(opened, dataset, repeats=10, batch=1, size=parse_size(size) if size else None)
-    files = draw_files(inputs)
-    with (
-        open_engine(opened, threads=threads) as engine,
-        progress("serving", len(BOUNDARIES) * (1 + len(LOADS)) + 1, unit="scenarios") as advance,
-    ):
-        rows, others, steady = run_scenarios(opened, engine, files, seconds=seconds, seed=seed, advance=advance)
-        height, width = inputs.batches[0].shape[1:3]
-        result = ScenariosResult(
-            bundle=describe_bundle(opened, engine),
-            height=height,
-            width=width,
-            seconds=seconds,
-            seed=seed,
-            others=others,
-            steady=steady,
-            rows=rows,
-            environment=describe_environment(torch.device("cpu"), time.monotonic() - began),
-        )
-    publish(folder, "scenarios", result, scenarios_markdown(result))
+    with claim(folder, "scenarios", force=force):
+        there = data_root is not None or Path(opened.manifest.data.root).is_dir()
+        dataset = open_bundle_data(opened, data_root=data_root) if there else None
+        inputs = draw_inputs(opened, dataset, repeats=10, batch=1, size=parse_size(size) if size else None)
+        files = draw_files(inputs)
+        with (
+            open_engine(opened, threads=threads) as engine,
+            progress("serving", len(BOUNDARIES) * (1 + len(LOADS)) + 1, unit="scenarios") as advance,
+        ):
+            rows, others, steady = run_scenarios(opened, engine, files, seconds=seconds, seed=seed, advance=advance)
+            height, width = inputs.batches[0].shape[1:3]
+            result = ScenariosResult(
+                bundle=describe_bundle(opened, engine),
+                height=height,
+                width=width,
+                seconds=seconds,
+                seed=seed,
+                others=others,
+                steady=steady,
+                rows=rows,
+                environment=describe_environment(torch.device("cpu"), time.monotonic() - began),
+            )
+        publish(folder, "scenarios", result, scenarios_markdown(result), force=force)

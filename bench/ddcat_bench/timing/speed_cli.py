@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ddcat.command import ExpectDigest, RequireSignature, parse_size
-from ddcat_bench.options import DataRoot, MovedCheckpoint
+from ddcat_bench.options import DataRoot, Force, MovedCheckpoint
 
 __all__ = ["speed"]
 
@@ -17,14 +17,17 @@ def speed(
     data_root: DataRoot = None,
     repeats: Annotated[int, typer.Option(help="Timed calls of each contender; 10 or more.")] = 30,
     size: Annotated[
-        str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Of the images.", show_default="the engine's, or the data's")
+        str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Size of the images.", show_default="the engine's, or the data's")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images in a call.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of each contender.", show_default="the physical cores")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the engine and of PyTorch.", show_default="the physical cores")
+    ] = None,
     compiled: Annotated[bool, typer.Option("--compiled", help="Time torch.compile of the main branch, too.")] = False,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A new folder.", show_default="BUNDLE-speed beside the bundle")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the result.", show_default="BUNDLE-speed beside the bundle")
     ] = None,
+    force: Force = False,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
 ) -> None:
@@ -42,9 +45,8 @@ def speed(
     - `ddcat-bench speed model.bundle --size 473x473 --repeats 100 --threads 4`
     """
     from ddcat.bundle import Trust, open_bundle
-    from ddcat.files import reserve
     from ddcat.progress import progress
-    from ddcat_bench.output import beside, publish
+    from ddcat_bench.output import beside, claim, publish
     from ddcat_bench.subjects import checkpoint_of, open_bundle_data
     from ddcat_bench.timing.memory import serving_peak
     from ddcat_bench.timing.speed import draw_inputs, measure
@@ -54,15 +56,17 @@ def speed(
 
     opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
     folder = out or beside(bundle, "speed")
-    reserve(folder)
-    loaded = checkpoint_of(opened, checkpoint)
-    there = data_root is not None or Path(opened.manifest.data.root).is_dir()
-    dataset = open_bundle_data(opened, data_root=data_root) if there else None
-    inputs = draw_inputs(opened, dataset, repeats=repeats, batch=batch, size=parse_size(size) if size else None)
-    used = threads or physical_cores()
-    with (
-        open_engine(opened, threads=used) as engine,
-        progress("timing", (3 + compiled) * len(inputs.batches), unit="calls") as advance,
-    ):
-        result = measure(opened, engine, loaded, inputs, threads=used, peak=serving_peak, compiled=compiled, advance=advance)
-    publish(folder, "speed", result, speed_markdown(result))
+    with claim(folder, "speed", force=force):
+        loaded = checkpoint_of(opened, checkpoint)
+        there = data_root is not None or Path(opened.manifest.data.root).is_dir()
+        dataset = open_bundle_data(opened, data_root=data_root) if there else None
+        inputs = draw_inputs(opened, dataset, repeats=repeats, batch=batch, size=parse_size(size) if size else None)
+        used = threads or physical_cores()
+        with (
+            open_engine(opened, threads=used) as engine,
+            progress("timing", (3 + compiled) * len(inputs.batches), unit="calls") as advance,
+        ):
+            result = measure(
+                opened, engine, loaded, inputs, threads=used, peak=serving_peak, compiled=compiled, advance=advance
+            )
+        publish(folder, "speed", result, speed_markdown(result), force=force)

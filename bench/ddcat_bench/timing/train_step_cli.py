@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ddcat_bench.options import Force
+
 __all__ = ["train_step"]
 
 
@@ -14,23 +16,30 @@ def train_step(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one value; may be given again.")
     ] = None,
     crop: Annotated[
-        tuple[int, int] | None, typer.Option(metavar="HEIGHT WIDTH", help="Of the images.", show_default="the preset's")
+        tuple[int, int] | None, typer.Option(metavar="HEIGHT WIDTH", help="Size of the images.", show_default="the preset's")
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Images in a step.", show_default="the preset's")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[str | None, typer.Option(help="Of our step: fp32, bf16 or fp64.", show_default="the preset's")] = None,
-    baseline_precision: Annotated[str | None, typer.Option(help="Of the baselines.", show_default="that of our step")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Precision of our step: fp32, bf16 or fp64.", show_default="the preset's")
+    ] = None,
+    baseline_precision: Annotated[
+        str | None, typer.Option(help="Precision of the baselines.", show_default="that of our step")
+    ] = None,
     tf32: Annotated[
-        bool, typer.Option("--tf32/--no-tf32", help="Let a GPU round products in fp32 to TF32, of all contenders.")
+        bool, typer.Option("--tf32/--no-tf32", help="Let a GPU round fp32 products of all contenders to TF32.")
     ] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Timed steps of each contender.")] = 10,
     warmup: Annotated[
-        int | None, typer.Option(min=1, help="Steps of each before those.", show_default="1 on a CPU, 3 on a GPU")
+        int | None, typer.Option(min=1, help="Steps of each before the timed ones.", show_default="1 on a CPU, 3 on a GPU")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Of PyTorch on the CPU.", show_default="PyTorch's own choice")
+        int | None, typer.Option(min=1, help="Threads of PyTorch on the CPU.", show_default="PyTorch's own choice")
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="A new folder.", show_default="train-step/PRESET")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the result.", show_default="train-step/PRESET")
+    ] = None,
+    force: Force = False,
 ) -> None:
     """
     Time our training step and two baselines in turns: same process, images, weights and threads.
@@ -47,7 +56,6 @@ def train_step(
 
     - `ddcat-bench train-step voc-deeplabv3_50-sat --precision bf16 --baseline-precision fp32 --tf32 --device cuda`
     """
-    from ddcat.files import reserve
     from ddcat.progress import progress
     from ddcat_train.config import load_config
 
@@ -56,25 +64,25 @@ def train_step(
     precisions = [] if precision is None else [f"train.precision={precision}"]
     config = load_config(preset, [*(overrides or []), *crops, *batches, *precisions])
     folder = out or Path("train-step") / Path(preset).stem
-    reserve(folder)
 
     import torch
 
-    from ddcat_bench.output import publish
+    from ddcat_bench.output import claim, publish
     from ddcat_bench.subjects import torch_device
     from ddcat_bench.timing.contenders import CONTENDERS, Plan, as_precision
     from ddcat_bench.timing.train_step import measure
     from ddcat_bench.timing.train_step_report import train_step_markdown
 
-    chosen = torch_device(device).type
-    plan = Plan(
-        config,
-        as_precision(baseline_precision or config.train.precision),
-        chosen,
-        threads or torch.get_num_threads(),
-        tf32,
-    )
-    warm_up = warmup or (3 if chosen == "cuda" else 1)
-    with progress("stepping", len(CONTENDERS) * (repeats + warm_up + 1), unit="steps") as advance:
-        result = measure(plan, preset, repeats=repeats, warm_up=warm_up, advance=advance)
-    publish(folder, "train-step", result, train_step_markdown(result))
+    with claim(folder, "train-step", force=force):
+        chosen = torch_device(device).type
+        plan = Plan(
+            config,
+            as_precision(baseline_precision or config.train.precision),
+            chosen,
+            threads or torch.get_num_threads(),
+            tf32,
+        )
+        warm_up = warmup or (3 if chosen == "cuda" else 1)
+        with progress("stepping", len(CONTENDERS) * (repeats + warm_up + 1), unit="steps") as advance:
+            result = measure(plan, preset, repeats=repeats, warm_up=warm_up, advance=advance)
+        publish(folder, "train-step", result, train_step_markdown(result), force=force)

@@ -106,6 +106,9 @@ class Dataset:
         Takes the values of a label file, (H, W) uint8, to labels, (H, W) uint8; what it does not know it leaves as it is.
     long_side : int or None
         Images and labels are resized until their longer side is this; None: they are not.
+    clips : str or None
+        A regular expression for images that are frames of video. Those whose names have the same first group, or the same whole
+        match where it has none, belong to one clip. None: not said.
     """
 
     name: str
@@ -115,6 +118,7 @@ class Dataset:
     pairs: tuple[Pair, ...]
     decode: Decode = unchanged
     long_side: int | None = None
+    clips: str | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)

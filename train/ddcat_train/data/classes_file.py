@@ -1,16 +1,17 @@
 """`classes.yaml`: names, and perhaps colours, of the classes of a data set that brings its own."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ddcat.classes import Classes
 from ddcat.faults import first_fault
 from ddcat_train.errors import DataError
 
-__all__ = ["CLASSES_FILE", "classes_yaml", "read_classes"]
+__all__ = ["CLASSES_FILE", "classes_yaml", "read_classes", "read_clips"]
 
 CLASSES_FILE = "classes.yaml"
 
@@ -23,6 +24,7 @@ class _ClassesFile(BaseModel):
 
     names: list[Annotated[str, Field(min_length=1)]] = Field(min_length=2, max_length=254)
     colours: list[_Colour] | None = None
+    clips: str | None = None
 
     @model_validator(mode="after")
     def _one_colour_each(self) -> "_ClassesFile":
@@ -32,30 +34,54 @@ class _ClassesFile(BaseModel):
             raise ValueError("a name occurs twice")
         return self
 
+    @field_validator("clips")
+    @classmethod
+    def _an_expression(cls, clips: str | None) -> str | None:
+        try:
+            re.compile(clips or "")
+        except re.error as cause:
+            raise ValueError(f"{clips!r} is no regular expression: {cause}") from cause
+        return clips
+
 
 def read_classes(path: Path) -> Classes:
     """
-    Read a file with `names`, a list in the order of the label values, and perhaps `colours`, a list of [red, green, blue].
+    Read `names`, a list in the order of the label values, and perhaps `colours`, a list of [red, green, blue].
 
     Raises
     ------
     DataError
     """
+    parsed = _read(path)
+    if parsed.colours is None:
+        return Classes.with_voc_palette(parsed.names)
+    return Classes(tuple(parsed.names), tuple(parsed.colours))
+
+
+def read_clips(path: Path) -> str | None:
+    """
+    Read `clips` of such a file: the expression by which images that are frames of video belong together; None: not said.
+
+    Raises
+    ------
+    DataError
+    """
+    return _read(path).clips
+
+
+def _read(path: Path) -> _ClassesFile:
     right = "'names: [background, road, ...]' in the order of the label values would be right"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise DataError(f"{path} holds no table: {right}")
-        parsed = _ClassesFile.model_validate(content)
+        return _ClassesFile.model_validate(content)
     except OSError as cause:
         raise DataError(f"cannot read {path}: {cause.strerror}; {right}") from cause
     except (yaml.YAMLError, UnicodeDecodeError) as cause:
         raise DataError(f"{path} is not YAML ({' '.join(str(cause).split())}): {right}") from cause
     except ValidationError as cause:
         raise DataError(f"{path}: {first_fault(cause)}; {right}") from cause
-    if parsed.colours is None:
-        return Classes.with_voc_palette(parsed.names)
-    return Classes(tuple(parsed.names), tuple(parsed.colours))
 
 
 def classes_yaml(classes: Classes) -> str:

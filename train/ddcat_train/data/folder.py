@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ddcat_train.data.base import Dataset, Pair
-from ddcat_train.data.classes_file import CLASSES_FILE, read_classes
+from ddcat_train.data.classes_file import CLASSES_FILE, read_classes, read_clips
 from ddcat_train.errors import DataError
 
 __all__ = ["folder"]
@@ -49,4 +49,4 @@ def folder(root: Path, split: str) -> Dataset:
     if not found:
         raise DataError(f"{images} holds no image: files that end in {', '.join(sorted(_SUFFIXES))} would be right")
     pairs = tuple(Pair(name, found[name], labels / f"{name}.png") for name in sorted(found))
-    return Dataset("folder", root, split, classes, pairs)
+    return Dataset("folder", root, split, classes, pairs, clips=read_clips(root / CLASSES_FILE))

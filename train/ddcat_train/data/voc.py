@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ddcat.classes import VOC
 from ddcat_train.data.base import Dataset, Pair
-from ddcat_train.data.classes_file import CLASSES_FILE, read_classes
+from ddcat_train.data.classes_file import CLASSES_FILE, read_classes, read_clips
 from ddcat_train.errors import DataError
 
 __all__ = ["read_list", "voc"]
@@ -25,9 +25,10 @@ def voc(root: Path, split: str) -> Dataset:
     folder = root / "ImageSets" / "Segmentation"
     if not folder.is_dir():
         raise DataError(f"{root} is not laid out as Pascal VOC, {folder} is missing: name the folder that holds ImageSets")
-    classes = read_classes(root / CLASSES_FILE) if (root / CLASSES_FILE).exists() else VOC
+    own = root / CLASSES_FILE
+    classes, clips = (read_classes(own), read_clips(own)) if own.exists() else (VOC, None)
     pairs = tuple(_pair(root, columns) for columns in read_list(folder / f"{split}.txt"))
-    return Dataset("voc", root, split, classes, pairs)
+    return Dataset("voc", root, split, classes, pairs, clips=clips)
 
 
 def read_list(path: Path) -> list[list[str]]:

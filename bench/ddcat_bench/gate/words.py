@@ -1,0 +1,201 @@
+"""The gate's result in words and in the cells of its tables, which all of its reports have in common."""
+
+from collections.abc import Sequence
+
+from ddcat.passport import Finding, Verdict
+from ddcat_bench.attack.results import grey
+from ddcat_bench.gate.findings import latency_found
+from ddcat_bench.gate.flips import MARGINS
+from ddcat_bench.gate.results import GateResult, MemberRow
+from ddcat_bench.markdown import fixed, signed
+
+__all__ = [
+    "CLASS_HEADS",
+    "MEMBER_HEADS",
+    "PLACE_HEADS",
+    "WORDS",
+    "about",
+    "absent",
+    "by_verdict",
+    "class_cells",
+    "finding_line",
+    "flip_heads",
+    "margin_cells",
+    "member_cells",
+    "place_cells",
+    "title",
+    "unjudged",
+]
+
+_VERDICTS = {"pass": "Passed", "refuse": "Refused", "inconclusive": "Inconclusive"}
+_ACCURACY = ("logits", "equal labels", "mIoU, clean")  # findings; all others but the latency are of robustness
+_REFUSED = {
+    "accuracy": "accuracy is worse than its limits allow",
+    "robustness": "robustness is worse than its limits allow",
+    "latency": "the engine is slower than its limit allows",
+}
+_OPEN = {"accuracy": "accuracy is undecided", "robustness": "robustness is undecided"}
+
+WORDS = {
+    "reference": "the PyTorch main branch that the engine was made from",
+    "replay": "an attack that was made on the reference and is replayed on the engine",
+    "twin": "an attack made with the gradients of the engine's own graph, which torch computes node by node",
+    "engine": "an attack made by asking the engine itself",
+    "noise": "random signs at the bound: no attack, which any attack should beat",
+    "bound": "how far a colour value of a pixel may be moved, in grey levels of 255",
+    "equal labels": "share of the pixels that engine and reference label alike",
+    "engine and twin": "share of the pixels that the engine and its twin label alike: below 99.9 % the twin is another model, "
+    "and attacks on it are transferred ones",
+}
+PLACE_HEADS = ["attack", "bound", "equal labels", "near boundaries", "elsewhere"]
+MEMBER_HEADS = ["made on", "attack", "bound", "images", "reference", "engine", "equal labels", "engine and twin"]
+CLASS_HEADS = ["class", "pixels", "clean: reference", "engine", "difference", "attacked: reference", "engine", "difference"]
+
+
+def title(result: GateResult) -> str:
+    """Say the verdict in a sentence or two: what is refused or undecided, and what passed."""
+    areas: dict[str, list[Verdict]] = {}
+    for finding in result.findings:
+        area = "latency" if finding.name == "latency" else "accuracy" if finding.name in _ACCURACY else "robustness"
+        areas.setdefault(area, []).append(finding.verdict)
+    refused = [_REFUSED[area] for area, verdicts in areas.items() if "refuse" in verdicts]
+    left = [area for area, verdicts in areas.items() if "refuse" not in verdicts and "inconclusive" in verdicts]
+    undecided = [_open_latency(result) if area == "latency" else _OPEN[area] for area in left]
+    passed = [area for area, verdicts in areas.items() if set(verdicts) == {"pass"}]
+    reason = _joined(refused or undecided)
+    if not reason:
+        first = (
+            f"the engine may stand in for its model: {_joined(passed)} {'is' if len(passed) == 1 else 'are'} within the limits"
+        )
+        passed = []
+    else:
+        first = reason
+    sentences = [f"{_VERDICTS[result.verdict]}: {first}."]
+    if refused and undecided:
+        sentences.append(f"{_joined(undecided).capitalize()}.")
+    if passed:
+        sentences.append(f"{_joined(passed).capitalize()} passed.")
+    if "latency" in result.limits.not_judged:
+        sentences.append("Latency was not judged.")
+    return " ".join(sentences)
+
+
+def _open_latency(result: GateResult) -> str:
+    calm = result.speed.stable and not result.speed.disturbed
+    return "latency is too close to its limit" if calm else "latency could not be measured on this machine"
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+
+
+def about(result: GateResult) -> str:
+    """Say what was judged on what, in a sentence."""
+    return (
+        f"{result.bundle.name}, {result.bundle.engine['runtime']} in {result.precision}, beside {result.checkpoint.method}, "
+        f"{result.checkpoint.architecture}, on {len(result.data.names)} images of {result.data.name} ({result.data.split}), "
+        f"with the {result.budget} budget."
+    )
+
+
+def by_verdict(result: GateResult) -> list[Finding]:
+    """Give the findings: what is refused first, then what is undecided, then what passed."""
+    order = {"refuse": 0, "inconclusive": 1, "pass": 2}
+    return sorted(result.findings, key=lambda finding: order[finding.verdict])
+
+
+def finding_line(finding: Finding) -> str:
+    """Say what was found, beside what is allowed."""
+    return f"{finding.name}: {finding.reason} (found {finding.found}; limit {finding.limit})"
+
+
+def unjudged(result: GateResult) -> list[tuple[str, str]]:
+    """Give what the limits leave out, and what was found of it."""
+    found = {"latency": latency_found(result.speed)}
+    return [(name, found.get(name, "see below")) for name in result.limits.not_judged]
+
+
+def member_cells(result: GateResult) -> list[list[str]]:
+    """Give a row for each attack of the pool, under `MEMBER_HEADS`."""
+    return [
+        [
+            "twin, transferred" if row.source == "twin" and result.transferred else row.source,
+            row.label,
+            _bound(row),
+            str(row.images),
+            fixed(row.reference),
+            fixed(row.engine),
+            f"{row.agreement:.3%}",
+            f"{row.twin_agreement:.3%}",
+        ]
+        for row in result.members
+    ]
+
+
+def _bound(row: MemberRow) -> str:
+    return grey(row.epsilon) if row.epsilon else "-"
+
+
+def _replays(result: GateResult) -> list[MemberRow]:
+    return [row for row in result.members if row.source == "replay"]
+
+
+def place_cells(result: GateResult) -> list[list[str]]:
+    """Give where labels are equal, under `PLACE_HEADS`."""
+    found = []
+    for row in _replays(result):
+        shares = (row.agreement, row.band_agreement, row.interior_agreement)
+        found.append([row.label, _bound(row), *(f"{share:.3%}" if share is not None else "-" for share in shares)])
+    return found
+
+
+def flip_heads(result: GateResult) -> list[str]:
+    """Give the heads of `margin_cells`, but for the first."""
+    return [f"{row.label}: {what}" for row in (_replays(result)[0], _replays(result)[-1]) for what in ("pixels", "differ")]
+
+
+def margin_cells(result: GateResult) -> list[list[str]]:
+    """Give pixels by how sure the reference was of their labels."""
+    rows = _replays(result)[0], _replays(result)[-1]
+    return [
+        [
+            f"{low:g} to {high:g}" if high is not None else f"{low:g} and more",
+            *(
+                text
+                for row in rows
+                for text in (
+                    f"{row.margins[place].pixels / sum(entry.pixels for entry in row.margins):.2%}",
+                    f"{row.margins[place].differing / row.margins[place].pixels:.3%}" if row.margins[place].pixels else "-",
+                )
+            ),
+        ]
+        for place, (low, high) in enumerate(zip(MARGINS, [*MARGINS[1:], None], strict=True))
+    ]
+
+
+def class_cells(result: GateResult) -> list[list[str]]:
+    """Give the IoU of each class that is there, under `CLASS_HEADS`."""
+    found = []
+    for place, entry in enumerate(result.classes):
+        if not _is_there(result, place):
+            continue
+        row = [entry.name + (" (rare)" if entry.rare else ""), f"{entry.share:.2%}"]
+        for threat in (result.threats[0], result.threats[-1]):
+            reference, engine = threat.class_iou[place]
+            if reference is None or engine is None:
+                row += ["-", "-", "-"]
+            else:
+                row += [fixed(reference), fixed(engine), signed(engine - reference)]
+        found.append(row)
+    return found
+
+
+def _is_there(result: GateResult, place: int) -> bool:
+    """Whether a class is in the images, or labelled by either model."""
+    ends = (result.threats[0], result.threats[-1])
+    return result.classes[place].share > 0 or any(iou is not None for threat in ends for iou in threat.class_iou[place])
+
+
+def absent(result: GateResult) -> list[str]:
+    """Name the classes that are in no image, and that neither model labels."""
+    return [entry.name for place, entry in enumerate(result.classes) if not _is_there(result, place)]

@@ -1,0 +1,70 @@
+"""One process at a time: a lock that ends with the process that holds it, however it ends."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ddcat.errors import DdcatError
+from ddcat.files import writing
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock, as before
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["locked"]
+
+
+@contextmanager
+def locked(file: Path, message: str) -> Iterator[None]:
+    """
+    Hold a lock on a file, which is made for it and removed at the end.
+
+    Parameters
+    ----------
+    file : Path
+        A leftover of a process that was killed is no lock.
+    message : str
+        What the error says.
+
+    Raises
+    ------
+    DdcatError
+        At once, where another process holds the lock.
+    WriteError
+        Where the file cannot be made.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = _take(file, message)
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # before the lock ends: whoever comes next makes a file of its own
+        os.close(descriptor)
+
+
+def _take(file: Path, message: str) -> int:
+    while True:
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as cause:
+            os.close(descriptor)
+            raise DdcatError(message) from cause
+        except OSError:  # a file system without locks
+            return descriptor
+        if _still_there(file, descriptor):
+            return descriptor
+        os.close(descriptor)  # its holder removed it between the two calls
+
+
+def _still_there(file: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(file.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
