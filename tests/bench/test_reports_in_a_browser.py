@@ -53,9 +53,10 @@ def test_reports_in_light_dark_and_on_a_phone(reports: dict[str, Path], name: st
 def test_the_verdict_comes_first_and_tables_sort_by_keyboard(reports: dict[str, Path]) -> None:
     with chromium() as browser, page_of(browser) as (page, _):
         page.goto(reports["gate"].as_uri())
-        assert page.locator("h1").inner_text() == "The engine may not stand in for its model"
+        assert page.locator("h1").inner_text() == "Refused: robustness is worse than its limits allow. Latency passed."
         assert page.locator(".verdict .badge").inner_text() == "refuse"
         assert page.locator("tbody tr").first.locator(".badge").inner_text() == "refuse"  # what was refused, above what passed
+        assert page.locator(".verdict li").first.inner_text().startswith("mIoU, BIM, n = 3: ")
         table = page.locator("table.sortable", has_text="pole (rare)")
         button = table.locator("th button").nth(1)
         for order in (["0.50%", "99.50%"], ["99.50%", "0.50%"]):
@@ -71,6 +72,30 @@ def test_what_has_no_figure_is_sorted_last_either_way(reports: dict[str, Path]) 
         for _order in ("ascending", "descending"):
             table.locator("th button").nth(2).click()
             assert table.locator("tbody tr td:nth-child(3)").all_inner_texts() == ["38.00", "-"]
+
+
+def test_on_a_phone_each_row_is_a_card_that_names_its_figures(reports: dict[str, Path]) -> None:
+    with chromium() as browser:
+        for width, cards in ((390, True), (700, False)):
+            with page_of(browser, width=width) as (page, _):
+                page.goto(reports["gate"].as_uri())
+                assert page.locator("table.cards thead").first.is_visible() is not cards
+                cell = page.locator("td[data-label=limit]").first
+                label = cell.evaluate("(cell) => getComputedStyle(cell, '::before').content")
+                assert (label == '"limit"') is cards
+                right = "[...document.querySelectorAll('td')].map((cell) => cell.getBoundingClientRect().right)"
+                assert not cards or max(page.evaluate(right)) <= width
+
+
+def test_a_bar_that_leaves_its_drawing_is_marked(reports: dict[str, Path]) -> None:
+    with chromium() as browser, page_of(browser) as (page, _):
+        page.goto(reports["gate"].as_uri())
+        marked = {
+            row.locator("td").first.inner_text(): row.locator("svg .leaves").count()
+            for row in page.locator("tr:has(svg)").all()
+        }
+        assert marked == {"clean": 0, "BIM, n = 3": 0, "strongest at 8/255": 1}
+        assert page.locator("svg text", has_text="-0.1").count() == 2  # the limits have their sign
 
 
 def test_nothing_in_a_drawing_lies_beyond_its_edge(reports: dict[str, Path]) -> None:

@@ -1,4 +1,4 @@
-"""The gate's result for readers: a short answer, Markdown, JUnit XML for a pipeline, and an HTML page that needs nothing else."""
+"""The gate's result for readers: a short answer, Markdown, JUnit XML for a pipeline, an HTML page that needs nothing else."""
 
 import re
 from collections.abc import Sequence

@@ -49,7 +49,8 @@ WORDS = {
 }
 PLACE_HEADS = ["attack", "bound", "equal labels", "near boundaries", "elsewhere"]
 MEMBER_HEADS = ["made on", "attack", "bound", "images", "reference", "engine", "equal labels", "engine and twin"]
-CLASS_HEADS = ["class", "pixels", "clean: reference", "engine", "difference", "attacked: reference", "engine", "difference"]
+_SIDES = ("reference", "engine", "difference")
+CLASS_HEADS = ["class", "pixels", *(f"{images}: {side}" for images in ("clean", "attacked") for side in _SIDES)]
 
 
 def title(result: GateResult) -> str:
