@@ -31,6 +31,8 @@ _JPEG_MARKER_IN_SCAN = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")  # a stuffed byt
 _JPEG_ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 _JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_JPEG_SLACK = 65536  # bytes that may lie between all segments together: they are searched for the next one
+_JPEG_STRIDE = 1 << 18  # bytes of a scan that are searched at once: other threads of Python wait meanwhile
 _JPEG_METADATA = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # APP0 and APP14 say which colours the numbers are
 
 _WEBP_ALPHA = 0x10  # the one flag of VP8X that is of the picture
@@ -93,11 +95,13 @@ class _Segment(NamedTuple):
 
 def _jpeg_segments(content: bytes) -> Iterator[_Segment]:
     """Walk to the end of the image as libjpeg does, which passes over whatever lies between two segments."""
-    at = 2
+    at, slack = 2, _JPEG_SLACK
     for _ in range(_MOST_PARTS):
-        found = _JPEG_MARKER.search(content, at)
+        found = _JPEG_MARKER.search(content, at, at + slack + 2)
         if found is None:
-            raise ImageFileError("the JPEG is cut off")
+            whole = at + slack + 2 < len(content)
+            raise ImageFileError(f"the JPEG has more than {_JPEG_SLACK} stray bytes" if whole else "the JPEG is cut off")
+        slack -= found.start() - at
         start, marker, at = found.start(), content[found.start() + 1], found.end()
         if marker not in _JPEG_ALONE and marker != _JPEG_END:
             if marker < 0xC0:
@@ -106,12 +110,20 @@ def _jpeg_segments(content: bytes) -> Iterator[_Segment]:
             if at > len(content):
                 raise ImageFileError("the JPEG is cut off")
             if marker == _JPEG_SCAN:
-                following = _JPEG_MARKER_IN_SCAN.search(content, at)
-                at = len(content) if following is None else following.start()
+                at = _end_of_scan(content, at)
         yield _Segment(marker, start, at)
         if marker == _JPEG_END:
             return
     raise ImageFileError(f"the JPEG has more than {_MOST_PARTS} segments")
+
+
+def _end_of_scan(content: bytes, at: int) -> int:
+    while at < len(content):
+        found = _JPEG_MARKER_IN_SCAN.search(content, at, at + _JPEG_STRIDE)
+        if found is not None:
+            return found.start()
+        at += _JPEG_STRIDE - 1  # a marker has two bytes
+    return len(content)
 
 
 def _strip_jpeg(content: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """The page at `/`, and what it asks for: the models, and where the server is a demonstration, their golden images."""
 
+import asyncio
 import base64
 import hashlib
 from importlib.resources import files
@@ -49,8 +50,10 @@ def router(context: Context) -> APIRouter:
             there = f"it has {len(pairs)}" if pairs else "--demo shows them, where the bundle has some"
             raise RequestError(404, f"{name} has no example {number}: {there}")
         clean, attacked = pairs[number]
-        image = weakened(clean.image, attacked.image, strength)
-        return Response(encode_image(image), media_type="image/png", headers=provenance(model))
+        content = await asyncio.get_running_loop().run_in_executor(
+            context.pool, lambda: encode_image(weakened(clean.image, attacked.image, strength))
+        )
+        return Response(content, media_type="image/png", headers=provenance(model))
 
     return routes
 

@@ -182,12 +182,24 @@ def test_a_jpeg_s_scans_are_counted_wherever_they_stand() -> None:
         assert refusal(content[:-2] + repeated * 100 + content[-2:]) == "the JPEG has more than 100 scans"
 
 
+@pytest.mark.parametrize("before", range(-3, 4))
+def test_the_end_of_a_long_scan_is_found_wherever_it_lies(before: int) -> None:
+    plain = saved("JPEG")
+    scan = (1 << 18) * 2 - 1 + before  # so many bytes of it: what is searched at once ends near its end
+    content = plain[: plain.index(b"\xff\xda") + 14] + b"\xff\0" * (scan // 2) + b"\0" * (scan % 2) + b"\xff\xd9"
+    assert strip_metadata(content + b"behind" * 100_000) == content
+
+
 def test_a_jpeg_that_breaks_its_format_is_refused() -> None:
     plain = saved("JPEG")
     assert refusal(plain[:-2]) == refusal(plain[:-100]) == refusal(plain[:100]) == refusal(plain[:5]) == "the JPEG is cut off"
     assert refusal(plain[:2] + b"\xff\x02" + plain[2:]) == "the JPEG has a segment of an unknown kind, 0x02"
     for repeated in (b"\xff\xe5\0\2", b"\xff\xe5\0\0", b"\xff\x01", b"\xff\xd0"):
         assert refusal(plain[:2] + repeated * 1_000_000) == "the JPEG has more than 10000 segments"
+    for stray in (b"\xff", b"\0", b"\xff\0"):
+        assert refusal(plain[:20] + stray * 100_000 + plain[20:]) == "the JPEG has more than 65536 stray bytes"
+        with pytest.raises(ImageFileError, match="stray bytes"):
+            jpeg_frame(plain[:20] + stray * 100_000 + plain[20:])
     for content in (plain[:2], plain[:2] + plain[-2:], b"\xff\xd8\xff"):
         with pytest.raises(ImageFileError):
             jpeg_frame(content)
