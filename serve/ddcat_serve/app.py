@@ -52,8 +52,8 @@ def create_app(models: Models, settings: Settings, metrics: Metrics | None = Non
         Where the environment asks for tracing that cannot be.
     """
     pool = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
-    context = Context(models, settings, Guard(settings), pool)
     counted = metrics or Metrics()
+    context = Context(models, settings, Guard(settings), pool, counted)
     counted.watch(context)
 
     @contextlib.asynccontextmanager

@@ -4,11 +4,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+from starlette.responses import JSONResponse
+
 from ddcat_serve.guard import Guard
+from ddcat_serve.metrics import Metrics
 from ddcat_serve.models import Models, ServedModel
 from ddcat_serve.settings import Settings
 
-__all__ = ["ERRORS", "PROVENANCE", "Context", "provenance"]
+__all__ = ["ERRORS", "PROVENANCE", "Context", "Json", "provenance"]
 
 _SCHEMA = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 _CONTENT = {"application/json": {"schema": _SCHEMA, "example": {"error": "what is wrong, and what would be right"}}}
@@ -34,6 +38,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 PROVENANCE = ("X-Ddcat-Model", "X-Ddcat-Version", "X-Ddcat-Bundle", "X-Ddcat-Passport")
 
 
+class Json(JSONResponse):
+    """JSON of what a bundle says, in which a number that is not finite is null: JSON has no NaN."""
+
+    def render(self, content: Any) -> bytes:
+        """Encode the content."""
+        return msgspec.json.encode(content)
+
+
 @dataclass
 class Context:
     """
@@ -48,6 +60,8 @@ class Context:
         Counts the requests of a client, whether they come by HTTP or by gRPC.
     pool : ThreadPoolExecutor
         Threads that decode images and encode masks, beside those of the engines.
+    metrics : Metrics
+        Count the requests, by HTTP and gRPC, and what the engines did.
     draining : bool
         Whether the server was told to stop.
     """
@@ -56,6 +70,7 @@ class Context:
     settings: Settings
     guard: Guard
     pool: ThreadPoolExecutor
+    metrics: Metrics
     draining: bool = False
 
     @property

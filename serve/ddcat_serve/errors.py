@@ -10,11 +10,16 @@ What ddcat_serve raises on purpose.
     └── RequestError        a request that cannot be answered, with its HTTP status
 """
 
+import reprlib
 from collections.abc import Mapping
 
 from ddcat.errors import DdcatError
 
-__all__ = ["EngineError", "InputError", "RequestError", "ServeError"]
+__all__ = ["EngineError", "InputError", "RequestError", "ServeError", "quoted"]
+
+_LONGEST = 100  # characters of a client's value that a message repeats
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _LONGEST
 
 
 class ServeError(DdcatError):
@@ -47,3 +52,9 @@ class RequestError(ServeError):
         super().__init__(message)
         self.status = status
         self.headers = dict(headers or {})
+
+
+def quoted(value: object) -> str:
+    """Return a client's value as a message repeats it: its repr, at most 100 characters of it."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

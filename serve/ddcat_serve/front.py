@@ -1,24 +1,19 @@
 """What every request passes first: its id, the key, the rate of its client; and at the end the log and the metrics."""
 
 import asyncio
-import json
-import logging
-import re
 import time
-import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ddcat_serve.access import log_access, request_id
 from ddcat_serve.guard import Guard
 from ddcat_serve.metrics import Metrics
 
 __all__ = ["Front"]
 
 _OPEN = ("/", "/v2/health/live", "/v2/health/ready")  # the page asks for the key; orchestrators have none, and ask often
-_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_log = logging.getLogger("ddcat_serve.access")  # a JSON object for each request
 
 
 class Front:
@@ -42,8 +37,7 @@ class Front:
             return
         began = time.perf_counter()
         headers = Headers(scope=scope)
-        sent = headers.get("x-request-id", "")
-        identity = sent if _ID.fullmatch(sent) else uuid.uuid4().hex
+        identity = request_id(headers.get("x-request-id", ""))
         scope.setdefault("state", {})["request_id"] = identity
         # no route is told of HEAD: it is answered like GET, and the server below leaves the body out
         asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
@@ -70,15 +64,4 @@ class Front:
             seconds = time.perf_counter() - began
             route = getattr(asked.get("route"), "path", "none")
             self._metrics.count_request(route, scope["method"], status, seconds)
-            _log.info(
-                json.dumps(
-                    {
-                        "request_id": identity,
-                        "client": client,
-                        "method": scope["method"],
-                        "path": scope["path"],
-                        "status": status,
-                        "ms": round(1000 * seconds, 1),
-                    }
-                )
-            )
+            log_access(identity, client=client, method=scope["method"], path=scope["path"], status=status, seconds=seconds)

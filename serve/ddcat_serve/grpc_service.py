@@ -1,41 +1,76 @@
-"""The Open Inference Protocol, version 2, over gRPC: service inference.GRPCInferenceService, in the server's event loop."""
+"""
+The Open Inference Protocol, version 2, over gRPC, in the server's event loop; beside it health and reflection.
+
+Services: inference.GRPCInferenceService, grpc.health.v1.Health and grpc.reflection.v1alpha.ServerReflection.
+"""
 
 import asyncio
-import logging
-import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
-from urllib.parse import unquote
 
 import grpc
-import numpy as np
-import numpy.typing as npt
+from google.protobuf.json_format import ParseDict
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha.reflection import aio as reflection
 from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc import service_pb2_grpc as stubs
 
 from ddcat_serve import protocol
 from ddcat_serve.context import Context
-from ddcat_serve.errors import EngineError, InputError, RequestError, ServeError
-from ddcat_serve.models import find
+from ddcat_serve.errors import RequestError, ServeError
+from ddcat_serve.grpc_calls import Call, Calls, Method
+from ddcat_serve.grpc_messages import infer_response, parameters_of, parse, parse_infer
+from ddcat_serve.models import ServedModel, find
+from ddcat_serve.repository import LOADING, index, model_config, model_statistics
 
-__all__ = ["serve_grpc"]
+__all__ = ["GrpcServer", "serve_grpc"]
 
-_log = logging.getLogger(__name__)
-_CODES = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    401: grpc.StatusCode.UNAUTHENTICATED,
-    404: grpc.StatusCode.NOT_FOUND,
-    413: grpc.StatusCode.INVALID_ARGUMENT,
-    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    503: grpc.StatusCode.UNAVAILABLE,
-    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+_INFERENCE = "inference.GRPCInferenceService"
+_HEALTH = "grpc.health.v1.Health"
+_REFLECTION = "grpc.reflection.v1alpha.ServerReflection"
+_WATCHED = 0.5  # seconds after which a change of health is seen
+_STREAMS, _WATCHERS, _REFLECTIONS = 16, 100, 4  # at once
+_MEMORY = "no shared memory is read or written; send tensors in messages"
+_REASONS = {
+    "RepositoryModelLoad": LOADING,
+    "RepositoryModelUnload": LOADING,
+    **{f"{kind}SharedMemory{verb}": _MEMORY for kind in ("System", "Cuda") for verb in ("Status", "Register", "Unregister")},
+    "TraceSetting": "traces are set by the environment of OpenTelemetry when the server starts",
+    "LogSettings": "the log is what it is",
 }
-_ROOM = 2**16  # bytes of a message beside its tensor
+_SECOND = 1000  # ms
+_CONNECTIONS = {
+    "grpc.so_reuseport": 0,
+    "grpc.max_concurrent_streams": 100,  # of one client; more wait at its side
+    "grpc.http.overload_protection": 0,  # it resets calls of an honest client's burst at random
+    "grpc.server.max_pending_requests": 10_000,  # the same
+    "grpc.server.max_pending_requests_hard_limit": 10_000,
+    "grpc.max_connection_idle_ms": 600 * _SECOND,
+    "grpc.max_connection_age_ms": 3600 * _SECOND,  # clients of a balancer find new servers
+    "grpc.max_connection_age_grace_ms": 600 * _SECOND,
+    "grpc.keepalive_time_ms": 60 * _SECOND,  # clients that have gone without a word are forgotten
+    "grpc.keepalive_timeout_ms": 20 * _SECOND,
+    "grpc.keepalive_permit_without_calls": 1,
+    "grpc.http2.min_ping_interval_without_data_ms": 10 * _SECOND,  # clients may keep connections alive, too
+}
+
+
+class GrpcServer:
+    """A server that answers, and what stops it."""
+
+    def __init__(self, server: grpc.aio.Server, calls: Calls) -> None:
+        self._server, self._calls = server, calls
+
+    async def stop(self, grace: float | None) -> None:
+        """Take nothing more, answer what was accepted within the grace in seconds, and end."""
+        self._calls.closing.set()
+        await self._server.stop(grace)
 
 
 @asynccontextmanager
-async def serve_grpc(context: Context, address: str) -> AsyncIterator[grpc.aio.Server]:
+async def serve_grpc(context: Context, address: str) -> AsyncIterator[GrpcServer]:
     """
     Serve until the block ends.
 
@@ -47,7 +82,7 @@ async def serve_grpc(context: Context, address: str) -> AsyncIterator[grpc.aio.S
 
     Yields
     ------
-    grpc.aio.Server
+    GrpcServer
         Whoever stops it before the block ends says how long it answers what it has accepted.
 
     Raises
@@ -55,118 +90,157 @@ async def serve_grpc(context: Context, address: str) -> AsyncIterator[grpc.aio.S
     ServeError
         Where it cannot listen there.
     """
-    most = context.settings.max_bytes + _ROOM
-    options = [("grpc.max_receive_message_length", most), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)]
-    server = grpc.aio.server(options=options)
-    stubs.add_GRPCInferenceServiceServicer_to_server(_Service(context), server)
+    settings = context.settings
+    options = {
+        **_CONNECTIONS,
+        "grpc.max_receive_message_length": settings.max_bytes + protocol.ROOM,
+        "grpc.max_send_message_length": -1,
+        "grpc.max_metadata_size": settings.max_header_bytes,
+        "grpc.absolute_max_metadata_size": settings.max_header_bytes,
+        "grpc.server_handshake_timeout_ms": round(settings.header_timeout * _SECOND),
+    }
+    server = grpc.aio.server(options=list(options.items()))
+    service = _Service(context)
+    calls = Calls(context, service.methods(), _REASONS)
+    service.closing = calls.closing
+    server.add_generic_rpc_handlers((calls,))
     try:
         server.add_insecure_port(address)
     except RuntimeError as cause:
         raise ServeError(f"gRPC cannot listen at {address}: choose another port with --grpc-port") from cause
     await server.start()
+    running = GrpcServer(server, calls)
     try:
-        yield server
+        yield running
     finally:
-        await server.stop(None)
+        await running.stop(None)
 
 
-def _address(peer: str) -> str:
-    """Give the address of ``ipv4:127.0.0.1:50312`` or ``ipv6:%5B::1%5D:50312``, as HTTP calls it: a client has one rate."""
-    return unquote(peer.partition(":")[2].rpartition(":")[0]).strip("[]")
+class _Service:
+    """What each method answers."""
 
-
-def _guarded(answer: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """Let a method answer those who may ask, and turn what it raises into a status."""
-
-    async def guarded(self: "_Service", request: Any, call: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        metadata = {} if call.invocation_metadata() is None else dict(call.invocation_metadata() or ())
-        authorization = [str(metadata["authorization"])] if "authorization" in metadata else []
-        try:
-            refusal = self.context.guard.refusal(authorization, _address(call.peer()))
-            if refusal is not None:
-                raise refusal
-            return await answer(self, request, call)
-        except RequestError as error:
-            code, message = _CODES.get(error.status, grpc.StatusCode.INVALID_ARGUMENT), str(error)
-        except InputError as error:
-            code, message = grpc.StatusCode.INVALID_ARGUMENT, str(error)
-        except Exception as error:
-            _log.error("gRPC %s: %s", answer.__name__, error, exc_info=not isinstance(error, EngineError))
-            code, message = grpc.StatusCode.INTERNAL, "the engine failed; the server's log says why"
-        return await call.abort(code, message)
-
-    return guarded
-
-
-class _Service(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc]
     def __init__(self, context: Context) -> None:
-        self.context = context
+        self._context = context
+        self._reflection = reflection.ReflectionServicer((_INFERENCE, _HEALTH, _REFLECTION))
+        self.closing = asyncio.Event()
 
-    async def ServerLive(self, request: Any, call: Any) -> Any:  # noqa: N802
-        return pb.ServerLiveResponse(live=self.context.live)
+    def methods(self) -> dict[str, Method]:
+        """List all by their paths."""
+        inference = {
+            "ServerLive": Method(self._live, open=True, reads=False),
+            "ServerReady": Method(self._ready, open=True, reads=False),
+            "ModelReady": self._unary(pb.ModelReadyRequest, self._model_ready),
+            "ServerMetadata": self._unary(pb.ServerMetadataRequest, self._server_metadata),
+            "ModelMetadata": self._unary(pb.ModelMetadataRequest, self._model_metadata),
+            "ModelConfig": self._unary(pb.ModelConfigRequest, self._model_config),
+            "ModelStatistics": self._unary(pb.ModelStatisticsRequest, self._statistics),
+            "RepositoryIndex": self._unary(pb.RepositoryIndexRequest, self._index),
+            "ModelInfer": Method(self._infer, bounded=True),
+            "ModelStreamInfer": Method(self._stream_infer, stream=True, most=_STREAMS, bounded=True, fault=_stream_fault),
+        }
+        return {
+            **{f"/{_INFERENCE}/{name}": method for name, method in inference.items()},
+            f"/{_HEALTH}/Check": Method(self._check, open=True),
+            f"/{_HEALTH}/Watch": Method(self._watch, stream=True, open=True, most=_WATCHERS),
+            f"/{_REFLECTION}/ServerReflectionInfo": Method(self._reflect, stream=True, most=_REFLECTIONS),
+        }
 
-    async def ServerReady(self, request: Any, call: Any) -> Any:  # noqa: N802
-        return pb.ServerReadyResponse(ready=self.context.ready)
+    def _unary(self, kind: Any, answer: Callable[[Any], Any]) -> Method:
+        async def answered(message: bytes, call: Call) -> bytes:
+            written: bytes = answer(parse(kind, message)).SerializeToString()
+            return written
 
-    @_guarded
-    async def ModelReady(self, request: Any, call: Any) -> Any:  # noqa: N802
-        model = find(self.context.models, request.name, request.version or None)
-        return pb.ModelReadyResponse(ready=model.ready and not self.context.draining)
+        return Method(answered)
 
-    @_guarded
-    async def ServerMetadata(self, request: Any, call: Any) -> Any:  # noqa: N802
-        found = protocol.server_metadata(self.context.settings)
+    async def _live(self, message: bytes, call: Call) -> bytes:
+        written: bytes = pb.ServerLiveResponse(live=self._context.live).SerializeToString()
+        return written
+
+    async def _ready(self, message: bytes, call: Call) -> bytes:
+        written: bytes = pb.ServerReadyResponse(ready=self._context.ready).SerializeToString()
+        return written
+
+    def _model(self, request: Any) -> ServedModel:
+        return find(self._context.models, request.name, request.version or None)
+
+    def _model_ready(self, request: Any) -> Any:
+        try:
+            model = self._model(request)
+        except RequestError:  # a model that is not there is not ready
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=model.ready and not self._context.draining)
+
+    def _server_metadata(self, request: Any) -> Any:
+        found = protocol.server_metadata(self._context.settings)
         return pb.ServerMetadataResponse(name=found["name"], version=found["version"], extensions=found["extensions"])
 
-    @_guarded
-    async def ModelMetadata(self, request: Any, call: Any) -> Any:  # noqa: N802
-        model = find(self.context.models, request.name, request.version or None)
-        found = protocol.model_metadata(self.context.models, model)
-        tensors = {
-            kind: [pb.ModelMetadataResponse.TensorMetadata(**tensor) for tensor in found[kind]]
-            for kind in ("inputs", "outputs")
-        }
-        return pb.ModelMetadataResponse(name=found["name"], versions=found["versions"], platform=found["platform"], **tensors)
+    def _model_metadata(self, request: Any) -> Any:
+        found = protocol.model_metadata(self._context.models, self._model(request))
+        return ParseDict({key: value for key, value in found.items() if key != "parameters"}, pb.ModelMetadataResponse())
 
-    @_guarded
-    async def ModelInfer(self, request: Any, call: Any) -> Any:  # noqa: N802
-        model = find(self.context.models, request.model_name, request.model_version or None)
-        settings = self.context.settings
-        images = _images(request, settings.max_pixels)
-        wanted = protocol.wanted_outputs(model, [output.name for output in request.outputs])
-        parameters = {
-            name: getattr(value, kind)
-            for name, value in request.parameters.items()
-            if (kind := value.WhichOneof("parameter_choice")) is not None
-        }
-        timeout, remaining = protocol.timeout_of(parameters, settings), call.time_remaining()
-        outputs = await model.infer(images, timeout=timeout if remaining is None else min(timeout, max(remaining, 1e-3)))
-        answer = pb.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
-        for entry in wanted:
-            values: npt.NDArray[Any] = getattr(outputs, entry.name)
-            answer.outputs.add(name=entry.name, datatype=protocol.DATATYPES[entry.dtype], shape=values.shape)
-            answer.raw_output_contents.append(await asyncio.to_thread(np.ascontiguousarray(values).tobytes))
-        return answer
+    def _model_config(self, request: Any) -> Any:
+        return ParseDict({"config": model_config(self._context.models, self._model(request))}, pb.ModelConfigResponse())
+
+    def _statistics(self, request: Any) -> Any:
+        found = model_statistics(self._context, request.name or None, request.version or None)
+        return ParseDict(found, pb.ModelStatisticsResponse())
+
+    def _index(self, request: Any) -> Any:
+        return ParseDict({"models": index(self._context, ready=request.ready)}, pb.RepositoryIndexResponse())
+
+    async def _infer(self, message: bytes, call: Call) -> bytes:
+        written: bytes = await self._inferred(message, call, lambda answer: answer.SerializeToString())
+        return written
+
+    async def _stream_infer(self, message: bytes, call: Call) -> AsyncIterator[bytes]:
+        yield await self._inferred(
+            message, call, lambda answer: pb.ModelStreamInferResponse(infer_response=answer).SerializeToString()
+        )
+
+    async def _inferred(self, message: bytes, call: Call, write: Callable[[Any], bytes]) -> bytes:
+        context, loop = self._context, asyncio.get_running_loop()
+        read = partial(parse_infer, message, context.settings.max_pixels)
+        request, images = await loop.run_in_executor(context.pool, read)
+        model = find(context.models, request.model_name, request.model_version or None)
+        wanted = protocol.wanted_outputs(
+            model, [protocol.RequestedOutput(output.name, parameters_of(output.parameters)) for output in request.outputs]
+        )
+        timeout = protocol.timeout_of(parameters_of(request.parameters), context.settings)
+        remaining = call.time_remaining()
+        if remaining is not None:
+            timeout = min(timeout, max(remaining, 1e-3))
+        outputs = await model.infer(images, timeout=timeout)
+        return await loop.run_in_executor(context.pool, lambda: write(infer_response(model, request, wanted, outputs)))
+
+    def _health(self, service: str) -> Any:
+        status = health_pb2.HealthCheckResponse
+        if service not in ("", _INFERENCE, _HEALTH, _REFLECTION):
+            return status.SERVICE_UNKNOWN
+        return status.SERVING if self._context.ready else status.NOT_SERVING
+
+    async def _check(self, message: bytes, call: Call) -> bytes:
+        found = self._health(parse(health_pb2.HealthCheckRequest, message).service)
+        if found == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
+            raise RequestError(404, f"this server has no such service; it has {_INFERENCE}")
+        written: bytes = health_pb2.HealthCheckResponse(status=found).SerializeToString()
+        return written
+
+    async def _watch(self, message: bytes, call: Call) -> AsyncIterator[bytes]:
+        service, last = parse(health_pb2.HealthCheckRequest, message).service, None
+        while not self.closing.is_set():
+            if (found := self._health(service)) != last:
+                last = found
+                yield health_pb2.HealthCheckResponse(status=found).SerializeToString()
+            await asyncio.sleep(_WATCHED)
+
+    async def _reflect(self, message: bytes, call: Call) -> AsyncIterator[bytes]:
+        async def one() -> AsyncIterator[Any]:
+            yield parse(reflection_pb2.ServerReflectionRequest, message)
+
+        async for answer in self._reflection.ServerReflectionInfo(one(), call):
+            yield answer.SerializeToString()
 
 
-def _images(request: Any, max_pixels: int) -> npt.NDArray[np.uint8]:
-    """Read the one input, as raw bytes or as numbers."""
-    if [tensor.name for tensor in request.inputs] != ["image"]:
-        raise RequestError(400, f"inputs are {[tensor.name for tensor in request.inputs]}; the model has one, image")
-    tensor, shape = request.inputs[0], list(request.inputs[0].shape)
-    protocol.check_image(tensor.datatype, shape, max_pixels)
-    count, raw, numbers = math.prod(shape), request.raw_input_contents, tensor.contents.uint_contents
-    if raw and numbers:
-        raise RequestError(400, "image has both raw contents and numbers")
-    if len(raw) > 1:
-        raise RequestError(400, f"{len(raw)} raw contents follow, for one input")
-    if raw:
-        values = np.frombuffer(raw[0], np.uint8)
-    else:
-        wide = np.array(numbers, np.uint32)
-        if wide.size and wide.max() > 255:
-            raise RequestError(400, f"the data of image goes up to {wide.max()}; UINT8 takes 0..255")
-        values = wide.astype(np.uint8)
-    if values.size != count:
-        raise RequestError(400, f"the data of image has {values.size} values; {shape} takes {count}")
-    return values.reshape(shape)
+def _stream_fault(message: bytes, text: str) -> bytes:
+    written: bytes = pb.ModelStreamInferResponse(error_message=text).SerializeToString()
+    return written

@@ -43,8 +43,8 @@ class Metrics:
         self._pixels = Counter("ddcat_pixels", "Pixels that were computed.", _MODEL, registry=self._registry)
         self._failed = Counter("ddcat_failed_requests", "Requests that the engine failed on.", _MODEL, registry=self._registry)
 
-    def count_request(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count a request that was answered."""
+    def count_request(self, route: str, method: str, status: int | str, seconds: float) -> None:
+        """Count a request that was answered; gRPC's status is the name of its code."""
         self._requests.labels(route, method, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 

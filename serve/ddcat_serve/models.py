@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +20,12 @@ from ddcat_serve.drain import Drain
 from ddcat_serve.engines import Engine, Outputs, open_engine
 from ddcat_serve.engines.base import Images
 from ddcat_serve.engines.checks import check_images, check_size
-from ddcat_serve.errors import RequestError, ServeError
+from ddcat_serve.errors import RequestError, ServeError, quoted
 from ddcat_serve.golden import Example, read_golden
 from ddcat_serve.monitor import Monitor
 from ddcat_serve.settings import Settings
 from ddcat_serve.telemetry import golden_statistics
+from ddcat_serve.usage import Usage
 from ddcat_serve.warm_up import warm_up
 from ddcat_serve.worker import Batch, HungError, Job, LateError, StoppedError, Worker
 
@@ -76,6 +78,7 @@ class ServedModel:
         self.passport, self.worker, self.examples = passport, worker, examples
         self.classes = bundle.manifest.class_table()
         self.monitor = monitor or Monitor(len(self.classes))
+        self.usage = Usage()
 
     @property
     def engine(self) -> Engine:
@@ -136,9 +139,13 @@ class ServedModel:
         ClientDisconnect
         """
         check_images(images, self.bundle.manifest.shapes)
-        with _told(self.name):
-            job = self.worker.submit(images, timeout)
-            outputs = await self._wait(job, gone)
+        began, outputs = time.monotonic(), None
+        try:
+            with _told(self.name):
+                job = self.worker.submit(images, timeout)
+                outputs = await self._wait(job, gone)
+        finally:
+            self.usage.count_request(len(images), time.monotonic() - began, answered=outputs is not None)
         self.monitor.see(outputs)
         return outputs
 
@@ -177,11 +184,11 @@ def find(models: Models, name: str, version: str | None = None) -> ServedModel:
     """
     versions = models.get(name)
     if versions is None:
-        raise RequestError(404, f"no model is named {name!r}; there is {', '.join(models)}")
+        raise RequestError(404, f"no model is named {quoted(name)}; there is {', '.join(models)}")
     if version is None:
         return list(versions.values())[-1]
     if version not in versions:
-        raise RequestError(404, f"{name} has no version {version!r}; it has {', '.join(versions)}")
+        raise RequestError(404, f"{name} has no version {quoted(version)}; it has {', '.join(versions)}")
     return versions[version]
 
 
@@ -265,6 +272,10 @@ def _load(
     def reopen() -> Engine:
         return open_engine(open_bundle(bundle.path, trust), threads=threads)
 
+    def observe_batch(batch: Batch) -> None:
+        model.usage.count_batch(batch)
+        observe(model, batch)
+
     worker = Worker(
         name,
         engine,
@@ -276,7 +287,7 @@ def _load(
             pixels_per_second=pace.pixels_per_second,
         ),
         hangs_after=settings.hangs_after,
-        observe=lambda done: observe(model, done),
+        observe=observe_batch,
     )
     model = ServedModel(
         known,

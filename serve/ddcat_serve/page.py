@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fastapi import APIRouter, Query
 from starlette.responses import HTMLResponse, Response
 
-from ddcat_serve.context import ERRORS, Context, provenance
+from ddcat_serve.context import ERRORS, Context, Json, provenance
 from ddcat_serve.errors import RequestError
 from ddcat_serve.golden import Example
 from ddcat_serve.masks import encode_image
@@ -30,9 +30,9 @@ def router(context: Context) -> APIRouter:
         return HTMLResponse(html, headers=headers)
 
     @routes.get("/v1/models")
-    async def models() -> dict[str, Any]:
+    async def models() -> Response:
         """List all versions of all models, with their classes, colours and passports."""
-        return {"models": [_about(model) for model in context.served]}
+        return Json({"models": [_about(model) for model in context.served]})
 
     @routes.get("/v1/models/{name}/examples/{number}", response_class=Response)
     async def example(

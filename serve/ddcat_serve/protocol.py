@@ -1,111 +1,42 @@
-"""The Open Inference Protocol, version 2: requests and answers with tensors as JSON or, by its binary extension, as bytes."""
+"""The Open Inference Protocol, version 2: what it means, whether it comes as JSON or over gRPC."""
 
 import itertools
-import json
 import math
-import re
-from typing import Annotated, Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ddcat import __version__
-from ddcat.faults import first_fault
 from ddcat.manifest import TensorEntry
-from ddcat_serve.engines import Outputs
-from ddcat_serve.errors import EngineError, RequestError
+from ddcat_serve.errors import RequestError, quoted
 from ddcat_serve.models import Models, ServedModel
 from ddcat_serve.settings import Settings
 
 __all__ = [
     "DATATYPES",
-    "LENGTH",
-    "Answer",
-    "InferRequest",
+    "ROOM",
+    "RequestedOutput",
+    "check_flag",
     "check_image",
-    "infer_answer",
+    "check_input_parameters",
     "model_metadata",
-    "parse_infer",
     "server_metadata",
     "timeout_of",
     "wanted_outputs",
 ]
 
-LENGTH = "Inference-Header-Content-Length"
 DATATYPES = {"uint8": "UINT8", "float32": "FP32"}
-_EXTENSIONS = ["binary_tensor_data"]
+ROOM = 2**16  # bytes of a request beside the data of its tensor
+_EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
+_SHARED = "shared_memory"  # begins the names of its parameters
 
-Parameters = dict[str, Any]
-Size = Annotated[int, Field(ge=1)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+Parameters = Mapping[str, Any]
 
 
-class InputTensor(_Strict):
-    """An input of a request; its data follows the JSON where a parameter says how many bytes it has."""
+class RequestedOutput(NamedTuple):
+    """An output that a client wants, and what it says of it."""
 
     name: str
-    shape: list[Size]
-    datatype: str
-    parameters: Parameters = {}
-    data: list[Any] | None = None
-
-
-class RequestedOutput(_Strict):
-    """An output that the client wants."""
-
-    name: str
-    parameters: Parameters = {}
-
-
-class InferRequest(_Strict):
-    """Body of an inference request."""
-
-    id: str | None = None
-    parameters: Parameters = {}
-    inputs: list[InputTensor]
-    outputs: list[RequestedOutput] = []
-
-
-class Answer(NamedTuple):
-    """Body of an answer, and the length of the JSON at its beginning; None: it is JSON alone."""
-
-    body: bytes
-    header_length: int | None
-
-
-def parse_infer(body: bytes, *, header_length: str | None, max_pixels: int) -> tuple[InferRequest, npt.NDArray[np.uint8]]:
-    """
-    Read an inference request.
-
-    Parameters
-    ----------
-    body : bytes
-    header_length : str or None
-        What the header Inference-Header-Content-Length says: bytes of JSON, behind which tensors follow.
-    max_pixels : int
-
-    Returns
-    -------
-    request : InferRequest
-    images : (N, H, W, 3) uint8
-
-    Raises
-    ------
-    RequestError
-        400 with what is wrong, 413 for too many pixels.
-    """
-    text, rest = _divide(body, header_length)
-    try:
-        request = InferRequest.model_validate_json(text)
-    except ValidationError as cause:
-        raise RequestError(400, first_fault(cause)) from cause
-    if [tensor.name for tensor in request.inputs] != ["image"]:
-        raise RequestError(400, f"inputs are {[tensor.name for tensor in request.inputs]}; the model has one, image")
-    return request, _image_tensor(request.inputs[0], rest, max_pixels)
+    parameters: Parameters
 
 
 def check_image(datatype: str, shape: list[int], max_pixels: int) -> None:
@@ -118,45 +49,43 @@ def check_image(datatype: str, shape: list[int], max_pixels: int) -> None:
         400, or 413 for too many pixels.
     """
     if datatype != "UINT8":
-        raise RequestError(400, f"image has datatype {datatype!r}; the model takes UINT8")
+        raise RequestError(400, f"image has datatype {quoted(datatype)}; the model takes UINT8")
     if len(shape) != 4 or shape[3] != 3 or min(shape) < 1:
-        raise RequestError(400, f"image has shape {shape}; the model takes [N, H, W, 3]")
+        raise RequestError(400, f"image has shape {quoted(shape)}; the model takes [N, H, W, 3]")
     if math.prod(shape[:3]) > max_pixels:
-        raise RequestError(413, f"image of shape {shape} has more than {max_pixels} pixels")
+        raise RequestError(413, f"image of shape {quoted(shape)} has more than {max_pixels} pixels")
 
 
-def infer_answer(model: ServedModel, request: InferRequest, wanted: list[TensorEntry], outputs: Outputs) -> Answer:
-    """Write the wanted outputs, each as JSON, flat and row-major, or as bytes, as the request asks."""
-    every = request.parameters.get("binary_data_output") is True
-    asked = {output.name: output.parameters.get("binary_data", every) is True for output in request.outputs}
-    answer: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
-    if request.id is not None:
-        answer["id"] = request.id
-    entries, tail = [], []
-    for entry in wanted:
-        values: npt.NDArray[Any] = getattr(outputs, entry.name)
-        described: dict[str, Any] = {"name": entry.name, "datatype": DATATYPES[entry.dtype], "shape": list(values.shape)}
-        if asked.get(entry.name, every):
-            content = np.ascontiguousarray(values).tobytes()
-            described["parameters"] = {"binary_data_size": len(content)}
-            tail.append(content)
-        else:
-            described["data"] = values.ravel().tolist()
-        entries.append(described)
-    answer["outputs"] = entries
-    try:
-        text = json.dumps(answer, allow_nan=False, separators=(",", ":")).encode()
-    except ValueError as cause:
-        raise EngineError(f"{model.name} gave logits that are not finite") from cause
-    return Answer(b"".join([text, *tail]), len(text) if tail else None)
+def check_input_parameters(parameters: Parameters) -> None:
+    """Refuse, with 400, an input whose data lies where this server does not look."""
+    for name in parameters:
+        if name.startswith(_SHARED):
+            raise RequestError(400, f"image has the parameter {quoted(name)}: no shared memory is read; send its data")
 
 
-def wanted_outputs(model: ServedModel, names: list[str]) -> list[TensorEntry]:
-    """Outputs of these names, or all where there are none; 400 where the model has none of that name."""
+def check_flag(name: str, value: Any) -> bool:
+    """Return a parameter that is true or false; 400 for anything else."""
+    if not isinstance(value, bool):
+        raise RequestError(400, f"{name} is {quoted(value)}; expected true or false")
+    return value
+
+
+def wanted_outputs(model: ServedModel, outputs: Sequence[RequestedOutput]) -> list[TensorEntry]:
+    """
+    Return the outputs that are asked for, or all where none is.
+
+    Raises
+    ------
+    RequestError
+        400 for an output that the model has not, and for a parameter that would change the answer.
+    """
     entries = {entry.name: entry for entry in model.engine.outputs}
-    for name in names:
-        if name not in entries:
-            raise RequestError(400, f"the model has no output {name!r}; it has {', '.join(entries)}")
+    for output in outputs:
+        if output.name not in entries:
+            raise RequestError(400, f"the model has no output {quoted(output.name)}; it has {', '.join(entries)}")
+        for name, value in output.parameters.items():
+            _check_output_parameter(output.name, name, value)
+    names = [output.name for output in outputs]
     if len(set(names)) < len(names):
         raise RequestError(400, "an output is asked for twice")
     return [entries[name] for name in names or entries]
@@ -164,23 +93,21 @@ def wanted_outputs(model: ServedModel, names: list[str]) -> list[TensorEntry]:
 
 def timeout_of(parameters: Parameters, settings: Settings) -> float:
     """
-    Read the seconds in which an answer is wanted, which the protocol's clients give in microseconds.
+    Read the seconds in which an answer is wanted, which the protocol's clients give in microseconds; 0 asks for none.
 
     Raises
     ------
     RequestError
-        400 where it is no positive number, or more than may be asked for.
+        400 where it is no such number, or more than may be asked for.
     """
-    if "timeout" not in parameters:
-        return settings.timeout
-    value = parameters["timeout"]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1e6 * settings.max_timeout:
-        raise RequestError(400, f"timeout is {value!r}; microseconds, at most {1e6 * settings.max_timeout:.0f}, would be right")
-    return value / 1e6
+    value, most = parameters.get("timeout", 0), 1e6 * settings.max_timeout
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        raise RequestError(400, f"timeout is {quoted(value)}; expected microseconds, at most {most:.0f}")
+    return value / 1e6 if value else settings.timeout
 
 
 def server_metadata(settings: Settings) -> dict[str, Any]:
-    """Answer of GET /v2."""
+    """Return the answer of GET /v2."""
     return {
         "name": "ddcat",
         "version": __version__,
@@ -191,7 +118,7 @@ def server_metadata(settings: Settings) -> dict[str, Any]:
 
 def model_metadata(models: Models, model: ServedModel) -> dict[str, Any]:
     """
-    Answer of GET /v2/models/NAME.
+    Return the answer of GET /v2/models/NAME.
 
     Beside the protocol's part, `parameters` holds what the manifest says about the model, and its passport.
     """
@@ -200,8 +127,8 @@ def model_metadata(models: Models, model: ServedModel) -> dict[str, Any]:
         "name": model.name,
         "versions": list(models[model.name]),
         "platform": f"ddcat_{manifest.engine.name}",
-        "inputs": [_tensor_metadata(entry) for entry in model.engine.inputs],
-        "outputs": [_tensor_metadata(entry) for entry in model.engine.outputs],
+        "inputs": [_tensor_metadata(entry, model) for entry in model.engine.inputs],
+        "outputs": [_tensor_metadata(entry, model) for entry in model.engine.outputs],
         "parameters": {
             **model.about(),
             "preprocessing": {
@@ -214,64 +141,23 @@ def model_metadata(models: Models, model: ServedModel) -> dict[str, Any]:
     }
 
 
-def _divide(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
-    if header_length is None:
-        return body, b""
-    if not re.fullmatch(r"[0-9]{1,12}", header_length) or not 0 < int(header_length) <= len(body):
-        raise RequestError(400, f"{LENGTH} is {header_length!r}; bytes of JSON, at most {len(body)}, would be right")
-    return body[: int(header_length)], body[int(header_length) :]
+def _check_output_parameter(output: str, name: str, value: Any) -> None:
+    if name == "binary_data":
+        check_flag(name, value)
+    elif name.startswith(_SHARED):
+        raise RequestError(400, f"output {output} has the parameter {quoted(name)}: no shared memory is written; leave it out")
+    elif name != "classification" or value != 0:  # 0 classes asks for the tensor itself
+        raise RequestError(
+            400, f"output {output} has the parameter {quoted(name)}, which this server does not know; leave it out"
+        )
 
 
-def _image_tensor(tensor: InputTensor, rest: bytes, max_pixels: int) -> npt.NDArray[np.uint8]:
-    check_image(tensor.datatype, tensor.shape, max_pixels)
-    size = tensor.parameters.get("binary_data_size")
-    if size is None:
-        if rest:
-            raise RequestError(400, f"{len(rest)} bytes follow the JSON, and no input says that they are its own")
-        if tensor.data is None:
-            raise RequestError(400, "inputs.0.data: image has neither data nor a binary_data_size")
-        content = _listed(tensor.data, tensor.shape)
-    else:
-        if tensor.data is not None:
-            raise RequestError(400, "image has both data and a binary_data_size")
-        if isinstance(size, bool) or size != len(rest):
-            raise RequestError(400, f"image has a binary_data_size of {size!r}, and {len(rest)} bytes follow the JSON")
-        content = rest
-    if len(content) != math.prod(tensor.shape):
-        raise RequestError(400, f"the data of image has {len(content)} values; {tensor.shape} takes {math.prod(tensor.shape)}")
-    return np.frombuffer(content, np.uint8).reshape(tensor.shape)
-
-
-def _listed(data: list[Any], shape: list[int]) -> bytes:
-    values = _flat(data, shape)
-    if len(values) != math.prod(shape):
-        raise RequestError(400, f"the data of image has {len(values)} values; {shape} takes {math.prod(shape)}")
-    kinds = set(map(type, values))
-    if kinds != {int}:  # NaN is a float, and True would pass for 1
-        names = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise RequestError(400, f"the data of image holds {names}; UINT8 takes integers in 0..255")
-    try:
-        return bytes(values)
-    except (ValueError, OverflowError) as cause:
-        raise RequestError(400, f"the data of image lies in {min(values)}..{max(values)}; UINT8 takes 0..255") from cause
-
-
-def _flat(data: list[Any], shape: list[int]) -> list[Any]:
-    """
-    Undo the nesting, if there is any.
-
-    In Python, and not by `numpy.asarray`: that makes every element as wide as the longest string among them.
-    """
-    if not data or not isinstance(data[0], list):
-        return data
-    level = [data]
-    for size in shape:
-        if not all(isinstance(item, list) and len(item) == size for item in level):
-            raise RequestError(400, f"the data of image is neither flat nor nested as its shape {shape}")
-        level = list(itertools.chain.from_iterable(level))
-    return level
-
-
-def _tensor_metadata(entry: TensorEntry) -> dict[str, Any]:
-    shape = [size if isinstance(size, int) else -1 for size in entry.shape]
+def _tensor_metadata(entry: TensorEntry, model: ServedModel) -> dict[str, Any]:
+    """Return name, type and shape, -1 for what is free; runtimes forget what the free axes are."""
+    shapes = model.bundle.manifest.shapes
+    axes = [shapes.batch]
+    if entry.name != "logits":  # which may be of a lower resolution
+        axes += [shapes.height, shapes.width]
+    fixed = [axis.minimum if axis.minimum == axis.maximum else -1 for axis in axes]
+    shape = [size if isinstance(size, int) else free for size, free in itertools.zip_longest(entry.shape, fixed, fillvalue=-1)]
     return {"name": entry.name, "datatype": DATATYPES[entry.dtype], "shape": shape}

@@ -1,6 +1,7 @@
 """Routes of the Open Inference Protocol."""
 
 import asyncio
+import json
 from functools import partial
 from typing import Any
 
@@ -10,8 +11,11 @@ from starlette.responses import JSONResponse, Response
 
 from ddcat_serve import protocol
 from ddcat_serve.bodies import read_body
-from ddcat_serve.context import ERRORS, Context, provenance
+from ddcat_serve.context import ERRORS, Context, Json, provenance
+from ddcat_serve.errors import RequestError
+from ddcat_serve.infer_json import LENGTH, infer_answer, parse_infer
 from ddcat_serve.models import find
+from ddcat_serve.repository import LOADING, index, model_config, model_statistics
 
 __all__ = ["router"]
 
@@ -57,6 +61,14 @@ _BODY: dict[str, Any] = {
         },
     }
 }
+_INDEX: dict[str, Any] = {
+    "requestBody": {
+        "description": "Nothing, or whether to list only what takes requests.",
+        "content": {
+            "application/json": {"schema": {"type": "object", "properties": {"ready": {"type": "boolean", "nullable": True}}}}
+        },
+    }
+}
 
 
 def router(context: Context) -> APIRouter:
@@ -79,12 +91,20 @@ def router(context: Context) -> APIRouter:
         """Say whether all models take requests; from SIGTERM on they do not."""
         return JSONResponse({"ready": context.ready}, 200 if context.ready else 503)
 
+    @routes.get("/v2/models/stats")
+    async def all_statistics() -> Response:
+        """Return the statistics of all models."""
+        if "stats" in models:  # a model of this name is asked for by the same path
+            model = find(models, "stats")
+            return Json(protocol.model_metadata(models, model), headers=provenance(model))
+        return Json(model_statistics(context))
+
     @routes.get("/v2/models/{name}")
     @routes.get("/v2/models/{name}/versions/{version}")
     async def metadata(name: str, version: str | None = None) -> Response:
         """Say what a model takes and gives, what it was made from, and what the gate said of it."""
         model = find(models, name, version)
-        return JSONResponse(protocol.model_metadata(models, model), headers=provenance(model))
+        return Json(protocol.model_metadata(models, model), headers=provenance(model))
 
     @routes.get("/v2/models/{name}/ready")
     @routes.get("/v2/models/{name}/versions/{version}/ready")
@@ -94,24 +114,59 @@ def router(context: Context) -> APIRouter:
         ready = model.ready and not context.draining
         return JSONResponse({"name": model.name, "ready": ready}, 200 if ready else 503)
 
+    @routes.get("/v2/models/{name}/config")
+    @routes.get("/v2/models/{name}/versions/{version}/config")
+    async def config(name: str, version: str | None = None) -> Response:
+        """Return a model's configuration, as Triton's clients read it."""
+        return Json(model_config(models, find(models, name, version)))
+
+    @routes.get("/v2/models/{name}/stats")
+    @routes.get("/v2/models/{name}/versions/{version}/stats")
+    async def statistics(name: str, version: str | None = None) -> Response:
+        """Return how often a model was asked since the start, and how long that took in nanoseconds."""
+        return Json(model_statistics(context, name, version))
+
+    @routes.post("/v2/repository/index", openapi_extra=_INDEX)
+    async def repository_index(request: Request) -> Response:
+        """List the versions of all models, and whether they take requests."""
+        body = await read_body(request, max_bytes=protocol.ROOM, timeout=settings.body_timeout)
+        return Json(index(context, ready=_asks_for_ready(body)))
+
+    @routes.post("/v2/repository/models/{name}/load", include_in_schema=False)
+    @routes.post("/v2/repository/models/{name}/unload", include_in_schema=False)
+    async def load(name: str) -> Response:
+        raise RequestError(400, LOADING)
+
     @routes.post("/v2/models/{name}/infer", response_class=Response, openapi_extra=_BODY)
     @routes.post("/v2/models/{name}/versions/{version}/infer", response_class=Response, openapi_extra=_BODY)
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
         """Segment a batch of images: tensors in, tensors out."""
         model = find(models, name, version)
         body = await read_body(request, max_bytes=settings.max_bytes, timeout=settings.body_timeout)
-        loop, length = asyncio.get_running_loop(), request.headers.get(protocol.LENGTH)
-        parse = partial(protocol.parse_infer, body, header_length=length, max_pixels=settings.max_pixels)
+        loop, length = asyncio.get_running_loop(), request.headers.get(LENGTH)
+        parse = partial(parse_infer, body, header_length=length, max_pixels=settings.max_pixels)
         asked, images = await loop.run_in_executor(context.pool, parse)
-        wanted = protocol.wanted_outputs(model, [output.name for output in asked.outputs])
+        wanted = protocol.wanted_outputs(model, asked.wanted)
         timeout = protocol.timeout_of(asked.parameters, settings)
         outputs = await model.infer(images, timeout=timeout, gone=request.receive)
-        answer = await loop.run_in_executor(context.pool, protocol.infer_answer, model, asked, wanted, outputs)
+        write = partial(infer_answer, model, asked, wanted, outputs, max_pixels=settings.max_pixels)
+        answer = await loop.run_in_executor(context.pool, write)
         headers = provenance(model)
         if answer.header_length is not None:
-            headers[protocol.LENGTH] = str(answer.header_length)
+            headers[LENGTH] = str(answer.header_length)
         return Response(
             answer.body, media_type="application/json" if answer.header_length is None else _BINARY, headers=headers
         )
 
     return routes
+
+
+def _asks_for_ready(body: bytes) -> bool:
+    """Read the body of the index, which may be empty."""
+    try:
+        asked = json.loads(body) if body else {}
+    except (ValueError, RecursionError) as cause:
+        raise RequestError(400, "the body is no JSON") from cause
+    if not isinstance(asked, dict):
+        raise RequestError(400, "the body is no JSON object")
+    return protocol.check_flag("ready", asked.get("ready") or False)

@@ -27,7 +27,7 @@ from ddcat_serve.patience import patient
 from ddcat_serve.settings import Settings
 
 if TYPE_CHECKING:
-    import grpc
+    from ddcat_serve.grpc_service import GrpcServer
 
 __all__ = ["serve"]
 
@@ -102,7 +102,7 @@ class _Server(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self._context, self._drain, self._grpc_address, self._introduce = context, drain, grpc_address, introduce
-        self._grpc: grpc.aio.Server | None = None
+        self._grpc: GrpcServer | None = None
         self._stops_at: float | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -140,7 +140,7 @@ class _Server(uvicorn.Server):
             if self._grpc is not None:
                 both.create_task(self._stop_grpc(self._grpc, left))
 
-    async def _stop_grpc(self, server: "grpc.aio.Server", left: float) -> None:
+    async def _stop_grpc(self, server: "GrpcServer", left: float) -> None:
         stopping = asyncio.ensure_future(server.stop(left))
         while not stopping.done() and not self.force_exit:
             await asyncio.wait([stopping], timeout=0.1)

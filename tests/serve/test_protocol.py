@@ -64,7 +64,11 @@ def test_outputs_are_those_asked_for(client: httpx.Client, images: np.ndarray) -
 
 def test_servers_and_models_say_what_they_are(client: httpx.Client, bundle: Bundle) -> None:
     server = client.get("/v2").json()
-    assert (server["name"], server["version"], server["extensions"]) == ("ddcat", __version__, ["binary_tensor_data"])
+    assert (server["name"], server["version"], server["extensions"]) == (
+        "ddcat",
+        __version__,
+        ["binary_tensor_data", "model_configuration", "statistics"],
+    )
     assert server["parameters"]["settings"]["max_bytes"] == 65536
     assert client.get("/v2/health/live").json() == {"live": True}
     assert client.get("/v2/health/ready").json() == {"ready": True}
@@ -93,18 +97,18 @@ BAD: dict[str, tuple[Any, int, str]] = {
     "other nesting": (body_of(IMAGE, np.zeros((8, 1, 8, 3), int).tolist()), 400, "nested as its shape"),
     "ragged": (body_of(IMAGE, [[1, 2], [3]]), 400, "nested as its shape"),
     "empty data": (body_of(IMAGE, []), 400, "0 values"),
-    "float": (body_of(IMAGE, [0.5, *VALUES[1:]]), 400, "float, int; .*integers in 0..255"),
+    "float": (body_of(IMAGE, [0.5, *VALUES[1:]]), 400, "holds 0.5; UINT8 takes integers in 0..255"),
     "ragged within": (body_of(IMAGE, [[[*([[7, 7, 7]] * 7), [7, 7]]] * 8]), 400, "nested as its shape"),
-    "too deep": (body_of(IMAGE, np.zeros((1, 8, 8, 3, 1), int).tolist()), 400, "holds list"),
+    "too deep": (body_of(IMAGE, np.zeros((1, 8, 8, 3, 1), int).tolist()), 400, "nested as its shape"),
     "nested lists and numbers": (body_of(IMAGE, [[[7] * 8] * 8]), 400, "nested as its shape"),
-    "long string": (body_of(IMAGE, ["7" * 9999, *VALUES[1:]]), 400, "int, str"),
+    "long string": (body_of(IMAGE, ["7" * 9999, *VALUES[1:]]), 400, 'holds "7{10,99}.*; UINT8 takes'),
     "string": (body_of(IMAGE, ["7", *VALUES[1:]]), 400, "integers in 0..255"),
     "null": (body_of(IMAGE, [None, *VALUES[1:]]), 400, "integers in 0..255"),
-    "object": (body_of(IMAGE, [{}, *VALUES[1:]]), 400, "dict, int"),
+    "object": (body_of(IMAGE, [{}, *VALUES[1:]]), 400, "holds {}; UINT8 takes"),
     "booleans": (body_of(IMAGE, [True] * 192), 400, "integers in 0..255"),
-    "too large": (body_of(IMAGE, [256, *VALUES[1:]]), 400, r"7\.\.256"),
-    "negative": (body_of(IMAGE, [-1, *VALUES[1:]]), 400, r"-1\.\.7"),
-    "huge integer": (body_of(IMAGE, [10**30, *VALUES[1:]]), 400, r"7\.\.10+;"),
+    "too large": (body_of(IMAGE, [256, *VALUES[1:]]), 400, "holds 256"),
+    "negative": (body_of(IMAGE, [-1, *VALUES[1:]]), 400, "holds -1"),
+    "huge integer": (body_of(IMAGE, [10**30, *VALUES[1:]]), 400, "holds 10{30};"),
     "dtype": (body_of(IMAGE, datatype="FP32"), 400, "UINT8"),
     "rank": (body_of(IMAGE, shape=[8, 8, 3]), 400, r"\[N, H, W, 3\]"),
     "channels": (body_of(IMAGE, shape=[1, 8, 6, 4]), 400, r"\[N, H, W, 3\]"),
@@ -121,7 +125,6 @@ BAD: dict[str, tuple[Any, int, str]] = {
     "no data": ({"inputs": [{"name": "image", "shape": [1, 8, 8, 3], "datatype": "UINT8"}]}, 400, "inputs.0.data"),
     "unknown output": ({**body_of(IMAGE), "outputs": [{"name": "mask"}]}, 400, "labels, logits"),
     "output twice": ({**body_of(IMAGE), "outputs": [{"name": "labels"}] * 2}, 400, "twice"),
-    "misspelt key": ({**body_of(IMAGE), "output": []}, 400, "output"),
     "number as id": ({**body_of(IMAGE), "id": 7}, 400, "id"),
     "list": ([1, 2], 400, "object"),
     "null body": (None, 400, "object"),
@@ -213,7 +216,7 @@ def test_truncated_and_surplus_bytes_are_refused(
     assert message in response.json()["error"]
 
 
-@pytest.mark.parametrize("timeout", [0, -1, 1e12, "soon", True, None])
+@pytest.mark.parametrize("timeout", [-1, 1e12, "soon", True])
 def test_timeouts_that_are_none_are_refused(client: httpx.Client, timeout: Any) -> None:
     response = client.post(INFER, json=body_of(IMAGE) | {"parameters": {"timeout": timeout}})
     assert response.status_code == 400

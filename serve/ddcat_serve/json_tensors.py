@@ -1,0 +1,120 @@
+"""
+Tensors as JSON, a piece at a time.
+
+A parser that makes an object of every number holds the interpreter for seconds, and a hundred times the memory of the image.
+Here nobody waits longer than for one piece, and what is no image ends at the first one.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from ddcat_serve.errors import RequestError, quoted
+
+__all__ = ["read_bytes", "write_values"]
+
+_PIECE = 2**16  # bytes of text, or values
+_VALUES = msgspec.json.Decoder(list[int])
+_SPACE = b" \t\r\n"
+_WORD = re.compile(rb"[^\s,\[\]]+")
+
+
+def read_bytes(text: memoryview, shape: list[int]) -> bytes:
+    """
+    Read the values of a uint8 tensor: flat, or nested as its shape.
+
+    Parameters
+    ----------
+    text : memoryview
+        A JSON array that is known to be well formed.
+    shape : list of int
+        Each at least 1.
+
+    Raises
+    ------
+    RequestError
+        400 where the values are others than integers in 0..255, or not as many as the shape takes.
+    """
+    count = math.prod(shape)
+    nested = bytes(text[1:_PIECE]).lstrip(_SPACE).startswith(b"[")
+    # a value takes two bytes at least, but the last: a small text with a huge shape ends here, before its form is written
+    if 2 * count - 1 > len(text):
+        raise _misformed(text, bytes(text[:_PIECE]), shape, nested)
+    form, seen = _form(shape) if nested else b"[" + b"," * (count - 1) + b"]", 0
+    values = bytearray()
+    for piece in _pieces(text):
+        found = piece.translate(None, b"0123456789" + _SPACE)
+        if found != form[seen : seen + len(found)]:
+            raise _misformed(text, piece, shape, nested)
+        seen += len(found)
+        numbers = piece.translate(None, b"[]" + _SPACE).strip(b",")
+        try:
+            values += bytes(_VALUES.decode(b"[%b]" % numbers))
+        except (ValueError, OverflowError, msgspec.ValidationError) as cause:
+            raise _misvalued(piece) from cause
+    if seen != len(form) or len(values) != count:
+        raise _miscounted(text, shape)
+    return bytes(values)
+
+
+def write_values(values: npt.NDArray[np.generic]) -> Iterator[bytes]:
+    """
+    Write a tensor as a flat JSON array, row-major.
+
+    Raises
+    ------
+    ValueError
+        For a value that is not finite: JSON has none.
+    """
+    flat = values.reshape(-1)
+    yield b"["
+    for start in range(0, flat.size, _PIECE):
+        piece = flat[start : start + _PIECE]
+        if not np.isfinite(piece).all():
+            raise ValueError("a value is not finite")
+        yield (b"," if start else b"") + msgspec.json.encode(piece.tolist())[1:-1]
+    yield b"]"
+
+
+def _form(shape: list[int]) -> bytes:
+    """Return the commas and brackets of an array of a shape."""
+    form = b""
+    for size in reversed(shape):
+        form = b"[" + b",".join([form] * size) + b"]"
+    return form
+
+
+def _pieces(text: memoryview) -> Iterator[bytes]:
+    """Divide text, but no number."""
+    start = 0
+    while start < len(text):
+        piece = bytes(text[start : start + _PIECE])
+        if start + len(piece) < len(text):
+            piece = piece.rstrip(b"0123456789") or piece
+        yield piece
+        start += len(piece)
+
+
+def _misformed(text: memoryview, piece: bytes, shape: list[int], nested: bool) -> RequestError:
+    found = piece.translate(None, b"0123456789" + _SPACE)
+    if found.strip(b",[]"):
+        return _misvalued(piece)
+    if nested or b"[" in found[1:] or b"]" in found[:-1]:
+        return RequestError(400, f"the data of image is neither flat nor nested as its shape {quoted(shape)}")
+    return _miscounted(text, shape)
+
+
+def _misvalued(piece: bytes) -> RequestError:
+    words = (word[0] for word in _WORD.finditer(piece))
+    wrong = next((word for word in words if not word.isdigit() or len(word) > 3 or int(word) > 255), b"no number")
+    return RequestError(400, f"the data of image holds {quoted(wrong)[2:-1]}; UINT8 takes integers in 0..255")
+
+
+def _miscounted(text: memoryview, shape: list[int]) -> RequestError:
+    commas = sum(piece.count(b",") for piece in _pieces(text))
+    found = commas + 1 if commas or bytes(text[1:_PIECE]).strip(_SPACE + b"]") else 0
+    return RequestError(400, f"the data of image has {found} values; {quoted(shape)} takes {math.prod(shape)}")
