@@ -40,7 +40,7 @@ _WEBP_ANIMATED = 0x02
 
 
 class ImageFileError(DdcatError):
-    """A file that is damaged, or that no picture can be read from without a guess; the message does not name it."""
+    """A file that is damaged, or whose picture would have to be guessed; the message does not name the file."""
 
 
 class AnimationError(ImageFileError):
@@ -48,25 +48,25 @@ class AnimationError(ImageFileError):
 
 
 def is_jpeg(content: bytes) -> bool:
-    """Whether a file begins as a JPEG."""
+    """Return whether a file begins as a JPEG."""
     return content.startswith(b"\xff\xd8\xff")
 
 
 def is_png(content: bytes) -> bool:
-    """Whether a file begins as a PNG."""
+    """Return whether a file begins as a PNG."""
     return content.startswith(_PNG)
 
 
 def is_webp(content: bytes) -> bool:
-    """Whether a file begins as a WebP."""
+    """Return whether a file begins as a WebP."""
     return content.startswith(b"RIFF") and content[8:12] == b"WEBP"
 
 
 def strip_metadata(content: bytes) -> bytes:
     """
-    Give a file of the same picture that holds nothing else.
+    Return a file with the same picture and nothing else.
 
-    The pixels are not decoded: a decoder may still find them damaged. Files of other formats come back as they are.
+    The pixels are not decoded, so a decoder may still find them damaged. Files of other formats are returned unchanged.
 
     Parameters
     ----------
@@ -100,12 +100,14 @@ def _jpeg_segments(content: bytes) -> Iterator[_Segment]:
         found = _JPEG_MARKER.search(content, at, at + slack + 2)
         if found is None:
             whole = at + slack + 2 < len(content)
-            raise ImageFileError(f"the JPEG has more than {_JPEG_SLACK} stray bytes" if whole else "the JPEG is cut off")
+            raise ImageFileError(
+                f"the JPEG has more than {_JPEG_SLACK} bytes between its segments" if whole else "the JPEG is cut off"
+            )
         slack -= found.start() - at
         start, marker, at = found.start(), content[found.start() + 1], found.end()
         if marker not in _JPEG_ALONE and marker != _JPEG_END:
             if marker < 0xC0:
-                raise ImageFileError(f"the JPEG has a segment of an unknown kind, {marker:#04x}")
+                raise ImageFileError(f"the JPEG has an unknown segment, {marker:#04x}")
             at += max(2, int.from_bytes(content[at : at + 2], "big"))  # libjpeg takes 0 and 1 for 2
             if at > len(content):
                 raise ImageFileError("the JPEG is cut off")
@@ -139,7 +141,7 @@ def _strip_jpeg(content: bytes) -> bytes:
 
 def jpeg_frame(content: bytes) -> tuple[int, int, int]:
     """
-    Give the height, the width and the number of channels of a JPEG, from its header; the file need not be whole.
+    Return the height, the width and the number of channels of a JPEG, from its header; the file need not be whole.
 
     Raises
     ------
@@ -189,15 +191,15 @@ def _strip_png(content: bytes) -> bytes:
             pixels.append(data)
         elif kind == b"PLTE":
             if palette or pixels or not data or len(data) % 3 or len(data) > 768:
-                raise ImageFileError("the PNG has no valid palette")
+                raise ImageFileError("the PNG has an invalid palette")
             palette = whole
         elif kind == b"tRNS" and not (pixels or transparency) and (palette if indexed else colour in (0, 2)):
             transparency = whole
         before = kind
     if not pixels:
-        raise ImageFileError("the PNG holds no pixels")
+        raise ImageFileError("the PNG has no pixels")
     if indexed and not palette:
-        raise ImageFileError("the PNG has indices of a palette, but no palette")
+        raise ImageFileError("the PNG has colour type 3, but no palette")
     start = content[: len(_PNG) + _PNG_HEADER]
     data = pixels[0] if len(pixels) == 1 else memoryview(b"".join(pixels))
     checksum = zlib.crc32(data, zlib.crc32(b"IDAT")).to_bytes(4, "big")
@@ -206,13 +208,13 @@ def _strip_png(content: bytes) -> bytes:
 
 
 def _png_colour(content: bytes) -> int:
-    """Check the header, and give its colour type."""
+    """Check the header, and return its colour type."""
     whole = content[len(_PNG) : len(_PNG) + _PNG_HEADER]
     if len(whole) < _PNG_HEADER or not whole.startswith(b"\0\0\0\x0dIHDR"):
         raise ImageFileError("the PNG has no readable header")
     bits, colour, *methods = whole[16:21]
     if bits not in _PNG_BITS.get(colour, ()) or methods[:2] != [0, 0] or methods[2] > 1:
-        raise ImageFileError(f"the PNG has a header that means nothing: {bits} bits, colour type {colour}")
+        raise ImageFileError(f"the PNG has an invalid header: {bits} bits, colour type {colour}, methods {methods}")
     return colour
 
 
@@ -223,9 +225,9 @@ def _check_kind(kind: bytes, before: bytes, pixels: bool) -> None:
     if kind == b"IHDR" and before:
         raise ImageFileError("the PNG has a second header")
     if kind == b"IDAT" and pixels and before != b"IDAT":
-        raise ImageFileError("the PNG has other chunks between its pixels")
+        raise ImageFileError("the PNG has other chunks between its IDAT chunks")
     if kind != b"IEND" and kind not in _PNG_PICTURE and not kind[0] & 0x20:
-        raise ImageFileError(f"the PNG has a chunk of an unknown kind, {_shown(kind)}, without which it cannot be read")
+        raise ImageFileError(f"the PNG has an unknown critical chunk, {_shown(kind)}")
 
 
 def _check_crc(whole: memoryview) -> None:
@@ -238,7 +240,7 @@ def _shown(kind: bytes) -> str:
 
 
 def palette_size(stripped: bytes) -> int:
-    """Give the number of colours in the palette of a PNG that `strip_metadata` gave; 0 where it has none."""
+    """Return the number of colours in the palette of a PNG that `strip_metadata` returned; 0 if it has none."""
     length, kind = stripped[33:37], stripped[37:41]
     return int.from_bytes(length, "big") // 3 if is_png(stripped) and kind == b"PLTE" else 0
 

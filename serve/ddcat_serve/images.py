@@ -116,7 +116,7 @@ def _jpeg_size(content: bytes) -> Size:
     except ImageFileError as cause:
         raise RequestError(400, str(cause)) from cause
     if channels not in (1, 3):
-        raise RequestError(415, f"the JPEG has {channels} channels, as CMYK has: convert it to RGB")
+        raise RequestError(415, f"the JPEG is {'CMYK' if channels == 4 else f'of {channels} channels'}: convert it to RGB")
     return height, width
 
 

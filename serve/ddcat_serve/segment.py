@@ -26,6 +26,7 @@ from ddcat_serve.negotiation import Form, choose
 __all__ = ["router"]
 
 _T = TypeVar("_T")
+_LATE = "use a longer timeout, or try again later"
 
 _PNG, _RAW, _JSON = "image/png", "application/octet-stream", "application/json"
 _BODY: dict[str, Any] = {
@@ -131,7 +132,7 @@ def router(context: Context) -> APIRouter:
                 async with asyncio.timeout_at(until):
                     return await loop.run_in_executor(context.pool, work)
             except TimeoutError as cause:
-                raise RequestError(504, f"{chosen.name}: its time was over before its image was decoded or encoded") from cause
+                raise RequestError(504, f"{chosen.name}: the request timed out waiting for a decoder; {_LATE}") from cause
 
         async def look(upload: Upload) -> tuple[Encoded, tuple[int, int]]:
             image = await in_time(partial(decode, upload.content, max_pixels=settings.max_pixels))

@@ -16,7 +16,7 @@ from ddcat.bundle import Bundle, write_bundle
 from ddcat.manifest import Precision, Range, Shapes, TensorEntry
 from ddcat_serve.engines import ENGINES, Outputs, build_engine, check_possible, open_engine
 from ddcat_serve.engines.base import check_images
-from ddcat_serve.engines.checks import check_names
+from ddcat_serve.engines.checks import check_names, check_size
 from ddcat_serve.engines.cores import physical_cores
 from ddcat_serve.errors import EngineError, InputError
 
@@ -153,6 +153,20 @@ def test_refuses_what_it_was_not_checked_with(
     bundle = build(make_graph(), engine)
     with open_engine(bundle, threads=1) as opened, pytest.raises(InputError, match=message):
         opened.infer(images)
+
+
+def test_a_size_that_is_refused_says_which_are_taken() -> None:
+    free, few = Range(minimum=33, maximum=None), Range(minimum=33, maximum=640)
+    for height, width, size, message in (
+        (free, free, (20, 20), "Image is 20 x 20; this model needs at least 33 x 33 (width x height)"),
+        (free, free, (20, 40), "Image is 40 x 20; this model needs at least 33 x 33 (width x height)"),
+        (few, few, (641, 40), "Image is 40 x 641; this model takes at most 640 x 640 (width x height)"),
+        (few, free, (641, 4000), "Image is 4000 x 641; this model takes a height of at most 640 (width x height)"),
+        (free, few, (64, 641), "Image is 641 x 64; this model takes a width of at most 640 (width x height)"),
+    ):
+        with pytest.raises(InputError) as caught:
+            check_size(1, *size, Shapes(batch=Range(minimum=1, maximum=4), height=height, width=width))
+        assert str(caught.value) == message
 
 
 def test_a_ladder_takes_its_sizes_alone() -> None:

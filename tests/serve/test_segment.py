@@ -122,4 +122,7 @@ def test_who_waits_for_a_decoder_is_refused_at_the_deadline(models: Models, clie
         assert not busy.done()  # the decoder was never free
     finally:
         blocked.set()
-    assert refused(response) == (504, "small: its time was over before its image was decoded or encoded")
+    assert refused(response) == (
+        504,
+        "small: the request timed out waiting for a decoder; use a longer timeout, or try again later",
+    )

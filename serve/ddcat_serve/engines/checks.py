@@ -52,7 +52,9 @@ def _right_sizes(height: int, width: int, shapes: Shapes) -> str:
         return f"takes only {', '.join(f'{across} x {down}' for across, down in sizes)}"
     if width < least[0] or height < least[1]:
         return f"needs at least {least[0]} x {least[1]}"
-    return f"takes at most {most[0] or 'any'} x {most[1] or 'any'}"
+    if None in most:
+        return f"takes a {'width' if most[0] else 'height'} of at most {most[0] or most[1]}"
+    return f"takes at most {most[0]} x {most[1]}"
 
 
 def check_statement(inputs: tuple[TensorEntry, ...], outputs: tuple[TensorEntry, ...], manifest: Manifest) -> None:
