@@ -6,7 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CAMVID", "CITYSCAPES", "IGNORE", "IGNORED_COLOUR", "VOC", "Classes", "colour_table", "coloured", "voc_palette"]
+__all__ = [
+    "CAMVID",
+    "CITYSCAPES",
+    "IGNORE",
+    "IGNORED_COLOUR",
+    "VOC",
+    "Classes",
+    "Colour",
+    "colour_table",
+    "coloured",
+    "voc_palette",
+]
 
 IGNORE = 255  # a pixel with this label is never scored and never attacked for gain
 IGNORED_COLOUR = (225, 225, 225)  # it is shown in

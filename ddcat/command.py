@@ -8,10 +8,12 @@ from typing import Annotated, NoReturn, TypeVar
 import typer
 
 from ddcat.errors import DdcatError
+from ddcat.faults import printable
 
 __all__ = ["DEVICES", "REFUSED", "ExpectDigest", "RequireSignature", "parse_choice", "parse_size", "run"]
 
 REFUSED = 2  # exit status: refused, or bad input
+_LONGEST = 4000  # characters of an error: it may quote what others wrote
 DEVICES = ("auto", "cpu", "cuda")
 
 # the two together are what `ddcat.bundle.Trust.from_options` takes
@@ -74,6 +76,6 @@ def run(app: Callable[[], object]) -> NoReturn:
     try:
         app()
     except DdcatError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error, _LONGEST)}", file=sys.stderr)
         sys.exit(REFUSED)
     sys.exit(0)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ddcat_train.config import AttackConfig, MethodConfig, load_config, presets
-from ddcat_train.data.pictures import read_indices
+from ddcat_train.data.pictures import read_mask
 from ddcat_train.loop import train
 from ddcat_train.names import DatasetName, MethodName
 
@@ -78,4 +78,4 @@ def test_masks_in_colours_become_indices_as_the_page_shows(tmp_path: Path, monke
     Image.fromarray(np.array(pixels, np.uint8)).save(tmp_path / "masks/train/0001.png")
     monkeypatch.chdir(tmp_path)
     exec(script, {})
-    assert read_indices(tmp_path / "mine/labels/train/0001.png").tolist() == [[0, 1], [2, 255]]
+    assert read_mask(tmp_path / "mine/labels/train/0001.png").pixels.tolist() == [[0, 1], [2, 255]]

@@ -31,7 +31,7 @@ def check_command(
     """
     Read every pair as training would and tell what is there and what is wrong, and in which files.
 
-    Exit status 0: sound; 2: something is wrong.
+    Exit status 0: sound, perhaps with warnings; 2: something is wrong.
 
     For example:
 
@@ -39,19 +39,20 @@ def check_command(
     """
     from rich.console import Console
 
+    from ddcat.faults import printable
     from ddcat.files import write_json
     from ddcat.progress import progress
     from ddcat_train.data import list_dataset
-    from ddcat_train.data.check import check, faults_of, table_of
+    from ddcat_train.data.check import check, lines_of, table_of
 
     dataset = list_dataset(name, root, split, long_side=long_side)
     with progress("checking", len(dataset)) as advance:
         report = check(dataset, advance=advance)
     if json is not None:
         write_json(json, report.to_json())
-    typer.echo(f"{name} {split} at {root}")
+    typer.echo(printable(f"{name} {split} at {root}"))
     Console().print(table_of(report))
-    for line in faults_of(report):
+    for line in lines_of(report):
         typer.echo(line)
     if report.faults:
         plural = "s" if len(report.faults) > 1 else ""

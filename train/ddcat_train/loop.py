@@ -105,7 +105,8 @@ def train(
         RunLog(run, step=trainer.step, steps=trainer.steps, judged=trainer.judged) if first else nullcontext() as log,
     ):
         if log:
-            log.say(trainer.summary())
+            for line in (trainer.summary(), *trainer.notes):
+                log.say(line)
         loop = _Loop(trainer, run, Watch(config, trainer, run, log), log, clock)
         number = _go_on(loop, stop, save_every)
     outcome = Outcome(trainer.step, trainer.steps, trainer.scores, number or None)

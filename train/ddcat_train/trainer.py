@@ -16,6 +16,7 @@ from ddcat_train.checkpoints import Checkpoint, Description, SplitEntry, build_n
 from ddcat_train.config import Config
 from ddcat_train.data import AUGMENTATIONS, Dataset, open_dataset
 from ddcat_train.data.base import U8
+from ddcat_train.data.first_look import first_look
 from ddcat_train.data.loader import Batch, batches_per_epoch, train_batches
 from ddcat_train.errors import CheckpointError, ConfigError, DataError
 from ddcat_train.evaluation import evaluate
@@ -37,6 +38,7 @@ from ddcat_train.ranks import join
 from ddcat_train.sessions import LIBRARIES
 from ddcat_train.shares import clean_images, share_of
 from ddcat_train.tf32 import forbid_tf32
+from ddcat_train.worker import rank
 
 __all__ = ["Trainer"]
 
@@ -70,6 +72,8 @@ class Trainer:
         The highest `selection` so far.
     judged : bool
         Whether the evaluation that is due after that many updates, if one is, is done.
+    notes : list of str
+        What its user should know when it begins, a line each; of the first rank.
     """
 
     def __init__(self, config: Config, *, device: str = "auto", resumed: bool = False) -> None:
@@ -77,6 +81,7 @@ class Trainer:
         data = config.data
         self._train = open_dataset(data.name, data.root, data.train_split, long_side=data.long_side)
         self._val = open_dataset(data.name, data.root, data.val_split, long_side=data.judged_long_side)
+        self.notes = [] if resumed or rank() else first_look(self._train, self._val)
         forbid_tf32()
         self._fabric, self.ranks = join(device, _PRECISION[config.train.precision])
         self._places = share_of(self.ranks.rank, self.ranks.size, config)

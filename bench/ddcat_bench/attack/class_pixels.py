@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset, open_dataset
-from ddcat_train.data.pictures import read_indices
+from ddcat_train.data.pictures import read_mask
 from ddcat_train.errors import DataError
 
 __all__ = ["ClassPixels", "count_class_pixels"]
@@ -49,5 +49,5 @@ def count_class_pixels(checkpoint: Checkpoint, judged: Dataset) -> ClassPixels:
 def _count(dataset: Dataset) -> ClassPixels:
     total = np.zeros(256, np.int64)
     for pair in dataset.pairs:
-        total += np.bincount(dataset.decode(read_indices(pair.labels)).ravel(), minlength=256)
+        total += np.bincount(dataset.labels_of(read_mask(pair.labels), pair.labels)[0].ravel(), minlength=256)
     return ClassPixels(total[: len(dataset.classes)], f"the labels of the {len(dataset)} images of the {dataset.split} split")

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from ddcat.errors import DdcatError
 from ddcat_train.data import list_dataset
 from ddcat_train.data.base import Fault
-from ddcat_train.data.check import check, faults_of
-from ddcat_train.data.pictures import read_indices
+from ddcat_train.data.check import check, lines_of
+from ddcat_train.data.pictures import read_mask
 from ddcat_train.data_cli import app, main
 from ddcat_train.errors import DataError
 
@@ -30,7 +30,7 @@ def plant_faults(root: Path, write_labels: Writer) -> None:
 
 def test_figures_are_those_of_the_files(small_folder: Path) -> None:
     report = check(list_dataset("folder", small_folder, "train"))
-    labels = np.stack([read_indices(small_folder / f"labels/train/{index}.png") for index in range(5)])
+    labels = np.stack([read_mask(small_folder / f"labels/train/{index}.png").pixels for index in range(5)])
     assert report.faults == ()
     assert report.pairs == 5
     assert report.sizes == {(12, 10): 5}
@@ -90,11 +90,11 @@ def test_command_lists_all_faults_and_exits_2(
     assert all(f"{fault['kind']}: {fault['message']}" in lines for fault in faults)
 
 
-def test_of_many_faults_of_one_kind_the_first_are_listed(small_folder: Path) -> None:
+def test_of_many_lines_of_one_kind_the_first_are_listed(small_folder: Path) -> None:
     report = check(list_dataset("folder", small_folder, "train"))
     many = tuple(Fault("value", small_folder / f"{n}.png", f"{n}.png holds 7") for n in range(175))
     other = Fault("missing", small_folder / "5.jpg", "5.jpg is not there")
-    lines = faults_of(dataclasses.replace(report, faults=(*many, other)))
+    lines = lines_of(dataclasses.replace(report, faults=(*many, other)))
     assert lines == [
         *(f"value: {n}.png holds 7" for n in range(10)),
         "value: 165 more; --json FILE names all",

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from ddcat_train.data import list_dataset, open_dataset
 from ddcat_train.data.check import check
-from ddcat_train.data.pictures import read_head, read_image, read_indices
+from ddcat_train.data.pictures import read_head, read_image, read_mask
 from ddcat_train.data_cli import app
 from ddcat_train.errors import DataError
 
@@ -48,16 +48,16 @@ def test_no_file_of_a_data_set_starts_a_program(small_folder: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    "form", ["BMP", "DDS", "EPS", "GIF", "ICO", "JPEG2000", "MSP", "PCX", "PDF", "PPM", "SGI", "TGA", "TIFF", "WEBP", "XBM"]
+    "form", ["BMP", "DDS", "EPS", "GIF", "ICO", "JPEG2000", "PCX", "PDF", "PPM", "SGI", "TGA", "TIFF", "WEBP"]
 )
 @pytest.mark.parametrize("name", ["x.jpg", "x.png"])
 def test_no_other_format_is_decoded_whatever_its_name(tmp_path: Path, form: str, name: str) -> None:
     picture = Image.fromarray(PIXELS)
     try:
-        picture.convert("1" if form in {"MSP", "XBM"} else "RGB").save(tmp_path / name, format=form)
+        picture.save(tmp_path / name, format=form)
     except (KeyError, OSError, ValueError) as cause:
         pytest.skip(f"Pillow does not write {form}: {cause}")
-    for read in (read_image, read_head, read_indices):
+    for read in (read_image, read_head, read_mask):
         with pytest.raises(DataError, match=rf"{name} is (a \w+( 2000)? file: convert it to|no .* that can be read)") as caught:
             read(tmp_path / name)
         assert "0x" not in str(caught.value)
@@ -73,22 +73,13 @@ def test_images_are_opened_in_one_module_alone() -> None:
 @pytest.mark.parametrize("name", ["images/train/1.png", "labels/train/1.png"])
 def test_what_is_no_regular_file_is_told_and_never_waited_for(small_folder: Path, name: str) -> None:
     file = small_folder / name
-    for make in (
-        lambda: os.mkfifo(file),
-        lambda: file.symlink_to("/dev/zero"),
-        lambda: file.symlink_to(small_folder / "pipe"),
-        file.mkdir,
-    ):
-        if file.is_dir():
-            file.rmdir()
-        else:
-            file.unlink()
-        if not (small_folder / "pipe").exists():
-            os.mkfifo(small_folder / "pipe")
-        make()
+    os.mkfifo(small_folder / "pipe")
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(small_folder / "pipe")):
+        file.unlink()
+        make(file)
         result = CliRunner().invoke(app, ["check", "folder", str(small_folder)])
         assert isinstance(result.exception, DataError), file
-        assert re.search(r"unreadable: .*1\.png is no regular file|missing: .*1\.png", result.output)
+        assert f"unreadable: {file} is no regular file" in result.output
         with pytest.raises(DataError, match=r"1\.png"):
             open_dataset("folder", small_folder, "train").read(1)
 
@@ -120,7 +111,7 @@ def test_metadata_however_large_makes_no_png_unreadable(tmp_path: Path, name: by
     assert np.array_equal(read_image(path), expected)
     assert read_head(path)[:2] == (10, 12)
     if mode == "P":
-        assert read_indices(path).shape == (10, 12)
+        assert read_mask(path).pixels.shape == (10, 12)
 
 
 def test_grey_with_alpha_and_one_bit_are_images(tmp_path: Path) -> None:
@@ -138,7 +129,7 @@ def test_too_large_an_image_is_told_with_its_size(tmp_path: Path) -> None:
     rows = zlib.compress(bytes(1751) * 13500)
     content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 14000, 13500, 1, 0, 0, 0, 0))
     (tmp_path / "x.png").write_bytes(content + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
-    for read in (read_image, read_indices):
+    for read in (read_image, read_mask):
         with pytest.raises(DataError, match=r"x\.png is too large \(189 Mpx, at most 179\): cut it into tiles$"):
             read(tmp_path / "x.png")
 

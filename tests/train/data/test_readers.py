@@ -15,7 +15,7 @@ from ddcat_train.data.base import resize_long_side
 from ddcat_train.data.check import check
 from ddcat_train.data.cityscapes import train_ids
 from ddcat_train.data.classes_file import classes_yaml, read_classes
-from ddcat_train.data.pictures import read_image, read_indices
+from ddcat_train.data.pictures import read_image, read_mask
 from ddcat_train.errors import DataError
 
 Writer = Callable[..., None]
@@ -29,18 +29,18 @@ def test_palette_labels_are_read_as_indices(tmp_path: Path, write_labels: Writer
     with Image.open(tmp_path / "labels.png") as opened:
         assert opened.mode == "P"
         assert not np.array_equal(np.asarray(opened.convert("L")), EVERY_VALUE)  # the trap: its greys are other numbers
-    assert np.array_equal(read_indices(tmp_path / "labels.png"), EVERY_VALUE)
+    assert np.array_equal(read_mask(tmp_path / "labels.png").pixels, EVERY_VALUE)
 
 
 def test_grey_labels_are_read_as_they_are(tmp_path: Path) -> None:
     Image.fromarray(EVERY_VALUE).save(tmp_path / "labels.png")
-    assert np.array_equal(read_indices(tmp_path / "labels.png"), EVERY_VALUE)
+    assert np.array_equal(read_mask(tmp_path / "labels.png").pixels, EVERY_VALUE)
 
 
 @pytest.mark.parametrize(
     ("pixels", "suffix", "told"),
     [
-        (np.zeros((4, 4, 3), np.uint8), "png", "mode RGB"),
+        (np.zeros((4, 4, 2), np.uint8), "png", "mode LA"),
         (np.zeros((4, 4), np.uint16), "png", "mode I;16"),
         (np.zeros((4, 4), np.uint8), "jpg", "JPEG"),
     ],
@@ -49,7 +49,7 @@ def test_labels_of_a_wrong_form_are_refused(tmp_path: Path, pixels: np.ndarray, 
     path = tmp_path / f"labels.{suffix}"
     Image.fromarray(pixels).save(path)
     with pytest.raises(DataError, match=told) as caught:
-        read_indices(path)
+        read_mask(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -71,11 +71,11 @@ def test_labels_of_few_bits_are_indices_of_a_palette_or_refused(
     tmp_path: Path, bits: int, row: bytes, indices: Sequence[int]
 ) -> None:
     png(tmp_path / "palette.png", bits=bits, palette=True, row=row)
-    assert read_indices(tmp_path / "palette.png").tolist() == [list(indices)]
+    assert read_mask(tmp_path / "palette.png").pixels.tolist() == [list(indices)]
     png(tmp_path / "grey.png", bits=bits, palette=False, row=row)
     told = rf"grey\.png is a grey PNG of {bits} bits?: 8 bits, or a palette, would be right$"
     with pytest.raises(DataError, match=told):  # Pillow would stretch its values to 0..255
-        read_indices(tmp_path / "grey.png")
+        read_mask(tmp_path / "grey.png")
 
 
 def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
@@ -272,8 +272,8 @@ def test_real_samples(real_data: Path) -> None:
 
 def test_cityscapes_table_on_the_real_sample(real_data: Path) -> None:
     folder = real_data / "cityscapes_sample/gtFine/val/frankfurt"
-    ids = read_indices(folder / "frankfurt_000000_000294_gtFine_labelIds.png")
-    expected = read_indices(folder / "frankfurt_000000_000294_gtFine_labelTrainIds.png")
+    ids = read_mask(folder / "frankfurt_000000_000294_gtFine_labelIds.png").pixels
+    expected = read_mask(folder / "frankfurt_000000_000294_gtFine_labelTrainIds.png").pixels
     assert round(float((train_ids(ids) == expected).mean()), 4) == 0.9977
 
 
@@ -330,7 +330,7 @@ def test_what_is_no_picture_of_8_bits_is_refused_with_its_name(tmp_path: Path) -
         read_image(tmp_path / "deep.png")
     (tmp_path / "text.png").write_text("nothing")
     with pytest.raises(DataError, match=r"text\.png is no label file that can be read"):
-        read_indices(tmp_path / "text.png")
+        read_mask(tmp_path / "text.png")
 
 
 @pytest.mark.parametrize("long_side", [None, 5, 12, 30, 333])

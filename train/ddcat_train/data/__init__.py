@@ -4,8 +4,9 @@ Data sets: reading, augmenting, batching, checking, generating.
 The batches are in `ddcat_train.data.loader`, which is not imported here: it needs torch, and `ddcat-data --help` does not.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ddcat.faults import printable
@@ -40,10 +41,31 @@ def list_dataset(name: str, root: Path, split: str, *, long_side: int | None = N
         Where the name is unknown, or a folder or list is missing or empty.
     """
     if name not in DATASETS:
-        raise DataError(f"there is no data set {name!r}: one of {', '.join(DATASETS)} would be right")
+        raise DataError(f"there is no data set {printable(name, 40)!r}: one of {', '.join(DATASETS)} would be right")
     if long_side is not None and long_side < 1:
         raise DataError(f"the long side of an image cannot be {long_side}: 1 or more would be right")
-    return dataclasses.replace(DATASETS[name](root, split), long_side=long_side)
+    with contextlib.suppress(RuntimeError):  # a ~ of nobody's: it is a name like any other
+        root = root.expanduser()
+    _check_names([root / split], "the path of the data set")
+    dataset = DATASETS[name](root, split)
+    _check_names([file for pair in dataset.pairs for file in (pair.image, pair.labels)], "the path of a file")
+    return dataclasses.replace(dataset, long_side=long_side)
+
+
+def _check_names(paths: Sequence[Path], what: str) -> None:
+    """Refuse names that are not UTF-8: no checkpoint, log or report could hold them."""
+    odd = [path for path in paths if not _is_utf8(str(path))]
+    if odd:
+        others = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+        raise DataError(f"{what} is not UTF-8, {odd[0]}{others}: rename it ('convmv -f latin1 -t utf8' does)")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def open_dataset(name: str, root: Path, split: str, *, long_side: int | None = None) -> Dataset:
@@ -70,7 +92,6 @@ def open_dataset(name: str, root: Path, split: str, *, long_side: int | None = N
     if missing:
         others = f" and {len(missing) - 1} other files" if len(missing) > 1 else ""
         raise DataError(
-            f"{printable(missing[0])}{others} of {name} {split} missing: "
-            f"'ddcat-data check {name} {printable(root)} --split {split}' names them all"
+            f"{missing[0]}{others} of {name} {split} missing: 'ddcat-data check {name} {root} --split {split}' names them all"
         )
     return dataset

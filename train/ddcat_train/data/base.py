@@ -1,31 +1,24 @@
 """What a data set is, and how one pair of it is read: image, label indices, sizes, values."""
 
+import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
-from ddcat.classes import IGNORE, Classes
-from ddcat.faults import printable
+from ddcat.classes import IGNORE, Classes, Colour
 from ddcat.hashing import sha256_of_bytes
-from ddcat_train.data.pictures import U8, read_head, read_image, read_indices
+from ddcat_train.data.classes_file import Legend
+from ddcat_train.data.colours import decode_colours
+from ddcat_train.data.fault import Fault
+from ddcat_train.data.pictures import U8, Mask, read_head, read_image, read_mask
 from ddcat_train.errors import DataError
 
-__all__ = [
-    "U8",
-    "Dataset",
-    "Decode",
-    "Fault",
-    "Pair",
-    "Sample",
-    "outside",
-    "resize_long_side",
-    "unchanged",
-]
+__all__ = ["U8", "Dataset", "Decode", "Fault", "Pair", "Sample", "resize_long_side", "unchanged"]
 
 cv2.setNumThreads(0)  # its threads would fight with those of torch and do not survive the fork of a worker
 
@@ -60,30 +53,6 @@ class Pair:
     labels: Path
 
 
-@dataclass(frozen=True)
-class Fault:
-    """
-    Something that is wrong with a pair.
-
-    Attributes
-    ----------
-    kind : str
-        "missing" or "unreadable" for a file; "size" where the two differ in size; "value" for a label that is neither a class
-        nor 255.
-    file : Path
-    message : str
-        One line for the user, which names the file.
-    value, pixels : int or None
-        The label and the number of its pixels, for a fault of kind "value".
-    """
-
-    kind: Literal["missing", "unreadable", "size", "value"]
-    file: Path
-    message: str
-    value: int | None = None
-    pixels: int | None = None
-
-
 def unchanged(indices: U8) -> U8:
     """Decode the labels of a data set whose files hold them as they are."""
     return indices
@@ -103,12 +72,23 @@ class Dataset:
     classes : Classes
     pairs : tuple of Pair
     decode : callable
-        Takes the values of a label file, (H, W) uint8, to labels, (H, W) uint8; what it does not know it leaves as it is.
+        Takes the values of a label file, (H, W) uint8, to labels, (H, W) uint8; what it does not know becomes neither a class
+        nor 255.
+    colours : mapping of (red, green, blue) to int, or None
+        Label of each colour of a mask in colours; None: masks in colours are refused.
+    made_up_palette : bool
+        The colours of `classes` are not the data set's own.
     long_side : int or None
         Images and labels are resized until their longer side is this; None: they are not.
     clips : str or None
         A regular expression for images that are frames of video. Those whose names have the same first group, or the same whole
         match where it has none, belong to one clip. None: not said.
+    folders : tuple of Path
+        In which the split has its images and labels.
+    lists : tuple of str
+        Other splits, whose files lie in the same folders.
+    notes : tuple of str
+        What a person should know about how the files were found, one line each.
     """
 
     name: str
@@ -117,11 +97,27 @@ class Dataset:
     classes: Classes
     pairs: tuple[Pair, ...]
     decode: Decode = unchanged
+    colours: Mapping[Colour, int] | None = None
+    made_up_palette: bool = False
     long_side: int | None = None
     clips: str | None = None
+    folders: tuple[Path, ...] = ()
+    lists: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def with_legend(self, legend: Legend) -> "Dataset":
+        """Return it with the classes of its own `classes.yaml`."""
+        return dataclasses.replace(
+            self,
+            classes=legend.classes,
+            decode=legend.table,
+            colours=legend.colours,
+            made_up_palette=legend.colours is None,
+            clips=legend.clips,
+        )
 
     def read(self, index: int) -> Sample:
         """
@@ -130,7 +126,7 @@ class Dataset:
         Raises
         ------
         DataError
-            Where a file is damaged or of a wrong form, the sizes differ, or a label is neither a class nor 255.
+            Where a file is damaged or of a wrong form, the sizes differ, or a label is neither a class nor ignored.
         """
         found = self.inspect(index)
         if isinstance(found, Sample):
@@ -145,30 +141,58 @@ class Dataset:
         try:
             image = read_image(pair.image)
         except DataError as error:
-            faults.append(Fault(_kind(pair.image), pair.image, str(error)))
+            faults.append(_unreadable(pair.image, error))
         try:
-            labels = self.decode(read_indices(pair.labels))
+            mask = read_mask(pair.labels)
+            labels, unknown = self.labels_of(mask, pair.labels)
         except DataError as error:
-            faults.append(Fault(_kind(pair.labels), pair.labels, str(error)))
+            faults.append(_unreadable(pair.labels, error))
+            unknown = []
         if image is not None and labels is not None and image.shape[:2] != labels.shape:
             turned = image.shape[1::-1] == labels.shape
             message = (
-                f"{printable(pair.labels)} is {labels.shape[1]}x{labels.shape[0]}, but its image {printable(pair.image)} is "
+                f"{pair.labels} is {labels.shape[1]}x{labels.shape[0]}, but its image {pair.image} is "
                 f"{image.shape[1]}x{image.shape[0]}: they must be of one size"
                 f"{', as stored: an orientation that EXIF speaks of is not applied' if turned else ''}"
             )
             faults.append(Fault("size", pair.labels, message))
-        for value, pixels in outside(labels, self.classes).items() if labels is not None else ():
-            message = (
-                f"{printable(pair.labels)}: label {value} ({pixels} pixels) is no class of {self.name}: "
-                f"0..{len(self.classes) - 1} and {IGNORE} (ignored) would be right"
-            )
-            faults.append(Fault("value", pair.labels, message, value, pixels))
+        faults += unknown
         if image is None or labels is None or faults:
             return faults
         if self.long_side is not None:
             image, labels = resize_long_side(image, labels, self.long_side)
         return Sample(image, labels, pair.name)
+
+    def labels_of(self, mask: Mask, file: Path) -> tuple[U8, list[Fault]]:
+        """
+        Decode a mask.
+
+        Returns
+        -------
+        labels : (H, W) uint8
+            0..K-1, 255 = ignored, or neither, of which the faults tell.
+        faults : list of Fault
+
+        Raises
+        ------
+        DataError
+            Where it is in colours, and the data set knows none.
+        """
+        if mask.pixels.ndim == 3:
+            return decode_colours(mask.pixels, self.colours, self.classes, file)
+        labels = self.decode(mask.pixels)
+        faults = []
+        for value, pixels in _unknown(mask.pixels, labels, self.classes).items():
+            message = (
+                f"{file}: label {value} ({pixels} pixels) is no class of {self.name}: {self._known_values()} would be right"
+            )
+            faults.append(Fault("value", file, message, value, pixels))
+        return labels, faults
+
+    def _known_values(self) -> str:
+        labels = self.decode(np.arange(256, dtype=np.uint8))
+        classes, ignored = np.flatnonzero(labels < len(self.classes)), np.flatnonzero(labels == IGNORE)
+        return f"{_ranges(classes)} and {_ranges(ignored)} (ignored)" if len(ignored) else _ranges(classes)
 
     def size(self, index: int) -> tuple[int, int]:
         """
@@ -187,10 +211,18 @@ class Dataset:
         return sha256_of_bytes("\n".join(pair.name for pair in self.pairs).encode())
 
 
-def outside(labels: U8, classes: Classes) -> dict[int, int]:
-    """Values that are neither a class nor 255, each with its number of pixels."""
-    counts = np.bincount(labels.ravel(), minlength=256)
-    return {int(value): int(counts[value]) for value in np.flatnonzero(counts) if len(classes) <= value != IGNORE}
+def _unknown(values: U8, labels: U8, classes: Classes) -> dict[int, int]:
+    """Values whose labels are neither a class nor 255, each with its number of pixels."""
+    if not ((labels >= len(classes)) & (labels != IGNORE)).any():
+        return {}
+    counts = np.bincount(values[(labels >= len(classes)) & (labels != IGNORE)].ravel(), minlength=256)
+    return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+
+
+def _ranges(values: npt.NDArray[np.integer]) -> str:
+    """Write numbers in ascending order as 0..2, 7, 11..13."""
+    runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
 
 
 def resize_long_side(image: U8, labels: U8, long_side: int) -> tuple[U8, U8]:
@@ -209,5 +241,5 @@ def _resized(height: int, width: int, long_side: int) -> tuple[int, int]:
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
-def _kind(path: Path) -> Literal["missing", "unreadable"]:
-    return "unreadable" if os.path.lexists(path) else "missing"
+def _unreadable(path: Path, error: DataError) -> Fault:
+    return Fault("unreadable" if os.path.lexists(path) else "missing", path, str(error))

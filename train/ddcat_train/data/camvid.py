@@ -5,14 +5,15 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ddcat.classes import CAMVID, IGNORE
+from ddcat.faults import printable
 from ddcat_train.data.base import U8, Dataset, Pair
-from ddcat_train.data.voc import read_list
+from ddcat_train.data.files import IMAGES, LABELS, Finder, is_file
+from ddcat_train.data.lists import columns_of, other_lists, read_list
 from ddcat_train.errors import DataError
 
 __all__ = ["camvid"]
 
 _VOID = 11
-_SUFFIXES = (".png", ".jpg")  # the original images are PNG, smaller copies are JPEG
 
 
 def camvid(root: Path, split: str) -> Dataset:
@@ -29,20 +30,29 @@ def camvid(root: Path, split: str) -> Dataset:
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: name the one that holds {split}.txt of CamVid")
+    path, finder = root / f"{split}.txt", Finder()
+
+    def located(column: str, suffixes: tuple[str, ...]) -> Path:
+        return finder.find(root.joinpath(*PurePosixPath(column).parts[-2:]), suffixes)
+
     pairs = []
-    for columns in read_list(root / f"{split}.txt"):
+    for line in read_list(path):
+        columns = columns_of(line, path, named=lambda text: False, there=lambda text: is_file(located(text, IMAGES)))
         if len(columns) != 2:
-            raise DataError(f"{root / f'{split}.txt'}: {columns[0]!r} stands alone: 'image labels' would be right")
-        image, labels = (root.joinpath(*PurePosixPath(column).parts[-2:]) for column in columns)
-        pairs.append(Pair(image.stem, _present(image), labels))
-    return Dataset("camvid", root, split, CAMVID, tuple(pairs), _decode)
+            raise DataError(f"{path}: {printable(columns[0], 100)!r} stands alone: 'image labels' would be right")
+        image, labels = located(columns[0], IMAGES), located(columns[1], LABELS)
+        pairs.append(Pair(PurePosixPath(columns[0]).stem, image, labels))
+    return Dataset(
+        "camvid",
+        root,
+        split,
+        CAMVID,
+        tuple(pairs),
+        _decode,
+        folders=tuple(sorted({file.parent for pair in pairs for file in (pair.image, pair.labels)})),
+        lists=tuple(other_lists(path)),
+    )
 
 
 def _decode(indices: U8) -> U8:
     return np.where(indices == _VOID, np.uint8(IGNORE), indices)
-
-
-def _present(image: Path) -> Path:
-    if image.exists():
-        return image
-    return next((other for suffix in _SUFFIXES if (other := image.with_suffix(suffix)).exists()), image)

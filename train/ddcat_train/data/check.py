@@ -1,7 +1,7 @@
 """Looking at every pair of a data set through the reader that training uses."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from rich.table import Table
+from rich.text import Text
 
 from ddcat.classes import IGNORE, Classes
-from ddcat_train.data.base import Dataset, Fault, Sample
+from ddcat.faults import printable
+from ddcat_train.data import list_dataset
+from ddcat_train.data.base import Dataset, Sample
+from ddcat_train.data.fault import Fault
+from ddcat_train.data.left_out import left_out
+from ddcat_train.data.overlap import shared_images
+from ddcat_train.data.survey import check_labelled, survey, warnings_of
+from ddcat_train.errors import DataError
 
-__all__ = ["Report", "check", "faults_of", "table_of"]
+__all__ = ["Report", "check", "lines_of", "table_of"]
 
 _MOST_SIZES = 5
 _MOST_FAULTS = 10  # of a kind: a data set in the wrong encoding has one in every file
@@ -39,6 +47,8 @@ class Report:
         Pixels with label 255.
     faults : tuple of Fault
         Empty for a sound data set.
+    warnings : tuple of str
+        What is no fault, and most likely a mistake, one line each.
     """
 
     name: str
@@ -51,6 +61,7 @@ class Report:
     pixels: npt.NDArray[np.int64]
     ignored: int
     faults: tuple[Fault, ...]
+    warnings: tuple[str, ...]
 
     def class_shares(self) -> npt.NDArray[np.float64]:
         """Share of each class in the pixels that are not ignored, (K,), in [0, 1]; 0 where there is no such pixel."""
@@ -76,6 +87,7 @@ class Report:
                 {"kind": f.kind, "file": str(f.file), "message": f.message, "value": f.value, "pixels": f.pixels}
                 for f in self.faults
             ],
+            "warnings": list(self.warnings),
         }
 
 
@@ -89,6 +101,11 @@ def check(dataset: Dataset, *, advance: Callable[[int], object] = lambda pairs: 
         As `ddcat_train.data.list_dataset` gives it: the files need not all be there.
     advance : callable, optional
         Is told the number of pairs that were looked at.
+
+    Raises
+    ------
+    DataError
+        Where no file is at fault and no pixel has a label: such a split is of no use.
     """
     counts = np.zeros(IGNORE + 1, np.int64)
     sizes: Counter[tuple[int, int]] = Counter()
@@ -102,6 +119,9 @@ def check(dataset: Dataset, *, advance: Callable[[int], object] = lambda pairs: 
         else:
             faults += found
         advance(1)
+    found_labels = survey(dataset)
+    if not faults:
+        check_labelled(dataset, found_labels)
     return Report(
         name=dataset.name,
         root=dataset.root,
@@ -113,7 +133,25 @@ def check(dataset: Dataset, *, advance: Callable[[int], object] = lambda pairs: 
         pixels=counts[: len(dataset.classes)],
         ignored=int(counts[IGNORE]),
         faults=tuple(faults),
+        warnings=(*dataset.notes, *warnings_of(dataset, found_labels), *_of_other_splits(dataset)),
     )
+
+
+def _of_other_splits(dataset: Dataset) -> Iterator[str]:
+    """What is only known beside other splits: files that belong to none, images of train that are in val as well."""
+    splits = {split: listed for split in {*dataset.lists, "train", "val"} if (listed := _listed(dataset, split)) is not None}
+    yield from left_out(dataset, [splits[split] for split in dataset.lists if split in splits])
+    if dataset.split == "val" and "train" in splits:
+        yield from shared_images(splits["train"], dataset)
+    elif dataset.split != "val" and "val" in splits:
+        yield from shared_images(dataset, splits["val"])
+
+
+def _listed(dataset: Dataset, split: str) -> Dataset | None:
+    try:
+        return list_dataset(dataset.name, dataset.root, split)
+    except DataError:
+        return None
 
 
 def table_of(report: Report) -> Table:
@@ -126,14 +164,15 @@ def table_of(report: Report) -> Table:
     more = f" and {len(sizes) - _MOST_SIZES} other sizes" if len(sizes) > _MOST_SIZES else ""
     table.add_row("sizes", ", ".join(sizes[:_MOST_SIZES]) + more)
     for name, share in zip(report.classes.names, report.class_shares(), strict=True):
-        table.add_row(name, f"{share:7.2%}")
+        table.add_row(Text(printable(name)), f"{share:7.2%}")  # Text: brackets in a name are no markup
     table.add_row("ignored", f"{report.ignored_share():7.2%} of all pixels")
+    table.add_row("warnings", str(len(report.warnings)) if report.warnings else "none")
     table.add_row("faults", str(len(report.faults)) if report.faults else "none")
     return table
 
 
-def faults_of(report: Report) -> list[str]:
-    """Say in lines what is wrong, kind by kind: with the first ten files of each, and how many more there are."""
+def lines_of(report: Report) -> list[str]:
+    """Say in lines what is wrong, kind by kind, with the first ten files of each and how many more there are; then warnings."""
     kinds: dict[str, list[str]] = {}
     for fault in report.faults:
         kinds.setdefault(fault.kind, []).append(f"{fault.kind}: {fault.message}")
@@ -142,4 +181,4 @@ def faults_of(report: Report) -> list[str]:
         lines += messages[:_MOST_FAULTS]
         if len(messages) > _MOST_FAULTS:
             lines.append(f"{kind}: {len(messages) - _MOST_FAULTS} more; --json FILE names all")
-    return lines
+    return [printable(line, 1000) for line in (*lines, *(f"warning: {warning}" for warning in report.warnings))]

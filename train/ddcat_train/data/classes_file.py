@@ -1,38 +1,99 @@
-"""`classes.yaml`: names, and perhaps colours, of the classes of a data set that brings its own."""
+"""`classes.yaml`: the classes of a data set that brings its own, and what the values and colours of its masks mean."""
 
 import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from ddcat.classes import Classes
-from ddcat.faults import first_fault
+from ddcat.classes import IGNORE, Classes, Colour
+from ddcat.faults import first_fault, printable
+from ddcat_train.data.files import read_text
+from ddcat_train.data.pictures import U8
 from ddcat_train.errors import DataError
 
-__all__ = ["CLASSES_FILE", "classes_yaml", "read_classes", "read_clips"]
+__all__ = ["CLASSES_FILE", "NO_CLASS", "Legend", "Table", "classes_yaml", "read_classes", "read_legend"]
 
 CLASSES_FILE = "classes.yaml"
+NO_CLASS = IGNORE - 1  # what a value that the file does not name becomes: no data set has so many classes
+
+_RIGHT = "'names: [background, road, ...]' in the order of the label values would be right"
+_MOST_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Table:
+    """Takes values of masks to labels; it can be pickled and compared."""
+
+    labels: bytes  # of the values 0..255
+
+    def __call__(self, values: U8) -> U8:
+        """Decode values, (H, W) uint8, to labels, (H, W) uint8."""
+        return np.asarray(np.frombuffer(self.labels, np.uint8)[values], dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class Legend:
+    """
+    What the masks of a data set mean.
+
+    Attributes
+    ----------
+    classes : Classes
+    table : Table
+        Label of each value of a mask: 0..K-1, 255 = ignored, `NO_CLASS`.
+    colours : mapping of (red, green, blue) to int, or None
+        Label of each colour, where the file gives colours.
+    clips : str or None
+        The expression by which images that are frames of video belong together; None: not said.
+    """
+
+    classes: Classes
+    table: Table
+    colours: Mapping[Colour, int] | None
+    clips: str | None
+
+
+def _one_line(name: str) -> str:
+    if printable(name) != name:
+        raise ValueError(f"{printable(name, 40)} holds a control character: a name is one line of text")
+    return name
+
+
+def _listed(one: Any) -> Any:
+    """Take one label for a list of one, and one colour, too."""
+    if isinstance(one, int):
+        return [one]
+    return [one] if isinstance(one, list) and len(one) == 3 and all(isinstance(value, int) for value in one) else one
+
 
 _Byte = Annotated[int, Field(ge=0, le=255)]
-_Colour = Annotated[tuple[_Byte, _Byte, _Byte], Field(strict=False)]  # YAML knows lists only
+_Rgb = Annotated[tuple[_Byte, _Byte, _Byte], Field(strict=False)]  # YAML knows lists only
+_Name = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_one_line)]
 
 
 class _ClassesFile(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    names: list[Annotated[str, Field(min_length=1)]] = Field(min_length=2, max_length=254)
-    colours: list[_Colour] | None = None
-    clips: str | None = None
+    names: dict[_Byte, _Name] = Field(min_length=2, max_length=NO_CLASS)
+    colours: list[_Rgb] | None = None
+    ignore_label: Annotated[list[_Byte], BeforeValidator(lambda one: [one] if isinstance(one, int) else one)] = []
+    ignore_colour: Annotated[list[_Rgb], BeforeValidator(_listed)] = []
 
-    @model_validator(mode="after")
-    def _one_colour_each(self) -> "_ClassesFile":
-        if self.colours is not None and len(self.colours) != len(self.names):
-            raise ValueError(f"{len(self.names)} names, but {len(self.colours)} colours")
-        if len(set(self.names)) != len(self.names):
-            raise ValueError("a name occurs twice")
-        return self
+    clips: str | None = None
 
     @field_validator("clips")
     @classmethod
@@ -40,48 +101,102 @@ class _ClassesFile(BaseModel):
         try:
             re.compile(clips or "")
         except re.error as cause:
-            raise ValueError(f"{clips!r} is no regular expression: {cause}") from cause
+            raise ValueError(f"{printable(clips, 100)!r} is no regular expression: {cause}") from cause
         return clips
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbered(cls, tree: dict[str, Any]) -> dict[str, Any]:
+        names = tree.get("names")
+        return tree | {"names": dict(enumerate(names))} if isinstance(names, list) else tree
+
+    @model_validator(mode="after")
+    def _one_meaning_each(self) -> "_ClassesFile":
+        names = list(self.names.values())
+        if self.colours is not None and len(self.colours) != len(names):
+            raise ValueError(f"{len(names)} names, but {len(self.colours)} colours")
+        if len(set(names)) != len(names):
+            raise ValueError("a name occurs twice")
+        if used := sorted(set(self.ignore_label) & self.names.keys()):
+            raise ValueError(
+                f"ignore_label {used[0]} is the value of {self.names[used[0]]!r}: leave that name out, and number the others, "
+                "'names: {1: road, 2: car}'"
+            )
+        if self.ignore_colour and self.colours is None:
+            raise ValueError("ignore_colour is for masks in colours: give the classes colours, too")
+        if shared := set(self.ignore_colour) & set(self.colours or ()):
+            raise ValueError(f"ignore_colour {list(shared.pop())} is the colour of a class")
+        return self
 
 
 def read_classes(path: Path) -> Classes:
     """
-    Read `names`, a list in the order of the label values, and perhaps `colours`, a list of [red, green, blue].
+    Read the classes of a file that `read_legend` reads.
 
     Raises
     ------
     DataError
     """
-    parsed = _read(path)
-    if parsed.colours is None:
-        return Classes.with_voc_palette(parsed.names)
-    return Classes(tuple(parsed.names), tuple(parsed.colours))
+    return read_legend(path).classes
 
 
-def read_clips(path: Path) -> str | None:
+def read_legend(path: Path) -> Legend:
     """
-    Read `clips` of such a file: the expression by which images that are frames of video belong together; None: not said.
+    Read a `classes.yaml`.
+
+    `names` is a list in the order of the label values 0, 1, ..., or a table from label value to name, {1: road, 2: car}. Other
+    keys may follow: `colours`, a list of [red, green, blue] in the order of the names; `ignore_label`, values that are ignored
+    like 255; `ignore_colour`, colours that are ignored; `clips`. A value that has a name is a class, 255 too.
 
     Raises
     ------
     DataError
     """
-    return _read(path).clips
-
-
-def _read(path: Path) -> _ClassesFile:
-    right = "'names: [background, road, ...]' in the order of the label values would be right"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = read_text(path, most=_MOST_BYTES)
+    except DataError as error:
+        raise DataError(f"{error}; {_RIGHT}") from error
+    try:
+        content = yaml.safe_load(text)
         if not isinstance(content, dict):
-            raise DataError(f"{path} holds no table: {right}")
-        return _ClassesFile.model_validate(content)
-    except OSError as cause:
-        raise DataError(f"cannot read {path}: {cause.strerror}; {right}") from cause
-    except (yaml.YAMLError, UnicodeDecodeError) as cause:
-        raise DataError(f"{path} is not YAML ({' '.join(str(cause).split())}): {right}") from cause
+            raise DataError(f"{path} holds no table: {_RIGHT}")
+        _check_scalars(path, content.get("names"), yaml.load(text, yaml.BaseLoader).get("names"))
+        parsed = _ClassesFile.model_validate(content)
+    except (yaml.YAMLError, RecursionError) as cause:
+        raise DataError(f"{path} is not YAML ({printable(' '.join(str(cause).split()))}): {_RIGHT}") from cause
     except ValidationError as cause:
-        raise DataError(f"{path}: {first_fault(cause)}; {right}") from cause
+        fault = first_fault(cause).replace("Value error, ", "")
+        raise DataError(f"{path}: {fault}; {_RIGHT}") from cause
+    except ValueError as cause:  # a number of thousands of digits
+        raise DataError(f"{path} is not readable ({cause}): {_RIGHT}") from cause
+    values = sorted(parsed.names)
+    names = [parsed.names[value] for value in values]
+    table = np.full(256, NO_CLASS, np.uint8)
+    table[[IGNORE, *parsed.ignore_label]] = IGNORE
+    table[values] = np.arange(len(values))
+    if parsed.colours is None:
+        return Legend(Classes.with_voc_palette(names), Table(table.tobytes()), None, parsed.clips)
+    # the colours are in the order in which the names were written down
+    colours = dict(zip(parsed.names, parsed.colours, strict=True))
+    palette = tuple(colours[value] for value in values)
+    meanings = dict.fromkeys(parsed.ignore_colour, IGNORE) | {colour: label for label, colour in enumerate(palette)}
+    return Legend(Classes(tuple(names), palette), Table(table.tobytes()), meanings, parsed.clips)
+
+
+def _check_scalars(path: Path, names: Any, written: Any) -> None:
+    """Refuse names that YAML takes for something else than text, as it does with yes, no, on, off, 1 and null."""
+    pairs: Iterable[tuple[Any, Any]] = ()
+    if isinstance(names, list) and isinstance(written, list):
+        pairs = zip(names, written, strict=False)
+    if isinstance(names, dict) and isinstance(written, dict):
+        pairs = zip(names.values(), written.values(), strict=False)
+    for name, text in pairs:
+        if isinstance(name, str | list | dict):
+            continue
+        kinds = (bool, str(name).lower()), (int | float, "a number"), (type(None), "nothing")
+        meaning = next((meaning for kind, meaning in kinds if isinstance(name, kind)), "a date")
+        quoted = f"'{printable(text, 40)}'"
+        raise DataError(f"{path}: YAML reads the name {printable(text, 40)} as {meaning}: write {quoted} in quotes")
 
 
 def classes_yaml(classes: Classes) -> str:

@@ -3,13 +3,12 @@
 import os
 import stat
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ddcat.faults import printable
 from ddcat_train.errors import DataError
 
-__all__ = ["IMAGES", "LABELS", "PICTURES", "Finder", "hidden", "is_file", "read_bytes", "read_text", "same_name"]
+__all__ = ["IMAGES", "LABELS", "PICTURES", "Finder", "hidden", "is_file", "read_bytes", "read_text", "same_name", "walk"]
 
 IMAGES = (".jpg", ".jpeg", ".png")  # suffixes of what is read, in lower case
 LABELS = (".png",)
@@ -34,19 +33,19 @@ def read_bytes(path: Path, *, most: int = _MOST_BYTES, first: int | None = None)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise DataError(f"{printable(path)} is no regular file: a folder, pipe or device holds no image")
+                raise DataError(f"{path} is no regular file: a folder, pipe or device holds no image")
             if status.st_size > most:
-                raise DataError(f"{printable(path)} has {status.st_size:,} bytes: at most {most:,} are read")
+                raise DataError(f"{path} has {status.st_size:,} bytes: at most {most:,} are read")
             with open(descriptor, "rb", closefd=False) as file:
                 return file.read(most if first is None else first)
         finally:
             os.close(descriptor)
     except FileNotFoundError as cause:
-        raise DataError(f"{printable(path)} is missing{_beside(path)}") from cause
+        raise DataError(f"{path} is missing{_beside(path)}") from cause
     except OSError as cause:
-        raise DataError(f"cannot read {printable(path)}: {cause.strerror or cause}") from cause
+        raise DataError(f"cannot read {path}: {cause.strerror or cause}") from cause
     except ValueError as cause:  # a NUL in its name
-        raise DataError(f"cannot read {printable(path)}: no file has such a name") from cause
+        raise DataError(f"cannot read {path}: no file has such a name") from cause
 
 
 def read_text(path: Path, *, most: int = 1 << 26) -> str:
@@ -60,15 +59,15 @@ def read_text(path: Path, *, most: int = 1 << 26) -> str:
     """
     content = read_bytes(path, most=most)
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{printable(path)} is not UTF-8 but UTF-16: save it as UTF-8")
+        raise DataError(f"{path} is not UTF-8 but UTF-16: save it as UTF-8")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as cause:
         line = content.count(b"\n", 0, cause.start) + 1
-        raise DataError(f"{printable(path)} is not UTF-8 (line {line}): save it as UTF-8") from cause
+        raise DataError(f"{path} is not UTF-8 (line {line}): save it as UTF-8") from cause
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise DataError(f"{printable(path)} is not a text file: line {line} holds a NUL; save it as UTF-8")
+        raise DataError(f"{path} is not a text file: line {line} holds a NUL; save it as UTF-8")
     return text
 
 
@@ -85,6 +84,26 @@ def hidden(name: str) -> bool:
 def same_name(name: str) -> str:
     """Return a name in the one of its Unicode forms by which names are compared: macOS and Linux write accents differently."""
     return unicodedata.normalize("NFC", name)
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and in its sub-folders in the order of their names, without those that are `hidden`."""
+    yield from _walk(folder, frozenset())
+
+
+def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    real = folder.resolve()
+    if real in above:  # a link to a folder that it lies in
+        return
+    try:
+        entries = sorted((entry for entry in os.scandir(folder) if not hidden(entry.name)), key=lambda entry: entry.name)
+    except OSError as cause:
+        raise DataError(f"cannot read the folder {folder}: {cause.strerror or cause}") from cause
+    for entry in entries:
+        if entry.is_dir():
+            yield from _walk(folder / entry.name, above | {real})
+        else:
+            yield folder / entry.name
 
 
 class Finder:
@@ -131,4 +150,4 @@ def _beside(path: Path) -> str:
     near = [name for suffix in PICTURES if is_file(path.with_name(name := path.stem + suffix))]
     if not near:
         return ""
-    return f"; {printable(near[0])} is there, which is of another format: {path.suffix[1:].upper()} would be right"
+    return f"; {near[0]} is there, which is of another format: {path.suffix[1:].upper()} would be right"

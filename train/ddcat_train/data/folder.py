@@ -3,17 +3,16 @@
 from pathlib import Path
 
 from ddcat_train.data.base import Dataset, Pair
-from ddcat_train.data.classes_file import CLASSES_FILE, read_classes, read_clips
+from ddcat_train.data.classes_file import CLASSES_FILE, read_legend
+from ddcat_train.data.files import IMAGES, LABELS, PICTURES, hidden, same_name, walk
 from ddcat_train.errors import DataError
 
 __all__ = ["folder"]
 
-_SUFFIXES = {".jpg", ".jpeg", ".png"}
-
 
 def folder(root: Path, split: str) -> Dataset:
     """
-    Pair `images/<split>/x.jpg` (.jpeg, .png) with `labels/<split>/x.png`, in the order of the names.
+    Pair `images/<split>/x.jpg` (.jpeg, .png) with `labels/<split>/x.png`, in the order of the names; in sub-folders, too.
 
     Where `images` has no folders, its own files are the one split there is, whatever its name. An image without labels and
     labels without an image are listed too: the files need not exist.
@@ -22,31 +21,48 @@ def folder(root: Path, split: str) -> Dataset:
     ------
     DataError
     """
-    images, labels = root / "images", root / "labels"
+    images, labels, notes = root / "images", root / "labels", []
     for needed in (images, labels):
         if not needed.is_dir():
             raise DataError(f"{needed} is missing: a folder that holds images, labels and {CLASSES_FILE} would be right")
-    splits = sorted(child.name for child in images.iterdir() if child.is_dir())
+    entries = [child for child in images.iterdir() if not hidden(child.name)]
+    splits = sorted(child.name for child in entries if child.is_dir())
     if splits:
+        beside = sum(child.suffix.lower() in PICTURES for child in entries)
         if split not in splits:
-            raise DataError(f"{images / split} is missing; splits there: {', '.join(splits)}")
+            more = f"; {beside} images lie beside them" if beside else ""
+            raise DataError(f"{images / split} is missing; splits there: {', '.join(splits)}{more}")
+        if beside:
+            notes.append(f"{beside} files in {images}, beside the folders of the splits, are not taken")
         images, labels = images / split, labels / split
-    classes = read_classes(root / CLASSES_FILE)
-    found: dict[str, Path] = {}
-    for file in sorted(images.iterdir()):
-        if file.suffix.lower() in _SUFFIXES:
-            if file.stem in found:
-                raise DataError(f"{found[file.stem]} and {file} have one name: labels/{file.stem}.png can be that of one only")
-            found[file.stem] = file
-    labelled = sorted(file.stem for file in labels.glob("*.png"))
-    if found and labelled and not found.keys() & set(labelled):
+    legend = read_legend(root / CLASSES_FILE)
+    found = _by_name(images, IMAGES)
+    masks = _by_name(labels, LABELS) if labels.is_dir() else {}
+    if found and masks and not found.keys() & masks:
+        name, mask = next(iter(found)), next(iter(masks.values()))
         raise DataError(
-            f"no image in {images} has labels of its name in {labels}: {next(iter(found.values())).name} needs "
-            f"{next(iter(found))}.png, not {labelled[0]}.png"
+            f"no image in {images} has labels of its name in {labels}: {found[name].name} needs "
+            f"{name}.png, not {mask.relative_to(labels)}"
         )
-    for name in labelled:
-        found.setdefault(name, images / f"{name}.jpg")
-    if not found:
-        raise DataError(f"{images} holds no image: files that end in {', '.join(sorted(_SUFFIXES))} would be right")
-    pairs = tuple(Pair(name, found[name], labels / f"{name}.png") for name in sorted(found))
-    return Dataset("folder", root, split, classes, pairs, clips=read_clips(root / CLASSES_FILE))
+    if not found and not masks:
+        raise DataError(f"{images} holds no image: files that end in {', '.join(IMAGES)} would be right")
+    pairs = []
+    for name in sorted({*found, *masks}):
+        image = found[name] if name in found else images / masks[name].relative_to(labels).with_suffix(".jpg")
+        mask = masks[name] if name in masks else labels / image.relative_to(images).with_suffix(".png")
+        pairs.append(Pair(name, image, mask))
+    dataset = Dataset("folder", root, split, legend.classes, tuple(pairs), folders=(images, labels), notes=tuple(notes))
+    return dataset.with_legend(legend)
+
+
+def _by_name(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """Files of a folder and its sub-folders by their path without its suffix, in one Unicode form."""
+    found: dict[str, Path] = {}
+    for file in walk(folder):
+        if file.suffix.lower() not in suffixes:
+            continue
+        name = same_name(file.relative_to(folder).with_suffix("").as_posix())
+        if name in found:
+            raise DataError(f"{found[name]} and {file} have one name: labels/{name}.png can be that of one only")
+        found[name] = file
+    return dict(sorted(found.items()))

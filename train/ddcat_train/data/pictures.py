@@ -21,7 +21,7 @@ from ddcat.image_files import ImageFileError, is_png, palette_size, strip_metada
 from ddcat_train.data.files import read_bytes
 from ddcat_train.errors import DataError
 
-__all__ = ["U8", "Head", "Mask", "read_head", "read_image", "read_indices", "read_mask"]
+__all__ = ["U8", "Head", "Mask", "read_head", "read_image", "read_mask"]
 
 U8 = npt.NDArray[np.uint8]
 
@@ -88,24 +88,6 @@ def read_image(path: Path) -> U8:
         opened.info.pop("transparency", None)  # of which Pillow would warn
         # by way of RGBA, since grey and alpha of a palette are not converted directly
         return np.array((opened.convert("RGBA") if opened.mode == "PA" else opened).convert("RGB"), dtype=np.uint8)  # (H, W, 3)
-
-
-def read_indices(path: Path) -> U8:
-    """
-    Read a label PNG as (H, W) uint8 indices: of the palette where it has one, else its grey values; never its colours.
-
-    Raises
-    ------
-    DataError
-        Also where it is not a PNG with a palette (mode P) or of 8 bits in grey (mode L).
-    """
-    pixels = read_mask(path).pixels
-    if pixels.ndim == 3:
-        raise DataError(
-            f"{printable(path)} is a PNG in colour (mode RGB): labels must be indices of 8 bits, with a palette (mode P) or in "
-            "grey (mode L), one value for each class; or give the colour of each class as 'colours' in classes.yaml"
-        )
-    return pixels
 
 
 def read_mask(path: Path) -> Mask:
