@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ddcat.faults import first_line, printable
+from ddcat.faults import first_line
 from ddcat.image_files import ImageFileError, is_png, palette_size, strip_metadata
 from ddcat_train.data.files import read_bytes
 from ddcat_train.errors import DataError
@@ -80,11 +80,11 @@ def read_image(path: Path) -> U8:
     content = _read(path, "image")
     with _Opened(path, content, "image") as opened:
         if opened.mode not in _COLOUR_MODES:
-            raise DataError(f"{printable(path)} is an image of mode {opened.mode}: 8-bit RGB or grey would be right")
+            raise DataError(f"{path} is an image of mode {opened.mode}: 8-bit RGB or grey would be right")
         if is_png(content) and content[_DEPTH] == 16:  # Pillow takes the upper 8 of colours, though not of grey values
-            raise DataError(f"{printable(path)} is a PNG of 16 bits a channel: 8 bits would be right")
+            raise DataError(f"{path} is a PNG of 16 bits a channel: 8 bits would be right")
         if opened.mode == "P" and np.asarray(opened).max() >= palette_size(content):
-            raise DataError(f"{printable(path)} has indices beyond its palette, whose colour is undefined: replace it")
+            raise DataError(f"{path} has indices beyond its palette, whose colour is undefined: replace it")
         opened.info.pop("transparency", None)  # of which Pillow would warn
         # by way of RGBA, since grey and alpha of a palette are not converted directly
         return np.array((opened.convert("RGBA") if opened.mode == "PA" else opened).convert("RGB"), dtype=np.uint8)  # (H, W, 3)
@@ -100,7 +100,7 @@ def read_mask(path: Path) -> Mask:
         Also where it is no PNG, of 16 bits, of fewer than 8 bits in grey, or transparent.
     """
     content = _read(path, "label file")
-    name = printable(path)
+    name = path
     if content.startswith(b"\xff\xd8\xff"):
         raise DataError(f"{name} is a JPEG file: labels must be PNG, which keeps every value as it is")
     with _Opened(path, content, "label file") as opened:
@@ -158,7 +158,7 @@ def _read(path: Path, what: str) -> bytes:
     try:
         return strip_metadata(read_bytes(path))
     except ImageFileError as cause:
-        raise DataError(f"{printable(path)} is no {what} that can be read ({cause}): replace it") from cause
+        raise DataError(f"{path} is no {what} that can be read ({cause}): replace it") from cause
 
 
 class _Opened:
@@ -180,7 +180,7 @@ class _Opened:
             raise self._fault(error) from error
 
     def _fault(self, cause: BaseException) -> DataError:
-        name, text = printable(self._path), first_line(cause)
+        name, text = self._path, first_line(cause)
         if isinstance(cause, Image.DecompressionBombError) and (found := re.search(r"\((\d+) pixels\)", text)):
             most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
             return DataError(f"{name} is too large ({int(found[1]) / 1e6:.0f} Mpx, at most {most:.0f}): cut it into tiles")
