@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from fastapi import FastAPI
@@ -15,12 +15,15 @@ from starlette.responses import JSONResponse, Response
 from ddcat import __version__
 from ddcat.faults import first_fault
 from ddcat_serve import page, protocol_routes, segment
+from ddcat_serve.compression import Compression
 from ddcat_serve.context import ERRORS, PROVENANCE, Context
 from ddcat_serve.errors import EngineError, InputError, RequestError
 from ddcat_serve.front import Front
 from ddcat_serve.guard import Guard
+from ddcat_serve.memory import memory_size
 from ddcat_serve.metrics import CONTENT_TYPE, Metrics
 from ddcat_serve.models import Models
+from ddcat_serve.room import Room
 from ddcat_serve.settings import Settings
 from ddcat_serve.tracing import trace
 
@@ -29,7 +32,7 @@ __all__ = ["create_app"]
 _log = logging.getLogger(__name__)
 
 
-def create_app(models: Models, settings: Settings, metrics: Metrics | None = None) -> FastAPI:
+def create_app(models: Models, settings: Settings, metrics: Metrics | None = None, *, hosts: Sequence[str] = ()) -> FastAPI:
     """
     Make the application.
 
@@ -40,6 +43,8 @@ def create_app(models: Models, settings: Settings, metrics: Metrics | None = Non
     settings : Settings
     metrics : Metrics, optional
         That batches are counted in.
+    hosts : sequence of str, optional
+        Domain names in Host that are answered; any by default.
 
     Returns
     -------
@@ -53,7 +58,7 @@ def create_app(models: Models, settings: Settings, metrics: Metrics | None = Non
     """
     pool = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
     counted = metrics or Metrics()
-    context = Context(models, settings, Guard(settings), pool, counted)
+    context = Context(models, settings, Guard(settings), pool, counted, Room(_room(settings)))
     counted.watch(context)
 
     @contextlib.asynccontextmanager
@@ -82,7 +87,8 @@ def create_app(models: Models, settings: Settings, metrics: Metrics | None = Non
         """Metrics in Prometheus' text format."""
         return Response(counted.text(), media_type=CONTENT_TYPE)
 
-    app.add_middleware(Front, guard=context.guard, metrics=counted)
+    app.add_middleware(Compression)
+    app.add_middleware(Front, context=context, metrics=counted, hosts=hosts)
     if settings.cors_origins:  # the last one is the first to see a request: a browser's preflight carries no key
         app.add_middleware(
             CORSMiddleware,
@@ -93,6 +99,13 @@ def create_app(models: Models, settings: Settings, metrics: Metrics | None = Non
         )
     trace(app)
     return app
+
+
+def _room(settings: Settings) -> int:
+    """Return the most bytes of all bodies together; one always fits."""
+    if settings.queue_bytes is not None:
+        return max(settings.queue_bytes, settings.max_bytes)
+    return max(settings.max_bytes, min(8 * settings.max_bytes, memory_size() // 4))
 
 
 def _answer_errors(app: FastAPI) -> None:
@@ -117,7 +130,9 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
         right = "; openapi.json lists what there is" if error.status_code == 404 else ""
-        return answer(error.status_code, f"{request.method} {request.url.path}: {error.detail}{right}", error.headers)
+        path = request.scope["path"]
+        where = path if len(path) <= 100 else f"{path[:97]}..."
+        return answer(error.status_code, f"{request.method} {where}: {error.detail}{right}", error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def wrong_parameter(request: Request, error: RequestValidationError) -> Response:

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 from ddcat_serve.guard import Guard
 from ddcat_serve.metrics import Metrics
 from ddcat_serve.models import Models, ServedModel
+from ddcat_serve.room import Room
 from ddcat_serve.settings import Settings
 
 __all__ = ["ERRORS", "PROVENANCE", "Context", "Json", "provenance"]
@@ -24,10 +25,12 @@ _MEANINGS = {
     408: "The headers or the body did not come in time.",
     413: "It is too large.",
     415: "It is of another kind.",
+    421: "The server does not answer to this Host.",
     429: "It could not be answered in time, or the client asks too often: Retry-After says when.",
     431: "Its headers are too long.",
     500: "The engine failed.",
-    503: "Nothing can be answered now.",
+    501: "It has a Transfer-Encoding other than chunked.",
+    503: "Nothing can be answered now, or too much is in progress.",
     504: "Its time was over before its turn came.",
 }
 # the answers that are errors, for OpenAPI
@@ -62,6 +65,8 @@ class Context:
         Threads that decode images and encode masks, beside those of the engines.
     metrics : Metrics
         Count the requests, by HTTP and gRPC, and what the engines did.
+    room : Room
+        For the bodies of all requests together.
     draining : bool
         Whether the server was told to stop.
     """
@@ -71,6 +76,7 @@ class Context:
     guard: Guard
     pool: ThreadPoolExecutor
     metrics: Metrics
+    room: Room
     draining: bool = False
 
     @property

@@ -1,8 +1,11 @@
-"""What the C library does with the memory of images that are done."""
+"""How much memory there is, and what the C library does with that of images that are done."""
 
+import contextlib
 import ctypes
+import os
+from pathlib import Path
 
-__all__ = ["give_back_large_blocks"]
+__all__ = ["give_back_large_blocks", "memory_size"]
 
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 _LARGE = 2**20  # bytes
@@ -19,3 +22,14 @@ def give_back_large_blocks() -> bool:
         return bool(ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE))
     except (AttributeError, OSError, TypeError):
         return False
+
+
+def memory_size() -> int:
+    """Return the bytes of memory that this process may use: its machine's, or its container's where that has fewer."""
+    sizes = []
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows has no sysconf
+        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # version 2, version 1
+        with contextlib.suppress(OSError, ValueError):  # the second: "max"
+            sizes.append(int(Path(file).read_text()))
+    return min(sizes, default=2**32)

@@ -1,11 +1,11 @@
-"""Which of the forms that a server can give a client wants: the Accept header (RFC 9110, section 12.5.1)."""
+"""Which of the forms and codings that a server can give a client wants: Accept and Accept-Encoding (RFC 9110, 12.5)."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ddcat_serve.errors import RequestError
+from ddcat_serve.errors import RequestError, quoted
 
-__all__ = ["Form", "choose"]
+__all__ = ["Form", "accepts_coding", "choose"]
 
 
 class Form(NamedTuple):
@@ -72,8 +72,17 @@ def choose(accept: str | None, forms: Sequence[Form]) -> Form:
         if quality > highest:
             best, highest = form, quality
     if best is None:
-        raise RequestError(406, f"none of {accept!r} can be given; there is {', '.join(map(str, forms))}")
+        raise RequestError(406, f"none of {quoted(accept or '')} can be given; there is {', '.join(map(str, forms))}")
     return best
+
+
+def accepts_coding(values: Sequence[str], coding: str) -> bool:
+    """Return whether a client takes a coding; `values` are those of its Accept-Encoding."""
+    qualities = {}
+    for part in ",".join(values).split(","):
+        name, _, parameter = (word.strip().lower() for word in part.partition(";"))
+        qualities[name] = _quality(parameter.removeprefix("q=")) if parameter else 1.0
+    return qualities.get(coding, qualities.get("*", 0.0)) > 0
 
 
 def _ranges(accept: str) -> Iterator[_Range]:

@@ -3,14 +3,14 @@
 import asyncio
 import base64
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Query
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from ddcat.classes import Classes
@@ -59,6 +59,7 @@ class _Seen(NamedTuple):
 
 
 Encoded = bytes | dict[str, Any]
+_Found = tuple[Encoded, tuple[int, int]]  # and the height and width of the mask
 
 _FORMS: dict[Form, Callable[[_Seen, Classes], Encoded]] = {
     Form(_PNG): lambda seen, classes: encode_mask(seen.labels, classes),
@@ -134,20 +135,13 @@ def router(context: Context) -> APIRouter:
             except TimeoutError as cause:
                 raise RequestError(504, f"{chosen.name}: the request timed out waiting for a decoder; {_LATE}") from cause
 
-        async def look(upload: Upload) -> tuple[Encoded, tuple[int, int]]:
+        async def look(upload: Upload) -> _Found:
             image = await in_time(partial(decode, upload.content, max_pixels=settings.max_pixels))
-            outputs = await chosen.infer(
-                image[None], timeout=until - loop.time(), gone=request.receive if uploads.single else None
-            )
+            outputs = await chosen.infer(image[None], timeout=until - loop.time())
             seen = _Seen(image, outputs)
             return await in_time(partial(_FORMS[form], seen, chosen.classes)), seen.labels.shape
 
-        looks = [asyncio.ensure_future(look(upload)) for upload in uploads.files]
-        try:
-            found = await asyncio.gather(*looks)
-        finally:
-            for other in looks:  # where one is refused, nobody waits for the others
-                other.cancel()
+        found = await _unless_gone(_all_of([look(upload) for upload in uploads.files]), request)
         headers = provenance(chosen) | {"Vary": "Accept"}
         if not uploads.single:
             answer = await loop.run_in_executor(context.pool, _several, found, uploads.files, form)
@@ -160,7 +154,30 @@ def router(context: Context) -> APIRouter:
     return routes
 
 
-def _several(found: Sequence[tuple[Encoded, tuple[int, int]]], uploads: Sequence[Upload], form: Form) -> bytes:
+async def _unless_gone(work: Coroutine[Any, Any, list[_Found]], request: Request) -> list[_Found]:
+    """Return what the work gives; where the client goes, end the work and raise ClientDisconnect."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
+    try:
+        either: set[asyncio.Future[Any]] = {working, leaving}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _all_of(looks: Sequence[Coroutine[Any, Any, _Found]]) -> list[_Found]:
+    tasks = [asyncio.ensure_future(look) for look in looks]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:  # where one is refused, nobody waits for the others
+            task.cancel()
+
+
+def _several(found: Sequence[_Found], uploads: Sequence[Upload], form: Form) -> bytes:
     results = []
     for (encoded, shape), upload in zip(found, uploads, strict=True):
         about: dict[str, Any] = {"filename": upload.filename, "size": list(shape)}

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import signal
 import socket
@@ -16,6 +17,7 @@ import uvicorn
 
 from ddcat.bundle import Trust
 from ddcat_serve.app import create_app
+from ddcat_serve.connection import Connection
 from ddcat_serve.context import Context
 from ddcat_serve.drain import Drain
 from ddcat_serve.errors import ServeError
@@ -23,7 +25,6 @@ from ddcat_serve.logs import log_as_json
 from ddcat_serve.memory import give_back_large_blocks
 from ddcat_serve.metrics import Metrics
 from ddcat_serve.models import Models, Source, load_models
-from ddcat_serve.patience import patient
 from ddcat_serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -74,10 +75,12 @@ def serve(sources: Sequence[Source], *, host: str, port: int, threads: int | Non
         ) as models,
     ):
         grpc_address = None if settings.grpc_port is None else f"{f'[{host}]' if ':' in host else host}:{settings.grpc_port}"
-        app = create_app(models, settings, metrics)
+        app = create_app(models, settings, metrics, hosts=_hosts(host, settings))
         config = uvicorn.Config(
             app,
-            http=patient(settings),
+            http=partial(Connection, app.state.context),  # type: ignore[arg-type] # is called as the class would be
+            ws="none",
+            timeout_keep_alive=settings.idle_timeout,  # type: ignore[arg-type] # whole seconds are for its command line
             log_config=None,
             access_log=False,
             forwarded_allow_ips=settings.trusted_peers,  # by default uvicorn believes whatever 127.0.0.1 passes on
@@ -161,6 +164,20 @@ def _introduce(models: Models, host: str, port: int, grpc: str | None) -> None:
     print(f"try: curl --fail-with-body --data-binary @image.jpg -o mask.png '{address}/v1/segment{choice}'", flush=True)
 
 
+def _hosts(host: str, settings: Settings) -> tuple[str, ...]:
+    """Return the names in Host that are answered; empty: all of them."""
+    if settings.allowed_hosts or not _is_loopback(host):
+        return settings.allowed_hosts
+    return ("localhost",)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.rstrip(".").lower() == "localhost"
+
+
 def _listen(host: str, port: int, option: str = "--port") -> socket.socket:
     """Take the port before anything is loaded; clients that come early wait until it is."""
     try:
@@ -171,6 +188,8 @@ def _listen(host: str, port: int, option: str = "--port") -> socket.socket:
         raise ServeError(f"cannot listen at {host}: {reason}: --host takes an address of this machine") from cause
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else a restart waits for old connections to time out
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # else the system takes megabytes that a client may never read
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 2**16)
         listener.bind(address)
         listener.listen(2048)
     except OSError as cause:

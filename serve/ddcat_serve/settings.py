@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,12 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
 
     max_bytes: int = Field(32 * 2**20, ge=1, description="Most bytes of a request's body.")
+    queue_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="Most bytes of the bodies of all requests in progress; by default 8 times max_bytes, within a quarter "
+        "of the memory.",
+    )
     max_pixels: int = Field(
         2**25, ge=1, le=89_000_000, description="Most pixels of a request's images; Pillow warns above 89 million."
     )
@@ -35,8 +42,13 @@ class Settings(BaseSettings):
     hangs_after: float = Field(
         60.0, gt=0, description="Seconds after which a call of an engine is given up, and the engine restarted."
     )
-    body_timeout: float = Field(30.0, gt=0, description="Seconds in which a request's body must have come.")
+    body_timeout: float = Field(
+        30.0, gt=0, description="Seconds in which a request's body must have come, and 64 KiB of an answer must be read."
+    )
     header_timeout: float = Field(10.0, gt=0, description="Seconds in which a request's headers must have come.")
+    idle_timeout: float = Field(
+        5.0, gt=0, description="Seconds after which an idle connection is closed; a proxy must close its own sooner."
+    )
     max_header_bytes: int = Field(32 * 2**10, ge=1024, description="Most bytes of a request's headers.")
     grace: float = Field(
         1.0, ge=0, description="Seconds from SIGTERM, when ready turns false, until no connection is taken any more."
@@ -54,22 +66,32 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Addresses or networks whose X-Forwarded-For names the client, for rate and log, with commas between."
     )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Domain names in the Host header that are answered, with commas between them, and those below them; by "
+        "default localhost where --host is of this machine alone, else all. Addresses and names without a dot are answered.",
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins whose pages may ask, with commas between them."
     )
     grpc_port: int | None = Field(None, ge=1, le=65535, description="Port at which gRPC is served, too, at the same address.")
     demo: bool = Field(False, description="Show golden images, which are of the data set, on the page at /.")
 
-    @field_validator("cors_origins", "trusted_proxies", mode="before")
+    @field_validator("cors_origins", "trusted_proxies", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
 
     @field_validator("api_key")
     @classmethod
-    def _is_long(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and len(value.get_secret_value()) < 8:  # pydantic's own message counts "items"
-            raise ValueError("it is too short: 8 characters or more would be right")
+    def _can_be_sent(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        key = value.get_secret_value()
+        if not 8 <= len(key) <= 512:
+            raise ValueError(f"expected 8 to 512 characters, got {len(key)}")
+        if not re.fullmatch(r"[!-~]([ -~]*[!-~])?", key):
+            raise ValueError("a header cannot carry it: use printable ASCII, without spaces or line ends around it")
         return value
 
     @field_validator("trusted_proxies")
@@ -101,6 +123,8 @@ class Settings(BaseSettings):
                 raise ValueError(f"{value!r} is no rate: 100/minute would be right") from cause
             if len(rates) > 1:
                 raise ValueError(f"{value!r} are {len(rates)} rates, and one is taken: 100/minute would be right")
+            if rates[0].amount < 1:
+                raise ValueError(f"{value!r} lets nobody ask: use a rate such as 100/minute")
         return value
 
     @classmethod

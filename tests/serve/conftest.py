@@ -96,7 +96,8 @@ class InProcess(httpx.BaseTransport):
                 return await client.request(request.method, request.url, headers=request.headers, content=request.read())
 
         response = asyncio.run(answer())
-        return httpx.Response(response.status_code, headers=response.headers, content=response.content)
+        headers = {name: value for name, value in response.headers.items() if name != "content-encoding"}  # is decoded
+        return httpx.Response(response.status_code, headers=headers, content=response.content)
 
 
 @pytest.fixture

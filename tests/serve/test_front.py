@@ -68,7 +68,13 @@ def test_who_asks_more_often_than_the_rate_waits(client_with: Callable) -> None:
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
-        ("api_key", "short", "--api-key: it is too short: 8 characters or more would be right"),
+        ("api_key", "short", "--api-key: expected 8 to 512 characters, got 5"),
+        ("api_key", "x" * 40_000, "--api-key: expected 8 to 512 characters, got 40000"),
+        *(
+            ("api_key", key, "--api-key: a header cannot carry it: use printable ASCII, without spaces or line ends around it")
+            for key in ("ключключ", "schlüssel-größe", " spaces around ", "with a line end\n", "with a\ttab")
+        ),
+        ("rate_limit", "0/minute", "--rate-limit: '0/minute' lets nobody ask: use a rate such as 100/minute"),
         (
             "trusted_proxies", "10.0.0.0/8,proxy.local",
             "--trusted-proxies: 'proxy.local' does not appear to be an IPv4 or IPv6 network: "

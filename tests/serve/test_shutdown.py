@@ -97,7 +97,7 @@ def test_what_does_not_end_is_given_up_after_one_drain_and_not_after_several(mak
         for call in busy.by_http:
             assert refused(call.result(30)) == (503, "the server stops: ask another one")
         assert all(call.exception(30) is not None for call in busy.by_grpc)
-        assert "Traceback" not in busy.log()
+        assert "Traceback" not in busy.log(), busy.log()
 
 
 def test_what_ends_within_the_drain_is_answered_by_http_and_grpc(make_bundle: Callable[..., Bundle], oracle: Callable) -> None:
