@@ -81,7 +81,7 @@ function passport(model) {
     }
     details.append(table);
   } else details.append(element("p", model.passport_known, "soft"));
-  if (model.attack) details.append(element("p", `Attack on the examples: ${Object.entries(model.attack).map((pair) => pair.join(" ")).join(", ")}.`, "soft"));
+  if (model.attack) details.append(element("p", `Attack on the examples: ${Object.entries(model.attack).map(([key, value]) => (key === "name" ? value : `${key} ${value}`)).join(", ")}.`, "soft"));
   details.append(element("p", `Bundle ${model.bundle.slice(0, 16)}..., ${model.trust}.`, "soft"));
   return details;
 }
@@ -178,9 +178,10 @@ async function download(model) {
 }
 
 async function copy(model, pressed) {
-  const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
-  const key = state.key ? ' -H "Authorization: Bearer $KEY"' : "";
-  const command = `curl --fail-with-body${key} --data-binary ${quoted(`@${nameOf()}`)} -o mask.png ${quoted(new URL(routeOf(model), document.baseURI).href)}`;
+  const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`, address = (route) => quoted(new URL(route, document.baseURI).href);
+  const curl = `curl --fail-with-body${state.key ? ' -H "Authorization: Bearer $KEY"' : ""}`;
+  const fetched = state.file ? "" : `${curl} -o ${nameOf()} ${address(exampleRoute(model, $("strength").value))} && `;
+  const command = `${fetched}${curl} --data-binary ${quoted(`@${nameOf()}`)} -o mask.png ${address(routeOf(model))}`;
   model.curl.textContent = command;
   model.curl.hidden = false; // a page that came over plain HTTP may not write to the clipboard
   await navigator.clipboard?.writeText(command).then(() => {
@@ -196,11 +197,12 @@ async function labelsOf(model, content, signal) {
   return new Uint8Array(await response.arrayBuffer());
 }
 
-async function exampleOf(model, strength, signal) {
+function exampleRoute(model, strength) {
   const query = new URLSearchParams({ version: model.version, strength });
-  const route = `v1/models/${encodeURIComponent(model.name)}/examples/${$("example").value}?${query}`;
-  return (await ask(route, { signal })).blob();
+  return `v1/models/${encodeURIComponent(model.name)}/examples/${$("example").value}?${query}`;
 }
+
+const exampleOf = async (model, strength, signal) => (await ask(exampleRoute(model, strength), { signal })).blob();
 
 async function segment(model, contentOf, current, signal) {
   const content = await contentOf(model), began = performance.now();

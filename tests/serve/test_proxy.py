@@ -160,7 +160,7 @@ def test_the_page_works_under_a_prefix(
             with page_of(browser, allowed=there) as (page, asked):
                 page.goto(there)
                 page.set_input_files("#file", file)
-                expect(page.locator(".told")).to_contain_text("ms from here")
+                expect(page.locator(".result")).to_contain_text("round trip")
                 assert not asked  # all of it lies under the prefix
 
 
