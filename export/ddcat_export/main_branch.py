@@ -1,12 +1,13 @@
 """The proof that a graph is the main branch alone, of any size: by its values, and by its multiply-adds."""
 
 import copy
+import math
 from itertools import zip_longest
 
 import onnx
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from ddcat.manifest import MainBranchProof, Sizes
 from ddcat_export.cost import multiply_adds
@@ -16,7 +17,18 @@ from ddcat_train.networks import Segmenter
 
 __all__ = ["prove_main_branch"]
 
-_OTHER = (3, 86, 55)  # what is traced the second time, where it is free: no side in common with the first
+# What is traced the second time, where sizes are free: no side in common with the first, and large enough for networks that pool
+# to a small part of the image, which would become graphs of one size at a few pixels.
+_OTHER = (3, 150, 133)
+
+_ATEN = torch.ops.aten
+# What PyTorch's counter leaves out and the exporter writes as MatMul.
+_FORMULAS = {
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+    _ATEN.mv: lambda matrix, vector, **_: 2 * math.prod(matrix),
+    _ATEN.addmv: lambda bias, matrix, vector, **_: 2 * math.prod(matrix),
+    _ATEN.dot: lambda first, second, **_: 2 * math.prod(first),
+}
 
 
 def prove_main_branch(
@@ -51,7 +63,13 @@ def prove_main_branch(
     needless = f"the graph depends on a head that inference does not need ({', '.join(spare)})"
     try:
         program, again = _export(lone, sizes=sizes, logits=logits, confidence=confidence)
-    except ExportError as cause:  # with them, it could be exported
+    except ExportError as cause:
+        try:
+            _export(segmenter, sizes=sizes, logits=logits, confidence=confidence)
+        except ExportError:  # not for want of the heads
+            raise ExportError(
+                f"the network exports from images of {_shape(TRACED)}, but not from {_shape(_OTHER)}: {cause}"
+            ) from cause
         raise ExportError(f"{needless}, so it is not the main branch alone: without them {cause}") from cause
     if again != content:
         node = _first_difference(content, again)
@@ -106,6 +124,6 @@ def _counted(program: torch.onnx.ONNXProgram, images: Tensor) -> int:
     # what was exported, not the network: where all sizes are known, some products with constants are done once, or not at all
     assert program.exported_program is not None  # for the type checker: it is what the program was made of
     module = program.exported_program.module()
-    with quiet(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with quiet(), torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
         module(images)
     return int(counter.get_total_flops()) // (2 * images.shape[0])  # it counts a multiply-add as two

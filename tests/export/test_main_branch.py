@@ -90,3 +90,40 @@ def test_a_constant_of_the_traced_images_is_named(smallest: Any, monkeypatch: py
     content = build_graph(smallest, sizes=sizes, logits=True, confidence=False)
     with pytest.raises(ExportError, match=r"a constant of the graph comes of the images that were traced.* than for 2x71x103"):
         prove_main_branch(smallest, content, sizes=sizes, logits=True, confidence=False)
+
+
+class Attention(torch.nn.Module):
+    """Every pixel attends to all, and to one that it learnt: what PyTorch computes by kernels that its own counter leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.learnt = torch.nn.Parameter(torch.randn(3))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        tokens = maps.flatten(2).transpose(1, 2)[:, None]  # (N, 1, h * w, 3)
+        attended = torch.nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+        weights = torch.mv(tokens.reshape(-1, 3), self.learnt).reshape(tokens.shape[:-1])[..., None]
+        return (attended * weights).squeeze(1).transpose(1, 2).reshape(maps.shape)
+
+
+def test_attention_is_counted_as_the_graph_has_it(smallest: Any) -> None:
+    smallest.context = Attention()
+    content = build_graph(smallest, sizes=((34, 36),), logits=False, confidence=False)
+    proof = prove_main_branch(smallest, content, sizes=((34, 36),), logits=False, confidence=False)
+    tokens = 17 * 18
+    assert proof.multiply_adds == 2 * 3 * tokens**2 + 3 * tokens + 3 * 4 * tokens
+
+
+class Large(torch.nn.Module):
+    """Exports from small images alone."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        torch._check(maps.shape[-2] < 60)
+        return maps
+
+
+def test_a_size_that_does_not_export_is_no_fault_of_the_heads(smallest: Any) -> None:
+    smallest.context = Large()
+    content = build_graph(smallest, sizes=((34, 36), (50, 50)), logits=False, confidence=False)
+    with pytest.raises(ExportError, match="the network exports from images of 2x71x103, but not from 3x150x133"):
+        prove_main_branch(smallest, content, sizes=((34, 36), (50, 50)), logits=False, confidence=False)

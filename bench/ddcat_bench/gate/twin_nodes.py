@@ -1,86 +1,50 @@
 """
-The operators of ONNX that `ddcat-export` writes, in torch and differentiable.
+The operators of ONNX that exported segmentation models are made of, in torch and differentiable.
 
 Each function takes the inputs of a node, None where one is left out, and its attributes, and returns its output. Rounding lets
-gradients pass as if it were not there; what it cuts off has none, for there the engine does not change either.
+gradients pass as if it were not there; what it cuts off has none, for there the engine does not change either. The forms that a
+function does not compute raise NotSupportedError; the official node cases of ONNX hold it to that.
 """
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
-from ddcat_bench.errors import BenchError
+from ddcat_bench.gate import twin_maps as maps
+from ddcat_bench.gate.twin_operator import DTYPES, Attributes, Inputs, NotSupportedError, Operator, operator
 
-__all__ = ["NODES", "Node"]
+__all__ = ["NODES", "as_tensor"]
 
-Attributes = Mapping[str, Any]
-Node = Callable[[Sequence[Any], Attributes], Tensor]
-
-_TYPES = {
-    TensorProto.FLOAT: torch.float32, TensorProto.FLOAT16: torch.float16, TensorProto.BFLOAT16: torch.bfloat16,
-    TensorProto.DOUBLE: torch.float64, TensorProto.INT64: torch.int64, TensorProto.INT32: torch.int32,
-    TensorProto.UINT8: torch.uint8, TensorProto.INT8: torch.int8, TensorProto.BOOL: torch.bool,
-}  # fmt: skip
 _BYTES = {torch.int8: (-128, 127), torch.uint8: (0, 255)}
+_WINDOWS = "auto_pad", "dilations", "kernel_shape", "pads", "strides"
 
 
-def _refuse(what: str) -> BenchError:
-    return BenchError(f"the differentiable executor does not know {what}: no ddcat-export of this version writes it")
+def as_tensor(tensor: TensorProto) -> Tensor:
+    """
+    Read a constant of a graph.
+
+    Raises
+    ------
+    NotSupportedError
+        Naming a type that torch does not compute with.
+    """
+    if tensor.data_type not in DTYPES:
+        raise NotSupportedError(f"values of type {TensorProto.DataType.Name(tensor.data_type)}")
+    if tensor.data_location == TensorProto.EXTERNAL:
+        raise NotSupportedError("values in another file")
+    values = numpy_helper.to_array(tensor)
+    if tensor.data_type == TensorProto.BFLOAT16:  # numpy has no such type, and torch takes none of another library
+        return torch.from_numpy(values.astype("float32")).to(torch.bfloat16)
+    return torch.from_numpy(values.copy())
 
 
-def _symmetric(pads: Sequence[int]) -> list[int]:
-    half = len(pads) // 2
-    if list(pads[:half]) != list(pads[half:]):
-        raise _refuse(f"padding {list(pads)}, another one at the end than at the beginning")
-    return list(pads[:half])
-
-
-def _automatic(attributes: Attributes) -> None:
-    if attributes.get("auto_pad", b"NOTSET") != b"NOTSET" or attributes.get("ceil_mode", 0):
-        raise _refuse("automatic padding, and windows that reach beyond the map")
-
-
-def _conv(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
-    _automatic(attributes)
-    maps, weight, bias = (*inputs, None)[:3]
-    pads = _symmetric(attributes.get("pads", [0] * 2 * (maps.ndim - 2)))
-    return F.conv2d(
-        maps, weight, bias, attributes.get("strides", 1), pads, attributes.get("dilations", 1), attributes.get("group", 1)
-    )
-
-
-def _conv_transpose(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
-    _automatic(attributes)
-    maps, weight, bias = (*inputs, None)[:3]
-    pads = _symmetric(attributes.get("pads", [0] * 2 * (maps.ndim - 2)))
-    strides, extra = attributes.get("strides", 1), attributes.get("output_padding", 0)
-    return F.conv_transpose2d(
-        maps, weight, bias, strides, pads, extra, attributes.get("group", 1), attributes.get("dilations", 1)
-    )
-
-
-def _max_pool(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
-    _automatic(attributes)
-    pads = _symmetric(attributes.get("pads", [0, 0, 0, 0]))
-    return F.max_pool2d(
-        inputs[0], attributes["kernel_shape"], attributes.get("strides", 1), pads, attributes.get("dilations", 1)
-    )
-
-
-def _average_pool(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
-    _automatic(attributes)
-    pads = _symmetric(attributes.get("pads", [0, 0, 0, 0]))
-    counted = bool(attributes.get("count_include_pad", 0))
-    return F.avg_pool2d(inputs[0], attributes["kernel_shape"], attributes.get("strides", 1), pads, count_include_pad=counted)
-
-
-def _gemm(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
+def _gemm(inputs: Inputs, attributes: Attributes) -> Tensor:
     first, second, third = (*inputs, None)[:3]
     first = first.T if attributes.get("transA", 0) else first
     second = second.T if attributes.get("transB", 0) else second
@@ -88,15 +52,11 @@ def _gemm(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
     return product if third is None else product + attributes.get("beta", 1.0) * third
 
 
-def _resize(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
-    known = attributes.get("mode"), attributes.get("coordinate_transformation_mode"), attributes.get("antialias", 0)
-    if known != (b"linear", b"align_corners", 0) or len(inputs) != 4 or inputs[3] is None:
-        raise _refuse(f"resizing by {known}")
-    maps, sizes = inputs[0], inputs[3].tolist()
-    return F.interpolate(maps, size=sizes[-2:], mode="bilinear", align_corners=True)
+def _pow(inputs: Inputs, attributes: Attributes) -> Tensor:
+    return torch.pow(inputs[0], inputs[1]).to(inputs[0].dtype)  # the type of the base, whatever the exponent's
 
 
-def _reshape(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
+def _reshape(inputs: Inputs, attributes: Attributes) -> Tensor:
     values, shape = inputs[0], inputs[1].tolist()
     if not attributes.get("allowzero", 0):
         shape = [values.shape[axis] if size == 0 else size for axis, size in enumerate(shape)]
@@ -104,81 +64,124 @@ def _reshape(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
     return reshaped
 
 
-def _shape(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
+def _expand(inputs: Inputs, attributes: Attributes) -> Tensor:
+    values: Tensor = inputs[0]
+    shape = [1] * (values.ndim - len(inputs[1])) + inputs[1].tolist()
+    own = [1] * (len(shape) - values.ndim) + list(values.shape)
+    return values.expand([size if other == 1 else other for size, other in zip(shape, own, strict=True)])  # either may be 1
+
+
+def _transpose(inputs: Inputs, attributes: Attributes) -> Tensor:
+    return inputs[0].permute(attributes.get("perm", list(reversed(range(inputs[0].ndim)))))  # type: ignore[no-any-return]
+
+
+def _shape(inputs: Inputs, attributes: Attributes) -> Tensor:
     shape = list(inputs[0].shape)
     return torch.tensor(shape[attributes.get("start", 0) : attributes.get("end", len(shape))], dtype=torch.int64)
 
 
-def _axes(inputs: Sequence[Any], attributes: Attributes, place: int = 1) -> list[int] | None:
-    if len(inputs) > place and inputs[place] is not None:
-        return inputs[place].tolist()  # type: ignore[no-any-return]
-    return attributes.get("axes")
+def _axes(inputs: Inputs, attributes: Attributes) -> list[int]:
+    """Return the axes that an input or, in older opsets, an attribute names; none where neither does."""
+    if len(inputs) > 1 and inputs[1] is not None:
+        return inputs[1].tolist()  # type: ignore[no-any-return]
+    return attributes.get("axes", [])  # type: ignore[no-any-return]
 
 
-def _reduce(function: Callable[..., Tensor]) -> Node:
-    def reduce(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
+def _reduce(function: Callable[..., Tensor]) -> Operator:
+    def reduce(inputs: Inputs, attributes: Attributes) -> Tensor:
         axes = _axes(inputs, attributes)
-        if axes is None:
-            if attributes.get("noop_with_empty_axes", 0):
-                return inputs[0]  # type: ignore[no-any-return]
-            axes = list(range(inputs[0].ndim))
+        if not axes and attributes.get("noop_with_empty_axes", 0):
+            return function(inputs[0][None], [0], keepdim=False)  # each value by itself
+        axes = axes or list(range(inputs[0].ndim))
         return function(inputs[0], axes, keepdim=bool(attributes.get("keepdims", 1)))
 
-    return reduce
+    return operator(reduce, "axes", "keepdims", "noop_with_empty_axes")
 
 
-def _squeeze(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
+def _norm(values: Tensor, axes: list[int], *, keepdim: bool) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(values, dim=axes, keepdim=keepdim)
+    return norm
+
+
+def _squeeze(inputs: Inputs, attributes: Attributes) -> Tensor:
     axes = _axes(inputs, attributes)
-    squeezed: Tensor = inputs[0].squeeze() if axes is None else inputs[0].squeeze(tuple(axes))
+    squeezed: Tensor = inputs[0].squeeze(tuple(axes)) if axes else inputs[0].squeeze()
     return squeezed
 
 
-def _unsqueeze(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
-    values, axes = inputs[0], _axes(inputs, attributes) or []
+def _unsqueeze(inputs: Inputs, attributes: Attributes) -> Tensor:
+    values, axes = inputs[0], _axes(inputs, attributes)
     rank = values.ndim + len(axes)
     for axis in sorted(axis % rank for axis in axes):
         values = values.unsqueeze(axis)
     return values  # type: ignore[no-any-return]
 
 
-def _slice(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
+def _slice(inputs: Inputs, attributes: Attributes) -> Tensor:
     values, starts, ends, axes, steps = (*inputs, None, None)[:5]
-    chosen = [slice(None)] * values.ndim
+    slices = [slice(None)] * values.ndim
     places = range(len(starts)) if axes is None else axes.tolist()
-    pace = [1] * len(starts) if steps is None else steps.tolist()
-    for axis, start, end, step in zip(places, starts.tolist(), ends.tolist(), pace, strict=True):
+    strides = [1] * len(starts) if steps is None else steps.tolist()
+    for axis, start, end, step in zip(places, starts.tolist(), ends.tolist(), strides, strict=True):
         if step < 0:
-            raise _refuse("slices that go backwards")
-        chosen[axis] = slice(start, end, step)
-    return values[tuple(chosen)]  # type: ignore[no-any-return]
+            raise NotSupportedError(f"a step of {step}")
+        slices[axis] = slice(start, end, step)
+    return values[tuple(slices)]  # type: ignore[no-any-return]
 
 
-def _gather(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
-    values, index = inputs
+def _split(inputs: Inputs, attributes: Attributes) -> tuple[Tensor, ...]:
+    values, sizes = (*inputs, None)[:2]
     axis = attributes.get("axis", 0)
-    found = values.index_select(axis, index.flatten() % values.shape[axis])
-    return found.reshape(*values.shape[:axis], *index.shape, *values.shape[axis + 1 :])  # type: ignore[no-any-return]
+    if sizes is None:
+        if "num_outputs" not in attributes:
+            raise NotSupportedError("parts whose number is not given")
+        return values.split(math.ceil(values.shape[axis] / attributes["num_outputs"]), axis)  # type: ignore[no-any-return]
+    return values.split(sizes.tolist(), axis)  # type: ignore[no-any-return]
 
 
-def _pad(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
-    values, pads, value = (*inputs, None)[:3]
-    if attributes.get("mode", b"constant") != b"constant" or len(inputs) > 3:
-        raise _refuse("padding by other than a constant")
-    amounts, rank = pads.tolist(), values.ndim
-    both = [amounts[axis + end * rank] for axis in reversed(range(rank)) for end in (0, 1)]
-    return F.pad(values, both, value=0.0 if value is None else float(value))
+def _gather(inputs: Inputs, attributes: Attributes) -> Tensor:
+    values, index = inputs
+    axis = attributes.get("axis", 0) % values.ndim
+    places = torch.where(index < 0, index + values.shape[axis], index).flatten()
+    gathered: Tensor = values.index_select(axis, places)
+    return gathered.reshape([*values.shape[:axis], *index.shape, *values.shape[axis + 1 :]])
 
 
-def _quantise(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
-    values, scale, zero = inputs
-    low, high = _BYTES[zero.dtype]
-    scale, zero = (_along(part, values, attributes) for part in (scale, zero))
-    exact = values / scale
+def _gather_nd(inputs: Inputs, attributes: Attributes) -> Tensor:
+    return inputs[0][tuple(inputs[1].unbind(-1))]  # type: ignore[no-any-return]
+
+
+def _constant(inputs: Inputs, attributes: Attributes) -> Tensor:
+    ((name, value),) = attributes.items()
+    if name == "value":
+        return as_tensor(value)
+    if name in ("value_int", "value_ints"):
+        return torch.tensor(value, dtype=torch.int64)
+    if name in ("value_float", "value_floats"):
+        return torch.tensor(value, dtype=torch.float32)
+    raise NotSupportedError(f"a constant by {name}")
+
+
+def _constant_of_shape(inputs: Inputs, attributes: Attributes) -> Tensor:
+    value = as_tensor(attributes["value"]) if "value" in attributes else torch.zeros(1)
+    return value.reshape(()).expand(inputs[0].tolist())
+
+
+def _quantise(inputs: Inputs, attributes: Attributes) -> Tensor:
+    values, scale, zero = (*inputs, None)[:3]
+    if attributes.get("output_dtype", 0) not in (0, TensorProto.INT8, TensorProto.UINT8):
+        raise NotSupportedError(f"output_dtype {TensorProto.DataType.Name(attributes['output_dtype'])}")
+    dtype = zero.dtype if zero is not None else DTYPES[attributes.get("output_dtype", 0) or TensorProto.UINT8]
+    if dtype not in _BYTES or not values.is_floating_point():
+        raise NotSupportedError(f"{values.dtype} to {dtype}")
+    exact = values / _along(scale, values, attributes)
     rounded: Tensor = exact + (exact.round() - exact).detach()  # half to even, as ONNX has it
-    return (rounded + zero).clamp(low, high)  # whole numbers, kept as floats so that gradients pass
+    low, high = _BYTES[dtype]
+    offset = 0 if zero is None else _along(zero, values, attributes)
+    return (rounded + offset).clamp(low, high)  # whole numbers, kept as floats so that gradients pass
 
 
-def _dequantise(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
+def _dequantise(inputs: Inputs, attributes: Attributes) -> Tensor:
     values, scale, zero = (*inputs, None)[:3]
     scale = _along(scale, values, attributes)
     whole: Tensor = values.to(scale.dtype)
@@ -187,117 +190,146 @@ def _dequantise(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
 
 def _along(part: Tensor, values: Tensor, attributes: Attributes) -> Tensor:
     """Let one value for each place of an axis stand beside all of that place."""
-    if part.ndim == 0 or part.numel() == 1:
+    if part.ndim > 1:
+        raise NotSupportedError("a scale for each block")
+    if part.numel() == 1:
         return part.reshape(())
     shape = [1] * values.ndim
     shape[attributes.get("axis", 1)] = -1
     return part.reshape(shape)
 
 
-def _cast(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
-    if attributes["to"] not in _TYPES:
-        raise _refuse(f"type {attributes['to']}")
-    return inputs[0].to(_TYPES[attributes["to"]])  # type: ignore[no-any-return]
+def _cast(inputs: Inputs, attributes: Attributes) -> Tensor:
+    if attributes["to"] not in DTYPES:
+        raise NotSupportedError(f"a cast to {TensorProto.DataType.Name(attributes['to'])}")
+    return inputs[0].to(DTYPES[attributes["to"]])  # type: ignore[no-any-return]
 
 
-def _clip(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
+def _clip(inputs: Inputs, attributes: Attributes) -> Tensor:
     values, low, high = (*inputs, None, None)[:3]
-    return values.clamp(low, high)  # type: ignore[no-any-return]
+    return values if low is None and high is None else values.clamp(low, high)  # type: ignore[no-any-return]
 
 
-def _hard_sigmoid(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
+def _hard_sigmoid(inputs: Inputs, attributes: Attributes) -> Tensor:
     line: Tensor = attributes.get("alpha", 0.2) * inputs[0] + attributes.get("beta", 0.5)
     return line.clamp(0, 1)
 
 
-def _flatten(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
+def _flatten(inputs: Inputs, attributes: Attributes) -> Tensor:
     shape = inputs[0].shape
     return inputs[0].reshape(math.prod(shape[: attributes.get("axis", 1)]), -1)  # type: ignore[no-any-return]
 
 
-def _gelu(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
+def _gelu(inputs: Inputs, attributes: Attributes) -> Tensor:
     return F.gelu(inputs[0], approximate=attributes.get("approximate", b"none").decode())
 
 
-def _layer_norm(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
+def _layer_norm(inputs: Inputs, attributes: Attributes) -> Tensor:
     values, scale, bias = (*inputs, None)[:3]
     return F.layer_norm(values, values.shape[attributes.get("axis", -1) :], scale, bias, attributes.get("epsilon", 1e-5))
 
 
-def _of_one(function: Callable[[Any], Any]) -> Node:
-    return lambda inputs, attributes: function(inputs[0])
+def _group_norm(inputs: Inputs, attributes: Attributes) -> Tensor:
+    values, scale, bias = inputs
+    if len(scale) != values.shape[1]:
+        raise NotSupportedError("a scale for each group")  # as opset 18 had it
+    return F.group_norm(values, attributes["num_groups"], scale, bias, attributes.get("epsilon", 1e-5))
 
 
-def _of_two(function: Callable[[Any, Any], Any]) -> Node:
-    return lambda inputs, attributes: function(inputs[0], inputs[1])
+def _of_one(function: Callable[[Any], Any]) -> Operator:
+    return operator(lambda inputs, attributes: function(inputs[0]))
 
 
-def _of_all(function: Callable[[Any, Any], Any]) -> Node:
-    return lambda inputs, attributes: functools.reduce(function, inputs)
+def _of_two(function: Callable[[Any, Any], Any]) -> Operator:
+    return operator(lambda inputs, attributes: function(inputs[0], inputs[1]))
+
+
+def _of_all(function: Callable[[Any, Any], Any]) -> Operator:
+    return operator(lambda inputs, attributes: functools.reduce(function, inputs))
 
 
 def _divide(first: Tensor, second: Tensor) -> Tensor:
     return first / second if first.is_floating_point() else torch.div(first, second, rounding_mode="trunc")
 
 
-NODES: dict[str, Node] = {
+NODES: dict[str, Operator] = {
     "Abs": _of_one(torch.abs),
     "Add": _of_two(torch.add),
     "And": _of_two(torch.logical_and),
-    "ArgMax": lambda inputs, attributes: inputs[0].argmax(attributes.get("axis", 0), bool(attributes.get("keepdims", 1))),
-    "AveragePool": _average_pool,
-    "Cast": _cast,
-    "Clip": _clip,
-    "Concat": lambda inputs, attributes: torch.cat(list(inputs), attributes["axis"]),
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
-    "DequantizeLinear": _dequantise,
+    "ArgMax": operator(
+        lambda inputs, attributes: inputs[0].argmax(attributes.get("axis", 0), bool(attributes.get("keepdims", 1))),
+        "axis", "keepdims",
+    ),
+    "AveragePool": operator(maps.average_pool, *_WINDOWS, "ceil_mode", "count_include_pad"),
+    "Cast": operator(_cast, "to"),
+    "Clip": operator(_clip),
+    "Concat": operator(lambda inputs, attributes: torch.cat(list(inputs), attributes["axis"]), "axis"),
+    "Constant": operator(_constant, "value", "value_int", "value_ints", "value_float", "value_floats"),
+    "ConstantOfShape": operator(_constant_of_shape, "value"),
+    "Conv": operator(maps.conv, *_WINDOWS, "group"),
+    "ConvTranspose": operator(maps.conv_transpose, *_WINDOWS, "group", "output_padding"),
+    "Cos": _of_one(torch.cos),
+    "DequantizeLinear": operator(_dequantise, "axis"),
     "Div": _of_two(_divide),
+    "Einsum": operator(lambda inputs, attributes: torch.einsum(attributes["equation"].decode(), *inputs), "equation"),
     "Equal": _of_two(torch.eq),
     "Erf": _of_one(torch.erf),
     "Exp": _of_one(torch.exp),
-    "Expand": lambda inputs, attributes: inputs[0] * torch.ones(inputs[1].tolist(), dtype=inputs[0].dtype),
-    "Flatten": _flatten,
+    "Expand": operator(_expand),
+    "Flatten": operator(_flatten, "axis"),
     "Floor": _of_one(torch.floor),
-    "Gather": _gather,
-    "Gelu": _gelu,
-    "Gemm": _gemm,
-    "GlobalAveragePool": lambda inputs, attributes: inputs[0].mean((2, 3), keepdim=True),
+    "Gather": operator(_gather, "axis"),
+    "GatherND": operator(_gather_nd),
+    "Gelu": operator(_gelu, "approximate"),
+    "Gemm": operator(_gemm, "alpha", "beta", "transA", "transB"),
+    "GlobalAveragePool": _of_one(lambda values: values.mean(tuple(range(2, values.ndim)), keepdim=True)),
     "Greater": _of_two(torch.gt),
     "GreaterOrEqual": _of_two(torch.ge),
-    "HardSigmoid": _hard_sigmoid,
+    "GridSample": operator(maps.grid_sample, "align_corners", "mode", "padding_mode"),
+    "GroupNormalization": operator(_group_norm, "epsilon", "num_groups"),
+    "HardSigmoid": operator(_hard_sigmoid, "alpha", "beta"),
     "HardSwish": _of_one(F.hardswish),
     "Identity": _of_one(lambda values: values),
-    "LayerNormalization": _layer_norm,
+    "LayerNormalization": operator(_layer_norm, "axis", "epsilon"),
     "Less": _of_two(torch.lt),
     "LessOrEqual": _of_two(torch.le),
+    "Log": _of_one(torch.log),
     "MatMul": _of_two(torch.matmul),
     "Max": _of_all(torch.maximum),
-    "MaxPool": _max_pool,
+    "MaxPool": operator(maps.max_pool, *_WINDOWS, "ceil_mode"),
     "Min": _of_all(torch.minimum),
     "Mul": _of_two(torch.mul),
     "Neg": _of_one(torch.neg),
     "Not": _of_one(torch.logical_not),
-    "Pad": _pad,
-    "Pow": _of_two(torch.pow),
-    "QuantizeLinear": _quantise,
-    "Range": lambda inputs, attributes: torch.arange(*(value.item() for value in inputs), dtype=inputs[0].dtype),
+    "Pad": operator(maps.pad, "mode"),
+    "Pow": operator(_pow),
+    "QuantizeLinear": operator(_quantise, "axis", "output_dtype"),
+    "Range": operator(
+        lambda inputs, attributes: torch.arange(*(value.item() for value in inputs), dtype=inputs[0].dtype)
+    ),
     "Reciprocal": _of_one(torch.reciprocal),
+    "ReduceL2": _reduce(_norm),
     "ReduceMax": _reduce(torch.amax),
     "ReduceMean": _reduce(torch.mean),
     "ReduceSum": _reduce(torch.sum),
     "Relu": _of_one(F.relu),
-    "Reshape": _reshape,
-    "Resize": _resize,
-    "Shape": _shape,
+    "Reshape": operator(_reshape, "allowzero"),
+    "Resize": operator(
+        maps.resize, "axes", "coordinate_transformation_mode", "cubic_coeff_a", "mode", "nearest_mode",
+    ),
+    "Shape": operator(_shape, "start", "end"),
     "Sigmoid": _of_one(torch.sigmoid),
-    "Slice": _slice,
-    "Softmax": lambda inputs, attributes: inputs[0].softmax(attributes.get("axis", -1)),
+    "Sign": _of_one(torch.sign),
+    "Sin": _of_one(torch.sin),
+    "Slice": operator(_slice),
+    "Softmax": operator(lambda inputs, attributes: inputs[0].softmax(attributes.get("axis", -1)), "axis"),
+    "Split": operator(_split, "axis", "num_outputs"),
     "Sqrt": _of_one(torch.sqrt),
-    "Squeeze": _squeeze,
+    "Squeeze": operator(_squeeze, "axes"),
     "Sub": _of_two(torch.sub),
     "Tanh": _of_one(torch.tanh),
-    "Transpose": lambda inputs, attributes: inputs[0].permute(attributes["perm"]),
-    "Unsqueeze": _unsqueeze,
-    "Where": lambda inputs, attributes: torch.where(inputs[0], inputs[1], inputs[2]),
-}
+    "Tile": operator(lambda inputs, attributes: inputs[0].repeat(inputs[1].tolist())),
+    "Transpose": operator(_transpose, "perm"),
+    "Unsqueeze": operator(_unsqueeze, "axes"),
+    "Where": operator(lambda inputs, attributes: torch.where(inputs[0], inputs[1], inputs[2])),
+}  # fmt: skip
