@@ -17,8 +17,8 @@ from ddcat_train.networks import Segmenter
 
 __all__ = ["prove_main_branch"]
 
-# What is traced the second time, where sizes are free: no side in common with the first, and large enough for networks that pool
-# to a small part of the image, which would become graphs of one size at a few pixels.
+# What is traced the second time, where sizes are free: no side in common with the first, and large enough for networks that
+# shrink the image a lot, whose graphs would be of one size at a few pixels.
 _OTHER = (3, 150, 133)
 
 _ATEN = torch.ops.aten

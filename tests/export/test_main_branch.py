@@ -93,7 +93,7 @@ def test_a_constant_of_the_traced_images_is_named(smallest: Any, monkeypatch: py
 
 
 class Attention(torch.nn.Module):
-    """Every pixel attends to all, and to one that it learnt: what PyTorch computes by kernels that its own counter leaves out."""
+    """Every pixel attends to all others: computed by kernels that PyTorch's own counter leaves out."""
 
     def __init__(self) -> None:
         super().__init__()
