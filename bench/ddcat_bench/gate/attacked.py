@@ -9,7 +9,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ddcat.bundle import Bundle
 from ddcat.schema import Fraction, Strict
 from ddcat.scores import miou
 from ddcat_bench.attack.judging import answers, count_each
@@ -30,7 +29,7 @@ from ddcat_bench.gate.pool import (
     parts_of,
     read_units,
 )
-from ddcat_bench.gate.twin import Twin
+from ddcat_bench.gate.twin import twin_of
 from ddcat_bench.subjects import judged_at_once, main_branch
 from ddcat_bench.units import Units, open_units
 from ddcat_serve.engines import Engine
@@ -98,7 +97,7 @@ def attack_pool(
     BenchError, DataError, EngineError
     """
     network = main_branch(case.checkpoint, torch.device("cpu"))
-    contenders = Contenders(network, Twin(case.bundle.files[_graph(case.bundle)]), engine)
+    contenders = Contenders(network, twin_of(case.bundle), engine)
     units = open_units(work, case.identity())
     if ranks.rank == 0:
         _pilot(case, contenders, units)
@@ -124,12 +123,6 @@ def attack_pool(
     return Attacked(
         [name for found in names for name in found], pilot, judged, _logit_error(case, contenders), units.kept("probe", Probe)
     )
-
-
-def _graph(bundle: Bundle) -> str:
-    """Name the ONNX file that the engine computes: the one that it loads, or that its plan was built from."""
-    engine = bundle.manifest.engine
-    return engine.file if engine.file.endswith(".onnx") else engine.graph
 
 
 def _batches(case: Case, images: int) -> Iterator[tuple[list[str], Victims]]:

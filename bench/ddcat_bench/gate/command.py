@@ -19,6 +19,7 @@ from ddcat_bench.gate.limits import Limits
 from ddcat_bench.gate.pictures import Overlay, legend, overlays
 from ddcat_bench.gate.report import gate_brief, gate_html, gate_junit, gate_markdown
 from ddcat_bench.gate.results import GateResult
+from ddcat_bench.gate.twin import twin_of
 from ddcat_bench.gate.words import title
 from ddcat_bench.output import claim, show, write_result
 from ddcat_bench.processes import begin, together
@@ -99,6 +100,7 @@ def _judge(
     if key is not None:
         check_key(key)
     case.check_labels()
+    twin_of(case.bundle)  # what it cannot attack it says before any other work
     work = work_folder(folder)
     if force and not under_agent():
         forget_other(work, case.identity())

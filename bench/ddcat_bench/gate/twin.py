@@ -3,15 +3,17 @@
 from typing import NamedTuple
 
 import onnx
+import torch
 from onnx import helper
 from torch import Tensor, nn
 
+from ddcat.bundle import Bundle
 from ddcat.faults import first_line
 from ddcat_bench.errors import BenchError
 from ddcat_bench.gate.twin_nodes import NODES, as_tensor
 from ddcat_bench.gate.twin_operator import Attributes, NotSupportedError, Operator
 
-__all__ = ["Executor", "Twin"]
+__all__ = ["Executor", "Twin", "twin_of"]
 
 # Between these two opsets the operators of the table changed only by attributes, inputs and types, all of which are checked.
 _FIRST, _LAST = 13, 28
@@ -136,6 +138,24 @@ class Twin(nn.Module):
         pixels = (images * 255).permute(0, 2, 3, 1)  # the graph divides again
         scores = self._executor({"image": pixels})[self._scores]
         return scores.reshape(len(images), -1, images.shape[2], images.shape[3])
+
+
+def twin_of(bundle: Bundle) -> Twin:
+    """
+    Make the twin of a bundle's engine, and try it on the smallest image: some forms are known only then.
+
+    Raises
+    ------
+    BenchError
+        Naming what it does not support.
+    """
+    engine, shapes = bundle.manifest.engine, bundle.manifest.shapes
+    # the ONNX file that the engine computes: the one that it loads, or that its plan was built from
+    twin = Twin(bundle.files[engine.file if engine.file.endswith(".onnx") else engine.graph])
+    height, width = shapes.sizes[0] if shapes.sizes is not None else (shapes.height.minimum, shapes.width.minimum)
+    with torch.no_grad():
+        twin(torch.zeros(shapes.batch.minimum, 3, height, width))
+    return twin
 
 
 def _refusal(what: str) -> BenchError:

@@ -32,6 +32,8 @@ from ddcat_bench.gate.limits import DEFAULT, read_limits
 from ddcat_bench.gate.pool import EPSILONS, Judged, parts_of
 from ddcat_bench.gate.report import gate_brief, gate_html, gate_junit, gate_markdown
 from ddcat_bench.gate.results import GateResult
+from ddcat_bench.gate.twin_nodes import NODES
+from ddcat_bench.gate.twin_operator import NotSupportedError
 from ddcat_bench.gate.words import title
 from ddcat_bench.result_files import read_result
 from ddcat_bench.timing.memory import Serving
@@ -579,6 +581,18 @@ def test_a_split_without_labels_is_refused_before_anything_is_timed(
     with pytest.raises(BenchError, match=told):
         judge(Case(bundle, checkpoint, ignored), LIMITS, tmp_path / "gate", repeats=10)
     Case(bundle, checkpoint, scenes).check_labels()
+
+
+def test_a_graph_that_cannot_be_attacked_is_refused_before_anything_is_timed(
+    bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def antialias(inputs: Any, attributes: Any) -> Any:
+        raise NotSupportedError("a form that only images show")
+
+    monkeypatch.setitem(NODES, "Resize", NODES["Resize"]._replace(run=antialias))
+    with pytest.raises(BenchError, match=r"does not support Resize at .* with a form that only images show"):
+        judge(Case(bundle, checkpoint, scenes), LIMITS, tmp_path / "gate", repeats=10)
+    assert not (tmp_path / "gate").exists()
 
 
 @pytest.mark.slow
