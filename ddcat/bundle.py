@@ -1,5 +1,11 @@
-"""Writing a bundle, and reading one back with every byte checked against its manifest."""
+"""
+Writing a bundle, and reading one back with every byte checked against its manifest.
 
+A bundle is a flat folder of regular files: the manifest, what it lists, and, by their exact names, its signature and what the
+gate puts beside it. Nothing else may be there.
+"""
+
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +13,7 @@ from typing import NamedTuple, Self
 
 from ddcat import signing
 from ddcat.errors import BundleError
-from ddcat.files import is_leftover, new_directory, write_bytes
+from ddcat.files import kind_of, new_directory, read_regular, unfinished, write_bytes
 from ddcat.hashing import sha256_of_bytes
 from ddcat.manifest import FileEntry, Manifest, parse_manifest
 
@@ -15,8 +21,9 @@ __all__ = [
     "ANYONE",
     "INTEGRITY_ONLY",
     "MANIFEST",
+    "MOST_BYTES",
     "PASSPORT",
-    "PASSPORT_SIGNATURE",
+    "REPORT",
     "SIGNATURE",
     "Bundle",
     "Trust",
@@ -27,8 +34,9 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
-PASSPORT, PASSPORT_SIGNATURE = "passport.json", "passport.sig"
-_BESIDE = {MANIFEST, SIGNATURE, PASSPORT, PASSPORT_SIGNATURE, "report.html"}  # the last by the gate, after the manifest
+PASSPORT, REPORT = "passport.json", "report.html"  # by the gate, after the manifest; no program reads the second
+_BESIDE = {MANIFEST, SIGNATURE, PASSPORT, REPORT, *(unfinished(Path(name)).name for name in (PASSPORT, REPORT))}
+MOST_BYTES = 2**22  # of a manifest, a signature or a passport
 
 INTEGRITY_ONLY = "integrity only"
 
@@ -43,15 +51,20 @@ class Trust(NamedTuple):
         In PEM; the manifest must be signed by its owner.
     digests : tuple of str
         The bundle must have one of them; () for any.
+    passport : bool
+        Whether the gate must have passed it: see `ddcat.passport.read_passport`.
     """
 
     public_key: Path | None = None
     digests: tuple[str, ...] = ()
+    passport: bool = False
 
     @classmethod
-    def from_options(cls, require_signature: Path | None, expect_digest: Sequence[str] | None) -> Self:
-        """Take the values of --require-signature and --expect-digest, which `ddcat.command` describes."""
-        return cls(require_signature, tuple(expect_digest or ()))
+    def from_options(
+        cls, require_signature: Path | None, expect_digest: Sequence[str] | None, require_passport: bool = False
+    ) -> Self:
+        """Take the values of --require-signature, --expect-digest and --require-passport: see `ddcat.command`."""
+        return cls(require_signature, tuple(expect_digest or ()), require_passport)
 
 
 ANYONE = Trust()
@@ -121,29 +134,47 @@ def open_bundle(path: Path, trust: Trust = ANYONE) -> Bundle:
     Raises
     ------
     BundleError
-        Where there is no bundle, it is not shown to be from whom it should be, or a file is missing, altered or not listed in
-        the manifest.
+        Where there is no bundle, it is not shown to be from whom it should be, or a file is missing, altered, no regular file,
+        or not listed in the manifest.
     """
-    if not path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError:  # a name that is too long, a folder above it that must not be entered
+        is_folder = False
+    if not is_folder:
         raise BundleError(f"{path} is not a directory: a bundle is the directory that ddcat-export writes")
     try:
-        content = (path / MANIFEST).read_bytes()
+        content = read_regular(path / MANIFEST, most=MOST_BYTES, error=BundleError)
     except OSError as cause:
         raise BundleError(f"{path} holds no readable {MANIFEST}: a bundle is what ddcat-export writes") from cause
     digest = sha256_of_bytes(content)
     known = _check_trust(path, content, digest, trust)
     manifest = parse_manifest(content, str(path / MANIFEST))
-    present = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()}
-    surplus = sorted(name for name in present - _BESIDE - set(manifest.files) if not _is_being_written(Path(name)))
-    if surplus:
-        raise BundleError(f"{path / surplus[0]} is not listed in the bundle's manifest: remove it, or export again")
+    _check_contents(path, manifest.files)
     files = {name: _read(path / name, entry) for name, entry in manifest.files.items()}
     return Bundle(path, manifest, digest, files, known)
 
 
-def _is_being_written(file: Path) -> bool:
-    """Whether it is by a gate that writes its verdict at this moment, or was killed when it did."""
-    return any(is_leftover(file, name) for name in _BESIDE)
+def _check_contents(path: Path, listed: Mapping[str, FileEntry]) -> None:
+    """Refuse what is neither listed nor beside, and what is no regular file, before any of it is read."""
+    if reserved := sorted(_BESIDE & set(listed)):
+        raise BundleError(f"{path / MANIFEST} lists {reserved[0]}, a name that is kept for what stands beside: export again")
+    try:
+        for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
+            if entry.name not in listed and entry.name not in _BESIDE:
+                raise BundleError(f"{_first_in(path / entry.name)} is not listed in the bundle's manifest: remove it")
+            if not entry.is_file(follow_symlinks=False):
+                kind = kind_of(entry.stat(follow_symlinks=False).st_mode)
+                raise BundleError(f"{path / entry.name} is {kind}, and a bundle is of regular files: copy the file itself there")
+    except OSError as cause:
+        raise BundleError(f"{path} cannot be listed: {cause.strerror}") from cause
+
+
+def _first_in(place: Path) -> Path:
+    """Give the place itself, or, of a folder, the first file within, which says more."""
+    while place.is_dir() and not place.is_symlink() and (inner := min(place.iterdir(), default=None)) is not None:
+        place = inner
+    return place
 
 
 def _check_trust(path: Path, content: bytes, digest: str, trust: Trust) -> str:
@@ -154,7 +185,7 @@ def _check_trust(path: Path, content: bytes, digest: str, trust: Trust) -> str:
         known.append("the digest is the expected one")
     if trust.public_key is not None:
         try:
-            signature = (path / SIGNATURE).read_bytes()
+            signature = read_regular(path / SIGNATURE, most=MOST_BYTES, error=BundleError)
         except OSError as cause:
             raise BundleError(f"{path} is not signed, it has no readable {SIGNATURE}: ddcat-export --sign KEY signs") from cause
         signing.verify(content, signature, trust.public_key, where=str(path))
@@ -167,9 +198,16 @@ def _check_trust(path: Path, content: bytes, digest: str, trust: Trust) -> str:
 
 def _read(path: Path, entry: FileEntry) -> bytes:
     try:
-        content = path.read_bytes()
+        size = path.stat().st_size
+        content = read_regular(path, most=entry.bytes, error=BundleError) if size == entry.bytes else b""
     except OSError as cause:
         raise BundleError(f"{path} is listed in the bundle's manifest but cannot be read: export again") from cause
+    except MemoryError as cause:
+        raise BundleError(f"{path} needs {entry.bytes} bytes of memory, which are not there: use a larger machine") from cause
+    if size != entry.bytes:
+        raise BundleError(
+            f"{path} is not the file that was exported: it has {size} bytes, the manifest says {entry.bytes}: export again"
+        )
     found = sha256_of_bytes(content)
     if found != entry.sha256:
         raise BundleError(

@@ -6,20 +6,25 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ddcat.text import one_line
+
 __all__ = [
     "CAMVID",
     "CITYSCAPES",
     "IGNORE",
     "IGNORED_COLOUR",
+    "LONGEST_NAME",
     "VOC",
     "Classes",
     "Colour",
     "colour_table",
     "coloured",
+    "repeated_name",
     "voc_palette",
 ]
 
 IGNORE = 255  # a pixel with this label is never scored and never attacked for gain
+LONGEST_NAME = 100  # characters of a class's name: it stands in legends, headers and every JSON answer
 IGNORED_COLOUR = (225, 225, 225)  # it is shown in
 
 Colour = tuple[int, int, int]
@@ -45,6 +50,11 @@ class Classes:
             raise ValueError(f"{len(self.names)} class names, but {len(self.palette)} colours")
         if not 1 < len(self.names) < IGNORE:
             raise ValueError(f"between 2 and {IGNORE - 1} classes are possible, not {len(self.names)}")
+        for name, colour in zip(self.names, self.palette, strict=True):
+            if not 1 <= len(name) <= LONGEST_NAME:
+                raise ValueError(f"a class has a name of {len(name)} characters, expected 1 to {LONGEST_NAME}")
+            if any(level not in range(256) for level in colour):
+                raise ValueError(f"class {one_line(name)} has the colour {list(colour)}, expected levels of 0 to 255")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -58,6 +68,11 @@ class Classes:
     def with_voc_palette(cls, names: Sequence[str]) -> "Classes":
         """Give classes that have no colours of their own those of Pascal VOC."""
         return cls(tuple(names), voc_palette(len(names)))
+
+
+def repeated_name(names: Sequence[str]) -> str | None:
+    """Give the first name that stands more than once among the names of classes, or None: nothing could be said of either."""
+    return next((name for place, name in enumerate(names) if name in names[:place]), None)
 
 
 def voc_palette(count: int) -> tuple[Colour, ...]:

@@ -10,13 +10,13 @@ import typer
 from ddcat.errors import DdcatError
 from ddcat.faults import printable
 
-__all__ = ["DEVICES", "REFUSED", "ExpectDigest", "RequireSignature", "parse_choice", "parse_size", "run"]
+__all__ = ["DEVICES", "REFUSED", "ExpectDigest", "RequirePassport", "RequireSignature", "parse_choice", "parse_size", "run"]
 
 REFUSED = 2  # exit status: refused, or bad input
 _LONGEST = 4000  # characters of an error: it may quote what others wrote
 DEVICES = ("auto", "cpu", "cuda")
 
-# the two together are what `ddcat.bundle.Trust.from_options` takes
+# the three together are what `ddcat.bundle.Trust.from_options` takes
 RequireSignature = Annotated[
     Path | None, typer.Option(metavar="PUB", help="Refuse a bundle that the owner of this public key (PEM) did not sign.")
 ]
@@ -24,7 +24,9 @@ ExpectDigest = Annotated[
     list[str] | None,
     typer.Option(metavar="SHA", help="Refuse a bundle of another digest; may be given again, for each bundle."),
 ]
-
+RequirePassport = Annotated[
+    bool, typer.Option("--require-passport", help="Refuse a bundle that did not pass ddcat-bench gate with its default budget.")
+]
 
 _Choice = TypeVar("_Choice", bound=str)
 

@@ -4,10 +4,15 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from ddcat.text import one_line
+
 __all__ = ["first_fault", "first_line", "printable"]
 
 _DIRECTIONS = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # text is shown in another order
 _CONTROLS = {"Cc", "Cs", "Zl", "Zp"}
+
+
+_MOST = 2000  # characters: a message may repeat what is wrong
 
 
 class _Refusal(Protocol):
@@ -19,13 +24,13 @@ class _Refusal(Protocol):
 def first_fault(error: _Refusal) -> str:
     """Say which entry is wrong and why, ``engine.file: Field required``; the first one, and of the whole only why."""
     first = error.errors()[0]
-    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+    return one_line(": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"]))), _MOST)
 
 
 def first_line(error: BaseException) -> str:
     """Give the first line of a message that has any, or the name of the exception."""
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip() if lines else type(error).__name__
+    return one_line(lines[0].rstrip(), _MOST) if lines else type(error).__name__
 
 
 def printable(text: object, most: int = 300) -> str:

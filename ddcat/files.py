@@ -5,30 +5,54 @@ import errno
 import glob
 import json
 import os
+import secrets
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 from ddcat.errors import DdcatError, WriteError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     "append_text",
     "check_vacant",
     "check_writable",
     "is_leftover",
+    "kind_of",
     "new_directory",
     "read_json",
+    "read_regular",
     "remove_leftovers",
     "reserve",
+    "temporary_directory",
+    "unfinished",
     "write_bytes",
+    "write_in_turn",
     "write_json",
     "write_text",
     "writing",
 ]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_SHARED_MEMORY = Path("/dev/shm")  # containers have it, those with a read-only root too
+_KINDS = {
+    stat.S_IFREG: "a regular file",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+_Made = TypeVar("_Made")
 
 
 @contextlib.contextmanager
@@ -69,19 +93,44 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     with writing(path, len(content)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        aside = Path(name)
+        aside, file = _create_beside(path, lambda place: place.open("xb"))
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.chmod(0o666 & ~_umask())  # mkstemp is private to its user, a result is not
+            with file:
+                _fill(file, content)
             aside.replace(path)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
         _sync_directory(path.parent)
+
+
+def write_in_turn(path: Path, content: bytes) -> None:
+    """
+    Write a file as `write_bytes` does, in a folder where no other name than `unfinished` may appear meanwhile.
+
+    Several writers wait for each other; what one that was killed has left is written over.
+
+    Raises
+    ------
+    WriteError
+        What was there before is still there.
+    """
+    aside = unfinished(path)
+    with writing(path, len(content)):
+        with _locked(aside) as file:
+            try:
+                file.truncate(0)
+                _fill(file, content)
+                aside.replace(path)
+            except BaseException:
+                aside.unlink(missing_ok=True)
+                raise
+        _sync_directory(path.parent)
+
+
+def unfinished(path: Path) -> Path:
+    """Give the name under which `write_in_turn` prepares a file."""
+    return path.with_name(f".{path.name}.new")
 
 
 def write_text(path: Path, content: str) -> None:
@@ -149,6 +198,67 @@ def read_json(path: Path, error: type[DdcatError] = DdcatError) -> Any:
         raise error(f"{path} is not JSON: {cause}") from cause
 
 
+def read_regular(path: Path, *, most: int, error: type[DdcatError] = DdcatError) -> bytes:
+    """
+    Read a regular file of limited size. Nothing else is opened: a pipe would wait for ever, a device never end.
+
+    Parameters
+    ----------
+    path : Path
+    most : int
+        Bytes that the file may have.
+    error : type of DdcatError
+        What is raised for a file of another kind, or a larger one.
+
+    Raises
+    ------
+    OSError
+        Where there is no such file, or it must not be read.
+    """
+    _check_regular(path, path.lstat(), error)
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
+        status = os.fstat(file.fileno())
+        _check_regular(path, status, error)  # it may have been replaced since
+        content = file.read(min(status.st_size, most) + 1)
+    if max(len(content), status.st_size) > most:
+        raise error(f"{path} is too large: {max(len(content), status.st_size)} bytes, expected {most} at most")
+    return content
+
+
+def kind_of(mode: int) -> str:
+    """Name the kind of a file by its `st_mode`, with an article."""
+    return _KINDS.get(stat.S_IFMT(mode), "a special file")
+
+
+def _check_regular(path: Path, status: os.stat_result, error: type[DdcatError]) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise error(f"{path} is {kind_of(status.st_mode)}, expected a regular file: put the file itself there")
+
+
+@contextlib.contextmanager
+def temporary_directory() -> Iterator[Path]:
+    """
+    Make a directory that is removed at the end: where TMPDIR says, in /tmp or its like, or in shared memory.
+
+    Raises
+    ------
+    WriteError
+        Where none of them can be written in.
+    """
+    try:
+        made = tempfile.TemporaryDirectory()
+    except OSError:
+        try:
+            made = tempfile.TemporaryDirectory(dir=_SHARED_MEMORY)
+        except OSError as cause:
+            raise WriteError(
+                "no folder for temporary files can be written in: set TMPDIR to one that can, or mount a tmpfs at /tmp"
+            ) from cause
+    with made as name:
+        yield Path(name)
+
+
 def reserve(path: Path) -> None:
     """Refuse a path where `new_directory` could not make one: before the long work whose result it is to hold."""
     check_vacant(path)
@@ -159,7 +269,9 @@ def reserve(path: Path) -> None:
 
 def check_vacant(path: Path) -> None:
     """Refuse a path that is taken: another file, or a directory that is not empty."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    with writing(path):  # a name may be too long, a folder not to be read
+        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    if taken:
         raise DdcatError(f"{path} exists already: name another one, or remove it first")
 
 
@@ -192,7 +304,7 @@ def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
         check_vacant(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        aside, _ = _create_beside(path, Path.mkdir)
     try:
         yield aside
         with writing(path):
@@ -200,7 +312,6 @@ def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
                 if file.is_file():
                     with file.open("rb") as opened:
                         os.fsync(opened.fileno())
-            aside.chmod(0o777 & ~_umask())
             _put(aside, path)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
@@ -228,10 +339,38 @@ def _existing(path: Path) -> Path:
     return next((place for place in (path, *path.absolute().parents) if os.path.lexists(place)), path)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _create_beside(path: Path, create: Callable[[Path], _Made]) -> tuple[Path, _Made]:
+    """Create a file or a folder under a new name beside a path, as `is_leftover` knows it, with the umask's permissions."""
+    while True:
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        with contextlib.suppress(FileExistsError):
+            return aside, create(aside)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[BinaryIO]:
+    """Open a file, created if necessary, that no other process has locked at the same time."""
+    flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    while True:
+        with open(path, "wb", opener=lambda name, _: os.open(name, flags, 0o666)) as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_at(path, file):  # or the one before us has given it its name
+                yield file
+                return
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _fill(file: BinaryIO, content: bytes) -> None:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _sync_directory(path: Path) -> None:

@@ -7,14 +7,15 @@ options give the same bytes.
 """
 
 import json
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from ddcat.classes import Classes
+from ddcat.classes import Classes, repeated_name
 from ddcat.errors import BundleError
 from ddcat.faults import first_fault
-from ddcat.schema import Sha256, Strict
+from ddcat.schema import Count, Details, Name, Sha256, Strict, Text
+from ddcat.text import one_line
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -44,54 +45,58 @@ SCHEMA_VERSION: Final = 2
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Kind = Literal["clean", "mixed"]  # of calibration
-Sizes = tuple[tuple[int, int], ...]  # (height, width)
 Byte = Annotated[int, Field(ge=0, le=255)]
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # flat: a key is joined to a folder
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]  # flat: a key is joined to a folder
+Positive = Annotated[Count, Field(ge=1)]
+Size = Annotated[int, Field(ge=1, le=2**31)]  # of an axis
+Sizes = tuple[tuple[Size, Size], ...]  # (height, width)
+Deviation = Annotated[float, Field(gt=0)]
+LARGEST_FILE: Final = 2**31  # bytes: no ONNX file can be larger
 
 
 class FileEntry(Strict):
     """A file of the bundle."""
 
     sha256: Sha256
-    bytes: int = Field(ge=0)
+    bytes: int = Field(ge=0, le=LARGEST_FILE)
 
 
 class Source(Strict):
     """The checkpoint that the bundle was made from."""
 
-    checkpoint: str = Field(description="its path when it was exported")
+    checkpoint: Text = Field(description="its path when it was exported")
     sha256: Sha256
-    git_commit: str | None = Field(description="of the code that exported it; ends in '+changes' for an unclean tree")
-    method: str = Field(description="how it was trained: clean, sat, ddcat, ...")
-    attack: dict[str, Any] | None = Field(description="the attack of its training; None where there was none")
-    architecture: str = Field(description="backbone and context, for example 'mobilenet_v2 + pyramid'")
-    step: int | None = Field(ge=0, description="updates that it was trained for; None: imported, and not known")
+    git_commit: Name | None = Field(description="of the code that exported it; ends in '+changes' for an unclean tree")
+    method: Name = Field(description="how it was trained: clean, sat, ddcat, ...")
+    attack: Details | None = Field(description="the attack of its training; None where there was none")
+    architecture: Text = Field(description="backbone and context, for example 'mobilenet_v2 + pyramid'")
+    step: Count | None = Field(description="updates that it was trained for; None: imported, and not known")
 
 
 class MainBranchProof(Strict):
     """The evidence that nothing but the main branch is in the graph: see `ddcat_export`."""
 
-    spare_parameters: int = Field(ge=0, description="elements of the auxiliary, mask and deep-supervision heads")
+    spare_parameters: Count = Field(description="elements of the auxiliary, mask and deep-supervision heads")
     bytes_unchanged: Literal[True] = Field(description="the graph exported without those heads is the same to the byte")
-    multiply_adds: int = Field(ge=1, description="for one image: of the graph, and of a network without these heads")
-    size: tuple[int, int] = Field(strict=False, description="(height, width) of that image")
+    multiply_adds: Positive = Field(description="for one image: of the graph, and of a network without these heads")
+    size: tuple[Size, Size] = Field(strict=False, description="(height, width) of that image")
 
 
 class DataSource(Strict):
     """The data that the checkpoint was trained on, and the split that the engine is judged on."""
 
-    name: str
-    root: str
-    split: str
+    name: Name
+    root: Text
+    split: Name
     list_sha256: Sha256 | None = Field(description="of the names of the split's images, one a line; None: not known")
-    images: int | None = Field(ge=1, description="of the split; None: not known")
-    long_side: int | None = Field(description="images are resized to it before anything else; None: they are not")
+    images: Positive | None = Field(description="of the split; None: not known")
+    long_side: Size | None = Field(description="images are resized to it before anything else; None: they are not")
 
 
 class ClassEntry(Strict):
     """A class, at the place of its label value."""
 
-    name: str
+    name: Name
     colour: tuple[Byte, Byte, Byte] = Field(strict=False)
 
 
@@ -101,14 +106,14 @@ class Preprocessing(Strict):
     colour: Literal["RGB"] = "RGB"
     layout: Literal["NHWC"] = "NHWC"
     mean: tuple[float, float, float] = Field(strict=False)
-    std: tuple[float, float, float] = Field(strict=False)
+    std: tuple[Deviation, Deviation, Deviation] = Field(strict=False)
 
 
 class Range(Strict):
     """Sizes that an axis may have, both ends included."""
 
-    minimum: int = Field(ge=1)
-    maximum: int | None = Field(description="None: no upper end")
+    minimum: Size
+    maximum: Size | None = Field(description="None: no upper end")
 
     @model_validator(mode="after")
     def _ordered(self) -> "Range":
@@ -144,30 +149,30 @@ class Shapes(Strict):
 class TensorEntry(Strict):
     """An input or output of the graph; a string names an axis whose size is free within `Shapes`."""
 
-    name: str
+    name: Name
     dtype: Literal["uint8", "float32"]
-    shape: tuple[int | str, ...] = Field(strict=False)
+    shape: tuple[Count | Name, ...] = Field(strict=False, max_length=8)
 
 
 class Device(Strict):
     """What a compiled plan is bound to: it runs nowhere else."""
 
-    name: str = Field(description="of the GPU, as its driver reports it")
-    compute_capability: str
-    driver: str
-    runtime: str = Field(description="and its version, for example 'tensorrt 10.13.2.6'")
+    name: Name = Field(description="of the GPU, as its driver reports it")
+    compute_capability: Name
+    driver: Name
+    runtime: Name = Field(description="and its version, for example 'tensorrt 10.13.2.6'")
 
 
 class EngineEntry(Strict):
     """The runtime that the bundle was built and checked with."""
 
     name: Literal["ort", "openvino", "trt"]
-    file: str = Field(description="the file that the runtime loads")
-    graph: str = Field(default="model.onnx", description="the typed ONNX file for all runtimes, which engines are built from")
+    file: FileName = Field(description="the file that the runtime loads")
+    graph: FileName = Field(default="model.onnx", description="the typed ONNX file for all runtimes, which engines are built from")
     requested_precision: Precision
     effective_precision: Precision = Field(description="as the runtime itself reports it, or as the types in the graph are")
-    provider: str = Field(description="as the runtime itself reports it")
-    options: dict[str, str | int | bool] = Field(default={}, description="that it was built with")
+    provider: Name = Field(description="as the runtime itself reports it")
+    options: dict[Name, Text | Count | bool] = Field(default={}, description="that it was built with")
     built_for: Device | None = Field(default=None, description="None: runs on any machine that has the runtime")
 
 
@@ -175,10 +180,10 @@ class Calibration(Strict):
     """The images that ranges of activations were measured on."""
 
     kind: Kind = Field(description="mixed: half of them adversarial")
-    images: int = Field(ge=1)
-    split: str
+    images: Positive
+    split: Name
     list_sha256: Sha256 = Field(description="of the names of the images, one a line")
-    attack: dict[str, Any] | None = Field(description="that made the adversarial ones; None where there are none")
+    attack: Details | None = Field(description="that made the adversarial ones; None where there are none")
 
 
 class Drop(Strict):
@@ -186,35 +191,37 @@ class Drop(Strict):
 
     clean: float
     adversarial: float
-    images: int = Field(ge=1)
-    attack: dict[str, Any]
+    images: Positive
+    attack: Details
 
 
 class Quantisation(Strict):
     """How a graph became int8: symmetric signed QDQ, one scale for each output channel of a weight."""
 
     calibration: Calibration
-    float_layers: tuple[str, ...] = Field(strict=False, description="that fell back to fp32")
-    quantised_layers: int = Field(ge=1)
+    float_layers: tuple[Text, ...] = Field(strict=False, description="that fell back to fp32")
+    quantised_layers: Positive
     max_drop: float | None = Field(description="points of mIoU that were allowed; None: no limit was set")
     drop: Drop | None = Field(description="against the fp32 graph; None: not measured")
-    report: str | None = Field(default=None, description="the file with every layer's sensitivity; None: not measured")
+    report: FileName | None = Field(default=None, description="the file with every layer's sensitivity; None: not measured")
 
 
 class Golden(Strict):
     """Images, clean and adversarial, with the labels that this engine gave when it was exported."""
 
-    file: str
-    images: int = Field(ge=1, description="clean ones; there are as many adversarial ones")
-    source: str = Field(description="where they are from")
-    attack: dict[str, Any]
+    file: FileName
+    images: Positive = Field(description="clean ones; there are as many adversarial ones")
+    source: Text = Field(description="where they are from")
+    attack: Details
 
 
 class Manifest(Strict):
     """Everything that is known about a bundle when it is written."""
 
     schema_version: Literal[2] = SCHEMA_VERSION
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the model's name at a server")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="the model's name at a server"
+    )
     files: dict[FileName, FileEntry]
     source: Source
     rebuilt_from: Sha256 | None = Field(
@@ -226,13 +233,13 @@ class Manifest(Strict):
     ignore_index: Literal[255] = 255
     preprocessing: Preprocessing
     shapes: Shapes
-    inputs: tuple[TensorEntry, ...] = Field(strict=False)
-    outputs: tuple[TensorEntry, ...] = Field(strict=False)
-    opset: int = Field(ge=1)
+    inputs: tuple[TensorEntry, ...] = Field(strict=False, max_length=16)
+    outputs: tuple[TensorEntry, ...] = Field(strict=False, max_length=16)
+    opset: int = Field(ge=1, le=1000)
     engine: EngineEntry
     quantisation: Quantisation | None = Field(default=None, description="None: the graph is not int8")
     golden: Golden | None = Field(default=None, description="None: there are no golden images")
-    versions: dict[str, str]
+    versions: dict[Name, Name]
 
     @model_validator(mode="after")
     def _complete(self) -> "Manifest":
@@ -244,6 +251,8 @@ class Manifest(Strict):
         for file, what in named.items():
             if file not in self.files:
                 raise ValueError(f"{what} {file!r} is not among the files")
+        if (name := repeated_name([entry.name for entry in self.classes])) is not None:
+            raise ValueError(f"two classes are named {name!r}")
         return self
 
     def class_table(self) -> Classes:
@@ -279,6 +288,6 @@ def _check_version(content: bytes, where: str) -> None:
         return  # whatever else is wrong is said by the model
     if found != SCHEMA_VERSION:
         raise BundleError(
-            f"{where} has schema_version {found}, and this ddcat reads {SCHEMA_VERSION}: install the ddcat that wrote the "
+            f"{where} has schema_version {one_line(repr(found))}, and this ddcat reads {SCHEMA_VERSION}: install the ddcat that wrote the "
             "bundle, or export it again with this one"
         )

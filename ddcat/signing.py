@@ -5,12 +5,12 @@ The format is that of OpenSSF Model Signing, with a key pair and without a netwo
 """
 
 import importlib
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from ddcat.errors import BundleError
 from ddcat.faults import first_line
+from ddcat.files import temporary_directory
 
 __all__ = ["check_key", "sign", "verify"]
 
@@ -45,9 +45,9 @@ def sign(manifest: bytes, key: Path, *, name: str) -> bytes:
         Where the library is not installed, or the key cannot be read or is of another kind.
     """
     signing = _library().signing
-    with tempfile.TemporaryDirectory() as folder:
-        signature = Path(folder) / ".signature"  # as no model is called
-        model = _as_model(manifest, Path(folder) / name)
+    with temporary_directory() as folder:
+        signature = folder / ".signature"  # as no model is called
+        model = _as_model(manifest, folder / name)
         try:
             signing.Config().use_elliptic_key_signer(private_key=key).sign(model, signature)
         except Exception as cause:  # its exceptions share no base
@@ -77,11 +77,11 @@ def verify(manifest: bytes, signature: bytes, public_key: Path, *, where: str) -
         config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     except Exception as cause:
         raise BundleError(f"cannot verify with {public_key} ({first_line(cause)}): {_KEYS}") from cause
-    with tempfile.TemporaryDirectory() as folder:
-        beside = Path(folder) / ".signature"
+    with temporary_directory() as folder:
+        beside = folder / ".signature"
         beside.write_bytes(signature)
         try:
-            config.verify(_as_model(manifest, Path(folder) / "model"), beside)
+            config.verify(_as_model(manifest, folder / "model"), beside)
         except Exception as cause:
             reason = first_line(cause).partition(":")[0]  # what follows is hashes as raw bytes
             raise BundleError(

@@ -1,13 +1,16 @@
 """The command ddcat-serve."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ddcat import command
-from ddcat.command import ExpectDigest, RequireSignature
+from ddcat.command import ExpectDigest, RequirePassport, RequireSignature
 from ddcat_serve.flags import with_settings
+
+if TYPE_CHECKING:
+    from ddcat.passport import Found
 
 __all__ = ["app", "main"]
 
@@ -37,6 +40,7 @@ def run(
     ] = None,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
+    require_passport: RequirePassport = False,
     **settings: Any,
 ) -> None:
     """
@@ -51,7 +55,7 @@ def run(
 
     - `ddcat-serve run fp32=one.bundle int8=two.bundle --host 0.0.0.0 --port 80 --threads 4`
 
-    - `ddcat-serve run one.bundle --require-signature key.pub --rate-limit 100/minute`
+    - `ddcat-serve run one.bundle --require-signature key.pub --require-passport --rate-limit 100/minute`
     """
     from ddcat.bundle import Trust
     from ddcat_serve.models import parse_source
@@ -63,7 +67,7 @@ def run(
         host=host,
         port=port,
         threads=threads,
-        trust=Trust.from_options(require_signature, expect_digest),
+        trust=Trust.from_options(require_signature, expect_digest, require_passport),
         settings=read_settings(config, **settings),
     )
 
@@ -101,12 +105,14 @@ def triton(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder: the model repository.")],
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
+    require_passport: RequirePassport = False,
 ) -> None:
     """
     Write a model repository for NVIDIA Triton, and check it.
 
     Triton serves the engine's own file, in batches, and an ensemble from image files to masks. Its Python parts import
-    ddcat_serve, which must be installed beside Triton. With --model-config-name=python our own engine computes instead.
+    ddcat_serve, which must be installed beside Triton. A tritonserver that is started with its own option
+    `--model-config-name=python` computes with our engine instead.
 
     For example:
 
@@ -114,10 +120,13 @@ def triton(
     """
     from ddcat.bundle import Trust, open_bundle
     from ddcat.files import check_vacant
+    from ddcat.passport import read_passport
     from ddcat_serve.deploy.triton import write_repository
 
     check_vacant(out)
-    opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
+    trust = Trust.from_options(require_signature, expect_digest, require_passport)
+    opened = open_bundle(bundle, trust)
+    _warn(bundle, read_passport(opened, trust))
     for file in write_repository(opened, out):
         typer.echo(file)
     typer.echo(f"checked; tritonserver --model-repository={out} serves {opened.manifest.name} and {opened.manifest.name}-file")
@@ -140,6 +149,7 @@ def run_on_ray(
     gpus: Annotated[float, typer.Option(min=0, help="GPUs that Ray sets aside for each replica.")] = 0,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
+    require_passport: RequirePassport = False,
 ) -> None:
     """
     Serve on Ray: the same routes and masks, in replicas on one machine or many, more of them where they are busy.
@@ -159,6 +169,7 @@ def run_on_ray(
     except ImportError as cause:
         raise ServeError("Ray is not installed: pip install 'ddcat[ray]'") from cause
     from ddcat.bundle import open_bundle
+    from ddcat.passport import read_passport
     from ddcat_serve.models import parse_source
 
     arguments = Arguments(
@@ -169,10 +180,17 @@ def run_on_ray(
         gpus=gpus,
         require_signature=require_signature,
         expect_digest=",".join(expect_digest or ()),
+        require_passport=require_passport,
     )
     for text in bundles:  # what is wrong with them is said here, and not by a replica
-        open_bundle(parse_source(text).path, arguments.trust)
+        path = parse_source(text).path
+        _warn(path, read_passport(open_bundle(path, arguments.trust), arguments.trust))
     run_ray(arguments, host=host, port=port)
+
+
+def _warn(bundle: Path, passport: "Found") -> None:
+    if passport.warning is not None:
+        typer.echo(f"warning: {bundle}: {passport.warning}", err=True)
 
 
 def main() -> None:

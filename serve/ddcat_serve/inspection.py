@@ -10,6 +10,7 @@ from rich.text import Text
 from ddcat.bundle import ANYONE, INTEGRITY_ONLY, Bundle, Trust
 from ddcat.manifest import EngineEntry, Golden, MainBranchProof, Manifest, Quantisation
 from ddcat.passport import read_passport
+from ddcat.text import printable
 from ddcat_serve.engines.checks import shown_sizes, shown_tensors
 
 __all__ = ["print_bundle", "print_json"]
@@ -23,11 +24,12 @@ def print_json(bundle: Bundle) -> None:
 
 def print_bundle(bundle: Bundle, trust: Trust = ANYONE) -> None:
     """Print what the manifest says."""
-    table = Table(title=f"{bundle.path}", show_header=False, title_justify="left")
+    table = Table(title=Text(printable(str(bundle.path))), show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for what, value in _rows(bundle, trust).items():
-        table.add_row(what, Text(value))
+        lines = [value] if isinstance(value, str) else value
+        table.add_row(what, Text("\n".join(map(printable, lines))))  # what a manifest says is others' text
     console = Console()
     console.print(table)
     console.print("Every file is the one that the manifest names.")
@@ -35,7 +37,7 @@ def print_bundle(bundle: Bundle, trust: Trust = ANYONE) -> None:
         console.print("Integrity only: nothing here proves who wrote it. --require-signature or --expect-digest would.")
 
 
-def _rows(bundle: Bundle, trust: Trust) -> dict[str, str]:
+def _rows(bundle: Bundle, trust: Trust) -> dict[str, str | list[str]]:
     manifest = bundle.manifest
     source, data = manifest.source, manifest.data
     trained = "imported" if source.step is None else f"step {source.step}"
@@ -64,7 +66,7 @@ def _rows(bundle: Bundle, trust: Trust) -> dict[str, str]:
         "runs on": _device(manifest.engine),
         "int8": _quantisation(manifest.quantisation),
         "golden": _golden(manifest.golden),
-        "files": "\n".join(f"{name}  {entry.bytes} bytes  {entry.sha256[:12]}" for name, entry in manifest.files.items()),
+        "files": [f"{name}  {entry.bytes} bytes  {entry.sha256[:12]}" for name, entry in manifest.files.items()],
         "versions": _pairs(manifest.versions),
         "passport": read_passport(bundle, trust).known,
     }
@@ -99,9 +101,9 @@ def _device(engine: EngineEntry) -> str:
     return f"{device.name}, compute capability {device.compute_capability}, {device.runtime} (driver {device.driver}) alone"
 
 
-def _quantisation(found: Quantisation | None) -> str:
+def _quantisation(found: Quantisation | None) -> list[str]:
     if found is None:
-        return "no: the graph is not quantised"
+        return ["no: the graph is not quantised"]
     calibration, drop = found.calibration, found.drop
     allowed = "no limit was set" if found.max_drop is None else f"{found.max_drop:g} points of mIoU were allowed"
     attack = "" if calibration.attack is None else f" ({_pairs(calibration.attack)})"
@@ -111,9 +113,9 @@ def _quantisation(found: Quantisation | None) -> str:
         f"calibrated on {calibration.images} {calibration.kind} images of the {calibration.split} split{attack}",
     ]
     if drop is None:
-        return "\n".join([*lines, f"its drop was not measured; {allowed}"])
+        return [*lines, f"its drop was not measured; {allowed}"]
     measured = f"{drop.clean:.2f} points of clean and {drop.adversarial:.2f} of adversarial mIoU"
-    return "\n".join([*lines, f"it costs {measured} on {drop.images} images ({_pairs(drop.attack)}); {allowed}"])
+    return [*lines, f"it costs {measured} on {drop.images} images ({_pairs(drop.attack)}); {allowed}"]
 
 
 def _golden(golden: Golden | None) -> str:

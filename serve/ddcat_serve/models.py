@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import math
 import re
 import threading
@@ -32,6 +33,8 @@ from ddcat_serve.worker import Batch, HungError, Job, LateError, StoppedError, W
 __all__ = ["Models", "ServedModel", "Source", "find", "load_models", "parse_source"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # as in manifests: it is part of addresses
+
+_log = logging.getLogger(__name__)
 
 Observe = Callable[["ServedModel", Batch], None]
 
@@ -258,6 +261,8 @@ def _load(
     bundle: Bundle, name: str, version: str, settings: Settings, threads: int | None, trust: Trust, observe: Observe
 ) -> ServedModel:
     passport = read_passport(bundle, trust)  # a refusal comes before there is an engine to free
+    if passport.warning is not None:
+        _log.warning("%s, version %s: %s", name, version, passport.warning)
     engine = open_engine(bundle, threads=threads)
     try:
         examples = read_golden(bundle)

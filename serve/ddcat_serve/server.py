@@ -156,6 +156,8 @@ def _introduce(models: Models, host: str, port: int, grpc: str | None) -> None:
             engine = ", ".join(f"{key} {value}" for key, value in model.engine.description.items())
             print(f"{model.name}, version {model.version}: bundle {model.bundle.digest} ({model.bundle.trust})")
             print(f"    passport: {model.passport.known}\n    {engine}")
+            if model.passport.warning is not None:
+                print(f"    WARNING: {model.passport.warning}")
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     choice = f"?model={next(iter(models))}" if len(models) > 1 else ""
     if grpc is not None:

@@ -3,19 +3,25 @@
 import errno
 import os
 import stat
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from ddcat.errors import DdcatError, WriteError
+from ddcat.errors import BundleError, DdcatError, WriteError
 from ddcat.files import (
     append_text,
     check_writable,
     new_directory,
     read_json,
+    read_regular,
     remove_leftovers,
     reserve,
+    temporary_directory,
+    unfinished,
     write_bytes,
+    write_in_turn,
     write_json,
 )
 
@@ -99,11 +105,89 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == [".other.bin.x1y2z3_4", ".result.bin.swp", "result.bin", "result.bin.x"]
 
 
-def test_a_file_is_readable_as_the_umask_says(tmp_path: Path) -> None:
-    write_bytes(tmp_path / "file", b"")
-    mask = os.umask(0)
-    os.umask(mask)
-    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~mask
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o007])
+def test_what_is_written_has_the_permissions_that_the_umask_leaves(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        with new_directory(tmp_path / "folder") as aside:
+            write_bytes(aside / "file", b"")
+            write_in_turn(aside / "other", b"")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~mask
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "folder").iterdir()} == {0o666 & ~mask}
+
+
+def test_the_umask_of_the_process_is_never_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that other threads create meanwhile would be writable by everybody."""
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("it was changed"))
+    with new_directory(tmp_path / "folder") as aside:
+        write_bytes(aside / "file", b"")
+
+
+def test_a_file_that_is_written_in_turn_is_whole_or_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "result"
+    unfinished(target).write_bytes(b"what a process left that was killed, and that is longer")
+    write_in_turn(target, b"before")
+    assert target.read_bytes() == b"before"
+    monkeypatch.setattr(os, "fsync", lambda descriptor: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_in_turn(target, b"after")
+    assert target.read_bytes() == b"before"
+    assert os.listdir(tmp_path) == ["result"]
+
+
+def test_a_link_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    unfinished(tmp_path / "result").symlink_to("victim")
+    with pytest.raises(WriteError, match="cannot write"):
+        write_in_turn(tmp_path / "result", b"theirs")
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
+def test_writers_take_turns(tmp_path: Path) -> None:
+    target, contents = tmp_path / "result", [bytes([value]) * 100_000 for value in range(8)]
+    with ThreadPoolExecutor(len(contents)) as pool:
+        for done in [pool.submit(write_in_turn, target, content) for content in contents * 5]:
+            done.result()
+            assert target.read_bytes() in contents
+    assert os.listdir(tmp_path) == ["result"]
+
+
+def test_a_regular_file_of_limited_size_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    assert read_regular(tmp_path / "file", most=5) == b"12345"
+    with pytest.raises(DdcatError, match="is too large: 5 bytes, expected 4 at most"):
+        read_regular(tmp_path / "file", most=4)
+    with pytest.raises(FileNotFoundError):
+        read_regular(tmp_path / "none", most=4)
+    for place, kind in ((tmp_path, "a directory"), (Path("/dev/zero"), "a device")):
+        with pytest.raises(BundleError, match=f"is {kind}, expected a regular file"):
+            read_regular(place, most=4, error=BundleError)
+
+
+def test_a_temporary_directory_is_found_where_the_usual_ones_are_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**options: object) -> None:
+        if options.get("dir") is None:
+            raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+        return made(**options)
+
+    made = tempfile.TemporaryDirectory
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    monkeypatch.setattr("ddcat.files._SHARED_MEMORY", tmp_path)
+    with temporary_directory() as folder:
+        assert folder.parent == tmp_path
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("ddcat.files._SHARED_MEMORY", tmp_path / "none")
+    with pytest.raises(WriteError, match="set TMPDIR to one that can, or mount a tmpfs at /tmp"), temporary_directory():
+        pass
+
+
+def test_a_name_that_is_too_long_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match="File name too long"):
+        reserve(tmp_path / ("x" * 5000))
 
 
 def test_nan_is_not_json(tmp_path: Path) -> None:

@@ -1,3 +1,7 @@
+import contextlib
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +74,92 @@ def test_signed_by_whom_it_should_be(bundle: Bundle, tmp_path: Path) -> None:
     (bundle.path / "passport.json").write_bytes(passport(bundle, verdict="refuse").to_bytes())
     with pytest.raises(BundleError):
         read_passport(bundle, Trust(our_public))
+
+
+def test_a_passport_that_lets_a_bundle_run_is_asked_for(bundle: Bundle, tmp_path: Path) -> None:
+    (ours, public), asked = write_keys(tmp_path, "ours"), Trust(passport=True)
+    with pytest.raises(BundleError, match=r"has no passport \(none: the bundle has not been judged\)"):
+        read_passport(bundle, asked)
+    for changes, said in (
+        ({"verdict": "refuse"}, "did not pass the gate, its passport says refuse"),
+        ({"verdict": "inconclusive"}, "did not pass the gate, its passport says inconclusive"),
+        ({"budget": "quick"}, "with the quick budget alone, which tries no strong attack"),
+        ({"manifest_sha256": "0" * 64}, "speaks of another bundle"),
+    ):
+        write_passport(bundle, passport(bundle, **changes))
+        with pytest.raises(BundleError, match=said):
+            read_passport(bundle, asked)
+        assert read_passport(bundle).known
+    write_passport(bundle, passport(bundle))
+    assert read_passport(bundle, asked).passport == passport(bundle)
+    with pytest.raises(BundleError, match="is not signed"):
+        read_passport(bundle, Trust(public, passport=True))
+    write_passport(bundle, passport(bundle), key=ours)
+    assert read_passport(bundle, Trust(public, passport=True)).passport == passport(bundle)
+    (bundle.path / "passport.json").write_bytes(b"{}")
+    with pytest.raises(BundleError, match="is not signed in a form that this version reads"):
+        read_passport(bundle, Trust(public))
+
+
+def test_the_signature_is_over_everything_that_is_said(bundle: Bundle, tmp_path: Path) -> None:
+    ours, public = write_keys(tmp_path, "ours")
+    file, said = bundle.path / "passport.json", "2026-01-02T03:04:05Z"
+    write_passport(bundle, passport(bundle, judged_at=said), key=ours)
+    assert f"judged {said}, signature checked" in read_passport(bundle, Trust(public)).known
+    content = json.loads(file.read_text())
+    for key, value in {"judged_at": "2027-01-02T03:04:05Z", "budget": "quick", "images": 8, "versions": {}}.items():
+        file.write_text(json.dumps(content | {key: value}))
+        with pytest.raises(BundleError, match=r"passport\.json is not signed by the owner"):
+            read_passport(bundle, Trust(public))
+    file.write_text(json.dumps(content))  # however it is indented
+    assert read_passport(bundle, Trust(public)).passport == passport(bundle, judged_at=said)
+
+
+def test_a_refusal_is_a_warning_that_names_what_was_refused(bundle: Bundle) -> None:
+    findings = tuple(
+        Finding(name=name, verdict=verdict, found="1", limit="2", reason="x.")
+        for name, verdict in (("latency", "pass"), ("mIoU,\x1b[2J attacked", "refuse"))
+    )
+    write_passport(bundle, passport(bundle, verdict="refuse", findings=findings))
+    found = read_passport(bundle)
+    assert found.warning == r"the gate refused this bundle (mIoU,\x1b[2J attacked): do not rely on its answers"
+    assert found.known.isprintable()
+    for verdict in ("pass", "inconclusive"):
+        write_passport(bundle, passport(bundle, verdict=verdict))
+        assert read_passport(bundle).warning is None
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from ddcat.bundle import open_bundle
+from ddcat.passport import Passport, write_passport
+bundle, verdict = open_bundle(Path(sys.argv[1])), sys.argv[2]
+print("ready", flush=True)
+while True:
+    write_passport(bundle, Passport.model_validate_json(Path(sys.argv[3]).read_bytes()), key=Path(sys.argv[4]))
+"""
+
+
+def test_a_reader_sees_a_whole_and_signed_passport_whatever_becomes_of_its_writers(bundle: Bundle, tmp_path: Path) -> None:
+    (ours, public), verdicts = write_keys(tmp_path, "ours"), ("pass", "refuse")
+    write_passport(bundle, passport(bundle), key=ours)
+    seen = []
+    for _ in range(2):  # writers are killed, and others go on
+        with contextlib.ExitStack() as stack:
+            for verdict in verdicts:
+                given = tmp_path / verdict
+                given.write_bytes(passport(bundle, verdict=verdict).to_bytes())
+                line = [sys.executable, "-c", WRITER, bundle.path, verdict, given, ours]
+                writer = stack.enter_context(subprocess.Popen([*map(str, line)], stdout=subprocess.PIPE, text=True))
+                stack.callback(writer.kill)
+                assert writer.stdout is not None
+                assert writer.stdout.readline() == "ready\n"
+            for _ in range(60):
+                found = read_passport(open_bundle(bundle.path), Trust(public))
+                assert found.passport is not None
+                seen.append(found.passport.verdict)
+        assert read_passport(open_bundle(bundle.path), Trust(public)).passport is not None
+    assert set(seen) == set(verdicts)
+    write_passport(bundle, passport(bundle))  # over what a killed one may have left
+    assert not list(bundle.path.glob(".*"))

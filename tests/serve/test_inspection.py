@@ -76,3 +76,26 @@ def test_the_size_that_images_were_judged_at_is_told(
 ) -> None:
     data = bundle.manifest.data.model_copy(update={"long_side": long_side})
     assert re.search(rf"judged at +│ {said}", shown(bundle, capsys, monkeypatch, data=data))
+
+
+HOSTILE = "x\x1b[2J\x1b]0;title\x07\npassport    pass\n\u202etxt"
+
+
+def test_what_a_manifest_says_never_acts_on_the_terminal(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = bundle.manifest
+    classes = (manifest.classes[0].model_copy(update={"name": f"[bold]{HOSTILE}"}), *manifest.classes[1:])
+    entry = Quantisation(
+        calibration=CLEAN, float_layers=(HOSTILE,), quantised_layers=1, max_drop=None, drop=None
+    )  # of each kind of row: plain, joined, of several lines
+    source = manifest.source.model_copy(update={"checkpoint": HOSTILE, "attack": {HOSTILE: HOSTILE}})
+    versions = {"ddcat": HOSTILE}
+    printed = shown(
+        bundle, capsys, monkeypatch, classes=classes, quantisation=entry, source=source, versions=versions,
+        data=manifest.data.model_copy(update={"root": HOSTILE}),
+    )  # fmt: skip
+    assert all(character == "\n" or character.isprintable() for character in printed)
+    assert not re.search(r"^\W*passport +pass", printed, re.MULTILINE)
+    assert printed.count(r"x\x1b[2J\x1b]0;title\x07\npassport") >= 5
+    assert "[bold]x" in printed

@@ -6,21 +6,23 @@ Its tensors are `model.*`, the weights that are to be used, and, in the checkpoi
 description as JSON; the same JSON lies beside it for people to read, and is never read back.
 """
 
+import json
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
-from ddcat.classes import Classes
+from ddcat.classes import Classes, repeated_name
 from ddcat.faults import first_fault
 from ddcat.files import write_bytes, write_text
-from ddcat.hashing import sha256_of_file
+from ddcat.hashing import sha256_of_bytes
 from ddcat_train.config import Config
 from ddcat_train.errors import CheckpointError
 from ddcat_train.methods import METHODS
@@ -85,6 +87,13 @@ class Description(BaseModel):
     versions: dict[str, str]
     imported: Imported | None = None
 
+    @field_validator("classes")
+    @classmethod
+    def _are_distinct(cls, value: Classes) -> Classes:
+        if (name := repeated_name(value.names)) is not None:
+            raise ValueError(f"two classes are named {name!r}")
+        return value
+
     @property
     def architecture(self) -> str:
         """Backbone and context."""
@@ -108,15 +117,18 @@ class Checkpoint:
     description : Description
     tensors : mapping of str to Tensor
         As stored, on the CPU.
+    digest : str
+        SHA-256 of the very bytes that were read: a run may have put another file there since.
     """
 
     path: Path
     description: Description
     tensors: Mapping[str, Tensor]
+    digest: str
 
     def sha256(self) -> str:
-        """Hash of the file."""
-        return sha256_of_file(self.path)
+        """Hash of the file, in hexadecimal."""
+        return self.digest
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """Tensors whose keys begin with a prefix, without it."""
@@ -209,9 +221,12 @@ def load_checkpoint(source: Path) -> Checkpoint:
         Where there is none, it is damaged, or it is not one of ours.
     """
     path = find_checkpoint(source)
-    with _opened(path) as (file, description):
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- it is no mapping
-    return Checkpoint(path, description, tensors)
+    with _reading(path):
+        content = path.read_bytes()
+        tensors = load(content)
+    (length,) = struct.unpack_from("<Q", content)  # of the header, which `load` has found to be sound
+    metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    return Checkpoint(path, _describe(path, metadata), tensors, sha256_of_bytes(content))
 
 
 def read_description(path: Path) -> Description:
@@ -222,29 +237,28 @@ def read_description(path: Path) -> Description:
     ------
     CheckpointError
     """
-    with _opened(path) as (_, description):
-        return description
+    with _reading(path), safe_open(path, framework="pt") as file:
+        metadata: dict[str, str] = file.metadata() or {}
+    return _describe(path, metadata)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Description]]:
+def _reading(path: Path) -> Iterator[None]:
     try:
-        with safe_open(path, framework="pt") as file:
-            header: dict[str, str] = file.metadata() or {}
-            if _HEADER not in header:
-                raise CheckpointError(f"{path} is a safetensors file, but no checkpoint that ddcat-train wrote")
-            yield file, _describe(path, header[_HEADER])
+        yield
     except FileNotFoundError as cause:
         raise CheckpointError(f"no such checkpoint: {path}") from cause
     except (OSError, SafetensorError) as cause:
         raise unreadable(path, f"is truncated or no safetensors file ({cause}): take another checkpoint") from cause
 
 
-def _describe(path: Path, header: str) -> Description:
+def _describe(path: Path, metadata: Mapping[str, str]) -> Description:
+    if _HEADER not in metadata:
+        raise CheckpointError(f"{path} is a safetensors file, but no checkpoint that ddcat-train wrote")
     try:
-        description = Description.model_validate_json(header)
+        description = Description.model_validate_json(metadata[_HEADER])
     except ValidationError as cause:
-        raise CheckpointError(f"{path} was written by another version of ddcat: {first_fault(cause)}") from cause
+        raise CheckpointError(f"{path} is damaged, or of another version of ddcat: {first_fault(cause)}") from cause
     if description.format != 1:
         raise CheckpointError(f"{path} has format {description.format}; this version of ddcat reads format 1")
     return description

@@ -42,6 +42,7 @@ def check_command(
     from ddcat.faults import printable
     from ddcat.files import write_json
     from ddcat.progress import progress
+    from ddcat.text import printable
     from ddcat_train.data import list_dataset
     from ddcat_train.data.check import check, lines_of, table_of
 

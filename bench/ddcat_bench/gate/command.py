@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ddcat.files import check_writable, write_text
+from ddcat.bundle import REPORT
+from ddcat.files import check_writable, write_in_turn
 from ddcat.passport import Verdict, write_passport
 from ddcat.progress import progress
 from ddcat.signing import check_key
@@ -147,7 +148,7 @@ def _publish(case: Case, folder: Path, result: GateResult, page: str, key: Path 
     files = {"gate.xml": gate_junit(result).encode(), "report.html": page.encode()}
     write_result(folder, "gate", result, gate_markdown(result), files, force=force)
     write_passport(case.bundle, passport_of(case.bundle, result), key=key)
-    write_text(case.bundle.path / "report.html", page)
+    write_in_turn(case.bundle.path / REPORT, page.encode())
     remove_work(work_folder(folder))
     show(gate_brief(result), folder, ["gate.json", "gate.md", *files])
     told = Console(stderr=True, highlight=False, soft_wrap=True)  # the end of a pipeline's log, where a reader begins

@@ -1,6 +1,7 @@
 """The gate's verdict: whether an engine is as accurate, as robust and as fast as claimed: yes, no, or not known."""
 
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 
 import torch
 
@@ -117,6 +118,7 @@ def passport_of(bundle: Bundle, result: GateResult) -> Passport:
         manifest_sha256=bundle.digest,
         verdict=result.verdict,
         budget=result.budget,
+        judged_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         data=f"{result.data.name}, {result.data.split}",
         images=len(result.data.names),
         findings=result.findings,

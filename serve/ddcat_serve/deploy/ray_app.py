@@ -43,11 +43,13 @@ class Arguments(BaseModel):
     queued: int = Field(256, ge=0, description="requests that wait at Ray's proxy at most; more are refused with 503")
     require_signature: Path | None = Field(None, description="public key (PEM), whose owner must have signed the bundles")
     expect_digest: str = Field("", description="that a bundle must have, one of several with commas between them")
+    require_passport: bool = Field(False, description="whether the bundles must have passed the gate with its default budget")
 
     @property
     def trust(self) -> Trust:
         """What must be shown of who wrote the bundles."""
-        return Trust.from_options(self.require_signature, [digest for digest in self.expect_digest.split(",") if digest])
+        digests = [digest for digest in self.expect_digest.split(",") if digest]
+        return Trust.from_options(self.require_signature, digests, self.require_passport)
 
 
 def application(arguments: Arguments) -> serve.Application:

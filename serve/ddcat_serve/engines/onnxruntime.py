@@ -1,7 +1,7 @@
 """ONNX Runtime, on a CPU or on a GPU."""
 
 import json
-import tempfile
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +13,7 @@ import onnxruntime  # type: ignore[import-untyped]
 
 from ddcat.bundle import Bundle
 from ddcat.faults import first_line
+from ddcat.files import temporary_directory
 from ddcat.manifest import EngineEntry, Precision, Shapes, TensorEntry
 from ddcat_serve.engines.base import Built, Closing, GraphEngine, Outputs, memory_file, smallest_batch
 from ddcat_serve.engines.checks import check_names, check_precision
@@ -39,6 +40,8 @@ _HEAVY = ("Conv", "MatMul", "Gemm")  # within the names of all kernels that take
 _KERNEL_PRECISIONS: dict[str, Precision] = {
     "float": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8",
 }  # fmt: skip
+_TOO_NEW = re.compile(r"Opset (\d+) is under development.* till opset (\d+)", re.DOTALL)
+_SINCE = {22: "onnxruntime 1.21"}  # the first that reads an opset
 
 
 class OrtGraph(Closing):
@@ -79,7 +82,7 @@ class OrtGraph(Closing):
             with memory_file(content) as file:
                 session = onnxruntime.InferenceSession(file, options, providers=[(provider, _PROVIDERS[provider])])
         except Exception as cause:  # its exceptions share no base
-            raise EngineError(f"ONNX Runtime does not load the graph: {first_line(cause)}") from cause
+            raise EngineError(f"ONNX Runtime does not load the graph: {_reason(cause)}") from cause
         found = session.get_providers()[0]
         if found != provider:  # it falls back without a word
             raise EngineError(
@@ -181,8 +184,8 @@ def load(bundle: Bundle, *, threads: int | None = None) -> GraphEngine:
 
 def _open_checked(content: bytes, provider: str, precision: Precision, shapes: Shapes, threads: int | None = None) -> OrtGraph:
     """Open a graph, and look at the kernels that run one small batch: what is in effect is known from them alone."""
-    with tempfile.TemporaryDirectory() as folder:
-        graph = OrtGraph(content, provider=provider, threads=threads, profile=Path(folder) / "profile")
+    with temporary_directory() as folder:
+        graph = OrtGraph(content, provider=provider, threads=threads, profile=folder / "profile")
         graph.run(smallest_batch(shapes))
         kernels = [kernel for kernel in graph.kernels() if any(name in kernel["op_name"] for name in _HEAVY)]
     elsewhere = Counter(kernel["provider"] for kernel in kernels if kernel["provider"] != provider)
@@ -196,6 +199,16 @@ def _open_checked(content: bytes, provider: str, precision: Precision, shapes: S
     check_precision(precisions[0][0] if precisions else "no", precision, "ONNX Runtime")
     graph.description = {**graph.description, "precision": precision}
     return graph
+
+
+def _reason(cause: Exception) -> str:
+    """Say why a graph is not loaded; of one that is too new for the runtime, what would load it."""
+    opsets = _TOO_NEW.search(str(cause))
+    if opsets is None:
+        return first_line(cause)
+    graph, newest = map(int, opsets.groups())
+    needed = f"install {_SINCE[graph]} or newer" if graph in _SINCE else "install a newer one"
+    return f"it is of opset {graph}, and onnxruntime {onnxruntime.__version__} reads ONNX up to opset {newest}: {needed}"
 
 
 def _precision(kernel: Mapping[str, Any]) -> str:

@@ -1,8 +1,6 @@
 """The magnitudes of a graph's activations, by ONNX Runtime's own calibrator: what export rounds them by."""
 
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +8,8 @@ from onnxruntime.quantization.calibrate import (  # type: ignore[import-untyped]
     CalibrationDataReader,
     MinMaxCalibrater,
 )
+
+from ddcat.files import temporary_directory
 
 __all__ = ["measure_magnitudes"]
 
@@ -42,10 +42,10 @@ def measure_magnitudes(graph: bytes, operators: Sequence[str], batches: Iterable
     dict of str to float
         By tensor.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "graph.onnx"
+    with temporary_directory() as folder:
+        file = folder / "graph.onnx"
         file.write_bytes(graph)
-        calibrater = MinMaxCalibrater(file, operators, str(Path(folder) / "augmented.onnx"), symmetric=True)
+        calibrater = MinMaxCalibrater(file, operators, str(folder / "augmented.onnx"), symmetric=True)
         calibrater.augment_graph()
         calibrater.create_inference_session()
         calibrater.collect_data(_Reader(batches))
