@@ -165,7 +165,9 @@ def _check_contents(path: Path, listed: Mapping[str, FileEntry]) -> None:
                 raise BundleError(f"{_first_in(path / entry.name)} is not listed in the bundle's manifest: remove it")
             if not entry.is_file(follow_symlinks=False):
                 kind = kind_of(entry.stat(follow_symlinks=False).st_mode)
-                raise BundleError(f"{path / entry.name} is {kind}, and a bundle is of regular files: copy the file itself there")
+                raise BundleError(
+                    f"{path / entry.name} is {kind}, and a bundle is of regular files: copy the file itself there"
+                )
     except OSError as cause:
         raise BundleError(f"{path} cannot be listed: {cause.strerror}") from cause
 

@@ -8,9 +8,19 @@ from typing import Annotated, NoReturn, TypeVar
 import typer
 
 from ddcat.errors import DdcatError
+from ddcat.extras import needing
 from ddcat.faults import printable
 
-__all__ = ["DEVICES", "REFUSED", "ExpectDigest", "RequirePassport", "RequireSignature", "parse_choice", "parse_size", "run"]
+__all__ = [
+    "DEVICES",
+    "REFUSED",
+    "ExpectDigest",
+    "RequirePassport",
+    "RequireSignature",
+    "parse_choice",
+    "parse_size",
+    "run",
+]
 
 REFUSED = 2  # exit status: refused, or bad input
 _LONGEST = 4000  # characters of an error: it may quote what others wrote
@@ -66,7 +76,7 @@ def parse_size(text: str, *, otherwise: str = "") -> tuple[int, int]:
     return int(height), int(width)
 
 
-def run(app: Callable[[], object]) -> NoReturn:
+def run(app: Callable[[], object], *, extras: str = "") -> NoReturn:
     """
     Run a command line application and leave the process with its exit status.
 
@@ -74,9 +84,12 @@ def run(app: Callable[[], object]) -> NoReturn:
     ----------
     app : callable
         Takes its arguments from ``sys.argv``; a Typer application.
+    extras : str
+        Of the distribution, with commas between them: what the application needs beyond what every installation has.
     """
     try:
-        app()
+        with needing(extras):
+            app()
     except DdcatError as error:
         print(f"error: {printable(error, _LONGEST)}", file=sys.stderr)
         sys.exit(REFUSED)

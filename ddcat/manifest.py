@@ -168,7 +168,9 @@ class EngineEntry(Strict):
 
     name: Literal["ort", "openvino", "trt"]
     file: FileName = Field(description="the file that the runtime loads")
-    graph: FileName = Field(default="model.onnx", description="the typed ONNX file for all runtimes, which engines are built from")
+    graph: FileName = Field(
+        default="model.onnx", description="the typed ONNX file for all runtimes, which engines are built from"
+    )
     requested_precision: Precision
     effective_precision: Precision = Field(description="as the runtime itself reports it, or as the types in the graph are")
     provider: Name = Field(description="as the runtime itself reports it")
@@ -219,9 +221,7 @@ class Manifest(Strict):
     """Everything that is known about a bundle when it is written."""
 
     schema_version: Literal[2] = SCHEMA_VERSION
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="the model's name at a server"
-    )
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="the model's name at a server")
     files: dict[FileName, FileEntry]
     source: Source
     rebuilt_from: Sha256 | None = Field(
@@ -288,6 +288,6 @@ def _check_version(content: bytes, where: str) -> None:
         return  # whatever else is wrong is said by the model
     if found != SCHEMA_VERSION:
         raise BundleError(
-            f"{where} has schema_version {one_line(repr(found))}, and this ddcat reads {SCHEMA_VERSION}: install the ddcat that wrote the "
-            "bundle, or export it again with this one"
+            f"{where} has schema_version {one_line(repr(found))}, and this ddcat reads {SCHEMA_VERSION}: install the ddcat "
+            "that wrote the bundle, or export it again with this one"
         )

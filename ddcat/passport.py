@@ -139,8 +139,8 @@ def _check_passed(bundle: Bundle, found: Found) -> None:
         raise BundleError(f"{bundle.path} did not pass the gate, its passport says {found.passport.verdict}: do not serve it")
     if found.passport.budget != "default":
         raise BundleError(
-            f"{bundle.path} passed the gate with the {found.passport.budget} budget alone, which tries no strong attack: judge it "
-            f"without --{found.passport.budget}"
+            f"{bundle.path} passed the gate with the {found.passport.budget} budget alone, which tries no strong attack: judge "
+            f"it without --{found.passport.budget}"
         )
 
 

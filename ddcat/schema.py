@@ -14,7 +14,9 @@ _DEEPEST = 8
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=2**53)]  # every program that reads JSON has these numbers
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]  # of a class, a tensor, a version: it stands in headers and legends
+Name = Annotated[
+    str, Field(min_length=1, max_length=LONGEST_NAME)
+]  # of a class, a tensor, a version: it stands in headers and legends
 Text = Annotated[str, Field(max_length=4096)]  # as long as a path may be
 
 

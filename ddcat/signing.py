@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ddcat.errors import BundleError
+from ddcat.extras import install
 from ddcat.faults import first_line
 from ddcat.files import temporary_directory
 
@@ -100,4 +101,4 @@ def _library() -> Any:
     try:
         return importlib.import_module("model_signing")  # an extra, and slow to import
     except ImportError as cause:
-        raise BundleError(f'signatures need a library that is not installed ({cause}): pip install "ddcat[sign]"') from cause
+        raise BundleError(f"signatures need a library that is not installed ({cause}): {install('sign')}") from cause

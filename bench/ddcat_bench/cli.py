@@ -37,7 +37,7 @@ def main() -> None:
     if launched():
         report_to_agent(app)
     try:
-        command.run(app)
+        command.run(app, extras="bench,export,cpu")
     except Exception:  # whatever it is
         traceback.print_exc()
         sys.exit(REFUSED)

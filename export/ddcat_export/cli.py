@@ -9,6 +9,7 @@ import typer
 
 from ddcat import command
 from ddcat.command import ExpectDigest, RequireSignature, parse_choice, parse_size
+from ddcat.extras import needing
 from ddcat_export.errors import ExportError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def export(
     source: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT|BUNDLE", help="A checkpoint file, a run directory, or another bundle.")
     ],
-    engine: Annotated[str, typer.Option(help="ort (ONNX Runtime), openvino or trt (TensorRT).")],
+    engine: Annotated[str, typer.Option(help="Engine to build: ort (ONNX Runtime), openvino or trt (TensorRT).")] = "ort",
     precision: Annotated[
         str | None, typer.Option(help="fp32, bf16, fp16 or int8.", show_default="fp32, or the bundle's")
     ] = None,
@@ -99,7 +100,7 @@ def export(
 
     For example:
 
-    - `ddcat-export runs/camvid-ddcat --engine ort` takes the run's best checkpoint and images of any size from 33x33 on.
+    - `ddcat-export runs/camvid-ddcat` takes the run's best checkpoint and images of any size from 33x33 on.
 
     - `ddcat-export runs/camvid-ddcat/last.safetensors --engine ort --size 180x240 --logits --out bundles/camvid`
 
@@ -114,7 +115,9 @@ def export(
     """
     from ddcat.bundle import MANIFEST, Trust
     from ddcat.manifest import Kind, Precision
+    from ddcat_serve.engines import check_known
 
+    check_known(engine)
     sizes = _sizes(size or [])
     chosen: Precision | None = None if precision is None else parse_choice("--precision", precision, get_args(Precision))
     kind: Kind | None = None if calibration is None else parse_choice("--calibration", calibration, get_args(Kind))
@@ -137,7 +140,7 @@ def export(
         _refuse(given, f"{source} is a bundle")
         place = source.resolve()  # "." has another parent
         folder = out or place.parent / "-".join(filter(None, (place.name, engine, precision)))
-        with _missing("ddcat[export,serve]"):
+        with needing("export,serve", ExportError):
             from ddcat_export.rebuilding import rebuild
         with _status() as progress:
             made, replay = rebuild(
@@ -155,7 +158,7 @@ def export(
     if chosen != "int8":
         _refuse(of_int8, f"the precision is {chosen}")
     folder = out or (source if source.is_dir() else source.parent) / f"bundle-{engine}-{chosen}"
-    with _missing("ddcat[train,export,cpu]"):
+    with needing("train,export,cpu", ExportError):
         from ddcat_export import exporting
     if explain:
         writes = {"--out": out, "--sign": sign, "--max-batch": max_batch, "--logits": logits, "--confidence": confidence}
@@ -263,14 +266,6 @@ def _told_int8(found: "Quantisation", layers: "tuple[LayerError, ...]") -> list[
 
 
 @contextmanager
-def _missing(extras: str) -> Iterator[None]:
-    try:
-        yield
-    except ImportError as cause:
-        raise ExportError(f'a library is not installed ({cause}): pip install "{extras}"') from cause
-
-
-@contextmanager
 def _status() -> Iterator[Callable[[str], None]]:
     from rich.console import Console
 
@@ -284,4 +279,4 @@ def _status() -> Iterator[Callable[[str], None]]:
 
 def main() -> None:
     """Run the command."""
-    command.run(app)
+    command.run(app, extras="train,export,cpu")

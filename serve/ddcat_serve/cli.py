@@ -161,13 +161,11 @@ def run_on_ray(
 
     - `ddcat-serve ray runs/camvid/bundle --replicas 2 --max-replicas 8`
     """
-    from ddcat_serve.errors import ServeError
+    from ddcat.extras import needing
 
-    try:
+    with needing("serve,ray,cpu"):
         from ddcat_serve.deploy.ray_app import Arguments
         from ddcat_serve.deploy.ray_app import run as run_ray
-    except ImportError as cause:
-        raise ServeError("Ray is not installed: pip install 'ddcat[ray]'") from cause
     from ddcat.bundle import open_bundle
     from ddcat.passport import read_passport
     from ddcat_serve.models import parse_source
@@ -195,4 +193,4 @@ def _warn(bundle: Path, passport: "Found") -> None:
 
 def main() -> None:
     """Run the command."""
-    command.run(app)
+    command.run(app, extras="serve,cpu")

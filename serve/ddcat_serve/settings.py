@@ -4,11 +4,10 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from ddcat.faults import first_line
 from ddcat_serve.errors import ServeError
@@ -18,10 +17,10 @@ __all__ = ["PREFIX", "Settings", "read_settings"]
 PREFIX = "DDCAT_SERVE_"
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """All that changes how the server answers; `GET /v2` and `ddcat-serve run --help` show each."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     max_bytes: int = Field(32 * 2**20, ge=1, description="Most bytes of a request's body.")
     queue_bytes: int | None = Field(
@@ -63,15 +62,15 @@ class Settings(BaseSettings):
     )
     api_key: SecretStr | None = Field(None, description="Where set, requests must carry it: Authorization: Bearer KEY.")
     rate_limit: str | None = Field(None, description="Requests of one client, such as 100/minute; no limit by default.")
-    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+    trusted_proxies: tuple[str, ...] = Field(
         (), description="Addresses or networks whose X-Forwarded-For names the client, for rate and log, with commas between."
     )
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+    allowed_hosts: tuple[str, ...] = Field(
         (),
         description="Domain names in the Host header that are answered, with commas between them, and those below them; by "
         "default localhost where --host is of this machine alone, else all. Addresses and names without a dot are answered.",
     )
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+    cors_origins: tuple[str, ...] = Field(
         (), description="Origins whose pages may ask, with commas between them."
     )
     grpc_port: int | None = Field(None, ge=1, le=65535, description="Port at which gRPC is served, too, at the same address.")
@@ -127,18 +126,6 @@ class Settings(BaseSettings):
                 raise ValueError(f"{value!r} lets nobody ask: use a rate such as 100/minute")
         return value
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take flags and the environment; no .env file that happens to lie about."""
-        return init_settings, env_settings
-
     def shown(self) -> dict[str, Any]:
         """Give what anybody may see: secrets only as whether there is one."""
         values = self.model_dump(mode="json")
@@ -165,11 +152,11 @@ def read_settings(file: Path | None = None, **flags: Any) -> Settings:
     unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
         raise ServeError(f"the environment variable {unknown[0]} is no setting; there are {', '.join(sorted(known))}")
-    in_environment = {known[name.upper()] for name in os.environ if name.upper() in known}
+    in_environment = {known[name.upper()]: value for name, value in os.environ.items() if name.upper() in known}
     beneath = {name: value for name, value in _read_file(file).items() if name not in in_environment}
     given = {name: value for name, value in flags.items() if value is not None}
     try:
-        return Settings(**(beneath | given))
+        return Settings(**(beneath | in_environment | given))
     except ValidationError as cause:
         first = cause.errors()[0]
         name = str(first["loc"][0])

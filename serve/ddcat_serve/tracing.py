@@ -4,6 +4,7 @@ import os
 
 from fastapi import FastAPI
 
+from ddcat.extras import install
 from ddcat_serve.errors import ServeError
 
 __all__ = ["trace"]
@@ -34,7 +35,7 @@ def trace(app: FastAPI) -> bool:
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
     except ImportError as cause:
-        raise ServeError(f"{_ENDPOINTS[0]} is set, and OpenTelemetry is not installed: pip install 'ddcat[otel]'") from cause
+        raise ServeError(f"{_ENDPOINTS[0]} is set, and OpenTelemetry is not installed: {install('otel')}") from cause
     provider = TracerProvider(resource=Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", "ddcat-serve")}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     FastAPIInstrumentor.instrument_app(app, tracer_provider=provider, excluded_urls="v2/health,metrics")

@@ -216,7 +216,7 @@ def test_a_library_that_is_not_there_is_one_line(
     monkeypatch.setitem(sys.modules, "ddcat_export.exporting", None)
     assert command(monkeypatch, run, "--engine", "ort") == 2
     error = capsys.readouterr().err
-    assert 'pip install "ddcat[train,export,cpu]"' in error
+    assert 'pip install ".[train,export,cpu]"' in error
     assert error.count("\n") == 1
 
 
@@ -228,3 +228,22 @@ def test_help_is_light() -> None:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert "HEAVY set()" in result.stdout
     assert "ddcat-export runs/camvid-ddcat" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("onnx", "ort"), ("onnxruntime", "ort"), ("ORT", "ort"), ("TensorRT", "trt"), ("open-vino", "openvino"), ("numpy", None)],
+)
+def test_an_engine_by_another_name_is_refused_at_once_with_the_one_that_is_meant(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: str, meant: str | None
+) -> None:
+    assert command(monkeypatch, "nowhere", "--engine", given) == 2
+    hint = "" if meant is None else f"; use {meant}"
+    assert capsys.readouterr().err == f"error: this version has no engine '{given}': it runs ort, openvino, trt{hint}\n"
+
+
+def test_the_engine_is_onnx_runtime_where_none_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert command(monkeypatch, tmp_path / "none.safetensors") == 2
+    assert "no such checkpoint" in capsys.readouterr().err

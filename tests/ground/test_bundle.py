@@ -21,7 +21,8 @@ MakeManifest = Callable[..., Manifest]
 SIDE = {"minimum": 1, "maximum": None}
 NAN = math.nan
 SOURCE = {
-    "checkpoint": "x", "sha256": "0" * 64, "git_commit": None, "method": "ddcat", "attack": None, "architecture": "x", "step": 1,
+    "checkpoint": "x", "sha256": "0" * 64, "git_commit": None, "method": "ddcat", "attack": None, "architecture": "x",
+    "step": 1,
 }  # fmt: skip
 
 
@@ -90,7 +91,15 @@ def test_a_bundle_opens_while_the_gate_writes_into_it(bundle: Path, name: str, m
 
 @pytest.mark.parametrize(
     "name",
-    [".passport.json.ABCDEFGH", ".report.html.swp", "passport.json.new", "passport.sig", ".DS_Store", "report.htm", "Report.html"],
+    [
+        ".passport.json.ABCDEFGH",
+        ".report.html.swp",
+        "passport.json.new",
+        "passport.sig",
+        ".DS_Store",
+        "report.htm",
+        "Report.html",
+    ],
 )
 def test_of_what_stands_beside_only_the_exact_names_are_taken(bundle: Path, name: str) -> None:
     (bundle / name).write_text("{}")

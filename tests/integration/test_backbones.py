@@ -83,7 +83,7 @@ SWIN = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads
 
 @pytest.mark.slow
 def test_convnext_v2_at_every_shape(scenes: Path, tmp_path: Path) -> None:
-    pytest.importorskip("transformers", reason='transformers is not installed: pip install "ddcat[hf]"')
+    pytest.importorskip("transformers", reason='transformers is not installed: pip install ".[hf]"')
     network = trained(scenes, tmp_path, "model.backbone=hf", f"model.hf={json.dumps(CONVNEXT)}")
     found = sweep(build_graph(network, sizes=None, logits=False, confidence=False), network, shapes_of(None))
     assert found.shapes == shapes_of(None)
@@ -92,7 +92,7 @@ def test_convnext_v2_at_every_shape(scenes: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_swin_at_a_size_off_its_grid(scenes: Path, tmp_path: Path) -> None:
-    pytest.importorskip("transformers", reason='transformers is not installed: pip install "ddcat[hf]"')
+    pytest.importorskip("transformers", reason='transformers is not installed: pip install ".[hf]"')
     network = trained(scenes, tmp_path, "model.backbone=hf", f"model.hf={json.dumps(SWIN)}")
     size = (45, 70)
     found = sweep(build_graph(network, sizes=(size,), logits=False, confidence=False), network, shapes_of((size,)))

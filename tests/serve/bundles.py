@@ -120,6 +120,11 @@ def small_manifest(
     )  # fmt: skip
 
 
+def small_bundle(path: Path) -> Bundle:
+    content = small_graph()
+    return write_bundle(path, small_manifest(content), {"model.onnx": content})
+
+
 def with_golden(path: Path, oracle: Callable, picture: np.ndarray) -> Bundle:
     """A bundle with two golden pairs: the attack of each darkens the picture by up to 20 levels."""
     content = small_graph()

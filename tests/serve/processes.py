@@ -5,24 +5,30 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 COMMAND = Path(sys.executable).with_name("ddcat-serve")
 
 
 @contextlib.contextmanager
-def server(*arguments: object, before: str = "") -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """Run the command until the block ends; gives the process and its address. `before`: Python that it runs first."""
-    with introduced(*arguments, before=before) as (process, address, _):
+def server(*arguments: object, before: str = "", inside: Sequence[str] = ()) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """
+    Run the command until the block ends; gives the process and its address.
+
+    `before`: Python that it runs first; `inside`: a command that becomes ours, whose last argument ours is.
+    """
+    with introduced(*arguments, before=before, inside=inside) as (process, address, _):
         yield process, address
 
 
 @contextlib.contextmanager
-def introduced(*arguments: object, before: str = "") -> Iterator[tuple["subprocess.Popen[str]", str, list[str]]]:
+def introduced(
+    *arguments: object, before: str = "", inside: Sequence[str] = ()
+) -> Iterator[tuple["subprocess.Popen[str]", str, list[str]]]:
     """Run it as `server` does; gives also the lines that it prints of its models, before its address."""
     command = [sys.executable, "-c", f"{before}\nfrom ddcat_serve.cli import main\nmain()"] if before else [COMMAND]
-    line = [*command, "run", *map(str, arguments), "--port", "0", "--threads", "1"]
+    line = [*inside, *command, "run", *map(str, arguments), "--port", "0", "--threads", "1"]
     with (
         tempfile.TemporaryFile("w+") as log,  # a pipe that nobody reads would stop the server
         subprocess.Popen(line, stdout=subprocess.PIPE, stderr=log, text=True) as process,

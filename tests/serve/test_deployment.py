@@ -51,7 +51,9 @@ def test_the_manifest_fits_the_server(documents: dict[str, Any], models: Models)
     assert container["args"][-1] == str(ports["grpc"])
     assert {port["targetPort"] for port in documents["Service"]["spec"]["ports"]} == set(ports)
     assert container["securityContext"]["readOnlyRootFilesystem"]
-    assert given["XDG_CACHE_HOME"] in {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+    writable = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+    assert {given["XDG_CACHE_HOME"], "/tmp"} <= writable
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
 
 
 @pytest.fixture(scope="module")

@@ -230,7 +230,7 @@ def test_a_missing_runtime_names_the_extra(
     monkeypatch.delitem(sys.modules, runtime.module, raising=False)
     monkeypatch.setitem(sys.modules, runtime.module.rpartition(".")[2], None)
     for call in (lambda: open_engine(bundle), lambda: check_possible(engine, "fp32")):
-        with pytest.raises(EngineError, match=rf'pip install "ddcat\[{runtime.extra}\]"'):
+        with pytest.raises(EngineError, match=rf'pip install "\.\[{runtime.extra}\]"'):
             call()
 
 

@@ -2,6 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from ddcat.bundle import Bundle, write_bundle
@@ -9,6 +10,7 @@ from ddcat.manifest import Precision
 from ddcat_serve.engines import build_engine, check_possible, onnxruntime, open_engine
 from ddcat_serve.engines.onnxruntime import CPU, CUDA, OrtGraph
 from ddcat_serve.errors import EngineError
+from tests.serve.bundles import small_graph
 
 
 class Doubled:
@@ -104,5 +106,26 @@ def test_a_layer_that_fell_back_is_refused(bundle: Bundle, gpu_build: Callable) 
 def test_a_bundle_for_a_gpu_names_the_extra_elsewhere(bundle: Bundle, tmp_path: Path) -> None:
     entry = bundle.manifest.engine.model_copy(update={"provider": CUDA})
     other = write_bundle(tmp_path / "other", bundle.manifest.model_copy(update={"engine": entry}), bundle.files)
-    with pytest.raises(EngineError, match=rf'this onnxruntime has no {CUDA}, only .*pip install "ddcat\[gpu\]"'):
+    with pytest.raises(EngineError, match=rf'this onnxruntime has no {CUDA}, only .*pip install "\.\[gpu\]"'):
         open_engine(other)
+
+
+def test_a_graph_that_is_too_new_for_the_runtime_is_one_line_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = onnx.load_model_from_string(small_graph())
+    model.opset_import[0].version = 999
+    said = r"it is of opset 999, and onnxruntime \S+ reads ONNX up to opset \d+: install a newer"
+    with pytest.raises(EngineError, match=said) as told:
+        OrtGraph(model.SerializeToString(), threads=1)
+    assert len(str(told.value)) < 200
+
+    def refuse(*arguments: object, **options: object) -> None:
+        """As 1.20.1 refuses what export writes."""
+        raise RuntimeError(
+            "[ONNXRuntimeError] : 1 : FAIL : model_load_utils.h:46 ONNX Runtime only *guarantees* support for models stamped "
+            "with official released onnx opset versions. Opset 22 is under development and support for this is limited. "
+            "Current official support for domain ai.onnx is till opset 21."
+        )
+
+    monkeypatch.setattr(onnxruntime.onnxruntime, "InferenceSession", refuse)
+    with pytest.raises(EngineError, match=r"it is of opset 22, .* up to opset 21: install onnxruntime 1\.21 or newer$"):
+        OrtGraph(small_graph(), threads=1)

@@ -333,5 +333,5 @@ def test_versions_and_what_they_lack(
 def test_without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     double().forget_engine()
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(EngineError, match=r'the runtime of engine trt is not installed .*: pip install "ddcat\[gpu\]"'):
+    with pytest.raises(EngineError, match=r'the runtime of engine trt is not installed .*: pip install "\.\[gpu\]"'):
         check_possible("trt", "fp32")

@@ -20,7 +20,7 @@ from ddcat_train.loop import check_run
 from ddcat_train.networks import Backbone, build_backbone, load_backbone
 from ddcat_train.trainer import Trainer
 
-transformers = pytest.importorskip("transformers", reason='transformers is not installed: pip install "ddcat[hf]"')
+transformers = pytest.importorskip("transformers", reason='transformers is not installed: pip install ".[hf]"')
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "convnextv2": {"model_type": "convnextv2", "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1]},
@@ -130,7 +130,7 @@ def test_a_file_that_holds_no_settings_is_one_line(tmp_path: Path, content: str 
 def test_where_transformers_is_absent_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.delitem(sys.modules, "ddcat_train.networks.hf", raising=False)
-    with pytest.raises(ValueError, match=r'not installed .*transformers.*: pip install "ddcat\[train,hf\]"'):
+    with pytest.raises(ValueError, match=r'not installed .*transformers.*: pip install "\.\[train,hf\]"'):
         model("swin")
 
 

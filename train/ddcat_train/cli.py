@@ -154,7 +154,9 @@ def _default_folder(source: Path) -> Path:
 
 def main() -> None:
     """Run the command."""
-    (report_to_agent if launched() else run)(app)
+    if launched():
+        report_to_agent(app)
+    run(app, extras="train")
 
 
 if __name__ == "__main__":  # for torchrun -m

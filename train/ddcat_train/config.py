@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from ddcat.extras import install
 from ddcat_train.errors import ConfigError
 from ddcat_train.names import (
     BACKBONE_GROUP,
@@ -80,7 +81,7 @@ def _hf_settings(source: Any) -> Any:
     try:
         from ddcat_train.networks.hf import hf_settings  # noqa: PLC0415 -- heavy, and not everybody has it
     except ImportError as cause:
-        raise ValueError(f'a library is not installed ({cause}): pip install "ddcat[train,hf]"') from cause
+        raise ValueError(f"a library is not installed ({cause}): {install('train,hf')}") from cause
     return hf_settings(source)
 
 

@@ -118,4 +118,4 @@ def import_checkpoint_command(
 
 def main() -> None:
     """Run `ddcat-data`."""
-    command.run(app)
+    command.run(app, extras="train")

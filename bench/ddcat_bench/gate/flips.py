@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddcat.classes import IGNORE
+from ddcat_bench.gate.results import BAND, MARGINS
 
 __all__ = ["BAND", "MARGINS", "Flips", "boundary_band", "count_flips"]
 
-BAND = 3  # pixels to either side of a true boundary
-MARGINS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # lower ends of the classes of margins, in logits; the last has no upper end
 _SCALARS = 5
 
 

@@ -8,15 +8,15 @@ from ddcat.passport import Finding, Verdict
 from ddcat.schema import Fraction, Strict
 from ddcat_bench.attack.probe_results import Alarm, Probe
 from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
-from ddcat_bench.gate.flips import BAND
 from ddcat_bench.gate.limits import Limits
-from ddcat_bench.timing.cost import CostResult
-from ddcat_bench.timing.results import SpeedResult
+from ddcat_bench.timing.results import CostResult, SpeedResult
 
-__all__ = ["ClassEntry", "GateResult", "MarginRow", "MemberRow", "ThreatRow"]
+__all__ = ["BAND", "MARGINS", "ClassEntry", "GateResult", "MarginRow", "MemberRow", "ThreatRow"]
 
 Bounds = tuple[float, float]
 
+BAND = 3  # pixels to either side of a true boundary
+MARGINS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # lower ends of the classes of margins, in logits; the last has no upper end
 _RARE = 0.01
 
 

@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
 
 from ddcat.bundle import Bundle
 from ddcat.manifest import Shapes
-from ddcat.schema import Strict
 from ddcat_bench.timing.busy import others_watch
 from ddcat_bench.timing.matrix_product import matrix_product_peak
-from ddcat_bench.timing.results import Timing
+from ddcat_bench.timing.results import CostResult, CostRow
 from ddcat_bench.timing.turns import timing
 from ddcat_serve.engines import Engine
 
@@ -26,30 +24,6 @@ _WITHIN = 6.0  # seconds for one row; then fewer calls, but five at least
 _FEWEST = 5
 
 Images = npt.NDArray[np.uint8]
-
-
-class CostRow(Strict):
-    """A batch of images of one size."""
-
-    batch: int
-    height: int
-    width: int
-    times: Timing
-    images_per_second: float = Field(description="of the median call")
-    of_peak: float | None = Field(
-        description="multiply-adds a second, two operations each, as a share of fp32 matrix products measured just before; the "
-        "work of another size than the manifest's is taken in proportion to its pixels; null: not of a CPU in fp32"
-    )
-
-
-class CostResult(Strict):
-    """What was measured of an engine alone."""
-
-    threads: int | None = Field(description="of the engine; null: it does not say")
-    matrix_product_peak: float | None = Field(description="operations a second in fp32; null: the engine computes elsewhere")
-    batches: tuple[CostRow, ...] = Field(description="of one size")
-    sizes: tuple[CostRow, ...] = Field(description="in the smallest batch; one row where the engine takes one size")
-    others: float | None = Field(description="cores that others kept busy meanwhile; null: not known")
 
 
 def measure_cost(

@@ -8,6 +8,8 @@ from ddcat.schema import Fraction, Strict
 from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
 
 __all__ = [
+    "CostResult",
+    "CostRow",
     "Ratio",
     "SpeedEntry",
     "SpeedRatio",
@@ -176,3 +178,27 @@ class SweepResult(Watched):
     agreement: Fraction = Field(description="share of the pixels, over n = 0..7, with the same label in both")
     sea_steps: int = Field(description="of the SEA by which early stopping is judged, at 8/255")
     sea_seen: Fraction = Field(description="share of its forwards that were computed; the rest were of beaten images")
+
+
+class CostRow(Strict):
+    """A batch of images of one size."""
+
+    batch: int
+    height: int
+    width: int
+    times: Timing
+    images_per_second: float = Field(description="of the median call")
+    of_peak: float | None = Field(
+        description="multiply-adds a second, two operations each, as a share of fp32 matrix products measured just before; the "
+        "work of another size than the manifest's is taken in proportion to its pixels; null: not of a CPU in fp32"
+    )
+
+
+class CostResult(Strict):
+    """What was measured of an engine alone."""
+
+    threads: int | None = Field(description="of the engine; null: it does not say")
+    matrix_product_peak: float | None = Field(description="operations a second in fp32; null: the engine computes elsewhere")
+    batches: tuple[CostRow, ...] = Field(description="of one size")
+    sizes: tuple[CostRow, ...] = Field(description="in the smallest batch; one row where the engine takes one size")
+    others: float | None = Field(description="cores that others kept busy meanwhile; null: not known")

@@ -1,15 +1,18 @@
 """Engines: one module for each runtime, which alone imports it."""
 
+import difflib
 import importlib
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from ddcat.bundle import Bundle
+from ddcat.extras import install
 from ddcat.manifest import Precision, Shapes
+from ddcat.text import one_line
 from ddcat_serve.engines.base import Built, Engine, Outputs
 from ddcat_serve.errors import EngineError
 
-__all__ = ["ENGINES", "Built", "Engine", "Outputs", "build_engine", "check_possible", "open_engine"]
+__all__ = ["ENGINES", "Built", "Engine", "Outputs", "build_engine", "check_known", "check_possible", "open_engine"]
 
 
 class _Runtime(NamedTuple):
@@ -22,6 +25,29 @@ ENGINES = {
     "openvino": _Runtime("ddcat_serve.engines.openvino", extra="openvino"),
     "trt": _Runtime("ddcat_serve.engines.tensorrt", extra="gpu"),
 }
+_ALSO_CALLED = {"onnx": "ort", "onnxruntime": "ort", "onnx-runtime": "ort", "tensorrt": "trt", "ov": "openvino"}
+
+
+def check_known(engine: str, where: str = "") -> None:
+    """
+    Refuse an engine that this version does not have; of the usual name of a runtime, say which engine that is.
+
+    Parameters
+    ----------
+    engine : str
+        Should be a key of `ENGINES`.
+    where : str
+        What the message begins with.
+
+    Raises
+    ------
+    EngineError
+    """
+    if engine not in ENGINES:
+        known = {**_ALSO_CALLED, **{name: name for name in ENGINES}}
+        near = difflib.get_close_matches(engine.lower(), known, n=1)
+        hint = f"; use {known[near[0]]}" if near else ""
+        raise EngineError(f"{where}this version has no engine {one_line(engine)!r}: it runs {', '.join(ENGINES)}{hint}")
 
 
 def check_possible(engine: str, precision: Precision) -> None:
@@ -90,12 +116,11 @@ def open_engine(bundle: Bundle, *, threads: int | None = None) -> Engine:
 
 
 def _module(engine: str, where: str = "") -> ModuleType:
-    if engine not in ENGINES:
-        raise EngineError(f"{where}this version has no engine {engine!r}: it runs {', '.join(ENGINES)}")
+    check_known(engine, where)
     runtime = ENGINES[engine]
     try:
         return importlib.import_module(runtime.module)
     except ImportError as cause:
         raise EngineError(
-            f'{where}the runtime of engine {engine} is not installed ({cause}): pip install "ddcat[{runtime.extra}]"'
+            f"{where}the runtime of engine {engine} is not installed ({cause}): {install(runtime.extra)}"
         ) from cause

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnxruntime  # type: ignore[import-untyped]
 
 from ddcat.bundle import Bundle
+from ddcat.extras import install
 from ddcat.faults import first_line
 from ddcat.files import temporary_directory
 from ddcat.manifest import EngineEntry, Precision, Shapes, TensorEntry
@@ -224,8 +225,7 @@ def _check_provider(provider: str) -> None:
     available = onnxruntime.get_available_providers()
     if provider not in available or provider not in _PROVIDERS:
         raise EngineError(
-            f"this onnxruntime has no {provider}, only {', '.join(available)}: "
-            f'pip install "ddcat[{"gpu" if provider == CUDA else "cpu"}]"'
+            f"this onnxruntime has no {provider}, only {', '.join(available)}: {install('gpu' if provider == CUDA else 'cpu')}"
         )
     if provider == CUDA:
         onnxruntime.preload_dlls()  # those of pip's packages, which the loader would not find

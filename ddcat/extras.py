@@ -1,0 +1,25 @@
+"""Libraries that only some commands need: extras of the distribution."""
+
+import contextlib
+from collections.abc import Iterator
+
+from ddcat.errors import DdcatError
+from ddcat.faults import first_line
+
+__all__ = ["install", "needing"]
+
+
+@contextlib.contextmanager
+def needing(extras: str, error: type[DdcatError] = DdcatError) -> Iterator[None]:
+    """Turn the lack of a library into an error that says which extras of the distribution bring it."""
+    try:
+        yield
+    except ImportError as cause:
+        if not isinstance(cause, ModuleNotFoundError) and (cause.name or "").startswith("ddcat"):
+            raise  # a name that one of our own modules lacks: a fault of the program
+        raise error(f"a library is missing ({first_line(cause)}): {install(extras)}") from cause
+
+
+def install(extras: str) -> str:
+    """Say how extras are installed. The distribution is in no index: its name there would be somebody else's."""
+    return f'pip install ".[{extras}]" in a clone of ddcat'
