@@ -50,9 +50,7 @@ class Passport(Strict):
     data: Text = Field(description="that it was judged on")
     images: Count = Field(ge=1)
     findings: tuple[Finding, ...] = Field(strict=False)
-    not_judged: tuple[Name, ...] = Field(
-        (), strict=False, description="what the limits leave out: reported by the gate only"
-    )
+    not_judged: tuple[Name, ...] = Field((), strict=False, description="what the limits leave out: reported by the gate only")
     versions: dict[Name, Name]
     signature: dict[str, Any] | None = Field(
         default=None, description="of all the rest, as a Sigstore bundle: see `ddcat.signing`; None: not signed"

@@ -3,14 +3,16 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ddcat.scores import Counts, iou
 from ddcat_bench.errors import BenchError
-from ddcat_train.data import Dataset
+
+if TYPE_CHECKING:
+    from ddcat_train.data import Dataset  # of results, tables are made without what reads images
 
 __all__ = ["BLOCK", "FEWEST_UNITS", "Scheme", "check_clips", "draw", "interval", "miou_of_draws", "scheme_of", "sequence_in"]
 
@@ -85,7 +87,7 @@ def scheme_of(data: str, names: Sequence[str], clips: str | None = None) -> Sche
     return Scheme("blocks", places) if blocks else Scheme("clips", groups)
 
 
-def check_clips(dataset: Dataset) -> None:
+def check_clips(dataset: "Dataset") -> None:
     """
     Refuse an expression for clips that does not fit the images, before the long work whose result it is for.
 
