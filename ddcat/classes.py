@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ddcat.text import one_line
+from ddcat.text import printable
 
 __all__ = [
     "CAMVID",
@@ -54,7 +54,7 @@ class Classes:
             if not 1 <= len(name) <= LONGEST_NAME:
                 raise ValueError(f"a class has a name of {len(name)} characters, expected 1 to {LONGEST_NAME}")
             if any(level not in range(256) for level in colour):
-                raise ValueError(f"class {one_line(name)} has the colour {list(colour)}, expected levels of 0 to 255")
+                raise ValueError(f"class {printable(name)} has the colour {list(colour)}, expected levels of 0 to 255")
 
     def __len__(self) -> int:
         return len(self.names)

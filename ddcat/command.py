@@ -9,7 +9,7 @@ import typer
 
 from ddcat.errors import DdcatError
 from ddcat.extras import needing
-from ddcat.faults import printable
+from ddcat.text import printable
 
 __all__ = [
     "DEVICES",

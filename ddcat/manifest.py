@@ -15,7 +15,7 @@ from ddcat.classes import Classes, repeated_name
 from ddcat.errors import BundleError
 from ddcat.faults import first_fault
 from ddcat.schema import Count, Details, Name, Sha256, Strict, Text
-from ddcat.text import one_line
+from ddcat.text import printable
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -288,6 +288,6 @@ def _check_version(content: bytes, where: str) -> None:
         return  # whatever else is wrong is said by the model
     if found != SCHEMA_VERSION:
         raise BundleError(
-            f"{where} has schema_version {one_line(repr(found))}, and this ddcat reads {SCHEMA_VERSION}: install the ddcat "
+            f"{where} has schema_version {printable(repr(found))}, and this ddcat reads {SCHEMA_VERSION}: install the ddcat "
             "that wrote the bundle, or export it again with this one"
         )

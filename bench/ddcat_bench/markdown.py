@@ -31,11 +31,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1)
 
 def literal(text: str) -> str:
     """Write a text of others, such as the name of a class, so that Markdown shows it as it is."""
-    return _MEANT.sub(r"\\\1", printable(text))
+    return _MEANT.sub(r"\\\1", printable(text, None))
 
 
 def _cell(text: str) -> str:
-    return _OPEN.sub(r"\\\1", printable(text))
+    return _OPEN.sub(r"\\\1", printable(text, None))
 
 
 def fixed(value: float, digits: int = 2) -> str:

@@ -29,7 +29,7 @@ def print_bundle(bundle: Bundle, trust: Trust = ANYONE) -> None:
     table.add_column(overflow="fold")
     for what, value in _rows(bundle, trust).items():
         lines = [value] if isinstance(value, str) else value
-        table.add_row(what, Text("\n".join(map(printable, lines))))  # what a manifest says is others' text
+        table.add_row(what, Text("\n".join(printable(line, None) for line in lines)))  # what a manifest says is others' text
     console = Console()
     console.print(table)
     console.print("Every file is the one that the manifest names.")

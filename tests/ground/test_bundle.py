@@ -213,8 +213,8 @@ def test_a_name_that_is_kept_for_the_gate_is_not_listed(bundle: Path, make_manif
         ({"classes": [{"name": name, "colour": [1, 2, 3]} for name in ("", "y")]}, r"classes\.0\.name"),
         ({"name": "x" * 70_000}, "name"),
         ({"versions": {"ddcat": "x" * 10**5}}, r"versions\.ddcat"),
-        ({"x" * 10**6: 1}, r"xxx\.\.\. \(\d+ characters\)"),
-        ({"schema_version": "x" * 10**6}, r"schema_version 'xxx.*characters\)"),
+        ({"x" * 10**6: 1}, r"xxx\.\.\.xxx"),
+        ({"schema_version": "x" * 10**6}, r"schema_version .xxx.*\.\.\.xxx"),
     ],
 )
 def test_a_manifest_is_strict(change: dict[str, Any], message: str, make_manifest: MakeManifest) -> None:

@@ -56,4 +56,4 @@ def test_a_choice_is_one_of_those_there_are() -> None:
 def test_what_an_error_repeats_of_others_never_acts_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run(lambda: failing(BundleError("x\x1b[2J\nerror: y")))
-    assert capsys.readouterr().err == "error: x\\x1b[2J\\nerror: y\n"
+    assert capsys.readouterr().err == "error: x\\x1b[2J\\x0aerror: y\n"

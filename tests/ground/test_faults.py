@@ -1,11 +1,9 @@
 """What others' exceptions say becomes one line."""
 
-from pathlib import Path
-
 import pytest
 from pydantic import BaseModel, ValidationError, model_validator
 
-from ddcat.faults import first_fault, first_line, printable
+from ddcat.faults import first_fault, first_line
 
 
 class Pair(BaseModel):
@@ -42,24 +40,3 @@ def test_the_first_wrong_entry_is_named_and_what_is_wrong_with_it(content: str, 
 )
 def test_of_a_message_the_first_line_and_of_none_the_exception(message: str, said: str) -> None:
     assert first_line(OSError(message)) == said
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("plain ünï [code] ✓", "plain ünï [code] ✓"),
-        ("a\nb\r\tc\x1b[2J\x7f\x9b", r"a\x0ab\x0d\x09c\x1b[2J\x7f\x9b"),
-        ("\u202egnp.exe\u2066\u2028", r"\u202egnp.exe\u2066\u2028"),
-        (b"caf\xe9".decode(errors="surrogateescape"), r"caf\xe9"),
-        ("\ud800", r"\ud800"),
-        (Path("a/b"), "a/b"),
-    ],
-)
-def test_what_others_wrote_is_one_printable_line(text: object, shown: str) -> None:
-    assert printable(text) == shown
-    assert len(shown.encode().splitlines()) == 1
-
-
-def test_a_text_that_is_too_long_loses_its_middle() -> None:
-    assert printable("x" * 5000 + "end") == "x" * 150 + "..." + "x" * 147 + "end"
-    assert printable("abc", 3) == "abc"

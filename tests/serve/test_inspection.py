@@ -78,7 +78,7 @@ def test_the_size_that_images_were_judged_at_is_told(
     assert re.search(rf"judged at +│ {said}", shown(bundle, capsys, monkeypatch, data=data))
 
 
-HOSTILE = "x\x1b[2J\x1b]0;title\x07\npassport    pass\n\u202etxt"
+HOSTILE = "x\x1b[2J\x1b]0;title\x07\x0apassport    pass\n\u202etxt"
 
 
 def test_what_a_manifest_says_never_acts_on_the_terminal(
@@ -97,5 +97,5 @@ def test_what_a_manifest_says_never_acts_on_the_terminal(
     )  # fmt: skip
     assert all(character == "\n" or character.isprintable() for character in printed)
     assert not re.search(r"^\W*passport +pass", printed, re.MULTILINE)
-    assert printed.count(r"x\x1b[2J\x1b]0;title\x07\npassport") >= 5
+    assert printed.count(r"x\x1b[2J\x1b]0;title\x07\x0apassport") >= 5
     assert "[bold]x" in printed

@@ -39,7 +39,6 @@ def check_command(
     """
     from rich.console import Console
 
-    from ddcat.faults import printable
     from ddcat.files import write_json
     from ddcat.progress import progress
     from ddcat.text import printable

@@ -117,7 +117,7 @@ def gate_junit(result: GateResult) -> str:
 
 def _xml(text: str) -> str:
     """Escape what a terminal acts on, and leave out what XML cannot hold."""
-    return _NO_XML.sub("\ufffd", printable(text))
+    return _NO_XML.sub("\ufffd", printable(text, None))
 
 
 def _bounds(interval: tuple[float, float]) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ddcat.bundle import Bundle
 from ddcat.extras import install
 from ddcat.manifest import Precision, Shapes
-from ddcat.text import one_line
+from ddcat.text import printable
 from ddcat_serve.engines.base import Built, Engine, Outputs
 from ddcat_serve.errors import EngineError
 
@@ -47,7 +47,7 @@ def check_known(engine: str, where: str = "") -> None:
         known = {**_ALSO_CALLED, **{name: name for name in ENGINES}}
         near = difflib.get_close_matches(engine.lower(), known, n=1)
         hint = f"; use {known[near[0]]}" if near else ""
-        raise EngineError(f"{where}this version has no engine {one_line(engine)!r}: it runs {', '.join(ENGINES)}{hint}")
+        raise EngineError(f"{where}this version has no engine {printable(engine)!r}: it runs {', '.join(ENGINES)}{hint}")
 
 
 def check_possible(engine: str, precision: Precision) -> None:

@@ -131,33 +131,3 @@ def test_camvid_shares_are_those_of_its_description(real_data: Path) -> None:
     of_all = report.class_shares() * (1 - report.ignored_share()) * 100
     assert np.abs(of_all - told).max() < 0.06
     assert report.pairs == 367
-
-
-def test_names_of_classes_and_files_never_act_on_the_terminal(small_folder: Path, write_labels: Writer) -> None:
-    hostile = "x\x1b[2J\x07\nfaults    none [/bold]"
-    names = json.dumps([hostile, "b", "c"])
-    (small_folder / "classes.yaml").write_text(f"names: {names}\n")
-    result = CliRunner().invoke(app, ["check", "folder", str(small_folder)])
-    assert r"x\x1b[2J\x07\nfaults" in result.output
-    assert all(character == "\n" or character.isprintable() for character in result.output)
-    assert len([line for line in result.output.splitlines() if line.startswith("faults")]) == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("names: [a, a, b]", "two classes are named 'a'"),
-        (f"names: [a, {'b' * 101}]", "at most 100 characters"),
-        ("names: [a, b]\ncolours: [[.nan, 0, 0], [1, 2, 3]]", "colours"),
-        ("names: [a, b]\ncolours: [[999, -1, 0], [1, 2, 3]]", "colours"),
-        ("[" * 20_000, "is not YAML"),
-        (f"names: {'1' * 5001}", "is not YAML"),
-        (f"names: [{'a, ' * 2**19}]", "at most 1,048,576 are read"),
-    ],
-)
-def test_a_file_of_classes_that_cannot_be_used_is_one_short_line(small_folder: Path, text: str, said: str) -> None:
-    (small_folder / "classes.yaml").write_text(text)
-    with pytest.raises(DataError, match=said) as caught:
-        list_dataset("folder", small_folder, "train")
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 1000

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ddcat.faults import printable
+from ddcat.text import printable
 from ddcat_train.data.augment import AUGMENTATIONS, Augment
 from ddcat_train.data.base import Dataset, Pair, Sample
 from ddcat_train.data.camvid import camvid

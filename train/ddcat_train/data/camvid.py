@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ddcat.classes import CAMVID, IGNORE
-from ddcat.faults import printable
+from ddcat.text import printable
 from ddcat_train.data.base import U8, Dataset, Pair
 from ddcat_train.data.files import IMAGES, LABELS, Finder, is_file
 from ddcat_train.data.lists import columns_of, other_lists, read_list

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ddcat.classes import IGNORE, Classes
-from ddcat.faults import printable
+from ddcat.text import printable
 from ddcat_train.data import list_dataset
 from ddcat_train.data.base import Dataset, Sample
 from ddcat_train.data.fault import Fault

@@ -20,7 +20,8 @@ from pydantic import (
 )
 
 from ddcat.classes import IGNORE, Classes, Colour
-from ddcat.faults import first_fault, printable
+from ddcat.faults import first_fault
+from ddcat.text import printable
 from ddcat_train.data.files import read_text
 from ddcat_train.data.pictures import U8
 from ddcat_train.errors import DataError

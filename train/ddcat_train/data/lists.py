@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from ddcat.faults import printable
+from ddcat.text import printable
 from ddcat_train.data.files import hidden, is_file, read_text
 from ddcat_train.errors import DataError
 
