@@ -70,9 +70,7 @@ class Settings(BaseModel):
         description="Domain names in the Host header that are answered, with commas between them, and those below them; by "
         "default localhost where --host is of this machine alone, else all. Addresses and names without a dot are answered.",
     )
-    cors_origins: tuple[str, ...] = Field(
-        (), description="Origins whose pages may ask, with commas between them."
-    )
+    cors_origins: tuple[str, ...] = Field((), description="Origins whose pages may ask, with commas between them.")
     grpc_port: int | None = Field(None, ge=1, le=65535, description="Port at which gRPC is served, too, at the same address.")
     demo: bool = Field(False, description="Show golden images, which are of the data set, on the page at /.")
 
