@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from ddcat.errors import WriteError
+from ddcat.faults import printable
 from ddcat.files import append_text, remove_leftovers, write_bytes, write_text, writing
 from ddcat.progress import Rate
 from ddcat_train.data.base import U8
@@ -123,7 +124,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(printable(text, 4000), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def _write(self, lines: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         append_text(self._run / LINES, "".join(json.dumps({"step": step, **numbers}) + "\n" for step, numbers in lines))

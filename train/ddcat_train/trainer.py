@@ -221,21 +221,30 @@ class Trainer:
         Raises
         ------
         DataError
-            Where no pixel of it has a label.
+            Where no pixel of it has a label, or an image cannot be read.
         """
         attack, settings = self._config.attack, self._config.train
-        scored = evaluate(
-            self._used,
-            self._val,
-            epsilon=attack.epsilon,
-            alpha=attack.step_size,
-            steps=(0, attack.steps),
-            batch_size=settings.evaluate_batch,
-            limit=settings.evaluate_images,
-            device=self._fabric.device,
-            dtype=self._dtype,
-            ranks=self.ranks,
-        )
+        try:
+            scored = evaluate(
+                self._used,
+                self._val,
+                epsilon=attack.epsilon,
+                alpha=attack.step_size,
+                steps=(0, attack.steps),
+                batch_size=settings.evaluate_batch,
+                limit=settings.evaluate_images,
+                device=self._fabric.device,
+                dtype=self._dtype,
+                ranks=self.ranks,
+            )
+        except DataError as error:
+            if not self._config.data.skip_corrupt:
+                raise
+            val = self._val
+            raise DataError(
+                f"{error}; data.skip_corrupt is for training images alone, since a score is of all images: "
+                f"'ddcat-data check {val.name} {val.root} --split {val.split}' names all that are at fault"
+            ) from error
         clean, attacked = (miou(scored.counts[n].sum(0)) for n in (0, attack.steps))
         if math.isnan(clean + attacked):
             raise DataError(

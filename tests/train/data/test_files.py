@@ -84,6 +84,13 @@ def test_what_is_no_regular_file_is_told_and_never_waited_for(small_folder: Path
             open_dataset("folder", small_folder, "train").read(1)
 
 
+@pytest.mark.parametrize("name", ["images/train/1.png", "labels/train/1.png"])
+def test_an_empty_file_is_told(small_folder: Path, name: str) -> None:
+    (small_folder / name).write_bytes(b"")
+    with pytest.raises(DataError, match=r"1\.png is no .* that can be read \(it is empty\): replace it$"):
+        open_dataset("folder", small_folder, "train").read(1)
+
+
 def test_a_file_larger_than_any_image_is_not_read(small_folder: Path) -> None:
     with (small_folder / "images/train/1.png").open("wb") as file:
         file.truncate(1 << 40)  # holes

@@ -66,6 +66,7 @@ def sound(dataset: Dataset) -> list[str]:
         (b"p0\rp1", ["p0", "p1"]),
         (b"  p0\t\n", ["p0"]),
         (b"my photo\n", ["my photo"]),
+        (b"p0.jpg\nmy photo.PNG\n", ["p0", "my photo"]),
         ("café\n".encode(), ["café"]),
         (unicodedata.normalize("NFD", "café\n").encode(), ["café"]),
         (b"JPEGImages\\p0.jpg SegmentationClass\\p0.png\n", ["p0"]),

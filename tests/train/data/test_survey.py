@@ -145,6 +145,27 @@ def test_an_image_that_two_lists_name_is_told(tmp_path: Path) -> None:
     assert [line for line in lines if line.startswith("warning: 2 of the 2 images of val are in train, too")]
 
 
+def test_an_image_that_is_listed_twice_is_told(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "scenes", train=4, val=2, size=(48, 48))
+    names = tmp_path / "scenes/ImageSets/Segmentation/train.txt"
+    names.write_text(names.read_text() + names.read_text().splitlines()[0] + "\n")
+    warnings = check(list_dataset("scenes", tmp_path / "scenes", "train")).warnings
+    assert "train lists 1 of its 5 images again: each counts as often as it is listed" in warnings
+
+
+def test_skipping_is_for_images_to_train_on(both: Path, tmp_path: Path) -> None:
+    image = both / "images/val/1.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 12, 3)).astype(np.uint8)).save(image)
+    content = image.read_bytes()
+    image.write_bytes(content[: len(content) // 2])
+    overrides = ["data.name=folder", f"data.root={both}", "augment.crop=33", "model.width=4", "train.epochs=1"]
+    told = r"1\.png is no image .*; data.skip_corrupt is for training images alone, .*check folder .* --split val' names all"
+    with pytest.raises(DataError, match=told):
+        train(load_config("scenes-clean", [*overrides, "train.workers=0", "data.skip_corrupt=true"]), tmp_path / "run")
+    with pytest.raises(DataError, match=r"replace it$"):
+        train(load_config("scenes-clean", [*overrides, "train.workers=0"]), tmp_path / "other")
+
+
 def test_the_first_lines_of_a_training_are_the_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str], both: Path) -> None:
     relabel(both, lambda labels: np.where(labels == 1, 255, 0))
     (both / "images/train/4.png").write_bytes(b"no image")

@@ -49,7 +49,7 @@ def camvid(root: Path, split: str) -> Dataset:
         CAMVID,
         tuple(pairs),
         _decode,
-        folders=tuple(sorted({file.parent for pair in pairs for file in (pair.image, pair.labels)})),
+        folders=tuple(sorted({file.parent for pair in pairs for file in (pair.image, pair.labels)} - {root})),
         lists=tuple(other_lists(path)),
     )
 

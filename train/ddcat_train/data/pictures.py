@@ -188,7 +188,7 @@ class _Opened:
             for begin, form in _OTHERS.items():
                 if self._content.startswith(begin):
                     return DataError(f"{name} is a {form} file: convert it to {'JPEG or ' * (self._what == 'image')}PNG")
-            text = "its format is unknown"
+            text = "its format is unknown" if self._content else "it is empty"
         return DataError(f"{name} is no {self._what} that can be read ({text}): replace it")
 
 

@@ -120,6 +120,8 @@ def warnings_of(dataset: Dataset, found: Survey) -> list[str]:
     ignored = found.pixels[IGNORE] / max(1, int(found.pixels.sum()))
     share = f"{ignored:.0%} of its pixels are ignored" if ignored >= 0.005 else "less than 1% of its pixels are ignored"
     lines = []
+    if twice := len(dataset) - len({pair.image for pair in dataset.pairs}):
+        lines.append(f"{split} lists {twice} of its {len(dataset)} images again: each counts as often as it is listed")
     if absent and found.pixels.any():
         more = f" and {len(absent) - _MOST_NAMES} others" if len(absent) > _MOST_NAMES else ""
         told = f"; {share}" if found.pixels[IGNORE] else ""

@@ -51,7 +51,7 @@ def voc(root: Path, split: str) -> Dataset:
         split,
         VOC,
         tuple(pairs),
-        folders=tuple(sorted({file.parent for pair in pairs for file in (pair.image, pair.labels)})),
+        folders=tuple(sorted({root / "JPEGImages", *(pair.labels.parent for pair in pairs)} - {root})),
         lists=tuple(other_lists(folder / f"{split}.txt")),
         notes=(f"the labels are those of {labels}",) if labels != _LABELS[0] else (),
     )
@@ -59,9 +59,18 @@ def voc(root: Path, split: str) -> Dataset:
 
 
 def _columns(line: str, root: Path, path: Path, find: Callable[[Path, tuple[str, ...]], Path]) -> tuple[str, ...]:
-    return columns_of(
+    def present(name: str) -> bool:
+        return is_file(find(root / "JPEGImages" / f"{name}.jpg", IMAGES))
+
+    def name_of(text: str) -> str:
+        """The name of an image, with whose suffix some lists have it."""
+        stem, dot, suffix = text.rpartition(".")
+        return stem if f"{dot}{suffix}".lower() in IMAGES and not present(text) else text
+
+    columns = columns_of(
         line,
         path,
-        named=lambda text: is_file(find(root / "JPEGImages" / f"{text}.jpg", IMAGES)),
+        named=lambda text: present(name_of(text)),
         there=lambda text: is_file(find(root / text.lstrip("/"), IMAGES)),
     )
+    return (name_of(columns[0]),) if len(columns) == 1 else columns
