@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ddcat_train.config import AttackConfig, MethodConfig, load_config, presets
+from ddcat_train.data.classes_file import read_legend
 from ddcat_train.data.pictures import read_mask
 from ddcat_train.loop import train
 from ddcat_train.names import DatasetName, MethodName
@@ -70,12 +71,29 @@ def test_a_run_folder_holds_the_files_that_are_listed(method: str, tiny_run: lis
     assert found == listed - ({"mask.png"} if method == "clean" else set())
 
 
-def test_masks_in_colours_become_indices_as_the_page_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[2] / "docs/how-to/train-on-your-data.md").read_text(encoding="utf-8")
-    (script,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+HOW_TO = (Path(__file__).parents[2] / "docs/how-to/train-on-your-data.md").read_text(encoding="utf-8")
+
+
+def test_masks_of_16_bits_become_indices_as_the_page_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (script,) = re.findall(r"^```python\n(.*?)^```$", HOW_TO, re.MULTILINE | re.DOTALL)
     (tmp_path / "masks/train").mkdir(parents=True)
-    pixels = [[(128, 64, 128), (64, 0, 128)], [(64, 64, 0), (1, 2, 3)]]
-    Image.fromarray(np.array(pixels, np.uint8)).save(tmp_path / "masks/train/0001.png")
+    Image.fromarray(np.array([[0, 1], [2, 255]], np.uint16)).save(tmp_path / "masks/train/0001.png")
     monkeypatch.chdir(tmp_path)
     exec(script, {})
     assert read_mask(tmp_path / "mine/labels/train/0001.png").pixels.tolist() == [[0, 1], [2, 255]]
+
+
+def test_every_classes_file_of_the_page_is_read(tmp_path: Path) -> None:
+    rows = re.findall(r"^\| [^|]+ \| (`names: [^|]+) \|$", HOW_TO, re.MULTILINE)
+    legends = []
+    for row in rows:
+        (tmp_path / "classes.yaml").write_text("\n".join(re.findall(r"`([a-z_]+: [^`]+)`", row)))
+        legends.append(read_legend(tmp_path / "classes.yaml"))
+    values = np.array([0, 1, 2, 3, 11, 12, 255], np.uint8)
+    assert [legend.table(values).tolist() for legend in legends[:4]] == [
+        [0, 1, 2, 254, 254, 254, 255],
+        [255, 0, 1, 2, 254, 254, 255],
+        [0, 254, 254, 254, 254, 254, 1],
+        [0, 1, 254, 254, 255, 255, 255],
+    ]
+    assert legends[4].colours == {(0, 0, 0): 255, (128, 64, 128): 0, (64, 0, 128): 1}
