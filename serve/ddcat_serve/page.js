@@ -164,7 +164,6 @@ function moveBy(model, event) {
 }
 
 // ---- what can be taken along
-
 const routeOf = (model) => `v1/segment?${new URLSearchParams({ model: model.name, version: model.version })}`;
 const nameOf = () => (state.file ? state.file.name : `example-${Number($("example").value) + 1}.png`);
 
@@ -284,7 +283,7 @@ async function start() {
   }
 }
 
-let moved; // a slider that is dragged asks when it rests for a moment
+let moved; // the timer of a slider that is dragged: it asks when it rests for a moment
 $("strength").addEventListener("input", () => { clearTimeout(moved); moved = setTimeout(showExample, 60); });
 $("file").addEventListener("change", (event) => { showFile(event.target.files[0]); event.target.value = ""; });
 for (const kind of ["dragenter", "dragover"]) addEventListener(kind, (event) => { event.preventDefault(); document.body.classList.add("over"); });

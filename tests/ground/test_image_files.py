@@ -1,5 +1,6 @@
 """What is taken out of an image file, and what a file is refused for, without a decoder."""
 
+import contextlib
 import io
 import random
 import struct
@@ -9,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from ddcat.image_files import AnimationError, ImageFileError, jpeg_frame, palette_size, strip_metadata
@@ -253,6 +256,27 @@ def test_an_animation_is_refused_as_such(form: str) -> None:
     frames[0].save(file, form, save_all=True, append_images=frames[1:])
     with pytest.raises(AnimationError):
         strip_metadata(file.getvalue())
+
+
+WHOLE = [
+    saved("JPEG"), saved("JPEG", progressive=True), saved("PNG", mode="P", transparency=3), saved("PNG", icc_profile=bytes(99)),
+    saved("WEBP"), saved("WEBP", mode="RGBA", exif=b"Exif\0\0MM\0*"),
+]  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_no_damage_raises_anything_else(data: st.DataObject) -> None:
+    content = bytearray(data.draw(st.sampled_from(WHOLE)))
+    for place, value in data.draw(st.lists(st.tuples(st.integers(0, len(content) - 1), st.binary(max_size=3)), max_size=6)):
+        content[place : place + data.draw(st.integers(0, 3))] = value
+    damaged = bytes(content[: data.draw(st.integers(0, len(content)))])
+    with contextlib.suppress(ImageFileError):
+        stripped = strip_metadata(damaged)
+        assert strip_metadata(stripped) == stripped
+    if damaged.startswith(b"\xff\xd8\xff"):
+        with contextlib.suppress(ImageFileError):
+            jpeg_frame(damaged)
 
 
 def test_other_formats_come_back_as_they_are() -> None:
