@@ -1,6 +1,7 @@
 """What a server counts of itself, for Prometheus."""
 
 import itertools
+from collections import Counter as Counts
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -111,7 +112,10 @@ class _Answers(Collector):
             labels, seen = (model.name, model.version), model.monitor.totals()
             images.add_metric(labels, seen.images)
             skipped.add_metric(labels, seen.skipped)
+            areas = Counts[str]()  # classes of one name are one series: Prometheus refuses all where one comes twice
             for name, count in zip(model.classes.names, seen.classes.tolist(), strict=True):
+                areas[name] += count
+            for name, count in areas.items():
                 pixels.add_metric((*labels, name), count)
             density.add_metric(labels, _buckets(DENSITY, seen.density.tolist()), seen.density_sum)
             if seen.confidence.any():

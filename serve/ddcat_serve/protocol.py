@@ -146,7 +146,10 @@ def _check_output_parameter(output: str, name: str, value: Any) -> None:
         check_flag(name, value)
     elif name.startswith(_SHARED):
         raise RequestError(400, f"output {output} has the parameter {quoted(name)}: no shared memory is written; leave it out")
-    elif name != "classification" or value != 0:  # 0 classes asks for the tensor itself
+    elif name == "classification":
+        if value != 0:  # 0 classes asks for the tensor itself
+            raise RequestError(400, f"output {output} has the parameter {name!r} (class_count): leave it out for the tensor")
+    else:
         raise RequestError(
             400, f"output {output} has the parameter {quoted(name)}, which this server does not know; leave it out"
         )

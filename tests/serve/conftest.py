@@ -1,4 +1,7 @@
 import asyncio
+import os
+import subprocess
+import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -109,3 +112,16 @@ def client_of() -> Callable[[FastAPI], httpx.Client]:
 def client(models: Models, client_of: Callable[[FastAPI], httpx.Client]) -> httpx.Client:
     """The server with small limits: 64 KiB and 5000 pixels."""
     return client_of(create_app(models, Settings(max_bytes=65536, max_pixels=5000)))
+
+
+@pytest.fixture(scope="session")
+def kserve(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment with KServe's package; DDCAT_KSERVE_VENV names one that is ready."""
+    folder = Path(os.environ.get("DDCAT_KSERVE_VENV") or tmp_path_factory.mktemp("kserve") / "venv")
+    if not folder.exists():
+        venv.create(folder, with_pip=True)
+        line = [folder / "bin/pip", "install", "-q", "kserve==0.21.0"]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"kserve cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+    return folder.absolute() / "bin/python"

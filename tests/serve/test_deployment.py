@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import venv
 from pathlib import Path
 from typing import Any
 
@@ -78,19 +77,6 @@ def test_kserve_runs_the_same_pod(service: dict[str, Any], documents: dict[str, 
     container["args"] = container["args"][:-2]  # KServe routes one port: no gRPC
     container["ports"] = container["ports"][:1]
     assert predictor == pod
-
-
-@pytest.fixture(scope="module")
-def kserve(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment with KServe's types; DDCAT_KSERVE_VENV names one that is ready."""
-    folder = Path(os.environ.get("DDCAT_KSERVE_VENV") or tmp_path_factory.mktemp("kserve") / "venv")
-    if not folder.exists():
-        venv.create(folder, with_pip=True)
-        line = [folder / "bin/pip", "install", "-q", "kserve==0.21.0"]
-        done = subprocess.run(line, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"kserve cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
-    return folder / "bin/python"
 
 
 @pytest.mark.slow

@@ -11,23 +11,7 @@ from ddcat import __version__
 from ddcat.bundle import Bundle
 from ddcat_serve.engines import Outputs
 from ddcat_serve.models import ServedModel
-
-INFER = "/v2/models/small/infer"
-
-
-def body_of(image: np.ndarray, data: Any = None, **changes: Any) -> dict[str, Any]:
-    tensor = {
-        "name": "image",
-        "shape": list(image.shape),
-        "datatype": "UINT8",
-        "data": image.ravel().tolist() if data is None else data,
-    }
-    return {"inputs": [{**tensor, **changes}]}
-
-
-def tensor_of(output: dict[str, Any]) -> np.ndarray:
-    kinds = {"UINT8": np.uint8, "FP32": np.float32}
-    return np.array(output["data"], kinds[output["datatype"]]).reshape(output["shape"])
+from tests.serve.infer_bodies import IMAGE, INFER, VALUES, body_of, tensor_of
 
 
 @pytest.fixture
@@ -89,8 +73,6 @@ def test_servers_and_models_say_what_they_are(client: httpx.Client, bundle: Bund
     assert answer["parameters"]["engine"]["provider"] == "CPUExecutionProvider"
 
 
-IMAGE = np.full((1, 8, 8, 3), 7, np.uint8)
-VALUES = IMAGE.ravel().tolist()
 BAD: dict[str, tuple[Any, int, str]] = {
     "cut data": (body_of(IMAGE, VALUES[:-1]), 400, "191 values.* takes 192"),
     "surplus data": (body_of(IMAGE, [*VALUES, 0]), 400, "193"),

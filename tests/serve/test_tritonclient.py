@@ -1,6 +1,7 @@
 """The clients of a real Triton, over HTTP and gRPC, at once and async, as they would speak to one."""
 
 import asyncio
+import queue
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -74,10 +75,41 @@ def test_http(addresses: tuple[str, str], oracle: Callable, binary: bool) -> Non
         client.infer("small", inputs, outputs=[triton_http.InferRequestedOutput("mask")], headers=key())
 
 
+def test_http_beside_inference(addresses: tuple[str, str]) -> None:
+    client = triton_http.InferenceServerClient(addresses[0])
+    config = client.get_model_config("small", headers=key())
+    assert (config["name"], config["max_batch_size"]) == ("small", 4)
+    assert client.get_model_repository_index(key()) == [{"name": "small", "version": "1", "state": "READY", "reason": ""}]
+    [found] = client.get_inference_statistics("small", "1", headers=key())["model_stats"]
+    assert found["name"] == "small"
+    assert client.get_inference_statistics(headers=key())["model_stats"][0]["version"] == "1"
+    assert not client.is_model_ready("small", "2", headers=key())
+    for refused in (client.load_model, client.unload_model):
+        with pytest.raises(InferenceServerException, match="neither loaded nor unloaded"):
+            refused("small", headers=key())
+    check_refusals(client, triton_http)
+
+
+def check_refusals(client: Any, kind: Any) -> None:
+    """What would be answered with something else than it asks for."""
+    inputs, _ = request(kind)
+    shared = kind.InferRequestedOutput("labels")
+    shared.set_shared_memory("region", IMAGES[..., 0].size)
+    for output, message in ((shared, "shared_memory"), (kind.InferRequestedOutput("labels", class_count=3), "class_count")):
+        with pytest.raises(InferenceServerException, match=message):
+            client.infer("small", inputs, outputs=[output], headers=key())
+    inputs[0].set_shared_memory("region", IMAGES.size)
+    with pytest.raises(InferenceServerException, match="no shared memory is read"):
+        client.infer("small", inputs, headers=key())
+
+
 def test_http_async(addresses: tuple[str, str], oracle: Callable) -> None:
     async def ask() -> None:
         async with triton_http_aio.InferenceServerClient(addresses[0]) as client:
             assert await client.is_server_ready(key())
+            assert (await client.get_model_config("small", headers=key()))["name"] == "small"
+            assert len((await client.get_inference_statistics(headers=key()))["model_stats"]) == 1
+            assert (await client.get_model_repository_index(key()))[0]["state"] == "READY"
             inputs, outputs = request(triton_http)
             for result in await asyncio.gather(
                 *(client.infer("small", inputs, outputs=outputs, headers=key()) for _ in range(8))
@@ -118,9 +150,45 @@ def test_grpc(addresses: tuple[str, str], oracle: Callable) -> None:
         assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
+def test_grpc_beside_inference(addresses: tuple[str, str]) -> None:
+    with triton_grpc.InferenceServerClient(addresses[1]) as client:
+        config = client.get_model_config("small", headers=key()).config
+        assert (config.name, config.max_batch_size, list(config.input[0].dims)) == ("small", 4, [-1, -1, 3])
+        [listed] = client.get_model_repository_index(headers=key()).models
+        assert (listed.name, listed.version, listed.state) == ("small", "1", "READY")
+        [found] = client.get_inference_statistics("small", headers=key()).model_stats
+        assert found.inference_stats.success.count <= found.inference_count
+        assert not client.is_model_ready("small", "2", headers=key())
+        assert not client.is_model_ready("other", headers=key())
+        for refused in (client.load_model, client.unload_model):
+            with pytest.raises(InferenceServerException, match="neither loaded nor unloaded") as caught:
+                refused("small", headers=key())
+            assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
+        check_refusals(client, triton_grpc)
+
+
+def test_grpc_in_a_stream(addresses: tuple[str, str], oracle: Callable) -> None:
+    answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    inputs, outputs = request(triton_grpc)
+    with triton_grpc.InferenceServerClient(addresses[1]) as client:
+        client.start_stream(callback=lambda result, error: answers.put((result, error)), headers=key())
+        for model in ("small", "other", "small"):
+            client.async_stream_infer(model, inputs, outputs=outputs, request_id="7")
+        found = [answers.get(timeout=30) for _ in range(3)]
+        client.stop_stream()
+    for result, error in found[::2]:
+        assert error is None
+        check(result, oracle)
+        assert result.get_response().id == "7"
+    assert "no model is named 'other'" in str(found[1][1])
+
+
 def test_grpc_async(addresses: tuple[str, str], oracle: Callable) -> None:
     async def ask() -> None:
         async with triton_grpc_aio.InferenceServerClient(addresses[1]) as client:
+            assert (await client.get_model_config("small", headers=key())).config.name == "small"
+            assert not await client.is_model_ready("small", "2", headers=key())
+            assert len((await client.get_inference_statistics(headers=key())).model_stats) == 1
             inputs, outputs = request(triton_grpc)
             for result in await asyncio.gather(
                 *(client.infer("small", inputs, outputs=outputs, headers=key()) for _ in range(8))
