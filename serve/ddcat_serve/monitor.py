@@ -83,6 +83,23 @@ class Monitor:
             self._room.release()
             return None
 
+    def add(self, found: Statistics) -> None:
+        """Sum up what one answer looks like, at once: the next in the order in which they come."""
+        with self._lock:
+            totals = self._totals
+            totals.images += 1
+            totals.classes += found.classes
+            totals.density[np.searchsorted(DENSITY, found.density)] += 1
+            totals.density_sum += found.density
+            if found.confidence is not None:
+                totals.confidence += found.confidence
+                totals.confidence_sum += found.mean_confidence * int(found.confidence.sum())
+            for name, counts in found.distributions().items():
+                if counts.sum():  # an image of unknown labels alone has no areas
+                    share = counts / counts.sum()
+                    before = self._window.get(name)
+                    self._window[name] = share if before is None else before * (1 - 1 / _WINDOW) + share
+
     def totals(self) -> Totals:
         """Give all that was seen until now."""
         with self._lock:
@@ -101,25 +118,9 @@ class Monitor:
     def _look(self, outputs: Outputs) -> None:
         try:
             for found in statistics_of(outputs, self._classes):
-                self._add(found)
+                self.add(found)
         finally:
             self._room.release()
-
-    def _add(self, found: Statistics) -> None:
-        with self._lock:
-            totals = self._totals
-            totals.images += 1
-            totals.classes += found.classes
-            totals.density[np.searchsorted(DENSITY, found.density)] += 1
-            totals.density_sum += found.density
-            if found.confidence is not None:
-                totals.confidence += found.confidence
-                totals.confidence_sum += found.mean_confidence * int(found.confidence.sum())
-            for name, counts in found.distributions().items():
-                if counts.sum():  # an image of unknown labels alone has no areas
-                    share = counts / counts.sum()
-                    before = self._window.get(name)
-                    self._window[name] = share if before is None else before * (1 - 1 / _WINDOW) + share
 
 
 def _summed(golden: Iterable[Statistics]) -> dict[Statistic, Shares]:

@@ -25,10 +25,11 @@ def drift(
     expect_digest: ExpectDigest = None,
 ) -> None:
     """
-    Measure how often the server's drift figure gives false alarms, and how often it sees an attack, also one that knows of it.
+    Measure how often the server's drift figure gives false alarms, and how often it sees attacks, one of which knows of it.
 
-    Windows of 20 images from the second half of the split are compared with the bundle's clean golden images, as the server
-    does, and with the clean images of the first half. An alarm is a population stability index above 0.25.
+    The server's monitor sees streams of answers to the second half of the split, in their order and shuffled, and compares them
+    with the bundle's clean golden images, as in the server, and with the clean images of the first half. An alarm is a moment
+    at which a population stability index is above 0.25.
 
     For example:
 

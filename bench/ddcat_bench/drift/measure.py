@@ -1,14 +1,15 @@
 """
 `ddcat-bench drift`: how often the server's drift figure gives false alarms, and how often it sees an attack.
 
-Windows of images are drawn from the second half of the split; an alarm is a window whose largest PSI is above a limit. The
-reference is what the server uses, the clean golden images, or, to see what more of them would give, all of the first half.
+The server's own monitor looks at streams of answers from the second half of the split, in their order and shuffled; an alarm is
+a moment at which its largest PSI is above a limit. The reference is what the server uses, the clean golden images, or, to see
+what more of them would give, all of the first half.
 
 Attacks are made against the network's own labels: PGD away from them; and an adaptive one, which knows of the figure, toward
 their mirror image, in which every class has the area that it had, and boundaries are as long.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -25,7 +26,8 @@ from ddcat_bench.errors import BenchError
 from ddcat_bench.markdown import table
 from ddcat_serve.engines import Engine
 from ddcat_serve.golden import read_golden
-from ddcat_serve.telemetry import Statistics, golden_statistics, psi, statistics_of
+from ddcat_serve.monitor import LEAST, Monitor
+from ddcat_serve.telemetry import Statistics, golden_statistics, statistics_of
 from ddcat_train.attacks import Model
 from ddcat_train.attacks.core import iterate
 from ddcat_train.attacks.quantise import to_8_bit
@@ -34,26 +36,31 @@ from ddcat_train.pixels import to_pixels, to_planes
 
 __all__ = ["DriftResult", "drift_markdown", "measure_drift"]
 
-STEPS, WINDOW, WINDOWS = 20, 20, 1000
+STEPS = 20  # of both attacks
+STREAMS, LENGTH = 50, 200  # streams of each kind of traffic, and images in each: what came 100 images ago weighs a third
+FEWEST = 2 * LEAST  # images, so that none comes twice before the monitor speaks
 SMALL, LARGE = 0.1, 0.25  # the rules of thumb for a small and a large change
 
 Traffic = Literal["clean", "attack", "adaptive"]
+Order = Literal["in order", "shuffled"]
 
 
 class DriftRow(Strict):
-    """What the windows of one kind of traffic are, against one reference."""
+    """What the monitor says of one kind of traffic, against one reference."""
 
     reference: str
     traffic: Traffic
-    above_small: Fraction = Field(description=f"share of windows whose largest PSI is above {SMALL}")
-    above_large: Fraction = Field(description=f"share of windows whose largest PSI is above {LARGE}: alarms")
-    median: float = Field(ge=0)
+    order: Order = Field(description="in order: as in the split, from another image on in each stream; shuffled: at random")
+    above_small: Fraction = Field(description=f"share of the moments at which the largest PSI is above {SMALL}")
+    above_large: Fraction = Field(description=f"share of the moments at which the largest PSI is above {LARGE}: alarms")
+    ever: Fraction = Field(description="share of the streams with an alarm at any moment")
+    median: float = Field(ge=0, description="of the largest PSI")
 
 
 class DriftResult(Strict):
     """What `ddcat-bench drift` found."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     kind: Literal["drift"] = "drift"
     bundle: BundleEntry
     method: str = Field(description="of the checkpoint's training")
@@ -62,8 +69,9 @@ class DriftResult(Strict):
     images: int = Field(description="of the split that are not golden")
     epsilon: Fraction
     steps: int = STEPS
-    window: int = WINDOW
-    windows: int = WINDOWS
+    least: int = Field(LEAST, description="images after which the monitor speaks, and then after each")
+    streams: int = STREAMS
+    length: int = Field(LENGTH, description="images of a stream")
     miou: dict[Traffic, Fraction]
     rows: tuple[DriftRow, ...]
     environment: Environment
@@ -79,7 +87,7 @@ def measure_drift(
     advance: Callable[[int], None] = lambda images: None,
 ) -> tuple[int, dict[Traffic, float], tuple[DriftRow, ...]]:
     """
-    Attack each image that is not golden, and compare windows of the engine's answers with the references.
+    Attack each image that is not golden, and let the monitor see streams of the engine's answers.
 
     Parameters
     ----------
@@ -110,10 +118,10 @@ def measure_drift(
     classes, examples = len(bundle.manifest.classes), read_golden(bundle)
     known = {example.image.tobytes() for example in examples}  # the reference is no sample
     samples = [sample for sample in map(dataset.read, range(len(dataset))) if sample.image.tobytes() not in known]
-    if not examples or len(samples) < 2 * WINDOW:
+    if not examples or len(samples) < FEWEST:
         raise BenchError(
             f"{bundle.path} has {len(examples) // 2} golden images, and {dataset.root} {len(samples)} others: 1 and "
-            f"{2 * WINDOW} would be the least"
+            f"{FEWEST} are the least"
         )
     found: dict[Traffic, list[Statistics]] = {traffic: [] for traffic in get_args(Traffic)}
     counts = {traffic: np.zeros((classes, 3), np.int64) for traffic in found}
@@ -128,7 +136,7 @@ def measure_drift(
     golden = list(golden_statistics(bundle, engine, examples))
     references = {f"{len(golden)} golden images": golden, f"{half} clean images": found["clean"][:half]}
     later = {traffic: answers[half:] for traffic, answers in found.items()}
-    rows = tuple(row for name, reference in references.items() for row in _rows(name, reference, later))
+    rows = tuple(row for name, reference in references.items() for row in _rows(name, reference, later, classes))
     return len(samples), {traffic: miou(counted) for traffic, counted in counts.items()}, rows
 
 
@@ -138,17 +146,18 @@ def drift_markdown(result: DriftResult) -> str:
         [
             row.reference,
             row.traffic,
-            *(f"{value:.3f}" for value in (row.above_large, row.above_small, row.median, result.miou[row.traffic])),
+            row.order,
+            *(f"{value:.3f}" for value in (row.above_large, row.ever, row.above_small, row.median, result.miou[row.traffic])),
         ]
         for row in result.rows
     ]
-    head = ["reference", "traffic", "alarms", f"above {SMALL}", "median PSI", "mIoU"]
+    head = ["reference", "traffic", "order", "alarms", "streams with one", f"above {SMALL}", "median PSI", "mIoU"]
     return (
         f"# What the drift figure sees: {result.bundle.name}\n\n"
-        f"{result.data}, {result.split}: {result.windows} windows of {result.window} images from the second half of "
-        f"{result.images}; attacks at {255 * result.epsilon:.3g}/255 with {result.steps} steps. An alarm is a PSI above "
-        f"{LARGE}.\n\n"
-        f"{table(head, rows, texts=2)}\n"
+        f"{result.data}, {result.split}: {result.streams} streams of {result.length} images from the second half of "
+        f"{result.images}, seen by the server's monitor; attacks at {255 * result.epsilon:.3g}/255 with {result.steps} steps. "
+        f"An alarm is a moment, from the {result.least}th image on, at which the largest PSI is above {LARGE}.\n\n"
+        f"{table(head, rows, texts=3)}\n"
         "Monitoring, and no defence: an attacker who knows the figure leaves it as it was.\n"
     )
 
@@ -169,24 +178,40 @@ def _last(steps: Iterable[tuple[int, Tensor]]) -> Tensor:
     return images
 
 
-def _rows(name: str, reference: Sequence[Statistics], found: Mapping[Traffic, Sequence[Statistics]]) -> Iterable[DriftRow]:
-    random, expected = np.random.default_rng(0), _shares(reference)
+def _rows(
+    name: str, reference: Sequence[Statistics], found: Mapping[Traffic, Sequence[Statistics]], classes: int
+) -> Iterator[DriftRow]:
     for traffic, answers in found.items():
-        values = []
-        for _ in range(WINDOWS):
-            window = _shares([answers[place] for place in random.choice(len(answers), WINDOW, replace=False)])
-            values.append(max(psi(expected[what], window[what]) for what in window))
-        psis = np.array(values)
-        yield DriftRow(
-            reference=name,
-            traffic=traffic,
-            above_small=float((psis > SMALL).mean()),
-            above_large=float((psis > LARGE).mean()),
-            median=float(np.median(psis)),
-        )
+        for order in get_args(Order):
+            streams = [_readings(Monitor(classes, reference), stream) for stream in _streams(answers, order)]
+            psis = np.concatenate(streams)
+            yield DriftRow(
+                reference=name,
+                traffic=traffic,
+                order=order,
+                above_small=float((psis > SMALL).mean()),
+                above_large=float((psis > LARGE).mean()),
+                ever=float(np.mean([(stream > LARGE).any() for stream in streams])),
+                median=float(np.median(psis)),
+            )
 
 
-def _shares(answers: Sequence[Statistics]) -> dict[str, npt.NDArray[np.float64]]:
-    """Mean share of each bin, every image alike, as the monitor has it."""
-    each = [answer.distributions() for answer in answers]
-    return {name: np.mean([counts[name] / counts[name].sum() for counts in each], 0) for name in each[0]}
+def _streams(answers: Sequence[Statistics], order: Order) -> Iterator[list[Statistics]]:
+    """Give streams of the same answers: on from the first after the last, or in one random order after another."""
+    random, rounds = np.random.default_rng(0), -(-LENGTH // len(answers))
+    for stream in range(STREAMS):
+        if order == "in order":
+            places = ((stream * len(answers) // STREAMS + np.arange(LENGTH)) % len(answers)).tolist()
+        else:
+            places = np.concatenate([random.permutation(len(answers)) for _ in range(rounds)])[:LENGTH].tolist()
+        yield [answers[place] for place in places]
+
+
+def _readings(monitor: Monitor, stream: Iterable[Statistics]) -> npt.NDArray[np.float64]:
+    """Largest PSI after each image, once the monitor speaks."""
+    readings = []
+    for answer in stream:
+        monitor.add(answer)
+        if drift := monitor.totals().drift:
+            readings.append(max(drift.values()))
+    return np.array(readings)

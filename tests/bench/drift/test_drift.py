@@ -2,7 +2,9 @@
 
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,20 +18,22 @@ from ddcat_bench.result_files import read_result
 from ddcat_bench.subjects import main_branch
 from ddcat_serve.engines import Outputs
 from ddcat_serve.golden import Example
-from ddcat_serve.telemetry import psi
+from ddcat_serve.monitor import LEAST, Monitor
+from ddcat_serve.telemetry import Statistics, describe, psi
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 
 
 @pytest.fixture
 def golden(monkeypatch: pytest.MonkeyPatch, scenes: Dataset) -> None:
-    """The first scene is golden, with labels of one class; windows are small, for there are five scenes."""
+    """The first scene is golden, with labels of one class; streams are short, and see the few scenes again and again."""
     image = scenes.read(0).image
     examples = (Example("adversarial.0", image, np.zeros(image.shape[:2], np.uint8)),)
     clean = (Example("clean.0", image, np.zeros(image.shape[:2], np.uint8)),)
     monkeypatch.setattr(drift, "read_golden", lambda bundle: (*clean, *examples))
-    monkeypatch.setattr(drift, "WINDOW", 2)
-    monkeypatch.setattr(drift, "WINDOWS", 5)
+    monkeypatch.setattr(drift, "FEWEST", 4)
+    monkeypatch.setattr(drift, "STREAMS", 3)
+    monkeypatch.setattr(drift, "LENGTH", 25)
     monkeypatch.setattr(drift, "STEPS", 2)
 
 
@@ -41,17 +45,18 @@ def test_answers_like_the_golden_ones_raise_no_alarm_and_others_do(
     alike = make_engine(bundle, np.zeros_like)
     images, scores, rows = measure_drift(bundle, alike, network, scenes, epsilon=8 / 255)
     assert images == len(scenes) - 1  # the golden one is no sample
-    assert [(row.reference, row.traffic) for row in rows] == [
-        (reference, traffic)
+    assert [(row.reference, row.traffic, row.order) for row in rows] == [
+        (reference, traffic, order)
         for reference in ("1 golden images", "2 clean images")
         for traffic in ("clean", "attack", "adaptive")
+        for order in ("in order", "shuffled")
     ]
-    assert all(row.above_large == row.above_small == row.median == 0 for row in rows)
+    assert all(row.above_large == row.above_small == row.ever == row.median == 0 for row in rows)
     assert len(set(scores.values())) == 1
     other = make_engine(bundle, np.ones_like)
     other.outputs = bundle.manifest.outputs  # labels alone: then the golden labels are those of the bundle
     rows = measure_drift(bundle, other, network, scenes, epsilon=8 / 255)[2]
-    assert [row.above_large for row in rows] == [1, 1, 1, 0, 0, 0]  # far from the golden labels, and like themselves
+    assert [row.above_large for row in rows] == [1] * 6 + [0] * 6  # far from the golden labels, and like themselves
     classes = len(scenes.classes)
     assert rows[0].median == pytest.approx(psi(np.eye(classes)[0], np.eye(classes)[1]))
 
@@ -70,7 +75,7 @@ def test_the_confidence_counts_as_it_does_in_the_server(
 
     monkeypatch.setattr(engine, "infer", infer)
     rows = measure_drift(bundle, engine, network, scenes, epsilon=8 / 255)[2]
-    assert [row.above_large for row in rows] == [0, 1, 1, 0, 1, 1]
+    assert [row.above_large for row in rows] == [0, 0, 1, 1, 1, 1] * 2
 
 
 @pytest.mark.usefixtures("golden")
@@ -119,3 +124,44 @@ def test_the_command(
     assert drift_markdown(result) in said.out
     assert result.epsilon == pytest.approx(8 / 255)
     assert {row.traffic for row in result.rows} == {"clean", "attack", "adaptive"}
+
+
+def answers(*kinds: int) -> list[Statistics]:
+    """Answers that are all of one class."""
+    return [describe(np.full((64, 64), kind, np.uint8), 3) for kind in kinds]
+
+
+def test_the_figure_is_that_of_the_server_from_the_same_image_on() -> None:
+    reference, stream = answers(0, 0, 1), answers(*[0] * 15, *[1] * 30)
+    readings = drift._readings(Monitor(3, reference), stream)
+    assert len(readings) == len(stream) - LEAST + 1
+    served, told = Monitor(3, reference), []
+    for answer in stream:  # as they come to a server
+        kind = int(answer.classes.argmax())
+        looked = served.see(Outputs(np.full((1, 64, 64), kind, np.uint8)))
+        assert looked is not None
+        looked.result(10)
+        told.append(max(served.totals().drift.values(), default=None))
+    served.close()
+    assert readings == pytest.approx(told[LEAST - 1 :])
+
+
+def test_what_comes_in_parts_rings_in_order_and_not_shuffled() -> None:
+    drive = answers(*[0] * 100, *[1] * 100)
+    rows = {row.order: row for row in drift._rows("all", drive, {"clean": drive}, 3)}
+    assert rows["in order"].ever == 1
+    assert rows["in order"].above_large > 0.3
+    assert rows["shuffled"].above_large < 0.1
+    assert rows["shuffled"].median < rows["in order"].median
+
+
+@pytest.mark.parametrize("order", ["in order", "shuffled"])
+def test_streams_are_of_the_given_answers(order: Any) -> None:
+    given = answers(*range(3), *range(2))
+    streams = list(drift._streams(given, order))
+    assert (len(streams), {len(stream) for stream in streams}) == (drift.STREAMS, {drift.LENGTH})
+    for stream in streams:
+        places = [next(place for place, one in enumerate(given) if one is answer) for answer in stream]
+        assert sorted(places) == sorted([*range(5)] * (drift.LENGTH // 5))
+        if order == "in order":
+            assert all((place + 1) % 5 == after for place, after in pairwise(places))
