@@ -7,6 +7,7 @@ Run by `make demo`. All but the page is done by the console commands, each of wh
 import argparse
 import contextlib
 import io
+import os
 import shlex
 import shutil
 import signal
@@ -33,12 +34,15 @@ from ddcat_bench.demo.statements import METHOD_NAMES, robustness_statements
 from ddcat_bench.fidelity.results import FidelityResult
 from ddcat_bench.result_files import read_result
 from ddcat_bench.subjects import main_branch, open_split, torch_device
+from ddcat_bench.timing.busy import free_threads, others_watch
 from ddcat_bench.timing.results import SpeedResult
 from ddcat_serve.engines import open_engine
+from ddcat_serve.engines.cores import physical_cores
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.data import open_dataset
 
-MADE = ("scenes", "runs", "results", "bundle", "served.png", "index.html")
+MADE = ("scenes", "runs", "results", "bundle", "bundle-clean", "served.png", "index.html")
+LOOK = 0.5  # seconds in which others are watched before a stage
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 stages: list[Stage] = []
@@ -52,7 +56,7 @@ def main() -> None:
     out: Path = arguments.out
     remove_what_was_made(out)
 
-    scenes, runs, results, bundle = out / "scenes", out / "runs", out / "results", out / "bundle"
+    scenes, runs, results, bundle, bare = (out / name for name in ("scenes", "runs", "results", "bundle", "bundle-clean"))
     shorter = [] if arguments.epochs is None else ["--set", f"train.epochs={arguments.epochs}"]
     command("ddcat-data", "scenes", scenes)
     for method in METHOD_NAMES:
@@ -60,12 +64,14 @@ def main() -> None:
     for method in METHOD_NAMES:
         command("ddcat-bench", "attack", runs / method, "--out", results / method)
     command("ddcat-export", runs / "ddcat", "--engine", "ort", "--out", bundle)
+    command("ddcat-export", runs / "clean", "--engine", "ort", "--out", bare)
     command("ddcat-bench", "fidelity", bundle, "--out", results / "fidelity")
     command("ddcat-bench", "speed", bundle, "--out", results / "speed")
     served = segment_through_a_server(bundle, scenes, out / "served.png")
 
     attacks = [read_result(results / method / "attack.json", AttackResult) for method in METHOD_NAMES]
     statements = robustness_statements(attacks)
+    both = shlex.join(["ddcat-serve", "run", f"no-defence={bare}", f"ddc-at={bundle}", "--demo"])
     page = Page(
         statements=statements,
         attacks=attacks,
@@ -75,16 +81,17 @@ def main() -> None:
         speed=read_result(results / "speed/speed.json", SpeedResult),
         served=served,
         stages=stages,
+        next_command=both,
     )
     write_text(out / "index.html", render_page(page))
 
     console.print()
     console.print(table(attacks))
     for statement in statements:
-        console.print(f"{'held' if statement.held else 'DID NOT HOLD'}: {statement.claim} ({statement.evidence})")
+        console.print(f"{'confirmed' if statement.held else 'DID NOT HOLD'}: {statement.claim} ({statement.evidence})")
     console.print(f"\n{sum(done.seconds for done in stages):.0f} s in all")
     console.print(f"look at: {out / 'index.html'}", style="bold")
-    console.print(f"serve it: ddcat-serve run {shlex.quote(str(bundle))}")
+    console.print(f"next: open the server, with both models side by side: {both}")
     if not all(statement.held for statement in statements):
         fail("the demonstration ran to its end, but what it claims of the defences did not hold", 1)
 
@@ -101,20 +108,44 @@ def remove_what_was_made(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def stage(*words: str | Path) -> Iterator[list[str]]:
-    """Print a command as a user would type it, yield it as the system needs it, and note how long it took."""
+def stage(*words: str | Path) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """Print a command as a user would type it, yield it as the system needs it, with its environment, and note its time."""
     name, *arguments = map(str, words)
     typed = shlex.join([name, *arguments])
     console.print(f"\n$ {typed}", style="bold")
-    began = time.monotonic()
-    yield [str(Path(sys.executable).with_name(name)), *arguments]
+    environment = beside_others()
+    others, began = others_watch(), time.monotonic()
+    yield [str(Path(sys.executable).with_name(name)), *arguments], environment
     stages.append(Stage(typed, time.monotonic() - began))
-    console.print(f"{stages[-1].seconds:.0f} s", style="dim")
+    busy = others() or 0.0
+    beside = f", others kept {busy:.1f} cores busy meanwhile" if free_threads(busy, processors()) else ""
+    console.print(f"{stages[-1].seconds:.0f} s{beside}", style="dim")
+
+
+def beside_others() -> dict[str, str]:
+    """Watch the machine for a moment; where it is busy, say so, and give an environment that leaves their cores to others."""
+    others = others_watch()
+    time.sleep(LOOK)
+    busy = others()
+    threads = free_threads(busy, processors())
+    if threads is None:
+        return dict(os.environ)
+    count = os.environ.get("OMP_NUM_THREADS", str(min(threads, physical_cores())))  # what a user has set stays
+    console.print(
+        f"the machine is busy: others keep {busy:.1f} of its {processors()} cores at work. This takes longer; "
+        f"threads: {count}",
+        style="yellow",
+    )
+    return {**os.environ, "OMP_NUM_THREADS": count}
+
+
+def processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def command(*words: str | Path) -> None:
-    with stage(*words) as line:
-        check(subprocess.run(line, check=False).returncode, line)
+    with stage(*words) as (line, environment):
+        check(subprocess.run(line, check=False, env=environment).returncode, line)
 
 
 def check(status: int, line: list[str]) -> None:

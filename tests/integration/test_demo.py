@@ -47,7 +47,7 @@ def test_a_failing_stage_ends_the_demo_with_its_status(
     assert ended.value.code == 2
     output, errors = capfd.readouterr()
     typed = f"ddcat-serve run '{tmp_path}/no such'"
-    assert output.strip() == f"$ {typed}"
+    assert output.strip().splitlines()[0] == f"$ {typed}"
     assert errors.splitlines()[-1] == f"error: {typed} ended with exit status 2"
 
 
@@ -98,6 +98,12 @@ def test_the_demo_leaves_everything_that_it_promises(tmp_path: Path) -> None:
         assert statement.evidence in done.stdout
     for line in re.findall(r"^\$ (.*)$", done.stdout, re.MULTILINE):
         assert f"<code>{line}</code>" in told
+    assert re.search(
+        r"^next: open the server.*: ddcat-serve run no-defence=.*bundle-clean ddc-at=.*bundle --demo$",
+        done.stdout,
+        re.MULTILINE,
+    )
+    open_bundle(out / "bundle-clean")
 
     fidelity = read_result(out / "results/fidelity/fidelity.json", FidelityResult)
     speed = read_result(out / "results/speed/speed.json", SpeedResult)
@@ -106,3 +112,22 @@ def test_the_demo_leaves_everything_that_it_promises(tmp_path: Path) -> None:
     sample = open_dataset("scenes", out / "scenes", "val").read(0)
     with open_engine(bundle) as engine, Image.open(io.BytesIO((out / "served.png").read_bytes())) as served:
         assert np.array_equal(np.asarray(served), engine.infer(sample.image[None]).labels[0])
+
+
+@pytest.mark.parametrize(("busy", "threads", "said"), [(0.1, None, False), (2.0, "1", True), (None, None, False)])
+def test_a_busy_machine_is_said_to_be_so_and_shared(
+    demo: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    busy: float | None,
+    threads: str | None,
+    said: bool,
+) -> None:
+    monkeypatch.setattr(demo, "others_watch", lambda: lambda: busy)
+    monkeypatch.setattr(demo, "processors", lambda: 2)
+    monkeypatch.setattr(demo, "LOOK", 0)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert demo.beside_others().get("OMP_NUM_THREADS") == threads
+    assert ("the machine is busy: others keep 2.0 of its 2 cores at work" in capfd.readouterr().out) == said
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert demo.beside_others()["OMP_NUM_THREADS"] == "2"  # of the user's own choice

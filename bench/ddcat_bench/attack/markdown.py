@@ -46,7 +46,7 @@ def attack_brief(result: AttackResult) -> str:
     ]
     figures = [[label, *(number(one.scores.miou if one else None) for one in pair)] for label, pair in scores]
     return (
-        f"{alarm_lines(result)}{_fall(result)}\n\n{table(['mIoU', 'float', '8-bit'], figures)}\n"
+        f"{alarm_lines(result)}{_fall(result)}\n\n{table(['attack', 'mIoU', '8-bit'], figures)}\n"
         f"{data_line(result.data)} Suite: {result.suite}.\n"
     )
 

@@ -40,11 +40,14 @@ class Picture:
         What exactly it shows and, of a prediction, how much of it is right.
     png : bytes
         An RGB PNG of the image's size.
+    own : str or None
+        The part of the caption that is not the same in every panel; None: all of it.
     """
 
     title: str
     caption: str
     png: bytes
+    own: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,20 +107,24 @@ def make_panels(
             pictures = (
                 Picture("Image", name, to_png(originals[index])),
                 Picture(
-                    "Attacked image", f"{attack}, by the gradients of the model without defence", to_png(bare.images[index])
+                    "Attacked image", f"{attack}, by the gradients of the model without defence", to_png(bare.images[index]), ""
                 ),
-                Picture("Perturbation", f"of that attack, times {factor}; grey is none", to_png(perturbation)),
+                Picture(
+                    "Perturbation", f"of that attack, times {factor}; grey is none", to_png(perturbation), f"times {factor}"
+                ),
                 Picture(
                     "No defence",
                     f"its prediction for that attacked image: {_right(truth, bare, index, dataset.classes)}",
                     to_png(coloured(bare.attacked[index], dataset.classes)),
+                    _right(truth, bare, index, dataset.classes),
                 ),
                 Picture(
                     defence,
                     f"its prediction under {attack}, by its own gradients: {_right(truth, robust, index, dataset.classes)}",
                     to_png(coloured(robust.attacked[index], dataset.classes)),
+                    _right(truth, robust, index, dataset.classes),
                 ),
-                Picture("Truth", "light grey is ignored", to_png(coloured(truth, dataset.classes))),
+                Picture("Truth", "light grey is ignored", to_png(coloured(truth, dataset.classes)), ""),
             )
             panels.append(Panel(name, pictures))
     return panels

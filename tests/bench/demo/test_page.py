@@ -253,7 +253,7 @@ def test_every_picture_is_there_unchanged_and_described(example: Page, read: Rea
 def test_a_statement_that_did_not_hold_is_called_so(example: Page) -> None:
     claims = [Statement("Water is wet.", "7 of 7", held=True), Statement("Pigs fly.", "0 of 3", held=False)]
     text = " ".join(Reader(render_page(Page(**{**vars(example), "statements": claims}))).text.split())
-    assert "Held. Water is wet. 7 of 7 Did not hold. Pigs fly. 0 of 3" in text
+    assert "Confirmed. Water is wet. 7 of 7 Did not hold. Pigs fly. 0 of 3" in text
 
 
 def test_an_alarm_comes_first(example: Page) -> None:
@@ -321,3 +321,28 @@ def test_half_of_a_score_is_lost(clean: float, attacked: float, lost: bool) -> N
 )
 def test_twice_a_score_is_kept(undefended: float, defended: float, kept: bool) -> None:
     assert keeps_twice(undefended, defended) is kept
+
+
+def test_curves_that_coincide_are_explained(example: Page) -> None:
+    text = " ".join(Reader(render_page(example)).text.split())
+    assert "The curves of SAT and DDC-AT nearly coincide: under attack they differ by" in text
+    assert "DDC-AT claims more accuracy on clean images for the same robustness" in text
+    apart = [ATTACKS[0], ATTACKS[1], attack_result("ddcat", [9000, *[9000] * 7])]
+    assert "nearly coincide" not in render_page(replace(example, attacks=apart))
+    assert "nearly coincide" not in render_page(replace(example, attacks=ATTACKS[:2]))
+
+
+def test_the_page_says_what_to_do_next(example: Page) -> None:
+    assert "Next: open the server" not in render_page(example)
+    page = render_page(replace(example, next_command="ddcat-serve run a=demo/bundle-clean 'b c' --demo"))
+    assert "ddcat-serve run a=demo/bundle-clean &#39;b c&#39; --demo</code>" in page
+
+
+def test_what_is_the_same_in_every_panel_is_said_once(example: Page) -> None:
+    panels = [
+        Panel(name, (replace(picture("Image", 10), own=name), replace(picture("Truth", 20), own="")))
+        for name in ("val_0", "val_1", "val_2")
+    ]
+    reader = Reader(render_page(replace(example, panels=panels)))
+    assert reader.text.count("caption of Truth") == reader.text.count("caption of Image") == 1
+    assert all(name in reader.text for name in ("val_1", "val_2"))

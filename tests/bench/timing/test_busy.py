@@ -47,3 +47,21 @@ def test_this_system_tells() -> None:
 def test_where_the_system_does_not_tell_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(busy, "_STAT", tmp_path / "none")
     assert busy.others_watch()() is None
+
+
+@pytest.mark.parametrize(
+    ("others", "processors", "threads"),
+    [
+        (None, 2, None),
+        (0.0, 2, None),
+        (0.2, 2, None),
+        (2.0, 2, 1),
+        (1.0, 2, 1),
+        (8.0, 2, 1),
+        (2.0, 16, 14),
+        (1.9, 4, 2),
+        (0.5, 1, 1),
+    ],
+)
+def test_the_cores_of_others_are_left_to_them(others: float | None, processors: int, threads: int | None) -> None:
+    assert busy.free_threads(others, processors) == threads
