@@ -132,8 +132,7 @@ def beside_others() -> dict[str, str]:
         return dict(os.environ)
     count = os.environ.get("OMP_NUM_THREADS", str(min(threads, physical_cores())))  # what a user has set stays
     console.print(
-        f"the machine is busy: others keep {busy:.1f} of its {processors()} cores at work. This takes longer; "
-        f"threads: {count}",
+        f"the machine is busy: others keep {busy:.1f} of its {processors()} cores at work. This takes longer; threads: {count}",
         style="yellow",
     )
     return {**os.environ, "OMP_NUM_THREADS": count}

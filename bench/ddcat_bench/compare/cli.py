@@ -29,11 +29,11 @@ def compare(
     - `ddcat-bench compare gates/* --out results/engines`
     """
     from ddcat_bench.compare.engines import compare as put_side_by_side
-    from ddcat_bench.compare.engines import find_gates
+    from ddcat_bench.compare.engines import find_gates, find_reports
     from ddcat_bench.compare.report import compare_html, compare_markdown, pareto
     from ddcat_bench.output import claim, publish
 
     with claim(out, "compare", force=force):
-        result = put_side_by_side(find_gates(bundles))
+        result = put_side_by_side(find_gates(bundles), find_reports(bundles, out))
         files = {"pareto.png": pareto(result), "compare.html": compare_html(result).encode()}
         publish(out, "compare", result, compare_markdown(result), files, force=force)

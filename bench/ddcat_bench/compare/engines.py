@@ -1,8 +1,10 @@
 """`ddcat-bench compare`: engines and precisions side by side, from what the gate found of each."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
 from pydantic import Field
 
@@ -12,10 +14,11 @@ from ddcat.schema import Strict
 from ddcat_bench.entries import check_same_images
 from ddcat_bench.errors import BenchError
 from ddcat_bench.gate.results import Bounds, GateResult, ThreatRow
+from ddcat_bench.markdown import machine_line
 from ddcat_bench.output import beside
 from ddcat_bench.result_files import read_result
 
-__all__ = ["CompareResult", "EngineRow", "compare", "find_gates"]
+__all__ = ["CompareResult", "EngineRow", "compare", "find_gates", "find_reports"]
 
 _RESULT = "gate.json"
 
@@ -42,6 +45,9 @@ class EngineRow(Strict):
     of_pytorch: float = Field(description="median of the engine's time as a share of eager fp32 PyTorch's")
     peak_memory: int | None = Field(description="bytes, of a process of its own")
     engine_bytes: int
+    report: str | None = Field(
+        None, description="the gate's report, seen from the folder of this result; null: it is not there"
+    )
     best: bool = Field(
         description="no other engine here is both quicker and more robust (Pareto), of those that the gate did not refuse and "
         "that were timed on a steady machine"
@@ -81,7 +87,7 @@ def find_gates(paths: Sequence[Path]) -> dict[str, GateResult]:
     """
     found: dict[str, GateResult] = {}
     for path in paths:
-        name = path.resolve().name.removesuffix("-gate")
+        name = _name(path)
         if name in found:
             raise BenchError(f"two of the folders are named {name}: only different names can be told apart")
         if (path / _RESULT).is_file():
@@ -99,7 +105,36 @@ def find_gates(paths: Sequence[Path]) -> dict[str, GateResult]:
     return found
 
 
-def compare(gates: Mapping[str, GateResult]) -> CompareResult:
+def find_reports(paths: Sequence[Path], out: Path) -> dict[str, str]:
+    """
+    Find the reports beside what `find_gates` reads.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        As for `find_gates`.
+    out : Path
+        Folder of the page that is to link to them.
+
+    Returns
+    -------
+    dict of str to str
+        Relative addresses, by the names that `find_gates` gives; those that are there.
+    """
+    found = {}
+    for path in paths:
+        folder = path if (path / _RESULT).is_file() else beside(path, "gate")
+        report = next((folder / name for name in ("report.html", "gate.md") if (folder / name).is_file()), None)
+        if report is not None:
+            found[_name(path)] = quote(Path(os.path.relpath(report.resolve(), out.resolve())).as_posix())
+    return found
+
+
+def _name(path: Path) -> str:
+    return path.resolve().name.removesuffix("-gate")
+
+
+def compare(gates: Mapping[str, GateResult], reports: Mapping[str, str] | None = None) -> CompareResult:
     """
     Put engines side by side under the strongest threat that all were judged under.
 
@@ -107,6 +142,8 @@ def compare(gates: Mapping[str, GateResult]) -> CompareResult:
     ----------
     gates : mapping of str to GateResult
         By the names to call them.
+    reports : mapping of str to str, optional
+        Their reports by the same names, as `find_reports` gives them.
 
     Raises
     ------
@@ -122,12 +159,14 @@ def compare(gates: Mapping[str, GateResult]) -> CompareResult:
     ]
     if not common:
         raise BenchError("the engines were judged under no common attack: the same budget for all would be right")
-    rows = [_row(name, gate, common[-1]) for name, gate in gates.items()]
+    rows = [
+        _row(name, gate, common[-1]).model_copy(update={"report": (reports or {}).get(name)}) for name, gate in gates.items()
+    ]
     return CompareResult(
         data=first.data.about,
         images=len(first.data.names),
         threat=common[-1],
-        machines=tuple(dict.fromkeys(", ".join(map(str, gate.environment.machine.values())) for gate in gates.values())),
+        machines=tuple(dict.fromkeys(machine_line(gate.environment) for gate in gates.values())),
         rows=tuple(
             row.model_copy(update={"best": _counts(row) and not any(_beats(other, row) for other in rows if _counts(other))})
             for row in rows

@@ -1,4 +1,4 @@
-"""Engines side by side for readers: Markdown, one HTML page, and the plot of latency over robustness."""
+"""Engines side by side for readers: Markdown, one HTML page, and the plot of robustness over latency."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,17 +7,21 @@ from matplotlib.figure import Figure
 
 from ddcat_bench.attack.plots import data_uri, figure_png
 from ddcat_bench.compare.engines import CompareResult
-from ddcat_bench.markdown import table
+from ddcat_bench.markdown import fixed, signed, table
 from ddcat_bench.pages import render
 
 __all__ = ["compare_html", "compare_markdown", "pareto"]
 
 _MARKS = {"pass": "o", "refuse": "X", "inconclusive": "D"}
+_COLOURS = {  # of light and of dark pages
+    False: {"pass": "#17803d", "refuse": "#b3261e", "inconclusive": "#9a6700"},
+    True: {"pass": "#54c77d", "refuse": "#ff8a80", "inconclusive": "#f0b840"},
+}
 _HEADS = [
-    "engine", "precision", "verdict", "clean mIoU", "difference", "attacked mIoU", "difference", "ms", "of PyTorch",
-    "engine, MiB", "peak, MiB", "Pareto",
+    "engine", "plot", "precision", "verdict", "clean mIoU", "difference", "attacked mIoU", "difference", "ms",
+    "share of PyTorch's time", "engine, MiB", "peak memory, MiB", "none is better in both",
 ]  # fmt: skip
-_TEXTS = 3
+_TEXTS, _VERDICT = 4, 3
 
 
 def compare_markdown(result: CompareResult) -> str:
@@ -27,7 +31,7 @@ def compare_markdown(result: CompareResult) -> str:
             "# Engines side by side\n",
             f"{_about(result)}\n",
             table(_HEADS, _cells(result), texts=_TEXTS),
-            "![Latency over robustness](pareto.png)\n",
+            "![Robustness over latency](pareto.png)\n",
         ]
     )
 
@@ -38,6 +42,8 @@ def compare_html(result: CompareResult) -> str:
         "result": result,
         "about": _about(result),
         "heads": _HEADS,
+        "texts": _TEXTS,
+        "verdict": _VERDICT,
         "rows": list(zip(result.rows, _cells(result), strict=True)),
         "plots": [data_uri(pareto(result, dark=dark)) for dark in (False, True)],
     }
@@ -46,16 +52,21 @@ def compare_html(result: CompareResult) -> str:
 
 def pareto(result: CompareResult, *, dark: bool = False) -> bytes:
     """
-    Draw latency over adversarial mIoU: up and to the left is better; the line joins those that none beats.
+    Draw adversarial mIoU over latency: up and to the left is better; the line joins those that none beats.
+
+    The numbers are those of the table, which has the names.
 
     Returns
     -------
     bytes
         A PNG with a transparent ground.
     """
-    ink = "#e6eaf0" if dark else "#1d2430"
-    figure = Figure(figsize=(9.5, 4.5), layout="constrained", facecolor="none")
+    ink, soft = ("#e6eaf0", "#9aa6b6") if dark else ("#1d2430", "#5a6575")
+    figure = Figure(figsize=(9.5, 5.2), layout="constrained", facecolor="none")
     axes = figure.add_subplot(facecolor="none")
+    front = sorted((row.milliseconds, row.attacked) for row in result.rows if row.best)
+    if front:
+        axes.plot(*zip(*front, strict=True), color=soft, linewidth=1.5, zorder=1)
     for place, row in enumerate(result.rows):
         low, high = row.milliseconds_quartiles
         axes.errorbar(
@@ -63,24 +74,19 @@ def pareto(result: CompareResult, *, dark: bool = False) -> bytes:
             row.attacked,
             xerr=([row.milliseconds - low], [high - row.milliseconds]),
             fmt=_MARKS[row.verdict],
-            markersize=8,
-            color=f"C{place % 10}",
-            label=f"{place + 1}  {row.name}, {row.precision}",
+            markersize=10,
+            color=_COLOURS[dark][row.verdict],
         )
         axes.annotate(
-            str(place + 1), (row.milliseconds, row.attacked), (6, 6), textcoords="offset points", fontsize=8, color=ink
+            str(place + 1), (row.milliseconds, row.attacked), (8, 7), textcoords="offset points", fontsize=13, color=ink
         )
-    figure.legend(loc="outside right upper", fontsize=8, labelcolor=ink, frameon=False)
-    front = sorted((row.milliseconds, row.attacked) for row in result.rows if row.best)
-    if front:
-        axes.plot(*zip(*front, strict=True), color=ink, linewidth=1, alpha=0.5)
-    marks = ", ".join(
-        f"{mark} {verdict}" for verdict, mark in (("pass", "circle"), ("refuse", "cross"), ("inconclusive", "diamond"))
-    )
-    axes.set_title(f"{result.threat}; {result.images} images; {marks}", fontsize=9, color=ink)
-    axes.set_xlabel("milliseconds of an image (median and quartiles)", color=ink)
-    axes.set_ylabel("mIoU under attack, points", color=ink)
-    axes.tick_params(colors=ink)
+    for verdict, mark in _MARKS.items():
+        axes.plot([], [], mark, color=_COLOURS[dark][verdict], markersize=9, label=verdict)
+    axes.legend(fontsize=12, labelcolor=ink, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    axes.text(0, 1.03, "\N{NORTH WEST ARROW} better", fontsize=14, color=ink, transform=axes.transAxes)
+    axes.set_xlabel("milliseconds of an image (median and quartiles)", color=ink, fontsize=13)
+    axes.set_ylabel(f"mIoU, {result.threat}, points", color=ink, fontsize=13)
+    axes.tick_params(colors=ink, labelsize=12)
     axes.grid(alpha=0.3)
     axes.margins(0.15, 0.15)
     for side in axes.spines.values():
@@ -92,11 +98,12 @@ def _cells(result: CompareResult) -> Sequence[list[str]]:
     return [
         [
             f"{row.name}, {row.runtime}",
+            str(place + 1),
             row.precision,
             row.verdict + ("" if row.budget == "default" else f" ({row.budget})"),
-            f"{row.clean:.2f}",
+            fixed(row.clean),
             _difference(row.clean_difference, row.clean_interval),
-            f"{row.attacked:.2f}",
+            fixed(row.attacked),
             _difference(row.attacked_difference, row.attacked_interval),
             f"{row.milliseconds:.1f}" + ("" if row.steady else " (unsteady)"),
             f"{row.of_pytorch:.2f}",
@@ -104,7 +111,7 @@ def _cells(result: CompareResult) -> Sequence[list[str]]:
             "-" if row.peak_memory is None else f"{row.peak_memory / 2**20:.0f}",
             "yes" if row.best else "",
         ]
-        for row in result.rows
+        for place, row in enumerate(result.rows)
     ]
 
 
@@ -113,10 +120,11 @@ def _about(result: CompareResult) -> str:
     return (
         f"Points of mIoU on {result.data}; attacked: {result.threat}, each engine under the attacks of its pool that are worst "
         "for it; differences from its own PyTorch model with 90 % intervals. Times are medians of batches of one, from uint8 "
-        f"images to uint8 labels, on {' and '.join(result.machines)}{several}. Pareto: of those that were not refused and were "
-        "timed on a steady machine, none is both quicker and more robust."
+        f"images to uint8 labels, on {' and '.join(result.machines)}{several}. The best engines are up and to the left in the "
+        "plot. The last column marks those of which none is both quicker and more robust (Pareto), among those that were not "
+        "refused and were timed on a steady machine; the line joins them."
     )
 
 
 def _difference(points: float, interval: tuple[float, float]) -> str:
-    return f"{points:+.2f} ({interval[0]:+.2f} to {interval[1]:+.2f})"
+    return f"{signed(points)} ({signed(interval[0])} to {signed(interval[1])})"

@@ -45,6 +45,9 @@ def test_the_pages_say_the_same(three: CompareResult) -> None:
         assert f"| {row.attacked:.2f} |" in line
         assert (line.rstrip().endswith("| yes |")) == row.best
         assert f">{row.verdict}</span>" in page
+    for place, row in enumerate(three.rows):  # the numbers of the plot
+        assert f"| {row.name}, {row.runtime} | {place + 1} | {row.precision} |" in markdown
+    assert "up and to the left" in page
     assert "http" not in page.replace("data:image", "")
     assert pareto(three).startswith(b"\x89PNG")
 
@@ -65,6 +68,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = tmp_path / name
         folder.mkdir()
         (folder / "gate.json").write_text(to_json(made_gate(name, seconds=0.1, attacked=20)))
+    (tmp_path / "one/report.html").touch()
     out = tmp_path / "out"
     monkeypatch.setattr(
         sys, "argv", ["ddcat-bench", "compare", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(out)]
@@ -74,6 +78,9 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not caught.value.code
     assert {file.name for file in out.iterdir()} == {"compare.json", "compare.md", "compare.html", "pareto.png"}
     assert [row.name for row in read_result(out / "compare.json", CompareResult).rows] == ["one", "two"]
+    page = (out / "compare.html").read_text()
+    assert page.count("<a href=") == 1  # of the other there is no report
+    assert '<a href="../one/report.html">one, onnxruntime 1.0</a>' in page
 
 
 def test_a_bundle_needs_a_gate_of_its_own(make_bundle: Callable[..., Bundle]) -> None:
