@@ -14,7 +14,7 @@ from ddcat_bench.gate.report import gate_html
 from ddcat_bench.gate.results import GateResult
 from ddcat_bench.result_files import read_result
 
-WIDTH, HEIGHT = 1000, 960
+WIDTH, HEIGHT = 1000, 1150
 
 
 def main() -> None:
