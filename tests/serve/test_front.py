@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ddcat_serve.app import create_app
 from ddcat_serve.errors import ServeError
+from ddcat_serve.guard import Guard
 from ddcat_serve.metrics import Metrics
 from ddcat_serve.models import Models
 from ddcat_serve.settings import Settings, read_settings
@@ -86,6 +87,82 @@ def test_a_setting_that_is_none(setting: str, value: str, message: str) -> None:
     with pytest.raises(ServeError) as caught:
         read_settings(**{setting: value})
     assert str(caught.value) == message
+
+
+def test_wrong_keys_are_limited_before_they_are_compared() -> None:
+    clock = [1000.0]
+    guard = Guard(Settings(api_key="a long secret"), clock=lambda: clock[0])
+
+    def status(client: str, *values: str) -> int:
+        refusal = guard.refusal(values, client)
+        return 200 if refusal is None else refusal.status
+
+    assert [status("1.2.3.4", "Bearer guess") for _ in range(25)] == 20 * [401] + 5 * [429]
+    assert status("1.2.3.4", "Bearer a long secret") == 429  # else the right guess would still be told from the others
+    assert status("1.2.3.4") == 401  # no guess
+    assert status("1.2.3.5", "Bearer a long secret") == 200
+    refusal = guard.refusal(["Bearer guess"], "1.2.3.4")
+    assert refusal is not None
+    assert refusal.headers == {"Retry-After": "60"}
+    clock[0] += 60
+    assert status("1.2.3.4", "Bearer a long secret") == 200
+    assert [status("1.2.3.4", "Bearer a long secret") for _ in range(30)] == 30 * [200]  # right keys are not counted
+
+
+def test_wrong_keys_count_as_requests() -> None:
+    guard = Guard(Settings(api_key="a long secret", rate_limit="3/minute"))
+    refusals = [guard.refusal(["Bearer guess"], "1.2.3.4") for _ in range(5)]
+    assert [refusal and refusal.status for refusal in refusals] == [401, 401, 401, 429, 429]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("127.0.0.1", "::ffff:127.0.0.1", True), ("2001:db8:1:2::1", "2001:db8:1:2:3:4:5:6", True),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False), ("127.0.0.1", "127.0.0.2", False),
+        ("::ffff:127.0.0.1", "::ffff:127.0.0.2", False), ("fe80::1%eth0", "fe80::2%eth0", True), ("unknown", "other", False),
+    ],
+)  # fmt: skip
+def test_addresses_of_one_client_have_one_rate(first: str, second: str, same: bool) -> None:
+    guard = Guard(Settings(rate_limit="2/minute"))
+    assert [guard.refusal((), client) is None for client in (first, second, first)] == [True, True, not same]
+
+
+def test_a_rate_is_counted_by_a_clock_that_nobody_sets_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    guard = Guard(Settings(rate_limit="2/minute"), clock=lambda: clock[0])
+    monkeypatch.setattr("time.time", lambda: 1.0)
+    found = []
+    for moment in (0, 30, 59, 60, 61, 90):  # two in any minute
+        clock[0] = float(moment)
+        found.append(guard.refusal((), "1.2.3.4") is None)
+    assert found == [True, True, False, True, False, True]
+
+
+def test_clients_who_do_not_ask_any_more_are_forgotten() -> None:
+    clock = [0.0]
+    guard = Guard(Settings(rate_limit="1/second"), clock=lambda: clock[0])
+    for number in range(5000):
+        clock[0] += 0.01
+        assert guard.refusal((), f"10.0.{number // 250}.{number % 250}") is None
+    assert len(guard._requests._seen) <= 1001  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("path", ["/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/small", "/v2/models/small/ready"])
+def test_paths_of_the_protocol_may_end_with_a_slash(client_with: Callable, path: str) -> None:
+    client = client_with()
+    assert client.get(f"{path}/").status_code == client.head(path).status_code == client.head(f"{path}/").status_code == 200
+    assert client.get(f"{path}//").status_code == 404
+
+
+def test_no_answer_is_taken_for_another_kind_or_loads_anything(client_with: Callable) -> None:
+    client = client_with()
+    for path in ("/", "/v2", "/metrics", "/nowhere", "/v1/segment", "/openapi.json"):
+        headers = client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert "unsafe-inline" not in headers["content-security-policy"].partition("script-src")[2].partition(";")[0]
 
 
 def test_pages_of_others_may_ask_only_where_they_are_named(client_with: Callable) -> None:

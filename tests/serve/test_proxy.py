@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 import socket
@@ -67,9 +68,9 @@ def nginx(tmp_path: Path) -> Callable[[str, dict[str, str]], contextlib.Abstract
             f"{kind}_temp_path {tmp_path}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
         file = tmp_path / "nginx.conf"
-        file.write_text(
-            f"daemon off; pid {tmp_path}/pid; error_log stderr; events {{}} http {{ access_log off; {temporary}\n{block}}}"
-        )
+        user = "user root;" if os.geteuid() == 0 else ""  # else it could not write to that folder
+        server_wide = f"daemon off; {user} pid {tmp_path}/pid; error_log stderr; events {{}}"
+        file.write_text(f"{server_wide} http {{ access_log off; {temporary}\n{block}}}")
         with (tmp_path / "nginx.log").open("w+") as log, subprocess.Popen([found, "-c", file], stderr=log) as process:
             try:
                 ports = re.findall(r"listen 127\.0\.0\.1:(\d+)", block)
@@ -176,6 +177,38 @@ def test_nginx_tries_the_next_server(nginx: Callable, bundle: Bundle, picture: n
             for _ in range(12):
                 assert client.post(f"http://127.0.0.1:{port}/v1/segment", content=as_png(picture)).status_code == 200
         assert httpx.get(f"{busy}/v2").status_code == 429  # it had refused some
+
+
+@pytest.mark.parametrize("page", ["serve.md", "scale.md"])
+def test_refusals_of_large_images_pass_through_nginx(
+    nginx: Callable, certificate: Path, bundle: Bundle, tmp_path: Path, page: str
+) -> None:
+    """nginx closes each connection by itself, and asks with HTTP/1.0 or 1.1, as its version has it."""
+    ports = free_ports(2)
+    limits = ("--api-key=a long secret", "--rate-limit=2/minute", "--trusted-proxies=127.0.0.1")
+    with server(bundle.path, *limits) as (_, address):
+        ours = address.removeprefix("http://")
+        replaced = {
+            "serve.md": {
+                "listen 443 ssl": f"listen 127.0.0.1:{ports[0]}",
+                "listen 8443 ssl http2": f"listen 127.0.0.1:{ports[1]} http2",
+                "127.0.0.1:8000": ours,
+                "/etc/ssl/certs": str(tmp_path),
+                "/etc/ssl/private": str(tmp_path),
+            },
+            "scale.md": {
+                "127.0.0.1:8000": ours,
+                "127.0.0.1:8001": ours,
+                "listen 80": f"client_max_body_size 32m; listen 127.0.0.1:{ports[0]}",
+            },
+        }
+        key, body = {"Authorization": "Bearer a long secret"}, bytes(6_000_000)
+        with nginx(page, replaced[page]), httpx.Client(base_url=f"http://127.0.0.1:{ports[0]}", timeout=30) as client:
+            assert [client.post("/v1/segment", content=body).status_code for _ in range(8)] == [401] * 8
+            found = [client.post("/v1/segment", content=body, headers=key) for _ in range(8)]
+            assert {response.status_code for response in found} == {415, 429}
+            assert all("retry-after" in response.headers for response in found if response.status_code == 429)
+            assert {client.post("/nowhere", content=body).status_code for _ in range(5)} == {401}
 
 
 def test_a_proxy_is_known_to_a_socket_that_takes_both_versions_of_ip() -> None:
