@@ -95,7 +95,6 @@ def test_an_engine_is_imported_in_its_own_file_only() -> None:
         "onnxruntime",
         "onnxruntime_ranges",
         "openvino",
-        "openvino_winograd",
         "tensorrt",
         "trt10",
         "trt86",

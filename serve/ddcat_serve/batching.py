@@ -2,7 +2,8 @@
 Which requests an engine answers next, and which it refuses at once: a queue without threads, clocks or images of its own.
 
 Requests of one image size are answered together, beginning with the oldest deadline, as many as a budget of pixels allows and
-as the deadlines of all leave time for. What cannot be answered in time is refused when it comes, not when its time is over.
+as the deadlines of all leave time for. What cannot be answered in time is refused when it comes, not when its time is over,
+and so is what one call of the engine cannot do, however idle it is.
 """
 
 import bisect
@@ -12,10 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-__all__ = ["Full", "Item", "Queue", "Taken"]
+__all__ = ["Full", "Item", "Queue", "Taken", "TooLarge"]
 
 _CAUTION = 1.15  # work is taken to last so many times as long as was measured
-_MEMORY = 0.2  # weight of the latest batch in the measured throughput
+_MEMORY = 0.2  # weight of the latest batch in the measured speed
+_FORGET = 10.0  # seconds after which an idle engine is taken to be half as far below its speed at the start as it was
 
 Size = tuple[int, int]
 
@@ -35,12 +37,15 @@ class Item:
         Seconds, by the clock of whoever uses the queue.
     payload
         Whatever it is.
+    ready : bool
+        Whether it can be taken; False: it has its place, but its images are not decoded yet.
     """
 
     images: int
     size: Size
     deadline: float
     payload: Any = None
+    ready: bool = True
     waiting: bool = field(default=False, init=False)  # whether it is in the queue
 
     @property
@@ -63,6 +68,10 @@ class Full(Exception):  # noqa: N818 -- a state that is told, not a fault
     def __init__(self, reason: str, retry_after: float) -> None:
         super().__init__(reason)
         self.retry_after = retry_after
+
+
+class TooLarge(Exception):  # noqa: N818 -- the request is at fault, not the queue
+    """A request that the engine cannot do in time or at all, whatever else waits."""
 
 
 @dataclass(frozen=True)
@@ -92,15 +101,32 @@ class Queue:
     batch_images : int or None
         Most images that are computed at once; None: as many as the pixels allow.
     pixels_per_second : float or None
-        Throughput to begin with, as a warm-up measured it; None: nothing is predicted until a batch was done. An idle engine
-        tries whatever comes.
+        Throughput, as a warm-up measured it; None: nothing is predicted.
+    call_overhead : float
+        Seconds that a call takes at least, however small its images are.
+    call_pixels : int or None
+        Most pixels that the engine may be given at once; None: no bound.
+    call_seconds : float
+        Most seconds that a call may be expected to take.
     """
 
     def __init__(
-        self, *, max_pixels: int, batch_pixels: int, batch_images: int | None = None, pixels_per_second: float | None = None
+        self,
+        *,
+        max_pixels: int,
+        batch_pixels: int,
+        batch_images: int | None = None,
+        pixels_per_second: float | None = None,
+        call_overhead: float = 0.0,
+        call_pixels: int | None = None,
+        call_seconds: float = float("inf"),
     ) -> None:
-        self._max_pixels, self._batch_pixels, self._batch_images = max_pixels, batch_pixels, batch_images
-        self._rate = pixels_per_second
+        self._max_pixels, self._batch_images = max_pixels, batch_images
+        self._batch_pixels = batch_pixels if call_pixels is None else min(batch_pixels, call_pixels)
+        self._call_pixels, self._call_seconds = call_pixels, call_seconds
+        self._rate, self._overhead = pixels_per_second, call_overhead
+        self._slowness = 1.0  # times as long as by the rate
+        self._measured = 0.0  # when the slowness was
         self._places: list[_Place] = []  # in the order of deadlines
         self._turn = itertools.count()
         self._running: tuple[float, int] | None = None  # when the batch at hand began, and its pixels
@@ -110,12 +136,19 @@ class Queue:
         """How many requests wait."""
         return len(self._places)
 
+    @property
+    def can_take(self) -> bool:
+        """Whether something waits that can be computed."""
+        return any(place.item.ready for place in self._places)
+
     def put(self, item: Item, now: float) -> None:
         """
         Let a request wait.
 
         Raises
         ------
+        TooLarge
+            Where one call of the engine cannot do it, or not before its deadline though nothing else waits.
         Full
             Where it would not be answered before its deadline, would make another late, or too much waits already.
         """
@@ -126,13 +159,33 @@ class Queue:
 
     def check(self, item: Item, now: float) -> None:
         """Raise what `put` would raise; nothing else."""
+        if self._running is None and not self._places:
+            self._hope(now)
+        self._check_size(item, now)
         late = self._lateness(_Place(item.deadline, sys.maxsize, item), now)
-        idle = self._running is None and not self._places
-        if late > 0 and not idle:  # an idle engine tries: a speed that was once measured low is measured anew
+        if late > 0:
             raise Full("it could not be answered in time", late)
         if self._places and self.pixels + item.pixels > self._max_pixels:
             spare = self.pixels + item.pixels - self._max_pixels
             raise Full("too much waits already", spare / self._rate if self._rate else 1.0)
+
+    def _check_size(self, item: Item, now: float) -> None:
+        """Refuse what would be too much for an engine that is idle and as quick as at its start."""
+        if self._call_pixels is not None and item.pixels > self._call_pixels:
+            raise TooLarge(f"{item.pixels} pixels are more than it computes at once here, {self._call_pixels}: send fewer")
+        quickest, left = _CAUTION * min(1.0, self._slowness) * self._by_rate(item.pixels), item.deadline - now
+        if quickest > left > 0:
+            raise TooLarge(
+                f"{item.pixels} pixels take about {quickest:.2g} s here, and the answer is wanted in {left:.2g} s: send fewer, "
+                "or ask for a longer timeout"
+            )
+        if quickest > self._call_seconds:
+            raise TooLarge(
+                f"{item.pixels} pixels take about {quickest:.2g} s here, and a call of the engine may take "
+                f"{self._call_seconds:.2g} s: send fewer"
+            )
+        if self._seconds(item.pixels) > self._call_seconds:
+            raise Full("it would take too long at the speed of this moment", _FORGET)
 
     def discard(self, item: Item) -> bool:
         """Forget a request whose client has gone; False where it does not wait any more."""
@@ -148,7 +201,7 @@ class Queue:
 
         The batch is empty where nothing waits. `done` must be told when it is finished.
         """
-        punctual = next((index for index, place in enumerate(self._places) if place.deadline > now), len(self._places))
+        punctual = bisect.bisect_right(self._places, now, key=lambda place: place.deadline)
         late = [place.item for place in self._places[:punctual]]
         del self._places[:punctual]
         batch = [place.item for place in self._batch(now)]
@@ -164,10 +217,11 @@ class Queue:
         if self._running is None:
             return
         (began, pixels), self._running = self._running, None
-        if measured and now > began:
-            rate = pixels / (now - began)
-            # seconds are averaged, not rates: a short batch must not outweigh a long one
-            self._rate = rate if self._rate is None else 1 / ((1 - _MEMORY) / self._rate + _MEMORY / rate)
+        if measured and now > began and self._rate is not None:
+            # a ratio to what such a batch took at the start: tiny images tell nothing else of the speed than large ones
+            latest = (now - began) / self._by_rate(pixels)
+            self._slowness = (1 - _MEMORY) * self._slowness + _MEMORY * latest
+            self._measured = now
 
     def clear(self) -> list[Item]:
         """Take all that waits out of the queue."""
@@ -195,7 +249,17 @@ class Queue:
 
     def _seconds(self, pixels: int) -> float:
         """How long so many pixels take, with caution: times vary, and a late answer is lost work."""
-        return 0.0 if self._rate is None else _CAUTION * pixels / self._rate
+        return _CAUTION * self._slowness * self._by_rate(pixels)
+
+    def _by_rate(self, pixels: int) -> float:
+        """How long a call took at the start."""
+        return 0.0 if self._rate is None else max(self._overhead, pixels / self._rate)
+
+    def _hope(self, now: float) -> None:
+        """Believe a low speed less, the longer ago it was measured: what is refused for it would never be measured anew."""
+        if self._slowness > 1.0 and now > self._measured:
+            self._slowness = 1.0 + (self._slowness - 1.0) * 0.5 ** ((now - self._measured) / _FORGET)
+            self._measured = now
 
     def _left(self, now: float) -> float:
         """Seconds that the batch at hand will still take."""
@@ -206,17 +270,19 @@ class Queue:
 
     def _batch(self, now: float) -> Iterator[_Place]:
         """The oldest deadline, and others of its size in the order of theirs, but none that makes another late."""
-        if not self._places:
+        places = iter(self._places)
+        first = next((place for place in places if place.item.ready), None)
+        if first is None:
             return
-        first = self._places[0]
         yield first
         images, size = first.item.images, first.item.size
         ahead: list[_Place] = []  # passed over: they will be done after the batch
-        for place in self._places[1:]:
+        for place in places:
             together = images + place.item.images
             few = self._batch_images is None or together <= self._batch_images
-            fits = place.item.size == size and few and together * size[0] * size[1] <= self._batch_pixels
-            if fits and not self._delays(first, ahead, together * size[0] * size[1], place.item.pixels, now):
+            pixels = together * size[0] * size[1]
+            fits = place.item.size == size and place.item.ready and few and pixels <= self._batch_pixels
+            if fits and not self._delays(first, ahead, pixels, place.item.pixels, now):
                 images = together
                 yield place
             else:

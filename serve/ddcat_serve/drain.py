@@ -1,9 +1,41 @@
-"""The time in which a server that was told to stop answers what it had accepted."""
+"""The end of a server: the time in which it answers what it had accepted, and leaving though an engine does not come back."""
 
+import contextlib
+import logging
+import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-__all__ = ["Drain"]
+__all__ = ["Drain", "leave_at_once"]
+
+
+@contextlib.contextmanager
+def leave_at_once(at_work: Callable[[], bool]) -> Iterator[None]:
+    """
+    Let a block that ends the process end it without further ado where threads of a runtime are still at work.
+
+    The interpreter would take down what they use, and the runtime would abort the process: a signal instead of a status.
+
+    Parameters
+    ----------
+    at_work : callable
+        Is asked after the block.
+    """
+    try:
+        yield
+    except SystemExit as leaving:
+        if not at_work():
+            raise
+        status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    else:
+        if not at_work():
+            return
+        status = 0
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 class Drain:

@@ -1,14 +1,20 @@
-"""How much memory there is, and what the C library does with that of images that are done."""
+"""How much memory there is and is taken, and what the C library does with that of images that are done."""
 
 import contextlib
 import ctypes
 import os
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["give_back_large_blocks", "memory_size"]
+__all__ = ["Cost", "cost_of", "give_back_large_blocks", "memory_size", "resident"]
 
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 _LARGE = 2**20  # bytes
+_LOOKS_EVERY = 0.002  # seconds
+_GROUPS = Path("/sys/fs/cgroup")
 
 
 def give_back_large_blocks() -> bool:
@@ -29,7 +35,63 @@ def memory_size() -> int:
     sizes = []
     with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows has no sysconf
         sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # version 2, version 1
+    with contextlib.suppress(ImportError, ValueError):
+        import resource  # noqa: PLC0415 -- Windows has none
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        sizes += [limit] if limit != resource.RLIM_INFINITY else []
+    for file in _limits():
         with contextlib.suppress(OSError, ValueError):  # the second: "max"
-            sizes.append(int(Path(file).read_text()))
+            sizes.append(int(file.read_text(encoding="ascii")))
     return min(sizes, default=2**32)
+
+
+def _limits() -> Iterator[Path]:
+    """Files that may hold the limit of a control group, of version 2 or 1: of this process, and of those that it is in."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in [*lines, "0::/", "0:memory:/"]:
+        _, controllers, group = line.split(":", 2)
+        base, name = (_GROUPS, "memory.max") if not controllers else (_GROUPS / "memory", "memory.limit_in_bytes")
+        if controllers in ("", "memory"):
+            inner = base / group.lstrip("/")
+            yield from (folder / name for folder in (inner, *inner.parents) if folder.is_relative_to(base))
+
+
+def resident() -> int:
+    """Return the bytes of memory that this process has taken; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, AttributeError):
+        return 0
+
+
+class Cost(NamedTuple):
+    """What a call took."""
+
+    seconds: float
+    bytes: int  # of memory, at its peak, above what was taken before
+
+
+def cost_of(call: Callable[[], object]) -> Cost:
+    """Measure what a call takes that leaves the interpreter to other threads, as a runtime does while it computes."""
+    before = peak = resident()
+    ended = threading.Event()
+
+    def look() -> None:
+        nonlocal peak
+        while not ended.wait(_LOOKS_EVERY):
+            peak = max(peak, resident())
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    began = time.perf_counter()
+    try:
+        call()
+    finally:
+        seconds = time.perf_counter() - began
+        ended.set()
+        looking.join()
+    return Cost(seconds, max(peak, resident()) - before)

@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,25 +17,32 @@ from starlette.requests import ClientDisconnect
 
 from ddcat.bundle import ANYONE, Bundle, Trust, open_bundle
 from ddcat.passport import Found, read_passport
-from ddcat_serve.batching import Full, Queue
+from ddcat_serve.batching import Full, Queue, TooLarge
+from ddcat_serve.capacity import most_pixels
 from ddcat_serve.drain import Drain
 from ddcat_serve.engines import Engine, Outputs, open_engine
 from ddcat_serve.engines.base import Images
 from ddcat_serve.engines.checks import check_images, check_size
 from ddcat_serve.errors import RequestError, ServeError, quoted
 from ddcat_serve.golden import Example, read_golden
+from ddcat_serve.jobs import HungError, Job, LateError, StoppedError
+from ddcat_serve.memory import memory_size, resident
 from ddcat_serve.monitor import Monitor
 from ddcat_serve.settings import Settings
 from ddcat_serve.telemetry import golden_statistics
 from ddcat_serve.usage import Usage
-from ddcat_serve.warm_up import warm_up
-from ddcat_serve.worker import Batch, HungError, Job, LateError, StoppedError, Worker
+from ddcat_serve.warm_up import check_answers, warm_up
+from ddcat_serve.worker import Batch, Worker
 
 __all__ = ["Models", "ServedModel", "Source", "find", "load_models", "parse_source"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # as in manifests: it is part of addresses
 
 _log = logging.getLogger(__name__)
+
+_FREE = 0.5  # share of the free memory that the engines may take: the rest is for bodies, images that wait, and masks
+_KEPT = 0.25  # share of the pixels of one call that an engine may keep memory for between calls
+_FAR = 1 / 3  # share of the time after which an engine is given up that a call may be expected to take
 
 Observe = Callable[["ServedModel", Batch], None]
 
@@ -108,19 +116,47 @@ class ServedModel:
             "classes": [entry.model_dump(mode="json") for entry in manifest.classes],
         }
 
-    def check(self, images: int, size: tuple[int, int], timeout: float) -> None:
+    def admit(self, images: Sequence[tuple[int, tuple[int, int]]], timeout: float) -> list[Job]:
         """
-        Refuse before any work is done what would be refused after it.
+        Give images their places, all of them or none, and refuse before any work is done what would be refused after it.
+
+        Parameters
+        ----------
+        images : sequence of (N, (height, width))
+            Number and size of those that are computed together.
+        timeout : float
+            Seconds after which nobody wants the answers.
+
+        Returns
+        -------
+        list of Job
+            For `infer`, or for `forget`.
 
         Raises
         ------
-        InputError, RequestError
+        InputError
+            Where the engine does not take them.
+        RequestError
+            413 where the engine could not answer them in time or at all, 429 with Retry-After where it could not now, 503 where
+            nothing can be answered now, 504 where the time is over.
         """
-        check_size(images, *size, self.bundle.manifest.shapes)
+        for count, size in images:
+            check_size(count, *size, self.bundle.manifest.shapes)
         with _told(self.name):
-            self.worker.check(images, size, timeout)
+            return self.worker.admit(images, timeout)
 
-    async def infer(self, images: Images, *, timeout: float, gone: Callable[[], Awaitable[object]] | None = None) -> Outputs:
+    def forget(self, job: Job) -> None:
+        """Give up a place that is not needed any more; nothing where it was used."""
+        self.worker.cancel(job)
+
+    async def infer(
+        self,
+        images: Images,
+        *,
+        timeout: float = 0.0,
+        job: Job | None = None,
+        gone: Callable[[], Awaitable[object]] | None = None,
+    ) -> Outputs:
         """
         Segment images when their turn comes.
 
@@ -128,27 +164,31 @@ class ServedModel:
         ----------
         images : (N, H, W, 3) uint8
         timeout : float
-            Seconds after which nobody wants the answer.
+            Seconds after which nobody wants the answer, where they have no place yet.
+        job : Job, optional
+            Their place, which `admit` gave them.
         gone : callable, optional
             Its awaitable ends when the client has gone; the images then leave the queue.
 
         Raises
         ------
-        InputError
-            Where the engine does not take them.
-        RequestError
-            429 with Retry-After where they could not be answered in time, 503 where nothing can be answered now, 504 where the
-            time was over before their turn came.
+        InputError, RequestError
+            As `admit`.
         ClientDisconnect
         """
         check_images(images, self.bundle.manifest.shapes)
-        began, outputs = time.monotonic(), None
+        began, outputs, count = time.monotonic(), None, len(images)
         try:
             with _told(self.name):
-                job = self.worker.submit(images, timeout)
+                if job is None:
+                    job = self.worker.submit(images, timeout)
+                else:
+                    self.worker.begin(job, images)
+                del images  # an error would keep this frame, and what is in it
                 outputs = await self._wait(job, gone)
         finally:
-            self.usage.count_request(len(images), time.monotonic() - began, answered=outputs is not None)
+            self.usage.count_request(count, time.monotonic() - began, answered=outputs is not None)
+            del job
         self.monitor.see(outputs)
         return outputs
 
@@ -161,7 +201,7 @@ class ServedModel:
         result = asyncio.wrap_future(job.result)
         leaving = None if gone is None else asyncio.ensure_future(gone())
         try:
-            either: set[asyncio.Future[Any]] = {result} if leaving is None else {result, leaving}
+            either: list[asyncio.Future[Any]] = [result] if leaving is None else [result, leaving]
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if result.done():
                 return result.result()
@@ -171,6 +211,9 @@ class ServedModel:
                 leaving.cancel()
             if not result.done():
                 self.worker.cancel(job)
+            elif not result.cancelled():
+                result.exception()  # which asyncio would miss where the request was cancelled at the same time
+            del either, result, job  # an error would keep this frame, and they would keep the error
 
 
 Models = Mapping[str, Mapping[str, ServedModel]]  # by name, then by version, in the order in which they were named
@@ -249,7 +292,7 @@ def load_models(
                     f"{source.path}: {name!r} is no name of a model: letters, digits, '.', '-' and '_' would be right"
                 )
             versions = models.setdefault(name, {})
-            model = _load(bundle, name, str(len(versions) + 1), settings, threads, trust, observe)
+            model = _load(bundle, name, str(len(versions) + 1), settings, threads, trust, observe, share=1 / len(sources))
             versions[model.version] = model
         yield models
     finally:
@@ -258,7 +301,15 @@ def load_models(
 
 
 def _load(
-    bundle: Bundle, name: str, version: str, settings: Settings, threads: int | None, trust: Trust, observe: Observe
+    bundle: Bundle,
+    name: str,
+    version: str,
+    settings: Settings,
+    threads: int | None,
+    trust: Trust,
+    observe: Observe,
+    *,
+    share: float,
 ) -> ServedModel:
     passport = read_passport(bundle, trust)  # a refusal comes before there is an engine to free
     if passport.warning is not None:
@@ -266,16 +317,16 @@ def _load(
     engine = open_engine(bundle, threads=threads)
     try:
         examples = read_golden(bundle)
-        pace = warm_up(bundle, engine, examples, tolerance=settings.golden_tolerance, batch_pixels=settings.batch_pixels)
+        pace, overhead, trials = warm_up(
+            bundle, engine, examples, tolerance=settings.golden_tolerance, batch_pixels=settings.batch_pixels
+        )
         monitor = Monitor(len(bundle.manifest.classes), golden_statistics(bundle, engine, examples))
+        engine.rest()
     except BaseException:
         engine.close()
         raise
-    batch = bundle.manifest.shapes.batch
+    call_pixels = min(settings.max_pixels, most_pixels(trials, _FREE * share * (memory_size() - resident())))
     known = dataclasses.replace(bundle, files={})  # the runtime has its own copy
-
-    def reopen() -> Engine:
-        return open_engine(open_bundle(bundle.path, trust), threads=threads)
 
     def observe_batch(batch: Batch) -> None:
         model.usage.count_batch(batch)
@@ -284,14 +335,18 @@ def _load(
     worker = Worker(
         name,
         engine,
-        reopen=reopen,
+        reopen=partial(_reopen, known, threads, settings.golden_tolerance),
         queue=Queue(
             max_pixels=settings.queue_pixels,
             batch_pixels=pace.batch_pixels,
-            batch_images=batch.maximum,
+            batch_images=bundle.manifest.shapes.batch.maximum,
             pixels_per_second=pace.pixels_per_second,
+            call_overhead=overhead,
+            call_pixels=call_pixels,
+            call_seconds=_FAR * settings.hangs_after,
         ),
         hangs_after=settings.hangs_after,
+        kept_pixels=int(_KEPT * call_pixels),
         observe=observe_batch,
     )
     model = ServedModel(
@@ -304,6 +359,18 @@ def _load(
         monitor=monitor,
     )
     return model
+
+
+def _reopen(known: Bundle, threads: int | None, tolerance: float) -> Engine:
+    """Open an engine again from the very bytes that were verified; whatever else lies there by now is refused."""
+    bundle = open_bundle(known.path, Trust(digests=(known.digest,)))
+    engine = open_engine(bundle, threads=threads)
+    try:
+        check_answers(bundle, engine, read_golden(bundle), tolerance=tolerance)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
 
 
 def _close(models: Sequence[ServedModel], timeout: float) -> None:
@@ -324,6 +391,8 @@ def _told(name: str) -> Iterator[None]:
     except Full as full:
         seconds = max(1, math.ceil(full.retry_after))
         raise RequestError(429, f"{name}: {full}; try again in {seconds} s", {"Retry-After": str(seconds)}) from None
+    except TooLarge as large:
+        raise RequestError(413, f"{name}: {large}") from None
     except LateError as late:
         raise RequestError(504, f"{name}: {late}") from None
     except (HungError, StoppedError) as stopped:

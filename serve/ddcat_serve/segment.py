@@ -19,6 +19,7 @@ from ddcat_serve.context import ERRORS, Context, provenance
 from ddcat_serve.engines import Outputs
 from ddcat_serve.errors import RequestError
 from ddcat_serve.images import decode, size_of
+from ddcat_serve.jobs import Job
 from ddcat_serve.masks import encode_confidence, encode_labels, encode_mask, encode_overlay, encode_rle
 from ddcat_serve.models import Models, ServedModel, find
 from ddcat_serve.negotiation import Form, choose
@@ -124,8 +125,7 @@ def router(context: Context) -> APIRouter:
         pixels = sum(height * width for height, width in sizes)
         if pixels > settings.max_pixels:
             raise RequestError(413, f"the images have {pixels} pixels; at most {settings.max_pixels} in all are taken")
-        for size in sizes:
-            chosen.check(1, size, until - loop.time())
+        jobs = chosen.admit([(1, size) for size in sizes], until - loop.time())
 
         async def in_time(work: Callable[[], _T]) -> _T:
             """Let a decoder work, and wait for it, and for a free one, no longer than the answer is wanted."""
@@ -135,13 +135,21 @@ def router(context: Context) -> APIRouter:
             except TimeoutError as cause:
                 raise RequestError(504, f"{chosen.name}: the request timed out waiting for a decoder; {_LATE}") from cause
 
-        async def look(upload: Upload) -> _Found:
+        async def look(upload: Upload, job: Job) -> _Found:
             image = await in_time(partial(decode, upload.content, max_pixels=settings.max_pixels))
-            outputs = await chosen.infer(image[None], timeout=until - loop.time())
-            seen = _Seen(image, outputs)
-            return await in_time(partial(_FORMS[form], seen, chosen.classes)), seen.labels.shape
+            try:
+                outputs = await chosen.infer(image[None], job=job)
+                seen = _Seen(image, outputs)
+                return await in_time(partial(_FORMS[form], seen, chosen.classes)), seen.labels.shape
+            finally:
+                del image  # an error would keep this frame, and what is in it
 
-        found = await _unless_gone(_all_of([look(upload) for upload in uploads.files]), request)
+        looks = [look(upload, job) for upload, job in zip(uploads.files, jobs, strict=True)]
+        try:
+            found = await _unless_gone(_all_of(looks), request)
+        finally:
+            for job in jobs:
+                chosen.forget(job)
         headers = provenance(chosen) | {"Vary": "Accept"}
         if not uploads.single:
             answer = await loop.run_in_executor(context.pool, _several, found, uploads.files, form)

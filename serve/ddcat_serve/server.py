@@ -19,13 +19,14 @@ from ddcat.bundle import Trust
 from ddcat_serve.app import create_app
 from ddcat_serve.connection import Connection
 from ddcat_serve.context import Context
-from ddcat_serve.drain import Drain
+from ddcat_serve.drain import Drain, leave_at_once
 from ddcat_serve.errors import ServeError
 from ddcat_serve.logs import log_as_json
 from ddcat_serve.memory import give_back_large_blocks
 from ddcat_serve.metrics import Metrics
 from ddcat_serve.models import Models, Source, load_models
 from ddcat_serve.settings import Settings
+from ddcat_serve.worker import engines_at_work
 
 if TYPE_CHECKING:
     from ddcat_serve.grpc_service import GrpcServer
@@ -69,6 +70,7 @@ def serve(sources: Sequence[Source], *, host: str, port: int, threads: int | Non
         _listen(host, settings.grpc_port, "--grpc-port").close()  # says in a line what gRPC would say in many
     metrics, drain = Metrics(), Drain(settings.drain)
     with (
+        leave_at_once(engines_at_work),
         _listen(host, port) as listener,
         load_models(
             sources, settings=settings, threads=threads, trust=trust, observe=metrics.count_batch, drain=drain

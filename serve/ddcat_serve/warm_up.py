@@ -9,12 +9,13 @@ import numpy as np
 
 from ddcat.bundle import Bundle
 from ddcat.manifest import Range
+from ddcat_serve.capacity import Trial, try_sizes
 from ddcat_serve.engines import Engine
 from ddcat_serve.engines.base import Images
 from ddcat_serve.errors import EngineError
 from ddcat_serve.golden import Example, replay
 
-__all__ = ["Pace", "measure_pace", "warm_up"]
+__all__ = ["Pace", "check_answers", "measure_pace", "warm_up"]
 
 _PAYS = 0.95  # a batch of twice as many images pays where each takes at most this share of the time
 _LONG = 0.2  # seconds for which each batch is timed, or one call
@@ -27,19 +28,36 @@ class Pace(NamedTuple):
 
     Attributes
     ----------
-    pixels_per_second : float or None
-        None where nothing tells.
+    pixels_per_second : float
     batch_pixels : int
         That it computes at once; more of them would not be faster.
     """
 
-    pixels_per_second: float | None
+    pixels_per_second: float
     batch_pixels: int
 
 
-def warm_up(bundle: Bundle, engine: Engine, examples: Sequence[Example], *, tolerance: float, batch_pixels: int) -> Pace:
+class WarmUp(NamedTuple):
     """
-    Run each size of a ladder, or the smallest, and the golden images; time these.
+    What a warm-up found out.
+
+    Attributes
+    ----------
+    pace : Pace
+    call_overhead : float
+        Seconds that the shortest call took.
+    trials : list of Trial
+        What calls of several sizes took.
+    """
+
+    pace: Pace
+    call_overhead: float
+    trials: list[Trial]
+
+
+def warm_up(bundle: Bundle, engine: Engine, examples: Sequence[Example], *, tolerance: float, batch_pixels: int) -> WarmUp:
+    """
+    Check the answers, and time golden images and those of several sizes.
 
     Parameters
     ----------
@@ -47,11 +65,35 @@ def warm_up(bundle: Bundle, engine: Engine, examples: Sequence[Example], *, tole
     engine : Engine
         Of it.
     examples : sequence of Example
-        Its golden images; where there are none, nothing is timed, for the smallest images tell little.
+        Its golden images; where there are none, the largest that were tried tell the pace.
     tolerance : float
         Share of their labels that may differ.
     batch_pixels : int
         Most that are computed at once.
+
+    Raises
+    ------
+    EngineError
+        As `check_answers`.
+    """
+    check_answers(bundle, engine, examples, tolerance=tolerance)
+    trials, batch = try_sizes(engine, bundle.manifest.shapes), bundle.manifest.shapes.batch
+    if examples:
+        pace = measure_pace(engine, examples[0].image, batch_pixels=batch_pixels, batch=batch)
+    else:
+        _log.warning("%s has no golden images: nobody knows whether it answers as it did when it was exported", bundle.path)
+        pace = Pace(trials[-1].pixels / trials[-1].seconds, batch_pixels)
+    return WarmUp(pace, min(trial.seconds for trial in trials), trials)
+
+
+def check_answers(bundle: Bundle, engine: Engine, examples: Sequence[Example], *, tolerance: float) -> None:
+    """
+    Run each size of a ladder, or the smallest, and compare the answers to golden images with what they should be.
+
+    Parameters
+    ----------
+    bundle, engine, examples, tolerance
+        As for `warm_up`.
 
     Raises
     ------
@@ -64,15 +106,13 @@ def warm_up(bundle: Bundle, engine: Engine, examples: Sequence[Example], *, tole
         if labels.max() >= classes:
             raise EngineError(f"{bundle.path} gives label {labels.max()}, but its manifest names {classes} classes")
     if not examples:
-        _log.warning("%s has no golden images: nobody knows whether it answers as it did when it was exported", bundle.path)
-        return Pace(None, batch_pixels)
+        return
     found = replay(engine, examples, batch=shapes.batch.minimum)
     if found.share > tolerance:
         raise EngineError(
             f"{bundle.path} does not answer as it did when it was exported: {found.share:.2%} of its golden labels differ, "
             f"{found.worst_share:.2%} of {found.worst}; DDCAT_SERVE_GOLDEN_TOLERANCE allows {tolerance:.2%}"
         )
-    return measure_pace(engine, examples[0].image, batch_pixels=batch_pixels, batch=shapes.batch)
 
 
 def measure_pace(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ddcat_serve.batching import Full, Item, Queue
+from ddcat_serve.batching import Full, Item, Queue, TooLarge
 
 SIZES = [(10, 10), (10, 20), (30, 30)]
 BUDGET, IMAGES, MOST = 900, 4, 4000
@@ -24,7 +24,7 @@ class Served(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.queue = queue()
+        self.queue = queue(rate=500.0)
         self.waiting: list[Item] = []
         self.running: list[Item] | None = None
         self.came = self.ended = self.refused = 0
@@ -39,11 +39,14 @@ class Served(RuleBasedStateMachine):
             self.waiting.append(item)
         except Full as full:
             refused = full
+        except TooLarge:
+            assert 1.15 * item.pixels / 500 > patience  # by that alone, whatever waits
+            self.came -= 1
         if refused is not None:
             self.refused += 1
             assert refused.retry_after > 0
             assert not item.waiting
-            assert self.waiting or self.running  # an idle engine tries whatever comes
+            assert self.waiting or self.running or self.queue._slowness > 1  # an idle engine tries what it can do in time
 
     @precondition(lambda self: self.waiting)
     @rule(which=st.randoms(use_true_random=False))
@@ -130,6 +133,9 @@ def serve(
                 waiting.put(item, now)
             except Full as full:
                 refused.append(full.retry_after)
+            except TooLarge:
+                assert 1.15 * item.pixels / rate > patience
+                refused.append(patience)
         if not batch:
             taken = waiting.take(now)
             batch, late = taken.batch, late + taken.late
@@ -212,4 +218,67 @@ def test_a_failed_batch_tells_nothing_of_the_speed() -> None:
         waiting.put(Item(1, (10, 10), 100.0), 0.0)
         waiting.take(0.0)
         waiting.done(4.0, measured=measured)
-        assert waiting._rate == pytest.approx(100 * most)
+        assert waiting._by_rate(100) * waiting._slowness == pytest.approx(1 / most)
+
+
+def test_an_idle_engine_does_not_try_what_it_could_not_do_in_time() -> None:
+    waiting = queue(rate=100.0)
+    with pytest.raises(TooLarge, match=r"900 pixels take about 10 s here, and the answer is wanted in 9 s: send fewer, or ask"):
+        waiting.put(Item(1, (30, 30), 9.0), 0.0)
+    waiting.put(Item(1, (30, 30), 11.0), 0.0)
+
+
+def test_an_idle_engine_does_not_try_what_would_pass_for_a_hang_or_has_no_memory() -> None:
+    slow = Queue(max_pixels=MOST, batch_pixels=BUDGET, pixels_per_second=100.0, call_seconds=5.0)
+    with pytest.raises(TooLarge, match=r"a call of the engine may take 5 s"):
+        slow.put(Item(1, (30, 30), 1000.0), 0.0)
+    small = Queue(max_pixels=MOST, batch_pixels=BUDGET, call_pixels=500)
+    with pytest.raises(TooLarge, match=r"600 pixels are more than it computes at once here, 500: send fewer"):
+        small.put(Item(6, (10, 10), 1000.0), 0.0)
+    for _ in range(6):
+        small.put(Item(1, (10, 10), 1000.0), 0.0)
+    assert len(small.take(0.0).batch) == 5
+
+
+def test_a_speed_that_was_measured_low_is_measured_anew_after_a_while() -> None:
+    """Where everything is refused for it, nothing else would tell that the machine is quick again."""
+    waiting = queue(rate=100.0)
+    for _ in range(20):
+        waiting.put(Item(1, (10, 10), 1e9), 0.0)
+        waiting.take(0.0)
+        waiting.done(10.0)  # ten times as long as at the start
+    for now in (10.0, 20.0):
+        with pytest.raises(Full):
+            waiting.put(Item(1, (10, 10), now + 3.0), now)
+    waiting.put(Item(1, (10, 10), 103.0), 100.0)
+
+
+def test_tiny_images_do_not_make_an_engine_slow_for_others() -> None:
+    """A call has a least time: by its pixels alone an image of 4 x 4 would tell of an engine a hundred times slower."""
+    waiting = Queue(max_pixels=MOST, batch_pixels=BUDGET, pixels_per_second=1000.0, call_overhead=0.05)
+    now = 0.0
+    for _ in range(200):
+        waiting.put(Item(1, (4, 4), now + 1.0), now)
+        waiting.take(now)
+        waiting.done(now := now + 0.05)
+    waiting.put(Item(1, (30, 30), now + 1.1), now)
+
+
+def test_a_place_that_is_not_ready_counts_and_is_not_taken() -> None:
+    waiting = queue(rate=100.0)
+    first = Item(1, (10, 10), 2.2, ready=False)
+    waiting.put(first, 0.0)
+    with pytest.raises(Full):
+        waiting.put(Item(1, (10, 10), 2.25), 0.0)
+    assert not waiting.can_take
+    assert waiting.take(0.0).batch == []
+    other = Item(1, (10, 20), 9.0)
+    waiting.put(other, 0.0)
+    assert waiting.take(0.0).batch == [other]
+    waiting.done(2.0)
+    first.ready = True
+    assert waiting.take(2.0).batch == [first]
+    waiting.done(3.0)
+    late = Item(1, (10, 10), 5.0, ready=False)
+    waiting.put(late, 3.0)
+    assert waiting.take(6.0).late == [late]

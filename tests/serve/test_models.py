@@ -1,8 +1,12 @@
 """Which of several bundles answers: by name, and by version."""
 
+import asyncio
 import contextlib
+import gc
+import shutil
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +19,12 @@ from ddcat.bundle import Bundle, Trust, write_bundle
 from ddcat.errors import BundleError
 from ddcat_serve.app import create_app
 from ddcat_serve.engines.base import GraphEngine, Outputs
-from ddcat_serve.errors import ServeError
+from ddcat_serve.errors import EngineError, ServeError
 from ddcat_serve.models import Source, load_models, parse_source
 from ddcat_serve.settings import Settings
 from tests.keys import write_keys
 from tests.serve.answers import refused
+from tests.serve.bundles import with_golden
 from tests.serve.pictures import as_labels, as_png
 
 
@@ -115,3 +120,107 @@ def test_a_real_engine_that_hangs_is_opened_again_from_its_bundle(
         answer = client.post("/v1/segment", content=as_png(picture))  # the first engine still hangs
         np.testing.assert_array_equal(as_labels(answer.content), oracle(picture[None])[0][0])
         go.set()
+
+
+@pytest.mark.parametrize("then", ["another one", "another one, signed by the same key", "an altered file", "nothing"])
+def test_nothing_is_served_that_lies_at_the_path_later(
+    make_bundle: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture: np.ndarray, then: str,
+    client_of: Callable[[FastAPI], httpx.Client],
+) -> None:  # fmt: skip
+    private, public = write_keys(tmp_path, "ours")
+    first, other = make_bundle("first"), make_bundle("other", logits=False)
+    served = write_bundle(tmp_path / "served", first.manifest, first.files, key=private)
+    go = threading.Event()
+    settings = Settings(hangs_after=0.2)
+    with load_models([served.path], settings=settings, threads=1, trust=Trust(public)) as models:
+        served.path.rename(tmp_path / "moved")
+        if then.startswith("another"):
+            write_bundle(served.path, other.manifest, other.files, key=private if "signed" in then else None)
+        elif then == "an altered file":
+            shutil.copytree(tmp_path / "moved", served.path)
+            (served.path / "model.onnx").write_bytes(other.files["model.onnx"])
+        infer = GraphEngine.infer
+        monkeypatch.setattr(GraphEngine, "infer", lambda engine, images: (go.wait(20), infer(engine, images))[1])
+        app = create_app(models, settings)
+        assert client_of(app).post("/v1/segment", content=as_png(picture)).status_code == 503
+        monkeypatch.undo()
+        model = models["first"]["1"]
+        while model.worker.state == "restarting":
+            time.sleep(0.01)
+        assert model.worker.state == "broken"
+        assert not app.state.context.live
+        assert client_of(app).post("/v1/segment", content=as_png(picture)).status_code == 503
+        go.set()
+
+
+def test_an_engine_that_is_opened_again_and_answers_otherwise_is_not_served(
+    tmp_path: Path, oracle: Callable, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch,
+    client_of: Callable[[FastAPI], httpx.Client],
+) -> None:  # fmt: skip
+    bundle = with_golden(tmp_path / "right", oracle, picture)
+    infer, go = GraphEngine.infer, threading.Event()
+    settings = Settings(hangs_after=0.3)
+    with load_models([bundle.path], settings=settings, threads=1) as models:
+        model = models["small"]["1"]
+        first = model.engine
+
+        def otherwise(engine: GraphEngine, images: np.ndarray) -> Outputs:
+            if engine is first:
+                go.wait(20)
+            return Outputs((infer(engine, images).labels + 1) % 4)
+
+        monkeypatch.setattr(GraphEngine, "infer", otherwise)
+        client = client_of(create_app(models, settings))
+        assert client.post("/v1/segment", content=as_png(picture)).status_code == 503
+        while model.worker.state == "restarting":
+            time.sleep(0.01)
+        assert model.worker.state == "broken"
+        go.set()
+
+
+@pytest.mark.parametrize("how", ["one image", "several", "a tensor"])
+@pytest.mark.parametrize("end", ["answered", "failed", "refused"])
+def test_no_request_keeps_its_images_where_nothing_looks_for_circles(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, picture: np.ndarray, end: str, how: str
+) -> None:
+    known: list[weakref.ref[np.ndarray]] = []
+    infer = GraphEngine.infer
+
+    def seen(engine: GraphEngine, images: np.ndarray) -> Outputs:
+        known.append(weakref.ref(images if images.base is None else images.base))
+        if end == "failed":
+            raise EngineError("the runtime broke")
+        return infer(engine, images)
+
+    status = {"answered": 200, "failed": 500, "refused": 413}[end]
+    timeout = 1e-4 if end == "refused" else 10.0
+
+    async def ask(app: FastAPI) -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            for _ in range(3):
+                if how == "a tensor":
+                    about = {"name": "image", "shape": [1, *picture.shape], "datatype": "UINT8", "data": [picture.tolist()]}
+                    body = {"inputs": [about], "parameters": {"timeout": int(1e6 * timeout)}}
+                    answer = await client.post("/v2/models/small/infer", json=body)
+                elif how == "several":
+                    files = [("image", as_png(picture)), ("image", as_png(picture[::-1]))]
+                    answer = await client.post(f"/v1/segment?timeout={timeout}", files=files)
+                else:
+                    answer = await client.post(f"/v1/segment?timeout={timeout}", content=as_png(picture))
+                assert answer.status_code in {status, 504 if end == "refused" else status}
+            await asyncio.sleep(0.1)
+
+    with load_models([bundle.path], settings=Settings(), threads=1) as models:
+        monkeypatch.setattr(GraphEngine, "infer", seen)
+        app = create_app(models, Settings())
+        asyncio.run(ask(app))
+        gc.collect()
+        gc.disable()
+        try:
+            known.clear()
+            asyncio.run(ask(app))
+            models["small"]["1"].monitor.close()  # which looks at answers a little later
+            assert [ref() is None for ref in known] == [True] * len(known)
+            assert bool(known) == (end != "refused")
+        finally:
+            gc.enable()

@@ -69,7 +69,7 @@ def test_settings_are_recorded(bundle: Bundle) -> None:
         "spinning": False,
         "optimization": "all",
         "arena": True,
-        "memory_pattern": True,
+        "memory_pattern": False,
     }.items() <= about.items()
 
 

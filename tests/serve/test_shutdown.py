@@ -130,3 +130,33 @@ def test_a_second_signal_ends_it_at_once_where_nobody_waits_any_more_but_an_engi
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+
+
+BUSY = """
+import time
+from ddcat_serve.engines.base import GraphEngine
+from ddcat_serve.engines.onnxruntime import OrtGraph
+infer = GraphEngine.infer
+def hangs(engine, images):
+    while images.min() == 255 and isinstance(engine._graph, OrtGraph):
+        engine._graph.run(images.repeat(40, 1).repeat(40, 2))  # the runtime's own threads compute, as those of a real hang do
+    return infer(engine, images)
+GraphEngine.infer = hangs
+"""
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_it_ends_with_status_0_though_an_engine_that_was_given_up_computes(
+    make_bundle: Callable[..., Bundle], signals: int
+) -> None:
+    options = ("--grace", 0, "--drain", 2, "--hangs-after", 0.5 if signals == 1 else 60)
+    with server(make_bundle("one").path, *options, before=BUSY) as (process, address):
+        if signals == 1:
+            assert ask_http(address, "one", WHITE).status_code == 503
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{address}/v1/segment", content=as_png(WHITE), timeout=1)
+        for _ in range(signals):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+        assert process.wait(30) == 0

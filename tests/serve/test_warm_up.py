@@ -34,6 +34,9 @@ class Timed:
         self.now += self.seconds(count) * (1 if count in self.seen else 10)
         self.seen.append(count)
 
+    def rest(self) -> None:
+        pass
+
 
 @pytest.mark.parametrize(
     ("seconds", "images", "rate"),

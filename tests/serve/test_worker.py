@@ -1,8 +1,12 @@
 """The engine's thread: who breaks a batch breaks nothing else, who goes is forgotten, and an engine that hangs is replaced."""
 
+import contextlib
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -11,7 +15,8 @@ from ddcat.errors import BundleError
 from ddcat_serve.batching import Full, Queue
 from ddcat_serve.engines import Outputs
 from ddcat_serve.errors import EngineError
-from ddcat_serve.worker import Batch, HungError, Job, LateError, StoppedError, Worker
+from ddcat_serve.jobs import HungError, Job, LateError, StoppedError
+from ddcat_serve.worker import Batch, Worker
 
 BAD = 13  # an image whose first value is this breaks the engine
 SIZE = (4, 5)
@@ -29,6 +34,7 @@ class Toy:
         self.entered = threading.Event()
         self.calls: list[list[int]] = []
         self.closed = threading.Event()
+        self.rests = 0
 
     def infer(self, images: np.ndarray) -> Outputs:
         self.entered.set()
@@ -38,6 +44,9 @@ class Toy:
         if BAD in values:
             raise EngineError("the runtime broke")
         return Outputs(labels=images[..., 0].copy(), confidence=images[..., 0] / np.float32(255))
+
+    def rest(self) -> None:
+        self.rests += 1
 
     def close(self) -> None:
         self.closed.set()
@@ -79,6 +88,18 @@ def hold(worker: Worker, toy: Toy, value: int = 1) -> Job:
     job = worker.submit(image(value), 20)
     assert toy.entered.wait(5)
     return job
+
+
+def hold_and_lose(worker: Worker, toy: Toy) -> None:
+    with pytest.raises(HungError):
+        hold(worker, toy).result.result(5)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 5
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert condition()
 
 
 def test_requests_of_a_batch_get_their_own_outputs(work: Callable) -> None:
@@ -149,11 +170,9 @@ def test_a_queue_that_is_full_says_so_at_once(work: Callable) -> None:
     began = time.monotonic()
     with pytest.raises(Full) as told:
         worker.submit(image(3, size=(40, 50)), 20)
-    with pytest.raises(Full):
-        worker.check(1, (40, 50), 20)
     assert told.value.retry_after > 0
     assert time.monotonic() - began < 1
-    worker.check(1, (10, 10), 20)
+    worker.submit(image(3, size=(10, 10)), 20)
 
 
 def test_an_engine_that_hangs_is_replaced(work: Callable) -> None:
@@ -191,21 +210,167 @@ def test_an_engine_that_cannot_be_opened_again_is_broken(work: Callable, error: 
         worker.submit(image(2), 20)
 
 
-def test_an_engine_that_hangs_again_and_again_is_broken(work: Callable) -> None:
-    def hanging() -> Toy:
-        toy = Toy()
-        toy.go.clear()
-        return toy
+@pytest.mark.parametrize("between", [0, 1])
+def test_engines_that_were_given_up_are_counted_for_good(work: Callable, between: int) -> None:
+    """Each may compute on beside the next one: an answer between two hangs gives no memory back."""
+    worker, engines, _ = work(hangs_after=0.2)
+    for hangs in range(1, 5):
+        for _ in range(between):
+            worker.submit(image(2), 20).result.result(5)
+        hold_and_lose(worker, engines[-1])
+        wait_for(lambda: worker.state != "restarting")
+        assert worker.state == ("ready" if hangs < 4 else "broken")
+    assert len(engines) == 4
 
-    worker, (toy,), _ = work(hangs_after=0.1, reopen=hanging)
-    toy.go.clear()
-    for _ in range(4):
-        with pytest.raises(HungError):
-            worker.submit(image(1), 20).result.result(5)
-        until = time.monotonic() + 5
-        while worker.state == "restarting" and time.monotonic() < until:
-            time.sleep(0.01)
-    assert worker.state == "broken"
+
+def test_an_engine_that_hangs_when_it_is_opened_again_is_given_up_too(work: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddcat_serve.worker._OPENS_WITHIN", 0.1)
+    go = threading.Event()
+
+    def hanging() -> Toy:
+        go.wait(20)
+        return Toy()
+
+    worker, (toy, *_), _ = work(hangs_after=0.2, reopen=hanging)
+    hold_and_lose(worker, toy)
+    wait_for(lambda: worker.state == "broken")
+    go.set()
+    worker.close(1)
+
+
+def test_the_clock_begins_anew_with_each_request_that_is_tried_alone(work: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight of 0.1 s each are no hang where 0.5 s are one."""
+    worker, (toy,), _ = work(hangs_after=0.5)
+    first = hold(worker, toy)
+    values = [2, 3, 4, BAD, 5, 6, 7, 8]
+    jobs = [worker.submit(image(value), 20) for value in values]
+    infer = toy.infer
+    monkeypatch.setattr(toy, "infer", lambda images: (time.sleep(0.1), infer(images))[1])
+    toy.go.set()
+    first.result.result(5)
+    for value, job in zip(values, jobs, strict=True):
+        if value != BAD:
+            assert job.result.result(5).labels[0, 0, 0] == value
+    assert worker.engine is toy
+    assert worker.state == "ready"
+
+
+def test_who_was_answered_before_another_one_hangs_has_the_answer(work: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, (toy, *_), _ = work(hangs_after=0.3)
+    first = hold(worker, toy)
+    jobs = [worker.submit(image(value), 20) for value in (2, BAD, 4)]
+    infer, stuck = toy.infer, threading.Event()
+
+    def sticks_at_four(images: np.ndarray) -> Outputs:
+        if images[:, 0, 0, 0].tolist() == [4]:
+            stuck.wait(20)
+        return infer(images)
+
+    monkeypatch.setattr(toy, "infer", sticks_at_four)
+    toy.go.set()
+    first.result.result(5)
+    assert jobs[0].result.result(5).labels[0, 0, 0] == 2
+    with pytest.raises(EngineError, match="the runtime broke"):
+        jobs[1].result.result(5)
+    with pytest.raises(HungError):
+        jobs[2].result.result(5)
+    stuck.set()
+
+
+def test_a_process_that_was_stopped_does_not_give_its_engine_up() -> None:
+    now = 0.0
+    toy = Toy()
+    queue = Queue(max_pixels=10_000, batch_pixels=1000)
+    worker = Worker("toy", toy, reopen=Toy, queue=queue, hangs_after=0.4, clock=lambda: now)  # type: ignore[arg-type]
+    job = hold(worker, toy)
+    now = 1000.0  # the clock went on, and neither the watchdog nor the engine
+    time.sleep(0.25)
+    now = 1000.1
+    time.sleep(0.25)
+    assert worker.engine is toy
+    toy.go.set()
+    assert job.result.result(5).labels[0, 0, 0] == 1
+    worker.close(5)
+
+
+def test_an_idle_engine_gives_memory_back(work: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddcat_serve.worker._RESTS_AFTER", 0.05)
+    worker, (toy,), _ = work()
+    time.sleep(0.2)
+    assert toy.rests == 0  # there is nothing to give back
+    worker.submit(image(1), 20).result.result(5)
+    wait_for(lambda: toy.rests == 1)
+    time.sleep(0.2)
+    assert toy.rests == 1
+    assert worker.submit(image(2), 20).result.result(5).labels[0, 0, 0] == 2
+
+
+def test_an_engine_gives_memory_back_before_it_keeps_that_of_too_many_sizes() -> None:
+    toy = Toy()
+    queue = Queue(max_pixels=10_000, batch_pixels=1000)
+    worker = Worker("toy", toy, reopen=Toy, queue=queue, hangs_after=20, kept_pixels=100)  # type: ignore[arg-type]
+    for size, rests in (((5, 5), 0), ((5, 5), 0), ((5, 10), 0), ((5, 6), 1), ((5, 5), 1), ((20, 20), 2)):
+        worker.submit(image(1, size=size), 20).result.result(5)
+        wait_for(lambda rests=rests: toy.rests == rests)  # type: ignore[misc]
+    worker.close(5)
+
+
+@pytest.mark.parametrize("end", ["answered", "failed", "late", "cancelled", "cancelled at work", "hung", "stopped"])
+def test_no_request_that_has_ended_keeps_its_images(work: Callable, end: str) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        worker, engines, _ = work(hangs_after=0.3 if end == "hung" else 20.0)
+        toy = engines[0]
+        held = None if end in ("answered", "failed", "cancelled at work", "hung") else hold(worker, toy)
+        images = image(BAD if end == "failed" else 2)
+        known = weakref.ref(images)
+        if end in ("cancelled at work", "hung"):
+            toy.go.clear()
+        job = worker.submit(images, 0.05 if end == "late" else 20)
+        if end.startswith("cancelled"):
+            assert end == "cancelled" or toy.entered.wait(5)
+            worker.cancel(job)
+        if end == "late":
+            time.sleep(0.1)
+        if end == "stopped":
+            worker.close(0.05)
+        if end == "hung":
+            with contextlib.suppress(HungError):
+                job.result.result(5)
+        toy.go.set()
+        if not end.startswith("cancelled"):
+            futures.wait([job.result], 5)
+        del images, job, held
+        wait_for(lambda: known() is None)
+    finally:
+        gc.enable()
+
+
+def test_several_requests_have_their_places_together_or_not_at_all(work: Callable) -> None:
+    worker, (toy,), _ = work()
+    hold(worker, toy)
+    jobs = worker.admit([(1, (50, 50)), (1, (60, 60))], 20)
+    with pytest.raises(Full):
+        worker.admit([(1, (50, 50)), (1, (60, 60))], 20)
+    assert worker.waiting_pixels == 6100
+    worker.begin(jobs[1], image(2, size=(60, 60)))
+    toy.go.set()
+    assert jobs[1].result.result(5).labels.shape == (1, 60, 60)
+    worker.begin(jobs[0], image(3, size=(50, 50)))
+    assert jobs[0].result.result(5).labels.shape == (1, 50, 50)
+    with pytest.raises(LateError):
+        worker.admit([(1, SIZE)], 0.0)
+
+
+def test_a_place_whose_request_failed_meanwhile_takes_no_images(work: Callable) -> None:
+    worker, engines, _ = work(hangs_after=0.2)
+    [job] = worker.admit([(1, SIZE)], 20)
+    hold_and_lose(worker, engines[0])
+    worker.begin(job, image(2))
+    with pytest.raises(StoppedError):
+        job.result.result(5)
+    assert job.images is None
 
 
 def test_closing_answers_what_waits(work: Callable) -> None:

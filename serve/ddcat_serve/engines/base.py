@@ -86,6 +86,16 @@ class _Loaded(Protocol):
     def description(self) -> Mapping[str, str | int | bool]:
         """Runtime, provider, precision, threads and whatever else a measurement depends on."""
 
+    def rest(self) -> None:
+        """
+        Give back the memory that is kept for further calls; the next one will be a little slower.
+
+        Raises
+        ------
+        EngineError
+            Where the runtime fails.
+        """
+
     def close(self) -> None:
         """Give the runtime's memory back; nothing can be done after it."""
 
@@ -178,6 +188,10 @@ class GraphEngine(Closing):
         if outputs.labels.shape != images.shape[:3] or outputs.labels.dtype != np.uint8:
             raise EngineError(f"labels {outputs.labels.dtype} {outputs.labels.shape} came back for images {images.shape}")
         return outputs
+
+    def rest(self) -> None:
+        """Give back the memory that is kept for further calls: see `Engine.rest`."""
+        self._graph.rest()
 
     def close(self) -> None:
         """Close the graph."""

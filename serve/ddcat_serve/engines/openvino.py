@@ -16,7 +16,6 @@ from ddcat.manifest import EngineEntry, Precision, Shapes, TensorEntry
 from ddcat_serve.engines.base import Built, Closing, GraphEngine, Outputs, memory_file
 from ddcat_serve.engines.checks import check_names, check_precision
 from ddcat_serve.engines.cores import physical_cores
-from ddcat_serve.engines.openvino_winograd import save_products
 from ddcat_serve.errors import EngineError
 
 __all__ = ["OpenVinoGraph", "build", "cache_folder", "check_possible", "load"]
@@ -26,6 +25,10 @@ _HINT = "latency"  # all threads compute one batch
 # In what the float layers of a graph are computed. It must be said: left alone, OpenVINO takes bf16 wherever the CPU has it.
 _FLOATS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 _PRECISIONS: dict[str, Precision] = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
+# Layers of one size each that are kept ready for when that size comes again: by default 5000, which is gigabytes where every
+# image has a size of its own. Two or three sizes of a small network fit; an image of another one takes some hundredths of a
+# second more.
+_KEPT_LAYERS = 64
 _DTYPES: dict[str, Literal["uint8", "float32"]] = {"u8": "uint8", "f32": "float32"}
 _CAPABILITIES: dict[Precision, str] = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
 
@@ -55,6 +58,7 @@ class OpenVinoGraph(Closing):
             "INFERENCE_PRECISION_HINT": _FLOATS[precision],
             "PERFORMANCE_HINT": _HINT.upper(),
             "INFERENCE_NUM_THREADS": physical_cores() if threads is None else threads,
+            "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_LAYERS,
         }
         if cache is not None:
             settings["CACHE_DIR"] = str(cache)
@@ -64,13 +68,13 @@ class OpenVinoGraph(Closing):
                 model = core.read_model(file)
             self.inputs = tuple(map(_entry, model.inputs))
             self.outputs = tuple(map(_entry, model.outputs))
-            save_products(model)
             compiled = core.compile_model(model, _DEVICE, settings)
         except RuntimeError as cause:
             raise EngineError(f"OpenVINO does not load the graph: {_reason(cause)}") from cause
         self._names = [entry.name for entry in self.outputs]
         check_names([entry.name for entry in self.inputs], self._names)
         check_precision(_precision(compiled), precision, "OpenVINO")
+        self._compiled: Any = compiled
         self._request: Any = compiled.create_infer_request()
         self.description: Mapping[str, str | int | bool] = {
             "runtime": f"openvino {ov.get_version()}",
@@ -97,9 +101,15 @@ class OpenVinoGraph(Closing):
             raise EngineError(f"OpenVINO failed on images of shape {images.shape}: {_reason(cause)}") from cause
         return Outputs(**{name: results[name] for name in self._names})
 
+    def rest(self) -> None:
+        """Give back the memory of intermediate maps, and the last images, which a request keeps: see `Engine.rest`."""
+        if self._compiled is not None:
+            self._request = self._compiled.create_infer_request()
+            self._compiled.release_memory()
+
     def close(self) -> None:
         """Free the compiled model."""
-        self._request = None
+        self._request = self._compiled = None
 
 
 def check_possible(precision: Precision) -> None:

@@ -101,6 +101,9 @@ class TensorRtGraph(Closing):
             self._sessions[key] = _Session(context, profile, largest, [e.name for e in self.outputs], self._stream, self._log)
         return self._sessions[key].run(images, record=self._cuda_graphs)
 
+    def rest(self) -> None:
+        """Keep everything: all of it was taken for the largest images, when a profile or a shape was first used."""
+
     def close(self) -> None:
         """Free the plan and its memory."""
         if self._engine is None:

@@ -1,0 +1,75 @@
+"""What a call may be given, on engines whose needs are known."""
+
+import mmap
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from ddcat.manifest import Range, Shapes
+from ddcat_serve.capacity import Trial, most_pixels, try_sizes
+from ddcat_serve.engines import Engine
+
+FREE = Range(minimum=8, maximum=None)
+
+
+class Needy:
+    """An engine that takes memory by the pixel, and keeps it until it rests."""
+
+    def __init__(self) -> None:
+        self.kept: Any = None
+        self.seen: list[tuple[int, ...]] = []
+
+    def infer(self, images: np.ndarray) -> None:
+        self.seen.append(images.shape[:3])
+        self.kept = np.frombuffer(mmap.mmap(-1, 100 * images.size // 3), np.uint8)  # malloc might have some left
+        self.kept[:] = 1
+
+    def rest(self) -> None:
+        self.kept = None
+
+
+@pytest.mark.parametrize(("grows", "pixels"), [(1, 10_000), (2, 3162)])
+def test_what_is_not_tried_is_computed_from_how_memory_grew(grows: int, pixels: int) -> None:
+    trials = [Trial(side * side, 0.1, side ** (2 * grows)) for side in (10, 20, 40)]
+    last = trials[-1]
+    found = most_pixels(trials, 1.1 * last.bytes * (pixels / last.pixels) ** grows)
+    assert found == pytest.approx(pixels, rel=1e-3)
+
+
+def test_something_may_always_be_asked_for() -> None:
+    assert most_pixels([Trial(64, 0.1, 10**6), Trial(256, 0.1, 10**7)], -1) == 64
+
+
+def test_memory_that_is_not_the_hosts_is_no_bound() -> None:
+    assert most_pixels([Trial(64, 0.1, 0)], 1) > 2**40
+
+
+@pytest.mark.parametrize(
+    ("shapes", "sizes"),
+    [
+        (Shapes(batch=Range(minimum=1, maximum=4), height=FREE, width=Range(minimum=8, maximum=20)),
+         [(1, 8, 8), (1, 16, 16), (1, 32, 20), (1, 64, 20), (1, 128, 20)]),
+        (Shapes(batch=Range(minimum=2, maximum=2), height=Range(minimum=8, maximum=9), width=Range(minimum=8, maximum=9)),
+         [(2, 8, 8), (2, 9, 9)]),
+        (Shapes(batch=Range(minimum=1, maximum=1), height=Range(minimum=8, maximum=30), width=Range(minimum=9, maximum=40),
+                sizes=((8, 9), (20, 20), (30, 40))), [(1, 8, 9), (1, 30, 40)]),
+    ],
+)  # fmt: skip
+def test_the_sizes_that_are_tried_are_taken_by_the_engine(
+    shapes: Shapes, sizes: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ddcat_serve.capacity._LARGEST", 3000)
+    engine = Needy()
+    trials = try_sizes(cast(Engine, engine), shapes)
+    assert list(dict.fromkeys(engine.seen)) == sizes
+    assert [trial.pixels for trial in trials] == [int(np.prod(size)) for size in sizes]
+    assert engine.kept is None
+
+
+def test_the_memory_of_a_call_is_seen() -> None:
+    shapes = Shapes(
+        batch=Range(minimum=1, maximum=1), height=Range(minimum=8, maximum=512), width=Range(minimum=8, maximum=512)
+    )
+    found = try_sizes(cast(Engine, Needy()), shapes)[-1]
+    assert 60 < found.bytes / found.pixels < 200
