@@ -1,5 +1,6 @@
 """Configurations: presets, inheritance, overrides, and errors that name what would be right."""
 
+import os
 from pathlib import Path
 from typing import Any, get_args
 
@@ -8,9 +9,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddcat_train.config import MethodConfig, dump_config, load_config, parse_config, presets
+from ddcat_train.config import AttackConfig, Config, MethodConfig, dump_config, load_config, parse_config, presets
 from ddcat_train.errors import ConfigError
 from ddcat_train.names import MethodName
+from ddcat_train.yaml_tree import load_tree
 
 DIVIDING = ("ddcat", "ddcat-m", "ddcat-n")
 # Options that are not for every method: the methods that take them, and a value that is not the default.
@@ -67,6 +69,25 @@ def test_one_number_is_a_square_and_a_step_may_be_a_share_of_epsilon() -> None:
         ("model={backbone: mobilenet_v2, stem: plain}", "model: stem plain is for ResNets"),
         ("method.name=ddcta", "'clean', 'sat', 'ddcat', .* or 'trades'"),
         ("attack.epsilon=8/0", "attack.epsilon"),
+        ("attack.epsilon=8", r"attack.epsilon: expected a bound in [0, 1], .* got 8; did you mean 8/255\?"),
+        ("attack.epsilon=300", r"attack.epsilon: expected a bound in [0, 1], .* got 300 \(found 300\)$"),
+        ("attack.alpha=2", r"attack.alpha: expected a step in [0, 1], .* got 2; did you mean 2/255\?"),
+        ("attack.alpha=1.5", r"did you mean 1.5/255\?"),
+        ("attack.alpha='510/255'", r"attack.alpha: expected a step in [0, 1], .* got 2"),
+        ("attack.alpha=fast", "attack.alpha: expected a step in [0, 1], such as 0.01 or 2/255, or eps/n"),
+        ("attack.alpha=.nan", "attack.alpha: expected a step"),
+        ("attack.alpha=true", "attack.alpha: expected a step"),
+        ("batch_size=3", "unknown key batch_size: the nearest is train.batch_size$"),
+        ("epoch=3", "unknown key epoch: the nearest is train.epochs$"),
+        ("train.lr=3", "unknown key train.lr: the nearest is optim.lr$"),
+        ("optim={lr: 1, lr: 2}", "not YAML: lr stands twice"),
+        ("seed=18446744073709551616", "seed: Input should be less than"),
+        ("seed=" + "9" * 5001, "--set .*999.*: the value is not YAML: a value cannot be read"),
+        ("seed=" + "[" * 20_000, "--set .*: the value is not YAML: it is nested too deeply"),
+        ("seed=" + "x" * 5000, r"seed: Input should be a valid integer, .* \(found 'x+\.\.\.x+'\)"),
+        ("x" * 5000 + "=1", "unknown key 'x+...x+': the nearest is"),
+        ("model.width=1000000", "model.width: Input should be less than or equal to 1024"),
+        ("augment.crop=1000000", "crop .* is too large: use 32766 or less"),
         ("optim.lr=.inf", "optim.lr: Input should be a finite number"),
         ("method.deep_weight=.nan", "method.deep_weight: Input should be"),
         ("method={name: sat, adversarial_share: 0}", "method.adversarial_share: Input should be greater than 0"),
@@ -93,6 +114,82 @@ def test_a_step_backwards_is_none() -> None:
         load_config("scenes-sat", ["attack.alpha=-0.01"])
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("inherits: scenes-clean\ntrain: {epochs: 50}\ntrain: {batch_size: 2}\n", r"train stands twice \(line 3\)"),
+        ("inherits: scenes-clean\ntrain: {epochs: 50, epochs: 2}\n", r"epochs stands twice \(line 2\)"),
+        ("inherits: scenes-clean\ninherits: scenes-sat\n", "inherits stands twice"),
+        ("a: &a [x, x, x, x, x, x, x, x, x]\n"
+         + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+         + "inherits: scenes-clean\nseed: *i\n", "more than 10000 values"),
+        ("seed: &a [*a]\n", "an alias stands for what it is a part of"),
+        ("seed: " + "[" * 20_000, "nested too deeply"),
+        ("seed: " + "{a: " * 20_000, "nested too deeply"),
+        ("seed: " + "9" * 5001, "a value cannot be read"),
+        ("seed: 2020-99-99", "a value cannot be read"),
+        ("#" * 2**21, "more than 1048576 bytes"),
+        ("seed: !!python/object/apply:os.getpid []\n", "could not determine a constructor"),
+        ("inherits: " + "x" * 5000, "is neither a file nor a preset"),
+        ("inherits: sub/../mine.yaml", "inherits from itself"),
+        ("inherits: link.yaml", "inherits from itself"),
+    ],
+)  # fmt: skip
+def test_a_file_that_would_take_for_ever_or_means_two_things_is_refused_in_one_line(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.yaml").symlink_to("mine.yaml")
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(str(tmp_path / "mine.yaml"))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_file_that_is_inherited_by_many_ways_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "0.yaml").write_text("inherits: scenes-clean\nseed: 7\n")
+    for number in range(1, 40):
+        (tmp_path / f"{number}.yaml").write_text(f"inherits: [{number - 1}.yaml, {number - 1}.yaml]\n")
+    assert load_config(str(tmp_path / "39.yaml")).seed == 7
+
+
+def test_a_chain_of_a_hundred_of_files_is_refused(tmp_path: Path) -> None:
+    for number in range(1, 100):
+        (tmp_path / f"{number}.yaml").write_text(f"inherits: {number + 1}.yaml\n")
+    (tmp_path / "100.yaml").write_text("inherits: scenes-clean\n")
+    with pytest.raises(ConfigError, match="inherits through more than 50 files"):
+        load_config(str(tmp_path / "1.yaml"))
+
+
+def test_what_an_alias_stands_for_is_each_one_s_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("inherits: scenes-clean\naugment: {crop: &size [65, 97], scale: &range [1, 2]}\n")
+    assert load_config(str(tmp_path / "mine.yaml")).augment.crop == (65, 97)
+    (tmp_path / "two.yaml").write_text("optim: &both {momentum: 0.5}\nother: *both\n")
+    tree = load_tree(str(tmp_path / "two.yaml"), ["other.lr=1"])
+    assert tree == {"optim": {"momentum": 0.5}, "other": {"momentum": 0.5, "lr": 1}}
+
+
+def test_a_name_that_is_not_utf_8_is_refused_where_it_would_be_written_down() -> None:
+    with pytest.raises(ConfigError, match=r"data\.root: a path must be UTF-8"):
+        parse_config({"data": {"name": "scenes", "root": os.fsdecode(b"/data/caf\xe9")}}, "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("method", "start"), [("sat", "clean"), ("ddcat", "clean"), ("pgd-at", "random"), ("trades", "random")]
+)
+def test_an_attack_that_says_no_start_has_that_of_the_method_however_it_is_built(method: MethodName, start: str) -> None:
+    tree = load_config(f"scenes-{method}")
+    built = Config(
+        data=tree.data, augment=tree.augment, model=tree.model, method=MethodConfig(name=method), attack=AttackConfig(),
+        train=tree.train,
+    )  # fmt: skip
+    assert tree.attack.start == built.attack.start == start
+    assert AttackConfig().for_method(MethodConfig(name=method)).start == start
+    assert AttackConfig(start="lower").for_method(MethodConfig(name=method)).start == "lower"
+    assert load_config(f"scenes-{method}", ["attack.start=null"]).attack.start == start
+
+
 def test_every_fault_is_named() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config("scenes-clean", ["optim.lr=-1", "optim.lrr=1", "seed=-1"])
@@ -108,7 +205,7 @@ def test_an_unknown_preset_names_the_nearest_and_where_all_are() -> None:
 
 def test_a_run_names_its_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("{}")
-    with pytest.raises(ConfigError, match=rf"{tmp_path} is a run: its {tmp_path}/config\.yaml would be right"):
+    with pytest.raises(ConfigError, match=rf"{tmp_path} is a run: use its {tmp_path}/config\.yaml"):
         load_config(str(tmp_path))
 
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from ddcat_train.networks.batch_norm import synchronise_batch_norm
 from ddcat_train.ranks import ALONE, Ranks, join
 from ddcat_train.shares import check_shares, clean_images, share_of
 from ddcat_train.trainer import Trainer
-from tests.train.ranks import Together
+from tests.train.ranks import Together, call_together
 
 
 def steps(config: Config, ignored: dict[int, float]) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
@@ -284,3 +286,14 @@ def test_evaluation_is_shared_out_and_counts_the_same(tiny: Callable[..., Config
     for one, other, alone in zip(first, second, expected, strict=True):
         assert one[:2] == other[:2] == alone[:2]
         assert (one[2], other[2]) == (-(-alone[2] // 2), alone[2] // 2)
+
+
+def test_a_rank_that_hangs_ends_with_its_stack(tmp_path: Path) -> None:
+    def hang() -> None:
+        def for_ever_and_ever() -> None:
+            time.sleep(1000)
+
+        for_ever_and_ever()
+
+    with pytest.raises(AssertionError, match="for_ever_and_ever"):
+        call_together(hang, tmp_path, 2, patience=1)

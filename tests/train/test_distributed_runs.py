@@ -85,7 +85,9 @@ class Command:
         """Wait for it; its exit status, and what it printed beside the usual lines of a run."""
         self.process.join(300)
         lines = self._printed.read_text().splitlines()
-        return self.process.exitcode, [line for line in lines if not line.startswith(("ddcat: ", "step ", "the loader "))]
+        return self.process.exitcode, [
+            line for line in lines if not line.startswith(("ddcat: ", "starts ", "step ", "reading images "))
+        ]
 
 
 @pytest.fixture

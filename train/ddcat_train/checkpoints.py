@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
@@ -27,7 +28,7 @@ from ddcat_train.config import Config
 from ddcat_train.errors import CheckpointError
 from ddcat_train.methods import METHODS
 from ddcat_train.networks import Segmenter, build_segmenter
-from ddcat_train.networks.weights import unreadable
+from ddcat_train.networks.weights import misfits, told, unreadable
 
 __all__ = [
     "BEST",
@@ -80,6 +81,7 @@ class Description(BaseModel):
     val: SplitEntry | None
     step: int | None  # updates done
     steps: int | None  # updates of the whole run
+    class_weights: tuple[float, ...] | None = None  # that the losses were weighted by
     scores: dict[str, float]  # of the latest evaluation, in [0, 1]
     best: float | None  # the highest selection score so far
     judged: bool = True  # whether the evaluation that is due after that many updates is done; False for one saved before it
@@ -143,7 +145,13 @@ class Checkpoint:
         CheckpointError
             Naming the keys that do not fit.
         """
-        network = build_network(self.description.config, len(self.description.classes))
+        config, classes = self.description.config, len(self.description.classes)
+        if config.model.hf is None:  # a description may ask for more memory than there is: first without any
+            with torch.device("meta"):
+                wanted = build_network(config, classes).state_dict()
+            if faults := misfits(self.part(_MODEL), wanted):
+                raise CheckpointError(f"{self.path} does not fit its own description: {told(faults)}")
+        network = build_network(config, classes)
         self.load_into(network)
         return network.eval()
 
@@ -165,7 +173,48 @@ class Checkpoint:
         try:
             network.load_state_dict(self.part(part))
         except RuntimeError as cause:
-            raise CheckpointError(f"{self.path} does not fit its own description: {' '.join(str(cause).split())}") from cause
+            fault = " ".join(str(cause).split())
+            raise CheckpointError(f"{self.path} does not fit its own description: {fault[:500]}") from cause
+
+    def start(self, network: Segmenter, classes: Classes) -> list[str]:
+        """
+        Give another network of this form all weights that it has, whatever method either is trained by.
+
+        Parameters
+        ----------
+        network : Segmenter
+            In which those of the branches that the checkpoint lacks stay as they are.
+        classes : Classes
+            Of the network.
+
+        Returns
+        -------
+        list of str
+            The branches that it lacks.
+
+        Raises
+        ------
+        CheckpointError
+            Where the classes, or anything but the branches, are not those of the network.
+        """
+        mine = self.description.classes.names
+        if mine != classes.names:
+            raise CheckpointError(
+                f"{self.path} has the classes {', '.join(mine)[:200]}, and not {', '.join(classes.names)[:200]}: "
+                "model.pretrained takes its backbone alone"
+            )
+        weights, wanted = self.part(_MODEL), network.state_dict()
+        absent = [name for name in network.heads if not any(key.startswith(f"heads.{name}.") for key in weights)]
+        kept = {key: value for key, value in wanted.items() if key.startswith(tuple(f"heads.{name}." for name in absent))}
+        surplus = {key for key in weights if key.startswith("heads.") and key.split(".")[1] not in network.heads}
+        found = {key: value for key, value in weights.items() if key not in surplus} | kept
+        if faults := misfits(found, wanted):
+            raise CheckpointError(
+                f"{self.path} does not fit this network (model.* says which it is): {told(faults)}; model.pretrained takes its "
+                "backbone alone"
+            )
+        network.load_state_dict(found)
+        return absent
 
 
 def build_network(config: Config, classes: int) -> Segmenter:
@@ -258,7 +307,7 @@ def _describe(path: Path, metadata: Mapping[str, str]) -> Description:
     try:
         description = Description.model_validate_json(metadata[_HEADER])
     except ValidationError as cause:
-        raise CheckpointError(f"{path} is damaged, or of another version of ddcat: {first_fault(cause)}") from cause
+        raise CheckpointError(f"{path} is damaged, or of another version of ddcat: {first_fault(cause)[:500]}") from cause
     if description.format != 1:
         raise CheckpointError(f"{path} has format {description.format}; this version of ddcat reads format 1")
     return description

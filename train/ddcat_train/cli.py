@@ -89,19 +89,23 @@ def train(
 
     again = _again(folder, device, devices)
 
-    from ddcat_train.loop import check_run
     from ddcat_train.loop import train as run_training
+    from ddcat_train.run_folder import check_run
+    from ddcat_train.summary import MARKDOWN
 
+    more_epochs = any(override.startswith("train.epochs=") for override in overrides or [])
     if devices is not None and not launched():
         _check_devices(config, device, devices)
-        check_run(config, folder, resume=resume)
+        check_run(config, folder, resume=resume, more_epochs=more_epochs)
         if devices > 1:
             from ddcat_train.launch import launch
 
             launch(devices, module="ddcat_train.cli", reached=lambda: _reached(folder), again=again)
             return
     command = f"{_program()} {shlex.join(sys.argv[1:])}"
-    outcome = run_training(config, folder, resume=resume, device=device, save_every=60 * save_every, command=command)
+    outcome = run_training(
+        config, folder, resume=resume, more_epochs=more_epochs, device=device, save_every=60 * save_every, command=command
+    )
     if rank():
         return  # the first process speaks for all
     if outcome.signal is not None:
@@ -109,6 +113,8 @@ def train(
         typer.echo(f"stopped by {name} at step {outcome.step} of {outcome.steps}; continue with: {again}", err=True)
         sys.exit(128 + outcome.signal)
     typer.echo(f"{folder}: {outcome.steps} steps; " + ", ".join(f"{k} {v:.3f}" for k, v in outcome.scores.items()))
+    typer.echo(f"summary: {folder / MARKDOWN}")
+    typer.echo(f"next: ddcat-bench attack {shlex.quote(str(folder))} --suite paper")
 
 
 def _check_devices(config: Config, device: str, devices: int) -> None:

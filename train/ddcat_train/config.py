@@ -6,14 +6,23 @@ A configuration is YAML. `inherits:` names a preset or a file beside it, whose v
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from ddcat.extras import install
 from ddcat_train.errors import ConfigError
@@ -30,9 +39,11 @@ from ddcat_train.names import (
     Stem,
     UpdateRule,
 )
+from ddcat_train.yaml_tree import CONFIG, PRESETS, load_tree, named, presets, shortened
 
 __all__ = [
     "CONFIG",
+    "PRESETS",
     "AttackConfig",
     "AugmentConfig",
     "Config",
@@ -47,9 +58,6 @@ __all__ = [
     "presets",
 ]
 
-CONFIG = "config.yaml"  # of a run, resolved
-PRESETS = Path(__file__).parent / "presets"
-
 
 def _fraction(value: Any) -> Any:
     if isinstance(value, str) and value.count("/") == 1 and value != "eps/n":
@@ -59,6 +67,38 @@ def _fraction(value: Any) -> Any:
         except (ValueError, ZeroDivisionError):
             return value
     return value
+
+
+def _in_unit(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        meant = f"; did you mean {value:g}/255?" if 1 < value <= 255 else ""
+        raise ValueError(f"expected {name} in [0, 1], as the values of an image are, got {value:g}{meant}")
+    return value
+
+
+def _epsilon(value: float) -> float:
+    return _in_unit("a bound", value)
+
+
+def _alpha(value: Any) -> Any:
+    number = _fraction(value)
+    if number == "eps/n":
+        return number
+    try:
+        number = float(number)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number) or isinstance(value, bool):
+        raise ValueError("expected a step in [0, 1], such as 0.01 or 2/255, or eps/n")
+    return _in_unit("a step", number)
+
+
+def _utf8(path: Path) -> Path:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as cause:
+        raise ValueError("a path must be UTF-8, for it is written into the run's files: rename it, or use a link") from cause
+    return path
 
 
 def _pair(value: Any) -> Any:
@@ -75,9 +115,11 @@ def _known_backbone(name: str) -> str:
     return name
 
 
-def _hf_settings(source: Any) -> Any:
+def _hf_settings(source: Any, info: ValidationInfo) -> Any:
     if not isinstance(source, str | Path | dict):
         return source
+    if info.mode == "json" and not isinstance(source, dict):  # in a checkpoint, which comes from anybody: read no file for it
+        raise ValueError("expected the settings themselves, not the path of a file")
     try:
         from ddcat_train.networks.hf import hf_settings  # noqa: PLC0415 -- heavy, and not everybody has it
     except ImportError as cause:
@@ -86,6 +128,7 @@ def _hf_settings(source: Any) -> Any:
 
 
 Fraction = Annotated[float, BeforeValidator(_fraction)]  # 0.03, or "8/255"
+FilePath = Annotated[Path, AfterValidator(_utf8)]
 Size = Annotated[tuple[int, int], BeforeValidator(_pair)]  # height and width, or one number for both
 
 
@@ -93,11 +136,14 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+_LONGEST = 32_766  # pixels of a side that OpenCV takes everywhere
+
+
 class DataConfig(_Strict):
     """The data set."""
 
     name: DatasetName = Field(description="how it is laid out")
-    root: Path = Field(description="where it lies")
+    root: FilePath = Field(description="where it lies")
     train_split: str = Field("train", description="that is learnt from")
     val_split: str = Field("val", description="that the network is judged on")
     long_side: int | None = Field(None, ge=33, description="resize every image to it when it is read; None: as it is")
@@ -121,6 +167,8 @@ class AugmentConfig(_Strict):
     def _possible(self) -> Self:
         if min(self.crop) < 33:
             raise ValueError(f"crop {self.crop} is too small: the networks take 33 x 33 and more")
+        if max(self.crop) > _LONGEST:
+            raise ValueError(f"crop {self.crop} is too large: use {_LONGEST} or less, which OpenCV can make")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale {self.scale} is not a range of positive factors")
         return self
@@ -131,14 +179,20 @@ class ModelConfig(_Strict):
 
     backbone: Annotated[str, AfterValidator(_known_backbone)] = Field(description="one of ours, or an installed package's")
     context: ContextName = Field("pyramid", description="pyramid: PSPNet's pooling; aspp: DeepLabv3's")
-    width: int = Field(64, ge=4, description="channels of a ResNet's first stage")
+    width: int = Field(64, ge=4, le=1024, description="channels of a ResNet's first stage")
     stem: Stem = Field("deep", description="of a ResNet; plain: that of torchvision's weights")
     output_stride: Literal[8, 16] = Field(8, description="pixels of the image to one of the backbone's maps")
     dropout: float = Field(0.1, ge=0, lt=1, description="of the heads' channels, in training")
+    init: Literal["torch", "kaiming"] = Field(
+        "torch", description="random weights of the backbone: torch's own, or those of the paper's released code; not of hf"
+    )
     hf: Annotated[dict[str, Any], BeforeValidator(_hf_settings)] | None = Field(
         None, description="settings of a backbone of Hugging Face transformers, or its config.json; of backbone hf"
     )
-    pretrained: Path | None = Field(
+    start_from: FilePath | None = Field(
+        None, description="a checkpoint or a run of this network, with all of whose weights, heads included, a run begins"
+    )
+    pretrained: FilePath | None = Field(
         None, description="a safetensors file of backbone weights, a checkpoint or a run, whose backbone is taken; None: random"
     )
 
@@ -149,10 +203,14 @@ class ModelConfig(_Strict):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        if self.start_from is not None and self.pretrained is not None:
+            raise ValueError("start_from has the backbone's weights, too: use it or pretrained, not both")
         if (self.backbone == "hf") != (self.hf is not None):
             raise ValueError(
                 "model.backbone hf and model.hf, its settings or the path of its config.json, are for each other: name both"
             )
+        if self.hf is not None and self.init != "torch":
+            raise ValueError("init is for convolutional networks of ours: what transformers builds has its own")
         if self.backbone not in get_args(BackboneName):
             return self  # what another package brings judges for itself
         resnet = self.backbone.startswith("resnet")
@@ -174,7 +232,7 @@ _USED_BY: dict[str, tuple[MethodName, ...]] = {
     "mask_loss_on_ignored": _DIVIDING,
     "beta": ("trades",),
 }
-# Where the attack starts unless it is said: a divergence from x has no gradient at x, and PGD is BIM from a random start.
+# A divergence from x has no gradient at x, and PGD is BIM from a random start.
 _RANDOM_START: tuple[MethodName, ...] = ("pgd-at", "segpgd-at", "trades")
 
 
@@ -199,6 +257,11 @@ class MethodConfig(_Strict):
                 raise ValueError(f"method.{option} is for {', '.join(methods)}: {self.name} has no use for it")
         return self
 
+    @property
+    def start(self) -> Start:
+        """Where its attack starts unless the attack says it."""
+        return "random" if self.name in _RANDOM_START else "clean"
+
     def clean_images(self, count: int) -> int:
         """Say how many of a number of images stay clean: floor(m * (1 - share)), with the share exactly as it is written."""
         return math.floor(count * (1 - Decimal(str(self.adversarial_share))))
@@ -207,15 +270,25 @@ class MethodConfig(_Strict):
 class AttackConfig(_Strict):
     """The attack of training, and of the evaluation during it."""
 
-    epsilon: Fraction = Field(0.03, ge=0, le=1, description="most that a value in [0, 1] moves; 8/255 is understood")
-    alpha: Literal["eps/n"] | Annotated[Fraction, Field(ge=0)] = Field(0.01, description="of a step; eps/n: epsilon / steps")
+    epsilon: Annotated[Fraction, AfterValidator(_epsilon)] = Field(
+        0.03, description="most that a value in [0, 1] moves; 8/255 is understood"
+    )
+    alpha: Annotated[Literal["eps/n"] | float, BeforeValidator(_alpha)] = Field(
+        0.01, description="of a step; eps/n: epsilon / steps"
+    )
     steps: int = Field(3, ge=1)
-    start: Start = Field("clean", description="at the image, anywhere in the ball, or at the image less epsilon")
+    start: Start | None = Field(
+        None, description="at the image, anywhere in the ball, or at the image less epsilon; None: as the method starts"
+    )
 
     @property
     def step_size(self) -> float:
         """Of a step, in [0, 1] units."""
         return self.epsilon / self.steps if self.alpha == "eps/n" else self.alpha
+
+    def for_method(self, method: MethodConfig) -> Self:
+        """Give the attack with its start: where it is not said, that of the method."""
+        return self if self.start is not None else self.model_copy(update={"start": method.start})
 
 
 class OptimConfig(_Strict):
@@ -226,6 +299,9 @@ class OptimConfig(_Strict):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
     power: float = Field(0.9, ge=0, description="of the poly rule")
+    poly_from: Literal[0, 1] = Field(
+        0, description="what the poly rule counts steps from; 1: as released, the first rate is below lr and the last is 0"
+    )
 
 
 class TrainConfig(_Strict):
@@ -233,6 +309,14 @@ class TrainConfig(_Strict):
 
     epochs: int = Field(ge=1, description="passes over the training split")
     batch_size: int = Field(16, ge=2, description="of an update, over all devices and portions")
+    last_batch: Literal["fill", "drop"] = Field(
+        "fill", description="of an epoch: filled up from its start, or left out, as released; the images left out change"
+    )
+    class_weights: Literal["balanced"] | tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
+        None,
+        description="weight of each class in the losses, in the order of the classes; balanced: the inverse of its share of "
+        "the training pixels; None: all alike",
+    )
     accumulate: int = Field(
         1, ge=1, description="portions that every device's share goes through the network in; batch norm sees one at a time"
     )
@@ -254,6 +338,8 @@ class TrainConfig(_Strict):
                 f"batch_size {self.batch_size} in {self.accumulate} portions leaves batch norm after pooling to one bin less "
                 f"than 2 images: accumulate {self.batch_size // 2} would be possible"
             )
+        if self.class_weights is not None and not isinstance(self.class_weights, str) and not any(self.class_weights):
+            raise ValueError("class_weights of 0 alone leave nothing to learn: use a number above 0 for some class")
         return self
 
 
@@ -267,18 +353,12 @@ class Config(_Strict):
     attack: AttackConfig = AttackConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig
-    seed: int = Field(0, ge=0, description="of all that is drawn")
+    seed: int = Field(0, ge=0, lt=2**63, description="of all that is drawn")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _start_of_method(cls, tree: Any) -> Any:
-        if not isinstance(tree, dict):
-            return tree
-        method, attack = tree.get("method"), tree.get("attack", {})
-        random = isinstance(method, dict) and method.get("name") in _RANDOM_START
-        if random and isinstance(attack, dict) and "start" not in attack:
-            return tree | {"attack": attack | {"start": "random"}}
-        return tree
+    @model_validator(mode="after")
+    def _start_of_method(self) -> Self:
+        object.__setattr__(self, "attack", self.attack.for_method(self.method))  # frozen, but still being made
+        return self
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -293,11 +373,6 @@ class Config(_Strict):
                 "alone: a smaller share, ddcat-m or ddcat-n would be right"
             )
         return self
-
-
-def presets() -> list[str]:
-    """Names of the configurations that come with ddcat; those that others only inherit from begin with an underscore."""
-    return sorted(path.stem for path in PRESETS.glob("[!_]*.yaml"))
 
 
 def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
@@ -316,10 +391,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
     ConfigError
         Naming the key and, for an unknown one, the nearest that exists.
     """
-    tree = _read(_locate(source, Path()))
-    for override in overrides:
-        _override(tree, override)
-    return parse_config(tree, source)
+    return parse_config(load_tree(source, overrides), source)
 
 
 def parse_config(tree: Mapping[str, Any], where: str) -> Config:
@@ -339,71 +411,33 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _locate(source: str, folder: Path) -> Path:
-    for path in (folder / source, PRESETS / f"{source}.yaml"):
-        if path.is_file():
-            return path
-    if (folder / source / CONFIG).is_file():
-        raise ConfigError(f"{source} is a run: its {Path(source) / CONFIG} would be right, with --resume to continue it")
-    nearest = difflib.get_close_matches(source, presets(), n=3)
-    hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
-    raise ConfigError(f"{source} is neither a file nor a preset: {hint}'ddcat-train --list' names all presets")
-
-
-def _read(path: Path, inherited: tuple[Path, ...] = ()) -> dict[str, Any]:
-    if path in inherited:
-        raise ConfigError(f"{path} inherits from itself")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as cause:
-        raise ConfigError(f"{path} is not readable YAML: {' '.join(str(cause).split())}") from cause
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} holds no table of keys and values")
-    parents = tree.pop("inherits", [])
-    merged: dict[str, Any] = {}
-    names = [parents] if isinstance(parents, str) else parents
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"{path}: inherits names a preset or a file, or a list of them")
-    for parent in names:
-        _merge(merged, _read(_locate(parent, path.parent), (*inherited, path)))
-    _merge(merged, tree)
-    return merged
-
-
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            _merge(base[key], value)
-        else:
-            base[key] = value
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals:
-        raise ConfigError(f"--set {override}: write KEY=VALUE, for example optim.lr=0.02")
-    *path, last = key.split(".")
-    for part in path:
-        tree = tree.setdefault(part, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"--set {override}: {part} is a value, it has no keys")
-    try:
-        tree[last] = yaml.safe_load(value)
-    except yaml.YAMLError as cause:
-        raise ConfigError(f"--set {override}: the value is not YAML") from cause
-
-
 def _explain(fault: Any) -> str:
     path = [str(part) for part in fault["loc"]]
     if fault["type"] == "extra_forbidden":
-        section: Any = Config
-        for part in path[:-1]:
-            section = section.model_fields[part].annotation
-        nearest = difflib.get_close_matches(path[-1], section.model_fields, n=1, cutoff=0)[0]
-        return f"unknown key {'.'.join(path)}: the nearest is {'.'.join([*path[:-1], nearest])}"
+        *section, key = path
+        name = ".".join([*section, named(key)])
+        return f"unknown key {name}: the nearest is {_nearest(section, key)}"
     if fault["type"] == "missing":
         return f"{'.'.join(path)} is missing"
-    where, message = ".".join(path), fault["msg"].removeprefix("Value error, ")
+    where, message = ".".join(named(part) for part in path), fault["msg"]
+    message = message.removeprefix("Value error, ")
     if fault["type"] == "value_error" and isinstance(fault["input"], Mapping):  # of a section: the message names its keys
         return f"{where}: {message}" if where else message
-    return f"{where}: {message} (found {fault['input']!r})"
+    return f"{where}: {message} (found {shortened(fault['input'])})"
+
+
+def _nearest(section: Sequence[str], key: str) -> str:
+    """Give the key that was meant: one of the same section or, where its name fits better, of another one."""
+    nearest, highest = "", -1.0
+    for path in _keys(Config):
+        ratio = difflib.SequenceMatcher(None, key[:100], path[-1]).ratio() + 0.1 * (path[:-1] == tuple(section))
+        if ratio > highest:
+            nearest, highest = ".".join(path), ratio
+    return nearest
+
+
+def _keys(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, field in model.model_fields.items():
+        yield (*path, name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, (*path, name))

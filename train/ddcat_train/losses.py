@@ -1,5 +1,6 @@
 """Per-pixel losses, in which ignored pixels are exactly zero."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -8,7 +9,7 @@ from ddcat.classes import IGNORE
 __all__ = ["pixel_cross_entropy", "pixel_divergence", "valid_pixels"]
 
 
-def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def pixel_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """
     Cross-entropy of each pixel.
 
@@ -17,16 +18,18 @@ def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     logits : (N, K, H, W) float
     labels : (N, H, W) int64
         0..K-1, or 255 for an ignored pixel.
+    weights : (K,) float, optional
+        Of each class: a pixel counts as often as its label's says.
 
     Returns
     -------
     (N, H, W) float
         0 where the label is ignored.
     """
-    return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    return F.cross_entropy(logits, labels, weights, ignore_index=IGNORE, reduction="none")
 
 
-def pixel_divergence(reference: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+def pixel_divergence(reference: Tensor, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """
     Kullback-Leibler divergence KL(softmax(reference) || softmax(logits)) of each pixel, in nats.
 
@@ -34,7 +37,9 @@ def pixel_divergence(reference: Tensor, logits: Tensor, labels: Tensor) -> Tenso
     ----------
     reference, logits : (N, K, H, W) float
     labels : (N, H, W) int64
-        Only whether they are 255 matters.
+        Only whether they are 255 matters, unless there are weights.
+    weights : (K,) float, optional
+        As for `pixel_cross_entropy`.
 
     Returns
     -------
@@ -43,9 +48,15 @@ def pixel_divergence(reference: Tensor, logits: Tensor, labels: Tensor) -> Tenso
     """
     expected = F.log_softmax(reference, 1)
     divergence = (expected.exp() * (expected - F.log_softmax(logits, 1))).sum(1)
-    return divergence.masked_fill(labels == IGNORE, 0)
+    divergence = divergence.masked_fill(labels == IGNORE, 0)
+    return divergence if weights is None else divergence * _of_pixels(labels, weights)
 
 
-def valid_pixels(labels: Tensor) -> Tensor:
-    """Count the pixels that are not ignored. () int64."""
-    return (labels != IGNORE).sum()
+def valid_pixels(labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Count the pixels that are not ignored, () int64; with weights of classes sum up those of their labels, () float."""
+    return (labels != IGNORE).sum() if weights is None else _of_pixels(labels, weights).sum()
+
+
+def _of_pixels(labels: Tensor, weights: Tensor) -> Tensor:
+    """Give each pixel the weight of its label, an ignored one 0."""
+    return torch.cat([weights, weights.new_zeros(1)])[labels.clamp(max=len(weights))]

@@ -14,6 +14,7 @@ __all__ = [
     "add_gradients",
     "apply_gradients",
     "build_optimizer",
+    "learning_rate",
     "load_momentum",
     "momentum",
     "set_learning_rate",
@@ -35,9 +36,15 @@ def build_optimizer(segmenter: Segmenter, config: OptimConfig) -> torch.optim.SG
     )
 
 
+def learning_rate(config: OptimConfig, *, step: int, steps: int) -> float:
+    """Give the backbone's rate for the update with index `step` of `steps`, by the poly rule."""
+    rate: float = config.lr * (1 - (step + config.poly_from) / steps) ** config.power
+    return rate
+
+
 def set_learning_rate(optimizer: torch.optim.SGD, config: OptimConfig, *, step: int, steps: int) -> float:
     """Set both rates for the update with index `step`, and return that of the backbone."""
-    rate: float = config.lr * (1 - step / steps) ** config.power
+    rate = learning_rate(config, step=step, steps=steps)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]
     return rate

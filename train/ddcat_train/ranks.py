@@ -20,7 +20,9 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from torch import Tensor
 
 from ddcat.faults import first_line
+from ddcat_train.data.readers import of_readers
 from ddcat_train.errors import ConfigError, LostRankError
+from ddcat_train.memory import lacks_memory
 from ddcat_train.worker import rank, under_agent
 
 __all__ = ["ALONE", "Ranks", "check_device", "connected", "join", "meet"]
@@ -164,9 +166,9 @@ def connected() -> Iterator[None]:
     """Turn the failure of a collective operation into a `LostRankError`."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as cause:
+        if lacks_memory(cause) or of_readers(cause):  # the second is raised wherever this process is at
+            raise
         raise LostRankError(f"rank {rank()} lost the connection to another: {first_line(cause)}") from cause
 
 

@@ -173,9 +173,8 @@ def _attack(config: Config) -> str:
     kinds = {"segpgd-at": "SegPGD", "trades": "PGD on the divergence"}
     kind = kinds.get(config.method.name, "PGD" if attack.start == "random" else "BIM")
     starts = {"clean": "at the image", "random": "at random in the ball", "lower": "at the image less epsilon"}
-    return (
-        f"{kind}, epsilon {attack.epsilon:.4g}, n = {attack.steps} steps of {_step_size(attack)}, starts {starts[attack.start]}"
-    )
+    start = starts[attack.start or config.method.start]
+    return f"{kind}, epsilon {attack.epsilon:.4g}, n = {attack.steps} steps of {_step_size(attack)}, starts {start}"
 
 
 def _sessions(sessions: Sequence[Session], timing: Lines, batch_size: int) -> Iterator[str]:

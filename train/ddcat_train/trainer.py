@@ -2,17 +2,26 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddcat import provenance
 from ddcat.scores import miou
 from ddcat_train.average import start_average, update_average
-from ddcat_train.checkpoints import Checkpoint, Description, SplitEntry, build_network, find_checkpoint, save_checkpoint
+from ddcat_train.checkpoints import (
+    Checkpoint,
+    Description,
+    SplitEntry,
+    build_network,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from ddcat_train.class_weights import class_weights
 from ddcat_train.config import Config
 from ddcat_train.data import AUGMENTATIONS, Dataset, open_dataset
 from ddcat_train.data.base import U8
@@ -22,19 +31,21 @@ from ddcat_train.errors import CheckpointError, ConfigError, DataError
 from ddcat_train.evaluation import evaluate
 from ddcat_train.losses import valid_pixels
 from ddcat_train.methods import METHODS, Portion
-from ddcat_train.networks import load_backbone
+from ddcat_train.networks import Segmenter, load_backbone
 from ddcat_train.networks.batch_norm import synchronise_batch_norm
 from ddcat_train.optimizer import (
     Gradients,
     add_gradients,
     apply_gradients,
     build_optimizer,
+    learning_rate,
     load_momentum,
     momentum,
     set_learning_rate,
 )
 from ddcat_train.panels import draw_panels
 from ddcat_train.ranks import join
+from ddcat_train.run_folder import MEASURES
 from ddcat_train.sessions import LIBRARIES
 from ddcat_train.shares import clean_images, share_of
 from ddcat_train.tf32 import forbid_tf32
@@ -44,6 +55,7 @@ __all__ = ["Trainer"]
 
 # No fp16: gradients of an attack underflow, and the sign() of what is left is 0.
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "64-true"}
+_PAPERS = ("voc", "cityscapes")  # the data sets of the paper
 _MOMENTUM, _RANDOM, _TRAINING = "optimizer.momentum.", "random.", "training."
 
 
@@ -58,8 +70,8 @@ class Trainer:
     ----------
     config : Config
     device : "auto", "cpu" or "cuda"
-    resumed : bool
-        A checkpoint will be restored: the weights that the run began with, which may be gone, are not read.
+    begun : Checkpoint, optional
+        That the run continues from: the weights that it began with, which may be gone, are not read.
 
     Attributes
     ----------
@@ -72,16 +84,21 @@ class Trainer:
         The highest `selection` so far.
     judged : bool
         Whether the evaluation that is due after that many updates, if one is, is done.
+    longer : bool
+        Whether a finished run goes on with more epochs.
     notes : list of str
         What its user should know when it begins, a line each; of the first rank.
     """
 
-    def __init__(self, config: Config, *, device: str = "auto", resumed: bool = False) -> None:
+    def __init__(self, config: Config, *, device: str = "auto", begun: Checkpoint | None = None) -> None:
         self._config = config
         data = config.data
         self._train = open_dataset(data.name, data.root, data.train_split, long_side=data.long_side)
         self._val = open_dataset(data.name, data.root, data.val_split, long_side=data.judged_long_side)
-        self.notes = [] if resumed or rank() else first_look(self._train, self._val)
+        self._entries = _entry(self._train), _entry(self._val)
+        # What the process runs is what was there when it began, whatever becomes of the checkout meanwhile.
+        self._commit, self._versions = provenance.git_commit(), provenance.versions(LIBRARIES)
+        self.notes = [] if begun is not None or rank() else first_look(self._train, self._val)
         forbid_tf32()
         self._fabric, self.ranks = join(device, _PRECISION[config.train.precision])
         self._places = share_of(self.ranks.rank, self.ranks.size, config)
@@ -90,22 +107,35 @@ class Trainer:
         self._dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
         torch.manual_seed(config.seed)
         network = build_network(config, len(self._train.classes))
-        if config.model.pretrained is not None and not resumed:
-            load_backbone(network.backbone, find_checkpoint(config.model.pretrained))
+        if begun is None:
+            self._start(network)
         self._network = network.to(self._fabric.device, self._dtype)
         self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions
         self._average = None if config.train.ema is None else start_average(self._network)
         if self.ranks.size > 1:
             self._network = synchronise_batch_norm(self._network)
             torch.manual_seed(self._own_seed(0))  # every rank draws other numbers for dropout
+        weights = begun.description.class_weights if begun is not None else class_weights(config.train, self._train, self.ranks)
+        self._class_weights = weights
+        if weights is not None:
+            named = zip(self._train.classes.names, weights, strict=True)
+            self.notes.append("class weights: " + ", ".join(f"{name} {weight:.3g}" for name, weight in named))
+        self._weights = None if weights is None else torch.tensor(weights, dtype=self._dtype, device=self._fabric.device)
         self._used = self._network if self._average is None else self._average  # what is evaluated and exported
         self._optimizer = build_optimizer(self._network, config.optim)
-        self._per_epoch = batches_per_epoch(self._train, config.train.batch_size)
+        drop = config.train.last_batch == "drop"
+        self._per_epoch = batches_per_epoch(self._train, config.train.batch_size, drop_last=drop)
+        if not self._per_epoch:
+            raise ConfigError(
+                f"{len(self._train)} images make no batch of {config.train.batch_size}: use a smaller train.batch_size, or "
+                "train.last_batch=fill"
+            )
         self.step = 0
         self.steps = config.train.epochs * self._per_epoch
         self.scores: dict[str, float] = {}
         self.best: float | None = None
         self.judged = True
+        self.longer = False
         self._begun_by = self.ranks.size
 
     @property
@@ -142,7 +172,7 @@ class Trainer:
             )
         )
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Generator[Batch, None, None]:
         """Give this rank's shares of the batches from here to the end of the run."""
         config = self._config
         return train_batches(
@@ -154,6 +184,7 @@ class Trainer:
             first=self.step,
             workers=config.train.workers,
             skip_corrupt=config.data.skip_corrupt,
+            drop_last=config.train.last_batch == "drop",
             pin=self._fabric.device.type == "cuda",
             wanted=self._places,
         )
@@ -163,10 +194,15 @@ class Trainer:
         rate = set_learning_rate(self._optimizer, self._config.optim, step=self.step, steps=self.steps)
         self._network.train()
         gradients: list[Gradients] = []
+        parameters: list[tuple[nn.Parameter, ...]] = []  # of each update
         log: dict[str, Tensor] = {}
         for portion in self._portions(batch):
             with self._fabric.autocast():
                 updates = self._method.step(self._network, portion, attack=self._config.attack, options=self._config.method)
+            moved = [update.parameters for update in updates]
+            if parameters and not _same(parameters, moved):  # for the last portion's stand for all of them below
+                raise ValueError(f"{self._config.method.name} moves other parameters in one portion of a batch than in another")
+            parameters = moved
             gradients = add_gradients(updates, gradients)
             for update in updates:
                 for name, value in (*update.log.items(), ("loss", update.loss.detach())):
@@ -194,7 +230,7 @@ class Trainer:
         """Cut this rank's share of a batch; every portion holds images from all over the batch, so clean ones first."""
         ranks, count, device = self.ranks, self._config.train.accumulate, self._fabric.device
         labels = batch.labels.to(device, non_blocking=True)
-        valid = valid_pixels(labels)
+        valid = valid_pixels(labels, self._weights)
         ranks.add([valid])
         for first in range(count):
             part = slice(first, None, count)
@@ -205,8 +241,9 @@ class Trainer:
                 labels[part],
                 batch.seeds[part],
                 clean_images(self._places[part], self._config),
-                valid.clamp(min=1),
+                valid.clamp(min=1) if self._weights is None else valid.clamp(min=torch.finfo(valid.dtype).tiny),
                 labels.numel() * ranks.size,
+                self._weights,
             )
 
     def _evaluation_due(self) -> bool:
@@ -288,17 +325,37 @@ class Trainer:
         description = Description(
             config=self._config,
             classes=self._train.classes,
-            train=_entry(self._train),
-            val=_entry(self._val),
+            train=self._entries[0],
+            val=self._entries[1],
             step=self.step,
             steps=self.steps,
+            class_weights=self._class_weights,
             scores=self.scores,
             best=self.best,
             judged=self.judged,
-            git_commit=provenance.git_commit(),
-            versions=provenance.versions(LIBRARIES),
+            git_commit=self._commit,
+            versions=self._versions,
         )
         save_checkpoint(path, description, self._used, extra)
+
+    def _start(self, network: Segmenter) -> None:
+        """Load the weights that a new run begins with, if there are any, and say what begins at random."""
+        model, classes = self._config.model, self._train.classes
+        if model.start_from is not None:
+            absent = load_checkpoint(model.start_from).start(network, classes)
+            self.notes.append(
+                f"starts from {model.start_from}"
+                + (f", which has no branch {', '.join(absent)}: random weights there" if absent else ", all branches included")
+            )
+        elif model.pretrained is not None:
+            load_backbone(network.backbone, find_checkpoint(model.pretrained))
+        elif self._config.data.name in _PAPERS:
+            self.notes.append(
+                "starts from random weights, where the paper's released code loads those of ImageNet: "
+                "--set model.pretrained=FILE"
+            )
+        else:
+            self.notes.append("starts from random weights (model.pretrained, model.start_from)")
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """
@@ -316,8 +373,10 @@ class Trainer:
             raise CheckpointError(
                 f"{checkpoint.path} holds weights alone, and nothing to continue from: name it as model.pretrained of a new run"
             )
-        for name, split, entry in (("train", self._train, description.train), ("val", self._val, description.val)):
-            found = _entry(split)
+        for name, split, found, entry in (
+            ("train", self._train, self._entries[0], description.train),
+            ("val", self._val, self._entries[1], description.val),
+        ):
             if entry is not None and found != entry:
                 raise ConfigError(
                     f"the {name} split at {split.root} has changed: {found.images} images, whose list has SHA-256 "
@@ -336,7 +395,23 @@ class Trainer:
         load_momentum(self._network, self._optimizer, checkpoint.part(_MOMENTUM))
         self.step, self.scores, self.best = description.step, description.scores, description.best
         self.judged = description.judged
+        self.longer = description.step == description.steps != self.steps
+        self._note_changes(description)
         self._restore_random_state(checkpoint.part(_RANDOM))
+
+    def _note_changes(self, begun: Description) -> None:
+        """Say what the configuration makes different from what the run was begun with."""
+        measured = [name for name in sorted(MEASURES) if _value(self._config, name) != _value(begun.config, name)]
+        if measured and self.best is not None:
+            self.best = None  # of another measure
+            self.notes.append(f"{' and '.join(measured)} changed: scores from here on cannot be compared with those before")
+        if self.longer:
+            now = learning_rate(self._config.optim, step=self.step, steps=self.steps)
+            last = learning_rate(begun.config.optim, step=self.step - 1, steps=self.step)
+            self.notes.append(
+                f"train.epochs {begun.config.train.epochs} -> {self._config.train.epochs}: the learning rate rises from "
+                f"{last:.3g} to {now:.3g}, its place in the longer run; the end is not that of a run begun with so many epochs"
+            )
 
     def _random_states(self) -> dict[str, Tensor]:
         device = self._fabric.device
@@ -368,7 +443,7 @@ class Trainer:
         """
         if self.ranks.size == 1:
             return
-        digest = hashlib.sha256(f"{self.step} {_entry(self._train)} {_entry(self._val)}".encode())
+        digest = hashlib.sha256(f"{self.step} {self._entries}".encode())
         for tensor in (*self._network.state_dict().values(), *momentum(self._network, self._optimizer).values()):
             digest.update(tensor.cpu().contiguous().numpy())
         digests = self.ranks.gather(digest.hexdigest())
@@ -378,6 +453,15 @@ class Trainer:
                 f"ranks 0 and {other} begin with different weights, steps or lists of images: every machine must see the same "
                 "data set, pretrained weights and run folder"
             )
+
+
+def _same(one: Sequence[Sequence[nn.Parameter]], other: Sequence[Sequence[nn.Parameter]]) -> bool:
+    return [[*map(id, update)] for update in one] == [[*map(id, update)] for update in other]
+
+
+def _value(config: Config, key: str) -> object:
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
 
 
 def _entry(dataset: Dataset) -> SplitEntry:

@@ -7,7 +7,8 @@ and always before weights are saved or judged.
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from ddcat_train.config import Config
 from ddcat_train.data.loader import Batch, Skipped
 from ddcat_train.errors import TrainError
 from ddcat_train.logs import RunLog
+from ddcat_train.stopping import Stop
 from ddcat_train.stopwatch import Stopwatch
 from ddcat_train.trainer import Trainer
 
@@ -26,7 +28,7 @@ __all__ = ["NONFINITE", "Watch"]
 
 NONFINITE = "nonfinite.json"
 _EVERY = 20  # steps between two looks: one waits for the device
-_TOLERATED = 0.1  # share of the time that may go into waiting for images
+_TOLERATED = 0.25  # share of the time that may go into waiting for images
 _JUDGED = 10.0  # seconds of steps over which it is judged
 
 
@@ -69,9 +71,15 @@ class Watch:
         self._started = self._told = False
         self._named: set[str] = set()
 
-    def batches(self) -> Iterator[Batch | TrainError]:
-        """Give the batches from here on; an error in the place of one that there is not ends them."""
-        yield from self._stopwatch.over(_with_error(self._trainer.batches()))
+    def batches(self, stop: Stop) -> Generator[Batch | TrainError | None, None, None]:
+        """
+        Give the batches from here on; to be closed, for their readers are processes.
+
+        An error in the place of a batch that there is not ends them, and so does None, where a signal came while one was
+        waited for.
+        """
+        with closing(self._trainer.batches()) as batches:
+            yield from self._stopwatch.over(stop.wait_for(_with_error(batches)))
 
     def note(self, batch: Batch, values: Mapping[str, Tensor | float]) -> None:
         """Note what a step on a batch left; now and then this looks."""
@@ -152,8 +160,8 @@ class Watch:
             self._told = True
             workers, cores = self._config.train.workers, os.cpu_count()
             self._log.say(
-                f"the loader does not keep up: {share:.0%} of the time goes into waiting for images; more workers "
-                f"(--resume --set train.workers=N; {workers} for each device now, {cores} cores), or smaller images, would help"
+                f"reading images takes {share:.0%} of the time; more workers (--resume --set train.workers=N; {workers} for "
+                f"each device now, {cores} cores), or smaller images, would make the run faster"
             )
 
 

@@ -1,5 +1,6 @@
 """The command `ddcat-bench attack`."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -92,9 +93,10 @@ def attack(
             if value:
                 raise BenchError(f"{option}: --measure times BIM, n = 1..7, in one process, and has no use for it")
     loaded = load_checkpoint(checkpoint)
+    dataset = open_split(loaded, data_root=data_root, split=split)
     evaluation = Evaluation(
         loaded,
-        open_split(loaded, data_root=data_root, split=split),
+        dataset if way == "whole" else dataclasses.replace(dataset, long_side=None),
         suite=name,
         epsilons=tuple(map(parse_epsilon, epsilon)) if epsilon else None,
         iterations=iterations,

@@ -13,7 +13,7 @@ from ddcat import provenance
 from ddcat_bench.attack.class_pixels import ClassPixels, count_class_pixels
 from ddcat_bench.attack.results import ProtocolName, SuiteName
 from ddcat_bench.attack.suites import Plan, plans_of
-from ddcat_bench.attack.windows import windows
+from ddcat_bench.attack.windows import sized, windows
 from ddcat_bench.errors import BenchError
 from ddcat_bench.subjects import versions
 from ddcat_train.checkpoints import Checkpoint, load_checkpoint
@@ -33,7 +33,7 @@ class Evaluation:
     ----------
     checkpoint : Checkpoint
     dataset : Dataset
-        With the checkpoint's classes.
+        With the checkpoint's classes; for the protocol of windows with images of their own size, for it resizes them itself.
     suite : str
         A key of `ddcat_bench.attack.suites.SUITES`.
     epsilons : tuple of float or None
@@ -82,10 +82,21 @@ class Evaluation:
         height, width = self.checkpoint.description.config.augment.crop
         return height, width
 
+    @property
+    def base(self) -> int | None:
+        """The longer side that images are resized to by the protocol of windows; None: they are as they are."""
+        return self.checkpoint.description.config.data.judged_long_side if self.protocol == "windows" else None
+
+    @property
+    def at_base(self) -> bool:
+        """Whether the protocol of windows counts at that size, and not at the labels' own."""
+        return self.dataset.name == "cityscapes"
+
     def passes(self, height: int, width: int) -> int:
         """How many windows an image is seen in."""
         if self.protocol == "whole":
             return 1
+        height, width = sized((height, width), self.base)
         return len(windows(max(height, self.crop[0]), max(width, self.crop[1]), self.crop))
 
     @property
@@ -105,7 +116,7 @@ class Evaluation:
 
         It is for the progress.
         """
-        passes = 1 if self.protocol == "whole" else self.passes(*self.dataset.read(0).labels.shape)
+        passes = 1 if self.protocol == "whole" else self.passes(*self.dataset.size(0))
         return self.images * passes * sum(plan.forwards for plan in self.plans)
 
     def identity(self) -> dict[str, Any]:
@@ -122,6 +133,7 @@ class Evaluation:
             "seed": self.seed,
             "protocol": self.protocol,
             "crop": list(self.crop),
+            "base": self.base,
             "device": self.device.type,
             "versions": versions(),
             "code": provenance.git_commit(),

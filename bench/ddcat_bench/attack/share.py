@@ -15,7 +15,7 @@ from ddcat_bench.attack.windows import judge_windows
 from ddcat_bench.subjects import main_branch
 from ddcat_bench.units import Units
 from ddcat_train.attacks.seeds import seed_from
-from ddcat_train.data.loader import evaluation_batches
+from ddcat_train.data.loader import evaluation_plan, read_whole
 
 __all__ = ["attack_share", "probe_once"]
 
@@ -54,28 +54,34 @@ def attack_share(
     judged = meter.watch(main_branch(evaluation.checkpoint, device))
     makers = [meter.watch(main_branch(substitute, device)) for substitute in evaluation.substitutes]
     place = {pair.name: index for index, pair in enumerate(dataset.pairs)}
-    judge: Judge = judge_whole if evaluation.protocol == "whole" else partial(judge_windows, crop=evaluation.crop)
+    judge: Judge = (
+        judge_whole
+        if evaluation.protocol == "whole"
+        else partial(judge_windows, crop=evaluation.crop, base=evaluation.base, at_base=evaluation.at_base)
+    )
     pixels = evaluation.class_pixels
     balance = None if pixels is None else torch.from_numpy(pixels.counts)
     batches: list[list[str]] = []
-    for batch, (names, images, labels) in enumerate(
-        evaluation_batches(dataset, batch_size=evaluation.batch_size, limit=evaluation.limit)
-    ):
+    plan_of = evaluation_plan(dataset, batch_size=evaluation.batch_size, limit=evaluation.limit)
+    for batch, indices in enumerate(plan_of):
+        names = [dataset.pairs[index].name for index in indices]
         batches.append(names)
         victims: Victims | None = None
         for index, plan in enumerate(plans):
-            forwards = plan.forwards * len(names) * evaluation.passes(*labels.shape[-2:])
+            forwards = plan.forwards * len(names) * evaluation.passes(*dataset.size(indices[0]))
             if (batch + index) % ranks != rank:  # shifted: each process has some of every plan
                 continue
             if units.has(batch, index):
                 advance(forwards)
                 continue
-            victims = victims or Victims(
-                images.to(device, memory_format=torch.channels_last),
-                labels.to(device),
-                torch.tensor([seed_from(evaluation.seed, place[name]) for name in names]),
-                balance,
-            )
+            if victims is None:  # of the images that another process attacks the heads alone are read
+                _, images, labels = read_whole(dataset, indices)
+                victims = Victims(
+                    images.to(device, memory_format=torch.channels_last),
+                    labels.to(device),
+                    torch.tensor([seed_from(evaluation.seed, place[name]) for name in names]),
+                    balance,
+                )
             began = time.monotonic()
             meter.allot(forwards)
             maker = judged if plan.substitute is None else makers[plan.substitute]

@@ -17,7 +17,7 @@ from ddcat_train import imagenet
 from ddcat_train.attacks import Model, to_8_bit
 from ddcat_train.attacks.seeds import seed_from
 
-__all__ = ["Window", "judge_windows", "windows"]
+__all__ = ["Window", "judge_windows", "sized", "windows"]
 
 Crop = tuple[int, int]  # height, width
 
@@ -42,27 +42,46 @@ def windows(height: int, width: int, crop: Crop) -> list[Window]:
     return [Window(rows, columns) for rows in _along(height, crop[0]) for columns in _along(width, crop[1])]
 
 
-def judge_windows(maker: Model, judged: Model, plan: Plan, victims: Victims, classes: int, *, crop: Crop) -> Counts:
+def judge_windows(
+    maker: Model,
+    judged: Model,
+    plan: Plan,
+    victims: Victims,
+    classes: int,
+    *,
+    crop: Crop,
+    base: int | None = None,
+    at_base: bool = False,
+) -> Counts:
     """
     Attack each window of the images by itself, average the softmax where windows overlap, and count what is left.
 
-    Clean images are averaged with their mirror image, attacked ones are not. An image that is smaller than a window is set
-    into one: its surroundings have the mean colour and no label.
+    As released: images are resized in floats, softmax values are resized back, and labels are counted as they are in their
+    files. Clean images are averaged with their mirror image, attacked ones are not. An image that is smaller than a window is
+    set into one: its surroundings have the mean colour and no label.
 
     Parameters
     ----------
     maker, judged, plan, victims, classes
-        As for `ddcat_bench.attack.judging.judge_whole`.
+        As for `ddcat_bench.attack.judging.judge_whole`; the images are of their own size.
     crop : (int, int)
         Height and width of a window.
+    base : int, optional
+        The longer side that windows are laid over; None: images are as they are.
+    at_base : bool
+        Count at that size, as the released code does for Cityscapes.
 
     Returns
     -------
     (2, C, N, K, 3) int64
         For each of the plan's cases: on the windows as they are, and each rounded to 8 bits.
     """
-    height, width = victims.labels.shape[-2:]
-    whole, inside = _set_into(victims, crop)
+    own = (victims.labels.shape[-2], victims.labels.shape[-1])
+    size = sized(own, base)
+    resized = victims if size == own else victims._replace(
+        images=_linear(victims.images, size), labels=_nearest(victims.labels, size)
+    )  # fmt: skip
+    whole, inside = _set_into(resized, crop)
     rows, columns = whole.labels.shape[-2:]
     sums = torch.zeros((2, len(plan.cases), len(whole.images), classes, rows, columns), device=whole.images.device)
     visits = torch.zeros((rows, columns), device=whole.images.device)
@@ -77,22 +96,47 @@ def judge_windows(maker: Model, judged: Model, plan: Plan, victims: Victims, cla
         for place, (case, found) in enumerate(zip(plan.cases, attack(maker, plan, part), strict=True)):
             for kind, probabilities in enumerate(_probabilities(judged, found.images, part.images, clean=case.name == "clean")):
                 sums[kind, place, :, :, window.rows, window.columns] += probabilities
-    predictions = (sums / visits).argmax(3)[..., inside.rows, inside.columns]  # (2, C, N, H, W)
-    assert predictions.shape[-2:] == (height, width)
-    return np.stack([np.stack([np.stack(count_each(victims.labels, case, classes)) for case in kind]) for kind in predictions])
+    averages = (sums / visits)[..., inside.rows, inside.columns].flatten(0, 2)  # (2 * C * N, K, H, W)
+    averages = averages if at_base or size == own else _linear(averages, own)
+    labels = resized.labels if at_base else victims.labels
+    predictions = averages.argmax(1).view(2, len(plan.cases), *labels.shape)  # (2, C, N, H, W)
+    return np.stack([np.stack([np.stack(count_each(labels, case, classes)) for case in kind]) for kind in predictions])
+
+
+def sized(own: tuple[int, int], base: int | None) -> tuple[int, int]:
+    """Height and width of an image whose longer side is resized to `base`."""
+    if base is None:
+        return own
+    height, width = own
+    return (base, round(base / height * width)) if height > width else (round(base / width * height), base)
+
+
+def _linear(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize as OpenCV does linearly, without smoothing where it shrinks."""
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def _nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize labels, (N, H, W), by OpenCV's rule for the nearest."""
+    rows, columns = (
+        (torch.arange(new, dtype=torch.float64) * (1 / (new / old))).floor().long().clamp(max=old - 1).to(labels.device)
+        for new, old in zip(size, labels.shape[-2:], strict=True)
+    )
+    return labels[:, rows][:, :, columns]
 
 
 def _probabilities(model: Model, attacked: Tensor, clean_images: Tensor, *, clean: bool) -> Iterator[Tensor]:
     """Softmax of a window's images as they are, and of the 8-bit ones."""
+    rounded = to_8_bit(attacked, clean_images).float() / 255
     with torch.no_grad():
-        if clean:
-            mirrored = F.softmax(model(attacked.flip(-1)), 1).flip(-1)
-            averaged = (F.softmax(model(attacked), 1) + mirrored) / 2
-            yield averaged
-            yield averaged  # a clean image has 8 bits
-        else:
-            yield F.softmax(model(attacked), 1)
-            yield F.softmax(model(to_8_bit(attacked, clean_images).float() / 255), 1)
+        first = _softmax(model, attacked, mirrored=clean)
+        yield first
+        yield first if torch.equal(rounded, attacked) else _softmax(model, rounded, mirrored=clean)
+
+
+def _softmax(model: Model, images: Tensor, *, mirrored: bool) -> Tensor:
+    straight = F.softmax(model(images), 1)
+    return (straight + F.softmax(model(images.flip(-1)), 1).flip(-1)) / 2 if mirrored else straight
 
 
 def _along(length: int, side: int) -> list[slice]:
@@ -110,7 +154,7 @@ def _set_into(victims: Victims, crop: Crop) -> tuple[Victims, Window]:
     inside = Window(slice(above, above + height), slice(left, left + width))
     if size == (height, width):
         return victims, inside
-    mean = torch.tensor(imagenet.MEAN, device=victims.images.device).mul(255).round().div(255)  # has 8 bits, as the image
+    mean = torch.tensor(imagenet.MEAN, device=victims.images.device)
     images = mean[None, :, None, None].repeat(len(victims.images), 1, *size)
     labels = torch.full((len(victims.labels), *size), IGNORE, device=victims.labels.device)
     images[:, :, inside.rows, inside.columns] = victims.images

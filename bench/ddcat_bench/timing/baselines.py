@@ -185,7 +185,8 @@ class Baseline:
         return self._training_loss(firsts, labels, torch.zeros_like(labels)) + self._config.method.beta * divergence
 
     def _start(self, images: Tensor, seeds: Tensor) -> Tensor:
-        return ATTACK_STARTS[self._config.attack.start](images, self._config.attack.epsilon, seeds)
+        start = self._config.attack.start or self._config.method.start
+        return ATTACK_STARTS[start](images, self._config.attack.epsilon, seeds)
 
     def _move(self, current: Tensor, gradient: Tensor, images: Tensor) -> Tensor:
         attack = self._config.attack

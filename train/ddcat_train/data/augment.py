@@ -57,7 +57,7 @@ AUGMENTATIONS = {"paper": paper, "plain": plain}
 def _paper(
     sample: Sample, generator: np.random.Generator, *, crop: tuple[int, int], scale: tuple[float, float]
 ) -> tuple[F32, U8]:
-    image, labels = _scaled(_to_float(sample.image), sample.labels, generator.uniform(*scale))
+    image, labels = _scaled_as_released(_to_float(sample.image), sample.labels, generator.uniform(*scale))
     if generator.random() < 0.5:
         image, labels = _rotated(image, labels, generator.uniform(-_DEGREES, _DEGREES))
     if generator.random() < 0.5:
@@ -94,6 +94,15 @@ def _scaled(image: F32, labels: U8, factor: float) -> tuple[F32, U8]:
         return image, labels
     resized = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
     nearest = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+    return np.asarray(resized, dtype=np.float32), np.asarray(nearest, dtype=np.uint8)
+
+
+def _scaled_as_released(image: F32, labels: U8, factor: float) -> tuple[F32, U8]:
+    """Scale by the factor itself, where `_scaled` does by the ratio of whole sizes: by < 0.5 pixel at the far edge."""
+    if min(round(side * factor) for side in labels.shape) < 1:  # OpenCV makes no image of it
+        return _scaled(image, labels, factor)
+    resized = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
+    nearest = cv2.resize(labels, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
     return np.asarray(resized, dtype=np.float32), np.asarray(nearest, dtype=np.uint8)
 
 

@@ -6,22 +6,22 @@ workers, and a run that resumes in the middle of an epoch gets those that it wou
 """
 
 import dataclasses
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from ddcat.faults import first_line
 from ddcat_train.data.augment import F32, Augment
 from ddcat_train.data.base import U8, Dataset, Sample
+from ddcat_train.data.readers import machine_fails, read_ahead, remedy
 from ddcat_train.errors import DataError
 
-__all__ = ["Batch", "Skipped", "batches_per_epoch", "evaluation_batches", "readers_watched", "train_batches"]
+__all__ = ["Batch", "Skipped", "batches_per_epoch", "evaluation_batches", "evaluation_plan", "read_whole", "train_batches"]
 
 
 class Skipped(NamedTuple):
@@ -61,9 +61,9 @@ class Batch:
         return dataclasses.replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
-def batches_per_epoch(dataset: Dataset, batch_size: int) -> int:
-    """Count the batches in which every image is seen at least once."""
-    return -(-len(dataset) // batch_size)
+def batches_per_epoch(dataset: Dataset, batch_size: int, *, drop_last: bool = False) -> int:
+    """Count the batches in which every image is seen at least once; with `drop_last`, the full ones."""
+    return len(dataset) // batch_size if drop_last else -(-len(dataset) // batch_size)
 
 
 def train_batches(
@@ -76,11 +76,13 @@ def train_batches(
     first: int = 0,
     workers: int = 0,
     skip_corrupt: bool = False,
+    drop_last: bool = False,
     pin: bool = False,
     wanted: Sequence[int] | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """
-    Give the batches of a run, all full: the last of an epoch is filled up from the start of its order, again if need be.
+    Give the batches of a run, all full: the last of an epoch is filled up from the start of its order, again if need be, or
+    left out.
 
     The reading ahead does not end with an epoch, for there is one stream from here to the end of the run.
 
@@ -101,6 +103,8 @@ def train_batches(
         Processes that read ahead; 0: none, the reading is done when the batch is asked for.
     skip_corrupt : bool
         Take, in the place of a pair that cannot be read, the next of the epoch's order that can, with the draws of its place.
+    drop_last : bool
+        Leave out the images at the end of an epoch's order that make no full batch.
     pin : bool
         Give images and labels in page-locked memory.
     wanted : sequence of int, optional
@@ -111,50 +115,16 @@ def train_batches(
     DataError
         Where a pair cannot be read; with `skip_corrupt`, where none of them can.
     """
-    places = _Places(dataset, augment, seed, batches_per_epoch(dataset, batch_size) * batch_size, skip_corrupt=skip_corrupt)
+    per_epoch = batches_per_epoch(dataset, batch_size, drop_last=drop_last) * batch_size
+    places = _Places(dataset, augment, seed, per_epoch, skip_corrupt=skip_corrupt)
     wanted = range(batch_size) if wanted is None else wanted
-    loader = DataLoader(
-        places,
-        sampler=(step * batch_size + place for step in range(first, steps) for place in wanted),
-        batch_size=len(wanted),
-        num_workers=workers,
-        collate_fn=_collate,
-        worker_init_fn=_outlive_signals,
-        pin_memory=pin,
-        generator=torch.Generator(),  # without one, the loader would draw from the state that dropout draws from
-    )
-    try:
-        for batch in loader:
+    sampler = (step * batch_size + place for step in range(first, steps) for place in wanted)
+    batches = read_ahead(places, sampler, _collate, batch_size=len(wanted), workers=workers, pin=pin)
+    with closing(batches):
+        for batch in batches:
             if isinstance(batch, DataError):
                 raise batch
             yield batch
-    except (ConnectionError, EOFError, FileNotFoundError) as cause:  # a batch is fetched by way of a socket of its reader
-        raise _reader_ended(f"{type(cause).__name__} while a batch was fetched") from cause
-
-
-def _reader_ended(reason: str) -> DataError:
-    return DataError(
-        f"a process that reads images ended ({reason}), by hand or for want of memory or room in /dev/shm: continue with "
-        "--resume when there is enough of both, or with --resume and --set train.workers=N, fewer of which need less"
-    )
-
-
-@contextmanager
-def readers_watched() -> Iterator[None]:
-    """
-    Tell of the end of a process that reads ahead; torch does so wherever the loop is at.
-
-    Raises
-    ------
-    DataError
-    """
-    try:
-        yield
-    except RuntimeError as cause:
-        reason = " ".join(str(cause).split())
-        if not reason.startswith("DataLoader worker"):
-            raise
-        raise _reader_ended(reason) from cause
 
 
 def evaluation_batches(
@@ -185,16 +155,31 @@ def evaluation_batches(
     DataError
         Where a pair cannot be read.
     """
+    for indices in evaluation_plan(dataset, batch_size=batch_size, limit=limit, rank=rank, ranks=ranks):
+        yield read_whole(dataset, indices)
+
+
+def evaluation_plan(
+    dataset: Dataset, *, batch_size: int, limit: int | None = None, rank: int = 0, ranks: int = 1
+) -> Iterator[list[int]]:
+    """Say which pairs make each batch of `evaluation_batches`, by the heads of their files alone; its parameters and errors."""
     count = len(dataset) if limit is None else min(limit, len(dataset))
-    waiting: list[Sample] = []
+    waiting: list[int] = []
+    shape: tuple[int, int] | None = None
     for step in range(rank, count, ranks):
-        sample = dataset.read((2 * step + 1) * len(dataset) // (2 * count))  # the middle one of each of `count` equal parts
-        if waiting and (len(waiting) == batch_size or waiting[0].labels.shape != sample.labels.shape):
-            yield _whole(waiting)
+        index = (2 * step + 1) * len(dataset) // (2 * count)  # the middle one of each of `count` equal parts
+        before, shape = shape, dataset.size(index)
+        if waiting and (len(waiting) == batch_size or before != shape):
+            yield waiting
             waiting = []
-        waiting.append(sample)
+        waiting.append(index)
     if waiting:
-        yield _whole(waiting)
+        yield waiting
+
+
+def read_whole(dataset: Dataset, indices: Sequence[int]) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+    """Read pairs of one size: names, images and labels as `evaluation_batches` gives them."""
+    return _whole([_read(dataset, index) for index in indices])
 
 
 class _Item(NamedTuple):
@@ -222,30 +207,46 @@ class _Places(TorchDataset[_Item | DataError]):
             self.epoch, self.order = epoch, _generator(self.seed, epoch).permutation(len(self.dataset))
         generator = _generator(self.seed, epoch, position)
         attack_seed = int(generator.integers(2**63))
+        index = int(self.order[position % len(self.order)])
         try:
             sample, skipped = self._read(position)
-        except DataError as error:
-            return error  # raised in the main process: torch would wrap it into the traceback of the worker
-        return _Item(*self.augment(sample, generator), attack_seed, sample.name, skipped)
+            return _Item(*self.augment(sample, generator), attack_seed, sample.name, skipped)
+        except Exception as error:  # raised in the main process: torch would wrap it into the traceback of the worker
+            return error if isinstance(error, DataError) else _failed(self.dataset, index, error)
 
     def _read(self, position: int) -> tuple[Sample, Skipped | None]:
         first: Skipped | None = None
         for place in range(position, position + len(self.order)):
             index = int(self.order[place % len(self.order)])
             try:
-                return self.dataset.read(index), first
+                return _read(self.dataset, index), first
             except DataError as error:
-                if not self.skip_corrupt:
+                if not self.skip_corrupt or machine_fails(error):
                     raise
                 first = first or Skipped(self.dataset.pairs[index].name, str(error))
         assert first is not None  # for a data set is not empty
         raise DataError(f"none of the {len(self.order)} pairs of {self.dataset.split} can be read, for example: {first.fault}")
 
 
-def _outlive_signals(worker: int) -> None:
-    """Leave what stops a run to its loop, which wants batches until it has stopped; the signal may reach all processes."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _read(dataset: Dataset, index: int) -> Sample:
+    """Read a pair; whatever goes wrong is a `DataError` that names it."""
+    try:
+        return dataset.read(index)
+    except DataError:
+        raise
+    except Exception as error:
+        raise _failed(dataset, index, error) from error
+
+
+def _failed(dataset: Dataset, index: int, error: Exception) -> DataError:
+    """Say that an image could not be made ready, for another reason than a fault of its file."""
+    reason = " ".join(first_line(error).split())[:300]
+    fault = DataError(
+        f"{dataset.pairs[index].image} could not be made ready ({reason}): "
+        + (remedy(error) or "leave the image out, or make it smaller (data.long_side)")
+    )
+    fault.__cause__ = error
+    return fault
 
 
 def _generator(seed: int, *key: int) -> np.random.Generator:
@@ -259,13 +260,18 @@ def _collate(items: list[_Item | DataError]) -> Batch | DataError:
             return item
         good.append(item)
     images, labels, seeds, names, skipped = zip(*good, strict=True)
-    return Batch(
-        _to_nchw(np.stack(images)),
-        torch.from_numpy(np.stack(labels)).long(),
-        torch.tensor(seeds),
-        names,
-        tuple(one for one in skipped if one is not None),
-    )
+    try:
+        return Batch(
+            _to_nchw(np.stack(images)),
+            torch.from_numpy(np.stack(labels)).long(),
+            torch.tensor(seeds),
+            names,
+            tuple(one for one in skipped if one is not None),
+        )
+    except Exception as error:
+        reason = " ".join(first_line(error).split())[:300]
+        helps = remedy(error) or "images and labels of a batch must be of one size"
+        return DataError(f"{names[0]} and {len(names) - 1} others make no batch ({reason}): {helps}")
 
 
 def _whole(samples: list[Sample]) -> tuple[list[str], torch.Tensor, torch.Tensor]:

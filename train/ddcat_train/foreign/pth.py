@@ -16,7 +16,7 @@ __all__ = ["Pth", "read_pth"]
 
 _HOLDERS = ("state_dict", "model")  # where a training script keeps the weights beside its epoch and its optimiser
 _PARALLEL = "module."  # what DataParallel puts before every key
-_REFUSED = re.compile(r"GLOBAL (\S+) was not an allowed global")
+_REFUSED = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module \S+ is blocked)")  # torch has two texts
 
 
 @dataclass(frozen=True)

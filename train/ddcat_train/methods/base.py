@@ -28,11 +28,13 @@ class Portion:
         For the random start of an attack on each image; on the CPU.
     clean : int
         The first images, which stay clean where a method attacks a part of the batch only.
-    valid : () int64
+    valid : () int64, or float
         Pixels of the *whole* update that are not ignored, 1 if there are none. Losses are sums divided by it, so that the sum
-        over all portions is the mean over the batch.
+        over all portions is the mean over the batch. Where classes are weighted, the sum of those pixels' weights.
     pixels : int
         All pixels of the whole update.
+    weights : (K,) float, or None
+        Of the classes, in every loss that learns them; not in that of the mask branch, whose classes are others.
     """
 
     images: Tensor
@@ -41,6 +43,7 @@ class Portion:
     clean: int
     valid: Tensor
     pixels: int
+    weights: Tensor | None = None
 
 
 class Update(NamedTuple):

@@ -25,6 +25,7 @@ def ddcat(segmenter: Segmenter, portion: Portion, *, attack: AttackConfig, optio
     Costs 4.5 forwards and 4 backwards of the batch for n = 3 and the start at x, 3 of the backwards for input gradients only.
     Another start, or p from Alg. 2, costs half a forward more each; two updates go backwards once more.
     """
+    attack = attack.for_method(options)
     division = divide(segmenter, portion, attack=attack, predict_mask=options.predicted_mask == "algorithm-2")
     return conquer(segmenter, portion, division, options)
 
@@ -41,8 +42,8 @@ def conquer(segmenter: Segmenter, portion: Portion, division: Division, options:
     outputs = segmenter(division.images, (*branches, "deep") if options.deep_weight else branches)
 
     chosen = outputs["mask"].detach().argmax(1).bool() if division.chosen is None else division.chosen  # p; q = 1 - p
-    main_error = pixel_cross_entropy(outputs["main"], labels)
-    auxiliary_error = pixel_cross_entropy(outputs["auxiliary"], labels)
+    main_error = pixel_cross_entropy(outputs["main"], labels, portion.weights)
+    auxiliary_error = pixel_cross_entropy(outputs["auxiliary"], labels, portion.weights)
     # Both are divided by the number of all valid pixels, so that their sum is the cross-entropy of the combined output.
     main = main_error.masked_fill(chosen, 0).sum() / valid  # Eq. 3
     auxiliary = auxiliary_error.masked_fill(~chosen, 0).sum() / valid  # Eq. 4

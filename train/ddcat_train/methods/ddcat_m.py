@@ -16,6 +16,7 @@ def ddcat_m(segmenter: Segmenter, portion: Portion, *, attack: AttackConfig, opt
     5 forwards and 4 backwards for n = 3 and the start at x. Another start costs a whole forward more, for B_clean of all
     images; p from Alg. 2 costs nothing.
     """
+    attack = attack.for_method(options)
     predict = options.predicted_mask == "algorithm-2"
     division = divide(segmenter, portion, attack=attack, mark_adversarial=True, predict_mask=predict)
     return conquer(segmenter, portion, division, options)

@@ -16,6 +16,7 @@ def ddcat_n(segmenter: Segmenter, portion: Portion, *, attack: AttackConfig, opt
     Only the adversarial images are attacked: 3 forwards and 2.5 backwards for n = 3 and the start at x. Another start, or p
     from Alg. 2, costs half a forward more each.
     """
+    attack = attack.for_method(options)
     predict = options.predicted_mask == "algorithm-2"
     division = divide(segmenter, portion, attack=attack, mark_clean=False, mark_adversarial=True, predict_mask=predict)
     return conquer(segmenter, portion, division, options)

@@ -17,6 +17,7 @@ def sat(segmenter: Segmenter, portion: Portion, *, attack: AttackConfig, options
 
     Only the images that are used are attacked: 2.5 forwards and 2.5 backwards of the batch for n = 3 and a share of a half.
     """
+    attack = attack.for_method(options)
     images, first = portion.images, portion.clean
     if first < len(images):
         attacked = bim(segmenter, images[first:], portion.labels[first:], seeds=portion.seeds[first:], **attack.model_dump())

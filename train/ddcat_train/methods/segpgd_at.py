@@ -15,5 +15,6 @@ def segpgd_at(segmenter: Segmenter, portion: Portion, *, attack: AttackConfig, o
 
     n + 1 forwards and n + 1 backwards.
     """
+    attack = attack.for_method(options)
     adversarial = segpgd(segmenter, portion.images, portion.labels, seeds=portion.seeds, **attack.model_dump())
     return supervised(segmenter, portion, adversarial, options)

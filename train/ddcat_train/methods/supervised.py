@@ -16,7 +16,7 @@ __all__ = ["deep_supervision", "supervised"]
 def supervised(segmenter: Segmenter, portion: Portion, images: Tensor, options: MethodConfig) -> list[Update]:
     """One update of all parameters by the cross-entropy of the main branch, and deep supervision where it is used."""
     outputs = segmenter(images, ("main", "deep") if options.deep_weight else ("main",))
-    main = pixel_cross_entropy(outputs["main"], portion.labels).sum() / portion.valid
+    main = pixel_cross_entropy(outputs["main"], portion.labels, portion.weights).sum() / portion.valid
     deep, log = deep_supervision(outputs, portion, options)
     return [Update(main + deep, tuple(segmenter.parameters()), {"main": main.detach(), **log})]
 
@@ -27,5 +27,5 @@ def deep_supervision(
     """Weighted loss of the deep supervision head and its line in the log; nothing where it is not used."""
     if not options.deep_weight:
         return 0.0, {}
-    loss = pixel_cross_entropy(outputs["deep"], portion.labels).sum() / portion.valid
+    loss = pixel_cross_entropy(outputs["deep"], portion.labels, portion.weights).sum() / portion.valid
     return options.deep_weight * loss, {"deep": loss.detach()}

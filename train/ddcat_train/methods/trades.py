@@ -24,11 +24,11 @@ def trades(segmenter: Segmenter, portion: Portion, *, attack: AttackConfig, opti
     n + 3 forwards and n + 2 backwards.
     """
     images, labels, count = portion.images, portion.labels, len(portion.images)
-    adversarial = _attacked(segmenter, portion, attack)
+    adversarial = _attacked(segmenter, portion, attack.for_method(options))
     outputs = segmenter(torch.cat([images, adversarial]), ("main", "deep") if options.deep_weight else ("main",))
     clean, attacked = outputs["main"].split(count)
-    main = pixel_cross_entropy(clean, labels).sum() / portion.valid
-    divergence = pixel_divergence(clean, attacked, labels).sum() / portion.valid
+    main = pixel_cross_entropy(clean, labels, portion.weights).sum() / portion.valid
+    divergence = pixel_divergence(clean, attacked, labels, portion.weights).sum() / portion.valid
     deep, deep_log = deep_supervision({head: logits[:count] for head, logits in outputs.items()}, portion, options)
     log = {"main": main.detach(), "divergence": divergence.detach(), **deep_log}
     return [Update(main + options.beta * divergence + deep, tuple(segmenter.parameters()), log)]

@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 from ddcat_train.config import ModelConfig
 from ddcat_train.errors import ConfigError
 from ddcat_train.names import BACKBONE_GROUP, ContextName, Head
-from ddcat_train.networks.backbone import Backbone, Stages
+from ddcat_train.networks.backbone import Backbone, Stages, initialise
 from ddcat_train.networks.contexts import ASPP, PyramidPooling
 from ddcat_train.networks.mobilenet import MobileNetV2
 from ddcat_train.networks.resnet import resnet10, resnet18, resnet34, resnet50, resnet101
@@ -62,6 +62,8 @@ def build_segmenter(model: ModelConfig, *, classes: int, heads: Sequence[Head] =
         Where an installed package was to bring the backbone, and does not.
     """
     body = build_backbone(model)
+    if model.init == "kaiming":
+        initialise(body)
     return Segmenter(body, CONTEXTS[model.context](body.channels), classes=classes, heads=heads, dropout=model.dropout)
 
 

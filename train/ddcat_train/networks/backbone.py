@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-__all__ = ["Backbone", "Stages"]
+__all__ = ["Backbone", "Stages", "initialise"]
 
 
 class Stages(NamedTuple):
@@ -50,3 +50,10 @@ class Backbone(nn.Module, ABC):
     def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Give what of a file of pretrained weights is the backbone's, under its own keys; what else there is, as it is."""
         return {key: value for key, value in tensors.items() if not key.startswith(self.unused)}
+
+
+def initialise(backbone: Backbone) -> None:
+    """Draw the weights of all convolutions as semseg's ResNets do: normal, keeping the variance of gradients (fan-out)."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

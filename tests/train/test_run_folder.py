@@ -1,0 +1,225 @@
+"""What a run is resumed with, and that one training at a time works in its folder."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ddcat_train import trainer as training
+from ddcat_train.checkpoints import BEST, LAST, load_checkpoint, read_description
+from ddcat_train.config import Config, dump_config, load_config
+from ddcat_train.errors import ConfigError, TrainError
+from ddcat_train.loop import train
+from ddcat_train.run_folder import MAY_CHANGE, check_run, locked
+from ddcat_train.trainer import Trainer
+
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def config(tiny_run: list[str]) -> Config:
+    return load_config("scenes-clean", [*tiny_run, "train.evaluate_every=1"])
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    overrides = [f"data.root={tiny_scenes}", "augment.crop=33", "model.width=4", "train.epochs=2", "train.batch_size=4"]
+    run = tmp_path_factory.mktemp("finished") / "run"
+    train(load_config("scenes-clean", overrides), run)
+    return run
+
+
+def copied(run: Path, to: Path) -> Path:
+    to.mkdir()
+    for name in ("config.yaml", LAST):
+        (to / name).write_bytes((run / name).read_bytes())
+    return to
+
+
+def with_values(config: Config, **values: object) -> Config:
+    """Change values, `section__key=value`."""
+    tree = config.model_dump()
+    for name, value in values.items():
+        section, _, key = name.partition("__")
+        tree |= {section: tree[section] | {key: value}} if key else {section: value}
+    return Config.model_validate(tree)
+
+
+@pytest.mark.parametrize(
+    ("values", "keys"),
+    [
+        ({"optim__lr": 0.5, "train__epochs": 4}, r"optim\.lr, train\.epochs"),
+        ({"train__batch_size": 2}, r"train\.batch_size"),
+        ({"augment__crop": 40}, r"augment\.crop"),
+        ({"attack__epsilon": 0.1}, r"attack\.epsilon"),
+        ({"seed": 1}, "seed"),
+        ({"model__width": 8}, r"model\.width"),
+        ({"method__name": "sat"}, r"method\.name"),
+        ({"train__accumulate": 2}, r"train\.accumulate"),
+    ],
+)
+def test_a_configuration_that_was_edited_is_held_against_the_checkpoint(
+    values: dict[str, object], keys: str, finished: Path, tmp_path: Path
+) -> None:
+    run = copied(finished, tmp_path / "run")
+    edited = with_values(load_config(str(run / "config.yaml")), **values)
+    (run / "config.yaml").write_text(dump_config(edited))
+    before = (run / LAST).read_bytes()
+    with pytest.raises(ConfigError, match=rf"last.safetensors was begun with another .* \({keys} differ\): set them back"):
+        train(edited, run, resume=True)
+    assert (run / LAST).read_bytes() == before
+
+
+def test_the_line_says_what_to_set_back_to(finished: Path) -> None:
+    edited = with_values(load_config(str(finished / "config.yaml")), optim__lr=0.5)
+    with pytest.raises(ConfigError, match=r"set them back \(optim\.lr to 0\.01\), or begin a new run"):
+        check_run(edited, finished, resume=True)
+
+
+def test_fewer_epochs_than_are_done_are_refused(finished: Path) -> None:
+    begun = load_config(str(finished / "config.yaml"))
+    with pytest.raises(ConfigError, match=r"finished with 2 epochs: --set train\.epochs takes a larger number"):
+        check_run(with_values(begun, train__epochs=1), finished, resume=True, more_epochs=True)
+
+
+def test_what_changes_nothing_that_is_learnt_may_change(config: Config, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(config, run)
+    others = {"evaluate_batch": 1, "evaluate_every": 2, "evaluate_images": 1, "workers": 1}
+    changed = with_values(config, data__val_long_side=40, **{f"train__{key}": value for key, value in others.items()})
+    assert {f"train.{key}" for key in others} | {"data.val_long_side"} <= MAY_CHANGE
+    expected = load_checkpoint(run / LAST)
+    assert train(changed, run, resume=True).step == 9
+    found = load_checkpoint(run / LAST)
+    assert all(torch.equal(found.tensors[name], value) for name, value in expected.tensors.items())
+
+
+def test_a_score_of_another_measure_is_not_compared(config: Config, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(config, run)
+    longer = with_values(config, train__epochs=4, train__evaluate_images=1)
+    with pytest.raises(ConfigError, match=r"\(train\.epochs differ\)"):
+        train(longer, run, resume=True)
+    begun = Trainer(longer)
+    begun.restore(load_checkpoint(run / LAST))
+    assert begun.best is None
+    assert any("scores from here on cannot be compared" in note for note in begun.notes)
+
+
+def test_a_finished_run_takes_more_epochs_when_asked(config: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    train(config, run)
+    outcome = train(with_values(config, train__epochs=4), run, resume=True, more_epochs=True)
+    assert (outcome.step, outcome.steps) == (12, 12)
+    assert "train.epochs 3 -> 4: the learning rate rises from" in capfd.readouterr().err
+    description = read_description(run / LAST)
+    assert (description.config.train.epochs, description.steps) == (4, 12)
+    assert len([line for line in (run / "log.jsonl").read_text().splitlines() if '"lr"' in line]) == 12
+    train(load_config(str(run / "config.yaml")), run, resume=True)  # from here on it is a run of that length
+
+
+def test_an_unfinished_run_takes_none(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, apply = tmp_path / "run", Trainer.apply
+
+    def fail(self: Trainer, batch: object) -> object:
+        if self.step == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return apply(self, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "apply", fail)
+    with pytest.raises(TrainError, match=r"out of memory in step 5 \(CUDA out of memory\): continue on more devices"):
+        train(config, run)
+    with pytest.raises(ConfigError, match="is at step 3 of 9: a finished run can be given more epochs"):
+        train(with_values(config, train__epochs=4), run, resume=True, more_epochs=True)
+    monkeypatch.undo()
+    assert train(config, run, resume=True).step == 9
+
+
+def test_out_of_memory_in_an_evaluation_the_run_goes_on_with_less(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr(training, "evaluate", fail)
+    with pytest.raises(TrainError, match=r"out of memory in the evaluation after step 3 .* a smaller train\.evaluate_batch"):
+        train(config, run)
+    monkeypatch.undo()
+    assert train(with_values(config, train__evaluate_batch=1), run, resume=True).step == 9
+    assert (run / BEST).is_file()
+
+
+def hold(run: Path, ready: Connection) -> None:
+    with locked(run):
+        child = os.fork()  # as a reader is, which may outlive it
+        if not child:
+            signal.pause()
+        ready.send(child)
+        signal.pause()
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Callable[[], tuple[BaseProcess, int]]:
+    def begin() -> tuple[BaseProcess, int]:
+        here, there = FORK.Pipe()
+        holder = FORK.Process(target=hold, args=(tmp_path / "run", there), daemon=True)
+        holder.start()
+        return holder, here.recv()
+
+    return begin
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_second_training_in_a_folder_is_refused_until_the_first_has_ended(
+    resume: bool, held: Callable[[], tuple[BaseProcess, int]], config: Config, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    if resume:
+        train(config, run)
+    before = sorted(path.name for path in run.iterdir()) if resume else []
+    holder, child = held()
+    try:
+        with pytest.raises(ConfigError, match=r"another process is training in .*run: wait until it has ended"):
+            train(config, run, resume=resume)
+        assert sorted(path.name for path in run.iterdir() if path.name != ".lock") == [n for n in before if n != ".lock"]
+        holder.kill()
+        holder.join()
+        with locked(run):  # although its child lives on
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_folder_that_is_no_run_is_left_as_it_is(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty and no run"):
+        train(config, tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_a_name_that_is_not_utf_8_is_refused_at_once(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--out .*caf\\xe9 is not UTF-8"):
+        train(config, tmp_path / os.fsdecode(b"caf\xe9"))
+
+
+def test_images_whose_names_are_not_utf_8_are_refused_before_the_first_step(config: Config, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for kind, name in (("images", "RGB"), ("labels", "L")):
+        for split in ("train", "val"):
+            (root / kind / split).mkdir(parents=True)
+            Image.new(name, (48, 48)).save(root / kind / split / "one.png")
+        (root / kind / "train/one.png").rename(root / kind / "train" / os.fsdecode(b"caf\xe9.png"))
+    (root / "classes.yaml").write_text("names: [ground, object]\n")
+    with pytest.raises(TrainError, match="is not UTF-8"):
+        train(with_values(config, data__root=root, data__name="folder"), tmp_path / "run")
+    assert not (tmp_path / "run" / LAST).exists()

@@ -1,0 +1,49 @@
+"""Memory that does not suffice: how it is told, and the line for the user."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ddcat.faults import first_line
+from ddcat_train.errors import TrainError
+
+__all__ = ["enough_memory", "lacks_memory"]
+
+# What torch's allocators, cuDNN, cuBLAS, oneDNN, OpenCV, NumPy and C++ say, most of them as a RuntimeError
+_TEXT = re.compile(
+    r"out of memory|(can't|cannot|could not|failed to|unable to) allocate|not enough memory|insufficient memory|ALLOC_FAILED"
+    r"|bad_alloc|bad allocation|can't start new thread",
+    re.IGNORECASE,
+)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory does not suffice."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(_TEXT.search(str(error)))
+
+
+@contextmanager
+def enough_memory(where: str, remedy: str) -> Iterator[None]:
+    """
+    Turn a want of memory, of the device or of the host, into a line for the user.
+
+    Parameters
+    ----------
+    where : str
+        What is done, such as "the evaluation".
+    remedy : str
+        What helps.
+
+    Raises
+    ------
+    TrainError
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not lacks_memory(error):
+            raise
+        text = " ".join(first_line(error).split())[:300].rstrip(". ")
+        raise TrainError(f"out of memory in {where} ({text}): {remedy}") from error

@@ -1,0 +1,150 @@
+"""The folder of a run: whether a training may use it, and that only one does."""
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
+
+from ddcat.files import check_writable, is_leftover, writing
+from ddcat_train.checkpoints import LAST, Description, read_description
+from ddcat_train.config import CONFIG, Config, load_config
+from ddcat_train.errors import ConfigError
+from ddcat_train.yaml_tree import shortened
+
+__all__ = ["MAY_CHANGE", "MEASURES", "check_run", "locked"]
+
+_LOCK = ".lock"  # stays: were it removed, two trainings could each hold one of that name
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of a file system that has none
+# What an evaluation measures: what may change, and makes its scores others than those before.
+MEASURES = {"data.val_long_side", "train.evaluate_images"}
+# What may differ from session to session: how images are come by, and how often and on what a network is judged. Nothing of it
+# changes what is learnt. `train.accumulate` does: batch norm sees one portion at a time.
+MAY_CHANGE = {"data.root", "data.skip_corrupt", "train.workers", "train.evaluate_batch", "train.evaluate_every", *MEASURES}
+_EPOCHS = "train.epochs"
+_MOST_TOLD = 6
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """
+    Keep other trainings out of a run folder, which is made if necessary; the end of the process gives it free, however it ends.
+
+    Raises
+    ------
+    ConfigError
+        Where another process trains in it.
+    WriteError
+    """
+    with writing(run):
+        run.mkdir(parents=True, exist_ok=True)
+        # A record lock: unlike one of flock() it is not inherited by readers, which may outlive a process that was killed.
+        descriptor = os.open(run / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            if sys.platform != "win32":
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as cause:
+            if cause.errno not in _NO_LOCKS:
+                raise ConfigError(
+                    f"another process is training in {run}: wait until it has ended, or name another folder with --out"
+                ) from cause
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def check_run(config: Config, run: Path, *, resume: bool, more_epochs: bool = False) -> None:
+    """
+    Refuse a run folder that holds something else than this run, or this run when it is not to be resumed.
+
+    Parameters
+    ----------
+    config : Config
+    run : Path
+    resume : bool
+    more_epochs : bool
+        The user asks for another `train.epochs`, which a finished run may be given: more of them.
+
+    Raises
+    ------
+    ConfigError
+    """
+    _check_name(run)
+    check_writable(run)
+    last = run / LAST
+    if not (run / CONFIG).is_file() and not last.is_file():
+        strange = (
+            [path for path in run.iterdir() if path.name != _LOCK and not is_leftover(path, CONFIG)] if run.is_dir() else []
+        )
+        if strange:
+            raise ConfigError(f"{run} is not empty and no run: name another folder with --out")
+        return
+    if not resume:
+        raise ConfigError(f"{run} holds a run already: continue it with --resume, or name another folder with --out")
+    if last.is_file():  # what it was begun with: anybody may have edited the file beside it
+        _check_begun(config, read_description(last), run, more_epochs)
+        return
+    differing = _differing(config, load_config(str(run / CONFIG)))
+    if differing:
+        raise ConfigError(
+            f"{run} was begun with another configuration ({_told(differing)} differ): resume it with "
+            f"'ddcat-train {run / CONFIG} --resume'"
+        )
+
+
+def _check_begun(config: Config, begun: Description, run: Path, more_epochs: bool) -> None:
+    differing = _differing(config, begun.config)
+    if set(differing) == {_EPOCHS} and more_epochs:
+        if begun.step is None or begun.step != begun.steps:
+            raise ConfigError(
+                f"{run} is at step {begun.step} of {begun.steps}: a finished run can be given more epochs, and this one must "
+                "be resumed with its own train.epochs first"
+            )
+        if config.train.epochs > begun.config.train.epochs:
+            return
+        raise ConfigError(f"{run} is finished with {begun.config.train.epochs} epochs: --set {_EPOCHS} takes a larger number")
+    if differing:
+        back = ", ".join(f"{key} to {shortened(before)}" for key, (before, _) in list(differing.items())[:_MOST_TOLD])
+        more = f"; more epochs for a finished run: --resume --set {_EPOCHS}=N" if _EPOCHS in differing else ""
+        raise ConfigError(
+            f"{run / LAST} was begun with another configuration ({_told(differing)} differ): "
+            f"set them back ({back}), or begin a new run with another --out{more}"
+        )
+
+
+def _differing(config: Config, before: Config) -> dict[str, tuple[object, object]]:
+    """Give what differs and may not, each key with its values before and now."""
+    differences = dict(_differences(before.model_dump(), config.model_dump()))
+    return {key: differences[key] for key in sorted(differences.keys() - MAY_CHANGE)}
+
+
+def _told(differing: dict[str, tuple[object, object]]) -> str:
+    keys = list(differing)
+    rest = f" and {len(keys) - _MOST_TOLD} others" if len(keys) > _MOST_TOLD else ""
+    return ", ".join(keys[:_MOST_TOLD]) + rest
+
+
+def _differences(
+    one: dict[str, object], other: dict[str, object], path: str = ""
+) -> Iterator[tuple[str, tuple[object, object]]]:
+    for key in one.keys() | other.keys():
+        before, value = one.get(key), other.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            yield from _differences(before, value, f"{path}{key}.")
+        elif value != before:
+            yield f"{path}{key}", (before, value)
+
+
+def _check_name(run: Path) -> None:
+    try:
+        str(run).encode()
+    except UnicodeEncodeError as cause:
+        name = os.fsencode(run).decode(errors="backslashreplace")
+        raise ConfigError(
+            f"--out {name} is not UTF-8, as the run's files must be able to say where it lies: use another name"
+        ) from cause

@@ -1,0 +1,197 @@
+"""
+Configuration files: YAML that may inherit from presets and from other files, and overrides of single values.
+
+Files come from others. So a key that stands twice is refused, and whatever a file holds, reading it takes neither long nor
+much memory. Nothing here knows which keys there are.
+"""
+
+import copy
+import difflib
+import reprlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ddcat_train.errors import ConfigError
+
+__all__ = ["CONFIG", "PRESETS", "load_tree", "named", "presets", "shortened"]
+
+CONFIG = "config.yaml"  # of a run, resolved
+PRESETS = Path(__file__).parent / "presets"
+_LARGEST = 2**20  # bytes of a file
+_DEEPEST = 50  # files, one inheriting from the next
+_MOST_VALUES = 10_000  # of a file, each alias counted as all that it stands for
+
+_repr = reprlib.Repr()
+_repr.maxlevel, _repr.maxlist, _repr.maxdict, _repr.maxtuple = 2, 3, 3, 3
+_repr.maxstring = _repr.maxother = _repr.maxlong = 100
+
+
+def shortened(value: Any) -> str:
+    """Show a value in an error message, however large it is."""
+    return _repr.repr(value)
+
+
+def named(text: str) -> str:
+    """Give a name as it is, unless it is so long that it would bury the message."""
+    return text if len(text) <= 100 else shortened(text)
+
+
+def presets() -> list[str]:
+    """Names of the configurations that come with ddcat; those that others only inherit from begin with an underscore."""
+    return sorted(path.stem for path in PRESETS.glob("[!_]*.yaml"))
+
+
+def load_tree(source: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """
+    Read a preset or a file with all that it inherits, and apply overrides.
+
+    Parameters
+    ----------
+    source : str
+        The name of a preset, or the path of a YAML file.
+    overrides : sequence of str
+        Such as ``optim.lr=0.02``; the value is read as YAML.
+
+    Raises
+    ------
+    ConfigError
+    """
+    tree = _read(_locate(source, Path()), {}, ())
+    for override in overrides:
+        _override(tree, override)
+    return tree
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would take the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in names:
+                    raise yaml.MarkedYAMLError(problem=f"{named(key.value)} stands twice", problem_mark=key.start_mark)
+                names.add((key.tag, key.value))
+        return super().construct_mapping(node, deep=deep)
+
+
+def _parse(text: str) -> Any:
+    """
+    Read YAML.
+
+    Raises
+    ------
+    ValueError
+        With one line that says what is wrong.
+    """
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _count(node, {})
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except RecursionError as cause:
+        raise ValueError("it is nested too deeply") from cause
+    except yaml.MarkedYAMLError as cause:
+        line = f" (line {cause.problem_mark.line + 1})" if cause.problem_mark else ""
+        raise ValueError(f"{' '.join(str(cause.problem or cause).split())[:200]}{line}") from cause
+    except yaml.YAMLError as cause:
+        raise ValueError(" ".join(str(cause).split())[:200]) from cause
+    except ValueError as cause:  # an integer of thousands of digits, a date that is none
+        raise ValueError(f"a value cannot be read: {' '.join(str(cause).split())[:200]}") from cause
+
+
+def _count(node: yaml.Node, sizes: dict[int, int | None]) -> int:
+    """Count the values of a node without making them: aliases of aliases would multiply."""
+    known = sizes.get(id(node), 0)
+    if known is None:
+        raise yaml.MarkedYAMLError(problem="an alias stands for what it is a part of", problem_mark=node.start_mark)
+    if known:
+        return known
+    sizes[id(node)] = None
+    children = node.value if isinstance(node, yaml.SequenceNode) else ()
+    if isinstance(node, yaml.MappingNode):
+        children = [child for pair in node.value for child in pair]
+    size = 1 + sum(_count(child, sizes) for child in children)
+    if size > _MOST_VALUES:
+        raise yaml.MarkedYAMLError(problem=f"more than {_MOST_VALUES} values", problem_mark=node.start_mark)
+    sizes[id(node)] = size
+    return size
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for one
+        return False
+
+
+def _locate(source: str, folder: Path) -> Path:
+    for path in (folder / source, PRESETS / f"{source}.yaml"):
+        if _is_file(path):
+            return path
+    if _is_file(folder / source / CONFIG):
+        raise ConfigError(f"{source} is a run: use its {Path(source) / CONFIG}, with --resume to continue it")
+    nearest = difflib.get_close_matches(source[:100], presets(), n=3)
+    hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
+    raise ConfigError(f"{named(source)} is neither a file nor a preset: {hint}'ddcat-train --list' names all presets")
+
+
+def _read(path: Path, done: dict[Path, dict[str, Any]], inherited: tuple[Path, ...]) -> dict[str, Any]:
+    """Give a file's values over those that it inherits; each file is read once, for two of them may inherit the same one."""
+    place = path.resolve()
+    if place in inherited:
+        raise ConfigError(f"{path} inherits from itself")
+    if len(inherited) > _DEEPEST:
+        raise ConfigError(f"{inherited[0]} inherits through more than {_DEEPEST} files")
+    if place in done:
+        return done[place]
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise ValueError(f"more than {_LARGEST} bytes")
+        tree = _parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise ConfigError(f"{path} is not readable YAML: {cause}") from cause
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds no table of keys and values")
+    parents = tree.pop("inherits", [])
+    names = [parents] if isinstance(parents, str) else parents
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{path}: inherits names a preset or a file, or a list of them")
+    merged: dict[str, Any] = {}
+    for parent in names:
+        _merge(merged, _read(_locate(parent, path.parent), done, (*inherited, place)))
+    _merge(merged, tree)
+    done[place] = merged
+    return merged
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = copy.deepcopy(value)  # what one file says is not to change with what another adds to it
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    shown = named(override)
+    if not equals:
+        raise ConfigError(f"--set {shown}: write KEY=VALUE, for example optim.lr=0.02")
+    *path, last = key.split(".")
+    for part in path:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {shown}: {part} is a value, it has no keys")
+    try:
+        tree[last] = _parse(value)
+    except ValueError as cause:
+        raise ConfigError(f"--set {shown}: the value is not YAML: {cause}") from cause
