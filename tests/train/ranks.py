@@ -36,7 +36,8 @@ def call_together(work: Callable[[], Any], folder: Path, size: int, patience: fl
         process.join(patience + 60)
         process.kill()
     errors = [text for result in results if (text := result.with_suffix(".error").read_text())]
-    assert errors == []
+    if errors:
+        raise AssertionError("\n".join(errors))
     return [torch.load(result, weights_only=False) for result in results]
 
 

@@ -34,6 +34,7 @@ def class_weights(config: TrainConfig, dataset: Dataset, ranks: Ranks) -> tuple[
         return None
     if config.class_weights == "balanced":
         counts, *_ = ranks.gather(None if ranks.rank else survey(dataset).pixels[: len(dataset.classes)])
+        assert counts is not None  # of the first rank
         return balanced(counts)
     names = dataset.classes.names
     if len(config.class_weights) != len(names):

@@ -1,5 +1,6 @@
 """`ddcat-bench attack`: what attacks leave of a checkpoint's main branch."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from functools import partial
@@ -108,7 +109,7 @@ def probe_once(evaluation: Evaluation, units: Units, *, advance: Callable[[int],
     if found is None:
         found = run_probe(
             meter.watch(main_branch(evaluation.checkpoint, evaluation.device)),
-            evaluation.dataset,
+            dataclasses.replace(evaluation.dataset, long_side=evaluation.base or evaluation.dataset.long_side),
             epsilon=_PROBE_EPSILON,
             images=evaluation.probed,
             seed=evaluation.seed,

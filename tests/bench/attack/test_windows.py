@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,7 @@ from ddcat_bench.attack.markdown import attack_markdown
 from ddcat_bench.attack.passes import Victims
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.attack.suites import BIM, Plan
-from ddcat_bench.attack.windows import judge_windows, windows
+from ddcat_bench.attack.windows import judge_windows, sized, windows
 from ddcat_bench.result_files import read_result
 from ddcat_bench.subjects import main_branch
 from ddcat_train import imagenet
@@ -37,7 +38,7 @@ def slowly(model: Model, image: Tensor, labels: Tensor, classes: int, crop: tupl
     above, left = (tall - height) // 2, (wide - width) // 2
     padded, truth = torch.empty(1, 3, tall, wide), torch.full((1, tall, wide), 255)
     for channel in range(3):
-        padded[:, channel] = round(imagenet.MEAN[channel] * 255) / 255
+        padded[:, channel] = imagenet.MEAN[channel]
     padded[:, :, above : above + height, left : left + width] = image
     truth[:, above : above + height, left : left + width] = labels
     strides = [math.ceil(2 * side / 3) for side in crop]
@@ -115,3 +116,44 @@ def test_the_suite_says_which_protocol(checkpoint: Checkpoint, scenes: Dataset, 
     assert whole.rows != result.rows
     with pytest.raises(DdcatError, match="--protocol tiles: whole or windows would be right"):
         cli.attack(run_directory, device="cpu", protocol="tiles", out=tmp_path / "other")
+
+
+@pytest.mark.parametrize(("own", "base"), [((75, 53), 61), ((53, 75), 90), ((40, 40), 61)], ids=str)
+@pytest.mark.parametrize("at_base", [False, True])
+def test_images_are_resized_in_floats_and_scores_resized_back(own: tuple[int, int], base: int, at_base: bool) -> None:
+    generator = np.random.default_rng(1)
+    pixels = generator.integers(0, 256, (*own, 3), dtype=np.uint8)
+    labels = generator.integers(0, 3, own, dtype=np.uint8)
+    seen: list[Tensor] = []
+
+    def model(images: Tensor) -> Tensor:
+        seen.append(images)
+        return 20 * images
+
+    # as the released evaluation writes it
+    size = sized(own, base)
+    resized = cv2.resize(np.float32(pixels), size[::-1], interpolation=cv2.INTER_LINEAR)
+    truth = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
+    softmax = torch.softmax(20 * torch.from_numpy(resized / 255).permute(2, 0, 1)[None], 1)[0].permute(1, 2, 0).numpy()
+    scored = softmax if at_base else cv2.resize(np.float64(softmax), own[::-1], interpolation=cv2.INTER_LINEAR)
+    expected = count(truth if at_base else labels, scored.argmax(2), 3)
+
+    planes = torch.from_numpy(np.float32(pixels) / 255).permute(2, 0, 1)[None]
+    victims = Victims(planes, torch.from_numpy(labels).long()[None], torch.tensor([0]))
+    plan = BIM._replace(counted=(0,))
+    found = judge_windows(model, model, plan, victims, 3, crop=size, base=base, at_base=at_base)
+    assert max(size) == base
+    np.testing.assert_allclose(seen[0][0].permute(1, 2, 0).detach() * 255, resized, atol=1e-2)
+    assert np.abs(found[0, 0, 0] - expected).sum() <= 4  # a tie in floats
+
+
+def test_what_surrounds_a_small_image_has_the_mean_colour_itself() -> None:
+    seen: list[Tensor] = []
+
+    def model(images: Tensor) -> Tensor:
+        seen.append(images)
+        return images[:, :2]
+
+    victims = Victims(torch.rand(1, 3, 20, 30), torch.zeros(1, 20, 30, dtype=torch.int64), torch.tensor([0]))
+    judge_windows(model, model, BIM._replace(counted=(0,)), victims, 2, crop=(33, 33))
+    assert torch.equal(seen[0][0, :, 0, 0].detach(), torch.tensor(imagenet.MEAN))
