@@ -1,16 +1,21 @@
 """Checkpoints: read whole and strictly, or refused in one line."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ddcat import provenance
+from ddcat_train import checkpoints
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint, read_description
 from ddcat_train.config import load_config
 from ddcat_train.errors import CheckpointError, ConfigError
+from ddcat_train.methods import Update
 from ddcat_train.trainer import Trainer
 
 
@@ -120,3 +125,78 @@ def test_a_checkpoint_of_before_it_said_whether_it_was_judged_is_read(tiny_run: 
     told = read_description(tmp_path / "now.safetensors").model_dump(mode="json", exclude={"judged"})
     save_file({"value": torch.zeros(1)}, tmp_path / "before.safetensors", {"ddcat": json.dumps(told)})
     assert read_description(tmp_path / "before.safetensors").judged
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("model", {"width": 1000}, r"does not fit its own description: .* has shape .* instead of"),
+        ("model", {"width": 1_000_000}, "less than or equal to 1024"),
+        ("model", {"backbone": "hf", "hf": "/etc"}, "expected the settings themselves, not the path of a file"),
+    ],
+)
+def test_a_description_that_asks_for_what_it_must_not_have_is_refused(
+    run: Path, section: str, values: dict[str, object], message: str
+) -> None:
+    config = json.loads((run / "best.json").read_text())["config"]
+    rewrite(run / BEST, load_file(run / BEST), config=config | {section: config[section] | values})
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_checkpoint(run).segmenter()
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("colour", [[999, 0, 0], [0, -1, 0]])
+def test_a_colour_that_is_none_is_refused_when_it_is_read(run: Path, colour: list[int]) -> None:
+    classes = json.loads((run / "best.json").read_text())["classes"]
+    rewrite(run / BEST, load_file(run / BEST), classes=classes | {"palette": [colour, *classes["palette"][1:]]})
+    with pytest.raises(CheckpointError, match=r"a colour is three numbers in 0\.\.255"):
+        read_description(run / BEST)
+
+
+def test_the_hash_is_that_of_the_file_that_was_read(run: Path, tiny_run: list[str]) -> None:
+    expected = hashlib.sha256((run / LAST).read_bytes()).hexdigest()
+    checkpoint = load_checkpoint(run / LAST)
+    Trainer(load_config("scenes-clean", tiny_run)).save(run / LAST, resumable=True)  # a run that goes on meanwhile
+    assert checkpoint.sha256() == expected != hashlib.sha256((run / LAST).read_bytes()).hexdigest()
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again(
+    run: Path, tiny_run: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Trainer(load_config("scenes-clean", tiny_run))
+    times = []
+
+    def replaced(path: Path) -> str:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if not times:
+            other.save(run / LAST, resumable=True)
+        times.append(digest)
+        return digest
+
+    monkeypatch.setattr(checkpoints, "sha256_of_file", replaced)
+    checkpoint = load_checkpoint(run / LAST)
+    assert len(times) == 2
+    assert checkpoint.sha256() == hashlib.sha256((run / LAST).read_bytes()).hexdigest()
+    assert checkpoint.description.config.method.name == "clean"
+
+
+def test_a_checkpoint_names_the_code_that_ran(run: Path, tiny_run: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(load_config("scenes-clean", tiny_run))
+    begun = trainer._commit
+    monkeypatch.setattr(provenance, "git_commit", lambda: "edited meanwhile")
+    trainer.save(run / LAST, resumable=True)
+    assert read_description(run / LAST).git_commit == begun != "edited meanwhile"
+
+
+def test_portions_that_move_other_parameters_are_refused(tiny_run: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(load_config("scenes-clean", [*tiny_run, "train.accumulate=2"]))
+    step, calls = trainer._method.step, []
+
+    def odd(*arguments: Any, **options: Any) -> list[Update]:
+        calls.append(1)
+        return [update._replace(parameters=update.parameters[len(calls) - 1 :]) for update in step(*arguments, **options)]
+
+    monkeypatch.setattr(trainer, "_method", replace(trainer._method, step=odd))
+    with pytest.raises(ValueError, match="clean moves other parameters in one portion of a batch than in another"):
+        trainer.apply(next(trainer.batches()))

@@ -1,5 +1,7 @@
 """Importing the files of others: every key finds its place, the values compute the same, and anything else is refused."""
 
+import os
+import subprocess
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -479,3 +481,29 @@ def test_an_imported_segmenter_is_attacked_exported_and_trained_on(
     assert all(torch.equal(after[key], value) for key, value in before.items())
     with pytest.raises(ConfigError, match=r"was imported and has no run to continue: name it as model\.pretrained"):
         trainer.restore(load_checkpoint(out))
+
+
+class Runs:
+    """Pickled, it is a call."""
+
+    def __init__(self, call: Any, *arguments: Any) -> None:
+        self.call = call, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (Runs(os.system, "false"), r"(posix|nt|os)\.system"),
+        (Runs(print, "x"), r"(builtins|__builtin__)\.print"),
+        (Runs(subprocess.call, ["false"]), r"subprocess\.call"),
+    ],
+)
+def test_what_would_run_code_is_named_by_each_of_torch_s_texts(tmp_path: Path, call: Runs, name: str, zipped: bool) -> None:
+    file = saved(tmp_path / "x.pth", {"a": call}, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=rf"holds a {name}, and reading one could run code") as caught:
+        import_checkpoint(file, tmp_path / "x.safetensors")
+    assert "\n" not in str(caught.value)

@@ -32,8 +32,9 @@ PROTOCOLS: dict[ProtocolName, str] = {
     "windows": "Sliding windows of {height} x {width}, two thirds of that apart, as the paper's released code evaluates: each "
     "window is attacked by itself, with full knowledge of the main branch, and the softmax is averaged where windows overlap. "
     "Images are resized in floats and the softmax is resized back, to be counted against labels as they are in their files; "
-    "for Cityscapes both are counted at the size of the windows. So no single adversarial image exists, and nobody could send one: a pixel may be perturbed in another way in each window "
-    "that shows it, and the 8-bit rows are of windows, too. Clean images are averaged with their mirror image, attacked ones "
+    "for Cityscapes both are counted at the size of the windows. So no single adversarial image exists, and nobody could send "
+    "one: a pixel may be perturbed in another way in each window that shows "
+    "it, and the 8-bit rows are of windows, too. Clean images are averaged with their mirror image, attacked ones "
     "are not. The probe for masked gradients is on whole images. " + _FIGURES,
 }
 _SMALL = 0.025  # what the paper says that n = 10 and 20 change

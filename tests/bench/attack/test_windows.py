@@ -76,7 +76,8 @@ def test_it_is_the_protocol_as_it_is_told(checkpoint: Checkpoint, scenes: Datase
         for place, steps in enumerate(PLAN.counted):
             expected = slowly(network, images, labels, classes, crop, steps)
             np.testing.assert_array_equal(counts[0, place, 0], count(labels[0].numpy(), expected, classes))
-        np.testing.assert_array_equal(counts[0, 0], counts[1, 0])  # clean images have 8 bits
+        if crop[0] <= images.shape[2] and crop[1] <= images.shape[3]:  # the mean colour around others has no 8 bits
+            np.testing.assert_array_equal(counts[0, 0], counts[1, 0])
 
 
 def test_every_window_has_a_start_of_its_own() -> None:

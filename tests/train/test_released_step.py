@@ -1,0 +1,145 @@
+"""
+The step of a paper's preset beside that of the released code itself, which is not ours to keep here.
+
+To run it, name a checkout of github.com/dvlab-research/Robust-Semantic-Segmentation:
+DDCAT_RELEASED_CODE=FOLDER pytest tests/train/test_released_step.py
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ddcat_train import imagenet
+from ddcat_train.checkpoints import build_network
+from ddcat_train.config import load_config
+from ddcat_train.losses import valid_pixels
+from ddcat_train.methods import METHODS, Portion
+from ddcat_train.methods.division import divide
+from ddcat_train.networks import Segmenter
+from ddcat_train.optimizer import add_gradients, apply_gradients, build_optimizer, set_learning_rate
+
+FOLDER = os.environ.get("DDCAT_RELEASED_CODE")
+pytestmark = pytest.mark.skipif(not FOLDER, reason="DDCAT_RELEASED_CODE names no checkout of the released code")
+CLASSES, STEPS = 21, 5
+# theirs: ours
+NAMES = {f"layer{stage}.": f"backbone.layer{stage}." for stage in range(5)} | {
+    "ppm.": "context.", "aspp.": "context.", "cls1.": "heads.main.", "cls2.": "heads.auxiliary.", "mask1.": "heads.mask.",
+    "aux_cls1.": "heads.deep.",
+}  # fmt: skip
+MEAN, STD = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (imagenet.MEAN, imagenet.STD))
+
+
+@pytest.fixture(params=["psp", "aspp"])
+def script(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The released training script as a module; what it imports and does not need on a CPU is made up."""
+    folder = Path(str(FOLDER))
+    if not (folder / f"tool_train/train_ddcat_{request.param}.py").is_file():
+        pytest.skip("this script is not in the folder")
+    others = ("apex", "tensorboardX", "lib", "lib.sync_bn", "lib.sync_bn.modules")
+    for name in (*others, "util.dataset", "util.transform", "util.config"):
+        monkeypatch.setitem(sys.modules, name, MagicMock())
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.syspath_prepend(str(folder / "tool_train"))
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor, **_: tensor)
+    before = set(sys.modules)
+    module = importlib.import_module(f"train_ddcat_{request.param}")
+    module.args = SimpleNamespace(  # type: ignore[attr-defined]
+        epochs=STEPS, base_lr=0.01, power=0.9, zoom_factor=8, use_apex=False, multiprocessing_distributed=False,
+        classes=CLASSES, ignore_label=255, aux_weight=0.4, print_freq=1000,
+    )  # fmt: skip
+    module.mean_origin, module.std_origin = list(imagenet.MEAN), list(imagenet.STD)  # type: ignore[attr-defined]
+    module.writer, module.logger = MagicMock(), MagicMock()  # type: ignore[attr-defined]
+    module.context = {"psp": "pyramid", "aspp": "aspp"}[request.param]  # type: ignore[attr-defined]
+    yield module
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def theirs_of(script: Any, ours: Segmenter) -> tuple[nn.Module, dict[str, str]]:
+    """Their network with our weights, and our key of each of theirs."""
+    build = script.PSPNet_DDCAT if script.context == "pyramid" else script.DeepLabV3_DDCAT
+    network = build(layers=50, classes=CLASSES, dropout=0.0, zoom_factor=8, pretrained=False).double()
+    keys = {}
+    for key in network.state_dict():
+        start = next(start for start in NAMES if key.startswith(start))
+        keys[key] = NAMES[start] + key.removeprefix(start)
+    weights = ours.state_dict()
+    network.load_state_dict({key: weights[name].clone() for key, name in keys.items()})
+    return network, keys
+
+
+def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
+    """As main_worker() of the released script makes them: the backbone's five first."""
+    order = ("layer0", "layer1", "layer2", "layer3", "layer4", "ppm", "aspp", "cls1", "cls2", "mask1", "aux_cls1")
+    return [{"params": getattr(network, name).parameters()} for name in order if hasattr(network, name)]
+
+
+@pytest.mark.parametrize("count", [4, 5])
+def test_a_step_is_the_released_one(script: Any, count: int) -> None:
+    overrides = ["model.dropout=0", f"model.context={script.context}"]
+    config = load_config("voc-pspnet50-ddcat", overrides)
+    torch.manual_seed(0)
+    ours = build_network(config, CLASSES).double().train()
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(count, 3, 33, 41, dtype=torch.float64, generator=generator)
+    labels = torch.randint(CLASSES, (count, 33, 41), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.1] = 255
+    with torch.no_grad():  # lived-in batch-norm statistics, with which an attack changes some predictions
+        for _ in range(5):
+            ours(images, ("main", "auxiliary", "mask", "deep"))
+        ours.heads["mask"][4].bias.copy_(torch.tensor([0.0, 0.1]))
+    theirs, keys = theirs_of(script, ours)
+    groups = parameter_groups(theirs)
+    optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9, weight_decay=1e-4)
+    criterion = nn.CrossEntropyLoss(ignore_index=255)
+    normalised = (images - MEAN) / STD
+
+    clean = config.method.clean_images(count)
+    portion = Portion(images, labels, torch.arange(count), clean, valid_pixels(labels), labels.numel())
+    division = divide(ours, portion, attack=config.attack)
+    adversarial, marked, _ = script.BIM(normalised.clone(), labels, theirs, criterion, optimizer)
+    expected = torch.cat([images[:clean], adversarial[clean:] * STD + MEAN])
+    assert float((division.images - expected).abs().max()) < 1e-12
+    assert torch.equal(division.masks[:clean], marked[:clean])
+    assert not division.masks[clean:].any()
+    assert 0 < float(marked.double().mean()) < 1
+
+    for network, batch in ((theirs, normalised), (ours, images)):
+        network.eval()
+        assert batch.dtype is torch.float64
+    with torch.no_grad():
+        close(ours(images), theirs(normalised), 1e-10)
+    for network in (theirs, ours):
+        network.train()
+
+    mine = build_optimizer(ours, config.optim)
+    set_learning_rate(mine, config.optim, step=0, steps=STEPS)
+    updates = METHODS["ddcat"].step(ours, portion, attack=config.attack, options=config.method)
+    gradients = add_gradients(updates)
+    apply_gradients(mine, updates, gradients)
+    loss, *_ = script.train([(normalised, labels)], theirs, optimizer, 0, criterion)
+
+    logged = {name: float(value) for update in updates for name, value in update.log.items()}
+    assert logged["main"] + logged["auxiliary"] + logged["mask"] == pytest.approx(loss, rel=1e-12)
+    own, state = dict(ours.named_parameters()), ours.state_dict()
+    for name, parameter in theirs.named_parameters():
+        assert parameter.grad is not None
+        found = own[keys[name]].grad
+        assert found is not None
+        close(found, parameter.grad, 1e-9)
+    for name, value in theirs.state_dict().items():
+        close(state[keys[name]].double(), value.double(), 1e-10)
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
+    scale = max(float(expected.abs().max()), 1e-6)
+    assert float((found - expected).abs().max()) <= tolerance * scale
