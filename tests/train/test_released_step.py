@@ -2,7 +2,7 @@
 The step of a paper's preset beside that of the released code itself, which is not ours to keep here.
 
 To run it, name a checkout of github.com/dvlab-research/Robust-Semantic-Segmentation:
-DDCAT_RELEASED_CODE=FOLDER pytest tests/train/test_released_step.py
+DDCAT_RELEASED_CODE=FOLDER pytest -m slow tests/train/test_released_step.py
 """
 
 import importlib
@@ -28,7 +28,10 @@ from ddcat_train.networks import Segmenter
 from ddcat_train.optimizer import add_gradients, apply_gradients, build_optimizer, set_learning_rate
 
 FOLDER = os.environ.get("DDCAT_RELEASED_CODE")
-pytestmark = pytest.mark.skipif(not FOLDER, reason="DDCAT_RELEASED_CODE names no checkout of the released code")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not FOLDER, reason="DDCAT_RELEASED_CODE names no checkout of the released code"),
+]
 CLASSES, STEPS = 21, 5
 # theirs: ours
 NAMES = {f"layer{stage}.": f"backbone.layer{stage}." for stage in range(5)} | {
@@ -61,7 +64,8 @@ def script(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     module.context = {"psp": "pyramid", "aspp": "aspp"}[request.param]  # type: ignore[attr-defined]
     yield module
     for name in set(sys.modules) - before:
-        del sys.modules[name]
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder)):
+            del sys.modules[name]
 
 
 def theirs_of(script: Any, ours: Segmenter) -> tuple[nn.Module, dict[str, str]]:
