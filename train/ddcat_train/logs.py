@@ -11,9 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from ddcat.errors import WriteError
-from ddcat.faults import printable
 from ddcat.files import append_text, remove_leftovers, write_bytes, write_text, writing
 from ddcat.progress import Rate
+from ddcat.text import printable
 from ddcat_train.data.base import U8
 from ddcat_train.sheet import to_png
 
