@@ -169,7 +169,7 @@ def test_skipping_is_for_images_to_train_on(both: Path, tmp_path: Path) -> None:
 def test_the_first_lines_of_a_training_are_the_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str], both: Path) -> None:
     relabel(both, lambda labels: np.where(labels == 1, 255, 0))
     (both / "images/train/4.png").write_bytes(b"no image")
-    (both / "images/train/more.webp").write_bytes(b"")
+    (both / "images/train/more\x1b[2J.webp").write_bytes(b"")
     overrides = [
         "data.name=folder", f"data.root={both}", "augment.crop=33", "model.width=4", "train.epochs=1", "train.batch_size=4",
         "train.workers=0", "data.skip_corrupt=true",
@@ -185,6 +185,7 @@ def test_the_first_lines_of_a_training_are_the_warnings(tmp_path: Path, capsys: 
         "in val",
     ):
         assert [line for line in first if wanted in line], wanted
+    assert "\x1b" not in "".join(told)
     train(load_config("scenes-clean", overrides), tmp_path / "run", resume=True)
     assert "warning" not in capsys.readouterr().err
 

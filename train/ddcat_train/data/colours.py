@@ -66,15 +66,15 @@ def decode_colours(pixels: U8, colours: Mapping[Colour, int] | None, classes: Cl
     return labels, [Fault("colour", file, message, pixels=pixel_count)]
 
 
-def palette_clash(mask: Mask, labels: U8, classes: Classes) -> str | None:
+def palette_clash(mask: Mask, table: U8, classes: Classes) -> str | None:
     """
     Tell of a palette that shows a class in the colour of another one: its order is not that of the classes.
 
     Parameters
     ----------
     mask : Mask
-    labels : (H, W) uint8
-        What the mask was decoded to.
+    table : (256,) uint8
+        Labels of all values of a mask.
     classes : Classes
 
     Returns
@@ -84,8 +84,8 @@ def palette_clash(mask: Mask, labels: U8, classes: Classes) -> str | None:
     """
     if mask.palette is None:
         return None
-    for value in np.unique(mask.pixels):
-        label = int(labels[mask.pixels == value][0])
+    for value in np.flatnonzero(np.bincount(mask.pixels.ravel(), minlength=256)):
+        label = int(table[value])
         if label >= len(classes) or value >= len(mask.palette):
             continue
         red, green, blue = mask.palette[value].tolist()

@@ -19,6 +19,7 @@ from ddcat_train.errors import DataError
 __all__ = ["Survey", "check_labelled", "survey", "warnings_of"]
 
 _MOST_NAMES = 8
+_VALUES = np.arange(256, dtype=np.uint8)
 _MUCH = 0.5  # of all pixels are ignored: it may be meant so, and should be known
 
 
@@ -93,7 +94,7 @@ def _look(dataset: Dataset, pair: Pair) -> _Look | DataError:
         labels, faults = dataset.labels_of(mask, pair.labels)
     except DataError as error:
         return error
-    clash = None if dataset.made_up_palette else palette_clash(mask, labels, dataset.classes)
+    clash = None if dataset.made_up_palette else palette_clash(mask, dataset.decode(_VALUES), dataset.classes)
     return _Look(np.bincount(labels.ravel(), minlength=256), faults, orientation, clash)
 
 
@@ -123,7 +124,8 @@ def warnings_of(dataset: Dataset, found: Survey) -> list[str]:
     if twice := len(dataset) - len({pair.image for pair in dataset.pairs}):
         lines.append(f"{split} lists {twice} of its {len(dataset)} images again: each counts as often as it is listed")
     if absent and found.pixels.any():
-        more = f" and {len(absent) - _MOST_NAMES} others" if len(absent) > _MOST_NAMES else ""
+        rest = len(absent) - _MOST_NAMES
+        more = f" and {rest} other{'s' * (rest > 1)}" if rest > 0 else ""
         told = f"; {share}" if found.pixels[IGNORE] else ""
         lines.append(f"no pixel of {', '.join(absent[:_MOST_NAMES])}{more} in {split}{told}{_hint(dataset, found)}")
     elif ignored > _MUCH:
