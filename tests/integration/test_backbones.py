@@ -3,6 +3,8 @@
 import importlib
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddcat.bundle import open_bundle
+from ddcat_bench.gate.twin import twin_of
 from ddcat_export.errors import ExportError
 from ddcat_export.graph import build_graph
-from ddcat_export.sweep import LOGIT_TOLERANCE, shapes_of, sweep
+from ddcat_export.sweep import LOGIT_TOLERANCE, sample_images, shapes_of, sweep
+from ddcat_serve.engines import open_engine
 from ddcat_train.checkpoints import LAST, load_checkpoint
 from ddcat_train.config import load_config
 from ddcat_train.data.generate import write_scenes
 from ddcat_train.networks import Segmenter
+from ddcat_train.pixels import to_planes
 from ddcat_train.trainer import Trainer
 
 PAGE = (Path(__file__).parents[2] / "docs/backbones.md").read_text(encoding="utf-8")
@@ -77,25 +83,42 @@ def test_the_backbone_of_the_documentation(scenes: Path, tmp_path: Path) -> None
     )
 
 
-CONVNEXT = {"model_type": "convnextv2", "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
-SWIN = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4], "window_size": 7}
+HF = {
+    "convnextv2": {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
+    "convnext": {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
+    "swin": {"embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4], "window_size": 7},
+    "pvt_v2": {
+        "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4], "mlp_ratios": [2] * 4,
+    },
+}  # fmt: skip
 
 
 @pytest.mark.slow
-def test_convnext_v2_at_every_shape(scenes: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    [("convnextv2", []), ("convnextv2", ["--size", "45x70"]), ("convnext", []), ("swin", ["--size", "45x70"]), ("pvt_v2", [])],
+)
+def test_backbones_of_transformers_are_exported_and_attacked(
+    model: str, sizes: list[str], scenes: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("transformers", reason='transformers is not installed: pip install ".[hf]"')
-    network = trained(scenes, tmp_path, "model.backbone=hf", f"model.hf={json.dumps(CONVNEXT)}")
-    found = sweep(build_graph(network, sizes=None, logits=False, confidence=False), network, shapes_of(None))
-    assert found.shapes == shapes_of(None)
-    assert 0 < found.logit_error <= LOGIT_TOLERANCE
+    options = json.dumps({"model_type": model, **HF[model]})
+    trained(scenes, tmp_path / "run", "model.backbone=hf", f"model.hf={options}")
+    out = tmp_path / "bundle"
+    line = [sys.executable, "-m", "ddcat_export.cli", str(tmp_path / "run"), "--engine", "ort", *sizes, "--out", str(out)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr  # with all proofs
+    bundle = open_bundle(out)
+    images = sample_images((2, 45, 70), 0)
+    with open_engine(bundle, threads=1) as engine, torch.no_grad():
+        labels = twin_of(bundle)(to_planes(images)).argmax(1).numpy()
+        assert (labels == engine.infer(images).labels).mean() > 0.999
 
 
 @pytest.mark.slow
-def test_swin_at_a_size_off_its_grid(scenes: Path, tmp_path: Path) -> None:
+def test_swin_is_for_one_size(scenes: Path, tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason='transformers is not installed: pip install ".[hf]"')
-    network = trained(scenes, tmp_path, "model.backbone=hf", f"model.hf={json.dumps(SWIN)}")
-    size = (45, 70)
-    found = sweep(build_graph(network, sizes=(size,), logits=False, confidence=False), network, shapes_of((size,)))
-    assert 0 < found.logit_error <= LOGIT_TOLERANCE
+    options = json.dumps({"model_type": "swin", **HF["swin"]})
+    network = trained(scenes, tmp_path, "model.backbone=hf", f"model.hf={options}")
     with pytest.raises(ExportError, match="for one size of images only, its code depends on it: --size HxW"):
         build_graph(network, sizes=None, logits=False, confidence=False)
