@@ -36,7 +36,6 @@ class Usage:
         with self._lock:
             self._executions[batch.images] += 1
             self._execution_ns[batch.images] += round(1e9 * batch.seconds)
-            self._counts["compute"] += batch.requests - batch.failed
             self._ns["compute"] += round(1e9 * batch.seconds) * (batch.requests - batch.failed)
 
     def statistics(self, name: str, version: str) -> dict[str, Any]:
@@ -44,17 +43,17 @@ class Usage:
         Return a member of the protocol's `model_stats`.
 
         Decoding and encoding are not of the model, and count as 0; what an answered request did not spend in the engine, it
-        spent in the queue.
+        spent in the queue. All stages have one count, even while a batch is being answered: clients insist on it.
         """
         with self._lock:
             count, ns = self._counts, self._ns
-            nothing = {"count": 0, "ns": 0}
+            nothing, compute = {"count": 0, "ns": 0}, min(ns["compute"], ns["success"])
             stages = {
                 "success": {"count": count["success"], "ns": ns["success"]},
                 "fail": {"count": count["fail"], "ns": ns["fail"]},
-                "queue": {"count": count["success"], "ns": max(0, ns["success"] - ns["compute"])},
+                "queue": {"count": count["success"], "ns": ns["success"] - compute},
                 "compute_input": {"count": count["success"], "ns": 0},
-                "compute_infer": {"count": count["compute"], "ns": ns["compute"]},
+                "compute_infer": {"count": count["success"], "ns": compute},
                 "compute_output": {"count": count["success"], "ns": 0},
                 "cache_hit": nothing,
                 "cache_miss": nothing,
