@@ -37,8 +37,7 @@ _CODES = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 _CALLS = 1000  # at once, of all clients
-_MESSAGES = 8  # of the largest size in hand at once
-_PROBES = 4  # the same, of those who need no key
+_PROBES = 4  # messages of the largest size of those who need no key
 _PROBE = 1.0  # seconds in which the few bytes of a probe must have come
 _IDLE = 600.0  # seconds for which a stream may be silent
 _DETAILS = 1000  # characters: more than a few kB of them are a protocol error to clients
@@ -111,8 +110,9 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def __init__(self, context: Context, methods: Mapping[str, Method], reasons: Mapping[str, str]) -> None:
         self._context, self._methods, self._reasons = context, methods, reasons
-        self._largest = context.settings.max_bytes + ROOM
-        self._room, self._probes = Room(_MESSAGES * self._largest), Room(_PROBES * self._largest)
+        self._largest = context.settings.max_bytes
+        # as much as HTTP has, but not the same: a message counts as the largest until it has come
+        self._room, self._probes = Room(max(context.room.most, self._largest)), Room(_PROBES * self._largest)
         self._running: Counter[str] = Counter()  # calls, by path
         self.closing = asyncio.Event()  # streams end: a client may keep one for as long as it likes
 
@@ -190,8 +190,8 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc]
             message = await self._message(asked.call, timeout - (time.perf_counter() - asked.began))
             if message is None:
                 raise RequestError(400, "the call holds no message")
-            self._room.give(held - len(message))
-            held = len(message)
+            self._room.give(held - min(held, len(message)))
+            held = min(held, len(message))
             yield message
         finally:
             self._room.give(held)

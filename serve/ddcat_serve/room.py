@@ -18,7 +18,7 @@ class Room:
     """
 
     def __init__(self, most: int) -> None:
-        self._left = most
+        self.most = self._left = most
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
 
     def take_now(self, size: int) -> bool:
