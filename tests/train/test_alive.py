@@ -555,7 +555,7 @@ def test_a_loader_that_does_not_keep_up_is_told_once(
     monkeypatch.setattr(watching, "_JUDGED", 0.0)
     monkeypatch.setattr(watching, "_EVERY", 2)
     train(config, tmp_path / "run")
-    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("reading images takes ")]
+    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("the loader does not keep up: ")]
     share = json.loads((tmp_path / "run/summary.json").read_text())["waited_share"]
     timing = [json.loads(line) for line in (tmp_path / "run/timing.jsonl").read_text().splitlines()]
     assert [line["step"] for line in timing] == [2, 4, 6, 8, 9]

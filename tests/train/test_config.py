@@ -205,7 +205,7 @@ def test_an_unknown_preset_names_the_nearest_and_where_all_are() -> None:
 
 def test_a_run_names_its_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("{}")
-    with pytest.raises(ConfigError, match=rf"{tmp_path} is a run: use its {tmp_path}/config\.yaml"):
+    with pytest.raises(ConfigError, match=rf"{tmp_path} is a run: its {tmp_path}/config\.yaml would be right"):
         load_config(str(tmp_path))
 
 

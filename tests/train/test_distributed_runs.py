@@ -86,7 +86,7 @@ class Command:
         self.process.join(300)
         lines = self._printed.read_text().splitlines()
         return self.process.exitcode, [
-            line for line in lines if not line.startswith(("ddcat: ", "starts ", "step ", "reading images "))
+            line for line in lines if not line.startswith(("ddcat: ", "starts ", "step ", "the loader "))
         ]
 
 

@@ -16,8 +16,8 @@ from torch import nn
 from ddcat_train.checkpoints import LAST, load_checkpoint
 from ddcat_train.config import Config, ModelConfig, dump_config, load_config
 from ddcat_train.errors import CheckpointError, ConfigError
+from ddcat_train.loop import check_run
 from ddcat_train.networks import Backbone, build_backbone, load_backbone
-from ddcat_train.run_folder import check_run
 from ddcat_train.trainer import Trainer
 
 transformers = pytest.importorskip("transformers", reason='transformers is not installed: pip install ".[hf]"')

@@ -72,7 +72,7 @@ def test_a_configuration_that_was_edited_is_held_against_the_checkpoint(
     edited = with_values(load_config(str(run / "config.yaml")), **values)
     (run / "config.yaml").write_text(dump_config(edited))
     before = (run / LAST).read_bytes()
-    with pytest.raises(ConfigError, match=rf"last.safetensors was begun with another .* \({keys} differ\): set them back"):
+    with pytest.raises(ConfigError, match=rf"run was begun with another configuration \({keys} differ\): set them back"):
         train(edited, run, resume=True)
     assert (run / LAST).read_bytes() == before
 
@@ -85,7 +85,7 @@ def test_the_line_says_what_to_set_back_to(finished: Path) -> None:
 
 def test_fewer_epochs_than_are_done_are_refused(finished: Path) -> None:
     begun = load_config(str(finished / "config.yaml"))
-    with pytest.raises(ConfigError, match=r"finished with 2 epochs: --set train\.epochs takes a larger number"):
+    with pytest.raises(ConfigError, match=r"is finished with 2 epochs: --set train\.epochs takes a larger number"):
         check_run(with_values(begun, train__epochs=1), finished, resume=True, more_epochs=True)
 
 

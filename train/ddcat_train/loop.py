@@ -20,7 +20,7 @@ from ddcat_train.trainer import Trainer
 from ddcat_train.watch import NONFINITE, Watch
 from ddcat_train.worker import rank
 
-__all__ = ["Outcome", "train"]
+__all__ = ["Outcome", "check_run", "train"]
 
 RESULT = "summary.json"
 _LESS_TO_JUDGE = "continue with --resume and a smaller train.evaluate_batch, data.val_long_side or train.evaluate_images"

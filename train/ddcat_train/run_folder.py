@@ -99,22 +99,22 @@ def check_run(config: Config, run: Path, *, resume: bool, more_epochs: bool = Fa
 
 def _check_begun(config: Config, begun: Description, run: Path, more_epochs: bool) -> None:
     differing = _differing(config, begun.config)
+    if not differing:
+        return
+    fault = f"{run} was begun with another configuration ({_told(differing)} differ)"
+    epochs = begun.config.train.epochs
     if set(differing) == {_EPOCHS} and more_epochs:
         if begun.step is None or begun.step != begun.steps:
             raise ConfigError(
-                f"{run} is at step {begun.step} of {begun.steps}: a finished run can be given more epochs, and this one must "
-                "be resumed with its own train.epochs first"
+                f"{fault} and is at step {begun.step} of {begun.steps}: a finished run can be given more epochs; continue this "
+                f"one with its own {epochs} first"
             )
-        if config.train.epochs > begun.config.train.epochs:
+        if config.train.epochs > epochs:
             return
-        raise ConfigError(f"{run} is finished with {begun.config.train.epochs} epochs: --set {_EPOCHS} takes a larger number")
-    if differing:
-        back = ", ".join(f"{key} to {shortened(before)}" for key, (before, _) in list(differing.items())[:_MOST_TOLD])
-        more = f"; more epochs for a finished run: --resume --set {_EPOCHS}=N" if _EPOCHS in differing else ""
-        raise ConfigError(
-            f"{run / LAST} was begun with another configuration ({_told(differing)} differ): "
-            f"set them back ({back}), or begin a new run with another --out{more}"
-        )
+        raise ConfigError(f"{fault} and is finished with {epochs} epochs: --set {_EPOCHS} takes a larger number")
+    back = ", ".join(f"{key} to {shortened(before)}" for key, (before, _) in list(differing.items())[:_MOST_TOLD])
+    more = f"; more epochs for a finished run: --resume --set {_EPOCHS}=N" if _EPOCHS in differing else ""
+    raise ConfigError(f"{fault}: set them back ({back}), or begin a new run with another --out{more}")
 
 
 def _differing(config: Config, before: Config) -> dict[str, tuple[object, object]]:
