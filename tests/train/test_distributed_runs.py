@@ -1,15 +1,18 @@
 """Commands that start several ranks: how they stop and go on, and what is said where one of them fails."""
 
 import json
+import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import pytest
 import torch
 from torch.distributed import run as torchrun
@@ -21,6 +24,8 @@ from ddcat_train import cli
 from ddcat_train import launch as launching
 from ddcat_train.checkpoints import LAST, load_checkpoint
 from ddcat_train.config import Config, load_config
+from ddcat_train.data import AUGMENTATIONS
+from ddcat_train.data.base import Sample
 from ddcat_train.errors import ConfigError, TrainError
 from ddcat_train.launch import launch
 from ddcat_train.loop import train
@@ -353,3 +358,24 @@ def test_what_cannot_be_started_is_refused(
 
 def test_a_run_without_a_checkpoint_continues_from_its_start(tmp_path: Path) -> None:
     assert cli._reached(tmp_path) == "its start, for no checkpoint was written yet,"
+
+
+def test_a_reader_that_fails_on_one_rank_ends_all_of_them(overrides: list[str], tmp_path: Path, together: Together) -> None:
+    def work() -> tuple[str, str, int]:
+        def fail(sample: Sample, generator: np.random.Generator) -> NoReturn:
+            raise MemoryError
+
+        if os.environ["RANK"] == "1":
+            AUGMENTATIONS["plain"] = lambda **_: fail
+        config = load_config("scenes-clean", [*overrides, "train.workers=1", "data.skip_corrupt=true"])
+        try:
+            train(config, tmp_path / "run", device="cpu")
+        except TrainError as error:
+            return type(error).__name__, str(error), len(multiprocessing.active_children())
+        raise AssertionError("it went on")
+
+    (first, told, left), (second, line, also_left) = together(work)
+    assert (first, second) == ("LostRankError", "DataError")
+    assert "another could not read its images" in told
+    assert re.search(r"JPEGImages/.*jpg could not be made ready \(MemoryError\): free some memory", line)
+    assert (left, also_left) == (0, 0)
