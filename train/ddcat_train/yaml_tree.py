@@ -16,7 +16,7 @@ import yaml
 
 from ddcat_train.errors import ConfigError
 
-__all__ = ["CONFIG", "PRESETS", "load_tree", "named", "presets", "shortened"]
+__all__ = ["CONFIG", "PRESETS", "load_tree", "named", "parse_yaml", "presets", "shortened"]
 
 CONFIG = "config.yaml"  # of a run, resolved
 PRESETS = Path(__file__).parent / "presets"
@@ -78,7 +78,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _parse(text: str) -> Any:
+def parse_yaml(text: str) -> Any:
     """
     Read YAML.
 
@@ -156,7 +156,7 @@ def _read(path: Path, done: dict[Path, dict[str, Any]], inherited: tuple[Path, .
     try:
         if path.stat().st_size > _LARGEST:
             raise ValueError(f"more than {_LARGEST} bytes")
-        tree = _parse(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as cause:
         raise ConfigError(f"{path} is not readable YAML: {cause}") from cause
     if not isinstance(tree, dict):
@@ -192,6 +192,6 @@ def _override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(tree, dict):
             raise ConfigError(f"--set {shown}: {part} is a value, it has no keys")
     try:
-        tree[last] = _parse(value)
+        tree[last] = parse_yaml(value)
     except ValueError as cause:
         raise ConfigError(f"--set {shown}: the value is not YAML: {cause}") from cause

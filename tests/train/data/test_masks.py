@@ -120,8 +120,11 @@ def test_a_palette_in_another_order_is_told(small_folder: Path) -> None:
         ("{names: [a, b], ignore_colour: [1, 2, 3]}", "give the classes colours, too"),
         ("{names: [a, b], colours: [[1, 2, 3], [4, 5, 6]], ignore_colour: [1, 2, 3]}", "is the colour of a class"),
         ("{names: {0: a, 256: b}}", "less than or equal to 255"),
-        ("[" * 20000, "is not YAML"),
-        (f"names: [a, {'1' * 5000}]", "is not readable"),
+        ("[" * 20000, r"is not readable YAML \(it is nested too deeply\)"),
+        ("names: [a, b]\nnames: [b, a]", r"is not readable YAML \(names stands twice \(line 2\)\)"),
+        ("names: {0: a, 0: b, 1: c}", r"0 stands twice"),
+        ("x: &a [1, 1, 1, 1]\ny: &b [*a, *a, *a, *a]\nnames: &c [*b, *b]\ncolours: *c", "Input should be a valid string"),
+        (f"names: [a, {'1' * 5000}]", "is not readable YAML"),
         ("<<: {names: [a, b]}\nx: 1", "Extra inputs"),
     ],
 )

@@ -25,6 +25,7 @@ from ddcat.text import printable
 from ddcat_train.data.files import read_text
 from ddcat_train.data.pictures import U8
 from ddcat_train.errors import DataError
+from ddcat_train.yaml_tree import parse_yaml
 
 __all__ = ["CLASSES_FILE", "NO_CLASS", "Legend", "Table", "classes_yaml", "read_classes", "read_legend"]
 
@@ -158,18 +159,17 @@ def read_legend(path: Path) -> Legend:
     except DataError as error:
         raise DataError(f"{error}; {_RIGHT}") from error
     try:
-        content = yaml.safe_load(text)
+        content = parse_yaml(text)
+    except ValueError as cause:
+        raise DataError(f"{path} is not readable YAML ({cause}): {_RIGHT}") from cause
+    try:
         if not isinstance(content, dict):
             raise DataError(f"{path} holds no table: {_RIGHT}")
         _check_scalars(path, content.get("names"), yaml.load(text, yaml.BaseLoader).get("names"))
         parsed = _ClassesFile.model_validate(content)
-    except (yaml.YAMLError, RecursionError) as cause:
-        raise DataError(f"{path} is not YAML ({printable(' '.join(str(cause).split()))}): {_RIGHT}") from cause
     except ValidationError as cause:
         fault = first_fault(cause).replace("Value error, ", "")
         raise DataError(f"{path}: {fault}; {_RIGHT}") from cause
-    except ValueError as cause:  # a number of thousands of digits
-        raise DataError(f"{path} is not readable ({cause}): {_RIGHT}") from cause
     values = sorted(parsed.names)
     names = [parsed.names[value] for value in values]
     table = np.full(256, NO_CLASS, np.uint8)
