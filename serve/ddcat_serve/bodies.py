@@ -98,15 +98,17 @@ async def read_images(request: Request, *, max_bytes: int, timeout: float) -> Up
         return Uploads([Upload(None, body)], single=True)
     parser = _Files(request, body)
     try:
-        form = await parser.parse()
+        await parser.parse()
+        uploads = [Upload(file.filename, await file.read()) for file in parser.files]
     except (MultiPartException, KeyError, ValueError) as cause:  # KeyError: no boundary
         raise RequestError(400, f"the form cannot be read: {cause}") from cause
+    finally:
+        for file in parser.files:
+            await file.close()
     if not parser.ended:
         raise RequestError(400, "the form is cut off: its closing boundary does not come")
-    files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-    if not files:
+    if not uploads:
         raise RequestError(400, "the form holds no file: send each image as a part with a filename")
-    uploads = [Upload(file.filename, await file.read()) for file in files]
     return Uploads(uploads, single=len(uploads) == 1)
 
 
@@ -119,6 +121,7 @@ class _Files(MultiPartParser):
 
         super().__init__(request.headers, stream(), max_files=_MOST_FILES)
         self.spool_max_size = len(body)
+        self.files: list[UploadFile] = []
         self.ended = False
 
     def on_headers_finished(self) -> None:
@@ -127,6 +130,7 @@ class _Files(MultiPartParser):
         if part.file is None:
             message = f"the part {quoted(part.field_name)} has no filename: give it one where it is an image; "
             raise RequestError(400, f"{message}model, version and timeout go into the query, as in /v1/segment?model=NAME")
+        self.files.append(part.file)
 
     def on_end(self) -> None:
         self.ended = True
