@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ddcat.manifest import Precision
 from ddcat_export.errors import ExportError
 from ddcat_export.lint import COMPUTES, LOGITS, check_graph, types_of
+from ddcat_export.opsets import opset_of
 
 __all__ = ["cast_graph"]
 
@@ -73,7 +74,7 @@ def cast_graph(content: bytes, precision: Precision) -> bytes:
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(kept)
-    check_graph(model, precision)
+    check_graph(model, precision, opset_of(content))
     changed: bytes = model.SerializeToString(deterministic=True)
     return changed
 

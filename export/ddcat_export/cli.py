@@ -64,6 +64,12 @@ def export(
             min=0, metavar="POINTS", help="Of mIoU, clean and attacked, that int8 may cost.", show_default="not measured"
         ),
     ] = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="ONNX opset of the graph, 17 to 22, for a runtime that reads no newer one.", show_default="22"
+        ),
+    ] = None,
     data_root: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The data set's folder.", show_default="where it was in training")
     ] = None,
@@ -144,9 +150,9 @@ def export(
             from ddcat_export.rebuilding import rebuild
         with _status() as progress:
             made, replay = rebuild(
-                source, folder, engine=engine, precision=chosen, sizes=sizes, max_batch=max_batch, key=sign,
-                options=options, repeatable=repeatable, trust=Trust.from_options(require_signature, expect_digest),
-                progress=progress,
+                source, folder, engine=engine, precision=chosen, sizes=sizes, max_batch=max_batch, opset=opset,
+                key=sign, options=options, repeatable=repeatable,
+                trust=Trust.from_options(require_signature, expect_digest), progress=progress,
             )  # fmt: skip
         typer.echo(_told(made, "the bundle", replay))
         return
@@ -160,8 +166,16 @@ def export(
     folder = out or (source if source.is_dir() else source.parent) / f"bundle-{engine}-{chosen}"
     with needing("train,export,cpu", ExportError):
         from ddcat_export import exporting
+        from ddcat_export.lint import OPSET
     if explain:
-        writes = {"--out": out, "--sign": sign, "--max-batch": max_batch, "--logits": logits, "--confidence": confidence}
+        writes = {
+            "--out": out,
+            "--sign": sign,
+            "--max-batch": max_batch,
+            "--opset": opset,
+            "--logits": logits,
+            "--confidence": confidence,
+        }
         of_plans = {"--hardware": hardware, "--version-compatible": version_compatible}
         _refuse({**writes, "--data-root": data_root, **of_plans}, "--explain writes nothing")
         _explain(source, chosen, sizes)
@@ -170,7 +184,7 @@ def export(
         done = exporting.export(
             source, folder, engine=engine, precision=chosen, sizes=sizes, max_batch=max_batch, logits=logits,
             confidence=confidence, calibration=kind or "mixed", calibration_images=calibration_images or 32,
-            max_drop=max_drop, data_root=data_root, options=options, key=sign, progress=progress,
+            max_drop=max_drop, data_root=data_root, options=options, key=sign, progress=progress, opset=opset or OPSET,
         )  # fmt: skip
     typer.echo(_told(done.bundle, "PyTorch", done.replay, done.sweep, done.layers))
 

@@ -24,9 +24,10 @@ from ddcat_export.graph import MINIMUM_SIZE, build_graph
 from ddcat_export.int8 import REPORT, make_int8
 from ddcat_export.lint import OPSET
 from ddcat_export.main_branch import prove_main_branch
+from ddcat_export.opsets import check_opset, lowered
 from ddcat_export.sensitivity import LayerError
 from ddcat_export.steps import Progress
-from ddcat_export.sweep import FP16_TOLERANCE, Sweep, sample_images, shapes_of, sweep
+from ddcat_export.sweep import FP16_TOLERANCE, LOGIT_TOLERANCE, Sweep, sample_images, shapes_of, sweep
 from ddcat_serve.engines import check_possible
 from ddcat_serve.golden import Replay
 from ddcat_train.checkpoints import BEST, LAST, Checkpoint, load_checkpoint
@@ -68,6 +69,7 @@ def export(
     calibration: Kind = "mixed",
     calibration_images: int = 32,
     max_drop: float | None = None,
+    opset: int = OPSET,
     data_root: Path | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
     key: Path | None = None,
@@ -92,6 +94,8 @@ def export(
         Give the logits at low resolution, and the probability of each label, as further outputs.
     calibration, calibration_images, max_drop
         Of int8: see `ddcat_export.int8.make_int8`.
+    opset : int
+        Of the graph, for a runtime that reads no newer one: see `ddcat_export.opsets`.
     data_root : Path, optional
         Where the data set lies now; where it lay in training by default.
     options : mapping of str to Any
@@ -109,6 +113,8 @@ def export(
         Where the runtime cannot do it, the checkpoint or the data cannot be read, or `out` is taken or cannot be written.
     """
     check_possible(engine, precision)
+    needed = needed_graph(engine, precision)
+    check_opset(opset, needed)
     shapes = shapes_of_engine(engine, sizes, minimum=MINIMUM_SIZE, max_batch=max_batch)
     reserve(out)
     if key is not None:
@@ -128,7 +134,6 @@ def export(
     proof = prove_main_branch(segmenter, content, sizes=sizes, logits=logits, confidence=confidence)
     progress("comparing the graph with PyTorch")
     swept = sweep(content, segmenter, shapes_of(sizes))
-    needed = needed_graph(engine, precision)
     if needed in ("fp16", "bf16"):
         progress(f"typing the graph in {needed}")
         content = cast_graph(content, needed)
@@ -141,8 +146,15 @@ def export(
             source, segmenter, content, engine=engine, kind=calibration, images=calibration_images, max_drop=max_drop,
             data_root=data_root, size=size, progress=progress,
         )  # fmt: skip
+    graphs = {GRAPH: content} if made is None else {GRAPH: made.signed, CPU_GRAPH: made.unsigned}
+    if opset < OPSET:
+        progress(f"converting the graph to opset {opset}")
+        graphs = {name: lowered(graph, opset) for name, graph in graphs.items()}
+        if needed in ("fp32", "fp16"):  # an int8 engine is compared with PyTorch on the golden images
+            tolerance = FP16_TOLERANCE if needed == "fp16" else LOGIT_TOLERANCE
+            swept = sweep(graphs[GRAPH], segmenter, shapes_of(sizes), tolerance=tolerance)
     model = Model(
-        graphs={GRAPH: content} if made is None else {GRAPH: made.signed, CPU_GRAPH: made.unsigned},
+        graphs=graphs,
         reports={} if made is None or made.report is None else {REPORT: made.report},
         name=_name(source.path),
         source=_source(source),
@@ -151,7 +163,7 @@ def export(
         classes=_classes(source),
         preprocessing=Preprocessing(mean=_decimals(segmenter.normalise.mean), std=_decimals(segmenter.normalise.std)),
         shapes=shapes,
-        opset=OPSET,
+        opset=opset,
         quantisation=None if made is None else made.quantisation,
         rebuilt_from=None,
         golden=golden,

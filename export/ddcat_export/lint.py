@@ -28,7 +28,7 @@ _ALWAYS = {TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8, TensorProto.
 _IMAGE, _LABELS = "image", "labels"
 
 
-def check_graph(model: onnx.ModelProto, precision: Precision) -> None:
+def check_graph(model: onnx.ModelProto, precision: Precision, opset: int = OPSET) -> None:
     """
     Refuse a graph that is not valid, of another opset, or not typed as its precision says.
 
@@ -41,10 +41,10 @@ def check_graph(model: onnx.ModelProto, precision: Precision) -> None:
         Naming the first tensor or node that is not right.
     """
     opsets = {entry.domain: entry.version for entry in model.opset_import}
-    if opsets != {"": OPSET} or model.functions:
+    if opsets != {"": opset} or model.functions:
         others = [name for name in opsets if name]
         raise ExportError(
-            f"the graph is of opset {opsets.get('')} and further domains {others} where opset {OPSET} of ONNX alone was asked "
+            f"the graph is of opset {opsets.get('')} and further domains {others} where opset {opset} of ONNX alone was asked "
             "for: another version of torch would be right"
         )
     try:

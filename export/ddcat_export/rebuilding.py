@@ -5,8 +5,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import onnx
-
 from ddcat.bundle import ANYONE, Bundle, Trust, open_bundle
 from ddcat.files import reserve
 from ddcat.manifest import Manifest, Precision, Range, Shapes, Sizes
@@ -24,6 +22,7 @@ from ddcat_export.assembling import (
 from ddcat_export.casts import cast_graph
 from ddcat_export.errors import ExportError
 from ddcat_export.fitting import fit
+from ddcat_export.opsets import check_opset, lowered, opset_of
 from ddcat_export.steps import Progress
 from ddcat_serve.engines import check_possible
 from ddcat_serve.golden import read_golden
@@ -41,6 +40,7 @@ def rebuild(
     precision: Precision | None = None,
     sizes: Sizes | None = None,
     max_batch: int | None = None,
+    opset: int | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
     repeatable: bool = False,
     key: Path | None = None,
@@ -61,6 +61,8 @@ def rebuild(
         The only ones that the engine is to take, of those that the other bundle takes; all of them by default.
     max_batch : int, optional
         See `shapes_of_engine`.
+    opset : int, optional
+        Of the graph, where that of the other bundle is newer.
     options : mapping of str to Any
         Of the runtime: the keyword arguments of its `build`.
     repeatable : bool
@@ -86,8 +88,12 @@ def rebuild(
     manifest = bundle.manifest
     asked = precision or manifest.engine.effective_precision
     check_possible(engine, asked)
+    if opset is not None:
+        check_opset(opset, needed_graph(engine, asked))
     shapes = _shapes(bundle, engine, sizes, max_batch)
     graphs = _graphs(bundle, engine, asked, progress)
+    if opset is not None:
+        graphs = {name: lowered(graph, opset) for name, graph in graphs.items()}
     model = Model(
         graphs=graphs,
         reports=_reports(bundle),
@@ -98,7 +104,7 @@ def rebuild(
         classes=manifest.classes,
         preprocessing=manifest.preprocessing,
         shapes=shapes,
-        opset=_opset(graphs[GRAPH]),
+        opset=opset_of(graphs[GRAPH]),
         quantisation=manifest.quantisation,
         rebuilt_from=bundle.digest,
         golden=_golden(bundle, shapes),
@@ -174,7 +180,3 @@ def _nearest(size: tuple[int, ...], shapes: Shapes) -> tuple[int, int]:
 
 def _within(side: int, allowed: Range) -> int:
     return max(allowed.minimum, side if allowed.maximum is None else min(side, allowed.maximum))
-
-
-def _opset(content: bytes) -> int:
-    return next(int(entry.version) for entry in onnx.load_model_from_string(content).opset_import if not entry.domain)

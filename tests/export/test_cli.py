@@ -15,6 +15,7 @@ from ddcat.hashing import sha256_of_file
 from ddcat_export import cli, exporting
 from ddcat_export.errors import ExportError
 from ddcat_export.exporting import export
+from ddcat_export.opsets import opset_of
 from ddcat_export.sweep import sample_images
 from ddcat_serve.engines import open_engine
 from ddcat_train import imagenet
@@ -247,3 +248,13 @@ def test_the_engine_is_onnx_runtime_where_none_is_named(
 ) -> None:
     assert command(monkeypatch, tmp_path / "none.safetensors") == 2
     assert "no such checkpoint" in capsys.readouterr().err
+
+
+def test_an_export_for_an_older_runtime_is_compared_with_pytorch_as_it_is(
+    quick: pytest.MonkeyPatch, run: Path, tmp_path: Path
+) -> None:
+    swept = []
+    quick.setattr(exporting, "sweep", lambda content, *rest, **options: swept.append(opset_of(content)))
+    made = export(run, tmp_path / "bundle", opset=20).bundle
+    assert made.manifest.opset == opset_of(made.files["model.onnx"]) == 20
+    assert swept == [22, 20]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from ddcat.bundle import Bundle, Trust, entries, open_bundle, write_bundle
@@ -146,3 +147,33 @@ def test_a_bundle_without_golden_images_is_not_rebuilt(bundle: Bundle, tmp_path:
     with pytest.raises(ExportError, match="bare has no golden images: export again from the checkpoint"):
         rebuild(bare.path, tmp_path / "rebuilt", engine="ort")
     assert [path.name for path in tmp_path.iterdir()] == ["bare"]
+
+
+@pytest.mark.parametrize("opset", [17, 20])
+def test_a_graph_becomes_one_that_an_older_runtime_reads(bundle: Bundle, tmp_path: Path, opset: int) -> None:
+    made, found = rebuild(bundle.path, tmp_path / "older", engine="ort", opset=opset)
+    graph = onnx.load_model_from_string(made.files["model.onnx"])
+    assert made.manifest.opset == graph.opset_import[0].version == opset
+    assert found is not None  # golden images were labelled
+    again, _ = rebuild(made.path, tmp_path / "again", engine="openvino", opset=22)
+    assert again.manifest.opset == opset  # never a newer one
+    assert again.files["model.onnx"] == made.files["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"opset": 16}, "--opset 16: expected 17 to 22"),
+        ({"opset": 23}, "--opset 23: expected 17 to 22"),
+        ({"opset": 21, "graph": "bf16"}, "--opset 21: convolutions take bfloat16 from opset 22 on"),
+    ],
+)
+def test_an_opset_that_cannot_be_is_refused_at_once(
+    bundle: Bundle, tmp_path: Path, options: dict, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = options.pop("graph", "fp32")
+    monkeypatch.setattr("ddcat_export.rebuilding.needed_graph", lambda engine, precision: graph)
+    monkeypatch.setattr(assembling, "build_engine", None)
+    with pytest.raises(ExportError, match=message):
+        rebuild(bundle.path, tmp_path / "rebuilt", engine="ort", **options)
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import os
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -13,6 +14,10 @@ from ddcat_serve.engines.base import Built, Engine, Outputs
 from ddcat_serve.errors import EngineError
 
 __all__ = ["ENGINES", "Built", "Engine", "Outputs", "build_engine", "check_known", "check_possible", "open_engine"]
+
+
+# ONNX Runtime of 2026 on reports its use to its maker unless it is told not to: a server reaches no other host
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 class _Runtime(NamedTuple):

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper, version_converter
+from onnx import TensorProto, helper, numpy_helper
 
 from ddcat.faults import first_line
 from ddcat.manifest import Precision
+from ddcat_serve.engines.opsets import lower
 from ddcat_serve.engines.trt_plan import version_of
 from ddcat_serve.errors import EngineError
 
@@ -186,15 +187,12 @@ def _lower(model: onnx.ModelProto, version: str) -> onnx.ModelProto:
     if opset <= newest:
         return model
     try:
-        lowered = version_converter.convert_version(model, newest)
-        onnx.checker.check_model(lowered, full_check=True)
+        return lower(model, newest)
     except Exception as cause:  # its exceptions share no base
         reason = first_line(cause).rpartition("failed: ")[2]  # before it, a place in ONNX's source
         raise EngineError(
             f"TensorRT {version} reads ONNX up to opset {newest}, and the graph of opset {opset} cannot be made one: {reason}"
         ) from cause
-    lowered.ir_version = min(lowered.ir_version, 8 if newest <= 17 else 10)  # of the ONNX that had this opset first
-    return lowered
 
 
 def _shapes_of_floats(model: onnx.ModelProto) -> None:

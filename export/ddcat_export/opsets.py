@@ -1,0 +1,57 @@
+"""`--opset`: a graph of older operators, for a runtime that does not read those of `OPSET`."""
+
+import onnx
+
+from ddcat.faults import first_line
+from ddcat.manifest import Precision
+from ddcat_export.errors import ExportError
+from ddcat_export.lint import OPSET
+from ddcat_serve.engines.opsets import lower
+
+__all__ = ["OLDEST", "check_opset", "lowered", "opset_of"]
+
+OLDEST = 17  # what TensorRT 8.6 reads; none of our runtimes needs an older one
+
+
+def check_opset(opset: int, precision: Precision) -> None:
+    """
+    Refuse an opset that no graph can have.
+
+    Parameters
+    ----------
+    opset : int
+    precision : Precision
+        Of the graph, which is not always that of its engine.
+
+    Raises
+    ------
+    ExportError
+    """
+    if not OLDEST <= opset <= OPSET:
+        raise ExportError(f"--opset {opset}: expected {OLDEST} to {OPSET}")
+    if precision == "bf16" and opset < OPSET:
+        raise ExportError(f"--opset {opset}: convolutions take bfloat16 from opset {OPSET} on; leave --opset out")
+
+
+def lowered(content: bytes, opset: int) -> bytes:
+    """
+    Give a graph another opset, if it is of a newer one: the same bytes for the same arguments.
+
+    Raises
+    ------
+    ExportError
+        Where an operator of the graph is none of that opset.
+    """
+    if opset_of(content) <= opset:
+        return content
+    try:
+        model = lower(onnx.load_model_from_string(content), opset)
+    except Exception as cause:  # ONNX's exceptions share no base
+        raise ExportError(f"--opset {opset}: the graph cannot be made one of it ({first_line(cause)}): leave it out") from cause
+    changed: bytes = model.SerializeToString(deterministic=True)
+    return changed
+
+
+def opset_of(content: bytes) -> int:
+    """Read the opset of a graph."""
+    return next(int(entry.version) for entry in onnx.load_model_from_string(content).opset_import if not entry.domain)
