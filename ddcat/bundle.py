@@ -13,9 +13,10 @@ from typing import NamedTuple, Self
 
 from ddcat import signing
 from ddcat.errors import BundleError
-from ddcat.files import kind_of, new_directory, read_regular, unfinished, write_bytes
+from ddcat.files import new_directory, unfinished, write_bytes
 from ddcat.hashing import sha256_of_bytes
 from ddcat.manifest import FileEntry, Manifest, parse_manifest
+from ddcat.regular_files import kind_of, read_regular
 
 __all__ = [
     "ANYONE",

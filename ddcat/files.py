@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import shutil
-import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,13 +24,10 @@ __all__ = [
     "check_vacant",
     "check_writable",
     "is_leftover",
-    "kind_of",
     "new_directory",
     "read_json",
-    "read_regular",
     "remove_leftovers",
     "reserve",
-    "temporary_directory",
     "unfinished",
     "write_bytes",
     "write_in_turn",
@@ -41,16 +37,6 @@ __all__ = [
 ]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_SHARED_MEMORY = Path("/dev/shm")  # containers have it, those with a read-only root too
-_KINDS = {
-    stat.S_IFREG: "a regular file",
-    stat.S_IFDIR: "a directory",
-    stat.S_IFLNK: "a symbolic link",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 _Made = TypeVar("_Made")
 
@@ -198,67 +184,6 @@ def read_json(path: Path, error: type[DdcatError] = DdcatError) -> Any:
         raise error(f"{path} is not JSON: {cause}") from cause
 
 
-def read_regular(path: Path, *, most: int, error: type[DdcatError] = DdcatError) -> bytes:
-    """
-    Read a regular file of limited size. Nothing else is opened: a pipe would wait for ever, a device never end.
-
-    Parameters
-    ----------
-    path : Path
-    most : int
-        Bytes that the file may have.
-    error : type of DdcatError
-        What is raised for a file of another kind, or a larger one.
-
-    Raises
-    ------
-    OSError
-        Where there is no such file, or it must not be read.
-    """
-    _check_regular(path, path.lstat(), error)
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
-        status = os.fstat(file.fileno())
-        _check_regular(path, status, error)  # it may have been replaced since
-        content = file.read(min(status.st_size, most) + 1)
-    if max(len(content), status.st_size) > most:
-        raise error(f"{path} is too large: {max(len(content), status.st_size)} bytes, expected {most} at most")
-    return content
-
-
-def kind_of(mode: int) -> str:
-    """Name the kind of a file by its `st_mode`, with an article."""
-    return _KINDS.get(stat.S_IFMT(mode), "a special file")
-
-
-def _check_regular(path: Path, status: os.stat_result, error: type[DdcatError]) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise error(f"{path} is {kind_of(status.st_mode)}, expected a regular file: put the file itself there")
-
-
-@contextlib.contextmanager
-def temporary_directory() -> Iterator[Path]:
-    """
-    Make a directory that is removed at the end: where TMPDIR says, in /tmp or its like, or in shared memory.
-
-    Raises
-    ------
-    WriteError
-        Where none of them can be written in.
-    """
-    try:
-        made = tempfile.TemporaryDirectory()
-    except OSError:
-        try:
-            made = tempfile.TemporaryDirectory(dir=_SHARED_MEMORY)
-        except OSError as cause:
-            raise WriteError(
-                "no folder for temporary files can be written in: set TMPDIR to one that can, or mount a tmpfs at /tmp"
-            ) from cause
-    with made as name:
-        yield Path(name)
-
-
 def reserve(path: Path) -> None:
     """Refuse a path where `new_directory` could not make one: before the long work whose result it is to hold."""
     check_vacant(path)
@@ -354,7 +279,8 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
     while True:
         with open(path, "wb", opener=lambda name, _: os.open(name, flags, 0o666)) as file:
             if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
             if _is_at(path, file):  # or the one before us has given it its name
                 yield file
                 return

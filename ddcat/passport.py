@@ -18,7 +18,8 @@ from ddcat import signing
 from ddcat.bundle import ANYONE, MOST_BYTES, PASSPORT, Bundle, Trust
 from ddcat.errors import BundleError
 from ddcat.faults import first_fault
-from ddcat.files import read_regular, write_in_turn
+from ddcat.files import write_in_turn
+from ddcat.regular_files import read_regular
 from ddcat.schema import Count, Name, Sha256, Strict, Text
 from ddcat.text import printable
 

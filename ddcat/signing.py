@@ -11,7 +11,7 @@ from typing import Any
 from ddcat.errors import BundleError
 from ddcat.extras import install
 from ddcat.faults import first_line
-from ddcat.files import temporary_directory
+from ddcat.temporary import temporary_directory
 
 __all__ = ["check_key", "sign", "verify"]
 

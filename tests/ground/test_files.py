@@ -15,15 +15,15 @@ from ddcat.files import (
     check_writable,
     new_directory,
     read_json,
-    read_regular,
     remove_leftovers,
     reserve,
-    temporary_directory,
     unfinished,
     write_bytes,
     write_in_turn,
     write_json,
 )
+from ddcat.regular_files import read_regular
+from ddcat.temporary import temporary_directory
 
 
 @pytest.fixture
@@ -176,11 +176,11 @@ def test_a_temporary_directory_is_found_where_the_usual_ones_are_read_only(
 
     made = tempfile.TemporaryDirectory
     monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
-    monkeypatch.setattr("ddcat.files._SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr("ddcat.temporary._SHARED_MEMORY", tmp_path)
     with temporary_directory() as folder:
         assert folder.parent == tmp_path
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr("ddcat.files._SHARED_MEMORY", tmp_path / "none")
+    monkeypatch.setattr("ddcat.temporary._SHARED_MEMORY", tmp_path / "none")
     with pytest.raises(WriteError, match="set TMPDIR to one that can, or mount a tmpfs at /tmp"), temporary_directory():
         pass
 

@@ -173,7 +173,10 @@ def test_nobody_is_told_to_install_a_name_that_is_not_ours() -> None:
 def test_a_clean_environment_has_working_commands(tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTEST_ADDOPTS")}
-    install = [tmp_path / "venv/bin/pip", "install", "--quiet", ROOT]
+    build = [sys.executable, "-m", "build", "--outdir", tmp_path / "dist", ROOT]
+    subprocess.run([*map(str, build)], check=True, env=environment, cwd=tmp_path, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    install = [tmp_path / "venv/bin/pip", "install", "--quiet", wheel]
     subprocess.run([*map(str, install)], check=True, env=environment, cwd=tmp_path)
     small_bundle(tmp_path / "BUNDLE")
     for line in (*HELP, *LACKING, *WORKING):

@@ -15,8 +15,8 @@ import onnxruntime  # type: ignore[import-untyped]
 from ddcat.bundle import Bundle
 from ddcat.extras import install
 from ddcat.faults import first_line
-from ddcat.files import temporary_directory
 from ddcat.manifest import EngineEntry, Precision, Shapes, TensorEntry
+from ddcat.temporary import temporary_directory
 from ddcat_serve.engines.base import Built, Closing, GraphEngine, Outputs, memory_file, smallest_batch
 from ddcat_serve.engines.checks import check_names, check_precision
 from ddcat_serve.engines.cores import physical_cores

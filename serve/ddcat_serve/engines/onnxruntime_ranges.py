@@ -9,7 +9,7 @@ from onnxruntime.quantization.calibrate import (  # type: ignore[import-untyped]
     MinMaxCalibrater,
 )
 
-from ddcat.files import temporary_directory
+from ddcat.temporary import temporary_directory
 
 __all__ = ["measure_magnitudes"]
 
