@@ -23,6 +23,7 @@ from ddcat_serve.models import ServedModel
 __all__ = ["infer_response", "parameters_of", "parse", "parse_infer"]
 
 _INPUTS, _RAW, _CONTENTS, _NUMBERS = 5, 7, 5, 4  # fields that lead to tensors
+_RAW_OUTPUT, _IN_STREAM = 6, 2  # of ModelInferResponse, and of ModelStreamInferResponse
 _FIXED = {1: 8, 5: 4}  # bytes of fields, by wire type
 
 
@@ -89,14 +90,33 @@ def parameters_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: getattr(value, kind) for name, (value, kind) in chosen.items() if kind is not None}
 
 
-def infer_response(model: ServedModel, request: Any, wanted: list[TensorEntry], outputs: Outputs) -> Any:
-    """Write the wanted outputs as raw contents."""
-    answer = pb.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
+def infer_response(
+    model: ServedModel, request: Any, wanted: list[TensorEntry], outputs: Outputs, *, in_stream: bool = False
+) -> bytes:
+    """
+    Write a ModelInferResponse with the wanted outputs as raw contents, or the ModelStreamInferResponse that holds it.
+
+    Encoded here, so that a large output is copied once: protobuf copies it three times, and lets nobody else run meanwhile.
+    """
+    about = pb.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
+    contents = []
     for entry in wanted:
         values: npt.NDArray[Any] = getattr(outputs, entry.name)
-        answer.outputs.add(name=entry.name, datatype=protocol.DATATYPES[entry.dtype], shape=values.shape)
-        answer.raw_output_contents.append(np.ascontiguousarray(values).tobytes())
-    return answer
+        about.outputs.add(name=entry.name, datatype=protocol.DATATYPES[entry.dtype], shape=values.shape)
+        contents += [_head(_RAW_OUTPUT, values.nbytes), memoryview(np.ascontiguousarray(values)).cast("B")]
+    parts = [about.SerializeToString(), *contents]
+    if in_stream:
+        parts.insert(0, _head(_IN_STREAM, sum(map(len, parts))))
+    return b"".join(parts)
+
+
+def _head(number: int, size: int) -> bytes:
+    """Encode what stands before the bytes of a field."""
+    head = bytearray([number << 3 | 2])
+    while size > 127:
+        head.append(size & 127 | 128)
+        size >>= 7
+    return bytes([*head, size])
 
 
 def _numbers(encoded: bytes) -> npt.NDArray[np.uint8]:

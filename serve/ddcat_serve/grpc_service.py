@@ -189,15 +189,12 @@ class _Service:
         return ParseDict({"models": index(self._context, ready=request.ready)}, pb.RepositoryIndexResponse())
 
     async def _infer(self, message: bytes, call: Call) -> bytes:
-        written: bytes = await self._inferred(message, call, lambda answer: answer.SerializeToString())
-        return written
+        return await self._inferred(message, call)
 
     async def _stream_infer(self, message: bytes, call: Call) -> AsyncIterator[bytes]:
-        yield await self._inferred(
-            message, call, lambda answer: pb.ModelStreamInferResponse(infer_response=answer).SerializeToString()
-        )
+        yield await self._inferred(message, call, in_stream=True)
 
-    async def _inferred(self, message: bytes, call: Call, write: Callable[[Any], bytes]) -> bytes:
+    async def _inferred(self, message: bytes, call: Call, *, in_stream: bool = False) -> bytes:
         context, loop = self._context, asyncio.get_running_loop()
         read = partial(parse_infer, message, context.settings.max_pixels)
         request, images = await loop.run_in_executor(context.pool, read)
@@ -210,7 +207,8 @@ class _Service:
         if remaining is not None:
             timeout = min(timeout, max(remaining, 1e-3))
         outputs = await model.infer(images, timeout=timeout)
-        return await loop.run_in_executor(context.pool, lambda: write(infer_response(model, request, wanted, outputs)))
+        write = partial(infer_response, model, request, wanted, outputs, in_stream=in_stream)
+        return await loop.run_in_executor(context.pool, write)
 
     def _health(self, service: str) -> Any:
         status = health_pb2.HealthCheckResponse
