@@ -217,7 +217,8 @@ def test_bombs_are_refused_quickly(bundle: Bundle) -> None:
             path = "/v2/models/small/infer" if name == "nested" else "/v1/segment"
             began = time.monotonic()
             status = client.post(path, content=bomb, headers=headers).status_code
-            assert status in ((200, 400) if name == "more data than pixels" else (400, 413, 415)), name
+            harmless = ("more data than pixels", "text", "profile")  # what is not of the picture may be passed over
+            assert status in ((200, 400) if name in harmless else (400, 413, 415)), name
             assert time.monotonic() - began < 3, name
         if before:
             assert resident(process) - before < 200 * 1024  # KiB
