@@ -14,7 +14,7 @@ __all__ = ["Cost", "cost_of", "give_back_large_blocks", "memory_size", "resident
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 _LARGE = 2**20  # bytes
 _LOOKS_EVERY = 0.002  # seconds
-_GROUPS = Path("/sys/fs/cgroup")
+_GROUPS, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def give_back_large_blocks() -> bool:
@@ -49,7 +49,7 @@ def memory_size() -> int:
 def _limits() -> Iterator[Path]:
     """Files that may hold the limit of a control group, of version 2 or 1: of this process, and of those that it is in."""
     try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        lines = _OWN.read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     for line in [*lines, "0::/", "0:memory:/"]:

@@ -202,10 +202,13 @@ class ServedModel:
         leaving = None if gone is None else asyncio.ensure_future(gone())
         try:
             either: list[asyncio.Future[Any]] = [result] if leaving is None else [result, leaving]
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            left = max(0.0, job.item.deadline - time.monotonic())
+            await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if result.done():
                 return result.result()
-            raise ClientDisconnect
+            if leaving is not None and leaving.done():
+                raise ClientDisconnect
+            raise LateError("its time was over before it was computed")
         finally:
             if leaving is not None:
                 leaving.cancel()

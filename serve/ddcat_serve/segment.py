@@ -138,11 +138,10 @@ def router(context: Context) -> APIRouter:
         async def look(upload: Upload, job: Job) -> _Found:
             image = await in_time(partial(decode, upload.content, max_pixels=settings.max_pixels))
             try:
-                outputs = await chosen.infer(image[None], job=job)
-                seen = _Seen(image, outputs)
+                seen = _Seen(image, await chosen.infer(image[None], job=job))
                 return await in_time(partial(_FORMS[form], seen, chosen.classes)), seen.labels.shape
             finally:
-                del image  # an error would keep this frame, and what is in it
+                image = seen = None  # type: ignore[assignment] # an error would keep this frame, and what is in it
 
         looks = [look(upload, job) for upload, job in zip(uploads.files, jobs, strict=True)]
         try:
@@ -174,6 +173,7 @@ async def _unless_gone(work: Coroutine[Any, Any, list[_Found]], request: Request
     finally:
         working.cancel()
         leaving.cancel()
+        del either, working  # an error would keep this frame, and they would keep the error: a circle, with all images
 
 
 async def _all_of(looks: Sequence[Coroutine[Any, Any, _Found]]) -> list[_Found]:
@@ -183,6 +183,7 @@ async def _all_of(looks: Sequence[Coroutine[Any, Any, _Found]]) -> list[_Found]:
     finally:
         for task in tasks:  # where one is refused, nobody waits for the others
             task.cancel()
+        tasks.clear()  # as above
 
 
 def _several(found: Sequence[_Found], uploads: Sequence[Upload], form: Form) -> bytes:

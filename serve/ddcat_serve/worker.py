@@ -87,6 +87,7 @@ class Worker:
         self._observe, self._clock = observe, clock
         self._kept_pixels = kept_pixels
         self._kept: dict[tuple[int, ...], int] = {}  # pixels of the shapes that the engine may keep memory for
+        self._worked = False  # since it last rested for want of work
         self._changed = threading.Condition()
         self._generation = 0  # of the engine; a thread of an older one is given up
         self._given_up = 0
@@ -236,7 +237,7 @@ class Worker:
         """Compute one batch, or rest where there is none for a while; False where the thread is to end."""
         with self._changed:
             worked = self._changed.wait_for(
-                lambda: generation != self._generation or self._queue.can_take, _RESTS_AFTER if self._kept else None
+                lambda: generation != self._generation or self._queue.can_take, _RESTS_AFTER if self._worked else None
             )
             if generation != self._generation:
                 return False
@@ -247,6 +248,7 @@ class Worker:
             self._changed.notify_all()
         fail([item.payload for item in taken.late], lambda: LateError("its time was over before its turn came"))
         if not worked:
+            self._worked = False
             return self._rest(engine, generation)
         if not jobs:
             return True
@@ -295,6 +297,7 @@ class Worker:
         images = sum(job.item.images for job in jobs)
         height, width = jobs[0].item.size
         self._kept[images, height, width] = images * height * width
+        self._worked = True  # also where it rests now: answers that are being written still hold some of its memory
         return self._kept_pixels is not None and sum(self._kept.values()) > self._kept_pixels
 
     def _rest(self, engine: Engine, generation: int) -> bool:

@@ -1,10 +1,20 @@
 """Large blocks go back to the system: in a process of its own, since the C library remembers what it was told."""
 
+import mmap
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+
+from ddcat_serve import memory
+from ddcat_serve.memory import cost_of, memory_size
+from tests.serve.bundles import small_graph
 
 PROGRAM = """
 import sys
@@ -35,3 +45,92 @@ def test_what_is_freed_is_given_back() -> None:
     }
     assert found["told"] < 2 * 1024  # KiB
     assert found["left alone"] > 8 * 1024  # else this shows nothing
+
+
+SIZES = """
+import random, sys
+from pathlib import Path
+import numpy as np
+from ddcat.bundle import open_bundle
+from ddcat_serve.engines import open_engine
+from ddcat_serve.memory import give_back_large_blocks, resident
+
+give_back_large_blocks()
+engine = open_engine(open_bundle(Path(sys.argv[1])), threads=1)
+
+def infer(height, width, images=1):
+    engine.infer(np.zeros((images, height, width, 3), np.uint8))
+
+infer(16, 16)
+engine.rest()
+before = resident()
+infer(640, 640, 4)
+large = resident()
+engine.rest()
+print((large - before) >> 20, (resident() - before) >> 20)
+random.seed(0)
+for _ in range(3):
+    for _ in range(150):
+        infer(random.randint(8, 400), random.randint(8, 400))
+    engine.rest()
+    print(resident() >> 20)
+"""
+
+
+@pytest.mark.parametrize("runtime", ["ort", "openvino"])
+def test_an_engine_that_rests_gives_memory_back_and_keeps_none_for_every_size(
+    runtime: str, build: Callable, deep_graph: bytes
+) -> None:
+    pytest.importorskip({"ort": "onnxruntime", "openvino": "openvino"}[runtime])
+    path = build(deep_graph, runtime).path
+    found = subprocess.run([sys.executable, "-c", SIZES, str(path)], capture_output=True, text=True, check=True).stdout.split()
+    taken, left, first, _, last = map(int, found)
+    assert taken > 100  # MiB; else this shows nothing
+    assert left < 0.25 * taken
+    assert last < 1.1 * first
+
+
+@pytest.fixture
+def deep_graph() -> bytes:
+    """The small segmenter behind a convolution of 32 channels, whose maps take some memory."""
+    graph = onnx.load_from_string(small_graph())
+    (convolution,) = [node for node in graph.graph.node if node.op_type == "Conv"]
+    weight = np.zeros((32, 3, 3, 3), np.float32)
+    weight[[0, 1, 2], [0, 1, 2], 1, 1] = 1
+    back = np.eye(3, 32, dtype=np.float32)[..., None, None]
+    place = list(graph.graph.node).index(convolution)
+    for node in (
+        onnx.helper.make_node("Conv", ["wide", "back"], ["narrow"]),
+        onnx.helper.make_node("Conv", ["planes", "spread"], ["wide"], pads=[1, 1, 1, 1]),
+    ):
+        graph.graph.node.insert(place, node)
+    convolution.input[0] = "narrow"
+    graph.graph.initializer.extend([onnx.numpy_helper.from_array(weight, "spread"), onnx.numpy_helper.from_array(back, "back")])
+    content: bytes = graph.SerializeToString()
+    return content
+
+
+def test_the_limit_of_a_control_group_is_found_wherever_it_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path)
+    machine = memory_size()
+    inner = tmp_path / "outer" / "inner"
+    inner.mkdir(parents=True)
+    (inner / "memory.max").write_text("max\n")
+    (tmp_path / "outer" / "memory.max").write_text("123456789\n")
+    monkeypatch.setattr(memory, "_OWN", tmp_path / "cgroup")
+    (tmp_path / "cgroup").write_text("0::/outer/inner\n")
+    assert memory_size() == 123456789
+    (tmp_path / "cgroup").write_text("4:cpu:/outer/inner\n3:memory:/one\n")
+    assert memory_size() == machine
+    (tmp_path / "memory" / "one").mkdir(parents=True)
+    (tmp_path / "memory" / "one" / "memory.limit_in_bytes").write_text("2345678\n")
+    assert memory_size() == 2345678
+
+
+def test_what_a_call_takes_for_a_while_is_seen() -> None:
+    def call() -> None:
+        with mmap.mmap(-1, 64 * 2**20) as some:
+            some.write(b"x" * len(some))
+            time.sleep(0.05)
+
+    assert 60 * 2**20 < cost_of(call).bytes < 200 * 2**20

@@ -179,7 +179,7 @@ def test_an_engine_that_is_opened_again_and_answers_otherwise_is_not_served(
 
 
 @pytest.mark.parametrize("how", ["one image", "several", "a tensor"])
-@pytest.mark.parametrize("end", ["answered", "failed", "refused"])
+@pytest.mark.parametrize("end", ["answered", "failed", "refused", "late"])
 def test_no_request_keeps_its_images_where_nothing_looks_for_circles(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, picture: np.ndarray, end: str, how: str
 ) -> None:
@@ -190,14 +190,16 @@ def test_no_request_keeps_its_images_where_nothing_looks_for_circles(
         known.append(weakref.ref(images if images.base is None else images.base))
         if end == "failed":
             raise EngineError("the runtime broke")
+        if end == "late":
+            time.sleep(0.6)
         return infer(engine, images)
 
-    status = {"answered": 200, "failed": 500, "refused": 413}[end]
-    timeout = 1e-4 if end == "refused" else 10.0
+    status = {"answered": 200, "failed": 500, "refused": 413, "late": 504}[end]
+    timeout = {"refused": 1e-4, "late": 0.4}.get(end, 10.0)
 
     async def ask(app: FastAPI) -> None:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            for _ in range(3):
+            for _ in range(2):
                 if how == "a tensor":
                     about = {"name": "image", "shape": [1, *picture.shape], "datatype": "UINT8", "data": [picture.tolist()]}
                     body = {"inputs": [about], "parameters": {"timeout": int(1e6 * timeout)}}
@@ -208,7 +210,7 @@ def test_no_request_keeps_its_images_where_nothing_looks_for_circles(
                 else:
                     answer = await client.post(f"/v1/segment?timeout={timeout}", content=as_png(picture))
                 assert answer.status_code in {status, 504 if end == "refused" else status}
-            await asyncio.sleep(0.1)
+                await asyncio.sleep(1 if end == "late" else 0.1)
 
     with load_models([bundle.path], settings=Settings(), threads=1) as models:
         monkeypatch.setattr(GraphEngine, "infer", seen)
