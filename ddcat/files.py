@@ -27,6 +27,7 @@ __all__ = [
     "new_directory",
     "read_json",
     "remove_leftovers",
+    "replacing",
     "reserve",
     "unfinished",
     "write_bytes",
@@ -242,6 +243,46 @@ def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     _sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, known_by: str, *, force: bool) -> Iterator[Path]:
+    """
+    Choose where to make a directory: at its path, or beside it where an earlier one is to stay until the new one is whole.
+
+    Parameters
+    ----------
+    path : Path
+    known_by : str
+        A file that an earlier directory holds; another one is never replaced.
+    force : bool
+        Whether an earlier one may be replaced.
+
+    Yields
+    ------
+    Path
+        Where to make it; it is moved to `path` at the end, and removed on an exception.
+
+    Raises
+    ------
+    DdcatError
+        Where something else is at the path.
+    WriteError
+    """
+    if not force or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        yield path
+        return
+    if not (path / known_by).is_file():
+        raise DdcatError(f"{path} exists already and holds no {known_by}: name another --out")
+    whole = path.resolve()
+    aside = whole.with_name(f".{whole.name}.{secrets.token_hex(4)}")
+    try:
+        yield aside
+        with writing(path):
+            _put(aside, whole)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
 
 
 def _put(aside: Path, path: Path) -> None:

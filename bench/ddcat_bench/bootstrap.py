@@ -3,6 +3,8 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
+from statistics import median
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ FEWEST_UNITS = 10  # images, clips, or blocks of frames: of fewer an interval sa
 # CamVid: a frame in each second of a few drives, of which few are judged; so blocks of frames may stand for clips
 _BLOCKS_OF = {"camvid": r"(.*)_"}
 _SINGLE = {"scenes": r".+", "cityscapes": r".+", "voc": r"\d{4}_\d{6}"}  # names of images of which none is another's neighbour
+_NEAR = 30  # frames: a second of video
 _NUMBER = re.compile(r"\d+(?=\D*$)")
 
 Kind = Literal["images", "clips", "blocks"]
@@ -115,13 +118,21 @@ def sequence_in(data: str, names: Sequence[str], clips: str | None = None) -> tu
     single = _SINGLE.get(data)
     if clips is not None or data in _BLOCKS_OF or (single and all(re.fullmatch(single, name) for name in names)):
         return None
-    series = [_NUMBER.sub("#", name) for name in names]
-    common = Counter(name for name in series if "#" in name)
-    if sum(count for count in common.values() if count > 1) <= len(names) / 2:
+    series: dict[str, list[tuple[int, str]]] = {}
+    for name in names:
+        if (number := _NUMBER.search(name)) is not None:
+            series.setdefault(_NUMBER.sub("#", name), []).append((int(number[0]), name))
+    frames = [sorted(found) for found in series.values() if _close(sorted(number for number, _ in found))]
+    if sum(map(len, frames)) <= len(names) / 2:
         return None
-    longest = common.most_common(1)[0][0]
-    first, second, *_ = (name for name, kind in zip(names, series, strict=True) if kind == longest)
+    (_, first), (_, second), *_ = max(frames, key=len)
     return first, second
+
+
+def _close(numbers: Sequence[int]) -> bool:
+    """Whether sorted numbers follow each other as those of frames do: at one distance, or at small ones."""
+    steps = [after - before for before, after in pairwise(numbers)]
+    return bool(steps) and (median(steps) <= _NEAR or Counter(steps).most_common(1)[0][1] > len(steps) / 2)
 
 
 def _clip(pattern: str, name: str) -> str:

@@ -39,6 +39,11 @@ class CheckpointEntry(Strict):
         None, description="the configuration but for what changes no weight and the seed; null as for the seed"
     )
 
+    @property
+    def called(self) -> str:
+        """The method as plots and headings call it: "clean" is there an image without an attack."""
+        return "undefended" if self.method == "clean" else self.method
+
 
 class BundleEntry(Strict):
     """The bundle that was judged."""

@@ -1,5 +1,6 @@
 """The command `ddcat-export`."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import typer
 from ddcat import command
 from ddcat.command import ExpectDigest, RequireSignature, parse_choice, parse_size
 from ddcat.extras import needing
+from ddcat.files import replacing
 from ddcat_export.errors import ExportError
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ def export(
         Path | None,
         typer.Option(metavar="BUNDLE", help="Directory to write.", show_default="in the run directory, or beside the bundle"),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an earlier bundle. Without it an existing folder is refused.")
+    ] = False,
     size: Annotated[
         list[str] | None,
         typer.Option(
@@ -148,13 +153,13 @@ def export(
         folder = out or place.parent / "-".join(filter(None, (place.name, engine, precision)))
         with needing("export,serve", ExportError):
             from ddcat_export.rebuilding import rebuild
-        with _status() as progress:
+        with _status() as progress, replacing(folder, MANIFEST, force=force) as place:
             made, replay = rebuild(
-                source, folder, engine=engine, precision=chosen, sizes=sizes, max_batch=max_batch, opset=opset,
+                source, place, engine=engine, precision=chosen, sizes=sizes, max_batch=max_batch, opset=opset,
                 key=sign, options=options, repeatable=repeatable,
                 trust=Trust.from_options(require_signature, expect_digest), progress=progress,
             )  # fmt: skip
-        typer.echo(_told(made, "the bundle", replay))
+        typer.echo(_told(dataclasses.replace(made, path=folder), "the bundle", replay))
         return
     _refuse(
         {"--require-signature": require_signature, "--expect-digest": expect_digest, "--repeatable": repeatable},
@@ -180,13 +185,13 @@ def export(
         _refuse({**writes, "--data-root": data_root, **of_plans}, "--explain writes nothing")
         _explain(source, chosen, sizes)
         return
-    with _status() as progress:
+    with _status() as progress, replacing(folder, MANIFEST, force=force) as place:
         done = exporting.export(
-            source, folder, engine=engine, precision=chosen, sizes=sizes, max_batch=max_batch, logits=logits,
+            source, place, engine=engine, precision=chosen, sizes=sizes, max_batch=max_batch, logits=logits,
             confidence=confidence, calibration=kind or "mixed", calibration_images=calibration_images or 32,
             max_drop=max_drop, data_root=data_root, options=options, key=sign, progress=progress, opset=opset or OPSET,
         )  # fmt: skip
-    typer.echo(_told(done.bundle, "PyTorch", done.replay, done.sweep, done.layers))
+    typer.echo(_told(dataclasses.replace(done.bundle, path=folder), "PyTorch", done.replay, done.sweep, done.layers))
 
 
 def _explain(checkpoint: Path, precision: "Precision", sizes: "Sizes | None") -> None:

@@ -16,6 +16,7 @@ from ddcat.files import (
     new_directory,
     read_json,
     remove_leftovers,
+    replacing,
     reserve,
     unfinished,
     write_bytes,
@@ -229,3 +230,21 @@ def test_json_that_is_not_there_is_one_line(tmp_path: Path, content: str | None,
     with pytest.raises(DdcatError, match=message) as caught:
         read_json(tmp_path / "file")
     assert "\n" not in str(caught.value)
+
+
+def test_a_directory_gives_way_when_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "made"
+    for content in ("one", "two"):
+        with replacing(path, "manifest.json", force=True) as place:
+            assert place == path or (path / "manifest.json").read_text() == "one"  # the earlier one is still there
+            with new_directory(place) as aside:
+                (aside / "manifest.json").write_text(content)
+        assert (path / "manifest.json").read_text() == content
+    with pytest.raises(ZeroDivisionError), replacing(path, "manifest.json", force=True):
+        raise ZeroDivisionError
+    assert (path / "manifest.json").read_text() == "two"
+    assert [file.name for file in tmp_path.iterdir()] == ["made"]
+    with pytest.raises(DdcatError, match=r"holds no other\.json"), replacing(path, "other.json", force=True):
+        pass
+    with replacing(path, "manifest.json", force=False) as place:
+        assert place == path  # whoever writes there refuses it

@@ -59,7 +59,7 @@ def _judge(evaluation: Evaluation, folder: Path, *, devices: int | None, force: 
     sheet = attack_sheet(
         main_branch(evaluation.checkpoint, evaluation.device),
         evaluation.dataset,
-        title=result.checkpoint.method,
+        title=result.checkpoint.called,
         device=evaluation.device,
     )
     files = {**plots(result), "panels.png": sheet}

@@ -291,7 +291,13 @@ def test_the_command(
     assert sorted(file.name for file in out.iterdir()) == ["attack.json", "attack.md", "attack.png", "panels.png"]
     result = read_result(out / "attack.json", AttackResult)
     assert attack_markdown(result) == (out / "attack.md").read_text()
-    assert "| attack | mIoU |" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "| attack | mIoU |" in told
+    clean, last = (row.scores.miou for row in (result.find("clean"), result.find("n = 7")) if row is not None)
+    first = next(line for line in told.splitlines() if line and not line.startswith(">"))  # but for alarms
+    assert first == f"sat ({result.checkpoint.architecture}): mIoU {clean:.3f} -> {last:.3f} at n = 7"
+    assert "IoU of each class" not in told  # which is in attack.md
+    assert len([line for line in told.splitlines() if not line.startswith(">")]) < 22
     assert status() == 2
     assert "exists already" in capsys.readouterr().err
     arguments[-1] = str(tmp_path / "none")

@@ -1,6 +1,7 @@
 """The statistics of the gate: against literal versions of themselves, and against simulated data whose truth is known."""
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddcat.scores import Counts, miou
-from ddcat_bench.bootstrap import BLOCK, Scheme, draw, miou_of_draws, scheme_of
+from ddcat_bench.bootstrap import BLOCK, Scheme, draw, miou_of_draws, scheme_of, sequence_in
 from ddcat_bench.gate.equivalence import Comparison, Interval, compare_pool, paired_interval, verdict_of
 
 IMAGES = Scheme("images", np.arange(40))
@@ -194,3 +195,55 @@ def test_an_unpaired_interval_would_see_nothing() -> None:
     low, high = paired_interval(first, second, independent(200), draws=1000)
     alone = 100 * miou_of_draws(draw(independent(200), draws=1000), first)
     assert high - low < 0.25 * (np.quantile(alone, 0.95) - np.quantile(alone, 0.05))
+
+
+@pytest.mark.parametrize(
+    ("data", "names", "found"),
+    [
+        ("folder", [f"frame_{place:04}" for place in range(40)], ("frame_0000", "frame_0001")),
+        ("folder", [f"seq_{place:06}" for place in range(100, 160)], ("seq_000100", "seq_000101")),
+        ("folder", [f"0001TP_{place:06}" for place in range(6690, 8000, 30)], ("0001TP_006690", "0001TP_006720")),
+        ("folder", [f"{place:06}" for place in range(40)], ("000000", "000001")),
+        ("folder", [f"drive{place % 3}-{place // 3:03}_rgb" for place in range(60)], ("drive0-000_rgb", "drive0-001_rgb")),
+        ("folder", [f"{place:05}" for place in sorted(np.random.default_rng(0).permutation(400)[:40])], True),  # a random split
+        ("voc", [f"clip_{place:04}" for place in range(40)], True),  # a data set in the layout of VOC
+        ("voc", [f"2007_{place:06}" for place in range(40)], None),  # VOC's own names
+        ("folder", ["munich", "paris", "rome", "oslo"] * 5, None),
+        (
+            "folder",
+            [f"{place:012}" for place in sorted(np.random.default_rng(0).integers(0, 600_000, 100))],
+            None,
+        ),  # numbers, far apart
+        ("scenes", [f"val_{place:05}" for place in range(40)], None),  # generated, each by itself
+        ("cityscapes", [f"frankfurt_000000_{place:06}" for place in range(40)], None),
+        ("camvid", [f"0016E5_{place:05}" for place in range(101)], None),  # drawn in blocks already
+    ],
+)
+def test_names_of_frames_are_known(data: str, names: list[str], found: Any) -> None:
+    seen = sequence_in(data, names)
+    assert (seen is not None) == (found is not None), seen
+    if isinstance(found, tuple):
+        assert seen == found
+    assert sequence_in(data, names, "(.+)") is None  # whoever says it knows it
+
+
+def test_clips_are_named_by_the_data_set_or_the_user() -> None:
+    names = [f"drive{place // 20}_{place:04}" for place in range(400)]
+    named = scheme_of("folder", names, r"(.+)_\d+")
+    assert (named.kind, named.units) == ("clips", 20)
+    assert scheme_of("folder", names, r"drive\d+").units == 20  # no group: all that it matches
+    assert scheme_of("folder", names).kind == "images"
+    assert scheme_of("folder", names, "(.+)").kind == "images"  # each a clip of its own
+    few = scheme_of("folder", names[:100], r"(.+)_\d+")
+    assert (few.kind, few.units) == ("clips", 5)  # no blocks in their place, which would pass for more than they are
+    good = Comparison(50, 50, 0, Interval(0, 0), {}, np.zeros((1, 2)))
+    assert verdict_of(good, few, margin=1)[0] == "inconclusive"
+    assert verdict_of(good, named, margin=1)[0] == "pass"
+
+
+def test_the_interval_is_by_clips_where_they_are_named() -> None:
+    world, images = World(loss=0.01, memory=0.95), 400
+    names = [f"drive{place // 20}_{place:04}" for place in range(images)]
+    reference, engine = world.draw(images, 3)
+    single, clips = (paired_interval(reference, engine, scheme_of("folder", names, pattern)) for pattern in (None, r"(.+)_\d+"))
+    assert clips.high - clips.low > 1.5 * (single.high - single.low)

@@ -1,0 +1,113 @@
+"""The exit status of the gate: 0 pass, 1 refuse, 3 inconclusive, and 2 for whatever kept it from running."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddcat.bundle import Bundle
+from ddcat.errors import DdcatError
+from ddcat_bench import cli
+from ddcat_bench.output import claim
+from ddcat_bench.subjects import open_bundle_data
+
+Run = Callable[..., int | str | None]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    def gate(bundle: Path, *words: str) -> int | str | None:
+        monkeypatch.setattr(sys, "argv", ["ddcat-bench", "gate", str(bundle), *words])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        return left.value.code
+
+    return gate
+
+
+@pytest.mark.parametrize(("verdict", "status"), [("pass", 0), ("refuse", 1), ("inconclusive", 3)])
+def test_a_verdict(
+    make_bundle: Callable[..., Bundle], run: Run, monkeypatch: pytest.MonkeyPatch, verdict: str, status: int
+) -> None:
+    monkeypatch.setattr("ddcat_bench.gate.command.judge", lambda *case, **options: verdict)
+    assert run(make_bundle().path) == status
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [MemoryError("no room"), ZeroDivisionError("of ours"), OSError(5, "Input/output error"), RecursionError()],
+    ids=repr,
+)
+def test_a_fault_of_the_program_is_no_verdict(
+    make_bundle: Callable[..., Bundle],
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault: Exception,
+) -> None:
+    def judge(*case: Any, **options: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr("ddcat_bench.gate.command.judge", judge)
+    assert run(make_bundle().path) == 2
+    assert type(fault).__name__ in capsys.readouterr().err  # it is not hidden
+
+
+def test_what_is_missing_or_wrong(make_bundle: Callable[..., Bundle], run: Run, tmp_path: Path) -> None:
+    bundle = make_bundle().path
+    assert run(tmp_path / "none") == 2
+    assert run(bundle, "--no-such-option") == 2
+    assert run(bundle, "--limits", str(tmp_path / "none.yaml")) == 2
+    assert run(bundle, "--data-root", str(tmp_path / "none")) == 2
+    assert run(bundle, "--split", "none") == 2
+    assert run(bundle, "--clips", "(") == 2
+
+
+def test_torchrun_does_not_pass_a_verdict_on(
+    make_bundle: Callable[..., Bundle], run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("RANK", "0")
+    assert run(make_bundle().path) == 2
+    assert "use --devices N" in capsys.readouterr().err
+
+
+def test_a_second_gate_with_the_same_out_is_refused_at_once(
+    make_bundle: Callable[..., Bundle], run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    bundle, out = make_bundle().path, tmp_path / "gate"
+    with claim(out, "gate"):
+        for force in ([], ["--force"]):
+            assert run(bundle, "--out", str(out), *force) == 2
+            assert capsys.readouterr().err.startswith(f"error: another process is at work on {out}")
+    assert not out.exists()
+
+
+def test_clips_that_fit_no_name_are_refused_before_anything_is_timed(
+    make_bundle: Callable[..., Bundle], run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = make_bundle().path
+    assert run(bundle, "--clips", "drive([0-9]+)") == 2
+    assert "finds no clip in the name of the image val_00000" in capsys.readouterr().err
+    assert run(bundle, "--clips", "(") == 2
+    assert "is no regular expression" in capsys.readouterr().err
+
+
+def test_a_data_set_that_has_moved_is_asked_for(
+    make_bundle: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scenes_copy: Path
+) -> None:
+    made = make_bundle()
+
+    def at(root: Path | str) -> Bundle:
+        data = made.manifest.data.model_copy(update={"root": str(root)})
+        return Bundle(made.path, made.manifest.model_copy(update={"data": data}), made.digest, made.files)
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DdcatError, match=rf"is not at old/scenes, seen from {tmp_path}: .*--data-root"):
+        open_bundle_data(at("old/scenes"))
+    (tmp_path / "emptied").mkdir()
+    with pytest.raises(DdcatError, match=r"holds no generated scenes.*--data-root"):
+        open_bundle_data(at(tmp_path / "emptied"))
+    assert len(open_bundle_data(at("old/scenes"), data_root=scenes_copy)) == 5
