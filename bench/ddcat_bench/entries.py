@@ -22,7 +22,7 @@ class Environment(Strict):
     device: str = Field(description="that PyTorch computed on: cpu, or the name of a GPU")
     threads: int = Field(ge=1, description="of PyTorch on the CPU")
     seconds: float = Field(ge=0, description="that the whole measurement took")
-    date: str | None = Field(None, description="when it ended: year, month, day, hour and minute in UTC; null: not recorded")
+    date: str | None = Field(None, description="day on which it ended, in UTC; null: not recorded")
 
 
 class CheckpointEntry(Strict):

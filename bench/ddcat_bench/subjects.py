@@ -268,7 +268,7 @@ def describe_environment(device: torch.device, seconds: float) -> Environment:
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         threads=torch.get_num_threads(),
         seconds=seconds,
-        date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        date=f"{datetime.now(UTC):%Y-%m-%d}",
     )
 
 

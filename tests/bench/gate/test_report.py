@@ -153,6 +153,6 @@ def test_equal_pictures_are_not_shown_and_colours_have_names() -> None:
 def test_the_page_has_a_date_and_units() -> None:
     made = made_gate()
     assert "date not recorded; a CPU, 2 cores, 8 GiB, Linux x86_64" in gate_html(made)
-    dated = made.environment.model_copy(update={"date": "2026-01-02 03:04 UTC"})
-    assert "2026-01-02 03:04 UTC; a CPU" in gate_html(made.model_copy(update={"environment": dated}))
-    assert "- date: 2026-01-02 03:04 UTC\n" in gate_markdown(made.model_copy(update={"environment": dated}))
+    dated = made.environment.model_copy(update={"date": "2026-01-02"})
+    assert "2026-01-02; a CPU" in gate_html(made.model_copy(update={"environment": dated}))
+    assert "- date: 2026-01-02\n" in gate_markdown(made.model_copy(update={"environment": dated}))
