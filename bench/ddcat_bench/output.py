@@ -14,7 +14,7 @@ from ddcat.files import new_directory, reserve, write_bytes, write_text
 from ddcat.locks import locked
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_files import to_json
-from ddcat_train.worker import launched, rank
+from ddcat_train.worker import launched, under_agent
 
 __all__ = ["beside", "claim", "publish", "show", "write_result"]
 
@@ -50,7 +50,8 @@ def claim(folder: Path, name: str, *, force: bool = False) -> Iterator[None]:
     """
     whole = folder.resolve()
     with contextlib.ExitStack() as held:
-        if not launched() and rank() == 0:  # the process that launched others holds it for them
+        first = not under_agent() or os.environ.get("RANK", "0") == "0"
+        if first and not launched():  # the process that launched others holds it for them
             message = f"another process is at work on {folder}: wait until it has ended, or name another --out"
             held.enter_context(locked(whole.with_name(f".{whole.name}.lock"), message))
         _check(folder, name, force=force)
