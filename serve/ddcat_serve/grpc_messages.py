@@ -103,7 +103,7 @@ def infer_response(
     for entry in wanted:
         values: npt.NDArray[Any] = getattr(outputs, entry.name)
         about.outputs.add(name=entry.name, datatype=protocol.DATATYPES[entry.dtype], shape=values.shape)
-        contents += [_head(_RAW_OUTPUT, values.nbytes), memoryview(np.ascontiguousarray(values)).cast("B")]
+        contents += [_head(_RAW_OUTPUT, values.nbytes), np.ascontiguousarray(values).data.cast("B")]
     parts = [about.SerializeToString(), *contents]
     if in_stream:
         parts.insert(0, _head(_IN_STREAM, sum(map(len, parts))))
