@@ -7,7 +7,7 @@ from itertools import zip_longest
 import onnx
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ddcat.manifest import MainBranchProof, Sizes
 from ddcat_export.cost import multiply_adds
@@ -24,7 +24,7 @@ _OTHER = (3, 150, 133)
 _ATEN = torch.ops.aten
 # What PyTorch's counter leaves out and the exporter writes as MatMul.
 _FORMULAS = {
-    _ATEN._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value),
     _ATEN.mv: lambda matrix, vector, **_: 2 * math.prod(matrix),
     _ATEN.addmv: lambda bias, matrix, vector, **_: 2 * math.prod(matrix),
     _ATEN.dot: lambda first, second, **_: 2 * math.prod(first),
