@@ -355,16 +355,17 @@ def main() -> None:
     todo["images of 300 sizes"] = sizes, arguments.bundle
     if arguments.openvino is not None:
         todo["images of 300 sizes, OpenVINO"] = sizes, arguments.openvino
-    load, found = os.getloadavg(), {}
+    before = None if arguments.before is None else json.loads(arguments.before.read_text(encoding="utf-8"))
+    machine = {"processor": processor(), "cores": os.cpu_count(), "load_at_start": os.getloadavg()[0]}
+    found: dict[str, Any] = {}
     for name, (case, bundle) in todo.items():
         if (arguments.only or "") in name:
             found[name] = measure(case, bundle, arguments.cgroup)
             print(name, found[name], flush=True)
-    machine = {"processor": processor(), "cores": os.cpu_count(), "load_at_start": load[0], "load_at_end": os.getloadavg()[0]}
-    result = {"machine": machine, "python": platform.python_version(), "cases": found}
-    before = None if arguments.before is None else json.loads(arguments.before.read_text(encoding="utf-8"))
-    write_text(arguments.out.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
-    write_text(arguments.out.with_suffix(".md"), table(result, before))
+            now = {"load_at_end": os.getloadavg()[0]}
+            result = {"machine": machine | now, "python": platform.python_version(), "cases": found}
+            write_text(arguments.out.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
+            write_text(arguments.out.with_suffix(".md"), table(result, before))
 
 
 if __name__ == "__main__":
