@@ -25,10 +25,10 @@ import time
 from ddcat_serve.engines.base import GraphEngine
 infer = GraphEngine.infer
 def slow(engine, images):
-    time.sleep({seconds})
+    time.sleep({seconds} if images.shape[1] == 37 else 0)
     return infer(engine, images)
 GraphEngine.infer = slow
-"""
+"""  # the picture of the tests takes so long, and the warm-up does not
 INNER = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -239,7 +239,10 @@ def wait_for(done: Callable[[], bool]) -> None:
 @pytest.mark.parametrize("files", [1, 5])
 def test_nothing_is_computed_for_a_client_that_has_gone(bundle: Bundle, picture: np.ndarray, files: int, how: str) -> None:
     parts = [("image", (f"{place}.png", as_png(picture), "image/png")) for place in range(files)]
-    with server(bundle.path, "--batch-pixels", 1, "--timeout", 60, before=SLOW.format(seconds=2)) as (_, address):
+    with server(bundle.path, "--batch-pixels", picture[..., 0].size, "--timeout", 60, before=SLOW.format(seconds=2)) as (
+        _,
+        address,
+    ):
         sent = httpx.Request("POST", f"{address}/v1/segment", files=parts)
         whole = request("POST", "/v1/segment", sent.read(), f"Content-Type: {sent.headers['content-type']}")
         with connect(address) as first, connect(address) as second:
