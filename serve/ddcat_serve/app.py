@@ -1,5 +1,6 @@
 """The HTTP application: masks for people, the Open Inference Protocol for programs; its parts are put together here."""
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from ddcat_serve.context import ERRORS, PROVENANCE, Context
 from ddcat_serve.errors import EngineError, InputError, RequestError
 from ddcat_serve.front import Front
 from ddcat_serve.guard import Guard
-from ddcat_serve.memory import memory_size
+from ddcat_serve.memory import give_back_free_blocks, memory_size, resident
 from ddcat_serve.metrics import CONTENT_TYPE, Metrics
 from ddcat_serve.models import Models
 from ddcat_serve.room import Room
@@ -28,6 +29,9 @@ from ddcat_serve.settings import Settings
 from ddcat_serve.tracing import trace
 
 __all__ = ["create_app"]
+
+_TIDIES_EVERY = 10.0  # seconds
+_WORTH_IT = 2**23  # bytes
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +67,9 @@ def create_app(models: Models, settings: Settings, metrics: Metrics | None = Non
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        tidying = asyncio.create_task(_give_back_memory())
         yield
+        tidying.cancel()
         pool.shutdown()
 
     app = FastAPI(
@@ -99,6 +105,16 @@ def create_app(models: Models, settings: Settings, metrics: Metrics | None = Non
         )
     trace(app)
     return app
+
+
+async def _give_back_memory() -> None:
+    """Return what a burst of requests has left, a little later."""
+    kept = resident()
+    while True:
+        await asyncio.sleep(_TIDIES_EVERY)
+        if resident() > kept + _WORTH_IT:
+            await asyncio.to_thread(give_back_free_blocks)
+            kept = resident()
 
 
 def _room(settings: Settings) -> int:

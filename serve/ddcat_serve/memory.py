@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Cost", "cost_of", "give_back_large_blocks", "memory_size", "resident"]
+__all__ = ["Cost", "cost_of", "give_back_free_blocks", "give_back_large_blocks", "memory_size", "resident"]
 
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 _LARGE = 2**20  # bytes
@@ -26,6 +26,18 @@ def give_back_large_blocks() -> bool:
     """
     try:
         return bool(ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE))
+    except (AttributeError, OSError, TypeError):
+        return False
+
+
+def give_back_free_blocks() -> bool:
+    """
+    Let glibc return free memory to the system that lies between blocks in use; False where it had none to return.
+
+    It does so by itself only at the end of a heap, where some small block of a later request may lie for ever.
+    """
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
     except (AttributeError, OSError, TypeError):
         return False
 

@@ -1,5 +1,6 @@
 """Large blocks go back to the system: in a process of its own, since the C library remembers what it was told."""
 
+import asyncio
 import mmap
 import platform
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-from ddcat_serve import memory
+from ddcat_serve import app, memory
 from ddcat_serve.memory import cost_of, memory_size
 from tests.serve.bundles import small_graph
 
@@ -134,3 +135,37 @@ def test_what_a_call_takes_for_a_while_is_seen() -> None:
             time.sleep(0.05)
 
     assert 60 * 2**20 < cost_of(call).bytes < 200 * 2**20
+
+
+FREE_BLOCKS = """
+import ctypes
+from ddcat_serve.memory import give_back_free_blocks, resident
+
+library = ctypes.CDLL(None)
+library.malloc.restype, library.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+blocks = [library.malloc(2**16) for _ in range(1000)]
+for block in blocks:
+    ctypes.memset(block, 1, 2**16)
+for block in blocks[:-1]:  # the last one keeps the heap from shrinking by itself
+    library.free(block)
+before = resident()
+assert give_back_free_blocks()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_free_memory_between_blocks_in_use_goes_back_to_the_system() -> None:
+    done = subprocess.run([sys.executable, "-c", FREE_BLOCKS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 50 * 2**20
+
+
+def test_a_server_gives_back_what_a_burst_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = iter([100, 100, 300, 300, 300])
+    given: list[int] = []
+    monkeypatch.setattr(app, "_TIDIES_EVERY", 0.001)
+    monkeypatch.setattr(app, "resident", lambda: next(sizes, 150) * 2**20)
+    monkeypatch.setattr(app, "give_back_free_blocks", lambda: given.append(1))
+    with pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(app._give_back_memory(), 0.2))
+    assert len(given) == 1
