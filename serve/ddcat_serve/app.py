@@ -108,13 +108,13 @@ def create_app(models: Models, settings: Settings, metrics: Metrics | None = Non
 
 
 async def _give_back_memory() -> None:
-    """Return what a burst of requests has left, a little later."""
-    kept = resident()
+    """Return what bursts of requests have left, a little later; it takes milliseconds."""
+    least = resident()
     while True:
         await asyncio.sleep(_TIDIES_EVERY)
-        if resident() > kept + _WORTH_IT:
+        if resident() > least + _WORTH_IT:
             await asyncio.to_thread(give_back_free_blocks)
-            kept = resident()
+        least = min(least, resident())
 
 
 def _room(settings: Settings) -> int:
