@@ -70,7 +70,7 @@ def create_app(models: Models, settings: Settings, metrics: Metrics | None = Non
         tidying = asyncio.create_task(_give_back_memory())
         yield
         tidying.cancel()
-        pool.shutdown()
+        pool.shutdown(cancel_futures=True)
 
     app = FastAPI(
         title="ddcat",

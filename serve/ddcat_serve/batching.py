@@ -176,13 +176,13 @@ class Queue:
         quickest, left = _CAUTION * min(1.0, self._slowness) * self._by_rate(item.pixels), item.deadline - now
         if quickest > left > 0:
             raise TooLarge(
-                f"{item.pixels} pixels take about {quickest:.2g} s here, and the answer is wanted in {left:.2g} s: send fewer, "
-                "or ask for a longer timeout"
+                f"{item.pixels} pixels take about {_rounded(quickest)} s here, and the answer is wanted in {_rounded(left)} s: "
+                "send fewer, or ask for a longer timeout"
             )
         if quickest > self._call_seconds:
             raise TooLarge(
-                f"{item.pixels} pixels take about {quickest:.2g} s here, and a call of the engine may take "
-                f"{self._call_seconds:.2g} s: send fewer"
+                f"{item.pixels} pixels take about {_rounded(quickest)} s here, and a call of the engine may take "
+                f"{_rounded(self._call_seconds)} s: send fewer"
             )
         if self._seconds(item.pixels) > self._call_seconds:
             raise Full("it would take too long at the speed of this moment", _FORGET)
@@ -304,3 +304,8 @@ class Queue:
     def _leave(self, item: Item) -> None:
         item.waiting = False
         self.pixels -= item.pixels
+
+
+def _rounded(seconds: float) -> str:
+    """Return two digits, 150 and not 1.5e+02."""
+    return f"{float(f'{seconds:.2g}'):g}"

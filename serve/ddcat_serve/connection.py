@@ -39,7 +39,8 @@ class Connection(HttpToolsProtocol):
         self._context, self._settings = context, context.settings
         self._application, self.app = self.app, self._answer
         self._waits: asyncio.TimerHandle | None = None  # for a request's headers, or for the rest of an answered one's body
-        self._received = 0  # bytes of headers meanwhile
+        self._received = 0  # bytes since the last that were of a body, or ended headers: headers, trailers, names of chunks
+        self._moved = False  # whether those that are being read were, or did
         self._in_body = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -85,19 +86,18 @@ class Connection(HttpToolsProtocol):
             self._channel.drop(len(data))
             return
         self._unset_keepalive_if_required()
+        self._moved = False
         try:
             self._parse(data)
         except httptools.HttpParserError:
             self._refuse(400, "the request is no HTTP/1.1")
         if self._channel.is_closing():
             return
-        if self._waits is None:
-            if self.cycle is not None and self.cycle.response_complete:
-                self._expect_more()
-        elif not self._in_body:
-            self._received += len(data)
-            if self._received > self._settings.max_header_bytes:
-                self._refuse(431, "the headers are too long")
+        if self._waits is None and self.cycle is not None and self.cycle.response_complete:
+            self._expect_more()
+        self._received = 0 if self._moved else self._received + len(data)
+        if self._received > self._settings.max_header_bytes:
+            self._refuse(431, f"the {'trailers' if self._in_body else 'headers'} are too long")
 
     def on_message_begin(self) -> None:
         """Wait for the headers, but not for ever."""
@@ -107,8 +107,14 @@ class Connection(HttpToolsProtocol):
         self._expect_headers()
         self._channel.unread = True
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header, and no trailer: it would pass for a header, with a key or a host in it (RFC 9110, 6.5.1)."""
+        if not self._in_body:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Ask the application, unless the headers are too long."""
+        self._moved = True
         if self._channel.is_closing() or self.parser.should_upgrade():
             return  # the second: the parser leaves the body to another protocol, see `_parse`
         self._wait_no_more()
@@ -120,6 +126,7 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Keep a part of a body, or drop it where its request is answered already."""
+        self._moved = True
         if self._channel.is_closing() or self.cycle.response_complete:
             self._channel.drop(len(body))
         else:
@@ -127,6 +134,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Take note that all of a request has come."""
+        self._moved = True
         if self.parser.should_upgrade():
             return
         self._wait_no_more()

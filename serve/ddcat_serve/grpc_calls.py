@@ -43,6 +43,14 @@ _IDLE = 600.0  # seconds for which a stream may be silent
 _DETAILS = 1000  # characters: more than a few kB of them are a protocol error to clients
 _log = logging.getLogger(__name__)
 
+
+def _of_no_client_that_left(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
+
+
+# grpc logs an error with a traceback where a client leaves, or its deadline passes, just when its answer is sent
+logging.getLogger("grpc._cython.cygrpc").addFilter(_of_no_client_that_left)
+
 Call = Any  # grpc.aio.ServicerContext
 
 
@@ -159,7 +167,10 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc]
             self._admit(asked)
         if asked.method is None:
             reason = self._reasons.get(asked.name, "reflection lists what there is")
-            raise RequestError(501, f"this server has no {quoted(asked.name)[1:-1]}: {reason}")
+            service = asked.path.removesuffix(asked.name)
+            known = asked.name and any(path.startswith(service) for path in self._methods)
+            shown = quoted(asked.name if known else asked.path)[1:-1]
+            raise RequestError(501, f"this server has no {shown}: {reason}")
         if self._running[asked.path] > asked.method.most or self._running.total() > _CALLS:
             raise RequestError(429, "too many calls at once: try again later")
         return asked.method

@@ -37,8 +37,8 @@ _REASONS = {
     "RepositoryModelLoad": LOADING,
     "RepositoryModelUnload": LOADING,
     **{f"{kind}SharedMemory{verb}": _MEMORY for kind in ("System", "Cuda") for verb in ("Status", "Register", "Unregister")},
-    "TraceSetting": "traces are set by the environment of OpenTelemetry when the server starts",
-    "LogSettings": "the log is what it is",
+    "TraceSetting": "tracing is set by OpenTelemetry's environment variables when the server starts",
+    "LogSettings": "what is logged cannot be changed",
 }
 _SECOND = 1000  # ms
 _CONNECTIONS = {

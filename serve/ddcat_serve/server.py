@@ -144,6 +144,8 @@ class _Server(uvicorn.Server):
             both.create_task(super().shutdown(sockets))
             if self._grpc is not None:
                 both.create_task(self._stop_grpc(self._grpc, left))
+        if self.force_exit:
+            await self.lifespan.shutdown()  # which uvicorn then leaves out, and logs a traceback of
 
     async def _stop_grpc(self, server: "GrpcServer", left: float) -> None:
         stopping = asyncio.ensure_future(server.stop(left))

@@ -225,6 +225,8 @@ def test_an_idle_engine_does_not_try_what_it_could_not_do_in_time() -> None:
     waiting = queue(rate=100.0)
     with pytest.raises(TooLarge, match=r"900 pixels take about 10 s here, and the answer is wanted in 9 s: send fewer, or ask"):
         waiting.put(Item(1, (30, 30), 9.0), 0.0)
+    with pytest.raises(TooLarge, match=r"90000 pixels take about 1000 s here"):
+        waiting.put(Item(1, (300, 300), 9.0), 0.0)
     waiting.put(Item(1, (30, 30), 11.0), 0.0)
 
 

@@ -60,6 +60,41 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield found
 
 
+# what comes behind a body is nobody's
+
+
+@pytest.mark.parametrize(("beginning", "endless"), [(b"0\r\n", b"X: y\r\n"), (b"0\r\nX: ", b"y"), (b"5;name=", b"y")])
+def test_trailers_and_names_of_chunks_are_no_longer_than_headers(address: str, beginning: bytes, endless: bytes) -> None:
+    with connect(address) as connection:
+        connection.sendall(request("POST", "/v1/segment", None, "Transfer-Encoding: chunked") + beginning)
+        time.sleep(0.1)
+        connection.sendall(100_000 * endless)
+        connection.shutdown(socket.SHUT_WR)
+        assert answers(connection) == [(431, b'{"error": "the trailers are too long"}')]
+
+
+def test_a_trailer_is_no_header(bundle: Bundle, picture: np.ndarray) -> None:
+    image = as_png(picture)
+    body = b"%x\r\n%s\r\n0\r\nAuthorization: Bearer long enough\r\nContent-Encoding: br\r\n\r\n" % (len(image), image)
+    key = "Authorization: Bearer long enough"
+    with server(bundle.path, "--api-key", "long enough") as (_, address):
+        for headers, status in (((), 401), ((key,), 200)):
+            with connect(address) as connection:
+                sent = request("POST", "/v1/segment", None, "Connection: close", "Transfer-Encoding: chunked", *headers)
+                connection.sendall(sent + body)
+                assert [found for found, _ in answers(connection)] == [status]
+
+
+def test_the_body_of_the_request_before_counts_not_as_headers(address: str, picture: np.ndarray) -> None:
+    large = as_png(picture) + bytes(60_000)
+    first, last = request("POST", "/v1/segment", large), request("GET", "/v2/health/live", None, "Connection: close")
+    with connect(address) as connection:
+        connection.sendall(first + last[:20])
+        time.sleep(0.2)
+        connection.sendall(last[20:])
+        assert [status for status, _ in answers(connection)] == [200, 200]
+
+
 # an offer of another protocol is as if it were not there
 
 

@@ -132,6 +132,7 @@ def test_a_burst_is_answered_or_refused_and_never_cut(running: Running) -> None:
         ("TraceSetting", "OpenTelemetry"),
         ("Nothing", "this server has no Nothing: reflection lists what there is"),
         ("x" * 5000, "this server has no xxx"),
+        ("", "this server has no /inference.GRPCInferenceService/: reflection lists what there is"),
     ],
 )
 def test_methods_that_are_not_there_are_unimplemented(running: Running, method: str, text: str) -> None:
@@ -182,4 +183,8 @@ def test_a_probe_names_a_service_or_none(running: Running) -> None:
 def test_nothing_above_info_is_logged_for_what_clients_do(running: Running) -> None:
     running.call(SERVICE + "Nothing", b"\xff")
     running.call(SERVICE + "ModelInfer", b"\xff")
+    for method in ("ServerLive", "Nothing"):  # whose deadline passes about when the answer is sent
+        asked = running.channel.unary_unary(SERVICE + method)
+        for milliseconds in (*range(1, 11),) * 20:
+            asked.future(b"", timeout=milliseconds / 2000, metadata=METADATA).exception()
     assert {line["logger"] for line in running.log() if line["level"] != "info"} <= {"ddcat_serve.warm_up"}

@@ -116,6 +116,7 @@ def test_a_second_signal_ends_it_at_once(make_bundle: Callable[..., Bundle]) -> 
         assert busy.process.poll() is None
         busy.process.send_signal(signal.SIGTERM)
         assert busy.process.wait(30) == 0
+        assert "Traceback" not in busy.log(), busy.log()
 
 
 def test_a_second_signal_ends_it_at_once_where_nobody_waits_any_more_but_an_engine_works(
