@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from ddcat_bench.subjects import versions
 from ddcat_bench.units import open_units, work_folder
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
+from ddcat_train.data.loader import evaluation_plan, read_whole
 from tests.bench.suite import run_suite
 
 
@@ -81,6 +82,28 @@ def test_processes_share_the_work_and_find_the_same(
     assert sum(shares) == 6
     assert max(shares) - min(shares) <= 1
     assert timeless(sum_up(evaluation, units, batches, probe_once(evaluation, units))) == whole
+
+
+def test_a_process_reads_only_the_images_that_it_attacks(
+    evaluation: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[int, ...]] = []
+
+    def reading(dataset: Dataset, indices: Sequence[int]) -> object:
+        read.append(tuple(indices))
+        return read_whole(dataset, indices)
+
+    monkeypatch.setattr("ddcat_bench.attack.share.read_whole", reading)
+    monkeypatch.setattr("ddcat_bench.attack.share.judge_whole", lambda *_: np.zeros(1))
+    units, plans, ranks = open_units(tmp_path / "work", evaluation.identity()), len(evaluation.plans), 6
+    batches = list(evaluation_plan(evaluation.dataset, batch_size=evaluation.batch_size, limit=evaluation.limit))
+    for rank in range(ranks):
+        mine = [tuple(batch) for at, batch in enumerate(batches) if any((at + plan) % ranks == rank for plan in range(plans))]
+        for expected in (mine, []):  # what is done is not read again
+            read.clear()
+            attack_share(evaluation, units, rank=rank, ranks=ranks)
+            assert read == expected
+    assert all(units.has(batch, plan) for batch in range(len(batches)) for plan in range(plans))
 
 
 def test_parts_of_another_evaluation_are_refused(

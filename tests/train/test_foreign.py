@@ -1,6 +1,7 @@
 """Importing the files of others: every key finds its place, the values compute the same, and anything else is refused."""
 
 import os
+import pickle
 import subprocess
 from collections import OrderedDict
 from collections.abc import Callable
@@ -260,7 +261,7 @@ class Anything:
 CONTENTS: dict[str, tuple[Any, str]] = {
     "an object": (
         {"state_dict": {"x": torch.zeros(1)}, "args": Anything()},
-        r"holds a \S*Anything, and reading one could run code",
+        r"holds more than tensors \(\S*Anything\), and reading it could run code",
     ),
     "a list": ([torch.zeros(1)], "holds no weights: a dict of tensors"),
     "nothing": ({}, "holds no weights: a dict of tensors"),
@@ -499,11 +500,20 @@ class Runs:
     [
         (Runs(os.system, "false"), r"(posix|nt|os)\.system"),
         (Runs(print, "x"), r"(builtins|__builtin__)\.print"),
-        (Runs(subprocess.call, ["false"]), r"subprocess\.call"),
+        (Runs(subprocess.call, ["false"]), r"(subprocess|commands)\.call"),  # protocol 2 of pickle has the names of Python 2
     ],
 )
 def test_what_would_run_code_is_named_by_each_of_torch_s_texts(tmp_path: Path, call: Runs, name: str, zipped: bool) -> None:
     file = saved(tmp_path / "x.pth", {"a": call}, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(CheckpointError, match=rf"holds a {name}, and reading one could run code") as caught:
+    with pytest.raises(CheckpointError, match=rf"holds more than tensors \({name}\), and reading it could run code") as caught:
         import_checkpoint(file, tmp_path / "x.safetensors")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("protocol", [0, 4, 5])
+def test_a_pickle_that_torch_does_not_read_is_told_how_to_save_again(tmp_path: Path, protocol: int) -> None:
+    file = tmp_path / "x.pth"
+    file.write_bytes(pickle.dumps({"a": Runs(os.system, "false")}, protocol=protocol))
+    with pytest.raises(CheckpointError, match="no pickle that can be read without running code"):
+        import_checkpoint(file, tmp_path / "x.safetensors")

@@ -1,6 +1,7 @@
 """Reading what `torch.save` wrote, tensors and nothing else."""
 
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ __all__ = ["Pth", "read_pth"]
 _HOLDERS = ("state_dict", "model")  # where a training script keeps the weights beside its epoch and its optimiser
 _PARALLEL = "module."  # what DataParallel puts before every key
 _REFUSED = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module \S+ is blocked)")  # torch has two texts
+# Of a pickle that begins as one: torch.save writes protocol 2, and no other is read so.
+_FOREIGN_PICKLE = re.compile(r"Weights only load failed.*(Unsupported operand|Can only|Trying to call)", re.DOTALL)
+_AGAIN = "use a file of tensors alone, saved again by torch.save(checkpoint['state_dict'], FILE)"
 
 
 @dataclass(frozen=True)
@@ -79,15 +83,20 @@ def read_pth(path: Path) -> Pth:
 
 def _load(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # if that one cannot be read, the error says so
+            return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as cause:
         raise CheckpointError(f"cannot read {path}: {cause.strerror}") from cause
     except Exception as cause:  # a damaged or foreign file makes unpickling stumble over anything
-        refused = _REFUSED.search(str(cause))
-        if refused:
+        if refused := _REFUSED.search(str(cause)):
+            name = refused[1] if "." in refused[1] else f"builtins.{refused[1]}"  # torch leaves that module out
             raise CheckpointError(
-                f"{path} holds a {refused[1]}, and reading one could run code: a file of tensors alone would be right, saved "
-                "again by torch.save(checkpoint['state_dict'], FILE)"
+                f"{path} holds more than tensors ({name}), and reading it could run code: {_AGAIN}"
+            ) from cause
+        if _FOREIGN_PICKLE.search(str(cause)):
+            raise CheckpointError(
+                f"{path} is truncated or not a file of torch.save (no pickle that can be read without running code): {_AGAIN}"
             ) from cause
         # after "Weights only load failed." torch advises to run what is in the file
         line = first_line(cause).partition(" In PyTorch ")[0].rstrip(".")
