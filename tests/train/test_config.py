@@ -76,7 +76,12 @@ def test_one_number_is_a_square_and_a_step_may_be_a_share_of_epsilon() -> None:
         ("attack.alpha='510/255'", r"attack.alpha: expected a step in [0, 1], .* got 2"),
         ("attack.alpha=fast", "attack.alpha: expected a step in [0, 1], such as 0.01 or 2/255, or eps/n"),
         ("attack.alpha=.nan", "attack.alpha: expected a step"),
-        ("attack.alpha=true", "attack.alpha: expected a step"),
+        ("attack.alpha=true", "attack.alpha: expected a value that is not true or false"),
+        ("attack.epsilon=true", "attack.epsilon: expected a value that is not true or false"),
+        ("train.epochs=yes", "train.epochs: expected a value that is not true or false"),
+        ("optim.lr=on", "optim.lr: expected a value that is not true or false"),
+        ("=3", "--set =3: write KEY=VALUE"),
+        ("train..epochs=3", "--set train..epochs=3: write KEY=VALUE"),
         ("batch_size=3", "unknown key batch_size: the nearest is train.batch_size$"),
         ("epoch=3", "unknown key epoch: the nearest is train.epochs$"),
         ("train.lr=3", "unknown key train.lr: the nearest is optim.lr$"),
@@ -120,6 +125,9 @@ def test_a_step_backwards_is_none() -> None:
         ("inherits: scenes-clean\ntrain: {epochs: 50}\ntrain: {batch_size: 2}\n", r"train stands twice \(line 3\)"),
         ("inherits: scenes-clean\ntrain: {epochs: 50, epochs: 2}\n", r"epochs stands twice \(line 2\)"),
         ("inherits: scenes-clean\ninherits: scenes-sat\n", "inherits stands twice"),
+        ("inherits: scenes-clean\nmodel: {hf: {a: {1: b, 0x1: c}}}\n", r"0x1 stands twice \(line 2\)"),
+        ("inherits: scenes-clean\nmodel: {hf: {a: {yes: b, true: c}}}\n", "true stands twice"),
+        ("inherits: scenes-clean\ntrain: {<<: {epochs: 2}, <<: {epochs: 3}}\n", r"<< stands twice: '<<: .*' merges two"),
         ("a: &a [x, x, x, x, x, x, x, x, x]\n"
          + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
          + "inherits: scenes-clean\nseed: *i\n", "more than 10000 values"),

@@ -127,7 +127,7 @@ def test_the_command_says_how_to_go_on(tiny_run: list[str], tmp_path: Path) -> N
         command(run / "config.yaml", "--resume", "--set", "train.epochs=1"), check=False, capture_output=True, text=True
     )
     assert resumed.returncode == 2  # it found the run, which was begun for longer
-    assert f"{run} was begun with another configuration (train.epochs differ)" in resumed.stderr
+    assert f"{run} was begun with another configuration (train.epochs differs)" in resumed.stderr
     assert (run / LAST).is_file()
 
 
@@ -280,7 +280,7 @@ def test_evaluation_is_that_of_attacks_made_one_by_one(tiny_run: list[str], tmp_
 def test_a_split_without_labels_has_no_score(tiny_run: list[str]) -> None:
     trainer = Trainer(load_config("scenes-clean", tiny_run))
     trainer._val = replace(trainer._val, decode=lambda indices: np.full_like(indices, 255))
-    told = rf"the val split at {trainer._val.root} has no score: every pixel of its 4 judged images is ignored"
+    told = rf"the val split at {trainer._val.root} has no score: every pixel of the images that are evaluated \(4\) is ignored"
     with pytest.raises(DataError, match=told):
         trainer.evaluate()
 

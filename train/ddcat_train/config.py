@@ -21,6 +21,7 @@ from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -134,6 +135,14 @@ Size = Annotated[tuple[int, int], BeforeValidator(_pair)]  # height and width, o
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false, which YAML also makes of yes, no, on and off, where pydantic would take them for 1 and 0."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError("expected a value that is not true or false (YAML reads yes, no, on and off as these)")
+        return value
 
 
 _LONGEST = 32_766  # pixels of a side that OpenCV takes everywhere

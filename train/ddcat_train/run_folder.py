@@ -92,7 +92,7 @@ def check_run(config: Config, run: Path, *, resume: bool, more_epochs: bool = Fa
     differing = _differing(config, load_config(str(run / CONFIG)))
     if differing:
         raise ConfigError(
-            f"{run} was begun with another configuration ({_told(differing)} differ): resume it with "
+            f"{run} was begun with another configuration ({_told(differing)}): resume it with "
             f"'ddcat-train {run / CONFIG} --resume'"
         )
 
@@ -101,7 +101,7 @@ def _check_begun(config: Config, begun: Description, run: Path, more_epochs: boo
     differing = _differing(config, begun.config)
     if not differing:
         return
-    fault = f"{run} was begun with another configuration ({_told(differing)} differ)"
+    fault = f"{run} was begun with another configuration ({_told(differing)})"
     epochs = begun.config.train.epochs
     if set(differing) == {_EPOCHS} and more_epochs:
         if begun.step is None or begun.step != begun.steps:
@@ -114,7 +114,8 @@ def _check_begun(config: Config, begun: Description, run: Path, more_epochs: boo
         raise ConfigError(f"{fault} and is finished with {epochs} epochs: --set {_EPOCHS} takes a larger number")
     back = ", ".join(f"{key} to {shortened(before)}" for key, (before, _) in list(differing.items())[:_MOST_TOLD])
     more = f"; more epochs for a finished run: --resume --set {_EPOCHS}=N" if _EPOCHS in differing else ""
-    raise ConfigError(f"{fault}: set them back ({back}), or begin a new run with another --out{more}")
+    pronoun = "it" if len(differing) == 1 else "them"
+    raise ConfigError(f"{fault}: set {pronoun} back ({back}), or begin a new run with another --out{more}")
 
 
 def _differing(config: Config, before: Config) -> dict[str, tuple[object, object]]:
@@ -126,7 +127,7 @@ def _differing(config: Config, before: Config) -> dict[str, tuple[object, object
 def _told(differing: dict[str, tuple[object, object]]) -> str:
     keys = list(differing)
     rest = f" and {len(keys) - _MOST_TOLD} others" if len(keys) > _MOST_TOLD else ""
-    return ", ".join(keys[:_MOST_TOLD]) + rest
+    return ", ".join(keys[:_MOST_TOLD]) + rest + (" differs" if len(keys) == 1 else " differ")
 
 
 def _differences(

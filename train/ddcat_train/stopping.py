@@ -14,7 +14,7 @@ __all__ = ["Stop", "stop_requested"]
 T = TypeVar("T")
 
 
-class _WaitEndedError(BaseException):
+class _WaitEndedError(KeyboardInterrupt):
     """Raised by a signal in the middle of a wait; nothing on the way may take it for an error of its own."""
 
 

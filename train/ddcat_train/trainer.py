@@ -285,8 +285,8 @@ class Trainer:
         clean, attacked = (miou(scored.counts[n].sum(0)) for n in (0, attack.steps))
         if math.isnan(clean + attacked):
             raise DataError(
-                f"the {self._val.split} split at {self._val.root} has no score: every pixel of its {len(scored.names)} judged "
-                "images is ignored (255); labels of classes in some of them would be right"
+                f"the {self._val.split} split at {self._val.root} has no score: every pixel of the images that are evaluated "
+                f"({len(scored.names)}) is ignored; label classes in some of them, or raise train.evaluate_images"
             )
         self.scores = {"clean": clean, "attacked": attacked, "selection": (clean + attacked) / 2}
         self.judged = True

@@ -8,7 +8,7 @@ much memory. Nothing here knows which keys there are.
 import copy
 import difflib
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,17 @@ class _Loader(yaml.SafeLoader):
     """Refuses a key that stands twice, of which YAML would take the last without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names: set[tuple[str, str]] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if (key.tag, key.value) in names:
-                    raise yaml.MarkedYAMLError(problem=f"{named(key.value)} stands twice", problem_mark=key.start_mark)
-                names.add((key.tag, key.value))
+        keys: set[Any] = set()  # as Python has them: 1, 0x1 and true are one key of a dict
+        for node_of_key, _ in node.value:
+            merge = node_of_key.tag == "tag:yaml.org,2002:merge"
+            key = "<<" if merge else self.construct_object(node_of_key, deep=True)
+            if not isinstance(key, Hashable):
+                continue  # which is refused below
+            if key in keys:
+                told = f"{named(str(node_of_key.value))} stands twice"
+                more = ": '<<: [*a, *b]' merges two" if merge else ""
+                raise yaml.MarkedYAMLError(problem=told + more, problem_mark=node_of_key.start_mark)
+            keys.add(key)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -184,7 +189,7 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     shown = named(override)
-    if not equals:
+    if not equals or not all(key.split(".")):
         raise ConfigError(f"--set {shown}: write KEY=VALUE, for example optim.lr=0.02")
     *path, last = key.split(".")
     for part in path:

@@ -178,6 +178,21 @@ def test_linked_sub_folders_are_read_and_a_loop_ends(small_folder: Path, tmp_pat
     assert sound(open_dataset("folder", small_folder, "train")) == [f"linked/{index}" for index in range(5)]
 
 
+def test_a_list_is_found_in_either_unicode_form_of_its_name(voc_of: Maker) -> None:
+    lists = voc_of(b"p0\n", "p0") / "ImageSets/Segmentation"
+    (lists / "train.txt").rename(lists / "cafe\u0301.txt")
+    assert len(open_dataset("voc", lists.parents[1], "caf\u00e9")) == 1
+
+
+def test_a_link_to_itself_is_no_file_and_hides_no_other(small_folder: Path, voc_of: Maker) -> None:
+    voc = voc_of(b"p0\n", "p0")
+    (voc / "JPEGImages/p0.jpg").rename(voc / "JPEGImages/p0.JPG")
+    for folder in (small_folder / "images/train", small_folder / "labels/train", voc / "JPEGImages"):
+        (folder / "self").symlink_to("self")
+    assert len(open_dataset("folder", small_folder, "train")) == 5
+    assert open_dataset("voc", voc, "train").pairs[0].image.name == "p0.JPG"
+
+
 def test_hidden_files_and_folders_are_no_part_of_a_data_set(small_folder: Path) -> None:
     for kind in ("images", "labels"):
         for file in list((small_folder / kind / "train").iterdir()):

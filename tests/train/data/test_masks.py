@@ -123,6 +123,7 @@ def test_a_palette_in_another_order_is_told(small_folder: Path) -> None:
         ("[" * 20000, r"is not readable YAML \(it is nested too deeply\)"),
         ("names: [a, b]\nnames: [b, a]", r"is not readable YAML \(names stands twice \(line 2\)\)"),
         ("names: {0: a, 0: b, 1: c}", r"0 stands twice"),
+        ("names: {0: a, 1: b, 0x0: c}", r"0x0 stands twice"),
         ("x: &a [1, 1, 1, 1]\ny: &b [*a, *a, *a, *a]\nnames: &c [*b, *b]\ncolours: *c", "Input should be a valid string"),
         (f"names: [a, {'1' * 5000}]", "is not readable YAML"),
         ("<<: {names: [a, b]}\nx: 1", "Extra inputs"),

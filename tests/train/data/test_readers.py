@@ -291,7 +291,7 @@ def test_names_that_never_meet_are_one_line(small_folder: Path) -> None:
 def test_a_file_of_another_format_is_pointed_at(small_folder: Path) -> None:
     labels = small_folder / "labels/train/1.png"
     labels.rename(labels.with_suffix(".tif"))
-    assert told(small_folder) == [f"{labels} is missing; 1.tif is there, which is of another format: PNG would be right"]
+    assert told(small_folder) == [f"{labels} is missing; 1.tif is there: convert it to PNG"]
     (small_folder / "labels/train/1.tif").unlink()
     assert told(small_folder) == [f"{labels} is missing"]
 

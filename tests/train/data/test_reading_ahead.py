@@ -34,6 +34,10 @@ class OddError(Exception):
         raise TypeError("not to be pickled")
 
 
+class PanicError(BaseException):
+    """As libraries in Rust raise it."""
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     root = tmp_path_factory.mktemp("readers") / "scenes"
@@ -41,7 +45,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return open_dataset("scenes", root, "train")
 
 
-def failing(error: Exception) -> Callable[[Sample, np.random.Generator], Any]:
+def failing(error: BaseException) -> Callable[[Sample, np.random.Generator], Any]:
     def augment(sample: Sample, generator: np.random.Generator) -> Any:
         if sample.name.endswith("3"):
             raise error
@@ -60,14 +64,16 @@ def failing(error: Exception) -> Callable[[Sample, np.random.Generator], Any]:
         (OSError(errno.EMFILE, "Too many open files"), r"raise the limit of open files \(ulimit -n\)"),
         (OddError(1, 2), r"\(1 and 2\): leave the image out"),
         (KeyError("x"), r"\('x'\): leave the image out"),
+        (SystemExit(0), r"\(0\): leave the image out"),
+        (PanicError("index out of bounds"), r"\(index out of bounds\): leave the image out"),
     ],
 )
 def test_whatever_an_image_makes_go_wrong_is_one_line_that_names_it(
-    error: Exception, message: str, workers: int, dataset: Dataset
+    error: BaseException, message: str, workers: int, dataset: Dataset
 ) -> None:
     batches = train_batches(dataset, failing(error), batch_size=2, seed=0, steps=9, workers=workers, skip_corrupt=True)
     with (
-        pytest.raises(DataError, match=f"JPEGImages/.*3.jpg could not be made ready .*{message}") as caught,
+        pytest.raises(DataError, match=f"JPEGImages/.*3.jpg could not be prepared .*{message}") as caught,
         closing(batches),
     ):
         list(batches)
@@ -84,14 +90,15 @@ def test_want_of_files_or_memory_is_not_taken_for_a_corrupt_image(dataset: Datas
         list(train_batches(dataset, failing(MemoryError()), batch_size=2, seed=0, steps=1, skip_corrupt=True))
 
 
+@pytest.mark.parametrize("error", [MemoryError(), SystemExit("Cannot allocate memory"), PanicError("out of memory")])
 def test_what_goes_wrong_in_reading_for_an_evaluation_names_the_image(
-    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read(self: Dataset, index: int) -> Sample:
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr(Dataset, "read", read)
-    with pytest.raises(DataError, match=r"JPEGImages/.*jpg could not be made ready .*data\.val_long_side"):
+    with pytest.raises(DataError, match=r"JPEGImages/.*jpg could not be prepared .*data\.val_long_side"):
         list(evaluation_batches(dataset, batch_size=2))
 
 

@@ -87,7 +87,7 @@ def test_a_class_that_the_other_split_never_shows_is_told(both: Path) -> None:
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_split_without_a_label_is_refused_before_the_first_step(both: Path, tmp_path: Path, split: str) -> None:
     relabel(both, lambda labels: np.full_like(labels, 255), split)
-    told = rf"the {split} split at {both} has no labelled pixel: every pixel of its [52] masks is ignored \(255\)"
+    told = rf"the {split} split at {both} has no labelled pixel: every pixel of its [52] masks is ignored"
     with pytest.raises(DataError, match=told):
         look(both)
     result = CliRunner().invoke(app, ["check", "folder", str(both), "--split", split])
@@ -97,6 +97,23 @@ def test_a_split_without_a_label_is_refused_before_the_first_step(both: Path, tm
     with pytest.raises(DataError, match=told):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run/config.yaml").exists()
+
+
+def test_a_split_whose_only_labels_cannot_be_read_is_refused(both: Path) -> None:
+    relabel(both, lambda labels: np.full_like(labels, 255), "train")
+    (both / "labels/train/0.png").write_bytes(b"no image")
+    Image.fromarray(np.full((10, 12), 7, np.uint8)).save(both / "labels/train/1.png")  # no class
+    with pytest.raises(DataError, match=r"no labelled pixel: every pixel of its 3 masks that can be read \(of 5\) is ignored"):
+        look(both)
+    faults = check(list_dataset("folder", both, "train")).faults  # all are named
+    assert [fault.kind for fault in faults] == ["unreadable", "value"]
+
+
+def test_values_that_are_numbered_on_purpose_bring_no_advice_to_number_them(both: Path) -> None:
+    relabel(both, lambda labels: labels * 0 + (np.arange(12) > 5))
+    (both / "classes.yaml").write_text("names: {1: a, 2: b}\nignore_label: 0\n")
+    assert [line for line in look(both) if "no pixel of b in train" in line]
+    assert not [line for line in look(both) if "must be" in line or "must begin" in line]
 
 
 def test_labels_of_255_are_a_class_where_they_have_a_name(both: Path) -> None:

@@ -90,8 +90,7 @@ def open_dataset(name: str, root: Path, split: str, *, long_side: int | None = N
     dataset = list_dataset(name, root, split, long_side=long_side)
     missing = [file for pair in dataset.pairs for file in (pair.image, pair.labels) if not is_file(file)]
     if missing:
-        others = f" and {len(missing) - 1} other files" if len(missing) > 1 else ""
-        raise DataError(
-            f"{missing[0]}{others} of {name} {split} missing: 'ddcat-data check {name} {root} --split {split}' names them all"
-        )
+        count, command = len(missing) - 1, f"'ddcat-data check {name} {root} --split {split}'"
+        others = f" and {count} other file{'s' * (count > 1)} of {name} {split} are" if count else f" of {name} {split} is"
+        raise DataError(f"{missing[0]}{others} missing: {command} names all that is")
     return dataset

@@ -100,7 +100,7 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
     except OSError as cause:
         raise DataError(f"cannot read the folder {folder}: {cause.strerror or cause}") from cause
     for entry in entries:
-        if entry.is_dir():
+        if os.path.isdir(entry):  # and not entry.is_dir(), which raises at a link to itself
             yield from _walk(folder / entry.name, above | {real})
         else:
             yield folder / entry.name
@@ -138,7 +138,7 @@ class Finder:
         """Names of the files in a folder by stem and suffix, the one in a comparable form, the other in lower case."""
         if folder not in self._folders:
             try:
-                names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not hidden(entry.name))
+                names = sorted(entry.name for entry in os.scandir(folder) if os.path.isfile(entry) and not hidden(entry.name))
             except (OSError, ValueError):
                 names = []
             # of x.PNG and x.png the second comes later in the order of the names, and stays
@@ -150,4 +150,5 @@ def _beside(path: Path) -> str:
     near = [name for suffix in PICTURES if is_file(path.with_name(name := path.stem + suffix))]
     if not near:
         return ""
-    return f"; {near[0]} is there, which is of another format: {path.suffix[1:].upper()} would be right"
+    form = "PNG" if path.suffix.lower() in LABELS else "JPEG or PNG"
+    return f"; {near[0]} is there: convert it to {form}"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ddcat.text import printable
-from ddcat_train.data.files import hidden, is_file, read_text
+from ddcat_train.data.files import Finder, hidden, is_file, read_text
 from ddcat_train.errors import DataError
 
 __all__ = ["columns_of", "other_lists", "read_list"]
@@ -20,6 +20,7 @@ def read_list(path: Path) -> list[str]:
     DataError
         Where it cannot be read or is empty; where it is missing, the lists beside it are named.
     """
+    path = Finder().find(path, (".txt",))
     if not is_file(path):
         beside = ", ".join(other_lists(path)) or "none"
         raise DataError(

@@ -211,7 +211,9 @@ class _Places(TorchDataset[_Item | DataError]):
         try:
             sample, skipped = self._read(position)
             return _Item(*self.augment(sample, generator), attack_seed, sample.name, skipped)
-        except Exception as error:  # raised in the main process: torch would wrap it into the traceback of the worker
+        except KeyboardInterrupt:  # of the user
+            raise
+        except BaseException as error:  # raised in the main process: torch would wrap it into the traceback of the worker
             return error if isinstance(error, DataError) else _failed(self.dataset, index, error)
 
     def _read(self, position: int) -> tuple[Sample, Skipped | None]:
@@ -229,20 +231,20 @@ class _Places(TorchDataset[_Item | DataError]):
 
 
 def _read(dataset: Dataset, index: int) -> Sample:
-    """Read a pair; whatever goes wrong is a `DataError` that names it."""
+    """Read a pair; whatever goes wrong is a `DataError` that names it, SystemExit and panics of Rust libraries included."""
     try:
         return dataset.read(index)
-    except DataError:
+    except (DataError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise _failed(dataset, index, error) from error
 
 
-def _failed(dataset: Dataset, index: int, error: Exception) -> DataError:
-    """Say that an image could not be made ready, for another reason than a fault of its file."""
+def _failed(dataset: Dataset, index: int, error: BaseException) -> DataError:
+    """Say that an image could not be prepared, for another reason than a fault of its file."""
     reason = " ".join(first_line(error).split())[:300]
     fault = DataError(
-        f"{dataset.pairs[index].image} could not be made ready ({reason}): "
+        f"{dataset.pairs[index].image} could not be prepared ({reason}): "
         + (remedy(error) or "leave the image out, or make it smaller (data.long_side)")
     )
     fault.__cause__ = error

@@ -31,9 +31,9 @@ T = TypeVar("T")
 _GRACE = 1.0  # seconds in which a reader may end by itself
 _OF_READERS = "DataLoader worker"  # what torch begins with where it tells of one that ended
 _REMEDIES = {
-    errno.ENOSPC: "/dev/shm is full, by which images come from the processes that read them: give it more room (docker run "
-    "--shm-size=8g), or use fewer of them with --set train.workers=N, 0 of which need none",
-    errno.EFBIG: "a limit on the size of files holds for /dev/shm, too: raise it (ulimit -f), or use --set train.workers=0",
+    errno.ENOSPC: "/dev/shm, through which the reading processes hand over images, is full: give it more room (docker run "
+    "--shm-size=8g), or use fewer processes with --set train.workers=N (0 needs no room)",
+    errno.EFBIG: "the limit on the size of files holds for /dev/shm, too: raise it (ulimit -f), or use --set train.workers=0",
     errno.EMFILE: "raise the limit of open files (ulimit -n), or use fewer processes with --set train.workers=N",
     errno.ENFILE: "raise the machine's limit of open files, or use fewer processes with --set train.workers=N",
     errno.ENOMEM: "free some memory, make the images smaller (data.long_side, data.val_long_side), or use fewer processes with "
@@ -155,8 +155,8 @@ def _ended(cause: BaseException) -> DataError:
     if not of_readers(cause):
         reason = f"{type(cause).__name__} while a batch was fetched"
     return DataError(
-        f"a process that reads images ended ({reason}), by hand or for want of memory or room in /dev/shm: continue with "
-        "--resume when there is enough of both, or with --resume and --set train.workers=N, fewer of which need less"
+        f"a process that reads images ended ({reason}): somebody killed it, or memory or /dev/shm ran out; free some and "
+        "continue with --resume, or continue with fewer of them, --resume --set train.workers=N"
     )
 
 

@@ -20,6 +20,7 @@ __all__ = ["Survey", "check_labelled", "survey", "warnings_of"]
 
 _MOST_NAMES = 8
 _VALUES = np.arange(256, dtype=np.uint8)
+_WITH_NAMES = ("folder", "scenes", "voc")  # layouts that may have a classes.yaml
 _MUCH = 0.5  # of all pixels are ignored: it may be meant so, and should be known
 
 
@@ -32,6 +33,8 @@ class Survey:
     ----------
     pixels : (256,) int64
         Of each label.
+    labelled : bool
+        Whether a pair without a fault has a pixel of a class.
     unknown : frozenset of int
         Values in the masks that are no class and not ignored.
     faulty : int
@@ -43,6 +46,7 @@ class Survey:
     """
 
     pixels: npt.NDArray[np.int64]
+    labelled: bool
     unknown: frozenset[int]
     faulty: int
     turned: tuple[Path, ...]
@@ -61,7 +65,7 @@ def survey(dataset: Dataset, *, advance: Callable[[int], object] = lambda pairs:
     """
     pixels = np.zeros(256, np.int64)
     unknown: set[int] = set()
-    faulty = 0
+    faulty, labelled = 0, False
     turned: list[Path] = []
     clashes: list[str] = []
     # decoding gives way to other threads
@@ -73,10 +77,11 @@ def survey(dataset: Dataset, *, advance: Callable[[int], object] = lambda pairs:
                 continue
             pixels += found.pixels
             faulty += bool(found.faults)
+            labelled = labelled or (not found.faults and bool(found.pixels[: len(dataset.classes)].any()))
             unknown |= {fault.value for fault in found.faults if fault.value is not None}
             turned += [pair.image] * (found.orientation != 1)
             clashes += [f"{pair.labels}: {found.clash}"] * (found.clash is not None)
-    return Survey(pixels, frozenset(unknown), faulty, tuple(turned), tuple(clashes))
+    return Survey(pixels, labelled, frozenset(unknown), faulty, tuple(turned), tuple(clashes))
 
 
 @dataclass(frozen=True)
@@ -106,10 +111,12 @@ def check_labelled(dataset: Dataset, found: Survey) -> None:
     ------
     DataError
     """
-    if not found.faulty and not found.pixels[: len(dataset.classes)].any():
+    sound = len(dataset) - found.faulty
+    if sound and not found.labelled:
+        unread = f" that can be read (of {len(dataset)})" if found.faulty else ""
         raise DataError(
-            f"the {dataset.split} split at {dataset.root} has no labelled pixel: every pixel of its {len(dataset)} masks is "
-            "ignored (255); labels of classes in some of them would be right"
+            f"the {dataset.split} split at {dataset.root} has no labelled pixel: every pixel of its {sound} masks{unread} is "
+            "ignored; label classes in some of them"
         )
 
 
@@ -144,7 +151,9 @@ def warnings_of(dataset: Dataset, found: Survey) -> list[str]:
 
 
 def _hint(dataset: Dataset, found: Survey) -> str:
-    counts = found.pixels[: len(dataset.classes)]
+    labels, counts = dataset.decode(_VALUES), found.pixels[: len(dataset.classes)]
+    if dataset.name not in _WITH_NAMES or labels[0] != 0 or np.count_nonzero(labels == IGNORE) != 1:
+        return ""  # the values are numbered otherwise, on purpose
     if counts[0] and not counts[1:].any() and found.pixels[IGNORE] and not found.unknown:
         return ": masks of 0 and 255 must be 0 and 1, or give 255 a name, 'names: {0: background, 255: object}' in classes.yaml"
     if not counts[0] and counts.any():
