@@ -1,10 +1,14 @@
 """What a gRPC call passes before it is answered, against a running server: key, rate, bounds, and the trace that it leaves."""
 
+import importlib
 import json
+import logging
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
@@ -183,8 +187,28 @@ def test_a_probe_names_a_service_or_none(running: Running) -> None:
 def test_nothing_above_info_is_logged_for_what_clients_do(running: Running) -> None:
     running.call(SERVICE + "Nothing", b"\xff")
     running.call(SERVICE + "ModelInfer", b"\xff")
-    for method in ("ServerLive", "Nothing"):  # whose deadline passes about when the answer is sent
-        asked = running.channel.unary_unary(SERVICE + method)
-        for milliseconds in (*range(1, 11),) * 20:
-            asked.future(b"", timeout=milliseconds / 2000, metadata=METADATA).exception()
     assert {line["logger"] for line in running.log() if line["level"] != "info"} <= {"ddcat_serve.warm_up"}
+
+
+def test_grpc_logs_no_client_that_leaves_while_it_is_answered() -> None:
+    importlib.import_module("ddcat_serve.grpc_calls")
+    logger = logging.getLogger("grpc._cython.cygrpc")
+    for error, logged in ((grpc.aio.InternalError("batch"), False), (ValueError("ours"), True)):
+        record = logger.makeRecord(logger.name, logging.ERROR, "", 0, "", (), (type(error), error, None))
+        assert bool(logger.filter(record)) is logged
+
+
+@pytest.mark.parametrize("ends", ["max_connection_idle", "max_connection_age"])
+def test_a_connection_whose_client_does_nothing_ends(tmp_path: Path, ends: str) -> None:
+    content = small_graph()
+    bundle = write_bundle(tmp_path / "small.bundle", small_manifest(content), {"model.onnx": content})
+    soon = f'found["grpc.{ends}_ms"] = found["grpc.max_connection_age_grace_ms"] = 500'
+    sooner = f"from ddcat_serve.grpc_service import _CONNECTIONS as found\nassert 'grpc.{ends}_ms' in found\n{soon}"
+    port = free_port()
+    with (
+        server(bundle.path, "--grpc-port", port, before=sooner),
+        socket.create_connection(("127.0.0.1", port), timeout=20) as connection,
+    ):
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+        while connection.recv(2**16):
+            pass
