@@ -85,8 +85,8 @@ def printed(run: Path) -> str:
     """What the command prints as it exports `run` for images of any size, with logits, in a process of its own."""
     result = subprocess.run(
         [Path(sys.executable).with_name("ddcat-export"), run, "--engine", "ort", "--logits"],
-        capture_output=True, text=True, timeout=300, check=False,
-        env={**os.environ, "PYTHONHASHSEED": "11", "OMP_NUM_THREADS": "2"},
+        capture_output=True, text=True, timeout=900, check=False,
+        env={**os.environ, "PYTHONHASHSEED": "11", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert (result.returncode, result.stderr) == (0, "")
     return result.stdout
