@@ -114,6 +114,12 @@ def test_what_a_file_inherits_must_be_names(parents: str, tmp_path: Path) -> Non
         load_config(str(tmp_path / "mine.yaml"))
 
 
+def test_many_faults_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("inherits: scenes-clean\n" + "".join(f"key{n}: 1\n" for n in range(500)))
+    with pytest.raises(ConfigError, match=r"unknown key key9: .*; and 490 more$"):
+        load_config(str(tmp_path / "mine.yaml"))
+
+
 def test_a_step_backwards_is_none() -> None:
     with pytest.raises(ConfigError, match=r"attack\.alpha"):
         load_config("scenes-sat", ["attack.alpha=-0.01"])

@@ -360,15 +360,17 @@ def test_a_run_without_a_checkpoint_continues_from_its_start(tmp_path: Path) -> 
     assert cli._reached(tmp_path) == "its start, for no checkpoint was written yet,"
 
 
+def out_of_memory(sample: Sample, generator: np.random.Generator) -> NoReturn:
+    """In place of an augmentation; here, where a reader that is not forked finds it."""
+    raise MemoryError
+
+
 def test_a_reader_that_fails_on_one_rank_ends_all_of_them(overrides: list[str], tmp_path: Path, together: Together) -> None:
     def work() -> tuple[str, str, int]:
-        def fail(sample: Sample, generator: np.random.Generator) -> NoReturn:
-            raise MemoryError
-
         from ddcat_train.data import AUGMENTATIONS  # noqa: PLC0415 -- of the rank, not a copy that was pickled with this function
 
         if os.environ["RANK"] == "1":
-            AUGMENTATIONS["plain"] = lambda **_: fail
+            AUGMENTATIONS["plain"] = lambda **_: out_of_memory
         config = load_config("scenes-clean", [*overrides, "train.workers=1", "data.skip_corrupt=true"])
         try:
             train(config, tmp_path / "run", device="cpu")

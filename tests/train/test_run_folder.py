@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ddcat.errors import WriteError
 from ddcat_train import trainer as training
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint, read_description
 from ddcat_train.config import Config, dump_config, load_config
@@ -75,6 +76,20 @@ def test_a_configuration_that_was_edited_is_held_against_the_checkpoint(
     with pytest.raises(ConfigError, match=rf"begun with another configuration \({keys} differs?\): set (it|them) back"):
         train(edited, run, resume=True)
     assert (run / LAST).read_bytes() == before
+
+
+def test_a_name_that_is_too_long_for_a_folder_is_one_line(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match="File name too long"):
+        check_run(config, tmp_path / ("x" * 5000), resume=False)
+
+
+def test_want_of_memory_for_a_checkpoint_is_one_line(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Trainer, "save", save)
+    with pytest.raises(TrainError, match=r"out of memory in saving step \d+ .*continue with --resume"):
+        train(config, tmp_path / "run")
 
 
 def test_the_line_says_what_to_set_back_to(finished: Path) -> None:

@@ -145,6 +145,7 @@ class _Strict(BaseModel):
         return value
 
 
+_MOST_FAULTS = 10  # in one message
 _LONGEST = 32_766  # pixels of a side that OpenCV takes everywhere
 
 
@@ -408,7 +409,10 @@ def parse_config(tree: Mapping[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as cause:
-        faults = [_explain(fault) for fault in cause.errors()]
+        errors = cause.errors()
+        faults = [_explain(fault) for fault in errors[:_MOST_FAULTS]]
+        if len(errors) > _MOST_FAULTS:
+            faults.append(f"and {len(errors) - _MOST_FAULTS} more")
         # a file that inherits nothing lacks whole sections, and so does one whose `inherits` is misspelt
         bare = any(fault["type"] == "missing" and fault["loc"] == ("model",) for fault in cause.errors())
         hint = "; 'inherits: PRESET' as its first line gives all that it does not say itself" if bare else ""

@@ -28,6 +28,7 @@ _LESS_TO_LEARN = (
     "continue on more devices (--resume --devices N), or begin a new run with a smaller train.batch_size or augment.crop, or "
     "with train.accumulate; none of these three can change in a run, for they change what is learnt"
 )
+_LESS_TO_SAVE = "free some memory, and continue with --resume"
 _LESS_TO_BUILD = "use a smaller model.width or backbone, or free some memory"
 
 
@@ -184,7 +185,8 @@ def _save(loop: _Loop) -> int:
     loop.watch.look()  # a resumed run logs from there on; and nothing is saved that is not finite
     if loop.clock:
         loop.clock.save(loop.trainer.step)
-    loop.trainer.save(loop.run / LAST, resumable=True)
+    with enough_memory(f"saving step {loop.trainer.step}", _LESS_TO_SAVE):
+        loop.trainer.save(loop.run / LAST, resumable=True)
     return loop.trainer.step
 
 

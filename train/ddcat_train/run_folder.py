@@ -75,6 +75,8 @@ def check_run(config: Config, run: Path, *, resume: bool, more_epochs: bool = Fa
     ConfigError
     """
     _check_name(run)
+    with writing(run):  # a name may be too long for any folder
+        run.is_dir()
     check_writable(run)
     last = run / LAST
     if not (run / CONFIG).is_file() and not last.is_file():
