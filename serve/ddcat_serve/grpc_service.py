@@ -52,6 +52,7 @@ _CONNECTIONS = {
     "grpc.max_connection_age_grace_ms": 600 * _SECOND,
     "grpc.keepalive_time_ms": 60 * _SECOND,  # clients that have gone without a word are forgotten
     "grpc.keepalive_timeout_ms": 20 * _SECOND,
+    "grpc.http2.ping_timeout_ms": 20 * _SECOND,  # the former alone does not end a connection before this one's minute
     "grpc.keepalive_permit_without_calls": 1,
     "grpc.http2.min_ping_interval_without_data_ms": 10 * _SECOND,  # clients may keep connections alive, too
 }

@@ -198,11 +198,11 @@ def test_grpc_logs_no_client_that_leaves_while_it_is_answered() -> None:
         assert bool(logger.filter(record)) is logged
 
 
-@pytest.mark.parametrize("ends", ["max_connection_idle", "max_connection_age"])
+@pytest.mark.parametrize("ends", ["max_connection_idle", "max_connection_age", "keepalive_time"])
 def test_a_connection_whose_client_does_nothing_ends(tmp_path: Path, ends: str) -> None:
     content = small_graph()
     bundle = write_bundle(tmp_path / "small.bundle", small_manifest(content), {"model.onnx": content})
-    soon = f'found["grpc.{ends}_ms"] = found["grpc.max_connection_age_grace_ms"] = 500'
+    soon = f'found["grpc.{ends}_ms"] = found["grpc.max_connection_age_grace_ms"] = found["grpc.http2.ping_timeout_ms"] = 500'
     sooner = f"from ddcat_serve.grpc_service import _CONNECTIONS as found\nassert 'grpc.{ends}_ms' in found\n{soon}"
     port = free_port()
     with (
