@@ -2,12 +2,13 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from itertools import zip_longest
 
 import onnx
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from ddcat.manifest import MainBranchProof, Sizes
 from ddcat_export.cost import multiply_adds
@@ -24,11 +25,16 @@ _OTHER = (3, 150, 133)
 _ATEN = torch.ops.aten
 # What PyTorch's counter leaves out and the exporter writes as MatMul.
 _FORMULAS = {
-    _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value),
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: _attention(query, key, value),
     _ATEN.mv: lambda matrix, vector, **_: 2 * math.prod(matrix),
     _ATEN.addmv: lambda bias, matrix, vector, **_: 2 * math.prod(matrix),
     _ATEN.dot: lambda first, second, **_: 2 * math.prod(first),
 }
+
+
+def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> int:
+    """Count the operations of scores, (N, H, S, D) by (N, H, T, D), and of their products with values, (N, H, T, V)."""
+    return 2 * math.prod(query[:3]) * key[2] * (query[3] + value[3])
 
 
 def prove_main_branch(
