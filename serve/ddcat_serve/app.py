@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -78,6 +79,7 @@ def create_app(models: Models, settings: Settings, metrics: Metrics | None = Non
         summary="Semantic segmentation by engines whose robustness was judged.",
         lifespan=lifespan,
         servers=[{"url": "."}],  # where the description lies, which behind a proxy may be under a prefix
+        openapi_url=None,  # written once below, not for each request: it takes as long as a small image
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
@@ -92,6 +94,12 @@ def create_app(models: Models, settings: Settings, metrics: Metrics | None = Non
     async def read_metrics() -> Response:
         """Metrics in Prometheus' text format."""
         return Response(counted.text(), media_type=CONTENT_TYPE)
+
+    description = functools.cache(lambda: JSONResponse(app.openapi()).body)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def describe() -> Response:
+        return Response(description(), media_type="application/json")
 
     app.add_middleware(Compression)
     app.add_middleware(Front, context=context, metrics=counted, hosts=hosts)
