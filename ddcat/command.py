@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
@@ -17,6 +17,7 @@ __all__ = [
     "ExpectDigest",
     "RequirePassport",
     "RequireSignature",
+    "invoke",
     "parse_choice",
     "parse_size",
     "run",
@@ -37,6 +38,8 @@ ExpectDigest = Annotated[
 RequirePassport = Annotated[
     bool, typer.Option("--require-passport", help="Refuse a bundle that did not pass ddcat-bench gate with its default budget.")
 ]
+
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # Click's; some releases of Typer hold a Click of their own
 
 _Choice = TypeVar("_Choice", bound=str)
 
@@ -89,8 +92,42 @@ def run(app: Callable[[], object], *, extras: str = "") -> NoReturn:
     """
     try:
         with needing(extras):
-            app()
+            status = invoke(app)
     except DdcatError as error:
         print(f"error: {printable(error, _LONGEST)}", file=sys.stderr)
         sys.exit(REFUSED)
-    sys.exit(0)
+    sys.exit(status)
+
+
+def invoke(app: Callable[[], object]) -> int:
+    """
+    Run a command line application and return its exit status.
+
+    Raises
+    ------
+    DdcatError
+        Also where the command line itself is wrong, which Typer would show in a box of five lines, and where nobody reads the
+        output any more, for which Typer has the status 1: the gate's for a refusal.
+    """
+    try:
+        found = app(standalone_mode=False) if isinstance(app, typer.Typer) else app()
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # its help is printed
+            return REFUSED
+        raise DdcatError(_usage(error)) from error
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):
+            raise DdcatError("the output was closed before all of it was written: let its reader read to the end") from ended
+        raise
+    return found if isinstance(found, int) else 0
+
+
+def _usage(error: Any) -> str:
+    """Say what is wrong with a command line, and where it is explained."""
+    similar = sorted(getattr(error, "possibilities", None) or ())
+    message = " ".join((error.message if similar else error.format_message()).split()).rstrip(".")  # choices stand on lines
+    if similar:
+        message += f"; did you mean {', '.join(similar)}?"
+    if error.ctx is not None:
+        message += f"{'' if message.endswith('?') else ';'} see {error.ctx.command_path} --help"
+    return message[:1].lower() + message[1:]

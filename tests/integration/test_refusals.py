@@ -115,3 +115,22 @@ def test_every_command_helps(command: str) -> None:
     result = call(command, "--help")
     assert result.returncode == 0
     assert "Usage" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["ddcat-train"], "missing argument 'PRESET|CONFIG.yaml'; see ddcat-train --help"),
+        (["ddcat-data", "scenes", "x", "--trian", "2"], "no such option: --trian; did you mean --train? see ddcat-data scenes"),
+        (["ddcat-export", "x", "--precison", "int8"], "no such option: --precison; did you mean --precision? see ddcat-export"),
+        (["ddcat-bench", "gate", "x", "--repeats", "3"], "invalid value for '--repeats': "),
+        (["ddcat-bench", "gaet", "x"], "no such command 'gaet'. Did you mean 'gate'? see ddcat-bench --help"),
+        (["ddcat-serve", "run", "x", "--port", "http"], "invalid value for '--port': "),
+    ],
+)
+def test_wrong_options_are_one_line(command: list[str], said: str) -> None:
+    ended = call(*command)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr.startswith(f"error: {said}")
+    assert ended.stderr.count("\n") == 1

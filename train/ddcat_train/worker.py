@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from ddcat.command import REFUSED
+from ddcat.command import REFUSED, invoke
 from ddcat.errors import DdcatError
 from ddcat.files import write_json
 from ddcat_train.errors import LostRankError
@@ -36,8 +36,8 @@ def rank() -> int:
 def report_to_agent(app: Callable[[], object]) -> NoReturn:
     """Run a command line application and leave with its exit status; its error is told to our agent, not printed."""
     try:
-        app()
+        status = invoke(app)
     except DdcatError as error:
         write_json(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), {"message": str(error), "timestamp": int(time.time())})
         sys.exit(LOST if isinstance(error, LostRankError) else REFUSED)
-    sys.exit(0)
+    sys.exit(status)
