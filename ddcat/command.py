@@ -29,11 +29,11 @@ DEVICES = ("auto", "cpu", "cuda")
 
 # the three together are what `ddcat.bundle.Trust.from_options` takes
 RequireSignature = Annotated[
-    Path | None, typer.Option(metavar="PUB", help="Refuse a bundle that the owner of this public key (PEM) did not sign.")
+    Path | None, typer.Option(metavar="PUB", help="Refuse a bundle that was not signed with the private key of this public key (PEM).")
 ]
 ExpectDigest = Annotated[
     list[str] | None,
-    typer.Option(metavar="SHA", help="Refuse a bundle of another digest; may be given again, for each bundle."),
+    typer.Option(metavar="SHA", help="Refuse a bundle with another digest. Repeat it for several bundles."),
 ]
 RequirePassport = Annotated[
     bool, typer.Option("--require-passport", help="Refuse a bundle that did not pass ddcat-bench gate with its default budget.")

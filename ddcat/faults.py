@@ -19,7 +19,8 @@ class _Refusal(Protocol):
 def first_fault(error: _Refusal) -> str:
     """Say which entry is wrong and why, ``engine.file: Field required``; the first one, and of the whole only why."""
     first = error.errors()[0]
-    return printable(": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"]))), _MOST)
+    why = first["msg"].removeprefix("Value error, ")  # pydantic's word for what a check of ours raises
+    return printable(": ".join(filter(None, (".".join(map(str, first["loc"])), why))), _MOST)
 
 
 def first_line(error: BaseException) -> str:

@@ -138,7 +138,7 @@ def _close(numbers: Sequence[int]) -> bool:
 def _clip(pattern: str, name: str) -> str:
     try:
         found = re.search(pattern, name)
-    except re.error as cause:
+    except (re.error, OverflowError, RecursionError) as cause:  # the last two of hostile ones
         raise BenchError(f"clips {pattern!r} is no regular expression: {cause}") from cause
     if found is None:
         raise BenchError(

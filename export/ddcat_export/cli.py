@@ -36,7 +36,7 @@ def export(
     ],
     engine: Annotated[str, typer.Option(help="Engine to build: ort (ONNX Runtime), openvino or trt (TensorRT).")] = "ort",
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16, fp16 or int8.", show_default="fp32, or the bundle's")
+        str | None, typer.Option(help="Precision of the engine: fp32, bf16, fp16 or int8.", show_default="fp32, or the bundle's")
     ] = None,
     out: Annotated[
         Path | None,
@@ -48,31 +48,31 @@ def export(
     size: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="HxW|dynamic", help="Of the images; given again: a ladder.", show_default="dynamic, or the bundle's"
+            metavar="HxW|dynamic", help="Size of the images that the engine takes. Repeat it for several sizes.", show_default="dynamic, or the bundle's"
         ),
     ] = None,
-    max_batch: Annotated[int | None, typer.Option(min=1, help="Most images at once.", show_default="any; for trt 8")] = None,
-    logits: Annotated[bool, typer.Option("--logits", help="Give the logits, at low resolution, beside the labels.")] = False,
+    max_batch: Annotated[int | None, typer.Option(min=1, help="Largest batch that the engine takes.", show_default="any; for trt 8")] = None,
+    logits: Annotated[bool, typer.Option("--logits", help="Add the logits, at low resolution, to the outputs.")] = False,
     confidence: Annotated[
-        bool, typer.Option("--confidence", help="Give the probability of each pixel's label beside the labels.")
+        bool, typer.Option("--confidence", help="Add the probability of each pixel's label to the outputs.")
     ] = False,
     calibration: Annotated[
-        str | None, typer.Option(help="Of int8: on clean images, or mixed with attacked ones.", show_default="mixed")
+        str | None, typer.Option(help="Images that int8 is calibrated on: clean, or mixed with attacked ones.", show_default="mixed")
     ] = None,
     calibration_images: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="To calibrate on; with --max-drop as many to judge on.", show_default="32"),
+        typer.Option(min=1, metavar="N", help="How many images int8 is calibrated on and, with --max-drop, judged on.", show_default="32"),
     ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
-            min=0, metavar="POINTS", help="Of mIoU, clean and attacked, that int8 may cost.", show_default="not measured"
+            min=0, metavar="POINTS", help="mIoU that int8 may cost, on clean and on attacked images each.", show_default="not measured"
         ),
     ] = None,
     opset: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="ONNX opset of the graph, 17 to 22, for a runtime that reads no newer one.", show_default="22"
+            metavar="N", help="ONNX opset of the graph, 17 to 22. Older runtimes need a lower one.", show_default="22"
         ),
     ] = None,
     data_root: Annotated[
@@ -80,16 +80,16 @@ def export(
     ] = None,
     hardware: Annotated[
         str | None,
-        typer.Option(help="That a plan of trt is to run on: same-compute-capability, ampere-plus.", show_default="this GPU"),
+        typer.Option(help="GPUs that a plan of trt must run on: same-compute-capability or ampere-plus.", show_default="this GPU"),
     ] = None,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="A plan of trt is to run with later minor versions of TensorRT, too.")
+        bool, typer.Option("--version-compatible", help="Make a plan of trt that later minor versions of TensorRT run, too.")
     ] = False,
     repeatable: Annotated[
-        bool, typer.Option("--repeatable", help="Of a BUNDLE of trt: choose the same kernels again, by its timing cache alone.")
+        bool, typer.Option("--repeatable", help="Choose the same kernels as in a BUNDLE of trt, from its timing cache alone.")
     ] = False,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Write nothing: compare each layer of the graph with PyTorch, and show them all.")
+        bool, typer.Option("--explain", help="Compare each layer of the graph with PyTorch, show them all, and write nothing.")
     ] = False,
     sign: Annotated[Path | None, typer.Option(metavar="KEY", help="Sign with this private key (PEM, elliptic curve).")] = None,
     require_signature: RequireSignature = None,
@@ -99,15 +99,14 @@ def export(
     Export the main branch of a trained network into a bundle, proven to be that network; or rebuild a bundle.
 
     The graph takes uint8 RGB images (N, H, W, 3) and gives uint8 labels (N, H, W); normalisation and argmax are inside. It is
-    written only if it has the opset and types that were asked for, if its bytes are the same without the other heads and
-    from an example of another size, and if ONNX Runtime computes with it what PyTorch computes, on images of many shapes. The
-    engine that is built from it must label a few images, clean and attacked, as PyTorch does; they stay in the bundle with its
-    labels.
+    written only if it has the requested opset and types, if its bytes are the same without the other heads and when traced at
+    another size, and if ONNX Runtime gives the same results with it as PyTorch, on images of many shapes. The engine must give
+    a few images, clean and attacked, the same labels as PyTorch; they stay in the bundle with its labels.
 
     int8 is calibrated on images of the training split. With --max-drop every layer's sensitivity is measured, and the worst
     layers stay in float until int8 costs no more mIoU than that on clean and on attacked images of the validation split.
 
-    From a BUNDLE, another engine is built from the graph inside: neither torch nor the checkpoint is needed.
+    From a BUNDLE, another engine is built from the graph inside, without torch and without the checkpoint.
 
     For example:
 
@@ -119,10 +118,9 @@ def export(
 
     - `ddcat-export runs/camvid-ddcat --engine openvino --precision int8 --calibration mixed --max-drop 1`
 
-    - `ddcat-export runs/camvid-ddcat --engine ort --explain` shows each layer beside PyTorch's, when an export was refused.
+    - `ddcat-export runs/camvid-ddcat --engine ort --explain` compares each layer with PyTorch after a refused export.
 
-    - `ddcat-export bundles/camvid --engine trt --size 180x240` on the machine with the GPU: from the graph inside, without
-      torch.
+    - `ddcat-export bundles/camvid --engine trt --size 180x240` builds an engine on the machine with the GPU, without torch.
     """
     from ddcat.bundle import MANIFEST, Trust
     from ddcat.manifest import Kind, Precision

@@ -28,15 +28,15 @@ app = typer.Typer(
 def run(
     bundles: Annotated[
         list[str],
-        typer.Argument(metavar="[NAME=]BUNDLE...", help="Bundles to serve; those of one name become its versions 1, 2, ..."),
+        typer.Argument(metavar="[NAME=]BUNDLE...", help="Bundles to serve; bundles with the same name become its versions 1, 2, ..."),
     ],
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for every one of this machine.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all addresses of this machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads that compute one batch.", show_default="the physical cores")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML with settings, beneath flags and environment.")
+        Path | None, typer.Option(metavar="FILE", help="YAML file with settings; options and environment variables override it.")
     ] = None,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
@@ -80,7 +80,7 @@ def inspect(
     expect_digest: ExpectDigest = None,
 ) -> None:
     """
-    Verify a bundle and say what is in it.
+    Verify a bundle and show what is in it.
 
     For example:
 
@@ -137,7 +137,7 @@ def run_on_ray(
     bundles: Annotated[
         list[str], typer.Argument(metavar="[NAME=]BUNDLE...", help="Bundles, on a file system that all nodes share.")
     ],
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
     replicas: Annotated[int, typer.Option(min=1, help="Replicas of the server, at least.")] = 1,
     max_replicas: Annotated[

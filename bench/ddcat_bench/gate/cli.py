@@ -24,20 +24,20 @@ def gate(
         str | None,
         typer.Option(
             metavar="REGEX",
-            help="Which video clip an image belongs to: the first group of this expression in its file name, or all that it "
-            "matches. '(.+)' says that every image stands alone.",
+            help="Regular expression whose first group in a file name (or whole match) is the video clip of the image. "
+            "'(.+)' says that every image stands alone.",
             show_default="what the data set says",
         ),
     ] = None,
     limits: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML file with other limits.", show_default="those of the package")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Judge on clean images and the paper's BIM, n = 3, alone.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Judge on clean images and the paper's BIM, n = 3, only.")] = False,
     steps: Annotated[int, typer.Option(min=1, help="Steps of each strong gradient attack.")] = 20,
     queries: Annotated[
-        int, typer.Option(min=10, help="Queries for each image of the attacks that ask the engine itself.")
+        int, typer.Option(min=10, help="Queries per image of the attacks that query the engine itself.")
     ] = 500,
-    every: Annotated[int, typer.Option(min=1, help="Make the attacks that ask the engine on every Nth image.")] = 10,
+    every: Annotated[int, typer.Option(min=1, help="Run the attacks that query the engine on every Nth image.")] = 10,
     repeats: Annotated[int, typer.Option(min=10, help="Timed calls of the engine and of PyTorch.")] = 30,
     seed: Annotated[int, typer.Option(min=0, help="Seed of random starts and searches.")] = 0,
     devices: Annotated[
@@ -57,9 +57,9 @@ def gate(
     """
     Judge whether an engine is as accurate, as robust and as fast as its limits ask, and write its passport.
 
-    The exit status is 0 for pass, 1 for refuse, 3 for inconclusive, and 2 where the gate could not run. The engine and the
-    PyTorch main branch meet the worst attacks of a shared pool: made on either, on the engine's own graph, and by asking the
-    engine. After an interruption the same command continues.
+    The exit status is 0 for pass, 1 for refuse, 3 for inconclusive, and 2 if the gate could not run. The engine and the PyTorch
+    main branch are scored on the worst attacks of a shared pool: made on the PyTorch model, on the engine's own graph, and with
+    queries to the engine. After an interruption the same command continues.
 
     For example:
 
@@ -85,12 +85,12 @@ def gate(
     from ddcat_train.worker import launched, under_agent
 
     if under_agent() and not launched():
-        raise BenchError("torchrun does not pass on the exit status, which is the gate's verdict: use --devices N without it")
+        raise BenchError("torchrun hides the exit status, which is the gate's verdict: use --devices N without torchrun")
     budget = Budget("quick" if quick else "default", steps=steps, queries=queries, every=every, seed=seed)
     if quick:
         for name, value, usual in zip(budget._fields[1:], budget[1:], Budget()[1:], strict=True):
             if value != usual:
-                raise BenchError(f"--{name} {value}: --quick makes BIM, n = 3, from clean images alone, and has no use for it")
+                raise BenchError(f"--{name} {value}: --quick runs BIM, n = 3, only and does not use this option: leave it out")
     opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
     allowed = read_limits(limits or DEFAULT, opened.manifest.engine.effective_precision)
     loaded = checkpoint_of(opened, checkpoint)
