@@ -29,7 +29,8 @@ DEVICES = ("auto", "cpu", "cuda")
 
 # the three together are what `ddcat.bundle.Trust.from_options` takes
 RequireSignature = Annotated[
-    Path | None, typer.Option(metavar="PUB", help="Refuse a bundle that was not signed with the private key of this public key (PEM).")
+    Path | None,
+    typer.Option(metavar="PUB", help="Refuse a bundle that was not signed with the private key of this public key (PEM)."),
 ]
 ExpectDigest = Annotated[
     list[str] | None,
@@ -56,7 +57,7 @@ def parse_choice(option: str, text: str, choices: Sequence[_Choice]) -> _Choice:
     for choice in choices:
         if text == choice:
             return choice
-    raise DdcatError(f"{option} {text}: {', '.join(choices[:-1])} or {choices[-1]} would be right")
+    raise DdcatError(f"{option} {text}: use {', '.join(choices[:-1])} or {choices[-1]}")
 
 
 def parse_size(text: str, *, otherwise: str = "") -> tuple[int, int]:
@@ -75,7 +76,7 @@ def parse_size(text: str, *, otherwise: str = "") -> tuple[int, int]:
     """
     height, _, width = text.partition("x")
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise DdcatError(f"--size {text}: HEIGHTxWIDTH, such as 180x240,{otherwise} would be right")
+        raise DdcatError(f"--size {text}: use HEIGHTxWIDTH, such as 180x240,{otherwise}")
     return int(height), int(width)
 
 

@@ -63,7 +63,7 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
     except OSError as cause:
         fault = f"cannot write {path}: {cause.strerror or cause}"
         if cause.errno not in _FULL:
-            raise WriteError(f"{fault}: a folder that can be written in would be right") from cause
+            raise WriteError(f"{fault}: use a folder that can be written in") from cause
         needed = "" if size is None else f"{size / 1e6:.1f} MB are needed and "
         free = shutil.disk_usage(_existing(path)).free
         raise WriteError(f"{fault}: {needed}{free / 1e6:.1f} MB are free there; make room") from cause
@@ -189,7 +189,7 @@ def reserve(path: Path) -> None:
     """Refuse a path where `new_directory` could not make one: before the long work whose result it is to hold."""
     check_vacant(path)
     if path.is_mount():
-        raise DdcatError(f"{path} is where a disk is mounted, and cannot be replaced: a folder inside it would be right")
+        raise DdcatError(f"{path} is where a disk is mounted, and cannot be replaced: use a folder inside it")
     check_writable(path.parent)  # where it is filled, and renamed to the path at the end
 
 

@@ -15,7 +15,7 @@ from ddcat.temporary import temporary_directory
 
 __all__ = ["check_key", "sign", "verify"]
 
-_KEYS = "a PEM file with a key on the curve P-256, P-384 or P-521, without a password, would be right"
+_KEYS = "use a PEM file with a key on the curve P-256, P-384 or P-521, without a password"
 
 
 def check_key(key: Path) -> None:

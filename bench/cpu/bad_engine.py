@@ -27,7 +27,7 @@ def main() -> None:
     bundle = open_bundle(arguments.bundle)
     file = bundle.manifest.engine.file
     if bundle.manifest.engine.effective_precision != "int8" or not file.endswith(".onnx"):
-        raise DdcatError(f"{arguments.bundle} is no int8 bundle of an ONNX file: --engine ort --precision int8 would be right")
+        raise DdcatError(f"{arguments.bundle} is no int8 bundle of an ONNX file: use --engine ort --precision int8")
     files = {**bundle.files, file: spoil(bundle.files[file], arguments.factor)}
     manifest = bundle.manifest.model_copy(update={"files": entries(files), "name": f"{bundle.manifest.name}-bad"})
     write_bundle(arguments.out, manifest, files)

@@ -47,7 +47,7 @@ def begin(devices: int | None, device: str, work: Path, identity: dict[str, Any]
     if under_agent():
         raise BenchError(f"--devices {devices} under torchrun: its --nproc-per-node says how many")
     if devices < 1:
-        raise BenchError(f"--devices {devices}: 1 or more would be right")
+        raise BenchError(f"--devices {devices}: use 1 or more")
     check_device(device, devices)
     open_units(work, identity)
     if devices > 1:

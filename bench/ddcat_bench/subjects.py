@@ -185,7 +185,7 @@ def check_sizes(bundle: Bundle, dataset: Dataset) -> None:
     Raises
     ------
     BenchError
-        Naming the first such image, and what would be right.
+        Naming the first such image, and what to use.
     """
     shapes = bundle.manifest.shapes
     sizes = [dataset.size(index) for index in range(len(dataset))]

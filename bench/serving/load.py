@@ -67,7 +67,7 @@ def main() -> None:
 def everything(arguments: argparse.Namespace) -> None:
     """Run all arms and write what was found."""
     if arguments.out is None:
-        raise DdcatError("--out FILE, without its suffix, would be right")
+        raise DdcatError("--out: use FILE without its suffix")
     if len(os.sched_getaffinity(0)) < 2:
         raise DdcatError("this needs two cores")
     height, width = parse_size(arguments.size)

@@ -153,7 +153,7 @@ def shapes_of_engine(engine: str, sizes: Sizes | None, *, minimum: int, max_batc
     """
     if engine == "trt":
         if sizes is None:
-            raise ExportError("engine trt holds memory for the largest images: --size HxW, one or several, would be right")
+            raise ExportError("engine trt holds memory for the largest images: use --size HxW, one or several")
         max_batch = max_batch or _PLANNED_BATCH
     batch = Range(minimum=1, maximum=max_batch)
     if sizes is None:
@@ -161,7 +161,7 @@ def shapes_of_engine(engine: str, sizes: Sizes | None, *, minimum: int, max_batc
         return Shapes(batch=batch, height=free, width=free)
     for height, width in sizes:
         if min(height, width) < minimum:
-            raise ExportError(f"size {height}x{width} is too small: {minimum}x{minimum} or more would be right")
+            raise ExportError(f"size {height}x{width} is too small: use {minimum}x{minimum} or more")
     ladder = tuple(sorted(set(sizes), key=lambda size: (size[0] * size[1], size)))
     sides = [Range(minimum=min(side), maximum=max(side)) for side in zip(*ladder, strict=True)]
     return Shapes(batch=batch, height=sides[0], width=sides[1], sizes=ladder if len(ladder) > 1 else None)

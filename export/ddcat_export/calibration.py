@@ -186,7 +186,7 @@ def measure_ranges(graph: bytes, images: Sequence[Images], *, progress: Progress
 def _check(labels: Tensor, classes: int, where: str) -> None:
     highest = max((int(label) for label in torch.unique(labels) if label != IGNORE), default=0)
     if highest >= classes:
-        raise ExportError(f"{where} has label {highest}, and the network knows 0 to {classes - 1}: its own data would be right")
+        raise ExportError(f"{where} has label {highest}, and the network knows 0 to {classes - 1}: use its own data")
 
 
 def _resized(pixels: Tensor, labels: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

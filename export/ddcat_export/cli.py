@@ -36,7 +36,8 @@ def export(
     ],
     engine: Annotated[str, typer.Option(help="Engine to build: ort (ONNX Runtime), openvino or trt (TensorRT).")] = "ort",
     precision: Annotated[
-        str | None, typer.Option(help="Precision of the engine: fp32, bf16, fp16 or int8.", show_default="fp32, or the bundle's")
+        str | None,
+        typer.Option(help="Precision of the engine: fp32, bf16, fp16 or int8.", show_default="fp32, or the bundle's"),
     ] = None,
     out: Annotated[
         Path | None,
@@ -48,25 +49,35 @@ def export(
     size: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="HxW|dynamic", help="Size of the images that the engine takes. Repeat it for several sizes.", show_default="dynamic, or the bundle's"
+            metavar="HxW|dynamic",
+            help="Size of the images that the engine takes. Repeat it for several sizes.",
+            show_default="dynamic, or the bundle's",
         ),
     ] = None,
-    max_batch: Annotated[int | None, typer.Option(min=1, help="Largest batch that the engine takes.", show_default="any; for trt 8")] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(min=1, help="Largest batch that the engine takes.", show_default="any; for trt 8")
+    ] = None,
     logits: Annotated[bool, typer.Option("--logits", help="Add the logits, at low resolution, to the outputs.")] = False,
     confidence: Annotated[
         bool, typer.Option("--confidence", help="Add the probability of each pixel's label to the outputs.")
     ] = False,
     calibration: Annotated[
-        str | None, typer.Option(help="Images that int8 is calibrated on: clean, or mixed with attacked ones.", show_default="mixed")
+        str | None,
+        typer.Option(help="Images that int8 is calibrated on: clean, or mixed with attacked ones.", show_default="mixed"),
     ] = None,
     calibration_images: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="How many images int8 is calibrated on and, with --max-drop, judged on.", show_default="32"),
+        typer.Option(
+            min=1, metavar="N", help="How many images int8 is calibrated on and, with --max-drop, judged on.", show_default="32"
+        ),
     ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
-            min=0, metavar="POINTS", help="mIoU that int8 may cost, on clean and on attacked images each.", show_default="not measured"
+            min=0,
+            metavar="POINTS",
+            help="mIoU that int8 may cost, on clean and on attacked images each.",
+            show_default="not measured",
         ),
     ] = None,
     opset: Annotated[
@@ -80,7 +91,9 @@ def export(
     ] = None,
     hardware: Annotated[
         str | None,
-        typer.Option(help="GPUs that a plan of trt must run on: same-compute-capability or ampere-plus.", show_default="this GPU"),
+        typer.Option(
+            help="GPUs that a plan of trt must run on: same-compute-capability or ampere-plus.", show_default="this GPU"
+        ),
     ] = None,
     version_compatible: Annotated[
         bool, typer.Option("--version-compatible", help="Make a plan of trt that later minor versions of TensorRT run, too.")

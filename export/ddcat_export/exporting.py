@@ -197,7 +197,7 @@ def explain(
     DdcatError
     """
     if precision not in ("fp32", "fp16"):
-        raise ExportError(f"no layer can be compared in {precision}: --precision fp32 or fp16 would be right")
+        raise ExportError(f"no layer can be compared in {precision}: use --precision fp32 or fp16")
     progress("reading the checkpoint")
     segmenter = load_checkpoint(checkpoint).segmenter()
     progress("exporting the main branch")

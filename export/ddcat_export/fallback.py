@@ -135,7 +135,7 @@ def fall_back(
             raise ExportError(
                 f"int8 loses {best.clean:.2f} points of clean and {best.adversarial:.2f} of adversarial mIoU with "
                 f"{best.float_layers} of {len(worst_first)} layers in float, the best that was found, where {max_drop:g} are "
-                "allowed: --calibration of the other kind, another --max-drop or --precision fp32 would be right"
+                "allowed: use --calibration of the other kind, another --max-drop or --precision fp32"
             )
         too_few, enough = enough, min(max(1, 2 * enough), most)
     while enough - too_few > 1:

@@ -167,7 +167,7 @@ def trace(
         line = first_line(cause.__cause__ or cause)
         raise ExportError(f"torch {torch.__version__} cannot export this network: {line}") from cause
     if program is None:
-        raise ExportError(f"torch {torch.__version__} exported nothing: torch 2.6 or later would be right")
+        raise ExportError(f"torch {torch.__version__} exported nothing: use torch 2.6 or later")
     return program
 
 

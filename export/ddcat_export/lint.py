@@ -44,8 +44,8 @@ def check_graph(model: onnx.ModelProto, precision: Precision, opset: int = OPSET
     if opsets != {"": opset} or model.functions:
         others = [name for name in opsets if name]
         raise ExportError(
-            f"the graph is of opset {opsets.get('')} and further domains {others} where opset {opset} of ONNX alone was asked "
-            "for: another version of torch would be right"
+            f"the graph is of opset {opsets.get('')} and further domains {others}, expected opset {opset} of ONNX "
+            "alone: use another version of torch"
         )
     try:
         onnx.checker.check_model(model, full_check=True)
@@ -55,7 +55,7 @@ def check_graph(model: onnx.ModelProto, precision: Precision, opset: int = OPSET
     allowed = _ALWAYS | {COMPUTES[precision]} | ({TensorProto.INT8} if precision == "int8" else set())
     for name, kind in types.items():
         if kind not in allowed:
-            raise ExportError(f"tensor {name} is {_name(kind)} in a graph at {precision}: {_names(allowed)} would be right")
+            raise ExportError(f"tensor {name} is {_name(kind)} in a graph at {precision}: use {_names(allowed)}")
     for node in model.graph.node:
         unknown = [name for name in node.output if name and name not in types]
         if unknown or node.op_type == "BatchNormalization":
@@ -66,7 +66,7 @@ def check_graph(model: onnx.ModelProto, precision: Precision, opset: int = OPSET
             raise ExportError(f"{node.name} ({node.op_type}) is of {_names(found)} in a graph at {precision}")
     for name, kind in ((_IMAGE, TensorProto.UINT8), (_LABELS, TensorProto.UINT8), (LOGITS, TensorProto.FLOAT)):
         if types.get(name) != kind:
-            raise ExportError(f"{name} is {_name(types.get(name))} in the graph where {_name(kind)} would be right")
+            raise ExportError(f"{name} is {_name(types.get(name))} in the graph, expected {_name(kind)}")
 
 
 def check_form(model: onnx.ModelProto, classes: int, size: tuple[int, int] | None, *, logits: bool, confidence: bool) -> None:
@@ -102,7 +102,7 @@ def check_form(model: onnx.ModelProto, classes: int, size: tuple[int, int] | Non
     found = {v.name: (v.type.tensor_type.elem_type, _axes(v)) for v in (*model.graph.input, *model.graph.output)}
     fixed = [side for side in found.get(_IMAGE, (0, ()))[1][1:3] if isinstance(side, int)]
     if size is None and fixed:
-        raise ExportError("this network exports for one size of images only, its code depends on it: --size HxW would be right")
+        raise ExportError("this network exports for one size of images only, its code depends on it: use --size HxW")
     if list(found.items()) != list(wanted.items()):
         raise ExportError(f"the graph has inputs and outputs {found} where {wanted} were asked for")
 

@@ -84,7 +84,7 @@ def quantise(graph: bytes, ranges: Mapping[str, float], *, float_layers: Collect
     model = _weights_right(onnx.load_model_from_string(graph))
     plan = _plan(model, float_layers, unsigned=unsigned)
     if not plan.layers:
-        raise ExportError("no layer is left to compute in int8: fp32 would be right for this network")
+        raise ExportError("no layer is left to compute in int8: use fp32 for this network")
     writer = _Writer(model, plan, ranges, unsigned=unsigned)
     for node in list(model.graph.node):
         writer.write(node)
@@ -121,11 +121,11 @@ def check_quantised(model: onnx.ModelProto, *, unsigned: bool = False) -> None:
         weight = node.input[0] in constants
         byte = unsigned and not weight and zeros.dtype == np.uint8
         if zeros.dtype != np.int8 and not byte:
-            raise ExportError(f"{node.name} quantises to {zeros.dtype} where int8 would be right: TensorRT takes nothing else")
+            raise ExportError(f"{node.name} quantises to {zeros.dtype}, expected int8: TensorRT takes nothing else")
         if np.any(zeros) and not (byte and np.all(zeros == 128)):
-            raise ExportError(f"{node.name} has zero point {zeros.max()} where 0 would be right: TensorRT takes nothing else")
+            raise ExportError(f"{node.name} has zero point {zeros.max()}, expected 0: TensorRT takes nothing else")
         if not weight and scales.ndim:
-            raise ExportError(f"{node.name} has {scales.size} scales for an activation where one would be right")
+            raise ExportError(f"{node.name} has {scales.size} scales for an activation, expected one")
         if scales.dtype != np.float32 or not np.all(np.isfinite(scales) & (scales > 0)):
             raise ExportError(f"{node.name} has a scale that is not a finite, positive float32")
     if not found:

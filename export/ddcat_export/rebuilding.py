@@ -116,7 +116,7 @@ def rebuild(
 
 def _timings(bundle: Bundle) -> bytes:
     if _TIMINGS not in bundle.files:
-        raise ExportError(f"{bundle.path} holds no timing cache to repeat a build by: a bundle of engine trt would be right")
+        raise ExportError(f"{bundle.path} holds no timing cache to repeat a build by: use a bundle of engine trt")
     return bundle.files[_TIMINGS]
 
 
@@ -154,7 +154,7 @@ def _shapes(bundle: Bundle, engine: str, sizes: Sizes | None, max_batch: int | N
         return shapes_of_engine(engine, only, minimum=min(ends), max_batch=max_batch or there.batch.maximum)
     for height, width in sizes:
         if height not in there.height or width not in there.width or (there.sizes and (height, width) not in there.sizes):
-            raise ExportError(f"{bundle.path} does not take {height}x{width}: a size that it takes would be right")
+            raise ExportError(f"{bundle.path} does not take {height}x{width}: use a size that it takes")
     return shapes_of_engine(engine, sizes, minimum=1, max_batch=max_batch or there.batch.maximum)
 
 

@@ -190,4 +190,4 @@ def _check_form(
     form = None if logits is None else (labels.dtype, labels.shape, logits.dtype, logits.shape)
     wanted = (np.dtype(np.uint8), labels_shape, np.dtype(np.float32), logits_shape)
     if form != wanted:
-        raise ExportError(f"the exported graph gives labels and logits {form} for {where}, where {wanted} would be right")
+        raise ExportError(f"the exported graph gives labels and logits {form} for {where}, expected {wanted}")

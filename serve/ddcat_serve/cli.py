@@ -28,7 +28,9 @@ app = typer.Typer(
 def run(
     bundles: Annotated[
         list[str],
-        typer.Argument(metavar="[NAME=]BUNDLE...", help="Bundles to serve; bundles with the same name become its versions 1, 2, ..."),
+        typer.Argument(
+            metavar="[NAME=]BUNDLE...", help="Bundles to serve; bundles with the same name become its versions 1, 2, ..."
+        ),
     ],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all addresses of this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
@@ -36,7 +38,8 @@ def run(
         int | None, typer.Option(min=1, help="Threads that compute one batch.", show_default="the physical cores")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML file with settings; options and environment variables override it.")
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML file with settings; options and environment variables override it."),
     ] = None,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,

@@ -291,9 +291,7 @@ def load_models(
             bundle = open_bundle(source.path, trust)
             name = source.name or bundle.manifest.name
             if not _NAME.fullmatch(name):
-                raise ServeError(
-                    f"{source.path}: {name!r} is no name of a model: letters, digits, '.', '-' and '_' would be right"
-                )
+                raise ServeError(f"{source.path}: {name!r} is no name of a model: use letters, digits, '.', '-' and '_'")
             versions = models.setdefault(name, {})
             model = _load(bundle, name, str(len(versions) + 1), settings, threads, trust, observe, share=1 / len(sources))
             versions[model.version] = model

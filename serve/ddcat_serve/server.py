@@ -66,7 +66,7 @@ def serve(sources: Sequence[Source], *, host: str, port: int, threads: int | Non
     give_back_large_blocks()
     if settings.grpc_port is not None:
         if settings.grpc_port == port:
-            raise ServeError(f"--grpc-port {port} is the port of HTTP, too: another one would be right")
+            raise ServeError(f"--grpc-port {port} is the port of HTTP, too: use another one")
         _listen(host, settings.grpc_port, "--grpc-port").close()  # says in a line what gRPC would say in many
     metrics, drain = Metrics(), Drain(settings.drain)
     with (

@@ -98,7 +98,7 @@ class Settings(BaseModel):
             try:
                 ipaddress.ip_network(word)
             except ValueError as cause:
-                raise ValueError(f"{cause}: 127.0.0.1 or 10.0.0.0/8 would be right") from cause
+                raise ValueError(f"{cause}: use 127.0.0.1 or 10.0.0.0/8") from cause
         return value
 
     @property
@@ -117,9 +117,9 @@ class Settings(BaseModel):
             try:
                 rates = limits.parse_many(value)
             except ValueError as cause:
-                raise ValueError(f"{value!r} is no rate: 100/minute would be right") from cause
+                raise ValueError(f"{value!r} is no rate: use 100/minute") from cause
             if len(rates) > 1:
-                raise ValueError(f"{value!r} are {len(rates)} rates, and one is taken: 100/minute would be right")
+                raise ValueError(f"{value!r} are {len(rates)} rates, and one is taken: use 100/minute")
             if rates[0].amount < 1:
                 raise ValueError(f"{value!r} lets nobody ask: use a rate such as 100/minute")
         return value
@@ -176,7 +176,7 @@ def _read_file(file: Path | None) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as cause:
         raise ServeError(f"--config {file} cannot be read: {first_line(cause)}") from cause
     if not isinstance(content, dict):
-        raise ServeError(f"--config {file} holds no settings: lines such as `timeout: 5` would be right")
+        raise ServeError(f"--config {file} holds no settings: use lines such as `timeout: 5`")
     unknown = sorted(set(map(str, content)) - set(Settings.model_fields))
     if unknown:
         raise ServeError(f"--config {file}: {unknown[0]} is no setting; there are {', '.join(Settings.model_fields)}")

@@ -225,7 +225,7 @@ def test_what_a_process_cannot_read_is_one_line(run_directory: Path, tmp_path: P
 
 
 def test_devices_that_cannot_be(run_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BenchError, match="1 or more would be right"):
+    with pytest.raises(BenchError, match="use 1 or more"):
         cli.attack(run_directory, device="cpu", devices=0, out=tmp_path / "attack")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     with pytest.raises(BenchError, match="--nproc-per-node says how many"):

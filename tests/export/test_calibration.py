@@ -92,5 +92,5 @@ def test_without_data_there_is_no_int8(checkpoint: Checkpoint) -> None:
 def test_a_label_that_the_network_does_not_know_is_refused() -> None:
     calibration._check(torch.tensor([[0, 5, 255]]), 6, "data")
     calibration._check(torch.tensor([[255]]), 6, "data")
-    with pytest.raises(ExportError, match="data has label 6, and the network knows 0 to 5: its own data would be right"):
+    with pytest.raises(ExportError, match="data has label 6, and the network knows 0 to 5: use its own data"):
         calibration._check(torch.tensor([[0, 6, 255]]), 6, "data")

@@ -110,7 +110,7 @@ def damaged(run: Path, tmp_path: Path) -> Path:
             ["{run}", "--engine", "ort", "--precision", "bf16"],
             "ONNX Runtime does not compute in bf16 on a CPU, only in fp32 and",
         ),
-        (["{run}", "--engine", "ort", "--precision", "fp8"], "--precision fp8: fp32, bf16, fp16 or int8 would be right"),
+        (["{run}", "--engine", "ort", "--precision", "fp8"], "--precision fp8: use fp32, bf16, fp16 or int8"),
         (["{run}", "--engine", "ort", "--expect-digest", "0"], "--expect-digest changes nothing here, for {run} is no bundle"),
         (["{run}", "--engine", "ort", "--hardware", "ampere-plus"], "--hardware changes nothing here, for this is not trt"),
         (
@@ -119,7 +119,7 @@ def damaged(run: Path, tmp_path: Path) -> Path:
         ),
         (
             ["{run}", "--engine", "trt", "--hardware", "any"],
-            "--hardware any: same-compute-capability or ampere-plus would be right",
+            "--hardware any: use same-compute-capability or ampere-plus",
         ),
         (["{run}", "--engine", "trt", "--repeatable"], "--repeatable changes nothing here, for {run} is no bundle"),
         (
@@ -134,7 +134,7 @@ def damaged(run: Path, tmp_path: Path) -> Path:
         (["{run}", "--engine", "ort", "--size", "64"], "--size 64: HEIGHTxWIDTH, such as 180x240, or dynamic alone would be"),
         (["{run}", "--engine", "ort", "--size", "dynamic", "--size", "64x64"], "--size dynamic: HEIGHTxWIDTH"),
         (["{run}", "--engine", "ort", "--size", "64x-3"], "--size 64x-3: HEIGHTxWIDTH"),
-        (["{run}", "--engine", "ort", "--size", "32x64"], "size 32x64 is too small: 33x33 or more would be right"),
+        (["{run}", "--engine", "ort", "--size", "32x64"], "size 32x64 is too small: use 33x33 or more"),
         (["{tmp}/nothing", "--engine", "ort"], "no such checkpoint: {tmp}/nothing"),
         (["{tmp}", "--engine", "ort"], "{tmp} holds no best.safetensors"),
     ],

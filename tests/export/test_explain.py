@@ -84,5 +84,5 @@ def test_the_command_shows_every_layer_and_names_the_first(
     monkeypatch.setattr(exporting, "build_graph", lambda *a, **k: changed(bundle.files["model.onnx"], "context.features.2.1"))
     with pytest.raises(ExportError, match=r"the first layer that differs is context\.features\.2\.1: 0\.0001 is tolerated"):
         cli.export(run, engine="ort", explain=True)
-    with pytest.raises(ExportError, match="--precision fp32 or fp16 would be right"):
+    with pytest.raises(ExportError, match="use --precision fp32 or fp16"):
         cli.export(run, engine="openvino", precision="bf16", explain=True)

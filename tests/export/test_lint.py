@@ -43,7 +43,7 @@ def as_fp32_labels(model: onnx.ModelProto) -> None:
     [
         (unsorted, "the graph is not valid ONNX: "),
         (with_batch_norm, "a batch norm is left at left in the graph"),
-        (as_fp32_labels, "labels is float in the graph where uint8 would be right"),
+        (as_fp32_labels, "labels is float in the graph, expected uint8"),
     ],
 )
 def test_a_graph_that_is_not_as_every_graph_is_refused_in_one_line(
@@ -60,5 +60,5 @@ def test_a_graph_that_is_not_as_every_graph_is_refused_in_one_line(
 def test_a_graph_for_one_size_is_none_for_all(content: bytes) -> None:
     model = onnx.load_model_from_string(content)
     check_form(model, 4, SIZE, logits=True, confidence=False)
-    with pytest.raises(ExportError, match="one size of images only, its code depends on it: --size HxW would be right"):
+    with pytest.raises(ExportError, match="one size of images only, its code depends on it: use --size HxW"):
         check_form(model, 4, None, logits=True, confidence=False)

@@ -146,10 +146,10 @@ def pair(model: onnx.ModelProto) -> onnx.NodeProto:
 @pytest.mark.parametrize(
     ("plant", "message"),
     [
-        (one_zero_point, "has zero point 1 where 0 would be right: TensorRT takes nothing else"),
-        (unsigned_bytes, "quantises to uint8 where int8 would be right: TensorRT takes nothing else"),
-        (shifted_bytes, "has zero point 3 where 0 would be right"),
-        (scales_of_channels, "has 4 scales for an activation where one would be right"),
+        (one_zero_point, "has zero point 1, expected 0: TensorRT takes nothing else"),
+        (unsigned_bytes, "quantises to uint8, expected int8: TensorRT takes nothing else"),
+        (shifted_bytes, "has zero point 3, expected 0"),
+        (scales_of_channels, "has 4 scales for an activation, expected one"),
         (a_scale_of_zero, "has a scale that is not a finite, positive float32"),
         (a_computed_scale, "has a scale or zero point that is not a constant of the graph"),
         (no_zero_point, "has a scale or zero point that is not a constant of the graph"),
@@ -173,7 +173,7 @@ def test_the_form_for_a_cpu_alone_may_be_unsigned(form: tuple[onnx.ModelProto, b
     model, unsigned = form
     check_quantised(model, unsigned=True)
     if unsigned:
-        with pytest.raises(ExportError, match="quantises to uint8 where int8 would be right"):
+        with pytest.raises(ExportError, match="quantises to uint8, expected int8"):
             check_quantised(model)
 
 

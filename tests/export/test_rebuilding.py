@@ -137,7 +137,7 @@ def test_options_of_a_runtime_reach_its_build(bundle: Bundle, tmp_path: Path, mo
     write_bundle(tmp_path / "old", bundle.manifest.model_copy(update={"files": entries(files)}), files)
     rebuild(tmp_path / "old", tmp_path / "new", engine="ort", options={"hardware": "ampere-plus"}, repeatable=True)
     assert given == [{"hardware": "ampere-plus", "timings": b"measured before"}]
-    with pytest.raises(ExportError, match="holds no timing cache to repeat a build by: a bundle of engine trt would be right"):
+    with pytest.raises(ExportError, match="holds no timing cache to repeat a build by: use a bundle of engine trt"):
         rebuild(bundle.path, tmp_path / "another", engine="ort", repeatable=True)
 
 

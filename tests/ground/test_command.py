@@ -46,7 +46,7 @@ def test_a_size_is_height_by_width() -> None:
 
 @pytest.mark.parametrize("text", ["", "180", "x240", "180x", "0x240", "180x-1", "180x240x3", "180X240", "1.5x2"])
 def test_another_size_is_refused_with_one_that_would_be_right(text: str) -> None:
-    with pytest.raises(DdcatError, match=f"--size {text}: HEIGHTxWIDTH, such as 180x240, or dynamic would be right"):
+    with pytest.raises(DdcatError, match=f"--size {text}: use HEIGHTxWIDTH, such as 180x240, or dynamic"):
         parse_size(text, otherwise=" or dynamic")
 
 
@@ -54,7 +54,7 @@ def test_a_choice_is_one_of_those_there_are() -> None:
     colours = ("red", "green", "blue")
     assert [parse_choice("--colour", colour, colours) for colour in colours] == list(colours)
     for text in ("", "Red", "re"):
-        with pytest.raises(DdcatError, match=rf"^--colour {text}: red, green or blue would be right$"):
+        with pytest.raises(DdcatError, match=rf"^--colour {text}: use red, green or blue$"):
             parse_choice("--colour", text, colours)
 
 

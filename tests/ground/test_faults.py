@@ -25,7 +25,7 @@ class Pairs(BaseModel):
     ("content", "said"),
     [
         ('{"pairs": [{"low": 0, "high": 1}, {"high": "many"}]}', "pairs.1.low: Field required"),  # and the second is not said
-        ('{"pairs": [{"low": 2, "high": 1}]}', "pairs.0: Value error, low is above high"),
+        ('{"pairs": [{"low": 2, "high": 1}]}', "pairs.0: low is above high"),
         ("[]", "Input should be an object"),
     ],
 )

@@ -73,7 +73,7 @@ def test_a_folder_that_cannot_be_written_in_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("no folder")
     for path in (tmp_path / "file", tmp_path / "file/run"):
-        with pytest.raises(WriteError, match=rf"cannot write {path}: .*: a folder that can be written in would be right"):
+        with pytest.raises(WriteError, match=rf"cannot write {path}: .*: use a folder that can be written in"):
             check_writable(path)
 
 
@@ -93,7 +93,7 @@ def test_a_place_where_no_folder_could_be_made_is_refused_beforehand(tmp_path: P
 
 def test_where_a_disk_is_mounted_no_folder_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
-    with pytest.raises(DdcatError, match=r"is where a disk is mounted.*: a folder inside it would be right"):
+    with pytest.raises(DdcatError, match=r"is where a disk is mounted.*: use a folder inside it"):
         reserve(tmp_path)
     reserve(tmp_path / "inside")
 

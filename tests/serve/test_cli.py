@@ -148,4 +148,4 @@ def test_help_is_light() -> None:
 def test_one_port_for_both_protocols_is_refused(bundle: Bundle) -> None:
     result = run_serve("run", bundle.path, "--port", "47391", "--grpc-port", "47391")
     assert result.returncode == 2
-    assert result.stderr == "error: --grpc-port 47391 is the port of HTTP, too: another one would be right\n"
+    assert result.stderr == "error: --grpc-port 47391 is the port of HTTP, too: use another one\n"

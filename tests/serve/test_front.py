@@ -62,7 +62,7 @@ def test_who_asks_more_often_than_the_rate_waits(client_with: Callable) -> None:
     assert 1 <= int(response.headers["retry-after"]) <= 60
     assert "3 per 1 minute" in response.json()["error"]
     assert client.get("/v2/health/ready").status_code == 200
-    with pytest.raises(ServeError, match=r"--rate-limit: .*100/minute would be right"):
+    with pytest.raises(ServeError, match=r"--rate-limit: .*use 100/minute"):
         read_settings(rate_limit="often")
 
 
@@ -79,7 +79,7 @@ def test_who_asks_more_often_than_the_rate_waits(client_with: Callable) -> None:
         (
             "trusted_proxies", "10.0.0.0/8,proxy.local",
             "--trusted-proxies: 'proxy.local' does not appear to be an IPv4 or IPv6 network: "
-            "127.0.0.1 or 10.0.0.0/8 would be right",
+            "use 127.0.0.1 or 10.0.0.0/8",
         ),
     ],
 )  # fmt: skip

@@ -90,7 +90,7 @@ def test_a_cpu_without_the_instructions_is_named(monkeypatch: pytest.MonkeyPatch
 def test_a_graph_before_its_bundle_refuses_other_types(make_graph: Callable) -> None:
     with OpenVinoGraph(make_graph(), precision="fp32", threads=1) as graph:
         assert graph.run(np.zeros((7, 3, 500, 3), np.uint8)).labels.shape == (7, 3, 500)
-        with pytest.raises(EngineError, match="images of float32: uint8 would be right"):
+        with pytest.raises(EngineError, match="images of float32: use uint8"):
             graph.run(np.zeros((1, 8, 8, 3), np.float32))
         with pytest.raises(EngineError, match=r"OpenVINO failed on images of shape \(1, 8, 8, 4\): \S"):
             graph.run(np.zeros((1, 8, 8, 4), np.uint8))

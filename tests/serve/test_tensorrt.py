@@ -317,7 +317,7 @@ def test_no_gpu(install: Callable) -> None:
     ("version", "precision", "reason"),
     [
         ("8.6.1", "bf16", "does not compute in bf16"),
-        ("9.3.0", "fp32", "8.6, 10 or 11 would be right"),
+        ("9.3.0", "fp32", "use 8.6, 10 or 11"),
         ("8.5.3", "fp32", "8.6"),
     ],
 )

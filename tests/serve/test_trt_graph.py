@@ -71,7 +71,7 @@ TO_SIZES = ["float", "", "", "sizes"]
         (of_nodes(scaled(-ONE), QUANTISE, DEQUANTISE, zero=NIL),
          "10.13", "not positive and finite"),
         (of_nodes(cast("whole", "scale", "FLOAT"), QUANTISE, DEQUANTISE, whole=np.int64(1), zero=NIL),
-         "10.13", "its scale is computed: a constant would be right"),
+         "10.13", "its scale is computed: use a constant"),
         (of_nodes(QUANTISE, DEQUANTISE, scale=ONE, zero=np.int8(3)),
          "10.13", r"q \(QuantizeLinear\): its zero point is not zero"),
         (of_nodes(QUANTISE, DEQUANTISE, scale=ONE, zero=np.uint8(0)), "10.13", "quantises to uint8: int8 alone"),

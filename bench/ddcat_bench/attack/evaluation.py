@@ -154,7 +154,7 @@ def parse_epsilon(text: str) -> float:
     except (ValueError, ZeroDivisionError):
         epsilon = 0.0
     if not 0 < epsilon <= 1:
-        raise BenchError(f"--epsilon {text}: a number above 0 and up to 1, such as 0.03 or 8/255, would be right")
+        raise BenchError(f"--epsilon {text}: use a number above 0 and up to 1, such as 0.03 or 8/255")
     return epsilon
 
 
@@ -174,9 +174,9 @@ def open_substitutes(judged: Checkpoint, paths: Sequence[Path]) -> tuple[Checkpo
         if (theirs.config.data.name, theirs.classes.names) != (ours.config.data.name, ours.classes.names):
             raise BenchError(
                 f"--substitute {path} was trained on {theirs.config.data.name} ({len(theirs.classes)} classes), {judged.path} "
-                f"on {ours.config.data.name} ({len(ours.classes)}): one of the same data set and classes would be right"
+                f"on {ours.config.data.name} ({len(ours.classes)}): use one of the same data set and classes"
             )
         if (digest := checkpoint.sha256()) in found:
-            raise BenchError(f"--substitute {path} is named twice: once would be right")
+            raise BenchError(f"--substitute {path} is named twice: name it once")
         found[digest] = checkpoint
     return tuple(found.values())

@@ -64,7 +64,7 @@ def measure(evaluation: Evaluation, *, repeats: int, advance: Callable[[int], No
     count = min(evaluation.batch_size, len(dataset))
     names, images, labels = next(evaluation_batches(dataset, batch_size=count, limit=count))
     if len(names) < count:
-        raise BenchError(f"the images of {dataset.root} differ in size: --batch {len(names)} would be right")
+        raise BenchError(f"the images of {dataset.root} differ in size: use --batch {len(names)}")
     ours, plain = main_branch(checkpoint, device), plain_network(checkpoint, device)
     pixels, truth = images.to(device), labels.to(device)
     channels_last = pixels.contiguous(memory_format=torch.channels_last)

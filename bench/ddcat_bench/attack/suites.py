@@ -152,7 +152,7 @@ def plans_of(
     if not chosen.each and (epsilons or iterations is not None):
         option = "--epsilon" if epsilons else "--iterations"
         others = " or ".join(name for name, other in SUITES.items() if other.each)
-        raise BenchError(f"{option} changes nothing in the {suite} suite: --suite {others} would be right")
+        raise BenchError(f"{option} changes nothing in the {suite} suite: use --suite {others}")
     bounds = tuple(epsilons or chosen.epsilons)
     plans = [
         *chosen.always,

@@ -158,7 +158,7 @@ def compare(gates: Mapping[str, GateResult], reports: Mapping[str, str] | None =
         if row.name != "clean" and all(_threat(other, row.name) is not None for other in gates.values())
     ]
     if not common:
-        raise BenchError("the engines were judged under no common attack: the same budget for all would be right")
+        raise BenchError("the engines were judged under no common attack: use the same budget for all")
     rows = [
         _row(name, gate, common[-1]).model_copy(update={"report": (reports or {}).get(name)}) for name, gate in gates.items()
     ]

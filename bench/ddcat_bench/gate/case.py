@@ -78,7 +78,7 @@ class Case(NamedTuple):
         if not any((labels != IGNORE).any() for _, _, labels in batches):  # most often the first image tells
             raise BenchError(
                 f"every pixel of the {self.images} images of {self.dataset.root}, {self.dataset.split}, is ignored: there is "
-                "nothing to score; a split with labels would be right"
+                "nothing to score; use a split with labels"
             )
 
     def identity(self) -> dict[str, Any]:

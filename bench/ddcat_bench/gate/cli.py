@@ -34,9 +34,7 @@ def gate(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Judge on clean images and the paper's BIM, n = 3, only.")] = False,
     steps: Annotated[int, typer.Option(min=1, help="Steps of each strong gradient attack.")] = 20,
-    queries: Annotated[
-        int, typer.Option(min=10, help="Queries per image of the attacks that query the engine itself.")
-    ] = 500,
+    queries: Annotated[int, typer.Option(min=10, help="Queries per image of the attacks that query the engine itself.")] = 500,
     every: Annotated[int, typer.Option(min=1, help="Run the attacks that query the engine on every Nth image.")] = 10,
     repeats: Annotated[int, typer.Option(min=10, help="Timed calls of the engine and of PyTorch.")] = 30,
     seed: Annotated[int, typer.Option(min=0, help="Seed of random starts and searches.")] = 0,

@@ -44,7 +44,7 @@ def read_limits(file: Path, precision: Precision) -> Limits:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         return TypeAdapter(dict[Precision, Limits]).validate_python(content)[precision]
     except ValidationError as cause:
-        raise BenchError(f"--limits {file}: {first_fault(cause)}; {DEFAULT.name} of the package would be right") from cause
+        raise BenchError(f"--limits {file}: {first_fault(cause)}; see {DEFAULT.name} of the package") from cause
     except (OSError, ValueError, yaml.YAMLError) as cause:
         raise BenchError(f"--limits {file} cannot be read: {first_line(cause)}") from cause
     except KeyError as cause:

@@ -53,13 +53,11 @@ def check_comparable(config: Config) -> None:
     """
     for option, only in _LIKE_RELEASED.items():
         if getattr(config.method, option) != only:
-            raise BenchError(
-                f"method.{option} {getattr(config.method, option)}: the baselines have no such step; {only} would be right"
-            )
+            raise BenchError(f"method.{option} {getattr(config.method, option)}: the baselines have no such step; use {only}")
     if config.train.accumulate != 1:
-        raise BenchError(f"train.accumulate {config.train.accumulate}: a step is measured in one portion; 1 would be right")
+        raise BenchError(f"train.accumulate {config.train.accumulate}: a step is measured in one portion; use 1")
     if config.train.ema is not None:
-        raise BenchError(f"train.ema {config.train.ema}: the baselines keep no average of the weights; null would be right")
+        raise BenchError(f"train.ema {config.train.ema}: the baselines keep no average of the weights; use null")
 
 
 class Baseline:

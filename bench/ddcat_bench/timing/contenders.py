@@ -131,7 +131,7 @@ def as_precision(name: str) -> Precision:
     """
     known = next((precision for precision in get_args(Precision) if precision == name), None)
     if known is None:
-        raise BenchError(f"--baseline-precision {name}: {', '.join(get_args(Precision))} would be right")
+        raise BenchError(f"--baseline-precision {name}: use {', '.join(get_args(Precision))}")
     return known  # type: ignore[no-any-return]
 
 

@@ -264,6 +264,6 @@ def _backbone(model: ModelConfig) -> _ResNet | _MobileNetV2:
     if model.backbone == "mobilenet_v2":
         return _MobileNetV2(model)
     raise BenchError(
-        f"there is no plain form of the backbone {model.backbone} to measure against: one of "
-        f"{', '.join((*_RESNETS, 'mobilenet_v2'))} would be right"
+        f"there is no plain form of the backbone {model.backbone} to measure against: use "
+        f"{', '.join((*_RESNETS, 'mobilenet_v2'))}"
     )

@@ -234,7 +234,7 @@ def draw_inputs(
         Where there are too few repeats, there is no size to take, or the engine does not take it.
     """
     if repeats < _FEWEST:
-        raise BenchError(f"--repeats {repeats}: {_FEWEST} or more would be right")
+        raise BenchError(f"--repeats {repeats}: use {_FEWEST} or more")
     shapes = bundle.manifest.shapes
     size = size or _only_size(shapes.height, shapes.width) or (dataset.read(0).labels.shape if dataset else None)
     if size is None:

@@ -54,8 +54,8 @@ def peak_memory(plan: Plan, name: ContenderName) -> int | None:
     except EOFError as cause:
         process.join()
         raise BenchError(
-            f"the process that takes a step of {name} alone died ({process.exitcode}), most likely for want of memory: a "
-            "smaller --batch or --crop would be right"
+            f"the process that takes a step of {name} alone died ({process.exitcode}), most likely for want of memory: "
+            "use a smaller --batch or --crop"
         ) from cause
     process.join()
     return peak

@@ -71,7 +71,7 @@ def measure(
         except torch.OutOfMemoryError as cause:
             raise BenchError(
                 f"the device has not the memory for the three contenders at {batch} x {height} x {width} (images x height x "
-                "width): a smaller --batch or --crop would be right"
+                "width): use a smaller --batch or --crop"
             ) from cause
         if plan.device == "cuda":
             torch.cuda.empty_cache()  # for the processes to come

@@ -55,8 +55,8 @@ def write_repository(bundle: Bundle, out: Path) -> list[Path]:
     engine = bundle.manifest.engine
     if engine.name not in _BACKENDS:
         raise ServeError(
-            f"{bundle.path} is of the engine {engine.name}, for which Triton needs other files: ddcat-export {bundle.path} "
-            "--engine ort, or trt, would be right"
+            f"{bundle.path} has an engine that Triton does not run ({engine.name}): use ddcat-export {bundle.path} "
+            "--engine ort or trt"
         )
     with new_directory(out) as aside:
         for place, content in _contents(bundle):

@@ -93,7 +93,7 @@ class OpenVinoGraph(Closing):
         if self._request is None:
             raise EngineError("the engine is closed")
         if images.dtype != np.uint8:  # it would be converted without a word
-            raise EngineError(f"OpenVINO failed on images of {images.dtype}: uint8 would be right")
+            raise EngineError(f"OpenVINO failed on images of {images.dtype}: use uint8")
         try:
             # shared, its shape is checked; when it is copied, a wrong one gives empty outputs without a word
             results = self._request.infer({"image": np.ascontiguousarray(images)}, share_inputs=True)

@@ -127,13 +127,13 @@ def faults(model: onnx.ModelProto, version: str) -> Iterator[str]:
         elif kind not in (_FLOATS if old and node.op_type in _FLOAT_IN_8 else taken):
             yield f"{where}: it does not take one of {_name(kind)}"
         elif old and TensorProto.BFLOAT16 in {types.get(name) for name in (*node.input, *node.output)}:
-            yield f"{where}: version 8 has no bfloat16; fp16 would be right"
+            yield f"{where}: version 8 has no bfloat16; use fp16"
         else:
             yield from (f"{where}: {fault}" for fault in _node_faults(node, types, constants, outputs, kind))
     if old:
         for name, tensor in constants.items():
             if tensor.data_type == TensorProto.INT64 and not _is_end(name, model) and _beyond_int32(tensor):
-                yield f"the constant {name} is beyond int32, to which version 8 would clamp it: 10 or 11 would be right"
+                yield f"the constant {name} is beyond int32, to which version 8 would clamp it: use 10 or 11"
 
 
 def _node_faults(
@@ -154,11 +154,11 @@ def _node_faults(
     elif node.op_type == "Resize":
         mode, coordinates = attributes.get("mode", b"nearest"), attributes.get("coordinate_transformation_mode", b"half_pixel")
         if mode not in (b"nearest", b"linear") or coordinates.decode() not in _RESIZES:
-            yield f"it resizes by {mode.decode()} and {coordinates.decode()}: linear and {' or '.join(_RESIZES)} would be right"
+            yield f"it resizes by {mode.decode()} and {coordinates.decode()}: use linear and {' or '.join(_RESIZES)}"
         if attributes.get("antialias", 0) or attributes.get("keep_aspect_ratio_policy", b"stretch") != b"stretch":
             yield "it resizes with antialiasing or a kept aspect ratio: it can do neither"
     elif node.op_type.startswith("Reduce") and len(node.input) > 1 and node.input[1] not in constants:
-        yield "its axes are computed: constants would be right"
+        yield "its axes are computed: use constants"
     elif node.op_type in ("MaxPool", "AveragePool") and (len(node.output) > 1 or set(attributes.get("dilations", ())) - {1}):
         yield "it pools with dilation or gives indices: it can do neither"
 
@@ -166,17 +166,17 @@ def _node_faults(
 def _quantisation_faults(node: onnx.NodeProto, types: dict[str, int], constants: dict[str, onnx.TensorProto]) -> Iterator[str]:
     points = node.input[2] if len(node.input) > 2 else ""
     if types.get(points) != TensorProto.INT8:
-        yield f"it quantises to {_name(types.get(points, TensorProto.UINT8))}: int8 alone would be right"
+        yield f"it quantises to {_name(types.get(points, TensorProto.UINT8))}: use int8 alone"
     elif points not in constants or _values(constants[points]).any():
-        yield "its zero point is not zero: symmetric quantisation would be right"
+        yield "its zero point is not zero: use symmetric quantisation"
     if node.input[1] not in constants:
-        yield "its scale is computed: a constant would be right"
+        yield "its scale is computed: use a constant"
     else:
         scale = _values(constants[node.input[1]]).astype(np.float64)
         if not (np.isfinite(scale) & (scale > 0)).all():
             yield "a scale of it is not positive and finite"
         if scale.size > 1 and node.op_type == "QuantizeLinear" and node.input[0] not in constants:
-            yield "it has a scale for each channel of an activation: one for all would be right"
+            yield "it has a scale for each channel of an activation: use one for all"
 
 
 def _lower(model: onnx.ModelProto, version: str) -> onnx.ModelProto:

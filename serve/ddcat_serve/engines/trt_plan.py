@@ -68,9 +68,9 @@ def check_version(version: str, precision: Precision) -> None:
     """Refuse versions that are not known here, and what they do not compute in."""
     major, minor = version_of(version)
     if major not in (10, 11) and (major, minor) != (8, 6):
-        raise EngineError(f"TensorRT {version} is not one that ddcat builds for: 8.6, 10 or 11 would be right")
+        raise EngineError(f"TensorRT {version} is not one that ddcat builds for: use 8.6, 10 or 11")
     if major == 8 and precision == "bf16":
-        raise EngineError(f"TensorRT {version} does not compute in bf16, only in fp32, fp16 and int8: 10 or 11 would be right")
+        raise EngineError(f"TensorRT {version} does not compute in bf16, only in fp32, fp16 and int8: use 10 or 11")
 
 
 def profiles_of(shapes: Shapes) -> tuple[Profile, ...]:

@@ -92,7 +92,7 @@ class TensorRtGraph(Closing):
         if self._engine is None:
             raise EngineError("the engine is closed")
         if images.dtype != np.uint8:
-            raise EngineError(f"TensorRT failed on images of {images.dtype}: uint8 would be right")
+            raise EngineError(f"TensorRT failed on images of {images.dtype}: use uint8")
         profile = profile_for(self._profiles, images.shape)
         key = images.shape if self._cuda_graphs else profile
         if key not in self._sessions:
@@ -201,7 +201,7 @@ def _entry(engine: trt.ICudaEngine, name: str) -> TensorEntry:
     dtypes: dict[trt.DataType, Literal["uint8", "float32"]] = {trt.DataType.UINT8: "uint8", trt.DataType.FLOAT: "float32"}
     found = engine.get_tensor_dtype(name)
     if found not in dtypes or dtypes[found] != _dtype(name):
-        raise EngineError(f"{name} is {found.name} in the plan where {_dtype(name)} would be right")
+        raise EngineError(f"{name} is {found.name} in the plan, expected {_dtype(name)}")
     shape = tuple("?" if size < 0 else size for size in engine.get_tensor_shape(name))
     return TensorEntry(name=name, dtype=dtypes[found], shape=shape)
 

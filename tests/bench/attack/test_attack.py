@@ -303,7 +303,7 @@ def test_the_command(
     arguments[-1] = str(tmp_path / "none")
     arguments += ["--suite", "quik"]
     assert status() == 2
-    assert capsys.readouterr().err == "error: --suite quik: quick, paper, sea or full would be right\n"
+    assert capsys.readouterr().err == "error: --suite quik: use quick, paper, sea or full\n"
     assert not (tmp_path / "none").exists()
 
 

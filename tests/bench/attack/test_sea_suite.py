@@ -163,7 +163,7 @@ def test_a_model_of_masked_gradients_rings(result: AttackResult, checkpoint: Che
 
 
 def test_what_a_suite_does_not_have_is_refused(checkpoint: Checkpoint, scenes: Dataset) -> None:
-    with pytest.raises(BenchError, match="--epsilon changes nothing in the quick suite: --suite sea or full would be right"):
+    with pytest.raises(BenchError, match="--epsilon changes nothing in the quick suite: use --suite sea or full"):
         run_suite(Evaluation(checkpoint, scenes, epsilons=(SIX,)))
     with pytest.raises(BenchError, match="--iterations changes nothing in the paper suite"):
         run_suite(Evaluation(checkpoint, scenes, suite="paper", iterations=5))

@@ -115,7 +115,7 @@ def test_the_suite_says_which_protocol(checkpoint: Checkpoint, scenes: Dataset, 
     assert whole.protocol_name == "whole"
     assert [row.label for row in whole.rows] == [row.label for row in result.rows]
     assert whole.rows != result.rows
-    with pytest.raises(DdcatError, match="--protocol tiles: whole or windows would be right"):
+    with pytest.raises(DdcatError, match="--protocol tiles: use whole or windows"):
         cli.attack(run_directory, device="cpu", protocol="tiles", out=tmp_path / "other")
 
 

@@ -199,7 +199,7 @@ def test_a_matrix_product_is_measured() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("method.update=two-step", "method.update two-step: .* joint would be right"),
+        ("method.update=two-step", "method.update two-step: .*use joint"),
         ("method.predicted_mask=algorithm-2", "method.predicted_mask algorithm-2: .* forward"),
         ("train.accumulate=2", "train.accumulate 2"),
         ("train.ema=0.9", "train.ema 0.9"),

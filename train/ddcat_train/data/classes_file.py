@@ -168,7 +168,7 @@ def read_legend(path: Path) -> Legend:
         _check_scalars(path, content.get("names"), yaml.load(text, yaml.BaseLoader).get("names"))
         parsed = _ClassesFile.model_validate(content)
     except ValidationError as cause:
-        fault = first_fault(cause).replace("Value error, ", "")
+        fault = first_fault(cause)
         raise DataError(f"{path}: {fault}; {_RIGHT}") from cause
     values = sorted(parsed.names)
     names = [parsed.names[value] for value in values]
