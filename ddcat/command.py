@@ -1,5 +1,6 @@
 """What all console commands share: options are written alike, an error is one clear line and exit status 2, no traceback."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -95,7 +96,10 @@ def run(app: Callable[[], object], *, extras: str = "") -> NoReturn:
         with needing(extras):
             status = invoke(app)
     except DdcatError as error:
-        print(f"error: {printable(error, _LONGEST)}", file=sys.stderr)
+        try:
+            print(f"error: {printable(error, _LONGEST)}", file=sys.stderr, flush=True)
+        except BrokenPipeError:  # nobody reads this either; Python's own flush at exit would fail, too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         sys.exit(REFUSED)
     sys.exit(status)
 

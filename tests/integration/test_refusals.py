@@ -1,5 +1,6 @@
 """What a user gets wrong: one line that says what, where and what would be right, exit status 2, nothing half-written."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -134,3 +135,13 @@ def test_wrong_options_are_one_line(command: list[str], said: str) -> None:
     assert ended.stdout == ""
     assert ended.stderr.startswith(f"error: {said}")
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["gate", "x", "--nope"]])
+def test_a_reader_who_closes_the_pipe_is_not_the_status_of_a_refused_engine(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    script = Path(sys.executable).with_name("ddcat-bench")
+    ended = subprocess.run([script, *arguments], stdout=writing, stderr=writing, timeout=300, check=False)
+    os.close(writing)
+    assert ended.returncode == 2
