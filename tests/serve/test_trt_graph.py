@@ -74,7 +74,7 @@ TO_SIZES = ["float", "", "", "sizes"]
          "10.13", "its scale is computed: use a constant"),
         (of_nodes(QUANTISE, DEQUANTISE, scale=ONE, zero=np.int8(3)),
          "10.13", r"q \(QuantizeLinear\): its zero point is not zero"),
-        (of_nodes(QUANTISE, DEQUANTISE, scale=ONE, zero=np.uint8(0)), "10.13", "quantises to uint8: int8 alone"),
+        (of_nodes(QUANTISE, DEQUANTISE, scale=ONE, zero=np.uint8(0)), "10.13", "quantises to uint8: use int8 alone"),
         (of_nodes(node("QuantizeLinear", ["float", "scale"], ["q"]), DEQUANTISE, scale=ONE, zero=NIL), "10.13", "to uint8"),
         (of_nodes(QUANTISE, DEQUANTISE, scale=np.float32(-1), zero=NIL), "10.13", "not positive and finite"),
         (of_nodes(QUANTISE, DEQUANTISE, scale=np.ones(3, np.float32), zero=np.zeros(3, np.int8)), "10.13", "for each channel"),
