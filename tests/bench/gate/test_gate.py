@@ -570,7 +570,7 @@ def test_what_a_quick_gate_has_no_use_for_is_refused(
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert left.value.code == 2
-    assert capsys.readouterr().err.startswith(f"error: {' '.join(option)}: --quick makes BIM, n = 3,")
+    assert capsys.readouterr().err.startswith(f"error: {' '.join(option)}: --quick runs BIM, n = 3,")
 
 
 def test_a_split_without_labels_is_refused_before_anything_is_timed(
