@@ -220,5 +220,5 @@ def test_logits_of_another_form_are_refused(content: bytes, smallest: Any) -> No
             return F.interpolate(self.network.low_resolution_logits(head, features), scale_factor=2.0)
 
     finer = Finer(smallest, lambda logits: logits)
-    with pytest.raises(ExportError, match=r"gives labels and logits .*\(1, 4, 32, 40\).* where .*\(1, 4, 64, 80\).* right"):
+    with pytest.raises(ExportError, match=r"gives labels and logits .*\(1, 4, 32, 40\).*, expected .*\(1, 4, 64, 80\)"):
         sweep(content, finer, shapes_of((SIZE,)))  # type: ignore[arg-type]

@@ -116,7 +116,7 @@ def test_other_sizes_are_noise(make_bundle: Callable, scenes: Dataset, data: boo
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"repeats": 9}, "--repeats 9: 10 or more"),
+        ({"repeats": 9}, "--repeats 9: use 10 or more"),
         ({"size": (20, 64)}, "20x64"),
         ({"size": (64, 64), "batch": 2}, "batches of 2"),
         ({}, "--size"),

@@ -260,7 +260,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         (["scenes-ddcat", "--set", "optim.lrr=1"], "optim.lr"),
         (["scenes-ddcat", "--batch", "1"], "batch_size"),
         (["scenes-ddcat", "--precision", "fp16"], "precision"),
-        (["scenes-ddcat", "--baseline-precision", "fp16"], "--baseline-precision fp16: fp32, bf16, fp64"),
+        (["scenes-ddcat", "--baseline-precision", "fp16"], "--baseline-precision fp16: use fp32, bf16, fp64"),
         (["scenes-ddcat", "--device", "tpu"], "--device tpu"),
         (["scenes-ddcat", "--repeats", "0"], "--repeats"),
         (["scenes-ddcat", "--set", "data.name=folder", "--device", "cpu"], "classes.yaml"),
