@@ -2,9 +2,10 @@
 
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 if sys.platform != "win32":
@@ -18,7 +19,7 @@ from ddcat_train.yaml_tree import shortened
 
 __all__ = ["MAY_CHANGE", "MEASURES", "check_run", "locked"]
 
-_LOCK = ".lock"  # stays: were it removed, two trainings could each hold one of that name
+_LOCK = ".lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of a file system that has none
 # What an evaluation measures: what may change, and makes its scores others than those before.
 MEASURES = {"data.val_long_side", "train.evaluate_images"}
@@ -41,6 +42,7 @@ def locked(run: Path) -> Iterator[None]:
     WriteError
     """
     with writing(run):
+        new = not run.exists()
         run.mkdir(parents=True, exist_ok=True)
         # A record lock: unlike one of flock() it is not inherited by readers, which may outlive a process that was killed.
         descriptor = os.open(run / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -55,6 +57,9 @@ def locked(run: Path) -> Iterator[None]:
                 ) from cause
         yield
     finally:
+        with suppress(OSError):
+            if new and os.listdir(run) == [_LOCK]:  # the run was refused: it leaves nothing
+                shutil.rmtree(run)
         os.close(descriptor)
 
 
