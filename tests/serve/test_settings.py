@@ -40,7 +40,7 @@ def test_flags_come_before_the_environment_and_that_before_the_file(tmp_path: Pa
             read_settings(file)
     with pytest.raises(ServeError, match="--max-bytes: Input should be a valid integer"):
         read_settings(max_bytes="many")
-    for rate, message in (("100/minute;1000/hour", "are 2 rates, and one is taken: 100/minute"), ("often", "is no rate")):
+    for rate, message in (("100/minute;1000/hour", "are 2 rates, and one is taken: use 100/minute"), ("often", "is no rate")):
         with pytest.raises(ServeError, match=f"--rate-limit: '{rate}' {message}"):
             read_settings(rate_limit=rate)
     assert read_settings(rate_limit="100/minute").rate_limit == "100/minute"

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ddcat import provenance
 from ddcat_train.checkpoints import load_checkpoint
-from ddcat_train.config import dump_config, load_config
+from ddcat_train.config import load_config
 from ddcat_train.loop import train
 from ddcat_train.sessions import read_sessions
 from ddcat_train.summary import write_summary
@@ -129,8 +129,7 @@ def test_what_a_killed_session_did_beyond_its_checkpoint_is_not_counted(tiny_run
     sessions[0]["last"] = 11  # as if it had been killed between its note and its checkpoint
     (run / "sessions.json").write_text(json.dumps(sessions))
     longer = load_config("scenes-clean", [*tiny_run, "train.epochs=4"])
-    (run / "config.yaml").write_text(dump_config(longer))
-    train(longer, run, resume=True, command="second")
+    train(longer, run, resume=True, more_epochs=True, command="second")
     assert [(one.first, one.last) for one in read_sessions(run)] == [(0, 9), (9, 12)]
 
 

@@ -118,7 +118,7 @@ def test_the_command(
             cli.main()
         assert left.value.code == status
     said = capsys.readouterr()
-    assert "--epsilon 9/0: a number above 0" in said.err
+    assert "--epsilon 9/0: use a number above 0" in said.err
     result = read_result(out / "drift.json", DriftResult)
     assert (out / "drift.md").read_text() == drift_markdown(result)
     assert drift_markdown(result) in said.out

@@ -96,7 +96,7 @@ def test_an_engine_of_one_size_refuses_others(
     make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset
 ) -> None:
     bundle = make_bundle(height=64, width=64)
-    with pytest.raises(BenchError, match=r"val_00000.*height 40.*export again"):
+    with pytest.raises(BenchError, match=r"val_00000.*48 x 40.*export again"):
         compare(bundle, make_engine(bundle), checkpoint, scenes)
 
 
