@@ -158,7 +158,7 @@ class DataConfig(_Strict):
     val_split: str = Field("val", description="that the network is judged on")
     long_side: int | None = Field(None, ge=33, description="resize every image to it when it is read; None: as it is")
     val_long_side: int | None = Field(None, ge=33, description="the same, where a network is judged; None: long_side")
-    skip_corrupt: bool = Field(False, description="train on another image in the place of one that cannot be read, and count")
+    skip_corrupt: bool = Field(False, description="train on another image in the place of one with a damaged file, and count")
 
     @property
     def judged_long_side(self) -> int | None:

@@ -1,5 +1,6 @@
 """Processes that read ahead: whatever goes wrong in one is one line, and all of them end."""
 
+import dataclasses
 import errno
 import gc
 import multiprocessing
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from ddcat_train.data import open_dataset
-from ddcat_train.data.base import Dataset, Sample
+from ddcat_train.data.base import U8, Dataset, Sample
 from ddcat_train.data.generate import write_scenes
 from ddcat_train.data.loader import evaluation_batches, train_batches
 from ddcat_train.data.readers import read_ahead
@@ -89,6 +90,32 @@ def test_want_of_files_or_memory_is_not_taken_for_a_corrupt_image(dataset: Datas
     monkeypatch.setattr(Dataset, "read", read)
     with pytest.raises(DataError, match=r"^cannot read it"):  # and not "none of the 5 pairs can be read"
         list(train_batches(dataset, failing(MemoryError()), batch_size=2, seed=0, steps=1, skip_corrupt=True))
+
+
+def test_an_error_in_our_own_code_is_not_taken_for_a_corrupt_image(dataset: Dataset) -> None:
+    def decode(values: U8) -> U8:
+        raise KeyError("x")
+
+    broken = dataclasses.replace(dataset, decode=decode)
+    with pytest.raises(DataError, match=r"^/.*jpg could not be prepared \('x'\)"):
+        list(train_batches(broken, failing(KeyError("x")), batch_size=2, seed=0, steps=1, skip_corrupt=True))
+
+
+@pytest.mark.parametrize("error", [DataError("a refusal of its own"), KeyError("x")])
+def test_an_error_in_an_augmentation_is_told_of_the_image_that_it_was_given(
+    error: Exception, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Dataset.read
+
+    def one_alone(self: Dataset, index: int) -> Sample:
+        if not self.pairs[index].name.endswith("3"):
+            raise DataError("damaged")
+        return read(self, index)
+
+    monkeypatch.setattr(Dataset, "read", one_alone)
+    told = "^a refusal of its own$" if isinstance(error, DataError) else r"JPEGImages/.*3\.jpg could not be prepared \('x'\)"
+    with pytest.raises(DataError, match=told):
+        list(train_batches(dataset, failing(error), batch_size=5, seed=0, steps=1, skip_corrupt=True))
 
 
 @pytest.mark.parametrize("error", [MemoryError(), SystemExit("Cannot allocate memory"), PanicError("out of memory")])

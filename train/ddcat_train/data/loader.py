@@ -7,7 +7,7 @@ workers, and a run that resumes in the middle of an epoch gets those that it wou
 
 import dataclasses
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -102,7 +102,8 @@ def train_batches(
     workers : int
         Processes that read ahead; 0: none, the reading is done when the batch is asked for.
     skip_corrupt : bool
-        Take, in the place of a pair that cannot be read, the next of the epoch's order that can, with the draws of its place.
+        Take, in the place of a pair with a missing or damaged file, the next of the epoch's order without, with the draws of
+        its place. An error of another kind, as one in `augment`, is never passed over.
     drop_last : bool
         Leave out the images at the end of an epoch's order that make no full batch.
     pin : bool
@@ -113,7 +114,7 @@ def train_batches(
     Raises
     ------
     DataError
-        Where a pair cannot be read; with `skip_corrupt`, where none of them can.
+        Where a pair cannot be read or augmented; with `skip_corrupt`, where none of them can be read.
     """
     per_epoch = batches_per_epoch(dataset, batch_size, drop_last=drop_last) * batch_size
     places = _Places(dataset, augment, seed, per_epoch, skip_corrupt=skip_corrupt)
@@ -207,34 +208,40 @@ class _Places(TorchDataset[_Item | DataError]):
             self.epoch, self.order = epoch, _generator(self.seed, epoch).permutation(len(self.dataset))
         generator = _generator(self.seed, epoch, position)
         attack_seed = int(generator.integers(2**63))
-        index = int(self.order[position % len(self.order)])
         try:
-            sample, skipped = self._read(position)
-            return _Item(*self.augment(sample, generator), attack_seed, sample.name, skipped)
-        except KeyboardInterrupt:  # of the user
-            raise
-        except BaseException as error:  # raised in the main process: torch would wrap it into the traceback of the worker
-            return error if isinstance(error, DataError) else _failed(self.dataset, index, error)
+            index, sample, skipped = self._read(position)
+            with _named(self.dataset, index):
+                return _Item(*self.augment(sample, generator), attack_seed, sample.name, skipped)
+        except DataError as error:  # raised in the main process: torch would wrap it into the traceback of the worker
+            return error
 
-    def _read(self, position: int) -> tuple[Sample, Skipped | None]:
+    def _read(self, position: int) -> tuple[int, Sample, Skipped | None]:
+        """Read the pair of a place, or the next that can be read: only files that the data set itself refuses are skipped."""
         first: Skipped | None = None
         for place in range(position, position + len(self.order)):
             index = int(self.order[place % len(self.order)])
-            try:
-                return _read(self.dataset, index), first
-            except DataError as error:
-                if not self.skip_corrupt or machine_fails(error):
-                    raise
-                first = first or Skipped(self.dataset.pairs[index].name, str(error))
+            with _named(self.dataset, index):
+                try:
+                    return index, self.dataset.read(index), first
+                except DataError as error:
+                    if not self.skip_corrupt or machine_fails(error):
+                        raise
+                    first = first or Skipped(self.dataset.pairs[index].name, str(error))
         assert first is not None  # for a data set is not empty
         raise DataError(f"none of the {len(self.order)} pairs of {self.dataset.split} can be read, for example: {first.fault}")
 
 
 def _read(dataset: Dataset, index: int) -> Sample:
-    """Read a pair; whatever goes wrong is a `DataError` that names it, SystemExit and panics of Rust libraries included."""
-    try:
+    with _named(dataset, index):
         return dataset.read(index)
-    except (DataError, KeyboardInterrupt):
+
+
+@contextmanager
+def _named(dataset: Dataset, index: int) -> Iterator[None]:
+    """Turn whatever goes wrong into a `DataError` that names the pair, SystemExit and panics of Rust libraries included."""
+    try:
+        yield
+    except (DataError, KeyboardInterrupt):  # the second of the user
         raise
     except BaseException as error:
         raise _failed(dataset, index, error) from error
@@ -243,12 +250,10 @@ def _read(dataset: Dataset, index: int) -> Sample:
 def _failed(dataset: Dataset, index: int, error: BaseException) -> DataError:
     """Say that an image could not be prepared, for another reason than a fault of its file."""
     reason = " ".join(first_line(error).split())[:300]
-    fault = DataError(
+    return DataError(
         f"{dataset.pairs[index].image} could not be prepared ({reason}): "
         + (remedy(error) or "leave the image out, or make it smaller (data.long_side)")
     )
-    fault.__cause__ = error
-    return fault
 
 
 def _generator(seed: int, *key: int) -> np.random.Generator:
