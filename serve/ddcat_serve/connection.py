@@ -16,6 +16,7 @@ __all__ = ["Connection"]
 
 _MOST = 2**13  # connections
 _OTHERS = 128  # file descriptors that are left for other things
+_SLICE = 2**12  # bytes that are parsed at once: some hundred requests at most
 _log = logging.getLogger("ddcat_serve.access")
 
 
@@ -25,6 +26,7 @@ class Connection(HttpToolsProtocol):
 
     uvicorn waits for ever for the rest of a header, and keeps all of it; it waits for clients that do not read; its clock stops
     at any byte, which need not begin a request: line ends between two of them, what is left of a body that was refused early.
+    It also parses all that comes, be it ten thousand requests in one packet; here the rest is held back while requests wait.
 
     Parameters
     ----------
@@ -39,6 +41,7 @@ class Connection(HttpToolsProtocol):
         self._context, self._settings = context, context.settings
         self._application, self.app = self.app, self._answer
         self._waits: asyncio.TimerHandle | None = None  # for a request's headers, or for the rest of an answered one's body
+        self._held = b""  # is not parsed while requests wait: where it is not empty, the pipeline is not either
         self._received = 0  # bytes since the last that were of a body, or ended headers: headers, trailers, names of chunks
         self._moved = False  # whether those that are being read were, or did
         self._in_body = False
@@ -55,6 +58,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End all waiting."""
         self._wait_no_more()
+        self._held = b""
         self._channel.lost()
         super().connection_lost(exc)
 
@@ -84,20 +88,14 @@ class Connection(HttpToolsProtocol):
         """Read, or drop what comes behind the last answer."""
         if self._channel.is_closing():
             self._channel.drop(len(data))
-            return
-        self._unset_keepalive_if_required()
-        self._moved = False
-        try:
-            self._parse(data)
-        except httptools.HttpParserError:
-            self._refuse(400, "the request is no HTTP/1.1")
-        if self._channel.is_closing():
-            return
-        if self._waits is None and self.cycle is not None and self.cycle.response_complete:
-            self._expect_more()
-        self._received = 0 if self._moved else self._received + len(data)
-        if self._received > self._settings.max_header_bytes:
-            self._refuse(431, f"the {'trailers' if self._in_body else 'headers'} are too long")
+        else:
+            self._held += data
+            self._read_on()
+
+    def on_response_complete(self) -> None:
+        """Begin with the next request that waits, and read on behind the last."""
+        super().on_response_complete()
+        self._read_on()
 
     def on_message_begin(self) -> None:
         """Wait for the headers, but not for ever."""
@@ -142,14 +140,40 @@ class Connection(HttpToolsProtocol):
         if not self._channel.is_closing():
             super().on_message_complete()
 
-    def _parse(self, data: bytes) -> None:
+    def _read_on(self) -> None:
+        """Parse what is held, slice by slice, until requests wait; while some of it is left, nothing more is received."""
+        rest = memoryview(self._held)
+        while rest and not self.pipeline and not self._channel.is_closing():
+            self._read(rest[:_SLICE])
+            rest = rest[_SLICE:]
+        if self._channel.is_closing():
+            self._held = b""
+        else:
+            self._held = bytes(rest)
+            self._channel.hold(bool(rest), paused=self.flow.read_paused)
+
+    def _read(self, data: memoryview) -> None:
+        self._unset_keepalive_if_required()
+        self._moved = False
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self._refuse(400, "the request is no HTTP/1.1")
+        if self._channel.is_closing():
+            return
+        if self._waits is None and self.cycle is not None and self.cycle.response_complete:
+            self._expect_more()
+        self._received = 0 if self._moved else self._received + len(data)
+        if self._received > self._settings.max_header_bytes:
+            self._refuse(431, f"the {'trailers' if self._in_body else 'headers'} are too long")
+
+    def _parse(self, rest: memoryview) -> None:
         """
         Feed the parser; requests that offer another protocol go on in this one (RFC 9110, 7.8).
 
         The parser ends behind the headers of such a request: it is replaced by a new one, which is fed the headers without the
         offer, and then the rest.
         """
-        rest = memoryview(data)
         while True:
             try:
                 self.parser.feed_data(rest)

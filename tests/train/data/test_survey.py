@@ -116,6 +116,18 @@ def test_values_that_are_numbered_on_purpose_bring_no_advice_to_number_them(both
     assert not [line for line in look(both) if "must be" in line or "must begin" in line]
 
 
+@pytest.mark.parametrize("colour", [(10, 0, 0), (20, 0, 0)])
+def test_masks_in_colours_bring_no_advice_on_numbers(both: Path, colour: tuple[int, int, int]) -> None:
+    mask = np.zeros((10, 12, 3), np.uint8)
+    mask[:5] = colour
+    for file in (both / "labels").glob("*/*.png"):
+        Image.fromarray(mask).save(file)
+    (both / "classes.yaml").write_text("names: [a, b]\ncolours: [[10, 0, 0], [20, 0, 0]]\nignore_colour: [0, 0, 0]\n")
+    absent = "b" if colour == (10, 0, 0) else "a"
+    told = [f"no pixel of {absent} in {split}; 50% of its pixels are ignored" for split in ("train", "val")]
+    assert look(both) == [f"warning: {line}" for line in told]
+
+
 def test_labels_of_255_are_a_class_where_they_have_a_name(both: Path) -> None:
     relabel(both, lambda labels: np.where(labels == 1, 255, 0))
     (both / "classes.yaml").write_text("names: {0: a, 255: b}\n")
