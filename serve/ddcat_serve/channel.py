@@ -29,6 +29,7 @@ class Channel:
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         self._transport, self._loop, self._seconds = transport, loop, seconds
         self._closing = False
+        self._holds = False  # whether what was read waits to be parsed
         self._dropped = 0
         self._ahead = 0  # bytes of the status line that were sent before the answer
         self._knocks: asyncio.TimerHandle | None = None
@@ -50,6 +51,20 @@ class Channel:
             self._transport.write(data[self._ahead :] if self._ahead else data)
             self._ahead = 0
 
+    def hold(self, holds: bool, *, paused: bool) -> None:
+        """Read nothing more while what was read waits to be parsed, whoever resumes reading; then as uvicorn has it."""
+        if holds != self._holds:
+            self._holds = holds
+            if holds:
+                self._transport.pause_reading()
+            elif not paused:
+                self._transport.resume_reading()
+
+    def resume_reading(self) -> None:
+        """Read on, unless what was read waits to be parsed."""
+        if not self._holds:
+            self._transport.resume_reading()
+
     def close(self) -> None:
         """Close when the answer has been read, and the rest of the request has come or takes too long."""
         if self.is_closing():
@@ -57,7 +72,7 @@ class Channel:
         self._closing = True
         self._stop(self._knocks)
         self.watch()
-        if self.unread:
+        if self.unread or self._holds:
             self._transport.write_eof()
             self._transport.resume_reading()
             self._lingers = self._loop.call_later(self._seconds, self._transport.abort)

@@ -203,7 +203,7 @@ class Connection(HttpToolsProtocol):
         self._waits = self.loop.call_later(self._settings.header_timeout, self._late)
 
     def _late(self) -> None:
-        if self.flow.read_paused:  # they wait here, behind requests that are being answered
+        if self.flow.read_paused or self._held:  # they wait here, behind requests that are being answered
             self._expect_headers()
         else:
             self._refuse(408, "the headers did not come in time")

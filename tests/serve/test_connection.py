@@ -1,5 +1,6 @@
 """HTTP on the wire: offers of other protocols, answers before the body, clients that end their half, read slowly, or go."""
 
+import asyncio
 import http.client
 import json
 import shutil
@@ -10,13 +11,20 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
 from ddcat.bundle import Bundle
+from ddcat_serve.app import create_app
+from ddcat_serve.connection import Connection
+from ddcat_serve.settings import Settings
 from tests.serve.pictures import as_labels, as_png
 from tests.serve.processes import connect, server
 
@@ -93,6 +101,50 @@ def test_the_body_of_the_request_before_counts_not_as_headers(address: str, pict
         time.sleep(0.2)
         connection.sendall(last[20:])
         assert [status for status, _ in answers(connection)] == [200, 200]
+
+
+# requests behind others wait to be parsed
+
+
+def test_what_waits_of_one_connection_is_bounded_and_is_answered_in_order() -> None:
+    paths = [f"/{place}" for place in range(10_000)]
+    most = 0
+
+    async def ask() -> list[bytes]:
+        state = ServerState()
+
+        async def application(scope: Scope, receive: Receive, send: Send) -> None:
+            nonlocal most
+            [connection] = state.connections
+            most = max(most, len(connection.pipeline))
+            await receive()  # by which uvicorn reads on
+            body = scope["path"].encode()
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+            await send({"type": "http.response.body", "body": body})
+
+        config = uvicorn.Config(application, log_config=None, lifespan="off")
+        made = partial(Connection, create_app({}, Settings()).state.context, config=config, server_state=state, app_state={})
+        listener = await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0)
+        async with listener:
+            reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
+            writer.write(b"".join(request("GET", path) for path in paths))
+            writer.write_eof()
+            found = await asyncio.wait_for(reader.read(), 60)
+            writer.close()
+        return [line for line in found.split(b"\r\n") if line.startswith(b"/")]
+
+    found = asyncio.run(ask())
+    assert [line.partition(b"HTTP")[0].decode() for line in found] == paths
+    assert most < 200
+
+
+def test_headers_that_wait_to_be_parsed_are_not_late(bundle: Bundle, picture: np.ndarray) -> None:
+    many = 300 * request("GET", "/v2/health/live")
+    slow = server(bundle.path, "--header-timeout", 0.5, before=SLOW.format(seconds=2))
+    with slow as (_, address), connect(address) as connection:
+        connection.sendall(request("POST", "/v1/segment", as_png(picture)) + many)
+        connection.shutdown(socket.SHUT_WR)
+        assert [status for status, _ in answers(connection)] == [200] * 301
 
 
 # an offer of another protocol is as if it were not there
@@ -349,8 +401,8 @@ def test_answers_within_the_grace_say_that_the_connection_ends(bundle: Bundle) -
         wait_for(lambda: httpx.get(f"{address}/v2/health/ready").status_code == 503)
         assert client.get("/v2").headers["connection"] == "close"
         with connect(address) as pipelined:
-            pipelined.sendall(3 * request("GET", "/v2/health/live"))
-            assert [status for status, _ in answers(pipelined)] == [200] * 3
+            pipelined.sendall(500 * request("GET", "/v2/health/live"))  # more than are parsed at once
+            assert [status for status, _ in answers(pipelined)] == [200] * 500
 
 
 def test_idle_connections_are_kept_as_long_as_the_setting_says(bundle: Bundle) -> None:
