@@ -37,6 +37,8 @@ class Survey:
         Whether a pair without a fault has a pixel of a class.
     unknown : frozenset of int
         Values in the masks that are no class and not ignored.
+    colours : bool
+        Whether a mask is in colours.
     faulty : int
         Pairs one of whose files cannot be used.
     turned : tuple of Path
@@ -48,6 +50,7 @@ class Survey:
     pixels: npt.NDArray[np.int64]
     labelled: bool
     unknown: frozenset[int]
+    colours: bool
     faulty: int
     turned: tuple[Path, ...]
     clashes: tuple[str, ...]
@@ -65,7 +68,7 @@ def survey(dataset: Dataset, *, advance: Callable[[int], object] = lambda pairs:
     """
     pixels = np.zeros(256, np.int64)
     unknown: set[int] = set()
-    faulty, labelled = 0, False
+    faulty, labelled, colours = 0, False, False
     turned: list[Path] = []
     clashes: list[str] = []
     # decoding gives way to other threads
@@ -77,17 +80,19 @@ def survey(dataset: Dataset, *, advance: Callable[[int], object] = lambda pairs:
                 continue
             pixels += found.pixels
             faulty += bool(found.faults)
+            colours = colours or found.colours
             labelled = labelled or (not found.faults and bool(found.pixels[: len(dataset.classes)].any()))
             unknown |= {fault.value for fault in found.faults if fault.value is not None}
             turned += [pair.image] * (found.orientation != 1)
             clashes += [f"{pair.labels}: {found.clash}"] * (found.clash is not None)
-    return Survey(pixels, labelled, frozenset(unknown), faulty, tuple(turned), tuple(clashes))
+    return Survey(pixels, labelled, frozenset(unknown), colours, faulty, tuple(turned), tuple(clashes))
 
 
 @dataclass(frozen=True)
 class _Look:
     pixels: npt.NDArray[np.int64]
     faults: list[Fault]
+    colours: bool
     orientation: int
     clash: str | None
 
@@ -100,7 +105,7 @@ def _look(dataset: Dataset, pair: Pair) -> _Look | DataError:
     except DataError as error:
         return error
     clash = None if dataset.made_up_palette else palette_clash(mask, dataset.decode(_VALUES), dataset.classes)
-    return _Look(np.bincount(labels.ravel(), minlength=256), faults, orientation, clash)
+    return _Look(np.bincount(labels.ravel(), minlength=256), faults, mask.pixels.ndim == 3, orientation, clash)
 
 
 def check_labelled(dataset: Dataset, found: Survey) -> None:
@@ -151,6 +156,8 @@ def warnings_of(dataset: Dataset, found: Survey) -> list[str]:
 
 
 def _hint(dataset: Dataset, found: Survey) -> str:
+    if found.colours:
+        return ""  # what the labels are does not come from numbers
     labels, counts = dataset.decode(_VALUES), found.pixels[: len(dataset.classes)]
     if dataset.name not in _WITH_NAMES or labels[0] != 0 or np.count_nonzero(labels == IGNORE) != 1:
         return ""  # the values are numbered otherwise, on purpose
