@@ -1,6 +1,7 @@
 """The scripts of bench/cpu on a toy network."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,14 @@ SCRIPTS = Path(__file__).parents[2] / "bench/cpu"
 def call(*words: object) -> None:
     done = subprocess.run([sys.executable, *map(str, words)], check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_room_that_extras_take() -> None:
+    line = [sys.executable, SCRIPTS / "extras_size.py", "serve", "serve,cpu"]
+    printed = subprocess.run(line, check=True, capture_output=True, text=True).stdout.splitlines()
+    found = [re.fullmatch(r"(\S+): (\d+) packages, (\d+) MiB, the largest .+", text) for text in printed]
+    assert [match[1] for match in found if match] == ["serve", "serve,cpu"]
+    assert 0 < int(found[0][3]) < int(found[1][3])  # type: ignore[index]
 
 
 @pytest.mark.slow
