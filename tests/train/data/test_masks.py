@@ -68,6 +68,7 @@ def test_colours_that_mean_nothing_are_refused(small_folder: Path) -> None:
 def test_names_may_be_numbered_and_other_values_ignored(small_folder: Path) -> None:
     assert np.array_equal(labels_of(small_folder, MEANT + 1, "names: {1: a, 2: b, 3: c}"), MEANT)
     assert np.array_equal(labels_of(small_folder, MEANT * 127, "names: {127: b, 0: a, 254: c}"), MEANT)
+    assert np.array_equal(labels_of(small_folder, MEANT * 3, "names: {0: a, 3: b, 6: c}"), MEANT)
     two = labels_of(small_folder, MEANT, "{names: {1: a, 2: b}, ignore_label: 0}")
     assert np.array_equal(two, np.array([255, 0, 1], np.uint8)[MEANT])
     two = labels_of(small_folder, MEANT, "{names: [a, b], ignore_label: [2, 11]}")
@@ -115,18 +116,38 @@ def test_a_palette_in_another_order_is_told(small_folder: Path) -> None:
         ("names: [a, 2020-01-01]", r"YAML reads the name 2020-01-01 as a date"),
         ('names: ["a\\e[2J", b]', r"a\\x1b\[2J holds a control character"),
         ('names: ["a\\nb", b]', r"a\\x0ab holds a control character"),
-        (f"names: [{'x' * 101}, b]", "at most 100 characters"),
+        (f"names: [{'x' * 101}, b]", "the name of value 0 has 101 characters, expected 1 to 100"),
         ("{names: [a, b], ignore_label: 0}", r"ignore_label 0 is the value of 'a': leave that name out"),
         ("{names: [a, b], ignore_colour: [1, 2, 3]}", "give the classes colours, too"),
         ("{names: [a, b], colours: [[1, 2, 3], [4, 5, 6]], ignore_colour: [1, 2, 3]}", "is the colour of a class"),
-        ("{names: {0: a, 256: b}}", "less than or equal to 255"),
+        ("{names: {0: a, 256: b}}", "256 is no value of a mask, expected 0 to 255: use 'names: {1: road, 2: car}'"),
         ("[" * 20000, r"is not readable YAML \(it is nested too deeply\)"),
         ("names: [a, b]\nnames: [b, a]", r"is not readable YAML \(names stands twice \(line 2\)\)"),
         ("names: {0: a, 0: b, 1: c}", r"0 stands twice"),
         ("names: {0: a, 1: b, 0x0: c}", r"0x0 stands twice"),
-        ("x: &a [1, 1, 1, 1]\ny: &b [*a, *a, *a, *a]\nnames: &c [*b, *b]\ncolours: *c", "Input should be a valid string"),
+        ("x: &a [1, 1, 1, 1]\ny: &b [*a, *a, *a, *a]\nnames: &c [*b, *b]\ncolours: *c", "the name of value 0 is a list"),
         (f"names: [a, {'1' * 5000}]", "is not readable YAML"),
         ("<<: {names: [a, b]}\nx: 1", "Extra inputs"),
+        ("names: {a: 0, b: 1}", r"names maps names to values, expected values mapped to names: use 'names: \{0: a, 1: b\}'$"),
+        ("names: {a: 7, b: 9, c: 11}", r"use 'names: \{7: a, 9: b, \.\.\.\}'$"),
+        ("names: {a: 0, b: 0}", r"maps names to values, .*: use 'names: \{1: road, 2: car\}'$"),
+        ("names: {'yes': 0, 'no': 1}", r"use 'names: \{0: 'yes', 1: 'no'\}'$"),
+        ("names: [{a: 0}, {b: 1}]", r"names is a list of tables, .*: use 'names: \{0: a, 1: b\}'$"),
+        ("names: [{0: a}, {2: b}]", r"names is a list of tables, .*: use 'names: \{0: a, 2: b\}'$"),
+        ("names: [{name: a, id: 0}, {id: 4, name: b}]", r"names is a list of tables, .*: use 'names: \{0: a, 4: b\}'$"),
+        ("names: [{name: a, colour: red}, {name: b}]", r"names is a list of tables, .*: use 'names: \{1: road, 2: car\}'$"),
+        ("names: {a: 0, 1: b}", "a is no value of a mask, expected 0 to 255"),
+        ("names: {yes: a, no: b}", "yes is no value of a mask, expected 0 to 255"),
+        ("names: {'0': a, '1': b}", "YAML reads the value '0' as text: write it without quotes$"),
+        ("names: {0: [a], 1: b}", "the name of value 0 is a list, expected one line of text"),
+        ("names:\n- a\n-\n- b", "the value 1 has no name: leave it out, and number the others"),
+        ("names: {0: a, 1: }", "the value 1 has no name: leave it out, and number the others"),
+        ("names: [a, a]", "the name a occurs twice: give every class a name of its own$"),
+        ("names: {0: a}", "names has 1 class, expected 2 to 254"),
+        ("names: a, b", "names is a text, expected a list: use 'names: "),
+        ("a: 0\nb: 1", "holds no table with the key names: use 'names: "),
+        ("{names: [a, b], colours: {a: [0, 0, 0]}}", r"valid list; use 'colours: \[\[128, 64, 128\], \[64, 0, 128\]\]'$"),
+        ("{names: [a, b], ignore_label: void}", r"valid list; use 'ignore_label: \[11, 12\]'$"),
     ],
 )
 def test_what_a_classes_file_must_not_say(tmp_path: Path, text: str, told: str) -> None:

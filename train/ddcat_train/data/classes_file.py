@@ -1,7 +1,7 @@
 """`classes.yaml`: the classes of a data set that brings its own, and what the values and colours of its masks mean."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import numpy as np
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -22,6 +21,7 @@ from pydantic import (
 from ddcat.classes import IGNORE, Classes, Colour
 from ddcat.faults import first_fault
 from ddcat.text import printable
+from ddcat_train.data.class_names import class_names
 from ddcat_train.data.files import read_text
 from ddcat_train.data.pictures import U8
 from ddcat_train.errors import DataError
@@ -32,7 +32,13 @@ __all__ = ["CLASSES_FILE", "NO_CLASS", "Legend", "Table", "classes_yaml", "read_
 CLASSES_FILE = "classes.yaml"
 NO_CLASS = IGNORE - 1  # what a value that the file does not name becomes: no data set has so many classes
 
-_RIGHT = "'names: [background, road, ...]' in the order of the label values would be right"
+_HELP = "use 'names: [background, road, ...]' in the order of the label values"
+_EXAMPLES = {  # of the other keys
+    "colours": "colours: [[128, 64, 128], [64, 0, 128]]",
+    "ignore_label": "ignore_label: [11, 12]",
+    "ignore_colour": "ignore_colour: [0, 0, 0]",
+    "clips": "clips: '(.+)_[0-9]+'",
+}
 _MOST_BYTES = 1 << 20
 
 
@@ -69,12 +75,6 @@ class Legend:
     clips: str | None
 
 
-def _one_line(name: str) -> str:
-    if printable(name) != name:
-        raise ValueError(f"{printable(name, 40)} holds a control character: a name is one line of text")
-    return name
-
-
 def _listed(one: Any) -> Any:
     """Take one label for a list of one, and one colour, too."""
     if isinstance(one, int):
@@ -84,13 +84,12 @@ def _listed(one: Any) -> Any:
 
 _Byte = Annotated[int, Field(ge=0, le=255)]
 _Rgb = Annotated[tuple[_Byte, _Byte, _Byte], Field(strict=False)]  # YAML knows lists only
-_Name = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_one_line)]
 
 
 class _ClassesFile(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    names: dict[_Byte, _Name] = Field(min_length=2, max_length=NO_CLASS)
+    names: dict[int, str]  # as `class_names` gives them
     colours: list[_Rgb] | None = None
     ignore_label: Annotated[list[_Byte], BeforeValidator(lambda one: [one] if isinstance(one, int) else one)] = []
     ignore_colour: Annotated[list[_Rgb], BeforeValidator(_listed)] = []
@@ -106,19 +105,11 @@ class _ClassesFile(BaseModel):
             raise ValueError(f"{printable(clips, 100)!r} is no regular expression: {cause}") from cause
         return clips
 
-    @model_validator(mode="before")
-    @classmethod
-    def _numbered(cls, tree: dict[str, Any]) -> dict[str, Any]:
-        names = tree.get("names")
-        return tree | {"names": dict(enumerate(names))} if isinstance(names, list) else tree
-
     @model_validator(mode="after")
     def _one_meaning_each(self) -> "_ClassesFile":
         names = list(self.names.values())
         if self.colours is not None and len(self.colours) != len(names):
             raise ValueError(f"{len(names)} names, but {len(self.colours)} colours")
-        if len(set(names)) != len(names):
-            raise ValueError("a name occurs twice")
         if used := sorted(set(self.ignore_label) & self.names.keys()):
             raise ValueError(
                 f"ignore_label {used[0]} is the value of {self.names[used[0]]!r}: leave that name out, and number the others, "
@@ -157,19 +148,22 @@ def read_legend(path: Path) -> Legend:
     try:
         text = read_text(path, most=_MOST_BYTES)
     except DataError as error:
-        raise DataError(f"{error}; {_RIGHT}") from error
+        raise DataError(f"{error}; {_HELP}") from error
     try:
         content = parse_yaml(text)
     except ValueError as cause:
-        raise DataError(f"{path} is not readable YAML ({cause}): {_RIGHT}") from cause
+        raise DataError(f"{path} is not readable YAML ({cause}): {_HELP}") from cause
+    if not isinstance(content, dict) or "names" not in content:
+        raise DataError(f"{path} holds no table with the key names: {_HELP}")
     try:
-        if not isinstance(content, dict):
-            raise DataError(f"{path} holds no table: {_RIGHT}")
-        _check_scalars(path, content.get("names"), yaml.load(text, yaml.BaseLoader).get("names"))
-        parsed = _ClassesFile.model_validate(content)
+        names = class_names(content["names"], yaml.load(text, yaml.BaseLoader).get("names"))
+        parsed = _ClassesFile.model_validate(content | {"names": names})
     except ValidationError as cause:
-        fault = first_fault(cause)
-        raise DataError(f"{path}: {fault}; {_RIGHT}") from cause
+        key = str((*cause.errors()[0]["loc"], "")[0])
+        example = f"; use '{_EXAMPLES[key]}'" if key in _EXAMPLES else ""
+        raise DataError(f"{path}: {first_fault(cause)}{example}") from cause
+    except ValueError as cause:
+        raise DataError(f"{path}: {cause}") from cause
     values = sorted(parsed.names)
     names = [parsed.names[value] for value in values]
     table = np.full(256, NO_CLASS, np.uint8)
@@ -182,22 +176,6 @@ def read_legend(path: Path) -> Legend:
     palette = tuple(colours[value] for value in values)
     meanings = dict.fromkeys(parsed.ignore_colour, IGNORE) | {colour: label for label, colour in enumerate(palette)}
     return Legend(Classes(tuple(names), palette), Table(table.tobytes()), meanings, parsed.clips)
-
-
-def _check_scalars(path: Path, names: Any, written: Any) -> None:
-    """Refuse names that YAML takes for something else than text, as it does with yes, no, on, off, 1 and null."""
-    pairs: Iterable[tuple[Any, Any]] = ()
-    if isinstance(names, list) and isinstance(written, list):
-        pairs = zip(names, written, strict=False)
-    if isinstance(names, dict) and isinstance(written, dict):
-        pairs = zip(names.values(), written.values(), strict=False)
-    for name, text in pairs:
-        if isinstance(name, str | list | dict):
-            continue
-        kinds = (bool, str(name).lower()), (int | float, "a number"), (type(None), "nothing")
-        meaning = next((meaning for kind, meaning in kinds if isinstance(name, kind)), "a date")
-        quoted = f"'{printable(text, 40)}'"
-        raise DataError(f"{path}: YAML reads the name {printable(text, 40)} as {meaning}: write {quoted} in quotes")
 
 
 def classes_yaml(classes: Classes) -> str:
