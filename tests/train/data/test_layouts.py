@@ -1,6 +1,7 @@
 """Which files of a data set belong together, in the forms in which people have them; none is left out without a word."""
 
 import os
+import re
 import shutil
 import unicodedata
 from collections.abc import Callable
@@ -132,17 +133,27 @@ def test_an_entry_of_a_list_that_is_no_file_is_named(voc_of: Maker, camvid_of: M
             open_dataset(name, root, "train")
 
 
-def test_a_list_that_is_a_pipe_is_not_waited_for(voc_of: Maker) -> None:
-    root = voc_of(b"p0\n", "p0")
-    for name, told in (
-        ("classes.yaml", r"classes\.yaml is no regular file"),
-        ("ImageSets/Segmentation/train.txt", "cannot read"),
-    ):
-        (root / name).unlink()
-        os.mkfifo(root / name)
-        with pytest.raises(DataError, match=told):
-            list_dataset("voc", root, "train")
-        (root / name).unlink()
+@pytest.mark.parametrize(("make", "kind"), [(os.mkfifo, "a named pipe"), (os.mkdir, "a directory")])
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("voc", "classes.yaml"), ("voc", "ImageSets/Segmentation/train.txt"), ("camvid", "train.txt")],
+)
+def test_a_list_that_is_no_regular_file_is_told_and_never_waited_for(
+    voc_of: Maker, camvid_of: Maker, name: str, file: str, make: Callable[[Path], None], kind: str
+) -> None:
+    root = {"voc": voc_of, "camvid": camvid_of}[name](b"p0\n" if name == "voc" else b"train/p0.png trainannot/p0.png\n", "p0")
+    (root / file).unlink()
+    make(root / file)
+    with pytest.raises(DataError, match=f"^{re.escape(str(root / file))} is {kind}, expected a regular file") as caught:
+        list_dataset(name, root, "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_only_files_are_named_as_lists_that_are_there(camvid_of: Maker) -> None:
+    root = camvid_of(b"train/p0.png trainannot/p0.png\n", "p0")
+    os.mkfifo(root / "other.txt")
+    with pytest.raises(DataError, match=r"nowhere\.txt is missing; splits that have a list there: train \("):
+        list_dataset("camvid", root, "nowhere")
 
 
 def test_names_alone_take_the_augmented_labels_where_more_of_them_are_there(voc_of: Maker) -> None:

@@ -251,7 +251,7 @@ def test_empty_and_odd_lists_are_refused(tmp_path: Path) -> None:
         open_dataset("voc", tmp_path, "train")
     with pytest.raises(DataError, match="3 columns"):
         open_dataset("voc", tmp_path, "val")
-    with pytest.raises(DataError, match=r"cannot read the list .*trian\.txt.*train, val"):
+    with pytest.raises(DataError, match=r"the list .*trian\.txt is missing; .*train, val"):
         open_dataset("voc", tmp_path, "trian")
 
 

@@ -38,7 +38,7 @@ def class_names(names: Any, written: Any) -> dict[int, str]:
     if names and all(isinstance(table, dict) for table in tables) and (listed or all(map(_is_turned, tables))):
         kind = "is a list of tables" if listed else "maps names to values"
         raise ValueError(f"names {kind}, expected values mapped to names: {_numbered(tables)}")
-    pairs = list(enumerate(names)) if listed else list(names.items())
+    pairs = list(names.items()) if isinstance(names, dict) else list(enumerate(names))
     texts = written if isinstance(written, list) else list(written.items()) if isinstance(written, dict) else []
     found = {}
     for place, (value, name) in enumerate(pairs):

@@ -156,8 +156,8 @@ def read_legend(path: Path) -> Legend:
     if not isinstance(content, dict) or "names" not in content:
         raise DataError(f"{path} holds no table with the key names: {_HELP}")
     try:
-        names = class_names(content["names"], yaml.load(text, yaml.BaseLoader).get("names"))
-        parsed = _ClassesFile.model_validate(content | {"names": names})
+        numbered = class_names(content["names"], yaml.load(text, yaml.BaseLoader).get("names"))
+        parsed = _ClassesFile.model_validate(content | {"names": numbered})
     except ValidationError as cause:
         key = str((*cause.errors()[0]["loc"], "")[0])
         example = f"; use '{_EXAMPLES[key]}'" if key in _EXAMPLES else ""

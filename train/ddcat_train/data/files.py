@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ddcat.regular_files import kind_of
 from ddcat_train.errors import DataError
 
 __all__ = ["IMAGES", "LABELS", "PICTURES", "Finder", "hidden", "is_file", "read_bytes", "read_text", "same_name", "walk"]
@@ -33,7 +34,7 @@ def read_bytes(path: Path, *, most: int = _MOST_BYTES, first: int | None = None)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise DataError(f"{path} is no regular file: a folder, pipe or device holds no image")
+                raise DataError(f"{path} is {kind_of(status.st_mode)}, expected a regular file: put the file itself there")
             if status.st_size > most:
                 raise DataError(f"{path} has {status.st_size:,} bytes: at most {most:,} are read")
             with open(descriptor, "rb", closefd=False) as file:

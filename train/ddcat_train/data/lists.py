@@ -1,5 +1,6 @@
 """Lists of images, as Pascal VOC and CamVid have them: one image a line."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +19,13 @@ def read_list(path: Path) -> list[str]:
     Raises
     ------
     DataError
-        Where it cannot be read or is empty; where it is missing, the lists beside it are named.
+        Where it cannot be read, is no regular file, or is empty; where it is missing, the lists beside it are named.
     """
     path = Finder().find(path, (".txt",))
-    if not is_file(path):
+    if not os.path.exists(path):
         beside = ", ".join(other_lists(path)) or "none"
         raise DataError(
-            f"cannot read the list {path}; splits that have a list there: {beside} (training takes one by "
+            f"the list {path} is missing; splits that have a list there: {beside} (training takes one by "
             "--set data.train_split=NAME)"
         )
     lines = [line.strip() for line in re.split(r"\r\n|\r|\n", read_text(path))]
@@ -36,7 +37,9 @@ def read_list(path: Path) -> list[str]:
 
 def other_lists(path: Path) -> list[str]:
     """Names of the splits that have a list beside this one."""
-    return sorted(file.stem for file in path.parent.glob("*.txt") if file.name != path.name and not hidden(file.name))
+    return sorted(
+        file.stem for file in path.parent.glob("*.txt") if file.name != path.name and is_file(file) and not hidden(file.name)
+    )
 
 
 def columns_of(line: str, path: Path, *, named: Callable[[str], bool], there: Callable[[str], bool]) -> tuple[str, ...]:
