@@ -305,3 +305,24 @@ def test_names_with_control_characters_do_not_reach_the_terminal(small_folder: P
     assert r"a\x1b[2J\x0a\u202eb.png is no label file" in result.output
     for name in ("[bold]ground[/]", "[/]", ":smile:"):
         assert name in result.output
+
+
+def test_a_classes_file_is_used_in_every_layout(
+    voc_of: Maker, camvid_of: Maker, tmp_path: Path, write_image: Writer, write_labels: Writer
+) -> None:
+    voc_of(b"p0\n", "p0")
+    camvid_of(b"train/p0.png trainannot/p0.png\n", "p0")
+    write_image(tmp_path / "leftImg8bit/train/x/x_leftImg8bit.png", IMAGE)
+    write_labels(tmp_path / "gtFine/train/x/x_gtFine_labelIds.png", LABELS)
+    (tmp_path / "classes.yaml").write_text("{names: {1: car, 11: tree}, ignore_label: 0, clips: (.)}")
+    for name in ("voc", "camvid", "cityscapes"):
+        dataset = open_dataset(name, tmp_path, "train")
+        assert dataset.classes.names == ("car", "tree")
+        assert dataset.clips == "(.)"
+        assert np.array_equal(dataset.read(0).labels, np.where(LABELS == 1, 0, 255))
+    (tmp_path / "classes.yaml").unlink()
+    assert [len(open_dataset(name, tmp_path, "train").classes) for name in ("voc", "camvid", "cityscapes")] == [21, 11, 19]
+    (tmp_path / "classes.yaml").symlink_to("nowhere")
+    for name in ("voc", "camvid", "cityscapes"):
+        with pytest.raises(DataError, match=r"classes\.yaml is missing"):
+            open_dataset(name, tmp_path, "train")

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ddcat.classes import IGNORE, Classes, Colour
 from ddcat.hashing import sha256_of_bytes
-from ddcat_train.data.classes_file import Legend
+from ddcat_train.data.classes_file import CLASSES_FILE, Legend, read_legend
 from ddcat_train.data.colours import decode_colours
 from ddcat_train.data.fault import Fault
 from ddcat_train.data.pictures import U8, Mask, read_head, read_image, read_mask
@@ -109,7 +109,7 @@ class Dataset:
         return len(self.pairs)
 
     def with_legend(self, legend: Legend) -> "Dataset":
-        """Return it with the classes of its own `classes.yaml`."""
+        """Return it with the classes of a `classes.yaml`, and the values and colours that it gives them."""
         return dataclasses.replace(
             self,
             classes=legend.classes,
@@ -118,6 +118,11 @@ class Dataset:
             made_up_palette=legend.colours is None,
             clips=legend.clips,
         )
+
+    def with_own_classes(self) -> "Dataset":
+        """Return it with the legend of the `classes.yaml` in its root; as it is where there is none."""
+        file = self.root / CLASSES_FILE
+        return self.with_legend(read_legend(file)) if os.path.lexists(file) else self
 
     def read(self, index: int) -> Sample:
         """

@@ -22,7 +22,8 @@ def camvid(root: Path, split: str) -> Dataset:
 
     The paths are relative to `root` (`train/x.jpg trainannot/x.png`) or those of the tutorial's own machine
     (`/SegNet/CamVid/train/x.png /SegNet/CamVid/trainannot/x.png`): only the last folder and the file count. An image may be
-    .png or .jpg whatever the list says. Label 11, void, becomes 255. The files need not exist.
+    .png or .jpg whatever the list says. Label 11, void, becomes 255; a `classes.yaml` in `root` may give the values other
+    meanings. The files need not exist.
 
     Raises
     ------
@@ -51,7 +52,7 @@ def camvid(root: Path, split: str) -> Dataset:
         _decode,
         folders=tuple(sorted({file.parent for pair in pairs for file in (pair.image, pair.labels)} - {root})),
         lists=tuple(other_lists(path)),
-    )
+    ).with_own_classes()
 
 
 def _decode(indices: U8) -> U8:

@@ -57,7 +57,8 @@ def cityscapes(root: Path, split: str) -> Dataset:
         raise DataError(f"{images} holds no image: files like aachen/aachen_000000_000019{_IMAGE} would be right")
     decode = unchanged if ending.endswith("_labelTrainIds.png") else train_ids
     notes = ("the labels are those of gtCoarse",) if kind == "gtCoarse" else ()
-    return Dataset("cityscapes", root, split, CITYSCAPES, pairs, decode, folders=(images,), notes=notes)
+    dataset = Dataset("cityscapes", root, split, CITYSCAPES, pairs, decode, folders=(images,), notes=notes)
+    return dataset.with_own_classes()
 
 
 def train_ids(ids: U8) -> U8:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ddcat.classes import IGNORE
+from ddcat.classes import CAMVID, CITYSCAPES, IGNORE
 from ddcat_train.data.base import Dataset, Pair
 from ddcat_train.data.colours import palette_clash
 from ddcat_train.data.fault import Fault
@@ -20,7 +20,7 @@ __all__ = ["Survey", "check_labelled", "survey", "warnings_of"]
 
 _MOST_NAMES = 8
 _VALUES = np.arange(256, dtype=np.uint8)
-_WITH_NAMES = ("folder", "scenes", "voc")  # layouts that may have a classes.yaml
+_NUMBERED = (CITYSCAPES, CAMVID)  # by others, so that nobody is to number them otherwise
 _MUCH = 0.5  # of all pixels are ignored: it may be meant so, and should be known
 
 
@@ -159,7 +159,7 @@ def _hint(dataset: Dataset, found: Survey) -> str:
     if found.colours:
         return ""  # what the labels are does not come from numbers
     labels, counts = dataset.decode(_VALUES), found.pixels[: len(dataset.classes)]
-    if dataset.name not in _WITH_NAMES or labels[0] != 0 or np.count_nonzero(labels == IGNORE) != 1:
+    if dataset.classes in _NUMBERED or labels[0] != 0 or np.count_nonzero(labels == IGNORE) != 1:
         return ""  # the values are numbered otherwise, on purpose
     if counts[0] and not counts[1:].any() and found.pixels[IGNORE] and not found.unknown:
         return ": masks of 0 and 255 must be 0 and 1, or give 255 a name, 'names: {0: background, 255: object}' in classes.yaml"

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from ddcat.classes import VOC
 from ddcat_train.data.base import Dataset, Pair
-from ddcat_train.data.classes_file import CLASSES_FILE, read_legend
 from ddcat_train.data.files import IMAGES, LABELS, Finder, is_file
 from ddcat_train.data.lists import columns_of, other_lists, read_list
 from ddcat_train.errors import DataError
@@ -45,7 +44,7 @@ def voc(root: Path, split: str) -> Dataset:
         else:
             image, mask = (root / text.lstrip("/") for text in column)
             pairs.append(Pair(image.stem, find(image, IMAGES), find(mask, LABELS)))
-    dataset = Dataset(
+    return Dataset(
         "voc",
         root,
         split,
@@ -54,8 +53,7 @@ def voc(root: Path, split: str) -> Dataset:
         folders=tuple(sorted({root / "JPEGImages", *(pair.labels.parent for pair in pairs)} - {root})),
         lists=tuple(other_lists(folder / f"{split}.txt")),
         notes=(f"the labels are those of {labels}",) if labels != _LABELS[0] else (),
-    )
-    return dataset.with_legend(read_legend(root / CLASSES_FILE)) if (root / CLASSES_FILE).exists() else dataset
+    ).with_own_classes()
 
 
 def _columns(line: str, root: Path, path: Path, find: Callable[[Path, tuple[str, ...]], Path]) -> tuple[str, ...]:
