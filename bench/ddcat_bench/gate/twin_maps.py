@@ -85,7 +85,8 @@ def max_pool(inputs: Inputs, attributes: Attributes) -> Tensor:
     """Take the largest value of each window; padding never wins."""
     maps = inputs[0]
     windows = _windows(maps, attributes["kernel_shape"], attributes)
-    lowest = -math.inf if maps.is_floating_point() else torch.iinfo(maps.dtype).min
+    limits = torch.finfo if maps.is_floating_point() else torch.iinfo
+    lowest = limits(maps.dtype).min  # what runtimes give for a window that sees padding alone
     values = _padded(maps, windows.begin, _reaching(maps, windows, attributes), lowest)
     return _MAX_POOL[maps.ndim - 2](values, windows.kernel, windows.strides, 0, windows.dilations)
 

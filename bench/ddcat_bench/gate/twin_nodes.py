@@ -125,7 +125,8 @@ def _slice(inputs: Inputs, attributes: Attributes) -> Tensor:
     for axis, start, end, step in zip(places, starts.tolist(), ends.tolist(), strides, strict=True):
         if step < 0:
             raise NotSupportedError(f"a step of {step}")
-        slices[axis] = slice(start, end, step)
+        # ONNX means the end of an axis by the largest int64, which torch takes for a fault: Python clips both alike
+        slices[axis] = slice(*slice(start, end, step).indices(values.shape[axis]))
     return values[tuple(slices)]  # type: ignore[no-any-return]
 
 
