@@ -396,6 +396,27 @@ def test_a_data_set_that_changed_is_not_resumed_with(
     assert_same(run, whole(config))
 
 
+def test_masks_that_have_another_meaning_are_not_resumed_with(
+    config: Config, whole: Callable[[Config], Path], scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run, file = over(config, scenes), tmp_path / "run", scenes / "classes.yaml"
+    stop_after(4, config, run, monkeypatch)
+    text = file.read_text()
+    names, _, colours = text.partition("colours:")
+    first, *others = load_checkpoint(run / LAST).description.classes.names
+    renumbered = {0: first} | {2 + index: name for index, name in enumerate(others)}
+    for other in (f"{text}ignore_label: 77\n", f"names: {renumbered}\ncolours:{colours}", names):
+        file.write_text(other)
+        with pytest.raises(
+            ConfigError, match=rf"the masks of {scenes} .* ignore_label and colours of its classes.yaml back"
+        ) as caught:
+            train(config, run, resume=True)
+        assert "\n" not in str(caught.value)
+    file.write_text(f"{text}clips: (.+)_\n")  # no mask means anything else
+    train(config, run, resume=True)
+    assert_same(run, whole(config))
+
+
 def test_how_images_are_come_by_may_change_between_sessions(
     config: Config, whole: Callable[[Config], Path], scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

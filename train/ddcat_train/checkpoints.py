@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -25,6 +25,7 @@ from ddcat.faults import first_fault
 from ddcat.files import write_bytes, write_text
 from ddcat.hashing import sha256_of_bytes
 from ddcat_train.config import Config
+from ddcat_train.data.base import Dataset
 from ddcat_train.errors import CheckpointError
 from ddcat_train.methods import METHODS
 from ddcat_train.networks import Segmenter, build_segmenter
@@ -56,6 +57,12 @@ class SplitEntry(BaseModel):
 
     images: int
     list_sha256: str
+    meaning_sha256: str | None = None  # of the values and colours of its masks; None: not known
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Self:
+        """Give that of a data set."""
+        return cls(images=len(dataset), list_sha256=dataset.list_sha256(), meaning_sha256=dataset.meaning_sha256())
 
 
 class Imported(BaseModel):

@@ -95,7 +95,7 @@ class Trainer:
         data = config.data
         self._train = open_dataset(data.name, data.root, data.train_split, long_side=data.long_side)
         self._val = open_dataset(data.name, data.root, data.val_split, long_side=data.judged_long_side)
-        self._entries = _entry(self._train), _entry(self._val)
+        self._entries = SplitEntry.of(self._train), SplitEntry.of(self._val)
         # What the process runs is what was there when it began, whatever becomes of the checkout meanwhile.
         self._commit, self._versions = provenance.git_commit(), provenance.versions(LIBRARIES)
         self.notes = [] if begun is not None or rank() else first_look(self._train, self._val)
@@ -364,7 +364,7 @@ class Trainer:
         Raises
         ------
         CheckpointError, ConfigError
-            Where it holds weights alone, or other images or classes than the run has now.
+            Where it holds weights alone, or other images, classes or meanings of masks than the run has now.
         """
         description = checkpoint.description
         if description.step is None:
@@ -377,7 +377,9 @@ class Trainer:
             ("train", self._train, self._entries[0], description.train),
             ("val", self._val, self._entries[1], description.val),
         ):
-            if entry is not None and found != entry:
+            if entry is None:
+                continue
+            if (found.images, found.list_sha256) != (entry.images, entry.list_sha256):
                 raise ConfigError(
                     f"the {name} split at {split.root} has changed: {found.images} images, whose list has SHA-256 "
                     f"{found.list_sha256[:12]}, and {checkpoint.path} knows {entry.images}, {entry.list_sha256[:12]}: "
@@ -389,6 +391,13 @@ class Trainer:
                 f"{', '.join(description.classes.names)} when {checkpoint.path} was written: put them back as they were, or "
                 "begin a new run with another --out"
             )
+        for entry, found in zip((description.train, description.val), self._entries, strict=True):
+            if entry is not None and entry.meaning_sha256 not in (None, found.meaning_sha256):
+                raise ConfigError(
+                    f"the masks of {self._train.root} have other meanings than when {checkpoint.path} was written: put the "
+                    "values, ignore_label and colours of its classes.yaml back as they were, or begin a new run with another "
+                    "--out"
+                )
         checkpoint.load_into(self._used)
         if self._average is not None:
             checkpoint.load_into(self._network, _TRAINING)
@@ -462,7 +471,3 @@ def _same(one: Sequence[Sequence[nn.Parameter]], other: Sequence[Sequence[nn.Par
 def _value(config: Config, key: str) -> object:
     section, name = key.split(".")
     return getattr(getattr(config, section), name)
-
-
-def _entry(dataset: Dataset) -> SplitEntry:
-    return SplitEntry(images=len(dataset), list_sha256=dataset.list_sha256())

@@ -215,6 +215,11 @@ class Dataset:
         """SHA-256 of the names of the images, one a line: it tells two splits apart."""
         return sha256_of_bytes("\n".join(pair.name for pair in self.pairs).encode())
 
+    def meaning_sha256(self) -> str:
+        """SHA-256 of what the values and colours of the masks mean: what is ignored, and which class is which."""
+        meaning = self.decode(np.arange(256, dtype=np.uint8)).tobytes()
+        return sha256_of_bytes(meaning + repr(sorted((self.colours or {}).items())).encode())
+
 
 def _unknown(values: U8, labels: U8, classes: Classes) -> dict[int, int]:
     """Values whose labels are neither a class nor 255, each with its number of pixels."""

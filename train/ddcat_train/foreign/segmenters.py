@@ -134,7 +134,7 @@ def _data(config: Config, data_root: Path | None) -> tuple[Classes, SplitEntry |
     data = config.data
     if data_root is not None:
         dataset = list_dataset(data.name, data_root, data.val_split)
-        return dataset.classes, SplitEntry(images=len(dataset), list_sha256=dataset.list_sha256())
+        return dataset.classes, SplitEntry.of(dataset)
     if data.name not in _CLASSES:
         raise ConfigError(f"the classes of {data.name} lie in a file of the data set: name its folder with --data-root")
     return _CLASSES[data.name], None
