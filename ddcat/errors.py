@@ -20,6 +20,8 @@ __all__ = ["BundleError", "DdcatError", "WriteError"]
 class DdcatError(Exception):
     """Base of everything that ddcat raises on purpose; its message is written for the user."""
 
+    status = 2  # of the command that it ends
+
 
 class BundleError(DdcatError):
     """A bundle is missing, damaged, altered, or of a schema that this version does not read."""

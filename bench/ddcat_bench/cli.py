@@ -1,12 +1,7 @@
 """The command ddcat-bench."""
 
-import sys
-import traceback
-
 import typer
 
-from ddcat import command
-from ddcat.command import REFUSED
 from ddcat_bench.attack.cli import attack
 from ddcat_bench.compare.cli import compare
 from ddcat_bench.drift.cli import drift
@@ -16,9 +11,8 @@ from ddcat_bench.tables.cli import tables
 from ddcat_bench.timing.scenarios_cli import scenarios
 from ddcat_bench.timing.speed_cli import speed
 from ddcat_bench.timing.train_step_cli import train_step
-from ddcat_train.worker import launched, report_to_agent
 
-__all__ = ["app", "main"]
+__all__ = ["app"]
 
 app = typer.Typer(
     help="Judge checkpoints and the engines made from them. Every result is also a JSON file.",
@@ -30,18 +24,3 @@ app = typer.Typer(
 
 for _command in (attack, gate, compare, scenarios, drift, fidelity, speed, train_step, tables):
     app.command(name=_command.__name__.replace("_", "-"))(_command)
-
-
-def main() -> None:
-    """Run the command. A fault of the program ends with the status of what could not run: 1 is the gate's for a refusal."""
-    if launched():
-        report_to_agent(app)
-    try:
-        command.run(app, extras="bench,export,cpu")
-    except Exception:  # whatever it is
-        traceback.print_exc()
-        sys.exit(REFUSED)
-
-
-if __name__ == "__main__":  # for torchrun -m
-    main()

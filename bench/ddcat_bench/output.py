@@ -10,11 +10,11 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.markdown import Markdown
 
+from ddcat.agent import launched, under_agent
 from ddcat.files import new_directory, reserve, write_bytes, write_text
 from ddcat.locks import locked
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_files import to_json
-from ddcat_train.worker import launched, under_agent
 
 __all__ = ["beside", "claim", "publish", "show", "write_result"]
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import typer
 
+from ddcat.agent import launched, rank, under_agent
 from ddcat_bench.errors import BenchError
 from ddcat_bench.units import open_units
 from ddcat_train.launch import launch
 from ddcat_train.ranks import Ranks, check_device, meet
-from ddcat_train.worker import launched, rank, under_agent
 
 __all__ = ["begin", "together"]
 
@@ -51,8 +51,8 @@ def begin(devices: int | None, device: str, work: Path, identity: dict[str, Any]
     check_device(device, devices)
     open_units(work, identity)
     if devices > 1:
-        again = f"ddcat-bench {shlex.join(sys.argv[1:])}"
-        launch(devices, module="ddcat_bench.cli", reached=lambda: f"the parts in {work}", again=again)
+        again = f"ddcat {shlex.join(sys.argv[1:])}"
+        launch(devices, reached=lambda: f"the parts in {work}", again=again)
     return devices > 1
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ddcat import provenance
+from ddcat.agent import under_agent
 from ddcat.bundle import Bundle
 from ddcat.command import DEVICES, parse_choice
 from ddcat.manifest import Shapes
@@ -21,7 +22,6 @@ from ddcat_train.data import Dataset, open_dataset
 from ddcat_train.errors import DataError
 from ddcat_train.networks import Segmenter
 from ddcat_train.ranks import check_device
-from ddcat_train.worker import under_agent
 
 __all__ = [
     "check_sizes",

@@ -263,7 +263,7 @@ def served(bundle: Path, group: Path | None, *, key: bool) -> Iterator[Target]:
     join = "" if group is None else f"echo $$ > {group}/cgroup.procs && "
     environment = {**os.environ, **({"DDCAT_SERVE_API_KEY": "a-long-secret"} if key else {})}
     options = ["--threads", "1", "--port", str(ports[0]), "--grpc-port", str(ports[1])]
-    python = [sys.executable, "-c", "from ddcat_serve.cli import main; main()"]
+    python = [sys.executable, "-c", "from ddcat.cli import serve; serve()"]
     line = ["bash", "-c", f'{join}exec "$0" "$@"', *python, "run", str(bundle), *options]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment) as process:
         assert process.stdout is not None

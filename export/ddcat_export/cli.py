@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from ddcat import command
 from ddcat.command import ExpectDigest, RequireSignature, parse_choice, parse_size
 from ddcat.extras import needing
 from ddcat.files import replacing
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from ddcat_export.sweep import Sweep
     from ddcat_serve.golden import Replay
 
-__all__ = ["app", "main"]
+__all__ = ["app"]
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
@@ -305,8 +304,3 @@ def _status() -> Iterator[Callable[[str], None]]:
         return
     with console.status("") as status:
         yield lambda stage: status.update(f"{stage} ...")
-
-
-def main() -> None:
-    """Run the command."""
-    command.run(app, extras="train,export,cpu")

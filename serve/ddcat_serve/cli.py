@@ -5,14 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddcat import command
 from ddcat.command import ExpectDigest, RequirePassport, RequireSignature
 from ddcat_serve.flags import with_settings
 
 if TYPE_CHECKING:
     from ddcat.passport import Found
 
-__all__ = ["app", "main"]
+__all__ = ["app"]
 
 app = typer.Typer(
     help="Serve the bundles that ddcat-export writes.",
@@ -192,8 +191,3 @@ def run_on_ray(
 def _warn(bundle: Path, passport: "Found") -> None:
     if passport.warning is not None:
         typer.echo(f"warning: {bundle}: {passport.warning}", err=True)
-
-
-def main() -> None:
-    """Run the command."""
-    command.run(app, extras="serve,cpu")

@@ -174,7 +174,7 @@ def test_a_fault_in_the_data_costs_only_what_follows(run_directory: Path, tmp_pa
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_killed_command_continues(run_directory: Path, whole: AttackResult, tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "attack"
-    command = [sys.executable, "-c", "from ddcat_bench.cli import main; main()", "attack", str(run_directory)]
+    command = [sys.executable, "-c", "from ddcat.cli import bench; bench()", "attack", str(run_directory)]
     command += ["--suite", "paper", "--batch", "2", "--device", "cpu", "--out", str(out)]
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}
     work = work_folder(out)
@@ -203,9 +203,9 @@ def test_two_processes_write_what_one_writes(run_directory: Path, whole: AttackR
     arguments = ["attack", str(run_directory), "--suite", "paper", "--batch", "2", "--device", "cpu", "--out", str(out)]
     if starter == "torchrun":
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-        command += ["ddcat_bench.cli", *arguments]
+        command += ["ddcat", *arguments]
     else:
-        command = [sys.executable, "-m", "ddcat_bench.cli", *arguments, "--devices", "2"]
+        command = [sys.executable, "-m", "ddcat", *arguments, "--devices", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert timeless(read_result(out / "attack.json", AttackResult)).rows == whole.rows
@@ -215,7 +215,7 @@ def test_two_processes_write_what_one_writes(run_directory: Path, whole: AttackR
 
 def test_what_a_process_cannot_read_is_one_line(run_directory: Path, tmp_path: Path, scenes_copy: Path) -> None:
     (scenes_copy / "JPEGImages" / "val_00004.jpg").write_bytes(b"no image")
-    command = [sys.executable, "-m", "ddcat_bench.cli", "attack", str(run_directory), "--data-root", str(scenes_copy)]
+    command = [sys.executable, "-m", "ddcat", "attack", str(run_directory), "--data-root", str(scenes_copy)]
     command += ["--devices", "2", "--device", "cpu", "--out", str(tmp_path / "attack")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 2

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 import ddcat_export
+from ddcat import cli
 from ddcat.bundle import Bundle, open_bundle
 from ddcat.errors import DdcatError, WriteError
 from ddcat.hashing import sha256_of_file
-from ddcat_export import cli, exporting
+from ddcat_export import exporting
 from ddcat_export.errors import ExportError
 from ddcat_export.exporting import export
 from ddcat_export.opsets import opset_of
@@ -25,7 +26,7 @@ from ddcat_train.checkpoints import load_checkpoint
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
     monkeypatch.setattr(sys, "argv", ["ddcat-export", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        cli.export()
     assert isinstance(caught.value.code, int)
     return caught.value.code
 

@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 import pytest
 
+from ddcat import cli
 from ddcat.bundle import Bundle, open_bundle
-from ddcat_export import cli, exporting, int8
+from ddcat_export import exporting, int8
 from ddcat_export.calibration import measure_ranges
 from ddcat_export.errors import ExportError
 from ddcat_export.exporting import Exported, export
@@ -27,7 +28,7 @@ from ddcat_serve.engines.openvino import OpenVinoGraph
 WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None
-from ddcat_export.cli import main
+from ddcat.cli import export as main
 main()
 """
 
@@ -174,7 +175,7 @@ def test_options_that_cannot_be_are_one_line(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["ddcat-export", str(run), "--engine", "ort", *arguments])
     with pytest.raises(SystemExit, match="2"):
-        cli.main()
+        cli.export()
     printed = capsys.readouterr()
     assert printed.err.startswith(f"error: {message}")
     assert printed.err.count("\n") == 1

@@ -22,7 +22,7 @@ from ddcat_serve.golden import pack, read_golden, replay
 WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None
-from ddcat_export.cli import main
+from ddcat.cli import export as main
 main()
 """
 

@@ -19,12 +19,11 @@ ROOT = Path(__file__).parents[2]
 # Runs lines of one command where only what `pip install .` brings can be imported.
 PROGRAM = """
 import contextlib
-import importlib
+import importlib.metadata
 import io
 import json
 import re
 import sys
-import importlib.metadata
 
 
 def needed(name, found):
@@ -53,25 +52,27 @@ class Missing:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Missing())
-module, lines = json.loads(sys.argv[1])
+command, lines = json.loads(sys.argv[1])
+from ddcat import cli
 answers = []
 for line in lines:
     sys.argv = line.split()
     status, out, err = 0, io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            importlib.import_module(module).main()
+            getattr(cli, command)()
         except SystemExit as ended:
             status = ended.code or 0
     answers.append([status, out.getvalue(), err.getvalue()])
 print(json.dumps(answers))
 """
-MODULES = {
-    "ddcat-train": "ddcat_train.cli",
-    "ddcat-data": "ddcat_train.data_cli",
-    "ddcat-export": "ddcat_export.cli",
-    "ddcat-bench": "ddcat_bench.cli",
-    "ddcat-serve": "ddcat_serve.cli",
+COMMANDS = {
+    "ddcat": "main",
+    "ddcat-train": "train",
+    "ddcat-data": "data",
+    "ddcat-export": "export",
+    "ddcat-bench": "bench",
+    "ddcat-serve": "serve",
 }
 # with what follows each would begin its work, were everything installed
 LACKING = [
@@ -99,7 +100,7 @@ WORKING = {
     "ddcat-serve inspect BUNDLE": "Every file is the one that the manifest names.",
     "ddcat-serve inspect BUNDLE --json": '"digest"',
 }
-HELP = [f"{name} --help" for name in MODULES] + sorted(
+HELP = [f"{name} --help" for name in COMMANDS] + sorted(
     {
         " ".join([*line.split()[:2], "--help"])
         for line in (*LACKING, *WORKING)
@@ -119,10 +120,10 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
     """What each line answers; a command is started once for all its lines."""
     where, found = tmp_path_factory.mktemp("extras"), {}
     small_bundle(where / "BUNDLE")
-    for name, module in MODULES.items():
+    for name, function in COMMANDS.items():
         lines = [line for line in (*HELP, *LACKING, *WORKING) if line.split()[0] == name]
         done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, json.dumps([module, lines])],
+            [sys.executable, "-c", PROGRAM, json.dumps([function, lines])],
             cwd=where, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "120"},
         )  # fmt: skip
         found |= {line: Answer(*answer) for line, answer in zip(lines, json.loads(done.stdout), strict=True)}

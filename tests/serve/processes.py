@@ -27,7 +27,7 @@ def introduced(
     *arguments: object, before: str = "", inside: Sequence[str] = ()
 ) -> Iterator[tuple["subprocess.Popen[str]", str, list[str]]]:
     """Run it as `server` does; gives also the lines that it prints of its models, before its address."""
-    command = [sys.executable, "-c", f"{before}\nfrom ddcat_serve.cli import main\nmain()"] if before else [COMMAND]
+    command = [sys.executable, "-c", f"{before}\nfrom ddcat.cli import serve\nserve()"] if before else [COMMAND]
     line = [*inside, *command, "run", *map(str, arguments), "--port", "0", "--threads", "1"]
     with (
         tempfile.TemporaryFile("w+") as log,  # a pipe that nobody reads would stop the server

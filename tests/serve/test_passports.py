@@ -10,9 +10,9 @@ import httpx
 import numpy as np
 import pytest
 
+from ddcat import cli
 from ddcat.bundle import Bundle
 from ddcat.passport import Finding, Passport, write_passport
-from ddcat_serve import cli
 from tests.keys import write_keys
 from tests.serve.pictures import as_png
 from tests.serve.processes import introduced
@@ -32,7 +32,7 @@ def refused(arguments: list[object], monkeypatch: pytest.MonkeyPatch, capsys: py
     """Run the command, which must refuse in one line, and give the line."""
     monkeypatch.setattr(sys, "argv", ["ddcat-serve", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        cli.serve()
     told = capsys.readouterr()
     assert (caught.value.code, told.out) == (2, "")
     assert told.err.startswith("error: ")
@@ -93,7 +93,7 @@ def test_a_refused_bundle_is_written_for_triton_with_a_warning(
         judged(bundle, verdict)
         monkeypatch.setattr(sys, "argv", ["ddcat-serve", "triton", str(bundle.path), str(tmp_path / "repository")])
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            cli.serve()
         assert caught.value.code == 0
         assert ("warning: " in capsys.readouterr().err) is warned
         shutil.rmtree(tmp_path / "repository")

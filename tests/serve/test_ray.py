@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddcat import cli
 from ddcat.bundle import ANYONE, Bundle
 from ddcat.errors import BundleError
-from ddcat_serve import cli
 from ddcat_serve.errors import ServeError
 from tests.serve.pictures import as_png
 from tests.serve.processes import free_port
@@ -117,7 +117,7 @@ def test_a_bundle_of_somebody_else_is_refused_in_one_line(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["ddcat-serve", "ray", str(bundle.path), *options])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        cli.serve()
     told = capsys.readouterr().err
     assert caught.value.code == 2
     assert told.startswith(f"error: {bundle.path} ")

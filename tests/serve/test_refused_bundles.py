@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from ddcat import cli
 from ddcat.bundle import MANIFEST, Bundle, write_bundle
-from ddcat_serve import cli
 
 
 def rewritten(bundle: Bundle, **engine: Any) -> Path:
@@ -60,7 +60,7 @@ def test_a_missing_runtime(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caps
 def refused_by_run(path: Path, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["ddcat-serve", "run", str(path), "--port", "0"])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        cli.serve()
     told = capsys.readouterr()
     assert (caught.value.code, told.out) == (2, "")
     assert told.err.startswith("error: ")

@@ -23,10 +23,10 @@ from PIL import Image
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
+from ddcat import cli
 from ddcat.bundle import Bundle
 from ddcat.errors import WriteError
 from ddcat.manifest import Range
-from ddcat_serve import cli
 from ddcat_serve.deploy.triton import write_repository
 from ddcat_serve.deploy.triton_check import check
 from ddcat_serve.engines import open_engine
@@ -142,7 +142,7 @@ def test_the_command(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["ddcat-serve", "triton", str(bundle.path), str(tmp_path / "repository")])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        cli.serve()
     assert not caught.value.code
     printed = capsys.readouterr().out
     assert "small/config.pbtxt" in printed

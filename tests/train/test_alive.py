@@ -23,8 +23,9 @@ import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from ddcat import cli
 from ddcat.errors import WriteError
-from ddcat_train import cli, stopwatch
+from ddcat_train import stopwatch
 from ddcat_train import watch as watching
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint
 from ddcat_train.config import Config, load_config
@@ -81,7 +82,7 @@ def command(printed: Path, *arguments: object, before: Callable[[], object] = la
         sys.argv = ["ddcat-train", *map(str, arguments)]
         torch.set_num_threads(1)
         before()
-        cli.main()
+        cli.train()
 
     process = FORK.Process(target=main)
     process.start()

@@ -180,7 +180,7 @@ def test_the_end_of_the_agent_is_a_signal_to_stop(started: Command, tmp_path: Pa
 
 def test_torchrun_is_the_same(overrides: list[str], tmp_path: Path, whole: Path) -> None:
     run = tmp_path / "run"
-    options = ["--standalone", "--nproc-per-node", "2", "-m", "ddcat_train.cli"]
+    options = ["--standalone", "--nproc-per-node", "2", "-m", "ddcat", "train"]
     status, printed = Command(torchrun.main, [*options, *arguments(overrides, run)], tmp_path / "printed").end()
     assert status == 0
     assert sum(line.startswith(f"{run}: 18 steps") for line in printed) == 1
@@ -297,7 +297,7 @@ def test_a_loss_that_is_not_finite_on_all_ranks_is_one_line(overrides: list[str]
 
 def test_what_ranks_refuse_is_told_once(tmp_path: Path) -> None:
     def start() -> None:
-        run(lambda: launch(2, module="ddcat_train.cli", reached=lambda: "its start", again="again"))
+        run(lambda: launch(2, reached=lambda: "its start", again="again"))
 
     status, printed = Command(start, ["scenes-dcat"], tmp_path / "printed").end()  # refused by each before it needs torch
     assert status == 2

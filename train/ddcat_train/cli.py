@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from ddcat.command import DEVICES, parse_choice, run
+from ddcat.agent import launched, rank, under_agent
+from ddcat.command import DEVICES, parse_choice
 from ddcat_train.config import CONFIG, Config, dump_config, load_config, presets
 from ddcat_train.errors import ConfigError
-from ddcat_train.worker import launched, rank, report_to_agent, under_agent
 
-__all__ = ["main"]
+__all__ = ["app"]
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
@@ -63,7 +63,7 @@ def train(
     as JSON lines and for TensorBoard. Ctrl-C and SIGTERM leave a run that `--resume` continues to the same weights.
 
     With several devices, `train.batch_size` is that of all of them together. Several machines need torchrun, with the same
-    arguments on each: `torchrun --nnodes 2 --nproc-per-node 8 ... -m ddcat_train.cli PRESET`.
+    arguments on each: `torchrun --nnodes 2 --nproc-per-node 8 ... -m ddcat train PRESET`.
 
     For example:
 
@@ -100,9 +100,9 @@ def train(
         if devices > 1:
             from ddcat_train.launch import launch
 
-            launch(devices, module="ddcat_train.cli", reached=lambda: _reached(folder), again=again)
+            launch(devices, reached=lambda: _reached(folder), again=again)
             return
-    command = f"{_program()} {shlex.join(sys.argv[1:])}"
+    command = " ".join([_program(), *map(shlex.quote, sys.argv[2:])])
     outcome = run_training(
         config, folder, resume=resume, more_epochs=more_epochs, device=device, save_every=60 * save_every, command=command
     )
@@ -138,7 +138,7 @@ def _reached(folder: Path) -> str:
 
 def _program() -> str:
     """What this was begun with; under torchrun only its user knows what comes before it."""
-    return "torchrun ... -m ddcat_train.cli" if under_agent() and not launched() else "ddcat-train"
+    return "torchrun ... -m ddcat train" if under_agent() and not launched() else "ddcat train"
 
 
 def _again(folder: Path, device: str, devices: int | None) -> str:
@@ -156,14 +156,3 @@ def _resolve(source: str, data_root: Path | None, overrides: list[str]) -> Confi
 
 def _default_folder(source: Path) -> Path:
     return source.parent if source.name == CONFIG else Path("runs") / source.stem
-
-
-def main() -> None:
-    """Run the command."""
-    if launched():
-        report_to_agent(app)
-    run(app, extras="train")
-
-
-if __name__ == "__main__":  # for torchrun -m
-    main()

@@ -5,11 +5,10 @@ from typing import Annotated
 
 import typer
 
-from ddcat import command
 from ddcat.command import parse_size
 from ddcat_train.errors import DataError
 
-__all__ = ["app", "main"]
+__all__ = ["app"]
 
 app = typer.Typer(
     help="Check and generate data sets; import the weights of others.",
@@ -113,8 +112,3 @@ def import_checkpoint_command(
     from ddcat_train.foreign import import_checkpoint
 
     typer.echo(import_checkpoint(file, out, like=like, data_root=data_root, overrides=overrides or ()))
-
-
-def main() -> None:
-    """Run `ddcat-data`."""
-    command.run(app, extras="train")

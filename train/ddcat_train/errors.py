@@ -23,3 +23,5 @@ class CheckpointError(TrainError):
 
 class LostRankError(TrainError):
     """Another process of the run is gone; what became of it is the error to tell."""
+
+    status = 75

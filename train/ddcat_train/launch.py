@@ -17,24 +17,21 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from ddcat.command import REFUSED
-from ddcat_train.errors import TrainError
-from ddcat_train.worker import LOST, ROLE
+from ddcat.agent import ROLE
+from ddcat_train.errors import LostRankError, TrainError
 
 __all__ = ["launch"]
 
 _GRACE = 3600  # seconds that a signal leaves for the step at hand and its checkpoint; a second signal ends it
 
 
-def launch(processes: int, *, module: str, reached: Callable[[], str], again: str) -> None:
+def launch(processes: int, *, reached: Callable[[], str], again: str) -> None:
     """
-    Do the command's work in several processes, and return when all have ended well.
+    Run this very command in several processes, and return when all have ended well.
 
     Parameters
     ----------
     processes : int
-    module : str
-        Of the command, such as "ddcat_train.cli".
     reached : callable
         Says from where the work would continue, for the message if it breaks off.
     again : str
@@ -63,7 +60,7 @@ def launch(processes: int, *, module: str, reached: Callable[[], str], again: st
             logs_specs=DefaultLogsSpecs(log_dir=errors),
         )
         try:
-            elastic_launch(config, sys.executable)("-P", "-m", module, *sys.argv[1:])
+            elastic_launch(config, sys.executable)("-P", "-m", "ddcat", *sys.argv[1:])
         except SignalException as stopped:
             sys.exit(128 + stopped.sigval)  # the first rank has said how to go on
         except ChildFailedError as failed:
@@ -75,16 +72,16 @@ def launch(processes: int, *, module: str, reached: Callable[[], str], again: st
 
 def _order(failure: ProcessFailure) -> tuple[bool, int]:
     """Sort what broke the run before what followed from it: a connection that broke, and the signal that the agent sends."""
-    return failure.exitcode in (LOST, -signal.SIGTERM), failure.timestamp
+    return failure.exitcode in (LostRankError.status, -signal.SIGTERM), failure.timestamp
 
 
 def _explain(rank: int, failure: ProcessFailure, reached: Callable[[], str], again: str) -> str:
-    if failure.exitcode == REFUSED:
+    if failure.exitcode == TrainError.status:
         return failure.message
     if failure.exitcode < 0:
         number = signal.Signals(-failure.exitcode)
         end = f"was killed by {number.name}" + (" (by hand, or for want of memory)" if number == signal.SIGKILL else "")
-    elif failure.exitcode == LOST:
+    elif failure.exitcode == LostRankError.status:
         end = f"gave up: {failure.message}"
     else:
         end = f"ended with exit status {failure.exitcode}, what it raised is above"

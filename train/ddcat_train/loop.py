@@ -5,6 +5,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
+from ddcat.agent import rank
 from ddcat.files import remove_leftovers, write_json, write_text
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint
 from ddcat_train.config import CONFIG, Config, dump_config
@@ -18,7 +19,6 @@ from ddcat_train.stopping import Stop, stop_requested
 from ddcat_train.summary import SUMMARY, write_summary
 from ddcat_train.trainer import Trainer
 from ddcat_train.watch import NONFINITE, Watch
-from ddcat_train.worker import rank
 
 __all__ = ["Outcome", "check_run", "train"]
 

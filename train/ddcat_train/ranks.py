@@ -19,11 +19,11 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import Tensor
 
+from ddcat.agent import rank, under_agent
 from ddcat.faults import first_line
 from ddcat_train.data.readers import of_readers
 from ddcat_train.errors import ConfigError, LostRankError
 from ddcat_train.memory import lacks_memory
-from ddcat_train.worker import rank, under_agent
 
 __all__ = ["ALONE", "Ranks", "check_device", "connected", "join", "meet"]
 

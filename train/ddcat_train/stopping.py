@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
 
-from ddcat_train.worker import under_agent
+from ddcat.agent import under_agent
 
 __all__ = ["Stop", "stop_requested"]
 

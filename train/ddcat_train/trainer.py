@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ddcat import provenance
+from ddcat.agent import rank
 from ddcat.scores import miou
 from ddcat_train.average import start_average, update_average
 from ddcat_train.checkpoints import (
@@ -49,7 +50,6 @@ from ddcat_train.run_folder import MEASURES
 from ddcat_train.sessions import LIBRARIES
 from ddcat_train.shares import clean_images, share_of
 from ddcat_train.tf32 import forbid_tf32
-from ddcat_train.worker import rank
 
 __all__ = ["Trainer"]
 

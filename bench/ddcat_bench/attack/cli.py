@@ -60,7 +60,7 @@ def attack(
     Attack a checkpoint's main branch and score what is left, in floats and on 8-bit images.
 
     What is done is kept beside the result, in DIR.work: after Ctrl-C, or worse, the same command continues. Several processes
-    share that folder, and find what one finds with as many threads; `torchrun -m ddcat_bench.cli attack ...` starts them, too.
+    share that folder, and find what one finds with as many threads; `torchrun -m ddcat attack ...` starts them, too.
 
     For example:
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ddcat.agent import under_agent
 from ddcat.progress import progress
 from ddcat_bench.attack.evaluation import Evaluation
 from ddcat_bench.attack.markdown import attack_brief, attack_markdown
@@ -19,7 +20,6 @@ from ddcat_bench.processes import begin, together
 from ddcat_bench.subjects import main_branch
 from ddcat_bench.units import forget_other, open_units, remove_work, work_folder
 from ddcat_train.tf32 import forbid_tf32
-from ddcat_train.worker import under_agent
 
 __all__ = ["judge", "measure_sweep"]
 

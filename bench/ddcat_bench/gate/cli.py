@@ -73,6 +73,7 @@ def gate(
     """
     import dataclasses
 
+    from ddcat.agent import launched, under_agent
     from ddcat.bundle import Trust, open_bundle
     from ddcat_bench.bootstrap import check_clips
     from ddcat_bench.gate.case import Budget, Case
@@ -80,7 +81,6 @@ def gate(
     from ddcat_bench.gate.limits import DEFAULT, read_limits
     from ddcat_bench.output import beside
     from ddcat_bench.subjects import check_sizes, checkpoint_of, open_bundle_data
-    from ddcat_train.worker import launched, under_agent
 
     if under_agent() and not launched():
         raise BenchError("torchrun hides the exit status, which is the gate's verdict: use --devices N without torchrun")

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from ddcat.agent import launched, under_agent
 from ddcat.bundle import REPORT
 from ddcat.files import check_writable, write_in_turn
 from ddcat.passport import Verdict, write_passport
@@ -33,7 +34,6 @@ from ddcat_bench.timing.speed import draw_inputs, measure
 from ddcat_bench.units import forget_other, remove_work, work_folder
 from ddcat_serve.engines import Engine, open_engine
 from ddcat_serve.engines.cores import physical_cores
-from ddcat_train.worker import launched, under_agent
 
 __all__ = ["judge"]
 

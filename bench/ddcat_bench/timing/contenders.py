@@ -103,7 +103,7 @@ class Ours:
                 "val_long_side": None,
             }
         )  # fmt: skip
-        train = config.train.model_copy(update={"epochs": STEPS})
+        train = config.train.model_copy(update={"epochs": STEPS, "last_batch": "fill"})  # one image fills a batch
         self._folder = folder
         with arithmetic(plan.threads):  # a run forbids TF32: what the plan has set is put back
             self._trainer = Trainer(config.model_copy(update={"data": data, "train": train}), device=plan.device)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from ddcat import cli
 from ddcat.scores import Counts, count, iou, miou, pixel_accuracy
-from ddcat_bench import cli
 from ddcat_bench.attack.evaluation import Evaluation
 from ddcat_bench.attack.judging import grey_levels
 from ddcat_bench.attack.markdown import attack_markdown
@@ -282,7 +282,7 @@ def test_the_command(
     def status() -> int | str | None:
         monkeypatch.setattr(sys, "argv", arguments)
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            cli.bench()
         return left.value.code
 
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ddcat import cli
 from ddcat.bundle import Bundle
-from ddcat_bench import cli
 from ddcat_bench.compare.engines import CompareResult, compare, find_gates
 from ddcat_bench.compare.report import compare_html, compare_markdown, pareto
 from ddcat_bench.errors import BenchError
@@ -74,7 +74,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         sys, "argv", ["ddcat-bench", "compare", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(out)]
     )
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        cli.bench()
     assert not caught.value.code
     assert {file.name for file in out.iterdir()} == {"compare.json", "compare.md", "compare.html", "pareto.png"}
     assert [row.name for row in read_result(out / "compare.json", CompareResult).rows] == ["one", "two"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddcat_bench import cli
+from ddcat import cli
 from ddcat_bench.drift import measure as drift
 from ddcat_bench.drift.measure import DriftResult, drift_markdown, measure_drift
 from ddcat_bench.errors import BenchError
@@ -115,7 +115,7 @@ def test_the_command(
     for epsilon, status in (("9/0", 2), ("8/255", 0)):
         monkeypatch.setattr(sys, "argv", ["ddcat-bench", "drift", str(bundle.path), "--epsilon", epsilon, "--out", str(out)])
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            cli.bench()
         assert left.value.code == status
     said = capsys.readouterr()
     assert "--epsilon 9/0: use a number above 0" in said.err

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddcat import cli
 from ddcat.bundle import Bundle
 from ddcat.scores import miou
-from ddcat_bench import cli
 from ddcat_bench.attack.evaluation import Evaluation
 from ddcat_bench.errors import BenchError
 from ddcat_bench.fidelity.labels import compare
@@ -146,7 +146,7 @@ def test_the_command(
     monkeypatch.setattr("ddcat_serve.engines.open_engine", lambda opened: make_engine(opened, lambda labels: SWAP[labels]))
     monkeypatch.setattr(sys, "argv", ["ddcat-bench", "fidelity", str(bundle.path), "--limit", "2"])
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        cli.bench()
     assert left.value.code == 0  # whatever the figures
     folder = bundle.path.with_name("tiny.bundle-fidelity")
     assert sorted(file.name for file in folder.iterdir()) == ["fidelity.json", "fidelity.md"]

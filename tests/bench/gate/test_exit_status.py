@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from ddcat import cli
 from ddcat.bundle import Bundle
 from ddcat.errors import DdcatError
-from ddcat_bench import cli
 from ddcat_bench.output import claim
 from ddcat_bench.subjects import open_bundle_data
 
@@ -21,7 +21,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     def gate(bundle: Path, *words: str) -> int | str | None:
         monkeypatch.setattr(sys, "argv", ["ddcat-bench", "gate", str(bundle), *words])
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            cli.bench()
         return left.value.code
 
     return gate

@@ -15,9 +15,9 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from ddcat import cli
 from ddcat.bundle import Bundle, open_bundle
 from ddcat.passport import read_passport
-from ddcat_bench import cli
 from ddcat_bench.attack.passes import Victims, attack
 from ddcat_bench.bootstrap import Scheme
 from ddcat_bench.errors import BenchError
@@ -535,7 +535,7 @@ def test_the_command(
     words = ["gate", str(bundle.path), "--quick", "--limits", str(wide), "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["ddcat-bench", *words])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        cli.bench()
     assert caught.value.code == 3  # so few images decide nothing
     assert (len(timed), len(served)) == (3, 1)  # timed again, but its memory is taken once
     told = capsys.readouterr()
@@ -568,7 +568,7 @@ def test_what_a_quick_gate_has_no_use_for_is_refused(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["ddcat-bench", "gate", str(tmp_path), "--quick", *option])
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        cli.bench()
     assert left.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: {' '.join(option)}: --quick runs BIM, n = 3,")
 
@@ -601,7 +601,7 @@ def test_two_processes_find_what_one_finds(bundle: Bundle, tmp_path: Path) -> No
     for devices in (1, 2):
         out = tmp_path / f"gate-{devices}"
         words = ["gate", str(bundle.path), "--quick", "--repeats", "10", "--devices", str(devices), "--out", str(out)]
-        line = [sys.executable, "-m", "ddcat_bench.cli", *words]
+        line = [sys.executable, "-m", "ddcat", *words]
         done = subprocess.run(line, capture_output=True, text=True, check=False)
         assert done.returncode == 3, done.stderr  # few images
         found.append(read_result(out / "gate.json", GateResult))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddcat_bench import cli
+from ddcat import cli
 from ddcat_bench.attack.probe_results import Alarm
 from ddcat_bench.attack.results import AttackResult, AttackRow, WorstCase
 from ddcat_bench.entries import CheckpointEntry, DataEntry, Environment, Scores
@@ -426,7 +426,7 @@ def test_the_command(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     def status(*arguments: str) -> int | str | None:
         monkeypatch.setattr(sys, "argv", ["ddcat-bench", "tables", *arguments])
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            cli.bench()
         return left.value.code
 
     out = tmp_path / "tables"

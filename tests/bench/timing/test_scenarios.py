@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import simplejpeg
 
+from ddcat import cli
 from ddcat.bundle import Bundle
-from ddcat_bench import cli
 from ddcat_bench.result_files import read_result
 from ddcat_bench.timing.scenarios import LOADS, Clock, ScenariosResult, arrivals, latencies, run_scenarios
 from ddcat_bench.timing.scenarios_report import scenarios_markdown
@@ -87,7 +87,7 @@ def test_the_command(
     for status, told in ((0, "# tiny: scenarios"), (2, f"{out}")):  # the second time there is a result already
         monkeypatch.setattr(sys, "argv", arguments)
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            cli.bench()
         said = capsys.readouterr()
         assert left.value.code == status
         assert told in said.out + said.err

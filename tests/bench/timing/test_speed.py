@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddcat_bench import cli
+from ddcat import cli
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_files import read_result, to_json
 from ddcat_bench.timing.memory import Serving, serving_peak
@@ -139,7 +139,7 @@ def test_the_command(
     def status(*more: str) -> int | str | None:
         monkeypatch.setattr(sys, "argv", [*arguments, *more])
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            cli.bench()
         return left.value.code
 
     assert status("--size", "40") == 2

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddcat_bench import cli
+from ddcat import cli
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_files import read_result, to_json
 from ddcat_bench.timing.arithmetic import arithmetic
@@ -44,6 +44,7 @@ def plan_of(method: str, *overrides: str) -> Plan:
         ("ddcat-m", ("attack.start=random", "method.adversarial_share=0.75")),
         ("ddcat-n", ("attack.alpha=eps/n", "attack.steps=2", "train.batch_size=5")),
         ("sat", ("attack.start=lower", "train.batch_size=3")),
+        ("sat", ("train.last_batch=drop",)),
         ("trades", ("method.beta=2", "method.deep_weight=0")),
     ],
 )
@@ -221,7 +222,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     def status(*arguments: str) -> int | str | None:
         monkeypatch.setattr(sys, "argv", ["ddcat-bench", "train-step", *arguments])
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            cli.bench()
         return left.value.code
 
     tiny = ["scenes-ddcat", "--crop", "33", "41", "--batch", "4", "--set", "model.width=4", "--device", "cpu", "--threads", "1"]
@@ -276,7 +277,7 @@ def test_wrong_arguments(
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(sys, "argv", ["ddcat-bench", "train-step", *arguments, "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        cli.bench()
     assert left.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -288,6 +289,6 @@ def test_a_folder_that_holds_something_is_refused_before_anything_is_measured(
     (tmp_path / "mine").write_text("")
     monkeypatch.setattr(sys, "argv", ["ddcat-bench", "train-step", "scenes-sat", "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        cli.bench()
     assert left.value.code == 2
     assert str(tmp_path) in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What a process knows of the agent that started it, if one did: torchrun, or `ddcat-train --devices N`. Needs no torch."""
+"""What a process knows of the agent that started it, if one did: torchrun, or `--devices N` of a command. Needs no torch."""
 
 import os
 import sys
@@ -7,15 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from ddcat.command import REFUSED, invoke
+from ddcat.command import invoke
 from ddcat.errors import DdcatError
 from ddcat.files import write_json
-from ddcat_train.errors import LostRankError
 
-__all__ = ["LOST", "ROLE", "launched", "rank", "report_to_agent", "under_agent"]
+__all__ = ["ROLE", "launched", "rank", "report_to_agent", "under_agent"]
 
-ROLE = "ddcat-train"  # the agent tells it to the processes that `ddcat_train.launch` starts
-LOST = 75  # exit status of a rank that only lost another
+ROLE = "ddcat"  # the agent tells it to the processes that `ddcat_train.launch` starts
 
 
 def under_agent() -> bool:
@@ -39,5 +37,5 @@ def report_to_agent(app: Callable[[], object]) -> NoReturn:
         status = invoke(app)
     except DdcatError as error:
         write_json(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), {"message": str(error), "timestamp": int(time.time())})
-        sys.exit(LOST if isinstance(error, LostRankError) else REFUSED)
+        sys.exit(error.status)
     sys.exit(status)

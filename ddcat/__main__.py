@@ -1,0 +1,5 @@
+"""`python -m ddcat`, and what torchrun starts: `torchrun -m ddcat train`."""
+
+from ddcat.cli import main
+
+main()
