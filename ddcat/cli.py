@@ -56,7 +56,8 @@ class _Parts(TyperGroup):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.commands = dict.fromkeys(PARTS)  # the names, for "did you mean"; commands come from `get_command`
+        names: Any = dict.fromkeys(PARTS)  # for "did you mean"; commands come from `get_command`
+        self.commands = names
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names in the order of the work."""
