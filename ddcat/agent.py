@@ -37,5 +37,5 @@ def report_to_agent(app: Callable[[], object]) -> NoReturn:
         status = invoke(app)
     except DdcatError as error:
         write_json(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), {"message": str(error), "timestamp": int(time.time())})
-        sys.exit(error.status)
+        sys.exit(error.exit_status)
     sys.exit(status)

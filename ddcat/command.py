@@ -100,7 +100,7 @@ def run(app: Callable[[], object], *, extras: str = "") -> NoReturn:
             print(f"error: {printable(error, _LONGEST)}", file=sys.stderr, flush=True)
         except BrokenPipeError:  # nobody reads this either; Python's own flush at exit would fail, too
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-        sys.exit(error.status)
+        sys.exit(error.exit_status)
     sys.exit(status)
 
 

@@ -20,7 +20,7 @@ __all__ = ["BundleError", "DdcatError", "WriteError"]
 class DdcatError(Exception):
     """Base of everything that ddcat raises on purpose; its message is written for the user."""
 
-    status = 2  # of the command that it ends
+    exit_status = 2  # of the command that it ends
 
 
 class BundleError(DdcatError):

@@ -24,4 +24,4 @@ class CheckpointError(TrainError):
 class LostRankError(TrainError):
     """Another process of the run is gone; what became of it is the error to tell."""
 
-    status = 75
+    exit_status = 75

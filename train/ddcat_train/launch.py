@@ -72,16 +72,16 @@ def launch(processes: int, *, reached: Callable[[], str], again: str) -> None:
 
 def _order(failure: ProcessFailure) -> tuple[bool, int]:
     """Sort what broke the run before what followed from it: a connection that broke, and the signal that the agent sends."""
-    return failure.exitcode in (LostRankError.status, -signal.SIGTERM), failure.timestamp
+    return failure.exitcode in (LostRankError.exit_status, -signal.SIGTERM), failure.timestamp
 
 
 def _explain(rank: int, failure: ProcessFailure, reached: Callable[[], str], again: str) -> str:
-    if failure.exitcode == TrainError.status:
+    if failure.exitcode == TrainError.exit_status:
         return failure.message
     if failure.exitcode < 0:
         number = signal.Signals(-failure.exitcode)
         end = f"was killed by {number.name}" + (" (by hand, or for want of memory)" if number == signal.SIGKILL else "")
-    elif failure.exitcode == LostRankError.status:
+    elif failure.exitcode == LostRankError.exit_status:
         end = f"gave up: {failure.message}"
     else:
         end = f"ended with exit status {failure.exitcode}, what it raised is above"
