@@ -7,34 +7,27 @@ FOLDER is docs/reference by default. A test holds the pages to the code.
 """
 
 import argparse
+import importlib
 import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-import typer
 from typer.models import ArgumentInfo
 
-import ddcat_bench.cli
 import ddcat_bench.gate.limits
-import ddcat_export.cli
-import ddcat_serve.cli
-import ddcat_train.cli
-import ddcat_train.data_cli
+from ddcat.cli import PARTS
 from ddcat.manifest import Manifest
 from ddcat.passport import Passport
 from ddcat_serve.app import create_app
 from ddcat_serve.settings import PREFIX, Settings
 from ddcat_train.config import Config
 
-COMMANDS = {
-    "ddcat-data": ddcat_train.data_cli.app,
-    "ddcat-train": ddcat_train.cli.app,
-    "ddcat-bench": ddcat_bench.cli.app,
-    "ddcat-export": ddcat_export.cli.app,
-    "ddcat-serve": ddcat_serve.cli.app,
-}
+OLDER = (
+    "`ddcat-train`, `ddcat-data` and `ddcat-export` are older names of `ddcat train`, `ddcat data` and `ddcat export`. "
+    "`ddcat-bench X` is `ddcat X`, `ddcat-serve run` is `ddcat serve`, and `ddcat-serve X` is `ddcat X`."
+)
 
 
 def main() -> None:
@@ -49,9 +42,10 @@ def main() -> None:
 
 def pages() -> dict[str, str]:
     """Give the text of each page by its name."""
-    every = [part for name, app in COMMANDS.items() for part in commands(name, app)]
     return {
-        "cli.md": "\n\n".join(["# Commands", *every]),
+        "cli.md": "\n\n".join(
+            ["# Commands", OLDER, *(part for words, command in commands() for part in about(words, command))]
+        ),
         "configuration.md": configuration(),
         "settings.md": settings(),
         "manifest.md": files(),
@@ -69,25 +63,31 @@ class Parameter(NamedTuple):
     help: str
 
 
-def commands(name: str, app: typer.Typer) -> Iterator[str]:
-    """What `--help` says of an application and of its commands."""
-    below = app.registered_commands
-    if len(below) > 1:
-        yield f"## `{name}`"
-        yield inspect.cleandoc(app.info.help or "")
-    for command in below:
-        words, level = (f"{name} {command_name(command)}", "###") if len(below) > 1 else (name, "##")
-        found = parameters(command)
-        arguments = [parameter.value for parameter in found if not parameter.names]
-        yield f"{level} `{words}`"
-        yield f"```\n{' '.join([words, *arguments])} [OPTIONS]\n```"
-        yield inspect.cleandoc(command.help or command.callback.__doc__ or "")
-        rows = [
-            f"| {', '.join(f'`{option}`' for option in names)} | {cell(value)} | {default} | {cell(text)} |"
-            for names, value, default, text in found
-            if names
-        ]
-        yield "\n".join(["| option | value | default | meaning |", "|---|---|---|---|", *rows])
+def commands() -> Iterator[tuple[str, Any]]:
+    """Each command in full, and what Typer has of it."""
+    for name, part in PARTS.items():
+        below = {command_name(command): command for command in importlib.import_module(part.module).app.registered_commands}
+        if part.command:
+            yield f"ddcat {name}", below[part.command]
+        elif len(below) == 1:
+            yield f"ddcat {name}", *below.values()
+        else:
+            yield from ((f"ddcat {name} {word}", command) for word, command in below.items())
+
+
+def about(words: str, command: Any) -> Iterator[str]:
+    """What `--help` says of a command."""
+    found = parameters(command)
+    arguments = [parameter.value for parameter in found if not parameter.names]
+    yield f"## `{words}`"
+    yield f"```\n{' '.join([words, *arguments])} [OPTIONS]\n```"
+    yield inspect.cleandoc(command.help or command.callback.__doc__ or "")
+    rows = [
+        f"| {', '.join(f'`{option}`' for option in names)} | {cell(value)} | {default} | {cell(text)} |"
+        for names, value, default, text in found
+        if names
+    ]
+    yield "\n".join(["| option | value | default | meaning |", "|---|---|---|---|", *rows])
 
 
 def command_name(command: Any) -> str:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import pytest
 
 from ddcat_train.data.generate import write_scenes
-from docs.make_reference import COMMANDS, command_name, parameters
+from docs import make_reference
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -34,6 +34,13 @@ PAGES = sorted(
     if page.relative_to(ROOT).parts[:2] != ("docs", "reference") and len(page.relative_to(ROOT).parts) < 4
 )
 BLOCK = re.compile(r"^( *)(?:<!-- sh: (\w+) -->\n+ *)?```sh\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+
+
+COMMANDS = {tuple(words.split()): command for words, command in make_reference.commands()}
+OLDER = {
+    "ddcat-train": ["ddcat", "train"], "ddcat-data": ["ddcat", "data"], "ddcat-export": ["ddcat", "export"],
+    "ddcat-bench": ["ddcat"], "ddcat-serve": ["ddcat"],
+}  # fmt: skip
 
 
 class Block(NamedTuple):
@@ -69,7 +76,7 @@ def commands(page: Path) -> Iterator[list[str]]:
     text = (ROOT / page).read_text(encoding="utf-8")
     lines = [line for block in blocks(page) for line in block.lines]
     prose = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
-    names = "|".join(COMMANDS)
+    names = "|".join(("ddcat", *OLDER))
     lines += re.findall(rf"`((?:{names}|python (?:bench|docs|docker|examples)/|pytest |make )[^`]*)`", prose.replace("\n", " "))
     for line in lines:
         yield from simple(line)
@@ -78,7 +85,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_every_command_is_one(page: Path) -> None:
     for words in commands(page):
-        if words[0] in COMMANDS:
+        if words[0] == "ddcat" or words[0] in OLDER:
             parse(words)
         elif words[0] == "python" and len(words) > 1 and words[1].endswith(".py"):
             script = (ROOT / words[1]).read_text(encoding="utf-8")
@@ -93,12 +100,15 @@ def test_every_command_is_one(page: Path) -> None:
 
 def parse(words: list[str]) -> None:
     """The command must be there, and have the options that it is given; a choice must be one."""
-    below = {command_name(command): command for command in COMMANDS[words[0]].registered_commands}
-    command = next(iter(below.values())) if len(below) == 1 else below.get(words[1]) if len(words) > 1 else None
-    assert command or words[1:] in ([], ["--help"]), words
-    known = {name: parameter for parameter in parameters(command) for name in parameter.names} if command else {}
+    given = [*OLDER.get(words[0], ["ddcat"]), *words[1:]]
+    if words[:2] == ["ddcat-serve", "run"]:
+        given = ["ddcat", "serve", *words[2:]]
+    command = next((command for name, command in COMMANDS.items() if tuple(given[: len(name)]) == name), None)
+    groups = {name[:length] for name in COMMANDS for length in range(1, len(name))}
+    assert command or tuple(word for word in given if word not in ("--help", "-h", "--version")) in groups, words
+    known = {name: parameter for parameter in make_reference.parameters(command) for name in parameter.names} if command else {}
     for place, word in enumerate(words):
-        if word.startswith("--") and word != "--help":
+        if word.startswith("--") and command and word != "--help":
             name, _, given = word.partition("=")
             assert name in known, words
             choices = re.findall(r"`([^`]+)`", known[name].value)
