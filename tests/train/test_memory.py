@@ -21,6 +21,8 @@ from ddcat_train.memory import enough_memory, lacks_memory
         RuntimeError("CUDA error: out of memory"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
         RuntimeError("std::bad_alloc"),
+        RuntimeError("could not create a memory object"),
+        RuntimeError("could not create a primitive"),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
     ],
 )
@@ -32,7 +34,15 @@ def test_every_library_s_word_for_it_is_known(error: Exception) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), KeyError("x"), TrainError("y")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        RuntimeError("could not create a primitive descriptor for a convolution forward propagation primitive"),
+        KeyError("x"),
+        TrainError("y"),
+    ],
+)
 def test_other_errors_stay_what_they_are(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, enough_memory("step 3", "less of it"):
         raise error

@@ -92,6 +92,24 @@ def test_want_of_memory_for_a_checkpoint_is_one_line(config: Config, tmp_path: P
         train(config, tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("part", "where"), [("write_summary", r"writing .*/run/summary\.md"), ("RunLog.write", "the training")]
+)
+def test_want_of_memory_for_what_is_told_of_a_run_is_one_line(
+    part: str, where: str, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("could not create a primitive")
+
+    monkeypatch.setattr(f"ddcat_train.loop.{part}", fail)
+    line = rf"^out of memory in {where} \(could not create a primitive\): free some memory, and continue with --resume$"
+    with pytest.raises(TrainError, match=line):
+        train(config, tmp_path / "run")
+    monkeypatch.undo()
+    assert train(config, tmp_path / "run", resume=True).step == 9
+    assert (tmp_path / "run/summary.md").is_file()
+
+
 def test_the_line_says_what_to_set_back_to(finished: Path) -> None:
     edited = with_values(load_config(str(finished / "config.yaml")), optim__lr=0.5)
     with pytest.raises(ConfigError, match=r"\(optim\.lr differs\): set it back \(optim\.lr to 0\.01\), or begin a new run"):

@@ -16,7 +16,7 @@ from ddcat_train.memory import enough_memory
 from ddcat_train.run_folder import check_run, locked
 from ddcat_train.sessions import SESSIONS, Clock
 from ddcat_train.stopping import Stop, stop_requested
-from ddcat_train.summary import SUMMARY, write_summary
+from ddcat_train.summary import MARKDOWN, SUMMARY, write_summary
 from ddcat_train.trainer import Trainer
 from ddcat_train.watch import NONFINITE, Watch
 
@@ -28,7 +28,7 @@ _LESS_TO_LEARN = (
     "continue on more devices (--resume --devices N), or begin a new run with a smaller train.batch_size or augment.crop, or "
     "with train.accumulate; none of these three can change in a run, for they change what is learnt"
 )
-_LESS_TO_SAVE = "free some memory, and continue with --resume"
+_LESS_ELSE = "free some memory, and continue with --resume"
 _LESS_TO_BUILD = "use a smaller model.width or backbone, or free some memory"
 
 
@@ -108,6 +108,7 @@ def _train(config: Config, run: Path, device: str, save_every: float, command: s
         write_text(run / CONFIG, dump_config(config))
     clock = Clock(run, trainer.step, command, trainer.device, trainer.ranks.size) if first else None
     with (
+        enough_memory("the training", _LESS_ELSE),  # in whatever has no line of its own
         readers_watched(),
         stop_requested() as stop,
         RunLog(run, step=trainer.step, steps=trainer.steps, judged=trainer.judged) if first else nullcontext() as log,
@@ -176,7 +177,7 @@ def _judge(loop: _Loop) -> int:
     _evaluate(loop)
     saved = _save(loop)
     if loop.log and saved < loop.trainer.steps:  # at the end it is written in any case
-        write_summary(loop.run)
+        _summarise(loop.run)
     return saved
 
 
@@ -185,7 +186,7 @@ def _save(loop: _Loop) -> int:
     loop.watch.look()  # a resumed run logs from there on; and nothing is saved that is not finite
     if loop.clock:
         loop.clock.save(loop.trainer.step)
-    with enough_memory(f"saving step {loop.trainer.step}", _LESS_TO_SAVE):
+    with enough_memory(f"saving step {loop.trainer.step}", _LESS_ELSE):
         loop.trainer.save(loop.run / LAST, resumable=True)
     return loop.trainer.step
 
@@ -202,9 +203,14 @@ def _evaluate(loop: _Loop) -> None:
         trainer.save(loop.run / BEST, resumable=False)
 
 
+def _summarise(run: Path) -> None:
+    with enough_memory(f"writing {run / MARKDOWN}", _LESS_ELSE):  # what was learnt is saved
+        write_summary(run)
+
+
 def _conclude(trainer: Trainer, run: Path, outcome: Outcome) -> None:
     if (run / LAST).is_file():
-        write_summary(run)
+        _summarise(run)
     if outcome.signal is None:
         result = {"steps": trainer.steps, "scores": trainer.scores, "best": trainer.best, **totals(run)}
         write_json(run / RESULT, result)

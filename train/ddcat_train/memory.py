@@ -14,7 +14,7 @@ __all__ = ["enough_memory", "lacks_memory"]
 # What torch's allocators, cuDNN, cuBLAS, oneDNN, OpenCV, NumPy and C++ say, most of them as a RuntimeError
 _TEXT = re.compile(
     r"out of memory|(can't|cannot|could not|failed to|unable to) allocate|not enough memory|insufficient memory|ALLOC_FAILED"
-    r"|bad_alloc|bad allocation|can't start new thread",
+    r"|bad_alloc|bad allocation|can't start new thread|could not create a (memory object|primitive)(?! descriptor)",
     re.IGNORECASE,
 )
 

@@ -12,7 +12,7 @@ from ddcat_train.logs import LINES, PANELS, TIMING, read_lines
 from ddcat_train.methods import METHODS
 from ddcat_train.sessions import Session, read_sessions
 
-__all__ = ["SUMMARY", "write_summary"]
+__all__ = ["MARKDOWN", "SUMMARY", "write_summary"]
 
 MARKDOWN = "summary.md"
 SUMMARY = (MARKDOWN, "losses.png", "mask.png", "scores.png")  # what is written
