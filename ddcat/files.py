@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from ddcat.errors import DdcatError, WriteError
+from ddcat.json_text import parse_json
 
 try:
     import fcntl
@@ -178,11 +179,11 @@ def remove_leftovers(path: Path) -> None:
 def read_json(path: Path, error: type[DdcatError] = DdcatError) -> Any:
     """Read a JSON file; raise `error` with a line for the user where there is none or it is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except OSError as cause:
         raise error(f"cannot read {path}: {cause.strerror}") from cause
-    except (ValueError, RecursionError) as cause:  # the second: of thousands of brackets
-        raise error(f"{path} is not JSON: {cause}") from cause
+    except ValueError as cause:
+        raise error(f"{path} is not JSON that ddcat reads: {cause}") from cause
 
 
 def reserve(path: Path) -> None:

@@ -6,14 +6,13 @@ manifest once and nobody changes it; it names the SHA-256 of every other file. I
 options give the same bytes.
 """
 
-import json
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from ddcat.classes import Classes, repeated_name
 from ddcat.errors import BundleError
-from ddcat.faults import first_fault
+from ddcat.json_text import parse_json, parse_model
 from ddcat.schema import Count, Details, Name, Sha256, Strict, Text
 from ddcat.text import printable
 
@@ -275,16 +274,16 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     """
     _check_version(content, where)
     try:
-        return Manifest.model_validate_json(content)
-    except ValidationError as cause:
-        raise BundleError(f"{where} is not a manifest that ddcat reads: {first_fault(cause)}") from cause
+        return parse_model(Manifest, content)
+    except ValueError as cause:
+        raise BundleError(f"{where} is not a manifest that ddcat reads: {cause}") from cause
 
 
 def _check_version(content: bytes, where: str) -> None:
     # before anything else is read: another version has other entries
     try:
-        found = json.loads(content)["schema_version"]
-    except (ValueError, KeyError, TypeError, RecursionError):  # the last of thousands of brackets
+        found = parse_json(content)["schema_version"]
+    except (ValueError, KeyError, TypeError):
         return  # whatever else is wrong is said by the model
     if found != SCHEMA_VERSION:
         raise BundleError(

@@ -12,13 +12,13 @@ import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ddcat import signing
 from ddcat.bundle import ANYONE, MOST_BYTES, PASSPORT, Bundle, Trust
 from ddcat.errors import BundleError
-from ddcat.faults import first_fault
 from ddcat.files import write_in_turn
+from ddcat.json_text import parse_model
 from ddcat.regular_files import read_regular
 from ddcat.schema import Count, Name, Sha256, Strict, Text
 from ddcat.text import printable
@@ -111,11 +111,11 @@ def _read(bundle: Bundle, trust: Trust) -> Found:
     except OSError:
         return Found(None, "none: the bundle has not been judged")
     try:
-        signed = Passport.model_validate_json(content)
-    except ValidationError as cause:
+        signed = parse_model(Passport, content)
+    except ValueError as cause:
         if trust.public_key is not None:
-            raise BundleError(f"{file} is not signed in a form that this version reads ({first_fault(cause)})") from cause
-        return Found(None, f"none: {file.name} is not one that this version reads ({first_fault(cause)})")
+            raise BundleError(f"{file} is not signed in a form that this version reads ({cause})") from cause
+        return Found(None, f"none: {file.name} is not one that this version reads ({cause})")
     passport = signed.without_signature()
     if trust.public_key is not None:
         if signed.signature is None:

@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from ddcat import provenance
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint, read_description
 from ddcat_train.config import load_config
-from ddcat_train.errors import CheckpointError, ConfigError
+from ddcat_train.errors import CheckpointError, ConfigError, TrainError
+from ddcat_train.logs import read_lines
 from ddcat_train.methods import Update
+from ddcat_train.sessions import read_sessions
 from ddcat_train.trainer import Trainer
 
 
@@ -143,6 +145,24 @@ def test_a_description_that_asks_for_what_it_must_not_have_is_refused(
         load_checkpoint(run).segmenter()
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 2000
+
+
+def test_a_key_that_stands_twice_is_refused(run: Path) -> None:
+    text = (run / "best.json").read_text().replace('"step":', '"step": 1, "step":', 1)
+    save_file(load_file(run / BEST), run / BEST, {"ddcat": text})
+    for read in (load_checkpoint, read_description):
+        with pytest.raises(CheckpointError, match="the key 'step' stands twice"):
+            read(run / BEST)
+    (run / "log.jsonl").write_text('{"step": 1}\n{"step": 2, "step": 3}\n')
+    with pytest.raises(TrainError, match=r"line 2 of .*log\.jsonl is not JSON that ddcat reads \(the key 'step' stands twice"):
+        read_lines(run / "log.jsonl")
+    for content, told in (
+        ('[{"step": 1, "step": 2}]', "stands twice"),
+        ('[{"step": 1}]', "0.command: Field required; remove it"),
+    ):
+        (run / "sessions.json").write_text(content)
+        with pytest.raises(ConfigError, match=rf"sessions\.json .*{told}"):
+            read_sessions(run)
 
 
 @pytest.mark.parametrize("colour", [[999, 0, 0], [0, -1, 0]])

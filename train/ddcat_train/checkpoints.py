@@ -6,7 +6,6 @@ Its tensors are `model.*`, the weights that are to be used, and, in the checkpoi
 description as JSON; the same JSON lies beside it for people to read, and is never read back.
 """
 
-import json
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,15 +14,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
 from ddcat.classes import Classes, repeated_name
-from ddcat.faults import first_fault
 from ddcat.files import write_bytes, write_text
 from ddcat.hashing import sha256_of_bytes
+from ddcat.json_text import parse_json, parse_model
 from ddcat_train.config import Config
 from ddcat_train.data.base import Dataset
 from ddcat_train.errors import CheckpointError
@@ -280,8 +279,8 @@ def load_checkpoint(source: Path) -> Checkpoint:
     with _reading(path):
         content = path.read_bytes()
         tensors = load(content)
-    (length,) = struct.unpack_from("<Q", content)  # of the header, which `load` has found to be sound
-    metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+        (length,) = struct.unpack_from("<Q", content)  # of the header, which `load` has found to be sound
+        metadata = parse_json(content[8 : 8 + length]).get("__metadata__", {})
     return Checkpoint(path, _describe(path, metadata), tensors, sha256_of_bytes(content))
 
 
@@ -304,7 +303,7 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as cause:
         raise CheckpointError(f"no such checkpoint: {path}") from cause
-    except (OSError, SafetensorError) as cause:
+    except (OSError, SafetensorError, ValueError) as cause:
         raise unreadable(path, f"is truncated or no safetensors file ({cause}): take another checkpoint") from cause
 
 
@@ -312,9 +311,9 @@ def _describe(path: Path, metadata: Mapping[str, str]) -> Description:
     if _HEADER not in metadata:
         raise CheckpointError(f"{path} is a safetensors file, but no checkpoint that ddcat-train wrote")
     try:
-        description = Description.model_validate_json(metadata[_HEADER])
-    except ValidationError as cause:
-        raise CheckpointError(f"{path} is damaged, or of another version of ddcat: {first_fault(cause)[:500]}") from cause
+        description = parse_model(Description, metadata[_HEADER])
+    except ValueError as cause:
+        raise CheckpointError(f"{path} is damaged, or of another version of ddcat: {str(cause)[:500]}") from cause
     if description.format != 1:
         raise CheckpointError(f"{path} has format {description.format}; this version of ddcat reads format 1")
     return description

@@ -12,9 +12,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ddcat.errors import WriteError
 from ddcat.files import append_text, remove_leftovers, write_bytes, write_text, writing
+from ddcat.json_text import parse_json
 from ddcat.progress import Rate
 from ddcat.text import printable
 from ddcat_train.data.base import U8
+from ddcat_train.errors import TrainError
 from ddcat_train.sheet import to_png
 
 __all__ = ["LINES", "PANELS", "TIMING", "RunLog", "read_lines", "totals"]
@@ -155,6 +157,19 @@ def totals(run: Path) -> dict[str, float]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read JSON lines; a last one that a killed process left unfinished is none."""
+    """
+    Read JSON lines; a last one that a killed process left unfinished is none.
+
+    Raises
+    ------
+    TrainError
+    """
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    lines = []
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        if line.endswith("\n"):
+            try:
+                lines.append(parse_json(line))
+            except ValueError as cause:
+                raise TrainError(f"line {number} of {path} is not JSON that ddcat reads ({cause}): remove it") from cause
+    return lines

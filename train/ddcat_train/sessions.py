@@ -5,10 +5,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from ddcat import provenance
-from ddcat.files import write_json
+from ddcat.faults import first_fault
+from ddcat.files import read_json, write_json
+from ddcat_train.errors import ConfigError
 
 __all__ = ["LIBRARIES", "SESSIONS", "Clock", "Session", "read_sessions"]
 
@@ -38,9 +40,18 @@ _SESSIONS = TypeAdapter(tuple[Session, ...])
 
 
 def read_sessions(run: Path) -> tuple[Session, ...]:
-    """Read what the sessions of a run left; nothing where there was none."""
+    """
+    Read what the sessions of a run left; nothing where there was none.
+
+    Raises
+    ------
+    ConfigError
+    """
     path = run / SESSIONS
-    return _SESSIONS.validate_json(path.read_bytes()) if path.is_file() else ()
+    try:
+        return _SESSIONS.validate_python(read_json(path, ConfigError)) if path.is_file() else ()
+    except ValidationError as cause:
+        raise ConfigError(f"{path} does not hold the sessions of a run: {first_fault(cause)}; remove it") from cause
 
 
 class Clock:

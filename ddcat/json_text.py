@@ -1,0 +1,54 @@
+"""JSON that ddcat wrote, read back: a key that stands twice is refused, for programs differ on which of the two counts."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from ddcat.faults import first_fault, first_line
+from ddcat.text import printable
+
+__all__ = ["parse_json", "parse_model"]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """
+    Read JSON.
+
+    Raises
+    ------
+    ValueError
+        With one line that says what is wrong.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_table)
+    except (ValueError, RecursionError) as cause:  # the second: of thousands of brackets
+        raise ValueError(first_line(cause)) from cause
+
+
+def parse_model(kind: type[Model], text: str | bytes) -> Model:
+    """
+    Read JSON of a known form.
+
+    Raises
+    ------
+    ValueError
+        With one line that names the first entry that does not fit.
+    """
+    parse_json(text)
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as cause:
+        raise ValueError(first_fault(cause)) from cause
+
+
+def _table(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for place, key in enumerate(keys) if key in keys[:place])
+        raise ValueError(f"the key {printable(twice, 100)!r} stands twice, expected once")
+    return table
