@@ -8,8 +8,7 @@ and so is what one call of the engine cannot do, however idle it is.
 
 import bisect
 import itertools
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -141,50 +140,54 @@ class Queue:
         """Whether something waits that can be computed."""
         return any(place.item.ready for place in self._places)
 
-    def put(self, item: Item, now: float) -> None:
+    def put(self, items: Sequence[Item], now: float) -> None:
         """
-        Let a request wait.
+        Let the images of a request wait: all of them or none.
 
         Raises
         ------
         TooLarge
-            Where one call of the engine cannot do it, or not before its deadline though nothing else waits.
+            Where the engine cannot do one of them in one call, or not all before their deadline though nothing else waits.
         Full
-            Where it would not be answered before its deadline, would make another late, or too much waits already.
+            Where they would not be answered before their deadline, would make another late, or too much waits already.
         """
-        self.check(item, now)
-        bisect.insort(self._places, _Place(item.deadline, next(self._turn), item))
-        item.waiting = True
-        self.pixels += item.pixels
-
-    def check(self, item: Item, now: float) -> None:
-        """Raise what `put` would raise; nothing else."""
         if self._running is None and not self._places:
             self._hope(now)
-        self._check_size(item, now)
-        late = self._lateness(_Place(item.deadline, sys.maxsize, item), now)
-        if late > 0:
-            raise Full("it could not be answered in time", late)
-        if self._places and self.pixels + item.pixels > self._max_pixels:
-            spare = self.pixels + item.pixels - self._max_pixels
+        self._check_size(items, now)
+        pixels = sum(item.pixels for item in items)
+        if self._places and self.pixels + pixels > self._max_pixels:
+            spare = self.pixels + pixels - self._max_pixels
             raise Full("too much waits already", spare / self._rate if self._rate else 1.0)
+        late = 0.0
+        for item in items:
+            place = _Place(item.deadline, next(self._turn), item)
+            late = max(late, self._lateness(place, now))
+            bisect.insort(self._places, place)
+            item.waiting = True
+            self.pixels += item.pixels
+        if late > 0:
+            for item in items:
+                self.discard(item)
+            raise Full("it could not be answered in time", late)
 
-    def _check_size(self, item: Item, now: float) -> None:
+    def _check_size(self, items: Sequence[Item], now: float) -> None:
         """Refuse what would be too much for an engine that is idle and as quick as at its start."""
-        if self._call_pixels is not None and item.pixels > self._call_pixels:
-            raise TooLarge(f"{item.pixels} pixels are more than it computes at once here, {self._call_pixels}: send fewer")
-        quickest, left = _CAUTION * min(1.0, self._slowness) * self._by_rate(item.pixels), item.deadline - now
+        largest = max(item.pixels for item in items)
+        if self._call_pixels is not None and largest > self._call_pixels:
+            raise TooLarge(f"{largest} pixels are more than it computes at once here, {self._call_pixels}: send fewer")
+        best = _CAUTION * min(1.0, self._slowness)
+        quickest, left = best * sum(self._by_rate(item.pixels) for item in items), items[0].deadline - now
         if quickest > left > 0:
             raise TooLarge(
-                f"{item.pixels} pixels take about {_rounded(quickest)} s here, and the answer is wanted in {_rounded(left)} s: "
-                "send fewer, or ask for a longer timeout"
+                f"{sum(item.pixels for item in items)} pixels take about {_rounded(quickest)} s here, and the answer is wanted "
+                f"in {_rounded(left)} s: send fewer, or ask for a longer timeout"
             )
-        if quickest > self._call_seconds:
+        if (longest := best * self._by_rate(largest)) > self._call_seconds:
             raise TooLarge(
-                f"{item.pixels} pixels take about {_rounded(quickest)} s here, and a call of the engine may take "
+                f"{largest} pixels take about {_rounded(longest)} s here, and a call of the engine may take "
                 f"{_rounded(self._call_seconds)} s: send fewer"
             )
-        if self._seconds(item.pixels) > self._call_seconds:
+        if self._seconds(largest) > self._call_seconds:
             raise Full("it would take too long at the speed of this moment", _FORGET)
 
     def discard(self, item: Item) -> bool:

@@ -129,23 +129,15 @@ class Worker:
             Where their time is over.
         StoppedError
         """
-        jobs: list[Job] = []
         with self._changed:
             self._check_state()
             now = self._clock()
             if timeout <= 0:
                 raise LateError("its time was over before it could wait for its turn")
-            try:
-                for count, size in images:
-                    job = Job(Item(count, size, now + timeout, ready=False))
-                    self._queue.put(job.item, now)
-                    job.item.payload = job  # until the job ends: see `_end`
-                    jobs.append(job)
-            except Exception:
-                for job in jobs:
-                    self._queue.discard(job.item)
-                    end(job)
-                raise
+            jobs = [Job(Item(count, size, now + timeout, ready=False)) for count, size in images]
+            self._queue.put([job.item for job in jobs], now)
+            for job in jobs:
+                job.item.payload = job  # until the job ends: see `end`
         return jobs
 
     def begin(self, job: Job, images: Images) -> None:

@@ -35,7 +35,7 @@ class Served(RuleBasedStateMachine):
         self.came += 1
         refused = None
         try:
-            self.queue.put(item, self.now)
+            self.queue.put([item], self.now)
             self.waiting.append(item)
         except Full as full:
             refused = full
@@ -130,7 +130,7 @@ def serve(
             now, size, patience = pending.pop(0)
             item = Item(1, size, now + patience)
             try:
-                waiting.put(item, now)
+                waiting.put([item], now)
             except Full as full:
                 refused.append(full.retry_after)
             except TooLarge:
@@ -167,15 +167,15 @@ def test_what_is_accepted_is_answered_in_time_at_any_load(seed: int, load: float
 def test_two_sizes_that_alternate_still_make_batches() -> None:
     waiting = queue()
     for place in range(8):
-        waiting.put(Item(1, SIZES[place % 2], 100.0 + place), 0.0)
+        waiting.put([Item(1, SIZES[place % 2], 100.0 + place)], 0.0)
     batches = [[item.deadline for item in waiting.take(0.0).batch] for _ in range(2)]
     assert batches == [[100, 102, 104, 106], [101, 103, 105, 107]]
 
 
 def test_a_request_larger_than_the_budget_goes_alone() -> None:
     waiting = queue()
-    waiting.put(Item(3, (30, 30), 5.0), 0.0)
-    waiting.put(Item(1, (30, 30), 6.0), 0.0)
+    waiting.put([Item(3, (30, 30), 5.0)], 0.0)
+    waiting.put([Item(1, (30, 30), 6.0)], 0.0)
     assert [item.images for item in waiting.take(0.0).batch] == [3]
     assert [item.images for item in waiting.take(0.0).batch] == [1]
 
@@ -184,38 +184,38 @@ def test_batches_do_not_make_others_late() -> None:
     """With caution the first takes 1.15 s, the one of another size 0.575 s, and that is to be done at 1.8 s: a third waits."""
     waiting = queue(rate=200.0)
     small, large = SIZES[:2]
-    waiting.put(Item(1, large, 1.5, "first"), 0.0)
-    waiting.put(Item(1, small, 1.8, "other size"), 0.0)
-    waiting.put(Item(1, large, 9.0, "third"), 0.0)
+    waiting.put([Item(1, large, 1.5, "first")], 0.0)
+    waiting.put([Item(1, small, 1.8, "other size")], 0.0)
+    waiting.put([Item(1, large, 9.0, "third")], 0.0)
     batches = [[item.payload for item in waiting.take(0.0).batch] for _ in range(3)]
     assert batches == [["first"], ["other size"], ["third"]]
 
 
 def test_the_running_batch_counts_for_what_is_left_of_it() -> None:
     waiting = queue(rate=50.0)
-    waiting.put(Item(2, (10, 10), 10.0), 0.0)
+    waiting.put([Item(2, (10, 10), 10.0)], 0.0)
     waiting.take(0.0)  # until 4.0
-    waiting.put(Item(1, (10, 10), 7.0), 3.0)  # until 6.0, or with caution 1.15 * (4 + 2)
+    waiting.put([Item(1, (10, 10), 7.0)], 3.0)  # until 6.0, or with caution 1.15 * (4 + 2)
     with pytest.raises(Full) as caught:
-        waiting.put(Item(1, (10, 10), 8.5), 3.0)  # until 8.0, or 1.15 * (4 + 2 + 2)
+        waiting.put([Item(1, (10, 10), 8.5)], 3.0)  # until 8.0, or 1.15 * (4 + 2 + 2)
     assert caught.value.retry_after == pytest.approx(0.7)
     waiting.done(4.0)
     waiting.take(4.0)
-    waiting.put(Item(1, (10, 10), 8.6), 4.0)
+    waiting.put([Item(1, (10, 10), 8.6)], 4.0)
 
 
 def test_a_newcomer_may_not_make_others_late() -> None:
     waiting = queue(rate=100.0)
-    waiting.put(Item(1, (10, 10), 1.5), 0.0)
+    waiting.put([Item(1, (10, 10), 1.5)], 0.0)
     with pytest.raises(Full) as caught:
-        waiting.put(Item(1, (10, 10), 1.2), 0.0)  # would be first, and the other at 2.0, or with caution at 2.3
+        waiting.put([Item(1, (10, 10), 1.2)], 0.0)  # would be first, and the other at 2.0, or with caution at 2.3
     assert caught.value.retry_after == pytest.approx(0.8)
 
 
 def test_a_failed_batch_tells_nothing_of_the_speed() -> None:
     waiting = queue(rate=100.0)
     for measured, most in ((False, 1.0), (True, 1 / (0.8 / 100 + 0.2 * 4 / 100) / 100)):
-        waiting.put(Item(1, (10, 10), 100.0), 0.0)
+        waiting.put([Item(1, (10, 10), 100.0)], 0.0)
         waiting.take(0.0)
         waiting.done(4.0, measured=measured)
         assert waiting._by_rate(100) * waiting._slowness == pytest.approx(1 / most)
@@ -224,21 +224,44 @@ def test_a_failed_batch_tells_nothing_of_the_speed() -> None:
 def test_an_idle_engine_does_not_try_what_it_could_not_do_in_time() -> None:
     waiting = queue(rate=100.0)
     with pytest.raises(TooLarge, match=r"900 pixels take about 10 s here, and the answer is wanted in 9 s: send fewer, or ask"):
-        waiting.put(Item(1, (30, 30), 9.0), 0.0)
+        waiting.put([Item(1, (30, 30), 9.0)], 0.0)
     with pytest.raises(TooLarge, match=r"90000 pixels take about 1000 s here"):
-        waiting.put(Item(1, (300, 300), 9.0), 0.0)
-    waiting.put(Item(1, (30, 30), 11.0), 0.0)
+        waiting.put([Item(1, (300, 300), 9.0)], 0.0)
+    waiting.put([Item(1, (30, 30), 11.0)], 0.0)
+
+
+def test_images_that_come_together_are_too_large_together() -> None:
+    """To wait helps none of them: alone they would not be answered in time either."""
+    waiting = queue(rate=100.0)
+    with pytest.raises(TooLarge, match=r"800 pixels take about 9\.2 s here, and the answer is wanted in 9 s"):
+        waiting.put([Item(1, (10, 10), 9.0) for _ in range(8)], 0.0)
+    assert (len(waiting), waiting.pixels) == (0, 0)
+    alone = [Item(1, (10, 10), 9.0) for _ in range(7)]
+    waiting.put(alone, 0.0)
+    with pytest.raises(Full) as caught:  # these could be, at another time
+        waiting.put([Item(1, (10, 10), 9.0) for _ in range(7)], 0.0)
+    assert caught.value.retry_after == pytest.approx(1.15 * 14 - 9.0)
+    assert len(waiting) == 7
+    assert not any(item.waiting for item in waiting.clear())
+
+
+def test_images_that_find_the_queue_empty_are_taken_whatever_they_have() -> None:
+    """Else a form of many would be told for ever that too much waits."""
+    waiting = queue()
+    waiting.put([Item(1, (30, 30), 9.0) for _ in range(9)], 0.0)
+    with pytest.raises(Full, match="too much waits already"):
+        waiting.put([Item(1, (10, 10), 9.0)], 0.0)
 
 
 def test_an_idle_engine_does_not_try_what_would_pass_for_a_hang_or_has_no_memory() -> None:
     slow = Queue(max_pixels=MOST, batch_pixels=BUDGET, pixels_per_second=100.0, call_seconds=5.0)
     with pytest.raises(TooLarge, match=r"a call of the engine may take 5 s"):
-        slow.put(Item(1, (30, 30), 1000.0), 0.0)
+        slow.put([Item(1, (30, 30), 1000.0)], 0.0)
     small = Queue(max_pixels=MOST, batch_pixels=BUDGET, call_pixels=500)
     with pytest.raises(TooLarge, match=r"600 pixels are more than it computes at once here, 500: send fewer"):
-        small.put(Item(6, (10, 10), 1000.0), 0.0)
+        small.put([Item(6, (10, 10), 1000.0)], 0.0)
     for _ in range(6):
-        small.put(Item(1, (10, 10), 1000.0), 0.0)
+        small.put([Item(1, (10, 10), 1000.0)], 0.0)
     assert len(small.take(0.0).batch) == 5
 
 
@@ -246,13 +269,13 @@ def test_a_speed_that_was_measured_low_is_measured_anew_after_a_while() -> None:
     """Where everything is refused for it, nothing else would tell that the machine is quick again."""
     waiting = queue(rate=100.0)
     for _ in range(20):
-        waiting.put(Item(1, (10, 10), 1e9), 0.0)
+        waiting.put([Item(1, (10, 10), 1e9)], 0.0)
         waiting.take(0.0)
         waiting.done(10.0)  # ten times as long as at the start
     for now in (10.0, 20.0):
         with pytest.raises(Full):
-            waiting.put(Item(1, (10, 10), now + 3.0), now)
-    waiting.put(Item(1, (10, 10), 103.0), 100.0)
+            waiting.put([Item(1, (10, 10), now + 3.0)], now)
+    waiting.put([Item(1, (10, 10), 103.0)], 100.0)
 
 
 def test_tiny_images_do_not_make_an_engine_slow_for_others() -> None:
@@ -260,27 +283,27 @@ def test_tiny_images_do_not_make_an_engine_slow_for_others() -> None:
     waiting = Queue(max_pixels=MOST, batch_pixels=BUDGET, pixels_per_second=1000.0, call_overhead=0.05)
     now = 0.0
     for _ in range(200):
-        waiting.put(Item(1, (4, 4), now + 1.0), now)
+        waiting.put([Item(1, (4, 4), now + 1.0)], now)
         waiting.take(now)
         waiting.done(now := now + 0.05)
-    waiting.put(Item(1, (30, 30), now + 1.1), now)
+    waiting.put([Item(1, (30, 30), now + 1.1)], now)
 
 
 def test_a_place_that_is_not_ready_counts_and_is_not_taken() -> None:
     waiting = queue(rate=100.0)
     first = Item(1, (10, 10), 2.2, ready=False)
-    waiting.put(first, 0.0)
+    waiting.put([first], 0.0)
     with pytest.raises(Full):
-        waiting.put(Item(1, (10, 10), 2.25), 0.0)
+        waiting.put([Item(1, (10, 10), 2.25)], 0.0)
     assert not waiting.can_take
     assert waiting.take(0.0).batch == []
     other = Item(1, (10, 20), 9.0)
-    waiting.put(other, 0.0)
+    waiting.put([other], 0.0)
     assert waiting.take(0.0).batch == [other]
     waiting.done(2.0)
     first.ready = True
     assert waiting.take(2.0).batch == [first]
     waiting.done(3.0)
     late = Item(1, (10, 10), 5.0, ready=False)
-    waiting.put(late, 3.0)
+    waiting.put([late], 3.0)
     assert waiting.take(6.0).late == [late]
