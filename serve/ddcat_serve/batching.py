@@ -130,6 +130,7 @@ class Queue:
         self._turn = itertools.count()
         self._running: tuple[float, int] | None = None  # when the batch at hand began, and its pixels
         self.pixels = 0  # that wait
+        self.doubted = False  # whether something was refused for the speed alone since that was measured
 
     def __len__(self) -> int:
         """How many requests wait."""
@@ -178,11 +179,13 @@ class Queue:
         best = _CAUTION * min(1.0, self._slowness)
         quickest, left = best * sum(self._by_rate(item.pixels) for item in items), items[0].deadline - now
         if quickest > left > 0:
+            self.doubted = True
             raise TooLarge(
                 f"{sum(item.pixels for item in items)} pixels take about {_rounded(quickest)} s here, and the answer is wanted "
                 f"in {_rounded(left)} s: send fewer, or ask for a longer timeout"
             )
         if (longest := best * self._by_rate(largest)) > self._call_seconds:
+            self.doubted = True
             raise TooLarge(
                 f"{largest} pixels take about {_rounded(longest)} s here, and a call of the engine may take "
                 f"{_rounded(self._call_seconds)} s: send fewer"
@@ -225,6 +228,13 @@ class Queue:
             latest = (now - began) / self._by_rate(pixels)
             self._slowness = (1 - _MEMORY) * self._slowness + _MEMORY * latest
             self._measured = now
+
+    def believe(self, pixels_per_second: float, now: float) -> None:
+        """Take a throughput that was measured anew if it is higher: other work on the machine makes an engine only slower."""
+        self.doubted = False
+        if self._rate is not None and pixels_per_second > self._rate:
+            self._overhead *= self._rate / pixels_per_second  # it was measured with it
+            self._rate, self._slowness, self._measured = pixels_per_second, 1.0, now
 
     def clear(self) -> list[Item]:
         """Take all that waits out of the queue."""

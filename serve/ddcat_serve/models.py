@@ -31,7 +31,7 @@ from ddcat_serve.monitor import Monitor
 from ddcat_serve.settings import Settings
 from ddcat_serve.telemetry import golden_statistics
 from ddcat_serve.usage import Usage
-from ddcat_serve.warm_up import check_answers, warm_up
+from ddcat_serve.warm_up import check_answers, measure_speed, warm_up
 from ddcat_serve.worker import Batch, Worker
 
 __all__ = ["Models", "ServedModel", "Source", "find", "load_models", "parse_source"]
@@ -348,6 +348,9 @@ def _load(
         ),
         hangs_after=settings.hangs_after,
         kept_pixels=int(_KEPT * call_pixels),
+        measure=partial(
+            measure_speed, shapes=bundle.manifest.shapes, examples=examples[:1], batch_pixels=settings.batch_pixels
+        ),
         observe=observe_batch,
     )
     model = ServedModel(

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 
 from ddcat.bundle import Bundle
-from ddcat.manifest import Range
+from ddcat.manifest import Range, Shapes
 from ddcat_serve.capacity import Trial, try_sizes
 from ddcat_serve.engines import Engine
 from ddcat_serve.engines.base import Images
 from ddcat_serve.errors import EngineError
 from ddcat_serve.golden import Example, replay
 
-__all__ = ["Pace", "check_answers", "measure_pace", "warm_up"]
+__all__ = ["Pace", "check_answers", "measure_pace", "measure_speed", "warm_up"]
 
 _PAYS = 0.95  # a batch of twice as many images pays where each takes at most this share of the time
 _LONG = 0.2  # seconds for which each batch is timed, or one call
@@ -113,6 +113,14 @@ def check_answers(bundle: Bundle, engine: Engine, examples: Sequence[Example], *
             f"{bundle.path} does not answer as it did when it was exported: {found.share:.2%} of its golden labels differ, "
             f"{found.worst_share:.2%} of {found.worst}; DDCAT_SERVE_GOLDEN_TOLERANCE allows {tolerance:.2%}"
         )
+
+
+def measure_speed(engine: Engine, *, shapes: Shapes, examples: Sequence[Example], batch_pixels: int) -> float:
+    """Measure anew, as `warm_up` does, how many pixels an engine computes in a second."""
+    if examples:
+        return measure_pace(engine, examples[0].image, batch_pixels=batch_pixels, batch=shapes.batch).pixels_per_second
+    last = try_sizes(engine, shapes)[-1]
+    return last.pixels / last.seconds
 
 
 def measure_pace(

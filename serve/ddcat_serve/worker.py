@@ -24,7 +24,9 @@ State = Literal["ready", "restarting", "stopping", "broken"]
 _CLOSES_WITHIN = 10.0  # seconds in which an idle engine is freed
 _RESTARTS = 3  # in the life of the process, for what is given up computes on: after as many no engine is opened again
 _OPENS_WITHIN = 300.0  # seconds in which an engine is opened again and has shown that it answers
-_RESTS_AFTER = 10.0  # seconds without work after which an engine gives memory back
+_RESTS_AFTER = (
+    10.0  # seconds without work after which an engine gives memory back, and its speed is measured where it is doubted
+)
 _ENGINE = "engine-"  # begins the names of threads
 _log = logging.getLogger(__name__)
 
@@ -65,6 +67,9 @@ class Worker:
         Seconds after which a call is given up.
     kept_pixels : int, optional
         Most pixels of all sizes together that the engine may keep memory for between calls; without a bound by default.
+    measure : callable, optional
+        Gives the pixels per second that an engine computes; is asked, in its thread and while it is idle, where requests were
+        refused for its speed: that may have been measured on a machine that was busy.
     observe : callable, optional
         Is told of every batch, in the engine's thread.
     clock : callable, optional
@@ -80,11 +85,12 @@ class Worker:
         queue: Queue,
         hangs_after: float,
         kept_pixels: int | None = None,
+        measure: Callable[[Engine], float] | None = None,
         observe: Callable[[Batch], None] = lambda batch: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name, self._reopen, self._queue, self._hangs_after = name, reopen, queue, hangs_after
-        self._observe, self._clock = observe, clock
+        self._measure, self._observe, self._clock = measure, observe, clock
         self._kept_pixels = kept_pixels
         self._kept: dict[tuple[int, ...], int] = {}  # pixels of the shapes that the engine may keep memory for
         self._worked = False  # since it last rested for want of work
@@ -228,9 +234,7 @@ class Worker:
     def _serve_batch(self, engine: Engine, generation: int) -> bool:
         """Compute one batch, or rest where there is none for a while; False where the thread is to end."""
         with self._changed:
-            worked = self._changed.wait_for(
-                lambda: generation != self._generation or self._queue.can_take, _RESTS_AFTER if self._worked else None
-            )
+            idle = not self._changed.wait_for(lambda: generation != self._generation or self._queue.can_take, _RESTS_AFTER)
             if generation != self._generation:
                 return False
             taken = self._queue.take(self._clock())
@@ -239,9 +243,8 @@ class Worker:
             self._call = _Call(self._clock(), self._hangs_after, jobs) if jobs else None
             self._changed.notify_all()
         fail([item.payload for item in taken.late], lambda: LateError("its time was over before its turn came"))
-        if not worked:
-            self._worked = False
-            return self._rest(engine, generation)
+        if idle:
+            return self._use_idle_time(engine, generation)
         if not jobs:
             return True
         return self._compute(engine, generation, jobs, images) and (
@@ -277,11 +280,36 @@ class Worker:
             answer(job, result)
         return True
 
-    def _enter(self, generation: int, jobs: list[Job]) -> bool:
+    def _enter(self, generation: int, jobs: list[Job], most: float | None = None) -> bool:
         """Begin a call of the engine, for jobs that are not answered yet; False where it was given up meanwhile."""
         with self._changed:
             if generation == self._generation:
-                self._call = _Call(self._clock(), self._hangs_after, jobs)
+                self._call = _Call(self._clock(), most or self._hangs_after, jobs)
+            return generation == self._generation
+
+    def _use_idle_time(self, engine: Engine, generation: int) -> bool:
+        """Measure a speed that is doubted, and rest after work; False where the engine was given up meanwhile."""
+        if self._measure is not None and self._queue.doubted:
+            self._worked = True
+            if not self._measure_anew(self._measure, engine, generation):
+                return False
+        worked, self._worked = self._worked, False
+        return not worked or self._rest(engine, generation)
+
+    def _measure_anew(self, measure: Callable[[Engine], float], engine: Engine, generation: int) -> bool:
+        """Measure the speed; False where the engine was given up meanwhile."""
+        if not self._enter(generation, [], _OPENS_WITHIN):
+            return False
+        speed = 0.0
+        try:
+            speed = measure(engine)
+        except Exception as error:  # of any runtime
+            _log.warning("%s: the engine's speed cannot be measured: %s", self._name, error)
+        with self._changed:
+            if generation == self._generation:
+                self._queue.believe(speed, self._clock())
+                self._call = None
+                self._changed.notify_all()
             return generation == self._generation
 
     def _keeps_too_much(self, jobs: Sequence[Job]) -> bool:

@@ -278,6 +278,21 @@ def test_a_speed_that_was_measured_low_is_measured_anew_after_a_while() -> None:
     waiting.put([Item(1, (10, 10), 103.0)], 100.0)
 
 
+def test_a_speed_that_was_measured_on_a_busy_machine_is_doubted_and_a_higher_one_believed() -> None:
+    waiting = queue(rate=100.0)
+    waiting.put([Item(1, (10, 10), 9.0)], 0.0)
+    assert not waiting.doubted
+    assert waiting.clear()
+    for speed, taken in ((50.0, False), (1000.0, True), (100.0, True)):
+        if not taken:
+            with pytest.raises(TooLarge):
+                waiting.put([Item(1, (30, 30), 9.0)], 0.0)
+            assert waiting.doubted
+        waiting.believe(speed, 0.0)
+        assert not waiting.doubted
+    waiting.put([Item(1, (30, 30), 1.1)], 0.0)
+
+
 def test_tiny_images_do_not_make_an_engine_slow_for_others() -> None:
     """A call has a least time: by its pixels alone an image of 4 x 4 would tell of an engine a hundred times slower."""
     waiting = Queue(max_pixels=MOST, batch_pixels=BUDGET, pixels_per_second=1000.0, call_overhead=0.05)

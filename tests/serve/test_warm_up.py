@@ -1,5 +1,7 @@
 """Golden images are replayed, whatever batches an engine takes; how large a batch pays, on engines whose times are known."""
 
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -9,11 +11,12 @@ import pytest
 
 from ddcat.bundle import Bundle, write_bundle
 from ddcat.manifest import Range
+from ddcat_serve.capacity import Trial, try_sizes
 from ddcat_serve.engines import Engine, Outputs
-from ddcat_serve.errors import EngineError
+from ddcat_serve.errors import EngineError, RequestError
 from ddcat_serve.models import load_models
 from ddcat_serve.settings import Settings
-from ddcat_serve.warm_up import measure_pace, warm_up
+from ddcat_serve.warm_up import Pace, measure_pace, warm_up
 from tests.serve.bundles import with_golden
 
 IMAGE = np.zeros((10, 20, 3), np.uint8)
@@ -104,6 +107,34 @@ def test_an_engine_of_larger_batches_that_answers_otherwise_is_refused(
         load_models([wrong.path], settings=Settings(), threads=1),
     ):
         pass
+
+
+@pytest.mark.parametrize("golden", [True, False])
+def test_a_server_that_began_on_a_busy_machine_takes_large_images_as_soon_as_it_is_idle(
+    tmp_path: Path, oracle: Callable, picture: np.ndarray, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, golden: bool
+) -> None:
+    monkeypatch.setattr("ddcat_serve.worker._RESTS_AFTER", 0.05)
+    if golden:
+        bundle = with_golden(tmp_path / "golden", oracle, picture)
+    busy = threading.Event()
+    busy.set()
+    slow, trials = Pace(1.0, 10**6), [Trial(64, 64.0, 0)]
+    monkeypatch.setattr(
+        "ddcat_serve.warm_up.measure_pace", lambda *given, **named: slow if busy.is_set() else measure_pace(*given, **named)
+    )
+    monkeypatch.setattr("ddcat_serve.warm_up.try_sizes", lambda *given: trials if busy.is_set() else try_sizes(*given))
+    with load_models([bundle.path], settings=Settings(), threads=1) as models:
+        busy.clear()
+        model = models["small"]["1"]
+        with pytest.raises(RequestError) as refused:
+            model.admit([(1, (600, 600))], 10.0)
+        assert refused.value.status == 413
+        until = time.monotonic() + 20
+        while model.worker._queue.doubted:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        [job] = model.admit([(1, (600, 600))], 1000.0)
+        model.forget(job)
 
 
 def test_a_bundle_without_golden_images_is_said_to_be_unproven(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:

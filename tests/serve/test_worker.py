@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ddcat.errors import BundleError
-from ddcat_serve.batching import Full, Queue
+from ddcat_serve.batching import Full, Queue, TooLarge
 from ddcat_serve.engines import Outputs
 from ddcat_serve.errors import EngineError
 from ddcat_serve.jobs import HungError, Job, LateError, StoppedError
@@ -303,6 +303,32 @@ def test_an_idle_engine_gives_memory_back(work: Callable, monkeypatch: pytest.Mo
     time.sleep(0.2)
     assert toy.rests == 1
     assert worker.submit(image(2), 20).result.result(5).labels[0, 0, 0] == 2
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_an_idle_engine_is_measured_anew_where_its_speed_was_the_reason_of_a_refusal(
+    monkeypatch: pytest.MonkeyPatch, breaks: bool
+) -> None:
+    monkeypatch.setattr("ddcat_serve.worker._RESTS_AFTER", 0.05)
+    toy, asked = Toy(), []
+
+    def measure(engine: object) -> float:
+        asked.append(engine)
+        if breaks:
+            raise EngineError("the runtime broke")
+        return 1e6
+
+    queue = Queue(max_pixels=10_000, batch_pixels=1000, pixels_per_second=1.0)  # as on a machine that is busy
+    worker = Worker("toy", toy, reopen=Toy, queue=queue, hangs_after=20, measure=measure)  # type: ignore[arg-type]
+    time.sleep(0.2)
+    assert asked == []
+    with pytest.raises(TooLarge):
+        worker.submit(image(1), 10)
+    wait_for(lambda: toy.rests == 1)
+    assert (asked, queue.doubted) == ([toy], False)
+    if not breaks:
+        assert worker.submit(image(2), 10).result.result(5).labels[0, 0, 0] == 2
+    worker.close(5)
 
 
 def test_an_engine_gives_memory_back_before_it_keeps_that_of_too_many_sizes() -> None:
