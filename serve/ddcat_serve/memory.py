@@ -9,7 +9,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Cost", "cost_of", "give_back_free_blocks", "give_back_large_blocks", "memory_size", "resident"]
+__all__ = [
+    "Cost",
+    "cost_of",
+    "give_back_free_blocks",
+    "give_back_large_blocks",
+    "keep_kernels_once",
+    "memory_size",
+    "resident",
+]
 
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 _LARGE = 2**20  # bytes
@@ -40,6 +48,16 @@ def give_back_free_blocks() -> bool:
         return bool(ctypes.CDLL(None).malloc_trim(0))
     except (AttributeError, OSError, TypeError):
         return False
+
+
+def keep_kernels_once() -> None:
+    """
+    Let oneDNN keep no kernels, unless the user has said how many; to be called before an engine is opened.
+
+    OpenVINO keeps the kernels of recent sizes itself. oneDNN keeps 1024 more for sizes that may never come again: 101 MiB after
+    300 sizes of a small ConvNeXt, which was no quicker for it. PyTorch needs them, so that this is for servers alone.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "0")
 
 
 def memory_size() -> int:

@@ -22,7 +22,7 @@ from ddcat_serve.context import Context
 from ddcat_serve.drain import Drain, leave_at_once
 from ddcat_serve.errors import ServeError
 from ddcat_serve.logs import log_as_json
-from ddcat_serve.memory import give_back_large_blocks
+from ddcat_serve.memory import give_back_large_blocks, keep_kernels_once
 from ddcat_serve.metrics import Metrics
 from ddcat_serve.models import Models, Source, load_models
 from ddcat_serve.settings import Settings
@@ -64,6 +64,7 @@ def serve(sources: Sequence[Source], *, host: str, port: int, threads: int | Non
     signal.signal(signal.SIGINT, _leave)
     log_as_json()
     give_back_large_blocks()
+    keep_kernels_once()
     if settings.grpc_port is not None:
         if settings.grpc_port == port:
             raise ServeError(f"--grpc-port {port} is the port of HTTP, too: use another one")

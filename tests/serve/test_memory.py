@@ -13,9 +13,11 @@ import numpy as np
 import onnx
 import pytest
 
+from ddcat.bundle import Bundle
 from ddcat_serve import app, memory
 from ddcat_serve.memory import cost_of, memory_size
 from tests.serve.bundles import small_graph
+from tests.serve.processes import introduced
 
 PROGRAM = """
 import sys
@@ -185,3 +187,24 @@ def test_a_server_gives_back_what_a_burst_has_left(monkeypatch: pytest.MonkeyPat
 
     asyncio.run(asyncio.wait_for(burst(), 10))
     assert given == [200, 140]
+
+
+@pytest.mark.parametrize(("said", "found"), [(None, "0"), ("7", "7")])
+def test_a_server_keeps_no_kernels_of_onednn_unless_it_is_told_to(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, said: str | None, found: str
+) -> None:
+    """Before an engine is opened: oneDNN reads it once."""
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    if said is not None:
+        monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", said)
+    tell = """
+import os
+import ddcat_serve.models
+open_engine = ddcat_serve.models.open_engine
+def tell(*given, **named):
+    print(os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY"), flush=True)
+    return open_engine(*given, **named)
+ddcat_serve.models.open_engine = tell
+"""
+    with introduced(bundle.path, before=tell) as (_, _, lines):
+        assert lines[0].strip() == found
