@@ -27,6 +27,12 @@ __all__ = ["LENGTH", "Answer", "InferRequest", "infer_answer", "parse_infer"]
 LENGTH = "Inference-Header-Content-Length"
 _TEXT = {"uint8": 4, "float32": 22}  # most bytes of a value as JSON, with its comma
 _MOST = 2**27  # bytes of JSON that an answer may have in any case
+# what the parser says, sooner or later, of half a surrogate pair; and such a half
+_AT_SURROGATE = re.compile("surrogate|unexpected end of hex escape|truncated")
+_SURROGATE = re.compile(
+    rb"(?<!\\)(?:\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+)
+_NEAR = 16  # bytes behind the beginning of the half at which the parser stops, at most
 
 
 def _given(value: Any) -> Any:
@@ -192,20 +198,41 @@ def _read(text: memoryview) -> tuple[InferRequest, memoryview]:
         expected = str(cause).replace("`", "").replace(" - at $.", " at ")
         raise RequestError(400, f"{expected}; the model has one input, image") from cause
     except (msgspec.DecodeError, UnicodeDecodeError) as cause:
-        raise RequestError(400, f"the body is no JSON: {cause}") from cause
+        raise _malformed(text, cause) from cause
     [tensor] = found.inputs
     data = memoryview(tensor.data)
     small = _object(found, inputs=b"[%b]" % _object(tensor, data=b""))
     if len(small) > ROOM:
         raise RequestError(413, f"the request has more than {ROOM} bytes beside the data of its tensor")
     try:
-        request = InferRequest.model_validate_json(small)
+        request = InferRequest.model_validate_json(small.decode())
+    except UnicodeDecodeError as cause:
+        raise _malformed(text, cause) from cause
     except ValidationError as cause:
         raise RequestError(400, first_fault(cause)) from cause
     first = bytes(data[:1])
     if first not in (b"", b"[", b"n"):
         raise RequestError(400, "inputs.0.data: expected an array")
     return request, data[:0] if first == b"n" else data  # null: as if it were not there
+
+
+def _malformed(text: memoryview, cause: Exception) -> RequestError:
+    """Say what is wrong with the JSON, and where; what parsers say of bad Unicode is misleading."""
+    try:
+        str(text, "utf-8")
+    except UnicodeDecodeError as fault:
+        return RequestError(400, f"byte {fault.start} of the JSON is not UTF-8; send UTF-8")
+    reason = str(cause).removeprefix("JSON is malformed: ")
+    if _AT_SURROGATE.search(reason):
+        place = re.search(r"byte ([0-9]+)", reason)
+        end = int(place[1]) if place else len(text)
+        if found := _SURROGATE.search(text, max(0, end - _NEAR), end):
+            return RequestError(
+                400,
+                f"byte {found.start()} of the JSON is {found[0].decode()}, half of a surrogate pair, which is no character; "
+                "send both halves or neither",
+            )
+    return RequestError(400, f"the body is no JSON: {reason}")
 
 
 def _object(message: msgspec.Struct, **instead: bytes) -> bytes:

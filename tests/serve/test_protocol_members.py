@@ -124,3 +124,31 @@ def test_an_answer_that_is_too_long_for_json_can_be_had_as_bytes(
     assert (response.status_code, "ask for it with binary_data" in response.json()["error"]) == (400, True)
     assert small.post(INFER, json=body_of(IMAGE) | {"outputs": [{"name": "labels"}]}).status_code == 200
     assert small.post(INFER, json=body_of(IMAGE) | {"parameters": {"binary_data_output": True}}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b'{"id":"\\ud800"}',
+         "byte 7 of the JSON is \\ud800, half of a surrogate pair, which is no "
+         "character; send both halves or neither"),
+        (b'{"id":"\\ud83d\\ude00\\uDC00","inputs":[]}', "byte 19 of the JSON is \\uDC00, half of"),
+        (b'{"id":"\\ud800\\u0041","inputs":[]}', "byte 7 of the JSON is \\ud800, half of"),
+        (b'{"parameters":{"a":"\\udbff"},"inputs":[]}', "byte 20 of the JSON is \\udbff, half of"),
+        (b'{"id":"a\xff","inputs":[{"name":"image"}]}', "byte 8 of the JSON is not UTF-8; send UTF-8"),
+        ('{"id":"\ud800","inputs":[{}]}'.encode(errors="surrogatepass"), "byte 7 of the JSON is not UTF-8; send UTF-8"),
+        (b'{"id":"\\ud83d\\ude00abcde', "the body is no JSON: Input data was truncated"),
+        (b'{"id":"\\\\ud800', "the body is no JSON: Input data was truncated"),
+        (b'{"id":"\\ud8"}', "the body is no JSON: invalid character in unicode escape (byte 12)"),
+    ],
+)  # fmt: skip
+def test_text_that_is_no_unicode_is_refused_for_that(client: httpx.Client, text: bytes, message: str) -> None:
+    response = client.post(INFER, content=text)
+    assert response.status_code == 400
+    assert response.json()["error"].startswith(message)
+
+
+def test_a_pair_of_surrogates_is_a_character(client: httpx.Client) -> None:
+    text = json.dumps(body_of(IMAGE) | {"id": "\U0001f600"})
+    assert "\\ud83d\\ude00" in text
+    assert client.post(INFER, content=text).json()["id"] == "\U0001f600"
