@@ -2,12 +2,14 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler
 
 from ddcat_train.config import ModelConfig, OptimConfig, load_config, presets
 from ddcat_train.data import AUGMENTATIONS, open_dataset
@@ -25,8 +27,18 @@ PAPERS = [name for name in presets() if name.startswith(("voc-", "cityscapes-"))
 @pytest.mark.parametrize("preset", presets())
 def test_only_the_paper_s_presets_do_as_released(preset: str) -> None:
     config = load_config(preset)
-    found = (config.optim.poly_from, config.train.last_batch, config.model.init)
-    assert found == ((1, "drop", "kaiming") if preset in PAPERS else (0, "fill", "torch"))
+    found = (config.optim.poly_from, config.model.init)
+    assert found == ((1, "kaiming") if preset in PAPERS else (0, "torch"))
+    assert config.train.last_batch == ("drop" if preset.startswith("voc-") else "fill")
+
+
+@pytest.mark.parametrize(("preset", "images"), [("voc-pspnet50-ddcat", 10_582), ("cityscapes-pspnet50-ddcat", 2_975)])
+def test_an_epoch_has_as_many_steps_as_the_released_one_on_4_gpus(preset: str, images: int) -> None:
+    train = load_config(preset).train
+    data: Any = Counted(images)
+    sampler = DistributedSampler(data, num_replicas=4, rank=0)
+    theirs = DataLoader(data, train.batch_size // 4, sampler=sampler, drop_last=True)
+    assert batches_per_epoch(data, train.batch_size, drop_last=train.last_batch == "drop") == len(theirs)
 
 
 def test_the_released_poly_rule_counts_from_1() -> None:
