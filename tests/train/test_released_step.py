@@ -1,18 +1,8 @@
-"""
-The step of a paper's preset beside that of the released code itself, which is not ours to keep here.
+"""The step of a paper's preset beside that of the released code itself; see `tests.released_code`."""
 
-To run it, name a checkout of github.com/dvlab-research/Robust-Semantic-Segmentation:
-DDCAT_RELEASED_CODE=FOLDER pytest -m slow tests/train/test_released_step.py
-"""
-
-import importlib
-import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -26,12 +16,9 @@ from ddcat_train.methods import METHODS, Portion
 from ddcat_train.methods.division import divide
 from ddcat_train.networks import Segmenter
 from ddcat_train.optimizer import add_gradients, apply_gradients, build_optimizer, set_learning_rate
+from tests.released_code import needs_released_code, released
 
-FOLDER = os.environ.get("DDCAT_RELEASED_CODE")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not FOLDER, reason="DDCAT_RELEASED_CODE names no checkout of the released code"),
-]
+pytestmark = needs_released_code
 CLASSES, STEPS = 21, 5
 # theirs: ours
 NAMES = {f"layer{stage}.": f"backbone.layer{stage}." for stage in range(5)} | {
@@ -41,36 +28,21 @@ NAMES = {f"layer{stage}.": f"backbone.layer{stage}." for stage in range(5)} | {
 MEAN, STD = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (imagenet.MEAN, imagenet.STD))
 
 
-@pytest.fixture(params=["psp", "aspp"])
-def script(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The released training script as a module; what it imports and does not need on a CPU is made up."""
-    folder = Path(str(FOLDER))
-    if not (folder / f"tool_train/train_ddcat_{request.param}.py").is_file():
-        pytest.skip("this script is not in the folder")
-    others = ("apex", "tensorboardX", "lib", "lib.sync_bn", "lib.sync_bn.modules")
-    for name in (*others, "util.dataset", "util.transform", "util.config"):
-        monkeypatch.setitem(sys.modules, name, MagicMock())
-    monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.syspath_prepend(str(folder / "tool_train"))
-    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor, **_: tensor)
-    before = set(sys.modules)
-    module = importlib.import_module(f"train_ddcat_{request.param}")
-    module.args = SimpleNamespace(  # type: ignore[attr-defined]
-        epochs=STEPS, base_lr=0.01, power=0.9, zoom_factor=8, use_apex=False, multiprocessing_distributed=False,
-        classes=CLASSES, ignore_label=255, aux_weight=0.4, print_freq=1000,
-    )  # fmt: skip
-    module.mean_origin, module.std_origin = list(imagenet.MEAN), list(imagenet.STD)  # type: ignore[attr-defined]
-    module.writer, module.logger = MagicMock(), MagicMock()  # type: ignore[attr-defined]
-    module.context = {"psp": "pyramid", "aspp": "aspp"}[request.param]  # type: ignore[attr-defined]
-    yield module
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder)):
-            del sys.modules[name]
+@pytest.fixture(params=[("psp", "voc-pspnet50-ddcat"), ("aspp", "voc-deeplabv3_50-ddcat")], ids=["psp", "aspp"])
+def script(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    name, preset = request.param
+    with released(f"tool_train/train_ddcat_{name}.py") as module:
+        module.args = SimpleNamespace(  # type: ignore[attr-defined]
+            epochs=STEPS, base_lr=0.01, power=0.9, zoom_factor=8, use_apex=False, multiprocessing_distributed=False,
+            classes=CLASSES, ignore_label=255, aux_weight=0.4, print_freq=1000,
+        )  # fmt: skip
+        module.preset = preset  # type: ignore[attr-defined]
+        yield module
 
 
 def theirs_of(script: Any, ours: Segmenter) -> tuple[nn.Module, dict[str, str]]:
     """Their network with our weights, and our key of each of theirs."""
-    build = script.PSPNet_DDCAT if script.context == "pyramid" else script.DeepLabV3_DDCAT
+    build = script.PSPNet_DDCAT if "pspnet" in script.preset else script.DeepLabV3_DDCAT
     network = build(layers=50, classes=CLASSES, dropout=0.0, zoom_factor=8, pretrained=False).double()
     keys = {}
     for key in network.state_dict():
@@ -89,8 +61,7 @@ def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("count", [4, 5])
 def test_a_step_is_the_released_one(script: Any, count: int) -> None:
-    overrides = ["model.dropout=0", f"model.context={script.context}"]
-    config = load_config("voc-pspnet50-ddcat", overrides)
+    config = load_config(script.preset, ["model.dropout=0"])
     torch.manual_seed(0)
     ours = build_network(config, CLASSES).double().train()
     generator = torch.Generator().manual_seed(1)
