@@ -356,7 +356,7 @@ def test_a_reader_that_is_killed_is_one_line(config: Config, tmp_path: Path, mon
             for reader in multiprocessing.active_children():
                 reader.kill()
                 assert reader.pid is not None
-                # The kernel ends it some time later, and until then batches that it has handed over, up to two, are learnt from.
+                # The kernel ends it some time later: until then up to two batches that it has handed over are learnt from.
                 # WNOWAIT, for torch's handler of SIGCHLD must still find it.
                 os.waitid(os.P_PID, reader.pid, os.WEXITED | os.WNOWAIT)
         return apply(self, batch)
