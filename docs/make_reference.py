@@ -194,7 +194,7 @@ def http() -> str:
         "What `GET /openapi.json` of a running server describes in full, with schemas and examples. The same models are served",
         "over gRPC by the Open Inference Protocol. How to use them: [serving](../serving.md).",
         "",
-        'Errors are JSON, `{"error": "what is wrong, and what would be right"}`:',
+        'Errors are JSON, `{"error": "what is wrong, and what to do"}`:',
         "",
         "| status | what it means |",
         "|---|---|",

@@ -158,7 +158,7 @@ class Queue:
         pixels = sum(item.pixels for item in items)
         if self._places and self.pixels + pixels > self._max_pixels:
             spare = self.pixels + pixels - self._max_pixels
-            raise Full("too much waits already", spare / self._rate if self._rate else 1.0)
+            raise Full("too many pixels are waiting already", spare / self._rate if self._rate else 1.0)
         late = 0.0
         for item in items:
             place = _Place(item.deadline, next(self._turn), item)
@@ -169,13 +169,13 @@ class Queue:
         if late > 0:
             for item in items:
                 self.discard(item)
-            raise Full("it could not be answered in time", late)
+            raise Full("the request cannot be answered in time now", late)
 
     def _check_size(self, items: Sequence[Item], now: float) -> None:
         """Refuse what would be too much for an engine that is idle and as quick as at its start."""
         largest = max(item.pixels for item in items)
         if self._call_pixels is not None and largest > self._call_pixels:
-            raise TooLarge(f"{largest} pixels are more than it computes at once here, {self._call_pixels}: send fewer")
+            raise TooLarge(f"{largest} pixels are more than this server computes at once, {self._call_pixels}: send fewer")
         best = _CAUTION * min(1.0, self._slowness)
         quickest, left = best * sum(self._by_rate(item.pixels) for item in items), items[0].deadline - now
         if quickest > left > 0:
@@ -191,7 +191,7 @@ class Queue:
                 f"{_rounded(self._call_seconds)} s: send fewer"
             )
         if self._seconds(largest) > self._call_seconds:
-            raise Full("it would take too long at the speed of this moment", _FORGET)
+            raise Full("it would take too long at the current speed", _FORGET)
 
     def discard(self, item: Item) -> bool:
         """Forget a request whose client has gone; False where it does not wait any more."""

@@ -72,7 +72,7 @@ class Decoder:
         self._members += 1
         bits = self._bits
         if self._members > (_MOST_MEMBERS if bits == _CODINGS["gzip"] else 1):
-            raise RequestError(400, "more follows behind the compressed body")
+            raise RequestError(400, "bytes follow the end of the compressed body")
         if bits == zlib.MAX_WBITS and data[0] & 0x0F != zlib.DEFLATED:  # zlib's header begins with its method
             bits = _RAW
         self._stream = zlib.decompressobj(bits)

@@ -158,7 +158,7 @@ class Connection(HttpToolsProtocol):
         try:
             self._parse(data)
         except httptools.HttpParserError:
-            self._refuse(400, "the request is no HTTP/1.1")
+            self._refuse(400, "the request is not HTTP/1.1")
         if self._channel.is_closing():
             return
         if self._waits is None and self.cycle is not None and self.cycle.response_complete:
@@ -181,7 +181,7 @@ class Connection(HttpToolsProtocol):
                 rest = rest[offer.args[0] :]
                 method, version = self.parser.get_method(), self.parser.get_http_version().encode()
                 if method == b"CONNECT":
-                    self._refuse(400, "CONNECT is for proxies")
+                    self._refuse(400, "CONNECT is for proxies, and this server is not one")
                     return
                 kept = [b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade"]
                 head = b"%s %s HTTP/%s\r\n%s\r\n" % (method, self.url, version, b"".join(kept))

@@ -16,7 +16,7 @@ from ddcat_serve.settings import Settings
 __all__ = ["ERRORS", "PROVENANCE", "Context", "Json", "provenance"]
 
 _SCHEMA = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
-_CONTENT = {"application/json": {"schema": _SCHEMA, "example": {"error": "what is wrong, and what would be right"}}}
+_CONTENT = {"application/json": {"schema": _SCHEMA, "example": {"error": "what is wrong, and what to do"}}}
 _MEANINGS = {
     400: "The request is not what it should be.",
     401: "The API key is missing or another one.",

@@ -43,7 +43,7 @@ class RequestError(ServeError):
     status : int
         HTTP status of the answer: 400..499, or 503 and 504 where another server, or another moment, would answer.
     message : str
-        For the client: what is wrong with the request, and what would be right.
+        For the client: what is wrong with the request, and what to do.
     headers : mapping of str to str
         Of the answer, such as Retry-After.
     """

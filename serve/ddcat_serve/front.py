@@ -84,7 +84,7 @@ class Front:
         except asyncio.CancelledError:  # by uvicorn, where the drain ends before the answer is there
             if begun:
                 raise
-            stopped = JSONResponse({"error": "the server stops: ask another one"}, 503, {"Connection": "close"})
+            stopped = JSONResponse({"error": "the server is stopping: use another one"}, 503, {"Connection": "close"})
             await stopped(asked, receive, answer)
         finally:
             room.give_back()
@@ -103,7 +103,7 @@ def _fault(scope: Scope, headers: Headers, hosts: frozenset[str]) -> RequestErro
     """Say what is wrong with how a request is framed and addressed (RFC 9112, 3.2 and 6.1), or None."""
     coded = headers.getlist("transfer-encoding")
     if coded and [value.strip().lower() for value in coded] != ["chunked"]:
-        return RequestError(501, "the only Transfer-Encoding that is taken is chunked", {"Connection": "close"})
+        return RequestError(501, "expected no Transfer-Encoding but chunked", {"Connection": "close"})
     named = headers.getlist("host")
     if len(named) > 1 or (not named and scope["http_version"] == "1.1"):
         return RequestError(400, f"expected one Host header, got {len(named)}", {"Connection": "close"})
@@ -111,7 +111,7 @@ def _fault(scope: Scope, headers: Headers, hosts: frozenset[str]) -> RequestErro
         return None
     found = _HOST.fullmatch(named[0].strip())
     if found is None:
-        return RequestError(400, "the Host header is no host", {"Connection": "close"})
+        return RequestError(400, "the Host header is not a valid host", {"Connection": "close"})
     host = found[1].lower().rstrip(".")
     if not hosts or "." not in host or _is_address(host) or any(f".{host}".endswith(f".{name}") for name in hosts):
         return None

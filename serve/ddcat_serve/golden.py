@@ -98,7 +98,7 @@ def read_golden(bundle: Bundle) -> tuple[Example, ...]:
     try:
         tensors = safetensors.numpy.load(bundle.files[golden.file])
     except (SafetensorError, KeyError) as cause:  # the second: a type that numpy does not have
-        raise EngineError(f"{bundle.path / golden.file} is no safetensors file of uint8 ({cause}): export again") from cause
+        raise EngineError(f"{bundle.path / golden.file} is not a safetensors file of uint8 ({cause}): export again") from cause
     examples = []
     for key in sorted(key for key in tensors if key.endswith(".image")):
         name, image, labels = key.removesuffix(".image"), tensors[key], tensors.get(f"{key.removesuffix('.image')}.labels")

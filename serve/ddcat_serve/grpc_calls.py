@@ -196,7 +196,9 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc]
             async with asyncio.timeout(timeout):
                 await self._room.take(held)
         except TimeoutError as cause:
-            raise RequestError(429, "too many bytes are in hand: try again later", {"Retry-After": "1"}) from cause
+            raise RequestError(
+                429, "the server holds too many bytes of requests: try again later", {"Retry-After": "1"}
+            ) from cause
         try:
             message = await self._message(asked.call, timeout - (time.perf_counter() - asked.began))
             if message is None:
@@ -260,7 +262,7 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc]
                 closing.cancel()
         if not reading.done():
             if self.closing.is_set() and stream:
-                raise RequestError(503, "the server stops: ask another one")
+                raise RequestError(503, "the server is stopping: use another one")
             raise RequestError(408, f"the message did not come within {timeout:.3g} s")
         message = reading.result()
         return None if message is grpc.aio.EOF else message

@@ -129,7 +129,7 @@ def _numbers(encoded: bytes) -> npt.NDArray[np.uint8]:
     following = np.append(found[1:], np.uint8(0))[: found.size]
     wide = first & ~last
     if not (first | last).all() or (following[wide] > 1).any():
-        raise RequestError(400, "the data of image goes beyond 255; UINT8 takes 0..255")
+        raise RequestError(400, "the data of image has values above 255; UINT8 takes 0..255")
     values: npt.NDArray[np.uint8] = ((found & 127) | np.where(wide, following << 7, 0).astype(np.uint8))[first]
     return values
 
@@ -198,4 +198,4 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
 
 
 def _no_message(name: str) -> RequestError:
-    return RequestError(400, f"the message is no {name}")
+    return RequestError(400, f"the message is not a {name}")

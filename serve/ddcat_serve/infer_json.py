@@ -232,7 +232,7 @@ def _malformed(text: memoryview, cause: Exception) -> RequestError:
                 f"byte {found.start()} of the JSON is {found[0].decode()}, half of a surrogate pair, which is no character; "
                 "send both halves or neither",
             )
-    return RequestError(400, f"the body is no JSON: {reason}")
+    return RequestError(400, f"the body is not JSON: {reason}")
 
 
 def _object(message: msgspec.Struct, **instead: bytes) -> bytes:

@@ -208,7 +208,7 @@ class ServedModel:
                 return result.result()
             if leaving is not None and leaving.done():
                 raise ClientDisconnect
-            raise LateError("its time was over before it was computed")
+            raise LateError("its timeout passed before it was computed")
         finally:
             if leaving is not None:
                 leaving.cancel()
@@ -291,7 +291,9 @@ def load_models(
             bundle = open_bundle(source.path, trust)
             name = source.name or bundle.manifest.name
             if not _NAME.fullmatch(name):
-                raise ServeError(f"{source.path}: {name!r} is no name of a model: use letters, digits, '.', '-' and '_'")
+                raise ServeError(
+                    f"{source.path}: {name!r} is not a valid name of a model: use letters, digits, '.', '-' and '_'"
+                )
             versions = models.setdefault(name, {})
             model = _load(bundle, name, str(len(versions) + 1), settings, threads, trust, observe, share=1 / len(sources))
             versions[model.version] = model

@@ -87,7 +87,7 @@ def wanted_outputs(model: ServedModel, outputs: Sequence[RequestedOutput]) -> li
             _check_output_parameter(output.name, name, value)
     names = [output.name for output in outputs]
     if len(set(names)) < len(names):
-        raise RequestError(400, "an output is asked for twice")
+        raise RequestError(400, "an output is requested twice: request each once")
     return [entries[name] for name in names or entries]
 
 

@@ -166,7 +166,7 @@ def _asks_for_ready(body: bytes) -> bool:
     try:
         asked = json.loads(body) if body else {}
     except (ValueError, RecursionError) as cause:
-        raise RequestError(400, "the body is no JSON") from cause
+        raise RequestError(400, "the body is not JSON") from cause
     if not isinstance(asked, dict):
-        raise RequestError(400, "the body is no JSON object")
+        raise RequestError(400, "the body is not a JSON object")
     return protocol.check_flag("ready", asked.get("ready") or False)

@@ -57,7 +57,7 @@ def model_statistics(context: Context, name: str | None = None, version: str | N
         404 where there is none.
     """
     if name is None and version is not None:
-        raise RequestError(400, "a version is named, and no model")
+        raise RequestError(400, "a version is named without its model: name both")
     if name is None:
         chosen = context.served
     elif version is None:

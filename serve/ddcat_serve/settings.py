@@ -117,11 +117,11 @@ class Settings(BaseModel):
             try:
                 rates = limits.parse_many(value)
             except ValueError as cause:
-                raise ValueError(f"{value!r} is no rate: use 100/minute") from cause
+                raise ValueError(f"{value!r} is not a rate: use 100/minute") from cause
             if len(rates) > 1:
-                raise ValueError(f"{value!r} are {len(rates)} rates, and one is taken: use 100/minute")
+                raise ValueError(f"{value!r} are {len(rates)} rates; expected one: use 100/minute")
             if rates[0].amount < 1:
-                raise ValueError(f"{value!r} lets nobody ask: use a rate such as 100/minute")
+                raise ValueError(f"{value!r} would refuse every request: use a rate such as 100/minute")
         return value
 
     def shown(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def read_settings(file: Path | None = None, **flags: Any) -> Settings:
     known = {PREFIX + name.upper(): name for name in Settings.model_fields}
     unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
-        raise ServeError(f"the environment variable {unknown[0]} is no setting; there are {', '.join(sorted(known))}")
+        raise ServeError(f"the environment variable {unknown[0]} is not a setting; the settings are {', '.join(sorted(known))}")
     in_environment = {known[name.upper()]: value for name, value in os.environ.items() if name.upper() in known}
     beneath = {name: value for name, value in _read_file(file).items() if name not in in_environment}
     given = {name: value for name, value in flags.items() if value is not None}
@@ -179,5 +179,5 @@ def _read_file(file: Path | None) -> dict[str, Any]:
         raise ServeError(f"--config {file} holds no settings: use lines such as `timeout: 5`")
     unknown = sorted(set(map(str, content)) - set(Settings.model_fields))
     if unknown:
-        raise ServeError(f"--config {file}: {unknown[0]} is no setting; there are {', '.join(Settings.model_fields)}")
+        raise ServeError(f"--config {file}: {unknown[0]} is not a setting; the settings are {', '.join(Settings.model_fields)}")
     return content

@@ -139,7 +139,7 @@ class Worker:
             self._check_state()
             now = self._clock()
             if timeout <= 0:
-                raise LateError("its time was over before it could wait for its turn")
+                raise LateError("its timeout passed before it entered the queue")
             jobs = [Job(Item(count, size, now + timeout, ready=False)) for count, size in images]
             self._queue.put([job.item for job in jobs], now)
             for job in jobs:
@@ -242,7 +242,7 @@ class Worker:
             images = [job.images for job in jobs]  # whoever goes takes them from the job
             self._call = _Call(self._clock(), self._hangs_after, jobs) if jobs else None
             self._changed.notify_all()
-        fail([item.payload for item in taken.late], lambda: LateError("its time was over before its turn came"))
+        fail([item.payload for item in taken.late], lambda: LateError("its timeout passed before its turn came"))
         if idle:
             return self._use_idle_time(engine, generation)
         if not jobs:

@@ -137,7 +137,7 @@ def test_a_full_queue_is_a_429_at_once(bundle: Bundle, picture: np.ndarray) -> N
     for response in (refusal, tensor):
         status, message = refused(response)
         assert status == 429
-        assert "too much waits already; try again in 1 s" in message
+        assert "too many pixels are waiting already; try again in 1 s" in message
         assert response.headers["retry-after"] == "1"
 
 
@@ -160,7 +160,7 @@ def test_a_server_that_drains_is_not_ready_but_answers_and_what_is_late_is_a_504
         ready, live, model, first, late = asyncio.run(requests(models, settings))
     assert [response.status_code for response in (ready, live, model, first, late)] == [503, 200, 503, 200, 504]
     assert (ready.json(), live.json(), model.json()["ready"]) == ({"ready": False}, {"live": True}, False)
-    assert "its time was over" in late.json()["error"]
+    assert "its timeout passed" in late.json()["error"]
 
 
 def test_a_client_that_goes_leaves_the_queue(bundle: Bundle, picture: np.ndarray) -> None:

@@ -249,7 +249,7 @@ def test_images_that_find_the_queue_empty_are_taken_whatever_they_have() -> None
     """Else a form of many would be told for ever that too much waits."""
     waiting = queue()
     waiting.put([Item(1, (30, 30), 9.0) for _ in range(9)], 0.0)
-    with pytest.raises(Full, match="too much waits already"):
+    with pytest.raises(Full, match="too many pixels are waiting already"):
         waiting.put([Item(1, (10, 10), 9.0)], 0.0)
 
 
@@ -258,7 +258,7 @@ def test_an_idle_engine_does_not_try_what_would_pass_for_a_hang_or_has_no_memory
     with pytest.raises(TooLarge, match=r"a call of the engine may take 5 s"):
         slow.put([Item(1, (30, 30), 1000.0)], 0.0)
     small = Queue(max_pixels=MOST, batch_pixels=BUDGET, call_pixels=500)
-    with pytest.raises(TooLarge, match=r"600 pixels are more than it computes at once here, 500: send fewer"):
+    with pytest.raises(TooLarge, match=r"600 pixels are more than this server computes at once, 500: send fewer"):
         small.put([Item(6, (10, 10), 1000.0)], 0.0)
     for _ in range(6):
         small.put([Item(1, (10, 10), 1000.0)], 0.0)

@@ -75,7 +75,7 @@ def test_who_asks_more_often_than_the_rate_waits(client_with: Callable) -> None:
             ("api_key", key, "--api-key: a header cannot carry it: use printable ASCII, without spaces or line ends around it")
             for key in ("ключключ", "schlüssel-größe", " spaces around ", "with a line end\n", "with a\ttab")
         ),
-        ("rate_limit", "0/minute", "--rate-limit: '0/minute' lets nobody ask: use a rate such as 100/minute"),
+        ("rate_limit", "0/minute", "--rate-limit: '0/minute' would refuse every request: use a rate such as 100/minute"),
         (
             "trusted_proxies", "10.0.0.0/8,proxy.local",
             "--trusted-proxies: 'proxy.local' does not appear to be an IPv4 or IPv6 network: "

@@ -99,5 +99,5 @@ def test_a_file_that_is_not_golden_is_refused(bundle: Bundle, tmp_path: Path, da
     if damage == "BF16":
         content = content.replace(b'"I16"', b'"BF16"')
         content = struct.pack("<Q", struct.unpack("<Q", content[:8])[0] + 1) + content[8:]
-    with pytest.raises(EngineError, match=rf"{FILE} (is no safetensors file|holds).*: export again"):
+    with pytest.raises(EngineError, match=rf"{FILE} (is not a safetensors file|holds).*: export again"):
         read_golden(with_golden(bundle, content, tmp_path / "golden"))

@@ -38,7 +38,7 @@ def test_bytes_and_numbers_are_the_same_image() -> None:
 def test_numbers_are_read_as_protobuf_reads_them(numbers: np.ndarray) -> None:
     content = message(numbers=numbers.tolist())
     if numbers.max() > 255:
-        with pytest.raises(RequestError, match="beyond 255"):
+        with pytest.raises(RequestError, match="above 255"):
             parse_infer(content, 1000)
     else:
         np.testing.assert_array_equal(parse_infer(content, 1000)[1].ravel(), numbers)

@@ -65,7 +65,7 @@ def test_an_image_may_come_as_numbers(models: Models, oracle: Callable) -> None:
         (request(raw=(IMAGES.tobytes()[1:],)), f"has {COUNT - 1} values; {list(SHAPE)} takes {COUNT}"),
         (request(numbers=[1] * (COUNT + 1)), f"has {COUNT + 1} values; {list(SHAPE)} takes {COUNT}"),
         (request(), f"has 0 values; {list(SHAPE)} takes {COUNT}"),
-        (request(numbers=[0] * (COUNT - 1) + [256]), "goes beyond 255; UINT8 takes 0..255"),
+        (request(numbers=[0] * (COUNT - 1) + [256]), "has values above 255; UINT8 takes 0..255"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

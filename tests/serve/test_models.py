@@ -73,7 +73,7 @@ def test_a_name_may_stand_before_a_bundle_unless_a_folder_is_called_so(tmp_path:
 
 def test_a_name_that_no_address_could_hold_is_refused(bundle: Bundle) -> None:
     with (
-        pytest.raises(ServeError, match=r"'a/b' is no name of a model: use letters, digits, '\.', '-' and '_'"),
+        pytest.raises(ServeError, match=r"'a/b' is not a valid name of a model: use letters, digits, '\.', '-' and '_'"),
         load_models([Source(bundle.path, "a/b")], settings=Settings(), threads=1),
     ):
         raise AssertionError("it is loaded")

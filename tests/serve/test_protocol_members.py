@@ -137,9 +137,9 @@ def test_an_answer_that_is_too_long_for_json_can_be_had_as_bytes(
         (b'{"parameters":{"a":"\\udbff"},"inputs":[]}', "byte 20 of the JSON is \\udbff, half of"),
         (b'{"id":"a\xff","inputs":[{"name":"image"}]}', "byte 8 of the JSON is not UTF-8; send UTF-8"),
         ('{"id":"\ud800","inputs":[{}]}'.encode(errors="surrogatepass"), "byte 7 of the JSON is not UTF-8; send UTF-8"),
-        (b'{"id":"\\ud83d\\ude00abcde', "the body is no JSON: Input data was truncated"),
-        (b'{"id":"\\\\ud800', "the body is no JSON: Input data was truncated"),
-        (b'{"id":"\\ud8"}', "the body is no JSON: invalid character in unicode escape (byte 12)"),
+        (b'{"id":"\\ud83d\\ude00abcde', "the body is not JSON: Input data was truncated"),
+        (b'{"id":"\\\\ud800', "the body is not JSON: Input data was truncated"),
+        (b'{"id":"\\ud8"}', "the body is not JSON: invalid character in unicode escape (byte 12)"),
     ],
 )  # fmt: skip
 def test_text_that_is_no_unicode_is_refused_for_that(client: httpx.Client, text: bytes, message: str) -> None:

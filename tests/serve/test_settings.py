@@ -16,7 +16,7 @@ def test_settings_come_from_the_environment_and_a_name_that_is_none_is_refused(m
         read_settings()
     monkeypatch.delenv("DDCAT_SERVE_MAX_PIXELS")
     monkeypatch.setenv("DDCAT_SERVE_MAX_PIXEL", "5")
-    with pytest.raises(ServeError, match="DDCAT_SERVE_MAX_PIXEL is no setting"):
+    with pytest.raises(ServeError, match="DDCAT_SERVE_MAX_PIXEL is not a setting"):
         read_settings()
 
 
@@ -32,15 +32,15 @@ def test_flags_come_before_the_environment_and_that_before_the_file(tmp_path: Pa
         "https://a.example", "https://b.example",
     )  # fmt: skip
     for text, message in (
-        ("timeouts: 3", "timeouts is no setting"), ("- 3", "holds no settings"), ("timeout: soon", "timeout: Input should be"),
-        ("a: [", "cannot be read"),
+        ("timeouts: 3", "timeouts is not a setting"), ("- 3", "holds no settings"),
+        ("timeout: soon", "timeout: Input should be"), ("a: [", "cannot be read"),
     ):  # fmt: skip
         file.write_text(text)
         with pytest.raises(ServeError, match=message):
             read_settings(file)
     with pytest.raises(ServeError, match="--max-bytes: Input should be a valid integer"):
         read_settings(max_bytes="many")
-    for rate, message in (("100/minute;1000/hour", "are 2 rates, and one is taken: use 100/minute"), ("often", "is no rate")):
+    for rate, message in (("100/minute;1000/hour", "are 2 rates; expected one: use 100/minute"), ("often", "is not a rate")):
         with pytest.raises(ServeError, match=f"--rate-limit: '{rate}' {message}"):
             read_settings(rate_limit=rate)
     assert read_settings(rate_limit="100/minute").rate_limit == "100/minute"

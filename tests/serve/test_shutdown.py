@@ -95,7 +95,7 @@ def test_what_does_not_end_is_given_up_after_one_drain_and_not_after_several(mak
         busy.process.wait(30)
         assert drain <= time.monotonic() - began < 2 * drain  # two models, HTTP and gRPC one after the other: four drains
         for call in busy.by_http:
-            assert refused(call.result(30)) == (503, "the server stops: ask another one")
+            assert refused(call.result(30)) == (503, "the server is stopping: use another one")
         assert all(call.exception(30) is not None for call in busy.by_grpc)
         assert "Traceback" not in busy.log(), busy.log()
 

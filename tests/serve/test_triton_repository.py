@@ -125,7 +125,7 @@ def test_an_engine_that_triton_does_not_load_is_refused(bundle: Bundle, tmp_path
         ('name: "labels"', 'name: "mask"', "outputs"),
         ('name: "small"', 'name: "other"', "names the model other"),
         ("max_batch_size: 4", "max_batch_size: 5", "does not take"),
-        ("input {", "inputs {", "is no configuration"),
+        ("input {", "inputs {", "is not a configuration"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_found(bundle: Bundle, tmp_path: Path, before: str, after: str, message: str) -> None:

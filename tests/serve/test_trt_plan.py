@@ -166,5 +166,5 @@ def test_the_newest_opset(version: str, opset: int) -> None:
 
 def test_a_version_is_read_wherever_it_stands() -> None:
     assert version_of("10.13.2.6") == version_of("tensorrt 10.13.2.6") == (10, 13)
-    with pytest.raises(EngineError, match=r"'tensorrt' is no version of TensorRT: 10\.13\.2\.6 is one"):
+    with pytest.raises(EngineError, match=r"'tensorrt' is not a version of TensorRT: use one such as 10\.13\.2\.6"):
         version_of("tensorrt")

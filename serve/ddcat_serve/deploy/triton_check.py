@@ -31,7 +31,7 @@ def check(bundle: Bundle, repository: Path) -> None:
         try:
             config = text_format.Parse(file.read_text(encoding="utf-8"), pb.ModelConfig())
         except text_format.ParseError as cause:
-            raise ServeError(f"{file} is no configuration of a model: {cause}") from cause
+            raise ServeError(f"{file} is not a configuration of a model: {cause}") from cause
         folder = file.parent.parent.name if file.parent.name == "configs" else file.parent.name
         if config.name != folder:
             raise ServeError(f"{file} names the model {config.name}, and lies in {folder}")

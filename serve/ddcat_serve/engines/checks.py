@@ -28,7 +28,7 @@ def check_images(images: npt.NDArray[Any], shapes: Shapes) -> None:
     Raises
     ------
     InputError
-        Saying what would be right.
+        Saying what to send instead.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise InputError(f"images are uint8 of shape (N, H, W, 3), not {images.dtype} of shape {images.shape}")

@@ -34,7 +34,7 @@ def find_gpu() -> Gpu:
     if error != cudart.cudaError_t.cudaSuccess or count == 0:
         reason = "" if error == cudart.cudaError_t.cudaSuccess else f" ({error.name})"
         raise EngineError(
-            f"no GPU that CUDA can use is here{reason}: TensorRT needs one of NVIDIA's, with its driver; engines ort and "
+            f"there is no GPU here that CUDA can use{reason}: TensorRT needs one of NVIDIA's, with its driver; engines ort and "
             "openvino run on a CPU"
         )
     properties = _value(cudart.cudaGetDeviceProperties(_value(cudart.cudaGetDevice())))

@@ -104,7 +104,7 @@ def faults(model: onnx.ModelProto, version: str) -> Iterator[str]:
     Yields
     ------
     str
-        The node, what is wrong with it, and what would be right.
+        The node, what is wrong with it, and what to do.
     """
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     named = (*inferred.graph.value_info, *model.graph.input, *model.graph.output)

@@ -60,7 +60,7 @@ def version_of(text: str) -> tuple[int, int]:
     """Major and minor version of "10.13.2.6" or "tensorrt 10.13.2.6"."""
     found = re.search(r"(\d+)\.(\d+)", text)
     if found is None:
-        raise EngineError(f"{text!r} is no version of TensorRT: 10.13.2.6 is one")
+        raise EngineError(f"{text!r} is not a version of TensorRT: use one such as 10.13.2.6")
     return int(found[1]), int(found[2])
 
 
