@@ -11,7 +11,7 @@ Everything that ddcat raises on purpose.
     ├── ServeError                  (ddcat_serve)   engines, requests
     └── BenchError                  (ddcat_bench)   a measurement that cannot be made
 
-The message is one line for the user: what is wrong, where, and what would be right. A command prints it and exits with 2.
+The message is one line for the user: what is wrong, where, and what to do. A command prints it and exits with 2.
 """
 
 __all__ = ["BundleError", "DdcatError", "WriteError"]

@@ -1,4 +1,4 @@
-"""What a user gets wrong: one line that says what, where and what would be right, exit status 2, nothing half-written."""
+"""What a user gets wrong: one line that says what, where and what to do, exit status 2, nothing half-written."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Configurations: presets, inheritance, overrides, and errors that name what would be right."""
+"""Configurations: presets, inheritance, overrides, and errors that name what to use."""
 
 import os
 from pathlib import Path
@@ -96,7 +96,7 @@ def test_one_number_is_a_square_and_a_step_may_be_a_share_of_epsilon() -> None:
         ("optim.lr=.inf", "optim.lr: Input should be a finite number"),
         ("method.deep_weight=.nan", "method.deep_weight: Input should be"),
         ("method={name: sat, adversarial_share: 0}", "method.adversarial_share: Input should be greater than 0"),
-        ("method={name: ddcat, adversarial_share: 1}", "leaves none of 16 images clean, .* ddcat-m or ddcat-n would be right"),
+        ("method={name: ddcat, adversarial_share: 1}", "leaves none of 16 images clean, .* ddcat-m or ddcat-n"),
         ("method={name: ddcat, adversarial_share: 0.99}", "adversarial_share 0.99 leaves none of 16 images clean"),
     ],
 )
@@ -219,7 +219,7 @@ def test_an_unknown_preset_names_the_nearest_and_where_all_are() -> None:
 
 def test_a_run_names_its_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("{}")
-    with pytest.raises(ConfigError, match=rf"{tmp_path} is a run: its {tmp_path}/config\.yaml would be right"):
+    with pytest.raises(ConfigError, match=rf"{tmp_path} is a run: use its {tmp_path}/config\.yaml"):
         load_config(str(tmp_path))
 
 
@@ -279,7 +279,7 @@ def test_where_an_attack_starts_follows_the_method_unless_it_is_said(base: str, 
     assert load_config(base, [f"method.name={method}", "attack.start=lower"]).attack.start == "lower"
     (tmp_path / "mine.yaml").write_text(f"inherits: {base}\nmethod: {{name: {method}}}\nattack: {{start: clean}}\n")
     if method == "trades":
-        with pytest.raises(ConfigError, match=r"start clean is no start for trades.* say random"):
+        with pytest.raises(ConfigError, match=r"start clean does not work with trades.* use random"):
             load_config(str(tmp_path / "mine.yaml"))
     else:
         assert load_config(str(tmp_path / "mine.yaml")).attack.start == "clean"

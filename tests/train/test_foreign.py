@@ -221,7 +221,7 @@ def test_a_missing_key_that_would_tell_the_form_is_named(small: SimpleNamespace,
     ("drop", "message"),
     [
         ("cls1.4.bias", "has no cls1.4.bias, which would tell the number of classes"),
-        ("ppm.", "no context: keys of ppm"),
+        ("ppm.", "no context, expected keys of ppm"),
         ("layer4.2.", "3-4-6-2 blocks of 3 convolutions"),
     ],
 )
@@ -247,7 +247,7 @@ def test_what_the_file_cannot_say_is_asked_for(
     with pytest.raises(ConfigError, match=r"--set model\.width=64: the file itself says what the network is"):
         import_checkpoint(small.file, small.out, like="scenes-ddcat", data_root=tiny_scenes, overrides=["model.width=64"])
     one = saved(tmp_path / "one.pth", released.empty(released.segmenter("aspp", 19, branches=1, width=4)))
-    with pytest.raises(ConfigError, match="--like cityscapes-deeplabv3_50-clean or cityscapes-deeplabv3_50-sat would be right"):
+    with pytest.raises(ConfigError, match="use --like cityscapes-deeplabv3_50-clean or cityscapes-deeplabv3_50-sat"):
         import_checkpoint(one, small.out)
     assert not small.out.exists()
     import_checkpoint(one, small.out, like="cityscapes-deeplabv3_50-sat")
@@ -263,9 +263,12 @@ CONTENTS: dict[str, tuple[Any, str]] = {
         {"state_dict": {"x": torch.zeros(1)}, "args": Anything()},
         r"holds more than tensors \(\S*Anything\), and reading it could run code",
     ),
-    "a list": ([torch.zeros(1)], "holds no weights: a dict of tensors"),
-    "nothing": ({}, "holds no weights: a dict of tensors"),
-    "no tensors": ({"state_dict": {"a": 1, "b": torch.zeros(1), "c": "x"}}, "is no dict of tensors: a, c are none"),
+    "a list": ([torch.zeros(1)], "holds no weights, expected a dict of tensors"),
+    "nothing": ({}, "holds no weights, expected a dict of tensors"),
+    "no tensors": (
+        {"state_dict": {"a": 1, "b": torch.zeros(1), "c": "x"}},
+        "does not hold tensors alone: a, c are something else",
+    ),
     "two networks": ({"module.a": torch.zeros(1), "a": torch.zeros(1)}, "with and without module."),
     "another network": ({"blocks.0.weight": torch.zeros(1), "norm.bias": torch.zeros(1)}, "keys begin with blocks, norm"),
 }
@@ -299,7 +302,7 @@ def test_what_is_no_file_and_what_is_there_already_are_refused(small: SimpleName
     small.file.with_suffix(".txt").write_text("no weights")
     with pytest.raises(CheckpointError, match=r"not a file of torch\.save"):
         import_checkpoint(small.file.with_suffix(".txt"), small.out)
-    with pytest.raises(CheckpointError, match=r"ours\.safetensors would be right"):
+    with pytest.raises(CheckpointError, match=r"use .*ours\.safetensors"):
         import_checkpoint(small.file, tmp_path / "ours.json")
     for path in (small.out, small.out.with_suffix(".json")):
         path.write_text("precious")
@@ -335,7 +338,7 @@ def test_a_resnet_starts_with_the_weights_of_its_file(released: ModuleType, tmp_
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.std()))
 
     other = "plain" if stem == "deep" else "deep"
-    with pytest.raises(CheckpointError, match=f"is for the {stem} stem, not for the {other} one: model.stem={stem} would be"):
+    with pytest.raises(CheckpointError, match=f"is for the {stem} stem, not for the {other} one: use model.stem={stem}"):
         load_backbone(build_backbone(ModelConfig(backbone=backbone, width=8, stem=other)), out)
 
 

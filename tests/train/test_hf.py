@@ -93,9 +93,9 @@ def test_a_config_json_is_read_without_what_is_no_setting_of_the_network(tmp_pat
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"model_type": "swim"}, r"model_type swim is no backbone of transformers: .*nearest: swin"),
-        ({"model_type": "bert"}, "model_type bert is no backbone of transformers"),
-        ({}, "model_type None is no backbone"),
+        ({"model_type": "swim"}, r"model_type swim is not a backbone of transformers: .*nearest: swin"),
+        ({"model_type": "bert"}, "model_type bert is not a backbone of transformers"),
+        ({}, "model_type None is not a backbone"),
         ({"model_type": "swin", "embed_dims": 8}, "swin has no setting embed_dims: the nearest is embed_dim"),
         ({"model_type": "swin", "embed_dim": "wide"}, "transformers does not take these settings: .*embed_dim"),
         ({"model_type": "swin", "id2label": {}}, "swin has no setting id2label"),
@@ -139,11 +139,11 @@ def test_where_transformers_is_absent_the_extra_is_named(monkeypatch: pytest.Mon
     [
         (
             {"model_type": "dinov2", "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1},
-            "have the strides 14, 14: 8",
+            "have the strides 14, 14, expected 8",
         ),
-        ({**SETTINGS["convnextv2"], "patch_size": 2}, "have the strides 2, 4, 8, 16: 16"),
-        ({**SETTINGS["convnextv2"], "hidden_sizes": [8]}, "builds no convnextv2 of these settings: .*index"),
-        ({**SETTINGS["convnextv2"], "num_channels": 4}, "builds no convnextv2 of these settings"),
+        ({**SETTINGS["convnextv2"], "patch_size": 2}, "have the strides 2, 4, 8, 16, expected 16"),
+        ({**SETTINGS["convnextv2"], "hidden_sizes": [8]}, "cannot build a convnextv2 of these settings: .*index"),
+        ({**SETTINGS["convnextv2"], "num_channels": 4}, "cannot build a convnextv2 of these settings"),
     ],
     ids=str,
 )

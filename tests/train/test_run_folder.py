@@ -235,7 +235,7 @@ def test_a_second_training_in_a_folder_is_refused_until_the_first_has_ended(
 def test_a_folder_that_is_no_run_is_left_as_it_is(config: Config, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="is not empty and no run"):
+    with pytest.raises(ConfigError, match="is not empty and not a run"):
         train(config, tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 

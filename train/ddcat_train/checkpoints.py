@@ -256,8 +256,8 @@ def find_checkpoint(source: Path) -> Path:
     found = [source / choice for choice in (BEST, LAST) if (source / choice).is_file()]
     if not found:
         if (source / "manifest.json").is_file():
-            raise CheckpointError(f"{source} is a bundle: the run or checkpoint that it was made from would be right")
-        raise CheckpointError(f"{source} holds no {BEST}: a run directory is what ddcat-train writes")
+            raise CheckpointError(f"{source} is a bundle, expected a run or a checkpoint: use the one that it was made from")
+        raise CheckpointError(f"{source} holds no {BEST}: use a run directory that ddcat-train wrote")
     return found[0]
 
 
@@ -309,7 +309,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _describe(path: Path, metadata: Mapping[str, str]) -> Description:
     if _HEADER not in metadata:
-        raise CheckpointError(f"{path} is a safetensors file, but no checkpoint that ddcat-train wrote")
+        raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint that ddcat-train wrote")
     try:
         description = parse_model(Description, metadata[_HEADER])
     except ValueError as cause:

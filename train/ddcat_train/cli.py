@@ -122,9 +122,9 @@ def _check_devices(config: Config, device: str, devices: int) -> None:
     from ddcat_train.shares import check_shares
 
     if under_agent():
-        raise ConfigError(f"--devices {devices} under torchrun: its --nproc-per-node says how many")
+        raise ConfigError(f"--devices {devices} under torchrun: leave it out, and use its --nproc-per-node")
     if devices < 1:
-        raise ConfigError(f"--devices {devices}: 1 or more would be right")
+        raise ConfigError(f"--devices {devices}: expected 1 or more")
     check_device(device, devices)
     check_shares(config, devices)
 

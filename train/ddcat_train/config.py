@@ -110,8 +110,8 @@ def _known_backbone(name: str) -> str:
     ours, brought = get_args(BackboneName), sorted(entry_points(group=BACKBONE_GROUP).names)
     if name not in (*ours, *brought):
         raise ValueError(
-            f"there is no such backbone: {', '.join((*ours, *brought))} would be right, or the name of an entry point "
-            f"{BACKBONE_GROUP} of an installed package"
+            f"there is no such backbone: use {', '.join((*ours, *brought))}, or an entry point {BACKBONE_GROUP} of an "
+            "installed package"
         )
     return name
 
@@ -180,7 +180,7 @@ class AugmentConfig(_Strict):
         if max(self.crop) > _LONGEST:
             raise ValueError(f"crop {self.crop} is too large: use {_LONGEST} or less, which OpenCV can make")
         if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"scale {self.scale} is not a range of positive factors")
+            raise ValueError(f"scale {self.scale} is not a range of positive factors: use (lowest, highest)")
         return self
 
 
@@ -346,7 +346,7 @@ class TrainConfig(_Strict):
         if self.batch_size < 2 * self.accumulate:
             raise ValueError(
                 f"batch_size {self.batch_size} in {self.accumulate} portions leaves batch norm after pooling to one bin less "
-                f"than 2 images: accumulate {self.batch_size // 2} would be possible"
+                f"than 2 images: use accumulate {self.batch_size // 2} or less"
             )
         if self.class_weights is not None and not isinstance(self.class_weights, str) and not any(self.class_weights):
             raise ValueError("class_weights of 0 alone leave nothing to learn: use a number above 0 for some class")
@@ -374,13 +374,13 @@ class Config(_Strict):
     def _possible(self) -> Self:
         if self.method.name == "trades" and self.attack.start == "clean":
             raise ValueError(
-                "attack.start clean is no start for trades: the divergence from x has no gradient there; say random"
+                "attack.start clean does not work with trades, for the divergence from x has no gradient there: use random"
             )
         images, share = self.train.batch_size, self.method.adversarial_share
         if self.method.name == "ddcat" and not self.method.clean_images(images):
             raise ValueError(
                 f"method.adversarial_share {share} leaves none of {images} images clean, and ddcat marks pixels of clean ones "
-                "alone: a smaller share, ddcat-m or ddcat-n would be right"
+                "alone: use a smaller share, ddcat-m or ddcat-n"
             )
         return self
 

@@ -156,9 +156,9 @@ def check_device(device: str, processes: int) -> None:
         return
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not found:
-        raise ConfigError("--device cuda: no CUDA device is available here; --device cpu would work")
+        raise ConfigError("--device cuda: no CUDA device is available here; use --device cpu")
     if processes > found:
-        raise ConfigError(f"{processes} processes need as many GPUs, and there are {found}: --devices {found} would be right")
+        raise ConfigError(f"{processes} processes need as many GPUs, and there are {found}: use --devices {found}")
 
 
 @contextmanager

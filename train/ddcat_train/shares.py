@@ -21,13 +21,13 @@ def check_shares(config: Config, ranks: int) -> None:
         fitting = [count for count in (size // portions * portions, -(-size // portions) * portions) if count]
         raise ConfigError(
             f"train.batch_size {size} does not divide into {ranks} devices x {config.train.accumulate} portions: "
-            f"{' or '.join(map(str, fitting))} would be right"
+            f"use {' or '.join(map(str, fitting))}"
         )
     method, count = config.method, size // portions
     if method.name == "ddcat" and method.split == "rank" and not method.clean_images(count):
         raise ConfigError(
             f"method.adversarial_share {method.adversarial_share} leaves none of a portion's {count} images clean, and ddcat "
-            "marks pixels of clean ones alone: method.split global, or a larger train.batch_size, would be right"
+            "marks pixels of clean ones alone: use method.split global, or a larger train.batch_size"
         )
 
 

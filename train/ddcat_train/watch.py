@@ -160,8 +160,8 @@ class Watch:
             self._told = True
             workers, cores = self._config.train.workers, os.cpu_count()
             self._log.say(
-                f"the loader does not keep up: {share:.0%} of the time goes into waiting for images; more workers "
-                f"(--resume --set train.workers=N; {workers} for each device now, {cores} cores), or smaller images, would help"
+                f"the loader does not keep up: {share:.0%} of the time goes into waiting for images; use more workers "
+                f"(--resume --set train.workers=N; {workers} for each device now, {cores} cores), or smaller images"
             )
 
 

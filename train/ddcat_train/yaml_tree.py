@@ -143,7 +143,7 @@ def _locate(source: str, folder: Path) -> Path:
         if _is_file(path):
             return path
     if _is_file(folder / source / CONFIG):
-        raise ConfigError(f"{source} is a run: its {Path(source) / CONFIG} would be right, with --resume to continue it")
+        raise ConfigError(f"{source} is a run: use its {Path(source) / CONFIG}, with --resume to continue it")
     nearest = difflib.get_close_matches(source[:100], presets(), n=3)
     hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
     raise ConfigError(f"{named(source)} is neither a file nor a preset: {hint}'ddcat-train --list' names all presets")

@@ -83,9 +83,7 @@ def test_names_may_be_numbered_and_other_values_ignored(small_folder: Path) -> N
 def test_a_value_without_a_name_is_told_as_it_is_in_the_file(small_folder: Path, value: int, known: str) -> None:
     mask = MEANT + 1
     mask[0, 0] = value
-    with pytest.raises(
-        DataError, match=rf"label {value} \(1 pixels\) is no class of folder: {known} \(ignored\) would be right"
-    ):
+    with pytest.raises(DataError, match=rf"label {value} \(1 pixels\) is not a class of folder, expected {known} \(ignored\)"):
         labels_of(small_folder, mask, "names: {1: a, 2: b, 3: c}")
 
 
@@ -120,7 +118,7 @@ def test_a_palette_in_another_order_is_told(small_folder: Path) -> None:
         ("{names: [a, b], ignore_label: 0}", r"ignore_label 0 is the value of 'a': leave that name out"),
         ("{names: [a, b], ignore_colour: [1, 2, 3]}", "give the classes colours, too"),
         ("{names: [a, b], colours: [[1, 2, 3], [4, 5, 6]], ignore_colour: [1, 2, 3]}", "is the colour of a class"),
-        ("{names: {0: a, 256: b}}", "256 is no value of a mask, expected 0 to 255: use 'names: {1: road, 2: car}'"),
+        ("{names: {0: a, 256: b}}", "256 is not a value of a mask, expected 0 to 255: use 'names: {1: road, 2: car}'"),
         ("[" * 20000, r"is not readable YAML \(it is nested too deeply\)"),
         ("names: [a, b]\nnames: [b, a]", r"is not readable YAML \(names stands twice \(line 2\)\)"),
         ("names: {0: a, 0: b, 1: c}", r"0 stands twice"),
@@ -136,8 +134,8 @@ def test_a_palette_in_another_order_is_told(small_folder: Path) -> None:
         ("names: [{0: a}, {2: b}]", r"names is a list of tables, .*: use 'names: \{0: a, 2: b\}'$"),
         ("names: [{name: a, id: 0}, {id: 4, name: b}]", r"names is a list of tables, .*: use 'names: \{0: a, 4: b\}'$"),
         ("names: [{name: a, colour: red}, {name: b}]", r"names is a list of tables, .*: use 'names: \{1: road, 2: car\}'$"),
-        ("names: {a: 0, 1: b}", "a is no value of a mask, expected 0 to 255"),
-        ("names: {yes: a, no: b}", "yes is no value of a mask, expected 0 to 255"),
+        ("names: {a: 0, 1: b}", "a is not a value of a mask, expected 0 to 255"),
+        ("names: {yes: a, no: b}", "yes is not a value of a mask, expected 0 to 255"),
         ("names: {'0': a, '1': b}", "YAML reads the value '0' as text: write it without quotes$"),
         ("names: {0: [a], 1: b}", "the name of value 0 is a list, expected one line of text"),
         ("names:\n- a\n-\n- b", "the value 1 has no name: leave it out, and number the others"),

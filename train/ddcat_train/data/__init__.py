@@ -41,9 +41,9 @@ def list_dataset(name: str, root: Path, split: str, *, long_side: int | None = N
         Where the name is unknown, or a folder or list is missing or empty.
     """
     if name not in DATASETS:
-        raise DataError(f"there is no data set {printable(name, 40)!r}: one of {', '.join(DATASETS)} would be right")
+        raise DataError(f"there is no data set {printable(name, 40)!r}: use {', '.join(DATASETS)}")
     if long_side is not None and long_side < 1:
-        raise DataError(f"the long side of an image cannot be {long_side}: 1 or more would be right")
+        raise DataError(f"the long side of an image is {long_side}, expected 1 or more")
     with contextlib.suppress(RuntimeError):  # a ~ of nobody's: it is a name like any other
         root = root.expanduser()
     _check_names([root / split], "the path of the data set")

@@ -188,9 +188,7 @@ class Dataset:
         labels = self.decode(mask.pixels)
         faults = []
         for value, pixels in _unknown(mask.pixels, labels, self.classes).items():
-            message = (
-                f"{file}: label {value} ({pixels} pixels) is no class of {self.name}: {self._known_values()} would be right"
-            )
+            message = f"{file}: label {value} ({pixels} pixels) is not a class of {self.name}, expected {self._known_values()}"
             faults.append(Fault("value", file, message, value, pixels))
         return labels, faults
 

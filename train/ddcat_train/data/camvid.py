@@ -40,7 +40,7 @@ def camvid(root: Path, split: str) -> Dataset:
     for line in read_list(path):
         columns = columns_of(line, path, named=lambda text: False, there=lambda text: is_file(located(text, IMAGES)))
         if len(columns) != 2:
-            raise DataError(f"{path}: {printable(columns[0], 100)!r} stands alone: 'image labels' would be right")
+            raise DataError(f"{path}: {printable(columns[0], 100)!r} stands alone, expected 'image labels'")
         image, labels = located(columns[0], IMAGES), located(columns[1], LABELS)
         pairs.append(Pair(PurePosixPath(columns[0]).stem, image, labels))
     return Dataset(

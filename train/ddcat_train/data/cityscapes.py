@@ -54,7 +54,7 @@ def cityscapes(root: Path, split: str) -> Dataset:
         for name in sorted({*found, *masks})
     )
     if not pairs:
-        raise DataError(f"{images} holds no image: files like aachen/aachen_000000_000019{_IMAGE} would be right")
+        raise DataError(f"{images} holds no image, expected files like aachen/aachen_000000_000019{_IMAGE}")
     decode = unchanged if ending.endswith("_labelTrainIds.png") else train_ids
     notes = ("the labels are those of gtCoarse",) if kind == "gtCoarse" else ()
     dataset = Dataset("cityscapes", root, split, CITYSCAPES, pairs, decode, folders=(images,), notes=notes)

@@ -56,7 +56,7 @@ def _check_value(value: Any, text: Any) -> None:
     if isinstance(value, str) and value.isascii() and value.isdigit():
         raise ValueError(f"YAML reads the value {printable(value, 40)!r} as text: write it without quotes")
     if type(value) is not int or not 0 <= value <= IGNORE:
-        raise ValueError(f"{printable(text, 40)} is no value of a mask, expected 0 to {IGNORE}: {_TABLE}")
+        raise ValueError(f"{printable(text, 40)} is not a value of a mask, expected 0 to {IGNORE}: {_TABLE}")
 
 
 def _checked(value: int, name: Any, text: Any) -> str:

@@ -102,14 +102,14 @@ class _ClassesFile(BaseModel):
         try:
             re.compile(clips or "")
         except re.error as cause:
-            raise ValueError(f"{printable(clips, 100)!r} is no regular expression: {cause}") from cause
+            raise ValueError(f"{printable(clips, 100)!r} is not a regular expression: {cause}") from cause
         return clips
 
     @model_validator(mode="after")
     def _one_meaning_each(self) -> "_ClassesFile":
         names = list(self.names.values())
         if self.colours is not None and len(self.colours) != len(names):
-            raise ValueError(f"{len(names)} names, but {len(self.colours)} colours")
+            raise ValueError(f"{len(names)} names, but {len(self.colours)} colours: give every class one colour")
         if used := sorted(set(self.ignore_label) & self.names.keys()):
             raise ValueError(
                 f"ignore_label {used[0]} is the value of {self.names[used[0]]!r}: leave that name out, and number the others, "

@@ -24,7 +24,7 @@ def folder(root: Path, split: str) -> Dataset:
     images, labels, notes = root / "images", root / "labels", []
     for needed in (images, labels):
         if not needed.is_dir():
-            raise DataError(f"{needed} is missing: a folder that holds images, labels and {CLASSES_FILE} would be right")
+            raise DataError(f"{needed} is missing: use a folder that holds images, labels and {CLASSES_FILE}")
     entries = [child for child in images.iterdir() if not hidden(child.name)]
     splits = sorted(child.name for child in entries if child.is_dir())
     if splits:
@@ -45,7 +45,7 @@ def folder(root: Path, split: str) -> Dataset:
             f"{name}.png, not {mask.relative_to(labels)}"
         )
     if not found and not masks:
-        raise DataError(f"{images} holds no image: files that end in {', '.join(IMAGES)} would be right")
+        raise DataError(f"{images} holds no image, expected files that end in {', '.join(IMAGES)}")
     pairs = []
     for name in sorted({*found, *masks}):
         image = found[name] if name in found else images / masks[name].relative_to(labels).with_suffix(".jpg")

@@ -52,11 +52,11 @@ def write_scenes(
         Where `out` exists.
     """
     if min(train, val) < 1:
-        raise DataError(f"{train} train and {val} val scenes were asked for: at least one of each would be right")
+        raise DataError(f"{train} train and {val} val scenes were asked for, expected one of each at least")
     if min(size) < _SMALLEST:
-        raise DataError(f"scenes of {size[1]}x{size[0]} are too small: {_SMALLEST}x{_SMALLEST} or more would be right")
+        raise DataError(f"scenes of {size[1]}x{size[0]} are too small, expected {_SMALLEST}x{_SMALLEST} or more")
     if seed < 0:
-        raise DataError(f"seed {seed} is negative: 0 or more would be right")
+        raise DataError(f"seed {seed} is negative, expected 0 or more")
     with new_directory(out) as aside:
         for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
             (aside / folder).mkdir(parents=True)

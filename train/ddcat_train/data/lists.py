@@ -31,7 +31,7 @@ def read_list(path: Path) -> list[str]:
     lines = [line.strip() for line in re.split(r"\r\n|\r|\n", read_text(path))]
     lines = [line for line in lines if line]
     if not lines:
-        raise DataError(f"the list {path} is empty: one image a line would be right")
+        raise DataError(f"the list {path} is empty, expected one image a line")
     return lines
 
 
@@ -71,7 +71,7 @@ def columns_of(line: str, path: Path, *, named: Callable[[str], bool], there: Ca
     words = text.split("\t") if "\t" in text else text.split()
     if len(words) > 2:
         raise DataError(
-            f"{path}: {printable(line, 100)!r} has {len(words)} columns, and is no name of a file: a name, or "
-            "'image labels', would be right"
+            f"{path}: {printable(line, 100)!r} has {len(words)} columns and is not the name of a file, expected "
+            "a name or 'image labels'"
         )
     return tuple(word.strip() for word in words)

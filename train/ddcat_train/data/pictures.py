@@ -80,9 +80,9 @@ def read_image(path: Path) -> U8:
     content = _read(path, "image")
     with _Opened(path, content, "image") as opened:
         if opened.mode not in _COLOUR_MODES:
-            raise DataError(f"{path} is an image of mode {opened.mode}: 8-bit RGB or grey would be right")
+            raise DataError(f"{path} is an image of mode {opened.mode}, expected RGB or grey of 8 bits")
         if is_png(content) and content[_DEPTH] == 16:  # Pillow takes the upper 8 of colours, though not of grey values
-            raise DataError(f"{path} is a PNG of 16 bits a channel: 8 bits would be right")
+            raise DataError(f"{path} is a PNG of 16 bits a channel, expected 8")
         if opened.mode == "P" and np.asarray(opened).max() >= palette_size(content):
             raise DataError(f"{path} has indices beyond its palette, whose colour is undefined: replace it")
         opened.info.pop("transparency", None)  # of which Pillow would warn
@@ -106,13 +106,13 @@ def read_mask(path: Path) -> Mask:
     with _Opened(path, content, "label file") as opened:
         if opened.mode in {"L", "1"} and (bits := content[_DEPTH]) < 8:
             # Pillow stretches grey values, and not indices, to 0..255: labels 0, 1, 2 of 4 bits would be 0, 17, 34
-            raise DataError(f"{name} is a grey PNG of {bits} bit{'s' * (bits > 1)}: 8 bits, or a palette, would be right")
+            raise DataError(f"{name} is a grey PNG of {bits} bit{'s' * (bits > 1)}, expected 8 bits or a palette")
         if content[_DEPTH] == 16 and opened.mode != "I;16":
-            raise DataError(f"{name} is a PNG of 16 bits a channel: labels must have 8 bits")
+            raise DataError(f"{name} is a PNG of 16 bits a channel, expected 8")
         if opened.mode == "RGBA":
             pixels = np.array(opened, dtype=np.uint8)
             if (pixels[..., 3] < 255).any():
-                raise DataError(f"{name} has transparent pixels (mode RGBA): a mask without transparency would be right")
+                raise DataError(f"{name} has transparent pixels (mode RGBA), expected a mask without transparency")
             return Mask(np.ascontiguousarray(pixels[..., :3]), None)
         if opened.mode not in {"P", "L", "RGB"}:
             form = _MODES.get(opened.mode, f"a PNG of mode {opened.mode}")

@@ -41,7 +41,7 @@ def import_checkpoint(
     ConfigError, DataError
     """
     if out.suffix != ".safetensors":
-        raise CheckpointError(f"{out} is to be a safetensors file: {out.with_suffix('.safetensors')} would be right")
+        raise CheckpointError(f"{out} does not end in .safetensors: use {out.with_suffix('.safetensors')}")
     for path in (out, out.with_suffix(".json")):
         if path.exists():
             raise CheckpointError(f"{path} exists already: name another file, or remove it first")

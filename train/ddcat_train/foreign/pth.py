@@ -55,22 +55,22 @@ def read_pth(path: Path) -> Pth:
         Where it cannot be read, or would have to run code to be read: nothing but tensors and plain values is taken.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} is {'a folder' if path.is_dir() else 'not there'}: a .pth file would be right")
+        raise CheckpointError(f"{path} is {'a folder' if path.is_dir() else 'not there'}, expected a .pth file")
     content = _load(path)
     weights = content
     if isinstance(content, dict):
         weights = next((content[name] for name in _HOLDERS if isinstance(content.get(name), dict)), content)
     if not isinstance(weights, dict) or not weights:
-        raise CheckpointError(f"{path} holds no weights: a dict of tensors, bare or as its state_dict, would be right")
+        raise CheckpointError(f"{path} holds no weights, expected a dict of tensors, bare or as its state_dict")
     others = [str(key) for key, value in weights.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if others:
         raise CheckpointError(
-            f"{path} is no dict of tensors: {', '.join(others[:5])} {'is' if len(others) == 1 else 'are'} none"
+            f"{path} does not hold tensors alone: {', '.join(others[:5])} {'is' if len(others) == 1 else 'are'} something else"
         )
     tensors = {key.removeprefix(_PARALLEL): value for key, value in weights.items()}
     if len(tensors) < len(weights):
         raise CheckpointError(
-            f"{path} holds keys with and without {_PARALLEL} that are the same otherwise: it is no one network's"
+            f"{path} holds keys with and without {_PARALLEL} that are the same otherwise, expected those of one network"
         )
     epoch = content.get("epoch") if weights is not content else None
     return Pth(

@@ -49,7 +49,7 @@ def import_segmenter(content: Pth, out: Path, *, like: str | None, data_root: Pa
     heads = _THREE_BRANCHES if _any(tensors, *_THREE_BRANCHES) else _ONE_BRANCH
     start = next((start for start in _CONTEXTS if _any(tensors, start)), None)
     if start is None:
-        raise CheckpointError(f"{path} has heads, but no context: keys of ppm (PSPNet) or aspp (DeepLabv3) would be right")
+        raise CheckpointError(f"{path} has heads, but no context, expected keys of ppm (PSPNet) or aspp (DeepLabv3)")
     model = find_resnet(tensors, path).model_copy(update={"context": _CONTEXTS[start]})
     last = tensors.get(f"{next(iter(heads))}4.bias")
     if last is None or last.ndim != 1:
@@ -112,9 +112,7 @@ def _papers(path: Path, model: ModelConfig, classes: int, *, divided: bool) -> s
     if data is None:
         raise ConfigError(f"{path} does not say which {classes} classes it has: name a preset or configuration with --like")
     if not divided:
-        raise ConfigError(
-            f"{path} does not say how it was trained: --like {data}-{network}-clean or {data}-{network}-sat would be right"
-        )
+        raise ConfigError(f"{path} does not say how it was trained: use --like {data}-{network}-clean or {data}-{network}-sat")
     return f"{data}-{network}-ddcat"
 
 

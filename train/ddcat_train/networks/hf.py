@@ -44,9 +44,7 @@ def hf_settings(source: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     name = given.get("model_type")
     if name not in MODEL_FOR_BACKBONE_MAPPING_NAMES:
         nearest = difflib.get_close_matches(str(name), MODEL_FOR_BACKBONE_MAPPING_NAMES, n=1, cutoff=0)[0]
-        raise ValueError(
-            f"model_type {name} is no backbone of transformers: convnextv2 or swin would be right (nearest: {nearest})"
-        )
+        raise ValueError(f"model_type {name} is not a backbone of transformers: use convnextv2 or swin (nearest: {nearest})")
     known = _own_keys(AutoConfig.for_model(str(name)))
     if isinstance(source, Mapping):
         for key in sorted(map(str, given.keys() - known - {"model_type"})):
@@ -91,8 +89,8 @@ class HuggingFace(Backbone):
         if len(used) < 2 or strides[0] != output_stride or any(b % a or a == b for a, b in pairwise(strides)):
             found = ", ".join(str(stride) for _, stride in stages.values())
             raise ConfigError(
-                f"the stages of this {settings['model_type']} have the strides {found}: {output_stride} (model.output_stride) "
-                "and one or more multiples of it would be right"
+                f"the stages of this {settings['model_type']} have the strides {found}, expected {output_stride} "
+                "(model.output_stride) and multiples of it"
             )
         self.stride, self.channels, self.intermediate_channels = output_stride, sum(channels), channels[-2]
         self._strides = strides
@@ -141,7 +139,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as cause:
-        raise ValueError(f"{file} cannot be read ({cause.strerror}): a config.json of transformers would be right") from cause
+        raise ValueError(f"{file} cannot be read ({cause.strerror}): use a config.json of transformers") from cause
     except ValueError as cause:
         raise ValueError(f"{file} is not JSON: {cause}") from cause
     if not isinstance(content, dict):
@@ -176,7 +174,7 @@ def _stages(settings: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
             maps = _build(settings, names).eval()(torch.zeros(1, 3, side, side)).feature_maps
     except Exception as cause:  # its exceptions share no base
         raise ConfigError(
-            f"transformers builds no {settings['model_type']} of these settings: {' '.join(str(cause).split())}"
+            f"transformers cannot build a {settings['model_type']} of these settings: {' '.join(str(cause).split())}"
         ) from cause
     return {name: (stage.shape[1], side // stage.shape[-1]) for name, stage in zip(names, maps, strict=True)}
 

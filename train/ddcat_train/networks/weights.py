@@ -42,9 +42,7 @@ def load_backbone(backbone: Backbone, path: Path) -> None:
     ours = {key.removeprefix(_OURS): value for key, value in found.items() if key.startswith(_OURS)}
     found = ours or backbone.own(found)
     if isinstance(backbone, ResNet) and (stem := stem_of(found)) not in (None, backbone.stem):
-        raise CheckpointError(
-            f"{path} is for the {stem} stem, not for the {backbone.stem} one: model.stem={stem} would be right"
-        )
+        raise CheckpointError(f"{path} is for the {stem} stem, not for the {backbone.stem} one: use model.stem={stem}")
     wanted = backbone.state_dict()
     faults = misfits(found, wanted)
     if faults:
