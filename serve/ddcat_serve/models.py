@@ -350,9 +350,7 @@ def _load(
         ),
         hangs_after=settings.hangs_after,
         kept_pixels=int(_KEPT * call_pixels),
-        measure=partial(
-            measure_speed, shapes=bundle.manifest.shapes, examples=examples[:1], batch_pixels=settings.batch_pixels
-        ),
+        measure=partial(measure_speed, shapes=bundle.manifest.shapes, examples=examples[:1], batch_pixels=pace.batch_pixels),
         observe=observe_batch,
     )
     model = ServedModel(

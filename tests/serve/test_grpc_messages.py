@@ -54,9 +54,9 @@ def test_numbers_are_read_as_protobuf_reads_them(numbers: np.ndarray) -> None:
         (message(numbers=[1] * 216, int_contents=[2] * 100_000), "beside its tensor"),
         (message(numbers=[], int_contents=[2] * 216), "another type; UINT8 takes uint_contents"),
         (message(raw=b"", fp32_contents=[]), "0 values"),
-        (message(raw=IMAGE.tobytes())[:-1], "no ModelInferRequest"),
-        (b"\x0b\x0c", "no ModelInferRequest"),  # a group
-        (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "no ModelInferRequest"),
+        (message(raw=IMAGE.tobytes())[:-1], "not a ModelInferRequest"),
+        (b"\x0b\x0c", "not a ModelInferRequest"),  # a group
+        (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "not a ModelInferRequest"),
         (message(raw=IMAGE.tobytes()) + b"\x2a\x04\x2a\x02\x22\x00", "inputs are"),
     ],
 )

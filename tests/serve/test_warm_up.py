@@ -1,6 +1,6 @@
 """Golden images are replayed, whatever batches an engine takes; how large a batch pays, on engines whose times are known."""
 
-import threading
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from ddcat.bundle import Bundle, write_bundle
-from ddcat.manifest import Range
-from ddcat_serve.capacity import Trial, try_sizes
+from ddcat.manifest import Range, Shapes
+from ddcat_serve.capacity import Trial
 from ddcat_serve.engines import Engine, Outputs
 from ddcat_serve.errors import EngineError, RequestError
+from ddcat_serve.golden import Example
 from ddcat_serve.models import load_models
 from ddcat_serve.settings import Settings
-from ddcat_serve.warm_up import Pace, measure_pace, warm_up
+from ddcat_serve.warm_up import Pace, measure_pace, measure_speed, warm_up
 from tests.serve.bundles import with_golden
 
 IMAGE = np.zeros((10, 20, 3), np.uint8)
@@ -70,6 +71,19 @@ def test_nothing_larger_is_tried_than_is_allowed(pixels: int, images: int | None
     assert pace.batch_pixels == pixels  # all of it paid as far as was tried
 
 
+@pytest.mark.parametrize(
+    ("pixels", "batch", "images"),
+    [(200, ANY, 1), (1700, ANY, 8), (100, Range(minimum=2, maximum=4), 2), (9999, Range(minimum=1, maximum=4), 4)],
+)
+def test_the_speed_is_measured_anew_at_the_batch_that_pays(pixels: int, batch: Range, images: int) -> None:
+    engine = Timed(lambda n: 0.9 + 0.1 * n)
+    shapes = Shapes(batch=batch, height=ANY, width=ANY)
+    examples = [Example("clean.0", IMAGE, IMAGE[..., 0])]
+    found = measure_speed(cast(Engine, engine), shapes=shapes, examples=examples, batch_pixels=pixels, clock=engine.clock)
+    assert engine.seen == [images, images]  # the first prepares
+    assert found == pytest.approx(200 * images / (0.9 + 0.1 * images))
+
+
 @pytest.mark.parametrize("fewest", [2, 3])
 def test_the_smallest_batch_is_where_it_begins(fewest: int) -> None:
     engine = Timed(lambda n: 0.3 * n)
@@ -116,15 +130,13 @@ def test_a_server_that_began_on_a_busy_machine_takes_large_images_as_soon_as_it_
     monkeypatch.setattr("ddcat_serve.worker._RESTS_AFTER", 0.05)
     if golden:
         bundle = with_golden(tmp_path / "golden", oracle, picture)
-    busy = threading.Event()
-    busy.set()
-    slow, trials = Pace(1.0, 10**6), [Trial(64, 64.0, 0)]
-    monkeypatch.setattr(
-        "ddcat_serve.warm_up.measure_pace", lambda *given, **named: slow if busy.is_set() else measure_pace(*given, **named)
-    )
-    monkeypatch.setattr("ddcat_serve.warm_up.try_sizes", lambda *given: trials if busy.is_set() else try_sizes(*given))
-    with load_models([bundle.path], settings=Settings(), threads=1) as models:
-        busy.clear()
+    with monkeypatch.context() as busy:
+        busy.setattr("ddcat_serve.warm_up.measure_pace", lambda *given, **named: Pace(1.0, 4000))
+        busy.setattr("ddcat_serve.warm_up.try_sizes", lambda *given: [Trial(64, 64.0, 0)])
+        loading = load_models([bundle.path], settings=Settings(), threads=1)
+        models = loading.__enter__()
+    with contextlib.ExitStack() as closing:
+        closing.push(loading)
         model = models["small"]["1"]
         with pytest.raises(RequestError) as refused:
             model.admit([(1, (600, 600))], 10.0)
