@@ -77,7 +77,7 @@ def parse_size(text: str, *, otherwise: str = "") -> tuple[int, int]:
     """
     height, _, width = text.partition("x")
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise DdcatError(f"--size {text}: use HEIGHTxWIDTH, such as 180x240,{otherwise}")
+        raise DdcatError(f"--size {text}: use HEIGHTxWIDTH, such as 180x240{otherwise and f',{otherwise}'}")
     return int(height), int(width)
 
 

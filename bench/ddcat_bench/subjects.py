@@ -12,6 +12,7 @@ from ddcat.agent import under_agent
 from ddcat.bundle import Bundle
 from ddcat.command import DEVICES, parse_choice
 from ddcat.manifest import Shapes
+from ddcat_bench.arguments import check_source
 from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
 from ddcat_bench.errors import BenchError
 from ddcat_serve.engines import Engine
@@ -165,10 +166,7 @@ def checkpoint_of(bundle: Bundle, path: Path | None = None) -> Checkpoint:
         Where it is not there, or its SHA-256 is another.
     """
     source = bundle.manifest.source
-    place = path or Path(source.checkpoint)
-    if not place.exists():
-        raise BenchError(f"the checkpoint that {bundle.path} was made from is not at {place}: say where with --checkpoint")
-    checkpoint = load_checkpoint(place)
+    checkpoint = load_checkpoint(check_source(bundle, path))
     found = checkpoint.sha256()
     if found != source.sha256:
         raise BenchError(

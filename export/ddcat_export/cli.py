@@ -82,7 +82,11 @@ def export(
     opset: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="ONNX opset of the graph, 17 to 22. Older runtimes need a lower one.", show_default="22"
+            min=17,
+            max=22,
+            metavar="N",
+            help="ONNX opset of the graph, 17 to 22. Older runtimes need a lower one.",
+            show_default="22",
         ),
     ] = None,
     data_root: Annotated[
@@ -134,11 +138,12 @@ def export(
 
     - `ddcat-export bundles/camvid --engine trt --size 180x240` builds an engine on the machine with the GPU, without torch.
     """
-    from ddcat.bundle import MANIFEST, Trust
+    from ddcat.bundle import MANIFEST, Trust, open_bundle
     from ddcat.manifest import Kind, Precision
-    from ddcat_serve.engines import check_known
+    from ddcat_serve.engines import extra_of
+    from ddcat_train.checkpoint_files import check_checkpoint
 
-    check_known(engine)
+    runtime = extra_of(engine)
     sizes = _sizes(size or [])
     chosen: Precision | None = None if precision is None else parse_choice("--precision", precision, get_args(Precision))
     kind: Kind | None = None if calibration is None else parse_choice("--calibration", calibration, get_args(Kind))
@@ -161,14 +166,16 @@ def export(
         _refuse(given, f"{source} is a bundle")
         place = source.resolve()  # "." has another parent
         folder = out or place.parent / "-".join(filter(None, (place.name, engine, precision)))
-        with needing("export,serve", ExportError):
-            from ddcat_export.rebuilding import rebuild
+        trust = Trust.from_options(require_signature, expect_digest)
         with _status() as progress, replacing(folder, MANIFEST, force=force) as place:
-            made, replay = rebuild(
-                source, place, engine=engine, precision=chosen, sizes=sizes, max_batch=max_batch, opset=opset,
-                key=sign, options=options, repeatable=repeatable,
-                trust=Trust.from_options(require_signature, expect_digest), progress=progress,
-            )  # fmt: skip
+            open_bundle(source, trust)
+            with needing(f"export,serve,{runtime}", ExportError):
+                from ddcat_export.rebuilding import rebuild
+
+                made, replay = rebuild(
+                    source, place, engine=engine, precision=chosen, sizes=sizes, max_batch=max_batch, opset=opset,
+                    key=sign, options=options, repeatable=repeatable, trust=trust, progress=progress,
+                )  # fmt: skip
         typer.echo(_told(dataclasses.replace(made, path=folder), "the bundle", replay))
         return
     _refuse(
@@ -178,10 +185,9 @@ def export(
     chosen = chosen or "fp32"
     if chosen != "int8":
         _refuse(of_int8, f"the precision is {chosen}")
+    check_checkpoint(source)
     folder = out or (source if source.is_dir() else source.parent) / f"bundle-{engine}-{chosen}"
-    with needing("train,export,cpu", ExportError):
-        from ddcat_export import exporting
-        from ddcat_export.lint import OPSET
+    runtimes = "cpu,openvino" if engine == "openvino" else runtime  # the graph is compared with PyTorch in ONNX Runtime
     if explain:
         writes = {
             "--out": out,
@@ -193,9 +199,17 @@ def export(
         }
         of_plans = {"--hardware": hardware, "--version-compatible": version_compatible}
         _refuse({**writes, "--data-root": data_root, **of_plans}, "--explain writes nothing")
-        _explain(source, chosen, sizes)
+        with needing(f"train,export,{runtimes}", ExportError):
+            _explain(source, chosen, sizes)
         return
-    with _status() as progress, replacing(folder, MANIFEST, force=force) as place:
+    with (
+        _status() as progress,
+        replacing(folder, MANIFEST, force=force) as place,
+        needing(f"train,export,{runtimes}", ExportError),
+    ):
+        from ddcat_export import exporting
+        from ddcat_export.lint import OPSET
+
         done = exporting.export(
             source, place, engine=engine, precision=chosen, sizes=sizes, max_batch=max_batch, logits=logits,
             confidence=confidence, calibration=kind or "mixed", calibration_images=calibration_images or 32,

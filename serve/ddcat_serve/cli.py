@@ -1,5 +1,7 @@
 """The command ddcat-serve."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +11,7 @@ from ddcat.command import ExpectDigest, RequirePassport, RequireSignature
 from ddcat_serve.flags import with_settings
 
 if TYPE_CHECKING:
+    from ddcat.bundle import Trust
     from ddcat.passport import Found
 
 __all__ = ["app"]
@@ -60,18 +63,14 @@ def run(
     - `ddcat-serve run one.bundle --require-signature key.pub --require-passport --rate-limit 100/minute`
     """
     from ddcat.bundle import Trust
-    from ddcat_serve.models import parse_source
-    from ddcat_serve.server import serve
     from ddcat_serve.settings import read_settings
+    from ddcat_serve.sources import parse_source
 
-    serve(
-        [parse_source(text) for text in bundles],
-        host=host,
-        port=port,
-        threads=threads,
-        trust=Trust.from_options(require_signature, expect_digest, require_passport),
-        settings=read_settings(config, **settings),
-    )
+    sources, read = [parse_source(text) for text in bundles], read_settings(config, **settings)
+    trust = Trust.from_options(require_signature, expect_digest, require_passport)
+    with _libraries_for([source.path for source in sources], trust, "serve"):
+        from ddcat_serve.server import serve
+    serve(sources, host=host, port=port, threads=threads, trust=trust, settings=read)
 
 
 @app.command()
@@ -123,12 +122,13 @@ def triton(
     from ddcat.bundle import Trust, open_bundle
     from ddcat.files import check_vacant
     from ddcat.passport import read_passport
-    from ddcat_serve.deploy.triton import write_repository
 
     check_vacant(out)
     trust = Trust.from_options(require_signature, expect_digest, require_passport)
     opened = open_bundle(bundle, trust)
     _warn(bundle, read_passport(opened, trust))
+    with _libraries_for([bundle], trust, "serve"):
+        from ddcat_serve.deploy.triton import write_repository
     for file in write_repository(opened, out):
         typer.echo(file)
     typer.echo(f"checked; tritonserver --model-repository={out} serves {opened.manifest.name} and {opened.manifest.name}-file")
@@ -163,15 +163,14 @@ def run_on_ray(
 
     - `ddcat-serve ray runs/camvid/bundle --replicas 2 --max-replicas 8`
     """
-    from ddcat.extras import needing
+    from ddcat.bundle import Trust, open_bundle
+    from ddcat.passport import read_passport
+    from ddcat_serve.sources import parse_source
 
-    with needing("serve,ray,cpu"):
+    trust = Trust.from_options(require_signature, expect_digest, require_passport)
+    with _libraries_for([parse_source(text).path for text in bundles], trust, "serve,ray"):
         from ddcat_serve.deploy.ray_app import Arguments
         from ddcat_serve.deploy.ray_app import run as run_ray
-    from ddcat.bundle import open_bundle
-    from ddcat.passport import read_passport
-    from ddcat_serve.models import parse_source
-
     arguments = Arguments(
         bundles=",".join(bundles),
         replicas=replicas,
@@ -186,6 +185,21 @@ def run_on_ray(
         path = parse_source(text).path
         _warn(path, read_passport(open_bundle(path, arguments.trust), arguments.trust))
     run_ray(arguments, host=host, port=port)
+
+
+@contextmanager
+def _libraries_for(bundles: Sequence[Path], trust: "Trust", extras: str) -> Iterator[None]:
+    """Where a library is missing, look at the bundles first, whose engines say which extras are needed, too."""
+    try:
+        yield
+    except ImportError:
+        from ddcat.bundle import open_bundle
+        from ddcat.extras import needing
+        from ddcat_serve.engines import extra_of
+
+        runtimes = dict.fromkeys(extra_of(open_bundle(bundle, trust).manifest.engine.name) for bundle in bundles)
+        with needing(",".join([extras, *runtimes])):
+            raise
 
 
 def _warn(bundle: Path, passport: "Found") -> None:

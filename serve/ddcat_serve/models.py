@@ -5,13 +5,12 @@ import contextlib
 import dataclasses
 import logging
 import math
-import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from starlette.requests import ClientDisconnect
 
@@ -29,14 +28,14 @@ from ddcat_serve.jobs import HungError, Job, LateError, StoppedError
 from ddcat_serve.memory import memory_size, resident
 from ddcat_serve.monitor import Monitor
 from ddcat_serve.settings import Settings
+from ddcat_serve.sources import NAME, Source
 from ddcat_serve.telemetry import golden_statistics
 from ddcat_serve.usage import Usage
 from ddcat_serve.warm_up import check_answers, measure_speed, warm_up
 from ddcat_serve.worker import Batch, Worker
 
-__all__ = ["Models", "ServedModel", "Source", "find", "load_models", "parse_source"]
+__all__ = ["Models", "ServedModel", "find", "load_models"]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # as in manifests: it is part of addresses
 
 _log = logging.getLogger(__name__)
 
@@ -45,13 +44,6 @@ _KEPT = 0.25  # share of the pixels of one call that an engine may keep memory f
 _FAR = 1 / 3  # share of the time after which an engine is given up that a call may be expected to take
 
 Observe = Callable[["ServedModel", Batch], None]
-
-
-class Source(NamedTuple):
-    """A bundle, and the name to serve it by where that is not the manifest's."""
-
-    path: Path
-    name: str | None = None
 
 
 class ServedModel:
@@ -241,12 +233,6 @@ def find(models: Models, name: str, version: str | None = None) -> ServedModel:
     return versions[version]
 
 
-def parse_source(text: str) -> Source:
-    """Read BUNDLE or NAME=BUNDLE."""
-    name, equals, path = text.partition("=")
-    return Source(Path(path), name) if equals and _NAME.fullmatch(name) and not Path(text).exists() else Source(Path(text))
-
-
 @contextlib.contextmanager
 def load_models(
     sources: Sequence[Source | Path],
@@ -290,7 +276,7 @@ def load_models(
             source = given if isinstance(given, Source) else Source(given)
             bundle = open_bundle(source.path, trust)
             name = source.name or bundle.manifest.name
-            if not _NAME.fullmatch(name):
+            if not NAME.fullmatch(name):
                 raise ServeError(
                     f"{source.path}: {name!r} is not a valid name of a model: use letters, digits, '.', '-' and '_'"
                 )

@@ -24,8 +24,9 @@ from ddcat_serve.errors import ServeError
 from ddcat_serve.logs import log_as_json
 from ddcat_serve.memory import give_back_large_blocks, keep_kernels_once
 from ddcat_serve.metrics import Metrics
-from ddcat_serve.models import Models, Source, load_models
+from ddcat_serve.models import Models, load_models
 from ddcat_serve.settings import Settings
+from ddcat_serve.sources import Source
 from ddcat_serve.worker import engines_at_work
 
 if TYPE_CHECKING:

@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 import pytest
 
+from ddcat.bundle import write_bundle
+from ddcat_bench.output import write_result
+from tests.bench.gates import made_gate
 from tests.serve.bundles import small_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -74,26 +77,82 @@ COMMANDS = {
     "ddcat-bench": "bench",
     "ddcat-serve": "serve",
 }
-# with what follows each would begin its work, were everything installed
-LACKING = [
-    "ddcat-train scenes-ddcat",
-    "ddcat-data check scenes nowhere",
-    "ddcat-data scenes new",
-    "ddcat-data import-checkpoint a.pth b.safetensors",
-    "ddcat-export nowhere",
-    "ddcat-export BUNDLE --engine openvino --out new",
-    "ddcat-bench attack nowhere",
-    "ddcat-bench gate BUNDLE",
-    "ddcat-bench compare BUNDLE",
-    "ddcat-bench scenarios BUNDLE",
-    "ddcat-bench drift BUNDLE",
-    "ddcat-bench fidelity BUNDLE",
-    "ddcat-bench speed BUNDLE",
-    "ddcat-bench train-step scenes-ddcat",
-    "ddcat-serve run BUNDLE --port 0",
-    "ddcat-serve ray BUNDLE",
-    "ddcat-serve triton BUNDLE new",
-]
+# with what follows each would begin its work, were everything installed; and the extras for that
+LACKING = {
+    "ddcat-train scenes-ddcat": "train",
+    "ddcat-data check scenes nowhere": "train",
+    "ddcat-data scenes new": "train",
+    "ddcat-data import-checkpoint a.pth b.safetensors": "train",
+    "ddcat-export CHECKPOINT": "train,export,cpu",
+    "ddcat-export CHECKPOINT --explain": "train,export,cpu",
+    "ddcat-export CHECKPOINT --engine openvino": "train,export,cpu,openvino",
+    "ddcat-export CHECKPOINT --engine trt": "train,export,gpu",
+    "ddcat-export BUNDLE --out new": "export,serve,cpu",
+    "ddcat-export BUNDLE --engine openvino --out new": "export,serve,openvino",
+    "ddcat-export BUNDLE --engine trt --out new": "export,serve,gpu",
+    "ddcat-bench attack CHECKPOINT": "bench,export,cpu",
+    "ddcat-bench gate BUNDLE --checkpoint CHECKPOINT": "bench,export,cpu",
+    "ddcat-bench gate OPENVINO --checkpoint CHECKPOINT": "bench,export,openvino",
+    "ddcat-bench compare RESULT": "bench",
+    "ddcat-bench scenarios BUNDLE": "bench,export,cpu",
+    "ddcat-bench drift BUNDLE --checkpoint CHECKPOINT": "bench,export,cpu",
+    "ddcat-bench fidelity BUNDLE --checkpoint CHECKPOINT": "bench,export,cpu",
+    "ddcat-bench speed BUNDLE --checkpoint CHECKPOINT": "bench,export,cpu",
+    "ddcat-bench train-step scenes-ddcat --out new": "bench,export,cpu",
+    "ddcat-serve run BUNDLE --port 0": "serve,cpu",
+    "ddcat-serve run BUNDLE OPENVINO": "serve,cpu,openvino",
+    "ddcat-serve ray BUNDLE": "serve,ray,cpu",
+    "ddcat-serve triton BUNDLE new": "serve,cpu",
+}
+# what is wrong with the line itself is said first, whatever is installed
+WRONG = {
+    "ddcat-train nonsense": "nonsense is neither a file nor a preset",
+    "ddcat-data scenes new --size x": "--size x: use HEIGHTxWIDTH, such as 180x240\n",
+    "ddcat-data scenes BUNDLE": "BUNDLE exists already",
+    "ddcat-export nowhere": "no such checkpoint: nowhere",
+    "ddcat-export nowhere --explain": "no such checkpoint: nowhere",
+    "ddcat-export nowhere --engine x": "this version has no engine 'x'",
+    "ddcat-export CHECKPOINT --precision x": "--precision x: use fp32",
+    "ddcat-export CHECKPOINT --size x": "--size x: use HEIGHTxWIDTH",
+    "ddcat-export CHECKPOINT --opset 23": "'--opset': Input should be less than or equal to 22",
+    "ddcat-export BUNDLE --opset 16": "'--opset': Input should be greater than or equal to 17",
+    "ddcat-export BUNDLE --expect-digest 00 --out new": "not the expected 00",
+    "ddcat-bench attack nowhere": "no such checkpoint: nowhere",
+    "ddcat-bench attack CHECKPOINT --substitute nowhere": "no such checkpoint: nowhere",
+    "ddcat-bench attack CHECKPOINT --suite x": "--suite x: use quick",
+    "ddcat-bench attack CHECKPOINT --protocol x": "--protocol x: use whole or windows",
+    "ddcat-bench attack CHECKPOINT --epsilon x": "--epsilon x: use a number",
+    "ddcat-bench attack CHECKPOINT --device x": "--device x: use auto, cpu or cuda",
+    "ddcat-bench gate nowhere": "nowhere is not a directory",
+    "ddcat-bench gate BUNDLE --limits nowhere.yaml": "--limits nowhere.yaml cannot be read",
+    "ddcat-bench gate BUNDLE --quick --steps 3": "--steps 3: --quick",
+    "ddcat-bench gate BUNDLE --checkpoint nowhere": "is not at nowhere: say where with --checkpoint",
+    "ddcat-bench compare nowhere": "nowhere is not a directory",
+    "ddcat-bench compare BUNDLE": "BUNDLE was not judged",
+    "ddcat-bench compare RESULT --out BUNDLE": "BUNDLE exists already and is no result",
+    "ddcat-bench scenarios nowhere": "nowhere is not a directory",
+    "ddcat-bench scenarios BUNDLE --size x": "--size x: use HEIGHTxWIDTH",
+    "ddcat-bench scenarios BUNDLE --out BUNDLE": "BUNDLE exists already and is no result",
+    "ddcat-bench drift nowhere": "nowhere is not a directory",
+    "ddcat-bench drift BUNDLE --epsilon x": "--epsilon x: use a number",
+    "ddcat-bench drift BUNDLE": "is not at runs/small/best: say where with --checkpoint",
+    "ddcat-bench fidelity nowhere": "nowhere is not a directory",
+    "ddcat-bench fidelity BUNDLE": "is not at runs/small/best: say where with --checkpoint",
+    "ddcat-bench speed nowhere": "nowhere is not a directory",
+    "ddcat-bench speed BUNDLE --size x": "--size x: use HEIGHTxWIDTH",
+    "ddcat-bench speed BUNDLE": "is not at runs/small/best: say where with --checkpoint",
+    "ddcat-bench train-step nonsense": "nonsense is neither a file nor a preset",
+    "ddcat-bench train-step scenes-ddcat --device x": "--device x: use auto, cpu or cuda",
+    "ddcat-bench train-step scenes-ddcat --baseline-precision x": "--baseline-precision x: use fp32, bf16 or fp64",
+    "ddcat-bench train-step scenes-ddcat --out BUNDLE": "BUNDLE exists already and is no result",
+    "ddcat-bench tables nowhere": "nowhere: no attack.json in it",
+    "ddcat-serve run nowhere": "nowhere is not a directory",
+    "ddcat-serve run BUNDLE --config nowhere.yaml": "--config nowhere.yaml cannot be read",
+    "ddcat-serve run BUNDLE --expect-digest 00": "not the expected 00",
+    "ddcat-serve ray nowhere": "nowhere is not a directory",
+    "ddcat-serve triton nowhere new": "nowhere is not a directory",
+    "ddcat-serve triton BUNDLE BUNDLE": "BUNDLE exists already",
+}
 WORKING = {
     "ddcat-train --list": "scenes-ddcat",
     "ddcat-train --show scenes-ddcat": "backbone:",
@@ -115,18 +174,30 @@ class Answer(NamedTuple):
     err: str
 
 
+def make_files(where: Path) -> set[str]:
+    """Make what the lines name."""
+    bundle = small_bundle(where / "BUNDLE")
+    manifest, files = bundle.manifest, bundle.files
+    engine = manifest.engine.model_copy(update={"name": "openvino"})
+    write_bundle(where / "OPENVINO", manifest.model_copy(update={"engine": engine}), files)
+    (where / "CHECKPOINT").write_bytes(b"looked at by what is not installed")
+    write_result(where / "RESULT", "gate", made_gate(), "")
+    return {"BUNDLE", "OPENVINO", "CHECKPOINT", "RESULT"}
+
+
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
     """What each line answers; a command is started once for all its lines."""
     where, found = tmp_path_factory.mktemp("extras"), {}
-    small_bundle(where / "BUNDLE")
+    files = make_files(where)
     for name, function in COMMANDS.items():
-        lines = [line for line in (*HELP, *LACKING, *WORKING) if line.split()[0] == name]
+        lines = [line for line in (*HELP, *LACKING, *WRONG, *WORKING) if line.split()[0] == name]
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, json.dumps([function, lines])],
             cwd=where, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "120"},
         )  # fmt: skip
         found |= {line: Answer(*answer) for line, answer in zip(lines, json.loads(done.stdout), strict=True)}
+    assert {file.name for file in where.iterdir()} == files  # nothing was begun
     return found
 
 
@@ -140,9 +211,16 @@ def test_a_command_explains_itself(line: str, answers: dict[str, Answer]) -> Non
 def test_a_command_says_which_extras_it_lacks(line: str, answers: dict[str, Answer]) -> None:
     status, out, err = answers[line]
     assert (status, out) == (2, "")
-    found = re.fullmatch(r'error: .*No module named .*: pip install "\.\[([a-z,-]+)\]" in a clone of ddcat\n', err)
-    assert found, err
-    assert set(found[1].split(",")) <= set(importlib.metadata.metadata("ddcat").get_all("Provides-Extra") or ())
+    assert re.fullmatch(rf'error: .*No module named .*: pip install "\.\[{LACKING[line]}\]" in a clone of ddcat\n', err), err
+    assert set(LACKING[line].split(",")) <= set(importlib.metadata.metadata("ddcat").get_all("Provides-Extra") or ())
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_command_says_first_what_is_wrong_with_its_arguments(line: str, answers: dict[str, Answer]) -> None:
+    status, out, err = answers[line]
+    assert (status, out) == (2, "")
+    assert WRONG[line] in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("line", WORKING)
@@ -179,8 +257,8 @@ def test_a_clean_environment_has_working_commands(tmp_path: Path) -> None:
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     install = [tmp_path / "venv/bin/pip", "install", "--quiet", wheel]
     subprocess.run([*map(str, install)], check=True, env=environment, cwd=tmp_path)
-    small_bundle(tmp_path / "BUNDLE")
-    for line in (*HELP, *LACKING, *WORKING):
+    make_files(tmp_path)
+    for line in (*HELP, *LACKING, *WRONG, *WORKING):
         name, *arguments = line.split()
         done = subprocess.run(
             [tmp_path / "venv/bin" / name, *arguments],
@@ -191,8 +269,8 @@ def test_a_clean_environment_has_working_commands(tmp_path: Path) -> None:
             check=False,
         )
         assert "Traceback" not in done.stderr, line
-        if line in LACKING:
+        if line in LACKING or line in WRONG:
             assert (done.returncode, done.stderr.count("\n")) == (2, 1), line
-            assert 'pip install ".[' in done.stderr, line
+            assert (WRONG[line] if line in WRONG else f'pip install ".[{LACKING[line]}]"') in done.stderr, line
         else:
             assert done.returncode == 0, f"{line}: {done.stderr}"

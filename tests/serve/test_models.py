@@ -20,8 +20,9 @@ from ddcat.errors import BundleError
 from ddcat_serve.app import create_app
 from ddcat_serve.engines.base import GraphEngine, Outputs
 from ddcat_serve.errors import EngineError, ServeError
-from ddcat_serve.models import Source, load_models, parse_source
+from ddcat_serve.models import load_models
 from ddcat_serve.settings import Settings
+from ddcat_serve.sources import Source, parse_source
 from tests.keys import write_keys
 from tests.serve.answers import refused
 from tests.serve.bundles import with_golden

@@ -23,6 +23,7 @@ from ddcat.classes import Classes, repeated_name
 from ddcat.files import write_bytes, write_text
 from ddcat.hashing import sha256_of_bytes
 from ddcat.json_text import parse_json, parse_model
+from ddcat_train.checkpoint_files import BEST, LAST, find_checkpoint
 from ddcat_train.config import Config
 from ddcat_train.data.base import Dataset
 from ddcat_train.errors import CheckpointError
@@ -44,7 +45,6 @@ __all__ = [
     "save_checkpoint",
 ]
 
-BEST, LAST = "best.safetensors", "last.safetensors"
 _HEADER = "ddcat"  # the key of the description in the file's header
 _MODEL = "model."
 
@@ -247,18 +247,6 @@ def save_checkpoint(
     contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     write_bytes(path, save(contiguous, {_HEADER: description.model_dump_json()}))
     write_text(path.with_suffix(".json"), description.model_dump_json(indent=2) + "\n")
-
-
-def find_checkpoint(source: Path) -> Path:
-    """Give the checkpoint file of a run directory, its best one, or the last where none was judged; any other path as it is."""
-    if not source.is_dir():
-        return source
-    found = [source / choice for choice in (BEST, LAST) if (source / choice).is_file()]
-    if not found:
-        if (source / "manifest.json").is_file():
-            raise CheckpointError(f"{source} is a bundle, expected a run or a checkpoint: use the one that it was made from")
-        raise CheckpointError(f"{source} holds no {BEST}: use a run directory that ddcat-train wrote")
-    return found[0]
 
 
 def load_checkpoint(source: Path) -> Checkpoint:

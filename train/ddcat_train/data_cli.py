@@ -73,11 +73,16 @@ def scenes(
 
     - `ddcat-data scenes data/scenes --train 500 --val 100 --size 96x96`
     """
+    from ddcat.files import check_vacant
     from ddcat.progress import progress
+
+    sides = parse_size(size)
+    check_vacant(out)
+
     from ddcat_train.data.generate import write_scenes
 
     with progress("generating", train + val, unit="scenes") as advance:
-        write_scenes(out, train=train, val=val, size=parse_size(size), seed=seed, advance=advance)
+        write_scenes(out, train=train, val=val, size=sides, seed=seed, advance=advance)
     typer.echo(f"{train} train and {val} val scenes of {size} in {out}")
 
 

@@ -2,11 +2,11 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
-from ddcat.command import parse_choice
+from ddcat.command import DEVICES, parse_choice
 from ddcat_bench.errors import BenchError
 from ddcat_bench.options import DataRoot, Force, Limit, Split
 
@@ -76,14 +76,14 @@ def attack(
 
     - `ddcat-bench attack runs/voc-ddcat --measure --batch 4` times the sweep beside separate attacks
     """
-    from ddcat_bench.attack.command import judge, measure_sweep
-    from ddcat_bench.attack.evaluation import Evaluation, open_substitutes, parse_epsilon
-    from ddcat_bench.attack.suites import SUITES
-    from ddcat_bench.attack.summing import PROTOCOLS
-    from ddcat_bench.subjects import open_split, torch_device
-    from ddcat_train.checkpoints import load_checkpoint
+    from ddcat_bench.arguments import parse_epsilon
+    from ddcat_bench.attack.results import ProtocolName, SuiteName
+    from ddcat_train.checkpoint_files import check_checkpoint
 
-    name, way = parse_choice("--suite", suite, tuple(SUITES)), parse_choice("--protocol", protocol, tuple(PROTOCOLS))
+    name: SuiteName = parse_choice("--suite", suite, get_args(SuiteName))
+    way: ProtocolName = parse_choice("--protocol", protocol, get_args(ProtocolName))
+    epsilons = tuple(map(parse_epsilon, epsilon)) if epsilon else None
+    parse_choice("--device", device, DEVICES)
     if measure:
         given = {
             "--suite": suite != "quick", "--limit": limit, "--epsilon": epsilon, "--iterations": iterations,
@@ -92,13 +92,21 @@ def attack(
         for option, value in given.items():
             if value:
                 raise BenchError(f"{option}: --measure times BIM, n = 1..7, in one process, and has no use for it")
+    for path in (checkpoint, *(substitute or [])):
+        check_checkpoint(path)
+
+    from ddcat_bench.attack.command import judge, measure_sweep
+    from ddcat_bench.attack.evaluation import Evaluation, open_substitutes
+    from ddcat_bench.subjects import open_split, torch_device
+    from ddcat_train.checkpoints import load_checkpoint
+
     loaded = load_checkpoint(checkpoint)
     dataset = open_split(loaded, data_root=data_root, split=split)
     evaluation = Evaluation(
         loaded,
         dataset if way == "whole" else dataclasses.replace(dataset, long_side=None),
         suite=name,
-        epsilons=tuple(map(parse_epsilon, epsilon)) if epsilon else None,
+        epsilons=epsilons,
         iterations=iterations,
         substitutes=open_substitutes(loaded, substitute or []),
         seed=seed,

@@ -19,7 +19,7 @@ from ddcat_bench.subjects import versions
 from ddcat_train.checkpoints import Checkpoint, load_checkpoint
 from ddcat_train.data import Dataset
 
-__all__ = ["Evaluation", "open_substitutes", "parse_epsilon"]
+__all__ = ["Evaluation", "open_substitutes"]
 
 _PROBED_IMAGES = 6
 
@@ -138,24 +138,6 @@ class Evaluation:
             "versions": versions(),
             "code": provenance.git_commit(),
         }
-
-
-def parse_epsilon(text: str) -> float:
-    """
-    Read a bound: 0.03, or 8/255.
-
-    Raises
-    ------
-    BenchError
-    """
-    above, slash, below = text.partition("/")
-    try:
-        epsilon = float(above) / float(below if slash else 1)
-    except (ValueError, ZeroDivisionError):
-        epsilon = 0.0
-    if not 0 < epsilon <= 1:
-        raise BenchError(f"--epsilon {text}: use a number above 0 and up to 1, such as 0.03 or 8/255")
-    return epsilon
 
 
 def open_substitutes(judged: Checkpoint, paths: Sequence[Path]) -> tuple[Checkpoint, ...]:

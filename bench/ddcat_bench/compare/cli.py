@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ddcat.extras import needing
 from ddcat_bench.options import Force
 
 __all__ = ["compare"]
@@ -30,10 +31,11 @@ def compare(
     """
     from ddcat_bench.compare.engines import compare as put_side_by_side
     from ddcat_bench.compare.engines import find_gates, find_reports
-    from ddcat_bench.compare.report import compare_html, compare_markdown, pareto
     from ddcat_bench.output import claim, publish
 
     with claim(out, "compare", force=force):
         result = put_side_by_side(find_gates(bundles), find_reports(bundles, out))
+        with needing("bench"):
+            from ddcat_bench.compare.report import compare_html, compare_markdown, pareto
         files = {"pareto.png": pareto(result), "compare.html": compare_html(result).encode()}
         publish(out, "compare", result, compare_markdown(result), files, force=force)

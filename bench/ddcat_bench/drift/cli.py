@@ -39,28 +39,30 @@ def drift(
     """
     import time
 
-    import torch
-
     from ddcat.bundle import Trust, open_bundle
     from ddcat.progress import progress
-    from ddcat_bench.attack.evaluation import parse_epsilon
-    from ddcat_bench.drift.measure import DriftResult, drift_markdown, measure_drift
+    from ddcat_bench.arguments import check_source, libraries_for, parse_epsilon
     from ddcat_bench.output import beside, claim, publish
-    from ddcat_bench.subjects import (
-        check_sizes,
-        checkpoint_of,
-        describe_bundle,
-        describe_environment,
-        main_branch,
-        open_bundle_data,
-    )
     from ddcat_serve.engines import open_engine
 
     began, bound = time.monotonic(), parse_epsilon(epsilon)
     opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
     folder = out or beside(bundle, "drift")
     with claim(folder, "drift", force=force):
-        loaded = checkpoint_of(opened, checkpoint)
+        source = check_source(opened, checkpoint)
+        with libraries_for(opened):
+            import torch
+
+            from ddcat_bench.drift.measure import DriftResult, drift_markdown, measure_drift
+            from ddcat_bench.subjects import (
+                check_sizes,
+                checkpoint_of,
+                describe_bundle,
+                describe_environment,
+                main_branch,
+                open_bundle_data,
+            )
+        loaded = checkpoint_of(opened, source)
         dataset = open_bundle_data(opened, data_root=data_root, split=split)
         check_sizes(opened, dataset)
         cpu = torch.device("cpu")

@@ -37,16 +37,19 @@ def fidelity(
     """
     from ddcat.bundle import Trust, open_bundle
     from ddcat.progress import progress
-    from ddcat_bench.fidelity.labels import compare as compare_labels
-    from ddcat_bench.fidelity.markdown import fidelity_markdown
+    from ddcat_bench.arguments import check_source, libraries_for
     from ddcat_bench.output import beside, claim, publish
-    from ddcat_bench.subjects import check_sizes, checkpoint_of, open_bundle_data
     from ddcat_serve.engines import open_engine
 
     opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
     folder = out or beside(bundle, "fidelity")
     with claim(folder, "fidelity", force=force):
-        loaded = checkpoint_of(opened, checkpoint)
+        source = check_source(opened, checkpoint)
+        with libraries_for(opened):
+            from ddcat_bench.fidelity.labels import compare as compare_labels
+            from ddcat_bench.fidelity.markdown import fidelity_markdown
+            from ddcat_bench.subjects import check_sizes, checkpoint_of, open_bundle_data
+        loaded = checkpoint_of(opened, source)
         dataset = open_bundle_data(opened, data_root=data_root, split=split)
         check_sizes(opened, dataset)
         with (

@@ -16,7 +16,8 @@ from ddcat_bench.attack.passes import Meter, Victims, attack
 from ddcat_bench.attack.probe import FORWARDS, run_probe
 from ddcat_bench.attack.probe_results import Probe
 from ddcat_bench.attack.suites import Plan
-from ddcat_bench.gate.case import Budget, Case
+from ddcat_bench.gate.budget import Budget
+from ddcat_bench.gate.case import Case
 from ddcat_bench.gate.equivalence import KEPT_AT_LEAST
 from ddcat_bench.gate.pool import (
     EPSILONS,

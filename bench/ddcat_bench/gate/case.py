@@ -1,33 +1,22 @@
-"""What the gate judges, and how much it attacks."""
+"""What the gate judges."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from ddcat import provenance
 from ddcat.bundle import Bundle
 from ddcat.classes import IGNORE
 from ddcat_bench.attack.probe import FORWARDS
 from ddcat_bench.errors import BenchError
+from ddcat_bench.gate.budget import Budget
 from ddcat_bench.gate.pool import EPSILONS, parts_of
 from ddcat_bench.subjects import versions
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
 
-__all__ = ["Budget", "BudgetName", "Case"]
+__all__ = ["Case"]
 
 _PROBED_IMAGES = 4
-
-BudgetName = Literal["default", "quick"]
-
-
-class Budget(NamedTuple):
-    """How much the gate attacks: see `ddcat_bench.gate.pool.parts_of`."""
-
-    name: BudgetName = "default"
-    steps: int = 20
-    queries: int = 500
-    every: int = 10
-    seed: int = 0
 
 
 class Case(NamedTuple):

@@ -75,12 +75,11 @@ def gate(
 
     from ddcat.agent import launched, under_agent
     from ddcat.bundle import Trust, open_bundle
+    from ddcat_bench.arguments import check_source, libraries_for
     from ddcat_bench.bootstrap import check_clips
-    from ddcat_bench.gate.case import Budget, Case
-    from ddcat_bench.gate.command import judge
+    from ddcat_bench.gate.budget import Budget
     from ddcat_bench.gate.limits import DEFAULT, read_limits
     from ddcat_bench.output import beside
-    from ddcat_bench.subjects import check_sizes, checkpoint_of, open_bundle_data
 
     if under_agent() and not launched():
         raise BenchError("torchrun hides the exit status, which is the gate's verdict: use --devices N without torchrun")
@@ -91,7 +90,12 @@ def gate(
                 raise BenchError(f"--{name} {value}: --quick runs BIM, n = 3, only and does not use this option: leave it out")
     opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
     allowed = read_limits(limits or DEFAULT, opened.manifest.engine.effective_precision)
-    loaded = checkpoint_of(opened, checkpoint)
+    source = check_source(opened, checkpoint)
+    with libraries_for(opened):
+        from ddcat_bench.gate.case import Case
+        from ddcat_bench.gate.command import judge
+        from ddcat_bench.subjects import check_sizes, checkpoint_of, open_bundle_data
+    loaded = checkpoint_of(opened, source)
     dataset = open_bundle_data(opened, data_root=data_root, split=split)
     if clips is not None:
         dataset = dataclasses.replace(dataset, clips=clips)

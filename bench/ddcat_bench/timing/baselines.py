@@ -26,8 +26,8 @@ from torch import Tensor
 
 from ddcat.classes import IGNORE
 from ddcat_bench.errors import BenchError
-from ddcat_bench.timing.matrix_product import Precision
 from ddcat_bench.timing.plain import PlainSegmenter
+from ddcat_bench.timing.results import Precision
 from ddcat_train.attacks import ATTACK_STARTS
 from ddcat_train.config import Config
 from ddcat_train.data.loader import Batch

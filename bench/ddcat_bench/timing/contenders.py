@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -11,10 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from ddcat.classes import CAMVID, CITYSCAPES, VOC, Classes
-from ddcat_bench.errors import BenchError
 from ddcat_bench.timing.arithmetic import arithmetic
 from ddcat_bench.timing.baselines import Baseline
-from ddcat_bench.timing.matrix_product import Precision
+from ddcat_bench.timing.results import Precision
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.config import Config
 from ddcat_train.data.classes_file import CLASSES_FILE, classes_yaml, read_classes
@@ -29,7 +28,6 @@ __all__ = [
     "ContenderName",
     "Ours",
     "Plan",
-    "as_precision",
     "contend",
     "draw_batch",
 ]
@@ -119,20 +117,6 @@ class Ours:
         path = self._folder / "now.safetensors"
         self._trainer.save(path, resumable=False)
         return load_checkpoint(path).part("model.")
-
-
-def as_precision(name: str) -> Precision:
-    """
-    Read the value of --baseline-precision.
-
-    Raises
-    ------
-    BenchError
-    """
-    known = next((precision for precision in get_args(Precision) if precision == name), None)
-    if known is None:
-        raise BenchError(f"--baseline-precision {name}: use {', '.join(get_args(Precision))}")
-    return known  # type: ignore[no-any-return]
 
 
 def contend(plan: Plan, name: ContenderName, folder: Path, weights: Mapping[str, Tensor] | None = None) -> Contender:

@@ -1,13 +1,12 @@
 """The most that a machine gives."""
 
 import time
-from typing import Literal
 
 import torch
 
-__all__ = ["Precision", "matrix_product_peak"]
+from ddcat_bench.timing.results import Precision
 
-Precision = Literal["fp32", "bf16", "fp64"]
+__all__ = ["matrix_product_peak"]
 
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 _SIDE = {"cpu": 2048, "cuda": 8192}

@@ -10,6 +10,7 @@ from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environ
 __all__ = [
     "CostResult",
     "CostRow",
+    "Precision",
     "Ratio",
     "SpeedEntry",
     "SpeedRatio",
@@ -22,6 +23,8 @@ __all__ = [
     "TrainStepResult",
     "Watched",
 ]
+
+Precision = Literal["fp32", "bf16", "fp64"]  # of training steps
 
 _QUIET = 0.5  # load average that is nobody's
 _IDLE = 0.1  # cores that a system keeps busy by itself

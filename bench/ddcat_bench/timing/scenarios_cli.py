@@ -45,24 +45,26 @@ def scenarios(
     """
     import time
 
-    import torch
-
     from ddcat.bundle import Trust, open_bundle
     from ddcat.progress import progress
+    from ddcat_bench.arguments import libraries_for
     from ddcat_bench.output import beside, claim, publish
-    from ddcat_bench.subjects import describe_bundle, describe_environment, open_bundle_data
-    from ddcat_bench.timing.scenarios import BOUNDARIES, LOADS, ScenariosResult, draw_files, run_scenarios
-    from ddcat_bench.timing.scenarios_report import scenarios_markdown
-    from ddcat_bench.timing.speed import draw_inputs
     from ddcat_serve.engines import open_engine
 
-    began = time.monotonic()
+    began, chosen = time.monotonic(), parse_size(size) if size else None
     opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
     folder = out or beside(bundle, "scenarios")
     with claim(folder, "scenarios", force=force):
+        with libraries_for(opened):
+            import torch
+
+            from ddcat_bench.subjects import describe_bundle, describe_environment, open_bundle_data
+            from ddcat_bench.timing.scenarios import BOUNDARIES, LOADS, ScenariosResult, draw_files, run_scenarios
+            from ddcat_bench.timing.scenarios_report import scenarios_markdown
+            from ddcat_bench.timing.speed import draw_inputs
         there = data_root is not None or Path(opened.manifest.data.root).is_dir()
         dataset = open_bundle_data(opened, data_root=data_root) if there else None
-        inputs = draw_inputs(opened, dataset, repeats=10, batch=1, size=parse_size(size) if size else None)
+        inputs = draw_inputs(opened, dataset, repeats=10, batch=1, size=chosen)
         files = draw_files(inputs)
         with (
             open_engine(opened, threads=threads) as engine,

@@ -46,21 +46,25 @@ def speed(
     """
     from ddcat.bundle import Trust, open_bundle
     from ddcat.progress import progress
+    from ddcat_bench.arguments import check_source, libraries_for
     from ddcat_bench.output import beside, claim, publish
-    from ddcat_bench.subjects import checkpoint_of, open_bundle_data
-    from ddcat_bench.timing.memory import serving_peak
-    from ddcat_bench.timing.speed import draw_inputs, measure
-    from ddcat_bench.timing.speed_report import speed_markdown
     from ddcat_serve.engines import open_engine
     from ddcat_serve.engines.cores import physical_cores
 
+    chosen = parse_size(size) if size else None
     opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
     folder = out or beside(bundle, "speed")
     with claim(folder, "speed", force=force):
-        loaded = checkpoint_of(opened, checkpoint)
+        source = check_source(opened, checkpoint)
+        with libraries_for(opened):
+            from ddcat_bench.subjects import checkpoint_of, open_bundle_data
+            from ddcat_bench.timing.memory import serving_peak
+            from ddcat_bench.timing.speed import draw_inputs, measure
+            from ddcat_bench.timing.speed_report import speed_markdown
+        loaded = checkpoint_of(opened, source)
         there = data_root is not None or Path(opened.manifest.data.root).is_dir()
         dataset = open_bundle_data(opened, data_root=data_root) if there else None
-        inputs = draw_inputs(opened, dataset, repeats=repeats, batch=batch, size=parse_size(size) if size else None)
+        inputs = draw_inputs(opened, dataset, repeats=repeats, batch=batch, size=chosen)
         used = threads or physical_cores()
         with (
             open_engine(opened, threads=used) as engine,

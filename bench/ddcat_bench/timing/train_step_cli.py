@@ -1,10 +1,11 @@
 """The command ddcat-bench train-step."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
+from ddcat.command import DEVICES, parse_choice
 from ddcat_bench.options import Force
 
 __all__ = ["train_step"]
@@ -57,6 +58,8 @@ def train_step(
     - `ddcat-bench train-step voc-deeplabv3_50-sat --precision bf16 --baseline-precision fp32 --tf32 --device cuda`
     """
     from ddcat.progress import progress
+    from ddcat_bench.output import claim, publish
+    from ddcat_bench.timing.results import Precision
     from ddcat_train.config import load_config
 
     crops = [] if crop is None else [f"augment.crop=[{crop[0]}, {crop[1]}]"]
@@ -64,20 +67,21 @@ def train_step(
     precisions = [] if precision is None else [f"train.precision={precision}"]
     config = load_config(preset, [*(overrides or []), *crops, *batches, *precisions])
     folder = out or Path("train-step") / Path(preset).stem
-
-    import torch
-
-    from ddcat_bench.output import claim, publish
-    from ddcat_bench.subjects import torch_device
-    from ddcat_bench.timing.contenders import CONTENDERS, Plan, as_precision
-    from ddcat_bench.timing.train_step import measure
-    from ddcat_bench.timing.train_step_report import train_step_markdown
+    theirs = parse_choice("--baseline-precision", baseline_precision or config.train.precision, get_args(Precision))
+    parse_choice("--device", device, DEVICES)
 
     with claim(folder, "train-step", force=force):
+        import torch
+
+        from ddcat_bench.subjects import torch_device
+        from ddcat_bench.timing.contenders import CONTENDERS, Plan
+        from ddcat_bench.timing.train_step import measure
+        from ddcat_bench.timing.train_step_report import train_step_markdown
+
         chosen = torch_device(device).type
         plan = Plan(
             config,
-            as_precision(baseline_precision or config.train.precision),
+            theirs,
             chosen,
             threads or torch.get_num_threads(),
             tf32,

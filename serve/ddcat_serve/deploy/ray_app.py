@@ -21,8 +21,9 @@ from ddcat.bundle import Trust
 from ddcat_serve.app import create_app
 from ddcat_serve.errors import ServeError
 from ddcat_serve.metrics import Metrics
-from ddcat_serve.models import load_models, parse_source
+from ddcat_serve.models import load_models
 from ddcat_serve.settings import PREFIX, Settings, read_settings
+from ddcat_serve.sources import parse_source
 
 __all__ = ["Arguments", "application", "run"]
 

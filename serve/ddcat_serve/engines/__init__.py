@@ -13,7 +13,7 @@ from ddcat.text import printable
 from ddcat_serve.engines.base import Built, Engine, Outputs
 from ddcat_serve.errors import EngineError
 
-__all__ = ["ENGINES", "Built", "Engine", "Outputs", "build_engine", "check_known", "check_possible", "open_engine"]
+__all__ = ["ENGINES", "Built", "Engine", "Outputs", "build_engine", "check_known", "check_possible", "extra_of", "open_engine"]
 
 
 # ONNX Runtime of 2026 on reports its use to its maker unless it is told not to: a server reaches no other host
@@ -53,6 +53,19 @@ def check_known(engine: str, where: str = "") -> None:
         near = difflib.get_close_matches(engine.lower(), known, n=1)
         hint = f"; use {known[near[0]]}" if near else ""
         raise EngineError(f"{where}this version has no engine {printable(engine)!r}: it runs {', '.join(ENGINES)}{hint}")
+
+
+def extra_of(engine: str) -> str:
+    """
+    Name the extra of the distribution that brings an engine's runtime.
+
+    Raises
+    ------
+    EngineError
+        Where this version has no such engine.
+    """
+    check_known(engine)
+    return ENGINES[engine].extra
 
 
 def check_possible(engine: str, precision: Precision) -> None:

@@ -10,8 +10,9 @@ import torch
 
 from ddcat.scores import Counts, count, miou
 from ddcat.worst_case import lowest_accuracy, worst_case
+from ddcat_bench.arguments import parse_epsilon
 from ddcat_bench.attack.class_pixels import count_class_pixels
-from ddcat_bench.attack.evaluation import Evaluation, open_substitutes, parse_epsilon
+from ddcat_bench.attack.evaluation import Evaluation, open_substitutes
 from ddcat_bench.attack.markdown import attack_markdown
 from ddcat_bench.attack.plots import plots
 from ddcat_bench.attack.results import AttackName, AttackResult

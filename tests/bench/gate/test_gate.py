@@ -23,7 +23,8 @@ from ddcat_bench.bootstrap import Scheme
 from ddcat_bench.errors import BenchError
 from ddcat_bench.gate import findings as gate_findings
 from ddcat_bench.gate.attacked import Attacked, Pilot, attack_pool, chosen_parts
-from ddcat_bench.gate.case import Budget, Case
+from ddcat_bench.gate.budget import Budget
+from ddcat_bench.gate.case import Case
 from ddcat_bench.gate.command import judge
 from ddcat_bench.gate.conclusion import conclude, passport_of, worst
 from ddcat_bench.gate.findings import judge_latency, needs_quiet

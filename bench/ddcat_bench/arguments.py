@@ -1,0 +1,58 @@
+"""What commands are told, looked at before anything that takes a library: what is wrong there is said first."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ddcat.bundle import Bundle
+from ddcat.extras import needing
+from ddcat_bench.errors import BenchError
+from ddcat_serve.engines import extra_of
+
+__all__ = ["check_source", "libraries_for", "parse_epsilon"]
+
+
+def parse_epsilon(text: str) -> float:
+    """
+    Read a bound: 0.03, or 8/255.
+
+    Raises
+    ------
+    BenchError
+    """
+    above, slash, below = text.partition("/")
+    try:
+        epsilon = float(above) / float(below if slash else 1)
+    except (ValueError, ZeroDivisionError):
+        epsilon = 0.0
+    if not 0 < epsilon <= 1:
+        raise BenchError(f"--epsilon {text}: use a number above 0 and up to 1, such as 0.03 or 8/255")
+    return epsilon
+
+
+def check_source(bundle: Bundle, moved_to: Path | None) -> Path:
+    """
+    Find the checkpoint that a bundle was made from, or the run that it is in.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    moved_to : Path or None
+        Where it lies now; where it lay when it was exported by default.
+
+    Raises
+    ------
+    BenchError
+        Where it is not there.
+    """
+    place = moved_to or Path(bundle.manifest.source.checkpoint)
+    if not place.exists():
+        raise BenchError(f"the checkpoint that {bundle.path} was made from is not at {place}: say where with --checkpoint")
+    return place
+
+
+@contextmanager
+def libraries_for(bundle: Bundle) -> Iterator[None]:
+    """Turn the lack of a library into an error that says which extras judge this bundle's engine."""
+    with needing(f"bench,export,{extra_of(bundle.manifest.engine.name)}"):
+        yield
