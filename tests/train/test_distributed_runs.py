@@ -299,7 +299,8 @@ def test_what_ranks_refuse_is_told_once(tmp_path: Path) -> None:
     def start() -> None:
         run(lambda: launch(2, reached=lambda: "its start", again="again"))
 
-    status, printed = Command(start, ["scenes-dcat"], tmp_path / "printed").end()  # refused by each before it needs torch
+    # refused by each before it needs torch
+    status, printed = Command(start, ["train", "scenes-dcat"], tmp_path / "printed").end()
     assert status == 2
     assert len(printed) == 1
     assert printed[0].startswith("error: scenes-dcat is neither a file nor a preset: did you mean")
