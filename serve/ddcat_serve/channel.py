@@ -72,7 +72,7 @@ class Channel:
         self._closing = True
         self._stop(self._knocks)
         self.watch()
-        if self.unread or not self._transport.is_reading():
+        if self.unread or self._holds:
             self._transport.write_eof()
             self._transport.resume_reading()
             self._lingers = self._loop.call_later(self._seconds, self._transport.abort)

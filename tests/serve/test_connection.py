@@ -147,14 +147,6 @@ def test_headers_that_wait_to_be_parsed_are_not_late(bundle: Bundle, picture: np
         assert [status for status, _ in answers(connection)] == [200] * 301
 
 
-def test_the_last_answer_arrives_though_much_behind_it_is_not_read(bundle: Bundle, picture: np.ndarray) -> None:
-    last = request("POST", "/v1/segment", as_png(picture), "Connection: close")
-    with server(bundle.path, before=SLOW.format(seconds=0.5)) as (_, address), connect(address) as connection:
-        connection.sendall(last + 20_000 * request("GET", "/v2/health/live"))
-        assert [status for status, _ in answers(connection)] == [200]
-        connection.sendall(b"x")  # still it takes what is sent, and does not reset the connection
-
-
 # an offer of another protocol is as if it were not there
 
 
