@@ -19,6 +19,7 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from typer.testing import CliRunner
 
+from ddcat import cli as command_line
 from ddcat.command import run
 from ddcat_train import cli
 from ddcat_train import launch as launching
@@ -98,7 +99,7 @@ class Command:
 def started(overrides: list[str], tmp_path: Path) -> Iterator[Command]:
     """Two ranks that save after every step and have done some."""
     more = arguments([*overrides, "train.workers=1"], tmp_path / "run", "--devices", 2, "--save-every", 0)
-    command = Command(cli.main, more, tmp_path / "printed")
+    command = Command(command_line.train, more, tmp_path / "printed")
     saved = tmp_path / "run/last.json"
     while not (saved.is_file() and json.loads(saved.read_text())["step"] >= 4):
         time.sleep(0.01)
@@ -142,7 +143,7 @@ def test_a_killed_rank_ends_the_run_which_resumes_to_the_same_bits(
     assert step < 18
     assert printed == [
         f"error: rank {rank} was killed by SIGKILL (by hand, or for want of memory); the others were stopped. Continue from "
-        f"step {step} with: ddcat-train {run}/config.yaml --resume --device cpu --devices 2"
+        f"step {step} with: ddcat train {run}/config.yaml --resume --device cpu --devices 2"
     ]
     assert_none_left(run)
     assert_resumes(run, whole, together)
@@ -164,7 +165,7 @@ def test_a_signal_stops_all_ranks_after_the_same_step(
     assert step < 18
     assert printed == [
         f"stopped by {number.name} at step {step} of 18; continue with: "
-        f"ddcat-train {run}/config.yaml --resume --device cpu --devices 2"
+        f"ddcat train {run}/config.yaml --resume --device cpu --devices 2"
     ]
     assert_none_left(run)
     assert_resumes(run, whole, together)
@@ -220,7 +221,7 @@ def test_an_error_of_one_rank_is_one_line(tiny_scenes: Path, overrides: list[str
     image = min((tmp_path / "scenes/JPEGImages").glob("*.jpg"))
     image.write_bytes(image.read_bytes()[:200])
     more = arguments(overrides, tmp_path / "run", "--data-root", tmp_path / "scenes", "--devices", 2)
-    status, printed = Command(cli.main, more, tmp_path / "printed").end()
+    status, printed = Command(command_line.train, more, tmp_path / "printed").end()
     assert status == 2
     warning, line = printed
     assert warning.startswith("warning: 1 of the 10 pairs of train cannot be read: ")
@@ -287,7 +288,7 @@ def test_nothing_is_lost_to_a_corrupt_image_of_one_rank(
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_on_all_ranks_is_one_line(overrides: list[str], tmp_path: Path) -> None:
     more = arguments([*overrides, "optim.lr=1e30"], tmp_path / "run", "--devices", 2)
-    status, printed = Command(cli.main, more, tmp_path / "printed").end()
+    status, printed = Command(command_line.train, more, tmp_path / "printed").end()
     assert status == 2
     assert len(printed) == 1
     assert "not finite at step" in printed[0]
