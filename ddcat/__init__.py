@@ -1,3 +1,37 @@
-"""The ground floor of ddcat: what every stage shares. Imports what every installation has, no torch, no engine."""
+"""
+Train segmentation models that hold up under attack, export them, prove the engine, serve it.
+
+`ddcat.load`, `ddcat.attack`, `ddcat.export`, `ddcat.open_bundle` and `ddcat.gate` are the Python interface. Each is loaded at
+its first use: `import ddcat` is quick and needs neither torch nor an engine.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ddcat_train.attacks.named import attack as attack
+    from ddcat_train.model import load as load
 
 __version__ = "0.1.0"
+__all__ = ["attack", "load"]
+
+_MODULES = {
+    "attack": ("ddcat_train.attacks.named", "train"),
+    "load": ("ddcat_train.model", "train"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'ddcat' has no attribute {name!r}")
+    from ddcat.extras import needing  # noqa: PLC0415 -- only where something is asked for
+
+    module, extras = _MODULES[name]
+    with needing(extras):
+        value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -2,11 +2,15 @@
 
 from ddcat.errors import DdcatError
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "LostRankError", "TrainError"]
+__all__ = ["AttackError", "CheckpointError", "ConfigError", "DataError", "LostRankError", "TrainError"]
 
 
 class TrainError(DdcatError):
     """Base of what ddcat_train raises on purpose."""
+
+
+class AttackError(TrainError):
+    """Images, labels or a model that an attack cannot work with."""
 
 
 class ConfigError(TrainError):

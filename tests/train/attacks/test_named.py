@@ -1,0 +1,134 @@
+"""Attacks by name, on whatever people call a model."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ddcat
+from ddcat_train.attacks import bim, pgd, sea
+from ddcat_train.attacks.named import ATTACKS, attack
+from ddcat_train.errors import AttackError
+
+EPSILON = 8 / 255
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    with torch.no_grad():  # every class is predicted somewhere
+        made[3].bias -= made(torch.rand(3, 3, 12, 10)).mean((0, 2, 3))
+    return made
+
+
+@pytest.fixture
+def batch(model: nn.Module) -> tuple[Tensor, Tensor]:
+    images = torch.rand(3, 3, 12, 10, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        labels = model.eval()(images).argmax(1)
+    labels[:, :2] = 255
+    model.train()
+    return images, labels
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_stays_in_its_ball_and_does_harm(name: str, model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    images, labels = batch
+    steps = {"sea": 12, "apgd": 10, "square": 60}.get(name)
+    found = attack(model, images, labels, name, epsilon=EPSILON, steps=steps)
+    assert found.shape == images.shape
+    assert float((found - images).abs().max()) <= EPSILON + 1e-6
+    assert 0 <= float(found.min()) <= float(found.max()) <= 1
+    assert model.training
+    model.eval()
+    valid = labels != 255
+    assert int((model(found).argmax(1) == labels)[valid].sum()) < int(valid.sum())
+
+
+def test_it_is_the_attack_of_that_name(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    images, labels = batch
+    assert torch.equal(
+        attack(model, images, labels, "bim", epsilon=EPSILON),
+        bim(model, images, labels, epsilon=EPSILON, alpha=EPSILON / 3, steps=3),
+    )
+    assert torch.equal(
+        attack(model, images, labels, "fgsm", epsilon=EPSILON),
+        bim(model, images, labels, epsilon=EPSILON, alpha=EPSILON, steps=1),
+    )
+    assert torch.equal(
+        attack(model, images, labels.to(torch.uint8), "pgd", epsilon=EPSILON, alpha=0.01, steps=4, seed=5),
+        pgd(model, images, labels, epsilon=EPSILON, alpha=0.01, steps=4, seeds=torch.tensor([5, 6, 7])),
+    )
+
+
+def test_sea_is_the_member_that_leaves_least_of_each_image(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    images, labels = batch
+    pixels = torch.bincount(labels[labels != 255], minlength=4)
+    members = sea(model, images, labels, epsilon=EPSILON, steps=12, seeds=torch.arange(3), class_pixels=pixels)
+    found = attack(model, images, labels, epsilon=EPSILON, steps=12)
+    model.eval()
+
+    def right(image: Tensor, label: Tensor) -> int:
+        return int((model(image[None]).argmax(1)[0] == label).sum())
+
+    for place, label in enumerate(labels):
+        assert right(found[place], label) == min(right(member[place], label) for member in members.values())
+
+
+def test_an_image_does_not_depend_on_the_others(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    images, labels = batch
+    together = attack(model, images, labels, "pgd", steps=5)
+    alone = attack(model, images[1:2], labels[1:2], "pgd", steps=5, seed=1)
+    assert torch.allclose(together[1], alone[0], atol=1e-6)
+
+
+IMAGES, LABELS = torch.full((2, 3, 9, 8), 0.5), torch.zeros(2, 9, 8, dtype=torch.int64)
+
+
+def linear(images: Tensor) -> Tensor:
+    return torch.cat([images, images], 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "images", "labels", "options", "message"),
+    [
+        (linear, IMAGES, LABELS, {"name": "pdg"}, "there is no attack 'pdg': use fgsm, "),
+        (linear, IMAGES * 255, LABELS, {}, r"expected values in [0, 1], got 128 to 128; divide 8-bit images by 255"),
+        (linear, IMAGES - 1, LABELS, {}, r"expected values in [0, 1], got -0.5 to -0.5"),
+        (linear, IMAGES.permute(0, 2, 3, 1), LABELS, {}, "float32 of shape (2, 9, 8, 3); use images.permute(0, 3, 1, 2)"),
+        (linear, IMAGES[0], LABELS, {}, "use images[None] for one image"),
+        (linear, IMAGES.numpy(), LABELS, {}, "got a ndarray; use torch.from_numpy"),
+        (linear, (IMAGES * 255).to(torch.uint8), LABELS, {}, "expected floats of shape (N, 3, H, W), got uint8"),
+        (linear, IMAGES, LABELS[:1], {}, "labels: expected integers of shape (2, 9, 8), got int64 of shape (1, 9, 8)"),
+        (linear, IMAGES, LABELS.float(), {}, "labels: expected integers of shape (2, 9, 8), got float32"),
+        (
+            linear,
+            IMAGES,
+            LABELS + 6,
+            {},
+            "labels: expected 0 to 5 for the 6 classes of the model, or 255 (ignored), got 6",
+        ),
+        (linear, IMAGES, LABELS - 1, {}, "got -1"),
+        (
+            lambda x: {"out": x, "aux": x},
+            IMAGES,
+            LABELS,
+            {},
+            "a dict with 'out', 'a': pass lambda images: model(images)['out']",
+        ),
+        (lambda x: (x, x), IMAGES, LABELS, {}, "a tuple of 2: pass lambda images: model(images)[0]"),
+        (lambda x: x.mean((2, 3)), IMAGES, LABELS, {}, "expected logits of shape (N, K, H, W), got (1, 3) for one image"),
+        (lambda x: x[..., ::2, ::2], IMAGES, LABELS, {}, "expected logits of the images' size (9, 8), got (5, 4); resize them"),
+        (linear, IMAGES, LABELS, {"name": "sea", "alpha": 0.1}, "sea chooses the size of its steps: leave alpha out"),
+    ],
+)
+def test_what_is_of_another_form_is_told_in_a_line(
+    model: Callable[[Any], Any], images: Any, labels: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(AttackError, match=re.escape(message)) as caught:
+        ddcat.attack(model, images, labels, **{"name": "pgd", **options})
+    assert "\n" not in str(caught.value)

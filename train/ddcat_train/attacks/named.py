@@ -1,0 +1,173 @@
+"""Attacks by name, on any callable that maps images to logits: `ddcat.attack`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddcat.classes import IGNORE
+from ddcat_train.attacks.answers import Model
+from ddcat_train.attacks.apgd import apgd
+from ddcat_train.attacks.modes import evaluating
+from ddcat_train.attacks.pgd import bim, cospgd, pgd, segpgd, tsallis_pgd
+from ddcat_train.attacks.sea import sea
+from ddcat_train.attacks.square import square
+from ddcat_train.errors import AttackError
+
+__all__ = ["ATTACKS", "attack"]
+
+_GRADIENT: dict[str, Callable[..., Tensor]] = {
+    "bim": bim, "pgd": pgd, "segpgd": segpgd, "cospgd": cospgd, "tsallis-pgd": tsallis_pgd,
+}  # fmt: skip
+_STEPS = {  # if nothing is said: the paper's for BIM, those of its authors for SEA
+    "fgsm": 1, "bim": 3, "pgd": 20, "segpgd": 20, "cospgd": 20, "tsallis-pgd": 20, "apgd": 100, "sea": 300, "square": 1000,
+}  # fmt: skip
+ATTACKS = tuple(_STEPS)
+
+
+def attack(
+    model: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    name: str = "sea",
+    *,
+    epsilon: float = 8 / 255,
+    steps: int | None = None,
+    alpha: float | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """
+    Make adversarial images.
+
+    Parameters
+    ----------
+    model : callable
+        Maps images (N, 3, H, W) in [0, 1] to logits (N, K, H, W): a `torch.nn.Module`, `ddcat.load(...)`, or any function. A
+        module is put into eval() while it is called, and put back.
+    images : (N, 3, H, W) float
+        In [0, 1].
+    labels : (N, H, W) integer
+        255 is ignored: such pixels have no influence.
+    name : str
+        "fgsm", "bim" (Eq. 2 of the paper), "pgd", "segpgd", "cospgd", "tsallis-pgd", "apgd", "sea" (the strongest, and the
+        slowest) or "square" (needs no gradient).
+    epsilon : float
+        Bound of the perturbation in the maximum norm, in [0, 1] units.
+    steps : int, optional
+        Gradient steps; of each of the three members for "sea"; queries for "square". By default 3 for "bim", 20 for the
+        others of constant step, 100 for "apgd", 300 for "sea" and 1000 for "square".
+    alpha : float, optional
+        Size of a step of the attacks with a constant one: epsilon / steps for "fgsm" and "bim", epsilon / 4 for the others.
+    seed : int
+        Of the random starts: image i of the batch has the seed `seed + i`.
+
+    Returns
+    -------
+    (N, 3, H, W) float
+        Within epsilon of `images`, in [0, 1], on their device. For "sea" the result of the member that leaves the fewest
+        pixels right, for each image.
+
+    Raises
+    ------
+    AttackError
+        For images, labels or a model of another form, in one line.
+
+    Examples
+    --------
+    >>> import torch, ddcat
+    >>> model = torch.nn.Conv2d(3, 5, 1)
+    >>> images, labels = torch.rand(2, 3, 33, 33), torch.randint(5, (2, 33, 33))
+    >>> adversarial = ddcat.attack(model, images, labels, "pgd", epsilon=4 / 255)
+    >>> bool((adversarial - images).abs().max() <= 4 / 255 + 1e-6)
+    True
+    """
+    if name not in _STEPS:
+        raise AttackError(f"there is no attack {name!r}: use {', '.join(ATTACKS[:-1])} or {ATTACKS[-1]}")
+    classes = _check(model, images, labels)
+    truth = labels.to(images.device, torch.int64)
+    count = _STEPS[name] if steps is None else steps
+    seeds = seed + torch.arange(len(images))
+    if alpha is not None and name in ("apgd", "sea", "square"):
+        raise AttackError(f"{name} chooses the size of its steps: leave alpha out")
+    if name in ("fgsm", "bim"):
+        return bim(
+            model, images, truth, epsilon=epsilon, alpha=epsilon / max(count, 1) if alpha is None else alpha, steps=count
+        )
+    if name == "square":
+        return square(model, images, truth, epsilon=epsilon, queries=count, seeds=seeds)
+    if name in _GRADIENT:
+        size = epsilon / 4 if alpha is None else alpha
+        return _GRADIENT[name](model, images, truth, epsilon=epsilon, alpha=size, steps=count, seeds=seeds)
+    if name == "apgd":
+        return apgd(model, images, truth, epsilon=epsilon, steps=count, seeds=seeds)
+    pixels = torch.bincount(truth[truth != IGNORE], minlength=classes)  # of each class, for the balanced loss
+    members = sea(model, images, truth, epsilon=epsilon, steps=count, seeds=seeds, class_pixels=pixels)
+    return _weakest(model, list(members.values()), truth)
+
+
+def _weakest(model: Model, members: list[Tensor], labels: Tensor) -> Tensor:
+    """Of each image, the member that leaves the fewest pixels right."""
+    with torch.no_grad(), evaluating(model):
+        right = torch.stack([(model(images).argmax(1) == labels).sum((1, 2)) for images in members])  # (members, N)
+    choice = right.argmin(0)
+    return torch.stack(members)[choice, torch.arange(len(choice), device=choice.device)]
+
+
+def _check(model: Callable[[Tensor], Any], images: Tensor, labels: Tensor) -> int:
+    """Refuse what is of another form, and return the number of classes."""
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise AttackError(f"images: expected floats of shape (N, 3, H, W), got {_form(images)}{_advice(images)}")
+    low, high = (float(images.min()), float(images.max())) if images.numel() else (0.0, 1.0)
+    if not 0 <= low <= high <= 1:
+        raise AttackError(
+            f"images: expected values in [0, 1], got {low:.3g} to {high:.3g}; divide 8-bit images by 255, and let the model "
+            "normalise: lambda images: model((images - mean) / std)"
+        )
+    if not isinstance(labels, Tensor) or labels.shape != (len(images), *images.shape[2:]) or labels.is_floating_point():
+        expected = (len(images), *images.shape[2:])
+        raise AttackError(f"labels: expected integers of shape {expected}, got {_form(labels)}")
+    with torch.no_grad(), evaluating(model):
+        logits = model(images[:1])
+    if not isinstance(logits, Tensor):
+        raise AttackError(f"the model returned {_returned(logits)}")
+    if logits.ndim != 4 or len(logits) != min(1, len(images)):
+        raise AttackError(f"the model: expected logits of shape (N, K, H, W), got {tuple(logits.shape)} for one image")
+    if logits.shape[2:] != images.shape[2:]:
+        raise AttackError(
+            f"the model: expected logits of the images' size {tuple(images.shape[2:])}, got {tuple(logits.shape[2:])}; resize "
+            "them: lambda images: torch.nn.functional.interpolate(model(images), images.shape[2:], mode='bilinear')"
+        )
+    counted = labels[labels != IGNORE]
+    wrong = counted[(counted < 0) | (counted >= logits.shape[1])]
+    if len(wrong):
+        raise AttackError(
+            f"labels: expected 0 to {logits.shape[1] - 1} for the {logits.shape[1]} classes of the model, or {IGNORE} "
+            f"(ignored), got {int(wrong[0])}"
+        )
+    return int(logits.shape[1])
+
+
+def _form(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}"
+
+
+def _advice(images: object) -> str:
+    if isinstance(images, Tensor) and images.ndim == 4 and images.shape[-1] == 3:
+        return "; use images.permute(0, 3, 1, 2)"
+    if isinstance(images, Tensor) and images.ndim == 3:
+        return "; use images[None] for one image"
+    return "" if isinstance(images, Tensor) else "; use torch.from_numpy or torch.as_tensor"
+
+
+def _returned(answer: object) -> str:
+    """Say what a model returned instead of logits, and how to take them from it."""
+    if isinstance(answer, dict):  # torchvision's segmenters; the outputs of transformers are dicts, too
+        name = next((key for key in ("out", "logits") if key in answer), None)
+        keys = ", ".join(map(repr, answer))
+        return f"a dict with {keys}: pass lambda images: model(images)[{name or next(iter(answer), '...')!r}]"
+    if isinstance(answer, list | tuple):
+        return f"a {type(answer).__name__} of {len(answer)}: pass lambda images: model(images)[0]"
+    return f"a {type(answer).__name__}: pass a function that returns logits (N, K, H, W)"

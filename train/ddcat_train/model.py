@@ -1,0 +1,169 @@
+"""A trained model in Python: `ddcat.load`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ddcat.classes import Classes
+from ddcat.scores import miou, pixel_accuracy
+from ddcat_train.checkpoints import Checkpoint, load_checkpoint
+from ddcat_train.data import open_dataset
+from ddcat_train.errors import DataError
+from ddcat_train.evaluation import evaluate
+from ddcat_train.pixels import to_planes
+from ddcat_train.ranks import check_device
+
+__all__ = ["Evaluation", "Model", "load"]
+
+
+class Evaluation(NamedTuple):
+    """
+    Scores of a model on a split of its data.
+
+    Attributes
+    ----------
+    miou, pixel_accuracy : mapping of int to float
+        In [0, 1], for each number of attack steps; 0 steps are the clean images.
+    images : int
+    """
+
+    miou: dict[int, float]
+    pixel_accuracy: dict[int, float]
+    images: int
+
+
+class Model:
+    """
+    The main branch of a checkpoint: what an export keeps, in eval() and without gradients of its weights.
+
+    Call it with images (N, 3, H, W) float in [0, 1]; it returns logits (N, K, H, W), differentiable in the images.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    device : torch.device
+
+    Attributes
+    ----------
+    checkpoint : Checkpoint
+    device : torch.device
+    network : torch.nn.Module
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        self.checkpoint, self.device = checkpoint, device
+        self.network = checkpoint.segmenter().requires_grad_(False).to(device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the logits of images."""
+        logits: Tensor = self.network(images.to(self.device))
+        return logits
+
+    @property
+    def classes(self) -> Classes:
+        """Names and colours of the classes."""
+        return self.checkpoint.description.classes
+
+    def predict(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """
+        Segment an image.
+
+        Parameters
+        ----------
+        image : (H, W, 3) uint8
+            RGB.
+
+        Returns
+        -------
+        (H, W) uint8
+            The class of each pixel.
+
+        Raises
+        ------
+        DataError
+        """
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise DataError(f"image: expected a uint8 array (height, width, 3) in RGB, got {_form(image)}")
+        with torch.no_grad():
+            labels = self(to_planes(image[None], self.device)).argmax(1)[0]
+        return labels.to(torch.uint8).cpu().numpy()
+
+    def evaluate(
+        self,
+        *,
+        data_root: str | Path | None = None,
+        split: str | None = None,
+        limit: int | None = None,
+        steps: Sequence[int] = (0, 3),
+        epsilon: float | None = None,
+        batch_size: int = 1,
+    ) -> Evaluation:
+        """
+        Score the model on its data, clean and under BIM (Eq. 2 of the paper), whole images at once.
+
+        Parameters
+        ----------
+        data_root : path, optional
+            Where the data set is now; where it was in training by default.
+        split : str, optional
+            Its validation split by default.
+        limit : int, optional
+            Number of images, spread evenly over the split; all by default.
+        steps : sequence of int
+            Numbers of attack steps to score; 0 are the clean images.
+        epsilon : float, optional
+            Bound in [0, 1] units; that of the training configuration by default. A step is a third of it.
+        batch_size : int
+            Images at once.
+
+        Raises
+        ------
+        DataError
+        """
+        config = self.checkpoint.description.config
+        root = config.data.root if data_root is None else Path(data_root)
+        dataset = open_dataset(config.data.name, root, split or config.data.val_split, long_side=config.data.judged_long_side)
+        if dataset.classes.names != self.classes.names:
+            raise DataError(f"{root} has the classes {dataset.classes.names}; the model was trained on {self.classes.names}")
+        bound = config.attack.epsilon if epsilon is None else epsilon
+        found = evaluate(
+            self, dataset, epsilon=bound, alpha=bound / 3, steps=steps, batch_size=batch_size, device=self.device, limit=limit
+        )
+        counts = {n: rows.sum(0) for n, rows in found.counts.items()}
+        return Evaluation(
+            {n: miou(rows) for n, rows in counts.items()},
+            {n: pixel_accuracy(rows) for n, rows in counts.items()},
+            len(found.names),
+        )
+
+
+def load(run: str | Path, *, device: str = "auto") -> Model:
+    """
+    Load a trained model.
+
+    Parameters
+    ----------
+    run : path
+        A run directory, whose best checkpoint is taken, or a checkpoint file.
+    device : "auto", "cpu" or "cuda"
+        "auto" takes a GPU if there is one.
+
+    Raises
+    ------
+    CheckpointError
+        Where there is none, it is damaged, or it is not one of ours.
+    ConfigError
+        Where there is no GPU.
+    """
+    check_device(device, 1)
+    cuda = device != "cpu" and torch.cuda.is_available()
+    return Model(load_checkpoint(Path(run)), torch.device("cuda" if cuda else "cpu"))
+
+
+def _form(value: Any) -> str:
+    return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
