@@ -118,7 +118,7 @@ def linear(images: Tensor) -> Tensor:
             IMAGES,
             LABELS,
             {},
-            "a dict with 'out', 'a': pass lambda images: model(images)['out']",
+            "a dict with 'out', 'aux': pass lambda images: model(images)['out']",
         ),
         (lambda x: (x, x), IMAGES, LABELS, {}, "a tuple of 2: pass lambda images: model(images)[0]"),
         (lambda x: x.mean((2, 3)), IMAGES, LABELS, {}, "expected logits of shape (N, K, H, W), got (1, 3) for one image"),
