@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ddcat_train.attacks.named import attack as attack
     from ddcat_train.model import load as load
+    from ddcat_train.model import train as train
 
 __version__ = "0.1.0"
-__all__ = ["attack", "load"]
+__all__ = ["attack", "load", "train"]
 
 _MODULES = {
     "attack": ("ddcat_train.attacks.named", "train"),
     "load": ("ddcat_train.model", "train"),
+    "train": ("ddcat_train.model", "train"),
 }
 
 

@@ -14,19 +14,17 @@ import torch
 import ddcat
 from ddcat.scores import miou
 from ddcat_train.checkpoints import load_checkpoint
-from ddcat_train.config import load_config
 from ddcat_train.data import open_dataset
 from ddcat_train.errors import CheckpointError, DataError
 from ddcat_train.evaluation import evaluate
-from ddcat_train.loop import train
 from ddcat_train.model import Model
 
 
 @pytest.fixture(scope="module")
 def run(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "run"
-    overrides = [f"data.root={tiny_scenes}", "augment.crop=33", "model.width=4", "train.epochs=1", "train.batch_size=4"]
-    train(load_config("scenes-ddcat", overrides), folder, device="cpu")
+    overrides = ["augment.crop=33", "model.width=4", "train.epochs=1", "train.batch_size=4"]
+    ddcat.train("scenes-ddcat", folder, data_root=str(tiny_scenes), overrides=overrides, device="cpu")
     return folder
 
 

@@ -1,5 +1,6 @@
-"""A trained model in Python: `ddcat.load`."""
+"""Training and a trained model in Python: `ddcat.train` and `ddcat.load`."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +13,15 @@ from torch import Tensor
 from ddcat.classes import Classes
 from ddcat.scores import miou, pixel_accuracy
 from ddcat_train.checkpoints import Checkpoint, load_checkpoint
+from ddcat_train.config import load_config
 from ddcat_train.data import open_dataset
-from ddcat_train.errors import DataError
+from ddcat_train.errors import DataError, TrainError
 from ddcat_train.evaluation import evaluate
+from ddcat_train.loop import train as run_training
 from ddcat_train.pixels import to_planes
 from ddcat_train.ranks import check_device
 
-__all__ = ["Evaluation", "Model", "load"]
+__all__ = ["Evaluation", "Model", "load", "train"]
 
 
 class Evaluation(NamedTuple):
@@ -163,6 +166,48 @@ def load(run: str | Path, *, device: str = "auto") -> Model:
     check_device(device, 1)
     cuda = device != "cpu" and torch.cuda.is_available()
     return Model(load_checkpoint(Path(run)), torch.device("cuda" if cuda else "cpu"))
+
+
+def train(
+    config: str | Path,
+    out: str | Path,
+    *,
+    data_root: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    device: str = "auto",
+) -> Model:
+    """
+    Train a model in this process, as `ddcat train` does.
+
+    Parameters
+    ----------
+    config : str or path
+        A preset, such as "camvid-ddcat" (`ddcat train --list`), or a configuration file.
+    out : path
+        Run directory; new, unless `resume`.
+    data_root : path, optional
+        Where the data set is; what the configuration says by default.
+    overrides : sequence of str
+        "KEY=VALUE" for single values of the configuration, such as "train.epochs=10".
+    resume : bool
+        Continue the run in `out`, from its start if it has none yet.
+    device : "auto", "cpu" or "cuda"
+
+    Returns
+    -------
+    Model
+        That of the best checkpoint.
+
+    Raises
+    ------
+    ConfigError, DataError, TrainError
+    """
+    chosen = list(overrides) if data_root is None else [*overrides, f"data.root={json.dumps(str(data_root))}"]
+    outcome = run_training(load_config(str(config), chosen), Path(out), resume=resume, device=device, command="ddcat.train")
+    if outcome.signal is not None:
+        raise TrainError(f"the training in {out} was stopped at step {outcome.step} of {outcome.steps}; use resume=True")
+    return load(out, device=device)
 
 
 def _form(value: Any) -> str:
