@@ -9,15 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ddcat_bench.gate.run import gate as gate
     from ddcat_train.attacks.named import attack as attack
     from ddcat_train.model import load as load
     from ddcat_train.model import train as train
 
 __version__ = "0.1.0"
-__all__ = ["attack", "load", "train"]
+__all__ = ["attack", "gate", "load", "train"]
 
 _MODULES = {
     "attack": ("ddcat_train.attacks.named", "train"),
+    "gate": ("ddcat_bench.gate.run", "bench,export,cpu"),
     "load": ("ddcat_train.model", "train"),
     "train": ("ddcat_train.model", "train"),
 }

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from ddcat.command import ExpectDigest, RequireSignature
-from ddcat_bench.errors import BenchError
 from ddcat_bench.options import DataRoot, Force, Limit, MovedCheckpoint, Split
 
 __all__ = ["gate"]
@@ -71,39 +70,13 @@ def gate(
 
     - `ddcat-bench gate model.bundle --devices 8`
     """
-    import dataclasses
+    from ddcat.bundle import Trust
+    from ddcat_bench.gate.run import gate as run_gate
 
-    from ddcat.agent import launched, under_agent
-    from ddcat.bundle import Trust, open_bundle
-    from ddcat_bench.arguments import check_source, libraries_for
-    from ddcat_bench.bootstrap import check_clips
-    from ddcat_bench.gate.budget import Budget
-    from ddcat_bench.gate.limits import DEFAULT, read_limits
-    from ddcat_bench.output import beside
-
-    if under_agent() and not launched():
-        raise BenchError("torchrun hides the exit status, which is the gate's verdict: use --devices N without torchrun")
-    budget = Budget("quick" if quick else "default", steps=steps, queries=queries, every=every, seed=seed)
-    if quick:
-        for name, value, usual in zip(budget._fields[1:], budget[1:], Budget()[1:], strict=True):
-            if value != usual:
-                raise BenchError(f"--{name} {value}: --quick runs BIM, n = 3, only and does not use this option: leave it out")
-    opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
-    allowed = read_limits(limits or DEFAULT, opened.manifest.engine.effective_precision)
-    source = check_source(opened, checkpoint)
-    with libraries_for(opened):
-        from ddcat_bench.gate.case import Case
-        from ddcat_bench.gate.command import judge
-        from ddcat_bench.subjects import check_sizes, checkpoint_of, open_bundle_data
-    loaded = checkpoint_of(opened, source)
-    dataset = open_bundle_data(opened, data_root=data_root, split=split)
-    if clips is not None:
-        dataset = dataclasses.replace(dataset, clips=clips)
-    check_clips(dataset)
-    check_sizes(opened, dataset)
-    verdict = judge(
-        Case(opened, loaded, dataset, limit, budget), allowed, out or beside(bundle, "gate"), repeats=repeats,
-        devices=devices, key=sign, pictures=pictures, force=force,
+    result = run_gate(
+        bundle, checkpoint=checkpoint, data_root=data_root, split=split, limit=limit, clips=clips, limits=limits, quick=quick,
+        steps=steps, queries=queries, every=every, repeats=repeats, seed=seed, devices=devices, sign=sign, pictures=pictures,
+        out=out, force=force, trust=Trust.from_options(require_signature, expect_digest),
     )  # fmt: skip
-    if verdict is not None:
-        raise typer.Exit(_STATUS[verdict])
+    if result is not None:
+        raise typer.Exit(_STATUS[result.verdict])

@@ -10,7 +10,7 @@ from rich.console import Console
 from ddcat.agent import launched, under_agent
 from ddcat.bundle import REPORT
 from ddcat.files import check_writable, write_in_turn
-from ddcat.passport import Verdict, write_passport
+from ddcat.passport import write_passport
 from ddcat.progress import progress
 from ddcat.signing import check_key
 from ddcat_bench.gate.attacked import Attacked, attack_pool
@@ -50,7 +50,7 @@ def judge(
     key: Path | None = None,
     pictures: bool = True,
     force: bool = False,
-) -> Verdict | None:
+) -> GateResult | None:
     """
     Judge a bundle, publish the result, and write its passport; what is done is kept beside the result until then.
 
@@ -74,7 +74,7 @@ def judge(
 
     Returns
     -------
-    Verdict or None
+    GateResult or None
         None in a process that another one speaks for.
 
     Raises
@@ -95,7 +95,7 @@ def _judge(
     key: Path | None,
     pictures: bool,
     force: bool,
-) -> Verdict | None:
+) -> GateResult | None:
     began = time.monotonic()
     check_writable(case.bundle.path)  # where the passport will be
     if key is not None:
@@ -106,7 +106,7 @@ def _judge(
     if force and not under_agent():
         forget_other(work, case.identity())
     if begin(devices, "cpu", work, case.identity()):
-        return read_result(folder / "gate.json", GateResult).verdict
+        return read_result(folder / "gate.json", GateResult)
     with together(work) as ranks:
         timed = _timed(case, limits, repeats) if ranks.rank == 0 else None  # first: the attacks leave a load behind
         ranks.gather(None)
@@ -119,7 +119,7 @@ def _judge(
     speed, cost = timed
     result = conclude(case, attacked, speed, limits, seconds=time.monotonic() - began, cost=cost)
     _publish(case, folder, result, gate_html(result, shown, legend(case.dataset.classes)), key, force=force)
-    return None if launched() else result.verdict  # the process that launched this one says it by its exit status
+    return None if launched() else result  # the process that launched this one speaks for it
 
 
 def _timed(case: Case, limits: Limits, repeats: int) -> tuple[SpeedResult, CostResult | None]:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 def test_a_verdict(
     make_bundle: Callable[..., Bundle], run: Run, monkeypatch: pytest.MonkeyPatch, verdict: str, status: int
 ) -> None:
-    monkeypatch.setattr("ddcat_bench.gate.command.judge", lambda *case, **options: verdict)
+    monkeypatch.setattr("ddcat_bench.gate.run.judge", lambda *case, **options: SimpleNamespace(verdict=verdict))
     assert run(make_bundle().path) == status
 
 
@@ -50,7 +51,7 @@ def test_a_fault_of_the_program_is_no_verdict(
     def judge(*case: Any, **options: Any) -> None:
         raise fault
 
-    monkeypatch.setattr("ddcat_bench.gate.command.judge", judge)
+    monkeypatch.setattr("ddcat_bench.gate.run.judge", judge)
     assert run(make_bundle().path) == 2
     assert type(fault).__name__ in capsys.readouterr().err  # it is not hidden
 
