@@ -9,18 +9,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ddcat.engines.predictor import open_bundle as open_bundle
     from ddcat_bench.gate.run import gate as gate
+    from ddcat_export.exporting import export as export
     from ddcat_train.attacks.named import attack as attack
     from ddcat_train.model import load as load
     from ddcat_train.model import train as train
 
 __version__ = "0.1.0"
-__all__ = ["attack", "gate", "load", "train"]
+__all__ = ["attack", "export", "gate", "load", "open_bundle", "train"]
 
 _MODULES = {
     "attack": ("ddcat_train.attacks.named", "train"),
+    "export": ("ddcat_export.exporting", "train,export,cpu"),
     "gate": ("ddcat_bench.gate.run", "bench,export,cpu"),
     "load": ("ddcat_train.model", "train"),
+    "open_bundle": ("ddcat.engines.predictor", "serve,cpu"),
     "train": ("ddcat_train.model", "train"),
 }
 

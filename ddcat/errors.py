@@ -6,9 +6,11 @@ Everything that ddcat raises on purpose.
     ├── WriteError                  (ddcat)         a file that cannot be written: no room, or no permission
     ├── ImageFileError              (ddcat)         an image file that is damaged   (image_files.py)
     │   └── AnimationError          (ddcat)         one of several pictures
+    ├── EngineError                 (ddcat.engines) a runtime that is missing, or a graph that is not what its manifest says
+    │   └── InputError              (ddcat.engines) images that the engine does not take
     ├── TrainError                  (ddcat_train)   configuration, data sets, checkpoints
     ├── ExportError                 (ddcat_export)  a graph that is not the model
-    ├── ServeError                  (ddcat_serve)   engines, requests
+    ├── ServeError                  (ddcat_serve)   settings, requests
     └── BenchError                  (ddcat_bench)   a measurement that cannot be made
 
 The message is one line for the user: what is wrong, where, and what to do. A command prints it and exits with 2.

@@ -26,6 +26,8 @@ from server_process import ask, served
 
 from ddcat.bundle import open_bundle
 from ddcat.command import run
+from ddcat.engines import open_engine
+from ddcat.engines.cores import physical_cores
 from ddcat.files import write_bytes, write_text
 from ddcat_bench.attack.panels import Panel, Picture, make_panels
 from ddcat_bench.attack.results import AttackResult
@@ -36,8 +38,6 @@ from ddcat_bench.result_files import read_result
 from ddcat_bench.subjects import main_branch, open_split, torch_device
 from ddcat_bench.timing.busy import free_threads, others_watch
 from ddcat_bench.timing.results import SpeedResult
-from ddcat_serve.engines import open_engine
-from ddcat_serve.engines.cores import physical_cores
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.data import open_dataset
 

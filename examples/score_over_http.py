@@ -21,10 +21,10 @@ from server_process import ask, served
 
 from ddcat.bundle import open_bundle
 from ddcat.command import run
+from ddcat.engines import open_engine
 from ddcat.files import write_json
 from ddcat.scores import count, miou
 from ddcat_bench.subjects import checkpoint_of, main_branch, open_bundle_data
-from ddcat_serve.engines import open_engine
 from ddcat_train.attacks import to_8_bit, trajectory
 from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.pixels import to_pixels

@@ -24,14 +24,14 @@ from torch import Tensor, nn
 
 from ddcat.bundle import open_bundle
 from ddcat.command import run
+from ddcat.engines.cores import physical_cores
+from ddcat.engines.onnxruntime import OrtGraph
+from ddcat.engines.openvino import OpenVinoGraph
 from ddcat.files import write_text
 from ddcat_bench.subjects import checkpoint_of, describe_environment, main_branch
 from ddcat_bench.timing.plain import PlainSegmenter, plain_network
 from ddcat_bench.timing.speed import draw_inputs
 from ddcat_bench.timing.turns import interleave, ratio, times
-from ddcat_serve.engines.cores import physical_cores
-from ddcat_serve.engines.onnxruntime import OrtGraph
-from ddcat_serve.engines.openvino import OpenVinoGraph
 from ddcat_train.networks import Segmenter
 
 WARM_UP = 3

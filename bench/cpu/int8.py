@@ -22,11 +22,11 @@ from torch import Tensor
 
 from ddcat.bundle import Bundle, open_bundle
 from ddcat.command import run
+from ddcat.engines import open_engine
 from ddcat.errors import DdcatError
 from ddcat.files import write_text
 from ddcat.progress import progress
 from ddcat.scores import count, miou
-from ddcat_serve.engines import open_engine
 from ddcat_train.attacks import pgd, to_8_bit
 from ddcat_train.checkpoints import Checkpoint, load_checkpoint
 from ddcat_train.data import open_dataset

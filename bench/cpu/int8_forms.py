@@ -15,9 +15,9 @@ import numpy as np
 
 from ddcat.bundle import open_bundle
 from ddcat.command import parse_size, run
-from ddcat_serve.engines.base import Graph
-from ddcat_serve.engines.onnxruntime import OrtGraph
-from ddcat_serve.engines.openvino import OpenVinoGraph
+from ddcat.engines.base import Graph
+from ddcat.engines.onnxruntime import OrtGraph
+from ddcat.engines.openvino import OpenVinoGraph
 
 _FORMS = {"signed": "model.onnx", "unsigned": "model.cpu.onnx"}
 

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ddcat.bundle import Bundle
+from ddcat.engines import extra_of
 from ddcat.extras import needing
 from ddcat_bench.errors import BenchError
-from ddcat_serve.engines import extra_of
 
 __all__ = ["check_source", "libraries_for", "parse_epsilon"]
 

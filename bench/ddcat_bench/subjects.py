@@ -11,13 +11,13 @@ from ddcat import provenance
 from ddcat.agent import under_agent
 from ddcat.bundle import Bundle
 from ddcat.command import DEVICES, parse_choice
+from ddcat.engines import Engine
+from ddcat.engines.checks import check_size, shown_sizes
+from ddcat.engines.errors import InputError
 from ddcat.manifest import Shapes
 from ddcat_bench.arguments import check_source
 from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
 from ddcat_bench.errors import BenchError
-from ddcat_serve.engines import Engine
-from ddcat_serve.engines.checks import check_size, shown_sizes
-from ddcat_serve.errors import InputError
 from ddcat_train.checkpoints import Checkpoint, Description, load_checkpoint
 from ddcat_train.data import Dataset, open_dataset
 from ddcat_train.errors import DataError

@@ -28,12 +28,12 @@ import torch
 
 from ddcat.bundle import Bundle, entries, open_bundle
 from ddcat.command import run
+from ddcat.engines import Engine, build_engine, open_engine
 from ddcat.errors import DdcatError
 from ddcat.files import write_text
 from ddcat_bench.subjects import checkpoint_of, describe_environment, main_branch, open_bundle_data
 from ddcat_bench.timing.speed import draw_inputs, torch_labels
 from ddcat_bench.timing.turns import interleave, ratio, timing
-from ddcat_serve.engines import Engine, build_engine, open_engine
 from ddcat_train.networks import Segmenter
 from ddcat_train.pixels import to_planes
 from ddcat_train.tf32 import forbid_tf32

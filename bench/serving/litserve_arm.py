@@ -11,7 +11,7 @@ import numpy as np
 from fastapi import Request, Response
 
 from ddcat.bundle import open_bundle
-from ddcat_serve.engines import open_engine
+from ddcat.engines import open_engine
 from ddcat_serve.images import decode
 from ddcat_serve.masks import encode_mask
 

@@ -233,7 +233,7 @@ class Pinned:
 
 def bare(arguments: argparse.Namespace) -> None:
     """Time the engine alone in batches."""
-    from ddcat_serve.engines import open_engine  # noqa: PLC0415
+    from ddcat.engines import open_engine  # noqa: PLC0415
 
     os.sched_setaffinity(0, {ENGINE_CORE})
     height, width = parse_size(arguments.size)

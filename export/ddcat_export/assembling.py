@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from ddcat import provenance
 from ddcat.bundle import Bundle, entries, write_bundle
+from ddcat.engines import build_engine, golden, open_engine
+from ddcat.engines.golden import Example, Replay
 from ddcat.manifest import (
     ClassEntry,
     DataSource,
@@ -27,9 +29,6 @@ from ddcat.manifest import (
 )
 from ddcat_export.errors import ExportError
 from ddcat_export.steps import Progress
-from ddcat_serve import golden
-from ddcat_serve.engines import build_engine, open_engine
-from ddcat_serve.golden import Example, Replay
 
 __all__ = [
     "CPU_GRAPH",
@@ -58,12 +57,12 @@ _PLANNED_BATCH = 8  # a TensorRT plan holds memory for its largest batch
 @dataclass(frozen=True)
 class GoldenImages:
     """
-    Images for `ddcat_serve.golden`, before an engine has labelled them.
+    Images for `ddcat.engines.golden`, before an engine has labelled them.
 
     Attributes
     ----------
     images : mapping of str to (H, W, 3) uint8
-        By the names of `ddcat_serve.golden.Example`.
+        By the names of `ddcat.engines.golden.Example`.
     expected : mapping of str to (H, W) uint8
         Labels of some of them: by PyTorch, or by the engine of the bundle that this one is rebuilt from.
     precision : Precision
@@ -186,7 +185,7 @@ def assemble(
         Must not exist, or be an empty directory.
     model : Model
     engine, precision : str
-        See `ddcat_serve.engines.build_engine`.
+        See `ddcat.engines.build_engine`.
     options : mapping of str to Any
         Of the runtime: the keyword arguments of its `build`.
     key : Path, optional

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddcat.classes import IGNORE
+from ddcat.engines.onnxruntime_ranges import measure_magnitudes
 from ddcat.hashing import sha256_of_bytes
 from ddcat.manifest import Calibration, Kind
 from ddcat_export.errors import ExportError
 from ddcat_export.quantise import points_of, prepare
 from ddcat_export.steps import Progress, told
-from ddcat_serve.engines.onnxruntime_ranges import measure_magnitudes
 from ddcat_train.attacks import pgd, to_8_bit
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import open_dataset

@@ -15,10 +15,10 @@ from ddcat_export.errors import ExportError
 
 if TYPE_CHECKING:
     from ddcat.bundle import Bundle
+    from ddcat.engines.golden import Replay
     from ddcat.manifest import Precision, Quantisation, Sizes
     from ddcat_export.sensitivity import LayerError
     from ddcat_export.sweep import Sweep
-    from ddcat_serve.golden import Replay
 
 __all__ = ["app"]
 
@@ -139,8 +139,8 @@ def export(
     - `ddcat-export bundles/camvid --engine trt --size 180x240` builds an engine on the machine with the GPU, without torch.
     """
     from ddcat.bundle import MANIFEST, Trust, open_bundle
+    from ddcat.engines import extra_of
     from ddcat.manifest import Kind, Precision
-    from ddcat_serve.engines import extra_of
     from ddcat_train.checkpoint_files import check_checkpoint
 
     runtime = extra_of(engine)

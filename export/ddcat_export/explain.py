@@ -9,9 +9,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from ddcat.engines.onnxruntime import run_once
 from ddcat_export.folding import fold_batch_norms
 from ddcat_export.lint import LOGITS
-from ddcat_serve.engines.onnxruntime import run_once
 from ddcat_train.networks import Segmenter
 from ddcat_train.pixels import to_planes
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ddcat import provenance
 from ddcat.bundle import Bundle
+from ddcat.engines import check_possible
+from ddcat.engines.golden import Replay
 from ddcat.files import reserve
 from ddcat.manifest import ClassEntry, DataSource, Kind, Precision, Preprocessing, Sizes, Source
 from ddcat.signing import check_key
@@ -28,8 +30,6 @@ from ddcat_export.opsets import check_opset, lowered
 from ddcat_export.sensitivity import LayerError
 from ddcat_export.steps import Progress
 from ddcat_export.sweep import FP16_TOLERANCE, LOGIT_TOLERANCE, Sweep, sample_images, shapes_of, sweep
-from ddcat_serve.engines import check_possible
-from ddcat_serve.golden import Replay
 from ddcat_train.checkpoints import BEST, LAST, Checkpoint, load_checkpoint
 
 __all__ = ["Exported", "explain", "export"]
@@ -57,8 +57,8 @@ class Exported(NamedTuple):
 
 
 def export(
-    checkpoint: Path,
-    out: Path,
+    checkpoint: str | Path,
+    out: str | Path,
     *,
     engine: str = "ort",
     precision: Precision = "fp32",
@@ -70,9 +70,9 @@ def export(
     calibration_images: int = 32,
     max_drop: float | None = None,
     opset: int = OPSET,
-    data_root: Path | None = None,
+    data_root: str | Path | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
-    key: Path | None = None,
+    key: str | Path | None = None,
     progress: Progress = lambda stage: None,
 ) -> Exported:
     """
@@ -85,7 +85,7 @@ def export(
     out : Path
         Must not exist, or be an empty directory.
     engine, precision : str
-        See `ddcat_serve.engines.check_possible`.
+        See `ddcat.engines.check_possible`.
     sizes : tuple of (height, width), optional
         Of the images, in pixels, 33 x 33 at least; free from there on if not given.
     max_batch : int, optional
@@ -112,6 +112,8 @@ def export(
     DdcatError
         Where the runtime cannot do it, the checkpoint or the data cannot be read, or `out` is taken or cannot be written.
     """
+    checkpoint, out = Path(checkpoint), Path(out)
+    data_root, key = (None if path is None else Path(path) for path in (data_root, key))
     check_possible(engine, precision)
     needed = needed_graph(engine, precision)
     check_opset(opset, needed)

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ddcat.engines.base import Graph
 from ddcat.manifest import Drop
 from ddcat.scores import count, miou
 from ddcat_export.calibration import Images, Sample
 from ddcat_export.errors import ExportError
-from ddcat_serve.engines.base import Graph
 
 __all__ = ["Judge", "Open", "Trial", "fall_back"]
 

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ddcat.engines.base import Graph
+from ddcat.engines.onnxruntime import OrtGraph
 from ddcat.manifest import Drop, Kind, Quantisation
 from ddcat_export.calibration import attack, attack_of, calibration_images, measure_ranges, read_samples
 from ddcat_export.fallback import Judge, Trial, fall_back
 from ddcat_export.quantise import layers_of, quantise
 from ddcat_export.sensitivity import LayerError, measure_sensitivity
 from ddcat_export.steps import Progress, told
-from ddcat_serve.engines.base import Graph
-from ddcat_serve.engines.onnxruntime import OrtGraph
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.networks import Segmenter
 
@@ -148,7 +148,7 @@ def _open_signed(content: bytes) -> Graph:
 
 
 def _open_openvino(content: bytes) -> Graph:
-    from ddcat_serve.engines.openvino import OpenVinoGraph  # noqa: PLC0415 -- an optional library
+    from ddcat.engines.openvino import OpenVinoGraph  # noqa: PLC0415 -- an optional library
 
     return OpenVinoGraph(content, precision="int8")
 

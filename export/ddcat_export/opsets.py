@@ -2,11 +2,11 @@
 
 import onnx
 
+from ddcat.engines.opsets import lower
 from ddcat.faults import first_line
 from ddcat.manifest import Precision
 from ddcat_export.errors import ExportError
 from ddcat_export.lint import OPSET
-from ddcat_serve.engines.opsets import lower
 
 __all__ = ["OLDEST", "check_opset", "lowered", "opset_of"]
 

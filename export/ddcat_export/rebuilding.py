@@ -6,6 +6,8 @@ from types import MappingProxyType
 from typing import Any
 
 from ddcat.bundle import ANYONE, Bundle, Trust, open_bundle
+from ddcat.engines import check_possible
+from ddcat.engines.golden import read_golden
 from ddcat.files import reserve
 from ddcat.manifest import Manifest, Precision, Range, Shapes, Sizes
 from ddcat.signing import check_key
@@ -24,12 +26,10 @@ from ddcat_export.errors import ExportError
 from ddcat_export.fitting import fit
 from ddcat_export.opsets import check_opset, lowered, opset_of
 from ddcat_export.steps import Progress
-from ddcat_serve.engines import check_possible
-from ddcat_serve.golden import read_golden
 
 __all__ = ["rebuild"]
 
-_TIMINGS = "model.timings"  # as `ddcat_serve.engines.tensorrt` calls it, which imports TensorRT
+_TIMINGS = "model.timings"  # as `ddcat.engines.tensorrt` calls it, which imports TensorRT
 
 
 def rebuild(

@@ -6,12 +6,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ddcat.engines.onnxruntime import OrtGraph
 from ddcat_export.calibration import Images
 from ddcat_export.errors import ExportError
 from ddcat_export.graph import with_logits
 from ddcat_export.quantise import layers_of, quantise
 from ddcat_export.steps import Progress, told
-from ddcat_serve.engines.onnxruntime import OrtGraph
 
 __all__ = ["LayerError", "measure_sensitivity"]
 

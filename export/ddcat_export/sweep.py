@@ -6,13 +6,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ddcat.engines.base import Outputs
+from ddcat.engines.errors import EngineError
+from ddcat.engines.onnxruntime import OrtGraph
 from ddcat.manifest import Sizes
 from ddcat_export.errors import ExportError
 from ddcat_export.explain import compare_layers, first_different
 from ddcat_export.graph import with_logits
-from ddcat_serve.engines.base import Outputs
-from ddcat_serve.engines.onnxruntime import OrtGraph
-from ddcat_serve.errors import EngineError
 from ddcat_train.networks import Segmenter
 from ddcat_train.pixels import to_planes
 

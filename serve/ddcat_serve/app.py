@@ -15,11 +15,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from ddcat import __version__
+from ddcat.engines.errors import EngineError, InputError
 from ddcat.faults import first_fault
 from ddcat_serve import page, protocol_routes, segment
 from ddcat_serve.compression import Compression
 from ddcat_serve.context import ERRORS, PROVENANCE, Context
-from ddcat_serve.errors import EngineError, InputError, RequestError
+from ddcat_serve.errors import RequestError
 from ddcat_serve.front import Front
 from ddcat_serve.guard import Guard
 from ddcat_serve.memory import give_back_free_blocks, memory_size, resident

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ddcat.engines import Engine
 from ddcat.manifest import Shapes
-from ddcat_serve.engines import Engine
 from ddcat_serve.memory import cost_of
 
 __all__ = ["Trial", "most_pixels", "try_sizes"]

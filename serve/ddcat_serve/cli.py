@@ -194,8 +194,8 @@ def _libraries_for(bundles: Sequence[Path], trust: "Trust", extras: str) -> Iter
         yield
     except ImportError:
         from ddcat.bundle import open_bundle
+        from ddcat.engines import extra_of
         from ddcat.extras import needing
-        from ddcat_serve.engines import extra_of
 
         runtimes = dict.fromkeys(extra_of(open_bundle(bundle, trust).manifest.engine.name) for bundle in bundles)
         with needing(",".join([extras, *runtimes])):

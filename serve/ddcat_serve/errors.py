@@ -2,12 +2,9 @@
 What ddcat_serve raises on purpose.
 
     ServeError
-    ├── EngineError         a runtime that is missing, or a graph that is not what its manifest says
-    │   ├── InputError      images that the engine does not take
-    │   ├── LateError       a request whose time was over before its turn came   (worker.py)
-    │   ├── HungError       an engine that did not come back                     (worker.py)
-    │   └── StoppedError    a worker that takes no requests                      (worker.py)
     └── RequestError        a request that cannot be answered, with its HTTP status
+
+An engine raises what `ddcat.engines.errors` has, and a worker kinds of it (worker.py).
 """
 
 import reprlib
@@ -15,7 +12,7 @@ from collections.abc import Mapping
 
 from ddcat.errors import DdcatError
 
-__all__ = ["EngineError", "InputError", "RequestError", "ServeError", "quoted"]
+__all__ = ["RequestError", "ServeError", "quoted"]
 
 _LONGEST = 100  # characters of a client's value that a message repeats
 _SHORT = reprlib.Repr()
@@ -24,14 +21,6 @@ _SHORT.maxstring = _SHORT.maxother = _LONGEST
 
 class ServeError(DdcatError):
     """Base of what ddcat_serve raises on purpose."""
-
-
-class EngineError(ServeError):
-    """A runtime that is not installed, a file that it does not load, or a graph that is not what its manifest says."""
-
-
-class InputError(EngineError):
-    """Images of a type, rank or size that the engine does not take; refused before the runtime sees them."""
 
 
 class RequestError(ServeError):

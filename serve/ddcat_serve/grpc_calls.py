@@ -17,9 +17,10 @@ from urllib.parse import unquote
 
 import grpc
 
+from ddcat.engines.errors import EngineError, InputError
 from ddcat_serve.access import log_access, request_id
 from ddcat_serve.context import Context
-from ddcat_serve.errors import EngineError, InputError, RequestError, quoted
+from ddcat_serve.errors import RequestError, quoted
 from ddcat_serve.protocol import ROOM
 from ddcat_serve.room import Room
 

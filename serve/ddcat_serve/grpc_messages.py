@@ -14,9 +14,9 @@ import numpy.typing as npt
 from google.protobuf.message import DecodeError, Message
 from tritonclient.grpc import service_pb2 as pb
 
+from ddcat.engines import Outputs
 from ddcat.manifest import TensorEntry
 from ddcat_serve import protocol
-from ddcat_serve.engines import Outputs
 from ddcat_serve.errors import RequestError, quoted
 from ddcat_serve.models import ServedModel
 

@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from ddcat.engines import Outputs
+from ddcat.engines.errors import EngineError
 from ddcat.faults import first_fault
 from ddcat.manifest import TensorEntry
-from ddcat_serve.engines import Outputs
-from ddcat_serve.errors import EngineError, RequestError, quoted
+from ddcat_serve.errors import RequestError, quoted
 from ddcat_serve.json_tensors import read_bytes, write_values
 from ddcat_serve.models import ServedModel
 from ddcat_serve.protocol import DATATYPES, ROOM, RequestedOutput, check_flag, check_image, check_input_parameters

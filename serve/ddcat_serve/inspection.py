@@ -8,10 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ddcat.bundle import ANYONE, INTEGRITY_ONLY, Bundle, Trust
+from ddcat.engines.checks import shown_sizes, shown_tensors
 from ddcat.manifest import EngineEntry, Golden, MainBranchProof, Manifest, Quantisation
 from ddcat.passport import read_passport
 from ddcat.text import printable
-from ddcat_serve.engines.checks import shown_sizes, shown_tensors
 
 __all__ = ["print_bundle", "print_json"]
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ddcat.engines import Engine, Outputs
+from ddcat.engines.base import Images
+from ddcat.engines.errors import EngineError
 from ddcat_serve.batching import Item
-from ddcat_serve.engines import Engine, Outputs
-from ddcat_serve.engines.base import Images
-from ddcat_serve.errors import EngineError
 
 __all__ = ["HungError", "Job", "LateError", "StoppedError", "answer", "end", "fail", "infer"]
 

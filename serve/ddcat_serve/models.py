@@ -15,15 +15,15 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 
 from ddcat.bundle import ANYONE, Bundle, Trust, open_bundle
+from ddcat.engines import Engine, Outputs, open_engine
+from ddcat.engines.base import Images
+from ddcat.engines.checks import check_images, check_size
+from ddcat.engines.golden import Example, check_answers, read_golden
 from ddcat.passport import Found, read_passport
 from ddcat_serve.batching import Full, Queue, TooLarge
 from ddcat_serve.capacity import most_pixels
 from ddcat_serve.drain import Drain
-from ddcat_serve.engines import Engine, Outputs, open_engine
-from ddcat_serve.engines.base import Images
-from ddcat_serve.engines.checks import check_images, check_size
 from ddcat_serve.errors import RequestError, ServeError, quoted
-from ddcat_serve.golden import Example, read_golden
 from ddcat_serve.jobs import HungError, Job, LateError, StoppedError
 from ddcat_serve.memory import memory_size, resident
 from ddcat_serve.monitor import Monitor
@@ -31,7 +31,7 @@ from ddcat_serve.settings import Settings
 from ddcat_serve.sources import NAME, Source
 from ddcat_serve.telemetry import golden_statistics
 from ddcat_serve.usage import Usage
-from ddcat_serve.warm_up import check_answers, measure_speed, warm_up
+from ddcat_serve.warm_up import measure_speed, warm_up
 from ddcat_serve.worker import Batch, Worker
 
 __all__ = ["Models", "ServedModel", "find", "load_models"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddcat_serve.engines import Outputs
+from ddcat.engines import Outputs
 from ddcat_serve.telemetry import CONFIDENCE, DENSITY, Counts, Shares, Statistic, Statistics, psi, statistics_of
 
 __all__ = ["LEAST", "Monitor", "Totals"]

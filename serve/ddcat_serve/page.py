@@ -11,9 +11,9 @@ import numpy.typing as npt
 from fastapi import APIRouter, Query
 from starlette.responses import HTMLResponse, Response
 
+from ddcat.engines.golden import Example
 from ddcat_serve.context import ERRORS, Context, Json, provenance
 from ddcat_serve.errors import RequestError
-from ddcat_serve.golden import Example
 from ddcat_serve.masks import encode_image
 from ddcat_serve.models import ServedModel, find
 

@@ -14,9 +14,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from ddcat.classes import Classes
+from ddcat.engines import Outputs
 from ddcat_serve.bodies import Upload, read_images
 from ddcat_serve.context import ERRORS, Context, provenance
-from ddcat_serve.engines import Outputs
 from ddcat_serve.errors import RequestError
 from ddcat_serve.images import decode, size_of
 from ddcat_serve.jobs import Job

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ddcat.bundle import Bundle
-from ddcat_serve.engines import Engine, Outputs
-from ddcat_serve.golden import Example
+from ddcat.engines import Engine, Outputs
+from ddcat.engines.golden import Example
 
 __all__ = [
     "CONFIDENCE",

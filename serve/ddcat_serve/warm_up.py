@@ -9,14 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ddcat.bundle import Bundle
+from ddcat.engines import Engine
+from ddcat.engines.base import Images
+from ddcat.engines.golden import Example, check_answers
 from ddcat.manifest import Range, Shapes
 from ddcat_serve.capacity import Trial, try_sizes
-from ddcat_serve.engines import Engine
-from ddcat_serve.engines.base import Images
-from ddcat_serve.errors import EngineError
-from ddcat_serve.golden import Example, replay
 
-__all__ = ["Pace", "check_answers", "measure_pace", "measure_speed", "warm_up"]
+__all__ = ["Pace", "measure_pace", "measure_speed", "warm_up"]
 
 _PAYS = 0.95  # a batch of twice as many images pays where each takes at most this share of the time
 _LONG = 0.2  # seconds for which each batch is timed, or one call
@@ -85,35 +84,6 @@ def warm_up(bundle: Bundle, engine: Engine, examples: Sequence[Example], *, tole
         _log.warning("%s has no golden images: nobody knows whether it answers as it did when it was exported", bundle.path)
         pace = Pace(trials[-1].pixels / trials[-1].seconds, batch_pixels)
     return WarmUp(pace, min(trial.seconds for trial in trials), trials)
-
-
-def check_answers(bundle: Bundle, engine: Engine, examples: Sequence[Example], *, tolerance: float) -> None:
-    """
-    Run each size of a ladder, or the smallest, and compare the answers to golden images with what they should be.
-
-    Parameters
-    ----------
-    bundle, engine, examples, tolerance
-        As for `warm_up`.
-
-    Raises
-    ------
-    EngineError
-        Where it cannot run, or answers otherwise than it did.
-    """
-    shapes, classes = bundle.manifest.shapes, len(bundle.manifest.classes)
-    for height, width in shapes.sizes or [(shapes.height.minimum, shapes.width.minimum)]:
-        labels = engine.infer(np.zeros((shapes.batch.minimum, height, width, 3), np.uint8)).labels
-        if labels.max() >= classes:
-            raise EngineError(f"{bundle.path} gives label {labels.max()}, but its manifest names {classes} classes")
-    if not examples:
-        return
-    found = replay(engine, examples, batch=shapes.batch.minimum)
-    if found.share > tolerance:
-        raise EngineError(
-            f"{bundle.path} does not answer as it did when it was exported: {found.share:.2%} of its golden labels differ, "
-            f"{found.worst_share:.2%} of {found.worst}; DDCAT_SERVE_GOLDEN_TOLERANCE allows {tolerance:.2%}"
-        )
 
 
 def measure_speed(

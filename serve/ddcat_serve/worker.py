@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
+from ddcat.engines import Engine
+from ddcat.engines.base import Images
+from ddcat.engines.errors import EngineError
 from ddcat_serve.batching import Item, Queue
-from ddcat_serve.engines import Engine
-from ddcat_serve.engines.base import Images
-from ddcat_serve.errors import EngineError
 from ddcat_serve.jobs import HungError, Job, LateError, StoppedError, answer, end, fail, infer
 
 __all__ = ["Batch", "State", "Worker", "engines_at_work"]

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from ddcat.bundle import Bundle, entries, write_bundle
+from ddcat.engines import Outputs
+from ddcat.engines.base import check_images
 from ddcat.manifest import (
     ClassEntry,
     DataSource,
@@ -26,8 +28,6 @@ from ddcat.manifest import (
 )
 from ddcat_bench.subjects import main_branch
 from ddcat_bench.timing.speed import torch_labels
-from ddcat_serve.engines import Outputs
-from ddcat_serve.engines.base import check_images
 from ddcat_train import imagenet
 from ddcat_train.checkpoints import Checkpoint, Description, SplitEntry, build_network, load_checkpoint, save_checkpoint
 from ddcat_train.config import Config, parse_config

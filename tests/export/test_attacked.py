@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from ddcat.bundle import Bundle
+from ddcat.engines import open_engine
 from ddcat.scores import count, miou
 from ddcat_export.sweep import sample_images
-from ddcat_serve.engines import open_engine
 from ddcat_train.attacks import dla
 
 

@@ -11,6 +11,7 @@ import pytest
 import ddcat_export
 from ddcat import cli
 from ddcat.bundle import Bundle, open_bundle
+from ddcat.engines import open_engine
 from ddcat.errors import DdcatError, WriteError
 from ddcat.hashing import sha256_of_file
 from ddcat_export import exporting
@@ -18,7 +19,6 @@ from ddcat_export.errors import ExportError
 from ddcat_export.exporting import export
 from ddcat_export.opsets import opset_of
 from ddcat_export.sweep import sample_images
-from ddcat_serve.engines import open_engine
 from ddcat_train import imagenet
 from ddcat_train.checkpoints import load_checkpoint
 

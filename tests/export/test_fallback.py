@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ddcat.engines.base import Outputs
 from ddcat.manifest import Drop
 from ddcat_export.calibration import Sample
 from ddcat_export.errors import ExportError
 from ddcat_export.fallback import Judge, fall_back
-from ddcat_serve.engines.base import Outputs
 
 LAYERS = [f"layer{index}" for index in range(30)]
 

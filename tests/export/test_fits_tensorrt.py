@@ -8,10 +8,10 @@ import onnx
 import onnxruntime
 import pytest
 
+from ddcat.engines.errors import EngineError
+from ddcat.engines.trt_graph import fit
 from ddcat_export.exporting import export
 from ddcat_export.sweep import sample_images
-from ddcat_serve.engines.trt_graph import fit
-from ddcat_serve.errors import EngineError
 
 SIZE = (65, 97)
 

@@ -13,11 +13,11 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from ddcat.bundle import Bundle
+from ddcat.engines.onnxruntime import OrtGraph
 from ddcat_export.errors import ExportError
 from ddcat_export.graph import MainBranch, build_graph, with_logits
 from ddcat_export.lint import OPSET
 from ddcat_export.sweep import shapes_of, sweep
-from ddcat_serve.engines.onnxruntime import OrtGraph
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.config import ModelConfig
 from ddcat_train.networks import build_segmenter

@@ -12,6 +12,9 @@ import pytest
 
 from ddcat import cli
 from ddcat.bundle import Bundle, open_bundle
+from ddcat.engines import open_engine
+from ddcat.engines.onnxruntime import OrtGraph
+from ddcat.engines.openvino import OpenVinoGraph
 from ddcat_export import exporting, int8
 from ddcat_export.calibration import measure_ranges
 from ddcat_export.errors import ExportError
@@ -21,9 +24,6 @@ from ddcat_export.quantise import check_quantised, layers_of, points_of
 from ddcat_export.rebuilding import rebuild
 from ddcat_export.sensitivity import LayerError, measure_sensitivity
 from ddcat_export.sweep import sample_images
-from ddcat_serve.engines import open_engine
-from ddcat_serve.engines.onnxruntime import OrtGraph
-from ddcat_serve.engines.openvino import OpenVinoGraph
 
 WITHOUT_TORCH = """
 import sys

@@ -12,14 +12,14 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from ddcat.bundle import Bundle
+from ddcat.engines.onnxruntime import OrtGraph
+from ddcat.engines.openvino import OpenVinoGraph
 from ddcat_export.calibration import measure_ranges
 from ddcat_export.errors import ExportError
 from ddcat_export.graph import with_logits
 from ddcat_export.lint import OPSET
 from ddcat_export.quantise import check_quantised, layers_of, points_of, quantise
 from ddcat_export.sweep import sample_images
-from ddcat_serve.engines.onnxruntime import OrtGraph
-from ddcat_serve.engines.openvino import OpenVinoGraph
 
 F32 = npt.NDArray[np.float32]
 

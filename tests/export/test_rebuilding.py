@@ -11,13 +11,13 @@ import onnx
 import pytest
 
 from ddcat.bundle import Bundle, Trust, entries, open_bundle, write_bundle
+from ddcat.engines import open_engine
+from ddcat.engines.errors import EngineError, InputError
+from ddcat.engines.golden import pack, read_golden, replay
 from ddcat.errors import BundleError, DdcatError
 from ddcat_export import assembling
 from ddcat_export.errors import ExportError
 from ddcat_export.rebuilding import rebuild
-from ddcat_serve.engines import open_engine
-from ddcat_serve.errors import EngineError, InputError
-from ddcat_serve.golden import pack, read_golden, replay
 
 WITHOUT_TORCH = """
 import sys

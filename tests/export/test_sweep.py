@@ -16,10 +16,10 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from ddcat.bundle import Bundle
+from ddcat.engines.onnxruntime import OrtGraph
 from ddcat_export.errors import ExportError
 from ddcat_export.graph import build_graph, with_logits
 from ddcat_export.sweep import LOGIT_TOLERANCE, sample_images, shapes_of, sweep
-from ddcat_serve.engines.onnxruntime import OrtGraph
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.networks import Segmenter, contexts
 

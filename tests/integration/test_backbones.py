@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from ddcat.bundle import open_bundle
+from ddcat.engines import open_engine
 from ddcat_bench.gate.twin import twin_of
 from ddcat_export.errors import ExportError
 from ddcat_export.graph import build_graph
 from ddcat_export.sweep import LOGIT_TOLERANCE, sample_images, shapes_of, sweep
-from ddcat_serve.engines import open_engine
 from ddcat_train.checkpoints import LAST, load_checkpoint
 from ddcat_train.config import load_config
 from ddcat_train.data.generate import write_scenes

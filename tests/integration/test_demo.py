@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from ddcat.bundle import open_bundle
+from ddcat.engines import open_engine
 from ddcat.errors import DdcatError
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.demo.statements import robustness_statements
 from ddcat_bench.fidelity.results import FidelityResult
 from ddcat_bench.result_files import read_result
 from ddcat_bench.timing.results import SpeedResult
-from ddcat_serve.engines import open_engine
 from ddcat_train.data import open_dataset
 
 DEMO = Path(__file__).parents[2] / "examples/demo.py"

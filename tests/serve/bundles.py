@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ddcat.bundle import Bundle, entries, write_bundle
 from ddcat.classes import Classes
+from ddcat.engines.golden import Example, pack
 from ddcat.manifest import (
     ClassEntry,
     DataSource,
@@ -22,7 +23,6 @@ from ddcat.manifest import (
     Source,
     TensorEntry,
 )
-from ddcat_serve.golden import Example, pack
 
 CLASSES = Classes(("night", "red", "green", "blue"), ((0, 0, 0), (200, 10, 20), (30, 200, 40), (50, 60, 200)))
 WEIGHTS = np.eye(3)[[0, 0, 1, 2]]  # (K, 3): class 1 looks at red, 2 at green, 3 at blue

@@ -12,9 +12,9 @@ import pytest
 from fastapi import FastAPI
 
 from ddcat.bundle import Bundle, entries, write_bundle
+from ddcat.engines import build_engine
 from ddcat.manifest import Precision
 from ddcat_serve.app import create_app
-from ddcat_serve.engines import build_engine
 from ddcat_serve.models import Models, load_models
 from ddcat_serve.settings import Settings
 from tests.serve.bundles import BIAS, WEIGHTS, small_graph, small_manifest

@@ -20,7 +20,7 @@ import onnx
 import onnxruntime
 import pytest
 
-import ddcat_serve.engines
+import ddcat.engines
 
 FLAGS = {
     8: ("FP16", "INT8", "TF32", "VERSION_COMPATIBLE"),
@@ -77,8 +77,8 @@ class Machine:
 def forget_engine() -> None:
     """Let the modules of TensorRT's engine be imported anew."""
     for name in ("tensorrt", "trt10", "trt86", "trt_build", "trt_run", "cuda"):
-        sys.modules.pop(f"ddcat_serve.engines.{name}", None)
-        vars(ddcat_serve.engines).pop(name, None)
+        sys.modules.pop(f"ddcat.engines.{name}", None)
+        vars(ddcat.engines).pop(name, None)
 
 
 def enumeration(name: str, members: tuple[str, ...]) -> Any:

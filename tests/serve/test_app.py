@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from ddcat.bundle import Bundle
+from ddcat.engines import Outputs
+from ddcat.engines.errors import EngineError
 from ddcat.passport import Found
 from ddcat_serve.app import create_app
 from ddcat_serve.batching import Queue
-from ddcat_serve.engines import Outputs
-from ddcat_serve.errors import EngineError
 from ddcat_serve.models import Models, ServedModel
 from ddcat_serve.settings import Settings
 from ddcat_serve.worker import Worker

@@ -6,9 +6,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from ddcat.engines import Engine
 from ddcat.manifest import Range, Shapes
 from ddcat_serve.capacity import Trial, most_pixels, try_sizes
-from ddcat_serve.engines import Engine
 
 FREE = Range(minimum=8, maximum=None)
 

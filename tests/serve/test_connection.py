@@ -30,7 +30,7 @@ from tests.serve.processes import connect, server
 
 SLOW = """
 import time
-from ddcat_serve.engines.base import GraphEngine
+from ddcat.engines.base import GraphEngine
 infer = GraphEngine.infer
 def slow(engine, images):
     time.sleep({seconds} if images.shape[1] == 37 else 0)

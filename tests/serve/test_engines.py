@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ddcat.bundle import Bundle, write_bundle
+from ddcat.engines import ENGINES, Outputs, build_engine, check_possible, open_engine
+from ddcat.engines.base import check_images
+from ddcat.engines.checks import check_names, check_size
+from ddcat.engines.cores import physical_cores
+from ddcat.engines.errors import EngineError, InputError
 from ddcat.manifest import Precision, Range, Shapes, TensorEntry
-from ddcat_serve.engines import ENGINES, Outputs, build_engine, check_possible, open_engine
-from ddcat_serve.engines.base import check_images
-from ddcat_serve.engines.checks import check_names, check_size
-from ddcat_serve.engines.cores import physical_cores
-from ddcat_serve.errors import EngineError, InputError
 
 COMBINATIONS: list[tuple[str, Precision]] = [
     ("ort", "fp32"), ("ort", "int8"), ("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"),

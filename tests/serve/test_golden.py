@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddcat.bundle import Bundle, entries, write_bundle
+from ddcat.engines import open_engine
+from ddcat.engines.errors import EngineError
+from ddcat.engines.golden import FILE, Example, compare, label_images, pack, read_golden, replay
 from ddcat.manifest import Golden
-from ddcat_serve.engines import open_engine
-from ddcat_serve.errors import EngineError
-from ddcat_serve.golden import FILE, Example, compare, label_images, pack, read_golden, replay
 
 U8 = npt.NDArray[np.uint8]
 GOLDEN = Golden(file=FILE, images=2, source="drawn", attack={"name": "none"})

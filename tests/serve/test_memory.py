@@ -55,7 +55,7 @@ import random, sys
 from pathlib import Path
 import numpy as np
 from ddcat.bundle import open_bundle
-from ddcat_serve.engines import open_engine
+from ddcat.engines import open_engine
 from ddcat_serve.memory import give_back_large_blocks, resident
 
 give_back_large_blocks()

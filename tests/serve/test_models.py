@@ -16,10 +16,11 @@ import pytest
 from fastapi import FastAPI
 
 from ddcat.bundle import Bundle, Trust, write_bundle
+from ddcat.engines.base import GraphEngine, Outputs
+from ddcat.engines.errors import EngineError
 from ddcat.errors import BundleError
 from ddcat_serve.app import create_app
-from ddcat_serve.engines.base import GraphEngine, Outputs
-from ddcat_serve.errors import EngineError, ServeError
+from ddcat_serve.errors import ServeError
 from ddcat_serve.models import load_models
 from ddcat_serve.settings import Settings
 from ddcat_serve.sources import Source, parse_source

@@ -6,10 +6,10 @@ import onnx
 import pytest
 
 from ddcat.bundle import Bundle, write_bundle
+from ddcat.engines import build_engine, check_possible, onnxruntime, open_engine
+from ddcat.engines.errors import EngineError
+from ddcat.engines.onnxruntime import CPU, CUDA, OrtGraph
 from ddcat.manifest import Precision
-from ddcat_serve.engines import build_engine, check_possible, onnxruntime, open_engine
-from ddcat_serve.engines.onnxruntime import CPU, CUDA, OrtGraph
-from ddcat_serve.errors import EngineError
 from tests.serve.bundles import small_graph
 
 

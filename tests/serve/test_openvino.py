@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddcat_serve.engines import check_possible, open_engine, openvino
-from ddcat_serve.engines.openvino import OpenVinoGraph, cache_folder
-from ddcat_serve.errors import EngineError
+from ddcat.engines import check_possible, open_engine, openvino
+from ddcat.engines.errors import EngineError
+from ddcat.engines.openvino import OpenVinoGraph, cache_folder
 
 
 class Compiled:

@@ -68,7 +68,7 @@ def test_golden_images_are_shown_by_demonstrations_alone(
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from ddcat_serve.engines.onnxruntime import run_once  # noqa: PLC0415
+    from ddcat.engines.onnxruntime import run_once  # noqa: PLC0415
 
     picture = np.random.default_rng(0).integers(20, 148, (37, 53, 3)).astype(np.uint8)
 

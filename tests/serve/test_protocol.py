@@ -9,7 +9,7 @@ import pytest
 
 from ddcat import __version__
 from ddcat.bundle import Bundle
-from ddcat_serve.engines import Outputs
+from ddcat.engines import Outputs
 from ddcat_serve.models import ServedModel
 from tests.serve.infer_bodies import IMAGE, INFER, VALUES, body_of, tensor_of
 

@@ -52,7 +52,7 @@ def test_it_is_refused_in_one_line(
 
 
 def test_a_missing_runtime(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.delitem(sys.modules, "ddcat_serve.engines.onnxruntime", raising=False)
+    monkeypatch.delitem(sys.modules, "ddcat.engines.onnxruntime", raising=False)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     refused_by_run(bundle.path, 'pip install ".[cpu]"', monkeypatch, capsys)
 

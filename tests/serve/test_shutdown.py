@@ -22,7 +22,7 @@ from tests.serve.processes import free_port, server
 WHITE = np.full((37, 53, 3), 255, np.uint8)
 SLOW = """
 import time
-from ddcat_serve.engines.base import GraphEngine
+from ddcat.engines.base import GraphEngine
 infer = GraphEngine.infer
 def slow(engine, images):
     time.sleep({seconds} if images.min() == 255 else 0)
@@ -135,8 +135,8 @@ def test_a_second_signal_ends_it_at_once_where_nobody_waits_any_more_but_an_engi
 
 BUSY = """
 import time
-from ddcat_serve.engines.base import GraphEngine
-from ddcat_serve.engines.onnxruntime import OrtGraph
+from ddcat.engines.base import GraphEngine
+from ddcat.engines.onnxruntime import OrtGraph
 infer = GraphEngine.infer
 def hangs(engine, images):
     while images.min() == 255 and isinstance(engine._graph, OrtGraph):

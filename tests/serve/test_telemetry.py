@@ -15,9 +15,9 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from ddcat.engines import Outputs
 from ddcat_serve import telemetry
 from ddcat_serve.app import create_app
-from ddcat_serve.engines import Outputs
 from ddcat_serve.models import load_models
 from ddcat_serve.monitor import LEAST, Monitor
 from ddcat_serve.settings import Settings

@@ -12,10 +12,10 @@ import onnx
 import pytest
 
 from ddcat.bundle import Bundle, entries, write_bundle
+from ddcat.engines import build_engine, check_possible, open_engine
+from ddcat.engines.errors import EngineError, InputError
 from ddcat.hashing import sha256_of_bytes
 from ddcat.manifest import Range, Shapes
-from ddcat_serve.engines import build_engine, check_possible, open_engine
-from ddcat_serve.errors import EngineError, InputError
 
 LADDER = Shapes(
     batch=Range(minimum=1, maximum=3),
@@ -289,7 +289,7 @@ def test_a_capture_that_fails_is_ended(install: Callable, build: Callable, make_
     machine = install()
     stream = sys.modules  # the module is imported by the build below
     bundle = bundle_of(make_graph(), tmp_path, LADDER, build)
-    cuda = stream["ddcat_serve.engines.cuda"]
+    cuda = stream["ddcat.engines.cuda"]
 
     def fail() -> None:
         raise EngineError("cannot be recorded")

@@ -19,9 +19,9 @@ from types import ModuleType
 
 import pytest
 
-from ddcat_serve.engines.trt_plan import HARDWARE, builder_flags, hardware_level
+from ddcat.engines.trt_plan import HARDWARE, builder_flags, hardware_level
 
-ENGINES = Path(__file__).parents[2] / "serve/ddcat_serve/engines"
+ENGINES = Path(__file__).parents[2] / "ddcat/engines"
 COMMON = ("tensorrt", "trt_build", "trt_run")
 RELEASES = {  # with the file that is for them alone
     "8.6.1": ("tensorrt-bindings", "trt86"),

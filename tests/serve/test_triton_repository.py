@@ -25,11 +25,11 @@ from tritonclient.utils import InferenceServerException
 
 from ddcat import cli
 from ddcat.bundle import Bundle
+from ddcat.engines import open_engine
 from ddcat.errors import WriteError
 from ddcat.manifest import Range
 from ddcat_serve.deploy.triton import write_repository
 from ddcat_serve.deploy.triton_check import check
-from ddcat_serve.engines import open_engine
 from ddcat_serve.errors import ServeError
 from tests.serve.pictures import as_png
 from tests.serve.processes import free_port

@@ -6,8 +6,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ddcat_serve.engines.trt_graph import fit
-from ddcat_serve.errors import EngineError
+from ddcat.engines.errors import EngineError
+from ddcat.engines.trt_graph import fit
 
 VERSIONS = ("8.6.1", "10.13.2.6", "11.4.0.106")
 

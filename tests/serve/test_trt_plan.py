@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddcat.manifest import Device, Precision, Range, Shapes
-from ddcat_serve.engines.base import smallest_batch
-from ddcat_serve.engines.checks import check_images
-from ddcat_serve.engines.trt_graph import last_opset
-from ddcat_serve.engines.trt_plan import (
+from ddcat.engines.base import smallest_batch
+from ddcat.engines.checks import check_images
+from ddcat.engines.errors import EngineError
+from ddcat.engines.trt_graph import last_opset
+from ddcat.engines.trt_plan import (
     builder_flags,
     check_in_effect,
     check_runs_here,
@@ -18,7 +18,7 @@ from ddcat_serve.engines.trt_plan import (
     profiles_of,
     version_of,
 )
-from ddcat_serve.errors import EngineError
+from ddcat.manifest import Device, Precision, Range, Shapes
 
 ALL = ("FP16", "INT8", "TF32", "EDITABLE_TIMING_CACHE", "ERROR_ON_TIMING_CACHE_MISS", "DISABLE_COMPILATION_CACHE")
 H100 = Device(name="H100", compute_capability="9.0", driver="CUDA 13.0", runtime="tensorrt 10.13.2.6")

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from ddcat.bundle import Bundle, write_bundle
+from ddcat.engines import Engine, Outputs
+from ddcat.engines.errors import EngineError
+from ddcat.engines.golden import Example
 from ddcat.manifest import Range, Shapes
 from ddcat_serve.capacity import Trial
-from ddcat_serve.engines import Engine, Outputs
-from ddcat_serve.errors import EngineError, RequestError
-from ddcat_serve.golden import Example
+from ddcat_serve.errors import RequestError
 from ddcat_serve.models import load_models
 from ddcat_serve.settings import Settings
 from ddcat_serve.warm_up import Pace, measure_pace, measure_speed, warm_up

@@ -11,10 +11,10 @@ from concurrent import futures
 import numpy as np
 import pytest
 
+from ddcat.engines import Outputs
+from ddcat.engines.errors import EngineError
 from ddcat.errors import BundleError
 from ddcat_serve.batching import Full, Queue, TooLarge
-from ddcat_serve.engines import Outputs
-from ddcat_serve.errors import EngineError
 from ddcat_serve.jobs import HungError, Job, LateError, StoppedError
 from ddcat_serve.worker import Batch, Worker
 

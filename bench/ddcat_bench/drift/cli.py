@@ -40,10 +40,10 @@ def drift(
     import time
 
     from ddcat.bundle import Trust, open_bundle
+    from ddcat.engines import open_engine
     from ddcat.progress import progress
     from ddcat_bench.arguments import check_source, libraries_for, parse_epsilon
     from ddcat_bench.output import beside, claim, publish
-    from ddcat_serve.engines import open_engine
 
     began, bound = time.monotonic(), parse_epsilon(epsilon)
     opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))

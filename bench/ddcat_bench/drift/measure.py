@@ -19,13 +19,13 @@ from pydantic import Field
 from torch import Tensor
 
 from ddcat.bundle import Bundle
+from ddcat.engines import Engine
+from ddcat.engines.golden import read_golden
 from ddcat.schema import Fraction, Strict
 from ddcat.scores import count, miou
 from ddcat_bench.entries import BundleEntry, Environment
 from ddcat_bench.errors import BenchError
 from ddcat_bench.markdown import table
-from ddcat_serve.engines import Engine
-from ddcat_serve.golden import read_golden
 from ddcat_serve.monitor import LEAST, Monitor
 from ddcat_serve.telemetry import Statistics, golden_statistics, statistics_of
 from ddcat_train.attacks import Model

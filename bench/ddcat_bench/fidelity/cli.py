@@ -36,10 +36,10 @@ def fidelity(
     - `ddcat-bench fidelity model.bundle --checkpoint runs/old --data-root /data/camvid --limit 50`
     """
     from ddcat.bundle import Trust, open_bundle
+    from ddcat.engines import open_engine
     from ddcat.progress import progress
     from ddcat_bench.arguments import check_source, libraries_for
     from ddcat_bench.output import beside, claim, publish
-    from ddcat_serve.engines import open_engine
 
     opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
     folder = out or beside(bundle, "fidelity")

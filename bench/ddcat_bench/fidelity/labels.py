@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ddcat.bundle import Bundle
 from ddcat.classes import IGNORE
+from ddcat.engines import Engine
+from ddcat.engines.errors import InputError
 from ddcat.scores import Counts, count
 from ddcat_bench.attack.judging import answers, count_each, grey_levels
 from ddcat_bench.attack.suites import BIM
@@ -24,8 +26,6 @@ from ddcat_bench.subjects import (
     judged_at_once,
     main_branch,
 )
-from ddcat_serve.engines import Engine
-from ddcat_serve.errors import InputError
 from ddcat_train.attacks import to_8_bit, trajectory
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ddcat.engines import Engine
 from ddcat.schema import Fraction, Strict
 from ddcat.scores import miou
 from ddcat_bench.attack.judging import answers, count_each
@@ -33,7 +34,6 @@ from ddcat_bench.gate.pool import (
 from ddcat_bench.gate.twin import twin_of
 from ddcat_bench.subjects import judged_at_once, main_branch
 from ddcat_bench.units import Units, open_units
-from ddcat_serve.engines import Engine
 from ddcat_train.attacks import Model, to_8_bit
 from ddcat_train.attacks.seeds import seed_from
 from ddcat_train.data.loader import evaluation_batches

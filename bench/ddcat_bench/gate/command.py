@@ -9,6 +9,8 @@ from rich.console import Console
 
 from ddcat.agent import launched, under_agent
 from ddcat.bundle import REPORT
+from ddcat.engines import Engine, open_engine
+from ddcat.engines.cores import physical_cores
 from ddcat.files import check_writable, write_in_turn
 from ddcat.passport import write_passport
 from ddcat.progress import progress
@@ -32,8 +34,6 @@ from ddcat_bench.timing.memory import serving_peak
 from ddcat_bench.timing.results import SpeedResult
 from ddcat_bench.timing.speed import draw_inputs, measure
 from ddcat_bench.units import forget_other, remove_work, work_folder
-from ddcat_serve.engines import Engine, open_engine
-from ddcat_serve.engines.cores import physical_cores
 
 __all__ = ["judge"]
 

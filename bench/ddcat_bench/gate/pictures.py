@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from ddcat.classes import IGNORED_COLOUR, Classes, coloured
+from ddcat.engines import Engine
 from ddcat_bench.attack.judging import answers
 from ddcat_bench.attack.passes import Victims, attack
 from ddcat_bench.attack.suites import BIM
 from ddcat_bench.gate.flips import Flips
 from ddcat_bench.gate.pool import engine_labels
-from ddcat_serve.engines import Engine
 from ddcat_train.attacks import Model, to_8_bit
 from ddcat_train.data import Dataset
 from ddcat_train.pixels import to_planes

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddcat.engines import Engine
 from ddcat.scores import Counts
 from ddcat_bench.attack.judging import answers, count_each
 from ddcat_bench.attack.passes import Victims, attack
@@ -27,7 +28,6 @@ from ddcat_bench.attack.suites import BIM, Plan, PlanName
 from ddcat_bench.gate.flips import Flips, count_flips
 from ddcat_bench.gate.twin import Twin
 from ddcat_bench.units import Units
-from ddcat_serve.engines import Engine
 from ddcat_train.attacks import Model, to_8_bit
 from ddcat_train.networks import Segmenter
 from ddcat_train.pixels import nearest_8_bit, to_pixels

@@ -8,12 +8,12 @@ import numpy.typing as npt
 import torch
 
 from ddcat.bundle import Bundle
+from ddcat.engines import Engine
 from ddcat.manifest import Shapes
 from ddcat_bench.timing.busy import others_watch
 from ddcat_bench.timing.matrix_product import matrix_product_peak
 from ddcat_bench.timing.results import CostResult, CostRow
 from ddcat_bench.timing.turns import timing
-from ddcat_serve.engines import Engine
 
 __all__ = ["BATCHES", "SCALES", "CostResult", "CostRow", "measure_cost"]
 

@@ -16,11 +16,11 @@ from pydantic import Field
 
 from ddcat.bundle import Bundle
 from ddcat.classes import Classes
+from ddcat.engines import Engine
 from ddcat.schema import Strict
 from ddcat_bench.entries import BundleEntry, Environment
 from ddcat_bench.timing.busy import others_watch
 from ddcat_bench.timing.speed import Inputs
-from ddcat_serve.engines import Engine
 from ddcat_serve.images import decode
 from ddcat_serve.masks import encode_mask
 

@@ -46,10 +46,10 @@ def scenarios(
     import time
 
     from ddcat.bundle import Trust, open_bundle
+    from ddcat.engines import open_engine
     from ddcat.progress import progress
     from ddcat_bench.arguments import libraries_for
     from ddcat_bench.output import beside, claim, publish
-    from ddcat_serve.engines import open_engine
 
     began, chosen = time.monotonic(), parse_size(size) if size else None
     opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddcat.bundle import Bundle
+from ddcat.engines import Engine
 from ddcat.faults import first_line
 from ddcat.manifest import Range
 from ddcat_bench.errors import BenchError
@@ -21,7 +22,6 @@ from ddcat_bench.timing.memory import MEMORY, ServedName, Serving
 from ddcat_bench.timing.plain import has_plain_form, plain_network
 from ddcat_bench.timing.results import SpeedEntry, SpeedRatio, SpeedResult
 from ddcat_bench.timing.turns import interleave, ratio, timing
-from ddcat_serve.engines import Engine
 from ddcat_train.attacks import Model
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset

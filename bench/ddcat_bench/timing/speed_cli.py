@@ -45,11 +45,11 @@ def speed(
     - `ddcat-bench speed model.bundle --size 473x473 --repeats 100 --threads 4`
     """
     from ddcat.bundle import Trust, open_bundle
+    from ddcat.engines import open_engine
+    from ddcat.engines.cores import physical_cores
     from ddcat.progress import progress
     from ddcat_bench.arguments import check_source, libraries_for
     from ddcat_bench.output import beside, claim, publish
-    from ddcat_serve.engines import open_engine
-    from ddcat_serve.engines.cores import physical_cores
 
     chosen = parse_size(size) if size else None
     opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))

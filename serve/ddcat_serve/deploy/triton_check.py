@@ -7,8 +7,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from ddcat.bundle import Bundle
+from ddcat.engines import open_engine
 from ddcat.manifest import Shapes, TensorEntry
-from ddcat_serve.engines import open_engine
 from ddcat_serve.errors import ServeError
 
 __all__ = ["check"]

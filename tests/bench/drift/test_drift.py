@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from ddcat import cli
+from ddcat.engines import Outputs
+from ddcat.engines.golden import Example
 from ddcat_bench.drift import measure as drift
 from ddcat_bench.drift.measure import DriftResult, drift_markdown, measure_drift
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_files import read_result
 from ddcat_bench.subjects import main_branch
-from ddcat_serve.engines import Outputs
-from ddcat_serve.golden import Example
 from ddcat_serve.monitor import LEAST, Monitor
 from ddcat_serve.telemetry import Statistics, describe, psi
 from ddcat_train.checkpoints import Checkpoint
@@ -111,7 +111,7 @@ def test_the_command(
     tmp_path: Path,
 ) -> None:
     bundle, out = make_bundle(), tmp_path / "out"
-    monkeypatch.setattr("ddcat_serve.engines.open_engine", make_engine)
+    monkeypatch.setattr("ddcat.engines.open_engine", make_engine)
     for epsilon, status in (("9/0", 2), ("8/255", 0)):
         monkeypatch.setattr(sys, "argv", ["ddcat-bench", "drift", str(bundle.path), "--epsilon", epsilon, "--out", str(out)])
         with pytest.raises(SystemExit) as left:

@@ -7,6 +7,7 @@ import pytest
 
 from ddcat import cli
 from ddcat.bundle import Bundle
+from ddcat.engines import open_engine
 from ddcat.scores import miou
 from ddcat_bench.attack.evaluation import Evaluation
 from ddcat_bench.errors import BenchError
@@ -16,7 +17,6 @@ from ddcat_bench.fidelity.results import FidelityResult
 from ddcat_bench.result_files import read_result, to_json
 from ddcat_bench.subjects import checkpoint_of, open_bundle_data
 from ddcat_export.exporting import export
-from ddcat_serve.engines import open_engine
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from tests.bench.suite import run_suite
@@ -143,7 +143,7 @@ def test_the_command(
     make_bundle: Callable, make_engine: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = make_bundle()
-    monkeypatch.setattr("ddcat_serve.engines.open_engine", lambda opened: make_engine(opened, lambda labels: SWAP[labels]))
+    monkeypatch.setattr("ddcat.engines.open_engine", lambda opened: make_engine(opened, lambda labels: SWAP[labels]))
     monkeypatch.setattr(sys, "argv", ["ddcat-bench", "fidelity", str(bundle.path), "--limit", "2"])
     with pytest.raises(SystemExit) as left:
         cli.bench()

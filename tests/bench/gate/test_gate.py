@@ -17,6 +17,7 @@ from onnx import numpy_helper
 
 from ddcat import cli
 from ddcat.bundle import Bundle, open_bundle
+from ddcat.engines import Outputs, open_engine
 from ddcat.passport import read_passport
 from ddcat_bench.attack.passes import Victims, attack
 from ddcat_bench.bootstrap import Scheme
@@ -42,7 +43,6 @@ from ddcat_bench.timing.results import SpeedRatio, SpeedResult
 from ddcat_bench.timing.speed import draw_inputs, measure
 from ddcat_bench.timing.turns import ratio, timing
 from ddcat_export.exporting import export
-from ddcat_serve.engines import Outputs, open_engine
 from ddcat_train.attacks import to_8_bit
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset

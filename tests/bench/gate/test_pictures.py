@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ddcat.engines import Outputs
 from ddcat_bench.gate.flips import MARGINS, Flips
 from ddcat_bench.gate.pictures import _FLIP, overlays
 from ddcat_bench.subjects import main_branch
-from ddcat_serve.engines import Outputs
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 

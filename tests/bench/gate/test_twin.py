@@ -11,6 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from ddcat.engines.onnxruntime import run_once
 from ddcat_bench.errors import BenchError
 from ddcat_bench.gate.twin import Twin
 from ddcat_export.calibration import measure_ranges
@@ -18,7 +19,6 @@ from ddcat_export.casts import cast_graph
 from ddcat_export.graph import build_graph
 from ddcat_export.quantise import quantise
 from ddcat_export.sweep import sample_images
-from ddcat_serve.engines.onnxruntime import run_once
 from ddcat_train.attacks import bim, to_8_bit
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.config import ModelConfig

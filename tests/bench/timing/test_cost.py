@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ddcat.bundle import Bundle
+from ddcat.engines import Outputs
 from ddcat_bench.timing.cost import measure_cost
 from ddcat_bench.timing.cost_report import cost_markdown, draw_cost
-from ddcat_serve.engines import Outputs
 
 
 class Clockwork:

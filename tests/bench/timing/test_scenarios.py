@@ -10,10 +10,10 @@ import simplejpeg
 
 from ddcat import cli
 from ddcat.bundle import Bundle
+from ddcat.engines import Outputs
 from ddcat_bench.result_files import read_result
 from ddcat_bench.timing.scenarios import LOADS, Clock, ScenariosResult, arrivals, latencies, run_scenarios
 from ddcat_bench.timing.scenarios_report import scenarios_markdown
-from ddcat_serve.engines import Outputs
 
 
 class Clockwork:
@@ -82,7 +82,7 @@ def test_the_command(
     tmp_path: Path,
 ) -> None:
     bundle, out = make_bundle(), tmp_path / "out"
-    monkeypatch.setattr("ddcat_serve.engines.open_engine", lambda opened, threads: make_engine(opened))
+    monkeypatch.setattr("ddcat.engines.open_engine", lambda opened, threads: make_engine(opened))
     arguments = ["ddcat-bench", "scenarios", str(bundle.path), "--seconds", "0.1", "--size", "40x48", "--out", str(out)]
     for status, told in ((0, "# tiny: scenarios"), (2, f"{out}")):  # the second time there is a result already
         monkeypatch.setattr(sys, "argv", arguments)

@@ -132,7 +132,7 @@ def test_the_command(
     make_bundle: Callable, make_engine: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = make_bundle()
-    monkeypatch.setattr("ddcat_serve.engines.open_engine", lambda opened, threads: make_engine(opened))
+    monkeypatch.setattr("ddcat.engines.open_engine", lambda opened, threads: make_engine(opened))
     monkeypatch.setattr("ddcat_bench.timing.memory.serving_peak", lambda serving: PEAKS[serving.name])
     arguments = ["ddcat-bench", "speed", str(bundle.path), "--repeats", "10", "--threads", "1"]
 

@@ -6,8 +6,8 @@ import numpy as np
 import triton_python_backend_utils as triton
 
 from ddcat.bundle import open_bundle
-from ddcat_serve.engines import open_engine
-from ddcat_serve.errors import EngineError
+from ddcat.engines import open_engine
+from ddcat.engines.errors import EngineError
 
 
 class TritonPythonModel:

@@ -3,15 +3,15 @@
 import tensorrt as trt
 
 from ddcat.bundle import Bundle
+from ddcat.engines.base import Built, GraphEngine
+from ddcat.engines.cuda import find_gpu
+from ddcat.engines.errors import EngineError
+from ddcat.engines.trt_build import build_plan
+from ddcat.engines.trt_graph import fit
+from ddcat.engines.trt_plan import Hardware, check_runs_here, check_version, profiles_of, version_of
+from ddcat.engines.trt_run import TensorRtGraph
 from ddcat.hashing import sha256_of_bytes
 from ddcat.manifest import Device, EngineEntry, Precision, Shapes
-from ddcat_serve.engines.base import Built, GraphEngine
-from ddcat_serve.engines.cuda import find_gpu
-from ddcat_serve.engines.trt_build import build_plan
-from ddcat_serve.engines.trt_graph import fit
-from ddcat_serve.engines.trt_plan import Hardware, check_runs_here, check_version, profiles_of, version_of
-from ddcat_serve.engines.trt_run import TensorRtGraph
-from ddcat_serve.errors import EngineError
 
 __all__ = ["PLAN", "TIMINGS", "build", "check_possible", "load"]
 
@@ -19,7 +19,7 @@ PLAN, TIMINGS = "model.plan", "model.timings"
 
 
 def check_possible(precision: Precision) -> None:
-    """Refuse what cannot run: see `ddcat_serve.engines.check_possible`."""
+    """Refuse what cannot run: see `ddcat.engines.check_possible`."""
     check_version(trt.__version__, precision)
     find_gpu()
 
@@ -35,7 +35,7 @@ def build(
     hardware: Hardware = "this",
 ) -> Built:
     """
-    Build a plan for the GPU of this machine: see `ddcat_serve.engines.build_engine`.
+    Build a plan for the GPU of this machine: see `ddcat.engines.build_engine`.
 
     Its files are the plan and the timing cache of the build.
 
@@ -82,7 +82,7 @@ def build(
 
 
 def load(bundle: Bundle, *, threads: int | None = None) -> GraphEngine:
-    """Load a verified bundle where its plan runs: see `ddcat_serve.engines.open_engine`. A GPU has no threads to set."""
+    """Load a verified bundle where its plan runs: see `ddcat.engines.open_engine`. A GPU has no threads to set."""
     entry = bundle.manifest.engine
     if entry.built_for is None:
         raise EngineError(f"the manifest of {bundle.manifest.name} does not say what GPU its plan is for: export again")

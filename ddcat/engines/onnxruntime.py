@@ -13,14 +13,14 @@ import numpy.typing as npt
 import onnxruntime  # type: ignore[import-untyped]
 
 from ddcat.bundle import Bundle
+from ddcat.engines.base import Built, Closing, GraphEngine, Outputs, memory_file, smallest_batch
+from ddcat.engines.checks import check_names, check_precision
+from ddcat.engines.cores import physical_cores
+from ddcat.engines.errors import EngineError
 from ddcat.extras import install
 from ddcat.faults import first_line
 from ddcat.manifest import EngineEntry, Precision, Shapes, TensorEntry
 from ddcat.temporary import temporary_directory
-from ddcat_serve.engines.base import Built, Closing, GraphEngine, Outputs, memory_file, smallest_batch
-from ddcat_serve.engines.checks import check_names, check_precision
-from ddcat_serve.engines.cores import physical_cores
-from ddcat_serve.errors import EngineError
 
 __all__ = ["CPU", "CUDA", "OrtGraph", "build", "check_possible", "load", "run_once"]
 
@@ -167,7 +167,7 @@ def run_once(content: bytes, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDA
 
 
 def check_possible(precision: Precision) -> None:
-    """Refuse what cannot run: see `ddcat_serve.engines.check_possible`."""
+    """Refuse what cannot run: see `ddcat.engines.check_possible`."""
     provider = _best_provider()
     if precision not in _PRECISIONS[provider]:
         where, reason = (
@@ -181,7 +181,7 @@ def check_possible(precision: Precision) -> None:
 
 
 def build(graph: bytes, *, file: str, precision: Precision, shapes: Shapes) -> Built:
-    """Open a graph to find out what it is: see `ddcat_serve.engines.build_engine`. There are no options."""
+    """Open a graph to find out what it is: see `ddcat.engines.build_engine`. There are no options."""
     provider = _best_provider()
     with _open_checked(graph, provider, precision, shapes) as opened:
         entry = EngineEntry(
@@ -197,7 +197,7 @@ def build(graph: bytes, *, file: str, precision: Precision, shapes: Shapes) -> B
 
 
 def load(bundle: Bundle, *, threads: int | None = None) -> GraphEngine:
-    """Load a verified bundle: see `ddcat_serve.engines.open_engine`."""
+    """Load a verified bundle: see `ddcat.engines.open_engine`."""
     entry, shapes = bundle.manifest.engine, bundle.manifest.shapes
     content = bundle.files[entry.file]
     return GraphEngine(_open_checked(content, entry.provider, entry.effective_precision, shapes, threads), bundle.manifest)

@@ -5,8 +5,8 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Any, Literal, NamedTuple
 
+from ddcat.engines.errors import EngineError
 from ddcat.manifest import Device, Precision, Range, Shapes
-from ddcat_serve.errors import EngineError
 
 __all__ = [
     "HARDWARE",

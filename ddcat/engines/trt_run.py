@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import tensorrt as trt
 
+from ddcat.engines import trt10, trt86
+from ddcat.engines.base import Closing, Outputs
+from ddcat.engines.checks import check_names
+from ddcat.engines.cuda import Memory, Stream
+from ddcat.engines.errors import EngineError
+from ddcat.engines.trt_build import Log
+from ddcat.engines.trt_plan import Profile, check_in_effect, profile_for, version_of
 from ddcat.manifest import Precision, TensorEntry
-from ddcat_serve.engines import trt10, trt86
-from ddcat_serve.engines.base import Closing, Outputs
-from ddcat_serve.engines.checks import check_names
-from ddcat_serve.engines.cuda import Memory, Stream
-from ddcat_serve.engines.trt_build import Log
-from ddcat_serve.engines.trt_plan import Profile, check_in_effect, profile_for, version_of
-from ddcat_serve.errors import EngineError
 
 __all__ = ["TensorRtGraph"]
 

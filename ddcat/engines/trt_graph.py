@@ -8,11 +8,11 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from ddcat.engines.errors import EngineError
+from ddcat.engines.opsets import lower
+from ddcat.engines.trt_plan import version_of
 from ddcat.faults import first_line
 from ddcat.manifest import Precision
-from ddcat_serve.engines.opsets import lower
-from ddcat_serve.engines.trt_plan import version_of
-from ddcat_serve.errors import EngineError
 
 __all__ = ["faults", "fit", "last_opset"]
 

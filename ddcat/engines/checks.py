@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ddcat.engines.errors import EngineError, InputError
 from ddcat.manifest import Manifest, Range, Shapes, TensorEntry
-from ddcat_serve.errors import EngineError, InputError
 
 __all__ = ["check_images", "check_names", "check_precision", "check_size", "check_statement", "shown_sizes", "shown_tensors"]
 

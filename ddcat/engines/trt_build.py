@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import tensorrt as trt
 
+from ddcat.engines import trt10, trt86
+from ddcat.engines.errors import EngineError
+from ddcat.engines.trt_plan import Flags, Hardware, Profile, builder_flags, hardware_level, version_of
 from ddcat.manifest import Precision
-from ddcat_serve.engines import trt10, trt86
-from ddcat_serve.engines.trt_plan import Flags, Hardware, Profile, builder_flags, hardware_level, version_of
-from ddcat_serve.errors import EngineError
 
 __all__ = ["Log", "Plan", "build_plan"]
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from ddcat.engines.checks import check_images, check_statement
+from ddcat.engines.errors import EngineError
 from ddcat.manifest import EngineEntry, Manifest, Shapes, TensorEntry
-from ddcat_serve.engines.checks import check_images, check_statement
-from ddcat_serve.errors import EngineError
 
 __all__ = [
     "Built",

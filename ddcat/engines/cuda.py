@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from cuda.bindings import runtime as cudart
 
-from ddcat_serve.errors import EngineError
+from ddcat.engines.errors import EngineError
 
 __all__ = ["Gpu", "Memory", "Stream", "find_gpu"]
 

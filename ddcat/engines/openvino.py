@@ -11,12 +11,12 @@ import numpy.typing as npt
 import openvino as ov  # type: ignore[import-untyped]
 
 from ddcat.bundle import Bundle
+from ddcat.engines.base import Built, Closing, GraphEngine, Outputs, memory_file
+from ddcat.engines.checks import check_names, check_precision
+from ddcat.engines.cores import physical_cores
+from ddcat.engines.errors import EngineError
 from ddcat.hashing import sha256_of_bytes
 from ddcat.manifest import EngineEntry, Precision, Shapes, TensorEntry
-from ddcat_serve.engines.base import Built, Closing, GraphEngine, Outputs, memory_file
-from ddcat_serve.engines.checks import check_names, check_precision
-from ddcat_serve.engines.cores import physical_cores
-from ddcat_serve.errors import EngineError
 
 __all__ = ["OpenVinoGraph", "build", "cache_folder", "check_possible", "load"]
 
@@ -113,7 +113,7 @@ class OpenVinoGraph(Closing):
 
 
 def check_possible(precision: Precision) -> None:
-    """Refuse what cannot run: see `ddcat_serve.engines.check_possible`."""
+    """Refuse what cannot run: see `ddcat.engines.check_possible`."""
     capabilities = ov.Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
     if _CAPABILITIES[precision] not in capabilities:
         possible = [name for name, capability in _CAPABILITIES.items() if capability in capabilities]
@@ -124,7 +124,7 @@ def check_possible(precision: Precision) -> None:
 
 
 def build(graph: bytes, *, file: str, precision: Precision, shapes: Shapes) -> Built:
-    """Compile a graph to find out what it is: see `ddcat_serve.engines.build_engine`. There are no options."""
+    """Compile a graph to find out what it is: see `ddcat.engines.build_engine`. There are no options."""
     with OpenVinoGraph(graph, precision=precision) as opened:
         entry = EngineEntry(
             name="openvino",
@@ -139,7 +139,7 @@ def build(graph: bytes, *, file: str, precision: Precision, shapes: Shapes) -> B
 
 
 def load(bundle: Bundle, *, threads: int | None = None) -> GraphEngine:
-    """Load a verified bundle: see `ddcat_serve.engines.open_engine`."""
+    """Load a verified bundle: see `ddcat.engines.open_engine`."""
     entry = bundle.manifest.engine
     check_possible(entry.effective_precision)
     content = bundle.files[entry.file]

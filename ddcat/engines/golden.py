@@ -1,6 +1,6 @@
 """Golden images: what an engine said when it was exported, to compare with what it says now."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,10 +8,23 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from ddcat.bundle import Bundle
-from ddcat_serve.engines.base import Engine, Images
-from ddcat_serve.errors import EngineError
+from ddcat.engines.base import Engine, Images
+from ddcat.engines.errors import EngineError
 
-__all__ = ["FILE", "Example", "Replay", "compare", "label_images", "pack", "read_golden", "replay"]
+__all__ = [
+    "FILE",
+    "TOLERANCE",
+    "Example",
+    "Replay",
+    "check_answers",
+    "compare",
+    "label_images",
+    "pack",
+    "read_golden",
+    "replay",
+]
+
+TOLERANCE = 0.02  # share of the golden labels that may differ, where nobody says another
 
 FILE = "golden.safetensors"
 
@@ -146,3 +159,36 @@ def compare(found: Iterable[Example], expected: Mapping[str, Images]) -> Replay:
     if not pixels:
         raise EngineError("there is no golden image to compare with")
     return Replay(pixels, differing, worst, worst_share)
+
+
+def check_answers(bundle: Bundle, engine: Engine, examples: Sequence[Example], *, tolerance: float) -> None:
+    """
+    Run each size of a ladder, or the smallest, and compare the answers to golden images with what they should be.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    engine : Engine
+    examples : sequence of Example
+        Its golden images; none, if it has none.
+    tolerance : float
+        Share of the golden labels that may differ: near ties fall either way on another machine.
+
+    Raises
+    ------
+    EngineError
+        Where it cannot run, or answers otherwise than it did.
+    """
+    shapes, classes = bundle.manifest.shapes, len(bundle.manifest.classes)
+    for height, width in shapes.sizes or [(shapes.height.minimum, shapes.width.minimum)]:
+        labels = engine.infer(np.zeros((shapes.batch.minimum, height, width, 3), np.uint8)).labels
+        if labels.max() >= classes:
+            raise EngineError(f"{bundle.path} gives label {labels.max()}, but its manifest names {classes} classes")
+    if not examples:
+        return
+    found = replay(engine, examples, batch=shapes.batch.minimum)
+    if found.share > tolerance:
+        raise EngineError(
+            f"{bundle.path} does not answer as it did when it was exported: {found.share:.2%} of its golden labels differ, "
+            f"{found.worst_share:.2%} of {found.worst}; expected at most {tolerance:.2%} (DDCAT_SERVE_GOLDEN_TOLERANCE)"
+        )

@@ -7,11 +7,11 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from ddcat.bundle import Bundle
+from ddcat.engines.base import Built, Engine, Outputs
+from ddcat.engines.errors import EngineError
 from ddcat.extras import install
 from ddcat.manifest import Precision, Shapes
 from ddcat.text import printable
-from ddcat_serve.engines.base import Built, Engine, Outputs
-from ddcat_serve.errors import EngineError
 
 __all__ = ["ENGINES", "Built", "Engine", "Outputs", "build_engine", "check_known", "check_possible", "extra_of", "open_engine"]
 
@@ -26,9 +26,9 @@ class _Runtime(NamedTuple):
 
 
 ENGINES = {
-    "ort": _Runtime("ddcat_serve.engines.onnxruntime", extra="cpu"),
-    "openvino": _Runtime("ddcat_serve.engines.openvino", extra="openvino"),
-    "trt": _Runtime("ddcat_serve.engines.tensorrt", extra="gpu"),
+    "ort": _Runtime("ddcat.engines.onnxruntime", extra="cpu"),
+    "openvino": _Runtime("ddcat.engines.openvino", extra="openvino"),
+    "trt": _Runtime("ddcat.engines.tensorrt", extra="gpu"),
 }
 _ALSO_CALLED = {"onnx": "ort", "onnxruntime": "ort", "onnx-runtime": "ort", "tensorrt": "trt", "ov": "openvino"}
 
