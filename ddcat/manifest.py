@@ -17,6 +17,7 @@ from ddcat.schema import Count, Details, Name, Sha256, Strict, Text
 from ddcat.text import printable
 
 __all__ = [
+    "GOLDEN_TOLERANCE",
     "SCHEMA_VERSION",
     "Calibration",
     "ClassEntry",
@@ -205,6 +206,9 @@ class Quantisation(Strict):
     max_drop: float | None = Field(description="points of mIoU that were allowed; None: no limit was set")
     drop: Drop | None = Field(description="against the fp32 graph; None: not measured")
     report: FileName | None = Field(default=None, description="the file with every layer's sensitivity; None: not measured")
+
+
+GOLDEN_TOLERANCE = 0.02  # share of the golden labels that may differ on another machine, where nobody says another
 
 
 class Golden(Strict):

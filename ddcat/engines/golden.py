@@ -13,7 +13,6 @@ from ddcat.engines.errors import EngineError
 
 __all__ = [
     "FILE",
-    "TOLERANCE",
     "Example",
     "Replay",
     "check_answers",
@@ -23,8 +22,6 @@ __all__ = [
     "read_golden",
     "replay",
 ]
-
-TOLERANCE = 0.02  # share of the golden labels that may differ, where nobody says another
 
 FILE = "golden.safetensors"
 

@@ -13,9 +13,10 @@ from ddcat.classes import Classes
 from ddcat.engines import open_engine
 from ddcat.engines.base import Images, Outputs
 from ddcat.engines.errors import InputError
-from ddcat.engines.golden import TOLERANCE, check_answers, read_golden
+from ddcat.engines.golden import check_answers, read_golden
 from ddcat.faults import first_line
 from ddcat.image_files import ImageFileError, strip_metadata
+from ddcat.manifest import GOLDEN_TOLERANCE
 
 __all__ = ["Predictor", "open_bundle"]
 
@@ -49,7 +50,7 @@ class Predictor:
         self.bundle = bundle
         self._engine = open_engine(bundle, threads=threads)
         try:
-            check_answers(bundle, self._engine, read_golden(bundle), tolerance=TOLERANCE)
+            check_answers(bundle, self._engine, read_golden(bundle), tolerance=GOLDEN_TOLERANCE)
         except BaseException:
             self._engine.close()
             raise

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
-from ddcat.engines.golden import TOLERANCE
 from ddcat.faults import first_line
+from ddcat.manifest import GOLDEN_TOLERANCE
 from ddcat_serve.errors import ServeError
 
 __all__ = ["PREFIX", "Settings", "read_settings"]
@@ -56,7 +56,7 @@ class Settings(BaseModel):
     drain: float = Field(30.0, gt=0, description="Seconds after that in which what was accepted is answered.")
     decoders: int = Field(4, ge=1, description="Threads that decode images and encode masks.")
     golden_tolerance: float = Field(
-        TOLERANCE,
+        GOLDEN_TOLERANCE,
         ge=0,
         le=1,
         description="Share of the golden labels that may differ at the start: near ties fall either way on another machine.",
