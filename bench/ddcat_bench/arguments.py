@@ -47,7 +47,9 @@ def check_source(bundle: Bundle, moved_to: Path | None) -> Path:
     """
     place = moved_to or Path(bundle.manifest.source.checkpoint)
     if not place.exists():
-        raise BenchError(f"the checkpoint that {bundle.path} was made from is not at {place}: say where with --checkpoint")
+        raise BenchError(
+            f"the checkpoint that {bundle.path} was made from is not at {place}: use --checkpoint PATH to say where it is now"
+        )
     return place
 
 

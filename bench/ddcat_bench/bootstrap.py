@@ -139,7 +139,7 @@ def _clip(pattern: str, name: str) -> str:
     try:
         found = re.search(pattern, name)
     except (re.error, OverflowError, RecursionError) as cause:  # the last two of hostile ones
-        raise BenchError(f"clips {pattern!r} is no regular expression: {cause}") from cause
+        raise BenchError(f"clips {pattern!r}: expected a regular expression, got an error: {cause}") from cause
     if found is None:
         raise BenchError(
             f"clips {pattern!r} finds no clip in the name of the image {name}: use an expression that fits all names"

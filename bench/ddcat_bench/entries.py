@@ -106,7 +106,7 @@ class Scores(Strict):
         """
         total = counts.sum(0)
         if not total.any():
-            raise BenchError("every pixel of the judged images is ignored: there is nothing to score")
+            raise BenchError("every pixel of the judged images is ignored, and none can be scored: use images with labels")
         foreground = np.nan if background is None else miou(np.delete(total, background, axis=0))
         images = [value for image in counts if not np.isnan(value := miou(image))]
         return cls(
@@ -141,6 +141,6 @@ def check_same_images(judged: Sequence[tuple[str, DataEntry]]) -> None:
         first_name, first = judged[0]
         if (first.list_sha256, first.long_side, first.names) != (other.list_sha256, other.long_side, other.names):
             raise BenchError(
-                f"{first_name} and {name} were not judged on the same images ({first.about}; {other.about}): their numbers do "
-                "not compare; name those of one set of images"
+                f"{first_name} and {name} were not judged on the same images ({first.about}; {other.about}): use results "
+                "on one set of images"
             )

@@ -63,9 +63,9 @@ def _check(folder: Path, name: str, *, force: bool) -> None:
     if not taken:
         reserve(folder)
     elif not (folder / f"{name}.json").is_file():
-        raise BenchError(f"{folder} exists already and is no result of this command: name another --out")
+        raise BenchError(f"{folder} exists already, and was not written by this command: use another --out")
     elif not force:
-        raise BenchError(f"{folder} exists already: --force replaces the earlier result, or name another --out")
+        raise BenchError(f"{folder} exists already: use --force to replace the earlier result, or another --out")
     else:
         reserve(folder.parent / f".{folder.name}.new")  # the same folder is written in
 

@@ -38,7 +38,7 @@ def read_result(path: Path, kind: type[Result]) -> Result:
     try:
         return kind.model_validate_json(content)
     except ValidationError as cause:
-        raise BenchError(f"{path} is no {kind.__name__} that this version of ddcat reads: {first_fault(cause)}") from cause
+        raise BenchError(f"{path}: expected a {kind.__name__} of this version of ddcat: {first_fault(cause)}") from cause
 
 
 def _pretty(value: Any, indent: str) -> str:

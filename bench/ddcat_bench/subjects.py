@@ -134,14 +134,14 @@ def _open(name: str, moved_to: Path | None, root: Path, split: str, *, long_side
     if moved_to is None and not root.is_dir():
         seen_from = "" if root.is_absolute() else f", seen from {Path.cwd()}"
         raise BenchError(
-            f"the data set of {known_to} is not at {root}{seen_from}: say where it lies now with --data-root, or make it there"
+            f"the data set of {known_to} is not at {root}{seen_from}: use --data-root FOLDER to say where it is now"
         )
     try:
         return open_dataset(name, moved_to or root, split, long_side=long_side)
     except DataError as cause:
         if moved_to is not None:
             raise
-        raise DataError(f"{cause}; where the data set has moved, say so with --data-root") from cause
+        raise DataError(f"{cause}; if the data set has moved, use --data-root FOLDER") from cause
 
 
 def judged_at_once(bundle: Bundle) -> int:
@@ -171,7 +171,7 @@ def checkpoint_of(bundle: Bundle, path: Path | None = None) -> Checkpoint:
     if found != source.sha256:
         raise BenchError(
             f"{checkpoint.path} is not the checkpoint that {bundle.path} was made from: SHA-256 {found[:12]}..., the manifest "
-            f"says {source.sha256[:12]}...: name the right one with --checkpoint, or export again"
+            f"says {source.sha256[:12]}...: use --checkpoint with the right one, or export again"
         )
     return checkpoint
 
@@ -284,7 +284,7 @@ def _check_classes(dataset: Dataset, names: tuple[str, ...], judged: Path) -> No
     if dataset.classes.names != names:
         raise BenchError(
             f"the classes of {dataset.root} ({', '.join(dataset.classes.names)}) are not those of {judged} "
-            f"({', '.join(names)}): name the data set of its training with --data-root"
+            f"({', '.join(names)}): use --data-root with the data set of its training"
         )
 
 
@@ -292,5 +292,5 @@ def _check_list(dataset: Dataset, list_sha256: str, images: int | None, judged: 
     if dataset.list_sha256() != list_sha256:
         raise BenchError(
             f"the {dataset.split} split at {dataset.root} ({len(dataset)} images) is not the one that {judged} names "
-            f"({images} images): name the right folder with --data-root, or another split with --split"
+            f"({images} images): use --data-root with the right folder, or --split with another split"
         )

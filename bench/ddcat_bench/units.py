@@ -64,12 +64,12 @@ class Units(NamedTuple):
         """
         file = self._file(batch, plan)
         if not file.is_file():
-            raise BenchError(f"{file} is missing: all processes need the same --out, on a file system that they share")
+            raise BenchError(f"{file} is missing: use the same --out for all processes, on a file system that they share")
         try:
             with np.load(file) as read:
                 return read["counts"], float(read["seconds"])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as cause:
-            raise BenchError(f"{file} is damaged: remove it, and the same command does that part again") from cause
+            raise BenchError(f"{file} is damaged: remove it, then run the same command again to repeat that part") from cause
 
     def keep(self, name: str, found: BaseModel) -> None:
         """Keep something else that was found: NAME.json."""
@@ -116,7 +116,7 @@ def open_units(folder: Path, identity: dict[str, Any]) -> Units:
                 "its command, name another --out, or remove the folder (--force does)"
             )
     elif folder.exists() and (not folder.is_dir() or any(not file.name.startswith(".") for file in folder.iterdir())):
-        raise BenchError(f"{folder} is no folder of unfinished work: remove it, or name another --out")
+        raise BenchError(f"{folder} does not hold unfinished work of this command: remove it, or use another --out")
     else:
         write_json(file, identity)
     return Units(folder)

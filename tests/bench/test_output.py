@@ -37,7 +37,7 @@ def test_an_earlier_result_gives_way_only_to_force(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with claim(out, "found"):
         publish(out, "found", Found(), "A half.", {"plot.png": b"pixels"})
-    with pytest.raises(BenchError, match=r"exists already: --force replaces the earlier result"), claim(out, "found"):
+    with pytest.raises(BenchError, match=r"exists already: use --force to replace the earlier result"), claim(out, "found"):
         pass
     with claim(out, "found", force=True):
         publish(out, "found", Found(value=1), "One.", force=True)
@@ -49,9 +49,9 @@ def test_an_earlier_result_gives_way_only_to_force(tmp_path: Path) -> None:
 @pytest.mark.parametrize("force", [False, True])
 def test_what_is_no_result_is_never_replaced(tmp_path: Path, force: bool) -> None:
     (tmp_path / "photo.jpg").write_text("mine")
-    with pytest.raises(BenchError, match="is no result of this command"), claim(tmp_path, "found", force=force):
+    with pytest.raises(BenchError, match="was not written by this command"), claim(tmp_path, "found", force=force):
         pass
-    with pytest.raises(BenchError, match="is no result"), claim(tmp_path / "photo.jpg", "found", force=force):
+    with pytest.raises(BenchError, match="was not written by this command"), claim(tmp_path / "photo.jpg", "found", force=force):
         pass
     assert (tmp_path / "photo.jpg").read_text() == "mine"
 

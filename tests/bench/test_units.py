@@ -121,7 +121,7 @@ def test_parts_of_another_evaluation_are_refused(
         cli.attack(run_directory, limit=1, device="cpu", out=out, suite="paper")
     (tmp_path / "other.work").mkdir()
     (tmp_path / "other.work" / "letter.txt").write_text("mine")
-    with pytest.raises(BenchError, match="no folder of unfinished work"):
+    with pytest.raises(BenchError, match="does not hold unfinished work"):
         cli.attack(run_directory, limit=1, device="cpu", out=tmp_path / "other")
     assert not out.exists()
 

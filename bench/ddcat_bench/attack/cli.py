@@ -91,7 +91,9 @@ def attack(
         }  # fmt: skip
         for option, value in given.items():
             if value:
-                raise BenchError(f"{option}: --measure times BIM, n = 1..7, in one process, and has no use for it")
+                raise BenchError(
+                    f"{option}: --measure times BIM, n = 1..7, in one process, and does not use this option: leave it out"
+                )
     for path in (checkpoint, *(substitute or [])):
         check_checkpoint(path)
 

@@ -75,7 +75,7 @@ def run_probe(
         missing += _missing_gradients(model, pixels, truth)
         done += len(names)
     if not missing:
-        raise BenchError("every pixel of the probed images is ignored: there is nothing to attack")
+        raise BenchError("every pixel of the probed images is ignored, and none can be attacked: use images with labels")
     return Probe(
         images=done,
         seed=seed,

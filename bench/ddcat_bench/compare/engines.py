@@ -89,18 +89,16 @@ def find_gates(paths: Sequence[Path]) -> dict[str, GateResult]:
     for path in paths:
         name = _name(path)
         if name in found:
-            raise BenchError(f"two of the folders are named {name}: only different names can be told apart")
+            raise BenchError(f"two of the folders are named {name}, expected different names: rename one of them")
         if (path / _RESULT).is_file():
             found[name] = read_result(path / _RESULT, GateResult)
             continue
         bundle, file = open_bundle(path), beside(path, "gate") / _RESULT
         if not file.is_file():
-            raise BenchError(
-                f"{path} was not judged: no {file}; ddcat-bench gate {path} would do it, or name its result folder"
-            )
+            raise BenchError(f"{path} was not judged: no {file}; run ddcat-bench gate {path}, or use its result folder")
         result = read_result(file, GateResult)
         if result.bundle.sha256 != bundle.digest:
-            raise BenchError(f"{file} speaks of another bundle than {path}: ddcat-bench gate {path} judges this one")
+            raise BenchError(f"{file} is the result of another bundle than {path}: run ddcat-bench gate {path}")
         found[name] = result
     return found
 

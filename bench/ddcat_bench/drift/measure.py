@@ -120,8 +120,8 @@ def measure_drift(
     samples = [sample for sample in map(dataset.read, range(len(dataset))) if sample.image.tobytes() not in known]
     if not examples or len(samples) < FEWEST:
         raise BenchError(
-            f"{bundle.path} has {len(examples) // 2} golden images, and {dataset.root} {len(samples)} others: 1 and "
-            f"{FEWEST} are the least"
+            f"{bundle.path} has {len(examples) // 2} golden images, and {dataset.root} {len(samples)} others: expected 1 or "
+            f"more, and {FEWEST} or more"
         )
     found: dict[Traffic, list[Statistics]] = {traffic: [] for traffic in get_args(Traffic)}
     counts = {traffic: np.zeros((classes, 3), np.int64) for traffic in found}

@@ -48,4 +48,6 @@ def read_limits(file: Path, precision: Precision) -> Limits:
     except (OSError, ValueError, yaml.YAMLError) as cause:
         raise BenchError(f"--limits {file} cannot be read: {first_line(cause)}") from cause
     except KeyError as cause:
-        raise BenchError(f"--limits {file} has no entry for {precision}") from cause
+        raise BenchError(
+            f"--limits {file} has no entry for {precision}: add one, as in {DEFAULT.name} of the package"
+        ) from cause

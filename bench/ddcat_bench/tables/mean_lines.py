@@ -158,5 +158,5 @@ def _check_attacks(figures: list[Figure]) -> None:
             one, two = (" ".join(str(part) for part in f.attack) for f in (other, figure))
             raise BenchError(
                 f"{other.judged.path} and {figure.judged.path}: {figure.column} is not the same attack in both ({one}; {two}): "
-                "their numbers do not go into one column"
+                "use results of the same attack"
             )

@@ -129,7 +129,7 @@ def check_comparable(judged: Sequence[JudgedRun]) -> None:
         if first.result.protocol_name != other.result.protocol_name:
             raise BenchError(
                 f"{first.path} and {other.path} were judged by different protocols ({first.result.protocol_name}, "
-                f"{other.result.protocol_name}): name those of one"
+                f"{other.result.protocol_name}): use results of one protocol"
             )
 
 
@@ -154,7 +154,7 @@ def check_seeds(judged: Sequence[JudgedRun]) -> None:
         if other.result.checkpoint.sha256 != one.result.checkpoint.sha256:
             raise BenchError(
                 f"{other.path} and {one.path} are of two checkpoints of the same training and seed {seed} "
-                f"({other.result.checkpoint.path}, {one.result.checkpoint.path}): a mean over seeds takes one of each"
+                f"({other.result.checkpoint.path}, {one.result.checkpoint.path}): use one checkpoint of each seed"
             )
 
 

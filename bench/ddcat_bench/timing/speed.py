@@ -117,7 +117,7 @@ def measure(
     """
     used = engine.description.get("threads")
     if used not in (threads, None):
-        raise BenchError(f"the engine runs with {used} threads, PyTorch with {threads}")
+        raise BenchError(f"the engine runs with {used} threads, expected {threads} as PyTorch has")
     began, load_before = time.monotonic(), os.getloadavg()[0]
     device = torch.device("cpu" if "CPU" in bundle.manifest.engine.provider else "cuda")
     names: list[ServedName] = ["engine", "original", "main branch"]
@@ -179,7 +179,9 @@ def _compile_now(label: Callable[[Images], Images], images: Images) -> None:
         label(images)
     except Exception as cause:  # of the compiler or of what it calls: they share no base
         reason = first_line(cause)
-        raise BenchError(f"PyTorch cannot compile the main branch here: {reason}: a C++ compiler must be installed") from cause
+        raise BenchError(
+            f"PyTorch cannot compile the main branch here: {reason}: install a C++ compiler, or leave --compiled out"
+        ) from cause
 
 
 def _parameter_bytes(checkpoint: Checkpoint) -> int:
@@ -238,10 +240,13 @@ def draw_inputs(
     shapes = bundle.manifest.shapes
     size = size or _only_size(shapes.height, shapes.width) or (dataset.read(0).labels.shape if dataset else None)
     if size is None:
-        raise BenchError(f"the data of {bundle.path} is not there to take a size from: name one with --size HEIGHTxWIDTH")
+        raise BenchError(f"the data of {bundle.path} is missing, and the size of images comes from it: use --size HEIGHTxWIDTH")
     ladder = shapes.sizes is None or tuple(size) in shapes.sizes
     if batch not in shapes.batch or size[0] not in shapes.height or size[1] not in shapes.width or not ladder:
-        raise BenchError(f"{bundle.path} does not take batches of {batch} images of {size[0]}x{size[1]} (height x width)")
+        raise BenchError(
+            f"{bundle.path} does not take batches of {batch} images of {size[0]}x{size[1]} (height x width): use another "
+            "--batch or --size"
+        )
     calls = repeats + _WARM_UP
     found = _images(dataset, size, calls * batch) if dataset else []
     if dataset and found:

@@ -54,7 +54,7 @@ def peak_memory(plan: Plan, name: ContenderName) -> int | None:
     except EOFError as cause:
         process.join()
         raise BenchError(
-            f"the process that takes a step of {name} alone died ({process.exitcode}), most likely for want of memory: "
+            f"the process that takes a step of {name} alone died ({process.exitcode}), probably because memory ran out: "
             "use a smaller --batch or --crop"
         ) from cause
     process.join()

@@ -70,7 +70,7 @@ def measure(
             operations, seconds = _time(plan, repeats=repeats, warm_up=warm_up, advance=advance)
         except torch.OutOfMemoryError as cause:
             raise BenchError(
-                f"the device has not the memory for the three contenders at {batch} x {height} x {width} (images x height x "
+                f"the device has too little memory for the three contenders at {batch} x {height} x {width} (images x height x "
                 "width): use a smaller --batch or --crop"
             ) from cause
         if plan.device == "cuda":

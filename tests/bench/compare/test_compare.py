@@ -94,7 +94,7 @@ def test_a_bundle_needs_a_gate_of_its_own(make_bundle: Callable[..., Bundle]) ->
     (place / "gate.json").write_text(to_json(own))
     assert find_gates([bundle.path]) == {"tiny.bundle": own}
     (place / "gate.json").write_text(to_json(gate))
-    with pytest.raises(BenchError, match="speaks of another bundle"):
+    with pytest.raises(BenchError, match="is the result of another bundle"):
         find_gates([bundle.path])
 
 

@@ -93,7 +93,7 @@ def test_clips_that_fit_no_name_are_refused_before_anything_is_timed(
     assert run(bundle, "--clips", "drive([0-9]+)") == 2
     assert "finds no clip in the name of the image val_00000" in capsys.readouterr().err
     assert run(bundle, "--clips", "(") == 2
-    assert "is no regular expression" in capsys.readouterr().err
+    assert "expected a regular expression" in capsys.readouterr().err
 
 
 def test_a_data_set_that_has_moved_is_asked_for(
