@@ -105,7 +105,7 @@ def test_backbones_of_transformers_are_exported_and_attacked(
     options = json.dumps({"model_type": model, **HF[model]})
     trained(scenes, tmp_path / "run", "model.backbone=hf", f"model.hf={options}")
     out = tmp_path / "bundle"
-    line = [sys.executable, "-m", "ddcat_export.cli", str(tmp_path / "run"), "--engine", "ort", *sizes, "--out", str(out)]
+    line = [sys.executable, "-m", "ddcat", "export", str(tmp_path / "run"), "--engine", "ort", *sizes, "--out", str(out)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr  # with all proofs
     bundle = open_bundle(out)
@@ -120,5 +120,5 @@ def test_swin_is_for_one_size(scenes: Path, tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason='transformers is not installed: pip install ".[hf]"')
     options = json.dumps({"model_type": "swin", **HF["swin"]})
     network = trained(scenes, tmp_path, "model.backbone=hf", f"model.hf={options}")
-    with pytest.raises(ExportError, match="for one size of images only, its code depends on it: --size HxW"):
+    with pytest.raises(ExportError, match="for one size of images only, its code depends on it: use --size HxW"):
         build_graph(network, sizes=None, logits=False, confidence=False)
