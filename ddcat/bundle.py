@@ -143,11 +143,11 @@ def open_bundle(path: Path, trust: Trust = ANYONE) -> Bundle:
     except OSError:  # a name that is too long, a folder above it that must not be entered
         is_folder = False
     if not is_folder:
-        raise BundleError(f"{path} is not a directory: a bundle is the directory that ddcat-export writes")
+        raise BundleError(f"{path} is not a directory: a bundle is the directory that ddcat export writes")
     try:
         content = read_regular(path / MANIFEST, most=MOST_BYTES, error=BundleError)
     except OSError as cause:
-        raise BundleError(f"{path} holds no readable {MANIFEST}: a bundle is what ddcat-export writes") from cause
+        raise BundleError(f"{path} holds no readable {MANIFEST}: a bundle is what ddcat export writes") from cause
     digest = sha256_of_bytes(content)
     known = _check_trust(path, content, digest, trust)
     manifest = parse_manifest(content, str(path / MANIFEST))
@@ -190,7 +190,7 @@ def _check_trust(path: Path, content: bytes, digest: str, trust: Trust) -> str:
         try:
             signature = read_regular(path / SIGNATURE, most=MOST_BYTES, error=BundleError)
         except OSError as cause:
-            raise BundleError(f"{path} is not signed, it has no readable {SIGNATURE}: ddcat-export --sign KEY signs") from cause
+            raise BundleError(f"{path} is not signed, it has no readable {SIGNATURE}: ddcat export --sign KEY signs") from cause
         signing.verify(content, signature, trust.public_key, where=str(path))
         known.append(f"the signature is by the owner of {trust.public_key}")
     if known:

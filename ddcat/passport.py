@@ -119,7 +119,7 @@ def _read(bundle: Bundle, trust: Trust) -> Found:
     passport = signed.without_signature()
     if trust.public_key is not None:
         if signed.signature is None:
-            raise BundleError(f"{file} is not signed: ddcat-bench gate --sign KEY signs")
+            raise BundleError(f"{file} is not signed: ddcat gate --sign KEY signs")
         signing.verify(passport.to_bytes(), json.dumps(signed.signature).encode(), trust.public_key, where=str(file))
     if passport.manifest_sha256 != bundle.digest:
         return Found(None, f"none: {file.name} speaks of another bundle, {passport.manifest_sha256[:12]}...: judge this one")
@@ -133,7 +133,7 @@ def _read(bundle: Bundle, trust: Trust) -> Found:
 
 def _check_passed(bundle: Bundle, found: Found) -> None:
     if found.passport is None:
-        raise BundleError(f"{bundle.path} has no passport ({found.known}): ddcat-bench gate judges it")
+        raise BundleError(f"{bundle.path} has no passport ({found.known}): ddcat gate judges it")
     if found.passport.verdict != "pass":
         raise BundleError(f"{bundle.path} did not pass the gate, its passport says {found.passport.verdict}: do not serve it")
     if found.passport.budget != "default":

@@ -135,7 +135,7 @@ def configuration() -> str:
     lines = [
         "# Configuration of a training run",
         "",
-        "The keys of a YAML file for `ddcat-train`, and of `--set SECTION.KEY=VALUE`. `ddcat-train --show PRESET` prints all",
+        "The keys of a YAML file for `ddcat train`, and of `--set SECTION.KEY=VALUE`. `ddcat train --show PRESET` prints all",
         "values of a preset. An unknown key is refused. How to use them: [training](../training.md).",
     ]
     top = {name: part for name, part in schema["properties"].items() if "$ref" not in part and "allOf" not in part}
@@ -154,7 +154,7 @@ def settings() -> str:
     lines = [
         "# Settings of the server",
         "",
-        "Flags of `ddcat-serve run`, environment variables, or keys of the YAML file that `--config` names, in this order of",
+        "Flags of `ddcat serve`, environment variables, or keys of the YAML file that `--config` names, in this order of",
         "precedence. `GET /v2` shows those that a server runs with.",
         "",
         "| key | flag | variable | type | default | meaning |",
@@ -214,9 +214,7 @@ def http() -> str:
 def gate_limits() -> str:
     """The file of limits, as it is."""
     text = Path(ddcat_bench.gate.limits.__file__).with_name("limits.yaml").read_text(encoding="utf-8")
-    return (
-        f"# Limits of the gate\n\nWhat `ddcat-bench gate` allows, and the form of a file for `--limits`.\n\n```yaml\n{text}```"
-    )
+    return f"# Limits of the gate\n\nWhat `ddcat gate` allows, and the form of a file for `--limits`.\n\n```yaml\n{text}```"
 
 
 # --- schemas ---

@@ -58,20 +58,20 @@ def main() -> None:
 
     scenes, runs, results, bundle, bare = (out / name for name in ("scenes", "runs", "results", "bundle", "bundle-clean"))
     shorter = [] if arguments.epochs is None else ["--set", f"train.epochs={arguments.epochs}"]
-    command("ddcat-data", "scenes", scenes)
+    command("ddcat", "data", "scenes", scenes)
     for method in METHOD_NAMES:
-        command("ddcat-train", f"scenes-{method}", "--data-root", scenes, "--out", runs / method, *shorter)
+        command("ddcat", "train", f"scenes-{method}", "--data-root", scenes, "--out", runs / method, *shorter)
     for method in METHOD_NAMES:
-        command("ddcat-bench", "attack", runs / method, "--out", results / method)
-    command("ddcat-export", runs / "ddcat", "--engine", "ort", "--out", bundle)
-    command("ddcat-export", runs / "clean", "--engine", "ort", "--out", bare)
-    command("ddcat-bench", "fidelity", bundle, "--out", results / "fidelity")
-    command("ddcat-bench", "speed", bundle, "--out", results / "speed")
+        command("ddcat", "attack", runs / method, "--out", results / method)
+    command("ddcat", "export", runs / "ddcat", "--engine", "ort", "--out", bundle)
+    command("ddcat", "export", runs / "clean", "--engine", "ort", "--out", bare)
+    command("ddcat", "fidelity", bundle, "--out", results / "fidelity")
+    command("ddcat", "speed", bundle, "--out", results / "speed")
     served = segment_through_a_server(bundle, scenes, out / "served.png")
 
     attacks = [read_result(results / method / "attack.json", AttackResult) for method in METHOD_NAMES]
     statements = robustness_statements(attacks)
-    both = shlex.join(["ddcat-serve", "run", f"no-defence={bare}", f"ddc-at={bundle}", "--demo"])
+    both = shlex.join(["ddcat", "serve", f"no-defence={bare}", f"ddc-at={bundle}", "--demo"])
     page = Page(
         statements=statements,
         attacks=attacks,
@@ -162,7 +162,7 @@ def segment_through_a_server(bundle: Path, scenes: Path, answer: Path) -> Pictur
     """Start a server, send it one image, and stop it; its answer must be that of the engine called directly."""
     sample = open_dataset("scenes", scenes, "val").read(0)
     with (
-        stage("ddcat-serve", "run", bundle, "--port", "0"),
+        stage("ddcat", "serve", bundle, "--port", "0"),
         served(bundle, say=lambda line: console.print(f"  {line}")) as address,
     ):
         console.print(f"  {sample.name} to POST {address}/v1/segment")

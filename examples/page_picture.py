@@ -28,7 +28,7 @@ def main() -> None:
     arguments = parser.parse_args()
     undefended = arguments.demo / "bundle-clean"
     if not undefended.is_dir():
-        command = [Path(sys.executable).with_name("ddcat-export"), arguments.demo / "runs/clean", "--engine", "ort"]
+        command = [Path(sys.executable).with_name("ddcat"), "export", arguments.demo / "runs/clean", "--engine", "ort"]
         subprocess.run([*map(str, command), "--out", str(undefended)], check=True)
     with served(f"no-defence={undefended}", f"ddc-at={arguments.demo / 'bundle'}", "--demo") as address:
         look(address, arguments.out)

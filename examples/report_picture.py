@@ -20,7 +20,7 @@ WIDTH, HEIGHT = 1000, 1150
 def main() -> None:
     """Make the report again, and take the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("result", type=Path, help="gate.json, as `ddcat-bench gate` has written it")
+    parser.add_argument("result", type=Path, help="gate.json, as `ddcat gate` has written it")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     with opened_page(WIDTH, HEIGHT) as page:

@@ -3,7 +3,7 @@ Score a served bundle from its HTTP answers alone, and compare with its engine c
 
     python examples/score_over_http.py BUNDLE [--limit N] [--out FILE.json]
 
-Starts `ddcat-serve run BUNDLE` on a free port of this machine. Every image of the bundle's validation split is sent as a PNG,
+Starts `ddcat serve BUNDLE` on a free port of this machine. Every image of the bundle's validation split is sent as a PNG,
 as it is and attacked (BIM on the checkpoint that the bundle names, rounded to 8 bits, n = 3 and 7); the palette PNG that comes
 back is read as labels and scored. The same arrays go to the engine. Exits with 1 if any pixel or figure differs.
 """

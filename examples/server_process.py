@@ -23,7 +23,7 @@ _STARTS_WITHIN, _ANSWERS_WITHIN, _STOPS_WITHIN = 120.0, 60.0, 60.0  # seconds
 @contextlib.contextmanager
 def served(*words: str | Path, say: Callable[[str], None] = lambda line: None) -> Iterator[str]:
     """
-    Run `ddcat-serve run BUNDLE...` on a free port, and stop it by SIGTERM as an operator would.
+    Run `ddcat serve BUNDLE...` on a free port, and stop it by SIGTERM as an operator would.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def served(*words: str | Path, say: Callable[[str], None] = lambda line: None) -
     DdcatError
         Where it does not start, or does not end with exit status 0.
     """
-    command = [str(Path(sys.executable).with_name("ddcat-serve")), "run", *map(str, words), "--port", "0"]
+    command = [str(Path(sys.executable).with_name("ddcat")), "serve", *map(str, words), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield _address(process, say)

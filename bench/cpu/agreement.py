@@ -3,7 +3,7 @@ How near an engine is to PyTorch on images of many shapes: the errors of its log
 
     python bench/cpu/agreement.py BUNDLE --shapes 1x33x33 2x97x129 --out agreement.json
 
-The bundle must give its logits (`ddcat-export --logits`). On each shape there are two draws, noise and smooth colours.
+The bundle must give its logits (`ddcat export --logits`). On each shape there are two draws, noise and smooth colours.
 """
 
 import argparse

@@ -99,16 +99,16 @@ def bundles(checkpoint: Path, stem: Path, options: list[Any], of_int8: list[obje
         source = made.get("int8" if precision == "int8" else "fp32")
         given = [] if source else [*options, *(of_int8 if precision == "int8" else [])]
         wanted = ("--engine", engine, "--precision", precision, *given, "--out", bundle)
-        if once(bundle, "ddcat-export", source or checkpoint, *wanted, refusable=True):
+        if once(bundle, "ddcat", "export", source or checkpoint, *wanted, refusable=True):
             made.setdefault(precision, bundle)
             yield engine, precision, bundle
 
 
 def measured(file: Path, what: str, bundle: Path, *options: object) -> None:
-    """Run a command of ddcat-bench, and keep its JSON file."""
+    """Run a command, and keep its JSON file."""
     folder = bundle.with_name(f"{bundle.name}-{what}")
     if not file.exists():
-        once(folder, "ddcat-bench", what, bundle, *options, "--out", folder)
+        once(folder, "ddcat", what, bundle, *options, "--out", folder)
         file.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / f"{what}.json", file)
 

@@ -21,7 +21,7 @@ SPEED_HEAD = [
     "labels that agree", "file, MiB", "of fp32", "peak MiB: engine", "original", "main branch",
 ]  # fmt: skip
 SPEED_NOTE = (
-    "Faster: seconds of eager fp32 PyTorch / the engine's in the same turn, median and quartiles (`ddcat-bench speed`). The "
+    "Faster: seconds of eager fp32 PyTorch / the engine's in the same turn, median and quartiles (`ddcat speed`). The "
     "original graph is what the paper's code computes: plain layers, the pyramid concatenated; our main branch computes the "
     "same numbers in quicker ways. Logit error: 99.9th percentile, in standard deviations of PyTorch's logits. Where nobody "
     "trained the weights, the two best classes of many pixels are nearly equal: labels of bf16 and int8 agree less here than "
@@ -44,7 +44,7 @@ FIDELITY_HEAD = [
 ]  # fmt: skip
 FIDELITY_NOTE = (
     "Images spread evenly over the validation split, as many as the files say; n = N: BIM of N steps made on the PyTorch "
-    "model, as 8-bit images (`ddcat-bench fidelity`).\n"
+    "model, as 8-bit images (`ddcat fidelity`).\n"
 )
 
 

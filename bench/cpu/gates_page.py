@@ -3,7 +3,7 @@ The page of what the gate found of trained CamVid models: docs/results/gates-cpu
 
     python bench/cpu/gates_page.py docs/results/gates-cpu
 
-FOLDER/NAME/gate.json are results of `ddcat-bench gate`; the page is FOLDER.md.
+FOLDER/NAME/gate.json are results of `ddcat gate`; the page is FOLDER.md.
 """
 
 import json
@@ -28,13 +28,13 @@ every activation at three tenths of what it should be. The factor was chosen amo
 scale hardly changes anything, and 0.15 of it ruins clean images too.
 
 ```sh
-ddcat-export runs/ddcat --engine ort --out bundles/ddcat-ort-fp32
-ddcat-export runs/ddcat --engine openvino --precision bf16 --out bundles/ddcat-openvino-bf16
-ddcat-export runs/ddcat --engine ort --precision int8 --calibration clean --out bundles/ddcat-ort-int8-clean
-ddcat-export runs/ddcat --engine ort --precision int8 --calibration mixed --out bundles/ddcat-ort-int8
+ddcat export runs/ddcat --engine ort --out bundles/ddcat-ort-fp32
+ddcat export runs/ddcat --engine openvino --precision bf16 --out bundles/ddcat-openvino-bf16
+ddcat export runs/ddcat --engine ort --precision int8 --calibration clean --out bundles/ddcat-ort-int8-clean
+ddcat export runs/ddcat --engine ort --precision int8 --calibration mixed --out bundles/ddcat-ort-int8
 python bench/cpu/bad_engine.py bundles/ddcat-ort-int8 bundles/ddcat-ort-int8-bad --factor 0.3
-ddcat-bench gate bundles/ddcat-ort-fp32 --devices 2 --out gates/ddcat-ort-fp32   # and all others; int8-bad with --quick
-ddcat-bench compare gates/*
+ddcat gate bundles/ddcat-ort-fp32 --devices 2 --out gates/ddcat-ort-fp32   # and all others; int8-bad with --quick
+ddcat compare gates/*
 ```
 
 ## Verdicts

@@ -165,7 +165,7 @@ def _bundles(trained: Path, work: Path, data_root: Path) -> list[Bundle]:
 
 def _bundle(out: Path, *arguments: str | Path) -> Bundle:
     if not out.is_dir():
-        command = ["ddcat-export", *map(str, arguments), "--out", str(out)]
+        command = ["ddcat", "export", *map(str, arguments), "--out", str(out)]
         print("$", shlex.join(command), flush=True)
         if subprocess.run([shutil.which(command[0]) or command[0], *command[1:]], check=False).returncode:
             raise DdcatError(f"{shlex.join(command)} failed: see above")

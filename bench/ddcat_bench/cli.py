@@ -1,4 +1,4 @@
-"""The command ddcat-bench."""
+"""The commands that measure and prove: `ddcat attack`, `ddcat gate` and others."""
 
 import typer
 

@@ -6,7 +6,7 @@ On a machine with a GPU, and ddcat installed with the extras `bench`, `export` a
     python bench/gpu/engines.py CHECKPOINT --size 473x473 --data-root DIR
 
 CHECKPOINT is a run directory or a file, for PSPNet-50 a trained one or that of `bench/cpu/seeded.py voc-pspnet50-clean`. Each
-engine is exported by `ddcat-export` (what is there already is not done again), labels the same images as PyTorch in true
+engine is exported by `ddcat export` (what is there already is not done again), labels the same images as PyTorch in true
 fp32, and is timed with it in turns, from an array to labels in the host's memory. TensorRT then builds each plan several times
 more: without its timing cache, and once from it. Combinations that are refused stand in the table with the reason. The results
 are OUT/engines.json and OUT/engines.md. `--rehearse` goes through all of it on a CPU, with the engines that run there.
@@ -100,15 +100,15 @@ def export(folder: Path, arguments: argparse.Namespace, engine: str, precision: 
     if folder.exists():
         print(f"{folder} is there")
         return None
-    words = ["ddcat-export", str(arguments.checkpoint), "--engine", engine, "--precision", precision, "--size", arguments.size,
-             "--logits", "--out", str(folder)]  # fmt: skip
+    words = ["ddcat", "export", str(arguments.checkpoint), "--engine", engine, "--precision", precision, "--size",
+             arguments.size, "--logits", "--out", str(folder)]  # fmt: skip
     if arguments.data_root:
         words += ["--data-root", str(arguments.data_root)]
     print(f"$ {shlex.join(words)}", flush=True)
     command = [str(Path(sys.executable).with_name(words[0])), *words[1:]]
     done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode not in (0, 2):
-        raise DdcatError(f"ddcat-export ended with {done.returncode}: {done.stderr.strip()}")
+        raise DdcatError(f"ddcat export ended with {done.returncode}: {done.stderr.strip()}")
     return done.stderr.strip() if done.returncode else None
 
 

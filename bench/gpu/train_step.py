@@ -5,7 +5,7 @@ On a machine with a GPU, and ddcat installed with the extra `bench`:
 
     python bench/gpu/train_step.py --camvid DIR --pretrained resnet50.safetensors
 
-`resnet50.safetensors` holds the initial weights of the backbone, made with `ddcat-data import-checkpoint`. Everything is done
+`resnet50.safetensors` holds the initial weights of the backbone, made with `ddcat data import-checkpoint`. Everything is done
 by the console commands, each of which is printed before it runs; what is there already is not done again, and a training that
 was stopped continues. `--rehearse` goes through it on a CPU in minutes: two of the presets, toy networks, generated scenes.
 """
@@ -57,7 +57,7 @@ def main() -> None:
             batch, repeats = (2, 1) if arguments.rehearse else (arguments.batch, 20)
             once(
                 folder / "train-step.json",
-                "ddcat-bench", "train-step", preset, *options, "--baseline-precision", "fp32", "--batch", batch,
+                "ddcat", "train-step", preset, *options, "--baseline-precision", "fp32", "--batch", batch,
                 "--repeats", repeats, "--device", device, "--out", folder, *settings(tiny),
             )  # fmt: skip
             steps.append(read_result(folder / "train-step.json", TrainStepResult))
@@ -68,7 +68,7 @@ def main() -> None:
         chosen.append(f"model.pretrained={arguments.pretrained}")
     if arguments.rehearse:
         family, data, chosen = "scenes", out / "scenes", [*tiny, "train.epochs=1", "train.precision=bf16"]
-        once(data / "classes.yaml", "ddcat-data", "scenes", data, "--train", 16, "--val", 4, "--size", "48x48")
+        once(data / "classes.yaml", "ddcat", "data", "scenes", data, "--train", 16, "--val", 4, "--size", "48x48")
     if data is None:
         print("no --camvid: the training is left out")
         return
@@ -77,12 +77,12 @@ def main() -> None:
         trained, folder = out / "runs" / method, out / "attacks" / method
         once(
             trained / "summary.json",
-            "ddcat-train", f"{family}-{method}", "--data-root", data, "--out", trained, "--device", device, "--resume",
+            "ddcat", "train", f"{family}-{method}", "--data-root", data, "--out", trained, "--device", device, "--resume",
             *settings(chosen),
         )  # fmt: skip
         once(
             folder / "attack.json",
-            "ddcat-bench", "attack", trained, "--suite", "paper", "--device", device, "--out", folder,
+            "ddcat", "attack", trained, "--suite", "paper", "--device", device, "--out", folder,
         )  # fmt: skip
         attacks.append(read_result(folder / "attack.json", AttackResult))
     write_text(out / f"{family}.md", attacks_markdown(attacks))

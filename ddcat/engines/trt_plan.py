@@ -31,7 +31,7 @@ HARDWARE: dict[Hardware, str] = {  # and the members of trt.HardwareCompatibilit
     "same-compute-capability": "SAME_COMPUTE_CAPABILITY",
     "ampere-plus": "AMPERE_PLUS",
 }
-_REBUILD = "build it for this machine: ddcat-export BUNDLE --engine trt"
+_REBUILD = "build it for this machine: ddcat export BUNDLE --engine trt"
 _WEAK: dict[Precision, str] = {"fp16": "FP16", "int8": "INT8"}  # flags of TensorRT 8, whose networks have no types
 _TYPES = (  # in the words of the engine inspector, to be tried in this order; others are not computed in
     ("bf16", re.compile(r"bfloat16|bf16", re.IGNORECASE)),

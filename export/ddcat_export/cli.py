@@ -1,4 +1,4 @@
-"""The command `ddcat-export`."""
+"""The command `ddcat export`."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -126,17 +126,17 @@ def export(
 
     For example:
 
-    - `ddcat-export runs/camvid-ddcat` takes the run's best checkpoint and images of any size from 33x33 on.
+    - `ddcat export runs/camvid-ddcat` takes the run's best checkpoint and images of any size from 33x33 on.
 
-    - `ddcat-export runs/camvid-ddcat/last.safetensors --engine ort --size 180x240 --logits --out bundles/camvid`
+    - `ddcat export runs/camvid-ddcat/last.safetensors --engine ort --size 180x240 --logits --out bundles/camvid`
 
-    - `ddcat-export runs/camvid-ddcat --engine openvino --precision bf16 --size 180x240 --size 360x480 --sign key.pem`
+    - `ddcat export runs/camvid-ddcat --engine openvino --precision bf16 --size 180x240 --size 360x480 --sign key.pem`
 
-    - `ddcat-export runs/camvid-ddcat --engine openvino --precision int8 --calibration mixed --max-drop 1`
+    - `ddcat export runs/camvid-ddcat --engine openvino --precision int8 --calibration mixed --max-drop 1`
 
-    - `ddcat-export runs/camvid-ddcat --engine ort --explain` compares each layer with PyTorch after a refused export.
+    - `ddcat export runs/camvid-ddcat --engine ort --explain` compares each layer with PyTorch after a refused export.
 
-    - `ddcat-export bundles/camvid --engine trt --size 180x240` builds an engine on the machine with the GPU, without torch.
+    - `ddcat export bundles/camvid --engine trt --size 180x240` builds an engine on the machine with the GPU, without torch.
     """
     from ddcat.bundle import MANIFEST, Trust, open_bundle
     from ddcat.engines import extra_of
@@ -282,8 +282,8 @@ def _told(
         [
             *lines,
             f"digest {bundle.digest} ({bundle.trust})",
-            f"next: ddcat-bench fidelity {bundle.path}",
-            f"      ddcat-serve run {bundle.path}",
+            f"next: ddcat fidelity {bundle.path}",
+            f"      ddcat serve {bundle.path}",
         ]
     )
 

@@ -135,7 +135,7 @@ def _graphs(bundle: Bundle, engine: str, precision: Precision, progress: Progres
     if held != "fp32" or needed == "int8":
         raise ExportError(
             f"{bundle.path} holds a graph in {held}, from which none in {needed} can be made without the checkpoint: "
-            f"ddcat-export {bundle.manifest.source.checkpoint} --engine {engine} --precision {precision}"
+            f"ddcat export {bundle.manifest.source.checkpoint} --engine {engine} --precision {precision}"
         )
     progress(f"typing the graph in {needed}")
     return {GRAPH: cast_graph(bundle.files[GRAPH], needed)}

@@ -1,4 +1,4 @@
-"""The command ddcat-serve."""
+"""The commands that serve: `ddcat serve`, `ddcat inspect` and others."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Serve the bundles that ddcat-export writes.",
+    help="Serve the bundles that ddcat export writes.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -56,11 +56,11 @@ def run(
 
     For example:
 
-    - `ddcat-serve run runs/camvid/bundle`
+    - `ddcat serve runs/camvid/bundle`
 
-    - `ddcat-serve run fp32=one.bundle int8=two.bundle --host 0.0.0.0 --port 80 --threads 4`
+    - `ddcat serve fp32=one.bundle int8=two.bundle --host 0.0.0.0 --port 80 --threads 4`
 
-    - `ddcat-serve run one.bundle --require-signature key.pub --require-passport --rate-limit 100/minute`
+    - `ddcat serve one.bundle --require-signature key.pub --require-passport --rate-limit 100/minute`
     """
     from ddcat.bundle import Trust
     from ddcat_serve.settings import read_settings
@@ -75,7 +75,7 @@ def run(
 
 @app.command()
 def inspect(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat-export wrote.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat export wrote.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: digest, trust, and the manifest as it is.")] = False,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
@@ -85,9 +85,9 @@ def inspect(
 
     For example:
 
-    - `ddcat-serve inspect runs/camvid/bundle`
+    - `ddcat inspect runs/camvid/bundle`
 
-    - `ddcat-serve inspect runs/camvid/bundle --require-signature key.pub --json`
+    - `ddcat inspect runs/camvid/bundle --require-signature key.pub --json`
     """
     from ddcat.bundle import Trust, open_bundle
     from ddcat_serve.inspection import print_bundle, print_json
@@ -102,7 +102,7 @@ def inspect(
 
 @app.command()
 def triton(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat-export wrote, for ort or trt.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat export wrote, for ort or trt.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder: the model repository.")],
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
@@ -117,7 +117,7 @@ def triton(
 
     For example:
 
-    - `ddcat-serve triton runs/camvid/bundle repository && tritonserver --model-repository=repository`
+    - `ddcat triton runs/camvid/bundle repository && tritonserver --model-repository=repository`
     """
     from ddcat.bundle import Trust, open_bundle
     from ddcat.files import check_vacant
@@ -156,12 +156,12 @@ def run_on_ray(
     """
     Serve on Ray: the same routes and masks, in replicas on one machine or many, more of them where they are busy.
 
-    Settings are environment variables of the replicas: see `ddcat-serve run --help`. On a cluster, `serve run` or a Serve
+    Settings are environment variables of the replicas: see `ddcat serve --help`. On a cluster, `serve run` or a Serve
     configuration takes the same application: ddcat_serve.deploy.ray_app:application.
 
     For example:
 
-    - `ddcat-serve ray runs/camvid/bundle --replicas 2 --max-replicas 8`
+    - `ddcat ray runs/camvid/bundle --replicas 2 --max-replicas 8`
     """
     from ddcat.bundle import Trust, open_bundle
     from ddcat.passport import read_passport

@@ -19,7 +19,7 @@ PREFIX = "DDCAT_SERVE_"
 
 
 class Settings(BaseModel):
-    """All that changes how the server answers; `GET /v2` and `ddcat-serve run --help` show each."""
+    """All that changes how the server answers; `GET /v2` and `ddcat serve --help` show each."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -24,9 +24,9 @@ from ddcat_train.checkpoints import load_checkpoint
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    monkeypatch.setattr(sys, "argv", ["ddcat-export", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["ddcat", "export", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
-        cli.export()
+        cli.main()
     assert isinstance(caught.value.code, int)
     return caught.value.code
 
@@ -45,8 +45,8 @@ def test_the_command_says_what_was_proven_and_what_comes_next(run: Path, bundle:
         "4 golden images, clean and attacked (generated noise and waves: the data set was not there): ",
         "labels differ from those of PyTorch",
         f"digest {bundle.digest}",
-        f"ddcat-bench fidelity {run / 'bundle-ort-fp32'}",
-        f"ddcat-serve run {run / 'bundle-ort-fp32'}",
+        f"ddcat fidelity {run / 'bundle-ort-fp32'}",
+        f"ddcat serve {run / 'bundle-ort-fp32'}",
     ):
         assert expected in printed
 
@@ -229,7 +229,7 @@ def test_help_is_light() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert "HEAVY set()" in result.stdout
-    assert "ddcat-export runs/camvid-ddcat" in result.stdout
+    assert "ddcat export runs/camvid-ddcat" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from ddcat_export.sweep import sample_images
 WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None
-from ddcat.cli import export as main
+from ddcat.cli import main
 main()
 """
 
@@ -173,9 +173,9 @@ def test_the_layer_with_the_coarsest_steps_is_the_worst(bundle: Bundle) -> None:
 def test_options_that_cannot_be_are_one_line(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["ddcat-export", str(run), "--engine", "ort", *arguments])
+    monkeypatch.setattr(sys, "argv", ["ddcat", "export", str(run), "--engine", "ort", *arguments])
     with pytest.raises(SystemExit, match="2"):
-        cli.export()
+        cli.main()
     printed = capsys.readouterr()
     assert printed.err.startswith(f"error: {message}")
     assert printed.err.count("\n") == 1

@@ -22,7 +22,7 @@ from ddcat_export.rebuilding import rebuild
 WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None
-from ddcat.cli import export as main
+from ddcat.cli import main
 main()
 """
 
@@ -82,7 +82,7 @@ def test_a_ladder_of_a_graph_of_any_size(bundle: Bundle, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"engine": "ort", "precision": "int8"}, ExportError, r"holds a graph in fp32, .* int8 .* ddcat-export .*best\.safe"),
+        ({"engine": "ort", "precision": "int8"}, ExportError, r"holds a graph in fp32, .* int8 .* ddcat export .*best\.safe"),
         ({"engine": "ort", "precision": "fp16"}, EngineError, "does not compute in fp16 on a CPU, only in fp32 and int8"),
         ({"engine": "none"}, EngineError, "no engine 'none'"),
         ({"engine": "ort", "trust": Trust(digests=("0" * 64,))}, BundleError, "not the expected"),

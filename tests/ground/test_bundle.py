@@ -236,7 +236,7 @@ def test_no_bundle_is_written_whose_manifest_does_not_describe_it(
 @pytest.mark.parametrize("make", [lambda path: None, os.mkdir, lambda path: path.write_text("")])
 def test_what_is_no_bundle_is_said_to_be_none(tmp_path: Path, make: Any) -> None:
     make(tmp_path / "none")
-    with pytest.raises(BundleError, match="ddcat-export writes"):
+    with pytest.raises(BundleError, match="ddcat export writes"):
         open_bundle(tmp_path / "none")
 
 

@@ -43,10 +43,10 @@ def test_a_failing_stage_ends_the_demo_with_its_status(
     demo: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        demo.command("ddcat-serve", "run", tmp_path / "no such")
+        demo.command("ddcat", "serve", tmp_path / "no such")
     assert ended.value.code == 2
     output, errors = capfd.readouterr()
-    typed = f"ddcat-serve run '{tmp_path}/no such'"
+    typed = f"ddcat serve '{tmp_path}/no such'"
     assert output.strip().splitlines()[0] == f"$ {typed}"
     assert errors.splitlines()[-1] == f"error: {typed} ended with exit status 2"
 
@@ -99,7 +99,7 @@ def test_the_demo_leaves_everything_that_it_promises(tmp_path: Path) -> None:
     for line in re.findall(r"^\$ (.*)$", done.stdout, re.MULTILINE):
         assert f"<code>{line}</code>" in told
     assert re.search(
-        r"^next: open the server.*: ddcat-serve run no-defence=.*bundle-clean ddc-at=.*bundle --demo$",
+        r"^next: open the server.*: ddcat serve no-defence=.*bundle-clean ddc-at=.*bundle --demo$",
         done.stdout,
         re.MULTILINE,
     )

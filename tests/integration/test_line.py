@@ -21,8 +21,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_scenes(folder / "scenes", train=8, val=4, size=(56, 48))
     overrides = ["augment.crop=33", "model.width=4", "train.epochs=2", "train.batch_size=4"]
     options = [part for override in overrides for part in ("--set", override)]
-    call("ddcat-train", "scenes-ddcat", "--data-root", folder / "scenes", *options, "--out", folder / "run")
-    call("ddcat-export", folder / "run", "--engine", "ort", "--size", "56x48", "--out", folder / "bundle")
+    call("ddcat", "train", "scenes-ddcat", "--data-root", folder / "scenes", *options, "--out", folder / "run")
+    call("ddcat", "export", folder / "run", "--engine", "ort", "--size", "56x48", "--out", folder / "bundle")
     return folder
 
 
@@ -34,9 +34,9 @@ def call(command: str, *arguments: object) -> str:
 
 
 def test_attack_fidelity_and_speed_leave_files_that_agree(made: Path) -> None:
-    call("ddcat-bench", "attack", made / "run", "--suite", "paper", "--out", made / "attack")
-    call("ddcat-bench", "fidelity", made / "bundle", "--out", made / "fidelity")
-    call("ddcat-bench", "speed", made / "bundle", "--repeats", 10, "--out", made / "speed")
+    call("ddcat", "attack", made / "run", "--suite", "paper", "--out", made / "attack")
+    call("ddcat", "fidelity", made / "bundle", "--out", made / "fidelity")
+    call("ddcat", "speed", made / "bundle", "--repeats", 10, "--out", made / "speed")
     attack, fidelity, speed = (json.loads((made / f"{n}/{n}.json").read_text()) for n in ("attack", "fidelity", "speed"))
     assert [row["steps"] for row in attack["rows"]] == [*range(8), 10, 20, 20, *range(1, 8), 10, 20, 20]
     rounded = {row["steps"]: row["scores"]["miou"] for row in attack["rows"] if row["eight_bit"] or not row["steps"]}

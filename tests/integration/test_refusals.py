@@ -26,7 +26,7 @@ def scenes(tmp_path: Path) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     write_scenes(folder / "scenes", train=6, val=2, size=(48, 48))
-    command = ["ddcat-train", *training(folder / "scenes"), "--out", folder / "run"]
+    command = ["ddcat", "train", *training(folder / "scenes"), "--out", folder / "run"]
     assert call(*command).returncode == 0
     return folder / "run"
 
@@ -56,24 +56,24 @@ def left(folder: Path) -> Sequence[str]:
 
 def test_a_wrong_key_is_answered_with_the_nearest(scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "scenes/mine.yaml").write_text("inherits: scenes-sat\noptim: {momentun: 0.5}\n")
-    result = call("ddcat-train", tmp_path / "scenes/mine.yaml", "--out", tmp_path / "run")
+    result = call("ddcat", "train", tmp_path / "scenes/mine.yaml", "--out", tmp_path / "run")
     assert_refused(result, "mine.yaml", "optim.momentun", "nearest is optim.momentum")
     assert left(tmp_path) == []
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    result = call("ddcat-train", *training(tmp_path / "nowhere"), "--out", tmp_path / "run")
-    assert_refused(result, str(tmp_path / "nowhere"), "ddcat-data scenes")
+    result = call("ddcat", "train", *training(tmp_path / "nowhere"), "--out", tmp_path / "run")
+    assert_refused(result, str(tmp_path / "nowhere"), "ddcat data scenes")
     assert left(tmp_path) == []
 
 
 def test_a_corrupt_image_is_named(scenes: Path, tmp_path: Path) -> None:
     image = min((scenes / "JPEGImages").glob("*.jpg"))
     image.write_bytes(image.read_bytes()[:200])
-    result = call("ddcat-train", *training(scenes), "--out", tmp_path / "run")
+    result = call("ddcat", "train", *training(scenes), "--out", tmp_path / "run")
     assert_refused(result, image.name)
     assert not list((tmp_path / "run").glob("*.safetensors*"))
-    checked = call("ddcat-data", "check", "scenes", scenes)
+    checked = call("ddcat", "data", "check", "scenes", scenes)
     assert checked.returncode == 2
     assert image.name in checked.stdout + checked.stderr
 
@@ -84,34 +84,34 @@ def test_a_label_outside_the_classes_is_named(scenes: Path, tmp_path: Path) -> N
         labels = np.array(image)
     labels[3, 5] = 77
     Image.fromarray(labels).save(path)
-    assert_refused(call("ddcat-train", *training(scenes), "--out", tmp_path / "run"), path.name, "77")
+    assert_refused(call("ddcat", "train", *training(scenes), "--out", tmp_path / "run"), path.name, "77")
 
 
 def test_a_truncated_checkpoint_is_refused_everywhere(run: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes((run / "best.safetensors").read_bytes()[:-10])
-    assert_refused(call("ddcat-export", broken, "--engine", "ort", "--out", tmp_path / "bundle"), str(broken), "truncated")
-    assert_refused(call("ddcat-bench", "attack", broken, "--out", tmp_path / "result"), str(broken), "truncated")
+    assert_refused(call("ddcat", "export", broken, "--engine", "ort", "--out", tmp_path / "bundle"), str(broken), "truncated")
+    assert_refused(call("ddcat", "attack", broken, "--out", tmp_path / "result"), str(broken), "truncated")
     assert left(tmp_path) == ["broken.safetensors"]
 
 
 @pytest.mark.slow
 def test_a_tampered_bundle_and_a_taken_port_are_refused(run: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
-    assert call("ddcat-export", run, "--engine", "ort", "--out", bundle).returncode == 0
+    assert call("ddcat", "export", run, "--engine", "ort", "--out", bundle).returncode == 0
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert_refused(call("ddcat-serve", "run", bundle, "--port", port), str(port), "--port")
+        assert_refused(call("ddcat", "serve", bundle, "--port", port), str(port), "--port")
     content = bytearray((bundle / "model.onnx").read_bytes())
     content[len(content) // 2] ^= 1
     (bundle / "model.onnx").write_bytes(content)
-    assert_refused(call("ddcat-serve", "run", bundle), "model.onnx", "not the file that was exported")
-    assert_refused(call("ddcat-bench", "fidelity", bundle), "model.onnx", "not the file that was exported")
+    assert_refused(call("ddcat", "serve", bundle), "model.onnx", "not the file that was exported")
+    assert_refused(call("ddcat", "fidelity", bundle), "model.onnx", "not the file that was exported")
 
 
-@pytest.mark.parametrize("command", ["ddcat-train", "ddcat-data", "ddcat-export", "ddcat-bench", "ddcat-serve"])
+@pytest.mark.parametrize("command", ["ddcat", "ddcat-train", "ddcat-data", "ddcat-export", "ddcat-bench", "ddcat-serve"])
 def test_every_command_helps(command: str) -> None:
     result = call(command, "--help")
     assert result.returncode == 0
@@ -121,12 +121,18 @@ def test_every_command_helps(command: str) -> None:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (["ddcat-train"], "missing argument 'PRESET|CONFIG.yaml'; see ddcat-train --help"),
-        (["ddcat-data", "scenes", "x", "--trian", "2"], "no such option: --trian; did you mean --train? see ddcat-data scenes"),
-        (["ddcat-export", "x", "--precison", "int8"], "no such option: --precison; did you mean --precision? see ddcat-export"),
-        (["ddcat-bench", "gate", "x", "--repeats", "3"], "invalid value for '--repeats': "),
-        (["ddcat-bench", "gaet", "x"], "no such command 'gaet'. Did you mean 'gate'? see ddcat-bench --help"),
-        (["ddcat-serve", "run", "x", "--port", "http"], "invalid value for '--port': "),
+        (["ddcat", "train"], "missing argument 'PRESET|CONFIG.yaml'; see ddcat train --help"),
+        (
+            ["ddcat", "data", "scenes", "x", "--trian", "2"],
+            "no such option: --trian; did you mean --train? see ddcat data",
+        ),
+        (
+            ["ddcat", "export", "x", "--precison", "int8"],
+            "no such option: --precison; did you mean --precision? see ddcat",
+        ),
+        (["ddcat", "gate", "x", "--repeats", "3"], "invalid value for '--repeats': "),
+        (["ddcat", "gaet", "x"], "no such command 'gaet'. Did you mean 'gate'? see ddcat --help"),
+        (["ddcat", "serve", "x", "--port", "http"], "invalid value for '--port': "),
     ],
 )
 def test_wrong_options_are_one_line(command: list[str], said: str) -> None:
@@ -141,7 +147,7 @@ def test_wrong_options_are_one_line(command: list[str], said: str) -> None:
 def test_a_reader_who_closes_the_pipe_is_not_the_status_of_a_refused_engine(arguments: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    script = Path(sys.executable).with_name("ddcat-bench")
+    script = Path(sys.executable).with_name("ddcat")
     ended = subprocess.run([script, *arguments], stdout=writing, stderr=writing, timeout=300, check=False)
     os.close(writing)
     assert ended.returncode == 2

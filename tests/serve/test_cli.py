@@ -142,7 +142,7 @@ def test_help_is_light() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert "HEAVY set()" in result.stdout
-    assert "ddcat-serve run runs/camvid/bundle" in result.stdout
+    assert "ddcat serve runs/camvid/bundle" in result.stdout
 
 
 def test_one_port_for_both_protocols_is_refused(bundle: Bundle) -> None:

@@ -108,7 +108,7 @@ def test_images_run_as_the_manifest_says(file: Path, documents: dict[str, Any]) 
     lines = file.read_text().splitlines()
     user = documents["Deployment"]["spec"]["template"]["spec"]["securityContext"]["runAsUser"]
     assert f"USER {user}" in lines
-    assert lines.index(f"USER {user}") < lines.index('ENTRYPOINT ["ddcat-serve", "run"]')
+    assert lines.index(f"USER {user}") < lines.index('ENTRYPOINT ["ddcat", "serve"]')
     assert any("/v2/health/ready" in line for line in lines if line.startswith("HEALTHCHECK"))
 
 

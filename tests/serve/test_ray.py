@@ -115,9 +115,9 @@ def test_a_killed_replica_loses_nothing_but_what_was_in_it(
 def test_a_bundle_of_somebody_else_is_refused_in_one_line(
     bundle: Bundle, options: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["ddcat-serve", "ray", str(bundle.path), *options])
+    monkeypatch.setattr("sys.argv", ["ddcat", "ray", str(bundle.path), *options])
     with pytest.raises(SystemExit) as caught:
-        cli.serve()
+        cli.main()
     told = capsys.readouterr().err
     assert caught.value.code == 2
     assert told.startswith(f"error: {bundle.path} ")

@@ -58,9 +58,9 @@ def test_a_missing_runtime(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caps
 
 
 def refused_by_run(path: Path, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["ddcat-serve", "run", str(path), "--port", "0"])
+    monkeypatch.setattr(sys, "argv", ["ddcat", "serve", str(path), "--port", "0"])
     with pytest.raises(SystemExit) as caught:
-        cli.serve()
+        cli.main()
     told = capsys.readouterr()
     assert (caught.value.code, told.out) == (2, "")
     assert told.err.startswith("error: ")

@@ -198,7 +198,7 @@ def test_a_plan_is_refused_elsewhere(
     here = install(str(change.pop("version", "10.13.2.6")))
     for name, value in change.items():
         setattr(here, name, value)
-    with pytest.raises(EngineError, match=rf"{reason}.*: ddcat-export BUNDLE --engine trt") as refusal:
+    with pytest.raises(EngineError, match=rf"{reason}.*: ddcat export BUNDLE --engine trt") as refusal:
         open_engine(bundle)
     assert "\n" not in str(refusal.value)
     assert not here.told("deserialize"), "no byte of it reaches TensorRT"

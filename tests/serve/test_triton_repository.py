@@ -140,9 +140,9 @@ def test_what_is_wrong_is_found(bundle: Bundle, tmp_path: Path, before: str, aft
 def test_the_command(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["ddcat-serve", "triton", str(bundle.path), str(tmp_path / "repository")])
+    monkeypatch.setattr(sys, "argv", ["ddcat", "triton", str(bundle.path), str(tmp_path / "repository")])
     with pytest.raises(SystemExit) as caught:
-        cli.serve()
+        cli.main()
     assert not caught.value.code
     printed = capsys.readouterr().out
     assert "small/config.pbtxt" in printed

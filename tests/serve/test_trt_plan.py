@@ -123,7 +123,7 @@ def test_where_a_plan_runs(change: dict[str, str], compatible: bool, hardware: s
     if runs:
         check_runs_here(H100, here, version_compatible=compatible, hardware=hardware)
     else:
-        with pytest.raises(EngineError, match=r"the plan was built for another .*: ddcat-export BUNDLE --engine trt$"):
+        with pytest.raises(EngineError, match=r"the plan was built for another .*: ddcat export BUNDLE --engine trt$"):
             check_runs_here(H100, here, version_compatible=compatible, hardware=hardware)
 
 

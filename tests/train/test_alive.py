@@ -79,10 +79,10 @@ def command(printed: Path, *arguments: object, before: Callable[[], object] = la
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-        sys.argv = ["ddcat-train", *map(str, arguments)]
+        sys.argv = ["ddcat", "train", *map(str, arguments)]
         torch.set_num_threads(1)
         before()
-        cli.train()
+        cli.main()
 
     process = FORK.Process(target=main)
     process.start()

@@ -76,11 +76,11 @@ def test_a_truncated_checkpoint_is_one_line(run: Path, keep: int) -> None:
 
 def test_what_is_no_checkpoint_of_ours_is_refused(run: Path, tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match="not a checkpoint that ddcat-train wrote"):
+    with pytest.raises(CheckpointError, match="not a checkpoint that ddcat train wrote"):
         load_checkpoint(tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "none.safetensors")
-    with pytest.raises(CheckpointError, match="use a run directory that ddcat-train wrote"):
+    with pytest.raises(CheckpointError, match="use a run directory that ddcat train wrote"):
         load_checkpoint(tmp_path)
     (tmp_path / "manifest.json").touch()
     with pytest.raises(CheckpointError, match="is a bundle, expected a run or a checkpoint: use the one that it was made from"):

@@ -211,9 +211,9 @@ def test_every_fault_is_named() -> None:
 
 
 def test_an_unknown_preset_names_the_nearest_and_where_all_are() -> None:
-    with pytest.raises(ConfigError, match=r"did you mean scenes-ddcat or .*'ddcat-train --list' names all"):
+    with pytest.raises(ConfigError, match=r"did you mean scenes-ddcat or .*'ddcat train --list' names all"):
         load_config("scene-ddcat")
-    with pytest.raises(ConfigError, match=r"nor a preset: 'ddcat-train --list'"):
+    with pytest.raises(ConfigError, match=r"nor a preset: 'ddcat train --list'"):
         load_config("xyz")
 
 

@@ -154,7 +154,7 @@ def test_every_method_starts_from_the_backbone_of_a_run(method: str, robust: Pat
 def test_a_run_with_another_backbone_is_refused(robust: Path, tiny_run: list[str], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"does not fit a ResNet .* has shape \(4, .* instead of \(8, "):
         Trainer(load_config("scenes-clean", [*tiny_run, f"model.pretrained={robust}", "model.width=8"]))
-    with pytest.raises(CheckpointError, match="use a run directory that ddcat-train wrote"):
+    with pytest.raises(CheckpointError, match="use a run directory that ddcat train wrote"):
         Trainer(load_config("scenes-clean", [*tiny_run, f"model.pretrained={tmp_path}"]))
     network = Trainer(load_config("scenes-clean", [*tiny_run, "model.backbone=mobilenet_v2", "model.width=64"]))._network
     with pytest.raises(CheckpointError, match=r"is missing; .* is not a key of the network"):

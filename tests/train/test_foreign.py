@@ -446,7 +446,7 @@ def test_a_file_of_torch_says_how_it_comes_in(load: Callable[[Path], object], tm
     file = saved(tmp_path / "x.pth", {"weight": torch.zeros(1)})
     with pytest.raises(CheckpointError) as caught:
         load(file)
-    command = f"ddcat-data import-checkpoint {file} {tmp_path / 'x.safetensors'}"
+    command = f"ddcat data import-checkpoint {file} {tmp_path / 'x.safetensors'}"
     assert str(caught.value) == f"{file} is a file of torch.save: first '{command}'"
 
 

@@ -122,7 +122,7 @@ def test_the_command_says_how_to_go_on(tiny_run: list[str], tmp_path: Path) -> N
     process.terminate()
     _, printed = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
-    assert printed.splitlines()[-1].endswith(f"ddcat-train {run}/config.yaml --resume")
+    assert printed.splitlines()[-1].endswith(f"ddcat train {run}/config.yaml --resume")
     resumed = subprocess.run(
         command(run / "config.yaml", "--resume", "--set", "train.epochs=1"), check=False, capture_output=True, text=True
     )

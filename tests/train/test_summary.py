@@ -42,7 +42,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_scores_are_those_of_the_log(tiny_run: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = load_config("scenes-ddcat", [*tiny_run, "train.evaluate_every=1", "train.evaluate_images=3"])
-    train(config, run, command="ddcat-train scenes-ddcat --set x=y")
+    train(config, run, command="ddcat train scenes-ddcat --set x=y")
     text = (run / "summary.md").read_text()
     judged = [line for line in log_of(run) if "val/clean" in line]
     assert len(judged) == 3
@@ -53,10 +53,10 @@ def test_scores_are_those_of_the_log(tiny_run: list[str], tmp_path: Path) -> Non
     assert "mIoU on 3 of the 4 images of the split `val`, evenly spread over it." in text
     assert "epsilon 0.03 (7.65 grey levels), n = 3 steps of 0.01" in text
     assert "stronger attacks leave less" in text
-    assert f"ddcat-bench attack {run} --suite paper" in text
-    assert f"ddcat-export {run} --engine ort" in text
+    assert f"ddcat attack {run} --suite paper" in text
+    assert f"ddcat export {run} --engine ort" in text
     assert "Finished: 9 steps." in text
-    assert "ddcat-train scenes-ddcat --set x=y" in text
+    assert "ddcat train scenes-ddcat --set x=y" in text
 
 
 def test_every_picture_is_there(tiny_run: list[str], tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_stopped_run_says_how_to_go_on_and_a_resumed_one_has_two_sessions(
         stop_at(5, patch)
         train(config, run, command="first")
     text = (run / "summary.md").read_text()
-    assert f"**Not finished**: step 5 of 9. `ddcat-train '{run}/config.yaml' --resume` continues it." in text
+    assert f"**Not finished**: step 5 of 9. `ddcat train '{run}/config.yaml' --resume` continues it." in text
     assert "was not judged yet" in text
     assert [row[1] for row in rows(text, "Time and machine")] == ["1 to 5"]
     train(config, run, resume=True, command="second")

@@ -17,7 +17,7 @@ def find_checkpoint(source: Path) -> Path:
     if not found:
         if (source / "manifest.json").is_file():
             raise CheckpointError(f"{source} is a bundle, expected a run or a checkpoint: use the one that it was made from")
-        raise CheckpointError(f"{source} holds no {BEST}: use a run directory that ddcat-train wrote")
+        raise CheckpointError(f"{source} holds no {BEST}: use a run directory that ddcat train wrote")
     return found[0]
 
 

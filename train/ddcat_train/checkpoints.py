@@ -297,7 +297,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _describe(path: Path, metadata: Mapping[str, str]) -> Description:
     if _HEADER not in metadata:
-        raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint that ddcat-train wrote")
+        raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint that ddcat train wrote")
     try:
         description = parse_model(Description, metadata[_HEADER])
     except ValueError as cause:

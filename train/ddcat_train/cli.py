@@ -1,4 +1,4 @@
-"""The command `ddcat-train`."""
+"""The command `ddcat train`."""
 
 import json
 import shlex
@@ -67,18 +67,18 @@ def train(
 
     For example:
 
-    - `ddcat-train scenes-ddcat` trains on generated scenes (make them with `ddcat-data scenes data/scenes`).
+    - `ddcat train scenes-ddcat` trains on generated scenes (make them with `ddcat data scenes data/scenes`).
 
-    - `ddcat-train --list | grep cityscapes` names the presets for a data set; `ddcat-train --show voc-pspnet50-ddcat` is all of
+    - `ddcat train --list | grep cityscapes` names the presets for a data set; `ddcat train --show voc-pspnet50-ddcat` is all of
       one.
 
-    - `ddcat-train voc-pspnet50-ddcat --data-root /data/VOC2012 --set model.pretrained=resnet50.safetensors --out runs/mine`
+    - `ddcat train voc-pspnet50-ddcat --data-root /data/VOC2012 --set model.pretrained=resnet50.safetensors --out runs/mine`
 
-    - `ddcat-train camvid-sat --data-root /data/camvid --set optim.lr=0.005 --set attack.epsilon=8/255`
+    - `ddcat train camvid-sat --data-root /data/camvid --set optim.lr=0.005 --set attack.epsilon=8/255`
 
-    - `ddcat-train runs/mine/config.yaml --resume` continues where the run stopped.
+    - `ddcat train runs/mine/config.yaml --resume` continues where the run stopped.
 
-    - `ddcat-train cityscapes-pspnet50-ddcat --devices 8` trains on the 8 GPUs of this machine.
+    - `ddcat train cityscapes-pspnet50-ddcat --devices 8` trains on the 8 GPUs of this machine.
     """
     parse_choice("--device", device, DEVICES)
     config = _resolve(source, data_root, overrides or [])
@@ -114,7 +114,7 @@ def train(
         sys.exit(128 + outcome.signal)
     typer.echo(f"{folder}: {outcome.steps} steps; " + ", ".join(f"{k} {v:.3f}" for k, v in outcome.scores.items()))
     typer.echo(f"summary: {folder / MARKDOWN}")
-    typer.echo(f"next: ddcat-bench attack {shlex.quote(str(folder))} --suite paper")
+    typer.echo(f"next: ddcat attack {shlex.quote(str(folder))} --suite paper")
 
 
 def _check_devices(config: Config, device: str, devices: int) -> None:

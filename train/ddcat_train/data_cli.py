@@ -1,4 +1,4 @@
-"""`ddcat-data`: checking and generating data sets."""
+"""`ddcat data`: checking and generating data sets."""
 
 from pathlib import Path
 from typing import Annotated
@@ -34,7 +34,7 @@ def check_command(
 
     For example:
 
-    - `ddcat-data check camvid data/camvid --split val`
+    - `ddcat data check camvid data/camvid --split val`
     """
     from rich.console import Console
 
@@ -71,7 +71,7 @@ def scenes(
 
     For example:
 
-    - `ddcat-data scenes data/scenes --train 500 --val 100 --size 96x96`
+    - `ddcat data scenes data/scenes --train 500 --val 100 --size 96x96`
     """
     from ddcat.files import check_vacant
     from ddcat.progress import progress
@@ -102,17 +102,17 @@ def import_checkpoint_command(
     """
     Import the weights of others: a segmenter of the released DDC-AT or SAT code or of semseg, or a backbone.
 
-    A segmenter becomes a checkpoint for ddcat-bench, ddcat-export and model.pretrained. A ResNet in the layout of semseg or of
+    A segmenter becomes a checkpoint for ddcat attack, ddcat export and model.pretrained. A ResNet in the layout of semseg or of
     torchvision, robust ones included, or torchvision's MobileNetV2 becomes a file for model.pretrained. Only tensors are read,
     and all of them must fit.
 
     For example:
 
-    - `ddcat-data import-checkpoint ddcat_voc.pth ddcat.safetensors`
+    - `ddcat data import-checkpoint ddcat_voc.pth ddcat.safetensors`
 
-    - `ddcat-data import-checkpoint sat.pth sat.safetensors --like voc-pspnet50-sat --set attack.epsilon=8/255`
+    - `ddcat data import-checkpoint sat.pth sat.safetensors --like voc-pspnet50-sat --set attack.epsilon=8/255`
 
-    - `ddcat-data import-checkpoint resnet50.pth resnet50.safetensors`
+    - `ddcat data import-checkpoint resnet50.pth resnet50.safetensors`
     """
     from ddcat_train.foreign import import_checkpoint
 

@@ -1,7 +1,7 @@
 """
 The ranks of a run: its processes, one for each device, and what they tell each other.
 
-torch's elastic agent starts them (`torchrun`, or `ddcat-train --devices N`). A process that was not started so is alone, and
+torch's elastic agent starts them (`torchrun`, or `ddcat train --devices N`). A process that was not started so is alone, and
 nothing here communicates then.
 """
 

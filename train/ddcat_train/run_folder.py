@@ -100,7 +100,7 @@ def check_run(config: Config, run: Path, *, resume: bool, more_epochs: bool = Fa
     if differing:
         raise ConfigError(
             f"{run} was begun with another configuration ({_told(differing)}): resume it with "
-            f"'ddcat-train {run / CONFIG} --resume'"
+            f"'ddcat train {run / CONFIG} --resume'"
         )
 
 

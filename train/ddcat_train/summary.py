@@ -66,7 +66,7 @@ def _head(run: Path, description: Description) -> Iterator[str]:
     if step == steps:
         yield f"Finished: {steps:,} steps.\n"
     else:
-        yield f"**Not finished**: step {step:,} of {steps:,}. `ddcat-train {_quoted(run / CONFIG)} --resume` continues it.\n"
+        yield f"**Not finished**: step {step:,} of {steps:,}. `ddcat train {_quoted(run / CONFIG)} --resume` continues it.\n"
 
 
 def _scores(run: Path, description: Description, lines: Lines) -> Iterator[str]:
@@ -94,7 +94,7 @@ def _scores(run: Path, description: Description, lines: Lines) -> Iterator[str]:
         f"levels), n = {attack.steps} steps of {_step_size(attack)} from the image on. "
         + ("It is of the kind that the model was trained on" if attacks else "The model was trained without any attack")
         + ", and a weak attack: **stronger attacks leave less**, how much less this table does not say. "
-        f"`ddcat-bench attack {_quoted(run)} --suite paper` measures more steps and a PGD of 20 steps; no attack proves "
+        f"`ddcat attack {_quoted(run)} --suite paper` measures more steps and a PGD of 20 steps; no attack proves "
         f"that another one could not do more.\n\n`{BEST}` has the highest mean of both on these very images, so that its "
         "scores flatter it a little.\n"
     )
@@ -214,10 +214,10 @@ def _machine(one: Session) -> list[str]:
 
 def _next(run: Path) -> Iterator[str]:
     commands = {
-        f"ddcat-bench attack {_quoted(run)} --suite paper": "what stronger attacks leave",
-        f"ddcat-export {_quoted(run)} --engine ort --out bundle": "the main branch alone, as ONNX",
-        "ddcat-bench fidelity bundle": "whether the engine is the same model",
-        "ddcat-bench speed bundle": "how fast it is",
+        f"ddcat attack {_quoted(run)} --suite paper": "what stronger attacks leave",
+        f"ddcat export {_quoted(run)} --engine ort --out bundle": "the main branch alone, as ONNX",
+        "ddcat fidelity bundle": "whether the engine is the same model",
+        "ddcat speed bundle": "how fast it is",
         f"tensorboard --logdir {_quoted(run / 'tensorboard')}": "curves and pictures of every evaluation",
     }
     width = max(map(len, commands))

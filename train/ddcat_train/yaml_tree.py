@@ -146,7 +146,7 @@ def _locate(source: str, folder: Path) -> Path:
         raise ConfigError(f"{source} is a run: use its {Path(source) / CONFIG}, with --resume to continue it")
     nearest = difflib.get_close_matches(source[:100], presets(), n=3)
     hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
-    raise ConfigError(f"{named(source)} is neither a file nor a preset: {hint}'ddcat-train --list' names all presets")
+    raise ConfigError(f"{named(source)} is neither a file nor a preset: {hint}'ddcat train --list' names all presets")
 
 
 def _read(path: Path, done: dict[Path, dict[str, Any]], inherited: tuple[Path, ...]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The command `ddcat-bench attack`."""
+"""The command `ddcat attack`."""
 
 import dataclasses
 from pathlib import Path
@@ -64,17 +64,17 @@ def attack(
 
     For example:
 
-    - `ddcat-bench attack runs/scenes-ddcat`
+    - `ddcat attack runs/scenes-ddcat`
 
-    - `ddcat-bench attack runs/camvid-sat --suite paper --data-root /data/camvid --out results/sat`
+    - `ddcat attack runs/camvid-sat --suite paper --data-root /data/camvid --out results/sat`
 
-    - `ddcat-bench attack runs/camvid-sat --suite sea --iterations 50 --epsilon 4/255 --limit 34`
+    - `ddcat attack runs/camvid-sat --suite sea --iterations 50 --epsilon 4/255 --limit 34`
 
-    - `ddcat-bench attack runs/camvid-sat --substitute runs/camvid-clean`
+    - `ddcat attack runs/camvid-sat --substitute runs/camvid-clean`
 
-    - `ddcat-bench attack runs/voc-ddcat --suite full --devices 8`
+    - `ddcat attack runs/voc-ddcat --suite full --devices 8`
 
-    - `ddcat-bench attack runs/voc-ddcat --measure --batch 4` times the sweep beside separate attacks
+    - `ddcat attack runs/voc-ddcat --measure --batch 4` times the sweep beside separate attacks
     """
     from ddcat_bench.arguments import parse_epsilon
     from ddcat_bench.attack.results import ProtocolName, SuiteName

@@ -1,4 +1,4 @@
-"""How `ddcat-bench attack` goes about it: alone or in several processes, interrupted or not, to a result folder."""
+"""How `ddcat attack` goes about it: alone or in several processes, interrupted or not, to a result folder."""
 
 from pathlib import Path
 

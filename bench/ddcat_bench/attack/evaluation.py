@@ -1,4 +1,4 @@
-"""What `ddcat-bench attack` is asked for."""
+"""What `ddcat attack` is asked for."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`ddcat-bench attack --measure`: what the sweep n = 1..7 costs beside the straightforward one."""
+"""`ddcat attack --measure`: what the sweep n = 1..7 costs beside the straightforward one."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""The result file of `ddcat-bench attack`."""
+"""The result file of `ddcat attack`."""
 
 from typing import Literal
 
@@ -73,7 +73,7 @@ class Claim(Strict):
 
 
 class AttackResult(Strict):
-    """What `ddcat-bench attack` found."""
+    """What `ddcat attack` found."""
 
     schema_version: Literal[1] = 1
     kind: Literal["attack"] = "attack"

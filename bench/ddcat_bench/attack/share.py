@@ -1,4 +1,4 @@
-"""`ddcat-bench attack`: what attacks leave of a checkpoint's main branch."""
+"""`ddcat attack`: what attacks leave of a checkpoint's main branch."""
 
 import dataclasses
 import time

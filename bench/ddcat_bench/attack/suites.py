@@ -1,4 +1,4 @@
-"""The suites of `ddcat-bench attack`: which attacks are made, as data."""
+"""The suites of `ddcat attack`: which attacks are made, as data."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple

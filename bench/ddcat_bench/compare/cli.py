@@ -1,4 +1,4 @@
-"""The command `ddcat-bench compare`."""
+"""The command `ddcat compare`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,7 @@ __all__ = ["compare"]
 
 def compare(
     bundles: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE...", help="Judged bundles, or result folders of ddcat-bench gate.")
+        list[Path], typer.Argument(metavar="BUNDLE...", help="Judged bundles, or result folders of ddcat gate.")
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the result.")] = Path("compare"),
     force: Force = False,
@@ -25,9 +25,9 @@ def compare(
 
     For example:
 
-    - `ddcat-bench compare bundles/camvid-fp32 bundles/camvid-bf16 bundles/camvid-int8`
+    - `ddcat compare bundles/camvid-fp32 bundles/camvid-bf16 bundles/camvid-int8`
 
-    - `ddcat-bench compare gates/* --out results/engines`
+    - `ddcat compare gates/* --out results/engines`
     """
     from ddcat_bench.compare.engines import compare as put_side_by_side
     from ddcat_bench.compare.engines import find_gates, find_reports

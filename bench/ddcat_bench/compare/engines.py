@@ -1,4 +1,4 @@
-"""`ddcat-bench compare`: engines and precisions side by side, from what the gate found of each."""
+"""`ddcat compare`: engines and precisions side by side, from what the gate found of each."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -55,7 +55,7 @@ class EngineRow(Strict):
 
 
 class CompareResult(Strict):
-    """What `ddcat-bench compare` put side by side."""
+    """What `ddcat compare` put side by side."""
 
     schema_version: Literal[1] = 1
     kind: Literal["compare"] = "compare"
@@ -73,7 +73,7 @@ def find_gates(paths: Sequence[Path]) -> dict[str, GateResult]:
     Parameters
     ----------
     paths : sequence of Path
-        Bundles, whose result folder (BUNDLE-gate) lies beside them, or result folders of `ddcat-bench gate`.
+        Bundles, whose result folder (BUNDLE-gate) lies beside them, or result folders of `ddcat gate`.
 
     Returns
     -------
@@ -95,10 +95,10 @@ def find_gates(paths: Sequence[Path]) -> dict[str, GateResult]:
             continue
         bundle, file = open_bundle(path), beside(path, "gate") / _RESULT
         if not file.is_file():
-            raise BenchError(f"{path} was not judged: no {file}; run ddcat-bench gate {path}, or use its result folder")
+            raise BenchError(f"{path} was not judged: no {file}; run ddcat gate {path}, or use its result folder")
         result = read_result(file, GateResult)
         if result.bundle.sha256 != bundle.digest:
-            raise BenchError(f"{file} is the result of another bundle than {path}: run ddcat-bench gate {path}")
+            raise BenchError(f"{file} is the result of another bundle than {path}: run ddcat gate {path}")
         found[name] = result
     return found
 

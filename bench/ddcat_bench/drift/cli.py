@@ -1,4 +1,4 @@
-"""The command `ddcat-bench drift`."""
+"""The command `ddcat drift`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ __all__ = ["drift"]
 
 
 def drift(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat-export wrote.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat export wrote.")],
     checkpoint: MovedCheckpoint = None,
     data_root: DataRoot = None,
     split: Split = None,
@@ -33,9 +33,9 @@ def drift(
 
     For example:
 
-    - `ddcat-bench drift runs/camvid-ddcat/bundle`
+    - `ddcat drift runs/camvid-ddcat/bundle`
 
-    - `ddcat-bench drift model.bundle --data-root /data/camvid --epsilon 4/255`
+    - `ddcat drift model.bundle --data-root /data/camvid --epsilon 4/255`
     """
     import time
 

@@ -1,5 +1,5 @@
 """
-`ddcat-bench drift`: how often the server's drift figure gives false alarms, and how often it sees an attack.
+`ddcat drift`: how often the server's drift figure gives false alarms, and how often it sees an attack.
 
 The server's own monitor looks at streams of answers from the second half of the split, in their order and shuffled; an alarm is
 a moment at which its largest PSI is above a limit. The reference is what the server uses, the clean golden images, or, to see
@@ -58,7 +58,7 @@ class DriftRow(Strict):
 
 
 class DriftResult(Strict):
-    """What `ddcat-bench drift` found."""
+    """What `ddcat drift` found."""
 
     schema_version: Literal[2] = 2
     kind: Literal["drift"] = "drift"

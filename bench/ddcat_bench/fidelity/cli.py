@@ -1,4 +1,4 @@
-"""The command ddcat-bench fidelity."""
+"""The command ddcat fidelity."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ __all__ = ["fidelity"]
 
 
 def fidelity(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat-export wrote.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat export wrote.")],
     checkpoint: MovedCheckpoint = None,
     data_root: DataRoot = None,
     split: Split = None,
@@ -31,9 +31,9 @@ def fidelity(
 
     For example:
 
-    - `ddcat-bench fidelity runs/scenes-ddcat/bundle`
+    - `ddcat fidelity runs/scenes-ddcat/bundle`
 
-    - `ddcat-bench fidelity model.bundle --checkpoint runs/old --data-root /data/camvid --limit 50`
+    - `ddcat fidelity model.bundle --checkpoint runs/old --data-root /data/camvid --limit 50`
     """
     from ddcat.bundle import Trust, open_bundle
     from ddcat.engines import open_engine

@@ -1,4 +1,4 @@
-"""`ddcat-bench fidelity`: whether an engine answers as the PyTorch main branch does, on clean and on attacked images."""
+"""`ddcat fidelity`: whether an engine answers as the PyTorch main branch does, on clean and on attacked images."""
 
 import time
 from collections.abc import Callable

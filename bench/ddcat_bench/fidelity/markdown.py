@@ -1,4 +1,4 @@
-"""The result of `ddcat-bench fidelity` for readers."""
+"""The result of `ddcat fidelity` for readers."""
 
 from ddcat_bench.fidelity.results import FidelityResult
 from ddcat_bench.markdown import bundle_line, data_line, provenance_lines, table

@@ -1,4 +1,4 @@
-"""The result file of `ddcat-bench fidelity`."""
+"""The result file of `ddcat fidelity`."""
 
 from typing import Literal
 
@@ -36,7 +36,7 @@ class FidelityRow(Strict):
 
 
 class FidelityResult(Strict):
-    """What `ddcat-bench fidelity` found."""
+    """What `ddcat fidelity` found."""
 
     schema_version: Literal[1] = 1
     kind: Literal["fidelity"] = "fidelity"

@@ -1,4 +1,4 @@
-"""The command `ddcat-bench gate`."""
+"""The command `ddcat gate`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +14,7 @@ _STATUS = {"pass": 0, "refuse": 1, "inconclusive": 3}  # 2 is that of a command 
 
 
 def gate(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat-export wrote.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat export wrote.")],
     checkpoint: MovedCheckpoint = None,
     data_root: DataRoot = None,
     split: Split = None,
@@ -60,15 +60,15 @@ def gate(
 
     For example:
 
-    - `ddcat-bench gate runs/camvid-ddcat/bundle-ort-fp32`
+    - `ddcat gate runs/camvid-ddcat/bundle-ort-fp32`
 
-    - `ddcat-bench gate model.bundle --limits ours.yaml --sign key.pem --data-root /data/camvid`
+    - `ddcat gate model.bundle --limits ours.yaml --sign key.pem --data-root /data/camvid`
 
-    - `ddcat-bench gate model.bundle --quick --force`
+    - `ddcat gate model.bundle --quick --force`
 
-    - `ddcat-bench gate model.bundle --clips '(.+)_[0-9]+'` for frames such as drive3_000123
+    - `ddcat gate model.bundle --clips '(.+)_[0-9]+'` for frames such as drive3_000123
 
-    - `ddcat-bench gate model.bundle --devices 8`
+    - `ddcat gate model.bundle --devices 8`
     """
     from ddcat.bundle import Trust
     from ddcat_bench.gate.run import gate as run_gate

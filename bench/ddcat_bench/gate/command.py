@@ -1,4 +1,4 @@
-"""How `ddcat-bench gate` goes about it: timed first, attacked by one process or several, published, put into the bundle."""
+"""How `ddcat gate` goes about it: timed first, attacked by one process or several, published, put into the bundle."""
 
 import functools
 import time

@@ -76,7 +76,7 @@ class ThreatRow(Strict):
 
 
 class GateResult(Strict):
-    """What `ddcat-bench gate` found."""
+    """What `ddcat gate` found."""
 
     schema_version: Literal[1] = 1
     kind: Literal["gate"] = "gate"

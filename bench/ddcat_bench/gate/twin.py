@@ -217,7 +217,7 @@ def _scores(graph: onnx.GraphProto) -> str:
         name = node.input[0]
         if node.op_type == "ArgMax":
             return str(name)
-    raise BenchError("the graph chooses no labels by an ArgMax: expected a graph that ddcat-export wrote")
+    raise BenchError("the graph chooses no labels by an ArgMax: expected a graph that ddcat export wrote")
 
 
 def _without_waste(steps: list[_Step], outputs: tuple[str, ...]) -> tuple[_Step, ...]:

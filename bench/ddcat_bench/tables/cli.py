@@ -1,4 +1,4 @@
-"""The command ddcat-bench tables."""
+"""The command ddcat tables."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,7 @@ __all__ = ["tables"]
 def tables(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Result folders of ddcat-bench attack, their attack.json, or run directories."),
+        typer.Argument(metavar="RUN...", help="Result folders of ddcat attack, their attack.json, or run directories."),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the result.")] = Path("tables"),
     force: Force = False,
@@ -27,9 +27,9 @@ def tables(
 
     For example:
 
-    - `ddcat-bench tables runs/voc-*`
+    - `ddcat tables runs/voc-*`
 
-    - `ddcat-bench tables runs/ddcat-0/attack-paper runs/ddcat-0/attack-sea runs/ddcat-1/attack-paper --out results/tables`
+    - `ddcat tables runs/ddcat-0/attack-paper runs/ddcat-0/attack-sea runs/ddcat-1/attack-paper --out results/tables`
     """
     from ddcat_bench.output import claim, publish
     from ddcat_bench.tables.files import tables_csv, tables_latex, tables_markdown

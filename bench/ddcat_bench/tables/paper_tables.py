@@ -1,4 +1,4 @@
-"""`ddcat-bench tables`: the paper's tables from any set of results, and below them what stronger attacks leave."""
+"""`ddcat tables`: the paper's tables from any set of results, and below them what stronger attacks leave."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -68,7 +68,7 @@ class RunAlarm(Strict):
 
 
 class Tables(Strict):
-    """What `ddcat-bench tables` made of a set of results."""
+    """What `ddcat tables` made of a set of results."""
 
     schema_version: Literal[1] = 1
     kind: Literal["tables"] = "tables"
@@ -97,7 +97,7 @@ def make_tables(judged: Sequence[JudgedRun]) -> Tables:
     for data in dict.fromkeys(one.result.data.name for one in judged):
         tables += _of_data(data, [one for one in judged if one.result.data.name == data])
     if not tables:
-        raise BenchError("none of the results has an attack in it: `ddcat-bench attack CHECKPOINT` makes one that has")
+        raise BenchError("none of the results has an attack in it: `ddcat attack CHECKPOINT` makes one that has")
     return Tables(
         results=tuple(str(one.path) for one in judged),
         paper=paper_numbers().source,
@@ -213,7 +213,7 @@ def _without(table: Table) -> str:
     return (
         f"**SEA was not run on these checkpoints.** The strongest attack among their results is "
         f"{next(iter(strongest)) if len(strongest) == 1 else named}. SEA may leave far less: run "
-        "`ddcat-bench attack CHECKPOINT --suite sea` on each, and name its results as well."
+        "`ddcat attack CHECKPOINT --suite sea` on each, and name its results as well."
     )
 
 

@@ -163,7 +163,7 @@ def _files(run: Path) -> list[Path]:
         return [run]
     found = [run / _FILE] if (run / _FILE).is_file() else sorted(run.glob(f"*/{_FILE}"))
     if not found:
-        raise BenchError(f"{run}: no {_FILE} in it, nor in a folder in it; `ddcat-bench attack CHECKPOINT` writes one")
+        raise BenchError(f"{run}: no {_FILE} in it, nor in a folder in it; `ddcat attack CHECKPOINT` writes one")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Who takes part in `ddcat-bench train-step`: our training step, and two baselines."""
+"""Who takes part in `ddcat train-step`: our training step, and two baselines."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

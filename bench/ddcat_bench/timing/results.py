@@ -91,7 +91,7 @@ class Watched(Strict):
 
 
 class SpeedResult(Watched):
-    """What `ddcat-bench speed` found."""
+    """What `ddcat speed` found."""
 
     schema_version: Literal[2] = 2
     kind: Literal["speed"] = "speed"
@@ -139,7 +139,7 @@ class StepRatio(Ratio):
 
 
 class TrainStepResult(Watched):
-    """What `ddcat-bench train-step` found."""
+    """What `ddcat train-step` found."""
 
     schema_version: Literal[1] = 1
     kind: Literal["train-step"] = "train-step"
@@ -161,7 +161,7 @@ class TrainStepResult(Watched):
 
 
 class SweepResult(Watched):
-    """What `ddcat-bench attack --measure` found."""
+    """What `ddcat attack --measure` found."""
 
     schema_version: Literal[1] = 1
     kind: Literal["attack-measure"] = "attack-measure"

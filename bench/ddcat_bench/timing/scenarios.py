@@ -1,5 +1,5 @@
 """
-`ddcat-bench scenarios`: an engine as its users meet it, after MLPerf Inference's single stream, server and offline.
+`ddcat scenarios`: an engine as its users meet it, after MLPerf Inference's single stream, server and offline.
 
 The engine answers one batch at a time, as in a server of one device. Open loop: requests come when they come, whether the ones
 before are answered or not, so that what waits is counted.
@@ -77,7 +77,7 @@ class Scenario(Strict):
 
 
 class ScenariosResult(Strict):
-    """What `ddcat-bench scenarios` found."""
+    """What `ddcat scenarios` found."""
 
     schema_version: Literal[1] = 1
     kind: Literal["scenarios"] = "scenarios"

@@ -1,4 +1,4 @@
-"""The command `ddcat-bench scenarios`."""
+"""The command `ddcat scenarios`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ __all__ = ["scenarios"]
 
 
 def scenarios(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat-export wrote.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat export wrote.")],
     data_root: DataRoot = None,
     size: Annotated[
         str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Size of the images.", show_default="the engine's, or the data's")
@@ -39,9 +39,9 @@ def scenarios(
 
     For example:
 
-    - `ddcat-bench scenarios runs/scenes-ddcat/bundle`
+    - `ddcat scenarios runs/scenes-ddcat/bundle`
 
-    - `ddcat-bench scenarios model.bundle --size 473x473 --seconds 120`
+    - `ddcat scenarios model.bundle --size 473x473 --seconds 120`
     """
     import time
 

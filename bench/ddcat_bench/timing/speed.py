@@ -1,4 +1,4 @@
-"""`ddcat-bench speed`: an engine's time and memory beside those of PyTorch, on the same images."""
+"""`ddcat speed`: an engine's time and memory beside those of PyTorch, on the same images."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""The command ddcat-bench speed."""
+"""The command ddcat speed."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ __all__ = ["speed"]
 
 
 def speed(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat-export wrote.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat export wrote.")],
     checkpoint: MovedCheckpoint = None,
     data_root: DataRoot = None,
     repeats: Annotated[int, typer.Option(help="Timed calls of each contender; 10 or more.")] = 30,
@@ -40,9 +40,9 @@ def speed(
 
     For example:
 
-    - `ddcat-bench speed runs/scenes-ddcat/bundle`
+    - `ddcat speed runs/scenes-ddcat/bundle`
 
-    - `ddcat-bench speed model.bundle --size 473x473 --repeats 100 --threads 4`
+    - `ddcat speed model.bundle --size 473x473 --repeats 100 --threads 4`
     """
     from ddcat.bundle import Trust, open_bundle
     from ddcat.engines import open_engine

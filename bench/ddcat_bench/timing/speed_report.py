@@ -1,4 +1,4 @@
-"""The result of `ddcat-bench speed` for readers."""
+"""The result of `ddcat speed` for readers."""
 
 from ddcat_bench.markdown import bundle_line, provenance_lines, table
 from ddcat_bench.timing.results import Ratio, SpeedResult, Watched

@@ -1,4 +1,4 @@
-"""`ddcat-bench train-step`: the time and memory of our training step beside those of two baselines."""
+"""`ddcat train-step`: the time and memory of our training step beside those of two baselines."""
 
 import os
 import tempfile

@@ -1,4 +1,4 @@
-"""The command ddcat-bench train-step."""
+"""The command ddcat train-step."""
 
 from pathlib import Path
 from typing import Annotated, get_args
@@ -12,7 +12,7 @@ __all__ = ["train_step"]
 
 
 def train_step(
-    preset: Annotated[str, typer.Argument(metavar="PRESET|CONFIG.yaml", help="As for ddcat-train, which lists all presets.")],
+    preset: Annotated[str, typer.Argument(metavar="PRESET|CONFIG.yaml", help="A preset, or a configuration file.")],
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one value; may be given again.")
     ] = None,
@@ -51,11 +51,11 @@ def train_step(
 
     For example:
 
-    - `ddcat-bench train-step scenes-ddcat`
+    - `ddcat train-step scenes-ddcat`
 
-    - `ddcat-bench train-step voc-pspnet50-ddcat --crop 233 233 --batch 2 --repeats 3 --device cpu`
+    - `ddcat train-step voc-pspnet50-ddcat --crop 233 233 --batch 2 --repeats 3 --device cpu`
 
-    - `ddcat-bench train-step voc-deeplabv3_50-sat --precision bf16 --baseline-precision fp32 --tf32 --device cuda`
+    - `ddcat train-step voc-deeplabv3_50-sat --precision bf16 --baseline-precision fp32 --tf32 --device cuda`
     """
     from ddcat.progress import progress
     from ddcat_bench.output import claim, publish

@@ -1,4 +1,4 @@
-"""The results of `ddcat-bench train-step` for readers."""
+"""The results of `ddcat train-step` for readers."""
 
 from collections.abc import Sequence
 

@@ -134,5 +134,5 @@ def run(arguments: Arguments, *, host: str, port: int) -> None:
 def _read_settings() -> Settings:
     settings = read_settings()
     if settings.grpc_port is not None:
-        raise ServeError(f"{PREFIX}GRPC_PORT is set, but on Ray there is HTTP alone: unset it, or use ddcat-serve run")
+        raise ServeError(f"{PREFIX}GRPC_PORT is set, but on Ray there is HTTP alone: unset it, or use ddcat serve")
     return settings

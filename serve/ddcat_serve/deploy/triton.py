@@ -1,5 +1,5 @@
 """
-`ddcat-serve triton`: a model repository for NVIDIA Triton from a bundle.
+`ddcat triton`: a model repository for NVIDIA Triton from a bundle.
 
 - NAME: the engine's own file under Triton's backend for it, with dynamic batching, queue limits, and warm-up;
 - NAME with `--model-config-name=python`: the same inputs and outputs by Triton's Python backend and our own engine, for a
@@ -55,7 +55,7 @@ def write_repository(bundle: Bundle, out: Path) -> list[Path]:
     engine = bundle.manifest.engine
     if engine.name not in _BACKENDS:
         raise ServeError(
-            f"{bundle.path} has an engine that Triton does not run ({engine.name}): use ddcat-export {bundle.path} "
+            f"{bundle.path} has an engine that Triton does not run ({engine.name}): use ddcat export {bundle.path} "
             "--engine ort or trt"
         )
     with new_directory(out) as aside:

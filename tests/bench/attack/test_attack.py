@@ -277,12 +277,12 @@ def test_the_command(
     run_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "attack"
-    arguments = ["ddcat-bench", "attack", str(run_directory), "--limit", "1", "--device", "cpu", "--out", str(out)]
+    arguments = ["ddcat", "attack", str(run_directory), "--limit", "1", "--device", "cpu", "--out", str(out)]
 
     def status() -> int | str | None:
         monkeypatch.setattr(sys, "argv", arguments)
         with pytest.raises(SystemExit) as left:
-            cli.bench()
+            cli.main()
         return left.value.code
 
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)

@@ -70,11 +70,9 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (folder / "gate.json").write_text(to_json(made_gate(name, seconds=0.1, attacked=20)))
     (tmp_path / "one/report.html").touch()
     out = tmp_path / "out"
-    monkeypatch.setattr(
-        sys, "argv", ["ddcat-bench", "compare", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(out)]
-    )
+    monkeypatch.setattr(sys, "argv", ["ddcat", "compare", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(out)])
     with pytest.raises(SystemExit) as caught:
-        cli.bench()
+        cli.main()
     assert not caught.value.code
     assert {file.name for file in out.iterdir()} == {"compare.json", "compare.md", "compare.html", "pareto.png"}
     assert [row.name for row in read_result(out / "compare.json", CompareResult).rows] == ["one", "two"]

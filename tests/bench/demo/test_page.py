@@ -127,7 +127,7 @@ def example() -> Page:
         fidelity=fidelity_result(),
         speed=speed_result(),
         served=picture("Served", 30),
-        stages=[Stage("ddcat-train scenes-clean --out 'a b'", 61.2), Stage("ddcat-serve run demo/bundle", 2.0)],
+        stages=[Stage("ddcat train scenes-clean --out 'a b'", 61.2), Stage("ddcat serve demo/bundle", 2.0)],
     )
 
 
@@ -230,7 +230,7 @@ def test_fidelity_and_speed_are_told_with_their_numbers(example: Page, read: Rea
 
 def test_it_tells_how_it_was_made(read: Reader) -> None:
     text = " ".join(read.text.split())
-    assert "ddcat-train scenes-clean --out 'a b' 1 min 01 s" in text
+    assert "ddcat train scenes-clean --out 'a b' 1 min 01 s" in text
     assert "together 1 min 03 s" in text
     for fact in ("abacus", "torch 2.6", "not from a checkout", "at most 384 small steps", "c" * 64, "s" * 64, "b" * 64):
         assert fact in text
@@ -334,8 +334,8 @@ def test_curves_that_coincide_are_explained(example: Page) -> None:
 
 def test_the_page_says_what_to_do_next(example: Page) -> None:
     assert "Next: open the server" not in render_page(example)
-    page = render_page(replace(example, next_command="ddcat-serve run a=demo/bundle-clean 'b c' --demo"))
-    assert "ddcat-serve run a=demo/bundle-clean &#39;b c&#39; --demo</code>" in page
+    page = render_page(replace(example, next_command="ddcat serve a=demo/bundle-clean 'b c' --demo"))
+    assert "ddcat serve a=demo/bundle-clean &#39;b c&#39; --demo</code>" in page
 
 
 def test_what_is_the_same_in_every_panel_is_said_once(example: Page) -> None:

@@ -113,9 +113,9 @@ def test_the_command(
     bundle, out = make_bundle(), tmp_path / "out"
     monkeypatch.setattr("ddcat.engines.open_engine", make_engine)
     for epsilon, status in (("9/0", 2), ("8/255", 0)):
-        monkeypatch.setattr(sys, "argv", ["ddcat-bench", "drift", str(bundle.path), "--epsilon", epsilon, "--out", str(out)])
+        monkeypatch.setattr(sys, "argv", ["ddcat", "drift", str(bundle.path), "--epsilon", epsilon, "--out", str(out)])
         with pytest.raises(SystemExit) as left:
-            cli.bench()
+            cli.main()
         assert left.value.code == status
     said = capsys.readouterr()
     assert "--epsilon 9/0: use a number above 0" in said.err

@@ -144,9 +144,9 @@ def test_the_command(
 ) -> None:
     bundle = make_bundle()
     monkeypatch.setattr("ddcat.engines.open_engine", lambda opened: make_engine(opened, lambda labels: SWAP[labels]))
-    monkeypatch.setattr(sys, "argv", ["ddcat-bench", "fidelity", str(bundle.path), "--limit", "2"])
+    monkeypatch.setattr(sys, "argv", ["ddcat", "fidelity", str(bundle.path), "--limit", "2"])
     with pytest.raises(SystemExit) as left:
-        cli.bench()
+        cli.main()
     assert left.value.code == 0  # whatever the figures
     folder = bundle.path.with_name("tiny.bundle-fidelity")
     assert sorted(file.name for file in folder.iterdir()) == ["fidelity.json", "fidelity.md"]

@@ -20,9 +20,9 @@ Run = Callable[..., int | str | None]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     def gate(bundle: Path, *words: str) -> int | str | None:
-        monkeypatch.setattr(sys, "argv", ["ddcat-bench", "gate", str(bundle), *words])
+        monkeypatch.setattr(sys, "argv", ["ddcat", "gate", str(bundle), *words])
         with pytest.raises(SystemExit) as left:
-            cli.bench()
+            cli.main()
         return left.value.code
 
     return gate

@@ -534,9 +534,9 @@ def test_the_command(
     wide = tmp_path / "limits.yaml"
     wide.write_text(DEFAULT.read_text())
     words = ["gate", str(bundle.path), "--quick", "--limits", str(wide), "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", ["ddcat-bench", *words])
+    monkeypatch.setattr(sys, "argv", ["ddcat", *words])
     with pytest.raises(SystemExit) as caught:
-        cli.bench()
+        cli.main()
     assert caught.value.code == 3  # so few images decide nothing
     assert (len(timed), len(served)) == (3, 1)  # timed again, but its memory is taken once
     told = capsys.readouterr()
@@ -567,9 +567,9 @@ def test_the_command(
 def test_what_a_quick_gate_has_no_use_for_is_refused(
     option: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["ddcat-bench", "gate", str(tmp_path), "--quick", *option])
+    monkeypatch.setattr(sys, "argv", ["ddcat", "gate", str(tmp_path), "--quick", *option])
     with pytest.raises(SystemExit) as left:
-        cli.bench()
+        cli.main()
     assert left.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: {' '.join(option)}: --quick runs BIM, n = 3,")
 

@@ -424,9 +424,9 @@ def test_results_are_found_in_files_folders_and_runs_once(run: Path, tmp_path: P
 
 def test_the_command(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def status(*arguments: str) -> int | str | None:
-        monkeypatch.setattr(sys, "argv", ["ddcat-bench", "tables", *arguments])
+        monkeypatch.setattr(sys, "argv", ["ddcat", "tables", *arguments])
         with pytest.raises(SystemExit) as left:
-            cli.bench()
+            cli.main()
         return left.value.code
 
     out = tmp_path / "tables"
@@ -439,4 +439,4 @@ def test_the_command(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert not (tmp_path / "new").exists()
     capsys.readouterr()
     assert status("--help") == 0
-    assert "ddcat-bench tables runs/voc-*" in capsys.readouterr().out
+    assert "ddcat tables runs/voc-*" in capsys.readouterr().out

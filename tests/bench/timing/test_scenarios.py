@@ -83,11 +83,11 @@ def test_the_command(
 ) -> None:
     bundle, out = make_bundle(), tmp_path / "out"
     monkeypatch.setattr("ddcat.engines.open_engine", lambda opened, threads: make_engine(opened))
-    arguments = ["ddcat-bench", "scenarios", str(bundle.path), "--seconds", "0.1", "--size", "40x48", "--out", str(out)]
+    arguments = ["ddcat", "scenarios", str(bundle.path), "--seconds", "0.1", "--size", "40x48", "--out", str(out)]
     for status, told in ((0, "# tiny: scenarios"), (2, f"{out}")):  # the second time there is a result already
         monkeypatch.setattr(sys, "argv", arguments)
         with pytest.raises(SystemExit) as left:
-            cli.bench()
+            cli.main()
         said = capsys.readouterr()
         assert left.value.code == status
         assert told in said.out + said.err

@@ -134,12 +134,12 @@ def test_the_command(
     bundle = make_bundle()
     monkeypatch.setattr("ddcat.engines.open_engine", lambda opened, threads: make_engine(opened))
     monkeypatch.setattr("ddcat_bench.timing.memory.serving_peak", lambda serving: PEAKS[serving.name])
-    arguments = ["ddcat-bench", "speed", str(bundle.path), "--repeats", "10", "--threads", "1"]
+    arguments = ["ddcat", "speed", str(bundle.path), "--repeats", "10", "--threads", "1"]
 
     def status(*more: str) -> int | str | None:
         monkeypatch.setattr(sys, "argv", [*arguments, *more])
         with pytest.raises(SystemExit) as left:
-            cli.bench()
+            cli.main()
         return left.value.code
 
     assert status("--size", "40") == 2

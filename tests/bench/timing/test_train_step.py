@@ -220,9 +220,9 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     out = tmp_path / "out"
 
     def status(*arguments: str) -> int | str | None:
-        monkeypatch.setattr(sys, "argv", ["ddcat-bench", "train-step", *arguments])
+        monkeypatch.setattr(sys, "argv", ["ddcat", "train-step", *arguments])
         with pytest.raises(SystemExit) as left:
-            cli.bench()
+            cli.main()
         return left.value.code
 
     tiny = ["scenes-ddcat", "--crop", "33", "41", "--batch", "4", "--set", "model.width=4", "--device", "cpu", "--threads", "1"]
@@ -275,9 +275,9 @@ def test_wrong_arguments(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(sys, "argv", ["ddcat-bench", "train-step", *arguments, "--out", str(tmp_path / "out")])
+    monkeypatch.setattr(sys, "argv", ["ddcat", "train-step", *arguments, "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as left:
-        cli.bench()
+        cli.main()
     assert left.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -287,8 +287,8 @@ def test_a_folder_that_holds_something_is_refused_before_anything_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine").write_text("")
-    monkeypatch.setattr(sys, "argv", ["ddcat-bench", "train-step", "scenes-sat", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["ddcat", "train-step", "scenes-sat", "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as left:
-        cli.bench()
+        cli.main()
     assert left.value.code == 2
     assert str(tmp_path) in capsys.readouterr().err

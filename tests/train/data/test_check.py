@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from ddcat.cli import data as main
+from ddcat.cli import main
 from ddcat.errors import DdcatError
 from ddcat_train.data import list_dataset
 from ddcat_train.data.base import Fault
@@ -78,7 +78,7 @@ def test_command_lists_all_faults_and_exits_2(
 ) -> None:
     result_file = small_folder / "report.json"
     plant_faults(small_folder, write_labels)
-    arguments = ["ddcat-data", "check", "folder", str(small_folder), "--json", str(result_file)]
+    arguments = ["ddcat", "data", "check", "folder", str(small_folder), "--json", str(result_file)]
     monkeypatch.setattr("sys.argv", arguments)
     with pytest.raises(SystemExit) as left:
         main()

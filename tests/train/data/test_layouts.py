@@ -129,7 +129,7 @@ def test_an_entry_of_a_list_that_is_no_file_is_named(voc_of: Maker, camvid_of: M
         assert isinstance(result.exception, DataError)
         assert result.output.count("missing: ") == 2
         assert max(map(len, result.output.splitlines())) < 1500
-        with pytest.raises(DataError, match="missing: 'ddcat-data check"):
+        with pytest.raises(DataError, match="missing: 'ddcat data check"):
             open_dataset(name, root, "train")
 
 

@@ -231,14 +231,14 @@ def test_what_is_missing_is_told(tmp_path: Path, small_folder: Path) -> None:
     for name in DATASETS:
         with pytest.raises(DataError, match=str(tmp_path / "nowhere")):
             open_dataset(name, tmp_path / "nowhere", "train")
-    with pytest.raises(DataError, match="ddcat-data scenes"):
+    with pytest.raises(DataError, match="ddcat data scenes"):
         open_dataset("scenes", tmp_path / "nowhere", "train")
     with pytest.raises(DataError, match="scenes, voc, cityscapes, camvid, folder"):
         open_dataset("vok", tmp_path, "train")
     with pytest.raises(DataError, match="splits there: train"):
         open_dataset("folder", small_folder, "val")
     (small_folder / "labels/train/2.png").unlink()
-    with pytest.raises(DataError, match=r"labels/train/2\.png.*ddcat-data check folder"):
+    with pytest.raises(DataError, match=r"labels/train/2\.png.*ddcat data check folder"):
         open_dataset("folder", small_folder, "train")
 
 

@@ -1,4 +1,4 @@
-"""What `ddcat-data check` and the first lines of a training say of mistakes that would not stop it."""
+"""What `ddcat data check` and the first lines of a training say of mistakes that would not stop it."""
 
 import json
 import re

@@ -1,7 +1,7 @@
 """
 Data sets: reading, augmenting, batching, checking, generating.
 
-The batches are in `ddcat_train.data.loader`, which is not imported here: it needs torch, and `ddcat-data --help` does not.
+The batches are in `ddcat_train.data.loader`, which is not imported here: it needs torch, and `ddcat data --help` does not.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ DATASETS: dict[str, Callable[[Path, str], Dataset]] = {
 
 def list_dataset(name: str, root: Path, split: str, *, long_side: int | None = None) -> Dataset:
     """
-    List a split whose files may be missing: what `ddcat-data check` looks at.
+    List a split whose files may be missing: what `ddcat data check` looks at.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def open_dataset(name: str, root: Path, split: str, *, long_side: int | None = N
     dataset = list_dataset(name, root, split, long_side=long_side)
     missing = [file for pair in dataset.pairs for file in (pair.image, pair.labels) if not is_file(file)]
     if missing:
-        count, command = len(missing) - 1, f"'ddcat-data check {name} {root} --split {split}'"
+        count, command = len(missing) - 1, f"'ddcat data check {name} {root} --split {split}'"
         others = f" and {count} other file{'s' * (count > 1)} of {name} {split} are" if count else f" of {name} {split} is"
         raise DataError(f"{missing[0]}{others} missing: {command} names all that is")
     return dataset

@@ -30,7 +30,7 @@ def first_look(train: Dataset, val: Dataset) -> list[str]:
 
 
 def _of_files(dataset: Dataset, faulty: int) -> Iterable[str]:
-    command = f"'ddcat-data check {dataset.name} {dataset.root} --split {dataset.split}'"
+    command = f"'ddcat data check {dataset.name} {dataset.root} --split {dataset.split}'"
     if faulty:
         yield f"{faulty} of the {len(dataset)} pairs of {dataset.split} cannot be read: {command} names them"
     yield from dataset.notes

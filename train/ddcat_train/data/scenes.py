@@ -21,5 +21,5 @@ def scenes(root: Path, split: str) -> Dataset:
         Where they were not generated, naming the command that does it.
     """
     if not (root / CLASSES_FILE).is_file():
-        raise DataError(f"{root} holds no generated scenes: make them with 'ddcat-data scenes {root}'")
+        raise DataError(f"{root} holds no generated scenes: make them with 'ddcat data scenes {root}'")
     return dataclasses.replace(voc(root, split), name="scenes")

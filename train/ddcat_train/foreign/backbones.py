@@ -56,7 +56,7 @@ def import_backbone(content: Pth, out: Path) -> str:
     left_out = ", ".join(dict.fromkeys(key.partition(".")[0] for key in (*classifier, *around))) or "nothing"
     return (
         f"{out}: {model.backbone}{stem}; left out: {left_out}\n"
-        f"next: ddcat-train PRESET --set model.backbone={model.backbone}{needs}{width} "
+        f"next: ddcat train PRESET --set model.backbone={model.backbone}{needs}{width} "
         f"--set model.pretrained={out}"
     )
 

@@ -96,9 +96,9 @@ def import_segmenter(content: Pth, out: Path, *, like: str | None, data_root: Pa
         f"{out}: {model.backbone} + {model.context}, {len(classes)} classes, branches {', '.join(network.heads)}, "
         f"{parameters / 1e6:.2f} M parameters\n"
         f"from {source}, for the file does not say it: trained by {config.method.name} on {config.data.name}\n"
-        f"next: ddcat-bench attack {out} --data-root DIR\n"
-        f"      ddcat-export {out} --engine ort\n"
-        f"      ddcat-train PRESET --set model.backbone={model.backbone} --set model.pretrained={out}"
+        f"next: ddcat attack {out} --data-root DIR\n"
+        f"      ddcat export {out} --engine ort\n"
+        f"      ddcat train PRESET --set model.backbone={model.backbone} --set model.pretrained={out}"
     )
 
 

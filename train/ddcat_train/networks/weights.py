@@ -57,7 +57,7 @@ def unreadable(path: Path, reason: str) -> CheckpointError:
     """Say what is wrong with a file of weights that is no safetensors file; of one of torch.save, how it is imported."""
     if path.suffix in (".pth", ".pt"):
         out = path.with_suffix(".safetensors")
-        return CheckpointError(f"{path} is a file of torch.save: first 'ddcat-data import-checkpoint {path} {out}'")
+        return CheckpointError(f"{path} is a file of torch.save: first 'ddcat data import-checkpoint {path} {out}'")
     return CheckpointError(f"{path} {reason}")
 
 
