@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ddcat_train.model import load as load
     from ddcat_train.model import train as train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["attack", "export", "gate", "load", "open_bundle", "train"]
 
 _MODULES = {
