@@ -15,7 +15,7 @@ import pytest
 from ddcat.bundle import write_bundle
 from ddcat_bench.output import write_result
 from tests.bench.gates import made_gate
-from tests.serve.bundles import small_bundle
+from tests.bundles import small_bundle
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,79 +6,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
-import numpy as np
-import numpy.typing as npt
 import pytest
 from fastapi import FastAPI
 
-from ddcat.bundle import Bundle, entries, write_bundle
-from ddcat.engines import build_engine
-from ddcat.manifest import Precision
+from ddcat.bundle import Bundle
 from ddcat_serve.app import create_app
 from ddcat_serve.models import Models, load_models
 from ddcat_serve.settings import Settings
-from tests.serve.bundles import BIAS, WEIGHTS, small_graph, small_manifest
+from tests.bundles import build, bundle, cache, make_bundle, make_graph, oracle, picture
 
-Oracle = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path) -> Iterator[Path]:
-    """Where engines keep what they compiled."""
-    with pytest.MonkeyPatch.context() as patch:  # its own: the test's is to be undone before the models are closed
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        yield tmp_path / "cache"
-
-
-@pytest.fixture
-def make_graph() -> Callable[..., bytes]:
-    return small_graph
-
-
-@pytest.fixture
-def build(tmp_path: Path) -> Callable[..., Bundle]:
-    """Give a bundle whose engine is built as an export builds it."""
-
-    def make(graph: bytes, engine: str, precision: Precision = "fp32", *, name: str = "built", **options: object) -> Bundle:
-        manifest = small_manifest(graph)
-        built = build_engine(engine, graph, precision=precision, shapes=manifest.shapes, **options)
-        files = {"model.onnx": graph, **built.files}
-        about = {"engine": built.entry, "inputs": built.inputs, "outputs": built.outputs, "files": entries(files)}
-        return write_bundle(tmp_path / name, manifest.model_copy(update=about), files)
-
-    return make
-
-
-@pytest.fixture
-def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
-    def make(name: str = "small", height: int | str = "height", width: int | str = "width", *, logits: bool = True) -> Bundle:
-        content = small_graph(height, width, logits=logits)
-        manifest = small_manifest(content, name, height, width, logits=logits)
-        return write_bundle(tmp_path / f"{name}.bundle", manifest, {"model.onnx": content})
-
-    return make
-
-
-@pytest.fixture
-def bundle(make_bundle: Callable[..., Bundle]) -> Bundle:
-    return make_bundle()
-
-
-@pytest.fixture
-def oracle() -> Oracle:
-    """The small graph, in numpy: images (N, H, W, 3) to labels (N, H, W) and logits (N, 4, H, W)."""
-
-    def answer(images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-        logits = np.einsum("nhwc,kc->nkhw", images.astype(np.float64), WEIGHTS) + BIAS[None, :, None, None]
-        return logits.argmax(1).astype(np.uint8), logits.astype(np.float32)
-
-    return answer
-
-
-@pytest.fixture
-def picture() -> npt.NDArray[np.uint8]:
-    """An image of 37 x 53 in which every class occurs."""
-    return np.random.default_rng(0).integers(0, 256, (37, 53, 3)).astype(np.uint8) // np.uint8(2) + np.uint8(20)
+__all__ = ["build", "bundle", "cache", "make_bundle", "make_graph", "oracle", "picture"]  # fixtures
 
 
 @pytest.fixture

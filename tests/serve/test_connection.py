@@ -59,7 +59,7 @@ def answers(connection: socket.socket) -> list[tuple[int, bytes]]:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from ddcat.bundle import write_bundle  # noqa: PLC0415
-    from tests.serve.bundles import small_graph, small_manifest  # noqa: PLC0415
+    from tests.bundles import small_graph, small_manifest  # noqa: PLC0415
 
     graph = small_graph()
     folder = tmp_path_factory.mktemp("connection") / "small"

@@ -18,7 +18,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from ddcat.bundle import write_bundle
-from tests.serve.bundles import small_graph, small_manifest
+from tests.bundles import small_graph, small_manifest
 from tests.serve.processes import free_port, server
 
 KEY = "a long secret"

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from ddcat.bundle import write_bundle
-from tests.serve.bundles import small_graph, small_manifest
+from tests.bundles import small_graph, small_manifest
 from tests.serve.processes import free_port, server
 
 Status = health_pb2.HealthCheckResponse

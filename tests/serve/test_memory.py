@@ -16,7 +16,7 @@ import pytest
 from ddcat.bundle import Bundle
 from ddcat_serve import app, memory
 from ddcat_serve.memory import cost_of, memory_size
-from tests.serve.bundles import small_graph
+from tests.bundles import small_graph
 from tests.serve.processes import introduced
 
 PROGRAM = """

@@ -24,9 +24,9 @@ from ddcat_serve.errors import ServeError
 from ddcat_serve.models import load_models
 from ddcat_serve.settings import Settings
 from ddcat_serve.sources import Source, parse_source
+from tests.bundles import with_golden
 from tests.keys import write_keys
 from tests.serve.answers import refused
-from tests.serve.bundles import with_golden
 from tests.serve.pictures import as_labels, as_png
 
 

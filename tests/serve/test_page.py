@@ -22,8 +22,8 @@ from ddcat_serve.app import create_app
 from ddcat_serve.models import load_models
 from ddcat_serve.page import weakened
 from ddcat_serve.settings import Settings
+from tests.bundles import CLASSES, small_graph, with_golden
 from tests.chromium import chromium, page_of
-from tests.serve.bundles import CLASSES, small_graph, with_golden
 from tests.serve.pictures import as_labels, as_png
 from tests.serve.processes import server
 

@@ -22,7 +22,7 @@ from ddcat_serve.models import load_models
 from ddcat_serve.monitor import LEAST, Monitor
 from ddcat_serve.settings import Settings
 from ddcat_serve.telemetry import describe, psi, statistics_of
-from tests.serve.bundles import with_golden
+from tests.bundles import with_golden
 
 LABELS = arrays(np.uint8, st.tuples(st.integers(1, 70), st.integers(1, 70)), elements=st.integers(0, 3))
 COUNTS = arrays(np.int64, 5, elements=st.integers(0, 1000)).filter(lambda counts: counts.sum() > 0)

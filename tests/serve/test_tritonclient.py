@@ -14,7 +14,7 @@ import tritonclient.http.aio as triton_http_aio
 from tritonclient.utils import InferenceServerException
 
 from ddcat.bundle import write_bundle
-from tests.serve.bundles import small_graph, small_manifest
+from tests.bundles import small_graph, small_manifest
 from tests.serve.processes import free_port, server
 
 KEY = "a long secret"

@@ -19,7 +19,7 @@ from ddcat_serve.errors import RequestError
 from ddcat_serve.models import load_models
 from ddcat_serve.settings import Settings
 from ddcat_serve.warm_up import Pace, measure_pace, measure_speed, warm_up
-from tests.serve.bundles import with_golden
+from tests.bundles import with_golden
 
 IMAGE = np.zeros((10, 20, 3), np.uint8)
 ANY = Range(minimum=1, maximum=None)

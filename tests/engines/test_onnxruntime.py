@@ -10,7 +10,7 @@ from ddcat.engines import build_engine, check_possible, onnxruntime, open_engine
 from ddcat.engines.errors import EngineError
 from ddcat.engines.onnxruntime import CPU, CUDA, OrtGraph
 from ddcat.manifest import Precision
-from tests.serve.bundles import small_graph
+from tests.bundles import small_graph
 
 
 class Doubled:

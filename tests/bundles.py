@@ -1,14 +1,17 @@
-"""Small bundles with a real segmenter in them, whose answers are known."""
+"""Small bundles with a real segmenter in them, whose answers are known, and fixtures that make them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ddcat.bundle import Bundle, entries, write_bundle
 from ddcat.classes import Classes
+from ddcat.engines import build_engine
 from ddcat.engines.golden import Example, pack
 from ddcat.manifest import (
     ClassEntry,
@@ -17,12 +20,15 @@ from ddcat.manifest import (
     Golden,
     MainBranchProof,
     Manifest,
+    Precision,
     Preprocessing,
     Range,
     Shapes,
     Source,
     TensorEntry,
 )
+
+Oracle = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]]
 
 CLASSES = Classes(("night", "red", "green", "blue"), ((0, 0, 0), (200, 10, 20), (30, 200, 40), (50, 60, 200)))
 WEIGHTS = np.eye(3)[[0, 0, 1, 2]]  # (K, 3): class 1 looks at red, 2 at green, 3 at blue
@@ -139,3 +145,62 @@ def with_golden(path: Path, oracle: Callable, picture: np.ndarray) -> Bundle:
     files = {"model.onnx": content, "golden.safetensors": packed}
     about = Golden(file="golden.safetensors", images=2, source="made up", attack={"name": "darkness"})
     return write_bundle(path, small_manifest(content).model_copy(update={"files": entries(files), "golden": about}), files)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path) -> Iterator[Path]:
+    """Where engines keep what they compiled."""
+    with pytest.MonkeyPatch.context() as patch:  # its own: the test's is to be undone before the models are closed
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        yield tmp_path / "cache"
+
+
+@pytest.fixture
+def make_graph() -> Callable[..., bytes]:
+    return small_graph
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., Bundle]:
+    """Give a bundle whose engine is built as an export builds it."""
+
+    def make(graph: bytes, engine: str, precision: Precision = "fp32", *, name: str = "built", **options: object) -> Bundle:
+        manifest = small_manifest(graph)
+        built = build_engine(engine, graph, precision=precision, shapes=manifest.shapes, **options)
+        files = {"model.onnx": graph, **built.files}
+        about = {"engine": built.entry, "inputs": built.inputs, "outputs": built.outputs, "files": entries(files)}
+        return write_bundle(tmp_path / name, manifest.model_copy(update=about), files)
+
+    return make
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
+    def make(name: str = "small", height: int | str = "height", width: int | str = "width", *, logits: bool = True) -> Bundle:
+        content = small_graph(height, width, logits=logits)
+        manifest = small_manifest(content, name, height, width, logits=logits)
+        return write_bundle(tmp_path / f"{name}.bundle", manifest, {"model.onnx": content})
+
+    return make
+
+
+@pytest.fixture
+def bundle(make_bundle: Callable[..., Bundle]) -> Bundle:
+    return make_bundle()
+
+
+@pytest.fixture
+def oracle() -> Oracle:
+    """The small graph, in numpy: images (N, H, W, 3) to labels (N, H, W) and logits (N, 4, H, W)."""
+
+    def answer(images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        logits = np.einsum("nhwc,kc->nkhw", images.astype(np.float64), WEIGHTS) + BIAS[None, :, None, None]
+        return logits.argmax(1).astype(np.uint8), logits.astype(np.float32)
+
+    return answer
+
+
+@pytest.fixture
+def picture() -> npt.NDArray[np.uint8]:
+    """An image of 37 x 53 in which every class occurs."""
+    return np.random.default_rng(0).integers(0, 256, (37, 53, 3)).astype(np.uint8) // np.uint8(2) + np.uint8(20)

@@ -15,7 +15,7 @@ from ddcat.bundle import Trust
 from ddcat.engines import open_engine
 from ddcat.engines.errors import EngineError, InputError
 from ddcat.errors import BundleError
-from tests.serve.bundles import small_bundle
+from tests.bundles import small_bundle
 
 
 @pytest.fixture(scope="module")
