@@ -24,7 +24,7 @@ _MODULES = {
     "export": ("ddcat_export.exporting", "train,export,cpu"),
     "gate": ("ddcat_bench.gate.run", "bench,export,cpu"),
     "load": ("ddcat_train.model", "train"),
-    "open_bundle": ("ddcat.engines.predictor", "serve,cpu"),
+    "open_bundle": ("ddcat.engines.predictor", "cpu"),
     "train": ("ddcat_train.model", "train"),
 }
 

@@ -11,7 +11,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ddcat.bundle import Bundle, entries, write_bundle
 from ddcat.classes import Classes
-from ddcat.engines import build_engine
 from ddcat.engines.golden import Example, pack
 from ddcat.manifest import (
     ClassEntry,
@@ -27,6 +26,7 @@ from ddcat.manifest import (
     Source,
     TensorEntry,
 )
+from ddcat_export.engines import build_engine
 
 Oracle = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]]
 

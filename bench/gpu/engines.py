@@ -28,12 +28,14 @@ import torch
 
 from ddcat.bundle import Bundle, entries, open_bundle
 from ddcat.command import run
-from ddcat.engines import Engine, build_engine, open_engine
+from ddcat.engines import Engine, open_engine
 from ddcat.errors import DdcatError
 from ddcat.files import write_text
 from ddcat_bench.subjects import checkpoint_of, describe_environment, main_branch, open_bundle_data
 from ddcat_bench.timing.speed import draw_inputs, torch_labels
 from ddcat_bench.timing.turns import interleave, ratio, timing
+from ddcat_export.engines import build_engine
+from ddcat_export.engines.tensorrt.flags import TIMINGS
 from ddcat_train.networks import Segmenter
 from ddcat_train.pixels import to_planes
 from ddcat_train.tf32 import forbid_tf32
@@ -43,7 +45,6 @@ COMBINATIONS = {
     "cpu": [("ort", "fp32"), ("openvino", "fp32"), ("trt", "fp32")],
 }
 WARM_UP = 3
-TIMINGS = "model.timings"  # the file of a bundle of TensorRT that holds its timing cache
 
 Images = npt.NDArray[np.uint8]
 

@@ -7,17 +7,16 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ddcat.engines.checks import check_images, check_statement
 from ddcat.engines.errors import EngineError
-from ddcat.manifest import EngineEntry, Manifest, Shapes, TensorEntry
+from ddcat.manifest import Manifest, Shapes, TensorEntry
 
 __all__ = [
-    "Built",
     "Closing",
     "Engine",
     "Graph",
@@ -52,25 +51,6 @@ class Outputs:
     labels: npt.NDArray[np.uint8]
     logits: npt.NDArray[np.float32] | None = None
     confidence: npt.NDArray[np.float32] | None = None
-
-
-class Built(NamedTuple):
-    """
-    What building an engine leaves, for a manifest and a bundle.
-
-    Attributes
-    ----------
-    files : dict of str to bytes
-        Beside the graph; none where the runtime loads the graph itself.
-    entry : EngineEntry
-    inputs, outputs : tuple of TensorEntry
-        As the runtime itself states them.
-    """
-
-    files: dict[str, bytes]
-    entry: EngineEntry
-    inputs: tuple[TensorEntry, ...]
-    outputs: tuple[TensorEntry, ...]
 
 
 class _Loaded(Protocol):

@@ -13,20 +13,20 @@ import numpy.typing as npt
 import onnxruntime  # type: ignore[import-untyped]
 
 from ddcat.bundle import Bundle
-from ddcat.engines.base import Built, Closing, GraphEngine, Outputs, memory_file, smallest_batch
+from ddcat.engines.base import Closing, GraphEngine, Outputs, memory_file, smallest_batch
 from ddcat.engines.checks import check_names, check_precision
 from ddcat.engines.cores import physical_cores
 from ddcat.engines.errors import EngineError
 from ddcat.extras import install
 from ddcat.faults import first_line
-from ddcat.manifest import EngineEntry, Precision, Shapes, TensorEntry
+from ddcat.manifest import Precision, Shapes, TensorEntry
 from ddcat.temporary import temporary_directory
 
-__all__ = ["CPU", "CUDA", "OrtGraph", "build", "check_possible", "load", "run_once"]
+__all__ = ["CPU", "CUDA", "PROVIDERS", "OrtGraph", "best_provider", "load", "open_checked", "run_once"]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
-_PROVIDERS: dict[str, dict[str, str]] = {  # and their options
+PROVIDERS: dict[str, dict[str, str]] = {  # and their options
     CPU: {},
     CUDA: {
         "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search takes most of a second for every new shape
@@ -34,7 +34,6 @@ _PROVIDERS: dict[str, dict[str, str]] = {  # and their options
     },
 }
 _ARENAS = {CPU: "cpu:0", CUDA: "cpu:0;gpu:0"}
-_PRECISIONS: dict[str, tuple[Precision, ...]] = {CPU: ("fp32", "int8"), CUDA: ("fp32", "fp16", "bf16")}
 _DTYPES: dict[str, Literal["uint8", "float32"]] = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 # On x86 it would turn signed activations into unsigned ones, leave some layers of a symmetric graph in fp32, and refuse others.
@@ -84,7 +83,7 @@ class OrtGraph(Closing):
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
         try:
             with memory_file(content) as file:
-                session = onnxruntime.InferenceSession(file, options, providers=[(provider, _PROVIDERS[provider])])
+                session = onnxruntime.InferenceSession(file, options, providers=[(provider, PROVIDERS[provider])])
         except Exception as cause:  # its exceptions share no base
             raise EngineError(f"ONNX Runtime does not load the graph: {_reason(cause)}") from cause
         found = session.get_providers()[0]
@@ -101,7 +100,7 @@ class OrtGraph(Closing):
         self.description: Mapping[str, str | int | bool] = {
             "runtime": f"onnxruntime {onnxruntime.__version__}",
             "provider": provider,
-            **_PROVIDERS[provider],
+            **PROVIDERS[provider],
             "threads": options.intra_op_num_threads,
             "spinning": False,
             "optimization": "all",
@@ -166,44 +165,19 @@ def run_once(content: bytes, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDA
         raise EngineError(f"ONNX Runtime does not run the graph: {first_line(cause)}") from cause
 
 
-def check_possible(precision: Precision) -> None:
-    """Refuse what cannot run: see `ddcat.engines.check_possible`."""
-    provider = _best_provider()
-    if precision not in _PRECISIONS[provider]:
-        where, reason = (
-            ("a CPU", "its kernels there are of those types alone")
-            if provider == CPU
-            else ("a GPU", "it has no int8 convolutions there, TensorRT has")
-        )
-        raise EngineError(
-            f"ONNX Runtime does not compute in {precision} on {where}, only in {' and '.join(_PRECISIONS[provider])}: {reason}"
-        )
-
-
-def build(graph: bytes, *, file: str, precision: Precision, shapes: Shapes) -> Built:
-    """Open a graph to find out what it is: see `ddcat.engines.build_engine`. There are no options."""
-    provider = _best_provider()
-    with _open_checked(graph, provider, precision, shapes) as opened:
-        entry = EngineEntry(
-            name="ort",
-            file=file,
-            graph=file,
-            requested_precision=precision,
-            effective_precision=precision,
-            provider=provider,
-            options=dict(_PROVIDERS[provider]),
-        )
-        return Built({}, entry, opened.inputs, opened.outputs)
+def best_provider() -> str:
+    """Return CUDA's provider where this onnxruntime has it, else the CPU's."""
+    return CUDA if CUDA in onnxruntime.get_available_providers() else CPU
 
 
 def load(bundle: Bundle, *, threads: int | None = None) -> GraphEngine:
     """Load a verified bundle: see `ddcat.engines.open_engine`."""
     entry, shapes = bundle.manifest.engine, bundle.manifest.shapes
     content = bundle.files[entry.file]
-    return GraphEngine(_open_checked(content, entry.provider, entry.effective_precision, shapes, threads), bundle.manifest)
+    return GraphEngine(open_checked(content, entry.provider, entry.effective_precision, shapes, threads), bundle.manifest)
 
 
-def _open_checked(content: bytes, provider: str, precision: Precision, shapes: Shapes, threads: int | None = None) -> OrtGraph:
+def open_checked(content: bytes, provider: str, precision: Precision, shapes: Shapes, threads: int | None = None) -> OrtGraph:
     """Open a graph, and look at the kernels that run one small batch: what is in effect is known from them alone."""
     with temporary_directory() as folder:
         graph = OrtGraph(content, provider=provider, threads=threads, profile=folder / "profile")
@@ -237,13 +211,9 @@ def _precision(kernel: Mapping[str, Any]) -> str:
     return _KERNEL_PRECISIONS.get(dtype, dtype)
 
 
-def _best_provider() -> str:
-    return CUDA if CUDA in onnxruntime.get_available_providers() else CPU
-
-
 def _check_provider(provider: str) -> None:
     available = onnxruntime.get_available_providers()
-    if provider not in available or provider not in _PROVIDERS:
+    if provider not in available or provider not in PROVIDERS:
         raise EngineError(
             f"this onnxruntime has no {provider}, only {', '.join(available)}: {install('gpu' if provider == CUDA else 'cpu')}"
         )

@@ -11,17 +11,17 @@ import numpy.typing as npt
 import openvino as ov  # type: ignore[import-untyped]
 
 from ddcat.bundle import Bundle
-from ddcat.engines.base import Built, Closing, GraphEngine, Outputs, memory_file
+from ddcat.engines.base import Closing, GraphEngine, Outputs, memory_file
 from ddcat.engines.checks import check_names, check_precision
 from ddcat.engines.cores import physical_cores
 from ddcat.engines.errors import EngineError
 from ddcat.hashing import sha256_of_bytes
-from ddcat.manifest import EngineEntry, Precision, Shapes, TensorEntry
+from ddcat.manifest import Precision, TensorEntry
 
-__all__ = ["OpenVinoGraph", "build", "cache_folder", "check_possible", "load"]
+__all__ = ["DEVICE", "HINT", "OpenVinoGraph", "cache_folder", "check_possible", "load"]
 
-_DEVICE = "CPU"
-_HINT = "latency"  # all threads compute one batch
+DEVICE = "CPU"
+HINT = "latency"  # all threads compute one batch
 # In what the float layers of a graph are computed. It must be said: left alone, OpenVINO takes bf16 wherever the CPU has it.
 _FLOATS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 _PRECISIONS: dict[str, Precision] = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
@@ -56,7 +56,7 @@ class OpenVinoGraph(Closing):
     def __init__(self, content: bytes, *, precision: Precision, threads: int | None = None, cache: Path | None = None) -> None:
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _FLOATS[precision],
-            "PERFORMANCE_HINT": _HINT.upper(),
+            "PERFORMANCE_HINT": HINT.upper(),
             "INFERENCE_NUM_THREADS": physical_cores() if threads is None else threads,
             "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_LAYERS,
         }
@@ -68,7 +68,7 @@ class OpenVinoGraph(Closing):
                 model = core.read_model(file)
             self.inputs = tuple(map(_entry, model.inputs))
             self.outputs = tuple(map(_entry, model.outputs))
-            compiled = core.compile_model(model, _DEVICE, settings)
+            compiled = core.compile_model(model, DEVICE, settings)
         except RuntimeError as cause:
             raise EngineError(f"OpenVINO does not load the graph: {_reason(cause)}") from cause
         self._names = [entry.name for entry in self.outputs]
@@ -78,10 +78,10 @@ class OpenVinoGraph(Closing):
         self._request: Any = compiled.create_infer_request()
         self.description: Mapping[str, str | int | bool] = {
             "runtime": f"openvino {ov.get_version()}",
-            "provider": _DEVICE,
+            "provider": DEVICE,
             "precision": precision,
             "float_precision": _FLOATS[precision],
-            "hint": _HINT,
+            "hint": HINT,
             "threads": compiled.get_property("INFERENCE_NUM_THREADS"),
             "streams": compiled.get_property("NUM_STREAMS"),
             "pinning": compiled.get_property("ENABLE_CPU_PINNING"),
@@ -113,29 +113,14 @@ class OpenVinoGraph(Closing):
 
 
 def check_possible(precision: Precision) -> None:
-    """Refuse what cannot run: see `ddcat.engines.check_possible`."""
-    capabilities = ov.Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+    """Raise EngineError for a precision that this CPU does not compute in."""
+    capabilities = ov.Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
     if _CAPABILITIES[precision] not in capabilities:
         possible = [name for name, capability in _CAPABILITIES.items() if capability in capabilities]
         raise EngineError(
             f"OpenVINO does not compute in {precision} on this CPU, which lacks the instructions, only in "
             f"{' and '.join(possible)}"
         )
-
-
-def build(graph: bytes, *, file: str, precision: Precision, shapes: Shapes) -> Built:
-    """Compile a graph to find out what it is: see `ddcat.engines.build_engine`. There are no options."""
-    with OpenVinoGraph(graph, precision=precision) as opened:
-        entry = EngineEntry(
-            name="openvino",
-            file=file,
-            graph=file,
-            requested_precision=precision,
-            effective_precision=precision,
-            provider=_DEVICE,
-            options={"hint": _HINT},
-        )
-        return Built({}, entry, opened.inputs, opened.outputs)
 
 
 def load(bundle: Bundle, *, threads: int | None = None) -> GraphEngine:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ddcat import provenance
 from ddcat.bundle import Bundle, entries, write_bundle
-from ddcat.engines import build_engine, golden, open_engine
+from ddcat.engines import golden, open_engine
 from ddcat.engines.golden import Example, Replay
 from ddcat.manifest import (
     ClassEntry,
@@ -27,6 +27,7 @@ from ddcat.manifest import (
     Sizes,
     Source,
 )
+from ddcat_export.engines import build_engine
 from ddcat_export.errors import ExportError
 from ddcat_export.steps import Progress
 
@@ -185,7 +186,7 @@ def assemble(
         Must not exist, or be an empty directory.
     model : Model
     engine, precision : str
-        See `ddcat.engines.build_engine`.
+        See `ddcat_export.engines.build_engine`.
     options : mapping of str to Any
         Of the runtime: the keyword arguments of its `build`.
     key : Path, optional

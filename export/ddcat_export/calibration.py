@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddcat.classes import IGNORE
-from ddcat.engines.onnxruntime_ranges import measure_magnitudes
 from ddcat.hashing import sha256_of_bytes
 from ddcat.manifest import Calibration, Kind
+from ddcat_export.engines.onnxruntime_calibration import measure_magnitudes
 from ddcat_export.errors import ExportError
 from ddcat_export.quantise import points_of, prepare
 from ddcat_export.steps import Progress, told

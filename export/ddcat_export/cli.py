@@ -169,7 +169,7 @@ def export(
         trust = Trust.from_options(require_signature, expect_digest)
         with _status() as progress, replacing(folder, MANIFEST, force=force) as place:
             open_bundle(source, trust)
-            with needing(f"export,serve,{runtime}", ExportError):
+            with needing(f"export,{runtime}", ExportError):
                 from ddcat_export.rebuilding import rebuild
 
                 made, replay = rebuild(

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ddcat import provenance
 from ddcat.bundle import Bundle
-from ddcat.engines import check_possible
 from ddcat.engines.golden import Replay
 from ddcat.files import reserve
 from ddcat.manifest import ClassEntry, DataSource, Kind, Precision, Preprocessing, Sizes, Source
@@ -19,6 +18,7 @@ from ddcat.signing import check_key
 from ddcat_export.assembling import CPU_GRAPH, GRAPH, Model, assemble, needed_graph, shapes_of_engine
 from ddcat_export.calibration import read_samples
 from ddcat_export.casts import cast_graph
+from ddcat_export.engines import check_possible
 from ddcat_export.errors import ExportError
 from ddcat_export.explain import Layer, compare_layers
 from ddcat_export.golden_images import golden_images
@@ -85,7 +85,7 @@ def export(
     out : Path
         Must not exist, or be an empty directory.
     engine, precision : str
-        See `ddcat.engines.check_possible`.
+        See `ddcat_export.engines.check_possible`.
     sizes : tuple of (height, width), optional
         Of the images, in pixels, 33 x 33 at least; free from there on if not given.
     max_batch : int, optional

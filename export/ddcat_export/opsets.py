@@ -1,16 +1,16 @@
 """`--opset`: a graph of older operators, for a runtime that does not read those of `OPSET`."""
 
 import onnx
+from onnx import version_converter
 
-from ddcat.engines.opsets import lower
 from ddcat.faults import first_line
 from ddcat.manifest import Precision
 from ddcat_export.errors import ExportError
 from ddcat_export.lint import OPSET
 
-__all__ = ["OLDEST", "check_opset", "lowered", "opset_of"]
+__all__ = ["check_opset", "lower", "lowered", "opset_of"]
 
-OLDEST = 17  # what TensorRT 8.6 reads; none of our runtimes needs an older one
+_OLDEST = 17  # what TensorRT 8.6 reads; none of our runtimes needs an older one
 
 
 def check_opset(opset: int, precision: Precision) -> None:
@@ -27,10 +27,32 @@ def check_opset(opset: int, precision: Precision) -> None:
     ------
     ExportError
     """
-    if not OLDEST <= opset <= OPSET:
-        raise ExportError(f"--opset {opset}: expected {OLDEST} to {OPSET}")
+    if not _OLDEST <= opset <= OPSET:
+        raise ExportError(f"--opset {opset}: expected {_OLDEST} to {OPSET}")
     if precision == "bf16" and opset < OPSET:
         raise ExportError(f"--opset {opset}: convolutions take bfloat16 from opset {OPSET} on; leave --opset out")
+
+
+def lower(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """
+    Convert a graph to an older opset, without changing what it computes.
+
+    Parameters
+    ----------
+    model : ModelProto
+        With operators of ONNX alone.
+    opset : int
+        Older than the graph's.
+
+    Raises
+    ------
+    Exception
+        Of ONNX, where an operator does not exist in that opset; its exceptions share no base.
+    """
+    converted = version_converter.convert_version(model, opset)
+    onnx.checker.check_model(converted, full_check=True)
+    converted.ir_version = min(converted.ir_version, 8 if opset <= 17 else 10)  # of the ONNX that had this opset first
+    return converted
 
 
 def lowered(content: bytes, opset: int) -> bytes:

@@ -6,7 +6,6 @@ from types import MappingProxyType
 from typing import Any
 
 from ddcat.bundle import ANYONE, Bundle, Trust, open_bundle
-from ddcat.engines import check_possible
 from ddcat.engines.golden import read_golden
 from ddcat.files import reserve
 from ddcat.manifest import Manifest, Precision, Range, Shapes, Sizes
@@ -22,14 +21,14 @@ from ddcat_export.assembling import (
     shapes_of_engine,
 )
 from ddcat_export.casts import cast_graph
+from ddcat_export.engines import check_possible
+from ddcat_export.engines.tensorrt.flags import TIMINGS
 from ddcat_export.errors import ExportError
 from ddcat_export.fitting import fit
 from ddcat_export.opsets import check_opset, lowered, opset_of
 from ddcat_export.steps import Progress
 
 __all__ = ["rebuild"]
-
-_TIMINGS = "model.timings"  # as `ddcat.engines.tensorrt` calls it, which imports TensorRT
 
 
 def rebuild(
@@ -115,9 +114,9 @@ def rebuild(
 
 
 def _timings(bundle: Bundle) -> bytes:
-    if _TIMINGS not in bundle.files:
+    if TIMINGS not in bundle.files:
         raise ExportError(f"{bundle.path} holds no timing cache to repeat a build by: use a bundle of engine trt")
-    return bundle.files[_TIMINGS]
+    return bundle.files[TIMINGS]
 
 
 def _held(manifest: Manifest) -> Precision:

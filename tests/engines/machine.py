@@ -20,7 +20,8 @@ import onnx
 import onnxruntime
 import pytest
 
-import ddcat.engines
+import ddcat.engines.tensorrt
+import ddcat_export.engines.tensorrt
 
 FLAGS = {
     8: ("FP16", "INT8", "TF32", "VERSION_COMPATIBLE"),
@@ -76,9 +77,10 @@ class Machine:
 
 def forget_engine() -> None:
     """Let the modules of TensorRT's engine be imported anew."""
-    for name in ("tensorrt", "trt10", "trt86", "trt_build", "trt_run", "cuda"):
-        sys.modules.pop(f"ddcat.engines.{name}", None)
-        vars(ddcat.engines).pop(name, None)
+    for package, names in ((ddcat.engines.tensorrt, ("compat", "cuda", "run")), (ddcat_export.engines.tensorrt, ("build",))):
+        for name in names:
+            sys.modules.pop(f"{package.__name__}.{name}", None)
+            vars(package).pop(name, None)
 
 
 def enumeration(name: str, members: tuple[str, ...]) -> Any:

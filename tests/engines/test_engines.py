@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ddcat.bundle import Bundle, write_bundle
-from ddcat.engines import ENGINES, Outputs, build_engine, check_possible, open_engine
+from ddcat.engines import ENGINES, Outputs, open_engine
 from ddcat.engines.base import check_images
 from ddcat.engines.checks import check_names, check_size
 from ddcat.engines.cores import physical_cores
 from ddcat.engines.errors import EngineError, InputError
 from ddcat.manifest import Precision, Range, Shapes, TensorEntry
+from ddcat_export.engines import build_engine, check_possible
 
 COMBINATIONS: list[tuple[str, Precision]] = [
     ("ort", "fp32"), ("ort", "int8"), ("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"),
@@ -227,8 +228,10 @@ def test_a_missing_runtime_names_the_extra(
 ) -> None:
     bundle = build(make_graph(), engine)
     runtime = ENGINES[engine]
-    monkeypatch.delitem(sys.modules, runtime.module, raising=False)
-    monkeypatch.setitem(sys.modules, runtime.module.rpartition(".")[2], None)
+    name = runtime.module.rpartition(".")[2]
+    for module in (runtime.module, f"ddcat_export.engines.{name}"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, name, None)
     for call in (lambda: open_engine(bundle), lambda: check_possible(engine, "fp32")):
         with pytest.raises(EngineError, match=rf'pip install "\.\[{runtime.extra}\]"'):
             call()
@@ -243,8 +246,7 @@ def test_an_engine_of_another_version_is_refused(make_bundle: Callable[..., Bund
 
 @pytest.mark.parametrize("engine", ON_A_CPU)
 def test_the_registry_names_what_exists(engine: str) -> None:
-    module = importlib.import_module(ENGINES[engine].module)
-    assert all(callable(getattr(module, name)) for name in ("check_possible", "build", "load"))
+    assert callable(importlib.import_module(ENGINES[engine].module).load)
 
 
 @pytest.mark.parametrize("engine", ON_A_CPU)

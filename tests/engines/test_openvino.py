@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddcat.engines import check_possible, open_engine, openvino
+from ddcat.engines import open_engine, openvino
 from ddcat.engines.errors import EngineError
 from ddcat.engines.openvino import OpenVinoGraph, cache_folder
+from ddcat_export.engines import check_possible
 
 
 class Compiled:

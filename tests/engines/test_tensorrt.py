@@ -12,10 +12,11 @@ import onnx
 import pytest
 
 from ddcat.bundle import Bundle, entries, write_bundle
-from ddcat.engines import build_engine, check_possible, open_engine
+from ddcat.engines import open_engine
 from ddcat.engines.errors import EngineError, InputError
 from ddcat.hashing import sha256_of_bytes
 from ddcat.manifest import Range, Shapes
+from ddcat_export.engines import build_engine, check_possible
 
 LADDER = Shapes(
     batch=Range(minimum=1, maximum=3),
@@ -289,7 +290,7 @@ def test_a_capture_that_fails_is_ended(install: Callable, build: Callable, make_
     machine = install()
     stream = sys.modules  # the module is imported by the build below
     bundle = bundle_of(make_graph(), tmp_path, LADDER, build)
-    cuda = stream["ddcat.engines.cuda"]
+    cuda = stream["ddcat.engines.tensorrt.cuda"]
 
     def fail() -> None:
         raise EngineError("cannot be recorded")

@@ -19,14 +19,15 @@ from types import ModuleType
 
 import pytest
 
-from ddcat.engines.trt_plan import HARDWARE, builder_flags, hardware_level
+from ddcat_export.engines.tensorrt.flags import HARDWARE, builder_flags, hardware_level
 
-ENGINES = Path(__file__).parents[2] / "ddcat/engines"
-COMMON = ("tensorrt", "trt_build", "trt_run")
-RELEASES = {  # with the file that is for them alone
-    "8.6.1": ("tensorrt-bindings", "trt86"),
-    "10.13.2.6": ("tensorrt-cu13-bindings", "trt10"),
-    "11.4.0.106": ("tensorrt-cu13-bindings", "trt10"),
+ROOT = Path(__file__).parents[2]
+RUN, COMPAT, CUDA = (ROOT / f"ddcat/engines/tensorrt/{name}.py" for name in ("run", "compat", "cuda"))
+BUILD = ROOT / "export/ddcat_export/engines/tensorrt/build.py"
+RELEASES = {  # with the class of `compat` that is for them alone
+    "8.6.1": ("tensorrt-bindings", "Version8"),
+    "10.13.2.6": ("tensorrt-cu13-bindings", "Version10"),
+    "11.4.0.106": ("tensorrt-cu13-bindings", "Version10"),
 }
 
 
@@ -60,7 +61,7 @@ def checked(version: str, stubs: Path, files: list[Path], tmp_path: Path) -> str
         sys.executable, "-m", "mypy", "--strict", "--disallow-any-unimported", "--no-warn-unused-ignores",
         "--follow-imports=silent", "--config-file=", f"--cache-dir={stubs / 'mypy'}", "--no-error-summary", *map(str, files),
     ]  # fmt: skip
-    roots = [stubs, ENGINES.parents[1], ENGINES.parents[2]]
+    roots = [stubs, ROOT, *(ROOT / name for name in ("train", "export"))]
     environment = {"MYPYPATH": ":".join(map(str, roots)), "PATH": str(tmp_path)}
     found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
     assert not found.stderr, found.stderr
@@ -68,9 +69,19 @@ def checked(version: str, stubs: Path, files: list[Path], tmp_path: Path) -> str
                      and "missing-imports" not in line)  # fmt: skip
 
 
+def compat_of(name: str, folder: Path) -> Path:
+    """A file with one class of `compat` alone."""
+    tree = ast.parse(COMPAT.read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if isinstance(node, ast.Import) or getattr(node, "name", "") == name]
+    assert len(tree.body) == 2
+    file = folder / f"compat_{name.lower()}.py"
+    file.write_text(ast.unparse(tree))
+    return file
+
+
 def test_all_that_is_used_is_there(release: tuple[str, Path], tmp_path: Path) -> None:
     version, stubs = release
-    assert not checked(version, stubs, [ENGINES / f"{name}.py" for name in (*COMMON, RELEASES[version][1])], tmp_path)
+    assert not checked(version, stubs, [RUN, BUILD, compat_of(RELEASES[version][1], tmp_path)], tmp_path)
 
 
 WRONG = {
@@ -87,7 +98,7 @@ WRONG = {
 
 def test_a_wrong_name_is_found(release: tuple[str, Path], tmp_path: Path) -> None:
     version, stubs = release
-    source = (ENGINES / "trt_build.py").read_text(encoding="utf-8")
+    source = BUILD.read_text(encoding="utf-8")
     files = []
     for index, (right, wrong, _) in enumerate(WRONG.values()):
         assert source.count(right) == 1, right
@@ -98,17 +109,17 @@ def test_a_wrong_name_is_found(release: tuple[str, Path], tmp_path: Path) -> Non
         assert re.search(rf"planted{index}\.py:\d+: error: .*{message}", said), f"{what} went unnoticed in\n{said}"
 
 
-NOT_THERE = {  # of the other file's names; version 10 still has what 8.6 had
-    "8.6.1": ("trt10", ["STRONGLY_TYPED", "USER_MANAGED|ExecutionContextAllocationStrategy"]),
-    "10.13.2.6": ("trt86", []),
-    "11.4.0.106": ("trt86", ["EXPLICIT_BATCH"]),
+NOT_THERE = {  # of the other class's names; version 10 still has what 8.6 had
+    "8.6.1": ("Version10", ["STRONGLY_TYPED", "USER_MANAGED|ExecutionContextAllocationStrategy"]),
+    "10.13.2.6": ("Version8", []),
+    "11.4.0.106": ("Version8", ["EXPLICIT_BATCH"]),
 }
 
 
-def test_the_other_file_s_names_are_not_there(release: tuple[str, Path], tmp_path: Path) -> None:
+def test_the_other_class_s_names_are_not_there(release: tuple[str, Path], tmp_path: Path) -> None:
     version, stubs = release
     other, names = NOT_THERE[version]
-    said = checked(version, stubs, [ENGINES / f"{other}.py"], tmp_path)
+    said = checked(version, stubs, [compat_of(other, tmp_path)], tmp_path)
     assert all(re.search(name, said) for name in names), said
     assert bool(said) is bool(names), said
 
@@ -139,9 +150,9 @@ def test_the_recording_machine_has_no_names_of_its_own(release: tuple[str, Path]
 
 
 def test_no_any_hides_a_use() -> None:
-    for name in ("trt_build", "trt10", "trt86", "tensorrt"):
-        assert "Any" not in (ENGINES / f"{name}.py").read_text(encoding="utf-8")
-    tree = ast.parse((ENGINES / "trt_run.py").read_text(encoding="utf-8"))
+    for file in (BUILD, COMPAT):
+        assert "Any" not in file.read_text(encoding="utf-8")
+    tree = ast.parse(RUN.read_text(encoding="utf-8"))
     anys = {
         ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.AnnAssign | ast.arg) and "Any" in ast.dump(node)
     }
@@ -176,7 +187,7 @@ def wrong_cuda_uses(source: str) -> list[str]:
 
 
 def test_all_that_is_used_of_cuda_is_there() -> None:
-    source = (ENGINES / "cuda.py").read_text(encoding="utf-8")
+    source = CUDA.read_text(encoding="utf-8")
     assert len(set(cuda_uses(source))) >= 20
     assert not wrong_cuda_uses(source)
     runtime = pytest.importorskip("cuda.bindings.runtime")
@@ -184,7 +195,7 @@ def test_all_that_is_used_of_cuda_is_there() -> None:
 
 
 def test_a_wrong_name_of_cuda_is_found() -> None:
-    source = (ENGINES / "cuda.py").read_text(encoding="utf-8")
+    source = CUDA.read_text(encoding="utf-8")
     assert wrong_cuda_uses(source.replace("cudaMemcpyHostToDevice", "cudaMemcpyHostToGpu")) == [
         "cudaMemcpyKind.cudaMemcpyHostToGpu"
     ]

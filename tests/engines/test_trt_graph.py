@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ddcat.engines.errors import EngineError
-from ddcat.engines.trt_graph import fit
+from ddcat_export.engines.tensorrt.graph import adapt
 
 VERSIONS = ("8.6.1", "10.13.2.6", "11.4.0.106")
 
@@ -23,7 +23,7 @@ def answers(content: bytes, images: np.ndarray) -> list[np.ndarray]:
 @pytest.mark.parametrize("int8", [False, True])
 def test_a_fitted_graph_computes_the_same(make_graph: Callable, version: str, int8: bool) -> None:
     graph = make_graph(int8=int8, confidence=not int8)
-    fitted = fit(graph, version, "int8" if int8 else "fp32")
+    fitted = adapt(graph, version, "int8" if int8 else "fp32")
     assert onnx.load_model_from_string(fitted).opset_import[0].version == (17 if version.startswith("8") else 18)
     images = np.random.default_rng(0).integers(0, 256, (2, 9, 10, 3)).astype(np.uint8)
     for ours, theirs in zip(answers(fitted, images), answers(graph, images), strict=True):
@@ -110,10 +110,10 @@ TO_SIZES = ["float", "", "", "sizes"]
 )  # fmt: skip
 def test_what_is_taken(graph: bytes, version: str, fault: str | None) -> None:
     if fault is None:
-        fit(graph, version, "fp32")
+        adapt(graph, version, "fp32")
     else:
         with pytest.raises(EngineError, match=rf"TensorRT {version} does not take the graph: .*{fault}") as refusal:
-            fit(graph, version, "fp32")
+            adapt(graph, version, "fp32")
         assert "\n" not in str(refusal.value)
 
 
@@ -123,7 +123,7 @@ def test_the_shape_of_the_image_is_that_of_its_float_form() -> None:
     nodes = [model.graph.node[1], model.graph.node[0], model.graph.node[2], model.graph.node[3]]
     del model.graph.node[:]
     model.graph.node.extend(nodes)  # the shape is asked for before there is a float form
-    fitted = fit(model.SerializeToString(), "10.13", "fp32")
+    fitted = adapt(model.SerializeToString(), "10.13", "fp32")
     images = np.zeros((2, 5, 7, 3), np.uint8)
     np.testing.assert_array_equal(answers(fitted, images)[0], [2, 5, 7, 3])
     assert [(n.op_type, n.input[0]) for n in onnx.load_model_from_string(fitted).graph.node[:2]] == [
@@ -133,7 +133,7 @@ def test_the_shape_of_the_image_is_that_of_its_float_form() -> None:
 
 def test_an_int8_graph_must_quantise(make_graph: Callable) -> None:
     with pytest.raises(EngineError, match="it has no QuantizeLinear"):
-        fit(make_graph(), "10.13", "int8")
+        adapt(make_graph(), "10.13", "int8")
 
 
 def test_a_graph_that_cannot_be_made_older(make_graph: Callable) -> None:
@@ -141,7 +141,7 @@ def test_a_graph_that_cannot_be_made_older(make_graph: Callable) -> None:
     model.opset_import[0].version = 20
     model.graph.node.insert(0, node("Gelu", ["weight"], ["unused"]))  # since opset 20
     with pytest.raises(EngineError, match=r"reads ONNX up to opset 17, and the graph of opset 20 cannot be made one: ."):
-        fit(model.SerializeToString(), "8.6.1", "fp32")
+        adapt(model.SerializeToString(), "8.6.1", "fp32")
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     with pytest.raises(EngineError, match=r"operators of ONNX alone, and the graph has some of .*com.microsoft"):
-        fit(model.SerializeToString(), "10.13", "fp32")
+        adapt(model.SerializeToString(), "10.13", "fp32")

@@ -7,18 +7,10 @@ from hypothesis import strategies as st
 from ddcat.engines.base import smallest_batch
 from ddcat.engines.checks import check_images
 from ddcat.engines.errors import EngineError
-from ddcat.engines.trt_graph import last_opset
-from ddcat.engines.trt_plan import (
-    builder_flags,
-    check_in_effect,
-    check_runs_here,
-    check_version,
-    hardware_level,
-    profile_for,
-    profiles_of,
-    version_of,
-)
+from ddcat.engines.tensorrt.plan import check_in_effect, check_runs_here, profile_for, profiles_of, version_of
 from ddcat.manifest import Device, Precision, Range, Shapes
+from ddcat_export.engines.tensorrt.flags import builder_flags, check_version, hardware_level
+from ddcat_export.engines.tensorrt.graph import last_opset
 
 ALL = ("FP16", "INT8", "TF32", "EDITABLE_TIMING_CACHE", "ERROR_ON_TIMING_CACHE_MISS", "DISABLE_COMPILATION_CACHE")
 H100 = Device(name="H100", compute_capability="9.0", driver="CUDA 13.0", runtime="tensorrt 10.13.2.6")

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 
 from ddcat.engines.errors import EngineError
-from ddcat.engines.trt_graph import fit
+from ddcat_export.engines.tensorrt.graph import adapt
 from ddcat_export.exporting import export
 from ddcat_export.sweep import sample_images
 
@@ -26,7 +26,7 @@ def graph(request: pytest.FixtureRequest, make_run: Callable[..., Path], tmp_pat
 
 @pytest.mark.parametrize("version", ["8.6.1", "10.13.2.6", "11.4.0.106"])
 def test_it_fits_and_computes_the_same(graph: bytes, version: str) -> None:
-    fitted = fit(graph, version, "fp32")
+    fitted = adapt(graph, version, "fp32")
     images = sample_images((2, *SIZE), 0)
     answers = [
         onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, {"image": images})
@@ -41,4 +41,4 @@ def test_a_node_of_ours_that_it_does_not_take_is_named(graph: bytes) -> None:
     resize = next(node for node in model.graph.node if node.op_type == "Resize")
     next(a for a in resize.attribute if a.name == "mode").s = b"cubic"
     with pytest.raises(EngineError, match=rf"{resize.name} \(Resize\): it resizes by cubic"):
-        fit(model.SerializeToString(), "10.13.2.6", "fp32")
+        adapt(model.SerializeToString(), "10.13.2.6", "fp32")

@@ -9,12 +9,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ddcat.engines.errors import EngineError
-from ddcat.engines.opsets import lower
-from ddcat.engines.trt_plan import version_of
+from ddcat.engines.tensorrt.plan import version_of
 from ddcat.faults import first_line
 from ddcat.manifest import Precision
+from ddcat_export.opsets import lower
 
-__all__ = ["faults", "fit", "last_opset"]
+__all__ = ["adapt", "last_opset"]
 
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 _NUMBERS = _FLOATS | {TensorProto.INT32, TensorProto.INT64}
@@ -55,7 +55,7 @@ def last_opset(version: str) -> int:
     return next((opset for since, opset in _LAST_OPSETS if version_of(version) >= since), 0)
 
 
-def fit(content: bytes, version: str, precision: Precision) -> bytes:
+def adapt(content: bytes, version: str, precision: Precision) -> bytes:
     """
     Make a graph one that a version of TensorRT takes, without changing what it computes.
 
@@ -83,7 +83,7 @@ def fit(content: bytes, version: str, precision: Precision) -> bytes:
     """
     model = _lower(onnx.load_model_from_string(content), version)
     _shapes_of_floats(model)
-    found = next(faults(model, version), None)
+    found = next(_unsupported(model, version), None)
     if found is None and precision == "int8" and not any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         found = "it has no QuantizeLinear, so nothing in it would be int8"
     if found is not None:
@@ -92,7 +92,7 @@ def fit(content: bytes, version: str, precision: Precision) -> bytes:
     return fitted
 
 
-def faults(model: onnx.ModelProto, version: str) -> Iterator[str]:
+def _unsupported(model: onnx.ModelProto, version: str) -> Iterator[str]:
     """
     Look for what a version of TensorRT does not take.
 

@@ -1,38 +1,25 @@
-"""What a TensorRT plan is made for, built with and bound to; nothing here needs TensorRT or a GPU."""
+"""Where a TensorRT plan runs, and which images it takes. Nothing here needs TensorRT or a GPU."""
 
 import json
 import re
 from collections.abc import Collection, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from ddcat.engines.errors import EngineError
 from ddcat.manifest import Device, Precision, Range, Shapes
 
 __all__ = [
-    "HARDWARE",
-    "Flags",
-    "Hardware",
     "Profile",
-    "builder_flags",
     "check_in_effect",
     "check_runs_here",
-    "check_version",
-    "hardware_level",
     "profile_for",
     "profiles_of",
     "version_of",
 ]
 
 Shape = tuple[int, int, int, int]
-Hardware = Literal["this", "same-compute-capability", "ampere-plus"]
 
-HARDWARE: dict[Hardware, str] = {  # and the members of trt.HardwareCompatibilityLevel
-    "this": "NONE",
-    "same-compute-capability": "SAME_COMPUTE_CAPABILITY",
-    "ampere-plus": "AMPERE_PLUS",
-}
 _REBUILD = "build it for this machine: ddcat export BUNDLE --engine trt"
-_WEAK: dict[Precision, str] = {"fp16": "FP16", "int8": "INT8"}  # flags of TensorRT 8, whose networks have no types
 _TYPES = (  # in the words of the engine inspector, to be tried in this order; others are not computed in
     ("bf16", re.compile(r"bfloat16|bf16", re.IGNORECASE)),
     ("fp16", re.compile(r"half|fp16|float16", re.IGNORECASE)),
@@ -49,28 +36,12 @@ class Profile(NamedTuple):
     most: Shape
 
 
-class Flags(NamedTuple):
-    """Names of members of trt.BuilderFlag."""
-
-    on: tuple[str, ...]
-    off: tuple[str, ...]
-
-
 def version_of(text: str) -> tuple[int, int]:
     """Major and minor version of "10.13.2.6" or "tensorrt 10.13.2.6"."""
     found = re.search(r"(\d+)\.(\d+)", text)
     if found is None:
         raise EngineError(f"{text!r} is not a version of TensorRT: use one such as 10.13.2.6")
     return int(found[1]), int(found[2])
-
-
-def check_version(version: str, precision: Precision) -> None:
-    """Refuse versions that are not known here, and what they do not compute in."""
-    major, minor = version_of(version)
-    if major not in (10, 11) and (major, minor) != (8, 6):
-        raise EngineError(f"TensorRT {version} is not one that ddcat builds for: use 8.6, 10 or 11")
-    if major == 8 and precision == "bf16":
-        raise EngineError(f"TensorRT {version} does not compute in bf16, only in fp32, fp16 and int8: use 10 or 11")
 
 
 def profiles_of(shapes: Shapes) -> tuple[Profile, ...]:
@@ -112,50 +83,6 @@ def profile_for(profiles: Collection[Profile], shape: tuple[int, ...]) -> int:
     raise EngineError(f"the plan was not built for images of shape {shape}")
 
 
-def builder_flags(
-    version: str, members: Collection[str], precision: Precision, *, version_compatible: bool, repeat: bool
-) -> Flags:
-    """
-    Choose the builder's flags.
-
-    Parameters
-    ----------
-    version : str
-        Of TensorRT.
-    members : collection of str
-        Of trt.BuilderFlag in that version.
-    precision : Precision
-    version_compatible : bool
-        The plan is to run with later versions of the same major version.
-    repeat : bool
-        A timing cache is given, from which alone kernels are to be chosen.
-
-    Returns
-    -------
-    Flags
-        TF32, which is on by default, is always off: fp32 means fp32.
-    """
-    on = [_WEAK[precision]] if precision in _WEAK and version_of(version)[0] == 8 else []  # others take the graph's types
-    on += [name for name in ("EDITABLE_TIMING_CACHE", "DISABLE_COMPILATION_CACHE") if name in members]
-    if repeat:
-        if "ERROR_ON_TIMING_CACHE_MISS" not in members:
-            raise EngineError(
-                "this TensorRT cannot choose its kernels from a timing cache alone: 10 or 11 can; or build without the cache"
-            )
-        on.append("ERROR_ON_TIMING_CACHE_MISS")
-    if version_compatible:
-        on.append("VERSION_COMPATIBLE")
-    return Flags(tuple(on), ("TF32",))
-
-
-def hardware_level(hardware: Hardware, members: Collection[str]) -> str:
-    """Give the member of trt.HardwareCompatibilityLevel, or refuse where the version at hand has none."""
-    if HARDWARE[hardware] not in members:
-        possible = ", ".join(name for name, member in HARDWARE.items() if member in members)
-        raise EngineError(f"this TensorRT builds no plan for hardware {hardware!r}, only for {possible}")
-    return HARDWARE[hardware]
-
-
 def check_runs_here(built_for: Device, here: Device, *, version_compatible: bool, hardware: str) -> None:
     """
     Refuse a plan where it does not run.
@@ -169,7 +96,7 @@ def check_runs_here(built_for: Device, here: Device, *, version_compatible: bool
         From the manifest, and of this machine.
     version_compatible : bool
     hardware : str
-        A key of `HARDWARE`.
+        "this", "same-compute-capability" or "ampere-plus": the GPUs that the plan was built for.
 
     Raises
     ------

@@ -9,18 +9,35 @@ import numpy as np
 import numpy.typing as npt
 import tensorrt as trt
 
-from ddcat.engines import trt10, trt86
-from ddcat.engines.base import Closing, Outputs
+from ddcat.bundle import Bundle
+from ddcat.engines.base import Closing, GraphEngine, Outputs
 from ddcat.engines.checks import check_names
-from ddcat.engines.cuda import Memory, Stream
 from ddcat.engines.errors import EngineError
-from ddcat.engines.trt_build import Log
-from ddcat.engines.trt_plan import Profile, check_in_effect, profile_for, version_of
-from ddcat.manifest import Precision, TensorEntry
+from ddcat.engines.tensorrt.compat import api
+from ddcat.engines.tensorrt.cuda import Memory, Stream, find_gpu
+from ddcat.engines.tensorrt.plan import Profile, check_in_effect, check_runs_here, profile_for, profiles_of
+from ddcat.manifest import Device, Precision, TensorEntry
 
-__all__ = ["TensorRtGraph"]
+__all__ = ["Log", "TensorRtGraph", "load", "this_device"]
 
 Shape = tuple[int, ...]
+
+
+class Log(trt.ILogger):  # type: ignore[misc]
+    """Keeps what TensorRT complains of, for the one line that a refusal has."""
+
+    def __init__(self) -> None:
+        trt.ILogger.__init__(self)
+        self.complaints: list[str] = []
+
+    def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+        """Take a message."""
+        if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+            self.complaints.append(msg.strip().partition("\n")[0])
+
+    def reason(self) -> str:
+        """Give the first complaint: what follows is most often its consequence."""
+        return self.complaints[0] if self.complaints else "it does not say why"
 
 
 class TensorRtGraph(Closing):
@@ -73,7 +90,7 @@ class TensorRtGraph(Closing):
         self._profiles, self._cuda_graphs = profiles, cuda_graphs
         self._stream = Stream()
         try:
-            self._scratch = Memory(_memory_size(engine))  # for all contexts: no two of them work at a time
+            self._scratch = Memory(api.memory_size(engine))  # for all contexts: no two of them work at a time
         except EngineError:
             self._stream.close()
             raise
@@ -96,7 +113,7 @@ class TensorRtGraph(Closing):
         profile = profile_for(self._profiles, images.shape)
         key = images.shape if self._cuda_graphs else profile
         if key not in self._sessions:
-            context = _create_context(self._engine, self._scratch)
+            context = api.create_context(self._engine, self._scratch.address, self._scratch.size)
             largest = images.shape if self._cuda_graphs else self._profiles[profile].most
             self._sessions[key] = _Session(context, profile, largest, [e.name for e in self.outputs], self._stream, self._log)
         return self._sessions[key].run(images, record=self._cuda_graphs)
@@ -114,6 +131,42 @@ class TensorRtGraph(Closing):
         self._engine = None
         self._scratch.free()
         self._stream.close()
+
+
+def load(bundle: Bundle, *, threads: int | None = None) -> GraphEngine:
+    """Load a verified bundle where its plan runs: see `ddcat.engines.open_engine`. A GPU has no threads to set."""
+    entry = bundle.manifest.engine
+    if entry.built_for is None:
+        raise EngineError(f"the manifest of {bundle.manifest.name} does not say what GPU its plan is for: export again")
+    options = entry.options
+    compatible, hardware = options.get("version_compatible") is True, str(options.get("hardware", "this"))
+    check_runs_here(entry.built_for, this_device(), version_compatible=compatible, hardware=hardware)
+    graph = TensorRtGraph(
+        bundle.files[entry.file],
+        profiles_of(bundle.manifest.shapes),
+        precision=entry.effective_precision,
+        cuda_graphs=options.get("cuda_graphs") is True,
+        host_code=compatible,
+    )
+    return GraphEngine(graph, bundle.manifest)
+
+
+def this_device() -> Device:
+    """
+    Describe the GPU of this machine and the TensorRT that is installed.
+
+    Raises
+    ------
+    EngineError
+        Where there is no GPU that CUDA can use.
+    """
+    gpu = find_gpu()
+    return Device(
+        name=gpu.name,
+        compute_capability=gpu.compute_capability,
+        driver=gpu.driver,
+        runtime=f"tensorrt {trt.__version__}",
+    )
 
 
 class _Session:
@@ -184,17 +237,6 @@ class _Session:
     def _done(self, worked: bool) -> None:
         if not worked:
             raise EngineError(f"TensorRT {trt.__version__} failed: {self._log.reason()}")
-
-
-def _create_context(engine: trt.ICudaEngine, scratch: Memory) -> trt.IExecutionContext:
-    create = trt86.create_context if version_of(trt.__version__)[0] == 8 else trt10.create_context
-    context: trt.IExecutionContext = create(engine, scratch.address, scratch.size)
-    return context
-
-
-def _memory_size(engine: trt.ICudaEngine) -> int:
-    size: int = (trt86 if version_of(trt.__version__)[0] == 8 else trt10).memory_size(engine)
-    return size
 
 
 def _entry(engine: trt.ICudaEngine, name: str) -> TensorEntry:
