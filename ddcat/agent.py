@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from ddcat.command import invoke
+from ddcat.atomic_files import write_json
+from ddcat.cli_support import invoke
 from ddcat.errors import DdcatError
-from ddcat.files import write_json
 
 __all__ = ["ROLE", "launched", "rank", "report_to_agent", "under_agent"]
 

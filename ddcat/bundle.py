@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from ddcat import signing
+from ddcat.atomic_files import atomic_directory, unfinished, write_bytes
 from ddcat.errors import BundleError
-from ddcat.files import new_directory, unfinished, write_bytes
 from ddcat.hashing import sha256_of_bytes
 from ddcat.manifest import FileEntry, Manifest, parse_manifest
 from ddcat.regular_files import kind_of, read_regular
 
 __all__ = [
-    "ANYONE",
     "INTEGRITY_ONLY",
     "MANIFEST",
     "MOST_BYTES",
+    "NO_TRUST_POLICY",
     "PASSPORT",
     "REPORT",
     "SIGNATURE",
     "Bundle",
-    "Trust",
+    "TrustPolicy",
     "entries",
     "open_bundle",
     "write_bundle",
@@ -36,13 +36,13 @@ __all__ = [
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
 PASSPORT, REPORT = "passport.json", "report.html"  # by the gate, after the manifest; no program reads the second
-_BESIDE = {MANIFEST, SIGNATURE, PASSPORT, REPORT, *(unfinished(Path(name)).name for name in (PASSPORT, REPORT))}
+_UNLISTED = {MANIFEST, SIGNATURE, PASSPORT, REPORT, *(unfinished(Path(name)).name for name in (PASSPORT, REPORT))}
 MOST_BYTES = 2**22  # of a manifest, a signature or a passport
 
 INTEGRITY_ONLY = "integrity only"
 
 
-class Trust(NamedTuple):
+class TrustPolicy(NamedTuple):
     """
     What must be shown of who wrote a bundle; nothing by default.
 
@@ -64,11 +64,11 @@ class Trust(NamedTuple):
     def from_options(
         cls, require_signature: Path | None, expect_digest: Sequence[str] | None, require_passport: bool = False
     ) -> Self:
-        """Take the values of --require-signature, --expect-digest and --require-passport: see `ddcat.command`."""
+        """Take the values of --require-signature, --expect-digest and --require-passport: see `ddcat.cli_support`."""
         return cls(require_signature, tuple(expect_digest or ()), require_passport)
 
 
-ANYONE = Trust()
+NO_TRUST_POLICY = TrustPolicy()
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,13 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, 
     beside = (
         {MANIFEST: content} if key is None else {MANIFEST: content, SIGNATURE: signing.sign(content, key, name=manifest.name)}
     )
-    with new_directory(path) as aside:
+    with atomic_directory(path) as aside:
         for name, data in {**files, **beside}.items():
             write_bytes(aside / name, data)
     return open_bundle(path)
 
 
-def open_bundle(path: Path, trust: Trust = ANYONE) -> Bundle:
+def open_bundle(path: Path, trust: TrustPolicy = NO_TRUST_POLICY) -> Bundle:
     """
     Read a bundle and check it: first that it is from whom it should be, then every byte.
 
@@ -158,11 +158,11 @@ def open_bundle(path: Path, trust: Trust = ANYONE) -> Bundle:
 
 def _check_contents(path: Path, listed: Mapping[str, FileEntry]) -> None:
     """Refuse what is neither listed nor beside, and what is no regular file, before any of it is read."""
-    if reserved := sorted(_BESIDE & set(listed)):
+    if reserved := sorted(_UNLISTED & set(listed)):
         raise BundleError(f"{path / MANIFEST} lists {reserved[0]}, a name that is kept for what stands beside: export again")
     try:
         for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
-            if entry.name not in listed and entry.name not in _BESIDE:
+            if entry.name not in listed and entry.name not in _UNLISTED:
                 raise BundleError(f"{_first_in(path / entry.name)} is not listed in the bundle's manifest: remove it")
             if not entry.is_file(follow_symlinks=False):
                 kind = kind_of(entry.stat(follow_symlinks=False).st_mode)
@@ -180,7 +180,7 @@ def _first_in(place: Path) -> Path:
     return place
 
 
-def _check_trust(path: Path, content: bytes, digest: str, trust: Trust) -> str:
+def _check_trust(path: Path, content: bytes, digest: str, trust: TrustPolicy) -> str:
     known = []
     if trust.digests:
         if digest not in trust.digests:

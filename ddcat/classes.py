@@ -11,19 +11,19 @@ from ddcat.text import printable
 __all__ = [
     "CAMVID",
     "CITYSCAPES",
-    "IGNORE",
     "IGNORED_COLOUR",
+    "IGNORE_INDEX",
     "LONGEST_NAME",
     "VOC",
     "Classes",
     "Colour",
     "colour_table",
-    "coloured",
+    "colourise",
     "repeated_name",
     "voc_palette",
 ]
 
-IGNORE = 255  # a pixel with this label is never scored and never attacked for gain
+IGNORE_INDEX = 255  # a pixel with this label is never scored and never attacked for gain
 LONGEST_NAME = 100  # characters of a class's name: it stands in legends, headers and every JSON answer
 IGNORED_COLOUR = (225, 225, 225)  # it is shown in
 
@@ -48,8 +48,8 @@ class Classes:
     def __post_init__(self) -> None:
         if len(self.names) != len(self.palette):
             raise ValueError(f"{len(self.names)} class names, but {len(self.palette)} colours")
-        if not 1 < len(self.names) < IGNORE:
-            raise ValueError(f"between 2 and {IGNORE - 1} classes are possible, not {len(self.names)}")
+        if not 1 < len(self.names) < IGNORE_INDEX:
+            raise ValueError(f"between 2 and {IGNORE_INDEX - 1} classes are possible, not {len(self.names)}")
         for name, colour in zip(self.names, self.palette, strict=True):
             if not 1 <= len(name) <= LONGEST_NAME:
                 raise ValueError(f"a class has a name of {len(name)} characters, expected 1 to {LONGEST_NAME}")
@@ -121,11 +121,11 @@ def colour_table(classes: Classes) -> npt.NDArray[np.uint8]:
     """Give the colours of all values that a label has, (256, 3): 255 is `IGNORED_COLOUR`, what is no class is black."""
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(classes)] = classes.palette
-    colours[IGNORE] = IGNORED_COLOUR
+    colours[IGNORE_INDEX] = IGNORED_COLOUR
     return colours
 
 
-def coloured(labels: npt.NDArray[np.integer], classes: Classes) -> npt.NDArray[np.uint8]:
+def colourise(labels: npt.NDArray[np.integer], classes: Classes) -> npt.NDArray[np.uint8]:
     """Give labels, (H, W) with values in 0..K-1 or 255, the colours of their classes, (H, W, 3)."""
     pixels: npt.NDArray[np.uint8] = colour_table(classes)[labels]
     return pixels

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from ddcat import __version__
 from ddcat.agent import launched, report_to_agent
-from ddcat.command import REFUSED, run
+from ddcat.cli_support import EXIT_USAGE, run
 
 __all__ = ["PARTS", "Part", "app", "bench", "data", "export", "main", "serve", "train"]
 
@@ -154,4 +154,4 @@ def _run(application: typer.Typer, extras: str) -> NoReturn:
         run(application, extras=extras)
     except Exception:  # whatever it is
         traceback.print_exc()
-        sys.exit(REFUSED)
+        sys.exit(EXIT_USAGE)

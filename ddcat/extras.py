@@ -3,8 +3,8 @@
 import contextlib
 from collections.abc import Iterator
 
+from ddcat.error_text import first_line
 from ddcat.errors import DdcatError
-from ddcat.faults import first_line
 
 __all__ = ["install", "needing"]
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ddcat.faults import first_fault, first_line
+from ddcat.error_text import first_line, first_validation_error
 from ddcat.text import printable
 
 __all__ = ["parse_json", "parse_model"]
@@ -42,7 +42,7 @@ def parse_model(kind: type[Model], text: str | bytes) -> Model:
     try:
         return kind.model_validate_json(text)
     except ValidationError as cause:
-        raise ValueError(first_fault(cause)) from cause
+        raise ValueError(first_validation_error(cause)) from cause
 
 
 def _table(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ddcat.atomic_files import translate_os_errors
 from ddcat.errors import DdcatError
-from ddcat.files import writing
 
 try:
     import fcntl
@@ -48,7 +48,7 @@ def locked(file: Path, message: str) -> Iterator[None]:
 
 def _take(file: Path, message: str) -> int:
     while True:
-        with writing(file):
+        with translate_os_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:

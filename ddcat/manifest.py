@@ -13,30 +13,30 @@ from pydantic import Field, model_validator
 from ddcat.classes import Classes, repeated_name
 from ddcat.errors import BundleError
 from ddcat.json_text import parse_json, parse_model
-from ddcat.schema import Count, Details, Name, Sha256, Strict, Text
+from ddcat.schema import Count, Details, Name, Sha256, StrictModel, Text
 from ddcat.text import printable
 
 __all__ = [
     "GOLDEN_TOLERANCE",
     "SCHEMA_VERSION",
+    "AccuracyDrop",
     "Calibration",
+    "CalibrationKind",
     "ClassEntry",
     "DataSource",
     "Device",
-    "Drop",
+    "DimRange",
     "EngineEntry",
     "FileEntry",
     "Golden",
-    "Kind",
+    "InputShapes",
     "MainBranchProof",
     "Manifest",
     "Precision",
     "Preprocessing",
     "Quantisation",
-    "Range",
-    "Shapes",
     "Sizes",
-    "Source",
+    "SourceCheckpoint",
     "TensorEntry",
     "parse_manifest",
 ]
@@ -44,8 +44,8 @@ __all__ = [
 SCHEMA_VERSION: Final = 2
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
-Kind = Literal["clean", "mixed"]  # of calibration
-Byte = Annotated[int, Field(ge=0, le=255)]
+CalibrationKind = Literal["clean", "mixed"]  # of calibration
+UInt8 = Annotated[int, Field(ge=0, le=255)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]  # flat: a key is joined to a folder
 Positive = Annotated[Count, Field(ge=1)]
 Size = Annotated[int, Field(ge=1, le=2**31)]  # of an axis
@@ -54,14 +54,14 @@ Deviation = Annotated[float, Field(gt=0)]
 LARGEST_FILE: Final = 2**31  # bytes: no ONNX file can be larger
 
 
-class FileEntry(Strict):
+class FileEntry(StrictModel):
     """A file of the bundle."""
 
     sha256: Sha256
     bytes: int = Field(ge=0, le=LARGEST_FILE)
 
 
-class Source(Strict):
+class SourceCheckpoint(StrictModel):
     """The checkpoint that the bundle was made from."""
 
     checkpoint: Text = Field(description="its path when it was exported")
@@ -73,7 +73,7 @@ class Source(Strict):
     step: Count | None = Field(description="updates that it was trained for; None: imported, and not known")
 
 
-class MainBranchProof(Strict):
+class MainBranchProof(StrictModel):
     """The evidence that nothing but the main branch is in the graph: see `ddcat_export`."""
 
     spare_parameters: Count = Field(description="elements of the auxiliary, mask and deep-supervision heads")
@@ -82,7 +82,7 @@ class MainBranchProof(Strict):
     size: tuple[Size, Size] = Field(strict=False, description="(height, width) of that image")
 
 
-class DataSource(Strict):
+class DataSource(StrictModel):
     """The data that the checkpoint was trained on, and the split that the engine is judged on."""
 
     name: Name
@@ -93,14 +93,14 @@ class DataSource(Strict):
     long_side: Size | None = Field(description="images are resized to it before anything else; None: they are not")
 
 
-class ClassEntry(Strict):
+class ClassEntry(StrictModel):
     """A class, at the place of its label value."""
 
     name: Name
-    colour: tuple[Byte, Byte, Byte] = Field(strict=False)
+    colour: tuple[UInt8, UInt8, UInt8] = Field(strict=False)
 
 
-class Preprocessing(Strict):
+class Preprocessing(StrictModel):
     """What the graph itself does to its uint8 input: (input / 255 - mean) / std, in fp32."""
 
     colour: Literal["RGB"] = "RGB"
@@ -109,14 +109,14 @@ class Preprocessing(Strict):
     std: tuple[Deviation, Deviation, Deviation] = Field(strict=False)
 
 
-class Range(Strict):
+class DimRange(StrictModel):
     """Sizes that an axis may have, both ends included."""
 
     minimum: Size
     maximum: Size | None = Field(description="None: no upper end")
 
     @model_validator(mode="after")
-    def _ordered(self) -> "Range":
+    def _ordered(self) -> "DimRange":
         if self.maximum is not None and self.maximum < self.minimum:
             raise ValueError(f"maximum {self.maximum} is below minimum {self.minimum}")
         return self
@@ -125,12 +125,12 @@ class Range(Strict):
         return self.minimum <= size and (self.maximum is None or size <= self.maximum)
 
 
-class Shapes(Strict):
+class InputShapes(StrictModel):
     """The input sizes that the engine takes."""
 
-    batch: Range
-    height: Range
-    width: Range
+    batch: DimRange
+    height: DimRange
+    width: DimRange
     sizes: Sizes | None = Field(
         default=None,
         strict=False,
@@ -138,7 +138,7 @@ class Shapes(Strict):
     )
 
     @model_validator(mode="after")
-    def _within(self) -> "Shapes":
+    def _within(self) -> "InputShapes":
         if self.sizes is not None:
             for axis, found in zip((self.height, self.width), zip(*self.sizes, strict=True), strict=True):
                 if (min(found), max(found)) != (axis.minimum, axis.maximum):
@@ -146,15 +146,15 @@ class Shapes(Strict):
         return self
 
 
-class TensorEntry(Strict):
-    """An input or output of the graph; a string names an axis whose size is free within `Shapes`."""
+class TensorEntry(StrictModel):
+    """An input or output of the graph; a string names an axis whose size is free within `InputShapes`."""
 
     name: Name
     dtype: Literal["uint8", "float32"]
     shape: tuple[Count | Name, ...] = Field(strict=False, max_length=8)
 
 
-class Device(Strict):
+class Device(StrictModel):
     """What a compiled plan is bound to: it runs nowhere else."""
 
     name: Name = Field(description="of the GPU, as its driver reports it")
@@ -163,7 +163,7 @@ class Device(Strict):
     runtime: Name = Field(description="and its version, for example 'tensorrt 10.13.2.6'")
 
 
-class EngineEntry(Strict):
+class EngineEntry(StrictModel):
     """The runtime that the bundle was built and checked with."""
 
     name: Literal["ort", "openvino", "trt"]
@@ -178,17 +178,17 @@ class EngineEntry(Strict):
     built_for: Device | None = Field(default=None, description="None: runs on any machine that has the runtime")
 
 
-class Calibration(Strict):
+class Calibration(StrictModel):
     """The images that ranges of activations were measured on."""
 
-    kind: Kind = Field(description="mixed: half of them adversarial")
+    kind: CalibrationKind = Field(description="mixed: half of them adversarial")
     images: Positive
     split: Name
     list_sha256: Sha256 = Field(description="of the names of the images, one a line")
     attack: Details | None = Field(description="that made the adversarial ones; None where there are none")
 
 
-class Drop(Strict):
+class AccuracyDrop(StrictModel):
     """What precision costs, in points of mIoU on the judged images."""
 
     clean: float
@@ -197,21 +197,21 @@ class Drop(Strict):
     attack: Details
 
 
-class Quantisation(Strict):
+class Quantisation(StrictModel):
     """How a graph became int8: symmetric signed QDQ, one scale for each output channel of a weight."""
 
     calibration: Calibration
     float_layers: tuple[Text, ...] = Field(strict=False, description="that fell back to fp32")
     quantised_layers: Positive
     max_drop: float | None = Field(description="points of mIoU that were allowed; None: no limit was set")
-    drop: Drop | None = Field(description="against the fp32 graph; None: not measured")
+    drop: AccuracyDrop | None = Field(description="against the fp32 graph; None: not measured")
     report: FileName | None = Field(default=None, description="the file with every layer's sensitivity; None: not measured")
 
 
 GOLDEN_TOLERANCE = 0.02  # share of the golden labels that may differ on another machine, where nobody says another
 
 
-class Golden(Strict):
+class Golden(StrictModel):
     """Images, clean and adversarial, with the labels that this engine gave when it was exported."""
 
     file: FileName
@@ -220,13 +220,13 @@ class Golden(Strict):
     attack: Details
 
 
-class Manifest(Strict):
+class Manifest(StrictModel):
     """Everything that is known about a bundle when it is written."""
 
     schema_version: Literal[2] = SCHEMA_VERSION
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="the model's name at a server")
     files: dict[FileName, FileEntry]
-    source: Source
+    source: SourceCheckpoint
     rebuilt_from: Sha256 | None = Field(
         default=None, description="digest of the bundle whose graph this is; None: exported from the checkpoint"
     )
@@ -235,7 +235,7 @@ class Manifest(Strict):
     classes: tuple[ClassEntry, ...] = Field(strict=False, min_length=2, max_length=254)
     ignore_index: Literal[255] = 255
     preprocessing: Preprocessing
-    shapes: Shapes
+    shapes: InputShapes
     inputs: tuple[TensorEntry, ...] = Field(strict=False, max_length=16)
     outputs: tuple[TensorEntry, ...] = Field(strict=False, max_length=16)
     opset: int = Field(ge=1, le=1000)

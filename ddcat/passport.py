@@ -15,20 +15,20 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from ddcat import signing
-from ddcat.bundle import ANYONE, MOST_BYTES, PASSPORT, Bundle, Trust
+from ddcat.atomic_files import write_in_turn
+from ddcat.bundle import MOST_BYTES, NO_TRUST_POLICY, PASSPORT, Bundle, TrustPolicy
 from ddcat.errors import BundleError
-from ddcat.files import write_in_turn
 from ddcat.json_text import parse_model
 from ddcat.regular_files import read_regular
-from ddcat.schema import Count, Name, Sha256, Strict, Text
+from ddcat.schema import Count, Name, Sha256, StrictModel, Text
 from ddcat.text import printable
 
-__all__ = ["Finding", "Found", "Passport", "Verdict", "read_passport", "write_passport"]
+__all__ = ["Finding", "Passport", "PassportStatus", "Verdict", "read_passport", "write_passport"]
 
 Verdict = Literal["pass", "refuse", "inconclusive"]
 
 
-class Finding(Strict):
+class Finding(StrictModel):
     """One thing that was judged."""
 
     name: Text
@@ -38,7 +38,7 @@ class Finding(Strict):
     reason: Text = Field(description="a sentence")
 
 
-class Passport(Strict):
+class Passport(StrictModel):
     """What the gate says of a bundle."""
 
     schema_version: Literal[1] = 1
@@ -66,11 +66,11 @@ class Passport(Strict):
         return self.model_copy(update={"signature": None})
 
 
-class Found(NamedTuple):
+class PassportStatus(NamedTuple):
     """A bundle's passport, or why it has none."""
 
     passport: Passport | None
-    known: str  # for a person
+    summary: str  # for a person
 
     @property
     def warning(self) -> str | None:
@@ -81,7 +81,7 @@ class Found(NamedTuple):
         return f"the gate refused this bundle ({refused}): do not rely on its answers"
 
 
-def read_passport(bundle: Bundle, trust: Trust = ANYONE) -> Found:
+def read_passport(bundle: Bundle, trust: TrustPolicy = NO_TRUST_POLICY) -> PassportStatus:
     """
     Read the passport that lies in a bundle.
 
@@ -89,7 +89,7 @@ def read_passport(bundle: Bundle, trust: Trust = ANYONE) -> Found:
     ----------
     bundle : Bundle
         As it was opened.
-    trust : Trust, optional
+    trust : TrustPolicy, optional
         With a public key: the passport must be signed by its owner. Where it asks for a passport: there must be one, by which
         the bundle passed the gate with the default budget.
 
@@ -104,36 +104,38 @@ def read_passport(bundle: Bundle, trust: Trust = ANYONE) -> Found:
     return found
 
 
-def _read(bundle: Bundle, trust: Trust) -> Found:
+def _read(bundle: Bundle, trust: TrustPolicy) -> PassportStatus:
     file = bundle.path / PASSPORT
     try:
         content = read_regular(file, most=MOST_BYTES, error=BundleError)
     except OSError:
-        return Found(None, "none: the bundle has not been judged")
+        return PassportStatus(None, "none: the bundle has not been judged")
     try:
         signed = parse_model(Passport, content)
     except ValueError as cause:
         if trust.public_key is not None:
             raise BundleError(f"{file} is not signed in a form that this version reads ({cause})") from cause
-        return Found(None, f"none: {file.name} is not one that this version reads ({cause})")
+        return PassportStatus(None, f"none: {file.name} is not one that this version reads ({cause})")
     passport = signed.without_signature()
     if trust.public_key is not None:
         if signed.signature is None:
             raise BundleError(f"{file} is not signed: ddcat gate --sign KEY signs")
         signing.verify(passport.to_bytes(), json.dumps(signed.signature).encode(), trust.public_key, where=str(file))
     if passport.manifest_sha256 != bundle.digest:
-        return Found(None, f"none: {file.name} speaks of another bundle, {passport.manifest_sha256[:12]}...: judge this one")
+        return PassportStatus(
+            None, f"none: {file.name} speaks of another bundle, {passport.manifest_sha256[:12]}...: judge this one"
+        )
     named = [f"{printable(finding.name)}: {finding.verdict}" for finding in passport.findings]
     findings = ", ".join([*named, *(f"{printable(name)}: not judged" for name in passport.not_judged)])
     when = "" if passport.judged_at is None else f"judged {passport.judged_at}, "
     checked = "not checked" if trust.public_key is None else "checked"
     about = f"{passport.budget} budget, {passport.images} images, {when}signature {checked}"
-    return Found(passport, f"{passport.verdict} ({about}; {findings})")
+    return PassportStatus(passport, f"{passport.verdict} ({about}; {findings})")
 
 
-def _check_passed(bundle: Bundle, found: Found) -> None:
+def _check_passed(bundle: Bundle, found: PassportStatus) -> None:
     if found.passport is None:
-        raise BundleError(f"{bundle.path} has no passport ({found.known}): ddcat gate judges it")
+        raise BundleError(f"{bundle.path} has no passport ({found.summary}): ddcat gate judges it")
     if found.passport.verdict != "pass":
         raise BundleError(f"{bundle.path} did not pass the gate, its passport says {found.passport.verdict}: do not serve it")
     if found.passport.budget != "default":

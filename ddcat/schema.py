@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ddcat.classes import LONGEST_NAME
 
-__all__ = ["Count", "Details", "Fraction", "Name", "Sha256", "Strict", "Text"]
+__all__ = ["Count", "Details", "Fraction", "Name", "Sha256", "StrictModel", "Text"]
 
 _DEEPEST = 8
 
@@ -42,7 +42,7 @@ def _check_details(value: Any, depth: int = 0) -> Any:
 Details = Annotated[dict[str, Any], AfterValidator(_check_details)]  # options of others: any JSON of finite numbers
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     """A part of a file: no unknown key, no type but the declared one, no number that is not finite, no change once made."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

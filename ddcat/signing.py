@@ -8,9 +8,9 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from ddcat.error_text import first_line
 from ddcat.errors import BundleError
 from ddcat.extras import install
-from ddcat.faults import first_line
 from ddcat.temporary import temporary_directory
 
 __all__ = ["check_key", "sign", "verify"]

@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 from server_process import ask, served
 
+from ddcat.atomic_files import write_bytes, write_text
 from ddcat.bundle import open_bundle
-from ddcat.command import run
+from ddcat.cli_support import run
 from ddcat.engines import open_engine
 from ddcat.engines.cores import physical_cores
-from ddcat.files import write_bytes, write_text
 from ddcat_bench.attack.panels import Panel, Picture, make_panels
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.demo.page import Page, Stage, render_page

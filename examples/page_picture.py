@@ -15,7 +15,7 @@ from playwright.sync_api import expect
 from screenshot import opened_page, save
 from server_process import served
 
-from ddcat.command import run
+from ddcat.cli_support import run
 
 WIDTH, HEIGHT = 1000, 760
 

@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ddcat.command import run
-from ddcat.files import write_bytes
+from ddcat.atomic_files import write_bytes
+from ddcat.cli_support import run
 from ddcat_bench.attack.panels import Panel, make_panels
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.demo.statements import METHOD_NAMES

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from screenshot import opened_page, save
 
-from ddcat.command import run
+from ddcat.cli_support import run
 from ddcat_bench.gate.report import gate_html
 from ddcat_bench.gate.results import GateResult
 from ddcat_bench.result_files import read_result

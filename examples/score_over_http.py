@@ -19,11 +19,11 @@ import typer
 from PIL import Image
 from server_process import ask, served
 
+from ddcat.atomic_files import write_json
 from ddcat.bundle import open_bundle
-from ddcat.command import run
+from ddcat.cli_support import run
 from ddcat.engines import open_engine
-from ddcat.files import write_json
-from ddcat.scores import count, miou
+from ddcat.metrics import confusion_counts, miou
 from ddcat_bench.subjects import checkpoint_of, main_branch, open_bundle_data
 from ddcat_train.attacks import to_8_bit, trajectory
 from ddcat_train.data.loader import evaluation_batches
@@ -62,8 +62,8 @@ def score(
                     called = engine.infer(image[None]).labels[0]
                     differing += int((answer != called).sum())
                     images_sent += 1
-                    over_http[point.steps] += count(expected, answer, classes)
-                    directly[point.steps] += count(expected, called, classes)
+                    over_http[point.steps] += confusion_counts(expected, answer, classes)
+                    directly[point.steps] += confusion_counts(expected, called, classes)
     figures = {f"n = {n}": {"http": miou(over_http[n]), "engine": miou(directly[n])} for n in STEPS}
     for name, pair in figures.items():
         print(f"{name}: mIoU over HTTP {pair['http']:.6f}, of the engine {pair['engine']:.6f}")

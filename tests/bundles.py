@@ -15,15 +15,15 @@ from ddcat.engines.golden import Example, pack
 from ddcat.manifest import (
     ClassEntry,
     DataSource,
+    DimRange,
     EngineEntry,
     Golden,
+    InputShapes,
     MainBranchProof,
     Manifest,
     Precision,
     Preprocessing,
-    Range,
-    Shapes,
-    Source,
+    SourceCheckpoint,
     TensorEntry,
 )
 from ddcat_export.engines import build_engine
@@ -99,14 +99,16 @@ def small_graph(
 def small_manifest(
     content: bytes, name: str = "small", height: int | str = "height", width: int | str = "width", *, logits: bool = True
 ) -> Manifest:
-    sides = [Range(minimum=s, maximum=s) if isinstance(s, int) else Range(minimum=8, maximum=640) for s in (height, width)]
+    sides = [
+        DimRange(minimum=s, maximum=s) if isinstance(s, int) else DimRange(minimum=8, maximum=640) for s in (height, width)
+    ]
     outputs = [TensorEntry(name="labels", dtype="uint8", shape=("batch", height, width))]
     if logits:
         outputs.append(TensorEntry(name="logits", dtype="float32", shape=("batch", 4, height, width)))
     return Manifest(
         name=name,
         files=entries({"model.onnx": content}),
-        source=Source(
+        source=SourceCheckpoint(
             checkpoint="runs/small/best", sha256="0" * 64, git_commit=None, method="clean", attack=None,
             architecture="one convolution", step=1,
         ),
@@ -114,7 +116,7 @@ def small_manifest(
         data=DataSource(name="made up", root="nowhere", split="val", list_sha256="1" * 64, images=1, long_side=None),
         classes=tuple(ClassEntry(name=n, colour=c) for n, c in zip(CLASSES.names, CLASSES.palette, strict=True)),
         preprocessing=Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
-        shapes=Shapes(batch=Range(minimum=1, maximum=4), height=sides[0], width=sides[1]),
+        shapes=InputShapes(batch=DimRange(minimum=1, maximum=4), height=sides[0], width=sides[1]),
         inputs=(TensorEntry(name="image", dtype="uint8", shape=("batch", height, width, 3)),),
         outputs=tuple(outputs),
         opset=18,

@@ -16,11 +16,11 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from ddcat.atomic_files import write_text
 from ddcat.bundle import open_bundle
-from ddcat.command import run
+from ddcat.cli_support import run
 from ddcat.engines import Engine, open_engine
 from ddcat.errors import DdcatError
-from ddcat.files import write_text
 from ddcat_bench.subjects import checkpoint_of, main_branch
 from ddcat_bench.timing.speed import torch_labels
 from ddcat_train.networks import Segmenter

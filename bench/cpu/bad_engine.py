@@ -13,7 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from ddcat.bundle import entries, open_bundle, write_bundle
-from ddcat.command import run
+from ddcat.cli_support import run
 from ddcat.errors import DdcatError
 
 

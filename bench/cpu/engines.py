@@ -22,9 +22,9 @@ from typing import Any
 
 from engines_page import COMBINATIONS, NETWORKS, SHAPES, page
 
-from ddcat.command import run
+from ddcat.atomic_files import write_text
+from ddcat.cli_support import run
 from ddcat.errors import DdcatError
-from ddcat.files import write_text
 
 HERE = Path(__file__).parent
 SIZE = "473x473"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from ddcat.command import run
-from ddcat.files import write_text
+from ddcat.atomic_files import write_text
+from ddcat.cli_support import run
 from ddcat_bench.compare.engines import compare, find_gates
 from ddcat_bench.compare.report import compare_markdown
 from ddcat_bench.gate.results import GateResult, MemberRow

@@ -22,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddcat.atomic_files import write_text
 from ddcat.bundle import open_bundle
-from ddcat.command import run
+from ddcat.cli_support import run
 from ddcat.engines.cores import physical_cores
 from ddcat.engines.onnxruntime import OrtGraph
 from ddcat.engines.openvino import OpenVinoGraph
-from ddcat.files import write_text
 from ddcat_bench.subjects import checkpoint_of, describe_environment, main_branch
 from ddcat_bench.timing.plain import PlainSegmenter, plain_network
 from ddcat_bench.timing.speed import draw_inputs

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddcat.atomic_files import write_text
 from ddcat.bundle import Bundle, open_bundle
-from ddcat.command import run
+from ddcat.cli_support import run
 from ddcat.engines import open_engine
 from ddcat.errors import DdcatError
-from ddcat.files import write_text
+from ddcat.metrics import confusion_counts, miou
 from ddcat.progress import progress
-from ddcat.scores import count, miou
 from ddcat_train.attacks import pgd, to_8_bit
 from ddcat_train.checkpoints import Checkpoint, load_checkpoint
 from ddcat_train.data import open_dataset
@@ -72,7 +72,7 @@ def judge(checkpoint: Checkpoint, bundles: list[Bundle], data_root: Path, limit:
     Returns
     -------
     dict
-        Ready for JSON: counts as in `ddcat.scores`, summed over the images.
+        Ready for JSON: counts as in `ddcat.metrics`, summed over the images.
     """
     segmenter = checkpoint.segmenter().requires_grad_(requires_grad=False)
     description = checkpoint.description
@@ -90,7 +90,7 @@ def judge(checkpoint: Checkpoint, bundles: list[Bundle], data_root: Path, limit:
             for case, planes in enumerate(shown):
                 image = np.ascontiguousarray(planes.permute(0, 2, 3, 1).numpy())  # (1, H, W, 3) uint8
                 for place, engine in enumerate(engines):
-                    counts[place, case] += count(labels.numpy(), engine.infer(image).labels, classes)
+                    counts[place, case] += confusion_counts(labels.numpy(), engine.infer(image).labels, classes)
             images += 1
             advance(1)
     found = []

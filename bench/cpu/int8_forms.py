@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from ddcat.bundle import open_bundle
-from ddcat.command import parse_size, run
-from ddcat.engines.base import Graph
+from ddcat.cli_support import parse_size, run
+from ddcat.engines.base import LoadedGraph
 from ddcat.engines.onnxruntime import OrtGraph
 from ddcat.engines.openvino import OpenVinoGraph
 
@@ -34,7 +34,7 @@ def main() -> None:
     image = np.random.default_rng(0).integers(0, 256, (1, *parse_size(arguments.size), 3), np.uint8)
     forms = {form: int8.files[file] for form, file in _FORMS.items()}
     graph = fp32.files["model.onnx"]
-    opened: dict[str, dict[str, Graph]] = {
+    opened: dict[str, dict[str, LoadedGraph]] = {
         "ort": {"fp32": OrtGraph(graph), **{form: OrtGraph(content) for form, content in forms.items()}},
         "openvino": {
             "fp32": OpenVinoGraph(graph, precision="fp32"),

@@ -13,9 +13,9 @@ import numpy as np
 import onnxruntime  # noqa: TID251 -- its levels of optimisation are what is compared
 import torch
 
+from ddcat.atomic_files import write_text
 from ddcat.bundle import open_bundle
-from ddcat.command import run
-from ddcat.files import write_text
+from ddcat.cli_support import run
 from ddcat_bench.gate.twin import Twin
 from ddcat_bench.subjects import open_bundle_data
 from ddcat_train.pixels import to_planes

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ddcat import provenance
 from ddcat.classes import VOC
-from ddcat.command import run
+from ddcat.cli_support import run
 from ddcat_train.checkpoints import Description, build_network, save_checkpoint
 from ddcat_train.config import load_config
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ddcat.scores import Counts, iou
+from ddcat.metrics import Counts, iou
 from ddcat_bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def interval(counts: Counts, scheme: Scheme, *, level: float = 0.95, draws: int 
     Parameters
     ----------
     counts : (I, K, 3) int64
-        As `ddcat.scores.count`.
+        As `ddcat.metrics.confusion_counts`.
     scheme : Scheme
         How the images are drawn.
     level : float

@@ -6,14 +6,14 @@ from typing import Any, Self
 import numpy as np
 from pydantic import Field
 
-from ddcat.schema import Fraction, Strict
-from ddcat.scores import Counts, iou, miou, pixel_accuracy
+from ddcat.metrics import Counts, iou, miou, pixel_accuracy
+from ddcat.schema import Fraction, StrictModel
 from ddcat_bench.errors import BenchError
 
 __all__ = ["BundleEntry", "CheckpointEntry", "DataEntry", "Environment", "Scores", "check_same_images"]
 
 
-class Environment(Strict):
+class Environment(StrictModel):
     """Where and with what something was measured."""
 
     machine: dict[str, str | int]
@@ -25,7 +25,7 @@ class Environment(Strict):
     date: str | None = Field(None, description="day on which it ended, in UTC; null: not recorded")
 
 
-class CheckpointEntry(Strict):
+class CheckpointEntry(StrictModel):
     """The checkpoint that was judged, or that a bundle was made from."""
 
     path: str
@@ -45,7 +45,7 @@ class CheckpointEntry(Strict):
         return "undefended" if self.method == "clean" else self.method
 
 
-class BundleEntry(Strict):
+class BundleEntry(StrictModel):
     """The bundle that was judged."""
 
     path: str
@@ -54,7 +54,7 @@ class BundleEntry(Strict):
     engine: dict[str, str | int | bool] = Field(description="as the engine describes itself")
 
 
-class DataEntry(Strict):
+class DataEntry(StrictModel):
     """The images that were judged."""
 
     name: str
@@ -75,7 +75,7 @@ class DataEntry(Strict):
         return f"{self.name} {self.split}, {chosen} {self.split_images} images{resized}"
 
 
-class Scores(Strict):
+class Scores(StrictModel):
     """Figures over all judged images, and the counts of each image that they are computed from."""
 
     miou: Fraction = Field(description="counts summed over the images first; classes without a pixel left out")
@@ -95,7 +95,7 @@ class Scores(Strict):
         Parameters
         ----------
         counts : (I, K, 3) int64
-            As `ddcat.scores.count`.
+            As `ddcat.metrics.confusion_counts`.
         background : int, optional
             The class that foreground mIoU leaves out.
 

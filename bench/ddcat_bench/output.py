@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from ddcat.agent import launched, under_agent
-from ddcat.files import new_directory, reserve, write_bytes, write_text
+from ddcat.atomic_files import atomic_directory, check_can_create, write_bytes, write_text
 from ddcat.locks import locked
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_files import to_json
@@ -61,13 +61,13 @@ def claim(folder: Path, name: str, *, force: bool = False) -> Iterator[None]:
 def _check(folder: Path, name: str, *, force: bool) -> None:
     taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if not taken:
-        reserve(folder)
+        check_can_create(folder)
     elif not (folder / f"{name}.json").is_file():
         raise BenchError(f"{folder} exists already, and was not written by this command: use another --out")
     elif not force:
         raise BenchError(f"{folder} exists already: use --force to replace the earlier result, or another --out")
     else:
-        reserve(folder.parent / f".{folder.name}.new")  # the same folder is written in
+        check_can_create(folder.parent / f".{folder.name}.new")  # the same folder is written in
 
 
 def write_result(
@@ -95,7 +95,7 @@ def write_result(
     force : bool
         An earlier result is replaced.
     """
-    with new_directory(folder, replace=force) as aside:
+    with atomic_directory(folder, replace=force) as aside:
         write_text(aside / f"{name}.json", to_json(result))
         write_text(aside / f"{name}.md", markdown)
         for other, content in (files or {}).items():

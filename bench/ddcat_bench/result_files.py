@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ddcat.faults import first_fault
-from ddcat.files import read_json
+from ddcat.atomic_files import read_json
+from ddcat.error_text import first_validation_error
 from ddcat_bench.errors import BenchError
 
 __all__ = ["Result", "read_result", "to_json"]
@@ -38,7 +38,9 @@ def read_result(path: Path, kind: type[Result]) -> Result:
     try:
         return kind.model_validate_json(content)
     except ValidationError as cause:
-        raise BenchError(f"{path}: expected a {kind.__name__} of this version of ddcat: {first_fault(cause)}") from cause
+        raise BenchError(
+            f"{path}: expected a {kind.__name__} of this version of ddcat: {first_validation_error(cause)}"
+        ) from cause
 
 
 def _pretty(value: Any, indent: str) -> str:

@@ -10,11 +10,11 @@ import torch
 from ddcat import provenance
 from ddcat.agent import under_agent
 from ddcat.bundle import Bundle
-from ddcat.command import DEVICES, parse_choice
+from ddcat.cli_support import DEVICES, parse_choice
 from ddcat.engines import Engine
-from ddcat.engines.checks import check_size, shown_sizes
+from ddcat.engines.checks import check_size, format_sizes
 from ddcat.engines.errors import InputError
-from ddcat.manifest import Shapes
+from ddcat.manifest import InputShapes
 from ddcat_bench.arguments import check_source
 from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
 from ddcat_bench.errors import BenchError
@@ -191,13 +191,13 @@ def check_sizes(bundle: Bundle, dataset: Dataset) -> None:
     if wrong:
         height, width = sizes[wrong[0]]
         raise BenchError(
-            f"{bundle.path} takes {shown_sizes(shapes)}, and {len(wrong)} of the {len(dataset)} images of {dataset.name} "
+            f"{bundle.path} takes {format_sizes(shapes)}, and {len(wrong)} of the {len(dataset)} images of {dataset.name} "
             f"{dataset.split} are of other sizes, {dataset.pairs[wrong[0]].image} of {height}x{width} (height x width): export "
             "for their sizes, or without --size for all"
         )
 
 
-def _taken(size: tuple[int, int], shapes: Shapes) -> bool:
+def _taken(size: tuple[int, int], shapes: InputShapes) -> bool:
     try:
         check_size(shapes.batch.minimum, *size, shapes)
     except InputError:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel
 
-from ddcat.files import read_json, write_bytes, write_json, write_text
-from ddcat.scores import Counts
+from ddcat.atomic_files import read_json, write_bytes, write_json, write_text
+from ddcat.metrics import Counts
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_files import Result, read_result, to_json
 

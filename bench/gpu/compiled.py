@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ddcat.command import run
-from ddcat.files import write_text
+from ddcat.atomic_files import write_text
+from ddcat.cli_support import run
 from ddcat_bench.subjects import describe_environment
 from ddcat_bench.timing.arithmetic import arithmetic
 from ddcat_bench.timing.contenders import Plan, draw_batch

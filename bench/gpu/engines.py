@@ -26,11 +26,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ddcat.atomic_files import write_text
 from ddcat.bundle import Bundle, entries, open_bundle
-from ddcat.command import run
+from ddcat.cli_support import run
 from ddcat.engines import Engine, open_engine
 from ddcat.errors import DdcatError
-from ddcat.files import write_text
 from ddcat_bench.subjects import checkpoint_of, describe_environment, main_branch, open_bundle_data
 from ddcat_bench.timing.speed import draw_inputs, torch_labels
 from ddcat_bench.timing.turns import interleave, ratio, timing

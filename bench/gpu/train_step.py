@@ -16,9 +16,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ddcat.command import run
+from ddcat.atomic_files import write_text
+from ddcat.cli_support import run
 from ddcat.errors import DdcatError
-from ddcat.files import write_text
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.attack.side_by_side import attacks_markdown
 from ddcat_bench.result_files import read_result

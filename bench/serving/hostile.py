@@ -33,8 +33,8 @@ import grpc
 import numpy as np
 from PIL import Image
 
-from ddcat.command import run
-from ddcat.files import write_text
+from ddcat.atomic_files import write_text
+from ddcat.cli_support import run
 
 LIMIT = 2048  # MiB
 DEADLINE, MARGIN = 10.0, 1.0  # seconds: the server's default, and what a busy machine may add

@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
+from ddcat.atomic_files import write_text
 from ddcat.bundle import open_bundle
-from ddcat.command import parse_size, run
+from ddcat.cli_support import parse_size, run
 from ddcat.errors import DdcatError
-from ddcat.files import write_text
 
 ENGINE_CORE, OTHER_CORE = 0, 1
 BATCHES = (1, 2, 4, 8)

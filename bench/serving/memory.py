@@ -27,10 +27,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ddcat.atomic_files import write_bytes, write_text
 from ddcat.bundle import open_bundle
-from ddcat.command import run
+from ddcat.cli_support import run
 from ddcat.errors import DdcatError
-from ddcat.files import write_bytes, write_text
 from ddcat.progress import progress
 
 SIZES = ((64, 64), (64, 96), (96, 64), (96, 96))

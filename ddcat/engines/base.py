@@ -12,16 +12,16 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from ddcat.engines.checks import check_images, check_statement
+from ddcat.engines.checks import check_declared_io, check_images
 from ddcat.engines.errors import EngineError
-from ddcat.manifest import Manifest, Shapes, TensorEntry
+from ddcat.manifest import InputShapes, Manifest, TensorEntry
 
 __all__ = [
-    "Closing",
+    "CheckedEngine",
+    "Closable",
     "Engine",
-    "Graph",
-    "GraphEngine",
     "Images",
+    "LoadedGraph",
     "Outputs",
     "memory_file",
     "smallest_batch",
@@ -86,7 +86,7 @@ class _Loaded(Protocol):
     ) -> None: ...
 
 
-class Graph(_Loaded, Protocol):
+class LoadedGraph(_Loaded, Protocol):
     """A graph that is loaded and ready to run, before anything is known about the sizes that it takes."""
 
     def run(self, images: npt.NDArray[Any]) -> Outputs:
@@ -121,7 +121,7 @@ class Engine(_Loaded, Protocol):
         """
 
 
-class Closing(abc.ABC):
+class Closable(abc.ABC):
     """Is closed at the end of a with block."""
 
     @abc.abstractmethod
@@ -135,7 +135,7 @@ class Closing(abc.ABC):
         self.close()
 
 
-class GraphEngine(Closing):
+class CheckedEngine(Closable):
     """
     A graph together with the sizes that its bundle was checked with: an `Engine`.
 
@@ -152,9 +152,9 @@ class GraphEngine(Closing):
         Where the graph is not what the manifest says.
     """
 
-    def __init__(self, graph: Graph, manifest: Manifest) -> None:
+    def __init__(self, graph: LoadedGraph, manifest: Manifest) -> None:
         try:
-            check_statement(graph.inputs, graph.outputs, manifest)
+            check_declared_io(graph.inputs, graph.outputs, manifest)
         except EngineError:
             graph.close()
             raise
@@ -178,7 +178,7 @@ class GraphEngine(Closing):
         self._graph.close()
 
 
-def smallest_batch(shapes: Shapes) -> Images:
+def smallest_batch(shapes: InputShapes) -> Images:
     """Give black images of the smallest batch and size that an engine takes."""
     height, width = shapes.sizes[0] if shapes.sizes is not None else (shapes.height.minimum, shapes.width.minimum)
     return np.zeros((shapes.batch.minimum, height, width, 3), np.uint8)

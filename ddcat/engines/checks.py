@@ -7,14 +7,22 @@ import numpy as np
 import numpy.typing as npt
 
 from ddcat.engines.errors import EngineError, InputError
-from ddcat.manifest import Manifest, Range, Shapes, TensorEntry
+from ddcat.manifest import DimRange, InputShapes, Manifest, TensorEntry
 
-__all__ = ["check_images", "check_names", "check_precision", "check_size", "check_statement", "shown_sizes", "shown_tensors"]
+__all__ = [
+    "check_declared_io",
+    "check_images",
+    "check_names",
+    "check_precision",
+    "check_size",
+    "format_sizes",
+    "format_tensors",
+]
 
 _OUTPUTS = ("labels", "logits", "confidence")
 
 
-def check_images(images: npt.NDArray[Any], shapes: Shapes) -> None:
+def check_images(images: npt.NDArray[Any], shapes: InputShapes) -> None:
     """
     Refuse images that an engine does not take.
 
@@ -22,7 +30,7 @@ def check_images(images: npt.NDArray[Any], shapes: Shapes) -> None:
     ----------
     images : array
         Should be (N, H, W, 3) uint8.
-    shapes : Shapes
+    shapes : InputShapes
         Of the bundle's manifest.
 
     Raises
@@ -36,7 +44,7 @@ def check_images(images: npt.NDArray[Any], shapes: Shapes) -> None:
     check_size(count, height, width, shapes)
 
 
-def check_size(count: int, height: int, width: int, shapes: Shapes) -> None:
+def check_size(count: int, height: int, width: int, shapes: InputShapes) -> None:
     """Refuse, by an InputError, a number of images or a size of them that an engine does not take."""
     if count not in shapes.batch:
         raise InputError(f"Batch of {count}; this model takes batches of {_range(shapes.batch)}")
@@ -45,7 +53,7 @@ def check_size(count: int, height: int, width: int, shapes: Shapes) -> None:
         raise InputError(f"Image is {width} x {height}; this model {_right_sizes(height, width, shapes)} (width x height)")
 
 
-def _right_sizes(height: int, width: int, shapes: Shapes) -> str:
+def _right_sizes(height: int, width: int, shapes: InputShapes) -> str:
     least, most = (shapes.width.minimum, shapes.height.minimum), (shapes.width.maximum, shapes.height.maximum)
     if shapes.sizes is not None or least == most:
         sizes = [least] if shapes.sizes is None else [(across, down) for down, across in shapes.sizes]
@@ -57,13 +65,13 @@ def _right_sizes(height: int, width: int, shapes: Shapes) -> str:
     return f"takes at most {most[0]} x {most[1]}"
 
 
-def check_statement(inputs: tuple[TensorEntry, ...], outputs: tuple[TensorEntry, ...], manifest: Manifest) -> None:
+def check_declared_io(inputs: tuple[TensorEntry, ...], outputs: tuple[TensorEntry, ...], manifest: Manifest) -> None:
     """Refuse a graph whose inputs and outputs, as the runtime states them, are not those of its manifest."""
     for what, stated, listed in (("inputs", inputs, manifest.inputs), ("outputs", outputs, manifest.outputs)):
         if stated != listed:
             raise EngineError(
-                f"the {what} of {manifest.engine.file} are {shown_tensors(stated)}, but the manifest of {manifest.name} says "
-                f"{shown_tensors(listed)}: export again"
+                f"the {what} of {manifest.engine.file} are {format_tensors(stated)}, but the manifest of {manifest.name} says "
+                f"{format_tensors(listed)}: export again"
             )
 
 
@@ -82,14 +90,14 @@ def check_precision(effective: str, asked: str, where: str) -> None:
         raise EngineError(f"{where} computes in {effective} where {asked} was asked for")
 
 
-def shown_sizes(shapes: Shapes) -> str:
+def format_sizes(shapes: InputShapes) -> str:
     """Say which sizes and batches are taken."""
     if shapes.sizes is not None:
         return f"{', '.join(f'{height}x{width}' for height, width in shapes.sizes)} in batches of {_range(shapes.batch)}"
     return f"height {_range(shapes.height)}, width {_range(shapes.width)} and batches of {_range(shapes.batch)}"
 
 
-def shown_tensors(entries: tuple[TensorEntry, ...]) -> str:
+def format_tensors(entries: tuple[TensorEntry, ...]) -> str:
     """Say what inputs or outputs are, in one line."""
     return ", ".join(f"{entry.name} {entry.dtype} ({_axes(entry)})" for entry in entries) or "none"
 
@@ -99,7 +107,7 @@ def _axes(entry: TensorEntry) -> str:
     return ", ".join("any" if size == "?" else str(size) for size in entry.shape)
 
 
-def _range(sizes: Range) -> str:
+def _range(sizes: DimRange) -> str:
     if sizes.maximum is None:
         return f"{sizes.minimum} or more"
     return str(sizes.minimum) if sizes.minimum == sizes.maximum else f"{sizes.minimum} to {sizes.maximum}"

@@ -13,13 +13,13 @@ import numpy.typing as npt
 import onnxruntime  # type: ignore[import-untyped]
 
 from ddcat.bundle import Bundle
-from ddcat.engines.base import Closing, GraphEngine, Outputs, memory_file, smallest_batch
+from ddcat.engines.base import CheckedEngine, Closable, Outputs, memory_file, smallest_batch
 from ddcat.engines.checks import check_names, check_precision
 from ddcat.engines.cores import physical_cores
 from ddcat.engines.errors import EngineError
+from ddcat.error_text import first_line
 from ddcat.extras import install
-from ddcat.faults import first_line
-from ddcat.manifest import Precision, Shapes, TensorEntry
+from ddcat.manifest import InputShapes, Precision, TensorEntry
 from ddcat.temporary import temporary_directory
 
 __all__ = ["CPU", "CUDA", "PROVIDERS", "OrtGraph", "best_provider", "load", "open_checked", "run_once"]
@@ -46,9 +46,9 @@ _TOO_NEW = re.compile(r"Opset (\d+) is under development.* till opset (\d+)", re
 _SINCE = {22: "onnxruntime 1.21"}  # the first that reads an opset
 
 
-class OrtGraph(Closing):
+class OrtGraph(Closable):
     """
-    An ONNX file in a session: a `Graph`.
+    An ONNX file in a session: a `LoadedGraph`.
 
     Images come from and labels go to the host's memory, for which binding them beforehand spares no copy on either provider.
 
@@ -109,7 +109,7 @@ class OrtGraph(Closing):
         }
 
     def run(self, images: npt.NDArray[Any]) -> Outputs:
-        """Run the graph: see `Graph.run`."""
+        """Run the graph: see `LoadedGraph.run`."""
         if self._session is None:
             raise EngineError("the engine is closed")
         try:
@@ -170,14 +170,16 @@ def best_provider() -> str:
     return CUDA if CUDA in onnxruntime.get_available_providers() else CPU
 
 
-def load(bundle: Bundle, *, threads: int | None = None) -> GraphEngine:
+def load(bundle: Bundle, *, threads: int | None = None) -> CheckedEngine:
     """Load a verified bundle: see `ddcat.engines.open_engine`."""
     entry, shapes = bundle.manifest.engine, bundle.manifest.shapes
     content = bundle.files[entry.file]
-    return GraphEngine(open_checked(content, entry.provider, entry.effective_precision, shapes, threads), bundle.manifest)
+    return CheckedEngine(open_checked(content, entry.provider, entry.effective_precision, shapes, threads), bundle.manifest)
 
 
-def open_checked(content: bytes, provider: str, precision: Precision, shapes: Shapes, threads: int | None = None) -> OrtGraph:
+def open_checked(
+    content: bytes, provider: str, precision: Precision, shapes: InputShapes, threads: int | None = None
+) -> OrtGraph:
     """Open a graph, and look at the kernels that run one small batch: what is in effect is known from them alone."""
     with temporary_directory() as folder:
         graph = OrtGraph(content, provider=provider, threads=threads, profile=folder / "profile")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import openvino as ov  # type: ignore[import-untyped]
 
 from ddcat.bundle import Bundle
-from ddcat.engines.base import Closing, GraphEngine, Outputs, memory_file
+from ddcat.engines.base import CheckedEngine, Closable, Outputs, memory_file
 from ddcat.engines.checks import check_names, check_precision
 from ddcat.engines.cores import physical_cores
 from ddcat.engines.errors import EngineError
@@ -33,9 +33,9 @@ _DTYPES: dict[str, Literal["uint8", "float32"]] = {"u8": "uint8", "f32": "float3
 _CAPABILITIES: dict[Precision, str] = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
 
 
-class OpenVinoGraph(Closing):
+class OpenVinoGraph(Closable):
     """
-    An ONNX file compiled for a CPU: a `Graph`.
+    An ONNX file compiled for a CPU: a `LoadedGraph`.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ class OpenVinoGraph(Closing):
         }
 
     def run(self, images: npt.NDArray[Any]) -> Outputs:
-        """Run the graph: see `Graph.run`."""
+        """Run the graph: see `LoadedGraph.run`."""
         if self._request is None:
             raise EngineError("the engine is closed")
         if images.dtype != np.uint8:  # it would be converted without a word
@@ -123,13 +123,13 @@ def check_possible(precision: Precision) -> None:
         )
 
 
-def load(bundle: Bundle, *, threads: int | None = None) -> GraphEngine:
+def load(bundle: Bundle, *, threads: int | None = None) -> CheckedEngine:
     """Load a verified bundle: see `ddcat.engines.open_engine`."""
     entry = bundle.manifest.engine
     check_possible(entry.effective_precision)
     content = bundle.files[entry.file]
     graph = OpenVinoGraph(content, precision=entry.effective_precision, threads=threads, cache=cache_folder(content))
-    return GraphEngine(graph, bundle.manifest)
+    return CheckedEngine(graph, bundle.manifest)
 
 
 def cache_folder(content: bytes) -> Path | None:

@@ -14,7 +14,7 @@ from ddcat.engines import open_engine
 from ddcat.engines.base import Images, Outputs
 from ddcat.engines.errors import InputError
 from ddcat.engines.golden import check_answers, read_golden
-from ddcat.faults import first_line
+from ddcat.error_text import first_line
 from ddcat.image_files import ImageFileError, strip_metadata
 from ddcat.manifest import GOLDEN_TOLERANCE
 
@@ -118,7 +118,9 @@ class Predictor:
         self.close()
 
 
-def open_bundle(path: str | Path, *, threads: int | None = None, trust: bundles.Trust = bundles.ANYONE) -> Predictor:
+def open_bundle(
+    path: str | Path, *, threads: int | None = None, trust: bundles.TrustPolicy = bundles.NO_TRUST_POLICY
+) -> Predictor:
     """
     Verify a bundle, load its engine, and replay its golden images.
 
@@ -128,7 +130,7 @@ def open_bundle(path: str | Path, *, threads: int | None = None, trust: bundles.
         Directory that `ddcat.export` wrote.
     threads : int, optional
         That compute one batch; the physical cores by default.
-    trust : Trust
+    trust : TrustPolicy
         What the bundle must prove before any of its bytes reaches a runtime: a signature, a digest, a passport.
 
     Raises

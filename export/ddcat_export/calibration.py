@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddcat.classes import IGNORE
+from ddcat.classes import IGNORE_INDEX
 from ddcat.hashing import sha256_of_bytes
-from ddcat.manifest import Calibration, Kind
+from ddcat.manifest import Calibration, CalibrationKind
 from ddcat_export.engines.onnxruntime_calibration import measure_magnitudes
 from ddcat_export.errors import ExportError
-from ddcat_export.quantise import points_of, prepare
-from ddcat_export.steps import Progress, told
+from ddcat_export.progress import Progress, with_progress
+from ddcat_export.quantise import normalise_matmuls, quantised_tensors
 from ddcat_train.attacks import pgd, to_8_bit
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import open_dataset
@@ -30,7 +30,7 @@ from ddcat_train.errors import DataError
 from ddcat_train.networks import Segmenter
 from ddcat_train.pixels import nearest_8_bit, to_pixels, to_planes
 
-__all__ = ["Images", "Sample", "attack", "attack_of", "calibration_images", "measure_ranges", "read_samples"]
+__all__ = ["Images", "Sample", "attack_sample", "calibration_images", "measure_ranges", "read_samples", "training_attack"]
 
 Images = npt.NDArray[np.uint8]
 
@@ -46,7 +46,7 @@ class Sample(NamedTuple):
     labels: npt.NDArray[np.int64]  # (1, H, W), 255 = ignored
 
 
-def attack_of(checkpoint: Checkpoint) -> dict[str, Any]:
+def training_attack(checkpoint: Checkpoint) -> dict[str, Any]:
     """Give PGD with the bound, step and number of steps of the checkpoint's training, or of the paper's where it had none."""
     return {"name": "PGD", **_PAPER, **(checkpoint.description.attack or {}), "start": "random"}
 
@@ -91,7 +91,7 @@ def read_samples(
     return tuple(samples)
 
 
-def attack(segmenter: Segmenter, sample: Sample, options: dict[str, Any], seed: int) -> Images:
+def attack_sample(segmenter: Segmenter, sample: Sample, options: dict[str, Any], seed: int) -> Images:
     """
     Attack an image on the PyTorch model, and round the perturbation toward zero to whole grey levels.
 
@@ -101,7 +101,7 @@ def attack(segmenter: Segmenter, sample: Sample, options: dict[str, Any], seed: 
         On the CPU, in eval().
     sample : Sample
     options : dict
-        Of PGD: as `attack_of` gives them.
+        Of PGD: as `training_attack` gives them.
     seed : int
         Of the random start.
 
@@ -119,7 +119,7 @@ def attack(segmenter: Segmenter, sample: Sample, options: dict[str, Any], seed: 
 def calibration_images(
     checkpoint: Checkpoint,
     segmenter: Segmenter,
-    kind: Kind,
+    kind: CalibrationKind,
     *,
     images: int = 32,
     data_root: Path | None = None,
@@ -148,10 +148,10 @@ def calibration_images(
         Where the data is not there: int8 cannot do without.
     """
     samples = read_samples(checkpoint, "train", images=images, data_root=data_root, size=size)
-    options = attack_of(checkpoint) if kind == "mixed" else None
+    options = training_attack(checkpoint) if kind == "mixed" else None
     found = tuple(
-        attack(segmenter, sample, options, seed) if options is not None and seed % 2 else sample.image
-        for seed, sample in told(list(enumerate(samples)), f"taking {kind} images to calibrate on", progress)
+        attack_sample(segmenter, sample, options, seed) if options is not None and seed % 2 else sample.image
+        for seed, sample in with_progress(list(enumerate(samples)), f"taking {kind} images to calibrate on", progress)
     )
     return found, Calibration(
         kind=kind,
@@ -179,12 +179,14 @@ def measure_ranges(graph: bytes, images: Sequence[Images], *, progress: Progress
     dict of str to float
         By tensor, for `ddcat_export.quantise.quantise`.
     """
-    found = measure_magnitudes(prepare(graph), _COMPUTE, told(images, "measuring ranges on images", progress))
-    return {name: found[name] for name in points_of(graph)}
+    found = measure_magnitudes(
+        normalise_matmuls(graph), _COMPUTE, with_progress(images, "measuring ranges on images", progress)
+    )
+    return {name: found[name] for name in quantised_tensors(graph)}
 
 
 def _check(labels: Tensor, classes: int, where: str) -> None:
-    highest = max((int(label) for label in torch.unique(labels) if label != IGNORE), default=0)
+    highest = max((int(label) for label in torch.unique(labels) if label != IGNORE_INDEX), default=0)
     if highest >= classes:
         raise ExportError(f"{where} has label {highest}, and the network knows 0 to {classes - 1}: use its own data")
 

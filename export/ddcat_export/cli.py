@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from ddcat.command import ExpectDigest, RequireSignature, parse_choice, parse_size
+from ddcat.atomic_files import replacing
+from ddcat.cli_support import ExpectDigest, RequireSignature, parse_choice, parse_size
 from ddcat.extras import needing
-from ddcat.files import replacing
 from ddcat_export.errors import ExportError
 
 if TYPE_CHECKING:
     from ddcat.bundle import Bundle
     from ddcat.engines.golden import Replay
     from ddcat.manifest import Precision, Quantisation, Sizes
+    from ddcat_export.parity import Parity
     from ddcat_export.sensitivity import LayerError
-    from ddcat_export.sweep import Sweep
 
 __all__ = ["app"]
 
@@ -138,15 +138,17 @@ def export(
 
     - `ddcat export bundles/camvid --engine trt --size 180x240` builds an engine on the machine with the GPU, without torch.
     """
-    from ddcat.bundle import MANIFEST, Trust, open_bundle
+    from ddcat.bundle import MANIFEST, TrustPolicy, open_bundle
     from ddcat.engines import extra_of
-    from ddcat.manifest import Kind, Precision
+    from ddcat.manifest import CalibrationKind, Precision
     from ddcat_train.checkpoint_files import check_checkpoint
 
     runtime = extra_of(engine)
     sizes = _sizes(size or [])
     chosen: Precision | None = None if precision is None else parse_choice("--precision", precision, get_args(Precision))
-    kind: Kind | None = None if calibration is None else parse_choice("--calibration", calibration, get_args(Kind))
+    kind: CalibrationKind | None = (
+        None if calibration is None else parse_choice("--calibration", calibration, get_args(CalibrationKind))
+    )
     of_int8: dict[str, object] = {
         "--calibration": kind,
         "--calibration-images": calibration_images,
@@ -166,11 +168,11 @@ def export(
         _refuse(given, f"{source} is a bundle")
         place = source.resolve()  # "." has another parent
         folder = out or place.parent / "-".join(filter(None, (place.name, engine, precision)))
-        trust = Trust.from_options(require_signature, expect_digest)
+        trust = TrustPolicy.from_options(require_signature, expect_digest)
         with _status() as progress, replacing(folder, MANIFEST, force=force) as place:
             open_bundle(source, trust)
             with needing(f"export,{runtime}", ExportError):
-                from ddcat_export.rebuilding import rebuild
+                from ddcat_export.rebuild import rebuild
 
                 made, replay = rebuild(
                     source, place, engine=engine, precision=chosen, sizes=sizes, max_batch=max_batch, opset=opset,
@@ -208,23 +210,23 @@ def export(
         needing(f"train,export,{runtimes}", ExportError),
     ):
         from ddcat_export import exporting
-        from ddcat_export.lint import OPSET
+        from ddcat_export.graph_checks import OPSET
 
         done = exporting.export(
             source, place, engine=engine, precision=chosen, sizes=sizes, max_batch=max_batch, logits=logits,
             confidence=confidence, calibration=kind or "mixed", calibration_images=calibration_images or 32,
             max_drop=max_drop, data_root=data_root, options=options, key=sign, progress=progress, opset=opset or OPSET,
         )  # fmt: skip
-    typer.echo(_told(dataclasses.replace(done.bundle, path=folder), "PyTorch", done.replay, done.sweep, done.layers))
+    typer.echo(_told(dataclasses.replace(done.bundle, path=folder), "PyTorch", done.replay, done.parity, done.layers))
 
 
 def _explain(checkpoint: Path, precision: "Precision", sizes: "Sizes | None") -> None:
     from ddcat_export import exporting
-    from ddcat_export.explain import first_different
-    from ddcat_export.sweep import FP16_TOLERANCE, LOGIT_TOLERANCE
+    from ddcat_export.layer_diff import first_different
+    from ddcat_export.parity import FP16_TOLERANCE, LOGIT_TOLERANCE
 
     with _status() as progress:
-        layers = exporting.explain(checkpoint, precision=precision, sizes=sizes, progress=progress)
+        layers = exporting.diff_layers(checkpoint, precision=precision, sizes=sizes, progress=progress)
     typer.echo("largest difference from PyTorch, in standard deviations of what the layer gives there")
     for layer in layers:
         typer.echo(f"{layer.error:8.1e}  {layer.name}  {'x'.join(map(str, layer.shape))}")
@@ -250,7 +252,7 @@ def _told(
     bundle: "Bundle",
     reference: str,
     replay: "Replay | None",
-    sweep: "Sweep | None" = None,
+    parity: "Parity | None" = None,
     layers: "tuple[LayerError, ...]" = (),
 ) -> str:
     manifest = bundle.manifest
@@ -260,14 +262,14 @@ def _told(
         f"{engine.name} in {engine.effective_precision}, {engine.provider}, opset {manifest.opset}, "
         f"{', '.join(f'{t.name} {t.dtype}' for t in (*manifest.inputs, *manifest.outputs))}",
     ]
-    if sweep is not None:
+    if parity is not None:
         before = "" if manifest.quantisation is None else "before int8 "
-        shapes = ", ".join("x".join(map(str, shape)) for shape in sweep.shapes)
+        shapes = ", ".join("x".join(map(str, shape)) for shape in parity.shapes)
         lines += [
             f"main branch only: the bytes are the same without the {proof.spare_parameters} parameters of other heads, and "
             f"{proof.multiply_adds} multiply-adds at {proof.size[0]}x{proof.size[1]} are those of a network without them",
-            f"{before}equal to PyTorch on shapes {shapes}: worst logit error {sweep.logit_error:.1e} of their standard "
-            f"deviation, {sweep.near_ties} of {sweep.pixels} labels differ (near ties)",
+            f"{before}equal to PyTorch on shapes {shapes}: worst logit error {parity.logit_error:.1e} of their standard "
+            f"deviation, {parity.near_ties} of {parity.pixels} labels differ (near ties)",
         ]
     if manifest.quantisation is not None:
         lines += _told_int8(manifest.quantisation, layers)

@@ -10,29 +10,29 @@ import numpy as np
 from torch import Tensor
 
 from ddcat import provenance
+from ddcat.atomic_files import check_can_create
 from ddcat.bundle import Bundle
 from ddcat.engines.golden import Replay
-from ddcat.files import reserve
-from ddcat.manifest import ClassEntry, DataSource, Kind, Precision, Preprocessing, Sizes, Source
+from ddcat.manifest import CalibrationKind, ClassEntry, DataSource, Precision, Preprocessing, Sizes, SourceCheckpoint
 from ddcat.signing import check_key
-from ddcat_export.assembling import CPU_GRAPH, GRAPH, Model, assemble, needed_graph, shapes_of_engine
+from ddcat_export.bundle_builder import CPU_GRAPH, GRAPH, ExportedModel, assemble, graph_precision, shapes_of_engine
 from ddcat_export.calibration import read_samples
-from ddcat_export.casts import cast_graph
 from ddcat_export.engines import check_possible
 from ddcat_export.errors import ExportError
-from ddcat_export.explain import Layer, compare_layers
 from ddcat_export.golden_images import golden_images
-from ddcat_export.graph import MINIMUM_SIZE, build_graph
-from ddcat_export.int8 import REPORT, make_int8
-from ddcat_export.lint import OPSET
+from ddcat_export.graph_checks import OPSET
+from ddcat_export.layer_diff import Layer, compare_layers
 from ddcat_export.main_branch import prove_main_branch
+from ddcat_export.onnx_export import MINIMUM_SIZE, build_graph
 from ddcat_export.opsets import check_opset, lowered
+from ddcat_export.parity import FP16_TOLERANCE, LOGIT_TOLERANCE, Parity, check_parity, sample_images, shapes_of
+from ddcat_export.precision_cast import cast_graph
+from ddcat_export.progress import Progress
+from ddcat_export.ptq import REPORT, make_int8
 from ddcat_export.sensitivity import LayerError
-from ddcat_export.steps import Progress
-from ddcat_export.sweep import FP16_TOLERANCE, LOGIT_TOLERANCE, Sweep, sample_images, shapes_of, sweep
 from ddcat_train.checkpoints import BEST, LAST, Checkpoint, load_checkpoint
 
-__all__ = ["Exported", "explain", "export"]
+__all__ = ["Exported", "diff_layers", "export"]
 
 
 class Exported(NamedTuple):
@@ -42,7 +42,7 @@ class Exported(NamedTuple):
     Attributes
     ----------
     bundle : Bundle
-    sweep : Sweep
+    parity : Parity
         How near the graph is to PyTorch, on images of many shapes.
     replay : Replay
         How the engine's labels of the golden images differ from those of PyTorch.
@@ -51,7 +51,7 @@ class Exported(NamedTuple):
     """
 
     bundle: Bundle
-    sweep: Sweep
+    parity: Parity
     replay: Replay
     layers: tuple[LayerError, ...] = ()
 
@@ -66,7 +66,7 @@ def export(
     max_batch: int | None = None,
     logits: bool = False,
     confidence: bool = False,
-    calibration: Kind = "mixed",
+    calibration: CalibrationKind = "mixed",
     calibration_images: int = 32,
     max_drop: float | None = None,
     opset: int = OPSET,
@@ -93,7 +93,7 @@ def export(
     logits, confidence : bool
         Give the logits at low resolution, and the probability of each label, as further outputs.
     calibration, calibration_images, max_drop
-        Of int8: see `ddcat_export.int8.make_int8`.
+        Of int8: see `ddcat_export.ptq.make_int8`.
     opset : int
         Of the graph, for a runtime that reads no newer one: see `ddcat_export.opsets`.
     data_root : Path, optional
@@ -115,10 +115,10 @@ def export(
     checkpoint, out = Path(checkpoint), Path(out)
     data_root, key = (None if path is None else Path(path) for path in (data_root, key))
     check_possible(engine, precision)
-    needed = needed_graph(engine, precision)
+    needed = graph_precision(engine, precision)
     check_opset(opset, needed)
     shapes = shapes_of_engine(engine, sizes, minimum=MINIMUM_SIZE, max_batch=max_batch)
-    reserve(out)
+    check_can_create(out)
     if key is not None:
         check_key(key)
     progress("reading the checkpoint")
@@ -135,12 +135,12 @@ def export(
     progress("exporting it once more, from other sizes and without the other heads")
     proof = prove_main_branch(segmenter, content, sizes=sizes, logits=logits, confidence=confidence)
     progress("comparing the graph with PyTorch")
-    swept = sweep(content, segmenter, shapes_of(sizes))
+    swept = check_parity(content, segmenter, shapes_of(sizes))
     if needed in ("fp16", "bf16"):
         progress(f"typing the graph in {needed}")
         content = cast_graph(content, needed)
     if needed == "fp16":  # no runtime of a CPU computes typed bf16: its engine is compared with PyTorch on the golden images
-        swept = sweep(content, segmenter, shapes_of(sizes), tolerance=FP16_TOLERANCE)
+        swept = check_parity(content, segmenter, shapes_of(sizes), tolerance=FP16_TOLERANCE)
     made = None
     if needed == "int8":
         size = sizes[0] if sizes is not None and len(sizes) == 1 else None
@@ -154,8 +154,8 @@ def export(
         graphs = {name: lowered(graph, opset) for name, graph in graphs.items()}
         if needed in ("fp32", "fp16"):  # an int8 engine is compared with PyTorch on the golden images
             tolerance = FP16_TOLERANCE if needed == "fp16" else LOGIT_TOLERANCE
-            swept = sweep(graphs[GRAPH], segmenter, shapes_of(sizes), tolerance=tolerance)
-    model = Model(
+            swept = check_parity(graphs[GRAPH], segmenter, shapes_of(sizes), tolerance=tolerance)
+    model = ExportedModel(
         graphs=graphs,
         reports={} if made is None or made.report is None else {REPORT: made.report},
         name=_name(source.path),
@@ -176,7 +176,7 @@ def export(
     return Exported(bundle, swept, replay, () if made is None else made.layers)
 
 
-def explain(
+def diff_layers(
     checkpoint: Path,
     *,
     precision: Precision = "fp32",
@@ -210,9 +210,9 @@ def explain(
     return compare_layers(content, segmenter, sample_images(shapes_of(sizes)[-1], 0))
 
 
-def _source(source: Checkpoint) -> Source:
+def _source(source: Checkpoint) -> SourceCheckpoint:
     description = source.description
-    return Source(
+    return SourceCheckpoint(
         checkpoint=str(source.path.resolve()),
         sha256=source.sha256(),
         git_commit=provenance.git_commit(),

@@ -8,10 +8,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ddcat.manifest import DataSource, Shapes
-from ddcat_export.assembling import GoldenImages
-from ddcat_export.fitting import fit
-from ddcat_export.sweep import sample_images
+from ddcat.manifest import DataSource, InputShapes
+from ddcat_export.bundle_builder import GoldenImages
+from ddcat_export.crop import center_crop
+from ddcat_export.parity import sample_images
 from ddcat_train.attacks import bim, to_8_bit
 from ddcat_train.data import open_dataset
 from ddcat_train.networks import Segmenter
@@ -26,7 +26,7 @@ _LARGEST = 256  # pixels a side, where the graph leaves the choice: the attack c
 _ATTACK: dict[str, Any] = {"epsilon": 0.03, "alpha": 0.01, "steps": 3, "start": "clean"}
 
 
-def golden_images(segmenter: Segmenter, data: DataSource, shapes: Shapes, *, must_exist: bool) -> GoldenImages:
+def golden_images(segmenter: Segmenter, data: DataSource, shapes: InputShapes, *, must_exist: bool) -> GoldenImages:
     """
     Take images, and attack them with BIM on the PyTorch main branch, against its own labels.
 
@@ -36,7 +36,7 @@ def golden_images(segmenter: Segmenter, data: DataSource, shapes: Shapes, *, mus
         On the CPU, in eval() mode.
     data : DataSource
         Of the images; where its root is no folder, they are noise and waves.
-    shapes : Shapes
+    shapes : InputShapes
         That the engine takes.
     must_exist : bool
         Refuse where the root is no folder.
@@ -54,13 +54,13 @@ def golden_images(segmenter: Segmenter, data: DataSource, shapes: Shapes, *, mus
     images = {}
     for index, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
         height, width = size or (min(side, _LARGEST) for side in picture.shape[:2])
-        clean = fit(picture, (max(height, shapes.height.minimum), max(width, shapes.width.minimum)))
+        clean = center_crop(picture, (max(height, shapes.height.minimum), max(width, shapes.width.minimum)))
         images[f"clean.{index}"], images[f"adversarial.{index}"] = clean, _attacked(segmenter, clean)
     expected = {name: _labels(segmenter, to_planes(image[None]))[0].to(torch.uint8).numpy() for name, image in images.items()}
     return GoldenImages(images, expected, "fp32", source, {"name": "BIM", **_ATTACK, "against": "the network's own labels"})
 
 
-def _sizes(shapes: Shapes) -> list[tuple[int, int] | None]:
+def _sizes(shapes: InputShapes) -> list[tuple[int, int] | None]:
     """One for each image; None: its own."""
     ladder = shapes.sizes
     if ladder is None:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddcat.manifest import MainBranchProof, Sizes
-from ddcat_export.cost import multiply_adds
 from ddcat_export.errors import ExportError
-from ddcat_export.graph import TRACED, as_graph, quiet, trace, traced_input
+from ddcat_export.macs import multiply_adds
+from ddcat_export.onnx_export import TRACED, as_graph, quiet, trace, traced_input
 from ddcat_train.networks import Segmenter
 
 __all__ = ["prove_main_branch"]

@@ -3,10 +3,10 @@
 import onnx
 from onnx import version_converter
 
-from ddcat.faults import first_line
+from ddcat.error_text import first_line
 from ddcat.manifest import Precision
 from ddcat_export.errors import ExportError
-from ddcat_export.lint import OPSET
+from ddcat_export.graph_checks import OPSET
 
 __all__ = ["check_opset", "lower", "lowered", "opset_of"]
 

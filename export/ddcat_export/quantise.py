@@ -18,9 +18,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from ddcat_export.errors import ExportError
-from ddcat_export.lint import LOGITS, check_graph
+from ddcat_export.graph_checks import LOGITS, check_graph
 
-__all__ = ["check_quantised", "layers_of", "points_of", "prepare", "quantise"]
+__all__ = ["check_quantised", "layers_of", "normalise_matmuls", "quantise", "quantised_tensors"]
 
 _POSITIVE = ("Relu", "Clip")  # the latter of ReLU6; a layer computes them in one go
 _SIGNED, _UNSIGNED, _MIDDLE = "int8_zero", "uint8_zero", "uint8_middle"  # zero points
@@ -40,19 +40,19 @@ def layers_of(graph: bytes) -> tuple[str, ...]:
     They are the convolutions and the products of maps with a weight, among them those of the factorised head; not the first
     convolution, not the last layer, and no product with averages or interpolation.
     """
-    return tuple(_layers(_weights_right(onnx.load_model_from_string(graph))))
+    return tuple(_layers(_move_weights_to_rhs(onnx.load_model_from_string(graph))))
 
 
-def points_of(graph: bytes) -> tuple[str, ...]:
+def quantised_tensors(graph: bytes) -> tuple[str, ...]:
     """Name all tensors whose ranges `quantise` may ask for, whichever layers are float."""
-    model = _weights_right(onnx.load_model_from_string(graph))
+    model = _move_weights_to_rhs(onnx.load_model_from_string(graph))
     both = (_plan(model, (), unsigned=unsigned).points for unsigned in (False, True))
     return tuple(sorted(set().union(*both)))
 
 
-def prepare(graph: bytes) -> bytes:
+def normalise_matmuls(graph: bytes) -> bytes:
     """Write products of a weight and maps as products of maps and a weight: the form in which each output has its scale."""
-    content: bytes = _weights_right(onnx.load_model_from_string(graph)).SerializeToString(deterministic=True)
+    content: bytes = _move_weights_to_rhs(onnx.load_model_from_string(graph)).SerializeToString(deterministic=True)
     return content
 
 
@@ -65,7 +65,7 @@ def quantise(graph: bytes, ranges: Mapping[str, float], *, float_layers: Collect
     graph : bytes
         Of `build_graph`.
     ranges : mapping of str to float
-        The largest magnitude of each tensor of `points_of`: see `ddcat_export.calibration`.
+        The largest magnitude of each tensor of `quantised_tensors`: see `ddcat_export.calibration`.
     float_layers : collection of str
         Of `layers_of`: these stay fp32.
     unsigned : bool
@@ -81,7 +81,7 @@ def quantise(graph: bytes, ranges: Mapping[str, float], *, float_layers: Collect
     ExportError
         Where nothing can be quantised, a layer is not known, or a range is not finite.
     """
-    model = _weights_right(onnx.load_model_from_string(graph))
+    model = _move_weights_to_rhs(onnx.load_model_from_string(graph))
     plan = _plan(model, float_layers, unsigned=unsigned)
     if not plan.layers:
         raise ExportError("no layer is left to compute in int8: use fp32 for this network")
@@ -234,7 +234,7 @@ def _layers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     }
 
 
-def _weights_right(model: onnx.ModelProto) -> onnx.ModelProto:
+def _move_weights_to_rhs(model: onnx.ModelProto) -> onnx.ModelProto:
     """Turn each weight @ maps into (maps^T @ weight^T)^T: runtimes take scales for the columns of the second factor alone."""
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     inferred = onnx.shape_inference.infer_shapes(model).graph.value_info

@@ -9,9 +9,9 @@ import numpy.typing as npt
 from ddcat.engines.onnxruntime import OrtGraph
 from ddcat_export.calibration import Images
 from ddcat_export.errors import ExportError
-from ddcat_export.graph import with_logits
+from ddcat_export.onnx_export import with_logits
+from ddcat_export.progress import Progress, with_progress
 from ddcat_export.quantise import layers_of, quantise
-from ddcat_export.steps import Progress, told
 
 __all__ = ["LayerError", "measure_sensitivity"]
 
@@ -64,7 +64,7 @@ def measure_sensitivity(
     layers = layers_of(graph)
     wanted = [_logits(graph, images) for images in (clean, adversarial)]
     found = []
-    for layer in told(layers, "measuring the sensitivity of layers", progress):
+    for layer in with_progress(layers, "measuring the sensitivity of layers", progress):
         content = quantise(graph, ranges, float_layers=[other for other in layers if other != layer])
         errors = [
             _error(_logits(content, images), reference) for images, reference in zip((clean, adversarial), wanted, strict=True)

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from ddcat import __version__
 from ddcat.engines.errors import EngineError, InputError
-from ddcat.faults import first_fault
+from ddcat.error_text import first_validation_error
 from ddcat_serve import page, protocol_routes, segment
 from ddcat_serve.compression import Compression
 from ddcat_serve.context import ERRORS, PROVENANCE, Context
@@ -161,7 +161,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def wrong_parameter(request: Request, error: RequestValidationError) -> Response:
-        return answer(400, first_fault(error))
+        return answer(400, first_validation_error(error))
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ddcat.engines import Engine
-from ddcat.manifest import Shapes
+from ddcat.manifest import InputShapes
 from ddcat_serve.memory import cost_of
 
 __all__ = ["Trial", "most_pixels", "try_sizes"]
@@ -34,14 +34,14 @@ class Trial(NamedTuple):
     bytes: int
 
 
-def try_sizes(engine: Engine, shapes: Shapes) -> list[Trial]:
+def try_sizes(engine: Engine, shapes: InputShapes) -> list[Trial]:
     """
     Give an engine larger and larger images, of noise.
 
     Parameters
     ----------
     engine : Engine
-    shapes : Shapes
+    shapes : InputShapes
         That it takes.
 
     Returns
@@ -73,7 +73,7 @@ def most_pixels(trials: Sequence[Trial], most_bytes: float) -> int:
     return max(trials[0].pixels, int(last.pixels * reach))
 
 
-def _sizes(shapes: Shapes) -> list[tuple[int, int]]:
+def _sizes(shapes: InputShapes) -> list[tuple[int, int]]:
     """The smallest size, and twice and four times its sides and so on; or of a ladder the smallest and the largest."""
     if shapes.sizes is not None:
         return sorted({shapes.sizes[0], shapes.sizes[-1]}, key=math.prod)

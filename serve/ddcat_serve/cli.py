@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddcat.command import ExpectDigest, RequirePassport, RequireSignature
+from ddcat.cli_support import ExpectDigest, RequirePassport, RequireSignature
 from ddcat_serve.flags import with_settings
 
 if TYPE_CHECKING:
-    from ddcat.bundle import Trust
-    from ddcat.passport import Found
+    from ddcat.bundle import TrustPolicy
+    from ddcat.passport import PassportStatus
 
 __all__ = ["app"]
 
@@ -62,12 +62,12 @@ def run(
 
     - `ddcat serve one.bundle --require-signature key.pub --require-passport --rate-limit 100/minute`
     """
-    from ddcat.bundle import Trust
+    from ddcat.bundle import TrustPolicy
     from ddcat_serve.settings import read_settings
     from ddcat_serve.sources import parse_source
 
     sources, read = [parse_source(text) for text in bundles], read_settings(config, **settings)
-    trust = Trust.from_options(require_signature, expect_digest, require_passport)
+    trust = TrustPolicy.from_options(require_signature, expect_digest, require_passport)
     with _libraries_for([source.path for source in sources], trust, "serve"):
         from ddcat_serve.server import serve
     serve(sources, host=host, port=port, threads=threads, trust=trust, settings=read)
@@ -89,10 +89,10 @@ def inspect(
 
     - `ddcat inspect runs/camvid/bundle --require-signature key.pub --json`
     """
-    from ddcat.bundle import Trust, open_bundle
+    from ddcat.bundle import TrustPolicy, open_bundle
     from ddcat_serve.inspection import print_bundle, print_json
 
-    trust = Trust.from_options(require_signature, expect_digest)
+    trust = TrustPolicy.from_options(require_signature, expect_digest)
     opened = open_bundle(bundle, trust)
     if as_json:
         print_json(opened)
@@ -119,12 +119,12 @@ def triton(
 
     - `ddcat triton runs/camvid/bundle repository && tritonserver --model-repository=repository`
     """
-    from ddcat.bundle import Trust, open_bundle
-    from ddcat.files import check_vacant
+    from ddcat.atomic_files import check_absent
+    from ddcat.bundle import TrustPolicy, open_bundle
     from ddcat.passport import read_passport
 
-    check_vacant(out)
-    trust = Trust.from_options(require_signature, expect_digest, require_passport)
+    check_absent(out)
+    trust = TrustPolicy.from_options(require_signature, expect_digest, require_passport)
     opened = open_bundle(bundle, trust)
     _warn(bundle, read_passport(opened, trust))
     with _libraries_for([bundle], trust, "serve"):
@@ -163,11 +163,11 @@ def run_on_ray(
 
     - `ddcat ray runs/camvid/bundle --replicas 2 --max-replicas 8`
     """
-    from ddcat.bundle import Trust, open_bundle
+    from ddcat.bundle import TrustPolicy, open_bundle
     from ddcat.passport import read_passport
     from ddcat_serve.sources import parse_source
 
-    trust = Trust.from_options(require_signature, expect_digest, require_passport)
+    trust = TrustPolicy.from_options(require_signature, expect_digest, require_passport)
     with _libraries_for([parse_source(text).path for text in bundles], trust, "serve,ray"):
         from ddcat_serve.deploy.ray_app import Arguments
         from ddcat_serve.deploy.ray_app import run as run_ray
@@ -188,7 +188,7 @@ def run_on_ray(
 
 
 @contextmanager
-def _libraries_for(bundles: Sequence[Path], trust: "Trust", extras: str) -> Iterator[None]:
+def _libraries_for(bundles: Sequence[Path], trust: "TrustPolicy", extras: str) -> Iterator[None]:
     """Where a library is missing, look at the bundles first, whose engines say which extras are needed, too."""
     try:
         yield
@@ -202,6 +202,6 @@ def _libraries_for(bundles: Sequence[Path], trust: "Trust", extras: str) -> Iter
             raise
 
 
-def _warn(bundle: Path, passport: "Found") -> None:
+def _warn(bundle: Path, passport: "PassportStatus") -> None:
     if passport.warning is not None:
         typer.echo(f"warning: {bundle}: {passport.warning}", err=True)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import simplejpeg  # type: ignore[import-untyped]
 from PIL import Image, UnidentifiedImageError
 
-from ddcat.faults import first_line
+from ddcat.error_text import first_line
 from ddcat.image_files import (
     AnimationError,
     ImageFileError,

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from ddcat.engines import Outputs
 from ddcat.engines.errors import EngineError
-from ddcat.faults import first_fault
+from ddcat.error_text import first_validation_error
 from ddcat.manifest import TensorEntry
 from ddcat_serve.errors import RequestError, quoted
 from ddcat_serve.json_tensors import read_bytes, write_values
@@ -210,7 +210,7 @@ def _read(text: memoryview) -> tuple[InferRequest, memoryview]:
     except UnicodeDecodeError as cause:
         raise _malformed(text, cause) from cause
     except ValidationError as cause:
-        raise RequestError(400, first_fault(cause)) from cause
+        raise RequestError(400, first_validation_error(cause)) from cause
     first = bytes(data[:1])
     if first not in (b"", b"[", b"n"):
         raise RequestError(400, "inputs.0.data: expected an array")

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ddcat.bundle import ANYONE, INTEGRITY_ONLY, Bundle, Trust
-from ddcat.engines.checks import shown_sizes, shown_tensors
+from ddcat.bundle import INTEGRITY_ONLY, NO_TRUST_POLICY, Bundle, TrustPolicy
+from ddcat.engines.checks import format_sizes, format_tensors
 from ddcat.manifest import EngineEntry, Golden, MainBranchProof, Manifest, Quantisation
 from ddcat.passport import read_passport
 from ddcat.text import printable
@@ -22,7 +22,7 @@ def print_json(bundle: Bundle) -> None:
     print(json.dumps({"digest": bundle.digest, "trust": bundle.trust, "manifest": manifest}, indent=2))
 
 
-def print_bundle(bundle: Bundle, trust: Trust = ANYONE) -> None:
+def print_bundle(bundle: Bundle, trust: TrustPolicy = NO_TRUST_POLICY) -> None:
     """Print what the manifest says."""
     table = Table(title=Text(printable(str(bundle.path))), show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
@@ -37,7 +37,7 @@ def print_bundle(bundle: Bundle, trust: Trust = ANYONE) -> None:
         console.print("Integrity only: nothing here proves who wrote it. --require-signature or --expect-digest would.")
 
 
-def _rows(bundle: Bundle, trust: Trust) -> dict[str, str | list[str]]:
+def _rows(bundle: Bundle, trust: TrustPolicy) -> dict[str, str | list[str]]:
     manifest = bundle.manifest
     source, data = manifest.source, manifest.data
     trained = "imported" if source.step is None else f"step {source.step}"
@@ -58,9 +58,9 @@ def _rows(bundle: Bundle, trust: Trust) -> dict[str, str | list[str]]:
         "judged at": _size(data.long_side),
         "classes": ", ".join(entry.name for entry in manifest.classes),
         "preprocessing": f"in the graph: (image / 255 - {mean}) / {std}",
-        "inputs": shown_tensors(manifest.inputs),
-        "outputs": shown_tensors(manifest.outputs),
-        "sizes": shown_sizes(manifest.shapes),
+        "inputs": format_tensors(manifest.inputs),
+        "outputs": format_tensors(manifest.outputs),
+        "sizes": format_sizes(manifest.shapes),
         "engine": _engine(manifest),
         "engine options": _pairs(manifest.engine.options),
         "runs on": _device(manifest.engine),
@@ -68,7 +68,7 @@ def _rows(bundle: Bundle, trust: Trust) -> dict[str, str | list[str]]:
         "golden": _golden(manifest.golden),
         "files": [f"{name}  {entry.bytes} bytes  {entry.sha256[:12]}" for name, entry in manifest.files.items()],
         "versions": _pairs(manifest.versions),
-        "passport": read_passport(bundle, trust).known,
+        "passport": read_passport(bundle, trust).summary,
     }
 
 

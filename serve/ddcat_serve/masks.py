@@ -8,7 +8,7 @@ import numpy.typing as npt
 from PIL import Image
 from pycocotools import mask as coco  # type: ignore[import-untyped]
 
-from ddcat.classes import Classes, coloured
+from ddcat.classes import Classes, colourise
 
 __all__ = ["encode_confidence", "encode_image", "encode_labels", "encode_mask", "encode_overlay", "encode_rle"]
 
@@ -50,7 +50,7 @@ def encode_overlay(labels: U8, image: U8, classes: Classes) -> bytes:
     image : (H, W, 3) uint8
     classes : Classes
     """
-    mixed = (image.astype(np.uint16) + coloured(labels, classes)) // 2  # as floats they would take 51 bytes a pixel
+    mixed = (image.astype(np.uint16) + colourise(labels, classes)) // 2  # as floats they would take 51 bytes a pixel
     return _png(Image.fromarray(mixed.astype(np.uint8)))
 
 

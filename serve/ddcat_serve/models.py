@@ -14,12 +14,12 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect
 
-from ddcat.bundle import ANYONE, Bundle, Trust, open_bundle
+from ddcat.bundle import NO_TRUST_POLICY, Bundle, TrustPolicy, open_bundle
 from ddcat.engines import Engine, Outputs, open_engine
 from ddcat.engines.base import Images
 from ddcat.engines.checks import check_images, check_size
 from ddcat.engines.golden import Example, check_answers, read_golden
-from ddcat.passport import Found, read_passport
+from ddcat.passport import PassportStatus, read_passport
 from ddcat_serve.batching import Full, Queue, TooLarge
 from ddcat_serve.capacity import most_pixels
 from ddcat_serve.drain import Drain
@@ -72,7 +72,7 @@ class ServedModel:
         *,
         name: str,
         version: str,
-        passport: Found,
+        passport: PassportStatus,
         worker: Worker,
         examples: tuple[Example, ...] = (),
         monitor: Monitor | None = None,
@@ -101,7 +101,7 @@ class ServedModel:
             "bundle": self.bundle.digest,
             "trust": self.bundle.trust,
             "passport": None if passport is None else passport.model_dump(mode="json"),
-            "passport_known": self.passport.known,
+            "passport_known": self.passport.summary,
             "method": manifest.source.method,
             "architecture": manifest.source.architecture,
             "precision": manifest.engine.effective_precision,
@@ -239,7 +239,7 @@ def load_models(
     *,
     settings: Settings,
     threads: int | None = None,
-    trust: Trust = ANYONE,
+    trust: TrustPolicy = NO_TRUST_POLICY,
     observe: Observe = lambda model, batch: None,
     drain: Drain | None = None,
 ) -> Iterator[dict[str, dict[str, ServedModel]]]:
@@ -253,7 +253,7 @@ def load_models(
     settings : Settings
     threads : int, optional
         Of each engine; the physical cores by default.
-    trust : Trust, optional
+    trust : TrustPolicy, optional
         What must be shown of who wrote them.
     observe : callable, optional
         Is told of every batch, in the thread of its engine.
@@ -295,7 +295,7 @@ def _load(
     version: str,
     settings: Settings,
     threads: int | None,
-    trust: Trust,
+    trust: TrustPolicy,
     observe: Observe,
     *,
     share: float,
@@ -353,7 +353,7 @@ def _load(
 
 def _reopen(known: Bundle, threads: int | None, tolerance: float) -> Engine:
     """Open an engine again from the very bytes that were verified; whatever else lies there by now is refused."""
-    bundle = open_bundle(known.path, Trust(digests=(known.digest,)))
+    bundle = open_bundle(known.path, TrustPolicy(digests=(known.digest,)))
     engine = open_engine(bundle, threads=threads)
     try:
         check_answers(bundle, engine, read_golden(bundle), tolerance=tolerance)

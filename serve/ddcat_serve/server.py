@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from ddcat.bundle import Trust
+from ddcat.bundle import TrustPolicy
 from ddcat_serve.app import create_app
 from ddcat_serve.connection import Connection
 from ddcat_serve.context import Context
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 
-def serve(sources: Sequence[Source], *, host: str, port: int, threads: int | None, trust: Trust, settings: Settings) -> None:
+def serve(
+    sources: Sequence[Source], *, host: str, port: int, threads: int | None, trust: TrustPolicy, settings: Settings
+) -> None:
     """
     Serve bundles until SIGTERM or SIGINT, then leave the process with exit status 0.
 
@@ -52,7 +54,7 @@ def serve(sources: Sequence[Source], *, host: str, port: int, threads: int | Non
         0 takes a free one; the line that says where it listens names it.
     threads : int or None
         Of each engine; None: the physical cores.
-    trust : Trust
+    trust : TrustPolicy
         What must be shown of who wrote the bundles.
     settings : Settings
 
@@ -161,7 +163,7 @@ def _introduce(models: Models, host: str, port: int, grpc: str | None) -> None:
         for model in versions.values():
             engine = ", ".join(f"{key} {value}" for key, value in model.engine.description.items())
             print(f"{model.name}, version {model.version}: bundle {model.bundle.digest} ({model.bundle.trust})")
-            print(f"    passport: {model.passport.known}\n    {engine}")
+            print(f"    passport: {model.passport.summary}\n    {engine}")
             if model.passport.warning is not None:
                 print(f"    WARNING: {model.passport.warning}")
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"

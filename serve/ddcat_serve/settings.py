@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
-from ddcat.faults import first_line
+from ddcat.error_text import first_line
 from ddcat.manifest import GOLDEN_TOLERANCE
 from ddcat_serve.errors import ServeError
 

@@ -12,7 +12,7 @@ from ddcat.bundle import Bundle
 from ddcat.engines import Engine
 from ddcat.engines.base import Images
 from ddcat.engines.golden import Example, check_answers
-from ddcat.manifest import Range, Shapes
+from ddcat.manifest import DimRange, InputShapes
 from ddcat_serve.capacity import Trial, try_sizes
 
 __all__ = ["Pace", "measure_pace", "measure_speed", "warm_up"]
@@ -89,7 +89,7 @@ def warm_up(bundle: Bundle, engine: Engine, examples: Sequence[Example], *, tole
 def measure_speed(
     engine: Engine,
     *,
-    shapes: Shapes,
+    shapes: InputShapes,
     examples: Sequence[Example],
     batch_pixels: int,
     clock: Callable[[], float] = time.perf_counter,
@@ -100,7 +100,7 @@ def measure_speed(
     Parameters
     ----------
     engine : Engine
-    shapes : Shapes
+    shapes : InputShapes
         That it takes.
     examples : sequence of Example
         As for `warm_up`; only the first is looked at.
@@ -123,7 +123,7 @@ def measure_pace(
     image: Images,
     *,
     batch_pixels: int,
-    batch: Range,
+    batch: DimRange,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Pace:
     """
@@ -135,7 +135,7 @@ def measure_pace(
     image : (H, W, 3) uint8
     batch_pixels : int
         Most that are tried, but for the smallest batch.
-    batch : Range
+    batch : DimRange
         Images that the engine takes at once.
     clock : callable, optional
         In seconds, never going back.

@@ -17,13 +17,13 @@ from ddcat.engines.base import check_images
 from ddcat.manifest import (
     ClassEntry,
     DataSource,
+    DimRange,
     EngineEntry,
+    InputShapes,
     MainBranchProof,
     Manifest,
     Preprocessing,
-    Range,
-    Shapes,
-    Source,
+    SourceCheckpoint,
     TensorEntry,
 )
 from ddcat_bench.subjects import main_branch
@@ -103,7 +103,7 @@ class TorchEngine:
     """What an engine is, computed by PyTorch; `change` falsifies its labels."""
 
     checkpoint: Checkpoint
-    shapes: Shapes
+    shapes: InputShapes
     change: Callable[[Images], Images] = lambda labels: labels
     description: Mapping[str, str | int | bool] = field(default_factory=lambda: {"runtime": "PyTorch", "threads": 1})
     inputs: tuple[TensorEntry, ...] = ()
@@ -140,11 +140,11 @@ def make_bundle(tmp_path: Path, checkpoint: Checkpoint, scenes: Dataset) -> Call
 
     def make(height: int | None = None, width: int | None = None, batch: int | None = None) -> Bundle:
         content, classes = b"no graph", scenes.classes
-        sides = [Range(minimum=s or 33, maximum=s) for s in (height, width)]
+        sides = [DimRange(minimum=s or 33, maximum=s) for s in (height, width)]
         manifest = Manifest(
             name="tiny",
             files=entries({"model.onnx": content}),
-            source=Source(
+            source=SourceCheckpoint(
                 checkpoint=str(checkpoint.path), sha256=checkpoint.sha256(), git_commit=None, method="sat", attack=None,
                 architecture="resnet10 + pyramid", step=12,
             ),
@@ -155,7 +155,7 @@ def make_bundle(tmp_path: Path, checkpoint: Checkpoint, scenes: Dataset) -> Call
             ),
             classes=tuple(ClassEntry(name=n, colour=c) for n, c in zip(classes.names, classes.palette, strict=True)),
             preprocessing=Preprocessing(mean=imagenet.MEAN, std=imagenet.STD),
-            shapes=Shapes(batch=Range(minimum=batch or 1, maximum=batch), height=sides[0], width=sides[1]),
+            shapes=InputShapes(batch=DimRange(minimum=batch or 1, maximum=batch), height=sides[0], width=sides[1]),
             inputs=(TensorEntry(name="image", dtype="uint8", shape=("batch", "height", "width", 3)),),
             outputs=(TensorEntry(name="labels", dtype="uint8", shape=("batch", "height", "width")),),
             opset=20,

@@ -18,7 +18,7 @@ from ddcat.engines.base import check_images
 from ddcat.engines.checks import check_names, check_size
 from ddcat.engines.cores import physical_cores
 from ddcat.engines.errors import EngineError, InputError
-from ddcat.manifest import Precision, Range, Shapes, TensorEntry
+from ddcat.manifest import DimRange, InputShapes, Precision, TensorEntry
 from ddcat_export.engines import build_engine, check_possible
 
 COMBINATIONS: list[tuple[str, Precision]] = [
@@ -157,7 +157,7 @@ def test_refuses_what_it_was_not_checked_with(
 
 
 def test_a_size_that_is_refused_says_which_are_taken() -> None:
-    free, few = Range(minimum=33, maximum=None), Range(minimum=33, maximum=640)
+    free, few = DimRange(minimum=33, maximum=None), DimRange(minimum=33, maximum=640)
     for height, width, size, message in (
         (free, free, (20, 20), "Image is 20 x 20; this model needs at least 33 x 33 (width x height)"),
         (free, free, (20, 40), "Image is 40 x 20; this model needs at least 33 x 33 (width x height)"),
@@ -166,15 +166,15 @@ def test_a_size_that_is_refused_says_which_are_taken() -> None:
         (free, few, (64, 641), "Image is 641 x 64; this model takes a width of at most 640 (width x height)"),
     ):
         with pytest.raises(InputError) as caught:
-            check_size(1, *size, Shapes(batch=Range(minimum=1, maximum=4), height=height, width=width))
+            check_size(1, *size, InputShapes(batch=DimRange(minimum=1, maximum=4), height=height, width=width))
         assert str(caught.value) == message
 
 
 def test_a_ladder_takes_its_sizes_alone() -> None:
-    shapes = Shapes(
-        batch=Range(minimum=1, maximum=None),
-        height=Range(minimum=48, maximum=96),
-        width=Range(minimum=64, maximum=128),
+    shapes = InputShapes(
+        batch=DimRange(minimum=1, maximum=None),
+        height=DimRange(minimum=48, maximum=96),
+        width=DimRange(minimum=64, maximum=128),
         sizes=((48, 64), (96, 128)),
     )
     for height, width in ((48, 64), (96, 128)):
@@ -217,7 +217,9 @@ def test_refuses_a_precision_that_is_not_in_effect(
 
 @pytest.mark.parametrize("engine", ON_A_CPU)
 def test_refuses_bytes_that_are_no_graph(engine: str) -> None:
-    shapes = Shapes(batch=Range(minimum=1, maximum=None), **dict.fromkeys(("height", "width"), Range(minimum=8, maximum=9)))
+    shapes = InputShapes(
+        batch=DimRange(minimum=1, maximum=None), **dict.fromkeys(("height", "width"), DimRange(minimum=8, maximum=9))
+    )
     with pytest.raises(EngineError, match=r"does not load the graph: \S"):
         build_engine(engine, b"no model", precision="fp32", shapes=shapes)
 

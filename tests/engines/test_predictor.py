@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import ddcat
-from ddcat.bundle import Trust
+from ddcat.bundle import TrustPolicy
 from ddcat.engines import open_engine
 from ddcat.engines.errors import EngineError, InputError
 from ddcat.errors import BundleError
@@ -68,7 +68,7 @@ def test_what_is_no_image_is_told_in_a_line(
 
 def test_nothing_is_opened_that_is_not_trusted(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="digest"):
-        ddcat.open_bundle(bundle, trust=Trust.from_options(None, ["0" * 64]))
+        ddcat.open_bundle(bundle, trust=TrustPolicy.from_options(None, ["0" * 64]))
     with pytest.raises(BundleError, match="is not a directory"):
         ddcat.open_bundle(tmp_path / "none")
 

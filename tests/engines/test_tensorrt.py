@@ -15,13 +15,13 @@ from ddcat.bundle import Bundle, entries, write_bundle
 from ddcat.engines import open_engine
 from ddcat.engines.errors import EngineError, InputError
 from ddcat.hashing import sha256_of_bytes
-from ddcat.manifest import Range, Shapes
+from ddcat.manifest import DimRange, InputShapes
 from ddcat_export.engines import build_engine, check_possible
 
-LADDER = Shapes(
-    batch=Range(minimum=1, maximum=3),
-    height=Range(minimum=16, maximum=32),
-    width=Range(minimum=24, maximum=48),
+LADDER = InputShapes(
+    batch=DimRange(minimum=1, maximum=3),
+    height=DimRange(minimum=16, maximum=32),
+    width=DimRange(minimum=24, maximum=48),
     sizes=((16, 24), (32, 48)),
 )
 
@@ -49,7 +49,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
     doubles.forget_engine()
 
 
-def bundle_of(graph: bytes, folder: Path, shapes: Shapes, build: Callable, **options: object) -> Bundle:
+def bundle_of(graph: bytes, folder: Path, shapes: InputShapes, build: Callable, **options: object) -> Bundle:
     """A bundle of TensorRT: the manifest is ONNX Runtime's but for what the build says of itself."""
     manifest = build(graph, "ort", name="of-ort").manifest.model_copy(update={"shapes": shapes})
     built = build_engine("trt", graph, precision="fp32", shapes=shapes, **options)
@@ -143,7 +143,9 @@ def test_free_sizes_have_one_profile_and_no_cuda_graphs(
     install: Callable, build: Callable, make_graph: Callable, oracle: Callable, tmp_path: Path
 ) -> None:
     machine = install()
-    shapes = Shapes(batch=Range(minimum=1, maximum=2), height=Range(minimum=8, maximum=40), width=Range(minimum=9, maximum=50))
+    shapes = InputShapes(
+        batch=DimRange(minimum=1, maximum=2), height=DimRange(minimum=8, maximum=40), width=DimRange(minimum=9, maximum=50)
+    )
     bundle = bundle_of(make_graph(), tmp_path, shapes, build)
     assert machine.told("set_shape") == [("image", (1, 8, 9, 3), (1, 40, 50, 3), (2, 40, 50, 3))]
     with open_engine(bundle) as engine:

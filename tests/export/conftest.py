@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ddcat.bundle import Bundle, open_bundle
 from ddcat.classes import Classes
 from ddcat_export import exporting
-from ddcat_export.sweep import Sweep
+from ddcat_export.parity import Parity
 from ddcat_train.checkpoints import Description, SplitEntry, build_network, save_checkpoint
 from ddcat_train.config import parse_config
 from ddcat_train.data.generate import write_scenes
@@ -113,7 +113,7 @@ def skip_what_is_slow(bundle: Bundle) -> Callable[[pytest.MonkeyPatch], None]:
     def skip(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(exporting, "build_graph", lambda *given, **options: bundle.files["model.onnx"])
         patch.setattr(exporting, "prove_main_branch", lambda *given, **options: bundle.manifest.main_branch_only)
-        patch.setattr(exporting, "sweep", lambda *given, **options: Sweep((), 0, 0, 0.0))
+        patch.setattr(exporting, "check_parity", lambda *given, **options: Parity((), 0, 0, 0.0))
 
     return skip
 

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from ddcat.bundle import Bundle
 from ddcat.engines import open_engine
-from ddcat.scores import count, miou
-from ddcat_export.sweep import sample_images
+from ddcat.metrics import confusion_counts, miou
+from ddcat_export.parity import sample_images
 from ddcat_train.attacks import dla
 
 
@@ -28,5 +28,5 @@ def test_dla_lowers_the_miou_of_an_engine(bundle: Bundle) -> None:
         answers = predict(attacked)
     assert all((pixels.int() - asked[0].int()).abs().max() <= 8 for pixels in asked)
     assert ((attacked * 255).round() / 255 - attacked).abs().max() < 1e-6  # what was judged is what is sent
-    figures = [miou(count(t.numpy(), a.numpy(), 6)) for t, a in zip(labels, answers, strict=True)]
+    figures = [miou(confusion_counts(t.numpy(), a.numpy(), 6)) for t, a in zip(labels, answers, strict=True)]
     assert max(figures) < 0.98

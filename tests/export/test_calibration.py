@@ -13,9 +13,9 @@ from ddcat.hashing import sha256_of_bytes
 from ddcat_export import calibration
 from ddcat_export.calibration import calibration_images, measure_ranges, read_samples
 from ddcat_export.errors import ExportError
-from ddcat_export.folding import fold_batch_norms
+from ddcat_export.fuse_batch_norm import fold_batch_norms
+from ddcat_export.parity import sample_images
 from ddcat_export.quantise import layers_of
-from ddcat_export.sweep import sample_images
 from ddcat_train.attacks import pgd
 from ddcat_train.checkpoints import Checkpoint, load_checkpoint
 from ddcat_train.data import open_dataset

@@ -18,7 +18,7 @@ from ddcat_export import exporting
 from ddcat_export.errors import ExportError
 from ddcat_export.exporting import export
 from ddcat_export.opsets import opset_of
-from ddcat_export.sweep import sample_images
+from ddcat_export.parity import sample_images
 from ddcat_train import imagenet
 from ddcat_train.checkpoints import load_checkpoint
 
@@ -200,7 +200,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(quick: pytest.MonkeyPatch, run
     assert tree(tmp_path) == {"file"}
 
 
-@pytest.mark.parametrize("stage", ["golden_images", "build_graph", "prove_main_branch", "sweep", "assemble"])
+@pytest.mark.parametrize("stage", ["golden_images", "build_graph", "prove_main_branch", "check_parity", "assemble"])
 def test_a_failure_at_any_stage_leaves_nothing(quick: pytest.MonkeyPatch, run: Path, tmp_path: Path, stage: str) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise ExportError(f"{stage} refuses")
@@ -255,7 +255,7 @@ def test_an_export_for_an_older_runtime_is_compared_with_pytorch_as_it_is(
     quick: pytest.MonkeyPatch, run: Path, tmp_path: Path
 ) -> None:
     swept = []
-    quick.setattr(exporting, "sweep", lambda content, *rest, **options: swept.append(opset_of(content)))
+    quick.setattr(exporting, "check_parity", lambda content, *rest, **options: swept.append(opset_of(content)))
     made = export(run, tmp_path / "bundle", opset=20).bundle
     assert made.manifest.opset == opset_of(made.files["model.onnx"]) == 20
     assert swept == [22, 20]

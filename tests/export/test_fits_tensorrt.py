@@ -11,7 +11,7 @@ import pytest
 from ddcat.engines.errors import EngineError
 from ddcat_export.engines.tensorrt.graph import adapt
 from ddcat_export.exporting import export
-from ddcat_export.sweep import sample_images
+from ddcat_export.parity import sample_images
 
 SIZE = (65, 97)
 

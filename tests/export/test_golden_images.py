@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddcat.manifest import DataSource
-from ddcat_export.assembling import shapes_of_engine
+from ddcat_export.bundle_builder import shapes_of_engine
+from ddcat_export.crop import center_crop
 from ddcat_export.errors import ExportError
-from ddcat_export.fitting import fit
 from ddcat_export.golden_images import golden_images
 from ddcat_train.data import open_dataset
 from ddcat_train.errors import DataError
@@ -29,7 +29,7 @@ def test_an_image_is_cut_or_mirrored(height: int, width: int, new_height: int, n
         by_numpy = np.pad(by_numpy, sides, mode="symmetric")
         start = (by_numpy.shape[axis] - wanted) // 2
         by_numpy = by_numpy.take(range(start, start + wanted), axis)
-    np.testing.assert_array_equal(fit(image, (new_height, new_width)), by_numpy)
+    np.testing.assert_array_equal(center_crop(image, (new_height, new_width)), by_numpy)
 
 
 def source(root: Path, long_side: int | None = None) -> DataSource:

@@ -11,21 +11,21 @@ from torch import Tensor
 from ddcat.manifest import Sizes
 from ddcat_export import main_branch
 from ddcat_export.errors import ExportError
-from ddcat_export.graph import TRACED, MainBranch, build_graph
 from ddcat_export.main_branch import prove_main_branch
+from ddcat_export.onnx_export import TRACED, MainBranchModule, build_graph
 
 SIZE = (64, 80)
 
 
 def planted(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     """Let `change(segmenter, image)` be added to the logits before labels are chosen."""
-    honest = MainBranch.forward
+    honest = MainBranchModule.forward
 
-    def forward(self: MainBranch, image: Tensor) -> tuple[Tensor, ...]:
+    def forward(self: MainBranchModule, image: Tensor) -> tuple[Tensor, ...]:
         labels, logits = honest(self, image)
         return labels, logits + change(self.segmenter, image)
 
-    monkeypatch.setattr(MainBranch, "forward", forward)
+    monkeypatch.setattr(MainBranchModule, "forward", forward)
 
 
 @pytest.mark.parametrize("sizes", [(SIZE,), (SIZE, (96, 128)), None])

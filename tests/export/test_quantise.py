@@ -16,10 +16,10 @@ from ddcat.engines.onnxruntime import OrtGraph
 from ddcat.engines.openvino import OpenVinoGraph
 from ddcat_export.calibration import measure_ranges
 from ddcat_export.errors import ExportError
-from ddcat_export.graph import with_logits
-from ddcat_export.lint import OPSET
-from ddcat_export.quantise import check_quantised, layers_of, points_of, quantise
-from ddcat_export.sweep import sample_images
+from ddcat_export.graph_checks import OPSET
+from ddcat_export.onnx_export import with_logits
+from ddcat_export.parity import sample_images
+from ddcat_export.quantise import check_quantised, layers_of, quantise, quantised_tensors
 
 F32 = npt.NDArray[np.float32]
 
@@ -79,7 +79,7 @@ def test_every_layer_multiplies_bytes_by_bytes(fp32: bytes, form: tuple[onnx.Mod
 
 def test_it_is_about_a_quarter_in_size() -> None:
     content = tiny(channels=256, kernel=3)
-    assert len(quantise(content, dict.fromkeys(points_of(content), 1.0))) < 0.27 * len(content)
+    assert len(quantise(content, dict.fromkeys(quantised_tensors(content), 1.0))) < 0.27 * len(content)
 
 
 def test_the_same_graph_gives_the_same_bytes(fp32: bytes, ranges: dict[str, float]) -> None:
@@ -102,7 +102,7 @@ def test_layers_that_are_left_in_float_keep_their_weights(fp32: bytes, ranges: d
 
 def test_a_range_that_is_not_finite_is_refused(fp32: bytes, ranges: dict[str, float]) -> None:
     with pytest.raises(ExportError, match="is inf: calibrate on images that the network was made for"):
-        quantise(fp32, {**ranges, points_of(fp32)[0]: float("inf")})
+        quantise(fp32, {**ranges, quantised_tensors(fp32)[0]: float("inf")})
 
 
 def replaced(model: onnx.ModelProto, name: str, values: npt.NDArray) -> None:
@@ -157,7 +157,7 @@ def pair(model: onnx.ModelProto) -> onnx.NodeProto:
 )
 def test_a_planted_fault_is_refused(plant: Callable[[onnx.ModelProto], None], message: str) -> None:
     content = tiny()
-    model = onnx.load_model_from_string(quantise(content, dict.fromkeys(points_of(content), 1.0)))
+    model = onnx.load_model_from_string(quantise(content, dict.fromkeys(quantised_tensors(content), 1.0)))
     check_quantised(model)
     plant(model)
     with pytest.raises(ExportError, match=message):

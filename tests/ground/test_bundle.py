@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from ddcat.atomic_files import write_in_turn
 from ddcat.bundle import MANIFEST, entries, open_bundle, write_bundle
 from ddcat.errors import BundleError
-from ddcat.files import write_in_turn
-from ddcat.manifest import Manifest, Range, parse_manifest
+from ddcat.manifest import DimRange, Manifest, parse_manifest
 from ddcat.passport import read_passport
 
 MakeManifest = Callable[..., Manifest]
@@ -241,11 +241,11 @@ def test_what_is_no_bundle_is_said_to_be_none(tmp_path: Path, make: Any) -> None
 
 
 def test_a_range_holds_its_ends() -> None:
-    sizes = Range(minimum=33, maximum=64)
+    sizes = DimRange(minimum=33, maximum=64)
     assert [size in sizes for size in (32, 33, 64, 65)] == [False, True, True, False]
-    assert 10**6 in Range(minimum=33, maximum=None)
+    assert 10**6 in DimRange(minimum=33, maximum=None)
     with pytest.raises(ValueError, match="below minimum"):
-        Range(minimum=2, maximum=1)
+        DimRange(minimum=2, maximum=1)
 
 
 @pytest.mark.parametrize("content", [b"\xff", b"{", b"[]", b"{}", b'"text"', b"[" * 100_000])

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ddcat.atomic_files import read_json
 from ddcat.bundle import open_bundle, write_bundle
 from ddcat.errors import BundleError, DdcatError
-from ddcat.files import read_json
 from ddcat.json_text import parse_json
 from ddcat.manifest import Manifest, parse_manifest
 from ddcat.passport import Passport, read_passport
@@ -47,6 +47,6 @@ def test_in_a_passport(make_manifest: Callable[[], Manifest], files: dict[str, b
     for content, known in ((passport.to_bytes().decode(), "refuse "), (twice(passport.to_bytes().decode(), "verdict"), "none")):
         (tmp_path / "bundle/passport.json").write_text(content)
         found = read_passport(open_bundle(tmp_path / "bundle"))
-        assert found.known.startswith(known)
-    assert "the key 'verdict' stands twice" in found.known
+        assert found.summary.startswith(known)
+    assert "the key 'verdict' stands twice" in found.summary
     assert json.loads(content)["verdict"] == "refuse"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ddcat.bundle import Bundle, Trust, open_bundle, write_bundle
+from ddcat.bundle import Bundle, TrustPolicy, open_bundle, write_bundle
 from ddcat.errors import BundleError
 from ddcat.manifest import parse_manifest
 from ddcat.passport import Finding, Passport, read_passport, write_passport
@@ -35,7 +35,7 @@ def test_it_travels_with_its_bundle(bundle: Bundle) -> None:
     opened = open_bundle(bundle.path)  # it is no surplus file
     found = read_passport(opened)
     assert found.passport == passport(bundle)
-    assert found.known == "pass (default budget, 7 images, signature not checked; mIoU, clean: pass)"
+    assert found.summary == "pass (default budget, 7 images, signature not checked; mIoU, clean: pass)"
 
 
 def test_a_bundle_that_changed_has_lost_it(bundle: Bundle) -> None:
@@ -51,34 +51,34 @@ def test_a_bundle_that_changed_has_lost_it(bundle: Bundle) -> None:
     manifest.write_bytes(changed.to_bytes())  # as an export into its place would
     found = read_passport(open_bundle(bundle.path))
     assert found.passport is None
-    assert f"speaks of another bundle, {bundle.digest[:12]}..." in found.known
+    assert f"speaks of another bundle, {bundle.digest[:12]}..." in found.summary
 
 
 def test_one_that_cannot_be_read_is_none(bundle: Bundle) -> None:
     (bundle.path / "passport.json").write_text('{"schema_version": 1}')
     found = read_passport(open_bundle(bundle.path))
     assert found.passport is None
-    assert "manifest_sha256: Field required" in found.known
+    assert "manifest_sha256: Field required" in found.summary
 
 
 def test_signed_by_whom_it_should_be(bundle: Bundle, tmp_path: Path) -> None:
     (ours, our_public), (_, their_public) = write_keys(tmp_path, "ours"), write_keys(tmp_path, "theirs")
     write_passport(bundle, passport(bundle))
     with pytest.raises(BundleError, match="is not signed"):
-        read_passport(bundle, Trust(our_public))
+        read_passport(bundle, TrustPolicy(our_public))
     write_passport(bundle, passport(bundle), key=ours)
-    found = read_passport(open_bundle(bundle.path), Trust(our_public))
+    found = read_passport(open_bundle(bundle.path), TrustPolicy(our_public))
     assert found.passport is not None
-    assert found.known == "pass (default budget, 7 images, signature checked; mIoU, clean: pass)"
+    assert found.summary == "pass (default budget, 7 images, signature checked; mIoU, clean: pass)"
     with pytest.raises(BundleError):
-        read_passport(bundle, Trust(their_public))
+        read_passport(bundle, TrustPolicy(their_public))
     (bundle.path / "passport.json").write_bytes(passport(bundle, verdict="refuse").to_bytes())
     with pytest.raises(BundleError):
-        read_passport(bundle, Trust(our_public))
+        read_passport(bundle, TrustPolicy(our_public))
 
 
 def test_a_passport_that_lets_a_bundle_run_is_asked_for(bundle: Bundle, tmp_path: Path) -> None:
-    (ours, public), asked = write_keys(tmp_path, "ours"), Trust(passport=True)
+    (ours, public), asked = write_keys(tmp_path, "ours"), TrustPolicy(passport=True)
     with pytest.raises(BundleError, match=r"has no passport \(none: the bundle has not been judged\)"):
         read_passport(bundle, asked)
     for changes, said in (
@@ -90,30 +90,30 @@ def test_a_passport_that_lets_a_bundle_run_is_asked_for(bundle: Bundle, tmp_path
         write_passport(bundle, passport(bundle, **changes))
         with pytest.raises(BundleError, match=said):
             read_passport(bundle, asked)
-        assert read_passport(bundle).known
+        assert read_passport(bundle).summary
     write_passport(bundle, passport(bundle))
     assert read_passport(bundle, asked).passport == passport(bundle)
     with pytest.raises(BundleError, match="is not signed"):
-        read_passport(bundle, Trust(public, passport=True))
+        read_passport(bundle, TrustPolicy(public, passport=True))
     write_passport(bundle, passport(bundle), key=ours)
-    assert read_passport(bundle, Trust(public, passport=True)).passport == passport(bundle)
+    assert read_passport(bundle, TrustPolicy(public, passport=True)).passport == passport(bundle)
     (bundle.path / "passport.json").write_bytes(b"{}")
     with pytest.raises(BundleError, match="is not signed in a form that this version reads"):
-        read_passport(bundle, Trust(public))
+        read_passport(bundle, TrustPolicy(public))
 
 
 def test_the_signature_is_over_everything_that_is_said(bundle: Bundle, tmp_path: Path) -> None:
     ours, public = write_keys(tmp_path, "ours")
     file, said = bundle.path / "passport.json", "2026-01-02T03:04:05Z"
     write_passport(bundle, passport(bundle, judged_at=said), key=ours)
-    assert f"judged {said}, signature checked" in read_passport(bundle, Trust(public)).known
+    assert f"judged {said}, signature checked" in read_passport(bundle, TrustPolicy(public)).summary
     content = json.loads(file.read_text())
     for key, value in {"judged_at": "2027-01-02T03:04:05Z", "budget": "quick", "images": 8, "versions": {}}.items():
         file.write_text(json.dumps(content | {key: value}))
         with pytest.raises(BundleError, match=r"passport\.json is not signed by the owner"):
-            read_passport(bundle, Trust(public))
+            read_passport(bundle, TrustPolicy(public))
     file.write_text(json.dumps(content))  # however it is indented
-    assert read_passport(bundle, Trust(public)).passport == passport(bundle, judged_at=said)
+    assert read_passport(bundle, TrustPolicy(public)).passport == passport(bundle, judged_at=said)
 
 
 def test_a_refusal_is_a_warning_that_names_what_was_refused(bundle: Bundle) -> None:
@@ -124,7 +124,7 @@ def test_a_refusal_is_a_warning_that_names_what_was_refused(bundle: Bundle) -> N
     write_passport(bundle, passport(bundle, verdict="refuse", findings=findings))
     found = read_passport(bundle)
     assert found.warning == r"the gate refused this bundle (mIoU,\x1b[2J attacked): do not rely on its answers"
-    assert found.known.isprintable()
+    assert found.summary.isprintable()
     for verdict in ("pass", "inconclusive"):
         write_passport(bundle, passport(bundle, verdict=verdict))
         assert read_passport(bundle).warning is None
@@ -159,11 +159,11 @@ def test_a_reader_sees_a_whole_and_signed_passport_whatever_becomes_of_its_write
                 assert writer.stdout.readline() == "ready\n"
             while (reads < 60 or seen != set(verdicts)) and time.monotonic() < ends:
                 reads += 1
-                found = read_passport(open_bundle(bundle.path), Trust(public))
+                found = read_passport(open_bundle(bundle.path), TrustPolicy(public))
                 assert found.passport is not None
                 seen.add(found.passport.verdict)
         assert seen == set(verdicts)
         assert seen == set(verdicts)
-        assert read_passport(open_bundle(bundle.path), Trust(public)).passport is not None
+        assert read_passport(open_bundle(bundle.path), TrustPolicy(public)).passport is not None
     write_passport(bundle, passport(bundle))  # over what a killed one may have left
     assert not list(bundle.path.glob(".*"))

@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from ddcat import signing
-from ddcat.bundle import ANYONE, MANIFEST, SIGNATURE, Trust, entries, open_bundle, write_bundle
+from ddcat.bundle import MANIFEST, NO_TRUST_POLICY, SIGNATURE, TrustPolicy, entries, open_bundle, write_bundle
 from ddcat.errors import BundleError
 from ddcat.manifest import Manifest
 from tests.keys import write_keys
@@ -33,9 +33,9 @@ def signed(make_manifest: Callable[..., Manifest], files: dict[str, bytes], keys
 
 def test_a_signature_holds_under_its_key(signed: Path, keys: Path) -> None:
     assert open_bundle(signed).trust == "integrity only: its signature was not checked"
-    opened = open_bundle(signed, Trust(keys / "ours.pub"))
+    opened = open_bundle(signed, TrustPolicy(keys / "ours.pub"))
     assert opened.trust == f"the signature is by the owner of {keys / 'ours.pub'}"
-    both = open_bundle(signed, Trust(keys / "ours.pub", ("0" * 64, opened.digest)))
+    both = open_bundle(signed, TrustPolicy(keys / "ours.pub", ("0" * 64, opened.digest)))
     assert both.trust.startswith("the digest is the expected one; the signature")
 
 
@@ -57,13 +57,13 @@ def test_who_changes_a_file_and_its_hash_breaks_the_signature(
     (signed / MANIFEST).write_bytes(manifest.to_bytes())
     assert open_bundle(signed).files["model.onnx"] == b"evil"  # which is why integrity is not enough
     with pytest.raises(BundleError, match=r"is not signed by the owner of .*ours\.pub \(Signature mismatch\)"):
-        open_bundle(signed, Trust(keys / "ours.pub"))
+        open_bundle(signed, TrustPolicy(keys / "ours.pub"))
 
 
 def test_a_changed_file_is_refused_though_the_signature_holds(signed: Path, keys: Path) -> None:
     (signed / "model.onnx").write_bytes(b"evil")
     with pytest.raises(BundleError, match=r"model\.onnx is not the file that was exported"):
-        open_bundle(signed, Trust(keys / "ours.pub"))
+        open_bundle(signed, TrustPolicy(keys / "ours.pub"))
 
 
 @pytest.mark.parametrize(
@@ -91,16 +91,16 @@ def test_what_is_not_signed_is_refused(signed: Path, keys: Path, damage: str, ke
     elif damage != "none":
         place.write_text({"empty": "", "text": "{}"}[damage])
     with pytest.raises(BundleError, match=message) as caught:
-        open_bundle(signed, Trust(keys / key))
+        open_bundle(signed, TrustPolicy(keys / key))
     assert "\n" not in str(caught.value)
 
 
 def test_another_digest_is_refused_before_the_files_are_read(signed: Path) -> None:
     digest = open_bundle(signed).digest
-    assert open_bundle(signed, Trust(digests=(digest,))).trust == "the digest is the expected one"
+    assert open_bundle(signed, TrustPolicy(digests=(digest,))).trust == "the digest is the expected one"
     (signed / "model.onnx").unlink()
     with pytest.raises(BundleError, match=f"has digest {digest}, and not the expected {'1' * 64}: do not run it"):
-        open_bundle(signed, Trust(digests=("1" * 64,)))
+        open_bundle(signed, TrustPolicy(digests=("1" * 64,)))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_key_that_cannot_sign_is_refused_at_once(keys: Path, key: str, message
 def test_the_library_that_is_not_there_is_one_line(signed: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "model_signing", None)
     with pytest.raises(BundleError, match=r'pip install "\.\[sign\]"'):
-        open_bundle(signed, Trust(keys / "ours.pub"))
+        open_bundle(signed, TrustPolicy(keys / "ours.pub"))
     assert open_bundle(signed).trust.startswith("integrity only")
 
 
@@ -124,13 +124,15 @@ def test_no_network_is_asked(signed: Path, keys: Path) -> None:
         "import socket, sys, pathlib\n"
         "def refuse(*arguments, **options):\n    raise RuntimeError('network')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
-        "from ddcat.bundle import Trust, open_bundle\n"
-        "print(open_bundle(pathlib.Path(sys.argv[1]), Trust(pathlib.Path(sys.argv[2]))).trust)"
+        "from ddcat.bundle import TrustPolicy, open_bundle\n"
+        "print(open_bundle(pathlib.Path(sys.argv[1]), TrustPolicy(pathlib.Path(sys.argv[2]))).trust)"
     )
     line = [sys.executable, "-c", program, str(signed), str(keys / "ours.pub")]
     assert "the signature is by" in subprocess.run(line, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
 def test_what_the_options_of_commands_ask_for() -> None:
-    assert Trust.from_options(None, None) == Trust.from_options(None, []) == ANYONE
-    assert Trust.from_options(Path("ours.pub"), ["0" * 64, "1" * 64]) == Trust(Path("ours.pub"), ("0" * 64, "1" * 64))
+    assert TrustPolicy.from_options(None, None) == TrustPolicy.from_options(None, []) == NO_TRUST_POLICY
+    assert TrustPolicy.from_options(Path("ours.pub"), ["0" * 64, "1" * 64]) == TrustPolicy(
+        Path("ours.pub"), ("0" * 64, "1" * 64)
+    )

@@ -16,8 +16,8 @@ from ddcat.bundle import open_bundle
 from ddcat.engines import open_engine
 from ddcat_bench.gate.twin import twin_of
 from ddcat_export.errors import ExportError
-from ddcat_export.graph import build_graph
-from ddcat_export.sweep import LOGIT_TOLERANCE, sample_images, shapes_of, sweep
+from ddcat_export.onnx_export import build_graph
+from ddcat_export.parity import LOGIT_TOLERANCE, check_parity, sample_images, shapes_of
 from ddcat_train.checkpoints import LAST, load_checkpoint
 from ddcat_train.config import load_config
 from ddcat_train.data.generate import write_scenes
@@ -78,7 +78,7 @@ def test_the_backbone_of_the_documentation(scenes: Path, tmp_path: Path) -> None
     for size in ((33, 33), (49, 70)):
         assert network.backbone(torch.zeros(1, 3, *size)).last.shape == (1, 64, -(-size[0] // 16), -(-size[1] // 16))
     assert (
-        sweep(build_graph(network, sizes=None, logits=False, confidence=False), network, shapes_of(None)).logit_error
+        check_parity(build_graph(network, sizes=None, logits=False, confidence=False), network, shapes_of(None)).logit_error
         <= LOGIT_TOLERANCE
     )
 

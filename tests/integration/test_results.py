@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddcat.scores import miou
+from ddcat.metrics import miou
 from ddcat_bench.tables.files import tables_markdown
 from ddcat_bench.tables.paper_tables import make_tables
 from ddcat_bench.tables.runs import find_results

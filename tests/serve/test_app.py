@@ -14,7 +14,7 @@ import pytest
 from ddcat.bundle import Bundle
 from ddcat.engines import Outputs
 from ddcat.engines.errors import EngineError
-from ddcat.passport import Found
+from ddcat.passport import PassportStatus
 from ddcat_serve.app import create_app
 from ddcat_serve.batching import Queue
 from ddcat_serve.models import Models, ServedModel
@@ -75,7 +75,7 @@ def stuck_models(bundle: Bundle, engine: Stuck, **settings: Any) -> Iterator[tup
         queue=Queue(max_pixels=chosen.queue_pixels, batch_pixels=chosen.batch_pixels),
         hangs_after=chosen.hangs_after,
     )
-    model = ServedModel(bundle, name="small", version="1", passport=Found(None, "none"), worker=worker)
+    model = ServedModel(bundle, name="small", version="1", passport=PassportStatus(None, "none"), worker=worker)
     try:
         yield {"small": {"1": model}}, chosen
     finally:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from ddcat.engines import Engine
-from ddcat.manifest import Range, Shapes
+from ddcat.manifest import DimRange, InputShapes
 from ddcat_serve.capacity import Trial, most_pixels, try_sizes
 
-FREE = Range(minimum=8, maximum=None)
+FREE = DimRange(minimum=8, maximum=None)
 
 
 class Needy:
@@ -48,16 +48,31 @@ def test_memory_that_is_not_the_hosts_is_no_bound() -> None:
 @pytest.mark.parametrize(
     ("shapes", "sizes"),
     [
-        (Shapes(batch=Range(minimum=1, maximum=4), height=FREE, width=Range(minimum=8, maximum=20)),
-         [(1, 8, 8), (1, 16, 16), (1, 32, 20), (1, 64, 20), (1, 128, 20)]),
-        (Shapes(batch=Range(minimum=2, maximum=2), height=Range(minimum=8, maximum=9), width=Range(minimum=8, maximum=9)),
-         [(2, 8, 8), (2, 9, 9)]),
-        (Shapes(batch=Range(minimum=1, maximum=1), height=Range(minimum=8, maximum=30), width=Range(minimum=9, maximum=40),
-                sizes=((8, 9), (20, 20), (30, 40))), [(1, 8, 9), (1, 30, 40)]),
+        (
+            InputShapes(batch=DimRange(minimum=1, maximum=4), height=FREE, width=DimRange(minimum=8, maximum=20)),
+            [(1, 8, 8), (1, 16, 16), (1, 32, 20), (1, 64, 20), (1, 128, 20)],
+        ),
+        (
+            InputShapes(
+                batch=DimRange(minimum=2, maximum=2),
+                height=DimRange(minimum=8, maximum=9),
+                width=DimRange(minimum=8, maximum=9),
+            ),
+            [(2, 8, 8), (2, 9, 9)],
+        ),
+        (
+            InputShapes(
+                batch=DimRange(minimum=1, maximum=1),
+                height=DimRange(minimum=8, maximum=30),
+                width=DimRange(minimum=9, maximum=40),
+                sizes=((8, 9), (20, 20), (30, 40)),
+            ),
+            [(1, 8, 9), (1, 30, 40)],
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_sizes_that_are_tried_are_taken_by_the_engine(
-    shapes: Shapes, sizes: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+    shapes: InputShapes, sizes: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ddcat_serve.capacity._LARGEST", 3000)
     engine = Needy()
@@ -68,8 +83,8 @@ def test_the_sizes_that_are_tried_are_taken_by_the_engine(
 
 
 def test_the_memory_of_a_call_is_seen() -> None:
-    shapes = Shapes(
-        batch=Range(minimum=1, maximum=1), height=Range(minimum=8, maximum=512), width=Range(minimum=8, maximum=512)
+    shapes = InputShapes(
+        batch=DimRange(minimum=1, maximum=1), height=DimRange(minimum=8, maximum=512), width=DimRange(minimum=8, maximum=512)
     )
     found = try_sizes(cast(Engine, Needy()), shapes)[-1]
     assert 60 < found.bytes / found.pixels < 200

@@ -30,12 +30,12 @@ from tests.serve.processes import connect, server
 
 SLOW = """
 import time
-from ddcat.engines.base import GraphEngine
-infer = GraphEngine.infer
+from ddcat.engines.base import CheckedEngine
+infer = CheckedEngine.infer
 def slow(engine, images):
     time.sleep({seconds} if images.shape[1] == 37 else 0)
     return infer(engine, images)
-GraphEngine.infer = slow
+CheckedEngine.infer = slow
 """  # the picture of the tests takes so long, and the warm-up does not
 INNER = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 

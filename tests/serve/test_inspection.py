@@ -6,13 +6,13 @@ import re
 import pytest
 
 from ddcat.bundle import Bundle
-from ddcat.manifest import Calibration, Device, Drop, Quantisation
+from ddcat.manifest import AccuracyDrop, Calibration, Device, Quantisation
 from ddcat_serve.inspection import print_bundle
 
 ATTACK = {"name": "bim", "steps": 3}
 MIXED = Calibration(kind="mixed", images=8, split="train", list_sha256="2" * 64, attack=ATTACK)
 CLEAN = Calibration(kind="clean", images=5, split="val", list_sha256="2" * 64, attack=None)
-DROP = Drop(clean=0.125, adversarial=1.5, images=30, attack={"name": "pgd", "steps": 10})
+DROP = AccuracyDrop(clean=0.125, adversarial=1.5, images=30, attack={"name": "pgd", "steps": 10})
 
 
 def shown(bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, **changes: object) -> str:
@@ -47,7 +47,7 @@ def shown(bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 )  # fmt: skip
 def test_how_a_graph_became_int8_is_told(
     bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, calibration: Calibration,
-    floats: tuple[str, ...], limit: float | None, drop: Drop | None, said: list[str], unsaid: list[str],
+    floats: tuple[str, ...], limit: float | None, drop: AccuracyDrop | None, said: list[str], unsaid: list[str],
 ) -> None:  # fmt: skip
     entry = Quantisation(calibration=calibration, float_layers=floats, quantised_layers=12, max_drop=limit, drop=drop)
     printed = shown(bundle, capsys, monkeypatch, quantisation=entry)

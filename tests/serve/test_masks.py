@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pycocotools import mask as coco
 
-from ddcat.classes import CITYSCAPES, Classes, coloured
+from ddcat.classes import CITYSCAPES, Classes, colourise
 from ddcat_serve.masks import encode_confidence, encode_labels, encode_mask, encode_overlay, encode_rle
 
 LABELS = arrays(np.uint8, st.tuples(st.integers(1, 30), st.integers(1, 30)), elements=st.integers(0, 18))
@@ -60,7 +60,7 @@ def test_an_overlay_is_half_image_half_colours() -> None:
     random = np.random.default_rng(0)
     labels, image = random.integers(0, 19, (5, 7)).astype(np.uint8), random.integers(0, 256, (5, 7, 3)).astype(np.uint8)
     found = np.asarray(Image.open(io.BytesIO(encode_overlay(labels, image, CITYSCAPES))))
-    mean = (image.astype(float) + coloured(labels, CITYSCAPES)) / 2
+    mean = (image.astype(float) + colourise(labels, CITYSCAPES)) / 2
     assert np.abs(found - mean).max() <= 0.5
 
 

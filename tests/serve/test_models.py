@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from ddcat.bundle import Bundle, Trust, write_bundle
-from ddcat.engines.base import GraphEngine, Outputs
+from ddcat.bundle import Bundle, TrustPolicy, write_bundle
+from ddcat.engines.base import CheckedEngine, Outputs
 from ddcat.engines.errors import EngineError
 from ddcat.errors import BundleError
 from ddcat_serve.app import create_app
@@ -91,7 +91,7 @@ def test_a_passport_is_refused_before_an_engine_is_opened(
     monkeypatch.setattr("ddcat_serve.models.open_engine", lambda *given, **options: opened.append(given))
     with (
         pytest.raises(BundleError, match=r"passport\.json is not signed"),
-        load_models([signed.path], settings=Settings(), trust=Trust(public)),
+        load_models([signed.path], settings=Settings(), trust=TrustPolicy(public)),
     ):
         raise AssertionError("it is loaded")
     assert not opened
@@ -101,10 +101,10 @@ def test_a_real_engine_that_hangs_is_opened_again_from_its_bundle(
     bundle: Bundle, client_of: Callable[[FastAPI], httpx.Client], oracle: Callable, picture: np.ndarray,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    hung: list[GraphEngine] = []
-    go, infer = threading.Event(), GraphEngine.infer
+    hung: list[CheckedEngine] = []
+    go, infer = threading.Event(), CheckedEngine.infer
 
-    def once(engine: GraphEngine, images: np.ndarray) -> Outputs:
+    def once(engine: CheckedEngine, images: np.ndarray) -> Outputs:
         if not hung:
             hung.append(engine)
             go.wait(20)
@@ -114,7 +114,7 @@ def test_a_real_engine_that_hangs_is_opened_again_from_its_bundle(
 
     settings = Settings(hangs_after=0.2)
     with load_models([bundle.path], settings=settings, threads=1) as models:
-        monkeypatch.setattr(GraphEngine, "infer", once)
+        monkeypatch.setattr(CheckedEngine, "infer", once)
         client = client_of(create_app(models, settings))
         assert client.post("/v1/segment", content=as_png(picture)).status_code == 503
         while not models["small"]["1"].ready:
@@ -134,15 +134,15 @@ def test_nothing_is_served_that_lies_at_the_path_later(
     served = write_bundle(tmp_path / "served", first.manifest, first.files, key=private)
     go = threading.Event()
     settings = Settings(hangs_after=0.2)
-    with load_models([served.path], settings=settings, threads=1, trust=Trust(public)) as models:
+    with load_models([served.path], settings=settings, threads=1, trust=TrustPolicy(public)) as models:
         served.path.rename(tmp_path / "moved")
         if then.startswith("another"):
             write_bundle(served.path, other.manifest, other.files, key=private if "signed" in then else None)
         elif then == "an altered file":
             shutil.copytree(tmp_path / "moved", served.path)
             (served.path / "model.onnx").write_bytes(other.files["model.onnx"])
-        infer = GraphEngine.infer
-        monkeypatch.setattr(GraphEngine, "infer", lambda engine, images: (go.wait(20), infer(engine, images))[1])
+        infer = CheckedEngine.infer
+        monkeypatch.setattr(CheckedEngine, "infer", lambda engine, images: (go.wait(20), infer(engine, images))[1])
         app = create_app(models, settings)
         assert client_of(app).post("/v1/segment", content=as_png(picture)).status_code == 503
         monkeypatch.undo()
@@ -160,18 +160,18 @@ def test_an_engine_that_is_opened_again_and_answers_otherwise_is_not_served(
     client_of: Callable[[FastAPI], httpx.Client],
 ) -> None:  # fmt: skip
     bundle = with_golden(tmp_path / "right", oracle, picture)
-    infer, go = GraphEngine.infer, threading.Event()
+    infer, go = CheckedEngine.infer, threading.Event()
     settings = Settings(hangs_after=0.3)
     with load_models([bundle.path], settings=settings, threads=1) as models:
         model = models["small"]["1"]
         first = model.engine
 
-        def otherwise(engine: GraphEngine, images: np.ndarray) -> Outputs:
+        def otherwise(engine: CheckedEngine, images: np.ndarray) -> Outputs:
             if engine is first:
                 go.wait(20)
             return Outputs((infer(engine, images).labels + 1) % 4)
 
-        monkeypatch.setattr(GraphEngine, "infer", otherwise)
+        monkeypatch.setattr(CheckedEngine, "infer", otherwise)
         client = client_of(create_app(models, settings))
         assert client.post("/v1/segment", content=as_png(picture)).status_code == 503
         while model.worker.state == "restarting":
@@ -186,9 +186,9 @@ def test_no_request_keeps_its_images_where_nothing_looks_for_circles(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, picture: np.ndarray, end: str, how: str
 ) -> None:
     known: list[weakref.ref[np.ndarray]] = []
-    infer = GraphEngine.infer
+    infer = CheckedEngine.infer
 
-    def seen(engine: GraphEngine, images: np.ndarray) -> Outputs:
+    def seen(engine: CheckedEngine, images: np.ndarray) -> Outputs:
         known.append(weakref.ref(images if images.base is None else images.base))
         if end == "failed":
             raise EngineError("the runtime broke")
@@ -218,7 +218,7 @@ def test_no_request_keeps_its_images_where_nothing_looks_for_circles(
     with load_models([bundle.path], settings=Settings(), threads=1) as models:
         if end == "refused":
             monkeypatch.setattr(models["small"]["1"].worker._queue, "_rate", 1.0)  # pixels per second
-        monkeypatch.setattr(GraphEngine, "infer", seen)
+        monkeypatch.setattr(CheckedEngine, "infer", seen)
         app = create_app(models, Settings())
         asyncio.run(ask(app))
         gc.collect()

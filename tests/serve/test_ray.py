@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ddcat import cli
-from ddcat.bundle import ANYONE, Bundle
+from ddcat.bundle import NO_TRUST_POLICY, Bundle
 from ddcat.errors import BundleError
 from ddcat_serve.errors import ServeError
 from tests.serve.pictures import as_png
@@ -135,4 +135,4 @@ def test_a_port_for_grpc_is_refused_and_not_ignored(bundle: Bundle, monkeypatch:
     with pytest.raises(ServeError, match="on Ray there is HTTP alone"):
         application(Arguments(bundles=str(bundle.path)))
     with pytest.raises(ServeError, match="on Ray there is HTTP alone"):
-        _Replica([str(bundle.path)], 1, ANYONE)
+        _Replica([str(bundle.path)], 1, NO_TRUST_POLICY)

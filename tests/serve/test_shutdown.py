@@ -22,12 +22,12 @@ from tests.serve.processes import free_port, server
 WHITE = np.full((37, 53, 3), 255, np.uint8)
 SLOW = """
 import time
-from ddcat.engines.base import GraphEngine
-infer = GraphEngine.infer
+from ddcat.engines.base import CheckedEngine
+infer = CheckedEngine.infer
 def slow(engine, images):
     time.sleep({seconds} if images.min() == 255 else 0)
     return infer(engine, images)
-GraphEngine.infer = slow
+CheckedEngine.infer = slow
 """  # white images take so long
 
 
@@ -135,14 +135,14 @@ def test_a_second_signal_ends_it_at_once_where_nobody_waits_any_more_but_an_engi
 
 BUSY = """
 import time
-from ddcat.engines.base import GraphEngine
+from ddcat.engines.base import CheckedEngine
 from ddcat.engines.onnxruntime import OrtGraph
-infer = GraphEngine.infer
+infer = CheckedEngine.infer
 def hangs(engine, images):
     while images.min() == 255 and isinstance(engine._graph, OrtGraph):
         engine._graph.run(images.repeat(40, 1).repeat(40, 2))  # the runtime's own threads compute, as those of a real hang do
     return infer(engine, images)
-GraphEngine.infer = hangs
+CheckedEngine.infer = hangs
 """
 
 

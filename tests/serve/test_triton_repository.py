@@ -27,7 +27,7 @@ from ddcat import cli
 from ddcat.bundle import Bundle
 from ddcat.engines import open_engine
 from ddcat.errors import WriteError
-from ddcat.manifest import Range
+from ddcat.manifest import DimRange
 from ddcat_serve.deploy.triton import write_repository
 from ddcat_serve.deploy.triton_check import check
 from ddcat_serve.errors import ServeError
@@ -72,7 +72,7 @@ def changed(bundle: Bundle, **parts: Any) -> Bundle:
 
 def test_every_size_of_a_ladder_is_warmed_up(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     bundle = make_bundle("any", logits=False)
-    height, width = Range(minimum=37, maximum=40), Range(minimum=53, maximum=64)
+    height, width = DimRange(minimum=37, maximum=40), DimRange(minimum=53, maximum=64)
     shapes = bundle.manifest.shapes.model_copy(update={"height": height, "width": width, "sizes": ((37, 53), (40, 64))})
     write_repository(changed(bundle, shapes=shapes), tmp_path / "repository")
     config = read(tmp_path / "repository/any/config.pbtxt")

@@ -13,7 +13,7 @@ from ddcat.bundle import Bundle, write_bundle
 from ddcat.engines import Engine, Outputs
 from ddcat.engines.errors import EngineError
 from ddcat.engines.golden import Example
-from ddcat.manifest import Range, Shapes
+from ddcat.manifest import DimRange, InputShapes
 from ddcat_serve.capacity import Trial
 from ddcat_serve.errors import RequestError
 from ddcat_serve.models import load_models
@@ -22,7 +22,7 @@ from ddcat_serve.warm_up import Pace, measure_pace, measure_speed, warm_up
 from tests.bundles import with_golden
 
 IMAGE = np.zeros((10, 20, 3), np.uint8)
-ANY = Range(minimum=1, maximum=None)
+ANY = DimRange(minimum=1, maximum=None)
 
 
 class Timed:
@@ -66,7 +66,7 @@ def test_a_batch_grows_as_long_as_that_pays(seconds: Callable[[int], float], ima
 )
 def test_nothing_larger_is_tried_than_is_allowed(pixels: int, images: int | None, largest: int) -> None:
     engine = Timed(lambda n: 1.0)
-    batch = Range(minimum=1, maximum=images)
+    batch = DimRange(minimum=1, maximum=images)
     pace = measure_pace(cast(Engine, engine), IMAGE, batch_pixels=pixels, batch=batch, clock=engine.clock)
     assert max(engine.seen) == largest
     assert pace.batch_pixels == pixels  # all of it paid as far as was tried
@@ -74,11 +74,11 @@ def test_nothing_larger_is_tried_than_is_allowed(pixels: int, images: int | None
 
 @pytest.mark.parametrize(
     ("pixels", "batch", "images"),
-    [(200, ANY, 1), (1700, ANY, 8), (100, Range(minimum=2, maximum=4), 2), (9999, Range(minimum=1, maximum=4), 4)],
+    [(200, ANY, 1), (1700, ANY, 8), (100, DimRange(minimum=2, maximum=4), 2), (9999, DimRange(minimum=1, maximum=4), 4)],
 )
-def test_the_speed_is_measured_anew_at_the_batch_that_pays(pixels: int, batch: Range, images: int) -> None:
+def test_the_speed_is_measured_anew_at_the_batch_that_pays(pixels: int, batch: DimRange, images: int) -> None:
     engine = Timed(lambda n: 0.9 + 0.1 * n)
-    shapes = Shapes(batch=batch, height=ANY, width=ANY)
+    shapes = InputShapes(batch=batch, height=ANY, width=ANY)
     examples = [Example("clean.0", IMAGE, IMAGE[..., 0])]
     found = measure_speed(cast(Engine, engine), shapes=shapes, examples=examples, batch_pixels=pixels, clock=engine.clock)
     assert engine.seen == [images, images]  # the first prepares
@@ -88,7 +88,7 @@ def test_the_speed_is_measured_anew_at_the_batch_that_pays(pixels: int, batch: R
 @pytest.mark.parametrize("fewest", [2, 3])
 def test_the_smallest_batch_is_where_it_begins(fewest: int) -> None:
     engine = Timed(lambda n: 0.3 * n)
-    batch = Range(minimum=fewest, maximum=None)
+    batch = DimRange(minimum=fewest, maximum=None)
     pace = measure_pace(cast(Engine, engine), IMAGE, batch_pixels=9999, batch=batch, clock=engine.clock)
     assert set(engine.seen) == {fewest, 2 * fewest}
     assert pace == (pytest.approx(200 / 0.3), fewest * 200)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ddcat.scores import count, miou
+from ddcat.metrics import confusion_counts, miou
 from ddcat_train.attacks import dla, sign_noise, square
 from ddcat_train.losses import pixel_cross_entropy
 
@@ -66,7 +66,7 @@ def loss_of(attack: Attack, model: nn.Module, images: Tensor, labels: Tensor) ->
     logits = model.eval()(images)
     if attack is run_square:
         return [-float(value) for value in pixel_cross_entropy(logits, labels).sum((1, 2)).detach()]
-    return [miou(count(t.numpy(), p.numpy(), CLASSES)) for t, p in zip(labels, logits.argmax(1), strict=True)]
+    return [miou(confusion_counts(t.numpy(), p.numpy(), CLASSES)) for t, p in zip(labels, logits.argmax(1), strict=True)]
 
 
 # --- the contract of every attack
@@ -299,7 +299,7 @@ def test_dla_is_the_papers_algorithm_1() -> None:
     generator = torch.Generator().manual_seed(13)
 
     def index(delta: Tensor) -> float:
-        return miou(count(labels.numpy(), predict((images + delta).clamp(0, 1)).numpy(), CLASSES))
+        return miou(confusion_counts(labels.numpy(), predict((images + delta).clamp(0, 1)).numpy(), CLASSES))
 
     l_min, delta, i, n, d = index(torch.zeros(1)), torch.zeros(1), 0, 0, 0
     mask = torch.ones(height, width, dtype=torch.float64)

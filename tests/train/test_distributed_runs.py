@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from typer.testing import CliRunner
 
 from ddcat import cli as command_line
-from ddcat.command import run
+from ddcat.cli_support import run
 from ddcat_train import cli
 from ddcat_train import launch as launching
 from ddcat_train.checkpoints import LAST, load_checkpoint

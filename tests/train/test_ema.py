@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddcat.scores import miou
+from ddcat.metrics import miou
 from ddcat_train.average import start_average, update_average
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint
 from ddcat_train.config import load_config

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ddcat.scores import miou
+from ddcat.metrics import miou
 from ddcat_train import trainer as trainer_module
 from ddcat_train.attacks import bim
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import ddcat
-from ddcat.scores import miou
+from ddcat.metrics import miou
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.data import open_dataset
 from ddcat_train.errors import CheckpointError, DataError

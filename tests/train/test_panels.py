@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddcat.classes import IGNORED_COLOUR, Classes, coloured
+from ddcat.classes import IGNORED_COLOUR, Classes, colourise
 from ddcat_train import panels, sheet
 from ddcat_train.attacks import bim
 from ddcat_train.checkpoints import LAST, build_network, load_checkpoint
@@ -95,10 +95,10 @@ def test_a_row_is_what_it_says(method: str, tiny_run: list[str], scenes: Dataset
         for place, shown in ((2, image), (3, attacked)):
             with torch.no_grad():
                 found = network(shown).argmax(1)
-            assert np.array_equal(row[place].pixels, coloured(found[0].numpy(), scenes.classes))
+            assert np.array_equal(row[place].pixels, colourise(found[0].numpy(), scenes.classes))
             right = (found == labels)[labels != 255].float().mean()
             assert row[place].caption == f"{float(right):.1%} right"
-        assert np.array_equal(row[4].pixels, coloured(sample.labels, scenes.classes))
+        assert np.array_equal(row[4].pixels, colourise(sample.labels, scenes.classes))
         assert (row[4].pixels[sample.labels == 255] == IGNORED_COLOUR).all()
         if divides:
             combined = []

@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ddcat.atomic_files import write_bytes, write_text
 from ddcat.classes import Classes, repeated_name
-from ddcat.files import write_bytes, write_text
 from ddcat.hashing import sha256_of_bytes
 from ddcat.json_text import parse_json, parse_model
 from ddcat_train.checkpoint_files import BEST, LAST, find_checkpoint

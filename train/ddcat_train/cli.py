@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ddcat.agent import launched, rank, under_agent
-from ddcat.command import DEVICES, parse_choice
+from ddcat.cli_support import DEVICES, parse_choice
 from ddcat_train.config import CONFIG, Config, dump_config, load_config, presets
 from ddcat_train.errors import ConfigError
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ddcat.command import parse_size
+from ddcat.cli_support import parse_size
 from ddcat_train.errors import DataError
 
 __all__ = ["app"]
@@ -38,7 +38,7 @@ def check_command(
     """
     from rich.console import Console
 
-    from ddcat.files import write_json
+    from ddcat.atomic_files import write_json
     from ddcat.progress import progress
     from ddcat.text import printable
     from ddcat_train.data import list_dataset
@@ -73,11 +73,11 @@ def scenes(
 
     - `ddcat data scenes data/scenes --train 500 --val 100 --size 96x96`
     """
-    from ddcat.files import check_vacant
+    from ddcat.atomic_files import check_absent
     from ddcat.progress import progress
 
     sides = parse_size(size)
-    check_vacant(out)
+    check_absent(out)
 
     from ddcat_train.data.generate import write_scenes
 

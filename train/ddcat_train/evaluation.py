@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ddcat.scores import Counts, count
+from ddcat.metrics import Counts, confusion_counts
 from ddcat_train.attacks import Model, trajectory
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
@@ -25,7 +25,7 @@ class Scored:
     names : list of str
         Of the images.
     counts : mapping of int to (I, K, 3) int64
-        For each n, of each image and class, as `ddcat.scores.count`; n = 0 are the clean images.
+        For each n, of each image and class, as `ddcat.metrics.confusion_counts`; n = 0 are the clean images.
     """
 
     names: list[str]
@@ -81,7 +81,7 @@ def evaluate(
         ):
             if n in rows:
                 found = predictions.cpu().numpy()
-                rows[n] += [count(t, p, len(dataset.classes)) for t, p in zip(truth, found, strict=True)]
+                rows[n] += [confusion_counts(t, p, len(dataset.classes)) for t, p in zip(truth, found, strict=True)]
         names += batch_names
     shares = ranks.gather((names, rows))
     deal = [divmod(index, ranks.size) for index in range(sum(len(share) for share, _ in shares))]  # (place, rank)

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from ddcat.atomic_files import append_text, remove_temp_files, translate_os_errors, write_bytes, write_text
 from ddcat.errors import WriteError
-from ddcat.files import append_text, remove_leftovers, write_bytes, write_text, writing
 from ddcat.json_text import parse_json
 from ddcat.progress import Rate
 from ddcat.text import printable
@@ -50,7 +50,7 @@ class RunLog:
                 if line["step"] <= step and (judged or line["step"] < step or not any(key.startswith("val/") for key in line))
             ]
             write_text(run / name, "".join(f"{json.dumps(line)}\n" for line in kept))
-        with writing(run):
+        with translate_os_errors(run):
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         console = Console(stderr=True)
         self._progress = Progress(
@@ -74,7 +74,7 @@ class RunLog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._progress.stop()
         try:
-            with writing(self._run):
+            with translate_os_errors(self._run):
                 self._board.close()
         except WriteError:
             if error is None:  # otherwise that is what is to be told
@@ -119,9 +119,9 @@ class RunLog:
     def panels(self, step: int, pixels: U8) -> None:
         """Keep a picture, (H, W, 3), of what the network does."""
         path = self._run / PANELS / f"step-{step:06}.png"
-        remove_leftovers(path)
+        remove_temp_files(path)
         write_bytes(path, to_png(pixels))
-        with writing(self._run):
+        with translate_os_errors(self._run):
             self._board.add_image("val/panels", pixels, step, dataformats="HWC")
 
     def say(self, text: str) -> None:
@@ -134,7 +134,7 @@ class RunLog:
             self._show(step, {name if "/" in name else f"train/{name}": value for name, value in numbers.items()})
 
     def _show(self, step: int, numbers: Mapping[str, float]) -> None:
-        with writing(self._run):
+        with translate_os_errors(self._run):
             for tag, value in numbers.items():
                 self._board.add_scalar(tag, value, step)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ddcat.agent import rank
-from ddcat.files import remove_leftovers, write_json, write_text
+from ddcat.atomic_files import remove_temp_files, write_json, write_text
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint
 from ddcat_train.config import CONFIG, Config, dump_config
 from ddcat_train.data.readers import readers_watched
@@ -97,7 +97,7 @@ def train(
         check_run(config, run, resume=resume, more_epochs=more_epochs)  # of what another process left meanwhile
         for name in (CONFIG, LAST, BEST, LINES, TIMING, SESSIONS, RESULT, NONFINITE, *SUMMARY):
             for file in (run / name, (run / name).with_suffix(".json")):
-                remove_leftovers(file)
+                remove_temp_files(file)
         return _train(config, run, device, save_every, command)
 
 

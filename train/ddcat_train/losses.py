@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddcat.classes import IGNORE
+from ddcat.classes import IGNORE_INDEX
 
 __all__ = ["pixel_cross_entropy", "pixel_divergence", "valid_pixels"]
 
@@ -26,7 +26,7 @@ def pixel_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None =
     (N, H, W) float
         0 where the label is ignored.
     """
-    return F.cross_entropy(logits, labels, weights, ignore_index=IGNORE, reduction="none")
+    return F.cross_entropy(logits, labels, weights, ignore_index=IGNORE_INDEX, reduction="none")
 
 
 def pixel_divergence(reference: Tensor, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -48,13 +48,13 @@ def pixel_divergence(reference: Tensor, logits: Tensor, labels: Tensor, weights:
     """
     expected = F.log_softmax(reference, 1)
     divergence = (expected.exp() * (expected - F.log_softmax(logits, 1))).sum(1)
-    divergence = divergence.masked_fill(labels == IGNORE, 0)
+    divergence = divergence.masked_fill(labels == IGNORE_INDEX, 0)
     return divergence if weights is None else divergence * _of_pixels(labels, weights)
 
 
 def valid_pixels(labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Count the pixels that are not ignored, () int64; with weights of classes sum up those of their labels, () float."""
-    return (labels != IGNORE).sum() if weights is None else _of_pixels(labels, weights).sum()
+    return (labels != IGNORE_INDEX).sum() if weights is None else _of_pixels(labels, weights).sum()
 
 
 def _of_pixels(labels: Tensor, weights: Tensor) -> Tensor:

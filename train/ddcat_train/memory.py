@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ddcat.faults import first_line
+from ddcat.error_text import first_line
 from ddcat_train.errors import TrainError
 
 __all__ = ["enough_memory", "lacks_memory"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddcat.classes import Classes
-from ddcat.scores import miou, pixel_accuracy
+from ddcat.metrics import miou, pixel_accuracy
 from ddcat_train.checkpoints import Checkpoint, load_checkpoint
 from ddcat_train.config import load_config
 from ddcat_train.data import open_dataset

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddcat.classes import Classes, coloured
-from ddcat.scores import count, pixel_accuracy
+from ddcat.classes import Classes, colourise
+from ddcat.metrics import confusion_counts, pixel_accuracy
 from ddcat_train.attacks import bim, evaluating
 from ddcat_train.config import AttackConfig
 from ddcat_train.data import Dataset
@@ -93,7 +93,7 @@ def _columns(network: Segmenter, images: Tensor, labels: Tensor, attack: AttackC
         _photographs(attacked),
         _predictions(network, images, labels, classes),
         _predictions(network, attacked, labels, classes),
-        [Picture(coloured(one, classes), "") for one in labels.cpu().numpy()],
+        [Picture(colourise(one, classes), "") for one in labels.cpu().numpy()],
         *divided,
     ]
 
@@ -105,9 +105,9 @@ def _photographs(images: Tensor) -> list[Picture]:
 def _predictions(network: Segmenter, images: Tensor, labels: Tensor, classes: Classes) -> list[Picture]:
     with torch.no_grad(), evaluating(network):
         found = network(images).argmax(1).cpu().numpy()
-    shares = [pixel_accuracy(count(t, f, len(classes))) for t, f in zip(labels.cpu().numpy(), found, strict=True)]
+    shares = [pixel_accuracy(confusion_counts(t, f, len(classes))) for t, f in zip(labels.cpu().numpy(), found, strict=True)]
     captions = ["no pixel is labelled" if np.isnan(share) else f"{share:.1%} right" for share in shares]
-    return [Picture(coloured(one, classes), caption) for one, caption in zip(found, captions, strict=True)]
+    return [Picture(colourise(one, classes), caption) for one, caption in zip(found, captions, strict=True)]
 
 
 def _chosen(network: Segmenter, images: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from torch import Tensor
 
 from ddcat.agent import rank, under_agent
-from ddcat.faults import first_line
+from ddcat.error_text import first_line
 from ddcat_train.data.readers import of_readers
 from ddcat_train.errors import ConfigError, LostRankError
 from ddcat_train.memory import lacks_memory

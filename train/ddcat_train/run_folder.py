@@ -11,7 +11,7 @@ from pathlib import Path
 if sys.platform != "win32":
     import fcntl
 
-from ddcat.files import check_writable, is_leftover, writing
+from ddcat.atomic_files import check_writable, is_temp_file, translate_os_errors
 from ddcat_train.checkpoints import LAST, Description, read_description
 from ddcat_train.config import CONFIG, Config, load_config
 from ddcat_train.errors import ConfigError
@@ -41,7 +41,7 @@ def locked(run: Path) -> Iterator[None]:
         Where another process trains in it.
     WriteError
     """
-    with writing(run):
+    with translate_os_errors(run):
         new = not run.exists()
         run.mkdir(parents=True, exist_ok=True)
         # A record lock: unlike one of flock() it is not inherited by readers, which may outlive a process that was killed.
@@ -80,13 +80,13 @@ def check_run(config: Config, run: Path, *, resume: bool, more_epochs: bool = Fa
     ConfigError
     """
     _check_name(run)
-    with writing(run):  # a name may be too long for any folder
+    with translate_os_errors(run):  # a name may be too long for any folder
         run.is_dir()
     check_writable(run)
     last = run / LAST
     if not (run / CONFIG).is_file() and not last.is_file():
         strange = (
-            [path for path in run.iterdir() if path.name != _LOCK and not is_leftover(path, CONFIG)] if run.is_dir() else []
+            [path for path in run.iterdir() if path.name != _LOCK and not is_temp_file(path, CONFIG)] if run.is_dir() else []
         )
         if strange:
             raise ConfigError(f"{run} is not empty and not a run: name another folder with --out")

@@ -8,8 +8,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from ddcat import provenance
-from ddcat.faults import first_fault
-from ddcat.files import read_json, write_json
+from ddcat.atomic_files import read_json, write_json
+from ddcat.error_text import first_validation_error
 from ddcat_train.errors import ConfigError
 
 __all__ = ["LIBRARIES", "SESSIONS", "Clock", "Session", "read_sessions"]
@@ -51,7 +51,7 @@ def read_sessions(run: Path) -> tuple[Session, ...]:
     try:
         return _SESSIONS.validate_python(read_json(path, ConfigError)) if path.is_file() else ()
     except ValidationError as cause:
-        raise ConfigError(f"{path} does not hold the sessions of a run: {first_fault(cause)}; remove it") from cause
+        raise ConfigError(f"{path} does not hold the sessions of a run: {first_validation_error(cause)}; remove it") from cause
 
 
 class Clock:

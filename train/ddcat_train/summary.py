@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ddcat.files import write_bytes, write_text
+from ddcat.atomic_files import write_bytes, write_text
 from ddcat_train.checkpoints import BEST, LAST, Description, read_description
 from ddcat_train.config import CONFIG, AttackConfig, Config, MethodConfig
 from ddcat_train.curves import draw_curves

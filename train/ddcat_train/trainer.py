@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ddcat import provenance
 from ddcat.agent import rank
-from ddcat.scores import miou
+from ddcat.metrics import miou
 from ddcat_train.average import start_average, update_average
 from ddcat_train.checkpoints import (
     Checkpoint,

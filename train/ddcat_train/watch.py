@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddcat.files import write_json
+from ddcat.atomic_files import write_json
 from ddcat_train.config import Config
 from ddcat_train.data.loader import Batch, Skipped
 from ddcat_train.errors import TrainError

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddcat.scores import Counts, count
+from ddcat.metrics import Counts, confusion_counts
 from ddcat_bench.attack.passes import Victims, attack
 from ddcat_bench.attack.suites import Plan
 from ddcat_train.attacks import Model, to_8_bit
@@ -68,8 +68,8 @@ def answers(model: Model, received: Tensor) -> Tensor:
 
 
 def count_each(labels: Tensor, predictions: Tensor, classes: int) -> list[Counts]:
-    """Count each image of a batch: see `ddcat.scores.count`."""
-    return [count(t, p, classes) for t, p in zip(labels.cpu().numpy(), predictions.cpu().numpy(), strict=True)]
+    """Count each image of a batch: see `ddcat.metrics.confusion_counts`."""
+    return [confusion_counts(t, p, classes) for t, p in zip(labels.cpu().numpy(), predictions.cpu().numpy(), strict=True)]
 
 
 def grey_levels(epsilon: float) -> int:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddcat.classes import IGNORE
+from ddcat.classes import IGNORE_INDEX
 from ddcat_bench.attack.class_pixels import count_class_pixels
 from ddcat_bench.attack.evaluation import Evaluation
 from ddcat_bench.attack.passes import Meter
@@ -121,7 +121,7 @@ def plain_sweep(network: PlainSegmenter, images: Tensor, labels: Tensor) -> Tens
         for _ in range(steps):
             leaf = current.detach().requires_grad_()
             network.zero_grad()
-            loss = F.cross_entropy(network(leaf, ("main",))["main"], labels, ignore_index=IGNORE)
+            loss = F.cross_entropy(network(leaf, ("main",))["main"], labels, ignore_index=IGNORE_INDEX)
             loss.backward()  # type: ignore[no-untyped-call]
             assert leaf.grad is not None
             moved = leaf.detach() + BIM.alpha * leaf.grad.sign()

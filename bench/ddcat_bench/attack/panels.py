@@ -8,8 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ddcat.classes import Classes, coloured
-from ddcat.scores import count, pixel_accuracy
+from ddcat.classes import Classes, colourise
+from ddcat.metrics import confusion_counts, pixel_accuracy
 from ddcat_bench.attack.judging import answers
 from ddcat_train import sheet
 from ddcat_train.attacks import Model, bim, to_8_bit
@@ -115,16 +115,16 @@ def make_panels(
                 Picture(
                     "No defence",
                     f"its prediction for that attacked image: {_right(truth, bare, index, dataset.classes)}",
-                    to_png(coloured(bare.attacked[index], dataset.classes)),
+                    to_png(colourise(bare.attacked[index], dataset.classes)),
                     _right(truth, bare, index, dataset.classes),
                 ),
                 Picture(
                     defence,
                     f"its prediction under {attack}, by its own gradients: {_right(truth, robust, index, dataset.classes)}",
-                    to_png(coloured(robust.attacked[index], dataset.classes)),
+                    to_png(colourise(robust.attacked[index], dataset.classes)),
                     _right(truth, robust, index, dataset.classes),
                 ),
-                Picture("Truth", "light grey is ignored", to_png(coloured(truth, dataset.classes)), ""),
+                Picture("Truth", "light grey is ignored", to_png(colourise(truth, dataset.classes)), ""),
             )
             panels.append(Panel(name, pictures))
     return panels
@@ -156,16 +156,18 @@ def attack_sheet(model: Model, dataset: Dataset, *, title: str, device: torch.de
         for index, (name, original) in enumerate(zip(names, to_pixels(to_8_bit(pixels, pixels)), strict=True)):
             truth = labels[index].numpy().astype(np.uint8)
             perturbation, factor = _amplified(original, look.images[index])
-            shares = [pixel_accuracy(count(truth, one[index], len(dataset.classes))) for one in (look.clean, look.attacked)]
+            shares = [
+                pixel_accuracy(confusion_counts(truth, one[index], len(dataset.classes))) for one in (look.clean, look.attacked)
+            ]
             said = ["" if np.isnan(share) else f"{share:.0%} right" for share in shares]
             rows.append(
                 [
                     sheet.Picture(original, name, smooth=True),
                     sheet.Picture(look.images[index], "", smooth=True),
                     sheet.Picture(perturbation, f"times {factor}; grey is none"),
-                    sheet.Picture(coloured(look.clean[index], dataset.classes), said[0]),
-                    sheet.Picture(coloured(look.attacked[index], dataset.classes), said[1]),
-                    sheet.Picture(coloured(truth, dataset.classes), ""),
+                    sheet.Picture(colourise(look.clean[index], dataset.classes), said[0]),
+                    sheet.Picture(colourise(look.attacked[index], dataset.classes), said[1]),
+                    sheet.Picture(colourise(truth, dataset.classes), ""),
                 ]
             )
     whole = f"{title}; attacked by BIM: epsilon {_EPSILON:.4g}, n = {_STEPS}, in 8 bits"
@@ -194,5 +196,7 @@ def _amplified(image: U8, attacked: U8) -> tuple[U8, int]:
 
 
 def _right(truth: U8, look: _Look, index: int, classes: Classes) -> str:
-    attacked, clean = (pixel_accuracy(count(truth, labels[index], len(classes))) for labels in (look.attacked, look.clean))
+    attacked, clean = (
+        pixel_accuracy(confusion_counts(truth, labels[index], len(classes))) for labels in (look.attacked, look.clean)
+    )
     return f"{attacked:.0%} of the pixels are right, {clean:.0%} without attack"

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddcat.classes import IGNORE
-from ddcat.scores import Counts, count, miou, pixel_accuracy
+from ddcat.classes import IGNORE_INDEX
+from ddcat.metrics import Counts, confusion_counts, miou, pixel_accuracy
 from ddcat_bench.attack.alarms import LARGE_EPSILON
 from ddcat_bench.attack.probe_results import GradientShares, PointName, Probe, ProbePoint
 from ddcat_bench.errors import BenchError
@@ -71,7 +71,7 @@ def run_probe(
         seeds = torch.tensor([seed_from(seed, place) for place in range(done, done + len(names))])
         for kind, predictions in _attacks(model, pixels, truth, epsilon, seeds).items():
             found = zip(labels.numpy(), predictions.cpu().numpy(), strict=True)
-            counts.setdefault(kind, []).extend(count(t, p, len(dataset.classes)) for t, p in found)
+            counts.setdefault(kind, []).extend(confusion_counts(t, p, len(dataset.classes)) for t, p in found)
         missing += _missing_gradients(model, pixels, truth)
         done += len(names)
     if not missing:
@@ -129,7 +129,7 @@ def _missing_gradients(model: Model, pixels: Tensor, truth: Tensor) -> list[_Mis
         leaf = pixels.detach().requires_grad_()
         logits = model(leaf)
         at_input, at_logits = torch.autograd.grad(pixel_cross_entropy(logits, truth).sum(), (leaf, logits))
-    known = truth != IGNORE  # (N, H, W)
+    known = truth != IGNORE_INDEX  # (N, H, W)
     flat = at_input.flatten(1)
     columns = (
         (flat == 0).all(1),

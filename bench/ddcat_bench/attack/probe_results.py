@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ddcat.schema import Fraction, Strict
+from ddcat.schema import Fraction, StrictModel
 
 __all__ = ["Alarm", "AlarmName", "GradientShares", "PointName", "Probe", "ProbePoint"]
 
@@ -19,7 +19,7 @@ AlarmName = Literal[
 PointName = Literal["clean", "noise", "Square", "DLA", "PGD", "CosPGD"]
 
 
-class Alarm(Strict):
+class Alarm(StrictModel):
     """A sign that an attack was too weak for its figure to be believed."""
 
     name: AlarmName
@@ -27,7 +27,7 @@ class Alarm(Strict):
     meaning: str = Field(description="what it says of the figures, and what to do")
 
 
-class ProbePoint(Strict):
+class ProbePoint(StrictModel):
     """What one small attack left of the probe's images."""
 
     name: PointName
@@ -44,7 +44,7 @@ class ProbePoint(Strict):
         return f"{self.name}-{self.steps}" if self.name in ("PGD", "CosPGD") else f"{self.name} with {self.steps} queries"
 
 
-class GradientShares(Strict):
+class GradientShares(StrictModel):
     """How much of the cross-entropy's gradient on the clean images is missing."""
 
     zero_images: Fraction = Field(description="of the images: the gradient is exactly 0 at every input")
@@ -55,7 +55,7 @@ class GradientShares(Strict):
     )
 
 
-class Probe(Strict):
+class Probe(StrictModel):
     """Small attacks on a few images, made to find masked gradients and not to be quoted."""
 
     images: int = Field(ge=1, description="spread evenly over the split")

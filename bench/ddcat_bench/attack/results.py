@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ddcat.schema import Fraction, Strict
+from ddcat.schema import Fraction, StrictModel
 from ddcat_bench.attack.probe_results import Alarm, Probe
 from ddcat_bench.entries import CheckpointEntry, DataEntry, Environment, Scores
 
@@ -18,7 +18,7 @@ SuiteName = Literal["quick", "paper", "sea", "full"]
 ProtocolName = Literal["whole", "windows"]
 
 
-class AttackRow(Strict):
+class AttackRow(StrictModel):
     """One attack and what it left."""
 
     name: AttackName
@@ -46,7 +46,7 @@ class AttackRow(Strict):
         return f"n = {self.steps}" if self.name == "BIM" else f"{self.name}-{self.steps} at {grey(self.epsilon)}"
 
 
-class WorstCase(Strict):
+class WorstCase(StrictModel):
     """The worst of several attacks of one bound, chosen for each image."""
 
     name: Literal["SEA", "all"] = Field(description="SEA: its three losses; all: every attack of the bound that was made")
@@ -64,7 +64,7 @@ class WorstCase(Strict):
         return f"{'SEA' if self.name == 'SEA' else 'worst of all'} at {grey(self.epsilon)}"
 
 
-class Claim(Strict):
+class Claim(StrictModel):
     """Something that the paper says, and whether it holds here."""
 
     claim: str
@@ -72,7 +72,7 @@ class Claim(Strict):
     held: bool
 
 
-class AttackResult(Strict):
+class AttackResult(StrictModel):
     """What `ddcat attack` found."""
 
     schema_version: Literal[1] = 1

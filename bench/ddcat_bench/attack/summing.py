@@ -5,9 +5,8 @@ from typing import Literal
 
 import numpy as np
 
-from ddcat.classes import IGNORE, Classes
-from ddcat.scores import Counts, pixel_accuracy
-from ddcat.worst_case import lowest_accuracy, worst_case
+from ddcat.classes import IGNORE_INDEX, Classes
+from ddcat.metrics import Counts, pixel_accuracy
 from ddcat_bench.attack.alarms import raise_alarms
 from ddcat_bench.attack.evaluation import Evaluation
 from ddcat_bench.attack.judging import grey_levels
@@ -17,6 +16,7 @@ from ddcat_bench.attack.suites import SEA_LOSSES, Case, Plan
 from ddcat_bench.entries import CheckpointEntry, Scores
 from ddcat_bench.subjects import describe_checkpoint, describe_data, describe_environment
 from ddcat_bench.units import Units
+from ddcat_bench.worst_case import lowest_accuracy, worst_case
 from ddcat_train.checkpoints import Checkpoint
 
 __all__ = ["PROTOCOLS", "policy", "sum_up"]
@@ -95,7 +95,9 @@ def _trained_steps(checkpoint: Checkpoint) -> int | None:
 
 def policy(classes: Classes) -> str:
     """Say what is done with pixels of no class, and with the class of all the rest."""
-    void = f"Void: pixels labelled {IGNORE} are left out everywhere, whatever is predicted there; no class stands for them."
+    void = (
+        f"Void: pixels labelled {IGNORE_INDEX} are left out everywhere, whatever is predicted there; no class stands for them."
+    )
     if classes.background is None:
         return f"{void} Background: these data have no such class, so there is no foreground mIoU."
     return (

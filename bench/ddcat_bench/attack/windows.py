@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddcat.classes import IGNORE
-from ddcat.scores import Counts
+from ddcat.classes import IGNORE_INDEX
+from ddcat.metrics import Counts
 from ddcat_bench.attack.judging import count_each
 from ddcat_bench.attack.passes import Victims, attack
 from ddcat_bench.attack.suites import Plan
@@ -156,7 +156,7 @@ def _set_into(victims: Victims, crop: Crop) -> tuple[Victims, Window]:
         return victims, inside
     mean = torch.tensor(imagenet.MEAN, device=victims.images.device)
     images = mean[None, :, None, None].repeat(len(victims.images), 1, *size)
-    labels = torch.full((len(victims.labels), *size), IGNORE, device=victims.labels.device)
+    labels = torch.full((len(victims.labels), *size), IGNORE_INDEX, device=victims.labels.device)
     images[:, :, inside.rows, inside.columns] = victims.images
     labels[:, inside.rows, inside.columns] = victims.labels
     return victims._replace(images=images, labels=labels), inside

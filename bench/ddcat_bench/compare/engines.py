@@ -10,7 +10,7 @@ from pydantic import Field
 
 from ddcat.bundle import open_bundle
 from ddcat.passport import Verdict
-from ddcat.schema import Strict
+from ddcat.schema import StrictModel
 from ddcat_bench.entries import check_same_images
 from ddcat_bench.errors import BenchError
 from ddcat_bench.gate.results import Bounds, GateResult, ThreatRow
@@ -23,7 +23,7 @@ __all__ = ["CompareResult", "EngineRow", "compare", "find_gates", "find_reports"
 _RESULT = "gate.json"
 
 
-class EngineRow(Strict):
+class EngineRow(StrictModel):
     """One engine, as the gate found it."""
 
     name: str = Field(description="of the bundle's folder, or of the result folder")
@@ -54,7 +54,7 @@ class EngineRow(Strict):
     )
 
 
-class CompareResult(Strict):
+class CompareResult(StrictModel):
     """What `ddcat compare` put side by side."""
 
     schema_version: Literal[1] = 1

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ddcat.command import ExpectDigest, RequireSignature
+from ddcat.cli_support import ExpectDigest, RequireSignature
 from ddcat_bench.options import DataRoot, Force, MovedCheckpoint, Split
 
 __all__ = ["drift"]
@@ -39,14 +39,14 @@ def drift(
     """
     import time
 
-    from ddcat.bundle import Trust, open_bundle
+    from ddcat.bundle import TrustPolicy, open_bundle
     from ddcat.engines import open_engine
     from ddcat.progress import progress
     from ddcat_bench.arguments import check_source, libraries_for, parse_epsilon
     from ddcat_bench.output import beside, claim, publish
 
     began, bound = time.monotonic(), parse_epsilon(epsilon)
-    opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
+    opened = open_bundle(bundle, TrustPolicy.from_options(require_signature, expect_digest))
     folder = out or beside(bundle, "drift")
     with claim(folder, "drift", force=force):
         source = check_source(opened, checkpoint)

@@ -21,8 +21,8 @@ from torch import Tensor
 from ddcat.bundle import Bundle
 from ddcat.engines import Engine
 from ddcat.engines.golden import read_golden
-from ddcat.schema import Fraction, Strict
-from ddcat.scores import count, miou
+from ddcat.metrics import confusion_counts, miou
+from ddcat.schema import Fraction, StrictModel
 from ddcat_bench.entries import BundleEntry, Environment
 from ddcat_bench.errors import BenchError
 from ddcat_bench.markdown import table
@@ -45,7 +45,7 @@ Traffic = Literal["clean", "attack", "adaptive"]
 Order = Literal["in order", "shuffled"]
 
 
-class DriftRow(Strict):
+class DriftRow(StrictModel):
     """What the monitor says of one kind of traffic, against one reference."""
 
     reference: str
@@ -57,7 +57,7 @@ class DriftRow(Strict):
     median: float = Field(ge=0, description="of the largest PSI")
 
 
-class DriftResult(Strict):
+class DriftResult(StrictModel):
     """What `ddcat drift` found."""
 
     schema_version: Literal[2] = 2
@@ -130,7 +130,7 @@ def measure_drift(
         for traffic, sent in _sent(network, images, epsilon).items():
             outputs = engine.infer(to_pixels(to_8_bit(sent, images)))
             found[traffic] += statistics_of(outputs, classes)  # of all outputs, as the server does
-            counts[traffic] += count(sample.labels, outputs.labels[0], classes)
+            counts[traffic] += confusion_counts(sample.labels, outputs.labels[0], classes)
         advance(1)
     half = len(samples) // 2
     golden = list(golden_statistics(bundle, engine, examples))

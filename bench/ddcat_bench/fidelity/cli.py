@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ddcat.command import ExpectDigest, RequireSignature
+from ddcat.cli_support import ExpectDigest, RequireSignature
 from ddcat_bench.options import DataRoot, Force, Limit, MovedCheckpoint, Split
 
 __all__ = ["fidelity"]
@@ -35,13 +35,13 @@ def fidelity(
 
     - `ddcat fidelity model.bundle --checkpoint runs/old --data-root /data/camvid --limit 50`
     """
-    from ddcat.bundle import Trust, open_bundle
+    from ddcat.bundle import TrustPolicy, open_bundle
     from ddcat.engines import open_engine
     from ddcat.progress import progress
     from ddcat_bench.arguments import check_source, libraries_for
     from ddcat_bench.output import beside, claim, publish
 
-    opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
+    opened = open_bundle(bundle, TrustPolicy.from_options(require_signature, expect_digest))
     folder = out or beside(bundle, "fidelity")
     with claim(folder, "fidelity", force=force):
         source = check_source(opened, checkpoint)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ddcat.bundle import Bundle
-from ddcat.classes import IGNORE
+from ddcat.classes import IGNORE_INDEX
 from ddcat.engines import Engine
 from ddcat.engines.errors import InputError
-from ddcat.scores import Counts, count
+from ddcat.metrics import Counts, confusion_counts
 from ddcat_bench.attack.judging import answers, count_each, grey_levels
 from ddcat_bench.attack.suites import BIM
 from ddcat_bench.entries import Scores
@@ -55,12 +55,12 @@ class _Tally:
     def add(self, truth: npt.NDArray[np.int64], engine: npt.NDArray[np.uint8], pytorch: Tensor, classes: int) -> None:
         """Count a batch: all arguments are (N, H, W)."""
         differs = engine != pytorch.numpy()
-        counted = truth != IGNORE
+        counted = truth != IGNORE_INDEX
         self.pixels += differs.size
         self.counted_pixels += int(counted.sum())
         self.counted_differing += int((differs & counted).sum())
         self.differing += differs.sum((1, 2)).tolist()
-        self.engine += [count(t, e, classes) for t, e in zip(truth, engine, strict=True)]
+        self.engine += [confusion_counts(t, e, classes) for t, e in zip(truth, engine, strict=True)]
         self.pytorch += count_each(torch.from_numpy(truth), pytorch, classes)
 
     def row(self, steps: int, background: int | None) -> FidelityRow:

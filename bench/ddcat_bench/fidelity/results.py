@@ -4,14 +4,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from ddcat.schema import Fraction, Strict
+from ddcat.schema import Fraction, StrictModel
 from ddcat_bench.attack.results import AttackName
 from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment, Scores
 
 __all__ = ["FidelityResult", "FidelityRow"]
 
 
-class FidelityRow(Strict):
+class FidelityRow(StrictModel):
     """The engine and the PyTorch model on the same 8-bit images."""
 
     name: AttackName
@@ -35,7 +35,7 @@ class FidelityRow(Strict):
         return "clean" if self.name == "clean" else f"n = {self.steps}"
 
 
-class FidelityResult(Strict):
+class FidelityResult(StrictModel):
     """What `ddcat fidelity` found."""
 
     schema_version: Literal[1] = 1

@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ddcat.engines import Engine
-from ddcat.schema import Fraction, Strict
-from ddcat.scores import miou
+from ddcat.metrics import miou
+from ddcat.schema import Fraction, StrictModel
 from ddcat_bench.attack.judging import answers, count_each
 from ddcat_bench.attack.passes import Meter, Victims, attack
 from ddcat_bench.attack.probe import FORWARDS, run_probe
@@ -46,7 +46,7 @@ _PILOT = 12  # images on which the bound of the strong attacks is chosen
 _LOGIT_IMAGES = 8
 
 
-class Pilot(Strict):
+class Pilot(StrictModel):
     """What a few images told before all were attacked."""
 
     epsilon: float | None = Field(description="bound of the strong attacks; null: with the quick budget there are none")

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from ddcat import provenance
 from ddcat.bundle import Bundle
-from ddcat.classes import IGNORE
+from ddcat.classes import IGNORE_INDEX
 from ddcat_bench.attack.probe import FORWARDS
 from ddcat_bench.errors import BenchError
 from ddcat_bench.gate.budget import Budget
@@ -64,7 +64,7 @@ class Case(NamedTuple):
         DataError
         """
         batches = evaluation_batches(self.dataset, batch_size=1, limit=self.limit)
-        if not any((labels != IGNORE).any() for _, _, labels in batches):  # most often the first image tells
+        if not any((labels != IGNORE_INDEX).any() for _, _, labels in batches):  # most often the first image tells
             raise BenchError(
                 f"every pixel of the {self.images} images of {self.dataset.root}, {self.dataset.split}, is ignored: there is "
                 "nothing to score; use a split with labels"

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ddcat.command import ExpectDigest, RequireSignature
+from ddcat.cli_support import ExpectDigest, RequireSignature
 from ddcat_bench.options import DataRoot, Force, Limit, MovedCheckpoint, Split
 
 __all__ = ["gate"]
@@ -70,13 +70,13 @@ def gate(
 
     - `ddcat gate model.bundle --devices 8`
     """
-    from ddcat.bundle import Trust
+    from ddcat.bundle import TrustPolicy
     from ddcat_bench.gate.run import gate as run_gate
 
     result = run_gate(
         bundle, checkpoint=checkpoint, data_root=data_root, split=split, limit=limit, clips=clips, limits=limits, quick=quick,
         steps=steps, queries=queries, every=every, repeats=repeats, seed=seed, devices=devices, sign=sign, pictures=pictures,
-        out=out, force=force, trust=Trust.from_options(require_signature, expect_digest),
+        out=out, force=force, trust=TrustPolicy.from_options(require_signature, expect_digest),
     )  # fmt: skip
     if result is not None:
         raise typer.Exit(_STATUS[result.verdict])

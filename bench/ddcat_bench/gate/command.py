@@ -8,10 +8,10 @@ import torch
 from rich.console import Console
 
 from ddcat.agent import launched, under_agent
+from ddcat.atomic_files import check_writable, write_in_turn
 from ddcat.bundle import REPORT
 from ddcat.engines import Engine, open_engine
 from ddcat.engines.cores import physical_cores
-from ddcat.files import check_writable, write_in_turn
 from ddcat.passport import write_passport
 from ddcat.progress import progress
 from ddcat.signing import check_key

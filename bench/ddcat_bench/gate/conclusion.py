@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 import torch
 
 from ddcat.bundle import Bundle
+from ddcat.metrics import miou
 from ddcat.passport import Passport, Verdict
-from ddcat.scores import miou
 from ddcat_bench.bootstrap import Scheme, scheme_of, sequence_in
 from ddcat_bench.entries import DataEntry
 from ddcat_bench.gate.attacked import Attacked

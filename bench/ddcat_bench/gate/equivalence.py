@@ -9,10 +9,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ddcat.scores import Counts, iou, miou
-from ddcat.worst_case import worst_case
+from ddcat.metrics import Counts, iou, miou
 from ddcat_bench.bootstrap import BLOCK, FEWEST_UNITS, Scheme, draw, miou_of_draws
 from ddcat_bench.markdown import signed
+from ddcat_bench.worst_case import worst_case
 
 __all__ = ["KEPT_AT_LEAST", "Comparison", "Interval", "Verdict", "compare_pool", "paired_interval", "verdict_of"]
 

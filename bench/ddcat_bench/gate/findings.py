@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ddcat.metrics import miou
 from ddcat.passport import Finding, Verdict
-from ddcat.scores import miou
 from ddcat_bench.attack.alarms import PROBE_BEATEN_BY, raise_alarms
 from ddcat_bench.attack.probe_results import Alarm, Probe
 from ddcat_bench.attack.results import grey

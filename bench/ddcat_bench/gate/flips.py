@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddcat.classes import IGNORE
+from ddcat.classes import IGNORE_INDEX
 from ddcat_bench.gate.results import BAND, MARGINS
 
 __all__ = ["BAND", "MARGINS", "Flips", "boundary_band", "count_flips"]
@@ -129,7 +129,7 @@ def boundary_band(truth: Tensor) -> Tensor:
     -------
     (N, H, W) bool
     """
-    counted = truth != IGNORE
+    counted = truth != IGNORE_INDEX
     values = truth.float().unsqueeze(1)  # (N, 1, H, W)
     known = counted.unsqueeze(1)
 

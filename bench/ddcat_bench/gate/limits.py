@@ -5,9 +5,9 @@ from pathlib import Path
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from ddcat.faults import first_fault, first_line
+from ddcat.error_text import first_line, first_validation_error
 from ddcat.manifest import Precision
-from ddcat.schema import Fraction, Strict
+from ddcat.schema import Fraction, StrictModel
 from ddcat_bench.errors import BenchError
 
 __all__ = ["DEFAULT", "Limits", "read_limits"]
@@ -15,7 +15,7 @@ __all__ = ["DEFAULT", "Limits", "read_limits"]
 DEFAULT = Path(__file__).with_name("limits.yaml")
 
 
-class Limits(Strict):
+class Limits(StrictModel):
     """Limits of one precision; what each means stands at the head of `limits.yaml`."""
 
     logit_error: float | None = Field(gt=0)
@@ -44,7 +44,7 @@ def read_limits(file: Path, precision: Precision) -> Limits:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         return TypeAdapter(dict[Precision, Limits]).validate_python(content)[precision]
     except ValidationError as cause:
-        raise BenchError(f"--limits {file}: {first_fault(cause)}; see {DEFAULT.name} of the package") from cause
+        raise BenchError(f"--limits {file}: {first_validation_error(cause)}; see {DEFAULT.name} of the package") from cause
     except (OSError, ValueError, yaml.YAMLError) as cause:
         raise BenchError(f"--limits {file} cannot be read: {first_line(cause)}") from cause
     except KeyError as cause:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ddcat.classes import IGNORED_COLOUR, Classes, coloured
+from ddcat.classes import IGNORED_COLOUR, Classes, colourise
 from ddcat.engines import Engine
 from ddcat_bench.attack.judging import answers
 from ddcat_bench.attack.passes import Victims, attack
@@ -94,9 +94,9 @@ def _overlay(caption: str, image: U8, truth: U8, reference: npt.NDArray[np.int64
         f"{caption}: {differs.mean():.3%} of the labels differ",
         (
             ("image", _address(image, smooth=True)),
-            ("truth", _address(coloured(truth, classes))),
-            ("reference", _address(coloured(reference, classes))),
-            ("engine", _address(coloured(engine, classes))),
+            ("truth", _address(colourise(truth, classes))),
+            ("reference", _address(colourise(reference, classes))),
+            ("engine", _address(colourise(engine, classes))),
             ("where they differ", _address(grey)),
         ),
     )

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddcat.engines import Engine
-from ddcat.scores import Counts
+from ddcat.metrics import Counts
 from ddcat_bench.attack.judging import answers, count_each
 from ddcat_bench.attack.passes import Victims, attack
 from ddcat_bench.attack.suites import BIM, Plan, PlanName

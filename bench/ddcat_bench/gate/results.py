@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from ddcat.passport import Finding, Verdict
-from ddcat.schema import Fraction, Strict
+from ddcat.schema import Fraction, StrictModel
 from ddcat_bench.attack.probe_results import Alarm, Probe
 from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
 from ddcat_bench.gate.limits import Limits
@@ -20,7 +20,7 @@ MARGINS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # lower ends of the classes of 
 _RARE = 0.01
 
 
-class MarginRow(Strict):
+class MarginRow(StrictModel):
     """Pixels by how sure the reference was of its label."""
 
     lowest: float = Field(description="logits by which the best class was ahead of the second, at least")
@@ -28,7 +28,7 @@ class MarginRow(Strict):
     differing: int = Field(description="of them, those that engine and reference label in different ways")
 
 
-class ClassEntry(Strict):
+class ClassEntry(StrictModel):
     """A class, and how much there is of it."""
 
     name: str
@@ -40,7 +40,7 @@ class ClassEntry(Strict):
         return self.share < _RARE
 
 
-class MemberRow(Strict):
+class MemberRow(StrictModel):
     """One attack of the pool and what it left of both models."""
 
     source: Literal["replay", "twin", "engine", "noise"]
@@ -56,7 +56,7 @@ class MemberRow(Strict):
     margins: tuple[MarginRow, ...]
 
 
-class ThreatRow(Strict):
+class ThreatRow(StrictModel):
     """One threat, under which both models meet the worst of its attacks for them."""
 
     name: str
@@ -75,7 +75,7 @@ class ThreatRow(Strict):
     reason: str
 
 
-class GateResult(Strict):
+class GateResult(StrictModel):
     """What `ddcat gate` found."""
 
     schema_version: Literal[1] = 1

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddcat.agent import launched, under_agent
-from ddcat.bundle import ANYONE, Trust, open_bundle
+from ddcat.bundle import NO_TRUST_POLICY, TrustPolicy, open_bundle
 from ddcat_bench.arguments import check_source, libraries_for
 from ddcat_bench.bootstrap import check_clips
 from ddcat_bench.errors import BenchError
@@ -39,7 +39,7 @@ def gate(
     pictures: bool = True,
     out: str | Path | None = None,
     force: bool = False,
-    trust: Trust = ANYONE,
+    trust: TrustPolicy = NO_TRUST_POLICY,
 ) -> "GateResult | None":
     """
     Test whether an engine is as accurate, as robust and as fast as its limits ask, and write its passport into the bundle.
@@ -82,7 +82,7 @@ def gate(
         Folder of the result; BUNDLE-gate beside the bundle by default.
     force : bool
         Replace an earlier result.
-    trust : Trust
+    trust : TrustPolicy
         What the bundle must prove before it is opened.
 
     Returns

@@ -8,7 +8,7 @@ from onnx import helper
 from torch import Tensor, nn
 
 from ddcat.bundle import Bundle
-from ddcat.faults import first_line
+from ddcat.error_text import first_line
 from ddcat_bench.errors import BenchError
 from ddcat_bench.gate.twin_nodes import NODES, as_tensor
 from ddcat_bench.gate.twin_operator import Attributes, NotSupportedError, Operator

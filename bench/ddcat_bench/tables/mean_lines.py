@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, Self
 
 from pydantic import Field
 
-from ddcat.schema import Strict
+from ddcat.schema import StrictModel
 from ddcat_bench.errors import BenchError
 from ddcat_bench.tables.paper_numbers import PaperTable
 from ddcat_bench.tables.runs import JudgedRun, Training, check_comparable
@@ -42,7 +42,7 @@ class Figure(NamedTuple):
     value: float
 
 
-class Cell(Strict):
+class Cell(StrictModel):
     """One figure of a line."""
 
     mean: float
@@ -59,7 +59,7 @@ class Cell(Strict):
         )
 
 
-class Line(Strict):
+class Line(StrictModel):
     """One method on one architecture: measured, or as the paper prints it."""
 
     source: Literal["ours", "paper"]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from ddcat.scores import miou
+from ddcat.metrics import miou
 from ddcat_bench.attack.results import AttackRow, WorstCase, grey
 from ddcat_bench.entries import CheckpointEntry
 from ddcat_bench.tables.mean_lines import Figure

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ddcat.schema import Strict
+from ddcat.schema import StrictModel
 from ddcat_bench.errors import BenchError
 from ddcat_bench.markdown import data_line
 from ddcat_bench.tables.mean_lines import Figure, Line, mean_lines, paper_lines
@@ -34,7 +34,7 @@ _DIFFERENCE = (
 )
 
 
-class Table(Strict):
+class Table(StrictModel):
     """One table."""
 
     data: str
@@ -46,7 +46,7 @@ class Table(Strict):
     notes: tuple[str, ...]
 
 
-class StepClaim(Strict):
+class StepClaim(StrictModel):
     """Whether more steps than 7 change the mean of a line by no more than the paper says: 0.025."""
 
     data: str
@@ -58,7 +58,7 @@ class StepClaim(Strict):
     held: bool
 
 
-class RunAlarm(Strict):
+class RunAlarm(StrictModel):
     """An alarm of one of the results."""
 
     path: str
@@ -67,7 +67,7 @@ class RunAlarm(Strict):
     meaning: str
 
 
-class Tables(Strict):
+class Tables(StrictModel):
     """What `ddcat tables` made of a set of results."""
 
     schema_version: Literal[1] = 1

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddcat.classes import IGNORE
+from ddcat.classes import IGNORE_INDEX
 from ddcat_bench.errors import BenchError
 from ddcat_bench.timing.plain import PlainSegmenter
 from ddcat_bench.timing.results import Precision
@@ -213,12 +213,12 @@ class Baseline:
     def _training_loss(self, outputs: Mapping[Head, Tensor], labels: Tensor, masks: Tensor) -> Tensor:
         """Of the (combined) prediction, of the mask and of deep supervision, whichever there are."""
         method = self._config.method
-        loss = F.cross_entropy(_merge(outputs) if "mask" in outputs else outputs["main"], labels, ignore_index=IGNORE)
+        loss = F.cross_entropy(_merge(outputs) if "mask" in outputs else outputs["main"], labels, ignore_index=IGNORE_INDEX)
         if "mask" in outputs:
-            counted = masks if method.mask_loss_on_ignored else masks.masked_fill(labels == IGNORE, IGNORE)
-            loss = loss + F.cross_entropy(outputs["mask"], counted, ignore_index=IGNORE)
+            counted = masks if method.mask_loss_on_ignored else masks.masked_fill(labels == IGNORE_INDEX, IGNORE_INDEX)
+            loss = loss + F.cross_entropy(outputs["mask"], counted, ignore_index=IGNORE_INDEX)
         if "deep" in outputs:
-            loss = loss + method.deep_weight * F.cross_entropy(outputs["deep"], labels, ignore_index=IGNORE)
+            loss = loss + method.deep_weight * F.cross_entropy(outputs["deep"], labels, ignore_index=IGNORE_INDEX)
         return loss
 
 
@@ -228,7 +228,7 @@ def _merge(outputs: Mapping[Head, Tensor]) -> Tensor:
 
 
 def _errors(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")
 
 
 def _no_weights(logits: Tensor, labels: Tensor, step: int, steps: int) -> float:
@@ -243,4 +243,4 @@ def _segpgd_weights(logits: Tensor, labels: Tensor, step: int, steps: int) -> Te
 def _divergence(reference: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     """Mean KL of the pixels that are not ignored."""
     found = F.kl_div(F.log_softmax(logits, 1), F.log_softmax(reference, 1), reduction="none", log_target=True).sum(1)
-    return found[labels != IGNORE].mean()
+    return found[labels != IGNORE_INDEX].mean()

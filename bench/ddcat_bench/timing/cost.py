@@ -9,7 +9,7 @@ import torch
 
 from ddcat.bundle import Bundle
 from ddcat.engines import Engine
-from ddcat.manifest import Shapes
+from ddcat.manifest import InputShapes
 from ddcat_bench.timing.busy import others_watch
 from ddcat_bench.timing.matrix_product import matrix_product_peak
 from ddcat_bench.timing.results import CostResult, CostRow
@@ -89,7 +89,7 @@ def _on_cpu(provider: str) -> bool:
     return "CPU" in provider
 
 
-def _sizes(shapes: Shapes, size: tuple[int, int]) -> Iterator[tuple[int, int]]:
+def _sizes(shapes: InputShapes, size: tuple[int, int]) -> Iterator[tuple[int, int]]:
     """Give the sizes of a ladder, or the scales of one size that the engine takes."""
     if shapes.sizes is not None:
         yield from shapes.sizes

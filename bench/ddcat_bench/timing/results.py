@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ddcat.schema import Fraction, Strict
+from ddcat.schema import Fraction, StrictModel
 from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
 
 __all__ = [
@@ -30,7 +30,7 @@ _QUIET = 0.5  # load average that is nobody's
 _IDLE = 0.1  # cores that a system keeps busy by itself
 
 
-class Times(Strict):
+class Times(StrictModel):
     """One contender's times."""
 
     seconds: tuple[float, ...] = Field(description="of each call, in their order")
@@ -45,7 +45,7 @@ class Timing(Times):
     stable: bool = Field(description="whether the medians of the last three windows lie within 10 %")
 
 
-class Ratio(Strict):
+class Ratio(StrictModel):
     """Seconds of a baseline / those of what is measured, in the same turn: how many times as fast that is."""
 
     median: float = Field(description="of the ratios of all turns")
@@ -56,7 +56,7 @@ class Ratio(Strict):
     of_medians: float = Field(description="ratio of the medians")
 
 
-class SpeedEntry(Strict):
+class SpeedEntry(StrictModel):
     """One contender that labels images."""
 
     name: Literal["engine", "original", "main branch", "compiled"]
@@ -70,7 +70,7 @@ class SpeedRatio(Ratio):
     baseline: Literal["original", "main branch", "compiled"]
 
 
-class Watched(Strict):
+class Watched(StrictModel):
     """What a measurement says of the machine that it ran on."""
 
     schema_version: int
@@ -120,7 +120,7 @@ class SpeedResult(Watched):
         return next(entry for entry in self.contenders if entry.name == name)
 
 
-class StepEntry(Strict):
+class StepEntry(StrictModel):
     """One contender's training steps."""
 
     name: Literal["ours", "released", "frugal"]
@@ -183,7 +183,7 @@ class SweepResult(Watched):
     sea_seen: Fraction = Field(description="share of its forwards that were computed; the rest were of beaten images")
 
 
-class CostRow(Strict):
+class CostRow(StrictModel):
     """A batch of images of one size."""
 
     batch: int
@@ -197,7 +197,7 @@ class CostRow(Strict):
     )
 
 
-class CostResult(Strict):
+class CostResult(StrictModel):
     """What was measured of an engine alone."""
 
     threads: int | None = Field(description="of the engine; null: it does not say")

@@ -17,7 +17,7 @@ from pydantic import Field
 from ddcat.bundle import Bundle
 from ddcat.classes import Classes
 from ddcat.engines import Engine
-from ddcat.schema import Strict
+from ddcat.schema import StrictModel
 from ddcat_bench.entries import BundleEntry, Environment
 from ddcat_bench.timing.busy import others_watch
 from ddcat_bench.timing.speed import Inputs
@@ -51,7 +51,7 @@ BOUNDARIES: Mapping[Boundary, str] = {
 Images = npt.NDArray[np.uint8]
 
 
-class Latencies(Strict):
+class Latencies(StrictModel):
     """Seconds from a request to its answer; a percentile that so few requests do not tell is null."""
 
     requests: int
@@ -62,7 +62,7 @@ class Latencies(Strict):
     longest: float
 
 
-class Scenario(Strict):
+class Scenario(StrictModel):
     """One scenario at one boundary."""
 
     name: Literal["single stream", "server", "offline"]
@@ -76,7 +76,7 @@ class Scenario(Strict):
     latencies: Latencies | None = Field(description="null: offline has none")
 
 
-class ScenariosResult(Strict):
+class ScenariosResult(StrictModel):
     """What `ddcat scenarios` found."""
 
     schema_version: Literal[1] = 1

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ddcat.command import ExpectDigest, RequireSignature, parse_size
+from ddcat.cli_support import ExpectDigest, RequireSignature, parse_size
 from ddcat_bench.options import DataRoot, Force
 
 __all__ = ["scenarios"]
@@ -45,14 +45,14 @@ def scenarios(
     """
     import time
 
-    from ddcat.bundle import Trust, open_bundle
+    from ddcat.bundle import TrustPolicy, open_bundle
     from ddcat.engines import open_engine
     from ddcat.progress import progress
     from ddcat_bench.arguments import libraries_for
     from ddcat_bench.output import beside, claim, publish
 
     began, chosen = time.monotonic(), parse_size(size) if size else None
-    opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
+    opened = open_bundle(bundle, TrustPolicy.from_options(require_signature, expect_digest))
     folder = out or beside(bundle, "scenarios")
     with claim(folder, "scenarios", force=force):
         with libraries_for(opened):

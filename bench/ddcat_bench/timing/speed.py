@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ddcat.bundle import Bundle
 from ddcat.engines import Engine
-from ddcat.faults import first_line
-from ddcat.manifest import Range
+from ddcat.error_text import first_line
+from ddcat.manifest import DimRange
 from ddcat_bench.errors import BenchError
 from ddcat_bench.subjects import describe_bundle, describe_checkpoint, describe_environment, main_branch
 from ddcat_bench.timing.arithmetic import arithmetic
@@ -264,6 +264,6 @@ def _images(dataset: Dataset, size: tuple[int, int], most: int) -> list[Images]:
     return [sample.image for sample in samples if sample.labels.shape == size]
 
 
-def _only_size(height: Range, width: Range) -> tuple[int, int] | None:
+def _only_size(height: DimRange, width: DimRange) -> tuple[int, int] | None:
     fixed = height.minimum == height.maximum and width.minimum == width.maximum
     return (height.minimum, width.minimum) if fixed else None

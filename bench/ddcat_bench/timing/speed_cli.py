@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ddcat.command import ExpectDigest, RequireSignature, parse_size
+from ddcat.cli_support import ExpectDigest, RequireSignature, parse_size
 from ddcat_bench.options import DataRoot, Force, MovedCheckpoint
 
 __all__ = ["speed"]
@@ -44,7 +44,7 @@ def speed(
 
     - `ddcat speed model.bundle --size 473x473 --repeats 100 --threads 4`
     """
-    from ddcat.bundle import Trust, open_bundle
+    from ddcat.bundle import TrustPolicy, open_bundle
     from ddcat.engines import open_engine
     from ddcat.engines.cores import physical_cores
     from ddcat.progress import progress
@@ -52,7 +52,7 @@ def speed(
     from ddcat_bench.output import beside, claim, publish
 
     chosen = parse_size(size) if size else None
-    opened = open_bundle(bundle, Trust.from_options(require_signature, expect_digest))
+    opened = open_bundle(bundle, TrustPolicy.from_options(require_signature, expect_digest))
     folder = out or beside(bundle, "speed")
     with claim(folder, "speed", force=force):
         source = check_source(opened, checkpoint)

@@ -5,7 +5,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from ddcat.command import DEVICES, parse_choice
+from ddcat.cli_support import DEVICES, parse_choice
 from ddcat_bench.options import Force
 
 __all__ = ["train_step"]

@@ -10,7 +10,7 @@ from cuda.bindings import runtime as cudart
 
 from ddcat.engines.errors import EngineError
 
-__all__ = ["Gpu", "Memory", "Stream", "find_gpu"]
+__all__ = ["DeviceBuffer", "Gpu", "Stream", "find_gpu"]
 
 
 class Gpu(NamedTuple):
@@ -46,7 +46,7 @@ def find_gpu() -> Gpu:
     )
 
 
-class Memory:
+class DeviceBuffer:
     """
     Memory of the GPU, with as much of the host's, page-locked, beside it where asked for.
 
@@ -122,7 +122,7 @@ class Stream:
         """Do what a graph of `capture` recorded."""
         _check(cudart.cudaGraphLaunch(graph, self._stream))
 
-    def forget(self, graph: Any) -> None:
+    def destroy_graph(self, graph: Any) -> None:
         """Free a graph of `capture`."""
         _check(cudart.cudaGraphExecDestroy(graph))
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from ddcat.engines.errors import EngineError
-from ddcat.manifest import Device, Precision, Range, Shapes
+from ddcat.manifest import Device, DimRange, InputShapes, Precision
 
 __all__ = [
     "Profile",
@@ -44,7 +44,7 @@ def version_of(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def profiles_of(shapes: Shapes) -> tuple[Profile, ...]:
+def profiles_of(shapes: InputShapes) -> tuple[Profile, ...]:
     """
     Lay one profile over each size of a ladder, or one over all sizes.
 
@@ -162,12 +162,12 @@ def _numbers(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", version)]
 
 
-def _profile(batch: Range, height: tuple[int, int], width: tuple[int, int]) -> Profile:
+def _profile(batch: DimRange, height: tuple[int, int], width: tuple[int, int]) -> Profile:
     most = batch.maximum or batch.minimum  # has one: `profiles_of` looks
     return Profile(
         (batch.minimum, height[0], width[0], 3), (batch.minimum, height[1], width[1], 3), (most, height[1], width[1], 3)
     )
 
 
-def _ends(sizes: Range) -> tuple[int, int]:
+def _ends(sizes: DimRange) -> tuple[int, int]:
     return sizes.minimum, sizes.maximum or sizes.minimum

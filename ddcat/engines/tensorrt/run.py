@@ -10,11 +10,11 @@ import numpy.typing as npt
 import tensorrt as trt
 
 from ddcat.bundle import Bundle
-from ddcat.engines.base import Closing, GraphEngine, Outputs
+from ddcat.engines.base import CheckedEngine, Closable, Outputs
 from ddcat.engines.checks import check_names
 from ddcat.engines.errors import EngineError
 from ddcat.engines.tensorrt.compat import api
-from ddcat.engines.tensorrt.cuda import Memory, Stream, find_gpu
+from ddcat.engines.tensorrt.cuda import DeviceBuffer, Stream, find_gpu
 from ddcat.engines.tensorrt.plan import Profile, check_in_effect, check_runs_here, profile_for, profiles_of
 from ddcat.manifest import Device, Precision, TensorEntry
 
@@ -40,9 +40,9 @@ class Log(trt.ILogger):  # type: ignore[misc]
         return self.complaints[0] if self.complaints else "it does not say why"
 
 
-class TensorRtGraph(Closing):
+class TensorRtGraph(Closable):
     """
-    A plan that is loaded: a `Graph`.
+    A plan that is loaded: a `LoadedGraph`.
 
     Loading a plan is running native code: give it none but bytes that were verified.
 
@@ -90,7 +90,7 @@ class TensorRtGraph(Closing):
         self._profiles, self._cuda_graphs = profiles, cuda_graphs
         self._stream = Stream()
         try:
-            self._scratch = Memory(api.memory_size(engine))  # for all contexts: no two of them work at a time
+            self._scratch = DeviceBuffer(api.memory_size(engine))  # for all contexts: no two of them work at a time
         except EngineError:
             self._stream.close()
             raise
@@ -105,7 +105,7 @@ class TensorRtGraph(Closing):
         }
 
     def run(self, images: npt.NDArray[Any]) -> Outputs:
-        """Run the plan: see `Graph.run`."""
+        """Run the plan: see `LoadedGraph.run`."""
         if self._engine is None:
             raise EngineError("the engine is closed")
         if images.dtype != np.uint8:
@@ -133,7 +133,7 @@ class TensorRtGraph(Closing):
         self._stream.close()
 
 
-def load(bundle: Bundle, *, threads: int | None = None) -> GraphEngine:
+def load(bundle: Bundle, *, threads: int | None = None) -> CheckedEngine:
     """Load a verified bundle where its plan runs: see `ddcat.engines.open_engine`. A GPU has no threads to set."""
     entry = bundle.manifest.engine
     if entry.built_for is None:
@@ -148,7 +148,7 @@ def load(bundle: Bundle, *, threads: int | None = None) -> GraphEngine:
         cuda_graphs=options.get("cuda_graphs") is True,
         host_code=compatible,
     )
-    return GraphEngine(graph, bundle.manifest)
+    return CheckedEngine(graph, bundle.manifest)
 
 
 def this_device() -> Device:
@@ -189,7 +189,7 @@ class _Session:
             sizes = {"image": math.prod(largest), **{name: self._size(name) for name in outputs}}
             tensors = {}
             for name, size in sizes.items():
-                tensors[name] = Memory(size, host=True)
+                tensors[name] = DeviceBuffer(size, host=True)
                 allocated.callback(tensors[name].free)
                 self._done(context.set_tensor_address(name, tensors[name].address))
             self._allocated = allocated.pop_all()
@@ -215,7 +215,7 @@ class _Session:
     def close(self) -> None:
         """Free its memory."""
         if self._graph is not None:
-            self._stream.forget(self._graph)
+            self._stream.destroy_graph(self._graph)
         self._allocated.close()
 
     def _set_shape(self, shape: Shape) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ddcat.engines import check_known, import_for
-from ddcat.manifest import Precision, Shapes
+from ddcat.manifest import InputShapes, Precision
 from ddcat_export.engines.base import Built
 
 __all__ = ["build_engine", "check_possible"]
@@ -30,7 +30,7 @@ def check_possible(engine: str, precision: Precision) -> None:
 
 
 def build_engine(
-    engine: str, graph: bytes, *, file: str = "model.onnx", precision: Precision, shapes: Shapes, **options: Any
+    engine: str, graph: bytes, *, file: str = "model.onnx", precision: Precision, shapes: InputShapes, **options: Any
 ) -> Built:
     """
     Build an engine from a typed graph, and find out what it is in effect.
@@ -44,7 +44,7 @@ def build_engine(
     file : str
         Name of the graph in its bundle.
     precision : Precision
-    shapes : Shapes
+    shapes : InputShapes
         Images that the engine must take.
     **options
         Options of the runtime: see the `build` of its module.

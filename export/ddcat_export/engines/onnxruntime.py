@@ -2,7 +2,7 @@
 
 from ddcat.engines.errors import EngineError
 from ddcat.engines.onnxruntime import CPU, CUDA, PROVIDERS, best_provider, open_checked
-from ddcat.manifest import EngineEntry, Precision, Shapes
+from ddcat.manifest import EngineEntry, InputShapes, Precision
 from ddcat_export.engines.base import Built
 
 __all__ = ["build", "check_possible"]
@@ -24,7 +24,7 @@ def check_possible(precision: Precision) -> None:
         )
 
 
-def build(graph: bytes, *, file: str, precision: Precision, shapes: Shapes) -> Built:
+def build(graph: bytes, *, file: str, precision: Precision, shapes: InputShapes) -> Built:
     """Open a graph to find out what it is: see `ddcat_export.engines.build_engine`. There are no options."""
     provider = best_provider()
     with open_checked(graph, provider, precision, shapes) as opened:

@@ -1,13 +1,13 @@
 """Engines of OpenVINO."""
 
 from ddcat.engines.openvino import DEVICE, HINT, OpenVinoGraph, check_possible
-from ddcat.manifest import EngineEntry, Precision, Shapes
+from ddcat.manifest import EngineEntry, InputShapes, Precision
 from ddcat_export.engines.base import Built
 
 __all__ = ["build", "check_possible"]
 
 
-def build(graph: bytes, *, file: str, precision: Precision, shapes: Shapes) -> Built:
+def build(graph: bytes, *, file: str, precision: Precision, shapes: InputShapes) -> Built:
     """Compile a graph to find out what it is: see `ddcat_export.engines.build_engine`. There are no options."""
     with OpenVinoGraph(graph, precision=precision) as opened:
         entry = EngineEntry(

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 
-from ddcat.bundle import Trust
+from ddcat.bundle import TrustPolicy
 from ddcat_serve.app import create_app
 from ddcat_serve.errors import ServeError
 from ddcat_serve.metrics import Metrics
@@ -47,10 +47,10 @@ class Arguments(BaseModel):
     require_passport: bool = Field(False, description="whether the bundles must have passed the gate with its default budget")
 
     @property
-    def trust(self) -> Trust:
+    def trust(self) -> TrustPolicy:
         """What must be shown of who wrote the bundles."""
         digests = [digest for digest in self.expect_digest.split(",") if digest]
-        return Trust.from_options(self.require_signature, digests, self.require_passport)
+        return TrustPolicy.from_options(self.require_signature, digests, self.require_passport)
 
 
 def application(arguments: Arguments) -> serve.Application:
@@ -88,7 +88,7 @@ def application(arguments: Arguments) -> serve.Application:
 class _Replica:
     """One server without a socket: Ray's proxy has that."""
 
-    def __init__(self, bundles: list[str], threads: int, trust: Trust) -> None:
+    def __init__(self, bundles: list[str], threads: int, trust: TrustPolicy) -> None:
         self._open = contextlib.ExitStack()
         settings, metrics = _read_settings(), Metrics()
         models = self._open.enter_context(

@@ -16,9 +16,9 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from ddcat.atomic_files import atomic_directory, write_bytes
 from ddcat.bundle import MANIFEST, Bundle
-from ddcat.files import new_directory, write_bytes
-from ddcat.manifest import Shapes, TensorEntry
+from ddcat.manifest import InputShapes, TensorEntry
 from ddcat_serve.deploy.triton_check import check
 from ddcat_serve.errors import ServeError
 
@@ -58,7 +58,7 @@ def write_repository(bundle: Bundle, out: Path) -> list[Path]:
             f"{bundle.path} has an engine that Triton does not run ({engine.name}): use ddcat export {bundle.path} "
             "--engine ort or trt"
         )
-    with new_directory(out) as aside:
+    with atomic_directory(out) as aside:
         for place, content in _contents(bundle):
             write_bytes(aside / place, content)
         check(bundle, aside)
@@ -149,9 +149,9 @@ def _dims(entry: TensorEntry) -> list[int]:
     return [size if isinstance(size, int) else -1 for size in entry.shape[1:]]
 
 
-def _most(shapes: Shapes) -> int:
+def _most(shapes: InputShapes) -> int:
     return min(_MOST_IMAGES, shapes.batch.maximum or _MOST_IMAGES)
 
 
-def _sizes(shapes: Shapes) -> Iterator[tuple[int, int]]:
+def _sizes(shapes: InputShapes) -> Iterator[tuple[int, int]]:
     yield from shapes.sizes or [(shapes.height.minimum, shapes.width.minimum)]

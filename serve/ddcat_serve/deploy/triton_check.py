@@ -8,7 +8,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from ddcat.bundle import Bundle
 from ddcat.engines import open_engine
-from ddcat.manifest import Shapes, TensorEntry
+from ddcat.manifest import InputShapes, TensorEntry
 from ddcat_serve.errors import ServeError
 
 __all__ = ["check"]
@@ -39,7 +39,7 @@ def check(bundle: Bundle, repository: Path) -> None:
             _compare(stated, bundle.manifest.shapes, config, file)
 
 
-def _compare(stated: Mapping[str, tuple[TensorEntry, ...]], shapes: Shapes, config: pb.ModelConfig, file: Path) -> None:
+def _compare(stated: Mapping[str, tuple[TensorEntry, ...]], shapes: InputShapes, config: pb.ModelConfig, file: Path) -> None:
     for kind, entries in stated.items():
         named = {tensor.name: tensor for tensor in getattr(config, kind)}
         if list(named) != [entry.name for entry in entries]:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ddcat import cli
-from ddcat.scores import Counts, count, iou, miou, pixel_accuracy
+from ddcat.metrics import Counts, confusion_counts, iou, miou, pixel_accuracy
 from ddcat_bench.attack.evaluation import Evaluation
 from ddcat_bench.attack.judging import grey_levels
 from ddcat_bench.attack.markdown import attack_markdown
@@ -308,7 +308,7 @@ def test_the_command(
 
 
 def _count(labels: torch.Tensor, predictions: torch.Tensor, classes: int) -> list[Counts]:
-    return [count(t, p, classes) for t, p in zip(labels.numpy(), predictions.numpy(), strict=True)]
+    return [confusion_counts(t, p, classes) for t, p in zip(labels.numpy(), predictions.numpy(), strict=True)]
 
 
 def _through_png(image: torch.Tensor) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddcat.classes import IGNORE, coloured
+from ddcat.classes import IGNORE_INDEX, colourise
 from ddcat_bench.attack.panels import make_panels
 from ddcat_train.data import Dataset
 
@@ -38,7 +38,7 @@ def dark_is_one(images: Tensor) -> Tensor:
 
 @pytest.fixture
 def all_of_class_one(scenes: Dataset) -> Dataset:
-    return replace(scenes, decode=lambda indices: np.where(indices == IGNORE, indices, np.uint8(1)).astype(np.uint8))
+    return replace(scenes, decode=lambda indices: np.where(indices == IGNORE_INDEX, indices, np.uint8(1)).astype(np.uint8))
 
 
 def test_panels_are_spread_over_the_split_and_hold_its_images(scenes: Dataset) -> None:
@@ -48,7 +48,7 @@ def test_panels_are_spread_over_the_split_and_hold_its_images(scenes: Dataset) -
         sample = scenes.read(index)
         image, *_, truth = (pixels(picture.png) for picture in panel.pictures)
         assert np.array_equal(image, sample.image)
-        assert np.array_equal(truth, coloured(sample.labels, scenes.classes))
+        assert np.array_equal(truth, colourise(sample.labels, scenes.classes))
         assert [picture.title for picture in panel.pictures] == [
             "Image", "Attacked image", "Perturbation", "No defence", "DDC-AT", "Truth",
         ]  # fmt: skip
@@ -61,7 +61,7 @@ def test_the_attack_is_that_on_the_undefended_model(
     other = dark_is_one if model is bright_is_one else bright_is_one
     panel = make_panels(model, other, all_of_class_one, defence="DDC-AT", images=1)[0]
     sample = all_of_class_one.read(2)
-    scored = sample.labels != IGNORE
+    scored = sample.labels != IGNORE_INDEX
     _, attacked, perturbation, *_ = (pixels(picture.png) for picture in panel.pictures)
     expected = sample.image.astype(int)
     expected[scored] += direction * 7  # 0.03 is 7.65 grey levels, rounded toward zero
@@ -74,12 +74,12 @@ def test_the_attack_is_that_on_the_undefended_model(
 def test_each_prediction_is_that_for_the_attack_on_its_own_model(all_of_class_one: Dataset) -> None:
     panel = make_panels(bright_is_one, dark_is_one, all_of_class_one, defence="DDC-AT", images=1)[0]
     sample = all_of_class_one.read(2)
-    scored = sample.labels != IGNORE
+    scored = sample.labels != IGNORE_INDEX
     clean = torch.from_numpy(sample.image).permute(2, 0, 1)[None] / 255
     for picture, model, direction in ((panel.pictures[3], bright_is_one, -1), (panel.pictures[4], dark_is_one, 1)):
         received = (torch.from_numpy(sample.image).int() + direction * 7 * torch.from_numpy(scored)[..., None]).clamp(0, 255)
         answer = model(received.permute(2, 0, 1)[None] / 255).argmax(1)[0].numpy().astype(np.uint8)
-        assert np.array_equal(pixels(picture.png), coloured(answer, all_of_class_one.classes))
+        assert np.array_equal(pixels(picture.png), colourise(answer, all_of_class_one.classes))
         before = model(clean).argmax(1)[0].numpy()
         shares = [(labels[scored] == 1).mean() for labels in (answer, before)]
         assert f"{shares[0]:.0%} of the pixels are right, {shares[1]:.0%} without attack" in picture.caption

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddcat.scores import miou
+from ddcat.metrics import miou
 from ddcat_bench.attack import plots
 from ddcat_bench.attack.alarms import raise_alarms
 from ddcat_bench.attack.evaluation import Evaluation

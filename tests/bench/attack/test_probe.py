@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddcat.scores import count, miou
+from ddcat.metrics import confusion_counts, miou
 from ddcat_bench.attack.alarms import raise_alarms
 from ddcat_bench.attack.probe import FEW, MORE, run_probe
 from ddcat_bench.attack.probe_results import Probe
@@ -162,7 +162,7 @@ def test_figures_are_those_of_the_attacks(found: Probe, plain: Segmenter, val: D
 
     def of(candidates: Tensor) -> float:
         predictions = plain(candidates).argmax(1)
-        return miou(count(labels.numpy(), predictions.numpy(), len(val.classes)))
+        return miou(confusion_counts(labels.numpy(), predictions.numpy(), len(val.classes)))
 
     seeds = torch.tensor([seed_from(0, place) for place in range(IMAGES)])
     assert found.find("clean")[0].miou == of(images)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddcat.scores import count, miou
+from ddcat.metrics import confusion_counts, miou
 from ddcat_bench.attack.passes import Victims
 from ddcat_bench.attack.suites import BIM
 from ddcat_bench.attack.windows import judge_windows
@@ -82,7 +82,7 @@ def test_windows_are_judged_as_released(
         found = judge_windows(model, model, PLAN, victims, CLASSES, crop=crop, base=base, at_base=at_base)[0, place, 0]
         truth = cv2.resize(labels, (1024, 512), interpolation=cv2.INTER_NEAREST) if at_base else labels
         grey = cv2.imread(str(predictions / name.replace("jpg", "png")), cv2.IMREAD_GRAYSCALE)
-        expected = count(truth, np.asarray(grey), CLASSES)
+        expected = confusion_counts(truth, np.asarray(grey), CLASSES)
         assert np.abs(found - expected).sum() <= 4  # a tie in floats
         total += found
     assert miou(total) == pytest.approx(logged, abs=1e-4)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddcat.scores import Counts, count, miou
-from ddcat.worst_case import lowest_accuracy, worst_case
+from ddcat.metrics import Counts, confusion_counts, miou
 from ddcat_bench.arguments import parse_epsilon
 from ddcat_bench.attack.class_pixels import count_class_pixels
 from ddcat_bench.attack.evaluation import Evaluation, open_substitutes
@@ -21,6 +20,7 @@ from ddcat_bench.attack.suites import SEA_LOSSES, plans_of
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_files import read_result, to_json
 from ddcat_bench.subjects import main_branch, open_split
+from ddcat_bench.worst_case import lowest_accuracy, worst_case
 from ddcat_train.attacks import bim, sea
 from ddcat_train.attacks.seeds import seed_from
 from ddcat_train.checkpoints import Checkpoint
@@ -80,7 +80,7 @@ def test_counts_are_those_of_the_attack_itself(result: AttackResult, checkpoint:
         for loss in SEA_LOSSES:
             predictions = network(found[loss]).argmax(1)
             expected[loss] += [
-                count(t, p, len(scenes.classes)) for t, p in zip(labels.numpy(), predictions.numpy(), strict=True)
+                confusion_counts(t, p, len(scenes.classes)) for t, p in zip(labels.numpy(), predictions.numpy(), strict=True)
             ]
     for loss in SEA_LOSSES:
         row = result.find(f"{loss}-10 at 6/255")
@@ -138,7 +138,7 @@ def test_transfer_is_bim_made_on_the_other_checkpoint(
         assert row.substitute is not None
         assert row.substitute.sha256 == other_checkpoint.sha256()
         predictions = judged(bim(made_on, batch, labels, steps=n)).argmax(1).numpy()
-        expected = [count(t, p, len(scenes.classes)) for t, p in zip(labels.numpy(), predictions, strict=True)]
+        expected = [confusion_counts(t, p, len(scenes.classes)) for t, p in zip(labels.numpy(), predictions, strict=True)]
         np.testing.assert_array_equal(row.scores.array(), expected)
     assert "transfer n = N from clean" in attack_markdown(result)
     worst = next(case for case in result.worst_cases if not case.eight_bit)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddcat.errors import DdcatError
-from ddcat.scores import count
+from ddcat.metrics import confusion_counts
 from ddcat_bench import cli
 from ddcat_bench.attack.evaluation import Evaluation
 from ddcat_bench.attack.markdown import attack_markdown
@@ -75,7 +75,7 @@ def test_it_is_the_protocol_as_it_is_told(checkpoint: Checkpoint, scenes: Datase
         counts = judge_windows(network, network, PLAN, Victims(images, labels, torch.tensor([0])), classes, crop=crop)
         for place, steps in enumerate(PLAN.counted):
             expected = slowly(network, images, labels, classes, crop, steps)
-            np.testing.assert_array_equal(counts[0, place, 0], count(labels[0].numpy(), expected, classes))
+            np.testing.assert_array_equal(counts[0, place, 0], confusion_counts(labels[0].numpy(), expected, classes))
         if crop[0] <= images.shape[2] and crop[1] <= images.shape[3]:  # the mean colour around others has no 8 bits
             np.testing.assert_array_equal(counts[0, 0], counts[1, 0])
 
@@ -137,7 +137,7 @@ def test_images_are_resized_in_floats_and_scores_resized_back(own: tuple[int, in
     truth = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
     softmax = torch.softmax(20 * torch.from_numpy(resized / 255).permute(2, 0, 1)[None], 1)[0].permute(1, 2, 0).numpy()
     scored = softmax if at_base else cv2.resize(np.float64(softmax), own[::-1], interpolation=cv2.INTER_LINEAR)
-    expected = count(truth if at_base else labels, scored.argmax(2), 3)
+    expected = confusion_counts(truth if at_base else labels, scored.argmax(2), 3)
 
     planes = torch.from_numpy(np.float32(pixels) / 255).permute(2, 0, 1)[None]
     victims = Victims(planes, torch.from_numpy(labels).long()[None], torch.tensor([0]))

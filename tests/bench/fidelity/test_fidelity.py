@@ -8,7 +8,7 @@ import pytest
 from ddcat import cli
 from ddcat.bundle import Bundle
 from ddcat.engines import open_engine
-from ddcat.scores import miou
+from ddcat.metrics import miou
 from ddcat_bench.attack.evaluation import Evaluation
 from ddcat_bench.errors import BenchError
 from ddcat_bench.fidelity.labels import compare

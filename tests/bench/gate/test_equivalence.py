@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddcat.scores import Counts, miou
+from ddcat.metrics import Counts, miou
 from ddcat_bench.bootstrap import BLOCK, Scheme, draw, miou_of_draws, scheme_of, sequence_in
 from ddcat_bench.gate.equivalence import Comparison, Interval, compare_pool, paired_interval, verdict_of
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddcat.classes import IGNORE
+from ddcat.classes import IGNORE_INDEX
 from ddcat_bench.gate.flips import BAND, MARGINS, Flips, boundary_band, count_flips
 
 
@@ -15,11 +15,11 @@ from ddcat_bench.gate.flips import BAND, MARGINS, Flips, boundary_band, count_fl
 def test_the_band_is_what_its_words_say(seed: int, ignored: float) -> None:
     random = np.random.default_rng(seed)
     truth = np.kron(random.integers(0, 3, (2, 3)), np.ones((7, 6), np.int64))
-    truth[random.random(truth.shape) < ignored] = IGNORE
+    truth[random.random(truth.shape) < ignored] = IGNORE_INDEX
     found = boundary_band(torch.from_numpy(truth)[None])[0].numpy()
     for (y, x), label in np.ndenumerate(truth):
         square = truth[max(0, y - BAND) : y + BAND + 1, max(0, x - BAND) : x + BAND + 1]
-        assert found[y, x] == (label != IGNORE and len(set(square.ravel()) - {IGNORE}) > 1)
+        assert found[y, x] == (label != IGNORE_INDEX and len(set(square.ravel()) - {IGNORE_INDEX}) > 1)
 
 
 def test_flips_are_counted_where_they_are() -> None:
@@ -46,7 +46,7 @@ def test_they_survive_a_file() -> None:
     np.testing.assert_array_equal(Flips.from_array(np.pad(numbers, ((0, 0), (0, 2)))).to_array(), numbers)
 
 
-@pytest.mark.parametrize("truth", [torch.zeros(1, 9, 9, dtype=torch.int64), torch.full((1, 9, 9), IGNORE)])
+@pytest.mark.parametrize("truth", [torch.zeros(1, 9, 9, dtype=torch.int64), torch.full((1, 9, 9), IGNORE_INDEX)])
 def test_where_there_is_no_boundary_there_is_no_band(truth: torch.Tensor) -> None:
     logits = torch.zeros(1, 2, 9, 9)
     same = torch.zeros(1, 9, 9, dtype=torch.int64)

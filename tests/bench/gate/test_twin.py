@@ -15,10 +15,10 @@ from ddcat.engines.onnxruntime import run_once
 from ddcat_bench.errors import BenchError
 from ddcat_bench.gate.twin import Twin
 from ddcat_export.calibration import measure_ranges
-from ddcat_export.casts import cast_graph
-from ddcat_export.graph import build_graph
+from ddcat_export.onnx_export import build_graph
+from ddcat_export.parity import sample_images
+from ddcat_export.precision_cast import cast_graph
 from ddcat_export.quantise import quantise
-from ddcat_export.sweep import sample_images
 from ddcat_train.attacks import bim, to_8_bit
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.config import ModelConfig

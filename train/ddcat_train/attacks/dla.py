@@ -10,8 +10,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ddcat.classes import IGNORE
-from ddcat.scores import count, miou
+from ddcat.classes import IGNORE_INDEX
+from ddcat.metrics import confusion_counts, miou
 from ddcat_train.attacks.signs import Judge, Search, Verdict, random_signs, search_signs
 
 __all__ = ["Predict", "dla", "sign_noise"]
@@ -107,8 +107,8 @@ def sign_noise(
 def _image_miou(predict: Predict) -> Judge:
     def judge(candidates: Tensor, truth: Tensor) -> Verdict:
         found, known = predict(candidates).cpu().numpy(), truth.cpu().numpy()
-        classes = 1 + max(int(found.max()), int(known[known != IGNORE].max(initial=0)))
-        counts = [count(t, p, classes) for t, p in zip(known, found, strict=True)]
+        classes = 1 + max(int(found.max()), int(known[known != IGNORE_INDEX].max(initial=0)))
+        counts = [confusion_counts(t, p, classes) for t, p in zip(known, found, strict=True)]
         return Verdict([miou(c) for c in counts], [not c[:, 0].any() for c in counts])
 
     return judge

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddcat.classes import IGNORE
+from ddcat.classes import IGNORE_INDEX
 from ddcat_train.attacks.answers import Model
 from ddcat_train.attacks.apgd import apgd
 from ddcat_train.attacks.modes import evaluating
@@ -101,7 +101,7 @@ def attack(
         return _GRADIENT[name](model, images, truth, epsilon=epsilon, alpha=size, steps=count, seeds=seeds)
     if name == "apgd":
         return apgd(model, images, truth, epsilon=epsilon, steps=count, seeds=seeds)
-    pixels = torch.bincount(truth[truth != IGNORE], minlength=classes)  # of each class, for the balanced loss
+    pixels = torch.bincount(truth[truth != IGNORE_INDEX], minlength=classes)  # of each class, for the balanced loss
     members = sea(model, images, truth, epsilon=epsilon, steps=count, seeds=seeds, class_pixels=pixels)
     return _weakest(model, list(members.values()), truth)
 
@@ -138,11 +138,11 @@ def _check(model: Callable[[Tensor], Any], images: Tensor, labels: Tensor) -> in
             f"the model: expected logits of the images' size {tuple(images.shape[2:])}, got {tuple(logits.shape[2:])}; resize "
             "them: lambda images: torch.nn.functional.interpolate(model(images), images.shape[2:], mode='bilinear')"
         )
-    counted = labels[labels != IGNORE]
+    counted = labels[labels != IGNORE_INDEX]
     wrong = counted[(counted < 0) | (counted >= logits.shape[1])]
     if len(wrong):
         raise AttackError(
-            f"labels: expected 0 to {logits.shape[1] - 1} for the {logits.shape[1]} classes of the model, or {IGNORE} "
+            f"labels: expected 0 to {logits.shape[1] - 1} for the {logits.shape[1]} classes of the model, or {IGNORE_INDEX} "
             f"(ignored), got {int(wrong[0])}"
         )
     return int(logits.shape[1])

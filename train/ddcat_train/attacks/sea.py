@@ -30,7 +30,7 @@ def sea(
     Attack by APGD on three losses, with one random start each and a ball that shrinks from 2 epsilon.
 
     Which of the results counts is not decided here: for a data set's mIoU it depends on all of its images
-    (`ddcat.worst_case`).
+    (`ddcat_bench.worst_case`).
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddcat.classes import IGNORE
+from ddcat.classes import IGNORE_INDEX
 from ddcat_train.attacks.answers import Answer, Objective
 from ddcat_train.names import WeightName
 
@@ -80,7 +80,7 @@ def sea_mce_balanced(answer: Answer, class_pixels: Tensor | None) -> Tensor:
     # The scale is free: the largest weight is 1. A class that training never saw is never right, and its weight of no matter.
     pixels = class_pixels.to(answer.logits).clamp(min=1)
     share = pixels.min() / pixels
-    return answer.right * share[answer.labels.masked_fill(answer.labels == IGNORE, 0)]
+    return answer.right * share[answer.labels.masked_fill(answer.labels == IGNORE_INDEX, 0)]
 
 
 WEIGHTS: dict[WeightName, Weight] = {
@@ -113,6 +113,6 @@ def weighted(name: WeightName, class_pixels: Tensor | None = None) -> Objective:
     weight = WEIGHTS[name]
 
     def objective(answer: Answer) -> Tensor:
-        return torch.where(answer.labels == IGNORE, 0.0, weight(answer, class_pixels)) * answer.loss
+        return torch.where(answer.labels == IGNORE_INDEX, 0.0, weight(answer, class_pixels)) * answer.loss
 
     return objective

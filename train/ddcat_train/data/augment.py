@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ddcat.classes import IGNORE
+from ddcat.classes import IGNORE_INDEX
 from ddcat_train import imagenet
 from ddcat_train.data.base import U8, Sample
 
@@ -113,7 +113,7 @@ def _rotated(image: F32, labels: U8, degrees: float) -> tuple[F32, U8]:
         image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=imagenet.MEAN
     )
     nearest = cv2.warpAffine(
-        labels, matrix, (width, height), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=IGNORE
+        labels, matrix, (width, height), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=IGNORE_INDEX
     )
     return np.asarray(rotated, dtype=np.float32), np.asarray(nearest, dtype=np.uint8)
 
@@ -128,7 +128,7 @@ def _cropped(image: F32, labels: U8, crop: tuple[int, int], generator: np.random
         padded[:] = imagenet.MEAN
         padded[inner] = image
         image = padded
-        padded_labels = np.full(size, IGNORE, np.uint8)
+        padded_labels = np.full(size, IGNORE_INDEX, np.uint8)
         padded_labels[inner] = labels
         labels = padded_labels
     top = int(generator.integers(labels.shape[0] - crop[0] + 1))

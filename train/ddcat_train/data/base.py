@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ddcat.classes import IGNORE, Classes, Colour
+from ddcat.classes import IGNORE_INDEX, Classes, Colour
 from ddcat.hashing import sha256_of_bytes
 from ddcat_train.data.classes_file import CLASSES_FILE, Legend, read_legend
 from ddcat_train.data.colours import decode_colours
@@ -194,7 +194,7 @@ class Dataset:
 
     def _known_values(self) -> str:
         labels = self.decode(np.arange(256, dtype=np.uint8))
-        classes, ignored = np.flatnonzero(labels < len(self.classes)), np.flatnonzero(labels == IGNORE)
+        classes, ignored = np.flatnonzero(labels < len(self.classes)), np.flatnonzero(labels == IGNORE_INDEX)
         return f"{_ranges(classes)} and {_ranges(ignored)} (ignored)" if len(ignored) else _ranges(classes)
 
     def size(self, index: int) -> tuple[int, int]:
@@ -221,9 +221,9 @@ class Dataset:
 
 def _unknown(values: U8, labels: U8, classes: Classes) -> dict[int, int]:
     """Values whose labels are neither a class nor 255, each with its number of pixels."""
-    if not ((labels >= len(classes)) & (labels != IGNORE)).any():
+    if not ((labels >= len(classes)) & (labels != IGNORE_INDEX)).any():
         return {}
-    counts = np.bincount(values[(labels >= len(classes)) & (labels != IGNORE)].ravel(), minlength=256)
+    counts = np.bincount(values[(labels >= len(classes)) & (labels != IGNORE_INDEX)].ravel(), minlength=256)
     return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
 
 

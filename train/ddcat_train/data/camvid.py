@@ -4,7 +4,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ddcat.classes import CAMVID, IGNORE
+from ddcat.classes import CAMVID, IGNORE_INDEX
 from ddcat.text import printable
 from ddcat_train.data.base import U8, Dataset, Pair
 from ddcat_train.data.files import IMAGES, LABELS, Finder, is_file
@@ -56,4 +56,4 @@ def camvid(root: Path, split: str) -> Dataset:
 
 
 def _decode(indices: U8) -> U8:
-    return np.where(indices == _VOID, np.uint8(IGNORE), indices)
+    return np.where(indices == _VOID, np.uint8(IGNORE_INDEX), indices)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from rich.table import Table
 from rich.text import Text
 
-from ddcat.classes import IGNORE, Classes
+from ddcat.classes import IGNORE_INDEX, Classes
 from ddcat.text import printable
 from ddcat_train.data import list_dataset
 from ddcat_train.data.base import Dataset, Sample
@@ -107,13 +107,13 @@ def check(dataset: Dataset, *, advance: Callable[[int], object] = lambda pairs: 
     DataError
         Where no file is at fault and no pixel has a label: such a split is of no use.
     """
-    counts = np.zeros(IGNORE + 1, np.int64)
+    counts = np.zeros(IGNORE_INDEX + 1, np.int64)
     sizes: Counter[tuple[int, int]] = Counter()
     faults: list[Fault] = []
     for index in range(len(dataset)):
         found = dataset.inspect(index)
         if isinstance(found, Sample):
-            counts += np.bincount(found.labels.ravel(), minlength=IGNORE + 1)
+            counts += np.bincount(found.labels.ravel(), minlength=IGNORE_INDEX + 1)
             height, width = found.labels.shape
             sizes[width, height] += 1
         else:
@@ -131,7 +131,7 @@ def check(dataset: Dataset, *, advance: Callable[[int], object] = lambda pairs: 
         pairs=len(dataset),
         sizes=dict(sizes.most_common()),
         pixels=counts[: len(dataset.classes)],
-        ignored=int(counts[IGNORE]),
+        ignored=int(counts[IGNORE_INDEX]),
         faults=tuple(faults),
         warnings=(*dataset.notes, *warnings_of(dataset, found_labels), *_of_other_splits(dataset)),
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddcat.classes import CITYSCAPES, IGNORE
+from ddcat.classes import CITYSCAPES, IGNORE_INDEX
 from ddcat_train.data.base import U8, Dataset, Pair, unchanged
 from ddcat_train.data.files import hidden, same_name, walk
 from ddcat_train.errors import DataError
@@ -15,7 +15,7 @@ _IMAGE = "_leftImg8bit.png"
 
 _IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # of the classes 0, 1, ..., 18
 _TABLE = np.arange(256, dtype=np.uint8)  # ids above 33 do not exist: they stay as they are, to be refused when read
-_TABLE[:34] = IGNORE
+_TABLE[:34] = IGNORE_INDEX
 _TABLE[list(_IDS)] = np.arange(len(_IDS))
 _TABLE.flags.writeable = False
 

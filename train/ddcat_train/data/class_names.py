@@ -5,12 +5,12 @@ from typing import Any
 
 import yaml
 
-from ddcat.classes import IGNORE, LONGEST_NAME, repeated_name
+from ddcat.classes import IGNORE_INDEX, LONGEST_NAME, repeated_name
 from ddcat.text import printable
 
 __all__ = ["class_names"]
 
-_MOST = IGNORE - 1  # classes
+_MOST = IGNORE_INDEX - 1  # classes
 _LIST = "use 'names: [background, road, ...]' in the order of the label values"
 _TABLE = "use 'names: {1: road, 2: car}'"
 
@@ -55,8 +55,8 @@ def class_names(names: Any, written: Any) -> dict[int, str]:
 def _check_value(value: Any, text: Any) -> None:
     if isinstance(value, str) and value.isascii() and value.isdigit():
         raise ValueError(f"YAML reads the value {printable(value, 40)!r} as text: write it without quotes")
-    if type(value) is not int or not 0 <= value <= IGNORE:
-        raise ValueError(f"{printable(text, 40)} is not a value of a mask, expected 0 to {IGNORE}: {_TABLE}")
+    if type(value) is not int or not 0 <= value <= IGNORE_INDEX:
+        raise ValueError(f"{printable(text, 40)} is not a value of a mask, expected 0 to {IGNORE_INDEX}: {_TABLE}")
 
 
 def _checked(value: int, name: Any, text: Any) -> str:

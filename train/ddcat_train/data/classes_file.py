@@ -18,8 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from ddcat.classes import IGNORE, Classes, Colour
-from ddcat.faults import first_fault
+from ddcat.classes import IGNORE_INDEX, Classes, Colour
+from ddcat.error_text import first_validation_error
 from ddcat.text import printable
 from ddcat_train.data.class_names import class_names
 from ddcat_train.data.files import read_text
@@ -30,7 +30,7 @@ from ddcat_train.yaml_tree import parse_yaml
 __all__ = ["CLASSES_FILE", "NO_CLASS", "Legend", "Table", "classes_yaml", "read_classes", "read_legend"]
 
 CLASSES_FILE = "classes.yaml"
-NO_CLASS = IGNORE - 1  # what a value that the file does not name becomes: no data set has so many classes
+NO_CLASS = IGNORE_INDEX - 1  # what a value that the file does not name becomes: no data set has so many classes
 
 _HELP = "use 'names: [background, road, ...]' in the order of the label values"
 _EXAMPLES = {  # of the other keys
@@ -161,20 +161,20 @@ def read_legend(path: Path) -> Legend:
     except ValidationError as cause:
         key = str((*cause.errors()[0]["loc"], "")[0])
         example = f"; use '{_EXAMPLES[key]}'" if key in _EXAMPLES else ""
-        raise DataError(f"{path}: {first_fault(cause)}{example}") from cause
+        raise DataError(f"{path}: {first_validation_error(cause)}{example}") from cause
     except ValueError as cause:
         raise DataError(f"{path}: {cause}") from cause
     values = sorted(parsed.names)
     names = [parsed.names[value] for value in values]
     table = np.full(256, NO_CLASS, np.uint8)
-    table[[IGNORE, *parsed.ignore_label]] = IGNORE
+    table[[IGNORE_INDEX, *parsed.ignore_label]] = IGNORE_INDEX
     table[values] = np.arange(len(values))
     if parsed.colours is None:
         return Legend(Classes.with_voc_palette(names), Table(table.tobytes()), None, parsed.clips)
     # the colours are in the order in which the names were written down
     colours = dict(zip(parsed.names, parsed.colours, strict=True))
     palette = tuple(colours[value] for value in values)
-    meanings = dict.fromkeys(parsed.ignore_colour, IGNORE) | {colour: label for label, colour in enumerate(palette)}
+    meanings = dict.fromkeys(parsed.ignore_colour, IGNORE_INDEX) | {colour: label for label, colour in enumerate(palette)}
     return Legend(Classes(tuple(names), palette), Table(table.tobytes()), meanings, parsed.clips)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddcat.classes import IGNORE, Classes, Colour
+from ddcat.classes import IGNORE_INDEX, Classes, Colour
 from ddcat_train.data.fault import Fault
 from ddcat_train.data.pictures import U8, Mask
 from ddcat_train.errors import DataError
@@ -55,7 +55,7 @@ def decode_colours(pixels: U8, colours: Mapping[Colour, int] | None, classes: Cl
     strange = keys[place] != packed
     if not strange.any():
         return labels, []
-    labels[strange] = IGNORE - 1
+    labels[strange] = IGNORE_INDEX - 1
     row, column = (int(axis[0]) for axis in np.nonzero(strange))
     colour, pixel_count = pixels[row, column].tolist(), int(strange.sum())
     message = (

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ddcat.atomic_files import atomic_directory
 from ddcat.classes import colour_table
-from ddcat.files import new_directory
 from ddcat_train.data.base import U8
 from ddcat_train.data.classes_file import CLASSES_FILE, classes_yaml
 from ddcat_train.data.render import SCENE_CLASSES, render
@@ -57,7 +57,7 @@ def write_scenes(
         raise DataError(f"scenes of {size[1]}x{size[0]} are too small, expected {_SMALLEST}x{_SMALLEST} or more")
     if seed < 0:
         raise DataError(f"seed {seed} is negative, expected 0 or more")
-    with new_directory(out) as aside:
+    with atomic_directory(out) as aside:
         for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
             (aside / folder).mkdir(parents=True)
         for place, (split, count) in enumerate((("train", train), ("val", val))):

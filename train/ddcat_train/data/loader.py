@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
-from ddcat.faults import first_line
+from ddcat.error_text import first_line
 from ddcat_train.data.augment import F32, Augment
 from ddcat_train.data.base import U8, Dataset, Sample
 from ddcat_train.data.readers import machine_fails, read_ahead, remedy

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ddcat.faults import first_line
+from ddcat.error_text import first_line
 from ddcat.image_files import ImageFileError, is_png, palette_size, strip_metadata
 from ddcat_train.data.files import read_bytes
 from ddcat_train.errors import DataError

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from ddcat.classes import IGNORE, Classes
+from ddcat.classes import IGNORE_INDEX, Classes
 from ddcat_train.data.augment import F32
 from ddcat_train.data.base import U8
 from ddcat_train.data.canvas import Canvas, Texture, flat
@@ -244,5 +244,5 @@ def _labelled(canvas: Canvas) -> U8:
     order = canvas.order[pick, pick]
     labels: U8 = canvas.labels[pick, pick].copy()
     front = np.asarray(cv2.dilate(order, np.ones((3, 3), np.uint8)), np.uint8)
-    labels[front > order] = IGNORE
+    labels[front > order] = IGNORE_INDEX
     return labels

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ddcat.classes import CAMVID, CITYSCAPES, IGNORE
+from ddcat.classes import CAMVID, CITYSCAPES, IGNORE_INDEX
 from ddcat_train.data.base import Dataset, Pair
 from ddcat_train.data.colours import palette_clash
 from ddcat_train.data.fault import Fault
@@ -130,7 +130,7 @@ def warnings_of(dataset: Dataset, found: Survey) -> list[str]:
     split, names = dataset.split, dataset.classes.names
     counts = found.pixels[: len(names)]
     absent = [name for name, count in zip(names, counts, strict=True) if not count]
-    ignored = found.pixels[IGNORE] / max(1, int(found.pixels.sum()))
+    ignored = found.pixels[IGNORE_INDEX] / max(1, int(found.pixels.sum()))
     share = f"{ignored:.0%} of its pixels are ignored" if ignored >= 0.005 else "less than 1% of its pixels are ignored"
     lines = []
     if twice := len(dataset) - len({pair.image for pair in dataset.pairs}):
@@ -138,7 +138,7 @@ def warnings_of(dataset: Dataset, found: Survey) -> list[str]:
     if absent and found.pixels.any():
         rest = len(absent) - _MOST_NAMES
         more = f" and {rest} other{'s' * (rest > 1)}" if rest > 0 else ""
-        told = f"; {share}" if found.pixels[IGNORE] else ""
+        told = f"; {share}" if found.pixels[IGNORE_INDEX] else ""
         lines.append(f"no pixel of {', '.join(absent[:_MOST_NAMES])}{more} in {split}{told}{_hint(dataset, found)}")
     elif ignored > _MUCH:
         lines.append(f"{split}: {share}")
@@ -159,9 +159,9 @@ def _hint(dataset: Dataset, found: Survey) -> str:
     if found.colours:
         return ""  # what the labels are does not come from numbers
     labels, counts = dataset.decode(_VALUES), found.pixels[: len(dataset.classes)]
-    if dataset.classes in _NUMBERED or labels[0] != 0 or np.count_nonzero(labels == IGNORE) != 1:
+    if dataset.classes in _NUMBERED or labels[0] != 0 or np.count_nonzero(labels == IGNORE_INDEX) != 1:
         return ""  # the values are numbered otherwise, on purpose
-    if counts[0] and not counts[1:].any() and found.pixels[IGNORE] and not found.unknown:
+    if counts[0] and not counts[1:].any() and found.pixels[IGNORE_INDEX] and not found.unknown:
         return ": masks of 0 and 255 must be 0 and 1, or give 255 a name, 'names: {0: background, 255: object}' in classes.yaml"
     if not counts[0] and counts.any():
         return ": labels that begin at 1 must begin at 0, or be numbered, 'names: {1: road, 2: car}' in classes.yaml"

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ddcat.files import write_bytes
+from ddcat.atomic_files import write_bytes
 from ddcat_train import imagenet
 from ddcat_train.config import ModelConfig
 from ddcat_train.errors import CheckpointError

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddcat.faults import first_line
+from ddcat.error_text import first_line
 from ddcat.hashing import sha256_of_file
 from ddcat_train.errors import CheckpointError
 

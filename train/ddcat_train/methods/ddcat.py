@@ -7,7 +7,7 @@ learns to tell them apart. Inference keeps the main branch alone.
 
 from torch import nn
 
-from ddcat.classes import IGNORE
+from ddcat.classes import IGNORE_INDEX
 from ddcat_train.config import AttackConfig, MethodConfig
 from ddcat_train.losses import pixel_cross_entropy
 from ddcat_train.methods.base import Portion, Update
@@ -51,7 +51,7 @@ def conquer(segmenter: Segmenter, portion: Portion, division: Division, options:
     if options.mask_loss_on_ignored:
         mask = mask_error.sum() / portion.pixels  # Eq. 5
     else:
-        mask = mask_error.masked_fill(labels == IGNORE, 0).sum() / valid
+        mask = mask_error.masked_fill(labels == IGNORE_INDEX, 0).sum() / valid
     deep, deep_log = deep_supervision(outputs, portion, options)
 
     log = {

@@ -10,7 +10,7 @@ from ddcat.engines.tensorrt.cuda import find_gpu
 from ddcat.engines.tensorrt.plan import Profile, profiles_of, version_of
 from ddcat.engines.tensorrt.run import Log, TensorRtGraph, this_device
 from ddcat.hashing import sha256_of_bytes
-from ddcat.manifest import EngineEntry, Precision, Shapes
+from ddcat.manifest import EngineEntry, InputShapes, Precision
 from ddcat_export.engines.base import Built
 from ddcat_export.engines.tensorrt.flags import (
     PLAN,
@@ -53,7 +53,7 @@ def build(
     *,
     file: str,
     precision: Precision,
-    shapes: Shapes,
+    shapes: InputShapes,
     timings: bytes | None = None,
     version_compatible: bool = False,
     hardware: Hardware = "this",
@@ -67,7 +67,7 @@ def build(
     ----------
     graph, file, precision
         See `ddcat_export.engines.build_engine`.
-    shapes : Shapes
+    shapes : InputShapes
         With an upper end on each axis.
     timings : bytes, optional
         The timing cache of an earlier build here. Kernels are then chosen from it alone; a layer that it lacks is an error.

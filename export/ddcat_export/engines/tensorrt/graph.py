@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ddcat.engines.errors import EngineError
 from ddcat.engines.tensorrt.plan import version_of
-from ddcat.faults import first_line
+from ddcat.error_text import first_line
 from ddcat.manifest import Precision
 from ddcat_export.opsets import lower
 

@@ -1,0 +1,138 @@
+"""What all console commands share: options are written alike, an error is one clear line and exit status 2, no traceback."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+from ddcat.errors import DdcatError
+from ddcat.extras import needing
+from ddcat.text import printable
+
+__all__ = [
+    "DEVICES",
+    "EXIT_USAGE",
+    "ExpectDigest",
+    "RequirePassport",
+    "RequireSignature",
+    "invoke",
+    "parse_choice",
+    "parse_size",
+    "run",
+]
+
+EXIT_USAGE = 2  # exit status: refused, or bad input
+_LONGEST = 4000  # characters of an error: it may quote what others wrote
+DEVICES = ("auto", "cpu", "cuda")
+
+# the three together are what `ddcat.bundle.TrustPolicy.from_options` takes
+RequireSignature = Annotated[
+    Path | None,
+    typer.Option(metavar="PUB", help="Refuse a bundle that was not signed with the private key of this public key (PEM)."),
+]
+ExpectDigest = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SHA", help="Refuse a bundle with another digest. Repeat it for several bundles."),
+]
+RequirePassport = Annotated[
+    bool, typer.Option("--require-passport", help="Refuse a bundle that did not pass ddcat gate with its default budget.")
+]
+
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # Click's; some releases of Typer hold a Click of their own
+
+_Choice = TypeVar("_Choice", bound=str)
+
+
+def parse_choice(option: str, text: str, choices: Sequence[_Choice]) -> _Choice:
+    """
+    Read the value of an option that is one of several.
+
+    Raises
+    ------
+    DdcatError
+        Which lists them.
+    """
+    for choice in choices:
+        if text == choice:
+            return choice
+    raise DdcatError(f"{option} {text}: use {', '.join(choices[:-1])} or {choices[-1]}")
+
+
+def parse_size(text: str, *, otherwise: str = "") -> tuple[int, int]:
+    """
+    Read the value of --size, HEIGHTxWIDTH.
+
+    Parameters
+    ----------
+    text : str
+    otherwise : str
+        What else the option takes, for the error message.
+
+    Raises
+    ------
+    DdcatError
+    """
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise DdcatError(f"--size {text}: use HEIGHTxWIDTH, such as 180x240{otherwise and f',{otherwise}'}")
+    return int(height), int(width)
+
+
+def run(app: Callable[[], object], *, extras: str = "") -> NoReturn:
+    """
+    Run a command line application and leave the process with its exit status.
+
+    Parameters
+    ----------
+    app : callable
+        Takes its arguments from ``sys.argv``; a Typer application.
+    extras : str
+        Of the distribution, with commas between them: what the application needs beyond what every installation has.
+    """
+    try:
+        with needing(extras):
+            status = invoke(app)
+    except DdcatError as error:
+        try:
+            print(f"error: {printable(error, _LONGEST)}", file=sys.stderr, flush=True)
+        except BrokenPipeError:  # nobody reads this either; Python's own flush at exit would fail, too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        sys.exit(error.exit_status)
+    sys.exit(status)
+
+
+def invoke(app: Callable[[], object]) -> int:
+    """
+    Run a command line application and return its exit status.
+
+    Raises
+    ------
+    DdcatError
+        Also where the command line itself is wrong, which Typer would show in a box of five lines, and where nobody reads the
+        output any more, for which Typer has the status 1: the gate's for a refusal.
+    """
+    try:
+        found = app(standalone_mode=False) if isinstance(app, typer.Typer) else app()
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # its help is printed
+            return EXIT_USAGE
+        raise DdcatError(_usage(error)) from error
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):
+            raise DdcatError("the output was closed before all of it was written: let its reader read to the end") from ended
+        raise
+    return found if isinstance(found, int) else 0
+
+
+def _usage(error: Any) -> str:
+    """Say what is wrong with a command line, and where it is explained."""
+    similar = sorted(getattr(error, "possibilities", None) or ())
+    message = " ".join((error.message if similar else error.format_message()).split()).rstrip(".")  # choices stand on lines
+    if similar:
+        message += f"; did you mean {', '.join(similar)}?"
+    if error.ctx is not None:
+        message += f"{'' if message.endswith('?') else ';'} see {error.ctx.command_path} --help"
+    return message[:1].lower() + message[1:]

@@ -1,0 +1,248 @@
+"""The last steps of every export: a typed graph becomes an engine, golden images get its labels, and all becomes a bundle."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ddcat import provenance
+from ddcat.bundle import Bundle, entries, write_bundle
+from ddcat.engines import golden, open_engine
+from ddcat.engines.golden import Example, Replay
+from ddcat.manifest import (
+    ClassEntry,
+    DataSource,
+    DimRange,
+    Golden,
+    InputShapes,
+    MainBranchProof,
+    Manifest,
+    Precision,
+    Preprocessing,
+    Quantisation,
+    Sizes,
+    SourceCheckpoint,
+)
+from ddcat_export.engines import build_engine
+from ddcat_export.errors import ExportError
+from ddcat_export.progress import Progress
+
+__all__ = [
+    "CPU_GRAPH",
+    "GRAPH",
+    "BuildResult",
+    "ExportedModel",
+    "GoldenImages",
+    "assemble",
+    "graph_precision",
+    "shapes_of_engine",
+]
+
+GRAPH = "model.onnx"
+# An int8 graph with unsigned activations: twice the steps behind a ReLU, and quicker on x86, with ONNX Runtime by far.
+CPU_GRAPH = "model.cpu.onnx"
+_ON_A_CPU = ("ort", "openvino")
+_LIBRARIES = (
+    "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "cuda-python", "numpy",
+    "safetensors",
+)  # fmt: skip
+# Of the golden pixels. Another runtime or precision rounds otherwise; an engine that differs by more is another model.
+_TOLERATED: dict[Precision, float] = {"fp32": 0.002, "fp16": 0.05, "bf16": 0.25, "int8": 0.25}
+_PLANNED_BATCH = 8  # a TensorRT plan holds memory for its largest batch
+
+
+@dataclass(frozen=True)
+class GoldenImages:
+    """
+    Images for `ddcat.engines.golden`, before an engine has labelled them.
+
+    Attributes
+    ----------
+    images : mapping of str to (H, W, 3) uint8
+        By the names of `ddcat.engines.golden.Example`.
+    expected : mapping of str to (H, W) uint8
+        Labels of some of them: by PyTorch, or by the engine of the bundle that this one is rebuilt from.
+    precision : Precision
+        In which those were computed.
+    source : str
+        Where they are from.
+    attack : dict
+        That made the adversarial ones.
+    """
+
+    images: Mapping[str, npt.NDArray[np.uint8]]
+    expected: Mapping[str, npt.NDArray[np.uint8]]
+    precision: Precision
+    source: str
+    attack: dict[str, object]
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """
+    Typed graphs and what their bundle says of them, whatever its engine: see `Manifest`.
+
+    Attributes
+    ----------
+    graphs : mapping of str to bytes
+        `GRAPH`, and `CPU_GRAPH` where there is one.
+    reports : mapping of str to bytes
+        Further files of the bundle, for people.
+    golden : GoldenImages
+    versions : dict of str to str
+        Of what has made the graph, where that is not this process.
+    """
+
+    graphs: Mapping[str, bytes]
+    reports: Mapping[str, bytes]
+    name: str
+    source: SourceCheckpoint
+    main_branch_only: MainBranchProof
+    data: DataSource
+    classes: tuple[ClassEntry, ...]
+    preprocessing: Preprocessing
+    shapes: InputShapes
+    opset: int
+    quantisation: Quantisation | None
+    rebuilt_from: str | None
+    golden: GoldenImages
+    versions: Mapping[str, str]
+
+
+class BuildResult(NamedTuple):
+    """
+    A bundle that was just written.
+
+    Attributes
+    ----------
+    bundle : Bundle
+    replay : Replay or None
+        How the engine's labels of the golden images differ from the expected ones; None where none were known.
+    """
+
+    bundle: Bundle
+    replay: Replay | None
+
+
+def graph_precision(engine: str, precision: Precision) -> Precision:
+    """Say which typed graph an engine is built from: OpenVINO makes bf16 of fp32 itself."""
+    return "fp32" if (engine, precision) == ("openvino", "bf16") else precision
+
+
+def shapes_of_engine(engine: str, sizes: Sizes | None, *, minimum: int, max_batch: int | None = None) -> InputShapes:
+    """
+    Say which images an engine is to take.
+
+    Parameters
+    ----------
+    engine : str
+    sizes : tuple of (height, width), or None
+        The only ones; None: all from `minimum` pixels a side on.
+    minimum : int
+    max_batch : int, optional
+        No upper end by default, but for "trt".
+
+    Raises
+    ------
+    ExportError
+        Where a size is too small, or engine "trt" is to take images of any size.
+    """
+    if engine == "trt":
+        if sizes is None:
+            raise ExportError("engine trt holds memory for the largest images: use --size HxW, one or several")
+        max_batch = max_batch or _PLANNED_BATCH
+    batch = DimRange(minimum=1, maximum=max_batch)
+    if sizes is None:
+        free = DimRange(minimum=minimum, maximum=None)
+        return InputShapes(batch=batch, height=free, width=free)
+    for height, width in sizes:
+        if min(height, width) < minimum:
+            raise ExportError(f"size {height}x{width} is too small: use {minimum}x{minimum} or more")
+    ladder = tuple(sorted(set(sizes), key=lambda size: (size[0] * size[1], size)))
+    sides = [DimRange(minimum=min(side), maximum=max(side)) for side in zip(*ladder, strict=True)]
+    return InputShapes(batch=batch, height=sides[0], width=sides[1], sizes=ladder if len(ladder) > 1 else None)
+
+
+def assemble(
+    out: Path,
+    model: ExportedModel,
+    *,
+    engine: str,
+    precision: Precision,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    key: Path | None = None,
+    progress: Progress,
+) -> BuildResult:
+    """
+    Build an engine, let it label the golden images, and write the bundle, whole or not at all.
+
+    Parameters
+    ----------
+    out : Path
+        Must not exist, or be an empty directory.
+    model : ExportedModel
+    engine, precision : str
+        See `ddcat_export.engines.build_engine`.
+    options : mapping of str to Any
+        Of the runtime: the keyword arguments of its `build`.
+    key : Path, optional
+        Private key to sign the manifest with.
+    progress : callable
+        Is told what is being done.
+
+    Raises
+    ------
+    ExportError
+        Where the engine's labels are not those that are expected.
+    DdcatError
+        Where the runtime refuses, or `out` cannot be written.
+    """
+    progress(f"building the engine, {engine} {precision}")
+    file = CPU_GRAPH if engine in _ON_A_CPU and CPU_GRAPH in model.graphs else GRAPH
+    built = build_engine(engine, model.graphs[file], file=file, precision=precision, shapes=model.shapes, **options)
+    entry = built.entry.model_copy(update={"graph": GRAPH})
+
+    def describe(files: Mapping[str, bytes], labelled: Golden | None) -> Manifest:
+        return Manifest(
+            name=model.name,
+            files=entries(files),
+            source=model.source,
+            rebuilt_from=model.rebuilt_from,
+            main_branch_only=model.main_branch_only,
+            data=model.data,
+            classes=model.classes,
+            preprocessing=model.preprocessing,
+            shapes=model.shapes,
+            inputs=built.inputs,
+            outputs=built.outputs,
+            opset=model.opset,
+            engine=entry,
+            quantisation=model.quantisation,
+            golden=labelled,
+            versions={**model.versions, **provenance.versions(_LIBRARIES)},
+        )
+
+    files = {**model.graphs, **model.reports, **built.files}
+    progress("labelling the golden images with the engine")
+    with open_engine(Bundle(out, describe(files, None), "", files)) as opened:
+        examples = golden.label_images(opened, model.golden.images)
+    replay = _check(examples, model.golden, precision) if model.golden.expected else None
+    files[golden.FILE] = golden.pack(examples)
+    labelled = Golden(file=golden.FILE, images=len(examples) // 2, source=model.golden.source, attack=dict(model.golden.attack))
+    progress("writing the bundle")
+    return BuildResult(write_bundle(out, describe(files, labelled), files, key=key), replay)
+
+
+def _check(examples: tuple[Example, ...], known: GoldenImages, precision: Precision) -> Replay:
+    found = golden.compare(examples, known.expected)
+    tolerated = max(_TOLERATED[precision], _TOLERATED[known.precision])
+    if found.share > tolerated:
+        raise ExportError(
+            f"the engine is not the model: {100 * found.share:.3g} % of its labels of the golden images are others than they "
+            f"should be, {100 * found.worst_share:.3g} % of {found.worst}; {100 * tolerated:g} % is tolerated at {precision}"
+        )
+    return found

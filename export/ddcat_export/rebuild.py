@@ -1,0 +1,181 @@
+"""From a bundle to a bundle of another engine or precision: from the graph inside, without torch and without the checkpoint."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ddcat.atomic_files import check_can_create
+from ddcat.bundle import NO_TRUST_POLICY, Bundle, TrustPolicy, open_bundle
+from ddcat.engines.golden import read_golden
+from ddcat.manifest import DimRange, InputShapes, Manifest, Precision, Sizes
+from ddcat.signing import check_key
+from ddcat_export.bundle_builder import (
+    CPU_GRAPH,
+    GRAPH,
+    BuildResult,
+    ExportedModel,
+    GoldenImages,
+    assemble,
+    graph_precision,
+    shapes_of_engine,
+)
+from ddcat_export.crop import center_crop
+from ddcat_export.engines import check_possible
+from ddcat_export.engines.tensorrt.flags import TIMINGS
+from ddcat_export.errors import ExportError
+from ddcat_export.opsets import check_opset, lowered, opset_of
+from ddcat_export.precision_cast import cast_graph
+from ddcat_export.progress import Progress
+
+__all__ = ["rebuild"]
+
+
+def rebuild(
+    source: Path,
+    out: Path,
+    *,
+    engine: str,
+    precision: Precision | None = None,
+    sizes: Sizes | None = None,
+    max_batch: int | None = None,
+    opset: int | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    repeatable: bool = False,
+    key: Path | None = None,
+    trust: TrustPolicy = NO_TRUST_POLICY,
+    progress: Progress = lambda stage: None,
+) -> BuildResult:
+    """
+    Build another engine from the graph of a bundle, into a new bundle.
+
+    Parameters
+    ----------
+    source, out : Path
+        Bundles; `out` must not exist, or be an empty directory.
+    engine : str
+    precision : str, optional
+        That of the other bundle by default; only fp32 becomes another one.
+    sizes : tuple of (height, width), optional
+        The only ones that the engine is to take, of those that the other bundle takes; all of them by default.
+    max_batch : int, optional
+        See `shapes_of_engine`.
+    opset : int, optional
+        Of the graph, where that of the other bundle is newer.
+    options : mapping of str to Any
+        Of the runtime: the keyword arguments of its `build`.
+    repeatable : bool
+        Choose kernels by the timing cache in the other bundle alone, so that the same ones are chosen again; of "trt".
+    key : Path, optional
+        Private key to sign the new bundle with.
+    trust : TrustPolicy
+        What must be shown of who wrote the other one.
+    progress : callable
+        Is told what is being done.
+
+    Raises
+    ------
+    ExportError
+        Where the graph does not become what is asked for, or the new engine gives other labels.
+    DdcatError
+    """
+    check_can_create(out)
+    if key is not None:
+        check_key(key)
+    progress("verifying the bundle")
+    bundle = open_bundle(source, trust)
+    manifest = bundle.manifest
+    asked = precision or manifest.engine.effective_precision
+    check_possible(engine, asked)
+    if opset is not None:
+        check_opset(opset, graph_precision(engine, asked))
+    shapes = _shapes(bundle, engine, sizes, max_batch)
+    graphs = _graphs(bundle, engine, asked, progress)
+    if opset is not None:
+        graphs = {name: lowered(graph, opset) for name, graph in graphs.items()}
+    model = ExportedModel(
+        graphs=graphs,
+        reports=_reports(bundle),
+        name=manifest.name,
+        source=manifest.source,
+        main_branch_only=manifest.main_branch_only,
+        data=manifest.data,
+        classes=manifest.classes,
+        preprocessing=manifest.preprocessing,
+        shapes=shapes,
+        opset=opset_of(graphs[GRAPH]),
+        quantisation=manifest.quantisation,
+        rebuilt_from=bundle.digest,
+        golden=_golden(bundle, shapes),
+        versions=manifest.versions,
+    )
+    given = {**options, "timings": _timings(bundle)} if repeatable else options
+    return assemble(out, model, engine=engine, precision=asked, options=given, key=key, progress=progress)
+
+
+def _timings(bundle: Bundle) -> bytes:
+    if TIMINGS not in bundle.files:
+        raise ExportError(f"{bundle.path} holds no timing cache to repeat a build by: use a bundle of engine trt")
+    return bundle.files[TIMINGS]
+
+
+def _held(manifest: Manifest) -> Precision:
+    """Precision of the graph, which is not always that of its engine."""
+    if manifest.quantisation is not None:
+        return "int8"
+    engine = manifest.engine
+    return "fp32" if graph_precision(engine.name, engine.effective_precision) == "fp32" else engine.effective_precision
+
+
+def _graphs(bundle: Bundle, engine: str, precision: Precision, progress: Progress) -> dict[str, bytes]:
+    held, needed = _held(bundle.manifest), graph_precision(engine, precision)
+    if held == needed:
+        return {name: bundle.files[name] for name in (GRAPH, CPU_GRAPH) if name in bundle.files}
+    if held != "fp32" or needed == "int8":
+        raise ExportError(
+            f"{bundle.path} holds a graph in {held}, from which none in {needed} can be made without the checkpoint: "
+            f"ddcat export {bundle.manifest.source.checkpoint} --engine {engine} --precision {precision}"
+        )
+    progress(f"typing the graph in {needed}")
+    return {GRAPH: cast_graph(bundle.files[GRAPH], needed)}
+
+
+def _reports(bundle: Bundle) -> dict[str, bytes]:
+    found = bundle.manifest.quantisation
+    return {} if found is None or found.report is None else {found.report: bundle.files[found.report]}
+
+
+def _shapes(bundle: Bundle, engine: str, sizes: Sizes | None, max_batch: int | None) -> InputShapes:
+    there = bundle.manifest.shapes
+    if sizes is None:
+        ends = (there.height.minimum, there.width.minimum)
+        only = there.sizes or ((ends,) if (there.height.maximum, there.width.maximum) == ends else None)
+        return shapes_of_engine(engine, only, minimum=min(ends), max_batch=max_batch or there.batch.maximum)
+    for height, width in sizes:
+        if height not in there.height or width not in there.width or (there.sizes and (height, width) not in there.sizes):
+            raise ExportError(f"{bundle.path} does not take {height}x{width}: use a size that it takes")
+    return shapes_of_engine(engine, sizes, minimum=1, max_batch=max_batch or there.batch.maximum)
+
+
+def _golden(bundle: Bundle, shapes: InputShapes) -> GoldenImages:
+    known = bundle.manifest.golden
+    images, expected = {}, {}
+    for name, image, labels in read_golden(bundle):
+        size = _nearest(labels.shape, shapes)
+        images[name] = center_crop(image, size)
+        if size == labels.shape:  # what was cut has other surroundings, and other labels
+            expected[name] = labels
+    if known is None:
+        raise ExportError(f"{bundle.path} has no golden images: export again from the checkpoint")
+    return GoldenImages(images, expected, bundle.manifest.engine.effective_precision, known.source, known.attack)
+
+
+def _nearest(size: tuple[int, ...], shapes: InputShapes) -> tuple[int, int]:
+    height, width = size
+    if shapes.sizes is not None:
+        return min(shapes.sizes, key=lambda other: abs(other[0] - height) + abs(other[1] - width))
+    return _within(height, shapes.height), _within(width, shapes.width)
+
+
+def _within(side: int, allowed: DimRange) -> int:
+    return max(allowed.minimum, side if allowed.maximum is None else min(side, allowed.maximum))

@@ -1,0 +1,92 @@
+"""Which layers are left in float."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddcat.engines.base import Outputs
+from ddcat.manifest import AccuracyDrop
+from ddcat_export.calibration import Sample
+from ddcat_export.errors import ExportError
+from ddcat_export.float_fallback import Evaluator, fall_back
+
+LAYERS = [f"layer{index}" for index in range(30)]
+
+
+def drop(clean: float, adversarial: float = 0.0) -> AccuracyDrop:
+    return AccuracyDrop(clean=clean, adversarial=adversarial, images=1, attack={})
+
+
+@given(needed=st.integers(0, 10), adversarial=st.booleans())
+def test_the_fewest_are_found_where_more_are_never_worse(needed: int, adversarial: bool) -> None:
+    def drop_of(floats: Sequence[str]) -> AccuracyDrop:
+        assert list(floats) == LAYERS[: len(floats)]
+        points = 1.0 if len(floats) >= needed else 1.1
+        return drop(0, points) if adversarial else drop(points, 0)
+
+    floats, found, trials = fall_back(LAYERS, drop_of, max_drop=1.0)
+    assert list(floats) == LAYERS[:needed]
+    assert max(found.clean, found.adversarial) == 1.0
+    assert len({trial.float_layers for trial in trials}) == len(trials) <= 8  # nothing is measured twice
+
+
+@given(st.lists(st.floats(-1, 3), min_size=11, max_size=11))
+def test_what_is_chosen_was_measured_to_hold(drops: list[float]) -> None:
+    def drop_of(floats: Sequence[str]) -> AccuracyDrop:
+        return drop(drops[len(floats)])
+
+    tried_first = [drops[number] for number in (0, 1, 2, 4, 8, 10)]
+    if min(tried_first) > 1:
+        with pytest.raises(ExportError, match=f"loses {min(tried_first):.2f} points of clean and 0.00 of adversarial mIoU"):
+            fall_back(LAYERS, drop_of, max_drop=1.0)
+        return
+    floats, found, trials = fall_back(LAYERS, drop_of, max_drop=1.0)
+    assert found.clean == drops[len(floats)] <= 1.0
+    assert (len(floats), found.clean, 0.0) in trials
+
+
+class Answers:
+    """A graph that gives what it was told."""
+
+    inputs = outputs = ()
+
+    def __init__(self, labels: npt.NDArray[np.uint8]) -> None:
+        self.labels, self.closed, self.description = labels, False, {}
+
+    def run(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        return Outputs(self.labels if images.any() else 1 - self.labels)  # the black ones are adversarial
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_the_form_that_loses_most_counts() -> None:
+    labels = np.asarray([[[0, 0], [1, 255]]])
+    right = np.asarray([[[0, 0], [1, 0]]], np.uint8)
+    half = np.asarray([[[0, 1], [1, 0]]], np.uint8)  # of class 0 one of two pixels, of class 1 one of two
+    white, black = (np.full((1, 2, 2, 3), value, np.uint8) for value in (255, 0))
+    opened: list[Answers] = []
+
+    def opens(content: bytes) -> Answers:
+        opened.append(Answers(half if content == b"half" else right))
+        return opened[-1]
+
+    judge = Evaluator(
+        [Sample("x", white, labels)], [black], classes=2, attack={"name": "A"}, reference=b"fp32", open_fp32=opens
+    )
+    found = judge.drop([(b"right", opens), (b"half", opens)])
+    # adversarial answers are the reverse: all wrong in fp32, one of three right in the half, so that none loses anything
+    assert found == AccuracyDrop(clean=50.0, adversarial=0.0, images=1, attack={"name": "A"})
+    assert len(opened) == 3
+    assert all(graph.closed for graph in opened)
+
+
+def test_a_limit_that_cannot_hold_is_refused() -> None:
+    with pytest.raises(
+        ExportError, match=r"int8 loses 2\.50 points of clean and 0\.00 .* with 0 of 30 layers in float, the best"
+    ):
+        fall_back(LAYERS, lambda floats: drop(2.5 + len(floats)), max_drop=1.0)
