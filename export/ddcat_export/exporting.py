@@ -13,10 +13,11 @@ from ddcat import provenance
 from ddcat.atomic_files import check_can_create
 from ddcat.bundle import Bundle
 from ddcat.engines.golden import Replay
-from ddcat.manifest import CalibrationKind, ClassEntry, DataSource, Precision, Preprocessing, Sizes, SourceCheckpoint
+from ddcat.manifest import CalibrationKind, ClassEntry, Precision, Preprocessing, Sizes, SourceCheckpoint
 from ddcat.signing import check_key
 from ddcat_export.bundle_builder import CPU_GRAPH, GRAPH, ExportedModel, assemble, graph_precision, shapes_of_engine
-from ddcat_export.calibration import read_samples
+from ddcat_export.calibration import training_attack
+from ddcat_export.data import ExportData
 from ddcat_export.engines import check_possible
 from ddcat_export.errors import ExportError
 from ddcat_export.golden_images import golden_images
@@ -124,12 +125,14 @@ def export(
     progress("reading the checkpoint")
     source = load_checkpoint(checkpoint)
     segmenter = source.segmenter()
-    data = _data(source, data_root)
-    if precision == "int8":  # it cannot be without data, and is to say so before the work begins
-        for split in ("train", "val") if max_drop is not None else ("train",):
-            read_samples(source, split, images=1, data_root=data_root)
+    data = ExportData(source, root=data_root, size=sizes[0] if sizes is not None and len(sizes) == 1 else None)
+    if precision == "int8":  # a fault in the data is reported before the long work begins
+        progress("reading images")
+        data.train(calibration_images)
+        if max_drop is not None:
+            data.val(calibration_images)
     progress("taking and attacking golden images")
-    golden = golden_images(segmenter, data, shapes, must_exist=data_root is not None)
+    golden = golden_images(segmenter, data, shapes)
     progress("exporting the main branch")
     content = build_graph(segmenter, sizes=sizes, logits=logits, confidence=confidence)
     progress("exporting it once more, from other sizes and without the other heads")
@@ -143,10 +146,9 @@ def export(
         swept = check_parity(content, segmenter, shapes_of(sizes), tolerance=FP16_TOLERANCE)
     made = None
     if needed == "int8":
-        size = sizes[0] if sizes is not None and len(sizes) == 1 else None
         made = make_int8(
-            source, segmenter, content, engine=engine, kind=calibration, images=calibration_images, max_drop=max_drop,
-            data_root=data_root, size=size, progress=progress,
+            data, segmenter, content, attack=training_attack(source), engine=engine, kind=calibration,
+            images=calibration_images, max_drop=max_drop, progress=progress,
         )  # fmt: skip
     graphs = {GRAPH: content} if made is None else {GRAPH: made.signed, CPU_GRAPH: made.unsigned}
     if opset < OPSET:
@@ -161,7 +163,7 @@ def export(
         name=_name(source.path),
         source=_source(source),
         main_branch_only=proof,
-        data=data,
+        data=data.source,
         classes=_classes(source),
         preprocessing=Preprocessing(mean=_decimals(segmenter.normalise.mean), std=_decimals(segmenter.normalise.std)),
         shapes=shapes,
@@ -220,18 +222,6 @@ def _source(source: Checkpoint) -> SourceCheckpoint:
         attack=description.attack,
         architecture=description.architecture,
         step=description.step,
-    )
-
-
-def _data(source: Checkpoint, root: Path | None) -> DataSource:
-    config, val = source.description.config.data, source.description.val
-    return DataSource(
-        name=config.name,
-        root=str(root or config.root),
-        split=config.val_split,
-        list_sha256=None if val is None else val.list_sha256,
-        images=None if val is None else val.images,
-        long_side=config.judged_long_side,
     )
 
 

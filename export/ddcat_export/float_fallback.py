@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ddcat.engines.base import LoadedGraph
+from ddcat.engines.base import Images, LoadedGraph
 from ddcat.manifest import AccuracyDrop
 from ddcat.metrics import confusion_counts, miou
-from ddcat_export.calibration import Images, Sample
+from ddcat_export.data import Sample
 from ddcat_export.errors import ExportError
 
 __all__ = ["Evaluator", "Open", "Trial", "fall_back"]

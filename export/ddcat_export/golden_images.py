@@ -1,32 +1,28 @@
 """Golden images of a checkpoint: a few of its data set, and what the paper's attack on its main branch makes of them."""
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ddcat.manifest import DataSource, InputShapes
+from ddcat.engines.base import Images
+from ddcat.manifest import InputShapes
 from ddcat_export.bundle_builder import GoldenImages
 from ddcat_export.crop import center_crop
+from ddcat_export.data import ExportData, spread
 from ddcat_export.parity import sample_images
 from ddcat_train.attacks import bim, to_8_bit
-from ddcat_train.data import open_dataset
 from ddcat_train.networks import Segmenter
 from ddcat_train.pixels import to_pixels, to_planes
 
 __all__ = ["golden_images"]
-
-U8 = npt.NDArray[np.uint8]
 
 _COUNT = 4
 _LARGEST = 256  # pixels a side, where the graph leaves the choice: the attack costs eight forward passes
 _ATTACK: dict[str, Any] = {"epsilon": 0.03, "alpha": 0.01, "steps": 3, "start": "clean"}
 
 
-def golden_images(segmenter: Segmenter, data: DataSource, shapes: InputShapes, *, must_exist: bool) -> GoldenImages:
+def golden_images(segmenter: Segmenter, data: ExportData, shapes: InputShapes) -> GoldenImages:
     """
     Take images, and attack them with BIM on the PyTorch main branch, against its own labels.
 
@@ -34,23 +30,17 @@ def golden_images(segmenter: Segmenter, data: DataSource, shapes: InputShapes, *
     ----------
     segmenter : Segmenter
         On the CPU, in eval() mode.
-    data : DataSource
-        Of the images; where its root is no folder, they are noise and waves.
+    data : ExportData
+        Where it is missing, the images are noise and waves.
     shapes : InputShapes
-        That the engine takes.
-    must_exist : bool
-        Refuse where the root is no folder.
+        Images that the engine takes.
 
     Raises
     ------
     DataError
     """
     sizes = _sizes(shapes)
-    if must_exist or Path(data.root).is_dir():
-        pictures, source = _of_data(data, len(sizes))
-    else:
-        pictures = [sample_images((1, *(size or (_LARGEST, _LARGEST))), index)[0] for index, size in enumerate(sizes)]
-        source = "generated noise and waves: the data set was not there"
+    pictures, source = data.pictures(len(sizes)) or _generated(sizes)
     images = {}
     for index, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
         height, width = size or (min(side, _LARGEST) for side in picture.shape[:2])
@@ -66,24 +56,18 @@ def _sizes(shapes: InputShapes) -> list[tuple[int, int] | None]:
     if ladder is None:
         fixed = shapes.height.maximum is not None and shapes.width.maximum is not None
         return [(shapes.height.minimum, shapes.width.minimum)] * 2 if fixed else [None] * _COUNT
-    return [ladder[_spread(index, _COUNT, len(ladder))] for index in range(_COUNT)] if len(ladder) > _COUNT else [*ladder]
+    return [ladder[spread(index, _COUNT, len(ladder))] for index in range(_COUNT)] if len(ladder) > _COUNT else [*ladder]
 
 
-def _of_data(data: DataSource, count: int) -> tuple[list[U8], str]:
-    dataset = open_dataset(data.name, Path(data.root), data.split, long_side=data.long_side)
-    samples = [dataset.read(_spread(index, count, len(dataset))) for index in range(count)]
-    return [sample.image for sample in samples], f"{data.name}, {data.split}: {', '.join(sample.name for sample in samples)}"
+def _generated(sizes: list[tuple[int, int] | None]) -> tuple[list[Images], str]:
+    pictures = [sample_images((1, *(size or (_LARGEST, _LARGEST))), index)[0] for index, size in enumerate(sizes)]
+    return pictures, "generated noise and waves: the data set was not there"
 
 
-def _spread(index: int, count: int, total: int) -> int:
-    """The place of one of `count` in `total`, from the first to the last."""
-    return index * (total - 1) // max(count - 1, 1)
-
-
-def _attacked(segmenter: Segmenter, clean: U8) -> U8:
+def _attacked(segmenter: Segmenter, clean: Images) -> Images:
     images = to_planes(clean[None])
     adversarial = bim(lambda tried: _logits(segmenter, tried), images, _labels(segmenter, images), **_ATTACK)
-    pixels: U8 = to_pixels(to_8_bit(adversarial, images))[0]
+    pixels: Images = to_pixels(to_8_bit(adversarial, images))[0]
     return pixels
 
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ddcat.engines.base import Images
 from ddcat.engines.onnxruntime import OrtGraph
-from ddcat_export.calibration import Images
 from ddcat_export.errors import ExportError
 from ddcat_export.onnx_export import with_logits
 from ddcat_export.progress import Progress, with_progress

@@ -10,8 +10,8 @@ from torch import nn
 
 from ddcat.bundle import Bundle
 from ddcat.hashing import sha256_of_bytes
-from ddcat_export import calibration
-from ddcat_export.calibration import calibration_images, measure_ranges, read_samples
+from ddcat_export.calibration import calibration_images, measure_ranges, training_attack
+from ddcat_export.data import ExportData, check_labels
 from ddcat_export.errors import ExportError
 from ddcat_export.fuse_batch_norm import fold_batch_norms
 from ddcat_export.parity import sample_images
@@ -19,6 +19,7 @@ from ddcat_export.quantise import layers_of
 from ddcat_train.attacks import pgd
 from ddcat_train.checkpoints import Checkpoint, load_checkpoint
 from ddcat_train.data import open_dataset
+from ddcat_train.data.base import Dataset
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,13 @@ def test_ranges_are_the_largest_magnitudes_in_pytorch(checkpoint: Checkpoint, bu
 @pytest.mark.parametrize("kind", ["clean", "mixed"])
 def test_the_images_are_of_the_training_split(checkpoint: Checkpoint, scenes: Path, kind: str) -> None:
     segmenter = checkpoint.segmenter()
-    images, calibration = calibration_images(checkpoint, segmenter, kind, images=4, data_root=scenes)  # type: ignore[arg-type]
+    images, calibration = calibration_images(
+        ExportData(checkpoint, root=scenes),
+        segmenter,
+        kind,
+        attack=training_attack(checkpoint),
+        images=4,  # type: ignore[arg-type]
+    )
     dataset = open_dataset("scenes", scenes, "train", long_side=checkpoint.description.config.data.judged_long_side)
     samples = [dataset.read((2 * index + 1) * len(dataset) // 8) for index in range(4)]  # the middle of each quarter
     assert calibration.list_sha256 == sha256_of_bytes("\n".join(sample.name for sample in samples).encode())
@@ -74,23 +81,43 @@ def test_the_images_are_of_the_training_split(checkpoint: Checkpoint, scenes: Pa
     assert np.abs(found).max() == 7  # 0.03 of 255, rounded toward zero
     assert np.abs(found - difference).max() < 1
     assert np.all(np.abs(found) <= np.abs(difference) + 1e-3)
-    again, _ = calibration_images(checkpoint, segmenter, "mixed", images=4, data_root=scenes)
+    again, _ = calibration_images(
+        ExportData(checkpoint, root=scenes), segmenter, "mixed", attack=training_attack(checkpoint), images=4
+    )
     assert all(np.array_equal(one, other) for one, other in zip(images, again, strict=True))
 
 
 def test_images_are_resized_for_a_graph_of_one_size(checkpoint: Checkpoint, scenes: Path) -> None:
-    for sample in read_samples(checkpoint, "val", images=2, data_root=scenes, size=(40, 56)):
+    for sample in ExportData(checkpoint, root=scenes, size=(40, 56)).val(2):
         assert (sample.image.shape, sample.labels.shape) == ((1, 40, 56, 3), (1, 40, 56))
         assert set(np.unique(sample.labels)) <= {*range(len(checkpoint.description.classes)), 255}
 
 
+def test_each_split_is_opened_once(checkpoint: Checkpoint, scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def note(name: str, root: Path, split: str, **options: object) -> Dataset:
+        opened.append(split)
+        return open_dataset(name, root, split, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("ddcat_export.data.open_dataset", note)
+    data = ExportData(checkpoint, root=scenes)
+    assert data.train(4) is data.train(4)
+    data.val(2)
+    data.train(2)
+    pictures = data.pictures(3)
+    assert pictures is not None
+    assert len(pictures[0]) == 3
+    assert opened == ["train", "val"]
+
+
 def test_without_data_there_is_no_int8(checkpoint: Checkpoint) -> None:
-    with pytest.raises(ExportError, match=r"judged on images of .*some/where.*; --data-root DIR says where they lie"):
-        read_samples(checkpoint, "train", images=1)
+    with pytest.raises(ExportError, match=r"evaluated on images of .*some/where.*; use --data-root DIR"):
+        ExportData(checkpoint).train(1)
 
 
 def test_a_label_that_the_network_does_not_know_is_refused() -> None:
-    calibration._check(torch.tensor([[0, 5, 255]]), 6, "data")
-    calibration._check(torch.tensor([[255]]), 6, "data")
+    check_labels(torch.tensor([[0, 5, 255]]), 6, "data")
+    check_labels(torch.tensor([[255]]), 6, "data")
     with pytest.raises(ExportError, match="data has label 6, and the network knows 0 to 5: use its own data"):
-        calibration._check(torch.tensor([[0, 6, 255]]), 6, "data")
+        check_labels(torch.tensor([[0, 6, 255]]), 6, "data")

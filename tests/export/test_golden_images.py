@@ -1,5 +1,7 @@
 """Where golden images are from, of what size, and what is done to them."""
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddcat.manifest import DataSource
 from ddcat_export.bundle_builder import shapes_of_engine
 from ddcat_export.crop import center_crop
+from ddcat_export.data import ExportData
 from ddcat_export.errors import ExportError
 from ddcat_export.golden_images import golden_images
+from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.data import open_dataset
 from ddcat_train.errors import DataError
 
@@ -32,12 +35,22 @@ def test_an_image_is_cut_or_mirrored(height: int, width: int, new_height: int, n
     np.testing.assert_array_equal(center_crop(image, (new_height, new_width)), by_numpy)
 
 
-def source(root: Path, long_side: int | None = None) -> DataSource:
-    return DataSource(name="scenes", root=str(root), split="val", list_sha256=None, images=None, long_side=long_side)
+@pytest.fixture
+def data(run: Path) -> Callable[..., ExportData]:
+    """The data set of `run` in another folder: `given`, or as in its training."""
+
+    def make(root: Path, *, given: bool = True, long_side: int | None = None) -> ExportData:
+        checkpoint = load_checkpoint(run)
+        config = checkpoint.description.config
+        moved = config.data.model_copy(update={"root": root, "long_side": long_side, "val_long_side": None})
+        description = checkpoint.description.model_copy(update={"config": config.model_copy(update={"data": moved})})
+        return ExportData(dataclasses.replace(checkpoint, description=description), root=root if given else None)
+
+    return make
 
 
-def test_images_of_the_data_and_what_the_attack_makes_of_them(smallest: torch.nn.Module, scenes: Path) -> None:
-    found = golden_images(smallest, source(scenes), shapes_of_engine("ort", None, minimum=33), must_exist=False)
+def test_images_of_the_data_and_what_the_attack_makes_of_them(smallest: torch.nn.Module, scenes: Path, data: Callable) -> None:
+    found = golden_images(smallest, data(scenes, given=False), shapes_of_engine("ort", None, minimum=33))
     val = open_dataset("scenes", scenes, "val")
     samples = [val.read(index) for index in (0, 1, 3, 5)]
     assert found.source == f"scenes, val: {', '.join(sample.name for sample in samples)}"
@@ -63,29 +76,35 @@ def test_images_of_the_data_and_what_the_attack_makes_of_them(smallest: torch.nn
     ],
 )
 def test_images_have_the_sizes_that_the_engine_takes(
-    smallest: torch.nn.Module, scenes: Path, sizes: tuple[tuple[int, int], ...], wanted: list[tuple[int, int]]
+    smallest: torch.nn.Module,
+    scenes: Path,
+    data: Callable,
+    sizes: tuple[tuple[int, int], ...],
+    wanted: list[tuple[int, int]],
 ) -> None:
-    found = golden_images(smallest, source(scenes), shapes_of_engine("ort", sizes, minimum=33), must_exist=True)
+    found = golden_images(smallest, data(scenes), shapes_of_engine("ort", sizes, minimum=33))
     assert [image.shape[:2] for name, image in found.images.items() if name.startswith("clean")] == wanted
 
 
-def test_large_images_are_cut_and_small_ones_fill_the_smallest_size(smallest: torch.nn.Module, scenes: Path) -> None:
+def test_large_images_are_cut_and_small_ones_fill_the_smallest_size(
+    smallest: torch.nn.Module, scenes: Path, data: Callable
+) -> None:
     free = shapes_of_engine("ort", None, minimum=33)
-    large = golden_images(smallest, source(scenes, long_side=320), free, must_exist=True)
+    large = golden_images(smallest, data(scenes, long_side=320), free)
     assert large.images["clean.0"].shape == (256, 256, 3)
-    small = golden_images(smallest, source(scenes, long_side=30), free, must_exist=True)
+    small = golden_images(smallest, data(scenes, long_side=30), free)
     assert small.images["clean.0"].shape == (33, 33, 3)
 
 
-def test_without_the_data_they_are_generated_and_said_to_be(smallest: torch.nn.Module, scenes: Path, tmp_path: Path) -> None:
+def test_without_the_data_they_are_generated_and_said_to_be(smallest: torch.nn.Module, data: Callable, tmp_path: Path) -> None:
     free = shapes_of_engine("ort", None, minimum=33)
-    found = golden_images(smallest, source(tmp_path / "none"), free, must_exist=False)
+    found = golden_images(smallest, data(tmp_path / "none", given=False), free)
     assert found.source == "generated noise and waves: the data set was not there"
     assert len(found.images) == 8
     with pytest.raises(DataError):
-        golden_images(smallest, source(tmp_path / "none"), free, must_exist=True)
+        golden_images(smallest, data(tmp_path / "none"), free)
     with pytest.raises(DataError):  # data that is there, but not whole
-        golden_images(smallest, source(tmp_path), free, must_exist=False)
+        golden_images(smallest, data(tmp_path, given=False), free)
 
 
 def test_a_ladder_is_in_order_and_a_plan_has_upper_ends() -> None:

@@ -1,0 +1,149 @@
+"""The data set of a checkpoint as an export reads it: opened once, for calibration, evaluation and golden images."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddcat.classes import IGNORE_INDEX
+from ddcat.engines.base import Images
+from ddcat.manifest import DataSource
+from ddcat_export.errors import ExportError
+from ddcat_train.checkpoints import Checkpoint
+from ddcat_train.data import open_dataset
+from ddcat_train.data.base import Dataset
+from ddcat_train.data.loader import evaluation_batches
+from ddcat_train.errors import DataError
+from ddcat_train.pixels import nearest_8_bit, to_pixels
+
+__all__ = ["ExportData", "Sample", "spread"]
+
+
+class Sample(NamedTuple):
+    """An image of a split."""
+
+    name: str
+    image: Images  # (1, H, W, 3)
+    labels: npt.NDArray[np.uint8]  # (1, H, W), 255 = ignored
+
+
+class ExportData:
+    """
+    The training and validation splits of a checkpoint. Each is opened once, and each sample is read once.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    root : Path, optional
+        Folder of the data set. Default: the folder in training.
+    size : (height, width), optional
+        The only size that the graph takes; samples are resized to it.
+
+    Attributes
+    ----------
+    source : DataSource
+        Describes the validation split for a manifest.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, root: Path | None = None, size: tuple[int, int] | None = None) -> None:
+        config, val = checkpoint.description.config.data, checkpoint.description.val
+        self.source = DataSource(
+            name=config.name,
+            root=str(root or config.root),
+            split=config.val_split,
+            list_sha256=None if val is None else val.list_sha256,
+            images=None if val is None else val.images,
+            long_side=config.judged_long_side,
+        )
+        self.train_split = config.train_split
+        self._must_exist, self._size = root is not None, size
+        self._classes = len(checkpoint.description.classes)
+        self._opened: dict[str, Dataset] = {}
+        self._read: dict[tuple[str, int], tuple[Sample, ...]] = {}
+
+    def train(self, images: int) -> tuple[Sample, ...]:
+        """
+        Read samples of the training split, spread evenly over it, at the size of evaluation.
+
+        Parameters
+        ----------
+        images : int
+            Their largest number.
+
+        Raises
+        ------
+        ExportError
+            Where the data is missing, cannot be read, or has labels that the network does not know.
+        """
+        return self._samples(self.train_split, images)
+
+    def val(self, images: int) -> tuple[Sample, ...]:
+        """Read samples of the validation split: see `train`."""
+        return self._samples(self.source.split, images)
+
+    def pictures(self, count: int) -> tuple[list[Images], str] | None:
+        """
+        Read images of the validation split, from the first to the last, at their own sizes.
+
+        Returns
+        -------
+        images : list of (H, W, 3) uint8
+        description : str
+            Names the data set, its split and the images.
+
+        None where the data set is not in the folder of the training, and no other folder was given.
+
+        Raises
+        ------
+        DataError
+        """
+        if not self._must_exist and not Path(self.source.root).is_dir():
+            return None
+        dataset = self._open(self.source.split)
+        samples = [dataset.read(spread(index, count, len(dataset))) for index in range(count)]
+        names = ", ".join(sample.name for sample in samples)
+        return [sample.image for sample in samples], f"{self.source.name}, {self.source.split}: {names}"
+
+    def _samples(self, split: str, images: int) -> tuple[Sample, ...]:
+        key = (split, images)
+        if key not in self._read:
+            try:
+                self._read[key] = tuple(
+                    self._sample(name, pixels, labels)
+                    for (name,), pixels, labels in evaluation_batches(self._open(split), batch_size=1, limit=images)
+                )
+            except DataError as cause:
+                raise ExportError(
+                    f"int8 is calibrated and evaluated on images of {self.source.name}: {cause}; use --data-root DIR, or "
+                    "--precision fp32, which needs no data"
+                ) from cause
+        return self._read[key]
+
+    def _open(self, split: str) -> Dataset:
+        if split not in self._opened:
+            source = self.source
+            self._opened[split] = open_dataset(source.name, Path(source.root), split, long_side=source.long_side)
+        return self._opened[split]
+
+    def _sample(self, name: str, pixels: Tensor, labels: Tensor) -> Sample:
+        check_labels(labels, self._classes, f"{name} of {self.source.name}")
+        if self._size is not None:
+            pixels = F.interpolate(pixels, self._size, mode="bilinear", antialias=True)  # (1, 3, H, W)
+            labels = F.interpolate(labels[None].float(), self._size, mode="nearest")[0]  # (1, H, W)
+        return Sample(name, to_pixels(nearest_8_bit(pixels)), labels.to(torch.uint8).numpy())
+
+
+def check_labels(labels: Tensor, classes: int, where: str) -> None:
+    """Refuse labels, 255 apart, that are not below the number of classes."""
+    highest = max((int(label) for label in torch.unique(labels) if label != IGNORE_INDEX), default=0)
+    if highest >= classes:
+        raise ExportError(f"{where} has label {highest}, and the network knows 0 to {classes - 1}: use its own data")
+
+
+def spread(index: int, count: int, total: int) -> int:
+    """Return the place of one of `count` in `total`, evenly from the first to the last."""
+    return index * (total - 1) // max(count - 1, 1)
