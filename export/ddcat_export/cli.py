@@ -14,17 +14,12 @@ from ddcat.extras import needing
 from ddcat_export.errors import ExportError
 
 if TYPE_CHECKING:
-    from ddcat.bundle import Bundle
-    from ddcat.engines.golden import Replay
-    from ddcat.manifest import Precision, Quantisation, Sizes
-    from ddcat_export.parity import Parity
-    from ddcat_export.sensitivity import LayerError
+    from ddcat.manifest import Precision, Sizes
 
 __all__ = ["app"]
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
-_SHOWN_LAYERS = 5  # the bundle holds the others
 _HARDWARE = ("same-compute-capability", "ampere-plus")
 
 
@@ -101,15 +96,18 @@ def export(
     version_compatible: Annotated[
         bool, typer.Option("--version-compatible", help="Make a plan of trt that later minor versions of TensorRT run, too.")
     ] = False,
-    repeatable: Annotated[
-        bool, typer.Option("--repeatable", help="Choose the same kernels as in a BUNDLE of trt, from its timing cache alone.")
+    from_timing_cache: Annotated[
+        bool,
+        typer.Option("--from-timing-cache", help="Choose the same kernels as in a BUNDLE of trt, from its timing cache alone."),
     ] = False,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Compare each layer of the graph with PyTorch, show them all, and write nothing.")
+    compare_layers: Annotated[
+        bool, typer.Option("--compare-layers", help="Compare each layer of the graph with PyTorch and write nothing.")
     ] = False,
     sign: Annotated[Path | None, typer.Option(metavar="KEY", help="Sign with this private key (PEM, elliptic curve).")] = None,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
+    repeatable: Annotated[bool, typer.Option("--repeatable", hidden=True)] = False,  # older names of the two above
+    explain: Annotated[bool, typer.Option("--explain", hidden=True)] = False,
 ) -> None:
     """
     Export the main branch of a trained network into a bundle, proven to be that network; or rebuild a bundle.
@@ -134,15 +132,17 @@ def export(
 
     - `ddcat export runs/camvid-ddcat --engine openvino --precision int8 --calibration mixed --max-drop 1`
 
-    - `ddcat export runs/camvid-ddcat --engine ort --explain` compares each layer with PyTorch after a refused export.
+    - `ddcat export runs/camvid-ddcat --engine ort --compare-layers` compares each layer with PyTorch after a refused export.
 
     - `ddcat export bundles/camvid --engine trt --size 180x240` builds an engine on the machine with the GPU, without torch.
     """
     from ddcat.bundle import MANIFEST, TrustPolicy, open_bundle
     from ddcat.engines import extra_of
     from ddcat.manifest import CalibrationKind, Precision
+    from ddcat_export.summary import summarise
     from ddcat_train.checkpoint_files import check_checkpoint
 
+    from_timing_cache, compare_layers = from_timing_cache or repeatable, compare_layers or explain
     runtime = extra_of(engine)
     sizes = _sizes(size or [])
     chosen: Precision | None = None if precision is None else parse_choice("--precision", precision, get_args(Precision))
@@ -159,12 +159,21 @@ def export(
         options["hardware"] = parse_choice("--hardware", hardware, _HARDWARE)
     if version_compatible:
         options["version_compatible"] = True
+    of_plans: dict[str, object] = {
+        "--hardware": hardware,
+        "--version-compatible": version_compatible,
+        "--from-timing-cache": from_timing_cache,
+    }
     if engine != "trt":
-        _refuse(
-            {"--hardware": hardware, "--version-compatible": version_compatible, "--repeatable": repeatable}, "this is not trt"
-        )
+        _refuse(of_plans, "this is not trt")
     if (source / MANIFEST).is_file():
-        given = {"--logits": logits, "--confidence": confidence, "--data-root": data_root, "--explain": explain, **of_int8}
+        given = {
+            "--logits": logits,
+            "--confidence": confidence,
+            "--data-root": data_root,
+            "--compare-layers": compare_layers,
+            **of_int8,
+        }
         _refuse(given, f"{source} is a bundle")
         place = source.resolve()  # "." has another parent
         folder = out or place.parent / "-".join(filter(None, (place.name, engine, precision)))
@@ -176,12 +185,12 @@ def export(
 
                 made, replay = rebuild(
                     source, place, engine=engine, precision=chosen, sizes=sizes, max_batch=max_batch, opset=opset,
-                    key=sign, options=options, repeatable=repeatable, trust=trust, progress=progress,
+                    key=sign, options=options, from_timing_cache=from_timing_cache, trust=trust, progress=progress,
                 )  # fmt: skip
-        typer.echo(_told(dataclasses.replace(made, path=folder), "the bundle", replay))
+        typer.echo(summarise(dataclasses.replace(made, path=folder), "the bundle", replay))
         return
     _refuse(
-        {"--require-signature": require_signature, "--expect-digest": expect_digest, "--repeatable": repeatable},
+        {"--require-signature": require_signature, "--expect-digest": expect_digest, "--from-timing-cache": from_timing_cache},
         f"{source} is no bundle",
     )
     chosen = chosen or "fp32"
@@ -190,7 +199,7 @@ def export(
     check_checkpoint(source)
     folder = out or (source if source.is_dir() else source.parent) / f"bundle-{engine}-{chosen}"
     runtimes = "cpu,openvino" if engine == "openvino" else runtime  # the graph is compared with PyTorch in ONNX Runtime
-    if explain:
+    if compare_layers:
         writes = {
             "--out": out,
             "--sign": sign,
@@ -199,10 +208,9 @@ def export(
             "--logits": logits,
             "--confidence": confidence,
         }
-        of_plans = {"--hardware": hardware, "--version-compatible": version_compatible}
-        _refuse({**writes, "--data-root": data_root, **of_plans}, "--explain writes nothing")
+        _refuse({**writes, "--data-root": data_root, **of_plans}, "--compare-layers writes nothing")
         with needing(f"train,export,{runtimes}", ExportError):
-            _explain(source, chosen, sizes)
+            _compare_layers(source, chosen, sizes)
         return
     with (
         _status() as progress,
@@ -217,10 +225,10 @@ def export(
             confidence=confidence, calibration=kind or "mixed", calibration_images=calibration_images or 32,
             max_drop=max_drop, data_root=data_root, options=options, key=sign, progress=progress, opset=opset or OPSET,
         )  # fmt: skip
-    typer.echo(_told(dataclasses.replace(done.bundle, path=folder), "PyTorch", done.replay, done.parity, done.layers))
+    typer.echo(summarise(dataclasses.replace(done.bundle, path=folder), "PyTorch", done.replay, done.parity, done.layers))
 
 
-def _explain(checkpoint: Path, precision: "Precision", sizes: "Sizes | None") -> None:
+def _compare_layers(checkpoint: Path, precision: "Precision", sizes: "Sizes | None") -> None:
     from ddcat_export import exporting
     from ddcat_export.layer_diff import first_different
     from ddcat_export.parity import FP16_TOLERANCE, LOGIT_TOLERANCE
@@ -246,68 +254,6 @@ def _refuse(given: Mapping[str, object], because: str) -> None:
     for option, value in given.items():
         if value:
             raise ExportError(f"{option} changes nothing here, for {because}: leave it out")
-
-
-def _told(
-    bundle: "Bundle",
-    reference: str,
-    replay: "Replay | None",
-    parity: "Parity | None" = None,
-    layers: "tuple[LayerError, ...]" = (),
-) -> str:
-    manifest = bundle.manifest
-    engine, golden, proof = manifest.engine, manifest.golden, manifest.main_branch_only
-    lines = [
-        f"{bundle.path}: {manifest.name}, {manifest.source.architecture}, {manifest.source.method}",
-        f"{engine.name} in {engine.effective_precision}, {engine.provider}, opset {manifest.opset}, "
-        f"{', '.join(f'{t.name} {t.dtype}' for t in (*manifest.inputs, *manifest.outputs))}",
-    ]
-    if parity is not None:
-        before = "" if manifest.quantisation is None else "before int8 "
-        shapes = ", ".join("x".join(map(str, shape)) for shape in parity.shapes)
-        lines += [
-            f"main branch only: the bytes are the same without the {proof.spare_parameters} parameters of other heads, and "
-            f"{proof.multiply_adds} multiply-adds at {proof.size[0]}x{proof.size[1]} are those of a network without them",
-            f"{before}equal to PyTorch on shapes {shapes}: worst logit error {parity.logit_error:.1e} of their standard "
-            f"deviation, {parity.near_ties} of {parity.pixels} labels differ (near ties)",
-        ]
-    if manifest.quantisation is not None:
-        lines += _told_int8(manifest.quantisation, layers)
-    if golden is not None:
-        compared = (
-            "nothing to compare with: no image of the other bundle has such a size"
-            if replay is None
-            else f"{replay.differing} of {replay.pixels} labels differ from those of {reference}"
-        )
-        lines.append(f"{golden.images} golden images, clean and attacked ({golden.source}): {compared}")
-    return "\n".join(
-        [
-            *lines,
-            f"digest {bundle.digest} ({bundle.trust})",
-            f"next: ddcat fidelity {bundle.path}",
-            f"      ddcat serve {bundle.path}",
-        ]
-    )
-
-
-def _told_int8(found: "Quantisation", layers: "tuple[LayerError, ...]") -> list[str]:
-    calibration, drop = found.calibration, found.drop
-    lines = [
-        f"int8 in {found.quantised_layers} layers, {len(found.float_layers)} left in float, calibrated on "
-        f"{calibration.images} images of {calibration.split} ({calibration.kind})"
-    ]
-    if drop is not None:
-        lines.append(
-            f"int8 costs {drop.clean:.2f} points of clean mIoU and {drop.adversarial:.2f} of adversarial mIoU on {drop.images} "
-            f"images (attacked on PyTorch, shown to the engine); {found.max_drop:g} were allowed"
-        )
-    if layers:
-        lines.append("most sensitive layers, by the change of the logits in standard deviations, clean and attacked:")
-        lines += [
-            f"  {one.clean:.4f}  {one.adversarial:.4f}  {one.layer}{' (float)' if one.layer in found.float_layers else ''}"
-            for one in layers[:_SHOWN_LAYERS]
-        ]
-    return lines
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def rebuild(
     max_batch: int | None = None,
     opset: int | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
-    repeatable: bool = False,
+    from_timing_cache: bool = False,
     key: Path | None = None,
     trust: TrustPolicy = NO_TRUST_POLICY,
     progress: Progress = lambda stage: None,
@@ -64,7 +64,7 @@ def rebuild(
         Of the graph, where that of the other bundle is newer.
     options : mapping of str to Any
         Of the runtime: the keyword arguments of its `build`.
-    repeatable : bool
+    from_timing_cache : bool
         Choose kernels by the timing cache in the other bundle alone, so that the same ones are chosen again; of "trt".
     key : Path, optional
         Private key to sign the new bundle with.
@@ -109,7 +109,7 @@ def rebuild(
         golden=_golden(bundle, shapes),
         versions=manifest.versions,
     )
-    given = {**options, "timings": _timings(bundle)} if repeatable else options
+    given = {**options, "timings": _timings(bundle)} if from_timing_cache else options
     return assemble(out, model, engine=engine, precision=asked, options=given, key=key, progress=progress)
 
 

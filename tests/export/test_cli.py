@@ -122,7 +122,7 @@ def damaged(run: Path, tmp_path: Path) -> Path:
             ["{run}", "--engine", "trt", "--hardware", "any"],
             "--hardware any: use same-compute-capability or ampere-plus",
         ),
-        (["{run}", "--engine", "trt", "--repeatable"], "--repeatable changes nothing here, for {run} is no bundle"),
+        (["{run}", "--engine", "trt", "--repeatable"], "--from-timing-cache changes nothing here, for {run} is no bundle"),
         (
             ["{run}", "--engine", "ort", "--out", "{tmp}/out", "--sign", "{tmp}/none.pem"],
             "cannot sign with {tmp}/none.pem ([Errno 2] No such file",

@@ -76,13 +76,13 @@ def test_the_command_shows_every_layer_and_names_the_first(
     run: Path, network: Segmenter, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(exporting, "build_graph", lambda *a, **k: bundle.files["model.onnx"])
-    cli.export(run, engine="ort", explain=True)
+    cli.export(run, engine="ort", compare_layers=True)
     lines = capsys.readouterr().out.splitlines()
     assert "standard deviations" in lines[0]
     assert lines[1].endswith("  normalise  1x3x180x240")
     assert lines[-1].endswith("  logits  1x6x23x30")
     monkeypatch.setattr(exporting, "build_graph", lambda *a, **k: changed(bundle.files["model.onnx"], "context.features.2.1"))
     with pytest.raises(ExportError, match=r"the first layer that differs is context\.features\.2\.1: 0\.0001 is tolerated"):
-        cli.export(run, engine="ort", explain=True)
+        cli.export(run, engine="ort", compare_layers=True)
     with pytest.raises(ExportError, match="use --precision fp32 or fp16"):
-        cli.export(run, engine="openvino", precision="bf16", explain=True)
+        cli.export(run, engine="openvino", precision="bf16", compare_layers=True)

@@ -135,10 +135,10 @@ def test_options_of_a_runtime_reach_its_build(bundle: Bundle, tmp_path: Path, mo
     monkeypatch.setattr(bundle_builder, "build_engine", build)
     files = {**bundle.files, "model.timings": b"measured before"}
     write_bundle(tmp_path / "old", bundle.manifest.model_copy(update={"files": entries(files)}), files)
-    rebuild(tmp_path / "old", tmp_path / "new", engine="ort", options={"hardware": "ampere-plus"}, repeatable=True)
+    rebuild(tmp_path / "old", tmp_path / "new", engine="ort", options={"hardware": "ampere-plus"}, from_timing_cache=True)
     assert given == [{"hardware": "ampere-plus", "timings": b"measured before"}]
     with pytest.raises(ExportError, match="holds no timing cache to repeat a build by: use a bundle of engine trt"):
-        rebuild(bundle.path, tmp_path / "another", engine="ort", repeatable=True)
+        rebuild(bundle.path, tmp_path / "another", engine="ort", from_timing_cache=True)
 
 
 def test_a_bundle_without_golden_images_is_not_rebuilt(bundle: Bundle, tmp_path: Path) -> None:

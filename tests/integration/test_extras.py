@@ -84,7 +84,7 @@ LACKING = {
     "ddcat-data scenes new": "train",
     "ddcat-data import-checkpoint a.pth b.safetensors": "train",
     "ddcat-export CHECKPOINT": "train,export,cpu",
-    "ddcat-export CHECKPOINT --explain": "train,export,cpu",
+    "ddcat-export CHECKPOINT --compare-layers": "train,export,cpu",
     "ddcat-export CHECKPOINT --engine openvino": "train,export,cpu,openvino",
     "ddcat-export CHECKPOINT --engine trt": "train,export,gpu",
     "ddcat-export BUNDLE --out new": "export,cpu",

@@ -234,20 +234,20 @@ def test_a_network_that_is_none_is_one_line(small: SimpleNamespace, tiny_scenes:
 def test_what_the_file_cannot_say_is_asked_for(
     released: ModuleType, small: SimpleNamespace, tiny_scenes: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"does not say which 6 classes it has: .* --like"):
+    with pytest.raises(ConfigError, match=r"does not say which 6 classes it has: .* --config"):
         import_checkpoint(small.file, small.out)
     with pytest.raises(ConfigError, match=r"classes of scenes lie in a file of the data set: .* --data-root"):
         import_checkpoint(small.file, small.out, like="scenes-ddcat")
-    with pytest.raises(CheckpointError, match=r"6 classes, voc has 21: .* --like, and its data set with --data-root"):
+    with pytest.raises(CheckpointError, match=r"6 classes, voc has 21: .* --config, and its data set with --data-root"):
         import_checkpoint(small.file, small.out, like="voc-pspnet50-ddcat")
-    with pytest.raises(CheckpointError, match="has the branches cls1, cls2, mask1, but sat of scenes-sat trains main: --like"):
+    with pytest.raises(CheckpointError, match="has the branches cls1, cls2, mask1, but sat of scenes-sat trains main: use"):
         import_checkpoint(small.file, small.out, like="scenes-sat", data_root=tiny_scenes)
     with pytest.raises(DataError, match="holds no generated scenes"):
         import_checkpoint(small.file, small.out, like="scenes-ddcat", data_root=tmp_path)
     with pytest.raises(ConfigError, match=r"--set model\.width=64: the file itself says what the network is"):
         import_checkpoint(small.file, small.out, like="scenes-ddcat", data_root=tiny_scenes, overrides=["model.width=64"])
     one = saved(tmp_path / "one.pth", released.empty(released.segmenter("aspp", 19, branches=1, width=4)))
-    with pytest.raises(ConfigError, match="use --like cityscapes-deeplabv3_50-clean or cityscapes-deeplabv3_50-sat"):
+    with pytest.raises(ConfigError, match="use --config cityscapes-deeplabv3_50-clean or cityscapes-deeplabv3_50-sat"):
         import_checkpoint(one, small.out)
     assert not small.out.exists()
     import_checkpoint(one, small.out, like="cityscapes-deeplabv3_50-sat")
@@ -399,7 +399,7 @@ def test_a_resnet_that_does_not_fit_is_one_error(released: ModuleType, tmp_path:
         "head.weight is not a",
     )
     assert all(fault in str(caught.value) for fault in faults)
-    with pytest.raises(CheckpointError, match="holds a backbone alone: --like"):
+    with pytest.raises(CheckpointError, match="holds a backbone alone: --config"):
         import_checkpoint(file, tmp_path / "x.safetensors", like="scenes-sat")
 
 

@@ -90,14 +90,19 @@ def scenes(
 def import_checkpoint_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .pth file of weights.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The .safetensors file to write; it must not exist.")],
-    like: Annotated[
+    config: Annotated[
         str | None,
-        typer.Option(metavar="PRESET|CONFIG.yaml", help="What a segmenter was trained by; the paper's where the file tells."),
+        typer.Option(
+            metavar="PRESET|CONFIG.yaml",
+            help="Configuration that the segmenter was trained with.",
+            show_default="the paper's, where the file shows which",
+        ),
     ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Where the data set of a segmenter lies.")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one value of it; may be given again.")
     ] = None,
+    like: Annotated[str | None, typer.Option("--like", hidden=True)] = None,  # an older name of --config
 ) -> None:
     """
     Import the weights of others: a segmenter of the released DDC-AT or SAT code or of semseg, or a backbone.
@@ -110,10 +115,10 @@ def import_checkpoint_command(
 
     - `ddcat data import-checkpoint ddcat_voc.pth ddcat.safetensors`
 
-    - `ddcat data import-checkpoint sat.pth sat.safetensors --like voc-pspnet50-sat --set attack.epsilon=8/255`
+    - `ddcat data import-checkpoint sat.pth sat.safetensors --config voc-pspnet50-sat --set attack.epsilon=8/255`
 
     - `ddcat data import-checkpoint resnet50.pth resnet50.safetensors`
     """
     from ddcat_train.foreign import import_checkpoint
 
-    typer.echo(import_checkpoint(file, out, like=like, data_root=data_root, overrides=overrides or ()))
+    typer.echo(import_checkpoint(file, out, like=config or like, data_root=data_root, overrides=overrides or ()))

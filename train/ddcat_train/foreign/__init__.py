@@ -49,5 +49,5 @@ def import_checkpoint(
     if is_segmenter(content.tensors):
         return import_segmenter(content, out, like=like, data_root=data_root, overrides=overrides)
     if like is not None or data_root is not None or overrides:
-        raise CheckpointError(f"{file} holds a backbone alone: --like, --data-root and --set are for segmenters")
+        raise CheckpointError(f"{file} holds a backbone alone: --config, --data-root and --set are for segmenters")
     return import_backbone(content, out)

@@ -61,14 +61,14 @@ def import_segmenter(content: Pth, out: Path, *, like: str | None, data_root: Pa
     if (len(branches) > 1) != (heads is _THREE_BRANCHES):
         found = ", ".join(start.rstrip(".") for start in heads if start not in _DEEP)
         raise CheckpointError(
-            f"{path} has the branches {found}, but {config.method.name} of {source} trains {', '.join(branches)}: --like tells "
-            "by what it was trained"
+            f"{path} has the branches {found}, but {config.method.name} of {source} trains {', '.join(branches)}: use "
+            "--config for its own configuration"
         )
     classes, val = _data(config, data_root)
     if len(classes) != len(last):
         raise CheckpointError(
-            f"{path} has {len(last)} classes, {config.data.name} has {len(classes)}: name what it was trained by with --like, "
-            "and its data set with --data-root"
+            f"{path} has {len(last)} classes, {config.data.name} has {len(classes)}: name its configuration with "
+            "--config, and its data set with --data-root"
         )
     with torch.device("meta"):
         network = build_network(config, len(classes))
@@ -110,9 +110,11 @@ def _papers(path: Path, model: ModelConfig, classes: int, *, divided: bool) -> s
     data = {len(VOC): "voc", len(CITYSCAPES): "cityscapes"}.get(classes)
     network = {"pyramid": "pspnet50", "aspp": "deeplabv3_50"}[model.context]
     if data is None:
-        raise ConfigError(f"{path} does not say which {classes} classes it has: name a preset or configuration with --like")
+        raise ConfigError(f"{path} does not say which {classes} classes it has: name a preset or configuration with --config")
     if not divided:
-        raise ConfigError(f"{path} does not say how it was trained: use --like {data}-{network}-clean or {data}-{network}-sat")
+        raise ConfigError(
+            f"{path} does not say how it was trained: use --config {data}-{network}-clean or {data}-{network}-sat"
+        )
     return f"{data}-{network}-ddcat"
 
 

@@ -1,0 +1,93 @@
+"""The lines that `ddcat export` prints about a bundle that it wrote."""
+
+from typing import TYPE_CHECKING
+
+from ddcat.bundle import Bundle
+from ddcat.manifest import Quantisation
+
+if TYPE_CHECKING:  # a bundle is rebuilt without torch
+    from ddcat.engines.golden import Replay
+    from ddcat_export.parity import Parity
+    from ddcat_export.sensitivity import LayerError
+
+__all__ = ["summarise"]
+
+_SHOWN_LAYERS = 5  # the bundle holds the others
+
+
+def summarise(
+    bundle: Bundle,
+    reference: str,
+    replay: "Replay | None",
+    parity: "Parity | None" = None,
+    layers: "tuple[LayerError, ...]" = (),
+) -> str:
+    """
+    Describe a bundle.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    reference : str
+        The model that labelled the golden images before.
+    replay : Replay or None
+        How the engine's labels differ from those; None where there are none to compare with.
+    parity : Parity, optional
+        How near the graph is to PyTorch.
+    layers : tuple of LayerError, optional
+        The sensitivity of layers to int8, the worst first.
+    """
+    manifest = bundle.manifest
+    engine, golden, proof = manifest.engine, manifest.golden, manifest.main_branch_only
+    lines = [
+        f"{bundle.path}: {manifest.name}, {manifest.source.architecture}, {manifest.source.method}",
+        f"{engine.name} in {engine.effective_precision}, {engine.provider}, opset {manifest.opset}, "
+        f"{', '.join(f'{t.name} {t.dtype}' for t in (*manifest.inputs, *manifest.outputs))}",
+    ]
+    if parity is not None:
+        before = "" if manifest.quantisation is None else "before int8 "
+        shapes = ", ".join("x".join(map(str, shape)) for shape in parity.shapes)
+        lines += [
+            f"main branch only: the bytes are the same without the {proof.spare_parameters} parameters of other heads, and "
+            f"{proof.multiply_adds} multiply-adds at {proof.size[0]}x{proof.size[1]} are those of a network without them",
+            f"{before}equal to PyTorch on shapes {shapes}: worst logit error {parity.logit_error:.1e} of their standard "
+            f"deviation, {parity.near_ties} of {parity.pixels} labels differ (near ties)",
+        ]
+    if manifest.quantisation is not None:
+        lines += _int8_lines(manifest.quantisation, layers)
+    if golden is not None:
+        compared = (
+            "nothing to compare with: no image of the other bundle has such a size"
+            if replay is None
+            else f"{replay.differing} of {replay.pixels} labels differ from those of {reference}"
+        )
+        lines.append(f"{golden.images} golden images, clean and attacked ({golden.source}): {compared}")
+    return "\n".join(
+        [
+            *lines,
+            f"digest {bundle.digest} ({bundle.trust})",
+            f"next: ddcat fidelity {bundle.path}",
+            f"      ddcat serve {bundle.path}",
+        ]
+    )
+
+
+def _int8_lines(quantisation: Quantisation, layers: "tuple[LayerError, ...]") -> list[str]:
+    calibration, drop = quantisation.calibration, quantisation.drop
+    lines = [
+        f"int8 in {quantisation.quantised_layers} layers, {len(quantisation.float_layers)} left in float, calibrated on "
+        f"{calibration.images} images of {calibration.split} ({calibration.kind})"
+    ]
+    if drop is not None:
+        lines.append(
+            f"int8 costs {drop.clean:.2f} points of clean mIoU and {drop.adversarial:.2f} of adversarial mIoU on {drop.images} "
+            f"images (attacked on PyTorch, shown to the engine); {quantisation.max_drop:g} were allowed"
+        )
+    if layers:
+        lines.append("most sensitive layers, by the change of the logits in standard deviations, clean and attacked:")
+        in_float = set(quantisation.float_layers)
+        lines += [
+            f"  {one.clean:.4f}  {one.adversarial:.4f}  {one.layer}{' (float)' if one.layer in in_float else ''}"
+            for one in layers[:_SHOWN_LAYERS]
+        ]
+    return lines
