@@ -1,8 +1,8 @@
 """
 Train segmentation models that hold up under attack, export them, prove the engine, serve it.
 
-`ddcat.load`, `ddcat.attack`, `ddcat.export`, `ddcat.open_bundle` and `ddcat.gate` are the Python interface. Each is loaded at
-its first use: `import ddcat` is quick and needs neither torch nor an engine.
+`ddcat.train`, `ddcat.load`, `ddcat.attack`, `ddcat.export`, `ddcat.open_bundle` and `ddcat.gate` are the Python interface.
+Each is loaded at its first use: `import ddcat` is quick and needs neither torch nor an engine.
 """
 
 import importlib

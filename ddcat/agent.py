@@ -1,4 +1,4 @@
-"""What a process knows of the agent that started it, if one did: torchrun, or `--devices N` of a command. Needs no torch."""
+"""The agent that started this process, if any: torchrun, or `--devices N` of a command. Needs no torch."""
 
 import os
 import sys
@@ -13,26 +13,26 @@ from ddcat.errors import DdcatError
 
 __all__ = ["ROLE", "launched", "rank", "report_to_agent", "under_agent"]
 
-ROLE = "ddcat"  # the agent tells it to the processes that `ddcat_train.launch` starts
+ROLE = "ddcat"  # of the processes that `ddcat_train.launch` starts; the agent passes it on
 
 
 def under_agent() -> bool:
-    """Whether an agent started this process."""
+    """Return whether an agent started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def launched() -> bool:
-    """Whether that agent is ours, which prints what went wrong."""
+    """Return whether that agent is ours, which prints errors itself."""
     return under_agent() and os.environ.get("ROLE_NAME") == ROLE
 
 
 def rank() -> int:
-    """Place of this process among those of the run; 0 where it is alone."""
+    """Return the rank of this process; 0 where it runs alone."""
     return int(os.environ["RANK"]) if under_agent() else 0
 
 
 def report_to_agent(app: Callable[[], object]) -> NoReturn:
-    """Run a command line application and leave with its exit status; its error is told to our agent, not printed."""
+    """Run a command line application and exit with its status; its error goes to our agent, which prints it."""
     try:
         status = invoke(app)
     except DdcatError as error:

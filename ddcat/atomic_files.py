@@ -46,14 +46,14 @@ _Made = TypeVar("_Made")
 @contextlib.contextmanager
 def translate_os_errors(path: Path, size: int | None = None) -> Iterator[None]:
     """
-    Turn what the operating system says of a write into a line for the user.
+    Raise the operating system's errors of a write as one line for the user.
 
     Parameters
     ----------
     path : Path
-        What is written.
+        The file or folder that is written.
     size : int, optional
-        Bytes that are needed, where it is known.
+        Bytes that are needed, if known.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def translate_os_errors(path: Path, size: int | None = None) -> Iterator[None]:
     except OSError as cause:
         fault = f"cannot write {path}: {cause.strerror or cause}"
         if cause.errno not in _FULL:
-            raise WriteError(f"{fault}: use a folder that can be written in") from cause
+            raise WriteError(f"{fault}: use a writable folder") from cause
         needed = "" if size is None else f"{size / 1e6:.1f} MB are needed and "
         free = shutil.disk_usage(_existing(path)).free
         raise WriteError(f"{fault}: {needed}{free / 1e6:.1f} MB are free there; make room") from cause
@@ -77,7 +77,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises
     ------
     WriteError
-        What was there before is still there, and nothing else.
+        The earlier file is unchanged, and nothing else is left.
     """
     with translate_os_errors(path, len(content)):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,12 +96,12 @@ def write_in_turn(path: Path, content: bytes) -> None:
     """
     Write a file as `write_bytes` does, in a folder where no other name than `unfinished` may appear meanwhile.
 
-    Several writers wait for each other; what one that was killed has left is written over.
+    Several writers wait for each other; the leftover of a killed writer is overwritten.
 
     Raises
     ------
     WriteError
-        What was there before is still there.
+        The earlier file is unchanged.
     """
     aside = unfinished(path)
     with translate_os_errors(path, len(content)):
@@ -117,7 +117,7 @@ def write_in_turn(path: Path, content: bytes) -> None:
 
 
 def unfinished(path: Path) -> Path:
-    """Give the name under which `write_in_turn` prepares a file."""
+    """Return the name under which `write_in_turn` prepares a file."""
     return path.with_name(f".{path.name}.new")
 
 
@@ -127,7 +127,7 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON that a person can read, whole or not at all. NaN is refused, for it is not JSON."""
+    """Write indented JSON, whole or not at all. NaN is refused, because it is not JSON."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
@@ -154,7 +154,7 @@ def append_text(path: Path, text: str) -> None:
 
 def check_writable(folder: Path) -> None:
     """
-    Refuse a folder in which nothing can be written, before the long work whose results it is to hold; it need not exist yet.
+    Refuse a folder that is not writable, before the long work; it need not exist yet.
 
     Raises
     ------
@@ -165,12 +165,12 @@ def check_writable(folder: Path) -> None:
 
 
 def is_temp_file(path: Path, name: str) -> bool:
-    """Whether a path is what a process that was killed in the middle of `write_bytes` left beside a file of that name."""
+    """Return whether a path is the leftover of a `write_bytes` to a file of that name that was killed."""
     return path.match(f".{glob.escape(name)}.{'?' * 8}")
 
 
 def remove_temp_files(path: Path) -> None:
-    """Remove what processes that were killed in the middle of `write_bytes` left beside a path; none may be at it now."""
+    """Remove the leftovers of killed `write_bytes` beside a path; no process may be writing it now."""
     for beside in path.parent.iterdir() if path.parent.is_dir() else ():
         if is_temp_file(beside, path.name):
             beside.unlink(missing_ok=True)
@@ -187,7 +187,7 @@ def read_json(path: Path, error: type[DdcatError] = DdcatError) -> Any:
 
 
 def check_can_create(path: Path) -> None:
-    """Refuse a path where `atomic_directory` could not make one: before the long work whose result it is to hold."""
+    """Refuse a path where `atomic_directory` would fail, before the long work."""
     check_absent(path)
     if path.is_mount():
         raise DdcatError(f"{path} is where a disk is mounted, and cannot be replaced: use a folder inside it")
@@ -205,14 +205,14 @@ def check_absent(path: Path) -> None:
 @contextlib.contextmanager
 def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """
-    Fill a directory aside and give it its name at the end; on an exception nothing is left.
+    Fill a temporary directory and rename it at the end; on an exception nothing is left.
 
     Parameters
     ----------
     path : Path
         Must not exist, or be an empty directory.
     replace : bool
-        A directory that is there gives way at the end, whatever it holds.
+        Replace an existing directory at the end, whatever it holds.
 
     Yields
     ------
@@ -222,7 +222,7 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises
     ------
     DdcatError
-        Where the path is taken.
+        Where the path exists.
     WriteError
         Where it cannot be written.
     """
@@ -249,25 +249,25 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
 @contextlib.contextmanager
 def replacing(path: Path, known_by: str, *, force: bool) -> Iterator[Path]:
     """
-    Choose where to make a directory: at its path, or beside it where an earlier one is to stay until the new one is whole.
+    Yield the path for a new directory: its own, or a temporary one while an earlier directory stays until the new one is whole.
 
     Parameters
     ----------
     path : Path
     known_by : str
-        A file that an earlier directory holds; another one is never replaced.
+        A file that the earlier directory must hold; other directories are never replaced.
     force : bool
-        Whether an earlier one may be replaced.
+        Allow an earlier directory to be replaced.
 
     Yields
     ------
     Path
-        Where to make it; it is moved to `path` at the end, and removed on an exception.
+        The path to create; it is moved to `path` at the end, and removed on an exception.
 
     Raises
     ------
     DdcatError
-        Where something else is at the path.
+        Where the path is something else.
     WriteError
     """
     if not force or not path.exists() or (path.is_dir() and not any(path.iterdir())):
@@ -287,7 +287,7 @@ def replacing(path: Path, known_by: str, *, force: bool) -> Iterator[Path]:
 
 
 def _put(aside: Path, path: Path) -> None:
-    """Give a directory its name; one that has the name already is moved away first, and removed after."""
+    """Rename a directory; an earlier one of that name is moved away first, and removed afterwards."""
     if not path.is_dir():
         aside.replace(path)
         return
@@ -302,12 +302,12 @@ def _put(aside: Path, path: Path) -> None:
 
 
 def _existing(path: Path) -> Path:
-    """Give the path itself, or the nearest above it that exists."""
+    """Return the path itself, or its nearest parent that exists."""
     return next((place for place in (path, *path.absolute().parents) if os.path.lexists(place)), path)
 
 
 def _create_beside(path: Path, create: Callable[[Path], _Made]) -> tuple[Path, _Made]:
-    """Create a file or a folder under a new name beside a path, as `is_temp_file` knows it, with the umask's permissions."""
+    """Create a file or folder under a new name beside a path, which `is_temp_file` recognises, with the umask's permissions."""
     while True:
         aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         with contextlib.suppress(FileExistsError):

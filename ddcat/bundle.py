@@ -1,8 +1,8 @@
 """
-Writing a bundle, and reading one back with every byte checked against its manifest.
+Write a bundle, and read one back with every byte checked against its manifest.
 
-A bundle is a flat folder of regular files: the manifest, what it lists, and, by their exact names, its signature and what the
-gate puts beside it. Nothing else may be there.
+A bundle is a flat folder of regular files: the manifest, the files that it lists, its signature, and the files of the gate.
+Nothing else may be there.
 """
 
 import os
@@ -35,7 +35,7 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
-PASSPORT, REPORT = "passport.json", "report.html"  # by the gate, after the manifest; no program reads the second
+PASSPORT, REPORT = "passport.json", "report.html"  # by the gate, after the manifest; no program reads the report
 _UNLISTED = {MANIFEST, SIGNATURE, PASSPORT, REPORT, *(unfinished(Path(name)).name for name in (PASSPORT, REPORT))}
 MOST_BYTES = 2**22  # of a manifest, a signature or a passport
 
@@ -44,7 +44,7 @@ INTEGRITY_ONLY = "integrity only"
 
 class TrustPolicy(NamedTuple):
     """
-    What must be shown of who wrote a bundle; nothing by default.
+    The proof of its author that a bundle must bring. Default: none.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class TrustPolicy(NamedTuple):
     digests : tuple of str
         The bundle must have one of them; () for any.
     passport : bool
-        Whether the gate must have passed it: see `ddcat.passport.read_passport`.
+        The gate must have passed it: see `ddcat.passport.read_passport`.
     """
 
     public_key: Path | None = None
@@ -64,7 +64,7 @@ class TrustPolicy(NamedTuple):
     def from_options(
         cls, require_signature: Path | None, expect_digest: Sequence[str] | None, require_passport: bool = False
     ) -> Self:
-        """Take the values of --require-signature, --expect-digest and --require-passport: see `ddcat.cli_support`."""
+        """Return the policy of --require-signature, --expect-digest and --require-passport: see `ddcat.cli_support`."""
         return cls(require_signature, tuple(expect_digest or ()), require_passport)
 
 
@@ -83,9 +83,9 @@ class Bundle:
     digest : str
         SHA-256 of the manifest's bytes: it stands for the whole bundle.
     files : mapping of str to bytes
-        The very bytes that were hashed; a runtime is given these, never the path.
+        The bytes that were hashed; a runtime gets these, never the path.
     trust : str
-        What is known of who wrote it, for a person.
+        The proof of its author that was checked, for a person.
     """
 
     path: Path
@@ -96,7 +96,7 @@ class Bundle:
 
 
 def entries(files: Mapping[str, bytes]) -> dict[str, FileEntry]:
-    """Hashes and sizes of files, in the order of their names."""
+    """Return hashes and sizes of files, in the order of their names."""
     return {name: FileEntry(sha256=sha256_of_bytes(files[name]), bytes=len(files[name])) for name in sorted(files)}
 
 
@@ -112,10 +112,10 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, 
         Whose `files` are ``entries(files)``.
     files : mapping of str to bytes
     key : Path, optional
-        Private key to sign the manifest with: see `ddcat.signing`.
+        Private key that signs the manifest: see `ddcat.signing`.
     """
     if manifest.files != entries(files):
-        raise BundleError(f"the manifest for {path} does not describe the files that were to be written")
+        raise BundleError(f"the manifest for {path} does not describe its files")
     content = manifest.to_bytes()
     beside = (
         {MANIFEST: content} if key is None else {MANIFEST: content, SIGNATURE: signing.sign(content, key, name=manifest.name)}
@@ -128,15 +128,15 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, 
 
 def open_bundle(path: Path, trust: TrustPolicy = NO_TRUST_POLICY) -> Bundle:
     """
-    Read a bundle and check it: first that it is from whom it should be, then every byte.
+    Read a bundle and check it: first its author, then every byte.
 
-    Without a public key or a digest that is integrity only, for whoever can change a file can change its hash beside it.
+    Without a public key or a digest, only its integrity is checked: whoever can change a file can also change its hash.
 
     Raises
     ------
     BundleError
-        Where there is no bundle, it is not shown to be from whom it should be, or a file is missing, altered, no regular file,
-        or not listed in the manifest.
+        Where there is no bundle, its author is not proven, or a file is missing, altered, no regular file, or not listed in the
+        manifest.
     """
     try:
         is_folder = path.is_dir()
@@ -157,9 +157,9 @@ def open_bundle(path: Path, trust: TrustPolicy = NO_TRUST_POLICY) -> Bundle:
 
 
 def _check_contents(path: Path, listed: Mapping[str, FileEntry]) -> None:
-    """Refuse what is neither listed nor beside, and what is no regular file, before any of it is read."""
+    """Refuse unlisted files, and files that are not regular, before any of them is read."""
     if reserved := sorted(_UNLISTED & set(listed)):
-        raise BundleError(f"{path / MANIFEST} lists {reserved[0]}, a name that is kept for what stands beside: export again")
+        raise BundleError(f"{path / MANIFEST} lists {reserved[0]}, a reserved name: export again")
     try:
         for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
             if entry.name not in listed and entry.name not in _UNLISTED:
@@ -174,7 +174,7 @@ def _check_contents(path: Path, listed: Mapping[str, FileEntry]) -> None:
 
 
 def _first_in(place: Path) -> Path:
-    """Give the place itself, or, of a folder, the first file within, which says more."""
+    """Return the path itself or, for a folder, its first file, which says more."""
     while place.is_dir() and not place.is_symlink() and (inner := min(place.iterdir(), default=None)) is not None:
         place = inner
     return place
@@ -211,10 +211,10 @@ def _read(path: Path, entry: FileEntry) -> bytes:
         raise BundleError(
             f"{path} is not the file that was exported: it has {size} bytes, the manifest says {entry.bytes}: export again"
         )
-    found = sha256_of_bytes(content)
-    if found != entry.sha256:
+    digest = sha256_of_bytes(content)
+    if digest != entry.sha256:
         raise BundleError(
-            f"{path} is not the file that was exported: SHA-256 {found[:12]}..., the manifest says {entry.sha256[:12]}...: "
+            f"{path} is not the file that was exported: SHA-256 {digest[:12]}..., the manifest says {entry.sha256[:12]}...: "
             "export again, and find out who changed it"
         )
     return content

@@ -1,4 +1,4 @@
-"""Names and colours of the classes of the known data sets, and the one value that is no class."""
+"""Names and colours of the classes of the known data sets, and the label that is ignored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ __all__ = [
 
 IGNORE_INDEX = 255  # a pixel with this label is never scored and never attacked for gain
 LONGEST_NAME = 100  # characters of a class's name: it stands in legends, headers and every JSON answer
-IGNORED_COLOUR = (225, 225, 225)  # it is shown in
+IGNORED_COLOUR = (225, 225, 225)  # of ignored pixels in pictures
 
 Colour = tuple[int, int, int]
 
@@ -61,22 +61,22 @@ class Classes:
 
     @property
     def background(self) -> int | None:
-        """The class of all that is none of the others, as Pascal VOC's first; None where the data set has none."""
+        """Index of the class "background", as in Pascal VOC; None where the data set has none."""
         return self.names.index("background") if "background" in self.names else None
 
     @classmethod
     def with_voc_palette(cls, names: Sequence[str]) -> "Classes":
-        """Give classes that have no colours of their own those of Pascal VOC."""
+        """Return classes with the colours of Pascal VOC."""
         return cls(tuple(names), voc_palette(len(names)))
 
 
 def repeated_name(names: Sequence[str]) -> str | None:
-    """Give the first name that stands more than once among the names of classes, or None: nothing could be said of either."""
+    """Return the first class name that occurs twice, or None."""
     return next((name for place, name in enumerate(names) if name in names[:place]), None)
 
 
 def voc_palette(count: int) -> tuple[Colour, ...]:
-    """Give the first colours of Pascal VOC's map, in which the bits of the index alternate between the channels."""
+    """Return the first colours of Pascal VOC's map, in which the bits of the index alternate between the channels."""
 
     def colour(index: int) -> Colour:
         channels = [0, 0, 0]
@@ -118,7 +118,7 @@ CAMVID = Classes(
 
 
 def colour_table(classes: Classes) -> npt.NDArray[np.uint8]:
-    """Give the colours of all values that a label has, (256, 3): 255 is `IGNORED_COLOUR`, what is no class is black."""
+    """Return the colours of all label values, (256, 3): 255 is `IGNORED_COLOUR`, other values without a class are black."""
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(classes)] = classes.palette
     colours[IGNORE_INDEX] = IGNORED_COLOUR
@@ -126,6 +126,6 @@ def colour_table(classes: Classes) -> npt.NDArray[np.uint8]:
 
 
 def colourise(labels: npt.NDArray[np.integer], classes: Classes) -> npt.NDArray[np.uint8]:
-    """Give labels, (H, W) with values in 0..K-1 or 255, the colours of their classes, (H, W, 3)."""
+    """Return the colours, (H, W, 3), of labels, (H, W) with values in 0..K-1 or 255."""
     pixels: npt.NDArray[np.uint8] = colour_table(classes)[labels]
     return pixels

@@ -1,4 +1,4 @@
-"""What all console commands share: options are written alike, an error is one clear line and exit status 2, no traceback."""
+"""Shared parts of all console commands: common options, and errors as one line with exit status 2, without traceback."""
 
 import os
 import sys
@@ -24,11 +24,11 @@ __all__ = [
     "run",
 ]
 
-EXIT_USAGE = 2  # exit status: refused, or bad input
+EXIT_USAGE = 2  # exit status of an error or of bad input
 _LONGEST = 4000  # characters of an error: it may quote what others wrote
 DEVICES = ("auto", "cpu", "cuda")
 
-# the three together are what `ddcat.bundle.TrustPolicy.from_options` takes
+# the arguments of `ddcat.bundle.TrustPolicy.from_options`
 RequireSignature = Annotated[
     Path | None,
     typer.Option(metavar="PUB", help="Refuse a bundle that was not signed with the private key of this public key (PEM)."),
@@ -48,12 +48,12 @@ _Choice = TypeVar("_Choice", bound=str)
 
 def parse_choice(option: str, text: str, choices: Sequence[_Choice]) -> _Choice:
     """
-    Read the value of an option that is one of several.
+    Check the value of an option against its choices.
 
     Raises
     ------
     DdcatError
-        Which lists them.
+        Listing the choices.
     """
     for choice in choices:
         if text == choice:
@@ -69,7 +69,7 @@ def parse_size(text: str, *, otherwise: str = "") -> tuple[int, int]:
     ----------
     text : str
     otherwise : str
-        What else the option takes, for the error message.
+        Other values of the option, for the error message.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def run(app: Callable[[], object], *, extras: str = "") -> NoReturn:
     app : callable
         Takes its arguments from ``sys.argv``; a Typer application.
     extras : str
-        Of the distribution, with commas between them: what the application needs beyond what every installation has.
+        Extras of the distribution that the application needs, separated by commas.
     """
     try:
         with needing(extras):
@@ -111,11 +111,11 @@ def invoke(app: Callable[[], object]) -> int:
     Raises
     ------
     DdcatError
-        Also where the command line itself is wrong, which Typer would show in a box of five lines, and where nobody reads the
-        output any more, for which Typer has the status 1: the gate's for a refusal.
+        Also where the command line is wrong, which Typer would show in a box of five lines, and where the output was closed,
+        for which Typer has the status 1: the gate's for a refusal.
     """
     try:
-        found = app(standalone_mode=False) if isinstance(app, typer.Typer) else app()
+        returned = app(standalone_mode=False) if isinstance(app, typer.Typer) else app()
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # its help is printed
             return EXIT_USAGE
@@ -124,11 +124,11 @@ def invoke(app: Callable[[], object]) -> int:
         if isinstance(ended.__context__, BrokenPipeError):
             raise DdcatError("the output was closed before all of it was written: let its reader read to the end") from ended
         raise
-    return found if isinstance(found, int) else 0
+    return returned if isinstance(returned, int) else 0
 
 
 def _usage(error: Any) -> str:
-    """Say what is wrong with a command line, and where it is explained."""
+    """Return the fault of a command line, and the command that explains it."""
     similar = sorted(getattr(error, "possibilities", None) or ())
     message = " ".join((error.message if similar else error.format_message()).split()).rstrip(".")  # choices stand on lines
     if similar:

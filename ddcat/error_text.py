@@ -1,4 +1,4 @@
-"""What the exceptions of others say, in the one line that a user is shown."""
+"""Exceptions of other libraries, in one line for the user."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -7,7 +7,7 @@ from ddcat.text import printable
 
 __all__ = ["first_line", "first_validation_error"]
 
-_MOST = 2000  # characters: a message may repeat what is wrong
+_MOST = 2000  # characters: a message may quote long input
 
 
 class _Refusal(Protocol):
@@ -17,13 +17,13 @@ class _Refusal(Protocol):
 
 
 def first_validation_error(error: _Refusal) -> str:
-    """Say which entry is wrong and why, ``engine.file: Field required``; the first one, and of the whole only why."""
+    """Return the first wrong entry and the reason, such as ``engine.file: Field required``."""
     first = error.errors()[0]
-    why = first["msg"].removeprefix("Value error, ")  # pydantic's word for what a check of ours raises
+    why = first["msg"].removeprefix("Value error, ")  # pydantic's prefix for errors of our own checks
     return printable(": ".join(filter(None, (".".join(map(str, first["loc"])), why))), _MOST)
 
 
 def first_line(error: BaseException) -> str:
-    """Give the first line of a message that has any, or the name of the exception."""
+    """Return the first line of an exception's message, or its name where it has no message."""
     lines = str(error).strip().splitlines()
     return printable(lines[0].rstrip(), _MOST) if lines else type(error).__name__

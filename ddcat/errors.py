@@ -30,4 +30,4 @@ class BundleError(DdcatError):
 
 
 class WriteError(DdcatError):
-    """A file cannot be written, for the disk is full, or the folder is not to be written in. What was there before still is."""
+    """A file cannot be written: the disk is full, or the folder is read-only. The earlier file is unchanged."""

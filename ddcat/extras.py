@@ -1,4 +1,4 @@
-"""Libraries that only some commands need: extras of the distribution."""
+"""Optional libraries: extras of the distribution that only some commands need."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ __all__ = ["install", "needing"]
 
 @contextlib.contextmanager
 def needing(extras: str, error: type[DdcatError] = DdcatError) -> Iterator[None]:
-    """Turn the lack of a library into an error that says which extras of the distribution bring it."""
+    """Raise an error that names the extras to install, where a library is missing."""
     try:
         yield
     except ImportError as cause:
@@ -21,5 +21,5 @@ def needing(extras: str, error: type[DdcatError] = DdcatError) -> Iterator[None]
 
 
 def install(extras: str) -> str:
-    """Say how extras are installed. The distribution is in no index: its name there would be somebody else's."""
+    """Return the command that installs extras. The distribution is in no index: its name there may be somebody else's."""
     return f'pip install ".[{extras}]" in a clone of ddcat'

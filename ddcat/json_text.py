@@ -1,4 +1,4 @@
-"""JSON that ddcat wrote, read back: a key that stands twice is refused, for programs differ on which of the two counts."""
+"""Read JSON strictly: a key that occurs twice is refused, because programs differ on which of the two counts."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def parse_json(text: str | bytes) -> Any:
     Raises
     ------
     ValueError
-        With one line that says what is wrong.
+        With the fault, in one line.
     """
     try:
         return json.loads(text, object_pairs_hook=_table)
@@ -31,12 +31,12 @@ def parse_json(text: str | bytes) -> Any:
 
 def parse_model(kind: type[Model], text: str | bytes) -> Model:
     """
-    Read JSON of a known form.
+    Read JSON of a known schema.
 
     Raises
     ------
     ValueError
-        With one line that names the first entry that does not fit.
+        With the first entry that does not fit, in one line.
     """
     parse_json(text)
     try:

@@ -1,4 +1,4 @@
-"""One process at a time: a lock that ends with the process that holds it, however it ends."""
+"""A lock for one process at a time, which ends with the process that holds it."""
 
 import os
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def locked(file: Path, message: str) -> Iterator[None]:
     file : Path
         A leftover of a process that was killed is no lock.
     message : str
-        What the error says.
+        Message of the error.
 
     Raises
     ------

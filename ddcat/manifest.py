@@ -74,7 +74,7 @@ class SourceCheckpoint(StrictModel):
 
 
 class MainBranchProof(StrictModel):
-    """The evidence that nothing but the main branch is in the graph: see `ddcat_export`."""
+    """The proof that the graph is the main branch alone: see `ddcat_export.main_branch`."""
 
     spare_parameters: Count = Field(description="elements of the auxiliary, mask and deep-supervision heads")
     bytes_unchanged: Literal[True] = Field(description="the graph exported without those heads is the same to the byte")
@@ -83,7 +83,7 @@ class MainBranchProof(StrictModel):
 
 
 class DataSource(StrictModel):
-    """The data that the checkpoint was trained on, and the split that the engine is judged on."""
+    """The data set that the checkpoint was trained on, and the split that the engine is evaluated on."""
 
     name: Name
     root: Text
@@ -101,7 +101,7 @@ class ClassEntry(StrictModel):
 
 
 class Preprocessing(StrictModel):
-    """What the graph itself does to its uint8 input: (input / 255 - mean) / std, in fp32."""
+    """The graph's own preprocessing of its uint8 input: (input / 255 - mean) / std, in fp32."""
 
     colour: Literal["RGB"] = "RGB"
     layout: Literal["NHWC"] = "NHWC"
@@ -140,8 +140,8 @@ class InputShapes(StrictModel):
     @model_validator(mode="after")
     def _within(self) -> "InputShapes":
         if self.sizes is not None:
-            for axis, found in zip((self.height, self.width), zip(*self.sizes, strict=True), strict=True):
-                if (min(found), max(found)) != (axis.minimum, axis.maximum):
+            for axis, sides in zip((self.height, self.width), zip(*self.sizes, strict=True), strict=True):
+                if (min(sides), max(sides)) != (axis.minimum, axis.maximum):
                     raise ValueError("the ranges of height and width are not those of the sizes")
         return self
 
@@ -155,7 +155,7 @@ class TensorEntry(StrictModel):
 
 
 class Device(StrictModel):
-    """What a compiled plan is bound to: it runs nowhere else."""
+    """The device that a compiled plan is bound to."""
 
     name: Name = Field(description="of the GPU, as its driver reports it")
     compute_capability: Name
@@ -174,7 +174,7 @@ class EngineEntry(StrictModel):
     requested_precision: Precision
     effective_precision: Precision = Field(description="as the runtime itself reports it, or as the types in the graph are")
     provider: Name = Field(description="as the runtime itself reports it")
-    options: dict[Name, Text | Count | bool] = Field(default={}, description="that it was built with")
+    options: dict[Name, Text | Count | bool] = Field(default={}, description="options of its build")
     built_for: Device | None = Field(default=None, description="None: runs on any machine that has the runtime")
 
 
@@ -185,11 +185,11 @@ class Calibration(StrictModel):
     images: Positive
     split: Name
     list_sha256: Sha256 = Field(description="of the names of the images, one a line")
-    attack: Details | None = Field(description="that made the adversarial ones; None where there are none")
+    attack: Details | None = Field(description="the attack on the adversarial ones; None where there are none")
 
 
 class AccuracyDrop(StrictModel):
-    """What precision costs, in points of mIoU on the judged images."""
+    """The cost of the precision, in points of mIoU on the evaluated images."""
 
     clean: float
     adversarial: float
@@ -201,14 +201,14 @@ class Quantisation(StrictModel):
     """How a graph became int8: symmetric signed QDQ, one scale for each output channel of a weight."""
 
     calibration: Calibration
-    float_layers: tuple[Text, ...] = Field(strict=False, description="that fell back to fp32")
+    float_layers: tuple[Text, ...] = Field(strict=False, description="layers that stay in fp32")
     quantised_layers: Positive
-    max_drop: float | None = Field(description="points of mIoU that were allowed; None: no limit was set")
+    max_drop: float | None = Field(description="limit of lost points of mIoU; None: no limit was set")
     drop: AccuracyDrop | None = Field(description="against the fp32 graph; None: not measured")
     report: FileName | None = Field(default=None, description="the file with every layer's sensitivity; None: not measured")
 
 
-GOLDEN_TOLERANCE = 0.02  # share of the golden labels that may differ on another machine, where nobody says another
+GOLDEN_TOLERANCE = 0.02  # share of the golden labels that may differ on another machine, by default
 
 
 class Golden(StrictModel):
@@ -216,12 +216,12 @@ class Golden(StrictModel):
 
     file: FileName
     images: Positive = Field(description="clean ones; there are as many adversarial ones")
-    source: Text = Field(description="where they are from")
+    source: Text = Field(description="their origin")
     attack: Details
 
 
 class Manifest(StrictModel):
-    """Everything that is known about a bundle when it is written."""
+    """The description of a bundle, complete when it is written."""
 
     schema_version: Literal[2] = SCHEMA_VERSION
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="the model's name at a server")
@@ -286,11 +286,11 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
 def _check_version(content: bytes, where: str) -> None:
     # before anything else is read: another version has other entries
     try:
-        found = parse_json(content)["schema_version"]
+        version = parse_json(content)["schema_version"]
     except (ValueError, KeyError, TypeError):
         return  # whatever else is wrong is said by the model
-    if found != SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
         raise BundleError(
-            f"{where} has schema_version {printable(repr(found))}, and this ddcat reads {SCHEMA_VERSION}: install the ddcat "
+            f"{where} has schema_version {printable(repr(version))}, and this ddcat reads {SCHEMA_VERSION}: install the ddcat "
             "that wrote the bundle, or export it again with this one"
         )

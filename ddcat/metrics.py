@@ -1,8 +1,8 @@
 """
-Counts of right and wrong pixels, and the figures that are computed from them.
+Counts of correct and wrong pixels, and the metrics that are computed from them.
 
-Counts are kept for each image and each class, so that every statistic (data-set mIoU, mean per-image mIoU, a bootstrap over
-images) can be computed again from a result file.
+Counts are kept per image and class, so that every statistic (data-set mIoU, mean per-image mIoU, a bootstrap over images) can
+be recomputed from a result file.
 """
 
 import numpy as np
@@ -17,14 +17,14 @@ Counts = npt.NDArray[np.int64]  # (..., K, 3): true positives, false positives, 
 
 def confusion_counts(labels: npt.NDArray[np.integer], predictions: npt.NDArray[np.integer], classes: int) -> Counts:
     """
-    Count the pixels of one image, or of several together.
+    Count true and false positives and false negatives, of one image or of several together.
 
     Parameters
     ----------
     labels : integer array
-        Of any shape; values in 0..classes-1, or 255, which is not counted, whatever was predicted there.
+        Any shape; values in 0..classes-1, or 255, which is not counted, whatever the prediction.
     predictions : integer array
-        Of the same shape; values in 0..classes-1.
+        Same shape; values in 0..classes-1.
     classes : int
 
     Returns
@@ -42,14 +42,14 @@ def confusion_counts(labels: npt.NDArray[np.integer], predictions: npt.NDArray[n
 
 
 def iou(counts: Counts) -> npt.NDArray[np.float64]:
-    """Intersection over union of each class, (..., K); NaN for a class that is neither labelled nor predicted."""
+    """Return the intersection over union of each class, (..., K); NaN for a class that is neither labelled nor predicted."""
     union = counts.sum(-1)
     return np.where(union > 0, counts[..., 0] / np.maximum(union, 1), np.nan)
 
 
 def miou(counts: Counts) -> float:
     """
-    Mean intersection over union of (K, 3) counts, over the classes that are labelled or predicted anywhere.
+    Return the mean intersection over union of (K, 3) counts, over the classes that are labelled or predicted anywhere.
 
     To score a data set, sum the counts over its images first. NaN when no pixel was counted.
     """
@@ -59,7 +59,7 @@ def miou(counts: Counts) -> float:
 
 
 def pixel_accuracy(counts: Counts) -> float:
-    """Share of the counted pixels that are right, of (K, 3) counts; NaN when no pixel was counted."""
+    """Return the share of counted pixels that are correct, of (K, 3) counts; NaN when no pixel was counted."""
     right = counts[:, 0].sum()
     total = right + counts[:, 2].sum()
     return float(right / total) if total else float("nan")

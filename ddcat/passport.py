@@ -1,11 +1,11 @@
 """
 The passport: the gate's verdict on one bundle, beside its immutable manifest and bound to it by its SHA-256.
 
-A bundle whose manifest is another one has none. Unless a passport is asked for, no verdict keeps a bundle from being loaded;
-the lack of a signature that was asked for does.
+A passport of another manifest does not count. A verdict keeps a bundle from being loaded only where a passport is required; a
+required signature that is missing always does.
 
-Verdict and signature are one file, so that nobody ever reads one without the other. A signature says who judged the bundle,
-and when; it cannot say that this is the latest verdict: whoever can write into the bundle can put an older one back.
+Verdict and signature are one file, so that nobody reads one without the other. A signature proves who ran the gate, and when.
+It cannot prove that this is the latest verdict: whoever can write into the bundle can put an older one back.
 """
 
 import json
@@ -29,52 +29,52 @@ Verdict = Literal["pass", "refuse", "inconclusive"]
 
 
 class Finding(StrictModel):
-    """One thing that was judged."""
+    """One criterion of the gate."""
 
     name: Text
     verdict: Verdict
-    found: Text = Field(description="with its unit, and its interval where it has one")
+    found: Text = Field(description="the measured value with its unit, and its interval where it has one")
     limit: Text
     reason: Text = Field(description="a sentence")
 
 
 class Passport(StrictModel):
-    """What the gate says of a bundle."""
+    """The gate's verdict on a bundle."""
 
     schema_version: Literal[1] = 1
     manifest_sha256: Sha256
     verdict: Verdict
     budget: Literal["default", "quick"]
     judged_at: str | None = Field(
-        default=None, pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$", description="when, in UTC; None: not known"
+        default=None, pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$", description="time of the gate, in UTC; None: not known"
     )
-    data: Text = Field(description="that it was judged on")
+    data: Text = Field(description="the data set of the gate")
     images: Count = Field(ge=1)
     findings: tuple[Finding, ...] = Field(strict=False)
-    not_judged: tuple[Name, ...] = Field((), strict=False, description="what the limits leave out: reported by the gate only")
+    not_judged: tuple[Name, ...] = Field((), strict=False, description="criteria without a limit, which the gate only reports")
     versions: dict[Name, Name]
     signature: dict[str, Any] | None = Field(
         default=None, description="of all the rest, as a Sigstore bundle: see `ddcat.signing`; None: not signed"
     )
 
     def to_bytes(self) -> bytes:
-        """Write as JSON; what is signed are these bytes without the signature."""
+        """Return the passport as JSON; without its signature, these are the signed bytes."""
         return self.model_dump_json(indent=2, exclude_none=True).encode() + b"\n"
 
     def without_signature(self) -> "Passport":
-        """Give what is signed."""
+        """Return the part that is signed."""
         return self.model_copy(update={"signature": None})
 
 
 class PassportStatus(NamedTuple):
-    """A bundle's passport, or why it has none."""
+    """A bundle's passport, or the reason why it has none."""
 
     passport: Passport | None
     summary: str  # for a person
 
     @property
     def warning(self) -> str | None:
-        """What must be said of a bundle that the gate refused, wherever it is served; None of any other."""
+        """Warning for every place that serves a bundle which the gate refused; None for other bundles."""
         if self.passport is None or self.passport.verdict != "refuse":
             return None
         refused = ", ".join(printable(f.name) for f in self.passport.findings if f.verdict == "refuse") or "no finding is named"
@@ -83,25 +83,25 @@ class PassportStatus(NamedTuple):
 
 def read_passport(bundle: Bundle, trust: TrustPolicy = NO_TRUST_POLICY) -> PassportStatus:
     """
-    Read the passport that lies in a bundle.
+    Read the passport of a bundle.
 
     Parameters
     ----------
     bundle : Bundle
-        As it was opened.
+        The opened bundle.
     trust : TrustPolicy, optional
-        With a public key: the passport must be signed by its owner. Where it asks for a passport: there must be one, by which
-        the bundle passed the gate with the default budget.
+        With a public key, the passport must be signed by its owner. With `passport`, the bundle must have passed the gate with
+        the default budget.
 
     Raises
     ------
     BundleError
-        Where it is not signed by whom it should be, or does not let the bundle run where that is asked for.
+        Where a required signature is missing or wrong, or a required passport is missing or no pass.
     """
-    found = _read(bundle, trust)
+    status = _read(bundle, trust)
     if trust.passport:
-        _check_passed(bundle, found)
-    return found
+        _check_passed(bundle, status)
+    return status
 
 
 def _read(bundle: Bundle, trust: TrustPolicy) -> PassportStatus:
@@ -109,7 +109,7 @@ def _read(bundle: Bundle, trust: TrustPolicy) -> PassportStatus:
     try:
         content = read_regular(file, most=MOST_BYTES, error=BundleError)
     except OSError:
-        return PassportStatus(None, "none: the bundle has not been judged")
+        return PassportStatus(None, "none: the gate has not tested this bundle")
     try:
         signed = parse_model(Passport, content)
     except ValueError as cause:
@@ -123,7 +123,7 @@ def _read(bundle: Bundle, trust: TrustPolicy) -> PassportStatus:
         signing.verify(passport.to_bytes(), json.dumps(signed.signature).encode(), trust.public_key, where=str(file))
     if passport.manifest_sha256 != bundle.digest:
         return PassportStatus(
-            None, f"none: {file.name} speaks of another bundle, {passport.manifest_sha256[:12]}...: judge this one"
+            None, f"none: {file.name} is of another bundle, {passport.manifest_sha256[:12]}...: run ddcat gate on this one"
         )
     named = [f"{printable(finding.name)}: {finding.verdict}" for finding in passport.findings]
     findings = ", ".join([*named, *(f"{printable(name)}: not judged" for name in passport.not_judged)])
@@ -133,21 +133,21 @@ def _read(bundle: Bundle, trust: TrustPolicy) -> PassportStatus:
     return PassportStatus(passport, f"{passport.verdict} ({about}; {findings})")
 
 
-def _check_passed(bundle: Bundle, found: PassportStatus) -> None:
-    if found.passport is None:
-        raise BundleError(f"{bundle.path} has no passport ({found.summary}): ddcat gate judges it")
-    if found.passport.verdict != "pass":
-        raise BundleError(f"{bundle.path} did not pass the gate, its passport says {found.passport.verdict}: do not serve it")
-    if found.passport.budget != "default":
+def _check_passed(bundle: Bundle, status: PassportStatus) -> None:
+    if status.passport is None:
+        raise BundleError(f"{bundle.path} has no passport ({status.summary}): run ddcat gate")
+    if status.passport.verdict != "pass":
+        raise BundleError(f"{bundle.path} did not pass the gate, its passport says {status.passport.verdict}: do not serve it")
+    if status.passport.budget != "default":
         raise BundleError(
-            f"{bundle.path} passed the gate with the {found.passport.budget} budget alone, which tries no strong attack: judge "
-            f"it without --{found.passport.budget}"
+            f"{bundle.path} passed the gate with the {status.passport.budget} budget alone, which tries no strong attack: run "
+            f"ddcat gate without --{status.passport.budget}"
         )
 
 
 def write_passport(bundle: Bundle, passport: Passport, *, key: Path | None = None) -> None:
     """
-    Put a passport into a bundle, in place of an older one: a reader sees the one or the other, whole and with its signature.
+    Write a passport into a bundle, in place of an older one: a reader sees one of the two, whole and with its signature.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A progress bar with a rate and the time left; none where the output is no terminal."""
+"""A progress bar with a rate and the time left, on a terminal only."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ __all__ = ["Rate", "progress"]
 
 
 class Rate(ProgressColumn):
-    """Units done in a second, or seconds for each where there are fewer."""
+    """Units per second, or seconds per unit where that is below one."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Rate(ProgressColumn):
 
 @contextmanager
 def progress(what: str, total: int, *, unit: str = "images") -> Iterator[Callable[[int], None]]:
-    """Show the progress of work; yields what is to be called with the number of units just done."""
+    """Show the progress of work; yields a function to call with the number of units just done."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(unit), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, the commit of the code, the machine."""
+"""The origin of a result: library versions, the commit of the code, the machine."""
 
 import importlib.metadata
 import os
@@ -11,18 +11,18 @@ __all__ = ["git_commit", "machine", "versions"]
 
 
 def versions(distributions: Sequence[str]) -> dict[str, str]:
-    """Versions of Python, of ddcat and of those of the named distributions that are installed."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python, of ddcat and of the named distributions that are installed."""
+    installed = {"python": platform.python_version()}
     for name in ("ddcat", *distributions):
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout that ddcat runs from, '+changes' appended for an unclean tree; None outside a checkout."""
+    """Return the commit of the checkout that ddcat runs from, with '+changes' for an unclean tree; None outside a checkout."""
     here = Path(__file__).resolve().parent
     try:
         top = _git(here, "rev-parse", "--show-toplevel")
@@ -35,7 +35,7 @@ def git_commit() -> str | None:
 
 
 def machine() -> dict[str, str | int]:
-    """Processor, cores, memory in GiB, operating system."""
+    """Return processor, cores, memory in GiB and operating system."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,

@@ -21,20 +21,20 @@ _KINDS = {
 
 def read_regular(path: Path, *, most: int, error: type[DdcatError] = DdcatError) -> bytes:
     """
-    Read a regular file of limited size. Nothing else is opened: a pipe would wait for ever, a device never end.
+    Read a regular file of limited size. Other kinds are not opened: a pipe would block, a device never end.
 
     Parameters
     ----------
     path : Path
     most : int
-        Bytes that the file may have.
+        Largest size, in bytes.
     error : type of DdcatError
-        What is raised for a file of another kind, or a larger one.
+        Raised for a file of another kind, or a larger one.
 
     Raises
     ------
     OSError
-        Where there is no such file, or it must not be read.
+        Where the file does not exist or may not be read.
     """
     _check_regular(path, path.lstat(), error)
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)

@@ -1,4 +1,4 @@
-"""What the files that ddcat writes and reads back are described with."""
+"""Building blocks for the schemas of files that ddcat writes and reads back."""
 
 import math
 from typing import Annotated, Any
@@ -43,6 +43,6 @@ Details = Annotated[dict[str, Any], AfterValidator(_check_details)]  # options o
 
 
 class StrictModel(BaseModel):
-    """A part of a file: no unknown key, no type but the declared one, no number that is not finite, no change once made."""
+    """A strict part of a file: unknown keys, other types and non-finite numbers are refused, and nothing changes later."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

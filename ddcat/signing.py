@@ -19,7 +19,7 @@ _KEYS = "use a PEM file with a key on the curve P-256, P-384 or P-521, without a
 
 
 def check_key(key: Path) -> None:
-    """Refuse a private key that cannot sign, before the long work whose result it is to sign."""
+    """Refuse a private key that cannot sign, before the long work."""
     sign(b"", key, name="check")
 
 
@@ -33,7 +33,7 @@ def sign(manifest: bytes, key: Path, *, name: str) -> bytes:
     key : Path
         Private key in PEM, of an elliptic curve, without a password.
     name : str
-        Of the model, as the signature calls it.
+        Name of the model in the signature.
 
     Returns
     -------
@@ -63,11 +63,11 @@ def verify(manifest: bytes, signature: bytes, public_key: Path, *, where: str) -
     Parameters
     ----------
     manifest, signature : bytes
-        As they were read: what is verified is what is used.
+        The bytes that were read, which are also the bytes that are used.
     public_key : Path
         In PEM.
     where : str
-        What was signed, for the error message.
+        Begins the error message.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def verify(manifest: bytes, signature: bytes, public_key: Path, *, where: str) -
 
 
 def _as_model(manifest: bytes, folder: Path) -> Path:
-    # the library hashes files: it is shown the very bytes that were read, not the place where they lie
+    # the library hashes files: it gets the very bytes that were read, not their path
     folder.mkdir()
     (folder / "manifest.json").write_bytes(manifest)
     return folder

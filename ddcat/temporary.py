@@ -20,7 +20,7 @@ def temporary_directory() -> Iterator[Path]:
     Raises
     ------
     WriteError
-        Where none of them can be written in.
+        Where none of them is writable.
     """
     try:
         made = tempfile.TemporaryDirectory()
@@ -29,7 +29,7 @@ def temporary_directory() -> Iterator[Path]:
             made = tempfile.TemporaryDirectory(dir=_SHARED_MEMORY)
         except OSError as cause:
             raise WriteError(
-                "no folder for temporary files can be written in: set TMPDIR to one that can, or mount a tmpfs at /tmp"
+                "no folder for temporary files is writable: set TMPDIR to one that is, or mount a tmpfs at /tmp"
             ) from cause
     with made as name:
         yield Path(name)

@@ -1,4 +1,4 @@
-"""Text of others, such as a file's name or a class's: shown as it is written, not acted on by a terminal."""
+"""Show text of others, such as the name of a file or a class, without effects on the terminal."""
 
 import unicodedata
 

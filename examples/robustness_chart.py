@@ -11,8 +11,8 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from ddcat.command import run
-from ddcat.files import write_bytes
+from ddcat.atomic_files import write_bytes
+from ddcat.cli_support import run
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.result_files import read_result
 

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "ddcat_bench": {"ddcat", "ddcat_train", "ddcat_serve", "ddcat_bench"},
 }
 ENGINES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_bindings"}
-GROUND = {"numpy", "pydantic", "rich", "typer"}  # and the standard library
+CORE = {"numpy", "pydantic", "rich", "typer"}  # and the standard library
 
 
 def imports(file: Path) -> Iterator[tuple[str, int]]:
@@ -79,8 +79,8 @@ def test_the_interface_is_lazy() -> None:
     assert {alias.name for node in loaded for alias in node.names} == {"importlib", "TYPE_CHECKING", "Any"}
 
 
-def test_the_ground_needs_only_what_every_installation_has() -> None:
-    allowed = set(sys.stdlib_module_names) | GROUND | {"ddcat"}
+def test_the_core_needs_only_what_every_installation_has() -> None:
+    allowed = set(sys.stdlib_module_names) | CORE | {"ddcat"}
     found = {name for file in modules("ddcat") if "engines" not in file.parts for name, _ in imports(file)}
     assert found <= allowed
 

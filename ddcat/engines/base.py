@@ -1,4 +1,4 @@
-"""What every engine is, whatever its runtime."""
+"""The interface of all engines, whatever their runtime."""
 
 import abc
 import contextlib
@@ -36,16 +36,16 @@ Images = npt.NDArray[np.uint8]
 @dataclass(frozen=True)
 class Outputs:
     """
-    What an engine says about a batch.
+    The outputs of an engine for a batch.
 
     Attributes
     ----------
     labels : (N, H, W) uint8
         Class of each pixel, in 0..K-1.
     logits : (N, K, h, w) float32, or None
-        At the resolution at which the network computes them; None where the graph does not give them.
+        At the resolution at which the network computes them; None where the graph does not output them.
     confidence : (N, H, W) float32, or None
-        Probability of each pixel's label, in [0, 1]: its softmax; None where the graph does not give it.
+        Probability of each pixel's label, in [0, 1]: its softmax; None where the graph does not output it.
     """
 
     labels: npt.NDArray[np.uint8]
@@ -64,11 +64,11 @@ class _Loaded(Protocol):
 
     @property
     def description(self) -> Mapping[str, str | int | bool]:
-        """Runtime, provider, precision, threads and whatever else a measurement depends on."""
+        """Runtime, provider, precision, threads and other settings that a measurement depends on."""
 
     def rest(self) -> None:
         """
-        Give back the memory that is kept for further calls; the next one will be a little slower.
+        Free the memory that is kept for further calls; the next call will be a little slower.
 
         Raises
         ------
@@ -77,7 +77,7 @@ class _Loaded(Protocol):
         """
 
     def close(self) -> None:
-        """Give the runtime's memory back; nothing can be done after it."""
+        """Free the runtime's memory. The engine cannot be used afterwards."""
 
     def __enter__(self) -> Self: ...
 
@@ -87,11 +87,11 @@ class _Loaded(Protocol):
 
 
 class LoadedGraph(_Loaded, Protocol):
-    """A graph that is loaded and ready to run, before anything is known about the sizes that it takes."""
+    """A graph that is loaded and ready to run, without a check of sizes."""
 
     def run(self, images: npt.NDArray[Any]) -> Outputs:
         """
-        Run the graph on whatever it is given, which should be (N, H, W, 3) uint8.
+        Run the graph on images, which should be (N, H, W, 3) uint8.
 
         Raises
         ------
@@ -115,18 +115,18 @@ class Engine(_Loaded, Protocol):
         Raises
         ------
         InputError
-            Where the type, rank or size is not one that the bundle was checked with.
+            Where the engine does not take the type, rank or size.
         EngineError
             Where the runtime fails.
         """
 
 
 class Closable(abc.ABC):
-    """Is closed at the end of a with block."""
+    """An object that is closed at the end of a with block."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Give memory back."""
+        """Free the memory."""
 
     def __enter__(self) -> Self:
         return self
@@ -137,14 +137,14 @@ class Closable(abc.ABC):
 
 class CheckedEngine(Closable):
     """
-    A graph together with the sizes that its bundle was checked with: an `Engine`.
+    A graph that checks images against the sizes of its bundle: an `Engine`.
 
     Parameters
     ----------
     graph : Graph
-        Is closed with the engine, or at once where it is refused.
+        Closed with the engine, or at once where it is refused.
     manifest : Manifest
-        Of the bundle that it is from.
+        Manifest of its bundle.
 
     Raises
     ------
@@ -170,7 +170,7 @@ class CheckedEngine(Closable):
         return outputs
 
     def rest(self) -> None:
-        """Give back the memory that is kept for further calls: see `Engine.rest`."""
+        """Free the memory that is kept for further calls: see `Engine.rest`."""
         self._graph.rest()
 
     def close(self) -> None:
@@ -179,7 +179,7 @@ class CheckedEngine(Closable):
 
 
 def smallest_batch(shapes: InputShapes) -> Images:
-    """Give black images of the smallest batch and size that an engine takes."""
+    """Return black images of the smallest batch and size that an engine takes."""
     height, width = shapes.sizes[0] if shapes.sizes is not None else (shapes.height.minimum, shapes.width.minimum)
     return np.zeros((shapes.batch.minimum, height, width, 3), np.uint8)
 
@@ -187,9 +187,9 @@ def smallest_batch(shapes: InputShapes) -> Images:
 @contextlib.contextmanager
 def memory_file(content: bytes) -> Iterator[str | bytes]:
     """
-    Yield the path of a file in memory that holds verified bytes, and that nobody can change.
+    Yield the path of a sealed file in memory that holds verified bytes.
 
-    A runtime reads it like any other file; given the bytes themselves, it would make and keep copies of them.
+    A runtime reads it like any other file. Given the bytes themselves, it would make and keep copies.
 
     Yields
     ------

@@ -1,4 +1,4 @@
-"""What is refused by every engine alike, and how sizes and tensors are told."""
+"""Checks that all engines share, and texts about sizes and tensors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,12 +31,12 @@ def check_images(images: npt.NDArray[Any], shapes: InputShapes) -> None:
     images : array
         Should be (N, H, W, 3) uint8.
     shapes : InputShapes
-        Of the bundle's manifest.
+        From the bundle's manifest.
 
     Raises
     ------
     InputError
-        Saying what to send instead.
+        Naming the sizes that it takes.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise InputError(f"images are uint8 of shape (N, H, W, 3), not {images.dtype} of shape {images.shape}")
@@ -45,7 +45,7 @@ def check_images(images: npt.NDArray[Any], shapes: InputShapes) -> None:
 
 
 def check_size(count: int, height: int, width: int, shapes: InputShapes) -> None:
-    """Refuse, by an InputError, a number of images or a size of them that an engine does not take."""
+    """Raise InputError for a batch or an image size that an engine does not take."""
     if count not in shapes.batch:
         raise InputError(f"Batch of {count}; this model takes batches of {_range(shapes.batch)}")
     fits = height in shapes.height and width in shapes.width
@@ -66,7 +66,7 @@ def _right_sizes(height: int, width: int, shapes: InputShapes) -> str:
 
 
 def check_declared_io(inputs: tuple[TensorEntry, ...], outputs: tuple[TensorEntry, ...], manifest: Manifest) -> None:
-    """Refuse a graph whose inputs and outputs, as the runtime states them, are not those of its manifest."""
+    """Refuse a graph whose inputs and outputs, by its runtime, are not those of its manifest."""
     for what, stated, listed in (("inputs", inputs, manifest.inputs), ("outputs", outputs, manifest.outputs)):
         if stated != listed:
             raise EngineError(
@@ -76,7 +76,7 @@ def check_declared_io(inputs: tuple[TensorEntry, ...], outputs: tuple[TensorEntr
 
 
 def check_names(inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Refuse a graph that is no segmenter's by the names of its inputs and outputs."""
+    """Refuse a graph without the inputs and outputs of a segmenter."""
     if list(inputs) != ["image"] or list(outputs) != [name for name in _OUTPUTS if name in outputs] or outputs[0] != "labels":
         raise EngineError(
             f"the graph has inputs {list(inputs)} and outputs {list(outputs)}; a segmenter has input image and outputs labels "
@@ -85,20 +85,20 @@ def check_names(inputs: Sequence[str], outputs: Sequence[str]) -> None:
 
 
 def check_precision(effective: str, asked: str, where: str) -> None:
-    """Refuse a graph that does not compute in the precision that was asked for."""
+    """Refuse a graph that does not compute in the requested precision."""
     if effective != asked:
         raise EngineError(f"{where} computes in {effective} where {asked} was asked for")
 
 
 def format_sizes(shapes: InputShapes) -> str:
-    """Say which sizes and batches are taken."""
+    """Describe the sizes and batches that an engine takes."""
     if shapes.sizes is not None:
         return f"{', '.join(f'{height}x{width}' for height, width in shapes.sizes)} in batches of {_range(shapes.batch)}"
     return f"height {_range(shapes.height)}, width {_range(shapes.width)} and batches of {_range(shapes.batch)}"
 
 
 def format_tensors(entries: tuple[TensorEntry, ...]) -> str:
-    """Say what inputs or outputs are, in one line."""
+    """Describe inputs or outputs, in one line."""
     return ", ".join(f"{entry.name} {entry.dtype} ({_axes(entry)})" for entry in entries) or "none"
 
 

@@ -1,4 +1,4 @@
-"""What engines raise on purpose."""
+"""Exceptions of engines."""
 
 from ddcat.errors import DdcatError
 

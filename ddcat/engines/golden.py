@@ -1,4 +1,4 @@
-"""Golden images: what an engine said when it was exported, to compare with what it says now."""
+"""Golden images: the labels of an engine when it was exported, to compare with its labels now."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -33,7 +33,7 @@ class Example(NamedTuple):
     Attributes
     ----------
     name : str
-        "clean.N" or "adversarial.N": the two of one number are one picture.
+        "clean.N" or "adversarial.N": the same picture, without and with attack.
     image : (H, W, 3) uint8
     labels : (H, W) uint8
     """
@@ -45,14 +45,14 @@ class Example(NamedTuple):
 
 class Replay(NamedTuple):
     """
-    How far labels are from the golden ones.
+    The difference of labels from the golden ones.
 
     Attributes
     ----------
     pixels, differing : int
-        Of all images.
+        Pixels of all images, and those whose labels differ.
     worst : str
-        The image of the largest share of differing pixels.
+        The image with the largest share of differing pixels.
     worst_share : float
         That share, in [0, 1].
     """
@@ -70,15 +70,15 @@ class Replay(NamedTuple):
 
 def label_images(engine: Engine, images: Mapping[str, Images], *, batch: int = 1) -> tuple[Example, ...]:
     """
-    Let an engine label images, one by one.
+    Label images with an engine, one by one.
 
     Parameters
     ----------
     engine : Engine
     images : mapping of str to (H, W, 3) uint8
-        By the names of `Example`.
+        Keys are names of `Example`.
     batch : int
-        The fewest images that the engine takes: so often it is given each.
+        The engine's minimum batch size; each image is repeated to fill it.
     """
     return tuple(
         Example(name, image, engine.infer(np.repeat(image[None], batch, 0)).labels[0]) for name, image in images.items()
@@ -128,26 +128,26 @@ def replay(engine: Engine, examples: Iterable[Example], *, batch: int = 1) -> Re
     """
     Compare an engine's labels with golden ones.
 
-    On another machine some near ties fall the other way; how many may is for the caller to say.
+    On another machine some near ties fall the other way; the caller decides how many may.
 
     Parameters
     ----------
     engine : Engine
     examples : iterable of Example
-        One at least.
+        At least one.
     batch : int
         As for `label_images`.
     """
     expected = {example.name: example for example in examples}
-    found = label_images(engine, {name: example.image for name, example in expected.items()}, batch=batch)
-    return compare(found, {name: example.labels for name, example in expected.items()})
+    answers = label_images(engine, {name: example.image for name, example in expected.items()}, batch=batch)
+    return compare(answers, {name: example.labels for name, example in expected.items()})
 
 
-def compare(found: Iterable[Example], expected: Mapping[str, Images]) -> Replay:
-    """Compare the labels of examples with those that are expected of their names; others are not looked at."""
+def compare(examples: Iterable[Example], expected: Mapping[str, Images]) -> Replay:
+    """Compare the labels of examples with the expected labels of the same names; other examples are ignored."""
     pixels = differing = 0
     worst, worst_share = "", -1.0
-    for name, _, labels in found:
+    for name, _, labels in examples:
         if name in expected:
             wrong = labels != expected[name]
             pixels, differing = pixels + wrong.size, differing + int(wrong.sum())
@@ -160,21 +160,21 @@ def compare(found: Iterable[Example], expected: Mapping[str, Images]) -> Replay:
 
 def check_answers(bundle: Bundle, engine: Engine, examples: Sequence[Example], *, tolerance: float) -> None:
     """
-    Run each size of a ladder, or the smallest, and compare the answers to golden images with what they should be.
+    Run each listed size, or the smallest, and compare the labels of golden images with the expected ones.
 
     Parameters
     ----------
     bundle : Bundle
     engine : Engine
     examples : sequence of Example
-        Its golden images; none, if it has none.
+        Golden images of the bundle; may be empty.
     tolerance : float
-        Share of the golden labels that may differ: near ties fall either way on another machine.
+        Largest share of golden labels that may differ: near ties fall either way on another machine.
 
     Raises
     ------
     EngineError
-        Where it cannot run, or answers otherwise than it did.
+        Where the engine fails, or gives other labels than when it was exported.
     """
     shapes, classes = bundle.manifest.shapes, len(bundle.manifest.classes)
     for height, width in shapes.sizes or [(shapes.height.minimum, shapes.width.minimum)]:
@@ -183,9 +183,9 @@ def check_answers(bundle: Bundle, engine: Engine, examples: Sequence[Example], *
             raise EngineError(f"{bundle.path} gives label {labels.max()}, but its manifest names {classes} classes")
     if not examples:
         return
-    found = replay(engine, examples, batch=shapes.batch.minimum)
-    if found.share > tolerance:
+    result = replay(engine, examples, batch=shapes.batch.minimum)
+    if result.share > tolerance:
         raise EngineError(
-            f"{bundle.path} does not answer as it did when it was exported: {found.share:.2%} of its golden labels differ, "
-            f"{found.worst_share:.2%} of {found.worst}; expected at most {tolerance:.2%} (DDCAT_SERVE_GOLDEN_TOLERANCE)"
+            f"{bundle.path} does not answer as it did when it was exported: {result.share:.2%} of its golden labels differ, "
+            f"{result.worst_share:.2%} of {result.worst}; expected at most {tolerance:.2%} (DDCAT_SERVE_GOLDEN_TOLERANCE)"
         )

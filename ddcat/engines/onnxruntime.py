@@ -50,18 +50,18 @@ class OrtGraph(Closable):
     """
     An ONNX file in a session: a `LoadedGraph`.
 
-    Images come from and labels go to the host's memory, for which binding them beforehand spares no copy on either provider.
+    Images and labels are in the host's memory, so binding them beforehand would save no copy with either provider.
 
     Parameters
     ----------
     content : bytes
-        The ONNX file. Input `image`: uint8 (N, H, W, 3); outputs as `Outputs` has them, by name.
+        The ONNX file. Input `image`: uint8 (N, H, W, 3); outputs have the names of `Outputs`.
     provider : str
-        A key of the runtime's list of providers; `CPU` or `CUDA`.
+        `CPU` or `CUDA`.
     threads : int, optional
-        The physical cores by default.
+        Default: the physical cores.
     profile : Path, optional
-        The beginning of a file's name; what runs until `kernels` is called is noted in it.
+        Prefix of a file that records everything that runs until `kernels` is called.
 
     Raises
     ------
@@ -86,11 +86,11 @@ class OrtGraph(Closable):
                 session = onnxruntime.InferenceSession(file, options, providers=[(provider, PROVIDERS[provider])])
         except Exception as cause:  # its exceptions share no base
             raise EngineError(f"ONNX Runtime does not load the graph: {_reason(cause)}") from cause
-        found = session.get_providers()[0]
-        if found != provider:  # it falls back without a word
+        effective = session.get_providers()[0]
+        if effective != provider:  # it falls back without a word
             raise EngineError(
-                f"ONNX Runtime fell back to {found} where {provider} was asked for: no GPU that it can use is there, or CUDA "
-                "and cuDNN of the major versions that it was built for are not"
+                f"ONNX Runtime fell back to {effective} where {provider} was asked for: it finds no GPU, or CUDA and cuDNN of "
+                "other major versions than its own"
             )
         self._session: Any = session
         self.inputs = tuple(_entry(tensor) for tensor in session.get_inputs())
@@ -120,10 +120,10 @@ class OrtGraph(Closable):
 
     def rest(self) -> None:
         """
-        Let the arena give back what it does not use: see `Engine.rest`.
+        Free the unused memory of the arena: see `Engine.rest`.
 
-        Without an arena a call takes up to twice as long, for its memory comes from the system each time, page by page. The
-        runtime shrinks it at the end of a call alone, but also of one that is told to end before its first kernel.
+        Without an arena a call takes up to twice as long, because its memory comes from the system each time, page by page. The
+        runtime shrinks the arena only at the end of a call; a call that ends before its first kernel is enough.
         """
         if self._session is None:
             return
@@ -136,7 +136,7 @@ class OrtGraph(Closable):
             self._session.run(None, {"image": anything}, ending)
 
     def kernels(self) -> list[dict[str, Any]]:
-        """End the profile, and give what it says of each kernel that was run."""
+        """End the profile, and return its record of each kernel that was run."""
         file = Path(self._session.end_profiling())
         events: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
         return [event["args"] for event in events if event.get("cat") == "Node" and "provider" in event["args"]]
@@ -148,7 +148,7 @@ class OrtGraph(Closable):
 
 def run_once(content: bytes, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
     """
-    Run an ONNX file on the CPU, whatever outputs it has, and give them by name.
+    Run an ONNX file with any outputs on the CPU, and return them by name.
 
     Raises
     ------
@@ -180,7 +180,7 @@ def load(bundle: Bundle, *, threads: int | None = None) -> CheckedEngine:
 def open_checked(
     content: bytes, provider: str, precision: Precision, shapes: InputShapes, threads: int | None = None
 ) -> OrtGraph:
-    """Open a graph, and look at the kernels that run one small batch: what is in effect is known from them alone."""
+    """Open a graph, and check the kernels of one small batch: they alone show the provider and precision in effect."""
     with temporary_directory() as folder:
         graph = OrtGraph(content, provider=provider, threads=threads, profile=folder / "profile")
         graph.run(smallest_batch(shapes))
@@ -199,7 +199,7 @@ def open_checked(
 
 
 def _reason(cause: Exception) -> str:
-    """Say why a graph is not loaded; of one that is too new for the runtime, what would load it."""
+    """Return why a graph is not loaded; for a graph that is too new, with the version that loads it."""
     opsets = _TOO_NEW.search(str(cause))
     if opsets is None:
         return first_line(cause)

@@ -22,7 +22,7 @@ __all__ = ["DEVICE", "HINT", "OpenVinoGraph", "cache_folder", "check_possible", 
 
 DEVICE = "CPU"
 HINT = "latency"  # all threads compute one batch
-# In what the float layers of a graph are computed. It must be said: left alone, OpenVINO takes bf16 wherever the CPU has it.
+# The type of the float layers of a graph. It must be set: by default OpenVINO takes bf16 wherever the CPU has it.
 _FLOATS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 _PRECISIONS: dict[str, Precision] = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 # Layers of one size each that are kept ready for when that size comes again: by default 5000, which is gigabytes where every
@@ -40,12 +40,12 @@ class OpenVinoGraph(Closable):
     Parameters
     ----------
     content : bytes
-        The ONNX file. Input `image`: uint8 (N, H, W, 3); outputs as `Outputs` has them, by name.
+        The ONNX file. Input `image`: uint8 (N, H, W, 3); outputs have the names of `Outputs`.
     precision : Precision
     threads : int, optional
-        That compute one batch; the physical cores by default.
+        Threads that compute one batch. Default: the physical cores.
     cache : Path, optional
-        A folder for compiled models, which nobody else can write to.
+        A folder for compiled models that no other user can write to.
 
     Raises
     ------
@@ -102,7 +102,7 @@ class OpenVinoGraph(Closable):
         return Outputs(**{name: results[name] for name in self._names})
 
     def rest(self) -> None:
-        """Give back the memory of intermediate maps, and the last images, which a request keeps: see `Engine.rest`."""
+        """Free the memory of intermediate maps, and the last images, which a request keeps: see `Engine.rest`."""
         if self._compiled is not None:
             self._request = self._compiled.create_infer_request()
             self._compiled.release_memory()
@@ -134,10 +134,10 @@ def load(bundle: Bundle, *, threads: int | None = None) -> CheckedEngine:
 
 def cache_folder(content: bytes) -> Path | None:
     """
-    Give the folder in which a graph's compiled forms are kept, in the user's own cache.
+    Return the folder for the compiled forms of a graph, in the user's own cache.
 
-    OpenVINO finds a form again by a short hash that is not made to withstand anybody, and runs it as it is. So every graph has
-    a folder of its own, named by its SHA-256: a bundle can leave nothing that another one would run.
+    OpenVINO finds a form by a short hash that is no protection, and runs it unchecked. So every graph has a folder of its own,
+    named by its SHA-256: no bundle can leave a form that another bundle would run.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ def cache_folder(content: bytes) -> Path | None:
     Raises
     ------
     EngineError
-        Where others than the user can write to it.
+        Where other users can write to it.
     """
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -161,20 +161,22 @@ def cache_folder(content: bytes) -> Path | None:
     except (OSError, RuntimeError):  # the second: a user without a home
         return None
     for made in (folder.parent.parent, folder.parent, folder):
-        found = made.stat()
-        if found.st_mode & 0o022 or found.st_uid != os.getuid():
-            raise EngineError(f"{made} keeps compiled models, but others can write to it: remove it, or take their right away")
+        status = made.stat()
+        if status.st_mode & 0o022 or status.st_uid != os.getuid():
+            raise EngineError(
+                f"{made} keeps compiled models, but other users can write to it: remove it, or change its permissions"
+            )
     return folder
 
 
 def _precision(compiled: Any) -> str:
-    """In what a compiled model computes: as most of its convolutions do, for what was asked for is only a hint."""
-    found: Counter[str] = Counter()
+    """Return the precision in effect, which is that of most convolutions: the requested one is only a hint."""
+    kinds: Counter[str] = Counter()
     for node in compiled.get_runtime_model().get_ordered_ops():
         about = node.get_rt_info()
         if "Convolution" in str(about["layerType"].astype(str)):
-            found[str(about["runtimePrecision"].astype(str))] += 1
-    kernels = found.most_common(1)[0][0] if found else "nothing"
+            kinds[str(about["runtimePrecision"].astype(str))] += 1
+    kernels = kinds.most_common(1)[0][0] if kinds else "nothing"
     floats = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     precision = _PRECISIONS.get(kernels, kernels)
     return precision if precision == "int8" else _PRECISIONS.get(floats, floats)

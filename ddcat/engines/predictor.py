@@ -25,7 +25,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP")
 
 class Predictor:
     """
-    A bundle whose engine is loaded, and whose golden images were answered as when it was made.
+    An opened bundle, whose engine gives its golden images the labels that it gave when it was exported.
 
     Use it in a with block, or call `close`. It may be used by one thread at a time.
 
@@ -33,7 +33,7 @@ class Predictor:
     ----------
     bundle : Bundle
     threads : int, optional
-        That compute one batch; the physical cores by default.
+        Threads that compute one batch. Default: the physical cores.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class Predictor:
     Raises
     ------
     EngineError
-        Where the runtime is missing, does not load the graph, or answers the golden images otherwise.
+        Where the runtime is missing, does not load the graph, or gives the golden images other labels.
     """
 
     def __init__(self, bundle: bundles.Bundle, *, threads: int | None = None) -> None:
@@ -108,7 +108,7 @@ class Predictor:
         return self._engine.infer(images)
 
     def close(self) -> None:
-        """Give the runtime's memory back; nothing can be done after it."""
+        """Free the runtime's memory. The engine cannot be used afterwards."""
         self._engine.close()
 
     def __enter__(self) -> Self:
@@ -129,16 +129,16 @@ def open_bundle(
     path : path
         Directory that `ddcat.export` wrote.
     threads : int, optional
-        That compute one batch; the physical cores by default.
+        Threads that compute one batch. Default: the physical cores.
     trust : TrustPolicy
-        What the bundle must prove before any of its bytes reaches a runtime: a signature, a digest, a passport.
+        The proof that the bundle must bring before any of its bytes reaches a runtime: a signature, a digest, a passport.
 
     Raises
     ------
     BundleError
-        Where a file is missing or altered, or what `trust` asks for is.
+        Where a file is missing or altered, or the proof that `trust` requires is missing.
     EngineError
-        Where the runtime is missing, does not load the graph, or answers the golden images otherwise.
+        Where the runtime is missing, does not load the graph, or gives the golden images other labels.
     """
     return Predictor(bundles.open_bundle(Path(path), trust), threads=threads)
 

@@ -1,4 +1,4 @@
-"""The last steps of every export: a typed graph becomes an engine, golden images get its labels, and all becomes a bundle."""
+"""The last steps of every export: build an engine from a typed graph, label golden images with it, and write the bundle."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,7 +50,8 @@ _LIBRARIES = (
     "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "cuda-python", "numpy",
     "safetensors",
 )  # fmt: skip
-# Of the golden pixels. Another runtime or precision rounds otherwise; an engine that differs by more is another model.
+# Share of the golden pixels that may differ. Another runtime or precision rounds otherwise; an engine that differs by more is
+# another model.
 _TOLERATED: dict[Precision, float] = {"fp32": 0.002, "fp16": 0.05, "bf16": 0.25, "int8": 0.25}
 _PLANNED_BATCH = 8  # a TensorRT plan holds memory for its largest batch
 
@@ -65,13 +66,13 @@ class GoldenImages:
     images : mapping of str to (H, W, 3) uint8
         By the names of `ddcat.engines.golden.Example`.
     expected : mapping of str to (H, W) uint8
-        Labels of some of them: by PyTorch, or by the engine of the bundle that this one is rebuilt from.
+        Labels of some of the images, by PyTorch or by the engine of the bundle that this one is rebuilt from.
     precision : Precision
-        In which those were computed.
+        Precision of the expected labels.
     source : str
-        Where they are from.
+        Origin of the images.
     attack : dict
-        That made the adversarial ones.
+        The attack that made the adversarial ones.
     """
 
     images: Mapping[str, npt.NDArray[np.uint8]]
@@ -84,7 +85,7 @@ class GoldenImages:
 @dataclass(frozen=True)
 class ExportedModel:
     """
-    Typed graphs and what their bundle says of them, whatever its engine: see `Manifest`.
+    Typed graphs with the entries of their manifest, whatever the engine: see `Manifest`.
 
     Attributes
     ----------
@@ -94,7 +95,7 @@ class ExportedModel:
         Further files of the bundle, for people.
     golden : GoldenImages
     versions : dict of str to str
-        Of what has made the graph, where that is not this process.
+        Library versions of the process that made the graph, if it was not this one.
     """
 
     graphs: Mapping[str, bytes]
@@ -129,27 +130,27 @@ class BuildResult(NamedTuple):
 
 
 def graph_precision(engine: str, precision: Precision) -> Precision:
-    """Say which typed graph an engine is built from: OpenVINO makes bf16 of fp32 itself."""
+    """Return the precision of the graph that an engine is built from: OpenVINO makes bf16 of fp32 itself."""
     return "fp32" if (engine, precision) == ("openvino", "bf16") else precision
 
 
 def shapes_of_engine(engine: str, sizes: Sizes | None, *, minimum: int, max_batch: int | None = None) -> InputShapes:
     """
-    Say which images an engine is to take.
+    Return the image sizes and batches that an engine must take.
 
     Parameters
     ----------
     engine : str
     sizes : tuple of (height, width), or None
-        The only ones; None: all from `minimum` pixels a side on.
+        The only sizes; None: all sizes of at least `minimum` pixels a side.
     minimum : int
     max_batch : int, optional
-        No upper end by default, but for "trt".
+        Largest batch. Default: no limit, but 8 for "trt".
 
     Raises
     ------
     ExportError
-        Where a size is too small, or engine "trt" is to take images of any size.
+        Where a size is too small, or engine "trt" has no sizes.
     """
     if engine == "trt":
         if sizes is None:
@@ -178,7 +179,7 @@ def assemble(
     progress: Progress,
 ) -> BuildResult:
     """
-    Build an engine, let it label the golden images, and write the bundle, whole or not at all.
+    Build an engine, label the golden images with it, and write the bundle, whole or not at all.
 
     Parameters
     ----------
@@ -188,16 +189,16 @@ def assemble(
     engine, precision : str
         See `ddcat_export.engines.build_engine`.
     options : mapping of str to Any
-        Of the runtime: the keyword arguments of its `build`.
+        Keyword arguments of the runtime's `build`.
     key : Path, optional
         Private key to sign the manifest with.
     progress : callable
-        Is told what is being done.
+        Called with the current stage.
 
     Raises
     ------
     ExportError
-        Where the engine's labels are not those that are expected.
+        Where the engine's labels are not the expected ones.
     DdcatError
         Where the runtime refuses, or `out` cannot be written.
     """
@@ -238,11 +239,12 @@ def assemble(
 
 
 def _check(examples: tuple[Example, ...], known: GoldenImages, precision: Precision) -> Replay:
-    found = golden.compare(examples, known.expected)
+    replay = golden.compare(examples, known.expected)
     tolerated = max(_TOLERATED[precision], _TOLERATED[known.precision])
-    if found.share > tolerated:
+    if replay.share > tolerated:
         raise ExportError(
-            f"the engine is not the model: {100 * found.share:.3g} % of its labels of the golden images are others than they "
-            f"should be, {100 * found.worst_share:.3g} % of {found.worst}; {100 * tolerated:g} % is tolerated at {precision}"
+            f"the engine is not the model: {100 * replay.share:.3g} % of its labels of the golden images differ from the "
+            f"expected ones, {100 * replay.worst_share:.3g} % of {replay.worst}; {100 * tolerated:g} % is tolerated at "
+            f"{precision}"
         )
-    return found
+    return replay

@@ -62,7 +62,10 @@ def export(
     calibration_images: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="How many images int8 is calibrated on and, with --max-drop, judged on.", show_default="32"
+            min=1,
+            metavar="N",
+            help="How many images int8 is calibrated on and, with --max-drop, evaluated on.",
+            show_default="32",
         ),
     ] = None,
     max_drop: Annotated[
@@ -70,7 +73,7 @@ def export(
         typer.Option(
             min=0,
             metavar="POINTS",
-            help="mIoU that int8 may cost, on clean and on attacked images each.",
+            help="Points of mIoU that int8 may cost, on clean and on attacked images each.",
             show_default="not measured",
         ),
     ] = None,
@@ -94,7 +97,7 @@ def export(
         ),
     ] = None,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Make a plan of trt that later minor versions of TensorRT run, too.")
+        bool, typer.Option("--version-compatible", help="Make a plan of trt that later minor versions of TensorRT also run.")
     ] = False,
     from_timing_cache: Annotated[
         bool,

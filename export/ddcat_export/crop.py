@@ -1,4 +1,4 @@
-"""Cutting images to a size."""
+"""Crop images to a size."""
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +8,7 @@ __all__ = ["center_crop"]
 
 def center_crop(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """
-    Cut the middle out of an image, mirrored at its borders where it is too small; no value is new.
+    Crop the middle of an image; one that is too small is mirrored at its borders.
 
     Parameters
     ----------
@@ -19,10 +19,10 @@ def center_crop(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDAr
     -------
     (height, width, ...) uint8
     """
-    for axis, wanted in enumerate(size):
-        there = image.shape[axis]
-        # 0 1 2 ... there-1 there-1 ... 2 1 0 0 1 2 ...: as a mirror shows it
-        places = np.arange(wanted) + (there - wanted) // 2
-        turned = places % (2 * there)
-        image = image.take(np.where(turned < there, turned, 2 * there - 1 - turned), axis)
+    for axis, side in enumerate(size):
+        present = image.shape[axis]
+        # 0 1 2 ... present-1 present-1 ... 2 1 0 0 1 2 ...: as a mirror shows it
+        places = np.arange(side) + (present - side) // 2
+        turned = places % (2 * present)
+        image = image.take(np.where(turned < present, turned, 2 * present - 1 - turned), axis)
     return np.ascontiguousarray(image)

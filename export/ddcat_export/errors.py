@@ -1,4 +1,4 @@
-"""The exceptions of export; their messages are written for the user."""
+"""Exceptions of export; their messages are written for the user."""
 
 from ddcat.errors import DdcatError
 

@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle: export the main branch, prove it, type it, and hand it on with what is known about it."""
+"""From a checkpoint to a bundle: export the main branch, prove it, cast or quantise it, and build the engine."""
 
 import re
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ __all__ = ["Exported", "diff_layers", "export"]
 
 class Exported(NamedTuple):
     """
-    A bundle that was just written, and what was found on the way; another machine rounds otherwise, so no manifest holds it.
+    A bundle that was just written, with measurements that no manifest holds, because another machine rounds otherwise.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class Exported(NamedTuple):
     replay : Replay
         How the engine's labels of the golden images differ from those of PyTorch.
     layers : tuple of LayerError
-        What int8 costs in each layer, the worst first; empty where that was not measured.
+        The cost of int8 in each layer, the worst first; empty where that was not measured.
     """
 
     bundle: Bundle
@@ -82,34 +82,34 @@ def export(
     Parameters
     ----------
     checkpoint : Path
-        A checkpoint file, or a run directory, whose best one is taken.
+        A checkpoint file, or a run directory, whose best checkpoint is taken.
     out : Path
         Must not exist, or be an empty directory.
     engine, precision : str
         See `ddcat_export.engines.check_possible`.
     sizes : tuple of (height, width), optional
-        Of the images, in pixels, 33 x 33 at least; free from there on if not given.
+        Sizes of the images, in pixels, 33 x 33 at least. Default: all sizes from 33 x 33 on.
     max_batch : int, optional
         See `shapes_of_engine`.
     logits, confidence : bool
-        Give the logits at low resolution, and the probability of each label, as further outputs.
+        Add the logits at low resolution, and the probability of each label, to the outputs.
     calibration, calibration_images, max_drop
-        Of int8: see `ddcat_export.ptq.make_int8`.
+        For int8: see `ddcat_export.ptq.make_int8`.
     opset : int
-        Of the graph, for a runtime that reads no newer one: see `ddcat_export.opsets`.
+        Opset of the graph, for a runtime that reads no newer one.
     data_root : Path, optional
-        Where the data set lies now; where it lay in training by default.
+        Folder of the data set. Default: the folder in training.
     options : mapping of str to Any
-        Of the runtime: the keyword arguments of its `build`.
+        Keyword arguments of the runtime's `build`.
     key : Path, optional
         Private key to sign the manifest with.
     progress : callable, optional
-        Is told what is being done.
+        Called with the current stage.
 
     Raises
     ------
     ExportError
-        Where the options are not possible, or the graph is not proven to be the main branch of the network.
+        Where the options are impossible, or the graph is not proven to be the main branch of the network.
     DdcatError
         Where the runtime cannot do it, the checkpoint or the data cannot be read, or `out` is taken or cannot be written.
     """
@@ -138,12 +138,12 @@ def export(
     progress("exporting it once more, from other sizes and without the other heads")
     proof = prove_main_branch(segmenter, content, sizes=sizes, logits=logits, confidence=confidence)
     progress("comparing the graph with PyTorch")
-    swept = check_parity(content, segmenter, shapes_of(sizes))
+    parity = check_parity(content, segmenter, shapes_of(sizes))
     if needed in ("fp16", "bf16"):
-        progress(f"typing the graph in {needed}")
+        progress(f"casting the graph to {needed}")
         content = cast_graph(content, needed)
     if needed == "fp16":  # no runtime of a CPU computes typed bf16: its engine is compared with PyTorch on the golden images
-        swept = check_parity(content, segmenter, shapes_of(sizes), tolerance=FP16_TOLERANCE)
+        parity = check_parity(content, segmenter, shapes_of(sizes), tolerance=FP16_TOLERANCE)
     made = None
     if needed == "int8":
         made = make_int8(
@@ -156,7 +156,7 @@ def export(
         graphs = {name: lowered(graph, opset) for name, graph in graphs.items()}
         if needed in ("fp32", "fp16"):  # an int8 engine is compared with PyTorch on the golden images
             tolerance = FP16_TOLERANCE if needed == "fp16" else LOGIT_TOLERANCE
-            swept = check_parity(graphs[GRAPH], segmenter, shapes_of(sizes), tolerance=tolerance)
+            parity = check_parity(graphs[GRAPH], segmenter, shapes_of(sizes), tolerance=tolerance)
     model = ExportedModel(
         graphs=graphs,
         reports={} if made is None or made.report is None else {REPORT: made.report},
@@ -175,7 +175,7 @@ def export(
     )
     bundle, replay = assemble(out, model, engine=engine, precision=precision, options=options, key=key, progress=progress)
     assert replay is not None  # for the type checker: PyTorch has labelled all golden images
-    return Exported(bundle, swept, replay, () if made is None else made.layers)
+    return Exported(bundle, parity, replay, () if made is None else made.layers)
 
 
 def diff_layers(
@@ -186,7 +186,7 @@ def diff_layers(
     progress: Progress = lambda stage: None,
 ) -> tuple[Layer, ...]:
     """
-    Compare every layer of the graph with the same layer in PyTorch, on images of one of the shapes of a sweep.
+    Compare every layer of the graph with the same layer in PyTorch, on images of one shape.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Which layers fall back to float, so that int8 costs no more mIoU than is allowed, on clean and on attacked images."""
+"""Choose the layers that stay in float, so that int8 holds a limit of lost mIoU on clean and on attacked images."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,14 +16,14 @@ Open = Callable[[bytes], LoadedGraph]
 
 class Trial(NamedTuple):
     """
-    What a choice of layers costs.
+    The cost of a choice of layers.
 
     Attributes
     ----------
     float_layers : int
-        How many of the worst are left in float.
+        Number of the worst layers that are left in float.
     clean, adversarial : float
-        Points of mIoU that are lost; the graph's form that loses most counts.
+        Points of mIoU that are lost by the form of the graph that loses most.
     """
 
     float_layers: int
@@ -33,20 +33,20 @@ class Trial(NamedTuple):
 
 class Evaluator:
     """
-    Scores graphs on images and on what an attack made of them on the PyTorch model.
+    Score graphs on clean images, and on the same images attacked on the PyTorch model.
 
     Parameters
     ----------
     samples : sequence of Sample
     adversarial : sequence of (1, H, W, 3) uint8
-        One for each of them.
+        One for each sample.
     classes : int
     attack : dict
-        That made the adversarial images.
+        The attack that made the adversarial images.
     reference : bytes
         The fp32 graph.
     open_fp32 : callable
-        Opens it.
+        Opens the fp32 graph.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class Evaluator:
     ) -> None:
         self._samples, self._classes, self._attack = samples, classes, dict(attack)
         self._images = ([sample.image for sample in samples], adversarial)
-        self._wanted = self.score(reference, open_fp32)
+        self._reference = self.score(reference, open_fp32)
 
     def score(self, content: bytes, opens: Open) -> tuple[float, float]:
-        """Give clean and adversarial mIoU, in points."""
+        """Return clean and adversarial mIoU, in points."""
         graph = opens(content)
         try:
             clean, adversarial = (self._score(graph, images) for images in self._images)
@@ -73,10 +73,10 @@ class Evaluator:
         return clean, adversarial
 
     def drop(self, forms: Sequence[tuple[bytes, Open]]) -> AccuracyDrop:
-        """Give what a graph loses against the fp32 one: of its forms, each with what opens it, the one that loses most."""
+        """Return the points lost against the fp32 graph, by the form that loses most; each form comes with its opener."""
         scores = [self.score(content, opens) for content, opens in forms]
         clean, adversarial = (
-            wanted - min(found) for wanted, found in zip(self._wanted, zip(*scores, strict=True), strict=True)
+            reference - min(forms) for reference, forms in zip(self._reference, zip(*scores, strict=True), strict=True)
         )
         return AccuracyDrop(clean=clean, adversarial=adversarial, images=len(self._samples), attack=self._attack)
 
@@ -92,7 +92,7 @@ def fall_back(
     worst_first: Sequence[str], drop_of: Callable[[Sequence[str]], AccuracyDrop], *, max_drop: float
 ) -> tuple[tuple[str, ...], AccuracyDrop, tuple[Trial, ...]]:
     """
-    Leave as few of the worst layers in float as were found to hold a limit.
+    Leave as few of the worst layers in float as hold a limit.
 
     First none, then 1, 2, 4, ... of them are tried, then numbers between the last two. Two thirds of all layers stay int8:
     with fewer most of the network would compute in float, and no runtime would say that it is an int8 engine.
@@ -102,7 +102,7 @@ def fall_back(
     worst_first : sequence of str
         All layers that can compute in int8.
     drop_of : callable
-        Measures what int8 costs where given layers are float.
+        Measures the cost of int8 with the given layers in float.
     max_drop : float
         Points of mIoU that may be lost, of clean and of adversarial mIoU each.
 
@@ -110,9 +110,9 @@ def fall_back(
     -------
     float_layers : tuple of str
     drop : AccuracyDrop
-        That was measured with them.
+        The cost with these layers.
     trials : tuple of Trial
-        All that was tried, in that order.
+        All trials, in their order.
 
     Raises
     ------
@@ -123,9 +123,9 @@ def fall_back(
     drops: dict[int, AccuracyDrop] = {}
 
     def holds(number: int) -> bool:
-        drops[number] = found = drop_of(worst_first[:number])
-        trials.append(Trial(number, found.clean, found.adversarial))
-        return max(found.clean, found.adversarial) <= max_drop
+        drops[number] = drop = drop_of(worst_first[:number])
+        trials.append(Trial(number, drop.clean, drop.adversarial))
+        return max(drop.clean, drop.adversarial) <= max_drop
 
     most = len(worst_first) // 3
     too_few, enough = -1, 0

@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them, for good."""
+"""Fold batch norms into the convolutions before them."""
 
 import copy
 from itertools import pairwise
@@ -17,9 +17,9 @@ __all__ = ["fold_batch_norms"]
 
 def fold_batch_norms(network: N) -> N:
     """
-    Copy a network without the batch norms behind its convolutions: each is part of the convolution's weight and bias.
+    Copy a network and fold each batch norm into the weight and bias of the convolution before it.
 
-    Those of ours are meant, which an exporter does not all see as a pair: the convolution over a `Context` is a sum of several.
+    Only our own convolutions are folded. The exporter misses some: the convolution over a `Context` is a sum of several.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def fold_batch_norms(network: N) -> N:
     Returns
     -------
     nn.Module
-        Equal to the network up to rounding; the weights are made in float64 and rounded once.
+        Equal to the network up to rounding; the weights are computed in float64 and rounded once.
     """
     folded = copy.deepcopy(network)
     for parent in list(folded.modules()):

@@ -1,4 +1,4 @@
-"""Golden images of a checkpoint: a few of its data set, and what the paper's attack on its main branch makes of them."""
+"""Golden images of a checkpoint: a few images of its data set, clean and under the paper's attack on the main branch."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def golden_images(segmenter: Segmenter, data: ExportData, shapes: InputShapes) -
 
 
 def _sizes(shapes: InputShapes) -> list[tuple[int, int] | None]:
-    """One for each image; None: its own."""
+    """Return a size for each image; None: its own."""
     ladder = shapes.sizes
     if ladder is None:
         fixed = shapes.height.maximum is not None and shapes.width.maximum is not None

@@ -1,4 +1,4 @@
-"""What every graph must be, whatever its precision: typed as was asked for, in one opset, without what should be gone."""
+"""Check graphs of every precision: validity, opset, types, inputs and outputs."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def check_graph(model: onnx.ModelProto, precision: Precision, opset: int = OPSET
     Raises
     ------
     ExportError
-        Naming the first tensor or node that is not right.
+        Naming the first tensor or node that is wrong.
     """
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets != {"": opset} or model.functions:
@@ -71,16 +71,16 @@ def check_graph(model: onnx.ModelProto, precision: Precision, opset: int = OPSET
 
 def check_form(model: onnx.ModelProto, classes: int, size: tuple[int, int] | None, *, logits: bool, confidence: bool) -> None:
     """
-    Refuse a graph whose inputs and outputs, with their types and axes, are not those that were asked for.
+    Refuse a graph whose inputs and outputs, with their types and axes, are not the requested ones.
 
     Parameters
     ----------
     model : onnx.ModelProto
     classes : int
     size : (height, width) or None
-        Of the images; None: free.
+        Size of the images; None: free.
     logits, confidence : bool
-        Whether they are outputs.
+        These are outputs.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def check_form(model: onnx.ModelProto, classes: int, size: tuple[int, int] | Non
     """
     height, width = size or ("height", "width")
     outputs = {value.name: value for value in model.graph.output}
-    wanted: dict[str, tuple[int, tuple[int | str, ...]]] = {
+    expected: dict[str, tuple[int, tuple[int | str, ...]]] = {
         _IMAGE: (TensorProto.UINT8, ("batch", height, width, 3)),
         _LABELS: (TensorProto.UINT8, ("batch", height, width)),
     }
@@ -96,15 +96,15 @@ def check_form(model: onnx.ModelProto, classes: int, size: tuple[int, int] | Non
         low: tuple[int | str, ...] = ("logits_height", "logits_width")
         if size is not None and LOGITS in outputs:  # the output stride is the network's affair
             low = _axes(outputs[LOGITS])[2:]
-        wanted[LOGITS] = (TensorProto.FLOAT, ("batch", classes, *low))
+        expected[LOGITS] = (TensorProto.FLOAT, ("batch", classes, *low))
     if confidence:
-        wanted["confidence"] = (TensorProto.FLOAT, ("batch", height, width))
-    found = {v.name: (v.type.tensor_type.elem_type, _axes(v)) for v in (*model.graph.input, *model.graph.output)}
-    fixed = [side for side in found.get(_IMAGE, (0, ()))[1][1:3] if isinstance(side, int)]
+        expected["confidence"] = (TensorProto.FLOAT, ("batch", height, width))
+    stated = {v.name: (v.type.tensor_type.elem_type, _axes(v)) for v in (*model.graph.input, *model.graph.output)}
+    fixed = [side for side in stated.get(_IMAGE, (0, ()))[1][1:3] if isinstance(side, int)]
     if size is None and fixed:
         raise ExportError("this network exports for one size of images only, its code depends on it: use --size HxW")
-    if list(found.items()) != list(wanted.items()):
-        raise ExportError(f"the graph has inputs and outputs {found} where {wanted} were asked for")
+    if list(stated.items()) != list(expected.items()):
+        raise ExportError(f"the graph has inputs and outputs {stated}, expected {expected}")
 
 
 def types_of(model: onnx.ModelProto) -> dict[str, int]:

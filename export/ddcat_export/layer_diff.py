@@ -1,4 +1,4 @@
-"""Where a graph stops being the network: each layer of it beside the same layer of PyTorch."""
+"""Compare each layer of a graph with the same layer in PyTorch, to find where they begin to differ."""
 
 import math
 from typing import NamedTuple
@@ -17,21 +17,21 @@ from ddcat_train.pixels import to_planes
 
 __all__ = ["Layer", "compare_layers", "first_different"]
 
-_PREFIX = "segmenter."  # of the names that the graph gives to layers
+_PREFIX = "segmenter."  # of the names of layers in the graph
 
 
 class Layer(NamedTuple):
     """
-    A layer of the graph, compared.
+    A layer of the graph, compared with PyTorch.
 
     Attributes
     ----------
     name : str
-        Path of the module; "logits" for what all of them make.
+        Path of the module; "logits" for the result of all layers.
     shape : tuple of int
-        Of what it gives in PyTorch.
+        Shape of its output in PyTorch.
     error : float
-        The largest difference, in standard deviations of what it gives in PyTorch; infinite where shapes differ.
+        The largest difference, in standard deviations of its output in PyTorch; infinite where shapes differ.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Layer(NamedTuple):
 
 def compare_layers(content: bytes, segmenter: Segmenter, images: npt.NDArray[np.uint8]) -> tuple[Layer, ...]:
     """
-    Run a graph and its network on the same images, and compare what each layer gives.
+    Run a graph and its network on the same images, and compare the outputs of each layer.
 
     Parameters
     ----------
     content : bytes
-        A graph of `build_graph`, as it is or typed anew in fp16.
+        A graph of `build_graph`, in fp32 or cast to fp16.
     segmenter : Segmenter
         On the CPU, in eval() mode. Its batch norms are folded first, as they are in the graph.
     images : (N, H, W, 3) uint8
@@ -54,7 +54,7 @@ def compare_layers(content: bytes, segmenter: Segmenter, images: npt.NDArray[np.
     Returns
     -------
     tuple of Layer
-        In the order of the graph: those with parameters, and the normalisation.
+        The normalisation and the layers with parameters, in the order of the graph.
 
     Raises
     ------
@@ -62,23 +62,24 @@ def compare_layers(content: bytes, segmenter: Segmenter, images: npt.NDArray[np.
         Where ONNX Runtime does not run the graph.
     """
     model = onnx.load_model_from_string(content)
-    last: dict[str, str] = {}  # tensor that a layer gives at its end
+    last: dict[str, str] = {}  # the last tensor of each layer
     for node in model.graph.node:
         layer, _, operation = node.name.rpartition("/")
         if layer.startswith(_PREFIX) and not operation.startswith("cast"):
             last[layer.removeprefix(_PREFIX)] = node.output[0]
-    wanted = _layers_of(segmenter, images, set(last))
-    last = {name: tensor for name, tensor in last.items() if name in wanted} | {LOGITS: LOGITS}
+    reference = _layers_of(segmenter, images, set(last))
+    last = {name: tensor for name, tensor in last.items() if name in reference} | {LOGITS: LOGITS}
     stated = {output.name for output in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=tensor) for tensor in last.values() if tensor not in stated)
-    found = run_once(model.SerializeToString(), images)
+    outputs = run_once(model.SerializeToString(), images)
     return tuple(
-        Layer(name, tuple(wanted[name].shape), _error(found[tensor], wanted[name].numpy())) for name, tensor in last.items()
+        Layer(name, tuple(reference[name].shape), _error(outputs[tensor], reference[name].numpy()))
+        for name, tensor in last.items()
     )
 
 
 def first_different(layers: tuple[Layer, ...], tolerance: float) -> Layer | None:
-    """Give the first layer whose error is above the tolerance, or not a number."""
+    """Return the first layer whose error is above the tolerance, or not a number."""
     return next((layer for layer in layers if not layer.error <= tolerance), None)
 
 
@@ -104,7 +105,7 @@ def _layers_of(segmenter: Segmenter, images: npt.NDArray[np.uint8], names: set[s
     return given
 
 
-def _error(found: npt.NDArray[np.generic], wanted: npt.NDArray[np.float32]) -> float:
-    if found.shape != wanted.shape:
+def _error(values: npt.NDArray[np.generic], reference: npt.NDArray[np.float32]) -> float:
+    if values.shape != reference.shape:
         return math.inf
-    return float(np.abs(found.astype(np.float32) - wanted).max() / max(float(wanted.std()), 1e-30))
+    return float(np.abs(values.astype(np.float32) - reference).max() / max(float(reference.std()), 1e-30))

@@ -1,4 +1,4 @@
-"""Multiply-adds of a graph and, counted by other means, of a network."""
+"""Count the multiply-adds of a graph."""
 
 import math
 
@@ -22,7 +22,7 @@ def multiply_adds(content: bytes, size: tuple[int, int]) -> int:
     content : bytes
         An ONNX file, of any precision.
     size : (height, width)
-        Of the image, in pixels.
+        Size of the image, in pixels.
 
     Raises
     ------

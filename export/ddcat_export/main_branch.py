@@ -1,4 +1,4 @@
-"""The proof that a graph is the main branch alone, of any size: by its values, and by its multiply-adds."""
+"""Prove that a graph is the main branch alone, by its bytes and by its multiply-adds."""
 
 import copy
 import math
@@ -43,19 +43,19 @@ def prove_main_branch(
     """
     Prove that a graph holds nothing of the spare heads.
 
-    By values: the graph is exported again from a copy that lost its auxiliary, mask and deep-supervision heads, after all their
-    parameters and buffers became NaN (for whatever else might share them), and from an example of another size where sizes are
-    free. Whatever of them were in the graph would change its bytes.
+    By bytes: the graph is exported again from a copy without auxiliary, mask and deep-supervision heads, whose parameters and
+    buffers were first set to NaN (for modules that might share them), and from an example of another size where sizes are free.
+    Anything of them in the graph would change its bytes.
 
-    By multiply-adds: those of the graph, counted from its shapes, are those that PyTorch counts as it runs that copy.
+    By multiply-adds: the number of the graph, from its shapes, is the number that PyTorch counts as it runs that copy.
 
     Parameters
     ----------
     segmenter : Segmenter
     content : bytes
-        What `build_graph` gave for it, with the same options.
+        The graph of `build_graph` for it, with the same options.
     sizes, logits, confidence
-        Those options.
+        The options.
 
     Raises
     ------
@@ -87,13 +87,13 @@ def prove_main_branch(
         raise ExportError(f"{needless}: {node} changes when their weights are NaN, so it is not the main branch alone")
     images, _ = traced_input(sizes)
     size = (images.shape[1], images.shape[2])
-    found, needed = multiply_adds(content, size), _counted(program, images)
-    if found != needed:
+    counted, needed = multiply_adds(content, size), _counted(program, images)
+    if counted != needed:
         raise ExportError(
-            f"the graph makes {found} multiply-adds for an image of {size[0]}x{size[1]}, and the main branch needs {needed}: "
+            f"the graph makes {counted} multiply-adds for an image of {size[0]}x{size[1]}, and the main branch needs {needed}: "
             "it is not the main branch alone"
         )
-    return MainBranchProof(spare_parameters=elements, bytes_unchanged=True, multiply_adds=found, size=size)
+    return MainBranchProof(spare_parameters=elements, bytes_unchanged=True, multiply_adds=counted, size=size)
 
 
 def _export(

@@ -1,4 +1,4 @@
-"""The main branch of a segmenter as an ONNX graph: the same network and options give the same bytes."""
+"""Export the main branch of a segmenter as an ONNX graph: the same network and options give the same bytes."""
 
 import ast
 import contextlib
@@ -35,20 +35,20 @@ __all__ = [
 ]
 
 MINIMUM_SIZE = 33  # pixels a side, of any network
-TRACED = (2, 71, 103)  # a batch and a size that no network or attack prefers; the sweep runs on others
+TRACED = (2, 71, 103)  # a batch and a size that no network or attack prefers; parity is checked on others
 
 _WEIGHTS = "segmenter."
 
 
 class MainBranchModule(nn.Module):
     """
-    What an engine computes: uint8 images in, labels out, the main branch of a segmenter between.
+    The function that an engine computes: uint8 images in, labels out, the main branch of a segmenter between.
 
     Parameters
     ----------
     segmenter : Segmenter
     confidence : bool
-        Compute how sure the labels are.
+        Compute the probability of each label.
     """
 
     def __init__(self, segmenter: Segmenter, *, confidence: bool = False) -> None:
@@ -94,28 +94,28 @@ def build_graph(segmenter: Segmenter, *, sizes: Sizes | None, logits: bool, conf
     segmenter : Segmenter
         On the CPU, in eval() mode.
     sizes : tuple of (height, width), or None
-        Of the images, in pixels. One: the graph is for it alone. Several, or None: height and width are free in the graph,
+        Sizes of the images, in pixels. One: the graph takes it alone. Several, or None: height and width are free in the graph,
         from 33 x 33 on. The batch is always free.
     logits, confidence : bool
-        Give the logits at low resolution, and the probability of each label, as further outputs.
+        Add the logits at low resolution, and the probability of each label, to the outputs.
 
     Returns
     -------
     bytes
         An ONNX file without traces, paths or versions, so that the same network and options give the same bytes. Its nodes are
-        named `LAYER/OPERATION_NUMBER`, where they are those of a layer.
+        named `LAYER/OPERATION_NUMBER` where they belong to a layer.
 
     Raises
     ------
     ExportError
-        Where the exporter refuses, or left another opset, domain, type, input or output than was asked for.
+        Where the exporter refuses, or the graph has another opset, domain, type, input or output than requested.
     """
     program = trace(segmenter, sizes=sizes, confidence=confidence)
     return as_graph(program, segmenter.classes, sizes=sizes, logits=logits, confidence=confidence)
 
 
 def as_graph(program: torch.onnx.ONNXProgram, classes: int, *, sizes: Sizes | None, logits: bool, confidence: bool) -> bytes:
-    """Make the file of what `trace` gave with the same options, and check its form: see `build_graph`."""
+    """Make the ONNX file from the program of `trace` with the same options, and check its form: see `build_graph`."""
     model: onnx.ModelProto = program.model_proto
     _rename(model)
     _strip(model)
@@ -131,7 +131,7 @@ def as_graph(program: torch.onnx.ONNXProgram, classes: int, *, sizes: Sizes | No
 
 
 def with_logits(content: bytes) -> bytes:
-    """Give a graph its logits as its second output, without touching what it computes."""
+    """Add the logits as second output, without changing what the graph computes."""
     model = onnx.load_model_from_string(content)
     outputs = list(model.graph.output)
     if LOGITS not in [output.name for output in outputs]:
@@ -146,14 +146,14 @@ def trace(
     segmenter: Segmenter, *, sizes: Sizes | None, confidence: bool, traced: tuple[int, int, int] = TRACED
 ) -> torch.onnx.ONNXProgram:
     """
-    Let torch export the main branch with folded batch norms: see `build_graph`; nothing is checked yet.
+    Export the main branch with folded batch norms by torch: see `build_graph`. Nothing is checked yet.
 
     Parameters
     ----------
     segmenter, sizes, confidence
         As for `build_graph`.
     traced : (batch, height, width)
-        What the exporter looks at; the same graph comes of any, where it is free.
+        Shape of the traced example; where sizes are free, every shape gives the same graph.
     """
     from onnxscript import optimizer  # noqa: PLC0415 -- slow to import
 
@@ -183,7 +183,7 @@ def trace(
 
 def traced_input(sizes: Sizes | None, traced: tuple[int, int, int] = TRACED) -> tuple[Tensor, dict[int, Any]]:
     """
-    Give what the exporter looks at.
+    Return the example that the exporter traces.
 
     Returns
     -------
@@ -205,7 +205,7 @@ def traced_input(sizes: Sizes | None, traced: tuple[int, int, int] = TRACED) -> 
 def quiet() -> Iterator[None]:
     """Silence the exporter."""
     # What it says concerns its own developers (deprecations, torchvision not installed). What it merely warns of, a wrong
-    # opset or wrong values, is refused by the checks and by the sweep.
+    # opset or wrong values, is refused by the checks of form and of parity.
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""`--opset`: a graph of older operators, for a runtime that does not read those of `OPSET`."""
+"""Convert graphs to older ONNX opsets, for runtimes that do not read `OPSET`."""
 
 import onnx
 from onnx import version_converter
@@ -15,13 +15,13 @@ _OLDEST = 17  # what TensorRT 8.6 reads; none of our runtimes needs an older one
 
 def check_opset(opset: int, precision: Precision) -> None:
     """
-    Refuse an opset that no graph can have.
+    Refuse an opset that no graph of ours can have.
 
     Parameters
     ----------
     opset : int
     precision : Precision
-        Of the graph, which is not always that of its engine.
+        Precision of the graph, which may differ from that of its engine.
 
     Raises
     ------
@@ -57,19 +57,21 @@ def lower(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 
 def lowered(content: bytes, opset: int) -> bytes:
     """
-    Give a graph another opset, if it is of a newer one: the same bytes for the same arguments.
+    Convert a graph of a newer opset, to the same bytes for the same arguments.
 
     Raises
     ------
     ExportError
-        Where an operator of the graph is none of that opset.
+        Where an operator of the graph does not exist in that opset.
     """
     if opset_of(content) <= opset:
         return content
     try:
         model = lower(onnx.load_model_from_string(content), opset)
     except Exception as cause:  # ONNX's exceptions share no base
-        raise ExportError(f"--opset {opset}: the graph cannot be made one of it ({first_line(cause)}): leave it out") from cause
+        raise ExportError(
+            f"--opset {opset}: the graph cannot be converted to it ({first_line(cause)}): leave --opset out"
+        ) from cause
     changed: bytes = model.SerializeToString(deterministic=True)
     return changed
 

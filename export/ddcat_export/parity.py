@@ -1,4 +1,4 @@
-"""Whether a graph is the network: both are run on images of many shapes and compared."""
+"""Compare a graph with its network on images of many shapes."""
 
 from dataclasses import dataclass
 
@@ -32,14 +32,14 @@ _BATCHES = (1, 2, 3)
 @dataclass(frozen=True)
 class Parity:
     """
-    What a sweep found.
+    How near a graph is to PyTorch.
 
     Attributes
     ----------
     shapes : tuple of (batch, height, width)
-        That were run.
+        Shapes of the images.
     pixels, near_ties : int
-        Compared, and of them those whose labels differ because their two highest logits are equal but for rounding.
+        Pixels that were compared, and those whose labels differ because their two highest logits are equal but for rounding.
     logit_error : float
         The largest difference of a logit, in standard deviations of PyTorch's logits.
     """
@@ -51,7 +51,7 @@ class Parity:
 
 
 def shapes_of(sizes: Sizes | None) -> tuple[Shape, ...]:
-    """Shapes to sweep for a graph of these sizes, or of free ones (None)."""
+    """Return the shapes to compare on, for a graph of these sizes or of free ones (None)."""
     if sizes is None:
         return _FREE
     if len(sizes) == 1:
@@ -92,18 +92,19 @@ def check_parity(
     Parameters
     ----------
     content : bytes
-        A graph of `build_graph`. Where it does not give its logits they are looked at within it, in a second session.
+        A graph of `build_graph`. Logits that are not an output are read in a second session.
     segmenter : Segmenter
         On the CPU, in eval() mode.
     shapes : tuple of (batch, height, width)
     tolerance : float
-        Of a logit, in standard deviations of PyTorch's logits. Two that are nearer than twice that may change places.
+        Tolerated error of a logit, in standard deviations of PyTorch's logits. Labels may differ where the two highest logits
+        are nearer than twice that.
 
     Raises
     ------
     ExportError
-        Naming the shape, where the graph fails, a logit is off by more than is tolerated, or a label differs that is no
-        near tie; then also the first layer that differs.
+        Naming the shape, where the graph fails, a logit is off by more than is tolerated, or a label differs that is no near
+        tie; with the first layer that differs.
     """
     pixels = ties = 0
     worst = 0.0
@@ -113,10 +114,10 @@ def check_parity(
                 for seed in (0, 1):
                     images = sample_images(shape, seed)
                     try:
-                        found = _compare(served, inner, segmenter, images, tolerance)
+                        result = _compare(served, inner, segmenter, images, tolerance)
                     except _OtherValuesError as fault:
                         raise ExportError(f"{fault}; {_first(content, segmenter, images, tolerance)}") from fault
-                    pixels, ties, worst = pixels + shape[0] * shape[1] * shape[2], ties + found[0], max(worst, found[1])
+                    pixels, ties, worst = pixels + shape[0] * shape[1] * shape[2], ties + result[0], max(worst, result[1])
     except EngineError as cause:
         raise ExportError(f"the exported graph does not run: {cause}") from cause
     return Parity(shapes, pixels, ties, worst)
@@ -164,12 +165,12 @@ def _compare(
 def _check_confidence(
     confidence: npt.NDArray[np.float32], logits: npt.NDArray[np.float32], tolerated: float, where: str
 ) -> None:
-    wanted = torch.from_numpy(logits).softmax(1).amax(1).numpy()  # (N, H, W)
+    expected = torch.from_numpy(logits).softmax(1).amax(1).numpy()  # (N, H, W)
     # the logarithm of a probability moves by no more than twice what logits do
     if (
         confidence.dtype != np.float32
-        or confidence.shape != wanted.shape
-        or not np.all(np.abs(confidence - wanted) <= tolerated + 1e-5)
+        or confidence.shape != expected.shape
+        or not np.all(np.abs(confidence - expected) <= tolerated + 1e-5)
     ):
         raise ExportError(f"the exported graph is not the network: on {where} its confidence is not the softmax of its label")
 
@@ -190,6 +191,6 @@ def _check_form(
 ) -> None:
     labels = outputs.labels
     form = None if logits is None else (labels.dtype, labels.shape, logits.dtype, logits.shape)
-    wanted = (np.dtype(np.uint8), labels_shape, np.dtype(np.float32), logits_shape)
-    if form != wanted:
-        raise ExportError(f"the exported graph gives labels and logits {form} for {where}, expected {wanted}")
+    expected = (np.dtype(np.uint8), labels_shape, np.dtype(np.float32), logits_shape)
+    if form != expected:
+        raise ExportError(f"the exported graph gives labels and logits {form} for {where}, expected {expected}")

@@ -1,4 +1,4 @@
-"""fp16 and bf16 as types of the graph: all that lies between the normalised image and the logits has them."""
+"""Cast graphs to fp16 and bf16, between the normalised image and the logits."""
 
 from typing import Any
 
@@ -20,10 +20,10 @@ _DTYPES: dict[Precision, npt.DTypeLike] = {"fp16": np.float16, "bf16": ml_dtypes
 
 def cast_graph(content: bytes, precision: Precision) -> bytes:
     """
-    Type a graph anew: from its first convolution to its logits it computes in fp16 or bf16.
+    Cast a graph to fp16 or bf16, from its first convolution to its logits.
 
-    Input, normalisation, the making of pooling and upsampling matrices, the logits and all that comes of them stay fp32; casts
-    stand where the types meet. Weights are rounded to nearest.
+    Input, normalisation, the computation of pooling and upsampling matrices, the logits and everything after them stay fp32.
+    Weights are rounded to nearest.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Long stages of an export, told step by step."""
+"""Progress of long stages of an export."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -6,19 +6,19 @@ from typing import TypeVar
 
 __all__ = ["Progress", "with_progress"]
 
-Progress = Callable[[str], None]  # is told what is being done
+Progress = Callable[[str], None]  # called with the current stage
 _Item = TypeVar("_Item")
 
 
 def with_progress(items: Sequence[_Item], what: str, progress: Progress) -> Iterator[_Item]:
     """
-    Yield items, and tell before each how many there are, how long one takes, and how long those that are left will take.
+    Yield items; before each, report its number, the time for one and the time left.
 
     Parameters
     ----------
     items : sequence
     what : str
-        What is done with them.
+        The stage, for the report.
     progress : callable
     """
     begun = time.monotonic()

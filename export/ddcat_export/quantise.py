@@ -51,7 +51,7 @@ def quantised_tensors(graph: bytes) -> tuple[str, ...]:
 
 
 def normalise_matmuls(graph: bytes) -> bytes:
-    """Write products of a weight and maps as products of maps and a weight: the form in which each output has its scale."""
+    """Write products of a weight and maps as products of maps and a weight, so that each output can have its scale."""
     content: bytes = _move_weights_to_rhs(onnx.load_model_from_string(graph)).SerializeToString(deterministic=True)
     return content
 
@@ -63,13 +63,13 @@ def quantise(graph: bytes, ranges: Mapping[str, float], *, float_layers: Collect
     Parameters
     ----------
     graph : bytes
-        Of `build_graph`.
+        From `build_graph`.
     ranges : mapping of str to float
         The largest magnitude of each tensor of `quantised_tensors`: see `ddcat_export.calibration`.
     float_layers : collection of str
-        Of `layers_of`: these stay fp32.
+        Layers of `layers_of` that stay fp32.
     unsigned : bool
-        Give the form for runtimes of a CPU instead of the one for all runtimes.
+        Write the form for runtimes of a CPU instead of the one for all runtimes.
 
     Returns
     -------
@@ -110,11 +110,11 @@ def check_quantised(model: onnx.ModelProto, *, unsigned: bool = False) -> None:
         Naming the node.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    found = False
+    quantised = False
     for node in model.graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
-        found = True
+        quantised = True
         if len(node.input) != 3 or not {*node.input[1:]} <= constants.keys():
             raise ExportError(f"{node.name} has a scale or zero point that is not a constant of the graph")
         scales, zeros = (numpy_helper.to_array(constants[name]) for name in node.input[1:])
@@ -128,7 +128,7 @@ def check_quantised(model: onnx.ModelProto, *, unsigned: bool = False) -> None:
             raise ExportError(f"{node.name} has {scales.size} scales for an activation, expected one")
         if scales.dtype != np.float32 or not np.all(np.isfinite(scales) & (scales > 0)):
             raise ExportError(f"{node.name} has a scale that is not a finite, positive float32")
-    if not found:
+    if not quantised:
         raise ExportError("nothing in the graph is quantised")
     check_graph(model, "int8")
 
@@ -218,8 +218,8 @@ def _plan(model: onnx.ModelProto, float_layers: Collection[str], *, unsigned: bo
 
 def _behind(tensor: str, readers: Mapping[str, list[onnx.NodeProto]]) -> str:
     """The tensor behind the activation function that alone reads another one, which a layer computes in one go."""
-    found = readers.get(tensor, [])
-    return found[0].output[0] if len(found) == 1 and found[0].op_type in _POSITIVE else tensor
+    nodes = readers.get(tensor, [])
+    return nodes[0].output[0] if len(nodes) == 1 and nodes[0].op_type in _POSITIVE else tensor
 
 
 def _layers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:

@@ -1,4 +1,4 @@
-"""From a bundle to a bundle of another engine or precision: from the graph inside, without torch and without the checkpoint."""
+"""Build another engine from the graph inside a bundle, without torch and without the checkpoint."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,28 +55,28 @@ def rebuild(
         Bundles; `out` must not exist, or be an empty directory.
     engine : str
     precision : str, optional
-        That of the other bundle by default; only fp32 becomes another one.
+        Default: the precision of the other bundle. Only fp32 can be converted.
     sizes : tuple of (height, width), optional
-        The only ones that the engine is to take, of those that the other bundle takes; all of them by default.
+        The only sizes that the engine must take, of those that the other bundle takes. Default: all of them.
     max_batch : int, optional
         See `shapes_of_engine`.
     opset : int, optional
-        Of the graph, where that of the other bundle is newer.
+        Opset of the graph, where that of the other bundle is newer.
     options : mapping of str to Any
-        Of the runtime: the keyword arguments of its `build`.
+        Keyword arguments of the runtime's `build`.
     from_timing_cache : bool
-        Choose kernels by the timing cache in the other bundle alone, so that the same ones are chosen again; of "trt".
+        Choose the same kernels again, from the timing cache in the other bundle alone; for "trt".
     key : Path, optional
         Private key to sign the new bundle with.
     trust : TrustPolicy
-        What must be shown of who wrote the other one.
+        Proof that the other bundle must bring of its author.
     progress : callable
-        Is told what is being done.
+        Called with the current stage.
 
     Raises
     ------
     ExportError
-        Where the graph does not become what is asked for, or the new engine gives other labels.
+        Where the graph cannot be converted, or the new engine gives other labels.
     DdcatError
     """
     check_can_create(out)
@@ -136,13 +136,14 @@ def _graphs(bundle: Bundle, engine: str, precision: Precision, progress: Progres
             f"{bundle.path} holds a graph in {held}, from which none in {needed} can be made without the checkpoint: "
             f"ddcat export {bundle.manifest.source.checkpoint} --engine {engine} --precision {precision}"
         )
-    progress(f"typing the graph in {needed}")
+    progress(f"casting the graph to {needed}")
     return {GRAPH: cast_graph(bundle.files[GRAPH], needed)}
 
 
 def _reports(bundle: Bundle) -> dict[str, bytes]:
-    found = bundle.manifest.quantisation
-    return {} if found is None or found.report is None else {found.report: bundle.files[found.report]}
+    quantisation = bundle.manifest.quantisation
+    report = None if quantisation is None else quantisation.report
+    return {} if report is None else {report: bundle.files[report]}
 
 
 def _shapes(bundle: Bundle, engine: str, sizes: Sizes | None, max_batch: int | None) -> InputShapes:

@@ -1,4 +1,4 @@
-"""How much each layer's rounding to int8 moves the logits, on clean and on attacked images."""
+"""Measure how far each layer's rounding to int8 moves the logits, on clean and on attacked images."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -20,7 +20,7 @@ _Logits = list[npt.NDArray[np.float32]]
 
 class LayerError(NamedTuple):
     """
-    What one layer costs.
+    The cost of one layer in int8.
 
     Attributes
     ----------
@@ -44,17 +44,17 @@ def measure_sensitivity(
     progress: Progress = lambda stage: None,
 ) -> tuple[LayerError, ...]:
     """
-    Measure every layer alone, by ONNX Runtime.
+    Measure every layer alone, with ONNX Runtime.
 
     Parameters
     ----------
     graph : bytes
         A typed fp32 graph of `build_graph`.
     ranges : mapping of str to float
-        Of `measure_ranges`.
+        From `measure_ranges`.
     clean, adversarial : sequence of (N, H, W, 3) uint8
     progress : callable, optional
-        Is told what is being done.
+        Called with the current stage.
 
     Returns
     -------
@@ -62,15 +62,16 @@ def measure_sensitivity(
         The worst first, by the larger of its two errors.
     """
     layers = layers_of(graph)
-    wanted = [_logits(graph, images) for images in (clean, adversarial)]
-    found = []
+    references = [_logits(graph, images) for images in (clean, adversarial)]
+    measured = []
     for layer in with_progress(layers, "measuring the sensitivity of layers", progress):
         content = quantise(graph, ranges, float_layers=[other for other in layers if other != layer])
         errors = [
-            _error(_logits(content, images), reference) for images, reference in zip((clean, adversarial), wanted, strict=True)
+            _error(_logits(content, images), reference)
+            for images, reference in zip((clean, adversarial), references, strict=True)
         ]
-        found.append(LayerError(layer, *errors))
-    return tuple(sorted(found, key=lambda one: (-max(one.clean, one.adversarial), one.layer)))
+        measured.append(LayerError(layer, *errors))
+    return tuple(sorted(measured, key=lambda one: (-max(one.clean, one.adversarial), one.layer)))
 
 
 def _logits(content: bytes, images: Sequence[Images]) -> _Logits:
@@ -79,9 +80,9 @@ def _logits(content: bytes, images: Sequence[Images]) -> _Logits:
     return [logits for logits in given if logits is not None]
 
 
-def _error(found: _Logits, wanted: _Logits) -> float:
-    differences = np.concatenate([(a - b).ravel() for a, b in zip(found, wanted, strict=True)])
-    deviation = np.concatenate([logits.ravel() for logits in wanted]).std()
+def _error(quantised: _Logits, reference: _Logits) -> float:
+    differences = np.concatenate([(a - b).ravel() for a, b in zip(quantised, reference, strict=True)])
+    deviation = np.concatenate([logits.ravel() for logits in reference]).std()
     if not deviation > 0:
         raise ExportError("the network gives the same logits everywhere: there is nothing to measure int8 by")
     return float(np.sqrt(np.mean(differences.astype(np.float64) ** 2)) / deviation)

@@ -61,7 +61,7 @@ def test_a_cache_that_others_can_write_to_is_refused(cache: Path) -> None:
     folder = cache_folder(b"graph")
     assert folder is not None
     folder.chmod(0o777)
-    with pytest.raises(EngineError, match=f"{folder} keeps compiled models, but others can write to it"):
+    with pytest.raises(EngineError, match=f"{folder} keeps compiled models, but other users can write to it"):
         cache_folder(b"graph")
 
 

@@ -203,7 +203,7 @@ def test_by_keyboard_alone(browser: Browser, address: str) -> None:
         assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
         page.keyboard.press("Enter")
         details = page.locator("details[open]").inner_text()
-        assert "has not been judged" in details
+        assert "the gate has not tested this bundle" in details
         assert "Attack on the examples: darkness." in details
         assert not asked
 

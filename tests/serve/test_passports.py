@@ -54,7 +54,7 @@ def test_a_bundle_that_did_not_pass_is_refused_where_a_passport_is_asked_for(
     if command == "ray":
         pytest.importorskip("ray")
     line = [*COMMANDS[command](bundle, tmp_path), "--require-passport"]
-    assert "has no passport (none: the bundle has not been judged)" in refused(line, monkeypatch, capsys)
+    assert "has no passport (none: the gate has not tested this bundle)" in refused(line, monkeypatch, capsys)
     for verdict in ("refuse", "inconclusive"):
         judged(bundle, verdict)
         assert f"did not pass the gate, its passport says {verdict}" in refused(line, monkeypatch, capsys)

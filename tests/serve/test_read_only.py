@@ -62,5 +62,5 @@ def test_where_nothing_at_all_can_be_written_it_says_so_in_one_line(bundle: Bund
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1] == (  # a runtime may warn before of what it cannot write
-        "error: no folder for temporary files can be written in: set TMPDIR to one that can, or mount a tmpfs at /tmp"
+        "error: no folder for temporary files is writable: set TMPDIR to one that is, or mount a tmpfs at /tmp"
     )

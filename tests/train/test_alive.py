@@ -272,11 +272,11 @@ def test_tensorboard_cannot_write_either(config: Config, tmp_path: Path, monkeyp
 
 def test_a_run_folder_that_cannot_be_written_in_is_refused_at_once(config: Config, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(WriteError, match=r"cannot write .*file/run: .*use a folder that can be written in"):
+    with pytest.raises(WriteError, match=r"cannot write .*file/run: .*use a writable folder"):
         train(config, tmp_path / "file/run")
     if os.getuid():
         (tmp_path / "locked").mkdir(mode=0o500)
-        with pytest.raises(WriteError, match="use a folder that can be written in"):
+        with pytest.raises(WriteError, match="use a writable folder"):
             train(config, tmp_path / "locked/run")
 
 

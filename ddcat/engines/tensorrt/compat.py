@@ -1,4 +1,4 @@
-"""What TensorRT 8.6 does in another way than 10 and 11."""
+"""The differences between TensorRT 8.6 and TensorRT 10 and 11."""
 
 import tensorrt as trt
 

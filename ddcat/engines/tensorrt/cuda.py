@@ -1,4 +1,4 @@
-"""The little of CUDA that an engine needs: the device, memory, a stream, and graphs that are launched again."""
+"""The parts of CUDA that an engine needs: the device, memory, a stream, and graphs."""
 
 import ctypes
 from collections.abc import Callable
@@ -23,12 +23,12 @@ class Gpu(NamedTuple):
 
 def find_gpu() -> Gpu:
     """
-    Look for a GPU.
+    Return the GPU that CUDA chooses.
 
     Raises
     ------
     EngineError
-        Where there is none that CUDA can use.
+        Where CUDA can use no GPU.
     """
     error, count = cudart.cudaGetDeviceCount()
     if error != cudart.cudaError_t.cudaSuccess or count == 0:
@@ -48,7 +48,7 @@ def find_gpu() -> Gpu:
 
 class DeviceBuffer:
     """
-    Memory of the GPU, with as much of the host's, page-locked, beside it where asked for.
+    Memory of the GPU, optionally with page-locked memory of the host of the same size.
 
     Parameters
     ----------
@@ -80,31 +80,31 @@ class DeviceBuffer:
         _check(cudart.cudaMemcpyAsync(self._host, self.address, size, kind, stream.handle))
 
     def free(self) -> None:
-        """Give it back."""
+        """Free the memory."""
         _check(cudart.cudaFree(self.address))
         if self._host is not None:
             _check(cudart.cudaFreeHost(self._host))
 
 
 class Stream:
-    """An order in which the GPU does what it is told."""
+    """A queue of work for the GPU."""
 
     def __init__(self) -> None:
         self._stream = _value(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
         self.handle = int(self._stream)
 
     def wait(self) -> None:
-        """Return when all is done."""
+        """Wait until all work is done."""
         _check(cudart.cudaStreamSynchronize(self._stream))
 
     def capture(self, work: Callable[[], None]) -> Any:
         """
-        Record what would be done as a graph, without doing it.
+        Record work as a graph, without doing it.
 
         Parameters
         ----------
         work : callable
-            Gives this stream its work; must have been called before, for its first time may allocate.
+            Enqueues the work on this stream. It must have been called before, because its first call may allocate.
         """
         _check(cudart.cudaStreamBeginCapture(self._stream, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
         try:
@@ -119,7 +119,7 @@ class Stream:
             _check(cudart.cudaGraphDestroy(graph))
 
     def launch(self, graph: Any) -> None:
-        """Do what a graph of `capture` recorded."""
+        """Launch a graph of `capture`."""
         _check(cudart.cudaGraphLaunch(graph, self._stream))
 
     def destroy_graph(self, graph: Any) -> None:
@@ -127,7 +127,7 @@ class Stream:
         _check(cudart.cudaGraphExecDestroy(graph))
 
     def close(self) -> None:
-        """Free it."""
+        """Free the stream."""
         _check(cudart.cudaStreamDestroy(self._stream))
 
 

@@ -1,4 +1,4 @@
-"""Where a TensorRT plan runs, and which images it takes. Nothing here needs TensorRT or a GPU."""
+"""The machines that a TensorRT plan runs on, and the images that it takes. Nothing here needs TensorRT or a GPU."""
 
 import json
 import re
@@ -29,7 +29,7 @@ _TYPES = (  # in the words of the engine inspector, to be tried in this order; o
 
 
 class Profile(NamedTuple):
-    """Shapes (N, H, W, 3) of the images that kernels are chosen for: from the least to the most, fastest at the best."""
+    """Shapes (N, H, W, 3) that kernels are chosen for: from the smallest to the largest, fastest at the best."""
 
     least: Shape
     best: Shape
@@ -37,16 +37,16 @@ class Profile(NamedTuple):
 
 
 def version_of(text: str) -> tuple[int, int]:
-    """Major and minor version of "10.13.2.6" or "tensorrt 10.13.2.6"."""
-    found = re.search(r"(\d+)\.(\d+)", text)
-    if found is None:
+    """Return the major and minor version of "10.13.2.6" or "tensorrt 10.13.2.6"."""
+    match = re.search(r"(\d+)\.(\d+)", text)
+    if match is None:
         raise EngineError(f"{text!r} is not a version of TensorRT: use one such as 10.13.2.6")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def profiles_of(shapes: InputShapes) -> tuple[Profile, ...]:
     """
-    Lay one profile over each size of a ladder, or one over all sizes.
+    Return one profile for each listed size, or one for all sizes.
 
     Kernels are chosen for the smallest batch, which answers a lone request, and for the largest images of a range.
 
@@ -73,7 +73,7 @@ def profile_for(profiles: Collection[Profile], shape: tuple[int, ...]) -> int:
     Raises
     ------
     EngineError
-        Where none does.
+        Where no profile takes it.
     """
     for index, profile in enumerate(profiles):
         if len(shape) == len(profile.least) and all(
@@ -85,7 +85,7 @@ def profile_for(profiles: Collection[Profile], shape: tuple[int, ...]) -> int:
 
 def check_runs_here(built_for: Device, here: Device, *, version_compatible: bool, hardware: str) -> None:
     """
-    Refuse a plan where it does not run.
+    Refuse a plan that does not run on this machine.
 
     A plan runs on the model of GPU and with the version of TensorRT that it was built with, and with the driver of then or a
     later one. Options of its build widen that: to later minor versions, to the compute capability, or to Ampere and later.
@@ -93,7 +93,7 @@ def check_runs_here(built_for: Device, here: Device, *, version_compatible: bool
     Parameters
     ----------
     built_for, here : Device
-        From the manifest, and of this machine.
+        The device of the manifest, and this machine's.
     version_compatible : bool
     hardware : str
         "this", "same-compute-capability" or "ampere-plus": the GPUs that the plan was built for.
@@ -101,7 +101,7 @@ def check_runs_here(built_for: Device, here: Device, *, version_compatible: bool
     Raises
     ------
     EngineError
-        Saying what differs, and how it is built again.
+        With the difference, and the command that rebuilds the plan.
     """
     for what, theirs, ours, fits in (
         ("GPU", f"{built_for.name} ({built_for.compute_capability})", f"{here.name} ({here.compute_capability})",
@@ -115,20 +115,20 @@ def check_runs_here(built_for: Device, here: Device, *, version_compatible: bool
 
 def check_in_effect(information: str, precision: Precision) -> None:
     """
-    Refuse a plan whose layers compute in something else than was asked for.
+    Refuse a plan whose layers do not compute in the requested precision.
 
     Parameters
     ----------
     information : str
-        What trt.EngineInspector says of a plan that was built with detailed verbosity, as JSON. Where it names no types it
-        proves nothing, and the types of the graph stand.
+        JSON of trt.EngineInspector, for a plan that was built with detailed verbosity. Where it names no types it proves
+        nothing, and the types of the graph count.
     precision : Precision
-        Besides which there may be layers in fp32.
+        Layers in fp32 are allowed beside it.
     """
     names = _type_names(json.loads(information).get("Layers", []))
-    found = {name for text in names if (name := next((n for n, pattern in _TYPES if pattern.search(text)), None))}
-    if found and (precision not in found or found - {precision, "fp32"}):
-        raise EngineError(f"the plan computes in {', '.join(sorted(found))} where {precision} was asked for")
+    precisions = {name for text in names if (name := next((n for n, pattern in _TYPES if pattern.search(text)), None))}
+    if precisions and (precision not in precisions or precisions - {precision, "fp32"}):
+        raise EngineError(f"the plan computes in {', '.join(sorted(precisions))} where {precision} was asked for")
 
 
 def _type_names(node: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Running a TensorRT plan, without torch."""
+"""Run a TensorRT plan, without torch."""
 
 import contextlib
 import math
@@ -24,19 +24,19 @@ Shape = tuple[int, ...]
 
 
 class Log(trt.ILogger):  # type: ignore[misc]
-    """Keeps what TensorRT complains of, for the one line that a refusal has."""
+    """Keep TensorRT's errors, for the one line of a refusal."""
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
         self.complaints: list[str] = []
 
     def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-        """Take a message."""
+        """Record a message."""
         if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
             self.complaints.append(msg.strip().partition("\n")[0])
 
     def reason(self) -> str:
-        """Give the first complaint: what follows is most often its consequence."""
+        """Return the first error: later ones are most often its consequence."""
         return self.complaints[0] if self.complaints else "it does not say why"
 
 
@@ -44,19 +44,19 @@ class TensorRtGraph(Closable):
     """
     A plan that is loaded: a `LoadedGraph`.
 
-    Loading a plan is running native code: give it none but bytes that were verified.
+    Loading a plan runs native code: pass verified bytes only.
 
     Parameters
     ----------
     content : bytes
-        A plan of `build_plan`.
+        A plan.
     profiles : tuple of Profile
-        That it was built with.
+        Profiles that it was built with.
     precision : Precision
     cuda_graphs : bool
-        Record the work for each shape once, and launch it as a whole from then on: for plans of few shapes.
+        Record the work of each shape once, and launch it as a whole afterwards: for plans of few shapes.
     host_code : bool
-        Let the plan bring code for the CPU, which version-compatible ones do.
+        Allow the plan to bring code for the CPU, as version-compatible plans do.
 
     Raises
     ------
@@ -119,7 +119,7 @@ class TensorRtGraph(Closable):
         return self._sessions[key].run(images, record=self._cuda_graphs)
 
     def rest(self) -> None:
-        """Keep everything: all of it was taken for the largest images, when a profile or a shape was first used."""
+        """Keep everything: its memory is for the largest images, and was allocated when a profile or a shape was first used."""
 
     def close(self) -> None:
         """Free the plan and its memory."""
@@ -134,7 +134,7 @@ class TensorRtGraph(Closable):
 
 
 def load(bundle: Bundle, *, threads: int | None = None) -> CheckedEngine:
-    """Load a verified bundle where its plan runs: see `ddcat.engines.open_engine`. A GPU has no threads to set."""
+    """Load a verified bundle: see `ddcat.engines.open_engine`. A GPU has no threads to set."""
     entry = bundle.manifest.engine
     if entry.built_for is None:
         raise EngineError(f"the manifest of {bundle.manifest.name} does not say what GPU its plan is for: export again")
@@ -241,11 +241,11 @@ class _Session:
 
 def _entry(engine: trt.ICudaEngine, name: str) -> TensorEntry:
     dtypes: dict[trt.DataType, Literal["uint8", "float32"]] = {trt.DataType.UINT8: "uint8", trt.DataType.FLOAT: "float32"}
-    found = engine.get_tensor_dtype(name)
-    if found not in dtypes or dtypes[found] != _dtype(name):
-        raise EngineError(f"{name} is {found.name} in the plan, expected {_dtype(name)}")
+    dtype = engine.get_tensor_dtype(name)
+    if dtype not in dtypes or dtypes[dtype] != _dtype(name):
+        raise EngineError(f"{name} is {dtype.name} in the plan, expected {_dtype(name)}")
     shape = tuple("?" if size < 0 else size for size in engine.get_tensor_shape(name))
-    return TensorEntry(name=name, dtype=dtypes[found], shape=shape)
+    return TensorEntry(name=name, dtype=dtypes[dtype], shape=shape)
 
 
 def _dtype(name: str) -> np.dtype[Any]:

@@ -22,8 +22,8 @@ def check_possible(engine: str, precision: Precision) -> None:
     Raises
     ------
     EngineError
-        Where the engine is not known, its runtime is not installed, or it does not compute in that precision here: with the
-        reason.
+        With the reason, where the engine is not known, its runtime is not installed, or it does not compute in that precision
+        here.
     """
     check_known(engine)
     import_for(engine, _BUILDERS[engine]).check_possible(precision)
@@ -33,7 +33,7 @@ def build_engine(
     engine: str, graph: bytes, *, file: str = "model.onnx", precision: Precision, shapes: InputShapes, **options: Any
 ) -> Built:
     """
-    Build an engine from a typed graph, and find out what it is in effect.
+    Build an engine from a typed graph, and check the device and the precision in effect.
 
     Parameters
     ----------
@@ -52,8 +52,8 @@ def build_engine(
     Raises
     ------
     EngineError
-        As `check_possible`, and where the runtime does not load the graph, or another device or precision is in effect than
-        was asked for.
+        As `check_possible`; also where the runtime does not load the graph, or the device or the precision in effect is not the
+        requested one.
     """
     check_possible(engine, precision)
     built: Built = import_for(engine, _BUILDERS[engine]).build(graph, file=file, precision=precision, shapes=shapes, **options)

@@ -25,7 +25,7 @@ def check_possible(precision: Precision) -> None:
 
 
 def build(graph: bytes, *, file: str, precision: Precision, shapes: InputShapes) -> Built:
-    """Open a graph to find out what it is: see `ddcat_export.engines.build_engine`. There are no options."""
+    """Open a graph and describe it: see `ddcat_export.engines.build_engine`. There are no options."""
     provider = best_provider()
     with open_checked(graph, provider, precision, shapes) as opened:
         entry = EngineEntry(

@@ -1,4 +1,4 @@
-"""The magnitudes of a graph's activations, by ONNX Runtime's own calibrator: what export rounds them by."""
+"""Measure the magnitudes of a graph's activations with ONNX Runtime's calibrator."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -27,14 +27,14 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 def measure_magnitudes(graph: bytes, operators: Sequence[str], batches: Iterable[_Images]) -> dict[str, float]:
     """
-    Measure the largest magnitude of tensors over all batches; it needs the library onnx.
+    Measure the largest magnitude of tensors over all batches.
 
     Parameters
     ----------
     graph : bytes
         An ONNX file in fp32.
     operators : sequence of str
-        All that such nodes read or give is measured.
+        Inputs and outputs of these nodes are measured.
     batches : iterable of (N, H, W, 3) uint8
 
     Returns
@@ -49,5 +49,5 @@ def measure_magnitudes(graph: bytes, operators: Sequence[str], batches: Iterable
         calibrater.augment_graph()
         calibrater.create_inference_session()
         calibrater.collect_data(_Reader(batches))
-        found = calibrater.compute_data()
-    return {name: float(np.max(ranges.range_value[1])) for name, ranges in found.items()}
+        measured = calibrater.compute_data()
+    return {name: float(np.max(ranges.range_value[1])) for name, ranges in measured.items()}

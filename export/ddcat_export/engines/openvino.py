@@ -8,7 +8,7 @@ __all__ = ["build", "check_possible"]
 
 
 def build(graph: bytes, *, file: str, precision: Precision, shapes: InputShapes) -> Built:
-    """Compile a graph to find out what it is: see `ddcat_export.engines.build_engine`. There are no options."""
+    """Compile a graph and describe it: see `ddcat_export.engines.build_engine`. There are no options."""
     with OpenVinoGraph(graph, precision=precision) as opened:
         entry = EngineEntry(
             name="openvino",

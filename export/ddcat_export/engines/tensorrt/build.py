@@ -121,21 +121,20 @@ def _build_plan(
     Parameters
     ----------
     graph : bytes
-        An ONNX file of the precision, which `adapt` let pass.
+        An ONNX file of the precision, from `adapt`.
     profiles : tuple of Profile
     precision : Precision
     timings : bytes, optional
-        A timing cache of an earlier build here; then kernels are chosen from it alone, and one that it lacks refuses.
+        A timing cache of an earlier build here. Kernels are then chosen from it alone; a layer that it lacks is an error.
     version_compatible : bool
-        The plan is to run with later minor versions, at some cost.
+        The plan must run with later minor versions, at some cost.
     hardware : Hardware
-        That the plan is to run on, at some cost where it is not this GPU's model alone.
+        GPUs that the plan must run on. Others than this GPU's model cost some speed.
 
     Raises
     ------
     EngineError
-        Where TensorRT does not take the graph, the cache is of another machine, or nothing comes of the build: with the first
-        reason that it gives.
+        With TensorRT's first reason, where it does not take the graph, the cache is of another machine, or the build fails.
     """
     flags = builder_flags(
         trt.__version__,
@@ -157,11 +156,11 @@ def _build_plan(
     cache = config.create_timing_cache(b"" if timings is None else timings)
     if not config.set_timing_cache(cache, ignore_mismatch=False):
         raise EngineError("the timing cache is of another GPU or version of TensorRT: build without it")
-    for wanted in profiles:
-        profile = builder.create_optimization_profile()
-        profile.set_shape("image", min=wanted.least, opt=wanted.best, max=wanted.most)
-        if config.add_optimization_profile(profile) < 0:
-            raise EngineError(f"TensorRT does not take {wanted} as a profile: {log.reason()}")
+    for profile in profiles:
+        built = builder.create_optimization_profile()
+        built.set_shape("image", min=profile.least, opt=profile.best, max=profile.most)
+        if config.add_optimization_profile(built) < 0:
+            raise EngineError(f"TensorRT does not take {profile} as a profile: {log.reason()}")
     content = builder.build_serialized_network(network, config)
     if content is None:
         raise EngineError(f"TensorRT {trt.__version__} built no plan: {log.reason()}")

@@ -1,4 +1,4 @@
-"""What a TensorRT plan is built with. Nothing here needs TensorRT or a GPU."""
+"""Options of the builder of TensorRT plans. Nothing here needs TensorRT or a GPU."""
 
 from collections.abc import Collection
 from typing import Literal, NamedTuple
@@ -29,7 +29,7 @@ class Flags(NamedTuple):
 
 
 def check_version(version: str, precision: Precision) -> None:
-    """Refuse versions that are not known here, and what they do not compute in."""
+    """Refuse unknown versions of TensorRT, and precisions that a version does not compute in."""
     major, minor = version_of(version)
     if major not in (10, 11) and (major, minor) != (8, 6):
         raise EngineError(f"TensorRT {version} is not one that ddcat builds for: use 8.6, 10 or 11")
@@ -46,19 +46,19 @@ def builder_flags(
     Parameters
     ----------
     version : str
-        Of TensorRT.
+        Version of TensorRT.
     members : collection of str
-        Of trt.BuilderFlag in that version.
+        Members of trt.BuilderFlag in that version.
     precision : Precision
     version_compatible : bool
-        The plan is to run with later versions of the same major version.
+        The plan must run with later minor versions.
     repeat : bool
-        A timing cache is given, from which alone kernels are to be chosen.
+        Kernels are chosen from a timing cache alone.
 
     Returns
     -------
     Flags
-        TF32, which is on by default, is always off: fp32 means fp32.
+        TF32, which TensorRT has on by default, is always off: fp32 means fp32.
     """
     on = [_WEAK[precision]] if precision in _WEAK and version_of(version)[0] == 8 else []  # others take the graph's types
     on += [name for name in ("EDITABLE_TIMING_CACHE", "DISABLE_COMPILATION_CACHE") if name in members]
@@ -74,7 +74,7 @@ def builder_flags(
 
 
 def hardware_level(hardware: Hardware, members: Collection[str]) -> str:
-    """Give the member of trt.HardwareCompatibilityLevel, or refuse where the version at hand has none."""
+    """Return the member of trt.HardwareCompatibilityLevel; refuse a level that this version lacks."""
     if HARDWARE[hardware] not in members:
         possible = ", ".join(name for name, member in HARDWARE.items() if member in members)
         raise EngineError(f"this TensorRT builds no plan for hardware {hardware!r}, only for {possible}")

@@ -1,4 +1,4 @@
-"""What the ONNX parser of TensorRT takes: a graph is looked at before it is parsed, for the parser says less, and later."""
+"""Adapt a graph to the ONNX parser of TensorRT, and refuse unsupported nodes first: the parser says less, and later."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,8 +21,8 @@ _NUMBERS = _FLOATS | {TensorProto.INT32, TensorProto.INT64}
 _ALL = _NUMBERS | {TensorProto.BOOL}
 _BOOL = frozenset({TensorProto.BOOL})
 
-# Operators that networks of ours have or may come to have, by the types that their first input may have. The parser's own
-# list (docs/operators.md of onnx-tensorrt) is longer: what else it takes, nobody has tried here.
+# Operators that our networks have or may come to have, by the types that their first input may have. The parser's own list
+# (docs/operators.md of onnx-tensorrt) is longer; its other operators are untried here.
 _TAKEN: dict[str, frozenset[int]] = {
     **dict.fromkeys(
         ("AveragePool", "BatchNormalization", "Ceil", "Clip", "Conv", "ConvTranspose", "Erf", "Exp", "Floor", "Gemm",
@@ -51,50 +51,50 @@ _INT32 = np.iinfo(np.int32)
 
 
 def last_opset(version: str) -> int:
-    """Give the newest opset that the parser of a TensorRT reads: that of the ONNX which it was built with."""
+    """Return the newest opset that the parser of a TensorRT reads: that of the ONNX which it was built with."""
     return next((opset for since, opset in _LAST_OPSETS if version_of(version) >= since), 0)
 
 
 def adapt(content: bytes, version: str, precision: Precision) -> bytes:
     """
-    Make a graph one that a version of TensorRT takes, without changing what it computes.
+    Adapt a graph to a version of TensorRT, without changing what it computes.
 
-    A graph of a newer opset is converted. Where the shape of the uint8 image is asked for, that of its float form is taken:
-    TensorRT knows uint8 as inputs and outputs alone.
+    A graph of a newer opset is converted. A shape is taken of the float image instead of the uint8 one: TensorRT allows uint8
+    for inputs and outputs alone.
 
     Parameters
     ----------
     content : bytes
         An ONNX file.
     version : str
-        Of TensorRT.
+        Version of TensorRT.
     precision : Precision
-        Of the graph.
+        Precision of the graph.
 
     Returns
     -------
     bytes
-        The graph as it is to be parsed.
+        The graph for the parser.
 
     Raises
     ------
     EngineError
-        Naming the first node that is not taken, and why.
+        Naming the first unsupported node, and the reason.
     """
     model = _lower(onnx.load_model_from_string(content), version)
     _shapes_of_floats(model)
-    found = next(_unsupported(model, version), None)
-    if found is None and precision == "int8" and not any(node.op_type == "QuantizeLinear" for node in model.graph.node):
-        found = "it has no QuantizeLinear, so nothing in it would be int8"
-    if found is not None:
-        raise EngineError(f"TensorRT {version} does not take the graph: {found}")
+    fault = next(_unsupported(model, version), None)
+    if fault is None and precision == "int8" and not any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        fault = "it has no QuantizeLinear, so nothing in it would be int8"
+    if fault is not None:
+        raise EngineError(f"TensorRT {version} does not take the graph: {fault}")
     fitted: bytes = model.SerializeToString(deterministic=True)
     return fitted
 
 
 def _unsupported(model: onnx.ModelProto, version: str) -> Iterator[str]:
     """
-    Look for what a version of TensorRT does not take.
+    List what a version of TensorRT does not support.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def _unsupported(model: onnx.ModelProto, version: str) -> Iterator[str]:
     Yields
     ------
     str
-        The node, what is wrong with it, and what to do.
+        The node, its fault, and the remedy.
     """
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     named = (*inferred.graph.value_info, *model.graph.input, *model.graph.output)

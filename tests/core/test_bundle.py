@@ -182,7 +182,7 @@ def test_what_the_manifest_says_of_a_files_size_is_held_against_it(
 def test_a_name_that_is_kept_for_the_gate_is_not_listed(bundle: Path, make_manifest: MakeManifest) -> None:
     listed = {name: entry.model_dump() for name, entry in entries({"passport.json": b"", "model.onnx": b"graph"}).items()}
     (bundle / MANIFEST).write_bytes(make_manifest(files=listed).to_bytes())
-    with pytest.raises(BundleError, match=r"lists passport\.json, a name that is kept"):
+    with pytest.raises(BundleError, match=r"lists passport\.json, a reserved name: export again"):
         open_bundle(bundle)
 
 

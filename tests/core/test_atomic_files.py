@@ -73,7 +73,7 @@ def test_a_folder_that_cannot_be_written_in_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("no folder")
     for path in (tmp_path / "file", tmp_path / "file/run"):
-        with pytest.raises(WriteError, match=rf"cannot write {path}: .*: use a folder that can be written in"):
+        with pytest.raises(WriteError, match=rf"cannot write {path}: .*: use a writable folder"):
             check_writable(path)
 
 
@@ -182,7 +182,7 @@ def test_a_temporary_directory_is_found_where_the_usual_ones_are_read_only(
         assert folder.parent == tmp_path
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr("ddcat.temporary._SHARED_MEMORY", tmp_path / "none")
-    with pytest.raises(WriteError, match="set TMPDIR to one that can, or mount a tmpfs at /tmp"), temporary_directory():
+    with pytest.raises(WriteError, match="set TMPDIR to one that is, or mount a tmpfs at /tmp"), temporary_directory():
         pass
 
 

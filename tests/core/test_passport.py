@@ -30,7 +30,7 @@ def passport(bundle: Bundle, **changes: Any) -> Passport:
 
 
 def test_it_travels_with_its_bundle(bundle: Bundle) -> None:
-    assert read_passport(bundle) == (None, "none: the bundle has not been judged")
+    assert read_passport(bundle) == (None, "none: the gate has not tested this bundle")
     write_passport(bundle, passport(bundle))
     opened = open_bundle(bundle.path)  # it is no surplus file
     found = read_passport(opened)
@@ -51,7 +51,7 @@ def test_a_bundle_that_changed_has_lost_it(bundle: Bundle) -> None:
     manifest.write_bytes(changed.to_bytes())  # as an export into its place would
     found = read_passport(open_bundle(bundle.path))
     assert found.passport is None
-    assert f"speaks of another bundle, {bundle.digest[:12]}..." in found.summary
+    assert f"is of another bundle, {bundle.digest[:12]}..." in found.summary
 
 
 def test_one_that_cannot_be_read_is_none(bundle: Bundle) -> None:
@@ -79,13 +79,13 @@ def test_signed_by_whom_it_should_be(bundle: Bundle, tmp_path: Path) -> None:
 
 def test_a_passport_that_lets_a_bundle_run_is_asked_for(bundle: Bundle, tmp_path: Path) -> None:
     (ours, public), asked = write_keys(tmp_path, "ours"), TrustPolicy(passport=True)
-    with pytest.raises(BundleError, match=r"has no passport \(none: the bundle has not been judged\)"):
+    with pytest.raises(BundleError, match=r"has no passport \(none: the gate has not tested this bundle\)"):
         read_passport(bundle, asked)
     for changes, said in (
         ({"verdict": "refuse"}, "did not pass the gate, its passport says refuse"),
         ({"verdict": "inconclusive"}, "did not pass the gate, its passport says inconclusive"),
         ({"budget": "quick"}, "with the quick budget alone, which tries no strong attack"),
-        ({"manifest_sha256": "0" * 64}, "speaks of another bundle"),
+        ({"manifest_sha256": "0" * 64}, "is of another bundle"),
     ):
         write_passport(bundle, passport(bundle, **changes))
         with pytest.raises(BundleError, match=said):
