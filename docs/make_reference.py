@@ -20,7 +20,7 @@ import ddcat_bench.gate.limits
 from ddcat.cli import PARTS
 from ddcat.manifest import Manifest
 from ddcat.passport import Passport
-from ddcat_serve.app import create_app
+from ddcat_serve.http.app import create_app
 from ddcat_serve.settings import PREFIX, Settings
 from ddcat_train.config import Config
 

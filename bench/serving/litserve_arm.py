@@ -12,8 +12,8 @@ from fastapi import Request, Response
 
 from ddcat.bundle import open_bundle
 from ddcat.engines import open_engine
-from ddcat_serve.images import decode
-from ddcat_serve.masks import encode_mask
+from ddcat_serve.http.decoding import decode
+from ddcat_serve.http.encoding import encode_mask
 
 ENGINE_CORE, OTHER_CORE = 0, 1
 

@@ -254,15 +254,15 @@ def ours(arguments: argparse.Namespace) -> None:
     """Serve with our own server."""
     import uvicorn  # noqa: PLC0415
 
-    from ddcat_serve import models  # noqa: PLC0415
-    from ddcat_serve.app import create_app  # noqa: PLC0415
+    from ddcat_serve.http.app import create_app  # noqa: PLC0415
+    from ddcat_serve.inference import model_registry  # noqa: PLC0415
     from ddcat_serve.settings import Settings  # noqa: PLC0415
 
     os.sched_setaffinity(0, {OTHER_CORE})
-    opened = models.open_engine
-    models.open_engine = lambda *a, **k: Pinned(opened(*a, **k))  # type: ignore[assignment]
+    opened = model_registry.open_engine
+    model_registry.open_engine = lambda *a, **k: Pinned(opened(*a, **k))  # type: ignore[assignment]
     settings = Settings(timeout=arguments.deadline, decoders=1)
-    with models.load_models([arguments.bundle], settings=settings, threads=1) as loaded:
+    with model_registry.load_models([arguments.bundle], settings=settings, threads=1) as loaded:
         uvicorn.run(create_app(loaded, settings), port=arguments.port, log_level="warning", access_log=False)
 
 

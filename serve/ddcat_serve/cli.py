@@ -63,8 +63,8 @@ def run(
     - `ddcat serve one.bundle --require-signature key.pub --require-passport --rate-limit 100/minute`
     """
     from ddcat.bundle import TrustPolicy
+    from ddcat_serve.inference.sources import parse_source
     from ddcat_serve.settings import read_settings
-    from ddcat_serve.sources import parse_source
 
     sources, read = [parse_source(text) for text in bundles], read_settings(config, **settings)
     trust = TrustPolicy.from_options(require_signature, expect_digest, require_passport)
@@ -165,7 +165,7 @@ def run_on_ray(
     """
     from ddcat.bundle import TrustPolicy, open_bundle
     from ddcat.passport import read_passport
-    from ddcat_serve.sources import parse_source
+    from ddcat_serve.inference.sources import parse_source
 
     trust = TrustPolicy.from_options(require_signature, expect_digest, require_passport)
     with _libraries_for([parse_source(text).path for text in bundles], trust, "serve,ray"):

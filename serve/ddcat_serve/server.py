@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from ddcat.bundle import TrustPolicy
-from ddcat_serve.app import create_app
-from ddcat_serve.connection import Connection
-from ddcat_serve.context import Context
 from ddcat_serve.drain import Drain, leave_at_once
 from ddcat_serve.errors import ServeError
-from ddcat_serve.logs import log_as_json
-from ddcat_serve.memory import give_back_large_blocks, keep_kernels_once
-from ddcat_serve.metrics import Metrics
-from ddcat_serve.models import Models, load_models
+from ddcat_serve.http.app import create_app
+from ddcat_serve.http.connection import Connection
+from ddcat_serve.http.server_state import Context
+from ddcat_serve.inference.engine_worker import engines_at_work
+from ddcat_serve.inference.memory import give_back_large_blocks, keep_kernels_once
+from ddcat_serve.inference.model_registry import Models, load_models
+from ddcat_serve.inference.sources import Source
+from ddcat_serve.observe.json_logging import log_as_json
+from ddcat_serve.observe.metrics import Metrics
 from ddcat_serve.settings import Settings
-from ddcat_serve.sources import Source
-from ddcat_serve.worker import engines_at_work
 
 if TYPE_CHECKING:
-    from ddcat_serve.grpc_service import GrpcServer
+    from ddcat_serve.rpc.service import GrpcServer
 
 __all__ = ["serve"]
 
@@ -117,7 +117,7 @@ class _Server(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         async with contextlib.AsyncExitStack() as stack:
             if self._grpc_address is not None:
-                from ddcat_serve.grpc_service import serve_grpc  # noqa: PLC0415 -- most servers have no need of it
+                from ddcat_serve.rpc.service import serve_grpc  # noqa: PLC0415 -- most servers have no need of it
 
                 self._grpc = await stack.enter_async_context(serve_grpc(self._context, self._grpc_address))
             await super().serve(sockets)

@@ -33,4 +33,9 @@ def test_the_wheel_serves_where_there_is_neither_the_checkout_nor_torch(tmp_path
     told = call(tmp_path, tmp_path / "venv/bin/ddcat-serve", "run", "--help")
     assert all(f"--{name.replace('_', '-')}"[:20] in told for name in Settings.model_fields)
     assert "scenes-ddcat" in call(tmp_path, tmp_path / "venv/bin/ddcat-train", "--list")
-    call(tmp_path, python, "-c", "import ddcat_serve.app, ddcat_serve.models, ddcat_serve.server, ddcat_serve.grpc_service")
+    call(
+        tmp_path,
+        python,
+        "-c",
+        "import ddcat_serve.http.app, ddcat_serve.inference.model_registry, ddcat_serve.server, ddcat_serve.rpc.service",
+    )

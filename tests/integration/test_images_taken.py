@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from ddcat_serve.errors import RequestError
-from ddcat_serve.images import decode
+from ddcat_serve.http.decoding import decode
 from ddcat_train.data.pictures import read_image
 from ddcat_train.errors import DataError
 

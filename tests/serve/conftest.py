@@ -10,8 +10,8 @@ import pytest
 from fastapi import FastAPI
 
 from ddcat.bundle import Bundle
-from ddcat_serve.app import create_app
-from ddcat_serve.models import Models, load_models
+from ddcat_serve.http.app import create_app
+from ddcat_serve.inference.model_registry import Models, load_models
 from ddcat_serve.settings import Settings
 from tests.bundles import build, bundle, cache, make_bundle, make_graph, oracle, picture
 

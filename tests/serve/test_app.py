@@ -15,11 +15,11 @@ from ddcat.bundle import Bundle
 from ddcat.engines import Outputs
 from ddcat.engines.errors import EngineError
 from ddcat.passport import PassportStatus
-from ddcat_serve.app import create_app
-from ddcat_serve.batching import Queue
-from ddcat_serve.models import Models, ServedModel
+from ddcat_serve.http.app import create_app
+from ddcat_serve.inference.admission_queue import Queue
+from ddcat_serve.inference.engine_worker import Worker
+from ddcat_serve.inference.model_registry import Models, ServedModel
 from ddcat_serve.settings import Settings
-from ddcat_serve.worker import Worker
 from tests.serve.answers import refused
 from tests.serve.pictures import as_labels, as_png
 

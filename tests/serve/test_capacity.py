@@ -8,7 +8,7 @@ import pytest
 
 from ddcat.engines import Engine
 from ddcat.manifest import DimRange, InputShapes
-from ddcat_serve.capacity import Trial, most_pixels, try_sizes
+from ddcat_serve.inference.capacity import Trial, most_pixels, try_sizes
 
 FREE = DimRange(minimum=8, maximum=None)
 
@@ -74,7 +74,7 @@ def test_memory_that_is_not_the_hosts_is_no_bound() -> None:
 def test_the_sizes_that_are_tried_are_taken_by_the_engine(
     shapes: InputShapes, sizes: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ddcat_serve.capacity._LARGEST", 3000)
+    monkeypatch.setattr("ddcat_serve.inference.capacity._LARGEST", 3000)
     engine = Needy()
     trials = try_sizes(cast(Engine, engine), shapes)
     assert list(dict.fromkeys(engine.seen)) == sizes

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from ddcat.bundle import Bundle
-from ddcat_serve.app import create_app
-from ddcat_serve.models import Models
+from ddcat_serve.http.app import create_app
+from ddcat_serve.inference.model_registry import Models
 from ddcat_serve.settings import PREFIX, Settings
 from tests.serve.processes import free_port, server
 

@@ -22,8 +22,8 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from ddcat.bundle import Bundle
-from ddcat_serve.app import create_app
-from ddcat_serve.connection import Connection
+from ddcat_serve.http.app import create_app
+from ddcat_serve.http.connection import Connection
 from ddcat_serve.settings import Settings
 from tests.serve.pictures import as_labels, as_png
 from tests.serve.processes import connect, server
@@ -419,7 +419,7 @@ def test_idle_connections_are_kept_as_long_as_the_setting_says(bundle: Bundle) -
 
 
 def test_connections_have_a_limit(bundle: Bundle) -> None:
-    few = "import ddcat_serve.connection\nddcat_serve.connection._MOST = 5"
+    few = "import ddcat_serve.http.connection\nddcat_serve.http.connection._MOST = 5"
     with server(bundle.path, before=few) as (_, address):
         held = [connect(address) for _ in range(5)]
         with connect(address) as sixth:

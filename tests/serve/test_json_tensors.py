@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from ddcat_serve import json_tensors
 from ddcat_serve.errors import RequestError
-from ddcat_serve.json_tensors import read_bytes, write_values
+from ddcat_serve.http import json_tensors
+from ddcat_serve.http.json_tensors import read_bytes, write_values
 
 SHAPES = array_shapes(min_dims=4, max_dims=4, max_side=5)
 

@@ -14,15 +14,16 @@ import onnx
 import pytest
 
 from ddcat.bundle import Bundle
-from ddcat_serve import app, memory
-from ddcat_serve.memory import cost_of, memory_size
+from ddcat_serve.http import app
+from ddcat_serve.inference import memory
+from ddcat_serve.inference.memory import cost_of, memory_size
 from tests.bundles import small_graph
 from tests.serve.processes import introduced
 
 PROGRAM = """
 import sys
 import numpy as np
-from ddcat_serve.memory import give_back_large_blocks
+from ddcat_serve.inference.memory import give_back_large_blocks
 
 def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS:"))
@@ -56,7 +57,7 @@ from pathlib import Path
 import numpy as np
 from ddcat.bundle import open_bundle
 from ddcat.engines import open_engine
-from ddcat_serve.memory import give_back_large_blocks, resident
+from ddcat_serve.inference.memory import give_back_large_blocks, resident
 
 give_back_large_blocks()
 engine = open_engine(open_bundle(Path(sys.argv[1])), threads=1)
@@ -141,7 +142,7 @@ def test_what_a_call_takes_for_a_while_is_seen() -> None:
 
 FREE_BLOCKS = """
 import ctypes
-from ddcat_serve.memory import give_back_free_blocks, resident
+from ddcat_serve.inference.memory import give_back_free_blocks, resident
 
 library = ctypes.CDLL(None)
 library.malloc.restype, library.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
@@ -199,12 +200,12 @@ def test_a_server_keeps_no_kernels_of_onednn_unless_it_is_told_to(
         monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", said)
     tell = """
 import os
-import ddcat_serve.models
-open_engine = ddcat_serve.models.open_engine
+import ddcat_serve.inference.model_registry
+open_engine = ddcat_serve.inference.model_registry.open_engine
 def tell(*given, **named):
     print(os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY"), flush=True)
     return open_engine(*given, **named)
-ddcat_serve.models.open_engine = tell
+ddcat_serve.inference.model_registry.open_engine = tell
 """
     with introduced(bundle.path, before=tell) as (_, _, lines):
         assert lines[0].strip() == found

@@ -7,8 +7,8 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from ddcat_serve.app import create_app
-from ddcat_serve.models import Models
+from ddcat_serve.http.app import create_app
+from ddcat_serve.inference.model_registry import Models
 from ddcat_serve.settings import Settings
 
 

@@ -14,11 +14,11 @@ from ddcat.engines import Engine, Outputs
 from ddcat.engines.errors import EngineError
 from ddcat.engines.golden import Example
 from ddcat.manifest import DimRange, InputShapes
-from ddcat_serve.capacity import Trial
 from ddcat_serve.errors import RequestError
-from ddcat_serve.models import load_models
+from ddcat_serve.inference.capacity import Trial
+from ddcat_serve.inference.model_registry import load_models
+from ddcat_serve.inference.warm_up import Pace, measure_pace, measure_speed, warm_up
 from ddcat_serve.settings import Settings
-from ddcat_serve.warm_up import Pace, measure_pace, measure_speed, warm_up
 from tests.bundles import with_golden
 
 IMAGE = np.zeros((10, 20, 3), np.uint8)
@@ -128,12 +128,12 @@ def test_an_engine_of_larger_batches_that_answers_otherwise_is_refused(
 def test_a_server_that_began_on_a_busy_machine_takes_large_images_as_soon_as_it_is_idle(
     tmp_path: Path, oracle: Callable, picture: np.ndarray, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, golden: bool
 ) -> None:
-    monkeypatch.setattr("ddcat_serve.worker._RESTS_AFTER", 0.05)
+    monkeypatch.setattr("ddcat_serve.inference.engine_worker._RESTS_AFTER", 0.05)
     if golden:
         bundle = with_golden(tmp_path / "golden", oracle, picture)
     with monkeypatch.context() as busy:
-        busy.setattr("ddcat_serve.warm_up.measure_pace", lambda *given, **named: Pace(1.0, 4000))
-        busy.setattr("ddcat_serve.warm_up.try_sizes", lambda *given: [Trial(64, 64.0, 0)])
+        busy.setattr("ddcat_serve.inference.warm_up.measure_pace", lambda *given, **named: Pace(1.0, 4000))
+        busy.setattr("ddcat_serve.inference.warm_up.try_sizes", lambda *given: [Trial(64, 64.0, 0)])
         loading = load_models([bundle.path], settings=Settings(), threads=1)
         models = loading.__enter__()
     with contextlib.ExitStack() as closing:

@@ -26,8 +26,8 @@ from ddcat.schema import Fraction, StrictModel
 from ddcat_bench.entries import BundleEntry, Environment
 from ddcat_bench.errors import BenchError
 from ddcat_bench.markdown import table
-from ddcat_serve.monitor import LEAST, Monitor
-from ddcat_serve.telemetry import Statistics, golden_statistics, statistics_of
+from ddcat_serve.observe.answer_statistics import Statistics, golden_statistics, statistics_of
+from ddcat_serve.observe.drift_monitor import LEAST, Monitor
 from ddcat_train.attacks import Model
 from ddcat_train.attacks.core import iterate
 from ddcat_train.attacks.quantise import to_8_bit

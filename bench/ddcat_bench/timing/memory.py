@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ddcat_bench.errors import BenchError
-from ddcat_serve.models import load_models
+from ddcat_serve.inference.model_registry import load_models
 from ddcat_serve.settings import Settings
 
 __all__ = ["MEMORY", "Serving", "resident", "serving_peak"]

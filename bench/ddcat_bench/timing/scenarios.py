@@ -21,8 +21,8 @@ from ddcat.schema import StrictModel
 from ddcat_bench.entries import BundleEntry, Environment
 from ddcat_bench.timing.busy import others_watch
 from ddcat_bench.timing.speed import Inputs
-from ddcat_serve.images import decode
-from ddcat_serve.masks import encode_mask
+from ddcat_serve.http.decoding import decode
+from ddcat_serve.http.encoding import encode_mask
 
 __all__ = [
     "BOUNDARIES",

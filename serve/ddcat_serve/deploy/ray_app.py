@@ -18,12 +18,12 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig
 
 from ddcat.bundle import TrustPolicy
-from ddcat_serve.app import create_app
 from ddcat_serve.errors import ServeError
-from ddcat_serve.metrics import Metrics
-from ddcat_serve.models import load_models
+from ddcat_serve.http.app import create_app
+from ddcat_serve.inference.model_registry import load_models
+from ddcat_serve.inference.sources import parse_source
+from ddcat_serve.observe.metrics import Metrics
 from ddcat_serve.settings import PREFIX, Settings, read_settings
-from ddcat_serve.sources import parse_source
 
 __all__ = ["Arguments", "application", "run"]
 

@@ -3,7 +3,7 @@
 import triton_python_backend_utils as triton
 
 from ddcat_serve.errors import RequestError
-from ddcat_serve.images import decode
+from ddcat_serve.http.decoding import decode
 
 MAX_PIXELS = 2**25
 

@@ -6,7 +6,7 @@ import numpy as np
 import triton_python_backend_utils as triton
 
 from ddcat.manifest import parse_manifest
-from ddcat_serve.masks import encode_mask
+from ddcat_serve.http.encoding import encode_mask
 
 
 class TritonPythonModel:

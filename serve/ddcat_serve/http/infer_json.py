@@ -1,0 +1,261 @@
+"""
+Inference requests and answers as JSON and, by the protocol's binary extension, as bytes behind it.
+
+What a client sends is bounded before objects are made of it: the data of the tensor is left as text, and all else is small.
+"""
+
+import json
+import math
+import re
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from ddcat.engines import Outputs
+from ddcat.engines.errors import EngineError
+from ddcat.error_text import first_validation_error
+from ddcat.manifest import TensorEntry
+from ddcat_serve.errors import RequestError, quoted
+from ddcat_serve.http.json_tensors import read_bytes, write_values
+from ddcat_serve.http.v2_protocol import DATATYPES, ROOM, RequestedOutput, check_flag, check_image, check_input_parameters
+from ddcat_serve.inference.model_registry import ServedModel
+
+__all__ = ["LENGTH", "Answer", "InferRequest", "infer_answer", "parse_infer"]
+
+LENGTH = "Inference-Header-Content-Length"
+_TEXT = {"uint8": 4, "float32": 22}  # most bytes of a value as JSON, with its comma
+_MOST = 2**27  # bytes of JSON that an answer may have in any case
+# what the parser says, sooner or later, of half a surrogate pair; and such a half
+_AT_SURROGATE = re.compile("surrogate|unexpected end of hex escape|truncated")
+_SURROGATE = re.compile(
+    rb"(?<!\\)(?:\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+)
+_NEAR = 16  # bytes behind the beginning of the half at which the parser stops, at most
+
+
+def _given(value: Any) -> Any:
+    """Leave out what is null: serialisers write members that nobody set."""
+    if isinstance(value, dict):
+        return {name: entry for name, entry in value.items() if entry is not None}
+    return {} if value is None else value
+
+
+Size = Annotated[int, Field(ge=1)]
+Parameters = Annotated[dict[str, Any], BeforeValidator(_given)]
+
+
+class _Message(BaseModel):
+    """Further members are the protocol's to allow, and are passed over."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class InputTensor(_Message):
+    """An input of a request, without its data."""
+
+    name: str
+    shape: Annotated[list[Size], Field(max_length=32)]
+    datatype: str
+    parameters: Parameters = {}
+
+
+class _Output(_Message):
+    name: str
+    parameters: Parameters = {}
+
+
+class InferRequest(_Message):
+    """Body of an inference request, without the data of its input."""
+
+    id: str | None = None
+    parameters: Parameters = {}
+    inputs: list[InputTensor]
+    outputs: Annotated[list[_Output], BeforeValidator(lambda value: [] if value is None else value)] = []
+
+    @property
+    def binary(self) -> Any:
+        """Whether outputs that say nothing of it come as bytes."""
+        return self.parameters.get("binary_data_output", False)
+
+    @property
+    def wanted(self) -> list[RequestedOutput]:
+        """The outputs that the client names."""
+        return [RequestedOutput(output.name, output.parameters) for output in self.outputs]
+
+
+class Answer(NamedTuple):
+    """Body of an answer, and the length of the JSON at its beginning; None: it is JSON alone."""
+
+    body: bytes
+    header_length: int | None
+
+
+class _TensorText(msgspec.Struct):
+    name: msgspec.Raw = msgspec.Raw()
+    shape: msgspec.Raw = msgspec.Raw()
+    datatype: msgspec.Raw = msgspec.Raw()
+    parameters: msgspec.Raw = msgspec.Raw()
+    data: msgspec.Raw = msgspec.Raw()
+
+
+class _RequestText(msgspec.Struct):
+    inputs: tuple[_TensorText]
+    id: msgspec.Raw = msgspec.Raw()
+    parameters: msgspec.Raw = msgspec.Raw()
+    outputs: msgspec.Raw = msgspec.Raw()
+
+
+_TEXTS = msgspec.json.Decoder(_RequestText)
+
+
+def parse_infer(body: bytes, *, header_length: str | None, max_pixels: int) -> tuple[InferRequest, npt.NDArray[np.uint8]]:
+    """
+    Read an inference request.
+
+    Parameters
+    ----------
+    body : bytes
+    header_length : str or None
+        What the header Inference-Header-Content-Length says: bytes of JSON, behind which tensors follow.
+    max_pixels : int
+
+    Returns
+    -------
+    request : InferRequest
+    images : (N, H, W, 3) uint8
+
+    Raises
+    ------
+    RequestError
+        400 with what is wrong, 413 for too many pixels.
+    """
+    text, rest = _divide(memoryview(body), header_length)
+    request, data = _read(text)
+    [tensor] = request.inputs
+    if tensor.name != "image":
+        raise RequestError(400, f"the input is {quoted(tensor.name)}; the model has one, image")
+    check_image(tensor.datatype, tensor.shape, max_pixels)
+    check_input_parameters(tensor.parameters)
+    check_flag("binary_data_output", request.binary)
+    return request, _image(tensor, data, rest)
+
+
+def infer_answer(
+    model: ServedModel, request: InferRequest, wanted: list[TensorEntry], outputs: Outputs, *, max_pixels: int
+) -> Answer:
+    """
+    Write the wanted outputs, each as JSON, flat and row-major, or as bytes, as the request asks.
+
+    Raises
+    ------
+    EngineError
+        For logits that are not finite, which JSON cannot hold.
+    RequestError
+        400 for an output that as JSON would be longer than the labels of `max_pixels`, and than 128 MiB.
+    """
+    asked = {output.name: output.parameters.get("binary_data", request.binary) for output in request.outputs}
+    about: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
+    if request.id is not None:
+        about["id"] = request.id
+    text, tail = bytearray(json.dumps(about, separators=(",", ":")).encode()[:-1] + b',"outputs":['), []
+    for place, entry in enumerate(wanted):
+        values: npt.NDArray[Any] = getattr(outputs, entry.name)
+        described: dict[str, Any] = {"name": entry.name, "datatype": DATATYPES[entry.dtype], "shape": list(values.shape)}
+        binary = asked.get(entry.name, request.binary)
+        if binary:
+            tail.append(np.ascontiguousarray(values).tobytes())
+            described["parameters"] = {"binary_data_size": len(tail[-1])}
+        elif values.size * _TEXT[entry.dtype] > max(_MOST, _TEXT["uint8"] * max_pixels):
+            raise RequestError(400, f"{entry.name} has {values.size} values, too many for JSON: ask for it with binary_data")
+        text += (b"," if place else b"") + json.dumps(described, separators=(",", ":")).encode()[:-1]
+        try:
+            for piece in () if binary else (b',"data":', *write_values(values)):
+                text += piece
+        except ValueError as cause:
+            raise EngineError(f"{model.name} gave logits that are not finite") from cause
+        text += b"}"
+    text += b"]}"
+    return Answer(b"".join([text, *tail]), len(text) if tail else None)
+
+
+def _divide(body: memoryview, header_length: str | None) -> tuple[memoryview, memoryview]:
+    if header_length is None:
+        return body, body[:0]
+    if not re.fullmatch(r"[0-9]{1,12}", header_length) or not 0 < int(header_length) <= len(body):
+        raise RequestError(400, f"{LENGTH} is {quoted(header_length)}; expected bytes of JSON, at most {len(body)}")
+    return body[: int(header_length)], body[int(header_length) :]
+
+
+def _read(text: memoryview) -> tuple[InferRequest, memoryview]:
+    """Return all but the data, and the data's text: empty where there is none."""
+    try:
+        found = _TEXTS.decode(text)
+    except RecursionError as cause:
+        raise RequestError(400, "the JSON is nested too deeply") from cause
+    except msgspec.ValidationError as cause:
+        expected = str(cause).replace("`", "").replace(" - at $.", " at ")
+        raise RequestError(400, f"{expected}; the model has one input, image") from cause
+    except (msgspec.DecodeError, UnicodeDecodeError) as cause:
+        raise _malformed(text, cause) from cause
+    [tensor] = found.inputs
+    data = memoryview(tensor.data)
+    small = _object(found, inputs=b"[%b]" % _object(tensor, data=b""))
+    if len(small) > ROOM:
+        raise RequestError(413, f"the request has more than {ROOM} bytes beside the data of its tensor")
+    try:
+        request = InferRequest.model_validate_json(small.decode())
+    except UnicodeDecodeError as cause:
+        raise _malformed(text, cause) from cause
+    except ValidationError as cause:
+        raise RequestError(400, first_validation_error(cause)) from cause
+    first = bytes(data[:1])
+    if first not in (b"", b"[", b"n"):
+        raise RequestError(400, "inputs.0.data: expected an array")
+    return request, data[:0] if first == b"n" else data  # null: as if it were not there
+
+
+def _malformed(text: memoryview, cause: Exception) -> RequestError:
+    """Say what is wrong with the JSON, and where; what parsers say of bad Unicode is misleading."""
+    try:
+        str(text, "utf-8")
+    except UnicodeDecodeError as fault:
+        return RequestError(400, f"byte {fault.start} of the JSON is not UTF-8; send UTF-8")
+    reason = str(cause).removeprefix("JSON is malformed: ")
+    if _AT_SURROGATE.search(reason):
+        place = re.search(r"byte ([0-9]+)", reason)
+        end = int(place[1]) if place else len(text)
+        if found := _SURROGATE.search(text, max(0, end - _NEAR), end):
+            return RequestError(
+                400,
+                f"byte {found.start()} of the JSON is {found[0].decode()}, half of a surrogate pair, which is no character; "
+                "send both halves or neither",
+            )
+    return RequestError(400, f"the body is not JSON: {reason}")
+
+
+def _object(message: msgspec.Struct, **instead: bytes) -> bytes:
+    """Put the parts of a message together again, those that are there."""
+    parts = {name: instead[name] if name in instead else bytes(getattr(message, name)) for name in message.__struct_fields__}
+    return b"{%b}" % b",".join(b'"%b":%b' % (name.encode(), part) for name, part in parts.items() if part)
+
+
+def _image(tensor: InputTensor, data: memoryview, rest: memoryview) -> npt.NDArray[np.uint8]:
+    size, content = tensor.parameters.get("binary_data_size"), rest
+    if size is None:
+        if rest:
+            raise RequestError(400, f"{len(rest)} bytes follow the JSON, and no input says that they are its own")
+        if not data:
+            raise RequestError(400, "inputs.0.data: image has neither data nor a binary_data_size")
+        content = memoryview(read_bytes(data, tensor.shape))
+    elif data:
+        raise RequestError(400, "image has both data and a binary_data_size")
+    elif isinstance(size, bool) or size != len(rest):
+        raise RequestError(400, f"image has a binary_data_size of {quoted(size)}, and {len(rest)} bytes follow the JSON")
+    if len(content) != math.prod(tensor.shape):
+        raise RequestError(
+            400, f"the data of image has {len(content)} values; {quoted(tensor.shape)} takes {math.prod(tensor.shape)}"
+        )
+    return np.frombuffer(content, np.uint8).reshape(tensor.shape)

@@ -1,0 +1,263 @@
+import contextlib
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image, ImageFile
+
+from ddcat_serve.errors import RequestError
+from ddcat_serve.http.decoding import decode, size_of
+
+LIMIT = 10_000
+
+
+def png_of(image: Image.Image, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", **options)
+    return file.getvalue()
+
+
+def chunk_of(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_header(width: int, height: int, bits: int = 8) -> bytes:
+    header = chunk_of(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk_of(b"IDAT", zlib.compress(b"\0" * 100)) + chunk_of(b"IEND", b"")
+
+
+def jpeg_claiming(height: int, width: int) -> bytes:
+    """A real small JPEG whose frame header is forged."""
+    content = bytearray(simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8)))
+    frame = content.index(b"\xff\xc0")
+    content[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    return bytes(content)
+
+
+def status_of(content: bytes, max_pixels: int = LIMIT) -> tuple[int, str]:
+    with pytest.raises(RequestError) as caught:
+        decode(content, max_pixels=max_pixels)
+    return caught.value.status, str(caught.value)
+
+
+@settings(max_examples=30, deadline=None)
+@given(arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40), st.just(3))))
+def test_png_pixels_come_back_as_they_are(pixels: np.ndarray) -> None:
+    decoded = decode(png_of(Image.fromarray(pixels)), max_pixels=LIMIT)
+    assert decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, pixels)
+
+
+def test_jpeg_equals_another_decoder_closely(picture: np.ndarray) -> None:
+    smooth = np.asarray(Image.fromarray(picture).resize((96, 64), Image.Resampling.BICUBIC))
+    content = simplejpeg.encode_jpeg(np.ascontiguousarray(smooth), quality=95, colorsubsampling="444")
+    decoded = decode(content, max_pixels=LIMIT)
+    reference = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    assert decoded.shape == (64, 96, 3)
+    assert np.abs(decoded.astype(int) - reference).max() <= 2
+
+
+def test_orientation_is_not_applied(picture: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by a quarter
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", exif=exif)
+    assert decode(file.getvalue(), max_pixels=LIMIT).shape == picture.shape
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_other_png_modes_become_rgb(mode: str, picture: np.ndarray) -> None:
+    image = Image.fromarray(picture).convert(mode)
+    decoded = decode(png_of(image), max_pixels=LIMIT)
+    np.testing.assert_array_equal(decoded, np.asarray(image.convert("RGB")))
+    assert decoded.flags.c_contiguous
+
+
+def test_grey_jpeg_becomes_rgb(picture: np.ndarray) -> None:
+    decoded = decode(simplejpeg.encode_jpeg(picture[..., :1].copy(), colorspace="GRAY"), max_pixels=LIMIT)
+    np.testing.assert_array_equal(decoded[..., 0], decoded[..., 2])
+    assert decoded.shape == picture.shape
+
+
+def test_transparency_is_refused(picture: np.ndarray) -> None:
+    image = Image.fromarray(picture).convert("RGBA")
+    image.putpixel((3, 4), (1, 2, 3, 254))
+    assert status_of(png_of(image)) == (400, "the PNG has transparent pixels, whose colour is undefined: flatten it")
+    palette = Image.fromarray(picture).convert("P")
+    assert status_of(png_of(palette, transparency=int(np.asarray(palette)[0, 0])))[0] == 400
+
+
+def test_formats_that_would_need_a_guess() -> None:
+    assert status_of(png_of(Image.fromarray(np.full((9, 9), 40_000, np.uint16))))[0] == 415
+    file = io.BytesIO()
+    Image.new("CMYK", (9, 9)).save(file, "JPEG")
+    assert status_of(file.getvalue())[0] == 415
+    file = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(file, "GIF")
+    assert status_of(file.getvalue())[0] == 415
+    assert status_of(b"")[0] == 415
+    assert status_of(b'{"image": 1}')[0] == 415
+
+
+def test_bombs_are_refused_by_their_header() -> None:
+    assert status_of(png_header(60_000, 60_000), 89_000_000)[0] == 413
+    assert status_of(png_header(2**31 - 1, 2**31 - 1))[0] == 413
+    assert status_of(jpeg_claiming(65_500, 65_500), 89_000_000)[0] == 413
+    assert status_of(png_header(0, 5))[0] == 400
+
+
+def test_a_second_header_is_refused_before_any_pixel_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decodes(image: ImageFile.ImageFile) -> None:
+        raise AssertionError(f"{image.size} are decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", decodes)
+    small, large = png_header(20, 20), png_header(8000, 8000)
+    after = len(b"\x89PNG\r\n\x1a\n") + 25  # of the first header
+    twice = small[:after] + large[len(b"\x89PNG\r\n\x1a\n") :]
+    assert size_of(twice, max_pixels=LIMIT) == (20, 20)
+    assert status_of(twice) == (400, "the PNG has a second header")
+
+
+def test_the_limit_itself_is_allowed(picture: np.ndarray) -> None:
+    content = png_of(Image.fromarray(picture))
+    assert decode(content, max_pixels=37 * 53).shape == picture.shape
+    assert status_of(content, 37 * 53 - 1)[0] == 413
+
+
+def test_a_jpeg_of_endless_scans_is_refused(picture: np.ndarray) -> None:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", progressive=True)
+    content = file.getvalue()
+    last = content.rindex(b"\xff\xda")
+    assert decode(content, max_pixels=LIMIT).shape == picture.shape
+    assert status_of(content[:-2] + content[last:-2] * 100 + content[-2:]) == (400, "the JPEG has more than 100 scans")
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_surplus_bytes_of_a_jpeg_change_nothing(picture: np.ndarray, progressive: bool) -> None:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", progressive=progressive)
+    content = file.getvalue()
+    table, last = content.index(b"\xff\xdb"), content.rindex(b"\xff\xda")
+    for surplus in (
+        content[:-2] + bytes(13) + content[-2:],  # behind the pixels, as many cameras write them
+        content[:table] + b"surplus" + content[table:],
+        content[:last] + b"surplus" + content[last:],
+        content + np.random.default_rng(8).bytes(8 << 20),
+    ):
+        np.testing.assert_array_equal(decode(surplus, max_pixels=LIMIT), decode(content, max_pixels=LIMIT))
+    for broken in (content[:-2], content[:-40] + content[-2:]):
+        assert status_of(broken)[0] == 400
+
+
+def test_colours_beyond_the_palette_are_no_guess() -> None:
+    def indexed(colours: int, index: int) -> bytes:
+        parts = (
+            (b"IHDR", struct.pack(">IIBBBBB", 2, 1, 8, 3, 0, 0, 0)), (b"PLTE", bytes(range(3 * colours))),
+            (b"IDAT", zlib.compress(bytes((0, 0, index)))), (b"IEND", b""),
+        )  # fmt: skip
+        return b"\x89PNG\r\n\x1a\n" + b"".join(chunk_of(*part) for part in parts)
+
+    assert decode(indexed(4, 3), max_pixels=LIMIT).tolist() == [[[0, 1, 2], [9, 10, 11]]]
+    assert status_of(indexed(4, 4)) == (400, "the PNG has indices beyond its palette, whose colour is undefined")
+
+
+def test_no_refusal_names_a_place_in_memory(picture: np.ndarray) -> None:
+    content = bytearray(webp_of(picture))
+    content[20:] = bytes(len(content) - 20)
+    for broken in (bytes(content), webp_of(picture)[:12] + b"\0" * 40, bytes(webp_of(picture, lossless=True)[:60])):
+        with pytest.raises(RequestError) as caught:
+            decode(broken, max_pixels=LIMIT)
+        assert "0x" not in str(caught.value)
+        assert "BytesIO" not in str(caught.value)
+
+
+def test_damaged_images_are_a_clear_400(picture: np.ndarray) -> None:
+    jpeg, png = simplejpeg.encode_jpeg(picture), png_of(Image.fromarray(picture))
+    for content in (
+        jpeg[: len(jpeg) // 2],
+        jpeg[:30],
+        jpeg_claiming(64, 64),
+        png[: len(png) // 2],
+        png[:20],
+        png_header(50, 50),
+    ):
+        status, message = status_of(content)
+        assert status == 400
+        assert message.startswith(("the JPEG ", "the PNG "))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_no_damage_raises_anything_else(data: st.DataObject) -> None:
+    pixels = np.arange(20 * 20 * 3, dtype=np.uint8).reshape(20, 20, 3)
+    whole = data.draw(
+        st.sampled_from(
+            [
+                simplejpeg.encode_jpeg(pixels), png_of(Image.fromarray(pixels).convert("P")), webp_of(pixels),
+                webp_of(pixels, lossless=True),
+            ]
+        )
+    )  # fmt: skip
+    content = bytearray(whole)
+    for place, value in data.draw(st.lists(st.tuples(st.integers(3, len(whole) - 1), st.integers(0, 255)), max_size=6)):
+        content[place] = value
+    with contextlib.suppress(RequestError):
+        decoded = decode(bytes(content[: data.draw(st.integers(0, len(whole)))]), max_pixels=LIMIT)
+        assert decoded.dtype == np.uint8
+        assert decoded.shape[2] == 3
+        assert decoded.shape[0] * decoded.shape[1] <= LIMIT
+
+
+def webp_of(pixels: np.ndarray, **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "WEBP", **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 95}, {"lossless": True, "exif": b"Exif\0\0MM\0*"}])
+def test_webp_is_what_pillow_makes_of_it(picture: np.ndarray, options: dict[str, Any]) -> None:
+    content = webp_of(picture, **options)
+    assert size_of(content, max_pixels=LIMIT) == picture.shape[:2]  # VP8L, VP8 and VP8X
+    decoded = decode(content, max_pixels=LIMIT)
+    if options.get("lossless"):
+        np.testing.assert_array_equal(decoded, picture)
+    else:
+        np.testing.assert_array_equal(decoded, np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
+
+
+def test_webp_that_is_refused(picture: np.ndarray) -> None:
+    file = io.BytesIO()
+    frames = [Image.fromarray(picture), Image.fromarray(255 - picture)]
+    frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:])
+    assert status_of(file.getvalue()) == (415, "the WebP is an animation: send one of its pictures")
+    assert status_of(webp_of(picture)[:25]) == (400, "the WebP has no readable header")
+    large = bytearray(webp_of(picture, lossless=True, exif=b"Exif\0\0MM\0*"))
+    large[24:30] = b"\xff" * 6  # a canvas of 2**24 x 2**24: Pillow would allocate it
+    assert status_of(bytes(large), 89_000_000)[0] == 413
+    seen = np.dstack([picture, np.full(picture.shape[:2], 255, np.uint8)])
+    seen[0, 0, 3] = 9
+    assert (
+        status_of(webp_of(seen, lossless=True))[1] == "the WebP has transparent pixels, whose colour is undefined: flatten it"
+    )
+
+
+def test_an_animated_png_is_refused(picture: np.ndarray) -> None:
+    frames = [Image.fromarray(picture), Image.fromarray(255 - picture)]
+    content = png_of(frames[0], save_all=True, append_images=frames[1:])
+    assert status_of(content) == (415, "the PNG is an animation: send one of its pictures")
+
+
+def test_the_size_comes_from_the_header_alone(picture: np.ndarray) -> None:
+    for content in (png_of(Image.fromarray(picture)), simplejpeg.encode_jpeg(picture), webp_of(picture)):
+        assert size_of(content, max_pixels=LIMIT) == picture.shape[:2]
+        assert size_of(content[: len(content) // 2], max_pixels=LIMIT) == picture.shape[:2]
+        with pytest.raises(RequestError):
+            size_of(content, max_pixels=37 * 53 - 1)

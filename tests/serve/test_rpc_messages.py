@@ -1,0 +1,70 @@
+"""Requests as bytes: what is large beside the tensor is refused before it becomes objects."""
+
+import re
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from tritonclient.grpc import service_pb2 as pb
+
+from ddcat_serve.errors import RequestError
+from ddcat_serve.rpc.messages import parse_infer
+
+IMAGE = np.random.default_rng(1).integers(0, 256, (1, 8, 9, 3)).astype(np.uint8)
+
+
+def message(*, raw: bytes | None = None, numbers: Any = (), **contents: Any) -> bytes:
+    made = pb.ModelInferRequest(model_name="small", id="7", raw_input_contents=[] if raw is None else [raw])
+    made.outputs.add(name="labels")
+    tensor = made.inputs.add(name="image", datatype="UINT8", shape=IMAGE.shape)
+    if raw is None:
+        tensor.contents.CopyFrom(pb.InferTensorContents(uint_contents=numbers, **contents))
+    content: bytes = made.SerializeToString()
+    return content
+
+
+def test_bytes_and_numbers_are_the_same_image() -> None:
+    for content in (message(raw=IMAGE.tobytes()), message(numbers=IMAGE.ravel().tolist())):
+        request, images = parse_infer(content, 1000)
+        np.testing.assert_array_equal(images, IMAGE)
+        assert (request.model_name, request.id, request.outputs[0].name) == ("small", "7", "labels")
+
+
+@given(arrays(np.uint32, IMAGE.size, elements=st.integers(0, 255) | st.integers(0, 300)))
+def test_numbers_are_read_as_protobuf_reads_them(numbers: np.ndarray) -> None:
+    content = message(numbers=numbers.tolist())
+    if numbers.max() > 255:
+        with pytest.raises(RequestError, match="above 255"):
+            parse_infer(content, 1000)
+    else:
+        np.testing.assert_array_equal(parse_infer(content, 1000)[1].ravel(), numbers)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"\x2a\x00" * 500_000, "beside its tensor"),  # inputs
+        (b"\x3a\x00" * 500_000, "beside its tensor"),  # raw contents
+        (b"\x32\x00" * 500_000, "beside its tensor"),  # outputs
+        (b"\x2a\x80\x89\x7a\x2a\xfc\x88\x7a" + b"\x42\x00" * 999_998, "beside its tensor"),  # contents of bytes
+        (message(numbers=[1] * 216, int_contents=[2] * 100_000), "beside its tensor"),
+        (message(numbers=[], int_contents=[2] * 216), "another type; UINT8 takes uint_contents"),
+        (message(raw=b"", fp32_contents=[]), "0 values"),
+        (message(raw=IMAGE.tobytes())[:-1], "not a ModelInferRequest"),
+        (b"\x0b\x0c", "not a ModelInferRequest"),  # a group
+        (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "not a ModelInferRequest"),
+        (message(raw=IMAGE.tobytes()) + b"\x2a\x04\x2a\x02\x22\x00", "inputs are"),
+    ],
+)
+def test_what_is_no_request_is_refused_before_it_is_parsed(content: bytes, text: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(RequestError, match=re.escape(text)):
+            parse_infer(content, 1000)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()

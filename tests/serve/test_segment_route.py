@@ -1,0 +1,128 @@
+"""`POST /v1/segment`: image files in, masks out, in the form that is accepted."""
+
+import base64
+import io
+import threading
+from collections.abc import Callable
+
+import httpx
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from ddcat.bundle import Bundle
+from ddcat_serve.http.app import create_app
+from ddcat_serve.http.decoding import decode
+from ddcat_serve.inference.model_registry import Models, load_models
+from ddcat_serve.settings import Settings
+from tests.serve.answers import refused
+from tests.serve.pictures import as_labels, as_png
+
+
+def test_a_png_comes_back_as_the_engine_s_labels(
+    client: httpx.Client, bundle: Bundle, oracle: Callable, picture: np.ndarray
+) -> None:
+    response = client.post("/v1/segment", content=as_png(picture), headers={"Content-Type": "image/png"})
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "image/png"
+    assert response.headers["x-ddcat-model"] == "small"
+    assert response.headers["x-ddcat-bundle"] == bundle.digest
+    np.testing.assert_array_equal(as_labels(response.content), oracle(picture[None])[0][0])
+
+
+def test_a_jpeg_comes_back_as_the_labels_of_its_pixels(client: httpx.Client, oracle: Callable, picture: np.ndarray) -> None:
+    content = simplejpeg.encode_jpeg(picture)
+    response = client.post("/v1/segment", content=content, headers={"Content-Type": "image/jpeg"})
+    pixels = decode(content, max_pixels=10_000)
+    np.testing.assert_array_equal(as_labels(response.content), oracle(pixels[None])[0][0])
+
+
+def test_a_form_with_one_file_is_answered_by_its_mask(client: httpx.Client, oracle: Callable, picture: np.ndarray) -> None:
+    response = client.post("/v1/segment", files={"image": ("x.png", as_png(picture), "image/png")})
+    assert response.status_code == 200, response.text
+    np.testing.assert_array_equal(as_labels(response.content), oracle(picture[None])[0][0])
+
+
+@pytest.mark.parametrize("accept", ["image/png", "application/json"])
+def test_a_form_with_several_files_is_answered_by_a_list(
+    client: httpx.Client, oracle: Callable, picture: np.ndarray, accept: str
+) -> None:
+    sent = [picture, picture[:20], picture[:, :31]]
+    files = [("image", (f"{place}.png", as_png(image), "image/png")) for place, image in enumerate(sent)]
+    response = client.post("/v1/segment", files=files, headers={"Accept": accept})
+    assert response.status_code == 200, response.text
+    results = response.json()["results"]
+    assert [(found["filename"], found["size"]) for found in results] == [
+        (f"{place}.png", list(image.shape[:2])) for place, image in enumerate(sent)
+    ]
+    for image, found in zip(sent, results, strict=True):
+        labels = oracle(image[None])[0][0]
+        if accept == "image/png":
+            np.testing.assert_array_equal(as_labels(base64.b64decode(found["data"])), labels)
+        else:
+            assert {entry["id"]: entry["area"] for entry in found["classes"]} == {
+                label: int((labels == label).sum()) for label in np.unique(labels).tolist()
+            }
+
+
+def test_the_answer_is_what_is_accepted(client: httpx.Client, oracle: Callable, picture: np.ndarray) -> None:
+    labels = oracle(picture[None])[0][0]
+    answers = {
+        accept: client.post("/v1/segment", content=as_png(picture), headers={"Accept": accept})
+        for accept in (
+            "application/octet-stream", "application/json", "image/png;view=labels", "image/png;view=overlay",
+            "image/png;view=confidence",
+        )
+    }  # fmt: skip
+    raw, rle, grey, overlay, confidence = answers.values()
+    assert grey.headers["content-type"] == "image/png"
+    with Image.open(io.BytesIO(grey.content)) as opened:
+        assert opened.mode == "L"
+        np.testing.assert_array_equal(np.asarray(opened), labels)
+    assert raw.headers["x-ddcat-shape"] == "37, 53"
+    np.testing.assert_array_equal(np.frombuffer(raw.content, np.uint8).reshape(37, 53), labels)
+    assert rle.json()["size"] == [37, 53]
+    assert Image.open(io.BytesIO(overlay.content)).mode == "RGB"
+    assert refused(confidence)[0] == 406  # the bundle gives none
+    assert all(answer.headers["x-ddcat-passport"] == "none" for answer in (raw, rle, overlay))
+
+
+def test_the_confidence_is_given_where_the_bundle_has_it(
+    build: Callable[..., Bundle], make_graph: Callable[..., bytes], client_of: Callable, picture: np.ndarray
+) -> None:
+    bundle = build(make_graph(logits=True, confidence=True), "ort")
+    with load_models([bundle.path], settings=Settings(), threads=1) as models:
+        client = client_of(create_app(models, Settings()))
+        response = client.post("/v1/segment", content=as_png(picture), headers={"Accept": "image/png;view=confidence"})
+    assert response.status_code == 200, response.text
+    assert Image.open(io.BytesIO(response.content)).size == (53, 37)
+
+
+def test_images_that_cannot_be_taken_are_refused_each_with_its_status(client: httpx.Client, picture: np.ndarray) -> None:
+    for content, status in (
+        (b"", 415),
+        (b"GIF89a...", 415),
+        (b'{"image": 1}', 415),
+        (as_png(picture)[:200], 400),
+        (as_png(np.zeros((100, 100, 3), np.uint8)), 413),
+        (as_png(np.zeros((7, 20, 3), np.uint8)), 400),
+    ):
+        assert refused(client.post("/v1/segment", content=content))[0] == status
+    message = refused(client.post("/v1/segment", content=as_png(np.zeros((7, 20, 3), np.uint8))))[1]
+    assert message == "Image is 20 x 7; this model needs at least 8 x 8 (width x height)"
+
+
+def test_who_waits_for_a_decoder_is_refused_at_the_deadline(models: Models, client_of: Callable, picture: np.ndarray) -> None:
+    app = create_app(models, Settings(decoders=1))
+    blocked, context = threading.Event(), app.state.context
+    busy = context.pool.submit(blocked.wait, 30)
+    try:
+        response = client_of(app).post("/v1/segment?timeout=0.2", content=as_png(picture))
+        assert not busy.done()  # the decoder was never free
+    finally:
+        blocked.set()
+    assert refused(response) == (
+        504,
+        "small: the request timed out waiting for a decoder; use a longer timeout, or try again later",
+    )
