@@ -46,8 +46,6 @@ PARTS = {
     "serve": Part("ddcat_serve.cli", "run", "serve,cpu", "Serve"),
     "triton": Part("ddcat_serve.cli", "triton", "serve,cpu", "Serve"),
     "ray": Part("ddcat_serve.cli", "ray", "serve,ray,cpu", "Serve"),
-    "train-step": Part("ddcat_bench.cli", "train-step", _BENCH, "Reproduce the paper"),
-    "tables": Part("ddcat_bench.cli", "tables", _BENCH, "Reproduce the paper"),
 }
 
 

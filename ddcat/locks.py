@@ -1,8 +1,8 @@
 """A lock for one process at a time, which ends with the process that holds it."""
 
+import contextlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ddcat.atomic_files import translate_os_errors
@@ -16,10 +16,10 @@ except ImportError:  # Windows: no lock, as before
 __all__ = ["locked"]
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked(file: Path, message: str) -> Iterator[None]:
     """
-    Hold a lock on a file, which is made for it and removed at the end.
+    Hold a lock on a file, which is made for it and removed at the end, as are the folders made for it that stay empty.
 
     Parameters
     ----------
@@ -38,12 +38,16 @@ def locked(file: Path, message: str) -> Iterator[None]:
     if fcntl is None:
         yield
         return
+    new = [folder for folder in file.parents if not folder.exists()]
     descriptor = _take(file, message)
     try:
         yield
     finally:
         file.unlink(missing_ok=True)  # before the lock ends: whoever comes next makes a file of its own
         os.close(descriptor)
+        with contextlib.suppress(OSError):  # one that holds something stays, and those above it
+            for folder in new:
+                folder.rmdir()
 
 
 def _take(file: Path, message: str) -> int:

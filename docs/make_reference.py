@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from typer.models import ArgumentInfo
 
-import ddcat_bench.gate.limits
+import ddcat_bench.gate.thresholds
 from ddcat.cli import PARTS
 from ddcat.manifest import Manifest
 from ddcat.passport import Passport
@@ -213,8 +213,8 @@ def http() -> str:
 
 def gate_limits() -> str:
     """The file of limits, as it is."""
-    text = Path(ddcat_bench.gate.limits.__file__).with_name("limits.yaml").read_text(encoding="utf-8")
-    return f"# Limits of the gate\n\nWhat `ddcat gate` allows, and the form of a file for `--limits`.\n\n```yaml\n{text}```"
+    text = Path(ddcat_bench.gate.thresholds.__file__).with_name("limits.yaml").read_text(encoding="utf-8")
+    return f"# Limits of the gate\n\nWhat `ddcat gate` allows, and the form of a file for `--thresholds`.\n\n```yaml\n{text}```"
 
 
 # --- schemas ---

@@ -1,5 +1,5 @@
 """
-The whole line on a laptop: generate scenes, train with and without a defence, attack, export, judge, serve, and look at it.
+The whole line on a laptop: generate scenes, train with and without a defence, attack, export, compare, serve, and look at it.
 
 Run by `make demo`. All but the page is done by the console commands, each of which is printed before it runs.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+from demo_page import METHOD_NAMES, Page, Stage, render_page, robustness_statements
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -31,12 +32,10 @@ from ddcat.engines import open_engine
 from ddcat.engines.cores import physical_cores
 from ddcat_bench.attack.panels import Panel, Picture, make_panels
 from ddcat_bench.attack.results import AttackResult
-from ddcat_bench.demo.page import Page, Stage, render_page
-from ddcat_bench.demo.statements import METHOD_NAMES, robustness_statements
 from ddcat_bench.fidelity.results import FidelityResult
-from ddcat_bench.result_files import read_result
-from ddcat_bench.subjects import main_branch, open_split, torch_device
-from ddcat_bench.timing.busy import free_threads, others_watch
+from ddcat_bench.inputs import main_branch, open_split, torch_device
+from ddcat_bench.result_io import read_result
+from ddcat_bench.timing.cpu_contention import free_threads, watch_contention
 from ddcat_bench.timing.results import SpeedResult
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.data import open_dataset
@@ -114,7 +113,7 @@ def stage(*words: str | Path) -> Iterator[tuple[list[str], dict[str, str]]]:
     typed = shlex.join([name, *arguments])
     console.print(f"\n$ {typed}", style="bold")
     environment = beside_others()
-    others, began = others_watch(), time.monotonic()
+    others, began = watch_contention(), time.monotonic()
     yield [str(Path(sys.executable).with_name(name)), *arguments], environment
     stages.append(Stage(typed, time.monotonic() - began))
     busy = others() or 0.0
@@ -124,7 +123,7 @@ def stage(*words: str | Path) -> Iterator[tuple[list[str], dict[str, str]]]:
 
 def beside_others() -> dict[str, str]:
     """Watch the machine for a moment; where it is busy, say so, and give an environment that leaves their cores to others."""
-    others = others_watch()
+    others = watch_contention()
     time.sleep(LOOK)
     busy = others()
     threads = free_threads(busy, processors())

@@ -9,6 +9,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+from demo_page import METHOD_NAMES
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -16,9 +17,8 @@ from ddcat.atomic_files import write_bytes
 from ddcat.cli_support import run
 from ddcat_bench.attack.panels import Panel, make_panels
 from ddcat_bench.attack.results import AttackResult
-from ddcat_bench.demo.statements import METHOD_NAMES
-from ddcat_bench.result_files import read_result
-from ddcat_bench.subjects import main_branch, open_split, torch_device
+from ddcat_bench.inputs import main_branch, open_split, torch_device
+from ddcat_bench.result_io import read_result
 from ddcat_train.checkpoints import load_checkpoint
 
 COLUMNS = {

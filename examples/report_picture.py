@@ -12,7 +12,7 @@ from screenshot import opened_page, save
 from ddcat.cli_support import run
 from ddcat_bench.gate.report import gate_html
 from ddcat_bench.gate.results import GateResult
-from ddcat_bench.result_files import read_result
+from ddcat_bench.result_io import read_result
 
 WIDTH, HEIGHT = 1000, 1150
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ddcat.atomic_files import write_bytes
 from ddcat.cli_support import run
 from ddcat_bench.attack.results import AttackResult
-from ddcat_bench.result_files import read_result
+from ddcat_bench.result_io import read_result
 
 METHODS = {"clean": "undefended", "ddcat": "DDC-AT", "sat": "SAT", "pgd-at-4": "PGD-AT"}
 EPSILON = 4 / 255

@@ -1,7 +1,7 @@
 """
 Score a served bundle from its HTTP answers alone, and compare with its engine called directly.
 
-    python examples/score_over_http.py BUNDLE [--limit N] [--out FILE.json]
+    python examples/score_over_http.py BUNDLE [--max-images N] [--out FILE.json]
 
 Starts `ddcat serve BUNDLE` on a free port of this machine. Every image of the bundle's validation split is sent as a PNG,
 as it is and attacked (BIM on the checkpoint that the bundle names, rounded to 8 bits, n = 3 and 7); the palette PNG that comes
@@ -24,7 +24,7 @@ from ddcat.bundle import open_bundle
 from ddcat.cli_support import run
 from ddcat.engines import open_engine
 from ddcat.metrics import confusion_counts, miou
-from ddcat_bench.subjects import checkpoint_of, main_branch, open_bundle_data
+from ddcat_bench.inputs import checkpoint_of, main_branch, open_bundle_data
 from ddcat_train.attacks import to_8_bit, trajectory
 from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.pixels import to_pixels
@@ -38,7 +38,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def score(
     bundle: Annotated[Path, typer.Argument()],
-    limit: Annotated[int | None, typer.Option(help="Images, spread evenly over the split.")] = None,
+    max_images: Annotated[int | None, typer.Option(help="Use at most this many images, spread evenly over the split.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Where the data set lies now.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the figures there as JSON.")] = None,
 ) -> None:
@@ -51,7 +51,7 @@ def score(
     directly = {n: np.zeros((classes, 3), np.int64) for n in STEPS}
     differing, images_sent = 0, 0
     with served(bundle) as address, open_engine(opened) as engine:
-        for _, images, labels in evaluation_batches(dataset, batch_size=8, limit=limit):
+        for _, images, labels in evaluation_batches(dataset, batch_size=8, limit=max_images):
             truth = labels.numpy()
             for point in trajectory(network, images, labels, steps=max(STEPS)):
                 if point.steps not in STEPS:

@@ -21,8 +21,8 @@ from ddcat.bundle import open_bundle
 from ddcat.cli_support import run
 from ddcat.engines import Engine, open_engine
 from ddcat.errors import DdcatError
-from ddcat_bench.subjects import checkpoint_of, main_branch
-from ddcat_bench.timing.speed import torch_labels
+from ddcat_bench.inputs import checkpoint_of, main_branch
+from ddcat_bench.timing.pytorch_models import torch_labels
 from ddcat_train.networks import Segmenter
 from ddcat_train.pixels import to_planes
 

@@ -5,9 +5,9 @@ On a machine that does nothing else, with ddcat installed with the extras `bench
 
     python bench/cpu/engines.py --voc-root /data/voc --runs runs/* --data-root /data/camvid
 
-PSPNet-50 and DeepLabv3-50 have seeded weights (`bench/cpu/seeded.py`) and are timed at 473 x 473; trained runs are judged on
-images spread evenly over their validation split, clean and attacked. Everything is done by commands, each of which is printed
-before it runs; what is there already is not done again, and what an export refuses is left out, with the reason. The page is
+PSPNet-50 and DeepLabv3-50 have seeded weights (`bench/cpu/random_checkpoint.py`) and are timed at 473 x 473; trained runs are
+evaluated on images spread evenly over their validation split, clean and attacked. Each command is printed before it runs.
+Existing results are not made again, and what an export refuses is left out, with the reason. The page is
 OUT/../engines-cpu.md; `--page-only` makes it anew from the files.
 """
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, nargs="*", default=[], help="trained runs")
     parser.add_argument("--data-root", type=Path, help="where their data set lies now")
     parser.add_argument("--voc-root", type=Path, help="VOC, to calibrate the seeded networks in int8 on")
-    parser.add_argument("--limit", type=int, default=34, help="images that trained runs are judged on (default: 34)")
+    parser.add_argument("--max-images", type=int, default=34, help="images that trained runs are evaluated on (default: 34)")
     parser.add_argument("--repeats", type=int, default=12, help="timed calls of each contender (default: 12)")
     parser.add_argument("--page-only", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
@@ -49,7 +49,7 @@ def main() -> None:
         for network in NETWORKS:
             seeded(network, out, work, arguments.voc_root, arguments.repeats)
         for trained in arguments.runs:
-            judged(trained, out, work, arguments.data_root, arguments.limit)
+            score_trained(trained, out, work, arguments.data_root, arguments.max_images)
     write_text(out.with_suffix(".md"), page(out))
     print(out.with_suffix(".md"))
 
@@ -57,7 +57,7 @@ def main() -> None:
 def seeded(network: str, out: Path, work: Path, voc: Path | None, repeats: int) -> None:
     """Measure speed, memory and agreement of a network with seeded weights."""
     checkpoint = work / f"{network}.safetensors"
-    once(checkpoint, HERE / "seeded.py", f"voc-{network}-clean", checkpoint)
+    once(checkpoint, HERE / "random_checkpoint.py", f"voc-{network}-clean", checkpoint)
     for name, size, shapes in (("size", SIZE, AT_SIZE), ("dynamic", "dynamic", SHAPES)):
         given = ["--size", size, "--logits"]
         for engine, precision, bundle in bundles(checkpoint, work / f"{network}-{name}", given, calibration(voc, "clean")):
@@ -67,10 +67,10 @@ def seeded(network: str, out: Path, work: Path, voc: Path | None, repeats: int) 
             if name == "size":
                 measured(out / f"{stem}-speed.json", "speed", bundle, "--checkpoint", checkpoint, "--repeats", repeats)
     file = out / f"{network}-heads.json"
-    once(file, HERE / "heads.py", work / f"{network}-size-ort-fp32", "--repeats", repeats, "--out", file)
+    once(file, HERE / "head_cost.py", work / f"{network}-size-ort-fp32", "--repeats", repeats, "--out", file)
 
 
-def judged(trained: Path, out: Path, work: Path, data_root: Path | None, limit: int) -> None:
+def score_trained(trained: Path, out: Path, work: Path, data_root: Path | None, limit: int) -> None:
     """Compare the labels and the mIoU of a trained network, clean and attacked."""
     moved = ["--data-root", data_root] if data_root else []
     for engine, precision, bundle in bundles(trained, work / trained.name, moved, []):
@@ -80,7 +80,7 @@ def judged(trained: Path, out: Path, work: Path, data_root: Path | None, limit: 
             bundle,
             "--checkpoint",
             trained,
-            "--limit",
+            "--max-images",
             limit,
             *moved,
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 from ddcat_bench.fidelity.results import FidelityResult
 from ddcat_bench.markdown import environment_lines, table
-from ddcat_bench.result_files import read_result
+from ddcat_bench.result_io import read_result
 from ddcat_bench.timing.results import SpeedResult
 
 __all__ = ["COMBINATIONS", "NETWORKS", "SHAPES", "page"]

@@ -14,7 +14,7 @@ import yaml
 
 from ddcat.atomic_files import write_text
 from ddcat.cli_support import run
-from ddcat_bench.compare.engines import compare, find_gates
+from ddcat_bench.compare.comparison import compare, load_gate_results
 from ddcat_bench.compare.report import compare_markdown
 from ddcat_bench.gate.results import GateResult, MemberRow
 from ddcat_bench.markdown import table
@@ -32,8 +32,8 @@ ddcat export runs/ddcat --engine ort --out bundles/ddcat-ort-fp32
 ddcat export runs/ddcat --engine openvino --precision bf16 --out bundles/ddcat-openvino-bf16
 ddcat export runs/ddcat --engine ort --precision int8 --calibration clean --out bundles/ddcat-ort-int8-clean
 ddcat export runs/ddcat --engine ort --precision int8 --calibration mixed --out bundles/ddcat-ort-int8
-python bench/cpu/bad_engine.py bundles/ddcat-ort-int8 bundles/ddcat-ort-int8-bad --factor 0.3
-ddcat gate bundles/ddcat-ort-fp32 --devices 2 --out gates/ddcat-ort-fp32   # and all others; int8-bad with --quick
+python bench/cpu/broken_engine.py bundles/ddcat-ort-int8 bundles/ddcat-ort-int8-bad --factor 0.3
+ddcat gate bundles/ddcat-ort-fp32 --jobs 2 --out gates/ddcat-ort-fp32   # and all others; int8-bad with --quick
 ddcat compare gates/*
 ```
 
@@ -53,7 +53,7 @@ little more; on the broken ones four and ten points less. A replay alone would h
 Why the twin of an int8 engine is not the engine: a sum that is rounded in another order falls to the other side of a step
 here and there, and what follows departs from it. ONNX Runtime does not agree with itself any better: at two of its levels of
 optimisation it labels {least:.1f} to {most:.1f} % of the pixels of {images} clean images alike, the twin and the engine
-{twin:.1f} % (`python bench/cpu/int8_levels.py bundles/ddcat-ort-int8 --out FILE`). So attacks on the twin count as
+{twin:.1f} % (`python bench/cpu/int8_optimisation_levels.py bundles/ddcat-ort-int8 --out FILE`). So attacks on the twin count as
 transferred ones, and the engine is asked twice as often.
 """
 
@@ -61,7 +61,7 @@ transferred ones, and the engine is asked twice as often.
 def page(folder: Path) -> str:
     """Write the page of a folder of results."""
     words: dict[str, str] = yaml.safe_load((folder / "words.yaml").read_text(encoding="utf-8"))
-    gates = find_gates([folder / name for name in words])
+    gates = load_gate_results([folder / name for name in words])
     levels = json.loads((folder / "int8-levels.json").read_text(encoding="utf-8"))
     verdicts = [
         [f"[{name}]({folder.name}/{name}/gate.md)", f"**{gate.verdict}**", words[name], f"{gate.environment.seconds:.0f}"]

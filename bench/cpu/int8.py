@@ -39,24 +39,24 @@ _PAPER = {"epsilon": 0.03, "alpha": 0.01}
 
 
 def main() -> None:
-    """Make bundles, judge them, and write what was counted."""
+    """Make bundles, evaluate them, and write the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, nargs="+", required=True, help="trained runs")
     parser.add_argument("--data-root", type=Path, required=True, help="where their data set lies")
     parser.add_argument("--out", type=Path, default=Path("docs/results/int8-camvid"), help="folder of the results")
     parser.add_argument("--work", type=Path, default=Path("int8-work"), help="folder of bundles")
-    parser.add_argument("--limit", type=int, help="images, spread over the split (default: all)")
+    parser.add_argument("--max-images", type=int, help="images, spread over the split (default: all)")
     arguments = parser.parse_args()
     for trained in arguments.runs:
         bundles = _bundles(trained, arguments.work / trained.name, arguments.data_root)
-        result = judge(load_checkpoint(trained), bundles, arguments.data_root, arguments.limit)
+        result = evaluate(load_checkpoint(trained), bundles, arguments.data_root, arguments.max_images)
         arguments.out.mkdir(parents=True, exist_ok=True)
         file = arguments.out / f"{trained.name}.json"
         write_text(file, json.dumps(result, indent=1) + "\n")
         print("\n".join([str(file), *rows(result)]), flush=True)
 
 
-def judge(checkpoint: Checkpoint, bundles: list[Bundle], data_root: Path, limit: int | None) -> dict[str, Any]:
+def evaluate(checkpoint: Checkpoint, bundles: list[Bundle], data_root: Path, limit: int | None) -> dict[str, Any]:
     """
     Count the pixels that each engine gets right.
 
@@ -82,7 +82,7 @@ def judge(checkpoint: Checkpoint, bundles: list[Bundle], data_root: Path, limit:
     engines = [open_engine(bundle) for bundle in bundles]
     counts = np.zeros((len(engines), len(_CASES), classes, 3), np.int64)
     images = 0
-    with progress(f"judging {checkpoint.path.parent.name}", min(limit or len(dataset), len(dataset))) as advance:
+    with progress(f"evaluating {checkpoint.path.parent.name}", min(limit or len(dataset), len(dataset))) as advance:
         for _, pixels, labels in evaluation_batches(dataset, batch_size=1, limit=limit):
             shown = [(pixels * 255).round().byte()] + [
                 _attacked(segmenter, pixels, labels, epsilon=epsilon, alpha=alpha, steps=steps, seed=images) for steps in _STEPS

@@ -1,4 +1,4 @@
-"""What commands are told, looked at before anything that takes a library: what is wrong there is said first."""
+"""Checks of a command's arguments that need no library, so that wrong arguments are reported first."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ __all__ = ["check_source", "libraries_for", "parse_epsilon"]
 
 def parse_epsilon(text: str) -> float:
     """
-    Read a bound: 0.03, or 8/255.
+    Parse a bound: 0.03, or 8/255.
 
     Raises
     ------
@@ -38,12 +38,12 @@ def check_source(bundle: Bundle, moved_to: Path | None) -> Path:
     ----------
     bundle : Bundle
     moved_to : Path or None
-        Where it lies now; where it lay when it was exported by default.
+        Path of the checkpoint; that of the export by default.
 
     Raises
     ------
     BenchError
-        Where it is not there.
+        If it is not there.
     """
     place = moved_to or Path(bundle.manifest.source.checkpoint)
     if not place.exists():
@@ -55,6 +55,6 @@ def check_source(bundle: Bundle, moved_to: Path | None) -> Path:
 
 @contextmanager
 def libraries_for(bundle: Bundle) -> Iterator[None]:
-    """Turn the lack of a library into an error that says which extras judge this bundle's engine."""
+    """Turn a missing library into an error that names the extras for this bundle's engine."""
     with needing(f"bench,export,{extra_of(bundle.manifest.engine.name)}"):
         yield

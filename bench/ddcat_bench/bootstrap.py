@@ -1,4 +1,4 @@
-"""Bootstrap over images: how much a figure depends on which ones were judged."""
+"""Bootstrap over images: how much a figure depends on which ones were evaluated."""
 
 import re
 from collections import Counter
@@ -21,7 +21,7 @@ __all__ = ["BLOCK", "FEWEST_UNITS", "Scheme", "check_clips", "draw", "interval",
 BLOCK = 10  # frames that are drawn together
 FEWEST_UNITS = 10  # images, clips, or blocks of frames: of fewer an interval says too little
 
-# CamVid: a frame in each second of a few drives, of which few are judged; so blocks of frames may stand for clips
+# CamVid: a frame in each second of a few drives, of which few are evaluated; so blocks of frames may stand for clips
 _BLOCKS_OF = {"camvid": r"(.*)_"}
 _SINGLE = {"scenes": r".+", "cityscapes": r".+", "voc": r"\d{4}_\d{6}"}  # names of images of which none is another's neighbour
 _NEAR = 30  # frames: a second of video
@@ -50,13 +50,13 @@ class Scheme(NamedTuple):
     block: int = BLOCK
 
     @property
-    def drawn(self) -> str:
-        """What is drawn, in words."""
+    def unit_name(self) -> str:
+        """Name of the drawn unit."""
         return {"images": "images", "clips": "clips of frames", "blocks": f"circular blocks of {self.block} frames"}[self.kind]
 
     @property
     def units(self) -> int:
-        """How many of what is drawn there are: of blocks, those that do not overlap."""
+        """Number of drawn units; blocks that do not overlap."""
         return len(self.groups) // self.block if self.kind == "blocks" else len(np.unique(self.groups))
 
 
@@ -76,7 +76,7 @@ def scheme_of(data: str, names: Sequence[str], clips: str | None = None) -> Sche
     Raises
     ------
     BenchError
-        Where `clips` is no expression, or one of the names has no clip by it.
+        If `clips` is no expression, or one of the names has no clip by it.
     """
     places = np.arange(len(names))
     pattern = clips or _BLOCKS_OF.get(data)
@@ -122,7 +122,7 @@ def sequence_in(data: str, names: Sequence[str], clips: str | None = None) -> tu
     for name in names:
         if (number := _NUMBER.search(name)) is not None:
             series.setdefault(_NUMBER.sub("#", name), []).append((int(number[0]), name))
-    frames = [sorted(found) for found in series.values() if _close(sorted(number for number, _ in found))]
+    frames = [sorted(one) for one in series.values() if _close(sorted(number for number, _ in one))]
     if sum(map(len, frames)) <= len(names) / 2:
         return None
     (_, first), (_, second), *_ = max(frames, key=len)
@@ -130,21 +130,21 @@ def sequence_in(data: str, names: Sequence[str], clips: str | None = None) -> tu
 
 
 def _close(numbers: Sequence[int]) -> bool:
-    """Whether sorted numbers follow each other as those of frames do: at one distance, or at small ones."""
+    """Return True if sorted numbers follow each other like frame numbers: at one distance, or at small ones."""
     steps = [after - before for before, after in pairwise(numbers)]
     return bool(steps) and (median(steps) <= _NEAR or Counter(steps).most_common(1)[0][1] > len(steps) / 2)
 
 
 def _clip(pattern: str, name: str) -> str:
     try:
-        found = re.search(pattern, name)
+        match = re.search(pattern, name)
     except (re.error, OverflowError, RecursionError) as cause:  # the last two of hostile ones
         raise BenchError(f"clips {pattern!r}: expected a regular expression, got an error: {cause}") from cause
-    if found is None:
+    if match is None:
         raise BenchError(
             f"clips {pattern!r} finds no clip in the name of the image {name}: use an expression that fits all names"
         )
-    return found[1] if found.re.groups and found[1] is not None else found[0]
+    return match[1] if match.re.groups and match[1] is not None else match[0]
 
 
 def draw(scheme: Scheme, *, draws: int, seed: int = 0) -> npt.NDArray[np.float64]:
@@ -154,7 +154,7 @@ def draw(scheme: Scheme, *, draws: int, seed: int = 0) -> npt.NDArray[np.float64
     Returns
     -------
     (draws, I) float64
-        How often each image is in each draw: whole numbers, in the type whose matrix product is fast.
+        Number of times that each image is in each draw: whole numbers, in the type whose matrix product is fast.
     """
     random, images = np.random.default_rng(seed), len(scheme.groups)
     if scheme.kind == "blocks":
@@ -175,7 +175,7 @@ def miou_of_draws(often: npt.NDArray[np.float64], counts: Counts) -> npt.NDArray
     Parameters
     ----------
     often : (D, I) float64
-        Of `draw`.
+        Result of `draw`.
     counts : (I, K, 3) int64
 
     Returns
@@ -201,7 +201,7 @@ def interval(counts: Counts, scheme: Scheme, *, level: float = 0.95, draws: int 
     counts : (I, K, 3) int64
         As `ddcat.metrics.confusion_counts`.
     scheme : Scheme
-        How the images are drawn.
+        Scheme of drawing images.
     level : float
         Share of the draws between the two bounds.
     draws, seed : int

@@ -1,26 +1,41 @@
 """The commands that measure and prove: `ddcat attack`, `ddcat gate` and others."""
 
+from typing import Any
+
 import typer
+from typer.core import TyperCommand
 
 from ddcat_bench.attack.cli import attack
 from ddcat_bench.compare.cli import compare
 from ddcat_bench.drift.cli import drift
 from ddcat_bench.fidelity.cli import fidelity
 from ddcat_bench.gate.cli import gate
-from ddcat_bench.tables.cli import tables
 from ddcat_bench.timing.scenarios_cli import scenarios
 from ddcat_bench.timing.speed_cli import speed
-from ddcat_bench.timing.train_step_cli import train_step
 
 __all__ = ["app"]
 
+_OLDER = {
+    "--limit": "--max-images", "--limits": "--thresholds", "--devices": "--jobs", "--every": "--query-stride",
+    "--substitute": "--surrogate",
+}  # fmt: skip
+
+
+class _Command(TyperCommand):
+    """A command that also takes the older names of its options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = (word.partition("=") for word in args)
+        return super().parse_args(ctx, ["".join((_OLDER.get(name, name), *value)) for name, *value in named])
+
+
 app = typer.Typer(
-    help="Judge checkpoints and the engines made from them. Every result is also a JSON file.",
+    help="Evaluate checkpoints and the engines made from them. Every result is also a JSON file.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 
-for _command in (attack, gate, compare, scenarios, drift, fidelity, speed, train_step, tables):
-    app.command(name=_command.__name__.replace("_", "-"))(_command)
+for _command in (attack, gate, compare, scenarios, drift, fidelity, speed):
+    app.command(name=_command.__name__, cls=_Command)(_command)

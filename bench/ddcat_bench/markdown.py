@@ -1,10 +1,10 @@
-"""Markdown that all results have in common: tables, and what was judged, where and with what."""
+"""Markdown that all results have in common: tables, and what was evaluated, where and with what."""
 
 import re
 from collections.abc import Sequence
 
 from ddcat.text import printable
-from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
+from ddcat_bench.result_schema import BundleEntry, CheckpointEntry, DataEntry, Environment
 
 __all__ = [
     "bundle_line",
@@ -51,7 +51,7 @@ def signed(value: float, digits: int = 2) -> str:
 
 
 def provenance_lines(checkpoint: CheckpointEntry, environment: Environment) -> str:
-    """Say which checkpoint was judged, and where and with what."""
+    """Write the checkpoint, the machine and the versions."""
     attack = "none" if checkpoint.attack is None else ", ".join(f"{key} {value}" for key, value in checkpoint.attack.items())
     trained = "imported" if checkpoint.step is None else f"step {checkpoint.step}"
     return (
@@ -68,7 +68,7 @@ def machine_line(environment: Environment) -> str:
 
 
 def environment_lines(environment: Environment) -> str:
-    """Say where, when and with what something was measured."""
+    """Write the machine, date and versions of a measurement."""
     when = "" if environment.date is None else f"- date: {environment.date}\n"
     return (
         f"{when}- machine: {machine_line(environment)}; "
@@ -79,7 +79,7 @@ def environment_lines(environment: Environment) -> str:
 
 
 def bundle_line(bundle: BundleEntry) -> str:
-    """Say which bundle was judged, and how its engine runs."""
+    """Write the bundle and the description of its engine."""
     engine = ", ".join(f"{key} {value}" for key, value in bundle.engine.items())
     return f"- bundle: {literal(bundle.path)}, manifest SHA-256 {bundle.sha256}\n- engine: {literal(engine)}\n"
 
@@ -90,7 +90,7 @@ def number(value: float | None) -> str:
 
 
 def data_line(data: DataEntry) -> str:
-    """Say which images were judged."""
+    """Write which images were evaluated."""
     chosen = "all" if len(data.names) == data.split_images else f"{len(data.names)} of"
     resized = "" if data.long_side is None else f", resized to a long side of {data.long_side}"
     other = "" if data.usual_split else " This is **not** the validation split that belongs to the checkpoint."

@@ -10,6 +10,7 @@ take the faster convolutions that `ddcat_train` has for CPUs. What it finds is p
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +18,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from bench.paper.contenders import Plan, draw_batch
 from ddcat.atomic_files import write_text
 from ddcat.cli_support import run
-from ddcat_bench.subjects import describe_environment
-from ddcat_bench.timing.arithmetic import arithmetic
-from ddcat_bench.timing.contenders import Plan, draw_batch
-from ddcat_bench.timing.turns import times
+from ddcat_bench.describe import describe_environment
+from ddcat_bench.timing.interleave import times
+from ddcat_bench.timing.torch_settings import torch_settings
 from ddcat_train.attacks import bim
 from ddcat_train.config import load_config
 from ddcat_train.losses import pixel_cross_entropy
@@ -52,7 +55,7 @@ def main() -> None:
     plan = Plan(load_config(arguments.preset, changes), "fp32", arguments.device, torch.get_num_threads())
     began = time.monotonic()
     found: dict[str, dict[str, float]] = {}
-    with arithmetic(plan.threads), torch.autocast(plan.device, torch.bfloat16, enabled=arguments.precision == "bf16"):
+    with torch_settings(plan.threads), torch.autocast(plan.device, torch.bfloat16, enabled=arguments.precision == "bf16"):
         for what, task in TASKS.items():
             contenders = [task(_network(plan, mode), plan) for mode in MODES]
             seconds: list[list[float]] = [[] for _ in contenders]

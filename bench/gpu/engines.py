@@ -5,8 +5,8 @@ On a machine with a GPU, and ddcat installed with the extras `bench`, `export` a
 
     python bench/gpu/engines.py CHECKPOINT --size 473x473 --data-root DIR
 
-CHECKPOINT is a run directory or a file, for PSPNet-50 a trained one or that of `bench/cpu/seeded.py voc-pspnet50-clean`. Each
-engine is exported by `ddcat export` (what is there already is not done again), labels the same images as PyTorch in true
+CHECKPOINT is a run directory or a file: for PSPNet-50 a trained one, or `bench/cpu/random_checkpoint.py voc-pspnet50-clean`.
+Each engine is exported by `ddcat export` (what is there already is not done again), labels the same images as PyTorch in true
 fp32, and is timed with it in turns, from an array to labels in the host's memory. TensorRT then builds each plan several times
 more: without its timing cache, and once from it. Combinations that are refused stand in the table with the reason. The results
 are OUT/engines.json and OUT/engines.md. `--rehearse` goes through all of it on a CPU, with the engines that run there.
@@ -31,9 +31,11 @@ from ddcat.bundle import Bundle, entries, open_bundle
 from ddcat.cli_support import run
 from ddcat.engines import Engine, open_engine
 from ddcat.errors import DdcatError
-from ddcat_bench.subjects import checkpoint_of, describe_environment, main_branch, open_bundle_data
-from ddcat_bench.timing.speed import draw_inputs, torch_labels
-from ddcat_bench.timing.turns import interleave, ratio, timing
+from ddcat_bench.describe import describe_environment
+from ddcat_bench.inputs import checkpoint_of, main_branch, open_bundle_data
+from ddcat_bench.timing.interleave import interleave, ratio, timing
+from ddcat_bench.timing.pytorch_models import torch_labels
+from ddcat_bench.timing.speed import draw_inputs
 from ddcat_export.engines import build_engine
 from ddcat_export.engines.tensorrt.flags import TIMINGS
 from ddcat_train.networks import Segmenter

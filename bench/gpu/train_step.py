@@ -16,14 +16,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from bench.paper.train_step_report import train_steps_markdown
+from bench.paper.train_step_results import TrainStepResult
 from ddcat.atomic_files import write_text
 from ddcat.cli_support import run
 from ddcat.errors import DdcatError
+from ddcat_bench.attack.comparison_table import attacks_markdown
 from ddcat_bench.attack.results import AttackResult
-from ddcat_bench.attack.side_by_side import attacks_markdown
-from ddcat_bench.result_files import read_result
-from ddcat_bench.timing.results import TrainStepResult
-from ddcat_bench.timing.train_step_report import train_steps_markdown
+from ddcat_bench.result_io import read_result
 
 PRESETS = [f"voc-{network}-{method}" for network in ("pspnet50", "deeplabv3_50") for method in ("sat", "ddcat")]
 MODES = {  # precision of our step beside the baselines in fp32
@@ -32,6 +34,7 @@ MODES = {  # precision of our step beside the baselines in fp32
     "bf16": ["--precision", "bf16", "--no-tf32"],
     "bf16-tf32": ["--precision", "bf16", "--tf32"],
 }
+STEP = Path(__file__).parents[1] / "paper/train_step.py"
 METHODS = ("clean", "sat", "ddcat", "pgd-at")
 # 480 x 360, the size of CamVid's own files in the layout that is read; crops of 8 n + 1, as in the paper
 FULL = ("data.long_side=null", "augment.crop=[353, 473]", "model.backbone=resnet50", "model.output_stride=8")
@@ -43,7 +46,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("gpu"), help="folder of the results (default: gpu)")
     parser.add_argument("--camvid", type=Path, help="folder of CamVid; without it the training is left out")
     parser.add_argument("--pretrained", type=Path, help="initial weights of ResNet-50; random ones by default")
-    parser.add_argument("--batch", type=int, default=16, help="images in a step of train-step (default: 16)")
+    parser.add_argument("--batch", type=int, default=16, help="images in a step of train_step.py (default: 16)")
     parser.add_argument("--rehearse", action="store_true", help="go through all of it on a CPU, with toy networks")
     arguments = parser.parse_args()
     out: Path = arguments.out
@@ -57,7 +60,7 @@ def main() -> None:
             batch, repeats = (2, 1) if arguments.rehearse else (arguments.batch, 20)
             once(
                 folder / "train-step.json",
-                "ddcat", "train-step", preset, *options, "--baseline-precision", "fp32", "--batch", batch,
+                "python", STEP, preset, *options, "--baseline-precision", "fp32", "--batch", batch,
                 "--repeats", repeats, "--device", device, "--out", folder, *settings(tiny),
             )  # fmt: skip
             steps.append(read_result(folder / "train-step.json", TrainStepResult))

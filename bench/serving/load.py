@@ -171,7 +171,7 @@ def of_role(arguments: argparse.Namespace, role: str, *more: str) -> str:
 def line_of(arguments: argparse.Namespace, role: str) -> list[str]:
     """The command line of a role."""
     if role in THEIRS:
-        program = Path(__file__).with_name("litserve_arm.py")
+        program = Path(__file__).with_name("litserve_api.py")
         about = [arguments.bundle, arguments.port, arguments.deadline, THEIRS[role]]
         return [sys.executable, str(program), *map(str, about)]
     return [
@@ -324,7 +324,7 @@ def environment() -> dict[str, Any]:
     import litserve as ls  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
-    from ddcat_bench.subjects import describe_environment  # noqa: PLC0415
+    from ddcat_bench.describe import describe_environment  # noqa: PLC0415
 
     found: dict[str, Any] = describe_environment(torch.device("cpu"), 0.0).model_dump(mode="json")
     found["versions"]["litserve"] = ls.__version__

@@ -233,7 +233,7 @@ def environment(seconds: float) -> dict[str, Any]:
     """Where it ran."""
     import torch  # noqa: PLC0415
 
-    from ddcat_bench.subjects import describe_environment  # noqa: PLC0415
+    from ddcat_bench.describe import describe_environment  # noqa: PLC0415
 
     found: dict[str, Any] = describe_environment(torch.device("cpu"), seconds).model_dump(mode="json")
     return found

@@ -26,8 +26,8 @@ from ddcat.manifest import (
     SourceCheckpoint,
     TensorEntry,
 )
-from ddcat_bench.subjects import main_branch
-from ddcat_bench.timing.speed import torch_labels
+from ddcat_bench.inputs import main_branch
+from ddcat_bench.timing.pytorch_models import torch_labels
 from ddcat_train import imagenet
 from ddcat_train.checkpoints import Checkpoint, Description, SplitEntry, build_network, load_checkpoint, save_checkpoint
 from ddcat_train.config import Config, parse_config

@@ -4,14 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
-from ddcat_bench.gate.conclusion import PROTOCOL
-from ddcat_bench.gate.flips import MARGINS
-from ddcat_bench.gate.limits import DEFAULT, read_limits
+from ddcat_bench.gate.disagreement import MARGINS
 from ddcat_bench.gate.results import ClassEntry, GateResult, MarginRow, MemberRow, ThreatRow
-from ddcat_bench.timing.cost import CostResult, CostRow
+from ddcat_bench.gate.thresholds import DEFAULT, read_thresholds
+from ddcat_bench.gate.verdict import PROTOCOL
+from ddcat_bench.result_schema import BundleEntry, CheckpointEntry, DataEntry, Environment
+from ddcat_bench.timing.interleave import ratio, timing
 from ddcat_bench.timing.results import SpeedEntry, SpeedRatio, SpeedResult
-from ddcat_bench.timing.turns import ratio, timing
+from ddcat_bench.timing.throughput import ThroughputResult, ThroughputRow
 
 NAMES = tuple(f"{place:03}" for place in range(40))
 ENVIRONMENT = Environment(
@@ -59,8 +59,8 @@ def speed_of(name: str, seconds: float) -> SpeedResult:
     )
 
 
-def cost_row(batch: int, height: int, width: int, seconds: float) -> CostRow:
-    return CostRow(
+def cost_row(batch: int, height: int, width: int, seconds: float) -> ThroughputRow:
+    return ThroughputRow(
         batch=batch, height=height, width=width, times=timing([seconds] * 10), images_per_second=batch / seconds, of_peak=0.5
     )
 
@@ -111,7 +111,7 @@ def made_gate(name: str = "model", *, seconds: float = 0.1, attacked: float = 28
         drawn="images",
         verdict="pass",
         findings=(),
-        limits=read_limits(DEFAULT, "fp32"),
+        limits=read_thresholds(DEFAULT, "fp32"),
         threats=(
             threat("clean", 38.0, 38.0, 0.05),
             threat("BIM, n = 3", 29.0, 29.0, 0.1),
@@ -123,7 +123,7 @@ def made_gate(name: str = "model", *, seconds: float = 0.1, attacked: float = 28
         alarms=(),
         probe=None,
         speed=speed_of(name, seconds),
-        cost=CostResult(
+        cost=ThroughputResult(
             threads=1,
             matrix_product_peak=1e9,
             batches=(cost_row(1, 4, 5, 0.1), cost_row(2, 4, 5, 0.15)),

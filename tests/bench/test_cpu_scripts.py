@@ -30,7 +30,7 @@ def test_the_room_that_extras_take() -> None:
 @pytest.mark.slow
 def test_a_seeded_network_answers_like_a_trained_one(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        call(SCRIPTS / "seeded.py", "scenes-clean", tmp_path / f"{name}.safetensors")
+        call(SCRIPTS / "random_checkpoint.py", "scenes-clean", tmp_path / f"{name}.safetensors")
     checkpoint = load_checkpoint(tmp_path / "a.safetensors")
     assert checkpoint.sha256() == load_checkpoint(tmp_path / "b.safetensors").sha256()
     images = torch.rand(4, 3, 96, 96, generator=torch.Generator().manual_seed(1))
@@ -51,7 +51,7 @@ def test_agreement_and_heads(tmp_path: Path, run_directory: Path) -> None:
     for shape in shapes.values():
         assert 0 < shape["logit_error_p999"] <= shape["logit_error_max"] < 1e-4
         assert shape["equal_labels"] > 0.999 * shape["pixels"]
-    call(SCRIPTS / "heads.py", bundle, "--repeats", "10", "--out", tmp_path / "heads.json")
+    call(SCRIPTS / "head_cost.py", bundle, "--repeats", "10", "--out", tmp_path / "heads.json")
     runtimes = json.loads((tmp_path / "heads.json").read_text())["runtimes"]
     assert set(runtimes) == {"PyTorch, eager", "ONNX Runtime", "OpenVINO"}
     for found in runtimes.values():

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.paper.train_step_results import TrainStepResult
 from ddcat_bench.attack.results import AttackResult
-from ddcat_bench.result_files import read_result
-from ddcat_bench.timing.results import TrainStepResult
+from ddcat_bench.result_io import read_result
 
 SCRIPT = Path(__file__).parents[2] / "bench/gpu/train_step.py"
 COMPILED = SCRIPT.with_name("compiled.py")

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Page
 
 from ddcat.passport import Finding
-from ddcat_bench.compare.engines import compare
+from ddcat_bench.compare.comparison import compare
 from ddcat_bench.compare.report import compare_html
 from ddcat_bench.gate.report import gate_html
 from tests.bench.gates import made_gate

@@ -82,7 +82,7 @@ def test_only_what_is_asked_for_is_loaded(line: str, packages: set[str]) -> None
         ("data", ["check", "x"], ["data", "check", "x"]),
         ("export", ["x", "--engine", "trt"], ["export", "x", "--engine", "trt"]),
         ("bench", ["gate", "x"], ["gate", "x"]),
-        ("bench", ["train-step", "x"], ["train-step", "x"]),
+        ("bench", ["drift", "x"], ["drift", "x"]),
         ("serve", ["run", "x", "--port", "0"], ["serve", "x", "--port", "0"]),
         ("serve", ["inspect", "x"], ["inspect", "x"]),
     ],

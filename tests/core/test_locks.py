@@ -41,3 +41,12 @@ def test_it_is_free_again_after_an_error(tmp_path: Path) -> None:
         raise ZeroDivisionError
     with locked(file, "taken"), pytest.raises(DdcatError, match="taken"), locked(file, "taken"):
         pass
+
+
+def test_a_folder_that_was_made_for_it_and_stays_empty_goes_with_it(tmp_path: Path) -> None:
+    with locked(tmp_path / "new/newer/.it.lock", "taken"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path / "new/newer/.it.lock", "taken"):
+        (tmp_path / "new/it").write_text("")
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "it"]

@@ -17,11 +17,11 @@ from ddcat.bundle import open_bundle
 from ddcat.engines import open_engine
 from ddcat.errors import DdcatError
 from ddcat_bench.attack.results import AttackResult
-from ddcat_bench.demo.statements import robustness_statements
 from ddcat_bench.fidelity.results import FidelityResult
-from ddcat_bench.result_files import read_result
+from ddcat_bench.result_io import read_result
 from ddcat_bench.timing.results import SpeedResult
 from ddcat_train.data import open_dataset
+from examples.demo_page import robustness_statements
 
 DEMO = Path(__file__).parents[2] / "examples/demo.py"
 METHODS = ("clean", "sat", "ddcat")
@@ -123,7 +123,7 @@ def test_a_busy_machine_is_said_to_be_so_and_shared(
     threads: str | None,
     said: bool,
 ) -> None:
-    monkeypatch.setattr(demo, "others_watch", lambda: lambda: busy)
+    monkeypatch.setattr(demo, "watch_contention", lambda: lambda: busy)
     monkeypatch.setattr(demo, "processors", lambda: 2)
     monkeypatch.setattr(demo, "LOOK", 0)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from ddcat.bundle import write_bundle
-from ddcat_bench.output import write_result
+from ddcat_bench.publish import write_result
 from tests.bench.gates import made_gate
 from tests.bundles import small_bundle
 
@@ -98,7 +98,6 @@ LACKING = {
     "ddcat-bench drift BUNDLE --checkpoint CHECKPOINT": "bench,export,cpu",
     "ddcat-bench fidelity BUNDLE --checkpoint CHECKPOINT": "bench,export,cpu",
     "ddcat-bench speed BUNDLE --checkpoint CHECKPOINT": "bench,export,cpu",
-    "ddcat-bench train-step scenes-ddcat --out new": "bench,export,cpu",
     "ddcat-serve run BUNDLE --port 0": "serve,cpu",
     "ddcat-serve run BUNDLE OPENVINO": "serve,cpu,openvino",
     "ddcat-serve ray BUNDLE": "serve,ray,cpu",
@@ -118,17 +117,17 @@ WRONG = {
     "ddcat-export BUNDLE --opset 16": "'--opset': Input should be greater than or equal to 17",
     "ddcat-export BUNDLE --expect-digest 00 --out new": "not the expected 00",
     "ddcat-bench attack nowhere": "no such checkpoint: nowhere",
-    "ddcat-bench attack CHECKPOINT --substitute nowhere": "no such checkpoint: nowhere",
+    "ddcat-bench attack CHECKPOINT --surrogate nowhere": "no such checkpoint: nowhere",
     "ddcat-bench attack CHECKPOINT --suite x": "--suite x: use quick",
     "ddcat-bench attack CHECKPOINT --protocol x": "--protocol x: use whole or windows",
     "ddcat-bench attack CHECKPOINT --epsilon x": "--epsilon x: use a number",
     "ddcat-bench attack CHECKPOINT --device x": "--device x: use auto, cpu or cuda",
     "ddcat-bench gate nowhere": "nowhere is not a directory",
-    "ddcat-bench gate BUNDLE --limits nowhere.yaml": "--limits nowhere.yaml cannot be read",
+    "ddcat-bench gate BUNDLE --thresholds nowhere.yaml": "--thresholds nowhere.yaml cannot be read",
     "ddcat-bench gate BUNDLE --quick --steps 3": "--steps 3: --quick",
     "ddcat-bench gate BUNDLE --checkpoint nowhere": "is not at nowhere: use --checkpoint",
     "ddcat-bench compare nowhere": "nowhere is not a directory",
-    "ddcat-bench compare BUNDLE": "BUNDLE was not judged",
+    "ddcat-bench compare BUNDLE": "BUNDLE was not tested",
     "ddcat-bench compare RESULT --out BUNDLE": "BUNDLE exists already, and was not written by this command",
     "ddcat-bench scenarios nowhere": "nowhere is not a directory",
     "ddcat-bench scenarios BUNDLE --size x": "--size x: use HEIGHTxWIDTH",
@@ -141,11 +140,6 @@ WRONG = {
     "ddcat-bench speed nowhere": "nowhere is not a directory",
     "ddcat-bench speed BUNDLE --size x": "--size x: use HEIGHTxWIDTH",
     "ddcat-bench speed BUNDLE": "is not at runs/small/best: use --checkpoint",
-    "ddcat-bench train-step nonsense": "nonsense is neither a file nor a preset",
-    "ddcat-bench train-step scenes-ddcat --device x": "--device x: use auto, cpu or cuda",
-    "ddcat-bench train-step scenes-ddcat --baseline-precision x": "--baseline-precision x: use fp32, bf16 or fp64",
-    "ddcat-bench train-step scenes-ddcat --out BUNDLE": "BUNDLE exists already, and was not written by this command",
-    "ddcat-bench tables nowhere": "nowhere: no attack.json in it",
     "ddcat-serve run nowhere": "nowhere is not a directory",
     "ddcat-serve run BUNDLE --config nowhere.yaml": "--config nowhere.yaml cannot be read",
     "ddcat-serve run BUNDLE --expect-digest 00": "not the expected 00",
@@ -233,10 +227,10 @@ def test_tables_and_comparisons_of_results_need_no_torch() -> None:
     program = """
 import sys
 sys.modules.update(dict.fromkeys(("torch", "lightning_fabric", "safetensors", "cv2", "onnxruntime")))
-import ddcat_bench.compare.engines, ddcat_bench.compare.report, ddcat_bench.output
-import ddcat_bench.tables.files, ddcat_bench.tables.paper_tables, ddcat_bench.tables.runs
+import ddcat_bench.compare.comparison, ddcat_bench.compare.report, ddcat_bench.publish
+import bench.paper.tables
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

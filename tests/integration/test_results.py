@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.paper.paper_tables import make_tables
+from bench.paper.render_tables import tables_markdown
+from bench.paper.runs import find_results
 from ddcat.metrics import miou
-from ddcat_bench.tables.files import tables_markdown
-from ddcat_bench.tables.paper_tables import make_tables
-from ddcat_bench.tables.runs import find_results
 
 ROOT = Path(__file__).parents[2]
 

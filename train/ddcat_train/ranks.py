@@ -158,7 +158,7 @@ def check_device(device: str, processes: int) -> None:
     if not found:
         raise ConfigError("--device cuda: no CUDA device is available here; use --device cpu")
     if processes > found:
-        raise ConfigError(f"{processes} processes need as many GPUs, and there are {found}: use --devices {found}")
+        raise ConfigError(f"{processes} processes need as many GPUs, and there are {found}: use {found} or fewer")
 
 
 @contextmanager

@@ -1,5 +1,5 @@
 """
-Masking alarms: signs that an attack failed for want of a usable gradient, and not because the model resists it.
+Gradient-masking alarms: signs that an attack failed for want of a usable gradient, not because the model resists it.
 
 They follow the checks of Athalye et al. (2018) and Carlini et al. (2019). Each is a pure function over measured figures, and
 each tolerance says what it allows for. All are in points of mIoU, unless they say otherwise.
@@ -8,19 +8,18 @@ each tolerance says what it allows for. All are in points of mIoU, unless they s
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, pairwise
 
-from ddcat_bench.attack.probe_results import Alarm, AlarmName, Probe
-from ddcat_bench.attack.results import AttackRow
+from ddcat_bench.attack.results import Alarm, AlarmName, AttackRow, Probe
 
-__all__ = ["BLACK_BOX", "LARGE_EPSILON", "PROBE_BEATEN_BY", "raise_alarms"]
+__all__ = ["BLACK_BOX", "LARGE_EPSILON", "PROBE_MARGIN", "raise_alarms"]
 
 BLACK_BOX = frozenset({"noise", "Square", "DLA", "transfer"})  # names of attacks that use no gradient of the model
 LARGE_EPSILON = 64 / 255  # a quarter of the whole range: no published segmenter keeps anything there
 
 # A black-box search keeps the best it saw of each image and PGD its last step, and seeds alone move a figure by up to 0.4.
-BEATEN_BY = 1.0
+BLACK_BOX_MARGIN = 1.0
 # On the few images of the probe a class hangs on some hundred pixels, so that single regions move the mIoU; on seven models
 # of CamVid the best black-box figure was 4.7 to 12.7 points above PGD's.
-PROBE_BEATEN_BY = 2.0
+PROBE_MARGIN = 2.0
 # Signed steps of a constant size wander at the rim of the ball; but over all 84 steps of the 12 models of
 # docs/results/camvid-methods, no further step raised the mIoU at all.
 WEAKENED_BY = 0.5
@@ -68,17 +67,17 @@ def raise_alarms(rows: Sequence[AttackRow], probe: Probe | None, *, trained_step
     tuple of Alarm
         Empty where nothing was found, which is no proof that the gradients are sound. One for each finding.
     """
-    found = [*_rows_alarms(rows, trained_steps)]
+    findings = [*_rows_alarms(rows, trained_steps)]
     if probe is not None:
-        found += _probe_alarms(probe)
-    return tuple(Alarm(name=name, evidence=evidence, meaning=_MEANINGS[name]) for name, evidence in found)
+        findings += _probe_alarms(probe)
+    return tuple(Alarm(name=name, evidence=evidence, meaning=_MEANINGS[name]) for name, evidence in findings)
 
 
 Finding = tuple[AlarmName, str]
 
 
 def _rows_alarms(rows: Sequence[AttackRow], trained_steps: int | None) -> Iterator[Finding]:
-    yield from _beaten(rows)
+    yield from _black_box_wins(rows)
     for curve in _curves(rows):
         yield from _weakened(curve)
         if trained_steps is not None:
@@ -93,7 +92,7 @@ def _attacked(rows: Iterable[AttackRow]) -> list[AttackRow]:
     return [row for row in rows if row.name != "clean"]
 
 
-def _beaten(rows: Sequence[AttackRow]) -> Iterator[Finding]:
+def _black_box_wins(rows: Sequence[AttackRow]) -> Iterator[Finding]:
     for black in _attacked(rows):
         if black.name not in BLACK_BOX:
             continue
@@ -105,7 +104,7 @@ def _beaten(rows: Sequence[AttackRow]) -> Iterator[Finding]:
         if not any(row.epsilon >= black.epsilon - 1e-9 for row in white):
             continue  # nothing was tried at this bound
         best = min(white, key=lambda row: row.scores.miou)
-        if 100 * (best.scores.miou - black.scores.miou) > BEATEN_BY:
+        if 100 * (best.scores.miou - black.scores.miou) > BLACK_BOX_MARGIN:
             yield (
                 "black-box beats white-box",
                 f"{_name(black)} leaves {_points(black.scores.miou)}, {_name(best)} leaves {_points(best.scores.miou)}",
@@ -168,7 +167,7 @@ def _probe_alarms(probe: Probe) -> Iterator[Finding]:
     few, more = min(attacks, key=lambda point: point.steps), max(attacks, key=lambda point: point.steps)
     best = min(attacks, key=lambda point: point.miou)
     for point in probe.points:
-        if point.name in BLACK_BOX and 100 * (best.miou - point.miou) > PROBE_BEATEN_BY:
+        if point.name in BLACK_BOX and 100 * (best.miou - point.miou) > PROBE_MARGIN:
             yield (
                 "black-box beats white-box",
                 f"{where}{point.label} leaves {_points(point.miou)}, {best.label} leaves {_points(best.miou)}",

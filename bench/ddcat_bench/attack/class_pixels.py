@@ -1,4 +1,4 @@
-"""How many pixels each class has in training, by which SEA-MCE-Bal balances the classes."""
+"""Number of training pixels of each class, by which SEA-MCE-Bal balances the classes."""
 
 from typing import NamedTuple
 
@@ -21,29 +21,30 @@ class ClassPixels(NamedTuple):
     ----------
     counts : (K,) int64
     source : str
-        Of which images.
+        Description of the images.
     """
 
     counts: npt.NDArray[np.int64]
     source: str
 
 
-def count_class_pixels(checkpoint: Checkpoint, judged: Dataset) -> ClassPixels:
+def count_class_pixels(checkpoint: Checkpoint, dataset: Dataset) -> ClassPixels:
     """
     Count the labels of the split that a checkpoint was trained on, as they are in the files.
 
     Parameters
     ----------
     checkpoint : Checkpoint
-    judged : Dataset
-        Where it lies the training split is looked for; its own labels are counted where there is none, as the result says.
+    dataset : Dataset
+        The evaluated data set. Labels are counted on its training split, or, if that is missing, on this split, as `source`
+        records.
     """
     name = checkpoint.description.config.data.train_split
     try:
-        return _count(open_dataset(judged.name, judged.root, name))
+        return _count(open_dataset(dataset.name, dataset.root, name))
     except DataError as missing:
-        found = _count(judged)
-        return found._replace(source=f"{found.source}, for the {name} split cannot be read: {missing}")
+        pixels = _count(dataset)
+        return pixels._replace(source=f"{pixels.source}, for the {name} split cannot be read: {missing}")
 
 
 def _count(dataset: Dataset) -> ClassPixels:

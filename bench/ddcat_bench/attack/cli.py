@@ -7,14 +7,15 @@ from typing import Annotated, get_args
 import typer
 
 from ddcat.cli_support import DEVICES, parse_choice
-from ddcat_bench.errors import BenchError
-from ddcat_bench.options import DataRoot, Force, Limit, Split
+from ddcat_bench.cli_options import DataRoot, Force, MaxImages, Split
 
 __all__ = ["attack"]
 
 
 def attack(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run directory: its best one.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run directory, whose best one is taken.")
+    ],
     suite: Annotated[
         str,
         typer.Option(
@@ -23,44 +24,48 @@ def attack(
     ] = "quick",
     data_root: DataRoot = None,
     split: Split = None,
-    limit: Limit = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images that are attacked at once.")] = 8,
+    max_images: MaxImages = None,
+    batch: Annotated[int, typer.Option(min=1, help="Number of images in a batch.")] = 8,
     epsilon: Annotated[
         list[str] | None,
         typer.Option(
             metavar="E",
-            help="Bound of the attacks of sea and full, such as 8/255; may be given again.",
+            help="Bound of the attacks of sea and full, such as 8/255. Repeat it for several bounds.",
             show_default="4/255 and 8/255",
         ),
     ] = None,
     iterations: Annotated[
-        int | None, typer.Option(min=1, help="Steps of SEA for each of its losses.", show_default="300")
+        int | None, typer.Option(min=1, help="Number of steps of SEA with each of its losses.", show_default="300")
     ] = None,
-    substitute: Annotated[
+    surrogate: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="CHECKPOINT", help="Also make BIM, n = 1..7, on this checkpoint (a transfer attack); may be given again."
-        ),
+        typer.Option(metavar="CHECKPOINT", help="Also transfer BIM, n = 1..7, from this checkpoint. Repeat it for several."),
     ] = None,
-    measure: Annotated[bool, typer.Option("--measure", help="Time the sweep n = 1..7 beside a plain one instead.")] = False,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed sweeps of each kind, with --measure.")] = 5,
-    protocol: Annotated[str, typer.Option(help="whole: whole images; windows: sliding windows, as released.")] = "whole",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of random starts and black-box searches.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    devices: Annotated[
-        int | None, typer.Option(help="Devices of this machine, one process for each; 1 by default. Not under torchrun.")
+    protocol: Annotated[
+        str, typer.Option(help="whole: attack whole images; windows: attack sliding windows, as the released code does.")
+    ] = "whole",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of random starts and of black-box searches.")] = 0,
+    device: Annotated[str, typer.Option(help="Device of the attacks: auto, cpu or cuda.")] = "auto",
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of processes that share the work: one for each GPU, or all on the CPU. Not under torchrun.",
+            show_default="1",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of the result.", show_default="attack-SUITE beside the checkpoint"),
+        typer.Option(
+            metavar="DIR", help="Write the result into this folder.", show_default="attack-SUITE beside the checkpoint"
+        ),
     ] = None,
     force: Force = False,
 ) -> None:
     """
-    Attack a checkpoint's main branch and score what is left, in floats and on 8-bit images.
+    Attack a checkpoint's main branch and report its mIoU under each attack, in floats and on 8-bit images.
 
-    What is done is kept beside the result, in DIR.work: after Ctrl-C, or worse, the same command continues. Several processes
-    share that folder, and find what one finds with as many threads; `torchrun -m ddcat attack ...` starts them, too.
+    Finished parts are kept beside the result, in DIR.work. After an interruption the same command continues. Several processes
+    share that folder and give the same result as one; `torchrun -m ddcat attack ...` starts them, too.
 
     For example:
 
@@ -68,13 +73,11 @@ def attack(
 
     - `ddcat attack runs/camvid-sat --suite paper --data-root /data/camvid --out results/sat`
 
-    - `ddcat attack runs/camvid-sat --suite sea --iterations 50 --epsilon 4/255 --limit 34`
+    - `ddcat attack runs/camvid-sat --suite sea --iterations 50 --epsilon 4/255 --max-images 34`
 
-    - `ddcat attack runs/camvid-sat --substitute runs/camvid-clean`
+    - `ddcat attack runs/camvid-sat --surrogate runs/camvid-clean`
 
-    - `ddcat attack runs/voc-ddcat --suite full --devices 8`
-
-    - `ddcat attack runs/voc-ddcat --measure --batch 4` times the sweep beside separate attacks
+    - `ddcat attack runs/voc-ddcat --suite full --jobs 8`
     """
     from ddcat_bench.arguments import parse_epsilon
     from ddcat_bench.attack.results import ProtocolName, SuiteName
@@ -84,40 +87,27 @@ def attack(
     way: ProtocolName = parse_choice("--protocol", protocol, get_args(ProtocolName))
     epsilons = tuple(map(parse_epsilon, epsilon)) if epsilon else None
     parse_choice("--device", device, DEVICES)
-    if measure:
-        given = {
-            "--suite": suite != "quick", "--limit": limit, "--epsilon": epsilon, "--iterations": iterations,
-            "--substitute": substitute, "--protocol": protocol != "whole", "--seed": seed, "--devices": devices,
-        }  # fmt: skip
-        for option, value in given.items():
-            if value:
-                raise BenchError(
-                    f"{option}: --measure times BIM, n = 1..7, in one process, and does not use this option: leave it out"
-                )
-    for path in (checkpoint, *(substitute or [])):
+    for path in (checkpoint, *(surrogate or [])):
         check_checkpoint(path)
 
-    from ddcat_bench.attack.command import judge, measure_sweep
-    from ddcat_bench.attack.evaluation import Evaluation, open_substitutes
-    from ddcat_bench.subjects import open_split, torch_device
+    from ddcat_bench.attack.job import AttackJob, open_surrogates
+    from ddcat_bench.attack.run import run_job
+    from ddcat_bench.inputs import open_split, torch_device
     from ddcat_train.checkpoints import load_checkpoint
 
     loaded = load_checkpoint(checkpoint)
     dataset = open_split(loaded, data_root=data_root, split=split)
-    evaluation = Evaluation(
+    job = AttackJob(
         loaded,
         dataset if way == "whole" else dataclasses.replace(dataset, long_side=None),
         suite=name,
         epsilons=epsilons,
         iterations=iterations,
-        substitutes=open_substitutes(loaded, substitute or []),
+        surrogates=open_surrogates(loaded, surrogate or []),
         seed=seed,
         protocol=way,
         batch_size=batch,
-        limit=limit,
+        max_images=max_images,
         device=torch_device(device),
     )
-    if measure:
-        measure_sweep(evaluation, out or loaded.path.parent / "attack-measure", repeats=repeats, force=force)
-    else:
-        judge(evaluation, out or loaded.path.parent / f"attack-{name}", devices=devices, force=force)
+    run_job(job, out or loaded.path.parent / f"attack-{name}", jobs=jobs, force=force)

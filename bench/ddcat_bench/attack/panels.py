@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddcat.classes import Classes, colourise
 from ddcat.metrics import confusion_counts, pixel_accuracy
-from ddcat_bench.attack.judging import answers
+from ddcat_bench.attack.scoring import predict
 from ddcat_train import sheet
 from ddcat_train.attacks import Model, bim, to_8_bit
 from ddcat_train.data import Dataset
@@ -37,7 +37,7 @@ class Picture:
     title : str
         A few words, the same in every panel.
     caption : str
-        What exactly it shows and, of a prediction, how much of it is right.
+        Description and, of a prediction, its accuracy.
     png : bytes
         An RGB PNG of the image's size.
     own : str or None
@@ -81,9 +81,9 @@ def make_panels(
         Map images (N, 3, H, W) in [0, 1] to logits (N, K, H, W), on the CPU.
     dataset : Dataset
     defence : str
-        What to call `defended`.
+        Name of `defended`.
     images : int
-        How many, spread evenly over the split.
+        Number of images, spread evenly over the split.
     epsilon, alpha, steps
         As for `ddcat_train.attacks.bim`.
 
@@ -142,7 +142,7 @@ def attack_sheet(model: Model, dataset: Dataset, *, title: str, device: torch.de
     title : str
     device : torch.device
     images : int
-        How many, spread evenly over the split.
+        Number of images, spread evenly over the split.
 
     Returns
     -------
@@ -159,14 +159,14 @@ def attack_sheet(model: Model, dataset: Dataset, *, title: str, device: torch.de
             shares = [
                 pixel_accuracy(confusion_counts(truth, one[index], len(dataset.classes))) for one in (look.clean, look.attacked)
             ]
-            said = ["" if np.isnan(share) else f"{share:.0%} right" for share in shares]
+            captions = ["" if np.isnan(share) else f"{share:.0%} right" for share in shares]
             rows.append(
                 [
                     sheet.Picture(original, name, smooth=True),
                     sheet.Picture(look.images[index], "", smooth=True),
                     sheet.Picture(perturbation, f"times {factor}; grey is none"),
-                    sheet.Picture(colourise(look.clean[index], dataset.classes), said[0]),
-                    sheet.Picture(colourise(look.attacked[index], dataset.classes), said[1]),
+                    sheet.Picture(colourise(look.clean[index], dataset.classes), captions[0]),
+                    sheet.Picture(colourise(look.attacked[index], dataset.classes), captions[1]),
                     sheet.Picture(colourise(truth, dataset.classes), ""),
                 ]
             )
@@ -184,7 +184,7 @@ class _Look(NamedTuple):
 
 def _look(model: Model, clean: Tensor, adversarial: Tensor) -> _Look:
     received = to_8_bit(adversarial, clean)
-    predictions = (answers(model, batch).cpu().numpy().astype(np.uint8) for batch in (to_8_bit(clean, clean), received))
+    predictions = (predict(model, batch).cpu().numpy().astype(np.uint8) for batch in (to_8_bit(clean, clean), received))
     return _Look(to_pixels(received), *predictions)
 
 

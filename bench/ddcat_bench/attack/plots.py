@@ -8,10 +8,10 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ddcat_bench.attack.comparison_table import columns
 from ddcat_bench.attack.results import AttackResult
-from ddcat_bench.attack.side_by_side import columns
 from ddcat_bench.bootstrap import FEWEST_UNITS, Scheme, interval, scheme_of
-from ddcat_bench.entries import Scores
+from ddcat_bench.result_schema import Scores
 
 __all__ = ["curves", "data_uri", "epsilon_curves", "figure_png", "plots"]
 
@@ -113,18 +113,18 @@ def _scores(run: AttackResult, label: str, eight_bit: bool) -> Scores | None:
 
 def _transfers(run: AttackResult) -> Mapping[str, dict[str, int]]:
     """For each substitute, the labels of its rows, with their n."""
-    found: dict[str, dict[str, int]] = {}
+    labels: dict[str, dict[str, int]] = {}
     for row in (row for row in run.rows if row.substitute is not None and not row.eight_bit):
-        found.setdefault(row.label.partition(" from ")[2], {})[row.label] = row.steps
-    return found
+        labels.setdefault(row.label.partition(" from ")[2], {})[row.label] = row.steps
+    return labels
 
 
 def _bounds(run: AttackResult) -> Mapping[str, dict[float, str]]:
     """For each attack that has a bound in its name, and for the worst cases: the label at each bound."""
-    found: dict[str, dict[float, str]] = {}
+    labels: dict[str, dict[float, str]] = {}
     for epsilon, label in _bounded(run):
-        found.setdefault(label.partition(" at ")[0], {})[epsilon] = label
-    return found
+        labels.setdefault(label.partition(" at ")[0], {})[epsilon] = label
+    return labels
 
 
 def _bounded(run: AttackResult) -> Iterator[tuple[float, str]]:
@@ -138,9 +138,9 @@ def _canvas(result: AttackResult) -> tuple[Figure, Axes]:
     data = result.data
     scheme = _scheme(result)
     bars = (
-        f"error bars: 95 % of bootstrap draws of {scheme.drawn}"
+        f"error bars: 95 % of bootstrap draws of {scheme.unit_name}"
         if scheme.units >= FEWEST_UNITS
-        else f"no error bars: {scheme.units} {scheme.drawn} are too few to draw from"
+        else f"no error bars: {scheme.units} {scheme.unit_name} are too few to draw from"
     )
     axes.set_title(f"{data.name} {data.split}, {len(data.names)} images; {bars}", fontsize=9)
     alarms = list(dict.fromkeys(alarm.name for alarm in result.alarms))
@@ -178,5 +178,5 @@ def figure_png(figure: Figure) -> bytes:
 
 
 def data_uri(png: bytes) -> str:
-    """Give a PNG as an address that holds it."""
+    """Encode a PNG as a data URI."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"

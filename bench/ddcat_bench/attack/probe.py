@@ -11,7 +11,7 @@ from torch import Tensor
 from ddcat.classes import IGNORE_INDEX
 from ddcat.metrics import Counts, confusion_counts, miou, pixel_accuracy
 from ddcat_bench.attack.alarms import LARGE_EPSILON
-from ddcat_bench.attack.probe_results import GradientShares, PointName, Probe, ProbePoint
+from ddcat_bench.attack.results import GradientShares, PointName, Probe, ProbePoint
 from ddcat_bench.errors import BenchError
 from ddcat_train.attacks import Model, cospgd, dla, evaluating, sign_noise, square, trajectory
 from ddcat_train.attacks.seeds import seed_from
@@ -51,7 +51,7 @@ def run_probe(
     images : int
         Are taken, spread evenly over the split.
     seed : int
-        Of the starts and searches; an image's own follows from it and from its place among the probed ones.
+        Seed of the starts and searches; an image's own follows from it and from its place among the probed ones.
     batch_size : int
     device : torch.device, optional
         The CPU by default.
@@ -59,7 +59,7 @@ def run_probe(
     Raises
     ------
     BenchError
-        Where every pixel of the images is ignored.
+        If every pixel of the images is ignored.
     DataError
     """
     began = time.monotonic()
@@ -70,8 +70,8 @@ def run_probe(
         pixels, truth = pictures.to(device, memory_format=torch.channels_last), labels.to(device)
         seeds = torch.tensor([seed_from(seed, place) for place in range(done, done + len(names))])
         for kind, predictions in _attacks(model, pixels, truth, epsilon, seeds).items():
-            found = zip(labels.numpy(), predictions.cpu().numpy(), strict=True)
-            counts.setdefault(kind, []).extend(confusion_counts(t, p, len(dataset.classes)) for t, p in found)
+            pairs = zip(labels.numpy(), predictions.cpu().numpy(), strict=True)
+            counts.setdefault(kind, []).extend(confusion_counts(t, p, len(dataset.classes)) for t, p in pairs)
         missing += _missing_gradients(model, pixels, truth)
         done += len(names)
     if not missing:
@@ -86,36 +86,36 @@ def run_probe(
 
 
 def _attacks(model: Model, pixels: Tensor, truth: Tensor, epsilon: float, seeds: Tensor) -> dict[Kind, Tensor]:
-    """Give what the model says of a batch under each attack, (N, H, W) int64."""
+    """Return the model's labels of a batch under each attack, (N, H, W) int64."""
 
     def predict(images: Tensor) -> Tensor:
         with torch.no_grad(), evaluating(model):
             return model(images).argmax(1)
 
-    found: dict[Kind, Tensor] = {("clean", 0.0, 0): predict(pixels)}
+    labels: dict[Kind, Tensor] = {("clean", 0.0, 0): predict(pixels)}
     # A quarter of the ball a step crosses it in a few and leaves the others to look for a better place.
     for steps, _, predictions in trajectory(
         model, pixels, truth, epsilon=epsilon, alpha=epsilon / 4, steps=MORE, start="random", seeds=seeds
     ):
         if steps in (FEW, MORE):
-            found["PGD", epsilon, steps] = predictions
+            labels["PGD", epsilon, steps] = predictions
     # Plain PGD spends itself on pixels that are wrong already, and leaves even sound models some that are right.
     large = cospgd(
         model, pixels, truth, epsilon=LARGE_EPSILON, alpha=LARGE_EPSILON / 4, steps=LARGE, start="random", seeds=seeds
     )
-    found["CosPGD", LARGE_EPSILON, LARGE] = predict(large)
+    labels["CosPGD", LARGE_EPSILON, LARGE] = predict(large)
     black: tuple[tuple[PointName, Tensor, int], ...] = (
         ("noise", sign_noise(predict, pixels, truth, epsilon=epsilon, queries=NOISE, seeds=seeds), NOISE),
         ("Square", square(model, pixels, truth, epsilon=epsilon, queries=SQUARE, seeds=seeds), SQUARE),
         ("DLA", dla(predict, pixels, truth, epsilon=epsilon, queries=DLA, seeds=seeds), DLA),
     )
     for name, attacked, queries in black:
-        found[name, epsilon, queries] = predict(attacked)
-    return found
+        labels[name, epsilon, queries] = predict(attacked)
+    return labels
 
 
 class _Missing(NamedTuple):
-    """What is missing of an image's gradient."""
+    """The missing parts of an image's gradient."""
 
     zero: bool
     non_finite: bool
@@ -124,7 +124,7 @@ class _Missing(NamedTuple):
 
 
 def _missing_gradients(model: Model, pixels: Tensor, truth: Tensor) -> list[_Missing]:
-    """Look at the gradient on the clean images; those without a pixel that counts are left out."""
+    """Check the gradient on the clean images; images without a counted pixel are left out."""
     with torch.enable_grad(), evaluating(model):
         leaf = pixels.detach().requires_grad_()
         logits = model(leaf)

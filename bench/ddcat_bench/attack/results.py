@@ -5,10 +5,12 @@ from typing import Literal
 from pydantic import Field
 
 from ddcat.schema import Fraction, StrictModel
-from ddcat_bench.attack.probe_results import Alarm, Probe
-from ddcat_bench.entries import CheckpointEntry, DataEntry, Environment, Scores
+from ddcat_bench.result_schema import CheckpointEntry, DataEntry, Environment, Scores
 
-__all__ = ["AttackName", "AttackResult", "AttackRow", "Claim", "ProtocolName", "SuiteName", "WorstCase", "grey"]
+__all__ = [
+    "Alarm", "AlarmName", "AttackName", "AttackResult", "AttackRow", "Claim", "GradientShares", "PointName", "Probe",
+    "ProbePoint", "ProtocolName", "SuiteName", "WorstCase", "grey",
+]  # fmt: skip
 
 AttackName = Literal[
     "clean", "BIM", "PGD", "SegPGD", "CosPGD", "TsallisPGD", "SEA-JS", "SEA-MCE", "SEA-MCE-Bal", "Square", "DLA", "noise",
@@ -17,9 +19,19 @@ AttackName = Literal[
 SuiteName = Literal["quick", "paper", "sea", "full"]
 ProtocolName = Literal["whole", "windows"]
 
+AlarmName = Literal[
+    "black-box beats white-box",
+    "more steps weaken the attack",
+    "accuracy is left at epsilon 64/255",
+    "gradients are zero or not finite",
+    "the trained n is easier than its neighbours",
+    "attacked mIoU is above clean",
+]
+PointName = Literal["clean", "noise", "Square", "DLA", "PGD", "CosPGD"]
+
 
 class AttackRow(StrictModel):
-    """One attack and what it left."""
+    """Scores under one attack."""
 
     name: AttackName
     epsilon: float = Field(description="L-infinity bound in [0, 1] units; 0 for clean images")
@@ -38,7 +50,7 @@ class AttackRow(StrictModel):
 
     @property
     def label(self) -> str:
-        """What heads its column: clean, n = 3, PGD-20 at 8/255, transfer n = 3 from sat 1a2b3c4d."""
+        """Heading of its column: clean, n = 3, PGD-20 at 8/255, transfer n = 3 from sat 1a2b3c4d."""
         if self.name == "clean":
             return "clean"
         if self.substitute is not None:
@@ -60,7 +72,7 @@ class WorstCase(StrictModel):
 
     @property
     def label(self) -> str:
-        """What heads it: SEA at 4/255."""
+        """Heading of its column: SEA at 4/255."""
         return f"{'SEA' if self.name == 'SEA' else 'worst of all'} at {grey(self.epsilon)}"
 
 
@@ -72,8 +84,58 @@ class Claim(StrictModel):
     held: bool
 
 
+class Alarm(StrictModel):
+    """A sign that an attack was too weak for its figure to be believed."""
+
+    name: AlarmName
+    evidence: str = Field(description="what was seen, with its numbers")
+    meaning: str = Field(description="what it says of the figures, and what to do")
+
+
+class ProbePoint(StrictModel):
+    """Scores of the probe's images under one small attack."""
+
+    name: PointName
+    epsilon: float = Field(description="L-infinity bound in [0, 1] units; 0 for clean images")
+    steps: int = Field(description="of gradients, or queries of each image; 0 for clean images")
+    miou: Fraction
+    pixel_accuracy: Fraction
+
+    @property
+    def label(self) -> str:
+        """Name in a sentence: clean, PGD-20, Square with 100 queries."""
+        if self.name == "clean":
+            return "clean"
+        return f"{self.name}-{self.steps}" if self.name in ("PGD", "CosPGD") else f"{self.name} with {self.steps} queries"
+
+
+class GradientShares(StrictModel):
+    """Missing parts of the cross-entropy's gradient on the clean images."""
+
+    zero_images: Fraction = Field(description="of the images: the gradient is exactly 0 at every input")
+    non_finite_images: Fraction = Field(description="of the images: the gradient is infinite or NaN somewhere")
+    zero_pixels: Fraction = Field(
+        description="of the pixels that are not ignored: the gradient of their own loss with respect to their own logits is "
+        "exactly 0, as it is in float32 where the right logit leads by more than about 100"
+    )
+
+
+class Probe(StrictModel):
+    """Small attacks on a few images, made to find masked gradients and not to be quoted."""
+
+    images: int = Field(ge=1, description="spread evenly over the split")
+    seed: int
+    points: tuple[ProbePoint, ...]
+    gradients: GradientShares
+    seconds: float = Field(ge=0)
+
+    def find(self, name: str) -> tuple[ProbePoint, ...]:
+        """Return the points of a name, in the order of measurement."""
+        return tuple(point for point in self.points if point.name == name)
+
+
 class AttackResult(StrictModel):
-    """What `ddcat attack` found."""
+    """The result of `ddcat attack`."""
 
     schema_version: Literal[1] = 1
     kind: Literal["attack"] = "attack"
@@ -95,7 +157,7 @@ class AttackResult(StrictModel):
     environment: Environment
 
     def find(self, label: str, *, eight_bit: bool = False) -> AttackRow | None:
-        """Give the row of a column, if there is one; clean images have 8 bits, so that either table has them."""
+        """Return the row of a column, if there is one; clean images have 8 bits, so both tables have them."""
         return next((r for r in self.rows if r.label == label and (r.eight_bit == eight_bit or r.name == "clean")), None)
 
 

@@ -7,9 +7,9 @@ from ddcat_bench.attack.results import AttackName, SuiteName
 from ddcat_bench.errors import BenchError
 from ddcat_train.names import Start
 
-__all__ = ["BIM", "CLEAN", "SEA_LOSSES", "SUITES", "Case", "Plan", "PlanName", "Suite", "plans_of"]
+__all__ = ["BIM", "CLEAN", "SEA_LOSSES", "SUITES", "AttackSpec", "Case", "SpecName", "Suite", "attack_specs"]
 
-PlanName = Literal["BIM", "PGD", "SegPGD", "CosPGD", "TsallisPGD", "SEA", "Square", "DLA", "noise"]
+SpecName = Literal["BIM", "PGD", "SegPGD", "CosPGD", "TsallisPGD", "SEA", "Square", "DLA", "noise"]
 SEA_LOSSES: tuple[AttackName, ...] = ("SEA-JS", "SEA-MCE", "SEA-MCE-Bal")
 _SEA_ITERATIONS = 300
 
@@ -21,83 +21,83 @@ class Case(NamedTuple):
     steps: int
 
 
-class Plan(NamedTuple):
+class AttackSpec(NamedTuple):
     """
     One pass of an attack.
 
     Attributes
     ----------
     name : str
-        A key of `ddcat_bench.attack.passes.PASSES`.
+        A key of `ddcat_bench.attack.attacks.PASSES`.
     epsilon, alpha : float
         In [0, 1] units; alpha is 0 where the attack has no step of one size.
     start : Start
     counted : tuple of int
         The numbers of steps (of queries for Square and DLA) after which it is scored, ascending; 0 with ``start="clean"``
         are the clean images.
-    substitute : int, optional
-        Place of the other checkpoint that it is made on; on what is judged by default.
+    surrogate : int, optional
+        Index of the surrogate that it is made on; the evaluated checkpoint by default.
     eight_bit : bool
-        Whether an attack that asks for answers changes whole grey levels only, which an engine receives as they are.
+        True if a query attack changes whole grey levels only, which an engine receives as they are.
     """
 
-    name: PlanName
+    name: SpecName
     epsilon: float
     alpha: float
     start: Start
     counted: tuple[int, ...]
-    substitute: int | None = None
+    surrogate: int | None = None
     eight_bit: bool = False
 
     @property
     def cases(self) -> tuple[Case, ...]:
-        """What it gives, in this order."""
+        """Its sets of adversarial images, in this order."""
         if self.name == "SEA":
             return tuple(Case(loss, self.counted[-1]) for loss in SEA_LOSSES)
-        if self.substitute is not None:
+        if self.surrogate is not None:
             return tuple(Case("transfer", n) for n in self.counted)
         return tuple(Case("clean" if self.name == "BIM" and not n else self.name, n) for n in self.counted)
 
     @property
     def forwards(self) -> int:
-        """How often about the network sees an image in it: for the progress."""
+        """Approximate number of forwards of an image, for the progress bar."""
         return self.counted[-1] * (len(SEA_LOSSES) if self.name == "SEA" else 1) + 2 * len(self.cases)
 
 
 class Suite(NamedTuple):
     """
-    What a suite consists of.
+    The attacks of a suite.
 
     Attributes
     ----------
-    always : tuple of Plan
+    always : tuple of AttackSpec
     each : tuple of callable
-        Give the plan for a bound; made at every one of `epsilons`.
+        Functions from a bound to a spec, called with each of `epsilons`.
     epsilons : tuple of float
     swept : tuple of float
         Further bounds for PGD alone: the curve of mIoU over epsilon.
     """
 
-    always: tuple[Plan, ...]
-    each: tuple[Callable[[float], Plan], ...] = ()
+    always: tuple[AttackSpec, ...]
+    each: tuple[Callable[[float], AttackSpec], ...] = ()
     epsilons: tuple[float, ...] = ()
     swept: tuple[float, ...] = ()
 
 
-def _projected(name: PlanName) -> Callable[[float], Plan]:
-    return lambda epsilon: Plan(name, epsilon, alpha=epsilon / 4, start="random", counted=(20,))
+def _projected(name: SpecName) -> Callable[[float], AttackSpec]:
+    return lambda epsilon: AttackSpec(name, epsilon, alpha=epsilon / 4, start="random", counted=(20,))
 
 
-def _queried(name: PlanName, queries: int) -> Callable[[float], Plan]:
-    return lambda epsilon: Plan(name, epsilon, alpha=0.0, start="clean", counted=(queries,))
+def _queried(name: SpecName, queries: int) -> Callable[[float], AttackSpec]:
+    return lambda epsilon: AttackSpec(name, epsilon, alpha=0.0, start="clean", counted=(queries,))
 
 
-def _sea(epsilon: float) -> Plan:
-    return Plan("SEA", epsilon, alpha=0.0, start="random", counted=(_SEA_ITERATIONS,))
+def _sea(epsilon: float) -> AttackSpec:
+    return AttackSpec("SEA", epsilon, alpha=0.0, start="random", counted=(_SEA_ITERATIONS,))
 
 
-CLEAN = Plan("BIM", epsilon=0.03, alpha=0.01, start="clean", counted=(0,))
-BIM = Plan("BIM", epsilon=0.03, alpha=0.01, start="clean", counted=(0, 1, 2, 3, 4, 5, 6, 7))  # the paper's Eq. 2, Table 1
+CLEAN = AttackSpec("BIM", epsilon=0.03, alpha=0.01, start="clean", counted=(0,))
+BIM = AttackSpec("BIM", epsilon=0.03, alpha=0.01, start="clean", counted=(0, 1, 2, 3, 4, 5, 6, 7))  # the paper's Eq. 2, Table 1
 _LONG_BIM = BIM._replace(counted=(*BIM.counted, 10, 20))  # of which the paper says that they change little
 
 SUITES: dict[SuiteName, Suite] = {
@@ -127,9 +127,9 @@ SUITES: dict[SuiteName, Suite] = {
 }
 
 
-def plans_of(
-    suite: SuiteName, *, epsilons: Sequence[float] | None = None, iterations: int | None = None, substitutes: int = 0
-) -> tuple[Plan, ...]:
+def attack_specs(
+    suite: SuiteName, *, epsilons: Sequence[float] | None = None, iterations: int | None = None, surrogates: int = 0
+) -> tuple[AttackSpec, ...]:
     """
     List the passes of a suite.
 
@@ -139,14 +139,14 @@ def plans_of(
     epsilons : sequence of float, optional
         Bounds in place of the suite's own, where it has some.
     iterations : int, optional
-        Of SEA, in place of 300.
-    substitutes : int
-        How many other checkpoints BIM, n = 1..7, is made on as well.
+        Number of steps of SEA, in place of 300.
+    surrogates : int
+        Number of other checkpoints that BIM, n = 1..7, is made on as well.
 
     Raises
     ------
     BenchError
-        Where the suite has no such bound, or no SEA: the figures would not be those that were asked for.
+        If the suite has no such bound, or no SEA: the figures would not be those that were asked for.
     """
     chosen = SUITES[suite]
     if not chosen.each and (epsilons or iterations is not None):
@@ -154,12 +154,12 @@ def plans_of(
         others = " or ".join(name for name, other in SUITES.items() if other.each)
         raise BenchError(f"{option} changes nothing in the {suite} suite: use --suite {others}")
     bounds = tuple(epsilons or chosen.epsilons)
-    plans = [
+    specs = [
         *chosen.always,
-        *(plan(epsilon) for epsilon in bounds for plan in chosen.each),
+        *(spec(epsilon) for epsilon in bounds for spec in chosen.each),
         *(_projected("PGD")(epsilon) for epsilon in chosen.swept),
-        *(BIM._replace(counted=BIM.counted[1:], substitute=place) for place in range(substitutes)),
+        *(BIM._replace(counted=BIM.counted[1:], surrogate=place) for place in range(surrogates)),
     ]
     if iterations is not None:
-        plans = [plan._replace(counted=(iterations,)) if plan.name == "SEA" else plan for plan in plans]
-    return tuple(dict.fromkeys(plans))
+        specs = [spec._replace(counted=(iterations,)) if spec.name == "SEA" else spec for spec in specs]
+    return tuple(dict.fromkeys(specs))

@@ -6,22 +6,22 @@ from typing import Annotated
 import typer
 
 from ddcat.extras import needing
-from ddcat_bench.options import Force
+from ddcat_bench.cli_options import Force
 
 __all__ = ["compare"]
 
 
 def compare(
     bundles: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE...", help="Judged bundles, or result folders of ddcat gate.")
+        list[Path], typer.Argument(metavar="BUNDLE...", help="Bundles that the gate tested, or result folders of ddcat gate.")
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the result.")] = Path("compare"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Write the result into this folder.")] = Path("compare"),
     force: Force = False,
 ) -> None:
     """
-    Put engines and precisions side by side, from what the gate found of each, with a plot of latency over robustness.
+    Put engines and precisions side by side, from the gate's results, with a plot of latency over robustness.
 
-    The gate's result is looked for beside each bundle, in BUNDLE-gate. Results on other images are refused.
+    The gate's result of a bundle is BUNDLE-gate beside it. Results on different images are refused.
 
     For example:
 
@@ -29,12 +29,12 @@ def compare(
 
     - `ddcat compare gates/* --out results/engines`
     """
-    from ddcat_bench.compare.engines import compare as put_side_by_side
-    from ddcat_bench.compare.engines import find_gates, find_reports
-    from ddcat_bench.output import claim, publish
+    from ddcat_bench.compare.comparison import compare as put_side_by_side
+    from ddcat_bench.compare.comparison import find_reports, load_gate_results
+    from ddcat_bench.publish import claim, publish
 
     with claim(out, "compare", force=force):
-        result = put_side_by_side(find_gates(bundles), find_reports(bundles, out))
+        result = put_side_by_side(load_gate_results(bundles), find_reports(bundles, out))
         with needing("bench"):
             from ddcat_bench.compare.report import compare_html, compare_markdown, pareto
         files = {"pareto.png": pareto(result), "compare.html": compare_html(result).encode()}

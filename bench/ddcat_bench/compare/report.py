@@ -6,9 +6,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ddcat_bench.attack.plots import data_uri, figure_png
-from ddcat_bench.compare.engines import CompareResult
+from ddcat_bench.compare.comparison import CompareResult
+from ddcat_bench.html import render
 from ddcat_bench.markdown import fixed, signed, table
-from ddcat_bench.pages import render
 
 __all__ = ["compare_html", "compare_markdown", "pareto"]
 

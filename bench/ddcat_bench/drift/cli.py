@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ddcat.cli_support import ExpectDigest, RequireSignature
-from ddcat_bench.options import DataRoot, Force, MovedCheckpoint, Split
+from ddcat_bench.cli_options import DataRoot, Force, MovedCheckpoint, Split
 
 __all__ = ["drift"]
 
@@ -18,18 +18,19 @@ def drift(
     split: Split = None,
     epsilon: Annotated[str, typer.Option(metavar="E", help="Bound of both attacks, such as 8/255.")] = "8/255",
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the result.", show_default="BUNDLE-drift beside the bundle")
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the result into this folder.", show_default="BUNDLE-drift beside the bundle"),
     ] = None,
     force: Force = False,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
 ) -> None:
     """
-    Measure how often the server's drift figure gives false alarms, and how often it sees attacks, one of which knows of it.
+    Measure the drift monitor's false-alarm rate and its detection rate, for a standard and an adaptive attack.
 
-    The server's monitor sees streams of answers to the second half of the split, in their order and shuffled, and compares them
-    with the bundle's clean golden images, as in the server, and with the clean images of the first half. An alarm is a moment
-    at which a population stability index is above 0.25.
+    The server's monitor sees streams of answers to the second half of the split, in order and shuffled. It compares them with
+    the bundle's clean golden images, as in the server, and with the clean images of the first half. It raises an alarm while
+    a population stability index is above 0.25.
 
     For example:
 
@@ -43,25 +44,19 @@ def drift(
     from ddcat.engines import open_engine
     from ddcat.progress import progress
     from ddcat_bench.arguments import check_source, libraries_for, parse_epsilon
-    from ddcat_bench.output import beside, claim, publish
+    from ddcat_bench.publish import claim, publish, sibling_folder
 
     began, bound = time.monotonic(), parse_epsilon(epsilon)
     opened = open_bundle(bundle, TrustPolicy.from_options(require_signature, expect_digest))
-    folder = out or beside(bundle, "drift")
+    folder = out or sibling_folder(bundle, "drift")
     with claim(folder, "drift", force=force):
         source = check_source(opened, checkpoint)
         with libraries_for(opened):
             import torch
 
+            from ddcat_bench.describe import describe_bundle, describe_environment
             from ddcat_bench.drift.measure import DriftResult, drift_markdown, measure_drift
-            from ddcat_bench.subjects import (
-                check_sizes,
-                checkpoint_of,
-                describe_bundle,
-                describe_environment,
-                main_branch,
-                open_bundle_data,
-            )
+            from ddcat_bench.inputs import check_sizes, checkpoint_of, main_branch, open_bundle_data
         loaded = checkpoint_of(opened, source)
         dataset = open_bundle_data(opened, data_root=data_root, split=split)
         check_sizes(opened, dataset)

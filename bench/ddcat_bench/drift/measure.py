@@ -23,9 +23,9 @@ from ddcat.engines import Engine
 from ddcat.engines.golden import read_golden
 from ddcat.metrics import confusion_counts, miou
 from ddcat.schema import Fraction, StrictModel
-from ddcat_bench.entries import BundleEntry, Environment
 from ddcat_bench.errors import BenchError
 from ddcat_bench.markdown import table
+from ddcat_bench.result_schema import BundleEntry, Environment
 from ddcat_serve.observe.answer_statistics import Statistics, golden_statistics, statistics_of
 from ddcat_serve.observe.drift_monitor import LEAST, Monitor
 from ddcat_train.attacks import Model
@@ -46,7 +46,7 @@ Order = Literal["in order", "shuffled"]
 
 
 class DriftRow(StrictModel):
-    """What the monitor says of one kind of traffic, against one reference."""
+    """The monitor's figures for one kind of traffic against one reference."""
 
     reference: str
     traffic: Traffic
@@ -58,7 +58,7 @@ class DriftRow(StrictModel):
 
 
 class DriftResult(StrictModel):
-    """What `ddcat drift` found."""
+    """The result of `ddcat drift`."""
 
     schema_version: Literal[2] = 2
     kind: Literal["drift"] = "drift"
@@ -99,9 +99,9 @@ def measure_drift(
     dataset : Dataset
         A split.
     epsilon : float
-        Of both attacks, in [0, 1].
+        Bound of both attacks, in [0, 1].
     advance : callable, optional
-        Is told the number of images that are done.
+        Called with the number of images that are done.
 
     Returns
     -------
@@ -113,7 +113,7 @@ def measure_drift(
     Raises
     ------
     BenchError
-        Where there are no golden images, or too few others.
+        If there are no golden images, or too few others.
     """
     classes, examples = len(bundle.manifest.classes), read_golden(bundle)
     known = {example.image.tobytes() for example in examples}  # the reference is no sample
@@ -123,19 +123,19 @@ def measure_drift(
             f"{bundle.path} has {len(examples) // 2} golden images, and {dataset.root} {len(samples)} others: expected 1 or "
             f"more, and {FEWEST} or more"
         )
-    found: dict[Traffic, list[Statistics]] = {traffic: [] for traffic in get_args(Traffic)}
-    counts = {traffic: np.zeros((classes, 3), np.int64) for traffic in found}
+    statistics: dict[Traffic, list[Statistics]] = {traffic: [] for traffic in get_args(Traffic)}
+    counts = {traffic: np.zeros((classes, 3), np.int64) for traffic in statistics}
     for sample in samples:
         images = to_planes(sample.image[None])
         for traffic, sent in _sent(network, images, epsilon).items():
             outputs = engine.infer(to_pixels(to_8_bit(sent, images)))
-            found[traffic] += statistics_of(outputs, classes)  # of all outputs, as the server does
+            statistics[traffic] += statistics_of(outputs, classes)  # of all outputs, as the server does
             counts[traffic] += confusion_counts(sample.labels, outputs.labels[0], classes)
         advance(1)
     half = len(samples) // 2
     golden = list(golden_statistics(bundle, engine, examples))
-    references = {f"{len(golden)} golden images": golden, f"{half} clean images": found["clean"][:half]}
-    later = {traffic: answers[half:] for traffic, answers in found.items()}
+    references = {f"{len(golden)} golden images": golden, f"{half} clean images": statistics["clean"][:half]}
+    later = {traffic: answers[half:] for traffic, answers in statistics.items()}
     rows = tuple(row for name, reference in references.items() for row in _rows(name, reference, later, classes))
     return len(samples), {traffic: miou(counted) for traffic, counted in counts.items()}, rows
 
@@ -179,9 +179,9 @@ def _last(steps: Iterable[tuple[int, Tensor]]) -> Tensor:
 
 
 def _rows(
-    name: str, reference: Sequence[Statistics], found: Mapping[Traffic, Sequence[Statistics]], classes: int
+    name: str, reference: Sequence[Statistics], statistics: Mapping[Traffic, Sequence[Statistics]], classes: int
 ) -> Iterator[DriftRow]:
-    for traffic, answers in found.items():
+    for traffic, answers in statistics.items():
         for order in get_args(Order):
             streams = [_readings(Monitor(classes, reference), stream) for stream in _streams(answers, order)]
             psis = np.concatenate(streams)
@@ -197,7 +197,7 @@ def _rows(
 
 
 def _streams(answers: Sequence[Statistics], order: Order) -> Iterator[list[Statistics]]:
-    """Give streams of the same answers: on from the first after the last, or in one random order after another."""
+    """Return streams of the same answers: rotated in their order, or in random orders."""
     random, rounds = np.random.default_rng(0), -(-LENGTH // len(answers))
     for stream in range(STREAMS):
         if order == "in order":

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from ddcat.schema import Fraction, StrictModel
 from ddcat_bench.attack.results import AttackName
-from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment, Scores
+from ddcat_bench.result_schema import BundleEntry, CheckpointEntry, DataEntry, Environment, Scores
 
 __all__ = ["FidelityResult", "FidelityRow"]
 
@@ -31,12 +31,12 @@ class FidelityRow(StrictModel):
 
     @property
     def label(self) -> str:
-        """What heads its row: clean, n = 3."""
+        """Heading of its row: clean, n = 3."""
         return "clean" if self.name == "clean" else f"n = {self.steps}"
 
 
 class FidelityResult(StrictModel):
-    """What `ddcat fidelity` found."""
+    """The result of `ddcat fidelity`."""
 
     schema_version: Literal[1] = 1
     kind: Literal["fidelity"] = "fidelity"

@@ -1,4 +1,4 @@
-"""How much the gate attacks."""
+"""The gate's attack budget."""
 
 from typing import Literal, NamedTuple
 
@@ -8,10 +8,10 @@ BudgetName = Literal["default", "quick"]
 
 
 class Budget(NamedTuple):
-    """How much the gate attacks: see `ddcat_bench.gate.pool.parts_of`."""
+    """Attack budget: see `ddcat_bench.gate.pool.attack_runs`."""
 
     name: BudgetName = "default"
     steps: int = 20
     queries: int = 500
-    every: int = 10
+    query_stride: int = 10
     seed: int = 0

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ddcat.cli_support import ExpectDigest, RequireSignature
-from ddcat_bench.options import DataRoot, Force, Limit, MovedCheckpoint, Split
+from ddcat_bench.cli_options import DataRoot, Force, MaxImages, MovedCheckpoint, Split
 
 __all__ = ["gate"]
 
@@ -18,7 +18,7 @@ def gate(
     checkpoint: MovedCheckpoint = None,
     data_root: DataRoot = None,
     split: Split = None,
-    limit: Limit = None,
+    max_images: MaxImages = None,
     clips: Annotated[
         str | None,
         typer.Option(
@@ -28,31 +28,37 @@ def gate(
             show_default="what the data set says",
         ),
     ] = None,
-    limits: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML file with other limits.", show_default="those of the package")
+    thresholds: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="YAML file with the limits that the engine must keep.", show_default="those of the package"
+        ),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Judge on clean images and the paper's BIM, n = 3, only.")] = False,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each strong gradient attack.")] = 20,
-    queries: Annotated[int, typer.Option(min=10, help="Queries per image of the attacks that query the engine itself.")] = 500,
-    every: Annotated[int, typer.Option(min=1, help="Run the attacks that query the engine on every Nth image.")] = 10,
-    repeats: Annotated[int, typer.Option(min=10, help="Timed calls of the engine and of PyTorch.")] = 30,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of random starts and searches.")] = 0,
-    devices: Annotated[
-        int | None, typer.Option(help="Processes that share the attacks; 1 by default. Not under torchrun.")
+    quick: Annotated[bool, typer.Option("--quick", help="Test on clean images and the paper's BIM, n = 3, only.")] = False,
+    steps: Annotated[int, typer.Option(min=1, help="Number of steps of each strong gradient attack.")] = 20,
+    queries: Annotated[
+        int, typer.Option(min=10, help="Number of queries per image of the attacks that query the engine.")
+    ] = 500,
+    query_stride: Annotated[int, typer.Option(min=1, help="Run the attacks that query the engine on every Nth image.")] = 10,
+    repeats: Annotated[int, typer.Option(min=10, help="Number of timed calls of the engine and of PyTorch.")] = 30,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of random starts and of searches.")] = 0,
+    jobs: Annotated[
+        int | None, typer.Option(help="Number of processes that share the attacks. Not under torchrun.", show_default="1")
     ] = None,
     sign: Annotated[Path | None, typer.Option(metavar="KEY", help="Sign the passport with this private key (PEM).")] = None,
     pictures: Annotated[
         bool, typer.Option("--pictures/--no-pictures", help="Show images of the data set in the report.")
     ] = True,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the result.", show_default="BUNDLE-gate beside the bundle")
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the result into this folder.", show_default="BUNDLE-gate beside the bundle"),
     ] = None,
     force: Force = False,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
 ) -> None:
     """
-    Judge whether an engine is as accurate, as robust and as fast as its limits ask, and write its passport.
+    Test that an engine is as accurate, as robust and as fast as its limits ask, and write its passport.
 
     The exit status is 0 for pass, 1 for refuse, 3 for inconclusive, and 2 if the gate could not run. The engine and the PyTorch
     main branch are scored on the worst attacks of a shared pool: made on the PyTorch model, on the engine's own graph, and with
@@ -62,21 +68,22 @@ def gate(
 
     - `ddcat gate runs/camvid-ddcat/bundle-ort-fp32`
 
-    - `ddcat gate model.bundle --limits ours.yaml --sign key.pem --data-root /data/camvid`
+    - `ddcat gate model.bundle --thresholds ours.yaml --sign key.pem --data-root /data/camvid`
 
     - `ddcat gate model.bundle --quick --force`
 
     - `ddcat gate model.bundle --clips '(.+)_[0-9]+'` for frames such as drive3_000123
 
-    - `ddcat gate model.bundle --devices 8`
+    - `ddcat gate model.bundle --jobs 8`
     """
     from ddcat.bundle import TrustPolicy
     from ddcat_bench.gate.run import gate as run_gate
 
     result = run_gate(
-        bundle, checkpoint=checkpoint, data_root=data_root, split=split, limit=limit, clips=clips, limits=limits, quick=quick,
-        steps=steps, queries=queries, every=every, repeats=repeats, seed=seed, devices=devices, sign=sign, pictures=pictures,
-        out=out, force=force, trust=TrustPolicy.from_options(require_signature, expect_digest),
+        bundle, checkpoint=checkpoint, data_root=data_root, split=split, max_images=max_images, clips=clips,
+        thresholds=thresholds, quick=quick, steps=steps, queries=queries, query_stride=query_stride, repeats=repeats, seed=seed,
+        jobs=jobs, sign=sign, pictures=pictures, out=out, force=force,
+        trust=TrustPolicy.from_options(require_signature, expect_digest),
     )  # fmt: skip
     if result is not None:
         raise typer.Exit(_STATUS[result.verdict])

@@ -1,27 +1,26 @@
 """
-Whether an engine is as accurate and as robust as its reference, on the same images: a paired bootstrap and two one-sided tests.
+Equivalence test (TOST) of an engine and its reference on the same images: a paired bootstrap and two one-sided tests.
 
-The difference of two figures on the same images varies far less than either: intervals of each alone would see nothing.
+The difference of two scores on the same images varies far less than either score: separate intervals would show nothing.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ddcat.metrics import Counts, iou, miou
+from ddcat.passport import Verdict
 from ddcat_bench.bootstrap import BLOCK, FEWEST_UNITS, Scheme, draw, miou_of_draws
 from ddcat_bench.markdown import signed
 from ddcat_bench.worst_case import worst_case
 
-__all__ = ["KEPT_AT_LEAST", "Comparison", "Interval", "Verdict", "compare_pool", "paired_interval", "verdict_of"]
+__all__ = ["KEPT_AT_LEAST", "Comparison", "Interval", "compare_pool", "paired_interval", "verdict_of"]
 
 KEPT_AT_LEAST = 10.0  # points of mIoU; of a reference that keeps less there is nothing to preserve
 _LEVEL = 0.90  # two one-sided tests of 5 % each
 _DRAWS = 10_000
 _OTHER_BLOCKS = (5, 20)
-
-Verdict = Literal["pass", "refuse", "inconclusive"]
 
 
 class Interval(NamedTuple):
@@ -66,9 +65,9 @@ def paired_interval(
     Parameters
     ----------
     reference, engine : (I, K, 3) int64
-        Of the same images in the same order.
+        Counts of the same images in the same order.
     scheme : Scheme
-        How images are drawn.
+        Scheme of drawing images.
     level : float
         Share of the draws between the bounds.
     draws, seed : int
@@ -95,7 +94,7 @@ def compare_pool(reference: Counts, engine: Counts, scheme: Scheme, *, draws: in
     Parameters
     ----------
     reference, engine : (A, I, K, 3) int64
-        Of each member of the pool, on the same images.
+        Counts of each member of the pool, on the same images.
     scheme, draws, seed
         As for `paired_interval`.
     """
@@ -113,13 +112,13 @@ def compare_pool(reference: Counts, engine: Counts, scheme: Scheme, *, draws: in
     )
 
 
-def verdict_of(found: Comparison, scheme: Scheme, *, margin: float) -> tuple[Verdict, str]:
+def verdict_of(comparison: Comparison, scheme: Scheme, *, margin: float) -> tuple[Verdict, str]:
     """
     Decide between equal but for a margin, worse by more than it, and not known.
 
     Parameters
     ----------
-    found : Comparison
+    comparison : Comparison
     scheme : Scheme
     margin : float
         Points of mIoU.
@@ -130,9 +129,9 @@ def verdict_of(found: Comparison, scheme: Scheme, *, margin: float) -> tuple[Ver
     reason : str
         A sentence.
     """
-    low, high = found.interval
+    low, high = comparison.interval
     bounds = f"the 90 % interval of the difference, {signed(low)} to {signed(high)} points,"
-    if not np.isfinite([found.difference, low, high]).all():
+    if not np.isfinite([comparison.difference, low, high]).all():
         return "refuse", "the figures are not numbers"
     if scheme.units < FEWEST_UNITS:
         what = {"images": "images", "clips": "clips", "blocks": f"blocks of {BLOCK} frames"}[scheme.kind]
@@ -144,8 +143,8 @@ def verdict_of(found: Comparison, scheme: Scheme, *, margin: float) -> tuple[Ver
     if low > margin:
         return (
             "inconclusive",
-            f"{bounds} lies above the limit +{margin:g}: an engine that is more robust than its reference is no equal, look "
-            "for masking",
+            f"{bounds} lies above the limit +{margin:g}: an engine that is more robust than its reference is not equivalent: "
+            "check for gradient masking",
         )
     crossed = [text for text, beyond in ((f"-{margin:g}", low < -margin), (f"+{margin:g}", high > margin)) if beyond]
     limits = f"the limit{'s' * (len(crossed) - 1)} {' and '.join(crossed)}"

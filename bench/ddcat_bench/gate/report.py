@@ -7,8 +7,8 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from ddcat.text import printable
-from ddcat_bench.gate.flips import BAND
-from ddcat_bench.gate.pictures import Overlay
+from ddcat_bench.gate.disagreement import BAND
+from ddcat_bench.gate.overlays import Overlay
 from ddcat_bench.gate.results import GateResult, ThreatRow
 from ddcat_bench.gate.words import (
     CLASS_HEADS,
@@ -25,11 +25,11 @@ from ddcat_bench.gate.words import (
     member_cells,
     place_cells,
     title,
-    unjudged,
+    untested,
 )
+from ddcat_bench.html import render
 from ddcat_bench.markdown import environment_lines, fixed, literal, machine_line, signed, table
-from ddcat_bench.pages import render
-from ddcat_bench.timing.cost_report import COST_HEADS, cost_cells, cost_markdown, draw_cost
+from ddcat_bench.timing.throughput_report import THROUGHPUT_HEADS, draw_throughput, throughput_cells, throughput_markdown
 
 __all__ = ["Drawing", "draw_interval", "finding_line", "gate_brief", "gate_html", "gate_junit", "gate_markdown"]
 
@@ -45,7 +45,7 @@ def gate_brief(result: GateResult) -> str:
     failed = [f"- **{f.verdict}** {literal(finding_line(f))}\n" for f in findings if f.verdict != "pass"]
     passed = [f.name for f in findings if f.verdict == "pass"]
     ends = [f"- passed: {', '.join(passed)}\n"] if passed else []
-    ends += [f"- not judged: {', '.join(result.limits.not_judged)}\n"] if result.limits.not_judged else []
+    ends += [f"- not tested: {', '.join(result.limits.unset)}\n"] if result.limits.unset else []
     ends += [f"- **warning** {literal(warning)}\n" for warning in result.warnings]
     return f"# Gate: {result.verdict}\n\n{title(result)}\n\n{''.join([*failed, *ends])}"
 
@@ -53,7 +53,7 @@ def gate_brief(result: GateResult) -> str:
 def gate_markdown(result: GateResult) -> str:
     """Write tables: the verdict and why, threats, attacks, classes."""
     findings = [[f"**{f.verdict}**", f.name, f.found, f.limit, f.reason] for f in by_verdict(result)]
-    findings += [["not judged", name, found, "none", "the limits leave it out"] for name, found in unjudged(result)]
+    findings += [["not tested", name, found, "none", "the limits leave it out"] for name, found in untested(result)]
     threats = [
         [
             row.name, fixed(row.reference), fixed(row.engine), signed(row.difference), _bounds(row.interval),
@@ -86,7 +86,7 @@ def gate_markdown(result: GateResult) -> str:
             f"## Classes\n\nPoints of IoU; rare: less than one pixel in a hundred. Attacked: {result.threats[-1].name}.\n",
             table(CLASS_HEADS, classes, texts=1),
             *([f"Neither in these images nor labelled by either model: {', '.join(nowhere)}.\n"] if nowhere else []),
-            *([] if result.cost is None else ["## Cost of the engine alone\n", cost_markdown(result.cost)]),
+            *([] if result.cost is None else ["## Cost of the engine alone\n", throughput_markdown(result.cost)]),
             f"{result.protocol}\n",
             environment_lines(result.environment),
         ]
@@ -96,7 +96,7 @@ def gate_markdown(result: GateResult) -> str:
 def gate_junit(result: GateResult) -> str:
     """Write a test suite with a case for each finding: refused ones are failures, inconclusive ones errors, others skipped."""
     count = {verdict: sum(f.verdict == verdict for f in result.findings) for verdict in ("refuse", "inconclusive")}
-    left_out = unjudged(result)
+    left_out = untested(result)
     name = _xml(result.bundle.name)
     suite = ElementTree.Element(
         "testsuite", name=f"gate {name}", tests=str(len(result.findings) + len(left_out)), failures=str(count["refuse"]),
@@ -110,7 +110,7 @@ def gate_junit(result: GateResult) -> str:
             ElementTree.SubElement(case, kind, message=message).text = _xml(finding.reason)
     for what, found in left_out:
         case = ElementTree.SubElement(suite, "testcase", classname=f"gate.{name}", name=what)
-        ElementTree.SubElement(case, "skipped", message=_xml(f"not judged: the limits leave it out (found {found})"))
+        ElementTree.SubElement(case, "skipped", message=_xml(f"not tested: the limits leave it out (found {found})"))
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -137,7 +137,7 @@ class Drawing(NamedTuple):
     zero, lower, upper : float
         The places of no difference, and of the two limits.
     leaves_left, leaves_right : bool
-        Whether the bar goes on beyond the edge.
+        True if the bar continues beyond the edge.
     """
 
     low: float
@@ -160,7 +160,7 @@ def gate_html(result: GateResult, overlays: Sequence[Overlay] | None = None, leg
     overlays : sequence of Overlay, optional
         Pictures of where the labels differ; None: none are to be shown.
     legend : sequence of (str, str)
-        What their colours mean: a name, and a colour of CSS.
+        Legend: a name, and a CSS colour.
     """
     reach = _reach(result.threats)
     values = {
@@ -168,7 +168,7 @@ def gate_html(result: GateResult, overlays: Sequence[Overlay] | None = None, leg
         "title": title(result),
         "about": about(result),
         "findings": by_verdict(result),
-        "unjudged": unjudged(result),
+        "untested": untested(result),
         "reasons": [finding_line(finding) for finding in by_verdict(result) if finding.verdict != "pass"],
         "drawings": [(row, draw_interval(row, reach)) for row in result.threats],
         "words": WORDS,
@@ -189,9 +189,9 @@ def gate_html(result: GateResult, overlays: Sequence[Overlay] | None = None, leg
         "differing": [overlay for overlay in overlays or () if overlay.pictures],
         "equal": [overlay.caption for overlay in overlays or () if not overlay.pictures],
         "legend": legend,
-        "cost_heads": COST_HEADS,
-        "cost_rows": [] if result.cost is None else cost_cells(result.cost),
-        "cost_drawings": [] if result.cost is None else draw_cost(result.cost),
+        "cost_heads": THROUGHPUT_HEADS,
+        "cost_rows": [] if result.cost is None else throughput_cells(result.cost),
+        "cost_drawings": [] if result.cost is None else draw_throughput(result.cost),
         "width": _WIDTH,
         "fixed": fixed,
         "signed": signed,
@@ -207,7 +207,7 @@ def draw_interval(row: ThreatRow, reach: float) -> Drawing:
     ----------
     row : ThreatRow
     reach : float
-        What the drawing shows to either side, in margins.
+        Width that the drawing shows to either side, in margins.
     """
     shown = reach * row.margin
 
@@ -228,7 +228,7 @@ def draw_interval(row: ThreatRow, reach: float) -> Drawing:
 
 
 def _reach(threats: Sequence[ThreatRow]) -> float:
-    """Give the margins that the drawings show to either side: all that there is, if it is not too much."""
+    """Return the number of margins that the drawings show to either side: all, unless they are too many."""
     furthest = max(abs(end) / row.margin for row in threats for end in (*row.interval, row.difference))
     return min(max(_LEAST, 1.05 * furthest), _MOST)
 

@@ -6,10 +6,10 @@ from pydantic import Field
 
 from ddcat.passport import Finding, Verdict
 from ddcat.schema import Fraction, StrictModel
-from ddcat_bench.attack.probe_results import Alarm, Probe
-from ddcat_bench.entries import BundleEntry, CheckpointEntry, DataEntry, Environment
-from ddcat_bench.gate.limits import Limits
-from ddcat_bench.timing.results import CostResult, SpeedResult
+from ddcat_bench.attack.results import Alarm, Probe
+from ddcat_bench.gate.thresholds import Thresholds
+from ddcat_bench.result_schema import BundleEntry, CheckpointEntry, DataEntry, Environment
+from ddcat_bench.timing.results import SpeedResult, ThroughputResult
 
 __all__ = ["BAND", "MARGINS", "ClassEntry", "GateResult", "MarginRow", "MemberRow", "ThreatRow"]
 
@@ -29,14 +29,14 @@ class MarginRow(StrictModel):
 
 
 class ClassEntry(StrictModel):
-    """A class, and how much there is of it."""
+    """A class and its share of the pixels."""
 
     name: str
     share: Fraction = Field(description="of the pixels that count")
 
     @property
     def rare(self) -> bool:
-        """Whether it is less than one pixel in a hundred."""
+        """True if fewer than one pixel in a hundred has it."""
         return self.share < _RARE
 
 
@@ -76,7 +76,7 @@ class ThreatRow(StrictModel):
 
 
 class GateResult(StrictModel):
-    """What `ddcat gate` found."""
+    """The result of `ddcat gate`."""
 
     schema_version: Literal[1] = 1
     kind: Literal["gate"] = "gate"
@@ -90,7 +90,7 @@ class GateResult(StrictModel):
     verdict: Verdict
     findings: tuple[Finding, ...]
     warnings: tuple[str, ...] = Field((), description="what a reader of the verdict must know; decides nothing")
-    limits: Limits
+    limits: Thresholds
     threats: tuple[ThreatRow, ...]
     members: tuple[MemberRow, ...]
     classes: tuple[ClassEntry, ...]
@@ -101,5 +101,5 @@ class GateResult(StrictModel):
     alarms: tuple[Alarm, ...]
     probe: Probe | None = Field(description="of the twin; null with the quick budget")
     speed: SpeedResult
-    cost: CostResult | None = Field(None, description="null: with the quick budget")
+    cost: ThroughputResult | None = Field(None, description="null: with the quick budget")
     environment: Environment

@@ -19,7 +19,7 @@ _AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_poo
 
 
 class _Windows(NamedTuple):
-    """Where windows lie: one number for each axis of space."""
+    """The geometry of windows: one number for each axis of space."""
 
     kernel: list[int]
     strides: list[int]

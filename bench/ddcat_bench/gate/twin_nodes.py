@@ -190,7 +190,7 @@ def _dequantise(inputs: Inputs, attributes: Attributes) -> Tensor:
 
 
 def _along(part: Tensor, values: Tensor, attributes: Attributes) -> Tensor:
-    """Let one value for each place of an axis stand beside all of that place."""
+    """Broadcast one value for each place of an axis."""
     if part.ndim > 1:
         raise NotSupportedError("a scale for each block")
     if part.numel() == 1:

@@ -1,4 +1,4 @@
-"""What every operator of the differentiable executor is made of."""
+"""The base of every operator of the differentiable executor."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from ddcat.passport import Finding, Verdict
 from ddcat_bench.attack.results import grey
-from ddcat_bench.gate.findings import latency_found
-from ddcat_bench.gate.flips import MARGINS
+from ddcat_bench.gate.checks import latency_found
+from ddcat_bench.gate.disagreement import MARGINS
 from ddcat_bench.gate.results import GateResult, MemberRow
 from ddcat_bench.markdown import fixed, signed
 
@@ -24,7 +24,7 @@ __all__ = [
     "member_cells",
     "place_cells",
     "title",
-    "unjudged",
+    "untested",
 ]
 
 _VERDICTS = {"pass": "Passed", "refuse": "Refused", "inconclusive": "Inconclusive"}
@@ -40,9 +40,9 @@ WORDS = {
     "reference": "the PyTorch main branch that the engine was made from",
     "replay": "an attack that was made on the reference and is replayed on the engine",
     "twin": "an attack made with the gradients of the engine's own graph, which torch computes node by node",
-    "engine": "an attack made by asking the engine itself",
+    "engine": "an attack made with queries to the engine itself",
     "noise": "random signs at the bound: no attack, which any attack should beat",
-    "bound": "how far a colour value of a pixel may be moved, in grey levels of 255",
+    "bound": "largest change of a colour value of a pixel, in grey levels of 255",
     "equal labels": "share of the pixels that engine and reference label alike",
     "engine and twin": "share of the pixels that the engine and its twin label alike: below 99.9 % the twin is another model, "
     "and attacks on it are transferred ones",
@@ -54,7 +54,7 @@ CLASS_HEADS = ["class", "pixels", *(f"{images}: {side}" for images in ("clean", 
 
 
 def title(result: GateResult) -> str:
-    """Say the verdict in a sentence or two: what is refused or undecided, and what passed."""
+    """Write the verdict in a sentence or two: the areas that are refused or undecided, and those that passed."""
     areas: dict[str, list[Verdict]] = {}
     for finding in result.findings:
         area = "latency" if finding.name == "latency" else "accuracy" if finding.name in _ACCURACY else "robustness"
@@ -76,8 +76,8 @@ def title(result: GateResult) -> str:
         sentences.append(f"{_joined(undecided).capitalize()}.")
     if passed:
         sentences.append(f"{_joined(passed).capitalize()} passed.")
-    if "latency" in result.limits.not_judged:
-        sentences.append("Latency was not judged.")
+    if "latency" in result.limits.unset:
+        sentences.append("Latency was not tested.")
     return " ".join(sentences)
 
 
@@ -91,7 +91,7 @@ def _joined(parts: Sequence[str]) -> str:
 
 
 def about(result: GateResult) -> str:
-    """Say what was judged on what, in a sentence."""
+    """Name the engine, its model and the images in a sentence."""
     return (
         f"{result.bundle.name}, {result.bundle.engine['runtime']} in {result.precision}, beside {result.checkpoint.method}, "
         f"{result.checkpoint.architecture}, on {len(result.data.names)} images of {result.data.name} ({result.data.split}), "
@@ -100,25 +100,25 @@ def about(result: GateResult) -> str:
 
 
 def by_verdict(result: GateResult) -> list[Finding]:
-    """Give the findings: what is refused first, then what is undecided, then what passed."""
+    """Return the findings in order: refused, undecided, passed."""
     order = {"refuse": 0, "inconclusive": 1, "pass": 2}
     return sorted(result.findings, key=lambda finding: order[finding.verdict])
 
 
 def finding_line(finding: Finding) -> str:
-    """Say what was found, beside what is allowed."""
+    """Write a finding beside its limit."""
     return f"{finding.name}: {finding.reason} (found {finding.found}; limit {finding.limit})"
 
 
-def unjudged(result: GateResult) -> list[tuple[str, str]]:
-    """Give what the limits leave out, and what was found of it."""
+def untested(result: GateResult) -> list[tuple[str, str]]:
+    """Return the checks without a limit, and their measured values."""
     lowest = min(row.agreement for row in _replays(result))
-    found = {"latency": latency_found(result.speed), "equal labels": f"{lowest:.3%} of the pixels", "logits": "-"}
-    return [(name, found[name]) for name in result.limits.not_judged]
+    measured = {"latency": latency_found(result.speed), "equal labels": f"{lowest:.3%} of the pixels", "logits": "-"}
+    return [(name, measured[name]) for name in result.limits.unset]
 
 
 def member_cells(result: GateResult) -> list[list[str]]:
-    """Give a row for each attack of the pool, under `MEMBER_HEADS`."""
+    """Return a row for each attack of the pool, under `MEMBER_HEADS`."""
     return [
         [
             "twin, transferred" if row.source == "twin" and result.transferred else row.source,
@@ -143,21 +143,21 @@ def _replays(result: GateResult) -> list[MemberRow]:
 
 
 def place_cells(result: GateResult) -> list[list[str]]:
-    """Give where labels are equal, under `PLACE_HEADS`."""
-    found = []
+    """Return the shares of equal labels by place, under `PLACE_HEADS`."""
+    rows = []
     for row in _replays(result):
         shares = (row.agreement, row.band_agreement, row.interior_agreement)
-        found.append([row.label, _bound(row), *(f"{share:.3%}" if share is not None else "-" for share in shares)])
-    return found
+        rows.append([row.label, _bound(row), *(f"{share:.3%}" if share is not None else "-" for share in shares)])
+    return rows
 
 
 def flip_heads(result: GateResult) -> list[str]:
-    """Give the heads of `margin_cells`, but for the first."""
+    """Return the heads of `margin_cells`, without the first."""
     return [f"{row.label}: {what}" for row in (_replays(result)[0], _replays(result)[-1]) for what in ("pixels", "differ")]
 
 
 def margin_cells(result: GateResult) -> list[list[str]]:
-    """Give pixels by how sure the reference was of their labels."""
+    """Return the pixels by the margin of the reference's logits."""
     rows = _replays(result)[0], _replays(result)[-1]
     return [
         [
@@ -176,8 +176,8 @@ def margin_cells(result: GateResult) -> list[list[str]]:
 
 
 def class_cells(result: GateResult) -> list[list[str]]:
-    """Give the IoU of each class that is there, under `CLASS_HEADS`."""
-    found = []
+    """Return the IoU of each class that is present, under `CLASS_HEADS`."""
+    rows = []
     for place, entry in enumerate(result.classes):
         if not _is_there(result, place):
             continue
@@ -188,12 +188,12 @@ def class_cells(result: GateResult) -> list[list[str]]:
                 row += ["-", "-", "-"]
             else:
                 row += [fixed(reference), fixed(engine), signed(engine - reference)]
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def _is_there(result: GateResult, place: int) -> bool:
-    """Whether a class is in the images, or labelled by either model."""
+    """Return True if a class is in the images, or either model predicts it."""
     ends = (result.threats[0], result.threats[-1])
     return result.classes[place].share > 0 or any(iou is not None for threat in ends for iou in threat.class_iou[place])
 

@@ -18,8 +18,8 @@ from ddcat.bundle import Bundle
 from ddcat.classes import Classes
 from ddcat.engines import Engine
 from ddcat.schema import StrictModel
-from ddcat_bench.entries import BundleEntry, Environment
-from ddcat_bench.timing.busy import others_watch
+from ddcat_bench.result_schema import BundleEntry, Environment
+from ddcat_bench.timing.cpu_contention import watch_contention
 from ddcat_bench.timing.speed import Inputs
 from ddcat_serve.http.decoding import decode
 from ddcat_serve.http.encoding import encode_mask
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 LOADS = (0.5, 0.7, 0.9)  # of the engine's capacity: one over the mean time of a call
-PERCENTILES: Mapping[float, int] = {0.5: 10, 0.9: 64, 0.99: 662}  # and how many requests each needs to be told at all
+PERCENTILES: Mapping[float, int] = {0.5: 10, 0.9: 64, 0.99: 662}  # and the number of requests that each needs
 _BATCHES = (1, 2, 4, 8)
 _FEWEST = 10
 _QUALITY = 90
@@ -77,7 +77,7 @@ class Scenario(StrictModel):
 
 
 class ScenariosResult(StrictModel):
-    """What `ddcat scenarios` found."""
+    """The result of `ddcat scenarios`."""
 
     schema_version: Literal[1] = 1
     kind: Literal["scenarios"] = "scenarios"
@@ -101,11 +101,16 @@ class Clock(NamedTuple):
 
 def latencies(seconds: Sequence[float]) -> Latencies:
     """Summarise; none is left out."""
-    told = {
+    percentiles = {
         share: float(np.quantile(seconds, share)) if len(seconds) >= least else None for share, least in PERCENTILES.items()
     }
     return Latencies(
-        requests=len(seconds), mean=float(np.mean(seconds)), p50=told[0.5], p90=told[0.9], p99=told[0.99], longest=max(seconds)
+        requests=len(seconds),
+        mean=float(np.mean(seconds)),
+        p50=percentiles[0.5],
+        p90=percentiles[0.9],
+        p99=percentiles[0.99],
+        longest=max(seconds),
     )
 
 
@@ -135,12 +140,12 @@ def run_scenarios(
     files : sequence of bytes
         JPEG files of one size that the engine takes; they come in turns.
     seconds : float
-        Of each scenario; ten requests at least.
+        Duration of each scenario; ten requests at least.
     seed : int
-        Of the times at which requests come.
+        Seed of the arrival times.
     clock : Clock, optional
     advance : callable, optional
-        Is told of each scenario.
+        Called after each scenario.
 
     Returns
     -------
@@ -150,7 +155,7 @@ def run_scenarios(
         As `ScenariosResult` has them.
     """
     classes = bundle.manifest.class_table()
-    watch = others_watch()
+    watch = watch_contention()
     rows: list[Scenario] = []
     steady = True
     for boundary in BOUNDARIES:
@@ -174,7 +179,7 @@ def run_scenarios(
 
 
 def arrivals(rate: float, seconds: float, seed: int) -> Iterator[float]:
-    """Give the times of a Poisson process until `seconds`, ten at least."""
+    """Return the arrival times of a Poisson process until `seconds`, ten at least."""
     generator = np.random.default_rng(seed)
     at, count = 0.0, 0
     while True:
@@ -195,26 +200,26 @@ def _server(boundary: Boundary, engine: Engine, files: Sequence[bytes], classes:
 
 
 def _single_stream(serve: Callable[[int], object], seconds: float, clock: Clock) -> list[float]:
-    found: list[float] = []
-    while sum(found) < seconds or len(found) < _FEWEST:
+    durations: list[float] = []
+    while sum(durations) < seconds or len(durations) < _FEWEST:
         start = clock.now()
-        serve(len(found))
-        found.append(clock.now() - start)
-    return found
+        serve(len(durations))
+        durations.append(clock.now() - start)
+    return durations
 
 
 def _serve_poisson(
     boundary: Boundary, serve: Callable[[int], object], rate: float, load: float, seconds: float, seed: int, clock: Clock
 ) -> Scenario:
-    found = []
+    durations = []
     start = clock.now()
     for index, at in enumerate(arrivals(rate, seconds, seed)):
         early = start + at - clock.now()
         if early > 0:
             clock.sleep(early)
         serve(index)
-        found.append(clock.now() - start - at)  # what it waited for others counts
-    return _row("server", boundary, 1, (load, rate), found, clock.now() - start)
+        durations.append(clock.now() - start - at)  # what it waited for others counts
+    return _row("server", boundary, 1, (load, rate), durations, clock.now() - start)
 
 
 def _offline(engine: Engine, files: Sequence[bytes], batch: int, seconds: float, clock: Clock) -> Scenario:
@@ -241,7 +246,7 @@ def _row(
     boundary: Boundary,
     batch: int,
     offered: tuple[float, float] | None,
-    found: Sequence[float],
+    durations: Sequence[float],
     seconds: float,
 ) -> Scenario:
     return Scenario(
@@ -250,6 +255,6 @@ def _row(
         batch=batch,
         load=None if offered is None else offered[0],
         offered=None if offered is None else offered[1],
-        images_per_second=len(found) * batch / seconds,
-        latencies=latencies(found),
+        images_per_second=len(durations) * batch / seconds,
+        latencies=latencies(durations),
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ddcat.cli_support import ExpectDigest, RequireSignature, parse_size
-from ddcat_bench.options import DataRoot, Force
+from ddcat_bench.cli_options import DataRoot, Force
 
 __all__ = ["scenarios"]
 
@@ -15,27 +15,29 @@ def scenarios(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat export wrote.")],
     data_root: DataRoot = None,
     size: Annotated[
-        str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Size of the images.", show_default="the engine's, or the data's")
+        str | None,
+        typer.Option(metavar="HEIGHTxWIDTH", help="Size of the input images.", show_default="the engine's, or the data's"),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long each scenario lasts.")] = 10.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Duration of each scenario in seconds.")] = 10.0,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of the engine.", show_default="the physical cores")
+        int | None, typer.Option(min=1, help="Number of threads of the engine.", show_default="the physical cores")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the times at which requests come.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the arrival times of requests.")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of the result.", show_default="BUNDLE-scenarios beside the bundle"),
+        typer.Option(
+            metavar="DIR", help="Write the result into this folder.", show_default="BUNDLE-scenarios beside the bundle"
+        ),
     ] = None,
     force: Force = False,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
 ) -> None:
     """
-    Load-test an engine: one request after the other, requests at random times, and all at once.
+    Load-test an engine in MLPerf's single-stream, server (Poisson arrivals) and offline scenarios.
 
-    After MLPerf Inference: single stream; server, with Poisson arrivals at 50, 70 and 90 % of the engine's capacity; offline.
-    Each is measured from arrays to labels and from JPEG files to PNG masks. A percentile that so few requests do not tell is
-    left out: p90 takes 64 of them, p99 662.
+    The server scenario runs at 50, 70 and 90 % of the engine's capacity. Each scenario is measured from arrays to labels and
+    from JPEG files to PNG masks. A percentile needs enough requests, or it is left out: 64 for p90, 662 for p99.
 
     For example:
 
@@ -49,16 +51,17 @@ def scenarios(
     from ddcat.engines import open_engine
     from ddcat.progress import progress
     from ddcat_bench.arguments import libraries_for
-    from ddcat_bench.output import beside, claim, publish
+    from ddcat_bench.publish import claim, publish, sibling_folder
 
     began, chosen = time.monotonic(), parse_size(size) if size else None
     opened = open_bundle(bundle, TrustPolicy.from_options(require_signature, expect_digest))
-    folder = out or beside(bundle, "scenarios")
+    folder = out or sibling_folder(bundle, "scenarios")
     with claim(folder, "scenarios", force=force):
         with libraries_for(opened):
             import torch
 
-            from ddcat_bench.subjects import describe_bundle, describe_environment, open_bundle_data
+            from ddcat_bench.describe import describe_bundle, describe_environment
+            from ddcat_bench.inputs import open_bundle_data
             from ddcat_bench.timing.scenarios import BOUNDARIES, LOADS, ScenariosResult, draw_files, run_scenarios
             from ddcat_bench.timing.scenarios_report import scenarios_markdown
             from ddcat_bench.timing.speed import draw_inputs

@@ -34,6 +34,6 @@ def _cells(row: Scenario) -> list[str]:
     ]  # fmt: skip
     if row.latencies is None:
         return [*first, *["-"] * 6]
-    found = row.latencies
-    values = (found.mean, found.p50, found.p90, found.p99, found.longest)
-    return [*first, str(found.requests), *("-" if value is None else f"{1000 * value:.1f}" for value in values)]
+    latency = row.latencies
+    values = (latency.mean, latency.p50, latency.p90, latency.p99, latency.longest)
+    return [*first, str(latency.requests), *("-" if value is None else f"{1000 * value:.1f}" for value in values)]

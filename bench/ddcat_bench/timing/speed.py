@@ -2,32 +2,29 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from ddcat.bundle import Bundle
 from ddcat.engines import Engine
 from ddcat.error_text import first_line
 from ddcat.manifest import DimRange
+from ddcat_bench.describe import describe_bundle, describe_checkpoint, describe_environment
 from ddcat_bench.errors import BenchError
-from ddcat_bench.subjects import describe_bundle, describe_checkpoint, describe_environment, main_branch
-from ddcat_bench.timing.arithmetic import arithmetic
-from ddcat_bench.timing.busy import others_watch
-from ddcat_bench.timing.memory import MEMORY, ServedName, Serving
-from ddcat_bench.timing.plain import has_plain_form, plain_network
+from ddcat_bench.timing.cpu_contention import watch_contention
+from ddcat_bench.timing.interleave import interleave, ratio, timing
+from ddcat_bench.timing.pytorch_models import EAGER, Images, torch_labels
+from ddcat_bench.timing.reference_networks import has_plain_form
 from ddcat_bench.timing.results import SpeedEntry, SpeedRatio, SpeedResult
-from ddcat_bench.timing.turns import interleave, ratio, timing
-from ddcat_train.attacks import Model
+from ddcat_bench.timing.serving_memory import MEMORY, ServedName, Serving
+from ddcat_bench.timing.torch_settings import torch_settings
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
-from ddcat_train.pixels import to_planes
 
-__all__ = ["BOUNDARY", "EAGER", "Inputs", "draw_inputs", "measure", "torch_labels"]
+__all__ = ["BOUNDARY", "Inputs", "draw_inputs", "measure"]
 
 BOUNDARY = (
     "From a uint8 NHWC array to uint8 labels, both in the host's memory; no decoding, resizing or transport. PyTorch is in "
@@ -38,38 +35,13 @@ BOUNDARY = (
 
 _FEWEST = 10  # repeats: below it, quartiles and windows say nothing
 _WARM_UP = 3
-_CPU = torch.device("cpu")
-
-Images = npt.NDArray[np.uint8]
 
 
 class Inputs(NamedTuple):
-    """What is timed on."""
+    """The batches that are timed."""
 
     batches: list[Images]  # each (N, H, W, 3)
     description: str
-
-
-def _original(checkpoint: Checkpoint, device: torch.device) -> Model:
-    network = plain_network(checkpoint, device).requires_grad_(False)
-
-    def logits(images: Tensor) -> Tensor:
-        found: Tensor = network(images.contiguous(), ("main",))["main"]
-        return found
-
-    return logits
-
-
-def _compiled(checkpoint: Checkpoint, device: torch.device) -> Model:
-    model: Model = torch.compile(main_branch(checkpoint, device))
-    return model
-
-
-EAGER: Mapping[str, Callable[[Checkpoint, torch.device], Model]] = {
-    "original": _original,
-    "main branch": main_branch,
-    "compiled": _compiled,
-}
 
 
 def measure(
@@ -96,11 +68,11 @@ def measure(
     engine : Engine
         Opened from it, with `threads`.
     checkpoint : Checkpoint
-        That it was made from.
+        Checkpoint that the bundle was made from.
     inputs : Inputs
         One batch for each repeat, and some before them to warm up.
     threads : int
-        Of PyTorch.
+        Threads of PyTorch.
     peak : callable
         Gives the peak memory of a process that serves: `serving_peak`.
     compiled : bool
@@ -108,12 +80,12 @@ def measure(
     clock : callable
         In seconds.
     advance : callable, optional
-        Is told the number of calls that were timed.
+        Called with the number of calls that were timed.
 
     Raises
     ------
     BenchError
-        Where the engine runs with another number of threads, or PyTorch cannot compile here.
+        If the engine runs with another number of threads, or PyTorch cannot compile here.
     """
     used = engine.description.get("threads")
     if used not in (threads, None):
@@ -125,14 +97,14 @@ def measure(
         names.remove("original")
     if compiled:
         names.append("compiled")
-    with arithmetic(threads):
+    with torch_settings(threads):
         contenders: dict[ServedName, Callable[[Images], Images]] = {
             name: (lambda images: engine.infer(images).labels) if name == "engine" else _labels(name, checkpoint, device)
             for name in names
         }
         if compiled:
             _compile_now(contenders["compiled"], inputs.batches[0])
-        others = others_watch()
+        others = watch_contention()
         turns = interleave(contenders, inputs.batches, clock=clock, advance=advance)[_WARM_UP:]
         busy, load_after = others(), os.getloadavg()[0]
         environment = describe_environment(device, time.monotonic() - began)
@@ -190,26 +162,6 @@ def _parameter_bytes(checkpoint: Checkpoint) -> int:
     return sum(4 * values.numel() for values in main if values.is_floating_point())
 
 
-def torch_labels(model: Model, images: Images, device: torch.device = _CPU) -> Images:
-    """
-    Label images with PyTorch at the boundary of an engine.
-
-    Parameters
-    ----------
-    model : callable
-    images : (N, H, W, 3) uint8
-    device : torch.device
-        Of the model.
-
-    Returns
-    -------
-    (N, H, W) uint8
-    """
-    with torch.inference_mode():
-        labels: Images = model(to_planes(images, device)).argmax(1).to(torch.uint8).cpu().numpy()
-        return labels
-
-
 def draw_inputs(
     bundle: Bundle,
     dataset: Dataset | None,
@@ -228,12 +180,12 @@ def draw_inputs(
         None where the data is not there.
     repeats, batch : int
     size : (height, width), optional
-        That of the engine if it takes only one, else that of the data set's first image.
+        Size of the images; by default the engine's only one, else that of the data set's first image.
 
     Raises
     ------
     BenchError
-        Where there are too few repeats, there is no size to take, or the engine does not take it.
+        If there are too few repeats, there is no size to take, or the engine does not take it.
     """
     if repeats < _FEWEST:
         raise BenchError(f"--repeats {repeats}: use {_FEWEST} or more")
@@ -248,10 +200,10 @@ def draw_inputs(
             "--batch or --size"
         )
     calls = repeats + _WARM_UP
-    found = _images(dataset, size, calls * batch) if dataset else []
-    if dataset and found:
-        batches = [np.stack([found[(call * batch + k) % len(found)] for k in range(batch)]) for call in range(calls)]
-        return Inputs(batches, f"{len(found)} images of {dataset.name} {dataset.split}, in turns")
+    images = _images(dataset, size, calls * batch) if dataset else []
+    if dataset and images:
+        batches = [np.stack([images[(call * batch + k) % len(images)] for k in range(batch)]) for call in range(calls)]
+        return Inputs(batches, f"{len(images)} images of {dataset.name} {dataset.split}, in turns")
     generator = np.random.default_rng(0)
     return Inputs(
         [generator.integers(0, 256, (batch, *size, 3), dtype=np.uint8) for _ in range(calls)],

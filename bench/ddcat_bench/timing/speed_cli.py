@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ddcat.cli_support import ExpectDigest, RequireSignature, parse_size
-from ddcat_bench.options import DataRoot, Force, MovedCheckpoint
+from ddcat_bench.cli_options import DataRoot, Force, MovedCheckpoint
 
 __all__ = ["speed"]
 
@@ -15,17 +15,20 @@ def speed(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat export wrote.")],
     checkpoint: MovedCheckpoint = None,
     data_root: DataRoot = None,
-    repeats: Annotated[int, typer.Option(help="Timed calls of each contender; 10 or more.")] = 30,
+    repeats: Annotated[int, typer.Option(help="Number of timed calls of each contender; 10 or more.")] = 30,
     size: Annotated[
-        str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Size of the images.", show_default="the engine's, or the data's")
+        str | None,
+        typer.Option(metavar="HEIGHTxWIDTH", help="Size of the input images.", show_default="the engine's, or the data's"),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images in a call.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Number of images in a call.")] = 1,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of the engine and of PyTorch.", show_default="the physical cores")
+        int | None,
+        typer.Option(min=1, help="Number of threads of the engine and of PyTorch.", show_default="the physical cores"),
     ] = None,
-    compiled: Annotated[bool, typer.Option("--compiled", help="Time torch.compile of the main branch, too.")] = False,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Also time torch.compile of the main branch.")] = False,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the result.", show_default="BUNDLE-speed beside the bundle")
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the result into this folder.", show_default="BUNDLE-speed beside the bundle"),
     ] = None,
     force: Force = False,
     require_signature: RequireSignature = None,
@@ -34,9 +37,9 @@ def speed(
     """
     Time an engine and eager PyTorch in turns: same process, images and threads; from uint8 images to uint8 labels.
 
-    PyTorch computes the original graph, and our main branch. The peak memory of each is that of a process of its own.
+    PyTorch computes the original graph and our main branch. The peak memory of each is measured in a process of its own.
 
-    The images are those of the bundle's data set, or noise where it is not there; the result says which.
+    The images come from the bundle's data set, or are noise if the data set is missing; the result records which.
 
     For example:
 
@@ -49,16 +52,16 @@ def speed(
     from ddcat.engines.cores import physical_cores
     from ddcat.progress import progress
     from ddcat_bench.arguments import check_source, libraries_for
-    from ddcat_bench.output import beside, claim, publish
+    from ddcat_bench.publish import claim, publish, sibling_folder
 
     chosen = parse_size(size) if size else None
     opened = open_bundle(bundle, TrustPolicy.from_options(require_signature, expect_digest))
-    folder = out or beside(bundle, "speed")
+    folder = out or sibling_folder(bundle, "speed")
     with claim(folder, "speed", force=force):
         source = check_source(opened, checkpoint)
         with libraries_for(opened):
-            from ddcat_bench.subjects import checkpoint_of, open_bundle_data
-            from ddcat_bench.timing.memory import serving_peak
+            from ddcat_bench.inputs import checkpoint_of, open_bundle_data
+            from ddcat_bench.timing.serving_memory import serving_peak
             from ddcat_bench.timing.speed import draw_inputs, measure
             from ddcat_bench.timing.speed_report import speed_markdown
         loaded = checkpoint_of(opened, source)

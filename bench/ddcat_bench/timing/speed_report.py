@@ -55,7 +55,7 @@ def speed_markdown(result: SpeedResult) -> str:
 
 
 def neighbours(result: Watched) -> str:
-    """Say what others did on the machine meanwhile."""
+    """Write how busy other processes kept the machine."""
     if result.others is None:
         return f"Load average: {result.load_before:.2f} before, {result.load_after:.2f} after."
     return f"Others kept {result.others:.2f} cores busy meanwhile."

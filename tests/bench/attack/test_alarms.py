@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from ddcat_bench.attack.alarms import raise_alarms
-from ddcat_bench.attack.probe_results import GradientShares, Probe, ProbePoint
-from ddcat_bench.attack.results import AttackResult, AttackRow
-from ddcat_bench.entries import Scores
-from ddcat_bench.result_files import read_result
+from ddcat_bench.attack.results import AttackResult, AttackRow, GradientShares, Probe, ProbePoint
+from ddcat_bench.result_io import read_result
+from ddcat_bench.result_schema import Scores
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 MEASURED = sorted(path for path in RESULTS.glob("camvid-*/*.json") if '"kind": "attack"' in path.read_text())

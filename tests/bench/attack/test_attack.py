@@ -11,21 +11,21 @@ from PIL import Image
 
 from ddcat import cli
 from ddcat.metrics import Counts, confusion_counts, iou, miou, pixel_accuracy
-from ddcat_bench.attack.evaluation import Evaluation
-from ddcat_bench.attack.judging import grey_levels
-from ddcat_bench.attack.markdown import attack_markdown
-from ddcat_bench.attack.passes import Victims
+from ddcat_bench.attack.attacks import AttackBatch
+from ddcat_bench.attack.comparison_table import attacks_markdown, columns
+from ddcat_bench.attack.job import AttackJob
 from ddcat_bench.attack.plots import curves
 from ddcat_bench.attack.probe import FORWARDS
+from ddcat_bench.attack.rank_work import attack_rank_work, probe_once
+from ddcat_bench.attack.report import attack_markdown
 from ddcat_bench.attack.results import AttackResult
-from ddcat_bench.attack.share import attack_share, probe_once
-from ddcat_bench.attack.side_by_side import attacks_markdown, columns
-from ddcat_bench.attack.suites import BIM, Plan
-from ddcat_bench.entries import Scores
+from ddcat_bench.attack.scoring import grey_levels
+from ddcat_bench.attack.suites import BIM, AttackSpec
 from ddcat_bench.errors import BenchError
-from ddcat_bench.result_files import read_result, to_json
-from ddcat_bench.subjects import main_branch, open_split
-from ddcat_bench.units import open_units
+from ddcat_bench.inputs import main_branch, open_split
+from ddcat_bench.result_io import read_result, to_json
+from ddcat_bench.result_schema import Scores
+from ddcat_bench.work_units import open_units
 from ddcat_train.attacks import Model, bim, to_8_bit
 from ddcat_train.attacks.seeds import seed_from
 from ddcat_train.checkpoints import Checkpoint
@@ -41,7 +41,7 @@ COLUMNS = ["clean", "n = 1", "n = 2", "n = 3", "n = 4", "n = 5", "n = 6", "n = 7
 
 @pytest.fixture(scope="module")
 def paper(checkpoint: Checkpoint, scenes: Dataset) -> AttackResult:
-    return run_suite(Evaluation(checkpoint, scenes, suite="paper", batch_size=2))
+    return run_suite(AttackJob(checkpoint, scenes, suite="paper", batch_size=2))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def batches(scenes: Dataset) -> list[Batch]:
 def test_rows_are_those_of_the_suites(paper: AttackResult, checkpoint: Checkpoint, scenes: Dataset) -> None:
     assert columns([paper]) == [*COLUMNS, "n = 10", "n = 20", "PGD-20 at 8/255"]
     assert [row.eight_bit for row in paper.rows] == [False] * 11 + [True] * 10
-    quick = run_suite(Evaluation(checkpoint, scenes, suite="quick", batch_size=2))
+    quick = run_suite(AttackJob(checkpoint, scenes, suite="quick", batch_size=2))
     assert columns([quick]) == COLUMNS
     assert [row for row in paper.rows if row.label in COLUMNS] == list(quick.rows)
 
@@ -110,15 +110,15 @@ def test_no_two_runs_share_a_seed(
 ) -> None:
     seeds: list[int] = []
 
-    def judge(maker: Model, judged: Model, plan: Plan, victims: Victims, classes: int) -> Counts:
+    def judge(maker: Model, judged: Model, plan: AttackSpec, victims: AttackBatch, classes: int) -> Counts:
         seeds.extend(victims.seeds.tolist())
         return np.zeros(0, np.int64)
 
-    monkeypatch.setattr("ddcat_bench.attack.share.judge_whole", judge)
+    monkeypatch.setattr("ddcat_bench.attack.rank_work.score_whole_images", judge)
     runs = (0, 1, 1024, 4096, 2**32)
     for seed in runs:
-        evaluation = Evaluation(checkpoint, scenes, seed=seed)
-        attack_share(evaluation, open_units(tmp_path / str(seed), evaluation.identity()))
+        evaluation = AttackJob(checkpoint, scenes, seed=seed)
+        attack_rank_work(evaluation, open_units(tmp_path / str(seed), evaluation.identity()))
     assert len({seed % 2**32 for seed in seeds}) == len(runs) * len(scenes)  # a generator looks at no more bits
 
 
@@ -180,7 +180,7 @@ def test_absent_classes_and_ignored_images_are_left_out() -> None:
 
 def test_limit_takes_images_from_all_of_the_split(checkpoint: Checkpoint, scenes: Dataset) -> None:
     done: list[int] = []
-    result = run_suite(Evaluation(checkpoint, scenes, limit=2, batch_size=1), advance=done.append)
+    result = run_suite(AttackJob(checkpoint, scenes, max_images=2, batch_size=1), advance=done.append)
     assert result.data.names == (scenes.pairs[1].name, scenes.pairs[3].name)
     assert result.data.split_images == 5
     assert sum(done) == 2 * BIM.forwards
@@ -188,7 +188,7 @@ def test_limit_takes_images_from_all_of_the_split(checkpoint: Checkpoint, scenes
 
 
 def test_batch_size_changes_nothing_but_rounding(checkpoint: Checkpoint, scenes: Dataset, paper: AttackResult) -> None:
-    other = run_suite(Evaluation(checkpoint, scenes, batch_size=5))
+    other = run_suite(AttackJob(checkpoint, scenes, batch_size=5))
     for label in ("clean", "n = 1"):
         one, two = paper.find(label), other.find(label)
         assert one is not None
@@ -218,7 +218,7 @@ def test_tables_and_plots_need_nothing_but_the_result(paper: AttackResult) -> No
 
 
 def test_runs_side_by_side(paper: AttackResult, checkpoint: Checkpoint, scenes: Dataset) -> None:
-    quick = run_suite(Evaluation(checkpoint, scenes, batch_size=2))
+    quick = run_suite(AttackJob(checkpoint, scenes, batch_size=2))
     other = quick.model_copy(update={"checkpoint": quick.checkpoint.model_copy(update={"method": "clean"})})
     text = attacks_markdown([paper, other])
     rows = [line for line in text.splitlines() if line.startswith(("| sat", "| clean |"))]
@@ -227,7 +227,7 @@ def test_runs_side_by_side(paper: AttackResult, checkpoint: Checkpoint, scenes: 
     assert "PGD-20 at 8/255, start: random" in attacks_markdown([other, paper])
     twice = attacks_markdown([quick, quick])
     assert f"sat ({quick.checkpoint.path})" in twice
-    fewer = run_suite(Evaluation(checkpoint, scenes, limit=2))
+    fewer = run_suite(AttackJob(checkpoint, scenes, max_images=2))
     with pytest.raises(BenchError, match="same images"):
         attacks_markdown([quick, fewer])
     with pytest.raises(BenchError, match="no results"):
@@ -258,7 +258,7 @@ def test_other_data_is_refused(checkpoint: Checkpoint, scenes: Dataset, other_sc
     root = other_scenes(5)
     assert open_split(checkpoint, data_root=root).root == root  # the same list elsewhere
     train = open_split(checkpoint, split="train")
-    assert not run_suite(Evaluation(checkpoint, train)).data.usual_split
+    assert not run_suite(AttackJob(checkpoint, train)).data.usual_split
     classes = root / "classes.yaml"
     classes.write_text(classes.read_text().replace(scenes.classes.names[1], "moon"))
     with pytest.raises(BenchError, match="moon"):
@@ -277,7 +277,7 @@ def test_the_command(
     run_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "attack"
-    arguments = ["ddcat", "attack", str(run_directory), "--limit", "1", "--device", "cpu", "--out", str(out)]
+    arguments = ["ddcat", "attack", str(run_directory), "--max-images", "1", "--device", "cpu", "--out", str(out)]
 
     def status() -> int | str | None:
         monkeypatch.setattr(sys, "argv", arguments)
@@ -320,7 +320,7 @@ def _through_png(image: torch.Tensor) -> np.ndarray:
 def test_the_probe_looks_at_no_more_images_than_are_judged_and_tells_of_its_progress(
     checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path
 ) -> None:
-    evaluation = Evaluation(checkpoint, scenes, limit=2)
+    evaluation = AttackJob(checkpoint, scenes, max_images=2)
     units = open_units(tmp_path, evaluation.identity())
     told: list[int] = []
     found = probe_once(evaluation, units, advance=told.append)
@@ -329,4 +329,4 @@ def test_the_probe_looks_at_no_more_images_than_are_judged_and_tells_of_its_prog
     assert sum(told[:-1]) >= 0.9 * FORWARDS * 2  # what it is said to take is what it takes
     assert sum(told) == FORWARDS * 2
     assert probe_once(evaluation, units) == found
-    assert Evaluation(checkpoint, scenes).probed == min(6, len(scenes))
+    assert AttackJob(checkpoint, scenes).probed == min(6, len(scenes))

@@ -11,13 +11,13 @@ from PIL import Image
 from ddcat.metrics import miou
 from ddcat_bench.attack import plots
 from ddcat_bench.attack.alarms import raise_alarms
-from ddcat_bench.attack.evaluation import Evaluation
-from ddcat_bench.attack.markdown import attack_markdown
+from ddcat_bench.attack.job import AttackJob
 from ddcat_bench.attack.panels import attack_sheet
+from ddcat_bench.attack.report import attack_markdown
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.bootstrap import Scheme, interval, scheme_of
-from ddcat_bench.result_files import read_result
-from ddcat_bench.subjects import main_branch
+from ddcat_bench.inputs import main_branch
+from ddcat_bench.result_io import read_result
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from tests.bench.suite import run_suite
@@ -61,7 +61,7 @@ def test_error_bars_of_video_are_over_draws_of_blocks_of_frames(measured: Attack
 
 
 def test_of_few_images_there_are_no_error_bars(checkpoint: Checkpoint, scenes: Dataset) -> None:
-    result = run_suite(Evaluation(checkpoint, scenes))
+    result = run_suite(AttackJob(checkpoint, scenes))
     point = plots._point(result, "n = 3", 3.0, False)
     assert point is not None
     assert point.below == point.above == 0
@@ -73,7 +73,7 @@ def test_there_is_no_curve_over_epsilon_for_one_bound(measured: AttackResult) ->
 
 
 def test_a_curve_over_epsilon(checkpoint: Checkpoint, scenes: Dataset) -> None:
-    result = run_suite(Evaluation(checkpoint, scenes, suite="sea", iterations=2, batch_size=5))
+    result = run_suite(AttackJob(checkpoint, scenes, suite="sea", iterations=2, batch_size=5))
     found = plots._bounds(result)
     losses, beside = {"SEA-JS-2", "SEA-MCE-2", "SEA-MCE-Bal-2"}, {"PGD-20", "SegPGD-20", "CosPGD-20"}
     assert set(found) == losses | beside | {"SEA", "worst of all"}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ddcat.metrics import confusion_counts, miou
 from ddcat_bench.attack.alarms import raise_alarms
 from ddcat_bench.attack.probe import FEW, MORE, run_probe
-from ddcat_bench.attack.probe_results import Probe
+from ddcat_bench.attack.results import Probe
 from ddcat_bench.errors import BenchError
 from ddcat_train.attacks import bim
 from ddcat_train.attacks.seeds import seed_from

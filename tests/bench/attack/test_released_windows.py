@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ddcat.metrics import confusion_counts, miou
-from ddcat_bench.attack.passes import Victims
+from ddcat_bench.attack.attacks import AttackBatch
+from ddcat_bench.attack.sliding_window import score_windows
 from ddcat_bench.attack.suites import BIM
-from ddcat_bench.attack.windows import judge_windows
 from ddcat_train import imagenet
 from tests.released_code import needs_released_code, released
 
@@ -78,8 +78,8 @@ def test_windows_are_judged_as_released(
     total = np.zeros((CLASSES, 3), np.int64)
     for image, labels, (name, _) in images:
         planes = torch.from_numpy(np.float32(image) / 255).permute(2, 0, 1)[None]
-        victims = Victims(planes, torch.from_numpy(labels).long()[None], torch.tensor([0]))
-        found = judge_windows(model, model, PLAN, victims, CLASSES, crop=crop, base=base, at_base=at_base)[0, place, 0]
+        victims = AttackBatch(planes, torch.from_numpy(labels).long()[None], torch.tensor([0]))
+        found = score_windows(model, model, PLAN, victims, CLASSES, crop=crop, base=base, at_base=at_base)[0, place, 0]
         truth = cv2.resize(labels, (1024, 512), interpolation=cv2.INTER_NEAREST) if at_base else labels
         grey = cv2.imread(str(predictions / name.replace("jpg", "png")), cv2.IMREAD_GRAYSCALE)
         expected = confusion_counts(truth, np.asarray(grey), CLASSES)

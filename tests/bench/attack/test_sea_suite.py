@@ -11,15 +11,15 @@ import torch
 from ddcat.metrics import Counts, confusion_counts, miou
 from ddcat_bench.arguments import parse_epsilon
 from ddcat_bench.attack.class_pixels import count_class_pixels
-from ddcat_bench.attack.evaluation import Evaluation, open_substitutes
-from ddcat_bench.attack.markdown import attack_markdown
+from ddcat_bench.attack.comparison_table import columns
+from ddcat_bench.attack.job import AttackJob, open_surrogates
 from ddcat_bench.attack.plots import plots
+from ddcat_bench.attack.report import attack_markdown
 from ddcat_bench.attack.results import AttackName, AttackResult
-from ddcat_bench.attack.side_by_side import columns
-from ddcat_bench.attack.suites import SEA_LOSSES, plans_of
+from ddcat_bench.attack.suites import SEA_LOSSES, attack_specs
 from ddcat_bench.errors import BenchError
-from ddcat_bench.result_files import read_result, to_json
-from ddcat_bench.subjects import main_branch, open_split
+from ddcat_bench.inputs import main_branch, open_split
+from ddcat_bench.result_io import read_result, to_json
 from ddcat_bench.worst_case import lowest_accuracy, worst_case
 from ddcat_train.attacks import bim, sea
 from ddcat_train.attacks.seeds import seed_from
@@ -33,11 +33,11 @@ SIX = 6 / 255
 
 @pytest.fixture(scope="module")
 def result(checkpoint: Checkpoint, scenes: Dataset) -> AttackResult:
-    return run_suite(Evaluation(checkpoint, scenes, suite="sea", iterations=10, epsilons=(SIX,), batch_size=3, seed=2))
+    return run_suite(AttackJob(checkpoint, scenes, suite="sea", iterations=10, epsilons=(SIX,), batch_size=3, seed=2))
 
 
 def test_the_suite_has_three_losses_at_two_bounds_and_cheap_attacks_beside() -> None:
-    clean, *attacks = plans_of("sea")
+    clean, *attacks = attack_specs("sea")
     assert clean.cases == (("clean", 0),)
     beside = [("PGD", (20,)), ("SegPGD", (20,)), ("CosPGD", (20,))]
     expected = [(name, epsilon, n) for epsilon in (4 / 255, 8 / 255) for name, n in [("SEA", (300,)), *beside]]
@@ -128,7 +128,7 @@ def test_bounds_are_read() -> None:
 def test_transfer_is_bim_made_on_the_other_checkpoint(
     checkpoint: Checkpoint, other_checkpoint: Checkpoint, scenes: Dataset
 ) -> None:
-    result = run_suite(Evaluation(checkpoint, scenes, substitutes=(other_checkpoint,), batch_size=5))
+    result = run_suite(AttackJob(checkpoint, scenes, surrogates=(other_checkpoint,), batch_size=5))
     made_on, judged = (main_branch(one, torch.device("cpu")) for one in (other_checkpoint, checkpoint))
     [(_, images, labels)] = evaluation_batches(scenes, batch_size=5)
     batch = images.contiguous(memory_format=torch.channels_last)
@@ -148,16 +148,16 @@ def test_transfer_is_bim_made_on_the_other_checkpoint(
 
 def test_substitutes_must_fit(checkpoint: Checkpoint, other_checkpoint: Checkpoint, run_directory: Path) -> None:
     paths = [other_checkpoint.path, run_directory]
-    assert [one.sha256() for one in open_substitutes(checkpoint, paths)] == [other_checkpoint.sha256(), checkpoint.sha256()]
+    assert [one.sha256() for one in open_surrogates(checkpoint, paths)] == [other_checkpoint.sha256(), checkpoint.sha256()]
     with pytest.raises(BenchError, match="named twice"):
-        open_substitutes(checkpoint, [run_directory, run_directory])
+        open_surrogates(checkpoint, [run_directory, run_directory])
 
 
 def test_a_model_of_masked_gradients_rings(result: AttackResult, checkpoint: Checkpoint, scenes: Dataset) -> None:
     """Logits times 1e4 saturate the softmax: float32 has no gradient left where the prediction is right."""
     last = ("model.heads.main.4.weight", "model.heads.main.4.bias")
     scaled = {key: tensor * 1e4 if key in last else tensor for key, tensor in checkpoint.tensors.items()}
-    masked = run_suite(Evaluation(replace(checkpoint, tensors=scaled), scenes, batch_size=5))
+    masked = run_suite(AttackJob(replace(checkpoint, tensors=scaled), scenes, batch_size=5))
     assert "gradients are zero or not finite" in {alarm.name for alarm in masked.alarms}
     assert attack_markdown(masked).startswith("> **ALARM: ")
     assert "gradients are zero or not finite" not in {alarm.name for alarm in result.alarms}
@@ -165,15 +165,17 @@ def test_a_model_of_masked_gradients_rings(result: AttackResult, checkpoint: Che
 
 def test_what_a_suite_does_not_have_is_refused(checkpoint: Checkpoint, scenes: Dataset) -> None:
     with pytest.raises(BenchError, match="--epsilon changes nothing in the quick suite: use --suite sea or full"):
-        run_suite(Evaluation(checkpoint, scenes, epsilons=(SIX,)))
+        run_suite(AttackJob(checkpoint, scenes, epsilons=(SIX,)))
     with pytest.raises(BenchError, match="--iterations changes nothing in the paper suite"):
-        run_suite(Evaluation(checkpoint, scenes, suite="paper", iterations=5))
+        run_suite(AttackJob(checkpoint, scenes, suite="paper", iterations=5))
 
 
 @pytest.mark.slow
 def test_the_full_suite_has_everything(checkpoint: Checkpoint, other_checkpoint: Checkpoint, scenes: Dataset) -> None:
     full = run_suite(
-        Evaluation(checkpoint, scenes, suite="full", iterations=10, epsilons=(SIX,), limit=2, substitutes=(other_checkpoint,))
+        AttackJob(
+            checkpoint, scenes, suite="full", iterations=10, epsilons=(SIX,), max_images=2, surrogates=(other_checkpoint,)
+        )
     )
     assert {row.name for row in full.rows} == set(get_args(AttackName))
     swept = [row.epsilon for row in full.rows if row.name == "PGD" and not row.eight_bit]

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import get_args
 
 from ddcat_bench.attack import alarms, probe
-from ddcat_bench.attack.probe_results import AlarmName
-from ddcat_bench.attack.suites import SUITES, plans_of
+from ddcat_bench.attack.results import AlarmName
+from ddcat_bench.attack.suites import SUITES, attack_specs
 
 PAGE = (Path(__file__).parents[3] / "docs/threat-model.md").read_text(encoding="utf-8")
 
@@ -26,7 +26,7 @@ def test_every_alarm_is_there_with_its_tolerance() -> None:
         for name, row in rows.items()
     }
     assert said == {
-        "black-box beats white-box": [alarms.BEATEN_BY, alarms.PROBE_BEATEN_BY],
+        "black-box beats white-box": [alarms.BLACK_BOX_MARGIN, alarms.PROBE_MARGIN],
         "more steps weaken the attack": [alarms.WEAKENED_BY],
         "accuracy is left at epsilon 64/255": [alarms.LEFT_AT_MOST],
         "gradients are zero or not finite": [100 * alarms.ZERO_PIXELS_AT_MOST],
@@ -45,11 +45,11 @@ def test_the_probe_is_described_as_it_is() -> None:
 def test_every_attack_of_the_suites_has_an_attacker() -> None:
     rows = table("who")
     told = " ".join(cells[1] for cells in rows.values())
-    made = {plan.name for suite in SUITES for plan in plans_of(suite)}
+    made = {plan.name for suite in SUITES for plan in attack_specs(suite)}
     assert all(name in told.replace("random signs", "noise") for name in made)
-    black = {plan.name for suite in ("quick", "paper", "sea") for plan in plans_of(suite)} & alarms.BLACK_BOX  # type: ignore[arg-type]
+    black = {plan.name for suite in ("quick", "paper", "sea") for plan in attack_specs(suite)} & alarms.BLACK_BOX  # type: ignore[arg-type]
     assert not black
-    assert {plan.name for plan in plans_of("full")} >= {"Square", "DLA"}
-    assert {name: {plan.name for plan in plans_of(name)} - {"BIM"} for name in ("quick", "paper", "sea")} == {
+    assert {plan.name for plan in attack_specs("full")} >= {"Square", "DLA"}
+    assert {name: {plan.name for plan in attack_specs(name)} - {"BIM"} for name in ("quick", "paper", "sea")} == {
         "quick": set(), "paper": {"PGD"}, "sea": {"SEA", "PGD", "SegPGD", "CosPGD"},
     }  # fmt: skip

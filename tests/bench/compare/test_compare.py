@@ -8,10 +8,10 @@ import pytest
 
 from ddcat import cli
 from ddcat.bundle import Bundle
-from ddcat_bench.compare.engines import CompareResult, compare, find_gates
+from ddcat_bench.compare.comparison import CompareResult, compare, load_gate_results
 from ddcat_bench.compare.report import compare_html, compare_markdown, pareto
 from ddcat_bench.errors import BenchError
-from ddcat_bench.result_files import read_result, to_json
+from ddcat_bench.result_io import read_result, to_json
 from tests.bench.gates import made_gate
 
 
@@ -55,7 +55,7 @@ def test_the_pages_say_the_same(three: CompareResult) -> None:
 def test_other_images_or_threats_do_not_compare() -> None:
     passed = made_gate()
     fewer = passed.data.model_copy(update={"names": passed.data.names[:-1]})
-    with pytest.raises(BenchError, match="were not judged on the same images"):
+    with pytest.raises(BenchError, match="were not evaluated on the same images"):
         compare({"a": passed, "b": passed.model_copy(update={"data": fewer})})
     with pytest.raises(BenchError, match="under no common attack"):
         compare({"a": passed, "b": passed.model_copy(update={"threats": passed.threats[:1]})})
@@ -84,16 +84,16 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bundle_needs_a_gate_of_its_own(make_bundle: Callable[..., Bundle]) -> None:
     bundle = make_bundle()
     place = bundle.path.with_name(f"{bundle.path.name}-gate")
-    with pytest.raises(BenchError, match=r"was not judged: no .*gate.json"):
-        find_gates([bundle.path])
+    with pytest.raises(BenchError, match=r"was not tested: no .*gate.json"):
+        load_gate_results([bundle.path])
     gate = made_gate()
     own = gate.model_copy(update={"bundle": gate.bundle.model_copy(update={"sha256": bundle.digest})})
     place.mkdir()
     (place / "gate.json").write_text(to_json(own))
-    assert find_gates([bundle.path]) == {"tiny.bundle": own}
+    assert load_gate_results([bundle.path]) == {"tiny.bundle": own}
     (place / "gate.json").write_text(to_json(gate))
     with pytest.raises(BenchError, match="is the result of another bundle"):
-        find_gates([bundle.path])
+        load_gate_results([bundle.path])
 
 
 def test_names_tell_results_apart(tmp_path: Path) -> None:
@@ -101,4 +101,4 @@ def test_names_tell_results_apart(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "gate.json").write_text(to_json(made_gate()))
     with pytest.raises(BenchError, match="two of the folders are named same"):
-        find_gates([tmp_path / "a/same", tmp_path / "b/same"])
+        load_gate_results([tmp_path / "a/same", tmp_path / "b/same"])

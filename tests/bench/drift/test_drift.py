@@ -16,8 +16,8 @@ from ddcat.engines.golden import Example
 from ddcat_bench.drift import measure as drift
 from ddcat_bench.drift.measure import DriftResult, drift_markdown, measure_drift
 from ddcat_bench.errors import BenchError
-from ddcat_bench.result_files import read_result
-from ddcat_bench.subjects import main_branch
+from ddcat_bench.inputs import main_branch
+from ddcat_bench.result_io import read_result
 from ddcat_serve.observe.answer_statistics import Statistics, describe, psi
 from ddcat_serve.observe.drift_monitor import LEAST, Monitor
 from ddcat_train.checkpoints import Checkpoint

@@ -9,13 +9,13 @@ from ddcat import cli
 from ddcat.bundle import Bundle
 from ddcat.engines import open_engine
 from ddcat.metrics import miou
-from ddcat_bench.attack.evaluation import Evaluation
+from ddcat_bench.attack.job import AttackJob
 from ddcat_bench.errors import BenchError
-from ddcat_bench.fidelity.labels import compare
-from ddcat_bench.fidelity.markdown import fidelity_markdown
+from ddcat_bench.fidelity.compare import compare
+from ddcat_bench.fidelity.report import fidelity_markdown
 from ddcat_bench.fidelity.results import FidelityResult
-from ddcat_bench.result_files import read_result, to_json
-from ddcat_bench.subjects import checkpoint_of, open_bundle_data
+from ddcat_bench.inputs import checkpoint_of, open_bundle_data
+from ddcat_bench.result_io import read_result, to_json
 from ddcat_export.exporting import export
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
@@ -37,7 +37,7 @@ def test_a_perfect_engine_agrees_everywhere(
         assert (row.agreement, row.counted_agreement, row.differing, row.counted_differing) == (1, 1, 0, 0)
         assert row.engine == row.pytorch
         assert row.pixels == 5 * 40 * 48 > row.counted_pixels
-    attacked = run_suite(Evaluation(checkpoint, scenes, batch_size=8))
+    attacked = run_suite(AttackJob(checkpoint, scenes, batch_size=8))
     for row in result.rows:
         same = attacked.find(row.label, eight_bit=True)
         assert same is not None
@@ -71,7 +71,7 @@ def test_one_wrong_pixel_counts_once(
         return changed
 
     bundle = make_bundle(batch=1)
-    result = compare(bundle, make_engine(bundle, change), checkpoint, scenes, limit=2)
+    result = compare(bundle, make_engine(bundle, change), checkpoint, scenes, max_images=2)
     for row in result.rows:
         assert row.image_differing == (1, 1)
         assert row.differing == 2
@@ -82,7 +82,7 @@ def test_the_file_holds_everything(
     make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path
 ) -> None:
     bundle = make_bundle()
-    result = compare(bundle, make_engine(bundle, lambda labels: SWAP[labels]), checkpoint, scenes, limit=2)
+    result = compare(bundle, make_engine(bundle, lambda labels: SWAP[labels]), checkpoint, scenes, max_images=2)
     (tmp_path / "fidelity.json").write_text(to_json(result))
     read = read_result(tmp_path / "fidelity.json", FidelityResult)
     assert read == result
@@ -144,7 +144,7 @@ def test_the_command(
 ) -> None:
     bundle = make_bundle()
     monkeypatch.setattr("ddcat.engines.open_engine", lambda opened: make_engine(opened, lambda labels: SWAP[labels]))
-    monkeypatch.setattr(sys, "argv", ["ddcat", "fidelity", str(bundle.path), "--limit", "2"])
+    monkeypatch.setattr(sys, "argv", ["ddcat", "fidelity", str(bundle.path), "--max-images", "2"])
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert left.value.code == 0  # whatever the figures

@@ -11,8 +11,8 @@ import pytest
 from ddcat import cli
 from ddcat.bundle import Bundle
 from ddcat.errors import DdcatError
-from ddcat_bench.output import claim
-from ddcat_bench.subjects import open_bundle_data
+from ddcat_bench.inputs import open_bundle_data
+from ddcat_bench.publish import claim
 
 Run = Callable[..., int | str | None]
 
@@ -32,7 +32,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 def test_a_verdict(
     make_bundle: Callable[..., Bundle], run: Run, monkeypatch: pytest.MonkeyPatch, verdict: str, status: int
 ) -> None:
-    monkeypatch.setattr("ddcat_bench.gate.run.judge", lambda *case, **options: SimpleNamespace(verdict=verdict))
+    monkeypatch.setattr("ddcat_bench.gate.pipeline.run_job", lambda *case, **options: SimpleNamespace(verdict=verdict))
     assert run(make_bundle().path) == status
 
 
@@ -51,7 +51,7 @@ def test_a_fault_of_the_program_is_no_verdict(
     def judge(*case: Any, **options: Any) -> None:
         raise fault
 
-    monkeypatch.setattr("ddcat_bench.gate.run.judge", judge)
+    monkeypatch.setattr("ddcat_bench.gate.pipeline.run_job", judge)
     assert run(make_bundle().path) == 2
     assert type(fault).__name__ in capsys.readouterr().err  # it is not hidden
 
@@ -60,7 +60,7 @@ def test_what_is_missing_or_wrong(make_bundle: Callable[..., Bundle], run: Run, 
     bundle = make_bundle().path
     assert run(tmp_path / "none") == 2
     assert run(bundle, "--no-such-option") == 2
-    assert run(bundle, "--limits", str(tmp_path / "none.yaml")) == 2
+    assert run(bundle, "--thresholds", str(tmp_path / "none.yaml")) == 2
     assert run(bundle, "--data-root", str(tmp_path / "none")) == 2
     assert run(bundle, "--split", "none") == 2
     assert run(bundle, "--clips", "(") == 2
@@ -72,7 +72,7 @@ def test_torchrun_does_not_pass_a_verdict_on(
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("RANK", "0")
     assert run(make_bundle().path) == 2
-    assert "use --devices N" in capsys.readouterr().err
+    assert "use --jobs N" in capsys.readouterr().err
 
 
 def test_a_second_gate_with_the_same_out_is_refused_at_once(

@@ -19,37 +19,37 @@ from ddcat import cli
 from ddcat.bundle import Bundle, open_bundle
 from ddcat.engines import Outputs, open_engine
 from ddcat.passport import read_passport
-from ddcat_bench.attack.passes import Victims, attack
+from ddcat_bench.attack.attacks import AttackBatch, attack
 from ddcat_bench.bootstrap import Scheme
 from ddcat_bench.errors import BenchError
-from ddcat_bench.gate import findings as gate_findings
-from ddcat_bench.gate.attacked import Attacked, Pilot, attack_pool, chosen_parts
+from ddcat_bench.gate import checks
 from ddcat_bench.gate.budget import Budget
-from ddcat_bench.gate.case import Case
-from ddcat_bench.gate.command import judge
-from ddcat_bench.gate.conclusion import conclude, passport_of, worst
-from ddcat_bench.gate.findings import judge_latency, needs_quiet
-from ddcat_bench.gate.flips import MARGINS, Flips
-from ddcat_bench.gate.limits import DEFAULT, read_limits
-from ddcat_bench.gate.pool import EPSILONS, Judged, parts_of
+from ddcat_bench.gate.checks import check_latency, needs_quiet
+from ddcat_bench.gate.disagreement import MARGINS, Disagreement
+from ddcat_bench.gate.job import GateJob
+from ddcat_bench.gate.measurements import Measurements, Pilot, attack_pool, chosen_runs
+from ddcat_bench.gate.pipeline import run_job
+from ddcat_bench.gate.pool import EPSILONS, PoolResult, attack_runs
 from ddcat_bench.gate.report import gate_brief, gate_html, gate_junit, gate_markdown
 from ddcat_bench.gate.results import GateResult
+from ddcat_bench.gate.thresholds import DEFAULT, read_thresholds
 from ddcat_bench.gate.twin_nodes import NODES
 from ddcat_bench.gate.twin_operator import NotSupportedError
+from ddcat_bench.gate.verdict import conclude, passport_of, worst
 from ddcat_bench.gate.words import title
-from ddcat_bench.result_files import read_result
-from ddcat_bench.timing.memory import Serving
+from ddcat_bench.result_io import read_result
+from ddcat_bench.timing.interleave import ratio, timing
 from ddcat_bench.timing.results import SpeedRatio, SpeedResult
+from ddcat_bench.timing.serving_memory import Serving
 from ddcat_bench.timing.speed import draw_inputs, measure
-from ddcat_bench.timing.turns import ratio, timing
 from ddcat_export.exporting import export
 from ddcat_train.attacks import to_8_bit
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from ddcat_train.ranks import Ranks
 
-SMALL = Budget(steps=2, queries=20, every=2)
-LIMITS = read_limits(DEFAULT, "fp32")
+SMALL = Budget(steps=2, queries=20, query_stride=2)
+LIMITS = read_thresholds(DEFAULT, "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +70,9 @@ def speed(bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset) -> SpeedResul
 
 def attacked_by(
     bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, work: Path, budget: Budget = SMALL
-) -> tuple[Case, Attacked]:
+) -> tuple[GateJob, Measurements]:
     with open_engine(bundle, threads=1) as engine:
-        case = Case(bundle, checkpoint, scenes, budget=budget)
+        case = GateJob(bundle, checkpoint, scenes, budget=budget)
         told: list[int] = []
         attacked = attack_pool(case, engine, work, told.append)
         assert sum(told) == pytest.approx(case.forwards, rel=0.1)
@@ -88,27 +88,27 @@ def spoilt(bundle: Bundle) -> Bundle:
     return Bundle(bundle.path, bundle.manifest, bundle.digest, {**bundle.files, "model.onnx": model.SerializeToString()})
 
 
-def many(attacked: Attacked, times: int) -> Attacked:
+def many(attacked: Measurements, times: int) -> Measurements:
     """As if there had been more images: the few of these tests decide nothing."""
 
-    def repeated(judged: Judged) -> Judged:
+    def repeated(judged: PoolResult) -> PoolResult:
         wide: dict[str, Any] = {name: np.tile(getattr(judged, name), (times, 1, 1)) for name in ("reference", "engine")}
-        flips = Flips.from_array(np.tile(judged.flips.to_array(), (times, 1)))
-        return judged._replace(**wide, flips=flips, attacked=np.tile(judged.attacked, times))
+        flips = Disagreement.from_array(np.tile(judged.disagreement.to_array(), (times, 1)))
+        return judged._replace(**wide, disagreement=flips, attacked=np.tile(judged.attacked, times))
 
     names = [f"{name}-{copy}" for copy in range(times) for name in attacked.names]
-    return attacked._replace(names=names, judged=tuple(map(repeated, attacked.judged)), probe=None)
+    return attacked._replace(names=names, pool=tuple(map(repeated, attacked.pool)), probe=None)
 
 
 @pytest.fixture(scope="module")
 def good(
     bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Case, Attacked]:
+) -> tuple[GateJob, Measurements]:
     return attacked_by(bundle, checkpoint, scenes, tmp_path_factory.mktemp("good") / "work")
 
 
 @pytest.fixture(scope="module")
-def passed(good: tuple[Case, Attacked], speed: SpeedResult) -> GateResult:
+def passed(good: tuple[GateJob, Measurements], speed: SpeedResult) -> GateResult:
     case, attacked = good
     return conclude(case, many(attacked, 4), speed, LIMITS, seconds=1.0)
 
@@ -139,7 +139,7 @@ def test_a_bad_engine_is_refused(
     assert {"equal labels", "mIoU, clean"} <= refused
 
 
-def test_few_images_and_a_busy_machine_decide_nothing(good: tuple[Case, Attacked], speed: SpeedResult) -> None:
+def test_few_images_and_a_busy_machine_decide_nothing(good: tuple[GateJob, Measurements], speed: SpeedResult) -> None:
     case, attacked = good
     few = conclude(case, attacked, speed, LIMITS, seconds=1.0)
     assert few.verdict == "inconclusive"
@@ -150,14 +150,16 @@ def test_few_images_and_a_busy_machine_decide_nothing(good: tuple[Case, Attacked
     assert title(busy) == ("Inconclusive: latency could not be measured on this machine. Accuracy and robustness passed.")
 
 
-def test_a_slow_engine_is_refused(good: tuple[Case, Attacked], speed: SpeedResult) -> None:
+def test_a_slow_engine_is_refused(good: tuple[GateJob, Measurements], speed: SpeedResult) -> None:
     case, attacked = good
     slow = speed.ratios[0].model_copy(update={"lower_quartile": 0.4, "median": 0.5, "upper_quartile": 0.6})
     result = conclude(case, many(attacked, 4), speed.model_copy(update={"ratios": (slow,)}), LIMITS, seconds=1.0)
     assert [finding.name for finding in result.findings if finding.verdict == "refuse"] == ["latency"]
 
 
-def test_a_machine_that_is_not_steady_decides_nothing_of_latency(good: tuple[Case, Attacked], speed: SpeedResult) -> None:
+def test_a_machine_that_is_not_steady_decides_nothing_of_latency(
+    good: tuple[GateJob, Measurements], speed: SpeedResult
+) -> None:
     result = conclude(good[0], many(good[1], 4), near(unsteady(speed)), LIMITS, seconds=1.0)
     (finding,) = (finding for finding in result.findings if finding.name == "latency")
     assert (finding.verdict, "not steady" in (finding.reason or "")) == ("inconclusive", True)
@@ -208,7 +210,7 @@ def test_the_worst_turn_is_held_against_the_limit_first(
     speed: SpeedResult, shares: tuple[float, ...], others: float, verdict: str
 ) -> None:
     measured = turns(speed, *(share for share in shares for _ in range(10))).model_copy(update={"others": others})
-    finding = judge_latency(measured, LIMITS)
+    finding = check_latency(measured, LIMITS)
     assert finding is not None
     assert finding.verdict == verdict, finding
     calm = measured.stable and not measured.disturbed
@@ -216,37 +218,39 @@ def test_the_worst_turn_is_held_against_the_limit_first(
 
 
 def test_one_slow_turn_of_many_decides_nothing_on_a_quiet_machine(speed: SpeedResult) -> None:
-    finding = judge_latency(turns(speed, *[0.5] * 29, 1.5), LIMITS)
+    finding = check_latency(turns(speed, *[0.5] * 29, 1.5), LIMITS)
     assert finding is not None
     assert finding.verdict == "pass"
 
 
 def test_latency_that_the_limits_leave_out_is_said_to_be_so(
-    good: tuple[Case, Attacked], speed: SpeedResult, tmp_path: Path
+    good: tuple[GateJob, Measurements], speed: SpeedResult, tmp_path: Path
 ) -> None:
     file = tmp_path / "limits.yaml"
     file.write_text(DEFAULT.read_text().replace("latency: 1.0", "latency: null"))
     slow = turns(speed, *[3.0] * 10).model_copy(update={"others": 2.0})
-    result = conclude(good[0], many(good[1], 4), slow, read_limits(file, "fp32"), seconds=1.0)
+    result = conclude(good[0], many(good[1], 4), slow, read_thresholds(file, "fp32"), seconds=1.0)
     assert result.verdict == "pass"
     assert "latency" not in {finding.name for finding in result.findings}
-    assert title(result).endswith("accuracy and robustness are within the limits. Latency was not judged.")
-    assert "| not judged | latency | 3.00 (3.00 to 3.00) of eager PyTorch, original |" in gate_markdown(result)
-    assert "- not judged: latency" in gate_brief(result)
-    assert '<span class="badge">not judged</span></td><td data-label="what">latency</td>' in gate_html(result)
+    assert title(result).endswith("accuracy and robustness are within the limits. Latency was not tested.")
+    assert "| not tested | latency | 3.00 (3.00 to 3.00) of eager PyTorch, original |" in gate_markdown(result)
+    assert "- not tested: latency" in gate_brief(result)
+    assert '<span class="badge">not tested</span></td><td data-label="what">latency</td>' in gate_html(result)
     suite = ElementTree.fromstring(gate_junit(result))
     assert [case.get("name") for case in suite if case.find("skipped") is not None] == ["latency"]
     passport = passport_of(good[0].bundle, result)
     assert passport.not_judged == ("latency",)
-    assert not needs_quiet(slow, read_limits(file, "fp32"))
+    assert not needs_quiet(slow, read_thresholds(file, "fp32"))
 
 
-def test_frames_of_video_are_drawn_by_clip_or_come_with_a_warning(good: tuple[Case, Attacked], speed: SpeedResult) -> None:
+def test_frames_of_video_are_drawn_by_clip_or_come_with_a_warning(
+    good: tuple[GateJob, Measurements], speed: SpeedResult
+) -> None:
     case, attacked = good
     frames = many(attacked, 8)
     named = frames._replace(names=[f"drive{place // 20}_{place:04}" for place in range(len(frames.names))])
     found = {
-        clips: conclude(Case(case.bundle, case.checkpoint, replace(case.dataset, name="folder", clips=clips)), named, speed,
+        clips: conclude(GateJob(case.bundle, case.checkpoint, replace(case.dataset, name="folder", clips=clips)), named, speed,
                         LIMITS, seconds=1.0)
         for clips in (None, r"(.+)_\d+", "(.+)")
     }  # fmt: skip
@@ -263,7 +267,7 @@ def test_frames_of_video_are_drawn_by_clip_or_come_with_a_warning(good: tuple[Ca
 
 
 def test_what_was_stopped_continues_and_finds_the_same(
-    good: tuple[Case, Attacked], bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path
+    good: tuple[GateJob, Measurements], bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path
 ) -> None:
     class StopError(Exception):
         pass
@@ -278,49 +282,49 @@ def test_what_was_stopped_continues_and_finds_the_same(
 
     work = tmp_path / "work"
     with open_engine(bundle, threads=1) as engine, pytest.raises(StopError):
-        attack_pool(Case(bundle, checkpoint, scenes, budget=SMALL), engine, work, stop)
+        attack_pool(GateJob(bundle, checkpoint, scenes, budget=SMALL), engine, work, stop)
     finished = {file: file.stat().st_mtime_ns for file in work.glob("*.npz")}
     assert finished
     _, attacked = attacked_by(bundle, checkpoint, scenes, work)
     assert all(file.stat().st_mtime_ns == before for file, before in finished.items())
-    for one, other in zip(attacked.judged, good[1].judged, strict=True):
+    for one, other in zip(attacked.pool, good[1].pool, strict=True):
         np.testing.assert_array_equal(one.engine, other.engine)
         np.testing.assert_array_equal(one.reference, other.reference)
     with pytest.raises(BenchError, match="budget"), open_engine(bundle, threads=1) as engine:
-        attack_pool(Case(bundle, checkpoint, scenes, budget=Budget("quick")), engine, work)
+        attack_pool(GateJob(bundle, checkpoint, scenes, budget=Budget("quick")), engine, work)
 
 
-def judged(source: Any, engine: int, reference: int = 50, label: str = "PGD, n = 10", epsilon: float = 0.01) -> Judged:
+def judged(source: Any, engine: int, reference: int = 50, label: str = "PGD, n = 10", epsilon: float = 0.01) -> PoolResult:
     """40 images on which each model has that percentage of mIoU."""
     made = [
         np.tile([[share, (100 - share) // 2, 100 - share - (100 - share) // 2]], (40, 1, 1)) for share in (reference, engine)
     ]
     ones = np.ones(40, np.int64)
-    flips = Flips.from_array(np.tile(ones[:, None], (1, 5 + 2 * len(MARGINS))))
-    return Judged(source, label, epsilon, made[0], made[1], flips, ones > 0)
+    flips = Disagreement.from_array(np.tile(ones[:, None], (1, 5 + 2 * len(MARGINS))))
+    return PoolResult(source, label, epsilon, made[0], made[1], flips, ones > 0)
 
 
 def test_nothing_to_preserve_decides_nothing() -> None:
     scheme = Scheme("images", np.arange(40))
     pool = [judged("replay", 70, 70, "clean", 0.0), judged("replay", 5, 5), judged("twin", 1, 5)]
-    clean, attacked = gate_findings.judge_threats(pool, scheme, LIMITS)
+    clean, attacked = checks.check_threats(pool, scheme, LIMITS)
     assert (clean.verdict, attacked.verdict) == ("pass", None)
     assert "nothing to preserve" in attacked.reason
-    findings = list(gate_findings.judge_robustness([clean, attacked]))
+    findings = list(checks.check_robustness([clean, attacked]))
     assert [finding.verdict for finding in findings] == ["pass", "inconclusive"]
 
 
 def test_a_replay_that_beats_the_twin_is_an_alarm() -> None:
     weak_twin = [judged("replay", 30), judged("twin", 45)]
-    (alarm,) = gate_findings.find_alarms(weak_twin, None, LIMITS, transferred=False)
+    (alarm,) = checks.find_alarms(weak_twin, None, LIMITS, transferred=False)
     assert (alarm.name, "30.00 points" in alarm.evidence, "45.00" in alarm.evidence) == (
         "black-box beats white-box",
         True,
         True,
     )
-    assert not gate_findings.find_alarms([judged("replay", 45), judged("twin", 30)], None, LIMITS, transferred=False)
-    assert not gate_findings.find_alarms(weak_twin, None, LIMITS, transferred=True)
-    assert [finding.verdict for finding in gate_findings.judge_alarms([alarm])] == ["inconclusive"]
+    assert not checks.find_alarms([judged("replay", 45), judged("twin", 30)], None, LIMITS, transferred=False)
+    assert not checks.find_alarms(weak_twin, None, LIMITS, transferred=True)
+    assert [finding.verdict for finding in checks.check_alarms([alarm])] == ["inconclusive"]
 
 
 def test_a_search_that_beats_every_gradient_is_an_alarm() -> None:
@@ -328,19 +332,19 @@ def test_a_search_that_beats_every_gradient_is_an_alarm() -> None:
     some = np.arange(40) < 4
     gradients = [judged("replay", 30), judged("twin", 30)]
 
-    def asked(engine: int, source: str = "engine", label: str = "DLA, n = 500") -> Judged:
+    def asked(engine: int, source: str = "engine", label: str = "DLA, n = 500") -> PoolResult:
         found, others = judged(source, engine, label=label), judged(source, 30)
         return found._replace(engine=np.where(some[:, None, None], found.engine, others.engine), attacked=some)
 
     for transferred in (True, False):
-        (alarm,) = gate_findings.find_alarms([*gradients, asked(27)], None, LIMITS, transferred=transferred)
+        (alarm,) = checks.find_alarms([*gradients, asked(27)], None, LIMITS, transferred=transferred)
         assert alarm.name == "black-box beats white-box"
         assert "engine: DLA, n = 500 leaves the engine 27.00 points on 4 images" in alarm.evidence
         assert "replay: PGD, n = 10, 30.00" in alarm.evidence
-    assert gate_findings.find_alarms([*gradients, asked(20, "noise", "noise, n = 3")], None, LIMITS, transferred=False)
-    assert not gate_findings.find_alarms([*gradients, asked(29)], None, LIMITS, transferred=False)  # single regions move it
+    assert checks.find_alarms([*gradients, asked(20, "noise", "noise, n = 3")], None, LIMITS, transferred=False)
+    assert not checks.find_alarms([*gradients, asked(29)], None, LIMITS, transferred=False)  # single regions move it
     other_bound = [one._replace(epsilon=0.02) for one in gradients]
-    assert not gate_findings.find_alarms([*other_bound, asked(20)], None, LIMITS, transferred=False)
+    assert not checks.find_alarms([*other_bound, asked(20)], None, LIMITS, transferred=False)
 
 
 def test_strong_attacks_that_decide_nothing_are_no_pass() -> None:
@@ -348,8 +352,8 @@ def test_strong_attacks_that_decide_nothing_are_no_pass() -> None:
     scheme = Scheme("images", np.arange(40))
     pool = [judged("replay", 70, 70, "clean", 0.0), judged("replay", 50, 50, "BIM, n = 3", 0.03)]
     for epsilon, verdicts in ((EPSILONS[0], ["pass", "pass"]), (EPSILONS[2], ["pass", "pass", "inconclusive"])):
-        rows = list(gate_findings.judge_threats([*pool, judged("replay", 8, 8, epsilon=epsilon)], scheme, LIMITS))
-        findings = list(gate_findings.judge_robustness(rows))
+        rows = list(checks.check_threats([*pool, judged("replay", 8, 8, epsilon=epsilon)], scheme, LIMITS))
+        findings = list(checks.check_robustness(rows))
         assert [finding.verdict for finding in findings] == verdicts
     assert findings[-1].name == "mIoU, strongest at 4/255"
     assert findings[-1].found == "8.00 against 8.00 points"
@@ -357,16 +361,16 @@ def test_strong_attacks_that_decide_nothing_are_no_pass() -> None:
 
 @pytest.mark.parametrize("source", ["replay", "twin"])
 def test_a_twin_that_is_the_engine_on_clean_images_alone_is_another_model(
-    good: tuple[Case, Attacked], speed: SpeedResult, source: str
+    good: tuple[GateJob, Measurements], speed: SpeedResult, source: str
 ) -> None:
     case, attacked = good
     assert not conclude(case, attacked, speed, LIMITS, seconds=1.0).transferred
 
-    def apart(one: Judged) -> Judged:
+    def apart(one: PoolResult) -> PoolResult:
         strong = one.source == source and one.label.startswith("PGD")
-        return one._replace(flips=one.flips._replace(apart=one.flips.pixels // 500)) if strong else one
+        return one._replace(disagreement=one.disagreement._replace(apart=one.disagreement.pixels // 500)) if strong else one
 
-    other = attacked._replace(judged=tuple(map(apart, attacked.judged)))
+    other = attacked._replace(pool=tuple(map(apart, attacked.pool)))
     assert conclude(case, other, speed, LIMITS, seconds=1.0).transferred
 
 
@@ -381,7 +385,7 @@ def test_the_pilot_looks_at_attacked_images_too(
         found.append(pilot)
         raise BenchError("enough is known")
 
-    monkeypatch.setattr("ddcat_bench.gate.attacked.chosen_parts", stop)
+    monkeypatch.setattr("ddcat_bench.gate.measurements.chosen_runs", stop)
     with open_engine(bundle, threads=1) as engine:
         infer = engine.infer
 
@@ -393,7 +397,7 @@ def test_the_pilot_looks_at_attacked_images_too(
         monkeypatch.setattr(engine, "infer", other)
         for name in ("quick", "default"):
             with pytest.raises(BenchError, match="enough"):
-                attack_pool(Case(bundle, checkpoint, scenes, budget=SMALL._replace(name=name)), engine, tmp_path / name)
+                attack_pool(GateJob(bundle, checkpoint, scenes, budget=SMALL._replace(name=name)), engine, tmp_path / name)
     assert found[0].twin_agreement == 1
     assert found[1].twin_agreement < 0.9
 
@@ -402,14 +406,14 @@ def test_an_engine_that_its_own_graph_breaks_is_refused() -> None:
     """A replay alone would have seen nothing."""
     scheme = Scheme("images", np.arange(40))
     pool = [judged("replay", 70, 70, "clean", 0.0), judged("replay", 40, 40), judged("twin", 20, 45)]
-    _, attacked = gate_findings.judge_threats(pool, scheme, LIMITS)
+    _, attacked = checks.check_threats(pool, scheme, LIMITS)
     assert (attacked.reference, attacked.engine, attacked.verdict) == (40, 20, "refuse")
 
 
 def test_where_the_twin_is_another_model_the_engine_is_asked_twice_as_much() -> None:
-    near, far = (chosen_parts(Budget(), Pilot(epsilon=0.01, twin_agreement=share)) for share in (0.9995, 0.998))
-    assert [parts[-1].plan.counted for parts in (near, far)] == [(500,), (1000,)]
-    assert [part.source for part in parts_of(None, quick=True)] == ["replay", "twin"]
+    near, far = (chosen_runs(Budget(), Pilot(epsilon=0.01, twin_agreement=share)) for share in (0.9995, 0.998))
+    assert [parts[-1].spec.counted for parts in (near, far)] == [(500,), (1000,)]
+    assert [part.source for part in attack_runs(None, quick=True)] == ["replay", "twin"]
 
 
 def test_another_seed_gives_every_image_another_one(
@@ -417,13 +421,15 @@ def test_another_seed_gives_every_image_another_one(
 ) -> None:
     seeds: list[int] = []
     monkeypatch.setattr(
-        "ddcat_bench.gate.attacked.fill_units", lambda *those, victims, **others: seeds.extend(victims.seeds.tolist())
+        "ddcat_bench.gate.measurements.fill_units", lambda *those, victims, **others: seeds.extend(victims.seeds.tolist())
     )
     runs = (0, 1, 2**32)
     with open_engine(bundle, threads=1) as engine:
         for seed in runs:
             with pytest.raises(BenchError, match="is missing"):
-                attack_pool(Case(bundle, checkpoint, scenes, budget=Budget("quick", seed=seed)), engine, tmp_path / str(seed))
+                attack_pool(
+                    GateJob(bundle, checkpoint, scenes, budget=Budget("quick", seed=seed)), engine, tmp_path / str(seed)
+                )
     assert len({seed % 2**32 for seed in seeds}) == len(runs) * len(scenes)  # a generator looks at no more bits
 
 
@@ -431,14 +437,14 @@ def test_every_bound_changes_pixels_of_8_bit_images() -> None:
     images = torch.full((1, 3, 2, 2), 100 / 255)
     for epsilon in EPSILONS:
         assert (to_8_bit(images + epsilon, images) == 100 + round(255 * epsilon)).all()
-    asked = [part.plan for part in parts_of(EPSILONS[0]) if part.source in ("engine", "noise")]
+    asked = [part.spec for part in attack_runs(EPSILONS[0]) if part.source in ("engine", "noise")]
     assert asked
     assert all(plan.eight_bit for plan in asked)
 
 
 def test_the_engine_is_asked_about_the_very_images_that_it_is_judged_on() -> None:
     """By whole grey levels, so that rounding on the way to the engine changes nothing."""
-    (plan,) = (part.plan for part in parts_of(2 / 255, queries=20) if part.source == "engine")
+    (plan,) = (part.spec for part in attack_runs(2 / 255, queries=20) if part.source == "engine")
     seen: list[torch.Tensor] = []
 
     def asked(images: torch.Tensor) -> torch.Tensor:
@@ -446,20 +452,20 @@ def test_the_engine_is_asked_about_the_very_images_that_it_is_judged_on() -> Non
         return torch.cat([images.mean(1, keepdim=True), 0.5 - images.mean(1, keepdim=True)], 1)
 
     images = torch.randint(0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0)) / 255
-    (found,) = attack(asked, plan, Victims(images, torch.zeros(2, 8, 8, dtype=torch.int64), torch.arange(2)))
+    (found,) = attack(asked, plan, AttackBatch(images, torch.zeros(2, 8, 8, dtype=torch.int64), torch.arange(2)))
     assert any((queried - images).abs().max() > 0 for queried in seen[1:] if queried.shape == images.shape)
     for queried in (*seen, found.images):
         torch.testing.assert_close(queried * 255, (queried * 255).round(), rtol=0, atol=1e-4)
 
 
 def test_processes_deal_the_pool_out_and_find_what_one_finds(
-    good: tuple[Case, Attacked], bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path
+    good: tuple[GateJob, Measurements], bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path
 ) -> None:
     class OneOfTwo(Ranks):
         def gather(self, value: Any) -> list[Any]:  # the other one is not there: it comes after, or was before
             return [value]
 
-    case, counts = Case(bundle, checkpoint, scenes, budget=SMALL), []
+    case, counts = GateJob(bundle, checkpoint, scenes, budget=SMALL), []
     with open_engine(bundle, threads=1) as engine:
         with pytest.raises(BenchError, match="is missing"):  # what the second has to do
             attack_pool(case, engine, tmp_path / "work", ranks=OneOfTwo(0, 2))
@@ -467,7 +473,7 @@ def test_processes_deal_the_pool_out_and_find_what_one_finds(
         attacked = attack_pool(case, engine, tmp_path / "work", ranks=OneOfTwo(1, 2))
         counts.append(len(list((tmp_path / "work").glob("*.npz"))))
     assert 0 < counts[0] < counts[1]
-    for one, other in zip(attacked.judged, good[1].judged, strict=True):
+    for one, other in zip(attacked.pool, good[1].pool, strict=True):
         np.testing.assert_array_equal(one.engine, other.engine)
         np.testing.assert_array_equal(one.reference, other.reference)
 
@@ -480,14 +486,16 @@ def test_the_worst_finding_decides(found: list[Any], expected: str) -> None:
     assert worst(found) == expected
 
 
-def test_the_reports_say_the_same(passed: GateResult, good: tuple[Case, Attacked], speed: SpeedResult, tmp_path: Path) -> None:
+def test_the_reports_say_the_same(
+    passed: GateResult, good: tuple[GateJob, Measurements], speed: SpeedResult, tmp_path: Path
+) -> None:
     markdown, page, suite = gate_markdown(passed), gate_html(passed), ElementTree.fromstring(gate_junit(passed))
     assert markdown.startswith("# Gate: pass\n\nPassed: the engine may stand in for its model: ")
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == (str(len(passed.findings)), "0", "0")
     for row in passed.threats:
         assert f"| {row.name} | {row.reference:.2f} | {row.engine:.2f} |" in markdown
         assert f'<td data-label="reference" class="n">{row.reference:.2f}</td>' in page
-    assert page.index("may stand in for its model") < page.index("What was judged") < page.index("Attacks")
+    assert page.index("may stand in for its model") < page.index("What was tested") < page.index("Attacks")
     assert "data:image" not in page
     assert "http" not in page  # nothing is loaded from elsewhere
     slow = speed.ratios[0].model_copy(update={"lower_quartile": 0.4, "upper_quartile": 0.6})
@@ -501,19 +509,19 @@ def test_the_reports_say_the_same(passed: GateResult, good: tuple[Case, Attacked
 def test_limits_are_strict(tmp_path: Path) -> None:
     precisions: tuple[Any, ...] = ("fp32", "fp16", "bf16", "int8")
     for precision in precisions:
-        assert read_limits(DEFAULT, precision).clean_margin > 0
+        assert read_thresholds(DEFAULT, precision).clean_margin > 0
     file = tmp_path / "limits.yaml"
     file.write_text(DEFAULT.read_text().replace("latency: 1.0", "latency: fast"))
     with pytest.raises(BenchError, match=r"fp32.latency: Input should be a valid number"):
-        read_limits(file, "fp32")
+        read_thresholds(file, "fp32")
     file.write_text("int8: {}")
     with pytest.raises(BenchError, match="Field required"):
-        read_limits(file, "int8")
+        read_thresholds(file, "int8")
     file.write_text("{}")
     with pytest.raises(BenchError, match="has no entry for fp32"):
-        read_limits(file, "fp32")
+        read_thresholds(file, "fp32")
     with pytest.raises(BenchError, match="cannot be read"):
-        read_limits(tmp_path / "none.yaml", "fp32")
+        read_thresholds(tmp_path / "none.yaml", "fp32")
 
 
 def test_the_command(
@@ -527,13 +535,13 @@ def test_the_command(
         timed.append(arguments)
         return near(speed, others=2.0)  # not a quiet machine
 
-    monkeypatch.setattr("ddcat_bench.gate.command.measure", measured)
-    monkeypatch.setattr("ddcat_bench.gate.command.serving_peak", served.append)
-    monkeypatch.setattr("ddcat_bench.gate.command.physical_cores", lambda: 1)
+    monkeypatch.setattr("ddcat_bench.gate.pipeline.measure", measured)
+    monkeypatch.setattr("ddcat_bench.gate.pipeline.serving_peak", served.append)
+    monkeypatch.setattr("ddcat_bench.gate.pipeline.physical_cores", lambda: 1)
     out = tmp_path / "gate"
     wide = tmp_path / "limits.yaml"
     wide.write_text(DEFAULT.read_text())
-    words = ["gate", str(bundle.path), "--quick", "--limits", str(wide), "--out", str(out)]
+    words = ["gate", str(bundle.path), "--quick", "--thresholds", str(wide), "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["ddcat", *words])
     with pytest.raises(SystemExit) as caught:
         cli.main()
@@ -563,7 +571,9 @@ def test_the_command(
     assert not list(tmp_path.glob("*.work"))
 
 
-@pytest.mark.parametrize("option", [("--steps", "5"), ("--queries", "50"), ("--every", "2"), ("--seed", "1")], ids=" ".join)
+@pytest.mark.parametrize(
+    "option", [("--steps", "5"), ("--queries", "50"), ("--query-stride", "2"), ("--seed", "1")], ids=" ".join
+)
 def test_what_a_quick_gate_has_no_use_for_is_refused(
     option: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -580,8 +590,8 @@ def test_a_split_without_labels_is_refused_before_anything_is_timed(
     ignored = replace(scenes, decode=lambda indices: np.full_like(indices, 255))
     told = rf"every pixel of the 5 images of {scenes.root}, val, is ignored: .*use a split with labels"
     with pytest.raises(BenchError, match=told):
-        judge(Case(bundle, checkpoint, ignored), LIMITS, tmp_path / "gate", repeats=10)
-    Case(bundle, checkpoint, scenes).check_labels()
+        run_job(GateJob(bundle, checkpoint, ignored), LIMITS, tmp_path / "gate", repeats=10)
+    GateJob(bundle, checkpoint, scenes).check_labels()
 
 
 def test_a_graph_that_cannot_be_attacked_is_refused_before_anything_is_timed(
@@ -592,7 +602,7 @@ def test_a_graph_that_cannot_be_attacked_is_refused_before_anything_is_timed(
 
     monkeypatch.setitem(NODES, "Resize", NODES["Resize"]._replace(run=antialias))
     with pytest.raises(BenchError, match=r"does not support Resize at .* with a form that only images show"):
-        judge(Case(bundle, checkpoint, scenes), LIMITS, tmp_path / "gate", repeats=10)
+        run_job(GateJob(bundle, checkpoint, scenes), LIMITS, tmp_path / "gate", repeats=10)
     assert not (tmp_path / "gate").exists()
 
 
@@ -601,7 +611,7 @@ def test_two_processes_find_what_one_finds(bundle: Bundle, tmp_path: Path) -> No
     found = []
     for devices in (1, 2):
         out = tmp_path / f"gate-{devices}"
-        words = ["gate", str(bundle.path), "--quick", "--repeats", "10", "--devices", str(devices), "--out", str(out)]
+        words = ["gate", str(bundle.path), "--quick", "--repeats", "10", "--jobs", str(devices), "--out", str(out)]
         line = [sys.executable, "-m", "ddcat", *words]
         done = subprocess.run(line, capture_output=True, text=True, check=False)
         assert done.returncode == 3, done.stderr  # few images

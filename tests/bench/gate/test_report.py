@@ -8,10 +8,10 @@ import pytest
 from markdown_it import MarkdownIt
 
 from ddcat.passport import Finding, Verdict
-from ddcat_bench.gate.conclusion import worst
-from ddcat_bench.gate.pictures import Overlay
+from ddcat_bench.gate.overlays import Overlay
 from ddcat_bench.gate.report import draw_interval, gate_brief, gate_html, gate_junit, gate_markdown
 from ddcat_bench.gate.results import ClassEntry, GateResult
+from ddcat_bench.gate.verdict import worst
 from ddcat_bench.gate.words import CLASS_HEADS, title
 from ddcat_bench.markdown import signed
 from tests.bench.gates import made_gate

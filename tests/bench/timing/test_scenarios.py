@@ -11,7 +11,7 @@ import simplejpeg
 from ddcat import cli
 from ddcat.bundle import Bundle
 from ddcat.engines import Outputs
-from ddcat_bench.result_files import read_result
+from ddcat_bench.result_io import read_result
 from ddcat_bench.timing.scenarios import LOADS, Clock, ScenariosResult, arrivals, latencies, run_scenarios
 from ddcat_bench.timing.scenarios_report import scenarios_markdown
 

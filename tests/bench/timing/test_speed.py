@@ -8,12 +8,13 @@ import torch
 
 from ddcat import cli
 from ddcat_bench.errors import BenchError
-from ddcat_bench.result_files import read_result, to_json
-from ddcat_bench.timing.memory import Serving, serving_peak
+from ddcat_bench.result_io import read_result, to_json
+from ddcat_bench.timing.interleave import timing
+from ddcat_bench.timing.pytorch_models import EAGER, torch_labels
 from ddcat_bench.timing.results import SpeedResult
-from ddcat_bench.timing.speed import EAGER, draw_inputs, measure, torch_labels
+from ddcat_bench.timing.serving_memory import Serving, serving_peak
+from ddcat_bench.timing.speed import draw_inputs, measure
 from ddcat_bench.timing.speed_report import speed_markdown
-from ddcat_bench.timing.turns import timing
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 
@@ -87,7 +88,7 @@ def test_threads_must_be_the_same(
     make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset
 ) -> None:
     bundle = make_bundle()
-    with pytest.raises(BenchError, match="1 threads, PyTorch with 2"):
+    with pytest.raises(BenchError, match="1 threads, expected 2"):
         measure(
             bundle,
             make_engine(bundle),
@@ -133,7 +134,7 @@ def test_the_command(
 ) -> None:
     bundle = make_bundle()
     monkeypatch.setattr("ddcat.engines.open_engine", lambda opened, threads: make_engine(opened))
-    monkeypatch.setattr("ddcat_bench.timing.memory.serving_peak", lambda serving: PEAKS[serving.name])
+    monkeypatch.setattr("ddcat_bench.timing.serving_memory.serving_peak", lambda serving: PEAKS[serving.name])
     arguments = ["ddcat", "speed", str(bundle.path), "--repeats", "10", "--threads", "1"]
 
     def status(*more: str) -> int | str | None:

@@ -1,0 +1,164 @@
+"""The job of `ddcat attack`: checkpoint, data, attacks and options."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddcat import provenance
+from ddcat_bench.attack.class_pixels import ClassPixels, count_class_pixels
+from ddcat_bench.attack.results import ProtocolName, SuiteName
+from ddcat_bench.attack.sliding_window import sized, windows
+from ddcat_bench.attack.suites import AttackSpec, attack_specs
+from ddcat_bench.describe import versions
+from ddcat_bench.errors import BenchError
+from ddcat_train.checkpoints import Checkpoint, load_checkpoint
+from ddcat_train.data import Dataset
+
+__all__ = ["AttackJob", "open_surrogates"]
+
+_PROBED_IMAGES = 6
+
+
+@dataclass(frozen=True)
+class AttackJob:
+    """
+    A checkpoint, the images and the attacks on it.
+
+    Attributes
+    ----------
+    checkpoint : Checkpoint
+    dataset : Dataset
+        With the checkpoint's classes; for the protocol of windows with images of their own size, for it resizes them itself.
+    suite : str
+        A key of `ddcat_bench.attack.suites.SUITES`.
+    epsilons : tuple of float or None
+        Bounds in place of the suite's own.
+    iterations : int or None
+        Number of steps of SEA, in place of 300.
+    surrogates : tuple of Checkpoint
+        Checkpoints of the same data set that BIM, n = 1..7, is transferred from.
+    seed : int
+        Seed of random starts and black-box attacks; an image's own seed follows from it and from its place in the split.
+    protocol : "whole" or "windows"
+    batch_size : int
+        Most images at once.
+    max_images : int or None
+        Most images to attack, spread evenly over the split.
+    device : torch.device
+    """
+
+    checkpoint: Checkpoint
+    dataset: Dataset
+    suite: SuiteName = "quick"
+    epsilons: tuple[float, ...] | None = None
+    iterations: int | None = None
+    surrogates: tuple[Checkpoint, ...] = ()
+    seed: int = 0
+    protocol: ProtocolName = "whole"
+    batch_size: int = 8
+    max_images: int | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @cached_property
+    def specs(self) -> tuple[AttackSpec, ...]:
+        """The passes of the suite."""
+        return attack_specs(self.suite, epsilons=self.epsilons, iterations=self.iterations, surrogates=len(self.surrogates))
+
+    @cached_property
+    def class_pixels(self) -> ClassPixels | None:
+        """Training pixels of each class, for SEA-MCE-Bal; None without SEA."""
+        if not any(spec.name == "SEA" for spec in self.specs):
+            return None
+        return count_class_pixels(self.checkpoint, self.dataset)
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """Height and width of a window: those of the crops in training."""
+        height, width = self.checkpoint.description.config.augment.crop
+        return height, width
+
+    @property
+    def base(self) -> int | None:
+        """The longer side that images are resized to by the protocol of windows; None: they are as they are."""
+        return self.checkpoint.description.config.data.judged_long_side if self.protocol == "windows" else None
+
+    @property
+    def at_base(self) -> bool:
+        """True if the protocol of windows counts at that size, not at the labels' own."""
+        return self.dataset.name == "cityscapes"
+
+    def windows_per_image(self, height: int, width: int) -> int:
+        """Return the number of windows of an image."""
+        if self.protocol == "whole":
+            return 1
+        height, width = sized((height, width), self.base)
+        return len(windows(max(height, self.crop[0]), max(width, self.crop[1]), self.crop))
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return len(self.dataset) if self.max_images is None else min(self.max_images, len(self.dataset))
+
+    @property
+    def probed(self) -> int:
+        """Number of images of the probe for masked gradients."""
+        return min(_PROBED_IMAGES, self.images)
+
+    @property
+    def forwards(self) -> int:
+        """
+        Approximate number of forwards in all, without the probe, if all images are as large as the first.
+
+        It is for the progress.
+        """
+        passes = 1 if self.protocol == "whole" else self.windows_per_image(*self.dataset.size(0))
+        return self.images * passes * sum(spec.forwards for spec in self.specs)
+
+    def identity(self) -> dict[str, Any]:
+        """Return everything that the counts depend on, as JSON."""
+        return {
+            "checkpoint": self.checkpoint.sha256(),
+            "data": self.dataset.list_sha256(),
+            "long_side": self.dataset.long_side,
+            "images": self.images,
+            "batch": self.batch_size,
+            "plans": json.loads(json.dumps(self.specs)),
+            "surrogates": [surrogate.sha256() for surrogate in self.surrogates],
+            "class_pixels": None if self.class_pixels is None else self.class_pixels.counts.tolist(),
+            "seed": self.seed,
+            "protocol": self.protocol,
+            "crop": list(self.crop),
+            "base": self.base,
+            "device": self.device.type,
+            "versions": versions(),
+            "code": provenance.git_commit(),
+        }
+
+
+def open_surrogates(target: Checkpoint, paths: Sequence[Path]) -> tuple[Checkpoint, ...]:
+    """
+    Load the checkpoints whose attacks are transferred.
+
+    Raises
+    ------
+    BenchError
+        If one was trained on other classes, or is named twice.
+    """
+    opened: dict[str, Checkpoint] = {}
+    for path in paths:
+        checkpoint = load_checkpoint(path)
+        theirs, ours = (one.description for one in (checkpoint, target))
+        if (theirs.config.data.name, theirs.classes.names) != (ours.config.data.name, ours.classes.names):
+            raise BenchError(
+                f"--surrogate {path} was trained on {theirs.config.data.name} ({len(theirs.classes)} classes), {target.path} "
+                f"on {ours.config.data.name} ({len(ours.classes)}): use one of the same data set and classes"
+            )
+        if (digest := checkpoint.sha256()) in opened:
+            raise BenchError(f"--surrogate {path} is named twice: name it once")
+        opened[digest] = checkpoint
+    return tuple(opened.values())

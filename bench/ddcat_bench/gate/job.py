@@ -1,0 +1,83 @@
+"""The job of a gate."""
+
+from typing import Any, NamedTuple
+
+from ddcat import provenance
+from ddcat.bundle import Bundle
+from ddcat.classes import IGNORE_INDEX
+from ddcat_bench.attack.probe import FORWARDS
+from ddcat_bench.describe import versions
+from ddcat_bench.errors import BenchError
+from ddcat_bench.gate.budget import Budget
+from ddcat_bench.gate.pool import EPSILONS, attack_runs
+from ddcat_train.checkpoints import Checkpoint
+from ddcat_train.data import Dataset
+from ddcat_train.data.loader import evaluation_batches
+
+__all__ = ["GateJob"]
+
+_PROBED_IMAGES = 4
+
+
+class GateJob(NamedTuple):
+    """A bundle, its checkpoint, the images and the budget of a gate."""
+
+    bundle: Bundle
+    checkpoint: Checkpoint
+    dataset: Dataset
+    max_images: int | None = None
+    budget: Budget = Budget()
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return len(self.dataset) if self.max_images is None else min(self.max_images, len(self.dataset))
+
+    @property
+    def forwards(self) -> int:
+        """Approximate number of forwards in the pool, for the progress bar."""
+        runs = attack_runs(
+            None if self.budget.name == "quick" else EPSILONS[0], steps=self.budget.steps, queries=self.budget.queries,
+            query_stride=self.budget.query_stride, quick=self.budget.name == "quick", scores=self.scores,
+        )  # fmt: skip
+        probe = 0 if self.budget.name == "quick" else FORWARDS * self.probed
+        return probe + round(self.images * sum(run.forwards for run in runs))
+
+    @property
+    def probed(self) -> int:
+        """Number of images of the probe for masked gradients, which the quick budget leaves out."""
+        return min(_PROBED_IMAGES, self.images)
+
+    @property
+    def scores(self) -> bool:
+        """True if the engine returns its logits."""
+        return any(entry.name == "logits" for entry in self.bundle.manifest.outputs)
+
+    def check_labels(self) -> None:
+        """
+        Make sure that there is something to score.
+
+        Raises
+        ------
+        BenchError
+            If every pixel of the evaluated images is ignored.
+        DataError
+        """
+        batches = evaluation_batches(self.dataset, batch_size=1, limit=self.max_images)
+        if not any((labels != IGNORE_INDEX).any() for _, _, labels in batches):  # most often the first image tells
+            raise BenchError(
+                f"every pixel of the {self.images} images of {self.dataset.root}, {self.dataset.split}, is ignored: there is "
+                "nothing to score; use a split with labels"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """Return everything that the counts depend on, as JSON."""
+        return {
+            "bundle": self.bundle.digest,
+            "checkpoint": self.checkpoint.sha256(),
+            "data": self.dataset.list_sha256(),
+            "images": self.images,
+            "budget": list(self.budget),
+            "versions": versions(),
+            "code": provenance.git_commit(),
+        }

@@ -1,0 +1,199 @@
+"""The gate's measurements: both models under the whole pool of attacks, unit by unit."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ddcat.engines import Engine
+from ddcat.metrics import miou
+from ddcat.schema import Fraction, StrictModel
+from ddcat_bench.attack.attacks import AttackBatch, Meter, attack
+from ddcat_bench.attack.probe import FORWARDS, run_probe
+from ddcat_bench.attack.results import Probe
+from ddcat_bench.attack.scoring import count_each, predict
+from ddcat_bench.attack.suites import AttackSpec
+from ddcat_bench.gate.budget import Budget
+from ddcat_bench.gate.equivalence import KEPT_AT_LEAST
+from ddcat_bench.gate.job import GateJob
+from ddcat_bench.gate.pool import (
+    EPSILONS,
+    TWIN_AGREEMENT,
+    AttackRun,
+    PoolResult,
+    Targets,
+    attack_runs,
+    engine_labels,
+    fill_units,
+    read_units,
+)
+from ddcat_bench.gate.twin import twin_of
+from ddcat_bench.inputs import engine_batch_size, main_branch
+from ddcat_bench.work_units import Units, open_units
+from ddcat_train.attacks import Model, to_8_bit
+from ddcat_train.attacks.seeds import seed_from
+from ddcat_train.data.loader import evaluation_batches
+from ddcat_train.pixels import to_pixels
+from ddcat_train.ranks import ALONE, Ranks
+
+__all__ = ["Measurements", "Pilot", "attack_pool", "chosen_runs"]
+
+_PILOT = 12  # images on which the bound of the strong attacks is chosen
+_LOGIT_IMAGES = 8
+
+
+class Pilot(StrictModel):
+    """Measurements on a few images, before all are attacked."""
+
+    epsilon: float | None = Field(description="bound of the strong attacks; null: with the quick budget there are none")
+    twin_agreement: Fraction = Field(description="least share of pixels, clean or attacked, that engine and twin label alike")
+
+
+class Measurements(NamedTuple):
+    """Counts of both models under the whole pool."""
+
+    names: list[str]
+    pilot: Pilot
+    pool: tuple[PoolResult, ...]
+    logit_error: float | None
+    probe: Probe | None
+
+
+def attack_pool(
+    job: GateJob,
+    engine: Engine,
+    work: Path,
+    advance: Callable[[int], None] = lambda forwards: None,
+    *,
+    ranks: Ranks = ALONE,
+) -> Measurements:
+    """
+    Score both models on the whole pool, unit by unit, so that a run that was stopped continues.
+
+    Several processes deal the units out among them, and find what one finds with as many threads.
+
+    Parameters
+    ----------
+    job : GateJob
+    engine : Engine
+        Opened from its bundle.
+    work : Path
+        Folder of finished units, of all processes; it is left there.
+    advance : callable, optional
+        Called with about the number of images that a network has just seen in this process; in all, `GateJob.forwards`.
+    ranks : Ranks, optional
+        The processes.
+
+    Returns
+    -------
+    Measurements
+        The same in each process.
+
+    Raises
+    ------
+    BenchError, DataError, EngineError
+    """
+    network = main_branch(job.checkpoint, torch.device("cpu"))
+    targets = Targets(network, twin_of(job.bundle), engine)
+    units = open_units(work, job.identity())
+    if ranks.rank == 0:
+        _pilot(job, targets, units)
+    ranks.gather(None)  # the first one has looked
+    pilot = _pilot(job, targets, units)
+    runs = chosen_runs(job.budget, pilot, scores=job.scores)
+    classes = len(job.dataset.classes)
+    names: list[list[str]] = []
+    for batch, (batch_names, victims) in enumerate(_batches(job, job.images)):
+        fill_units(
+            units, targets, runs, batch=batch, first=sum(map(len, names)), victims=victims, classes=classes,
+            advance=advance, rank=ranks.rank, ranks=ranks.size,
+        )  # fmt: skip
+        names.append(batch_names)
+    if ranks.rank == 0 and pilot.epsilon is not None and units.kept("probe", Probe) is None:
+        meter = Meter(advance)
+        meter.allot(FORWARDS * job.probed // ranks.size)  # one process counts for all
+        model = meter.watch(targets.twin)
+        units.keep("probe", run_probe(model, job.dataset, epsilon=pilot.epsilon, images=job.probed, seed=job.budget.seed))
+        meter.allot(0)
+    ranks.gather(None)  # all have done their share
+    pool = read_units(units, runs, [len(each) for each in names], classes)
+    return Measurements(
+        [name for each in names for name in each], pilot, pool, _logit_error(job, targets), units.kept("probe", Probe)
+    )
+
+
+def _batches(job: GateJob, images: int) -> Iterator[tuple[list[str], AttackBatch]]:
+    place = 0
+    for names, pixels, labels in evaluation_batches(job.dataset, batch_size=engine_batch_size(job.bundle), limit=images):
+        seeds = torch.tensor([seed_from(job.budget.seed, place + own) for own in range(len(names))])
+        place += len(names)
+        yield names, AttackBatch(pixels.contiguous(memory_format=torch.channels_last), labels, seeds)
+
+
+def _pilot(job: GateJob, targets: Targets, units: Units) -> Pilot:
+    """Measure on a few images how strong an attack the reference withstands, and if the twin agrees with the engine."""
+    if (known := units.kept("pilot", Pilot)) is not None:
+        return known
+    batches = [victims for _, victims in _batches(job, min(_PILOT, job.images))]
+    epsilon = None
+    alike = [_alike(targets, [to_8_bit(victims.images, victims.images) for victims in batches])]
+    if job.budget.name != "quick":
+        epsilon, received = _strongest(job, targets.reference, batches)
+        alike.append(_alike(targets, received))
+    pilot = Pilot(epsilon=epsilon, twin_agreement=min(alike))
+    units.keep("pilot", pilot)
+    return pilot
+
+
+def _alike(targets: Targets, batches: Sequence[Tensor]) -> float:
+    """Share of the pixels of 8-bit images that engine and twin label alike."""
+    alike = pixels = 0
+    for received in batches:
+        labels = torch.from_numpy(engine_labels(targets.engine, received))
+        alike += int((labels == predict(targets.twin, received)).sum())
+        pixels += labels.numel()
+    return alike / pixels
+
+
+def _strongest(job: GateJob, reference: Model, batches: Sequence[AttackBatch]) -> tuple[float, list[Tensor]]:
+    """Return the largest bound at which the reference keeps some mIoU, else the smallest, and the 8-bit images at it."""
+    for epsilon in reversed(EPSILONS):
+        spec = AttackSpec("PGD", epsilon, alpha=epsilon / 4, start="random", counted=(job.budget.steps,))
+        counts, attacked = [], []
+        for victims in batches:
+            (adversarial,) = attack(reference, spec, victims)
+            attacked.append(to_8_bit(adversarial.images, victims.images))
+            counts += count_each(victims.labels, predict(reference, attacked[-1]), len(job.dataset.classes))
+        if 100 * miou(np.sum(counts, axis=0)) >= KEPT_AT_LEAST:
+            break
+    return epsilon, attacked
+
+
+def chosen_runs(budget: Budget, pilot: Pilot, *, scores: bool = False) -> tuple[AttackRun, ...]:
+    """List the attacks of a budget, given the pilot's measurements."""
+    # where the twin is another model, its attacks are transferred ones, and the engine itself is asked more
+    queries = budget.queries * (1 if pilot.twin_agreement >= TWIN_AGREEMENT else 2)
+    quick = budget.name == "quick"
+    return attack_runs(
+        pilot.epsilon, steps=budget.steps, queries=queries, query_stride=budget.query_stride, quick=quick, scores=scores
+    )
+
+
+def _logit_error(job: GateJob, targets: Targets) -> float | None:
+    """The 99.9th percentile of the error of a logit, in standard deviations of the reference's; None where it gives none."""
+    network = targets.reference
+    errors, values = [], []
+    for _, victims in _batches(job, min(_LOGIT_IMAGES, job.images)):
+        received = to_8_bit(victims.images, victims.images)
+        logits = targets.engine.infer(to_pixels(received)).logits
+        if logits is None:
+            return None
+        with torch.inference_mode():
+            expected = network.low_resolution_logits("main", network.features(received.float() / 255)).numpy()
+        errors.append(np.abs(logits - expected).ravel())
+        values.append(expected.ravel())
+    return float(np.quantile(np.concatenate(errors), 0.999) / np.concatenate(values).std())

@@ -1,0 +1,53 @@
+"""The gate's thresholds, by precision."""
+
+from pathlib import Path
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from ddcat.error_text import first_line, first_validation_error
+from ddcat.manifest import Precision
+from ddcat.schema import Fraction, StrictModel
+from ddcat_bench.errors import BenchError
+
+__all__ = ["DEFAULT", "Thresholds", "read_thresholds"]
+
+DEFAULT = Path(__file__).with_name("limits.yaml")
+
+
+class Thresholds(StrictModel):
+    """Thresholds of one precision; what each means stands at the head of `limits.yaml`."""
+
+    logit_error: float | None = Field(gt=0)
+    agreement: Fraction | None
+    clean_margin: float = Field(gt=0)
+    adversarial_margin: float = Field(gt=0)
+    latency: float | None = Field(gt=0)
+
+    @property
+    def unset(self) -> tuple[str, ...]:
+        """Names of what has no limit, as the findings call it: it is reported, and decides nothing."""
+        limits = {"logits": self.logit_error, "equal labels": self.agreement, "latency": self.latency}
+        return tuple(name for name, limit in limits.items() if limit is None)
+
+
+def read_thresholds(file: Path, precision: Precision) -> Thresholds:
+    """
+    Read the limits of a precision.
+
+    Raises
+    ------
+    BenchError
+        If the file cannot be read, or an entry is missing, unknown or of a wrong type.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return TypeAdapter(dict[Precision, Thresholds]).validate_python(content)[precision]
+    except ValidationError as cause:
+        raise BenchError(f"--thresholds {file}: {first_validation_error(cause)}; see {DEFAULT.name} of the package") from cause
+    except (OSError, ValueError, yaml.YAMLError) as cause:
+        raise BenchError(f"--thresholds {file} cannot be read: {first_line(cause)}") from cause
+    except KeyError as cause:
+        raise BenchError(
+            f"--thresholds {file} has no entry for {precision}: add one, as in {DEFAULT.name} of the package"
+        ) from cause

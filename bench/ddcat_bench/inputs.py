@@ -1,0 +1,199 @@
+"""The inputs of an evaluation: a checkpoint's main branch, a split of its data, a bundle, a device."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from ddcat.agent import under_agent
+from ddcat.bundle import Bundle
+from ddcat.cli_support import DEVICES, parse_choice
+from ddcat.engines.checks import check_size, format_sizes
+from ddcat.engines.errors import InputError
+from ddcat.manifest import InputShapes
+from ddcat_bench.arguments import check_source
+from ddcat_bench.errors import BenchError
+from ddcat_train.checkpoints import Checkpoint, load_checkpoint
+from ddcat_train.data import Dataset, open_dataset
+from ddcat_train.errors import DataError
+from ddcat_train.networks import Segmenter
+from ddcat_train.ranks import check_device
+
+__all__ = [
+    "check_sizes", "checkpoint_of", "engine_batch_size", "main_branch", "open_bundle_data", "open_split", "torch_device",
+]  # fmt: skip
+
+_MOST = 8  # images at once
+
+
+def main_branch(checkpoint: Checkpoint, device: torch.device) -> Segmenter:
+    """Build the network for evaluation: in eval(), no gradient of a parameter, channels last."""
+    network = checkpoint.segmenter().requires_grad_(False)
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def torch_device(name: str) -> torch.device:
+    """
+    Choose where PyTorch computes: of several processes each on a GPU of its own.
+
+    Parameters
+    ----------
+    name : "auto", "cpu" or "cuda"
+
+    Raises
+    ------
+    DdcatError
+    """
+    parse_choice("--device", name, DEVICES)
+    check_device(name, 1)
+    if not torch.cuda.is_available() or name == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]) if under_agent() else 0)
+
+
+def open_split(checkpoint: Checkpoint, *, data_root: Path | None = None, split: str | None = None) -> Dataset:
+    """
+    Open the data that a checkpoint is evaluated on, as it was during its training: same reader, same size.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    data_root : Path, optional
+        Folder of the data set; that of the training by default.
+    split : str, optional
+        The validation split of the checkpoint by default.
+
+    Raises
+    ------
+    BenchError
+        If its classes are others, or the validation split has another list of images.
+    DataError
+    """
+    description = checkpoint.description
+    config = description.config.data
+    name = split or config.val_split
+    dataset = _open(config.name, data_root, config.root, name, long_side=config.judged_long_side, known_to=str(checkpoint.path))
+    _check_classes(dataset, description.classes.names, checkpoint.path)
+    if name == config.val_split and description.val is not None:
+        _check_list(dataset, description.val.list_sha256, description.val.images, checkpoint.path)
+    return dataset
+
+
+def open_bundle_data(bundle: Bundle, *, data_root: Path | None = None, split: str | None = None) -> Dataset:
+    """
+    Open the data that an engine is evaluated on: the split that its manifest names, at its resolution.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    data_root : Path, optional
+        Folder of the data set; the manifest's by default.
+    split : str, optional
+        Another split than the manifest's.
+
+    Raises
+    ------
+    BenchError
+        If its classes are others, or the manifest's split has another list of images.
+    DataError
+    """
+    manifest = bundle.manifest
+    data = manifest.data
+    name = split or data.split
+    dataset = _open(data.name, data_root, Path(data.root), name, long_side=data.long_side, known_to=str(bundle.path))
+    _check_classes(dataset, manifest.class_table().names, bundle.path)
+    if name == data.split and data.list_sha256 is not None:
+        _check_list(dataset, data.list_sha256, data.images, bundle.path)
+    return dataset
+
+
+def _open(name: str, moved_to: Path | None, root: Path, split: str, *, long_side: int | None, known_to: str) -> Dataset:
+    """Open a data set at its new folder, or at its old one; if that is missing, ask for `--data-root`."""
+    if moved_to is None and not root.is_dir():
+        seen_from = "" if root.is_absolute() else f", seen from {Path.cwd()}"
+        raise BenchError(
+            f"the data set of {known_to} is not at {root}{seen_from}: use --data-root FOLDER to say where it is now"
+        )
+    try:
+        return open_dataset(name, moved_to or root, split, long_side=long_side)
+    except DataError as cause:
+        if moved_to is not None:
+            raise
+        raise DataError(f"{cause}; if the data set has moved, use --data-root FOLDER") from cause
+
+
+def engine_batch_size(bundle: Bundle) -> int:
+    """Return the batch size of an engine's evaluation: eight, if it takes as many."""
+    batch = bundle.manifest.shapes.batch
+    return max(batch.minimum, min(_MOST, batch.maximum or _MOST))
+
+
+def checkpoint_of(bundle: Bundle, path: Path | None = None) -> Checkpoint:
+    """
+    Load the very checkpoint that a bundle was made from.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    path : Path, optional
+        Path of the checkpoint; that of the export by default.
+
+    Raises
+    ------
+    BenchError
+        If it is not there, or its SHA-256 is another.
+    """
+    source = bundle.manifest.source
+    checkpoint = load_checkpoint(check_source(bundle, path))
+    digest = checkpoint.sha256()
+    if digest != source.sha256:
+        raise BenchError(
+            f"{checkpoint.path} is not the checkpoint that {bundle.path} was made from: SHA-256 {digest[:12]}..., the manifest "
+            f"says {source.sha256[:12]}...: use --checkpoint with the right one, or export again"
+        )
+    return checkpoint
+
+
+def check_sizes(bundle: Bundle, dataset: Dataset) -> None:
+    """
+    Refuse an engine that does not take the images that it is to be evaluated on, before anything is computed.
+
+    Raises
+    ------
+    BenchError
+        Naming the first such image, and what to use.
+    """
+    shapes = bundle.manifest.shapes
+    sizes = [dataset.size(index) for index in range(len(dataset))]
+    wrong = [index for index, size in enumerate(sizes) if not _taken(size, shapes)]
+    if wrong:
+        height, width = sizes[wrong[0]]
+        raise BenchError(
+            f"{bundle.path} takes {format_sizes(shapes)}, and {len(wrong)} of the {len(dataset)} images of {dataset.name} "
+            f"{dataset.split} are of other sizes, {dataset.pairs[wrong[0]].image} of {height}x{width} (height x width): export "
+            "for their sizes, or without --size for all"
+        )
+
+
+def _taken(size: tuple[int, int], shapes: InputShapes) -> bool:
+    try:
+        check_size(shapes.batch.minimum, *size, shapes)
+    except InputError:
+        return False
+    return True
+
+
+def _check_classes(dataset: Dataset, names: tuple[str, ...], source: Path) -> None:
+    if dataset.classes.names != names:
+        raise BenchError(
+            f"the classes of {dataset.root} ({', '.join(dataset.classes.names)}) are not those of {source} "
+            f"({', '.join(names)}): use --data-root with the data set of its training"
+        )
+
+
+def _check_list(dataset: Dataset, list_sha256: str, images: int | None, source: Path) -> None:
+    if dataset.list_sha256() != list_sha256:
+        raise BenchError(
+            f"the {dataset.split} split at {dataset.root} ({len(dataset)} images) is not the one that {source} names "
+            f"({images} images): use --data-root with the right folder, or --split with another split"
+        )

@@ -1,0 +1,146 @@
+"""The parts that all result files share: checkpoint, bundle, data, environment and scores."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+from pydantic import Field
+
+from ddcat.metrics import Counts, iou, miou, pixel_accuracy
+from ddcat.schema import Fraction, StrictModel
+from ddcat_bench.errors import BenchError
+
+__all__ = ["BundleEntry", "CheckpointEntry", "DataEntry", "Environment", "Scores", "check_same_images"]
+
+
+class Environment(StrictModel):
+    """The machine and the libraries of a measurement."""
+
+    machine: dict[str, str | int]
+    versions: dict[str, str]
+    git_commit: str | None = Field(description="of ddcat; ends in '+changes' for an unclean tree")
+    device: str = Field(description="that PyTorch computed on: cpu, or the name of a GPU")
+    threads: int = Field(ge=1, description="of PyTorch on the CPU")
+    seconds: float = Field(ge=0, description="that the whole measurement took")
+    date: str | None = Field(None, description="day on which it ended, in UTC; null: not recorded")
+
+
+class CheckpointEntry(StrictModel):
+    """The checkpoint that was evaluated, or that a bundle was made from."""
+
+    path: str
+    sha256: str
+    step: int | None = Field(description="updates that it was trained for; null: imported, and not known")
+    method: str
+    architecture: str
+    attack: dict[str, Any] | None = Field(description="of its training; null where there was none")
+    seed: int | None = Field(None, description="of its training; null: imported, or evaluated before it was recorded")
+    training: dict[str, Any] | None = Field(
+        None, description="the configuration but for what changes no weight and the seed; null as for the seed"
+    )
+
+    @property
+    def called(self) -> str:
+        """The method as plots and headings call it: "clean" is there an image without an attack."""
+        return "undefended" if self.method == "clean" else self.method
+
+
+class BundleEntry(StrictModel):
+    """The bundle that was evaluated."""
+
+    path: str
+    name: str
+    sha256: str = Field(description="of its manifest")
+    engine: dict[str, str | int | bool] = Field(description="as the engine describes itself")
+
+
+class DataEntry(StrictModel):
+    """The images that were evaluated."""
+
+    name: str
+    split: str
+    list_sha256: str = Field(description="of the names of all images of the split, one a line")
+    split_images: int = Field(ge=1, description="in the split")
+    long_side: int | None = Field(description="images were resized to it first; null: they were not")
+    usual_split: bool = Field(description="whether it is the validation split that the checkpoint or bundle names")
+    classes: tuple[str, ...]
+    names: tuple[str, ...] = Field(description="of the evaluated images, in the order of all counts")
+    clips: str | None = Field(None, description="expression for the video clip of a name; null: the data set does not say")
+
+    @property
+    def summary(self) -> str:
+        """Name in an error: camvid val, 20 of 101 images at a long side of 480."""
+        chosen = "all" if len(self.names) == self.split_images else f"{len(self.names)} of"
+        resized = "" if self.long_side is None else f" at a long side of {self.long_side}"
+        return f"{self.name} {self.split}, {chosen} {self.split_images} images{resized}"
+
+
+class Scores(StrictModel):
+    """Figures over all evaluated images, and the counts of each image that they are computed from."""
+
+    miou: Fraction = Field(description="counts summed over the images first; classes without a pixel left out")
+    pixel_accuracy: Fraction
+    mean_image_miou: Fraction = Field(description="mean over the images of each image's own mIoU")
+    foreground_miou: Fraction | None = Field(default=None, description="without the background class; null: there is none")
+    class_iou: tuple[Fraction | None, ...]
+    counts: tuple[tuple[tuple[int, int, int], ...], ...] = Field(
+        description="(images, classes, 3): true positives, false positives, false negatives"
+    )
+
+    @classmethod
+    def of(cls, counts: Counts, background: int | None = None) -> Self:
+        """
+        Compute all figures.
+
+        Parameters
+        ----------
+        counts : (I, K, 3) int64
+            As `ddcat.metrics.confusion_counts`.
+        background : int, optional
+            The class that foreground mIoU leaves out.
+
+        Raises
+        ------
+        BenchError
+            If no pixel was counted at all.
+        """
+        total = counts.sum(0)
+        if not total.any():
+            raise BenchError("every pixel of the evaluated images is ignored, and none can be scored: use images with labels")
+        foreground = np.nan if background is None else miou(np.delete(total, background, axis=0))
+        images = [value for image in counts if not np.isnan(value := miou(image))]
+        return cls(
+            miou=miou(total),
+            pixel_accuracy=pixel_accuracy(total),
+            mean_image_miou=float(np.mean(images)),
+            foreground_miou=None if np.isnan(foreground) else foreground,
+            class_iou=tuple(None if np.isnan(value) else float(value) for value in iou(total)),
+            counts=tuple(tuple((tp, fp, fn) for tp, fp, fn in image) for image in counts.tolist()),
+        )
+
+    def array(self) -> Counts:
+        """Return the counts as (I, K, 3) int64."""
+        return np.array(self.counts, dtype=np.int64)
+
+
+def check_same_images(results: Sequence[tuple[str, DataEntry]]) -> None:
+    """
+    Refuse results that do not compare.
+
+    Parameters
+    ----------
+    results : sequence of (str, DataEntry)
+        Name of each result, and its images.
+
+    Raises
+    ------
+    BenchError
+        Naming the first two that were not evaluated on the same images.
+    """
+    for name, other in results[1:]:
+        first_name, first = results[0]
+        if (first.list_sha256, first.long_side, first.names) != (other.list_sha256, other.long_side, other.names):
+            raise BenchError(
+                f"{first_name} and {name} were not evaluated on the same images ({first.summary}; {other.summary}): use "
+                "results on one set of images"
+            )

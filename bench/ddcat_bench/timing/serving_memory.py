@@ -1,0 +1,96 @@
+"""
+What a process that serves one model keeps resident at most.
+
+Run as a program it is such a process; it imports PyTorch only where it serves a PyTorch model.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ddcat_bench.errors import BenchError
+from ddcat_serve.inference.model_registry import load_models
+from ddcat_serve.settings import Settings
+
+__all__ = ["MEMORY", "Serving", "resident", "serving_peak"]
+
+MEMORY = (
+    "Peak memory: the most that stayed resident (VmHWM) in a process of its own that loads the model as a server does, from "
+    "the bundle or from the checkpoint, and answers three batches; the interpreter and the libraries are in it."
+)
+_CALLS = 3
+
+ServedName = Literal["engine", "original", "main branch", "compiled"]
+
+
+class Serving(NamedTuple):
+    """The model that a process serves, and its input."""
+
+    name: ServedName
+    path: str  # of the bundle, or of the checkpoint
+    device: str  # of PyTorch
+    threads: int
+    shape: tuple[int, int, int]  # batch, height, width
+
+
+def serving_peak(serving: Serving) -> int | None:
+    """
+    Let a fresh process serve.
+
+    Returns
+    -------
+    int or None
+        Bytes; None where the system does not tell.
+
+    Raises
+    ------
+    BenchError
+        If the process fails.
+    """
+    line = [sys.executable, "-m", "ddcat_bench.timing.serving_memory", json.dumps(serving)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise BenchError(f"the process that serves {serving.path} alone died ({done.returncode}): {lines[-1] if lines else ''}")
+    peak: int | None = json.loads(done.stdout.splitlines()[-1])
+    return peak
+
+
+def resident(key: str) -> int | None:
+    """Bytes that Linux says of this process; None elsewhere."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def _serve(serving: Serving) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (*serving.shape, 3), np.uint8)
+    if serving.name == "engine":
+        with load_models([Path(serving.path)], settings=Settings(), threads=serving.threads) as models:
+            ((model,),) = (versions.values() for versions in models.values())
+            for _ in range(_CALLS):
+                model.engine.infer(images)
+        return
+    import torch  # noqa: PLC0415 -- an engine's process has none
+
+    from ddcat_bench.timing.pytorch_models import EAGER, torch_labels  # noqa: PLC0415
+    from ddcat_bench.timing.torch_settings import torch_settings  # noqa: PLC0415
+    from ddcat_train.checkpoints import load_checkpoint  # noqa: PLC0415
+
+    device = torch.device(serving.device)
+    with torch_settings(serving.threads):
+        network = EAGER[serving.name](load_checkpoint(Path(serving.path)), device)
+        for _ in range(_CALLS):
+            torch_labels(network, images, device)
+
+
+if __name__ == "__main__":
+    name, path, device, threads, shape = json.loads(sys.argv[1])
+    _serve(Serving(name, path, device, threads, tuple(shape)))
+    print(json.dumps(resident("VmHWM")))
