@@ -5,9 +5,9 @@ The server under load, beside the bare engine and LitServe with the same engine.
     python bench/serving/load.py BUNDLE --size 480x640 --out docs/results/serving-cpu
 
 Open loop: requests come by a Poisson process, whether the ones before are answered or not. Everything runs on two cores: the
-engine, with one thread, on the first; the server, its decoders and the clients on the second. Each arm is a process of its own,
-and so are the clients. The arms take turns, for a machine's speed drifts, and what was seen is pooled. It writes OUT.json and
-OUT.md.
+engine, with one thread, on the first; the server, its codec threads and the clients on the second. Each arm is a process of
+its own, and so are the clients. The arms take turns, for a machine's speed drifts, and what was seen is pooled. It writes
+OUT.json and OUT.md.
 """
 
 import argparse
@@ -261,7 +261,7 @@ def ours(arguments: argparse.Namespace) -> None:
     os.sched_setaffinity(0, {OTHER_CORE})
     opened = model_registry.open_engine
     model_registry.open_engine = lambda *a, **k: Pinned(opened(*a, **k))  # type: ignore[assignment]
-    settings = Settings(timeout=arguments.deadline, decoders=1)
+    settings = Settings(timeout=arguments.deadline, codec_threads=1)
     with model_registry.load_models([arguments.bundle], settings=settings, threads=1) as loaded:
         uvicorn.run(create_app(loaded, settings), port=arguments.port, log_level="warning", access_log=False)
 

@@ -1,1 +1,1 @@
-"""Running exported segmenters: engines and the server. Never imports torch."""
+"""HTTP and gRPC server for exported bundles. Never imports torch."""

@@ -1,14 +1,17 @@
-"""The commands that serve: `ddcat serve`, `ddcat inspect` and others."""
+"""Commands for serving: `ddcat serve`, `inspect`, `triton` and `ray`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic.fields import FieldInfo
 
 from ddcat.cli_support import ExpectDigest, RequirePassport, RequireSignature
-from ddcat_serve.flags import with_settings
+from ddcat_serve.inference.sources import parse_source
+from ddcat_serve.settings import PREFIX, Settings, read_settings
 
 if TYPE_CHECKING:
     from ddcat.bundle import TrustPolicy
@@ -25,8 +28,45 @@ app = typer.Typer(
 )
 
 
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """
+    Add an option for each setting to a command. An option overrides the environment; None: not given.
+
+    Parameters
+    ----------
+    command : callable
+        Takes the settings as ``**settings``.
+    """
+    described = signature(command)
+    own = [p for p in described.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+    options = [_option(name, field) for name, field in Settings.model_fields.items()]
+    command.__signature__ = described.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in (*own, *options)} | {"return": None}
+    return command
+
+
+def _option(name: str, field: FieldInfo) -> Parameter:
+    flag = f"--{name.replace('_', '-')}"
+    switch = field.annotation is bool
+    option = typer.Option(
+        f"{flag}/--no-{flag[2:]}" if switch else flag,
+        help=f"{field.description} ({PREFIX}{name.upper()})",
+        show_default=_shown(field.default),
+        metavar=None if switch else "VALUE",
+        rich_help_panel="Settings",
+    )
+    kind: Any = bool | None if switch else str | None
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+
+
+def _shown(default: object) -> str:
+    if default is None or default == ():
+        return "none"
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
 @app.command()
-@with_settings
+@_with_settings
 def run(
     bundles: Annotated[
         list[str],
@@ -37,11 +77,11 @@ def run(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all addresses of this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads that compute one batch.", show_default="the physical cores")
+        int | None, typer.Option(min=1, help="Number of threads that compute a batch.", show_default="the physical cores")
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="YAML file with settings; options and environment variables override it."),
+        typer.Option(metavar="FILE", help="YAML file with settings. Options and environment variables override it."),
     ] = None,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
@@ -51,8 +91,8 @@ def run(
     """
     Verify bundles and serve them over HTTP until SIGTERM or Ctrl-C.
 
-    POST /v1/segment takes JPEG, PNG or WebP and answers with a mask; /v2/... is the Open Inference Protocol; /metrics is for
-    Prometheus. Each setting is also an environment variable, named behind it, and a line of the YAML file.
+    POST /v1/segment takes a JPEG, PNG or WebP file and returns a mask; /v2/... is the Open Inference Protocol; /metrics is for
+    Prometheus. Each setting is also an environment variable, shown in parentheses, and a key of the YAML file.
 
     For example:
 
@@ -63,8 +103,6 @@ def run(
     - `ddcat serve one.bundle --require-signature key.pub --require-passport --rate-limit 100/minute`
     """
     from ddcat.bundle import TrustPolicy
-    from ddcat_serve.inference.sources import parse_source
-    from ddcat_serve.settings import read_settings
 
     sources, read = [parse_source(text) for text in bundles], read_settings(config, **settings)
     trust = TrustPolicy.from_options(require_signature, expect_digest, require_passport)
@@ -76,12 +114,12 @@ def run(
 @app.command()
 def inspect(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat export wrote.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: digest, trust, and the manifest as it is.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print digest, trust and manifest as JSON.")] = False,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
 ) -> None:
     """
-    Verify a bundle and show what is in it.
+    Verify a bundle and show its contents.
 
     For example:
 
@@ -112,8 +150,8 @@ def triton(
     Write a model repository for NVIDIA Triton, and check it.
 
     Triton serves the engine's own file, in batches, and an ensemble from image files to masks. Its Python parts import
-    ddcat_serve, which must be installed beside Triton. A tritonserver that is started with its own option
-    `--model-config-name=python` computes with our engine instead.
+    ddcat_serve, which must be installed beside Triton. A tritonserver started with its own option
+    `--model-config-name=python` computes with ddcat's engine instead.
 
     For example:
 
@@ -140,21 +178,24 @@ def run_on_ray(
         list[str], typer.Argument(metavar="[NAME=]BUNDLE...", help="Bundles, on a file system that all nodes share.")
     ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
-    replicas: Annotated[int, typer.Option(min=1, help="Replicas of the server, at least.")] = 1,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    replicas: Annotated[int, typer.Option(min=1, help="Minimum number of replicas.")] = 1,
     max_replicas: Annotated[
-        int | None, typer.Option(min=1, help="Replicas at most.", show_default="as many as at least")
+        int | None, typer.Option(min=1, help="Maximum number of replicas.", show_default="as many as --replicas")
     ] = None,
     threads: Annotated[
-        int, typer.Option(min=1, help="Threads of each replica's engines, and CPUs that Ray sets aside for it.")
+        int,
+        typer.Option(
+            min=1, help="Threads of each replica's engines, which is also the number of CPUs that Ray reserves for it."
+        ),
     ] = 1,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs that Ray sets aside for each replica.")] = 0,
+    gpus: Annotated[float, typer.Option(min=0, help="Number of GPUs that Ray reserves for each replica.")] = 0,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
     require_passport: RequirePassport = False,
 ) -> None:
     """
-    Serve on Ray: the same routes and masks, in replicas on one machine or many, more of them where they are busy.
+    Serve on Ray: the same routes and masks, from replicas on one or many machines, scaled with their load.
 
     Settings are environment variables of the replicas: see `ddcat serve --help`. On a cluster, `serve run` or a Serve
     configuration takes the same application: ddcat_serve.deploy.ray_app:application.
@@ -165,7 +206,6 @@ def run_on_ray(
     """
     from ddcat.bundle import TrustPolicy, open_bundle
     from ddcat.passport import read_passport
-    from ddcat_serve.inference.sources import parse_source
 
     trust = TrustPolicy.from_options(require_signature, expect_digest, require_passport)
     with _libraries_for([parse_source(text).path for text in bundles], trust, "serve,ray"):
@@ -181,7 +221,7 @@ def run_on_ray(
         expect_digest=",".join(expect_digest or ()),
         require_passport=require_passport,
     )
-    for text in bundles:  # what is wrong with them is said here, and not by a replica
+    for text in bundles:  # report their faults here instead of in a replica
         path = parse_source(text).path
         _warn(path, read_passport(open_bundle(path, arguments.trust), arguments.trust))
     run_ray(arguments, host=host, port=port)
@@ -189,7 +229,7 @@ def run_on_ray(
 
 @contextmanager
 def _libraries_for(bundles: Sequence[Path], trust: "TrustPolicy", extras: str) -> Iterator[None]:
-    """Where a library is missing, look at the bundles first, whose engines say which extras are needed, too."""
+    """If a library is missing, name the extras to install, including those of the bundles' engines."""
     try:
         yield
     except ImportError:

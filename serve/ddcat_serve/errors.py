@@ -1,10 +1,10 @@
 """
-What ddcat_serve raises on purpose.
+Errors that ddcat_serve raises on purpose.
 
     ServeError
     └── RequestError        a request that cannot be answered, with its HTTP status
 
-An engine raises what `ddcat.engines.errors` has, and a worker kinds of it (worker.py).
+Engines raise those of `ddcat.engines.errors`, workers subclasses of these (inference/jobs.py).
 """
 
 import reprlib
@@ -14,13 +14,13 @@ from ddcat.errors import DdcatError
 
 __all__ = ["RequestError", "ServeError", "quoted"]
 
-_LONGEST = 100  # characters of a client's value that a message repeats
+_MAX_LENGTH = 100  # characters of a client's value that a message repeats
 _SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _LONGEST
+_SHORT.maxstring = _SHORT.maxother = _MAX_LENGTH
 
 
 class ServeError(DdcatError):
-    """Base of what ddcat_serve raises on purpose."""
+    """Base of all errors that ddcat_serve raises on purpose."""
 
 
 class RequestError(ServeError):
@@ -30,11 +30,11 @@ class RequestError(ServeError):
     Parameters
     ----------
     status : int
-        HTTP status of the answer: 400..499, or 503 and 504 where another server, or another moment, would answer.
+        HTTP status: 400..499, or 503 and 504 if another server, or the same one later, could answer.
     message : str
-        For the client: what is wrong with the request, and what to do.
+        For the client: what is wrong, and what to do.
     headers : mapping of str to str
-        Of the answer, such as Retry-After.
+        Headers of the response, such as Retry-After.
     """
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
@@ -44,6 +44,6 @@ class RequestError(ServeError):
 
 
 def quoted(value: object) -> str:
-    """Return a client's value as a message repeats it: its repr, at most 100 characters of it."""
+    """Return the repr of a client's value for a message, at most 100 characters."""
     text = _SHORT.repr(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    return text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 3]}..."

@@ -1,4 +1,4 @@
-"""A bundle, for a person to read."""
+"""Printing a bundle's manifest."""
 
 import json
 from collections.abc import Mapping
@@ -23,18 +23,18 @@ def print_json(bundle: Bundle) -> None:
 
 
 def print_bundle(bundle: Bundle, trust: TrustPolicy = NO_TRUST_POLICY) -> None:
-    """Print what the manifest says."""
+    """Print the manifest as a table."""
     table = Table(title=Text(printable(str(bundle.path))), show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for what, value in _rows(bundle, trust).items():
         lines = [value] if isinstance(value, str) else value
-        table.add_row(what, Text("\n".join(printable(line, None) for line in lines)))  # what a manifest says is others' text
+        table.add_row(what, Text("\n".join(printable(line, None) for line in lines)))  # a manifest is untrusted text
     console = Console()
     console.print(table)
-    console.print("Every file is the one that the manifest names.")
+    console.print("Every file matches the manifest.")
     if bundle.trust.startswith(INTEGRITY_ONLY):
-        console.print("Integrity only: nothing here proves who wrote it. --require-signature or --expect-digest would.")
+        console.print("Integrity only: nothing here proves who wrote it. Use --require-signature or --expect-digest.")
 
 
 def _rows(bundle: Bundle, trust: TrustPolicy) -> dict[str, str | list[str]]:
@@ -55,7 +55,7 @@ def _rows(bundle: Bundle, trust: TrustPolicy) -> dict[str, str | list[str]]:
         "attack in training": _pairs(source.attack),
         "main branch only": _proof(manifest.main_branch_only),
         "data": f"{data.name}, {data.split} split{images}, {data.root}",
-        "judged at": _size(data.long_side),
+        "evaluated at": _size(data.long_side),
         "classes": ", ".join(entry.name for entry in manifest.classes),
         "preprocessing": f"in the graph: (image / 255 - {mean}) / {std}",
         "inputs": format_tensors(manifest.inputs),
@@ -75,13 +75,13 @@ def _rows(bundle: Bundle, trust: TrustPolicy) -> dict[str, str | list[str]]:
 def _size(long_side: int | None) -> str:
     if long_side is None:
         return "the size of the files: images were not resized"
-    return f"a long side of {long_side} pixels, to which images were resized: bring yours to it"
+    return f"a long side of {long_side} pixels, to which images were resized: resize yours to it"
 
 
 def _engine(manifest: Manifest) -> str:
     engine = manifest.engine
     return (
-        f"{engine.name}, {engine.provider}, {engine.effective_precision} ({engine.requested_precision} asked for), "
+        f"{engine.name}, {engine.provider}, {engine.effective_precision} ({engine.requested_precision} requested), "
         f"opset {manifest.opset}, loads {engine.file}, built from {engine.graph}"
     )
 
@@ -97,19 +97,19 @@ def _proof(proof: MainBranchProof) -> str:
 def _device(engine: EngineEntry) -> str:
     device = engine.built_for
     if device is None:
-        return "any machine that has the runtime"
+        return "any machine with the runtime"
     return f"{device.name}, compute capability {device.compute_capability}, {device.runtime} (driver {device.driver}) alone"
 
 
-def _quantisation(found: Quantisation | None) -> list[str]:
-    if found is None:
+def _quantisation(quantisation: Quantisation | None) -> list[str]:
+    if quantisation is None:
         return ["no: the graph is not quantised"]
-    calibration, drop = found.calibration, found.drop
-    allowed = "no limit was set" if found.max_drop is None else f"{found.max_drop:g} points of mIoU were allowed"
+    calibration, drop = quantisation.calibration, quantisation.drop
+    allowed = "no limit was set" if quantisation.max_drop is None else f"{quantisation.max_drop:g} points of mIoU were allowed"
     attack = "" if calibration.attack is None else f" ({_pairs(calibration.attack)})"
-    floats = ", ".join(found.float_layers) or "none"
+    floats = ", ".join(quantisation.float_layers) or "none"
     lines = [
-        f"{found.quantised_layers} layers in int8, {len(found.float_layers)} in float: {floats}",
+        f"{quantisation.quantised_layers} layers in int8, {len(quantisation.float_layers)} in float: {floats}",
         f"calibrated on {calibration.images} {calibration.kind} images of the {calibration.split} split{attack}",
     ]
     if drop is None:

@@ -1,14 +1,15 @@
-"""A server process, from taking the port to giving it back."""
+"""The server process, from opening its port to its exit."""
 
 import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -16,14 +17,13 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from ddcat.bundle import TrustPolicy
-from ddcat_serve.drain import Drain, leave_at_once
 from ddcat_serve.errors import ServeError
 from ddcat_serve.http.app import create_app
 from ddcat_serve.http.connection import Connection
-from ddcat_serve.http.server_state import Context
+from ddcat_serve.http.server_state import ServerState
 from ddcat_serve.inference.engine_worker import engines_at_work
-from ddcat_serve.inference.memory import give_back_large_blocks, keep_kernels_once
-from ddcat_serve.inference.model_registry import Models, load_models
+from ddcat_serve.inference.memory import disable_onednn_cache, tune_malloc
+from ddcat_serve.inference.model_registry import Drain, Models, load_models
 from ddcat_serve.inference.sources import Source
 from ddcat_serve.observe.json_logging import log_as_json
 from ddcat_serve.observe.metrics import Metrics
@@ -39,61 +39,61 @@ def serve(
     sources: Sequence[Source], *, host: str, port: int, threads: int | None, trust: TrustPolicy, settings: Settings
 ) -> None:
     """
-    Serve bundles until SIGTERM or SIGINT, then leave the process with exit status 0.
+    Serve bundles until SIGTERM or SIGINT, then exit with status 0.
 
-    At the first signal ready turns false; connections are still taken for `settings.grace` seconds, so that a balancer can turn
-    to others, and what was accepted, by HTTP or gRPC, is answered within `settings.drain` seconds more. A second signal ends it
-    at once.
+    At the first signal readiness turns false. Connections are accepted for `settings.shutdown_delay` seconds more, so that a
+    load balancer can turn to other servers; then accepted requests, over HTTP or gRPC, are answered within
+    `settings.drain_timeout` seconds. A second signal ends the process at once.
 
     Parameters
     ----------
     sources : sequence of Source
     host : str
-        Address or name to listen at.
+        Address or name to listen on.
     port : int
-        0 takes a free one; the line that says where it listens names it.
+        0 takes a free one, which is printed.
     threads : int or None
-        Of each engine; None: the physical cores.
+        Threads of each engine; None: the physical cores.
     trust : TrustPolicy
-        What must be shown of who wrote the bundles.
+        Required proof of the bundles' origin.
     settings : Settings
 
     Raises
     ------
     BundleError, ServeError
-        For a port that is taken, a bundle that is not whole or does not run, a setting that is none.
+        For a port in use, an incomplete bundle or one that does not run, or an invalid setting.
     """
-    signal.signal(signal.SIGTERM, _leave)
-    signal.signal(signal.SIGINT, _leave)
+    signal.signal(signal.SIGTERM, _exit_cleanly)
+    signal.signal(signal.SIGINT, _exit_cleanly)
     log_as_json()
-    give_back_large_blocks()
-    keep_kernels_once()
+    tune_malloc()
+    disable_onednn_cache()
     if settings.grpc_port is not None:
         if settings.grpc_port == port:
-            raise ServeError(f"--grpc-port {port} is the port of HTTP, too: use another one")
-        _listen(host, settings.grpc_port, "--grpc-port").close()  # says in a line what gRPC would say in many
-    metrics, drain = Metrics(), Drain(settings.drain)
+            raise ServeError(f"--grpc-port {port} is also the port of HTTP: use another one")
+        _listen(host, settings.grpc_port, "--grpc-port").close()  # a one-line error, where gRPC's has many lines
+    metrics, drain = Metrics(), Drain(settings.drain_timeout)
     with (
-        leave_at_once(engines_at_work),
+        _exit_despite_engine_threads(),
         _listen(host, port) as listener,
         load_models(
             sources, settings=settings, threads=threads, trust=trust, observe=metrics.count_batch, drain=drain
         ) as models,
     ):
         grpc_address = None if settings.grpc_port is None else f"{f'[{host}]' if ':' in host else host}:{settings.grpc_port}"
-        app = create_app(models, settings, metrics, hosts=_hosts(host, settings))
+        app = create_app(models, settings, metrics, hosts=_allowed_hosts(host, settings))
         config = uvicorn.Config(
             app,
-            http=partial(Connection, app.state.context),  # type: ignore[arg-type] # is called as the class would be
+            http=partial(Connection, app.state.server_state),  # type: ignore[arg-type] # is called like the class
             ws="none",
-            timeout_keep_alive=settings.idle_timeout,  # type: ignore[arg-type] # whole seconds are for its command line
+            timeout_keep_alive=settings.idle_timeout,  # type: ignore[arg-type] # only its command line needs whole seconds
             log_config=None,
             access_log=False,
-            forwarded_allow_ips=settings.trusted_peers,  # by default uvicorn believes whatever 127.0.0.1 passes on
+            forwarded_allow_ips=settings.trusted_peers,  # by default uvicorn trusts X-Forwarded-For from 127.0.0.1
             server_header=False,
         )
-        introduce = partial(_introduce, models, host, listener.getsockname()[1], grpc_address)
-        server = _Server(config, app.state.context, drain, grpc_address, introduce)
+        announce = partial(_print_startup, models, host, listener.getsockname()[1], grpc_address)
+        server = _Server(config, app.state.server_state, drain, grpc_address, announce)
         server.run(sockets=[listener])
         if not server.started:
             raise ServeError("the server did not start: the log above says why")
@@ -101,37 +101,37 @@ def serve(
 
 class _Server(uvicorn.Server):
     """
-    HTTP, and gRPC where it has an address, which stop together.
+    HTTP, and gRPC if it has an address, which stop together.
 
-    At a signal they are not ready, after the grace they take nothing more, until the drain ends they answer what they took.
+    A signal starts the shutdown delay, then the drain; a second signal ends both.
     """
 
     def __init__(
-        self, config: uvicorn.Config, context: Context, drain: Drain, grpc_address: str | None, introduce: Callable[[], None]
+        self, config: uvicorn.Config, state: ServerState, drain: Drain, grpc_address: str | None, announce: Callable[[], None]
     ) -> None:
         super().__init__(config)
-        self._context, self._drain, self._grpc_address, self._introduce = context, drain, grpc_address, introduce
+        self._state, self._drain, self._grpc_address, self._announce = state, drain, grpc_address, announce
         self._grpc: GrpcServer | None = None
         self._stops_at: float | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         async with contextlib.AsyncExitStack() as stack:
             if self._grpc_address is not None:
-                from ddcat_serve.rpc.service import serve_grpc  # noqa: PLC0415 -- most servers have no need of it
+                from ddcat_serve.rpc.service import serve_grpc  # noqa: PLC0415 -- few servers need it
 
-                self._grpc = await stack.enter_async_context(serve_grpc(self._context, self._grpc_address))
+                self._grpc = await stack.enter_async_context(serve_grpc(self._state, self._grpc_address))
             await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._introduce()
+            self._announce()
 
     def handle_exit(self, number: int, frame: FrameType | None) -> None:
         if self._stops_at is None:
-            self._context.draining = True
-            self._stops_at = time.monotonic() + self._context.settings.grace
-        else:  # the second time: now
+            self._state.draining = True
+            self._stops_at = time.monotonic() + self._state.settings.shutdown_delay
+        else:  # the second signal
             super().handle_exit(number, frame)
             self.force_exit = True
             self._drain.cut()
@@ -143,13 +143,13 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         left = self._drain.begin()
-        self.config.timeout_graceful_shutdown = left  # type: ignore[assignment] # whole seconds are for its command line
+        self.config.timeout_graceful_shutdown = left  # type: ignore[assignment] # only its command line needs whole seconds
         async with asyncio.TaskGroup() as both:
             both.create_task(super().shutdown(sockets))
             if self._grpc is not None:
                 both.create_task(self._stop_grpc(self._grpc, left))
         if self.force_exit:
-            await self.lifespan.shutdown()  # which uvicorn then leaves out, and logs a traceback of
+            await self.lifespan.shutdown()  # which uvicorn would skip, and log a traceback
 
     async def _stop_grpc(self, server: "GrpcServer", left: float) -> None:
         stopping = asyncio.ensure_future(server.stop(left))
@@ -158,7 +158,7 @@ class _Server(uvicorn.Server):
         await server.stop(None)
 
 
-def _introduce(models: Models, host: str, port: int, grpc: str | None) -> None:
+def _print_startup(models: Models, host: str, port: int, grpc: str | None) -> None:
     for versions in models.values():
         for model in versions.values():
             engine = ", ".join(f"{key} {value}" for key, value in model.engine.description.items())
@@ -174,8 +174,8 @@ def _introduce(models: Models, host: str, port: int, grpc: str | None) -> None:
     print(f"try: curl --fail-with-body --data-binary @image.jpg -o mask.png '{address}/v1/segment{choice}'", flush=True)
 
 
-def _hosts(host: str, settings: Settings) -> tuple[str, ...]:
-    """Return the names in Host that are answered; empty: all of them."""
+def _allowed_hosts(host: str, settings: Settings) -> tuple[str, ...]:
+    """Return the accepted names in the Host header; empty: any."""
     if settings.allowed_hosts or not _is_loopback(host):
         return settings.allowed_hosts
     return ("localhost",)
@@ -189,16 +189,16 @@ def _is_loopback(host: str) -> bool:
 
 
 def _listen(host: str, port: int, option: str = "--port") -> socket.socket:
-    """Take the port before anything is loaded; clients that come early wait until it is."""
+    """Open the port before bundles are loaded; early clients wait until they are."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, kind)
-    except (OSError, UnicodeError) as cause:  # the second: a name whose parts are empty or too long
-        reason = cause.strerror if isinstance(cause, OSError) else "it is no name of a machine"
-        raise ServeError(f"cannot listen at {host}: {reason}: --host takes an address of this machine") from cause
+    except (OSError, UnicodeError) as cause:  # UnicodeError: a label of the name is empty or too long
+        reason = cause.strerror if isinstance(cause, OSError) else "it is not a valid host name"
+        raise ServeError(f"cannot listen at {host}: {reason}: use an address of this machine for --host") from cause
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else a restart waits for old connections to time out
-        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # else the system takes megabytes that a client may never read
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # otherwise a restart waits for old connections
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # otherwise the system buffers megabytes that a client may never read
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 2**16)
         listener.bind(address)
         listener.listen(2048)
@@ -208,7 +208,30 @@ def _listen(host: str, port: int, option: str = "--port") -> socket.socket:
     return listener
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
-    """End cleanly: before the server has begun, after it has ended, or at a second signal, which uvicorn raises again."""
+def _exit_cleanly(number: int, frame: FrameType | None) -> None:
+    """Exit with status 0: before the server starts, after it ends, or at a second signal, which uvicorn raises again."""
     logging.shutdown()
     sys.exit(0)
+
+
+@contextlib.contextmanager
+def _exit_despite_engine_threads() -> Iterator[None]:
+    """
+    End the process at once after the block, if a thread of an engine is still running.
+
+    The interpreter would free what that thread uses, and the runtime would abort the process: a signal, not an exit status.
+    """
+    try:
+        yield
+    except SystemExit as leaving:
+        if not engines_at_work():
+            raise
+        status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    else:
+        if not engines_at_work():
+            return
+        status = 0
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

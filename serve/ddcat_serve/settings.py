@@ -1,4 +1,4 @@
-"""Settings of the server: from flags, the environment (DDCAT_SERVE_...), and a YAML file, in this order of precedence."""
+"""Settings of the server: from options, the environment (DDCAT_SERVE_...) and a YAML file, in this order of precedence."""
 
 import ipaddress
 import os
@@ -19,61 +19,65 @@ PREFIX = "DDCAT_SERVE_"
 
 
 class Settings(BaseModel):
-    """All that changes how the server answers; `GET /v2` and `ddcat serve --help` show each."""
+    """All settings of the server; `GET /v2` and `ddcat serve --help` show them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    max_bytes: int = Field(32 * 2**20, ge=1, description="Most bytes of a request's body.")
+    max_bytes: int = Field(32 * 2**20, ge=1, description="Maximum size of a request body in bytes.")
     queue_bytes: int | None = Field(
         None,
         ge=1,
-        description="Most bytes of the bodies of all requests in progress; by default 8 times max_bytes, within a quarter "
+        description="Maximum bytes of the bodies of all requests in progress. Default: 8 times max_bytes, at most a quarter "
         "of the memory.",
     )
     max_pixels: int = Field(
-        2**25, ge=1, le=89_000_000, description="Most pixels of a request's images; Pillow warns above 89 million."
+        2**25, ge=1, le=89_000_000, description="Maximum number of pixels in a request, at most 89 million."
     )
-    timeout: float = Field(10.0, gt=0, description="Seconds in which an answer is wanted, where the request does not say.")
-    max_timeout: float = Field(60.0, gt=0, description="Most seconds that a request may ask for.")
-    queue_pixels: int = Field(2**26, ge=1, description="Most pixels that wait for one engine.")
+    timeout: float = Field(10.0, gt=0, description="Seconds until a request's deadline, unless the request sets its own.")
+    max_timeout: float = Field(60.0, gt=0, description="Longest timeout that a request may set, in seconds.")
+    queue_pixels: int = Field(2**26, ge=1, description="Maximum number of pixels in the queue of one engine.")
     batch_pixels: int = Field(
-        2**21, ge=1, description="Most pixels that are computed at once, and fewer where more are not faster."
+        2**21, ge=1, description="Maximum number of pixels in a batch; fewer are used if more are not faster."
     )
-    hangs_after: float = Field(
-        60.0, gt=0, description="Seconds after which a call of an engine is given up, and the engine restarted."
+    engine_timeout: float = Field(
+        60.0, gt=0, description="Seconds after which a call of an engine counts as hanging, and the engine is restarted."
     )
     body_timeout: float = Field(
-        30.0, gt=0, description="Seconds in which a request's body must have come, and 64 KiB of an answer must be read."
+        30.0, gt=0, description="Seconds in which a request's body must arrive, and a client must read 64 KiB of a response."
     )
-    header_timeout: float = Field(10.0, gt=0, description="Seconds in which a request's headers must have come.")
+    header_timeout: float = Field(10.0, gt=0, description="Seconds in which a request's headers must arrive.")
     idle_timeout: float = Field(
-        5.0, gt=0, description="Seconds after which an idle connection is closed; a proxy must close its own sooner."
+        5.0, gt=0, description="Seconds after which an idle connection is closed. A proxy must close its own earlier."
     )
-    max_header_bytes: int = Field(32 * 2**10, ge=1024, description="Most bytes of a request's headers.")
-    grace: float = Field(
-        1.0, ge=0, description="Seconds from SIGTERM, when ready turns false, until no connection is taken any more."
+    max_header_bytes: int = Field(32 * 2**10, ge=1024, description="Maximum size of a request's headers in bytes.")
+    shutdown_delay: float = Field(
+        1.0, ge=0, description="Seconds between SIGTERM, when readiness turns false, and the end of accepting connections."
     )
-    drain: float = Field(30.0, gt=0, description="Seconds after that in which what was accepted is answered.")
-    decoders: int = Field(4, ge=1, description="Threads that decode images and encode masks.")
+    drain_timeout: float = Field(
+        30.0, gt=0, description="Seconds after the shutdown delay in which accepted requests are answered."
+    )
+    codec_threads: int = Field(4, ge=1, description="Number of threads that decode images and encode masks.")
     golden_tolerance: float = Field(
         GOLDEN_TOLERANCE,
         ge=0,
         le=1,
-        description="Share of the golden labels that may differ at the start: near ties fall either way on another machine.",
+        description="Share of the golden labels that may differ at the start: near ties can change on another machine.",
     )
-    api_key: SecretStr | None = Field(None, description="Where set, requests must carry it: Authorization: Bearer KEY.")
-    rate_limit: str | None = Field(None, description="Requests of one client, such as 100/minute; no limit by default.")
+    api_key: SecretStr | None = Field(
+        None, description="Key that requests must send as Authorization: Bearer KEY. Default: no key is needed."
+    )
+    rate_limit: str | None = Field(None, description="Requests per client, such as 100/minute. Default: unlimited.")
     trusted_proxies: tuple[str, ...] = Field(
-        (), description="Addresses or networks whose X-Forwarded-For names the client, for rate and log, with commas between."
+        (), description="Comma-separated addresses or networks of proxies whose X-Forwarded-For is trusted, for rate and log."
     )
     allowed_hosts: tuple[str, ...] = Field(
         (),
-        description="Domain names in the Host header that are answered, with commas between them, and those below them; by "
-        "default localhost where --host is of this machine alone, else all. Addresses and names without a dot are answered.",
+        description="Comma-separated domain names accepted in the Host header, with their subdomains. Addresses and names "
+        "without a dot are always accepted. Default: localhost if --host is a loopback address, otherwise any name.",
     )
-    cors_origins: tuple[str, ...] = Field((), description="Origins whose pages may ask, with commas between them.")
-    grpc_port: int | None = Field(None, ge=1, le=65535, description="Port at which gRPC is served, too, at the same address.")
-    demo: bool = Field(False, description="Show golden images, which are of the data set, on the page at /.")
+    cors_origins: tuple[str, ...] = Field((), description="Comma-separated origins whose pages may call the server.")
+    grpc_port: int | None = Field(None, ge=1, le=65535, description="Port for gRPC, at the same address. Default: no gRPC.")
+    demo: bool = Field(False, description="Show golden images, which are from the data set, on the page at /.")
 
     @field_validator("cors_origins", "trusted_proxies", "allowed_hosts", mode="before")
     @classmethod
@@ -82,7 +86,7 @@ class Settings(BaseModel):
 
     @field_validator("api_key")
     @classmethod
-    def _can_be_sent(cls, value: SecretStr | None) -> SecretStr | None:
+    def _check_api_key(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None:
             return None
         key = value.get_secret_value()
@@ -94,7 +98,7 @@ class Settings(BaseModel):
 
     @field_validator("trusted_proxies")
     @classmethod
-    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for word in value:
             try:
                 ipaddress.ip_network(word)
@@ -104,15 +108,15 @@ class Settings(BaseModel):
 
     @property
     def trusted_peers(self) -> list[str]:
-        """The trusted proxies as a socket sees them: one that takes IPv4 and IPv6 maps the former into the latter."""
+        """The trusted proxies as a socket sees them: a dual-stack socket maps IPv4 addresses into IPv6."""
         networks = [ipaddress.ip_network(word) for word in self.trusted_proxies]
         mapped = [f"::ffff:{net.network_address}/{96 + net.prefixlen}" for net in networks if net.version == 4]
         return [*self.trusted_proxies, *mapped]
 
     @field_validator("rate_limit")
     @classmethod
-    def _is_a_rate(cls, value: str | None) -> str | None:
-        import limits  # noqa: PLC0415 -- nobody else needs it at the start
+    def _check_rate(cls, value: str | None) -> str | None:
+        import limits  # noqa: PLC0415 -- starts would be slower
 
         if value is not None:
             try:
@@ -120,42 +124,42 @@ class Settings(BaseModel):
             except ValueError as cause:
                 raise ValueError(f"{value!r} is not a rate: use 100/minute") from cause
             if len(rates) > 1:
-                raise ValueError(f"{value!r} are {len(rates)} rates; expected one: use 100/minute")
+                raise ValueError(f"{value!r} has {len(rates)} rates; expected one: use 100/minute")
             if rates[0].amount < 1:
                 raise ValueError(f"{value!r} would refuse every request: use a rate such as 100/minute")
         return value
 
-    def shown(self) -> dict[str, Any]:
-        """Give what anybody may see: secrets only as whether there is one."""
+    def public(self) -> dict[str, Any]:
+        """Return the settings without secrets, for JSON; `api_key` is whether there is one."""
         values = self.model_dump(mode="json")
         return values | {"api_key": self.api_key is not None}
 
 
-def read_settings(file: Path | None = None, **flags: Any) -> Settings:
+def read_settings(file: Path | None = None, **options: Any) -> Settings:
     """
     Read the settings.
 
     Parameters
     ----------
     file : Path, optional
-        YAML: names of settings and their values.
-    **flags
-        Take precedence; None: not given.
+        YAML file with names of settings and their values.
+    **options
+        Values from the command line, which take precedence; None: not given.
 
     Raises
     ------
     ServeError
-        For a value that is none, and for a name that is unknown, in the file or in the environment behind `PREFIX`.
+        For an invalid value, and for an unknown name in the file or in the environment after `PREFIX`.
     """
     known = {PREFIX + name.upper(): name for name in Settings.model_fields}
     unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
         raise ServeError(f"the environment variable {unknown[0]} is not a setting; the settings are {', '.join(sorted(known))}")
     in_environment = {known[name.upper()]: value for name, value in os.environ.items() if name.upper() in known}
-    beneath = {name: value for name, value in _read_file(file).items() if name not in in_environment}
-    given = {name: value for name, value in flags.items() if value is not None}
+    in_file = {name: value for name, value in _read_file(file).items() if name not in in_environment}
+    given = {name: value for name, value in options.items() if value is not None}
     try:
-        return Settings(**(beneath | in_environment | given))
+        return Settings(**(in_file | in_environment | given))
     except ValidationError as cause:
         first = cause.errors()[0]
         name = str(first["loc"][0])
@@ -163,7 +167,7 @@ def read_settings(file: Path | None = None, **flags: Any) -> Settings:
             f"--{name.replace('_', '-')}"
             if name in given
             else f"{file}: {name}"
-            if name in beneath
+            if name in in_file
             else f"the environment variable {PREFIX}{name.upper()}"
         )
         raise ServeError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from cause
@@ -177,7 +181,7 @@ def _read_file(file: Path | None) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as cause:
         raise ServeError(f"--config {file} cannot be read: {first_line(cause)}") from cause
     if not isinstance(content, dict):
-        raise ServeError(f"--config {file} holds no settings: use lines such as `timeout: 5`")
+        raise ServeError(f"--config {file} has no settings: use lines such as `timeout: 5`")
     unknown = sorted(set(map(str, content)) - set(Settings.model_fields))
     if unknown:
         raise ServeError(f"--config {file}: {unknown[0]} is not a setting; the settings are {', '.join(Settings.model_fields)}")

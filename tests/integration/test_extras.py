@@ -150,7 +150,7 @@ WRONG = {
 WORKING = {
     "ddcat-train --list": "scenes-ddcat",
     "ddcat-train --show scenes-ddcat": "backbone:",
-    "ddcat-serve inspect BUNDLE": "Every file is the one that the manifest names.",
+    "ddcat-serve inspect BUNDLE": "Every file matches the manifest.",
     "ddcat-serve inspect BUNDLE --json": '"digest"',
 }
 HELP = [f"{name} --help" for name in COMMANDS] + sorted(

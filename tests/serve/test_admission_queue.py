@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ddcat_serve.inference.admission_queue import Full, Item, Queue, TooLarge
+from ddcat_serve.inference.admission_queue import AdmissionQueue, Item, Overloaded, TooLarge
 
 SIZES = [(10, 10), (10, 20), (30, 30)]
 BUDGET, IMAGES, MOST = 900, 4, 4000
 
 
-def queue(rate: float | None = None) -> Queue:
-    return Queue(max_pixels=MOST, batch_pixels=BUDGET, batch_images=IMAGES, pixels_per_second=rate)
+def queue(rate: float | None = None) -> AdmissionQueue:
+    return AdmissionQueue(max_pixels=MOST, batch_pixels=BUDGET, batch_images=IMAGES, pixels_per_second=rate)
 
 
 class Served(RuleBasedStateMachine):
@@ -37,7 +37,7 @@ class Served(RuleBasedStateMachine):
         try:
             self.queue.put([item], self.now)
             self.waiting.append(item)
-        except Full as full:
+        except Overloaded as full:
             refused = full
         except TooLarge:
             assert 1.15 * item.pixels / 500 > patience  # by that alone, whatever waits
@@ -46,7 +46,7 @@ class Served(RuleBasedStateMachine):
             self.refused += 1
             assert refused.retry_after > 0
             assert not item.waiting
-            assert self.waiting or self.running or self.queue._slowness > 1  # an idle engine tries what it can do in time
+            assert self.waiting or self.running or self.queue._slowdown > 1  # an idle engine tries what it can do in time
 
     @precondition(lambda self: self.waiting)
     @rule(which=st.randoms(use_true_random=False))
@@ -131,7 +131,7 @@ def serve(
             item = Item(1, size, now + patience)
             try:
                 waiting.put([item], now)
-            except Full as full:
+            except Overloaded as full:
                 refused.append(full.retry_after)
             except TooLarge:
                 assert 1.15 * item.pixels / rate > patience
@@ -196,7 +196,7 @@ def test_the_running_batch_counts_for_what_is_left_of_it() -> None:
     waiting.put([Item(2, (10, 10), 10.0)], 0.0)
     waiting.take(0.0)  # until 4.0
     waiting.put([Item(1, (10, 10), 7.0)], 3.0)  # until 6.0, or with caution 1.15 * (4 + 2)
-    with pytest.raises(Full) as caught:
+    with pytest.raises(Overloaded) as caught:
         waiting.put([Item(1, (10, 10), 8.5)], 3.0)  # until 8.0, or 1.15 * (4 + 2 + 2)
     assert caught.value.retry_after == pytest.approx(0.7)
     waiting.done(4.0)
@@ -207,7 +207,7 @@ def test_the_running_batch_counts_for_what_is_left_of_it() -> None:
 def test_a_newcomer_may_not_make_others_late() -> None:
     waiting = queue(rate=100.0)
     waiting.put([Item(1, (10, 10), 1.5)], 0.0)
-    with pytest.raises(Full) as caught:
+    with pytest.raises(Overloaded) as caught:
         waiting.put([Item(1, (10, 10), 1.2)], 0.0)  # would be first, and the other at 2.0, or with caution at 2.3
     assert caught.value.retry_after == pytest.approx(0.8)
 
@@ -218,12 +218,12 @@ def test_a_failed_batch_tells_nothing_of_the_speed() -> None:
         waiting.put([Item(1, (10, 10), 100.0)], 0.0)
         waiting.take(0.0)
         waiting.done(4.0, measured=measured)
-        assert waiting._by_rate(100) * waiting._slowness == pytest.approx(1 / most)
+        assert waiting._by_rate(100) * waiting._slowdown == pytest.approx(1 / most)
 
 
 def test_an_idle_engine_does_not_try_what_it_could_not_do_in_time() -> None:
     waiting = queue(rate=100.0)
-    with pytest.raises(TooLarge, match=r"900 pixels take about 10 s here, and the answer is wanted in 9 s: send fewer, or ask"):
+    with pytest.raises(TooLarge, match=r"900 pixels take about 10 s here, but the deadline is in 9 s: send fewer, or use"):
         waiting.put([Item(1, (30, 30), 9.0)], 0.0)
     with pytest.raises(TooLarge, match=r"90000 pixels take about 1000 s here"):
         waiting.put([Item(1, (300, 300), 9.0)], 0.0)
@@ -233,12 +233,12 @@ def test_an_idle_engine_does_not_try_what_it_could_not_do_in_time() -> None:
 def test_images_that_come_together_are_too_large_together() -> None:
     """To wait helps none of them: alone they would not be answered in time either."""
     waiting = queue(rate=100.0)
-    with pytest.raises(TooLarge, match=r"800 pixels take about 9\.2 s here, and the answer is wanted in 9 s"):
+    with pytest.raises(TooLarge, match=r"800 pixels take about 9\.2 s here, but the deadline is in 9 s"):
         waiting.put([Item(1, (10, 10), 9.0) for _ in range(8)], 0.0)
     assert (len(waiting), waiting.pixels) == (0, 0)
     alone = [Item(1, (10, 10), 9.0) for _ in range(7)]
     waiting.put(alone, 0.0)
-    with pytest.raises(Full) as caught:  # these could be, at another time
+    with pytest.raises(Overloaded) as caught:  # these could be, at another time
         waiting.put([Item(1, (10, 10), 9.0) for _ in range(7)], 0.0)
     assert caught.value.retry_after == pytest.approx(1.15 * 14 - 9.0)
     assert len(waiting) == 7
@@ -249,15 +249,15 @@ def test_images_that_find_the_queue_empty_are_taken_whatever_they_have() -> None
     """Else a form of many would be told for ever that too much waits."""
     waiting = queue()
     waiting.put([Item(1, (30, 30), 9.0) for _ in range(9)], 0.0)
-    with pytest.raises(Full, match="too many pixels are waiting already"):
+    with pytest.raises(Overloaded, match="too many pixels are waiting already"):
         waiting.put([Item(1, (10, 10), 9.0)], 0.0)
 
 
 def test_an_idle_engine_does_not_try_what_would_pass_for_a_hang_or_has_no_memory() -> None:
-    slow = Queue(max_pixels=MOST, batch_pixels=BUDGET, pixels_per_second=100.0, call_seconds=5.0)
+    slow = AdmissionQueue(max_pixels=MOST, batch_pixels=BUDGET, pixels_per_second=100.0, call_seconds=5.0)
     with pytest.raises(TooLarge, match=r"a call of the engine may take 5 s"):
         slow.put([Item(1, (30, 30), 1000.0)], 0.0)
-    small = Queue(max_pixels=MOST, batch_pixels=BUDGET, call_pixels=500)
+    small = AdmissionQueue(max_pixels=MOST, batch_pixels=BUDGET, call_pixels=500)
     with pytest.raises(TooLarge, match=r"600 pixels are more than this server computes at once, 500: send fewer"):
         small.put([Item(6, (10, 10), 1000.0)], 0.0)
     for _ in range(6):
@@ -273,7 +273,7 @@ def test_a_speed_that_was_measured_low_is_measured_anew_after_a_while() -> None:
         waiting.take(0.0)
         waiting.done(10.0)  # ten times as long as at the start
     for now in (10.0, 20.0):
-        with pytest.raises(Full):
+        with pytest.raises(Overloaded):
             waiting.put([Item(1, (10, 10), now + 3.0)], now)
     waiting.put([Item(1, (10, 10), 103.0)], 100.0)
 
@@ -281,21 +281,21 @@ def test_a_speed_that_was_measured_low_is_measured_anew_after_a_while() -> None:
 def test_a_speed_that_was_measured_on_a_busy_machine_is_doubted_and_a_higher_one_believed() -> None:
     waiting = queue(rate=100.0)
     waiting.put([Item(1, (10, 10), 9.0)], 0.0)
-    assert not waiting.doubted
+    assert not waiting.refused_for_speed
     assert waiting.clear()
     for speed, taken in ((50.0, False), (1000.0, True), (100.0, True)):
         if not taken:
             with pytest.raises(TooLarge):
                 waiting.put([Item(1, (30, 30), 9.0)], 0.0)
-            assert waiting.doubted
-        waiting.believe(speed, 0.0)
-        assert not waiting.doubted
+            assert waiting.refused_for_speed
+        waiting.update_speed(speed, 0.0)
+        assert not waiting.refused_for_speed
     waiting.put([Item(1, (30, 30), 1.1)], 0.0)
 
 
 def test_tiny_images_do_not_make_an_engine_slow_for_others() -> None:
     """A call has a least time: by its pixels alone an image of 4 x 4 would tell of an engine a hundred times slower."""
-    waiting = Queue(max_pixels=MOST, batch_pixels=BUDGET, pixels_per_second=1000.0, call_overhead=0.05)
+    waiting = AdmissionQueue(max_pixels=MOST, batch_pixels=BUDGET, pixels_per_second=1000.0, call_overhead=0.05)
     now = 0.0
     for _ in range(200):
         waiting.put([Item(1, (4, 4), now + 1.0)], now)
@@ -308,7 +308,7 @@ def test_a_place_that_is_not_ready_counts_and_is_not_taken() -> None:
     waiting = queue(rate=100.0)
     first = Item(1, (10, 10), 2.2, ready=False)
     waiting.put([first], 0.0)
-    with pytest.raises(Full):
+    with pytest.raises(Overloaded):
         waiting.put([Item(1, (10, 10), 2.25)], 0.0)
     assert not waiting.can_take
     assert waiting.take(0.0).batch == []

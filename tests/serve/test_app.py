@@ -16,18 +16,18 @@ from ddcat.engines import Outputs
 from ddcat.engines.errors import EngineError
 from ddcat.passport import PassportStatus
 from ddcat_serve.http.app import create_app
-from ddcat_serve.inference.admission_queue import Queue
-from ddcat_serve.inference.engine_worker import Worker
-from ddcat_serve.inference.model_registry import Models, ServedModel
+from ddcat_serve.inference.admission_queue import AdmissionQueue
+from ddcat_serve.inference.engine_worker import EngineWorker
+from ddcat_serve.inference.model_registry import Models
+from ddcat_serve.inference.served_model import ServedModel
 from ddcat_serve.settings import Settings
-from tests.serve.answers import refused
-from tests.serve.pictures import as_labels, as_png
+from tests.serve.payloads import as_labels, as_png, refused
 
 INFER = {"inputs": [{"name": "image", "shape": [1, 16, 32, 3], "datatype": "UINT8", "data": [7] * (16 * 32 * 3)}]}
 
 
-def test_routes_models_and_versions_that_are_none_are_refused(client: httpx.Client, picture: np.ndarray) -> None:
-    assert refused(client.get("/nowhere")) == (404, "GET /nowhere: Not Found; openapi.json lists what there is")
+def test_unknown_routes_models_and_versions_are_refused(client: httpx.Client, picture: np.ndarray) -> None:
+    assert refused(client.get("/nowhere")) == (404, "GET /nowhere: Not Found; see openapi.json for the routes")
     assert refused(client.get("/metrics/"))[0] == 404  # a proxy may hide /metrics alone
     status, message = refused(client.get("/" + "x" * 20_000))
     assert (status, len(message) < 200) == (404, True)
@@ -68,12 +68,12 @@ class Stuck:
 def stuck_models(bundle: Bundle, engine: Stuck, **settings: Any) -> Iterator[tuple[Models, Settings]]:
     """A server's models with that engine behind the bundle."""
     chosen = Settings(**settings)
-    worker = Worker(
+    worker = EngineWorker(
         "small",
         engine,  # type: ignore[arg-type]
         reopen=lambda: engine,  # type: ignore[arg-type,return-value]
-        queue=Queue(max_pixels=chosen.queue_pixels, batch_pixels=chosen.batch_pixels),
-        hangs_after=chosen.hangs_after,
+        queue=AdmissionQueue(max_pixels=chosen.queue_pixels, batch_pixels=chosen.batch_pixels),
+        engine_timeout=chosen.engine_timeout,
     )
     model = ServedModel(bundle, name="small", version="1", passport=PassportStatus(None, "none"), worker=worker)
     try:
@@ -151,7 +151,7 @@ def test_a_server_that_drains_is_not_ready_but_answers_and_what_is_late_is_a_504
             await asyncio.to_thread(stuck.entered.wait, 10)
             late = asyncio.create_task(client.post("/v1/segment?timeout=0.05", content=as_png(picture)))
             await asyncio.sleep(0.2)
-            app.state.context.draining = True
+            app.state.server_state.draining = True
             states = [await client.get(path) for path in ("/v2/health/ready", "/v2/health/live", "/v2/models/small/ready")]
             stuck.go.set()
             return [*states, await first, await late]
@@ -163,7 +163,7 @@ def test_a_server_that_drains_is_not_ready_but_answers_and_what_is_late_is_a_504
     assert "its timeout passed" in late.json()["error"]
 
 
-def test_a_client_that_goes_leaves_the_queue(bundle: Bundle, picture: np.ndarray) -> None:
+def test_a_client_that_disconnects_leaves_the_queue(bundle: Bundle, picture: np.ndarray) -> None:
     stuck = Stuck()
 
     async def requests(models: Models, settings: Settings) -> int:
@@ -187,7 +187,7 @@ def test_a_client_that_goes_leaves_the_queue(bundle: Bundle, picture: np.ndarray
 
 def test_an_engine_that_hangs_is_a_503_and_then_answers_again(bundle: Bundle, client_of: Callable, picture: np.ndarray) -> None:
     stuck = Stuck()
-    with stuck_models(bundle, stuck, hangs_after=0.2) as (models, settings):
+    with stuck_models(bundle, stuck, engine_timeout=0.2) as (models, settings):
         client = client_of(create_app(models, settings))
         response = client.post("/v1/segment", content=as_png(picture))
         assert refused(response)[0] == 503

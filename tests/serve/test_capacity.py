@@ -74,7 +74,7 @@ def test_memory_that_is_not_the_hosts_is_no_bound() -> None:
 def test_the_sizes_that_are_tried_are_taken_by_the_engine(
     shapes: InputShapes, sizes: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ddcat_serve.inference.capacity._LARGEST", 3000)
+    monkeypatch.setattr("ddcat_serve.inference.capacity._MAX_PIXELS", 3000)
     engine = Needy()
     trials = try_sizes(cast(Engine, engine), shapes)
     assert list(dict.fromkeys(engine.seen)) == sizes

@@ -13,7 +13,7 @@ import pytest
 
 from ddcat.bundle import Bundle
 from ddcat.hashing import sha256_of_bytes
-from tests.serve.pictures import as_labels, as_png
+from tests.serve.payloads import as_labels, as_png
 from tests.serve.processes import COMMAND, connect, introduced, server
 
 
@@ -60,14 +60,14 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
         )
 
 
-def test_an_address_that_is_none(bundle: Bundle) -> None:
+def test_an_invalid_address_is_refused(bundle: Bundle) -> None:
     result = run_serve("run", bundle.path, "--host", "192.0.2.1", "--port", "0")
     assert result.returncode == 2
     assert result.stderr.startswith("error: cannot listen at 192.0.2.1")
     assert result.stderr.count("\n") == 1
     result = run_serve("run", bundle.path, "--host", "a..b", "--port", "0")
     assert (result.returncode, result.stderr) == (
-        2, "error: cannot listen at a..b: it is no name of a machine: --host takes an address of this machine\n",
+        2, "error: cannot listen at a..b: it is not a valid host name: use an address of this machine for --host\n",
     )  # fmt: skip
 
 
@@ -148,4 +148,4 @@ def test_help_is_light() -> None:
 def test_one_port_for_both_protocols_is_refused(bundle: Bundle) -> None:
     result = run_serve("run", bundle.path, "--port", "47391", "--grpc-port", "47391")
     assert result.returncode == 2
-    assert result.stderr == "error: --grpc-port 47391 is the port of HTTP, too: use another one\n"
+    assert result.stderr == "error: --grpc-port 47391 is also the port of HTTP: use another one\n"

@@ -49,7 +49,7 @@ def test_the_server_is_what_the_others_expect() -> None:
     (network,) = COMPOSE["networks"]["default"]["ipam"]["config"]
     assert ipaddress.ip_network(option("--trusted-proxies")) == ipaddress.ip_network(network["subnet"])
     assert all(name.removeprefix(PREFIX).lower() in Settings.model_fields for name in SERVER["environment"])
-    assert float(SERVER["stop_grace_period"].removesuffix("s")) > Settings().grace + Settings().drain
+    assert float(SERVER["stop_grace_period"].removesuffix("s")) > Settings().shutdown_delay + Settings().drain_timeout
     assert SERVER["command"][0] == SERVER["volumes"][0].split(":")[-2]
 
 

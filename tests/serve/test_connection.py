@@ -25,7 +25,7 @@ from ddcat.bundle import Bundle
 from ddcat_serve.http.app import create_app
 from ddcat_serve.http.connection import Connection
 from ddcat_serve.settings import Settings
-from tests.serve.pictures import as_labels, as_png
+from tests.serve.payloads import as_labels, as_png
 from tests.serve.processes import connect, server
 
 SLOW = """
@@ -106,7 +106,7 @@ def test_the_body_of_the_request_before_counts_not_as_headers(address: str, pict
 # requests behind others wait to be parsed
 
 
-def test_what_waits_of_one_connection_is_bounded_and_is_answered_in_order() -> None:
+def test_pipelined_requests_are_bounded_and_answered_in_order() -> None:
     paths = [f"/{place}" for place in range(10_000)]
     most = 0
 
@@ -123,7 +123,9 @@ def test_what_waits_of_one_connection_is_bounded_and_is_answered_in_order() -> N
             await send({"type": "http.response.body", "body": body})
 
         config = uvicorn.Config(application, log_config=None, lifespan="off")
-        made = partial(Connection, create_app({}, Settings()).state.context, config=config, server_state=state, app_state={})
+        made = partial(
+            Connection, create_app({}, Settings()).state.server_state, config=config, server_state=state, app_state={}
+        )
         listener = await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0)
         async with listener:
             reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
@@ -197,7 +199,7 @@ def test_many_offers_in_one_packet_are_answered_one_by_one(address: str) -> None
         request("POST", "/v1/segment", b"", "Transfer-Encoding: chunked"),
     ],
 )  # fmt: skip
-def test_what_is_no_request_is_an_error_in_json(address: str, sent: bytes) -> None:
+def test_malformed_requests_get_an_error_in_json(address: str, sent: bytes) -> None:
     with connect(address) as connection:
         connection.sendall(sent)
         ((status, body),) = answers(connection)
@@ -372,7 +374,7 @@ def test_a_client_that_does_not_read_is_given_up_and_one_that_reads_slowly_is_no
 
 
 def test_a_client_that_does_not_read_does_not_hold_the_end_up(bundle: Bundle) -> None:
-    options = ("--body-timeout", 1, "--grace", 0, "--drain", 60)
+    options = ("--body-timeout", 1, "--shutdown-delay", 0, "--drain-timeout", 60)
     with server(bundle.path, *options) as (process, address), unread(address, LARGE):
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
@@ -380,7 +382,7 @@ def test_a_client_that_does_not_read_does_not_hold_the_end_up(bundle: Bundle) ->
 
 
 def test_a_client_that_is_cut_off_at_the_end_of_the_drain_leaves_no_traceback(bundle: Bundle) -> None:
-    options = ("--body-timeout", 60, "--grace", 0, "--drain", 1)
+    options = ("--body-timeout", 60, "--shutdown-delay", 0, "--drain-timeout", 1)
     with server(bundle.path, *options) as (process, address), unread(address, LARGE), connect(address) as slow:
         slow.sendall(request("POST", "/v1/segment", bytes(1000))[:-10])
         time.sleep(0.5)
@@ -395,7 +397,7 @@ def test_a_client_that_is_cut_off_at_the_end_of_the_drain_leaves_no_traceback(bu
 
 
 def test_answers_within_the_grace_say_that_the_connection_ends(bundle: Bundle) -> None:
-    with server(bundle.path, "--grace", 5) as (process, address), httpx.Client(base_url=address) as client:
+    with server(bundle.path, "--shutdown-delay", 5) as (process, address), httpx.Client(base_url=address) as client:
         assert client.get("/v2").headers.get("connection") is None
         process.send_signal(signal.SIGTERM)
         wait_for(lambda: httpx.get(f"{address}/v2/health/ready").status_code == 503)
@@ -419,7 +421,7 @@ def test_idle_connections_are_kept_as_long_as_the_setting_says(bundle: Bundle) -
 
 
 def test_connections_have_a_limit(bundle: Bundle) -> None:
-    few = "import ddcat_serve.http.connection\nddcat_serve.http.connection._MOST = 5"
+    few = "import ddcat_serve.http.connection\nddcat_serve.http.connection._MAX_CONNECTIONS = 5"
     with server(bundle.path, before=few) as (_, address):
         held = [connect(address) for _ in range(5)]
         with connect(address) as sixth:

@@ -3,13 +3,13 @@
 import pytest
 
 from ddcat_serve.errors import RequestError
-from ddcat_serve.http.content_negotiation import Form, choose
+from ddcat_serve.http.content_negotiation import Representation, negotiate
 
 PNG, OVERLAY, RAW, JSON = (
-    Form("image/png"),
-    Form("image/png", "overlay"),
-    Form("application/octet-stream"),
-    Form("application/json"),
+    Representation("image/png"),
+    Representation("image/png", "overlay"),
+    Representation("application/octet-stream"),
+    Representation("application/json"),
 )
 FORMS = [PNG, OVERLAY, RAW, JSON]
 
@@ -26,14 +26,14 @@ FORMS = [PNG, OVERLAY, RAW, JSON]
         ("image/png;view=overlay;q=0.3, image/png;q=0.2", OVERLAY), ("nonsense, application/json", JSON),
     ],
 )  # fmt: skip
-def test_what_a_client_wants_most(accept: str | None, expected: Form) -> None:
-    assert choose(accept, FORMS) == expected
+def test_the_preferred_representation_is_chosen(accept: str | None, expected: Representation) -> None:
+    assert negotiate(accept, FORMS) == expected
 
 
 @pytest.mark.parametrize(
     "accept", ["text/html", "image/png;q=0", "image/png;view=depth", "*/*;q=0", "nonsense", "image/png;q=x"]
 )
-def test_what_cannot_be_given_is_a_406(accept: str) -> None:
+def test_unavailable_representations_are_a_406(accept: str) -> None:
     with pytest.raises(RequestError, match="there is image/png, image/png;view=overlay, application/octet-stream") as caught:
-        choose(accept, FORMS)
+        negotiate(accept, FORMS)
     assert caught.value.status == 406

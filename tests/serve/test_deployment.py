@@ -41,7 +41,7 @@ def test_the_manifest_fits_the_server(documents: dict[str, Any], models: Models)
     given = {entry["name"]: entry["value"] for entry in container["env"]}
     settings = {name.removeprefix(PREFIX).lower(): value for name, value in given.items() if name.startswith(PREFIX)}
     assert set(settings) <= set(Settings.model_fields)
-    assert pod["terminationGracePeriodSeconds"] > float(settings["grace"]) + float(settings["drain"])
+    assert pod["terminationGracePeriodSeconds"] > float(settings["shutdown_delay"]) + float(settings["drain_timeout"])
     routes = set(create_app(models, Settings()).openapi()["paths"])
     probes = {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")}
     assert probes <= routes

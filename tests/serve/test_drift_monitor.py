@@ -20,7 +20,7 @@ from ddcat_serve.http.app import create_app
 from ddcat_serve.inference.model_registry import load_models
 from ddcat_serve.observe import answer_statistics
 from ddcat_serve.observe.answer_statistics import describe, psi, statistics_of
-from ddcat_serve.observe.drift_monitor import LEAST, Monitor
+from ddcat_serve.observe.drift_monitor import MIN_IMAGES, DriftMonitor
 from ddcat_serve.settings import Settings
 from tests.bundles import with_golden
 
@@ -87,9 +87,9 @@ def test_psi_of_an_example_by_hand() -> None:
     assert 8 < psi([1, 0], [0, 1]) < 20  # far, and finite
 
 
-def seen(monitor: Monitor, *labels: np.ndarray) -> None:
+def seen(monitor: DriftMonitor, *labels: np.ndarray) -> None:
     for answer in labels:
-        looking = monitor.see(Outputs(answer[None]))
+        looking = monitor.observe(Outputs(answer[None]))
         assert looking is not None
         looking.result(10)
 
@@ -98,8 +98,8 @@ def test_drift_from_golden_images_and_back() -> None:
     random = np.random.default_rng(0)
     usual = random.integers(0, 2, (64, 64)).astype(np.uint8)
     other = np.full((64, 64), 1, np.uint8)
-    monitor = Monitor(2, [describe(usual, 2)])
-    seen(monitor, *[usual] * (LEAST - 1))
+    monitor = DriftMonitor(2, [describe(usual, 2)])
+    seen(monitor, *[usual] * (MIN_IMAGES - 1))
     assert monitor.totals().drift == {}
     seen(monitor, usual)
     assert monitor.totals().drift == pytest.approx({"classes": 0, "boundaries": 0}, abs=1e-9)
@@ -110,18 +110,18 @@ def test_drift_from_golden_images_and_back() -> None:
     seen(monitor, *[usual] * 500)
     assert max(monitor.totals().drift.values()) < 0.1  # what is long ago is forgotten
     found = monitor.totals()
-    assert found.images == LEAST + 600
+    assert found.images == MIN_IMAGES + 600
     assert found.classes.sum() == 64 * 64 * found.images
     assert found.density.sum() == found.images
     assert found.density[0] == 100
     monitor.close()
-    assert monitor.see(Outputs(usual[None])) is None
+    assert monitor.observe(Outputs(usual[None])) is None
 
 
 def test_without_golden_images_there_is_no_drift() -> None:
-    monitor = Monitor(2)
-    seen(monitor, *[np.zeros((8, 8), np.uint8)] * LEAST)
-    assert monitor.totals().images == LEAST
+    monitor = DriftMonitor(2)
+    seen(monitor, *[np.zeros((8, 8), np.uint8)] * MIN_IMAGES)
+    assert monitor.totals().images == MIN_IMAGES
     assert monitor.totals().drift == {}
     monitor.close()
 
@@ -130,9 +130,9 @@ def test_a_monitor_that_is_behind_holds_nobody_up(monkeypatch: pytest.MonkeyPatc
     go = threading.Event()
     usual = answer_statistics.describe
     monkeypatch.setattr(answer_statistics, "describe", lambda *about: go.wait(10) and usual(*about))
-    monitor = Monitor(2)
+    monitor = DriftMonitor(2)
     began = time.monotonic()
-    looking = [monitor.see(Outputs(np.zeros((2, 8, 8), np.uint8))) for _ in range(50)]
+    looking = [monitor.observe(Outputs(np.zeros((2, 8, 8), np.uint8))) for _ in range(50)]
     assert time.monotonic() - began < 1
     assert monitor.totals().skipped == 2 * looking.count(None) == 2 * 46
     go.set()
@@ -159,15 +159,15 @@ def test_metrics_say_what_answers_look_like(tmp_path: Path, oracle: Callable, pi
     with load_models([bundle.path], settings=Settings(), threads=1) as models:
         client = client_of(create_app(models, Settings()))
         assert metrics(client)["ddcat_monitored_images_total", None] == 0  # golden images are no traffic
-        for sent in range(1, LEAST + 1):
+        for sent in range(1, MIN_IMAGES + 1):
             assert client.post("/v1/segment", content=file.getvalue()).status_code == 200
             while (found := metrics(client))["ddcat_monitored_images_total", None] < sent:
                 time.sleep(0.01)
     areas = np.bincount(oracle(picture[None])[0].ravel(), minlength=4)
     for name, area in zip(("night", "red", "green", "blue"), areas.tolist(), strict=True):
-        assert found["ddcat_class_pixels_total", name] == LEAST * area
-    assert found["ddcat_boundary_density_bucket", "+Inf"] == LEAST
-    assert found["ddcat_pixel_confidence_bucket", "+Inf"] == LEAST * picture.shape[0] * picture.shape[1]
+        assert found["ddcat_class_pixels_total", name] == MIN_IMAGES * area
+    assert found["ddcat_boundary_density_bucket", "+Inf"] == MIN_IMAGES
+    assert found["ddcat_pixel_confidence_bucket", "+Inf"] == MIN_IMAGES * picture.shape[0] * picture.shape[1]
     assert found["ddcat_pixel_confidence_bucket", "0.1"] == 0
     assert found["ddcat_drift_psi", "classes"] < 0.01  # the golden images are this one, and it upside down
     assert found["ddcat_drift_psi", "confidence"] < 0.01

@@ -14,9 +14,10 @@ import pytest
 from ddcat.engines import Outputs
 from ddcat.engines.errors import EngineError
 from ddcat.errors import BundleError
-from ddcat_serve.inference.admission_queue import Full, Queue, TooLarge
-from ddcat_serve.inference.engine_worker import Batch, Worker
+from ddcat_serve.inference.admission_queue import AdmissionQueue, Overloaded, TooLarge
+from ddcat_serve.inference.engine_worker import EngineWorker
 from ddcat_serve.inference.jobs import HungError, Job, LateError, StoppedError
+from ddcat_serve.observe.usage import Batch
 
 BAD = 13  # an image whose first value is this breaks the engine
 SIZE = (4, 5)
@@ -57,19 +58,21 @@ def image(value: int, count: int = 1, size: tuple[int, int] = SIZE) -> np.ndarra
 
 
 @pytest.fixture
-def work() -> Iterator[Callable[..., tuple[Worker, list[Toy], list[Batch]]]]:
-    made: list[tuple[Worker, list[Toy]]] = []
+def work() -> Iterator[Callable[..., tuple[EngineWorker, list[Toy], list[Batch]]]]:
+    made: list[tuple[EngineWorker, list[Toy]]] = []
 
-    def make(*, hangs_after: float = 20.0, reopen: Callable[[], Toy] | None = None) -> tuple[Worker, list[Toy], list[Batch]]:
+    def make(
+        *, engine_timeout: float = 20.0, reopen: Callable[[], Toy] | None = None
+    ) -> tuple[EngineWorker, list[Toy], list[Batch]]:
         engines, batches = [Toy()], list[Batch]()
 
         def again() -> Toy:
             engines.append(Toy() if reopen is None else reopen())
             return engines[-1]
 
-        queue = Queue(max_pixels=10_000, batch_pixels=1000, batch_images=8)
-        worker = Worker(
-            "toy", engines[0], reopen=again, queue=queue, hangs_after=hangs_after, observe=batches.append  # type: ignore[arg-type]
+        queue = AdmissionQueue(max_pixels=10_000, batch_pixels=1000, batch_images=8)
+        worker = EngineWorker(
+            "toy", engines[0], reopen=again, queue=queue, engine_timeout=engine_timeout, observe=batches.append  # type: ignore[arg-type]
         )  # fmt: skip
         made.append((worker, engines))
         return worker, engines, batches
@@ -81,7 +84,7 @@ def work() -> Iterator[Callable[..., tuple[Worker, list[Toy], list[Batch]]]]:
         worker.close(5)
 
 
-def hold(worker: Worker, toy: Toy, value: int = 1) -> Job:
+def hold(worker: EngineWorker, toy: Toy, value: int = 1) -> Job:
     """Keep the engine busy with an image until it is let go."""
     toy.go.clear()
     toy.entered.clear()
@@ -90,7 +93,7 @@ def hold(worker: Worker, toy: Toy, value: int = 1) -> Job:
     return job
 
 
-def hold_and_lose(worker: Worker, toy: Toy) -> None:
+def hold_and_lose(worker: EngineWorker, toy: Toy) -> None:
     with pytest.raises(HungError):
         hold(worker, toy).result.result(5)
 
@@ -168,7 +171,7 @@ def test_a_queue_that_is_full_says_so_at_once(work: Callable) -> None:
     hold(worker, toy)
     worker.submit(image(2, size=(90, 100)), 20)
     began = time.monotonic()
-    with pytest.raises(Full) as told:
+    with pytest.raises(Overloaded) as told:
         worker.submit(image(3, size=(40, 50)), 20)
     assert told.value.retry_after > 0
     assert time.monotonic() - began < 1
@@ -176,7 +179,7 @@ def test_a_queue_that_is_full_says_so_at_once(work: Callable) -> None:
 
 
 def test_an_engine_that_hangs_is_replaced(work: Callable) -> None:
-    worker, engines, _ = work(hangs_after=0.2)
+    worker, engines, _ = work(engine_timeout=0.2)
     stuck = hold(worker, engines[0])
     waits = worker.submit(image(2), 20)
     with pytest.raises(HungError):
@@ -199,7 +202,7 @@ def test_an_engine_that_cannot_be_opened_again_is_broken(work: Callable, error: 
     def refuse() -> Toy:
         raise error
 
-    worker, (toy,), _ = work(hangs_after=0.2, reopen=refuse)
+    worker, (toy,), _ = work(engine_timeout=0.2, reopen=refuse)
     stuck = hold(worker, toy)
     with pytest.raises(HungError):
         stuck.result.result(5)
@@ -213,7 +216,7 @@ def test_an_engine_that_cannot_be_opened_again_is_broken(work: Callable, error: 
 @pytest.mark.parametrize("between", [0, 1])
 def test_engines_that_were_given_up_are_counted_for_good(work: Callable, between: int) -> None:
     """Each may compute on beside the next one: an answer between two hangs gives no memory back."""
-    worker, engines, _ = work(hangs_after=0.2)
+    worker, engines, _ = work(engine_timeout=0.2)
     for hangs in range(1, 5):
         for _ in range(between):
             worker.submit(image(2), 20).result.result(5)
@@ -224,14 +227,14 @@ def test_engines_that_were_given_up_are_counted_for_good(work: Callable, between
 
 
 def test_an_engine_that_hangs_when_it_is_opened_again_is_given_up_too(work: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddcat_serve.inference.engine_worker._OPENS_WITHIN", 0.1)
+    monkeypatch.setattr("ddcat_serve.inference.engine_worker._OPEN_TIMEOUT", 0.1)
     go = threading.Event()
 
     def hanging() -> Toy:
         go.wait(20)
         return Toy()
 
-    worker, (toy, *_), _ = work(hangs_after=0.2, reopen=hanging)
+    worker, (toy, *_), _ = work(engine_timeout=0.2, reopen=hanging)
     hold_and_lose(worker, toy)
     wait_for(lambda: worker.state == "broken")
     go.set()
@@ -240,7 +243,7 @@ def test_an_engine_that_hangs_when_it_is_opened_again_is_given_up_too(work: Call
 
 def test_the_clock_begins_anew_with_each_request_that_is_tried_alone(work: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight of 0.1 s each are no hang where 0.5 s are one."""
-    worker, (toy,), _ = work(hangs_after=0.5)
+    worker, (toy,), _ = work(engine_timeout=0.5)
     first = hold(worker, toy)
     values = [2, 3, 4, BAD, 5, 6, 7, 8]
     jobs = [worker.submit(image(value), 20) for value in values]
@@ -256,7 +259,7 @@ def test_the_clock_begins_anew_with_each_request_that_is_tried_alone(work: Calla
 
 
 def test_who_was_answered_before_another_one_hangs_has_the_answer(work: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker, (toy, *_), _ = work(hangs_after=0.3)
+    worker, (toy, *_), _ = work(engine_timeout=0.3)
     first = hold(worker, toy)
     jobs = [worker.submit(image(value), 20) for value in (2, BAD, 4)]
     infer, stuck = toy.infer, threading.Event()
@@ -280,8 +283,8 @@ def test_who_was_answered_before_another_one_hangs_has_the_answer(work: Callable
 def test_a_process_that_was_stopped_does_not_give_its_engine_up() -> None:
     now = 0.0
     toy = Toy()
-    queue = Queue(max_pixels=10_000, batch_pixels=1000)
-    worker = Worker("toy", toy, reopen=Toy, queue=queue, hangs_after=0.4, clock=lambda: now)  # type: ignore[arg-type]
+    queue = AdmissionQueue(max_pixels=10_000, batch_pixels=1000)
+    worker = EngineWorker("toy", toy, reopen=Toy, queue=queue, engine_timeout=0.4, clock=lambda: now)  # type: ignore[arg-type]
     job = hold(worker, toy)
     now = 1000.0  # the clock went on, and neither the watchdog nor the engine
     time.sleep(0.25)
@@ -294,7 +297,7 @@ def test_a_process_that_was_stopped_does_not_give_its_engine_up() -> None:
 
 
 def test_an_idle_engine_gives_memory_back(work: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddcat_serve.inference.engine_worker._RESTS_AFTER", 0.05)
+    monkeypatch.setattr("ddcat_serve.inference.engine_worker._IDLE_AFTER", 0.05)
     worker, (toy,), _ = work()
     time.sleep(0.2)
     assert toy.rests == 0  # there is nothing to give back
@@ -309,7 +312,7 @@ def test_an_idle_engine_gives_memory_back(work: Callable, monkeypatch: pytest.Mo
 def test_an_idle_engine_is_measured_anew_where_its_speed_was_the_reason_of_a_refusal(
     monkeypatch: pytest.MonkeyPatch, breaks: bool
 ) -> None:
-    monkeypatch.setattr("ddcat_serve.inference.engine_worker._RESTS_AFTER", 0.05)
+    monkeypatch.setattr("ddcat_serve.inference.engine_worker._IDLE_AFTER", 0.05)
     toy, asked = Toy(), []
 
     def measure(engine: object) -> float:
@@ -318,14 +321,14 @@ def test_an_idle_engine_is_measured_anew_where_its_speed_was_the_reason_of_a_ref
             raise EngineError("the runtime broke")
         return 1e6
 
-    queue = Queue(max_pixels=10_000, batch_pixels=1000, pixels_per_second=1.0)  # as on a machine that is busy
-    worker = Worker("toy", toy, reopen=Toy, queue=queue, hangs_after=20, measure=measure)  # type: ignore[arg-type]
+    queue = AdmissionQueue(max_pixels=10_000, batch_pixels=1000, pixels_per_second=1.0)  # as on a machine that is busy
+    worker = EngineWorker("toy", toy, reopen=Toy, queue=queue, engine_timeout=20, measure=measure)  # type: ignore[arg-type]
     time.sleep(0.2)
     assert asked == []
     with pytest.raises(TooLarge):
         worker.submit(image(1), 10)
     wait_for(lambda: toy.rests == 1)
-    assert (asked, queue.doubted) == ([toy], False)
+    assert (asked, queue.refused_for_speed) == ([toy], False)
     if not breaks:
         assert worker.submit(image(2), 10).result.result(5).labels[0, 0, 0] == 2
     worker.close(5)
@@ -333,8 +336,8 @@ def test_an_idle_engine_is_measured_anew_where_its_speed_was_the_reason_of_a_ref
 
 def test_an_engine_gives_memory_back_before_it_keeps_that_of_too_many_sizes() -> None:
     toy = Toy()
-    queue = Queue(max_pixels=10_000, batch_pixels=1000)
-    worker = Worker("toy", toy, reopen=Toy, queue=queue, hangs_after=20, kept_pixels=100)  # type: ignore[arg-type]
+    queue = AdmissionQueue(max_pixels=10_000, batch_pixels=1000)
+    worker = EngineWorker("toy", toy, reopen=Toy, queue=queue, engine_timeout=20, kept_pixels=100)  # type: ignore[arg-type]
     for size, rests in (((5, 5), 0), ((5, 5), 0), ((5, 10), 0), ((5, 6), 1), ((5, 5), 1), ((20, 20), 2)):
         worker.submit(image(1, size=size), 20).result.result(5)
         wait_for(lambda rests=rests: toy.rests == rests)  # type: ignore[misc]
@@ -346,7 +349,7 @@ def test_no_request_that_has_ended_keeps_its_images(work: Callable, end: str) ->
     gc.collect()
     gc.disable()
     try:
-        worker, engines, _ = work(hangs_after=0.3 if end == "hung" else 20.0)
+        worker, engines, _ = work(engine_timeout=0.3 if end == "hung" else 20.0)
         toy = engines[0]
         held = None if end in ("answered", "failed", "cancelled at work", "hung") else hold(worker, toy)
         images = image(BAD if end == "failed" else 2)
@@ -377,23 +380,23 @@ def test_several_requests_have_their_places_together_or_not_at_all(work: Callabl
     worker, (toy,), _ = work()
     hold(worker, toy)
     jobs = worker.admit([(1, (50, 50)), (1, (60, 60))], 20)
-    with pytest.raises(Full):
+    with pytest.raises(Overloaded):
         worker.admit([(1, (50, 50)), (1, (60, 60))], 20)
     assert worker.waiting_pixels == 6100
-    worker.begin(jobs[1], image(2, size=(60, 60)))
+    worker.start(jobs[1], image(2, size=(60, 60)))
     toy.go.set()
     assert jobs[1].result.result(5).labels.shape == (1, 60, 60)
-    worker.begin(jobs[0], image(3, size=(50, 50)))
+    worker.start(jobs[0], image(3, size=(50, 50)))
     assert jobs[0].result.result(5).labels.shape == (1, 50, 50)
     with pytest.raises(LateError):
         worker.admit([(1, SIZE)], 0.0)
 
 
 def test_a_place_whose_request_failed_meanwhile_takes_no_images(work: Callable) -> None:
-    worker, engines, _ = work(hangs_after=0.2)
+    worker, engines, _ = work(engine_timeout=0.2)
     [job] = worker.admit([(1, SIZE)], 20)
     hold_and_lose(worker, engines[0])
-    worker.begin(job, image(2))
+    worker.start(job, image(2))
     with pytest.raises(StoppedError):
         job.result.result(5)
     assert job.images is None
@@ -423,11 +426,11 @@ def test_closing_waits_until_the_engine_is_freed(work: Callable, monkeypatch: py
     assert toy.closed.is_set()  # else a process that ends now would be aborted by its runtime
 
 
-def test_closing_does_not_wait_for_an_engine_that_was_given_up(work: Callable) -> None:
+def test_closing_does_not_wait_for_an_engine_that_was_abandoned(work: Callable) -> None:
     def refuse() -> Toy:
         raise EngineError("the runtime refuses")
 
-    worker, (toy,), _ = work(hangs_after=0.1, reopen=refuse)
+    worker, (toy,), _ = work(engine_timeout=0.1, reopen=refuse)
     stuck = hold(worker, toy)
     with pytest.raises(HungError):
         stuck.result.result(5)

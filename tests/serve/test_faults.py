@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from ddcat.bundle import Bundle
-from tests.serve.pictures import as_png
+from tests.serve.payloads import as_png
 from tests.serve.processes import connect, server
 
 
@@ -70,7 +70,7 @@ def test_bytes_that_begin_no_request_do_not_hold_a_connection(bundle: Bundle, re
         assert everything(kept)[:13] == (b"" if rest == "body" else b"HTTP/1.1 408 ")
 
 
-def test_what_is_left_of_a_refused_body_does_not_count_as_headers(bundle: Bundle) -> None:
+def test_the_rest_of_a_refused_body_does_not_count_as_headers(bundle: Bundle) -> None:
     with server(bundle.path, "--max-bytes", 1000, "--max-header-bytes", 2048) as (_, address), connect(address) as kept:
         for _ in range(2):
             kept.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
@@ -93,12 +93,12 @@ def test_head_is_get_without_a_body(bundle: Bundle) -> None:
         assert 'method="HEAD",route="/v2/health/ready",status="200"' in client.get("/metrics").text
 
 
-def test_a_body_that_does_not_come_is_a_408(bundle: Bundle) -> None:
+def test_a_body_that_does_not_arrive_is_a_408(bundle: Bundle) -> None:
     with server(bundle.path, "--body-timeout", 0.3) as (_, address), connect(address) as slow:
         slow.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
         answer = everything(slow)
         assert answer.startswith(b"HTTP/1.1 408 ")
-        assert b"did not come within 0.3 s" in answer
+        assert b"did not arrive within 0.3 s" in answer
 
 
 @pytest.mark.parametrize("grace", [0, 1])
@@ -121,7 +121,7 @@ def test_sigterm_under_load_loses_nothing_that_was_accepted(
                 labels = np.asarray(Image.open(io.BytesIO(response.content)))
                 answers.append(response.status_code == 200 and bool((labels == expected).all()))
 
-    with server(bundle.path, "--grace", grace) as (process, address), ThreadPoolExecutor(4) as pool:
+    with server(bundle.path, "--shutdown-delay", grace) as (process, address), ThreadPoolExecutor(4) as pool:
         tasks = [pool.submit(ask, address) for _ in range(4)]
         while len(answers) < 20:
             time.sleep(0.01)
@@ -144,7 +144,7 @@ def test_sigterm_under_load_loses_nothing_that_was_accepted(
     assert sum(line.get("path") == "/v1/segment" for line in logged) == len(answers)
 
 
-def test_what_was_killed_starts_again(bundle: Bundle, oracle: Callable, picture: np.ndarray) -> None:
+def test_a_killed_server_starts_again(bundle: Bundle, oracle: Callable, picture: np.ndarray) -> None:
     for _ in range(2):
         with server(bundle.path) as (process, address):
             response = httpx.post(f"{address}/v1/segment", content=as_png(picture))
@@ -153,7 +153,7 @@ def test_what_was_killed_starts_again(bundle: Bundle, oracle: Callable, picture:
             assert process.wait(10) == -signal.SIGKILL
 
 
-def resident(process: "subprocess.Popen[str]") -> int:
+def resident_bytes(process: "subprocess.Popen[str]") -> int:
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 
@@ -178,9 +178,9 @@ def test_rubbish_and_requests_leave_no_trace(bundle: Bundle, picture: np.ndarray
             return seen
 
         warm = flood(60)
-        before = resident(process)
+        before = resident_bytes(process)
         seen = warm | flood(300)
-        grown = resident(process) - before
+        grown = resident_bytes(process) - before
         assert process.poll() is None
     assert seen <= {200, 400, 413, 415}
     assert 200 in seen
@@ -211,7 +211,7 @@ def test_bombs_are_refused_quickly(bundle: Bundle) -> None:
     }
     with server(bundle.path) as (process, address), httpx.Client(base_url=address, timeout=20) as client:
         client.get("/v2")
-        before = resident(process) if sys.platform.startswith("linux") else 0
+        before = resident_bytes(process) if sys.platform.startswith("linux") else 0
         for name, bomb in bombs.items():
             headers = {"Content-Type": "multipart/form-data; boundary=x"} if name == "multipart" else {}
             path = "/v2/models/small/infer" if name == "nested" else "/v1/segment"
@@ -221,17 +221,17 @@ def test_bombs_are_refused_quickly(bundle: Bundle) -> None:
             assert status in ((200, 400) if name in harmless else (400, 413, 415)), name
             assert time.monotonic() - began < 3, name
         if before:
-            assert resident(process) - before < 200 * 1024  # KiB
+            assert resident_bytes(process) - before < 200 * 1024  # KiB
         assert process.poll() is None
 
 
 def test_flags_environment_and_file_reach_the_server_in_their_order(bundle: Bundle, tmp_path: Path) -> None:
     file = tmp_path / "server.yaml"
     file.write_text("timeout: 7\ndrain: 3\n")
-    os.environ["DDCAT_SERVE_DRAIN"] = "5"
+    os.environ["DDCAT_SERVE_DRAIN_TIMEOUT"] = "5"
     try:
-        with server(bundle.path, "--config", file, "--grace", "0.2") as (_, address):
+        with server(bundle.path, "--config", file, "--shutdown-delay", "0.2") as (_, address):
             settings = httpx.get(f"{address}/v2").json()["parameters"]["settings"]
     finally:
-        del os.environ["DDCAT_SERVE_DRAIN"]
-    assert (settings["timeout"], settings["drain"], settings["grace"]) == (7, 5, 0.2)
+        del os.environ["DDCAT_SERVE_DRAIN_TIMEOUT"]
+    assert (settings["timeout"], settings["drain_timeout"], settings["shutdown_delay"]) == (7, 5, 0.2)

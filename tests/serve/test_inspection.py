@@ -67,15 +67,15 @@ def test_the_one_gpu_that_a_plan_runs_on_is_told(
 @pytest.mark.parametrize(
     ("long_side", "said"),
     [
-        (512, "a long side of 512 pixels, to which images were resized: bring yours to it"),
+        (512, "a long side of 512 pixels, to which images were resized: resize yours to it"),
         (None, "the size of the files: images were not resized"),
     ],
 )
-def test_the_size_that_images_were_judged_at_is_told(
+def test_the_size_that_images_were_evaluated_at_is_shown(
     bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, long_side: int | None, said: str
 ) -> None:
     data = bundle.manifest.data.model_copy(update={"long_side": long_side})
-    assert re.search(rf"judged at +│ {said}", shown(bundle, capsys, monkeypatch, data=data))
+    assert re.search(rf"evaluated at +│ {said}", shown(bundle, capsys, monkeypatch, data=data))
 
 
 HOSTILE = "x\x1b[2J\x1b]0;title\x07\x0apassport    pass\n\u202etxt"

@@ -41,7 +41,7 @@ JSON = st.recursive(
 
 
 @given(st.lists(JSON, max_size=13), st.sampled_from([[1, 1, 4, 3], [1, 2, 2, 3], [2, 1, 1, 1]]))
-def test_whatever_else_is_refused(values: list[Any], shape: list[int]) -> None:
+def test_malformed_data_is_refused(values: list[Any], shape: list[int]) -> None:
     image = None
     try:
         array = np.array(values)
@@ -59,7 +59,7 @@ def test_whatever_else_is_refused(values: list[Any], shape: list[int]) -> None:
 
 
 @pytest.mark.parametrize("values", ["[],", "{},", '{"":0},', '"x",', "[1],", "1.5,", f"{'9' * 3000},"])
-def test_what_is_no_image_ends_at_once(values: str) -> None:
+def test_data_that_is_no_image_is_refused_at_once(values: str) -> None:
     text = memoryview(f"[{values * (10**7 // len(values))}1]".encode())
     tracemalloc.start()
     with pytest.raises(RequestError):
@@ -86,7 +86,7 @@ def test_writing(values: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_not_written(wrong: float) -> None:
+def test_values_that_are_not_finite_are_refused(wrong: float) -> None:
     values = np.zeros((2, 5), np.float32)
     values[1, 3] = wrong
     with pytest.raises(ValueError, match="not finite"):

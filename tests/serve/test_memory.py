@@ -16,28 +16,28 @@ import pytest
 from ddcat.bundle import Bundle
 from ddcat_serve.http import app
 from ddcat_serve.inference import memory
-from ddcat_serve.inference.memory import cost_of, memory_size
+from ddcat_serve.inference.memory import measure_cost, memory_limit
 from tests.bundles import small_graph
 from tests.serve.processes import introduced
 
 PROGRAM = """
 import sys
 import numpy as np
-from ddcat_serve.inference.memory import give_back_large_blocks
+from ddcat_serve.inference.memory import tune_malloc
 
-def resident():
+def resident_bytes():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS:"))
 
 if sys.argv[1] == "told":
-    assert give_back_large_blocks()
+    assert tune_malloc()
 np.ones(24 * 2**20, np.uint8)  # one large image, which is done
-before = resident()
+before = resident_bytes()
 kept = []
 for _ in range(10):
     large = np.ones(12 * 2**20, np.uint8)
     kept.append(np.ones(900_000, np.uint8))  # something small that stays behind it
     del large
-print(resident() - before - 10 * 900)
+print(resident_bytes() - before - 10 * 900)
 """
 
 
@@ -57,9 +57,9 @@ from pathlib import Path
 import numpy as np
 from ddcat.bundle import open_bundle
 from ddcat.engines import open_engine
-from ddcat_serve.inference.memory import give_back_large_blocks, resident
+from ddcat_serve.inference.memory import tune_malloc, resident_bytes
 
-give_back_large_blocks()
+tune_malloc()
 engine = open_engine(open_bundle(Path(sys.argv[1])), threads=1)
 
 def infer(height, width, images=1):
@@ -67,17 +67,17 @@ def infer(height, width, images=1):
 
 infer(16, 16)
 engine.rest()
-before = resident()
+before = resident_bytes()
 infer(640, 640, 4)
-large = resident()
+large = resident_bytes()
 engine.rest()
-print((large - before) >> 20, (resident() - before) >> 20)
+print((large - before) >> 20, (resident_bytes() - before) >> 20)
 random.seed(0)
 for _ in range(3):
     for _ in range(150):
         infer(random.randint(8, 400), random.randint(8, 400))
     engine.rest()
-    print(resident() >> 20)
+    print(resident_bytes() >> 20)
 """
 
 
@@ -115,20 +115,20 @@ def deep_graph() -> bytes:
 
 
 def test_the_limit_of_a_control_group_is_found_wherever_it_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_GROUPS", tmp_path)
-    machine = memory_size()
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
+    machine = memory_limit()
     inner = tmp_path / "outer" / "inner"
     inner.mkdir(parents=True)
     (inner / "memory.max").write_text("max\n")
     (tmp_path / "outer" / "memory.max").write_text("123456789\n")
-    monkeypatch.setattr(memory, "_OWN", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "_OWN_CGROUPS", tmp_path / "cgroup")
     (tmp_path / "cgroup").write_text("0::/outer/inner\n")
-    assert memory_size() == 123456789
+    assert memory_limit() == 123456789
     (tmp_path / "cgroup").write_text("4:cpu:/outer/inner\n3:memory:/one\n")
-    assert memory_size() == machine
+    assert memory_limit() == machine
     (tmp_path / "memory" / "one").mkdir(parents=True)
     (tmp_path / "memory" / "one" / "memory.limit_in_bytes").write_text("2345678\n")
-    assert memory_size() == 2345678
+    assert memory_limit() == 2345678
 
 
 def test_what_a_call_takes_for_a_while_is_seen() -> None:
@@ -137,12 +137,12 @@ def test_what_a_call_takes_for_a_while_is_seen() -> None:
             some.write(b"x" * len(some))
             time.sleep(0.05)
 
-    assert 60 * 2**20 < cost_of(call).bytes < 200 * 2**20
+    assert 60 * 2**20 < measure_cost(call).bytes < 200 * 2**20
 
 
 FREE_BLOCKS = """
 import ctypes
-from ddcat_serve.inference.memory import give_back_free_blocks, resident
+from ddcat_serve.inference.memory import trim_malloc, resident_bytes
 
 library = ctypes.CDLL(None)
 library.malloc.restype, library.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
@@ -151,9 +151,9 @@ for block in blocks:
     ctypes.memset(block, 1, 2**16)
 for block in blocks[:-1]:  # the last one keeps the heap from shrinking by itself
     library.free(block)
-before = resident()
-assert give_back_free_blocks()
-print(before - resident())
+before = resident_bytes()
+assert trim_malloc()
+print(before - resident_bytes())
 """
 
 
@@ -172,13 +172,13 @@ def test_a_server_gives_back_what_a_burst_has_left(monkeypatch: pytest.MonkeyPat
         taken = max(taken - 60, 100)  # of the burst, some is in use for a while
 
     given: list[int] = []
-    monkeypatch.setattr(app, "_TIDIES_EVERY", 0.001)
-    monkeypatch.setattr(app, "resident", lambda: taken * 2**20)
-    monkeypatch.setattr(app, "give_back_free_blocks", give_back)
+    monkeypatch.setattr(app, "_TRIM_INTERVAL", 0.001)
+    monkeypatch.setattr(app, "resident_bytes", lambda: taken * 2**20)
+    monkeypatch.setattr(app, "trim_malloc", give_back)
 
     async def burst() -> None:
         nonlocal taken
-        tidying = asyncio.create_task(app._give_back_memory())
+        tidying = asyncio.create_task(app._trim_memory())
         await asyncio.sleep(0.02)
         taken = 200
         while taken > 100:

@@ -26,11 +26,10 @@ from ddcat_serve.inference.sources import Source, parse_source
 from ddcat_serve.settings import Settings
 from tests.bundles import with_golden
 from tests.keys import write_keys
-from tests.serve.answers import refused
-from tests.serve.pictures import as_labels, as_png
+from tests.serve.payloads import as_labels, as_png, refused
 
 
-def test_where_several_models_are_served_one_is_chosen_by_name(
+def test_one_of_several_models_is_chosen_by_name(
     make_bundle: Callable[..., Bundle], client_of: Callable[[FastAPI], httpx.Client], oracle: Callable, picture: np.ndarray
 ) -> None:
     bundles = [make_bundle("any"), make_bundle("fixed", 37, 53, logits=False)]
@@ -112,7 +111,7 @@ def test_a_real_engine_that_hangs_is_opened_again_from_its_bundle(
         assert engine is not hung[0] or go.is_set()
         return infer(engine, images)
 
-    settings = Settings(hangs_after=0.2)
+    settings = Settings(engine_timeout=0.2)
     with load_models([bundle.path], settings=settings, threads=1) as models:
         monkeypatch.setattr(CheckedEngine, "infer", once)
         client = client_of(create_app(models, settings))
@@ -125,7 +124,7 @@ def test_a_real_engine_that_hangs_is_opened_again_from_its_bundle(
 
 
 @pytest.mark.parametrize("then", ["another one", "another one, signed by the same key", "an altered file", "nothing"])
-def test_nothing_is_served_that_lies_at_the_path_later(
+def test_a_bundle_that_replaced_another_is_not_served(
     make_bundle: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture: np.ndarray, then: str,
     client_of: Callable[[FastAPI], httpx.Client],
 ) -> None:  # fmt: skip
@@ -133,7 +132,7 @@ def test_nothing_is_served_that_lies_at_the_path_later(
     first, other = make_bundle("first"), make_bundle("other", logits=False)
     served = write_bundle(tmp_path / "served", first.manifest, first.files, key=private)
     go = threading.Event()
-    settings = Settings(hangs_after=0.2)
+    settings = Settings(engine_timeout=0.2)
     with load_models([served.path], settings=settings, threads=1, trust=TrustPolicy(public)) as models:
         served.path.rename(tmp_path / "moved")
         if then.startswith("another"):
@@ -150,7 +149,7 @@ def test_nothing_is_served_that_lies_at_the_path_later(
         while model.worker.state == "restarting":
             time.sleep(0.01)
         assert model.worker.state == "broken"
-        assert not app.state.context.live
+        assert not app.state.server_state.live
         assert client_of(app).post("/v1/segment", content=as_png(picture)).status_code == 503
         go.set()
 
@@ -161,7 +160,7 @@ def test_an_engine_that_is_opened_again_and_answers_otherwise_is_not_served(
 ) -> None:  # fmt: skip
     bundle = with_golden(tmp_path / "right", oracle, picture)
     infer, go = CheckedEngine.infer, threading.Event()
-    settings = Settings(hangs_after=0.3)
+    settings = Settings(engine_timeout=0.3)
     with load_models([bundle.path], settings=settings, threads=1) as models:
         model = models["small"]["1"]
         first = model.engine
@@ -182,7 +181,7 @@ def test_an_engine_that_is_opened_again_and_answers_otherwise_is_not_served(
 
 @pytest.mark.parametrize("how", ["one image", "several", "a tensor"])
 @pytest.mark.parametrize("end", ["answered", "failed", "refused", "late"])
-def test_no_request_keeps_its_images_where_nothing_looks_for_circles(
+def test_no_request_keeps_its_images_without_garbage_collection(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, picture: np.ndarray, end: str, how: str
 ) -> None:
     known: list[weakref.ref[np.ndarray]] = []
@@ -199,7 +198,7 @@ def test_no_request_keeps_its_images_where_nothing_looks_for_circles(
     status = {"answered": 200, "failed": 500, "refused": 413, "late": 504}[end]
     timeout = 0.4 if end == "late" else 10.0
     # else a queue that has seen late answers refuses what comes next
-    monkeypatch.setattr("ddcat_serve.inference.admission_queue._MEMORY", 0.0)
+    monkeypatch.setattr("ddcat_serve.inference.admission_queue._EWMA_WEIGHT", 0.0)
 
     async def ask(app: FastAPI) -> None:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:

@@ -14,7 +14,7 @@ from ddcat import cli
 from ddcat.bundle import Bundle
 from ddcat.passport import Finding, Passport, write_passport
 from tests.keys import write_keys
-from tests.serve.pictures import as_png
+from tests.serve.payloads import as_png
 from tests.serve.processes import introduced
 
 

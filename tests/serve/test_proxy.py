@@ -25,7 +25,7 @@ from uvicorn.middleware.proxy_headers import _TrustedHosts
 from ddcat.bundle import Bundle
 from ddcat_serve.settings import Settings
 from tests.chromium import chromium, page_of
-from tests.serve.pictures import as_png
+from tests.serve.payloads import as_png
 from tests.serve.processes import free_ports, server
 
 ROOT = Path(__file__).parents[2]

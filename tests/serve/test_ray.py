@@ -16,7 +16,7 @@ from ddcat import cli
 from ddcat.bundle import NO_TRUST_POLICY, Bundle
 from ddcat.errors import BundleError
 from ddcat_serve.errors import ServeError
-from tests.serve.pictures import as_png
+from tests.serve.payloads import as_png
 from tests.serve.processes import free_port
 
 ray = pytest.importorskip("ray")
@@ -132,7 +132,7 @@ def test_each_replica_looks_for_itself_whom_a_bundle_is_from(bundle: Bundle) -> 
 
 def test_a_port_for_grpc_is_refused_and_not_ignored(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDCAT_SERVE_GRPC_PORT", "9000")
-    with pytest.raises(ServeError, match="on Ray there is HTTP alone"):
+    with pytest.raises(ServeError, match="Ray serves HTTP only"):
         application(Arguments(bundles=str(bundle.path)))
-    with pytest.raises(ServeError, match="on Ray there is HTTP alone"):
+    with pytest.raises(ServeError, match="Ray serves HTTP only"):
         _Replica([str(bundle.path)], 1, NO_TRUST_POLICY)

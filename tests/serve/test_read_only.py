@@ -10,7 +10,7 @@ import pytest
 
 from ddcat.bundle import Bundle, write_bundle
 from tests.keys import write_keys
-from tests.serve.pictures import as_labels, as_png
+from tests.serve.payloads import as_labels, as_png
 from tests.serve.processes import COMMAND, server
 
 # in a mount namespace of its own; shared memory stays, which containers have

@@ -16,13 +16,12 @@ from ddcat_serve.http.app import create_app
 from ddcat_serve.http.compression import Decoder
 from ddcat_serve.inference.model_registry import Models
 from ddcat_serve.settings import Settings
-from tests.serve.answers import refused
-from tests.serve.pictures import as_png
+from tests.serve.payloads import as_png, refused
 
 
-def test_forms_that_are_not_of_files_alone_are_refused(client: httpx.Client, picture: np.ndarray) -> None:
+def test_forms_with_other_fields_are_refused(client: httpx.Client, picture: np.ndarray) -> None:
     file = ("x.png", as_png(picture), "image/png")
-    named = "the part 'model' has no filename: give it one where it is an image; model, version and timeout go into the query"
+    named = "the part 'model' has no filename: give it one if it is an image; model, version and timeout go into the query"
     assert refused(client.post("/v1/segment", files={"a": file}, data={"model": "small"})) == (
         400, f"{named}, as in /v1/segment?model=NAME",
     )  # fmt: skip
@@ -31,7 +30,7 @@ def test_forms_that_are_not_of_files_alone_are_refused(client: httpx.Client, pic
     whole = client.build_request("POST", "http://test/v1/segment", files={"a": file})
     kind = whole.headers["content-type"]
     for body, header, said in (
-        (whole.read()[:-60], kind, "the form is cut off: its closing boundary does not come"),
+        (whole.read()[:-60], kind, "the form is cut off: its closing boundary is missing"),
         (b"nothing", kind, "the form cannot be read: "),
         (b"", kind, "the form is cut off: "),
         (whole.read(), "multipart/form-data", "the form cannot be read: Missing boundary"),
@@ -139,7 +138,7 @@ def test_answers_in_json_are_compressed_where_the_client_takes_it(models: Models
 
 
 def test_the_bodies_of_all_requests_have_one_limit(models: Models) -> None:
-    """Also where they are short until they are decompressed; and what is answered makes room again."""
+    """Also where they are short until they are decompressed; and answered requests free their bytes."""
     arrived = asyncio.Event()
 
     async def ask() -> list[httpx.Response]:
@@ -159,7 +158,7 @@ def test_the_bodies_of_all_requests_have_one_limit(models: Models) -> None:
             third = await opened.post("/v1/segment", content=packed, headers={"Content-Encoding": "gzip"})
             release.set()
             answers = [second, third, await first, await opened.post("/v1/segment", content=b"x" * 60_000)]
-            assert app.state.context.room.take_now(100_000)  # all of it is there again
+            assert app.state.server_state.byte_budget.try_take(100_000)  # all of it is there again
             return answers
 
     second, third, first, last = asyncio.run(ask())
@@ -175,7 +174,7 @@ def test_the_images_of_a_form_have_one_limit_of_pixels(client: httpx.Client) -> 
     flat = as_png(np.zeros((40, 50, 3), np.uint8))
     files = [("image", (f"{place}.png", flat, "image/png")) for place in range(3)]
     assert client.post("/v1/segment", files=files[:2]).status_code == 200
-    message = "the images have 6000 pixels; at most 5000 in all are taken"
+    message = "the images have 6000 pixels; expected at most 5000 together"
     assert refused(client.post("/v1/segment", files=files)) == (413, message)
 
 

@@ -101,7 +101,7 @@ def test_one_key_is_taken_as_over_http(running: Running, metadata: Any) -> None:
 def test_a_message_that_does_not_come_ends(running: Running) -> None:
     assert ended(running.unfinished(SERVICE + "ModelInfer")) == (
         "DEADLINE_EXCEEDED",
-        "the message did not come within 1 s",
+        "the message did not arrive within 1 s",
     )
     status, _ = ended(running.unfinished("/grpc.health.v1.Health/Check", ()))
     assert status == "DEADLINE_EXCEEDED"

@@ -24,7 +24,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[grpc.Cha
     bundle = write_bundle(tmp_path_factory.mktemp("health") / "small.bundle", small_manifest(content), {"model.onnx": content})
     port = free_port()
     with (
-        server(bundle.path, "--grpc-port", port, "--rate-limit", "100/minute", "--grace", 2) as (process, _),
+        server(bundle.path, "--grpc-port", port, "--rate-limit", "100/minute", "--shutdown-delay", 2) as (process, _),
         grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         yield channel, process

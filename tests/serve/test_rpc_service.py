@@ -37,7 +37,7 @@ def asked(models: Models, message: Any) -> Any:
 
     async def ask() -> Any:
         address = f"127.0.0.1:{free_port()}"
-        context = create_app(models, Settings()).state.context
+        context = create_app(models, Settings()).state.server_state
         async with serve_grpc(context, address), grpc.aio.insecure_channel(address) as channel:
             try:
                 return await stubs.GRPCInferenceServiceStub(channel).ModelInfer(message, timeout=10)
@@ -81,7 +81,7 @@ def test_an_engine_that_fails_is_told_to_the_log_and_not_to_the_client(
     async def broken(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("a secret of this machine")
 
-    monkeypatch.setattr("ddcat_serve.inference.model_registry.ServedModel.infer", broken)
+    monkeypatch.setattr("ddcat_serve.inference.served_model.ServedModel.infer", broken)
     with caplog.at_level(logging.ERROR):
         answer = asked(models, request(raw=(IMAGES.tobytes(),)))
     assert answer.code() == grpc.StatusCode.INTERNAL
@@ -91,7 +91,7 @@ def test_an_engine_that_fails_is_told_to_the_log_and_not_to_the_client(
 
 def test_an_address_that_cannot_be_listened_at_is_one_line(models: Models) -> None:
     async def start() -> None:
-        async with serve_grpc(create_app(models, Settings()).state.context, "192.0.2.1:1"):
+        async with serve_grpc(create_app(models, Settings()).state.server_state, "192.0.2.1:1"):
             raise AssertionError("it listens")
 
     with pytest.raises(

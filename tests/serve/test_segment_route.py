@@ -16,8 +16,7 @@ from ddcat_serve.http.app import create_app
 from ddcat_serve.http.decoding import decode
 from ddcat_serve.inference.model_registry import Models, load_models
 from ddcat_serve.settings import Settings
-from tests.serve.answers import refused
-from tests.serve.pictures import as_labels, as_png
+from tests.serve.payloads import as_labels, as_png, refused
 
 
 def test_a_png_comes_back_as_the_engine_s_labels(
@@ -66,7 +65,7 @@ def test_a_form_with_several_files_is_answered_by_a_list(
             }
 
 
-def test_the_answer_is_what_is_accepted(client: httpx.Client, oracle: Callable, picture: np.ndarray) -> None:
+def test_the_response_is_the_accepted_representation(client: httpx.Client, oracle: Callable, picture: np.ndarray) -> None:
     labels = oracle(picture[None])[0][0]
     answers = {
         accept: client.post("/v1/segment", content=as_png(picture), headers={"Accept": accept})
@@ -88,7 +87,7 @@ def test_the_answer_is_what_is_accepted(client: httpx.Client, oracle: Callable, 
     assert all(answer.headers["x-ddcat-passport"] == "none" for answer in (raw, rle, overlay))
 
 
-def test_the_confidence_is_given_where_the_bundle_has_it(
+def test_the_confidence_is_offered_if_the_bundle_has_it(
     build: Callable[..., Bundle], make_graph: Callable[..., bytes], client_of: Callable, picture: np.ndarray
 ) -> None:
     bundle = build(make_graph(logits=True, confidence=True), "ort")
@@ -99,7 +98,7 @@ def test_the_confidence_is_given_where_the_bundle_has_it(
     assert Image.open(io.BytesIO(response.content)).size == (53, 37)
 
 
-def test_images_that_cannot_be_taken_are_refused_each_with_its_status(client: httpx.Client, picture: np.ndarray) -> None:
+def test_unsupported_images_are_refused_each_with_its_status(client: httpx.Client, picture: np.ndarray) -> None:
     for content, status in (
         (b"", 415),
         (b"GIF89a...", 415),
@@ -113,9 +112,11 @@ def test_images_that_cannot_be_taken_are_refused_each_with_its_status(client: ht
     assert message == "Image is 20 x 7; this model needs at least 8 x 8 (width x height)"
 
 
-def test_who_waits_for_a_decoder_is_refused_at_the_deadline(models: Models, client_of: Callable, picture: np.ndarray) -> None:
-    app = create_app(models, Settings(decoders=1))
-    blocked, context = threading.Event(), app.state.context
+def test_a_request_without_a_free_decoder_is_refused_at_the_deadline(
+    models: Models, client_of: Callable, picture: np.ndarray
+) -> None:
+    app = create_app(models, Settings(codec_threads=1))
+    blocked, context = threading.Event(), app.state.server_state
     busy = context.pool.submit(blocked.wait, 30)
     try:
         response = client_of(app).post("/v1/segment?timeout=0.2", content=as_png(picture))

@@ -15,8 +15,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from ddcat.bundle import Bundle
-from tests.serve.answers import refused
-from tests.serve.pictures import as_labels, as_png
+from tests.serve.payloads import as_labels, as_png, refused
 from tests.serve.processes import free_port, server
 
 WHITE = np.full((37, 53, 3), 255, np.uint8)
@@ -69,7 +68,7 @@ class Busy(NamedTuple):
 @contextlib.contextmanager
 def busy_server(make_bundle: Callable[..., Bundle], *, grace: float, drain: float, seconds: float) -> Iterator[Busy]:
     grpc = f"127.0.0.1:{(port := free_port())}"
-    options = ("--grpc-port", port, "--grace", grace, "--drain", drain, "--timeout", 60)
+    options = ("--grpc-port", port, "--shutdown-delay", grace, "--drain-timeout", drain, "--timeout", 60)
     bundles = [make_bundle(name).path for name in ("one", "two")]
     with ThreadPoolExecutor(8) as pool, server(*bundles, *options, before=SLOW.format(seconds=seconds)) as (process, address):
         by_http = [pool.submit(ask_http, address, name, WHITE) for name in ("one", "two")]
@@ -122,7 +121,7 @@ def test_a_second_signal_ends_it_at_once(make_bundle: Callable[..., Bundle]) -> 
 def test_a_second_signal_ends_it_at_once_where_nobody_waits_any_more_but_an_engine_works(
     make_bundle: Callable[..., Bundle],
 ) -> None:
-    options = ("--grace", 0.1, "--drain", 600, "--timeout", 60)
+    options = ("--shutdown-delay", 0.1, "--drain-timeout", 600, "--timeout", 60)
     with server(make_bundle("one").path, *options, before=SLOW.format(seconds=600)) as (process, address):
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{address}/v1/segment", content=as_png(WHITE), timeout=1.5)
@@ -150,7 +149,7 @@ CheckedEngine.infer = hangs
 def test_it_ends_with_status_0_though_an_engine_that_was_given_up_computes(
     make_bundle: Callable[..., Bundle], signals: int
 ) -> None:
-    options = ("--grace", 0, "--drain", 2, "--hangs-after", 0.5 if signals == 1 else 60)
+    options = ("--shutdown-delay", 0, "--drain-timeout", 2, "--engine-timeout", 0.5 if signals == 1 else 60)
     with server(make_bundle("one").path, *options, before=BUSY) as (process, address):
         if signals == 1:
             assert ask_http(address, "one", WHITE).status_code == 503

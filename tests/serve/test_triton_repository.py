@@ -28,10 +28,9 @@ from ddcat.bundle import Bundle
 from ddcat.engines import open_engine
 from ddcat.errors import WriteError
 from ddcat.manifest import DimRange
-from ddcat_serve.deploy.triton import write_repository
-from ddcat_serve.deploy.triton_check import check
+from ddcat_serve.deploy.triton import check, write_repository
 from ddcat_serve.errors import ServeError
-from tests.serve.pictures import as_png
+from tests.serve.payloads import as_png
 from tests.serve.processes import free_port
 from tests.small_files import no_file_above
 

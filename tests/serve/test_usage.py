@@ -1,5 +1,4 @@
-from ddcat_serve.inference.engine_worker import Batch
-from ddcat_serve.observe.usage import Usage
+from ddcat_serve.observe.usage import Batch, Usage
 
 
 def test_all_stages_have_one_count_at_any_moment() -> None:

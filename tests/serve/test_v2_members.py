@@ -11,7 +11,7 @@ import pytest
 from ddcat_serve.http.app import create_app
 from ddcat_serve.inference.model_registry import Models
 from ddcat_serve.settings import Settings
-from tests.serve.infer_bodies import IMAGE, INFER, VALUES, body_of, tensor_of
+from tests.serve.payloads import IMAGE, INFER, VALUES, body_of, tensor_of
 
 
 def kserve_body(binary: bool) -> tuple[bytes, dict[str, str]]:
@@ -25,7 +25,7 @@ def kserve_body(binary: bool) -> tuple[bytes, dict[str, str]]:
 
 
 @pytest.mark.parametrize("binary", [False, True])
-def test_further_members_and_empty_ones_are_taken(client: httpx.Client, oracle: Callable, binary: bool) -> None:
+def test_unknown_and_null_members_are_ignored(client: httpx.Client, oracle: Callable, binary: bool) -> None:
     content, headers = kserve_body(binary)
     response = client.post(INFER, content=content, headers=headers)
     assert response.status_code == 200, response.text
@@ -94,13 +94,13 @@ LONG = "x" * 40_000
         {"inputs": [LONG]},
     ],
 )
-def test_values_of_clients_are_not_repeated_at_length(client: httpx.Client, body: Any) -> None:
+def test_long_values_of_clients_are_cut_in_messages(client: httpx.Client, body: Any) -> None:
     response = client.post(INFER, json=body)
     assert response.status_code in (400, 413)
     assert len(response.content) < 400
 
 
-def test_names_in_paths_and_headers_are_not_repeated_at_length(client: httpx.Client) -> None:
+def test_long_names_in_paths_and_headers_are_cut_in_messages(client: httpx.Client) -> None:
     for path in (f"/v2/models/{LONG}", f"/v2/models/small/versions/{LONG}/ready", f"/v2/models/{LONG}/stats"):
         response = client.get(path)
         assert (response.status_code, len(response.content) < 300) == (404, True)
@@ -108,17 +108,17 @@ def test_names_in_paths_and_headers_are_not_repeated_at_length(client: httpx.Cli
     assert (response.status_code, len(response.content) < 300) == (400, True)
 
 
-def test_what_is_not_the_tensor_is_small(models: Models, client_of: Callable) -> None:
+def test_a_request_beside_its_data_is_small(models: Models, client_of: Callable) -> None:
     large = client_of(create_app(models, Settings()))
     for more in ({"id": "x" * 70_000}, {"parameters": {str(n): n for n in range(10_000)}}, {"outputs": [{"name": "x"}] * 9000}):
         response = large.post(INFER, json=body_of(IMAGE) | more)
         assert (response.status_code, "beside the data of its tensor" in response.json()["error"]) == (413, True)
 
 
-def test_an_answer_that_is_too_long_for_json_can_be_had_as_bytes(
+def test_a_response_too_long_for_json_is_available_as_bytes(
     models: Models, client_of: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ddcat_serve.http.infer_json._MOST", 1000)
+    monkeypatch.setattr("ddcat_serve.http.infer_json._MIN_LIMIT", 1000)
     small = client_of(create_app(models, Settings(max_pixels=64)))
     response = small.post(INFER, json=body_of(IMAGE))
     assert (response.status_code, "ask for it with binary_data" in response.json()["error"]) == (400, True)
@@ -130,7 +130,7 @@ def test_an_answer_that_is_too_long_for_json_can_be_had_as_bytes(
     ("text", "message"),
     [
         (b'{"id":"\\ud800"}',
-         "byte 7 of the JSON is \\ud800, half of a surrogate pair, which is no "
+         "byte 7 of the JSON is \\ud800, half of a surrogate pair, which is not a "
          "character; send both halves or neither"),
         (b'{"id":"\\ud83d\\ude00\\uDC00","inputs":[]}', "byte 19 of the JSON is \\uDC00, half of"),
         (b'{"id":"\\ud800\\u0041","inputs":[]}', "byte 7 of the JSON is \\ud800, half of"),

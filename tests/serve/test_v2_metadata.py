@@ -11,7 +11,7 @@ from ddcat.classes import Classes
 from ddcat_serve.http.app import create_app
 from ddcat_serve.inference.model_registry import Models, load_models
 from ddcat_serve.settings import Settings
-from tests.serve.infer_bodies import IMAGE, INFER, body_of
+from tests.serve.payloads import IMAGE, INFER, body_of
 
 
 def test_configuration_index_and_statistics(client: httpx.Client) -> None:
@@ -52,14 +52,14 @@ def test_configuration_index_and_statistics(client: httpx.Client) -> None:
     assert client.get("/v2/models/small/versions/2/stats").status_code == 404
 
 
-def test_one_size_is_told_as_it_is(make_bundle: Callable, client_of: Callable) -> None:
+def test_a_fixed_size_is_in_the_metadata(make_bundle: Callable, client_of: Callable) -> None:
     with load_models([make_bundle("one", 64, 96).path], settings=Settings(), threads=1) as loaded:
         client = client_of(create_app(loaded, Settings()))
         assert client.get("/v2/models/one").json()["inputs"][0]["shape"] == [-1, 64, 96, 3]
         assert client.get("/v2/models/one").json()["outputs"][0]["shape"] == [-1, 64, 96]
 
 
-def test_a_manifest_that_holds_no_number_is_shown(models: Models, client: httpx.Client) -> None:
+def test_a_manifest_with_nan_is_shown(models: Models, client: httpx.Client) -> None:
     model = models["small"]["1"]
     manifest = model.bundle.manifest
     wrong = manifest.preprocessing.model_copy(update={"mean": (float("nan"), 0.0, float("inf"))})

@@ -10,8 +10,8 @@ import pytest
 from ddcat import __version__
 from ddcat.bundle import Bundle
 from ddcat.engines import Outputs
-from ddcat_serve.inference.model_registry import ServedModel
-from tests.serve.infer_bodies import IMAGE, INFER, VALUES, body_of, tensor_of
+from ddcat_serve.inference.served_model import ServedModel
+from tests.serve.payloads import IMAGE, INFER, VALUES, body_of, tensor_of
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_truncated_and_surplus_bytes_are_refused(
 
 
 @pytest.mark.parametrize("timeout", [-1, 1e12, "soon", True])
-def test_timeouts_that_are_none_are_refused(client: httpx.Client, timeout: Any) -> None:
+def test_invalid_timeouts_are_refused(client: httpx.Client, timeout: Any) -> None:
     response = client.post(INFER, json=body_of(IMAGE) | {"parameters": {"timeout": timeout}})
     assert response.status_code == 400
     assert "microseconds" in response.json()["error"]

@@ -17,7 +17,7 @@ from ddcat.manifest import DimRange, InputShapes
 from ddcat_serve.errors import RequestError
 from ddcat_serve.inference.capacity import Trial
 from ddcat_serve.inference.model_registry import load_models
-from ddcat_serve.inference.warm_up import Pace, measure_pace, measure_speed, warm_up
+from ddcat_serve.inference.warm_up import Throughput, measure_speed, measure_throughput, warm_up
 from ddcat_serve.settings import Settings
 from tests.bundles import with_golden
 
@@ -55,7 +55,7 @@ class Timed:
 )
 def test_a_batch_grows_as_long_as_that_pays(seconds: Callable[[int], float], images: int, rate: float) -> None:
     engine = Timed(seconds)
-    pace = measure_pace(cast(Engine, engine), IMAGE, batch_pixels=16 * 200, batch=ANY, clock=engine.clock)
+    pace = measure_throughput(cast(Engine, engine), IMAGE, batch_pixels=16 * 200, batch=ANY, clock=engine.clock)
     assert pace.batch_pixels == images * 200
     assert pace.pixels_per_second == pytest.approx(rate)
     assert max(engine.seen) <= 2 * images
@@ -67,7 +67,7 @@ def test_a_batch_grows_as_long_as_that_pays(seconds: Callable[[int], float], ima
 def test_nothing_larger_is_tried_than_is_allowed(pixels: int, images: int | None, largest: int) -> None:
     engine = Timed(lambda n: 1.0)
     batch = DimRange(minimum=1, maximum=images)
-    pace = measure_pace(cast(Engine, engine), IMAGE, batch_pixels=pixels, batch=batch, clock=engine.clock)
+    pace = measure_throughput(cast(Engine, engine), IMAGE, batch_pixels=pixels, batch=batch, clock=engine.clock)
     assert max(engine.seen) == largest
     assert pace.batch_pixels == pixels  # all of it paid as far as was tried
 
@@ -89,7 +89,7 @@ def test_the_speed_is_measured_anew_at_the_batch_that_pays(pixels: int, batch: D
 def test_the_smallest_batch_is_where_it_begins(fewest: int) -> None:
     engine = Timed(lambda n: 0.3 * n)
     batch = DimRange(minimum=fewest, maximum=None)
-    pace = measure_pace(cast(Engine, engine), IMAGE, batch_pixels=9999, batch=batch, clock=engine.clock)
+    pace = measure_throughput(cast(Engine, engine), IMAGE, batch_pixels=9999, batch=batch, clock=engine.clock)
     assert set(engine.seen) == {fewest, 2 * fewest}
     assert pace == (pytest.approx(200 / 0.3), fewest * 200)
 
@@ -128,11 +128,11 @@ def test_an_engine_of_larger_batches_that_answers_otherwise_is_refused(
 def test_a_server_that_began_on_a_busy_machine_takes_large_images_as_soon_as_it_is_idle(
     tmp_path: Path, oracle: Callable, picture: np.ndarray, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, golden: bool
 ) -> None:
-    monkeypatch.setattr("ddcat_serve.inference.engine_worker._RESTS_AFTER", 0.05)
+    monkeypatch.setattr("ddcat_serve.inference.engine_worker._IDLE_AFTER", 0.05)
     if golden:
         bundle = with_golden(tmp_path / "golden", oracle, picture)
     with monkeypatch.context() as busy:
-        busy.setattr("ddcat_serve.inference.warm_up.measure_pace", lambda *given, **named: Pace(1.0, 4000))
+        busy.setattr("ddcat_serve.inference.warm_up.measure_throughput", lambda *given, **named: Throughput(1.0, 4000))
         busy.setattr("ddcat_serve.inference.warm_up.try_sizes", lambda *given: [Trial(64, 64.0, 0)])
         loading = load_models([bundle.path], settings=Settings(), threads=1)
         models = loading.__enter__()
@@ -143,11 +143,11 @@ def test_a_server_that_began_on_a_busy_machine_takes_large_images_as_soon_as_it_
             model.admit([(1, (600, 600))], 10.0)
         assert refused.value.status == 413
         until = time.monotonic() + 20
-        while model.worker._queue.doubted:
+        while model.worker._queue.refused_for_speed:
             assert time.monotonic() < until
             time.sleep(0.01)
         [job] = model.admit([(1, (600, 600))], 1000.0)
-        model.forget(job)
+        model.release(job)
 
 
 def test_a_bundle_without_golden_images_is_said_to_be_unproven(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,12 +19,12 @@ from playwright.sync_api import Browser, expect
 
 from ddcat.bundle import Bundle
 from ddcat_serve.http.app import create_app
-from ddcat_serve.http.web_ui import weakened
+from ddcat_serve.http.web_ui import scale_perturbation
 from ddcat_serve.inference.model_registry import load_models
 from ddcat_serve.settings import Settings
 from tests.bundles import CLASSES, small_graph, with_golden
 from tests.chromium import chromium, page_of
-from tests.serve.pictures import as_labels, as_png
+from tests.serve.payloads import as_labels, as_png
 from tests.serve.processes import server
 
 
@@ -35,13 +35,13 @@ def shown(tmp_path: Path, oracle: Callable, picture: np.ndarray) -> Bundle:
 
 @given(arrays(np.uint8, (2, 3, 3)), arrays(np.uint8, (2, 3, 3)), st.floats(0, 1))
 def test_a_weaker_attack_lies_between(clean: np.ndarray, attacked: np.ndarray, strength: float) -> None:
-    found = weakened(clean, attacked, strength).astype(int)
+    found = scale_perturbation(clean, attacked, strength).astype(int)
     change, most = found - clean, attacked.astype(int) - clean
     assert (np.abs(change) <= strength * np.abs(most) + 1e-6).all()
     assert (np.abs(change) > strength * np.abs(most) - 1 - 1e-6).all()
     assert (change * most >= 0).all()
-    np.testing.assert_array_equal(weakened(clean, attacked, 0.0), clean)
-    np.testing.assert_array_equal(weakened(clean, attacked, 1.0), attacked)
+    np.testing.assert_array_equal(scale_perturbation(clean, attacked, 0.0), clean)
+    np.testing.assert_array_equal(scale_perturbation(clean, attacked, 1.0), attacked)
 
 
 def test_golden_images_are_shown_by_demonstrations_alone(
@@ -119,7 +119,7 @@ def test_drop_an_image_and_see_masks(browser: Browser, address: str, tmp_path: P
             page.set_input_files("#file", file)
             wait(page, "53 x 37, round trip")
             assert page.locator(".model h2").all_inner_texts() == ["first", "second"]
-            assert page.locator(".model .badge").first.inner_text() == "not yet judged"
+            assert page.locator(".model .badge").first.inner_text() == "not evaluated"
             size = page.evaluate("(() => { const c = document.querySelector('canvas'); return [c.width, c.height] })()")
             assert size == [53, 37]
             page.locator("#opacity").fill("1")
@@ -144,7 +144,7 @@ def test_the_first_sight_of_a_demonstration_is_an_example_without_an_attack(brow
         assert not faults  # the icon is in the page
 
 
-def test_what_the_slider_changes_is_in_sight_of_it(
+def test_the_slider_and_its_effect_are_visible_together(
     browser: Browser, tmp_path: Path, oracle: Callable, picture: np.ndarray
 ) -> None:
     bundle = with_golden(tmp_path / "alone", oracle, picture[:37, :37])
@@ -222,9 +222,7 @@ def test_the_class_under_the_pointer_is_named(browser: Browser, address: str, fi
             assert page.locator(".under").first.inner_text() == f"{CLASSES.names[labels[y, x]]} at {x}, {y}"
 
 
-def test_shares_original_mask_and_command_can_be_taken_along(
-    browser: Browser, address: str, file: Path, picture: np.ndarray
-) -> None:
+def test_shares_original_mask_and_command(browser: Browser, address: str, file: Path, picture: np.ndarray) -> None:
     labels = labels_of(address, file.read_bytes())
     with page_of(browser, allowed=address) as (page, _):
         page.goto(address)
@@ -275,7 +273,7 @@ def test_a_refusal_stands_at_the_top_and_no_mask_is_left(browser: Browser, addre
             assert page.locator("canvas:visible, .legend li").count() == 0
 
 
-def test_what_is_asked_is_said_at_once(browser: Browser, address: str, tmp_path: Path, file: Path) -> None:
+def test_a_running_request_is_shown_at_once(browser: Browser, address: str, tmp_path: Path, file: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
     with page_of(browser, allowed=address) as (page, _):

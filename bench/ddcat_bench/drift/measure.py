@@ -27,7 +27,7 @@ from ddcat_bench.errors import BenchError
 from ddcat_bench.markdown import table
 from ddcat_bench.result_schema import BundleEntry, Environment
 from ddcat_serve.observe.answer_statistics import Statistics, golden_statistics, statistics_of
-from ddcat_serve.observe.drift_monitor import LEAST, Monitor
+from ddcat_serve.observe.drift_monitor import MIN_IMAGES, DriftMonitor
 from ddcat_train.attacks import Model
 from ddcat_train.attacks.core import iterate
 from ddcat_train.attacks.quantise import to_8_bit
@@ -38,7 +38,7 @@ __all__ = ["DriftResult", "drift_markdown", "measure_drift"]
 
 STEPS = 20  # of both attacks
 STREAMS, LENGTH = 50, 200  # streams of each kind of traffic, and images in each: what came 100 images ago weighs a third
-FEWEST = 2 * LEAST  # images, so that none comes twice before the monitor speaks
+FEWEST = 2 * MIN_IMAGES  # images, so that none comes twice before the monitor speaks
 SMALL, LARGE = 0.1, 0.25  # the rules of thumb for a small and a large change
 
 Traffic = Literal["clean", "attack", "adaptive"]
@@ -69,7 +69,7 @@ class DriftResult(StrictModel):
     images: int = Field(description="of the split that are not golden")
     epsilon: Fraction
     steps: int = STEPS
-    least: int = Field(LEAST, description="images after which the monitor speaks, and then after each")
+    least: int = Field(MIN_IMAGES, description="images after which the monitor speaks, and then after each")
     streams: int = STREAMS
     length: int = Field(LENGTH, description="images of a stream")
     miou: dict[Traffic, Fraction]
@@ -183,7 +183,7 @@ def _rows(
 ) -> Iterator[DriftRow]:
     for traffic, answers in statistics.items():
         for order in get_args(Order):
-            streams = [_readings(Monitor(classes, reference), stream) for stream in _streams(answers, order)]
+            streams = [_readings(DriftMonitor(classes, reference), stream) for stream in _streams(answers, order)]
             psis = np.concatenate(streams)
             yield DriftRow(
                 reference=name,
@@ -207,7 +207,7 @@ def _streams(answers: Sequence[Statistics], order: Order) -> Iterator[list[Stati
         yield [answers[place] for place in places]
 
 
-def _readings(monitor: Monitor, stream: Iterable[Statistics]) -> npt.NDArray[np.float64]:
+def _readings(monitor: DriftMonitor, stream: Iterable[Statistics]) -> npt.NDArray[np.float64]:
     """Largest PSI after each image, once the monitor speaks."""
     readings = []
     for answer in stream:

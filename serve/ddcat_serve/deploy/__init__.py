@@ -1,1 +1,1 @@
-"""Beyond one machine: what other servers need to serve a bundle."""
+"""Deployment on Triton and Ray."""

@@ -1,10 +1,10 @@
 """
-A Ray Serve application of the same server: the same routes, the same masks, in replicas that Ray starts, watches and scales.
+Ray Serve application: the same routes and masks, from replicas that Ray starts, watches and scales.
 
     serve run ddcat_serve.deploy.ray_app:application bundles=/bundles/camvid
 
-In each replica requests wait and are put into batches as on one machine: by size, by deadline, with a budget of pixels. What a
-replica refuses for want of time, it refuses at once; Ray hands out the requests and adds replicas where they are busy.
+Each replica batches requests by size and deadline, as on one machine, and refuses at once what it cannot answer in time. Ray
+distributes the requests, and adds replicas under load.
 """
 
 import contextlib
@@ -27,35 +27,35 @@ from ddcat_serve.settings import PREFIX, Settings, read_settings
 
 __all__ = ["Arguments", "application", "run"]
 
-_CLOSING = 10.0  # seconds after the drain in which a replica frees its engines, until Ray kills it
+_CLOSE_TIMEOUT = 10.0  # seconds after the drain in which a replica frees its engines before Ray kills it
 
 
 class Arguments(BaseModel):
-    """What `serve run` takes as KEY=VALUE."""
+    """Arguments of `serve run`, as KEY=VALUE."""
 
     model_config = ConfigDict(extra="forbid")
 
-    bundles: str = Field(description="[NAME=]BUNDLE, with commas between several; on a file system that all nodes share")
-    replicas: int = Field(1, ge=1, description="at least")
-    max_replicas: int | None = Field(None, ge=1, description="at most; by default as many as at least")
-    threads: int = Field(1, ge=1, description="of each replica's engines, and CPUs that Ray sets aside for it")
-    gpus: float = Field(0, ge=0, description="that Ray sets aside for each replica")
-    ongoing: int = Field(16, ge=1, description="requests that one replica has at most; Ray keeps the others")
-    queued: int = Field(256, ge=0, description="requests that wait at Ray's proxy at most; more are refused with 503")
-    require_signature: Path | None = Field(None, description="public key (PEM), whose owner must have signed the bundles")
-    expect_digest: str = Field("", description="that a bundle must have, one of several with commas between them")
+    bundles: str = Field(description="comma-separated [NAME=]BUNDLE, on a file system that all nodes share")
+    replicas: int = Field(1, ge=1, description="minimum number of replicas")
+    max_replicas: int | None = Field(None, ge=1, description="maximum number of replicas; default: as many as the minimum")
+    threads: int = Field(1, ge=1, description="threads of each replica's engines, and CPUs that Ray reserves for it")
+    gpus: float = Field(0, ge=0, description="GPUs that Ray reserves for each replica")
+    ongoing: int = Field(16, ge=1, description="maximum number of requests in a replica; Ray holds the others")
+    queued: int = Field(256, ge=0, description="maximum number of requests held at Ray's proxy; more are refused with 503")
+    require_signature: Path | None = Field(None, description="public key (PEM) whose owner must have signed the bundles")
+    expect_digest: str = Field("", description="comma-separated digests, one of which each bundle must have")
     require_passport: bool = Field(False, description="whether the bundles must have passed the gate with its default budget")
 
     @property
     def trust(self) -> TrustPolicy:
-        """What must be shown of who wrote the bundles."""
+        """Required proof of the bundles' origin."""
         digests = [digest for digest in self.expect_digest.split(",") if digest]
         return TrustPolicy.from_options(self.require_signature, digests, self.require_passport)
 
 
 def application(arguments: Arguments) -> serve.Application:
     """
-    Make the application; DDCAT_SERVE_... in the environment of the replicas are its settings.
+    Create the application; its settings are DDCAT_SERVE_... in the environment of the replicas.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def application(arguments: Arguments) -> serve.Application:
     Raises
     ------
     ServeError
-        For arguments that do not fit together, and for a setting that is none, or that Ray has no use for.
+        For inconsistent arguments, an invalid setting, or one that Ray does not support.
     """
     settings = _read_settings()
     most = arguments.max_replicas or arguments.replicas
@@ -79,14 +79,14 @@ def application(arguments: Arguments) -> serve.Application:
         ),
         ray_actor_options={"num_cpus": arguments.threads, "num_gpus": arguments.gpus},
         health_check_period_s=5,
-        graceful_shutdown_timeout_s=settings.drain + _CLOSING,
+        graceful_shutdown_timeout_s=settings.drain_timeout + _CLOSE_TIMEOUT,
     )(serve.ingress()(_Replica))
     bound: serve.Application = deployment.bind(arguments.bundles.split(","), arguments.threads, arguments.trust)
     return bound
 
 
 class _Replica:
-    """One server without a socket: Ray's proxy has that."""
+    """A server without a socket; Ray's proxy has that."""
 
     def __init__(self, bundles: list[str], threads: int, trust: TrustPolicy) -> None:
         self._open = contextlib.ExitStack()
@@ -106,9 +106,9 @@ class _Replica:
         return self._app
 
     def check_health(self) -> None:
-        """Let Ray replace a replica whose engine cannot be started again."""
-        if not self._app.state.context.live:
-            raise RuntimeError("an engine does not work any more")
+        """Raise RuntimeError if an engine cannot be restarted, so that Ray replaces the replica."""
+        if not self._app.state.server_state.live:
+            raise RuntimeError("an engine cannot be restarted")
 
     def __del__(self) -> None:
         self._open.close()
@@ -116,23 +116,23 @@ class _Replica:
 
 def run(arguments: Arguments, *, host: str, port: int) -> None:
     """
-    Serve until Ctrl-C, on the cluster that RAY_ADDRESS names, or on one that is started on this machine.
+    Serve until Ctrl-C, on the cluster named by RAY_ADDRESS, or on one started on this machine.
 
     Parameters
     ----------
     arguments : Arguments
     host, port
-        Of Ray's proxy.
+        Address of Ray's proxy.
     """
-    made = application(arguments)  # what is wrong with them is said before anything starts
+    built = application(arguments)  # reports errors before anything starts
     os.environ.setdefault("FORWARDED_ALLOW_IPS", ",".join(_read_settings().trusted_peers))  # Ray's proxy is a uvicorn, too
     ray.init(include_dashboard=False)
     serve.start(http_options={"host": host, "port": port})
-    serve.run(made, blocking=True)
+    serve.run(built, blocking=True)
 
 
 def _read_settings() -> Settings:
     settings = read_settings()
     if settings.grpc_port is not None:
-        raise ServeError(f"{PREFIX}GRPC_PORT is set, but on Ray there is HTTP alone: unset it, or use ddcat serve")
+        raise ServeError(f"{PREFIX}GRPC_PORT is set, but Ray serves HTTP only: unset it, or use ddcat serve")
     return settings

@@ -1,12 +1,12 @@
 """
-`ddcat triton`: a model repository for NVIDIA Triton from a bundle.
+`ddcat triton`: writing a bundle as a model repository for NVIDIA Triton.
 
-- NAME: the engine's own file under Triton's backend for it, with dynamic batching, queue limits, and warm-up;
-- NAME with `--model-config-name=python`: the same inputs and outputs by Triton's Python backend and our own engine, for a
-  Triton that lacks that backend, and to compare with;
+- NAME: the engine's own file with Triton's backend for it, with dynamic batching, queue limits and warm-up;
+- NAME with `--model-config-name=python`: the same inputs and outputs by Triton's Python backend and ddcat's engine, for a
+  Triton without that backend, and for comparison;
 - NAME-file: an ensemble from the bytes of an image file to those of a palette PNG, by NAME-decode and NAME-encode.
 
-The Python parts import ddcat_serve, so that files are decoded, and masks encoded, as our own server does.
+The Python parts import ddcat_serve, so that images are decoded and masks encoded as by ddcat's own server.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,14 +18,14 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from ddcat.atomic_files import atomic_directory, write_bytes
 from ddcat.bundle import MANIFEST, Bundle
+from ddcat.engines import open_engine
 from ddcat.manifest import InputShapes, TensorEntry
-from ddcat_serve.deploy.triton_check import check
 from ddcat_serve.errors import ServeError
 
-__all__ = ["write_repository"]
+__all__ = ["check", "write_repository"]
 
 _CONFIG, _PYTHON = "config.pbtxt", "configs/python.pbtxt"
-_BACKENDS = {"ort": ("onnxruntime", "model.onnx"), "trt": ("tensorrt", "model.plan")}  # and the file's name there
+_BACKENDS = {"ort": ("onnxruntime", "model.onnx"), "trt": ("tensorrt", "model.plan")}  # and its file name
 _TYPES = {"uint8": pb.TYPE_UINT8, "float32": pb.TYPE_FP32}
 _MOST_IMAGES = 8
 _QUEUE, _PATIENCE_US, _DELAY_US = 64, 2_000_000, 2_000
@@ -33,24 +33,24 @@ _QUEUE, _PATIENCE_US, _DELAY_US = 64, 2_000_000, 2_000
 
 def write_repository(bundle: Bundle, out: Path) -> list[Path]:
     """
-    Write a repository and check it: each configuration is one that Triton reads, and the engine's file has these tensors.
+    Write a repository, and check it.
 
     Parameters
     ----------
     bundle : Bundle
-        Of the engine ort or trt.
+        Its engine must be ort or trt.
     out : Path
         Must not exist, or be empty.
 
     Returns
     -------
     list of Path
-        What was written, relative to `out`.
+        Written files, relative to `out`.
 
     Raises
     ------
     ServeError
-        For another engine, or where a check fails.
+        For another engine, or if a check fails.
     """
     engine = bundle.manifest.engine
     if engine.name not in _BACKENDS:
@@ -77,7 +77,7 @@ def _contents(bundle: Bundle) -> Iterator[tuple[str, bytes]]:
         yield f"{name}-{part}/1/model.py", _program(part)
     yield f"{name}-file/{_CONFIG}", _text(_ensemble(name))
     yield f"{name}-file/1/.keep", b""
-    # the manifest tells the Python parts what the classes and the sizes are; an engine opens from the whole bundle
+    # the Python parts read classes and sizes from the manifest; an engine opens from the whole bundle
     for place, content in {MANIFEST: bundle.manifest.to_bytes(), **bundle.files}.items():
         yield f"{name}/bundle/{place}", content
     yield f"{name}-encode/{MANIFEST}", bundle.manifest.to_bytes()
@@ -90,7 +90,7 @@ def _model(bundle: Bundle, backend: str, file: str) -> pb.ModelConfig:
     )
     config.input.extend([pb.ModelInput(name=e.name, data_type=_TYPES[e.dtype], dims=_dims(e)) for e in manifest.inputs])
     config.output.extend([pb.ModelOutput(name=e.name, data_type=_TYPES[e.dtype], dims=_dims(e)) for e in manifest.outputs])
-    # never KIND_AUTO: a graph that was judged on a CPU would run on a GPU that is there; a Python part finds its device itself
+    # never KIND_AUTO: a graph that was tested on a CPU would run on any GPU; a Python part selects its device itself
     on_cpu = backend == "python" or manifest.engine.provider == "CPUExecutionProvider"
     kinds = pb.ModelInstanceGroup
     config.instance_group.add(count=1, kind=kinds.KIND_CPU if on_cpu else kinds.KIND_GPU)
@@ -106,7 +106,7 @@ def _model(bundle: Bundle, backend: str, file: str) -> pb.ModelConfig:
 
 
 def _step(name: str, part: str) -> pb.ModelConfig:
-    """Of files one by one: images of a batch would need one size."""
+    """Configure decoding or encoding, one file at a time: a batch would need images of one size."""
     config = pb.ModelConfig(name=f"{name}-{part}", backend="python", max_batch_size=0)
     image = {"data_type": pb.TYPE_UINT8, "dims": [1, -1, -1, 3]}
     if part == "decode":
@@ -145,7 +145,7 @@ def _program(part: str) -> bytes:
 
 
 def _dims(entry: TensorEntry) -> list[int]:
-    """Without the batch, which Triton adds."""
+    """Return the shape without the batch, which Triton adds."""
     return [size if isinstance(size, int) else -1 for size in entry.shape[1:]]
 
 
@@ -155,3 +155,42 @@ def _most(shapes: InputShapes) -> int:
 
 def _sizes(shapes: InputShapes) -> Iterator[tuple[int, int]]:
     yield from shapes.sizes or [(shapes.height.minimum, shapes.width.minimum)]
+
+
+def check(bundle: Bundle, repository: Path) -> None:
+    """
+    Parse each configuration, and compare the model's tensors with those of the engine's file; Triton itself is not needed.
+
+    Raises
+    ------
+    ServeError
+        Naming the file.
+    """
+    with open_engine(bundle, threads=1) as engine:
+        stated = {"input": engine.inputs, "output": engine.outputs}
+    for file in sorted(repository.rglob("*.pbtxt")):
+        try:
+            config = text_format.Parse(file.read_text(encoding="utf-8"), pb.ModelConfig())
+        except text_format.ParseError as cause:
+            raise ServeError(f"{file} is not a configuration of a model: {cause}") from cause
+        folder = file.parent.parent.name if file.parent.name == "configs" else file.parent.name
+        if config.name != folder:
+            raise ServeError(f"{file} names the model {config.name}, but is in {folder}")
+        if config.name == bundle.manifest.name:
+            _compare(stated, bundle.manifest.shapes, config, file)
+
+
+def _compare(stated: Mapping[str, tuple[TensorEntry, ...]], shapes: InputShapes, config: pb.ModelConfig, file: Path) -> None:
+    for kind, entries in stated.items():
+        named = {tensor.name: tensor for tensor in getattr(config, kind)}
+        if list(named) != [entry.name for entry in entries]:
+            raise ServeError(f"{file} has the {kind}s {list(named)}; the engine's file has {[e.name for e in entries]}")
+        for entry in entries:
+            tensor = named[entry.name]
+            if tensor.data_type != _TYPES[entry.dtype]:
+                raise ServeError(f"{file}: {kind} {entry.name} is not {entry.dtype}, as in the engine's file")
+            dims = [size if isinstance(size, int) else -1 for size in entry.shape[1:]]  # Triton adds the batch
+            if list(tensor.dims) != dims:
+                raise ServeError(f"{file}: {kind} {entry.name} has dims {list(tensor.dims)}; the engine's file has {dims}")
+    if config.max_batch_size not in shapes.batch:
+        raise ServeError(f"{file} batches {config.max_batch_size} images, which the engine does not take")

@@ -1,4 +1,4 @@
-"""Who may ask, and how often."""
+"""API key and rate limit."""
 
 import hmac
 import ipaddress
@@ -12,21 +12,21 @@ from limits import RateLimitItem, parse
 from ddcat_serve.errors import RequestError
 from ddcat_serve.settings import Settings
 
-__all__ = ["Guard", "plain_address"]
+__all__ = ["AccessControl", "plain_address"]
 
 _WRONG_KEYS = parse("20/minute")  # of one client
-_FORGETS = 1000  # clients, after which those are forgotten who have not asked for long
+_MAX_CLIENTS = 1000  # beyond it, clients that have been silent for long are forgotten
 
 
-class Guard:
+class AccessControl:
     """
-    The key and the rate that the settings ask for; nothing where they ask for none.
+    Checks the API key and the rate limit of the settings; accepts everything if they set neither.
 
     Parameters
     ----------
     settings : Settings
     clock : callable, optional
-        In seconds, never going back.
+        Monotonic clock, in seconds.
     """
 
     def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -36,20 +36,20 @@ class Guard:
 
     def refusal(self, authorization: Sequence[str], client: str) -> RequestError | None:
         """
-        Say why a request is refused: 401 or 429, or None.
+        Count a request, and return why it is refused (401 or 429), or None.
 
         Parameters
         ----------
         authorization : sequence of str
-            The values of its Authorization header.
+            Values of its Authorization header.
         client : str
-            Its address. Those of one IPv6 network of 64 bits are one client.
+            Its address. The addresses of an IPv6 network of 64 bits count as one client.
         """
         client = _client(client)
         if self._key is not None:
             if not authorization:
                 return _wrong("the API key is missing")
-            if seconds := self._wrong_keys.wait(client):  # the right key, too: else a guess would still be told from it
+            if seconds := self._wrong_keys.wait(client):  # for the right key as well: otherwise guessing could go on
                 return _too_many(f"more than {_WRONG_KEYS} wrong API keys from this client", seconds)
         if self._requests is not None:
             if seconds := self._requests.wait(client):
@@ -57,7 +57,7 @@ class Guard:
             self._requests.add(client)
         if self._key is not None and not self._has_key(authorization):
             self._wrong_keys.add(client)
-            return _wrong("the API key is another one")
+            return _wrong("the API key is wrong")
         return None
 
     def _has_key(self, values: Sequence[str]) -> bool:
@@ -68,46 +68,46 @@ class Guard:
 
 
 def plain_address(address: str) -> str:
-    """Return an address, as itself where IPv6 only wraps IPv4; anything else as it is."""
+    """Return an IP address, without its IPv6 mapping if it is IPv4; anything else unchanged."""
     try:
-        found = ipaddress.ip_address(address)
+        parsed = ipaddress.ip_address(address)
     except ValueError:
         return address
-    return str(getattr(found, "ipv4_mapped", None) or found)
+    return str(getattr(parsed, "ipv4_mapped", None) or parsed)
 
 
 class _Window:
-    """So many events of one client in any stretch of time. `limits` itself counts by the wall clock, which can be set back."""
+    """Sliding-window rate limit per client. `limits` itself uses the wall clock, which can be set back."""
 
     def __init__(self, limit: RateLimitItem, clock: Callable[[], float]) -> None:
         self.limit, self._clock = limit, clock
         self._seen: dict[str, deque[float]] = {}
-        self._forgets = _FORGETS
+        self._max_clients = _MAX_CLIENTS
 
     def wait(self, client: str) -> float:
-        """Return the seconds until another event fits; 0: now."""
+        """Return the seconds until the client may send another request; 0: now."""
         times = self._seen.get(client)
         if times is None or len(times) < self.limit.amount:
             return 0.0
         return max(0.0, times[0] + self.limit.get_expiry() - self._clock())
 
     def add(self, client: str) -> None:
-        """Count an event."""
+        """Count a request."""
         now = self._clock()
-        if client not in self._seen and len(self._seen) >= self._forgets:
+        if client not in self._seen and len(self._seen) >= self._max_clients:
             since = now - self.limit.get_expiry()
             self._seen = {other: times for other, times in self._seen.items() if times[-1] > since}
-            self._forgets = max(_FORGETS, 2 * len(self._seen))
+            self._max_clients = max(_MAX_CLIENTS, 2 * len(self._seen))
         self._seen.setdefault(client, deque(maxlen=self.limit.amount)).append(now)
 
 
 def _client(address: str) -> str:
     plain = plain_address(address)
     try:
-        found = ipaddress.ip_address(plain.partition("%")[0])
+        parsed = ipaddress.ip_address(plain.partition("%")[0])
     except ValueError:
         return plain
-    return plain if found.version == 4 else str(ipaddress.ip_network((found, 64), strict=False))
+    return plain if parsed.version == 4 else str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
 def _wrong(message: str) -> RequestError:

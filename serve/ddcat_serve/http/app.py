@@ -1,4 +1,4 @@
-"""The HTTP application: masks for people, the Open Inference Protocol for programs; its parts are put together here."""
+"""The HTTP application: its routes, middleware, error responses and lifespan."""
 
 import asyncio
 import contextlib
@@ -19,12 +19,12 @@ from ddcat.engines.errors import EngineError, InputError
 from ddcat.error_text import first_validation_error
 from ddcat_serve.errors import RequestError
 from ddcat_serve.http import segment_route, v2_routes, web_ui
-from ddcat_serve.http.access_control import Guard
-from ddcat_serve.http.byte_budget import Room
-from ddcat_serve.http.compression import Compression
-from ddcat_serve.http.middleware import Front
-from ddcat_serve.http.server_state import ERRORS, PROVENANCE, Context
-from ddcat_serve.inference.memory import give_back_free_blocks, memory_size, resident
+from ddcat_serve.http.access_control import AccessControl
+from ddcat_serve.http.byte_budget import ByteBudget
+from ddcat_serve.http.compression import CompressionMiddleware
+from ddcat_serve.http.middleware import RequestMiddleware
+from ddcat_serve.http.server_state import ERRORS, PROVENANCE_HEADERS, ServerState
+from ddcat_serve.inference.memory import memory_limit, resident_bytes, trim_malloc
 from ddcat_serve.inference.model_registry import Models
 from ddcat_serve.observe.metrics import CONTENT_TYPE, Metrics
 from ddcat_serve.observe.tracing import trace
@@ -32,64 +32,64 @@ from ddcat_serve.settings import Settings
 
 __all__ = ["create_app"]
 
-_TIDIES_EVERY = 10.0  # seconds
-_WORTH_IT = 2**23  # bytes
+_TRIM_INTERVAL = 10.0  # seconds
+_TRIM_THRESHOLD = 2**23  # bytes
 
 _log = logging.getLogger(__name__)
 
 
 def create_app(models: Models, settings: Settings, metrics: Metrics | None = None, *, hosts: Sequence[str] = ()) -> FastAPI:
     """
-    Make the application.
+    Create the application.
 
     Parameters
     ----------
     models : Models
-        Loaded, and closed by whoever loaded them.
+        Loaded models. The caller closes them.
     settings : Settings
     metrics : Metrics, optional
-        That batches are counted in.
+        The same that count the engines' batches. Default: new ones.
     hosts : sequence of str, optional
-        Domain names in Host that are answered; any by default.
+        Domain names accepted in the Host header. Default: any.
 
     Returns
     -------
     FastAPI
-        Its `state.context` is what the routes share.
+        Its `state.server_state` is shared by the routes.
 
     Raises
     ------
     ServeError
-        Where the environment asks for tracing that cannot be.
+        If the environment asks for tracing and OpenTelemetry is not installed.
     """
-    pool = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
+    pool = ThreadPoolExecutor(settings.codec_threads, thread_name_prefix="decode")
     counted = metrics or Metrics()
-    context = Context(models, settings, Guard(settings), pool, counted, Room(_room(settings)))
-    counted.watch(context)
+    state = ServerState(models, settings, AccessControl(settings), pool, counted, ByteBudget(_budget_size(settings)))
+    counted.watch(state.model_states)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        tidying = asyncio.create_task(_give_back_memory())
+        trimming = asyncio.create_task(_trim_memory())
         yield
-        tidying.cancel()
+        trimming.cancel()
         pool.shutdown(cancel_futures=True)
 
     app = FastAPI(
         title="ddcat",
         version=__version__,
-        summary="Semantic segmentation by engines whose robustness was judged.",
+        summary="Semantic segmentation by engines with tested robustness.",
         lifespan=lifespan,
-        servers=[{"url": "."}],  # where the description lies, which behind a proxy may be under a prefix
-        openapi_url=None,  # written once below, not for each request: it takes as long as a small image
-        docs_url=None,  # its page loads scripts from elsewhere
+        servers=[{"url": "."}],  # relative to the description itself, which a proxy may serve under a prefix
+        openapi_url=None,  # written once, below: for each request it would take as long as a small image
+        docs_url=None,  # its page loads scripts from other sites
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.context = context
+    app.state.server_state = state
     _answer_errors(app)
-    app.include_router(segment_route.router(context))
-    app.include_router(v2_routes.router(context))
-    app.include_router(web_ui.router(context))
+    app.include_router(segment_route.router(state))
+    app.include_router(v2_routes.router(state))
+    app.include_router(web_ui.router(state))
 
     @app.get("/metrics", response_class=Response, tags=["Operation"], responses=ERRORS)
     async def read_metrics() -> Response:
@@ -102,39 +102,39 @@ def create_app(models: Models, settings: Settings, metrics: Metrics | None = Non
     async def describe() -> Response:
         return Response(description(), media_type="application/json")
 
-    app.add_middleware(Compression)
-    app.add_middleware(Front, context=context, metrics=counted, hosts=hosts)
-    if settings.cors_origins:  # the last one is the first to see a request: a browser's preflight carries no key
+    app.add_middleware(CompressionMiddleware)
+    app.add_middleware(RequestMiddleware, state=state, metrics=counted, hosts=hosts)
+    if settings.cors_origins:  # the middleware added last runs first: a browser's preflight carries no key
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["Retry-After", "X-Request-Id", "X-Ddcat-Shape", *PROVENANCE],
+            expose_headers=["Retry-After", "X-Request-Id", "X-Ddcat-Shape", *PROVENANCE_HEADERS],
         )
     trace(app)
     return app
 
 
-async def _give_back_memory() -> None:
-    """Return what bursts of requests have left, a little later; it takes milliseconds."""
-    least = resident()
+async def _trim_memory() -> None:
+    """Return freed memory to the system some time after a burst of requests; a call takes milliseconds."""
+    least = resident_bytes()
     while True:
-        await asyncio.sleep(_TIDIES_EVERY)
-        if resident() > least + _WORTH_IT:
-            await asyncio.to_thread(give_back_free_blocks)
-        least = min(least, resident())
+        await asyncio.sleep(_TRIM_INTERVAL)
+        if resident_bytes() > least + _TRIM_THRESHOLD:
+            await asyncio.to_thread(trim_malloc)
+        least = min(least, resident_bytes())
 
 
-def _room(settings: Settings) -> int:
-    """Return the most bytes of all bodies together; one always fits."""
+def _budget_size(settings: Settings) -> int:
+    """Return the byte limit for the bodies of all requests together; one body always fits."""
     if settings.queue_bytes is not None:
         return max(settings.queue_bytes, settings.max_bytes)
-    return max(settings.max_bytes, min(8 * settings.max_bytes, memory_size() // 4))
+    return max(settings.max_bytes, min(8 * settings.max_bytes, memory_limit() // 4))
 
 
 def _answer_errors(app: FastAPI) -> None:
-    """Answer every error as the protocol's clients expect it: {"error": what is wrong}."""
+    """Respond to every error in the protocol's form, {"error": message}."""
 
     def answer(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
         return JSONResponse({"error": message}, status, headers)
@@ -154,10 +154,10 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
-        right = "; openapi.json lists what there is" if error.status_code == 404 else ""
+        hint = "; see openapi.json for the routes" if error.status_code == 404 else ""
         path = request.scope["path"]
-        where = path if len(path) <= 100 else f"{path[:97]}..."
-        return answer(error.status_code, f"{request.method} {where}: {error.detail}{right}", error.headers)
+        shown = path if len(path) <= 100 else f"{path[:97]}..."
+        return answer(error.status_code, f"{request.method} {shown}: {error.detail}{hint}", error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def wrong_parameter(request: Request, error: RequestValidationError) -> Response:
@@ -165,7 +165,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:
-        return answer(499, "the client went away")
+        return answer(499, "the client disconnected")
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:

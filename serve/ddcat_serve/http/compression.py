@@ -1,4 +1,4 @@
-"""Compressed bodies: of requests, decompressed no further than their limit; of answers in JSON, where a client takes them."""
+"""Compression: request bodies are decompressed up to a limit, JSON responses are compressed if the client accepts it."""
 
 import asyncio
 import zlib
@@ -9,31 +9,31 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ddcat_serve.errors import RequestError, quoted
 from ddcat_serve.http.content_negotiation import accepts_coding
 
-__all__ = ["Compression", "Decoder", "decoder_of"]
+__all__ = ["CompressionMiddleware", "Decoder", "decoder_of"]
 
 _CODINGS = {"gzip": 31, "x-gzip": 31, "deflate": zlib.MAX_WBITS}  # zlib's `wbits`
-_RAW = -zlib.MAX_WBITS  # deflate as some clients understand it: without zlib's header
-_MOST_MEMBERS = 10_000  # of a gzip file: each costs about as much as 10 kB
-_LEAST = 1000  # bytes, below which an answer is sent as it is
-_LEVEL = 5  # of 9: twice as fast as the default 9 of gzip, for a few per cent
+_RAW = -zlib.MAX_WBITS  # deflate without zlib's header, as some clients send it
+_MAX_MEMBERS = 10_000  # of a gzip file: each costs about as much as 10 kB
+_MIN_BYTES = 1000  # shorter responses are not compressed
+_LEVEL = 5  # of 9: twice as fast as gzip's default, 9, for a few per cent more bytes
 
 
 class Decoder:
     """
-    Decompresses a body in pieces.
+    Decompresses a body piece by piece.
 
     Parameters
     ----------
     coding : str
         gzip, x-gzip or deflate.
-    most : int
-        Bytes that it may give in all.
+    max_bytes : int
+        Limit for the decompressed body.
     """
 
-    def __init__(self, coding: str, most: int) -> None:
-        self._bits, self._most = _CODINGS[coding], most
+    def __init__(self, coding: str, max_bytes: int) -> None:
+        self._bits, self._max_bytes = _CODINGS[coding], max_bytes
         self._members = 0
-        self._given = 0
+        self._produced = 0
         self._stream: zlib._Decompress | None = None
 
     def feed(self, data: bytes) -> bytes:
@@ -43,7 +43,7 @@ class Decoder:
         Raises
         ------
         RequestError
-            400 where it is no such stream, 413 where there would be more bytes than `most`.
+            400 if it is not such a stream, 413 if there would be more than `max_bytes`.
         """
         pieces = []
         while data:
@@ -51,12 +51,12 @@ class Decoder:
                 self._begin(data)
             assert self._stream is not None
             try:
-                piece = self._stream.decompress(data, self._most - self._given + 1)
+                piece = self._stream.decompress(data, self._max_bytes - self._produced + 1)
             except zlib.error as cause:
                 raise RequestError(400, "the body is not compressed as its Content-Encoding says") from cause
-            self._given += len(piece)
-            if self._given > self._most:
-                raise RequestError(413, f"the decompressed body is longer than {self._most} bytes")
+            self._produced += len(piece)
+            if self._produced > self._max_bytes:
+                raise RequestError(413, f"the decompressed body is longer than {self._max_bytes} bytes")
             pieces.append(piece)
             data = self._stream.unused_data
             if self._stream.eof:
@@ -64,28 +64,28 @@ class Decoder:
         return b"".join(pieces)
 
     def check_ended(self) -> None:
-        """Raise RequestError, 400, where the stream is not at its end."""
+        """Raise RequestError (400) if the stream is not at its end."""
         if self._stream is not None:
             raise RequestError(400, "the compressed body is cut off")
 
     def _begin(self, data: bytes) -> None:
         self._members += 1
         bits = self._bits
-        if self._members > (_MOST_MEMBERS if bits == _CODINGS["gzip"] else 1):
+        if self._members > (_MAX_MEMBERS if bits == _CODINGS["gzip"] else 1):
             raise RequestError(400, "bytes follow the end of the compressed body")
         if bits == zlib.MAX_WBITS and data[0] & 0x0F != zlib.DEFLATED:  # zlib's header begins with its method
             bits = _RAW
         self._stream = zlib.decompressobj(bits)
 
 
-def decoder_of(content_encoding: str, most: int) -> Decoder | None:
+def decoder_of(content_encoding: str, max_bytes: int) -> Decoder | None:
     """
-    Return what undoes a Content-Encoding; None where there is nothing to undo.
+    Return the decoder for a Content-Encoding, or None if there is nothing to decode.
 
     Raises
     ------
     RequestError
-        415 for an encoding that is unknown, and for several.
+        415 for an unknown encoding, or several.
     """
     codings = [word for word in (part.strip().lower() for part in content_encoding.split(",")) if word not in ("", "identity")]
     if not codings:
@@ -93,12 +93,12 @@ def decoder_of(content_encoding: str, most: int) -> Decoder | None:
     if len(codings) > 1 or codings[0] not in _CODINGS:
         message = f"the body has Content-Encoding {quoted(content_encoding)}: use gzip, deflate or none"
         raise RequestError(415, message, {"Accept-Encoding": "gzip, deflate"})
-    return Decoder(codings[0], most)
+    return Decoder(codings[0], max_bytes)
 
 
-class Compression:
+class CompressionMiddleware:
     """
-    ASGI middleware that compresses answers in JSON with gzip, where the client takes it.
+    ASGI middleware that compresses JSON responses with gzip if the client accepts it.
 
     Parameters
     ----------
@@ -109,12 +109,12 @@ class Compression:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the application answer, and compress what it says."""
+        """Call the application, and compress its response."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         accepted = accepts_coding(Headers(scope=scope).getlist("accept-encoding"), "gzip")
-        start: Message | None = None  # of an answer that may be compressed, until its size is known
+        start: Message | None = None  # of a response that may be compressed, until its size is known
         packer: zlib._Compress | None = None
 
         async def answer(message: Message) -> None:
@@ -128,7 +128,7 @@ class Compression:
                 return
             body, more = message.get("body", b""), message.get("more_body", False)
             begin, start = start, None
-            if begin is not None and (more or len(body) >= _LEAST):
+            if begin is not None and (more or len(body) >= _MIN_BYTES):
                 packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, _CODINGS["gzip"])
             if packer is not None:
                 body = await asyncio.to_thread(_pack, packer, body, more)

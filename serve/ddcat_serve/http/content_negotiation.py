@@ -1,30 +1,30 @@
-"""Which of the forms and codings that a server can give a client wants: Accept and Accept-Encoding (RFC 9110, 12.5)."""
+"""Content negotiation: Accept and Accept-Encoding (RFC 9110, 12.5)."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ddcat_serve.errors import RequestError, quoted
 
-__all__ = ["Form", "accepts_coding", "choose"]
+__all__ = ["Representation", "accepts_coding", "negotiate"]
 
 
-class Form(NamedTuple):
+class Representation(NamedTuple):
     """
-    A media type with at most one parameter.
+    A representation of the response: a media type with at most one parameter.
 
     Attributes
     ----------
     media_type : str
-        Such as image/png.
+        For example image/png.
     view : str or None
-        The value of its parameter `view`, which tells two forms of one type apart; None: it is the plain one.
+        Value of its parameter `view`, which distinguishes representations of one type; None: the plain one.
     """
 
     media_type: str
     view: str | None = None
 
     def __str__(self) -> str:
-        """Write as in a header."""
+        """Return it as in a header."""
         return self.media_type if self.view is None else f"{self.media_type};view={self.view}"
 
 
@@ -34,11 +34,11 @@ class _Range(NamedTuple):
     view: str | None
     quality: float
 
-    def fits(self, form: Form) -> int | None:
-        """How exactly it names a form: 3 with its view, 2 its type, 1 a kind of types, 0 anything; None: not at all."""
-        kind, subkind = form.media_type.split("/")
+    def specificity(self, representation: Representation) -> int | None:
+        """Return how exactly this range matches: 3 by view, 2 by type, 1 by kind (image/*), 0 as anything, None: not at all."""
+        kind, subkind = representation.media_type.split("/")
         if self.view is not None:
-            return 3 if (self.kind, self.subkind, self.view) == (kind, subkind, form.view) else None
+            return 3 if (self.kind, self.subkind, self.view) == (kind, subkind, representation.view) else None
         if (self.kind, self.subkind) == ("*", "*"):
             return 0
         if self.kind != kind:
@@ -46,38 +46,38 @@ class _Range(NamedTuple):
         return 1 if self.subkind == "*" else 2 if self.subkind == subkind else None
 
 
-def choose(accept: str | None, forms: Sequence[Form]) -> Form:
+def negotiate(accept: str | None, available: Sequence[Representation]) -> Representation:
     """
-    Choose the form that a client wants most.
+    Return the available representation that the client prefers.
 
     Parameters
     ----------
     accept : str or None
-        The header; None or empty: anything.
-    forms : sequence of Form
-        That can be given, the one that is given by default first; a view is given only where it is named.
+        Value of the header; None or empty: anything.
+    available : sequence of Representation
+        The default first. One with a view is chosen only if the client names it.
 
     Raises
     ------
     RequestError
-        406 where none is wanted.
+        406 if the client accepts none of them.
     """
     ranges = list(_ranges(accept or "*/*"))
     best, highest = None, 0.0
-    for form in forms:
-        fitting = [(exactness, r.quality) for r in ranges if (exactness := r.fits(form)) is not None]
-        if not fitting or (form.view is not None and max(fitting)[0] < 3):
+    for representation in available:
+        matches = [(exact, r.quality) for r in ranges if (exact := r.specificity(representation)) is not None]
+        if not matches or (representation.view is not None and max(matches)[0] < 3):
             continue
-        quality = max(fitting)[1]
+        quality = max(matches)[1]
         if quality > highest:
-            best, highest = form, quality
+            best, highest = representation, quality
     if best is None:
-        raise RequestError(406, f"none of {quoted(accept or '')} can be given; there is {', '.join(map(str, forms))}")
+        raise RequestError(406, f"none of {quoted(accept or '')} is available; there is {', '.join(map(str, available))}")
     return best
 
 
 def accepts_coding(values: Sequence[str], coding: str) -> bool:
-    """Return whether a client takes a coding; `values` are those of its Accept-Encoding."""
+    """Return whether a client accepts a coding; `values` are those of its Accept-Encoding headers."""
     qualities = {}
     for part in ",".join(values).split(","):
         name, _, parameter = (word.strip().lower() for word in part.partition(";"))
@@ -90,7 +90,7 @@ def _ranges(accept: str) -> Iterator[_Range]:
         media_type, *parameters = (word.strip() for word in part.split(";"))
         kind, slash, subkind = media_type.lower().partition("/")
         if not slash:
-            continue  # no media type: as if it were not there
+            continue  # not a media type: ignored
         view, quality = None, 1.0
         for parameter in parameters:
             name, _, value = parameter.partition("=")

@@ -1,9 +1,9 @@
 """
-Images of a request: JPEG, PNG and WebP to pixels.
+Decoding of JPEG, PNG and WebP files to pixels.
 
-Pixels are taken as they are stored: no orientation of EXIF, no colour profile and no gamma is applied, since accuracy was
-measured without them. The header is read, the number of pixels capped, and all that is not the picture taken out of the file,
-before any pixel is decoded.
+Pixels are used as they are stored: EXIF orientation, colour profile and gamma are ignored, as they were when accuracy was
+measured. Before any pixel is decoded, the header is read, the number of pixels is checked, and everything but the image itself
+is removed from the file.
 """
 
 import io
@@ -31,7 +31,7 @@ from ddcat_serve.errors import RequestError
 
 __all__ = ["decode", "size_of"]
 
-_SURPLUS = "extraneous bytes before marker"  # libjpeg's warning of bytes behind the pixels of a scan: others take them, too
+_SURPLUS = "extraneous bytes before marker"  # libjpeg's warning of bytes after the pixels of a scan: other decoders ignore them
 
 Size = tuple[int, int]
 U8 = npt.NDArray[np.uint8]
@@ -41,12 +41,12 @@ class _Format(NamedTuple):
     name: str
     begins: Callable[[bytes], bool]
     size: Callable[[bytes], Size]  # (height, width), from the header alone
-    decode: Callable[[bytes, Size], U8]  # of a stripped file; given the size of its header: pixels of another are refused
+    decode: Callable[[bytes, Size], U8]  # takes a stripped file and its header's size: an image of another size is refused
 
 
 def size_of(content: bytes, *, max_pixels: int) -> Size:
     """
-    Read the header of an image.
+    Read the size from an image's header.
 
     Returns
     -------
@@ -55,7 +55,7 @@ def size_of(content: bytes, *, max_pixels: int) -> Size:
     Raises
     ------
     RequestError
-        As `decode`, but for what only the pixels tell.
+        As `decode`, but for faults in the pixels.
     """
     height, width = _format_of(content).size(content)
     _check_pixels(width, height, max_pixels)
@@ -66,14 +66,14 @@ def decode(content: bytes, *, max_pixels: int) -> U8:
     """
     Decode a JPEG, PNG or WebP file, recognised by its first bytes.
 
-    Grey images and palettes become RGB. An opaque alpha channel is dropped. Refused, since any conversion would be a guess:
-    transparent pixels, indices beyond a palette, 16 bits a channel, CMYK, animations.
+    Grey images and palettes are converted to RGB, and an opaque alpha channel is dropped. Other images would need a guess and
+    are refused: transparent pixels, indices beyond a palette, 16 bits per channel, CMYK, animations.
 
     Parameters
     ----------
     content : bytes
     max_pixels : int
-        At most 89 million, which is where Pillow itself warns.
+        At most 89 million: from there on Pillow warns.
 
     Returns
     -------
@@ -83,7 +83,7 @@ def decode(content: bytes, *, max_pixels: int) -> U8:
     Raises
     ------
     RequestError
-        400 for a damaged image or one that would have to be guessed, 413 for too many pixels, 415 for another format.
+        400 for a damaged image or one that is ambiguous, 413 for too many pixels, 415 for another format.
     """
     form = _format_of(content)
     size = size_of(content, max_pixels=max_pixels)
@@ -95,8 +95,8 @@ def decode(content: bytes, *, max_pixels: int) -> U8:
         raise RequestError(415, f"{cause}: send one of its pictures") from cause
     except ImageFileError as cause:
         raise RequestError(400, str(cause)) from cause
-    except Exception as cause:  # damaged files raise a dozen kinds
-        # Pillow speaks of the buffer that it was given, at an address that tells a client nothing
+    except Exception as cause:  # decoders raise a dozen types for damaged files
+        # Pillow's own message names an address in memory
         reason = "its header cannot be read" if isinstance(cause, UnidentifiedImageError) else first_line(cause)
         raise RequestError(400, f"the {form.name} is damaged: {reason}") from cause
 
@@ -141,7 +141,7 @@ def _png_size(content: bytes) -> Size:
 
 
 def _webp_size(content: bytes) -> Size:
-    """By the first chunk; of an extended file the canvas, which Pillow allocates before it decodes anything."""
+    """Read the size from the first chunk; of an extended file the canvas, which Pillow allocates before it decodes anything."""
     kind, data = content[12:16], content[20:30]
     if len(data) == 10 and kind == b"VP8X":
         if data[0] & 2:
@@ -182,8 +182,8 @@ def _without_alpha(pixels: npt.NDArray[Any], name: str) -> U8:
     return np.ascontiguousarray(pixels[..., :3])
 
 
-def _check_same(found: Size, size: Size) -> None:
-    if found != size:
+def _check_same(actual: Size, size: Size) -> None:
+    if actual != size:
         raise RequestError(400, "the image is damaged: it has a second header, of another size")
 
 
@@ -191,4 +191,4 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
     if width == 0 or height == 0:
         raise RequestError(400, f"the image is {width} x {height} pixels")
     if width * height > max_pixels:
-        raise RequestError(413, f"the image is {width} x {height} pixels; at most {max_pixels} in all are taken")
+        raise RequestError(413, f"the image is {width} x {height} pixels; expected at most {max_pixels} pixels")

@@ -1,4 +1,4 @@
-"""Labels as clients want them: palette or grey PNG, raw bytes, COCO run lengths, overlay, and the confidence as a grey PNG."""
+"""Encoding of labels: palette or grey PNG, COCO run lengths, overlay; and of the confidence as a grey PNG."""
 
 import io
 from typing import Any
@@ -12,14 +12,14 @@ from ddcat.classes import Classes, colourise
 
 __all__ = ["encode_confidence", "encode_image", "encode_labels", "encode_mask", "encode_overlay", "encode_rle"]
 
-_LEVEL = 1  # of compression: level 6 takes five times as long
+_COMPRESS_LEVEL = 1  # of PNG: level 6 takes five times as long
 
 U8 = npt.NDArray[np.uint8]
 
 
 def encode_mask(labels: U8, classes: Classes) -> bytes:
     """
-    Encode labels as a palette PNG of 8 bits a pixel, whose indices are the labels.
+    Encode labels as a palette PNG of 8 bits per pixel, whose indices are the labels.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def encode_mask(labels: U8, classes: Classes) -> bytes:
     height, width = labels.shape
     mask = Image.frombytes("P", (width, height), labels.tobytes())
     colours = bytes(channel for colour in classes.palette for channel in colour)
-    mask.putpalette(colours.ljust(3 * 256, b"\0"))  # Pillow packs several pixels into a byte where there are few colours
+    mask.putpalette(colours.ljust(3 * 256, b"\0"))  # with fewer colours Pillow packs several pixels into a byte
     return _png(mask)
 
 
@@ -42,7 +42,7 @@ def encode_labels(labels: U8) -> bytes:
 
 def encode_overlay(labels: U8, image: U8, classes: Classes) -> bytes:
     """
-    Lay the colours of the classes over an image, half transparent, as an RGB PNG.
+    Blend the classes' colours over an image, half transparent, as an RGB PNG.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def encode_overlay(labels: U8, image: U8, classes: Classes) -> bytes:
     image : (H, W, 3) uint8
     classes : Classes
     """
-    mixed = (image.astype(np.uint16) + colourise(labels, classes)) // 2  # as floats they would take 51 bytes a pixel
+    mixed = (image.astype(np.uint16) + colourise(labels, classes)) // 2  # floats would take 51 bytes per pixel
     return _png(Image.fromarray(mixed.astype(np.uint8)))
 
 
@@ -60,23 +60,23 @@ def encode_image(image: U8) -> bytes:
 
 
 def encode_confidence(confidence: npt.NDArray[np.float32]) -> bytes:
-    """Encode probabilities of the labels, (H, W) float32 in [0, 1], as a grey PNG: 255 is certain."""
+    """Encode the labels' probabilities, (H, W) float32 in [0, 1], as a grey PNG: 255 is certain."""
     return _png(Image.fromarray((255 * confidence).round().astype(np.uint8)))
 
 
 def encode_rle(labels: U8, classes: Classes) -> dict[str, Any]:
     """
-    Encode labels as compressed COCO run lengths, a binary mask for each class that occurs.
+    Encode labels as compressed COCO run lengths, a binary mask for each class present.
 
     Returns
     -------
     dict
-        `size`, and `classes`: of each `id`, `name`, `area` in pixels, and `rle` as pycocotools decodes it.
+        `size` and `classes`: for each `id`, `name`, `area` in pixels, and `rle` as pycocotools decodes it.
     """
-    found = []
+    masks = []
     for label in np.unique(labels).tolist():
         rle = coco.encode(np.asfortranarray(labels == label, np.uint8))
-        found.append(
+        masks.append(
             {
                 "id": label,
                 "name": classes.names[label],
@@ -84,10 +84,10 @@ def encode_rle(labels: U8, classes: Classes) -> dict[str, Any]:
                 "rle": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
             }
         )
-    return {"size": list(labels.shape), "classes": found}
+    return {"size": list(labels.shape), "classes": masks}
 
 
 def _png(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    image.save(file, "PNG", compress_level=_LEVEL)
+    image.save(file, "PNG", compress_level=_COMPRESS_LEVEL)
     return file.getvalue()

@@ -1,7 +1,7 @@
 """
-Inference requests and answers as JSON and, by the protocol's binary extension, as bytes behind it.
+Inference requests and responses as JSON, with binary tensors behind it if the protocol's binary extension is used.
 
-What a client sends is bounded before objects are made of it: the data of the tensor is left as text, and all else is small.
+A request is bounded before objects are made of it: the tensor's data stays text, and everything else is small.
 """
 
 import json
@@ -20,41 +20,48 @@ from ddcat.error_text import first_validation_error
 from ddcat.manifest import TensorEntry
 from ddcat_serve.errors import RequestError, quoted
 from ddcat_serve.http.json_tensors import read_bytes, write_values
-from ddcat_serve.http.v2_protocol import DATATYPES, ROOM, RequestedOutput, check_flag, check_image, check_input_parameters
-from ddcat_serve.inference.model_registry import ServedModel
+from ddcat_serve.http.v2_protocol import (
+    DATATYPES,
+    MAX_ENVELOPE_BYTES,
+    RequestedOutput,
+    check_flag,
+    check_image,
+    check_input_parameters,
+)
+from ddcat_serve.inference.served_model import ServedModel
 
 __all__ = ["LENGTH", "Answer", "InferRequest", "infer_answer", "parse_infer"]
 
 LENGTH = "Inference-Header-Content-Length"
-_TEXT = {"uint8": 4, "float32": 22}  # most bytes of a value as JSON, with its comma
-_MOST = 2**27  # bytes of JSON that an answer may have in any case
-# what the parser says, sooner or later, of half a surrogate pair; and such a half
+_TEXT = {"uint8": 4, "float32": 22}  # most bytes of a value in JSON, with its comma
+_MIN_LIMIT = 2**27  # bytes: a response in JSON may always be as long
+# the parser's messages for half a surrogate pair, and the pattern of such a half
 _AT_SURROGATE = re.compile("surrogate|unexpected end of hex escape|truncated")
 _SURROGATE = re.compile(
     rb"(?<!\\)(?:\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F][0-9a-fA-F]{2})"
 )
-_NEAR = 16  # bytes behind the beginning of the half at which the parser stops, at most
+_NEAR = 16  # the parser stops at most so many bytes after the beginning of the half
 
 
-def _given(value: Any) -> Any:
-    """Leave out what is null: serialisers write members that nobody set."""
+def _without_nulls(value: Any) -> Any:
+    """Drop members that are null: serialisers write members that nobody set."""
     if isinstance(value, dict):
         return {name: entry for name, entry in value.items() if entry is not None}
     return {} if value is None else value
 
 
 Size = Annotated[int, Field(ge=1)]
-Parameters = Annotated[dict[str, Any], BeforeValidator(_given)]
+Parameters = Annotated[dict[str, Any], BeforeValidator(_without_nulls)]
 
 
 class _Message(BaseModel):
-    """Further members are the protocol's to allow, and are passed over."""
+    """A message whose unknown members are ignored, as the protocol allows."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
 class InputTensor(_Message):
-    """An input of a request, without its data."""
+    """An input tensor of a request, without its data."""
 
     name: str
     shape: Annotated[list[Size], Field(max_length=32)]
@@ -77,17 +84,17 @@ class InferRequest(_Message):
 
     @property
     def binary(self) -> Any:
-        """Whether outputs that say nothing of it come as bytes."""
+        """Whether outputs are returned as bytes unless they ask otherwise."""
         return self.parameters.get("binary_data_output", False)
 
     @property
-    def wanted(self) -> list[RequestedOutput]:
-        """The outputs that the client names."""
+    def requested(self) -> list[RequestedOutput]:
+        """The outputs that the client requests by name."""
         return [RequestedOutput(output.name, output.parameters) for output in self.outputs]
 
 
 class Answer(NamedTuple):
-    """Body of an answer, and the length of the JSON at its beginning; None: it is JSON alone."""
+    """Body of a response, and the length of the JSON at its beginning; None: all of it is JSON."""
 
     body: bytes
     header_length: int | None
@@ -113,13 +120,13 @@ _TEXTS = msgspec.json.Decoder(_RequestText)
 
 def parse_infer(body: bytes, *, header_length: str | None, max_pixels: int) -> tuple[InferRequest, npt.NDArray[np.uint8]]:
     """
-    Read an inference request.
+    Parse an inference request.
 
     Parameters
     ----------
     body : bytes
     header_length : str or None
-        What the header Inference-Header-Content-Length says: bytes of JSON, behind which tensors follow.
+        Value of the header Inference-Header-Content-Length: bytes of JSON, after which tensors follow.
     max_pixels : int
 
     Returns
@@ -130,7 +137,7 @@ def parse_infer(body: bytes, *, header_length: str | None, max_pixels: int) -> t
     Raises
     ------
     RequestError
-        400 with what is wrong, 413 for too many pixels.
+        400 for a malformed request, 413 for too many pixels.
     """
     text, rest = _divide(memoryview(body), header_length)
     request, data = _read(text)
@@ -144,38 +151,38 @@ def parse_infer(body: bytes, *, header_length: str | None, max_pixels: int) -> t
 
 
 def infer_answer(
-    model: ServedModel, request: InferRequest, wanted: list[TensorEntry], outputs: Outputs, *, max_pixels: int
+    model: ServedModel, request: InferRequest, entries: list[TensorEntry], outputs: Outputs, *, max_pixels: int
 ) -> Answer:
     """
-    Write the wanted outputs, each as JSON, flat and row-major, or as bytes, as the request asks.
+    Encode the requested outputs, each as flat row-major JSON or as bytes, as the request asks.
 
     Raises
     ------
     EngineError
-        For logits that are not finite, which JSON cannot hold.
+        For logits that are not finite: JSON cannot hold them.
     RequestError
-        400 for an output that as JSON would be longer than the labels of `max_pixels`, and than 128 MiB.
+        400 for an output whose JSON would be longer than that of the labels of `max_pixels`, and than 128 MiB.
     """
-    asked = {output.name: output.parameters.get("binary_data", request.binary) for output in request.outputs}
-    about: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
+    binary_outputs = {output.name: output.parameters.get("binary_data", request.binary) for output in request.outputs}
+    head: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
     if request.id is not None:
-        about["id"] = request.id
-    text, tail = bytearray(json.dumps(about, separators=(",", ":")).encode()[:-1] + b',"outputs":['), []
-    for place, entry in enumerate(wanted):
+        head["id"] = request.id
+    text, tail = bytearray(json.dumps(head, separators=(",", ":")).encode()[:-1] + b',"outputs":['), []
+    for place, entry in enumerate(entries):
         values: npt.NDArray[Any] = getattr(outputs, entry.name)
-        described: dict[str, Any] = {"name": entry.name, "datatype": DATATYPES[entry.dtype], "shape": list(values.shape)}
-        binary = asked.get(entry.name, request.binary)
+        description: dict[str, Any] = {"name": entry.name, "datatype": DATATYPES[entry.dtype], "shape": list(values.shape)}
+        binary = binary_outputs.get(entry.name, request.binary)
         if binary:
             tail.append(np.ascontiguousarray(values).tobytes())
-            described["parameters"] = {"binary_data_size": len(tail[-1])}
-        elif values.size * _TEXT[entry.dtype] > max(_MOST, _TEXT["uint8"] * max_pixels):
+            description["parameters"] = {"binary_data_size": len(tail[-1])}
+        elif values.size * _TEXT[entry.dtype] > max(_MIN_LIMIT, _TEXT["uint8"] * max_pixels):
             raise RequestError(400, f"{entry.name} has {values.size} values, too many for JSON: ask for it with binary_data")
-        text += (b"," if place else b"") + json.dumps(described, separators=(",", ":")).encode()[:-1]
+        text += (b"," if place else b"") + json.dumps(description, separators=(",", ":")).encode()[:-1]
         try:
             for piece in () if binary else (b',"data":', *write_values(values)):
                 text += piece
         except ValueError as cause:
-            raise EngineError(f"{model.name} gave logits that are not finite") from cause
+            raise EngineError(f"{model.name} returned logits that are not finite") from cause
         text += b"}"
     text += b"]}"
     return Answer(b"".join([text, *tail]), len(text) if tail else None)
@@ -190,9 +197,9 @@ def _divide(body: memoryview, header_length: str | None) -> tuple[memoryview, me
 
 
 def _read(text: memoryview) -> tuple[InferRequest, memoryview]:
-    """Return all but the data, and the data's text: empty where there is none."""
+    """Return the request without its data, and the text of the data; empty if there is none."""
     try:
-        found = _TEXTS.decode(text)
+        message = _TEXTS.decode(text)
     except RecursionError as cause:
         raise RequestError(400, "the JSON is nested too deeply") from cause
     except msgspec.ValidationError as cause:
@@ -200,11 +207,11 @@ def _read(text: memoryview) -> tuple[InferRequest, memoryview]:
         raise RequestError(400, f"{expected}; the model has one input, image") from cause
     except (msgspec.DecodeError, UnicodeDecodeError) as cause:
         raise _malformed(text, cause) from cause
-    [tensor] = found.inputs
+    [tensor] = message.inputs
     data = memoryview(tensor.data)
-    small = _object(found, inputs=b"[%b]" % _object(tensor, data=b""))
-    if len(small) > ROOM:
-        raise RequestError(413, f"the request has more than {ROOM} bytes beside the data of its tensor")
+    small = _object(message, inputs=b"[%b]" % _object(tensor, data=b""))
+    if len(small) > MAX_ENVELOPE_BYTES:
+        raise RequestError(413, f"the request has more than {MAX_ENVELOPE_BYTES} bytes beside the data of its tensor")
     try:
         request = InferRequest.model_validate_json(small.decode())
     except UnicodeDecodeError as cause:
@@ -214,11 +221,11 @@ def _read(text: memoryview) -> tuple[InferRequest, memoryview]:
     first = bytes(data[:1])
     if first not in (b"", b"[", b"n"):
         raise RequestError(400, "inputs.0.data: expected an array")
-    return request, data[:0] if first == b"n" else data  # null: as if it were not there
+    return request, data[:0] if first == b"n" else data  # null counts as absent
 
 
 def _malformed(text: memoryview, cause: Exception) -> RequestError:
-    """Say what is wrong with the JSON, and where; what parsers say of bad Unicode is misleading."""
+    """Return the error for malformed JSON, with its place; parsers' own messages on bad Unicode mislead."""
     try:
         str(text, "utf-8")
     except UnicodeDecodeError as fault:
@@ -227,17 +234,17 @@ def _malformed(text: memoryview, cause: Exception) -> RequestError:
     if _AT_SURROGATE.search(reason):
         place = re.search(r"byte ([0-9]+)", reason)
         end = int(place[1]) if place else len(text)
-        if found := _SURROGATE.search(text, max(0, end - _NEAR), end):
+        if half := _SURROGATE.search(text, max(0, end - _NEAR), end):
             return RequestError(
                 400,
-                f"byte {found.start()} of the JSON is {found[0].decode()}, half of a surrogate pair, which is no character; "
+                f"byte {half.start()} of the JSON is {half[0].decode()}, half of a surrogate pair, which is not a character; "
                 "send both halves or neither",
             )
     return RequestError(400, f"the body is not JSON: {reason}")
 
 
 def _object(message: msgspec.Struct, **instead: bytes) -> bytes:
-    """Put the parts of a message together again, those that are there."""
+    """Put the parts of a message that are present together again."""
     parts = {name: instead[name] if name in instead else bytes(getattr(message, name)) for name in message.__struct_fields__}
     return b"{%b}" % b",".join(b'"%b":%b' % (name.encode(), part) for name, part in parts.items() if part)
 
@@ -246,7 +253,7 @@ def _image(tensor: InputTensor, data: memoryview, rest: memoryview) -> npt.NDArr
     size, content = tensor.parameters.get("binary_data_size"), rest
     if size is None:
         if rest:
-            raise RequestError(400, f"{len(rest)} bytes follow the JSON, and no input says that they are its own")
+            raise RequestError(400, f"{len(rest)} bytes follow the JSON, but no input has a binary_data_size")
         if not data:
             raise RequestError(400, "inputs.0.data: image has neither data nor a binary_data_size")
         content = memoryview(read_bytes(data, tensor.shape))

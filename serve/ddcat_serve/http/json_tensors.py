@@ -1,8 +1,8 @@
 """
-Tensors as JSON, a piece at a time.
+Tensors as JSON, read and written piece by piece.
 
-A parser that makes an object of every number holds the interpreter for seconds, and a hundred times the memory of the image.
-Here nobody waits longer than for one piece, and what is no image ends at the first one.
+A parser that makes an object of every number would hold the interpreter for seconds and take a hundred times the memory of the
+image. Here other threads wait for one piece at most, and data that is not an image is refused at the first piece.
 """
 
 import math
@@ -25,32 +25,32 @@ _WORD = re.compile(rb"[^\s,\[\]]+")
 
 def read_bytes(text: memoryview, shape: list[int]) -> bytes:
     """
-    Read the values of a uint8 tensor: flat, or nested as its shape.
+    Parse the values of a uint8 tensor, flat or nested in its shape.
 
     Parameters
     ----------
     text : memoryview
-        A JSON array that is known to be well formed.
+        A well-formed JSON array.
     shape : list of int
         Each at least 1.
 
     Raises
     ------
     RequestError
-        400 where the values are others than integers in 0..255, or not as many as the shape takes.
+        400 if a value is not an integer in 0..255, or if their number does not match the shape.
     """
     count = math.prod(shape)
     nested = bytes(text[1:_PIECE]).lstrip(_SPACE).startswith(b"[")
-    # a value takes two bytes at least, but the last: a small text with a huge shape ends here, before its form is written
+    # each value but the last takes two bytes at least: a short text with a huge shape ends here, before its form is built
     if 2 * count - 1 > len(text):
         raise _misformed(text, bytes(text[:_PIECE]), shape, nested)
     form, seen = _form(shape) if nested else b"[" + b"," * (count - 1) + b"]", 0
     values = bytearray()
     for piece in _pieces(text):
-        found = piece.translate(None, b"0123456789" + _SPACE)
-        if found != form[seen : seen + len(found)]:
+        structure = piece.translate(None, b"0123456789" + _SPACE)
+        if structure != form[seen : seen + len(structure)]:
             raise _misformed(text, piece, shape, nested)
-        seen += len(found)
+        seen += len(structure)
         numbers = piece.translate(None, b"[]" + _SPACE).strip(b",")
         try:
             values += bytes(_VALUES.decode(b"[%b]" % numbers))
@@ -63,12 +63,12 @@ def read_bytes(text: memoryview, shape: list[int]) -> bytes:
 
 def write_values(values: npt.NDArray[np.generic]) -> Iterator[bytes]:
     """
-    Write a tensor as a flat JSON array, row-major.
+    Encode a tensor as a flat, row-major JSON array.
 
     Raises
     ------
     ValueError
-        For a value that is not finite: JSON has none.
+        For a value that is not finite: JSON cannot hold it.
     """
     flat = values.reshape(-1)
     yield b"["
@@ -81,7 +81,7 @@ def write_values(values: npt.NDArray[np.generic]) -> Iterator[bytes]:
 
 
 def _form(shape: list[int]) -> bytes:
-    """Return the commas and brackets of an array of a shape."""
+    """Return the commas and brackets of an array of this shape."""
     form = b""
     for size in reversed(shape):
         form = b"[" + b",".join([form] * size) + b"]"
@@ -89,7 +89,7 @@ def _form(shape: list[int]) -> bytes:
 
 
 def _pieces(text: memoryview) -> Iterator[bytes]:
-    """Divide text, but no number."""
+    """Split text into pieces, but no number."""
     start = 0
     while start < len(text):
         piece = bytes(text[start : start + _PIECE])
@@ -100,10 +100,10 @@ def _pieces(text: memoryview) -> Iterator[bytes]:
 
 
 def _misformed(text: memoryview, piece: bytes, shape: list[int], nested: bool) -> RequestError:
-    found = piece.translate(None, b"0123456789" + _SPACE)
-    if found.strip(b",[]"):
+    structure = piece.translate(None, b"0123456789" + _SPACE)
+    if structure.strip(b",[]"):
         return _misvalued(piece)
-    if nested or b"[" in found[1:] or b"]" in found[:-1]:
+    if nested or b"[" in structure[1:] or b"]" in structure[:-1]:
         return RequestError(400, f"the data of image is neither flat nor nested as its shape {quoted(shape)}")
     return _miscounted(text, shape)
 
@@ -116,5 +116,5 @@ def _misvalued(piece: bytes) -> RequestError:
 
 def _miscounted(text: memoryview, shape: list[int]) -> RequestError:
     commas = sum(piece.count(b",") for piece in _pieces(text))
-    found = commas + 1 if commas or bytes(text[1:_PIECE]).strip(_SPACE + b"]") else 0
-    return RequestError(400, f"the data of image has {found} values; {quoted(shape)} takes {math.prod(shape)}")
+    count = commas + 1 if commas or bytes(text[1:_PIECE]).strip(_SPACE + b"]") else 0
+    return RequestError(400, f"the data of image has {count} values; {quoted(shape)} takes {math.prod(shape)}")

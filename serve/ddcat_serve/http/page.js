@@ -1,7 +1,7 @@
 "use strict";
 const $ = (id) => document.getElementById(id);
-// models: as /v1/models lists them, each with its card and what it answered; run: counts what was asked for, so that what is
-// outdated is dropped; file: the user's own image, null while an example is shown
+// models: entries of /v1/models, each with its card and latest answer; run: number of the latest run, so that older answers are
+// dropped; file: the user's own image, null while an example is shown
 const state = { models: [], key: "", file: null, run: 0, stop: new AbortController() };
 
 function say(message) {
@@ -20,20 +20,20 @@ async function ask(path, options = {}) {
 }
 
 function element(kind, text = "", className = "") {
-  const made = document.createElement(kind);
-  made.textContent = text;
-  made.className = className;
-  return made;
+  const node = document.createElement(kind);
+  node.textContent = text;
+  node.className = className;
+  return node;
 }
 
 function button(text, act) {
-  const made = element("button", text);
-  made.type = "button";
-  made.addEventListener("click", () => act(made).catch((error) => say(error.message)));
-  return made;
+  const node = element("button", text);
+  node.type = "button";
+  node.addEventListener("click", () => act(node).catch((error) => say(error.message)));
+  return node;
 }
 
-// ---- a card for each model
+// ---- model cards
 
 const titleOf = (model) => model.name + (state.models.filter((m) => m.name === model.name).length > 1 ? `, version ${model.version}` : "");
 
@@ -68,10 +68,10 @@ function card(model) {
 function passport(model) {
   const details = element("details"), summary = element("summary", "Passport: ");
   const verdict = model.passport ? model.passport.verdict : "none";
-  summary.append(element("span", model.passport ? verdict : "not yet judged", `badge ${verdict}`));
+  summary.append(element("span", model.passport ? verdict : "not evaluated", `badge ${verdict}`));
   details.append(summary);
   if (model.passport) {
-    details.append(element("p", `Judged on ${model.passport.images} images of ${model.passport.data}, ${model.passport.budget} budget.`, "soft"));
+    details.append(element("p", `Evaluated on ${model.passport.images} images of ${model.passport.data}, ${model.passport.budget} budget.`, "soft"));
     const table = element("table");
     for (const finding of model.passport.findings) {
       const row = table.insertRow();
@@ -101,21 +101,21 @@ function draw(model) {
   pen.drawImage(picture, 0, 0);
   const share = $("original").getAttribute("aria-pressed") === "true" ? 0 : Number($("opacity").value);
   const pixels = pen.getImageData(0, 0, canvas.width, canvas.height);
-  for (let place = 0; place < labels.length; place++) {
-    const colour = classes[labels[place]].colour;
+  for (let index = 0; index < labels.length; index++) {
+    const colour = classes[labels[index]].colour;
     for (let channel = 0; channel < 3; channel++) {
-      const at = 4 * place + channel;
+      const at = 4 * index + channel;
       pixels.data[at] = (1 - share) * pixels.data[at] + share * colour[channel];
     }
   }
   pen.putImageData(pixels, 0, 0);
 }
 
-function show(model, took) {
+function show(model, milliseconds) {
   const { picture, labels, classes } = model;
-  let text = `${picture.width} x ${picture.height}, round trip ${took.toFixed(0)} ms`;
+  let text = `${picture.width} x ${picture.height}, round trip ${milliseconds.toFixed(0)} ms`;
   if (state.file === null && Number($("strength").value)) {
-    const same = labels.reduce((count, label, place) => count + (label === model.clean[place]), 0);
+    const same = labels.reduce((count, label, index) => count + (label === model.clean[index]), 0);
     text += `. Agreement with the clean prediction: ${(100 * same / labels.length).toFixed(1)} %`;
   }
   model.result.textContent = text;
@@ -136,14 +136,14 @@ function show(model, took) {
   else model.under.textContent = "Point at the image, or focus it and use the arrow keys, to see the class.";
 }
 
-// ---- the class at a point, by mouse, touch and keyboard
+// ---- class at a point, by mouse, touch or keyboard
 
 function point(model, [x, y]) {
   if (!model.labels) return;
   const { width, height } = model.canvas;
   model.at = [Math.min(width - 1, Math.max(0, x)), Math.min(height - 1, Math.max(0, y))];
-  const found = model.classes[model.labels[model.at[1] * width + model.at[0]]];
-  model.under.textContent = `${found.name} at ${model.at[0]}, ${model.at[1]}`;
+  const pointed = model.classes[model.labels[model.at[1] * width + model.at[0]]];
+  model.under.textContent = `${pointed.name} at ${model.at[0]}, ${model.at[1]}`;
   model.mark.style.left = `${100 * (model.at[0] + 0.5) / width}%`;
   model.mark.style.top = `${100 * (model.at[1] + 0.5) / height}%`;
   model.mark.hidden = false;
@@ -163,7 +163,7 @@ function moveBy(model, event) {
   point(model, [model.at[0] + step * way[0], model.at[1] + step * way[1]]);
 }
 
-// ---- what can be taken along
+// ---- download and curl command
 const routeOf = (model) => `v1/segment?${new URLSearchParams({ model: model.name, version: model.version })}`;
 const nameOf = () => (state.file ? state.file.name : `example-${Number($("example").value) + 1}.png`);
 
@@ -179,17 +179,17 @@ async function download(model) {
 async function copy(model, pressed) {
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`, address = (route) => quoted(new URL(route, document.baseURI).href);
   const curl = `curl --fail-with-body${state.key ? ' -H "Authorization: Bearer $KEY"' : ""}`;
-  const fetched = state.file ? "" : `${curl} -o ${nameOf()} ${address(exampleRoute(model, $("strength").value))} && `;
-  const command = `${fetched}${curl} --data-binary ${quoted(`@${nameOf()}`)} -o mask.png ${address(routeOf(model))}`;
+  const fetchExample = state.file ? "" : `${curl} -o ${nameOf()} ${address(exampleRoute(model, $("strength").value))} && `;
+  const command = `${fetchExample}${curl} --data-binary ${quoted(`@${nameOf()}`)} -o mask.png ${address(routeOf(model))}`;
   model.curl.textContent = command;
-  model.curl.hidden = false; // a page that came over plain HTTP may not write to the clipboard
+  model.curl.hidden = false; // a page over plain HTTP may not write to the clipboard
   await navigator.clipboard?.writeText(command).then(() => {
     pressed.textContent = "Copied";
     setTimeout(() => (pressed.textContent = "Copy curl"), 2000);
   }, () => {});
 }
 
-// ---- asking the models
+// ---- requests
 
 async function labelsOf(model, content, signal) {
   const response = await ask(routeOf(model), { method: "POST", body: content, headers: { Accept: "application/octet-stream" }, signal });
@@ -205,11 +205,11 @@ const exampleOf = async (model, strength, signal) => (await ask(exampleRoute(mod
 
 async function segment(model, contentOf, current, signal) {
   const content = await contentOf(model), began = performance.now();
-  const labels = await labelsOf(model, content, signal), took = performance.now() - began;
+  const labels = await labelsOf(model, content, signal), milliseconds = performance.now() - began;
   const picture = await createImageBitmap(content, { imageOrientation: "none", colorSpaceConversion: "none" });
   if (!current()) return;
   Object.assign(model, { content, labels, picture });
-  show(model, took);
+  show(model, milliseconds);
 }
 
 async function segmentAll(contentOf) {
@@ -235,8 +235,8 @@ async function segmentAll(contentOf) {
     }
   }));
   if (!current()) return;
-  const everywhere = state.models.length;
-  say([...faults].map(([message, models]) => (models.length === everywhere ? message : `${models.join(", ")}: ${message}`)).join(" "));
+  const total = state.models.length;
+  say([...faults].map(([message, models]) => (models.length === total ? message : `${models.join(", ")}: ${message}`)).join(" "));
 }
 
 async function showExample() {
@@ -283,7 +283,7 @@ async function start() {
   }
 }
 
-let moved; // the timer of a slider that is dragged: it asks when it rests for a moment
+let moved; // timer of a dragged slider: the request waits until it rests for a moment
 $("strength").addEventListener("input", () => { clearTimeout(moved); moved = setTimeout(showExample, 60); });
 $("file").addEventListener("change", (event) => { showFile(event.target.files[0]); event.target.value = ""; });
 for (const kind of ["dragenter", "dragover"]) addEventListener(kind, (event) => { event.preventDefault(); document.body.classList.add("over"); });

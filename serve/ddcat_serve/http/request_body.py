@@ -1,4 +1,4 @@
-"""Reading the bodies of requests, never more than the limit, and never longer than it may take."""
+"""Reading request bodies, within limits of size and time."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -9,63 +9,36 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from ddcat_serve.errors import RequestError, quoted
-from ddcat_serve.http.byte_budget import Room
 from ddcat_serve.http.compression import decoder_of
 
-__all__ = ["Share", "Upload", "Uploads", "read_body", "read_images"]
+__all__ = ["Upload", "Uploads", "read_body", "read_images"]
 
 _MOST_FILES = 64
 
 
 class Upload(NamedTuple):
-    """A file of a request."""
+    """An uploaded file."""
 
     filename: str | None
     content: bytes
 
 
 class Uploads(NamedTuple):
-    """All files of a request; `single`: it is answered with one mask, and not with a list."""
+    """All files of a request; `single`: the response is one mask instead of a list."""
 
     files: list[Upload]
     single: bool
 
 
-class Share:
-    """
-    Bytes of bodies that one request holds; whoever makes it gives it back.
-
-    Parameters
-    ----------
-    room : Room
-        For all requests together.
-    """
-
-    def __init__(self, room: Room) -> None:
-        self._room, self._size = room, 0
-
-    def take(self, size: int) -> None:
-        """Hold more bytes; raise RequestError, 503 with Retry-After, where all requests together would hold too many."""
-        if not self._room.take_now(size):
-            message = "the requests in progress hold as many bytes as the server keeps at once: try again in 1 s"
-            raise RequestError(503, message, {"Retry-After": "1"})
-        self._size += size
-
-    def give_back(self) -> None:
-        """Hold nothing any more."""
-        self._room.give(self._size)
-        self._size = 0
-
-
 async def read_body(request: Request, *, max_bytes: int, timeout: float) -> bytes:
     """
-    Read a body.
+    Read the body of a request.
 
     Raises
     ------
     RequestError
-        408 after `timeout` seconds, 413 as soon as it is known to be longer than `max_bytes`, compressed or decompressed, 415
-        for a Content-Encoding other than gzip and deflate, 503 where the bodies of all requests would be too long together.
+        408 after `timeout` seconds; 413 as soon as it is longer than `max_bytes`, compressed or decompressed; 415 for a
+        Content-Encoding other than gzip and deflate; 503 if the bodies of all requests together are too long.
     """
     decoder = decoder_of(",".join(request.headers.getlist("content-encoding")), max_bytes)
     too_long = RequestError(413, f"the body is longer than {max_bytes} bytes")
@@ -82,17 +55,17 @@ async def read_body(request: Request, *, max_bytes: int, timeout: float) -> byte
                     raise too_long
                 if decoder is not None:
                     chunk = await asyncio.to_thread(decoder.feed, chunk)  # noqa: PLW2901
-                    request.state.room.take(len(chunk))
+                    request.state.held_bytes.take(len(chunk))
                 body += chunk
     except TimeoutError as cause:
-        raise RequestError(408, f"the body did not come within {timeout:g} s", {"Connection": "close"}) from cause
+        raise RequestError(408, f"the body did not arrive within {timeout:g} s", {"Connection": "close"}) from cause
     if decoder is not None:
         decoder.check_ended()
     return bytes(body)
 
 
 async def read_images(request: Request, *, max_bytes: int, timeout: float) -> Uploads:
-    """Read the files of a multipart/form-data body, or the whole body where it is none; errors as for `read_body`, or 400."""
+    """Read the files of a multipart/form-data body, or any other body as one file; errors as `read_body`, or 400."""
     body = await read_body(request, max_bytes=max_bytes, timeout=timeout)
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return Uploads([Upload(None, body)], single=True)
@@ -106,14 +79,14 @@ async def read_images(request: Request, *, max_bytes: int, timeout: float) -> Up
         for file in parser.files:
             await file.close()
     if not parser.ended:
-        raise RequestError(400, "the form is cut off: its closing boundary does not come")
+        raise RequestError(400, "the form is cut off: its closing boundary is missing")
     if not uploads:
         raise RequestError(400, "the form holds no file: send each image as a part with a filename")
     return Uploads(uploads, single=len(uploads) == 1)
 
 
 class _Files(MultiPartParser):
-    """Reads a form of files alone, and keeps them in memory: all of it is there already."""
+    """Parses a form of files, and keeps them in memory: the whole body is there already."""
 
     def __init__(self, request: Request, body: bytes) -> None:
         async def stream() -> AsyncGenerator[bytes, None]:
@@ -128,7 +101,7 @@ class _Files(MultiPartParser):
         super().on_headers_finished()
         part = self._current_part
         if part.file is None:
-            message = f"the part {quoted(part.field_name)} has no filename: give it one where it is an image; "
+            message = f"the part {quoted(part.field_name)} has no filename: give it one if it is an image; "
             raise RequestError(400, f"{message}model, version and timeout go into the query, as in /v1/segment?model=NAME")
         self.files.append(part.file)
 

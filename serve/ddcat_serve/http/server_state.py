@@ -1,4 +1,4 @@
-"""What all routes of a server share."""
+"""State that all routes of a server share, and parts that all of their responses share."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -7,42 +7,43 @@ from typing import Any
 import msgspec
 from starlette.responses import JSONResponse
 
-from ddcat_serve.http.access_control import Guard
-from ddcat_serve.http.byte_budget import Room
-from ddcat_serve.inference.model_registry import Models, ServedModel
-from ddcat_serve.observe.metrics import Metrics
+from ddcat_serve.http.access_control import AccessControl
+from ddcat_serve.http.byte_budget import ByteBudget
+from ddcat_serve.inference.model_registry import Models
+from ddcat_serve.inference.served_model import ServedModel
+from ddcat_serve.observe.metrics import Metrics, ModelState
 from ddcat_serve.settings import Settings
 
-__all__ = ["ERRORS", "PROVENANCE", "Context", "Json", "provenance"]
+__all__ = ["ERRORS", "PROVENANCE_HEADERS", "FiniteJson", "ServerState", "provenance_headers"]
 
 _SCHEMA = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 _CONTENT = {"application/json": {"schema": _SCHEMA, "example": {"error": "what is wrong, and what to do"}}}
 _MEANINGS = {
-    400: "The request is not what it should be.",
-    401: "The API key is missing or another one.",
-    404: "There is no such model.",
-    406: "No form that is accepted can be given.",
-    408: "The headers or the body did not come in time.",
-    413: "It is too large.",
-    415: "It is of another kind.",
+    400: "The request is malformed.",
+    401: "The API key is missing or wrong.",
+    404: "No such model.",
+    406: "The server cannot produce any of the accepted representations.",
+    408: "The headers or the body did not arrive in time.",
+    413: "The request is too large.",
+    415: "The body has an unsupported type.",
     421: "The server does not answer to this Host.",
-    429: "It could not be answered in time, or the client asks too often: Retry-After says when.",
-    431: "Its headers are too long.",
+    429: "The server cannot answer in time, or the client sends too many requests: see Retry-After.",
+    431: "The headers are too long.",
     500: "The engine failed.",
-    501: "It has a Transfer-Encoding other than chunked.",
-    503: "Nothing can be answered now, or too much is in progress.",
-    504: "Its time was over before its turn came.",
+    501: "Transfer-Encoding is not chunked.",
+    503: "The server is not ready, or handles too many requests.",
+    504: "The request's deadline expired while it was queued.",
 }
-# the answers that are errors, for OpenAPI
+# error responses, for OpenAPI
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": meaning, "content": _CONTENT} for status, meaning in _MEANINGS.items()
 }
 
-PROVENANCE = ("X-Ddcat-Model", "X-Ddcat-Version", "X-Ddcat-Bundle", "X-Ddcat-Passport")
+PROVENANCE_HEADERS = ("X-Ddcat-Model", "X-Ddcat-Version", "X-Ddcat-Bundle", "X-Ddcat-Passport")
 
 
-class Json(JSONResponse):
-    """JSON of what a bundle says, in which a number that is not finite is null: JSON has no NaN."""
+class FiniteJson(JSONResponse):
+    """JSON response in which a number that is not finite becomes null, since JSON has no NaN."""
 
     def render(self, content: Any) -> bytes:
         """Encode the content."""
@@ -50,33 +51,33 @@ class Json(JSONResponse):
 
 
 @dataclass
-class Context:
+class ServerState:
     """
-    What one server has, whatever it is asked by.
+    State of one server, shared by HTTP and gRPC.
 
     Attributes
     ----------
     models : Models
-        Loaded, and closed by whoever loaded them.
+        Loaded models, which their loader closes.
     settings : Settings
-    guard : Guard
-        Counts the requests of a client, whether they come by HTTP or by gRPC.
+    access_control : AccessControl
+        Checks keys and counts requests per client.
     pool : ThreadPoolExecutor
-        Threads that decode images and encode masks, beside those of the engines.
+        Threads that decode images and encode masks; each engine has a thread of its own.
     metrics : Metrics
-        Count the requests, by HTTP and gRPC, and what the engines did.
-    room : Room
-        For the bodies of all requests together.
+        Counts requests and batches.
+    byte_budget : ByteBudget
+        For the bodies of all requests in progress.
     draining : bool
-        Whether the server was told to stop.
+        Whether the server is shutting down.
     """
 
     models: Models
     settings: Settings
-    guard: Guard
+    access_control: AccessControl
     pool: ThreadPoolExecutor
     metrics: Metrics
-    room: Room
+    byte_budget: ByteBudget
     draining: bool = False
 
     @property
@@ -86,17 +87,32 @@ class Context:
 
     @property
     def ready(self) -> bool:
-        """Whether all models take requests."""
+        """Whether all models accept requests."""
         return not self.draining and all(model.ready for model in self.served)
 
     @property
     def live(self) -> bool:
-        """Whether every engine works, or is being started again."""
+        """Whether every engine works or is being restarted."""
         return all(model.worker.state != "broken" for model in self.served)
 
+    def model_states(self) -> list[ModelState]:
+        """Return the current state of each model, for the metrics."""
+        return [
+            ModelState(
+                name=model.name,
+                version=model.version,
+                class_names=model.classes.names,
+                ready=model.ready and not self.draining,
+                passed=model.passport.passport is not None and model.passport.passport.verdict == "pass",
+                waiting_pixels=model.worker.waiting_pixels,
+                answers=model.monitor.totals(),
+            )
+            for model in self.served
+        ]
 
-def provenance(model: ServedModel) -> dict[str, str]:
-    """Say in headers which model answered, and what the gate said of it."""
+
+def provenance_headers(model: ServedModel) -> dict[str, str]:
+    """Return headers that name the model, its bundle and the gate's verdict."""
     passport = model.passport.passport
     verdict = "none" if passport is None else passport.verdict
-    return dict(zip(PROVENANCE, (model.name, model.version, model.bundle.digest, verdict), strict=True))
+    return dict(zip(PROVENANCE_HEADERS, (model.name, model.version, model.bundle.digest, verdict), strict=True))

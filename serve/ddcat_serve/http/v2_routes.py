@@ -1,4 +1,4 @@
-"""Routes of the Open Inference Protocol."""
+"""HTTP routes of the Open Inference Protocol."""
 
 import asyncio
 import json
@@ -10,12 +10,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ddcat_serve.errors import RequestError
-from ddcat_serve.http import v2_protocol
+from ddcat_serve.http import v2_metadata, v2_protocol
 from ddcat_serve.http.infer_json import LENGTH, infer_answer, parse_infer
 from ddcat_serve.http.request_body import read_body
-from ddcat_serve.http.server_state import ERRORS, Context, Json, provenance
-from ddcat_serve.http.v2_metadata import LOADING, index, model_config, model_statistics
-from ddcat_serve.inference.model_registry import find
+from ddcat_serve.http.server_state import ERRORS, FiniteJson, ServerState, provenance_headers
+from ddcat_serve.inference.model_registry import find_model
 
 __all__ = ["router"]
 
@@ -39,7 +38,7 @@ _TENSOR = {
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "JSON; or JSON and behind it the image, the length of the JSON in Inference-Header-Content-Length.",
+        "description": "JSON; or JSON followed by the image, with the length of the JSON in Inference-Header-Content-Length.",
         "content": {
             "application/json": {
                 "schema": {
@@ -63,7 +62,7 @@ _BODY: dict[str, Any] = {
 }
 _INDEX: dict[str, Any] = {
     "requestBody": {
-        "description": "Nothing, or whether to list only what takes requests.",
+        "description": "Empty, or whether to list only models that accept requests.",
         "content": {
             "application/json": {"schema": {"type": "object", "properties": {"ready": {"type": "boolean", "nullable": True}}}}
         },
@@ -71,87 +70,87 @@ _INDEX: dict[str, Any] = {
 }
 
 
-def router(context: Context) -> APIRouter:
-    """Make the routes."""
+def router(state: ServerState) -> APIRouter:
+    """Create the routes."""
     routes = APIRouter(tags=["Open Inference Protocol"], responses=ERRORS)
-    models, settings = context.models, context.settings
+    models, settings = state.models, state.settings
 
     @routes.get("/v2")
     async def server() -> dict[str, Any]:
-        """Name, version, extensions and settings of the server."""
-        return v2_protocol.server_metadata(settings)
+        """Return name, version, extensions and settings of the server."""
+        return v2_metadata.server_metadata(settings)
 
     @routes.get("/v2/health/live")
     async def live() -> Response:
-        """Say whether the server works; where an engine cannot be started again, it is to be restarted."""
-        return JSONResponse({"live": context.live}, 200 if context.live else 503)
+        """Report whether the server works; if an engine cannot be restarted, the server must be."""
+        return JSONResponse({"live": state.live}, 200 if state.live else 503)
 
     @routes.get("/v2/health/ready")
     async def ready() -> Response:
-        """Say whether all models take requests; from SIGTERM on they do not."""
-        return JSONResponse({"ready": context.ready}, 200 if context.ready else 503)
+        """Report whether all models accept requests; false from SIGTERM on."""
+        return JSONResponse({"ready": state.ready}, 200 if state.ready else 503)
 
     @routes.get("/v2/models/stats")
     async def all_statistics() -> Response:
         """Return the statistics of all models."""
-        if "stats" in models:  # a model of this name is asked for by the same path
-            model = find(models, "stats")
-            return Json(v2_protocol.model_metadata(models, model), headers=provenance(model))
-        return Json(model_statistics(context))
+        if "stats" in models:  # the metadata of a model of this name has the same path
+            model = find_model(models, "stats")
+            return FiniteJson(v2_metadata.model_metadata(models, model), headers=provenance_headers(model))
+        return FiniteJson(v2_metadata.model_statistics(state))
 
     @routes.get("/v2/models/{name}")
     @routes.get("/v2/models/{name}/versions/{version}")
     async def metadata(name: str, version: str | None = None) -> Response:
-        """Say what a model takes and gives, what it was made from, and what the gate said of it."""
-        model = find(models, name, version)
-        return Json(v2_protocol.model_metadata(models, model), headers=provenance(model))
+        """Return a model's inputs, outputs, origin and passport."""
+        model = find_model(models, name, version)
+        return FiniteJson(v2_metadata.model_metadata(models, model), headers=provenance_headers(model))
 
     @routes.get("/v2/models/{name}/ready")
     @routes.get("/v2/models/{name}/versions/{version}/ready")
     async def model_ready(name: str, version: str | None = None) -> Response:
-        """Say whether a model takes requests."""
-        model = find(models, name, version)
-        ready = model.ready and not context.draining
+        """Report whether a model accepts requests."""
+        model = find_model(models, name, version)
+        ready = model.ready and not state.draining
         return JSONResponse({"name": model.name, "ready": ready}, 200 if ready else 503)
 
     @routes.get("/v2/models/{name}/config")
     @routes.get("/v2/models/{name}/versions/{version}/config")
     async def config(name: str, version: str | None = None) -> Response:
-        """Return a model's configuration, as Triton's clients read it."""
-        return Json(model_config(models, find(models, name, version)))
+        """Return a model's configuration in Triton's form."""
+        return FiniteJson(v2_metadata.model_config(models, find_model(models, name, version)))
 
     @routes.get("/v2/models/{name}/stats")
     @routes.get("/v2/models/{name}/versions/{version}/stats")
     async def statistics(name: str, version: str | None = None) -> Response:
-        """Return how often a model was asked since the start, and how long that took in nanoseconds."""
-        return Json(model_statistics(context, name, version))
+        """Return the number of a model's requests since the start, and their times in nanoseconds."""
+        return FiniteJson(v2_metadata.model_statistics(state, name, version))
 
     @routes.post("/v2/repository/index", openapi_extra=_INDEX)
     async def repository_index(request: Request) -> Response:
-        """List the versions of all models, and whether they take requests."""
-        body = await read_body(request, max_bytes=v2_protocol.ROOM, timeout=settings.body_timeout)
-        return Json(index(context, ready=_asks_for_ready(body)))
+        """List the versions of all models, and whether they accept requests."""
+        body = await read_body(request, max_bytes=v2_protocol.MAX_ENVELOPE_BYTES, timeout=settings.body_timeout)
+        return FiniteJson(v2_metadata.repository_index(state, ready=_asks_for_ready(body)))
 
     @routes.post("/v2/repository/models/{name}/load", include_in_schema=False)
     @routes.post("/v2/repository/models/{name}/unload", include_in_schema=False)
     async def load(name: str) -> Response:
-        raise RequestError(400, LOADING)
+        raise RequestError(400, v2_metadata.LOADING)
 
     @routes.post("/v2/models/{name}/infer", response_class=Response, openapi_extra=_BODY)
     @routes.post("/v2/models/{name}/versions/{version}/infer", response_class=Response, openapi_extra=_BODY)
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
         """Segment a batch of images: tensors in, tensors out."""
-        model = find(models, name, version)
+        model = find_model(models, name, version)
         body = await read_body(request, max_bytes=settings.max_bytes, timeout=settings.body_timeout)
         loop, length = asyncio.get_running_loop(), request.headers.get(LENGTH)
         parse = partial(parse_infer, body, header_length=length, max_pixels=settings.max_pixels)
-        asked, images = await loop.run_in_executor(context.pool, parse)
-        wanted = v2_protocol.wanted_outputs(model, asked.wanted)
-        timeout = v2_protocol.timeout_of(asked.parameters, settings)
+        parsed, images = await loop.run_in_executor(state.pool, parse)
+        entries = v2_protocol.requested_outputs(model, parsed.requested)
+        timeout = v2_protocol.read_timeout(parsed.parameters, settings)
         outputs = await model.infer(images, timeout=timeout, gone=request.receive)
-        write = partial(infer_answer, model, asked, wanted, outputs, max_pixels=settings.max_pixels)
-        answer = await loop.run_in_executor(context.pool, write)
-        headers = provenance(model)
+        write = partial(infer_answer, model, parsed, entries, outputs, max_pixels=settings.max_pixels)
+        answer = await loop.run_in_executor(state.pool, write)
+        headers = provenance_headers(model)
         if answer.header_length is not None:
             headers[LENGTH] = str(answer.header_length)
         return Response(
@@ -162,11 +161,11 @@ def router(context: Context) -> APIRouter:
 
 
 def _asks_for_ready(body: bytes) -> bool:
-    """Read the body of the index, which may be empty."""
+    """Parse the body of an index request, which may be empty."""
     try:
-        asked = json.loads(body) if body else {}
+        options = json.loads(body) if body else {}
     except (ValueError, RecursionError) as cause:
         raise RequestError(400, "the body is not JSON") from cause
-    if not isinstance(asked, dict):
+    if not isinstance(options, dict):
         raise RequestError(400, "the body is not a JSON object")
-    return v2_protocol.check_flag("ready", asked.get("ready") or False)
+    return v2_protocol.check_flag("ready", options.get("ready") or False)

@@ -1,4 +1,4 @@
-"""The page at `/`, and what it asks for: the models, and where the server is a demonstration, their golden images."""
+"""The page at `/` and its routes: the models and, with --demo, their golden images."""
 
 import asyncio
 import base64
@@ -14,16 +14,17 @@ from starlette.responses import HTMLResponse, Response
 from ddcat.engines.golden import Example
 from ddcat_serve.errors import RequestError
 from ddcat_serve.http.encoding import encode_image
-from ddcat_serve.http.server_state import ERRORS, Context, Json, provenance
-from ddcat_serve.inference.model_registry import ServedModel, find
+from ddcat_serve.http.server_state import ERRORS, FiniteJson, ServerState, provenance_headers
+from ddcat_serve.inference.model_registry import find_model
+from ddcat_serve.inference.served_model import ServedModel
 
-__all__ = ["router", "weakened"]
+__all__ = ["router", "scale_perturbation"]
 
 
-def router(context: Context) -> APIRouter:
-    """Make the routes."""
+def router(state: ServerState) -> APIRouter:
+    """Create the routes."""
     routes = APIRouter(tags=["Page"], responses=ERRORS)
-    html, headers = _page()
+    html, headers = _build_page()
 
     @routes.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> Response:
@@ -31,8 +32,8 @@ def router(context: Context) -> APIRouter:
 
     @routes.get("/v1/models")
     async def models() -> Response:
-        """List all versions of all models, with their classes, colours and passports."""
-        return Json({"models": [_about(model) for model in context.served]})
+        """List all versions of all models with their classes, colours and passports."""
+        return FiniteJson({"models": [_describe(model) for model in state.served]})
 
     @routes.get("/v1/models/{name}/examples/{number}", response_class=Response)
     async def example(
@@ -40,33 +41,33 @@ def router(context: Context) -> APIRouter:
         number: int,
         version: str | None = None,
         strength: Annotated[
-            float, Query(ge=0, le=1, description="Share of the attack's perturbation; 0: the clean image.")
+            float, Query(ge=0, le=1, description="Share of the attack's perturbation; 0 is the clean image.")
         ] = 0.0,
     ) -> Response:
-        """Give a golden image of a model as a PNG, attacked so strongly; only where the server is a demonstration."""
-        model = find(context.models, name, version)
+        """Return a golden image of a model as a PNG, with that share of its perturbation; requires --demo."""
+        model = find_model(state.models, name, version)
         pairs = _pairs(model)
         if not 0 <= number < len(pairs):
-            there = f"it has {len(pairs)}" if pairs else "--demo shows them, where the bundle has some"
-            raise RequestError(404, f"{name} has no example {number}: {there}")
+            hint = f"it has {len(pairs)}" if pairs else "--demo shows them, if the bundle has any"
+            raise RequestError(404, f"{name} has no example {number}: {hint}")
         clean, attacked = pairs[number]
         content = await asyncio.get_running_loop().run_in_executor(
-            context.pool, lambda: encode_image(weakened(clean.image, attacked.image, strength))
+            state.pool, lambda: encode_image(scale_perturbation(clean.image, attacked.image, strength))
         )
-        return Response(content, media_type="image/png", headers=provenance(model))
+        return Response(content, media_type="image/png", headers=provenance_headers(model))
 
     return routes
 
 
-def _page() -> tuple[str, dict[str, str]]:
-    """Put the page together, and say in its headers that nothing but its own script and style is to be run or applied."""
+def _build_page() -> tuple[str, dict[str, str]]:
+    """Insert script and style into the page; its headers allow no others."""
     html, hashes = _read("page.html"), {}
     for part, file in (("style", "page.css"), ("script", "page.js")):
         content = f"\n{_read(file)}"
         html = html.replace(f"{{{part}}}", content)
         hashes[part] = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode("ascii")
     return html, {
-        # nothing of anywhere else: what the page shows stays between it and this server
+        # nothing from other sites: what the page shows stays between it and this server
         "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{hashes['style']}'; "
         f"script-src 'sha256-{hashes['script']}'; img-src 'self' blob: data:; connect-src 'self'; form-action 'none'; "
         "base-uri 'none'; frame-ancestors 'none'",
@@ -79,9 +80,9 @@ def _read(name: str) -> str:
     return files("ddcat_serve.http").joinpath(name).read_text(encoding="utf-8")
 
 
-def weakened(clean: npt.NDArray[np.uint8], attacked: npt.NDArray[np.uint8], strength: float) -> npt.NDArray[np.uint8]:
+def scale_perturbation(clean: npt.NDArray[np.uint8], attacked: npt.NDArray[np.uint8], strength: float) -> npt.NDArray[np.uint8]:
     """
-    Take a share of a perturbation, rounded toward the clean image to whole grey levels.
+    Return an image with a share of its perturbation, rounded toward the clean image.
 
     Parameters
     ----------
@@ -93,15 +94,15 @@ def weakened(clean: npt.NDArray[np.uint8], attacked: npt.NDArray[np.uint8], stre
     return (clean + np.trunc(change + np.copysign(1e-9, change))).astype(np.uint8)
 
 
-def _about(model: ServedModel) -> dict[str, Any]:
+def _describe(model: ServedModel) -> dict[str, Any]:
     runtime = model.engine.description.get("runtime", model.bundle.manifest.engine.name)
     pairs, golden = _pairs(model), model.bundle.manifest.golden
     attack = golden.attack if pairs and golden else None
-    return {"name": model.name, "engine": runtime, "examples": len(pairs), "attack": attack, **model.about()}
+    return {"name": model.name, "engine": runtime, "examples": len(pairs), "attack": attack, **model.describe()}
 
 
 def _pairs(model: ServedModel) -> list[tuple[Example, Example]]:
-    """Clean images, each with its attacked one."""
-    byname = {example.name: example for example in model.examples}
-    numbers = sorted(int(name.removeprefix("clean.")) for name in byname if name.startswith("clean."))
-    return [(byname[f"clean.{number}"], byname[f"adversarial.{number}"]) for number in numbers]
+    """Return pairs of a clean image and its adversarial one."""
+    by_name = {example.name: example for example in model.examples}
+    numbers = sorted(int(name.removeprefix("clean.")) for name in by_name if name.startswith("clean."))
+    return [(by_name[f"clean.{number}"], by_name[f"adversarial.{number}"]) for number in numbers]

@@ -1,9 +1,9 @@
 """
-Which requests an engine answers next, and which it refuses at once: a queue without threads, clocks or images of its own.
+Admission and order of an engine's requests: a queue without threads, clocks or images of its own.
 
-Requests of one image size are answered together, beginning with the oldest deadline, as many as a budget of pixels allows and
-as the deadlines of all leave time for. What cannot be answered in time is refused when it comes, not when its time is over,
-and so is what one call of the engine cannot do, however idle it is.
+Requests with the same image size are batched, the earliest deadline first, as many as a budget of pixels and the deadlines of
+all allow. A request that cannot be answered in time is refused on arrival, not when its deadline passes; so is one that a
+single call of the engine cannot handle, even an idle engine.
 """
 
 import bisect
@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-__all__ = ["Full", "Item", "Queue", "Taken", "TooLarge"]
+__all__ = ["AdmissionQueue", "Item", "Overloaded", "Taken", "TooLarge"]
 
-_CAUTION = 1.15  # work is taken to last so many times as long as was measured
-_MEMORY = 0.2  # weight of the latest batch in the measured speed
-_FORGET = 10.0  # seconds after which an idle engine is taken to be half as far below its speed at the start as it was
+_SAFETY_FACTOR = 1.15  # work is expected to take so many times as long as measured
+_EWMA_WEIGHT = 0.2  # weight of the latest batch in the measured speed
+_HALF_LIFE = 10.0  # seconds in which an idle engine's measured slowdown is halved
 
 Size = tuple[int, int]
 
@@ -24,20 +24,20 @@ Size = tuple[int, int]
 @dataclass(eq=False)
 class Item:
     """
-    A request that waits.
+    A queued request.
 
     Attributes
     ----------
     images : int
-        In it; they are never divided.
+        Number of its images, which are computed together.
     size : (height, width)
-        Of its images.
+        Size of its images.
     deadline : float
-        Seconds, by the clock of whoever uses the queue.
+        Time in seconds, by the caller's clock.
     payload
-        Whatever it is.
+        Anything the caller needs.
     ready : bool
-        Whether it can be taken; False: it has its place, but its images are not decoded yet.
+        Whether it can be computed; False: it has its place, but its images are not decoded yet.
     """
 
     images: int
@@ -49,11 +49,11 @@ class Item:
 
     @property
     def pixels(self) -> int:
-        """Of all its images."""
+        """Number of pixels of all its images."""
         return self.images * self.size[0] * self.size[1]
 
 
-class Full(Exception):  # noqa: N818 -- a state that is told, not a fault
+class Overloaded(Exception):  # noqa: N818 -- a state of the queue, not a fault
     """
     A request that cannot be answered in time.
 
@@ -61,7 +61,7 @@ class Full(Exception):  # noqa: N818 -- a state that is told, not a fault
     ----------
     reason : str
     retry_after : float
-        Seconds until one like it could be.
+        Seconds until a similar request could be.
     """
 
     def __init__(self, reason: str, retry_after: float) -> None:
@@ -70,43 +70,43 @@ class Full(Exception):  # noqa: N818 -- a state that is told, not a fault
 
 
 class TooLarge(Exception):  # noqa: N818 -- the request is at fault, not the queue
-    """A request that the engine cannot do in time or at all, whatever else waits."""
+    """A request that the engine cannot answer in time or at all, even when idle."""
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What is to be done next: a batch of one size, and requests whose time is over."""
+    """The next batch, of one image size, and the requests whose deadline has passed."""
 
     batch: list[Item]
     late: list[Item]
 
 
-class _Place(NamedTuple):
+class _Entry(NamedTuple):
     deadline: float
-    turn: int  # of two with the same deadline, the one that came first
+    order: int  # breaks ties: first come, first served
     item: Item
 
 
-class Queue:
+class AdmissionQueue:
     """
-    Requests that wait for one engine.
+    Requests queued for one engine.
 
     Parameters
     ----------
     max_pixels : int
-        That may wait; a request that finds the queue empty is taken whatever it has.
+        Most pixels in the queue; an empty queue accepts a request of any size.
     batch_pixels : int
-        That are computed at once; a request that has more is computed alone.
+        Most pixels per batch; a request with more is computed alone.
     batch_images : int or None
-        Most images that are computed at once; None: as many as the pixels allow.
+        Most images per batch; None: limited by the pixels only.
     pixels_per_second : float or None
-        Throughput, as a warm-up measured it; None: nothing is predicted.
+        Throughput that the warm-up measured; None: times are not predicted.
     call_overhead : float
-        Seconds that a call takes at least, however small its images are.
+        Shortest time of a call in seconds, even for tiny images.
     call_pixels : int or None
-        Most pixels that the engine may be given at once; None: no bound.
+        Most pixels of a call; None: unlimited.
     call_seconds : float
-        Most seconds that a call may be expected to take.
+        Most seconds of a call, by prediction.
     """
 
     def __init__(
@@ -124,94 +124,94 @@ class Queue:
         self._batch_pixels = batch_pixels if call_pixels is None else min(batch_pixels, call_pixels)
         self._call_pixels, self._call_seconds = call_pixels, call_seconds
         self._rate, self._overhead = pixels_per_second, call_overhead
-        self._slowness = 1.0  # times as long as by the rate
-        self._measured = 0.0  # when the slowness was
-        self._places: list[_Place] = []  # in the order of deadlines
-        self._turn = itertools.count()
-        self._running: tuple[float, int] | None = None  # when the batch at hand began, and its pixels
-        self.pixels = 0  # that wait
-        self.doubted = False  # whether something was refused for the speed alone since that was measured
+        self._slowdown = 1.0  # current duration of a call, relative to the rate
+        self._measured = 0.0  # time of the slowdown's measurement
+        self._entries: list[_Entry] = []  # in the order of deadlines
+        self._order = itertools.count()
+        self._running: tuple[float, int] | None = None  # start and pixels of the batch being computed
+        self.pixels = 0  # in the queue
+        self.refused_for_speed = False  # whether a request was refused for the speed alone since that was measured
 
     def __len__(self) -> int:
-        """How many requests wait."""
-        return len(self._places)
+        """Number of queued requests."""
+        return len(self._entries)
 
     @property
     def can_take(self) -> bool:
-        """Whether something waits that can be computed."""
-        return any(place.item.ready for place in self._places)
+        """Whether a queued request is ready to be computed."""
+        return any(entry.item.ready for entry in self._entries)
 
     def put(self, items: Sequence[Item], now: float) -> None:
         """
-        Let the images of a request wait: all of them or none.
+        Queue the items of a request: all of them or none.
 
         Raises
         ------
         TooLarge
-            Where the engine cannot do one of them in one call, or not all before their deadline though nothing else waits.
-        Full
-            Where they would not be answered before their deadline, would make another late, or too much waits already.
+            If the engine cannot handle one of them in one call, or not all of them before the deadline even when idle.
+        Overloaded
+            If they would not be answered before their deadline, would make others late, or the queue is full.
         """
-        if self._running is None and not self._places:
-            self._hope(now)
+        if self._running is None and not self._entries:
+            self._decay_slowdown(now)
         self._check_size(items, now)
         pixels = sum(item.pixels for item in items)
-        if self._places and self.pixels + pixels > self._max_pixels:
+        if self._entries and self.pixels + pixels > self._max_pixels:
             spare = self.pixels + pixels - self._max_pixels
-            raise Full("too many pixels are waiting already", spare / self._rate if self._rate else 1.0)
+            raise Overloaded("too many pixels are waiting already", spare / self._rate if self._rate else 1.0)
         late = 0.0
         for item in items:
-            place = _Place(item.deadline, next(self._turn), item)
-            late = max(late, self._lateness(place, now))
-            bisect.insort(self._places, place)
+            entry = _Entry(item.deadline, next(self._order), item)
+            late = max(late, self._lateness(entry, now))
+            bisect.insort(self._entries, entry)
             item.waiting = True
             self.pixels += item.pixels
         if late > 0:
             for item in items:
                 self.discard(item)
-            raise Full("the request cannot be answered in time now", late)
+            raise Overloaded("the request cannot be answered in time now", late)
 
     def _check_size(self, items: Sequence[Item], now: float) -> None:
-        """Refuse what would be too much for an engine that is idle and as quick as at its start."""
+        """Refuse a request that is too large for an idle engine at its initial speed."""
         largest = max(item.pixels for item in items)
         if self._call_pixels is not None and largest > self._call_pixels:
             raise TooLarge(f"{largest} pixels are more than this server computes at once, {self._call_pixels}: send fewer")
-        best = _CAUTION * min(1.0, self._slowness)
+        best = _SAFETY_FACTOR * min(1.0, self._slowdown)
         quickest, left = best * sum(self._by_rate(item.pixels) for item in items), items[0].deadline - now
         if quickest > left > 0:
-            self.doubted = True
+            self.refused_for_speed = True
             raise TooLarge(
-                f"{sum(item.pixels for item in items)} pixels take about {_rounded(quickest)} s here, and the answer is wanted "
-                f"in {_rounded(left)} s: send fewer, or ask for a longer timeout"
+                f"{sum(item.pixels for item in items)} pixels take about {_rounded(quickest)} s here, but the deadline is in "
+                f"{_rounded(left)} s: send fewer, or use a longer timeout"
             )
         if (longest := best * self._by_rate(largest)) > self._call_seconds:
-            self.doubted = True
+            self.refused_for_speed = True
             raise TooLarge(
-                f"{largest} pixels take about {_rounded(longest)} s here, and a call of the engine may take "
+                f"{largest} pixels take about {_rounded(longest)} s here, but a call of the engine may take "
                 f"{_rounded(self._call_seconds)} s: send fewer"
             )
         if self._seconds(largest) > self._call_seconds:
-            raise Full("it would take too long at the current speed", _FORGET)
+            raise Overloaded("it would take too long at the current speed", _HALF_LIFE)
 
     def discard(self, item: Item) -> bool:
-        """Forget a request whose client has gone; False where it does not wait any more."""
+        """Remove a request whose client has gone; return False if it is not queued."""
         if not item.waiting:
             return False
-        self._places = [place for place in self._places if place.item is not item]
+        self._entries = [entry for entry in self._entries if entry.item is not item]
         self._leave(item)
         return True
 
     def take(self, now: float) -> Taken:
         """
-        Take what is to be done next.
+        Take the next batch out of the queue.
 
-        The batch is empty where nothing waits. `done` must be told when it is finished.
+        It is empty if no request is ready. The caller reports its end to `done`.
         """
-        punctual = bisect.bisect_right(self._places, now, key=lambda place: place.deadline)
-        late = [place.item for place in self._places[:punctual]]
-        del self._places[:punctual]
-        batch = [place.item for place in self._batch(now)]
-        self._places = [place for place in self._places if place.item not in batch]
+        punctual = bisect.bisect_right(self._entries, now, key=lambda entry: entry.deadline)
+        late = [entry.item for entry in self._entries[:punctual]]
+        del self._entries[:punctual]
+        batch = [entry.item for entry in self._batch(now)]
+        self._entries = [entry for entry in self._entries if entry.item not in batch]
         for item in (*late, *batch):
             self._leave(item)
         if batch:
@@ -219,98 +219,98 @@ class Queue:
         return Taken(batch, late)
 
     def done(self, now: float, *, measured: bool = True) -> None:
-        """Say that the batch at hand is finished; `measured`: that its time tells what the engine can do."""
+        """Report the end of the current batch; `measured`: its time shows the engine's speed."""
         if self._running is None:
             return
         (began, pixels), self._running = self._running, None
         if measured and now > began and self._rate is not None:
-            # a ratio to what such a batch took at the start: tiny images tell nothing else of the speed than large ones
+            # relative to the predicted time of such a batch: small images show a slowdown as well as large ones
             latest = (now - began) / self._by_rate(pixels)
-            self._slowness = (1 - _MEMORY) * self._slowness + _MEMORY * latest
+            self._slowdown = (1 - _EWMA_WEIGHT) * self._slowdown + _EWMA_WEIGHT * latest
             self._measured = now
 
-    def believe(self, pixels_per_second: float, now: float) -> None:
-        """Take a throughput that was measured anew if it is higher: other work on the machine makes an engine only slower."""
-        self.doubted = False
+    def update_speed(self, pixels_per_second: float, now: float) -> None:
+        """Replace the throughput by a new measurement if that is higher: other load on the machine only ever lowers it."""
+        self.refused_for_speed = False
         if self._rate is not None and pixels_per_second > self._rate:
-            self._overhead *= self._rate / pixels_per_second  # it was measured with it
-            self._rate, self._slowness, self._measured = pixels_per_second, 1.0, now
+            self._overhead *= self._rate / pixels_per_second  # was measured with the rate
+            self._rate, self._slowdown, self._measured = pixels_per_second, 1.0, now
 
     def clear(self) -> list[Item]:
-        """Take all that waits out of the queue."""
-        items = [place.item for place in self._places]
-        self._places = []
+        """Remove and return all queued items."""
+        items = [entry.item for entry in self._entries]
+        self._entries = []
         for item in items:
             self._leave(item)
         return items
 
-    def _lateness(self, new: _Place, now: float) -> float:
-        """Seconds that a request would be late if it waited, or others would be that would not be without it; 0: none."""
+    def _lateness(self, new: _Entry, now: float) -> float:
+        """Return by how many seconds the new request, or others because of it, would be late; 0: none."""
         if self._rate is None:
             return 0.0
         own, at = self._seconds(new.item.pixels), now + self._left(now)
         worst, joined = 0.0, False
-        for place in self._places:
-            if not joined and new < place:
+        for entry in self._entries:
+            if not joined and new < entry:
                 joined = True
                 at += own
                 worst = max(worst, at - new.deadline)
-            at += self._seconds(place.item.pixels)
-            if joined and at - own <= place.deadline:  # in time without it
-                worst = max(worst, at - place.deadline)
+            at += self._seconds(entry.item.pixels)
+            if joined and at - own <= entry.deadline:  # in time without it
+                worst = max(worst, at - entry.deadline)
         return worst if joined else max(worst, at + own - new.deadline)
 
     def _seconds(self, pixels: int) -> float:
-        """How long so many pixels take, with caution: times vary, and a late answer is lost work."""
-        return _CAUTION * self._slowness * self._by_rate(pixels)
+        """Return the predicted time of so many pixels, with a safety factor: a late answer is lost work."""
+        return _SAFETY_FACTOR * self._slowdown * self._by_rate(pixels)
 
     def _by_rate(self, pixels: int) -> float:
-        """How long a call took at the start."""
+        """Return the time of a call at the initial speed."""
         return 0.0 if self._rate is None else max(self._overhead, pixels / self._rate)
 
-    def _hope(self, now: float) -> None:
-        """Believe a low speed less, the longer ago it was measured: what is refused for it would never be measured anew."""
-        if self._slowness > 1.0 and now > self._measured:
-            self._slowness = 1.0 + (self._slowness - 1.0) * 0.5 ** ((now - self._measured) / _FORGET)
+    def _decay_slowdown(self, now: float) -> None:
+        """Decay the measured slowdown of an idle engine: requests refused for it would never measure it again."""
+        if self._slowdown > 1.0 and now > self._measured:
+            self._slowdown = 1.0 + (self._slowdown - 1.0) * 0.5 ** ((now - self._measured) / _HALF_LIFE)
             self._measured = now
 
     def _left(self, now: float) -> float:
-        """Seconds that the batch at hand will still take."""
+        """Return the remaining seconds of the current batch."""
         if self._running is None:
             return 0.0
         began, pixels = self._running
         return max(0.0, self._seconds(pixels) - (now - began))
 
-    def _batch(self, now: float) -> Iterator[_Place]:
-        """The oldest deadline, and others of its size in the order of theirs, but none that makes another late."""
-        places = iter(self._places)
-        first = next((place for place in places if place.item.ready), None)
+    def _batch(self, now: float) -> Iterator[_Entry]:
+        """Yield the earliest deadline, then others of its size by deadline, unless one would make another late."""
+        entries = iter(self._entries)
+        first = next((entry for entry in entries if entry.item.ready), None)
         if first is None:
             return
         yield first
         images, size = first.item.images, first.item.size
-        ahead: list[_Place] = []  # passed over: they will be done after the batch
-        for place in places:
-            together = images + place.item.images
+        ahead: list[_Entry] = []  # passed over: they will be done after the batch
+        for entry in entries:
+            together = images + entry.item.images
             few = self._batch_images is None or together <= self._batch_images
             pixels = together * size[0] * size[1]
-            fits = place.item.size == size and place.item.ready and few and pixels <= self._batch_pixels
-            if fits and not self._delays(first, ahead, pixels, place.item.pixels, now):
+            fits = entry.item.size == size and entry.item.ready and few and pixels <= self._batch_pixels
+            if fits and not self._delays(first, ahead, pixels, entry.item.pixels, now):
                 images = together
-                yield place
+                yield entry
             else:
-                ahead.append(place)
+                ahead.append(entry)
 
-    def _delays(self, first: _Place, ahead: list[_Place], batch: int, extra: int, now: float) -> bool:
-        """Whether the batch's first, or one that is passed over, would be late for the last that joins, and not without it."""
+    def _delays(self, first: _Entry, ahead: list[_Entry], batch: int, extra: int, now: float) -> bool:
+        """Return whether the batch's first request, or one passed over, would be late because of the newcomer."""
         if self._rate is None:
             return False
         joined, at = self._seconds(extra), now + self._seconds(batch)
         if 0 < at - first.deadline <= joined:
             return True
-        for place in ahead:
-            at += self._seconds(place.item.pixels)
-            if 0 < at - place.deadline <= joined:
+        for entry in ahead:
+            at += self._seconds(entry.item.pixels)
+            if 0 < at - entry.deadline <= joined:
                 return True
         return False
 
@@ -320,5 +320,5 @@ class Queue:
 
 
 def _rounded(seconds: float) -> str:
-    """Return two digits, 150 and not 1.5e+02."""
+    """Return the seconds with two significant digits, without an exponent."""
     return f"{float(f'{seconds:.2g}'):g}"

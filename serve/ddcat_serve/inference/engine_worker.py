@@ -1,8 +1,8 @@
 """
-An engine in a thread of its own: it takes batches from the queue, and a request that breaks a batch breaks nothing but itself.
+An engine in a thread of its own: it computes batches from the queue; a request that breaks a batch fails alone.
 
-Requests may come from any thread. What an engine does cannot be stopped from outside: one that hangs is given up with its
-thread, its requests fail, and another one is opened. Nothing here keeps the images of a request that has ended.
+All methods are thread-safe. A call of an engine cannot be interrupted: the thread of one that hangs is abandoned, its requests
+fail, and a new engine is opened. Nothing here keeps the images of a request that has ended.
 """
 
 import logging
@@ -14,66 +14,55 @@ from typing import Literal, NamedTuple
 from ddcat.engines import Engine
 from ddcat.engines.base import Images
 from ddcat.engines.errors import EngineError
-from ddcat_serve.inference.admission_queue import Item, Queue
-from ddcat_serve.inference.jobs import HungError, Job, LateError, StoppedError, answer, end, fail, infer
+from ddcat_serve.inference.admission_queue import AdmissionQueue, Item
+from ddcat_serve.inference.jobs import HungError, Job, LateError, StoppedError, fail, infer_batch, release, set_result
+from ddcat_serve.observe.usage import Batch
 
-__all__ = ["Batch", "State", "Worker", "engines_at_work"]
+__all__ = ["EngineWorker", "State", "engines_at_work"]
 
 State = Literal["ready", "restarting", "stopping", "broken"]
 
-_CLOSES_WITHIN = 10.0  # seconds in which an idle engine is freed
-_RESTARTS = 3  # in the life of the process, for what is given up computes on: after as many no engine is opened again
-_OPENS_WITHIN = 300.0  # seconds in which an engine is opened again and has shown that it answers
-_RESTS_AFTER = (
-    10.0  # seconds without work after which an engine gives memory back, and its speed is measured where it is doubted
-)
-_ENGINE = "engine-"  # begins the names of threads
+_CLOSE_TIMEOUT = 10.0  # seconds in which an idle engine is freed
+_MAX_RESTARTS = 3  # per process: abandoned threads compute on
+_OPEN_TIMEOUT = 300.0  # seconds in which a new engine must open and pass its golden images
+_IDLE_AFTER = 10.0  # seconds without work after which an engine frees memory, and doubts about its speed are settled
+_THREAD_PREFIX = "engine-"
 _log = logging.getLogger(__name__)
 
 
-class Batch(NamedTuple):
-    """What was computed at once, for whoever counts it."""
-
-    requests: int
-    images: int
-    pixels: int
-    seconds: float
-    failed: int  # requests of it
-
-
 class _Call(NamedTuple):
-    """What the engine's thread does at the moment."""
+    """A call of the engine in progress."""
 
     began: float
-    most: float  # seconds after which it is given up
-    jobs: list[Job]  # that are not answered yet
+    timeout: float  # seconds until the engine is abandoned
+    jobs: list[Job]  # not answered yet
 
 
-class Worker:
+class EngineWorker:
     """
-    One engine and its queue.
+    An engine, its queue and its thread.
 
     Parameters
     ----------
     name : str
-        For threads and the log.
+        Used for threads and the log.
     engine : Engine
-        The first one; is closed by the worker.
+        The first engine. The worker closes it.
     reopen : callable
-        Opens another one in place of one that hangs, in a thread of its own; it has shown that it answers as it should.
-    queue : Queue
-        Of it alone.
-    hangs_after : float
-        Seconds after which a call is given up.
+        Opens and checks a new engine in place of one that hangs; runs in a thread of its own.
+    queue : AdmissionQueue
+        Of this engine alone.
+    engine_timeout : float
+        Seconds after which a call counts as hanging.
     kept_pixels : int, optional
-        Most pixels of all sizes together that the engine may keep memory for between calls; without a bound by default.
+        Pixels, over all sizes, for which the engine may keep memory between calls. Default: unlimited.
     measure : callable, optional
-        Gives the pixels per second that an engine computes; is asked, in its thread and while it is idle, where requests were
-        refused for its speed: that may have been measured on a machine that was busy.
+        Returns an engine's throughput in pixels per second. Called in its thread while it is idle, if requests were refused for
+        its speed: that may have been measured while the machine was busy.
     observe : callable, optional
-        Is told of every batch, in the engine's thread.
+        Called after each batch, in the engine's thread.
     clock : callable, optional
-        In seconds, never going back.
+        Monotonic clock, in seconds.
     """
 
     def __init__(
@@ -82,57 +71,57 @@ class Worker:
         engine: Engine,
         *,
         reopen: Callable[[], Engine],
-        queue: Queue,
-        hangs_after: float,
+        queue: AdmissionQueue,
+        engine_timeout: float,
         kept_pixels: int | None = None,
         measure: Callable[[Engine], float] | None = None,
         observe: Callable[[Batch], None] = lambda batch: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._name, self._reopen, self._queue, self._hangs_after = name, reopen, queue, hangs_after
+        self._name, self._reopen, self._queue, self._engine_timeout = name, reopen, queue, engine_timeout
         self._measure, self._observe, self._clock = measure, observe, clock
         self._kept_pixels = kept_pixels
-        self._kept: dict[tuple[int, ...], int] = {}  # pixels of the shapes that the engine may keep memory for
-        self._worked = False  # since it last rested for want of work
+        self._kept: dict[tuple[int, ...], int] = {}  # pixels by input shape, for which the engine may keep memory
+        self._worked = False  # since it last freed its memory
         self._changed = threading.Condition()
-        self._generation = 0  # of the engine; a thread of an older one is given up
-        self._given_up = 0
+        self._generation = 0  # of the engine; threads of older ones are abandoned
+        self._abandoned = 0
         self._call: _Call | None = None
-        self._thread: threading.Thread | None = None  # that of the engine; None: given up
+        self._thread: threading.Thread | None = None  # of the engine; None: abandoned
         self.state: State = "ready"
         self.engine = engine
-        self._start(lambda: engine)
+        self._start_thread(lambda: engine)
         threading.Thread(target=self._watch, name=f"watchdog-{name}", daemon=True).start()
 
     @property
     def waiting_pixels(self) -> int:
-        """Of all requests that wait."""
+        """Pixels of all queued requests."""
         return self._queue.pixels
 
     def admit(self, images: Sequence[tuple[int, tuple[int, int]]], timeout: float) -> list[Job]:
         """
-        Give requests their places before their images are there: all of them or none.
+        Queue jobs before their images are decoded: all of them or none.
 
         Parameters
         ----------
         images : sequence of (N, (height, width))
-            Their number and size, of each request.
+            Number and size of each job's images.
         timeout : float
-            Seconds after which nobody wants the answers.
+            Seconds until the deadline.
 
         Returns
         -------
         list of Job
-            Each of which ends by `begin` or by `cancel`.
+            Each is passed to `start` or `cancel`.
 
         Raises
         ------
         TooLarge
-            Where the engine cannot do one of them.
-        Full
-            Where they could not be answered in time.
+            If the engine cannot handle one of them.
+        Overloaded
+            If they could not be answered in time.
         LateError
-            Where their time is over.
+            If the deadline has passed.
         StoppedError
         """
         with self._changed:
@@ -143,11 +132,11 @@ class Worker:
             jobs = [Job(Item(count, size, now + timeout, ready=False)) for count, size in images]
             self._queue.put([job.item for job in jobs], now)
             for job in jobs:
-                job.item.payload = job  # until the job ends: see `end`
+                job.item.payload = job  # until the job ends: see `release`
         return jobs
 
-    def begin(self, job: Job, images: Images) -> None:
-        """Let a request that has its place be computed when its turn comes; nothing where it has failed meanwhile."""
+    def start(self, job: Job, images: Images) -> None:
+        """Make a queued job ready to be computed; does nothing if it has failed meanwhile."""
         with self._changed:
             if job.item.waiting:
                 job.images, job.item.ready = images, True
@@ -155,35 +144,35 @@ class Worker:
 
     def submit(self, images: Images, timeout: float) -> Job:
         """
-        Let a request wait for its turn.
+        Queue images.
 
         Parameters
         ----------
         images : (N, H, W, 3) uint8
-            Of a size that the engine takes.
+            Of a size that the engine accepts.
         timeout : float
-            Seconds after which nobody wants the answer.
+            Seconds until the deadline.
 
         Raises
         ------
-        TooLarge, Full, LateError, StoppedError
+        TooLarge, Overloaded, LateError, StoppedError
             As `admit`.
         """
         count, height, width = images.shape[:3]
         [job] = self.admit([(count, (height, width))], timeout)
-        self.begin(job, images)
+        self.start(job, images)
         return job
 
     def cancel(self, job: Job) -> None:
-        """Forget a request whose client has gone; one that is being computed is finished for nobody."""
+        """Drop a job whose client has gone; if it is being computed, its result is discarded."""
         with self._changed:
             self._queue.discard(job.item)
-            end(job)
-            self._changed.notify_all()  # who closes waits for an empty queue
+            release(job)
+            self._changed.notify_all()  # close() waits for an empty queue
         job.result.cancel()
 
     def close(self, timeout: float | None = None) -> None:
-        """Answer what waits, then end; what is left after the timeout in seconds fails."""
+        """Compute the queued jobs, then end; jobs left after `timeout` seconds fail."""
         with self._changed:
             if self.state != "broken":
                 self.state = "stopping"
@@ -196,24 +185,24 @@ class Worker:
             thread = self._thread
         fail(left, lambda: StoppedError(f"{self._name} stopped"))
         if finished and thread is not None:
-            thread.join(_CLOSES_WITHIN)  # a runtime that is being closed when the process ends aborts it
+            thread.join(_CLOSE_TIMEOUT)  # a runtime that is being closed when the process ends would abort it
 
     def _check_state(self) -> None:
         if self.state != "ready":
             raise StoppedError(f"{self._name} is {self.state}")
 
-    def _start(self, open_engine: Callable[[], Engine]) -> None:
+    def _start_thread(self, open_engine: Callable[[], Engine]) -> None:
         self._thread = threading.Thread(
-            target=self._serve, args=(open_engine, self._generation), name=f"{_ENGINE}{self._name}", daemon=True
+            target=self._serve, args=(open_engine, self._generation), name=f"{_THREAD_PREFIX}{self._name}", daemon=True
         )
         self._thread.start()
 
     def _serve(self, open_engine: Callable[[], Engine], generation: int) -> None:
-        """Open an engine, and compute batches until it is given up or the worker closes."""
+        """Open an engine, and compute batches until it is abandoned or the worker closes."""
         try:
             engine = open_engine()
-        except Exception as error:  # of any runtime, or of a bundle that is not there any more or is another one
-            _log.error("%s: the engine cannot be opened again: %s", self._name, error)
+        except Exception as error:  # of any runtime, or of a bundle that is gone or has changed
+            _log.error("%s: the engine cannot be reopened: %s", self._name, error)
             with self._changed:
                 if generation == self._generation:
                     self._call = None
@@ -232,17 +221,17 @@ class Worker:
             engine.close()
 
     def _serve_batch(self, engine: Engine, generation: int) -> bool:
-        """Compute one batch, or rest where there is none for a while; False where the thread is to end."""
+        """Compute one batch, or use idle time; return False if the thread is to end."""
         with self._changed:
-            idle = not self._changed.wait_for(lambda: generation != self._generation or self._queue.can_take, _RESTS_AFTER)
+            idle = not self._changed.wait_for(lambda: generation != self._generation or self._queue.can_take, _IDLE_AFTER)
             if generation != self._generation:
                 return False
             taken = self._queue.take(self._clock())
             jobs = [item.payload for item in taken.batch]
-            images = [job.images for job in jobs]  # whoever goes takes them from the job
-            self._call = _Call(self._clock(), self._hangs_after, jobs) if jobs else None
+            images = [job.images for job in jobs]  # a cancelled job drops its own
+            self._call = _Call(self._clock(), self._engine_timeout, jobs) if jobs else None
             self._changed.notify_all()
-        fail([item.payload for item in taken.late], lambda: LateError("its timeout passed before its turn came"))
+        fail([item.payload for item in taken.late], lambda: LateError("its timeout passed while it was queued"))
         if idle:
             return self._use_idle_time(engine, generation)
         if not jobs:
@@ -252,24 +241,24 @@ class Worker:
         )
 
     def _compute(self, engine: Engine, generation: int, jobs: list[Job], images: Sequence[Images]) -> bool:
-        """Compute a batch, and where it fails each of its requests alone; False where it was given up meanwhile."""
+        """Compute a batch, and if it fails each of its jobs alone; return False if the engine was abandoned meanwhile."""
         began = self._clock()
-        results = infer(engine, images)
+        results = infer_batch(engine, images)
         if len(jobs) > 1 and isinstance(results[0], Exception):
-            _log.warning("a batch of %d requests failed (%s): each is tried alone", len(jobs), results[0])
+            _log.warning("a batch of %d requests failed (%s): trying each alone", len(jobs), results[0])
             results = []
             for place, job in enumerate(jobs):
                 if not self._enter(generation, jobs[place:]):
                     return False
-                results += infer(engine, images[place : place + 1])
+                results += infer_batch(engine, images[place : place + 1])
                 if not self._enter(generation, jobs[place + 1 :]):
                     return False
-                answer(job, results[-1])  # at once: the next one may hang
+                set_result(job, results[-1])  # at once: the next one may hang
         now = self._clock()
         failed = sum(isinstance(result, Exception) for result in results)
         with self._changed:
             if generation != self._generation:
-                return False  # the watchdog, or who closed, has answered for this thread
+                return False  # the watchdog or close() has answered
             self._queue.done(now, measured=not failed)
             self._call = None
             self._changed.notify_all()
@@ -277,28 +266,28 @@ class Worker:
             Batch(len(jobs), sum(job.item.images for job in jobs), sum(job.item.pixels for job in jobs), now - began, failed)
         )
         for job, result in zip(jobs, results, strict=True):
-            answer(job, result)
+            set_result(job, result)
         return True
 
-    def _enter(self, generation: int, jobs: list[Job], most: float | None = None) -> bool:
-        """Begin a call of the engine, for jobs that are not answered yet; False where it was given up meanwhile."""
+    def _enter(self, generation: int, jobs: list[Job], timeout: float | None = None) -> bool:
+        """Begin a call of the engine for unanswered jobs; return False if the engine was abandoned meanwhile."""
         with self._changed:
             if generation == self._generation:
-                self._call = _Call(self._clock(), most or self._hangs_after, jobs)
+                self._call = _Call(self._clock(), timeout or self._engine_timeout, jobs)
             return generation == self._generation
 
     def _use_idle_time(self, engine: Engine, generation: int) -> bool:
-        """Measure a speed that is doubted, and rest after work; False where the engine was given up meanwhile."""
-        if self._measure is not None and self._queue.doubted:
+        """Measure the speed if requests were refused for it, and free memory; return False if the engine was abandoned."""
+        if self._measure is not None and self._queue.refused_for_speed:
             self._worked = True
-            if not self._measure_anew(self._measure, engine, generation):
+            if not self._measure_speed(self._measure, engine, generation):
                 return False
         worked, self._worked = self._worked, False
         return not worked or self._rest(engine, generation)
 
-    def _measure_anew(self, measure: Callable[[Engine], float], engine: Engine, generation: int) -> bool:
-        """Measure the speed; False where the engine was given up meanwhile."""
-        if not self._enter(generation, [], _OPENS_WITHIN):
+    def _measure_speed(self, measure: Callable[[Engine], float], engine: Engine, generation: int) -> bool:
+        """Measure the speed; return False if the engine was abandoned meanwhile."""
+        if not self._enter(generation, [], _OPEN_TIMEOUT):
             return False
         speed = 0.0
         try:
@@ -307,27 +296,27 @@ class Worker:
             _log.warning("%s: the engine's speed cannot be measured: %s", self._name, error)
         with self._changed:
             if generation == self._generation:
-                self._queue.believe(speed, self._clock())
+                self._queue.update_speed(speed, self._clock())
                 self._call = None
                 self._changed.notify_all()
             return generation == self._generation
 
     def _keeps_too_much(self, jobs: Sequence[Job]) -> bool:
-        """Whether the engine may keep memory for too many pixels, now that it has computed these."""
+        """Return whether the engine may now keep memory for too many pixels."""
         images = sum(job.item.images for job in jobs)
         height, width = jobs[0].item.size
         self._kept[images, height, width] = images * height * width
-        self._worked = True  # also where it rests now: answers that are being written still hold some of its memory
+        self._worked = True  # even if it frees memory now: responses being written still hold some of it
         return self._kept_pixels is not None and sum(self._kept.values()) > self._kept_pixels
 
     def _rest(self, engine: Engine, generation: int) -> bool:
-        """Let the engine give memory back; False where it was given up meanwhile."""
+        """Let the engine free memory; return False if it was abandoned meanwhile."""
         if not self._enter(generation, []):
             return False
         try:
             engine.rest()
         except EngineError as error:
-            _log.warning("%s: the engine gives no memory back: %s", self._name, error)
+            _log.warning("%s: the engine cannot free memory: %s", self._name, error)
         with self._changed:
             if generation == self._generation:
                 self._kept.clear()
@@ -336,7 +325,7 @@ class Worker:
             return generation == self._generation
 
     def _watch(self) -> None:
-        tick = self._hangs_after / 4
+        tick = self._engine_timeout / 4
         while True:
             with self._changed:
                 if self.state in ("stopping", "broken") and self._call is None:
@@ -346,35 +335,35 @@ class Worker:
                 if self._call is None:
                     continue
                 now = self._clock()
-                if now - before > tick:  # the process was stopped, or had no processor, and so had the engine
+                if now - before > tick:  # the process was suspended or starved, and so was the engine
                     self._call = self._call._replace(began=self._call.began + now - before - tick)
-                if now - self._call.began < self._call.most:
+                if now - self._call.began < self._call.timeout:
                     continue
-                stuck, most = self._call.jobs, self._call.most
-                left = self._give_up()
-            _log.error("%s: the engine did not come back within %.1f s", self._name, most)
-            fail(stuck, lambda: HungError("the engine did not come back"))
+                stuck, timeout = self._call.jobs, self._call.timeout
+                left = self._abandon_thread()
+            _log.error("%s: the engine did not return within %.1f s", self._name, timeout)
+            fail(stuck, lambda: HungError("the engine did not return"))
             fail(left, lambda: StoppedError(f"{self._name} is {self.state}"))
             self._restart()
 
-    def _give_up(self) -> list[Job]:
-        """Leave the thread to itself; gives the requests that waited."""
+    def _abandon_thread(self) -> list[Job]:
+        """Abandon the engine's thread; return the queued jobs."""
         self._generation += 1
         self._thread = None
         self._call = None
         self._queue.done(self._clock(), measured=False)
         left = [item.payload for item in self._queue.clear()]
-        self._given_up += 1
+        self._abandoned += 1
         if self.state in ("ready", "restarting"):
-            self.state = "restarting" if self._given_up <= _RESTARTS else "broken"
+            self.state = "restarting" if self._abandoned <= _MAX_RESTARTS else "broken"
         self._changed.notify_all()
         return left
 
     def _restart(self) -> None:
         with self._changed:
-            if self.state == "restarting":  # and not broken, or closed meanwhile
-                self._call = _Call(self._clock(), _OPENS_WITHIN, [])  # what is opened may hang, too
-                self._start(self._reopen)
+            if self.state == "restarting":  # not broken, or closed meanwhile
+                self._call = _Call(self._clock(), _OPEN_TIMEOUT, [])  # opening may hang, too may hang, too
+                self._start_thread(self._reopen)
 
     def _become(self, state: State) -> None:
         if self.state == "restarting":
@@ -382,5 +371,5 @@ class Worker:
 
 
 def engines_at_work() -> bool:
-    """Return whether a thread of an engine is alive, be it one that was given up."""
-    return any(thread.name.startswith(_ENGINE) for thread in threading.enumerate())
+    """Return whether a thread of an engine is alive, abandoned ones included."""
+    return any(thread.name.startswith(_THREAD_PREFIX) for thread in threading.enumerate())

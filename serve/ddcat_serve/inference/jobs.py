@@ -1,8 +1,8 @@
 """
-Requests in the hands of an engine's thread: each is answered once, or fails, and keeps none of its images from then on.
+Jobs of an engine's thread: each is answered once, or fails, and keeps no images from then on.
 
-Images are large, and a circle of objects lives until the garbage collector looks for it, which it never does in a server that
-is idle: so nothing here may be part of one.
+Images are large. A reference cycle would keep them until the garbage collector runs, which in an idle server is never; so
+nothing here may be part of one.
 """
 
 import logging
@@ -17,36 +17,36 @@ from ddcat.engines.base import Images
 from ddcat.engines.errors import EngineError
 from ddcat_serve.inference.admission_queue import Item
 
-__all__ = ["HungError", "Job", "LateError", "StoppedError", "answer", "end", "fail", "infer"]
+__all__ = ["HungError", "Job", "LateError", "StoppedError", "fail", "infer_batch", "release", "set_result"]
 
 _log = logging.getLogger(__name__)
 
 
 class LateError(EngineError):
-    """The time of a request was over before its turn came."""
+    """A request's deadline passed before it was computed."""
 
 
 class HungError(EngineError):
-    """The engine did not come back, and was given up."""
+    """The engine did not return, and was abandoned."""
 
 
 class StoppedError(EngineError):
-    """The worker takes no requests: it is stopping, restarting its engine, or has no engine that works."""
+    """The worker accepts no requests: it is stopping, restarting its engine, or has none that works."""
 
 
 @dataclass(eq=False)
 class Job:
     """
-    A request in the worker's hands.
+    Images to be computed together, and their result.
 
     Attributes
     ----------
     item : Item
-        Its place in the queue.
+        Its entry in the queue.
     images : (N, H, W, 3) uint8, or None
-        None: not there yet, or not needed any more.
+        None: not decoded yet, or released.
     result : Future of Outputs
-        What the engine says of its images.
+        The engine's outputs for them.
     """
 
     item: Item
@@ -54,29 +54,29 @@ class Job:
     result: "Future[Outputs]" = field(default_factory=Future)
 
 
-def infer(engine: Engine, images: Sequence[Images]) -> list[Outputs | Exception]:
-    """Give the outputs of each request of a batch, or for all of them why it failed."""
+def infer_batch(engine: Engine, images: Sequence[Images]) -> list[Outputs | Exception]:
+    """Compute a batch; return the outputs of each of its jobs, or the error for all of them."""
     try:
         whole = engine.infer(images[0] if len(images) == 1 else np.concatenate(images))
-    except Exception as error:  # of any runtime: whoever waits must be told
+    except Exception as error:  # of any runtime: the client must get a response
         return [_without_frames(error)] * len(images)
-    found: list[Outputs | Exception] = []
+    outputs: list[Outputs | Exception] = []
     first = 0
     for part in images:
-        place = slice(first, first := first + len(part))
-        found.append(
+        rows = slice(first, first := first + len(part))
+        outputs.append(
             Outputs(
-                labels=whole.labels[place],
-                logits=None if whole.logits is None else whole.logits[place],
-                confidence=None if whole.confidence is None else whole.confidence[place],
+                labels=whole.labels[rows],
+                logits=None if whole.logits is None else whole.logits[rows],
+                confidence=None if whole.confidence is None else whole.confidence[rows],
             )
         )
-    return found
+    return outputs
 
 
 def _without_frames(error: Exception) -> Exception:
-    """Let an error, which its request keeps, keep no frames of what raised it: the images are in them."""
-    if not isinstance(error, EngineError):  # whose message says all
+    """Remove the tracebacks of an error, which its job keeps: their frames hold the images."""
+    if not isinstance(error, EngineError):  # its message is complete
         _log.error("the engine failed", exc_info=error)
     part: BaseException | None = error
     while part is not None:
@@ -85,9 +85,9 @@ def _without_frames(error: Exception) -> Exception:
     return error
 
 
-def answer(job: Job, result: Outputs | Exception) -> None:
-    """Give a request its result; nothing where it has one, or its client has gone."""
-    end(job)
+def set_result(job: Job, result: Outputs | Exception) -> None:
+    """Set the result of a job; does nothing if it has one, or was cancelled."""
+    release(job)
     if job.result.done() or not job.result.set_running_or_notify_cancel():
         return
     if isinstance(result, Exception):
@@ -96,12 +96,12 @@ def answer(job: Job, result: Outputs | Exception) -> None:
         job.result.set_result(result)
 
 
-def end(job: Job) -> None:
-    """Let go of its images, and of the queue's item, which knows it."""
+def release(job: Job) -> None:
+    """Drop the job's images, and its reference cycle with the queue's item."""
     job.images = job.item.payload = None
 
 
 def fail(jobs: Sequence[Job], error: Callable[[], Exception]) -> None:
-    """Let requests fail, each by an error of its own: whoever raises it adds frames to it."""
+    """Fail jobs, each with an error of its own: raising an error adds frames to it."""
     for job in jobs:
-        answer(job, error())
+        set_result(job, error())

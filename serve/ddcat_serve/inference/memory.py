@@ -1,4 +1,4 @@
-"""How much memory there is and is taken, and what the C library does with that of images that are done."""
+"""Memory: its limit, its use, and settings of malloc and oneDNN."""
 
 import contextlib
 import ctypes
@@ -11,38 +11,38 @@ from typing import NamedTuple
 
 __all__ = [
     "Cost",
-    "cost_of",
-    "give_back_free_blocks",
-    "give_back_large_blocks",
-    "keep_kernels_once",
-    "memory_size",
-    "resident",
+    "disable_onednn_cache",
+    "measure_cost",
+    "memory_limit",
+    "resident_bytes",
+    "trim_malloc",
+    "tune_malloc",
 ]
 
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
-_LARGE = 2**20  # bytes
-_LOOKS_EVERY = 0.002  # seconds
-_GROUPS, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+_LARGE_BLOCK = 2**20  # bytes
+_SAMPLE_INTERVAL = 0.002  # seconds
+_CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
-def give_back_large_blocks() -> bool:
+def tune_malloc() -> bool:
     """
-    Let glibc return each block of a MiB and more to the system when it is freed; False where another C library is at work.
+    Make glibc return each freed block of 1 MiB and more to the system; return False if there is another C library.
 
-    Left alone it keeps blocks of up to 32 MiB for later use once it has seen one, in each thread's own heap: a server that
-    meets a few large images then grows for days, in steps, without any leak.
+    By default it keeps freed blocks of up to 32 MiB once it has seen one, in the heap of each thread: a server that handles a
+    few large images then grows in steps for days, without a leak.
     """
     try:
-        return bool(ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE))
+        return bool(ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK))
     except (AttributeError, OSError, TypeError):
         return False
 
 
-def give_back_free_blocks() -> bool:
+def trim_malloc() -> bool:
     """
-    Let glibc return free memory to the system that lies between blocks in use; False where it had none to return.
+    Make glibc return free memory between used blocks to the system; return False if there was none.
 
-    It does so by itself only at the end of a heap, where some small block of a later request may lie for ever.
+    By itself it does so only at the end of a heap, where a small block of a later request may stay for ever.
     """
     try:
         return bool(ctypes.CDLL(None).malloc_trim(0))
@@ -50,18 +50,18 @@ def give_back_free_blocks() -> bool:
         return False
 
 
-def keep_kernels_once() -> None:
+def disable_onednn_cache() -> None:
     """
-    Let oneDNN keep no kernels, unless the user has said how many; to be called before an engine is opened.
+    Stop oneDNN from caching kernels, unless the user has set its capacity; call it before an engine is opened.
 
-    OpenVINO keeps the kernels of recent sizes itself. oneDNN keeps 1024 more for sizes that may never come again: 101 MiB after
-    300 sizes of a small ConvNeXt, which was no quicker for it. PyTorch needs them, so that this is for servers alone.
+    OpenVINO caches the kernels of recent sizes itself. oneDNN keeps 1024 more, for sizes that may never return: 101 MiB after
+    300 sizes of a small ConvNeXt, which ran no faster for it. PyTorch needs that cache, so this is for servers only.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "0")
 
 
-def memory_size() -> int:
-    """Return the bytes of memory that this process may use: its machine's, or its container's where that has fewer."""
+def memory_limit() -> int:
+    """Return the bytes of memory that this process may use: the machine's, or its container's limit if that is lower."""
     sizes = []
     with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows has no sysconf
         sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -70,28 +70,28 @@ def memory_size() -> int:
 
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         sizes += [limit] if limit != resource.RLIM_INFINITY else []
-    for file in _limits():
+    for file in _cgroup_limits():
         with contextlib.suppress(OSError, ValueError):  # the second: "max"
             sizes.append(int(file.read_text(encoding="ascii")))
     return min(sizes, default=2**32)
 
 
-def _limits() -> Iterator[Path]:
-    """Files that may hold the limit of a control group, of version 2 or 1: of this process, and of those that it is in."""
+def _cgroup_limits() -> Iterator[Path]:
+    """Yield files that may hold the memory limit of this process's control group, of version 2 or 1, and of its parents."""
     try:
-        lines = _OWN.read_text(encoding="utf-8").splitlines()
+        lines = _OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     for line in [*lines, "0::/", "0:memory:/"]:
         _, controllers, group = line.split(":", 2)
-        base, name = (_GROUPS, "memory.max") if not controllers else (_GROUPS / "memory", "memory.limit_in_bytes")
+        base, name = (_CGROUPS, "memory.max") if not controllers else (_CGROUPS / "memory", "memory.limit_in_bytes")
         if controllers in ("", "memory"):
             inner = base / group.lstrip("/")
             yield from (folder / name for folder in (inner, *inner.parents) if folder.is_relative_to(base))
 
 
-def resident() -> int:
-    """Return the bytes of memory that this process has taken; 0 where the system does not say."""
+def resident_bytes() -> int:
+    """Return the resident memory of this process in bytes; 0 if the system does not report it."""
     try:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, AttributeError):
@@ -99,29 +99,29 @@ def resident() -> int:
 
 
 class Cost(NamedTuple):
-    """What a call took."""
+    """Time and memory of a call."""
 
     seconds: float
-    bytes: int  # of memory, at its peak, above what was taken before
+    bytes: int  # peak memory during the call, above that before it
 
 
-def cost_of(call: Callable[[], object]) -> Cost:
-    """Measure what a call takes that leaves the interpreter to other threads, as a runtime does while it computes."""
-    before = peak = resident()
+def measure_cost(call: Callable[[], object]) -> Cost:
+    """Measure a call that releases the GIL, as a runtime does while it computes."""
+    before = peak = resident_bytes()
     ended = threading.Event()
 
-    def look() -> None:
+    def sample() -> None:
         nonlocal peak
-        while not ended.wait(_LOOKS_EVERY):
-            peak = max(peak, resident())
+        while not ended.wait(_SAMPLE_INTERVAL):
+            peak = max(peak, resident_bytes())
 
-    looking = threading.Thread(target=look, daemon=True)
-    looking.start()
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
     began = time.perf_counter()
     try:
         call()
     finally:
         seconds = time.perf_counter() - began
         ended.set()
-        looking.join()
-    return Cost(seconds, max(peak, resident()) - before)
+        sampler.join()
+    return Cost(seconds, max(peak, resident_bytes()) - before)

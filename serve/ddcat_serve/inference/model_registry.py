@@ -1,227 +1,79 @@
-"""Bundles that are loaded, warm, and answer as they did when they were exported."""
+"""Loading the models of a server: bundles are verified, warmed up, and checked against their golden images."""
 
-import asyncio
 import contextlib
 import dataclasses
 import logging
-import math
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from starlette.requests import ClientDisconnect
 
 from ddcat.bundle import NO_TRUST_POLICY, Bundle, TrustPolicy, open_bundle
-from ddcat.engines import Engine, Outputs, open_engine
-from ddcat.engines.base import Images
-from ddcat.engines.checks import check_images, check_size
-from ddcat.engines.golden import Example, check_answers, read_golden
-from ddcat.passport import PassportStatus, read_passport
-from ddcat_serve.drain import Drain
+from ddcat.engines import Engine, open_engine
+from ddcat.engines.golden import check_answers, read_golden
+from ddcat.passport import read_passport
 from ddcat_serve.errors import RequestError, ServeError, quoted
-from ddcat_serve.inference.admission_queue import Full, Queue, TooLarge
+from ddcat_serve.inference.admission_queue import AdmissionQueue
 from ddcat_serve.inference.capacity import most_pixels
-from ddcat_serve.inference.engine_worker import Batch, Worker
-from ddcat_serve.inference.jobs import HungError, Job, LateError, StoppedError
-from ddcat_serve.inference.memory import memory_size, resident
+from ddcat_serve.inference.engine_worker import EngineWorker
+from ddcat_serve.inference.memory import memory_limit, resident_bytes
+from ddcat_serve.inference.served_model import ServedModel
 from ddcat_serve.inference.sources import NAME, Source
 from ddcat_serve.inference.warm_up import measure_speed, warm_up
 from ddcat_serve.observe.answer_statistics import golden_statistics
-from ddcat_serve.observe.drift_monitor import Monitor
-from ddcat_serve.observe.usage import Usage
+from ddcat_serve.observe.drift_monitor import DriftMonitor
+from ddcat_serve.observe.usage import Batch
 from ddcat_serve.settings import Settings
 
-__all__ = ["Models", "ServedModel", "find", "load_models"]
-
+__all__ = ["Drain", "Models", "find_model", "load_models"]
 
 _log = logging.getLogger(__name__)
 
-_FREE = 0.5  # share of the free memory that the engines may take: the rest is for bodies, images that wait, and masks
-_KEPT = 0.25  # share of the pixels of one call that an engine may keep memory for between calls
-_FAR = 1 / 3  # share of the time after which an engine is given up that a call may be expected to take
+_MEMORY_SHARE = 0.5  # of the free memory, for the engines; the rest is for bodies, queued images and masks
+_KEPT_SHARE = 0.25  # of the pixels of the largest call: an engine keeps memory between calls for at most as many
+_CALL_SHARE = 1 / 3  # of the engine timeout: a call that is expected to take longer is refused
 
-Observe = Callable[["ServedModel", Batch], None]
+Models = Mapping[str, Mapping[str, ServedModel]]  # by name, then by version, in the order of the command line
+Observe = Callable[[str, str, Batch], None]  # takes name and version of a model, and a batch
 
 
-class ServedModel:
+class Drain:
     """
-    A bundle whose engine answers requests in batches.
+    Deadline for answering accepted requests at shutdown, shared by HTTP, gRPC and all engines, so that theirs do not add up.
 
     Parameters
     ----------
-    bundle : Bundle
-        What is known of it; nobody asks for its files any more.
-    name, version : str
-        That it is served by.
-    passport : Found
-        What the gate said of it.
-    examples : tuple of Example
-        Its golden images, where they may be shown.
-    worker : Worker
-        Has its engine.
-    monitor : Monitor, optional
-        Looks at its answers; one that knows no golden images by default.
+    seconds : float
+        From `begin` to the deadline.
+    clock : callable, optional
+        Monotonic clock, in seconds.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        *,
-        name: str,
-        version: str,
-        passport: PassportStatus,
-        worker: Worker,
-        examples: tuple[Example, ...] = (),
-        monitor: Monitor | None = None,
-    ) -> None:
-        self.bundle, self.name, self.version = bundle, name, version
-        self.passport, self.worker, self.examples = passport, worker, examples
-        self.classes = bundle.manifest.class_table()
-        self.monitor = monitor or Monitor(len(self.classes))
-        self.usage = Usage()
+    def __init__(self, seconds: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._end: float | None = None
 
-    @property
-    def engine(self) -> Engine:
-        """What computes, for what it says of itself."""
-        return self.worker.engine
+    def begin(self) -> float:
+        """Start the drain unless it has started; return the seconds that are left."""
+        now = self._clock()
+        if self._end is None:
+            self._end = now + self._seconds
+        return max(0.0, self._end - now)
 
-    @property
-    def ready(self) -> bool:
-        """Whether it takes requests."""
-        return self.worker.state == "ready"
-
-    def about(self) -> dict[str, Any]:
-        """Give, for JSON, what it was made from, who is known to have made it, and what the gate said of it."""
-        manifest, passport = self.bundle.manifest, self.passport.passport
-        return {
-            "version": self.version,
-            "bundle": self.bundle.digest,
-            "trust": self.bundle.trust,
-            "passport": None if passport is None else passport.model_dump(mode="json"),
-            "passport_known": self.passport.summary,
-            "method": manifest.source.method,
-            "architecture": manifest.source.architecture,
-            "precision": manifest.engine.effective_precision,
-            "classes": [entry.model_dump(mode="json") for entry in manifest.classes],
-        }
-
-    def admit(self, images: Sequence[tuple[int, tuple[int, int]]], timeout: float) -> list[Job]:
-        """
-        Give images their places, all of them or none, and refuse before any work is done what would be refused after it.
-
-        Parameters
-        ----------
-        images : sequence of (N, (height, width))
-            Number and size of those that are computed together.
-        timeout : float
-            Seconds after which nobody wants the answers.
-
-        Returns
-        -------
-        list of Job
-            For `infer`, or for `forget`.
-
-        Raises
-        ------
-        InputError
-            Where the engine does not take them.
-        RequestError
-            413 where the engine could not answer them in time or at all, 429 with Retry-After where it could not now, 503 where
-            nothing can be answered now, 504 where the time is over.
-        """
-        for count, size in images:
-            check_size(count, *size, self.bundle.manifest.shapes)
-        with _told(self.name):
-            return self.worker.admit(images, timeout)
-
-    def forget(self, job: Job) -> None:
-        """Give up a place that is not needed any more; nothing where it was used."""
-        self.worker.cancel(job)
-
-    async def infer(
-        self,
-        images: Images,
-        *,
-        timeout: float = 0.0,
-        job: Job | None = None,
-        gone: Callable[[], Awaitable[object]] | None = None,
-    ) -> Outputs:
-        """
-        Segment images when their turn comes.
-
-        Parameters
-        ----------
-        images : (N, H, W, 3) uint8
-        timeout : float
-            Seconds after which nobody wants the answer, where they have no place yet.
-        job : Job, optional
-            Their place, which `admit` gave them.
-        gone : callable, optional
-            Its awaitable ends when the client has gone; the images then leave the queue.
-
-        Raises
-        ------
-        InputError, RequestError
-            As `admit`.
-        ClientDisconnect
-        """
-        check_images(images, self.bundle.manifest.shapes)
-        began, outputs, count = time.monotonic(), None, len(images)
-        try:
-            with _told(self.name):
-                if job is None:
-                    job = self.worker.submit(images, timeout)
-                else:
-                    self.worker.begin(job, images)
-                del images  # an error would keep this frame, and what is in it
-                outputs = await self._wait(job, gone)
-        finally:
-            self.usage.count_request(count, time.monotonic() - began, answered=outputs is not None)
-            del job
-        self.monitor.see(outputs)
-        return outputs
-
-    def close(self, timeout: float) -> None:
-        """Answer what waits, and free the engine; what is left after the timeout in seconds fails."""
-        self.worker.close(timeout)
-        self.monitor.close()
-
-    async def _wait(self, job: Job, gone: Callable[[], Awaitable[object]] | None) -> Outputs:
-        result = asyncio.wrap_future(job.result)
-        leaving = None if gone is None else asyncio.ensure_future(gone())
-        try:
-            either: list[asyncio.Future[Any]] = [result] if leaving is None else [result, leaving]
-            left = max(0.0, job.item.deadline - time.monotonic())
-            await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            if result.done():
-                return result.result()
-            if leaving is not None and leaving.done():
-                raise ClientDisconnect
-            raise LateError("its timeout passed before it was computed")
-        finally:
-            if leaving is not None:
-                leaving.cancel()
-            if not result.done():
-                self.worker.cancel(job)
-            elif not result.cancelled():
-                result.exception()  # which asyncio would miss where the request was cancelled at the same time
-            del either, result, job  # an error would keep this frame, and they would keep the error
+    def cut(self) -> None:
+        """End the drain now."""
+        self._end = self._clock()
 
 
-Models = Mapping[str, Mapping[str, ServedModel]]  # by name, then by version, in the order in which they were named
-
-
-def find(models: Models, name: str, version: str | None = None) -> ServedModel:
+def find_model(models: Models, name: str, version: str | None = None) -> ServedModel:
     """
-    Give a model, its last version by default.
+    Return a model, by default its last version.
 
     Raises
     ------
     RequestError
-        404 where there is none.
+        404 if there is no such model or version.
     """
     versions = models.get(name)
     if versions is None:
@@ -240,25 +92,25 @@ def load_models(
     settings: Settings,
     threads: int | None = None,
     trust: TrustPolicy = NO_TRUST_POLICY,
-    observe: Observe = lambda model, batch: None,
+    observe: Observe = lambda name, version, batch: None,
     drain: Drain | None = None,
 ) -> Iterator[dict[str, dict[str, ServedModel]]]:
     """
-    Verify and load bundles, warm them up, and replay their golden images; at the end, answer what waits and close them.
+    Verify, load and warm up bundles, and check their golden images; on exit, answer queued requests and free the engines.
 
     Parameters
     ----------
     sources : sequence of Source or Path
-        Bundles of one name become its versions 1, 2, ... in this order.
+        Bundles of the same name become versions 1, 2, ... in this order.
     settings : Settings
     threads : int, optional
-        Of each engine; the physical cores by default.
+        Threads of each engine. Default: the physical cores.
     trust : TrustPolicy, optional
-        What must be shown of who wrote them.
+        Required proof of the bundles' origin.
     observe : callable, optional
-        Is told of every batch, in the thread of its engine.
+        Is called after each batch, in the thread of the engine.
     drain : Drain, optional
-        That they share with others; by default one of their own, which begins with their end.
+        Shutdown deadline shared with others. Default: one that begins on exit.
 
     Yields
     ------
@@ -268,7 +120,7 @@ def load_models(
     Raises
     ------
     BundleError, EngineError, ServeError
-        For a bundle that is not whole or not to be trusted, does not run, or does not answer as it did.
+        For a bundle that is incomplete or untrusted, does not run, or answers its golden images differently.
     """
     models: dict[str, dict[str, ServedModel]] = {}
     try:
@@ -285,7 +137,7 @@ def load_models(
             versions[model.version] = model
         yield models
     finally:
-        left = (drain or Drain(settings.drain)).begin()
+        left = (drain or Drain(settings.drain_timeout)).begin()
         _close([model for versions in models.values() for model in versions.values()], left)
 
 
@@ -300,47 +152,49 @@ def _load(
     *,
     share: float,
 ) -> ServedModel:
-    passport = read_passport(bundle, trust)  # a refusal comes before there is an engine to free
+    passport = read_passport(bundle, trust)  # may refuse the bundle, so before the engine is opened
     if passport.warning is not None:
         _log.warning("%s, version %s: %s", name, version, passport.warning)
     engine = open_engine(bundle, threads=threads)
     try:
         examples = read_golden(bundle)
-        pace, overhead, trials = warm_up(
+        throughput, overhead, trials = warm_up(
             bundle, engine, examples, tolerance=settings.golden_tolerance, batch_pixels=settings.batch_pixels
         )
-        monitor = Monitor(len(bundle.manifest.classes), golden_statistics(bundle, engine, examples))
+        monitor = DriftMonitor(len(bundle.manifest.classes), golden_statistics(bundle, engine, examples))
         engine.rest()
     except BaseException:
         engine.close()
         raise
-    call_pixels = min(settings.max_pixels, most_pixels(trials, _FREE * share * (memory_size() - resident())))
-    known = dataclasses.replace(bundle, files={})  # the runtime has its own copy
+    call_pixels = min(settings.max_pixels, most_pixels(trials, _MEMORY_SHARE * share * (memory_limit() - resident_bytes())))
+    without_files = dataclasses.replace(bundle, files={})  # the runtime has its own copy
 
     def observe_batch(batch: Batch) -> None:
         model.usage.count_batch(batch)
-        observe(model, batch)
+        observe(name, version, batch)
 
-    worker = Worker(
+    worker = EngineWorker(
         name,
         engine,
-        reopen=partial(_reopen, known, threads, settings.golden_tolerance),
-        queue=Queue(
+        reopen=partial(_reopen, without_files, threads, settings.golden_tolerance),
+        queue=AdmissionQueue(
             max_pixels=settings.queue_pixels,
-            batch_pixels=pace.batch_pixels,
+            batch_pixels=throughput.batch_pixels,
             batch_images=bundle.manifest.shapes.batch.maximum,
-            pixels_per_second=pace.pixels_per_second,
+            pixels_per_second=throughput.pixels_per_second,
             call_overhead=overhead,
             call_pixels=call_pixels,
-            call_seconds=_FAR * settings.hangs_after,
+            call_seconds=_CALL_SHARE * settings.engine_timeout,
         ),
-        hangs_after=settings.hangs_after,
-        kept_pixels=int(_KEPT * call_pixels),
-        measure=partial(measure_speed, shapes=bundle.manifest.shapes, examples=examples[:1], batch_pixels=pace.batch_pixels),
+        engine_timeout=settings.engine_timeout,
+        kept_pixels=int(_KEPT_SHARE * call_pixels),
+        measure=partial(
+            measure_speed, shapes=bundle.manifest.shapes, examples=examples[:1], batch_pixels=throughput.batch_pixels
+        ),
         observe=observe_batch,
     )
     model = ServedModel(
-        known,
+        without_files,
         name=name,
         version=version,
         passport=passport,
@@ -352,7 +206,7 @@ def _load(
 
 
 def _reopen(known: Bundle, threads: int | None, tolerance: float) -> Engine:
-    """Open an engine again from the very bytes that were verified; whatever else lies there by now is refused."""
+    """Open an engine from the bundle that was verified at the start; another bundle at its path is refused."""
     bundle = open_bundle(known.path, TrustPolicy(digests=(known.digest,)))
     engine = open_engine(bundle, threads=threads)
     try:
@@ -364,26 +218,10 @@ def _reopen(known: Bundle, threads: int | None, tolerance: float) -> Engine:
 
 
 def _close(models: Sequence[ServedModel], timeout: float) -> None:
-    """Close them at the same time: none has less of it for another's last answers."""
-    # daemons, which nobody waits for at the interpreter's end: a second signal breaks the join and ends the process
+    """Close models in parallel, so that each has the whole timeout."""
+    # daemon threads, which the interpreter does not wait for: a second signal interrupts the join and ends the process
     closing = [threading.Thread(target=model.close, args=(timeout,), name="close", daemon=True) for model in models]
     for thread in closing:
         thread.start()
     for thread in closing:
         thread.join()
-
-
-@contextlib.contextmanager
-def _told(name: str) -> Iterator[None]:
-    """Tell a client what the worker tells us."""
-    try:
-        yield
-    except Full as full:
-        seconds = max(1, math.ceil(full.retry_after))
-        raise RequestError(429, f"{name}: {full}; try again in {seconds} s", {"Retry-After": str(seconds)}) from None
-    except TooLarge as large:
-        raise RequestError(413, f"{name}: {large}") from None
-    except LateError as late:
-        raise RequestError(504, f"{name}: {late}") from None
-    except (HungError, StoppedError) as stopped:
-        raise RequestError(503, str(stopped), {"Retry-After": "1"}) from None

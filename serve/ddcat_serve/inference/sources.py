@@ -1,4 +1,4 @@
-"""Which bundles are served, by which names: as the command line says it."""
+"""Bundles to serve and their names, from the command line."""
 
 import re
 from pathlib import Path
@@ -6,17 +6,17 @@ from typing import NamedTuple
 
 __all__ = ["NAME", "Source", "parse_source"]
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # as in manifests: it is part of addresses
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # as in manifests: the name is part of URLs
 
 
 class Source(NamedTuple):
-    """A bundle, and the name to serve it by where that is not the manifest's."""
+    """A bundle, and the name to serve it under. Default: the manifest's."""
 
     path: Path
     name: str | None = None
 
 
 def parse_source(text: str) -> Source:
-    """Read BUNDLE or NAME=BUNDLE."""
+    """Parse BUNDLE or NAME=BUNDLE."""
     name, equals, path = text.partition("=")
     return Source(Path(path), name) if equals and NAME.fullmatch(name) and not Path(text).exists() else Source(Path(text))

@@ -1,4 +1,4 @@
-"""What an engine does before it serves: it runs each size, answers the golden images as it did, and shows how fast it is."""
+"""Warm-up of an engine: checks its golden answers, and measures its speed."""
 
 import logging
 import sys
@@ -15,22 +15,22 @@ from ddcat.engines.golden import Example, check_answers
 from ddcat.manifest import DimRange, InputShapes
 from ddcat_serve.inference.capacity import Trial, try_sizes
 
-__all__ = ["Pace", "measure_pace", "measure_speed", "warm_up"]
+__all__ = ["Throughput", "measure_speed", "measure_throughput", "warm_up"]
 
-_PAYS = 0.95  # a batch of twice as many images pays where each takes at most this share of the time
-_LONG = 0.2  # seconds for which each batch is timed, or one call
+_MIN_GAIN = 0.95  # a doubled batch is used if the time per image falls to this share or below
+_TIMING_SECONDS = 0.2  # for which each batch is timed, at least one call
 _log = logging.getLogger(__name__)
 
 
-class Pace(NamedTuple):
+class Throughput(NamedTuple):
     """
-    How fast an engine is.
+    Throughput of an engine.
 
     Attributes
     ----------
     pixels_per_second : float
     batch_pixels : int
-        That it computes at once; more of them would not be faster.
+        Pixels per batch; larger batches would not be faster.
     """
 
     pixels_per_second: float
@@ -39,37 +39,37 @@ class Pace(NamedTuple):
 
 class WarmUp(NamedTuple):
     """
-    What a warm-up found out.
+    Result of a warm-up.
 
     Attributes
     ----------
-    pace : Pace
+    throughput : Throughput
     call_overhead : float
-        Seconds that the shortest call took.
+        Seconds of the shortest call.
     trials : list of Trial
-        What calls of several sizes took.
+        Time and memory of calls of several sizes.
     """
 
-    pace: Pace
+    throughput: Throughput
     call_overhead: float
     trials: list[Trial]
 
 
 def warm_up(bundle: Bundle, engine: Engine, examples: Sequence[Example], *, tolerance: float, batch_pixels: int) -> WarmUp:
     """
-    Check the answers, and time golden images and those of several sizes.
+    Check the golden answers, and measure throughput, overhead and memory.
 
     Parameters
     ----------
     bundle : Bundle
     engine : Engine
-        Of it.
+        The bundle's.
     examples : sequence of Example
-        Its golden images; where there are none, the largest that were tried tell the pace.
+        Its golden images. If there are none, the throughput is that of the largest trial.
     tolerance : float
-        Share of their labels that may differ.
+        Share of labels that may differ.
     batch_pixels : int
-        Most that are computed at once.
+        Most pixels per batch.
 
     Raises
     ------
@@ -79,11 +79,11 @@ def warm_up(bundle: Bundle, engine: Engine, examples: Sequence[Example], *, tole
     check_answers(bundle, engine, examples, tolerance=tolerance)
     trials, batch = try_sizes(engine, bundle.manifest.shapes), bundle.manifest.shapes.batch
     if examples:
-        pace = measure_pace(engine, examples[0].image, batch_pixels=batch_pixels, batch=batch)
+        throughput = measure_throughput(engine, examples[0].image, batch_pixels=batch_pixels, batch=batch)
     else:
-        _log.warning("%s has no golden images: nobody knows whether it answers as it did when it was exported", bundle.path)
-        pace = Pace(trials[-1].pixels / trials[-1].seconds, batch_pixels)
-    return WarmUp(pace, min(trial.seconds for trial in trials), trials)
+        _log.warning("%s has no golden images: its answers cannot be compared with those at the export", bundle.path)
+        throughput = Throughput(trials[-1].pixels / trials[-1].seconds, batch_pixels)
+    return WarmUp(throughput, min(trial.seconds for trial in trials), trials)
 
 
 def measure_speed(
@@ -95,17 +95,17 @@ def measure_speed(
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """
-    Measure anew, in few calls, how many pixels an engine computes in a second.
+    Measure an engine's throughput again, in few calls, in pixels per second.
 
     Parameters
     ----------
     engine : Engine
     shapes : InputShapes
-        That it takes.
+        InputShapes that it accepts.
     examples : sequence of Example
-        As for `warm_up`; only the first is looked at.
+        As for `warm_up`; only the first is used.
     batch_pixels : int
-        That it computes at once, as the warm-up found.
+        Pixels per batch, from the warm-up.
     clock : callable, optional
         In seconds, never going back.
     """
@@ -118,25 +118,25 @@ def measure_speed(
     return pixels / _seconds_per_image(engine, image, images, clock)
 
 
-def measure_pace(
+def measure_throughput(
     engine: Engine,
     image: Images,
     *,
     batch_pixels: int,
     batch: DimRange,
     clock: Callable[[], float] = time.perf_counter,
-) -> Pace:
+) -> Throughput:
     """
-    Double a batch as long as that pays: on a processor one image often fills it, and a batch would only be slower.
+    Double a batch as long as the time per image falls: on a CPU one image often saturates the cores.
 
     Parameters
     ----------
     engine : Engine
     image : (H, W, 3) uint8
     batch_pixels : int
-        Most that are tried, but for the smallest batch.
+        Limit for the batches tried; the smallest batch is always tried.
     batch : DimRange
-        Images that the engine takes at once.
+        Batch sizes that the engine accepts.
     clock : callable, optional
         In seconds, never going back.
     """
@@ -145,17 +145,17 @@ def measure_pace(
     most = batch_pixels // (height * width)
     while 2 * images <= min(most, batch.maximum or most):
         doubled = _seconds_per_image(engine, image, 2 * images, clock)
-        if doubled > _PAYS * seconds:
-            return Pace(height * width / seconds, images * height * width)
+        if doubled > _MIN_GAIN * seconds:
+            return Throughput(height * width / seconds, images * height * width)
         images, seconds = 2 * images, doubled
-    return Pace(height * width / seconds, batch_pixels)
+    return Throughput(height * width / seconds, batch_pixels)
 
 
 def _seconds_per_image(engine: Engine, image: Images, images: int, clock: Callable[[], float]) -> float:
     batch = np.repeat(image[None], images, 0)
-    engine.infer(batch)  # of a new size, the first call prepares
+    engine.infer(batch)  # the first call with a new size prepares
     best, began = float("inf"), clock()
-    while best == float("inf") or clock() - began < _LONG:
+    while best == float("inf") or clock() - began < _TIMING_SECONDS:
         start = clock()
         engine.infer(batch)
         best = min(best, clock() - start)

@@ -10,23 +10,23 @@ import numpy as np
 from ddcat.engines import Outputs
 from ddcat_serve.observe.answer_statistics import CONFIDENCE, DENSITY, Counts, Shares, Statistic, Statistics, psi, statistics_of
 
-__all__ = ["LEAST", "Monitor", "Totals"]
+__all__ = ["MIN_IMAGES", "DriftMonitor", "Totals"]
 
-LEAST = 20  # images, before which a drift would say nothing
-_WINDOW = 100  # images: what came so long ago weighs a third of what comes now
-_BEHIND = 4  # answers that wait for the monitor; further ones are not looked at
+MIN_IMAGES = 20  # before which drift is not reported
+_WINDOW = 100  # images: an answer so long ago has a third of the newest one's weight
+_QUEUE_SIZE = 4  # batches waiting for the monitor; further ones are skipped
 
 
 @dataclass
 class Totals:
     """
-    All that a monitor has seen.
+    Sums over all monitored answers.
 
     Attributes
     ----------
     images : int
     skipped : int
-        Answers that came faster than they could be looked at.
+        Answers that were not evaluated, because they came too fast.
     classes : (K,) int64
         Pixels of each class.
     density : (8,) int64
@@ -35,9 +35,9 @@ class Totals:
     confidence : (10,) int64
         Pixels by the probability of their label.
     confidence_sum : float
-        Of all pixels.
+        Sum over all pixels.
     drift : mapping of Statistic to float
-        PSI of the newest images from the golden ones; empty before `LEAST` images, and where there are no golden ones.
+        PSI between the newest and the golden answers; empty before `MIN_IMAGES` images, or without golden images.
     """
 
     images: int
@@ -50,16 +50,16 @@ class Totals:
     drift: Mapping[Statistic, float]
 
 
-class Monitor:
+class DriftMonitor:
     """
-    Looks at a model's answers in a thread of its own; where it cannot keep up, it leaves some out.
+    Evaluates a model's answers in a background thread, and skips some if it cannot keep up.
 
     Parameters
     ----------
     classes : int
-        How many there are.
+        Number of classes.
     golden : iterable of Statistics
-        Of the answers to the golden images, without the adversarial ones.
+        Statistics of the clean golden images' answers.
     """
 
     def __init__(self, classes: int, golden: Iterable[Statistics] = ()) -> None:
@@ -68,65 +68,65 @@ class Monitor:
         self._window: dict[Statistic, Shares] = {}
         self._totals = Totals(0, 0, _zeros(classes), _zeros(len(DENSITY)), 0.0, _zeros(len(CONFIDENCE)), 0.0, {})
         self._lock = threading.Lock()
-        self._room = threading.BoundedSemaphore(_BEHIND)
+        self._slots = threading.BoundedSemaphore(_QUEUE_SIZE)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="monitor")
 
-    def see(self, outputs: Outputs) -> "Future[None] | None":
-        """Look at a batch of answers soon; None where there is no time for it."""
-        if not self._room.acquire(blocking=False):
+    def observe(self, outputs: Outputs) -> "Future[None] | None":
+        """Evaluate a batch of answers soon; return None if it is skipped."""
+        if not self._slots.acquire(blocking=False):
             with self._lock:
                 self._totals.skipped += len(outputs.labels)
             return None
         try:
-            return self._thread.submit(self._look, outputs)
+            return self._thread.submit(self._evaluate, outputs)
         except RuntimeError:  # closed
-            self._room.release()
+            self._slots.release()
             return None
 
-    def add(self, found: Statistics) -> None:
-        """Sum up what one answer looks like, at once: the next in the order in which they come."""
+    def add(self, answer: Statistics) -> None:
+        """Add the statistics of one answer, in order of arrival."""
         with self._lock:
             totals = self._totals
             totals.images += 1
-            totals.classes += found.classes
-            totals.density[np.searchsorted(DENSITY, found.density)] += 1
-            totals.density_sum += found.density
-            if found.confidence is not None:
-                totals.confidence += found.confidence
-                totals.confidence_sum += found.mean_confidence * int(found.confidence.sum())
-            for name, counts in found.distributions().items():
+            totals.classes += answer.classes
+            totals.density[np.searchsorted(DENSITY, answer.density)] += 1
+            totals.density_sum += answer.density
+            if answer.confidence is not None:
+                totals.confidence += answer.confidence
+                totals.confidence_sum += answer.mean_confidence * int(answer.confidence.sum())
+            for name, counts in answer.distributions().items():
                 if counts.sum():  # an image of unknown labels alone has no areas
                     share = counts / counts.sum()
                     before = self._window.get(name)
                     self._window[name] = share if before is None else before * (1 - 1 / _WINDOW) + share
 
     def totals(self) -> Totals:
-        """Give all that was seen until now."""
+        """Return the sums so far."""
         with self._lock:
             seen = self._totals
-            enough = seen.images >= LEAST
-            drift = {name: psi(self._expected[name], found) for name, found in self._window.items() if name in self._expected}
+            enough = seen.images >= MIN_IMAGES
+            drift = {name: psi(self._expected[name], counts) for name, counts in self._window.items() if name in self._expected}
             return Totals(
                 seen.images, seen.skipped, seen.classes.copy(), seen.density.copy(), seen.density_sum,
                 seen.confidence.copy(), seen.confidence_sum, drift if enough else {},
             )  # fmt: skip
 
     def close(self) -> None:
-        """Look at no more."""
+        """Stop evaluating."""
         self._thread.shutdown(cancel_futures=True)
 
-    def _look(self, outputs: Outputs) -> None:
+    def _evaluate(self, outputs: Outputs) -> None:
         try:
-            for found in statistics_of(outputs, self._classes):
-                self.add(found)
+            for answer in statistics_of(outputs, self._classes):
+                self.add(answer)
         finally:
-            self._room.release()
+            self._slots.release()
 
 
 def _summed(golden: Iterable[Statistics]) -> dict[Statistic, Shares]:
     summed: dict[Statistic, Shares] = {}
-    for found in golden:
-        for name, counts in found.distributions().items():
+    for answer in golden:
+        for name, counts in answer.distributions().items():
             if counts.sum():  # an image of unknown labels alone has no areas
                 summed[name] = summed.get(name, 0) + counts / counts.sum()
     return summed

@@ -1,22 +1,19 @@
-"""What a server counts of itself, for Prometheus."""
+"""Metrics of a server, for Prometheus."""
 
 import itertools
 from collections import Counter as Counts
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ddcat_serve.inference.engine_worker import Batch
 from ddcat_serve.observe.answer_statistics import CONFIDENCE, DENSITY
+from ddcat_serve.observe.drift_monitor import Totals
+from ddcat_serve.observe.usage import Batch
 
-if TYPE_CHECKING:
-    from ddcat_serve.http.server_state import Context
-    from ddcat_serve.inference.model_registry import ServedModel
-
-__all__ = ["CONTENT_TYPE", "Metrics"]
+__all__ = ["CONTENT_TYPE", "Metrics", "ModelState"]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -24,108 +21,117 @@ _IMAGES = (1, 2, 4, 8, 16, 32, 64)
 _MODEL = ("model", "version")
 
 
+class ModelState(NamedTuple):
+    """
+    State of a model at the moment of a scrape.
+
+    Attributes
+    ----------
+    name, version : str
+    class_names : sequence of str
+    ready : bool
+        Whether it accepts requests.
+    passed : bool
+        Whether its engine passed the gate.
+    waiting_pixels : int
+        Pixels in its queue.
+    answers : Totals
+        Statistics of its answers.
+    """
+
+    name: str
+    version: str
+    class_names: Sequence[str]
+    ready: bool
+    passed: bool
+    waiting_pixels: int
+    answers: Totals
+
+
 class Metrics:
-    """All of one server, in a registry of its own."""
+    """Metrics of one server, in a registry of their own."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "ddcat_requests", "Requests that were answered.", ("route", "method", "status"), registry=self._registry
-        )
+        self._requests = Counter("ddcat_requests", "Answered requests.", ("route", "method", "status"), registry=self._registry)
         self._seconds = Histogram(
-            "ddcat_request_seconds", "From a request to its answer.", ("route",), buckets=_SECONDS, registry=self._registry
+            "ddcat_request_seconds", "Time from request to answer.", ("route",), buckets=_SECONDS, registry=self._registry
         )
-        self._batch = Histogram(
-            "ddcat_batch_images", "Images that were computed at once.", _MODEL, buckets=_IMAGES, registry=self._registry
-        )
+        self._batch = Histogram("ddcat_batch_images", "Images per batch.", _MODEL, buckets=_IMAGES, registry=self._registry)
         self._engine = Histogram(
-            "ddcat_engine_seconds", "Of a batch in the engine.", _MODEL, buckets=_SECONDS, registry=self._registry
+            "ddcat_engine_seconds", "Time of a batch in the engine.", _MODEL, buckets=_SECONDS, registry=self._registry
         )
         self._pixels = Counter("ddcat_pixels", "Pixels that were computed.", _MODEL, registry=self._registry)
         self._failed = Counter("ddcat_failed_requests", "Requests that the engine failed on.", _MODEL, registry=self._registry)
 
     def count_request(self, route: str, method: str, status: int | str, seconds: float) -> None:
-        """Count a request that was answered; gRPC's status is the name of its code."""
+        """Count an answered request; for gRPC the status is the name of its code."""
         self._requests.labels(route, method, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def count_batch(self, model: "ServedModel", batch: Batch) -> None:
-        """Count what an engine did at once."""
-        labels = (model.name, model.version)
-        self._batch.labels(*labels).observe(batch.images)
-        self._engine.labels(*labels).observe(batch.seconds)
-        self._pixels.labels(*labels).inc(batch.pixels)
+    def count_batch(self, name: str, version: str, batch: Batch) -> None:
+        """Count a batch that a model's engine computed."""
+        self._batch.labels(name, version).observe(batch.images)
+        self._engine.labels(name, version).observe(batch.seconds)
+        self._pixels.labels(name, version).inc(batch.pixels)
         if batch.failed:
-            self._failed.labels(*labels).inc(batch.failed)
+            self._failed.labels(name, version).inc(batch.failed)
 
-    def watch(self, context: "Context") -> None:
-        """Show the state of a server's models whenever it is asked for."""
-        self._registry.register(_States(context))
-        self._registry.register(_Answers(context))
+    def watch(self, read_states: Callable[[], Iterable[ModelState]]) -> None:
+        """Report the state of the models at each scrape."""
+        self._registry.register(_ModelCollector(read_states))
 
     def text(self) -> bytes:
-        """Write all in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
-class _States(Collector):
-    def __init__(self, context: "Context") -> None:
-        self._context = context
+class _ModelCollector(Collector):
+    def __init__(self, read_states: Callable[[], Iterable[ModelState]]) -> None:
+        self._read_states = read_states
 
     def collect(self) -> Iterator[Metric]:
-        """Read the queues and states now."""
-        waiting = GaugeMetricFamily("ddcat_waiting_pixels", "Pixels that wait for an engine.", labels=_MODEL)
-        ready = GaugeMetricFamily("ddcat_model_ready", "Whether a model takes requests.", labels=_MODEL)
-        passport = GaugeMetricFamily("ddcat_passport_pass", "Whether the gate let a model's engine pass.", labels=_MODEL)
-        for model in self._context.served:
-            labels = (model.name, model.version)
-            waiting.add_metric(labels, model.worker.waiting_pixels)
-            ready.add_metric(labels, float(model.ready and not self._context.draining))
-            found = model.passport.passport
-            passport.add_metric(labels, float(found is not None and found.verdict == "pass"))
-        yield from (waiting, ready, passport)
-
-
-class _Answers(Collector):
-    """What the monitors have seen: see `ddcat_serve.observe.answer_statistics`."""
-
-    def __init__(self, context: "Context") -> None:
-        self._context = context
-
-    def collect(self) -> Iterator[Metric]:
-        """Read the monitors now."""
-        images = CounterMetricFamily("ddcat_monitored_images", "Answers that the monitor has looked at.", labels=_MODEL)
-        skipped = CounterMetricFamily("ddcat_unmonitored_images", "Answers that it had no time for.", labels=_MODEL)
+        """Read the states of the models now."""
+        waiting = GaugeMetricFamily("ddcat_waiting_pixels", "Pixels in the queue of an engine.", labels=_MODEL)
+        ready = GaugeMetricFamily("ddcat_model_ready", "Whether a model accepts requests.", labels=_MODEL)
+        passport = GaugeMetricFamily("ddcat_passport_pass", "Whether a model's engine passed the gate.", labels=_MODEL)
+        images = CounterMetricFamily("ddcat_monitored_images", "Answers that the drift monitor evaluated.", labels=_MODEL)
+        skipped = CounterMetricFamily(
+            "ddcat_unmonitored_images", "Answers that the drift monitor skipped, being busy.", labels=_MODEL
+        )
         pixels = CounterMetricFamily("ddcat_class_pixels", "Pixels of a class in the answers.", labels=(*_MODEL, "class"))
         density = HistogramMetricFamily(
-            "ddcat_boundary_density", "Share of an answer's pixels that lie at a boundary.", labels=_MODEL
+            "ddcat_boundary_density", "Share of an answer's pixels that are at a class boundary.", labels=_MODEL
         )
         confidence = HistogramMetricFamily(
-            "ddcat_pixel_confidence", "Probability of a pixel's label, where the engine tells it.", labels=_MODEL
+            "ddcat_pixel_confidence", "Probability of a pixel's label, if the engine returns it.", labels=_MODEL
         )
         drift = GaugeMetricFamily(
             "ddcat_drift_psi",
-            "How far the newest answers are from those to the golden images: monitoring, and no defence.",
+            "Distance of the newest answers from those to the golden images: for monitoring, not a defence.",
             labels=(*_MODEL, "statistic"),
         )
-        for model in self._context.served:
-            labels, seen = (model.name, model.version), model.monitor.totals()
-            images.add_metric(labels, seen.images)
-            skipped.add_metric(labels, seen.skipped)
-            areas = Counts[str]()  # classes of one name are one series: Prometheus refuses all where one comes twice
-            for name, count in zip(model.classes.names, seen.classes.tolist(), strict=True):
+        for state in self._read_states():
+            labels, answers = (state.name, state.version), state.answers
+            waiting.add_metric(labels, state.waiting_pixels)
+            ready.add_metric(labels, float(state.ready))
+            passport.add_metric(labels, float(state.passed))
+            images.add_metric(labels, answers.images)
+            skipped.add_metric(labels, answers.skipped)
+            areas = Counts[str]()  # classes with the same name share a series: Prometheus rejects duplicates
+            for name, count in zip(state.class_names, answers.classes.tolist(), strict=True):
                 areas[name] += count
             for name, count in areas.items():
                 pixels.add_metric((*labels, name), count)
-            density.add_metric(labels, _buckets(DENSITY, seen.density.tolist()), seen.density_sum)
-            if seen.confidence.any():
-                confidence.add_metric(labels, _buckets(CONFIDENCE, seen.confidence.tolist()), seen.confidence_sum)
-            for statistic, value in seen.drift.items():
+            density.add_metric(labels, _buckets(DENSITY, answers.density.tolist()), answers.density_sum)
+            if answers.confidence.any():
+                confidence.add_metric(labels, _buckets(CONFIDENCE, answers.confidence.tolist()), answers.confidence_sum)
+            for statistic, value in answers.drift.items():
                 drift.add_metric((*labels, statistic), value)
-        yield from (images, skipped, pixels, density, confidence, drift)
+        yield from (waiting, ready, passport, images, skipped, pixels, density, confidence, drift)
 
 
 def _buckets(ends: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
-    """Cumulate counts, as Prometheus has them; the last end is that of the scale."""
-    named = [*map(str, ends[:-1]), "+Inf"]
-    return list(zip(named, itertools.accumulate(counts), strict=True))
+    """Return cumulative counts, as Prometheus expects them; the last bucket ends at infinity."""
+    names = [*map(str, ends[:-1]), "+Inf"]
+    return list(zip(names, itertools.accumulate(counts), strict=True))

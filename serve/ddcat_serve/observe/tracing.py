@@ -1,4 +1,4 @@
-"""OpenTelemetry, where its standard environment variables say where spans go."""
+"""OpenTelemetry tracing, enabled by its standard environment variables."""
 
 import os
 
@@ -14,17 +14,17 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
 
 def trace(app: FastAPI) -> bool:
     """
-    Send a span for each request to the collector that the environment names, if it names one.
+    Send a span for each request to the collector named in the environment, if any.
 
     Returns
     -------
     bool
-        Whether spans are sent.
+        Whether tracing is enabled.
 
     Raises
     ------
     ServeError
-        Where it names one, and what sends spans is not installed.
+        If it is enabled and OpenTelemetry is not installed.
     """
     if not any(os.environ.get(name) for name in _ENDPOINTS):
         return False

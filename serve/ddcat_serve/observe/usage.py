@@ -1,17 +1,25 @@
-"""How often a model was asked since the start, and how long that took: the numbers of the protocol's statistics."""
+"""Number of requests and batches of a model since the start, and their times: the protocol's statistics."""
 
 import threading
 import time
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
-from ddcat_serve.inference.engine_worker import Batch
+__all__ = ["Batch", "Usage"]
 
-__all__ = ["Usage"]
+
+class Batch(NamedTuple):
+    """A batch that an engine has computed."""
+
+    requests: int
+    images: int
+    pixels: int
+    seconds: float
+    failed: int  # requests
 
 
 class Usage:
-    """Counts of one model; requests may be counted in any thread."""
+    """Counters of one model; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -22,7 +30,7 @@ class Usage:
         self._images, self._last_ms = 0, 0
 
     def count_request(self, images: int, seconds: float, *, answered: bool) -> None:
-        """Count a request from its coming to its end; `answered`: with masks."""
+        """Count a request and its time; `answered`: it succeeded."""
         kind = "success" if answered else "fail"
         with self._lock:
             self._counts[kind] += 1
@@ -32,7 +40,7 @@ class Usage:
                 self._last_ms = round(1000 * time.time())
 
     def count_batch(self, batch: Batch) -> None:
-        """Count what was computed at once: each of its requests took all of its time."""
+        """Count a batch: each of its requests took all of its time."""
         with self._lock:
             self._executions[batch.images] += 1
             self._execution_ns[batch.images] += round(1e9 * batch.seconds)
@@ -42,8 +50,8 @@ class Usage:
         """
         Return a member of the protocol's `model_stats`.
 
-        Decoding and encoding are not of the model, and count as 0; what an answered request did not spend in the engine, it
-        spent in the queue. All stages have one count, even while a batch is being answered: clients insist on it.
+        Decoding and encoding are not part of the model and count as 0. The time that an answered request did not spend in the
+        engine, it spent in the queue. All stages have the same count, even during a batch: clients insist on it.
         """
         with self._lock:
             count, ns = self._counts, self._ns

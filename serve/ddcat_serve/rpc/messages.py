@@ -1,8 +1,8 @@
 """
 Messages of the protocol's inference over gRPC.
 
-A message of a few MB can hold millions of empty parts, and be gigabytes once it is parsed. So the tensor is taken out of its
-bytes, and the rest must be short.
+A message of a few MB can hold millions of empty parts, and take gigabytes once parsed. So the tensor is cut out of its bytes
+first, and the rest must be short.
 """
 
 import math
@@ -18,7 +18,7 @@ from ddcat.engines import Outputs
 from ddcat.manifest import TensorEntry
 from ddcat_serve.errors import RequestError, quoted
 from ddcat_serve.http import v2_protocol
-from ddcat_serve.inference.model_registry import ServedModel
+from ddcat_serve.inference.served_model import ServedModel
 
 __all__ = ["infer_response", "parameters_of", "parse", "parse_infer"]
 
@@ -36,16 +36,16 @@ class _Parts(NamedTuple):
 
 
 def parse(kind: type[Message], message: bytes | bytearray) -> Any:
-    """Read a message; 400 where it is none."""
+    """Parse a message; raise RequestError (400) if it is malformed."""
     try:
         return kind.FromString(bytes(message))
     except DecodeError as cause:
-        raise _no_message(kind.DESCRIPTOR.name) from cause
+        raise _malformed(kind.DESCRIPTOR.name) from cause
 
 
 def parse_infer(message: bytes, max_pixels: int) -> tuple[Any, npt.NDArray[np.uint8]]:
     """
-    Read an inference request.
+    Parse an inference request.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def parse_infer(message: bytes, max_pixels: int) -> tuple[Any, npt.NDArray[np.ui
     Raises
     ------
     RequestError
-        400 with what is wrong, 413 for too many pixels, or where more than the tensor is large.
+        400 for a malformed request, 413 for too many pixels, or too many bytes beside the tensor.
     """
     parts = _divide(memoryview(message))
     request = parse(pb.ModelInferRequest, parts.rest)
@@ -85,33 +85,33 @@ def parse_infer(message: bytes, max_pixels: int) -> tuple[Any, npt.NDArray[np.ui
 
 
 def parameters_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those that have a value."""
+    """Return the parameters that have a value."""
     chosen = {name: (value, value.WhichOneof("parameter_choice")) for name, value in parameters.items()}
     return {name: getattr(value, kind) for name, (value, kind) in chosen.items() if kind is not None}
 
 
 def infer_response(
-    model: ServedModel, request: Any, wanted: list[TensorEntry], outputs: Outputs, *, in_stream: bool = False
+    model: ServedModel, request: Any, entries: list[TensorEntry], outputs: Outputs, *, in_stream: bool = False
 ) -> bytes:
     """
-    Write a ModelInferResponse with the wanted outputs as raw contents, or the ModelStreamInferResponse that holds it.
+    Encode a ModelInferResponse with the requested outputs as raw contents, or the ModelStreamInferResponse around it.
 
-    Encoded here, so that a large output is copied once: protobuf copies it three times, and lets nobody else run meanwhile.
+    Encoded by hand, so that a large output is copied once: protobuf copies it three times, and blocks other threads meanwhile.
     """
-    about = pb.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
+    response = pb.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
     contents = []
-    for entry in wanted:
+    for entry in entries:
         values: npt.NDArray[Any] = getattr(outputs, entry.name)
-        about.outputs.add(name=entry.name, datatype=v2_protocol.DATATYPES[entry.dtype], shape=values.shape)
+        response.outputs.add(name=entry.name, datatype=v2_protocol.DATATYPES[entry.dtype], shape=values.shape)
         contents += [_head(_RAW_OUTPUT, values.nbytes), np.ascontiguousarray(values).data.cast("B")]
-    parts = [about.SerializeToString(), *contents]
+    parts = [response.SerializeToString(), *contents]
     if in_stream:
         parts.insert(0, _head(_IN_STREAM, sum(map(len, parts))))
     return b"".join(parts)
 
 
 def _head(number: int, size: int) -> bytes:
-    """Encode what stands before the bytes of a field."""
+    """Encode tag and length of a field of bytes."""
     head = bytearray([number << 3 | 2])
     while size > 127:
         head.append(size & 127 | 128)
@@ -120,32 +120,32 @@ def _head(number: int, size: int) -> bytes:
 
 
 def _numbers(encoded: bytes) -> npt.NDArray[np.uint8]:
-    """Decode varints: a number below 256 has one byte, or two with a mark in the first."""
-    found = np.frombuffer(encoded, np.uint8)
-    last = found < 128
+    """Decode varints; a number below 256 has one byte, or two with the high bit set in the first."""
+    octets = np.frombuffer(encoded, np.uint8)
+    last = octets < 128
     if not last[-1:].all():
-        raise _no_message("ModelInferRequest")
-    first = np.append(True, last[:-1])[: found.size]
-    following = np.append(found[1:], np.uint8(0))[: found.size]
+        raise _malformed("ModelInferRequest")
+    first = np.append(True, last[:-1])[: octets.size]
+    following = np.append(octets[1:], np.uint8(0))[: octets.size]
     wide = first & ~last
     if not (first | last).all() or (following[wide] > 1).any():
         raise RequestError(400, "the data of image has values above 255; UINT8 takes 0..255")
-    values: npt.NDArray[np.uint8] = ((found & 127) | np.where(wide, following << 7, 0).astype(np.uint8))[first]
+    values: npt.NDArray[np.uint8] = ((octets & 127) | np.where(wide, following << 7, 0).astype(np.uint8))[first]
     return values
 
 
 def _divide(message: memoryview) -> _Parts:
-    """Take the tensor out of a ModelInferRequest, and refuse it where the rest is large."""
+    """Cut the tensor out of a ModelInferRequest; refuse the request if the rest is large."""
     parts, small = _Parts(bytearray(), [], [], [], []), 0
     for size in _place(message, parts):
         small += 2 + size
-        if small > v2_protocol.ROOM:
-            raise RequestError(413, f"the request has more than {v2_protocol.ROOM} bytes beside its tensor")
+        if small > v2_protocol.MAX_ENVELOPE_BYTES:
+            raise RequestError(413, f"the request has more than {v2_protocol.MAX_ENVELOPE_BYTES} bytes beside its tensor")
     return parts
 
 
 def _place(message: memoryview, parts: _Parts) -> Iterator[int]:
-    """Put each field where it belongs, and give its bytes; none for what is of the tensor."""
+    """Sort each field into the parts, and yield its bytes; 0 for those of the tensor."""
     for number, field, content in _fields(message):
         if number == _RAW:
             parts.raw.append(content)
@@ -168,7 +168,7 @@ def _place(message: memoryview, parts: _Parts) -> Iterator[int]:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
-    """Give the number, the bytes and the content of each field of a message, as protobuf encodes it."""
+    """Yield number, bytes and content of each field of an encoded message."""
     at = 0
     while at < len(message):
         begin = at
@@ -182,9 +182,9 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]
         elif kind in _FIXED:
             at += _FIXED[kind]
         else:
-            raise _no_message("ModelInferRequest")
+            raise _malformed("ModelInferRequest")
         if at > len(message):
-            raise _no_message("ModelInferRequest")
+            raise _malformed("ModelInferRequest")
         yield tag >> 3, message[begin:at], message[inner:at]
 
 
@@ -194,8 +194,8 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         value |= (byte & 127) << 7 * place
         if byte < 128:
             return value, at + place + 1
-    raise _no_message("ModelInferRequest")
+    raise _malformed("ModelInferRequest")
 
 
-def _no_message(name: str) -> RequestError:
+def _malformed(name: str) -> RequestError:
     return RequestError(400, f"the message is not a {name}")

@@ -1,5 +1,5 @@
 """
-The Open Inference Protocol, version 2, over gRPC, in the server's event loop; beside it health and reflection.
+The Open Inference Protocol, version 2, over gRPC, with health checks and reflection; runs in the server's event loop.
 
 Services: inference.GRPCInferenceService, grpc.health.v1.Health and grpc.reflection.v1alpha.ServerReflection.
 """
@@ -18,10 +18,11 @@ from grpc_reflection.v1alpha.reflection import aio as reflection
 from tritonclient.grpc import service_pb2 as pb
 
 from ddcat_serve.errors import RequestError, ServeError
-from ddcat_serve.http import v2_protocol
-from ddcat_serve.http.server_state import Context
-from ddcat_serve.http.v2_metadata import LOADING, index, model_config, model_statistics
-from ddcat_serve.inference.model_registry import ServedModel, find
+from ddcat_serve.http import v2_metadata, v2_protocol
+from ddcat_serve.http.server_state import ServerState
+from ddcat_serve.http.v2_metadata import LOADING, model_config, model_statistics, repository_index
+from ddcat_serve.inference.model_registry import find_model
+from ddcat_serve.inference.served_model import ServedModel
 from ddcat_serve.rpc.calls import Call, Calls, Method
 from ddcat_serve.rpc.messages import infer_response, parameters_of, parse, parse_infer
 
@@ -30,7 +31,7 @@ __all__ = ["GrpcServer", "serve_grpc"]
 _INFERENCE = "inference.GRPCInferenceService"
 _HEALTH = "grpc.health.v1.Health"
 _REFLECTION = "grpc.reflection.v1alpha.ServerReflection"
-_WATCHED = 0.5  # seconds after which a change of health is seen
+_WATCH_INTERVAL = 0.5  # seconds after which a watcher sees a change of health
 _STREAMS, _WATCHERS, _REFLECTIONS = 16, 100, 4  # at once
 _MEMORY = "no shared memory is read or written; send tensors in messages"
 _REASONS = {
@@ -43,66 +44,66 @@ _REASONS = {
 _SECOND = 1000  # ms
 _CONNECTIONS = {
     "grpc.so_reuseport": 0,
-    "grpc.max_concurrent_streams": 100,  # of one client; more wait at its side
-    "grpc.http.overload_protection": 0,  # it resets calls of an honest client's burst at random
+    "grpc.max_concurrent_streams": 100,  # per client; more wait on its side
+    "grpc.http.overload_protection": 0,  # it would reset calls of an honest client's burst at random
     "grpc.server.max_pending_requests": 10_000,  # the same
     "grpc.server.max_pending_requests_hard_limit": 10_000,
     "grpc.max_connection_idle_ms": 600 * _SECOND,
-    "grpc.max_connection_age_ms": 3600 * _SECOND,  # clients of a balancer find new servers
+    "grpc.max_connection_age_ms": 3600 * _SECOND,  # so that clients of a load balancer find new servers
     "grpc.max_connection_age_grace_ms": 600 * _SECOND,
-    "grpc.keepalive_time_ms": 60 * _SECOND,  # clients that have gone without a word are forgotten
+    "grpc.keepalive_time_ms": 60 * _SECOND,  # detects clients that have vanished
     "grpc.keepalive_timeout_ms": 20 * _SECOND,
-    "grpc.http2.ping_timeout_ms": 20 * _SECOND,  # the former alone does not end a connection before this one's minute
+    "grpc.http2.ping_timeout_ms": 20 * _SECOND,  # its default of a minute would outlast keepalive_timeout_ms
     "grpc.keepalive_permit_without_calls": 1,
-    "grpc.http2.min_ping_interval_without_data_ms": 10 * _SECOND,  # clients may keep connections alive, too
+    "grpc.http2.min_ping_interval_without_data_ms": 10 * _SECOND,  # clients may send pings of their own
 }
 
 
 class GrpcServer:
-    """A server that answers, and what stops it."""
+    """A running gRPC server."""
 
     def __init__(self, server: grpc.aio.Server, calls: Calls) -> None:
         self._server, self._calls = server, calls
 
     async def stop(self, grace: float | None) -> None:
-        """Take nothing more, answer what was accepted within the grace in seconds, and end."""
+        """Accept no more calls, answer accepted ones within `grace` seconds, and end."""
         self._calls.closing.set()
         await self._server.stop(grace)
 
 
 @asynccontextmanager
-async def serve_grpc(context: Context, address: str) -> AsyncIterator[GrpcServer]:
+async def serve_grpc(state: ServerState, address: str) -> AsyncIterator[GrpcServer]:
     """
-    Serve until the block ends.
+    Serve gRPC until the block ends.
 
     Parameters
     ----------
-    context : Context
+    state : ServerState
     address : str
         Host and port.
 
     Yields
     ------
     GrpcServer
-        Whoever stops it before the block ends says how long it answers what it has accepted.
+        Stop it before the block ends to answer accepted calls; the end of the block aborts them.
 
     Raises
     ------
     ServeError
-        Where it cannot listen there.
+        If it cannot listen at the address.
     """
-    settings = context.settings
+    settings = state.settings
     options = {
         **_CONNECTIONS,
-        "grpc.max_receive_message_length": settings.max_bytes + v2_protocol.ROOM,
+        "grpc.max_receive_message_length": settings.max_bytes + v2_protocol.MAX_ENVELOPE_BYTES,
         "grpc.max_send_message_length": -1,
         "grpc.max_metadata_size": settings.max_header_bytes,
         "grpc.absolute_max_metadata_size": settings.max_header_bytes,
         "grpc.server_handshake_timeout_ms": round(settings.header_timeout * _SECOND),
     }
     server = grpc.aio.server(options=list(options.items()))
-    service = _Service(context)
-    calls = Calls(context, service.methods(), _REASONS)
+    service = _Service(state)
+    calls = Calls(state, service.methods(), _REASONS)
     service.closing = calls.closing
     server.add_generic_rpc_handlers((calls,))
     try:
@@ -118,15 +119,15 @@ async def serve_grpc(context: Context, address: str) -> AsyncIterator[GrpcServer
 
 
 class _Service:
-    """What each method answers."""
+    """Implements the methods."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
         self._reflection = reflection.ReflectionServicer((_INFERENCE, _HEALTH, _REFLECTION))
         self.closing = asyncio.Event()
 
     def methods(self) -> dict[str, Method]:
-        """List all by their paths."""
+        """Return the handlers of all methods, by path."""
         inference = {
             "ServerLive": Method(self._live, open=True, reads=False),
             "ServerReady": Method(self._ready, open=True, reads=False),
@@ -137,13 +138,13 @@ class _Service:
             "ModelStatistics": self._unary(pb.ModelStatisticsRequest, self._statistics),
             "RepositoryIndex": self._unary(pb.RepositoryIndexRequest, self._index),
             "ModelInfer": Method(self._infer, bounded=True),
-            "ModelStreamInfer": Method(self._stream_infer, stream=True, most=_STREAMS, bounded=True, fault=_stream_fault),
+            "ModelStreamInfer": Method(self._stream_infer, stream=True, max_calls=_STREAMS, bounded=True, fault=_stream_fault),
         }
         return {
             **{f"/{_INFERENCE}/{name}": method for name, method in inference.items()},
             f"/{_HEALTH}/Check": Method(self._check, open=True),
-            f"/{_HEALTH}/Watch": Method(self._watch, stream=True, open=True, most=_WATCHERS),
-            f"/{_REFLECTION}/ServerReflectionInfo": Method(self._reflect, stream=True, most=_REFLECTIONS),
+            f"/{_HEALTH}/Watch": Method(self._watch, stream=True, open=True, max_calls=_WATCHERS),
+            f"/{_REFLECTION}/ServerReflectionInfo": Method(self._reflect, stream=True, max_calls=_REFLECTIONS),
         }
 
     def _unary(self, kind: Any, answer: Callable[[Any], Any]) -> Method:
@@ -154,83 +155,83 @@ class _Service:
         return Method(answered)
 
     async def _live(self, message: bytes, call: Call) -> bytes:
-        written: bytes = pb.ServerLiveResponse(live=self._context.live).SerializeToString()
+        written: bytes = pb.ServerLiveResponse(live=self._state.live).SerializeToString()
         return written
 
     async def _ready(self, message: bytes, call: Call) -> bytes:
-        written: bytes = pb.ServerReadyResponse(ready=self._context.ready).SerializeToString()
+        written: bytes = pb.ServerReadyResponse(ready=self._state.ready).SerializeToString()
         return written
 
     def _model(self, request: Any) -> ServedModel:
-        return find(self._context.models, request.name, request.version or None)
+        return find_model(self._state.models, request.name, request.version or None)
 
     def _model_ready(self, request: Any) -> Any:
         try:
             model = self._model(request)
-        except RequestError:  # a model that is not there is not ready
+        except RequestError:  # an unknown model is not ready
             return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=model.ready and not self._context.draining)
+        return pb.ModelReadyResponse(ready=model.ready and not self._state.draining)
 
     def _server_metadata(self, request: Any) -> Any:
-        found = v2_protocol.server_metadata(self._context.settings)
-        return pb.ServerMetadataResponse(name=found["name"], version=found["version"], extensions=found["extensions"])
+        metadata = v2_metadata.server_metadata(self._state.settings)
+        return pb.ServerMetadataResponse(**{name: metadata[name] for name in ("name", "version", "extensions")})
 
     def _model_metadata(self, request: Any) -> Any:
-        found = v2_protocol.model_metadata(self._context.models, self._model(request))
-        return ParseDict({key: value for key, value in found.items() if key != "parameters"}, pb.ModelMetadataResponse())
+        metadata = v2_metadata.model_metadata(self._state.models, self._model(request))
+        return ParseDict({key: value for key, value in metadata.items() if key != "parameters"}, pb.ModelMetadataResponse())
 
     def _model_config(self, request: Any) -> Any:
-        return ParseDict({"config": model_config(self._context.models, self._model(request))}, pb.ModelConfigResponse())
+        return ParseDict({"config": model_config(self._state.models, self._model(request))}, pb.ModelConfigResponse())
 
     def _statistics(self, request: Any) -> Any:
-        found = model_statistics(self._context, request.name or None, request.version or None)
-        return ParseDict(found, pb.ModelStatisticsResponse())
+        statistics = model_statistics(self._state, request.name or None, request.version or None)
+        return ParseDict(statistics, pb.ModelStatisticsResponse())
 
     def _index(self, request: Any) -> Any:
-        return ParseDict({"models": index(self._context, ready=request.ready)}, pb.RepositoryIndexResponse())
+        return ParseDict({"models": repository_index(self._state, ready=request.ready)}, pb.RepositoryIndexResponse())
 
     async def _infer(self, message: bytes, call: Call) -> bytes:
-        return await self._inferred(message, call)
+        return await self._infer_once(message, call)
 
     async def _stream_infer(self, message: bytes, call: Call) -> AsyncIterator[bytes]:
-        yield await self._inferred(message, call, in_stream=True)
+        yield await self._infer_once(message, call, in_stream=True)
 
-    async def _inferred(self, message: bytes, call: Call, *, in_stream: bool = False) -> bytes:
-        context, loop = self._context, asyncio.get_running_loop()
-        read = partial(parse_infer, message, context.settings.max_pixels)
-        request, images = await loop.run_in_executor(context.pool, read)
-        model = find(context.models, request.model_name, request.model_version or None)
-        wanted = v2_protocol.wanted_outputs(
+    async def _infer_once(self, message: bytes, call: Call, *, in_stream: bool = False) -> bytes:
+        state, loop = self._state, asyncio.get_running_loop()
+        read = partial(parse_infer, message, state.settings.max_pixels)
+        request, images = await loop.run_in_executor(state.pool, read)
+        model = find_model(state.models, request.model_name, request.model_version or None)
+        entries = v2_protocol.requested_outputs(
             model, [v2_protocol.RequestedOutput(output.name, parameters_of(output.parameters)) for output in request.outputs]
         )
-        timeout = v2_protocol.timeout_of(parameters_of(request.parameters), context.settings)
+        timeout = v2_protocol.read_timeout(parameters_of(request.parameters), state.settings)
         remaining = call.time_remaining()
         if remaining is not None:
             timeout = min(timeout, max(remaining, 1e-3))
         outputs = await model.infer(images, timeout=timeout)
-        write = partial(infer_response, model, request, wanted, outputs, in_stream=in_stream)
-        return await loop.run_in_executor(context.pool, write)
+        write = partial(infer_response, model, request, entries, outputs, in_stream=in_stream)
+        return await loop.run_in_executor(state.pool, write)
 
     def _health(self, service: str) -> Any:
         status = health_pb2.HealthCheckResponse
         if service not in ("", _INFERENCE, _HEALTH, _REFLECTION):
             return status.SERVICE_UNKNOWN
-        return status.SERVING if self._context.ready else status.NOT_SERVING
+        return status.SERVING if self._state.ready else status.NOT_SERVING
 
     async def _check(self, message: bytes, call: Call) -> bytes:
-        found = self._health(parse(health_pb2.HealthCheckRequest, message).service)
-        if found == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
+        status = self._health(parse(health_pb2.HealthCheckRequest, message).service)
+        if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
             raise RequestError(404, f"this server has no such service; it has {_INFERENCE}")
-        written: bytes = health_pb2.HealthCheckResponse(status=found).SerializeToString()
+        written: bytes = health_pb2.HealthCheckResponse(status=status).SerializeToString()
         return written
 
     async def _watch(self, message: bytes, call: Call) -> AsyncIterator[bytes]:
         service, last = parse(health_pb2.HealthCheckRequest, message).service, None
         while not self.closing.is_set():
-            if (found := self._health(service)) != last:
-                last = found
-                yield health_pb2.HealthCheckResponse(status=found).SerializeToString()
-            await asyncio.sleep(_WATCHED)
+            if (status := self._health(service)) != last:
+                last = status
+                yield health_pb2.HealthCheckResponse(status=status).SerializeToString()
+            await asyncio.sleep(_WATCH_INTERVAL)
 
     async def _reflect(self, message: bytes, call: Call) -> AsyncIterator[bytes]:
         async def one() -> AsyncIterator[Any]:

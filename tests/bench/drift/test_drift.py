@@ -19,7 +19,7 @@ from ddcat_bench.errors import BenchError
 from ddcat_bench.inputs import main_branch
 from ddcat_bench.result_io import read_result
 from ddcat_serve.observe.answer_statistics import Statistics, describe, psi
-from ddcat_serve.observe.drift_monitor import LEAST, Monitor
+from ddcat_serve.observe.drift_monitor import MIN_IMAGES, DriftMonitor
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 
@@ -133,17 +133,17 @@ def answers(*kinds: int) -> list[Statistics]:
 
 def test_the_figure_is_that_of_the_server_from_the_same_image_on() -> None:
     reference, stream = answers(0, 0, 1), answers(*[0] * 15, *[1] * 30)
-    readings = drift._readings(Monitor(3, reference), stream)
-    assert len(readings) == len(stream) - LEAST + 1
-    served, told = Monitor(3, reference), []
+    readings = drift._readings(DriftMonitor(3, reference), stream)
+    assert len(readings) == len(stream) - MIN_IMAGES + 1
+    served, told = DriftMonitor(3, reference), []
     for answer in stream:  # as they come to a server
         kind = int(answer.classes.argmax())
-        looked = served.see(Outputs(np.full((1, 64, 64), kind, np.uint8)))
+        looked = served.observe(Outputs(np.full((1, 64, 64), kind, np.uint8)))
         assert looked is not None
         looked.result(10)
         told.append(max(served.totals().drift.values(), default=None))
     served.close()
-    assert readings == pytest.approx(told[LEAST - 1 :])
+    assert readings == pytest.approx(told[MIN_IMAGES - 1 :])
 
 
 def test_what_comes_in_parts_rings_in_order_and_not_shuffled() -> None:

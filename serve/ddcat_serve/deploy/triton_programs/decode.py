@@ -1,4 +1,4 @@
-"""From the bytes of a JPEG, PNG or WebP file to an image, as our own server decodes it."""
+"""Decode the bytes of a JPEG, PNG or WebP file as ddcat's own server does."""
 
 import triton_python_backend_utils as triton
 

@@ -1,4 +1,4 @@
-"""From labels to the bytes of a palette PNG, as our own server encodes them."""
+"""Encode labels as the bytes of a palette PNG, as ddcat's own server does."""
 
 from pathlib import Path
 

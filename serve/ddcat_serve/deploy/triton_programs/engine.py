@@ -1,4 +1,4 @@
-"""The model by our own engine, in Triton's Python backend: what its backend for the engine's file would answer."""
+"""Compute the model with ddcat's engine in Triton's Python backend."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ class TritonPythonModel:
         self.engine = open_engine(bundle)
 
     def execute(self, requests):
-        """Triton has put requests of one size together; they are computed at once."""
+        """Compute requests together; Triton has batched them by size."""
         images = [triton.get_input_tensor_by_name(request, "image").as_numpy() for request in requests]
         try:
             outputs = self.engine.infer(np.concatenate(images))

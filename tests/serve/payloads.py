@@ -1,12 +1,32 @@
-"""Inference requests as JSON."""
+"""Bodies of requests, and what responses hold."""
 
+import io
 from typing import Any
 
+import httpx
 import numpy as np
+from PIL import Image
 
 INFER = "/v2/models/small/infer"
 IMAGE = np.full((1, 8, 8, 3), 7, np.uint8)
 VALUES = IMAGE.ravel().tolist()
+
+
+def as_png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def as_labels(content: bytes) -> np.ndarray:
+    image = Image.open(io.BytesIO(content))
+    assert image.mode == "P"
+    return np.asarray(image)
+
+
+def refused(response: httpx.Response) -> tuple[int, str]:
+    assert list(response.json()) == ["error"]
+    return response.status_code, response.json()["error"]
 
 
 def body_of(image: np.ndarray, data: Any = None, **changes: Any) -> dict[str, Any]:
