@@ -13,7 +13,7 @@ from ddcat.errors import DdcatError
 
 __all__ = ["ROLE", "launched", "rank", "report_to_agent", "under_agent"]
 
-ROLE = "ddcat"  # of the processes that `ddcat_train.launch` starts; the agent passes it on
+ROLE = "ddcat"  # of the processes that `ddcat_train.distributed.launch` starts; the agent passes it on
 
 
 def under_agent() -> bool:

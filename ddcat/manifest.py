@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from ddcat.classes import Classes, repeated_name
 from ddcat.errors import BundleError
 from ddcat.json_text import parse_json, parse_model
-from ddcat.schema import Count, Details, Name, Sha256, StrictModel, Text
+from ddcat.schema import Count, Details, Method, Name, Sha256, StrictModel, Text
 from ddcat.text import printable
 
 __all__ = [
@@ -67,7 +67,7 @@ class SourceCheckpoint(StrictModel):
     checkpoint: Text = Field(description="its path when it was exported")
     sha256: Sha256
     git_commit: Name | None = Field(description="of the code that exported it; ends in '+changes' for an unclean tree")
-    method: Name = Field(description="how it was trained: clean, sat, ddcat, ...")
+    method: Method = Field(description="how it was trained: undefended, sat, ddcat, ...")
     attack: Details | None = Field(description="the attack of its training; None where there was none")
     architecture: Text = Field(description="backbone and context, for example 'mobilenet_v2 + pyramid'")
     step: Count | None = Field(description="updates that it was trained for; None: imported, and not known")

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ddcat.classes import LONGEST_NAME
 
-__all__ = ["Count", "Details", "Fraction", "Name", "Sha256", "StrictModel", "Text"]
+__all__ = ["Count", "Details", "Fraction", "Method", "Name", "Sha256", "StrictModel", "Text", "current_method"]
 
 _DEEPEST = 8
 
@@ -18,6 +18,14 @@ Name = Annotated[
     str, Field(min_length=1, max_length=LONGEST_NAME)
 ]  # of a class, a tensor, a version: it stands in headers and legends
 Text = Annotated[str, Field(max_length=4096)]  # as long as a path may be
+
+
+def current_method(name: Any) -> Any:
+    """Return the name that a training method has today: `clean`, of older files, is `undefended`."""
+    return "undefended" if name == "clean" else name
+
+
+Method = Annotated[Name, AfterValidator(current_method)]
 
 
 def _check_details(value: Any, depth: int = 0) -> Any:

@@ -40,7 +40,7 @@ from ddcat_bench.timing.results import SpeedResult
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.data import open_dataset
 
-MADE = ("scenes", "runs", "results", "bundle", "bundle-clean", "served.png", "index.html")
+MADE = ("scenes", "runs", "results", "bundle", "bundle-undefended", "served.png", "index.html")
 LOOK = 0.5  # seconds in which others are watched before a stage
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -55,7 +55,7 @@ def main() -> None:
     out: Path = arguments.out
     remove_what_was_made(out)
 
-    scenes, runs, results, bundle, bare = (out / name for name in ("scenes", "runs", "results", "bundle", "bundle-clean"))
+    scenes, runs, results, bundle, bare = (out / name for name in ("scenes", "runs", "results", "bundle", "bundle-undefended"))
     shorter = [] if arguments.epochs is None else ["--set", f"train.epochs={arguments.epochs}"]
     command("ddcat", "data", "scenes", scenes)
     for method in METHOD_NAMES:
@@ -63,18 +63,18 @@ def main() -> None:
     for method in METHOD_NAMES:
         command("ddcat", "attack", runs / method, "--out", results / method)
     command("ddcat", "export", runs / "ddcat", "--engine", "ort", "--out", bundle)
-    command("ddcat", "export", runs / "clean", "--engine", "ort", "--out", bare)
+    command("ddcat", "export", runs / "undefended", "--engine", "ort", "--out", bare)
     command("ddcat", "fidelity", bundle, "--out", results / "fidelity")
     command("ddcat", "speed", bundle, "--out", results / "speed")
     served = segment_through_a_server(bundle, scenes, out / "served.png")
 
     attacks = [read_result(results / method / "attack.json", AttackResult) for method in METHOD_NAMES]
     statements = robustness_statements(attacks)
-    both = shlex.join(["ddcat", "serve", f"no-defence={bare}", f"ddc-at={bundle}", "--demo"])
+    both = shlex.join(["ddcat", "serve", f"undefended={bare}", f"ddc-at={bundle}", "--demo"])
     page = Page(
         statements=statements,
         attacks=attacks,
-        panels=look(runs / "clean", runs / "ddcat"),
+        panels=look(runs / "undefended", runs / "ddcat"),
         classes=open_bundle(bundle).manifest.class_table(),
         fidelity=read_result(results / "fidelity/fidelity.json", FidelityResult),
         speed=read_result(results / "speed/speed.json", SpeedResult),

@@ -17,7 +17,7 @@ from ddcat_bench.timing.results import SpeedResult
 
 __all__ = ["METHOD_NAMES", "Page", "Stage", "Statement", "keeps_twice", "loses_half", "render_page", "robustness_statements"]
 
-METHOD_NAMES = {"clean": "No defence", "sat": "SAT", "ddcat": "DDC-AT"}
+METHOD_NAMES = {"undefended": "No defence", "sat": "SAT", "ddcat": "DDC-AT"}
 
 # Of the drawing, in its own units; the page scales it.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 420, 12, 268
@@ -58,7 +58,7 @@ def robustness_statements(results: Sequence[AttackResult], *, steps: int = 7) ->
     Parameters
     ----------
     results : sequence of AttackResult
-        Of the methods clean, sat and ddcat, one each, evaluated on the same images.
+        Of the methods undefended, sat and ddcat, one each, evaluated on the same images.
     steps : int
 
     Raises
@@ -66,7 +66,7 @@ def robustness_statements(results: Sequence[AttackResult], *, steps: int = 7) ->
     BenchError
         If a method or a column is missing.
     """
-    clean, bare = _miou(results, "clean", "clean"), _miou(results, "clean", f"n = {steps}")
+    clean, bare = _miou(results, "undefended", "clean"), _miou(results, "undefended", f"n = {steps}")
     kept = {METHOD_NAMES[method]: _miou(results, method, f"n = {steps}") for method in ("sat", "ddcat")}
     lost = f" ({1 - bare / clean:.0%} lost)" if clean > 0 else ""
     times = [f"{name} {miou:.3f}" + (f" ({miou / bare:.1f} times)" if bare > 0 else "") for name, miou in kept.items()]
@@ -187,7 +187,7 @@ def _curves(names: Sequence[str], results: Sequence[AttackResult], places: Mappi
 
 def _together(names: Sequence[str], results: Sequence[AttackResult]) -> str:
     """Say so where the curves of two defences can hardly be told apart, and what may still tell the two."""
-    defended = [(name, result) for name, result in zip(names, results, strict=True) if result.checkpoint.method != "clean"]
+    defended = [(name, result) for name, result in zip(names, results, strict=True) if result.checkpoint.method != "undefended"]
     if len(defended) != 2:
         return ""
     (one, first), (two, second) = defended

@@ -26,11 +26,11 @@ def main() -> None:
     parser.add_argument("demo", type=Path, help="what `make demo` has made")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    undefended = arguments.demo / "bundle-clean"
+    undefended = arguments.demo / "bundle-undefended"
     if not undefended.is_dir():
-        command = [Path(sys.executable).with_name("ddcat"), "export", arguments.demo / "runs/clean", "--engine", "ort"]
+        command = [Path(sys.executable).with_name("ddcat"), "export", arguments.demo / "runs/undefended", "--engine", "ort"]
         subprocess.run([*map(str, command), "--out", str(undefended)], check=True)
-    with served(f"no-defence={undefended}", f"ddc-at={arguments.demo / 'bundle'}", "--demo") as address:
+    with served(f"undefended={undefended}", f"ddc-at={arguments.demo / 'bundle'}", "--demo") as address:
         look(address, arguments.out)
 
 

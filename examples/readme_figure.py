@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     cpu = torch_device("cpu")
-    bare, robust = (load_checkpoint(arguments.demo / "runs" / method) for method in ("clean", "ddcat"))
+    bare, robust = (load_checkpoint(arguments.demo / "runs" / method) for method in ("undefended", "ddcat"))
     panels = make_panels(
         main_branch(bare, cpu), main_branch(robust, cpu), open_split(bare), defence=METHOD_NAMES["ddcat"], images=3
     )

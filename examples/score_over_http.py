@@ -25,9 +25,9 @@ from ddcat.cli_support import run
 from ddcat.engines import open_engine
 from ddcat.metrics import confusion_counts, miou
 from ddcat_bench.inputs import checkpoint_of, main_branch, open_bundle_data
-from ddcat_train.attacks import to_8_bit, trajectory
+from ddcat_train.attacks import trajectory
 from ddcat_train.data.loader import evaluation_batches
-from ddcat_train.pixels import to_pixels
+from ddcat_train.pixels import to_8_bit, to_pixels
 
 STEPS = (0, 3, 7)
 

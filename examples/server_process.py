@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddcat.errors import DdcatError
-from ddcat_train.sheet import to_png
+from ddcat_train.run.image_grid import to_png
 
 __all__ = ["ask", "served"]
 

@@ -109,7 +109,7 @@ def small_manifest(
         name=name,
         files=entries({"model.onnx": content}),
         source=SourceCheckpoint(
-            checkpoint="runs/small/best", sha256="0" * 64, git_commit=None, method="clean", attack=None,
+            checkpoint="runs/small/best", sha256="0" * 64, git_commit=None, method="undefended", attack=None,
             architecture="one convolution", step=1,
         ),
         main_branch_only=MainBranchProof(spare_parameters=0, bytes_unchanged=True, multiply_adds=1, size=(64, 64)),

@@ -5,7 +5,8 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,7 @@ def test_an_engine_is_imported_in_its_own_file_only() -> None:
 
 def test_the_rules_are_seen_to_be_broken(tmp_path: Path) -> None:
     file = tmp_path / "module.py"
-    file.write_text("def f():\n    from ddcat_train.loop import train\n    import torch.nn as nn\n")
+    file.write_text("def f():\n    from ddcat_train.run.loop import train\n    import torch.nn as nn\n")
     assert list(imports(file)) == [("ddcat_train", 2), ("torch", 3)]
 
 
@@ -122,15 +123,19 @@ def test_all_packages_are_the_checkout(request: pytest.FixtureRequest) -> None:
         assert Path(spec.origin).parent == folder
 
 
-def needed(file: Path, known: dict[str, Path]) -> set[str]:
-    """Modules of ours that must be loaded before a file's own: what it imports at its top, types apart."""
-    found = set()
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ImportFrom) and node.module:
-            found |= {inner if (inner := f"{node.module}.{alias.name}") in known else node.module for alias in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return found & set(known)
+def loaded(file: Path, known: dict[str, Path], *, lazy: bool = False) -> set[str]:
+    """Modules of ours that a file imports at its top or, with `lazy`, anywhere; types apart."""
+    names: set[str] = set()
+    waiting: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
+    while waiting:
+        for node in ast.iter_child_nodes(waiting.pop()):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names |= {inner if (inner := f"{node.module}.{alias.name}") in known else node.module for alias in node.names}
+            elif isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif lazy and not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+                waiting.append(node)
+    return names & set(known)
 
 
 KNOWN = {
@@ -140,18 +145,56 @@ KNOWN = {
 }
 
 
-def test_no_module_waits_for_itself() -> None:
-    TopologicalSorter({name: needed(file, KNOWN) for name, file in KNOWN.items()}).prepare()  # raises on a cycle
+def circle(known: dict[str, Path]) -> list[str]:
+    """Return a circle of modules, each of which imports the next, at its top or in a function; none: an empty list."""
+    graph = {
+        name: {
+            package
+            for module in loaded(file, known, lazy=True)
+            for package in accumulate(module.split("."), "{}.{}".format)
+            # who imports a.b.c from outside of a.b loads a.b first
+            if package in known and (package == module or not name.startswith(f"{package}."))
+        }
+        - {name}
+        for name, file in known.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(reversed(error.args[1]))
+    return []
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    assert not circle({name: file for name, file in KNOWN.items() if name != "ddcat"})  # the interface names all, loads none
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("through", ["package.two", "package.room.three"])
+def test_a_circle_is_seen(tmp_path: Path, lazy: bool, through: str) -> None:
+    sources = {
+        "package": "",
+        "package.one": f"def f():\n    import {through}\n" if lazy else f"import {through}\n",
+        "package.two": "from package import one\n",
+        "package.room": "from package.one import f\n",
+        "package.room.three": "",
+    }
+    known = {name: tmp_path / name for name in sources}
+    for name, source in sources.items():
+        known[name].write_text(source)
+    assert set(circle(known)) == {"package.one", "package.room" if "room" in through else "package.two"}
+    known["package.one"].write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import package.two\n")
+    assert not circle(known)
 
 
 def test_the_gate_needs_no_trainer() -> None:
-    wanted, found = ["ddcat_bench.gate.pipeline"], set[str]()
-    while wanted:
-        name = wanted.pop()
-        wanted += needed(KNOWN[name], KNOWN) - found
-        found.add(name)
-    assert "ddcat_bench.gate.pool" in found
-    assert "ddcat_train.trainer" not in found
+    waiting, modules_loaded = ["ddcat_bench.gate.pipeline"], set[str]()
+    while waiting:
+        name = waiting.pop()
+        waiting += loaded(KNOWN[name], KNOWN) - modules_loaded
+        modules_loaded.add(name)
+    assert "ddcat_bench.gate.pool" in modules_loaded
+    assert "ddcat_train.run.trainer" not in modules_loaded
 
 
 PARTS = {

@@ -57,7 +57,7 @@ def main() -> None:
 def seeded(network: str, out: Path, work: Path, voc: Path | None, repeats: int) -> None:
     """Measure speed, memory and agreement of a network with seeded weights."""
     checkpoint = work / f"{network}.safetensors"
-    once(checkpoint, HERE / "random_checkpoint.py", f"voc-{network}-clean", checkpoint)
+    once(checkpoint, HERE / "random_checkpoint.py", f"voc-{network}-undefended", checkpoint)
     for name, size, shapes in (("size", SIZE, AT_SIZE), ("dynamic", "dynamic", SHAPES)):
         given = ["--size", size, "--logits"]
         for engine, precision, bundle in bundles(checkpoint, work / f"{network}-{name}", given, calibration(voc, "clean")):

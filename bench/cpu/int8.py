@@ -27,11 +27,12 @@ from ddcat.engines import open_engine
 from ddcat.errors import DdcatError
 from ddcat.metrics import confusion_counts, miou
 from ddcat.progress import progress
-from ddcat_train.attacks import pgd, to_8_bit
+from ddcat_train.attacks import pgd
 from ddcat_train.checkpoints import Checkpoint, load_checkpoint
 from ddcat_train.data import open_dataset
 from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.networks import Segmenter
+from ddcat_train.pixels import to_8_bit
 
 _STEPS = (3, 7)
 _CASES = ("clean", *(f"n={steps}" for steps in _STEPS))
@@ -78,7 +79,7 @@ def evaluate(checkpoint: Checkpoint, bundles: list[Bundle], data_root: Path, lim
     description = checkpoint.description
     data, classes = description.config.data, len(description.classes)
     epsilon, alpha = (float((description.attack or _PAPER)[key]) for key in ("epsilon", "alpha"))
-    dataset = open_dataset(data.name, data_root, data.val_split, long_side=data.judged_long_side)
+    dataset = open_dataset(data.name, data_root, data.val_split, long_side=data.eval_long_side)
     engines = [open_engine(bundle) for bundle in bundles]
     counts = np.zeros((len(engines), len(_CASES), classes, 3), np.int64)
     images = 0

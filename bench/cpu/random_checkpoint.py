@@ -1,7 +1,7 @@
 """
 A checkpoint with random weights that answers like a trained one: every class occurs, and values keep their size in every layer.
 
-    python bench/cpu/random_checkpoint.py voc-pspnet50-clean pspnet50.safetensors
+    python bench/cpu/random_checkpoint.py voc-pspnet50-undefended pspnet50.safetensors
 """
 
 import argparse

@@ -15,9 +15,9 @@ from ddcat_bench.arguments import check_source
 from ddcat_bench.errors import BenchError
 from ddcat_train.checkpoints import Checkpoint, load_checkpoint
 from ddcat_train.data import Dataset, open_dataset
+from ddcat_train.distributed.ranks import check_device
 from ddcat_train.errors import DataError
 from ddcat_train.networks import Segmenter
-from ddcat_train.ranks import check_device
 
 __all__ = [
     "check_sizes", "checkpoint_of", "engine_batch_size", "main_branch", "open_bundle_data", "open_split", "torch_device",
@@ -72,7 +72,7 @@ def open_split(checkpoint: Checkpoint, *, data_root: Path | None = None, split: 
     description = checkpoint.description
     config = description.config.data
     name = split or config.val_split
-    dataset = _open(config.name, data_root, config.root, name, long_side=config.judged_long_side, known_to=str(checkpoint.path))
+    dataset = _open(config.name, data_root, config.root, name, long_side=config.eval_long_side, known_to=str(checkpoint.path))
     _check_classes(dataset, description.classes.names, checkpoint.path)
     if name == config.val_split and description.val is not None:
         _check_list(dataset, description.val.list_sha256, description.val.images, checkpoint.path)

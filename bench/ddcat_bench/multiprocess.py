@@ -13,8 +13,8 @@ import typer
 from ddcat.agent import launched, rank, under_agent
 from ddcat_bench.errors import BenchError
 from ddcat_bench.work_units import open_units
-from ddcat_train.launch import launch
-from ddcat_train.ranks import Ranks, check_device, meet
+from ddcat_train.distributed.launch import launch
+from ddcat_train.distributed.ranks import Ranks, check_device, init_hosts
 
 __all__ = ["launch_if_needed", "process_group"]
 
@@ -67,7 +67,7 @@ def process_group(work: Path) -> Iterator[Ranks]:
         The folder of units that they share.
     """
     try:
-        with _interruptible(), meet() as ranks:
+        with _interruptible(), init_hosts() as ranks:
             yield ranks
     except KeyboardInterrupt:
         if not rank():

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ddcat.metrics import Counts, iou, miou, pixel_accuracy
-from ddcat.schema import Fraction, StrictModel
+from ddcat.schema import Fraction, Method, StrictModel, current_method
 from ddcat_bench.errors import BenchError
 
 __all__ = ["BundleEntry", "CheckpointEntry", "DataEntry", "Environment", "Scores", "check_same_images"]
@@ -31,7 +31,7 @@ class CheckpointEntry(StrictModel):
     path: str
     sha256: str
     step: int | None = Field(description="updates that it was trained for; null: imported, and not known")
-    method: str
+    method: Method
     architecture: str
     attack: dict[str, Any] | None = Field(description="of its training; null where there was none")
     seed: int | None = Field(None, description="of its training; null: imported, or evaluated before it was recorded")
@@ -39,10 +39,13 @@ class CheckpointEntry(StrictModel):
         None, description="the configuration but for what changes no weight and the seed; null as for the seed"
     )
 
-    @property
-    def called(self) -> str:
-        """The method as plots and headings call it: "clean" is there an image without an attack."""
-        return "undefended" if self.method == "clean" else self.method
+    @field_validator("training", mode="before")
+    @classmethod
+    def _renamed(cls, training: Any) -> Any:
+        """Name the method as `method` does, or results of one training would be told apart by their age."""
+        if isinstance(training, dict) and isinstance(method := training.get("method"), dict):
+            return training | {"method": method | {"name": current_method(method.get("name"))}}
+        return training
 
 
 class BundleEntry(StrictModel):

@@ -5,7 +5,8 @@ On a machine with a GPU, and ddcat installed with the extras `bench`, `export` a
 
     python bench/gpu/engines.py CHECKPOINT --size 473x473 --data-root DIR
 
-CHECKPOINT is a run directory or a file: for PSPNet-50 a trained one, or `bench/cpu/random_checkpoint.py voc-pspnet50-clean`.
+CHECKPOINT is a run directory or a file: for PSPNet-50 a trained one, or that of
+`bench/cpu/random_checkpoint.py voc-pspnet50-undefended`.
 Each engine is exported by `ddcat export` (what is there already is not done again), labels the same images as PyTorch in true
 fp32, and is timed with it in turns, from an array to labels in the host's memory. TensorRT then builds each plan several times
 more: without its timing cache, and once from it. Combinations that are refused stand in the table with the reason. The results

@@ -35,7 +35,7 @@ MODES = {  # precision of our step beside the baselines in fp32
     "bf16-tf32": ["--precision", "bf16", "--tf32"],
 }
 STEP = Path(__file__).parents[1] / "paper/train_step.py"
-METHODS = ("clean", "sat", "ddcat", "pgd-at")
+METHODS = ("undefended", "sat", "ddcat", "pgd-at")
 # 480 x 360, the size of CamVid's own files in the layout that is read; crops of 8 n + 1, as in the paper
 FULL = ("data.long_side=null", "augment.crop=[353, 473]", "model.backbone=resnet50", "model.output_stride=8")
 

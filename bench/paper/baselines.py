@@ -29,10 +29,10 @@ from ddcat_bench.errors import BenchError
 from ddcat_bench.timing.reference_networks import PlainSegmenter
 from ddcat_bench.timing.results import Precision
 from ddcat_train.attacks import ATTACK_STARTS
+from ddcat_train.choices import Head
 from ddcat_train.config import Config
 from ddcat_train.data.loader import Batch
 from ddcat_train.methods import METHODS
-from ddcat_train.names import Head
 
 __all__ = ["Baseline", "BaselineName", "check_comparable"]
 
@@ -137,7 +137,7 @@ class Baseline:
         """Loss of training, after the attack."""
         method = self._config.method
         nothing = torch.zeros_like(labels)
-        if method.name == "clean":
+        if method.name == "undefended":
             return self._training_loss(self.network(images, self._heads), labels, nothing)
         if method.name == "trades":
             return self._trades(images, labels, seeds)

@@ -18,8 +18,8 @@ from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.config import Config
 from ddcat_train.data.classes_file import CLASSES_FILE, classes_yaml, read_classes
 from ddcat_train.data.loader import Batch
-from ddcat_train.data.render import SCENE_CLASSES
-from ddcat_train.trainer import Trainer
+from ddcat_train.data.synthetic.render import SCENE_CLASSES
+from ddcat_train.run.trainer import Trainer
 
 __all__ = [
     "CONTENDERS",
@@ -108,7 +108,7 @@ class Ours:
 
     def step(self, batch: Batch) -> Tensor:
         """Take one step of the run."""
-        loss = self._trainer.apply(batch)["loss"]
+        loss = self._trainer.train_step(batch)["loss"]
         assert isinstance(loss, Tensor)
         return loss
 

@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 METHODS = {  # in the order of a table's lines
-    "clean": "no defence",
+    "undefended": "undefended",
     "sat": "SAT",
     "ddcat-m": "DDC-AT-M",
     "ddcat-n": "DDC-AT-N",

@@ -17,10 +17,10 @@ from ddcat_export.data import ExportData, Sample
 from ddcat_export.engines.onnxruntime_calibration import measure_magnitudes
 from ddcat_export.progress import Progress, with_progress
 from ddcat_export.quantise import normalise_matmuls, quantised_tensors
-from ddcat_train.attacks import pgd, to_8_bit
+from ddcat_train.attacks import pgd
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.networks import Segmenter
-from ddcat_train.pixels import to_pixels, to_planes
+from ddcat_train.pixels import to_8_bit, to_pixels, to_planes
 
 __all__ = ["attack_sample", "calibration_images", "measure_ranges", "training_attack"]
 

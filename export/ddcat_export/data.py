@@ -15,7 +15,7 @@ from ddcat.manifest import DataSource
 from ddcat_export.errors import ExportError
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import open_dataset
-from ddcat_train.data.base import Dataset
+from ddcat_train.data.dataset import Dataset
 from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.errors import DataError
 from ddcat_train.pixels import nearest_8_bit, to_pixels
@@ -57,7 +57,7 @@ class ExportData:
             split=config.val_split,
             list_sha256=None if val is None else val.list_sha256,
             images=None if val is None else val.images,
-            long_side=config.judged_long_side,
+            long_side=config.eval_long_side,
         )
         self.train_split = config.train_split
         self._must_exist, self._size = root is not None, size

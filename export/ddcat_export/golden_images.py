@@ -11,9 +11,9 @@ from ddcat_export.bundle_builder import GoldenImages
 from ddcat_export.crop import center_crop
 from ddcat_export.data import ExportData, spread
 from ddcat_export.parity import sample_images
-from ddcat_train.attacks import bim, to_8_bit
+from ddcat_train.attacks import bim
 from ddcat_train.networks import Segmenter
-from ddcat_train.pixels import to_pixels, to_planes
+from ddcat_train.pixels import to_8_bit, to_pixels, to_planes
 
 __all__ = ["golden_images"]
 

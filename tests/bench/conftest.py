@@ -32,8 +32,8 @@ from ddcat_train import imagenet
 from ddcat_train.checkpoints import Checkpoint, Description, SplitEntry, build_network, load_checkpoint, save_checkpoint
 from ddcat_train.config import Config, parse_config
 from ddcat_train.data import Dataset, open_dataset
-from ddcat_train.data.generate import write_scenes
 from ddcat_train.data.loader import evaluation_batches
+from ddcat_train.data.synthetic.generate import write_scenes
 from ddcat_train.networks import Segmenter
 
 Images = npt.NDArray[np.uint8]
@@ -74,7 +74,9 @@ def checkpoint(run_directory: Path) -> Checkpoint:
 @pytest.fixture(scope="session")
 def other_checkpoint(tmp_path_factory: pytest.TempPathFactory, scenes_root: Path, scenes: Dataset) -> Checkpoint:
     """Of the same data, with other weights."""
-    return load_checkpoint(_write_run(tmp_path_factory.mktemp("runs") / "other", scenes_root, scenes, method="clean", seed=1))
+    return load_checkpoint(
+        _write_run(tmp_path_factory.mktemp("runs") / "other", scenes_root, scenes, method="undefended", seed=1)
+    )
 
 
 def _write_run(run: Path, root: Path, scenes: Dataset, *, method: str, seed: int) -> Path:

@@ -23,7 +23,7 @@ def test_rehearsal(tmp_path: Path) -> None:
     ours = {read_result(path, TrainStepResult).contenders[0].precision for path in steps}
     assert ours == {"fp32", "bf16"}
     attacks = [read_result(path, AttackResult) for path in sorted((tmp_path / "gpu/attacks").glob("*/attack.json"))]
-    assert [result.checkpoint.method for result in attacks] == ["clean", "ddcat", "pgd-at", "sat"]
+    assert [result.checkpoint.method for result in attacks] == ["ddcat", "pgd-at", "sat", "undefended"]
     assert (tmp_path / "gpu/train-step.md").read_text().count("| voc-") == 8
     assert "| pgd-at |" in (tmp_path / "gpu/scenes.md").read_text()
     again = subprocess.run(command, check=True, capture_output=True, text=True)

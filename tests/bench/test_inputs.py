@@ -47,7 +47,7 @@ def test_what_changes_the_weights_tells_trainings_apart(checkpoint: Checkpoint, 
 
 
 def test_an_attack_that_only_the_evaluation_had_is_not_of_the_training(checkpoint: Checkpoint) -> None:
-    weak, strong = (_trained(checkpoint, method={"name": "clean"}, attack={"steps": steps}) for steps in (1, 3))
+    weak, strong = (_trained(checkpoint, method={"name": "undefended"}, attack={"steps": steps}) for steps in (1, 3))
     assert describe_checkpoint(weak) == describe_checkpoint(strong)
 
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import pytest
 
-from ddcat_train.data.generate import write_scenes
+from ddcat_train.data.synthetic.generate import write_scenes
 from docs import make_reference
 
 ROOT = Path(__file__).parents[2]

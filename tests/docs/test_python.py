@@ -9,7 +9,7 @@ import nbclient
 import nbformat
 import pytest
 
-from ddcat_train.data.generate import write_scenes
+from ddcat_train.data.synthetic.generate import write_scenes
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/python.md"

@@ -14,7 +14,7 @@ from ddcat_export import exporting
 from ddcat_export.parity import Parity
 from ddcat_train.checkpoints import Description, SplitEntry, build_network, save_checkpoint
 from ddcat_train.config import parse_config
-from ddcat_train.data.generate import write_scenes
+from ddcat_train.data.synthetic.generate import write_scenes
 from ddcat_train.networks import Features, Segmenter
 from ddcat_train.networks.contexts import ContextConv2d, PyramidPooling
 
@@ -54,7 +54,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
                     "output_stride": stride,
                     **({"width": 8} if backbone == "resnet10" else {}),
                 },
-                "method": {"name": method, "deep_weight": 0 if method == "clean" else 0.4},  # at 0: the main head alone
+                "method": {"name": method, "deep_weight": 0 if method == "undefended" else 0.4},  # at 0: the main head alone
                 "train": {"epochs": 1},
             },
             name,

@@ -86,7 +86,7 @@ def test_one_size_of_a_checkpoint_file(
     make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "net v2.safetensors"
-    shutil.copy(make_run("flat", method="clean", context="aspp") / "best.safetensors", path)
+    shutil.copy(make_run("flat", method="undefended", context="aspp") / "best.safetensors", path)
     assert command(monkeypatch, path, "--engine", "ort", "--size", "48x64") == 0
     manifest = open_bundle(tmp_path / "bundle-ort-fp32").manifest
     assert manifest.name == "net-v2"

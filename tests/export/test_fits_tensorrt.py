@@ -18,7 +18,7 @@ SIZE = (65, 97)
 
 @pytest.fixture(scope="module", params=["pyramid", "aspp"])
 def graph(request: pytest.FixtureRequest, make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    run = make_run(f"fits-{request.param}", method="clean", context=request.param)
+    run = make_run(f"fits-{request.param}", method="undefended", context=request.param)
     done = export(run, tmp_path_factory.mktemp("fits") / "bundle", sizes=(SIZE,), logits=True)
     content: bytes = done.bundle.files["model.onnx"]
     return content

@@ -55,7 +55,7 @@ def test_the_networks_of_these_tests_have_something_to_say(pair: tuple[Segmenter
 
 @pytest.mark.slow
 def test_the_other_family_and_context_at_every_shape(make_run: Callable[..., Path]) -> None:
-    run = make_run("mobile", method="clean", backbone="mobilenet_v2", context="aspp", stride=16)
+    run = make_run("mobile", method="undefended", backbone="mobilenet_v2", context="aspp", stride=16)
     segmenter = load_checkpoint(run).segmenter()
     found = check_parity(build_graph(segmenter, sizes=None, logits=False, confidence=False), segmenter, shapes_of(None))
     assert found.shapes == shapes_of(None)

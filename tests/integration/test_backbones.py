@@ -20,10 +20,10 @@ from ddcat_export.onnx_export import build_graph
 from ddcat_export.parity import LOGIT_TOLERANCE, check_parity, sample_images, shapes_of
 from ddcat_train.checkpoints import LAST, load_checkpoint
 from ddcat_train.config import load_config
-from ddcat_train.data.generate import write_scenes
+from ddcat_train.data.synthetic.generate import write_scenes
 from ddcat_train.networks import Segmenter
 from ddcat_train.pixels import to_planes
-from ddcat_train.trainer import Trainer
+from ddcat_train.run.trainer import Trainer
 
 PAGE = (Path(__file__).parents[2] / "docs/backbones.md").read_text(encoding="utf-8")
 
@@ -40,7 +40,7 @@ def trained(scenes: Path, folder: Path, *overrides: str) -> Segmenter:
     fixed = [f"data.root={scenes}", "augment.crop=40", "train.epochs=1", "train.batch_size=4", "model.width=64"]
     trainer = Trainer(load_config("scenes-ddcat", [*fixed, *overrides]), device="cpu")
     for batch in trainer.batches():
-        trainer.apply(batch)
+        trainer.train_step(batch)
     assert trainer.step == 2
     trainer.save(folder / LAST, resumable=False)
     return load_checkpoint(folder / LAST).segmenter()

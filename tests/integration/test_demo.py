@@ -24,7 +24,7 @@ from ddcat_train.data import open_dataset
 from examples.demo_page import robustness_statements
 
 DEMO = Path(__file__).parents[2] / "examples/demo.py"
-METHODS = ("clean", "sat", "ddcat")
+METHODS = ("undefended", "sat", "ddcat")
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +99,11 @@ def test_the_demo_leaves_everything_that_it_promises(tmp_path: Path) -> None:
     for line in re.findall(r"^\$ (.*)$", done.stdout, re.MULTILINE):
         assert f"<code>{line}</code>" in told
     assert re.search(
-        r"^next: open the server.*: ddcat serve no-defence=.*bundle-clean ddc-at=.*bundle --demo$",
+        r"^next: open the server.*: ddcat serve undefended=.*bundle-undefended ddc-at=.*bundle --demo$",
         done.stdout,
         re.MULTILINE,
     )
-    open_bundle(out / "bundle-clean")
+    open_bundle(out / "bundle-undefended")
 
     fidelity = read_result(out / "results/fidelity/fidelity.json", FidelityResult)
     speed = read_result(out / "results/speed/speed.json", SpeedResult)

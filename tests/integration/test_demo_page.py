@@ -15,7 +15,7 @@ from ddcat_bench.errors import BenchError
 from ddcat_bench.fidelity.results import FidelityResult, FidelityRow
 from ddcat_bench.result_schema import BundleEntry, CheckpointEntry, DataEntry, Environment, Scores
 from ddcat_bench.timing.results import SpeedEntry, SpeedRatio, SpeedResult, Timing
-from ddcat_train.sheet import to_png
+from ddcat_train.run.image_grid import to_png
 from examples.demo_page import Page, Stage, Statement, keeps_twice, loses_half, render_page, robustness_statements
 
 NAMES = ("sky & sea", "<script>alert(1)</script>")
@@ -108,7 +108,7 @@ def speed_result() -> SpeedResult:
 CLEAN = [8800, 7000, 5000, 3300, 2500, 2000, 1800, 1500]
 SAT = [8600, 8000, 7600, 7300, 7000, 6800, 6700, 6600]
 DDCAT = [8500, 7900, 7500, 7200, 6900, 6700, 6650, 6590]
-ATTACKS = [attack_result("clean", CLEAN), attack_result("sat", SAT), attack_result("ddcat", DDCAT)]
+ATTACKS = [attack_result("undefended", CLEAN), attack_result("sat", SAT), attack_result("ddcat", DDCAT)]
 
 
 def picture(title: str, colour: int) -> Picture:
@@ -125,7 +125,7 @@ def example() -> Page:
         fidelity=fidelity_result(),
         speed=speed_result(),
         served=picture("Served", 30),
-        stages=[Stage("ddcat train scenes-clean --out 'a b'", 61.2), Stage("ddcat serve demo/bundle", 2.0)],
+        stages=[Stage("ddcat train scenes-undefended --out 'a b'", 61.2), Stage("ddcat serve demo/bundle", 2.0)],
     )
 
 
@@ -228,7 +228,7 @@ def test_fidelity_and_speed_are_told_with_their_numbers(example: Page, read: Rea
 
 def test_it_tells_how_it_was_made(read: Reader) -> None:
     text = " ".join(read.text.split())
-    assert "ddcat train scenes-clean --out 'a b' 1 min 01 s" in text
+    assert "ddcat train scenes-undefended --out 'a b' 1 min 01 s" in text
     assert "together 1 min 03 s" in text
     for fact in ("abacus", "torch 2.6", "not from a checkout", "at most 384 small steps", "c" * 64, "s" * 64, "b" * 64):
         assert fact in text
@@ -332,8 +332,8 @@ def test_curves_that_coincide_are_explained(example: Page) -> None:
 
 def test_the_page_says_what_to_do_next(example: Page) -> None:
     assert "Next: open the server" not in render_page(example)
-    page = render_page(replace(example, next_command="ddcat serve a=demo/bundle-clean 'b c' --demo"))
-    assert "ddcat serve a=demo/bundle-clean &#39;b c&#39; --demo</code>" in page
+    page = render_page(replace(example, next_command="ddcat serve a=demo/bundle-undefended 'b c' --demo"))
+    assert "ddcat serve a=demo/bundle-undefended &#39;b c&#39; --demo</code>" in page
 
 
 def test_what_is_the_same_in_every_panel_is_said_once(example: Page) -> None:

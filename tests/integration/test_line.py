@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ddcat.bundle import open_bundle
-from ddcat_train.data.generate import write_scenes
+from ddcat_train.data.synthetic.generate import write_scenes
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

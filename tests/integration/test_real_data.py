@@ -7,7 +7,7 @@ import pytest
 from ddcat_train.config import load_config
 from ddcat_train.data import list_dataset
 from ddcat_train.data.check import check
-from ddcat_train.loop import train
+from ddcat_train.run.loop import train
 from tests.files import needed
 
 SAMPLES = {

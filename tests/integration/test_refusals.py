@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddcat_train.data.generate import write_scenes
+from ddcat_train.data.synthetic.generate import write_scenes
 
 TINY = ["augment.crop=33", "model.width=4", "train.epochs=1", "train.batch_size=4"]
 

@@ -108,7 +108,7 @@ def test_the_page_of_gates_is_made_of_the_files_beside_it() -> None:
 
 def test_what_drift_sees_is_what_the_files_hold() -> None:
     page = (ROOT / "docs/results/drift.md").read_text(encoding="utf-8")
-    for method, called in (("clean", "no defence"), ("ddcat", "DDC-AT")):
+    for method, called in (("clean", "undefended"), ("ddcat", "DDC-AT")):
         result = json.loads((ROOT / f"docs/results/drift/camvid-{method}.json").read_text(encoding="utf-8"))
         assert result["method"] == method
         assert all(f"{value:.3f}" in page for value in result["miou"].values())

@@ -8,11 +8,11 @@ import torch
 import yaml
 from torch import nn
 
+from ddcat_train.choices import ContextName, MethodName
 from ddcat_train.config import AttackConfig, Config, MethodConfig, ModelConfig, dump_config, load_config, parse_config
-from ddcat_train.data.generate import write_scenes
+from ddcat_train.data.synthetic.generate import write_scenes
 from ddcat_train.losses import valid_pixels
-from ddcat_train.methods import METHODS, Portion
-from ddcat_train.names import ContextName, MethodName
+from ddcat_train.methods import METHODS, MicroBatch
 from ddcat_train.networks import Segmenter, build_segmenter
 from tests.train import oracle, released, small
 from tests.train.ranks import Together, call_together
@@ -77,10 +77,10 @@ CLASSES = 5
 
 
 @pytest.fixture(scope="session")
-def batch_of() -> Callable[..., Portion]:
+def batch_of() -> Callable[..., MicroBatch]:
     """Smooth images with labels in blocks; `ignored` is the share of ignored pixels of the first images; half stay clean."""
 
-    def make(count: int, size: tuple[int, int] = (33, 37), ignored: Sequence[float] = (), seed: int = 0) -> Portion:
+    def make(count: int, size: tuple[int, int] = (33, 37), ignored: Sequence[float] = (), seed: int = 0) -> MicroBatch:
         generator = torch.Generator().manual_seed(seed)
         coarse = torch.rand(count, 3, 9, 9, dtype=torch.float64, generator=generator)
         images = nn.functional.interpolate(coarse, size, mode="bilinear", align_corners=True)
@@ -91,7 +91,7 @@ def batch_of() -> Callable[..., Portion]:
             labels[i][torch.rand(size, generator=generator) < share] = 255
         seeds = 7 + torch.arange(count)
         valid = valid_pixels(labels).clamp(min=1)
-        return Portion(images.clamp(0, 1), labels, seeds, count // 2, valid, labels.numel())
+        return MicroBatch(images.clamp(0, 1), labels, seeds, count // 2, valid, labels.numel())
 
     return make
 
@@ -103,7 +103,7 @@ def settings_of() -> Callable[[MethodName, dict[str, Any]], tuple[MethodConfig, 
     def make(method: MethodName, chosen: dict[str, Any]) -> tuple[MethodConfig, AttackConfig]:
         attack = {key: value for key, value in chosen.items() if key in AttackConfig.model_fields}
         options = {key: value for key, value in chosen.items() if key not in attack}
-        tree = yaml.safe_load(dump_config(load_config("scenes-clean")))
+        tree = yaml.safe_load(dump_config(load_config("scenes-undefended")))
         config = parse_config(tree | {"method": {"name": method, **options}, "attack": attack}, "test")
         return config.method, config.attack
 
@@ -111,7 +111,7 @@ def settings_of() -> Callable[[MethodName, dict[str, Any]], tuple[MethodConfig, 
 
 
 @pytest.fixture(scope="session")
-def network_for(batch_of: Callable[..., Portion]) -> Callable[..., Segmenter]:
+def network_for(batch_of: Callable[..., MicroBatch]) -> Callable[..., Segmenter]:
     """
     Build a tiny network in train mode, in double precision, with lived-in batch-norm statistics.
 
@@ -121,7 +121,7 @@ def network_for(batch_of: Callable[..., Portion]) -> Callable[..., Segmenter]:
 
     def make(
         options: MethodConfig,
-        batch: Portion,
+        batch: MicroBatch,
         *,
         context: ContextName = "pyramid",
         dropout: float = 0.0,

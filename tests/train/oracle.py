@@ -205,7 +205,7 @@ def clean_count(m: int, choice: Choice) -> int:
     """floor(m * (1 - share)), with the share exactly as it is written; none for a method that attacks all images."""
     if choice.name in ("pgd-at", "segpgd-at", "trades"):
         return 0
-    return m if choice.name == "clean" else floor(m * (1 - Fraction(str(choice.adversarial_share))))
+    return m if choice.name == "undefended" else floor(m * (1 - Fraction(str(choice.adversarial_share))))
 
 
 def step(

@@ -16,7 +16,7 @@ FORK = multiprocessing.get_context("fork")  # torch is there already: to import 
 # Ranks talk to each other, and torch's threads, which a fork may catch in the middle of something, do not survive one. The
 # server imports torch once, has no threads, and forks the ranks.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["torch", "ddcat_train.loop"])
+SERVER.set_forkserver_preload(["torch", "ddcat_train.run.loop"])
 PATIENCE = 240  # seconds; then a rank shows where it is, and ends
 Together = Callable[..., list[Any]]
 

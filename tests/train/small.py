@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ddcat_train.attacks import Model, evaluating
+from ddcat_train.attacks import Model, eval_mode
 
 CLASSES = 4
 
@@ -41,5 +41,5 @@ def batch(seed: int, count: int = 3, size: int = 6, ignored: float = 0.2, classe
 
 def right_pixels(model: Model, images: Tensor, labels: Tensor) -> Tensor:
     """How many valid pixels of each image the model labels right, (N,) int64."""
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), eval_mode(model):
         return (model(images).argmax(1) == labels).flatten(1).sum(1)

@@ -25,17 +25,17 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ddcat import cli
 from ddcat.errors import WriteError
-from ddcat_train import stopwatch
-from ddcat_train import watch as watching
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint
 from ddcat_train.config import Config, load_config
-from ddcat_train.data.base import Dataset
-from ddcat_train.data.generate import write_scenes
+from ddcat_train.data.dataset import Dataset
 from ddcat_train.data.loader import Batch
+from ddcat_train.data.synthetic.generate import write_scenes
 from ddcat_train.errors import ConfigError, DataError, TrainError
-from ddcat_train.loop import train
-from ddcat_train.methods import Portion, Update
-from ddcat_train.trainer import Trainer
+from ddcat_train.methods import MicroBatch, OptimizerStep
+from ddcat_train.run import monitor as watching
+from ddcat_train.run import stopwatch
+from ddcat_train.run.loop import train
+from ddcat_train.run.trainer import Trainer
 
 FORK = multiprocessing.get_context("fork")  # torch is there already: to import it takes longer than most of these tests
 
@@ -43,7 +43,7 @@ FORK = multiprocessing.get_context("fork")  # torch is there already: to import 
 @pytest.fixture
 def config(tiny_run: list[str]) -> Config:
     """Of 9 steps, judged after 6 and 9."""
-    return load_config("scenes-clean", [*tiny_run, "train.workers=0"])
+    return load_config("scenes-undefended", [*tiny_run, "train.workers=0"])
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +113,8 @@ def spoil_gradient(trainer: Trainer, batch: Batch, monkeypatch: pytest.MonkeyPat
     """Of one parameter; its loss is as it was."""
     step = trainer._method.step
 
-    def spoilt(segmenter: Any, portion: Portion, **options: Any) -> list[Update]:
-        (update,) = step(segmenter, portion, **options)
+    def spoilt(segmenter: Any, micro_batch: MicroBatch, **options: Any) -> list[OptimizerStep]:
+        (update,) = step(segmenter, micro_batch, **options)
         return [update._replace(loss=update.loss + (update.parameters[3].sum() * 0).sqrt())]
 
     trainer._method = dataclasses.replace(trainer._method, step=spoilt)
@@ -147,7 +147,7 @@ def test_what_is_not_finite_stops_the_run_and_is_not_saved(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run, apply = tmp_path / "run", Trainer.apply
+    run, apply = tmp_path / "run", Trainer.train_step
     seen: dict[int, tuple[str, ...]] = {}
     kept: list[bytes] = []
 
@@ -159,7 +159,7 @@ def test_what_is_not_finite_stops_the_run_and_is_not_saved(
         return apply(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "apply", spoilt)
+        patch.setattr(Trainer, "train_step", spoilt)
         with pytest.raises(TrainError, match=r"not finite at step \d .*nonfinite\.json.*lower optim\.lr") as caught:
             train(config, run, save_every=save_every)
     assert "\n" not in str(caught.value)
@@ -184,7 +184,7 @@ def test_what_is_not_finite_stops_the_run_and_is_not_saved(
 
 def test_a_rate_that_is_too_high_is_one_line(tiny_run: list[str], tmp_path: Path) -> None:
     sets = [part for override in [*tiny_run, "optim.lr=1e30"] for part in ("--set", override)]
-    for method in ("clean", "ddcat"):
+    for method in ("undefended", "ddcat"):
         run = tmp_path / method
         line = assert_refused(*command(tmp_path / "printed", f"scenes-{method}", *sets, "--out", run, "--save-every", 0))
         assert str(run / "nonfinite.json") in line
@@ -198,7 +198,7 @@ def test_a_rate_that_is_too_high_is_one_line(tiny_run: list[str], tmp_path: Path
 
 def stop_after(step: int, config: Config, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Begin a run, and stop it as SIGTERM does."""
-    apply = Trainer.apply
+    apply = Trainer.train_step
 
     def stopped(self: Trainer, batch: Batch) -> Any:
         if self.step == step - 1:
@@ -206,7 +206,7 @@ def stop_after(step: int, config: Config, run: Path, monkeypatch: pytest.MonkeyP
         return apply(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "apply", stopped)
+        patch.setattr(Trainer, "train_step", stopped)
         assert train(config, run).step == step
 
 
@@ -349,7 +349,7 @@ def test_corrupt_images_are_skipped_when_asked_and_counted(
 
 def test_a_reader_that_is_killed_is_one_line(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config.model_copy(update={"train": config.train.model_copy(update={"workers": 1})})
-    apply = Trainer.apply
+    apply = Trainer.train_step
 
     def killing(self: Trainer, batch: Batch) -> Any:
         if self.step == 3:
@@ -362,7 +362,7 @@ def test_a_reader_that_is_killed_is_one_line(config: Config, tmp_path: Path, mon
         return apply(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "apply", killing)
+        patch.setattr(Trainer, "train_step", killing)
         with pytest.raises(DataError, match=r"a process that reads images ended .* or memory or /dev/shm ran out") as caught:
             train(config, tmp_path / "run", save_every=0)
     assert "\n" not in str(caught.value)
@@ -489,7 +489,7 @@ def test_killed_in_the_middle_of_writing_it_ends_with_the_same_bits(
 
 @pytest.mark.parametrize(
     ("method", "kills"),
-    [("ddcat", 2), *(pytest.param(method, 10, marks=pytest.mark.slow) for method in ("clean", "ddcat"))],
+    [("ddcat", 2), *(pytest.param(method, 10, marks=pytest.mark.slow) for method in ("undefended", "ddcat"))],
 )
 def test_killed_at_random_moments_it_ends_with_the_same_bits(
     method: str, kills: int, tiny_run: list[str], whole: Callable[[Config], Path], tmp_path: Path
@@ -566,11 +566,11 @@ def test_on_a_gpu_it_is_the_device_that_waits(monkeypatch: pytest.MonkeyPatch) -
     assert waits == [5, 0, pytest.approx(9)]
 
 
-@pytest.mark.parametrize("slow", ["read", "apply"])
+@pytest.mark.parametrize("slow", ["read", "train_step"])
 def test_a_loader_that_does_not_keep_up_is_told_once(
     slow: str, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    cls: Any = {"read": Dataset, "apply": Trainer}[slow]
+    cls: Any = {"read": Dataset, "train_step": Trainer}[slow]
     original = getattr(cls, slow)
 
     def slowly(*arguments: Any) -> Any:
@@ -578,8 +578,8 @@ def test_a_loader_that_does_not_keep_up_is_told_once(
         return original(*arguments)
 
     monkeypatch.setattr(cls, slow, slowly)
-    monkeypatch.setattr(watching, "_JUDGED", 0.0)
-    monkeypatch.setattr(watching, "_EVERY", 2)
+    monkeypatch.setattr(watching, "_WINDOW", 0.0)
+    monkeypatch.setattr(watching, "_FLUSH_EVERY", 2)
     train(config, tmp_path / "run")
     told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("the loader does not keep up: ")]
     share = json.loads((tmp_path / "run/summary.json").read_text())["waited_share"]
@@ -587,7 +587,7 @@ def test_a_loader_that_does_not_keep_up_is_told_once(
     assert [line["step"] for line in timing] == [2, 4, 6, 8, 9]
     assert sum(line["steps"] for line in timing) == 9
     assert share == pytest.approx(sum(line["waited"] for line in timing) / sum(line["seconds"] for line in timing), abs=1e-3)
-    if slow == "apply":
+    if slow == "train_step":
         assert (told, share < 0.1) == ([], True)
         return
     (line,) = told

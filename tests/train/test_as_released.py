@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from ddcat_train.config import ModelConfig, OptimConfig, load_config, presets
 from ddcat_train.data import AUGMENTATIONS, open_dataset
-from ddcat_train.data.base import Sample
+from ddcat_train.data.dataset import Sample
 from ddcat_train.data.loader import batches_per_epoch, train_batches
 from ddcat_train.errors import ConfigError
 from ddcat_train.networks import build_segmenter
 from ddcat_train.networks.normalise import Normalise
 from ddcat_train.optimizer import learning_rate
-from ddcat_train.trainer import Trainer
+from ddcat_train.run.trainer import Trainer
 
 PAPERS = [name for name in presets() if name.startswith(("voc-", "cityscapes-"))]
 
@@ -75,7 +75,7 @@ def test_the_images_left_out_change_from_epoch_to_epoch(tiny_scenes: Path) -> No
 
 
 def test_fewer_images_than_a_batch_are_refused(tiny_run: list[str]) -> None:
-    config = load_config("scenes-clean", [*tiny_run, "train.batch_size=12", "train.last_batch=drop"])
+    config = load_config("scenes-undefended", [*tiny_run, "train.batch_size=12", "train.last_batch=drop"])
     with pytest.raises(ConfigError, match=r"10 images make no batch of 12: use a smaller train\.batch_size"):
         Trainer(config)
 
@@ -131,7 +131,7 @@ def test_the_released_weights_of_a_backbone_keep_the_variance_of_gradients() -> 
 def test_transformers_have_weights_of_their_own() -> None:
     pytest.importorskip("transformers")
     with pytest.raises(ConfigError, match="init is for convolutional networks of ours"):
-        load_config("scenes-clean", ["model={backbone: hf, hf: {model_type: swin}, init: kaiming}"])
+        load_config("scenes-undefended", ["model={backbone: hf, hf: {model_type: swin}, init: kaiming}"])
 
 
 def test_normalisation_in_float64_is_exact() -> None:
@@ -152,5 +152,5 @@ def test_normalisation_in_float64_is_exact() -> None:
 def test_the_start_of_a_run_says_where_its_weights_are_from(tiny_run: list[str]) -> None:
     assert (
         "starts from random weights (model.pretrained, model.start_from)"
-        in Trainer(load_config("scenes-clean", tiny_run)).notes
+        in Trainer(load_config("scenes-undefended", tiny_run)).notes
     )

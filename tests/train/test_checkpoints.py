@@ -14,10 +14,10 @@ from ddcat import provenance
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint, read_description
 from ddcat_train.config import load_config
 from ddcat_train.errors import CheckpointError, ConfigError, TrainError
-from ddcat_train.logs import read_lines
-from ddcat_train.methods import Update
-from ddcat_train.sessions import read_sessions
-from ddcat_train.trainer import Trainer
+from ddcat_train.methods import OptimizerStep
+from ddcat_train.run.run_log import read_lines
+from ddcat_train.run.sessions import read_sessions
+from ddcat_train.run.trainer import Trainer
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_checkpoint_knows_its_network_configuration_and_data(run: Path) -> Non
 
 def test_it_says_what_it_was_really_attacked_with(tiny_run: list[str], tmp_path: Path) -> None:
     for method, override, start in (
-        ("clean", "attack.start=lower", None),
+        ("undefended", "attack.start=lower", None),
         ("sat", "attack.start=clean", "clean"),
         ("sat", "attack.start=lower", "lower"),
         ("pgd-at", "attack.steps=2", "random"),
@@ -122,7 +122,7 @@ def test_a_run_does_not_continue_with_other_classes(run: Path, tiny_run: list[st
 
 
 def test_a_checkpoint_of_before_it_said_whether_it_was_judged_is_read(tiny_run: list[str], tmp_path: Path) -> None:
-    Trainer(load_config("scenes-clean", tiny_run)).save(tmp_path / "now.safetensors", resumable=False)
+    Trainer(load_config("scenes-undefended", tiny_run)).save(tmp_path / "now.safetensors", resumable=False)
     told = read_description(tmp_path / "now.safetensors").model_dump(mode="json", exclude={"judged"})
     save_file({"value": torch.zeros(1)}, tmp_path / "before.safetensors", {"ddcat": json.dumps(told)})
     assert read_description(tmp_path / "before.safetensors").judged
@@ -176,29 +176,29 @@ def test_a_colour_that_is_none_is_refused_when_it_is_read(run: Path, colour: lis
 def test_the_hash_is_that_of_the_file_that_was_read(run: Path, tiny_run: list[str]) -> None:
     expected = hashlib.sha256((run / LAST).read_bytes()).hexdigest()
     checkpoint = load_checkpoint(run / LAST)
-    Trainer(load_config("scenes-clean", tiny_run)).save(run / LAST, resumable=True)  # a run that goes on meanwhile
+    Trainer(load_config("scenes-undefended", tiny_run)).save(run / LAST, resumable=True)  # a run that goes on meanwhile
     assert checkpoint.sha256() == expected != hashlib.sha256((run / LAST).read_bytes()).hexdigest()
 
 
 def test_a_checkpoint_names_the_code_that_ran(run: Path, tiny_run: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(load_config("scenes-clean", tiny_run))
+    trainer = Trainer(load_config("scenes-undefended", tiny_run))
     begun = trainer._commit
     monkeypatch.setattr(provenance, "git_commit", lambda: "edited meanwhile")
     trainer.save(run / LAST, resumable=True)
     assert read_description(run / LAST).git_commit == begun != "edited meanwhile"
 
 
-def test_portions_that_move_other_parameters_are_refused(tiny_run: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(load_config("scenes-clean", [*tiny_run, "train.accumulate=2"]))
+def test_micro_batches_that_move_other_parameters_are_refused(tiny_run: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(load_config("scenes-undefended", [*tiny_run, "train.accumulate=2"]))
     step, calls = trainer._method.step, []
 
-    def odd(*arguments: Any, **options: Any) -> list[Update]:
+    def odd(*arguments: Any, **options: Any) -> list[OptimizerStep]:
         calls.append(1)
         return [update._replace(parameters=update.parameters[len(calls) - 1 :]) for update in step(*arguments, **options)]
 
     monkeypatch.setattr(trainer, "_method", replace(trainer._method, step=odd))
-    with pytest.raises(ValueError, match="clean moves other parameters in one portion of a batch than in another"):
-        trainer.apply(next(trainer.batches()))
+    with pytest.raises(ValueError, match="undefended moves other parameters in one micro-batch of a batch than in another"):
+        trainer.train_step(next(trainer.batches()))
 
 
 @pytest.mark.parametrize(

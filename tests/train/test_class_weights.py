@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ddcat_train.checkpoints import LAST, read_description
-from ddcat_train.class_weights import balanced
+from ddcat_train.choices import MethodName
 from ddcat_train.config import AttackConfig, Config, MethodConfig, load_config
 from ddcat_train.errors import ConfigError, DataError
-from ddcat_train.loop import train
 from ddcat_train.losses import pixel_cross_entropy, pixel_divergence, valid_pixels
-from ddcat_train.methods import METHODS, Portion
-from ddcat_train.names import MethodName
+from ddcat_train.methods import METHODS, MicroBatch
 from ddcat_train.networks import Segmenter
-from ddcat_train.trainer import Trainer
+from ddcat_train.run.class_weights import balanced
+from ddcat_train.run.loop import train
+from ddcat_train.run.trainer import Trainer
 
 WEIGHTS = torch.tensor([0.5, 2.0, 0.0, 7.0], dtype=torch.float64)
 
@@ -42,20 +42,22 @@ def test_weighted_losses_are_torch_s(pixels: tuple[torch.Tensor, torch.Tensor]) 
     torch.testing.assert_close(weighted, plain * of_pixels)
 
 
-@pytest.mark.parametrize("method", ["clean", "sat", "pgd-at", "segpgd-at", "trades", "ddcat", "ddcat-m", "ddcat-n"])
+@pytest.mark.parametrize("method", ["undefended", "sat", "pgd-at", "segpgd-at", "trades", "ddcat", "ddcat-m", "ddcat-n"])
 def test_equal_weights_change_nothing_and_others_change_every_head(
-    method: MethodName, batch_of: Callable[..., Portion], network_for: Callable[..., Segmenter]
+    method: MethodName, batch_of: Callable[..., MicroBatch], network_for: Callable[..., Segmenter]
 ) -> None:
     options, attack = MethodConfig(name=method), AttackConfig()
-    portion = batch_of(4, ignored=(0.3,))
+    micro_batch = batch_of(4, ignored=(0.3,))
     classes = 5
-    doubled = torch.full((classes,), 2.0, dtype=portion.images.dtype)
-    odd = torch.arange(1, classes + 1, dtype=portion.images.dtype)
+    doubled = torch.full((classes,), 2.0, dtype=micro_batch.images.dtype)
+    odd = torch.arange(1, classes + 1, dtype=micro_batch.images.dtype)
 
     def logged(weights: torch.Tensor | None) -> dict[str, float]:
-        network = network_for(options, portion)
-        valid = valid_pixels(portion.labels, weights)
-        updates = METHODS[method].step(network, replace(portion, valid=valid, weights=weights), attack=attack, options=options)
+        network = network_for(options, micro_batch)
+        valid = valid_pixels(micro_batch.labels, weights)
+        updates = METHODS[method].step(
+            network, replace(micro_batch, valid=valid, weights=weights), attack=attack, options=options
+        )
         return {name: float(value) for update in updates for name, value in update.log.items()}
 
     plain, same, other = logged(None), logged(doubled), logged(odd)
@@ -87,7 +89,7 @@ def config(tmp_path: Path) -> Config:
         "data.name=folder", f"data.root={root}", "augment.crop=33", "model.width=4", "train.epochs=1", "train.batch_size=4",
         "train.class_weights=balanced",
     ]  # fmt: skip
-    return load_config("scenes-clean", overrides)
+    return load_config("scenes-undefended", overrides)
 
 
 def test_balanced_weights_are_counted_once_and_recorded(
@@ -112,6 +114,6 @@ def test_balanced_weights_are_counted_once_and_recorded(
 )
 def test_weights_that_do_not_fit_are_refused(config: Config, value: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Trainer(load_config("scenes-clean", [
+        Trainer(load_config("scenes-undefended", [
             "data.name=folder", f"data.root={config.data.root}", f"train.class_weights={value}", "train.batch_size=4"
         ]))  # fmt: skip

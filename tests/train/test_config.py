@@ -9,9 +9,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ddcat_train.choices import MethodName
 from ddcat_train.config import AttackConfig, Config, MethodConfig, dump_config, load_config, parse_config, presets
 from ddcat_train.errors import ConfigError
-from ddcat_train.names import MethodName
 from ddcat_train.yaml_tree import load_tree
 
 DIVIDING = ("ddcat", "ddcat-m", "ddcat-n")
@@ -67,7 +67,7 @@ def test_one_number_is_a_square_and_a_step_may_be_a_share_of_epsilon() -> None:
         ("model.backbone=resnet5", "resnet10, resnet18, .* an entry point ddcat.backbones"),
         ("model={backbone: mobilenet_v2, width: 8}", "model: width is for ResNets"),
         ("model={backbone: mobilenet_v2, stem: plain}", "model: stem plain is for ResNets"),
-        ("method.name=ddcta", "'clean', 'sat', 'ddcat', .* or 'trades'"),
+        ("method.name=ddcta", "'undefended', 'sat', 'ddcat', .* or 'trades'"),
         ("attack.epsilon=8/0", "attack.epsilon"),
         ("attack.epsilon=8", r"attack.epsilon: expected a bound in [0, 1], .* got 8; did you mean 8/255\?"),
         ("attack.epsilon=300", r"attack.epsilon: expected a bound in [0, 1], .* got 300 \(found 300\)$"),
@@ -102,7 +102,7 @@ def test_one_number_is_a_square_and_a_step_may_be_a_share_of_epsilon() -> None:
 )
 def test_a_wrong_value_is_one_line_that_says_where(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")) as caught:
-        load_config("scenes-clean", [override])
+        load_config("scenes-undefended", [override])
     assert "\n" not in str(caught.value)
     assert "(found {" not in str(caught.value)  # a whole section would bury what is wrong
 
@@ -115,7 +115,7 @@ def test_what_a_file_inherits_must_be_names(parents: str, tmp_path: Path) -> Non
 
 
 def test_many_faults_are_counted(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("inherits: scenes-clean\n" + "".join(f"key{n}: 1\n" for n in range(500)))
+    (tmp_path / "mine.yaml").write_text("inherits: scenes-undefended\n" + "".join(f"key{n}: 1\n" for n in range(500)))
     with pytest.raises(ConfigError, match=r"unknown key key9: .*; and 490 more$"):
         load_config(str(tmp_path / "mine.yaml"))
 
@@ -128,15 +128,15 @@ def test_a_step_backwards_is_none() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("inherits: scenes-clean\ntrain: {epochs: 50}\ntrain: {batch_size: 2}\n", r"train stands twice \(line 3\)"),
-        ("inherits: scenes-clean\ntrain: {epochs: 50, epochs: 2}\n", r"epochs stands twice \(line 2\)"),
-        ("inherits: scenes-clean\ninherits: scenes-sat\n", "inherits stands twice"),
-        ("inherits: scenes-clean\nmodel: {hf: {a: {1: b, 0x1: c}}}\n", r"0x1 stands twice \(line 2\)"),
-        ("inherits: scenes-clean\nmodel: {hf: {a: {yes: b, true: c}}}\n", "true stands twice"),
-        ("inherits: scenes-clean\ntrain: {<<: {epochs: 2}, <<: {epochs: 3}}\n", r"<< stands twice: '<<: .*' merges two"),
+        ("inherits: scenes-undefended\ntrain: {epochs: 50}\ntrain: {batch_size: 2}\n", r"train stands twice \(line 3\)"),
+        ("inherits: scenes-undefended\ntrain: {epochs: 50, epochs: 2}\n", r"epochs stands twice \(line 2\)"),
+        ("inherits: scenes-undefended\ninherits: scenes-sat\n", "inherits stands twice"),
+        ("inherits: scenes-undefended\nmodel: {hf: {a: {1: b, 0x1: c}}}\n", r"0x1 stands twice \(line 2\)"),
+        ("inherits: scenes-undefended\nmodel: {hf: {a: {yes: b, true: c}}}\n", "true stands twice"),
+        ("inherits: scenes-undefended\ntrain: {<<: {epochs: 2}, <<: {epochs: 3}}\n", r"<< stands twice: '<<: .*' merges two"),
         ("a: &a [x, x, x, x, x, x, x, x, x]\n"
          + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
-         + "inherits: scenes-clean\nseed: *i\n", "more than 10000 values"),
+         + "inherits: scenes-undefended\nseed: *i\n", "more than 10000 values"),
         ("seed: &a [*a]\n", "an alias stands for what it is a part of"),
         ("seed: " + "[" * 20_000, "nested too deeply"),
         ("seed: " + "{a: " * 20_000, "nested too deeply"),
@@ -162,7 +162,7 @@ def test_a_file_that_would_take_for_ever_or_means_two_things_is_refused_in_one_l
 
 
 def test_a_file_that_is_inherited_by_many_ways_is_read_once(tmp_path: Path) -> None:
-    (tmp_path / "0.yaml").write_text("inherits: scenes-clean\nseed: 7\n")
+    (tmp_path / "0.yaml").write_text("inherits: scenes-undefended\nseed: 7\n")
     for number in range(1, 40):
         (tmp_path / f"{number}.yaml").write_text(f"inherits: [{number - 1}.yaml, {number - 1}.yaml]\n")
     assert load_config(str(tmp_path / "39.yaml")).seed == 7
@@ -171,13 +171,13 @@ def test_a_file_that_is_inherited_by_many_ways_is_read_once(tmp_path: Path) -> N
 def test_a_chain_of_a_hundred_of_files_is_refused(tmp_path: Path) -> None:
     for number in range(1, 100):
         (tmp_path / f"{number}.yaml").write_text(f"inherits: {number + 1}.yaml\n")
-    (tmp_path / "100.yaml").write_text("inherits: scenes-clean\n")
+    (tmp_path / "100.yaml").write_text("inherits: scenes-undefended\n")
     with pytest.raises(ConfigError, match="inherits through more than 50 files"):
         load_config(str(tmp_path / "1.yaml"))
 
 
 def test_what_an_alias_stands_for_is_each_one_s_own(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("inherits: scenes-clean\naugment: {crop: &size [65, 97], scale: &range [1, 2]}\n")
+    (tmp_path / "mine.yaml").write_text("inherits: scenes-undefended\naugment: {crop: &size [65, 97], scale: &range [1, 2]}\n")
     assert load_config(str(tmp_path / "mine.yaml")).augment.crop == (65, 97)
     (tmp_path / "two.yaml").write_text("optim: &both {momentum: 0.5}\nother: *both\n")
     tree = load_tree(str(tmp_path / "two.yaml"), ["other.lr=1"])
@@ -206,7 +206,7 @@ def test_an_attack_that_says_no_start_has_that_of_the_method_however_it_is_built
 
 def test_every_fault_is_named() -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config("scenes-clean", ["optim.lr=-1", "optim.lrr=1", "seed=-1"])
+        load_config("scenes-undefended", ["optim.lr=-1", "optim.lrr=1", "seed=-1"])
     assert all(name in str(caught.value) for name in ("optim.lr:", "optim.lrr", "seed"))
 
 
@@ -224,11 +224,11 @@ def test_a_run_names_its_configuration(tmp_path: Path) -> None:
 
 
 def test_a_file_that_inherits_nothing_is_told_that_it_can(tmp_path: Path) -> None:
-    (tmp_path / "x.yaml").write_text("inherit: scenes-clean\n")
+    (tmp_path / "x.yaml").write_text("inherit: scenes-undefended\n")
     with pytest.raises(ConfigError, match=r"unknown key inherit: .*; 'inherits: PRESET' as its first line"):
         load_config(str(tmp_path / "x.yaml"))
     with pytest.raises(ConfigError) as caught:
-        load_config("scenes-clean", ["optim.lr=-1"])
+        load_config("scenes-undefended", ["optim.lr=-1"])
     assert "inherits" not in str(caught.value)
 
 
@@ -254,19 +254,31 @@ def test_the_letter_of_the_paper_is_inherited(base: str, tmp_path: Path) -> None
     assert "_letter" not in presets()
 
 
+def test_the_undefended_method_has_its_old_name_too(tmp_path: Path) -> None:
+    expected = load_config("voc-pspnet50-undefended")
+    assert expected.method.name == "undefended"
+    (tmp_path / "old.yaml").write_text(dump_config(expected).replace("name: undefended", "name: clean"))
+    (tmp_path / "mine.yaml").write_text("inherits: [_voc, _pspnet50, _clean]\n")
+    old = ("voc-pspnet50-clean", str(tmp_path / "old.yaml"), str(tmp_path / "mine.yaml"))
+    assert [load_config(source) for source in old] == [expected] * 3
+    assert load_config("voc-pspnet50-sat", ["method.name=clean"]).method.name == "undefended"
+    assert not any("clean" in name for name in presets())
+
+
 @pytest.mark.parametrize("method", get_args(MethodName))
 @pytest.mark.parametrize("option", OPTIONS)
 def test_an_option_is_taken_by_those_that_use_it_and_refused_by_the_others(option: str, method: str) -> None:
     methods, value = OPTIONS[option]
     overrides = [f"method.name={method}", f"method.{option}={value}"]
     if method in methods:
-        assert getattr(load_config("scenes-clean", overrides).method, option) == value
+        assert getattr(load_config("scenes-undefended", overrides).method, option) == value
         return
     with pytest.raises(ConfigError, match=f"method.{option} is for {', '.join(methods)}: {method} has no use for it"):
-        load_config("scenes-clean", overrides)
+        load_config("scenes-undefended", overrides)
     default = MethodConfig.model_fields[option].default  # as in the saved configuration of any run
     assert (
-        getattr(load_config("scenes-clean", [f"method.name={method}", f"method.{option}={default}"]).method, option) == default
+        getattr(load_config("scenes-undefended", [f"method.name={method}", f"method.{option}={default}"]).method, option)
+        == default
     )
 
 
@@ -317,7 +329,7 @@ def test_any_method_with_its_options_is_saved_and_read_back_the_same(
     name: str, options: dict[str, Any], attack: dict[str, Any]
 ) -> None:
     taken = {option: value for option, value in options.items() if option not in OPTIONS or name in OPTIONS[option][0]}
-    base = load_config("scenes-clean").model_dump() | {"method": {"name": name, **taken}, "attack": attack}
+    base = load_config("scenes-undefended").model_dump() | {"method": {"name": name, **taken}, "attack": attack}
     config = parse_config(base, "drawn")
     assert parse_config(yaml.safe_load(dump_config(config)), "saved") == config
     assert all(getattr(config.method, option) == value for option, value in taken.items())

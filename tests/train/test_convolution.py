@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ddcat_train.attacks import evaluating
+from ddcat_train.attacks import eval_mode
+from ddcat_train.choices import ContextName
 from ddcat_train.config import ModelConfig
-from ddcat_train.names import ContextName
 from ddcat_train.networks import build_segmenter
 from ddcat_train.networks import convolution as convolutions
 from ddcat_train.networks.contexts import Context, ContextConv2d
@@ -132,7 +132,7 @@ def test_an_attack_sees_the_network_that_inference_does(
             nn.init.uniform_(module.running_mean, -0.3, 0.3)
             nn.init.uniform_(module.running_var, 0.5, 2)
     images = torch.rand(2, 3, *size, dtype=torch.float64).to(memory_format=layout).requires_grad_()
-    with evaluating(network):
+    with eval_mode(network):
         found = network(images)
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(torch.compiler, "is_compiling", lambda: True)  # so that no batch norm is folded

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ddcat_train.config import Config
+from ddcat_train.distributed.batch_norm import synchronise_batch_norm
+from ddcat_train.distributed.partition import check_partition, clean_images, rank_slice
+from ddcat_train.distributed.ranks import ALONE, Ranks, init_distributed
 from ddcat_train.errors import ConfigError
 from ddcat_train.evaluation import evaluate
-from ddcat_train.networks.batch_norm import synchronise_batch_norm
-from ddcat_train.ranks import ALONE, Ranks, join
-from ddcat_train.shares import check_shares, clean_images, share_of
-from ddcat_train.trainer import Trainer
+from ddcat_train.run.trainer import Trainer
 from tests.train.ranks import Together, call_together
 
 
@@ -27,12 +27,12 @@ def steps(config: Config, ignored: dict[int, float]) -> tuple[list[dict[str, flo
     for module in trainer._network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.9  # so that the network in eval() soon answers what an attack can change
-    places = share_of(trainer.ranks.rank, trainer.ranks.size, config)
+    places = rank_slice(trainer.ranks.rank, trainer.ranks.size, config)
     logs = []
     for batch, _ in zip(trainer.batches(), range(3), strict=False):
         for labels, place in zip(batch.labels, places, strict=True):
             labels[: round(33 * ignored.get(place, 0))] = 255
-        logs.append({name: float(value) for name, value in trainer.apply(batch).items()})
+        logs.append({name: float(value) for name, value in trainer.train_step(batch).items()})
     return logs, trainer._network.state_dict()
 
 
@@ -43,7 +43,7 @@ ONE_RANK = {1: 1.0, 3: 1.0, 5: 1.0}  # the whole share of rank 1
 @pytest.mark.parametrize(
     ("method", "overrides", "ignored"),
     [
-        ("clean", [], UNEVEN),
+        ("undefended", [], UNEVEN),
         ("sat", ["method.split=global"], ONE_RANK),
         ("sat", ["method.split=global", "method.adversarial_share=0.3", "model.context=aspp"], {}),
         ("sat", ["method.split=global", "train.batch_size=8", "train.accumulate=2"], UNEVEN),
@@ -82,12 +82,12 @@ def test_two_ranks_are_one_process_with_the_same_batch(
     [("sat", ["method.split=global"]), ("ddcat", ["method.split=global"]), ("pgd-at", [])],
     ids=str,
 )
-def test_portions_are_the_whole_batch_but_for_batch_norm(
+def test_micro_batches_are_the_whole_batch_but_for_batch_norm(
     method: str, overrides: list[str], tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nn.BatchNorm2d, "train", lambda module, mode=True: nn.Module.train(module, False))
     (logs, weights), (found_logs, found) = (
-        steps(tiny(method, *overrides, f"train.accumulate={portions}"), UNEVEN) for portions in (1, 3)
+        steps(tiny(method, *overrides, f"train.accumulate={micro_batches}"), UNEVEN) for micro_batches in (1, 3)
     )
     for expected, values in zip(logs, found_logs, strict=True):
         assert values == pytest.approx(expected, rel=1e-10, abs=1e-12)
@@ -98,7 +98,7 @@ def test_portions_are_the_whole_batch_but_for_batch_norm(
 
 def test_three_ranks_of_which_one_alone_has_a_clean_image(tiny: Callable[..., Config], together: Together) -> None:
     config = tiny("ddcat", "method.split=global", "method.adversarial_share=0.7", "train.batch_size=6")
-    assert [clean_images(share_of(rank, 3, config), config) for rank in range(3)] == [1, 0, 0]
+    assert [clean_images(rank_slice(rank, 3, config), config) for rank in range(3)] == [1, 0, 0]
     logs, weights = steps(config, UNEVEN)
     for found_logs, found in together(lambda: steps(config, UNEVEN), 3):
         for expected, values in zip(logs, found_logs, strict=True):
@@ -109,7 +109,7 @@ def test_three_ranks_of_which_one_alone_has_a_clean_image(tiny: Callable[..., Co
 
 def test_images_are_judged_once_though_three_ranks_do_not_divide_them(tiny: Callable[..., Config], together: Together) -> None:
     def scored() -> tuple[dict[str, float], int]:
-        trainer = Trainer(tiny("clean", "train.batch_size=6"), device="cpu")
+        trainer = Trainer(tiny("undefended", "train.batch_size=6"), device="cpu")
         read: list[int] = []
         trainer._network.normalise.register_forward_pre_hook(lambda module, inputs: read.append(len(inputs[0])))
         return trainer.evaluate(), sum(read) // 4  # a forward for n = 0, 1, 2, 3
@@ -148,7 +148,7 @@ def test_batch_norm_over_ranks_is_batch_norm_of_all(together: Together) -> None:
         return values | {"outputs": outputs.detach(), "inputs": leaf.grad, "in eval": layer.eval()(maps).detach()}
 
     def rank() -> dict[str, Tensor]:
-        _, ranks = join("cpu", "32-true")
+        _, ranks = init_distributed("cpu", "32-true")
         return run(synchronise_batch_norm(layer.train()), own[ranks.rank])
 
     found = together(rank)
@@ -164,7 +164,7 @@ def test_batch_norm_over_ranks_is_batch_norm_of_all(together: Together) -> None:
 
 
 def test_an_attack_does_not_communicate(tiny: Callable[..., Config], together: Together) -> None:
-    config = tiny("clean")
+    config = tiny("undefended")
 
     def alone_in_eval() -> list[int]:
         trainer = Trainer(config, device="cpu")
@@ -178,9 +178,9 @@ def test_an_attack_does_not_communicate(tiny: Callable[..., Config], together: T
 
 def test_ranks_that_begin_differently_are_refused(tiny: Callable[..., Config], together: Together) -> None:
     def refused() -> str:
-        trainer = Trainer(tiny("clean", f"seed={os.environ['RANK']}"), device="cpu")
+        trainer = Trainer(tiny("undefended", f"seed={os.environ['RANK']}"), device="cpu")
         with pytest.raises(ConfigError) as caught:
-            trainer.check_equal()
+            trainer.check_ranks_agree()
         return str(caught.value)
 
     assert all("ranks 0 and 1 begin with different weights" in message for message in together(refused))
@@ -188,14 +188,14 @@ def test_ranks_that_begin_differently_are_refused(tiny: Callable[..., Config], t
 
 def test_what_ranks_tell_each_other(together: Together) -> None:
     def talk() -> list[Any]:
-        _, ranks = join("cpu", "32-true")
+        _, ranks = init_distributed("cpu", "32-true")
         large = [torch.full((2**22, 3), float(ranks.rank + 1)).T, torch.tensor(ranks.rank), torch.ones(2**23)]  # 3 messages
-        ranks.add(large)
+        ranks.all_reduce_sum(large)
         sums = [float(tensor.max()) for tensor in large]
-        return [sums, large[0].is_contiguous(), ranks.highest([ranks.rank, -ranks.rank]), ranks.gather("ab"[ranks.rank])]
+        return [sums, large[0].is_contiguous(), ranks.all_reduce_max([ranks.rank, -ranks.rank]), ranks.gather("ab"[ranks.rank])]
 
     assert together(talk) == [[[3.0, 1.0, 2.0], False, [1, 0], ["a", "b"]]] * 2
-    assert (ALONE.highest([3]), ALONE.gather("a"), Ranks().size) == ([3], ["a"], 1)
+    assert (ALONE.all_reduce_max([3]), ALONE.gather("a"), Ranks().size) == ([3], ["a"], 1)
 
 
 # --- shares
@@ -203,11 +203,11 @@ def test_what_ranks_tell_each_other(together: Together) -> None:
 
 def test_shares_are_dealt_out_like_cards(tiny: Callable[..., Config]) -> None:
     config = tiny("sat", "train.batch_size=8")
-    assert [share_of(rank, 2, config) for rank in range(2)] == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert [rank_slice(rank, 2, config) for rank in range(2)] == [[0, 2, 4, 6], [1, 3, 5, 7]]
     twice = tiny("sat", "train.batch_size=8", "train.accumulate=2")
-    shares = [share_of(rank, 2, twice) for rank in range(2)]
+    shares = [rank_slice(rank, 2, twice) for rank in range(2)]
     assert shares == [[0, 1, 4, 5], [2, 3, 6, 7]]
-    assert [sorted(shares[0][j::2] + shares[1][j::2]) for j in range(2)] == [share_of(0, 1, twice)[j::2] for j in range(2)]
+    assert [sorted(shares[0][j::2] + shares[1][j::2]) for j in range(2)] == [rank_slice(0, 1, twice)[j::2] for j in range(2)]
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_the_first_images_stay_clean(
 ) -> None:
     for split, counts in expected.items():
         config = tiny("sat", *overrides, f"method.split={split}")
-        assert [clean_images(share_of(rank, ranks, config), config) for rank in range(ranks)] == counts
+        assert [clean_images(rank_slice(rank, ranks, config), config) for rank in range(ranks)] == counts
 
 
 def test_split_rank_attacks_a_part_of_every_rank(tiny: Callable[..., Config], together: Together) -> None:
@@ -235,28 +235,28 @@ def test_split_rank_attacks_a_part_of_every_rank(tiny: Callable[..., Config], to
         batch = next(trainer.batches())
         seen: list[Tensor] = []
         with trainer._network.normalise.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach())):
-            trainer.apply(batch)
+            trainer.train_step(batch)
         return [index for index, image in enumerate(batch.images.double()) if not torch.equal(image, seen[-1][index])]
 
     assert together(attacked) == [[1, 2], [1, 2]]
 
 
 def test_a_batch_that_does_not_divide_is_refused(tiny: Callable[..., Config]) -> None:
-    with pytest.raises(ConfigError, match="batch_size 6 does not divide into 2 devices x 2 portions: use 4 or 8"):
-        check_shares(tiny("clean", "train.accumulate=2"), 2)
-    with pytest.raises(ConfigError, match="8 devices x 1 portions: use 8"):
-        check_shares(tiny("clean"), 8)
+    with pytest.raises(ConfigError, match="batch_size 6 does not divide into 2 devices x 2 micro-batches: use 4 or 8"):
+        check_partition(tiny("undefended", "train.accumulate=2"), 2)
+    with pytest.raises(ConfigError, match="8 devices x 1 micro-batches: use 8"):
+        check_partition(tiny("undefended"), 8)
     with pytest.raises(ConfigError, match="use accumulate 3 or less"):
-        tiny("clean", "train.accumulate=6")
+        tiny("undefended", "train.accumulate=6")
 
 
-def test_portions_in_which_ddcat_could_mark_nothing_are_refused(tiny: Callable[..., Config]) -> None:
+def test_micro_batches_in_which_ddcat_could_mark_nothing_are_refused(tiny: Callable[..., Config]) -> None:
     config = tiny("ddcat", "train.batch_size=4", "method.adversarial_share=0.75")
-    check_shares(config, 1)
-    with pytest.raises(ConfigError, match=r"leaves none of a portion's 2 images clean.* method.split global"):
-        check_shares(config, 2)
-    check_shares(tiny("ddcat-m", "train.batch_size=4", "method.adversarial_share=0.75"), 2)
-    check_shares(tiny("ddcat", "train.batch_size=4", "method.adversarial_share=0.75", "method.split=global"), 2)
+    check_partition(config, 1)
+    with pytest.raises(ConfigError, match=r"leaves none of a micro-batch's 2 images clean.* method.split global"):
+        check_partition(config, 2)
+    check_partition(tiny("ddcat-m", "train.batch_size=4", "method.adversarial_share=0.75"), 2)
+    check_partition(tiny("ddcat", "train.batch_size=4", "method.adversarial_share=0.75", "method.split=global"), 2)
 
 
 # --- evaluation
@@ -264,7 +264,7 @@ def test_portions_in_which_ddcat_could_mark_nothing_are_refused(tiny: Callable[.
 
 def test_evaluation_is_shared_out_and_counts_the_same(tiny: Callable[..., Config], together: Together) -> None:
     def scored() -> tuple[dict[str, float], list[tuple[list[str], list[Any], int]]]:
-        trainer = Trainer(tiny("clean"), device="cpu")
+        trainer = Trainer(tiny("undefended"), device="cpu")
         read: list[int] = []
         trainer._network.normalise.register_forward_pre_hook(lambda module, inputs: read.append(len(inputs[0])))
         results = []

@@ -22,14 +22,14 @@ from typer.testing import CliRunner
 from ddcat import cli as command_line
 from ddcat.cli_support import run
 from ddcat_train import cli
-from ddcat_train import launch as launching
 from ddcat_train.checkpoints import LAST, load_checkpoint
 from ddcat_train.config import Config, load_config
-from ddcat_train.data.base import Sample
+from ddcat_train.data.dataset import Sample
+from ddcat_train.distributed import launch as launching
+from ddcat_train.distributed.launch import launch
 from ddcat_train.errors import ConfigError, TrainError
-from ddcat_train.launch import launch
-from ddcat_train.loop import train
-from ddcat_train.trainer import Trainer
+from ddcat_train.run.loop import train
+from ddcat_train.run.trainer import Trainer
 from tests.train.ranks import FORK, Together
 
 
@@ -196,19 +196,19 @@ def test_another_number_of_ranks_goes_on_and_says_so(
     config = tiny("sat", "method.split=global", "model.dropout=0.5", "train.epochs=2")
 
     def stopped() -> int:
-        apply = Trainer.apply
+        apply = Trainer.train_step
 
         def interrupted(self: Trainer, batch: Any) -> Any:
             if self.step == 1 and self.ranks.rank == 1:
                 signal.raise_signal(signal.SIGTERM)  # one rank alone: all stop
             return apply(self, batch)
 
-        Trainer.apply = interrupted  # type: ignore[method-assign]  # of this process, which ends soon
+        Trainer.train_step = interrupted  # type: ignore[method-assign]  # of this process, which ends soon
         return train(config, tmp_path / "run", device="cpu").step
 
     assert together(stopped) == [2, 2]
     assert train(config, tmp_path / "run", resume=True, device="cpu").step == 4
-    assert "from step 2, begun on 2: not what those would have ended with" in capfd.readouterr().err
+    assert "from step 2, begun on 2 ranks: the result differs from that of a run on" in capfd.readouterr().err
     assert load_checkpoint(tmp_path / "run" / LAST).tensors["random.cpu"].shape[0] == 1
 
 
@@ -236,7 +236,7 @@ def test_what_is_not_finite_on_one_rank_stops_all_and_names_the_images_of_all(
     config, run = tiny("sat"), tmp_path / "run"
 
     def spoilt() -> tuple[str, list[tuple[str, ...]]]:
-        apply, seen = Trainer.apply, []
+        apply, seen = Trainer.train_step, []
 
         def spoil(self: Trainer, batch: Any) -> Any:
             seen.append(batch.names)
@@ -244,7 +244,7 @@ def test_what_is_not_finite_on_one_rank_stops_all_and_names_the_images_of_all(
                 batch.images[0, 0, 0, 0] = torch.inf
             return apply(self, batch)
 
-        Trainer.apply = spoil  # type: ignore[method-assign]  # of this process, which ends soon
+        Trainer.train_step = spoil  # type: ignore[method-assign]  # of this process, which ends soon
         with pytest.raises(TrainError, match="not finite at step 4") as caught:
             train(config, run, device="cpu", save_every=0)
         return str(caught.value), seen
@@ -274,7 +274,7 @@ def test_nothing_is_lost_to_a_corrupt_image_of_one_rank(
         return f"{type(caught.value).__name__} {caught.value}"
 
     lost, refusal = together(refused)
-    assert lost == "LostRankError rank 0 stopped, for another could not read its images"
+    assert lost == "LostRankError rank 0 stopped: another rank could not read its images"
     assert refusal.startswith(f"DataError {image} is no image")
     assert load_checkpoint(run / LAST).description.step == 1
     skipping = tiny("sat", f"data.root={tmp_path / 'scenes'}", "data.skip_corrupt=true")
@@ -334,7 +334,7 @@ def test_the_cause_is_told_and_not_what_followed(tmp_path: Path) -> None:
     ("others", "environment", "message"),
     [
         (["--devices", "0"], {}, "--devices 0: expected 1 or more"),
-        (["--devices", "3"], {}, "train.batch_size 4 does not divide into 3 devices x 1 portions: use 3 or 6"),
+        (["--devices", "3"], {}, "train.batch_size 4 does not divide into 3 devices x 1 micro-batches: use 3 or 6"),
         (["--devices", "2", "--device", "cuda"], {}, "2 processes need as many GPUs, and there are 1: use 1 or fewer"),
         (["--devices", "2"], {"TORCHELASTIC_RUN_ID": "x"}, "under torchrun: leave it out, and use its --nproc-per-node"),
     ],
@@ -373,7 +373,7 @@ def test_a_reader_that_fails_on_one_rank_ends_all_of_them(overrides: list[str], 
 
         if os.environ["RANK"] == "1":
             AUGMENTATIONS["plain"] = lambda **_: out_of_memory
-        config = load_config("scenes-clean", [*overrides, "train.workers=1", "data.skip_corrupt=true"])
+        config = load_config("scenes-undefended", [*overrides, "train.workers=1", "data.skip_corrupt=true"])
         try:
             train(config, tmp_path / "run", device="cpu")
         except TrainError as error:

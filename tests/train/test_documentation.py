@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddcat_train.choices import DatasetName, MethodName
 from ddcat_train.config import AttackConfig, MethodConfig, load_config, presets
 from ddcat_train.data.classes_file import read_legend
 from ddcat_train.data.pictures import read_mask
-from ddcat_train.loop import train
-from ddcat_train.names import DatasetName, MethodName
+from ddcat_train.run.loop import train
 
 PAGE = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
 
@@ -66,12 +66,12 @@ def test_the_table_of_presets_covers_all_of_them() -> None:
             assert {config.train.epochs for config in configs} == {int(epochs)}
 
 
-@pytest.mark.parametrize("method", ["clean", "ddcat"])
+@pytest.mark.parametrize("method", ["undefended", "ddcat"])
 def test_a_run_folder_holds_the_files_that_are_listed(method: str, tiny_run: list[str], tmp_path: Path) -> None:
     listed = {name.split("/")[0] for row in table("file") for name in code(row[0])}
     train(load_config(f"scenes-{method}", tiny_run), tmp_path / "run")
     found = {path.name for path in (tmp_path / "run").iterdir()}
-    assert found == listed - ({"mask.png"} if method == "clean" else set())
+    assert found == listed - ({"mask.png"} if method == "undefended" else set())
 
 
 HOW_TO = (Path(__file__).parents[2] / "docs/how-to/train-on-your-data.md").read_text(encoding="utf-8")

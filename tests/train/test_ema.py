@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from ddcat.metrics import miou
-from ddcat_train.average import start_average, update_average
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint
 from ddcat_train.config import load_config
 from ddcat_train.errors import CheckpointError, ConfigError
 from ddcat_train.evaluation import evaluate
-from ddcat_train.loop import train
 from ddcat_train.methods import METHODS
 from ddcat_train.networks import load_backbone
-from ddcat_train.trainer import Trainer
+from ddcat_train.run.ema import init_ema, update_ema
+from ddcat_train.run.loop import train
+from ddcat_train.run.trainer import Trainer
 
 
 def expected_average(states: list[dict[str, Tensor]], decay: float) -> dict[str, Tensor]:
@@ -41,11 +41,11 @@ def test_a_constant_is_approached_by_the_powers_of_the_decay() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
     for value in network.state_dict().values():
         value.fill_(0)
-    average = start_average(network)
+    average = init_ema(network)
     for value in network.state_dict().values():
         value.fill_(1)
     for step in range(100, 105):  # where the start is forgotten: d = 0.9
-        update_average(average, network, decay=0.9, step=step)
+        update_ema(average, network, decay=0.9, step=step)
     for value in average.state_dict().values():
         expected = torch.full_like(value, 1 - 0.9**5 if value.is_floating_point() else 1)
         torch.testing.assert_close(value, expected)
@@ -55,11 +55,11 @@ def test_a_constant_is_approached_by_the_powers_of_the_decay() -> None:
 def test_at_the_start_it_forgets_quickly() -> None:
     network = nn.Linear(3, 1)
     states = [copy.deepcopy(network.state_dict())]
-    average = start_average(network)
+    average = init_ema(network)
     for step in range(30):
         nn.init.normal_(network.weight)
         states.append(copy.deepcopy(network.state_dict()))
-        update_average(average, network, decay=0.7, step=step)
+        update_ema(average, network, decay=0.7, step=step)
     assert close(average.state_dict(), expected_average(states, 0.7))
     assert not close(average.state_dict(), {name: value.double() for name, value in states[-1].items()})
 
@@ -68,7 +68,7 @@ def test_a_run_uses_the_average_and_trains_the_weights(
     tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states: list[dict[str, Tensor]] = []
-    apply = Trainer.apply
+    apply = Trainer.train_step
 
     def watched(self: Trainer, batch: object) -> object:
         states.extend([copy.deepcopy(self._network.state_dict())] if not states else [])
@@ -76,7 +76,7 @@ def test_a_run_uses_the_average_and_trains_the_weights(
         states.append(copy.deepcopy(self._network.state_dict()))
         return log
 
-    monkeypatch.setattr(Trainer, "apply", watched)
+    monkeypatch.setattr(Trainer, "train_step", watched)
     config = load_config("scenes-ddcat", [*tiny_run, "train.ema=0.6", "train.evaluate_every=9"])
     scores = train(config, tmp_path / "ema").scores
     last, best = load_checkpoint(tmp_path / "ema" / LAST), load_checkpoint(tmp_path / "ema" / BEST)
@@ -102,17 +102,17 @@ def test_a_run_uses_the_average_and_trains_the_weights(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_resumes_with_it_to_the_same_bits(method: str, tiny_run: list[str], tmp_path: Path) -> None:
-    config = load_config("scenes-clean", [*tiny_run, "train.ema=0.5", "train.workers=0", f"method.name={method}"])
+    config = load_config("scenes-undefended", [*tiny_run, "train.ema=0.5", "train.workers=0", f"method.name={method}"])
     trainer = Trainer(config)
     for batch in itertools.islice(trainer.batches(), 2):
         trainer.save(tmp_path / "first.safetensors", resumable=True)
-        trainer.apply(batch)
+        trainer.train_step(batch)
     trainer.save(tmp_path / "whole.safetensors", resumable=True)
     resumed = Trainer(config)
     torch.rand(7)  # whatever happens between two sessions
     resumed.restore(load_checkpoint(tmp_path / "first.safetensors"))
     assert resumed.step == 1
-    resumed.apply(next(resumed.batches()))
+    resumed.train_step(next(resumed.batches()))
     resumed.save(tmp_path / "resumed.safetensors", resumable=True)
     whole, found = (load_checkpoint(tmp_path / f"{name}.safetensors").tensors for name in ("whole", "resumed"))
     assert whole.keys() == found.keys()
@@ -124,7 +124,7 @@ def test_every_method_resumes_with_it_to_the_same_bits(method: str, tiny_run: li
 @pytest.mark.parametrize("decay", [0, 1, -0.5])
 def test_a_decay_that_is_none_is_refused(decay: float, tiny_run: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"train\.ema"):
-        load_config("scenes-clean", [*tiny_run, f"train.ema={decay}"])
+        load_config("scenes-undefended", [*tiny_run, f"train.ema={decay}"])
 
 
 # --- a run whose backbone another one starts from
@@ -144,8 +144,8 @@ def test_every_method_starts_from_the_backbone_of_a_run(method: str, robust: Pat
     expected = load_checkpoint(robust).segmenter().backbone.state_dict()
     for source in (robust, robust / LAST):
         overrides = [*tiny_run, f"model.pretrained={source}", f"method.name={method}", "train.ema=0.9"]
-        trainer = Trainer(load_config("scenes-clean", overrides))
-        for network in (trainer._network, trainer._used):
+        trainer = Trainer(load_config("scenes-undefended", overrides))
+        for network in (trainer._network, trainer.eval_network):
             found = network.backbone.state_dict()
             assert found.keys() == expected.keys()
             assert all(torch.equal(found[name], value) for name, value in expected.items())
@@ -153,9 +153,9 @@ def test_every_method_starts_from_the_backbone_of_a_run(method: str, robust: Pat
 
 def test_a_run_with_another_backbone_is_refused(robust: Path, tiny_run: list[str], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"does not fit a ResNet .* has shape \(4, .* instead of \(8, "):
-        Trainer(load_config("scenes-clean", [*tiny_run, f"model.pretrained={robust}", "model.width=8"]))
+        Trainer(load_config("scenes-undefended", [*tiny_run, f"model.pretrained={robust}", "model.width=8"]))
     with pytest.raises(CheckpointError, match="use a run directory that ddcat train wrote"):
-        Trainer(load_config("scenes-clean", [*tiny_run, f"model.pretrained={tmp_path}"]))
-    network = Trainer(load_config("scenes-clean", [*tiny_run, "model.backbone=mobilenet_v2", "model.width=64"]))._network
+        Trainer(load_config("scenes-undefended", [*tiny_run, f"model.pretrained={tmp_path}"]))
+    network = Trainer(load_config("scenes-undefended", [*tiny_run, "model.backbone=mobilenet_v2", "model.width=64"]))._network
     with pytest.raises(CheckpointError, match=r"is missing; .* is not a key of the network"):
         load_backbone(network.backbone, robust / BEST)

@@ -18,16 +18,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ddcat.metrics import miou
-from ddcat_train import trainer as trainer_module
 from ddcat_train.attacks import bim
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint
+from ddcat_train.choices import MethodName
 from ddcat_train.config import load_config
 from ddcat_train.data.loader import Batch
 from ddcat_train.errors import CheckpointError, ConfigError, DataError, TrainError
 from ddcat_train.evaluation import evaluate
-from ddcat_train.loop import train
-from ddcat_train.names import MethodName
-from ddcat_train.trainer import Trainer
+from ddcat_train.run import trainer as trainer_module
+from ddcat_train.run.loop import train
+from ddcat_train.run.trainer import Trainer
 
 COMMAND = Path(sys.executable).with_name("ddcat-train")
 
@@ -44,8 +44,8 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def stopping_at(step: int) -> Callable[[Trainer, Batch], object]:
-    """Give what takes the place of `Trainer.apply`: a signal comes during the update after that many."""
-    apply = Trainer.apply
+    """Give what takes the place of `Trainer.train_step`: a signal comes during the update after that many."""
+    apply = Trainer.train_step
 
     def stopping(self: Trainer, batch: Batch) -> object:
         if self.step == step:
@@ -63,7 +63,7 @@ def options(overrides: list[str]) -> list[str]:
     return [part for override in overrides for part in ("--set", override)]
 
 
-@pytest.mark.parametrize("method", ["clean", "sat", "ddcat"])
+@pytest.mark.parametrize("method", ["undefended", "sat", "ddcat"])
 def test_a_run_leaves_all_that_later_stages_need(method: str, tiny_run: list[str], tmp_path: Path) -> None:
     config = load_config(f"scenes-{method}", tiny_run)
     outcome = train(config, tmp_path / "run")
@@ -95,7 +95,7 @@ def test_a_signal_leaves_a_run_that_resumes_to_the_same_bits(
 ) -> None:
     config = load_config("scenes-sat", tiny_run)
     train(config, tmp_path / "whole")
-    apply, before = Trainer.apply, signal.getsignal(number)
+    apply, before = Trainer.train_step, signal.getsignal(number)
 
     def interrupted(self: Trainer, batch: object) -> object:
         if self.step == 4:
@@ -103,7 +103,7 @@ def test_a_signal_leaves_a_run_that_resumes_to_the_same_bits(
         return apply(self, batch)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "apply", interrupted)
+        patch.setattr(Trainer, "train_step", interrupted)
         outcome = train(config, tmp_path / "stopped")
     assert (outcome.step, outcome.signal) == (5, number)
     assert signal.getsignal(number) is before
@@ -114,7 +114,7 @@ def test_a_signal_leaves_a_run_that_resumes_to_the_same_bits(
 
 def test_the_command_says_how_to_go_on(tiny_run: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = command("scenes-clean", *options([*tiny_run, "train.epochs=4000"]), "--out", run)
+    arguments = command("scenes-undefended", *options([*tiny_run, "train.epochs=4000"]), "--out", run)
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
     while not (run / "log.jsonl").is_file() or "step" not in (run / "log.jsonl").read_text():
         time.sleep(0.05)
@@ -132,7 +132,7 @@ def test_the_command_says_how_to_go_on(tiny_run: list[str], tmp_path: Path) -> N
 
 
 def test_a_finished_run_resumes_to_nothing(tiny_run: list[str], tmp_path: Path) -> None:
-    config = load_config("scenes-clean", tiny_run)
+    config = load_config("scenes-undefended", tiny_run)
     train(config, tmp_path / "run")
     before = (tmp_path / "run" / LAST).read_bytes()
     assert train(config, tmp_path / "run", resume=True).step == 9
@@ -140,12 +140,12 @@ def test_a_finished_run_resumes_to_nothing(tiny_run: list[str], tmp_path: Path) 
 
 
 def test_a_run_is_not_overwritten_nor_continued_as_another(tiny_run: list[str], tmp_path: Path) -> None:
-    config = load_config("scenes-clean", tiny_run)
+    config = load_config("scenes-undefended", tiny_run)
     train(config, tmp_path / "run")
     with pytest.raises(ConfigError, match="--resume"):
         train(config, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"another configuration \(optim.lr, seed differ\)"):
-        train(load_config("scenes-clean", [*tiny_run, "optim.lr=0.5", "seed=1"]), tmp_path / "run", resume=True)
+        train(load_config("scenes-undefended", [*tiny_run, "optim.lr=0.5", "seed=1"]), tmp_path / "run", resume=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/file").write_text("")
     with pytest.raises(ConfigError, match="is not empty"):
@@ -155,7 +155,7 @@ def test_a_run_is_not_overwritten_nor_continued_as_another(tiny_run: list[str], 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_run: list[str], tmp_path: Path) -> None:
     with pytest.raises(TrainError, match=r"not finite at step \d"):
-        train(load_config("scenes-clean", [*tiny_run, "optim.lr=1e30"]), tmp_path / "run")
+        train(load_config("scenes-undefended", [*tiny_run, "optim.lr=1e30"]), tmp_path / "run")
 
 
 # Each method in a run of its own, and each option in another with a method that takes it.
@@ -184,7 +184,7 @@ def test_every_choice_trains_and_resumes_to_the_same_bits(
     config = load_config(f"scenes-{method}", [*tiny_run, "train.epochs=1", "train.evaluate_images=2", *overrides])
     train(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "apply", stopping_at(1))
+        patch.setattr(Trainer, "train_step", stopping_at(1))
         assert train(config, tmp_path / "stopped").step == 2
     assert train(config, tmp_path / "stopped", resume=True).step == 3
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
@@ -199,7 +199,7 @@ def test_bfloat16_trains(tiny_run: list[str], tmp_path: Path) -> None:
 
 
 def test_the_network_starts_from_pretrained_weights(tiny_run: list[str], tmp_path: Path) -> None:
-    train(load_config("scenes-clean", tiny_run), tmp_path / "run")
+    train(load_config("scenes-undefended", tiny_run), tmp_path / "run")
     backbone = load_checkpoint(tmp_path / "run").segmenter().backbone
     save_file(backbone.state_dict(), tmp_path / "backbone.safetensors")
     other = Trainer(load_config("scenes-sat", [*tiny_run, f"model.pretrained={tmp_path / 'backbone.safetensors'}"]))
@@ -213,7 +213,7 @@ def test_a_run_that_is_killed_in_an_evaluation_goes_on_with_it(
 ) -> None:
     config = load_config("scenes-sat", tiny_run)
     train(config, tmp_path / "whole")
-    part, apply, applied = getattr(Trainer, where), Trainer.apply, []
+    part, apply, applied = getattr(Trainer, where), Trainer.train_step, []
 
     def killed(self: Trainer) -> object:
         if self.step == step:
@@ -231,7 +231,7 @@ def test_a_run_that_is_killed_in_an_evaluation_goes_on_with_it(
     found = load_checkpoint(tmp_path / "killed" / LAST).description
     assert (found.step, found.judged) == (step, False)
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "apply", counted)
+        patch.setattr(Trainer, "train_step", counted)
         assert train(config, tmp_path / "killed", resume=True).step == 9
     assert applied == list(range(step, 9))
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
@@ -243,11 +243,13 @@ def test_a_run_that_is_killed_in_an_evaluation_goes_on_with_it(
 def test_a_run_resumes_without_the_weights_that_it_began_with(
     tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Trainer(load_config("scenes-clean", tiny_run)).save(tmp_path / "begun.safetensors", resumable=False)
-    config = load_config("scenes-clean", [*tiny_run, "train.epochs=1", f"model.pretrained={tmp_path / 'begun.safetensors'}"])
+    Trainer(load_config("scenes-undefended", tiny_run)).save(tmp_path / "begun.safetensors", resumable=False)
+    config = load_config(
+        "scenes-undefended", [*tiny_run, "train.epochs=1", f"model.pretrained={tmp_path / 'begun.safetensors'}"]
+    )
     train(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "apply", stopping_at(1))
+        patch.setattr(Trainer, "train_step", stopping_at(1))
         train(config, tmp_path / "stopped")
     (tmp_path / "begun.safetensors").unlink()
     assert train(config, tmp_path / "stopped", resume=True).step == 3
@@ -257,7 +259,7 @@ def test_a_run_resumes_without_the_weights_that_it_began_with(
 
 
 def test_evaluation_is_that_of_attacks_made_one_by_one(tiny_run: list[str], tmp_path: Path) -> None:
-    trainer = Trainer(load_config("scenes-clean", tiny_run))
+    trainer = Trainer(load_config("scenes-undefended", tiny_run))
     scored = evaluate(
         trainer._network, trainer._val, epsilon=0.03, alpha=0.01, steps=(0, 2, 3), batch_size=3, device=torch.device("cpu")
     )
@@ -278,7 +280,7 @@ def test_evaluation_is_that_of_attacks_made_one_by_one(tiny_run: list[str], tmp_
 
 
 def test_a_split_without_labels_has_no_score(tiny_run: list[str]) -> None:
-    trainer = Trainer(load_config("scenes-clean", tiny_run))
+    trainer = Trainer(load_config("scenes-undefended", tiny_run))
     trainer._val = replace(trainer._val, decode=lambda indices: np.full_like(indices, 255))
     told = rf"the val split at {trainer._val.root} has no score: every pixel of the images that are evaluated \(4\) is ignored"
     with pytest.raises(DataError, match=told):
@@ -288,10 +290,14 @@ def test_a_split_without_labels_has_no_score(tiny_run: list[str]) -> None:
 def test_a_cuda_device_that_is_not_there_is_said_to_be_missing(tiny_run: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer_module.torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="no CUDA device"):
-        Trainer(load_config("scenes-clean", tiny_run), device="cuda")
+        Trainer(load_config("scenes-undefended", tiny_run), device="cuda")
 
 
 def test_a_batch_of_more_images_than_there_are_is_told(tiny_run: list[str]) -> None:
     told = " (some images more than once in each), fp32 on cpu"
-    assert Trainer(load_config("scenes-clean", [*tiny_run, "train.batch_size=100"])).summary().endswith(f" steps of 100{told}")
-    assert "more than once" not in Trainer(load_config("scenes-clean", tiny_run)).summary()
+    assert (
+        Trainer(load_config("scenes-undefended", [*tiny_run, "train.batch_size=100"]))
+        .summary()
+        .endswith(f" steps of 100{told}")
+    )
+    assert "more than once" not in Trainer(load_config("scenes-undefended", tiny_run)).summary()

@@ -12,10 +12,10 @@ import yaml
 from torch import Tensor, nn
 
 from ddcat_train.attacks import bim
+from ddcat_train.choices import MethodName
 from ddcat_train.config import PRESETS, AttackConfig, MethodConfig, load_config
-from ddcat_train.methods import METHODS, Portion, Update
-from ddcat_train.methods.division import divide
-from ddcat_train.names import MethodName
+from ddcat_train.methods import METHODS, MicroBatch, OptimizerStep
+from ddcat_train.methods.ddcat import divide_pixels
 from ddcat_train.networks import Segmenter
 
 DIVIDING = ("ddcat", "ddcat-m", "ddcat-n")
@@ -85,7 +85,7 @@ def images_in_training(network: Segmenter) -> Iterator[list[Tensor]]:
         yield seen
 
 
-def gradients(update: Update, network: nn.Module) -> dict[str, Tensor]:
+def gradients(update: OptimizerStep, network: nn.Module) -> dict[str, Tensor]:
     names = {parameter: name for name, parameter in network.named_parameters()}
     found = torch.autograd.grad(update.loss, update.parameters, retain_graph=True, allow_unused=True)
     return {
@@ -99,7 +99,7 @@ def close(found: Tensor, expected: Tensor | float, tolerance: float = 1e-8) -> b
     return torch.allclose(found.double(), reference, rtol=tolerance, atol=tolerance)
 
 
-def assert_same_step(network: Segmenter, updates: list[Update], expected: Any) -> None:
+def assert_same_step(network: Segmenter, updates: list[OptimizerStep], expected: Any) -> None:
     """Compare losses, the parameters of each update, every gradient, and the batch-norm buffers."""
     assert len(updates) == len(expected.gradients)
     log = updates[0].log
@@ -122,10 +122,10 @@ def assert_same_masks(log: Any, expected: Any) -> None:
 
 
 @pytest.fixture
-def case_of(batch_of: Callable[..., Portion]) -> Callable[[str], tuple[Portion, float | None]]:
+def case_of(batch_of: Callable[..., MicroBatch]) -> Callable[[str], tuple[MicroBatch, float | None]]:
     """A batch, and what forces the mask branch."""
 
-    def make(case: str) -> tuple[Portion, float | None]:
+    def make(case: str) -> tuple[MicroBatch, float | None]:
         return {
             "even": lambda: (batch_of(4), None),
             "odd": lambda: (batch_of(3), None),
@@ -143,42 +143,42 @@ def case_of(batch_of: Callable[..., Portion]) -> Callable[[str], tuple[Portion, 
 )
 def test_a_step_is_that_of_the_oracle(
     oracle: ModuleType,
-    case_of: Callable[[str], tuple[Portion, float | None]],
+    case_of: Callable[[str], tuple[MicroBatch, float | None]],
     network_for: Callable[..., Segmenter],
     settings_of: Callable[..., Any],
     plan: Plan,
 ) -> None:
-    portion, mask_bias = case_of(plan.case)
+    micro_batch, mask_bias = case_of(plan.case)
     options, attack = settings_of(plan.method, plan.chosen)
-    network = network_for(options, portion, context=plan.context, mask_bias=mask_bias)
+    network = network_for(options, micro_batch, context=plan.context, mask_bias=mask_bias)
     choice = choice_of(oracle, options, attack)
-    expected = oracle.step(network, portion.images, portion.labels, portion.seeds, choice)
+    expected = oracle.step(network, micro_batch.images, micro_batch.labels, micro_batch.seeds, choice)
     if plan.method == "sat" or plan.method in DIVIDING:
-        portion = replace(portion, clean=options.clean_images(len(portion.images)))
-        assert portion.clean == expected.clean
+        micro_batch = replace(micro_batch, clean=options.clean_images(len(micro_batch.images)))
+        assert micro_batch.clean == expected.clean
     with images_in_training(network) as seen:
-        updates = METHODS[options.name].step(network, portion, attack=attack, options=options)
+        updates = METHODS[options.name].step(network, micro_batch, attack=attack, options=options)
 
     (trained_on,) = seen
     assert close(trained_on, expected.images, 1e-12)
     assert_same_step(network, updates, expected)
     if plan.method in DIVIDING:
         assert_same_masks(updates[0].log, expected)
-    assert_case_is_what_it_says(plan, expected, portion, attack, mask_bias)
+    assert_case_is_what_it_says(plan, expected, micro_batch, attack, mask_bias)
 
 
 def assert_case_is_what_it_says(
-    plan: Plan, expected: Any, portion: Portion, attack: AttackConfig, mask_bias: float | None
+    plan: Plan, expected: Any, micro_batch: MicroBatch, attack: AttackConfig, mask_bias: float | None
 ) -> None:
     """So that a comparison with the oracle cannot be an empty one."""
-    count, clean = len(portion.images), expected.clean
+    count, clean = len(micro_batch.images), expected.clean
     assert all(torch.isfinite(gradient).all() for update in expected.gradients for gradient in update.values())
     attacked = expected.images[count:] if plan.method == "trades" else expected.images[clean:]
-    moved = (attacked - portion.images[clean:]).abs().amax((1, 2, 3)) > 0
-    if plan.method != "clean":
+    moved = (attacked - micro_batch.images[clean:]).abs().amax((1, 2, 3)) > 0
+    if plan.method != "undefended":
         assert moved.all() or attack.start == "clean"
         assert moved.any() or plan.case == "all ignored"
-    assert torch.equal(expected.images[:clean], portion.images[:clean])
+    assert torch.equal(expected.images[:clean], micro_batch.images[:clean])
     assert all(loss != 0 or plan.case == "all ignored" or "p all" in plan.case for loss in expected.losses.values())
     if plan.case == "all ignored":
         assert expected.losses.keys() - {"mask"} == {name for name, loss in expected.losses.items() if loss == 0} - {"mask"}
@@ -193,21 +193,21 @@ def assert_case_is_what_it_says(
 @pytest.mark.parametrize("clean", [0, 3])
 @pytest.mark.parametrize("method", ["sat", *DIVIDING])
 @pytest.mark.parametrize("chosen", [{}, LETTER | {"start": "clean"}], ids=["default", "algorithm-2"])
-def test_a_portion_may_be_all_clean_or_all_adversarial(
+def test_a_micro_batch_may_be_all_clean_or_all_adversarial(
     oracle: ModuleType,
-    batch_of: Callable[..., Portion],
+    batch_of: Callable[..., MicroBatch],
     network_for: Callable[..., Segmenter],
     settings_of: Callable[..., Any],
     method: str,
     clean: int,
     chosen: dict[str, Any],
 ) -> None:
-    portion = replace(batch_of(3, ignored=(0.2,)), clean=clean)
+    micro_batch = replace(batch_of(3, ignored=(0.2,)), clean=clean)
     options, attack = settings_of(method, chosen if method != "sat" else {})
-    network = network_for(options, portion, context="aspp")
+    network = network_for(options, micro_batch, context="aspp")
     choice = choice_of(oracle, options, attack)
-    expected = oracle.step(network, portion.images, portion.labels, portion.seeds, choice, clean=clean)
-    assert_same_step(network, METHODS[options.name].step(network, portion, attack=attack, options=options), expected)
+    expected = oracle.step(network, micro_batch.images, micro_batch.labels, micro_batch.seeds, choice, clean=clean)
+    assert_same_step(network, METHODS[options.name].step(network, micro_batch, attack=attack, options=options), expected)
 
 
 @pytest.mark.parametrize(
@@ -219,8 +219,8 @@ def test_a_portion_may_be_all_clean_or_all_adversarial(
     ],
 )
 @pytest.mark.parametrize(("cut", "clean"), [(1, 2), (3, 1)])
-def test_two_portions_are_summed_to_the_whole(
-    batch_of: Callable[..., Portion],
+def test_two_micro_batches_are_summed_to_the_whole(
+    batch_of: Callable[..., MicroBatch],
     network_for: Callable[..., Segmenter],
     settings_of: Callable[..., Any],
     method: str,
@@ -229,7 +229,7 @@ def test_two_portions_are_summed_to_the_whole(
     clean: int,
 ) -> None:
     options, attack = settings_of(method, chosen)
-    whole = replace(batch_of(4, ignored=(0.9, 0.0, 0.4)), clean=clean)  # each portion has another share of valid pixels
+    whole = replace(batch_of(4, ignored=(0.9, 0.0, 0.4)), clean=clean)  # each micro-batch has another share of valid pixels
     parts = [
         replace(
             whole,
@@ -240,9 +240,11 @@ def test_two_portions_are_summed_to_the_whole(
         )
         for part in (slice(0, cut), slice(cut, 4))
     ]
-    network = network_for(options, whole).eval()  # batch norm in training sees a portion at a time: with it they are not equal
+    network = network_for(
+        options, whole
+    ).eval()  # batch norm in training sees a micro-batch at a time: with it they are not equal
     together, first, second = (
-        METHODS[options.name].step(network, portion, attack=attack, options=options) for portion in (whole, *parts)
+        METHODS[options.name].step(network, micro_batch, attack=attack, options=options) for micro_batch in (whole, *parts)
     )
     for update, one, other in zip(together, first, second, strict=True):
         assert close(one.loss + other.loss, update.loss)
@@ -256,39 +258,40 @@ def test_two_portions_are_summed_to_the_whole(
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_dropout_acts_in_training_and_never_in_the_attack(
     oracle: ModuleType,
-    batch_of: Callable[..., Portion],
+    batch_of: Callable[..., MicroBatch],
     network_for: Callable[..., Segmenter],
     settings_of: Callable[..., Any],
     method: str,
 ) -> None:
-    portion = batch_of(3)
+    micro_batch = batch_of(3)
     options, attack = settings_of(method, LETTER if method == "ddcat" else {})
-    network = network_for(options, portion, dropout=0.5)
+    network = network_for(options, micro_batch, dropout=0.5)
     choice = choice_of(oracle, options, attack)
     expected, another = (
-        oracle.step(network, portion.images, portion.labels, portion.seeds, choice, dropout_seed=seed) for seed in (5, 6)
+        oracle.step(network, micro_batch.images, micro_batch.labels, micro_batch.seeds, choice, dropout_seed=seed)
+        for seed in (5, 6)
     )
     assert another.losses["main"] != expected.losses["main"]
     torch.manual_seed(5)  # the oracle draws from here when it trains: the method must have drawn nothing before
-    updates = METHODS[options.name].step(network, portion, attack=attack, options=options)
+    updates = METHODS[options.name].step(network, micro_batch, attack=attack, options=options)
     assert_same_step(network, updates, expected)
 
 
 @pytest.mark.parametrize("chosen", [{}, LETTER], ids=["default", "letter"])
 def test_in_single_precision_few_pixels_differ(
     oracle: ModuleType,
-    batch_of: Callable[..., Portion],
+    batch_of: Callable[..., MicroBatch],
     network_for: Callable[..., Segmenter],
     settings_of: Callable[..., Any],
     chosen: dict[str, Any],
 ) -> None:
-    portion = batch_of(4)
+    micro_batch = batch_of(4)
     options, attack = settings_of("ddcat", chosen)
-    network = network_for(options, portion)
+    network = network_for(options, micro_batch)
     choice = choice_of(oracle, options, attack)
-    expected = oracle.step(network, portion.images, portion.labels, portion.seeds, choice)
-    single = replace(portion, images=portion.images.float())
-    division = divide(network.float(), single, attack=attack, predict_mask=options.predicted_mask == "algorithm-2")
+    expected = oracle.step(network, micro_batch.images, micro_batch.labels, micro_batch.seeds, choice)
+    single = replace(micro_batch, images=micro_batch.images.float())
+    division = divide_pixels(network.float(), single, attack=attack, predict_mask=options.predicted_mask == "algorithm-2")
     assert (division.chosen is None) == (not chosen)
     assert ((division.images - expected.images).abs() > 1e-6).double().mean() < 0.01
     assert (division.masks != expected.masks).double().mean() < 0.01
@@ -296,28 +299,28 @@ def test_in_single_precision_few_pixels_differ(
 
 @pytest.mark.parametrize("preset", ["scenes-sat-fgsm", "camvid-sat-fgsm"])
 def test_the_control_that_leaks_labels_is_trained_on_fgsm(
-    batch_of: Callable[..., Portion], network_for: Callable[..., Segmenter], preset: str
+    batch_of: Callable[..., MicroBatch], network_for: Callable[..., Segmenter], preset: str
 ) -> None:
-    config, portion = load_config(preset), batch_of(3, ignored=(0.3,))
-    network = network_for(config.method, portion)
+    config, micro_batch = load_config(preset), batch_of(3, ignored=(0.3,))
+    network = network_for(config.method, micro_batch)
     epsilon = config.attack.epsilon
-    expected = bim(network, portion.images[1:], portion.labels[1:], epsilon=epsilon, alpha=epsilon, steps=1)
+    expected = bim(network, micro_batch.images[1:], micro_batch.labels[1:], epsilon=epsilon, alpha=epsilon, steps=1)
     with images_in_training(network) as seen:
-        METHODS["sat"].step(network, portion, attack=config.attack, options=config.method)
+        METHODS["sat"].step(network, micro_batch, attack=config.attack, options=config.method)
     assert config.method == MethodConfig(name="sat")
-    assert torch.equal(seen[0], torch.cat([portion.images[:1], expected]))
-    assert (expected - portion.images[1:]).abs().max() == pytest.approx(0.03)
+    assert torch.equal(seen[0], torch.cat([micro_batch.images[:1], expected]))
+    assert (expected - micro_batch.images[1:]).abs().max() == pytest.approx(0.03)
 
 
 def test_a_nan_of_the_branch_that_is_not_chosen_stays_out_of_the_maps(
-    batch_of: Callable[..., Portion], network_for: Callable[..., Segmenter], settings_of: Callable[..., Any]
+    batch_of: Callable[..., MicroBatch], network_for: Callable[..., Segmenter], settings_of: Callable[..., Any]
 ) -> None:
-    portion = batch_of(4)
+    micro_batch = batch_of(4)
     options, attack = settings_of("ddcat", {})
-    network = network_for(options, portion, mask_bias=-1e3)  # p = 0: the main branch everywhere
-    expected = divide(network, portion, attack=attack)
+    network = network_for(options, micro_batch, mask_bias=-1e3)  # p = 0: the main branch everywhere
+    expected = divide_pixels(network, micro_batch, attack=attack)
     with torch.no_grad():
         network.heads["auxiliary"][-1].bias.fill_(float("nan"))
-    found = divide(network, portion, attack=attack)
+    found = divide_pixels(network, micro_batch, attack=attack)
     assert expected.masks.any()
     assert torch.equal(found.masks, expected.masks)

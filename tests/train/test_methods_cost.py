@@ -11,9 +11,9 @@ import yaml
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ddcat_train.choices import MethodName
 from ddcat_train.config import PRESETS
-from ddcat_train.methods import METHODS, Portion
-from ddcat_train.names import MethodName
+from ddcat_train.methods import METHODS, MicroBatch
 from ddcat_train.networks import Segmenter
 from ddcat_train.networks.contexts import Context
 from ddcat_train.networks.convolution import Conv2d
@@ -60,8 +60,8 @@ def samples_through(modules: dict[str, nn.Module]) -> Iterator[dict[str, int]]:
 @pytest.mark.parametrize(
     ("method", "chosen", "forward", "backward", "spare", "deep"),
     [
-        ("clean", {}, 1, 1, 0, 1),
-        ("clean", {"deep_weight": 0.0}, 1, 1, 0, 0),
+        ("undefended", {}, 1, 1, 0, 1),
+        ("undefended", {"deep_weight": 0.0}, 1, 1, 0, 0),
         ("sat", {}, 2.5, 2.5, 0, 1),
         ("sat", {"start": "random"}, 2.5, 2.5, 0, 1),
         ("sat", {"adversarial_share": 0.75}, 3.25, 3.25, 0, 1),
@@ -91,7 +91,7 @@ def samples_through(modules: dict[str, nn.Module]) -> Iterator[dict[str, int]]:
     ],
 )
 def test_samples_through_the_network(
-    batch_of: Callable[..., Portion],
+    batch_of: Callable[..., MicroBatch],
     network_for: Callable[..., Segmenter],
     settings_of: Callable[..., Any],
     method: str,
@@ -102,13 +102,13 @@ def test_samples_through_the_network(
     deep: float,
 ) -> None:
     options, attack = settings_of(method, chosen)
-    portion = replace(batch_of(4, ignored=(0.2,)), clean=options.clean_images(4))
-    network = network_for(options, portion)
+    micro_batch = replace(batch_of(4, ignored=(0.2,)), clean=options.clean_images(4))
+    network = network_for(options, micro_batch)
     with (
         samples_through({"backbone": network.backbone, **network.heads}) as counts,
         Backwards(network.backbone.layer0[0]) as done,
     ):
-        updates = METHODS[options.name].step(network, portion, attack=attack, options=options)
+        updates = METHODS[options.name].step(network, micro_batch, attack=attack, options=options)
         assert all(mask == [True, False, False] for mask in done.masks)  # of the attack: the input's gradient alone
         assert bool(done.masks) == METHODS[options.name].attacks
         attack_samples = done.samples
@@ -126,17 +126,17 @@ def test_samples_through_the_network(
     [("sat", 3 * 3 + 5), ("ddcat", 3 * 5 + 2 + 5), ("ddcat-m", 3 * 5 + 5 + 5), ("ddcat-n", 3 * 3 + 3 + 5)],
 )
 def test_odd_batches_attack_the_larger_half(
-    batch_of: Callable[..., Portion],
+    batch_of: Callable[..., MicroBatch],
     network_for: Callable[..., Segmenter],
     settings_of: Callable[..., Any],
     method: str,
     forward: int,
 ) -> None:
     options, attack = settings_of(method, {})
-    portion = replace(batch_of(5), clean=options.clean_images(5))
-    network = network_for(options, portion, context="aspp")
+    micro_batch = replace(batch_of(5), clean=options.clean_images(5))
+    network = network_for(options, micro_batch, context="aspp")
     with samples_through({"backbone": network.backbone}) as counts:
-        METHODS[options.name].step(network, portion, attack=attack, options=options)
+        METHODS[options.name].step(network, micro_batch, attack=attack, options=options)
     assert counts == {"backbone": forward}
 
 
@@ -144,41 +144,41 @@ def test_odd_batches_attack_the_larger_half(
     ("method", "chosen"), [*((method, {}) for method in get_args(MethodName)), ("ddcat", LETTER), ("ddcat-n", LETTER)]
 )
 def test_a_step_leaves_gradients_flags_and_the_batch_alone(
-    batch_of: Callable[..., Portion],
+    batch_of: Callable[..., MicroBatch],
     network_for: Callable[..., Segmenter],
     settings_of: Callable[..., Any],
     method: str,
     chosen: dict[str, Any],
 ) -> None:
-    portion = batch_of(3, ignored=(0.5,))
-    images, labels = portion.images.clone(), portion.labels.clone()
+    micro_batch = batch_of(3, ignored=(0.5,))
+    images, labels = micro_batch.images.clone(), micro_batch.labels.clone()
     options, attack = settings_of(method, chosen)
-    network = network_for(options, portion, context="aspp")
+    network = network_for(options, micro_batch, context="aspp")
     network.backbone.layer0.eval()  # frozen statistics, which some fine-tune with
     flags = [module.training for module in network.modules()]
     frozen = [buffer.clone() for buffer in network.backbone.layer0.buffers()]
     weights = [parameter.clone() for parameter in network.parameters()]
-    updates = METHODS[options.name].step(network, portion, attack=attack, options=options)
+    updates = METHODS[options.name].step(network, micro_batch, attack=attack, options=options)
     assert [module.training for module in network.modules()] == flags
     assert all(map(torch.equal, network.backbone.layer0.buffers(), frozen))
     assert all(map(torch.equal, network.parameters(), weights))
     assert all(parameter.grad is None for parameter in network.parameters())
-    assert torch.equal(portion.images, images)
-    assert torch.equal(portion.labels, labels)
+    assert torch.equal(micro_batch.images, images)
+    assert torch.equal(micro_batch.labels, labels)
     assert not any(value.requires_grad for update in updates for value in update.log.values())
 
 
 @pytest.mark.parametrize("method", [method for method in get_args(MethodName) if METHODS[method].attacks])
 def test_an_attack_keeps_what_it_makes_of_weights_from_its_first_step_to_its_last(
-    batch_of: Callable[..., Portion], network_for: Callable[..., Segmenter], settings_of: Callable[..., Any], method: str
+    batch_of: Callable[..., MicroBatch], network_for: Callable[..., Segmenter], settings_of: Callable[..., Any], method: str
 ) -> None:
     options, attack = settings_of(method, {"start": "random"})
-    portion = replace(batch_of(4), clean=options.clean_images(4))
-    network = network_for(options, portion)
+    micro_batch = replace(batch_of(4), clean=options.clean_images(4))
+    network = network_for(options, micro_batch)
     convolution = next(module for module in network.modules() if isinstance(module, Conv2d))
     kept: list[Any] = []
     with network.backbone.register_forward_pre_hook(lambda module, inputs: kept.append(convolution.kept)):
-        METHODS[options.name].step(network, portion, attack=attack, options=options)
+        METHODS[options.name].step(network, micro_batch, attack=attack, options=options)
     during = [found for found in kept if found is not None]
     assert len(during) >= attack.steps
     assert all(found is during[0] for found in during)

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from ddcat_train.choices import BACKBONE_GROUP, BackboneName, ContextName, Head, Stem
 from ddcat_train.config import ModelConfig
 from ddcat_train.errors import CheckpointError, ConfigError
-from ddcat_train.names import BACKBONE_GROUP, BackboneName, ContextName, Head, Stem
 from ddcat_train.networks import (
     BACKBONES,
     CONTEXTS,

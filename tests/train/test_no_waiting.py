@@ -13,11 +13,11 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ddcat_train.choices import MethodName
 from ddcat_train.config import load_config
 from ddcat_train.data.loader import Batch
-from ddcat_train.names import MethodName
 from ddcat_train.optimizer import build_optimizer
-from ddcat_train.trainer import Trainer
+from ddcat_train.run.trainer import Trainer
 
 META = torch.device("meta")
 
@@ -53,7 +53,7 @@ CHOICES = [
 
 
 def steps(trainer: Trainer, batches: list[Batch]) -> list[dict[str, Any]]:
-    return [dict(trainer.apply(batch)) for batch in batches]
+    return [dict(trainer.train_step(batch)) for batch in batches]
 
 
 def trainer_of(method: str, overrides: tuple[str, ...], tiny_run: list[str]) -> Trainer:
@@ -67,7 +67,7 @@ def test_no_step_needs_a_value_of_the_device(
     method: str, overrides: tuple[str, ...], tiny_run: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = trainer_of(method, overrides, tiny_run)
-    count = 2 if method == "clean" else 1  # the second step finds a momentum
+    count = 2 if method == "undefended" else 1  # the second step finds a momentum
     batches = [batch for batch, _ in zip(trainer.batches(), range(count), strict=False)]
     trainer._network.to(META)
     if trainer._average is not None:

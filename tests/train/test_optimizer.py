@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 from ddcat_train.config import ModelConfig, OptimConfig
-from ddcat_train.methods import Update
+from ddcat_train.methods import OptimizerStep
 from ddcat_train.networks import build_segmenter
 from ddcat_train.optimizer import (
     add_gradients,
     apply_gradients,
     build_optimizer,
     load_momentum,
-    momentum,
+    momentum_buffers,
     set_learning_rate,
 )
 
@@ -36,8 +36,8 @@ def test_two_updates_take_their_gradients_before_the_first_step() -> None:
     optimizer = torch.optim.SGD([shared, first_own, second_own], lr=0.1, momentum=0.5)
     product = shared * first_own
     updates = [
-        Update((product**2).sum(), (shared, first_own), {}),  # gradients 2 s a^2 = 4 and 2 s^2 a = 8
-        Update((shared * second_own + product).sum(), (shared, second_own), {}),  # gradients b + a = 2 and s = 2
+        OptimizerStep((product**2).sum(), (shared, first_own), {}),  # gradients 2 s a^2 = 4 and 2 s^2 a = 8
+        OptimizerStep((shared * second_own + product).sum(), (shared, second_own), {}),  # gradients b + a = 2 and s = 2
     ]
     gradients = add_gradients(updates)
     assert gradients == [[4, 8], [2, 2]]
@@ -46,12 +46,15 @@ def test_two_updates_take_their_gradients_before_the_first_step() -> None:
     assert [value.item() for value in (shared, first_own, second_own)] == pytest.approx([1.2, 0.2, 0.8])
 
 
-def test_gradients_of_portions_add_up_for_each_update() -> None:
+def test_gradients_of_micro_batches_add_up_for_each_update() -> None:
     shared, own = (nn.Parameter(torch.tensor([value])) for value in (2.0, 3.0))
 
-    def updates(factor: float) -> list[Update]:
+    def updates(factor: float) -> list[OptimizerStep]:
         product = shared * own
-        return [Update((factor * product).sum(), (shared, own), {}), Update((factor * product**2).sum(), (shared,), {})]
+        return [
+            OptimizerStep((factor * product).sum(), (shared, own), {}),
+            OptimizerStep((factor * product**2).sum(), (shared,), {}),
+        ]
 
     gradients = add_gradients(updates(2.0), add_gradients(updates(1.0)))
     assert gradients == [[9, 6], [108]]  # (1 + 2) a, (1 + 2) s; (1 + 2) 2 s a^2
@@ -60,11 +63,11 @@ def test_gradients_of_portions_add_up_for_each_update() -> None:
 def test_momentum_is_put_back_by_name() -> None:
     network = build_segmenter(ModelConfig(backbone="resnet10", width=8), classes=3)
     optimizer = build_optimizer(network, CONFIG)
-    assert momentum(network, optimizer) == {}
-    updates = [Update(network(torch.rand(2, 3, 33, 33)).square().mean(), tuple(network.parameters()), {})]
+    assert momentum_buffers(network, optimizer) == {}
+    updates = [OptimizerStep(network(torch.rand(2, 3, 33, 33)).square().mean(), tuple(network.parameters()), {})]
     apply_gradients(optimizer, updates, add_gradients(updates))
-    buffers = momentum(network, optimizer)
+    buffers = momentum_buffers(network, optimizer)
     assert set(buffers) == {name for name, _ in network.named_parameters()}
     other = build_optimizer(network, CONFIG)
     load_momentum(network, other, buffers)
-    assert all(torch.equal(value, buffers[name]) for name, value in momentum(network, other).items())
+    assert all(torch.equal(value, buffers[name]) for name, value in momentum_buffers(network, other).items())

@@ -9,17 +9,17 @@ import torch
 from PIL import Image
 
 from ddcat.classes import IGNORED_COLOUR, Classes, colourise
-from ddcat_train import panels, sheet
 from ddcat_train.attacks import bim
 from ddcat_train.checkpoints import LAST, build_network, load_checkpoint
 from ddcat_train.config import Config, load_config
 from ddcat_train.data import Dataset, open_dataset
-from ddcat_train.data.base import U8
-from ddcat_train.loop import train
+from ddcat_train.data.dataset import U8
 from ddcat_train.networks import Segmenter
-from ddcat_train.panels import draw_panels
-from ddcat_train.sheet import Picture, draw_sheet, to_png
-from ddcat_train.trainer import Trainer
+from ddcat_train.run import image_grid, panels
+from ddcat_train.run.image_grid import Picture, draw_sheet, to_png
+from ddcat_train.run.loop import train
+from ddcat_train.run.panels import draw_panels
+from ddcat_train.run.trainer import Trainer
 
 COLUMNS = ["input", "attacked", "prediction for input", "prediction for attacked", "truth"]
 
@@ -115,7 +115,7 @@ def test_a_row_is_what_it_says(method: str, tiny_run: list[str], scenes: Dataset
 
 
 def test_the_images_are_the_same_and_spread_over_the_split(tiny_run: list[str], scenes: Dataset, drawn: list) -> None:
-    config = config_of("clean", tiny_run)
+    config = config_of("undefended", tiny_run)
     network = lived_in(config, scenes)
     many = replace(scenes, pairs=scenes.pairs * 5)  # 20
     one, other = draw(network, many, config), draw(network, many, config, batch_size=3)
@@ -123,7 +123,7 @@ def test_the_images_are_the_same_and_spread_over_the_split(tiny_run: list[str], 
     assert [row[0].caption for row in drawn[0][1]] == [many.pairs[index].name for index in (2, 7, 12, 17)]
 
 
-@pytest.mark.parametrize("method", ["clean", "ddcat"])
+@pytest.mark.parametrize("method", ["undefended", "ddcat"])
 def test_drawing_changes_nothing(method: str, tiny_run: list[str], scenes: Dataset) -> None:
     config = config_of(method, tiny_run)
     network = lived_in(config, scenes)
@@ -208,7 +208,7 @@ def test_a_white_picture_is_seen_on_white_paper() -> None:
 def test_labels_that_are_shrunk_keep_their_colours_and_photographs_are_mixed() -> None:
     stripes = np.zeros((400, 400, 3), np.uint8)
     stripes[:, ::2] = (200, 100, 50)
-    exact, mixed = (np.asarray(sheet._fitted(Picture(stripes, "", smooth=smooth))) for smooth in (False, True))
+    exact, mixed = (np.asarray(image_grid._fitted(Picture(stripes, "", smooth=smooth))) for smooth in (False, True))
     assert {tuple(pixel) for pixel in exact.reshape(-1, 3).tolist()} == {(0, 0, 0), (200, 100, 50)}
     assert len(np.unique(mixed.reshape(-1, 3), axis=0)) > 2
 
@@ -232,7 +232,7 @@ def test_a_png_keeps_every_pixel(tmp_path: Path) -> None:
 
 
 def test_an_image_without_a_label_says_so(tiny_run: list[str], scenes: Dataset, drawn: list) -> None:
-    config = config_of("clean", tiny_run)
+    config = config_of("undefended", tiny_run)
     nothing = replace(scenes, decode=lambda labels: np.full_like(labels, 255))
     draw(lived_in(config, scenes), nothing, config)
     assert {row[2].caption for row in drawn[0][1]} == {"no pixel is labelled"}

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddcat_train.attacks import bim, evaluating
+from ddcat_train.attacks import bim, eval_mode
+from ddcat_train.choices import ContextName
 from ddcat_train.config import ModelConfig, load_config
-from ddcat_train.names import ContextName
 from ddcat_train.networks import Segmenter, build_segmenter
 from ddcat_train.networks.layers import interpolation
-from ddcat_train.trainer import Trainer
+from ddcat_train.run.trainer import Trainer
 
 CONTEXTS: tuple[ContextName, ...] = ("pyramid", "aspp")
 
@@ -34,7 +34,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 def input_gradient(network: Segmenter, images: Tensor, labels: Tensor, *, rounded: bool) -> Tensor:
     leaf = images.clone().requires_grad_()
-    with evaluating(network), torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+    with eval_mode(network), torch.autocast("cpu", torch.bfloat16, enabled=rounded):
         loss = F.cross_entropy(network(leaf), labels, reduction="sum")
     return torch.autograd.grad(loss, leaf)[0]
 
@@ -84,6 +84,6 @@ def rounding() -> Iterator[None]:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])  # evaluations of the second are in fp32, too
 def test_a_run_rounds_nothing_to_tf32(tiny_run: list[str], precision: str, rounding: None) -> None:
-    Trainer(load_config("scenes-clean", [*tiny_run, f"train.precision={precision}"]), device="cpu")
+    Trainer(load_config("scenes-undefended", [*tiny_run, f"train.precision={precision}"]), device="cpu")
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32

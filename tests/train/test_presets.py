@@ -15,7 +15,8 @@ import yaml
 from PIL import Image
 
 from ddcat_train.config import PRESETS, Config, load_config, presets
-from ddcat_train.trainer import Trainer
+from ddcat_train.run.trainer import Trainer
+from ddcat_train.yaml_tree import _locate
 
 COMMAND = Path(sys.executable).with_name("ddcat-train")
 
@@ -26,16 +27,18 @@ DATA = {
     "cityscapes-semseg": ("cityscapes", "train", 713, 200, (0.5, 2.0), 2048),
 }
 NETWORKS = {"pspnet50": ("resnet50", "pyramid"), "deeplabv3_50": ("resnet50", "aspp")}
-METHODS = ["clean", "sat", "ddcat", "ddcat-m", "ddcat-n"]
+METHODS = ["undefended", "sat", "ddcat", "ddcat-m", "ddcat-n"]
 PAPER = [*product(DATA, NETWORKS, METHODS)]
 FGSM = [*product(["voc", "cityscapes"], NETWORKS, ["sat-fgsm"])]
 C24 = [*product(DATA, NETWORKS, ["pgd-at"])]
-SMALL = [*product(["camvid", "scenes"], [*METHODS, "pgd-at", "segpgd-at", "trades"])]
+SMALL = [*product(["camvid", "scenes"], [*METHODS, "sat-fgsm", "pgd-at", "segpgd-at", "trades"])]
 
 
 def test_there_is_a_preset_for_every_choice() -> None:
     expected = {"-".join(parts) for parts in (*PAPER, *FGSM, *C24, *SMALL)}
-    assert expected <= set(presets())
+    assert expected == set(presets())
+    used = {file for preset in presets() for part in _locate(preset, Path()) for file in chain(part)}
+    assert {path.name for path in set(PRESETS.iterdir()) - used} == {"_letter.yaml"}  # for files of one's own
 
 
 @pytest.mark.parametrize(("data", "network", "method"), [*PAPER, *FGSM, *C24])
@@ -43,7 +46,7 @@ def test_the_presets_of_the_paper_have_its_numbers(data: str, network: str, meth
     config = load_config(f"{data}-{network}-{method}")
     reader, split, crop, epochs, scale, base = DATA[data]
     assert (config.data.name, config.data.train_split, config.data.val_split) == (reader, split, "val")
-    assert (config.data.long_side, config.data.judged_long_side) == (None, base)
+    assert (config.data.long_side, config.data.eval_long_side) == (None, base)
     assert (config.augment.policy, config.augment.crop, config.augment.scale) == ("paper", (crop, crop), scale)
     assert (config.model.backbone, config.model.context) == NETWORKS[network]
     assert (config.model.width, config.model.output_stride) == (64, 8)
@@ -81,14 +84,15 @@ def numbers(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, tree
 
 
-def chain(name: str) -> list[str]:
-    parents = yaml.safe_load((PRESETS / f"{name}.yaml").read_text()).get("inherits", [])
-    return [name, *(file for parent in ([parents] if isinstance(parents, str) else parents) for file in chain(parent))]
+def chain(path: Path) -> list[Path]:
+    parents = yaml.safe_load(path.read_text()).get("inherits", [])
+    names = [parents] if isinstance(parents, str) else parents
+    return [path, *(file for name in names for file in chain(PRESETS / f"{name}.yaml"))]
 
 
 @pytest.mark.parametrize("preset", presets())
 def test_no_number_is_written_twice(preset: str) -> None:
-    trees = [yaml.safe_load((PRESETS / f"{name}.yaml").read_text()) for name in chain(preset)]
+    trees = [yaml.safe_load(file.read_text()) for part in _locate(preset, Path()) for file in chain(part)]
     written = [number for tree in trees for number in numbers(tree)]
     assert len(written) >= 3
     assert [number for number in written if written.count(number) > 1] == []
@@ -140,7 +144,7 @@ def reduced(preset: str, roots: dict[str, Path], *others: str) -> Config:
 def test_every_preset_is_loaded_built_and_stepped(preset: str, roots: dict[str, Path]) -> None:
     trainer = Trainer(reduced(preset, roots), device="cpu")
     before = {name: value.clone() for name, value in trainer._network.named_parameters()}
-    log = trainer.apply(next(iter(trainer.batches())))
+    log = trainer.train_step(next(iter(trainer.batches())))
     assert trainer.step == 1
     assert all(math.isfinite(float(value)) for value in log.values())
     assert not torch.equal(before["heads.main.4.weight"], trainer._network.get_parameter("heads.main.4.weight"))
@@ -149,9 +153,9 @@ def test_every_preset_is_loaded_built_and_stepped(preset: str, roots: dict[str, 
 @pytest.mark.parametrize(
     ("preset", "trained", "judged"),
     [
-        ("cityscapes-pspnet50-clean", (24, 48, 3), (512, 1024, 3)),
-        ("voc-pspnet50-clean", (24, 48, 3), (256, 512, 3)),
-        ("camvid-clean", (120, 240, 3), (120, 240, 3)),
+        ("cityscapes-pspnet50-undefended", (24, 48, 3), (512, 1024, 3)),
+        ("voc-pspnet50-undefended", (24, 48, 3), (256, 512, 3)),
+        ("camvid-undefended", (120, 240, 3), (120, 240, 3)),
     ],
 )
 def test_images_are_judged_at_a_size_of_their_own(

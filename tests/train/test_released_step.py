@@ -12,8 +12,8 @@ from ddcat_train import imagenet
 from ddcat_train.checkpoints import build_network
 from ddcat_train.config import load_config
 from ddcat_train.losses import valid_pixels
-from ddcat_train.methods import METHODS, Portion
-from ddcat_train.methods.division import divide
+from ddcat_train.methods import METHODS, MicroBatch
+from ddcat_train.methods.ddcat import divide_pixels
 from ddcat_train.networks import Segmenter
 from ddcat_train.optimizer import add_gradients, apply_gradients, build_optimizer, set_learning_rate
 from tests.released_code import needs_released_code, released
@@ -83,9 +83,9 @@ def test_a_step_is_the_released_one(script: Any, count: int) -> None:
     normalised = (images - MEAN) / STD
 
     clean = config.method.clean_images(count)
-    portion = Portion(images, labels, torch.arange(count), clean, valid_pixels(labels), labels.numel())
+    micro_batch = MicroBatch(images, labels, torch.arange(count), clean, valid_pixels(labels), labels.numel())
     if "mask" in ours.heads:
-        division = divide(ours, portion, attack=config.attack)
+        division = divide_pixels(ours, micro_batch, attack=config.attack)
         adversarial, marked, _ = script.BIM(normalised.clone(), labels, theirs, criterion, optimizer)
         expected = torch.cat([images[:clean], adversarial[clean:] * STD + MEAN])
         assert float((division.images - expected).abs().max()) < 1e-12
@@ -103,7 +103,7 @@ def test_a_step_is_the_released_one(script: Any, count: int) -> None:
 
     mine = build_optimizer(ours, config.optim)
     set_learning_rate(mine, config.optim, step=0, steps=STEPS)
-    updates = METHODS[config.method.name].step(ours, portion, attack=config.attack, options=config.method)
+    updates = METHODS[config.method.name].step(ours, micro_batch, attack=config.attack, options=config.method)
     gradients = add_gradients(updates)
     apply_gradients(mine, updates, gradients)
     loss, *_ = script.train([(normalised, labels)], model=theirs, optimizer=optimizer, epoch=0, criterion=criterion)

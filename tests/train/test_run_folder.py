@@ -13,27 +13,27 @@ import torch
 from PIL import Image
 
 from ddcat.errors import WriteError
-from ddcat_train import trainer as training
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint, read_description
 from ddcat_train.config import Config, dump_config, load_config
 from ddcat_train.errors import ConfigError, TrainError
-from ddcat_train.loop import train
-from ddcat_train.run_folder import MAY_CHANGE, check_run, locked
-from ddcat_train.trainer import Trainer
+from ddcat_train.run import trainer as training
+from ddcat_train.run.loop import train
+from ddcat_train.run.run_folder import MAY_CHANGE, check_run, locked
+from ddcat_train.run.trainer import Trainer
 
 FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
 def config(tiny_run: list[str]) -> Config:
-    return load_config("scenes-clean", [*tiny_run, "train.evaluate_every=1"])
+    return load_config("scenes-undefended", [*tiny_run, "train.evaluate_every=1"])
 
 
 @pytest.fixture(scope="module")
 def finished(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides = [f"data.root={tiny_scenes}", "augment.crop=33", "model.width=4", "train.epochs=2", "train.batch_size=4"]
     run = tmp_path_factory.mktemp("finished") / "run"
-    train(load_config("scenes-clean", overrides), run)
+    train(load_config("scenes-undefended", overrides), run)
     return run
 
 
@@ -101,7 +101,7 @@ def test_want_of_memory_for_what_is_told_of_a_run_is_one_line(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("could not create a primitive")
 
-    monkeypatch.setattr(f"ddcat_train.loop.{part}", fail)
+    monkeypatch.setattr(f"ddcat_train.run.loop.{part}", fail)
     line = rf"^out of memory in {where} \(could not create a primitive\): free some memory, and continue with --resume$"
     with pytest.raises(TrainError, match=line):
         train(config, tmp_path / "run")
@@ -159,14 +159,14 @@ def test_a_finished_run_takes_more_epochs_when_asked(config: Config, tmp_path: P
 
 
 def test_an_unfinished_run_takes_none(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, apply = tmp_path / "run", Trainer.apply
+    run, apply = tmp_path / "run", Trainer.train_step
 
     def fail(self: Trainer, batch: object) -> object:
         if self.step == 4:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return apply(self, batch)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Trainer, "apply", fail)
+    monkeypatch.setattr(Trainer, "train_step", fail)
     with pytest.raises(TrainError, match=r"out of memory in step 5 \(CUDA out of memory\): continue on more devices"):
         train(config, run)
     with pytest.raises(ConfigError, match="is at step 3 of 9: a finished run can be given more epochs"):

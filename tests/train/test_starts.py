@@ -8,8 +8,8 @@ import torch
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint
 from ddcat_train.config import load_config
 from ddcat_train.errors import CheckpointError, ConfigError
-from ddcat_train.loop import train
-from ddcat_train.trainer import Trainer
+from ddcat_train.run.loop import train
+from ddcat_train.run.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_another_method_takes_the_branches_that_it_has(run: Path, tiny_run: list
 
 def test_a_run_that_started_from_one_resumes_without_it(run: Path, tiny_run: list[str], tmp_path: Path) -> None:
     (tmp_path / "first.safetensors").write_bytes((run / LAST).read_bytes())
-    config = load_config("scenes-clean", [*tiny_run, f"model.start_from={tmp_path / 'first.safetensors'}"])
+    config = load_config("scenes-undefended", [*tiny_run, f"model.start_from={tmp_path / 'first.safetensors'}"])
     train(config, tmp_path / "run")
     (tmp_path / "first.safetensors").unlink()
     assert train(config, tmp_path / "run", resume=True).step == 9

@@ -11,10 +11,10 @@ from PIL import Image
 from ddcat import provenance
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.config import load_config
-from ddcat_train.loop import train
-from ddcat_train.sessions import read_sessions
-from ddcat_train.summary import write_summary
-from ddcat_train.trainer import Trainer
+from ddcat_train.run.loop import train
+from ddcat_train.run.sessions import read_sessions
+from ddcat_train.run.summary import write_summary
+from ddcat_train.run.trainer import Trainer
 
 
 def rows(text: str, heading: str) -> list[list[str]]:
@@ -29,14 +29,14 @@ def log_of(run: Path) -> list[dict[str, float]]:
 
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    apply = Trainer.apply
+    apply = Trainer.train_step
 
     def interrupted(self: Trainer, batch: object) -> object:
         if self.step == step - 1:
             signal.raise_signal(signal.SIGTERM)
         return apply(self, batch)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Trainer, "apply", interrupted)
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
 
 
 def test_scores_are_those_of_the_log(tiny_run: list[str], tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_how_it_was_trained_is_said(tiny_run: list[str], tmp_path: Path) -> None
 
 
 def test_a_method_that_attacks_nothing_says_so(tiny_run: list[str], tmp_path: Path) -> None:
-    train(load_config("scenes-clean", [*tiny_run, "train.epochs=1"]), tmp_path / "run")
+    train(load_config("scenes-undefended", [*tiny_run, "train.epochs=1"]), tmp_path / "run")
     text = (tmp_path / "run/summary.md").read_text()
     assert dict(rows(text, "Training"))["attack of training"] == "none"
     assert "trained without any attack" in text
@@ -103,7 +103,7 @@ def test_a_stopped_run_says_how_to_go_on_and_a_resumed_one_has_two_sessions(
         train(config, run, command="first")
     text = (run / "summary.md").read_text()
     assert f"**Not finished**: step 5 of 9. `ddcat train '{run}/config.yaml' --resume` continues it." in text
-    assert "was not judged yet" in text
+    assert "was not evaluated yet" in text
     assert [row[1] for row in rows(text, "Time and machine")] == ["1 to 5"]
     train(config, run, resume=True, command="second")
     text = (run / "summary.md").read_text()
@@ -123,12 +123,12 @@ def test_a_stopped_run_says_how_to_go_on_and_a_resumed_one_has_two_sessions(
 
 def test_what_a_killed_session_did_beyond_its_checkpoint_is_not_counted(tiny_run: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    config = load_config("scenes-clean", tiny_run)
+    config = load_config("scenes-undefended", tiny_run)
     train(config, run, command="first")
     sessions = json.loads((run / "sessions.json").read_text())
     sessions[0]["last"] = 11  # as if it had been killed between its note and its checkpoint
     (run / "sessions.json").write_text(json.dumps(sessions))
-    longer = load_config("scenes-clean", [*tiny_run, "train.epochs=4"])
+    longer = load_config("scenes-undefended", [*tiny_run, "train.epochs=4"])
     train(longer, run, resume=True, more_epochs=True, command="second")
     assert [(one.first, one.last) for one in read_sessions(run)] == [(0, 9), (9, 12)]
 

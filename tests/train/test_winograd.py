@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ddcat_train.attacks import evaluating
+from ddcat_train.attacks import eval_mode
+from ddcat_train.choices import ContextName
 from ddcat_train.config import ModelConfig
-from ddcat_train.names import ContextName
 from ddcat_train.networks import build_segmenter, winograd
 from ddcat_train.networks.bilinear import Scheme
 from ddcat_train.networks.convolution import Conv2d, Layers
@@ -140,7 +140,7 @@ def test_networks_compute_what_torch_does(
 
     def passes() -> list[Tensor]:
         trained = network.train()(images)
-        with evaluating(network):
+        with eval_mode(network):
             first, second = network(images), network(2 * images)  # the second with weights that are kept
             return [trained, *gradients(trained, learnt), first, second, *gradients(first + second, [images])]
 
@@ -156,9 +156,9 @@ def test_weights_are_kept_while_they_are_constant(for_few_channels: list[Scheme]
     convolution = layers[0]
     assert isinstance(convolution, Conv2d)
     maps = random(2, 3, 7, 8)
-    with evaluating(layers):
+    with eval_mode(layers):
         before = layers(maps)
-        with evaluating(layers):
+        with eval_mode(layers):
             layers(maps)
         (transformed,) = (convolution.kept or {}).values()
         layers(maps)
@@ -166,9 +166,9 @@ def test_weights_are_kept_while_they_are_constant(for_few_channels: list[Scheme]
     assert convolution.kept is None
     with torch.no_grad():
         convolution.weight.mul_(2)
-    with evaluating(layers):
+    with eval_mode(layers):
         assert not torch.allclose(layers(maps), before)
-    with pytest.raises(RuntimeError, match="within"), evaluating(layers):
+    with pytest.raises(RuntimeError, match="within"), eval_mode(layers):
         raise RuntimeError("within")
     assert convolution.kept is None
 
@@ -181,6 +181,6 @@ def test_others_are_left_to_torch(kind: str, for_few_channels: list[Scheme]) -> 
     maps = torch.randn(2, 4, 6, 7).to(memory_format=torch.contiguous_format if kind == "contiguous" else torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
         layer(maps)
-        with evaluating(layer):
+        with eval_mode(layer):
             layer(maps)
     assert for_few_channels == []

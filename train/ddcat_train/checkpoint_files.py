@@ -1,4 +1,4 @@
-"""Where checkpoints are: what can be said of them without torch."""
+"""Paths of checkpoints; needs no torch."""
 
 from pathlib import Path
 
@@ -10,20 +10,20 @@ BEST, LAST = "best.safetensors", "last.safetensors"
 
 
 def find_checkpoint(source: Path) -> Path:
-    """Give the checkpoint file of a run directory, its best one, or the last where none was judged; any other path as it is."""
+    """Return the checkpoint file of a run directory, the best or, without one, the last; any other path as it is."""
     if not source.is_dir():
         return source
-    found = [source / choice for choice in (BEST, LAST) if (source / choice).is_file()]
-    if not found:
+    files = [source / choice for choice in (BEST, LAST) if (source / choice).is_file()]
+    if not files:
         if (source / "manifest.json").is_file():
             raise CheckpointError(f"{source} is a bundle, expected a run or a checkpoint: use the one that it was made from")
         raise CheckpointError(f"{source} holds no {BEST}: use a run directory that ddcat train wrote")
-    return found[0]
+    return files[0]
 
 
 def check_checkpoint(source: Path) -> None:
     """
-    Refuse a path where no checkpoint is.
+    Raise an error where a path holds no checkpoint.
 
     Raises
     ------

@@ -1,9 +1,9 @@
 """
-Checkpoints: one safetensors file each, which knows all about itself.
+Checkpoints: one safetensors file each, with its whole description in the header.
 
-Its tensors are `model.*`, the weights that are to be used, and, in the checkpoint that a run resumes from, `optimizer.*`,
-`random.*` and, where `model.*` is an average, `training.*`, the weights that it is an average of. Its header holds the
-description as JSON; the same JSON lies beside it for people to read, and is never read back.
+Its tensors are `model.*`, the weights to use, and, in the checkpoint that a run resumes from, `optimizer.*`,
+`random.*` and, where `model.*` is an average, `training.*`, the weights that are averaged. Its header holds the description as
+JSON; the same JSON is written beside it for people, and never read back.
 """
 
 import struct
@@ -25,11 +25,11 @@ from ddcat.hashing import sha256_of_bytes
 from ddcat.json_text import parse_json, parse_model
 from ddcat_train.checkpoint_files import BEST, LAST, find_checkpoint
 from ddcat_train.config import Config
-from ddcat_train.data.base import Dataset
+from ddcat_train.data.dataset import Dataset
 from ddcat_train.errors import CheckpointError
 from ddcat_train.methods import METHODS
 from ddcat_train.networks import Segmenter, build_segmenter
-from ddcat_train.networks.weights import misfits, told, unreadable
+from ddcat_train.networks.pretrained import state_dict_mismatches, summarise, unreadable_error
 
 __all__ = [
     "BEST",
@@ -60,23 +60,23 @@ class SplitEntry(BaseModel):
 
     @classmethod
     def of(cls, dataset: Dataset) -> Self:
-        """Give that of a data set."""
+        """Return the entry of a data set."""
         return cls(images=len(dataset), list_sha256=dataset.list_sha256(), meaning_sha256=dataset.meaning_sha256())
 
 
 class Imported(BaseModel):
-    """Where the weights of a checkpoint are from that another program trained."""
+    """Origin of weights that were trained by another program."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     file: str  # its name
     sha256: str
-    epoch: int | None  # that it says
-    like: str  # the preset or configuration that says what the file does not: all but the network
+    epoch: int | None  # as the file states it
+    like: str  # the preset or configuration of the training: the file holds the network alone
 
 
 class Description(BaseModel):
-    """What a checkpoint is. Of an imported one, None stands for what nobody knows."""
+    """Description of a checkpoint. In that of an imported one, None stands for unknown."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -87,10 +87,10 @@ class Description(BaseModel):
     val: SplitEntry | None
     step: int | None  # updates done
     steps: int | None  # updates of the whole run
-    class_weights: tuple[float, ...] | None = None  # that the losses were weighted by
+    class_weights: tuple[float, ...] | None = None  # of the losses
     scores: dict[str, float]  # of the latest evaluation, in [0, 1]
     best: float | None  # the highest selection score so far
-    judged: bool = True  # whether the evaluation that is due after that many updates is done; False for one saved before it
+    judged: bool = True  # False where an evaluation is due after that many updates and not done yet
     git_commit: str | None
     versions: dict[str, str]
     imported: Imported | None = None
@@ -109,7 +109,7 @@ class Description(BaseModel):
 
     @property
     def attack(self) -> dict[str, Any] | None:
-        """The attack that it was really trained on, as keyword arguments of one; None where there was none."""
+        """The attack of its training as keyword arguments; None where there was none."""
         return self.config.attack.model_dump() if METHODS[self.config.method.name].attacks else None
 
 
@@ -126,7 +126,7 @@ class Checkpoint:
     tensors : mapping of str to Tensor
         As stored, on the CPU.
     digest : str
-        SHA-256 of the very bytes that were read: a run may have put another file there since.
+        SHA-256 of the bytes that were read: a run may have replaced the file since.
     """
 
     path: Path
@@ -135,16 +135,16 @@ class Checkpoint:
     digest: str
 
     def sha256(self) -> str:
-        """Hash of the file, in hexadecimal."""
+        """Return the hash of the file, in hexadecimal."""
         return self.digest
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """Tensors whose keys begin with a prefix, without it."""
+        """Return the tensors whose keys begin with a prefix, by their keys without it."""
         return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
 
     def segmenter(self) -> Segmenter:
         """
-        Build the network and load its weights, strictly; it is in eval() mode.
+        Build the network in eval() mode and load its weights, strictly.
 
         Raises
         ------
@@ -152,11 +152,11 @@ class Checkpoint:
             Naming the keys that do not fit.
         """
         config, classes = self.description.config, len(self.description.classes)
-        if config.model.hf is None:  # a description may ask for more memory than there is: first without any
+        if config.model.hf is None:  # first without memory: a damaged description may ask for any amount
             with torch.device("meta"):
-                wanted = build_network(config, classes).state_dict()
-            if faults := misfits(self.part(_MODEL), wanted):
-                raise CheckpointError(f"{self.path} does not fit its own description: {told(faults)}")
+                network_weights = build_network(config, classes).state_dict()
+            if faults := state_dict_mismatches(self.part(_MODEL), network_weights):
+                raise CheckpointError(f"{self.path} does not fit its own description: {summarise(faults)}")
         network = build_network(config, classes)
         self.load_into(network)
         return network.eval()
@@ -184,24 +184,24 @@ class Checkpoint:
 
     def start(self, network: Segmenter, classes: Classes) -> list[str]:
         """
-        Give another network of this form all weights that it has, whatever method either is trained by.
+        Copy the weights to another network of this form, whatever their methods are.
 
         Parameters
         ----------
         network : Segmenter
-            In which those of the branches that the checkpoint lacks stay as they are.
+            Branches that the checkpoint lacks keep their weights.
         classes : Classes
             Of the network.
 
         Returns
         -------
         list of str
-            The branches that it lacks.
+            The branches that the checkpoint lacks.
 
         Raises
         ------
         CheckpointError
-            Where the classes, or anything but the branches, are not those of the network.
+            Where the classes, or anything but the branches, differ from those of the network.
         """
         mine = self.description.classes.names
         if mine != classes.names:
@@ -209,17 +209,19 @@ class Checkpoint:
                 f"{self.path} has the classes {', '.join(mine)[:200]}, and not {', '.join(classes.names)[:200]}: "
                 "model.pretrained takes its backbone alone"
             )
-        weights, wanted = self.part(_MODEL), network.state_dict()
+        weights, network_weights = self.part(_MODEL), network.state_dict()
         absent = [name for name in network.heads if not any(key.startswith(f"heads.{name}.") for key in weights)]
-        kept = {key: value for key, value in wanted.items() if key.startswith(tuple(f"heads.{name}." for name in absent))}
+        kept = {
+            key: value for key, value in network_weights.items() if key.startswith(tuple(f"heads.{name}." for name in absent))
+        }
         surplus = {key for key in weights if key.startswith("heads.") and key.split(".")[1] not in network.heads}
-        found = {key: value for key, value in weights.items() if key not in surplus} | kept
-        if faults := misfits(found, wanted):
+        combined = {key: value for key, value in weights.items() if key not in surplus} | kept
+        if faults := state_dict_mismatches(combined, network_weights):
             raise CheckpointError(
-                f"{self.path} does not fit this network (model.* says which it is): {told(faults)}; model.pretrained takes its "
-                "backbone alone"
+                f"{self.path} does not fit this network (model.* says which it is): {summarise(faults)}; "
+                "model.pretrained takes its backbone alone"
             )
-        network.load_state_dict(found)
+        network.load_state_dict(combined)
         return absent
 
 
@@ -241,7 +243,7 @@ def save_checkpoint(
     description : Description
     segmenter : Segmenter
     extra : mapping of str to Tensor, optional
-        What else a run needs to resume; keys with a prefix of their own.
+        Further tensors that a run needs to resume; their keys have a prefix.
     """
     tensors = {f"{_MODEL}{key}": value for key, value in segmenter.state_dict().items()} | dict(extra or {})
     contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
@@ -261,20 +263,20 @@ def load_checkpoint(source: Path) -> Checkpoint:
     Raises
     ------
     CheckpointError
-        Where there is none, it is damaged, or it is not one of ours.
+        Where there is none, it is damaged, or ddcat did not write it.
     """
     path = find_checkpoint(source)
     with _reading(path):
         content = path.read_bytes()
         tensors = load(content)
-        (length,) = struct.unpack_from("<Q", content)  # of the header, which `load` has found to be sound
+        (length,) = struct.unpack_from("<Q", content)  # of the header, which `load` has checked
         metadata = parse_json(content[8 : 8 + length]).get("__metadata__", {})
     return Checkpoint(path, _describe(path, metadata), tensors, sha256_of_bytes(content))
 
 
 def read_description(path: Path) -> Description:
     """
-    Read what a checkpoint file is, without its weights.
+    Read the description of a checkpoint file, without its weights.
 
     Raises
     ------
@@ -292,7 +294,7 @@ def _reading(path: Path) -> Iterator[None]:
     except FileNotFoundError as cause:
         raise CheckpointError(f"no such checkpoint: {path}") from cause
     except (OSError, SafetensorError, ValueError) as cause:
-        raise unreadable(path, f"is truncated or no safetensors file ({cause}): take another checkpoint") from cause
+        raise unreadable_error(path, f"is truncated or no safetensors file ({cause}): take another checkpoint") from cause
 
 
 def _describe(path: Path, metadata: Mapping[str, str]) -> Description:

@@ -19,8 +19,8 @@ __all__ = ["app"]
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
 
-def _list_presets(wanted: bool) -> None:
-    if not wanted:
+def _list_presets(listed: bool) -> None:
+    if not listed:
         return
     rows = [("preset", "data", "network", "method", "crop", "epochs")]
     for name in presets():
@@ -36,17 +36,20 @@ def _list_presets(wanted: bool) -> None:
 @app.command()
 def train(
     source: Annotated[str, typer.Argument(metavar="PRESET|CONFIG.yaml", help="A preset's name, or a configuration file.")],
-    data_root: Annotated[Path | None, typer.Option(help="Where the data set lies; overrides data.root.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data set; overrides data.root.")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one value; may be given again.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run directory; runs/PRESET by default, and that of a run's own config.yaml.")
+        Path | None, typer.Option(help="Run directory. Default: runs/PRESET; for a run's own config.yaml, that run.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run, from its start if it has none yet.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run from its last checkpoint, or from its start if it has none yet.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="Device to train on: auto, cpu or cuda.")] = "auto",
     devices: Annotated[
-        int | None, typer.Option(help="Devices of this machine, one process for each; 1 by default. Not under torchrun.")
+        int | None,
+        typer.Option(help="Number of devices of this machine, one process for each. Default: 1. Not under torchrun."),
     ] = None,
     save_every: Annotated[float, typer.Option(help="Minutes between two checkpoints to resume from.", min=0)] = 5.0,
     show: Annotated[
@@ -89,16 +92,16 @@ def train(
 
     again = _again(folder, device, devices)
 
-    from ddcat_train.loop import train as run_training
-    from ddcat_train.run_folder import check_run
-    from ddcat_train.summary import MARKDOWN
+    from ddcat_train.run.loop import train as run_training
+    from ddcat_train.run.run_folder import check_run
+    from ddcat_train.run.summary import MARKDOWN
 
     more_epochs = any(override.startswith("train.epochs=") for override in overrides or [])
     if devices is not None and not launched():
         _check_devices(config, device, devices)
         check_run(config, folder, resume=resume, more_epochs=more_epochs)
         if devices > 1:
-            from ddcat_train.launch import launch
+            from ddcat_train.distributed.launch import launch
 
             launch(devices, reached=lambda: _reached(folder), again=again)
             return
@@ -107,7 +110,7 @@ def train(
         config, folder, resume=resume, more_epochs=more_epochs, device=device, save_every=60 * save_every, command=command
     )
     if rank():
-        return  # the first process speaks for all
+        return  # only the first process reports
     if outcome.signal is not None:
         name = signal.Signals(outcome.signal).name
         typer.echo(f"stopped by {name} at step {outcome.step} of {outcome.steps}; continue with: {again}", err=True)
@@ -118,15 +121,15 @@ def train(
 
 
 def _check_devices(config: Config, device: str, devices: int) -> None:
-    from ddcat_train.ranks import check_device
-    from ddcat_train.shares import check_shares
+    from ddcat_train.distributed.partition import check_partition
+    from ddcat_train.distributed.ranks import check_device
 
     if under_agent():
         raise ConfigError(f"--devices {devices} under torchrun: leave it out, and use its --nproc-per-node")
     if devices < 1:
         raise ConfigError(f"--devices {devices}: expected 1 or more")
     check_device(device, devices)
-    check_shares(config, devices)
+    check_partition(config, devices)
 
 
 def _reached(folder: Path) -> str:
@@ -137,12 +140,12 @@ def _reached(folder: Path) -> str:
 
 
 def _program() -> str:
-    """What this was begun with; under torchrun only its user knows what comes before it."""
+    """Return the program of this command; under torchrun its options are not known."""
     return "torchrun ... -m ddcat train" if under_agent() and not launched() else "ddcat train"
 
 
 def _again(folder: Path, device: str, devices: int | None) -> str:
-    """The command that continues a run."""
+    """Return the command that continues a run."""
     options = ["--device", device] if device != "auto" else []
     options += ["--devices", str(devices)] if devices is not None else []
     return " ".join([_program(), shlex.quote(str(folder / CONFIG)), "--resume", *options])

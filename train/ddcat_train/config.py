@@ -26,8 +26,8 @@ from pydantic import (
 )
 
 from ddcat.extras import install
-from ddcat_train.errors import ConfigError
-from ddcat_train.names import (
+from ddcat.schema import current_method
+from ddcat_train.choices import (
     BACKBONE_GROUP,
     AugmentationName,
     BackboneName,
@@ -40,6 +40,7 @@ from ddcat_train.names import (
     Stem,
     UpdateRule,
 )
+from ddcat_train.errors import ConfigError
 from ddcat_train.yaml_tree import CONFIG, PRESETS, load_tree, named, presets, shortened
 
 __all__ = [
@@ -122,7 +123,7 @@ def _hf_settings(source: Any, info: ValidationInfo) -> Any:
     if info.mode == "json" and not isinstance(source, dict):  # in a checkpoint, which comes from anybody: read no file for it
         raise ValueError("expected the settings themselves, not the path of a file")
     try:
-        from ddcat_train.networks.hf import hf_settings  # noqa: PLC0415 -- heavy, and not everybody has it
+        from ddcat_train.huggingface_settings import hf_settings  # noqa: PLC0415 -- heavy, and not everybody has it
     except ImportError as cause:
         raise ValueError(f"a library is not installed ({cause}): {install('train,hf')}") from cause
     return hf_settings(source)
@@ -152,29 +153,29 @@ _LONGEST = 32_766  # pixels of a side that OpenCV takes everywhere
 class DataConfig(_Strict):
     """The data set."""
 
-    name: DatasetName = Field(description="how it is laid out")
-    root: FilePath = Field(description="where it lies")
-    train_split: str = Field("train", description="that is learnt from")
-    val_split: str = Field("val", description="that the network is judged on")
-    long_side: int | None = Field(None, ge=33, description="resize every image to it when it is read; None: as it is")
-    val_long_side: int | None = Field(None, ge=33, description="the same, where a network is judged; None: long_side")
-    skip_corrupt: bool = Field(False, description="train on another image in the place of one with a damaged file, and count")
+    name: DatasetName = Field(description="layout of the data set")
+    root: FilePath = Field(description="folder of the data set")
+    train_split: str = Field("train", description="split to train on")
+    val_split: str = Field("val", description="split to evaluate on")
+    long_side: int | None = Field(None, ge=33, description="longer side to which every image is resized; None: no resizing")
+    val_long_side: int | None = Field(None, ge=33, description="the same, in evaluations; None: long_side")
+    skip_corrupt: bool = Field(False, description="replace images with missing or damaged files in training, and count them")
 
     @property
-    def judged_long_side(self) -> int | None:
-        """What the images that a network is judged on are resized to; None: they are as they are."""
+    def eval_long_side(self) -> int | None:
+        """Longer side to which images of evaluations are resized; None: no resizing."""
         return self.long_side if self.val_long_side is None else self.val_long_side
 
 
 class AugmentConfig(_Strict):
-    """How training images are varied: `paper` scales, rotates, blurs, flips and crops; `plain` scales, flips and crops."""
+    """Augmentation of training images: `paper` scales, rotates, blurs, flips and crops; `plain` scales, flips and crops."""
 
     policy: AugmentationName = "paper"
-    crop: Size = Field(description="height and width, or one number for both")
-    scale: tuple[float, float] = Field((0.5, 2.0), description="smallest and largest factor")
+    crop: Size = Field(description="height and width of a crop, or one number for both")
+    scale: tuple[float, float] = Field((0.5, 2.0), description="smallest and largest scale factor")
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _check_consistent(self) -> Self:
         if min(self.crop) < 33:
             raise ValueError(f"crop {self.crop} is too small: the networks take 33 x 33 and more")
         if max(self.crop) > _LONGEST:
@@ -187,23 +188,25 @@ class AugmentConfig(_Strict):
 class ModelConfig(_Strict):
     """The network."""
 
-    backbone: Annotated[str, AfterValidator(_known_backbone)] = Field(description="one of ours, or an installed package's")
+    backbone: Annotated[str, AfterValidator(_known_backbone)] = Field(
+        description="a backbone of ddcat, or of an installed package"
+    )
     context: ContextName = Field("pyramid", description="pyramid: PSPNet's pooling; aspp: DeepLabv3's")
     width: int = Field(64, ge=4, le=1024, description="channels of a ResNet's first stage")
-    stem: Stem = Field("deep", description="of a ResNet; plain: that of torchvision's weights")
-    output_stride: Literal[8, 16] = Field(8, description="pixels of the image to one of the backbone's maps")
-    dropout: float = Field(0.1, ge=0, lt=1, description="of the heads' channels, in training")
+    stem: Stem = Field("deep", description="stem of a ResNet; plain: that of torchvision's weights")
+    output_stride: Literal[8, 16] = Field(8, description="stride of the backbone's maps, in pixels of the image")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate of the heads' channels")
     init: Literal["torch", "kaiming"] = Field(
-        "torch", description="random weights of the backbone: torch's own, or those of the paper's released code; not of hf"
+        "torch", description="random initial weights of the backbone: torch's, or the released code's; not for hf"
     )
     hf: Annotated[dict[str, Any], BeforeValidator(_hf_settings)] | None = Field(
-        None, description="settings of a backbone of Hugging Face transformers, or its config.json; of backbone hf"
+        None, description="settings of a backbone of Hugging Face transformers, or its config.json; for backbone hf"
     )
     start_from: FilePath | None = Field(
-        None, description="a checkpoint or a run of this network, with all of whose weights, heads included, a run begins"
+        None, description="checkpoint or run of the same network: all its weights are loaded, heads included"
     )
     pretrained: FilePath | None = Field(
-        None, description="a safetensors file of backbone weights, a checkpoint or a run, whose backbone is taken; None: random"
+        None, description="safetensors file, checkpoint or run: the weights of its backbone are loaded; None: random"
     )
 
     @property
@@ -212,7 +215,7 @@ class ModelConfig(_Strict):
         return f"{self.hf['model_type'] if self.hf else self.backbone} + {self.context}"
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _check_consistent(self) -> Self:
         if self.start_from is not None and self.pretrained is not None:
             raise ValueError("start_from has the backbone's weights, too: use it or pretrained, not both")
         if (self.backbone == "hf") != (self.hf is not None):
@@ -222,7 +225,7 @@ class ModelConfig(_Strict):
         if self.hf is not None and self.init != "torch":
             raise ValueError("init is for convolutional networks of ours: what transformers builds has its own")
         if self.backbone not in get_args(BackboneName):
-            return self  # what another package brings judges for itself
+            return self  # a package checks its own backbone
         resnet = self.backbone.startswith("resnet")
         if not resnet and self.width != 64:
             raise ValueError(f"width is for ResNets: {self.backbone} has one width")
@@ -247,21 +250,25 @@ _RANDOM_START: tuple[MethodName, ...] = ("pgd-at", "segpgd-at", "trades")
 
 
 class MethodConfig(_Strict):
-    """How a batch becomes updates."""
+    """The method of training: how a batch becomes updates."""
 
-    name: MethodName = Field(description="how a batch is learnt")
+    name: Annotated[MethodName, BeforeValidator(current_method)] = Field(description="method of training")
     deep_weight: float = Field(
-        0.4, ge=0, description="of semseg's deep supervision; 0: no such head, as in the paper's equations"
+        0.4, ge=0, description="weight of semseg's deep supervision; 0: no such head, as in the paper's equations"
     )
-    adversarial_share: float = Field(0.5, gt=0, le=1, description="of the batch: the first floor(m * (1 - share)) stay clean")
-    split: Split = Field("rank", description="the clean images are the first of every process's share, or of the whole batch")
-    update: UpdateRule = Field("joint", description="one update of all losses, or two: Alg. 3, lines 8 and 9")
-    predicted_mask: MaskSource = Field("forward", description="p is that of the train-mode forward, or of Alg. 2")
-    mask_loss_on_ignored: bool = Field(True, description="Eq. 5 averages over all pixels, or over those that are not ignored")
+    adversarial_share: float = Field(
+        0.5, gt=0, le=1, description="attacked part of the batch: the first floor(m * (1 - share)) images stay clean"
+    )
+    split: Split = Field("rank", description="the clean images are the first of every process's slice, or of the whole batch")
+    update: UpdateRule = Field("joint", description="one update of all losses, or two (Alg. 3, lines 8 and 9)")
+    predicted_mask: MaskSource = Field("forward", description="p comes from the train-mode forward, or from Alg. 2")
+    mask_loss_on_ignored: bool = Field(
+        True, description="Eq. 5 averages over all pixels; false: over those that are not ignored"
+    )
     beta: float = Field(6.0, gt=0, description="weight of the divergence of TRADES")
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _check_consistent(self) -> Self:
         for option, methods in _USED_BY.items():
             if self.name not in methods and getattr(self, option) != type(self).model_fields[option].default:
                 raise ValueError(f"method.{option} is for {', '.join(methods)}: {self.name} has no use for it")
@@ -269,11 +276,11 @@ class MethodConfig(_Strict):
 
     @property
     def start(self) -> Start:
-        """Where its attack starts unless the attack says it."""
+        """Start of its attack unless `attack.start` is set."""
         return "random" if self.name in _RANDOM_START else "clean"
 
     def clean_images(self, count: int) -> int:
-        """Say how many of a number of images stay clean: floor(m * (1 - share)), with the share exactly as it is written."""
+        """Return how many of a number of images stay clean: floor(m * (1 - share)), with the share exactly as written."""
         return math.floor(count * (1 - Decimal(str(self.adversarial_share))))
 
 
@@ -281,36 +288,36 @@ class AttackConfig(_Strict):
     """The attack of training, and of the evaluation during it."""
 
     epsilon: Annotated[Fraction, AfterValidator(_epsilon)] = Field(
-        0.03, description="most that a value in [0, 1] moves; 8/255 is understood"
+        0.03, description="largest change of a value in [0, 1]; fractions such as 8/255 are understood"
     )
     alpha: Annotated[Literal["eps/n"] | float, BeforeValidator(_alpha)] = Field(
-        0.01, description="of a step; eps/n: epsilon / steps"
+        0.01, description="size of a step; eps/n: epsilon / steps"
     )
-    steps: int = Field(3, ge=1)
+    steps: int = Field(3, ge=1, description="number of steps, n of the paper")
     start: Start | None = Field(
-        None, description="at the image, anywhere in the ball, or at the image less epsilon; None: as the method starts"
+        None, description="start at the image, at random in the ball, or at the image less epsilon; None: the method's"
     )
 
     @property
     def step_size(self) -> float:
-        """Of a step, in [0, 1] units."""
+        """Size of a step, in [0, 1] units."""
         return self.epsilon / self.steps if self.alpha == "eps/n" else self.alpha
 
     def for_method(self, method: MethodConfig) -> Self:
-        """Give the attack with its start: where it is not said, that of the method."""
+        """Return the attack with its start: the method's where none is set."""
         return self if self.start is not None else self.model_copy(update={"start": method.start})
 
 
 class OptimConfig(_Strict):
     """SGD with the poly rule: lr * (1 - step / steps) ** power."""
 
-    lr: float = Field(0.01, gt=0, description="of the backbone")
-    head_lr_factor: float = Field(10.0, gt=0, description="of everything else, times lr")
+    lr: float = Field(0.01, gt=0, description="initial learning rate of the backbone")
+    head_lr_factor: float = Field(10.0, gt=0, description="learning rate of everything else, times lr")
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
-    power: float = Field(0.9, ge=0, description="of the poly rule")
+    power: float = Field(0.9, ge=0, description="exponent of the poly rule")
     poly_from: Literal[0, 1] = Field(
-        0, description="what the poly rule counts steps from; 1: as released, the first rate is below lr and the last is 0"
+        0, description="first step number of the poly rule; 1: as released, the first rate is below lr and the last is 0"
     )
 
 
@@ -318,38 +325,45 @@ class TrainConfig(_Strict):
     """The loop."""
 
     epochs: int = Field(ge=1, description="passes over the training split")
-    batch_size: int = Field(16, ge=2, description="of an update, over all devices and portions")
+    batch_size: int = Field(16, ge=2, description="images of an update, over all devices and micro-batches")
     last_batch: Literal["fill", "drop"] = Field(
-        "fill", description="of an epoch: filled up from its start, or left out, as released; the images left out change"
+        "fill", description="last batch of an epoch: filled up from its start, or dropped, as released"
     )
     class_weights: Literal["balanced"] | tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
         None,
         description="weight of each class in the losses, in the order of the classes; balanced: the inverse of its share of "
-        "the training pixels; None: all alike",
+        "the training pixels; None: equal weights",
     )
     accumulate: int = Field(
-        1, ge=1, description="portions that every device's share goes through the network in; batch norm sees one at a time"
+        1,
+        ge=1,
+        description="micro-batches into which every device's slice is cut; batch norm sees one at a time",
     )
-    workers: int = Field(2, ge=0, description="processes that read and augment images for a device; 0: the loop's own")
+    workers: int = Field(
+        2, ge=0, description="processes that read and augment images, for each device; 0: the training process itself"
+    )
     precision: Literal["fp32", "bf16", "fp64"] = Field(
         "fp32",
-        description="fp32: without TF32. bf16: of forwards, an attack's too; weights, images under attack and evaluations stay "
-        "fp32",
+        description="fp32: without TF32. bf16: in all forwards; weights, images under attack and evaluations stay fp32",
     )
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of the average of weights that is used; None: the latest")
-    evaluate_every: int = Field(1, ge=1, description="epochs")
-    evaluate_images: int | None = Field(None, ge=1, description="evenly spread over the split; None: all")
-    evaluate_batch: int = Field(8, ge=1, description="of a device")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of the average of weights that is evaluated and exported; None: the latest weights"
+    )
+    evaluate_every: int = Field(1, ge=1, description="epochs between evaluations")
+    evaluate_images: int | None = Field(
+        None, ge=1, description="number of images to evaluate on, evenly spread over the split; None: all"
+    )
+    evaluate_batch: int = Field(8, ge=1, description="images of an evaluation's batch, on each device")
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _check_consistent(self) -> Self:
         if self.batch_size < 2 * self.accumulate:
             raise ValueError(
-                f"batch_size {self.batch_size} in {self.accumulate} portions leaves batch norm after pooling to one bin less "
-                f"than 2 images: use accumulate {self.batch_size // 2} or less"
+                f"batch_size {self.batch_size} in {self.accumulate} micro-batches leaves batch norm after pooling to one bin "
+                f"less than 2 images: use accumulate {self.batch_size // 2} or less"
             )
         if self.class_weights is not None and not isinstance(self.class_weights, str) and not any(self.class_weights):
-            raise ValueError("class_weights of 0 alone leave nothing to learn: use a number above 0 for some class")
+            raise ValueError("class_weights of 0 alone leave nothing to train on: use a number above 0 for some class")
         return self
 
 
@@ -363,7 +377,7 @@ class Config(_Strict):
     attack: AttackConfig = AttackConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig
-    seed: int = Field(0, ge=0, lt=2**63, description="of all that is drawn")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of all random draws")
 
     @model_validator(mode="after")
     def _start_of_method(self) -> Self:
@@ -371,7 +385,7 @@ class Config(_Strict):
         return self
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _check_consistent(self) -> Self:
         if self.method.name == "trades" and self.attack.start == "clean":
             raise ValueError(
                 "attack.start clean does not work with trades, for the divergence from x has no gradient there: use random"
@@ -420,7 +434,7 @@ def parse_config(tree: Mapping[str, Any], where: str) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """Write a configuration as YAML that `load_config` reads back to the same."""
+    """Return a configuration as YAML, which `load_config` reads back to the same."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
@@ -440,7 +454,7 @@ def _explain(fault: Any) -> str:
 
 
 def _nearest(section: Sequence[str], key: str) -> str:
-    """Give the key that was meant: one of the same section or, where its name fits better, of another one."""
+    """Return the key that was probably meant: one of the same section or, where its name fits better, of another."""
     nearest, highest = "", -1.0
     for path in _keys(Config):
         ratio = difflib.SequenceMatcher(None, key[:100], path[-1]).ratio() + 0.1 * (path[:-1] == tuple(section))

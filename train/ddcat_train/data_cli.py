@@ -11,7 +11,7 @@ from ddcat_train.errors import DataError
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Check and generate data sets; import the weights of others.",
+    help="Check and generate data sets; import weights of other programs.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -23,14 +23,14 @@ app = typer.Typer(
 def check_command(
     name: Annotated[str, typer.Argument(help="The layout: scenes, voc, cityscapes, camvid or folder.")],
     root: Annotated[Path, typer.Argument(help="The folder that holds the data set.")],
-    split: Annotated[str, typer.Option(help="Which part of it.")] = "train",
+    split: Annotated[str, typer.Option(help="Split to check.")] = "train",
     long_side: Annotated[int | None, typer.Option(help="Resize to this long side, as training will.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the result to this file, too.", metavar="FILE")] = None,
 ) -> None:
     """
-    Read every pair as training would and tell what is there and what is wrong, and in which files.
+    Read every pair as training would, and report contents, faults and their files.
 
-    Exit status 0: sound, perhaps with warnings; 2: something is wrong.
+    Exit status 0: sound, perhaps with warnings; 2: faults.
 
     For example:
 
@@ -42,7 +42,7 @@ def check_command(
     from ddcat.progress import progress
     from ddcat.text import printable
     from ddcat_train.data import list_dataset
-    from ddcat_train.data.check import check, lines_of, table_of
+    from ddcat_train.data.check import as_table, check, lines_of
 
     dataset = list_dataset(name, root, split, long_side=long_side)
     with progress("checking", len(dataset)) as advance:
@@ -50,7 +50,7 @@ def check_command(
     if json is not None:
         write_json(json, report.to_json())
     typer.echo(printable(f"{name} {split} at {root}"))
-    Console().print(table_of(report))
+    Console().print(as_table(report))
     for line in lines_of(report):
         typer.echo(line)
     if report.faults:
@@ -63,8 +63,8 @@ def scenes(
     out: Annotated[Path, typer.Argument(help="The folder to make; it must not exist or be empty.")],
     train: Annotated[int, typer.Option(help="Scenes to train on.")] = 500,
     val: Annotated[int, typer.Option(help="Scenes to evaluate on.")] = 100,
-    size: Annotated[str, typer.Option(help="Of the images.", metavar="HEIGHTxWIDTH")] = "96x96",
-    seed: Annotated[int, typer.Option(help="Another one gives other scenes.")] = 0,
+    size: Annotated[str, typer.Option(help="Size of the images.", metavar="HEIGHTxWIDTH")] = "96x96",
+    seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
 ) -> None:
     """
     Generate street scenes of 6 classes, laid out as Pascal VOC; the same seed gives the same scenes.
@@ -79,7 +79,7 @@ def scenes(
     sides = parse_size(size)
     check_absent(out)
 
-    from ddcat_train.data.generate import write_scenes
+    from ddcat_train.data.synthetic.generate import write_scenes
 
     with progress("generating", train + val, unit="scenes") as advance:
         write_scenes(out, train=train, val=val, size=sides, seed=seed, advance=advance)
@@ -98,14 +98,14 @@ def import_checkpoint_command(
             show_default="the paper's, where the file shows which",
         ),
     ] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Where the data set of a segmenter lies.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the segmenter's data set.")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one value of it; may be given again.")
     ] = None,
     like: Annotated[str | None, typer.Option("--like", hidden=True)] = None,  # an older name of --config
 ) -> None:
     """
-    Import the weights of others: a segmenter of the released DDC-AT or SAT code or of semseg, or a backbone.
+    Import weights: a segmenter of the released DDC-AT or SAT code or of semseg, or a backbone.
 
     A segmenter becomes a checkpoint for ddcat attack, ddcat export and model.pretrained. A ResNet in the layout of semseg or of
     torchvision, robust ones included, or torchvision's MobileNetV2 becomes a file for model.pretrained. Only tensors are read,
@@ -119,6 +119,6 @@ def import_checkpoint_command(
 
     - `ddcat data import-checkpoint resnet50.pth resnet50.safetensors`
     """
-    from ddcat_train.foreign import import_checkpoint
+    from ddcat_train.weight_import import import_checkpoint
 
     typer.echo(import_checkpoint(file, out, like=config or like, data_root=data_root, overrides=overrides or ()))

@@ -10,22 +10,22 @@ from ddcat.metrics import Counts, confusion_counts
 from ddcat_train.attacks import Model, trajectory
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
-from ddcat_train.ranks import ALONE, Ranks
+from ddcat_train.distributed.ranks import ALONE, Ranks
 
-__all__ = ["Scored", "evaluate"]
+__all__ = ["EvaluationResult", "evaluate"]
 
 
 @dataclass(frozen=True)
-class Scored:
+class EvaluationResult:
     """
-    What was counted.
+    Counts of an evaluation.
 
     Attributes
     ----------
     names : list of str
         Of the images.
     counts : mapping of int to (I, K, 3) int64
-        For each n, of each image and class, as `ddcat.metrics.confusion_counts`; n = 0 are the clean images.
+        For each n, the counts of each image and class, as of `ddcat.metrics.confusion_counts`; n = 0 are the clean images.
     """
 
     names: list[str]
@@ -44,12 +44,12 @@ def evaluate(
     dtype: torch.dtype = torch.float32,
     limit: int | None = None,
     ranks: Ranks = ALONE,
-) -> Scored:
+) -> EvaluationResult:
     """
-    Attack whole images from x on and count right and wrong pixels after some of the steps.
+    Attack whole images from x on, and count correct and wrong pixels after some of the steps.
 
-    Each image is attacked as a whole: there is one consistent perturbation of it. Ignored pixels are neither attacked for
-    gain nor counted.
+    Each image is attacked as a whole: it has one consistent perturbation. Ignored pixels influence neither the attack nor the
+    counts.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def evaluate(
     epsilon, alpha : float
         In [0, 1] units.
     steps : iterable of int
-        The n to count; 0 is the clean image.
+        Numbers of steps n to count after; 0 is the clean image.
     batch_size : int
     device : torch.device
     dtype : torch.dtype
@@ -67,25 +67,25 @@ def evaluate(
     limit : int, optional
         Take that many images, spread evenly over the split.
     ranks : Ranks
-        Each takes its share of the images; all get the counts of every image.
+        Each evaluates a part of the images; all get the counts of every image.
     """
-    wanted = sorted(set(steps))
+    numbers = sorted(set(steps))
     names: list[str] = []
-    rows: dict[int, list[Counts]] = {n: [] for n in wanted}
+    rows: dict[int, list[Counts]] = {n: [] for n in numbers}
     for batch_names, images, labels in evaluation_batches(
         dataset, batch_size=batch_size, limit=limit, rank=ranks.rank, ranks=ranks.size
     ):
         truth = labels.numpy()
         for n, _, predictions in trajectory(
-            model, images.to(device, dtype), labels.to(device), epsilon=epsilon, alpha=alpha, steps=wanted[-1]
+            model, images.to(device, dtype), labels.to(device), epsilon=epsilon, alpha=alpha, steps=numbers[-1]
         ):
             if n in rows:
-                found = predictions.cpu().numpy()
-                rows[n] += [confusion_counts(t, p, len(dataset.classes)) for t, p in zip(truth, found, strict=True)]
+                labelled = predictions.cpu().numpy()
+                rows[n] += [confusion_counts(t, p, len(dataset.classes)) for t, p in zip(truth, labelled, strict=True)]
         names += batch_names
     shares = ranks.gather((names, rows))
     deal = [divmod(index, ranks.size) for index in range(sum(len(share) for share, _ in shares))]  # (place, rank)
-    return Scored(
+    return EvaluationResult(
         [shares[rank][0][place] for place, rank in deal],
-        {n: np.stack([shares[rank][1][n][place] for place, rank in deal]) for n in wanted},
+        {n: np.stack([shares[rank][1][n][place] for place, rank in deal]) for n in numbers},
     )

@@ -11,7 +11,7 @@ __all__ = ["pixel_cross_entropy", "pixel_divergence", "valid_pixels"]
 
 def pixel_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """
-    Cross-entropy of each pixel.
+    Compute the cross-entropy of each pixel.
 
     Parameters
     ----------
@@ -19,7 +19,7 @@ def pixel_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None =
     labels : (N, H, W) int64
         0..K-1, or 255 for an ignored pixel.
     weights : (K,) float, optional
-        Of each class: a pixel counts as often as its label's says.
+        Weight of each class: a pixel counts with that of its label.
 
     Returns
     -------
@@ -31,13 +31,13 @@ def pixel_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None =
 
 def pixel_divergence(reference: Tensor, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """
-    Kullback-Leibler divergence KL(softmax(reference) || softmax(logits)) of each pixel, in nats.
+    Compute the Kullback-Leibler divergence KL(softmax(reference) || softmax(logits)) of each pixel, in nats.
 
     Parameters
     ----------
     reference, logits : (N, K, H, W) float
     labels : (N, H, W) int64
-        Only whether they are 255 matters, unless there are weights.
+        Used to find ignored pixels (255), and for the weights.
     weights : (K,) float, optional
         As for `pixel_cross_entropy`.
 
@@ -53,10 +53,10 @@ def pixel_divergence(reference: Tensor, logits: Tensor, labels: Tensor, weights:
 
 
 def valid_pixels(labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Count the pixels that are not ignored, () int64; with weights of classes sum up those of their labels, () float."""
+    """Count the pixels that are not ignored, () int64; with class weights, sum the weights of their labels, () float."""
     return (labels != IGNORE_INDEX).sum() if weights is None else _of_pixels(labels, weights).sum()
 
 
 def _of_pixels(labels: Tensor, weights: Tensor) -> Tensor:
-    """Give each pixel the weight of its label, an ignored one 0."""
+    """Return the weight of each pixel's label, 0 where it is ignored."""
     return torch.cat([weights, weights.new_zeros(1)])[labels.clamp(max=len(weights))]

@@ -1,4 +1,4 @@
-"""Memory that does not suffice: how it is told, and the line for the user."""
+"""Running out of memory: how it is recognised, and the line for the user."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from ddcat_train.errors import TrainError
 
 __all__ = ["enough_memory", "lacks_memory"]
 
-# What torch's allocators, cuDNN, cuBLAS, oneDNN, OpenCV, NumPy and C++ say, most of them as a RuntimeError
+# Messages of torch's allocators, cuDNN, cuBLAS, oneDNN, OpenCV, NumPy and C++, most of them in a RuntimeError
 _TEXT = re.compile(
     r"out of memory|(can't|cannot|could not|failed to|unable to) allocate|not enough memory|insufficient memory|ALLOC_FAILED"
     r"|bad_alloc|bad allocation|can't start new thread|could not create a (memory object|primitive)(?! descriptor)",
@@ -20,21 +20,21 @@ _TEXT = re.compile(
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory does not suffice."""
+    """Return True where an exception says that memory has run out."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(_TEXT.search(str(error)))
 
 
 @contextmanager
 def enough_memory(where: str, remedy: str) -> Iterator[None]:
     """
-    Turn a want of memory, of the device or of the host, into a line for the user.
+    Turn an out-of-memory error of the device or the host into one line for the user.
 
     Parameters
     ----------
     where : str
-        What is done, such as "the evaluation".
+        The work in progress, such as "the evaluation".
     remedy : str
-        What helps.
+        Advice to the user.
 
     Raises
     ------

@@ -15,11 +15,11 @@ from ddcat.metrics import miou, pixel_accuracy
 from ddcat_train.checkpoints import Checkpoint, load_checkpoint
 from ddcat_train.config import load_config
 from ddcat_train.data import open_dataset
+from ddcat_train.distributed.ranks import check_device
 from ddcat_train.errors import DataError, TrainError
 from ddcat_train.evaluation import evaluate
-from ddcat_train.loop import train as run_training
 from ddcat_train.pixels import to_planes
-from ddcat_train.ranks import check_device
+from ddcat_train.run.loop import train as run_training
 
 __all__ = ["Evaluation", "Model", "load", "train"]
 
@@ -130,18 +130,18 @@ class Model:
         """
         config = self.checkpoint.description.config
         root = config.data.root if data_root is None else Path(data_root)
-        dataset = open_dataset(config.data.name, root, split or config.data.val_split, long_side=config.data.judged_long_side)
+        dataset = open_dataset(config.data.name, root, split or config.data.val_split, long_side=config.data.eval_long_side)
         if dataset.classes.names != self.classes.names:
             raise DataError(f"{root} has the classes {dataset.classes.names}; the model was trained on {self.classes.names}")
         bound = config.attack.epsilon if epsilon is None else epsilon
-        found = evaluate(
+        result = evaluate(
             self, dataset, epsilon=bound, alpha=bound / 3, steps=steps, batch_size=batch_size, device=self.device, limit=limit
         )
-        counts = {n: rows.sum(0) for n, rows in found.counts.items()}
+        counts = {n: rows.sum(0) for n, rows in result.counts.items()}
         return Evaluation(
             {n: miou(rows) for n, rows in counts.items()},
             {n: pixel_accuracy(rows) for n, rows in counts.items()},
-            len(found.names),
+            len(result.names),
         )
 
 

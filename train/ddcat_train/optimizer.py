@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ddcat_train.config import OptimConfig
-from ddcat_train.methods import Update
+from ddcat_train.methods import OptimizerStep
 from ddcat_train.networks import Segmenter
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "build_optimizer",
     "learning_rate",
     "load_momentum",
-    "momentum",
+    "momentum_buffers",
     "set_learning_rate",
 ]
 
@@ -24,7 +24,7 @@ Gradients = list[Tensor | None]  # of the parameters of one update
 
 
 def build_optimizer(segmenter: Segmenter, config: OptimConfig) -> torch.optim.SGD:
-    """SGD with one group for the backbone and one, `head_lr_factor` times faster, for everything else."""
+    """Build SGD with one group for the backbone and one, `head_lr_factor` times faster, for all else."""
     backbone = list(segmenter.backbone.parameters())
     known = {id(parameter) for parameter in backbone}
     others = [parameter for parameter in segmenter.parameters() if id(parameter) not in known]
@@ -37,7 +37,7 @@ def build_optimizer(segmenter: Segmenter, config: OptimConfig) -> torch.optim.SG
 
 
 def learning_rate(config: OptimConfig, *, step: int, steps: int) -> float:
-    """Give the backbone's rate for the update with index `step` of `steps`, by the poly rule."""
+    """Return the backbone's rate for the update with index `step` of `steps`, by the poly rule."""
     rate: float = config.lr * (1 - (step + config.poly_from) / steps) ** config.power
     return rate
 
@@ -50,15 +50,15 @@ def set_learning_rate(optimizer: torch.optim.SGD, config: OptimConfig, *, step: 
     return rate
 
 
-def add_gradients(updates: Sequence[Update], before: Sequence[Gradients] = ()) -> list[Gradients]:
+def add_gradients(updates: Sequence[OptimizerStep], before: Sequence[Gradients] = ()) -> list[Gradients]:
     """
-    Take the gradients of all updates of a portion at the weights as they are.
+    Compute the gradients of all updates of a micro-batch at the present weights.
 
     Parameters
     ----------
-    updates : sequence of Update
+    updates : sequence of OptimizerStep
     before : sequence of Gradients
-        Those of the portions before it, which are added to in place; none for the first.
+        Those of the micro-batches before it, summed in place; none for the first.
 
     Returns
     -------
@@ -74,23 +74,23 @@ def add_gradients(updates: Sequence[Update], before: Sequence[Gradients] = ()) -
     return gradients
 
 
-def apply_gradients(optimizer: torch.optim.SGD, updates: Sequence[Update], gradients: Sequence[Gradients]) -> None:
+def apply_gradients(optimizer: torch.optim.SGD, updates: Sequence[OptimizerStep], gradients: Sequence[Gradients]) -> None:
     """Take one step for each update."""
     for update, values in zip(updates, gradients, strict=True):
-        optimizer.zero_grad()  # SGD passes over a parameter that has no gradient
+        optimizer.zero_grad()  # SGD skips a parameter that has no gradient
         for parameter, value in zip(update.parameters, values, strict=True):
             parameter.grad = value
         optimizer.step()
 
 
-def momentum(segmenter: Segmenter, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
-    """Momentum of each parameter by its name; absent before its first update."""
+def momentum_buffers(segmenter: Segmenter, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
+    """Return the momentum of each parameter by its name; absent before its first update."""
     states = ((name, optimizer.state.get(parameter, {})) for name, parameter in segmenter.named_parameters())
     return {name: state["momentum_buffer"] for name, state in states if state.get("momentum_buffer") is not None}
 
 
 def load_momentum(segmenter: Segmenter, optimizer: torch.optim.SGD, buffers: dict[str, Tensor]) -> None:
-    """Put back what `momentum` gave."""
+    """Restore what `momentum_buffers` returned."""
     for name, parameter in segmenter.named_parameters():
         if name in buffers:
             optimizer.state[parameter]["momentum_buffer"] = buffers[name].to(parameter.device)

@@ -5,18 +5,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["nearest_8_bit", "to_pixels", "to_planes"]
+__all__ = ["nearest_8_bit", "to_8_bit", "to_pixels", "to_planes"]
+
+_SLACK = 1e-3  # grey levels; so that a delta of k/255 keeps its k after float32 rounding
 
 
 def to_planes(pixels: npt.NDArray[np.uint8], device: torch.device | None = None) -> Tensor:
     """
-    Give what the network sees of what an engine sees.
+    Convert an engine's input to a network's.
 
     Parameters
     ----------
     pixels : (N, H, W, 3) uint8
     device : torch.device, optional
-        Where it goes, as 8 bits; the CPU by default.
+        The device, to which 8 bits a channel are copied; the CPU by default.
 
     Returns
     -------
@@ -28,7 +30,7 @@ def to_planes(pixels: npt.NDArray[np.uint8], device: torch.device | None = None)
 
 def to_pixels(images: Tensor) -> npt.NDArray[np.uint8]:
     """
-    Give what an engine sees of 8-bit images.
+    Convert 8-bit images to an engine's input.
 
     Parameters
     ----------
@@ -44,7 +46,7 @@ def to_pixels(images: Tensor) -> npt.NDArray[np.uint8]:
 
 def nearest_8_bit(images: Tensor) -> Tensor:
     """
-    Round to the nearest grey level. What is bound to be near another image needs `ddcat_train.attacks.to_8_bit`.
+    Round to the nearest grey level. An adversarial image, bound to be near another, needs `to_8_bit`.
 
     Parameters
     ----------
@@ -56,3 +58,24 @@ def nearest_8_bit(images: Tensor) -> Tensor:
     (N, 3, H, W) uint8
     """
     return (images * 255).round().to(torch.uint8)
+
+
+def to_8_bit(adversarial: Tensor, images: Tensor) -> Tensor:
+    """
+    Round the perturbation of 8-bit images toward zero to whole grey levels: adversarial images as a server receives them.
+
+    Rounding to nearest would leave the ball: 0.03 * 255 is 7.65, of which 7 levels may be used.
+
+    Parameters
+    ----------
+    adversarial, images : (N, 3, H, W) float
+        In [0, 1]; `images` are multiples of 1/255.
+
+    Returns
+    -------
+    (N, 3, H, W) uint8
+    """
+    clean = (images * 255).round()
+    delta = (adversarial - images) * 255
+    levels = delta.sign() * (delta.abs() + _SLACK).floor()
+    return (clean + levels).clamp(0, 255).to(torch.uint8)

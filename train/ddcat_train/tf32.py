@@ -7,7 +7,7 @@ __all__ = ["forbid_tf32"]
 
 def forbid_tf32() -> None:
     """
-    Let no convolution and no matrix product of this process round float32 to TF32, which keeps 10 of 23 bits.
+    Forbid TF32 in convolutions and matrix products of this process: it keeps 10 of float32's 23 bits.
 
     On a GPU, PyTorch rounds convolutions unless it is told otherwise.
     """

@@ -1,14 +1,15 @@
 """
 Configuration files: YAML that may inherit from presets and from other files, and overrides of single values.
 
-Files come from others. So a key that stands twice is refused, and whatever a file holds, reading it takes neither long nor
+Files come from others. So a repeated key is refused, and whatever a file holds, reading it takes neither long nor
 much memory. Nothing here knows which keys there are.
 """
 
 import copy
 import difflib
 import reprlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,17 @@ from ddcat_train.errors import ConfigError
 __all__ = ["CONFIG", "PRESETS", "load_tree", "named", "parse_yaml", "presets", "shortened"]
 
 CONFIG = "config.yaml"  # of a run, resolved
-PRESETS = Path(__file__).parent / "presets"
+PRESETS = Path(__file__).parent / "presets"  # the parts of which presets are composed, and others to inherit from
+
+_METHODS = ("undefended", "sat", "ddcat", "ddcat-m", "ddcat-n")
+_NETWORKS = ("deeplabv3_50", "pspnet50")
+# The parts of each preset: data set, network (where the data set's part has none), method
+_PARTS: tuple[tuple[str, ...], ...] = (
+    *product(("camvid", "scenes"), (*_METHODS, "sat-fgsm", "pgd-at", "segpgd-at", "trades")),
+    *product(("cityscapes", "voc"), _NETWORKS, (*_METHODS, "sat-fgsm", "pgd-at-c24")),
+    *product(("cityscapes-semseg",), _NETWORKS, (*_METHODS, "pgd-at-c24")),
+)
+_COMPOSED = {"-".join(parts).removesuffix("-c24"): parts for parts in _PARTS}
 _LARGEST = 2**20  # bytes of a file
 _DEEPEST = 50  # files, one inheriting from the next
 _MOST_VALUES = 10_000  # of a file, each alias counted as all that it stands for
@@ -30,18 +41,18 @@ _repr.maxstring = _repr.maxother = _repr.maxlong = 100
 
 
 def shortened(value: Any) -> str:
-    """Show a value in an error message, however large it is."""
+    """Return a value as an error message shows it, however large it is."""
     return _repr.repr(value)
 
 
 def named(text: str) -> str:
-    """Give a name as it is, unless it is so long that it would bury the message."""
+    """Return a name, shortened where it would bury the message."""
     return text if len(text) <= 100 else shortened(text)
 
 
 def presets() -> list[str]:
-    """Names of the configurations that come with ddcat; those that others only inherit from begin with an underscore."""
-    return sorted(path.stem for path in PRESETS.glob("[!_]*.yaml"))
+    """Return the names of the configurations that come with ddcat."""
+    return sorted(_COMPOSED)
 
 
 def load_tree(source: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -59,14 +70,15 @@ def load_tree(source: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     ------
     ConfigError
     """
-    tree = _read(_locate(source, Path()), {}, ())
+    tree: dict[str, Any] = {}
+    _inherit(tree, _locate(source, Path()), {}, ())
     for override in overrides:
         _override(tree, override)
     return tree
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would take the last without a word."""
+    """Refuses a key that stands twice, of which YAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys: set[Any] = set()  # as Python has them: 1, 0x1 and true are one key of a dict
@@ -76,9 +88,9 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, Hashable):
                 continue  # which is refused below
             if key in keys:
-                told = f"{named(str(node_of_key.value))} stands twice"
+                problem = f"{named(str(node_of_key.value))} stands twice"
                 more = ": '<<: [*a, *b]' merges two" if merge else ""
-                raise yaml.MarkedYAMLError(problem=told + more, problem_mark=node_of_key.start_mark)
+                raise yaml.MarkedYAMLError(problem=problem + more, problem_mark=node_of_key.start_mark)
             keys.add(key)
         return super().construct_mapping(node, deep=deep)
 
@@ -138,10 +150,16 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _locate(source: str, folder: Path) -> Path:
-    for path in (folder / source, PRESETS / f"{source}.yaml"):
-        if _is_file(path):
-            return path
+def _locate(source: str, folder: Path) -> list[Path]:
+    """Return the files of a name: one, or the parts of a preset."""
+    if _is_file(folder / source):
+        return [folder / source]
+    if source.endswith(("-clean", "_clean")):  # as older versions called it
+        source = f"{source.removesuffix('clean')}undefended"
+    if source in _COMPOSED:
+        return [PRESETS / f"_{part}.yaml" for part in _COMPOSED[source]]
+    if _is_file(part := PRESETS / f"{source}.yaml"):
+        return [part]
     if _is_file(folder / source / CONFIG):
         raise ConfigError(f"{source} is a run: use its {Path(source) / CONFIG}, with --resume to continue it")
     nearest = difflib.get_close_matches(source[:100], presets(), n=3)
@@ -149,8 +167,15 @@ def _locate(source: str, folder: Path) -> Path:
     raise ConfigError(f"{named(source)} is neither a file nor a preset: {hint}'ddcat train --list' names all presets")
 
 
+def _inherit(
+    tree: dict[str, Any], paths: Iterable[Path], done: dict[Path, dict[str, Any]], inherited: tuple[Path, ...]
+) -> None:
+    for path in paths:
+        _merge(tree, _read(path, done, inherited))
+
+
 def _read(path: Path, done: dict[Path, dict[str, Any]], inherited: tuple[Path, ...]) -> dict[str, Any]:
-    """Give a file's values over those that it inherits; each file is read once, for two of them may inherit the same one."""
+    """Return a file's values over those that it inherits. A file that several inherit is read once."""
     place = path.resolve()
     if place in inherited:
         raise ConfigError(f"{path} inherits from itself")
@@ -172,7 +197,7 @@ def _read(path: Path, done: dict[Path, dict[str, Any]], inherited: tuple[Path, .
         raise ConfigError(f"{path}: inherits names a preset or a file, or a list of them")
     merged: dict[str, Any] = {}
     for parent in names:
-        _merge(merged, _read(_locate(parent, path.parent), done, (*inherited, place)))
+        _inherit(merged, _locate(parent, path.parent), done, (*inherited, place))
     _merge(merged, tree)
     done[place] = merged
     return merged

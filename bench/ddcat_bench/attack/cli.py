@@ -75,7 +75,7 @@ def attack(
 
     - `ddcat attack runs/camvid-sat --suite sea --iterations 50 --epsilon 4/255 --max-images 34`
 
-    - `ddcat attack runs/camvid-sat --surrogate runs/camvid-clean`
+    - `ddcat attack runs/camvid-sat --surrogate runs/camvid-undefended`
 
     - `ddcat attack runs/voc-ddcat --suite full --jobs 8`
     """

@@ -85,7 +85,7 @@ class AttackJob:
     @property
     def base(self) -> int | None:
         """The longer side that images are resized to by the protocol of windows; None: they are as they are."""
-        return self.checkpoint.description.config.data.judged_long_side if self.protocol == "windows" else None
+        return self.checkpoint.description.config.data.eval_long_side if self.protocol == "windows" else None
 
     @property
     def at_base(self) -> bool:

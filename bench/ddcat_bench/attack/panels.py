@@ -11,12 +11,12 @@ from torch import Tensor
 from ddcat.classes import Classes, colourise
 from ddcat.metrics import confusion_counts, pixel_accuracy
 from ddcat_bench.attack.scoring import predict
-from ddcat_train import sheet
-from ddcat_train.attacks import Model, bim, to_8_bit
+from ddcat_train.attacks import Model, bim
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
-from ddcat_train.pixels import to_pixels
-from ddcat_train.sheet import to_png
+from ddcat_train.pixels import to_8_bit, to_pixels
+from ddcat_train.run import image_grid
+from ddcat_train.run.image_grid import to_png
 
 __all__ = ["Panel", "Picture", "attack_sheet", "make_panels"]
 
@@ -149,7 +149,7 @@ def attack_sheet(model: Model, dataset: Dataset, *, title: str, device: torch.de
     bytes
         A PNG. Columns: image, attacked image in 8 bits, perturbation, prediction for either, truth.
     """
-    rows: list[list[sheet.Picture]] = []
+    rows: list[list[image_grid.Picture]] = []
     for names, clean, labels in evaluation_batches(dataset, batch_size=images, limit=images):
         pixels, targets = clean.to(device, memory_format=torch.channels_last), labels.to(device)
         look = _look(model, pixels, bim(model, pixels, targets, epsilon=_EPSILON, alpha=_ALPHA, steps=_STEPS))
@@ -162,16 +162,16 @@ def attack_sheet(model: Model, dataset: Dataset, *, title: str, device: torch.de
             captions = ["" if np.isnan(share) else f"{share:.0%} right" for share in shares]
             rows.append(
                 [
-                    sheet.Picture(original, name, smooth=True),
-                    sheet.Picture(look.images[index], "", smooth=True),
-                    sheet.Picture(perturbation, f"times {factor}; grey is none"),
-                    sheet.Picture(colourise(look.clean[index], dataset.classes), captions[0]),
-                    sheet.Picture(colourise(look.attacked[index], dataset.classes), captions[1]),
-                    sheet.Picture(colourise(truth, dataset.classes), ""),
+                    image_grid.Picture(original, name, smooth=True),
+                    image_grid.Picture(look.images[index], "", smooth=True),
+                    image_grid.Picture(perturbation, f"times {factor}; grey is none"),
+                    image_grid.Picture(colourise(look.clean[index], dataset.classes), captions[0]),
+                    image_grid.Picture(colourise(look.attacked[index], dataset.classes), captions[1]),
+                    image_grid.Picture(colourise(truth, dataset.classes), ""),
                 ]
             )
     whole = f"{title}; attacked by BIM: epsilon {_EPSILON:.4g}, n = {_STEPS}, in 8 bits"
-    return to_png(sheet.draw_sheet(whole, _HEADINGS, rows, dataset.classes))
+    return to_png(image_grid.draw_sheet(whole, _HEADINGS, rows, dataset.classes))
 
 
 class _Look(NamedTuple):

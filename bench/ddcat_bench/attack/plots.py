@@ -46,7 +46,7 @@ def curves(result: AttackResult) -> bytes:
         A PNG.
     """
     own = [label for label in columns([result]) if not label.startswith("transfer")]
-    name = result.checkpoint.called
+    name = result.checkpoint.method
     figure, axes = _canvas(result)
     places = {label: place for place, label in enumerate(own)}
     for eight_bit in (False, True):

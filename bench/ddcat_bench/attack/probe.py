@@ -13,11 +13,11 @@ from ddcat.metrics import Counts, confusion_counts, miou, pixel_accuracy
 from ddcat_bench.attack.alarms import LARGE_EPSILON
 from ddcat_bench.attack.results import GradientShares, PointName, Probe, ProbePoint
 from ddcat_bench.errors import BenchError
-from ddcat_train.attacks import Model, cospgd, dla, evaluating, sign_noise, square, trajectory
-from ddcat_train.attacks.seeds import seed_from
+from ddcat_train.attacks import Model, cospgd, dla, eval_mode, sign_noise, square, trajectory
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.losses import pixel_cross_entropy
+from ddcat_train.seeds import derive_seed
 
 __all__ = ["FORWARDS", "run_probe"]
 
@@ -68,7 +68,7 @@ def run_probe(
     done = 0
     for names, pictures, labels in evaluation_batches(dataset, batch_size=batch_size, limit=images):
         pixels, truth = pictures.to(device, memory_format=torch.channels_last), labels.to(device)
-        seeds = torch.tensor([seed_from(seed, place) for place in range(done, done + len(names))])
+        seeds = torch.tensor([derive_seed(seed, place) for place in range(done, done + len(names))])
         for kind, predictions in _attacks(model, pixels, truth, epsilon, seeds).items():
             pairs = zip(labels.numpy(), predictions.cpu().numpy(), strict=True)
             counts.setdefault(kind, []).extend(confusion_counts(t, p, len(dataset.classes)) for t, p in pairs)
@@ -89,7 +89,7 @@ def _attacks(model: Model, pixels: Tensor, truth: Tensor, epsilon: float, seeds:
     """Return the model's labels of a batch under each attack, (N, H, W) int64."""
 
     def predict(images: Tensor) -> Tensor:
-        with torch.no_grad(), evaluating(model):
+        with torch.no_grad(), eval_mode(model):
             return model(images).argmax(1)
 
     labels: dict[Kind, Tensor] = {("clean", 0.0, 0): predict(pixels)}
@@ -125,7 +125,7 @@ class _Missing(NamedTuple):
 
 def _missing_gradients(model: Model, pixels: Tensor, truth: Tensor) -> list[_Missing]:
     """Check the gradient on the clean images; images without a counted pixel are left out."""
-    with torch.enable_grad(), evaluating(model):
+    with torch.enable_grad(), eval_mode(model):
         leaf = pixels.detach().requires_grad_()
         logits = model(leaf)
         at_input, at_logits = torch.autograd.grad(pixel_cross_entropy(logits, truth).sum(), (leaf, logits))

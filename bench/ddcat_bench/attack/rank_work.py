@@ -15,8 +15,8 @@ from ddcat_bench.attack.scoring import ScoreFn, score_whole_images
 from ddcat_bench.attack.sliding_window import score_windows
 from ddcat_bench.inputs import main_branch
 from ddcat_bench.work_units import Units
-from ddcat_train.attacks.seeds import seed_from
 from ddcat_train.data.loader import evaluation_plan, read_whole
+from ddcat_train.seeds import derive_seed
 
 __all__ = ["attack_rank_work", "probe_once"]
 
@@ -80,7 +80,7 @@ def attack_rank_work(
                 victims = AttackBatch(
                     images.to(device, memory_format=torch.channels_last),
                     labels.to(device),
-                    torch.tensor([seed_from(job.seed, place[name]) for name in names]),
+                    torch.tensor([derive_seed(job.seed, place[name]) for name in names]),
                     balance,
                 )
             began = time.monotonic()

@@ -26,7 +26,7 @@ def attack_markdown(result: AttackResult) -> str:
     rows = [_line(result, label) for label in columns([result])] + [_worst_line(result, label) for label in _worst(result)]
     return (
         f"{alarm_lines(result)}"
-        f"# {checkpoint.called} ({checkpoint.architecture}) under attack\n\n"
+        f"# {checkpoint.method} ({checkpoint.architecture}) under attack\n\n"
         f"{data_line(result.data)} Suite: {result.suite}. Protocol: {result.protocol_name}.\n\n"
         f"{table(head, rows)}\n"
         f"{attack_lines([result])}{_worst_lines(result)}\n"
@@ -60,7 +60,7 @@ def _fall(result: AttackResult) -> str:
     assert clean is not None
     assert weakest is not None
     left = f"{clean.scores.miou:.3f} -> {weakest.scores.miou:.3f} at {weakest.label}"
-    return f"{result.checkpoint.called} ({result.checkpoint.architecture}): mIoU {left}"
+    return f"{result.checkpoint.method} ({result.checkpoint.architecture}): mIoU {left}"
 
 
 def alarm_lines(result: AttackResult) -> str:

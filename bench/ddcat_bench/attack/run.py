@@ -54,7 +54,7 @@ def run_job(job: AttackJob, folder: Path, *, jobs: int | None = None, force: boo
         sheet = attack_sheet(
             main_branch(job.checkpoint, job.device),
             job.dataset,
-            title=result.checkpoint.called,
+            title=result.checkpoint.method,
             device=job.device,
         )
         files = {**plots(result), "panels.png": sheet}

@@ -9,7 +9,8 @@ from torch import Tensor
 from ddcat.metrics import Counts, confusion_counts
 from ddcat_bench.attack.attacks import AttackBatch, attack
 from ddcat_bench.attack.suites import AttackSpec
-from ddcat_train.attacks import Model, to_8_bit
+from ddcat_train.attacks import Model
+from ddcat_train.pixels import to_8_bit
 
 __all__ = ["ScoreFn", "count_each", "grey_levels", "predict", "score_whole_images"]
 

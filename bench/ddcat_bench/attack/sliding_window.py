@@ -14,8 +14,9 @@ from ddcat_bench.attack.attacks import AttackBatch, attack
 from ddcat_bench.attack.scoring import count_each
 from ddcat_bench.attack.suites import AttackSpec
 from ddcat_train import imagenet
-from ddcat_train.attacks import Model, to_8_bit
-from ddcat_train.attacks.seeds import seed_from
+from ddcat_train.attacks import Model
+from ddcat_train.pixels import to_8_bit
+from ddcat_train.seeds import derive_seed
 
 __all__ = ["Window", "score_windows", "sized", "windows"]
 
@@ -89,7 +90,7 @@ def score_windows(
         part = AttackBatch(
             whole.images[:, :, window.rows, window.columns].contiguous(memory_format=torch.channels_last),
             whole.labels[:, window.rows, window.columns],
-            torch.tensor([seed_from(seed, index) for seed in whole.seeds.tolist()]),
+            torch.tensor([derive_seed(seed, index) for seed in whole.seeds.tolist()]),
             whole.class_pixels,
         )
         visits[window.rows, window.columns] += 1

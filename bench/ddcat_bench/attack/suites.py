@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 from ddcat_bench.attack.results import AttackName, SuiteName
 from ddcat_bench.errors import BenchError
-from ddcat_train.names import Start
+from ddcat_train.choices import Start
 
 __all__ = ["BIM", "CLEAN", "SEA_LOSSES", "SUITES", "AttackSpec", "Case", "SpecName", "Suite", "attack_specs"]
 

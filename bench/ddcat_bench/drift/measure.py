@@ -22,17 +22,15 @@ from ddcat.bundle import Bundle
 from ddcat.engines import Engine
 from ddcat.engines.golden import read_golden
 from ddcat.metrics import confusion_counts, miou
-from ddcat.schema import Fraction, StrictModel
+from ddcat.schema import Fraction, Method, StrictModel
 from ddcat_bench.errors import BenchError
 from ddcat_bench.markdown import table
 from ddcat_bench.result_schema import BundleEntry, Environment
 from ddcat_serve.observe.answer_statistics import Statistics, golden_statistics, statistics_of
 from ddcat_serve.observe.drift_monitor import MIN_IMAGES, DriftMonitor
-from ddcat_train.attacks import Model
-from ddcat_train.attacks.core import iterate
-from ddcat_train.attacks.quantise import to_8_bit
+from ddcat_train.attacks import Model, signed_gradient_ascent
 from ddcat_train.data import Dataset
-from ddcat_train.pixels import to_pixels, to_planes
+from ddcat_train.pixels import to_8_bit, to_pixels, to_planes
 
 __all__ = ["DriftResult", "drift_markdown", "measure_drift"]
 
@@ -63,7 +61,7 @@ class DriftResult(StrictModel):
     schema_version: Literal[2] = 2
     kind: Literal["drift"] = "drift"
     bundle: BundleEntry
-    method: str = Field(description="of the checkpoint's training")
+    method: Method = Field(description="of the checkpoint's training")
     data: str
     split: str
     images: int = Field(description="of the split that are not golden")
@@ -168,8 +166,8 @@ def _sent(network: Model, images: Tensor, epsilon: float) -> dict[Traffic, Tenso
     about: dict[str, Any] = {"epsilon": epsilon, "alpha": 2.5 * epsilon / STEPS, "steps": STEPS}
     return {
         "clean": images,
-        "attack": _last(iterate(network, images, own, **about)),
-        "adaptive": _last(iterate(network, images, own.flip(2), objective=lambda answer: -answer.loss, **about)),
+        "attack": _last(signed_gradient_ascent(network, images, own, **about)),
+        "adaptive": _last(signed_gradient_ascent(network, images, own.flip(2), objective=lambda answer: -answer.loss, **about)),
     }
 
 

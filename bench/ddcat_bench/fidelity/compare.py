@@ -20,11 +20,11 @@ from ddcat_bench.errors import BenchError
 from ddcat_bench.fidelity.results import FidelityResult, FidelityRow
 from ddcat_bench.inputs import engine_batch_size, main_branch
 from ddcat_bench.result_schema import Scores
-from ddcat_train.attacks import to_8_bit, trajectory
+from ddcat_train.attacks import trajectory
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
-from ddcat_train.pixels import to_pixels
+from ddcat_train.pixels import to_8_bit, to_pixels
 
 __all__ = ["PROTOCOL", "STEPS", "compare"]
 

@@ -34,11 +34,11 @@ from ddcat_bench.gate.pool import (
 from ddcat_bench.gate.twin import twin_of
 from ddcat_bench.inputs import engine_batch_size, main_branch
 from ddcat_bench.work_units import Units, open_units
-from ddcat_train.attacks import Model, to_8_bit
-from ddcat_train.attacks.seeds import seed_from
+from ddcat_train.attacks import Model
 from ddcat_train.data.loader import evaluation_batches
-from ddcat_train.pixels import to_pixels
-from ddcat_train.ranks import ALONE, Ranks
+from ddcat_train.distributed.ranks import ALONE, Ranks
+from ddcat_train.pixels import to_8_bit, to_pixels
+from ddcat_train.seeds import derive_seed
 
 __all__ = ["Measurements", "Pilot", "attack_pool", "chosen_runs"]
 
@@ -129,7 +129,7 @@ def attack_pool(
 def _batches(job: GateJob, images: int) -> Iterator[tuple[list[str], AttackBatch]]:
     place = 0
     for names, pixels, labels in evaluation_batches(job.dataset, batch_size=engine_batch_size(job.bundle), limit=images):
-        seeds = torch.tensor([seed_from(job.budget.seed, place + own) for own in range(len(names))])
+        seeds = torch.tensor([derive_seed(job.budget.seed, place + own) for own in range(len(names))])
         place += len(names)
         yield names, AttackBatch(pixels.contiguous(memory_format=torch.channels_last), labels, seeds)
 

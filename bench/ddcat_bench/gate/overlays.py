@@ -16,9 +16,9 @@ from ddcat_bench.attack.scoring import predict
 from ddcat_bench.attack.suites import BIM
 from ddcat_bench.gate.disagreement import Disagreement
 from ddcat_bench.gate.pool import engine_labels
-from ddcat_train.attacks import Model, to_8_bit
+from ddcat_train.attacks import Model
 from ddcat_train.data import Dataset
-from ddcat_train.pixels import to_planes
+from ddcat_train.pixels import to_8_bit, to_planes
 
 __all__ = ["Overlay", "legend", "overlays"]
 

@@ -28,9 +28,9 @@ from ddcat_bench.attack.suites import BIM, AttackSpec, SpecName
 from ddcat_bench.gate.disagreement import Disagreement, count_disagreement
 from ddcat_bench.gate.twin import Twin
 from ddcat_bench.work_units import Units
-from ddcat_train.attacks import Model, to_8_bit
+from ddcat_train.attacks import Model
 from ddcat_train.networks import Segmenter
-from ddcat_train.pixels import nearest_8_bit, to_pixels
+from ddcat_train.pixels import nearest_8_bit, to_8_bit, to_pixels
 
 __all__ = [
     "EPSILONS",

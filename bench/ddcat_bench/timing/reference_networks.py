@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ddcat_bench.errors import BenchError
 from ddcat_train import imagenet
 from ddcat_train.checkpoints import Checkpoint
+from ddcat_train.choices import Head
 from ddcat_train.config import ModelConfig
-from ddcat_train.names import Head
 
 __all__ = ["PlainSegmenter", "has_plain_form", "plain_network"]
 

@@ -26,11 +26,12 @@ from ddcat_bench.inputs import main_branch, open_split
 from ddcat_bench.result_io import read_result, to_json
 from ddcat_bench.result_schema import Scores
 from ddcat_bench.work_units import open_units
-from ddcat_train.attacks import Model, bim, to_8_bit
-from ddcat_train.attacks.seeds import seed_from
+from ddcat_train.attacks import Model, bim
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
+from ddcat_train.pixels import to_8_bit
+from ddcat_train.seeds import derive_seed
 from tests.bench.suite import run_suite
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images (N, 3, H, W) in [0, 1], labels (N, H, W)
@@ -99,7 +100,7 @@ def test_pgd_starts_from_the_seed_of_the_images_index(
     assert row is not None
     expected: list[Counts] = []
     for images, labels in batches:
-        seeds = torch.tensor([seed_from(0, len(expected) + own) for own in range(len(images))])
+        seeds = torch.tensor([derive_seed(0, len(expected) + own) for own in range(len(images))])
         attacked = bim(network, images, labels, epsilon=8 / 255, alpha=2 / 255, steps=20, start="random", seeds=seeds)
         expected += _count(labels, network(attacked).argmax(1), len(scenes.classes))
     np.testing.assert_array_equal(row.scores.array(), expected)
@@ -219,7 +220,7 @@ def test_tables_and_plots_need_nothing_but_the_result(paper: AttackResult) -> No
 
 def test_runs_side_by_side(paper: AttackResult, checkpoint: Checkpoint, scenes: Dataset) -> None:
     quick = run_suite(AttackJob(checkpoint, scenes, batch_size=2))
-    other = quick.model_copy(update={"checkpoint": quick.checkpoint.model_copy(update={"method": "clean"})})
+    other = quick.model_copy(update={"checkpoint": quick.checkpoint.model_copy(update={"method": "undefended"})})
     text = attacks_markdown([paper, other])
     rows = [line for line in text.splitlines() if line.startswith(("| sat", "| clean |"))]
     assert len(rows) == 4  # both runs, floats and 8 bits

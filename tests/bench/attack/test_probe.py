@@ -16,14 +16,14 @@ from ddcat_bench.attack.probe import FEW, MORE, run_probe
 from ddcat_bench.attack.results import Probe
 from ddcat_bench.errors import BenchError
 from ddcat_train.attacks import bim
-from ddcat_train.attacks.seeds import seed_from
 from ddcat_train.checkpoints import build_network
 from ddcat_train.config import parse_config
 from ddcat_train.data import Dataset, open_dataset
-from ddcat_train.data.base import Sample
-from ddcat_train.data.generate import write_scenes
+from ddcat_train.data.dataset import Sample
 from ddcat_train.data.loader import evaluation_batches
+from ddcat_train.data.synthetic.generate import write_scenes
 from ddcat_train.networks import Segmenter
+from ddcat_train.seeds import derive_seed
 
 EPSILON = 8 / 255
 IMAGES = 4
@@ -47,7 +47,7 @@ def trained(root: Path, *, updates: int, adversarial: bool = False) -> Segmenter
             "data": {"name": "scenes", "root": str(root)},
             "augment": {"policy": "plain", "crop": 33},
             "model": {"backbone": "resnet10", "width": 8},
-            "method": {"name": "clean"},
+            "method": {"name": "undefended"},
             "train": {"epochs": 1, "batch_size": 2, "workers": 0},
         },
         "the tests of the probe",
@@ -164,7 +164,7 @@ def test_figures_are_those_of_the_attacks(found: Probe, plain: Segmenter, val: D
         predictions = plain(candidates).argmax(1)
         return miou(confusion_counts(labels.numpy(), predictions.numpy(), len(val.classes)))
 
-    seeds = torch.tensor([seed_from(0, place) for place in range(IMAGES)])
+    seeds = torch.tensor([derive_seed(0, place) for place in range(IMAGES)])
     assert found.find("clean")[0].miou == of(images)
     for point, steps in zip(found.find("PGD"), (FEW, MORE), strict=True):
         attacked = bim(plain, images, labels, epsilon=EPSILON, alpha=EPSILON / 4, steps=steps, start="random", seeds=seeds)

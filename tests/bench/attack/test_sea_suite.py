@@ -22,10 +22,10 @@ from ddcat_bench.inputs import main_branch, open_split
 from ddcat_bench.result_io import read_result, to_json
 from ddcat_bench.worst_case import lowest_accuracy, worst_case
 from ddcat_train.attacks import bim, sea
-from ddcat_train.attacks.seeds import seed_from
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
+from ddcat_train.seeds import derive_seed
 from tests.bench.suite import run_suite
 
 SIX = 6 / 255
@@ -73,7 +73,7 @@ def test_counts_are_those_of_the_attack_itself(result: AttackResult, checkpoint:
     expected: dict[str, list[Counts]] = {loss: [] for loss in SEA_LOSSES}
     place = 0
     for names, images, labels in evaluation_batches(scenes, batch_size=3):
-        seeds = torch.tensor([seed_from(2, place + own) for own in range(len(names))])
+        seeds = torch.tensor([derive_seed(2, place + own) for own in range(len(names))])
         place += len(names)
         batch = images.contiguous(memory_format=torch.channels_last)
         found = sea(network, batch, labels, epsilon=SIX, steps=10, seeds=seeds, class_pixels=pixels)

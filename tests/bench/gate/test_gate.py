@@ -43,10 +43,10 @@ from ddcat_bench.timing.results import SpeedRatio, SpeedResult
 from ddcat_bench.timing.serving_memory import Serving
 from ddcat_bench.timing.speed import draw_inputs, measure
 from ddcat_export.exporting import export
-from ddcat_train.attacks import to_8_bit
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
-from ddcat_train.ranks import Ranks
+from ddcat_train.distributed.ranks import Ranks
+from ddcat_train.pixels import to_8_bit
 
 SMALL = Budget(steps=2, queries=20, query_stride=2)
 LIMITS = read_thresholds(DEFAULT, "fp32")

@@ -19,10 +19,11 @@ from ddcat_export.onnx_export import build_graph
 from ddcat_export.parity import sample_images
 from ddcat_export.precision_cast import cast_graph
 from ddcat_export.quantise import quantise
-from ddcat_train.attacks import bim, to_8_bit
+from ddcat_train.attacks import bim
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.config import ModelConfig
 from ddcat_train.networks import Segmenter, build_segmenter
+from ddcat_train.pixels import to_8_bit
 
 SHAPE = (2, 49, 66)
 MODELS: dict[str, dict[str, Any]] = {

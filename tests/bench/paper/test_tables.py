@@ -118,18 +118,20 @@ def test_of_one_seed_there_is_no_deviation_and_it_says_so() -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.permutations(range(6)))
 def test_the_order_of_the_runs_changes_nothing(order: list[int]) -> None:
-    results = [bim(checkpoint(method, seed), 500 + 7 * seed, 99) for method in ("trades", "clean", "sat") for seed in (0, 1)]
+    results = [
+        bim(checkpoint(method, seed), 500 + 7 * seed, 99) for method in ("trades", "undefended", "sat") for seed in (0, 1)
+    ]
     assert make_tables([results[i] for i in order]).tables == make_tables(results).tables
 
 
 def test_the_papers_lines_stand_beside_ours() -> None:
-    models = [checkpoint(m, 0, a) for a in (DEEPLAB, PSPNET) for m in ("pgd-at", "ddcat", "clean")]
+    models = [checkpoint(m, 0, a) for a in (DEEPLAB, PSPNET) for m in ("pgd-at", "ddcat", "undefended")]
     table = find(make_tables([bim(model, 250, 100) for model in models]), "white-box")
     assert table.paper_table == 1
     order = [(line.architecture, line.method, line.source) for line in table.lines if line.architecture == PSPNET]
     assert order == [
-        (PSPNET, "clean", "ours"),
-        (PSPNET, "clean", "paper"),
+        (PSPNET, "undefended", "ours"),
+        (PSPNET, "undefended", "paper"),
         (PSPNET, "sat", "paper"),
         (PSPNET, "ddcat", "ours"),
         (PSPNET, "ddcat", "paper"),
@@ -145,7 +147,7 @@ def test_the_papers_lines_stand_beside_ours() -> None:
 
 
 def test_ablation_has_the_variants_beside_ddcat_and_sat() -> None:
-    methods = ("clean", "sat", "ddcat", "ddcat-m")
+    methods = ("undefended", "sat", "ddcat", "ddcat-m")
     tables = make_tables([bim(checkpoint(method), 250, 100) for method in methods])
     table = find(tables, "ablation")
     assert table.paper_table == 3
@@ -153,7 +155,7 @@ def test_ablation_has_the_variants_beside_ddcat_and_sat() -> None:
     paper = [line for line in table.lines if line.source == "paper"]
     assert len(paper) == 8
     assert next(line for line in paper if line.method == "sat").cells["n = 3"].mean == 0.707  # as in Table 1
-    assert [line.method for line in find(tables, "white-box").lines if line.source == "ours"] == ["clean", "sat", "ddcat"]
+    assert [line.method for line in find(tables, "white-box").lines if line.source == "ours"] == ["undefended", "sat", "ddcat"]
     assert not [t for t in make_tables([bim(checkpoint("ddcat"), 250, 100)]).tables if t.kind == "ablation"]
 
 
@@ -192,7 +194,7 @@ def test_black_box_is_over_all_pairs_of_target_and_substitute() -> None:
 
 
 def test_pairs_with_other_kinds_of_substitutes_have_lines_of_their_own() -> None:
-    kinds = [checkpoint("sat", 0, DEEPLAB), checkpoint("clean", 0, PSPNET)]
+    kinds = [checkpoint("sat", 0, DEEPLAB), checkpoint("undefended", 0, PSPNET)]
     evaluated = result(
         checkpoint("ddcat"),
         [transfer((9, 9), kinds[0], eight_bit=True), transfer((100, 100), kinds[0]), transfer((900, 900), kinds[1])],
@@ -201,7 +203,7 @@ def test_pairs_with_other_kinds_of_substitutes_have_lines_of_their_own() -> None
     table = find(make_tables([evaluated]), "black-box")
     assert table.paper_table == 5
     found = {line.substitute: line.cells["n = 1"].mean for line in table.lines if line.source == "ours"}
-    assert found == {"DeepLabv3-50, SAT": 0.1, "PSPNet-50, no defence": 0.9}
+    assert found == {"DeepLabv3-50, SAT": 0.1, "PSPNet-50, undefended": 0.9}
 
 
 def test_sea_stands_below_on_its_own_images_alone() -> None:
@@ -311,7 +313,9 @@ def test_the_claim_that_more_steps_change_little_is_checked_for_each_method() ->
 
 def test_alarms_are_loud_below_the_tables() -> None:
     alarm = Alarm(name="attacked mIoU is above clean", evidence="0.9 above 0.5 at n = 3", meaning="Label leaking.")
-    text = tables_markdown(make_tables([bim(checkpoint("sat"), 250, 100, alarms=(alarm,)), bim(checkpoint("clean"), 50, 50)]))
+    text = tables_markdown(
+        make_tables([bim(checkpoint("sat"), 250, 100, alarms=(alarm,)), bim(checkpoint("undefended"), 50, 50)])
+    )
     below = text[text.rindex("|") :]
     assert "## MASKING ALARMS: 1." in below
     assert "- **attacked mIoU is above clean** in sat-0-quick-2.json: 0.9 above 0.5 at n = 3. Label leaking." in below
@@ -322,7 +326,7 @@ def test_alarms_are_loud_below_the_tables() -> None:
 
 @pytest.fixture
 def everything() -> Tables:
-    models = [checkpoint(m, s, a) for a in (PSPNET, "a_b & c + {pyramid}") for m in ("clean", "ddcat-m") for s in (0, 1)]
+    models = [checkpoint(m, s, a) for a in (PSPNET, "a_b & c + {pyramid}") for m in ("undefended", "ddcat-m") for s in (0, 1)]
     member, case = sea((3, 4))
     return make_tables(
         [
@@ -339,10 +343,10 @@ def test_csv_has_one_line_for_each_cell(everything: Tables) -> None:
         line
         for line in lines
         if (line["table"], line["source"], line["architecture"], line["method"], line["column"])
-        == ("white-box", "ours", PSPNET, "clean", "n = 7")
+        == ("white-box", "ours", PSPNET, "undefended", "n = 7")
     ]
     assert (float(cell["mean"]), float(cell["sd"]), cell["count"], cell["paper_table"]) == (0.3, 0.0, "2", "1")
-    paper = next(line for line in lines if line["source"] == "paper" and line["method"] == "clean")
+    paper = next(line for line in lines if line["source"] == "paper" and line["method"] == "undefended")
     assert (paper["mean"], paper["sd"], paper["count"]) == ("0.769", "", "")
 
 
@@ -366,7 +370,7 @@ def test_the_papers_numbers_are_complete() -> None:
         for line in table.lines:
             assert all(0 < mean < 0.8 and round(mean, 3) == mean for mean in line.mean)
             assert all(0 < sd <= 0.051 and round(sd, 3) == sd for sd in line.sd or ())
-            if line.method == "clean":  # without a defence every step costs
+            if line.method == "undefended":  # without a defence every step costs
                 assert list(line.mean) == sorted(line.mean, reverse=True)
 
 

@@ -18,8 +18,8 @@ from ddcat.cli_support import run
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_io import read_result, to_json
 from ddcat_bench.timing.torch_settings import torch_settings
+from ddcat_train.choices import MethodName
 from ddcat_train.config import load_config
-from ddcat_train.names import MethodName
 
 BASELINES = get_args(BaselineName)
 TINY = (
@@ -68,7 +68,7 @@ def test_a_plan_decides_whether_ours_may_round_to_tf32(allowed: bool, tmp_path: 
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
     with torch_settings(1, tf32=allowed):
-        contend(plan_of("clean"), "ours", tmp_path)
+        contend(plan_of("undefended"), "ours", tmp_path)
         assert (cudnn.allow_tf32, matmul.allow_tf32) == (allowed, allowed)
     assert (cudnn.allow_tf32, matmul.allow_tf32) == before
 
@@ -106,7 +106,7 @@ def forwards(modules: dict[str, nn.Module]) -> Iterator[dict[str, int]]:
 @pytest.mark.parametrize(
     ("name", "method", "overrides", "forward", "backward", "full", "spare", "deep"),
     [
-        ("released", "clean", (), 1, 1, 1, (0, 0), (1, 1)),
+        ("released", "undefended", (), 1, 1, 1, (0, 0), (1, 1)),
         ("released", "sat", (), 4, 4, 4, (0, 0), (4, 4)),
         ("released", "ddcat", (), 8, 4, 4, (8, 4), (8, 4)),
         ("released", "ddcat-m", (), 8, 4, 4, (8, 4), (8, 4)),
@@ -115,7 +115,7 @@ def forwards(modules: dict[str, nn.Module]) -> Iterator[dict[str, int]]:
         ("released", "pgd-at", (), 4, 4, 4, (0, 0), (4, 4)),
         ("released", "segpgd-at", (), 4, 4, 4, (0, 0), (4, 4)),
         ("released", "trades", (), 6, 5, 5, (0, 0), (6, 5)),
-        ("frugal", "clean", (), 1, 1, 1, (0, 0), (1, 1)),
+        ("frugal", "undefended", (), 1, 1, 1, (0, 0), (1, 1)),
         ("frugal", "sat", (), 4, 4, 1, (0, 0), (1, 1)),
         ("frugal", "ddcat", (), 6, 4, 1, (3, 1), (1, 1)),
         ("frugal", "ddcat-n", (), 6, 4, 1, (3, 1), (1, 1)),
@@ -149,7 +149,7 @@ def test_forwards_and_backwards(
 
 
 def test_bf16_is_close_and_computes_in_bf16(tmp_path: Path) -> None:
-    exact, rounded = plan_of("clean"), Plan(plan_of("clean").config, "bf16", "cpu", 1)
+    exact, rounded = plan_of("undefended"), Plan(plan_of("undefended").config, "bf16", "cpu", 1)
     weights = Ours(exact, tmp_path).weights()
     losses = [contend(plan, "released", tmp_path, weights).step(draw_batch(plan)).item() for plan in (exact, rounded)]
     assert losses[0] != losses[1]

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ddcat_bench.timing.reference_networks import PlainSegmenter
+from ddcat_train.choices import ContextName
 from ddcat_train.config import ModelConfig
-from ddcat_train.names import ContextName
 from ddcat_train.networks import build_segmenter
 
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddcat_train.attacks import SEA, SHRINKING, WEIGHTS, Answer, apgd, bim, iterate
-from ddcat_train.attacks.apgd import CONSTANT, _begun, _checked, step_checkpoints
+from ddcat_train.attacks import SEA, SHRINKING, WEIGHTS, StepOutput, apgd, bim, signed_gradient_ascent
+from ddcat_train.attacks.apgd import CONSTANT, _at_checkpoint, _initial_state, step_checkpoints
 from tests.train.small import right_pixels
 
 CLASS_PIXELS = torch.tensor([7, 900, 50, 30])
@@ -127,7 +127,7 @@ def test_it_is_the_published_algorithm_image_by_image(
     network = small.network(seed % 5).eval()
     seeds = torch.tensor([seed, seed + 1, seed + 2])
     first = schedule[0][0] if steps >= 4 else 1.0  # of fewer steps, no whole one is 30 %
-    (_, begin), *_ = iterate(network, images, labels, epsilon=first * epsilon, start=start, seeds=seeds)
+    (_, begin), *_ = signed_gradient_ascent(network, images, labels, epsilon=first * epsilon, start=start, seeds=seeds)
     found = apgd(
         network, images, labels, epsilon=epsilon, steps=steps, weight=weight, class_pixels=CLASS_PIXELS, schedule=schedule,
         start=start, seeds=seeds,
@@ -168,8 +168,8 @@ def test_the_checkpoints_are_those_of_the_paper(steps: int, expected: list[int])
 def test_a_step_is_halved_by_either_condition(rises: int, gained: float, halved_before: bool, expected: bool) -> None:
     """Condition 2 alone is rare, so random runs seldom tell of it."""
     present, best = torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)
-    answer = Answer(torch.zeros(1, 4, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64), torch.arange(1), 1, 1)
-    run = _begun(present, present, answer, present, size=0.2)._replace(
+    answer = StepOutput(torch.zeros(1, 4, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64), torch.arange(1), 1, 1)
+    run = _initial_state(present, present, answer, present, size=0.2)._replace(
         best=best,
         best_gradient=2 * best,
         best_loss=torch.tensor([3.0 + gained]),
@@ -177,7 +177,7 @@ def test_a_step_is_halved_by_either_condition(rises: int, gained: float, halved_
         rises=torch.tensor([rises]),
         halved=torch.tensor([halved_before]),
     )
-    checked = _checked(run, 8)
+    checked = _at_checkpoint(run, 8)
     assert checked.halved.item() == expected
     assert checked.size.item() == pytest.approx(0.1 if expected else 0.2)
     assert torch.equal(checked.present, best if expected else present)
@@ -211,7 +211,7 @@ def test_more_steps_of_a_run_leave_no_more_right_pixels_than_its_start(small: An
     images, labels = small.batch(seed)
     network, seeds = small.network().eval(), torch.tensor([1, 2, 3])
     found = apgd(network, images, labels, epsilon=0.1, steps=steps, seeds=seeds)
-    (_, begin), *_ = iterate(network, images, labels, epsilon=0.1, start="random", seeds=seeds)
+    (_, begin), *_ = signed_gradient_ascent(network, images, labels, epsilon=0.1, start="random", seeds=seeds)
     assert (right_pixels(network, found, labels) <= right_pixels(network, begin, labels)).all()
 
 

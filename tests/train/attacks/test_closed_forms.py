@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddcat_train.attacks import Answer, bim, iterate, segpgd
+from ddcat_train.attacks import StepOutput, bim, segpgd, signed_gradient_ascent
 from ddcat_train.losses import pixel_divergence
 
 STARTS = ("clean", "random", "lower")
@@ -61,12 +61,12 @@ def test_any_objective_on_a_linear_model_is_ascended_to_its_closed_form(small: A
     )  # each pixel's score at each step: down, as it is, up
     told: list[tuple[int, int]] = []
 
-    def objective(answer: Answer) -> Tensor:
+    def objective(answer: StepOutput) -> Tensor:
         assert torch.equal(answer.labels, labels)
         told.append((answer.step, answer.steps))
         return 0.3 * wishes[answer.step - 1] * (answer.logits[:, 1] - answer.logits[:, 0])
 
-    *_, (_, found) = iterate(
+    *_, (_, found) = signed_gradient_ascent(
         small.Pixelwise(weights), images, labels, epsilon=0.05, alpha=0.02, steps=steps, objective=objective
     )
     expected = images
@@ -96,7 +96,7 @@ def test_a_divergence_on_a_linear_model_grows_to_the_side_it_starts_on(small: An
     images, labels = small.batch(seed, classes=2)
     network = small.Pixelwise(torch.tensor([1.5, -0.7, -0.9], dtype=torch.float64))
     reference, weights = network(images).detach(), network.weights.detach()
-    (_, begin), *_, (_, found) = iterate(
+    (_, begin), *_, (_, found) = signed_gradient_ascent(
         network, images, labels, epsilon=0.05, alpha=0.02, steps=steps, start=start, seeds=torch.tensor([seed, 1, 2]),
         objective=lambda answer: pixel_divergence(reference, answer.logits, answer.labels),
     )  # fmt: skip

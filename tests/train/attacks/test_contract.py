@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddcat_train.attacks import SEA, SHRINKING, apgd, bim, cospgd, iterate, pgd, segpgd, tsallis_pgd
+from ddcat_train.attacks import SEA, SHRINKING, apgd, bim, cospgd, pgd, segpgd, signed_gradient_ascent, tsallis_pgd
 
 STARTS = ("clean", "random", "lower")
 STEPS: dict[str, Any] = {"epsilon": 0.05, "alpha": 0.02, "steps": 3}
@@ -44,7 +44,9 @@ def test_every_iterate_lies_in_the_ball_and_is_an_image(
     network = small.network().to(dtype)
     seeds = torch.tensor([seed, seed + 1, seed + 2]) if start == "random" else None
     count = 0
-    for _, current in iterate(network, images, labels, epsilon=epsilon, alpha=alpha, steps=steps, start=start, seeds=seeds):
+    for _, current in signed_gradient_ascent(
+        network, images, labels, epsilon=epsilon, alpha=alpha, steps=steps, start=start, seeds=seeds
+    ):
         assert current.dtype == dtype
         assert current.shape == images.shape
         assert not current.requires_grad
@@ -105,7 +107,7 @@ def test_the_network_is_left_as_it_was(small: Any, attack: Any, training: list[b
 def test_an_attack_that_is_broken_off_puts_the_modes_back(small: Any, stop_after: int) -> None:
     network = small.network().train()
     images, labels = small.batch(7)
-    items = iterate(network, images, labels)
+    items = signed_gradient_ascent(network, images, labels)
     for _ in range(stop_after):
         next(items)
     items.close()
@@ -184,7 +186,9 @@ def test_an_image_without_labels_stays_at_its_start(small: Any, start: Any) -> N
     images, _ = small.batch(5)
     labels = torch.full((3, 6, 6), 255)
     items = list(
-        iterate(small.network(), images, labels, epsilon=0.1, alpha=0.05, steps=3, start=start, seeds=torch.tensor([1, 2, 3]))
+        signed_gradient_ascent(
+            small.network(), images, labels, epsilon=0.1, alpha=0.05, steps=3, start=start, seeds=torch.tensor([1, 2, 3])
+        )
     )
     assert all(torch.equal(current, items[0][1]) for _, current in items)
     if start == "clean":
@@ -276,7 +280,7 @@ def test_a_gradient_that_is_not_finite_counts_as_zero_and_is_seen(small: Any, at
     assert torch.equal(found, attack(partial(model, 0.0), images, labels, seeds=seeds))
     assert [answer.step for answer, _ in seen] == list(range(1, attack.keywords["steps"] + 1))
     for answer, gradient in seen:
-        assert answer.places[0] == 0
+        assert answer.indices[0] == 0
         assert not gradient[0, ..., :3].isfinite().any()
         assert gradient[0, ..., 3:].isfinite().all()
         assert gradient[1:].isfinite().all()

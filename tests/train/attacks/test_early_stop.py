@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddcat_train.attacks import Answer, bim, iterate, trajectory, weighted
+from ddcat_train.attacks import StepOutput, bim, signed_gradient_ascent, trajectory, weighted
 from tests.train.small import right_pixels
 
 
@@ -28,7 +28,9 @@ def first_beaten(model: Any, iterates: list[Tensor], labels: Tensor) -> list[int
 @settings(max_examples=30, deadline=None)
 def test_a_beaten_image_stays_as_it_was_and_no_other_is_touched(small: Any, seed: int, steps: int, weight: Any) -> None:
     network, images, labels = losing(small, seed)
-    run = partial(iterate, network, images, labels, epsilon=0.2, alpha=0.05, steps=steps, objective=weighted(weight))
+    run = partial(
+        signed_gradient_ascent, network, images, labels, epsilon=0.2, alpha=0.05, steps=steps, objective=weighted(weight)
+    )
     through = [current for _, current in run()]
     beaten = first_beaten(network, through, labels)
     for step, current in run(stop_early=True):
@@ -40,7 +42,7 @@ def test_a_beaten_image_stays_as_it_was_and_no_other_is_touched(small: Any, seed
 @settings(max_examples=30, deadline=None)
 def test_a_beaten_image_costs_no_further_forward_and_no_further_backward(small: Any, seed: int) -> None:
     network, images, labels = losing(small, seed)
-    through = [current for _, current in iterate(network, images, labels, epsilon=0.2, alpha=0.05, steps=6)]
+    through = [current for _, current in signed_gradient_ascent(network, images, labels, epsilon=0.2, alpha=0.05, steps=6)]
     beaten = first_beaten(network, through, labels)
     forwards, backwards = [], []
 
@@ -49,7 +51,7 @@ def test_a_beaten_image_costs_no_further_forward_and_no_further_backward(small: 
         batch.register_hook(lambda gradient: backwards.append(len(gradient)))
         return network(batch)
 
-    seen: list[tuple[Answer, Tensor | None]] = []
+    seen: list[tuple[StepOutput, Tensor | None]] = []
     bim(
         model, images, labels, epsilon=0.2, alpha=0.05, steps=6, stop_early=True,
         observe=lambda answer, gradient: seen.append((answer, gradient)),
@@ -59,7 +61,7 @@ def test_a_beaten_image_costs_no_further_forward_and_no_further_backward(small: 
     assert forwards == [len(places) for places in attacked if places]
     none_left = [step for step, places in enumerate(attacked, 1) if places and all(beaten[i] == step - 1 for i in places)]
     assert len(backwards) == len(forwards) - len(none_left)
-    assert [answer.places.tolist() for answer, _ in seen] == [places for places in attacked if places]
+    assert [answer.indices.tolist() for answer, _ in seen] == [places for places in attacked if places]
     assert [answer.step for answer, gradient in seen if gradient is None] == none_left
 
 

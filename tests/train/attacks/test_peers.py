@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddcat_train.attacks import Answer, bim, cospgd, sea, segpgd, weighted
-from ddcat_train.attacks.apgd import _climb, _Stage
+from ddcat_train.attacks import StepOutput, bim, cospgd, sea, segpgd, weighted
+from ddcat_train.attacks.apgd import _run_stage, _Stage
 from tests.train.small import right_pixels
 
 
@@ -94,7 +94,7 @@ def test_equal_to_cospgd(small: Any, attack: Any, seed: int) -> None:
             loss, name = peer.segpgd_scale(logits, labels, losses, t, steps).sum() / 3, "SegPGD"  # it counts from 0
         else:
             loss, name = peer.cospgd_scale(logits, labels, losses, num_classes=small.CLASSES).mean(), "CosPGD"
-        answer = Answer(logits, labels, torch.arange(3), t + 1, steps)
+        answer = StepOutput(logits, labels, torch.arange(3), t + 1, steps)
         assert torch.allclose(weighted(name)(answer).mean(), loss.mean(), rtol=0, atol=1e-6)
         (gradient,) = torch.autograd.grad(loss, leaf)
         current = peer.step_inf(current, epsilon, gradient, images, alpha, targeted=False)
@@ -171,9 +171,9 @@ def test_apgd_climbs_as_high_as_that_of_adv_lib(small: Any, adv_lib: dict[str, A
     theirs, *_ = adv_lib["APGD"](
         model, images, labels[:, 0, 0], epsilon, float("inf"), x_init=images, n_iter=50, loss_function="ce"
     )
-    ours, _ = _climb(
+    ours, _ = _run_stage(
         lambda batch: model(batch)[:, :, None, None], images, labels, images, weighted("PGD"),
-        _Stage(0.1, 50, 0, 50), None, spare_beaten=False,
+        _Stage(0.1, 50, 0, 50), None, skip_fooled=False,
     )  # fmt: skip
     gained, known = loss(ours) - loss(images), loss(theirs) - loss(images)
     assert known.min() > 0

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddcat_train.attacks import SEA, SHRINKING, apgd, sea
-from ddcat_train.attacks.seeds import seed_from
+from ddcat_train.seeds import derive_seed
 
 CLASS_PIXELS = torch.tensor([7, 900, 50, 30])
 
@@ -21,7 +21,9 @@ def test_sea_is_its_three_members_from_starts_of_their_own(small: Any) -> None:
     assert tuple(found) == SEA == ("SEA-JS", "SEA-MCE", "SEA-MCE-Bal")
     for member, (name, adversarial) in enumerate(found.items()):
         alone = partial(apgd, network, images, labels, epsilon=0.05, steps=10, schedule=SHRINKING, class_pixels=CLASS_PIXELS)
-        assert torch.equal(adversarial, alone(weight=name, seeds=torch.tensor([seed_from(seed, member) for seed in (5, 6, 7)])))
+        assert torch.equal(
+            adversarial, alone(weight=name, seeds=torch.tensor([derive_seed(seed, member) for seed in (5, 6, 7)]))
+        )
     nothing_to_gain = torch.full_like(labels, 255)  # so that a result is its start
     starts = [
         start

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddcat_train.data.base import U8
+from ddcat_train.data.dataset import U8
 from tests.files import needed
 
 Writer = Callable[..., None]

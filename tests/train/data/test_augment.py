@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ddcat_train import imagenet
 from ddcat_train.data import AUGMENTATIONS
 from ddcat_train.data.augment import Augment, paper, plain
-from ddcat_train.data.base import Sample
+from ddcat_train.data.dataset import Sample
 
 HEIGHT, WIDTH = 48, 60
 

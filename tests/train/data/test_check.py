@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from ddcat.cli import main
 from ddcat.errors import DdcatError
 from ddcat_train.data import list_dataset
-from ddcat_train.data.base import Fault
 from ddcat_train.data.check import check, lines_of
+from ddcat_train.data.dataset import Fault
 from ddcat_train.data.pictures import read_mask
 from ddcat_train.data_cli import app
 from ddcat_train.errors import DataError

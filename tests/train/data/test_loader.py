@@ -85,7 +85,7 @@ def test_page_locked_memory_is_for_what_goes_to_the_device(small: Dataset, monke
 
 def test_a_share_of_a_batch_is_a_part_of_it(small: Dataset) -> None:
     whole = train_batches(small, AUGMENT, batch_size=4, seed=3, steps=3)
-    shares = [train_batches(small, AUGMENT, batch_size=4, seed=3, steps=3, wanted=wanted) for wanted in ([0, 3], [1, 2])]
+    shares = [train_batches(small, AUGMENT, batch_size=4, seed=3, steps=3, rank_indices=wanted) for wanted in ([0, 3], [1, 2])]
     for batch, first, second in zip(whole, *shares, strict=True):
         for share, places in ((first, [0, 3]), (second, [1, 2])):
             assert torch.equal(share.images, batch.images[places])

@@ -11,10 +11,10 @@ from PIL import Image
 
 from ddcat.classes import CITYSCAPES, VOC, Classes
 from ddcat_train.data import DATASETS, list_dataset, open_dataset
-from ddcat_train.data.base import resize_long_side
 from ddcat_train.data.check import check
 from ddcat_train.data.cityscapes import train_ids
 from ddcat_train.data.classes_file import classes_yaml, read_classes
+from ddcat_train.data.dataset import resize_long_side
 from ddcat_train.data.pictures import read_image, read_mask
 from ddcat_train.errors import DataError
 

@@ -18,12 +18,12 @@ import pytest
 import torch
 
 from ddcat_train.data import open_dataset
-from ddcat_train.data.base import U8, Dataset, Sample
-from ddcat_train.data.generate import write_scenes
+from ddcat_train.data.dataset import U8, Dataset, Sample
 from ddcat_train.data.loader import evaluation_batches, train_batches
 from ddcat_train.data.readers import read_ahead
+from ddcat_train.data.synthetic.generate import write_scenes
 from ddcat_train.errors import DataError
-from ddcat_train.stopping import stop_requested
+from ddcat_train.run.stopping import stop_requested
 
 
 class OddError(Exception):

@@ -7,8 +7,8 @@ from PIL import Image
 
 from ddcat.errors import DdcatError
 from ddcat_train.data import Dataset, open_dataset
-from ddcat_train.data.generate import write_scenes
-from ddcat_train.data.render import SCENE_CLASSES, render
+from ddcat_train.data.synthetic.generate import write_scenes
+from ddcat_train.data.synthetic.render import SCENE_CLASSES, render
 from ddcat_train.errors import DataError
 
 

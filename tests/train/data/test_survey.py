@@ -15,10 +15,10 @@ from ddcat_train.config import load_config
 from ddcat_train.data import list_dataset, open_dataset
 from ddcat_train.data.check import check
 from ddcat_train.data.first_look import first_look
-from ddcat_train.data.generate import write_scenes
+from ddcat_train.data.synthetic.generate import write_scenes
 from ddcat_train.data_cli import app
 from ddcat_train.errors import DataError
-from ddcat_train.loop import train
+from ddcat_train.run.loop import train
 
 Writer = Callable[..., None]
 
@@ -93,7 +93,7 @@ def test_a_split_without_a_label_is_refused_before_the_first_step(both: Path, tm
     result = CliRunner().invoke(app, ["check", "folder", str(both), "--split", split])
     assert isinstance(result.exception, DataError)
     assert "has no labelled pixel" in str(result.exception)
-    config = load_config("scenes-clean", ["data.name=folder", f"data.root={both}", "augment.crop=33", "model.width=4"])
+    config = load_config("scenes-undefended", ["data.name=folder", f"data.root={both}", "augment.crop=33", "model.width=4"])
     with pytest.raises(DataError, match=told):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run/config.yaml").exists()
@@ -190,9 +190,9 @@ def test_skipping_is_for_images_to_train_on(both: Path, tmp_path: Path) -> None:
     overrides = ["data.name=folder", f"data.root={both}", "augment.crop=33", "model.width=4", "train.epochs=1"]
     told = r"1\.png is no image .*; data.skip_corrupt is for training images alone, .*check folder .* --split val' names all"
     with pytest.raises(DataError, match=told):
-        train(load_config("scenes-clean", [*overrides, "train.workers=0", "data.skip_corrupt=true"]), tmp_path / "run")
+        train(load_config("scenes-undefended", [*overrides, "train.workers=0", "data.skip_corrupt=true"]), tmp_path / "run")
     with pytest.raises(DataError, match=r"replace it$"):
-        train(load_config("scenes-clean", [*overrides, "train.workers=0"]), tmp_path / "other")
+        train(load_config("scenes-undefended", [*overrides, "train.workers=0"]), tmp_path / "other")
 
 
 def test_the_first_lines_of_a_training_are_the_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str], both: Path) -> None:
@@ -203,7 +203,7 @@ def test_the_first_lines_of_a_training_are_the_warnings(tmp_path: Path, capsys: 
         "data.name=folder", f"data.root={both}", "augment.crop=33", "model.width=4", "train.epochs=1", "train.batch_size=4",
         "train.workers=0", "data.skip_corrupt=true",
     ]  # fmt: skip
-    train(load_config("scenes-clean", overrides), tmp_path / "run")
+    train(load_config("scenes-undefended", overrides), tmp_path / "run")
     told = capsys.readouterr().err.splitlines()
     first = [line for line in told if line.startswith("warning: ")]
     assert told[1 : 1 + len(first)] == first
@@ -215,7 +215,7 @@ def test_the_first_lines_of_a_training_are_the_warnings(tmp_path: Path, capsys: 
     ):
         assert [line for line in first if wanted in line], wanted
     assert "\x1b" not in "".join(told)
-    train(load_config("scenes-clean", overrides), tmp_path / "run", resume=True)
+    train(load_config("scenes-undefended", overrides), tmp_path / "run", resume=True)
     assert "warning" not in capsys.readouterr().err
 
 

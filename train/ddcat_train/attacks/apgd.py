@@ -5,11 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddcat_train.attacks.answers import Answer, Model, Objective, Observer, input_gradient
-from ddcat_train.attacks.modes import evaluating
-from ddcat_train.attacks.starts import ATTACK_STARTS
-from ddcat_train.attacks.weights import weighted
-from ddcat_train.names import Start, WeightName
+from ddcat_train.attacks.gradient import Model, Objective, Observer, StepOutput, input_gradient
+from ddcat_train.attacks.pgd import ATTACK_STARTS
+from ddcat_train.attacks.pixel_weights import weighted
+from ddcat_train.choices import Start, WeightName
+from ddcat_train.networks.eval_mode import eval_mode
 
 __all__ = ["CONSTANT", "SHRINKING", "Schedule", "apgd", "step_checkpoints"]
 
@@ -18,7 +18,7 @@ CONSTANT: Schedule = ((1.0, 100),)
 SHRINKING: Schedule = ((2.0, 30), (1.5, 30), (1.0, 40))  # of SEA
 
 _MOMENTUM = 0.75  # alpha of the paper
-_RISING = 0.75  # rho: the share of steps that must raise the loss
+_RISING = 0.75  # rho: the fraction of steps that must raise the loss
 
 
 def apgd(
@@ -40,7 +40,7 @@ def apgd(
 
     The plain cross-entropy of each image decides on its step, whatever the weight is. With a schedule the ball is larger at
     first: each stage is a run of its own from the best iterate of the one before, projected to its ball. Images that have no
-    right pixel left cost nothing more; the host waits for the device at every step.
+    correct pixel left cost nothing more; the host waits for the device at every step.
 
     Parameters
     ----------
@@ -61,14 +61,14 @@ def apgd(
     schedule : tuple of (float, int)
         Multiples of epsilon and percentages of the steps. The last multiple is 1.
     start, seeds
-        As for `iterate`; a random start is drawn in the first ball of the schedule.
+        As for `signed_gradient_ascent`; a random start is drawn in the first ball of the schedule.
     observe : callable, optional
-        Is shown, at every step, the answer and the input gradient as it came.
+        Receives, at every step, the output and the input gradient as computed.
 
     Returns
     -------
     (N, 3, H, W) float
-        Of each image, the iterate of the last stage at which the fewest pixels are right; the earliest of equals.
+        For each image, the iterate of the last stage with the fewest correct pixels; the earliest of equals.
     """
     if epsilon < 0 or steps < 0:
         raise ValueError(f"epsilon {epsilon} and steps {steps} must not be negative")
@@ -76,9 +76,9 @@ def apgd(
     *early, last = _stages(epsilon, steps, schedule)
     current = ATTACK_STARTS[start](images, (early or [last])[0].radius, seeds).detach()
     for stage in early:
-        current, _ = _climb(model, images, labels, current, objective, stage, observe, spare_beaten=False)
-    _, weakest = _climb(model, images, labels, current, objective, last, observe, spare_beaten=True)
-    return weakest
+        current, _ = _run_stage(model, images, labels, current, objective, stage, observe, skip_fooled=False)
+    _, strongest = _run_stage(model, images, labels, current, objective, last, observe, skip_fooled=True)
+    return strongest
 
 
 class _Stage(NamedTuple):
@@ -89,7 +89,7 @@ class _Stage(NamedTuple):
 
 
 def _stages(epsilon: float, steps: int, schedule: Schedule) -> list[_Stage]:
-    """Stages without a step are left out, but for the last, which takes what rounding down leaves."""
+    """Return the stages that have steps, and the last one, which gets the steps that rounding down leaves over."""
     if not schedule or schedule[-1][0] != 1 or sum(percent for _, percent in schedule) != 100:
         raise ValueError(f"a schedule ends at 1 epsilon and its percentages add up to 100: {schedule} does not")
     counts = [steps * percent // 100 for _, percent in schedule[:-1]]
@@ -103,7 +103,7 @@ def _stages(epsilon: float, steps: int, schedule: Schedule) -> list[_Stage]:
 
 def step_checkpoints(steps: int) -> list[int]:
     """
-    After which of `steps` steps the step size is looked at.
+    Return the steps, of 1..`steps`, after which the step size is checked.
 
     The first window is 22 % of the steps, and each is 3 % shorter than the one before, but not shorter than 6 %.
     """
@@ -113,10 +113,10 @@ def step_checkpoints(steps: int) -> list[int]:
     return sorted({-(-percent * steps // 100) for percent in percents[1:-1]})
 
 
-class _Climb(NamedTuple):
-    """What is known of each image that is still attacked."""
+class _State(NamedTuple):
+    """State of each image that is still attacked."""
 
-    places: Tensor  # (N,) in the batch
+    indices: Tensor  # (N,) in the batch
     clean: Tensor  # (N, 3, H, W)
     labels: Tensor  # (N, H, W)
     before: Tensor  # (N, 3, H, W) the iterate before the present one
@@ -126,15 +126,15 @@ class _Climb(NamedTuple):
     best: Tensor  # (N, 3, H, W) the iterate of the highest loss
     best_gradient: Tensor
     best_loss: Tensor
-    weakest: Tensor  # (N, 3, H, W) the iterate of the fewest right pixels
-    fewest: Tensor  # (N,)
+    strongest: Tensor  # (N, 3, H, W) the iterate of the fewest correct pixels
+    strongest_correct: Tensor  # (N,) its correct pixels
     size: Tensor  # (N,) of a step
     rises: Tensor  # (N,) of the loss since the last checkpoint
     known_loss: Tensor  # (N,) the highest at the last checkpoint
-    halved: Tensor  # (N,) bool, whether the step was halved there
+    halved: Tensor  # (N,) bool, True where the step was halved there
 
 
-def _climb(
+def _run_stage(
     model: Model,
     images: Tensor,
     labels: Tensor,
@@ -143,47 +143,47 @@ def _climb(
     stage: _Stage,
     observe: Observer | None,
     *,
-    spare_beaten: bool,
+    skip_fooled: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Give the iterate of the highest loss (not of spared images) and the one of the fewest right pixels, of each image."""
+    """Return, for each image, the iterate of the highest loss (not if fooled) and the one of the fewest correct pixels."""
 
-    def look(at: Tensor, truth: Tensor, places: Tensor, step: int) -> tuple[Answer, Tensor]:
+    def evaluate(at: Tensor, truth: Tensor, indices: Tensor, step: int) -> tuple[StepOutput, Tensor]:
         if step == stage.steps:  # no step follows, so no gradient is needed
-            with torch.no_grad(), evaluating(model):
-                return Answer(model(at), truth, places, stage.before + step, stage.of), torch.zeros_like(at)
+            with torch.no_grad(), eval_mode(model):
+                return StepOutput(model(at), truth, indices, stage.before + step, stage.of), torch.zeros_like(at)
         return input_gradient(
-            *(model, at, truth, places, objective),
+            *(model, at, truth, indices, objective),
             step=stage.before + step + 1,
             steps=stage.of,
             observe=observe,
-            spare_beaten=spare_beaten,
+            skip_fooled=skip_fooled,
         )
 
-    places = torch.arange(len(images), device=images.device)
-    weakest = present = _project(begin, images, stage.radius)
-    answer, gradient = look(present, labels, places, 0)
-    run = _begun(images, present, answer, gradient, size=2 * stage.radius)
+    indices = torch.arange(len(images), device=images.device)
+    strongest = present = _project(begin, images, stage.radius)
+    output, gradient = evaluate(present, labels, indices, 0)
+    run = _initial_state(images, present, output, gradient, size=2 * stage.radius)
     checks, last_check = step_checkpoints(stage.steps), 0
     for step in range(1, stage.steps + 1):
-        if spare_beaten and not answer.unbeaten.all():
-            weakest = weakest.index_copy(0, run.places, run.weakest)
-            run = _Climb(*(part[answer.unbeaten] for part in run))
-        if not len(run.places):
+        if skip_fooled and not output.not_fooled.all():
+            strongest = strongest.index_copy(0, run.indices, run.strongest)
+            run = _State(*(part[output.not_fooled] for part in run))
+        if not len(run.indices):
             break
         moved = _step(run, stage.radius, 1.0 if step == 1 else _MOMENTUM)
-        answer, gradient = look(moved, run.labels, run.places, step)
-        run = _noted(run, moved, answer, gradient)
+        output, gradient = evaluate(moved, run.labels, run.indices, step)
+        run = _moved_to(run, moved, output, gradient)
         if step in checks:
-            run, last_check = _checked(run, step - last_check), step
-    return run.best, weakest.index_copy(0, run.places, run.weakest)
+            run, last_check = _at_checkpoint(run, step - last_check), step
+    return run.best, strongest.index_copy(0, run.indices, run.strongest)
 
 
-def _begun(clean: Tensor, present: Tensor, answer: Answer, gradient: Tensor, *, size: float) -> _Climb:
-    loss, right = _loss(answer), _right(answer)
-    return _Climb(
-        places=answer.places,
+def _initial_state(clean: Tensor, present: Tensor, output: StepOutput, gradient: Tensor, *, size: float) -> _State:
+    loss, correct = _loss(output), _correct(output)
+    return _State(
+        indices=output.indices,
         clean=clean,
-        labels=answer.labels,
+        labels=output.labels,
         before=present,
         present=present,
         gradient=gradient,
@@ -191,12 +191,12 @@ def _begun(clean: Tensor, present: Tensor, answer: Answer, gradient: Tensor, *, 
         best=present,
         best_gradient=gradient,
         best_loss=loss,
-        weakest=present,
-        fewest=right,
+        strongest=present,
+        strongest_correct=correct,
         size=present.new_full((len(present),), size),
-        rises=torch.zeros_like(right),
+        rises=torch.zeros_like(correct),
         known_loss=loss,
-        halved=torch.zeros_like(right, dtype=torch.bool),
+        halved=torch.zeros_like(correct, dtype=torch.bool),
     )
 
 
@@ -204,16 +204,16 @@ def _project(images: Tensor, clean: Tensor, radius: float) -> Tensor:
     return images.clamp(clean - radius, clean + radius).clamp(0, 1)
 
 
-def _step(run: _Climb, radius: float, momentum: float) -> Tensor:
+def _step(run: _State, radius: float, momentum: float) -> Tensor:
     ahead = _project(run.present + _each(run.size) * run.gradient.sign(), run.clean, radius)
     moved = run.present + momentum * (ahead - run.present) + (1 - momentum) * (run.present - run.before)
     return _project(moved, run.clean, radius)
 
 
-def _noted(run: _Climb, moved: Tensor, answer: Answer, gradient: Tensor) -> _Climb:
-    """Move on to an iterate, and remember it if it is the best or the weakest."""
-    loss, right = _loss(answer), _right(answer)
-    higher, fewer = loss > run.best_loss, right < run.fewest
+def _moved_to(run: _State, moved: Tensor, output: StepOutput, gradient: Tensor) -> _State:
+    """Move on to an iterate, and keep it if it is the best or the strongest."""
+    loss, correct = _loss(output), _correct(output)
+    higher, fewer = loss > run.best_loss, correct < run.strongest_correct
     return run._replace(
         before=run.present,
         present=moved,
@@ -222,15 +222,15 @@ def _noted(run: _Climb, moved: Tensor, answer: Answer, gradient: Tensor) -> _Cli
         best=torch.where(_each(higher), moved, run.best),
         best_gradient=torch.where(_each(higher), gradient, run.best_gradient),
         best_loss=torch.where(higher, loss, run.best_loss),
-        weakest=torch.where(_each(fewer), moved, run.weakest),
-        fewest=torch.where(fewer, right, run.fewest),
+        strongest=torch.where(_each(fewer), moved, run.strongest),
+        strongest_correct=torch.where(fewer, correct, run.strongest_correct),
         rises=run.rises + (loss > run.loss),
     )
 
 
-def _checked(run: _Climb, window: int) -> _Climb:
+def _at_checkpoint(run: _State, window: int) -> _State:
     """
-    Halve the step of an image, and go back to its best iterate, where the window says so.
+    Halve the step of an image, and return to its best iterate, where one of two conditions holds.
 
     Condition 1: too few of its steps raised the loss. Condition 2: neither the step nor the highest loss has changed.
     """
@@ -247,16 +247,16 @@ def _checked(run: _Climb, window: int) -> _Climb:
 
 
 def _each(values: Tensor) -> Tensor:
-    """One value for each image."""
+    """Shape one value for each image to broadcast over it."""
     return values[:, None, None, None]
 
 
-def _loss(answer: Answer) -> Tensor:
-    """Plain cross-entropy of each image, (N,) float64; one that is not a number is never the best."""
-    loss = answer.loss.detach().flatten(1).sum(1, dtype=torch.float64)
+def _loss(output: StepOutput) -> Tensor:
+    """Return the plain cross-entropy of each image, (N,) float64; one that is not a number is never the best."""
+    loss = output.loss.detach().flatten(1).sum(1, dtype=torch.float64)
     return loss.masked_fill(loss.isnan(), -torch.inf)
 
 
-def _right(answer: Answer) -> Tensor:
-    """Pixels of each image that are right, (N,) int64."""
-    return answer.right.flatten(1).sum(1)
+def _correct(output: StepOutput) -> Tensor:
+    """Return the correct pixels of each image, (N,) int64."""
+    return output.correct.flatten(1).sum(1)

@@ -1,7 +1,7 @@
 """
 Black-box attacks that need predicted labels and nothing else.
 
-DLA is Chen et al., 2024 (arXiv 2402.01220); random signs are the least that any attack must do.
+DLA is Chen et al., 2024 (arXiv 2402.01220); random signs are the baseline that any attack must exceed.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddcat.classes import IGNORE_INDEX
 from ddcat.metrics import confusion_counts, miou
-from ddcat_train.attacks.signs import Judge, Search, Verdict, random_signs, search_signs
+from ddcat_train.attacks.sign_search import QueryResult, ScoreFn, Search, random_signs, search_signs
 
 __all__ = ["Predict", "dla", "sign_noise"]
 
@@ -35,7 +35,7 @@ def dla(
     A fifth of the queries explores: random signs of all rows and of all columns, in turn. The best pattern is then
     calibrated: the signs of all its lines, of either half, of each quarter, ... of each line are flipped, and a flip is kept
     when the mIoU falls. That is repeated from the start until the queries are spent, or until a whole round has changed
-    nothing: further ones would ask the same again. The paper does not count the query about the image itself, and this does.
+    nothing: the next would repeat its queries. The paper does not count the query about the image itself, and this does.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def dla(
     images : (N, C, H, W) float
         In [0, 1].
     labels : (N, H, W) int64
-        The true ones; 255 = ignored: neither attacked for gain nor counted in the mIoU.
+        The true ones; 255 = ignored: without influence on the mIoU.
     epsilon : float
         L-infinity bound, in [0, 1] units; the default is the paper's.
     queries : int
@@ -83,7 +83,7 @@ def sign_noise(
     eight_bit: bool = False,
 ) -> Tensor:
     """
-    Add + or - epsilon at random to every value, and keep the draw that leaves the lowest mIoU of the image.
+    Add + or - epsilon at random to every value, and keep the draw of the image's lowest mIoU.
 
     Parameters and result as for `dla`.
     """
@@ -104,14 +104,14 @@ def sign_noise(
     )
 
 
-def _image_miou(predict: Predict) -> Judge:
-    def judge(candidates: Tensor, truth: Tensor) -> Verdict:
-        found, known = predict(candidates).cpu().numpy(), truth.cpu().numpy()
-        classes = 1 + max(int(found.max()), int(known[known != IGNORE_INDEX].max(initial=0)))
-        counts = [confusion_counts(t, p, classes) for t, p in zip(known, found, strict=True)]
-        return Verdict([miou(c) for c in counts], [not c[:, 0].any() for c in counts])
+def _image_miou(predict: Predict) -> ScoreFn:
+    def score(candidates: Tensor, truth: Tensor) -> QueryResult:
+        predictions, known = predict(candidates).cpu().numpy(), truth.cpu().numpy()
+        classes = 1 + max(int(predictions.max()), int(known[known != IGNORE_INDEX].max(initial=0)))
+        counts = [confusion_counts(t, p, classes) for t, p in zip(known, predictions, strict=True)]
+        return QueryResult([miou(c) for c in counts], [not c[:, 0].any() for c in counts])
 
-    return judge
+    return score
 
 
 def _lines(height: int, width: int, explored: int, generator: torch.Generator) -> Search:
@@ -134,7 +134,7 @@ def _lines(height: int, width: int, explored: int, generator: torch.Generator) -
 
 
 def _segments(lines: int) -> Iterator[tuple[int, int]]:
-    """Give the whole, its halves, its quarters, ... and each line, as (first, end)."""
+    """Yield the whole, its halves, its quarters, ... and each line, as (first, end)."""
     parts = 1
     while True:
         bounds = [i * lines // parts for i in range(parts + 1)]

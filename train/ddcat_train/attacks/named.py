@@ -7,20 +7,20 @@ import torch
 from torch import Tensor
 
 from ddcat.classes import IGNORE_INDEX
-from ddcat_train.attacks.answers import Model
 from ddcat_train.attacks.apgd import apgd
-from ddcat_train.attacks.modes import evaluating
+from ddcat_train.attacks.gradient import Model
 from ddcat_train.attacks.pgd import bim, cospgd, pgd, segpgd, tsallis_pgd
 from ddcat_train.attacks.sea import sea
 from ddcat_train.attacks.square import square
 from ddcat_train.errors import AttackError
+from ddcat_train.networks.eval_mode import eval_mode
 
 __all__ = ["ATTACKS", "attack"]
 
 _GRADIENT: dict[str, Callable[..., Tensor]] = {
     "bim": bim, "pgd": pgd, "segpgd": segpgd, "cospgd": cospgd, "tsallis-pgd": tsallis_pgd,
 }  # fmt: skip
-_STEPS = {  # if nothing is said: the paper's for BIM, those of its authors for SEA
+_STEPS = {  # by default: the paper's for BIM, those of its authors for SEA
     "fgsm": 1, "bim": 3, "pgd": 20, "segpgd": 20, "cospgd": 20, "tsallis-pgd": 20, "apgd": 100, "sea": 300, "square": 1000,
 }  # fmt: skip
 ATTACKS = tuple(_STEPS)
@@ -60,13 +60,13 @@ def attack(
     alpha : float, optional
         Size of a step of the attacks with a constant one: epsilon / steps for "fgsm" and "bim", epsilon / 4 for the others.
     seed : int
-        Of the random starts: image i of the batch has the seed `seed + i`.
+        Seed of the random starts: image i of the batch has `seed + i`.
 
     Returns
     -------
     (N, 3, H, W) float
         Within epsilon of `images`, in [0, 1], on their device. For "sea" the result of the member that leaves the fewest
-        pixels right, for each image.
+        pixels correct, for each image.
 
     Raises
     ------
@@ -107,15 +107,15 @@ def attack(
 
 
 def _weakest(model: Model, members: list[Tensor], labels: Tensor) -> Tensor:
-    """Of each image, the member that leaves the fewest pixels right."""
-    with torch.no_grad(), evaluating(model):
-        right = torch.stack([(model(images).argmax(1) == labels).sum((1, 2)) for images in members])  # (members, N)
-    choice = right.argmin(0)
+    """Return, for each image, the member that leaves the fewest pixels correct."""
+    with torch.no_grad(), eval_mode(model):
+        correct = torch.stack([(model(images).argmax(1) == labels).sum((1, 2)) for images in members])  # (members, N)
+    choice = correct.argmin(0)
     return torch.stack(members)[choice, torch.arange(len(choice), device=choice.device)]
 
 
 def _check(model: Callable[[Tensor], Any], images: Tensor, labels: Tensor) -> int:
-    """Refuse what is of another form, and return the number of classes."""
+    """Raise an error for another form of input or output, and return the number of classes."""
     if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise AttackError(f"images: expected floats of shape (N, 3, H, W), got {_form(images)}{_advice(images)}")
     low, high = (float(images.min()), float(images.max())) if images.numel() else (0.0, 1.0)
@@ -127,7 +127,7 @@ def _check(model: Callable[[Tensor], Any], images: Tensor, labels: Tensor) -> in
     if not isinstance(labels, Tensor) or labels.shape != (len(images), *images.shape[2:]) or labels.is_floating_point():
         expected = (len(images), *images.shape[2:])
         raise AttackError(f"labels: expected integers of shape {expected}, got {_form(labels)}")
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), eval_mode(model):
         logits = model(images[:1])
     if not isinstance(logits, Tensor):
         raise AttackError(f"the model returned {_returned(logits)}")
@@ -163,7 +163,7 @@ def _advice(images: object) -> str:
 
 
 def _returned(answer: object) -> str:
-    """Say what a model returned instead of logits, and how to take them from it."""
+    """Describe what a model returned instead of logits, and how to get them."""
     if isinstance(answer, dict):  # torchvision's segmenters; the outputs of transformers are dicts, too
         name = next((key for key in ("out", "logits") if key in answer), None)
         keys = ", ".join(map(repr, answer))

@@ -1,14 +1,14 @@
-"""SEA (Croce et al., 2024): the ensemble of attacks that is known to leave least of a segmenter."""
+"""SEA (Croce et al., 2024): the strongest known ensemble of attacks on a segmenter."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ddcat_train.attacks.answers import Model, Observer
 from ddcat_train.attacks.apgd import SHRINKING, apgd
-from ddcat_train.attacks.seeds import seed_from
-from ddcat_train.names import WeightName
+from ddcat_train.attacks.gradient import Model, Observer
+from ddcat_train.choices import WeightName
+from ddcat_train.seeds import derive_seed
 
 __all__ = ["SEA", "sea"]
 
@@ -29,7 +29,7 @@ def sea(
     """
     Attack by APGD on three losses, with one random start each and a ball that shrinks from 2 epsilon.
 
-    Which of the results counts is not decided here: for a data set's mIoU it depends on all of its images
+    The caller chooses among the results: for a data set's mIoU the choice depends on all of its images
     (`ddcat_bench.worst_case`).
 
     Parameters
@@ -37,16 +37,16 @@ def sea(
     model, images, labels, epsilon, class_pixels
         As for `apgd`.
     steps : int
-        Of each member; 300 is the paper's.
+        Input gradients of each member; 300 is the paper's.
     seeds : (N,) int64
         One for each image. The members draw different starts from it.
     observe : callable, optional
-        Gives, for a member's name, what is shown its answers and gradients.
+        Returns, for a member's name, the observer of its outputs and gradients.
 
     Returns
     -------
     dict of str to (N, 3, H, W) float
-        Of each member, a key of `WEIGHTS`, the iterate of each image at which the fewest pixels are right.
+        For each member, a key of `WEIGHTS`, the iterate of each image with the fewest correct pixels.
     """
     return {
         name: apgd(
@@ -58,7 +58,7 @@ def sea(
             weight=name,
             class_pixels=class_pixels,
             schedule=SHRINKING,
-            seeds=torch.tensor([seed_from(seed, member) for seed in seeds.tolist()]),
+            seeds=torch.tensor([derive_seed(seed, member) for seed in seeds.tolist()]),
             observe=observe(name),
         )
         for member, name in enumerate(SEA)

@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from ddcat_train.attacks.answers import Model
-from ddcat_train.attacks.modes import evaluating
-from ddcat_train.attacks.signs import Search, Verdict, random_signs, search_signs
+from ddcat_train.attacks.gradient import Model
+from ddcat_train.attacks.sign_search import QueryResult, Search, random_signs, search_signs
 from ddcat_train.losses import pixel_cross_entropy
+from ddcat_train.networks.eval_mode import eval_mode
 
 __all__ = ["square"]
 
@@ -30,7 +30,7 @@ def square(
 
     Starts with stripes, one random sign for each column and channel. Then each query sets a square at a random place to one
     random sign for each channel, and keeps it when the cross-entropy, summed over the pixels that are not ignored, rises.
-    No gradient is used, so that a masked one is no defence. The query about the image itself is counted, unlike in the paper.
+    No gradient is used: masking it is no defence. The query about the image itself is counted, unlike in the paper.
 
     Parameters
     ----------
@@ -43,29 +43,29 @@ def square(
     epsilon : float
         L-infinity bound, in [0, 1] units.
     queries : int
-        Forwards for each image, that of the image itself included. An image with no right pixel left is not asked about again.
+        Forwards for each image, that of the image itself included. An image with no correct pixel left is not queried again.
     share : float
-        Of the image's area that the first square has: p of the paper, 0.05 for its photographs, 0.8 in AutoAttack. On CamVid,
-        0.8 leaves less. Halved nine times on the way.
+        Fraction of the image's area that the first square has, halved nine times on the way. p of the paper: 0.05 for its
+        photographs, 0.8 in AutoAttack. On CamVid, 0.8 leaves less.
     seeds : (N,) int64
         One for each image, so that a result does not depend on batch-mates.
 
     Returns
     -------
     (N, C, H, W) float
-        Within epsilon of `images`, in [0, 1]: of all that was seen, the image of the highest cross-entropy.
+        Within epsilon of `images`, in [0, 1]: the queried image of the highest cross-entropy.
     """
     channels, height, width = images.shape[1:]
 
-    def judge(candidates: Tensor, truth: Tensor) -> Verdict:
+    def score(candidates: Tensor, truth: Tensor) -> QueryResult:
         logits = model(candidates)
         losses = pixel_cross_entropy(logits, truth).sum((1, 2))  # (n,)
-        right = (logits.argmax(1) == truth).flatten(1).any(1)  # an ignored pixel is never right: no class is 255
-        return Verdict((-losses).tolist(), (~right).tolist())
+        correct = (logits.argmax(1) == truth).flatten(1).any(1)  # an ignored pixel is never correct: no class is 255
+        return QueryResult((-losses).tolist(), (~correct).tolist())
 
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), eval_mode(model):
         return search_signs(
-            judge,
+            score,
             images,
             labels,
             epsilon=epsilon,
@@ -91,6 +91,6 @@ def _squares(shape: tuple[int, int, int], queries: int, share: float, generator:
 
 
 def _side(query: int, queries: int, share: float, height: int, width: int) -> int:
-    """Give the side of the square of a query in 1..queries, in pixels."""
+    """Return the side of the square of a query in 1..queries, in pixels."""
     halvings = sum(10_000 * query // queries > bound for bound in _HALVED_AFTER)
     return min(height, width, max(1, round(math.sqrt(share / 2**halvings * height * width))))

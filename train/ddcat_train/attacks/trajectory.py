@@ -1,4 +1,4 @@
-"""All of n = 0..N from one run of N steps."""
+"""BIM with every number of steps n = 0..N, from one run of N steps."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -6,16 +6,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddcat_train.attacks.answers import Answer, Model, Observer
-from ddcat_train.attacks.core import iterate
-from ddcat_train.attacks.modes import evaluating
-from ddcat_train.names import Start, StepSize
+from ddcat_train.attacks.gradient import Model, Observer, StepOutput
+from ddcat_train.attacks.pgd import signed_gradient_ascent
+from ddcat_train.choices import Start, StepSize
+from ddcat_train.networks.eval_mode import eval_mode
 
-__all__ = ["Point", "trajectory"]
+__all__ = ["TrajectoryStep", "trajectory"]
 
 
-class Point(NamedTuple):
-    """The adversarial images after n steps and what the model says of them."""
+class TrajectoryStep(NamedTuple):
+    """The adversarial images after n steps, and the model's predictions."""
 
     steps: int
     images: Tensor  # (N, 3, H, W)
@@ -34,7 +34,7 @@ def trajectory(
     seeds: Tensor | None = None,
     stop_early: bool = False,
     observe: Observer | None = None,
-) -> Iterator[Point]:
+) -> Iterator[TrajectoryStep]:
     """
     Evaluate BIM with n = 0, 1, ..., `steps` in one pass.
 
@@ -43,7 +43,7 @@ def trajectory(
 
     Parameters
     ----------
-    As for `bim`. With `stop_early`, an image that has no right pixel left after n steps stays so for every larger n.
+    As for `bim`. With `stop_early`, an image that has no correct pixel left after n steps stays so for every larger n.
 
     Raises
     ------
@@ -52,20 +52,20 @@ def trajectory(
     """
     if alpha == "eps/n":
         raise ValueError('alpha "eps/n" makes every n an attack of its own: a trajectory needs a constant alpha')
-    predictions = torch.empty_like(labels)  # written by the first answer, which is of all images
-    places = torch.arange(len(images), device=images.device)  # of the images whose last predictions are not known
+    predictions = torch.empty_like(labels)  # written at the first step, which has all images
+    indices = torch.arange(len(images), device=images.device)  # of the images whose last predictions are not known
 
-    def remember(answer: Answer, gradient: Tensor | None) -> None:
-        nonlocal predictions, places
-        predictions = predictions.index_copy(0, answer.places, answer.predictions)
+    def remember(output: StepOutput, gradient: Tensor | None) -> None:
+        nonlocal predictions, indices
+        predictions = predictions.index_copy(0, output.indices, output.predictions)
         if stop_early:
-            places = answer.places[answer.unbeaten]
+            indices = output.indices[output.not_fooled]
         if observe is not None:
-            observe(answer, gradient)
+            observe(output, gradient)
 
     before: Tensor | None = None
-    with evaluating(model):
-        for step, current in iterate(
+    with eval_mode(model):
+        for step, current in signed_gradient_ascent(
             model,
             images,
             labels,
@@ -78,11 +78,11 @@ def trajectory(
             observe=remember,
         ):
             if before is not None:
-                yield Point(step - 1, before, predictions)
+                yield TrajectoryStep(step - 1, before, predictions)
             before = current
-        assert before is not None  # for iterate yields its start
-        if len(places):
+        assert before is not None  # signed_gradient_ascent yields its start
+        if len(indices):
             with torch.no_grad():
-                last = model(before if len(places) == len(images) else before[places]).argmax(1)
-            predictions = predictions.index_copy(0, places, last)
-        yield Point(steps, before, predictions)
+                last = model(before if len(indices) == len(images) else before[indices]).argmax(1)
+            predictions = predictions.index_copy(0, indices, last)
+        yield TrajectoryStep(steps, before, predictions)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from ddcat.text import printable
 from ddcat_train.data.augment import AUGMENTATIONS, Augment
-from ddcat_train.data.base import Dataset, Pair, Sample
 from ddcat_train.data.camvid import camvid
 from ddcat_train.data.cityscapes import cityscapes
+from ddcat_train.data.dataset import Dataset, Pair, Sample
 from ddcat_train.data.files import is_file
 from ddcat_train.data.folder import folder
-from ddcat_train.data.scenes import scenes
+from ddcat_train.data.synthetic.dataset import scenes
 from ddcat_train.data.voc import voc
 from ddcat_train.errors import DataError
 

@@ -1,5 +1,5 @@
 """
-What is done to a training image before the network sees it.
+Augmentation of training images.
 
 An augmentation takes a sample and a generator, and gives the image as (h, w, 3) float32 in [0, 1] and the labels as (h, w)
 uint8. Every pixel that it makes up is the ImageNet mean and has the label 255. Images are interpolated, labels never. The
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ddcat.classes import IGNORE_INDEX
 from ddcat_train import imagenet
-from ddcat_train.data.base import U8, Sample
+from ddcat_train.data.dataset import U8, Sample
 
 __all__ = ["AUGMENTATIONS", "Augment", "paper", "plain"]
 
@@ -28,7 +28,7 @@ _BLUR = (5, 5)
 
 def paper(*, crop: tuple[int, int], scale: tuple[float, float]) -> Augment:
     """
-    Give the augmentation of the paper's released training.
+    Return the augmentation of the paper's released training.
 
     In order: random scale; with probability 1/2 each, rotation by an angle in [-10, 10] degrees, 5x5 Gaussian blur and
     horizontal flip; random crop.
@@ -45,7 +45,7 @@ def paper(*, crop: tuple[int, int], scale: tuple[float, float]) -> Augment:
 
 
 def plain(*, crop: tuple[int, int], scale: tuple[float, float]) -> Augment:
-    """Give the augmentation by random scale, horizontal flip and random crop alone; the parameters are those of `paper`."""
+    """Return the augmentation by random scale, horizontal flip and random crop alone; the parameters are those of `paper`."""
     _check(crop, scale)
     return partial(_plain, crop=crop, scale=scale)
 

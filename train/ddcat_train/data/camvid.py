@@ -6,7 +6,7 @@ import numpy as np
 
 from ddcat.classes import CAMVID, IGNORE_INDEX
 from ddcat.text import printable
-from ddcat_train.data.base import U8, Dataset, Pair
+from ddcat_train.data.dataset import U8, Dataset, Pair
 from ddcat_train.data.files import IMAGES, LABELS, Finder, is_file
 from ddcat_train.data.lists import columns_of, other_lists, read_list
 from ddcat_train.errors import DataError

@@ -1,4 +1,4 @@
-"""Looking at every pair of a data set through the reader that training uses."""
+"""The check of a data set: every pair is read as training reads it."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,14 +14,13 @@ from rich.text import Text
 from ddcat.classes import IGNORE_INDEX, Classes
 from ddcat.text import printable
 from ddcat_train.data import list_dataset
-from ddcat_train.data.base import Dataset, Sample
+from ddcat_train.data.dataset import Dataset, Sample
 from ddcat_train.data.fault import Fault
-from ddcat_train.data.left_out import left_out
-from ddcat_train.data.overlap import shared_images
+from ddcat_train.data.other_splits import left_out, shared_images
 from ddcat_train.data.survey import check_labelled, survey, warnings_of
 from ddcat_train.errors import DataError
 
-__all__ = ["Report", "check", "lines_of", "table_of"]
+__all__ = ["Report", "as_table", "check", "lines_of"]
 
 _MOST_SIZES = 5
 _MOST_FAULTS = 10  # of a kind: a data set in the wrong encoding has one in every file
@@ -30,25 +29,25 @@ _MOST_FAULTS = 10  # of a kind: a data set in the wrong encoding has one in ever
 @dataclass(frozen=True)
 class Report:
     """
-    What `check` found.
+    Result of `check`.
 
     Attributes
     ----------
     name, root, split, long_side
-        What was looked at, as for `ddcat_train.data.open_dataset`.
+        The checked split, as for `ddcat_train.data.open_dataset`.
     classes : Classes
     pairs : int
-        Listed, sound or not; the figures below are of the sound ones.
+        Number of listed pairs, sound or not; the figures below are of the sound ones.
     sizes : mapping of (width, height) to int
         Number of images of each size, the most frequent first.
     pixels : (K,) int64
-        Of each class.
+        Pixels of each class.
     ignored : int
         Pixels with label 255.
     faults : tuple of Fault
         Empty for a sound data set.
     warnings : tuple of str
-        What is no fault, and most likely a mistake, one line each.
+        Likely mistakes that are no faults, one line each.
     """
 
     name: str
@@ -64,15 +63,15 @@ class Report:
     warnings: tuple[str, ...]
 
     def class_shares(self) -> npt.NDArray[np.float64]:
-        """Share of each class in the pixels that are not ignored, (K,), in [0, 1]; 0 where there is no such pixel."""
+        """Return each class's share of the pixels that are not ignored, (K,), in [0, 1]; 0 where there is none."""
         return self.pixels / max(1, int(self.pixels.sum()))
 
     def ignored_share(self) -> float:
-        """Share of the pixels that are ignored, in [0, 1]."""
+        """Return the share of the pixels that are ignored, in [0, 1]."""
         return self.ignored / max(1, int(self.pixels.sum()) + self.ignored)
 
     def to_json(self) -> dict[str, Any]:
-        """Give everything as JSON can hold it."""
+        """Return all of it as values of JSON."""
         return {
             "name": self.name,
             "root": str(self.root),
@@ -93,31 +92,31 @@ class Report:
 
 def check(dataset: Dataset, *, advance: Callable[[int], object] = lambda pairs: None) -> Report:
     """
-    Read every pair of a split, and collect what is wrong with the files rather than stop at it.
+    Read every pair of a split, and collect the faults of the files instead of stopping at the first.
 
     Parameters
     ----------
     dataset : Dataset
-        As `ddcat_train.data.list_dataset` gives it: the files need not all be there.
+        From `ddcat_train.data.list_dataset`: files may be missing.
     advance : callable, optional
-        Is told the number of pairs that were looked at.
+        Receives the number of pairs that were read.
 
     Raises
     ------
     DataError
-        Where no file is at fault and no pixel has a label: such a split is of no use.
+        Where no file is at fault and no pixel has a label.
     """
     counts = np.zeros(IGNORE_INDEX + 1, np.int64)
     sizes: Counter[tuple[int, int]] = Counter()
     faults: list[Fault] = []
     for index in range(len(dataset)):
-        found = dataset.inspect(index)
-        if isinstance(found, Sample):
-            counts += np.bincount(found.labels.ravel(), minlength=IGNORE_INDEX + 1)
-            height, width = found.labels.shape
+        result = dataset.inspect(index)
+        if isinstance(result, Sample):
+            counts += np.bincount(result.labels.ravel(), minlength=IGNORE_INDEX + 1)
+            height, width = result.labels.shape
             sizes[width, height] += 1
         else:
-            faults += found
+            faults += result
         advance(1)
     found_labels = survey(dataset)
     if not faults:
@@ -138,7 +137,7 @@ def check(dataset: Dataset, *, advance: Callable[[int], object] = lambda pairs: 
 
 
 def _of_other_splits(dataset: Dataset) -> Iterator[str]:
-    """What is only known beside other splits: files that belong to none, images of train that are in val as well."""
+    """Return warnings that need other splits: files that belong to none, images of train that are also in val."""
     splits = {split: listed for split in {*dataset.lists, "train", "val"} if (listed := _listed(dataset, split)) is not None}
     yield from left_out(dataset, [splits[split] for split in dataset.lists if split in splits])
     if dataset.split == "val" and "train" in splits:
@@ -154,8 +153,8 @@ def _listed(dataset: Dataset, split: str) -> Dataset | None:
         return None
 
 
-def table_of(report: Report) -> Table:
-    """Show a report to a person."""
+def as_table(report: Report) -> Table:
+    """Lay a report out as a table."""
     table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column()
@@ -172,7 +171,7 @@ def table_of(report: Report) -> Table:
 
 
 def lines_of(report: Report) -> list[str]:
-    """Say in lines what is wrong, kind by kind, with the first ten files of each and how many more there are; then warnings."""
+    """Return lines on the faults, by kind, with the first ten files of each and the number of the others; then warnings."""
     kinds: dict[str, list[str]] = {}
     for fault in report.faults:
         kinds.setdefault(fault.kind, []).append(f"{fault.kind}: {fault.message}")

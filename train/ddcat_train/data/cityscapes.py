@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ddcat.classes import CITYSCAPES, IGNORE_INDEX
-from ddcat_train.data.base import U8, Dataset, Pair, unchanged
+from ddcat_train.data.dataset import U8, Dataset, Pair, identity
 from ddcat_train.data.files import hidden, same_name, walk
 from ddcat_train.errors import DataError
 
@@ -43,30 +43,32 @@ def cityscapes(root: Path, split: str) -> Dataset:
                 f"{', '.join(present) or 'none'}"
             )
     kind = labels.parent.name
-    found, ending = _by_name(images, _IMAGE), ""
+    photographs, ending = _by_name(images, _IMAGE), ""
     masks: dict[str, Path] = {}
     for of_labels in ("labelTrainIds", "labelIds"):
         if not masks:
             ending = f"_{kind}_{of_labels}.png"
             masks = _by_name(labels, ending)
     pairs = tuple(
-        Pair(name.rpartition("/")[2], found.get(name, images / (name + _IMAGE)), masks.get(name, labels / (name + ending)))
-        for name in sorted({*found, *masks})
+        Pair(
+            name.rpartition("/")[2], photographs.get(name, images / (name + _IMAGE)), masks.get(name, labels / (name + ending))
+        )
+        for name in sorted({*photographs, *masks})
     )
     if not pairs:
         raise DataError(f"{images} holds no image, expected files like aachen/aachen_000000_000019{_IMAGE}")
-    decode = unchanged if ending.endswith("_labelTrainIds.png") else train_ids
+    decode = identity if ending.endswith("_labelTrainIds.png") else train_ids
     notes = ("the labels are those of gtCoarse",) if kind == "gtCoarse" else ()
     dataset = Dataset("cityscapes", root, split, CITYSCAPES, pairs, decode, folders=(images,), notes=notes)
     return dataset.with_own_classes()
 
 
 def train_ids(ids: U8) -> U8:
-    """Take Cityscapes' ids 0..33 to the classes 0..18 and 255; other values stay as they are."""
+    """Map Cityscapes' ids 0..33 to the classes 0..18 and 255; other values stay as they are."""
     return np.asarray(_TABLE[ids], dtype=np.uint8)
 
 
 def _by_name(folder: Path, ending: str) -> dict[str, Path]:
-    """Files of a folder and its cities that end so, by their path without the ending."""
+    """Return the files of a folder and its cities with an ending, by their path without it."""
     files = (file for file in walk(folder) if file.name.lower().endswith(ending.lower()))
     return {same_name(file.relative_to(folder).as_posix()[: -len(ending)]): file for file in files}

@@ -1,4 +1,4 @@
-"""The `names` of a `classes.yaml`: checked by hand, for what was written says which advice is right."""
+"""The `names` of a `classes.yaml`, checked by hand: the advice depends on the text of the user."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,19 +17,19 @@ _TABLE = "use 'names: {1: road, 2: car}'"
 
 def class_names(names: Any, written: Any) -> dict[int, str]:
     """
-    Give each value of a mask the name of its class.
+    Return the name of the class of each value of a mask.
 
     Parameters
     ----------
     names : list of names, or table from value to name
-        As YAML reads it.
+        As parsed from YAML.
     written : the same
-        As it is written: YAML takes yes, no, on, off, numbers and dates for something else than text.
+        As it is written: YAML reads yes, no, on, off, numbers and dates as other things than text.
 
     Raises
     ------
     ValueError
-        With one line that says what to write.
+        With one line of advice.
     """
     if not isinstance(names, list | dict):
         raise ValueError(f"names is {_kind(names)}, expected a list: {_LIST}")
@@ -40,16 +40,18 @@ def class_names(names: Any, written: Any) -> dict[int, str]:
         raise ValueError(f"names {kind}, expected values mapped to names: {_numbered(tables)}")
     pairs = list(names.items()) if isinstance(names, dict) else list(enumerate(names))
     texts = written if isinstance(written, list) else list(written.items()) if isinstance(written, dict) else []
-    found = {}
+    result = {}
     for place, (value, name) in enumerate(pairs):
         text = texts[place] if place < len(texts) else ""
         _check_value(value, text[0] if not listed and text else value)
-        found[value] = _checked(value, name, text if listed else text[1] if text else "")
-    if not 2 <= len(found) <= _MOST:
-        raise ValueError(f"names has {len(found)} {'class' if len(found) == 1 else 'classes'}, expected 2 to {_MOST}: {_LIST}")
-    if (twice := repeated_name(list(found.values()))) is not None:
+        result[value] = _checked(value, name, text if listed else text[1] if text else "")
+    if not 2 <= len(result) <= _MOST:
+        raise ValueError(
+            f"names has {len(result)} {'class' if len(result) == 1 else 'classes'}, expected 2 to {_MOST}: {_LIST}"
+        )
+    if (twice := repeated_name(list(result.values()))) is not None:
         raise ValueError(f"the name {printable(twice, 40)} occurs twice: give every class a name of its own")
-    return found
+    return result
 
 
 def _check_value(value: Any, text: Any) -> None:
@@ -60,7 +62,7 @@ def _check_value(value: Any, text: Any) -> None:
 
 
 def _checked(value: int, name: Any, text: Any) -> str:
-    """Give a name if it is one line of text."""
+    """Return a name if it is one line of text."""
     if name is None and text == "":
         raise ValueError(f"the value {value} has no name: leave it out, and number the others: {_TABLE}")
     if isinstance(name, list | dict):

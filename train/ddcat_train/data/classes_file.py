@@ -56,7 +56,7 @@ class Table:
 @dataclass(frozen=True)
 class Legend:
     """
-    What the masks of a data set mean.
+    Meaning of the masks of a data set.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class Legend:
 
 
 def _listed(one: Any) -> Any:
-    """Take one label for a list of one, and one colour, too."""
+    """Wrap one label, or one colour, in a list."""
     if isinstance(one, int):
         return [one]
     return [one] if isinstance(one, list) and len(one) == 3 and all(isinstance(value, int) for value in one) else one
@@ -179,6 +179,6 @@ def read_legend(path: Path) -> Legend:
 
 
 def classes_yaml(classes: Classes) -> str:
-    """Text of the file that `read_classes` reads back."""
+    """Return the text of a file that `read_classes` reads back to the same."""
     content = {"names": list(classes.names), "colours": [list(colour) for colour in classes.palette]}
     return yaml.safe_dump(content, sort_keys=False, default_flow_style=None)

@@ -68,7 +68,7 @@ def decode_colours(pixels: U8, colours: Mapping[Colour, int] | None, classes: Cl
 
 def palette_clash(mask: Mask, table: U8, classes: Classes) -> str | None:
     """
-    Tell of a palette that shows a class in the colour of another one: its order is not that of the classes.
+    Return a warning on a palette that has a class in the colour of another: its order is not that of the classes.
 
     Parameters
     ----------

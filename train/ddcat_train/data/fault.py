@@ -1,4 +1,4 @@
-"""What can be wrong with the files of a pair."""
+"""Faults of the files of a pair."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -73,12 +73,12 @@ def read_text(path: Path, *, most: int = 1 << 26) -> str:
 
 
 def is_file(path: Path) -> bool:
-    """Whether it is a regular file; a name that no file can have is none."""
+    """Return True for a regular file; False for a name that no file can have."""
     return os.path.isfile(path)
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder is an operating system's or an editor's own: `._x.jpg`, `.ipynb_checkpoints`, `__MACOSX`."""
+    """Return True for the files of operating systems and editors: `._x.jpg`, `.ipynb_checkpoints`, `__MACOSX`."""
     return name.startswith(".") or name in _JUNK
 
 
@@ -136,7 +136,7 @@ class Finder:
         return next((path.with_name(name) for name in names if name is not None), path)
 
     def _names(self, folder: Path) -> dict[tuple[str, str], str]:
-        """Names of the files in a folder by stem and suffix, the one in a comparable form, the other in lower case."""
+        """Return the names of the files in a folder by stem, in a comparable form, and suffix, in lower case."""
         if folder not in self._folders:
             try:
                 names = sorted(entry.name for entry in os.scandir(folder) if os.path.isfile(entry) and not hidden(entry.name))

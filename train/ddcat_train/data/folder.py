@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ddcat_train.data.base import Dataset, Pair
 from ddcat_train.data.classes_file import CLASSES_FILE, read_legend
+from ddcat_train.data.dataset import Dataset, Pair
 from ddcat_train.data.files import IMAGES, LABELS, PICTURES, hidden, same_name, walk
 from ddcat_train.errors import DataError
 
@@ -36,19 +36,19 @@ def folder(root: Path, split: str) -> Dataset:
             notes.append(f"{beside} files in {images}, beside the folders of the splits, are not taken")
         images, labels = images / split, labels / split
     legend = read_legend(root / CLASSES_FILE)
-    found = _by_name(images, IMAGES)
+    files = _by_name(images, IMAGES)
     masks = _by_name(labels, LABELS) if labels.is_dir() else {}
-    if found and masks and not found.keys() & masks:
-        name, mask = next(iter(found)), next(iter(masks.values()))
+    if files and masks and not files.keys() & masks:
+        name, mask = next(iter(files)), next(iter(masks.values()))
         raise DataError(
-            f"no image in {images} has labels of its name in {labels}: {found[name].name} needs "
+            f"no image in {images} has labels of its name in {labels}: {files[name].name} needs "
             f"{name}.png, not {mask.relative_to(labels)}"
         )
-    if not found and not masks:
+    if not files and not masks:
         raise DataError(f"{images} holds no image, expected files that end in {', '.join(IMAGES)}")
     pairs = []
-    for name in sorted({*found, *masks}):
-        image = found[name] if name in found else images / masks[name].relative_to(labels).with_suffix(".jpg")
+    for name in sorted({*files, *masks}):
+        image = files[name] if name in files else images / masks[name].relative_to(labels).with_suffix(".jpg")
         mask = masks[name] if name in masks else labels / image.relative_to(images).with_suffix(".png")
         pairs.append(Pair(name, image, mask))
     dataset = Dataset("folder", root, split, legend.classes, tuple(pairs), folders=(images, labels), notes=tuple(notes))
@@ -56,13 +56,13 @@ def folder(root: Path, split: str) -> Dataset:
 
 
 def _by_name(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Files of a folder and its sub-folders by their path without its suffix, in one Unicode form."""
-    found: dict[str, Path] = {}
+    """Return the files of a folder and its sub-folders by their path without its suffix, in one Unicode form."""
+    files: dict[str, Path] = {}
     for file in walk(folder):
         if file.suffix.lower() not in suffixes:
             continue
         name = same_name(file.relative_to(folder).with_suffix("").as_posix())
-        if name in found:
-            raise DataError(f"{found[name]} and {file} have one name: labels/{name}.png can be that of one only")
-        found[name] = file
-    return dict(sorted(found.items()))
+        if name in files:
+            raise DataError(f"{files[name]} and {file} have one name: labels/{name}.png can be that of one only")
+        files[name] = file
+    return dict(sorted(files.items()))

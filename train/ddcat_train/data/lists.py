@@ -36,7 +36,7 @@ def read_list(path: Path) -> list[str]:
 
 
 def other_lists(path: Path) -> list[str]:
-    """Names of the splits that have a list beside this one."""
+    """Return the names of the splits that have a list beside this one."""
     return sorted(
         file.stem for file in path.parent.glob("*.txt") if file.name != path.name and is_file(file) and not hidden(file.name)
     )

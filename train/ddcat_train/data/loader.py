@@ -2,7 +2,7 @@
 Batches for training and for evaluation.
 
 Every random draw comes from (seed, epoch, position in the epoch) alone. So the batches are the same for any number of
-workers, and a run that resumes in the middle of an epoch gets those that it would have got.
+workers, and a run that resumes in the middle of an epoch gets the batches of an uninterrupted one.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ddcat.error_text import first_line
 from ddcat_train.data.augment import F32, Augment
-from ddcat_train.data.base import U8, Dataset, Sample
+from ddcat_train.data.dataset import U8, Dataset, Sample
 from ddcat_train.data.readers import machine_fails, read_ahead, remedy
 from ddcat_train.errors import DataError
 
@@ -25,7 +25,7 @@ __all__ = ["Batch", "Skipped", "batches_per_epoch", "evaluation_batches", "evalu
 
 
 class Skipped(NamedTuple):
-    """An image that cannot be read, in whose place another one was taken."""
+    """An unreadable image that was replaced by another."""
 
     name: str
     fault: str  # one line for the user, which names the file
@@ -34,7 +34,7 @@ class Skipped(NamedTuple):
 @dataclass(frozen=True)
 class Batch:
     """
-    What one update is computed from.
+    The images and labels of one update.
 
     Attributes
     ----------
@@ -45,9 +45,9 @@ class Batch:
     seeds : (N,) int64
         For the random start of an attack on each image; not negative; always on the CPU, where they are used.
     names : tuple of str
-        Of the images; empty for a batch that was made up.
+        Names of the images; empty for a synthetic batch.
     skipped : tuple of Skipped
-        What others of these images stand in for.
+        Images that others of this batch replace.
     """
 
     images: torch.Tensor
@@ -57,7 +57,7 @@ class Batch:
     skipped: tuple[Skipped, ...] = ()
 
     def pin_memory(self) -> Self:
-        """Move to page-locked memory, from which a copy to the device is not waited for; the loader calls it by its name."""
+        """Move to page-locked memory, so that the host does not wait for the copy to the device; torch's loader calls this."""
         return dataclasses.replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
@@ -78,21 +78,20 @@ def train_batches(
     skip_corrupt: bool = False,
     drop_last: bool = False,
     pin: bool = False,
-    wanted: Sequence[int] | None = None,
+    rank_indices: Sequence[int] | None = None,
 ) -> Generator[Batch, None, None]:
     """
-    Give the batches of a run, all full: the last of an epoch is filled up from the start of its order, again if need be, or
-    left out.
+    Yield the batches of a run, all full: the last of an epoch is filled up from the start of its order, or left out.
 
-    The reading ahead does not end with an epoch, for there is one stream from here to the end of the run.
+    Prefetching continues across epochs: the whole run is one stream.
 
     Parameters
     ----------
     dataset : Dataset
     augment : callable
-        Its results must be of one size.
+        Its results must have one size.
     batch_size : int
-        Of a whole batch.
+        Images of a whole batch.
     seed : int
         Not negative.
     steps : int
@@ -100,16 +99,16 @@ def train_batches(
     first : int
         Number of batches to leave out at the start, for a run that resumes.
     workers : int
-        Processes that read ahead; 0: none, the reading is done when the batch is asked for.
+        Processes that prefetch; 0: images are read when the batch is asked for.
     skip_corrupt : bool
-        Take, in the place of a pair with a missing or damaged file, the next of the epoch's order without, with the draws of
-        its place. An error of another kind, as one in `augment`, is never passed over.
+        Replace a pair with a missing or damaged file by the next sound one of the epoch's order, with the draws of its place.
+        Errors of other kinds, as in `augment`, are always raised.
     drop_last : bool
         Leave out the images at the end of an epoch's order that make no full batch.
     pin : bool
-        Give images and labels in page-locked memory.
-    wanted : sequence of int, optional
-        Places in 0..batch_size-1: read these of every batch, a rank's share, and not the others.
+        Yield images and labels in page-locked memory.
+    rank_indices : sequence of int, optional
+        Indices in 0..batch_size-1 of a rank's images: only these of every batch are read.
 
     Raises
     ------
@@ -117,10 +116,10 @@ def train_batches(
         Where a pair cannot be read or augmented; with `skip_corrupt`, where none of them can be read.
     """
     per_epoch = batches_per_epoch(dataset, batch_size, drop_last=drop_last) * batch_size
-    places = _Places(dataset, augment, seed, per_epoch, skip_corrupt=skip_corrupt)
-    wanted = range(batch_size) if wanted is None else wanted
-    sampler = (step * batch_size + place for step in range(first, steps) for place in wanted)
-    batches = read_ahead(places, sampler, _collate, batch_size=len(wanted), workers=workers, pin=pin)
+    places = _IndexedSamples(dataset, augment, seed, per_epoch, skip_corrupt=skip_corrupt)
+    rank_indices = range(batch_size) if rank_indices is None else rank_indices
+    sampler = (step * batch_size + place for step in range(first, steps) for place in rank_indices)
+    batches = read_ahead(places, sampler, _collate, batch_size=len(rank_indices), workers=workers, pin=pin)
     with closing(batches):
         for batch in batches:
             if isinstance(batch, DataError):
@@ -132,17 +131,17 @@ def evaluation_batches(
     dataset: Dataset, *, batch_size: int, limit: int | None = None, rank: int = 0, ranks: int = 1
 ) -> Iterator[tuple[list[str], torch.Tensor, torch.Tensor]]:
     """
-    Give whole images in the order of the list; neighbours of one size are batched together.
+    Yield whole images in the order of the list; neighbours of one size are batched together.
 
     Parameters
     ----------
     dataset : Dataset
     batch_size : int
-        Most images in a batch.
+        Largest number of images in a batch.
     limit : int or None
-        Take that many images only, spread evenly over the whole split (the first ones of a list are often one scene).
+        Number of images, spread evenly over the whole split (the first ones of a list are often one scene).
     rank, ranks : int
-        Of these images, give only those at rank, rank + ranks, rank + 2 ranks, ...
+        Only the images at rank, rank + ranks, rank + 2 ranks, ... are read.
 
     Yields
     ------
@@ -163,7 +162,7 @@ def evaluation_batches(
 def evaluation_plan(
     dataset: Dataset, *, batch_size: int, limit: int | None = None, rank: int = 0, ranks: int = 1
 ) -> Iterator[list[int]]:
-    """Say which pairs make each batch of `evaluation_batches`, by the heads of their files alone; its parameters and errors."""
+    """Yield the indices of each batch of `evaluation_batches`, from the heads of the files alone; its parameters and errors."""
     count = len(dataset) if limit is None else min(limit, len(dataset))
     waiting: list[int] = []
     shape: tuple[int, int] | None = None
@@ -191,8 +190,8 @@ class _Item(NamedTuple):
     skipped: Skipped | None
 
 
-class _Places(TorchDataset[_Item | DataError]):
-    """The places 0, 1, ... of a run. In an epoch that is longer than the order, the order starts anew, with other draws."""
+class _IndexedSamples(TorchDataset[_Item | DataError]):
+    """The samples 0, 1, ... of a run. In an epoch that is longer than the order, the order starts again, with other draws."""
 
     def __init__(self, dataset: Dataset, augment: Augment, seed: int, per_epoch: int, *, skip_corrupt: bool) -> None:
         self.dataset = dataset
@@ -216,7 +215,7 @@ class _Places(TorchDataset[_Item | DataError]):
             return error
 
     def _read(self, position: int) -> tuple[int, Sample, Skipped | None]:
-        """Read the pair of a place, or the next that can be read: only files that the data set itself refuses are skipped."""
+        """Read the pair of a position, or the next readable one: only files that the data set itself refuses are skipped."""
         first: Skipped | None = None
         for place in range(position, position + len(self.order)):
             index = int(self.order[place % len(self.order)])
@@ -248,7 +247,7 @@ def _named(dataset: Dataset, index: int) -> Iterator[None]:
 
 
 def _failed(dataset: Dataset, index: int, error: BaseException) -> DataError:
-    """Say that an image could not be prepared, for another reason than a fault of its file."""
+    """Return the error for an image that could not be prepared though its file is sound."""
     reason = " ".join(first_line(error).split())[:300]
     return DataError(
         f"{dataset.pairs[index].image} could not be prepared ({reason}): "

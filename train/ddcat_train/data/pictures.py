@@ -43,7 +43,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class Head(NamedTuple):
-    """What an image file says of itself: its size as stored, and 1, or the orientation of EXIF (2..8) it is to be shown in."""
+    """Head of an image file: its size as stored, and its EXIF orientation (1..8)."""
 
     height: int
     width: int

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from ddcat_train.errors import DataError
 from ddcat_train.memory import lacks_memory
 
-__all__ = ["machine_fails", "of_readers", "read_ahead", "readers_watched", "remedy"]
+__all__ = ["is_of_worker", "machine_fails", "read_ahead", "remedy", "report_dead_workers"]
 
 T = TypeVar("T")
 _GRACE = 1.0  # seconds in which a reader may end by itself
@@ -42,12 +42,12 @@ _REMEDIES = {
 
 
 def remedy(cause: BaseException) -> str:
-    """Say what helps against what went wrong in reading an image, if it is known."""
+    """Return advice on an error in reading an image, if there is any."""
     return _REMEDIES.get(_number(cause), "")
 
 
 def machine_fails(cause: BaseException | None) -> bool:
-    """Whether the machine is short of something, so that no file is at fault."""
+    """Return True where the machine lacks something, so that no file is at fault."""
     while cause is not None:
         if _number(cause) in _REMEDIES:
             return True
@@ -56,12 +56,12 @@ def machine_fails(cause: BaseException | None) -> bool:
 
 
 def _number(cause: BaseException) -> int:
-    """Give the error number of an exception, that in a text of torch's included; 0 where it has none."""
+    """Return the error number of an exception, also from a text of torch; 0 where it has none."""
     if isinstance(cause, OSError) and cause.errno:
         return cause.errno
-    told = re.search(r"\((\d+)\)$", str(cause))  # unable to write to file </torch_1_2_3>: No space left on device (28)
-    if told and int(told[1]) in _REMEDIES:
-        return int(told[1])
+    match = re.search(r"\((\d+)\)$", str(cause))  # unable to write to file </torch_1_2_3>: No space left on device (28)
+    if match and int(match[1]) in _REMEDIES:
+        return int(match[1])
     if "Too many open files" in str(cause):
         return errno.EMFILE
     return errno.ENOMEM if lacks_memory(cause) else 0
@@ -77,7 +77,7 @@ def read_ahead(
     pin: bool,
 ) -> Generator[T, None, None]:
     """
-    Give the batches of a sampler, read by `workers` processes, or by this one where there are none.
+    Yield the batches of a sampler, read by `workers` processes, or by this one for 0.
 
     Whatever ends this, its processes end within seconds, for which it must be closed.
 
@@ -122,9 +122,9 @@ def read_ahead(
 
 
 @contextmanager
-def readers_watched() -> Iterator[None]:
+def report_dead_workers() -> Iterator[None]:
     """
-    Tell of the end of a process that reads ahead; torch does so wherever the loop is at.
+    Turn the death of a reading process into a `DataError`; torch raises it anywhere in the loop.
 
     Raises
     ------
@@ -133,13 +133,13 @@ def readers_watched() -> Iterator[None]:
     try:
         yield
     except RuntimeError as cause:
-        if not of_readers(cause):
+        if not is_of_worker(cause):
             raise
         raise _ended(cause) from cause
 
 
-def of_readers(error: BaseException) -> bool:
-    """Whether torch tells by this that a process that reads ahead has ended."""
+def is_of_worker(error: BaseException) -> bool:
+    """Return True for torch's error that a reading process has died."""
     return str(error).startswith(_OF_READERS)
 
 
@@ -147,12 +147,12 @@ def _ended(cause: BaseException) -> DataError:
     reason, number = " ".join(str(cause).split()).partition(" Details are lost")[0].rstrip("."), _number(cause)
     link: BaseException | None = cause
     while link is not None:
-        if told := re.search(r"exit code (\d+)", str(link)):
-            number = int(told[1])
+        if match := re.search(r"exit code (\d+)", str(link)):
+            number = int(match[1])
         link = link.__cause__ or link.__context__
     if number in _REMEDIES:
         return DataError(f"a batch of images could not be handed over ({os.strerror(number)}): {_REMEDIES[number]}")
-    if not of_readers(cause):
+    if not is_of_worker(cause):
         reason = f"{type(cause).__name__} while a batch was fetched"
     return DataError(
         f"a process that reads images ended ({reason}): somebody killed it, or memory or /dev/shm ran out; free some and "
@@ -161,7 +161,7 @@ def _ended(cause: BaseException) -> DataError:
 
 
 def _begin(worker: int) -> None:
-    """Leave what stops a run to its loop, which wants batches until it has stopped; the signal may reach all processes."""
+    """Ignore the signals that stop a run: they may reach all processes, and its loop needs batches until it has stopped."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     # The hook by which concurrent.futures, too, learns that a queue's thread failed; of this process alone.
@@ -173,7 +173,7 @@ def _give_up(error: BaseException, batch: object) -> None:
 
 
 def _end(batches: Any, readers: list[BaseProcess]) -> None:
-    """End the readers, whatever they are at; they ignore the signal by which torch and multiprocessing would end them."""
+    """End the readers at once; they ignore the signal by which torch and multiprocessing would end them."""
     if not readers:
         return
     late = threading.Timer(_GRACE, partial(_kill, readers))
@@ -195,7 +195,7 @@ def _kill(readers: list[BaseProcess]) -> None:
 
 @contextmanager
 def _unwatched() -> Iterator[None]:
-    """Let children end without torch's raising an error of it, which it does in the main thread alone."""
+    """Keep torch from raising an error when children end; it does so in the main thread alone."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         yield
         return

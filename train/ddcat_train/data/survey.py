@@ -1,4 +1,4 @@
-"""What a person should know about a split before training on it: classes without a pixel, images to be shown turned."""
+"""Survey of a split before training: classes without a pixel, images stored turned."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ddcat.classes import CAMVID, CITYSCAPES, IGNORE_INDEX
-from ddcat_train.data.base import Dataset, Pair
 from ddcat_train.data.colours import palette_clash
+from ddcat_train.data.dataset import Dataset, Pair
 from ddcat_train.data.fault import Fault
 from ddcat_train.data.pictures import read_head, read_mask
 from ddcat_train.errors import DataError
@@ -27,7 +27,7 @@ _MUCH = 0.5  # of all pixels are ignored: it may be meant so, and should be know
 @dataclass(frozen=True)
 class Survey:
     """
-    What all masks of a split hold, and how its images are stored.
+    Pixels of all masks of a split, and orientations of its images.
 
     Attributes
     ----------
@@ -64,7 +64,7 @@ def survey(dataset: Dataset, *, advance: Callable[[int], object] = lambda pairs:
     ----------
     dataset : Dataset
     advance : callable, optional
-        Is given the number of pairs that were read.
+        Receives the number of pairs that were read.
     """
     pixels = np.zeros(256, np.int64)
     unknown: set[int] = set()
@@ -73,18 +73,18 @@ def survey(dataset: Dataset, *, advance: Callable[[int], object] = lambda pairs:
     clashes: list[str] = []
     # decoding gives way to other threads
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        for pair, found in zip(dataset.pairs, threads.map(lambda pair: _look(dataset, pair), dataset.pairs), strict=True):
+        for pair, result in zip(dataset.pairs, threads.map(lambda pair: _look(dataset, pair), dataset.pairs), strict=True):
             advance(1)
-            if isinstance(found, DataError):
+            if isinstance(result, DataError):
                 faulty += 1
                 continue
-            pixels += found.pixels
-            faulty += bool(found.faults)
-            colours = colours or found.colours
-            labelled = labelled or (not found.faults and bool(found.pixels[: len(dataset.classes)].any()))
-            unknown |= {fault.value for fault in found.faults if fault.value is not None}
-            turned += [pair.image] * (found.orientation != 1)
-            clashes += [f"{pair.labels}: {found.clash}"] * (found.clash is not None)
+            pixels += result.pixels
+            faulty += bool(result.faults)
+            colours = colours or result.colours
+            labelled = labelled or (not result.faults and bool(result.pixels[: len(dataset.classes)].any()))
+            unknown |= {fault.value for fault in result.faults if fault.value is not None}
+            turned += [pair.image] * (result.orientation != 1)
+            clashes += [f"{pair.labels}: {result.clash}"] * (result.clash is not None)
     return Survey(pixels, labelled, frozenset(unknown), colours, faulty, tuple(turned), tuple(clashes))
 
 
@@ -108,60 +108,60 @@ def _look(dataset: Dataset, pair: Pair) -> _Look | DataError:
     return _Look(np.bincount(labels.ravel(), minlength=256), faults, mask.pixels.ndim == 3, orientation, clash)
 
 
-def check_labelled(dataset: Dataset, found: Survey) -> None:
+def check_labelled(dataset: Dataset, result: Survey) -> None:
     """
-    Refuse a split that nothing can be learnt from, and no score computed on.
+    Refuse a split without labelled pixels.
 
     Raises
     ------
     DataError
     """
-    sound = len(dataset) - found.faulty
-    if sound and not found.labelled:
-        unread = f" that can be read (of {len(dataset)})" if found.faulty else ""
+    sound = len(dataset) - result.faulty
+    if sound and not result.labelled:
+        unread = f" that can be read (of {len(dataset)})" if result.faulty else ""
         raise DataError(
             f"the {dataset.split} split at {dataset.root} has no labelled pixel: every pixel of its {sound} masks{unread} is "
             "ignored; label classes in some of them"
         )
 
 
-def warnings_of(dataset: Dataset, found: Survey) -> list[str]:
-    """Say in one line each what does not stop a training, and is most likely a mistake."""
+def warnings_of(dataset: Dataset, result: Survey) -> list[str]:
+    """Return likely mistakes that do not stop a training, one line each."""
     split, names = dataset.split, dataset.classes.names
-    counts = found.pixels[: len(names)]
+    counts = result.pixels[: len(names)]
     absent = [name for name, count in zip(names, counts, strict=True) if not count]
-    ignored = found.pixels[IGNORE_INDEX] / max(1, int(found.pixels.sum()))
+    ignored = result.pixels[IGNORE_INDEX] / max(1, int(result.pixels.sum()))
     share = f"{ignored:.0%} of its pixels are ignored" if ignored >= 0.005 else "less than 1% of its pixels are ignored"
     lines = []
     if twice := len(dataset) - len({pair.image for pair in dataset.pairs}):
         lines.append(f"{split} lists {twice} of its {len(dataset)} images again: each counts as often as it is listed")
-    if absent and found.pixels.any():
+    if absent and result.pixels.any():
         rest = len(absent) - _MOST_NAMES
         more = f" and {rest} other{'s' * (rest > 1)}" if rest > 0 else ""
-        told = f"; {share}" if found.pixels[IGNORE_INDEX] else ""
-        lines.append(f"no pixel of {', '.join(absent[:_MOST_NAMES])}{more} in {split}{told}{_hint(dataset, found)}")
+        part = f"; {share}" if result.pixels[IGNORE_INDEX] else ""
+        lines.append(f"no pixel of {', '.join(absent[:_MOST_NAMES])}{more} in {split}{part}{_hint(dataset, result)}")
     elif ignored > _MUCH:
         lines.append(f"{split}: {share}")
-    if found.turned:
+    if result.turned:
         lines.append(
-            f"EXIF orientation, not applied: {_count(found.turned, 'image')} of {split}, for example {found.turned[0]}; masks "
-            "must be drawn on the pixels as they are stored"
+            f"EXIF orientation, not applied: {_count(result.turned, 'image')} of {split}, for example {result.turned[0]}; "
+            "masks must be drawn on the pixels as they are stored"
         )
-    if found.clashes:
+    if result.clashes:
         lines.append(
-            f"palette in another order than the classes: {_count(found.clashes, 'mask')} of {split}, for example "
-            f"{found.clashes[0]}; the indices count, not the colours"
+            f"palette in another order than the classes: {_count(result.clashes, 'mask')} of {split}, for example "
+            f"{result.clashes[0]}; the indices count, not the colours"
         )
     return lines
 
 
-def _hint(dataset: Dataset, found: Survey) -> str:
-    if found.colours:
+def _hint(dataset: Dataset, result: Survey) -> str:
+    if result.colours:
         return ""  # what the labels are does not come from numbers
-    labels, counts = dataset.decode(_VALUES), found.pixels[: len(dataset.classes)]
+    labels, counts = dataset.decode(_VALUES), result.pixels[: len(dataset.classes)]
     if dataset.classes in _NUMBERED or labels[0] != 0 or np.count_nonzero(labels == IGNORE_INDEX) != 1:
         return ""  # the values are numbered otherwise, on purpose
-    if counts[0] and not counts[1:].any() and found.pixels[IGNORE_INDEX] and not found.unknown:
+    if counts[0] and not counts[1:].any() and result.pixels[IGNORE_INDEX] and not result.unknown:
         return ": masks of 0 and 255 must be 0 and 1, or give 255 a name, 'names: {0: background, 255: object}' in classes.yaml"
     if not counts[0] and counts.any():
         return ": labels that begin at 1 must begin at 0, or be numbered, 'names: {1: road, 2: car}' in classes.yaml"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ddcat.classes import VOC
-from ddcat_train.data.base import Dataset, Pair
+from ddcat_train.data.dataset import Dataset, Pair
 from ddcat_train.data.files import IMAGES, LABELS, Finder, is_file
 from ddcat_train.data.lists import columns_of, other_lists, read_list
 from ddcat_train.errors import DataError
@@ -61,7 +61,7 @@ def _columns(line: str, root: Path, path: Path, find: Callable[[Path, tuple[str,
         return is_file(find(root / "JPEGImages" / f"{name}.jpg", IMAGES))
 
     def name_of(text: str) -> str:
-        """The name of an image, with whose suffix some lists have it."""
+        """Return the name of an image, which some lists have with its suffix."""
         stem, dot, suffix = text.rpartition(".")
         return stem if f"{dot}{suffix}".lower() in IMAGES and not present(text) else text
 

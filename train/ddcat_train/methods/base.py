@@ -1,4 +1,4 @@
-"""What every method is made of."""
+"""The types that every method is made of, and the loss that they share."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,17 +6,18 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from ddcat_train.choices import Head
 from ddcat_train.config import AttackConfig, MethodConfig
-from ddcat_train.names import Head
+from ddcat_train.losses import pixel_cross_entropy
 from ddcat_train.networks import Segmenter
 
-__all__ = ["Method", "Portion", "Step", "Update"]
+__all__ = ["Method", "MicroBatch", "OptimizerStep", "TrainingStep", "deep_supervision"]
 
 
 @dataclass(frozen=True)
-class Portion:
+class MicroBatch:
     """
-    The images of one update that go through the network together: all of them, or a process's share, or a part of that.
+    Images of one update that go through the network together: all of them, a rank's slice, or a part of that.
 
     Attributes
     ----------
@@ -27,14 +28,14 @@ class Portion:
     seeds : (N,) int64
         For the random start of an attack on each image; on the CPU.
     clean : int
-        The first images, which stay clean where a method attacks a part of the batch only.
+        Number of the first images that stay clean where a method attacks only the others.
     valid : () int64, or float
         Pixels of the *whole* update that are not ignored, 1 if there are none. Losses are sums divided by it, so that the sum
-        over all portions is the mean over the batch. Where classes are weighted, the sum of those pixels' weights.
+        over all micro-batches is the mean over the batch. Where classes are weighted, the sum of those pixels' weights.
     pixels : int
         All pixels of the whole update.
     weights : (K,) float, or None
-        Of the classes, in every loss that learns them; not in that of the mask branch, whose classes are others.
+        Class weights, in every loss on the classes; not in that of the mask branch, which has two classes of its own.
     """
 
     images: Tensor
@@ -46,18 +47,18 @@ class Portion:
     weights: Tensor | None = None
 
 
-class Update(NamedTuple):
+class OptimizerStep(NamedTuple):
     """
     One step of the optimiser.
 
     Attributes
     ----------
     loss : () float
-        A portion's part of it: to be summed over the portions.
+        A micro-batch's part of it: the loss is the sum over the micro-batches.
     parameters : tuple of nn.Parameter
-        Those that the step moves; their gradients are taken at the weights before any update of the batch.
+        The parameters that the step moves; their gradients are taken at the weights before any update of the batch.
     log : mapping of str to () float
-        What is worth a line in the log, detached; also to be summed over the portions.
+        Values for the log, detached; also summed over the micro-batches.
     """
 
     loss: Tensor
@@ -65,10 +66,12 @@ class Update(NamedTuple):
     log: Mapping[str, Tensor]
 
 
-class Step(Protocol):
-    """A method's work on one portion of a batch."""
+class TrainingStep(Protocol):
+    """A method's work on one micro-batch."""
 
-    def __call__(self, segmenter: Segmenter, portion: Portion, *, attack: AttackConfig, options: MethodConfig) -> list[Update]:
+    def __call__(
+        self, segmenter: Segmenter, batch: MicroBatch, *, attack: AttackConfig, options: MethodConfig
+    ) -> list[OptimizerStep]:
         """
         Make adversarial images and compute losses.
 
@@ -76,14 +79,14 @@ class Step(Protocol):
         ----------
         segmenter : Segmenter
             In train() mode, with the method's heads.
-        portion : Portion
+        batch : MicroBatch
         attack : AttackConfig
-            Names and units as in `ddcat_train.attacks.iterate`.
+            Names and units as in `ddcat_train.attacks.signed_gradient_ascent`.
         options : MethodConfig
 
         Returns
         -------
-        list of Update
+        list of OptimizerStep
             To be applied in this order.
         """
 
@@ -95,17 +98,27 @@ class Method:
 
     Attributes
     ----------
-    step : Step
+    step : TrainingStep
     branches : tuple of Head
-        Those that it needs.
+        The heads that it needs, without that of deep supervision.
     attacks : bool
-        Whether it trains on adversarial images.
+        True where it trains on adversarial images.
     """
 
-    step: Step
+    step: TrainingStep
     branches: tuple[Head, ...]
     attacks: bool
 
     def heads(self, options: MethodConfig) -> tuple[Head, ...]:
-        """The branches, and deep supervision where it is used."""
+        """Return the branches, and the head of deep supervision where it is used."""
         return (*self.branches, "deep") if options.deep_weight else self.branches
+
+
+def deep_supervision(
+    outputs: Mapping[Head, Tensor], batch: MicroBatch, options: MethodConfig
+) -> tuple[Tensor | float, dict[str, Tensor]]:
+    """Return the weighted loss of the deep supervision head and its entry in the log; 0 and none where it is not used."""
+    if not options.deep_weight:
+        return 0.0, {}
+    loss = pixel_cross_entropy(outputs["deep"], batch.labels, batch.weights).sum() / batch.valid
+    return options.deep_weight * loss, {"deep": loss.detach()}

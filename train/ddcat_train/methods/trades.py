@@ -1,49 +1,48 @@
-"""TRADES (Zhang et al., 2019) for segmentation: clean images are to be right, and attacked ones to be answered alike."""
+"""TRADES (Zhang et al., 2019) for segmentation: correct predictions on clean images, and the same on attacked ones."""
 
 import torch
 from torch import Tensor
 
-from ddcat_train.attacks import evaluating, iterate
+from ddcat_train.attacks import eval_mode, signed_gradient_ascent
 from ddcat_train.config import AttackConfig, MethodConfig
 from ddcat_train.losses import pixel_cross_entropy, pixel_divergence
-from ddcat_train.methods.base import Portion, Update
-from ddcat_train.methods.supervised import deep_supervision
+from ddcat_train.methods.base import MicroBatch, OptimizerStep, deep_supervision
 from ddcat_train.networks import Segmenter
 
 __all__ = ["trades"]
 
 
-def trades(segmenter: Segmenter, portion: Portion, *, attack: AttackConfig, options: MethodConfig) -> list[Update]:
+def trades(segmenter: Segmenter, batch: MicroBatch, *, attack: AttackConfig, options: MethodConfig) -> list[OptimizerStep]:
     """
-    Train on CE(f(x), y) + beta * KL(f(x) || f(x')), where x' maximises that divergence; see `Step`.
+    Train on CE(f(x), y) + beta * KL(f(x) || f(x')), where x' maximises that divergence; see `TrainingStep`.
 
     Both are means over the valid pixels. Clean and adversarial images go through the network together, so batch norm sees both,
-    also that of deep supervision, which learns from the clean ones. The divergence is differentiated with respect to both of
+    also that of deep supervision, which is trained on the clean ones. The divergence is differentiated with respect to both of
     its arguments. The attack needs another start than x, where the divergence has no gradient.
 
     n + 3 forwards and n + 2 backwards.
     """
-    images, labels, count = portion.images, portion.labels, len(portion.images)
-    adversarial = _attacked(segmenter, portion, attack.for_method(options))
+    images, labels, count = batch.images, batch.labels, len(batch.images)
+    adversarial = _attacked(segmenter, batch, attack.for_method(options))
     outputs = segmenter(torch.cat([images, adversarial]), ("main", "deep") if options.deep_weight else ("main",))
     clean, attacked = outputs["main"].split(count)
-    main = pixel_cross_entropy(clean, labels, portion.weights).sum() / portion.valid
-    divergence = pixel_divergence(clean, attacked, labels, portion.weights).sum() / portion.valid
-    deep, deep_log = deep_supervision({head: logits[:count] for head, logits in outputs.items()}, portion, options)
+    main = pixel_cross_entropy(clean, labels, batch.weights).sum() / batch.valid
+    divergence = pixel_divergence(clean, attacked, labels, batch.weights).sum() / batch.valid
+    deep, deep_log = deep_supervision({head: logits[:count] for head, logits in outputs.items()}, batch, options)
     log = {"main": main.detach(), "divergence": divergence.detach(), **deep_log}
-    return [Update(main + options.beta * divergence + deep, tuple(segmenter.parameters()), log)]
+    return [OptimizerStep(main + options.beta * divergence + deep, tuple(segmenter.parameters()), log)]
 
 
-def _attacked(segmenter: Segmenter, portion: Portion, attack: AttackConfig) -> Tensor:
-    with evaluating(segmenter):  # over all steps, for what is kept of constant weights
+def _attacked(segmenter: Segmenter, batch: MicroBatch, attack: AttackConfig) -> Tensor:
+    with eval_mode(segmenter):  # over all steps: the weights stay constant
         with torch.no_grad():
-            reference = segmenter(portion.images)
-        *_, (_, last) = iterate(
+            reference = segmenter(batch.images)
+        *_, (_, last) = signed_gradient_ascent(
             segmenter,
-            portion.images,
-            portion.labels,
-            seeds=portion.seeds,
-            objective=lambda answer: pixel_divergence(reference, answer.logits, answer.labels),
+            batch.images,
+            batch.labels,
+            seeds=batch.seeds,
+            objective=lambda output: pixel_divergence(reference, output.logits, output.labels),
             **attack.model_dump(),
         )
     return last

@@ -3,15 +3,15 @@
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 
+from ddcat_train.choices import BACKBONE_GROUP, ContextName, Head
 from ddcat_train.config import ModelConfig
 from ddcat_train.errors import ConfigError
-from ddcat_train.names import BACKBONE_GROUP, ContextName, Head
 from ddcat_train.networks.backbone import Backbone, Stages, initialise
 from ddcat_train.networks.contexts import ASPP, PyramidPooling
 from ddcat_train.networks.mobilenet import MobileNetV2
+from ddcat_train.networks.pretrained import load_backbone
 from ddcat_train.networks.resnet import resnet10, resnet18, resnet34, resnet50, resnet101
 from ddcat_train.networks.segmenter import Features, Segmenter
-from ddcat_train.networks.weights import load_backbone
 
 __all__ = [
     "BACKBONES",
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def _hugging_face(model: ModelConfig) -> Backbone:
-    from ddcat_train.networks.hf import HuggingFace  # noqa: PLC0415 -- heavy, and not everybody has it
+    from ddcat_train.networks.huggingface import HuggingFace  # noqa: PLC0415 -- heavy, and not everybody has it
 
     assert model.hf is not None  # the configuration says so
     return HuggingFace(model.hf, model.output_stride)
@@ -78,10 +78,12 @@ def build_backbone(model: ModelConfig) -> Backbone:
     """
     if model.backbone in BACKBONES:
         return BACKBONES[model.backbone](model)
-    found = tuple(entry_points(group=BACKBONE_GROUP, name=model.backbone))  # one or more: the configuration asked for them
-    if len(found) > 1:
-        raise ConfigError(f"several packages bring the backbone {model.backbone}: {', '.join(entry.value for entry in found)}")
-    (entry,) = found
+    entries = tuple(entry_points(group=BACKBONE_GROUP, name=model.backbone))  # one or more: the configuration asked for them
+    if len(entries) > 1:
+        raise ConfigError(
+            f"several packages bring the backbone {model.backbone}: {', '.join(entry.value for entry in entries)}"
+        )
+    (entry,) = entries
     try:
         build = entry.load()
     except (ImportError, AttributeError) as cause:

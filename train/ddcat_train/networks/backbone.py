@@ -1,4 +1,4 @@
-"""What a backbone is: a module that takes normalised images to maps at a fraction of their size."""
+"""The interface of backbones: modules that map normalised images to maps at a fraction of their size."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ __all__ = ["Backbone", "Stages", "initialise"]
 
 
 class Stages(NamedTuple):
-    """What a backbone hands on: the maps for deep supervision, and the last ones."""
+    """Output of a backbone: the maps for deep supervision, and the last ones."""
 
     intermediate: Tensor
     last: Tensor
@@ -18,7 +18,7 @@ class Stages(NamedTuple):
 
 class Backbone(nn.Module, ABC):
     """
-    What the rest of a network asks of its backbone.
+    A module with the attributes that the rest of a network needs.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class Backbone(nn.Module, ABC):
         """
 
     def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Give what of a file of pretrained weights is the backbone's, under its own keys; what else there is, as it is."""
+        """Return the backbone's part of a file of pretrained weights, under the backbone's keys; unknown keys unchanged."""
         return {key: value for key, value in tensors.items() if not key.startswith(self.unused)}
 
 

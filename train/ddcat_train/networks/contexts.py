@@ -1,5 +1,5 @@
 """
-What gathers context from the whole image: pyramid pooling (PSPNet) and ASPP (DeepLabv3).
+Context of the whole image: pyramid pooling (PSPNet) and ASPP (DeepLabv3).
 
 Both end in maps that are concatenated with a few pooled values, upsampled. The concatenation is never made: convolution and
 upsampling are linear, so a head's first layer convolves the few values and upsamples what comes out, which in PSPNet-50 saves
@@ -21,7 +21,7 @@ __all__ = ["ASPP", "Context", "ContextConv2d", "PyramidPooling"]
 
 class Context(NamedTuple):
     """
-    What a context gives: it stands for the concatenation of the maps and of all pooled values upsampled to their size.
+    Output of a context module: it stands for the concatenation of the maps and of all pooled values upsampled to their size.
 
     Attributes
     ----------

@@ -26,7 +26,7 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 def interpolation(size: int, bins: int, like: Tensor, *, kernel: int = 1) -> Tensor:
     """
-    Give the matrix that upsamples `bins` values to `size` places, 2 at least, linear with aligned corners.
+    Return the matrix that upsamples `bins` values to `size` places, 2 at least, linear with aligned corners.
 
     Made of tensor operations, as `bin_averages` is.
 
@@ -54,7 +54,7 @@ def interpolation(size: int, bins: int, like: Tensor, *, kernel: int = 1) -> Ten
 
 def bin_averages(size: int, bins: int, like: Tensor) -> Tensor:
     """
-    Give the (bins, size) matrix whose row i averages the places floor(i*size/bins) .. ceil((i+1)*size/bins) - 1.
+    Return the (bins, size) matrix whose row i averages the places floor(i*size/bins) .. ceil((i+1)*size/bins) - 1.
 
     Made of tensor operations, so that it exports with a `size` that is only known when the engine runs.
     """

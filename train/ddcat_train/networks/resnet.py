@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddcat_train.names import Stem
+from ddcat_train.choices import Stem
 from ddcat_train.networks.backbone import Backbone, Stages
 from ddcat_train.networks.convolution import Conv2d, Layers, conv_bn
 
@@ -122,7 +122,7 @@ _STEMS: dict[Stem, Callable[[int], Layers]] = {"deep": _deep_stem, "plain": _pla
 
 
 def stem_of(tensors: Mapping[str, Tensor]) -> Stem | None:
-    """Tell which stem the weights of a ResNet are for, by their keys and shapes; None where they are of neither."""
+    """Return the stem that the weights of a ResNet are for, by their keys and shapes; None for neither."""
     stems: dict[tuple[int, ...], Stem] = {(7, 7): "plain", (3, 3): "deep"}
     first = tensors.get("layer0.0.weight")
     return None if first is None else stems.get(tuple(first.shape[2:]))
@@ -142,7 +142,7 @@ def _stage(
 
 
 def resnet10(width: int = 64, stem: Stem = "deep") -> ResNet:
-    """One basic block a stage: for tests, and for machines without a GPU."""
+    """Build a ResNet of one basic block a stage, for tests and machines without a GPU."""
     return ResNet(BasicBlock, (1, 1, 1, 1), width, stem)
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple, overload
 
 from torch import Tensor, nn
 
-from ddcat_train.names import Head
+from ddcat_train.choices import Head
 from ddcat_train.networks.backbone import Backbone, Stages
 from ddcat_train.networks.contexts import ASPP, Context, ContextConv2d, PyramidPooling
 from ddcat_train.networks.convolution import Conv2d, Layers
@@ -16,7 +16,7 @@ __all__ = ["Features", "Segmenter"]
 
 
 class Features(NamedTuple):
-    """What all heads of an image share."""
+    """Features that all heads share."""
 
     intermediate: Tensor  # (N, C3, h, w): for deep supervision
     context: Context  # of (N, C, h, w): for the three branches
@@ -29,7 +29,7 @@ class Features(NamedTuple):
 
 class Segmenter(nn.Module):
     """
-    A segmentation network with one main branch and the spare heads that training asks for.
+    A segmentation network with one main branch and the further heads of its training.
 
     Any image of at least 33 x 33 pixels is taken.
 
@@ -63,7 +63,7 @@ class Segmenter(nn.Module):
 
     def features(self, images: Tensor) -> Features:
         """
-        Compute what the heads share.
+        Compute the features that the heads share.
 
         Parameters
         ----------

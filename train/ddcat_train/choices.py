@@ -1,0 +1,35 @@
+"""The names that configuration and code share. Apart from both, so that a command's --help does not wait for torch."""
+
+from typing import Literal
+
+__all__ = [
+    "BACKBONE_GROUP",
+    "AugmentationName",
+    "BackboneName",
+    "ContextName",
+    "DatasetName",
+    "Head",
+    "MaskSource",
+    "MethodName",
+    "Split",
+    "Start",
+    "Stem",
+    "StepSize",
+    "UpdateRule",
+    "WeightName",
+]
+
+BackboneName = Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2", "hf"]  # ours to build
+BACKBONE_GROUP = "ddcat.backbones"  # of entry points, by which an installed package brings others
+Stem = Literal["deep", "plain"]  # of a ResNet: three 3x3 convolutions as in semseg, or torchvision's one of 7x7
+ContextName = Literal["pyramid", "aspp"]
+Head = Literal["main", "auxiliary", "mask", "deep"]  # f_n, f_a, f_m of the paper; semseg's deep supervision
+MethodName = Literal["undefended", "sat", "ddcat", "ddcat-m", "ddcat-n", "pgd-at", "segpgd-at", "trades"]
+UpdateRule = Literal["joint", "two-step"]  # one update of all losses, or lines 8 and 9 of Alg. 3
+MaskSource = Literal["forward", "algorithm-2"]  # of p: the train-mode forward, or the maps of Alg. 2
+Split = Literal["rank", "global"]  # which images stay clean: the first of every process's share, or of the whole batch
+DatasetName = Literal["scenes", "voc", "cityscapes", "camvid", "folder"]
+AugmentationName = Literal["paper", "plain"]
+Start = Literal["clean", "random", "lower"]  # of an attack: at x, uniformly in the ball, at x - epsilon
+StepSize = float | Literal["eps/n"]
+WeightName = Literal["PGD", "SegPGD", "CosPGD", "TsallisPGD", "SEA-JS", "SEA-MCE", "SEA-MCE-Bal"]  # of pixels under attack
