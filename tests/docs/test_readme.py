@@ -38,4 +38,4 @@ def test_its_table_and_its_picture_are_of_the_results(chart: ModuleType) -> None
     picture = (ROOT / "docs/pictures/robustness.svg").read_bytes()
     assert picture == chart.draw(scores)
     kept = [pair[1] / pair[0] for name, pair in scores.items() if name != "undefended"]
-    assert f"keep {100 * min(kept):.0f} to {100 * max(kept):.0f} % of their score" in " ".join(README.split())
+    assert f"keep {100 * min(kept):.0f} to {100 * max(kept):.0f} % of their own clean score" in " ".join(README.split())
