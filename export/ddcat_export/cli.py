@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from ddcat.atomic_files import replacing
 from ddcat.cli_support import ExpectDigest, RequireSignature, parse_choice, parse_size
 from ddcat.extras import needing
 from ddcat_export.errors import ExportError
@@ -139,6 +138,7 @@ def export(
 
     - `ddcat export bundles/camvid --engine trt --size 180x240` builds an engine on the machine with the GPU, without torch.
     """
+    from ddcat.atomic_files import replacing
     from ddcat.bundle import MANIFEST, TrustPolicy, open_bundle
     from ddcat.engines import extra_of
     from ddcat.manifest import CalibrationKind, Precision

@@ -28,8 +28,8 @@ from ddcat_export.sensitivity import LayerError, measure_sensitivity
 WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None
-from ddcat.cli import main
-main()
+from ddcat.cli import export
+export()
 """
 
 

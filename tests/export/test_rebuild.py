@@ -22,8 +22,8 @@ from ddcat_export.rebuild import rebuild
 WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None
-from ddcat.cli import main
-main()
+from ddcat.cli import export
+export()
 """
 
 
