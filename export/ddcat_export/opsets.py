@@ -3,7 +3,6 @@
 import onnx
 from onnx import version_converter
 
-from ddcat.error_text import first_line
 from ddcat.manifest import Precision
 from ddcat_export.errors import ExportError
 from ddcat_export.graph_checks import OPSET
@@ -62,18 +61,34 @@ def lowered(content: bytes, opset: int) -> bytes:
     Raises
     ------
     ExportError
-        Where an operator of the graph does not exist in that opset.
+        If the graph needs a newer opset: naming it, and the operators that need it.
     """
     if opset_of(content) <= opset:
         return content
+    model = onnx.load_model_from_string(content)
     try:
-        model = lower(onnx.load_model_from_string(content), opset)
+        changed: bytes = lower(model, opset).SerializeToString(deterministic=True)
     except Exception as cause:  # ONNX's exceptions share no base
-        raise ExportError(
-            f"--opset {opset}: the graph cannot be converted to it ({first_line(cause)}): leave --opset out"
-        ) from cause
-    changed: bytes = model.SerializeToString(deterministic=True)
+        needed = next(version for version in range(opset + 1, OPSET + 1) if version == OPSET or _reaches(model, version))
+        versions = {node.op_type: _since(node, needed) for node in model.graph.node}
+        operators = ", ".join(sorted(name for name, version in versions.items() if version == max(versions.values())))
+        raise ExportError(f"--opset {opset}: the graph needs opset {needed} for {operators}: use --opset {needed}") from cause
     return changed
+
+
+def _reaches(model: onnx.ModelProto, opset: int) -> bool:
+    """Return True if a graph can be converted to an opset."""
+    try:
+        lower(model, opset)
+    except Exception:  # ONNX's exceptions share no base
+        return False
+    return True
+
+
+def _since(node: onnx.NodeProto, opset: int) -> int:
+    """Return the version of an operator in an opset."""
+    version: int = onnx.defs.get_schema(node.op_type, opset).since_version
+    return version
 
 
 def opset_of(content: bytes) -> int:

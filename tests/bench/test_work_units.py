@@ -228,5 +228,5 @@ def test_devices_that_cannot_be(run_directory: Path, tmp_path: Path, monkeypatch
     with pytest.raises(BenchError, match="use 1 or more"):
         cli.attack(run_directory, device="cpu", jobs=0, out=tmp_path / "attack")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    with pytest.raises(BenchError, match="--nproc-per-node says how many"):
+    with pytest.raises(BenchError, match="use its --nproc-per-node instead"):
         cli.attack(run_directory, device="cpu", jobs=2, out=tmp_path / "attack")

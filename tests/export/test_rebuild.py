@@ -17,6 +17,7 @@ from ddcat.engines.golden import pack, read_golden, replay
 from ddcat.errors import BundleError, DdcatError
 from ddcat_export import bundle_builder
 from ddcat_export.errors import ExportError
+from ddcat_export.opsets import lowered
 from ddcat_export.rebuild import rebuild
 
 WITHOUT_TORCH = """
@@ -177,3 +178,18 @@ def test_an_opset_that_cannot_be_is_refused_at_once(
     with pytest.raises(ExportError, match=message):
         rebuild(bundle.path, tmp_path / "rebuilt", engine="ort", **options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("operator", "element", "needed"), [("Gelu", onnx.TensorProto.FLOAT, 20), ("Conv", onnx.TensorProto.BFLOAT16, 22)]
+)
+def test_a_graph_that_an_opset_cannot_hold_names_the_operator(operator: str, element: int, needed: int) -> None:
+    weight = [onnx.helper.make_tensor("w", element, [1, 1, 1, 1], [1.0])]
+    inputs = ["x", "w"] if operator == "Conv" else ["x"]
+    x, y = (onnx.helper.make_tensor_value_info(name, element, [1, 1, 2, 2]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node(operator, inputs, ["y"])], "g", [x], [y], weight[: len(inputs) - 1])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 22)], ir_version=10)
+    with pytest.raises(
+        ExportError, match=rf"^--opset 17: the graph needs opset {needed} for {operator}: use --opset {needed}$"
+    ):
+        lowered(model.SerializeToString(), 17)
