@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from ddcat.text import printable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 __all__ = [
     "CAMVID",
@@ -117,15 +119,17 @@ CAMVID = Classes(
 )  # fmt: skip
 
 
-def colour_table(classes: Classes) -> npt.NDArray[np.uint8]:
+def colour_table(classes: Classes) -> "npt.NDArray[np.uint8]":
     """Return the colours of all label values, (256, 3): 255 is `IGNORED_COLOUR`, other values without a class are black."""
+    import numpy as np  # noqa: PLC0415 -- commands read class names at the start, without numpy
+
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(classes)] = classes.palette
     colours[IGNORE_INDEX] = IGNORED_COLOUR
     return colours
 
 
-def colourise(labels: npt.NDArray[np.integer], classes: Classes) -> npt.NDArray[np.uint8]:
+def colourise(labels: "npt.NDArray[np.integer]", classes: Classes) -> "npt.NDArray[np.uint8]":
     """Return the colours, (H, W, 3), of labels, (H, W) with values in 0..K-1 or 255."""
     pixels: npt.NDArray[np.uint8] = colour_table(classes)[labels]
     return pixels

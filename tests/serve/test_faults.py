@@ -227,7 +227,7 @@ def test_bombs_are_refused_quickly(bundle: Bundle) -> None:
 
 def test_flags_environment_and_file_reach_the_server_in_their_order(bundle: Bundle, tmp_path: Path) -> None:
     file = tmp_path / "server.yaml"
-    file.write_text("timeout: 7\ndrain: 3\n")
+    file.write_text("timeout: 7\ndrain_timeout: 3\n")
     os.environ["DDCAT_SERVE_DRAIN_TIMEOUT"] = "5"
     try:
         with server(bundle.path, "--config", file, "--shutdown-delay", "0.2") as (_, address):
