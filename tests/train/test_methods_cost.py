@@ -16,7 +16,6 @@ from ddcat_train.config import PRESETS
 from ddcat_train.methods import METHODS, MicroBatch
 from ddcat_train.networks import Segmenter
 from ddcat_train.networks.contexts import Context
-from ddcat_train.networks.convolution import Conv2d
 
 LETTER = {key: value for part in yaml.safe_load((PRESETS / "_letter.yaml").read_text()).values() for key, value in part.items()}
 
@@ -166,19 +165,3 @@ def test_a_step_leaves_gradients_flags_and_the_batch_alone(
     assert torch.equal(micro_batch.images, images)
     assert torch.equal(micro_batch.labels, labels)
     assert not any(value.requires_grad for update in updates for value in update.log.values())
-
-
-@pytest.mark.parametrize("method", [method for method in get_args(MethodName) if METHODS[method].attacks])
-def test_an_attack_keeps_what_it_makes_of_weights_from_its_first_step_to_its_last(
-    batch_of: Callable[..., MicroBatch], network_for: Callable[..., Segmenter], settings_of: Callable[..., Any], method: str
-) -> None:
-    options, attack = settings_of(method, {"start": "random"})
-    micro_batch = replace(batch_of(4), clean=options.clean_images(4))
-    network = network_for(options, micro_batch)
-    convolution = next(module for module in network.modules() if isinstance(module, Conv2d))
-    kept: list[Any] = []
-    with network.backbone.register_forward_pre_hook(lambda module, inputs: kept.append(convolution.kept)):
-        METHODS[options.name].step(network, micro_batch, attack=attack, options=options)
-    during = [found for found in kept if found is not None]
-    assert len(during) >= attack.steps
-    assert all(found is during[0] for found in during)

@@ -1,4 +1,4 @@
-"""Convolutions that cost no more than they must: batch norm folded in where it is a constant, 3x3 ones with fewer products."""
+"""Convolutions with a constant batch norm folded in, and a faster gradient of their weights on a CPU."""
 
 from typing import Any
 
@@ -7,9 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
-
-from ddcat_train.networks import winograd
-from ddcat_train.networks.bilinear import Scheme
 
 __all__ = ["Conv2d", "Layers", "conv_bn"]
 
@@ -25,13 +22,9 @@ class Conv2d(nn.Conv2d):
     ----------
     folds : bool
         Whether it pays to fold a batch norm into the weight.
-    kept : dict of Scheme to Tensor, or None
-        While the weights are constants that get no gradient, as in an attack: what they are transformed to, once for all
-        passes. Elsewhere in eval(), as in an export, the convolution is torch's.
     """
 
     folds = True
-    kept: dict[Scheme, Tensor] | None = None
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, O, H', W')."""
@@ -40,17 +33,8 @@ class Conv2d(nn.Conv2d):
     def convolve(self, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Map (N, C, H, W) to (N, O, H', W') with another weight and bias of the same shapes."""
         learns = self.training and weight.requires_grad and torch.is_grad_enabled() and bias is None
-        if (learns or self.kept is not None) and self._same_size(maps, weight):
-            dilation = (self.dilation[0], self.dilation[1])
-            scheme = winograd.choose(maps, weight, dilation)
-            if scheme is not None and self.kept is not None:
-                if scheme not in self.kept:
-                    self.kept[scheme] = winograd.transform(weight.detach(), scheme)
-                return winograd.convolve_with(maps, self.kept[scheme], bias, dilation, scheme)
-            if scheme is not None:
-                return winograd.convolve(maps, weight, dilation, scheme)
-            if learns and min(weight.shape[:2]) >= _FEWEST_CHANNELS:
-                return _SameSize.apply(maps, weight, dilation)  # type: ignore[no-any-return, no-untyped-call]
+        if learns and min(weight.shape[:2]) >= _FEWEST_CHANNELS and self._same_size(maps, weight):
+            return _SameSize.apply(maps, weight, self.dilation)  # type: ignore[no-any-return, no-untyped-call]
         output: Tensor = self._conv_forward(maps, weight, bias)
         return output
 
