@@ -38,7 +38,7 @@ ExpectDigest = Annotated[
     typer.Option(metavar="SHA", help="Refuse a bundle with another digest. Repeat it for several bundles."),
 ]
 RequirePassport = Annotated[
-    bool, typer.Option("--require-passport", help="Refuse a bundle that did not pass ddcat gate with its default budget.")
+    bool, typer.Option("--require-passport", help="Refuse a bundle that did not pass the full gate (without --quick).")
 ]
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # Click's; some releases of Typer hold a Click of their own

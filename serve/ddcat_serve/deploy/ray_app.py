@@ -44,7 +44,7 @@ class Arguments(BaseModel):
     queued: int = Field(256, ge=0, description="maximum number of requests held at Ray's proxy; more are refused with 503")
     require_signature: Path | None = Field(None, description="public key (PEM) whose owner must have signed the bundles")
     expect_digest: str = Field("", description="comma-separated digests, one of which each bundle must have")
-    require_passport: bool = Field(False, description="whether the bundles must have passed the gate with its default budget")
+    require_passport: bool = Field(False, description="whether the bundles must have passed the full gate (without --quick)")
 
     @property
     def trust(self) -> TrustPolicy:
