@@ -230,7 +230,7 @@ def test_it_tells_how_it_was_made(read: Reader) -> None:
     text = " ".join(read.text.split())
     assert "ddcat train scenes-undefended --out 'a b' 1 min 01 s" in text
     assert "together 1 min 03 s" in text
-    for fact in ("abacus", "torch 2.6", "not from a checkout", "at most 384 small steps", "c" * 64, "s" * 64, "b" * 64):
+    for fact in ("abacus", "torch 2.6", "not from a checkout", "at most 384 small steps", "u" * 64, "s" * 64, "b" * 64):
         assert fact in text
 
 
