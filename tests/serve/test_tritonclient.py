@@ -168,7 +168,7 @@ def test_grpc_beside_inference(addresses: tuple[str, str]) -> None:
 
 
 def test_grpc_in_a_stream(addresses: tuple[str, str], oracle: Callable) -> None:
-    answers: queue.AdmissionQueue[tuple[Any, Any]] = queue.AdmissionQueue()
+    answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
     inputs, outputs = request(triton_grpc)
     with triton_grpc.InferenceServerClient(addresses[1]) as client:
         client.start_stream(callback=lambda result, error: answers.put((result, error)), headers=key())
