@@ -170,7 +170,7 @@ def test_nginx_tries_the_next_server(nginx: Callable, bundle: Bundle, picture: n
     with server(bundle.path, LIMITED) as (_, busy), server(bundle.path) as (_, idle):
         replaced = {
             "127.0.0.1:8000": busy.removeprefix("http://"),
-            "127.0.0.1:8001": idle.removeprefix("http://"),
+            "127.0.0.1:8002": idle.removeprefix("http://"),
             "listen 80": f"listen 127.0.0.1:{port}",
         }
         with nginx("scale.md", replaced), httpx.Client(timeout=30) as client:
@@ -198,7 +198,7 @@ def test_refusals_of_large_images_pass_through_nginx(
             },
             "scale.md": {
                 "127.0.0.1:8000": ours,
-                "127.0.0.1:8001": ours,
+                "127.0.0.1:8002": ours,
                 "listen 80": f"client_max_body_size 32m; listen 127.0.0.1:{ports[0]}",
             },
         }
