@@ -222,7 +222,7 @@ def test_runs_side_by_side(paper: AttackResult, checkpoint: Checkpoint, scenes: 
     quick = run_suite(AttackJob(checkpoint, scenes, batch_size=2))
     other = quick.model_copy(update={"checkpoint": quick.checkpoint.model_copy(update={"method": "undefended"})})
     text = attacks_markdown([paper, other])
-    rows = [line for line in text.splitlines() if line.startswith(("| sat", "| clean |"))]
+    rows = [line for line in text.splitlines() if line.startswith(("| sat", "| undefended |"))]
     assert len(rows) == 4  # both runs, floats and 8 bits
     assert rows[1].endswith("| - |")  # no PGD there
     assert "PGD-20 at 8/255, start: random" in attacks_markdown([other, paper])
