@@ -133,7 +133,7 @@ def test_transfer_is_bim_made_on_the_other_checkpoint(
     [(_, images, labels)] = evaluation_batches(scenes, batch_size=5)
     batch = images.contiguous(memory_format=torch.channels_last)
     for n in (1, 7):
-        row = result.find(f"transfer n = {n} from clean {other_checkpoint.sha256()[:8]}")
+        row = result.find(f"transfer n = {n} from undefended {other_checkpoint.sha256()[:8]}")
         assert row is not None
         assert row.substitute is not None
         assert row.substitute.sha256 == other_checkpoint.sha256()
