@@ -592,7 +592,7 @@ def test_a_loader_that_does_not_keep_up_is_told_once(
         return
     (line,) = told
     assert (
-        "of the time goes into waiting for images; more workers (--resume --set train.workers=N; 0 for each device now, "
+        "of the time goes into waiting for images; use more workers (--resume --set train.workers=N; 0 for each device now, "
         in line
     )
     assert share > 0.3

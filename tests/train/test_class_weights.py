@@ -107,7 +107,7 @@ def test_balanced_weights_are_counted_once_and_recorded(
     ("value", "message"),
     [
         ("[1, 2, 3]", "train.class_weights has 3 numbers, and there are 2 classes: give one for each of ground, object"),
-        ("[0, 0]", "class_weights of 0 alone leave nothing to learn"),
+        ("[0, 0]", "class_weights of 0 alone leave nothing to train on"),
         ("[1, -1]", "greater than or equal to 0"),
         ("often", "train.class_weights"),
     ],
