@@ -382,6 +382,6 @@ def test_a_reader_that_fails_on_one_rank_ends_all_of_them(overrides: list[str], 
 
     (first, told, left), (second, line, also_left) = together(work)
     assert (first, second) == ("LostRankError", "DataError")
-    assert "another could not read its images" in told
+    assert "another rank could not read its images" in told
     assert re.search(r"JPEGImages/.*jpg could not be prepared \(MemoryError\): free some memory", line)
     assert (left, also_left) == (0, 0)
