@@ -140,7 +140,7 @@ def test_transfer_is_bim_made_on_the_other_checkpoint(
         predictions = judged(bim(made_on, batch, labels, steps=n)).argmax(1).numpy()
         expected = [confusion_counts(t, p, len(scenes.classes)) for t, p in zip(labels.numpy(), predictions, strict=True)]
         np.testing.assert_array_equal(row.scores.array(), expected)
-    assert "transfer n = N from clean" in attack_markdown(result)
+    assert "transfer n = N from undefended" in attack_markdown(result)
     worst = next(case for case in result.worst_cases if not case.eight_bit)
     assert worst.label == "worst of all at 7.65/255"
     assert len(worst.members) == 14
