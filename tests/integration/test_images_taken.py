@@ -114,7 +114,7 @@ FILES: dict[str, list[bytes]] = {
         JPEG[:2] + b"\xff\xe1\0\x10Exif\0\0broken.." + JPEG[2:],
         saved("JPEG", icc_profile=bytes(2**21)),
     ],
-    "other pictures, or anything else, behind the end or in the metadata": [
+    "other pictures or data in the metadata or after the image's end": [
         JPEG + JPEG,
         PNG + JPEG,
         JPEG + b"\xff\xda" * 1000,
@@ -138,7 +138,7 @@ FILES: dict[str, list[bytes]] = {
         png(8, 3, bytes(8)),
         png(8, 3, bytes(range(1, 9)), PALETTE),
     ],
-    "JPEG that is damaged within its pixels": [JPEG[:-100] + JPEG[-2:]],
+    "JPEG whose pixel data are damaged": [JPEG[:-100] + JPEG[-2:]],
     "JPEG of more than 100 scans, PNG of more than 10,000 chunks": [
         PROGRESSIVE[:-2] + SCAN * 100 + PROGRESSIVE[-2:],
         behind_the_header(PNG, chunk(b"abCd", b"") * 10_000),
