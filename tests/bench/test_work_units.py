@@ -190,7 +190,7 @@ def test_a_killed_command_continues(run_directory: Path, whole: AttackResult, tm
     assert work.exists()
     if number == signal.SIGINT:
         assert process.returncode == 130
-        assert said == f"error: interrupted: what is done is in {work}, the same command continues\n"
+        assert said == f"error: interrupted: finished parts are in {work}, and the same command continues\n"
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
     assert done.returncode == 0, done.stderr
     assert timeless(read_result(out / "attack.json", AttackResult)).rows == whole.rows
