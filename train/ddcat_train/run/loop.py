@@ -26,7 +26,7 @@ RESULT = "summary.json"
 _LESS_TO_EVALUATE = "continue with --resume and a smaller train.evaluate_batch, data.val_long_side or train.evaluate_images"
 _LESS_TO_TRAIN = (
     "continue on more devices (--resume --devices N), or begin a new run with a smaller train.batch_size or augment.crop, or "
-    "with train.accumulate; none of these three can change in a run, for they change its result"
+    "with train.accumulate; these three change the result, so a run cannot change them"
 )
 _LESS_ELSE = "free some memory, and continue with --resume"
 _LESS_TO_BUILD = "use a smaller model.width or backbone, or free some memory"

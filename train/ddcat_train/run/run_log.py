@@ -34,7 +34,7 @@ class RunLog:
     run : Path
         The run directory.
     step : int
-        Updates already done: lines of an interrupted session beyond them are dropped, for they will be written again.
+        Updates already done. Lines that an interrupted session wrote beyond them are dropped: this session writes them again.
     steps : int
         Updates of the whole run.
     evaluated : bool
