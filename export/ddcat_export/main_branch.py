@@ -13,14 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddcat.manifest import MainBranchProof, Sizes
 from ddcat_export.errors import ExportError
 from ddcat_export.macs import multiply_adds
-from ddcat_export.onnx_export import TRACED, as_graph, quiet, trace, traced_input
+from ddcat_export.onnx_export import as_graph, quiet, trace, traced_input
 from ddcat_train.networks import Segmenter
 
 __all__ = ["prove_main_branch"]
-
-# What is traced the second time, where sizes are free: no side in common with the first, and large enough for networks that
-# shrink the image a lot, whose graphs would be of one size at a few pixels.
-_OTHER = (3, 150, 133)
 
 _ATEN = torch.ops.aten
 # What PyTorch's counter leaves out and the exporter writes as MatMul.
@@ -62,6 +58,7 @@ def prove_main_branch(
     ExportError
         Where the bytes or the numbers differ.
     """
+    first, second = (2, *segmenter.traced[0]), (3, *segmenter.traced[1])
     spare = [name for name in segmenter.heads if name != "main"]
     lone = copy.deepcopy(segmenter)
     elements = sum(_spoil(lone.heads[name]) for name in spare)
@@ -74,7 +71,7 @@ def prove_main_branch(
             _export(segmenter, sizes=sizes, logits=logits, confidence=confidence)
         except ExportError:  # not for want of the heads
             raise ExportError(
-                f"the network exports from images of {_shape(TRACED)}, but not from {_shape(_OTHER)}: {cause}"
+                f"the network exports from images of {_shape(first)}, but not from {_shape(second)}: {cause}"
             ) from cause
         raise ExportError(f"{needless}, so it is not the main branch alone: without them {cause}") from cause
     if again != content:
@@ -82,10 +79,10 @@ def prove_main_branch(
         if _export(segmenter, sizes=sizes, logits=logits, confidence=confidence)[1] != content:
             raise ExportError(
                 f"a constant of the graph comes of the images that were traced, not of those that it is given: {node} is "
-                f"another one for {_shape(_OTHER)} than for {_shape(TRACED)}"
+                f"another one for {_shape(second)} than for {_shape(first)}"
             )
         raise ExportError(f"{needless}: {node} changes when their weights are NaN, so it is not the main branch alone")
-    images, _ = traced_input(sizes)
+    images, _ = traced_input(sizes, first)
     size = (images.shape[1], images.shape[2])
     counted, needed = multiply_adds(content, size), _counted(program, images)
     if counted != needed:
@@ -99,7 +96,7 @@ def prove_main_branch(
 def _export(
     segmenter: Segmenter, *, sizes: Sizes | None, logits: bool, confidence: bool
 ) -> tuple[torch.onnx.ONNXProgram, bytes]:
-    program = trace(segmenter, sizes=sizes, confidence=confidence, traced=_OTHER)
+    program = trace(segmenter, sizes=sizes, confidence=confidence, traced=(3, *segmenter.traced[1]))
     return program, as_graph(program, segmenter.classes, sizes=sizes, logits=logits, confidence=confidence)
 
 

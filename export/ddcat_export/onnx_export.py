@@ -20,11 +20,9 @@ from ddcat_export.errors import ExportError
 from ddcat_export.fuse_batch_norm import fold_batch_norms
 from ddcat_export.graph_checks import ANY_SIZE, LOGITS, OPSET, check_form, check_graph
 from ddcat_train.networks import Segmenter
-from ddcat_train.networks.layers import upsample
 
 __all__ = [
     "MINIMUM_SIZE",
-    "TRACED",
     "MainBranchModule",
     "as_graph",
     "build_graph",
@@ -35,7 +33,6 @@ __all__ = [
 ]
 
 MINIMUM_SIZE = 33  # pixels a side, of any network
-TRACED = (2, 71, 103)  # a batch and a size that no network or attack prefers; parity is checked on others
 
 _WEIGHTS = "segmenter."
 
@@ -77,7 +74,7 @@ class MainBranchModule(nn.Module):
         planes = (image.to(torch.float32) / 255).permute(0, 3, 1, 2)  # (N, 3, H, W)
         features = self.segmenter.features(planes)
         logits = self.segmenter.low_resolution_logits("main", features)
-        full = upsample(logits, features.size)  # (N, K, H, W)
+        full = self.segmenter.enlarge(logits, features)  # (N, K, H, W)
         # Over whole planes, not over the channels of each pixel: OpenVINO keeps maps channels last, and is slow at that.
         labels = full.flatten(2).argmax(1).reshape(-1, *features.size).to(torch.float32).to(torch.uint8)  # (N, H, W)
         if not self.confidence:
@@ -143,7 +140,7 @@ def with_logits(content: bytes) -> bytes:
 
 
 def trace(
-    segmenter: Segmenter, *, sizes: Sizes | None, confidence: bool, traced: tuple[int, int, int] = TRACED
+    segmenter: Segmenter, *, sizes: Sizes | None, confidence: bool, traced: tuple[int, int, int] | None = None
 ) -> torch.onnx.ONNXProgram:
     """
     Export the main branch with folded batch norms by torch: see `build_graph`. Nothing is checked yet.
@@ -152,12 +149,13 @@ def trace(
     ----------
     segmenter, sizes, confidence
         As for `build_graph`.
-    traced : (batch, height, width)
-        Shape of the traced example; where sizes are free, every shape gives the same graph.
+    traced : (batch, height, width), optional
+        Shape of the traced example: two images of the first of `Segmenter.traced` by default. Where sizes are free, every
+        shape gives the same graph.
     """
     from onnxscript import optimizer  # noqa: PLC0415 -- slow to import
 
-    images, free = traced_input(sizes, traced)
+    images, free = traced_input(sizes, traced or (2, *segmenter.traced[0]))
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -181,7 +179,7 @@ def trace(
     return program
 
 
-def traced_input(sizes: Sizes | None, traced: tuple[int, int, int] = TRACED) -> tuple[Tensor, dict[int, Any]]:
+def traced_input(sizes: Sizes | None, traced: tuple[int, int, int]) -> tuple[Tensor, dict[int, Any]]:
     """
     Return the example that the exporter traces.
 

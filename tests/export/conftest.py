@@ -15,7 +15,8 @@ from ddcat_export.parity import Parity
 from ddcat_train.checkpoints import Description, SplitEntry, build_network, save_checkpoint
 from ddcat_train.config import parse_config
 from ddcat_train.data.synthetic.generate import write_scenes
-from ddcat_train.networks import Features, Segmenter
+from ddcat_train.networks import Segmenter
+from ddcat_train.networks.composed import ComposedFeatures
 from ddcat_train.networks.contexts import ContextConv2d, PyramidPooling
 
 CLASSES = Classes.with_voc_palette(("ground", "red thing", "tree", "sky", "thin thing", "far thing"))
@@ -118,7 +119,7 @@ def skip_what_is_slow(bundle: Bundle) -> Callable[[pytest.MonkeyPatch], None]:
     return skip
 
 
-class Smallest(nn.Module):
+class Smallest(Segmenter):
     """What export asks of a segmenter, in one convolution a head: it exports in a moment."""
 
     def __init__(self, context: nn.Module | None = None, channels: int = 3) -> None:
@@ -129,17 +130,18 @@ class Smallest(nn.Module):
         convolution = ContextConv2d if context else nn.Conv2d
         self.heads = nn.ModuleDict({name: convolution(channels, 4, 1) for name in ("main", "auxiliary")})
 
-    def features(self, images: Tensor) -> Features:
-        return Features(images, self.context(images[..., ::2, ::2]), (images.shape[2], images.shape[3]))
+    def features(self, images: Tensor) -> ComposedFeatures:
+        return ComposedFeatures(images, self.context(images[..., ::2, ::2]), (images.shape[2], images.shape[3]))
 
-    def low_resolution_logits(self, head: str, features: Features) -> Tensor:
+    def low_resolution_logits(self, head: str, features: ComposedFeatures) -> Tensor:
         logits: Tensor = self.heads[head](features.context)
         return logits
 
-    def logits(self, head: str, features: Features) -> Tensor:
-        return nn.functional.interpolate(
-            self.low_resolution_logits(head, features), size=features.size, mode="bilinear", align_corners=True
-        )
+    def enlarge(self, logits: Tensor, features: ComposedFeatures) -> Tensor:
+        return nn.functional.interpolate(logits, size=features.size, mode="bilinear", align_corners=True)
+
+    def shared(self) -> tuple[nn.Parameter, ...]:
+        return tuple(self.context.parameters())
 
 
 @pytest.fixture(scope="session")

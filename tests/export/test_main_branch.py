@@ -12,7 +12,7 @@ from ddcat.manifest import Sizes
 from ddcat_export import main_branch
 from ddcat_export.errors import ExportError
 from ddcat_export.main_branch import prove_main_branch
-from ddcat_export.onnx_export import TRACED, MainBranchModule, build_graph
+from ddcat_export.onnx_export import MainBranchModule, build_graph
 
 SIZE = (64, 80)
 
@@ -33,7 +33,7 @@ def test_it_states_what_it_found(smallest: Any, sizes: Sizes | None) -> None:
     content = build_graph(smallest, sizes=sizes, logits=True, confidence=True)
     proof = prove_main_branch(smallest, content, sizes=sizes, logits=True, confidence=True)
     assert proof.spare_parameters == 4 * 3 + 4
-    assert proof.size == (SIZE if sizes == (SIZE,) else TRACED[1:])
+    assert proof.size == (SIZE if sizes == (SIZE,) else smallest.traced[0])
     height, width = proof.size
     assert proof.multiply_adds == 3 * 4 * -(-height // 2) * -(-width // 2)  # one 1x1 convolution, on every second place
     assert not any(value.isnan().any() for value in smallest.state_dict().values())

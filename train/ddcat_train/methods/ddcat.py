@@ -189,7 +189,7 @@ def branch_losses(segmenter: Segmenter, batch: MicroBatch, division: Division, o
     }
     if options.update == "joint":
         return [OptimizerStep(main + auxiliary + mask + deep, tuple(segmenter.parameters()), log)]  # Eq. 6
-    shared = _parameters(segmenter.backbone, segmenter.context)
+    shared = segmenter.shared()
     others = _parameters(*(segmenter.heads[head] for head in outputs if head != "mask"))
     return [
         OptimizerStep(main + auxiliary + deep, shared + others, log),

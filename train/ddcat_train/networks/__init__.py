@@ -1,4 +1,4 @@
-"""Networks: backbones, contexts and heads, composed into one `Segmenter`."""
+"""Networks: what a `Segmenter` is, and those that are composed of a backbone, a context and heads."""
 
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
@@ -7,6 +7,7 @@ from ddcat_train.choices import BACKBONE_GROUP, ContextName, Head
 from ddcat_train.config import ModelConfig
 from ddcat_train.errors import ConfigError
 from ddcat_train.networks.backbone import Backbone, Stages, initialise
+from ddcat_train.networks.composed import ComposedSegmenter
 from ddcat_train.networks.contexts import ASPP, PyramidPooling
 from ddcat_train.networks.mobilenet import MobileNetV2
 from ddcat_train.networks.pretrained import load_backbone
@@ -17,6 +18,7 @@ __all__ = [
     "BACKBONES",
     "CONTEXTS",
     "Backbone",
+    "ComposedSegmenter",
     "Features",
     "Segmenter",
     "Stages",
@@ -64,7 +66,7 @@ def build_segmenter(model: ModelConfig, *, classes: int, heads: Sequence[Head] =
     body = build_backbone(model)
     if model.init == "kaiming":
         initialise(body)
-    return Segmenter(body, CONTEXTS[model.context](body.channels), classes=classes, heads=heads, dropout=model.dropout)
+    return ComposedSegmenter(body, CONTEXTS[model.context](body.channels), classes=classes, heads=heads, dropout=model.dropout)
 
 
 def build_backbone(model: ModelConfig) -> Backbone:

@@ -1,87 +1,79 @@
-"""The whole network: normalise -> backbone -> context -> heads."""
+"""What training, attacks, export and evaluation ask of a network, whatever it is made of."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple, overload
+from typing import Any, Protocol, overload
 
 from torch import Tensor, nn
 
 from ddcat_train.choices import Head
-from ddcat_train.networks.backbone import Backbone, Stages
-from ddcat_train.networks.contexts import ASPP, Context, ContextConv2d, PyramidPooling
-from ddcat_train.networks.convolution import Conv2d, Layers
-from ddcat_train.networks.layers import upsample
 from ddcat_train.networks.normalise import Normalise
 
 __all__ = ["Features", "Segmenter"]
 
 
-class Features(NamedTuple):
-    """Features that all heads share."""
+class Features(Protocol):
+    """What all heads of a segmenter share; made by one forward of its shared part."""
 
-    intermediate: Tensor  # (N, C3, h, w): for deep supervision
-    context: Context  # of (N, C, h, w): for the three branches
-    size: tuple[int, int]  # of the image
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
 
     def first(self, count: int) -> "Features":
         """Keep the first images of the batch."""
-        return Features(self.intermediate[:count], self.context.first(count), self.size)
 
 
-class Segmenter(nn.Module):
+class Segmenter(nn.Module, ABC):
     """
     A segmentation network with one main branch and the further heads of its training.
 
-    Any image of at least 33 x 33 pixels is taken.
-
-    Parameters
+    Attributes
     ----------
-    backbone : Backbone
-    context : nn.Module
     classes : int
         K, without the ignored label.
-    heads : sequence of Head
-        The heads to build; "main" among them.
-    dropout : float
-        Of the heads' channels, in train().
+    normalise : Normalise
+        The first layer, which takes images in [0, 1].
+    backbone : nn.Module
+        What learns at `optim.lr`; all else learns faster, by `optim.head_lr_factor`.
+    heads : nn.ModuleDict
+        By the names of `Head`; "main" among them.
+    traced : pair of (height, width)
+        Two sizes without a side in common, large enough that every layer has several places in each direction: a graph for
+        any size is exported from the first, and once more from the second.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        context: PyramidPooling | ASPP,
-        *,
-        classes: int,
-        heads: Sequence[Head],
-        dropout: float = 0.1,
-    ) -> None:
-        super().__init__()
-        self.classes = classes
-        self.normalise = Normalise()
-        self.backbone = backbone
-        self.context = context
-        self.heads = nn.ModuleDict({name: _head(name, backbone, context, classes, dropout) for name in heads})
+    classes: int
+    normalise: Normalise
+    backbone: nn.Module
+    heads: nn.ModuleDict
+    traced: tuple[tuple[int, int], tuple[int, int]] = ((71, 103), (150, 133))  # of sides that no network or attack prefers
 
+    @abstractmethod
     def features(self, images: Tensor) -> Features:
         """
-        Compute the features that the heads share.
+        Compute what the heads share.
 
         Parameters
         ----------
         images : (N, 3, H, W) float
             In [0, 1], RGB.
         """
-        height, width = images.shape[-2:]
-        stages: Stages = self.backbone(self.normalise(images))
-        return Features(stages.intermediate, self.context(stages.last), (height, width))
 
-    def low_resolution_logits(self, head: Head, features: Features) -> Tensor:
-        """Apply one head; (N, K, h, w) at the backbone's output stride."""
-        logits: Tensor = self.heads[head](features.intermediate if head == "deep" else features.context)
-        return logits
+    @abstractmethod
+    def low_resolution_logits(self, head: Head, features: Any) -> Tensor:
+        """Apply one head; (N, K, h, w) as the head gives them."""
 
-    def logits(self, head: Head, features: Features) -> Tensor:
+    @abstractmethod
+    def enlarge(self, logits: Tensor, features: Any) -> Tensor:
+        """Resize logits (N, K, h, w) to the images, (N, K, H, W), as the network does it."""
+
+    @abstractmethod
+    def shared(self) -> tuple[nn.Parameter, ...]:
+        """Return the parameters that all branches share: S of Alg. 3."""
+
+    def logits(self, head: Head, features: Any) -> Tensor:
         """Apply one head and resize to the image; (N, K, H, W), or (N, 2, H, W) for the mask branch."""
-        return upsample(self.low_resolution_logits(head, features), features.size)
+        return self.enlarge(self.low_resolution_logits(head, features), features)
 
     @overload
     def forward(self, images: Tensor, heads: None = None) -> Tensor: ...
@@ -107,17 +99,3 @@ class Segmenter(nn.Module):
         if heads is None:
             return self.logits("main", features)
         return {head: self.logits(head, features) for head in heads}
-
-
-def _head(name: Head, backbone: Backbone, context: PyramidPooling | ASPP, classes: int, dropout: float) -> Layers:
-    kernel, first = context.head_kernel, Conv2d if name == "deep" else ContextConv2d
-    inputs, hidden = context.channels, context.head_channels
-    if name == "deep":
-        inputs, hidden = backbone.intermediate_channels, backbone.intermediate_channels // 4
-    return Layers(
-        first(inputs, hidden, kernel, padding=kernel // 2, bias=False),
-        nn.BatchNorm2d(hidden),
-        nn.ReLU(inplace=True),
-        nn.Dropout2d(dropout),
-        Conv2d(hidden, 2 if name == "mask" else classes, 1),
-    )

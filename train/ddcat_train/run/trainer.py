@@ -32,7 +32,7 @@ from ddcat_train.errors import ConfigError, DataError
 from ddcat_train.evaluation import evaluate
 from ddcat_train.losses import valid_pixels
 from ddcat_train.methods import METHODS, MicroBatch
-from ddcat_train.networks import Segmenter, load_backbone
+from ddcat_train.networks import ComposedSegmenter, Segmenter, load_backbone
 from ddcat_train.optimizer import (
     Gradients,
     add_gradients,
@@ -352,6 +352,7 @@ class Trainer:
                 + (f", which has no branch {', '.join(absent)}: random weights there" if absent else ", all branches included")
             )
         elif model.pretrained is not None:
+            assert isinstance(network, ComposedSegmenter)  # the configuration says so
             load_backbone(network.backbone, find_checkpoint(model.pretrained))
         elif self._config.data.name in _PAPERS:
             self.notes.append(

@@ -1,0 +1,98 @@
+"""The networks of the house: normalise -> backbone -> context -> heads."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from ddcat_train.choices import Head
+from ddcat_train.networks.backbone import Backbone, Stages
+from ddcat_train.networks.contexts import ASPP, Context, ContextConv2d, PyramidPooling
+from ddcat_train.networks.convolution import Conv2d, Layers
+from ddcat_train.networks.layers import upsample
+from ddcat_train.networks.normalise import Normalise
+from ddcat_train.networks.segmenter import Segmenter
+
+__all__ = ["ComposedFeatures", "ComposedSegmenter"]
+
+
+class ComposedFeatures(NamedTuple):
+    """Features that all heads share."""
+
+    intermediate: Tensor  # (N, C3, h, w): for deep supervision
+    context: Context  # of (N, C, h, w): for the three branches
+    size: tuple[int, int]  # of the image
+
+    def first(self, count: int) -> "ComposedFeatures":
+        """Keep the first images of the batch."""
+        return ComposedFeatures(self.intermediate[:count], self.context.first(count), self.size)
+
+
+class ComposedSegmenter(Segmenter):
+    """
+    A backbone, a context of the whole image, and a head of one hidden layer for each branch.
+
+    Any image of at least 33 x 33 pixels is taken.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    context : nn.Module
+    classes : int
+        K, without the ignored label.
+    heads : sequence of Head
+        The heads to build; "main" among them.
+    dropout : float
+        Of the heads' channels, in train().
+    """
+
+    backbone: Backbone
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        context: PyramidPooling | ASPP,
+        *,
+        classes: int,
+        heads: Sequence[Head],
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.classes = classes
+        self.normalise = Normalise()
+        self.backbone = backbone
+        self.context = context
+        self.heads = nn.ModuleDict({name: _head(name, backbone, context, classes, dropout) for name in heads})
+
+    def features(self, images: Tensor) -> ComposedFeatures:
+        """Compute the maps of the backbone and the context of images, (N, 3, H, W) in [0, 1]."""
+        height, width = images.shape[-2:]
+        stages: Stages = self.backbone(self.normalise(images))
+        return ComposedFeatures(stages.intermediate, self.context(stages.last), (height, width))
+
+    def low_resolution_logits(self, head: Head, features: ComposedFeatures) -> Tensor:
+        """Apply one head; (N, K, h, w) at the backbone's output stride."""
+        logits: Tensor = self.heads[head](features.intermediate if head == "deep" else features.context)
+        return logits
+
+    def enlarge(self, logits: Tensor, features: ComposedFeatures) -> Tensor:
+        """Resize logits to the image, bilinear with aligned corners."""
+        return upsample(logits, features.size)
+
+    def shared(self) -> tuple[nn.Parameter, ...]:
+        """Return the parameters of backbone and context."""
+        return (*self.backbone.parameters(), *self.context.parameters())
+
+
+def _head(name: Head, backbone: Backbone, context: PyramidPooling | ASPP, classes: int, dropout: float) -> Layers:
+    kernel, first = context.head_kernel, Conv2d if name == "deep" else ContextConv2d
+    inputs, hidden = context.channels, context.head_channels
+    if name == "deep":
+        inputs, hidden = backbone.intermediate_channels, backbone.intermediate_channels // 4
+    return Layers(
+        first(inputs, hidden, kernel, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Dropout2d(dropout),
+        Conv2d(hidden, 2 if name == "mask" else classes, 1),
+    )
