@@ -56,6 +56,7 @@ ONE_RANK = {1: 1.0, 3: 1.0, 5: 1.0}  # the whole share of rank 1
         ("ddcat-m", ["method.split=global"], UNEVEN),
         ("ddcat-n", ["method.split=global"], UNEVEN),
         ("segpgd-at", [], UNEVEN),
+        ("pgd-at", ["optim={name: adamw, lr: 0.001, warmup: 0.5, layer_decay: 0.8, clip_norm: 0.5}"], UNEVEN),
     ],
     ids=str,
 )

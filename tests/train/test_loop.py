@@ -158,6 +158,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_run: list[str], tmp_path: 
         train(load_config("scenes-undefended", [*tiny_run, "optim.lr=1e30"]), tmp_path / "run")
 
 
+_ADAMW = "optim={name: adamw, lr: 0.001, warmup: 0.5, layer_decay: 0.8, clip_norm: 0.5}"
 # Each method in a run of its own, and each option in another with a method that takes it.
 CHOICES = [
     *((method, ()) for method in get_args(MethodName)),
@@ -172,6 +173,8 @@ CHOICES = [
     ("ddcat", ("method.split=global", "train.accumulate=2")),
     ("ddcat-n", ("method.adversarial_share=1", "attack.start=lower")),
     ("trades", ("method.beta=1",)),
+    ("pgd-at", (_ADAMW, "train.ema=0.9")),
+    ("ddcat", (_ADAMW, "method.update=two-step", "train.precision=bf16")),
 ]
 
 

@@ -11,6 +11,7 @@ __all__ = [
     "Head",
     "MaskSource",
     "MethodName",
+    "OptimiserName",
     "Split",
     "Start",
     "Stem",
@@ -25,6 +26,7 @@ Stem = Literal["deep", "plain"]  # of a ResNet: three 3x3 convolutions as in sem
 ContextName = Literal["pyramid", "aspp"]
 Head = Literal["main", "auxiliary", "mask", "deep"]  # f_n, f_a, f_m of the paper; semseg's deep supervision
 MethodName = Literal["undefended", "sat", "ddcat", "ddcat-m", "ddcat-n", "pgd-at", "segpgd-at", "trades"]
+OptimiserName = Literal["sgd", "adamw"]
 UpdateRule = Literal["joint", "two-step"]  # one update of all losses, or lines 8 and 9 of Alg. 3
 MaskSource = Literal["forward", "algorithm-2"]  # of p: the train-mode forward, or the maps of Alg. 2
 Split = Literal["rank", "global"]  # which images stay clean: the first of every process's share, or of the whole batch

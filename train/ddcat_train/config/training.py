@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ddcat.schema import current_method
-from ddcat_train.choices import AugmentationName, DatasetName, MaskSource, MethodName, Split, Start, UpdateRule
+from ddcat_train.choices import (
+    AugmentationName,
+    DatasetName,
+    MaskSource,
+    MethodName,
+    OptimiserName,
+    Split,
+    Start,
+    UpdateRule,
+)
 from ddcat_train.config.values import FilePath, Fraction, Section, Size, fraction
 
 __all__ = ["AttackConfig", "AugmentConfig", "DataConfig", "MethodConfig", "OptimConfig", "TrainConfig"]
@@ -146,17 +155,45 @@ class AttackConfig(Section):
         return self if self.start is not None else self.model_copy(update={"start": method.start})
 
 
-class OptimConfig(Section):
-    """SGD with the poly rule: lr * (1 - step / steps) ** power."""
+# Defaults that differ from SGD's: those of SegFormer's authors
+_ADAMW = {"lr": 6e-5, "weight_decay": 0.01}
+_OPTIMISERS: dict[str, OptimiserName] = {"momentum": "sgd", "betas": "adamw"}  # the keys that one of them alone uses
 
-    lr: float = Field(0.01, gt=0, description="initial learning rate of the backbone")
+
+class OptimConfig(Section):
+    """SGD or AdamW. The rate rises linearly over the warm-up, then falls by the poly rule: lr * (1 - step / steps) ** power."""
+
+    name: OptimiserName = Field("sgd", description="sgd, or adamw: norms and biases are without weight decay")
+    lr: float = Field(0.01, gt=0, description="learning rate of the backbone after the warm-up; adamw: 6e-5 by default")
     head_lr_factor: float = Field(10.0, gt=0, description="learning rate of everything else, times lr")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(1e-4, ge=0)
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="learning rate of each layer of the backbone, times that of the layer behind it"
+    )
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the run over which the rate rises to lr")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), description="decays of adamw's averages of gradients and of their squares"
+    )
+    weight_decay: float = Field(1e-4, ge=0, description="adamw: 0.01 by default, and apart from the gradient")
+    clip_norm: float | None = Field(
+        None, gt=0, description="norm to which the gradient of an update is shortened where it is longer; None: never"
+    )
     power: float = Field(0.9, ge=0, description="exponent of the poly rule")
     poly_from: Literal[0, 1] = Field(
         0, description="first step number of the poly rule; 1: as released, the first rate is below lr and the last is 0"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, values: Any) -> Any:
+        return _ADAMW | values if isinstance(values, dict) and values.get("name") == "adamw" else values
+
+    @model_validator(mode="after")
+    def _check_consistent(self) -> Self:
+        for option, name in _OPTIMISERS.items():
+            if self.name != name and getattr(self, option) != type(self).model_fields[option].default:
+                raise ValueError(f"optim.{option} is for {name}: {self.name} has no use for it")
+        return self
 
 
 class TrainConfig(Section):

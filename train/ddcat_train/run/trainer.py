@@ -38,8 +38,8 @@ from ddcat_train.optimizer import (
     add_gradients,
     apply_gradients,
     build_optimizer,
-    load_momentum,
-    momentum_buffers,
+    load_optimizer_state,
+    optimizer_state,
     set_learning_rate,
 )
 from ddcat_train.run.class_weights import class_weights
@@ -55,7 +55,7 @@ __all__ = ["Trainer"]
 # No fp16: gradients of an attack underflow, and the sign() of what is left is 0.
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "64-true"}
 _PAPERS = ("voc", "cityscapes")  # the data sets of the paper
-_MOMENTUM, _TRAINING = "optimizer.momentum.", "training."
+_OPTIMIZER, _TRAINING = "optimizer.", "training."
 
 
 class Trainer:
@@ -151,8 +151,8 @@ class Trainer:
         return self._train
 
     def max_abs(self) -> Tensor:
-        """Return the largest absolute value among weights, momentum and average; not finite where any of them is not."""
-        state = {**self._network.state_dict(), **momentum_buffers(self._network, self._optimizer)}
+        """Return the largest absolute value among weights, optimiser's state and average; not finite where any is not."""
+        state = {**self._network.state_dict(), **optimizer_state(self._network, self._optimizer)}
         held = [*state.values(), *(self._average.state_dict().values() if self._average is not None else ())]
         return torch.nn.utils.get_total_norm([value for value in held if value.is_floating_point()], norm_type=torch.inf)
 
@@ -216,7 +216,8 @@ class Trainer:
         # would win by communicating during the backward is small beside an attack's further backwards.
         used = [gradient for of_update in gradients for gradient in of_update if gradient is not None]
         self.ranks.all_reduce_sum(used)
-        apply_gradients(self._optimizer, updates, gradients)
+        norm = torch.nn.utils.get_total_norm(used)  # before it is clipped
+        apply_gradients(self._optimizer, updates, gradients, clip_norm=self._config.optim.clip_norm)
         if self._average is not None:
             assert self._config.train.ema is not None
             update_ema(self._average, self._network, decay=self._config.train.ema, step=self.step)
@@ -227,7 +228,7 @@ class Trainer:
         return {
             "lr": rate,
             **dict(zip(log, values.unbind(), strict=True)),
-            "gradient_norm": torch.nn.utils.get_total_norm(used),
+            "gradient_norm": norm,
         }
 
     def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
@@ -316,10 +317,10 @@ class Trainer:
         return True
 
     def save(self, path: Path, *, resumable: bool) -> None:
-        """Write a checkpoint on the first rank; a resumable one also holds momentum and every rank's random state."""
+        """Write a checkpoint on the first rank; a resumable one also holds the optimiser's and every rank's random state."""
         extra: dict[str, Tensor] = {}
         if resumable:
-            extra = {f"{_MOMENTUM}{name}": value for name, value in momentum_buffers(self._network, self._optimizer).items()}
+            extra = {f"{_OPTIMIZER}{name}": value for name, value in optimizer_state(self._network, self._optimizer).items()}
             if self._average is not None:
                 extra |= {f"{_TRAINING}{name}": value for name, value in self._network.state_dict().items()}
             for kind, state in self._random_states().items():
@@ -375,7 +376,7 @@ class Trainer:
         checkpoint.load_into(self.eval_network)
         if self._average is not None:
             checkpoint.load_into(self._network, _TRAINING)
-        load_momentum(self._network, self._optimizer, checkpoint.part(_MOMENTUM))
+        load_optimizer_state(self._network, self._optimizer, checkpoint.part(_OPTIMIZER))
         saved = checkpoint.description
         assert saved.step is not None  # as checked
         self.step, self.scores, self.best = saved.step, saved.scores, saved.best
@@ -419,7 +420,7 @@ class Trainer:
         if self.ranks.size == 1:
             return
         digest = hashlib.sha256(f"{self.step} {self._entries}".encode())
-        for tensor in (*self._network.state_dict().values(), *momentum_buffers(self._network, self._optimizer).values()):
+        for tensor in (*self._network.state_dict().values(), *optimizer_state(self._network, self._optimizer).values()):
             digest.update(tensor.cpu().contiguous().numpy())
         digests = self.ranks.gather(digest.hexdigest())
         other = next((rank for rank, its in enumerate(digests) if its != digests[0]), None)
