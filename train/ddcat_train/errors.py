@@ -2,7 +2,7 @@
 
 from ddcat.errors import DdcatError
 
-__all__ = ["AttackError", "CheckpointError", "ConfigError", "DataError", "LostRankError", "TrainError"]
+__all__ = ["AttackError", "CheckpointError", "ConfigError", "CorruptionError", "DataError", "LostRankError", "TrainError"]
 
 
 class TrainError(DdcatError):
@@ -11,6 +11,10 @@ class TrainError(DdcatError):
 
 class AttackError(TrainError):
     """Images, labels or a model that an attack cannot work with."""
+
+
+class CorruptionError(TrainError):
+    """A corruption of unknown name or severity, or an image that it cannot work with."""
 
 
 class ConfigError(TrainError):

@@ -1,0 +1,202 @@
+"""Corrupt the images of a split, let a model or an engine label them, and count."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ddcat import provenance
+from ddcat.metrics import Counts, confusion_counts
+from ddcat_bench.bootstrap import FEWEST_UNITS, interval, scheme_of
+from ddcat_bench.corruption.results import CorruptionRow, Group
+from ddcat_bench.describe import versions
+from ddcat_bench.result_schema import Scores
+from ddcat_bench.work_units import open_units
+from ddcat_train.corruptions import COMMON, CORRUPTIONS, EXTRA, SEVERITIES, corrupt
+from ddcat_train.data import Dataset
+from ddcat_train.data.loader import evaluation_plan
+from ddcat_train.seeds import derive_seed
+
+__all__ = ["CorruptionJob", "Measured", "Predict", "group_of", "measure"]
+
+U8 = npt.NDArray[np.uint8]
+Predict = Callable[[U8], npt.NDArray[np.integer]]  # (N, H, W, 3) uint8 -> labels (N, H, W)
+
+_AHEAD = 4  # batches that are corrupted while one is labelled
+
+
+@dataclass(frozen=True)
+class CorruptionJob:
+    """
+    What is judged, on which images, under which corruptions.
+
+    Attributes
+    ----------
+    predict : callable
+        Maps images (N, H, W, 3) uint8 to labels (N, H, W).
+    judged : str
+        SHA-256 of the checkpoint or of the bundle's manifest.
+    dataset : Dataset
+    names : tuple of str
+        Keys of `ddcat_train.corruptions.CORRUPTIONS`.
+    batch_size : int
+    max_images : int or None
+        Most images, spread evenly over the split.
+    seed : int
+        An image's own seed follows from it, its place in the split, the corruption and the severity.
+    threads : int
+        Threads that corrupt images.
+    """
+
+    predict: Predict
+    judged: str
+    dataset: Dataset
+    names: tuple[str, ...] = field(default_factory=lambda: tuple(CORRUPTIONS))
+    batch_size: int = 8
+    max_images: int | None = None
+    seed: int = 0
+    threads: int = 2
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return len(self.dataset) if self.max_images is None else min(self.max_images, len(self.dataset))
+
+    @property
+    def labelled(self) -> int:
+        """Number of images that are labelled in all, clean ones included."""
+        return self.images * (1 + len(self.names) * len(SEVERITIES))
+
+    def seed_of(self, index: int, name: str, severity: int) -> int:
+        """Return the seed of an image's corruption."""
+        return derive_seed(self.seed, index, list(CORRUPTIONS).index(name), severity)
+
+    def identity(self) -> dict[str, Any]:
+        """Return everything that the counts depend on, as JSON."""
+        return {
+            "judged": self.judged,
+            "data": self.dataset.list_sha256(),
+            "long_side": self.dataset.long_side,
+            "images": self.images,
+            "batch": self.batch_size,
+            "corruptions": list(self.names),
+            "seed": self.seed,
+            "versions": versions(),
+            "code": provenance.git_commit(),
+        }
+
+
+class Measured(NamedTuple):
+    """Names of the images, scores on clean ones, a row for each corruption and severity, and seconds in all."""
+
+    images: list[str]
+    clean: Scores
+    rows: tuple[CorruptionRow, ...]
+    seconds: float
+
+
+def group_of(name: str) -> Group:
+    """Name the list that a corruption is of."""
+    return "common" if name in COMMON else "extra" if name in EXTRA else "capture"
+
+
+def measure(job: CorruptionJob, work: Path, advance: Callable[[int], None] = lambda images: None) -> Measured:
+    """
+    Do what is not done yet, and compute all figures.
+
+    Parameters
+    ----------
+    job : CorruptionJob
+    work : Path
+        Folder of finished parts: an interrupted measurement continues there.
+    advance : callable, optional
+        Called with the number of images that were just labelled, or were found done.
+
+    Raises
+    ------
+    BenchError, DataError
+    """
+    units, data = open_units(work, job.identity()), job.dataset
+    plan = list(evaluation_plan(data, batch_size=job.batch_size, limit=job.max_images))
+    with ThreadPoolExecutor(job.threads) as pool:
+        for batch, indices in enumerate(plan):
+            missing = [place for place in range(len(job.names) + 1) if not units.has(batch, place)]
+            left = sum(len(SEVERITIES) if place else 1 for place in missing)
+            advance(len(indices) * (1 + len(job.names) * len(SEVERITIES) - left))
+            if not missing:
+                continue
+            samples = [data.read(index) for index in indices]
+            images, truth = (np.stack([getattr(one, kind) for one in samples]) for kind in ("image", "labels"))
+            for place, versions_of in _ahead(pool, job, images, indices, missing):
+                began, counts = monotonic(), []
+                for corrupted in versions_of:
+                    counts.append(_count(truth, job.predict(corrupted), len(data.classes)))
+                    advance(len(indices))
+                units.put(batch, place, np.stack(counts), monotonic() - began)
+    parts = [[units.get(batch, place) for batch in range(len(plan))] for place in range(len(job.names) + 1)]
+    counts = [np.concatenate([part for part, _ in of_one], axis=1) for of_one in parts]  # (severities, I, K, 3) each
+    names = [data.pairs[index].name for indices in plan for index in indices]
+    return Measured(
+        names,
+        Scores.of(counts[0][0], data.classes.background),
+        tuple(_rows(job, counts[1:], names)),
+        sum(seconds for of_one in parts for _, seconds in of_one),
+    )
+
+
+def _ahead(
+    pool: Executor, job: CorruptionJob, images: U8, indices: Sequence[int], places: Sequence[int]
+) -> Iterator[tuple[int, list[U8]]]:
+    """Yield the clean images or those of each corruption, by severity, while threads prepare the next ones."""
+
+    def start(place: int) -> list[list[Future[U8]]]:
+        name = job.names[place - 1]
+        return [
+            [
+                pool.submit(corrupt, image, name, severity=severity, seed=job.seed_of(index, name, severity))
+                for image, index in zip(images, indices, strict=True)
+            ]
+            for severity in SEVERITIES
+        ]
+
+    if places[0] == 0:
+        yield 0, [images]
+    waiting: list[tuple[int, list[list[Future[U8]]]]] = []
+    for place in [place for place in places if place]:
+        waiting.append((place, start(place)))
+        if len(waiting) == _AHEAD:
+            yield _finished(waiting.pop(0))
+    while waiting:
+        yield _finished(waiting.pop(0))
+
+
+def _finished(started: tuple[int, list[list[Future[U8]]]]) -> tuple[int, list[U8]]:
+    place, severities = started
+    return place, [np.stack([future.result() for future in of_one]) for of_one in severities]
+
+
+def _count(truth: U8, labels: npt.NDArray[np.integer], classes: int) -> Counts:
+    return np.stack([confusion_counts(t, p, classes) for t, p in zip(truth, labels, strict=True)])
+
+
+def _rows(job: CorruptionJob, counts: Sequence[Counts], names: list[str]) -> Iterator[CorruptionRow]:
+    scheme = scheme_of(job.dataset.name, names, job.dataset.clips)
+    for name, of_one in zip(job.names, counts, strict=True):
+        for severity, of_severity in zip(SEVERITIES, of_one, strict=True):
+            scores = Scores.of(of_severity)
+            low, high = interval(of_severity, scheme) if scheme.units >= FEWEST_UNITS else (None, None)
+            yield CorruptionRow(
+                name=name,
+                group=group_of(name),
+                severity=severity,
+                miou=scores.miou,
+                low=low,
+                high=high,
+                pixel_accuracy=scores.pixel_accuracy,
+                class_iou=scores.class_iou,
+            )
