@@ -203,6 +203,7 @@ PARTS = {
     "gate": {"timing", "attack"},
     "compare": {"attack", "gate"},
     "drift": {"attack", "gate"},
+    "corruption": {"attack"},
     "fidelity": {"attack"},
 }
 

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 from types import ModuleType
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ddcat_train.choices import CorruptionName
 from ddcat_train.corruptions import CAPTURE, COMMON, CORRUPTIONS, EXTRA, SEVERITIES, corrupt
 from ddcat_train.corruptions.arrays import U8, blur, enlarge, move_blur, sample
 from ddcat_train.errors import CorruptionError
@@ -139,6 +141,7 @@ def test_the_lists_are_complete() -> None:
     assert (len(COMMON), len(EXTRA)) == (15, 4)
     assert all(len(one.settings) == len(SEVERITIES) for one in CORRUPTIONS.values())
     assert {*PUBLISHED, *CAPTURE} == set(CORRUPTIONS)
+    assert get_args(CorruptionName) == tuple(CORRUPTIONS)
 
 
 @pytest.mark.parametrize(

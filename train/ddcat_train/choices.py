@@ -7,6 +7,7 @@ __all__ = [
     "AugmentationName",
     "BackboneName",
     "ContextName",
+    "CorruptionName",
     "DatasetName",
     "Head",
     "MaskSource",
@@ -32,6 +33,12 @@ MaskSource = Literal["forward", "algorithm-2"]  # of p: the train-mode forward, 
 Split = Literal["rank", "global"]  # which images stay clean: the first of every process's share, or of the whole batch
 DatasetName = Literal["scenes", "voc", "cityscapes", "camvid", "folder"]
 AugmentationName = Literal["paper", "plain"]
+CorruptionName = Literal[
+    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow", "frost",
+    "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression", "speckle_noise", "gaussian_blur",
+    "spatter", "saturate", "jpeg", "webp", "chroma_subsampling", "decoder", "resize_kernel", "gamma_dark", "gamma_bright",
+    "underexposed", "overexposed", "white_balance_warm", "white_balance_cold", "bit_depth",
+]  # fmt: skip
 Start = Literal["clean", "random", "lower"]  # of an attack: at x, uniformly in the ball, at x - epsilon
 StepSize = float | Literal["eps/n"]
 WeightName = Literal["PGD", "SegPGD", "CosPGD", "TsallisPGD", "SEA-JS", "SEA-MCE", "SEA-MCE-Bal"]  # of pixels under attack

@@ -74,7 +74,7 @@ class CorruptionJob:
 
     def seed_of(self, index: int, name: str, severity: int) -> int:
         """Return the seed of an image's corruption."""
-        return derive_seed(self.seed, index, list(CORRUPTIONS).index(name), severity)
+        return derive_seed(self.seed, index, tuple(CORRUPTIONS).index(name), severity)
 
     def identity(self) -> dict[str, Any]:
         """Return everything that the counts depend on, as JSON."""

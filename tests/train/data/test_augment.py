@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddcat_train import imagenet
-from ddcat_train.data import AUGMENTATIONS
+from ddcat_train.data import AUGMENTATIONS, corrupted
 from ddcat_train.data.augment import Augment, paper, plain
 from ddcat_train.data.dataset import Sample
 
@@ -142,3 +142,20 @@ def test_wrong_parameters_are_refused(crop: tuple[int, int], scale: tuple[float,
     for make in AUGMENTATIONS.values():
         with pytest.raises(ValueError, match=r"crop|scale"):
             make(crop=crop, scale=scale)
+
+
+def test_a_share_of_the_crops_is_corrupted_and_the_same_seed_repeats_it() -> None:
+    generator = np.random.default_rng(0)
+    sample = Sample(generator.integers(0, 256, (40, 40, 3)).astype(np.uint8), np.zeros((40, 40), np.uint8), "noise")
+    bare = paper(crop=(33, 33), scale=(1, 1))
+    assert corrupted(bare, (), share=0.5) is bare
+    augment = corrupted(bare, ("contrast", "gaussian_noise"), share=0.25)
+    changed = 0
+    for seed in range(200):
+        image, labels = augment(sample, np.random.default_rng(seed))
+        plain_image, plain_labels = bare(sample, np.random.default_rng(seed))
+        assert np.array_equal(labels, plain_labels)
+        assert (image.shape, image.dtype) == (plain_image.shape, np.float32)
+        assert np.array_equal(image, augment(sample, np.random.default_rng(seed))[0])
+        changed += not np.array_equal(image, plain_image)
+    assert 30 <= changed <= 70

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from ddcat.schema import current_method
 from ddcat_train.choices import (
     AugmentationName,
+    CorruptionName,
     DatasetName,
     MaskSource,
     MethodName,
@@ -71,6 +72,12 @@ class AugmentConfig(Section):
     policy: AugmentationName = "paper"
     crop: Size = Field(description="height and width of a crop, or one number for both")
     scale: tuple[float, float] = Field((0.5, 2.0), description="smallest and largest scale factor")
+    corruptions: tuple[CorruptionName, ...] = Field(
+        (), description="of which one, at severity 1 to 3, is applied to a crop; none by default"
+    )
+    corrupted_share: float = Field(
+        0.5, gt=0, le=1, description="share of the crops that are corrupted, where there are corruptions"
+    )
 
     @model_validator(mode="after")
     def _check_consistent(self) -> Self:

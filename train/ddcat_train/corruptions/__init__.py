@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddcat_train.choices import CorruptionName
 from ddcat_train.corruptions.arrays import U8
 from ddcat_train.corruptions.blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
 from ddcat_train.corruptions.capture import (
@@ -49,7 +50,7 @@ class Corruption(NamedTuple):
     settings: tuple[tuple[Any, ...], ...]
 
 
-COMMON: dict[str, Corruption] = {
+COMMON: dict[CorruptionName, Corruption] = {
     "gaussian_noise": Corruption(gaussian_noise, ((0.08,), (0.12,), (0.18,), (0.26,), (0.38,))),
     "shot_noise": Corruption(shot_noise, ((60,), (25,), (12,), (5,), (3,))),
     "impulse_noise": Corruption(impulse_noise, ((0.03,), (0.06,), (0.09,), (0.17,), (0.27,))),
@@ -75,7 +76,7 @@ COMMON: dict[str, Corruption] = {
     "pixelate": Corruption(pixelate, ((0.6,), (0.5,), (0.4,), (0.3,), (0.25,))),
     "jpeg_compression": Corruption(jpeg_compression, ((25,), (18,), (15,), (10,), (7,))),
 }
-EXTRA: dict[str, Corruption] = {
+EXTRA: dict[CorruptionName, Corruption] = {
     "speckle_noise": Corruption(speckle_noise, ((0.15,), (0.2,), (0.35,), (0.45,), (0.6,))),
     "gaussian_blur": Corruption(gaussian_blur, ((1,), (2,), (3,), (4,), (6,))),
     "spatter": Corruption(
@@ -90,7 +91,7 @@ EXTRA: dict[str, Corruption] = {
     ),
     "saturate": Corruption(saturate, ((0.3, 0.0), (0.1, 0.0), (2.0, 0.0), (5.0, 0.1), (20.0, 0.2))),
 }
-CAPTURE: dict[str, Corruption] = {
+CAPTURE: dict[CorruptionName, Corruption] = {
     "jpeg": Corruption(jpeg_compression, ((95,), (85,), (75,), (60,), (50,))),
     "webp": Corruption(webp_compression, ((95,), (85,), (75,), (60,), (50,))),
     "chroma_subsampling": Corruption(
@@ -110,7 +111,7 @@ CAPTURE: dict[str, Corruption] = {
     "white_balance_cold": Corruption(white_balance, ((0.95, 1.05), (0.9, 1.1), (0.8, 1.15), (0.7, 1.2), (0.6, 1.3))),
     "bit_depth": Corruption(bit_depth, ((7,), (6,), (5,), (4,), (3,))),
 }
-CORRUPTIONS: dict[str, Corruption] = {**COMMON, **EXTRA, **CAPTURE}
+CORRUPTIONS: dict[CorruptionName, Corruption] = {**COMMON, **EXTRA, **CAPTURE}
 
 
 def corrupt(image: U8, name: str, *, severity: int, seed: int) -> U8:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ddcat.text import printable
-from ddcat_train.data.augment import AUGMENTATIONS, Augment
+from ddcat_train.data.augment import AUGMENTATIONS, Augment, corrupted
 from ddcat_train.data.camvid import camvid
 from ddcat_train.data.cityscapes import cityscapes
 from ddcat_train.data.dataset import Dataset, Pair, Sample
@@ -20,7 +20,7 @@ from ddcat_train.data.synthetic.dataset import scenes
 from ddcat_train.data.voc import voc
 from ddcat_train.errors import DataError
 
-__all__ = ["AUGMENTATIONS", "DATASETS", "Augment", "Dataset", "Pair", "Sample", "list_dataset", "open_dataset"]
+__all__ = ["AUGMENTATIONS", "DATASETS", "Augment", "Dataset", "Pair", "Sample", "corrupted", "list_dataset", "open_dataset"]
 
 DATASETS: dict[str, Callable[[Path, str], Dataset]] = {
     "scenes": scenes,

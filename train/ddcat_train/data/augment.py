@@ -6,7 +6,7 @@ uint8. Every pixel that it makes up is the ImageNet mean and has the label 255. 
 network normalises, so nothing here does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import cv2
@@ -15,15 +15,18 @@ import numpy.typing as npt
 
 from ddcat.classes import IGNORE_INDEX
 from ddcat_train import imagenet
+from ddcat_train.choices import CorruptionName
+from ddcat_train.corruptions import corrupt
 from ddcat_train.data.dataset import U8, Sample
 
-__all__ = ["AUGMENTATIONS", "Augment", "paper", "plain"]
+__all__ = ["AUGMENTATIONS", "Augment", "corrupted", "paper", "plain"]
 
 F32 = npt.NDArray[np.float32]
 Augment = Callable[[Sample, np.random.Generator], tuple[F32, U8]]
 
 _DEGREES = 10.0
 _BLUR = (5, 5)
+_SEVEREST = 3  # severity in training
 
 
 def paper(*, crop: tuple[int, int], scale: tuple[float, float]) -> Augment:
@@ -53,6 +56,22 @@ def plain(*, crop: tuple[int, int], scale: tuple[float, float]) -> Augment:
 AUGMENTATIONS = {"paper": paper, "plain": plain}
 
 
+def corrupted(augment: Augment, names: Sequence[CorruptionName], *, share: float) -> Augment:
+    """
+    Return an augmentation followed by a corruption of its crop: one of some, at a severity of 1 to 3.
+
+    Parameters
+    ----------
+    augment : callable
+        Its crops have 32 pixels a side or more.
+    names : sequence of str
+        Keys of `ddcat_train.corruptions.CORRUPTIONS`; without any, `augment` itself is returned.
+    share : float
+        Share of the crops that are corrupted.
+    """
+    return partial(_corrupted, augment=augment, names=tuple(names), share=share) if names else augment
+
+
 # The two are plain functions bound to their parameters, not closures, for a worker that is not forked must unpickle them.
 def _paper(
     sample: Sample, generator: np.random.Generator, *, crop: tuple[int, int], scale: tuple[float, float]
@@ -65,6 +84,22 @@ def _paper(
     if generator.random() < 0.5:
         image, labels = image[:, ::-1], labels[:, ::-1]
     return _cropped(image, labels, crop, generator)
+
+
+def _corrupted(
+    sample: Sample,
+    generator: np.random.Generator,
+    *,
+    augment: Augment,
+    names: tuple[CorruptionName, ...],
+    share: float,
+) -> tuple[F32, U8]:
+    image, labels = augment(sample, generator)
+    if generator.random() < share:
+        name, severity = names[generator.integers(len(names))], int(generator.integers(1, _SEVEREST + 1))
+        levels = np.round(image * np.float32(255)).astype(np.uint8)
+        image = _to_float(corrupt(levels, name, severity=severity, seed=int(generator.integers(2**32))))
+    return image, labels
 
 
 def _plain(

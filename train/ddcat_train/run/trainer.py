@@ -21,7 +21,7 @@ from ddcat_train.checkpoints import (
     save_checkpoint,
 )
 from ddcat_train.config import Config
-from ddcat_train.data import AUGMENTATIONS, Dataset, open_dataset
+from ddcat_train.data import AUGMENTATIONS, Dataset, corrupted, open_dataset
 from ddcat_train.data.dataset import U8
 from ddcat_train.data.first_look import first_look
 from ddcat_train.data.loader import Batch, batches_per_epoch, train_batches
@@ -104,7 +104,8 @@ class Trainer:
         forbid_tf32()
         self._fabric, self.ranks = init_distributed(device, _PRECISION[config.train.precision])
         self._places = rank_slice(self.ranks.rank, self.ranks.size, config)
-        self._augment = AUGMENTATIONS[config.augment.policy](crop=config.augment.crop, scale=config.augment.scale)
+        augment = AUGMENTATIONS[config.augment.policy](crop=config.augment.crop, scale=config.augment.scale)
+        self._augment = corrupted(augment, config.augment.corruptions, share=config.augment.corrupted_share)
         self._method = METHODS[config.method.name]
         self._dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
         torch.manual_seed(config.seed)
