@@ -199,8 +199,9 @@ def test_the_gate_needs_no_trainer() -> None:
 
 PARTS = {
     "timing": set(),
-    "attack": {"timing"},
-    "gate": {"timing", "attack"},
+    "twin": set(),
+    "attack": {"timing", "twin"},
+    "gate": {"timing", "twin", "attack"},
     "compare": {"attack", "gate"},
     "drift": {"attack", "gate"},
     "corruption": {"attack"},

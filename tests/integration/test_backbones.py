@@ -14,7 +14,7 @@ import torch
 
 from ddcat.bundle import open_bundle
 from ddcat.engines import open_engine
-from ddcat_bench.gate.twin import twin_of
+from ddcat_bench.twin.twin import twin_of
 from ddcat_export.errors import ExportError
 from ddcat_export.onnx_export import build_graph
 from ddcat_export.parity import LOGIT_TOLERANCE, check_parity, sample_images, shapes_of

@@ -31,8 +31,8 @@ from ddcat_bench.gate.pool import (
     fill_units,
     read_units,
 )
-from ddcat_bench.gate.twin import twin_of
 from ddcat_bench.inputs import engine_batch_size, main_branch
+from ddcat_bench.twin.twin import twin_of
 from ddcat_bench.work_units import Units, open_units
 from ddcat_train.attacks import Model
 from ddcat_train.data.loader import evaluation_batches

@@ -22,7 +22,6 @@ from ddcat_bench.gate.overlays import Overlay, legend, overlays
 from ddcat_bench.gate.report import gate_brief, gate_html, gate_junit, gate_markdown
 from ddcat_bench.gate.results import GateResult
 from ddcat_bench.gate.thresholds import Thresholds
-from ddcat_bench.gate.twin import twin_of
 from ddcat_bench.gate.verdict import conclude, passport_of
 from ddcat_bench.gate.words import title
 from ddcat_bench.inputs import main_branch
@@ -33,6 +32,7 @@ from ddcat_bench.timing.results import SpeedResult
 from ddcat_bench.timing.serving_memory import serving_peak
 from ddcat_bench.timing.speed import draw_inputs, measure
 from ddcat_bench.timing.throughput import ThroughputResult, measure_throughput
+from ddcat_bench.twin.twin import twin_of
 from ddcat_bench.work_units import forget_other, remove_work, work_folder
 
 __all__ = ["run_job"]

@@ -33,8 +33,6 @@ from ddcat_bench.gate.pool import EPSILONS, PoolResult, attack_runs
 from ddcat_bench.gate.report import gate_brief, gate_html, gate_junit, gate_markdown
 from ddcat_bench.gate.results import GateResult
 from ddcat_bench.gate.thresholds import DEFAULT, read_thresholds
-from ddcat_bench.gate.twin_nodes import NODES
-from ddcat_bench.gate.twin_operator import NotSupportedError
 from ddcat_bench.gate.verdict import conclude, passport_of, worst
 from ddcat_bench.gate.words import title
 from ddcat_bench.result_io import read_result
@@ -42,6 +40,8 @@ from ddcat_bench.timing.interleave import ratio, timing
 from ddcat_bench.timing.results import SpeedRatio, SpeedResult
 from ddcat_bench.timing.serving_memory import Serving
 from ddcat_bench.timing.speed import draw_inputs, measure
+from ddcat_bench.twin.base import NotSupportedError
+from ddcat_bench.twin.operators import OPERATORS
 from ddcat_export.exporting import export
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
@@ -600,7 +600,7 @@ def test_a_graph_that_cannot_be_attacked_is_refused_before_anything_is_timed(
     def antialias(inputs: Any, attributes: Any) -> Any:
         raise NotSupportedError("a form that only images show")
 
-    monkeypatch.setitem(NODES, "Resize", NODES["Resize"]._replace(run=antialias))
+    monkeypatch.setitem(OPERATORS, "Resize", OPERATORS["Resize"]._replace(run=antialias))
     with pytest.raises(BenchError, match=r"does not support Resize at .* with a form that only images show"):
         run_job(GateJob(bundle, checkpoint, scenes), LIMITS, tmp_path / "gate", repeats=10)
     assert not (tmp_path / "gate").exists()

@@ -1,22 +1,23 @@
-"""A differentiable twin of an engine: its ONNX file, run by torch, so that white-box attacks see what the engine computes."""
+"""A graph of ONNX, run by torch: what a runtime computes, with gradients."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import onnx
 import torch
-from onnx import helper
+from onnx import helper, inliner
 from torch import Tensor, nn
 
-from ddcat.bundle import Bundle
 from ddcat.error_text import first_line
 from ddcat_bench.errors import BenchError
-from ddcat_bench.gate.twin_nodes import NODES, as_tensor
-from ddcat_bench.gate.twin_operator import Attributes, NotSupportedError, Operator
+from ddcat_bench.twin.base import Attributes, Inputs, NotSupportedError, Operator, as_tensor, operator
+from ddcat_bench.twin.operators import OPERATORS
 
-__all__ = ["Executor", "Twin", "twin_of"]
+__all__ = ["Executor"]
 
-# Between these two opsets the operators of the table changed only by attributes, inputs and types, all of which are checked.
-_FIRST, _LAST = 13, 28
+# Between these two opsets the operators of the table changed by attributes, inputs and types, all of which are checked, and by
+# what their entries of the table say.
+_FIRST, _LAST = 11, 28
 
 
 class _Step(NamedTuple):
@@ -28,12 +29,12 @@ class _Step(NamedTuple):
     unread: tuple[str, ...] = ()  # values that no later step reads
 
 
-class Executor:
+class Executor(nn.Module):
     """
     A graph of ONNX, run by torch step by step; gradients pass.
 
     Constants are computed once, steps that no wanted output needs are left out, and a value is dropped when nothing reads it
-    any more.
+    any more. Of an If the branch that its condition chooses is run.
 
     Parameters
     ----------
@@ -41,141 +42,104 @@ class Executor:
     outputs : sequence of str, optional
         Names of the values to compute; the graph's own outputs where none are given.
 
-    Attributes
-    ----------
-    constants : dict of str to Tensor
-        Those that the steps read. A caller may move them to another device or type.
-
     Raises
     ------
     BenchError
         Naming what it does not support: an operator, one of its forms or versions, a type of values.
     """
 
-    def __init__(self, model: onnx.ModelProto, outputs: tuple[str, ...] = ()) -> None:
+    def __init__(self, model: onnx.ModelProto, outputs: Sequence[str] = ()) -> None:
+        super().__init__()
+        model = inliner.inline_local_functions(model) if model.functions else model
         opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
         for value in model.graph.input:
             if not value.type.HasField("tensor_type"):
                 raise _refusal(f"the input {value.name}, which is no tensor")
-        self.outputs = outputs or tuple(value.name for value in model.graph.output)
+        if model.graph.sparse_initializer:
+            raise _refusal("sparse constants")
+        self.outputs = tuple(outputs) or tuple(value.name for value in model.graph.output)
+        self.branches = nn.ModuleList()  # of every If, where their constants move with this module
         values: dict[str, Tensor] = {}
         for tensor in model.graph.initializer:
             try:
                 values[tensor.name] = as_tensor(tensor)
             except NotSupportedError as cause:
                 raise _refusal(f"{cause} in {tensor.name}") from cause
-        if model.graph.sparse_initializer:
-            raise _refusal("sparse constants")
-        read = {name for node in model.graph.node for name in node.input} | set(self.outputs)
+        read = {name for node in model.graph.node for name in _read_by(node)} | set(self.outputs)
         steps = []
         for node in model.graph.node:
-            step = _step(node, opset, read)
+            step = self._choice(node, opset) if node.op_type == "If" else _step(node, opset, read)
             if all(name in values for name in step.inputs if name):
                 values.update(_results(step, values))
             else:
                 steps.append(step)
         self._steps = _without_waste(steps, self.outputs)
         read = {name for step in self._steps for name in step.inputs} | set(self.outputs)
-        self.constants = {name: value for name, value in values.items() if name in read}
+        self._constants = {name: f"constant_{place}" for place, name in enumerate(values) if name in read}
+        for name, buffer in self._constants.items():
+            self.register_buffer(buffer, values[name])
 
-    def __call__(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Compute the outputs, by name, from the graph's inputs."""
-        values = {**self.constants, **inputs}
+        values = {name: self.get_buffer(buffer) for name, buffer in self._constants.items()} | inputs
         for step in self._steps:
             values.update(_results(step, values))
             for name in step.unread:
                 del values[name]
         return {name: values[name] for name in self.outputs}
 
+    def _choice(self, node: onnx.NodeProto, opset: int) -> _Step:
+        """Make the step of an If: its branches read the values around them."""
+        graphs = {attribute.name: attribute.g for attribute in node.attribute}
+        ways = [
+            Executor(helper.make_model(graphs[name], opset_imports=[helper.make_opsetid("", opset)]))
+            for name in ("then_branch", "else_branch")
+        ]
+        self.branches.extend(ways)
+        outer = sorted(_read_by(node) - set(node.input))
 
-class Twin(nn.Module):
-    """
-    The graph of an engine as a network of torch.
+        def run(inputs: Inputs, attributes: Attributes) -> tuple[Tensor, ...]:
+            way = ways[0] if bool(inputs[0]) else ways[1]
+            around = {name: value for name, value in zip(outer, inputs[1:], strict=True) if value is not None}
+            return tuple(way(around).values())
 
-    It computes what the file says, with the file's own scales: quantise steps round, and let gradients pass straight through
-    within their range.
-
-    Parameters
-    ----------
-    content : bytes
-        An ONNX file, of any precision, with input `image` and output `labels`.
-
-    Raises
-    ------
-    BenchError
-        Naming what it does not support.
-    """
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__()
-        model = onnx.load_model_from_string(content)
-        self._scores = _scores(model.graph)
-        self._executor = Executor(model, (self._scores,))
-        self._buffer_names = {name: f"constant_{place}" for place, name in enumerate(self._executor.constants)}
-        for name, buffer in self._buffer_names.items():
-            self.register_buffer(buffer, self._executor.constants[name])
-        self.eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """
-        Compute the logits that the engine chooses its labels by.
-
-        Parameters
-        ----------
-        images : (N, 3, H, W) float32
-            RGB in [0, 1]. They are not rounded to bytes.
-
-        Returns
-        -------
-        (N, K, H, W) float32
-
-        Raises
-        ------
-        BenchError
-            Naming the node whose form or values it does not support: some are known only when an image comes.
-        """
-        self._executor.constants = {name: self.get_buffer(buffer) for name, buffer in self._buffer_names.items()}
-        pixels = (images * 255).permute(0, 2, 3, 1)  # the graph divides again
-        scores = self._executor({"image": pixels})[self._scores]
-        return scores.reshape(len(images), -1, images.shape[2], images.shape[3])
-
-
-def twin_of(bundle: Bundle) -> Twin:
-    """
-    Make the twin of a bundle's engine, and try it on the smallest image: some forms are known only then.
-
-    Raises
-    ------
-    BenchError
-        Naming what it does not support.
-    """
-    engine, shapes = bundle.manifest.engine, bundle.manifest.shapes
-    # the ONNX file that the engine computes: the one that it loads, or that its plan was built from
-    twin = Twin(bundle.files[engine.file if engine.file.endswith(".onnx") else engine.graph])
-    height, width = shapes.sizes[0] if shapes.sizes is not None else (shapes.height.minimum, shapes.width.minimum)
-    with torch.no_grad():
-        twin(torch.zeros(shapes.batch.minimum, 3, height, width))
-    return twin
+        name = f"If at {node.name or node.output[0]}"
+        return _Step(name, operator(run, several=True), (node.input[0], *outer), {}, tuple(node.output))
 
 
 def _refusal(what: str) -> BenchError:
     return BenchError(f"the gate cannot attack this graph: its differentiable executor does not support {what}")
 
 
+def _read_by(node: onnx.NodeProto) -> set[str]:
+    """Name the values that a node reads, and those around them that its branches do."""
+    read = {name for name in node.input if name}
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            made = {name for inner in attribute.g.node for name in inner.output}
+            made |= {tensor.name for tensor in attribute.g.initializer}
+            wanted = {name for inner in attribute.g.node for name in _read_by(inner)}
+            read |= (wanted | {value.name for value in attribute.g.output}) - made
+    return read
+
+
 def _step(node: onnx.NodeProto, opset: int, read: set[str]) -> _Step:
     name = f"{node.op_type} at {node.name or node.output[0]}"
     if node.domain not in ("", "ai.onnx"):
         raise _refusal(f"{node.domain}.{name}")
-    if node.op_type not in NODES:
+    if node.op_type not in OPERATORS:
         raise _refusal(name)
-    known, schema = NODES[node.op_type], _schema(node, opset)
+    known, schema = OPERATORS[node.op_type], _schema(node, opset)
+    if known.before is not None and opset < known.before[0]:
+        known = known.before[1]
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     for key, value in attributes.items():
         if key not in known.attributes and not (key in schema.attributes and value == _default(schema.attributes[key])):
             raise _refusal(f"{name} with the attribute {key}")
-    spare = [output for output in node.output[1:] if output in read]
-    if spare and node.op_type != "Split":
+    if not known.several and read.intersection(node.output[1:]):
         raise _refusal(f"the further outputs of {name}")
+    if "num_outputs" in known.attributes:  # until opset 18 nothing else says it
+        attributes.setdefault("num_outputs", len(node.output))
     return _Step(name, known, tuple(node.input), attributes, tuple(node.output))
 
 
@@ -197,8 +161,14 @@ def _default(attribute: onnx.defs.OpSchema.Attribute) -> object:
 
 def _results(step: _Step, values: dict[str, Tensor]) -> dict[str, Tensor]:
     inputs = [values[name] if name else None for name in step.inputs]
+    places = {value.device for value in inputs if value is not None}
+    if len(places) > 1:  # shapes, and what is made of them, are on the CPU until they meet maps that are elsewhere
+        (place,) = places - {torch.device("cpu")}
+        inputs = [None if value is None else value.to(place) for value in inputs]
     try:
         results = step.operator.run(inputs, step.attributes)
+    except BenchError:  # of a branch
+        raise
     except NotSupportedError as cause:
         raise _refusal(f"{step.name} with {cause}") from cause
     except Exception as cause:  # torch lacks a form that ONNX has
@@ -206,18 +176,6 @@ def _results(step: _Step, values: dict[str, Tensor]) -> dict[str, Tensor]:
     if isinstance(results, Tensor):
         return {step.outputs[0]: results}
     return {name: result for name, result in zip(step.outputs, results, strict=True) if name}
-
-
-def _scores(graph: onnx.GraphProto) -> str:
-    """Name the value that the labels are the argmax of, over the classes of every pixel."""
-    makers = {node.output[0]: node for node in graph.node}
-    name = "labels"
-    while name in makers:
-        node = makers[name]
-        name = node.input[0]
-        if node.op_type == "ArgMax":
-            return str(name)
-    raise BenchError("the graph chooses no labels by an ArgMax: expected a graph that ddcat export wrote")
 
 
 def _without_waste(steps: list[_Step], outputs: tuple[str, ...]) -> tuple[_Step, ...]:

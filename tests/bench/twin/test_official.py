@@ -13,9 +13,9 @@ from onnx.backend.test.case.test_case import TestCase
 from onnx.backend.test.loader import load_model_tests
 
 from ddcat_bench.errors import BenchError
-from ddcat_bench.gate.twin import Executor
-from ddcat_bench.gate.twin_nodes import NODES, as_tensor
-from ddcat_bench.gate.twin_operator import NotSupportedError
+from ddcat_bench.twin.base import NotSupportedError, as_tensor
+from ddcat_bench.twin.executor import Executor
+from ddcat_bench.twin.operators import OPERATORS
 
 REFUSAL = "the gate cannot attack this graph: its differentiable executor does not support "
 
@@ -62,15 +62,17 @@ def array(value: Any) -> npt.NDArray[Any]:
 
 def check(case: TestCase, name: str, value: torch.Tensor, right: npt.NDArray[Any]) -> None:
     assert tuple(value.shape) == right.shape, f"{case.name}: {name}"
-    floats = case.model.graph.node[0].op_type == "QuantizeLinear"  # whole numbers, kept as floats for their gradients
+    floats = "QuantizeLinear" in [
+        node.op_type for node in case.model.graph.node if name in node.output
+    ]  # whole numbers, kept as floats for their gradients
     if not floats and right.dtype.name != "bfloat16":
         assert str(value.dtype).removeprefix("torch.") == right.dtype.name, f"{case.name}: {name}"
     got, expected = value.double().numpy(), right.astype(np.float64)
-    loose = 1e-2 if right.dtype.name in ("float16", "bfloat16") else max(case.rtol, 1e-4)
+    loose = {"float16": 1e-2, "bfloat16": 2e-2}.get(right.dtype.name, max(case.rtol, 1e-4))
     np.testing.assert_allclose(got, expected, rtol=loose, atol=1e-5, err_msg=f"{case.name}: {name}")
 
 
-@pytest.mark.parametrize("operator", NODES)
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_each_case_is_right_or_refused_by_name(operator: str) -> None:
     outcomes = {case.name: outcome(case) for case in cases()[operator]}
     for name, refusal in outcomes.items():
@@ -84,12 +86,16 @@ def test_functions_in_several_nodes_are_right_or_refused() -> None:
 
 
 SMOOTH = [
-    "Abs", "Add", "AveragePool", "Clip", "Concat", "Conv", "ConvTranspose", "Cos", "Div", "Einsum", "Erf", "Exp",
-    "Expand", "Flatten", "Gather", "GatherND", "Gelu", "Gemm", "GlobalAveragePool", "GridSample", "GroupNormalization",
-    "HardSigmoid", "HardSwish", "Identity", "LayerNormalization", "Log", "MatMul", "Max", "MaxPool", "Min", "Mul",
-    "Neg", "Pad", "Reciprocal", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Resize",
-    "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "Transpose", "Unsqueeze",
-    "Where",
+    "Abs", "Add", "Atan", "AveragePool", "BatchNormalization", "Celu", "Clip", "Concat", "Conv",
+    "ConvTranspose", "Cos", "CumSum", "DepthToSpace", "Div", "Dropout", "Einsum", "Elu", "Erf", "Exp", "Expand",
+    "Flatten", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "GlobalAveragePool", "GlobalMaxPool",
+    "GridSample", "GroupNormalization", "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization",
+    "LayerNormalization", "LeakyRelu", "Log", "LogSoftmax", "LpNormalization", "MatMul", "Max", "MaxPool", "Mean",
+    "Min", "Mish", "Mod", "Mul", "Neg", "PRelu", "Pad", "Pow", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum",
+    "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu",
+    "Reshape", "Resize", "ScatterElements", "ScatterND", "Selu", "Sigmoid", "Sin", "Slice", "Softmax", "Softplus",
+    "Softsign", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu",
+    "Tile", "TopK", "Transpose", "Unsqueeze", "Where",
 ]  # fmt: skip
 
 
@@ -116,7 +122,7 @@ def test_gradients_are_finite_differences(operator: str) -> None:
             (result,) = executor({**values, **dict(zip(names, parts, strict=True))}).values()
             return result
 
-        if moving:
+        if moving and all(values[name].isfinite().all() and values[name].numel() for name in moving):
             parts = [values[name].clone().requires_grad_() for name in moving]
             assert torch.autograd.gradcheck(run, parts, fast_mode=True), case.name
             checked += 1

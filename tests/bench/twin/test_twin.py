@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddcat.engines.onnxruntime import run_once
 from ddcat_bench.errors import BenchError
-from ddcat_bench.gate.twin import Twin
+from ddcat_bench.twin.twin import Twin
 from ddcat_export.calibration import measure_ranges
 from ddcat_export.onnx_export import build_graph
 from ddcat_export.parity import sample_images
@@ -209,9 +209,9 @@ def test_what_it_does_not_know_is_named() -> None:
         small("Hardmax")
     with pytest.raises(BenchError, match="does not support Resize at the node with the attribute antialias"):
         small("Resize", np.zeros(0, np.float32), np.ones(4, np.float32), mode="linear", antialias=1)
-    options = {"mode": "linear", "coordinate_transformation_mode": "asymmetric"}
+    options = {"mode": "linear", "coordinate_transformation_mode": "tf_crop_and_resize"}
     twin = small("Resize", np.zeros(0, np.float32), np.ones(4, np.float32), **options)
-    with pytest.raises(BenchError, match="does not support Resize at the node with mode linear with asymmetric"):
+    with pytest.raises(BenchError, match="does not support Resize at the node with the corners of tf_crop_and_resize"):
         twin(torch.rand(1, 3, 4, 4))
 
 

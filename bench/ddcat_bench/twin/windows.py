@@ -1,16 +1,16 @@
-"""The operators of ONNX that move windows over maps, pad them or resize them, in torch and differentiable."""
+"""The operators of ONNX on maps: windows that move over them, padding, sampling; in torch and differentiable."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddcat_bench.gate.twin_operator import Attributes, Inputs, NotSupportedError
+from ddcat_bench.twin.base import Attributes, Inputs, NotSupportedError
 
-__all__ = ["average_pool", "conv", "conv_transpose", "grid_sample", "max_pool", "pad", "resize"]
+__all__ = ["average_pool", "conv", "conv_transpose", "grid_sample", "max_pool", "pad"]
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -138,74 +138,12 @@ def pad(inputs: Inputs, attributes: Attributes) -> Tensor:
     return F.pad(values, [begin[3], end[3], begin[2], end[2]], mode=modes[mode])
 
 
-_SMOOTH: dict[tuple[bytes, bytes], dict[str, Any]] = {
-    (b"linear", b"half_pixel"): {"mode": "bilinear", "align_corners": False},
-    (b"linear", b"pytorch_half_pixel"): {"mode": "bilinear", "align_corners": False},
-    (b"linear", b"align_corners"): {"mode": "bilinear", "align_corners": True},
-    (b"cubic", b"half_pixel"): {"mode": "bicubic", "align_corners": False},
-    (b"cubic", b"pytorch_half_pixel"): {"mode": "bicubic", "align_corners": False},
-    (b"cubic", b"align_corners"): {"mode": "bicubic", "align_corners": True},
-}
-
-
-def resize(inputs: Inputs, attributes: Attributes) -> Tensor:
-    """
-    Resize (N, C, h, w) to (N, C, H, W), linear or cubic as torch does, or to the nearest pixel by ONNX's rules.
-
-    Scales must give whole pixels: elsewhere ONNX and torch put their grids in other places.
-    """
-    maps, _, scales, sizes = (*inputs, None, None, None)[:4]
-    mode, corners = attributes.get("mode", b"nearest"), attributes.get("coordinate_transformation_mode", b"half_pixel")
-    if maps.ndim != 4 or "axes" in attributes:
-        raise NotSupportedError(f"{maps.ndim} axes" if maps.ndim != 4 else "axes that are named")
-    if sizes is None or sizes.numel() == 0:
-        exact = torch.tensor(maps.shape, dtype=torch.float32) * scales.float()
-        whole = [int(side) for side in exact.floor()]
-        if any(abs(side - float(other)) > 1e-4 for side, other in zip(whole, exact, strict=True)):
-            raise NotSupportedError(f"scales {scales.tolist()}, which leave a part of a pixel")
-    else:
-        whole = sizes.tolist()
-    if whole[:2] != list(maps.shape[:2]):
-        raise NotSupportedError("resizing images or channels")
-    if mode == b"nearest":
-        return _nearest(maps, whole[2:], corners, attributes.get("nearest_mode", b"round_prefer_floor"))
-    if mode == b"cubic" and abs(attributes.get("cubic_coeff_a", -0.75) + 0.75) > 1e-6:
-        raise NotSupportedError(f"cubic_coeff_a {attributes['cubic_coeff_a']}")
-    if (mode, corners) not in _SMOOTH or (corners == b"pytorch_half_pixel" and 1 in whole[2:]):
-        raise NotSupportedError(f"mode {mode.decode()} with {corners.decode()}")
-    return F.interpolate(maps, whole[2:], **_SMOOTH[mode, corners])
-
-
-_ROUNDING: dict[bytes, Callable[[Tensor], Tensor]] = {
-    b"floor": torch.floor,
-    b"ceil": torch.ceil,
-    b"round_prefer_floor": lambda places: torch.ceil(places - 0.5),
-    b"round_prefer_ceil": lambda places: torch.floor(places + 0.5),
-}
-
-
-def _nearest(maps: Tensor, sizes: Sequence[int], corners: bytes, rounding: bytes) -> Tensor:
-    for axis, size in enumerate(sizes, start=2):
-        side = maps.shape[axis]
-        places = torch.arange(size, dtype=torch.float32, device=maps.device)
-        scale = torch.tensor(size / side, dtype=torch.float32, device=maps.device)  # as runtimes have it
-        match corners:
-            case b"asymmetric" if rounding != b"round_prefer_ceil":  # with it the last bit of a float decides
-                places = places / scale
-            case b"half_pixel" | b"pytorch_half_pixel":
-                places = (places + 0.5) / scale - 0.5 if size > 1 or corners == b"half_pixel" else places * 0
-            case b"align_corners":
-                places = places * (side - 1) / (size - 1) if size > 1 else places * 0
-            case _:
-                raise NotSupportedError(f"mode nearest with {corners.decode()} and {rounding.decode()}")
-        maps = maps.index_select(axis, _ROUNDING[rounding](places.double()).long().clamp(0, side - 1))
-    return maps
-
-
 def grid_sample(inputs: Inputs, attributes: Attributes) -> Tensor:
     """Sample (N, C, h, w) at the places of (N, H, W, 2), in [-1, 1]."""
     maps, grid = inputs
-    modes = {b"linear": "bilinear", b"bilinear": "bilinear", b"nearest": "nearest"}
+    modes = {  # the second of two names: until opset 20
+        b"linear": "bilinear", b"bilinear": "bilinear", b"nearest": "nearest", b"cubic": "bicubic", b"bicubic": "bicubic",
+    }  # fmt: skip
     mode = attributes.get("mode", b"linear")
     if mode not in modes or maps.ndim != 4:
         raise NotSupportedError(f"mode {mode.decode()} on values of {maps.ndim} axes")

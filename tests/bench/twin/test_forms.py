@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from ddcat_bench.errors import BenchError
-from ddcat_bench.gate.twin import Executor
+from ddcat_bench.twin.executor import Executor
 
 FEW = settings(max_examples=80, deadline=None, derandomize=True, database=None)
 SIDES = st.integers(1, 9)
@@ -146,15 +146,37 @@ def test_resizing(
     attributes = {"mode": mode, "coordinate_transformation_mode": corners}
     if mode == "nearest":
         attributes["nearest_mode"] = rounding
-        refused = corners == "half_pixel_symmetric" or (corners == "asymmetric" and rounding == "round_prefer_ceil")
-    else:
-        refused = corners in ("asymmetric", "half_pixel_symmetric") or (corners == "pytorch_half_pixel" and 1 in sizes)
+    refused = mode == "nearest" and corners == "asymmetric" and rounding == "round_prefer_ceil"
     scales = np.array([1, 1, *(size / side for size, side in zip(sizes, sides, strict=True))], np.float32)
     if by_scale:
         whole_pixels = (scales[2:] * np.array(sides, np.float32)).astype(int).tolist() == list(sizes)
-        check("Resize", [maps(1, 2, *sides), None, scales], attributes, refused=refused or not whole_pixels)
+        by_size = corners in ("align_corners", "half_pixel_symmetric")
+        check("Resize", [maps(1, 2, *sides), None, scales], attributes, refused=refused or (by_size and not whole_pixels))
     else:
         check("Resize", [maps(1, 2, *sides), None, None, whole(1, 2, *sizes)], attributes, refused=refused)
+
+
+@FEW
+@given(
+    st.tuples(st.integers(2, 9), st.integers(2, 9)),
+    st.floats(0.5, 3, width=32),
+    st.sampled_from(["nearest", "linear", "cubic"]),
+    st.sampled_from(["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric", "half_pixel_symmetric"]),
+    st.sampled_from([0, 1]),
+)
+def test_scales_that_leave_a_part_of_a_pixel(
+    sides: tuple[int, int], scale: float, mode: str, corners: str, outside: int
+) -> None:
+    attributes = {"mode": mode, "coordinate_transformation_mode": corners}
+    if mode == "cubic":
+        attributes |= {"exclude_outside": outside, "cubic_coeff_a": -0.5}
+    else:
+        attributes["nearest_mode"] = "floor"
+    parts = any(abs(side * scale - np.floor(np.float32(side) * np.float32(scale))) > 1e-3 for side in sides)
+    assume(parts and 1 not in [int(side * scale) for side in sides])
+    kept = any(int(side * scale) == side for side in sides)  # which runtimes take for a copy, or not
+    refused = kept or corners in ("align_corners", "half_pixel_symmetric")
+    check("Resize", [maps(1, 2, *sides), None, np.array([1, 1, scale, scale], np.float32)], attributes, refused=refused)
 
 
 @FEW
@@ -177,6 +199,13 @@ def test_gathering(axis: int, index: npt.NDArray[np.int64]) -> None:
     assert compare("Gather", [maps(2, 3, 5, 4), index], {"axis": axis}) == "alike"
 
 
+@pytest.mark.parametrize("operator", ["CastLike", "Trilu"])
+def test_gradients_of_what_the_official_cases_try_with_whole_numbers_alone(operator: str) -> None:
+    executor = Executor(model(operator, [maps(3, 4), *([maps(1).astype(float)] if operator == "CastLike" else [])], {}))
+    values = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda given: executor.double()({"input_0": given})["result"], values)
+
+
 def test_an_index_beyond_the_end_is_refused() -> None:
     with pytest.raises(BenchError, match="Gather at the node"):
         Executor(model("Gather", [maps(2, 3), whole(3)], {"axis": 0}))({"input_0": torch.zeros(2, 3)})
@@ -195,8 +224,39 @@ def test_quantising(axis: int, dtype: type, count: int) -> None:
 
 @pytest.mark.parametrize("opset", [11, 12, 13, 21])
 def test_an_operator_is_computed_as_its_opset_says(opset: int) -> None:
-    outcome = compare("Softmax", [maps(2, 3, 4)], {"axis": 1}, opset)
-    assert outcome == "alike" if opset >= 13 else f"Softmax of opset {opset}" in outcome
+    for operator in ("Softmax", "LogSoftmax"):
+        assert compare(operator, [maps(2, 3, 4)], {"axis": 1}, opset) == "alike"
+        assert compare(operator, [maps(2, 3, 4)], {}, opset) == "alike"  # of another axis before opset 13
+
+
+def test_an_opset_that_says_otherwise_is_refused() -> None:
+    with pytest.raises(BenchError, match=r"Clip of opset 10; it knows what opsets 11 to 28 say of it"):
+        Executor(model("Clip", [maps(2, 3)], {"min": 0.0}, 10))
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "attributes", "opset"),
+    [
+        ("Squeeze", [maps(1, 3, 1)], {"axes": [0]}, 11),
+        ("Unsqueeze", [maps(2, 3)], {"axes": [0, 2]}, 11),
+        ("ReduceSum", [maps(2, 3, 4)], {"axes": [1], "keepdims": 0}, 12),
+        ("ReduceMean", [maps(2, 3, 4)], {"axes": [-1]}, 17),
+        ("ReduceMax", [maps(2, 3, 4)], {}, 11),
+        ("Split", [maps(4, 3)], {"split": [4]}, 11),
+        ("Split", [maps(4, 3)], {}, 13),
+        ("Dropout", [maps(2, 3)], {"ratio": 0.3}, 11),
+        ("Dropout", [maps(2, 3)], {}, 13),
+        ("BatchNormalization", [maps(2, 3, 4, 5), *[np.abs(maps(3)) + 0.1] * 4], {"epsilon": 1e-2}, 11),
+        ("GroupNormalization", [maps(2, 6, 4, 5), maps(3), maps(3)], {"num_groups": 3}, 18),
+        ("Pad", [maps(1, 2, 5, 4), whole(0, 0, 1, 2, 0, 0, 2, 1)], {"mode": "reflect"}, 11),
+        ("Clip", [maps(2, 3), np.array(-0.5, np.float32)], {}, 11),
+        ("GridSample", [maps(1, 2, 5, 4), maps(1, 3, 3, 2)], {"mode": "bicubic"}, 16),
+        ("Resize", [maps(1, 2, 5, 4), maps(0), np.array([1, 1, 2, 2], np.float32)], {"mode": "linear"}, 11),
+        ("QuantizeLinear", [20 * maps(3, 3), np.array(0.1, np.float32), np.array(3, np.uint8)], {}, 11),
+    ],
+)
+def test_older_forms(operator: str, inputs: list[Any], attributes: dict[str, Any], opset: int) -> None:
+    assert compare(operator, inputs, attributes, opset) == "alike"
 
 
 @pytest.mark.parametrize(
@@ -217,8 +277,61 @@ def test_an_operator_is_computed_as_its_opset_says(opset: int) -> None:
         ("Split", [maps(4, 3)], {"num_outputs": 1}),
         ("Slice", [maps(4, 5), whole(1, -2), whole(*[np.iinfo(np.int64).max] * 2)], {}),
         ("Slice", [maps(4, 5), whole(*[np.iinfo(np.int64).min] * 2), whole(-1, 9), None, whole(2, 3)], {}),
-        ("Slice", [maps(4, 5), whole(3), whole(1), whole(-1)], {}),
+        ("Slice", [maps(4, 5), whole(3), whole(1), whole(0), whole(-1)], {}),
+        ("Slice", [maps(4, 5), whole(-1), whole(np.iinfo(np.int64).min), whole(1), whole(-2)], {}),
+        ("GridSample", [maps(1, 2, 5, 4), maps(1, 3, 3, 2)], {"mode": "cubic", "align_corners": 1}),
+        ("InstanceNormalization", [maps(2, 3, 1, 4), maps(3), maps(3)], {}),
+        ("CumSum", [maps(2, 7), np.array(-1)], {"reverse": 1, "exclusive": 1}),
+        ("DepthToSpace", [maps(1, 8, 2, 3)], {"blocksize": 2, "mode": "CRD"}),
+        ("SpaceToDepth", [maps(1, 2, 4, 6)], {"blocksize": 2}),
+        ("ScatterND", [maps(4, 3), whole(2, 0).reshape(2, 1), maps(2, 3)], {}),
+        ("Trilu", [maps(3, 4), np.array(1)], {"upper": 0}),
+        ("Resize", [maps(2, 3, 7), None, None, whole(2, 3, 9)], {"mode": "linear"}),
+        ("Resize", [maps(1, 2, 3, 4, 5), None, None, whole(1, 2, 6, 7, 8)], {"mode": "linear"}),
+        ("Resize", [maps(1, 2, 4, 5), None, None, whole(8, 7)], {"mode": "linear", "axes": [3, 2]}),
     ],
 )
 def test_other_forms(operator: str, inputs: list[Any], attributes: dict[str, Any]) -> None:
     assert compare(operator, inputs, attributes) == "alike"
+
+
+def chosen(constants: bool) -> onnx.ModelProto:
+    """An If whose condition comes of the image's size, and whose branches read the values around them."""
+    branches = {
+        name: helper.make_graph(
+            [helper.make_node(operator, ["twice", *others], [f"{name}_out"])],
+            name, [], [helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(maps(1, 4), "own")] if others else [],
+        )
+        for name, operator, others in (("then_branch", "Mul", ["own"]), ("else_branch", "Exp", []))
+    }  # fmt: skip
+    size = [helper.make_node("Shape", ["input_0"], ["shape"]), helper.make_node("Gather", ["shape", "first"], ["rows"])]
+    nodes = [
+        helper.make_node("Add", ["input_0", "input_0"], ["twice"]),
+        *([] if constants else size),
+        helper.make_node("Equal", ["rows", "two"], ["condition"]),
+        helper.make_node("If", ["condition"], ["result"], **branches),
+    ]
+    numbers = {"first": 0, "two": 2} | ({"rows": 2} if constants else {})
+    graph = helper.make_graph(
+        nodes, "one", [helper.make_tensor_value_info("input_0", TensorProto.FLOAT, ["rows of it", 4])],
+        [helper.make_tensor_value_info("result", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array(value), name) for name, value in numbers.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+
+
+@pytest.mark.parametrize("constants", [False, True])
+@pytest.mark.parametrize("rows", [2, 3])
+def test_a_choice_runs_the_branch_that_its_condition_names(constants: bool, rows: int) -> None:
+    file, values = chosen(constants), maps(rows, 4)
+    session = onnxruntime.InferenceSession(file.SerializeToString(), providers=["CPUExecutionProvider"])
+    (right,) = session.run(None, {"input_0": values})
+    result = Executor(file)({"input_0": torch.from_numpy(values)})["result"]
+    np.testing.assert_allclose(result.numpy(), right, rtol=1e-6)
+
+
+def test_the_constants_of_a_branch_move_with_the_others() -> None:
+    executor = Executor(chosen(constants=False)).double()
+    values = torch.rand(2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda given: executor({"input_0": given})["result"], values)
