@@ -267,10 +267,11 @@ def replacing(path: Path, known_by: str, *, force: bool) -> Iterator[Path]:
     Raises
     ------
     DdcatError
-        Where the path is something else.
+        Where the path is something else, or an earlier directory may not be replaced.
     WriteError
     """
     if not force or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        check_can_create(path)
         yield path
         return
     if not (path / known_by).is_file():

@@ -2,9 +2,9 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -13,20 +13,17 @@ from ddcat.extras import needing
 from ddcat.text import printable
 
 __all__ = [
-    "DEVICES",
     "EXIT_USAGE",
     "ExpectDigest",
     "RequirePassport",
     "RequireSignature",
     "invoke",
-    "parse_choice",
     "parse_size",
     "run",
 ]
 
 EXIT_USAGE = 2  # exit status of an error or of bad input
 _LONGEST = 4000  # characters of an error: it may quote what others wrote
-DEVICES = ("auto", "cpu", "cuda")
 
 # the arguments of `ddcat.bundle.TrustPolicy.from_options`
 RequireSignature = Annotated[
@@ -42,23 +39,6 @@ RequirePassport = Annotated[
 ]
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # Click's; some releases of Typer hold a Click of their own
-
-_Choice = TypeVar("_Choice", bound=str)
-
-
-def parse_choice(option: str, text: str, choices: Sequence[_Choice]) -> _Choice:
-    """
-    Check the value of an option against its choices.
-
-    Raises
-    ------
-    DdcatError
-        Listing the choices.
-    """
-    for choice in choices:
-        if text == choice:
-            return choice
-    raise DdcatError(f"{option} {text}: use {', '.join(choices[:-1])} or {choices[-1]}")
 
 
 def parse_size(text: str, *, otherwise: str = "") -> tuple[int, int]:
@@ -130,7 +110,8 @@ def invoke(app: Callable[[], object]) -> int:
 def _usage(error: Any) -> str:
     """Return the fault of a command line, and the command that explains it."""
     similar = sorted(getattr(error, "possibilities", None) or ())
-    message = " ".join((error.message if similar else error.format_message()).split()).rstrip(".")  # choices stand on lines
+    message = error.message if similar else error.format_message().replace("Value error, ", "")  # pydantic's
+    message = " ".join(message.split()).rstrip(".")  # choices stand on lines
     if similar:
         message += f"; did you mean {', '.join(similar)}?"
     if error.ctx is not None:

@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
+from ddcat.choices import CalibrationKind, EngineName, Precision
 from ddcat.classes import Classes, repeated_name
 from ddcat.errors import BundleError
 from ddcat.json_text import parse_json, parse_model
@@ -43,8 +44,6 @@ __all__ = [
 
 SCHEMA_VERSION: Final = 2
 
-Precision = Literal["fp32", "bf16", "fp16", "int8"]
-CalibrationKind = Literal["clean", "mixed"]  # of calibration
 UInt8 = Annotated[int, Field(ge=0, le=255)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]  # flat: a key is joined to a folder
 Positive = Annotated[Count, Field(ge=1)]
@@ -166,7 +165,7 @@ class Device(StrictModel):
 class EngineEntry(StrictModel):
     """The runtime that the bundle was built and checked with."""
 
-    name: Literal["ort", "openvino", "trt"]
+    name: EngineName
     file: FileName = Field(description="the file that the runtime loads")
     graph: FileName = Field(
         default="model.onnx", description="the typed ONNX file for all runtimes, which engines are built from"

@@ -1,9 +1,6 @@
 """The commands that measure and prove: `ddcat attack`, `ddcat gate` and others."""
 
-from typing import Any
-
 import typer
-from typer.core import TyperCommand
 
 from ddcat_bench.attack.cli import attack
 from ddcat_bench.compare.cli import compare
@@ -15,20 +12,6 @@ from ddcat_bench.timing.speed_cli import speed
 
 __all__ = ["app"]
 
-_OLDER = {
-    "--limit": "--max-images", "--limits": "--thresholds", "--devices": "--jobs", "--every": "--query-stride",
-    "--substitute": "--surrogate",
-}  # fmt: skip
-
-
-class _Command(TyperCommand):
-    """A command that also takes the older names of its options."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        named = (word.partition("=") for word in args)
-        return super().parse_args(ctx, ["".join((_OLDER.get(name, name), *value)) for name, *value in named])
-
-
 app = typer.Typer(
     help="Evaluate checkpoints and the engines made from them. Every result is also a JSON file.",
     no_args_is_help=True,
@@ -38,4 +21,4 @@ app = typer.Typer(
 )
 
 for _command in (attack, gate, compare, scenarios, drift, fidelity, speed):
-    app.command(name=_command.__name__, cls=_Command)(_command)
+    app.command()(_command)

@@ -1,11 +1,14 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the choices of options."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["DataRoot", "Force", "MaxImages", "MovedCheckpoint", "Split"]
+__all__ = ["DataRoot", "Force", "MaxImages", "MovedCheckpoint", "ProtocolName", "Split", "SuiteName"]
+
+SuiteName = Literal["quick", "paper", "sea", "full"]
+ProtocolName = Literal["whole", "windows"]
 
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of the data set, if it has moved since training.")]
 Split = Annotated[

@@ -7,7 +7,7 @@ import torch
 
 from ddcat.agent import under_agent
 from ddcat.bundle import Bundle
-from ddcat.cli_support import DEVICES, parse_choice
+from ddcat.choices import Device
 from ddcat.engines.checks import check_size, format_sizes
 from ddcat.engines.errors import InputError
 from ddcat.manifest import InputShapes
@@ -32,19 +32,15 @@ def main_branch(checkpoint: Checkpoint, device: torch.device) -> Segmenter:
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def torch_device(name: str) -> torch.device:
+def torch_device(name: Device) -> torch.device:
     """
     Choose where PyTorch computes: of several processes each on a GPU of its own.
 
-    Parameters
-    ----------
-    name : "auto", "cpu" or "cuda"
-
     Raises
     ------
-    DdcatError
+    ConfigError
+        If there is no GPU to compute on.
     """
-    parse_choice("--device", name, DEVICES)
     check_device(name, 1)
     if not torch.cuda.is_available() or name == "cpu":
         return torch.device("cpu")

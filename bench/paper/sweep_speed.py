@@ -9,15 +9,16 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from ddcat.choices import Device
 from ddcat.classes import IGNORE_INDEX
-from ddcat.cli_support import DEVICES, run
+from ddcat.cli_support import run
 from ddcat.progress import progress
 from ddcat.schema import Fraction
 from ddcat_bench.attack.attacks import Meter
@@ -84,7 +85,7 @@ def main() -> None:
     parser.add_argument("--split", help="split to attack (default: the validation split of training)")
     parser.add_argument("--batch", type=int, default=8, help="images that are attacked at once (default: 8)")
     parser.add_argument("--repeats", type=int, default=5, help="timed sweeps of each kind (default: 5)")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="device of both sweeps (default: auto)")
+    parser.add_argument("--device", choices=get_args(Device), default="auto", help="device of both sweeps (default: auto)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the result (default: sweep-speed beside it)")
     parser.add_argument("--force", action="store_true", help="replace an earlier result")
     given = parser.parse_args()

@@ -30,7 +30,8 @@ from bench.paper.contenders import CONTENDERS, Contender, ContenderName, Ours, P
 from bench.paper.step_memory import MEMORY, peak_memory
 from bench.paper.train_step_report import train_step_markdown
 from bench.paper.train_step_results import StepEntry, StepRatio, TrainStepResult
-from ddcat.cli_support import DEVICES, run
+from ddcat.choices import Device
+from ddcat.cli_support import run
 from ddcat.progress import progress
 from ddcat_bench.describe import describe_environment
 from ddcat_bench.errors import BenchError
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one value; may be repeated")
     parser.add_argument("--crop", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="size of images (default: the preset's)")
     parser.add_argument("--batch", type=int, help="images in a step (default: the preset's)")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="device of all contenders (default: auto)")
+    parser.add_argument("--device", choices=get_args(Device), default="auto", help="device of all contenders (default: auto)")
     parser.add_argument("--precision", help="precision of our step: fp32, bf16 or fp64 (default: the preset's)")
     parser.add_argument("--baseline-precision", choices=get_args(Precision), help="precision of the baselines (default: ours)")
     parser.add_argument(

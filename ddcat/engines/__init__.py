@@ -1,6 +1,5 @@
 """Engines open and run a bundle. Each runtime has one module (TensorRT a package), which alone imports it."""
 
-import difflib
 import importlib
 import os
 from types import ModuleType
@@ -29,12 +28,11 @@ ENGINES = {
     "openvino": _Runtime("ddcat.engines.openvino", extra="openvino"),
     "trt": _Runtime("ddcat.engines.tensorrt.run", extra="gpu"),
 }
-_ALSO_CALLED = {"onnx": "ort", "onnxruntime": "ort", "onnx-runtime": "ort", "tensorrt": "trt", "ov": "openvino"}
 
 
 def check_known(engine: str, where: str = "") -> None:
     """
-    Refuse an engine that this version does not have, and suggest the one whose name is nearest.
+    Refuse an engine that this version does not have.
 
     Parameters
     ----------
@@ -48,10 +46,7 @@ def check_known(engine: str, where: str = "") -> None:
     EngineError
     """
     if engine not in ENGINES:
-        known = {**_ALSO_CALLED, **{name: name for name in ENGINES}}
-        near = difflib.get_close_matches(engine.lower(), known, n=1)
-        hint = f"; use {known[near[0]]}" if near else ""
-        raise EngineError(f"{where}this version has no engine {printable(engine)!r}: it runs {', '.join(ENGINES)}{hint}")
+        raise EngineError(f"{where}this version has no engine {printable(engine)!r}: it runs {', '.join(ENGINES)}")
 
 
 def extra_of(engine: str) -> str:

@@ -158,7 +158,7 @@ def compare(examples: Iterable[Example], expected: Mapping[str, Images]) -> Repl
     return Replay(pixels, differing, worst, worst_share)
 
 
-def check_answers(bundle: Bundle, engine: Engine, examples: Sequence[Example], *, tolerance: float) -> None:
+def check_answers(bundle: Bundle, engine: Engine, examples: Sequence[Example], *, tolerance: float, hint: str = "") -> None:
     """
     Run each listed size, or the smallest, and compare the labels of golden images with the expected ones.
 
@@ -170,6 +170,8 @@ def check_answers(bundle: Bundle, engine: Engine, examples: Sequence[Example], *
         Golden images of the bundle; may be empty.
     tolerance : float
         Largest share of golden labels that may differ: near ties fall either way on another machine.
+    hint : str
+        Ends the error message: what sets the tolerance.
 
     Raises
     ------
@@ -187,5 +189,5 @@ def check_answers(bundle: Bundle, engine: Engine, examples: Sequence[Example], *
     if result.share > tolerance:
         raise EngineError(
             f"{bundle.path} does not answer as it did when it was exported: {result.share:.2%} of its golden labels differ, "
-            f"{result.worst_share:.2%} of {result.worst}; expected at most {tolerance:.2%} (DDCAT_SERVE_GOLDEN_TOLERANCE)"
+            f"{result.worst_share:.2%} of {result.worst}; expected at most {tolerance:.2%}{hint}"
         )

@@ -4,22 +4,21 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddcat.cli_support import ExpectDigest, RequireSignature, parse_choice, parse_size
+from ddcat.choices import CalibrationKind, EngineName, Hardware, Precision
+from ddcat.cli_support import ExpectDigest, RequireSignature, parse_size
 from ddcat.extras import needing
 from ddcat_export.errors import ExportError
 
 if TYPE_CHECKING:
-    from ddcat.manifest import Precision, Sizes
+    from ddcat.manifest import Sizes
 
 __all__ = ["app"]
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
-
-_HARDWARE = ("same-compute-capability", "ampere-plus")
 
 
 @app.command()
@@ -27,10 +26,9 @@ def export(
     source: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT|BUNDLE", help="A checkpoint file, a run directory, or another bundle.")
     ],
-    engine: Annotated[str, typer.Option(help="Engine to build: ort (ONNX Runtime), openvino or trt (TensorRT).")] = "ort",
+    engine: Annotated[EngineName, typer.Option(help="Engine to build; ort: ONNX Runtime, trt: TensorRT.")] = "ort",
     precision: Annotated[
-        str | None,
-        typer.Option(help="Precision of the engine: fp32, bf16, fp16 or int8.", show_default="fp32, or the bundle's"),
+        Precision | None, typer.Option(help="Precision of the engine.", show_default="fp32, or the bundle's")
     ] = None,
     out: Annotated[
         Path | None,
@@ -55,7 +53,7 @@ def export(
         bool, typer.Option("--confidence", help="Add the probability of each pixel's label to the outputs.")
     ] = False,
     calibration: Annotated[
-        str | None,
+        CalibrationKind | None,
         typer.Option(help="Images that int8 is calibrated on: clean, or mixed with attacked ones.", show_default="mixed"),
     ] = None,
     calibration_images: Annotated[
@@ -89,12 +87,7 @@ def export(
     data_root: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The data set's folder.", show_default="where it was in training")
     ] = None,
-    hardware: Annotated[
-        str | None,
-        typer.Option(
-            help="GPUs that a plan of trt must run on: same-compute-capability or ampere-plus.", show_default="this GPU"
-        ),
-    ] = None,
+    hardware: Annotated[Hardware | None, typer.Option(help="GPUs that a plan of trt must run on.", show_default="this")] = None,
     version_compatible: Annotated[
         bool, typer.Option("--version-compatible", help="Make a plan of trt that later minor versions of TensorRT also run.")
     ] = False,
@@ -108,8 +101,6 @@ def export(
     sign: Annotated[Path | None, typer.Option(metavar="KEY", help="Sign with this private key (PEM, elliptic curve).")] = None,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
-    repeatable: Annotated[bool, typer.Option("--repeatable", hidden=True)] = False,  # older names of the two above
-    explain: Annotated[bool, typer.Option("--explain", hidden=True)] = False,
 ) -> None:
     """
     Export the main branch of a trained network into a bundle, proven to be that network; or rebuild a bundle.
@@ -141,25 +132,19 @@ def export(
     from ddcat.atomic_files import replacing
     from ddcat.bundle import MANIFEST, TrustPolicy, open_bundle
     from ddcat.engines import extra_of
-    from ddcat.manifest import CalibrationKind, Precision
     from ddcat_export.summary import summarise
     from ddcat_train.checkpoint_files import check_checkpoint
 
-    from_timing_cache, compare_layers = from_timing_cache or repeatable, compare_layers or explain
     runtime = extra_of(engine)
     sizes = _sizes(size or [])
-    chosen: Precision | None = None if precision is None else parse_choice("--precision", precision, get_args(Precision))
-    kind: CalibrationKind | None = (
-        None if calibration is None else parse_choice("--calibration", calibration, get_args(CalibrationKind))
-    )
     of_int8: dict[str, object] = {
-        "--calibration": kind,
+        "--calibration": calibration,
         "--calibration-images": calibration_images,
         "--max-drop": max_drop is not None,
     }
     options: dict[str, object] = {}
     if hardware is not None:
-        options["hardware"] = parse_choice("--hardware", hardware, _HARDWARE)
+        options["hardware"] = hardware
     if version_compatible:
         options["version_compatible"] = True
     of_plans: dict[str, object] = {
@@ -187,7 +172,7 @@ def export(
                 from ddcat_export.rebuild import rebuild
 
                 made, replay = rebuild(
-                    source, place, engine=engine, precision=chosen, sizes=sizes, max_batch=max_batch, opset=opset,
+                    source, place, engine=engine, precision=precision, sizes=sizes, max_batch=max_batch, opset=opset,
                     key=sign, options=options, from_timing_cache=from_timing_cache, trust=trust, progress=progress,
                 )  # fmt: skip
         typer.echo(summarise(dataclasses.replace(made, path=folder), "the bundle", replay))
@@ -196,7 +181,7 @@ def export(
         {"--require-signature": require_signature, "--expect-digest": expect_digest, "--from-timing-cache": from_timing_cache},
         f"{source} is no bundle",
     )
-    chosen = chosen or "fp32"
+    chosen = precision or "fp32"
     if chosen != "int8":
         _refuse(of_int8, f"the precision is {chosen}")
     check_checkpoint(source)
@@ -225,13 +210,13 @@ def export(
 
         done = exporting.export(
             source, place, engine=engine, precision=chosen, sizes=sizes, max_batch=max_batch, logits=logits,
-            confidence=confidence, calibration=kind or "mixed", calibration_images=calibration_images or 32,
+            confidence=confidence, calibration=calibration or "mixed", calibration_images=calibration_images or 32,
             max_drop=max_drop, data_root=data_root, options=options, key=sign, progress=progress, opset=opset or OPSET,
         )  # fmt: skip
     typer.echo(summarise(dataclasses.replace(done.bundle, path=folder), "PyTorch", done.replay, done.parity, done.layers))
 
 
-def _compare_layers(checkpoint: Path, precision: "Precision", sizes: "Sizes | None") -> None:
+def _compare_layers(checkpoint: Path, precision: Precision, sizes: "Sizes | None") -> None:
     from ddcat_export import exporting
     from ddcat_export.layer_diff import first_different
     from ddcat_export.parity import FP16_TOLERANCE, LOGIT_TOLERANCE

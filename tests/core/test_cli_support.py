@@ -7,7 +7,7 @@ import sys
 import pytest
 import typer
 
-from ddcat.cli_support import EXIT_USAGE, parse_choice, parse_size, run
+from ddcat.cli_support import EXIT_USAGE, parse_size, run
 from ddcat.errors import BundleError, DdcatError
 
 
@@ -48,14 +48,6 @@ def test_a_size_is_height_by_width() -> None:
 def test_another_size_is_refused_with_one_that_would_be_right(text: str) -> None:
     with pytest.raises(DdcatError, match=f"--size {text}: use HEIGHTxWIDTH, such as 180x240, or dynamic"):
         parse_size(text, otherwise=" or dynamic")
-
-
-def test_a_choice_is_one_of_those_there_are() -> None:
-    colours = ("red", "green", "blue")
-    assert [parse_choice("--colour", colour, colours) for colour in colours] == list(colours)
-    for text in ("", "Red", "re"):
-        with pytest.raises(DdcatError, match=rf"^--colour {text}: use red, green or blue$"):
-            parse_choice("--colour", text, colours)
 
 
 def test_what_an_error_repeats_of_others_never_acts_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,7 +61,7 @@ def test_clients_above_the_rate_wait(client_with: Callable) -> None:
     assert 1 <= int(response.headers["retry-after"]) <= 60
     assert "3 per 1 minute" in response.json()["error"]
     assert client.get("/v2/health/ready").status_code == 200
-    with pytest.raises(ServeError, match=r"--rate-limit: .*use 100/minute"):
+    with pytest.raises(ServeError, match=r"--rate-limit: .*use one such as 100/minute"):
         read_settings(rate_limit="often")
 
 

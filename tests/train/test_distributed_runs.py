@@ -333,7 +333,6 @@ def test_the_cause_is_told_and_not_what_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("others", "environment", "message"),
     [
-        (["--devices", "0"], {}, "--devices 0: expected 1 or more"),
         (["--devices", "3"], {}, "train.batch_size 4 does not divide into 3 devices x 1 micro-batches: use 3 or 6"),
         (["--devices", "2", "--device", "cuda"], {}, "2 processes need as many GPUs, and there are 1: use 1 or fewer"),
         (["--devices", "2"], {"TORCHELASTIC_RUN_ID": "x"}, "under torchrun: leave it out, and use its --nproc-per-node"),

@@ -294,7 +294,7 @@ def test_a_truncated_file_is_one_line(tmp_path: Path, keep: float, zipped: bool)
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_file_and_what_is_there_already_are_refused(small: SimpleNamespace, tmp_path: Path) -> None:
+def test_what_is_no_file_of_weights_is_refused(small: SimpleNamespace, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not there"):
         import_checkpoint(tmp_path / "none.pth", small.out)
     with pytest.raises(CheckpointError, match="is a folder"):
@@ -302,12 +302,16 @@ def test_what_is_no_file_and_what_is_there_already_are_refused(small: SimpleName
     small.file.with_suffix(".txt").write_text("no weights")
     with pytest.raises(CheckpointError, match=r"not a file of torch\.save"):
         import_checkpoint(small.file.with_suffix(".txt"), small.out)
-    with pytest.raises(CheckpointError, match=r"use .*ours\.safetensors"):
-        import_checkpoint(small.file, tmp_path / "ours.json")
+
+
+def test_where_the_import_may_write_is_said_before_it_reads(small: SimpleNamespace, tmp_path: Path) -> None:
+    given = CliRunner().invoke(data, ["import-checkpoint", str(small.file), str(tmp_path / "ours.json")])
+    assert "use " in str(given.exception)
+    assert "ours.safetensors" in str(given.exception)
     for path in (small.out, small.out.with_suffix(".json")):
         path.write_text("precious")
-        with pytest.raises(CheckpointError, match=f"{path.name} exists already"):
-            import_checkpoint(small.file, small.out)
+        given = CliRunner().invoke(data, ["import-checkpoint", str(small.file), str(small.out)])
+        assert f"{path.name} exists already" in str(given.exception)
         assert path.read_text() == "precious"
         path.unlink()
 

@@ -10,9 +10,11 @@ from typing import Annotated
 import typer
 
 from ddcat.agent import launched, rank, under_agent
-from ddcat.cli_support import DEVICES, parse_choice
+from ddcat.choices import Device
 from ddcat_train.config import CONFIG, Config, dump_config, load_config, presets
-from ddcat_train.errors import ConfigError
+from ddcat_train.distributed.partition import check_partition
+from ddcat_train.errors import ConfigError, DataError
+from ddcat_train.run.run_folder import check_run
 
 __all__ = ["app"]
 
@@ -46,10 +48,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run from its last checkpoint, or from its start if it has none yet.")
     ] = False,
-    device: Annotated[str, typer.Option(help="Device to train on: auto, cpu or cuda.")] = "auto",
+    device: Annotated[Device, typer.Option(help="Device to train on.")] = "auto",
     devices: Annotated[
         int | None,
-        typer.Option(help="Number of devices of this machine, one process for each. Default: 1. Not under torchrun."),
+        typer.Option(min=1, help="Number of devices of this machine, one process for each. Default: 1. Not under torchrun."),
     ] = None,
     save_every: Annotated[float, typer.Option(help="Minutes between two checkpoints to resume from.", min=0)] = 5.0,
     show: Annotated[
@@ -83,23 +85,29 @@ def train(
 
     - `ddcat train cityscapes-pspnet50-ddcat --devices 8` trains on the 8 GPUs of this machine.
     """
-    parse_choice("--device", device, DEVICES)
     config = _resolve(source, data_root, overrides or [])
     if show:
         typer.echo(dump_config(config), nl=False)
         return
+    if data_root is not None and not data_root.expanduser().is_dir():
+        raise DataError(f"--data-root {data_root} is not a folder: name the one that holds the data set")
     folder = out or _default_folder(Path(source))
-
+    more_epochs = any(override.startswith("train.epochs=") for override in overrides or [])
+    starts = devices is not None and not launched()
+    if starts and under_agent():
+        raise ConfigError(f"--devices {devices} under torchrun: leave it out, and use its --nproc-per-node")
+    if devices is not None:
+        check_partition(config, devices)
+    if not rank():
+        check_run(config, folder, resume=resume, more_epochs=more_epochs)
     again = _again(folder, device, devices)
 
+    from ddcat_train.distributed.ranks import check_device
     from ddcat_train.run.loop import train as run_training
-    from ddcat_train.run.run_folder import check_run
     from ddcat_train.run.summary import MARKDOWN
 
-    more_epochs = any(override.startswith("train.epochs=") for override in overrides or [])
-    if devices is not None and not launched():
-        _check_devices(config, device, devices)
-        check_run(config, folder, resume=resume, more_epochs=more_epochs)
+    if devices is not None and starts:
+        check_device(device, devices)
         if devices > 1:
             from ddcat_train.distributed.launch import launch
 
@@ -118,18 +126,6 @@ def train(
     typer.echo(f"{folder}: {outcome.steps} steps; " + ", ".join(f"{k} {v:.3f}" for k, v in outcome.scores.items()))
     typer.echo(f"summary: {folder / MARKDOWN}")
     typer.echo(f"next: ddcat attack {shlex.quote(str(folder))} --suite paper")
-
-
-def _check_devices(config: Config, device: str, devices: int) -> None:
-    from ddcat_train.distributed.partition import check_partition
-    from ddcat_train.distributed.ranks import check_device
-
-    if under_agent():
-        raise ConfigError(f"--devices {devices} under torchrun: leave it out, and use its --nproc-per-node")
-    if devices < 1:
-        raise ConfigError(f"--devices {devices}: expected 1 or more")
-    check_device(device, devices)
-    check_partition(config, devices)
 
 
 def _reached(folder: Path) -> str:

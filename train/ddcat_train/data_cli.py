@@ -6,9 +6,13 @@ from typing import Annotated
 import typer
 
 from ddcat.cli_support import parse_size
-from ddcat_train.errors import DataError
+from ddcat_train.choices import DatasetName
+from ddcat_train.config import load_config
+from ddcat_train.errors import CheckpointError, DataError
 
 __all__ = ["app"]
+
+_SMALLEST = 32  # pixels of a side of a generated scene
 
 app = typer.Typer(
     help="Check and generate data sets; import weights of other programs.",
@@ -21,10 +25,10 @@ app = typer.Typer(
 
 @app.command("check")
 def check_command(
-    name: Annotated[str, typer.Argument(help="The layout: scenes, voc, cityscapes, camvid or folder.")],
+    name: Annotated[DatasetName, typer.Argument(help="The layout of the data set.")],
     root: Annotated[Path, typer.Argument(help="The folder that holds the data set.")],
     split: Annotated[str, typer.Option(help="Split to check.")] = "train",
-    long_side: Annotated[int | None, typer.Option(help="Resize to this long side, as training will.")] = None,
+    long_side: Annotated[int | None, typer.Option(min=1, help="Resize to this long side, as training will.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the result to this file, too.", metavar="FILE")] = None,
 ) -> None:
     """
@@ -41,6 +45,11 @@ def check_command(
     from ddcat.atomic_files import write_json
     from ddcat.progress import progress
     from ddcat.text import printable
+
+    if not root.expanduser().is_dir():
+        hint = f"make it with 'ddcat data scenes {root}'" if name == "scenes" else "name the one that holds the data set"
+        raise DataError(f"{root} is not a folder: {hint}")
+
     from ddcat_train.data import list_dataset
     from ddcat_train.data.check import as_table, check, lines_of
 
@@ -61,10 +70,10 @@ def check_command(
 @app.command()
 def scenes(
     out: Annotated[Path, typer.Argument(help="The folder to make; it must not exist or be empty.")],
-    train: Annotated[int, typer.Option(help="Scenes to train on.")] = 500,
-    val: Annotated[int, typer.Option(help="Scenes to evaluate on.")] = 100,
+    train: Annotated[int, typer.Option(min=1, help="Scenes to train on.")] = 500,
+    val: Annotated[int, typer.Option(min=1, help="Scenes to evaluate on.")] = 100,
     size: Annotated[str, typer.Option(help="Size of the images.", metavar="HEIGHTxWIDTH")] = "96x96",
-    seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes.")] = 0,
 ) -> None:
     """
     Generate street scenes of 6 classes, laid out as Pascal VOC; the same seed gives the same scenes.
@@ -77,6 +86,8 @@ def scenes(
     from ddcat.progress import progress
 
     sides = parse_size(size)
+    if min(sides) < _SMALLEST:
+        raise DataError(f"--size {size}: use {_SMALLEST}x{_SMALLEST} or more")
     check_absent(out)
 
     from ddcat_train.data.synthetic.generate import write_scenes
@@ -102,7 +113,6 @@ def import_checkpoint_command(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one value of it; may be given again.")
     ] = None,
-    like: Annotated[str | None, typer.Option("--like", hidden=True)] = None,  # an older name of --config
 ) -> None:
     """
     Import weights: a segmenter of the released DDC-AT or SAT code or of semseg, or a backbone.
@@ -119,6 +129,16 @@ def import_checkpoint_command(
 
     - `ddcat data import-checkpoint resnet50.pth resnet50.safetensors`
     """
+    if not file.is_file():
+        raise CheckpointError(f"no such file: {file}")
+    if out.suffix != ".safetensors":
+        raise CheckpointError(f"{out} does not end in .safetensors: use {out.with_suffix('.safetensors')}")
+    for path in (out, out.with_suffix(".json")):
+        if path.exists():
+            raise CheckpointError(f"{path} exists already: name another file, or remove it first")
+    if config is not None:
+        load_config(config, overrides or ())
+
     from ddcat_train.weight_import import import_checkpoint
 
-    typer.echo(import_checkpoint(file, out, like=config or like, data_root=data_root, overrides=overrides or ()))
+    typer.echo(import_checkpoint(file, out, like=config, data_root=data_root, overrides=overrides or ()))

@@ -9,9 +9,10 @@ from ddcat.classes import IGNORE_INDEX, Classes
 from ddcat.metrics import Counts, pixel_accuracy
 from ddcat_bench.attack.alarms import raise_alarms
 from ddcat_bench.attack.job import AttackJob
-from ddcat_bench.attack.results import AttackResult, AttackRow, Claim, Probe, ProtocolName, WorstCase
+from ddcat_bench.attack.results import AttackResult, AttackRow, Claim, Probe, WorstCase
 from ddcat_bench.attack.scoring import grey_levels
 from ddcat_bench.attack.suites import SEA_LOSSES, AttackSpec, Case
+from ddcat_bench.cli_options import ProtocolName
 from ddcat_bench.describe import describe_checkpoint, describe_data, describe_environment
 from ddcat_bench.result_schema import CheckpointEntry, Scores
 from ddcat_bench.work_units import Units

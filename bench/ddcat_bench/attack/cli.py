@@ -2,12 +2,12 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
-from ddcat.cli_support import DEVICES, parse_choice
-from ddcat_bench.cli_options import DataRoot, Force, MaxImages, Split
+from ddcat.choices import Device
+from ddcat_bench.cli_options import DataRoot, Force, MaxImages, ProtocolName, Split, SuiteName
 
 __all__ = ["attack"]
 
@@ -17,7 +17,7 @@ def attack(
         Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run directory, whose best one is taken.")
     ],
     suite: Annotated[
-        str,
+        SuiteName,
         typer.Option(
             help="quick: BIM n = 1..7; paper: also n = 10, 20, PGD-20; sea: the strongest attack known; full: all and more."
         ),
@@ -42,10 +42,11 @@ def attack(
         typer.Option(metavar="CHECKPOINT", help="Also transfer BIM, n = 1..7, from this checkpoint. Repeat it for several."),
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="whole: attack whole images; windows: attack sliding windows, as the released code does.")
+        ProtocolName,
+        typer.Option(help="whole: attack whole images; windows: attack sliding windows, as the released code does."),
     ] = "whole",
     seed: Annotated[int, typer.Option(min=0, help="Seed of random starts and of black-box searches.")] = 0,
-    device: Annotated[str, typer.Option(help="Device of the attacks: auto, cpu or cuda.")] = "auto",
+    device: Annotated[Device, typer.Option(help="Device of the attacks.")] = "auto",
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -80,13 +81,9 @@ def attack(
     - `ddcat attack runs/voc-ddcat --suite full --jobs 8`
     """
     from ddcat_bench.arguments import parse_epsilon
-    from ddcat_bench.attack.results import ProtocolName, SuiteName
     from ddcat_train.checkpoint_files import check_checkpoint
 
-    name: SuiteName = parse_choice("--suite", suite, get_args(SuiteName))
-    way: ProtocolName = parse_choice("--protocol", protocol, get_args(ProtocolName))
     epsilons = tuple(map(parse_epsilon, epsilon)) if epsilon else None
-    parse_choice("--device", device, DEVICES)
     for path in (checkpoint, *(surrogate or [])):
         check_checkpoint(path)
 
@@ -99,15 +96,15 @@ def attack(
     dataset = open_split(loaded, data_root=data_root, split=split)
     job = AttackJob(
         loaded,
-        dataset if way == "whole" else dataclasses.replace(dataset, long_side=None),
-        suite=name,
+        dataset if protocol == "whole" else dataclasses.replace(dataset, long_side=None),
+        suite=suite,
         epsilons=epsilons,
         iterations=iterations,
         surrogates=open_surrogates(loaded, surrogate or []),
         seed=seed,
-        protocol=way,
+        protocol=protocol,
         batch_size=batch,
         max_images=max_images,
         device=torch_device(device),
     )
-    run_job(job, out or loaded.path.parent / f"attack-{name}", jobs=jobs, force=force)
+    run_job(job, out or loaded.path.parent / f"attack-{suite}", jobs=jobs, force=force)

@@ -11,9 +11,9 @@ import torch
 
 from ddcat import provenance
 from ddcat_bench.attack.class_pixels import ClassPixels, count_class_pixels
-from ddcat_bench.attack.results import ProtocolName, SuiteName
 from ddcat_bench.attack.sliding_window import sized, windows
 from ddcat_bench.attack.suites import AttackSpec, attack_specs
+from ddcat_bench.cli_options import ProtocolName, SuiteName
 from ddcat_bench.describe import versions
 from ddcat_bench.errors import BenchError
 from ddcat_train.checkpoints import Checkpoint, load_checkpoint

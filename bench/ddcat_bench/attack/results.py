@@ -5,19 +5,18 @@ from typing import Literal
 from pydantic import Field
 
 from ddcat.schema import Fraction, StrictModel
+from ddcat_bench.cli_options import ProtocolName, SuiteName
 from ddcat_bench.result_schema import CheckpointEntry, DataEntry, Environment, Scores
 
 __all__ = [
     "Alarm", "AlarmName", "AttackName", "AttackResult", "AttackRow", "Claim", "GradientShares", "PointName", "Probe",
-    "ProbePoint", "ProtocolName", "SuiteName", "WorstCase", "grey",
+    "ProbePoint", "WorstCase", "grey",
 ]  # fmt: skip
 
 AttackName = Literal[
     "clean", "BIM", "PGD", "SegPGD", "CosPGD", "TsallisPGD", "SEA-JS", "SEA-MCE", "SEA-MCE-Bal", "Square", "DLA", "noise",
     "transfer",
 ]  # fmt: skip
-SuiteName = Literal["quick", "paper", "sea", "full"]
-ProtocolName = Literal["whole", "windows"]
 
 AlarmName = Literal[
     "black-box beats white-box",

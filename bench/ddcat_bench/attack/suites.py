@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from ddcat_bench.attack.results import AttackName, SuiteName
+from ddcat_bench.attack.results import AttackName
+from ddcat_bench.cli_options import SuiteName
 from ddcat_bench.errors import BenchError
 from ddcat_train.choices import Start
 

@@ -362,7 +362,7 @@ class EngineWorker:
     def _restart(self) -> None:
         with self._changed:
             if self.state == "restarting":  # not broken, or closed meanwhile
-                self._call = _Call(self._clock(), _OPEN_TIMEOUT, [])  # opening may hang, too may hang, too
+                self._call = _Call(self._clock(), _OPEN_TIMEOUT, [])  # opening may hang, too
                 self._start_thread(self._reopen)
 
     def _become(self, state: State) -> None:

@@ -14,6 +14,7 @@ from ddcat.engines.base import Images
 from ddcat.engines.golden import Example, check_answers
 from ddcat.manifest import DimRange, InputShapes
 from ddcat_serve.inference.capacity import Trial, try_sizes
+from ddcat_serve.settings import PREFIX
 
 __all__ = ["Throughput", "measure_speed", "measure_throughput", "warm_up"]
 
@@ -76,7 +77,7 @@ def warm_up(bundle: Bundle, engine: Engine, examples: Sequence[Example], *, tole
     EngineError
         As `check_answers`.
     """
-    check_answers(bundle, engine, examples, tolerance=tolerance)
+    check_answers(bundle, engine, examples, tolerance=tolerance, hint=f" ({PREFIX}GOLDEN_TOLERANCE)")
     trials, batch = try_sizes(engine, bundle.manifest.shapes), bundle.manifest.shapes.batch
     if examples:
         throughput = measure_throughput(engine, examples[0].image, batch_pixels=batch_pixels, batch=batch)

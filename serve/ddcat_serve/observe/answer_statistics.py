@@ -64,7 +64,7 @@ class Statistics(NamedTuple):
     mean_confidence: float = 0.0
 
     def distributions(self) -> dict[Statistic, Counts]:
-        """Return the distributions whose drift is meacertaintyd."""
+        """Return the distributions whose drift is measured."""
         counts: dict[Statistic, Counts] = {"classes": self.classes, "boundaries": self.boundaries}
         return counts if self.confidence is None else counts | {"confidence": self.confidence}
 

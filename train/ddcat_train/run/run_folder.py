@@ -7,15 +7,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if sys.platform != "win32":
     import fcntl
 
 from ddcat.atomic_files import check_writable, is_temp_file, translate_os_errors
-from ddcat_train.checkpoints import LAST, Description, read_description
+from ddcat_train.checkpoint_files import LAST
 from ddcat_train.config import CONFIG, Config, load_config
 from ddcat_train.errors import ConfigError
 from ddcat_train.yaml_tree import shortened
+
+if TYPE_CHECKING:
+    from ddcat_train.checkpoints import Description
 
 __all__ = ["MAY_CHANGE", "MEASURES", "check_run", "locked"]
 
@@ -94,6 +98,8 @@ def check_run(config: Config, run: Path, *, resume: bool, more_epochs: bool = Fa
     if not resume:
         raise ConfigError(f"{run} holds a run already: continue it with --resume, or name another folder with --out")
     if last.is_file():  # its configuration, for anybody may have edited the file beside it
+        from ddcat_train.checkpoints import read_description  # noqa: PLC0415 -- a new run is checked without torch
+
         _check_begun(config, read_description(last), run, more_epochs)
         return
     differing = _differing(config, load_config(str(run / CONFIG)))
@@ -104,7 +110,7 @@ def check_run(config: Config, run: Path, *, resume: bool, more_epochs: bool = Fa
         )
 
 
-def _check_begun(config: Config, begun: Description, run: Path, more_epochs: bool) -> None:
+def _check_begun(config: Config, begun: "Description", run: Path, more_epochs: bool) -> None:
     differing = _differing(config, begun.config)
     if not differing:
         return

@@ -37,14 +37,9 @@ def import_checkpoint(
     Raises
     ------
     CheckpointError
-        Where the file holds anything but tensors, not all of a known network, or more; or `out` is not possible.
+        Where the file holds anything but tensors, not all of a known network, or more.
     ConfigError, DataError
     """
-    if out.suffix != ".safetensors":
-        raise CheckpointError(f"{out} does not end in .safetensors: use {out.with_suffix('.safetensors')}")
-    for path in (out, out.with_suffix(".json")):
-        if path.exists():
-            raise CheckpointError(f"{path} exists already: name another file, or remove it first")
     content = read_torch_file(file)
     if is_segmenter(content.tensors):
         return import_segmenter(content, out, like=like, data_root=data_root, overrides=overrides)

@@ -4,19 +4,19 @@ from typing import NamedTuple
 
 import tensorrt as trt
 
+from ddcat.choices import Hardware, Precision
 from ddcat.engines.errors import EngineError
 from ddcat.engines.tensorrt.compat import api
 from ddcat.engines.tensorrt.cuda import find_gpu
 from ddcat.engines.tensorrt.plan import Profile, profiles_of, version_of
 from ddcat.engines.tensorrt.run import Log, TensorRtGraph, this_device
 from ddcat.hashing import sha256_of_bytes
-from ddcat.manifest import EngineEntry, InputShapes, Precision
+from ddcat.manifest import EngineEntry, InputShapes
 from ddcat_export.engines.base import Built
 from ddcat_export.engines.tensorrt.flags import (
     PLAN,
     TIMINGS,
     Flags,
-    Hardware,
     builder_flags,
     check_version,
     hardware_level,

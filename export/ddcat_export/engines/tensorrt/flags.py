@@ -1,17 +1,15 @@
 """Options of the builder of TensorRT plans. Nothing here needs TensorRT or a GPU."""
 
 from collections.abc import Collection
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from ddcat.choices import Hardware, Precision
 from ddcat.engines.errors import EngineError
 from ddcat.engines.tensorrt.plan import version_of
-from ddcat.manifest import Precision
 
-__all__ = ["HARDWARE", "PLAN", "TIMINGS", "Flags", "Hardware", "builder_flags", "check_version", "hardware_level"]
+__all__ = ["HARDWARE", "PLAN", "TIMINGS", "Flags", "builder_flags", "check_version", "hardware_level"]
 
 PLAN, TIMINGS = "model.plan", "model.timings"  # files of a bundle: the plan, and the timing cache of its build
-
-Hardware = Literal["this", "same-compute-capability", "ampere-plus"]
 
 HARDWARE: dict[Hardware, str] = {  # and the members of trt.HardwareCompatibilityLevel
     "this": "NONE",

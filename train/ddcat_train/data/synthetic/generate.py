@@ -11,11 +11,8 @@ from ddcat.classes import colour_table
 from ddcat_train.data.classes_file import CLASSES_FILE, classes_yaml
 from ddcat_train.data.dataset import U8
 from ddcat_train.data.synthetic.render import SCENE_CLASSES, render
-from ddcat_train.errors import DataError
 
 __all__ = ["write_scenes"]
-
-_SMALLEST = 32
 
 
 def write_scenes(
@@ -37,8 +34,9 @@ def write_scenes(
     out : Path
         Must not exist, or be an empty folder.
     train, val : int
-        Scenes in each split.
+        Scenes in each split; 1 or more.
     size : (height, width)
+        32 pixels a side or more.
     seed : int
         Not negative.
     advance : callable
@@ -46,17 +44,9 @@ def write_scenes(
 
     Raises
     ------
-    DataError
-        Where a number is too small.
     DdcatError
         Where `out` exists.
     """
-    if min(train, val) < 1:
-        raise DataError(f"{train} train and {val} val scenes were asked for, expected one of each at least")
-    if min(size) < _SMALLEST:
-        raise DataError(f"scenes of {size[1]}x{size[0]} are too small, expected {_SMALLEST}x{_SMALLEST} or more")
-    if seed < 0:
-        raise DataError(f"seed {seed} is negative, expected 0 or more")
     with atomic_directory(out) as aside:
         for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
             (aside / folder).mkdir(parents=True)
