@@ -1,0 +1,1 @@
+"""Certificates by randomised smoothing, of a checkpoint or of an engine: `ddcat attack --certify`."""
