@@ -205,6 +205,7 @@ PARTS = {
     "compare": {"attack", "gate"},
     "drift": {"attack", "gate"},
     "corruption": {"attack"},
+    "certify": set(),
     "fidelity": {"attack"},
 }
 

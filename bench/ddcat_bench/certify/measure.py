@@ -15,15 +15,16 @@ from ddcat.metrics import Counts, confusion_counts
 from ddcat_bench.certify.smoothing import ABSTAIN, certified_labels
 from ddcat_bench.describe import versions
 from ddcat_bench.errors import BenchError
+from ddcat_bench.judged import Predict
 from ddcat_bench.work_units import open_units
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_plan
 from ddcat_train.seeds import derive_seed
 
-__all__ = ["CertifyJob", "Certified", "certify_image", "measure"]
+__all__ = ["Certified", "CertifyJob", "certify_image", "measure"]
 
 U8 = npt.NDArray[np.uint8]
-Predict = Callable[[U8], npt.NDArray[np.integer]]  # (N, H, W, 3) uint8 -> labels (N, H, W)
+
 
 _KINDS = 3  # counts of a unit: base network on the clean image, smoothed, certified
 
@@ -69,8 +70,8 @@ class CertifyJob:
             raise BenchError(f"--sigma {self.sigma:g}: expected a deviation above 0 and up to 2, in [0, 1] units, such as 0.25")
         if self.samples < (least := self.fewest_samples()):
             raise BenchError(
-                f"--samples {self.samples}: no pixel of an image of {self._pixels()} could be certified at tau {self.tau:g} and "
-                f"alpha {self.alpha:g}: use {least} or more"
+                f"--samples {self.samples}: no pixel of {self._pixels()} could be certified at tau {self.tau:g} and alpha "
+                f"{self.alpha:g}: use {least} or more"
             )
 
     def fewest_samples(self) -> int:
@@ -121,8 +122,8 @@ class Certified(NamedTuple):
     ----------
     names : list of str
     clean, smoothed, certified : (I, K, 3) int64
-        Of the base network on clean images; of the smoothed one; of its certified labels, where a pixel without a certificate is
-        missed.
+        Of the base network on clean images; of the smoothed one; of its certified labels, where a pixel without a certificate
+        is missed.
     labelled, abstained : int
         Labelled pixels, and those of them without a certificate.
     seconds : float

@@ -24,7 +24,9 @@ class CertificateResult(StrictModel):
     samples: int = Field(ge=1, description="Further samples that count it.")
     tau: float = Field(ge=0.5, lt=1, description="The probability that is tested for.")
     alpha: float = Field(gt=0, lt=1, description="The probability that any certificate of an image is wrong.")
-    radius: float = Field(gt=0, description="L2 norm, in [0, 1] units over all values of the image, below which nothing changes.")
+    radius: float = Field(
+        gt=0, description="L2 norm, in [0, 1] units over all values of the image, below which nothing changes."
+    )
     clean_miou: Fraction = Field(description="Of the base network, on images without noise.")
     clean_accuracy: Fraction
     smoothed_miou: Fraction = Field(description="Of the smoothed network, without a certificate.")

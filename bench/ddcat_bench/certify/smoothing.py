@@ -44,7 +44,7 @@ def p_values(hits: npt.NDArray[np.integer], *, samples: int, tau: float) -> npt.
     """
     chance = [math.comb(samples, k) * tau**k * (1 - tau) ** (samples - k) for k in range(samples + 1)]
     tail = np.minimum(np.cumsum(chance[::-1])[::-1], 1.0)
-    return tail[hits]
+    return np.asarray(tail[hits])
 
 
 def holm(p: npt.NDArray[np.float64], alpha: float) -> npt.NDArray[np.bool_]:

@@ -15,6 +15,7 @@ from ddcat.metrics import Counts, confusion_counts
 from ddcat_bench.bootstrap import FEWEST_UNITS, interval, scheme_of
 from ddcat_bench.corruption.results import CorruptionRow, Group
 from ddcat_bench.describe import versions
+from ddcat_bench.judged import Predict
 from ddcat_bench.result_schema import Scores
 from ddcat_bench.work_units import open_units
 from ddcat_train.corruptions import COMMON, CORRUPTIONS, EXTRA, SEVERITIES, corrupt
@@ -22,10 +23,10 @@ from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_plan
 from ddcat_train.seeds import derive_seed
 
-__all__ = ["CorruptionJob", "Measured", "Predict", "group_of", "measure"]
+__all__ = ["CorruptionJob", "Measured", "group_of", "measure"]
 
 U8 = npt.NDArray[np.uint8]
-Predict = Callable[[U8], npt.NDArray[np.integer]]  # (N, H, W, 3) uint8 -> labels (N, H, W)
+
 
 _AHEAD = 4  # batches that are corrupted while one is labelled
 

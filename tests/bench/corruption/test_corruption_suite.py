@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ddcat.metrics import confusion_counts, miou
+from ddcat_bench import judged as judging
 from ddcat_bench.corruption import measure as measuring
-from ddcat_bench.corruption import run as running
 from ddcat_bench.corruption.measure import CorruptionJob, measure
 from ddcat_bench.corruption.report import corruption_brief, corruption_markdown
 from ddcat_bench.corruption.results import CorruptionResult
@@ -97,7 +97,7 @@ def test_a_checkpoint_and_a_bundle_are_judged_and_published(
     with pytest.raises(BenchError, match="use --force to replace"):
         run_corruptions(checkpoint, tmp_path / "model", names=NAMES)
     bundle = make_bundle()
-    monkeypatch.setattr(running, "open_engine", make_engine)
+    monkeypatch.setattr(judging, "open_engine", make_engine)
     of_engine = run_corruptions(bundle, tmp_path / "engine", names=NAMES, max_images=2)
     assert (of_engine.rows, of_engine.clean) == (result.rows, result.clean)
     assert of_engine.bundle is not None
