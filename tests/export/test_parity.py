@@ -17,11 +17,15 @@ from torch import Tensor, nn
 
 from ddcat.bundle import Bundle
 from ddcat.engines.onnxruntime import OrtGraph
+from ddcat_bench.gate.twin import Twin
 from ddcat_export.errors import ExportError
 from ddcat_export.onnx_export import build_graph, with_logits
 from ddcat_export.parity import LOGIT_TOLERANCE, check_parity, sample_images, shapes_of
 from ddcat_train.checkpoints import load_checkpoint
-from ddcat_train.networks import Segmenter, contexts
+from ddcat_train.networks import ComposedSegmenter, Segmenter, contexts
+from ddcat_train.networks.contexts import PyramidPooling
+from ddcat_train.networks.efficientnet_lite import EfficientNetLite
+from ddcat_train.pixels import to_planes
 
 SIZE = (64, 80)
 
@@ -61,6 +65,26 @@ def test_the_other_family_and_context_at_every_shape(make_run: Callable[..., Pat
     assert found.shapes == shapes_of(None)
     assert found.pixels == 2 * sum(n * h * w for n, h, w in found.shapes)
     assert 0 < found.logit_error <= LOGIT_TOLERANCE
+
+
+@pytest.mark.slow
+def test_turned_images_are_exported_for_every_shape() -> None:
+    torch.manual_seed(0)
+    body = EfficientNetLite(width=0.25, depth=1.0, output_stride=16)
+    network = ComposedSegmenter(body, PyramidPooling(body.channels), classes=5, heads=("main",)).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_var is not None
+            nn.init.constant_(module.running_var, 0.5)
+            nn.init.uniform_(module.weight, 0.8, 1.2)
+            nn.init.uniform_(module.bias, -0.2, 0.2)
+    content = build_graph(network, sizes=None, logits=False, confidence=False)
+    assert check_parity(content, network, shapes_of(None)).logit_error <= LOGIT_TOLERANCE
+    images = sample_images((2, 45, 70), 0)
+    with torch.no_grad():
+        labels = Twin(content)(to_planes(images)).argmax(1).numpy()
+    with OrtGraph(content, threads=1) as graph:
+        assert (labels == graph.run(images).labels).mean() > 0.999
 
 
 def test_the_shapes_of_a_sweep() -> None:

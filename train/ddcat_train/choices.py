@@ -21,7 +21,10 @@ __all__ = [
     "WeightName",
 ]
 
-BackboneName = Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2", "hf"]  # ours to build
+BackboneName = Literal[  # ours to build
+    "resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2",
+    "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "efficientnet_lite3", "efficientnet_lite4", "hf",
+]  # fmt: skip
 BACKBONE_GROUP = "ddcat.backbones"  # of entry points, by which an installed package brings others
 Stem = Literal["deep", "plain"]  # of a ResNet: three 3x3 convolutions as in semseg, or torchvision's one of 7x7
 ContextName = Literal["pyramid", "aspp"]

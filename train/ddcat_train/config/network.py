@@ -44,7 +44,7 @@ class ModelConfig(Section):
     context: ContextName = Field("pyramid", description="pyramid: PSPNet's pooling; aspp: DeepLabv3's")
     width: int = Field(64, ge=4, le=1024, description="channels of a ResNet's first stage")
     stem: Stem = Field("deep", description="stem of a ResNet; plain: that of torchvision's weights")
-    output_stride: Literal[8, 16] = Field(8, description="stride of the backbone's maps, in pixels of the image")
+    output_stride: Literal[8, 16, 32] = Field(8, description="stride of the backbone's maps, in pixels of the image")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate of the heads' channels")
     init: Literal["torch", "kaiming"] = Field(
         "torch", description="random initial weights of the backbone: torch's, or the released code's; not for hf"
@@ -82,5 +82,5 @@ class ModelConfig(Section):
         if not resnet and self.stem != "deep":
             raise ValueError(f"stem {self.stem} is for ResNets: {self.backbone} has one of its own")
         if resnet and self.output_stride != 8:
-            raise ValueError("output_stride 16 is for mobilenet_v2 and hf: the ResNets have 8")
+            raise ValueError("output_stride 16 is for mobilenet_v2, efficientnet_lite and hf: the ResNets have 8")
         return self

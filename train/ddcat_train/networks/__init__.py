@@ -9,6 +9,7 @@ from ddcat_train.errors import ConfigError
 from ddcat_train.networks.backbone import Backbone, Stages, initialise
 from ddcat_train.networks.composed import ComposedSegmenter
 from ddcat_train.networks.contexts import ASPP, PyramidPooling
+from ddcat_train.networks.efficientnet_lite import efficientnet_lite
 from ddcat_train.networks.mobilenet import MobileNetV2
 from ddcat_train.networks.pretrained import load_backbone
 from ddcat_train.networks.resnet import resnet10, resnet18, resnet34, resnet50, resnet101
@@ -42,6 +43,7 @@ BACKBONES: dict[str, Callable[[ModelConfig], Backbone]] = {
     "resnet50": lambda model: resnet50(model.width, model.stem),
     "resnet101": lambda model: resnet101(model.width, model.stem),
     "mobilenet_v2": lambda model: MobileNetV2(model.output_stride),
+    **{f"efficientnet_lite{size}": lambda model: efficientnet_lite(model.backbone, model.output_stride) for size in range(5)},
     "hf": _hugging_face,
 }
 

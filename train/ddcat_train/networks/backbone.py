@@ -6,14 +6,21 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from ddcat_train import imagenet
+
 __all__ = ["Backbone", "Stages", "initialise"]
 
 
 class Stages(NamedTuple):
-    """Output of a backbone: the maps for deep supervision, and the last ones."""
+    """
+    Output of a backbone: the maps for deep supervision, the last ones, and those of stages before both, from the finest on.
+
+    Only contexts of several stages use the earlier ones.
+    """
 
     intermediate: Tensor
     last: Tensor
+    earlier: tuple[Tensor, ...] = ()
 
 
 class Backbone(nn.Module, ABC):
@@ -24,17 +31,24 @@ class Backbone(nn.Module, ABC):
     ----------
     intermediate_channels, channels : int
         Channels of `Stages.intermediate` and of `Stages.last`.
+    earlier_channels : tuple of int
+        Channels of `Stages.earlier`.
     stride : int
         Of `Stages.last`: images (N, 3, H, W) become maps of ceil(H / stride) x ceil(W / stride), for every size from
         33 x 33 on. Those of `Stages.intermediate` may be of any size.
     unused : tuple of str
         Beginnings of keys that files of pretrained weights hold beside the backbone's own, such as those of a classifier.
+    mean, std : three floats
+        Of the images that it was pretrained on, in [0, 1]; ImageNet's unless it says otherwise.
     """
 
     intermediate_channels: int
     channels: int
     stride: int
+    earlier_channels: tuple[int, ...] = ()
     unused: tuple[str, ...] = ()
+    mean: tuple[float, float, float] = imagenet.MEAN
+    std: tuple[float, float, float] = imagenet.STD
 
     @abstractmethod
     def forward(self, images: Tensor) -> Stages:
@@ -44,7 +58,7 @@ class Backbone(nn.Module, ABC):
         Parameters
         ----------
         images : (N, 3, H, W) float
-            About zero mean and unit variance, by the statistics of ImageNet.
+            About zero mean and unit variance, by `mean` and `std`.
         """
 
     def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -59,7 +59,7 @@ class ComposedSegmenter(Segmenter):
     ) -> None:
         super().__init__()
         self.classes = classes
-        self.normalise = Normalise()
+        self.normalise = Normalise(backbone.mean, backbone.std)
         self.backbone = backbone
         self.context = context
         self.heads = nn.ModuleDict({name: _head(name, backbone, context, classes, dropout) for name in heads})

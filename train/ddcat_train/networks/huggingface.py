@@ -77,7 +77,7 @@ class HuggingFace(Backbone):
             stage[..., : _ceil(height, stride), : _ceil(width, stride)]
             for stage, stride in ((maps[-2], self._strides[-2]), (torch.cat(finest, 1), self.stride))
         ]
-        return Stages(*shown)
+        return Stages(shown[0], shown[1])
 
     def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weights of a file of transformers, which translates the keys of classifiers and of old versions."""

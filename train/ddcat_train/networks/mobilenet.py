@@ -1,4 +1,4 @@
-"""MobileNetV2 with the keys of torchvision's file, dilated to output stride 8 or 16."""
+"""MobileNetV2 with the keys of torchvision's file, dilated to output stride 8 or 16, or neither."""
 
 from typing import Literal
 
@@ -30,7 +30,7 @@ class MobileNetV2(Backbone):
 
     Parameters
     ----------
-    output_stride : 8 or 16
+    output_stride : 8, 16 or 32
         A stride beyond it becomes a dilation of the blocks that follow.
 
     Attributes
@@ -43,7 +43,7 @@ class MobileNetV2(Backbone):
     intermediate_channels = 96
     channels = 320
 
-    def __init__(self, output_stride: Literal[8, 16] = 16) -> None:
+    def __init__(self, output_stride: Literal[8, 16, 32] = 16) -> None:
         super().__init__()
         self.stride = output_stride
         layers: list[nn.Module] = [Layers(*_conv_bn(3, 32, 3, stride=2), nn.ReLU6(inplace=True))]

@@ -11,8 +11,9 @@ from ddcat_train import imagenet
 from ddcat_train.config import ModelConfig
 from ddcat_train.errors import CheckpointError
 from ddcat_train.networks import build_backbone
+from ddcat_train.networks.keys import renamed
 from ddcat_train.networks.pretrained import state_dict_mismatches, summarise
-from ddcat_train.weight_import.resnet_keys import find_resnet, renamed
+from ddcat_train.weight_import.resnet_keys import find_resnet
 from ddcat_train.weight_import.torch_file import TorchFile
 
 __all__ = ["import_backbone"]

@@ -11,7 +11,7 @@ from ddcat_train.config import ModelConfig
 from ddcat_train.errors import CheckpointError
 from ddcat_train.networks.resnet import stem_of
 
-__all__ = ["find_resnet", "renamed"]
+__all__ = ["find_resnet"]
 
 # convolutions in a block, and blocks in each stage
 _FORMS: dict[tuple[int, tuple[int, ...]], BackboneName] = {
@@ -58,15 +58,3 @@ def find_resnet(tensors: Mapping[str, Tensor], path: Path) -> ModelConfig:
     first = tensors.get("layer1.0.conv1.weight")
     width = 64 if first is None or first.ndim != 4 else len(first)
     return ModelConfig(backbone=_FORMS[convolutions, blocks], width=width, stem=stem_of(tensors) or "deep")
-
-
-def renamed(tensors: Mapping[str, Tensor], beginnings: Mapping[str, str]) -> dict[str, Tensor]:
-    """Replace the prefixes of keys; other keys stay as they are."""
-    return {_renamed(key, beginnings): value for key, value in tensors.items()}
-
-
-def _renamed(key: str, beginnings: Mapping[str, str]) -> str:
-    for old, new in beginnings.items():
-        if key.startswith(old):
-            return new + key.removeprefix(old)
-    return key

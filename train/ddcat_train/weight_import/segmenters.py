@@ -14,9 +14,10 @@ from ddcat_train.config import Config, MethodConfig, ModelConfig, load_config, p
 from ddcat_train.data import list_dataset
 from ddcat_train.errors import CheckpointError, ConfigError
 from ddcat_train.methods import METHODS
+from ddcat_train.networks.keys import renamed
 from ddcat_train.networks.normalise import Normalise
 from ddcat_train.networks.pretrained import state_dict_mismatches, summarise
-from ddcat_train.weight_import.resnet_keys import find_resnet, renamed
+from ddcat_train.weight_import.resnet_keys import find_resnet
 from ddcat_train.weight_import.torch_file import TorchFile
 
 __all__ = ["import_segmenter", "is_segmenter"]
