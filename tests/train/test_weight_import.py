@@ -337,7 +337,7 @@ def test_a_resnet_starts_with_the_weights_of_its_file(released: ModuleType, tmp_
     with torch.inference_mode():
         found = body(images)
         wanted = released.Reference(weights).resnet(images, DEEP_STEM if stem == "deep" else PLAIN_STEM)
-    for ours, theirs in zip(found, wanted, strict=True):
+    for ours, theirs in zip(found[:2], wanted, strict=True):
         assert theirs.std() > 0.01
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.std()))
 
