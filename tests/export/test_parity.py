@@ -10,7 +10,6 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from ddcat_bench.gate.twin import Twin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from ddcat.bundle import Bundle
 from ddcat.engines.onnxruntime import OrtGraph
+from ddcat_bench.twin.twin import Twin
 from ddcat_export.errors import ExportError
 from ddcat_export.onnx_export import build_graph, with_logits
 from ddcat_export.parity import LOGIT_TOLERANCE, check_parity, sample_images, shapes_of
