@@ -31,7 +31,7 @@ METHODS = ["undefended", "sat", "ddcat", "ddcat-m", "ddcat-n"]
 PAPER = [*product(DATA, NETWORKS, METHODS)]
 FGSM = [*product(["voc", "cityscapes"], NETWORKS, ["sat-fgsm"])]
 C24 = [*product(DATA, NETWORKS, ["pgd-at"])]
-SMALL = [*product(["camvid", "scenes"], [*METHODS, "sat-fgsm", "pgd-at", "segpgd-at", "trades"])]
+SMALL = [*product(["camvid", "scenes"], [*METHODS, "sat-fgsm", "pgd-at", "segpgd-at", "trades", "gaussian"])]
 
 
 def test_there_is_a_preset_for_every_choice() -> None:

@@ -26,7 +26,7 @@ _METHODS = ("undefended", "sat", "ddcat", "ddcat-m", "ddcat-n")
 _NETWORKS = ("deeplabv3_50", "pspnet50")
 # The parts of each preset: data set, network (where the data set's part has none), method
 _PARTS: tuple[tuple[str, ...], ...] = (
-    *product(("camvid", "scenes"), (*_METHODS, "sat-fgsm", "pgd-at", "segpgd-at", "trades")),
+    *product(("camvid", "scenes"), (*_METHODS, "sat-fgsm", "pgd-at", "segpgd-at", "trades", "gaussian")),
     *product(("cityscapes", "voc"), _NETWORKS, (*_METHODS, "sat-fgsm", "pgd-at-c24")),
     *product(("cityscapes-semseg",), _NETWORKS, (*_METHODS, "pgd-at-c24")),
 )

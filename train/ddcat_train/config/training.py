@@ -98,6 +98,7 @@ _USED_BY: dict[str, tuple[MethodName, ...]] = {
     "predicted_mask": _DIVIDING,
     "mask_loss_on_ignored": _DIVIDING,
     "beta": ("trades",),
+    "sigma": ("gaussian",),
 }
 # A divergence from x has no gradient at x, and PGD is BIM from a random start.
 _RANDOM_START: tuple[MethodName, ...] = ("pgd-at", "segpgd-at", "trades")
@@ -120,6 +121,7 @@ class MethodConfig(Section):
         True, description="Eq. 5 averages over all pixels; false: over those that are not ignored"
     )
     beta: float = Field(6.0, gt=0, description="weight of the divergence of TRADES")
+    sigma: float = Field(0.25, gt=0, le=2, description="deviation of the noise of gaussian, in [0, 1] units")
 
     @model_validator(mode="after")
     def _check_consistent(self) -> Self:

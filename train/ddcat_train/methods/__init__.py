@@ -6,6 +6,7 @@ from ddcat_train.choices import MethodName
 from ddcat_train.methods.adversarial import ADVERSARIAL
 from ddcat_train.methods.base import Method, MicroBatch, OptimizerStep, TrainingStep
 from ddcat_train.methods.ddcat import ddcat
+from ddcat_train.methods.gaussian import gaussian
 from ddcat_train.methods.trades import trades
 
 __all__ = ["METHODS", "Method", "MicroBatch", "OptimizerStep", "TrainingStep"]
@@ -16,5 +17,6 @@ METHODS: dict[MethodName, Method] = ADVERSARIAL | {
     "ddcat-n": Method(
         partial(ddcat, mark_clean=False, mark_adversarial=True), branches=("main", "auxiliary", "mask"), attacks=True
     ),
+    "gaussian": Method(gaussian, branches=("main",), attacks=False),
     "trades": Method(trades, branches=("main",), attacks=True),
 }
