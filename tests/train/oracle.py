@@ -30,6 +30,7 @@ class Choice:
     predicted_mask: str = "forward"
     mask_loss_on_ignored: bool = True
     beta: float = 6.0
+    sigma: float = 0.25
     epsilon: float = 0.03
     alpha: float | str = 0.01
     steps: int = 3
@@ -127,6 +128,9 @@ def begin(image: Tensor, seed: int, choice: Choice) -> Tensor:
 def attack_one(segmenter: nn.Module, image: Tensor, label: Tensor, seed: int, choice: Choice) -> Tensor:
     """Signed gradient steps (Eq. 2) on one image (3, H, W): the main branch, in eval mode."""
     clean, labels = image[None], label[None]
+    if choice.name == "gaussian":
+        noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(seed)).to(image.dtype)
+        return (image + choice.sigma * noise).clamp(0, 1)
     alpha = choice.epsilon / choice.steps if choice.alpha == "eps/n" else float(choice.alpha)
     current = begin(clean, seed, choice)
     for t in range(1, choice.steps + 1):
@@ -203,7 +207,7 @@ def gradients_of(loss: Tensor, network: nn.Module, parts: tuple[str, ...]) -> di
 
 def clean_count(m: int, choice: Choice) -> int:
     """floor(m * (1 - share)), with the share exactly as it is written; none for a method that attacks all images."""
-    if choice.name in ("pgd-at", "segpgd-at", "trades"):
+    if choice.name in ("pgd-at", "segpgd-at", "trades", "gaussian"):
         return 0
     return m if choice.name == "undefended" else floor(m * (1 - Fraction(str(choice.adversarial_share))))
 

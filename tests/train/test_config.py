@@ -67,7 +67,7 @@ def test_one_number_is_a_square_and_a_step_may_be_a_share_of_epsilon() -> None:
         ("model.backbone=resnet5", "resnet10, resnet18, .* an entry point ddcat.backbones"),
         ("model={backbone: mobilenet_v2, width: 8}", "model: width is for ResNets"),
         ("model={backbone: mobilenet_v2, stem: plain}", "model: stem plain is for ResNets"),
-        ("method.name=ddcta", "'undefended', 'sat', 'ddcat', .* or 'trades'"),
+        ("method.name=ddcta", "'undefended', 'sat', 'ddcat', .* or 'gaussian'"),
         ("attack.epsilon=8/0", "attack.epsilon"),
         ("attack.epsilon=8", r"attack.epsilon: expected a bound in [0, 1], .* got 8; did you mean 8/255\?"),
         ("attack.epsilon=300", r"attack.epsilon: expected a bound in [0, 1], .* got 300 \(found 300\)$"),

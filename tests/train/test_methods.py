@@ -20,7 +20,7 @@ from ddcat_train.networks import Segmenter
 
 DIVIDING = ("ddcat", "ddcat-m", "ddcat-n")
 METHOD_NAMES = get_args(MethodName)
-ATTACKING = METHOD_NAMES[1:]
+ATTACKING = tuple(name for name in METHOD_NAMES if METHODS[name].attacks)
 CASES = ("even", "odd", "partly ignored", "all ignored", "p all 0", "p all 1")
 CONTEXTS = ("pyramid", "aspp")
 LETTER = {key: value for part in yaml.safe_load((PRESETS / "_letter.yaml").read_text()).values() for key, value in part.items()}
@@ -35,6 +35,7 @@ DEPARTURES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"deep_weight": 0.0}, METHOD_NAMES),
     ({"deep_weight": 1.3}, METHOD_NAMES),
     ({"beta": 1.5}, ("trades",)),
+    ({"sigma": 0.1}, ("gaussian",)),
     ({"start": "clean"}, ("pgd-at", "segpgd-at")),
     ({"start": "random"}, ("sat", *DIVIDING)),
     ({"start": "lower"}, ATTACKING),

@@ -13,11 +13,9 @@ from ddcat_train.networks import Segmenter
 __all__ = ["gaussian"]
 
 
-def gaussian(
-    segmenter: Segmenter, batch: MicroBatch, *, attack: AttackConfig, options: MethodConfig
-) -> list[OptimizerStep]:
+def gaussian(segmenter: Segmenter, batch: MicroBatch, *, attack: AttackConfig, options: MethodConfig) -> list[OptimizerStep]:
     """
-    Do the step of `undefended` on images with Gaussian noise of deviation `options.sigma`, cut to [0, 1] as an engine gets them.
+    Do the step of `undefended` on images with Gaussian noise of deviation `options.sigma`, cut to [0, 1] as for an engine.
 
     1 forward and 1 backward; each image's noise follows from its seed.
     """
