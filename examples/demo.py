@@ -20,6 +20,7 @@ from typing import NoReturn
 
 import numpy as np
 from demo_page import METHOD_NAMES, Page, Stage, render_page, robustness_statements
+from panels import Panel, Picture, make_panels
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -30,21 +31,42 @@ from ddcat.bundle import open_bundle
 from ddcat.cli_support import run
 from ddcat.engines import open_engine
 from ddcat.engines.cores import physical_cores
-from ddcat_bench.attack.panels import Panel, Picture, make_panels
 from ddcat_bench.attack.results import AttackResult
-from ddcat_bench.fidelity.results import FidelityResult
+from ddcat_bench.fidelity.compare import FidelityResult
 from ddcat_bench.inputs import main_branch, open_split, torch_device
 from ddcat_bench.result_io import read_result
-from ddcat_bench.timing.cpu_contention import free_threads, watch_contention
+from ddcat_bench.timing.cpu_contention import watch_contention
 from ddcat_bench.timing.results import SpeedResult
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.data import open_dataset
 
 MADE = ("scenes", "runs", "results", "bundle", "bundle-undefended", "served.png", "index.html")
 LOOK = 0.5  # seconds in which others are watched before a stage
+QUIET = 0.3  # cores that others may keep busy without being in the way
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 stages: list[Stage] = []
+
+
+def free_threads(others: float | None, processors: int) -> int | None:
+    """
+    Choose a number of threads where others compute: two that share a core wait for each other at every operator.
+
+    Parameters
+    ----------
+    others : float or None
+        Cores that others keep busy; None: not known.
+    processors : int
+        Number of processors that this process may use.
+
+    Returns
+    -------
+    int or None
+        None where the machine is quiet, and every core may be used.
+    """
+    if others is None or others <= QUIET:
+        return None
+    return max(1, int(processors - others + QUIET))
 
 
 def main() -> None:

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from panels import Panel, Picture
+
 from ddcat.classes import IGNORED_COLOUR, Classes
-from ddcat_bench.attack.comparison_table import columns, run_names
-from ddcat_bench.attack.panels import Panel, Picture
 from ddcat_bench.attack.plots import data_uri
+from ddcat_bench.attack.report import columns, run_names
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.errors import BenchError
-from ddcat_bench.fidelity.results import FidelityResult
+from ddcat_bench.fidelity.compare import FidelityResult
 from ddcat_bench.html import render
 from ddcat_bench.timing.results import SpeedResult
 

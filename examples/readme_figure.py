@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from demo_page import METHOD_NAMES
 from matplotlib.figure import Figure
+from panels import Panel, make_panels
 from PIL import Image
 
 from ddcat.atomic_files import write_bytes
 from ddcat.cli_support import run
-from ddcat_bench.attack.panels import Panel, make_panels
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.inputs import main_branch, open_split, torch_device
 from ddcat_bench.result_io import read_result

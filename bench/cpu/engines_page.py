@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ddcat_bench.fidelity.results import FidelityResult
+from ddcat_bench.fidelity.compare import FidelityResult
 from ddcat_bench.markdown import environment_lines, table
 from ddcat_bench.result_io import read_result
 from ddcat_bench.timing.results import SpeedResult

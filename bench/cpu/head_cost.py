@@ -3,7 +3,7 @@ What the factorised head gains over the plain one, and that both are equal: in e
 
     python bench/cpu/head_cost.py BUNDLE --out heads.json
 
-The plain network (`ddcat_bench.timing.reference_networks`) concatenates the upsampled context and convolves all of it. BUNDLE
+The plain network (`bench.paper.reference_networks`) concatenates the upsampled context and convolves all of it. BUNDLE
 holds the graph of the factorised one for one size, with its logits, in fp32.
 """
 
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.paper.reference_networks import PlainSegmenter, plain_network
 from ddcat.atomic_files import write_text
 from ddcat.bundle import open_bundle
 from ddcat.cli_support import run
@@ -31,7 +32,6 @@ from ddcat.engines.openvino import OpenVinoGraph
 from ddcat_bench.describe import describe_environment
 from ddcat_bench.inputs import checkpoint_of, main_branch
 from ddcat_bench.timing.interleave import interleave, ratio, times
-from ddcat_bench.timing.reference_networks import PlainSegmenter, plain_network
 from ddcat_bench.timing.speed import draw_inputs
 from ddcat_train.networks import Segmenter
 

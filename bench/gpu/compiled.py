@@ -25,7 +25,7 @@ from ddcat.atomic_files import write_text
 from ddcat.cli_support import run
 from ddcat_bench.describe import describe_environment
 from ddcat_bench.timing.interleave import times
-from ddcat_bench.timing.torch_settings import torch_settings
+from ddcat_bench.timing.pytorch_models import torch_settings
 from ddcat_train.attacks import bim
 from ddcat_train.config import load_config
 from ddcat_train.losses import pixel_cross_entropy

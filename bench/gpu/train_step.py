@@ -14,6 +14,7 @@ import argparse
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -23,8 +24,9 @@ from bench.paper.train_step_results import TrainStepResult
 from ddcat.atomic_files import write_text
 from ddcat.cli_support import run
 from ddcat.errors import DdcatError
-from ddcat_bench.attack.comparison_table import attacks_markdown
+from ddcat_bench.attack.report import attack_lines, columns, run_names
 from ddcat_bench.attack.results import AttackResult
+from ddcat_bench.markdown import data_line, number, table
 from ddcat_bench.result_io import read_result
 
 PRESETS = [f"voc-{network}-{method}" for network in ("pspnet50", "deeplabv3_50") for method in ("sat", "ddcat")]
@@ -38,6 +40,36 @@ STEP = Path(__file__).parents[1] / "paper/train_step.py"
 METHODS = ("undefended", "sat", "ddcat", "pgd-at")
 # 480 x 360, the size of CamVid's own files in the layout that is read; crops of 8 n + 1, as in the paper
 FULL = ("data.long_side=null", "augment.crop=[353, 473]", "model.backbone=resnet50", "model.output_stride=8")
+
+
+def attacks_markdown(results: Sequence[AttackResult]) -> str:
+    """
+    Write the mIoU of several runs under each other, as floats and as 8-bit images.
+
+    Raises
+    ------
+    BenchError
+        If they were not evaluated on the same images.
+    """
+    labels = columns(results)
+    names = run_names(results)
+    tables = [
+        table(
+            ["mIoU", *labels],
+            [[name, *(_figure(r, label, eight_bit) for label in labels)] for name, r in zip(names, results, strict=True)],
+        )
+        for eight_bit in (False, True)
+    ]
+    first = results[0]
+    return (
+        f"{data_line(first.data)}\n\n{tables[0]}\n{attack_lines(results)}\n"
+        f"On 8-bit adversarial images, as a server would receive them:\n\n{tables[1]}\n{first.protocol}\n"
+    )
+
+
+def _figure(result: AttackResult, label: str, eight_bit: bool) -> str:
+    row = result.find(label, eight_bit=eight_bit)
+    return number(row.scores.miou) if row else "-"
 
 
 def main() -> None:

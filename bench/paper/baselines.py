@@ -2,7 +2,7 @@
 The baselines of our training step: the released code's own procedure, and a frugal form of it.
 
 Both take the same step as ours, to the last digits; they only take another way. The network is of plain layers in contiguous
-memory (`ddcat_bench.timing.reference_networks`), the optimiser torch's SGD, and nothing is reused.
+memory (`bench.paper.reference_networks`), the optimiser torch's SGD, and nothing is reused.
 
 *released* (a), as the authors' code goes about it: the attack is on the whole batch; each of its n steps computes all heads,
 deep supervision as well, and goes backwards through all of them, with gradients of all parameters, which are thrown away.
@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.paper.reference_networks import PlainSegmenter
 from ddcat.classes import IGNORE_INDEX
 from ddcat_bench.errors import BenchError
-from ddcat_bench.timing.reference_networks import PlainSegmenter
 from ddcat_bench.timing.results import Precision
 from ddcat_train.attacks import ATTACK_STARTS
 from ddcat_train.choices import Head

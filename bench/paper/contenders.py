@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bench.paper.baselines import Baseline
 from ddcat.classes import CAMVID, CITYSCAPES, VOC, Classes
+from ddcat_bench.timing.pytorch_models import torch_settings
 from ddcat_bench.timing.results import Precision
-from ddcat_bench.timing.torch_settings import torch_settings
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.config import Config
 from ddcat_train.data.classes_file import CLASSES_FILE, classes_yaml, read_classes

@@ -12,8 +12,8 @@ import torch
 
 from bench.paper.contenders import SMALL, ContenderName, Plan, contend, draw_batch
 from ddcat_bench.errors import BenchError
+from ddcat_bench.timing.pytorch_models import torch_settings
 from ddcat_bench.timing.serving_memory import resident
-from ddcat_bench.timing.torch_settings import torch_settings
 
 __all__ = ["MEMORY", "peak_memory"]
 

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from bench.paper.reference_networks import PlainSegmenter, plain_network
+from bench.paper.train_step_report import quiet_note
 from ddcat.choices import Device
 from ddcat.classes import IGNORE_INDEX
 from ddcat.cli_support import run
@@ -33,9 +35,8 @@ from ddcat_bench.publish import claim, publish
 from ddcat_bench.result_schema import CheckpointEntry, DataEntry
 from ddcat_bench.timing.cpu_contention import watch_contention
 from ddcat_bench.timing.interleave import interleave, ratio, times
-from ddcat_bench.timing.reference_networks import PlainSegmenter, plain_network
 from ddcat_bench.timing.results import Times, Watched
-from ddcat_bench.timing.speed_report import neighbours, quiet_note
+from ddcat_bench.timing.speed import neighbours
 from ddcat_train.attacks import Model, sea, trajectory
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.data.loader import evaluation_batches

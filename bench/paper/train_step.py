@@ -39,9 +39,9 @@ from ddcat_bench.inputs import torch_device
 from ddcat_bench.publish import claim, publish
 from ddcat_bench.timing.cpu_contention import watch_contention
 from ddcat_bench.timing.interleave import interleave, ratio, times
-from ddcat_bench.timing.peak_flops import matrix_product_peak
+from ddcat_bench.timing.pytorch_models import torch_settings
 from ddcat_bench.timing.results import Precision
-from ddcat_bench.timing.torch_settings import torch_settings
+from ddcat_bench.timing.throughput import matrix_product_peak
 from ddcat_train.config import load_config
 
 BOUNDARY = (

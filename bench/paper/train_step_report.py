@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from bench.paper.train_step_results import StepRatio, TrainStepResult
 from ddcat_bench.markdown import environment_lines, table
-from ddcat_bench.timing.speed_report import faster, mebibytes, neighbours, quiet_note
+from ddcat_bench.timing.results import Watched
+from ddcat_bench.timing.speed import faster, mebibytes, neighbours
 
 __all__ = ["train_step_markdown", "train_steps_markdown"]
 
@@ -87,3 +88,10 @@ def train_steps_markdown(results: Sequence[TrainStepResult]) -> str:
     total = sum(result.environment.seconds for result in results)
     where = dict.fromkeys(environment_lines(r.environment.model_copy(update={"seconds": total})) for r in results)
     return f"# Our training step beside the released one\n\n{table(head, rows)}\n{_BASELINES}\n\n" + "\n".join(where)
+
+
+def quiet_note(result: Watched) -> str:
+    """Warn where others computed meanwhile, as a paragraph; empty where they did not."""
+    if not result.disturbed:
+        return ""
+    return "**Not a quiet machine**: others computed on it at the same time, so take these figures with care.\n\n"

@@ -11,17 +11,17 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from demo_page import robustness_statements
 from PIL import Image
 
 from ddcat.bundle import open_bundle
 from ddcat.engines import open_engine
 from ddcat.errors import DdcatError
 from ddcat_bench.attack.results import AttackResult
-from ddcat_bench.fidelity.results import FidelityResult
+from ddcat_bench.fidelity.compare import FidelityResult
 from ddcat_bench.result_io import read_result
 from ddcat_bench.timing.results import SpeedResult
 from ddcat_train.data import open_dataset
-from examples.demo_page import robustness_statements
 
 DEMO = Path(__file__).parents[2] / "examples/demo.py"
 METHODS = ("undefended", "sat", "ddcat")

@@ -6,17 +6,17 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from demo_page import Page, Stage, Statement, keeps_twice, loses_half, render_page, robustness_statements
+from panels import Panel, Picture
 from PIL import Image
 
 from ddcat.classes import Classes
-from ddcat_bench.attack.panels import Panel, Picture
 from ddcat_bench.attack.results import Alarm, AttackResult, AttackRow
 from ddcat_bench.errors import BenchError
-from ddcat_bench.fidelity.results import FidelityResult, FidelityRow
+from ddcat_bench.fidelity.compare import FidelityResult, FidelityRow
 from ddcat_bench.result_schema import BundleEntry, CheckpointEntry, DataEntry, Environment, Scores
 from ddcat_bench.timing.results import SpeedEntry, SpeedRatio, SpeedResult, Timing
 from ddcat_train.run.image_grid import to_png
-from examples.demo_page import Page, Stage, Statement, keeps_twice, loses_half, render_page, robustness_statements
 
 NAMES = ("sky & sea", "<script>alert(1)</script>")
 PIXELS = 10_000

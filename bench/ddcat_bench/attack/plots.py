@@ -8,7 +8,7 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ddcat_bench.attack.comparison_table import columns
+from ddcat_bench.attack.report import columns
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.bootstrap import FEWEST_UNITS, Scheme, interval, scheme_of
 from ddcat_bench.result_schema import Scores

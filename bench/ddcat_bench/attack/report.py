@@ -1,12 +1,13 @@
-"""Markdown of one attack result, made from the result alone."""
+"""Markdown of attack results, made from the results alone."""
 
 from collections.abc import Sequence
 
-from ddcat_bench.attack.comparison_table import attack_lines, columns
 from ddcat_bench.attack.results import AttackResult, AttackRow, WorstCase, grey
+from ddcat_bench.errors import BenchError
 from ddcat_bench.markdown import data_line, literal, number, provenance_lines, table
+from ddcat_bench.result_schema import check_same_images
 
-__all__ = ["alarm_lines", "attack_brief", "attack_markdown"]
+__all__ = ["attack_brief", "attack_lines", "attack_markdown", "columns", "run_names"]
 
 _WIDE = 12  # columns of a table that can still be read
 
@@ -159,4 +160,41 @@ def _substitute_lines(result: AttackResult) -> str:
         f"SHA-256 {digest}\n"
         for digest, row in origins.items()
         if row.substitute is not None
+    )
+
+
+def columns(results: Sequence[AttackResult]) -> list[str]:
+    """Labels of all attacks that occur, in their order: clean, n = 1, ..., PGD-20."""
+    return list(dict.fromkeys(row.label for result in results for row in result.rows))
+
+
+def run_names(results: Sequence[AttackResult]) -> list[str]:
+    """
+    Name each run by its method, and by its checkpoint as well where the methods do not tell all apart.
+
+    Raises
+    ------
+    BenchError
+        If there is no result, or they were not evaluated on the same images.
+    """
+    if not results:
+        raise BenchError("no results to compare: name at least one")
+    check_same_images([(result.checkpoint.path, result.data) for result in results])
+    methods = [result.checkpoint.method for result in results]
+    if len(set(methods)) == len(methods):
+        return methods
+    return [f"{result.checkpoint.method} ({result.checkpoint.path})" for result in results]
+
+
+def attack_lines(results: Sequence[AttackResult]) -> str:
+    """Describe each column: start, step size, and bound, in floats and for 8-bit images."""
+    bounds: dict[str, dict[bool, float]] = {}  # of each attack, as floats and in 8 bits
+    for row in (row for result in results for row in result.rows if row.name != "clean"):
+        name = row.label.replace(f"n = {row.steps}", "n = N") if row.name in ("BIM", "transfer") else row.label
+        size = f", alpha {row.alpha:.4g}" if row.alpha else ""
+        attack = f"{name}{': BIM of N steps' if row.name == 'BIM' else ''}, start: {row.start}{size}, epsilon {row.epsilon:.4g}"
+        bounds.setdefault(attack, {})[row.eight_bit] = row.grey_levels
+    return "".join(
+        f"- {attack} ({levels[False]:.4g} grey levels; {levels[True]:.0f}/255 for 8-bit images)\n"
+        for attack, levels in bounds.items()
     )

@@ -50,7 +50,7 @@ def fidelity(
         source = check_source(opened, checkpoint)
         with libraries_for(opened):
             from ddcat_bench.fidelity.compare import compare as compare_labels
-            from ddcat_bench.fidelity.report import fidelity_markdown
+            from ddcat_bench.fidelity.compare import fidelity_markdown
             from ddcat_bench.inputs import check_sizes, checkpoint_of, open_bundle_data
         loaded = checkpoint_of(opened, source)
         dataset = open_bundle_data(opened, data_root=data_root, split=split)

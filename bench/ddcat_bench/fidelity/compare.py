@@ -1,11 +1,13 @@
-"""`ddcat fidelity`: whether an engine labels as the PyTorch main branch does, on clean and on attacked images."""
+"""`ddcat fidelity`: whether an engine labels as the PyTorch main branch does, on clean and attacked images; and its report."""
 
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ddcat.bundle import Bundle
@@ -13,20 +15,22 @@ from ddcat.classes import IGNORE_INDEX
 from ddcat.engines import Engine
 from ddcat.engines.errors import InputError
 from ddcat.metrics import Counts, confusion_counts
+from ddcat.schema import Fraction, StrictModel
+from ddcat_bench.attack.results import AttackName
 from ddcat_bench.attack.scoring import count_each, grey_levels, predict
 from ddcat_bench.attack.suites import BIM
 from ddcat_bench.describe import describe_bundle, describe_checkpoint, describe_data, describe_environment
 from ddcat_bench.errors import BenchError
-from ddcat_bench.fidelity.results import FidelityResult, FidelityRow
 from ddcat_bench.inputs import engine_batch_size, main_branch
-from ddcat_bench.result_schema import Scores
+from ddcat_bench.markdown import bundle_line, data_line, provenance_lines, table
+from ddcat_bench.result_schema import BundleEntry, CheckpointEntry, DataEntry, Environment, Scores
 from ddcat_train.attacks import trajectory
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.pixels import to_8_bit, to_pixels
 
-__all__ = ["PROTOCOL", "STEPS", "compare"]
+__all__ = ["PROTOCOL", "STEPS", "FidelityResult", "FidelityRow", "compare", "fidelity_markdown"]
 
 PROTOCOL = (
     "A comparison, not a gate: nothing is passed or refused. The engine and the PyTorch main branch label the same 8-bit "
@@ -35,6 +39,43 @@ PROTOCOL = (
 )
 
 STEPS = (0, 3, 7)  # of BIM: clean images, the attack of the paper's training, its strongest in evaluation
+
+
+class FidelityRow(StrictModel):
+    """The engine and the PyTorch model on the same 8-bit images."""
+
+    name: AttackName
+    epsilon: float
+    alpha: float
+    steps: int
+    grey_levels: float
+    pixels: int = Field(ge=1)
+    differing: int = Field(description="pixels with two different labels")
+    agreement: Fraction = Field(description="share of all pixels with the same label")
+    counted_pixels: int = Field(ge=1, description="that are not ignored")
+    counted_differing: int
+    counted_agreement: Fraction
+    image_differing: tuple[int, ...] = Field(description="pixels with two different labels, of each image")
+    engine: Scores
+    pytorch: Scores
+
+    @property
+    def label(self) -> str:
+        """Heading of its row: clean, n = 3."""
+        return "clean" if self.name == "clean" else f"n = {self.steps}"
+
+
+class FidelityResult(StrictModel):
+    """The result of `ddcat fidelity`."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["fidelity"] = "fidelity"
+    bundle: BundleEntry
+    checkpoint: CheckpointEntry
+    data: DataEntry
+    protocol: str
+    rows: tuple[FidelityRow, ...]
+    environment: Environment
 
 
 class _Tally:
@@ -146,3 +187,36 @@ def _infer(engine: Engine, received: Tensor, bundle: Bundle, names: list[str]) -
         raise BenchError(
             f"{bundle.path} does not take {names[0]}: {cause}; export again with dynamic sizes, or use images of its size"
         ) from cause
+
+
+def fidelity_markdown(result: FidelityResult) -> str:
+    """
+    Write how an engine and the PyTorch main branch agree.
+
+    Parameters
+    ----------
+    result : FidelityResult
+    """
+    rows = [
+        [
+            row.label,
+            f"{row.agreement:.4%}",
+            f"{row.counted_agreement:.4%}",
+            f"{row.differing} of {row.pixels}",
+            f"{row.engine.miou:.4f}",
+            f"{row.pytorch.miou:.4f}",
+            f"{100 * (row.engine.miou - row.pytorch.miou):+.3f}",
+        ]
+        for row in result.rows
+    ]
+    head = ["8-bit images", "agreement", "of counted pixels", "pixels that differ", "mIoU engine", "mIoU PyTorch", "points"]
+    attacked = next(row for row in result.rows if row.steps)
+    return (
+        f"# {result.bundle.name}: the engine beside PyTorch\n\n"
+        f"{data_line(result.data)}\n\n"
+        f"{table(head, rows)}\n"
+        f"n = N: BIM of N steps, epsilon {attacked.epsilon:.4g} ({attacked.grey_levels:.0f}/255 for 8-bit images), "
+        f"alpha {attacked.alpha:.4g}.\n\n"
+        f"{result.protocol}\n\n"
+        f"{bundle_line(result.bundle)}{provenance_lines(result.checkpoint, result.environment)}"
+    )

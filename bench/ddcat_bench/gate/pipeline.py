@@ -28,10 +28,10 @@ from ddcat_bench.inputs import main_branch
 from ddcat_bench.multiprocess import launch_if_needed, process_group
 from ddcat_bench.publish import claim, show, write_result
 from ddcat_bench.result_io import read_result
-from ddcat_bench.timing.results import SpeedResult
+from ddcat_bench.timing.results import SpeedResult, ThroughputResult
 from ddcat_bench.timing.serving_memory import serving_peak
 from ddcat_bench.timing.speed import draw_inputs, measure
-from ddcat_bench.timing.throughput import ThroughputResult, measure_throughput
+from ddcat_bench.timing.throughput import measure_throughput
 from ddcat_bench.twin.twin import twin_of
 from ddcat_bench.work_units import forget_other, remove_work, work_folder
 

@@ -29,7 +29,7 @@ from ddcat_bench.gate.words import (
 )
 from ddcat_bench.html import render
 from ddcat_bench.markdown import environment_lines, fixed, literal, machine_line, signed, table
-from ddcat_bench.timing.throughput_report import THROUGHPUT_HEADS, draw_throughput, throughput_cells, throughput_markdown
+from ddcat_bench.timing.throughput import THROUGHPUT_HEADS, draw_throughput, throughput_cells, throughput_markdown
 
 __all__ = ["Drawing", "draw_interval", "finding_line", "gate_brief", "gate_html", "gate_junit", "gate_markdown"]
 

@@ -18,8 +18,7 @@ from ddcat_bench.gate.pool import TWIN_AGREEMENT, PoolResult
 from ddcat_bench.gate.results import ClassEntry, GateResult, MarginRow, MemberRow
 from ddcat_bench.gate.thresholds import Thresholds
 from ddcat_bench.result_schema import DataEntry
-from ddcat_bench.timing.results import SpeedResult
-from ddcat_bench.timing.throughput import ThroughputResult
+from ddcat_bench.timing.results import SpeedResult, ThroughputResult
 
 __all__ = ["PROTOCOL", "conclude", "passport_of", "twin_agreement", "worst"]
 

@@ -5,35 +5,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["free_threads", "watch_contention"]
+__all__ = ["watch_contention"]
 
 _STAT = Path("/proc/stat")
 _IDLE = (3, 4)  # places of idle and iowait among the numbers of a processor
 _ALL = 8  # user, nice, system, idle, iowait, irq, softirq, steal; guests are counted in user already
-
-
-_QUIET = 0.3  # cores that others may keep busy without being in the way
-
-
-def free_threads(others: float | None, processors: int) -> int | None:
-    """
-    Choose a number of threads where others compute: two that share a core wait for each other at every operator.
-
-    Parameters
-    ----------
-    others : float or None
-        Cores that others keep busy; None: not known.
-    processors : int
-        Number of processors that this process may use.
-
-    Returns
-    -------
-    int or None
-        None where the machine is quiet, and every core may be used.
-    """
-    if others is None or others <= _QUIET:
-        return None
-    return max(1, int(processors - others + _QUIET))
 
 
 def watch_contention() -> Callable[[], float | None]:

@@ -1,33 +1,84 @@
-"""The PyTorch models that an engine is timed beside, and how they label images."""
+"""PyTorch beside an engine: the models that it is timed with, how they label images, and PyTorch's settings meanwhile."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ddcat_bench.inputs import main_branch
-from ddcat_bench.timing.reference_networks import plain_network
 from ddcat_train.attacks import Model
 from ddcat_train.checkpoints import Checkpoint
+from ddcat_train.networks.contexts import ASPP, Context, ContextConv2d, PyramidPooling
+from ddcat_train.networks.convolution import Conv2d
+from ddcat_train.networks.layers import upsample
 from ddcat_train.pixels import to_planes
 
-__all__ = ["EAGER", "Images", "torch_labels"]
+__all__ = ["EAGER", "Images", "original_network", "torch_labels", "torch_settings"]
 
 Images = npt.NDArray[np.uint8]
 
 _CPU = torch.device("cpu")
 
 
+class _OriginalPyramid(PyramidPooling):
+    """Pyramid pooling by torch's own layers, concatenated."""
+
+    def forward(self, maps: Tensor) -> Context:
+        pooled = (feature(F.adaptive_avg_pool2d(maps, bins)) for feature, bins in zip(self.features, self.bins, strict=True))
+        return Context(Context(maps, tuple(pooled)).concatenated(), ())
+
+
+class _OriginalASPP(ASPP):
+    """ASPP by torch's own layers, concatenated."""
+
+    def forward(self, maps: Tensor) -> Context:
+        *local, pooling = self.convs
+        pooled = upsample(pooling(F.adaptive_avg_pool2d(maps, 1)), (maps.shape[-2], maps.shape[-1]))
+        return Context(torch.cat([*(convolution(maps) for convolution in local), pooled], dim=1), ())
+
+
+class _OriginalHeadConv2d(Conv2d):
+    """A head's first layer over concatenated maps."""
+
+    def forward(self, context: Context) -> Tensor:  # type: ignore[override]
+        return super().forward(context.maps)
+
+
+_ORIGINALS: Mapping[type[nn.Module], type[nn.Module]] = {
+    PyramidPooling: _OriginalPyramid, ASPP: _OriginalASPP, ContextConv2d: _OriginalHeadConv2d,
+}  # fmt: skip
+
+
+def original_network(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
+    """
+    Build the main branch as the paper's code computes it: batch norms of their own, adaptive pooling, one concatenation.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    device : torch.device
+
+    Returns
+    -------
+    nn.Module
+        In eval(), in contiguous memory. A backbone that is not ours computes as its package wrote it.
+    """
+    network = checkpoint.segmenter().requires_grad_(False)
+    for module in network.modules():
+        if isinstance(module, Conv2d):
+            module.folds = False
+        if type(module) in _ORIGINALS:
+            module.__class__ = _ORIGINALS[type(module)]  # the class differs in behaviour, not in state
+    return network.to(device)
+
+
 def _original(checkpoint: Checkpoint, device: torch.device) -> Model:
-    network = plain_network(checkpoint, device).requires_grad_(False)
-
-    def logits(images: Tensor) -> Tensor:
-        output: Tensor = network(images.contiguous(), ("main",))["main"]
-        return output
-
-    return logits
+    network = original_network(checkpoint, device)
+    return lambda images: network(images.contiguous())
 
 
 def _compiled(checkpoint: Checkpoint, device: torch.device) -> Model:
@@ -60,3 +111,26 @@ def torch_labels(model: Model, images: Images, device: torch.device = _CPU) -> I
     with torch.inference_mode():
         labels: Images = model(to_planes(images, device)).argmax(1).to(torch.uint8).cpu().numpy()
         return labels
+
+
+@contextlib.contextmanager
+def torch_settings(threads: int, *, tf32: bool = False) -> Iterator[None]:
+    """
+    Set how PyTorch computes, and put back what was set before.
+
+    Parameters
+    ----------
+    threads : int
+        On the CPU.
+    tf32 : bool
+        True if matrix products and convolutions in float32 may round to TF32 on a GPU.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, torch.get_num_threads()
+    matmul.allow_tf32 = cudnn.allow_tf32 = tf32
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before[:2]
+        torch.set_num_threads(before[2])

@@ -104,7 +104,7 @@ class SpeedResult(Watched):
     threads: int = Field(ge=1, description="of each contender")
     warm_up: int = Field(description="calls of each contender before the first that counts")
     contenders: tuple[SpeedEntry, ...]
-    ratios: tuple[SpeedRatio, ...] = Field(description="beside the original graph, where there is a plain form of it, first")
+    ratios: tuple[SpeedRatio, ...] = Field(description="the original graph first")
 
     @property
     def stable(self) -> bool:

@@ -62,8 +62,14 @@ def scenarios(
 
             from ddcat_bench.describe import describe_bundle, describe_environment
             from ddcat_bench.inputs import open_bundle_data
-            from ddcat_bench.timing.scenarios import BOUNDARIES, LOADS, ScenariosResult, draw_files, run_scenarios
-            from ddcat_bench.timing.scenarios_report import scenarios_markdown
+            from ddcat_bench.timing.scenarios import (
+                BOUNDARIES,
+                LOADS,
+                ScenariosResult,
+                draw_files,
+                run_scenarios,
+                scenarios_markdown,
+            )
             from ddcat_bench.timing.speed import draw_inputs
         there = data_root is not None or Path(opened.manifest.data.root).is_dir()
         dataset = open_bundle_data(opened, data_root=data_root) if there else None

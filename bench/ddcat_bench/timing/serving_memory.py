@@ -79,8 +79,7 @@ def _serve(serving: Serving) -> None:
         return
     import torch  # noqa: PLC0415 -- an engine's process has none
 
-    from ddcat_bench.timing.pytorch_models import EAGER, torch_labels  # noqa: PLC0415
-    from ddcat_bench.timing.torch_settings import torch_settings  # noqa: PLC0415
+    from ddcat_bench.timing.pytorch_models import EAGER, torch_labels, torch_settings  # noqa: PLC0415
     from ddcat_train.checkpoints import load_checkpoint  # noqa: PLC0415
 
     device = torch.device(serving.device)

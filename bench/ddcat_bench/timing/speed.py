@@ -1,4 +1,4 @@
-"""`ddcat speed`: an engine's time and memory beside those of PyTorch, on the same images."""
+"""`ddcat speed`: an engine's time and memory beside those of PyTorch, on the same images; and its report."""
 
 import os
 import time
@@ -14,17 +14,16 @@ from ddcat.error_text import first_line
 from ddcat.manifest import DimRange
 from ddcat_bench.describe import describe_bundle, describe_checkpoint, describe_environment
 from ddcat_bench.errors import BenchError
+from ddcat_bench.markdown import bundle_line, provenance_lines, table
 from ddcat_bench.timing.cpu_contention import watch_contention
 from ddcat_bench.timing.interleave import interleave, ratio, timing
-from ddcat_bench.timing.pytorch_models import EAGER, Images, torch_labels
-from ddcat_bench.timing.reference_networks import has_plain_form
-from ddcat_bench.timing.results import SpeedEntry, SpeedRatio, SpeedResult
+from ddcat_bench.timing.pytorch_models import EAGER, Images, torch_labels, torch_settings
+from ddcat_bench.timing.results import Ratio, SpeedEntry, SpeedRatio, SpeedResult, Watched
 from ddcat_bench.timing.serving_memory import MEMORY, ServedName, Serving
-from ddcat_bench.timing.torch_settings import torch_settings
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 
-__all__ = ["BOUNDARY", "Inputs", "draw_inputs", "measure"]
+__all__ = ["BOUNDARY", "Inputs", "draw_inputs", "faster", "measure", "mebibytes", "neighbours", "speed_markdown"]
 
 BOUNDARY = (
     "From a uint8 NHWC array to uint8 labels, both in the host's memory; no decoding, resizing or transport. PyTorch is in "
@@ -59,8 +58,7 @@ def measure(
     """
     Time an engine and PyTorch in turns, then take the memory of each in a process of its own.
 
-    PyTorch computes where the engine does: on the CPU, or on a GPU. A backbone of an installed package has no original graph
-    here; it is measured beside our main branch alone.
+    PyTorch computes where the engine does: on the CPU, or on a GPU.
 
     Parameters
     ----------
@@ -93,8 +91,6 @@ def measure(
     began, load_before = time.monotonic(), os.getloadavg()[0]
     device = torch.device("cpu" if "CPU" in bundle.manifest.engine.provider else "cuda")
     names: list[ServedName] = ["engine", "original", "main branch"]
-    if not has_plain_form(checkpoint.description.config.model):
-        names.remove("original")
     if compiled:
         names.append("compiled")
     with torch_settings(threads):
@@ -219,3 +215,68 @@ def _images(dataset: Dataset, size: tuple[int, int], most: int) -> list[Images]:
 def _only_size(height: DimRange, width: DimRange) -> tuple[int, int] | None:
     fixed = height.minimum == height.maximum and width.minimum == width.maximum
     return (height.minimum, width.minimum) if fixed else None
+
+
+def speed_markdown(result: SpeedResult) -> str:
+    """
+    Write an engine's time and memory beside PyTorch's.
+
+    Parameters
+    ----------
+    result : SpeedResult
+    """
+    ratios = {ratio.baseline: ratio for ratio in result.ratios}
+    rows = [
+        [
+            "engine" if entry.name == "engine" else f"PyTorch, {entry.name}",
+            *(f"{1000 * value:.2f}" for value in (t.lower_quartile, t.median, t.upper_quartile)),
+            "yes" if t.stable else "**no**",
+            faster(ratios[entry.name]) if entry.name in ratios else "",
+            mebibytes(entry.peak_memory),
+        ]
+        for entry in result.contenders
+        for t in (entry.times,)
+    ]
+    head = [
+        "milliseconds a call",
+        "lower quartile",
+        "median",
+        "upper quartile",
+        "stable",
+        "the engine is faster by",
+        "peak MiB",
+    ]
+    note = (
+        ""
+        if result.stable
+        else "**Unstable**: the medians of the last three windows differ by more than 10 %. Measure again on a machine that "
+        "does nothing else, or with more --repeats.\n\n"
+    )
+    return (
+        f"# {result.bundle.name}: the engine's time and memory beside PyTorch's\n\n"
+        f"{result.batch} x {result.height} x {result.width} (images x height x width), threads of each: {result.threads}, "
+        f"{len(result.contenders[0].times.seconds)} calls each in turns after {result.warm_up} to warm up; {result.inputs}.\n\n"
+        f"{table(head, rows)}\n"
+        "Faster by: seconds of PyTorch / the engine's in the same turn, median and quartiles. The engine's file has "
+        f"{result.engine_bytes / 2**20:.1f} MiB, {result.engine_bytes / result.parameter_bytes:.3f} of the main branch's "
+        f"parameters in fp32.\n\n{note}"
+        f"{result.boundary} {result.memory} {neighbours(result)}\n\n"
+        f"{bundle_line(result.bundle)}{provenance_lines(result.checkpoint, result.environment)}"
+    )
+
+
+def neighbours(result: Watched) -> str:
+    """Write how busy other processes kept the machine."""
+    if result.others is None:
+        return f"Load average: {result.load_before:.2f} before, {result.load_after:.2f} after."
+    return f"Others kept {result.others:.2f} cores busy meanwhile."
+
+
+def faster(ratio: Ratio) -> str:
+    """Write how many times as fast: median and quartiles."""
+    return f"**{ratio.median:.2f}** ({ratio.lower_quartile:.2f} to {ratio.upper_quartile:.2f})"
+
+
+def mebibytes(size: int | None) -> str:
+    """Write a size in MiB, or that it is not known."""
+    return "-" if size is None else f"{size / 2**20:.0f}"

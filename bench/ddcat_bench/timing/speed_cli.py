@@ -62,8 +62,7 @@ def speed(
         with libraries_for(opened):
             from ddcat_bench.inputs import checkpoint_of, open_bundle_data
             from ddcat_bench.timing.serving_memory import serving_peak
-            from ddcat_bench.timing.speed import draw_inputs, measure
-            from ddcat_bench.timing.speed_report import speed_markdown
+            from ddcat_bench.timing.speed import draw_inputs, measure, speed_markdown
         loaded = checkpoint_of(opened, source)
         there = data_root is not None or Path(opened.manifest.data.root).is_dir()
         dataset = open_bundle_data(opened, data_root=data_root) if there else None

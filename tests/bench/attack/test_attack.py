@@ -9,15 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
+from bench.gpu.train_step import attacks_markdown
 from ddcat import cli
 from ddcat.metrics import Counts, confusion_counts, iou, miou, pixel_accuracy
 from ddcat_bench.attack.attacks import AttackBatch
-from ddcat_bench.attack.comparison_table import attacks_markdown, columns
 from ddcat_bench.attack.job import AttackJob
 from ddcat_bench.attack.plots import curves
 from ddcat_bench.attack.probe import FORWARDS
 from ddcat_bench.attack.rank_work import attack_rank_work, probe_once
-from ddcat_bench.attack.report import attack_markdown
+from ddcat_bench.attack.report import attack_markdown, columns
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.attack.scoring import grey_levels
 from ddcat_bench.attack.suites import BIM, AttackSpec
@@ -304,7 +304,9 @@ def test_the_command(
     arguments[-1] = str(tmp_path / "none")
     arguments += ["--suite", "quik"]
     assert status() == 2
-    assert capsys.readouterr().err == "error: --suite quik: use quick, paper, sea or full\n"
+    assert capsys.readouterr().err == (
+        "error: invalid value for '--suite': 'quik' is not one of 'quick', 'paper', 'sea', 'full'; see ddcat attack --help\n"
+    )
     assert not (tmp_path / "none").exists()
 
 

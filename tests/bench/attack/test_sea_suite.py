@@ -11,10 +11,9 @@ import torch
 from ddcat.metrics import Counts, confusion_counts, miou
 from ddcat_bench.arguments import parse_epsilon
 from ddcat_bench.attack.class_pixels import count_class_pixels
-from ddcat_bench.attack.comparison_table import columns
 from ddcat_bench.attack.job import AttackJob, open_surrogates
 from ddcat_bench.attack.plots import plots
-from ddcat_bench.attack.report import attack_markdown
+from ddcat_bench.attack.report import attack_markdown, columns
 from ddcat_bench.attack.results import AttackName, AttackResult
 from ddcat_bench.attack.suites import SEA_LOSSES, attack_specs
 from ddcat_bench.errors import BenchError

@@ -11,9 +11,7 @@ from ddcat.engines import open_engine
 from ddcat.metrics import miou
 from ddcat_bench.attack.job import AttackJob
 from ddcat_bench.errors import BenchError
-from ddcat_bench.fidelity.compare import compare
-from ddcat_bench.fidelity.report import fidelity_markdown
-from ddcat_bench.fidelity.results import FidelityResult
+from ddcat_bench.fidelity.compare import FidelityResult, compare, fidelity_markdown
 from ddcat_bench.inputs import checkpoint_of, open_bundle_data
 from ddcat_bench.result_io import read_result, to_json
 from ddcat_export.exporting import export

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from bench.paper import sweep_speed
+from bench.paper.reference_networks import plain_network
 from bench.paper.sweep_speed import measure, plain_sweep, sweep_markdown
 from ddcat_bench.attack.job import AttackJob
 from ddcat_bench.inputs import main_branch
 from ddcat_bench.result_io import read_result
-from ddcat_bench.timing.reference_networks import plain_network
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches

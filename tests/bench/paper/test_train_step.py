@@ -17,7 +17,7 @@ from bench.paper.train_step_results import TrainStepResult
 from ddcat.cli_support import run
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_io import read_result, to_json
-from ddcat_bench.timing.torch_settings import torch_settings
+from ddcat_bench.timing.pytorch_models import torch_settings
 from ddcat_train.choices import MethodName
 from ddcat_train.config import load_config
 
@@ -172,7 +172,7 @@ def test_steps_that_the_baselines_do_not_take(override: str, message: str) -> No
 
 @pytest.fixture(autouse=True)
 def quick_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddcat_bench.timing.peak_flops._PRODUCTS_WITHIN", 0.1)
+    monkeypatch.setattr("ddcat_bench.timing.throughput._PRODUCTS_WITHIN", 0.1)
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from demo import free_threads
 
 from ddcat_bench.timing import cpu_contention
 
@@ -64,4 +65,4 @@ def test_where_the_system_does_not_tell_nothing_is_said(tmp_path: Path, monkeypa
     ],
 )
 def test_the_cores_of_others_are_left_to_them(others: float | None, processors: int, threads: int | None) -> None:
-    assert cpu_contention.free_threads(others, processors) == threads
+    assert free_threads(others, processors) == threads

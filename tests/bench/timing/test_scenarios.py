@@ -12,8 +12,7 @@ from ddcat import cli
 from ddcat.bundle import Bundle
 from ddcat.engines import Outputs
 from ddcat_bench.result_io import read_result
-from ddcat_bench.timing.scenarios import LOADS, Clock, ScenariosResult, arrivals, latencies, run_scenarios
-from ddcat_bench.timing.scenarios_report import scenarios_markdown
+from ddcat_bench.timing.scenarios import LOADS, Clock, ScenariosResult, arrivals, latencies, run_scenarios, scenarios_markdown
 
 
 class Clockwork:

@@ -13,8 +13,7 @@ from ddcat_bench.timing.interleave import timing
 from ddcat_bench.timing.pytorch_models import EAGER, torch_labels
 from ddcat_bench.timing.results import SpeedResult
 from ddcat_bench.timing.serving_memory import Serving, serving_peak
-from ddcat_bench.timing.speed import draw_inputs, measure
-from ddcat_bench.timing.speed_report import speed_markdown
+from ddcat_bench.timing.speed import draw_inputs, measure, speed_markdown
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 

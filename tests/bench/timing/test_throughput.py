@@ -8,9 +8,7 @@ import torch
 
 from ddcat.bundle import Bundle
 from ddcat.engines import Outputs
-from ddcat_bench.timing.peak_flops import matrix_product_peak
-from ddcat_bench.timing.throughput import measure_throughput
-from ddcat_bench.timing.throughput_report import draw_throughput, throughput_markdown
+from ddcat_bench.timing.throughput import draw_throughput, matrix_product_peak, measure_throughput, throughput_markdown
 
 
 class Clockwork:
@@ -61,5 +59,5 @@ def test_an_engine_of_one_size_and_batch(make_bundle: Callable[..., Bundle], mon
 
 
 def test_a_matrix_product_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddcat_bench.timing.peak_flops._PRODUCTS_WITHIN", 0.1)
+    monkeypatch.setattr("ddcat_bench.timing.throughput._PRODUCTS_WITHIN", 0.1)
     assert 1e8 < matrix_product_peak("fp32", torch.device("cpu")) < 1e14

@@ -18,7 +18,7 @@ from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.choices import Head
 from ddcat_train.config import ModelConfig
 
-__all__ = ["PlainSegmenter", "has_plain_form", "plain_network"]
+__all__ = ["PlainSegmenter", "plain_network"]
 
 Conv = partial(nn.Conv2d, bias=False)
 
@@ -67,11 +67,6 @@ class PlainSegmenter(nn.Module):
         context = self.context(last)
         low = {head: self.heads[head](intermediate if head == "deep" else context) for head in heads}
         return {head: _resize(logits, images) for head, logits in low.items()}
-
-
-def has_plain_form(model: ModelConfig) -> bool:
-    """Return True if a network can be built of plain layers; a backbone of an installed package cannot."""
-    return model.backbone in (*_RESNETS, "mobilenet_v2")
 
 
 def plain_network(checkpoint: Checkpoint, device: torch.device) -> PlainSegmenter:

@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from panels import make_panels
 from PIL import Image
 from torch import Tensor
 
 from ddcat.classes import IGNORE_INDEX, colourise
-from ddcat_bench.attack.panels import make_panels
 from ddcat_train.data import Dataset
 
 Pixels = npt.NDArray[np.uint8]
