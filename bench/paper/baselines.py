@@ -28,7 +28,7 @@ from bench.paper.reference_networks import PlainSegmenter
 from ddcat.classes import IGNORE_INDEX
 from ddcat_bench.errors import BenchError
 from ddcat_bench.timing.results import Precision
-from ddcat_train.attacks import ATTACK_STARTS
+from ddcat_train.attacks import attack_start
 from ddcat_train.choices import Head
 from ddcat_train.config import Config
 from ddcat_train.data.loader import Batch
@@ -184,7 +184,7 @@ class Baseline:
 
     def _start(self, images: Tensor, seeds: Tensor) -> Tensor:
         start = self._config.attack.start or self._config.method.start
-        return ATTACK_STARTS[start](images, self._config.attack.epsilon, seeds)
+        return attack_start(start, images, self._config.attack.epsilon, seeds)
 
     def _move(self, current: Tensor, gradient: Tensor, images: Tensor) -> Tensor:
         attack = self._config.attack

@@ -12,6 +12,7 @@ __all__ = [
     "Head",
     "MaskSource",
     "MethodName",
+    "NormName",
     "OptimiserName",
     "Split",
     "Start",
@@ -43,5 +44,6 @@ CorruptionName = Literal[
     "underexposed", "overexposed", "white_balance_warm", "white_balance_cold", "bit_depth",
 ]  # fmt: skip
 Start = Literal["clean", "random", "lower"]  # of an attack: at x, uniformly in the ball, at x - epsilon
+NormName = Literal["linf", "l2"]  # of a perturbation, over all values of an image
 StepSize = float | Literal["eps/n"]
 WeightName = Literal["PGD", "SegPGD", "CosPGD", "TsallisPGD", "SEA-JS", "SEA-MCE", "SEA-MCE-Bal"]  # of pixels under attack

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddcat_train.attacks import SEA, SHRINKING, apgd, bim, cospgd, pgd, segpgd, signed_gradient_ascent, tsallis_pgd
+from ddcat_train.attacks import (
+    SEA,
+    SHRINKING,
+    apgd,
+    attack_start,
+    bim,
+    cospgd,
+    pgd,
+    segpgd,
+    signed_gradient_ascent,
+    tsallis_pgd,
+)
 
 STARTS = ("clean", "random", "lower")
 STEPS: dict[str, Any] = {"epsilon": 0.05, "alpha": 0.02, "steps": 3}
@@ -20,6 +31,9 @@ ATTACKS: dict[str, Callable[..., Tensor]] = {
     **{f"BIM, {start} start": partial(bim, start=start, **STEPS) for start in STARTS},
     **{attack.__name__: partial(attack, **STEPS) for attack in (segpgd, cospgd, tsallis_pgd)},
     "BIM, stopped early": partial(bim, stop_early=True, **STEPS),
+    "BIM, L2": partial(bim, norm="l2", **STEPS),
+    "PGD, L2": partial(pgd, norm="l2", **STEPS),
+    "APGD, L2": partial(apgd, norm="l2", **ADAPTIVE),
     **{f"APGD, {start} start": partial(apgd, start=start, **ADAPTIVE) for start in STARTS},
     **{f"APGD on {name}": partial(apgd, weight=name, schedule=SHRINKING, **ADAPTIVE) for name in SEA},
 }
@@ -205,7 +219,7 @@ def test_an_image_without_labels_ends_at_its_start(small: Any, attack: Any) -> N
     begin = {
         "clean": images,
         "lower": (images - 0.05).clamp(0, 1),
-        "random": pgd(small.network(), images, labels, epsilon=0.05, seeds=seeds),
+        "random": attack_start("random", images, 0.05, seeds, attack.keywords.get("norm", "linf")),
     }
     start = attack.keywords.get("start", "clean" if attack.func is bim else "random")
     if attack.keywords.get("schedule") is not None:  # drawn in twice the ball

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddcat_train.attacks import StepOutput, bim, cospgd, sea, segpgd, weighted
+from ddcat_train.attacks import StepOutput, bim, cospgd, dag, sea, segpgd, weighted
 from ddcat_train.attacks.apgd import _run_stage, _Stage
 from tests.train.small import right_pixels
 
@@ -40,7 +40,7 @@ def without_init(name: str, *parts: str) -> Iterator[ModuleType]:
 @pytest.fixture
 def torchattacks() -> Iterator[ModuleType]:
     with without_init("torchattacks", "attacks") as package:
-        for name in ("fgsm", "bim", "pgd"):
+        for name in ("fgsm", "bim", "pgd", "pgdl2"):
             module = importlib.import_module(f"torchattacks.attacks.{name}")
             setattr(package, name.upper(), getattr(module, name.upper()))
         yield package
@@ -76,6 +76,28 @@ def test_equal_to_torchattacks(small: Any, torchattacks: ModuleType, seed: int) 
         ),
     ]:
         assert torch.allclose(found, peer(images, labels), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("epsilon", [0.05, 0.5, 3.0])
+def test_l2_equal_to_torchattacks(small: Any, torchattacks: ModuleType, seed: int, epsilon: float) -> None:
+    network = small.network(seed).float().eval()
+    images, labels = small.batch(seed, size=9, ignored=0)
+    images = images.float()
+    found = bim(network, images, labels, epsilon=epsilon, alpha=epsilon / 4, steps=6, norm="l2")
+    peer = torchattacks.PGDL2(network, eps=epsilon, alpha=epsilon / 4, steps=6, random_start=False)
+    assert torch.allclose(found, peer(images, labels), rtol=0, atol=1e-5)
+    assert (found - images).flatten(1).norm(dim=1).max() <= epsilon * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_dag_equal_to_adv_lib(learnt: tuple[nn.Module, Tensor, Tensor], adv_lib: dict[str, Any], seed: int) -> None:
+    network, images, labels = (part[4 * seed : 4 * seed + 4] if isinstance(part, Tensor) else part for part in learnt)
+    masks = labels != 255
+    theirs = adv_lib["DAG"](network, images, labels.masked_fill(~masks, 0), masks, False, 0.9, 200, 0.02)
+    ours = dag(network, images, labels, steps=200, size=0.02, share=0.9)
+    assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
+    assert (ours != images).any()
 
 
 @pytest.mark.parametrize("attack", [segpgd, cospgd], ids=["SegPGD", "CosPGD"])
@@ -150,7 +172,10 @@ def test_sea_is_at_least_as_strong_as_the_smallest_perturbations(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_apgd_climbs_as_high_as_that_of_adv_lib(small: Any, adv_lib: dict[str, Any], seed: int) -> None:
+@pytest.mark.parametrize(("norm", "order", "radius"), [("linf", float("inf"), 0.1), ("l2", 2, 0.8)])
+def test_apgd_climbs_as_high_as_that_of_adv_lib(
+    small: Any, adv_lib: dict[str, Any], seed: int, norm: Any, order: float, radius: float
+) -> None:
     """
     On one label an image, the task of theirs, from the same start.
 
@@ -167,13 +192,11 @@ def test_apgd_climbs_as_high_as_that_of_adv_lib(small: Any, adv_lib: dict[str, A
     def loss(batch: Tensor) -> Tensor:
         return nn.functional.cross_entropy(model(batch), labels[:, 0, 0], reduction="none")
 
-    epsilon = torch.full((16,), 0.1, dtype=torch.float64)
-    theirs, *_ = adv_lib["APGD"](
-        model, images, labels[:, 0, 0], epsilon, float("inf"), x_init=images, n_iter=50, loss_function="ce"
-    )
+    epsilon = torch.full((16,), radius, dtype=torch.float64)
+    theirs, *_ = adv_lib["APGD"](model, images, labels[:, 0, 0], epsilon, order, x_init=images, n_iter=50, loss_function="ce")
     ours, _ = _run_stage(
         lambda batch: model(batch)[:, :, None, None], images, labels, images, weighted("PGD"),
-        _Stage(0.1, 50, 0, 50), None, skip_fooled=False,
+        _Stage(radius, 50, 0, 50), None, norm=norm, skip_fooled=False,
     )  # fmt: skip
     gained, known = loss(ours) - loss(images), loss(theirs) - loss(images)
     assert known.min() > 0

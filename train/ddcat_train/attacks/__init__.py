@@ -5,33 +5,42 @@ Each is a plain function: a white-box one over `input_gradient`, a black-box one
 """
 
 from ddcat_train.attacks.apgd import SHRINKING, Schedule, apgd
+from ddcat_train.attacks.dag import dag
 from ddcat_train.attacks.dla import Predict, dla, sign_noise
 from ddcat_train.attacks.gradient import Model, Objective, Observer, StepOutput
-from ddcat_train.attacks.pgd import ATTACK_STARTS, bim, cospgd, pgd, segpgd, signed_gradient_ascent, tsallis_pgd
+from ddcat_train.attacks.patch import Placed, learn_patch, patch_side, place_patch
+from ddcat_train.attacks.pgd import attack_start, bim, cospgd, pgd, segpgd, signed_gradient_ascent, tsallis_pgd
 from ddcat_train.attacks.pixel_weights import WEIGHTS, weighted
 from ddcat_train.attacks.sea import SEA, sea
 from ddcat_train.attacks.square import square
 from ddcat_train.attacks.trajectory import TrajectoryStep, trajectory
+from ddcat_train.attacks.universal import apply_universal, universal_perturbation
 from ddcat_train.networks.eval_mode import eval_mode
 
 __all__ = [
-    "ATTACK_STARTS",
     "SEA",
     "SHRINKING",
     "WEIGHTS",
     "Model",
     "Objective",
     "Observer",
+    "Placed",
     "Predict",
     "Schedule",
     "StepOutput",
     "TrajectoryStep",
     "apgd",
+    "apply_universal",
+    "attack_start",
     "bim",
     "cospgd",
+    "dag",
     "dla",
     "eval_mode",
+    "learn_patch",
+    "patch_side",
     "pgd",
+    "place_patch",
     "sea",
     "segpgd",
     "sign_noise",
@@ -39,5 +48,6 @@ __all__ = [
     "square",
     "trajectory",
     "tsallis_pgd",
+    "universal_perturbation",
     "weighted",
 ]

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from ddcat_train.attacks.gradient import Model, Objective, Observer, StepOutput, input_gradient
-from ddcat_train.attacks.pgd import ATTACK_STARTS
+from ddcat_train.attacks.norms import NORMS, Norm, each
+from ddcat_train.attacks.pgd import attack_start
 from ddcat_train.attacks.pixel_weights import weighted
-from ddcat_train.choices import Start, WeightName
+from ddcat_train.choices import NormName, Start, WeightName
 from ddcat_train.networks.eval_mode import eval_mode
 
 __all__ = ["CONSTANT", "SHRINKING", "Schedule", "apgd", "step_checkpoints"]
@@ -31,6 +32,7 @@ def apgd(
     weight: WeightName = "PGD",
     class_pixels: Tensor | None = None,
     schedule: Schedule = CONSTANT,
+    norm: NormName = "linf",
     start: Start = "random",
     seeds: Tensor | None = None,
     observe: Observer | None = None,
@@ -51,7 +53,7 @@ def apgd(
     labels : (N, H, W) int64
         255 = ignored: without influence on the result.
     epsilon : float
-        L-infinity bound of the result, in [0, 1] units.
+        Bound of the result, in [0, 1] units.
     steps : int
         Input gradients, over all stages.
     weight : WeightName
@@ -60,7 +62,7 @@ def apgd(
         As for `weighted`.
     schedule : tuple of (float, int)
         Multiples of epsilon and percentages of the steps. The last multiple is 1.
-    start, seeds
+    norm, start, seeds
         As for `signed_gradient_ascent`; a random start is drawn in the first ball of the schedule.
     observe : callable, optional
         Receives, at every step, the output and the input gradient as computed.
@@ -74,10 +76,10 @@ def apgd(
         raise ValueError(f"epsilon {epsilon} and steps {steps} must not be negative")
     objective = weighted(weight, class_pixels)
     *early, last = _stages(epsilon, steps, schedule)
-    current = ATTACK_STARTS[start](images, (early or [last])[0].radius, seeds).detach()
+    current = attack_start(start, images, (early or [last])[0].radius, seeds, norm).detach()
     for stage in early:
-        current, _ = _run_stage(model, images, labels, current, objective, stage, observe, skip_fooled=False)
-    _, strongest = _run_stage(model, images, labels, current, objective, last, observe, skip_fooled=True)
+        current, _ = _run_stage(model, images, labels, current, objective, stage, observe, norm=norm, skip_fooled=False)
+    _, strongest = _run_stage(model, images, labels, current, objective, last, observe, norm=norm, skip_fooled=True)
     return strongest
 
 
@@ -143,6 +145,7 @@ def _run_stage(
     stage: _Stage,
     observe: Observer | None,
     *,
+    norm: NormName = "linf",
     skip_fooled: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return, for each image, the iterate of the highest loss (not if fooled) and the one of the fewest correct pixels."""
@@ -160,7 +163,8 @@ def _run_stage(
         )
 
     indices = torch.arange(len(images), device=images.device)
-    strongest = present = _project(begin, images, stage.radius)
+    bound = NORMS[norm]
+    strongest = present = bound.project(begin, images, stage.radius)
     output, gradient = evaluate(present, labels, indices, 0)
     run = _initial_state(images, present, output, gradient, size=2 * stage.radius)
     checks, last_check = step_checkpoints(stage.steps), 0
@@ -170,7 +174,7 @@ def _run_stage(
             run = _State(*(part[output.not_fooled] for part in run))
         if not len(run.indices):
             break
-        moved = _step(run, stage.radius, 1.0 if step == 1 else _MOMENTUM)
+        moved = _step(run, bound, stage.radius, 1.0 if step == 1 else _MOMENTUM)
         output, gradient = evaluate(moved, run.labels, run.indices, step)
         run = _moved_to(run, moved, output, gradient)
         if step in checks:
@@ -200,14 +204,10 @@ def _initial_state(clean: Tensor, present: Tensor, output: StepOutput, gradient:
     )
 
 
-def _project(images: Tensor, clean: Tensor, radius: float) -> Tensor:
-    return images.clamp(clean - radius, clean + radius).clamp(0, 1)
-
-
-def _step(run: _State, radius: float, momentum: float) -> Tensor:
-    ahead = _project(run.present + _each(run.size) * run.gradient.sign(), run.clean, radius)
+def _step(run: _State, bound: Norm, radius: float, momentum: float) -> Tensor:
+    ahead = bound.project(run.present + each(run.size) * bound.direction(run.gradient), run.clean, radius)
     moved = run.present + momentum * (ahead - run.present) + (1 - momentum) * (run.present - run.before)
-    return _project(moved, run.clean, radius)
+    return bound.project(moved, run.clean, radius)
 
 
 def _moved_to(run: _State, moved: Tensor, output: StepOutput, gradient: Tensor) -> _State:
@@ -219,10 +219,10 @@ def _moved_to(run: _State, moved: Tensor, output: StepOutput, gradient: Tensor) 
         present=moved,
         gradient=gradient,
         loss=loss,
-        best=torch.where(_each(higher), moved, run.best),
-        best_gradient=torch.where(_each(higher), gradient, run.best_gradient),
+        best=torch.where(each(higher), moved, run.best),
+        best_gradient=torch.where(each(higher), gradient, run.best_gradient),
         best_loss=torch.where(higher, loss, run.best_loss),
-        strongest=torch.where(_each(fewer), moved, run.strongest),
+        strongest=torch.where(each(fewer), moved, run.strongest),
         strongest_correct=torch.where(fewer, correct, run.strongest_correct),
         rises=run.rises + (loss > run.loss),
     )
@@ -236,19 +236,14 @@ def _at_checkpoint(run: _State, window: int) -> _State:
     """
     halved = (run.rises < _RISING * window) | (~run.halved & (run.best_loss == run.known_loss))
     return run._replace(
-        present=torch.where(_each(halved), run.best, run.present),
-        gradient=torch.where(_each(halved), run.best_gradient, run.gradient),
+        present=torch.where(each(halved), run.best, run.present),
+        gradient=torch.where(each(halved), run.best_gradient, run.gradient),
         loss=torch.where(halved, run.best_loss, run.loss),
         size=torch.where(halved, run.size / 2, run.size),
         rises=torch.zeros_like(run.rises),
         known_loss=run.best_loss,
         halved=halved,
     )
-
-
-def _each(values: Tensor) -> Tensor:
-    """Shape one value for each image to broadcast over it."""
-    return values[:, None, None, None]
 
 
 def _loss(output: StepOutput) -> Tensor:

@@ -9,9 +9,11 @@ from torch import Tensor
 from ddcat.classes import IGNORE_INDEX
 from ddcat_train.attacks.apgd import apgd
 from ddcat_train.attacks.gradient import Model
+from ddcat_train.attacks.norms import NORMS
 from ddcat_train.attacks.pgd import bim, cospgd, pgd, segpgd, tsallis_pgd
 from ddcat_train.attacks.sea import sea
 from ddcat_train.attacks.square import square
+from ddcat_train.choices import NormName
 from ddcat_train.errors import AttackError
 from ddcat_train.networks.eval_mode import eval_mode
 
@@ -33,6 +35,7 @@ def attack(
     name: str = "sea",
     *,
     epsilon: float = 8 / 255,
+    norm: NormName = "linf",
     steps: int | None = None,
     alpha: float | None = None,
     seed: int = 0,
@@ -53,7 +56,10 @@ def attack(
         "fgsm", "bim" (Eq. 2 of the paper), "pgd", "segpgd", "cospgd", "tsallis-pgd", "apgd", "sea" (the strongest, and the
         slowest) or "square" (needs no gradient).
     epsilon : float
-        Bound of the perturbation in the maximum norm, in [0, 1] units.
+        Bound of the perturbation, in [0, 1] units.
+    norm : "linf" or "l2"
+        The maximum over all values of an image, or the root of the sum of their squares, in which an epsilon of 1 is small.
+        "sea" and "square" are made for "linf".
     steps : int, optional
         Gradient steps; of each of the three members for "sea"; queries for "square". By default 3 for "bim", 20 for the
         others of constant step, 100 for "apgd", 300 for "sea" and 1000 for "square".
@@ -65,8 +71,8 @@ def attack(
     Returns
     -------
     (N, 3, H, W) float
-        Within epsilon of `images`, in [0, 1], on their device. For "sea" the result of the member that leaves the fewest
-        pixels correct, for each image.
+        Within epsilon of `images` in that norm, in [0, 1], on their device. For "sea" the result of the member that leaves the
+        fewest pixels correct, for each image.
 
     Raises
     ------
@@ -90,17 +96,20 @@ def attack(
     seeds = seed + torch.arange(len(images))
     if alpha is not None and name in ("apgd", "sea", "square"):
         raise AttackError(f"{name} chooses the size of its steps: leave alpha out")
+    if norm not in NORMS:
+        raise AttackError(f"there is no norm {norm!r}: use linf or l2")
+    if norm == "l2" and name in ("sea", "square"):
+        raise AttackError(f"{name} is made for the maximum norm: use apgd or pgd for l2")
     if name in ("fgsm", "bim"):
-        return bim(
-            model, images, truth, epsilon=epsilon, alpha=epsilon / max(count, 1) if alpha is None else alpha, steps=count
-        )
+        size = epsilon / max(count, 1) if alpha is None else alpha
+        return bim(model, images, truth, epsilon=epsilon, alpha=size, steps=count, norm=norm)
     if name == "square":
         return square(model, images, truth, epsilon=epsilon, queries=count, seeds=seeds)
     if name in _GRADIENT:
         size = epsilon / 4 if alpha is None else alpha
-        return _GRADIENT[name](model, images, truth, epsilon=epsilon, alpha=size, steps=count, seeds=seeds)
+        return _GRADIENT[name](model, images, truth, epsilon=epsilon, alpha=size, steps=count, norm=norm, seeds=seeds)
     if name == "apgd":
-        return apgd(model, images, truth, epsilon=epsilon, steps=count, seeds=seeds)
+        return apgd(model, images, truth, epsilon=epsilon, steps=count, norm=norm, seeds=seeds)
     pixels = torch.bincount(truth[truth != IGNORE_INDEX], minlength=classes)  # of each class, for the balanced loss
     members = sea(model, images, truth, epsilon=epsilon, steps=count, seeds=seeds, class_pixels=pixels)
     return _weakest(model, list(members.values()), truth)

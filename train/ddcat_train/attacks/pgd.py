@@ -1,21 +1,22 @@
 """
-The attacks of constant step, from FGSM to TsallisPGD: signed gradient steps, projected to the epsilon ball and to [0, 1].
+The attacks of constant step, from FGSM to TsallisPGD: gradient steps, projected to the epsilon ball and to [0, 1].
 
 All of them are one ascent; they differ in the start and in the weights of the pixels (`ddcat_train.attacks.pixel_weights`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from ddcat_train.attacks.gradient import Model, Objective, Observer, StepOutput, input_gradient
+from ddcat_train.attacks.norms import NORMS
 from ddcat_train.attacks.pixel_weights import weighted
-from ddcat_train.choices import Start, StepSize, WeightName
+from ddcat_train.choices import NormName, Start, StepSize, WeightName
 from ddcat_train.networks.eval_mode import eval_mode
 
-__all__ = ["ATTACK_STARTS", "bim", "cospgd", "pgd", "segpgd", "signed_gradient_ascent", "tsallis_pgd"]
+__all__ = ["attack_start", "bim", "cospgd", "pgd", "segpgd", "signed_gradient_ascent", "tsallis_pgd"]
 
 
 class _Options(TypedDict, total=False):
@@ -24,6 +25,7 @@ class _Options(TypedDict, total=False):
     epsilon: float
     alpha: StepSize
     steps: int
+    norm: NormName
     start: Start
     seeds: Tensor | None
     stop_early: bool
@@ -44,7 +46,7 @@ def bim(model: Model, images: Tensor, labels: Tensor, **options: Unpack[_Options
         In [0, 1].
     labels : (N, H, W) int64
         255 = ignored: without influence on the result.
-    epsilon, alpha, steps, start, seeds, stop_early, observe
+    epsilon, alpha, steps, norm, start, seeds, stop_early, observe
         As for `signed_gradient_ascent`; the defaults are the paper's in training.
 
     Returns
@@ -93,6 +95,7 @@ def signed_gradient_ascent(
     epsilon: float = 0.03,
     alpha: StepSize = 0.01,
     steps: int = 3,
+    norm: NormName = "linf",
     start: Start = "clean",
     seeds: Tensor | None = None,
     objective: Objective = _cross_entropy,
@@ -114,13 +117,15 @@ def signed_gradient_ascent(
     labels : (N, H, W) int64
         255 = ignored.
     epsilon : float
-        L-infinity bound, in [0, 1] units.
+        Bound of the perturbation, in [0, 1] units.
     alpha : float or "eps/n"
         Size of a step, or epsilon divided by the number of steps.
     steps : int
         n of the paper.
+    norm : "linf" or "l2"
+        Of the bound, and of a step: by the gradient's sign, or along the gradient.
     start : "clean", "random" or "lower"
-        At x, uniformly in the ball (needs `seeds`), or at x - epsilon.
+        At x, at random in the ball (needs `seeds`), or at x - epsilon, which is for "linf".
     seeds : (N,) int64, optional
         One for each image, so that a result does not depend on batch-mates.
     objective : callable, optional
@@ -139,8 +144,8 @@ def signed_gradient_ascent(
     size = epsilon / max(steps, 1) if alpha == "eps/n" else alpha
     if epsilon < 0 or steps < 0 or size < 0:
         raise ValueError(f"epsilon {epsilon}, alpha {alpha} and steps {steps} must not be negative")
-    lower, upper = (images - epsilon).clamp(min=0), (images + epsilon).clamp(max=1)
-    current = ATTACK_STARTS[start](images, epsilon, seeds).detach()
+    bound, clean = NORMS[norm], images
+    current = attack_start(start, images, epsilon, seeds, norm).detach()
     yield 0, current
     indices = torch.arange(len(images), device=images.device)  # of the images that are still attacked
     attacked, truth = current, labels
@@ -151,40 +156,28 @@ def signed_gradient_ascent(
             )
             if stop_early and not output.not_fooled.all():
                 kept = output.not_fooled
-                attacked, truth, indices, gradient, lower, upper = (
-                    part[kept] for part in (attacked, truth, indices, gradient, lower, upper)
-                )
-            attacked = torch.clamp(attacked + size * gradient.sign(), lower, upper)
+                attacked, truth, indices, gradient, clean = (part[kept] for part in (attacked, truth, indices, gradient, clean))
+            attacked = bound.project(attacked + size * bound.direction(gradient), clean, epsilon)
             current = attacked if len(indices) == len(images) else current.index_copy(0, indices, attacked)
         yield step, current
 
 
-def _clean_start(images: Tensor, epsilon: float, seeds: Tensor | None) -> Tensor:
-    return images
+def attack_start(start: Start, images: Tensor, epsilon: float, seeds: Tensor | None, norm: NormName = "linf") -> Tensor:
+    """
+    Return where an attack begins: in the ball and in [0, 1].
 
-
-def _lower_start(images: Tensor, epsilon: float, seeds: Tensor | None) -> Tensor:
-    return (images - epsilon).clamp(0, 1)
-
-
-def _random_start(images: Tensor, epsilon: float, seeds: Tensor | None) -> Tensor:
+    Parameters
+    ----------
+    start, images, epsilon, seeds, norm
+        As for `signed_gradient_ascent`.
+    """
+    if start == "clean":
+        return images
+    if start == "lower":
+        if norm != "linf":
+            raise ValueError("the start at x - epsilon is for the maximum norm: use clean or random")
+        return (images - epsilon).clamp(0, 1)
     if seeds is None or len(seeds) != len(images):
         raise ValueError("a random start needs one seed for each image")
-    # Drawn on the CPU and in float32, so that it is the same on every device and in every precision.
-    draws = [
-        torch.rand(images.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
-        for seed in seeds.tolist()
-    ]
-    drawn = torch.stack(draws)
-    if images.is_cuda:
-        drawn = drawn.pin_memory()  # from other memory, the host would wait for the device
-    noise = drawn.to(images.device, images.dtype, non_blocking=True) * 2 - 1
-    return (images + epsilon * noise).clamp(0, 1)
-
-
-# images in [0, 1], epsilon, one seed for each image (for the random start) -> images in the ball and in [0, 1]
-ATTACK_STARTS: dict[Start, Callable[[Tensor, float, Tensor | None], Tensor]] = {
-    "clean": _clean_start,
-    "random": _random_start,
-    "lower": _lower_start,
-}
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+    return NORMS[norm].draw(images, epsilon, generators).clamp(0, 1)
