@@ -177,7 +177,7 @@ _RESNETS: dict[str, tuple[tuple[int, int, int, int], bool]] = {  # blocks of the
 class _ResNet(nn.Module):
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
-        depths, bottleneck = _RESNETS[model.backbone]
+        depths, bottleneck = _RESNETS[str(model.backbone)]
         width, expansion = model.width, 4 if bottleneck else 1
         inputs, convolutions = (
             (2 * width, [(3, width, 3, 2), (width, width, 3, 1), (width, 2 * width, 3, 1)])

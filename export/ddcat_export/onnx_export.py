@@ -19,6 +19,7 @@ from ddcat.manifest import Sizes
 from ddcat_export.errors import ExportError
 from ddcat_export.fuse_batch_norm import fold_batch_norms
 from ddcat_export.graph_checks import ANY_SIZE, LOGITS, OPSET, check_form, check_graph
+from ddcat_export.size_free import SizeFree
 from ddcat_train.networks import Segmenter
 
 __all__ = [
@@ -74,9 +75,11 @@ class MainBranchModule(nn.Module):
         planes = (image.to(torch.float32) / 255).permute(0, 3, 1, 2)  # (N, 3, H, W)
         features = self.segmenter.features(planes)
         logits = self.segmenter.low_resolution_logits("main", features)
-        full = self.segmenter.enlarge(logits, features)  # (N, K, H, W)
+        full = self.segmenter.enlarge(logits, features.size)  # (N, K, H, W)
         # Over whole planes, not over the channels of each pixel: OpenVINO keeps maps channels last, and is slow at that.
-        labels = full.flatten(2).argmax(1).reshape(-1, *features.size).to(torch.float32).to(torch.uint8)  # (N, H, W)
+        labels = (
+            full.flatten(2).argmax(1).reshape(image.shape[0], *features.size).to(torch.float32).to(torch.uint8)
+        )  # (N, H, W)
         if not self.confidence:
             return labels, logits
         return labels, logits, (full - full.amax(1, keepdim=True)).exp().sum(1).reciprocal()
@@ -155,9 +158,14 @@ def trace(
     """
     from onnxscript import optimizer  # noqa: PLC0415 -- slow to import
 
+    if segmenter.largest is not None and (sizes is None or len(sizes) != 1):
+        raise ExportError(
+            f"this network pads images to {segmenter.largest}x{segmenter.largest}, the only size that it takes, and exports "
+            "for one size of images alone: use --size HxW"
+        )
     images, free = traced_input(sizes, traced or (2, *segmenter.traced[0]))
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), SizeFree():
             program = torch.onnx.export(
                 MainBranchModule(fold_batch_norms(segmenter), confidence=confidence).eval(),
                 (images,),

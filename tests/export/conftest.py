@@ -137,8 +137,8 @@ class Smallest(Segmenter):
         logits: Tensor = self.heads[head](features.context)
         return logits
 
-    def enlarge(self, logits: Tensor, features: ComposedFeatures) -> Tensor:
-        return nn.functional.interpolate(logits, size=features.size, mode="bilinear", align_corners=True)
+    def enlarge(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        return nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=True)
 
     def shared(self) -> tuple[nn.Parameter, ...]:
         return tuple(self.context.parameters())

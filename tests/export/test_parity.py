@@ -1,5 +1,6 @@
 """The sweep: it passes what is the network, for every size, and nothing else."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from ddcat.bundle import Bundle
 from ddcat.engines.onnxruntime import OrtGraph
 from ddcat_bench.twin.twin import Twin
+from ddcat_export import onnx_export
 from ddcat_export.errors import ExportError
 from ddcat_export.onnx_export import build_graph, with_logits
 from ddcat_export.parity import LOGIT_TOLERANCE, check_parity, sample_images, shapes_of
@@ -108,16 +110,19 @@ def test_images_are_seeded_and_both_rough_and_smooth() -> None:
     assert max(single) > 60
 
 
-def test_adaptive_pooling_that_exports_silently_wrong_is_found(
-    smallest_with_pyramid: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("size_free", [True, False])
+def test_adaptive_pooling_exports_right_or_is_found(
+    smallest_with_pyramid: Any, monkeypatch: pytest.MonkeyPatch, size_free: bool
 ) -> None:
     monkeypatch.setattr(contexts, "pool_to_bins", F.adaptive_avg_pool2d)  # right in PyTorch, so the reference is right
-    with pytest.raises(ExportError, match=r"exported graph (is not the network|does not run).* shape"):
-        check_parity(
-            build_graph(smallest_with_pyramid, sizes=None, logits=False, confidence=False),
-            smallest_with_pyramid,
-            shapes_of(None),
-        )
+    if not size_free:  # as torch exports it: silently wrong
+        monkeypatch.setattr(onnx_export, "SizeFree", contextlib.nullcontext)
+    content = build_graph(smallest_with_pyramid, sizes=None, logits=False, confidence=False)
+    if size_free:
+        assert check_parity(content, smallest_with_pyramid, shapes_of(None)).logit_error < LOGIT_TOLERANCE
+    else:
+        with pytest.raises(ExportError, match=r"exported graph (is not the network|does not run).* shape"):
+            check_parity(content, smallest_with_pyramid, shapes_of(None))
 
 
 def test_a_wrong_divisor_of_the_pooling_is_found(smallest_with_pyramid: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,7 +152,9 @@ class Checkpoint:
             Naming the keys that do not fit.
         """
         config, classes = self.description.config, len(self.description.classes)
-        if config.model.hf is None:  # first without memory: a damaged description may ask for any amount
+        if (
+            config.model.hf is None and config.model.whole is None
+        ):  # first without memory: a damaged description may ask for any amount
             with torch.device("meta"):
                 network_weights = build_network(config, classes).state_dict()
             if faults := state_dict_mismatches(self.part(_MODEL), network_weights):

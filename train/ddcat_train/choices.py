@@ -4,6 +4,7 @@ from typing import Literal
 
 __all__ = [
     "BACKBONE_GROUP",
+    "SEGMENTER_GROUP",
     "AugmentationName",
     "BackboneName",
     "ContextName",
@@ -20,12 +21,15 @@ __all__ = [
     "StepSize",
     "UpdateRule",
     "WeightName",
+    "WholeName",
 ]
 
 BackboneName = Literal[  # ours to build
     "resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2",
     "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "efficientnet_lite3", "efficientnet_lite4", "hf",
 ]  # fmt: skip
+WholeName = Literal["hf", "smp", "torchvision"]  # libraries of whole segmentation models
+SEGMENTER_GROUP = "ddcat.segmenters"  # of entry points, by which an installed package brings others
 BACKBONE_GROUP = "ddcat.backbones"  # of entry points, by which an installed package brings others
 Stem = Literal["deep", "plain"]  # of a ResNet: three 3x3 convolutions as in semseg, or torchvision's one of 7x7
 ContextName = Literal["pyramid", "aspp"]

@@ -17,7 +17,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ddcat.engines import Engine
@@ -261,7 +260,9 @@ def _score(targets: Targets, run: AttackRun, victims: AttackBatch, classes: int)
     makers: dict[Source, Model] = {
         "replay": targets.reference,
         "twin": targets.twin,
-        "engine": lambda images: (_scores if run.spec.name == "Square" else _as_logits)(targets.engine, images, classes),
+        "engine": lambda images: (
+            _scores(targets, images) if run.spec.name == "Square" else _as_logits(targets.engine, images, classes)
+        ),
         "noise": targets.reference,
     }
     cases = []
@@ -283,11 +284,11 @@ def engine_labels(engine: Engine, received: Tensor) -> npt.NDArray[np.uint8]:
     return engine.infer(to_pixels(received)).labels
 
 
-def _scores(engine: Engine, images: Tensor, classes: int) -> Tensor:
+def _scores(targets: Targets, images: Tensor) -> Tensor:
     """The engine's own logits of the image in 8 bits, at its full size."""
-    logits = engine.infer(to_pixels(nearest_8_bit(images))).logits
+    logits = targets.engine.infer(to_pixels(nearest_8_bit(images))).logits
     assert logits is not None  # else nobody asks for them
-    return F.interpolate(torch.from_numpy(logits), size=images.shape[2:], mode="bilinear", align_corners=True)
+    return targets.reference.enlarge(torch.from_numpy(logits), (images.shape[2], images.shape[3]))
 
 
 def _as_logits(engine: Engine, images: Tensor, classes: int) -> Tensor:

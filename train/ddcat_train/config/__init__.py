@@ -63,6 +63,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _no_deep_supervision(self) -> Self:
+        method = self.method
+        if self.model.whole is not None and method.deep_weight:
+            if "deep_weight" in method.model_fields_set:
+                raise ValueError("method.deep_weight: a whole model has no head of deep supervision: use 0, or leave it out")
+            object.__setattr__(self, "method", method.model_copy(update={"deep_weight": 0.0}))
+        return self
+
+    @model_validator(mode="after")
     def _check_consistent(self) -> Self:
         if self.method.name == "trades" and self.attack.start == "clean":
             raise ValueError(

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
 from ddcat.extras import install
-from ddcat_train.choices import BACKBONE_GROUP, BackboneName, ContextName, Stem
+from ddcat_train.choices import BACKBONE_GROUP, SEGMENTER_GROUP, BackboneName, ContextName, Stem, WholeName
 from ddcat_train.config.values import FilePath, Section
+from ddcat_train.whole_settings import NAMED_BY, resolved_settings
 
 __all__ = ["ModelConfig"]
 
@@ -35,11 +36,26 @@ def _hf_settings(source: Any, info: ValidationInfo) -> Any:
     return hf_settings(source)
 
 
-class ModelConfig(Section):
-    """The network."""
+def _known_whole(name: str) -> str:
+    known = (*get_args(WholeName), *sorted(entry_points(group=SEGMENTER_GROUP).names))
+    if name not in known:
+        raise ValueError(
+            f"there is no such library of whole models: use {', '.join(known)}, or an entry point {SEGMENTER_GROUP} of an "
+            "installed package"
+        )
+    return name
 
-    backbone: Annotated[str, AfterValidator(_known_backbone)] = Field(
-        description="a backbone of ddcat, or of an installed package"
+
+Channels = tuple[float, float, float]
+_COMPOSED = ("backbone", "context", "width", "stem", "output_stride", "dropout", "init", "hf")  # what a whole model replaces
+_OF_WHOLE = ("settings", "cut", "multiple", "mean", "std", "channels", "weights")
+
+
+class ModelConfig(Section):
+    """The network: a backbone, a context and heads; or a whole model of another library."""
+
+    backbone: Annotated[str, AfterValidator(_known_backbone)] | None = Field(
+        description="a backbone of ddcat, or of an installed package; None: a whole model"
     )
     context: ContextName = Field("pyramid", description="pyramid: PSPNet's pooling; aspp: DeepLabv3's")
     width: int = Field(64, ge=4, le=1024, description="channels of a ResNet's first stage")
@@ -52,6 +68,24 @@ class ModelConfig(Section):
     hf: Annotated[dict[str, Any], BeforeValidator(_hf_settings)] | None = Field(
         None, description="settings of a backbone of Hugging Face transformers, or its config.json; for backbone hf"
     )
+    whole: Annotated[str, AfterValidator(_known_whole)] | None = Field(
+        None, description="library of a whole model, which takes the place of backbone, context and heads"
+    )
+    settings: dict[str, Any] | None = Field(
+        None, description="settings of the whole model, by the names of its library; or the folder of a downloaded one"
+    )
+    cut: str | None = Field(
+        None, description="paths of its last layers, joined by +, which every branch has of its own; None: found"
+    )
+    multiple: int | None = Field(
+        None, ge=1, le=4096, description="pixels of which its images must be a multiple; they are padded; None: known or tried"
+    )
+    mean: Channels | None = Field(None, description="mean of its images in [0, 1]; None: of its folder, or ImageNet's")
+    std: Channels | None = Field(None, description="their standard deviation")
+    channels: Literal["RGB", "BGR"] | None = Field(None, description="order of its channels")
+    weights: FilePath | None = Field(
+        None, description="folder, or file, of weights that the whole model begins with; None: random"
+    )
     start_from: FilePath | None = Field(
         None, description="checkpoint or run of the same network: all its weights are loaded, heads included"
     )
@@ -61,11 +95,53 @@ class ModelConfig(Section):
 
     @property
     def architecture(self) -> str:
-        """Backbone and context."""
+        """Backbone and context, or the name of a whole model."""
+        if self.whole is not None:
+            named = self.settings or {}
+            inner = named.get("encoder_name") or (named.get("backbone_config") or {}).get("model_type")
+            return " + ".join(filter(None, (str(named.get(NAMED_BY.get(self.whole, ""), self.whole)), inner)))
         return f"{self.hf['model_type'] if self.hf else self.backbone} + {self.context}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_model(cls, values: Any, info: ValidationInfo) -> Any:
+        """Let a whole model take the place of what a preset says of a backbone, and resolve its settings."""
+        if not isinstance(values, dict) or values.get("whole") is None:
+            return values
+        kept: dict[str, Any] = {key: value for key, value in values.items() if key not in _COMPOSED} | {"backbone": None}
+        source = kept.get("settings") or kept.get("weights")
+        if not isinstance(source, str | Path | dict):
+            return kept
+        if not isinstance(source, dict) and info.mode == "json":  # in a checkpoint, from anybody: read no file for it
+            raise ValueError("model.settings: expected the settings themselves, not the path of a file")
+        try:
+            found = resolved_settings(kept["whole"], source)
+        except ImportError as cause:
+            raise ValueError(f"a library is not installed ({cause}): {install('train,hf')}") from cause
+        return kept | {key: value for key, value in found.items() if key == "settings" or kept.get(key) is None}
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> Self:
+        if self.whole is None:
+            given = [key for key in _OF_WHOLE if getattr(self, key) is not None]
+            if given:
+                raise ValueError(f"model.{given[0]} is for a whole model: name its library by model.whole")
+        elif self.pretrained is not None:
+            raise ValueError("model.pretrained is for a backbone: a whole model has model.weights")
+        elif self.start_from is not None and self.weights is not None:
+            raise ValueError("start_from has all weights: use it or weights, not both")
+        elif self.settings is None and self.whole in get_args(WholeName):
+            raise ValueError(f"model.whole {self.whole} needs model.settings, or model.weights with a folder that has them")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("model.mean and model.std are for each other: name both")
+        return self
 
     @model_validator(mode="after")
     def _check_consistent(self) -> Self:
+        if self.backbone is None:
+            if self.whole is None:
+                raise ValueError("model.backbone is missing: name one, or a library of whole models by model.whole")
+            return self
         if self.start_from is not None and self.pretrained is not None:
             raise ValueError("start_from has the backbone's weights, too: use it or pretrained, not both")
         if (self.backbone == "hf") != (self.hf is not None):

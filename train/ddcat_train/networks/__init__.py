@@ -14,6 +14,7 @@ from ddcat_train.networks.mobilenet import MobileNetV2
 from ddcat_train.networks.pretrained import load_backbone
 from ddcat_train.networks.resnet import resnet10, resnet18, resnet34, resnet50, resnet101
 from ddcat_train.networks.segmenter import Features, Segmenter
+from ddcat_train.networks.whole import build_whole
 
 __all__ = [
     "BACKBONES",
@@ -25,6 +26,7 @@ __all__ = [
     "Stages",
     "build_backbone",
     "build_segmenter",
+    "build_whole",
     "load_backbone",
 ]
 
@@ -65,6 +67,8 @@ def build_segmenter(model: ModelConfig, *, classes: int, heads: Sequence[Head] =
     ConfigError
         Where an installed package was to bring the backbone, and does not.
     """
+    if model.whole is not None:
+        return build_whole(model, classes=classes, heads=heads)
     body = build_backbone(model)
     if model.init == "kaiming":
         initialise(body)
@@ -80,6 +84,7 @@ def build_backbone(model: ModelConfig) -> Backbone:
     ConfigError
         Where the package cannot be imported, or what it gives is no backbone.
     """
+    assert model.backbone is not None  # else the configuration has a whole model
     if model.backbone in BACKBONES:
         return BACKBONES[model.backbone](model)
     entries = tuple(entry_points(group=BACKBONE_GROUP, name=model.backbone))  # one or more: the configuration asked for them

@@ -75,9 +75,9 @@ class ComposedSegmenter(Segmenter):
         logits: Tensor = self.heads[head](features.intermediate if head == "deep" else features.context)
         return logits
 
-    def enlarge(self, logits: Tensor, features: ComposedFeatures) -> Tensor:
+    def enlarge(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Resize logits to the image, bilinear with aligned corners."""
-        return upsample(logits, features.size)
+        return upsample(logits, size)
 
     def shared(self) -> tuple[nn.Parameter, ...]:
         """Return the parameters of backbone and context."""

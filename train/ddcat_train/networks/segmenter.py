@@ -40,6 +40,8 @@ class Segmenter(nn.Module, ABC):
     traced : pair of (height, width)
         Two sizes without a side in common, large enough that every layer has several places in each direction: a graph for
         any size is exported from the first, and once more from the second.
+    largest : int or None
+        Pixels a side to which all images are padded, where the network takes that one size alone; None: it takes any.
     """
 
     classes: int
@@ -47,6 +49,7 @@ class Segmenter(nn.Module, ABC):
     backbone: nn.Module
     heads: nn.ModuleDict
     traced: tuple[tuple[int, int], tuple[int, int]] = ((71, 103), (150, 133))  # of sides that no network or attack prefers
+    largest: int | None = None
 
     @abstractmethod
     def features(self, images: Tensor) -> Features:
@@ -64,8 +67,8 @@ class Segmenter(nn.Module, ABC):
         """Apply one head; (N, K, h, w) as the head gives them."""
 
     @abstractmethod
-    def enlarge(self, logits: Tensor, features: Any) -> Tensor:
-        """Resize logits (N, K, h, w) to the images, (N, K, H, W), as the network does it."""
+    def enlarge(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Resize low-resolution logits (N, K, h, w) to images of (H, W), as the network does it: (N, K, H, W)."""
 
     @abstractmethod
     def shared(self) -> tuple[nn.Parameter, ...]:
@@ -73,7 +76,7 @@ class Segmenter(nn.Module, ABC):
 
     def logits(self, head: Head, features: Any) -> Tensor:
         """Apply one head and resize to the image; (N, K, H, W), or (N, 2, H, W) for the mask branch."""
-        return self.enlarge(self.low_resolution_logits(head, features), features)
+        return self.enlarge(self.low_resolution_logits(head, features), features.size)
 
     @overload
     def forward(self, images: Tensor, heads: None = None) -> Tensor: ...

@@ -32,7 +32,7 @@ from ddcat_train.errors import ConfigError, DataError
 from ddcat_train.evaluation import evaluate
 from ddcat_train.losses import valid_pixels
 from ddcat_train.methods import METHODS, MicroBatch
-from ddcat_train.networks import ComposedSegmenter, Segmenter, load_backbone
+from ddcat_train.networks import ComposedSegmenter, Segmenter, build_whole, load_backbone
 from ddcat_train.optimizer import (
     Gradients,
     add_gradients,
@@ -353,6 +353,15 @@ class Trainer:
                 f"starts from {model.start_from}"
                 + (f", which has no branch {', '.join(absent)}: random weights there" if absent else ", all branches included")
             )
+        elif model.weights is not None:
+            begun = build_whole(
+                model,
+                classes=len(classes),
+                heads=[*network.heads],
+                weights=model.weights,
+                notes=self.notes,
+            )
+            network.load_state_dict(begun.state_dict())
         elif model.pretrained is not None:
             assert isinstance(network, ComposedSegmenter)  # the configuration says so
             load_backbone(network.backbone, find_checkpoint(model.pretrained))

@@ -1,0 +1,108 @@
+"""Whole models of other libraries as segmenters."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ddcat.error_text import first_line
+from ddcat_train.choices import Head
+from ddcat_train.config import ModelConfig
+from ddcat_train.errors import ConfigError
+from ddcat_train.networks.eval_mode import eval_mode
+from ddcat_train.networks.segmenter import Segmenter
+from ddcat_train.networks.whole.families import FAMILIES, QUERIES, Family
+from ddcat_train.networks.whole.queries import QuerySegmenter
+from ddcat_train.networks.whole.segmenter import Blueprint, CutSegmenter
+from ddcat_train.networks.whole.sources import builder
+from ddcat_train.whole_settings import NAMED_BY
+
+__all__ = ["Blueprint", "CutSegmenter", "QuerySegmenter", "build_whole"]
+
+_MULTIPLES = (32, 64, 128)  # tried in turn where the family is not known
+_FIXED = ("image_size", "img_size", "input_size")  # settings that may be the only size of its images
+
+
+def build_whole(
+    model: ModelConfig, *, classes: int, heads: Sequence[Head], weights: Path | None = None, notes: list[str] | None = None
+) -> Segmenter:
+    """
+    Build a whole model of another library, and cut it.
+
+    Parameters
+    ----------
+    model : ModelConfig
+        With `whole`.
+    classes : int
+    heads : sequence of Head
+    weights : Path, optional
+        Folder or file of its initial weights; None: random ones.
+    notes : list of str, optional
+        Where it is cut, and what is random, is added.
+
+    Raises
+    ------
+    ConfigError, CheckpointError
+    """
+    notes = [] if notes is None else notes
+    settings = model.settings or {}
+    key = (str(model.whole), str(settings.get(NAMED_BY.get(str(model.whole), ""), "")).lower())
+    family = FAMILIES.get(key, Family())
+    build = builder(model, weights, notes)
+    multiple, largest = _sizes(model, family, build(classes))
+    blueprint = Blueprint(
+        build,
+        mean=model.mean or family.mean,
+        std=model.std or family.std,
+        bgr=model.channels == "BGR" if model.channels is not None or model.mean is not None else family.bgr,
+        multiple=multiple,
+        largest=largest,
+        cut=model.cut or family.cut,
+    )
+    if key in QUERIES:
+        if model.cut is not None:
+            raise ConfigError(f"model.cut: the layers of a {key[1]} that make classes and masks are known: leave it out")
+        return QuerySegmenter(blueprint, QUERIES[key], classes=classes, heads=heads)
+    segmenter = CutSegmenter(blueprint, classes=classes, heads=heads)
+    sizes = f"multiples of {multiple}" if largest is None else f"{largest} x {largest}, the only size that it takes"
+    notes.append(f"{model.architecture}: each branch has {segmenter.cut} of its own; images are padded to {sizes}")
+    return segmenter
+
+
+def _sizes(model: ModelConfig, family: Family, network: nn.Module) -> tuple[int, int | None]:
+    """Return the multiple of images' sides, and their largest size or None for any."""
+    settings = model.settings or {}
+    if model.multiple is not None:
+        fixed = model.multiple > max(_MULTIPLES) and _fault(network, (model.multiple, 2 * model.multiple)) is not None
+        return model.multiple, model.multiple if fixed else None
+    if isinstance(family.multiple, int):
+        return family.multiple, None
+    if family.multiple is None:
+        stride = getattr(getattr(network, "encoder", None), "output_stride", None)  # as smp's check of sizes asks
+        tried = (stride,) if isinstance(stride, int) else _MULTIPLES
+        faults = {multiple: _fault(network, (3 * multiple, 4 * multiple)) for multiple in tried}
+        fitting = [multiple for multiple, fault in faults.items() if fault is None]
+        if fitting:
+            return fitting[0], None
+    else:
+        faults = {}
+    for name in (family.multiple, *_FIXED) if isinstance(family.multiple, str) else _FIXED:
+        side = settings.get(name, getattr(getattr(network, "config", None), name, None))
+        side = side[0] if isinstance(side, list | tuple) and len(set(side)) == 1 else side
+        if isinstance(side, int):
+            return side, side
+    raise ConfigError(
+        f"{model.architecture} takes no images of {3 * _MULTIPLES[0]} x {4 * _MULTIPLES[0]}: "
+        f"{next(iter(faults.values()), 'its size is not known')}; name by model.multiple of which size, in pixels, they must be"
+    )
+
+
+def _fault(network: nn.Module, size: tuple[int, int]) -> str | None:
+    """Return what a model says against images of a size; None: it takes them."""
+    try:
+        with torch.no_grad(), eval_mode(network):
+            network(torch.zeros(1, 3, *size))
+    except Exception as cause:  # a library's exceptions share no base
+        return first_line(cause)
+    return None

@@ -1,0 +1,140 @@
+"""
+Settings of a whole model of another library: plain values, as a configuration and a checkpoint hold them.
+
+Apart from the network, so that a configuration is read without one.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["NAMED_BY", "resolved_settings"]
+
+NAMED_BY = {"hf": "model_type", "smp": "arch", "torchvision": "name"}  # the setting that says which model it is
+
+# Of transformers' models: what says nothing of the network, and what follows from the classes of the data
+_NOT_SETTINGS = {
+    "_name_or_path", "architectures", "dtype", "torch_dtype", "id2label", "label2id", "num_labels", "problem_type",
+    "transformers_version", "auto_map", "output_attentions", "output_hidden_states", "return_dict", "use_cache",
+    "chunk_size_feed_forward", "is_encoder_decoder",
+}  # fmt: skip
+_FOLLOWING = {"stage_names", "out_indices"}  # of out_features
+
+
+def resolved_settings(kind: str, source: Mapping[str, Any] | str | Path) -> dict[str, Any]:
+    """
+    Resolve the settings of a whole model: all of them, and only what plain JSON holds.
+
+    Parameters
+    ----------
+    kind : str
+        hf, smp, torchvision, or the name of an entry point.
+    source : mapping, or path
+        Settings by the names of the library, `NAMED_BY` among them. Or the folder of a downloaded model, or its `config.json`.
+
+    Returns
+    -------
+    dict
+        `settings`; and of a folder with a `preprocessor_config.json` also `mean`, `std` and `channels`.
+
+    Raises
+    ------
+    ValueError
+        Naming a setting that the library does not know or accept.
+    ImportError
+        Where transformers is needed and not installed.
+    """
+    found: dict[str, Any] = {}
+    if isinstance(source, Mapping):
+        settings = dict(source)
+    else:
+        folder = Path(source)
+        settings = _read(folder / "config.json" if folder.is_dir() else folder)
+        if kind == "smp":
+            settings = _of_smp(settings, folder)
+        found = _preprocessing((folder if folder.is_dir() else folder.parent) / "preprocessor_config.json")
+    name = NAMED_BY.get(kind)
+    if name is not None and not isinstance(settings.get(name), str):
+        raise ValueError(f"model.settings does not say which model of {kind} it is: use its key {name}")
+    if kind == "hf":
+        settings = _of_transformers(settings, strict=isinstance(source, Mapping))
+    return {"settings": settings, **found}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as cause:
+        raise ValueError(
+            f"{path} cannot be read ({cause.strerror}): use the folder of a downloaded model, or a table"
+        ) from cause
+    except ValueError as cause:
+        raise ValueError(f"{path} is not JSON: {cause}") from cause
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no table of settings")
+    return content
+
+
+def _of_smp(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    if not isinstance(settings.get("_model_class"), str):
+        raise ValueError(f"{folder} is not a model that segmentation_models_pytorch saved: its config.json has no _model_class")
+    kept = {
+        key: value for key, value in settings.items() if not key.startswith("_") and key not in ("classes", "encoder_weights")
+    }
+    return {"arch": settings["_model_class"], **kept}
+
+
+def _of_transformers(settings: Mapping[str, Any], *, strict: bool) -> dict[str, Any]:
+    from transformers.models.auto.modeling_auto import (  # noqa: PLC0415 -- heavy, and not everybody has it
+        MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
+        MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES,
+    )
+
+    from ddcat_train.huggingface_settings import hf_configuration  # noqa: PLC0415 -- as above
+
+    name = settings["model_type"]
+    known_models = [*MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES, *MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES]
+    if name not in known_models:
+        nearest = difflib.get_close_matches(name, known_models, n=1, cutoff=0)[0]
+        raise ValueError(
+            f"model_type {name} is not a segmentation model of transformers (nearest: {nearest}); a classifier is a backbone, "
+            "model.backbone hf"
+        )
+    if strict:
+        known = set(hf_configuration({"model_type": name}).to_dict())
+        for key in sorted(set(map(str, settings)) - known):
+            nearest = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0)[0]
+            raise ValueError(f"{name} has no setting {key}: the nearest is {nearest}")
+    own = {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
+    resolved: dict[str, Any] = json.loads(hf_configuration(own).to_json_string(False))
+    return _stripped(resolved)
+
+
+def _stripped(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what are no settings, in the configuration of a backbone inside, too."""
+    needless = _NOT_SETTINGS | (_FOLLOWING if settings.get("out_features") else set())
+    return {
+        key: _stripped(value) if isinstance(value, dict) and "model_type" in value else value
+        for key, value in sorted(settings.items())
+        if key not in needless
+    }
+
+
+def _preprocessing(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    settings = _read(path)
+    found: dict[str, Any] = {}
+    factor = settings.get("rescale_factor")
+    if isinstance(factor, float) and settings.get("do_rescale", True) and not math.isclose(factor, 1 / 255, rel_tol=1e-3):
+        raise ValueError(f"{path} multiplies images by {factor:g}, expected 1/255: name model.mean and model.std yourself")
+    if settings.get("do_normalize") is False or (settings.get("image_mean") is None and "do_normalize" not in settings):
+        found |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    elif settings.get("image_mean") and settings.get("image_std"):
+        found |= {"mean": settings["image_mean"], "std": settings["image_std"]}
+    if settings.get("do_flip_channel_order"):
+        found["channels"] = "BGR"
+    return found
