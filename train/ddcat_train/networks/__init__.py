@@ -45,7 +45,10 @@ BACKBONES: dict[str, Callable[[ModelConfig], Backbone]] = {
     "resnet50": lambda model: resnet50(model.width, model.stem),
     "resnet101": lambda model: resnet101(model.width, model.stem),
     "mobilenet_v2": lambda model: MobileNetV2(model.output_stride),
-    **{f"efficientnet_lite{size}": lambda model: efficientnet_lite(model.backbone, model.output_stride) for size in range(5)},
+    **{
+        f"efficientnet_lite{size}": lambda model: efficientnet_lite(str(model.backbone), model.output_stride)
+        for size in range(5)
+    },
     "hf": _hugging_face,
 }
 
