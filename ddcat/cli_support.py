@@ -41,15 +41,15 @@ RequirePassport = Annotated[
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # Click's; some releases of Typer hold a Click of their own
 
 
-def parse_size(text: str, *, otherwise: str = "") -> tuple[int, int]:
+def parse_size(text: str, *, option: str = "--size", otherwise: str = "") -> tuple[int, int]:
     """
-    Read the value of --size, HEIGHTxWIDTH.
+    Read a size, HEIGHTxWIDTH.
 
     Parameters
     ----------
     text : str
-    otherwise : str
-        Other values of the option, for the error message.
+    option, otherwise : str
+        The option, and its other values, for the error message.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def parse_size(text: str, *, otherwise: str = "") -> tuple[int, int]:
     """
     height, _, width = text.partition("x")
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise DdcatError(f"--size {text}: use HEIGHTxWIDTH, such as 180x240{otherwise and f',{otherwise}'}")
+        raise DdcatError(f"{option} {text}: use HEIGHTxWIDTH, such as 180x240{otherwise and f',{otherwise}'}")
     return int(height), int(width)
 
 

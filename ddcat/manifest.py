@@ -26,6 +26,7 @@ __all__ = [
     "ClassEntry",
     "DataSource",
     "Device",
+    "DeviceKinds",
     "DimRange",
     "EngineEntry",
     "FileEntry",
@@ -162,8 +163,15 @@ class Device(StrictModel):
     runtime: Name = Field(description="and its version, for example 'tensorrt 10.13.2.6'")
 
 
+class DeviceKinds(StrictModel):
+    """The kinds of GPU that a plan of TensorRT for RTX is for; the GPU that loads it finishes it."""
+
+    compute_capabilities: tuple[Name, ...] = Field(strict=False, min_length=1, max_length=32, description="for example '8.9'")
+    runtime: Name = Field(description="and its version, for example 'tensorrt_rtx 1.7.1.116'")
+
+
 class EngineEntry(StrictModel):
-    """The runtime that the bundle was built and checked with."""
+    """The runtime that the bundle was built with."""
 
     name: EngineName
     file: FileName = Field(description="the file that the runtime loads")
@@ -174,7 +182,7 @@ class EngineEntry(StrictModel):
     effective_precision: Precision = Field(description="as the runtime itself reports it, or as the types in the graph are")
     provider: Name = Field(description="as the runtime itself reports it")
     options: dict[Name, Text | Count | bool] = Field(default={}, description="options of its build")
-    built_for: Device | None = Field(default=None, description="None: runs on any machine that has the runtime")
+    built_for: Device | DeviceKinds | None = Field(default=None, description="None: runs on any machine that has the runtime")
 
 
 class Calibration(StrictModel):
@@ -211,12 +219,15 @@ GOLDEN_TOLERANCE = 0.02  # share of the golden labels that may differ on another
 
 
 class Golden(StrictModel):
-    """Images, clean and adversarial, with the labels that this engine gave when it was exported."""
+    """Images, clean and adversarial, with their labels when the bundle was exported."""
 
     file: FileName
     images: Positive = Field(description="clean ones; there are as many adversarial ones")
     source: Text = Field(description="their origin")
     attack: Details
+    labelled_by: Text | None = Field(
+        default=None, description="what gave the labels, where no GPU that the engine is for was there; None: this engine"
+    )
 
 
 class Manifest(StrictModel):

@@ -26,17 +26,23 @@ MAY_IMPORT = {
     "ddcat_export": {"ddcat", "ddcat_train", "ddcat_export"},
     "ddcat_bench": {"ddcat", "ddcat_train", "ddcat_serve", "ddcat_bench"},
 }
-ENGINES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_bindings"}
+ENGINES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "tensorrt_bindings"}
 CORE = {"numpy", "pydantic", "rich", "typer"}  # and the standard library
 
 
-def imports(file: Path) -> Iterator[tuple[str, int]]:
-    """Top-level packages that a file imports anywhere, functions and TYPE_CHECKING included, with the line."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+def imports(file: Path, *, types: bool = True) -> Iterator[tuple[str, int]]:
+    """Top-level packages that a file imports anywhere, functions and, with `types`, TYPE_CHECKING included, with the line."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if types or not for_types(node)]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name.partition(".")[0], node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             yield (node.module or "").partition(".")[0], node.lineno
+
+
+def for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def modules(package: str) -> list[Path]:
@@ -98,11 +104,11 @@ def test_an_engine_is_imported_in_its_own_file_only() -> None:
         file.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for file in modules(package)
-        for name, _ in imports(file)
+        for name, _ in imports(file, types=False)
         if name in ENGINES
     }
-    running = ("onnxruntime", "openvino", "tensorrt/compat", "tensorrt/run")
-    building = ("onnxruntime_calibration", "tensorrt/build")
+    running = ("onnxruntime", "openvino", "tensorrt/trt", "tensorrt/trt_rtx")
+    building = ("onnxruntime_calibration", "tensorrt/trt_rtx")
     assert users == {
         *(f"ddcat/engines/{file}.py" for file in running),
         *(f"export/ddcat_export/engines/{file}.py" for file in building),
@@ -113,6 +119,9 @@ def test_the_rules_are_seen_to_be_broken(tmp_path: Path) -> None:
     file = tmp_path / "module.py"
     file.write_text("def f():\n    from ddcat_train.run.loop import train\n    import torch.nn as nn\n")
     assert list(imports(file)) == [("ddcat_train", 2), ("torch", 3)]
+    file.write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n")
+    assert list(imports(file)) == [("typing", 1), ("torch", 3)]
+    assert list(imports(file, types=False)) == [("typing", 1)]
 
 
 def test_all_packages_are_the_checkout(request: pytest.FixtureRequest) -> None:
@@ -133,7 +142,7 @@ def loaded(file: Path, known: dict[str, Path], *, lazy: bool = False) -> set[str
                 names |= {inner if (inner := f"{node.module}.{alias.name}") in known else node.module for alias in node.names}
             elif isinstance(node, ast.Import):
                 names |= {alias.name for alias in node.names}
-            elif lazy and not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            elif lazy and not for_types(node):
                 waiting.append(node)
     return names & set(known)
 

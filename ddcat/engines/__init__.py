@@ -26,7 +26,16 @@ class _Runtime(NamedTuple):
 ENGINES = {
     "ort": _Runtime("ddcat.engines.onnxruntime", extra="cpu"),
     "openvino": _Runtime("ddcat.engines.openvino", extra="openvino"),
-    "trt": _Runtime("ddcat.engines.tensorrt.run", extra="gpu"),
+    "trt": _Runtime("ddcat.engines.tensorrt.trt", extra="gpu"),
+    "trt-rtx": _Runtime("ddcat.engines.tensorrt.trt_rtx", extra="rtx"),
+}
+_ALSO_CALLED = {
+    "onnx": "ort",
+    "onnxruntime": "ort",
+    "onnx-runtime": "ort",
+    "tensorrt": "trt",
+    "rtx": "trt-rtx",
+    "ov": "openvino",
 }
 
 

@@ -158,7 +158,9 @@ def compare(examples: Iterable[Example], expected: Mapping[str, Images]) -> Repl
     return Replay(pixels, differing, worst, worst_share)
 
 
-def check_answers(bundle: Bundle, engine: Engine, examples: Sequence[Example], *, tolerance: float, hint: str = "") -> None:
+def check_answers(
+    bundle: Bundle, engine: Engine, examples: Sequence[Example], *, tolerance: float, hint: str = ""
+) -> Replay | None:
     """
     Run each listed size, or the smallest, and compare the labels of golden images with the expected ones.
 
@@ -173,6 +175,10 @@ def check_answers(bundle: Bundle, engine: Engine, examples: Sequence[Example], *
     hint : str
         Ends the error message: what sets the tolerance.
 
+    Returns
+    -------
+    Replay, or None where there are no examples
+
     Raises
     ------
     EngineError
@@ -184,10 +190,13 @@ def check_answers(bundle: Bundle, engine: Engine, examples: Sequence[Example], *
         if labels.max() >= classes:
             raise EngineError(f"{bundle.path} gives label {labels.max()}, but its manifest names {classes} classes")
     if not examples:
-        return
+        return None
     result = replay(engine, examples, batch=shapes.batch.minimum)
     if result.share > tolerance:
+        golden = bundle.manifest.golden
+        before = "it did" if golden is None or golden.labelled_by is None else f"{golden.labelled_by} did"
         raise EngineError(
-            f"{bundle.path} does not answer as it did when it was exported: {result.share:.2%} of its golden labels differ, "
+            f"{bundle.path} does not answer as {before} when it was exported: {result.share:.2%} of its golden labels differ, "
             f"{result.worst_share:.2%} of {result.worst}; expected at most {tolerance:.2%}{hint}"
         )
+    return result

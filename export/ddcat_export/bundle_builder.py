@@ -29,6 +29,7 @@ from ddcat.manifest import (
 )
 from ddcat_export.engines import build_engine
 from ddcat_export.errors import ExportError
+from ddcat_export.golden_labels import label_on_cpu
 from ddcat_export.progress import Progress
 
 __all__ = [
@@ -47,13 +48,14 @@ GRAPH = "model.onnx"
 CPU_GRAPH = "model.cpu.onnx"
 _ON_A_CPU = ("ort", "openvino")
 _LIBRARIES = (
-    "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "cuda-python", "numpy",
-    "safetensors",
+    "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "cuda-python",
+    "numpy", "safetensors",
 )  # fmt: skip
 # Share of the golden pixels that may differ. Another runtime or precision rounds otherwise; an engine that differs by more is
 # another model.
 _TOLERATED: dict[Precision, float] = {"fp32": 0.002, "fp16": 0.05, "bf16": 0.25, "int8": 0.25}
-_PLANNED_BATCH = 8  # a TensorRT plan holds memory for its largest batch
+_PLANNED = ("trt", "trt-rtx")  # a plan holds memory for its largest batch and images
+_PLANNED_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,14 @@ def graph_precision(engine: str, precision: Precision) -> Precision:
     return "fp32" if (engine, precision) == ("openvino", "bf16") else precision
 
 
-def shapes_of_engine(engine: str, sizes: Sizes | None, *, minimum: int, max_batch: int | None = None) -> InputShapes:
+def shapes_of_engine(
+    engine: str,
+    sizes: Sizes | None,
+    *,
+    minimum: int,
+    max_size: tuple[int, int] | None = None,
+    max_batch: int | None = None,
+) -> InputShapes:
     """
     Return the image sizes and batches that an engine must take.
 
@@ -144,22 +153,30 @@ def shapes_of_engine(engine: str, sizes: Sizes | None, *, minimum: int, max_batc
     sizes : tuple of (height, width), or None
         The only sizes; None: all sizes of at least `minimum` pixels a side.
     minimum : int
+    max_size : (height, width), optional
+        Largest sides where `sizes` is None. Default: no limit.
     max_batch : int, optional
-        Largest batch. Default: no limit, but 8 for "trt".
+        Largest batch. Default: no limit, but 8 for a plan of TensorRT.
 
     Raises
     ------
     ExportError
-        Where a size is too small, or engine "trt" has no sizes.
+        Where a size is too small, or a plan of TensorRT has no largest size.
     """
-    if engine == "trt":
-        if sizes is None:
-            raise ExportError("engine trt holds memory for the largest images: use --size HxW, one or several")
+    if max_size is not None and sizes is not None:
+        raise ExportError("--max-size changes nothing here, for --size names all sizes: leave one of them out")
+    if engine in _PLANNED:
+        if sizes is None and max_size is None:
+            raise ExportError(
+                f"engine {engine} holds memory for the largest images: use --size HxW, one or several, or --max-size HxW"
+            )
         max_batch = max_batch or _PLANNED_BATCH
     batch = DimRange(minimum=1, maximum=max_batch)
     if sizes is None:
-        free = DimRange(minimum=minimum, maximum=None)
-        return InputShapes(batch=batch, height=free, width=free)
+        if max_size is not None and min(max_size) < minimum:
+            raise ExportError(f"--max-size {max_size[0]}x{max_size[1]} is too small: use {minimum}x{minimum} or more")
+        rows, columns = (DimRange(minimum=minimum, maximum=most) for most in max_size or (None, None))
+        return InputShapes(batch=batch, height=rows, width=columns)
     for height, width in sizes:
         if min(height, width) < minimum:
             raise ExportError(f"size {height}x{width} is too small: use {minimum}x{minimum} or more")
@@ -228,12 +245,23 @@ def assemble(
         )
 
     files = {**model.graphs, **model.reports, **built.files}
-    progress("labelling the golden images with the engine")
-    with open_engine(Bundle(out, describe(files, None), "", files)) as opened:
-        examples = golden.label_images(opened, model.golden.images)
+    labelled_by = None
+    if built.runs_here:
+        progress("labelling the golden images with the engine")
+        with open_engine(Bundle(out, describe(files, None), "", files)) as opened:
+            examples = golden.label_images(opened, model.golden.images)
+    else:
+        progress("labelling the golden images with ONNX Runtime")
+        examples, labelled_by = label_on_cpu(model.graphs[file], model.golden.images)
     replay = _check(examples, model.golden, precision) if model.golden.expected else None
     files[golden.FILE] = golden.pack(examples)
-    labelled = Golden(file=golden.FILE, images=len(examples) // 2, source=model.golden.source, attack=dict(model.golden.attack))
+    labelled = Golden(
+        file=golden.FILE,
+        images=len(examples) // 2,
+        source=model.golden.source,
+        attack=dict(model.golden.attack),
+        labelled_by=labelled_by,
+    )
     progress("writing the bundle")
     return BuildResult(write_bundle(out, describe(files, labelled), files, key=key), replay)
 

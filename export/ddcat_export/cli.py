@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -26,7 +26,9 @@ def export(
     source: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT|BUNDLE", help="A checkpoint file, a run directory, or another bundle.")
     ],
-    engine: Annotated[EngineName, typer.Option(help="Engine to build; ort: ONNX Runtime, trt: TensorRT.")] = "ort",
+    engine: Annotated[
+        EngineName, typer.Option(help="Engine to build; ort: ONNX Runtime, trt: TensorRT, trt-rtx: TensorRT for RTX.")
+    ] = "ort",
     precision: Annotated[
         Precision | None, typer.Option(help="Precision of the engine.", show_default="fp32, or the bundle's")
     ] = None,
@@ -45,8 +47,12 @@ def export(
             show_default="dynamic, or the bundle's",
         ),
     ] = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Largest size of the images, where all smaller ones are taken.", show_default="any"),
+    ] = None,
     max_batch: Annotated[
-        int | None, typer.Option(min=1, help="Largest batch that the engine takes.", show_default="any; for trt 8")
+        int | None, typer.Option(min=1, help="Largest batch that the engine takes.", show_default="any; for plans 8")
     ] = None,
     logits: Annotated[bool, typer.Option("--logits", help="Add the logits, at low resolution, to the outputs.")] = False,
     confidence: Annotated[
@@ -87,6 +93,15 @@ def export(
     data_root: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The data set's folder.", show_default="where it was in training")
     ] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--for",
+            metavar="GPUS",
+            help="GPUs that a plan of trt-rtx is for: a compute capability such as sm89, or current. Repeat it for several.",
+            show_default="sm80, sm86, sm89, sm120",
+        ),
+    ] = None,
     hardware: Annotated[Hardware | None, typer.Option(help="GPUs that a plan of trt must run on.", show_default="this")] = None,
     version_compatible: Annotated[
         bool, typer.Option("--version-compatible", help="Make a plan of trt that later minor versions of TensorRT also run.")
@@ -95,6 +110,10 @@ def export(
         bool,
         typer.Option("--from-timing-cache", help="Choose the same kernels as in a BUNDLE of trt, from its timing cache alone."),
     ] = False,
+    check: Annotated[
+        Literal["trt"] | None,
+        typer.Option(help="Say which nodes of an ONNX file TensorRT does not take, and write nothing."),
+    ] = None,
     compare_layers: Annotated[
         bool, typer.Option("--compare-layers", help="Compare each layer of the graph with PyTorch and write nothing.")
     ] = False,
@@ -128,6 +147,10 @@ def export(
     - `ddcat export runs/camvid-ddcat --engine ort --compare-layers` compares each layer with PyTorch after a refused export.
 
     - `ddcat export bundles/camvid --engine trt --size 180x240` builds an engine on the machine with the GPU, without torch.
+
+    - `ddcat export model.onnx --check trt` asks NVIDIA's parser, on any machine, whether it takes all nodes.
+
+    - `ddcat export bundles/camvid --engine trt-rtx --for sm89 --size 180x240` builds one for L4 and L40S GPUs on any machine.
     """
     from ddcat.atomic_files import replacing
     from ddcat.bundle import MANIFEST, TrustPolicy, open_bundle
@@ -135,6 +158,9 @@ def export(
     from ddcat_export.summary import summarise
     from ddcat_train.checkpoint_files import check_checkpoint
 
+    if check is not None:
+        _check_trt(source)
+        return
     runtime = extra_of(engine)
     sizes = _sizes(size or [])
     of_int8: dict[str, object] = {
@@ -142,18 +168,13 @@ def export(
         "--calibration-images": calibration_images,
         "--max-drop": max_drop is not None,
     }
-    options: dict[str, object] = {}
-    if hardware is not None:
-        options["hardware"] = hardware
-    if version_compatible:
-        options["version_compatible"] = True
     of_plans: dict[str, object] = {
         "--hardware": hardware,
         "--version-compatible": version_compatible,
         "--from-timing-cache": from_timing_cache,
     }
-    if engine != "trt":
-        _refuse(of_plans, "this is not trt")
+    options = _options(engine, of_plans, targets)
+    largest = None if max_size is None else parse_size(max_size, option="--max-size")
     if (source / MANIFEST).is_file():
         given = {
             "--logits": logits,
@@ -172,8 +193,8 @@ def export(
                 from ddcat_export.rebuild import rebuild
 
                 made, replay = rebuild(
-                    source, place, engine=engine, precision=precision, sizes=sizes, max_batch=max_batch, opset=opset,
-                    key=sign, options=options, from_timing_cache=from_timing_cache, trust=trust, progress=progress,
+                    source, place, engine=engine, precision=precision, sizes=sizes, max_size=largest, max_batch=max_batch,
+                    opset=opset, key=sign, options=options, from_timing_cache=from_timing_cache, trust=trust, progress=progress,
                 )  # fmt: skip
         typer.echo(summarise(dataclasses.replace(made, path=folder), "the bundle", replay))
         return
@@ -186,17 +207,19 @@ def export(
         _refuse(of_int8, f"the precision is {chosen}")
     check_checkpoint(source)
     folder = out or (source if source.is_dir() else source.parent) / f"bundle-{engine}-{chosen}"
-    runtimes = "cpu,openvino" if engine == "openvino" else runtime  # the graph is compared with PyTorch in ONNX Runtime
+    # the graph is compared with PyTorch in ONNX Runtime
+    runtimes = f"cpu,{runtime}" if engine in ("openvino", "trt-rtx") else runtime
     if compare_layers:
         writes = {
             "--out": out,
             "--sign": sign,
+            "--max-size": max_size,
             "--max-batch": max_batch,
             "--opset": opset,
             "--logits": logits,
             "--confidence": confidence,
         }
-        _refuse({**writes, "--data-root": data_root, **of_plans}, "--compare-layers writes nothing")
+        _refuse({**writes, "--data-root": data_root, "--for": targets, **of_plans}, "--compare-layers writes nothing")
         with needing(f"train,export,{runtimes}", ExportError):
             _compare_layers(source, chosen, sizes)
         return
@@ -209,11 +232,27 @@ def export(
         from ddcat_export.graph_checks import OPSET
 
         done = exporting.export(
-            source, place, engine=engine, precision=chosen, sizes=sizes, max_batch=max_batch, logits=logits,
+            source, place, engine=engine, precision=chosen, sizes=sizes, max_size=largest, max_batch=max_batch, logits=logits,
             confidence=confidence, calibration=calibration or "mixed", calibration_images=calibration_images or 32,
             max_drop=max_drop, data_root=data_root, options=options, key=sign, progress=progress, opset=opset or OPSET,
         )  # fmt: skip
     typer.echo(summarise(dataclasses.replace(done.bundle, path=folder), "PyTorch", done.replay, done.parity, done.layers))
+
+
+def _check_trt(file: Path) -> None:
+    from ddcat.engines import import_for
+
+    try:
+        content = file.read_bytes()
+    except OSError as cause:
+        raise ExportError(f"{file} cannot be read ({cause.strerror}): give an ONNX file") from cause
+    with needing("export,rtx", ExportError):
+        verdict = import_for("trt-rtx", "ddcat_export.engines.tensorrt.parser_check").check_nodes(content)
+    for line in verdict.refused:
+        typer.echo(line)
+    if verdict.refused:
+        raise ExportError(f"{file}: {verdict.title} does not take {len(verdict.refused)} of its {verdict.nodes} nodes")
+    typer.echo(f"{file}: {verdict.title} takes its {verdict.nodes} nodes")
 
 
 def _compare_layers(checkpoint: Path, precision: Precision, sizes: "Sizes | None") -> None:
@@ -230,6 +269,20 @@ def _compare_layers(checkpoint: Path, precision: Precision, sizes: "Sizes | None
     different = first_different(layers, tolerance)
     if different is not None:
         raise ExportError(f"the first layer that differs is {different.name}: {tolerance:g} is tolerated")
+
+
+def _options(engine: str, of_plans: Mapping[str, object], targets: list[str] | None) -> dict[str, object]:
+    """Keyword arguments of the engine's `build`."""
+    if engine != "trt":
+        _refuse(of_plans, "this is not trt")
+    if engine != "trt-rtx":
+        _refuse({"--for": targets}, "this is not trt-rtx")
+    options: dict[str, object] = {"targets": tuple(targets)} if targets else {}
+    if of_plans["--hardware"]:
+        options["hardware"] = of_plans["--hardware"]
+    if of_plans["--version-compatible"]:
+        options["version_compatible"] = True
+    return options
 
 
 def _sizes(texts: list[str]) -> "Sizes | None":

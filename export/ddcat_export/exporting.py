@@ -64,6 +64,7 @@ def export(
     engine: str = "ort",
     precision: Precision = "fp32",
     sizes: Sizes | None = None,
+    max_size: tuple[int, int] | None = None,
     max_batch: int | None = None,
     logits: bool = False,
     confidence: bool = False,
@@ -89,7 +90,7 @@ def export(
         See `ddcat_export.engines.check_possible`.
     sizes : tuple of (height, width), optional
         Sizes of the images, in pixels, 33 x 33 at least. Default: all sizes from 33 x 33 on.
-    max_batch : int, optional
+    max_size, max_batch
         See `shapes_of_engine`.
     logits, confidence : bool
         Add the logits at low resolution, and the probability of each label, to the outputs.
@@ -118,7 +119,7 @@ def export(
     check_possible(engine, precision)
     needed = graph_precision(engine, precision)
     check_opset(opset, needed)
-    shapes = shapes_of_engine(engine, sizes, minimum=MINIMUM_SIZE, max_batch=max_batch)
+    shapes = shapes_of_engine(engine, sizes, minimum=MINIMUM_SIZE, max_size=max_size, max_batch=max_batch)
     check_can_create(out)
     if key is not None:
         check_key(key)

@@ -13,7 +13,7 @@ from ddcat_export.errors import ExportError
 from ddcat_export.graph_checks import COMPUTES, LOGITS, check_graph, types_of
 from ddcat_export.opsets import opset_of
 
-__all__ = ["cast_graph"]
+__all__ = ["cast_graph", "widened"]
 
 _DTYPES: dict[Precision, npt.DTypeLike] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 
@@ -86,3 +86,27 @@ def _rounded(tensor: onnx.TensorProto, name: str, precision: Precision) -> onnx.
     if not np.all(np.isfinite(rounded)):
         raise ExportError(f"{tensor.name} has a weight of {np.abs(values).max():.3g}, which {precision} cannot hold: bf16 can")
     return numpy_helper.from_array(rounded, name)
+
+
+def widened(content: bytes) -> bytes | None:
+    """
+    Return a bf16 graph with fp32 in the place of bf16, the weights staying as they were rounded; None for other graphs.
+
+    Parameters
+    ----------
+    content : bytes
+        A typed graph of `cast_graph`.
+    """
+    model = onnx.load_model_from_string(content)
+    rounded = [tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.BFLOAT16]
+    if not rounded:
+        return None
+    for tensor in rounded:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.i == TensorProto.BFLOAT16:
+                attribute.i = TensorProto.FLOAT
+    del model.graph.value_info[:]
+    wide: bytes = model.SerializeToString(deterministic=True)
+    return wide

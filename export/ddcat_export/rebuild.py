@@ -38,6 +38,7 @@ def rebuild(
     engine: str,
     precision: Precision | None = None,
     sizes: Sizes | None = None,
+    max_size: tuple[int, int] | None = None,
     max_batch: int | None = None,
     opset: int | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
@@ -58,7 +59,7 @@ def rebuild(
         Default: the precision of the other bundle. Only fp32 can be converted.
     sizes : tuple of (height, width), optional
         The only sizes that the engine must take, of those that the other bundle takes. Default: all of them.
-    max_batch : int, optional
+    max_size, max_batch
         See `shapes_of_engine`.
     opset : int, optional
         Opset of the graph, where that of the other bundle is newer.
@@ -89,7 +90,7 @@ def rebuild(
     check_possible(engine, asked)
     if opset is not None:
         check_opset(opset, graph_precision(engine, asked))
-    shapes = _shapes(bundle, engine, sizes, max_batch)
+    shapes = _shapes(bundle, engine, sizes, max_size, max_batch)
     graphs = _graphs(bundle, engine, asked, progress)
     if opset is not None:
         graphs = {name: lowered(graph, opset) for name, graph in graphs.items()}
@@ -146,16 +147,22 @@ def _reports(bundle: Bundle) -> dict[str, bytes]:
     return {} if report is None else {report: bundle.files[report]}
 
 
-def _shapes(bundle: Bundle, engine: str, sizes: Sizes | None, max_batch: int | None) -> InputShapes:
+def _shapes(
+    bundle: Bundle, engine: str, sizes: Sizes | None, max_size: tuple[int, int] | None, max_batch: int | None
+) -> InputShapes:
     there = bundle.manifest.shapes
+    batch = max_batch or there.batch.maximum
     if sizes is None:
         ends = (there.height.minimum, there.width.minimum)
         only = there.sizes or ((ends,) if (there.height.maximum, there.width.maximum) == ends else None)
-        return shapes_of_engine(engine, only, minimum=min(ends), max_batch=max_batch or there.batch.maximum)
+        if only is None and there.height.maximum is not None and there.width.maximum is not None:
+            most = (there.height.maximum, there.width.maximum)
+            max_size = most if max_size is None else (min(max_size[0], most[0]), min(max_size[1], most[1]))
+        return shapes_of_engine(engine, only, minimum=min(ends), max_size=max_size, max_batch=batch)
     for height, width in sizes:
         if height not in there.height or width not in there.width or (there.sizes and (height, width) not in there.sizes):
             raise ExportError(f"{bundle.path} does not take {height}x{width}: use a size that it takes")
-    return shapes_of_engine(engine, sizes, minimum=1, max_batch=max_batch or there.batch.maximum)
+    return shapes_of_engine(engine, sizes, minimum=1, max_size=max_size, max_batch=batch)
 
 
 def _golden(bundle: Bundle, shapes: InputShapes) -> GoldenImages:

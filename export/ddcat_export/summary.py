@@ -62,6 +62,11 @@ def summarise(
             else f"{replay.differing} of {replay.pixels} labels differ from those of {reference}"
         )
         lines.append(f"{golden.images} golden images, clean and attacked ({golden.source}): {compared}")
+        if golden.labelled_by is not None:
+            lines.append(
+                f"no GPU is here that the engine is for: the golden labels are by {golden.labelled_by}; on such a GPU, replay "
+                f"them: ddcat inspect {bundle.path} --replay"
+            )
     return "\n".join(
         [
             *lines,

@@ -116,6 +116,9 @@ def run(
 def inspect(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat export wrote.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print digest, trust and manifest as JSON.")] = False,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Run the engine, and compare its labels of the golden images with the bundle's.")
+    ] = False,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
 ) -> None:
@@ -127,8 +130,11 @@ def inspect(
     - `ddcat inspect runs/camvid/bundle`
 
     - `ddcat inspect runs/camvid/bundle --require-signature key.pub --json`
+
+    - `ddcat inspect bundles/plan --replay` on the GPU that a plan of trt-rtx was built for elsewhere.
     """
     from ddcat.bundle import TrustPolicy, open_bundle
+    from ddcat.manifest import GOLDEN_TOLERANCE
     from ddcat_serve.inspection import print_bundle, print_json
 
     trust = TrustPolicy.from_options(require_signature, expect_digest)
@@ -137,6 +143,14 @@ def inspect(
         print_json(opened)
     else:
         print_bundle(opened, trust)
+    if replay:
+        with _libraries_for([bundle], trust, "serve"):
+            from ddcat.engines import golden, open_engine
+        with open_engine(opened) as engine:
+            found = golden.check_answers(opened, engine, golden.read_golden(opened), tolerance=GOLDEN_TOLERANCE)
+        typer.echo(
+            "there are no golden images" if found is None else f"{found.differing} of {found.pixels} golden labels differ"
+        )
 
 
 @app.command()

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from ddcat.bundle import INTEGRITY_ONLY, NO_TRUST_POLICY, Bundle, TrustPolicy
 from ddcat.engines.checks import format_sizes, format_tensors
-from ddcat.manifest import EngineEntry, Golden, MainBranchProof, Manifest, Quantisation
+from ddcat.manifest import DeviceKinds, EngineEntry, Golden, MainBranchProof, Manifest, Quantisation
 from ddcat.passport import read_passport
 from ddcat.text import printable
 
@@ -98,6 +98,8 @@ def _device(engine: EngineEntry) -> str:
     device = engine.built_for
     if device is None:
         return "any machine with the runtime"
+    if isinstance(device, DeviceKinds):
+        return f"GPUs of compute capability {', '.join(device.compute_capabilities)}, {device.runtime} alone"
     return f"{device.name}, compute capability {device.compute_capability}, {device.runtime} (driver {device.driver}) alone"
 
 
@@ -121,7 +123,8 @@ def _quantisation(quantisation: Quantisation | None) -> list[str]:
 def _golden(golden: Golden | None) -> str:
     if golden is None:
         return "none"
-    return f"{golden.images} images and their adversarial ones ({_pairs(golden.attack)}), {golden.source}"
+    labels = "" if golden.labelled_by is None else f"; labelled by {golden.labelled_by}, not by the engine"
+    return f"{golden.images} images and their adversarial ones ({_pairs(golden.attack)}), {golden.source}{labels}"
 
 
 def _pairs(values: Mapping[str, object] | None) -> str:

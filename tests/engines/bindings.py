@@ -6,6 +6,7 @@ for. Then names, enum members, signatures and documented attributes are TensorRT
 script, in a process of its own, this file writes the stubs of the bindings that it can import.
 """
 
+import importlib
 import inspect
 import keyword
 import os
@@ -25,7 +26,7 @@ NAMES = {  # where a signature has that of C++
 }
 TYPES = {
     "int": "int", "str": "str", "bool": "bool", "float": "float", "None": "None", "typing.SupportsInt": "int",
-    "buffer": "bytes", "typing_extensions.Buffer": "bytes", "capsule": "int",
+    "buffer": "bytes", "tuple": "tuple[Any, ...]", "typing_extensions.Buffer": "bytes", "capsule": "int",
 }  # fmt: skip
 HEAD = """# mypy: ignore-errors
 from collections.abc import Sequence
@@ -65,13 +66,15 @@ def fetch(package: str, version: str, folder: Path) -> Path:
     return folder
 
 
-def write_stubs(folder: Path) -> Path:
-    """Give a folder for MYPYPATH in which `tensorrt` is what the fetched bindings are."""
+def write_stubs(folder: Path, module: str = "tensorrt_bindings") -> Path:
+    """Give a folder for MYPYPATH in which `tensorrt` is what the fetched bindings, or those of another module, are."""
     stubs = folder / "stubs" / "tensorrt.pyi"
     if not stubs.exists():
-        environment = {**os.environ, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(folder / "site")}
-        text = subprocess.run([sys.executable, __file__], check=True, capture_output=True, text=True, env=environment).stdout
-        stubs.parent.mkdir(exist_ok=True)
+        paths = [str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": os.pathsep.join(paths)}
+        command = [sys.executable, __file__, module]
+        text = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+        stubs.parent.mkdir(exist_ok=True, parents=True)
         stubs.write_text(text)
     return stubs.parent
 
@@ -100,7 +103,7 @@ def _class(name: str, cls: type, known: set[str], indent: str = "") -> str:
             continue
         if inspect.isclass(value):
             lines.append(_class(key, value, known, inner))
-        elif isinstance(value, property) and key != "name":
+        elif isinstance(value, property) and (key != "name" or members is None):
             lines += _property(key, value, cls, known, inner)
         elif callable(value):
             lines += _function(key, value.__doc__ or "", known, inner)
@@ -153,7 +156,7 @@ def _split(arguments: str) -> list[str]:
 
 def _type(text: str, known: set[str]) -> str:
     text = text.strip()
-    short = NAMES.get(text, re.sub(r"^(tensorrt_bindings\.tensorrt|nvinfer1|nvonnxparser)(\.|::)", "", text))
+    short = NAMES.get(text, re.sub(r"^(tensorrt(_rtx)?_bindings\.tensorrt(_rtx)?|nvinfer1|nvonnxparser)(\.|::)", "", text))
     inner = re.fullmatch(r"(?:typing\.)?(?:List|list|collections\.abc\.Sequence)\[(.+)\]", short)
     if inner:
         return f"Sequence[{_type(inner[1], known)}]"
@@ -167,6 +170,4 @@ def cache_folder() -> Path:
 
 
 if __name__ == "__main__":
-    import tensorrt_bindings
-
-    print(describe(tensorrt_bindings))
+    print(describe(importlib.import_module(sys.argv[1])))

@@ -1,5 +1,6 @@
 """
-A machine with a GPU and TensorRT that records what is asked of it: doubles of `tensorrt` and of `cuda.bindings.runtime`.
+A machine with a GPU and TensorRT that records what is asked of it: doubles of `tensorrt`, `tensorrt_rtx` and
+`cuda.bindings.runtime`.
 
 A plan of it holds the graph, which ONNX Runtime computes on the CPU when the plan is executed, so that what comes back can be
 compared with an oracle. Whatever a stream is given is done when somebody waits for it, and not before; what is recorded as a
@@ -42,6 +43,7 @@ class Machine:
         self.gpus, self.name, self.capability, self.driver = 1, "NVIDIA H100 80GB HBM3", (9, 0), 13000
         self.calls: list[tuple[Any, ...]] = []
         self.fails: set[str] = set()
+        self.driver_too_old = False
         self.types: str | None = None  # that the inspector tells, instead of the graph's
         self.memory: dict[int, tuple[ctypes.Array[Any], bool]] = {}
         self.pending: list[Callable[[], None]] = []
@@ -56,7 +58,10 @@ class Machine:
         runtime = cudart_of(self)
         package, bindings = types.ModuleType("cuda"), types.ModuleType("cuda.bindings")
         bindings.runtime = runtime  # type: ignore[attr-defined]
-        modules = {"tensorrt": tensorrt_of(self), "cuda": package, "cuda.bindings": bindings, "cuda.bindings.runtime": runtime}
+        modules = {
+            "tensorrt": tensorrt_of(self), "tensorrt_rtx": tensorrt_rtx_of(self), "cuda": package, "cuda.bindings": bindings,
+            "cuda.bindings.runtime": runtime,
+        }  # fmt: skip
         for name, module in modules.items():
             monkeypatch.setitem(sys.modules, name, module)
 
@@ -77,7 +82,8 @@ class Machine:
 
 def forget_engine() -> None:
     """Let the modules of TensorRT's engine be imported anew."""
-    for package, names in ((ddcat.engines.tensorrt, ("compat", "cuda", "run")), (ddcat_export.engines.tensorrt, ("build",))):
+    ours = ("cuda", "run", "trt", "trt_rtx")
+    for package, names in ((ddcat.engines.tensorrt, ours), (ddcat_export.engines.tensorrt, ("plan_builder", "trt", "trt_rtx"))):
         for name in names:
             sys.modules.pop(f"{package.__name__}.{name}", None)
             vars(package).pop(name, None)
@@ -89,12 +95,20 @@ def enumeration(name: str, members: tuple[str, ...]) -> Any:
 
 def cudart_of(machine: Machine) -> Any:
     module: Any = types.ModuleType("cuda.bindings.runtime")
-    errors = enum.Enum("cudaError_t", ["cudaSuccess", "cudaErrorNoDevice", "cudaErrorStreamCaptureUnsupported"])
+    names = ("cudaSuccess", "cudaErrorNoDevice", "cudaErrorInsufficientDriver", "cudaErrorStreamCaptureUnsupported")
+    errors = enum.Enum("cudaError_t", names)
     good, kinds = errors["cudaSuccess"], enumeration("cudaMemcpyKind", ("cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost"))
     module.cudaError_t, module.cudaMemcpyKind = errors, kinds
     module.cudaStreamCaptureMode = enumeration("cudaStreamCaptureMode", ("cudaStreamCaptureModeThreadLocal",))
     module.cudaHostAllocDefault, module.cudaStreamNonBlocking = 0, 1
-    module.cudaGetDeviceCount = lambda: (good if machine.gpus else errors["cudaErrorNoDevice"], machine.gpus)
+    module.cudaGetDeviceCount = lambda: (
+        errors["cudaErrorInsufficientDriver"]
+        if machine.driver_too_old
+        else good
+        if machine.gpus
+        else errors["cudaErrorNoDevice"],
+        machine.gpus,
+    )
     module.cudaGetDevice = lambda: (good, 0)
     properties = types.SimpleNamespace
     module.cudaGetDeviceProperties = lambda device: (
@@ -179,12 +193,18 @@ def tensorrt_of(machine: Machine) -> Any:
     class Config:
         def __init__(self) -> None:
             self.flags, self.profiles = {"TF32"}, []  # as TensorRT begins
+            self.hardware_compatibility_level = trt.HardwareCompatibilityLevel.NONE
 
         def set_flag(self, flag: Any) -> None:
             self.flags.add(flag.name)
 
         def clear_flag(self, flag: Any) -> None:
             self.flags.discard(flag.name)
+
+        def set_compute_capability(self, capability: Any, index: int) -> bool:
+            assert index < self.num_compute_capabilities
+            machine.calls.append(("compute_capability", capability.name))
+            return True
 
         def create_timing_cache(self, content: bytes) -> Any:
             return types.SimpleNamespace(content=content, serialize=lambda: content or b"timings of this machine")
@@ -203,7 +223,7 @@ def tensorrt_of(machine: Machine) -> Any:
 
         def create_network(self, flags: int) -> Any:
             machine.calls.append(("create_network", flags))
-            return types.SimpleNamespace()
+            return Network()
 
         def create_builder_config(self) -> Config:
             return Config()
@@ -220,6 +240,25 @@ def tensorrt_of(machine: Machine) -> Any:
                 return None
             return b"PLAN" + pickle.dumps((network.graph, config.profiles, "VERSION_COMPATIBLE" in names))
 
+    class Network:
+        num_layers = 1
+
+        def __getattr__(self, name: str) -> Any:
+            values = {"input": self.model.graph.input, "output": self.model.graph.output}[name.split("_")[1].rstrip("s")]
+            if name.startswith("num_"):
+                return len(values)
+            return lambda index: types.SimpleNamespace(
+                name=values[index].name,
+                dtype=dtype_of(values[index].type.tensor_type),
+                shape=shape_of(values[index].type.tensor_type),
+            )
+
+    def dtype_of(tensor: Any) -> Any:
+        return trt.DataType.UINT8 if tensor.elem_type == onnx.TensorProto.UINT8 else trt.DataType.FLOAT
+
+    def shape_of(tensor: Any) -> tuple[int, ...]:
+        return tuple(-1 if dim.dim_param else dim.dim_value for dim in tensor.shape.dim)
+
     class Parser:
         num_errors = 0
 
@@ -227,19 +266,26 @@ def tensorrt_of(machine: Machine) -> Any:
             self.network, self.log = network, log
 
         def parse(self, graph: bytes) -> bool:
-            self.network.graph = graph
+            self.network.graph, self.network.model = graph, onnx.load_model_from_string(graph)
             machine.calls.append(("parse", graph))
             self.num_errors = int("parser" in machine.fails)
             return not failing("parse", self.log) and not self.num_errors
 
         def get_error(self, index: int) -> Any:
-            return types.SimpleNamespace(desc=lambda: "reason of the parser")
+            return types.SimpleNamespace(
+                desc=lambda: "reason of the parser", node_name=lambda: "n1", node_operator=lambda: "Conv"
+            )
 
     class Runtime:
         engine_host_code_allowed = False
 
         def __init__(self, log: Any) -> None:
             self.log = log
+
+        def get_engine_validity(self, content: bytes) -> tuple[Any, int]:
+            names = [name for name in trt.EngineInvalidityDiagnostics.__members__ if name in machine.fails]
+            told = sum(trt.EngineInvalidityDiagnostics[name] for name in names)
+            return trt.EngineValidity.INVALID if told else trt.EngineValidity.VALID, told
 
         def deserialize_cuda_engine(self, content: bytes) -> Any:
             machine.calls.append(("deserialize", self.engine_host_code_allowed))
@@ -262,8 +308,14 @@ def tensorrt_of(machine: Machine) -> Any:
                 self.create_execution_context = self._create
 
         def _create(self, strategy: Any) -> Any:
-            assert strategy == trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            assert getattr(strategy, "strategy", strategy) == trt.ExecutionContextAllocationStrategy.USER_MANAGED
             return Context(self)
+
+        def create_runtime_config(self) -> Any:
+            settings = types.SimpleNamespace()
+            settings.set_execution_context_allocation_strategy = lambda strategy: vars(settings).update(strategy=strategy)
+            machine.calls.append(("runtime_config", settings))
+            return settings
 
         def get_tensor_name(self, index: int) -> str:
             return list(self.tensors)[index]
@@ -272,10 +324,10 @@ def tensorrt_of(machine: Machine) -> Any:
             return trt.TensorIOMode.INPUT if name == "image" else trt.TensorIOMode.OUTPUT
 
         def get_tensor_dtype(self, name: str) -> Any:
-            return trt.DataType.UINT8 if self.tensors[name].elem_type == onnx.TensorProto.UINT8 else trt.DataType.FLOAT
+            return dtype_of(self.tensors[name])
 
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-            return tuple(-1 if dim.dim_param else dim.dim_value for dim in self.tensors[name].shape.dim)
+            return shape_of(self.tensors[name])
 
         def create_engine_inspector(self) -> Any:
             return types.SimpleNamespace(get_engine_information=self._information)
@@ -340,5 +392,21 @@ def tensorrt_of(machine: Machine) -> Any:
                 ctypes.memmove(self.addresses[name], value.tobytes(), value.nbytes)
 
     trt.ILogger, trt.Builder, trt.OnnxParser, trt.Runtime = ILogger, Builder, Parser, Runtime
-    trt.IBuilderConfig = trt.INetworkDefinition = trt.ICudaEngine = trt.IExecutionContext = object
     return trt
+
+
+def tensorrt_rtx_of(machine: Machine) -> Any:
+    rtx = tensorrt_of(machine)
+    rtx.__version__ = "1.7.1.116"
+    rtx.ComputeCapability = enumeration(
+        "ComputeCapability", ("NONE", "CURRENT", "SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
+    )
+    rtx.EngineValidity = enumeration("EngineValidity", ("VALID", "SUBOPTIMAL", "INVALID"))
+    faults = ("VERSION_MISMATCH", "UNSUPPORTED_CC", "OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME", "INSUFFICIENT_GPU_MEMORY",
+              "MALFORMED_ENGINE", "CUDA_ERROR")  # fmt: skip
+    rtx.EngineInvalidityDiagnostics = enum.IntEnum(
+        "EngineInvalidityDiagnostics", {name: 1 << i for i, name in enumerate(faults)}
+    )
+    strategies = ("LAZY", "EAGER", "NONE")
+    rtx.DynamicShapesKernelSpecializationStrategy = enumeration("DynamicShapesKernelSpecializationStrategy", strategies)
+    return rtx

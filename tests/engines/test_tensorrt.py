@@ -218,7 +218,7 @@ def test_a_later_driver_runs_it(install: Callable, build: Callable, make_graph: 
     ("fault", "reason"),
     [
         ("parse", "does not take the graph: reason of parse$"),
-        ("parser", "does not take the graph: reason of the parser$"),
+        ("parser", r"does not take the graph: n1 \(Conv\): reason of the parser$"),
         ("profile", "as a profile"),
         ("build", "TensorRT 10.13.2.6 built no plan: reason of build$"),
         ("deserialize", "does not load the plan: reason of deserialize$"),

@@ -22,13 +22,14 @@ import pytest
 from ddcat_export.engines.tensorrt.flags import HARDWARE, builder_flags, hardware_level
 
 ROOT = Path(__file__).parents[2]
-RUN, COMPAT, CUDA = (ROOT / f"ddcat/engines/tensorrt/{name}.py" for name in ("run", "compat", "cuda"))
-BUILD = ROOT / "export/ddcat_export/engines/tensorrt/build.py"
-RELEASES = {  # with the class of `compat` that is for them alone
-    "8.6.1": ("tensorrt-bindings", "Version8"),
-    "10.13.2.6": ("tensorrt-cu13-bindings", "Version10"),
-    "11.4.0.106": ("tensorrt-cu13-bindings", "Version10"),
-}
+API, RUN, CUDA, VERSION8, RTX = (
+    ROOT / f"ddcat/engines/tensorrt/{name}.py" for name in ("api", "run", "cuda", "version8", "trt_rtx")
+)
+BUILD, PLAN, BUILD_RTX = (
+    ROOT / f"export/ddcat_export/engines/tensorrt/{name}.py" for name in ("trt", "plan_builder", "trt_rtx")
+)
+RELEASES = {"8.6.1": "tensorrt-bindings", "10.13.2.6": "tensorrt-cu13-bindings", "11.4.0.106": "tensorrt-cu13-bindings"}
+ONLY_10 = ("create_network", "complaint", "memory_size", "create_context")  # of `Api`, which `Version8` has in another form
 
 
 def beside(name: str) -> ModuleType:
@@ -47,12 +48,22 @@ def release(request: pytest.FixtureRequest) -> tuple[str, Path]:
     version: str = request.param
     if shutil.which("cc") is None or shutil.which("nm") is None:
         pytest.skip("no C compiler is here, which the stand-ins for TensorRT's libraries need")
-    package = RELEASES[version][0]
+    package = RELEASES[version]
     try:
         folder = bindings.fetch(package, version, bindings.cache_folder() / version)
     except (subprocess.SubprocessError, OSError) as cause:
         pytest.skip(f"{package} {version} is not to be had from the package registry: {cause}")
     return version, bindings.write_stubs(folder)
+
+
+@pytest.fixture(scope="module")
+def rtx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the stubs of TensorRT for RTX, which is installed."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    folder: Path = tmp_path_factory.mktemp("rtx")
+    stubs = beside("bindings").write_stubs(folder, "tensorrt_rtx")
+    (stubs / "tensorrt_rtx.pyi").write_text("from tensorrt import *\nfrom tensorrt import __version__ as __version__\n")
+    return Path(stubs)
 
 
 def checked(version: str, stubs: Path, files: list[Path], tmp_path: Path) -> str:
@@ -69,57 +80,69 @@ def checked(version: str, stubs: Path, files: list[Path], tmp_path: Path) -> str
                      and "missing-imports" not in line)  # fmt: skip
 
 
-def compat_of(name: str, folder: Path) -> Path:
-    """A file with one class of `compat` alone."""
-    tree = ast.parse(COMPAT.read_text(encoding="utf-8"))
-    tree.body = [node for node in tree.body if isinstance(node, ast.Import) or getattr(node, "name", "") == name]
-    assert len(tree.body) == 2
-    file = folder / f"compat_{name.lower()}.py"
-    file.write_text(ast.unparse(tree))
+def without_methods_of_10(folder: Path) -> Path:
+    """`api` without what `Version8` has in another form."""
+    source = API.read_text(encoding="utf-8")
+    nodes = [node for node in ast.walk(ast.parse(source)) if getattr(node, "name", "") in ONLY_10]
+    assert len(nodes) == len(ONLY_10)
+    gone = {number for node in nodes for number in range(node.lineno, node.end_lineno + 1)}  # type: ignore[attr-defined]
+    lines = [
+        line for number, line in enumerate(source.splitlines(), 1) if number not in gone and "AllocationStrategy" not in line
+    ]
+    file = folder / "api_without.py"
+    file.write_text("\n".join(lines))
     return file
 
 
 def test_all_that_is_used_is_there(release: tuple[str, Path], tmp_path: Path) -> None:
     version, stubs = release
-    assert not checked(version, stubs, [RUN, BUILD, compat_of(RELEASES[version][1], tmp_path)], tmp_path)
+    own = [VERSION8, without_methods_of_10(tmp_path)] if version.startswith("8") else [API]
+    assert not checked(version, stubs, [RUN, PLAN, BUILD, *own], tmp_path)
+
+
+def test_all_that_is_used_of_rtx_is_there(rtx: Path, tmp_path: Path) -> None:
+    assert not checked("rtx", rtx, [API, RUN, PLAN, RTX, BUILD_RTX], tmp_path)
+    planted = tmp_path / "planted.py"
+    planted.write_text(RTX.read_text(encoding="utf-8").replace("create_runtime_config()", "create_run_config()"))
+    assert "create_run_config" in checked("rtx", rtx, [planted], tmp_path)
 
 
 WRONG = {
-    "a class": ("trt.Builder(log)", "trt.Bilder(log)", "Bilder"),
-    "a member": ("trt.ProfilingVerbosity.DETAILED", "trt.ProfilingVerbosity.DETAILLED", "DETAILLED"),
-    "a method": ("config.create_timing_cache", "config.make_timing_cache", "make_timing_cache"),
-    "a keyword": ("ignore_mismatch=False", "ignore_mismatches=False", "ignore_mismatches"),
-    "a property": ("config.hardware_compatibility_level = ", "config.hardware_level = ", "hardware_level"),
-    "what a call gives": ("parser.get_error(0).desc()", "parser.get_error(0).description()", "description"),
-    "an argument": ("parser.parse(graph)", "parser.parse(network)", "incompatible type"),
-    "a missing argument": ("trt.OnnxParser(network, log)", "trt.OnnxParser(network)", "Missing positional argument"),
+    "a class": (PLAN, "api.trt.Builder(", "api.trt.Bilder(", "Bilder"),
+    "a member": (PLAN, "ProfilingVerbosity.DETAILED", "ProfilingVerbosity.DETAILLED", "DETAILLED"),
+    "a method": (BUILD, "config.create_timing_cache", "config.make_timing_cache", "make_timing_cache"),
+    "a keyword": (BUILD, "ignore_mismatch=False", "ignore_mismatches=False", "ignore_mismatches"),
+    "a property": (BUILD, "config.hardware_compatibility_level = ", "config.hardware_level = ", "hardware_level"),
+    "what a call gives": (PLAN, "[tensor.name for tensor in inputs]", "[tensor.title for tensor in inputs]", "title"),
+    "an argument": (PLAN, "parser.parse(graph)", "parser.parse(network)", "incompatible type"),
+    "a missing argument": (PLAN, "OnnxParser(network, log.logger)", "OnnxParser(network)", "Missing positional argument"),
 }
 
 
 def test_a_wrong_name_is_found(release: tuple[str, Path], tmp_path: Path) -> None:
     version, stubs = release
-    source = BUILD.read_text(encoding="utf-8")
     files = []
-    for index, (right, wrong, _) in enumerate(WRONG.values()):
-        assert source.count(right) == 1, right
+    for index, (source, right, wrong, _) in enumerate(WRONG.values()):
+        text = source.read_text(encoding="utf-8")
+        assert text.count(right) == 1, right
         files.append(tmp_path / f"planted{index}.py")
-        files[-1].write_text(source.replace(right, wrong))
+        files[-1].write_text(text.replace(right, wrong))
     said = checked(version, stubs, files, tmp_path)
-    for index, (what, (_, _, message)) in enumerate(WRONG.items()):
+    for index, (what, (*_, message)) in enumerate(WRONG.items()):
         assert re.search(rf"planted{index}\.py:\d+: error: .*{message}", said), f"{what} went unnoticed in\n{said}"
 
 
-NOT_THERE = {  # of the other class's names; version 10 still has what 8.6 had
-    "8.6.1": ("Version10", ["STRONGLY_TYPED", "USER_MANAGED|ExecutionContextAllocationStrategy"]),
-    "10.13.2.6": ("Version8", []),
-    "11.4.0.106": ("Version8", ["EXPLICIT_BATCH"]),
+NOT_THERE = {  # names of the other class; version 10 still has what 8.6 had
+    "8.6.1": (API, ["STRONGLY_TYPED", "USER_MANAGED|ExecutionContextAllocationStrategy"]),
+    "10.13.2.6": (VERSION8, []),
+    "11.4.0.106": (VERSION8, ["EXPLICIT_BATCH"]),
 }
 
 
 def test_the_other_class_s_names_are_not_there(release: tuple[str, Path], tmp_path: Path) -> None:
     version, stubs = release
     other, names = NOT_THERE[version]
-    said = checked(version, stubs, [compat_of(other, tmp_path)], tmp_path)
+    said = checked(version, stubs, [other], tmp_path)
     assert all(re.search(name, said) for name in names), said
     assert bool(said) is bool(names), said
 
@@ -132,7 +155,7 @@ def test_flags_that_are_chosen_by_name_are_there(release: tuple[str, Path]) -> N
     for precision in ("fp32", "fp16", "int8"):
         for compatible in (False, True):
             flags = builder_flags(version, members, precision, version_compatible=compatible, repeat=version[0] == "1")
-            assert {*flags.on, *flags.off} <= members
+            assert {*flags, "TF32"} <= members
     assert all(hardware_level(hardware, levels) in levels for hardware in HARDWARE if version[0] == "1" or hardware == "this")
 
 
@@ -150,7 +173,7 @@ def test_the_recording_machine_has_no_names_of_its_own(release: tuple[str, Path]
 
 
 def test_no_any_hides_a_use() -> None:
-    for file in (BUILD, COMPAT):
+    for file in (API, VERSION8, RTX, BUILD, PLAN, BUILD_RTX):
         assert "Any" not in file.read_text(encoding="utf-8")
     tree = ast.parse(RUN.read_text(encoding="utf-8"))
     anys = {

@@ -7,8 +7,15 @@ from hypothesis import strategies as st
 from ddcat.engines.base import smallest_batch
 from ddcat.engines.checks import check_images
 from ddcat.engines.errors import EngineError
-from ddcat.engines.tensorrt.plan import check_in_effect, check_runs_here, profile_for, profiles_of, version_of
-from ddcat.manifest import Device, DimRange, InputShapes, Precision
+from ddcat.engines.tensorrt.plan import (
+    check_in_effect,
+    check_kind_runs_here,
+    check_runs_here,
+    profile_for,
+    profiles_of,
+    version_of,
+)
+from ddcat.manifest import Device, DeviceKinds, DimRange, InputShapes, Precision
 from ddcat_export.engines.tensorrt.flags import builder_flags, check_version, hardware_level
 from ddcat_export.engines.tensorrt.graph import last_opset
 
@@ -78,15 +85,14 @@ def test_an_axis_without_an_end_is_refused(axis: str) -> None:
 @pytest.mark.parametrize("repeat", [True, False])
 def test_flags(version: str, precision: Precision, repeat: bool) -> None:
     flags = builder_flags(version, ALL, precision, version_compatible=False, repeat=repeat)
-    assert flags.off == ("TF32",)
-    weak = set(flags.on) & {"FP16", "INT8", "BF16"}
+    weak = set(flags) & {"FP16", "INT8", "BF16"}
     assert weak == ({precision.upper()} if version.startswith("8") and precision in ("fp16", "int8") else set())
-    assert ("ERROR_ON_TIMING_CACHE_MISS" in flags.on) is repeat
+    assert ("ERROR_ON_TIMING_CACHE_MISS" in flags) is repeat
 
 
 def test_flags_that_a_version_lacks() -> None:
     members = ("FP16", "INT8", "TF32")
-    assert builder_flags("8.6.1", members, "fp32", version_compatible=False, repeat=False).on == ()
+    assert builder_flags("8.6.1", members, "fp32", version_compatible=False, repeat=False) == ()
     with pytest.raises(EngineError, match="cannot choose its kernels from a timing cache alone"):
         builder_flags("8.6.1", members, "fp32", version_compatible=False, repeat=True)
     assert hardware_level("ampere-plus", ("NONE", "AMPERE_PLUS")) == "AMPERE_PLUS"
@@ -119,6 +125,21 @@ def test_where_a_plan_runs(change: dict[str, str], compatible: bool, hardware: s
     else:
         with pytest.raises(EngineError, match=r"the plan was built for another .*: ddcat export BUNDLE --engine trt$"):
             check_runs_here(H100, here, version_compatible=compatible, hardware=hardware)
+
+
+L40S = DeviceKinds(compute_capabilities=("8.9", "12.0"), runtime="tensorrt_rtx 1.7.1.116")
+
+
+def test_where_a_plan_for_kinds_of_gpu_runs() -> None:
+    check_kind_runs_here(L40S, "12.0", "tensorrt_rtx 1.7.1.116")
+    with pytest.raises(
+        EngineError, match=r"for GPUs of compute capability 8.9, 12.0, and here is one of 9.0: .* --for current$"
+    ):
+        check_kind_runs_here(L40S, "9.0", "tensorrt_rtx 1.7.1.116")
+    with pytest.raises(
+        EngineError, match=r"by tensorrt_rtx 1.7.1.116, and here is tensorrt_rtx 1.8.0.1: .* --for sm89 --for sm120$"
+    ):
+        check_kind_runs_here(L40S, "8.9", "tensorrt_rtx 1.8.0.1")
 
 
 def layers(*types: str, key: str = "Format/Datatype") -> str:

@@ -31,6 +31,9 @@ def find_gpu() -> Gpu:
         Where CUDA can use no GPU.
     """
     error, count = cudart.cudaGetDeviceCount()
+    driver = _value(cudart.cudaDriverGetVersion())
+    if error == cudart.cudaError_t.cudaErrorInsufficientDriver and driver:
+        raise EngineError(f"the driver of this GPU is too old: it has CUDA {_version(driver)}; install a newer driver")
     if error != cudart.cudaError_t.cudaSuccess or count == 0:
         reason = "" if error == cudart.cudaError_t.cudaSuccess else f" ({error.name})"
         raise EngineError(
@@ -38,11 +41,10 @@ def find_gpu() -> Gpu:
             "openvino run on a CPU"
         )
     properties = _value(cudart.cudaGetDeviceProperties(_value(cudart.cudaGetDevice())))
-    driver = _value(cudart.cudaDriverGetVersion())
     return Gpu(
         properties.name.split(b"\0")[0].decode(),
         f"{properties.major}.{properties.minor}",
-        f"CUDA {driver // 1000}.{driver % 1000 // 10}",
+        f"CUDA {_version(driver)}",
     )
 
 
@@ -129,6 +131,10 @@ class Stream:
     def close(self) -> None:
         """Free the stream."""
         _check(cudart.cudaStreamDestroy(self._stream))
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def _check(result: tuple[Any, ...]) -> None:

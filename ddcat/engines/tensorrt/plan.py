@@ -6,12 +6,14 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from ddcat.engines.errors import EngineError
-from ddcat.manifest import Device, DimRange, InputShapes, Precision
+from ddcat.manifest import Device, DeviceKinds, DimRange, InputShapes, Precision
 
 __all__ = [
     "Profile",
     "check_in_effect",
+    "check_kind_runs_here",
     "check_runs_here",
+    "flag_of",
     "profile_for",
     "profiles_of",
     "version_of",
@@ -111,6 +113,40 @@ def check_runs_here(built_for: Device, here: Device, *, version_compatible: bool
     ):  # fmt: skip
         if not fits:
             raise EngineError(f"the plan was built for another {what}, {theirs}, and here is {ours}: {_REBUILD}")
+
+
+def check_kind_runs_here(kinds: DeviceKinds, capability: str, runtime: str) -> None:
+    """
+    Refuse a plan of TensorRT for RTX that does not run on this machine.
+
+    Parameters
+    ----------
+    kinds : DeviceKinds
+        Of the manifest.
+    capability, runtime : str
+        This machine's.
+
+    Raises
+    ------
+    EngineError
+        With the difference, and the command that rebuilds the plan.
+    """
+    if capability not in kinds.compute_capabilities:
+        theirs = ", ".join(kinds.compute_capabilities)
+        raise EngineError(
+            f"the plan is for GPUs of compute capability {theirs}, and here is one of {capability}: build it for this one: "
+            "ddcat export BUNDLE --engine trt-rtx --for current"
+        )
+    if runtime != kinds.runtime:
+        raise EngineError(
+            f"the plan was built by {kinds.runtime}, and here is {runtime}: build it again: ddcat export BUNDLE --engine "
+            f"trt-rtx --for {' --for '.join(flag_of(one) for one in kinds.compute_capabilities)}"
+        )
+
+
+def flag_of(capability: str) -> str:
+    """Write a compute capability as the command line has it: "8.9" is sm89."""
+    return f"sm{capability.replace('.', '')}"
 
 
 def check_in_effect(information: str, precision: Precision) -> None:

@@ -1,43 +1,28 @@
-"""Run a TensorRT plan, without torch."""
+"""Run a plan of TensorRT or of TensorRT for RTX, without torch."""
 
 import contextlib
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import tensorrt as trt
 
 from ddcat.bundle import Bundle
 from ddcat.engines.base import CheckedEngine, Closable, Outputs
 from ddcat.engines.checks import check_names
 from ddcat.engines.errors import EngineError
-from ddcat.engines.tensorrt.compat import api
-from ddcat.engines.tensorrt.cuda import DeviceBuffer, Stream, find_gpu
-from ddcat.engines.tensorrt.plan import Profile, check_in_effect, check_runs_here, profile_for, profiles_of
-from ddcat.manifest import Device, Precision, TensorEntry
+from ddcat.engines.tensorrt.api import Api, Bindings, Log
+from ddcat.engines.tensorrt.cuda import DeviceBuffer, Stream
+from ddcat.engines.tensorrt.plan import Profile, check_in_effect, profile_for, profiles_of
+from ddcat.manifest import Precision, TensorEntry
 
-__all__ = ["Log", "TensorRtGraph", "load", "this_device"]
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+__all__ = ["TensorRtGraph", "load_plan", "tensor_entry"]
 
 Shape = tuple[int, ...]
-
-
-class Log(trt.ILogger):  # type: ignore[misc]
-    """Keep TensorRT's errors, for the one line of a refusal."""
-
-    def __init__(self) -> None:
-        trt.ILogger.__init__(self)
-        self.complaints: list[str] = []
-
-    def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-        """Record a message."""
-        if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-            self.complaints.append(msg.strip().partition("\n")[0])
-
-    def reason(self) -> str:
-        """Return the first error: later ones are most often its consequence."""
-        return self.complaints[0] if self.complaints else "it does not say why"
 
 
 class TensorRtGraph(Closable):
@@ -48,6 +33,7 @@ class TensorRtGraph(Closable):
 
     Parameters
     ----------
+    api : Api
     content : bytes
         A plan.
     profiles : tuple of Profile
@@ -65,28 +51,37 @@ class TensorRtGraph(Closable):
     """
 
     def __init__(
-        self, content: bytes, profiles: tuple[Profile, ...], *, precision: Precision, cuda_graphs: bool, host_code: bool = False
+        self,
+        api: Api,
+        content: bytes,
+        profiles: tuple[Profile, ...],
+        *,
+        precision: Precision,
+        cuda_graphs: bool,
+        host_code: bool = False,
     ) -> None:
-        self._log = Log()
-        self._runtime = trt.Runtime(self._log)  # must outlive what it loads
+        self._api, self._log = api, Log(api.trt)
+        self._runtime = api.trt.Runtime(self._log.logger)  # must outlive what it loads
         if host_code:
             self._runtime.engine_host_code_allowed = True
         engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
-            raise EngineError(f"TensorRT {trt.__version__} does not load the plan: {self._log.reason()}")
+            raise EngineError(f"{api.title} does not load the plan: {self._log.reason()}")
         self._engine: trt.ICudaEngine | None = engine
         tensors = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        ours = [name for name in tensors if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-        theirs = [name for name in tensors if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
+        ours = [name for name in tensors if engine.get_tensor_mode(name) == api.trt.TensorIOMode.INPUT]
+        theirs = [name for name in tensors if engine.get_tensor_mode(name) == api.trt.TensorIOMode.OUTPUT]
         check_names(ours, theirs)
-        self.inputs = tuple(_entry(engine, name) for name in ours)
-        self.outputs = tuple(_entry(engine, name) for name in theirs)
+        self.inputs, self.outputs = (
+            tuple(tensor_entry(api.trt, name, engine.get_tensor_dtype(name), engine.get_tensor_shape(name)) for name in names)
+            for names in (ours, theirs)
+        )
         if engine.num_optimization_profiles != len(profiles):
             raise EngineError(
                 f"the plan has {engine.num_optimization_profiles} profiles of shapes where {len(profiles)} were to be built"
             )
         inspector = engine.create_engine_inspector()
-        check_in_effect(inspector.get_engine_information(trt.LayerInformationFormat.JSON), precision)
+        check_in_effect(inspector.get_engine_information(api.trt.LayerInformationFormat.JSON), precision)
         self._profiles, self._cuda_graphs = profiles, cuda_graphs
         self._stream = Stream()
         try:
@@ -96,7 +91,7 @@ class TensorRtGraph(Closable):
             raise
         self._sessions: dict[int | Shape, _Session] = {}
         self.description: Mapping[str, str | int | bool] = {
-            "runtime": f"tensorrt {trt.__version__}",
+            "runtime": api.runtime,
             "provider": "TensorRT",
             "precision": precision,
             "tf32": False,
@@ -113,9 +108,10 @@ class TensorRtGraph(Closable):
         profile = profile_for(self._profiles, images.shape)
         key = images.shape if self._cuda_graphs else profile
         if key not in self._sessions:
-            context = api.create_context(self._engine, self._scratch.address, self._scratch.size)
+            context = self._api.create_context(self._engine, self._scratch.address, self._scratch.size)
             largest = images.shape if self._cuda_graphs else self._profiles[profile].most
-            self._sessions[key] = _Session(context, profile, largest, [e.name for e in self.outputs], self._stream, self._log)
+            outputs = [entry.name for entry in self.outputs]
+            self._sessions[key] = _Session(context, profile, largest, outputs, self._stream, self._failure)
         return self._sessions[key].run(images, record=self._cuda_graphs)
 
     def rest(self) -> None:
@@ -132,41 +128,22 @@ class TensorRtGraph(Closable):
         self._scratch.free()
         self._stream.close()
 
+    def _failure(self) -> EngineError:
+        return EngineError(f"{self._api.title} failed: {self._log.reason()}")
 
-def load(bundle: Bundle, *, threads: int | None = None) -> CheckedEngine:
-    """Load a verified bundle: see `ddcat.engines.open_engine`. A GPU has no threads to set."""
+
+def load_plan(api: Api, bundle: Bundle, *, host_code: bool = False) -> CheckedEngine:
+    """Load the plan of a verified bundle that this machine can run; `host_code` as for `TensorRtGraph`."""
     entry = bundle.manifest.engine
-    if entry.built_for is None:
-        raise EngineError(f"the manifest of {bundle.manifest.name} does not say what GPU its plan is for: export again")
-    options = entry.options
-    compatible, hardware = options.get("version_compatible") is True, str(options.get("hardware", "this"))
-    check_runs_here(entry.built_for, this_device(), version_compatible=compatible, hardware=hardware)
     graph = TensorRtGraph(
+        api,
         bundle.files[entry.file],
         profiles_of(bundle.manifest.shapes),
         precision=entry.effective_precision,
-        cuda_graphs=options.get("cuda_graphs") is True,
-        host_code=compatible,
+        cuda_graphs=entry.options.get("cuda_graphs") is True,
+        host_code=host_code,
     )
     return CheckedEngine(graph, bundle.manifest)
-
-
-def this_device() -> Device:
-    """
-    Describe the GPU of this machine and the TensorRT that is installed.
-
-    Raises
-    ------
-    EngineError
-        Where there is no GPU that CUDA can use.
-    """
-    gpu = find_gpu()
-    return Device(
-        name=gpu.name,
-        compute_capability=gpu.compute_capability,
-        driver=gpu.driver,
-        runtime=f"tensorrt {trt.__version__}",
-    )
 
 
 class _Session:
@@ -177,9 +154,15 @@ class _Session:
     """
 
     def __init__(
-        self, context: trt.IExecutionContext, profile: int, largest: Shape, outputs: list[str], stream: Stream, log: Log
+        self,
+        context: "trt.IExecutionContext",
+        profile: int,
+        largest: Shape,
+        outputs: list[str],
+        stream: Stream,
+        failure: Callable[[], EngineError],
     ) -> None:
-        self._context, self._stream, self._log = context, stream, log
+        self._context, self._stream, self._failure = context, stream, failure
         self._done(context.set_optimization_profile_async(profile, stream.handle))
         stream.wait()
         self._shape: Shape = ()
@@ -236,16 +219,22 @@ class _Session:
 
     def _done(self, worked: bool) -> None:
         if not worked:
-            raise EngineError(f"TensorRT {trt.__version__} failed: {self._log.reason()}")
+            raise self._failure()
 
 
-def _entry(engine: trt.ICudaEngine, name: str) -> TensorEntry:
-    dtypes: dict[trt.DataType, Literal["uint8", "float32"]] = {trt.DataType.UINT8: "uint8", trt.DataType.FLOAT: "float32"}
-    dtype = engine.get_tensor_dtype(name)
+def tensor_entry(module: Bindings, name: str, dtype: "trt.DataType", shape: "trt.Dims") -> TensorEntry:
+    """
+    Describe an input or output of a plan or a network.
+
+    Raises
+    ------
+    EngineError
+        Where its type is not that of an engine.
+    """
+    dtypes: dict[trt.DataType, Literal["uint8", "float32"]] = {module.DataType.UINT8: "uint8", module.DataType.FLOAT: "float32"}
     if dtype not in dtypes or dtypes[dtype] != _dtype(name):
         raise EngineError(f"{name} is {dtype.name} in the plan, expected {_dtype(name)}")
-    shape = tuple("?" if size < 0 else size for size in engine.get_tensor_shape(name))
-    return TensorEntry(name=name, dtype=dtypes[dtype], shape=shape)
+    return TensorEntry(name=name, dtype=dtypes[dtype], shape=tuple("?" if size < 0 else size for size in shape))
 
 
 def _dtype(name: str) -> np.dtype[Any]:

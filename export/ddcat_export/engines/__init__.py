@@ -11,13 +11,14 @@ __all__ = ["build_engine", "check_possible"]
 _BUILDERS = {  # modules with a `check_possible` and a `build`, to which the functions below pass their arguments
     "ort": "ddcat_export.engines.onnxruntime",
     "openvino": "ddcat_export.engines.openvino",
-    "trt": "ddcat_export.engines.tensorrt.build",
+    "trt": "ddcat_export.engines.tensorrt.trt",
+    "trt-rtx": "ddcat_export.engines.tensorrt.trt_rtx",
 }
 
 
 def check_possible(engine: str, precision: Precision) -> None:
     """
-    Refuse an engine that this machine cannot run.
+    Refuse an engine that this machine cannot build and, but for "trt-rtx", run.
 
     Raises
     ------

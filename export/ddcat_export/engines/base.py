@@ -18,9 +18,12 @@ class Built(NamedTuple):
     entry : EngineEntry
     inputs, outputs : tuple of TensorEntry
         As the runtime states them.
+    runs_here : bool
+        False where the engine is for GPUs that this machine does not have.
     """
 
     files: dict[str, bytes]
     entry: EngineEntry
     inputs: tuple[TensorEntry, ...]
     outputs: tuple[TensorEntry, ...]
+    runs_here: bool = True

@@ -1,29 +1,21 @@
 """Options of the builder of TensorRT plans. Nothing here needs TensorRT or a GPU."""
 
 from collections.abc import Collection
-from typing import NamedTuple
 
 from ddcat.choices import Hardware, Precision
 from ddcat.engines.errors import EngineError
+from ddcat.engines.tensorrt import version8
 from ddcat.engines.tensorrt.plan import version_of
 
-__all__ = ["HARDWARE", "PLAN", "TIMINGS", "Flags", "builder_flags", "check_version", "hardware_level"]
+__all__ = ["HARDWARE", "TIMINGS", "builder_flags", "check_version", "hardware_level"]
 
-PLAN, TIMINGS = "model.plan", "model.timings"  # files of a bundle: the plan, and the timing cache of its build
+TIMINGS = "model.timings"  # a file of a bundle: the timing cache of the plan's build
 
 HARDWARE: dict[Hardware, str] = {  # and the members of trt.HardwareCompatibilityLevel
     "this": "NONE",
     "same-compute-capability": "SAME_COMPUTE_CAPABILITY",
     "ampere-plus": "AMPERE_PLUS",
 }
-_WEAK: dict[Precision, str] = {"fp16": "FP16", "int8": "INT8"}  # flags of TensorRT 8, whose networks have no types
-
-
-class Flags(NamedTuple):
-    """Names of members of trt.BuilderFlag."""
-
-    on: tuple[str, ...]
-    off: tuple[str, ...]
 
 
 def check_version(version: str, precision: Precision) -> None:
@@ -37,9 +29,9 @@ def check_version(version: str, precision: Precision) -> None:
 
 def builder_flags(
     version: str, members: Collection[str], precision: Precision, *, version_compatible: bool, repeat: bool
-) -> Flags:
+) -> tuple[str, ...]:
     """
-    Choose the builder's flags.
+    Choose the builder's flags, by the names of members of trt.BuilderFlag.
 
     Parameters
     ----------
@@ -52,13 +44,8 @@ def builder_flags(
         The plan must run with later minor versions.
     repeat : bool
         Kernels are chosen from a timing cache alone.
-
-    Returns
-    -------
-    Flags
-        TF32, which TensorRT has on by default, is always off: fp32 means fp32.
     """
-    on = [_WEAK[precision]] if precision in _WEAK and version_of(version)[0] == 8 else []  # others take the graph's types
+    on = [version8.FLAGS[precision]] if version_of(version)[0] == 8 and precision in version8.FLAGS else []
     on += [name for name in ("EDITABLE_TIMING_CACHE", "DISABLE_COMPILATION_CACHE") if name in members]
     if repeat:
         if "ERROR_ON_TIMING_CACHE_MISS" not in members:
@@ -68,7 +55,7 @@ def builder_flags(
         on.append("ERROR_ON_TIMING_CACHE_MISS")
     if version_compatible:
         on.append("VERSION_COMPATIBLE")
-    return Flags(tuple(on), ("TF32",))
+    return tuple(on)
 
 
 def hardware_level(hardware: Hardware, members: Collection[str]) -> str:

@@ -1,0 +1,42 @@
+"""Labels of golden images for an engine that this machine builds and cannot run."""
+
+from collections.abc import Mapping
+
+from ddcat.engines import import_for
+from ddcat.engines.base import Images
+from ddcat.engines.golden import Example
+from ddcat_export.precision_cast import widened
+
+__all__ = ["label_on_cpu"]
+
+
+def label_on_cpu(graph: bytes, images: Mapping[str, Images]) -> tuple[tuple[Example, ...], str]:
+    """
+    Label images with ONNX Runtime on the CPU, from the graph that the engine was built from.
+
+    bf16, in which ONNX Runtime does not compute on a CPU, is computed in fp32 with the weights of the graph.
+
+    Parameters
+    ----------
+    graph : bytes
+        A typed ONNX file.
+    images : mapping of str to (H, W, 3) uint8
+        By the names of `Example`.
+
+    Returns
+    -------
+    examples : tuple of Example
+    labelled_by : str
+        The runtime, for the manifest.
+
+    Raises
+    ------
+    EngineError
+        Where ONNX Runtime is not installed, or does not run the graph.
+    """
+    runtime = import_for("ort", "ddcat.engines.onnxruntime", "the labels of golden images are computed by ONNX Runtime here: ")
+    wide = widened(graph)
+    with runtime.OrtGraph(graph if wide is None else wide) as opened:
+        examples = tuple(Example(name, image, opened.run(image[None]).labels[0]) for name, image in images.items())
+        described = opened.description["runtime"]
+    return examples, f"{described} on a CPU{'' if wide is None else ', bf16 computed in fp32'}"
