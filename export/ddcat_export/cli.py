@@ -189,7 +189,7 @@ def export(
         trust = TrustPolicy.from_options(require_signature, expect_digest)
         with _status() as progress, replacing(folder, MANIFEST, force=force) as place:
             open_bundle(source, trust)
-            with needing(f"export,{runtime}", ExportError):
+            with needing(f"export,cpu,{runtime}" if engine == "trt-rtx" else f"export,{runtime}", ExportError):
                 from ddcat_export.rebuild import rebuild
 
                 made, replay = rebuild(
@@ -240,14 +240,14 @@ def export(
 
 
 def _check_trt(file: Path) -> None:
-    from ddcat.engines import import_for
-
     try:
         content = file.read_bytes()
     except OSError as cause:
         raise ExportError(f"{file} cannot be read ({cause.strerror}): give an ONNX file") from cause
     with needing("export,rtx", ExportError):
-        verdict = import_for("trt-rtx", "ddcat_export.engines.tensorrt.parser_check").check_nodes(content)
+        from ddcat_export.engines.tensorrt.parser_check import check_nodes
+
+        verdict = check_nodes(content)
     for line in verdict.refused:
         typer.echo(line)
     if verdict.refused:

@@ -22,8 +22,8 @@ from ddcat_export.errors import ExportError
 from ddcat_export.onnx_export import build_graph
 from ddcat_export.parity import sample_images
 from ddcat_export.precision_cast import cast_graph
+from ddcat_export.quantise import quantise, quantised_tensors
 from ddcat_train.checkpoints import load_checkpoint
-from tests.bundles import small_graph
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 
@@ -61,14 +61,12 @@ def test_an_adapted_graph_computes_the_same(graph: bytes, opset: int) -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_our_int8_is_taken_in_its_signed_form_alone() -> None:
-    signed = small_graph(int8=True)
-    assert not nodes_not_taken(signed)
-    model = onnx.load_model_from_string(signed)
-    for tensor in model.graph.initializer:
-        if tensor.name == "zero":
-            tensor.data_type = TensorProto.UINT8
-    assert len(nodes_not_taken(model.SerializeToString())) >= 2
+def test_our_int8_is_taken_in_its_signed_form_alone(graph: bytes) -> None:
+    ranges = dict.fromkeys(quantised_tensors(graph), 4.0)
+    assert not nodes_not_taken(adapt(quantise(graph, ranges), "TensorRT", 22, int8=True))
+    unsigned = nodes_not_taken(quantise(graph, ranges, unsigned=True))
+    assert any("Non-zero zero point is not supported" in line for line in unsigned)
+    assert any("it quantises to uint8, which TensorRT reads as int8" in line for line in unsigned)
 
 
 def test_a_node_of_ours_that_is_not_taken_is_named(graph: bytes, tmp_path: Path) -> None:
