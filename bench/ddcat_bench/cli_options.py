@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["DataRoot", "Force", "MaxImages", "MovedCheckpoint", "ProtocolName", "Split", "SuiteName"]
+__all__ = ["AnySuite", "DataRoot", "Force", "MaxImages", "MovedCheckpoint", "ProtocolName", "Split", "SuiteName"]
 
 SuiteName = Literal["quick", "paper", "sea", "full"]
+AnySuite = Literal[SuiteName, "corruptions"]
 ProtocolName = Literal["whole", "windows"]
 
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of the data set, if it has moved since training.")]

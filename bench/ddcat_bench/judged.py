@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from ddcat.bundle import Bundle
+from ddcat.choices import Device
 from ddcat.engines import open_engine
 from ddcat_bench.describe import describe_bundle, describe_checkpoint
 from ddcat_bench.inputs import check_sizes, engine_batch_size, main_branch, open_bundle_data, open_split, torch_device
@@ -71,7 +72,7 @@ def open_data(source: Checkpoint | Bundle, *, data_root: Path | None, split: str
 
 
 @contextmanager
-def judged(source: Checkpoint | Bundle, device: str = "auto") -> Iterator[Judged]:
+def judged(source: Checkpoint | Bundle, device: Device = "auto") -> Iterator[Judged]:
     """
     Open what is judged.
 

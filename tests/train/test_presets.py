@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from ddcat_train.config import PRESETS, Config, load_config, presets
+from ddcat_train.corruptions import CAPTURE, EXTRA
 from ddcat_train.run.trainer import Trainer
 from ddcat_train.yaml_tree import _locate
 
@@ -32,10 +33,11 @@ PAPER = [*product(DATA, NETWORKS, METHODS)]
 FGSM = [*product(["voc", "cityscapes"], NETWORKS, ["sat-fgsm"])]
 C24 = [*product(DATA, NETWORKS, ["pgd-at"])]
 SMALL = [*product(["camvid", "scenes"], [*METHODS, "sat-fgsm", "pgd-at", "segpgd-at", "trades", "gaussian"])]
+CORRUPTED = [*product(["camvid", "scenes"], ["undefended", "pgd-at"], ["corruptions"])]
 
 
 def test_there_is_a_preset_for_every_choice() -> None:
-    expected = {"-".join(parts) for parts in (*PAPER, *FGSM, *C24, *SMALL)}
+    expected = {"-".join(parts) for parts in (*PAPER, *FGSM, *C24, *SMALL, *CORRUPTED)}
     assert expected == set(presets())
     used = {file for preset in presets() for part in _locate(preset, Path()) for file in chain(part)}
     assert {path.name for path in set(PRESETS.iterdir()) - used} == {"_letter.yaml"}  # for files of one's own
@@ -189,3 +191,9 @@ def test_what_is_shown_is_a_configuration_to_train_from(tmp_path: Path) -> None:
     assert load_config(str(saved)) == load_config("voc-pspnet50-ddcat", ["optim.lr=0.02", "data.root=/data/voc"])
     assert "inherits" not in saved.read_text()
     assert command(saved, "--show") == saved.read_text()
+
+
+@pytest.mark.parametrize("parts", CORRUPTED)
+def test_training_on_corruptions_leaves_the_common_ones_for_the_evaluation(parts: tuple[str, ...]) -> None:
+    corruptions = load_config("-".join(parts)).augment.corruptions
+    assert set(corruptions) == {*EXTRA, *CAPTURE}

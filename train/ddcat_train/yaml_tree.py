@@ -27,6 +27,7 @@ _NETWORKS = ("deeplabv3_50", "pspnet50")
 # The parts of each preset: data set, network (where the data set's part has none), method
 _PARTS: tuple[tuple[str, ...], ...] = (
     *product(("camvid", "scenes"), (*_METHODS, "sat-fgsm", "pgd-at", "segpgd-at", "trades", "gaussian")),
+    *product(("camvid", "scenes"), ("undefended", "pgd-at"), ("corruptions",)),
     *product(("cityscapes", "voc"), _NETWORKS, (*_METHODS, "sat-fgsm", "pgd-at-c24")),
     *product(("cityscapes-semseg",), _NETWORKS, (*_METHODS, "pgd-at-c24")),
 )

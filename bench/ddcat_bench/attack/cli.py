@@ -2,26 +2,46 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ddcat.choices import Device
-from ddcat_bench.cli_options import DataRoot, Force, MaxImages, ProtocolName, Split, SuiteName
+from ddcat_bench.cli_options import AnySuite, DataRoot, Force, MaxImages, ProtocolName, Split
 
 __all__ = ["attack"]
 
+_SIGMA, _SAMPLES = 0.25, 100  # of certificates
+
 
 def attack(
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run directory, whose best one is taken.")
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT|BUNDLE",
+            help="A checkpoint, or a run directory, whose best one is taken. For corruptions and certificates also a bundle.",
+        ),
     ],
     suite: Annotated[
-        SuiteName,
+        AnySuite,
         typer.Option(
-            help="quick: BIM n = 1..7; paper: also n = 10, 20, PGD-20; sea: the strongest attack known; full: all and more."
+            help="quick: BIM n = 1..7; paper: also n = 10, 20, PGD-20; sea: the strongest attack known; full: all and more; "
+            "corruptions: no attack, but weather, noise, blur, cameras and codecs."
         ),
     ] = "quick",
+    corruption: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this corruption, of the suite corruptions. Repeat it for several."),
+    ] = None,
+    certify: Annotated[
+        bool, typer.Option("--certify", help="Instead of attacks, certify labels by randomised smoothing.")
+    ] = False,
+    sigma: Annotated[
+        float | None, typer.Option(help="Deviation of the noise of --certify, in [0, 1] units.", show_default="0.25")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Noisy images that --certify counts, beside ten.", show_default="100")
+    ] = None,
     data_root: DataRoot = None,
     split: Split = None,
     max_images: MaxImages = None,
@@ -57,13 +77,17 @@ def attack(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Write the result into this folder.", show_default="attack-SUITE beside the checkpoint"
+            metavar="DIR",
+            help="Write the result into this folder.",
+            show_default="attack-SUITE beside the checkpoint or bundle",
         ),
     ] = None,
     force: Force = False,
 ) -> None:
     """
     Attack a checkpoint's main branch and report its mIoU under each attack, in floats and on 8-bit images.
+
+    Corruptions and certificates need no gradient, so they also judge the engine of a bundle.
 
     Finished parts are kept beside the result, in DIR.work. After an interruption the same command continues. Several processes
     share that folder and give the same result as one; `torchrun -m ddcat attack ...` starts them, too.
@@ -79,12 +103,49 @@ def attack(
     - `ddcat attack runs/camvid-sat --surrogate runs/camvid-undefended`
 
     - `ddcat attack runs/voc-ddcat --suite full --jobs 8`
+
+    - `ddcat attack runs/camvid-sat/bundle --suite corruptions --max-images 100`
+
+    - `ddcat attack runs/camvid-gaussian --certify --sigma 0.25 --samples 100`
     """
     from ddcat_bench.arguments import parse_epsilon
+    from ddcat_bench.errors import BenchError
     from ddcat_train.checkpoint_files import check_checkpoint
 
     epsilons = tuple(map(parse_epsilon, epsilon)) if epsilon else None
-    for path in (checkpoint, *(surrogate or [])):
+    judges = certify or suite == "corruptions"
+    unused = {
+        "--epsilon": epsilons is not None and judges,
+        "--iterations": iterations is not None and judges,
+        "--surrogate": surrogate is not None and judges,
+        "--protocol": protocol != "whole" and judges,
+        "--jobs": jobs is not None and judges,
+        "--suite": certify and suite != "quick",
+        "--corruption": corruption is not None and (certify or suite != "corruptions"),
+        "--sigma": sigma is not None and not certify,
+        "--samples": samples is not None and not certify,
+    }
+    for option, useless in unused.items():
+        if useless:
+            what = "--certify" if certify else f"the suite {suite}"
+            raise BenchError(f"{option} changes nothing for {what}: leave it out")
+    if judges:
+        _judge(
+            source,
+            out,
+            certify={"sigma": _SIGMA if sigma is None else sigma, "samples": _SAMPLES if samples is None else samples}
+            if certify
+            else None,
+            names=corruption,
+            data_root=data_root,
+            split=split,
+            max_images=max_images,
+            seed=seed,
+            device=device,
+            force=force,
+        )
+        return
+    for path in (source, *(surrogate or [])):
         check_checkpoint(path)
 
     from ddcat_bench.attack.job import AttackJob, open_surrogates
@@ -92,12 +153,12 @@ def attack(
     from ddcat_bench.inputs import open_split, torch_device
     from ddcat_train.checkpoints import load_checkpoint
 
-    loaded = load_checkpoint(checkpoint)
+    loaded = load_checkpoint(source)
     dataset = open_split(loaded, data_root=data_root, split=split)
     job = AttackJob(
         loaded,
         dataset if protocol == "whole" else dataclasses.replace(dataset, long_side=None),
-        suite=suite,
+        suite=suite,  # type: ignore[arg-type]  # the other one is judged above
         epsilons=epsilons,
         iterations=iterations,
         surrogates=open_surrogates(loaded, surrogate or []),
@@ -108,3 +169,38 @@ def attack(
         device=torch_device(device),
     )
     run_job(job, out or loaded.path.parent / f"attack-{suite}", jobs=jobs, force=force)
+
+
+def _judge(
+    path: Path, out: Path | None, *, certify: dict[str, Any] | None, names: list[str] | None, device: Device, **options: Any
+) -> None:
+    """Judge a checkpoint or a bundle by its labels alone: under corruptions, or with certificates."""
+    from ddcat.bundle import MANIFEST, open_bundle
+    from ddcat_bench.arguments import libraries_for
+    from ddcat_bench.publish import sibling_folder
+    from ddcat_train.checkpoint_files import check_checkpoint, find_checkpoint
+
+    what = "corruptions" if certify is None else "certificate"
+    source: Any
+    if (path / MANIFEST).is_file():
+        source = open_bundle(path)
+        with libraries_for(source):
+            from ddcat_bench.certify.run import run_certify
+            from ddcat_bench.corruption.run import run_corruptions
+    else:
+        check_checkpoint(path)
+        from ddcat_bench.certify.run import run_certify
+        from ddcat_bench.corruption.run import run_corruptions
+        from ddcat_train.checkpoints import load_checkpoint
+
+        source = load_checkpoint(path)
+    if out is not None:
+        folder = out
+    elif (path / MANIFEST).is_file():
+        folder = sibling_folder(path, what)
+    else:
+        folder = find_checkpoint(path).parent / what
+    if certify is None:
+        run_corruptions(source, folder, names=names, device=device, **options)
+    else:
+        run_certify(source, folder, device=device, **certify, **options)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ddcat.bundle import Bundle
+from ddcat.choices import Device
 from ddcat.classes import colourise
 from ddcat.metrics import iou, miou, pixel_accuracy
 from ddcat.progress import progress
@@ -33,7 +34,7 @@ def run_certify(
     split: str | None = None,
     max_images: int | None = None,
     seed: int = 0,
-    device: str = "auto",
+    device: Device = "auto",
     force: bool = False,
 ) -> CertificateResult:
     """

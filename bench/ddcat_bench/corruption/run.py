@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddcat.bundle import Bundle
+from ddcat.choices import Device
 from ddcat.progress import progress
 from ddcat_bench.corruption.measure import CorruptionJob, measure
 from ddcat_bench.corruption.report import corruption_brief, corruption_markdown, corruption_plot, corruption_sheet
@@ -28,7 +29,7 @@ def run_corruptions(
     names: Sequence[str] | None = None,
     max_images: int | None = None,
     seed: int = 0,
-    device: str = "auto",
+    device: Device = "auto",
     force: bool = False,
 ) -> CorruptionResult:
     """

@@ -1,0 +1,63 @@
+"""`ddcat attack --suite corruptions` and `--certify`, from the command line."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ddcat import cli
+from ddcat_bench import judged as judging
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["ddcat", "attack", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def test_corruptions_of_a_run_and_of_a_bundle(
+    run_directory: Path, make_bundle: Callable, make_engine: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--suite", "corruptions", "--corruption", "fog", "--max-images", 2)
+    assert run(monkeypatch, run_directory, *options, "--out", tmp_path / "run") == 0
+    assert (tmp_path / "run/corruptions.md").read_text().startswith("# sat (resnet10")
+    bundle = make_bundle()
+    monkeypatch.setattr(judging, "open_engine", make_engine)
+    assert run(monkeypatch, bundle.path, *options) == 0
+    assert (bundle.path.parent / f"{bundle.path.name}-corruptions/corruptions.json").is_file()
+
+
+def test_a_certificate_of_a_run(run_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("--certify", "--sigma", 0.02, "--samples", 60, "--max-images", 1, "--out", tmp_path / "out")
+    assert run(monkeypatch, run_directory, *options) == 0
+    assert "# Certified: nothing below an L2 norm of 0.013" in (tmp_path / "out/certificate.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--suite", "corruptions", "--corruption", "rain"], "there is no corruption 'rain'"),
+        (["--suite", "corruptions", "--epsilon", "8/255"], "--epsilon changes nothing for the suite corruptions"),
+        (["--suite", "corruptions", "--jobs", "2"], "--jobs changes nothing for the suite corruptions"),
+        (["--corruption", "fog"], "--corruption changes nothing for the suite quick"),
+        (["--sigma", "0.25"], "--sigma changes nothing for the suite quick"),
+        (["--certify", "--sigma", "0"], "--sigma 0: expected a deviation above 0"),
+        (["--certify", "--samples", "1"], "--samples 1: no pixel"),
+        (["--certify", "--samples", "0"], "--samples 0: no pixel"),
+        (["--certify", "--suite", "sea"], "--suite changes nothing for --certify"),
+    ],
+)
+def test_bad_input_is_one_line(
+    run_directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    says: str,
+) -> None:
+    assert run(monkeypatch, run_directory, *options, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
