@@ -305,7 +305,8 @@ def test_the_command(
     arguments += ["--suite", "quik"]
     assert status() == 2
     assert capsys.readouterr().err == (
-        "error: invalid value for '--suite': 'quik' is not one of 'quick', 'paper', 'sea', 'full', 'corruptions'; see ddcat attack --help\n"
+        "error: invalid value for '--suite': 'quik' is not one of 'quick', 'paper', 'sea', 'full', 'corruptions'; see ddcat "
+        "attack --help\n"
     )
     assert not (tmp_path / "none").exists()
 
