@@ -8,11 +8,11 @@ from typing import NamedTuple
 from panels import Panel, Picture
 
 from ddcat.classes import IGNORED_COLOUR, Classes
-from ddcat_bench.attack.plots import data_uri
 from ddcat_bench.attack.report import columns, run_names
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.errors import BenchError
 from ddcat_bench.fidelity.compare import FidelityResult
+from ddcat_bench.figures import data_uri
 from ddcat_bench.html import render
 from ddcat_bench.timing.results import SpeedResult
 

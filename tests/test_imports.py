@@ -209,12 +209,12 @@ def test_the_gate_needs_no_trainer() -> None:
 PARTS = {
     "timing": set(),
     "twin": set(),
-    "attack": {"timing", "twin"},
+    "corruption": set(),
+    "certify": set(),
+    "attack": {"timing", "twin", "corruption", "certify"},
     "gate": {"timing", "twin", "attack"},
     "compare": {"attack", "gate"},
     "drift": {"attack", "gate"},
-    "corruption": {"attack"},
-    "certify": set(),
     "fidelity": {"attack"},
 }
 

@@ -1,7 +1,5 @@
 """Curves of attack results, drawn without pyplot, which keeps a state of its own."""
 
-import base64
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,9 +9,10 @@ from matplotlib.figure import Figure
 from ddcat_bench.attack.report import columns
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.bootstrap import FEWEST_UNITS, Scheme, interval, scheme_of
+from ddcat_bench.figures import figure_png
 from ddcat_bench.result_schema import Scores
 
-__all__ = ["curves", "data_uri", "epsilon_curves", "figure_png", "plots"]
+__all__ = ["curves", "epsilon_curves", "plots"]
 
 
 def plots(result: AttackResult) -> dict[str, bytes]:
@@ -168,15 +167,3 @@ def _draw(axes: Axes, points: Sequence[_Point], colour: str, style: str, name: s
         alpha=1.0 if style in ("-", "") else 0.6,
         label=name,
     )
-
-
-def figure_png(figure: Figure) -> bytes:
-    """Draw a figure."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)  # a figure without pyplot draws with Agg
-    return buffer.getvalue()
-
-
-def data_uri(png: bytes) -> str:
-    """Encode a PNG as a data URI."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

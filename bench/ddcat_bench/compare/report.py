@@ -5,8 +5,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ddcat_bench.attack.plots import data_uri, figure_png
 from ddcat_bench.compare.comparison import CompareResult
+from ddcat_bench.figures import data_uri, figure_png
 from ddcat_bench.html import render
 from ddcat_bench.markdown import fixed, signed, table
 

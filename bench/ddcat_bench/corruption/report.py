@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 
 from ddcat.classes import colourise
 from ddcat.metrics import confusion_counts, pixel_accuracy
-from ddcat_bench.attack.plots import figure_png
 from ddcat_bench.corruption.measure import CorruptionJob
 from ddcat_bench.corruption.results import CorruptionResult, Group
+from ddcat_bench.figures import figure_png
 from ddcat_bench.markdown import bundle_line, data_line, environment_lines, number, provenance_lines, table
 from ddcat_train.corruptions import SEVERITIES, corrupt
 from ddcat_train.run import image_grid
