@@ -15,9 +15,9 @@ from ddcat_export.parity import Parity
 from ddcat_train.checkpoints import Description, SplitEntry, build_network, save_checkpoint
 from ddcat_train.config import parse_config
 from ddcat_train.data.synthetic.generate import write_scenes
-from ddcat_train.networks import Segmenter
+from ddcat_train.networks import Segmenter, Stages
 from ddcat_train.networks.composed import ComposedFeatures
-from ddcat_train.networks.contexts import ContextConv2d, PyramidPooling
+from ddcat_train.networks.contexts import Context, ContextConv2d, PyramidPooling
 
 CLASSES = Classes.with_voc_palette(("ground", "red thing", "tree", "sky", "thin thing", "far thing"))
 
@@ -158,8 +158,15 @@ def smallest() -> Smallest:
 class OneLevel(PyramidPooling):
     bins = (3,)  # type: ignore[assignment]
 
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.widen = nn.Conv2d(3, 4, 1)
+
+    def forward(self, maps: Tensor) -> Context:  # type: ignore[override]
+        widened = self.widen(maps)
+        return super().forward(Stages(widened, widened))
+
 
 @pytest.fixture
 def smallest_with_pyramid() -> Smallest:
-    widen = nn.Conv2d(3, 4, 1)
-    return Smallest(nn.Sequential(widen, OneLevel(4)), 8).eval()
+    return Smallest(OneLevel(), 8).eval()

@@ -24,7 +24,9 @@ from ddcat_export.errors import ExportError
 from ddcat_export.onnx_export import build_graph, with_logits
 from ddcat_export.parity import LOGIT_TOLERANCE, check_parity, sample_images, shapes_of
 from ddcat_train.checkpoints import load_checkpoint
-from ddcat_train.networks import ComposedSegmenter, Segmenter, contexts
+from ddcat_train.choices import ContextName
+from ddcat_train.config import ModelConfig
+from ddcat_train.networks import ComposedSegmenter, Segmenter, build_segmenter, contexts
 from ddcat_train.networks.contexts import PyramidPooling
 from ddcat_train.networks.efficientnet_lite import EfficientNetLite
 from ddcat_train.pixels import to_planes
@@ -67,6 +69,31 @@ def test_the_other_family_and_context_at_every_shape(make_run: Callable[..., Pat
     assert found.shapes == shapes_of(None)
     assert found.pixels == 2 * sum(n * h * w for n, h, w in found.shapes)
     assert 0 < found.logit_error <= LOGIT_TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("context", "backbone"),
+    [
+        ("upernet", {"backbone": "resnet10", "width": 8, "output_stride": 32}),
+        ("upernet", {"backbone": "convnext_tiny", "output_stride": 32, "align_corners": False}),
+        ("deeplabv3plus", {"backbone": "resnet18", "width": 8, "stem": "v1d", "output_stride": 16, "align_corners": False}),
+        ("segformer", {"backbone": "resnet10", "width": 8, "output_stride": 32}),
+    ],
+)
+def test_contexts_of_several_stages_at_every_shape(context: ContextName, backbone: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    network = build_segmenter(ModelConfig(context=context, context_width=16, **backbone), classes=5).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.8, 1.2)
+            nn.init.uniform_(module.bias, -0.2, 0.2)
+    content = build_graph(network, sizes=None, logits=False, confidence=False)
+    assert check_parity(content, network, shapes_of(None)).logit_error <= LOGIT_TOLERANCE
+    images = sample_images((2, 45, 70), 0)
+    with torch.no_grad(), OrtGraph(content, threads=1) as graph:
+        labels = Twin(content)(to_planes(images)).argmax(1).numpy()
+        assert (labels == graph.run(images).labels).mean() > 0.999
 
 
 @pytest.mark.slow

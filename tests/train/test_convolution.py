@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -31,23 +31,34 @@ def gradients(output: Tensor, inputs: list[Tensor]) -> list[Tensor]:
 
 
 @settings(deadline=None)
-@given(size=st.integers(2, 70), bins=st.integers(1, 9))
-@example(size=2, bins=1)
-def test_interpolation_is_torchs_upsampling(size: int, bins: int) -> None:
+@given(size=st.integers(1, 70), bins=st.integers(1, 9), align_corners=st.booleans())
+@example(size=2, bins=1, align_corners=True)
+@example(size=1, bins=6, align_corners=False)
+def test_interpolation_is_torchs_upsampling(size: int, bins: int, align_corners: bool) -> None:
+    assume(size > 1 or not align_corners)
     values = random(1, 1, 1, bins)
-    expected = F.interpolate(values, size=(1, size), mode="bilinear", align_corners=True)
-    torch.testing.assert_close(values @ interpolation(size, bins, values).T, expected, rtol=1e-12, atol=1e-12)
+    expected = F.interpolate(values, size=(1, size), mode="bilinear", align_corners=align_corners)
+    found = values @ interpolation(size, bins, values, align_corners=align_corners).T
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @settings(max_examples=30, deadline=None)
-@given(height=SIZES, width=SIZES, kernel=st.sampled_from([1, 3]), bins=st.lists(st.integers(1, 6), min_size=1, max_size=4))
-@example(height=60, width=60, kernel=3, bins=[1, 2, 3, 6])
-@example(height=2, width=9, kernel=3, bins=[6])
+@given(
+    height=SIZES,
+    width=SIZES,
+    kernel=st.sampled_from([1, 3]),
+    bins=st.lists(st.integers(1, 6), max_size=4),
+    align_corners=st.booleans(),
+)
+@example(height=60, width=60, kernel=3, bins=[1, 2, 3, 6], align_corners=True)
+@example(height=2, width=9, kernel=3, bins=[6], align_corners=True)
+@example(height=5, width=5, kernel=3, bins=[], align_corners=True)
 def test_a_convolution_over_a_context_is_one_over_the_concatenation(
-    height: int, width: int, kernel: int, bins: list[int]
+    height: int, width: int, kernel: int, bins: list[int], align_corners: bool
 ) -> None:
     torch.manual_seed(1)
-    context = Context(random(2, 5, height, width).requires_grad_(), tuple(random(2, 3, b, b).requires_grad_() for b in bins))
+    pooled = tuple(random(2, 3, b, b).requires_grad_() for b in bins)
+    context = Context(random(2, 5, height, width).requires_grad_(), pooled, align_corners)
     layer = ContextConv2d(5 + 3 * len(bins), 4, kernel, padding=kernel // 2).double()
     inputs = [context.maps, *context.pooled, layer.weight, layer.bias]
     found = layer(context)

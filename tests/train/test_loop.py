@@ -174,6 +174,9 @@ CHOICES = [
     ("ddcat-n", ("method.adversarial_share=1", "attack.start=lower")),
     ("trades", ("method.beta=1",)),
     ("pgd-at", (_ADAMW, "train.ema=0.9")),
+    ("ddcat", ("model.context=upernet", "model.context_width=8")),
+    ("trades", ("model.context=deeplabv3plus", "model.context_width=8", "model.align_corners=false")),
+    ("sat", ("model.context=segformer", "model.context_width=8", "model.output_stride=32")),
     ("ddcat", (_ADAMW, "method.update=two-step", "train.precision=bf16")),
 ]
 

@@ -3,7 +3,7 @@
 import math
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
@@ -19,12 +19,14 @@ from ddcat_train.networks import (
     BACKBONES,
     CONTEXTS,
     Backbone,
+    ComposedSegmenter,
     Segmenter,
     Stages,
     build_backbone,
     build_segmenter,
     load_backbone,
 )
+from ddcat_train.networks.fusion import UPerNet
 from ddcat_train.networks.layers import bin_averages, pool_to_bins
 from tests.files import needed
 
@@ -90,6 +92,97 @@ def test_mobilenet_keeps_the_size_that_is_asked_for(stride: Literal[8, 16]) -> N
     body = build_backbone(ModelConfig(backbone="mobilenet_v2", output_stride=stride)).eval()
     assert body.stride == stride
     keeps_its_promise(body)
+
+
+@pytest.mark.parametrize("stride", [8, 16, 32])
+@pytest.mark.parametrize("stem", get_args(Stem))
+def test_a_resnets_stride_is_the_one_that_is_asked_for(stem: Stem, stride: Literal[8, 16, 32]) -> None:
+    body = build_backbone(ModelConfig(backbone="resnet18", width=8, stem=stem, output_stride=stride)).eval()
+    assert body.stride == stride
+    keeps_its_promise(body)
+    stages = body(torch.zeros(1, 3, 65, 70))
+    assert [maps.shape[1:] for maps in stages.earlier] == [(8, 17, 18), (16, 9, 9)]
+    assert body.earlier_channels == (8, 16)
+
+
+@pytest.mark.parametrize("context", ["upernet", "segformer", "deeplabv3plus"])
+@pytest.mark.parametrize(
+    ("model", "finest"),
+    [
+        ({"backbone": "resnet18", "width": 8, "output_stride": 32}, 4),
+        ({"backbone": "mobilenet_v2", "output_stride": 8}, 4),
+        ({"backbone": "efficientnet_lite0", "output_stride": 32}, 4),
+        ({"backbone": "convnext_tiny", "output_stride": 32, "align_corners": False}, 4),
+    ],
+)
+def test_contexts_of_several_stages_have_the_size_of_the_finest(
+    context: ContextName, model: dict[str, Any], finest: int
+) -> None:
+    network = build_segmenter(ModelConfig(context=context, context_width=8, **model), classes=3, heads=HEADS).eval()
+    for height, width in ((33, 33), (64, 71)):
+        images = torch.rand(1, 3, height, width)
+        with torch.no_grad():
+            low = network.low_resolution_logits("main", network.features(images))
+            assert low.shape == (1, 3, math.ceil(height / finest), math.ceil(width / finest))
+            found = network(images, heads=HEADS)
+        assert {head: tuple(logits.shape) for head, logits in found.items()} == {
+            head: (1, 2 if head == "mask" else 3, height, width) for head in HEADS
+        }
+        assert all(bool(logits.isfinite().all()) for logits in found.values())
+
+
+class Plain(Backbone):
+    """One of a package, which knows of no earlier stages."""
+
+    stride, intermediate_channels, channels = 8, 4, 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 4, 3, stride=4, padding=1)
+        self.last = torch.nn.Conv2d(4, 8, 3, stride=2, padding=1)
+
+    def forward(self, images: torch.Tensor) -> Stages:
+        intermediate = self.first(images)
+        return Stages(intermediate, self.last(intermediate))
+
+
+def test_a_backbone_of_two_stages_has_an_upernet_as_well() -> None:
+    context = UPerNet((4, 8), width=8, align_corners=True)
+    network = ComposedSegmenter(Plain(), context, classes=3, heads=("main",))
+    assert network(torch.rand(2, 3, 40, 50)).shape == (2, 3, 40, 50)
+
+
+def test_the_rates_of_layers_follow_the_depth_of_a_convnext() -> None:
+    body = build_backbone(ModelConfig(backbone="convnext_tiny", output_stride=32, align_corners=False))
+    layers = body.layers()
+    parameters = [parameter for layer in layers for parameter in layer.parameters()]
+    assert len(layers) == 4 + 18
+    assert {id(p) for p in parameters} == {id(p) for p in body.parameters()}
+    assert len(parameters) == len(list(body.parameters()))
+    assert [next(layer.parameters()).shape[0] for layer in layers[:2]] == [48, 96]  # stem, first block
+
+
+def test_stochastic_depth_passes_blocks_over_in_training_alone() -> None:
+    torch.manual_seed(0)
+    model = ModelConfig(backbone="convnext_tiny", output_stride=32, align_corners=False, drop_path=0.9)
+    body = build_backbone(model)
+    for name, parameter in body.named_parameters():
+        if name.endswith("gamma"):
+            torch.nn.init.ones_(parameter)
+    images = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(body.eval()(images).last, body(images).last)
+        assert not torch.equal(body.train()(images).last, body(images).last)
+    torch.manual_seed(0)
+    block = body.stages[0][2]  # type: ignore[index, operator]
+    block.drop_path = 0.25
+    maps = torch.randn(400, 96, 2, 2)
+    with torch.no_grad():
+        residual = block.eval()(maps) - maps
+        found = block.train()(maps) - maps
+    kept = found.flatten(1).any(1)
+    assert 0.65 < float(kept.float().mean()) < 0.85
+    torch.testing.assert_close(found[kept], residual[kept] / 0.75, rtol=1e-4, atol=1e-4)
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.sampled_from([1, 2, 3, 6]))

@@ -5,6 +5,7 @@ from typing import Literal
 __all__ = [
     "BACKBONE_GROUP",
     "SEGMENTER_GROUP",
+    "SEVERAL_STAGES",
     "AugmentationName",
     "BackboneName",
     "ContextName",
@@ -26,13 +27,17 @@ __all__ = [
 
 BackboneName = Literal[  # ours to build
     "resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2",
-    "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "efficientnet_lite3", "efficientnet_lite4", "hf",
+    "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "efficientnet_lite3", "efficientnet_lite4",
+    "convnext_tiny", "convnext_small", "convnext_base", "hf",
 ]  # fmt: skip
 WholeName = Literal["hf", "smp", "torchvision"]  # libraries of whole segmentation models
 SEGMENTER_GROUP = "ddcat.segmenters"  # of entry points, by which an installed package brings others
 BACKBONE_GROUP = "ddcat.backbones"  # of entry points, by which an installed package brings others
-Stem = Literal["deep", "plain"]  # of a ResNet: three 3x3 convolutions as in semseg, or torchvision's one of 7x7
-ContextName = Literal["pyramid", "aspp"]
+# Of a ResNet: three 3x3 convolutions as in semseg, torchvision's one of 7x7, mmsegmentation's ResNetV1c and ResNetV1d. Of a
+# ConvNeXt: two 3x3 convolutions, or the original one of 4x4.
+Stem = Literal["deep", "plain", "v1c", "v1d"]
+ContextName = Literal["pyramid", "aspp", "upernet", "segformer", "deeplabv3", "deeplabv3plus"]
+SEVERAL_STAGES: tuple[ContextName, ...] = ("upernet", "segformer", "deeplabv3plus")  # the others use the last maps
 Head = Literal["main", "auxiliary", "mask", "deep"]  # f_n, f_a, f_m of the paper; semseg's deep supervision
 MethodName = Literal["undefended", "sat", "ddcat", "ddcat-m", "ddcat-n", "pgd-at", "segpgd-at", "trades", "gaussian"]
 OptimiserName = Literal["sgd", "adamw"]

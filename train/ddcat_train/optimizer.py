@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ddcat_train.config import OptimConfig
 from ddcat_train.methods import OptimizerStep
-from ddcat_train.networks import Segmenter
+from ddcat_train.networks import Backbone, Segmenter
+from ddcat_train.networks.backbone import in_order
 
 __all__ = [
     "Gradients",
@@ -46,7 +47,7 @@ def build_optimizer(segmenter: Segmenter, config: OptimConfig) -> torch.optim.Op
 
 def _factors(segmenter: Segmenter, config: OptimConfig) -> Iterator[tuple[float, nn.Parameter]]:
     backbone = segmenter.backbone
-    layers = [layer for child in backbone.children() for layer in _layers(child)]
+    layers = backbone.layers() if isinstance(backbone, Backbone) else in_order(backbone)
     depth = {id(parameter): index for index, layer in enumerate(layers) for parameter in layer.parameters()}
     of_backbone = list(backbone.parameters())
     for parameter in of_backbone:
@@ -55,13 +56,6 @@ def _factors(segmenter: Segmenter, config: OptimConfig) -> Iterator[tuple[float,
     for parameter in segmenter.parameters():
         if id(parameter) not in known:
             yield config.head_lr_factor, parameter
-
-
-def _layers(module: nn.Module) -> list[nn.Module]:
-    """Take a module apart into those that stand one after the other: the elements of its lists, and what is between these."""
-    if type(module) is not nn.Sequential and not any(isinstance(part, nn.ModuleList) for part in module.modules()):
-        return [module]
-    return [layer for child in module.children() for layer in _layers(child)]
 
 
 def learning_rate(config: OptimConfig, *, step: int, steps: int) -> float:

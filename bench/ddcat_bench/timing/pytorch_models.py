@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ddcat_bench.inputs import main_branch
 from ddcat_train.attacks import Model
 from ddcat_train.checkpoints import Checkpoint
+from ddcat_train.networks import Stages
 from ddcat_train.networks.contexts import ASPP, Context, ContextConv2d, PyramidPooling
 from ddcat_train.networks.convolution import Conv2d
 from ddcat_train.networks.layers import upsample
@@ -27,18 +28,20 @@ _CPU = torch.device("cpu")
 class _OriginalPyramid(PyramidPooling):
     """Pyramid pooling by torch's own layers, concatenated."""
 
-    def forward(self, maps: Tensor) -> Context:
+    def forward(self, stages: Stages) -> Context:
+        maps = stages.last
         pooled = (feature(F.adaptive_avg_pool2d(maps, bins)) for feature, bins in zip(self.features, self.bins, strict=True))
-        return Context(Context(maps, tuple(pooled)).concatenated(), ())
+        return Context(Context(maps, tuple(pooled), self.align_corners).concatenated())
 
 
 class _OriginalASPP(ASPP):
     """ASPP by torch's own layers, concatenated."""
 
-    def forward(self, maps: Tensor) -> Context:
+    def forward(self, stages: Stages) -> Context:
         *local, pooling = self.convs
+        maps = stages.last
         pooled = upsample(pooling(F.adaptive_avg_pool2d(maps, 1)), (maps.shape[-2], maps.shape[-1]))
-        return Context(torch.cat([*(convolution(maps) for convolution in local), pooled], dim=1), ())
+        return Context(torch.cat([*(convolution(maps) for convolution in local), pooled], dim=1))
 
 
 class _OriginalHeadConv2d(Conv2d):

@@ -47,7 +47,10 @@ def _known_whole(name: str) -> str:
 
 
 Channels = tuple[float, float, float]
-_COMPOSED = ("backbone", "context", "width", "stem", "output_stride", "dropout", "init", "hf")  # what a whole model replaces
+_COMPOSED = (  # what a whole model replaces
+    "backbone", "context", "context_width", "align_corners", "width", "stem", "drop_path", "output_stride", "dropout", "init",
+    "hf",
+)  # fmt: skip
 _OF_WHOLE = ("settings", "cut", "multiple", "mean", "std", "channels", "weights")
 
 
@@ -57,9 +60,26 @@ class ModelConfig(Section):
     backbone: Annotated[str, AfterValidator(_known_backbone)] | None = Field(
         description="a backbone of ddcat, or of an installed package; None: a whole model"
     )
-    context: ContextName = Field("pyramid", description="pyramid: PSPNet's pooling; aspp: DeepLabv3's")
+    context: ContextName = Field(
+        "pyramid",
+        description="pyramid: PSPNet's pooling; aspp: DeepLabv3's, as in semseg; of several stages: upernet, segformer (the "
+        "decoder alone), deeplabv3plus; deeplabv3: as in mmsegmentation",
+    )
+    context_width: int | None = Field(
+        None,
+        ge=4,
+        le=2048,
+        description="channels of each part of the context; None: 1/4 (pyramid) or 1/8 (aspp) of the backbone's, 256 "
+        "(segformer) or 512 (others)",
+    )
+    align_corners: bool = Field(True, description="how maps and logits are resized: with aligned corners, as in semseg, or not")
     width: int = Field(64, ge=4, le=1024, description="channels of a ResNet's first stage")
-    stem: Stem = Field("deep", description="stem of a ResNet; plain: that of torchvision's weights")
+    stem: Stem = Field(
+        "deep",
+        description="stem of a ResNet or ConvNeXt: deep, of 3x3 convolutions; plain, of torchvision's weights or of the "
+        "ConvNeXt paper; v1c, v1d: ResNets of mmsegmentation",
+    )
+    drop_path: float = Field(0.0, ge=0, lt=1, description="rate at which a ConvNeXt's last block is passed over in training")
     output_stride: Literal[8, 16, 32] = Field(8, description="stride of the backbone's maps, in pixels of the image")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate of the heads' channels")
     init: Literal["torch", "kaiming"] = Field(
@@ -152,11 +172,18 @@ class ModelConfig(Section):
             raise ValueError("init is for convolutional networks of ours: what transformers builds has its own")
         if self.backbone not in get_args(BackboneName):
             return self  # a package checks its own backbone
-        resnet = self.backbone.startswith("resnet")
-        if not resnet and self.width != 64:
-            raise ValueError(f"width is for ResNets: {self.backbone} has one width")
-        if not resnet and self.stem != "deep":
-            raise ValueError(f"stem {self.stem} is for ResNets: {self.backbone} has one of its own")
-        if resnet and self.output_stride != 8:
-            raise ValueError("output_stride 16 is for mobilenet_v2, efficientnet_lite and hf: the ResNets have 8")
+        self._check_form(self.backbone)
         return self
+
+    def _check_form(self, backbone: str) -> None:
+        resnet, convnext = backbone.startswith("resnet"), backbone.startswith("convnext")
+        if not resnet and self.width != 64:
+            raise ValueError(f"width is for ResNets: {backbone} has one width")
+        if not resnet and not (convnext and self.stem == "plain") and self.stem != "deep":
+            raise ValueError(f"stem {self.stem} is for ResNets: {backbone} has one of its own")
+        if self.drop_path and not convnext:
+            raise ValueError(f"drop_path is for ConvNeXt: {backbone} has no blocks that it passes over")
+        if convnext and self.output_stride != 32:
+            raise ValueError(f"output_stride {self.output_stride} is not for ConvNeXt: use 32")
+        if convnext and self.align_corners:
+            raise ValueError("align_corners true is not for ConvNeXt, whose last maps may be of 1 x 1: use false")

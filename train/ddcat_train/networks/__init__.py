@@ -3,16 +3,18 @@
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 
-from ddcat_train.choices import BACKBONE_GROUP, ContextName, Head
+from ddcat_train.choices import BACKBONE_GROUP, SEVERAL_STAGES, ContextName, Head
 from ddcat_train.config import ModelConfig
 from ddcat_train.errors import ConfigError
 from ddcat_train.networks.backbone import Backbone, Stages, initialise
 from ddcat_train.networks.composed import ComposedSegmenter
-from ddcat_train.networks.contexts import ASPP, PyramidPooling
-from ddcat_train.networks.efficientnet_lite import efficientnet_lite
+from ddcat_train.networks.contexts import ASPP, ContextModule, PyramidPooling
+from ddcat_train.networks.convnext import CONVNEXTS, ConvNeXt
+from ddcat_train.networks.efficientnet_lite import LITES, efficientnet_lite
+from ddcat_train.networks.fusion import AllMLP, DeepLabV3Plus, UPerNet
 from ddcat_train.networks.mobilenet import MobileNetV2
 from ddcat_train.networks.pretrained import load_backbone
-from ddcat_train.networks.resnet import resnet10, resnet18, resnet34, resnet50, resnet101
+from ddcat_train.networks.resnet import RESNETS, ResNet
 from ddcat_train.networks.segmenter import Features, Segmenter
 from ddcat_train.networks.whole import build_whole
 
@@ -35,24 +37,38 @@ def _hugging_face(model: ModelConfig) -> Backbone:
     from ddcat_train.networks.huggingface import HuggingFace  # noqa: PLC0415 -- heavy, and not everybody has it
 
     assert model.hf is not None  # the configuration says so
-    return HuggingFace(model.hf, model.output_stride)
+    return HuggingFace(model.hf, model.output_stride, all_stages=model.context in SEVERAL_STAGES)
 
 
 BACKBONES: dict[str, Callable[[ModelConfig], Backbone]] = {
-    "resnet10": lambda model: resnet10(model.width, model.stem),
-    "resnet18": lambda model: resnet18(model.width, model.stem),
-    "resnet34": lambda model: resnet34(model.width, model.stem),
-    "resnet50": lambda model: resnet50(model.width, model.stem),
-    "resnet101": lambda model: resnet101(model.width, model.stem),
-    "mobilenet_v2": lambda model: MobileNetV2(model.output_stride),
     **{
-        f"efficientnet_lite{size}": lambda model: efficientnet_lite(str(model.backbone), model.output_stride)
-        for size in range(5)
+        name: lambda model: ResNet(*RESNETS[str(model.backbone)], model.width, model.stem, model.output_stride)
+        for name in RESNETS
     },
+    "mobilenet_v2": lambda model: MobileNetV2(model.output_stride),
+    **{name: lambda model: efficientnet_lite(str(model.backbone), model.output_stride) for name in LITES},
+    **{name: lambda model: ConvNeXt(*CONVNEXTS[str(model.backbone)], model.stem, model.drop_path) for name in CONVNEXTS},
     "hf": _hugging_face,
 }
 
-CONTEXTS: dict[ContextName, type[PyramidPooling | ASPP]] = {"pyramid": PyramidPooling, "aspp": ASPP}
+CONTEXTS: dict[ContextName, Callable[[Backbone, ModelConfig], ContextModule]] = {
+    "pyramid": lambda body, model: PyramidPooling(body.channels, width=model.context_width, align_corners=model.align_corners),
+    "aspp": lambda body, model: ASPP(body.channels, width=model.context_width),
+    "upernet": lambda body, model: UPerNet(_stages(body), width=model.context_width or 512, align_corners=model.align_corners),
+    "segformer": lambda body, model: AllMLP(_stages(body), width=model.context_width or 256, align_corners=model.align_corners),
+    "deeplabv3": lambda body, model: ASPP(body.channels, width=model.context_width or 512, rates=_rates(body), head_kernel=3),
+    "deeplabv3plus": lambda body, model: DeepLabV3Plus(
+        _stages(body), width=model.context_width or 512, rates=_rates(body), align_corners=model.align_corners
+    ),
+}
+
+
+def _stages(body: Backbone) -> tuple[int, ...]:
+    return (*body.earlier_channels, body.intermediate_channels, body.channels)
+
+
+def _rates(body: Backbone) -> tuple[int, int, int]:
+    return (96 // body.stride, 192 // body.stride, 288 // body.stride)  # in pixels of the image the same for every stride
 
 
 def build_segmenter(model: ModelConfig, *, classes: int, heads: Sequence[Head] = ("main",)) -> Segmenter:
@@ -75,7 +91,14 @@ def build_segmenter(model: ModelConfig, *, classes: int, heads: Sequence[Head] =
     body = build_backbone(model)
     if model.init == "kaiming":
         initialise(body)
-    return ComposedSegmenter(body, CONTEXTS[model.context](body.channels), classes=classes, heads=heads, dropout=model.dropout)
+    return ComposedSegmenter(
+        body,
+        CONTEXTS[model.context](body, model),
+        classes=classes,
+        heads=heads,
+        dropout=model.dropout,
+        align_corners=model.align_corners,
+    )
 
 
 def build_backbone(model: ModelConfig) -> Backbone:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ddcat_train import imagenet
 
-__all__ = ["Backbone", "Stages", "initialise"]
+__all__ = ["Backbone", "Stages", "in_order", "initialise"]
 
 
 class Stages(NamedTuple):
@@ -61,6 +61,10 @@ class Backbone(nn.Module, ABC):
             About zero mean and unit variance, by `mean` and `std`.
         """
 
+    def layers(self) -> list[nn.Module]:
+        """Return the parts that stand one after the other, from the image on: each has a rate of its own."""
+        return in_order(self)
+
     def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the backbone's part of a file of pretrained weights, under the backbone's keys; unknown keys unchanged."""
         return {key: value for key, value in tensors.items() if not key.startswith(self.unused)}
@@ -71,3 +75,14 @@ def initialise(backbone: Backbone) -> None:
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def in_order(module: nn.Module) -> list[nn.Module]:
+    """Return the parts of a module that stand one after the other: the elements of its lists, and what is between these."""
+    return [part for child in module.children() for part in _taken_apart(child)]
+
+
+def _taken_apart(module: nn.Module) -> list[nn.Module]:
+    if type(module) is nn.Sequential or any(isinstance(part, nn.ModuleList) for part in module.modules()):
+        return in_order(module)
+    return [module]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ddcat_train.choices import Head
 from ddcat_train.networks.backbone import Backbone, Stages
-from ddcat_train.networks.contexts import ASPP, Context, ContextConv2d, PyramidPooling
+from ddcat_train.networks.contexts import Context, ContextConv2d, ContextModule
 from ddcat_train.networks.convolution import Conv2d, Layers
 from ddcat_train.networks.layers import upsample
 from ddcat_train.networks.normalise import Normalise
@@ -37,13 +37,15 @@ class ComposedSegmenter(Segmenter):
     Parameters
     ----------
     backbone : Backbone
-    context : nn.Module
+    context : ContextModule
     classes : int
         K, without the ignored label.
     heads : sequence of Head
         The heads to build; "main" among them.
     dropout : float
         Of the heads' channels, in train().
+    align_corners : bool
+        Of the logits' upsampling.
     """
 
     backbone: Backbone
@@ -51,14 +53,15 @@ class ComposedSegmenter(Segmenter):
     def __init__(
         self,
         backbone: Backbone,
-        context: PyramidPooling | ASPP,
+        context: ContextModule,
         *,
         classes: int,
         heads: Sequence[Head],
         dropout: float = 0.1,
+        align_corners: bool = True,
     ) -> None:
         super().__init__()
-        self.classes = classes
+        self.classes, self.align_corners = classes, align_corners
         self.normalise = Normalise(backbone.mean, backbone.std)
         self.backbone = backbone
         self.context = context
@@ -68,23 +71,23 @@ class ComposedSegmenter(Segmenter):
         """Compute the maps of the backbone and the context of images, (N, 3, H, W) in [0, 1]."""
         height, width = images.shape[-2:]
         stages: Stages = self.backbone(self.normalise(images))
-        return ComposedFeatures(stages.intermediate, self.context(stages.last), (height, width))
+        return ComposedFeatures(stages.intermediate, self.context(stages), (height, width))
 
     def low_resolution_logits(self, head: Head, features: ComposedFeatures) -> Tensor:
-        """Apply one head; (N, K, h, w) at the backbone's output stride."""
+        """Apply one head; (N, K, h, w) at the size of the maps that it sees."""
         logits: Tensor = self.heads[head](features.intermediate if head == "deep" else features.context)
         return logits
 
     def enlarge(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """Resize logits to the image, bilinear with aligned corners."""
-        return upsample(logits, size)
+        """Resize logits to the image, bilinear."""
+        return upsample(logits, size, align_corners=self.align_corners)
 
     def shared(self) -> tuple[nn.Parameter, ...]:
         """Return the parameters of backbone and context."""
         return (*self.backbone.parameters(), *self.context.parameters())
 
 
-def _head(name: Head, backbone: Backbone, context: PyramidPooling | ASPP, classes: int, dropout: float) -> Layers:
+def _head(name: Head, backbone: Backbone, context: ContextModule, classes: int, dropout: float) -> Layers:
     kernel, first = context.head_kernel, Conv2d if name == "deep" else ContextConv2d
     inputs, hidden = context.channels, context.head_channels
     if name == "deep":

@@ -10,10 +10,10 @@ from ddcat_train.networks.backbone import Backbone, Stages
 from ddcat_train.networks.convolution import Conv2d, Layers
 from ddcat_train.networks.keys import renamed
 
-__all__ = ["EfficientNetLite", "efficientnet_lite"]
+__all__ = ["LITES", "EfficientNetLite", "efficientnet_lite"]
 
 # Factors of channels and of blocks
-_SCALES: dict[str, tuple[float, float]] = {
+LITES: dict[str, tuple[float, float]] = {
     "efficientnet_lite0": (1.0, 1.0),
     "efficientnet_lite1": (1.0, 1.1),
     "efficientnet_lite2": (1.1, 1.2),
@@ -147,7 +147,7 @@ class _InvertedResidual(nn.Module):
 
 def efficientnet_lite(name: str, output_stride: Literal[8, 16, 32]) -> EfficientNetLite:
     """Build one by its name."""
-    return EfficientNetLite(*_SCALES[name], output_stride)
+    return EfficientNetLite(*LITES[name], output_stride)
 
 
 def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> list[nn.Module]:

@@ -33,11 +33,13 @@ class HuggingFace(Backbone):
     settings : mapping
         From `ddcat_train.huggingface_settings.hf_settings`.
     output_stride : int
-        Of the finest stage that is used.
+        Of the finest stage that is concatenated.
+    all_stages : bool
+        Give the maps of all stages, for contexts of several.
 
     Attributes
     ----------
-    intermediate_channels, channels, stride
+    earlier_channels, intermediate_channels, channels, stride
         See `Backbone`; the intermediate maps are those of the last stage but one.
 
     Raises
@@ -46,20 +48,25 @@ class HuggingFace(Backbone):
         Where the settings make no backbone, or none whose stages have the output stride and coarser ones.
     """
 
-    def __init__(self, settings: Mapping[str, Any], output_stride: int) -> None:
+    def __init__(self, settings: Mapping[str, Any], output_stride: int, *, all_stages: bool = False) -> None:
         super().__init__()
         stages = _stages(settings)
-        used = {name: (channels, stride) for name, (channels, stride) in stages.items() if stride >= output_stride}
-        channels, strides = zip(*used.values(), strict=True) if used else ((), ())
-        if len(used) < 2 or strides[0] != output_stride or any(b % a or a == b for a, b in pairwise(strides)):
-            existing = ", ".join(str(stride) for _, stride in stages.values())
+        strides = [stride for _, stride in stages.values()]
+        joined = [stride for stride in strides if stride >= output_stride]
+        used = list(stages.items())[0 if all_stages else -len(joined) :]
+        self._strides = tuple(stride for _, (_, stride) in used)
+        if len(used) < 2 or joined[:1] != [output_stride] or any(b % a or a == b for a, b in pairwise(self._strides)):
+            existing = ", ".join(map(str, strides))
             raise ConfigError(
                 f"the stages of this {settings['model_type']} have the strides {existing}, expected {output_stride} "
                 "(model.output_stride) and multiples of it"
             )
-        self.stride, self.channels, self.intermediate_channels = output_stride, sum(channels), channels[-2]
-        self._strides = strides
-        self.body = _build(settings, list(used))
+        self._joined = len(joined)
+        channels = [channels for _, (channels, _) in used]
+        self.stride, self.channels = output_stride, sum(channels[-self._joined :])
+        *earlier, self.intermediate_channels = channels[:-1]
+        self.earlier_channels = tuple(earlier) if all_stages else ()  # else they are in the joined ones
+        self.body = _build(settings, [name for name, _ in used])
 
     def forward(self, images: Tensor) -> Stages:
         """Map normalised images (N, 3, H, W) to maps at ceil(H / stride) x ceil(W / stride)."""
@@ -71,13 +78,16 @@ class HuggingFace(Backbone):
         ).feature_maps  # (N, C_i, H_padded / stride_i, W_padded / stride_i)
         finest = [
             stage if stride == self.stride else F.interpolate(stage, scale_factor=stride // self.stride, mode="bilinear")
-            for stage, stride in zip(maps, self._strides, strict=True)
+            for stage, stride in list(zip(maps, self._strides, strict=True))[-self._joined :]
         ]
-        shown = [
+        *earlier, intermediate, joined = (
             stage[..., : _ceil(height, stride), : _ceil(width, stride)]
-            for stage, stride in ((maps[-2], self._strides[-2]), (torch.cat(finest, 1), self.stride))
-        ]
-        return Stages(shown[0], shown[1])
+            for stage, stride in (
+                *zip(maps[:-1], self._strides[:-1], strict=True),
+                (torch.cat(finest, 1), self.stride),
+            )
+        )
+        return Stages(intermediate, joined, tuple(earlier) if self.earlier_channels else ())
 
     def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weights of a file of transformers, which translates the keys of classifiers and of old versions."""

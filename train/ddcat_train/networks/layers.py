@@ -19,24 +19,26 @@ def conv_bn_relu(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) 
     ]
 
 
-def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (N, C, h, w) to (N, C, *size), bilinear with aligned corners, as everywhere in the paper's networks."""
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
+def upsample(maps: Tensor, size: tuple[int, int], *, align_corners: bool = True) -> Tensor:
+    """Resize (N, C, h, w) to (N, C, *size), bilinear; with aligned corners, as everywhere in the paper's networks."""
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
 
 
-def interpolation(size: int, bins: int, like: Tensor, *, kernel: int = 1) -> Tensor:
+def interpolation(size: int, bins: int, like: Tensor, *, kernel: int = 1, align_corners: bool = True) -> Tensor:
     """
-    Return the matrix that upsamples `bins` values to `size` places, 2 at least, linear with aligned corners.
+    Return the matrix that upsamples `bins` values to `size` places, linear.
 
     Made of tensor operations, as `bin_averages` is.
 
     Parameters
     ----------
     size, bins : int
+        With aligned corners `size` is 2 at least.
     like : Tensor
         Of the type and on the device of the matrix.
     kernel : int
         Odd. The places that each tap of a kernel sees stand side by side, those outside of the map being zero.
+    align_corners : bool
 
     Returns
     -------
@@ -46,8 +48,13 @@ def interpolation(size: int, bins: int, like: Tensor, *, kernel: int = 1) -> Ten
     places = torch.arange(size, device=like.device).unsqueeze(1) + taps  # (size, kernel)
     index = torch.arange(bins, device=like.device)
     # Whole numbers up to the one division, so that a place on a bin gets exactly that bin; bfloat16 does not hold them.
-    distance = (places.unsqueeze(2) * (bins - 1) - index * (size - 1)).abs()  # (size, kernel, bins)
-    near = (1 - distance.to(torch.promote_types(like.dtype, torch.float32)) / (size - 1)).clamp(min=0).to(like.dtype)
+    if align_corners:
+        distance, unit = (places.unsqueeze(2) * (bins - 1) - index * (size - 1)).abs(), size - 1  # (size, kernel, bins)
+    else:  # from the middle of a place to that of a bin; beyond the outermost middles the values are constant
+        unit = 2 * size
+        among = ((2 * places + 1) * bins - size).clamp(min=0).minimum((bins - 1) * unit + torch.zeros_like(places))
+        distance = (among.unsqueeze(2) - index * unit).abs()
+    near = (1 - distance.to(torch.promote_types(like.dtype, torch.float32)) / unit).clamp(min=0).to(like.dtype)
     inside = ((places >= 0) & (places < size)).to(like.dtype)
     return (near * inside.unsqueeze(2)).flatten(1)
 

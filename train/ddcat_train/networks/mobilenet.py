@@ -19,7 +19,8 @@ _STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-_INTERMEDIATE = 13  # index of the last block before the last stride: 96 channels
+# Indices of the last blocks before strides 8, 16 and 32, and their channels
+_ENDS = {3: 24, 6: 32, 13: 96}
 
 
 class MobileNetV2(Backbone):
@@ -35,11 +36,12 @@ class MobileNetV2(Backbone):
 
     Attributes
     ----------
-    intermediate_channels, channels, stride, unused
+    earlier_channels, intermediate_channels, channels, stride, unused
         See `Backbone`.
     """
 
     unused = ("classifier.", "features.18.")
+    earlier_channels = (24, 32)
     intermediate_channels = 96
     channels = 320
 
@@ -61,8 +63,13 @@ class MobileNetV2(Backbone):
 
     def forward(self, images: Tensor) -> Stages:
         """Map normalised images (N, 3, H, W) to maps at H/stride, W/stride."""
-        intermediate = self.features[: _INTERMEDIATE + 1](images)
-        return Stages(intermediate, self.features[_INTERMEDIATE + 1 :](intermediate))
+        found, maps = [], images
+        for index, layer in enumerate(self.features):
+            maps = layer(maps)
+            if index in _ENDS:
+                found.append(maps)
+        *earlier, intermediate = found
+        return Stages(intermediate, maps, tuple(earlier))
 
 
 class _InvertedResidual(nn.Module):

@@ -1,6 +1,7 @@
-"""ResNets in the form of semseg: stride on the 3x3 convolution, the last two stages dilated, output stride 8."""
+"""ResNets in the forms of semseg and mmsegmentation: stride on the 3x3 convolution, the last stages dilated or strided."""
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +10,9 @@ from ddcat_train.choices import Stem
 from ddcat_train.networks.backbone import Backbone, Stages
 from ddcat_train.networks.convolution import Conv2d, Layers, conv_bn
 
-__all__ = ["ResNet", "resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "stem_of"]
+__all__ = ["RESNETS", "ResNet", "stem_of"]
+
+_OF_MMSEGMENTATION: tuple[Stem, ...] = ("v1c", "v1d")
 
 
 class ResNet(Backbone):
@@ -25,17 +28,24 @@ class ResNet(Backbone):
     width : int
         Channels of the first stage's blocks; 64 in the paper.
     stem : Stem
-        Three 3x3 convolutions, as in the paper, or torchvision's one of 7x7.
+        Three 3x3 convolutions, as in the paper, or torchvision's one of 7x7. Those of mmsegmentation have half the channels,
+        and with them come its dilations: in the first block of a stage that of the stage before, and none in the second
+        convolution of a basic block. Its form d averages in the shortcuts where the others skip places.
+    output_stride : 8, 16 or 32
+        A stride beyond it becomes a dilation.
 
     Attributes
     ----------
     stem : Stem
-    intermediate_channels, channels, stride, unused
+    earlier_channels, intermediate_channels, channels, stride, unused
         See `Backbone`; the intermediate maps are those of stage 3.
     """
 
-    stride = 8
     unused = ("fc.",)
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
 
     def __init__(
         self,
@@ -43,21 +53,31 @@ class ResNet(Backbone):
         depths: tuple[int, int, int, int],
         width: int = 64,
         stem: Stem = "deep",
+        output_stride: Literal[8, 16, 32] = 8,
     ) -> None:
         super().__init__()
-        self.stem = stem
+        self.stem, self.stride = stem, output_stride
         self.layer0 = _STEMS[stem](width)
-        self.intermediate_channels = 4 * width * block.expansion
-        self.channels = 8 * width * block.expansion
-        self.layer1 = _stage(block, 2 * width if stem == "deep" else width, width, depths[0])
-        self.layer2 = _stage(block, width * block.expansion, 2 * width, depths[1], stride=2)
-        self.layer3 = _stage(block, 2 * width * block.expansion, 4 * width, depths[2], dilation=2)
-        self.layer4 = _stage(block, self.intermediate_channels, 8 * width, depths[3], dilation=4)
+        *earlier, self.intermediate_channels, self.channels = (width * factor * block.expansion for factor in (1, 2, 4, 8))
+        self.earlier_channels = tuple(earlier)
+        inputs, reached, dilation = 2 * width if stem == "deep" else width, 4, 1
+        for place, depth in enumerate(depths):
+            before, stride = dilation, 1 if place == 0 else 2
+            if reached * stride > output_stride:
+                stride, dilation = 1, 2 * dilation
+            reached *= stride
+            stage = _stage(block, inputs, width * 2**place, depth, stride, dilation, before, stem)
+            self.add_module(f"layer{place + 1}", stage)
+            inputs = width * 2**place * block.expansion
 
     def forward(self, images: Tensor) -> Stages:
-        """Map normalised images (N, 3, H, W) to maps at an eighth of the size."""
-        intermediate = self.layer3(self.layer2(self.layer1(self.layer0(images))))  # (N, C3, H/8, W/8)
-        return Stages(intermediate, self.layer4(intermediate))
+        """Map normalised images (N, 3, H, W) to maps at H/stride, W/stride."""
+        maps, found = self.layer0(images), []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            maps = stage(maps)
+            found.append(maps)
+        first, second, intermediate, last = found
+        return Stages(intermediate, last, (first, second))
 
 
 class BasicBlock(nn.Module):
@@ -65,13 +85,14 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, planes: int, stride: int, dilation: int) -> None:
+    def __init__(self, inputs: int, planes: int, stride: int, dilation: int, stem: Stem) -> None:
         super().__init__()
         self.conv1 = Conv2d(inputs, planes, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = Conv2d(planes, planes, 3, padding=dilation, dilation=dilation, bias=False)
+        second = 1 if stem in _OF_MMSEGMENTATION else dilation
+        self.conv2 = Conv2d(planes, planes, 3, padding=second, dilation=second, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
-        self.downsample = _shortcut(inputs, planes, stride)
+        self.downsample = _shortcut(inputs, planes, stride, stem)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, planes, H/stride, W/stride)."""
@@ -84,7 +105,7 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, planes: int, stride: int, dilation: int) -> None:
+    def __init__(self, inputs: int, planes: int, stride: int, dilation: int, stem: Stem) -> None:
         super().__init__()
         self.conv1 = Conv2d(inputs, planes, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
@@ -92,7 +113,7 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(planes)
         self.conv3 = Conv2d(planes, planes * self.expansion, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(planes * self.expansion)
-        self.downsample = _shortcut(inputs, planes * self.expansion, stride)
+        self.downsample = _shortcut(inputs, planes * self.expansion, stride, stem)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, 4 * planes, H/stride, W/stride)."""
@@ -102,7 +123,14 @@ class Bottleneck(nn.Module):
 
 
 def _deep_stem(width: int) -> Layers:
-    outputs = 2 * width
+    return _three_convolutions(width, 2 * width)
+
+
+def _narrow_stem(width: int) -> Layers:
+    return _three_convolutions(width // 2, width)
+
+
+def _three_convolutions(width: int, outputs: int) -> Layers:
     return Layers(
         Conv2d(3, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
         Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
@@ -118,49 +146,54 @@ def _plain_stem(width: int) -> Layers:
     )  # fmt: skip
 
 
-_STEMS: dict[Stem, Callable[[int], Layers]] = {"deep": _deep_stem, "plain": _plain_stem}
+_STEMS: dict[Stem, Callable[[int], Layers]] = {
+    "deep": _deep_stem,
+    "plain": _plain_stem,
+    "v1c": _narrow_stem,
+    "v1d": _narrow_stem,
+}
 
 
 def stem_of(tensors: Mapping[str, Tensor]) -> Stem | None:
     """Return the stem that the weights of a ResNet are for, by their keys and shapes; None for neither."""
-    stems: dict[tuple[int, ...], Stem] = {(7, 7): "plain", (3, 3): "deep"}
-    first = tensors.get("layer0.0.weight")
-    return None if first is None else stems.get(tuple(first.shape[2:]))
+    first, block = tensors.get("layer0.0.weight"), tensors.get("layer1.0.conv1.weight")
+    kernels: dict[tuple[int, ...], Stem] = {(7, 7): "plain", (3, 3): "deep"}
+    stem = None if first is None else kernels.get(tuple(first.shape[2:]))
+    if stem != "deep" or block is None or block.ndim != 4 or block.shape[1] != block.shape[0]:
+        return stem
+    shortcut = tensors.get("layer2.0.downsample.1.weight")  # the convolution of form d, behind its averages
+    return "v1d" if shortcut is not None and shortcut.ndim == 4 else "v1c"
 
 
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+def _shortcut(inputs: int, outputs: int, stride: int, stem: Stem) -> nn.Module:
     if inputs == outputs and stride == 1:
         return nn.Identity()
+    if stem == "v1d" and stride == 2:
+        # What is left of an odd size is averaged as it is.
+        averages = nn.AvgPool2d(2, stride=2, ceil_mode=True, count_include_pad=False)
+        return Layers(averages, Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
     return Layers(Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 def _stage(
-    block: type[BasicBlock | Bottleneck], inputs: int, planes: int, depth: int, stride: int = 1, dilation: int = 1
+    block: type[BasicBlock | Bottleneck],
+    inputs: int,
+    planes: int,
+    depth: int,
+    stride: int,
+    dilation: int,
+    before: int,
+    stem: Stem,
 ) -> nn.Sequential:
-    first = block(inputs, planes, stride, dilation)
-    return nn.Sequential(first, *(block(planes * block.expansion, planes, 1, dilation) for _ in range(depth - 1)))
+    first = block(inputs, planes, stride, before if stem in _OF_MMSEGMENTATION else dilation, stem)
+    return nn.Sequential(first, *(block(planes * block.expansion, planes, 1, dilation, stem) for _ in range(depth - 1)))
 
 
-def resnet10(width: int = 64, stem: Stem = "deep") -> ResNet:
-    """Build a ResNet of one basic block a stage, for tests and machines without a GPU."""
-    return ResNet(BasicBlock, (1, 1, 1, 1), width, stem)
-
-
-def resnet18(width: int = 64, stem: Stem = "deep") -> ResNet:
-    """ResNet-18."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), width, stem)
-
-
-def resnet34(width: int = 64, stem: Stem = "deep") -> ResNet:
-    """ResNet-34."""
-    return ResNet(BasicBlock, (3, 4, 6, 3), width, stem)
-
-
-def resnet50(width: int = 64, stem: Stem = "deep") -> ResNet:
-    """ResNet-50, the paper's backbone."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), width, stem)
-
-
-def resnet101(width: int = 64, stem: Stem = "deep") -> ResNet:
-    """ResNet-101."""
-    return ResNet(Bottleneck, (3, 4, 23, 3), width, stem)
+# Block and blocks of each stage
+RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet10": (BasicBlock, (1, 1, 1, 1)),  # for tests and machines without a GPU
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),  # the paper's
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+}
