@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import shutil
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -188,6 +189,25 @@ def test_cityscapes_prefers_train_ids(tmp_path: Path, write_image: Writer) -> No
     assert (open_dataset("cityscapes", tmp_path, "val").read(0).labels == CITYSCAPES.names.index("car")).all()
     write_image(label.with_name("ulm_0_gtFine_labelTrainIds.png"), np.full((6, 8), 2, np.uint8))
     assert (open_dataset("cityscapes", tmp_path, "val").read(0).labels == 2).all()
+
+
+def test_acdc_is_read_whole_or_by_condition(tmp_path: Path, write_image: Writer) -> None:
+    for condition, name, value in (("fog", "GOPR0475_frame_000041", 0), ("night", "GOPR0351_frame_000159", 13)):
+        clip = name.partition("_")[0]
+        write_image(tmp_path / f"rgb_anon/{condition}/val/{clip}/{name}_rgb_anon.png", GREY)
+        write_image(tmp_path / f"rgb_anon/{condition}/val_ref/{clip}/{name}_rgb_ref_anon.png", GREY)
+        write_image(tmp_path / f"gt/{condition}/val/{clip}/{name}_gt_labelTrainIds.png", np.full((6, 8), value, np.uint8))
+        write_image(tmp_path / f"gt/{condition}/val/{clip}/{name}_gt_labelIds.png", np.full((6, 8), 7, np.uint8))
+    whole = open_dataset("cityscapes", tmp_path, "val")
+    assert [pair.name for pair in whole.pairs] == ["GOPR0475_frame_000041", "GOPR0351_frame_000159"]
+    assert [int(whole.read(place).labels[0, 0]) for place in range(2)] == [0, 13]
+    fog = open_dataset("cityscapes", tmp_path, "val-fog")
+    assert [pair.name for pair in fog.pairs] == ["GOPR0475_frame_000041"]
+    with pytest.raises(DataError, match=r"has no split 'val-rain': use train, val, or .* \(fog, night\) such as val-fog"):
+        open_dataset("cityscapes", tmp_path, "val-rain")
+    shutil.rmtree(tmp_path / "gt/night")
+    with pytest.raises(DataError, match="the labels of ACDC are a second archive"):
+        open_dataset("cityscapes", tmp_path, "val")
 
 
 def test_folder_without_splits_is_one_split(small_folder: Path) -> None:
