@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ddcat.error_text import first_line
 from ddcat.manifest import Sizes
 from ddcat_export.errors import ExportError
+from ddcat_export.export_forms import ExportForms
 from ddcat_export.fuse_batch_norm import fold_batch_norms
 from ddcat_export.graph_checks import ANY_SIZE, LOGITS, OPSET, check_form, check_graph
-from ddcat_export.size_free import SizeFree
 from ddcat_train.networks import Segmenter
 
 __all__ = [
@@ -165,7 +165,7 @@ def trace(
         )
     images, free = traced_input(sizes, traced or (2, *segmenter.traced[0]))
     try:
-        with quiet(), torch.no_grad(), SizeFree():
+        with quiet(), torch.no_grad(), ExportForms():
             program = torch.onnx.export(
                 MainBranchModule(fold_batch_norms(segmenter), confidence=confidence).eval(),
                 (images,),

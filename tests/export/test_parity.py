@@ -143,7 +143,7 @@ def test_adaptive_pooling_exports_right_or_is_found(
 ) -> None:
     monkeypatch.setattr(contexts, "pool_to_bins", F.adaptive_avg_pool2d)  # right in PyTorch, so the reference is right
     if not size_free:  # as torch exports it: silently wrong
-        monkeypatch.setattr(onnx_export, "SizeFree", contextlib.nullcontext)
+        monkeypatch.setattr(onnx_export, "ExportForms", contextlib.nullcontext)
     content = build_graph(smallest_with_pyramid, sizes=None, logits=False, confidence=False)
     if size_free:
         assert check_parity(content, smallest_with_pyramid, shapes_of(None)).logit_error < LOGIT_TOLERANCE

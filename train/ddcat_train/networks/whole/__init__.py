@@ -50,9 +50,10 @@ def build_whole(
     key = (str(model.whole), str(settings.get(NAMED_BY.get(str(model.whole), ""), "")).lower())
     family = FAMILIES.get(key, Family())
     build = builder(model, weights, notes)
-    multiple, largest = _sizes(model, family, build(classes))
+    first = [build(classes)]
+    multiple, largest = _sizes(model, family, first[0])
     blueprint = Blueprint(
-        build,
+        lambda number: first.pop() if first and number == classes else build(number),
         mean=model.mean or family.mean,
         std=model.std or family.std,
         bgr=model.channels == "BGR" if model.channels is not None or model.mean is not None else family.bgr,

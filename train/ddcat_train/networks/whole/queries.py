@@ -101,13 +101,16 @@ class QuerySegmenter(Segmenter):
         self.backbone = model
         self.heads = nn.ModuleDict({name: branches[name] for name in heads})
 
+    def prepared(self, images: Tensor) -> Tensor:
+        """Return what the model is given for images in [0, 1]: normalised and padded."""
+        return padded_planes(images, self.normalise, self._blueprint)
+
     def features(self, images: Tensor) -> QueryFeatures:
         """Run the model; images (N, 3, H, W) in [0, 1], RGB."""
-        planes = padded_planes(images, self.normalise, self._blueprint)
         main, taps = self.heads["main"], {name: self._tap(path) for name, path in self._taps.items()}
         for name, tap in taps.items():
             tap.arm(getattr(main, name))
-        output = self.backbone(planes)
+        output = self.backbone(self.prepared(images))
         given = {name: tap.taken()[0][0] for name, tap in taps.items()}
         if "pixels" not in given:
             given["pixels"] = output.pixel_decoder_last_hidden_state

@@ -198,10 +198,13 @@ class CutSegmenter(Segmenter):
             self.backbone(planes)
         return self._tap.taken()
 
+    def prepared(self, images: Tensor) -> Tensor:
+        """Return what the model is given for images in [0, 1]: normalised and padded."""
+        return padded_planes(images, self.normalise, self._blueprint)
+
     def features(self, images: Tensor) -> CutFeatures:
         """Run the model to its last layers; images (N, 3, H, W) in [0, 1], RGB."""
-        planes = padded_planes(images, self.normalise, self._blueprint)
-        return CutFeatures(*self._shared_part(planes), (images.shape[-2], images.shape[-1]))
+        return CutFeatures(*self._shared_part(self.prepared(images)), (images.shape[-2], images.shape[-1]))
 
     def low_resolution_logits(self, head: Head, features: CutFeatures) -> Tensor:
         """Apply one head; (N, K, h, w)."""
