@@ -51,9 +51,12 @@ def test_every_method_and_data_set_is_there() -> None:
 
 
 def test_the_table_of_presets_covers_all_of_them() -> None:
-    methods = "|".join([*get_args(MethodName), "sat-fgsm"])
+    methods = "|".join([*get_args(MethodName), "sat-fgsm", "pgd-at-4"])
     patterns = [
-        code(row[0])[0].replace("NETWORK", "(pspnet50|deeplabv3_50)").replace("METHOD", f"({methods})")
+        code(row[0])[0]
+        .replace("NETWORK", "(pspnet50|deeplabv3_50)")
+        .replace("OTHER", "(efficientnet_lite2|segformer_b0|upernet_convnext_tiny)")
+        .replace("METHOD", f"({methods})")
         for row in table("presets")
     ]
     for preset in presets():

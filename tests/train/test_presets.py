@@ -16,6 +16,7 @@ from PIL import Image
 
 from ddcat_train.config import PRESETS, Config, load_config, presets
 from ddcat_train.corruptions import CAPTURE, EXTRA
+from ddcat_train.errors import CheckpointError
 from ddcat_train.run.trainer import Trainer
 from ddcat_train.yaml_tree import _locate
 
@@ -32,12 +33,19 @@ METHODS = ["undefended", "sat", "ddcat", "ddcat-m", "ddcat-n"]
 PAPER = [*product(DATA, NETWORKS, METHODS)]
 FGSM = [*product(["voc", "cityscapes"], NETWORKS, ["sat-fgsm"])]
 C24 = [*product(DATA, NETWORKS, ["pgd-at"])]
-SMALL = [*product(["camvid", "scenes"], [*METHODS, "sat-fgsm", "pgd-at", "segpgd-at", "trades", "gaussian"])]
+SMALL = [*product(["camvid", "scenes"], [*METHODS, "sat-fgsm", "pgd-at", "pgd-at-4", "segpgd-at", "trades", "gaussian"])]
+OTHER_NETWORKS = {
+    "efficientnet_lite2": "efficientnet_lite2 + upernet",
+    "segformer_b0": "segformer",
+    "upernet_convnext_tiny": "convnext_tiny + upernet",
+}
+OTHERS = [*product(["camvid"], OTHER_NETWORKS, ["undefended", "sat", "ddcat", "pgd-at", "pgd-at-4"])]
+PIR = ("voc", "upernet_convnext_tiny", "pir-at")
 CORRUPTED = [*product(["camvid", "scenes"], ["undefended", "pgd-at"], ["corruptions"])]
 
 
 def test_there_is_a_preset_for_every_choice() -> None:
-    expected = {"-".join(parts) for parts in (*PAPER, *FGSM, *C24, *SMALL, *CORRUPTED)}
+    expected = {"-".join(parts) for parts in (*PAPER, *FGSM, *C24, *SMALL, *CORRUPTED, *OTHERS, PIR)}
     assert expected == set(presets())
     used = {file for preset in presets() for part in _locate(preset, Path()) for file in chain(part)}
     assert {path.name for path in set(PRESETS.iterdir()) - used} == {"_letter.yaml"}  # for files of one's own
@@ -72,6 +80,34 @@ def test_the_presets_of_the_paper_have_its_numbers(data: str, network: str, meth
 def attack_of(config: Config) -> tuple[float, float, int, str]:
     attack = config.attack
     return attack.epsilon, attack.step_size, attack.steps, attack.start
+
+
+@pytest.mark.parametrize(("data", "network", "method"), OTHERS)
+def test_other_networks_train_on_camvid_by_their_own_rates(data: str, network: str, method: str) -> None:
+    config, usual = load_config(f"{data}-{network}-{method}"), load_config(f"{data}-{method}")
+    assert config.model.architecture == OTHER_NETWORKS[network]
+    assert config.optim.name == ("sgd" if network.startswith("efficientnet") else "adamw")
+    assert (config.data, config.augment, config.attack, config.train) == (usual.data, usual.augment, usual.attack, usual.train)
+
+
+@pytest.mark.parametrize("start", ["camvid", "scenes", "camvid-upernet_convnext_tiny"])
+def test_our_first_advice_is_the_one_that_was_measured(start: str) -> None:
+    config = load_config(f"{start}-pgd-at-4")
+    assert config.method.name == "pgd-at"
+    assert attack_of(config) == (4 / 255, 2 / 255, 3, "random")
+
+
+def test_pir_at_is_as_released(roots: dict[str, Path]) -> None:
+    config = load_config("-".join(PIR))
+    assert attack_of(config) == (4 / 255, 0.01, 5, "random")
+    assert (config.model.stem, config.model.drop_path, config.model.align_corners) == ("deep", 0.4, False)
+    optim = config.optim
+    assert (optim.name, optim.lr, optim.weight_decay, optim.power, optim.poly_from) == ("adamw", 1e-3, 0.01, 1, 0)
+    assert (optim.head_lr_factor, optim.layer_decay, optim.warmup) == (1, 1, 10 / 50)
+    assert (config.train.epochs, config.train.batch_size, config.augment.crop) == (50, 32, (473, 473))
+    small = [f"data.root={roots['voc']}", "augment.crop=33", "train.batch_size=2"]
+    with pytest.raises(CheckpointError, match=r"pretrained weights: robust_convnext_tiny\.safetensors; name yours by"):
+        Trainer(load_config("-".join(PIR), small), device="cpu")
 
 
 def test_alpha_is_a_share_of_epsilon_as_released() -> None:
@@ -135,7 +171,10 @@ def roots(tmp_path_factory: pytest.TempPathFactory, tiny_scenes: Path) -> dict[s
 
 def reduced(preset: str, roots: dict[str, Path], *others: str) -> Config:
     config = load_config(preset)
-    width = ["model.width=4"] if config.model.backbone.startswith("resnet") else []
+    backbone = config.model.backbone or ""
+    width = ["model.width=4"] if backbone.startswith("resnet") else []
+    if backbone.startswith("convnext"):
+        width = ["model.context_width=8", "model.pretrained=null"]
     return load_config(
         preset,
         [f"data.root={roots[config.data.name]}", "augment.crop=33", "train.batch_size=2", "train.workers=0", *width, *others],
@@ -149,7 +188,9 @@ def test_every_preset_is_loaded_built_and_stepped(preset: str, roots: dict[str, 
     log = trainer.train_step(next(iter(trainer.batches())))
     assert trainer.step == 1
     assert all(math.isfinite(float(value)) for value in log.values())
-    assert not torch.equal(before["heads.main.4.weight"], trainer._network.get_parameter("heads.main.4.weight"))
+    if trainer._config.optim.warmup == 0:  # else the first step is small
+        assert not torch.equal(before["heads.main.4.weight"], trainer._network.get_parameter("heads.main.4.weight"))
+    assert any(not torch.equal(before[name], value) for name, value in trainer._network.named_parameters())
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from ddcat_train.config import CONFIG, Config, dump_config, load_config, presets
 from ddcat_train.distributed.partition import check_partition
 from ddcat_train.errors import ConfigError, DataError
 from ddcat_train.run.run_folder import check_run
+from ddcat_train.yaml_tree import load_tree
 
 __all__ = ["app"]
 
@@ -26,9 +27,12 @@ def _list_presets(listed: bool) -> None:
         return
     rows = [("preset", "data", "network", "method", "crop", "epochs")]
     for name in presets():
-        config = load_config(name)
-        network, crop = config.model.architecture, "{} x {}".format(*config.augment.crop)
-        rows.append((name, config.data.name, network, config.method.name, crop, str(config.train.epochs)))
+        tree = load_tree(name)  # not the configuration: to check a model of another library would take its import
+        model, crop = tree["model"], tree["augment"]["crop"]
+        network = model["settings"]["model_type"] if "whole" in model else f"{model['backbone']} + {model['context']}"
+        sides = crop if isinstance(crop, list) else [crop, crop]
+        epochs = str(tree["train"]["epochs"])
+        rows.append((name, tree["data"]["name"], network, tree["method"]["name"], "{} x {}".format(*sides), epochs))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:  # whole lines, for grep, however narrow the terminal
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -26,8 +26,14 @@ _METHODS = ("undefended", "sat", "ddcat", "ddcat-m", "ddcat-n")
 _NETWORKS = ("deeplabv3_50", "pspnet50")
 # The parts of each preset: data set, network (where the data set's part has none), method
 _PARTS: tuple[tuple[str, ...], ...] = (
-    *product(("camvid", "scenes"), (*_METHODS, "sat-fgsm", "pgd-at", "segpgd-at", "trades", "gaussian")),
+    *product(("camvid", "scenes"), (*_METHODS, "sat-fgsm", "pgd-at", "pgd-at-4", "segpgd-at", "trades", "gaussian")),
     *product(("camvid", "scenes"), ("undefended", "pgd-at"), ("corruptions",)),
+    *product(
+        ("camvid",),
+        ("efficientnet_lite2", "segformer_b0", "upernet_convnext_tiny"),
+        ("undefended", "sat", "ddcat", "pgd-at", "pgd-at-4"),
+    ),
+    ("voc", "upernet_convnext_tiny", "pir-at"),
     *product(("cityscapes", "voc"), _NETWORKS, (*_METHODS, "sat-fgsm", "pgd-at-c24")),
     *product(("cityscapes-semseg",), _NETWORKS, (*_METHODS, "pgd-at-c24")),
 )

@@ -36,7 +36,7 @@ def load_backbone(backbone: Backbone, path: Path) -> None:
     try:
         weights = load_file(path)
     except FileNotFoundError as cause:
-        raise CheckpointError(f"no such file of pretrained weights: {path}") from cause
+        raise CheckpointError(f"no such file of pretrained weights: {path}; name yours by model.pretrained") from cause
     except (OSError, SafetensorError) as cause:
         raise unreadable_error(path, f"is not a readable safetensors file: {cause}") from cause
     ours = {key.removeprefix(_OURS): value for key, value in weights.items() if key.startswith(_OURS)}
