@@ -162,7 +162,7 @@ def triton(
     require_passport: RequirePassport = False,
 ) -> None:
     """
-    Write a model repository for NVIDIA Triton, and check it.
+    Write a model repository for NVIDIA Triton.
 
     Triton serves the engine's own file, in batches, and an ensemble from image files to masks. Its Python parts import
     ddcat_serve, which must be installed beside Triton. A tritonserver started with its own option
@@ -184,7 +184,7 @@ def triton(
         from ddcat_serve.deploy.triton import write_repository
     for file in write_repository(opened, out):
         typer.echo(file)
-    typer.echo(f"checked; tritonserver --model-repository={out} serves {opened.manifest.name} and {opened.manifest.name}-file")
+    typer.echo(f"tritonserver --model-repository={out} serves {opened.manifest.name} and {opened.manifest.name}-file")
 
 
 @app.command(name="ray")

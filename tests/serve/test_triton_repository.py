@@ -28,7 +28,7 @@ from ddcat.bundle import Bundle
 from ddcat.engines import open_engine
 from ddcat.errors import WriteError
 from ddcat.manifest import DimRange
-from ddcat_serve.deploy.triton import check, write_repository
+from ddcat_serve.deploy.triton import write_repository
 from ddcat_serve.errors import ServeError
 from tests.serve.payloads import as_png
 from tests.serve.processes import free_port
@@ -97,7 +97,7 @@ def test_a_fixed_size_is_the_only_one(make_bundle: Callable[..., Bundle], tmp_pa
 def test_it_computes_where_it_was_judged(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: dict[str, str], kind: int
 ) -> None:
-    monkeypatch.setattr("ddcat_serve.deploy.triton.check", lambda bundle, repository: None)  # it opens the engine
+    monkeypatch.setattr("ddcat_serve.deploy.triton.open_engine", lambda bundle, threads: contextlib.nullcontext())
     write_repository(changed(bundle, engine=bundle.manifest.engine.model_copy(update=engine)), tmp_path / "repository")
     for file, expected in (("config.pbtxt", kind), ("configs/python.pbtxt", pb.ModelInstanceGroup.KIND_CPU)):
         (group,) = read(tmp_path / "repository/small" / file).instance_group
@@ -115,25 +115,6 @@ def test_an_engine_that_triton_does_not_load_is_refused(bundle: Bundle, tmp_path
     with pytest.raises(ServeError, match="--engine ort or trt"):
         write_repository(other, tmp_path / "repository")
     assert not (tmp_path / "repository").exists()
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "message"),
-    [
-        ("TYPE_UINT8", "TYPE_INT8", "is not uint8"), ("dims: 3", "dims: 4", "has dims"),
-        ('name: "labels"', 'name: "mask"', "outputs"),
-        ('name: "small"', 'name: "other"', "names the model other"),
-        ("max_batch_size: 4", "max_batch_size: 5", "does not take"),
-        ("input {", "inputs {", "is not a configuration"),
-    ],
-)  # fmt: skip
-def test_what_is_wrong_is_found(bundle: Bundle, tmp_path: Path, before: str, after: str, message: str) -> None:
-    write_repository(bundle, tmp_path / "repository")
-    file = tmp_path / "repository/small/config.pbtxt"
-    assert before in file.read_text()
-    file.write_text(file.read_text().replace(before, after, 1))
-    with pytest.raises(ServeError, match=message):
-        check(bundle, tmp_path / "repository")
 
 
 def test_the_command(

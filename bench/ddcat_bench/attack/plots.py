@@ -35,10 +35,6 @@ def curves(result: AttackResult) -> bytes:
 
     Clean images are n = 0. An attack of another family than BIM stands apart, as a single mark.
 
-    Parameters
-    ----------
-    result : AttackResult
-
     Returns
     -------
     bytes
@@ -66,10 +62,6 @@ def curves(result: AttackResult) -> bytes:
 def epsilon_curves(result: AttackResult) -> bytes | None:
     """
     Draw mIoU over epsilon, one curve for each attack that was made at several bounds, and the worst cases; clean at 0.
-
-    Parameters
-    ----------
-    result : AttackResult
 
     Returns
     -------

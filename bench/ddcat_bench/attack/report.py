@@ -13,13 +13,7 @@ _WIDE = 12  # columns of a table that can still be read
 
 
 def attack_markdown(result: AttackResult) -> str:
-    """
-    Write one result: its alarms, the figures under each attack, those of each class, and where they come from.
-
-    Parameters
-    ----------
-    result : AttackResult
-    """
+    """Write one result: its alarms, the figures under each attack, those of each class, and where they come from."""
     checkpoint = result.checkpoint
     head = ["attack", "mIoU", "8-bit", "mean per-image mIoU", "8-bit", "pixel accuracy", "8-bit"]
     if result.background is not None:

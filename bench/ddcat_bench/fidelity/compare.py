@@ -190,13 +190,7 @@ def _infer(engine: Engine, received: Tensor, bundle: Bundle, names: list[str]) -
 
 
 def fidelity_markdown(result: FidelityResult) -> str:
-    """
-    Write how an engine and the PyTorch main branch agree.
-
-    Parameters
-    ----------
-    result : FidelityResult
-    """
+    """Write how an engine and the PyTorch main branch agree."""
     rows = [
         [
             row.label,

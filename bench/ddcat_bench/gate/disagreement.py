@@ -89,9 +89,6 @@ def count_disagreement(truth: Tensor, logits: Tensor, engine: Tensor, twin: Tens
     engine, twin : (N, H, W) integer
         Labels.
 
-    Returns
-    -------
-    Disagreement
     """
     two = logits.topk(2, dim=1)
     flipped, apart = engine != two.indices[:, 0], engine != twin

@@ -60,11 +60,6 @@ def original_network(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
     """
     Build the main branch as the paper's code computes it: batch norms of their own, adaptive pooling, one concatenation.
 
-    Parameters
-    ----------
-    checkpoint : Checkpoint
-    device : torch.device
-
     Returns
     -------
     nn.Module

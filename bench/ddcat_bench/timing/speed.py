@@ -218,13 +218,7 @@ def _only_size(height: DimRange, width: DimRange) -> tuple[int, int] | None:
 
 
 def speed_markdown(result: SpeedResult) -> str:
-    """
-    Write an engine's time and memory beside PyTorch's.
-
-    Parameters
-    ----------
-    result : SpeedResult
-    """
+    """Write an engine's time and memory beside PyTorch's."""
     ratios = {ratio.baseline: ratio for ratio in result.ratios}
     rows = [
         [

@@ -57,10 +57,6 @@ def application(arguments: Arguments) -> serve.Application:
     """
     Create the application; its settings are DDCAT_SERVE_... in the environment of the replicas.
 
-    Parameters
-    ----------
-    arguments : Arguments
-
     Raises
     ------
     ServeError

@@ -22,7 +22,7 @@ from ddcat.engines import open_engine
 from ddcat.manifest import InputShapes, TensorEntry
 from ddcat_serve.errors import ServeError
 
-__all__ = ["check", "write_repository"]
+__all__ = ["write_repository"]
 
 _CONFIG, _PYTHON = "config.pbtxt", "configs/python.pbtxt"
 _BACKENDS = {"ort": ("onnxruntime", "model.onnx"), "trt": ("tensorrt", "model.plan")}  # and its file name
@@ -33,7 +33,7 @@ _QUEUE, _PATIENCE_US, _DELAY_US = 64, 2_000_000, 2_000
 
 def write_repository(bundle: Bundle, out: Path) -> list[Path]:
     """
-    Write a repository, and check it.
+    Write a repository, of an engine that has the tensors its manifest says.
 
     Parameters
     ----------
@@ -50,7 +50,9 @@ def write_repository(bundle: Bundle, out: Path) -> list[Path]:
     Raises
     ------
     ServeError
-        For another engine, or if a check fails.
+        For another engine.
+    EngineError
+        If it does not open, or has other tensors.
     """
     engine = bundle.manifest.engine
     if engine.name not in _BACKENDS:
@@ -61,7 +63,8 @@ def write_repository(bundle: Bundle, out: Path) -> list[Path]:
     with atomic_directory(out) as aside:
         for place, content in _contents(bundle):
             write_bytes(aside / place, content)
-        check(bundle, aside)
+        with open_engine(bundle, threads=1):
+            pass  # it opens, with the tensors of the manifest
     return sorted(file.relative_to(out) for file in out.rglob("*") if file.is_file())
 
 
@@ -150,47 +153,8 @@ def _dims(entry: TensorEntry) -> list[int]:
 
 
 def _most(shapes: InputShapes) -> int:
-    return min(_MOST_IMAGES, shapes.batch.maximum or _MOST_IMAGES)
+    return max(shapes.batch.minimum, min(_MOST_IMAGES, shapes.batch.maximum or _MOST_IMAGES))
 
 
 def _sizes(shapes: InputShapes) -> Iterator[tuple[int, int]]:
     yield from shapes.sizes or [(shapes.height.minimum, shapes.width.minimum)]
-
-
-def check(bundle: Bundle, repository: Path) -> None:
-    """
-    Parse each configuration, and compare the model's tensors with those of the engine's file; Triton itself is not needed.
-
-    Raises
-    ------
-    ServeError
-        Naming the file.
-    """
-    with open_engine(bundle, threads=1) as engine:
-        stated = {"input": engine.inputs, "output": engine.outputs}
-    for file in sorted(repository.rglob("*.pbtxt")):
-        try:
-            config = text_format.Parse(file.read_text(encoding="utf-8"), pb.ModelConfig())
-        except text_format.ParseError as cause:
-            raise ServeError(f"{file} is not a configuration of a model: {cause}") from cause
-        folder = file.parent.parent.name if file.parent.name == "configs" else file.parent.name
-        if config.name != folder:
-            raise ServeError(f"{file} names the model {config.name}, but is in {folder}")
-        if config.name == bundle.manifest.name:
-            _compare(stated, bundle.manifest.shapes, config, file)
-
-
-def _compare(stated: Mapping[str, tuple[TensorEntry, ...]], shapes: InputShapes, config: pb.ModelConfig, file: Path) -> None:
-    for kind, entries in stated.items():
-        named = {tensor.name: tensor for tensor in getattr(config, kind)}
-        if list(named) != [entry.name for entry in entries]:
-            raise ServeError(f"{file} has the {kind}s {list(named)}; the engine's file has {[e.name for e in entries]}")
-        for entry in entries:
-            tensor = named[entry.name]
-            if tensor.data_type != _TYPES[entry.dtype]:
-                raise ServeError(f"{file}: {kind} {entry.name} is not {entry.dtype}, as in the engine's file")
-            dims = [size if isinstance(size, int) else -1 for size in entry.shape[1:]]  # Triton adds the batch
-            if list(tensor.dims) != dims:
-                raise ServeError(f"{file}: {kind} {entry.name} has dims {list(tensor.dims)}; the engine's file has {dims}")
-    if config.max_batch_size not in shapes.batch:
-        raise ServeError(f"{file} batches {config.max_batch_size} images, which the engine does not take")

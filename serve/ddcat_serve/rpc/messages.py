@@ -47,11 +47,6 @@ def parse_infer(message: bytes, max_pixels: int) -> tuple[Any, npt.NDArray[np.ui
     """
     Parse an inference request.
 
-    Parameters
-    ----------
-    message : bytes
-    max_pixels : int
-
     Returns
     -------
     request : ModelInferRequest
