@@ -64,22 +64,26 @@ class FileEntry(StrictModel):
 class SourceCheckpoint(StrictModel):
     """The checkpoint that the bundle was made from."""
 
-    checkpoint: Text = Field(description="its path when it was exported")
+    checkpoint: Text = Field(description="Path of the checkpoint at the export.")
     sha256: Sha256
-    git_commit: Name | None = Field(description="of the code that exported it; ends in '+changes' for an unclean tree")
-    method: Method = Field(description="how it was trained: undefended, sat, ddcat, ...")
-    attack: Details | None = Field(description="the attack of its training; None where there was none")
-    architecture: Text = Field(description="backbone and context, for example 'mobilenet_v2 + pyramid'")
-    step: Count | None = Field(description="updates that it was trained for; None: imported, and not known")
+    git_commit: Name | None = Field(description="Commit of the code that exported it; '+changes' follows for an unclean tree.")
+    method: Method = Field(description="Method of its training: undefended, sat, ddcat, ...")
+    attack: Details | None = Field(description="Attack of its training; None: there was none.")
+    architecture: Text = Field(description="Backbone and context, for example 'mobilenet_v2 + pyramid'.")
+    step: Count | None = Field(description="Updates of its training; None: imported, and not known.")
 
 
 class MainBranchProof(StrictModel):
     """The proof that the graph is the main branch alone: see `ddcat_export.main_branch`."""
 
-    spare_parameters: Count = Field(description="elements of the auxiliary, mask and deep-supervision heads")
-    bytes_unchanged: Literal[True] = Field(description="the graph exported without those heads is the same to the byte")
-    multiply_adds: Positive = Field(description="for one image: of the graph, and of a network without these heads")
-    size: tuple[Size, Size] = Field(strict=False, description="(height, width) of that image")
+    spare_parameters: Count = Field(description="Elements of the auxiliary, mask and deep-supervision heads.")
+    bytes_unchanged: Literal[True] = Field(
+        description="The graph that is exported without those heads is the same to the byte."
+    )
+    multiply_adds: Positive = Field(
+        description="Multiply-adds of the graph for one image, and of a network without those heads."
+    )
+    size: tuple[Size, Size] = Field(strict=False, description="(height, width) of that image.")
 
 
 class DataSource(StrictModel):
@@ -88,9 +92,9 @@ class DataSource(StrictModel):
     name: Name
     root: Text
     split: Name
-    list_sha256: Sha256 | None = Field(description="of the names of the split's images, one a line; None: not known")
-    images: Positive | None = Field(description="of the split; None: not known")
-    long_side: Size | None = Field(description="images are resized to it before anything else; None: they are not")
+    list_sha256: Sha256 | None = Field(description="SHA-256 of the names of the split's images, one a line; None: not known.")
+    images: Positive | None = Field(description="Images of the split; None: not known.")
+    long_side: Size | None = Field(description="Images are resized to it before anything else; None: they are not.")
 
 
 class ClassEntry(StrictModel):
@@ -113,7 +117,7 @@ class DimRange(StrictModel):
     """Sizes that an axis may have, both ends included."""
 
     minimum: Size
-    maximum: Size | None = Field(description="None: no upper end")
+    maximum: Size | None = Field(description="Upper end of the range; None: there is none.")
 
     @model_validator(mode="after")
     def _ordered(self) -> "DimRange":
@@ -134,7 +138,7 @@ class InputShapes(StrictModel):
     sizes: Sizes | None = Field(
         default=None,
         strict=False,
-        description="a ladder: the only (height, width) taken, ascending by pixels; None: all in the ranges",
+        description="The only (height, width) taken, ascending by pixels; None: all in the ranges.",
     )
 
     @model_validator(mode="after")
@@ -157,10 +161,10 @@ class TensorEntry(StrictModel):
 class Device(StrictModel):
     """The device that a compiled plan is bound to."""
 
-    name: Name = Field(description="of the GPU, as its driver reports it")
+    name: Name = Field(description="Name of the GPU, as its driver reports it.")
     compute_capability: Name
     driver: Name
-    runtime: Name = Field(description="and its version, for example 'tensorrt 10.13.2.6'")
+    runtime: Name = Field(description="Runtime and its version, for example 'tensorrt 10.13.2.6'.")
 
 
 class DeviceKinds(StrictModel):
@@ -174,25 +178,29 @@ class EngineEntry(StrictModel):
     """The runtime that the bundle was built with."""
 
     name: EngineName
-    file: FileName = Field(description="the file that the runtime loads")
+    file: FileName = Field(description="File that the runtime loads.")
     graph: FileName = Field(
-        default="model.onnx", description="the typed ONNX file for all runtimes, which engines are built from"
+        default="model.onnx", description="The typed ONNX file for all runtimes, which engines are built from."
     )
     requested_precision: Precision
-    effective_precision: Precision = Field(description="as the runtime itself reports it, or as the types in the graph are")
-    provider: Name = Field(description="as the runtime itself reports it")
-    options: dict[Name, Text | Count | bool] = Field(default={}, description="options of its build")
-    built_for: Device | DeviceKinds | None = Field(default=None, description="None: runs on any machine that has the runtime")
+    effective_precision: Precision = Field(
+        description="Precision that the runtime itself reports, or that of the types in the graph."
+    )
+    provider: Name = Field(description="Provider that the runtime itself reports.")
+    options: dict[Name, Text | Count | bool] = Field(default={}, description="Options of its build.")
+    built_for: Device | DeviceKinds | None = Field(
+        default=None, description="Device that it was built for; None: it runs on any machine that has the runtime."
+    )
 
 
 class Calibration(StrictModel):
     """The images that ranges of activations were measured on."""
 
-    kind: CalibrationKind = Field(description="mixed: half of them adversarial")
+    kind: CalibrationKind = Field(description="Kind of the images; mixed: half of them are adversarial.")
     images: Positive
     split: Name
-    list_sha256: Sha256 = Field(description="of the names of the images, one a line")
-    attack: Details | None = Field(description="the attack on the adversarial ones; None where there are none")
+    list_sha256: Sha256 = Field(description="SHA-256 of the names of the images, one a line.")
+    attack: Details | None = Field(description="Attack on the adversarial ones; None: there are none.")
 
 
 class AccuracyDrop(StrictModel):
@@ -208,11 +216,11 @@ class Quantisation(StrictModel):
     """How a graph became int8: symmetric signed QDQ, one scale for each output channel of a weight."""
 
     calibration: Calibration
-    float_layers: tuple[Text, ...] = Field(strict=False, description="layers that stay in fp32")
+    float_layers: tuple[Text, ...] = Field(strict=False, description="Layers that stay in fp32.")
     quantised_layers: Positive
-    max_drop: float | None = Field(description="limit of lost points of mIoU; None: no limit was set")
-    drop: AccuracyDrop | None = Field(description="against the fp32 graph; None: not measured")
-    report: FileName | None = Field(default=None, description="the file with every layer's sensitivity; None: not measured")
+    max_drop: float | None = Field(description="Limit of lost points of mIoU; None: no limit was set.")
+    drop: AccuracyDrop | None = Field(description="Points that are lost against the fp32 graph; None: not measured.")
+    report: FileName | None = Field(default=None, description="File with every layer's sensitivity; None: not measured.")
 
 
 GOLDEN_TOLERANCE = 0.02  # share of the golden labels that may differ on another machine, by default
@@ -222,8 +230,8 @@ class Golden(StrictModel):
     """Images, clean and adversarial, with their labels when the bundle was exported."""
 
     file: FileName
-    images: Positive = Field(description="clean ones; there are as many adversarial ones")
-    source: Text = Field(description="their origin")
+    images: Positive = Field(description="Clean images; there are as many adversarial ones.")
+    source: Text = Field(description="Origin of the images.")
     attack: Details
     labelled_by: Text | None = Field(
         default=None, description="what gave the labels, where no GPU that the engine is for was there; None: this engine"
@@ -234,11 +242,11 @@ class Manifest(StrictModel):
     """The description of a bundle, complete when it is written."""
 
     schema_version: Literal[2] = SCHEMA_VERSION
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="the model's name at a server")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="Name of the model at a server.")
     files: dict[FileName, FileEntry]
     source: SourceCheckpoint
     rebuilt_from: Sha256 | None = Field(
-        default=None, description="digest of the bundle whose graph this is; None: exported from the checkpoint"
+        default=None, description="Digest of the bundle whose graph this is; None: exported from the checkpoint."
     )
     main_branch_only: MainBranchProof
     data: DataSource
@@ -250,8 +258,8 @@ class Manifest(StrictModel):
     outputs: tuple[TensorEntry, ...] = Field(strict=False, max_length=16)
     opset: int = Field(ge=1, le=1000)
     engine: EngineEntry
-    quantisation: Quantisation | None = Field(default=None, description="None: the graph is not int8")
-    golden: Golden | None = Field(default=None, description="None: there are no golden images")
+    quantisation: Quantisation | None = Field(default=None, description="Quantisation of the graph; None: it is not int8.")
+    golden: Golden | None = Field(default=None, description="Golden images; None: there are none.")
     versions: dict[Name, Name]
 
     @model_validator(mode="after")

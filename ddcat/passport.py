@@ -33,9 +33,9 @@ class Finding(StrictModel):
 
     name: Text
     verdict: Verdict
-    found: Text = Field(description="the measured value with its unit, and its interval where it has one")
+    found: Text = Field(description="The measured value with its unit, and its interval where it has one.")
     limit: Text
-    reason: Text = Field(description="a sentence")
+    reason: Text = Field(description="The reason, in a sentence.")
 
 
 class Passport(StrictModel):
@@ -46,15 +46,15 @@ class Passport(StrictModel):
     verdict: Verdict
     budget: Literal["default", "quick"]
     judged_at: str | None = Field(
-        default=None, pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$", description="time of the gate, in UTC; None: not known"
+        default=None, pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$", description="Time of the gate, in UTC; None: not known."
     )
-    data: Text = Field(description="the data set of the gate")
+    data: Text = Field(description="Data set of the gate.")
     images: Count = Field(ge=1)
     findings: tuple[Finding, ...] = Field(strict=False)
-    not_judged: tuple[Name, ...] = Field((), strict=False, description="criteria without a limit, which the gate only reports")
+    not_judged: tuple[Name, ...] = Field((), strict=False, description="Criteria without a limit, which the gate only reports.")
     versions: dict[Name, Name]
     signature: dict[str, Any] | None = Field(
-        default=None, description="of all the rest, as a Sigstore bundle: see `ddcat.signing`; None: not signed"
+        default=None, description="Signature of all the rest, as a Sigstore bundle: see `ddcat.signing`; None: not signed."
     )
 
     def to_bytes(self) -> bytes:

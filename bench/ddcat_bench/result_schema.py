@@ -18,11 +18,11 @@ class Environment(StrictModel):
 
     machine: dict[str, str | int]
     versions: dict[str, str]
-    git_commit: str | None = Field(description="of ddcat; ends in '+changes' for an unclean tree")
-    device: str = Field(description="that PyTorch computed on: cpu, or the name of a GPU")
-    threads: int = Field(ge=1, description="of PyTorch on the CPU")
-    seconds: float = Field(ge=0, description="that the whole measurement took")
-    date: str | None = Field(None, description="day on which it ended, in UTC; null: not recorded")
+    git_commit: str | None = Field(description="Commit of ddcat; '+changes' follows for an unclean tree.")
+    device: str = Field(description="Device that PyTorch computed on: cpu, or the name of a GPU.")
+    threads: int = Field(ge=1, description="Threads of PyTorch on the CPU.")
+    seconds: float = Field(ge=0, description="Seconds that the whole measurement took.")
+    date: str | None = Field(None, description="Day on which it ended, in UTC; null: not recorded.")
 
 
 class CheckpointEntry(StrictModel):
@@ -30,13 +30,13 @@ class CheckpointEntry(StrictModel):
 
     path: str
     sha256: str
-    step: int | None = Field(description="updates that it was trained for; null: imported, and not known")
+    step: int | None = Field(description="Updates of its training; null: imported, and not known.")
     method: Method
     architecture: str
-    attack: dict[str, Any] | None = Field(description="of its training; null where there was none")
-    seed: int | None = Field(None, description="of its training; null: imported, or evaluated before it was recorded")
+    attack: dict[str, Any] | None = Field(description="Attack of its training; null: there was none.")
+    seed: int | None = Field(None, description="Seed of its training; null: imported, or evaluated before it was recorded.")
     training: dict[str, Any] | None = Field(
-        None, description="the configuration but for what changes no weight and the seed; null as for the seed"
+        None, description="Configuration, but for the seed and what changes no weight; null as for the seed."
     )
 
     @field_validator("training", mode="before")
@@ -53,8 +53,8 @@ class BundleEntry(StrictModel):
 
     path: str
     name: str
-    sha256: str = Field(description="of its manifest")
-    engine: dict[str, str | int | bool] = Field(description="as the engine describes itself")
+    sha256: str = Field(description="SHA-256 of its manifest.")
+    engine: dict[str, str | int | bool] = Field(description="The engine's description of itself.")
 
 
 class DataEntry(StrictModel):
@@ -62,13 +62,13 @@ class DataEntry(StrictModel):
 
     name: str
     split: str
-    list_sha256: str = Field(description="of the names of all images of the split, one a line")
-    split_images: int = Field(ge=1, description="in the split")
-    long_side: int | None = Field(description="images were resized to it first; null: they were not")
-    usual_split: bool = Field(description="whether it is the validation split that the checkpoint or bundle names")
+    list_sha256: str = Field(description="SHA-256 of the names of all images of the split, one a line.")
+    split_images: int = Field(ge=1, description="Images in the split.")
+    long_side: int | None = Field(description="Images were resized to it first; null: they were not.")
+    usual_split: bool = Field(description="True where it is the validation split that the checkpoint or bundle names.")
     classes: tuple[str, ...]
-    names: tuple[str, ...] = Field(description="of the evaluated images, in the order of all counts")
-    clips: str | None = Field(None, description="expression for the video clip of a name; null: the data set does not say")
+    names: tuple[str, ...] = Field(description="Names of the evaluated images, in the order of all counts.")
+    clips: str | None = Field(None, description="Expression for the video clip of a name; null: the data set does not say.")
 
     @property
     def summary(self) -> str:
@@ -81,13 +81,15 @@ class DataEntry(StrictModel):
 class Scores(StrictModel):
     """Figures over all evaluated images, and the counts of each image that they are computed from."""
 
-    miou: Fraction = Field(description="counts summed over the images first; classes without a pixel left out")
+    miou: Fraction = Field(description="Counts are summed over the images first; classes without a pixel are left out.")
     pixel_accuracy: Fraction
-    mean_image_miou: Fraction = Field(description="mean over the images of each image's own mIoU")
-    foreground_miou: Fraction | None = Field(default=None, description="without the background class; null: there is none")
+    mean_image_miou: Fraction = Field(description="Mean over the images of each image's own mIoU.")
+    foreground_miou: Fraction | None = Field(
+        default=None, description="mIoU without the background class; null: there is none."
+    )
     class_iou: tuple[Fraction | None, ...]
     counts: tuple[tuple[tuple[int, int, int], ...], ...] = Field(
-        description="(images, classes, 3): true positives, false positives, false negatives"
+        description="(images, classes, 3): true positives, false positives, false negatives."
     )
 
     @classmethod

@@ -2,8 +2,6 @@
 
 import io
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +9,7 @@ import numpy.typing as npt
 from ddcat import bundle as bundles
 from ddcat.classes import Classes
 from ddcat.engines import open_engine
-from ddcat.engines.base import Images, Outputs
+from ddcat.engines.base import Closable, Images, Outputs
 from ddcat.engines.errors import InputError
 from ddcat.engines.golden import check_answers, read_golden
 from ddcat.error_text import first_line
@@ -23,7 +21,7 @@ __all__ = ["Predictor", "open_bundle"]
 _FORMATS = ("JPEG", "PNG", "WEBP")
 
 
-class Predictor:
+class Predictor(Closable):
     """
     An opened bundle, whose engine gives its golden images the labels that it gave when it was exported.
 
@@ -110,12 +108,6 @@ class Predictor:
     def close(self) -> None:
         """Free the runtime's memory. The engine cannot be used afterwards."""
         self._engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
 
 
 def open_bundle(

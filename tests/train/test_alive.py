@@ -33,7 +33,6 @@ from ddcat_train.data.synthetic.generate import write_scenes
 from ddcat_train.errors import ConfigError, DataError, TrainError
 from ddcat_train.methods import MicroBatch, OptimizerStep
 from ddcat_train.run import monitor as watching
-from ddcat_train.run import stopwatch
 from ddcat_train.run.loop import train
 from ddcat_train.run.trainer import Trainer
 
@@ -528,8 +527,8 @@ def test_a_stopwatch_tells_waiting_from_working(monkeypatch: pytest.MonkeyPatch)
             now[0] += 3
             yield item
 
-    monkeypatch.setattr(stopwatch, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    watch, readings = stopwatch.Stopwatch(torch.device("cpu")), []
+    monkeypatch.setattr(watching, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    watch, readings = watching.Stopwatch(torch.device("cpu")), []
     for item in watch.over(items()):
         now[0] += 1
         if item in (2, 4):
@@ -559,7 +558,7 @@ def test_on_a_gpu_it_is_the_device_that_waits(monkeypatch: pytest.MonkeyPatch) -
             yield duration
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    watch, waits = stopwatch.Stopwatch(torch.device("cuda")), []
+    watch, waits = watching.Stopwatch(torch.device("cuda")), []
     for _ in watch.over(items()):
         waits.append(watch.read()[1])
         now["device"] += 8

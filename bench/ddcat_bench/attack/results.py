@@ -33,14 +33,14 @@ class AttackRow(StrictModel):
     """Scores under one attack."""
 
     name: AttackName
-    epsilon: float = Field(description="L-infinity bound in [0, 1] units; 0 for clean images")
-    alpha: float = Field(description="size of a step in [0, 1] units; 0 where the attack has no fixed one")
-    steps: int = Field(description="of gradients; of queries for Square and DLA")
+    epsilon: float = Field(description="L-infinity bound in [0, 1] units; 0 for clean images.")
+    alpha: float = Field(description="Size of a step in [0, 1] units; 0 where the attack has no fixed one.")
+    steps: int = Field(description="Gradients; for Square and DLA, queries.")
     start: Literal["clean", "random", "lower"]
-    eight_bit: bool = Field(description="whether the perturbation was rounded toward zero to whole grey levels")
-    grey_levels: float = Field(description="the bound that held, in grey levels of 255")
+    eight_bit: bool = Field(description="True where the perturbation was rounded toward zero to whole grey levels.")
+    grey_levels: float = Field(description="Bound that held, in grey levels of 255.")
     scores: Scores
-    substitute: CheckpointEntry | None = Field(default=None, description="of a transfer: what BIM was made on")
+    substitute: CheckpointEntry | None = Field(default=None, description="Model that the BIM of a transfer was made on.")
 
     @property
     def pixel_accuracy(self) -> float:
@@ -60,14 +60,14 @@ class AttackRow(StrictModel):
 class WorstCase(StrictModel):
     """The worst of several attacks of one bound, chosen for each image."""
 
-    name: Literal["SEA", "all"] = Field(description="SEA: its three losses; all: every attack of the bound that was made")
+    name: Literal["SEA", "all"] = Field(description="SEA: its three losses; all: every attack of the bound that was made.")
     epsilon: float
     eight_bit: bool
-    members: tuple[str, ...] = Field(description="labels of the rows that it is chosen from")
-    chosen: tuple[int, ...] = Field(description="of each image, the member that leaves the lowest data-set mIoU: greedy")
-    chosen_for_accuracy: tuple[int, ...] = Field(description="of each image, the member of lowest pixel accuracy")
-    scores: Scores = Field(description="under `chosen`")
-    pixel_accuracy: Fraction = Field(description="under `chosen_for_accuracy`")
+    members: tuple[str, ...] = Field(description="Labels of the rows that it is chosen from.")
+    chosen: tuple[int, ...] = Field(description="Of each image, the member that leaves the lowest data-set mIoU: greedy.")
+    chosen_for_accuracy: tuple[int, ...] = Field(description="Of each image, the member of lowest pixel accuracy.")
+    scores: Scores = Field(description="Scores under `chosen`.")
+    pixel_accuracy: Fraction = Field(description="Pixel accuracy under `chosen_for_accuracy`.")
 
     @property
     def label(self) -> str:
@@ -87,16 +87,16 @@ class Alarm(StrictModel):
     """A sign that an attack was too weak for its figure to be believed."""
 
     name: AlarmName
-    evidence: str = Field(description="what was seen, with its numbers")
-    meaning: str = Field(description="what it says of the figures, and what to do")
+    evidence: str = Field(description="What was seen, with its numbers.")
+    meaning: str = Field(description="What it says of the figures, and what to do.")
 
 
 class ProbePoint(StrictModel):
     """Scores of the probe's images under one small attack."""
 
     name: PointName
-    epsilon: float = Field(description="L-infinity bound in [0, 1] units; 0 for clean images")
-    steps: int = Field(description="of gradients, or queries of each image; 0 for clean images")
+    epsilon: float = Field(description="L-infinity bound in [0, 1] units; 0 for clean images.")
+    steps: int = Field(description="Gradients, or queries of each image; 0 for clean images.")
     miou: Fraction
     pixel_accuracy: Fraction
 
@@ -111,18 +111,18 @@ class ProbePoint(StrictModel):
 class GradientShares(StrictModel):
     """Missing parts of the cross-entropy's gradient on the clean images."""
 
-    zero_images: Fraction = Field(description="of the images: the gradient is exactly 0 at every input")
-    non_finite_images: Fraction = Field(description="of the images: the gradient is infinite or NaN somewhere")
+    zero_images: Fraction = Field(description="Share of the images whose gradient is exactly 0 at every input.")
+    non_finite_images: Fraction = Field(description="Share of the images whose gradient is infinite or NaN somewhere.")
     zero_pixels: Fraction = Field(
-        description="of the pixels that are not ignored: the gradient of their own loss with respect to their own logits is "
-        "exactly 0, as it is in float32 where the right logit leads by more than about 100"
+        description="Share of the pixels that are not ignored for which the gradient of their own loss with respect to their "
+        "own logits is exactly 0, as it is in float32 where the right logit leads by more than about 100."
     )
 
 
 class Probe(StrictModel):
     """Small attacks on a few images, made to find masked gradients and not to be quoted."""
 
-    images: int = Field(ge=1, description="spread evenly over the split")
+    images: int = Field(ge=1, description="Images, spread evenly over the split.")
     seed: int
     points: tuple[ProbePoint, ...]
     gradients: GradientShares
@@ -142,16 +142,16 @@ class AttackResult(StrictModel):
     data: DataEntry
     protocol: str
     protocol_name: ProtocolName = "whole"
-    policy: str = Field(default="", description="what is done with void and with background")
-    background: str | None = Field(default=None, description="the class that foreground mIoU leaves out; null: there is none")
+    policy: str = Field(default="", description="What is done with void and with background.")
+    background: str | None = Field(default=None, description="Class that foreground mIoU leaves out; null: there is none.")
     suite: SuiteName
     seed: int = 0
-    batch_size: int | None = Field(default=None, description="most images at once; null: an older file does not say")
-    class_pixels: str | None = Field(default=None, description="what SEA-MCE-Bal balances the classes by")
+    batch_size: int | None = Field(default=None, description="Most images at once; null: an older file does not say.")
+    class_pixels: str | None = Field(default=None, description="What SEA-MCE-Bal balances the classes by.")
     claims: tuple[Claim, ...] = ()
     worst_cases: tuple[WorstCase, ...] = ()
     rows: tuple[AttackRow, ...]
-    probe: Probe | None = Field(default=None, description="null in files of before there was one")
+    probe: Probe | None = Field(default=None, description="Null in files from before there was one.")
     alarms: tuple[Alarm, ...] = ()
     environment: Environment
 

@@ -26,31 +26,31 @@ _RESULT = "gate.json"
 class EngineRow(StrictModel):
     """One engine, from its gate result."""
 
-    name: str = Field(description="of the bundle's folder, or of the result folder")
-    bundle: str = Field(description="SHA-256 of its manifest")
-    checkpoint: str = Field(description="method and architecture, and the beginning of its SHA-256")
+    name: str = Field(description="Name of the bundle's folder, or of the result folder.")
+    bundle: str = Field(description="SHA-256 of its manifest.")
+    checkpoint: str = Field(description="Method and architecture, and the beginning of its SHA-256.")
     runtime: str
     precision: str
     budget: Literal["default", "quick"]
     verdict: Verdict
-    clean: float = Field(description="points of mIoU")
-    clean_difference: float = Field(description="engine minus PyTorch")
+    clean: float = Field(description="Points of mIoU.")
+    clean_difference: float = Field(description="Engine minus PyTorch.")
     clean_interval: Bounds
-    attacked: float = Field(description="points of mIoU under the threat that all were tested under")
+    attacked: float = Field(description="Points of mIoU under the threat that all were tested under.")
     attacked_difference: float
     attacked_interval: Bounds
-    milliseconds: float = Field(description="median, of a batch of one")
+    milliseconds: float = Field(description="Median, of a batch of one.")
     milliseconds_quartiles: Bounds
-    steady: bool = Field(description="whether the machine was steady and idle when that was timed")
-    of_pytorch: float = Field(description="median of the engine's time as a share of eager fp32 PyTorch's")
-    peak_memory: int | None = Field(description="bytes, of a process of its own")
+    steady: bool = Field(description="True where the machine was steady and idle when that was timed.")
+    of_pytorch: float = Field(description="Median of the engine's time as a share of eager fp32 PyTorch's.")
+    peak_memory: int | None = Field(description="Bytes of a process of its own.")
     engine_bytes: int
     report: str | None = Field(
-        None, description="the gate's report, seen from the folder of this result; null: it is not there"
+        None, description="The gate's report, seen from the folder of this result; null: it is not there."
     )
     best: bool = Field(
-        description="no other engine here is both quicker and more robust (Pareto), of those that the gate did not refuse and "
-        "that were timed on a steady machine"
+        description="True where no other engine here is both quicker and more robust (Pareto), of those that the gate did not "
+        "refuse and that were timed on a steady machine."
     )
 
 
@@ -61,8 +61,8 @@ class CompareResult(StrictModel):
     kind: Literal["compare"] = "compare"
     data: str
     images: int
-    threat: str = Field(description="the strongest that all were tested under")
-    machines: tuple[str, ...] = Field(description="that the times are of; they compare only where there is one")
+    threat: str = Field(description="The strongest threat that all were tested under.")
+    machines: tuple[str, ...] = Field(description="Machines that the times are of; they compare only where there is one.")
     rows: tuple[EngineRow, ...]
 
 

@@ -48,11 +48,11 @@ class DriftRow(StrictModel):
 
     reference: str
     traffic: Traffic
-    order: Order = Field(description="in order: as in the split, from another image on in each stream; shuffled: at random")
-    above_small: Fraction = Field(description=f"share of the moments at which the largest PSI is above {SMALL}")
-    above_large: Fraction = Field(description=f"share of the moments at which the largest PSI is above {LARGE}: alarms")
-    ever: Fraction = Field(description="share of the streams with an alarm at any moment")
-    median: float = Field(ge=0, description="of the largest PSI")
+    order: Order = Field(description="In order: as in the split, from another image on in each stream; shuffled: at random.")
+    above_small: Fraction = Field(description=f"Share of the moments at which the largest PSI is above {SMALL}.")
+    above_large: Fraction = Field(description=f"Share of the moments at which the largest PSI is above {LARGE}: alarms.")
+    ever: Fraction = Field(description="Share of the streams with an alarm at any moment.")
+    median: float = Field(ge=0, description="Median of the largest PSI.")
 
 
 class DriftResult(StrictModel):
@@ -61,15 +61,15 @@ class DriftResult(StrictModel):
     schema_version: Literal[2] = 2
     kind: Literal["drift"] = "drift"
     bundle: BundleEntry
-    method: Method = Field(description="of the checkpoint's training")
+    method: Method = Field(description="Method of the checkpoint's training.")
     data: str
     split: str
-    images: int = Field(description="of the split that are not golden")
+    images: int = Field(description="Images of the split that are not golden.")
     epsilon: Fraction
     steps: int = STEPS
-    least: int = Field(MIN_IMAGES, description="images after which the monitor speaks, and then after each")
+    least: int = Field(MIN_IMAGES, description="Images after which the monitor speaks, and then after each.")
     streams: int = STREAMS
-    length: int = Field(LENGTH, description="images of a stream")
+    length: int = Field(LENGTH, description="Images of a stream.")
     miou: dict[Traffic, Fraction]
     rows: tuple[DriftRow, ...]
     environment: Environment

@@ -50,12 +50,12 @@ class FidelityRow(StrictModel):
     steps: int
     grey_levels: float
     pixels: int = Field(ge=1)
-    differing: int = Field(description="pixels with two different labels")
-    agreement: Fraction = Field(description="share of all pixels with the same label")
-    counted_pixels: int = Field(ge=1, description="that are not ignored")
+    differing: int = Field(description="Pixels with two different labels.")
+    agreement: Fraction = Field(description="Share of all pixels with the same label.")
+    counted_pixels: int = Field(ge=1, description="Pixels that are not ignored.")
     counted_differing: int
     counted_agreement: Fraction
-    image_differing: tuple[int, ...] = Field(description="pixels with two different labels, of each image")
+    image_differing: tuple[int, ...] = Field(description="Pixels with two different labels, of each image.")
     engine: Scores
     pytorch: Scores
 

@@ -58,7 +58,9 @@ def check_threats(pool: Sequence[PoolResult], scheme: Scheme, thresholds: Thresh
             class_iou=tuple((_number(first), _number(second)) for first, second in comparison.class_iou.tolist()),
             margin=margin,
             verdict=verdict if kept else None,
-            reason=reason if kept else f"the reference keeps {comparison.reference:.1f} points: there is nothing to preserve",
+            reason=reason
+            if kept
+            else f"the PyTorch model keeps {comparison.reference:.1f} points: there is nothing to preserve",
         )
 
 
@@ -86,7 +88,7 @@ def check_robustness(threats: Sequence[ThreatRow]) -> Iterator[Finding]:
             verdict="inconclusive",
             found="nothing",
             limit=f"{KEPT_AT_LEAST:g} points kept under some attack",
-            reason="the reference keeps less under every attack: there is no robustness that the engine could preserve",
+            reason="the PyTorch model keeps less under every attack: there is no robustness that the engine could preserve",
         )
         return
     for row in attacks:
@@ -95,9 +97,9 @@ def check_robustness(threats: Sequence[ThreatRow]) -> Iterator[Finding]:
                 name=f"mIoU, {row.name}",
                 verdict="inconclusive",
                 found=f"{row.engine:.2f} against {row.reference:.2f} points",
-                limit=f"{KEPT_AT_LEAST:g} points kept by the reference",
-                reason="on a few images the reference keeps as much at this bound, and under the whole pool it does not: what "
-                "the strongest attacks leave of the engine is not known, and weaker ones alone are no answer",
+                limit=f"{KEPT_AT_LEAST:g} points kept by the PyTorch model",
+                reason="on a few images the PyTorch model keeps as much at this bound, and under the whole pool it does not: "
+                "what the strongest attacks leave of the engine is not known, and weaker ones alone are no answer",
             )
 
 
@@ -139,8 +141,8 @@ def find_alarms(
             alarms.append(
                 Alarm(
                     name="black-box beats white-box",
-                    evidence=f"{label} made on the reference leaves the engine {replayed:.2f} points, made on its own graph "
-                    f"{points:.2f}",
+                    evidence=f"{label} made on the PyTorch model leaves the engine {replayed:.2f} points, made on its own "
+                    f"graph {points:.2f}",
                     meaning="An attack that sees another model did more than one that sees the engine: the gradient of its "
                     "graph is masked. Its robustness is not known.",
                 )

@@ -1,4 +1,4 @@
-"""Disagreement of an engine with its reference: near boundaries and elsewhere, and by the reference's margin."""
+"""Disagreement of an engine with its PyTorch model: near boundaries and elsewhere, and by the model's margin."""
 
 from typing import NamedTuple, Self
 
@@ -25,13 +25,13 @@ class Disagreement(NamedTuple):
     pixels : (I,) int64
         All pixels, including ignored ones.
     differing : (I,)
-        Pixels that engine and reference label differently.
+        Pixels that engine and model label differently.
     apart : (I,)
         Pixels that engine and twin label differently.
     band, band_differing : (I,)
         Pixels within `BAND` of a true boundary; and of them, those that differ.
     margins, margins_differing : (I, M)
-        Pixels by the reference's margin, the largest logit minus the second largest, in the classes of `MARGINS`; and of them,
+        Pixels by the model's margin, the largest logit minus the second largest, in the classes of `MARGINS`; and of them,
         those that differ.
     """
 
@@ -55,7 +55,7 @@ class Disagreement(NamedTuple):
 
     @property
     def agreement(self) -> float:
-        """Share of the pixels that engine and reference label alike."""
+        """Share of the pixels that engine and model label alike."""
         return 1 - float(self.differing.sum() / self.pixels.sum())
 
     @property
@@ -78,14 +78,14 @@ class Disagreement(NamedTuple):
 
 def count_disagreement(truth: Tensor, logits: Tensor, engine: Tensor, twin: Tensor) -> Disagreement:
     """
-    Count where an engine's labels are others than its reference's.
+    Count where an engine's labels are others than its model's.
 
     Parameters
     ----------
     truth : (N, H, W) int64
         255 = ignored.
     logits : (N, K, H, W) float
-        Logits of the reference.
+        Logits of the PyTorch model.
     engine, twin : (N, H, W) integer
         Labels.
 

@@ -1,5 +1,5 @@
 """
-Equivalence test (TOST) of an engine and its reference on the same images: a paired bootstrap and two one-sided tests.
+Equivalence test (TOST) of an engine and its PyTorch model on the same images: a paired bootstrap and two one-sided tests.
 
 The difference of two scores on the same images varies far less than either score: separate intervals would show nothing.
 """
@@ -17,7 +17,7 @@ from ddcat_bench.worst_case import worst_case
 
 __all__ = ["KEPT_AT_LEAST", "Comparison", "Interval", "compare_pool", "paired_interval", "verdict_of"]
 
-KEPT_AT_LEAST = 10.0  # points of mIoU; of a reference that keeps less there is nothing to preserve
+KEPT_AT_LEAST = 10.0  # points of mIoU; of a model that keeps less there is nothing to preserve
 _LEVEL = 0.90  # two one-sided tests of 5 % each
 _DRAWS = 10_000
 _OTHER_BLOCKS = (5, 20)
@@ -32,7 +32,7 @@ class Interval(NamedTuple):
 
 class Comparison(NamedTuple):
     """
-    An engine beside its reference under one threat.
+    An engine beside its PyTorch model under one threat.
 
     Attributes
     ----------
@@ -143,8 +143,8 @@ def verdict_of(comparison: Comparison, scheme: Scheme, *, margin: float) -> tupl
     if low > margin:
         return (
             "inconclusive",
-            f"{bounds} lies above the limit +{margin:g}: an engine that is more robust than its reference is not equivalent: "
-            "check for gradient masking",
+            f"{bounds} lies above the limit +{margin:g}: an engine that is more robust than its PyTorch model is not "
+            "equivalent: check for gradient masking",
         )
     crossed = [text for text, beyond in ((f"-{margin:g}", low < -margin), (f"+{margin:g}", high > margin)) if beyond]
     limits = f"the limit{'s' * (len(crossed) - 1)} {' and '.join(crossed)}"

@@ -49,8 +49,10 @@ _LOGIT_IMAGES = 8
 class Pilot(StrictModel):
     """Measurements on a few images, before all are attacked."""
 
-    epsilon: float | None = Field(description="bound of the strong attacks; null: with the quick budget there are none")
-    twin_agreement: Fraction = Field(description="least share of pixels, clean or attacked, that engine and twin label alike")
+    epsilon: float | None = Field(description="Bound of the strong attacks; null: with the quick budget there are none.")
+    twin_agreement: Fraction = Field(
+        description="Least share of pixels, clean or attacked, that the engine and its twin label alike."
+    )
 
 
 class Measurements(NamedTuple):

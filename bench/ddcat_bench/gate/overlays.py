@@ -1,4 +1,4 @@
-"""Pictures of where an engine and its reference disagree most, for the gate's page."""
+"""Pictures of where an engine and its PyTorch model disagree most, for the gate's page."""
 
 import base64
 import io
@@ -47,7 +47,7 @@ def overlays(
     reference: Model, engine: Engine, dataset: Dataset, names: list[str], clean: Disagreement, *, images: int = 3
 ) -> tuple[Overlay, ...]:
     """
-    Show the images on which most labels differ, clean and under BIM, n = 3, made on the reference.
+    Show the images on which most labels differ, clean and under BIM, n = 3, made on the PyTorch model.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def _overlay(caption: str, image: U8, truth: U8, reference: npt.NDArray[np.int64
         (
             ("image", _address(image, smooth=True)),
             ("truth", _address(colourise(truth, classes))),
-            ("reference", _address(colourise(reference, classes))),
+            ("PyTorch model", _address(colourise(reference, classes))),
             ("engine", _address(colourise(engine, classes))),
             ("where they differ", _address(grey)),
         ),

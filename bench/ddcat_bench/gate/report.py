@@ -69,19 +69,21 @@ def gate_markdown(result: GateResult) -> str:
             f"# Gate: {result.verdict}\n\n{title(result)}\n\n{literal(about(result))}\n",
             *(f"> **Warning.** {literal(warning)}\n" for warning in result.warnings),
             table(["verdict", "what", "found", "limit", "why"], findings, texts=5),
-            "## Robustness\n\nPoints of mIoU; the interval is of engine minus reference, 90 % of the draws "
+            "## Robustness\n\nPoints of mIoU; the interval is of engine minus PyTorch model, 90 % of the draws "
             f"({result.drawn}).\n",
             table(
-                ["threat", "reference", "engine", "difference", "interval", "blocks of 5", "of 20", "verdict"], threats, texts=1
+                ["threat", "PyTorch model", "engine", "difference", "interval", "blocks of 5", "of 20", "verdict"],
+                threats,
+                texts=1,
             ),
             "## Attacks\n",
             "".join(f"- {word}: {meaning}\n" for word, meaning in WORDS.items()),
             table(MEMBER_HEADS, member_cells(result), texts=2),
-            "## Where the labels differ\n\nOn the images that were made on the reference, and on clean ones; near boundaries: "
-            f"within {BAND} pixels of a true one.\n",
+            "## Where the labels differ\n\nOn the images that were made on the PyTorch model, and on clean ones; near "
+            f"boundaries: within {BAND} pixels of a true one.\n",
             table(PLACE_HEADS, place_cells(result), texts=1),
-            "Pixels by how far, in logits, the reference's label was ahead of its second choice; and the share of them that "
-            "the engine labels in another way.\n",
+            "Pixels by how far, in logits, the PyTorch model's label was ahead of its second choice; and the share of them "
+            "that the engine labels in another way.\n",
             table(["ahead by", *flip_heads(result)], margin_cells(result), texts=1),
             f"## Classes\n\nPoints of IoU; rare: less than one pixel in a hundred. Attacked: {result.threats[-1].name}.\n",
             table(CLASS_HEADS, classes, texts=1),

@@ -21,18 +21,18 @@ _RARE = 0.01
 
 
 class MarginRow(StrictModel):
-    """Pixels by how sure the reference was of its label."""
+    """Pixels by how sure the PyTorch model was of its label."""
 
-    lowest: float = Field(description="logits by which the best class was ahead of the second, at least")
+    lowest: float = Field(description="Logits by which the best class was ahead of the second, at least.")
     pixels: int
-    differing: int = Field(description="of them, those that engine and reference label in different ways")
+    differing: int = Field(description="Those of the pixels that the engine and the PyTorch model label differently.")
 
 
 class ClassEntry(StrictModel):
     """A class and its share of the pixels."""
 
     name: str
-    share: Fraction = Field(description="of the pixels that count")
+    share: Fraction = Field(description="Share of the pixels that count.")
 
     @property
     def rare(self) -> bool:
@@ -46,13 +46,15 @@ class MemberRow(StrictModel):
     source: Literal["replay", "twin", "engine", "noise"]
     label: str
     epsilon: float
-    images: int = Field(description="that it was made on; the others count as the replay at its bound leaves them")
-    reference: float = Field(description="points of mIoU over all images")
+    images: int = Field(description="Images that it was made on; the others count as the replay at its bound leaves them.")
+    reference: float = Field(description="Points of mIoU of the PyTorch model over all images.")
     engine: float
-    agreement: Fraction = Field(description="share of pixels that engine and reference label alike")
-    twin_agreement: Fraction = Field(description="share of pixels that engine and twin label alike")
-    band_agreement: Fraction | None = Field(description=f"within {BAND} pixels of a true boundary; null: there is none")
-    interior_agreement: Fraction | None = Field(description="elsewhere")
+    agreement: Fraction = Field(description="Share of the pixels that the engine and the PyTorch model label alike.")
+    twin_agreement: Fraction = Field(description="Share of the pixels that the engine and its twin label alike.")
+    band_agreement: Fraction | None = Field(
+        description=f"The same within {BAND} pixels of a true boundary; null: there is none."
+    )
+    interior_agreement: Fraction | None = Field(description="The same elsewhere.")
     margins: tuple[MarginRow, ...]
 
 
@@ -62,16 +64,18 @@ class ThreatRow(StrictModel):
     name: str
     epsilon: float
     members: tuple[str, ...]
-    reference: float = Field(description="points of mIoU")
+    reference: float = Field(description="Points of mIoU of the PyTorch model.")
     engine: float
-    difference: float = Field(description="engine minus reference")
-    interval: Bounds = Field(description="90 % of the draws of a paired bootstrap")
-    by_block: dict[str, Bounds] = Field(description="the same with blocks of so many frames")
+    difference: float = Field(description="Engine minus PyTorch model.")
+    interval: Bounds = Field(description="Interval of 90 % of the draws of a paired bootstrap.")
+    by_block: dict[str, Bounds] = Field(description="The same interval with blocks of so many frames.")
     class_iou: tuple[tuple[float | None, float | None], ...] = Field(
-        description="points of reference and engine, in the order of the classes; null: it is in no image"
+        description="Points of the PyTorch model and of the engine, in the order of the classes; null: it is in no image."
     )
     margin: float
-    verdict: Verdict | None = Field(description="null: the reference keeps less than 10 points, nothing is left to preserve")
+    verdict: Verdict | None = Field(
+        description="Null: the PyTorch model keeps less than 10 points, so nothing is left to preserve."
+    )
     reason: str
 
 
@@ -86,20 +90,20 @@ class GateResult(StrictModel):
     precision: str
     budget: Literal["default", "quick"]
     protocol: str
-    drawn: str = Field(description="what the bootstrap draws")
+    drawn: str = Field(description="What the bootstrap draws.")
     verdict: Verdict
     findings: tuple[Finding, ...]
-    warnings: tuple[str, ...] = Field((), description="what a reader of the verdict must know; decides nothing")
+    warnings: tuple[str, ...] = Field((), description="What a reader of the verdict must know; it decides nothing.")
     limits: Thresholds
     threats: tuple[ThreatRow, ...]
     members: tuple[MemberRow, ...]
     classes: tuple[ClassEntry, ...]
     transferred: bool = Field(
-        description="whether the twin is another model (engine and twin label fewer than 99.9 % of the pixels alike, on clean "
-        "or on attacked images), so that attacks on it are transferred ones"
+        description="True where the twin is another model (engine and twin label fewer than 99.9 % of the pixels alike, on "
+        "clean or on attacked images), so that attacks on it are transferred ones."
     )
     alarms: tuple[Alarm, ...]
-    probe: Probe | None = Field(description="of the twin; null with the quick budget")
+    probe: Probe | None = Field(description="Probe of the twin; null: with the quick budget.")
     speed: SpeedResult
-    cost: ThroughputResult | None = Field(None, description="null: with the quick budget")
+    cost: ThroughputResult | None = Field(None, description="Throughput; null: with the quick budget.")
     environment: Environment

@@ -23,12 +23,13 @@ from ddcat_bench.timing.results import SpeedResult, ThroughputResult
 __all__ = ["PROTOCOL", "conclude", "passport_of", "twin_agreement", "worst"]
 
 PROTOCOL = (
-    "The engine and its reference, the PyTorch main branch, label the same 8-bit images. Under each threat both meet the worst "
-    "of a shared pool of attacks, chosen for each image and each of them so that its own mIoU is low (greedy, once, on all "
-    "images): attacks made on the reference and replayed, made with the gradients of the engine's own graph, made by asking "
-    "the engine (for its labels, and for its logits where it gives them), and noise. The difference of the two data-set mIoUs "
-    "has a paired bootstrap interval of 90 % (10,000 draws), which passes within the margin either way, is refused beyond it, "
-    "and decides nothing otherwise. An adversary with more steps, queries or knowledge than the pool has could do more."
+    "The engine and the PyTorch model (its main branch) label the same 8-bit images. Under each threat both meet the worst of "
+    "a shared pool of attacks, chosen for each image and each of them so that its own mIoU is low (greedy, once, on all "
+    "images): attacks made on the PyTorch model and replayed, made with the gradients of the engine's own graph, made by "
+    "asking the engine (for its labels, and for its logits where it gives them), and noise. The difference of the two "
+    "data-set mIoUs has a paired bootstrap interval of 90 % (10,000 draws), which passes within the margin either way, is "
+    "refused beyond it, and decides nothing otherwise. An adversary with more steps, queries or knowledge than the pool has "
+    "could do more."
 )
 
 

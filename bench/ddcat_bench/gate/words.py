@@ -37,19 +37,19 @@ _REFUSED = {
 _OPEN = {"accuracy": "accuracy is undecided", "robustness": "robustness is undecided"}
 
 WORDS = {
-    "reference": "the PyTorch main branch that the engine was made from",
-    "replay": "an attack that was made on the reference and is replayed on the engine",
+    "PyTorch model": "the main branch that the engine was made from",
+    "replay": "an attack that was made on the PyTorch model and is replayed on the engine",
     "twin": "an attack made with the gradients of the engine's own graph, which torch computes node by node",
     "engine": "an attack made with queries to the engine itself",
     "noise": "random signs at the bound: no attack, which any attack should beat",
     "bound": "largest change of a colour value of a pixel, in grey levels of 255",
-    "equal labels": "share of the pixels that engine and reference label alike",
+    "equal labels": "share of the pixels that the engine and the PyTorch model label alike",
     "engine and twin": "share of the pixels that the engine and its twin label alike: below 99.9 % the twin is another model, "
     "and attacks on it are transferred ones",
 }
 PLACE_HEADS = ["attack", "bound", "equal labels", "near boundaries", "elsewhere"]
-MEMBER_HEADS = ["made on", "attack", "bound", "images", "reference", "engine", "equal labels", "engine and twin"]
-_SIDES = ("reference", "engine", "difference")
+MEMBER_HEADS = ["made on", "attack", "bound", "images", "PyTorch model", "engine", "equal labels", "engine and twin"]
+_SIDES = ("PyTorch model", "engine", "difference")
 CLASS_HEADS = ["class", "pixels", *(f"{images}: {side}" for images in ("clean", "attacked") for side in _SIDES)]
 
 
@@ -157,7 +157,7 @@ def flip_heads(result: GateResult) -> list[str]:
 
 
 def margin_cells(result: GateResult) -> list[list[str]]:
-    """Return the pixels by the margin of the reference's logits."""
+    """Return the pixels by the margin of the PyTorch model's logits."""
     rows = _replays(result)[0], _replays(result)[-1]
     return [
         [

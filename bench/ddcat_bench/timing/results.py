@@ -29,7 +29,7 @@ _IDLE = 0.1  # cores that a system keeps busy by itself
 class Times(StrictModel):
     """One contender's times."""
 
-    seconds: tuple[float, ...] = Field(description="of each call, in their order")
+    seconds: tuple[float, ...] = Field(description="Seconds of each call, in their order.")
     median: float
     lower_quartile: float
     upper_quartile: float
@@ -38,18 +38,18 @@ class Times(StrictModel):
 class Timing(Times):
     """The times of so many calls that one can tell whether they drift."""
 
-    stable: bool = Field(description="whether the medians of the last three windows lie within 10 %")
+    stable: bool = Field(description="True where the medians of the last three windows lie within 10 %.")
 
 
 class Ratio(StrictModel):
     """Seconds of a baseline / those of what is measured, in the same turn: how many times as fast that is."""
 
-    median: float = Field(description="of the ratios of all turns")
+    median: float = Field(description="Median of the ratios of all turns.")
     lower_quartile: float
     upper_quartile: float
     lowest: float
     highest: float
-    of_medians: float = Field(description="ratio of the medians")
+    of_medians: float = Field(description="Ratio of the medians.")
 
 
 class SpeedEntry(StrictModel):
@@ -57,7 +57,7 @@ class SpeedEntry(StrictModel):
 
     name: Literal["engine", "original", "main branch", "compiled"]
     times: Timing
-    peak_memory: int | None = Field(description="bytes, of a process of its own; null: the system does not tell")
+    peak_memory: int | None = Field(description="Bytes of a process of its own; null: the system does not tell.")
 
 
 class SpeedRatio(Ratio):
@@ -71,11 +71,9 @@ class Watched(StrictModel):
 
     schema_version: int
     kind: str
-    load_before: float = Field(description="load average of the last minute when the measurement began")
-    load_after: float = Field(description="and when its last timed call ended; above the threads by what others did")
-    others: float | None = Field(
-        None, description="cores that others kept busy while it was timed; null: measured before that was, or not known"
-    )
+    load_before: float = Field(description="Load average of the last minute when the measurement began.")
+    load_after: float = Field(description="The same when its last timed call ended; above the threads by what others did.")
+    others: float | None = Field(None, description="Cores that others kept busy while it was timed; null: not known.")
     environment: Environment
 
     @property
@@ -93,18 +91,18 @@ class SpeedResult(Watched):
     kind: Literal["speed"] = "speed"
     bundle: BundleEntry
     checkpoint: CheckpointEntry
-    engine_bytes: int = Field(description="size of the file that the runtime loads")
-    parameter_bytes: int = Field(description="size of the main branch's parameters and statistics in fp32")
+    engine_bytes: int = Field(description="Size of the file that the runtime loads.")
+    parameter_bytes: int = Field(description="Size of the main branch's parameters and statistics in fp32.")
     boundary: str
-    memory: str = Field(description="what peak memory is")
-    inputs: str = Field(description="what the images were")
+    memory: str = Field(description="What peak memory is.")
+    inputs: str = Field(description="What the images were.")
     batch: int = Field(ge=1)
     height: int
     width: int
-    threads: int = Field(ge=1, description="of each contender")
-    warm_up: int = Field(description="calls of each contender before the first that counts")
+    threads: int = Field(ge=1, description="Threads of each contender.")
+    warm_up: int = Field(description="Calls of each contender before the first that counts.")
     contenders: tuple[SpeedEntry, ...]
-    ratios: tuple[SpeedRatio, ...] = Field(description="the original graph first")
+    ratios: tuple[SpeedRatio, ...] = Field(description="Ratios to each baseline, the original graph first.")
 
     @property
     def stable(self) -> bool:
@@ -123,18 +121,20 @@ class ThroughputRow(StrictModel):
     height: int
     width: int
     times: Timing
-    images_per_second: float = Field(description="of the median call")
+    images_per_second: float = Field(description="Images a second in the median call.")
     of_peak: float | None = Field(
-        description="multiply-adds a second, two operations each, as a share of fp32 matrix products measured just before; the "
-        "work of another size than the manifest's is taken in proportion to its pixels; null: not of a CPU in fp32"
+        description="Multiply-adds a second, two operations each, as a share of fp32 matrix products measured just before; the "
+        "work of another size than the manifest's is taken in proportion to its pixels; null: not of a CPU in fp32."
     )
 
 
 class ThroughputResult(StrictModel):
     """Throughput of an engine alone."""
 
-    threads: int | None = Field(description="of the engine; null: it does not say")
-    matrix_product_peak: float | None = Field(description="operations a second in fp32; null: the engine computes elsewhere")
-    batches: tuple[ThroughputRow, ...] = Field(description="of one size")
-    sizes: tuple[ThroughputRow, ...] = Field(description="in the smallest batch; one row where the engine takes one size")
-    others: float | None = Field(description="cores that others kept busy meanwhile; null: not known")
+    threads: int | None = Field(description="Threads of the engine; null: it does not say.")
+    matrix_product_peak: float | None = Field(description="Operations a second in fp32; null: the engine computes elsewhere.")
+    batches: tuple[ThroughputRow, ...] = Field(description="Rows by batch, of images of one size.")
+    sizes: tuple[ThroughputRow, ...] = Field(
+        description="Rows by size, in the smallest batch; one row where the engine takes one size."
+    )
+    others: float | None = Field(description="Cores that others kept busy meanwhile; null: not known.")

@@ -71,11 +71,11 @@ class Scenario(StrictModel):
     boundary: Boundary
     batch: int
     load: float | None = Field(
-        description="requests a second that come, as a share of the capacity; null: as quick as possible"
+        description="Requests a second that come, as a share of the capacity; null: as quick as possible."
     )
-    offered: float | None = Field(description="the same in requests a second")
-    images_per_second: float = Field(description="that were answered")
-    latencies: Latencies | None = Field(description="null: offline has none")
+    offered: float | None = Field(description="The same in requests a second.")
+    images_per_second: float = Field(description="Images a second that were answered.")
+    latencies: Latencies | None = Field(description="Latencies; null: offline has none.")
 
 
 class ScenariosResult(StrictModel):
@@ -86,10 +86,12 @@ class ScenariosResult(StrictModel):
     bundle: BundleEntry
     height: int
     width: int
-    seconds: float = Field(description="that each scenario lasted, about")
+    seconds: float = Field(description="Seconds that each scenario lasted, about.")
     seed: int
-    others: float | None = Field(description="cores that others kept busy meanwhile; null: not known")
-    steady: bool = Field(description="whether the single stream's mean was the same before and after all others, within 10 %")
+    others: float | None = Field(description="Cores that others kept busy meanwhile; null: not known.")
+    steady: bool = Field(
+        description="True where the single stream's mean was the same before and after all others, within 10 %."
+    )
     rows: tuple[Scenario, ...]
     environment: Environment
 

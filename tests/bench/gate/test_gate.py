@@ -494,7 +494,7 @@ def test_the_reports_say_the_same(
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == (str(len(passed.findings)), "0", "0")
     for row in passed.threats:
         assert f"| {row.name} | {row.reference:.2f} | {row.engine:.2f} |" in markdown
-        assert f'<td data-label="reference" class="n">{row.reference:.2f}</td>' in page
+        assert f'<td data-label="PyTorch model" class="n">{row.reference:.2f}</td>' in page
     assert page.index("may stand in for its model") < page.index("What was tested") < page.index("Attacks")
     assert "data:image" not in page
     assert "http" not in page  # nothing is loaded from elsewhere

@@ -43,5 +43,5 @@ def test_the_worst_images_with_their_flips(checkpoint: Checkpoint, scenes: Datas
         assert flips[:5, :7].all()
         assert flips.sum() == 35
         assert f"{35 / flips.size:.3%} of the labels differ" in overlay.caption
-        same = (pixels(pictures["reference"]) == pixels(pictures["engine"])).all(2)
+        same = (pixels(pictures["PyTorch model"]) == pixels(pictures["engine"])).all(2)
         np.testing.assert_array_equal(same, ~flips)

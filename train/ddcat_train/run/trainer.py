@@ -1,6 +1,5 @@
 """The state of a training run: it does a step, evaluates, saves and restores itself."""
 
-import hashlib
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +15,6 @@ from ddcat_train.checkpoints import (
     Description,
     SplitEntry,
     build_network,
-    find_checkpoint,
-    load_checkpoint,
     save_checkpoint,
 )
 from ddcat_train.config import Config
@@ -32,7 +29,6 @@ from ddcat_train.errors import ConfigError, DataError
 from ddcat_train.evaluation import evaluate
 from ddcat_train.losses import valid_pixels
 from ddcat_train.methods import METHODS, MicroBatch
-from ddcat_train.networks import ComposedSegmenter, Segmenter, build_whole, load_backbone
 from ddcat_train.optimizer import (
     Gradients,
     add_gradients,
@@ -47,6 +43,7 @@ from ddcat_train.run.ema import init_ema, update_ema
 from ddcat_train.run.panels import draw_panels
 from ddcat_train.run.resume import RANDOM, changed_measures, check_same_data, note_more_epochs
 from ddcat_train.run.sessions import LIBRARIES
+from ddcat_train.run.start import check_same_start, load_first_weights, random_states, restore_random_states
 from ddcat_train.seeds import derive_seed
 from ddcat_train.tf32 import forbid_tf32
 
@@ -54,7 +51,6 @@ __all__ = ["Trainer"]
 
 # No fp16: gradients of an attack underflow, and the sign() of what is left is 0.
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "64-true"}
-_PAPERS = ("voc", "cityscapes")  # the data sets of the paper
 _OPTIMIZER, _TRAINING = "optimizer.", "training."
 
 
@@ -111,7 +107,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         network = build_network(config, len(self._train.classes))
         if begun is None:
-            self._start(network)
+            self.notes += load_first_weights(network, config, self._train.classes)
         self._network = network.to(self._fabric.device, self._dtype)
         self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions
         self._average = None if config.train.ema is None else init_ema(self._network)
@@ -324,7 +320,7 @@ class Trainer:
             extra = {f"{_OPTIMIZER}{name}": value for name, value in optimizer_state(self._network, self._optimizer).items()}
             if self._average is not None:
                 extra |= {f"{_TRAINING}{name}": value for name, value in self._network.state_dict().items()}
-            for kind, state in self._random_states().items():
+            for kind, state in random_states(self.device).items():
                 extra[f"{RANDOM}{kind}"] = torch.stack(self.ranks.gather(state))
         if self.ranks.rank:
             return
@@ -343,35 +339,6 @@ class Trainer:
             versions=self._versions,
         )
         save_checkpoint(path, description, self.eval_network, extra)
-
-    def _start(self, network: Segmenter) -> None:
-        """Load the weights that a new run begins with, if any, and note which are random."""
-        model, classes = self._config.model, self._train.classes
-        if model.start_from is not None:
-            absent = load_checkpoint(model.start_from).start(network, classes)
-            self.notes.append(
-                f"starts from {model.start_from}"
-                + (f", which has no branch {', '.join(absent)}: random weights there" if absent else ", all branches included")
-            )
-        elif model.weights is not None:
-            begun = build_whole(
-                model,
-                classes=len(classes),
-                heads=[*network.heads],
-                weights=model.weights,
-                notes=self.notes,
-            )
-            network.load_state_dict(begun.state_dict())
-        elif model.pretrained is not None:
-            assert isinstance(network, ComposedSegmenter)  # the configuration says so
-            load_backbone(network.backbone, find_checkpoint(model.pretrained))
-        elif self._config.data.name in _PAPERS:
-            self.notes.append(
-                "starts from random weights, where the paper's released code loads those of ImageNet: "
-                "--set model.pretrained=FILE"
-            )
-        else:
-            self.notes.append("starts from random weights (model.pretrained, model.start_from)")
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """
@@ -399,22 +366,11 @@ class Trainer:
             self.notes.append(note_more_epochs(self._config, saved, step=self.step, steps=self.steps))
         self._restore_random_state(checkpoint.part(RANDOM))
 
-    def _random_states(self) -> dict[str, Tensor]:
-        device = self._fabric.device
-        states = {"cpu": torch.get_rng_state()}
-        return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
-
     def _restore_random_state(self, states: Mapping[str, Tensor]) -> None:
         """Restore this rank's states; with another number of ranks there are none, and dropout draws other numbers."""
-        rows = {kind: states[kind].view(-1, len(own)) for kind, own in self._random_states().items() if kind in states}
-        self._initial_ranks = len(rows["cpu"])
+        self._initial_ranks = restore_random_states(states, self.device, rank=self.ranks.rank, ranks=self.ranks.size)
         if self._initial_ranks != self.ranks.size:
             torch.manual_seed(self._own_seed(self.step))
-            return
-        own = {kind: states[self.ranks.rank].clone() for kind, states in rows.items()}  # torch misreads the state of a view
-        torch.set_rng_state(own["cpu"])
-        if "cuda" in own:
-            torch.cuda.set_rng_state(own["cuda"], self._fabric.device)
 
     def _own_seed(self, step: int) -> int:
         return derive_seed(self._config.seed, step, self.ranks.rank)
@@ -427,18 +383,8 @@ class Trainer:
         ------
         ConfigError
         """
-        if self.ranks.size == 1:
-            return
-        digest = hashlib.sha256(f"{self.step} {self._entries}".encode())
-        for tensor in (*self._network.state_dict().values(), *optimizer_state(self._network, self._optimizer).values()):
-            digest.update(tensor.cpu().contiguous().numpy())
-        digests = self.ranks.gather(digest.hexdigest())
-        other = next((rank for rank, its in enumerate(digests) if its != digests[0]), None)
-        if other is not None:
-            raise ConfigError(
-                f"ranks 0 and {other} begin with different weights, steps or lists of images: every machine must see the same "
-                "data set, pretrained weights and run folder"
-            )
+        tensors = (*self._network.state_dict().values(), *optimizer_state(self._network, self._optimizer).values())
+        check_same_start(self.ranks, f"{self.step} {self._entries}", tensors)
 
 
 def _same(one: Sequence[Sequence[nn.Parameter]], other: Sequence[Sequence[nn.Parameter]]) -> bool:
