@@ -170,8 +170,10 @@ class Device(StrictModel):
 class DeviceKinds(StrictModel):
     """The kinds of GPU that a plan of TensorRT for RTX is for; the GPU that loads it finishes it."""
 
-    compute_capabilities: tuple[Name, ...] = Field(strict=False, min_length=1, max_length=32, description="for example '8.9'")
-    runtime: Name = Field(description="and its version, for example 'tensorrt_rtx 1.7.1.116'")
+    compute_capabilities: tuple[Name, ...] = Field(
+        strict=False, min_length=1, max_length=32, description="Compute capabilities of the GPUs, for example '8.9'."
+    )
+    runtime: Name = Field(description="Runtime and its version, for example 'tensorrt_rtx 1.7.1.116'.")
 
 
 class EngineEntry(StrictModel):
@@ -234,7 +236,7 @@ class Golden(StrictModel):
     source: Text = Field(description="Origin of the images.")
     attack: Details
     labelled_by: Text | None = Field(
-        default=None, description="what gave the labels, where no GPU that the engine is for was there; None: this engine"
+        default=None, description="What gave the labels, where no GPU that the engine is for was there; None: this engine."
     )
 
 
