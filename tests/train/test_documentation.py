@@ -51,7 +51,7 @@ def test_every_method_and_data_set_is_there() -> None:
 
 
 def test_the_table_of_presets_covers_all_of_them() -> None:
-    methods = "|".join([*get_args(MethodName), "sat-fgsm", "pgd-at-4"])
+    methods = "|".join([*get_args(MethodName), "sat-fgsm", "pgd-at-4", "undefended-corruptions", "pgd-at-corruptions"])
     patterns = [
         code(row[0])[0]
         .replace("NETWORK", "(pspnet50|deeplabv3_50)")
