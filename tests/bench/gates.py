@@ -133,3 +133,20 @@ def made_gate(name: str = "model", *, seconds: float = 0.1, attacked: float = 28
         environment=ENVIRONMENT,
     )
     return made.model_copy(update=others)
+
+
+def near(speed: SpeedResult, **others: Any) -> SpeedResult:
+    """As if single turns had been slower than the limit of fp32 allows, and quartiles had not."""
+    ratio = speed.ratios[0].model_copy(update={"lowest": 0.9, "lower_quartile": 2.0, "median": 2.1, "upper_quartile": 2.2})
+    return speed.model_copy(update={"ratios": (ratio,), **others})
+
+
+def turns(speed: SpeedResult, *shares: float) -> SpeedResult:
+    """As if the engine had taken these shares of PyTorch's time, turn by turn."""
+    own = [share * 0.1 for share in shares]
+    found = SpeedRatio(baseline="original", **dict(ratio([0.1] * len(own), own)))
+    contenders = tuple(
+        entry.model_copy(update={"times": timing(own if entry.name == "engine" else [0.1] * len(own))})
+        for entry in speed.contenders
+    )
+    return speed.model_copy(update={"ratios": (found,), "contenders": contenders})

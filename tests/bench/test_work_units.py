@@ -171,7 +171,8 @@ def test_a_fault_in_the_data_costs_only_what_follows(run_directory: Path, tmp_pa
     assert not work_folder(out).exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_command_continues(run_directory: Path, whole: AttackResult, tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "attack"
     command = [sys.executable, "-c", "from ddcat.cli import bench; bench()", "attack", str(run_directory)]
@@ -213,6 +214,7 @@ def test_two_processes_write_what_one_writes(run_directory: Path, whole: AttackR
     assert [file.name for file in tmp_path.iterdir()] == ["attack"]
 
 
+@pytest.mark.slow
 def test_what_a_process_cannot_read_is_one_line(run_directory: Path, tmp_path: Path, scenes_copy: Path) -> None:
     (scenes_copy / "JPEGImages" / "val_00004.jpg").write_bytes(b"no image")
     command = [sys.executable, "-m", "ddcat", "attack", str(run_directory), "--data-root", str(scenes_copy)]

@@ -68,6 +68,7 @@ def test_a_wrong_name_is_told_the_nearest(monkeypatch: pytest.MonkeyPatch, capsy
         ("--version", {"ddcat"}),
         ("train --help", {"ddcat", "ddcat_train"}),
         ("serve --help", {"ddcat", "ddcat_serve"}),
+        ("export --help", {"ddcat", "ddcat_export"}),
         ("inspect nowhere", {"ddcat", "ddcat_serve"}),
     ],
 )

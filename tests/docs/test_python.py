@@ -26,6 +26,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_page_does_what_it_says(printed: str) -> None:
     assert re.search(r"^\{0: 0\.\d+, 3: 0\.\d+\}$", printed, re.MULTILINE)
     assert float(re.findall(r"tensor\((0\.\d+)\)", printed)[0]) <= 4 / 255 + 1e-4

@@ -9,9 +9,9 @@ import pytest
 
 from ddcat.bundle import open_bundle
 from ddcat_train.data.synthetic.generate import write_scenes
+from tests.commands import call
 
 ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="module")
@@ -21,22 +21,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_scenes(folder / "scenes", train=8, val=4, size=(56, 48))
     overrides = ["augment.crop=33", "model.width=4", "train.epochs=2", "train.batch_size=4"]
     options = [part for override in overrides for part in ("--set", override)]
-    call("ddcat", "train", "scenes-ddcat", "--data-root", folder / "scenes", *options, "--out", folder / "run")
-    call("ddcat", "export", folder / "run", "--engine", "ort", "--size", "56x48", "--out", folder / "bundle")
+    done("ddcat", "train", "scenes-ddcat", "--data-root", folder / "scenes", *options, "--out", folder / "run")
+    done("ddcat", "export", folder / "run", "--engine", "ort", "--size", "56x48", "--out", folder / "bundle")
     return folder
 
 
-def call(command: str, *arguments: object) -> str:
-    line = [BIN / command, *map(str, arguments)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def done(command: str, *arguments: object) -> str:
+    ended = call(command, *arguments)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
 
 
 def test_attack_fidelity_and_speed_leave_files_that_agree(made: Path) -> None:
-    call("ddcat", "attack", made / "run", "--suite", "paper", "--out", made / "attack")
-    call("ddcat", "fidelity", made / "bundle", "--out", made / "fidelity")
-    call("ddcat", "speed", made / "bundle", "--repeats", 10, "--out", made / "speed")
+    done("ddcat", "attack", made / "run", "--suite", "paper", "--out", made / "attack")
+    done("ddcat", "fidelity", made / "bundle", "--out", made / "fidelity")
+    done("ddcat", "speed", made / "bundle", "--repeats", 10, "--threads", 1, "--out", made / "speed")
     attack, fidelity, speed = (json.loads((made / f"{n}/{n}.json").read_text()) for n in ("attack", "fidelity", "speed"))
     assert [row["steps"] for row in attack["rows"]] == [*range(8), 10, 20, 20, *range(1, 8), 10, 20, 20]
     rounded = {row["steps"]: row["scores"]["miou"] for row in attack["rows"] if row["eight_bit"] or not row["steps"]}
@@ -51,7 +50,9 @@ def test_attack_fidelity_and_speed_leave_files_that_agree(made: Path) -> None:
 
 
 def test_scores_over_http_are_those_of_the_engine(made: Path) -> None:
-    call("python", ROOT / "examples/score_over_http.py", made / "bundle", "--out", made / "http.json")
+    subprocess.run(
+        [sys.executable, ROOT / "examples/score_over_http.py", made / "bundle", "--out", made / "http.json"], check=True
+    )
     result = json.loads((made / "http.json").read_text())
     assert result["images"] == 12  # four images, clean and after 3 and 7 steps
     assert result["differing_pixels"] == 0
@@ -60,4 +61,4 @@ def test_scores_over_http_are_those_of_the_engine(made: Path) -> None:
 
 
 def test_the_bundle_still_holds_after_it_was_judged(made: Path) -> None:
-    assert "Integrity only" in call("ddcat-serve", "inspect", made / "bundle")
+    assert "Integrity only" in done("ddcat-serve", "inspect", made / "bundle")

@@ -9,18 +9,19 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from ddcat.bundle import Bundle
 from ddcat_serve.http.app import create_app
 from ddcat_serve.inference.model_registry import Models, load_models
 from ddcat_serve.settings import Settings
-from tests.bundles import build, bundle, cache, make_bundle, make_graph, oracle, picture
+from tests.bundles import build, bundle, cache, make_bundle, make_graph, oracle, picture, small_bundle
 
 __all__ = ["build", "bundle", "cache", "make_bundle", "make_graph", "oracle", "picture"]  # fixtures
 
 
-@pytest.fixture
-def models(bundle: Bundle) -> Iterator[Models]:
-    with load_models([bundle.path], settings=Settings(), threads=1) as loaded:
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]:
+    """The small bundle, loaded once for a file's tests."""
+    path = small_bundle(tmp_path_factory.mktemp("models") / "small.bundle").path
+    with load_models([path], settings=Settings(), threads=1) as loaded:
         yield loaded
 
 
@@ -40,12 +41,12 @@ class InProcess(httpx.BaseTransport):
         return httpx.Response(response.status_code, headers=headers, content=response.content)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def client_of() -> Callable[[FastAPI], httpx.Client]:
     return lambda app: httpx.Client(transport=InProcess(app), base_url="http://test")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(models: Models, client_of: Callable[[FastAPI], httpx.Client]) -> httpx.Client:
     """The server with small limits: 64 KiB and 5000 pixels."""
     return client_of(create_app(models, Settings(max_bytes=65536, max_pixels=5000)))

@@ -5,7 +5,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 COMMAND = Path(sys.executable).with_name("ddcat-serve")
@@ -43,6 +44,13 @@ def introduced(
             yield process, line.removeprefix("listening at ").strip(), lines
         finally:
             process.kill()
+
+
+def wait_for(done: Callable[[], bool]) -> None:
+    until = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def free_port() -> int:

@@ -102,7 +102,7 @@ class Served(RuleBasedStateMachine):
 
 
 TestServed = Served.TestCase
-TestServed.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestServed.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
 
 
 def serve(

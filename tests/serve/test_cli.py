@@ -1,9 +1,6 @@
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,14 +10,9 @@ import pytest
 
 from ddcat.bundle import Bundle
 from ddcat.hashing import sha256_of_bytes
+from tests.commands import call
 from tests.serve.payloads import as_labels, as_png
-from tests.serve.processes import COMMAND, connect, introduced, server
-
-
-def run_serve(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "COLUMNS": "200"}
-    )
+from tests.serve.processes import connect, introduced, server
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -50,8 +42,8 @@ def test_a_request_that_is_too_long_is_answered(bundle: Bundle) -> None:
 def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        result = run_serve("run", tmp_path / "never-read", "--port", str(port))
-        grpc = run_serve("run", tmp_path / "never-read", "--port", "0", "--grpc-port", str(port))
+        result = call("ddcat-serve", "run", tmp_path / "never-read", "--port", str(port))
+        grpc = call("ddcat-serve", "run", tmp_path / "never-read", "--port", "0", "--grpc-port", str(port))
     for found, option in ((result, "--port"), (grpc, "--grpc-port")):
         assert (found.returncode, found.stdout) == (2, "")
         assert (
@@ -61,11 +53,11 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
 
 
 def test_an_invalid_address_is_refused(bundle: Bundle) -> None:
-    result = run_serve("run", bundle.path, "--host", "192.0.2.1", "--port", "0")
+    result = call("ddcat-serve", "run", bundle.path, "--host", "192.0.2.1", "--port", "0")
     assert result.returncode == 2
     assert result.stderr.startswith("error: cannot listen at 192.0.2.1")
     assert result.stderr.count("\n") == 1
-    result = run_serve("run", bundle.path, "--host", "a..b", "--port", "0")
+    result = call("ddcat-serve", "run", bundle.path, "--host", "a..b", "--port", "0")
     assert (result.returncode, result.stderr) == (
         2, "error: cannot listen at a..b: it is not a valid host name: use an address of this machine for --host\n",
     )  # fmt: skip
@@ -88,7 +80,7 @@ def test_damaged_bundles_are_refused(bundle: Bundle, command: list[str], damage:
     else:
         named = bundle.path / "manifest.json"
         named.write_text(json.dumps({**json.loads(named.read_text()), "threshold": 3}))
-    result = run_serve(command[0], named if damage == "none" else bundle.path, *command[1:])
+    result = call("ddcat-serve", command[0], named if damage == "none" else bundle.path, *command[1:])
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("error: ")
     assert str(named) in result.stderr
@@ -101,21 +93,21 @@ def test_a_graph_that_does_not_run_is_refused_at_the_start(bundle: Bundle) -> No
     manifest["files"]["model.onnx"] = {"sha256": sha256_of_bytes(content), "bytes": len(content)}
     (bundle.path / "model.onnx").write_bytes(content)
     (bundle.path / "manifest.json").write_text(json.dumps(manifest))
-    result = run_serve("run", bundle.path, "--port", "0")
+    result = call("ddcat-serve", "run", bundle.path, "--port", "0")
     assert result.returncode == 2
     assert result.stderr.startswith("error: ONNX Runtime does not load the graph")
     assert result.stderr.count("\n") == 1
 
 
 def test_inspect_says_what_is_in_it(bundle: Bundle) -> None:
-    result = run_serve("inspect", bundle.path)
+    result = call("ddcat-serve", "inspect", bundle.path)
     assert result.returncode == 0, result.stderr
     for expected in (bundle.digest, "night, red, green, blue", "CPUExecutionProvider", "height 8 to 640", "Integrity only"):
         assert expected in result.stdout
 
 
 def test_inspect_as_json_is_the_manifest(bundle: Bundle) -> None:
-    found = json.loads(run_serve("inspect", bundle.path, "--json", "--expect-digest", bundle.digest).stdout)
+    found = json.loads(call("ddcat-serve", "inspect", bundle.path, "--json", "--expect-digest", bundle.digest).stdout)
     assert found == {
         "digest": bundle.digest,
         "trust": "the digest is the expected one",
@@ -128,24 +120,14 @@ def test_inspect_as_json_is_the_manifest(bundle: Bundle) -> None:
 def test_a_bundle_of_somebody_else_is_refused(bundle: Bundle, command: list[str], wanted: str, tmp_path: Path) -> None:
     (bundle.path / "model.onnx").write_bytes(b"never read")
     options = ["--expect-digest", "0" * 64] if wanted == "digest" else ["--require-signature", tmp_path / "key.pub"]
-    result = run_serve(command[0], bundle.path, *command[1:], *options)
+    result = call("ddcat-serve", command[0], bundle.path, *command[1:], *options)
     assert (result.returncode, result.stdout) == (2, "")
     said = f"has digest {bundle.digest}, and not the expected" if wanted == "digest" else "is not signed"
     assert result.stderr.startswith(f"error: {bundle.path} {said}")
     assert result.stderr.count("\n") == 1
 
 
-def test_help_is_light() -> None:
-    program = (
-        "import sys\nfrom ddcat_serve.cli import app\ntry:\n    app(['run', '--help'])\nexcept SystemExit:\n    pass\n"
-        "print('HEAVY', {'onnxruntime', 'fastapi', 'uvicorn', 'numpy', 'PIL', 'torch'} & set(sys.modules))"
-    )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    assert "HEAVY set()" in result.stdout
-    assert "ddcat serve runs/camvid/bundle" in result.stdout
-
-
 def test_one_port_for_both_protocols_is_refused(bundle: Bundle) -> None:
-    result = run_serve("run", bundle.path, "--port", "47391", "--grpc-port", "47391")
+    result = call("ddcat-serve", "run", bundle.path, "--port", "47391", "--grpc-port", "47391")
     assert result.returncode == 2
     assert result.stderr == "error: --grpc-port 47391 is also the port of HTTP: use another one\n"

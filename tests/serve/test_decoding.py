@@ -64,46 +64,12 @@ def test_jpeg_equals_another_decoder_closely(picture: np.ndarray) -> None:
     assert np.abs(decoded.astype(int) - reference).max() <= 2
 
 
-def test_orientation_is_not_applied(picture: np.ndarray) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotated by a quarter
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", exif=exif)
-    assert decode(file.getvalue(), max_pixels=LIMIT).shape == picture.shape
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
-def test_other_png_modes_become_rgb(mode: str, picture: np.ndarray) -> None:
-    image = Image.fromarray(picture).convert(mode)
-    decoded = decode(png_of(image), max_pixels=LIMIT)
-    np.testing.assert_array_equal(decoded, np.asarray(image.convert("RGB")))
-    assert decoded.flags.c_contiguous
-
-
-def test_grey_jpeg_becomes_rgb(picture: np.ndarray) -> None:
-    decoded = decode(simplejpeg.encode_jpeg(picture[..., :1].copy(), colorspace="GRAY"), max_pixels=LIMIT)
-    np.testing.assert_array_equal(decoded[..., 0], decoded[..., 2])
-    assert decoded.shape == picture.shape
-
-
 def test_transparency_is_refused(picture: np.ndarray) -> None:
     image = Image.fromarray(picture).convert("RGBA")
     image.putpixel((3, 4), (1, 2, 3, 254))
     assert status_of(png_of(image)) == (400, "the PNG has transparent pixels, whose colour is undefined: flatten it")
     palette = Image.fromarray(picture).convert("P")
     assert status_of(png_of(palette, transparency=int(np.asarray(palette)[0, 0])))[0] == 400
-
-
-def test_formats_that_would_need_a_guess() -> None:
-    assert status_of(png_of(Image.fromarray(np.full((9, 9), 40_000, np.uint16))))[0] == 415
-    file = io.BytesIO()
-    Image.new("CMYK", (9, 9)).save(file, "JPEG")
-    assert status_of(file.getvalue())[0] == 415
-    file = io.BytesIO()
-    Image.new("RGB", (9, 9)).save(file, "GIF")
-    assert status_of(file.getvalue())[0] == 415
-    assert status_of(b"")[0] == 415
-    assert status_of(b'{"image": 1}')[0] == 415
 
 
 def test_bombs_are_refused_by_their_header() -> None:
@@ -131,44 +97,6 @@ def test_the_limit_itself_is_allowed(picture: np.ndarray) -> None:
     assert status_of(content, 37 * 53 - 1)[0] == 413
 
 
-def test_a_jpeg_of_endless_scans_is_refused(picture: np.ndarray) -> None:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", progressive=True)
-    content = file.getvalue()
-    last = content.rindex(b"\xff\xda")
-    assert decode(content, max_pixels=LIMIT).shape == picture.shape
-    assert status_of(content[:-2] + content[last:-2] * 100 + content[-2:]) == (400, "the JPEG has more than 100 scans")
-
-
-@pytest.mark.parametrize("progressive", [False, True])
-def test_surplus_bytes_of_a_jpeg_change_nothing(picture: np.ndarray, progressive: bool) -> None:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", progressive=progressive)
-    content = file.getvalue()
-    table, last = content.index(b"\xff\xdb"), content.rindex(b"\xff\xda")
-    for surplus in (
-        content[:-2] + bytes(13) + content[-2:],  # behind the pixels, as many cameras write them
-        content[:table] + b"surplus" + content[table:],
-        content[:last] + b"surplus" + content[last:],
-        content + np.random.default_rng(8).bytes(8 << 20),
-    ):
-        np.testing.assert_array_equal(decode(surplus, max_pixels=LIMIT), decode(content, max_pixels=LIMIT))
-    for broken in (content[:-2], content[:-40] + content[-2:]):
-        assert status_of(broken)[0] == 400
-
-
-def test_colours_beyond_the_palette_are_no_guess() -> None:
-    def indexed(colours: int, index: int) -> bytes:
-        parts = (
-            (b"IHDR", struct.pack(">IIBBBBB", 2, 1, 8, 3, 0, 0, 0)), (b"PLTE", bytes(range(3 * colours))),
-            (b"IDAT", zlib.compress(bytes((0, 0, index)))), (b"IEND", b""),
-        )  # fmt: skip
-        return b"\x89PNG\r\n\x1a\n" + b"".join(chunk_of(*part) for part in parts)
-
-    assert decode(indexed(4, 3), max_pixels=LIMIT).tolist() == [[[0, 1, 2], [9, 10, 11]]]
-    assert status_of(indexed(4, 4)) == (400, "the PNG has indices beyond its palette, whose colour is undefined")
-
-
 def test_no_refusal_names_a_place_in_memory(picture: np.ndarray) -> None:
     content = bytearray(webp_of(picture))
     content[20:] = bytes(len(content) - 20)
@@ -179,22 +107,7 @@ def test_no_refusal_names_a_place_in_memory(picture: np.ndarray) -> None:
         assert "BytesIO" not in str(caught.value)
 
 
-def test_damaged_images_are_a_clear_400(picture: np.ndarray) -> None:
-    jpeg, png = simplejpeg.encode_jpeg(picture), png_of(Image.fromarray(picture))
-    for content in (
-        jpeg[: len(jpeg) // 2],
-        jpeg[:30],
-        jpeg_claiming(64, 64),
-        png[: len(png) // 2],
-        png[:20],
-        png_header(50, 50),
-    ):
-        status, message = status_of(content)
-        assert status == 400
-        assert message.startswith(("the JPEG ", "the PNG "))
-
-
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_no_damage_raises_anything_else(data: st.DataObject) -> None:
     pixels = np.arange(20 * 20 * 3, dtype=np.uint8).reshape(20, 20, 3)
@@ -247,12 +160,6 @@ def test_webp_that_is_refused(picture: np.ndarray) -> None:
     assert (
         status_of(webp_of(seen, lossless=True))[1] == "the WebP has transparent pixels, whose colour is undefined: flatten it"
     )
-
-
-def test_an_animated_png_is_refused(picture: np.ndarray) -> None:
-    frames = [Image.fromarray(picture), Image.fromarray(255 - picture)]
-    content = png_of(frames[0], save_all=True, append_images=frames[1:])
-    assert status_of(content) == (415, "the PNG is an animation: send one of its pictures")
 
 
 def test_the_size_comes_from_the_header_alone(picture: np.ndarray) -> None:

@@ -18,6 +18,7 @@ from ddcat_serve.inference.admission_queue import AdmissionQueue, Overloaded, To
 from ddcat_serve.inference.engine_worker import EngineWorker
 from ddcat_serve.inference.jobs import HungError, Job, LateError, StoppedError
 from ddcat_serve.observe.usage import Batch
+from tests.serve.processes import wait_for
 
 BAD = 13  # an image whose first value is this breaks the engine
 SIZE = (4, 5)
@@ -30,11 +31,9 @@ class Toy:
     description = {"threads": 1}  # noqa: RUF012
 
     def __init__(self) -> None:
-        self.go = threading.Event()
+        self.go, self.entered, self.closed = threading.Event(), threading.Event(), threading.Event()
         self.go.set()
-        self.entered = threading.Event()
         self.calls: list[list[int]] = []
-        self.closed = threading.Event()
         self.rests = 0
 
     def infer(self, images: np.ndarray) -> Outputs:
@@ -98,13 +97,6 @@ def hold_and_lose(worker: EngineWorker, toy: Toy) -> None:
         hold(worker, toy).result.result(5)
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 5
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.01)
-    assert condition()
-
-
 def test_requests_of_a_batch_get_their_own_outputs(work: Callable) -> None:
     worker, (toy,), batches = work()
     first = hold(worker, toy)
@@ -155,29 +147,6 @@ def test_who_goes_is_not_computed(work: Callable) -> None:
     assert goes.result.cancelled()
 
 
-def test_who_is_late_is_told_so(work: Callable) -> None:
-    worker, (toy,), _ = work()
-    hold(worker, toy)
-    late = worker.submit(image(2), 0.05)
-    time.sleep(0.1)
-    toy.go.set()
-    with pytest.raises(LateError):
-        late.result.result(5)
-    assert toy.calls == [[1]]
-
-
-def test_a_queue_that_is_full_says_so_at_once(work: Callable) -> None:
-    worker, (toy,), _ = work()
-    hold(worker, toy)
-    worker.submit(image(2, size=(90, 100)), 20)
-    began = time.monotonic()
-    with pytest.raises(Overloaded) as told:
-        worker.submit(image(3, size=(40, 50)), 20)
-    assert told.value.retry_after > 0
-    assert time.monotonic() - began < 1
-    worker.submit(image(3, size=(10, 10)), 20)
-
-
 def test_an_engine_that_hangs_is_replaced(work: Callable) -> None:
     worker, engines, _ = work(engine_timeout=0.2)
     stuck = hold(worker, engines[0])
@@ -186,9 +155,7 @@ def test_an_engine_that_hangs_is_replaced(work: Callable) -> None:
         stuck.result.result(5)
     with pytest.raises(StoppedError):
         waits.result.result(5)
-    until = time.monotonic() + 5
-    while worker.state != "ready" and time.monotonic() < until:
-        time.sleep(0.01)
+    wait_for(lambda: worker.state == "ready")
     assert len(engines) == 2
     assert worker.submit(image(3), 20).result.result(5).labels[0, 0, 0] == 3
     assert engines[0].calls == []
@@ -198,28 +165,26 @@ def test_an_engine_that_hangs_is_replaced(work: Callable) -> None:
 
 
 @pytest.mark.parametrize("error", [EngineError("the runtime refuses"), BundleError("the file is gone"), OSError(5, "a disk")])
-def test_an_engine_that_cannot_be_opened_again_is_broken(work: Callable, error: Exception) -> None:
+def test_an_engine_that_cannot_be_opened_again_is_broken_and_not_waited_for(work: Callable, error: Exception) -> None:
     def refuse() -> Toy:
         raise error
 
-    worker, (toy,), _ = work(engine_timeout=0.2, reopen=refuse)
-    stuck = hold(worker, toy)
-    with pytest.raises(HungError):
-        stuck.result.result(5)
-    until = time.monotonic() + 5
-    while worker.state != "broken" and time.monotonic() < until:
-        time.sleep(0.01)
+    worker, (toy,), _ = work(engine_timeout=0.1, reopen=refuse)
+    hold_and_lose(worker, toy)
+    wait_for(lambda: worker.state == "broken")
     with pytest.raises(StoppedError, match="is broken"):
         worker.submit(image(2), 20)
+    began = time.monotonic()
+    worker.close(0.5)
+    assert time.monotonic() - began < 1
+    assert not toy.closed.is_set()
 
 
-@pytest.mark.parametrize("between", [0, 1])
-def test_engines_that_were_given_up_are_counted_for_good(work: Callable, between: int) -> None:
+def test_engines_that_were_given_up_are_counted_for_good(work: Callable) -> None:
     """Each may compute on beside the next one: an answer between two hangs gives no memory back."""
     worker, engines, _ = work(engine_timeout=0.2)
     for hangs in range(1, 5):
-        for _ in range(between):
-            worker.submit(image(2), 20).result.result(5)
+        worker.submit(image(2), 20).result.result(5)
         hold_and_lose(worker, engines[-1])
         wait_for(lambda: worker.state != "restarting")
         assert worker.state == ("ready" if hangs < 4 else "broken")
@@ -407,9 +372,7 @@ def test_closing_answers_what_waits(work: Callable) -> None:
     jobs = [hold(worker, toy), *(worker.submit(image(value, size=(value, 5)), 20) for value in (2, 3))]
     closing = threading.Thread(target=worker.close)
     closing.start()
-    until = time.monotonic() + 5
-    while worker.state != "stopping" and time.monotonic() < until:
-        time.sleep(0.01)
+    wait_for(lambda: worker.state == "stopping")
     with pytest.raises(StoppedError):
         worker.submit(image(4), 20)
     toy.go.set()
@@ -424,20 +387,6 @@ def test_closing_waits_until_the_engine_is_freed(work: Callable, monkeypatch: py
     monkeypatch.setattr(toy, "close", lambda: time.sleep(0.3) or toy.closed.set())
     worker.close(5)
     assert toy.closed.is_set()  # else a process that ends now would be aborted by its runtime
-
-
-def test_closing_does_not_wait_for_an_engine_that_was_abandoned(work: Callable) -> None:
-    def refuse() -> Toy:
-        raise EngineError("the runtime refuses")
-
-    worker, (toy,), _ = work(engine_timeout=0.1, reopen=refuse)
-    stuck = hold(worker, toy)
-    with pytest.raises(HungError):
-        stuck.result.result(5)
-    began = time.monotonic()
-    worker.close(0.5)
-    assert time.monotonic() - began < 1
-    assert not toy.closed.is_set()
 
 
 def test_what_is_left_when_the_time_to_close_is_over_fails(work: Callable) -> None:

@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
-from ddcat.bundle import write_bundle
-from tests.bundles import small_graph, small_manifest
+from tests.bundles import small_bundle
 from tests.serve.processes import free_port, server
 
 KEY = "a long secret"
@@ -69,8 +68,7 @@ def infer(images: np.ndarray | None = None, **changes: Any) -> bytes:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    content = small_graph()
-    bundle = write_bundle(tmp_path_factory.mktemp("calls") / "small.bundle", small_manifest(content), {"model.onnx": content})
+    bundle = small_bundle(tmp_path_factory.mktemp("calls") / "small.bundle")
     port = free_port()
     options = ("--grpc-port", port, "--api-key", KEY, "--body-timeout", 1, "--max-bytes", 2**20)
     with (
@@ -198,10 +196,12 @@ def test_grpc_logs_no_client_that_leaves_while_it_is_answered() -> None:
         assert bool(logger.filter(record)) is logged
 
 
-@pytest.mark.parametrize("ends", ["max_connection_idle", "max_connection_age", "keepalive_time"])
+@pytest.mark.parametrize(
+    "ends",
+    ["max_connection_idle", *(pytest.param(n, marks=pytest.mark.slow) for n in ("max_connection_age", "keepalive_time"))],
+)
 def test_a_connection_whose_client_does_nothing_ends(tmp_path: Path, ends: str) -> None:
-    content = small_graph()
-    bundle = write_bundle(tmp_path / "small.bundle", small_manifest(content), {"model.onnx": content})
+    bundle = small_bundle(tmp_path / "small.bundle")
     soon = f'found["grpc.{ends}_ms"] = found["grpc.max_connection_age_grace_ms"] = found["grpc.http2.ping_timeout_ms"] = 500'
     sooner = f"from ddcat_serve.rpc.service import _CONNECTIONS as found\nassert 'grpc.{ends}_ms' in found\n{soon}"
     port = free_port()

@@ -11,8 +11,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from ddcat.bundle import write_bundle
-from tests.bundles import small_graph, small_manifest
+from tests.bundles import small_bundle
 from tests.serve.processes import free_port, server
 
 Status = health_pb2.HealthCheckResponse
@@ -20,8 +19,7 @@ Status = health_pb2.HealthCheckResponse
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[grpc.Channel, Popen[str]]]:
-    content = small_graph()
-    bundle = write_bundle(tmp_path_factory.mktemp("health") / "small.bundle", small_manifest(content), {"model.onnx": content})
+    bundle = small_bundle(tmp_path_factory.mktemp("health") / "small.bundle")
     port = free_port()
     with (
         server(bundle.path, "--grpc-port", port, "--rate-limit", "100/minute", "--shutdown-delay", 2) as (process, _),

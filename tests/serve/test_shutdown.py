@@ -84,11 +84,11 @@ def status_of(call: "Future[np.ndarray]") -> str:
 
 
 def test_what_does_not_end_is_given_up_after_one_drain_and_not_after_several(make_bundle: Callable[..., Bundle]) -> None:
-    drain = 4
-    with busy_server(make_bundle, grace=0.5, drain=drain, seconds=600) as busy:
+    drain = 3
+    with busy_server(make_bundle, grace=0.2, drain=drain, seconds=600) as busy:
         busy.process.send_signal(signal.SIGTERM)
         began = time.monotonic()
-        time.sleep(1.5)  # the grace is over
+        time.sleep(1)  # the grace is over
         assert status_of(busy.pool.submit(ask_grpc, busy.grpc, "one", WHITE)) == "StatusCode.UNAVAILABLE"
         assert not any(call.done() for call in (*busy.by_http, *busy.by_grpc))
         busy.process.wait(30)
@@ -100,22 +100,12 @@ def test_what_does_not_end_is_given_up_after_one_drain_and_not_after_several(mak
 
 
 def test_what_ends_within_the_drain_is_answered_by_http_and_grpc(make_bundle: Callable[..., Bundle], oracle: Callable) -> None:
-    with busy_server(make_bundle, grace=0.1, drain=60, seconds=1.5) as busy:
+    with busy_server(make_bundle, grace=0.1, drain=60, seconds=1) as busy:
         busy.process.send_signal(signal.SIGTERM)
         assert busy.process.wait(30) == 0
         masks = [as_labels(call.result(30).content) for call in busy.by_http]
         for labels in (*masks, *(call.result(30) for call in busy.by_grpc)):
             np.testing.assert_array_equal(labels, oracle(WHITE[None])[0][0])
-
-
-def test_a_second_signal_ends_it_at_once(make_bundle: Callable[..., Bundle]) -> None:
-    with busy_server(make_bundle, grace=0.1, drain=600, seconds=600) as busy:
-        busy.process.send_signal(signal.SIGTERM)
-        time.sleep(1)
-        assert busy.process.poll() is None
-        busy.process.send_signal(signal.SIGTERM)
-        assert busy.process.wait(30) == 0
-        assert "Traceback" not in busy.log(), busy.log()
 
 
 def test_a_second_signal_ends_it_at_once_where_nobody_waits_any_more_but_an_engine_works(
@@ -124,9 +114,9 @@ def test_a_second_signal_ends_it_at_once_where_nobody_waits_any_more_but_an_engi
     options = ("--shutdown-delay", 0.1, "--drain-timeout", 600, "--timeout", 60)
     with server(make_bundle("one").path, *options, before=SLOW.format(seconds=600)) as (process, address):
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{address}/v1/segment", content=as_png(WHITE), timeout=1.5)
+            httpx.post(f"{address}/v1/segment", content=as_png(WHITE), timeout=1)
         process.send_signal(signal.SIGTERM)
-        time.sleep(2)  # HTTP is done, and the model is being closed
+        time.sleep(1)  # HTTP is done, and the model is being closed
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
@@ -145,7 +135,7 @@ CheckedEngine.infer = hangs
 """
 
 
-@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.parametrize("signals", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_it_ends_with_status_0_though_an_engine_that_was_given_up_computes(
     make_bundle: Callable[..., Bundle], signals: int
 ) -> None:

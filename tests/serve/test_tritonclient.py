@@ -13,8 +13,7 @@ import tritonclient.http as triton_http
 import tritonclient.http.aio as triton_http_aio
 from tritonclient.utils import InferenceServerException
 
-from ddcat.bundle import write_bundle
-from tests.bundles import small_graph, small_manifest
+from tests.bundles import small_bundle
 from tests.serve.processes import free_port, server
 
 KEY = "a long secret"
@@ -24,8 +23,7 @@ IMAGES = np.random.default_rng(5).integers(0, 256, (2, 21, 30, 3)).astype(np.uin
 @pytest.fixture(scope="module")
 def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """Of HTTP and of gRPC."""
-    content = small_graph()
-    bundle = write_bundle(tmp_path_factory.mktemp("triton") / "small.bundle", small_manifest(content), {"model.onnx": content})
+    bundle = small_bundle(tmp_path_factory.mktemp("triton") / "small.bundle")
     port = free_port()
     with server(bundle.path, "--grpc-port", port, "--api-key", KEY) as (_, address):
         yield address.removeprefix("http://"), f"127.0.0.1:{port}"

@@ -7,6 +7,7 @@ import httpx
 import numpy as np
 import pytest
 
+from ddcat.bundle import Bundle
 from ddcat.classes import Classes
 from ddcat_serve.http.app import create_app
 from ddcat_serve.inference.model_registry import Models, load_models
@@ -14,7 +15,12 @@ from ddcat_serve.settings import Settings
 from tests.serve.payloads import IMAGE, INFER, body_of
 
 
-def test_configuration_index_and_statistics(client: httpx.Client) -> None:
+def test_configuration_index_and_statistics(bundle: Bundle, client_of: Callable) -> None:
+    with load_models([bundle.path], settings=Settings(), threads=1) as fresh:
+        check_what_is_told(client_of(create_app(fresh, Settings())))
+
+
+def check_what_is_told(client: httpx.Client) -> None:
     assert client.get("/v2/models/small/config").json() == {
         "name": "small",
         "platform": "ddcat_ort",

@@ -14,8 +14,10 @@ from ddcat_train.data.synthetic.generate import write_scenes
 from ddcat_train.losses import valid_pixels
 from ddcat_train.methods import METHODS, MicroBatch
 from ddcat_train.networks import Segmenter, build_segmenter
+from ddcat_train.run.loop import train
 from tests.train import oracle, released, small
 from tests.train.ranks import Together, call_together
+from tests.train.runs import Finished
 
 
 @pytest.fixture(scope="session", name="oracle")
@@ -65,6 +67,21 @@ def tiny(tiny_scenes: Path) -> Callable[..., Config]:
         return load_config(f"scenes-{method}", [*fixed, *overrides])
 
     return config
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """What a configuration comes to when nothing befalls it; trained once, so only to be read."""
+    runs: dict[str, Path] = {}
+
+    def run_of(config: Config) -> Path:
+        key = config.model_dump_json()
+        if key not in runs:
+            runs[key] = tmp_path_factory.mktemp("finished") / "run"
+            train(config, runs[key])
+        return runs[key]
+
+    return run_of
 
 
 @pytest.fixture(scope="module")

@@ -58,13 +58,6 @@ class Counted:
         return self.images
 
 
-@pytest.mark.parametrize(("images", "dropped", "filled"), [(10_582, 661, 662), (2_975, 185, 186), (32, 2, 2), (15, 0, 1)])
-def test_the_released_epoch_leaves_out_what_makes_no_full_batch(images: int, dropped: int, filled: int) -> None:
-    dataset = Counted(images)
-    assert batches_per_epoch(dataset, 16, drop_last=True) == dropped  # type: ignore[arg-type]
-    assert batches_per_epoch(dataset, 16) == filled  # type: ignore[arg-type]
-
-
 def test_the_images_left_out_change_from_epoch_to_epoch(tiny_scenes: Path) -> None:
     dataset = open_dataset("scenes", tiny_scenes, "train")
     augment = AUGMENTATIONS["plain"](crop=(33, 33), scale=(1, 1))
@@ -147,10 +140,3 @@ def test_normalisation_in_float64_is_exact() -> None:
     other = Normalise((0.5, 0.5, 0.25), (1, 1, 1)).state_dict()
     layer.double().load_state_dict(other)
     assert torch.equal(layer.mean, other["mean"].double())
-
-
-def test_the_start_of_a_run_says_where_its_weights_are_from(tiny_run: list[str]) -> None:
-    assert (
-        "starts from random weights (model.pretrained, model.start_from)"
-        in Trainer(load_config("scenes-undefended", tiny_run)).notes
-    )

@@ -74,7 +74,7 @@ def loss_of(attack: Attack, model: nn.Module, images: Tensor, labels: Tensor) ->
 
 @each_attack
 @given(seed=st.integers(0, 2**31), epsilon=st.floats(0.0, 0.5), queries=st.integers(1, 12))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_in_the_ball_in_the_range_and_never_worse_than_no_attack(
     attack: Attack, seed: int, epsilon: float, queries: int
 ) -> None:
@@ -90,7 +90,7 @@ def test_in_the_ball_in_the_range_and_never_worse_than_no_attack(
 
 @each_attack
 @given(seed=st.integers(0, 2**31), alone=st.integers(0, 2))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_result_does_not_depend_on_batch_mates(attack: Attack, seed: int, alone: int) -> None:
     images, labels = batch(seed)
     model, seeds = network(), torch.tensor([5, 1, 9])

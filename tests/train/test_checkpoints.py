@@ -165,14 +165,6 @@ def test_a_key_that_stands_twice_is_refused(run: Path) -> None:
             read_sessions(run)
 
 
-@pytest.mark.parametrize("colour", [[999, 0, 0], [0, -1, 0]])
-def test_a_colour_that_is_none_is_refused_when_it_is_read(run: Path, colour: list[int]) -> None:
-    classes = json.loads((run / "best.json").read_text())["classes"]
-    rewrite(run / BEST, load_file(run / BEST), classes=classes | {"palette": [colour, *classes["palette"][1:]]})
-    with pytest.raises(CheckpointError, match=r"has the colour .* expected levels of 0 to 255"):
-        read_description(run / BEST)
-
-
 def test_the_hash_is_that_of_the_file_that_was_read(run: Path, tiny_run: list[str]) -> None:
     expected = hashlib.sha256((run / LAST).read_bytes()).hexdigest()
     checkpoint = load_checkpoint(run / LAST)
@@ -199,18 +191,3 @@ def test_micro_batches_that_move_other_parameters_are_refused(tiny_run: list[str
     monkeypatch.setattr(trainer, "_method", replace(trainer._method, step=odd))
     with pytest.raises(ValueError, match="undefended moves other parameters in one micro-batch of a batch than in another"):
         trainer.train_step(next(trainer.batches()))
-
-
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (["road"] * 21, "two classes are named 'road'"),
-        (["x" * 101, *map(str, range(20))], "a class has a name of 101 characters"),
-    ],
-)
-def test_names_of_classes_that_nothing_can_show_are_refused_when_it_is_read(run: Path, names: list[str], message: str) -> None:
-    classes = json.loads((run / "best.json").read_text())["classes"]
-    rewrite(run / BEST, load_file(run / BEST), classes=classes | {"names": names[: len(classes["names"])]})
-    with pytest.raises(CheckpointError, match=message) as caught:
-        load_checkpoint(run)
-    assert "\n" not in str(caught.value)

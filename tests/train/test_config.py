@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddcat_train.choices import MethodName
-from ddcat_train.config import AttackConfig, Config, MethodConfig, dump_config, load_config, parse_config, presets
+from ddcat_train.config import MethodConfig, dump_config, load_config, parse_config, presets
 from ddcat_train.errors import ConfigError
 from ddcat_train.yaml_tree import load_tree
 
@@ -43,12 +43,6 @@ def test_inheritance_merges_key_by_key_and_overrides_come_last(tmp_path: Path) -
     assert config.method.name == "sat"
     assert config.attack.epsilon == 8 / 255
     assert config.augment.crop == (65, 97)
-
-
-def test_one_number_is_a_square_and_a_step_may_be_a_share_of_epsilon() -> None:
-    config = load_config("scenes-sat", ["augment.crop=65", "attack.alpha=eps/n"])
-    assert config.augment.crop == (65, 65)
-    assert config.attack.alpha == "eps/n"
 
 
 @pytest.mark.parametrize(
@@ -192,21 +186,6 @@ def test_a_name_that_is_not_utf_8_is_refused_where_it_would_be_written_down() ->
         parse_config({"data": {"name": "scenes", "root": os.fsdecode(b"/data/caf\xe9")}}, "mine.yaml")
 
 
-@pytest.mark.parametrize(
-    ("method", "start"), [("sat", "clean"), ("ddcat", "clean"), ("pgd-at", "random"), ("trades", "random")]
-)
-def test_an_attack_that_says_no_start_has_that_of_the_method_however_it_is_built(method: MethodName, start: str) -> None:
-    tree = load_config(f"scenes-{method}")
-    built = Config(
-        data=tree.data, augment=tree.augment, model=tree.model, method=MethodConfig(name=method), attack=AttackConfig(),
-        train=tree.train,
-    )  # fmt: skip
-    assert tree.attack.start == built.attack.start == start
-    assert AttackConfig().for_method(MethodConfig(name=method)).start == start
-    assert AttackConfig(start="lower").for_method(MethodConfig(name=method)).start == "lower"
-    assert load_config(f"scenes-{method}", ["attack.start=null"]).attack.start == start
-
-
 def test_every_fault_is_named() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config("scenes-undefended", ["optim.lr=-1", "optim.lrr=1", "seed=-1"])
@@ -327,7 +306,7 @@ def part_of(values: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict
         }
     ),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_any_method_with_its_options_is_saved_and_read_back_the_same(
     name: str, options: dict[str, Any], attack: dict[str, Any]
 ) -> None:

@@ -42,7 +42,7 @@ def test_interpolation_is_torchs_upsampling(size: int, bins: int, align_corners:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     height=SIZES,
     width=SIZES,
@@ -72,7 +72,7 @@ def test_the_first_images_of_a_context() -> None:
     torch.testing.assert_close(context.first(2).concatenated(), context.concatenated()[:2])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(height=st.integers(1, 9), width=st.integers(1, 9), down=st.integers(1, 6), right=st.integers(1, 6))
 @example(height=7, width=9, down=18, right=18)  # one tap alone lies inside
 @example(height=4, width=5, down=4, right=2)

@@ -43,20 +43,29 @@ ONE_RANK = {1: 1.0, 3: 1.0, 5: 1.0}  # the whole share of rank 1
 @pytest.mark.parametrize(
     ("method", "overrides", "ignored"),
     [
-        ("undefended", [], UNEVEN),
-        ("sat", ["method.split=global"], ONE_RANK),
-        ("sat", ["method.split=global", "method.adversarial_share=0.3", "model.context=aspp"], {}),
         ("sat", ["method.split=global", "train.batch_size=8", "train.accumulate=2"], UNEVEN),
-        ("ddcat", ["method.split=global"], UNEVEN),
         ("ddcat", ["method.split=global", "method.update=two-step", "method.predicted_mask=algorithm-2"], ONE_RANK),
-        ("ddcat", ["method.split=global", "method.mask_loss_on_ignored=false", "train.batch_size=2"], {0: 0.5}),
-        ("ddcat", ["method.split=global", "method.update=two-step", "train.batch_size=12", "train.accumulate=3"], UNEVEN),
-        ("pgd-at", [], UNEVEN),
         ("pgd-at", ["method.name=trades"], ONE_RANK),
-        ("ddcat-m", ["method.split=global"], UNEVEN),
-        ("ddcat-n", ["method.split=global"], UNEVEN),
-        ("segpgd-at", [], UNEVEN),
         ("pgd-at", ["optim={name: adamw, lr: 0.001, warmup: 0.5, layer_decay: 0.8, clip_norm: 0.5}"], UNEVEN),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("undefended", [], UNEVEN),
+                ("sat", ["method.split=global"], ONE_RANK),
+                ("sat", ["method.split=global", "method.adversarial_share=0.3", "model.context=aspp"], {}),
+                ("ddcat", ["method.split=global"], UNEVEN),
+                ("ddcat", ["method.split=global", "method.mask_loss_on_ignored=false", "train.batch_size=2"], {0: 0.5}),
+                (
+                    "ddcat",
+                    ["method.split=global", "method.update=two-step", "train.batch_size=12", "train.accumulate=3"],
+                    UNEVEN,
+                ),
+                ("pgd-at", [], UNEVEN),
+                ("ddcat-m", ["method.split=global"], UNEVEN),
+                ("ddcat-n", ["method.split=global"], UNEVEN),
+                ("segpgd-at", [], UNEVEN),
+            )
+        ),
     ],
     ids=str,
 )
@@ -78,17 +87,12 @@ def test_two_ranks_are_one_process_with_the_same_batch(
         torch.testing.assert_close(first[name], value, rtol=1e-9, atol=1e-11, msg=name)
 
 
-@pytest.mark.parametrize(
-    ("method", "overrides"),
-    [("sat", ["method.split=global"]), ("ddcat", ["method.split=global"]), ("pgd-at", [])],
-    ids=str,
-)
 def test_micro_batches_are_the_whole_batch_but_for_batch_norm(
-    method: str, overrides: list[str], tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nn.BatchNorm2d, "train", lambda module, mode=True: nn.Module.train(module, False))
     (logs, weights), (found_logs, found) = (
-        steps(tiny(method, *overrides, f"train.accumulate={micro_batches}"), UNEVEN) for micro_batches in (1, 3)
+        steps(tiny("ddcat", "method.split=global", f"train.accumulate={micro_batches}"), UNEVEN) for micro_batches in (1, 3)
     )
     for expected, values in zip(logs, found_logs, strict=True):
         assert values == pytest.approx(expected, rel=1e-10, abs=1e-12)
@@ -97,6 +101,7 @@ def test_micro_batches_are_the_whole_batch_but_for_batch_norm(
         torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-11, msg=name)
 
 
+@pytest.mark.slow
 def test_three_ranks_of_which_one_alone_has_a_clean_image(tiny: Callable[..., Config], together: Together) -> None:
     config = tiny("ddcat", "method.split=global", "method.adversarial_share=0.7", "train.batch_size=6")
     assert [clean_images(rank_slice(rank, 3, config), config) for rank in range(3)] == [1, 0, 0]
@@ -108,22 +113,8 @@ def test_three_ranks_of_which_one_alone_has_a_clean_image(tiny: Callable[..., Co
             torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-11, msg=name)
 
 
-def test_images_are_judged_once_though_three_ranks_do_not_divide_them(tiny: Callable[..., Config], together: Together) -> None:
-    def scored() -> tuple[dict[str, float], int]:
-        trainer = Trainer(tiny("undefended", "train.batch_size=6"), device="cpu")
-        read: list[int] = []
-        trainer._network.normalise.register_forward_pre_hook(lambda module, inputs: read.append(len(inputs[0])))
-        return trainer.evaluate(), sum(read) // 4  # a forward for n = 0, 1, 2, 3
-
-    scores, images = scored()
-    found = together(scored, 3)
-    assert [each[0] for each in found] == [scores] * 3
-    assert (images, [each[1] for each in found]) == (4, [2, 1, 1])
-
-
-@pytest.mark.parametrize("method", ["ddcat", "pgd-at"])
-def test_bf16_on_two_ranks(method: str, tiny: Callable[..., Config], together: Together) -> None:
-    config = tiny(method, "method.split=global" if method == "ddcat" else "attack.steps=2", "train.precision=bf16")
+def test_bf16_on_two_ranks(tiny: Callable[..., Config], together: Together) -> None:
+    config = tiny("ddcat", "method.split=global", "train.precision=bf16")
     logs, _ = steps(config, {})
     (first_logs, first), (second_logs, second) = together(lambda: steps(config, {}))
     assert first_logs == second_logs

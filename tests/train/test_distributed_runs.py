@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +29,9 @@ from ddcat_train.distributed.launch import launch
 from ddcat_train.errors import ConfigError, TrainError
 from ddcat_train.run.loop import train
 from ddcat_train.run.trainer import Trainer
-from tests.train.ranks import FORK, Together
+from tests.train import runs
+from tests.train.ranks import Together
+from tests.train.runs import Command
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +51,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory, overrides: list[str], togeth
 
 
 def assert_same(run: Path, whole: Path) -> None:
-    expected, found = (load_checkpoint(folder / LAST).tensors for folder in (whole, run))
-    assert expected.keys() == found.keys()
-    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
-    assert expected["random.cpu"].shape[0] == 2
-    assert not torch.equal(*expected["random.cpu"])
-    assert (run / "log.jsonl").read_text() == (whole / "log.jsonl").read_text()
+    runs.assert_same(run, whole)
+    generators = load_checkpoint(run / LAST).tensors["random.cpu"]
+    assert generators.shape[0] == 2
+    assert not torch.equal(*generators)
 
 
 def assert_resumes(run: Path, whole: Path, together: Together) -> None:
@@ -67,32 +66,6 @@ def assert_resumes(run: Path, whole: Path, together: Together) -> None:
 def arguments(overrides: list[str], run: Path, *others: object) -> list[str]:
     sets = [part for override in overrides for part in ("--set", override)]
     return ["scenes-ddcat", *sets, "--device", "cpu", "--out", str(run), *map(str, others)]
-
-
-class Command:
-    """A command line in a process group of its own; forked, so that it need not import torch again."""
-
-    def __init__(self, main: Callable[[], object], arguments: list[str], printed: Path) -> None:
-        self._printed = printed
-        self.process = FORK.Process(target=self._run, args=(main, arguments))
-        self.process.start()
-
-    def _run(self, main: Callable[[], object], arguments: list[str]) -> None:
-        os.setsid()
-        with self._printed.open("w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-        sys.argv = ["command", *arguments]
-        main()
-
-    def end(self) -> tuple[int | None, list[str]]:
-        """Wait for it; its exit status, and what it printed beside the usual lines of a run."""
-        self.process.join(300)
-        lines = self._printed.read_text().splitlines()
-        return self.process.exitcode, [
-            line for line in lines if not line.startswith(("ddcat: ", "starts ", "step ", "the loader "))
-        ]
 
 
 @pytest.fixture
@@ -149,7 +122,8 @@ def test_a_killed_rank_ends_the_run_which_resumes_to_the_same_bits(
     assert_resumes(run, whole, together)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_all_ranks_after_the_same_step(
     number: signal.Signals, started: Command, tmp_path: Path, whole: Path, together: Together
 ) -> None:
@@ -179,6 +153,7 @@ def test_the_end_of_the_agent_is_a_signal_to_stop(started: Command, tmp_path: Pa
     assert_resumes(tmp_path / "run", whole, together)
 
 
+@pytest.mark.slow
 def test_torchrun_is_the_same(overrides: list[str], tmp_path: Path, whole: Path) -> None:
     run = tmp_path / "run"
     options = ["--standalone", "--nproc-per-node", "2", "-m", "ddcat", "train"]
@@ -355,10 +330,6 @@ def test_what_cannot_be_started_is_refused(
     assert isinstance(result.exception, ConfigError)
     assert message in str(result.exception)
     assert not (tmp_path / "run").exists()
-
-
-def test_a_run_without_a_checkpoint_continues_from_its_start(tmp_path: Path) -> None:
-    assert cli._reached(tmp_path) == "its start, for no checkpoint was written yet,"
 
 
 def out_of_memory(sample: Sample, generator: np.random.Generator) -> NoReturn:

@@ -12,7 +12,7 @@ from ddcat_train.choices import DatasetName, MethodName
 from ddcat_train.config import AttackConfig, MethodConfig, load_config, presets
 from ddcat_train.data.classes_file import read_legend
 from ddcat_train.data.pictures import read_mask
-from ddcat_train.run.loop import train
+from tests.train.runs import Finished
 
 PAGE = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
 
@@ -70,10 +70,9 @@ def test_the_table_of_presets_covers_all_of_them() -> None:
 
 
 @pytest.mark.parametrize("method", ["undefended", "ddcat"])
-def test_a_run_folder_holds_the_files_that_are_listed(method: str, tiny_run: list[str], tmp_path: Path) -> None:
+def test_a_run_folder_holds_the_files_that_are_listed(method: str, tiny_run: list[str], finished: Finished) -> None:
     listed = {name.split("/")[0] for row in table("file") for name in code(row[0])}
-    train(load_config(f"scenes-{method}", tiny_run), tmp_path / "run")
-    found = {path.name for path in (tmp_path / "run").iterdir()}
+    found = {path.name for path in finished(load_config(f"scenes-{method}", tiny_run)).iterdir()}
     assert found == listed - ({"mask.png"} if method == "undefended" else set())
 
 

@@ -13,7 +13,6 @@ from ddcat_train.checkpoints import BEST, LAST, load_checkpoint
 from ddcat_train.config import load_config
 from ddcat_train.errors import CheckpointError, ConfigError
 from ddcat_train.evaluation import evaluate
-from ddcat_train.methods import METHODS
 from ddcat_train.networks import load_backbone
 from ddcat_train.run.ema import init_ema, update_ema
 from ddcat_train.run.loop import train
@@ -100,8 +99,8 @@ def test_a_run_uses_the_average_and_trains_the_weights(
     assert not plain.part("training.")
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_resumes_with_it_to_the_same_bits(method: str, tiny_run: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["sat", "ddcat"])
+def test_methods_resume_with_it_to_the_same_bits(method: str, tiny_run: list[str], tmp_path: Path) -> None:
     config = load_config("scenes-undefended", [*tiny_run, "train.ema=0.5", "train.workers=0", f"method.name={method}"])
     trainer = Trainer(config)
     for batch in itertools.islice(trainer.batches(), 2):
@@ -139,8 +138,8 @@ def robust(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_starts_from_the_backbone_of_a_run(method: str, robust: Path, tiny_run: list[str]) -> None:
+@pytest.mark.parametrize("method", ["undefended", "ddcat"])
+def test_methods_start_from_the_backbone_of_a_run(method: str, robust: Path, tiny_run: list[str]) -> None:
     expected = load_checkpoint(robust).segmenter().backbone.state_dict()
     for source in (robust, robust / LAST):
         overrides = [*tiny_run, f"model.pretrained={source}", f"method.name={method}", "train.ema=0.9"]

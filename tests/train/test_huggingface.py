@@ -258,9 +258,7 @@ def test_every_mismatch_of_a_file_is_named(classifier: Callable[[str], Path], tm
 @pytest.mark.parametrize(
     ("name", "method", "overrides"),
     [
-        ("convnextv2", "ddcat", []),
         ("convnextv2", "trades", ["model.context=aspp", "train.ema=0.9"]),
-        ("swin", "sat", ["train.precision=bf16"]),
         ("swin", "ddcat", ["method.update=two-step", "train.accumulate=2", "train.precision=fp64"]),
         ("convnextv2", "pgd-at", ["model.output_stride=16", "train.precision=bf16"]),
     ],

@@ -3,10 +3,7 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -14,61 +11,32 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ddcat import cli
 from ddcat.metrics import miou
 from ddcat_train.attacks import bim
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint
 from ddcat_train.choices import MethodName
 from ddcat_train.config import load_config
 from ddcat_train.data.loader import Batch
-from ddcat_train.errors import CheckpointError, ConfigError, DataError, TrainError
+from ddcat_train.errors import CheckpointError, ConfigError, DataError
 from ddcat_train.evaluation import evaluate
 from ddcat_train.run import trainer as trainer_module
 from ddcat_train.run.loop import train
 from ddcat_train.run.trainer import Trainer
-
-COMMAND = Path(sys.executable).with_name("ddcat-train")
+from tests.train.runs import Command, Finished, assert_same, stop_after
 
 
 def weights(run: Path) -> dict[str, Tensor]:
     return dict(load_checkpoint(run / LAST).tensors)
 
 
-def assert_same_run(one: Path, other: Path) -> None:
-    expected, found = weights(one), weights(other)
-    assert expected.keys() == found.keys()
-    assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
-    assert (one / "log.jsonl").read_text() == (other / "log.jsonl").read_text()
-
-
-def stopping_at(step: int) -> Callable[[Trainer, Batch], object]:
-    """Give what takes the place of `Trainer.train_step`: a signal comes during the update after that many."""
-    apply = Trainer.train_step
-
-    def stopping(self: Trainer, batch: Batch) -> object:
-        if self.step == step:
-            signal.raise_signal(signal.SIGTERM)
-        return apply(self, batch)
-
-    return stopping
-
-
-def command(*arguments: object) -> list[str]:
-    return [str(COMMAND), *map(str, arguments)]
-
-
-def options(overrides: list[str]) -> list[str]:
-    return [part for override in overrides for part in ("--set", override)]
-
-
 @pytest.mark.parametrize("method", ["undefended", "sat", "ddcat"])
-def test_a_run_leaves_all_that_later_stages_need(method: str, tiny_run: list[str], tmp_path: Path) -> None:
+def test_a_run_leaves_all_that_later_stages_need(method: str, tiny_run: list[str], finished: Finished) -> None:
     config = load_config(f"scenes-{method}", tiny_run)
-    outcome = train(config, tmp_path / "run")
-    assert (outcome.step, outcome.steps, outcome.signal) == (9, 9, None)
-    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    run = finished(config)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 10))
     assert [line["step"] for line in lines if "val/clean" in line] == [6, 9]
@@ -79,9 +47,9 @@ def test_a_run_leaves_all_that_later_stages_need(method: str, tiny_run: list[str
         assert line["loss"] == pytest.approx(weighed, rel=1e-5)
         assert line["gradient_norm"] > 0
         assert method != "ddcat" or 0 <= line["mask_share"] <= 0.5
-    assert load_config(str(tmp_path / "run/config.yaml")) == config
-    assert list((tmp_path / "run/tensorboard").glob("events.*"))
-    best, last = load_checkpoint(tmp_path / "run"), load_checkpoint(tmp_path / "run" / LAST)
+    assert load_config(str(run / "config.yaml")) == config
+    assert list((run / "tensorboard").glob("events.*"))
+    best, last = load_checkpoint(run), load_checkpoint(run / LAST)
     assert best.path.name == BEST
     assert last.description.step == 9
     assert last.description.best == pytest.approx(max(line.get("val/selection", 0) for line in lines))
@@ -89,63 +57,40 @@ def test_a_run_leaves_all_that_later_stages_need(method: str, tiny_run: list[str
     assert not best.segmenter().training
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_run_that_resumes_to_the_same_bits(
-    number: signal.Signals, tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_run: list[str], finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config("scenes-sat", tiny_run)
-    train(config, tmp_path / "whole")
-    apply, before = Trainer.train_step, signal.getsignal(number)
-
-    def interrupted(self: Trainer, batch: object) -> object:
-        if self.step == 4:
-            signal.raise_signal(number)
-        return apply(self, batch)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", interrupted)
-        outcome = train(config, tmp_path / "stopped")
-    assert (outcome.step, outcome.signal) == (5, number)
-    assert signal.getsignal(number) is before
+    before = signal.getsignal(signal.SIGINT)
+    stop_after(5, config, tmp_path / "stopped", monkeypatch, signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
     torch.rand(7)  # whatever happens between two sessions
-    assert train(config, tmp_path / "stopped", resume=True).signal is None
-    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    outcome = train(config, tmp_path / "stopped", resume=True)
+    assert (outcome.step, outcome.steps, outcome.signal) == (9, 9, None)
+    assert_same(tmp_path / "stopped", finished(config))
 
 
 def test_the_command_says_how_to_go_on(tiny_run: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = command("scenes-undefended", *options([*tiny_run, "train.epochs=4000"]), "--out", run)
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    options = [part for override in [*tiny_run, "train.epochs=4000"] for part in ("--set", override)]
+    command = Command(cli.train, ["scenes-undefended", *options, "--out", str(run)], tmp_path / "printed")
     while not (run / "log.jsonl").is_file() or "step" not in (run / "log.jsonl").read_text():
         time.sleep(0.05)
-        assert process.poll() is None
-    process.terminate()
-    _, printed = process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM
-    assert printed.splitlines()[-1].endswith(f"ddcat train {run}/config.yaml --resume")
-    resumed = subprocess.run(
-        command(run / "config.yaml", "--resume", "--set", "train.epochs=1"), check=False, capture_output=True, text=True
-    )
-    assert resumed.returncode == 2  # it found the run, which was begun for longer
-    assert f"{run} was begun with another configuration (train.epochs differs)" in resumed.stderr
+        assert command.process.is_alive()
+    command.process.terminate()
+    status, printed = command.end()
+    assert status == 128 + signal.SIGTERM
+    assert printed[-1].endswith(f"ddcat train {run}/config.yaml --resume")
     assert (run / LAST).is_file()
 
 
-def test_a_finished_run_resumes_to_nothing(tiny_run: list[str], tmp_path: Path) -> None:
+def test_a_run_is_not_overwritten_nor_continued_as_another(tiny_run: list[str], finished: Finished, tmp_path: Path) -> None:
     config = load_config("scenes-undefended", tiny_run)
-    train(config, tmp_path / "run")
-    before = (tmp_path / "run" / LAST).read_bytes()
-    assert train(config, tmp_path / "run", resume=True).step == 9
-    assert (tmp_path / "run" / LAST).read_bytes() == before
-
-
-def test_a_run_is_not_overwritten_nor_continued_as_another(tiny_run: list[str], tmp_path: Path) -> None:
-    config = load_config("scenes-undefended", tiny_run)
-    train(config, tmp_path / "run")
+    run = finished(config)
     with pytest.raises(ConfigError, match="--resume"):
-        train(config, tmp_path / "run")
+        train(config, run)
     with pytest.raises(ConfigError, match=r"another configuration \(optim.lr, seed differ\)"):
-        train(load_config("scenes-undefended", [*tiny_run, "optim.lr=0.5", "seed=1"]), tmp_path / "run", resume=True)
+        train(load_config("scenes-undefended", [*tiny_run, "optim.lr=0.5", "seed=1"]), run, resume=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/file").write_text("")
     with pytest.raises(ConfigError, match="is not empty"):
@@ -153,32 +98,29 @@ def test_a_run_is_not_overwritten_nor_continued_as_another(tiny_run: list[str], 
     assert os.listdir(tmp_path / "mine") == ["file"]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tiny_run: list[str], tmp_path: Path) -> None:
-    with pytest.raises(TrainError, match=r"not finite at step \d"):
-        train(load_config("scenes-undefended", [*tiny_run, "optim.lr=1e30"]), tmp_path / "run")
-
-
 _ADAMW = "optim={name: adamw, lr: 0.001, warmup: 0.5, layer_decay: 0.8, clip_norm: 0.5}"
 # Each method in a run of its own, and each option in another with a method that takes it.
-CHOICES = [
-    *((method, ()) for method in get_args(MethodName)),
-    ("sat", ("method.deep_weight=0",)),
-    ("sat", ("attack.start=random",)),
+QUICK = [
+    ("undefended", ()),
+    ("sat", ("attack.start=random", "model.context=aspp", "method.deep_weight=0")),
+    ("ddcat", ("method.update=two-step", "method.split=global", "train.accumulate=2")),
+    ("trades", ("method.beta=1",)),
+    ("ddcat", (_ADAMW, "method.update=two-step", "train.precision=bf16")),
+]
+SLOW = [
+    *((method, ()) for method in get_args(MethodName) if method != "undefended"),
     ("sat", ("attack.steps=1", "attack.alpha=eps/n")),
     ("sat", ("model.context=aspp", "method.adversarial_share=0.75")),
     ("ddcat", ("model.context=aspp", "attack.start=random")),
-    ("ddcat", ("method.update=two-step",)),
     ("ddcat", ("method.predicted_mask=algorithm-2",)),
     ("ddcat", ("method.mask_loss_on_ignored=false",)),
-    ("ddcat", ("method.split=global", "train.accumulate=2")),
     ("ddcat-n", ("method.adversarial_share=1", "attack.start=lower")),
-    ("trades", ("method.beta=1",)),
     ("pgd-at", (_ADAMW, "train.ema=0.9")),
     ("ddcat", ("model.context=upernet", "model.context_width=8")),
     ("trades", ("model.context=deeplabv3plus", "model.context_width=8", "model.align_corners=false")),
     ("sat", ("model.context=segformer", "model.context_width=8", "model.output_stride=32")),
-    ("ddcat", (_ADAMW, "method.update=two-step", "train.precision=bf16")),
 ]
+CHOICES = [*QUICK, *(pytest.param(*choice, marks=pytest.mark.slow) for choice in SLOW)]
 
 
 @pytest.mark.parametrize(
@@ -189,36 +131,18 @@ def test_every_choice_trains_and_resumes_to_the_same_bits(
 ) -> None:
     config = load_config(f"scenes-{method}", [*tiny_run, "train.epochs=1", "train.evaluate_images=2", *overrides])
     train(config, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", stopping_at(1))
-        assert train(config, tmp_path / "stopped").step == 2
+    stop_after(2, config, tmp_path / "stopped", monkeypatch)
     assert train(config, tmp_path / "stopped", resume=True).step == 3
-    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    assert_same(tmp_path / "stopped", tmp_path / "whole")
     heads = {key.split(".")[2] for key in weights(tmp_path / "whole") if key.startswith("model.heads.")}
     assert ("deep" in heads) == ("method.deep_weight=0" not in overrides)
 
 
-def test_bfloat16_trains(tiny_run: list[str], tmp_path: Path) -> None:
-    outcome = train(load_config("scenes-ddcat", [*tiny_run, "train.precision=bf16", "train.epochs=1"]), tmp_path / "run")
-    assert outcome.step == 3
-    assert all(value.dtype != torch.bfloat16 for value in weights(tmp_path / "run").values())
-
-
-def test_the_network_starts_from_pretrained_weights(tiny_run: list[str], tmp_path: Path) -> None:
-    train(load_config("scenes-undefended", tiny_run), tmp_path / "run")
-    backbone = load_checkpoint(tmp_path / "run").segmenter().backbone
-    save_file(backbone.state_dict(), tmp_path / "backbone.safetensors")
-    other = Trainer(load_config("scenes-sat", [*tiny_run, f"model.pretrained={tmp_path / 'backbone.safetensors'}"]))
-    found = other._network.backbone.state_dict()
-    assert all(torch.equal(found[key], value) for key, value in backbone.state_dict().items())
-
-
-@pytest.mark.parametrize(("where", "step"), [("evaluate", 6), ("panels", 9), ("is_best", 6)])  # one before its line is logged
+@pytest.mark.parametrize(("where", "step"), [("evaluate", 6), ("panels", 9)])
 def test_a_run_that_is_killed_in_an_evaluation_goes_on_with_it(
-    where: str, step: int, tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, step: int, tiny_run: list[str], finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config("scenes-sat", tiny_run)
-    train(config, tmp_path / "whole")
     part, apply, applied = getattr(Trainer, where), Trainer.train_step, []
 
     def killed(self: Trainer) -> object:
@@ -240,9 +164,9 @@ def test_a_run_that_is_killed_in_an_evaluation_goes_on_with_it(
         patch.setattr(Trainer, "train_step", counted)
         assert train(config, tmp_path / "killed", resume=True).step == 9
     assert applied == list(range(step, 9))
-    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    assert_same(tmp_path / "killed", finished(config))
     for name in (LAST, BEST):
-        one, other = (load_checkpoint(tmp_path / run / name).description for run in ("whole", "killed"))
+        one, other = (load_checkpoint(run / name).description for run in (finished(config), tmp_path / "killed"))
         assert (one.scores, one.best, one.judged) == (other.scores, other.best, True)
 
 
@@ -254,12 +178,10 @@ def test_a_run_resumes_without_the_weights_that_it_began_with(
         "scenes-undefended", [*tiny_run, "train.epochs=1", f"model.pretrained={tmp_path / 'begun.safetensors'}"]
     )
     train(config, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", stopping_at(1))
-        train(config, tmp_path / "stopped")
+    stop_after(2, config, tmp_path / "stopped", monkeypatch)
     (tmp_path / "begun.safetensors").unlink()
     assert train(config, tmp_path / "stopped", resume=True).step == 3
-    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    assert_same(tmp_path / "stopped", tmp_path / "whole")
     with pytest.raises(CheckpointError, match=r"begun\.safetensors"):
         train(config, tmp_path / "new")
 

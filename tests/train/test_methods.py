@@ -63,13 +63,14 @@ def everywhere(method: str, chosen: dict[str, Any]) -> list[Plan]:
     return [Plan(method, chosen, case, context) for case in cases for context in CONTEXTS]
 
 
-DEFAULTS = [plan for method in METHOD_NAMES for plan in everywhere(method, {})]
+DEFAULTS = [plan for index, method in enumerate(METHOD_NAMES) for plan in everywhere(method, {})[index % 2 :: 2]]
 ALONE = [everywhere(method, chosen) for chosen, methods in DEPARTURES for method in methods]
 # Each departure in one place, a prime number of places further every time, so that all places are visited; in all when slow.
 TELLING = [[plan for plan in plans if plan.case != "all ignored"] for plans in ALONE]
 VISITED = [plans[7 * index % len(plans)] for index, plans in enumerate(TELLING)]
 VISITED += [Plan("ddcat", {"mask_loss_on_ignored": False}, case, "pyramid") for case in ("partly ignored", "all ignored")]
 OTHERS = [plan for plans in ALONE for plan in plans if plan not in VISITED]
+OTHERS += [plan for method in METHOD_NAMES for plan in everywhere(method, {}) if plan not in DEFAULTS]
 
 
 def choice_of(oracle: ModuleType, options: MethodConfig, attack: AttackConfig) -> Any:
@@ -192,8 +193,10 @@ def assert_case_is_what_it_says(
 
 
 @pytest.mark.parametrize("clean", [0, 3])
-@pytest.mark.parametrize("method", ["sat", *DIVIDING])
-@pytest.mark.parametrize("chosen", [{}, LETTER | {"start": "clean"}], ids=["default", "algorithm-2"])
+@pytest.mark.parametrize("method", ["sat", "ddcat", *(pytest.param(name, marks=pytest.mark.slow) for name in DIVIDING[1:])])
+@pytest.mark.parametrize(
+    "chosen", [{}, pytest.param(LETTER | {"start": "clean"}, marks=pytest.mark.slow)], ids=["default", "algorithm-2"]
+)
 def test_a_micro_batch_may_be_all_clean_or_all_adversarial(
     oracle: ModuleType,
     batch_of: Callable[..., MicroBatch],
@@ -219,7 +222,7 @@ def test_a_micro_batch_may_be_all_clean_or_all_adversarial(
         ("ddcat", {"mask_loss_on_ignored": False}),
     ],
 )
-@pytest.mark.parametrize(("cut", "clean"), [(1, 2), (3, 1)])
+@pytest.mark.parametrize(("cut", "clean"), [(1, 2), pytest.param(3, 1, marks=pytest.mark.slow)])
 def test_two_micro_batches_are_summed_to_the_whole(
     batch_of: Callable[..., MicroBatch],
     network_for: Callable[..., Segmenter],
@@ -256,7 +259,7 @@ def test_two_micro_batches_are_summed_to_the_whole(
         assert all(close(one.log[name] + other.log[name], value, 1e-6) for name, value in update.log.items())
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("method", ["undefended", "ddcat", "trades"])
 def test_dropout_acts_in_training_and_never_in_the_attack(
     oracle: ModuleType,
     batch_of: Callable[..., MicroBatch],

@@ -44,7 +44,7 @@ class Copies(TorchDispatchMode):
 
 
 CHOICES = [
-    *((method, ()) for method in get_args(MethodName)),
+    *((method, ()) for method in get_args(MethodName) if method != "sat"),
     ("sat", ("attack.start=random", "train.accumulate=2", "train.ema=0.9")),
     ("sat", ("model.context=aspp", "model.backbone=mobilenet_v2", "model.width=64")),
     ("ddcat", ("method.update=two-step", "method.predicted_mask=algorithm-2", "method.mask_loss_on_ignored=false")),

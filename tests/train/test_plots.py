@@ -2,7 +2,6 @@
 
 import io
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +10,8 @@ from PIL import Image
 
 from ddcat_train.config import load_config
 from ddcat_train.run import plots
-from ddcat_train.run.loop import train
 from ddcat_train.run.plots import draw_curves
+from tests.train.runs import Finished
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -76,13 +75,12 @@ def test_a_value_that_sticks_out_does_not_flatten_the_others() -> None:
     assert np.median(rows) < 195  # in the upper half of the area
 
 
-def test_a_run_leaves_its_curves(tiny_run: list[str], tmp_path: Path) -> None:
+def test_a_run_leaves_its_curves(tiny_run: list[str], finished: Finished) -> None:
     for method, expected in (("undefended", {"losses.png", "scores.png"}), ("ddcat", {"losses.png", "mask.png", "scores.png"})):
-        run = tmp_path / method
         config = load_config(f"scenes-{method}", tiny_run)
-        train(config, run)
+        run = finished(config)
         assert {path.name for path in run.glob("*.png")} == expected
         lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-        again = draw_curves(lines, title=method, batch_size=config.train.batch_size, per_epoch=3)
+        again = draw_curves(lines, title=run.name, batch_size=config.train.batch_size, per_epoch=3)
         for name in expected:
             assert np.array_equal(pixels((run / name).read_bytes()), pixels(again[name]))

@@ -1,7 +1,7 @@
 """What a run is resumed with, and that one training at a time works in its folder."""
 
-import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -20,8 +20,8 @@ from ddcat_train.run import trainer as training
 from ddcat_train.run.loop import train
 from ddcat_train.run.run_folder import MAY_CHANGE, check_run, locked
 from ddcat_train.run.trainer import Trainer
-
-FORK = multiprocessing.get_context("fork")
+from tests.train.ranks import FORK
+from tests.train.runs import Finished
 
 
 @pytest.fixture
@@ -29,12 +29,9 @@ def config(tiny_run: list[str]) -> Config:
     return load_config("scenes-undefended", [*tiny_run, "train.evaluate_every=1"])
 
 
-@pytest.fixture(scope="module")
-def finished(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    overrides = [f"data.root={tiny_scenes}", "augment.crop=33", "model.width=4", "train.epochs=2", "train.batch_size=4"]
-    run = tmp_path_factory.mktemp("finished") / "run"
-    train(load_config("scenes-undefended", overrides), run)
-    return run
+@pytest.fixture
+def done(config: Config, finished: Finished) -> Path:
+    return finished(config)
 
 
 def copied(run: Path, to: Path) -> Path:
@@ -67,9 +64,9 @@ def with_values(config: Config, **values: object) -> Config:
     ],
 )
 def test_a_configuration_that_was_edited_is_held_against_the_checkpoint(
-    values: dict[str, object], keys: str, finished: Path, tmp_path: Path
+    values: dict[str, object], keys: str, done: Path, tmp_path: Path
 ) -> None:
-    run = copied(finished, tmp_path / "run")
+    run = copied(done, tmp_path / "run")
     edited = with_values(load_config(str(run / "config.yaml")), **values)
     (run / "config.yaml").write_text(dump_config(edited))
     before = (run / LAST).read_bytes()
@@ -110,21 +107,20 @@ def test_want_of_memory_for_what_is_told_of_a_run_is_one_line(
     assert (tmp_path / "run/summary.md").is_file()
 
 
-def test_the_line_says_what_to_set_back_to(finished: Path) -> None:
-    edited = with_values(load_config(str(finished / "config.yaml")), optim__lr=0.5)
+def test_the_line_says_what_to_set_back_to(done: Path) -> None:
+    edited = with_values(load_config(str(done / "config.yaml")), optim__lr=0.5)
     with pytest.raises(ConfigError, match=r"\(optim\.lr differs\): set it back \(optim\.lr to 0\.01\), or begin a new run"):
-        check_run(edited, finished, resume=True)
+        check_run(edited, done, resume=True)
 
 
-def test_fewer_epochs_than_are_done_are_refused(finished: Path) -> None:
-    begun = load_config(str(finished / "config.yaml"))
-    with pytest.raises(ConfigError, match=r"is finished with 2 epochs: --set train\.epochs takes a larger number"):
-        check_run(with_values(begun, train__epochs=1), finished, resume=True, more_epochs=True)
+def test_fewer_epochs_than_are_done_are_refused(done: Path) -> None:
+    begun = load_config(str(done / "config.yaml"))
+    with pytest.raises(ConfigError, match=r"is finished with 3 epochs: --set train\.epochs takes a larger number"):
+        check_run(with_values(begun, train__epochs=1), done, resume=True, more_epochs=True)
 
 
-def test_what_changes_nothing_that_is_learnt_may_change(config: Config, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train(config, run)
+def test_what_changes_nothing_that_is_learnt_may_change(config: Config, done: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(done, tmp_path / "run")
     others = {"evaluate_batch": 1, "evaluate_every": 2, "evaluate_images": 1, "workers": 1}
     changed = with_values(config, data__val_long_side=40, **{f"train__{key}": value for key, value in others.items()})
     assert {f"train.{key}" for key in others} | {"data.val_long_side"} <= MAY_CHANGE
@@ -134,21 +130,17 @@ def test_what_changes_nothing_that_is_learnt_may_change(config: Config, tmp_path
     assert all(torch.equal(found.tensors[name], value) for name, value in expected.tensors.items())
 
 
-def test_a_score_of_another_measure_is_not_compared(config: Config, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train(config, run)
-    longer = with_values(config, train__epochs=4, train__evaluate_images=1)
-    with pytest.raises(ConfigError, match=r"\(train\.epochs differs\)"):
-        train(longer, run, resume=True)
-    begun = Trainer(longer)
-    begun.restore(load_checkpoint(run / LAST))
+def test_a_score_of_another_measure_is_not_compared(config: Config, done: Path) -> None:
+    begun = Trainer(with_values(config, train__epochs=4, train__evaluate_images=1))
+    begun.restore(load_checkpoint(done / LAST))
     assert begun.best is None
     assert any("scores from here on cannot be compared" in note for note in begun.notes)
 
 
-def test_a_finished_run_takes_more_epochs_when_asked(config: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    run = tmp_path / "run"
-    train(config, run)
+def test_a_finished_run_takes_more_epochs_when_asked(
+    config: Config, done: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(done, tmp_path / "run")
     outcome = train(with_values(config, train__epochs=4), run, resume=True, more_epochs=True)
     assert (outcome.step, outcome.steps) == (12, 12)
     assert "train.epochs 3 -> 4: the learning rate rises from" in capfd.readouterr().err
@@ -213,11 +205,11 @@ def held(tmp_path: Path) -> Callable[[], tuple[BaseProcess, int]]:
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_second_training_in_a_folder_is_refused_until_the_first_has_ended(
-    resume: bool, held: Callable[[], tuple[BaseProcess, int]], config: Config, tmp_path: Path
+    resume: bool, held: Callable[[], tuple[BaseProcess, int]], config: Config, done: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     if resume:
-        train(config, run)
+        shutil.copytree(done, run)
     before = sorted(path.name for path in run.iterdir()) if resume else []
     holder, child = held()
     try:
@@ -230,14 +222,6 @@ def test_a_second_training_in_a_folder_is_refused_until_the_first_has_ended(
             pass
     finally:
         os.kill(child, signal.SIGKILL)
-
-
-def test_a_folder_that_is_no_run_is_left_as_it_is(config: Config, tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="is not empty and not a run"):
-        train(config, tmp_path / "mine")
-    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
 def test_a_name_that_is_not_utf_8_is_refused_at_once(config: Config, tmp_path: Path) -> None:

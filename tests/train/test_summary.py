@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from ddcat_train.config import load_config
 from ddcat_train.run.loop import train
 from ddcat_train.run.sessions import read_sessions
 from ddcat_train.run.summary import write_summary
-from ddcat_train.run.trainer import Trainer
+from tests.train.runs import Finished, stop_after
 
 
 def rows(text: str, heading: str) -> list[list[str]]:
@@ -26,17 +25,6 @@ def rows(text: str, heading: str) -> list[list[str]]:
 
 def log_of(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-
-
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    apply = Trainer.train_step
-
-    def interrupted(self: Trainer, batch: object) -> object:
-        if self.step == step - 1:
-            signal.raise_signal(signal.SIGTERM)
-        return apply(self, batch)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Trainer, "train_step", interrupted)
 
 
 def test_scores_are_those_of_the_log(tiny_run: list[str], tmp_path: Path) -> None:
@@ -59,13 +47,18 @@ def test_scores_are_those_of_the_log(tiny_run: list[str], tmp_path: Path) -> Non
     assert "ddcat train scenes-ddcat --set x=y" in text
 
 
-def test_every_picture_is_there(tiny_run: list[str], tmp_path: Path) -> None:
-    train(load_config("scenes-ddcat", tiny_run), tmp_path / "run")
-    links = re.findall(r"!\[[^]]*\]\(([^)]*)\)", (tmp_path / "run/summary.md").read_text())
+def test_every_picture_is_there_and_all_is_made_from_the_folder_alone(tiny_run: list[str], finished: Finished) -> None:
+    run = finished(load_config("scenes-ddcat", tiny_run))
+    links = re.findall(r"!\[[^]]*\]\(([^)]*)\)", (run / "summary.md").read_text())
     assert links == ["panels/step-000009.png", "losses.png", "scores.png", "mask.png"]
     for link in links:
-        with Image.open(tmp_path / "run" / link) as opened:
+        with Image.open(run / link) as opened:
             opened.verify()
+    made = {name: (run / name).read_bytes() for name in ("summary.md", *links[1:])}
+    for name in made:
+        (run / name).unlink()
+    write_summary(run)
+    assert made == {name: (run / name).read_bytes() for name in made}
 
 
 def test_how_it_was_trained_is_said(tiny_run: list[str], tmp_path: Path) -> None:
@@ -85,9 +78,8 @@ def test_how_it_was_trained_is_said(tiny_run: list[str], tmp_path: Path) -> None
     assert (commit.removesuffix("+changes") if commit else "not from a git checkout") in text
 
 
-def test_a_method_that_attacks_nothing_says_so(tiny_run: list[str], tmp_path: Path) -> None:
-    train(load_config("scenes-undefended", [*tiny_run, "train.epochs=1"]), tmp_path / "run")
-    text = (tmp_path / "run/summary.md").read_text()
+def test_a_method_that_attacks_nothing_says_so(tiny_run: list[str], finished: Finished) -> None:
+    text = (finished(load_config("scenes-undefended", tiny_run)) / "summary.md").read_text()
     assert dict(rows(text, "Training"))["attack of training"] == "none"
     assert "trained without any attack" in text
     assert "mask.png" not in text
@@ -98,9 +90,7 @@ def test_a_stopped_run_says_how_to_go_on_and_a_resumed_one_has_two_sessions(
 ) -> None:
     run = tmp_path / "a run"
     config = load_config("scenes-ddcat", tiny_run)
-    with monkeypatch.context() as patch:
-        stop_at(5, patch)
-        train(config, run, command="first")
+    stop_after(5, config, run, monkeypatch, command="first")
     text = (run / "summary.md").read_text()
     assert f"**Not finished**: step 5 of 9. `ddcat train '{run}/config.yaml' --resume` continues it." in text
     assert "was not evaluated yet" in text
@@ -131,12 +121,3 @@ def test_what_a_killed_session_did_beyond_its_checkpoint_is_not_counted(tiny_run
     longer = load_config("scenes-undefended", [*tiny_run, "train.epochs=4"])
     train(longer, run, resume=True, more_epochs=True, command="second")
     assert [(one.first, one.last) for one in read_sessions(run)] == [(0, 9), (9, 12)]
-
-
-def test_it_is_made_from_the_folder_alone(tiny_run: list[str], tmp_path: Path) -> None:
-    train(load_config("scenes-ddcat", tiny_run), tmp_path / "run")
-    made = {name: (tmp_path / "run" / name).read_bytes() for name in ("summary.md", "losses.png", "mask.png", "scores.png")}
-    for name in made:
-        (tmp_path / "run" / name).unlink()
-    write_summary(tmp_path / "run")
-    assert made == {name: (tmp_path / "run" / name).read_bytes() for name in made}

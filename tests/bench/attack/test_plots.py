@@ -5,18 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from ddcat.metrics import miou
 from ddcat_bench.attack import plots
 from ddcat_bench.attack.alarms import raise_alarms
 from ddcat_bench.attack.job import AttackJob
-from ddcat_bench.attack.panels import attack_sheet
 from ddcat_bench.attack.report import attack_markdown
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.bootstrap import Scheme, interval, scheme_of
-from ddcat_bench.inputs import main_branch
 from ddcat_bench.result_io import read_result
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
@@ -94,15 +91,6 @@ def test_alarms_come_first_and_in_red(measured: AttackResult) -> None:
     text = attack_markdown(wrong)
     assert text.startswith(f"> **ALARM: {alarms[0].name}.** {alarms[0].evidence}.")
     assert _reds(plots.curves(wrong))
-
-
-def test_a_sheet_of_images(checkpoint: Checkpoint, scenes: Dataset) -> None:
-    cpu = torch.device("cpu")
-    network = main_branch(checkpoint, cpu)
-    png = attack_sheet(network, scenes, title="sat", device=cpu, images=2)
-    sheet = np.asarray(Image.open(io.BytesIO(png)))
-    assert sheet.shape[1] > 6 * 200
-    assert png == attack_sheet(network, scenes, title="sat", device=cpu, images=2)
 
 
 def _reds(png: bytes) -> int:

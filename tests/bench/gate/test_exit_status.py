@@ -2,17 +2,25 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ddcat import cli
 from ddcat.bundle import Bundle
 from ddcat.errors import DdcatError
+from ddcat_bench.errors import BenchError
+from ddcat_bench.gate.job import GateJob
+from ddcat_bench.gate.pipeline import run_job
+from ddcat_bench.gate.thresholds import DEFAULT, read_thresholds
 from ddcat_bench.inputs import open_bundle_data
 from ddcat_bench.publish import claim
+from ddcat_train.checkpoints import Checkpoint
+from ddcat_train.data import Dataset
 
 Run = Callable[..., int | str | None]
 
@@ -63,7 +71,6 @@ def test_what_is_missing_or_wrong(make_bundle: Callable[..., Bundle], run: Run, 
     assert run(bundle, "--thresholds", str(tmp_path / "none.yaml")) == 2
     assert run(bundle, "--data-root", str(tmp_path / "none")) == 2
     assert run(bundle, "--split", "none") == 2
-    assert run(bundle, "--clips", "(") == 2
 
 
 def test_torchrun_does_not_pass_a_verdict_on(
@@ -112,3 +119,25 @@ def test_a_data_set_that_has_moved_is_asked_for(
     with pytest.raises(DdcatError, match=r"holds no generated scenes.*--data-root"):
         open_bundle_data(at(tmp_path / "emptied"))
     assert len(open_bundle_data(at("old/scenes"), data_root=scenes_copy)) == 5
+
+
+@pytest.mark.parametrize("option", [("--steps", "5"), ("--seed", "1")], ids=" ".join)
+def test_what_a_quick_gate_has_no_use_for_is_refused(
+    option: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ddcat", "gate", str(tmp_path), "--quick", *option])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {' '.join(option)}: --quick runs BIM, n = 3,")
+
+
+def test_a_split_without_labels_is_refused_before_anything_is_timed(
+    make_bundle: Callable[..., Bundle], checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path
+) -> None:
+    ignored = replace(scenes, decode=lambda indices: np.full_like(indices, 255))
+    told = rf"every pixel of the 5 images of {scenes.root}, val, is ignored: .*use a split with labels"
+    bundle = make_bundle()
+    with pytest.raises(BenchError, match=told):
+        run_job(GateJob(bundle, checkpoint, ignored), read_thresholds(DEFAULT, "fp32"), tmp_path / "gate", repeats=10)
+    GateJob(bundle, checkpoint, scenes).check_labels()

@@ -12,41 +12,36 @@ from xml.etree import ElementTree
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import numpy_helper
 
 from ddcat import cli
 from ddcat.bundle import Bundle, open_bundle
 from ddcat.engines import Outputs, open_engine
+from ddcat.manifest import MainBranchProof
 from ddcat.passport import read_passport
-from ddcat_bench.attack.attacks import AttackBatch, attack
-from ddcat_bench.bootstrap import Scheme
 from ddcat_bench.errors import BenchError
-from ddcat_bench.gate import checks
 from ddcat_bench.gate.budget import Budget
-from ddcat_bench.gate.checks import check_latency, needs_quiet
-from ddcat_bench.gate.disagreement import MARGINS, Disagreement
+from ddcat_bench.gate.checks import needs_quiet
+from ddcat_bench.gate.disagreement import Disagreement
 from ddcat_bench.gate.job import GateJob
-from ddcat_bench.gate.measurements import Measurements, Pilot, attack_pool, chosen_runs
+from ddcat_bench.gate.measurements import Measurements, Pilot, attack_pool
 from ddcat_bench.gate.pipeline import run_job
-from ddcat_bench.gate.pool import EPSILONS, PoolResult, attack_runs
+from ddcat_bench.gate.pool import PoolResult
 from ddcat_bench.gate.report import gate_brief, gate_html, gate_junit, gate_markdown
 from ddcat_bench.gate.results import GateResult
 from ddcat_bench.gate.thresholds import DEFAULT, read_thresholds
-from ddcat_bench.gate.verdict import conclude, passport_of, worst
+from ddcat_bench.gate.verdict import conclude, passport_of
 from ddcat_bench.gate.words import title
 from ddcat_bench.result_io import read_result
-from ddcat_bench.timing.interleave import ratio, timing
-from ddcat_bench.timing.results import SpeedRatio, SpeedResult
+from ddcat_bench.timing.results import SpeedResult
 from ddcat_bench.timing.serving_memory import Serving
-from ddcat_bench.timing.speed import draw_inputs, measure
 from ddcat_bench.twin.base import NotSupportedError
 from ddcat_bench.twin.operators import OPERATORS
-from ddcat_export.exporting import export
+from ddcat_export import exporting
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from ddcat_train.distributed.ranks import Ranks
-from ddcat_train.pixels import to_8_bit
+from tests.bench.gates import near, speed_of, turns
 
 SMALL = Budget(steps=2, queries=20, query_stride=2)
 LIMITS = read_thresholds(DEFAULT, "fp32")
@@ -55,17 +50,16 @@ LIMITS = read_thresholds(DEFAULT, "fp32")
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory, run_directory: Path, scenes: Dataset) -> Bundle:
     height, width = scenes.read(0).labels.shape
-    return export(run_directory, tmp_path_factory.mktemp("gate") / "bundle", logits=True, sizes=((height, width),)).bundle
+    proof = MainBranchProof(spare_parameters=1, bytes_unchanged=True, multiply_adds=1, size=(height, width))
+    with pytest.MonkeyPatch.context() as patch:  # it would be exported twice
+        patch.setattr(exporting, "prove_main_branch", lambda *given, **options: proof)
+        folder = tmp_path_factory.mktemp("gate") / "bundle"
+        return exporting.export(run_directory, folder, logits=True, sizes=((height, width),)).bundle
 
 
 @pytest.fixture(scope="module")
-def speed(bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset) -> SpeedResult:
-    inputs = draw_inputs(bundle, scenes, repeats=10, batch=1, size=None)
-    with open_engine(bundle, threads=1) as engine:
-        found = measure(bundle, engine, checkpoint, inputs, threads=1, peak=lambda serving: None)
-    quick = found.ratios[0].model_copy(update={"lower_quartile": 2.0, "median": 2.1, "upper_quartile": 2.2})
-    calm = tuple(e.model_copy(update={"times": e.times.model_copy(update={"stable": True})}) for e in found.contenders)
-    return found.model_copy(update={"ratios": (quick,), "contenders": calm, "others": 0.0})
+def speed() -> SpeedResult:
+    return speed_of("bundle", 0.5)
 
 
 def attacked_by(
@@ -157,72 +151,6 @@ def test_a_slow_engine_is_refused(good: tuple[GateJob, Measurements], speed: Spe
     assert [finding.name for finding in result.findings if finding.verdict == "refuse"] == ["latency"]
 
 
-def test_a_machine_that_is_not_steady_decides_nothing_of_latency(
-    good: tuple[GateJob, Measurements], speed: SpeedResult
-) -> None:
-    result = conclude(good[0], many(good[1], 4), near(unsteady(speed)), LIMITS, seconds=1.0)
-    (finding,) = (finding for finding in result.findings if finding.name == "latency")
-    assert (finding.verdict, "not steady" in (finding.reason or "")) == ("inconclusive", True)
-
-
-def near(speed: SpeedResult, **others: Any) -> SpeedResult:
-    """As if single turns had been slower than the limit of fp32 allows, and quartiles had not."""
-    ratio = speed.ratios[0].model_copy(update={"lowest": 0.9, "lower_quartile": 2.0, "median": 2.1, "upper_quartile": 2.2})
-    return speed.model_copy(update={"ratios": (ratio,), **others})
-
-
-def unsteady(speed: SpeedResult) -> SpeedResult:
-    return speed.model_copy(
-        update={
-            "contenders": tuple(
-                e.model_copy(update={"times": e.times.model_copy(update={"stable": False})}) for e in speed.contenders
-            )
-        }
-    )
-
-
-def turns(speed: SpeedResult, *shares: float) -> SpeedResult:
-    """As if the engine had taken these shares of PyTorch's time, turn by turn."""
-    own = [share * 0.1 for share in shares]
-    found = SpeedRatio(baseline="original", **dict(ratio([0.1] * len(own), own)))
-    contenders = tuple(
-        entry.model_copy(update={"times": timing(own if entry.name == "engine" else [0.1] * len(own))})
-        for entry in speed.contenders
-    )
-    return speed.model_copy(update={"ratios": (found,), "contenders": contenders})
-
-
-@pytest.mark.parametrize(
-    ("shares", "others", "verdict"),
-    [
-        ((0.05, 0.02, 0.12), 0.0, "pass"),  # on a machine that is not steady, and far below the limit
-        ((0.05, 0.02, 0.12), 1.9, "pass"),  # and beside others
-        ((0.5, 0.6, 0.99), 1.9, "pass"),
-        ((0.5, 0.6, 1.01), 1.9, "inconclusive"),  # near: this needs quiet
-        ((0.9, 1.0, 1.1), 0.0, "inconclusive"),
-        ((2.0, 4.0, 8.0), 1.9, "inconclusive"),  # a busy machine is an excuse
-        ((0.5, 0.5, 0.5), 0.0, "pass"),  # quiet
-        ((1.5, 1.5, 1.5), 0.0, "refuse"),
-        ((1.5, 1.5, 1.5), 1.9, "inconclusive"),
-    ],
-)
-def test_the_worst_turn_is_held_against_the_limit_first(
-    speed: SpeedResult, shares: tuple[float, ...], others: float, verdict: str
-) -> None:
-    measured = turns(speed, *(share for share in shares for _ in range(10))).model_copy(update={"others": others})
-    finding = check_latency(measured, LIMITS)
-    assert finding is not None
-    assert finding.verdict == verdict, finding
-    calm = measured.stable and not measured.disturbed
-    assert needs_quiet(measured, LIMITS) == (verdict == "inconclusive" and not calm)
-
-
-def test_one_slow_turn_of_many_decides_nothing_on_a_quiet_machine(speed: SpeedResult) -> None:
-    finding = check_latency(turns(speed, *[0.5] * 29, 1.5), LIMITS)
-    assert finding is not None
-    assert finding.verdict == "pass"
-
-
 def test_latency_that_the_limits_leave_out_is_said_to_be_so(
     good: tuple[GateJob, Measurements], speed: SpeedResult, tmp_path: Path
 ) -> None:
@@ -294,71 +222,6 @@ def test_what_was_stopped_continues_and_finds_the_same(
         attack_pool(GateJob(bundle, checkpoint, scenes, budget=Budget("quick")), engine, work)
 
 
-def judged(source: Any, engine: int, reference: int = 50, label: str = "PGD, n = 10", epsilon: float = 0.01) -> PoolResult:
-    """40 images on which each model has that percentage of mIoU."""
-    made = [
-        np.tile([[share, (100 - share) // 2, 100 - share - (100 - share) // 2]], (40, 1, 1)) for share in (reference, engine)
-    ]
-    ones = np.ones(40, np.int64)
-    flips = Disagreement.from_array(np.tile(ones[:, None], (1, 5 + 2 * len(MARGINS))))
-    return PoolResult(source, label, epsilon, made[0], made[1], flips, ones > 0)
-
-
-def test_nothing_to_preserve_decides_nothing() -> None:
-    scheme = Scheme("images", np.arange(40))
-    pool = [judged("replay", 70, 70, "clean", 0.0), judged("replay", 5, 5), judged("twin", 1, 5)]
-    clean, attacked = checks.check_threats(pool, scheme, LIMITS)
-    assert (clean.verdict, attacked.verdict) == ("pass", None)
-    assert "nothing to preserve" in attacked.reason
-    findings = list(checks.check_robustness([clean, attacked]))
-    assert [finding.verdict for finding in findings] == ["pass", "inconclusive"]
-
-
-def test_a_replay_that_beats_the_twin_is_an_alarm() -> None:
-    weak_twin = [judged("replay", 30), judged("twin", 45)]
-    (alarm,) = checks.find_alarms(weak_twin, None, LIMITS, transferred=False)
-    assert (alarm.name, "30.00 points" in alarm.evidence, "45.00" in alarm.evidence) == (
-        "black-box beats white-box",
-        True,
-        True,
-    )
-    assert not checks.find_alarms([judged("replay", 45), judged("twin", 30)], None, LIMITS, transferred=False)
-    assert not checks.find_alarms(weak_twin, None, LIMITS, transferred=True)
-    assert [finding.verdict for finding in checks.check_alarms([alarm])] == ["inconclusive"]
-
-
-def test_a_search_that_beats_every_gradient_is_an_alarm() -> None:
-    """Compared on the images that it was made on: others count as the replay leaves them."""
-    some = np.arange(40) < 4
-    gradients = [judged("replay", 30), judged("twin", 30)]
-
-    def asked(engine: int, source: str = "engine", label: str = "DLA, n = 500") -> PoolResult:
-        found, others = judged(source, engine, label=label), judged(source, 30)
-        return found._replace(engine=np.where(some[:, None, None], found.engine, others.engine), attacked=some)
-
-    for transferred in (True, False):
-        (alarm,) = checks.find_alarms([*gradients, asked(27)], None, LIMITS, transferred=transferred)
-        assert alarm.name == "black-box beats white-box"
-        assert "engine: DLA, n = 500 leaves the engine 27.00 points on 4 images" in alarm.evidence
-        assert "replay: PGD, n = 10, 30.00" in alarm.evidence
-    assert checks.find_alarms([*gradients, asked(20, "noise", "noise, n = 3")], None, LIMITS, transferred=False)
-    assert not checks.find_alarms([*gradients, asked(29)], None, LIMITS, transferred=False)  # single regions move it
-    other_bound = [one._replace(epsilon=0.02) for one in gradients]
-    assert not checks.find_alarms([*other_bound, asked(20)], None, LIMITS, transferred=False)
-
-
-def test_strong_attacks_that_decide_nothing_are_no_pass() -> None:
-    """The pilot chose a bound at which the whole pool leaves nothing, and BIM alone would pass the engine."""
-    scheme = Scheme("images", np.arange(40))
-    pool = [judged("replay", 70, 70, "clean", 0.0), judged("replay", 50, 50, "BIM, n = 3", 0.03)]
-    for epsilon, verdicts in ((EPSILONS[0], ["pass", "pass"]), (EPSILONS[2], ["pass", "pass", "inconclusive"])):
-        rows = list(checks.check_threats([*pool, judged("replay", 8, 8, epsilon=epsilon)], scheme, LIMITS))
-        findings = list(checks.check_robustness(rows))
-        assert [finding.verdict for finding in findings] == verdicts
-    assert findings[-1].name == "mIoU, strongest at 4/255"
-    assert findings[-1].found == "8.00 against 8.00 points"
-
-
 @pytest.mark.parametrize("source", ["replay", "twin"])
 def test_a_twin_that_is_the_engine_on_clean_images_alone_is_another_model(
     good: tuple[GateJob, Measurements], speed: SpeedResult, source: str
@@ -402,20 +265,6 @@ def test_the_pilot_looks_at_attacked_images_too(
     assert found[1].twin_agreement < 0.9
 
 
-def test_an_engine_that_its_own_graph_breaks_is_refused() -> None:
-    """A replay alone would have seen nothing."""
-    scheme = Scheme("images", np.arange(40))
-    pool = [judged("replay", 70, 70, "clean", 0.0), judged("replay", 40, 40), judged("twin", 20, 45)]
-    _, attacked = checks.check_threats(pool, scheme, LIMITS)
-    assert (attacked.reference, attacked.engine, attacked.verdict) == (40, 20, "refuse")
-
-
-def test_where_the_twin_is_another_model_the_engine_is_asked_twice_as_much() -> None:
-    near, far = (chosen_runs(Budget(), Pilot(epsilon=0.01, twin_agreement=share)) for share in (0.9995, 0.998))
-    assert [parts[-1].spec.counted for parts in (near, far)] == [(500,), (1000,)]
-    assert [part.source for part in attack_runs(None, quick=True)] == ["replay", "twin"]
-
-
 def test_another_seed_gives_every_image_another_one(
     bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -431,31 +280,6 @@ def test_another_seed_gives_every_image_another_one(
                     GateJob(bundle, checkpoint, scenes, budget=Budget("quick", seed=seed)), engine, tmp_path / str(seed)
                 )
     assert len({seed % 2**32 for seed in seeds}) == len(runs) * len(scenes)  # a generator looks at no more bits
-
-
-def test_every_bound_changes_pixels_of_8_bit_images() -> None:
-    images = torch.full((1, 3, 2, 2), 100 / 255)
-    for epsilon in EPSILONS:
-        assert (to_8_bit(images + epsilon, images) == 100 + round(255 * epsilon)).all()
-    asked = [part.spec for part in attack_runs(EPSILONS[0]) if part.source in ("engine", "noise")]
-    assert asked
-    assert all(plan.eight_bit for plan in asked)
-
-
-def test_the_engine_is_asked_about_the_very_images_that_it_is_judged_on() -> None:
-    """By whole grey levels, so that rounding on the way to the engine changes nothing."""
-    (plan,) = (part.spec for part in attack_runs(2 / 255, queries=20) if part.source == "engine")
-    seen: list[torch.Tensor] = []
-
-    def asked(images: torch.Tensor) -> torch.Tensor:
-        seen.append(images)
-        return torch.cat([images.mean(1, keepdim=True), 0.5 - images.mean(1, keepdim=True)], 1)
-
-    images = torch.randint(0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0)) / 255
-    (found,) = attack(asked, plan, AttackBatch(images, torch.zeros(2, 8, 8, dtype=torch.int64), torch.arange(2)))
-    assert any((queried - images).abs().max() > 0 for queried in seen[1:] if queried.shape == images.shape)
-    for queried in (*seen, found.images):
-        torch.testing.assert_close(queried * 255, (queried * 255).round(), rtol=0, atol=1e-4)
 
 
 def test_processes_deal_the_pool_out_and_find_what_one_finds(
@@ -478,14 +302,6 @@ def test_processes_deal_the_pool_out_and_find_what_one_finds(
         np.testing.assert_array_equal(one.reference, other.reference)
 
 
-@pytest.mark.parametrize(
-    ("found", "expected"),
-    [(["pass", "pass"], "pass"), (["pass", "inconclusive"], "inconclusive"), (["inconclusive", "refuse"], "refuse")],
-)
-def test_the_worst_finding_decides(found: list[Any], expected: str) -> None:
-    assert worst(found) == expected
-
-
 def test_the_reports_say_the_same(
     passed: GateResult, good: tuple[GateJob, Measurements], speed: SpeedResult, tmp_path: Path
 ) -> None:
@@ -504,24 +320,6 @@ def test_the_reports_say_the_same(
     assert suite.get("failures") == "1"
     assert [case.get("name") for case in suite if case.find("failure") is not None] == ["latency"]
     assert "Refused: the engine is slower than its limit allows. Accuracy and robustness passed." in gate_html(refused)
-
-
-def test_limits_are_strict(tmp_path: Path) -> None:
-    precisions: tuple[Any, ...] = ("fp32", "fp16", "bf16", "int8")
-    for precision in precisions:
-        assert read_thresholds(DEFAULT, precision).clean_margin > 0
-    file = tmp_path / "limits.yaml"
-    file.write_text(DEFAULT.read_text().replace("latency: 1.0", "latency: fast"))
-    with pytest.raises(BenchError, match=r"fp32.latency: Input should be a valid number"):
-        read_thresholds(file, "fp32")
-    file.write_text("int8: {}")
-    with pytest.raises(BenchError, match="Field required"):
-        read_thresholds(file, "int8")
-    file.write_text("{}")
-    with pytest.raises(BenchError, match="has no entry for fp32"):
-        read_thresholds(file, "fp32")
-    with pytest.raises(BenchError, match="cannot be read"):
-        read_thresholds(tmp_path / "none.yaml", "fp32")
 
 
 def test_the_command(
@@ -569,29 +367,6 @@ def test_the_command(
     assert shown < 2 * 3 * 5  # of three images, clean and attacked, those on which a label differs
     assert "No label differs on" in page
     assert not list(tmp_path.glob("*.work"))
-
-
-@pytest.mark.parametrize(
-    "option", [("--steps", "5"), ("--queries", "50"), ("--query-stride", "2"), ("--seed", "1")], ids=" ".join
-)
-def test_what_a_quick_gate_has_no_use_for_is_refused(
-    option: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["ddcat", "gate", str(tmp_path), "--quick", *option])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    assert left.value.code == 2
-    assert capsys.readouterr().err.startswith(f"error: {' '.join(option)}: --quick runs BIM, n = 3,")
-
-
-def test_a_split_without_labels_is_refused_before_anything_is_timed(
-    bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path
-) -> None:
-    ignored = replace(scenes, decode=lambda indices: np.full_like(indices, 255))
-    told = rf"every pixel of the 5 images of {scenes.root}, val, is ignored: .*use a split with labels"
-    with pytest.raises(BenchError, match=told):
-        run_job(GateJob(bundle, checkpoint, ignored), LIMITS, tmp_path / "gate", repeats=10)
-    GateJob(bundle, checkpoint, scenes).check_labels()
 
 
 def test_a_graph_that_cannot_be_attacked_is_refused_before_anything_is_timed(

@@ -109,12 +109,6 @@ def test_mean_and_deviation_over_seeds() -> None:
     assert "| PSPNet-50 | SAT | 2 | 0.500 ± 0.354 | 0.150 ± 0.071 |" in tables_markdown(tables)
 
 
-def test_of_one_seed_there_is_no_deviation_and_it_says_so() -> None:
-    table = find(make_tables([bim(checkpoint("sat"), 250, 100)]), "white-box")
-    assert ours(table).cells["clean"].sd is None
-    assert "One run, that is one seed, in each line: there is no standard deviation." in table.notes
-
-
 @settings(max_examples=20, deadline=None)
 @given(st.permutations(range(6)))
 def test_the_order_of_the_runs_changes_nothing(order: list[int]) -> None:
@@ -227,16 +221,6 @@ def test_sea_stands_below_on_its_own_images_alone() -> None:
     assert any("strong under its own BIM may be nothing under SEA" in note for note in table.notes)
 
 
-def test_a_line_shows_how_many_of_its_runs_have_a_figure() -> None:
-    weak, strong = sea((70, 70)), sea((7, 7), epsilon=8 / 255)
-    evaluated = [
-        result(checkpoint("sat", 0), [row(0, (900, 900)), weak[0], strong[0]], worst=(weak[1], strong[1]), suite="sea"),
-        result(checkpoint("sat", 1), [row(0, (900, 900)), weak[0]], worst=(weak[1],), suite="sea"),
-    ]
-    text = tables_markdown(make_tables(evaluated))
-    assert "| PSPNet-50 | SAT | 2 | 0.900 ± 0.000 | 0.070 ± 0.000 | 0.007 (1 of 2) |" in text
-
-
 def test_without_sea_the_strongest_attack_is_named_and_how_to_run_sea() -> None:
     pgd = row(20, (50, 70), name="PGD", epsilon=8 / 255)
     seen = row(20, (0, 0), name="PGD", epsilon=64 / 255)  # a bound so large that what it leaves says nothing
@@ -285,13 +269,6 @@ def test_what_does_not_compare_is_refused_in_a_line_that_names_both(evaluated: l
         make_tables(evaluated)
     assert "\n" not in str(refused.value)
     assert all(str(one.path) in str(refused.value) for one in evaluated)
-
-
-def test_a_split_that_is_not_the_usual_one_is_said() -> None:
-    evaluated = bim(checkpoint("sat"), 250, 100)
-    entry = evaluated.result.data.model_copy(update={"usual_split": False})
-    table = find(make_tables([evaluated._replace(result=evaluated.result.model_copy(update={"data": entry}))]), "white-box")
-    assert "This is **not** the validation split" in " ".join(table.notes)
 
 
 def test_results_without_any_attack_make_no_table() -> None:

@@ -32,18 +32,26 @@ def plan_of(method: str, *overrides: str) -> Plan:
     return Plan(load_config(f"scenes-{method}", [*TINY, *overrides]), "fp64", "cpu", 1)
 
 
-@pytest.mark.parametrize("name", BASELINES)
+METHODS = [(method, ()) for method in get_args(MethodName)]
+OTHERS = [
+    ("ddcat", ("model.context=aspp",)),
+    ("ddcat", ("method.mask_loss_on_ignored=false", "method.deep_weight=0")),
+    ("ddcat-m", ("attack.start=random", "method.adversarial_share=0.75")),
+    ("ddcat-n", ("attack.alpha=eps/n", "attack.steps=2", "train.batch_size=5")),
+    ("sat", ("attack.start=lower", "train.batch_size=3")),
+    ("trades", ("method.beta=2", "method.deep_weight=0")),
+]
+FRUGAL = ("sat", "ddcat", "trades")  # in the quick tests
+
+
 @pytest.mark.parametrize(
-    ("method", "overrides"),
+    ("method", "overrides", "name"),
     [
-        *((method, ()) for method in get_args(MethodName)),
-        ("ddcat", ("model.context=aspp",)),
-        ("ddcat", ("method.mask_loss_on_ignored=false", "method.deep_weight=0")),
-        ("ddcat-m", ("attack.start=random", "method.adversarial_share=0.75")),
-        ("ddcat-n", ("attack.alpha=eps/n", "attack.steps=2", "train.batch_size=5")),
-        ("sat", ("attack.start=lower", "train.batch_size=3")),
-        ("sat", ("train.last_batch=drop",)),
-        ("trades", ("method.beta=2", "method.deep_weight=0")),
+        pytest.param(
+            *case, name, marks=[pytest.mark.slow] if case in OTHERS or (name == "frugal" and case[0] not in FRUGAL) else []
+        )
+        for case in [*METHODS, *OTHERS]
+        for name in BASELINES
     ],
 )
 def test_all_take_the_same_steps(method: str, overrides: tuple[str, ...], name: BaselineName, tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_a_step_is_halved_by_either_condition(rises: int, gained: float, halved_
 
 @pytest.mark.parametrize("weight", WEIGHTS)
 @given(seed=st.integers(0, 2**31), epsilon=st.floats(0.001, 0.4), schedule=st.sampled_from([CONSTANT, SHRINKING]))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_on_a_linear_model_no_image_of_the_ball_has_fewer_right_pixels(
     small: Any, weight: Any, seed: int, epsilon: float, schedule: Any
 ) -> None:
@@ -206,7 +206,7 @@ def test_on_a_linear_model_no_image_of_the_ball_has_fewer_right_pixels(
 
 
 @given(seed=st.integers(0, 2**31), steps=st.integers(1, 12))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_more_steps_of_a_run_leave_no_more_right_pixels_than_its_start(small: Any, seed: int, steps: int) -> None:
     images, labels = small.batch(seed)
     network, seeds = small.network().eval(), torch.tensor([1, 2, 3])

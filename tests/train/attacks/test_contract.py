@@ -48,7 +48,7 @@ every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
     start=st.sampled_from(STARTS),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_every_iterate_lies_in_the_ball_and_is_an_image(
     small: Any, seed: int, epsilon: float, alpha: float, steps: int, start: Any, dtype: torch.dtype
 ) -> None:
@@ -74,7 +74,7 @@ def test_every_iterate_lies_in_the_ball_and_is_an_image(
 
 @every_attack
 @given(seed=st.integers(0, 2**31), epsilon=st.floats(0.0, 0.6), dtype=st.sampled_from([torch.float32, torch.float64]))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_every_result_lies_in_the_ball_and_is_an_image(
     small: Any, attack: Any, seed: int, epsilon: float, dtype: torch.dtype
 ) -> None:
@@ -92,7 +92,7 @@ def test_every_result_lies_in_the_ball_and_is_an_image(
 
 @every_attack
 @given(training=st.lists(st.booleans(), min_size=6, max_size=6), with_gradients=st.booleans())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_the_network_is_left_as_it_was(small: Any, attack: Any, training: list[bool], with_gradients: bool) -> None:
     network = small.network()
     for module, flag in zip(network.modules(), training, strict=True):
@@ -150,7 +150,7 @@ def test_any_callable_is_a_model_and_neither_its_mode_nor_no_grad_matters(small:
 
 @every_attack
 @given(seed=st.integers(0, 2**31), order=st.permutations(range(4)), kept=st.integers(1, 4))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_a_result_does_not_depend_on_batch_mates(small: Any, attack: Any, seed: int, order: list[int], kept: int) -> None:
     images, labels = small.batch(seed, count=4)
     labels[seed % 4] = 255  # an image without any label among them
@@ -178,7 +178,7 @@ def test_random_starts_differ_between_seeds_and_fill_the_ball(small: Any) -> Non
 
 @every_attack
 @given(seed=st.integers(0, 2**31))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_ignored_pixels_have_no_influence(small: Any, attack: Any, seed: int) -> None:
     images, labels = small.batch(seed, ignored=0.4)
     network = small.network().eval()

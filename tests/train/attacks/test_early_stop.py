@@ -25,7 +25,7 @@ def first_beaten(model: Any, iterates: list[Tensor], labels: Tensor) -> list[int
 
 
 @given(seed=st.integers(0, 2**31), steps=st.integers(1, 6), weight=st.sampled_from(["PGD", "SegPGD", "CosPGD"]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_a_beaten_image_stays_as_it_was_and_no_other_is_touched(small: Any, seed: int, steps: int, weight: Any) -> None:
     network, images, labels = losing(small, seed)
     run = partial(
@@ -39,7 +39,7 @@ def test_a_beaten_image_stays_as_it_was_and_no_other_is_touched(small: Any, seed
 
 
 @given(seed=st.integers(0, 2**31))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_a_beaten_image_costs_no_further_forward_and_no_further_backward(small: Any, seed: int) -> None:
     network, images, labels = losing(small, seed)
     through = [current for _, current in signed_gradient_ascent(network, images, labels, epsilon=0.2, alpha=0.05, steps=6)]
@@ -66,7 +66,7 @@ def test_a_beaten_image_costs_no_further_forward_and_no_further_backward(small: 
 
 
 @given(seed=st.integers(0, 2**31), steps=st.integers(0, 6), start=st.sampled_from(["clean", "random"]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_a_trajectory_that_stops_early_holds_each_n_and_its_predictions(small: Any, seed: int, steps: int, start: Any) -> None:
     network, images, labels = losing(small, seed)
     hyper: dict[str, Any] = {"epsilon": 0.2, "alpha": 0.05, "start": start, "seeds": torch.arange(4)}

@@ -59,7 +59,7 @@ def published(name: WeightName, logits: Tensor, labels: Tensor, step: int, steps
 
 @every_weight
 @given(seed=st.integers(0, 2**31), steps=st.integers(1, 6), data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_the_gradient_is_that_of_the_published_loss_up_to_a_factor(name: Any, seed: int, steps: int, data: Any) -> None:
     step = data.draw(st.integers(1, steps))
     logits, labels = draw(seed)

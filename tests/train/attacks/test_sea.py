@@ -47,7 +47,7 @@ def test_sea_shows_each_member_to_an_observer_of_its_own(small: Any) -> None:
 
 
 @given(seed=st.integers(0, 2**31))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_the_weights_of_a_step_know_which_of_all_steps_it_is(small: Any, seed: int) -> None:
     """Also over stages, a weight that changes with the steps changes once."""
     images, labels = small.batch(seed)

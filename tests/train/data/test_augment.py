@@ -103,7 +103,7 @@ def test_blur_is_5x5_and_of_the_image_alone() -> None:
     crop=st.tuples(st.integers(1, 50), st.integers(1, 50)),
     scale=st.tuples(st.floats(0.1, 1), st.floats(1, 2)),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_labels_are_never_made_up(
     name: str, seed: int, size: tuple[int, int], crop: tuple[int, int], scale: tuple[float, float]
 ) -> None:

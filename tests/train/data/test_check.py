@@ -8,7 +8,6 @@ import pytest
 from typer.testing import CliRunner
 
 from ddcat.cli import main
-from ddcat.errors import DdcatError
 from ddcat_train.data import list_dataset
 from ddcat_train.data.check import check, lines_of
 from ddcat_train.data.dataset import Fault
@@ -108,12 +107,6 @@ def test_command_generates_scenes(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert check(list_dataset("scenes", tmp_path / "out", "train")).sizes == {(48, 32): 2}
     assert check(list_dataset("scenes", tmp_path / "out", "val")).faults == ()
-
-
-def test_command_refuses_what_is_no_size(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["scenes", str(tmp_path / "out"), "--size", "96"])
-    assert isinstance(result.exception, DdcatError)
-    assert not (tmp_path / "out").exists()
 
 
 def test_real_samples_are_sound(real_data: Path) -> None:

@@ -6,7 +6,6 @@ import re
 import stat
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,6 @@ from ddcat_train.data.check import check
 from ddcat_train.data.pictures import read_head, read_image, read_mask
 from ddcat_train.data_cli import app
 from ddcat_train.errors import DataError
-
-Writer = Callable[..., None]
 
 ROOT = Path(__file__).parents[3]
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 12 10\n%%EndComments\n(x) (w) file closefile\n%%EOF\n"
@@ -104,25 +101,6 @@ def chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-@pytest.mark.parametrize("name", [b"zTXt", b"iCCP", b"iTXt", b"tEXt"])
-@pytest.mark.parametrize("mode", ["RGB", "P"])
-def test_metadata_however_large_makes_no_png_unreadable(tmp_path: Path, name: bytes, mode: str) -> None:
-    path = tmp_path / "x.png"
-    Image.fromarray(PIXELS).convert(mode).save(path)
-    expected = read_image(path)
-    text = bytes(70_000_000 if name == b"tEXt" else 2_000_000)
-    data = {
-        b"zTXt": b"k\0\0" + zlib.compress(text), b"iCCP": b"k\0\0" + zlib.compress(text),
-        b"iTXt": b"k\0\1\0\0\0" + zlib.compress(text), b"tEXt": b"k\0" + text,
-    }[name]  # fmt: skip
-    content = path.read_bytes()
-    path.write_bytes(content[:33] + chunk(name, data) + content[33:])
-    assert np.array_equal(read_image(path), expected)
-    assert read_head(path)[:2] == (10, 12)
-    if mode == "P":
-        assert read_mask(path).pixels.shape == (10, 12)
-
-
 def test_grey_with_alpha_and_one_bit_are_images(tmp_path: Path) -> None:
     grey = np.where(np.arange(120).reshape(10, 12) % 3 == 0, np.uint8(255), np.uint8(0))
     expected = np.repeat(grey[..., None], 3, axis=2)
@@ -141,13 +119,6 @@ def test_too_large_an_image_is_told_with_its_size(tmp_path: Path) -> None:
     for read in (read_image, read_mask):
         with pytest.raises(DataError, match=r"x\.png is too large \(189 Mpx, at most 179\): cut it into tiles$"):
             read(tmp_path / "x.png")
-
-
-def test_a_jpeg_of_two_pictures_is_the_first(tmp_path: Path) -> None:
-    first, second = Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)
-    first.save(tmp_path / "x.jpg", format="MPO", save_all=True, append_images=[second], quality=95)
-    first.save(tmp_path / "one.jpg", quality=95)
-    assert np.array_equal(read_image(tmp_path / "x.jpg"), read_image(tmp_path / "one.jpg"))
 
 
 def test_the_orientation_is_read_from_either_format(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def sound(dataset: Dataset) -> list[str]:
         (b"\\JPEGImages\\my photo.jpg  \\SegmentationClass\\my photo.png\n", ["my photo"]),
     ],
 )
-@pytest.mark.parametrize("suffix", [".jpg", ".JPG", ".jpeg", ".png", ".PNG"])
+@pytest.mark.parametrize("suffix", [".jpg", ".PNG"])
 def test_lists_of_voc_in_every_form(voc_of: Maker, listed: bytes, names: list[str], suffix: str) -> None:
     root = voc_of(listed, *names, image=suffix)
     dataset = open_dataset("voc", root, "train")

@@ -1,4 +1,3 @@
-import dataclasses
 import multiprocessing
 import os
 import pickle
@@ -147,13 +146,6 @@ def test_an_epoch_sees_every_image_and_fills_its_last_batch(small: Dataset, batc
         assert len(order) - 5 < max(batch_size, 5 + 3)
         orders.add(tuple(order[:5]))
     assert len(orders) > 1
-
-
-def test_one_image_fills_a_batch_with_different_augmentations(small: Dataset) -> None:
-    one = dataclasses.replace(small, pairs=small.pairs[:1])
-    (batch,) = train_batches(one, AUGMENT, batch_size=4, seed=0, steps=1)
-    assert len({image.numpy().tobytes() for image in batch.images}) == 4
-    assert len(batch.seeds.unique()) == 4
 
 
 @pytest.mark.parametrize("workers", [0, 1])

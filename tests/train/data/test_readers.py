@@ -33,11 +33,6 @@ def test_palette_labels_are_read_as_indices(tmp_path: Path, write_labels: Writer
     assert np.array_equal(read_mask(tmp_path / "labels.png").pixels, EVERY_VALUE)
 
 
-def test_grey_labels_are_read_as_they_are(tmp_path: Path) -> None:
-    Image.fromarray(EVERY_VALUE).save(tmp_path / "labels.png")
-    assert np.array_equal(read_mask(tmp_path / "labels.png").pixels, EVERY_VALUE)
-
-
 @pytest.mark.parametrize(
     ("pixels", "suffix", "told"),
     [
@@ -79,33 +74,6 @@ def test_labels_of_few_bits_are_indices_of_a_palette_or_refused(
         read_mask(tmp_path / "grey.png")
 
 
-def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
-    turned = Image.Exif()
-    turned[0x0112] = 6  # "rotate by 90 degrees to look at it"
-    Image.fromarray(GREY).save(tmp_path / "turned.jpg", exif=turned)
-    assert read_image(tmp_path / "turned.jpg").shape == GREY.shape
-
-
-def test_images_are_rgb_whatever_their_mode(tmp_path: Path) -> None:
-    red = np.zeros((4, 4, 3), np.uint8)
-    red[..., 0] = 204  # a colour of the palette that Pillow converts to
-    Image.fromarray(red).save(tmp_path / "rgb.png")
-    Image.fromarray(red).convert("RGBA").save(tmp_path / "rgba.png")
-    Image.fromarray(red).convert("P").save(tmp_path / "palette.png")
-    for name in ("rgb", "rgba", "palette"):
-        assert np.array_equal(read_image(tmp_path / f"{name}.png"), red)
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_truncated_image_is_refused_with_its_name(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"image.{suffix}"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)).save(path)
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) * 2 // 3])
-    with pytest.raises(DataError, match=f"image.{suffix}"):
-        read_image(path)
-
-
 def test_sizes_of_image_and_labels_must_agree(small_folder: Path, write_labels: Writer) -> None:
     write_labels(small_folder / "labels/train/3.png", np.zeros((12, 10), np.uint8))
     with pytest.raises(DataError, match=r"3\.png is 10x12, but its image .*3\.png is 12x10"):
@@ -143,18 +111,6 @@ def test_long_side_keeps_image_and_labels_aligned() -> None:
         assert abs(off[:, inner].mean()) <= 1
 
 
-def test_voc_list_of_the_augmented_set(tmp_path: Path, write_image: Writer, write_labels: Writer) -> None:
-    write_image(tmp_path / "JPEGImages/a.jpg", GREY)
-    write_labels(tmp_path / "SegmentationClassAug/a.png", np.full((6, 8), 20, np.uint8))
-    lists = tmp_path / "ImageSets/Segmentation"
-    lists.mkdir(parents=True)
-    (lists / "train_aug.txt").write_text("/JPEGImages/a.jpg /SegmentationClassAug/a.png\n\n")
-    dataset = open_dataset("voc", tmp_path, "train_aug")
-    assert dataset.classes == VOC
-    assert dataset.read(0).name == "a"
-    assert (dataset.read(0).labels == 20).all()
-
-
 @pytest.mark.parametrize(
     ("line", "suffix"),
     [
@@ -182,15 +138,6 @@ def test_cityscapes_ids_of_every_class_and_of_none() -> None:
     assert (table[34:] == np.arange(34, 256)).all()  # not ids: left for the reader to refuse
 
 
-def test_cityscapes_prefers_train_ids(tmp_path: Path, write_image: Writer) -> None:
-    write_image(tmp_path / "leftImg8bit/val/ulm/ulm_0_leftImg8bit.png", GREY)
-    label = tmp_path / "gtFine/val/ulm/ulm_0_gtFine_labelIds.png"
-    write_image(label, np.full((6, 8), 26, np.uint8))
-    assert (open_dataset("cityscapes", tmp_path, "val").read(0).labels == CITYSCAPES.names.index("car")).all()
-    write_image(label.with_name("ulm_0_gtFine_labelTrainIds.png"), np.full((6, 8), 2, np.uint8))
-    assert (open_dataset("cityscapes", tmp_path, "val").read(0).labels == 2).all()
-
-
 def test_acdc_is_read_whole_or_by_condition(tmp_path: Path, write_image: Writer) -> None:
     for condition, name, value in (("fog", "GOPR0475_frame_000041", 0), ("night", "GOPR0351_frame_000159", 13)):
         clip = name.partition("_")[0]
@@ -210,41 +157,10 @@ def test_acdc_is_read_whole_or_by_condition(tmp_path: Path, write_image: Writer)
         open_dataset("cityscapes", tmp_path, "val")
 
 
-def test_folder_without_splits_is_one_split(small_folder: Path) -> None:
-    for kind in ("images", "labels"):
-        (small_folder / kind / "train").rename(small_folder / "aside")
-        (small_folder / kind).rmdir()
-        (small_folder / "aside").rename(small_folder / kind)
-    dataset = open_dataset("folder", small_folder, "anything")
-    assert [pair.name for pair in dataset.pairs] == ["0", "1", "2", "3", "4"]
-    assert dataset.classes.names == ("ground", "wall", "roof")
-
-
 def test_classes_file_is_read_back(tmp_path: Path) -> None:
     classes = Classes(("a", "b: c"), ((0, 1, 2), (255, 0, 9)))
     (tmp_path / "classes.yaml").write_text(classes_yaml(classes))
     assert read_classes(tmp_path / "classes.yaml") == classes
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "names: [a]",
-        "[a, b]",
-        "names: [a, a]",
-        "names: [a, 3]",
-        "nmaes: [a, b]",
-        "names: [a, b",
-        "{names: [a, b], colours: [[1, 2, 3]]}",
-    ],
-)
-def test_wrong_classes_files_are_refused_in_one_line(tmp_path: Path, text: str) -> None:
-    (tmp_path / "classes.yaml").write_text(text)
-    with pytest.raises(DataError, match=r"classes\.yaml") as caught:
-        read_classes(tmp_path / "classes.yaml")
-    assert "\n" not in str(caught.value)
-    assert "_ClassesFile" not in str(caught.value)
 
 
 def test_what_is_missing_is_told(tmp_path: Path, small_folder: Path) -> None:
@@ -301,13 +217,6 @@ def told(root: Path, split: str = "train") -> list[str]:
     return [fault.message for fault in check(list_dataset("folder", root, split)).faults]
 
 
-def test_names_that_never_meet_are_one_line(small_folder: Path) -> None:
-    for file in (small_folder / "labels/train").glob("*.png"):
-        file.rename(file.with_name(f"{file.stem}_mask.png"))
-    with pytest.raises(DataError, match=r"no image in .*: 0\.png needs 0\.png, not 0_mask\.png$"):
-        told(small_folder)
-
-
 def test_a_file_of_another_format_is_pointed_at(small_folder: Path) -> None:
     labels = small_folder / "labels/train/1.png"
     labels.rename(labels.with_suffix(".tif"))
@@ -361,13 +270,6 @@ def test_the_size_is_told_from_the_head_of_the_file_alone(
     expected = [dataset.read(index).labels.shape for index in range(len(dataset))]
     monkeypatch.setattr(Image.Image, "load", None)  # no pixel is decoded
     assert [dataset.size(index) for index in range(len(dataset))] == expected
-
-
-def test_the_size_of_what_is_no_image_is_not_known(small_folder: Path) -> None:
-    dataset = open_dataset("folder", small_folder, "train")
-    dataset.pairs[0].image.write_bytes(b"no image")
-    with pytest.raises(DataError, match="is no image that can be read"):
-        dataset.size(0)
 
 
 def test_a_split_without_any_image_is_refused(small_folder: Path) -> None:
