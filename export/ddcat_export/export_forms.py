@@ -88,7 +88,8 @@ def _einsum(equation: Any, *operands: Any) -> Tensor:
         *outer, *_flat(sizes, summed), *_flat(sizes, columns)
     )
     order = (*batch, *rows, *columns)
-    return product.reshape([sizes[name] for name in order]).permute([order.index(name) for name in result])
+    found: Tensor = product.reshape([sizes[name] for name in order]).permute([order.index(name) for name in result])
+    return found
 
 
 def _flat(sizes: Mapping[str, Any], names: Sequence[str]) -> list[Any]:

@@ -11,6 +11,7 @@ A block of commands is run as it stands, unless a comment before it says otherwi
 """
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from ddcat_train.data.synthetic.generate import write_scenes
 from docs import make_reference
@@ -121,6 +123,7 @@ def parse(words: list[str]) -> None:
 RUNS = {
     "docs/tutorial.md": [],
     "docs/how-to/train-on-your-data.md": ["mine", "mine.yaml"],
+    "docs/how-to/serve-a-segformer.md": ["mine", "segformer-b0", "segformer.yaml", "image.jpg"],
     "docs/how-to/many-gpus.md": [],
     "docs/how-to/export-to-tensorrt.md": ["runs/scenes-ddcat"],
     "docs/how-to/choose-a-precision.md": ["runs/scenes-ddcat", "data/scenes"],
@@ -159,6 +162,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).write_text(text)
     smaller = (folder / "mine.yaml").read_text().replace("512", "80").replace("[257, 257]", "[65, 65]") + "train: {epochs: 1}\n"
     (folder / "mine.yaml").write_text(smaller)  # as it stands it takes a quarter of an hour
+    (folder / "segformer.yaml").write_text(smaller_segformer((folder / "segformer.yaml").read_text()))
+    save_segformer(folder / "segformer-b0")
     for line in (
         f"ddcat-train scenes-ddcat {small}",
         "ddcat-export runs/scenes-ddcat --engine ort --out bundle",
@@ -166,6 +171,23 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         assert (done := call(line, folder)).returncode == 0, done.stderr
     return folder
+
+
+def smaller_segformer(text: str) -> str:
+    for usual, small in (("512}", "80}"), ("[257, 257]", "[65, 65]")):
+        assert usual in text
+        text = text.replace(usual, small)
+    return text + "train: {epochs: 1, batch_size: 4}\n"
+
+
+def save_segformer(folder: Path) -> None:
+    """A folder as it is downloaded: of other classes than ours, tiny, and with random weights."""
+    settings = {
+        "hidden_sizes": [8, 16, 32, 64], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 4, 8], "decoder_hidden_size": 32,
+    }  # fmt: skip
+    SegformerForSemanticSegmentation(SegformerConfig(**settings, num_labels=150)).save_pretrained(folder)
+    values = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "do_normalize": True}
+    (folder / "preprocessor_config.json").write_text(json.dumps(values))
 
 
 def yaml_blocks() -> Iterator[tuple[str, str]]:
