@@ -13,7 +13,6 @@ __all__ = [
     "check_in_effect",
     "check_kind_runs_here",
     "check_runs_here",
-    "flag_of",
     "profile_for",
     "profiles_of",
     "version_of",
@@ -138,15 +137,11 @@ def check_kind_runs_here(kinds: DeviceKinds, capability: str, runtime: str) -> N
             "ddcat export BUNDLE --engine trt-rtx --for current"
         )
     if runtime != kinds.runtime:
+        targets = " ".join(f"--for sm{one.replace('.', '')}" for one in kinds.compute_capabilities)
         raise EngineError(
             f"the plan was built by {kinds.runtime}, and here is {runtime}: build it again: ddcat export BUNDLE --engine "
-            f"trt-rtx --for {' --for '.join(flag_of(one) for one in kinds.compute_capabilities)}"
+            f"trt-rtx {targets}"
         )
-
-
-def flag_of(capability: str) -> str:
-    """Write a compute capability as the command line has it: "8.9" is sm89."""
-    return f"sm{capability.replace('.', '')}"
 
 
 def check_in_effect(information: str, precision: Precision) -> None:

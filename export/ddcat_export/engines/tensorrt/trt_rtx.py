@@ -1,6 +1,7 @@
 """Build engine trt-rtx: a plan for kinds of GPU, on any machine."""
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import tensorrt_rtx
@@ -8,7 +9,7 @@ import tensorrt_rtx
 from ddcat.choices import Precision
 from ddcat.engines.errors import EngineError
 from ddcat.engines.tensorrt.cuda import find_gpu
-from ddcat.engines.tensorrt.plan import flag_of, profiles_of
+from ddcat.engines.tensorrt.plan import profiles_of
 from ddcat.engines.tensorrt.run import TensorRtGraph
 from ddcat.engines.tensorrt.trt_rtx import api
 from ddcat.manifest import DeviceKinds, EngineEntry, InputShapes
@@ -19,7 +20,7 @@ from ddcat_export.engines.tensorrt.plan_builder import PLAN, build_plan, takes_f
 if TYPE_CHECKING:
     import tensorrt as trt
 
-__all__ = ["build", "check_possible"]
+__all__ = ["build", "check_possible", "compute_for"]
 
 _CURRENT = "current"
 _USUAL = ("sm80", "sm86", "sm89", "sm120")  # what NVIDIA builds for where nothing is said, without its newest
@@ -45,16 +46,9 @@ def build(graph: bytes, *, file: str, precision: Precision, shapes: InputShapes,
     targets : tuple of str
         Compute capabilities, such as "sm89"; or "current" alone, for the GPU of this machine.
     """
-    profiles = profiles_of(shapes)
+    profiles, targets = profiles_of(shapes), tuple(dict.fromkeys(targets))
     capabilities, here = _capabilities(targets, precision), _capability_here()
-    names = tuple(_CURRENT.upper() if _CURRENT in targets else flag_of(one).upper() for one in capabilities)
-
-    def configure(config: "trt.IBuilderConfig") -> None:
-        config.num_compute_capabilities = len(names)
-        for index, name in enumerate(names):
-            config.set_compute_capability(tensorrt_rtx.ComputeCapability.__members__[name], index)
-
-    plan = build_plan(api, adapt(graph, api.title, _LAST_OPSET, int8=precision == "int8"), profiles, configure)
+    plan = build_plan(api, adapt(graph, api.title, _LAST_OPSET, int8=precision == "int8"), profiles, compute_for(targets))
     recorded, runs_here = takes_few_shapes(profiles), here in capabilities
     if runs_here:
         TensorRtGraph(api, plan.content, profiles, precision=precision, cuda_graphs=recorded).close()
@@ -71,6 +65,17 @@ def build(graph: bytes, *, file: str, precision: Precision, shapes: InputShapes,
     return Built({PLAN: plan.content}, entry, plan.inputs, plan.outputs, runs_here)
 
 
+def compute_for(targets: tuple[str, ...]) -> "Callable[[trt.IBuilderConfig], None]":
+    """Return what sets the GPUs that a plan is built for; `targets` as for `build`."""
+
+    def configure(config: "trt.IBuilderConfig") -> None:
+        config.num_compute_capabilities = len(targets)
+        for index, target in enumerate(targets):
+            config.set_compute_capability(tensorrt_rtx.ComputeCapability.__members__[target.upper()], index)
+
+    return configure
+
+
 def _capabilities(targets: tuple[str, ...], precision: Precision) -> tuple[str, ...]:
     if _CURRENT in targets:
         if len(targets) > 1:
@@ -82,7 +87,7 @@ def _capabilities(targets: tuple[str, ...], precision: Precision) -> tuple[str, 
             raise EngineError(f"--for {target}: {api.title} builds for {', '.join(known)}, or current")
     if precision == "bf16" and "sm75" in targets:
         raise EngineError("--for sm75: such a GPU does not compute in bf16; use --precision fp16")
-    return tuple(f"{target[2:-1]}.{target[-1]}" for target in dict.fromkeys(targets))
+    return tuple(f"{target[2:-1]}.{target[-1]}" for target in targets)
 
 
 def _capability_here() -> str | None:
