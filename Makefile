@@ -37,13 +37,16 @@ docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "look at: build/site/index.html"
 
-# The last four are peers that the tests compare with; what they ask for does not fit every build of torch.
+# Four are peers that the tests compare with; what they ask for does not fit every build of torch. Libraries of whole models lie apart,
+# in .venv/peers: a torchvision for CUDA beside a torch for CPUs would break what imports it.
 .venv/ready: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 with venv on the PATH: install one, or name it: make PYTHON=/path/to/python"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check "torch>=2.6,<2.14"
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps "torchattacks==3.5.1" "cospgd==0.1.3" "adv-lib==0.2.8" "imagecorruptions-imaug==1.1.5"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .venv/peers "torchvision==0.28.0" "timm==1.0.31" \
+	  "segmentation-models-pytorch==0.6.0"
 	@touch $@
 
 clean:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ddcat_train.config import Config, ModelConfig, load_config
+from ddcat_train.config import Config, ModelConfig, load_config, network
 from ddcat_train.errors import CheckpointError, ConfigError
 from ddcat_train.networks.whole import Blueprint, CutSegmenter, build_whole, sources
 from ddcat_train.networks.whole.calls import logits_of
@@ -314,3 +314,84 @@ def test_what_libraries_raise(raised: Exception, message: str, monkeypatch: pyte
     with pytest.raises(ConfigError, match=f"^hf segformer:? {message}") as caught:
         build_whole(described(whole="hf", settings=SEGFORMER), classes=CLASSES, heads=("main",))
     assert "\n" not in str(caught.value)
+
+
+class _Entry:
+    """As importlib.metadata gives it."""
+
+    value = "my_package:build"
+
+    def __init__(self, build: Any) -> None:
+        self.build = build
+
+    def load(self) -> Any:
+        if isinstance(self.build, Exception):
+            raise self.build
+        return self.build
+
+
+class _Entries(tuple[_Entry, ...]):
+    names = ("mine",)
+
+
+@pytest.fixture
+def packaged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let installed packages bring the segmenter `mine`."""
+
+    def bring(*builds: Any) -> None:
+        found = _Entries(map(_Entry, builds))
+        for module in (network, sources):
+            monkeypatch.setattr(module, "entry_points", lambda **wanted: found)
+
+    return bring
+
+
+def test_a_model_of_a_package(packaged: Callable[..., None]) -> None:
+    packaged(lambda classes, corners: Plain(classes, resized=corners))
+    config = described(whole="mine", settings={"corners": True}, multiple=2, mean=(0.1, 0.2, 0.3), std=(1, 1, 1))
+    notes: list[str] = []
+    made = build_whole(config, classes=CLASSES, heads=("main", "auxiliary", "mask"), notes=notes)
+    assert isinstance(made, CutSegmenter)
+    assert (made.cut.corners, config.architecture) == (True, "mine")
+    assert notes == ["mine: each branch has head.0+head.1+head.2+head.3+head.4 of its own; images are padded to multiples of 2"]
+    assert made.normalise.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("builds", "message"),
+    [
+        ((lambda classes: "a model",), r"the segmenter mine: expected a torch\.nn\.Module"),
+        ((ImportError("no my_package"),), r"the segmenter mine is not at my_package:build, as its package says: no my_package"),
+        ((Plain, Plain), "several packages bring the segmenter mine"),
+        ((lambda classes, depth: Plain(classes),), "^mine cannot be built of these settings: .*depth"),
+    ],
+)
+def test_a_package_that_does_not_bring_what_it_says(
+    packaged: Callable[..., None], builds: tuple[Any, ...], message: str
+) -> None:
+    packaged(*builds)
+    with pytest.raises(ConfigError, match=message):
+        build_whole(described(whole="mine", multiple=2), classes=CLASSES, heads=("main",))
+
+
+def test_the_multiple_is_tried(packaged: Callable[..., None]) -> None:
+    class Strict(Plain):
+        def __init__(self, classes: int, side: int) -> None:
+            super().__init__(classes)
+            self.side = side
+
+        def forward(self, images: Tensor) -> Any:
+            if images.shape[-1] % self.side or images.shape[-2] % self.side:
+                raise ValueError(f"the size is no multiple of {self.side}")
+            return super().forward(images)
+
+    packaged(lambda classes, **settings: Strict(classes, settings["side"]))
+    for side, multiple in ((2, 32), (64, 64)):
+        made = build_whole(described(whole="mine", settings={"side": side}), classes=CLASSES, heads=("main",))
+        assert made(torch.rand(1, 3, 40, 50)).shape == (1, CLASSES, 40, 50)
+        assert made.prepared(torch.rand(1, 3, 40, 50)).shape[-1] % multiple == 0  # type: ignore[operator]
+    message = "mine takes no images of 96 x 128: the size is no multiple of 100; name by model.multiple"
+    with pytest.raises(ConfigError, match=message):
+        build_whole(described(whole="mine", settings={"side": 100}), classes=CLASSES, heads=("main",))
+    fixed = build_whole(described(whole="mine", settings={"side": 100, "image_size": 100}), classes=CLASSES, heads=("main",))
+    assert fixed.largest == 100

@@ -64,7 +64,8 @@ def builder(model: ModelConfig, weights: Path | None, notes: list[str]) -> Build
 
 
 def _guarded(model: ModelConfig, make: Callable[[], nn.Module]) -> nn.Module:
-    with _explained(f"{model.whole} {model.architecture}"):
+    name = str(model.whole) if model.architecture == model.whole else f"{model.whole} {model.architecture}"
+    with _explained(name):
         return make()
 
 
