@@ -14,6 +14,7 @@ from ddcat_train.choices import BackboneName
 from ddcat_train.config import ModelConfig
 from ddcat_train.errors import CheckpointError
 from ddcat_train.networks import Backbone, build_backbone, build_segmenter, load_backbone
+from ddcat_train.weight_import import import_checkpoint
 from tests.files import needed
 from tests.train.test_networks import keeps_its_promise
 
@@ -162,6 +163,17 @@ def test_what_does_not_fit_is_named(weights: tuple[BackboneName, dict[str, Tenso
     other: BackboneName = "efficientnet_lite4"
     with pytest.raises(CheckpointError, match="does not fit a EfficientNetLite of this form"):
         load_backbone(build_backbone(ModelConfig(backbone=other)), tmp_path / "x.safetensors")
+
+
+def test_a_torch_file_becomes_one_to_start_from(weights: tuple[BackboneName, dict[str, Tensor], Path], tmp_path: Path) -> None:
+    name, tensors, path = weights
+    torch.save(tensors, tmp_path / "x.pth")
+    said = import_checkpoint(tmp_path / "x.pth", tmp_path / "x.safetensors")
+    assert said.splitlines()[0].endswith(f"{name}; left out: _conv_head, _fc")
+    direct, imported = (build_backbone(ModelConfig(backbone=name)) for _ in range(2))
+    load_backbone(direct, path)
+    load_backbone(imported, tmp_path / "x.safetensors")
+    assert all(torch.equal(value, imported.state_dict()[key]) for key, value in direct.state_dict().items())
 
 
 def timms(name: str, **options: object) -> torch.nn.Module:

@@ -115,11 +115,11 @@ def import_checkpoint_command(
     ] = None,
 ) -> None:
     """
-    Import weights: a segmenter of the released DDC-AT or SAT code or of semseg, or a backbone.
+    Import weights: a segmenter of the released DDC-AT or SAT code, of semseg or of mmsegmentation, or a backbone.
 
     A segmenter becomes a checkpoint for ddcat attack, ddcat export and model.pretrained. A ResNet in the layout of semseg or of
-    torchvision, robust ones included, or torchvision's MobileNetV2 becomes a file for model.pretrained. Only tensors are read,
-    and all of them must fit.
+    torchvision, torchvision's MobileNetV2, an EfficientNet-Lite or a ConvNeXt, robust ones included, becomes a file for
+    model.pretrained. Only tensors are read, and all of them must fit.
 
     For example:
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ddcat_train.choices import Stem
 from ddcat_train.networks.backbone import Backbone, Stages
 
-__all__ = ["CONVNEXTS", "ConvNeXt"]
+__all__ = ["CONVNEXTS", "ConvNeXt", "by_our_keys"]
 
 # Blocks of each stage, and channels
 CONVNEXTS: dict[str, tuple[tuple[int, int, int, int], int]] = {
@@ -82,13 +82,13 @@ class ConvNeXt(Backbone):
         widths = [width * 2**place for place in range(4)]
         *earlier, self.intermediate_channels, self.channels = widths
         self.earlier_channels = tuple(earlier)
-        rates = torch.linspace(0, drop_path, sum(depths)).tolist()
-        blocks = iter(rates)
+        last = max(1, sum(depths) - 1)
+        rates = iter([drop_path * place / last for place in range(sum(depths))])
         self.downsample_layers = nn.ModuleList([_deep_stem(width) if stem == "deep" else _plain_stem(width)])
         for inputs, outputs in pairwise(widths):
             self.downsample_layers.append(nn.Sequential(_ChannelNorm(inputs), nn.Conv2d(inputs, outputs, 2, stride=2)))
         self.stages = nn.ModuleList(
-            nn.Sequential(*(_Block(channels, next(blocks)) for _ in range(depth)))
+            nn.Sequential(*(_Block(channels, next(rates)) for _ in range(depth)))
             for channels, depth in zip(widths, depths, strict=True)
         )
         for place, channels in enumerate(widths):
@@ -121,9 +121,14 @@ class ConvNeXt(Backbone):
 
     def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weights of a file of its authors, of transformers, of timm or of mmpretrain, without a classifier."""
-        mine = {_key(key): value for key, value in tensors.items() if not key.startswith(self.unused)}
+        mine = by_our_keys({key: value for key, value in tensors.items() if not key.startswith(self.unused)})
         norms = {key: value for key, value in self.state_dict().items() if re.match(r"norm\d\.", key)}
         return norms | mine  # a classifier has none behind its stages: they begin as the identity
+
+
+def by_our_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors of a ConvNeXt of its authors, of transformers, of timm or of mmpretrain; unknown keys stay."""
+    return {_key(key): value for key, value in tensors.items()}
 
 
 def _key(theirs: str) -> str:

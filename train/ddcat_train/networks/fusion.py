@@ -108,8 +108,6 @@ class DeepLabV3Plus(ContextModule):
     align_corners : bool
     """
 
-    _FINEST = 48  # channels to which those of the finest stage are reduced
-
     def __init__(self, inputs: Sequence[int], *, width: int, rates: Sequence[int], align_corners: bool) -> None:
         super().__init__()
         self.aspp = ASPP(inputs[-1], width=width, rates=rates)
@@ -118,9 +116,10 @@ class DeepLabV3Plus(ContextModule):
         self.bottleneck = Layers(
             ContextConv2d(self.aspp.channels, width, 3, padding=1, bias=False), *conv_bn_relu(width, width)[1:]
         )
-        self.finest = Layers(*conv_bn_relu(inputs[0], self._FINEST))
+        finest = max(4, 3 * width // 32)  # 48 of 512, as its authors have it
+        self.finest = Layers(*conv_bn_relu(inputs[0], finest))
         # The last 1x1 convolution of these is the hidden layer of the heads.
-        self.refine = Layers(*_separable(width + self._FINEST, width, 1), *_depthwise(width, 1))
+        self.refine = Layers(*_separable(width + finest, width, 1), *_depthwise(width, 1))
         self.channels = width
         self.head_kernel, self.head_channels = 1, width
         self.align_corners = align_corners

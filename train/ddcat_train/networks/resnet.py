@@ -168,9 +168,8 @@ def stem_of(tensors: Mapping[str, Tensor]) -> Stem | None:
 def _shortcut(inputs: int, outputs: int, stride: int, stem: Stem) -> nn.Module:
     if inputs == outputs and stride == 1:
         return nn.Identity()
-    if stem == "v1d" and stride == 2:
-        # What is left of an odd size is averaged as it is.
-        averages = nn.AvgPool2d(2, stride=2, ceil_mode=True, count_include_pad=False)
+    if stem == "v1d":  # what is left of an odd size is averaged as it is
+        averages = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False) if stride == 2 else nn.Identity()
         return Layers(averages, Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
     return Layers(Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
 

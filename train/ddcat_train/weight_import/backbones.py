@@ -1,5 +1,6 @@
-"""Backbones trained on ImageNet: ResNets, robust or not, of semseg (deep stem) or torchvision (plain stem); its MobileNetV2."""
+"""Backbones trained on ImageNet, robust or not: ResNets of semseg (deep stem) or torchvision (plain stem), and others."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,8 +12,10 @@ from ddcat_train import imagenet
 from ddcat_train.config import ModelConfig
 from ddcat_train.errors import CheckpointError
 from ddcat_train.networks import build_backbone
+from ddcat_train.networks.efficientnet_lite import LITES
 from ddcat_train.networks.keys import renamed
 from ddcat_train.networks.pretrained import state_dict_mismatches, summarise
+from ddcat_train.weight_import.convnext_keys import convnext_form
 from ddcat_train.weight_import.resnet_keys import find_resnet
 from ddcat_train.weight_import.torch_file import TorchFile
 
@@ -26,6 +29,7 @@ _STEM = {
     "conv3.": "layer0.6.",
     "bn3.": "layer0.7.",
 }
+_EFFICIENTNET = ("_conv_stem.", "conv_stem.")
 _MOBILENET = "features.0.0."  # torchvision's key of its first convolution, which no ResNet has
 # Robust ResNets come inside a module that normalises, `model.*`, and that may hold them twice, the second time to attack.
 _WRAPPED = "model."
@@ -39,20 +43,27 @@ def import_backbone(content: TorchFile, out: Path) -> str:
     Parameters and errors are those of `ddcat_train.weight_import.import_checkpoint`.
     """
     tensors, around = _unwrap(content)
-    mobile = any(key.startswith(_MOBILENET) for key in tensors)
-    model = ModelConfig(backbone="mobilenet_v2") if mobile else find_resnet(renamed(tensors, _STEM), content.path)
+    model = _form(tensors, content.path)
+    resnet = str(model.backbone).startswith("resnet")
     with torch.device("meta"):
         body = build_backbone(model)
     classifier = [key for key in tensors if key.startswith(body.unused)]
     kept = {key: value for key, value in tensors.items() if key not in classifier}
-    faults = state_dict_mismatches(kept, renamed(body.state_dict(), {ours: theirs for theirs, ours in _STEM.items()}))
+    weights = renamed(kept, _STEM) if resnet else body.own(kept)
+    if resnet:  # named as the file has them
+        faults = state_dict_mismatches(kept, renamed(body.state_dict(), {ours: theirs for theirs, ours in _STEM.items()}))
+    else:
+        faults = state_dict_mismatches(weights, body.state_dict())
+    stemmed = resnet or model.stem == "plain" or str(model.backbone).startswith("convnext")
     if faults:
-        form = model.backbone if mobile else f"{model.backbone} with the {model.stem} stem"
+        form = f"{model.backbone} with the {model.stem} stem" if stemmed else model.backbone
         raise CheckpointError(f"{content.path} does not fit a {form}: {summarise(faults)}")
     origin = {"file": content.path.name, "sha256": content.sha256}
-    write_bytes(out, save({key: value.contiguous() for key, value in renamed(kept, _STEM).items()}, origin))
-    stem = "" if mobile else f" for the {model.stem} stem"
-    needs = "" if mobile else f" --set model.stem={model.stem}"
+    write_bytes(out, save({key: value.contiguous() for key, value in weights.items() if not value.is_meta}, origin))
+    stem = f" for the {model.stem} stem" if stemmed else ""
+    needs = f" --set model.stem={model.stem}" if stemmed else ""
+    if model.output_stride == 32:
+        needs += " --set model.output_stride=32 --set model.align_corners=false"
     width = f" --set model.width={model.width}" if model.width != 64 else ""
     left_out = ", ".join(dict.fromkeys(key.partition(".")[0] for key in (*classifier, *around))) or "nothing"
     return (
@@ -62,12 +73,37 @@ def import_backbone(content: TorchFile, out: Path) -> str:
     )
 
 
+def _form(tensors: Mapping[str, Tensor], path: Path) -> ModelConfig:
+    """Return the backbone by its keys; shapes are checked by whoever builds it."""
+    if any(key.startswith(_MOBILENET) for key in tensors):
+        return ModelConfig(backbone="mobilenet_v2")
+    if any(key.startswith(_EFFICIENTNET) for key in tensors):
+        return ModelConfig(backbone=_efficientnet(tensors, path))
+    if convnext := convnext_form(tensors, path):
+        return ModelConfig.model_validate(convnext | {"align_corners": False})
+    return find_resnet(renamed(tensors, _STEM), path)
+
+
+def _efficientnet(tensors: Mapping[str, Tensor], path: Path) -> str:
+    with torch.device("meta"):
+        bodies = {name: build_backbone(ModelConfig(backbone=name)) for name in LITES}
+    fitting = [name for name, body in bodies.items() if set(body.state_dict()) <= set(body.own(tensors))]
+    found = tensors.get("_conv_head.weight", tensors.get("conv_head.weight"))
+    channels = None if found is None else found.shape[1]
+    chosen = [name for name in fitting if channels in (None, bodies[name].channels)]
+    if not chosen:
+        raise CheckpointError(f"{path} is an EfficientNet, but none of {', '.join(LITES)}")
+    return chosen[-1]  # a deeper one has all layers of a shallower one of its width
+
+
 def _unwrap(content: TorchFile) -> tuple[dict[str, Tensor], list[str]]:
     around = [key for key in content.tensors if key.startswith(_AROUND)]
     for key in around:
         if key.startswith(_AROUND[1:]) or ".normalize" in key:
             _check_normaliser(content.path, key, content.tensors[key])
-    inside = {key.removeprefix(_WRAPPED): value for key, value in content.tensors.items() if key not in around}
+    inside = {
+        key.removeprefix("base_").removeprefix(_WRAPPED): value for key, value in content.tensors.items() if key not in around
+    }
     return inside, around
 
 

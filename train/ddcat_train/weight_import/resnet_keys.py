@@ -44,8 +44,8 @@ def find_resnet(tensors: Mapping[str, Tensor], path: Path) -> ModelConfig:
     if not places:
         starts = ", ".join(sorted({key.partition(".")[0] for key in tensors})[:8])
         raise CheckpointError(
-            f"{path} is neither a segmenter of semseg or DDC-AT nor a ResNet of semseg or torchvision, nor "
-            f"torchvision's MobileNetV2: its keys begin with {starts}"
+            f"{path} is neither a segmenter of semseg, DDC-AT or mmsegmentation nor a ResNet, MobileNetV2, EfficientNet-Lite "
+            f"or ConvNeXt whose names are known: its keys begin with {starts}"
         )
     blocks = tuple(sum(stage == number for stage, _ in places) for number in (1, 2, 3, 4))
     convolutions = 3 if any(key.startswith("layer1.0.conv3.") for key in tensors) else 2

@@ -1,4 +1,4 @@
-"""Segmenters that semseg or the released code of DDC-AT trained: PSPNet and DeepLabv3, with one branch or with three."""
+"""Segmenters of others: PSPNet and DeepLabv3 of semseg and the released code of DDC-AT, and those of mmsegmentation."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,15 +10,18 @@ from torch import Tensor
 from ddcat.classes import CAMVID, CITYSCAPES, VOC, Classes
 from ddcat_train.checkpoints import Description, Imported, SplitEntry, build_network, save_checkpoint
 from ddcat_train.choices import ContextName
-from ddcat_train.config import Config, MethodConfig, ModelConfig, load_config, parse_config
+from ddcat_train.config import Config, MethodConfig, load_config, parse_config
 from ddcat_train.data import list_dataset
 from ddcat_train.errors import CheckpointError, ConfigError
 from ddcat_train.methods import METHODS
 from ddcat_train.networks.keys import renamed
 from ddcat_train.networks.normalise import Normalise
 from ddcat_train.networks.pretrained import state_dict_mismatches, summarise
+from ddcat_train.weight_import.found import Found
+from ddcat_train.weight_import.mmsegmentation import find_mmsegmentation, is_mmsegmentation
 from ddcat_train.weight_import.resnet_keys import find_resnet
 from ddcat_train.weight_import.torch_file import TorchFile
+from ddcat_train.yaml_tree import parse_yaml
 
 __all__ = ["import_segmenter", "is_segmenter"]
 
@@ -37,7 +40,7 @@ _CLASSES: dict[str, Classes] = {"voc": VOC, "cityscapes": CITYSCAPES, "camvid": 
 
 def is_segmenter(tensors: Mapping[str, Tensor]) -> bool:
     """Return True where a file holds more than a backbone."""
-    return any(key.startswith((*_CONTEXTS, *_ONE_BRANCH, *_THREE_BRANCHES)) for key in tensors)
+    return is_mmsegmentation(tensors) or any(key.startswith((*_CONTEXTS, *_ONE_BRANCH, *_THREE_BRANCHES)) for key in tensors)
 
 
 def import_segmenter(
@@ -48,43 +51,35 @@ def import_segmenter(
 
     Parameters and errors are those of `ddcat_train.weight_import.import_checkpoint`.
     """
-    path, tensors = content.path, content.tensors
-    heads = _THREE_BRANCHES if _any(tensors, *_THREE_BRANCHES) else _ONE_BRANCH
-    start = next((start for start in _CONTEXTS if _any(tensors, start)), None)
-    if start is None:
-        raise CheckpointError(f"{path} has heads, but no context, expected keys of ppm (PSPNet) or aspp (DeepLabv3)")
-    model = find_resnet(tensors, path).model_copy(update={"context": _CONTEXTS[start]})
-    last = tensors.get(f"{next(iter(heads))}4.bias")
-    if last is None or last.ndim != 1:
-        raise CheckpointError(f"{path} has no {next(iter(heads))}4.bias, which would tell the number of classes")
-
-    source = like or _papers(path, model, len(last), divided=heads is _THREE_BRANCHES)
-    config = _configuration(source, overrides, model, data_root, deep=_any(tensors, *_DEEP))
+    path = content.path
+    found = find_mmsegmentation(content.tensors, path) if is_mmsegmentation(content.tensors) else _find_semseg(content)
+    source = like or _likely(path, found)
+    config = _configuration(source, overrides, found, data_root)
+    model = config.model
     branches = METHODS[config.method.name].branches
-    if (len(branches) > 1) != (heads is _THREE_BRANCHES):
-        branch_names = ", ".join(start.rstrip(".") for start in heads if start not in _DEEP)
+    if len(branches) != len(found.branches):
         raise CheckpointError(
-            f"{path} has the branches {branch_names}, but {config.method.name} of {source} trains {', '.join(branches)}: "
-            "use --config for its own configuration"
+            f"{path} has the branches {', '.join(found.branches)}, but {config.method.name} of {source} trains "
+            f"{', '.join(branches)}: use --config for its own configuration"
         )
     classes, val = _data(config, data_root)
-    if len(classes) != len(last):
+    if len(classes) != found.classes:
         raise CheckpointError(
-            f"{path} has {len(last)} classes, {config.data.name} has {len(classes)}: name its configuration with --config, "
+            f"{path} has {found.classes} classes, {config.data.name} has {len(classes)}: name its configuration with --config, "
             "and its data set with --data-root"
         )
     with torch.device("meta"):
         network = build_network(config, len(classes))
-    names = _BACKBONE | {start: "context."} | heads
     own = {f"normalise.{key}": value for key, value in Normalise().state_dict().items()}
     network_weights = {key: value for key, value in network.state_dict().items() if key not in own}
-    faults = state_dict_mismatches(tensors, renamed(network_weights, {ours: theirs for theirs, ours in names.items()}))
+    theirs = {ours: theirs for theirs, ours in found.names.items()}
+    faults = state_dict_mismatches(found.tensors, renamed(network_weights, theirs))
     if faults:
         raise CheckpointError(
             f"{path} does not fit a {model.backbone} + {model.context} of the method {config.method.name}: {summarise(faults)}"
         )
     counters = {key: torch.zeros_like(value, device="cpu") for key, value in network_weights.items() if value.ndim == 0}
-    network.load_state_dict(counters | renamed(tensors, names) | own, assign=True)
+    network.load_state_dict(counters | renamed(found.tensors, found.names) | own, assign=True)
     imported = Imported(file=path.name, sha256=content.sha256, epoch=content.epoch, like=source)
     save_checkpoint(
         out,
@@ -95,9 +90,14 @@ def import_segmenter(
         network,
     )  # fmt: skip
     parameters = sum(parameter.numel() for parameter in network.parameters())
+    remarks = f"left out: {', '.join(found.left_out)}\n" if found.left_out else ""
+    remarks += "".join(
+        f"model.{key} is taken to be {getattr(model, key)}, for the file does not say it; --set sets another\n"
+        for key in found.unsaid
+    )
     return (
         f"{out}: {model.backbone} + {model.context}, {len(classes)} classes, branches {', '.join(network.heads)}, "
-        f"{parameters / 1e6:.2f} M parameters\n"
+        f"{parameters / 1e6:.2f} M parameters\n{remarks}"
         f"from {source}, for the file does not say it: trained by {config.method.name} on {config.data.name}\n"
         f"next: ddcat attack {out} --data-root DIR\n"
         f"      ddcat export {out} --engine ort\n"
@@ -105,32 +105,63 @@ def import_segmenter(
     )
 
 
+def _find_semseg(content: TorchFile) -> Found:
+    path, tensors = content.path, content.tensors
+    heads = _THREE_BRANCHES if _any(tensors, *_THREE_BRANCHES) else _ONE_BRANCH
+    start = next((start for start in _CONTEXTS if _any(tensors, start)), None)
+    if start is None:
+        raise CheckpointError(f"{path} has heads, but no context, expected keys of ppm (PSPNet) or aspp (DeepLabv3)")
+    model = find_resnet(tensors, path).model_copy(update={"context": _CONTEXTS[start]})
+    last = tensors.get(f"{next(iter(heads))}4.bias")
+    if last is None or last.ndim != 1:
+        raise CheckpointError(f"{path} has no {next(iter(heads))}4.bias, which would tell the number of classes")
+    return Found(
+        model,
+        tensors,
+        _BACKBONE | {start: "context."} | heads,
+        len(last),
+        tuple(start.rstrip(".") for start in heads if start not in _DEEP),
+        deep=_any(tensors, *_DEEP),
+        like=None,
+    )
+
+
 def _any(tensors: Mapping[str, Tensor], *starts: str) -> bool:
     return any(key.startswith(starts) for key in tensors)
 
 
-def _papers(path: Path, model: ModelConfig, classes: int, *, divided: bool) -> str:
-    data = {len(VOC): "voc", len(CITYSCAPES): "cityscapes"}.get(classes)
-    network = {"pyramid": "pspnet50", "aspp": "deeplabv3_50"}[model.context]
+def _likely(path: Path, found: Found) -> str:
+    data = {len(VOC): "voc", len(CITYSCAPES): "cityscapes"}.get(found.classes)
     if data is None:
-        raise ConfigError(f"{path} does not say which {classes} classes it has: name a preset or configuration with --config")
-    if not divided:
+        raise ConfigError(
+            f"{path} does not say which {found.classes} classes it has: name a preset or configuration with --config"
+        )
+    if found.like is not None:
+        return found.like
+    network = {"pyramid": "pspnet50", "aspp": "deeplabv3_50"}[found.model.context]
+    if len(found.branches) == 1:
         raise ConfigError(
             f"{path} does not say how it was trained: use --config {data}-{network}-undefended or {data}-{network}-sat"
         )
     return f"{data}-{network}-ddcat"
 
 
-def _configuration(source: str, overrides: Sequence[str], model: ModelConfig, data_root: Path | None, *, deep: bool) -> Config:
+def _configuration(source: str, overrides: Sequence[str], found: Found, data_root: Path | None) -> Config:
+    model, others = found.model.model_dump(), []
     for override in overrides:
-        if override.startswith("model"):
+        key, _, value = override.partition("=")
+        if key.removeprefix("model.") in found.unsaid:
+            model[key.removeprefix("model.")] = parse_yaml(value)
+        elif override.startswith("model"):
             raise ConfigError(f"--set {override}: the file itself says what the network is")
+        else:
+            others.append(override)
     root = [] if data_root is None else [f"data.root={json.dumps(str(data_root))}"]
-    config = load_config(source, [*overrides, *root])
+    config = load_config(source, [*others, *root])
     method = config.method.model_dump()
-    if deep != bool(config.method.deep_weight):
-        method["deep_weight"] = MethodConfig.model_fields["deep_weight"].default if deep else 0.0
-    return parse_config(config.model_dump() | {"model": model.model_dump(), "method": method}, source)
+    if found.deep != bool(config.method.deep_weight):
+        method["deep_weight"] = MethodConfig.model_fields["deep_weight"].default if found.deep else 0.0
+    return parse_config(config.model_dump() | {"model": model, "method": method}, source)
 
 
 def _data(config: Config, data_root: Path | None) -> tuple[Classes, SplitEntry | None]:
