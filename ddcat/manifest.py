@@ -62,15 +62,17 @@ class FileEntry(StrictModel):
 
 
 class SourceCheckpoint(StrictModel):
-    """The checkpoint that the bundle was made from."""
+    """The checkpoint, or the ONNX file of another program, that the bundle was made from."""
 
-    checkpoint: Text = Field(description="Path of the checkpoint at the export.")
+    kind: Literal["checkpoint", "onnx"] = Field(default="checkpoint", description="onnx: an ONNX file of another program.")
+    checkpoint: Text = Field(description="Path of the checkpoint, or of the file, at the export.")
     sha256: Sha256
     git_commit: Name | None = Field(description="Commit of the code that exported it; '+changes' follows for an unclean tree.")
-    method: Method = Field(description="Method of its training: undefended, sat, ddcat, ...")
+    method: Method = Field(description="Method of its training: undefended, sat, ddcat, ...; 'ONNX file' where nobody says.")
     attack: Details | None = Field(description="Attack of its training; None: there was none.")
     architecture: Text = Field(description="Backbone and context, for example 'mobilenet_v2 + pyramid'.")
     step: Count | None = Field(description="Updates of its training; None: imported, and not known.")
+    output: Name | None = Field(default=None, description="Output of an ONNX file that holds the logits.")
 
 
 class MainBranchProof(StrictModel):
@@ -90,7 +92,7 @@ class DataSource(StrictModel):
     """The data set that the checkpoint was trained on, and the split that the engine is evaluated on."""
 
     name: Name
-    root: Text
+    root: Text = Field(description="its folder; empty: none was given")
     split: Name
     list_sha256: Sha256 | None = Field(description="SHA-256 of the names of the split's images, one a line; None: not known.")
     images: Positive | None = Field(description="Images of the split; None: not known.")
@@ -217,7 +219,7 @@ class AccuracyDrop(StrictModel):
 class Quantisation(StrictModel):
     """How a graph became int8: symmetric signed QDQ, one scale for each output channel of a weight."""
 
-    calibration: Calibration
+    calibration: Calibration | None = Field(description="None: another program quantised it.")
     float_layers: tuple[Text, ...] = Field(strict=False, description="Layers that stay in fp32.")
     quantised_layers: Positive
     max_drop: float | None = Field(description="Limit of lost points of mIoU; None: no limit was set.")
@@ -250,7 +252,7 @@ class Manifest(StrictModel):
     rebuilt_from: Sha256 | None = Field(
         default=None, description="Digest of the bundle whose graph this is; None: exported from the checkpoint."
     )
-    main_branch_only: MainBranchProof
+    main_branch_only: MainBranchProof | None = Field(description="None: made from an ONNX file, which has no other heads")
     data: DataSource
     classes: tuple[ClassEntry, ...] = Field(strict=False, min_length=2, max_length=254)
     ignore_index: Literal[255] = 255

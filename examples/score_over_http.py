@@ -24,7 +24,7 @@ from ddcat.bundle import open_bundle
 from ddcat.cli_support import run
 from ddcat.engines import open_engine
 from ddcat.metrics import confusion_counts, miou
-from ddcat_bench.inputs import checkpoint_of, main_branch, open_bundle_data
+from ddcat_bench.inputs import main_branch, open_bundle_data, reference_of
 from ddcat_train.attacks import trajectory
 from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.pixels import to_8_bit, to_pixels
@@ -45,7 +45,7 @@ def score(
     """Score a served bundle from its HTTP answers alone, and compare with its engine called directly."""
     opened = open_bundle(bundle)
     dataset = open_bundle_data(opened, data_root=data_root)
-    network = main_branch(checkpoint_of(opened), torch.device("cpu"))
+    network = main_branch(reference_of(opened), torch.device("cpu"))
     classes = len(dataset.classes)
     over_http = {n: np.zeros((classes, 3), np.int64) for n in STEPS}
     directly = {n: np.zeros((classes, 3), np.int64) for n in STEPS}

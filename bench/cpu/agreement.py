@@ -21,7 +21,7 @@ from ddcat.bundle import open_bundle
 from ddcat.cli_support import run
 from ddcat.engines import Engine, open_engine
 from ddcat.errors import DdcatError
-from ddcat_bench.inputs import checkpoint_of, main_branch
+from ddcat_bench.inputs import main_branch, reference_of
 from ddcat_bench.timing.pytorch_models import torch_labels
 from ddcat_train.networks import Segmenter
 from ddcat_train.pixels import to_planes
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     bundle = open_bundle(arguments.bundle)
-    network = main_branch(checkpoint_of(bundle), torch.device("cpu"))
+    network = main_branch(reference_of(bundle), torch.device("cpu"))
     with open_engine(bundle) as engine:
         shapes = {text: compare(engine, network, *map(int, text.split("x"))) for text in arguments.shapes}
         result = {"bundle": bundle.digest, "engine": dict(engine.description), "shapes": shapes}

@@ -30,7 +30,7 @@ from ddcat.engines.cores import physical_cores
 from ddcat.engines.onnxruntime import OrtGraph
 from ddcat.engines.openvino import OpenVinoGraph
 from ddcat_bench.describe import describe_environment
-from ddcat_bench.inputs import checkpoint_of, main_branch
+from ddcat_bench.inputs import main_branch, reference_of
 from ddcat_bench.timing.interleave import interleave, ratio, times
 from ddcat_bench.timing.speed import draw_inputs
 from ddcat_train.networks import Segmenter
@@ -70,7 +70,7 @@ def main() -> None:
     arguments = parser.parse_args()
     bundle, cpu, threads = open_bundle(arguments.bundle), torch.device("cpu"), physical_cores()
     torch.set_num_threads(threads)
-    checkpoint = checkpoint_of(bundle)
+    checkpoint = reference_of(bundle)
     inputs = draw_inputs(bundle, None, repeats=arguments.repeats, batch=1)
     networks = {
         "plain": plain_network(checkpoint, cpu).requires_grad_(False),

@@ -17,7 +17,7 @@ from ddcat.atomic_files import write_text
 from ddcat.bundle import open_bundle
 from ddcat.cli_support import run
 from ddcat_bench.inputs import open_bundle_data
-from ddcat_bench.twin.twin import Twin
+from ddcat_export.twin.twin import Twin
 from ddcat_train.pixels import to_planes
 
 LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")

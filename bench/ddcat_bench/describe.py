@@ -1,7 +1,6 @@
-"""The provenance of a result: its checkpoint, bundle, data and machine, as its file records them."""
+"""The provenance of a result: its model, bundle, data and machine, as its file records them."""
 
 from datetime import UTC, datetime
-from typing import Any
 
 import torch
 
@@ -9,32 +8,25 @@ from ddcat import provenance
 from ddcat.bundle import Bundle
 from ddcat.engines import Engine
 from ddcat_bench.result_schema import BundleEntry, CheckpointEntry, DataEntry, Environment
-from ddcat_train.checkpoints import Checkpoint, Description
 from ddcat_train.data import Dataset
+from ddcat_train.reference import Reference
 
-__all__ = ["describe_bundle", "describe_checkpoint", "describe_data", "describe_environment", "versions"]
+__all__ = ["describe_bundle", "describe_data", "describe_environment", "describe_reference", "versions"]
 
-_NO_WEIGHT: Any = {  # what of a configuration changes no weight; the seed does, and is apart
-    "seed": True,
-    "data": {"root", "val_split", "val_long_side"},
-    "train": {"workers", "evaluate_every", "evaluate_images", "evaluate_batch"},
-}
 _LIBRARIES = ("torch", "numpy", "opencv-python-headless", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
 
 
-def describe_checkpoint(checkpoint: Checkpoint) -> CheckpointEntry:
-    """Describe a checkpoint and its training."""
-    description = checkpoint.description
-    ours = description.imported is None  # of another program's, the configuration is a guess but for the network
+def describe_reference(reference: Reference) -> CheckpointEntry:
+    """Describe a model and its training."""
     return CheckpointEntry(
-        path=str(checkpoint.path),
-        sha256=checkpoint.sha256(),
-        step=description.step,
-        method=description.config.method.name,
-        architecture=description.architecture,
-        attack=description.attack,
-        seed=description.config.seed if ours else None,
-        training=_training(description) if ours else None,
+        path=str(reference.path),
+        sha256=reference.sha256(),
+        step=reference.step,
+        method=reference.method,
+        architecture=reference.architecture,
+        attack=reference.attack,
+        seed=reference.seed,
+        training=reference.training,
     )
 
 
@@ -85,13 +77,3 @@ def describe_environment(device: torch.device, seconds: float) -> Environment:
         seconds=seconds,
         date=f"{datetime.now(UTC):%Y-%m-%d}",
     )
-
-
-def _training(description: Description) -> dict[str, Any]:
-    """Return the configuration that runs share which differ in their seed or their machine alone."""
-    config = description.config.model_dump(mode="json", exclude=_NO_WEIGHT)
-    if description.attack is None:
-        del config["attack"]  # it is of the evaluation alone
-    if (weights := description.config.model.pretrained) is not None:
-        config["model"]["pretrained"] = weights.name
-    return config

@@ -1,4 +1,4 @@
-"""The inputs of an evaluation: a checkpoint's main branch, a split of its data, a bundle, a device."""
+"""The inputs of an evaluation: a model's main branch, a split of its data, a bundle, a device."""
 
 import os
 from pathlib import Path
@@ -6,29 +6,34 @@ from pathlib import Path
 import torch
 
 from ddcat.agent import under_agent
-from ddcat.bundle import Bundle
+from ddcat.bundle import MANIFEST, Bundle, open_bundle
 from ddcat.choices import Device
 from ddcat.engines.checks import check_size, format_sizes
 from ddcat.engines.errors import InputError
-from ddcat.manifest import InputShapes
+from ddcat.extras import needing
+from ddcat.manifest import InputShapes, Manifest
 from ddcat_bench.arguments import check_source
 from ddcat_bench.errors import BenchError
-from ddcat_train.checkpoints import Checkpoint, load_checkpoint
+from ddcat_export.onnx_options import OnnxOptions
+from ddcat_train.checkpoint_files import check_checkpoint
+from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.data import Dataset, open_dataset
 from ddcat_train.distributed.ranks import check_device
 from ddcat_train.errors import DataError
 from ddcat_train.networks import Segmenter
+from ddcat_train.reference import Reference
 
 __all__ = [
-    "check_sizes", "checkpoint_of", "engine_batch_size", "main_branch", "open_bundle_data", "open_split", "torch_device",
+    "check_sizes", "engine_batch_size", "main_branch", "open_any", "open_bundle_data", "open_reference", "open_split",
+    "reference_of", "torch_device",
 ]  # fmt: skip
 
 _MOST = 8  # images at once
 
 
-def main_branch(checkpoint: Checkpoint, device: torch.device) -> Segmenter:
+def main_branch(reference: Reference, device: torch.device) -> Segmenter:
     """Build the network for evaluation: in eval(), no gradient of a parameter, channels last."""
-    network = checkpoint.segmenter().requires_grad_(False)
+    network = reference.segmenter().requires_grad_(False)
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
@@ -47,17 +52,17 @@ def torch_device(name: Device) -> torch.device:
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]) if under_agent() else 0)
 
 
-def open_split(checkpoint: Checkpoint, *, data_root: Path | None = None, split: str | None = None) -> Dataset:
+def open_split(reference: Reference, *, data_root: Path | None = None, split: str | None = None) -> Dataset:
     """
-    Open the data that a checkpoint is evaluated on, as it was during its training: same reader, same size.
+    Open the data that a model is evaluated on, as it was during its training: same reader, same size.
 
     Parameters
     ----------
-    checkpoint : Checkpoint
+    reference : Reference
     data_root : Path, optional
         Folder of the data set; that of the training by default.
     split : str, optional
-        The validation split of the checkpoint by default.
+        Its validation split by default.
 
     Raises
     ------
@@ -65,13 +70,12 @@ def open_split(checkpoint: Checkpoint, *, data_root: Path | None = None, split: 
         If its classes are others, or the validation split has another list of images.
     DataError
     """
-    description = checkpoint.description
-    config = description.config.data
-    name = split or config.val_split
-    dataset = _open(config.name, data_root, config.root, name, long_side=config.eval_long_side, known_to=str(checkpoint.path))
-    _check_classes(dataset, description.classes.names, checkpoint.path)
-    if name == config.val_split and description.val is not None:
-        _check_list(dataset, description.val.list_sha256, description.val.images, checkpoint.path)
+    data = reference.data
+    name = split or data.val_split
+    dataset = _open(data.name, data_root, data.root, name, long_side=data.long_side, known_to=str(reference.path))
+    _check_classes(dataset, reference.classes.names, reference.path)
+    if name == data.val_split and data.list_sha256 is not None:
+        _check_list(dataset, data.list_sha256, data.images, reference.path)
     return dataset
 
 
@@ -96,22 +100,26 @@ def open_bundle_data(bundle: Bundle, *, data_root: Path | None = None, split: st
     manifest = bundle.manifest
     data = manifest.data
     name = split or data.split
-    dataset = _open(data.name, data_root, Path(data.root), name, long_side=data.long_side, known_to=str(bundle.path))
+    root = Path(data.root) if data.root else None
+    dataset = _open(data.name, data_root, root, name, long_side=data.long_side, known_to=str(bundle.path))
     _check_classes(dataset, manifest.class_table().names, bundle.path)
     if name == data.split and data.list_sha256 is not None:
         _check_list(dataset, data.list_sha256, data.images, bundle.path)
     return dataset
 
 
-def _open(name: str, moved_to: Path | None, root: Path, split: str, *, long_side: int | None, known_to: str) -> Dataset:
+def _open(name: str, moved_to: Path | None, root: Path | None, split: str, *, long_side: int | None, known_to: str) -> Dataset:
     """Open a data set at its new folder, or at its old one; if that is missing, ask for `--data-root`."""
-    if moved_to is None and not root.is_dir():
+    place = moved_to or root
+    if place is None:
+        raise BenchError(f"{known_to} names no data set: use --data-root FOLDER")
+    if root is not None and moved_to is None and not root.is_dir():
         seen_from = "" if root.is_absolute() else f", seen from {Path.cwd()}"
         raise BenchError(
             f"the data set of {known_to} is not at {root}{seen_from}: use --data-root FOLDER to say where it is now"
         )
     try:
-        return open_dataset(name, moved_to or root, split, long_side=long_side)
+        return open_dataset(name, place, split, long_side=long_side)
     except DataError as cause:
         if moved_to is not None:
             raise
@@ -124,15 +132,15 @@ def engine_batch_size(bundle: Bundle) -> int:
     return max(batch.minimum, min(_MOST, batch.maximum or _MOST))
 
 
-def checkpoint_of(bundle: Bundle, path: Path | None = None) -> Checkpoint:
+def reference_of(bundle: Bundle, path: Path | None = None) -> Reference:
     """
-    Load the very checkpoint that a bundle was made from.
+    Load the very checkpoint or ONNX file that a bundle was made from.
 
     Parameters
     ----------
     bundle : Bundle
     path : Path, optional
-        Path of the checkpoint; that of the export by default.
+        Where it is now; where it was when it was exported by default.
 
     Raises
     ------
@@ -140,14 +148,61 @@ def checkpoint_of(bundle: Bundle, path: Path | None = None) -> Checkpoint:
         If it is not there, or its SHA-256 is another.
     """
     source = bundle.manifest.source
-    checkpoint = load_checkpoint(check_source(bundle, path))
-    digest = checkpoint.sha256()
+    reference = open_reference(bundle.manifest, check_source(bundle, path))
+    digest = reference.sha256()
     if digest != source.sha256:
         raise BenchError(
-            f"{checkpoint.path} is not the checkpoint that {bundle.path} was made from: SHA-256 {digest[:12]}..., the manifest "
-            f"says {source.sha256[:12]}...: use --checkpoint with the right one, or export again"
+            f"{reference.path} is not the {_CALLED[source.kind]} that {bundle.path} was made from: SHA-256 {digest[:12]}..., "
+            f"the manifest says {source.sha256[:12]}...: use --checkpoint with the right one, or export again"
         )
-    return checkpoint
+    return reference
+
+
+_CALLED = {"checkpoint": "checkpoint", "onnx": "ONNX file"}
+
+
+def open_any(path: Path, options: OnnxOptions, *, data_root: Path | None = None) -> Reference:
+    """
+    Open a checkpoint, the best one of a run, an ONNX file, or a bundle's own graph.
+
+    Parameters
+    ----------
+    path : Path
+    options : OnnxOptions
+        Of an ONNX file alone.
+    data_root : Path, optional
+        Folder of the data set that it is evaluated on.
+
+    Raises
+    ------
+    DdcatError
+    """
+    kind = "onnx" if path.suffix.lower() == ".onnx" else "bundle" if (path / MANIFEST).is_file() else "checkpoint"
+    if kind != "onnx" and (given := options.given()):
+        raise BenchError(f"--{given[0]} is of ONNX files, and {path} is none: leave it out")
+    if kind == "checkpoint":
+        check_checkpoint(path)
+        return load_checkpoint(path)
+    with needing("bench,export,cpu"):
+        from ddcat_export.bundle_reference import BundleReference  # noqa: PLC0415 -- optional libraries
+        from ddcat_export.sources import open_onnx  # noqa: PLC0415
+    return open_onnx(path, options, data_root=data_root) if kind == "onnx" else BundleReference(open_bundle(path))
+
+
+def open_reference(manifest: Manifest, path: Path) -> Reference:
+    """
+    Load what a bundle was made from, as its manifest says how, whatever its hash.
+
+    Raises
+    ------
+    DdcatError
+        If it cannot be read.
+    """
+    if manifest.source.kind == "checkpoint":
+        return load_checkpoint(path)
+    from ddcat_export.onnx_file import OnnxFile  # noqa: PLC0415 -- an optional library
+
+    return OnnxFile.of_manifest(manifest, path)
 
 
 def check_sizes(bundle: Bundle, dataset: Dataset) -> None:

@@ -12,12 +12,12 @@ import torch
 from ddcat.bundle import Bundle
 from ddcat.choices import Device
 from ddcat.engines import open_engine
-from ddcat_bench.describe import describe_bundle, describe_checkpoint
+from ddcat_bench.describe import describe_bundle, describe_reference
 from ddcat_bench.inputs import check_sizes, engine_batch_size, main_branch, open_bundle_data, open_split, torch_device
 from ddcat_bench.result_schema import BundleEntry, CheckpointEntry
-from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from ddcat_train.pixels import to_planes
+from ddcat_train.reference import Reference
 
 __all__ = ["Judged", "Predict", "judged", "open_data"]
 
@@ -56,7 +56,7 @@ class Judged:
     device: torch.device
 
 
-def open_data(source: Checkpoint | Bundle, *, data_root: Path | None, split: str | None) -> Dataset:
+def open_data(source: Reference | Bundle, *, data_root: Path | None, split: str | None) -> Dataset:
     """
     Open the images that a checkpoint or an engine is judged on.
 
@@ -72,13 +72,13 @@ def open_data(source: Checkpoint | Bundle, *, data_root: Path | None, split: str
 
 
 @contextmanager
-def judged(source: Checkpoint | Bundle, device: Device = "auto") -> Iterator[Judged]:
+def judged(source: Reference | Bundle, device: Device = "auto") -> Iterator[Judged]:
     """
     Open what is judged.
 
     Parameters
     ----------
-    source : Checkpoint or Bundle
+    source : Reference or Bundle
     device : "auto", "cpu" or "cuda"
         Of a checkpoint.
 
@@ -99,7 +99,7 @@ def judged(source: Checkpoint | Bundle, device: Device = "auto") -> Iterator[Jud
             )
         return
     place = torch_device(device)
-    network, usual = main_branch(source, place), source.description.val
+    network = main_branch(source, place)
 
     def predict(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.integer]:
         with torch.no_grad():
@@ -109,8 +109,8 @@ def judged(source: Checkpoint | Bundle, device: Device = "auto") -> Iterator[Jud
     yield Judged(
         predict=predict,
         digest=source.sha256(),
-        usual_list=None if usual is None else usual.list_sha256,
-        checkpoint=describe_checkpoint(source),
+        usual_list=source.data.list_sha256,
+        checkpoint=describe_reference(source),
         bundle=None,
         batch_size=_BATCH,
         device=place,

@@ -33,7 +33,7 @@ from ddcat.cli_support import run
 from ddcat.engines import Engine, open_engine
 from ddcat.errors import DdcatError
 from ddcat_bench.describe import describe_environment
-from ddcat_bench.inputs import checkpoint_of, main_branch, open_bundle_data
+from ddcat_bench.inputs import main_branch, open_bundle_data, reference_of
 from ddcat_bench.timing.interleave import interleave, ratio, timing
 from ddcat_bench.timing.pytorch_models import torch_labels
 from ddcat_bench.timing.speed import draw_inputs
@@ -85,7 +85,7 @@ def examine(engine: str, precision: str, arguments: argparse.Namespace, device: 
     if refused:
         return {**row, "refused": refused}
     bundle = open_bundle(folder)
-    network = main_branch(checkpoint_of(bundle, arguments.checkpoint), device)
+    network = main_branch(reference_of(bundle, arguments.checkpoint), device)
     try:
         dataset = open_bundle_data(bundle, data_root=arguments.data_root)
     except DdcatError:

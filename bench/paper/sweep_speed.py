@@ -27,7 +27,7 @@ from ddcat_bench.attack.attacks import Meter
 from ddcat_bench.attack.class_pixels import count_class_pixels
 from ddcat_bench.attack.job import AttackJob
 from ddcat_bench.attack.suites import BIM
-from ddcat_bench.describe import describe_checkpoint, describe_data, describe_environment
+from ddcat_bench.describe import describe_data, describe_environment, describe_reference
 from ddcat_bench.errors import BenchError
 from ddcat_bench.inputs import main_branch, open_split, torch_device
 from ddcat_bench.markdown import data_line, provenance_lines, table
@@ -120,7 +120,7 @@ def measure(job: AttackJob, *, repeats: int, advance: Callable[[int], None] = la
         If there is no plain form of the network, or the images differ in size.
     DataError
     """
-    checkpoint, dataset, device = job.checkpoint, job.dataset, job.device
+    checkpoint, dataset, device = job.reference, job.dataset, job.device
     began, load_before, others = time.monotonic(), os.getloadavg()[0], watch_contention()
     count = min(job.batch_size, len(dataset))
     names, images, labels = next(evaluation_batches(dataset, batch_size=count, limit=count))
@@ -140,10 +140,10 @@ def measure(job: AttackJob, *, repeats: int, advance: Callable[[int], None] = la
     load_after, busy = os.getloadavg()[0], others()
     seconds = {name: [turn[name] for turn in turns] for name in sweeps}
     faster = ratio(seconds["plain"], seconds["ours"])
-    usual = checkpoint.description.val
+    usual = checkpoint.data.list_sha256
     return SweepResult(
-        checkpoint=describe_checkpoint(checkpoint),
-        data=describe_data(dataset, list(names), usual_list=None if usual is None else usual.list_sha256),
+        checkpoint=describe_reference(checkpoint),
+        data=describe_data(dataset, list(names), usual_list=usual),
         batch=count,
         height=labels.shape[1],
         width=labels.shape[2],
@@ -215,7 +215,7 @@ def _sea_seen(network: Model, job: AttackJob, images: Tensor, labels: Tensor) ->
         epsilon=_SEA_EPSILON,
         steps=_SEA_STEPS,
         seeds=torch.arange(len(images)),
-        class_pixels=torch.from_numpy(count_class_pixels(job.checkpoint, job.dataset).counts),
+        class_pixels=torch.from_numpy(count_class_pixels(job.reference, job.dataset).counts),
     )
     return seen / most
 

@@ -22,7 +22,7 @@ from ddcat.extras import install
 from ddcat.manifest import InputShapes, Precision, TensorEntry
 from ddcat.temporary import temporary_directory
 
-__all__ = ["CPU", "CUDA", "PROVIDERS", "OrtGraph", "best_provider", "load", "open_checked", "run_once"]
+__all__ = ["CPU", "CUDA", "PROVIDERS", "OrtFile", "OrtGraph", "best_provider", "load", "open_checked", "run_once"]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -146,6 +146,45 @@ class OrtGraph(Closable):
         self._session = None
 
 
+class OrtFile:
+    """
+    An ONNX file with any inputs and outputs, on the CPU.
+
+    Parameters
+    ----------
+    content : bytes
+
+    Raises
+    ------
+    EngineError
+        Where the runtime does not load it.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry(*_SIGNED)
+        options.log_severity_level = 4  # what fails raises
+        try:
+            with memory_file(content) as file:
+                self._session = onnxruntime.InferenceSession(file, options, providers=[CPU])
+        except Exception as cause:  # its exceptions share no base
+            raise EngineError(f"ONNX Runtime does not load the graph: {_reason(cause)}") from cause
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """
+        Compute all outputs, by name.
+
+        Raises
+        ------
+        EngineError
+        """
+        names = [output.name for output in self._session.get_outputs()]
+        try:
+            return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
+        except Exception as cause:  # its exceptions share no base
+            raise EngineError(f"ONNX Runtime does not run the graph: {first_line(cause)}") from cause
+
+
 def run_once(content: bytes, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
     """
     Run an ONNX file with any outputs on the CPU, and return them by name.
@@ -154,15 +193,7 @@ def run_once(content: bytes, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDA
     ------
     EngineError
     """
-    try:
-        options = onnxruntime.SessionOptions()
-        options.add_session_config_entry(*_SIGNED)
-        with memory_file(content) as file:
-            session = onnxruntime.InferenceSession(file, options, providers=[CPU])
-        names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, {"image": images}), strict=True))
-    except Exception as cause:  # its exceptions share no base
-        raise EngineError(f"ONNX Runtime does not run the graph: {first_line(cause)}") from cause
+    return OrtFile(content).run({"image": images})
 
 
 def best_provider() -> str:

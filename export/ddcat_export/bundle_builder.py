@@ -104,7 +104,7 @@ class ExportedModel:
     reports: Mapping[str, bytes]
     name: str
     source: SourceCheckpoint
-    main_branch_only: MainBranchProof
+    main_branch_only: MainBranchProof | None
     data: DataSource
     classes: tuple[ClassEntry, ...]
     preprocessing: Preprocessing

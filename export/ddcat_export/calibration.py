@@ -18,9 +18,9 @@ from ddcat_export.engines.onnxruntime_calibration import measure_magnitudes
 from ddcat_export.progress import Progress, with_progress
 from ddcat_export.quantise import normalise_matmuls, quantised_tensors
 from ddcat_train.attacks import pgd
-from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.networks import Segmenter
 from ddcat_train.pixels import to_8_bit, to_pixels, to_planes
+from ddcat_train.reference import Reference
 
 __all__ = ["attack_sample", "calibration_images", "measure_ranges", "training_attack"]
 
@@ -28,9 +28,9 @@ _PAPER = {"epsilon": 0.03, "alpha": 0.01, "steps": 3}  # of its training
 _COMPUTE = ("Conv", "MatMul", "MaxPool", "Add", "Relu", "Clip")  # operators that read or write the tensors that are rounded
 
 
-def training_attack(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return PGD with the bound, step size and number of steps of the checkpoint's training; the paper's for clean training."""
-    return {"name": "PGD", **_PAPER, **(checkpoint.description.attack or {}), "start": "random"}
+def training_attack(reference: Reference) -> dict[str, Any]:
+    """Return PGD with the bound, step size and number of steps of the model's training; the paper's where there is none."""
+    return {"name": "PGD", **_PAPER, **(reference.attack or {}), "start": "random"}
 
 
 def attack_sample(segmenter: Segmenter, sample: Sample, options: dict[str, Any], seed: int) -> Images:

@@ -12,6 +12,7 @@ from ddcat.choices import CalibrationKind, EngineName, Hardware, Precision
 from ddcat.cli_support import ExpectDigest, RequireSignature, parse_size
 from ddcat.extras import needing
 from ddcat_export.errors import ExportError
+from ddcat_export.onnx_options import ClassesFile, FloatFile, Layout, Mean, Output, Scale, Std, onnx_options
 
 if TYPE_CHECKING:
     from ddcat.manifest import Sizes
@@ -24,7 +25,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exce
 @app.command()
 def export(
     source: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT|BUNDLE", help="A checkpoint file, a run directory, or another bundle.")
+        Path,
+        typer.Argument(metavar="CHECKPOINT|FILE.onnx|BUNDLE", help="A checkpoint, a run directory, an ONNX file, or a bundle."),
     ],
     engine: Annotated[
         EngineName, typer.Option(help="Engine to build; ort: ONNX Runtime, trt: TensorRT, trt-rtx: TensorRT for RTX.")
@@ -117,6 +119,13 @@ def export(
     compare_layers: Annotated[
         bool, typer.Option("--compare-layers", help="Compare each layer of the graph with PyTorch and write nothing.")
     ] = False,
+    classes: ClassesFile = None,
+    mean: Mean = None,
+    std: Std = None,
+    scale: Scale = None,
+    output: Output = None,
+    layout: Layout = None,
+    reference: FloatFile = None,
     sign: Annotated[Path | None, typer.Option(metavar="KEY", help="Sign with this private key (PEM, elliptic curve).")] = None,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
@@ -132,6 +141,10 @@ def export(
     int8 is calibrated on images of the training split. With --max-drop every layer's sensitivity is measured, and the worst
     layers stay in float until int8 costs no more mIoU than that on clean and on attacked images of the validation split.
 
+    From a FILE.onnx of another program, which takes float images and gives logits, a bundle is made likewise: normalisation,
+    the resizing of the logits and argmax are put around its graph, and the whole is compared with the file in ONNX Runtime. A
+    quantised file becomes a bundle as it is, beside the float one that --reference names.
+
     From a BUNDLE, another engine is built from the graph inside, without torch and without the checkpoint.
 
     For example:
@@ -145,6 +158,8 @@ def export(
     - `ddcat export runs/camvid-ddcat --engine openvino --precision int8 --calibration mixed --max-drop 1`
 
     - `ddcat export runs/camvid-ddcat --engine ort --compare-layers` compares each layer with PyTorch after a refused export.
+
+    - `ddcat export unet.onnx --classes classes.yaml --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --data-root /data/roads`
 
     - `ddcat export bundles/camvid --engine trt --size 180x240` builds an engine on the machine with the GPU, without torch.
 
@@ -175,6 +190,15 @@ def export(
     }
     options = _options(engine, of_plans, targets)
     largest = None if max_size is None else parse_size(max_size, option="--max-size")
+    of_files: dict[str, object] = {
+        "--classes": classes,
+        "--mean": mean,
+        "--std": std,
+        "--scale": scale,
+        "--output": output,
+        "--layout": layout,
+        "--reference": reference,
+    }
     if (source / MANIFEST).is_file():
         given = {
             "--logits": logits,
@@ -182,6 +206,7 @@ def export(
             "--data-root": data_root,
             "--compare-layers": compare_layers,
             **of_int8,
+            **of_files,
         }
         _refuse(given, f"{source} is a bundle")
         place = source.resolve()  # "." has another parent
@@ -205,11 +230,15 @@ def export(
     chosen = precision or "fp32"
     if chosen != "int8":
         _refuse(of_int8, f"the precision is {chosen}")
-    check_checkpoint(source)
-    folder = out or (source if source.is_dir() else source.parent) / f"bundle-{engine}-{chosen}"
+    foreign = source.suffix.lower() == ".onnx"
+    if not foreign:
+        check_checkpoint(source)
+    beside = source if source.is_dir() else source.parent
+    folder = out or beside / f"{source.stem if foreign else 'bundle'}-{engine}-{chosen}"
     # the graph is compared with PyTorch in ONNX Runtime
     runtimes = f"cpu,{runtime}" if engine in ("openvino", "trt-rtx") else runtime
     if compare_layers:
+        _refuse({"--compare-layers": foreign}, f"{source} holds no layers of PyTorch")
         writes = {
             "--out": out,
             "--sign": sign,
@@ -235,8 +264,11 @@ def export(
             source, place, engine=engine, precision=chosen, sizes=sizes, max_size=largest, max_batch=max_batch, logits=logits,
             confidence=confidence, calibration=calibration or "mixed", calibration_images=calibration_images or 32,
             max_drop=max_drop, data_root=data_root, options=options, key=sign, progress=progress, opset=opset or OPSET,
+            **onnx_options(
+                classes=classes, mean=mean, std=std, scale=scale, output=output, layout=layout, reference=reference
+            )._asdict(),
         )  # fmt: skip
-    typer.echo(summarise(dataclasses.replace(done.bundle, path=folder), "PyTorch", done.replay, done.parity, done.layers))
+    typer.echo(summarise(dataclasses.replace(done.bundle, path=folder), done.author, done.replay, done.parity, done.layers))
 
 
 def _check_trt(file: Path) -> None:

@@ -1,4 +1,4 @@
-"""The data set of a checkpoint as an export reads it: opened once, for calibration, evaluation and golden images."""
+"""The data set of a model as an export reads it: opened once, for calibration, evaluation and golden images."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -13,12 +13,12 @@ from ddcat.classes import IGNORE_INDEX
 from ddcat.engines.base import Images
 from ddcat.manifest import DataSource
 from ddcat_export.errors import ExportError
-from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import open_dataset
 from ddcat_train.data.dataset import Dataset
 from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.errors import DataError
 from ddcat_train.pixels import nearest_8_bit, to_pixels
+from ddcat_train.reference import Reference
 
 __all__ = ["ExportData", "Sample", "spread"]
 
@@ -33,11 +33,11 @@ class Sample(NamedTuple):
 
 class ExportData:
     """
-    The training and validation splits of a checkpoint. Each is opened once, and each sample is read once.
+    The training and validation splits of a model. Each is opened once, and each sample is read once.
 
     Parameters
     ----------
-    checkpoint : Checkpoint
+    reference : Reference
     root : Path, optional
         Folder of the data set. Default: the folder in training.
     size : (height, width), optional
@@ -49,19 +49,20 @@ class ExportData:
         Describes the validation split for a manifest.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, root: Path | None = None, size: tuple[int, int] | None = None) -> None:
-        config, val = checkpoint.description.config.data, checkpoint.description.val
+    def __init__(self, reference: Reference, *, root: Path | None = None, size: tuple[int, int] | None = None) -> None:
+        data = reference.data
+        place = root or data.root
         self.source = DataSource(
-            name=config.name,
-            root=str(root or config.root),
-            split=config.val_split,
-            list_sha256=None if val is None else val.list_sha256,
-            images=None if val is None else val.images,
-            long_side=config.eval_long_side,
+            name=data.name,
+            root="" if place is None else str(place),
+            split=data.val_split,
+            list_sha256=data.list_sha256,
+            images=data.images,
+            long_side=data.long_side,
         )
-        self.train_split = config.train_split
+        self.train_split = data.train_split
         self._must_exist, self._size = root is not None, size
-        self._classes = len(checkpoint.description.classes)
+        self._classes = len(reference.classes)
         self._opened: dict[str, Dataset] = {}
         self._read: dict[tuple[str, int], tuple[Sample, ...]] = {}
 
@@ -101,7 +102,7 @@ class ExportData:
         ------
         DataError
         """
-        if not self._must_exist and not Path(self.source.root).is_dir():
+        if not self._must_exist and not (self.source.root and Path(self.source.root).is_dir()):
             return None
         dataset = self._open(self.source.split)
         samples = [dataset.read(spread(index, count, len(dataset))) for index in range(count)]

@@ -1,19 +1,16 @@
 """From a checkpoint to a bundle: export the main branch, prove it, cast or quantise it, and build the engine."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import numpy as np
-from torch import Tensor
-
-from ddcat import provenance
 from ddcat.atomic_files import check_can_create
 from ddcat.bundle import Bundle
+from ddcat.classes import Classes
 from ddcat.engines.golden import Replay
-from ddcat.manifest import CalibrationKind, ClassEntry, Precision, Preprocessing, Sizes, SourceCheckpoint
+from ddcat.manifest import CalibrationKind, ClassEntry, Precision, Sizes
 from ddcat.signing import check_key
 from ddcat_export.bundle_builder import CPU_GRAPH, GRAPH, ExportedModel, assemble, graph_precision, shapes_of_engine
 from ddcat_export.calibration import training_attack
@@ -23,15 +20,17 @@ from ddcat_export.errors import ExportError
 from ddcat_export.golden_images import golden_images
 from ddcat_export.graph_checks import OPSET
 from ddcat_export.layer_diff import Layer, compare_layers
-from ddcat_export.main_branch import prove_main_branch
 from ddcat_export.onnx_export import MINIMUM_SIZE, build_graph
+from ddcat_export.onnx_options import OnnxOptions
 from ddcat_export.opsets import check_opset, lowered
 from ddcat_export.parity import FP16_TOLERANCE, LOGIT_TOLERANCE, Parity, check_parity, sample_images, shapes_of
 from ddcat_export.precision_cast import cast_graph
 from ddcat_export.progress import Progress
 from ddcat_export.ptq import REPORT, make_int8
 from ddcat_export.sensitivity import LayerError
-from ddcat_train.checkpoints import BEST, LAST, Checkpoint, load_checkpoint
+from ddcat_export.sources import open_source
+from ddcat_train.checkpoints import load_checkpoint
+from ddcat_train.reference import Reference
 
 __all__ = ["Exported", "diff_layers", "export"]
 
@@ -43,22 +42,25 @@ class Exported(NamedTuple):
     Attributes
     ----------
     bundle : Bundle
-    parity : Parity
-        How near the graph is to PyTorch, on images of many shapes.
+    parity : Parity or None
+        How near the graph is to the model, on images of many shapes; None where another program quantised it.
     replay : Replay
-        How the engine's labels of the golden images differ from those of PyTorch.
+        How the engine's labels of the golden images differ from those of the model in PyTorch.
     layers : tuple of LayerError
         The cost of int8 in each layer, the worst first; empty where that was not measured.
+    author : str
+        Whose labels and logits it was compared with.
     """
 
     bundle: Bundle
-    parity: Parity
+    parity: Parity | None
     replay: Replay
     layers: tuple[LayerError, ...] = ()
+    author: str = "PyTorch"
 
 
 def export(
-    checkpoint: str | Path,
+    source: str | Path,
     out: str | Path,
     *,
     engine: str = "ort",
@@ -75,15 +77,22 @@ def export(
     data_root: str | Path | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
     key: str | Path | None = None,
+    classes: str | Path | Classes | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    scale: float = 1 / 255,
+    output: str | None = None,
+    layout: str = "folder",
+    reference: str | Path | None = None,
     progress: Progress = lambda stage: None,
 ) -> Exported:
     """
-    Export the main branch of a checkpoint into a new bundle, whole or not at all.
+    Export the main branch of a checkpoint, or the model in an ONNX file, into a new bundle, whole or not at all.
 
     Parameters
     ----------
-    checkpoint : Path
-        A checkpoint file, or a run directory, whose best checkpoint is taken.
+    source : path
+        A checkpoint file, a run directory, whose best checkpoint is taken, or an ONNX file (.onnx) of another program.
     out : Path
         Must not exist, or be an empty directory.
     engine, precision : str
@@ -104,6 +113,8 @@ def export(
         Keyword arguments of the runtime's `build`.
     key : Path, optional
         Private key to sign the manifest with.
+    classes, mean, std, scale, output, layout, reference
+        Of an ONNX file: see `ddcat_export.onnx_options.OnnxOptions`.
     progress : callable, optional
         Called with the current stage.
 
@@ -114,20 +125,24 @@ def export(
     DdcatError
         Where the runtime cannot do it, the checkpoint or the data cannot be read, or `out` is taken or cannot be written.
     """
-    checkpoint, out = Path(checkpoint), Path(out)
+    out = Path(out)
     data_root, key = (None if path is None else Path(path) for path in (data_root, key))
     check_possible(engine, precision)
     needed = graph_precision(engine, precision)
     check_opset(opset, needed)
-    shapes = shapes_of_engine(engine, sizes, minimum=MINIMUM_SIZE, max_size=max_size, max_batch=max_batch)
     check_can_create(out)
     if key is not None:
         check_key(key)
-    progress("reading the checkpoint")
-    source = load_checkpoint(checkpoint)
-    segmenter = source.segmenter()
-    data = ExportData(source, root=data_root, size=sizes[0] if sizes is not None and len(sizes) == 1 else None)
-    if precision == "int8":  # a fault in the data is reported before the long work begins
+    progress("reading the model")
+    model = open_source(Path(source), OnnxOptions(classes, mean, std, scale, output, layout, reference), data_root=data_root)
+    sizes, max_batch = model.sizes(sizes), model.max_batch(max_batch)
+    shapes = shapes_of_engine(engine, sizes, minimum=MINIMUM_SIZE, max_size=max_size, max_batch=max_batch)
+    if model.given is not None and precision != "int8":
+        raise ExportError(f"{source} is quantised: use --precision int8")
+    segmenter = model.reference.segmenter()
+    data = ExportData(model.reference, root=data_root, size=sizes[0] if sizes is not None and len(sizes) == 1 else None)
+    calibrated = precision == "int8" and model.given is None
+    if calibrated:  # a fault in the data is reported before the long work begins
         progress("reading images")
         data.train(calibration_images)
         if max_drop is not None:
@@ -135,20 +150,21 @@ def export(
     progress("taking and attacking golden images")
     golden = golden_images(segmenter, data, shapes)
     progress("exporting the main branch")
-    content = build_graph(segmenter, sizes=sizes, logits=logits, confidence=confidence)
+    content = model.graph(segmenter, sizes=sizes, logits=logits, confidence=confidence)
     progress("exporting it once more, from other sizes and without the other heads")
-    proof = prove_main_branch(segmenter, content, sizes=sizes, logits=logits, confidence=confidence)
-    progress("comparing the graph with PyTorch")
-    parity = check_parity(content, segmenter, shapes_of(sizes))
+    proof = model.prove(segmenter, content, sizes=sizes, logits=logits, confidence=confidence)
+    progress(f"comparing the graph with {model.author}")
+    compared, tried = model.compared(segmenter), model.shapes(sizes)
+    parity = check_parity(content, compared, tried) if model.given is None else None
     if needed in ("fp16", "bf16"):
         progress(f"casting the graph to {needed}")
         content = cast_graph(content, needed)
     if needed == "fp16":  # no runtime of a CPU computes typed bf16: its engine is compared with PyTorch on the golden images
-        parity = check_parity(content, segmenter, shapes_of(sizes), tolerance=FP16_TOLERANCE)
+        parity = check_parity(content, compared, tried, tolerance=FP16_TOLERANCE)
     made = None
-    if needed == "int8":
+    if calibrated:
         made = make_int8(
-            data, segmenter, content, attack=training_attack(source), engine=engine, kind=calibration,
+            data, segmenter, content, attack=training_attack(model.reference), engine=engine, kind=calibration,
             images=calibration_images, max_drop=max_drop, progress=progress,
         )  # fmt: skip
     graphs = {GRAPH: content} if made is None else {GRAPH: made.signed, CPU_GRAPH: made.unsigned}
@@ -157,26 +173,26 @@ def export(
         graphs = {name: lowered(graph, opset) for name, graph in graphs.items()}
         if needed in ("fp32", "fp16"):  # an int8 engine is compared with PyTorch on the golden images
             tolerance = FP16_TOLERANCE if needed == "fp16" else LOGIT_TOLERANCE
-            parity = check_parity(graphs[GRAPH], segmenter, shapes_of(sizes), tolerance=tolerance)
-    model = ExportedModel(
+            parity = check_parity(graphs[GRAPH], compared, tried, tolerance=tolerance)
+    exported = ExportedModel(
         graphs=graphs,
         reports={} if made is None or made.report is None else {REPORT: made.report},
-        name=_name(source.path),
-        source=_source(source),
+        name=_name(model.stem),
+        source=model.entry(),
         main_branch_only=proof,
         data=data.source,
-        classes=_classes(source),
-        preprocessing=Preprocessing(mean=_decimals(segmenter.normalise.mean), std=_decimals(segmenter.normalise.std)),
+        classes=_classes(model.reference),
+        preprocessing=model.preprocessing(segmenter),
         shapes=shapes,
         opset=opset,
-        quantisation=None if made is None else made.quantisation,
+        quantisation=model.given if made is None else made.quantisation,
         rebuilt_from=None,
         golden=golden,
         versions={},
     )
-    bundle, replay = assemble(out, model, engine=engine, precision=precision, options=options, key=key, progress=progress)
+    bundle, replay = assemble(out, exported, engine=engine, precision=precision, options=options, key=key, progress=progress)
     assert replay is not None  # for the type checker: PyTorch has labelled all golden images
-    return Exported(bundle, parity, replay, () if made is None else made.layers)
+    return Exported(bundle, parity, replay, () if made is None else made.layers, model.author)
 
 
 def diff_layers(
@@ -213,31 +229,9 @@ def diff_layers(
     return compare_layers(content, segmenter, sample_images(shapes_of(sizes)[-1], 0))
 
 
-def _source(source: Checkpoint) -> SourceCheckpoint:
-    description = source.description
-    return SourceCheckpoint(
-        checkpoint=str(source.path.resolve()),
-        sha256=source.sha256(),
-        git_commit=provenance.git_commit(),
-        method=description.config.method.name,
-        attack=description.attack,
-        architecture=description.architecture,
-        step=description.step,
-    )
+def _classes(reference: Reference) -> tuple[ClassEntry, ...]:
+    return tuple(ClassEntry(name=n, colour=c) for n, c in zip(reference.classes.names, reference.classes.palette, strict=True))
 
 
-def _classes(source: Checkpoint) -> tuple[ClassEntry, ...]:
-    classes = source.description.classes
-    return tuple(ClassEntry(name=n, colour=c) for n, c in zip(classes.names, classes.palette, strict=True))
-
-
-def _name(checkpoint: Path) -> str:
-    path = checkpoint.resolve()
-    name = path.parent.name if path.name in (BEST, LAST) else path.stem
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-") or "model"
-
-
-def _decimals(values: Tensor) -> tuple[float, float, float]:
-    # by way of float32's own shortest decimals: 0.485, not 0.48500001430511475
-    first, second, third = (float(str(value)) for value in values.flatten().numpy().astype(np.float32))
-    return first, second, third
+def _name(stem: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-") or "model"

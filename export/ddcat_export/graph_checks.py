@@ -28,12 +28,15 @@ _ALWAYS = {TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8, TensorProto.
 _IMAGE, _LABELS = "image", "labels"
 
 
-def check_graph(model: onnx.ModelProto, precision: Precision, opset: int = OPSET) -> None:
+def check_graph(
+    model: onnx.ModelProto, precision: Precision, opset: int = OPSET, *, others: frozenset[int] = frozenset()
+) -> None:
     """
     Refuse a graph that is not valid, of another opset, or not typed as its precision says.
 
     Every tensor must be known to be float32, int64, uint8 or bool, or of the type of the precision. In that type all
     convolutions and matrix products compute, while input, normalisation, logits and all that comes of them stay as they are.
+    The types of `others` may be there, too.
 
     Raises
     ------
@@ -42,9 +45,9 @@ def check_graph(model: onnx.ModelProto, precision: Precision, opset: int = OPSET
     """
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets != {"": opset} or model.functions:
-        others = [name for name in opsets if name]
+        domains = [name for name in opsets if name]
         raise ExportError(
-            f"the graph is of opset {opsets.get('')} and further domains {others}, expected opset {opset} of ONNX "
+            f"the graph is of opset {opsets.get('')} and further domains {domains}, expected opset {opset} of ONNX "
             "alone: use another version of torch"
         )
     try:
@@ -52,7 +55,7 @@ def check_graph(model: onnx.ModelProto, precision: Precision, opset: int = OPSET
     except Exception as cause:  # its exceptions share no base
         raise ExportError(f"the graph is not valid ONNX: {first_line(cause)}") from cause
     types = types_of(model)
-    allowed = _ALWAYS | {COMPUTES[precision]} | ({TensorProto.INT8} if precision == "int8" else set())
+    allowed = _ALWAYS | others | {COMPUTES[precision]} | ({TensorProto.INT8} if precision == "int8" else set())
     for name, kind in types.items():
         if kind not in allowed:
             raise ExportError(f"tensor {name} is {_name(kind)} in a graph at {precision}: use {_names(allowed)}")

@@ -28,6 +28,8 @@ __all__ = [
     "as_graph",
     "build_graph",
     "quiet",
+    "spell_out_norms",
+    "strip",
     "trace",
     "traced_input",
     "with_logits",
@@ -118,9 +120,9 @@ def as_graph(program: torch.onnx.ONNXProgram, classes: int, *, sizes: Sizes | No
     """Make the ONNX file from the program of `trace` with the same options, and check its form: see `build_graph`."""
     model: onnx.ModelProto = program.model_proto
     _rename(model)
-    _strip(model)
+    strip(model)
     _name_axes(model)
-    _spell_out_norms(model)
+    spell_out_norms(model)
     if not logits:
         del model.graph.output[1]  # the tensor stays, under its name: see `with_logits`
     size = sizes[0] if sizes is not None and len(sizes) == 1 else None
@@ -247,16 +249,17 @@ def _rename(model: onnx.ModelProto) -> None:
         node.output[:] = [names[output] for output in node.output]
 
 
-def _strip(message: Any) -> None:
+def strip(message: Any) -> None:
+    """Take out what tells of the machine and the program that wrote a graph."""
     # doc strings and metadata hold stack traces with paths; the shapes of inner tensors hold names of traced symbols
     for field, value in message.ListFields():
         if field.name in ("doc_string", "metadata_props", "producer_name", "producer_version", "value_info"):
             message.ClearField(field.name)
         elif hasattr(value, "ListFields"):
-            _strip(value)
+            strip(value)
         elif field.message_type is not None:
             for part in value:
-                _strip(part)
+                strip(part)
 
 
 def _name_axes(model: onnx.ModelProto) -> None:
@@ -267,7 +270,8 @@ def _name_axes(model: onnx.ModelProto) -> None:
             dimension.dim_param = name
 
 
-def _spell_out_norms(model: onnx.ModelProto) -> None:
+def spell_out_norms(model: onnx.ModelProto) -> None:
+    """Write batch norms as products and sums."""
     # those that no convolution precedes, in a backbone that is not ours: a factor and a shift of each channel
     nodes, tensors = list(model.graph.node), {tensor.name: tensor for tensor in model.graph.initializer}
     del model.graph.node[:]

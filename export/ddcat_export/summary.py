@@ -44,15 +44,18 @@ def summarise(
         f"{engine.name} in {engine.effective_precision}, {engine.provider}, opset {manifest.opset}, "
         f"{', '.join(f'{t.name} {t.dtype}' for t in (*manifest.inputs, *manifest.outputs))}",
     ]
+    if proof is not None and parity is not None:
+        lines.append(
+            f"main branch only: the bytes are the same without the {proof.spare_parameters} parameters of other heads, and "
+            f"{proof.multiply_adds} multiply-adds at {proof.size[0]}x{proof.size[1]} are those of a network without them"
+        )
     if parity is not None:
         before = "" if manifest.quantisation is None else "before int8 "
         shapes = ", ".join("x".join(map(str, shape)) for shape in parity.shapes)
-        lines += [
-            f"main branch only: the bytes are the same without the {proof.spare_parameters} parameters of other heads, and "
-            f"{proof.multiply_adds} multiply-adds at {proof.size[0]}x{proof.size[1]} are those of a network without them",
-            f"{before}equal to PyTorch on shapes {shapes}: worst logit error {parity.logit_error:.1e} of their standard "
-            f"deviation, {parity.near_ties} of {parity.pixels} labels differ (near ties)",
-        ]
+        lines.append(
+            f"{before}equal to {reference} on shapes {shapes}: worst logit error {parity.logit_error:.1e} of their standard "
+            f"deviation, {parity.near_ties} of {parity.pixels} labels differ (near ties)"
+        )
     if manifest.quantisation is not None:
         lines += _int8_lines(manifest.quantisation, layers)
     if golden is not None:
@@ -79,6 +82,8 @@ def summarise(
 
 def _int8_lines(quantisation: Quantisation, layers: "tuple[LayerError, ...]") -> list[str]:
     calibration, drop = quantisation.calibration, quantisation.drop
+    if calibration is None:
+        return ["int8 as another program quantised it"]
     lines = [
         f"int8 in {quantisation.quantised_layers} layers, {len(quantisation.float_layers)} left in float, calibrated on "
         f"{calibration.images} images of {calibration.split} ({calibration.kind})"

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from ddcat.bundle import INTEGRITY_ONLY, NO_TRUST_POLICY, Bundle, TrustPolicy
 from ddcat.engines.checks import format_sizes, format_tensors
-from ddcat.manifest import DeviceKinds, EngineEntry, Golden, MainBranchProof, Manifest, Quantisation
+from ddcat.manifest import Calibration, DeviceKinds, EngineEntry, Golden, MainBranchProof, Manifest, Quantisation
 from ddcat.passport import read_passport
 from ddcat.text import printable
 
@@ -47,7 +47,9 @@ def _rows(bundle: Bundle, trust: TrustPolicy) -> dict[str, str | list[str]]:
         "name": manifest.name,
         "digest": bundle.digest,
         "trust": bundle.trust,
-        "checkpoint": f"{source.checkpoint}, {trained}, SHA-256 {source.sha256}",
+        "checkpoint"
+        if source.kind == "checkpoint"
+        else "ONNX file": f"{source.checkpoint}, {trained}, SHA-256 {source.sha256}",
         "rebuilt from": manifest.rebuilt_from or "no other bundle",
         "code": source.git_commit or "not from a checkout",
         "architecture": source.architecture,
@@ -86,7 +88,9 @@ def _engine(manifest: Manifest) -> str:
     )
 
 
-def _proof(proof: MainBranchProof) -> str:
+def _proof(proof: MainBranchProof | None) -> str:
+    if proof is None:
+        return "not proven: made from an ONNX file"
     height, width = proof.size
     return (
         f"proven; {proof.spare_parameters} parameters of other branches left out; "
@@ -108,16 +112,22 @@ def _quantisation(quantisation: Quantisation | None) -> list[str]:
         return ["no: the graph is not quantised"]
     calibration, drop = quantisation.calibration, quantisation.drop
     allowed = "no limit was set" if quantisation.max_drop is None else f"{quantisation.max_drop:g} points of mIoU were allowed"
-    attack = "" if calibration.attack is None else f" ({_pairs(calibration.attack)})"
     floats = ", ".join(quantisation.float_layers) or "none"
     lines = [
         f"{quantisation.quantised_layers} layers in int8, {len(quantisation.float_layers)} in float: {floats}",
-        f"calibrated on {calibration.images} {calibration.kind} images of the {calibration.split} split{attack}",
+        _calibration(calibration),
     ]
     if drop is None:
         return [*lines, f"its drop was not measured; {allowed}"]
     measured = f"{drop.clean:.2f} points of clean and {drop.adversarial:.2f} of adversarial mIoU"
     return [*lines, f"it costs {measured} on {drop.images} images ({_pairs(drop.attack)}); {allowed}"]
+
+
+def _calibration(calibration: Calibration | None) -> str:
+    if calibration is None:
+        return "quantised by another program"
+    attack = "" if calibration.attack is None else f" ({_pairs(calibration.attack)})"
+    return f"calibrated on {calibration.images} {calibration.kind} images of the {calibration.split} split{attack}"
 
 
 def _golden(golden: Golden | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ddcat.bundle import Bundle
-from ddcat_bench.describe import describe_checkpoint
+from ddcat_bench.describe import describe_reference
 from ddcat_bench.errors import BenchError
 from ddcat_bench.inputs import check_sizes
 from ddcat_train.checkpoints import Checkpoint, Imported
@@ -24,11 +24,11 @@ def _trained(checkpoint: Checkpoint, **parts: Any) -> Checkpoint:
 
 
 def test_seeds_and_machines_share_their_training(checkpoint: Checkpoint) -> None:
-    here = describe_checkpoint(checkpoint)
+    here = describe_reference(checkpoint)
     assert here.seed == 0
     assert here.training is not None
     there = _trained(checkpoint, seed=7, data={"root": "/elsewhere"}, train={"workers": 1, "evaluate_every": 3})
-    assert describe_checkpoint(there) == here.model_copy(update={"seed": 7})
+    assert describe_reference(there) == here.model_copy(update={"seed": 7})
     assert str(checkpoint.description.config.data.root) not in json.dumps(here.training)
 
 
@@ -43,23 +43,23 @@ def test_seeds_and_machines_share_their_training(checkpoint: Checkpoint) -> None
     ],
 )
 def test_what_changes_the_weights_tells_trainings_apart(checkpoint: Checkpoint, change: dict[str, Any]) -> None:
-    assert describe_checkpoint(_trained(checkpoint, **change)).training != describe_checkpoint(checkpoint).training
+    assert describe_reference(_trained(checkpoint, **change)).training != describe_reference(checkpoint).training
 
 
 def test_an_attack_that_only_the_evaluation_had_is_not_of_the_training(checkpoint: Checkpoint) -> None:
     weak, strong = (_trained(checkpoint, method={"name": "undefended"}, attack={"steps": steps}) for steps in (1, 3))
-    assert describe_checkpoint(weak) == describe_checkpoint(strong)
+    assert describe_reference(weak) == describe_reference(strong)
 
 
 def test_weights_are_named_without_their_folder(checkpoint: Checkpoint) -> None:
-    entry = describe_checkpoint(_trained(checkpoint, model={"pretrained": "/private/weights/resnet.safetensors"}))
+    entry = describe_reference(_trained(checkpoint, model={"pretrained": "/private/weights/resnet.safetensors"}))
     assert entry.training is not None
     assert entry.training["model"]["pretrained"] == "resnet.safetensors"
 
 
 def test_of_an_imported_checkpoint_the_training_is_not_known(checkpoint: Checkpoint) -> None:
     imported = Imported(file=Path("x.pth").name, sha256="0" * 64, epoch=None, like="voc-pspnet50-sat")
-    entry = describe_checkpoint(
+    entry = describe_reference(
         replace(checkpoint, description=checkpoint.description.model_copy(update={"imported": imported}))
     )
     assert entry.seed is None

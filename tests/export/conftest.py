@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ddcat.bundle import Bundle, open_bundle
 from ddcat.classes import Classes
-from ddcat_export import exporting
+from ddcat_export import exporting, sources
 from ddcat_export.parity import Parity
 from ddcat_train.checkpoints import Description, SplitEntry, build_network, save_checkpoint
 from ddcat_train.config import parse_config
@@ -112,8 +112,8 @@ def skip_what_is_slow(bundle: Bundle) -> Callable[[pytest.MonkeyPatch], None]:
     """Let an export of `run` take the slow stages from `bundle`, where they are done."""
 
     def skip(patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(exporting, "build_graph", lambda *given, **options: bundle.files["model.onnx"])
-        patch.setattr(exporting, "prove_main_branch", lambda *given, **options: bundle.manifest.main_branch_only)
+        patch.setattr(sources, "build_graph", lambda *given, **options: bundle.files["model.onnx"])
+        patch.setattr(sources, "prove_main_branch", lambda *given, **options: bundle.manifest.main_branch_only)
         patch.setattr(exporting, "check_parity", lambda *given, **options: Parity((), 0, 0, 0.0))
 
     return skip

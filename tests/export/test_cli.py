@@ -13,7 +13,7 @@ from ddcat.bundle import Bundle, open_bundle
 from ddcat.engines import open_engine
 from ddcat.errors import DdcatError, WriteError
 from ddcat.hashing import sha256_of_file
-from ddcat_export import exporting
+from ddcat_export import exporting, sources
 from ddcat_export.errors import ExportError
 from ddcat_export.exporting import export
 from ddcat_export.opsets import opset_of
@@ -192,7 +192,7 @@ def test_a_failure_at_any_stage_leaves_nothing(quick: pytest.MonkeyPatch, run: P
     def fail(*arguments: object, **options: object) -> None:
         raise ExportError(f"{stage} refuses")
 
-    quick.setattr(exporting, stage, fail)
+    quick.setattr(sources if hasattr(sources, stage) else exporting, stage, fail)
     with pytest.raises(ExportError, match=f"{stage} refuses"):
         export(run, tmp_path / "bundle", logits=True)
     assert tree(tmp_path) == set()

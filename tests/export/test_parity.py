@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from ddcat.bundle import Bundle
 from ddcat.engines.onnxruntime import OrtGraph
-from ddcat_bench.twin.twin import Twin
 from ddcat_export import onnx_export
 from ddcat_export.errors import ExportError
 from ddcat_export.onnx_export import build_graph, with_logits
 from ddcat_export.parity import LOGIT_TOLERANCE, check_parity, sample_images, shapes_of
+from ddcat_export.twin.twin import Twin
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.choices import ContextName
 from ddcat_train.config import ModelConfig

@@ -14,10 +14,10 @@ import torch
 
 from ddcat.bundle import open_bundle
 from ddcat.engines import open_engine
-from ddcat_bench.twin.twin import twin_of
 from ddcat_export.errors import ExportError
 from ddcat_export.onnx_export import build_graph
 from ddcat_export.parity import LOGIT_TOLERANCE, check_parity, sample_images, shapes_of
+from ddcat_export.twin.twin import twin_of
 from ddcat_train.checkpoints import LAST, load_checkpoint
 from ddcat_train.config import load_config
 from ddcat_train.data.synthetic.generate import write_scenes

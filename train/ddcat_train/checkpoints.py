@@ -30,6 +30,7 @@ from ddcat_train.errors import CheckpointError
 from ddcat_train.methods import METHODS
 from ddcat_train.networks import Segmenter, build_segmenter
 from ddcat_train.networks.pretrained import state_dict_mismatches, summarise, unreadable_error
+from ddcat_train.reference import Reference, ReferenceData
 
 __all__ = [
     "BEST",
@@ -47,6 +48,11 @@ __all__ = [
 
 _HEADER = "ddcat"  # the key of the description in the file's header
 _MODEL = "model."
+_NO_WEIGHT: Any = {  # what of a configuration changes no weight; the seed does, and is apart
+    "seed": True,
+    "data": {"root", "val_split", "val_long_side"},
+    "train": {"workers", "evaluate_every", "evaluate_images", "evaluate_batch"},
+}
 
 
 class SplitEntry(BaseModel):
@@ -114,7 +120,7 @@ class Description(BaseModel):
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Reference):
     """
     A checkpoint that was read.
 
@@ -133,6 +139,69 @@ class Checkpoint:
     description: Description
     tensors: Mapping[str, Tensor]
     digest: str
+
+    @property
+    def classes(self) -> Classes:
+        """Names and colours of its classes."""
+        return self.description.classes
+
+    @property
+    def data(self) -> ReferenceData:
+        """The data set of its training."""
+        data, val = self.description.config.data, self.description.val
+        return ReferenceData(
+            data.name, data.root, data.train_split, data.val_split, data.eval_long_side,
+            None if val is None else val.images, None if val is None else val.list_sha256,
+        )  # fmt: skip
+
+    @property
+    def method(self) -> str:
+        """The method of its training."""
+        return self.description.config.method.name
+
+    @property
+    def architecture(self) -> str:
+        """Backbone and context."""
+        return self.description.architecture
+
+    @property
+    def attack(self) -> dict[str, Any] | None:
+        """The attack of its training as keyword arguments; None where there was none."""
+        return self.description.attack
+
+    @property
+    def epsilon(self) -> float:
+        """Bound of the attack in its configuration."""
+        return self.description.config.attack.epsilon
+
+    @property
+    def step(self) -> int | None:
+        """Updates that it was trained for; None: imported, and not known."""
+        return self.description.step
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of its training; None: imported, and not known."""
+        return self.description.config.seed if self.description.imported is None else None
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """Height and width of the crops in training."""
+        height, width = self.description.config.augment.crop
+        return height, width
+
+    @property
+    def training(self) -> dict[str, Any] | None:
+        """The configuration that runs share which differ in their seed or their machine alone; None: imported."""
+        description = self.description
+        if description.imported is not None:  # of another program's, it is a guess but for the network
+            return None
+        config = description.config.model_dump(mode="json", exclude=_NO_WEIGHT)
+        if description.attack is None:
+            del config["attack"]  # it is of the evaluation alone
+        if (weights := description.config.model.pretrained) is not None:
+            config["model"]["pretrained"] = weights.name
+        return config
 
     def sha256(self) -> str:
         """Return the hash of the file, in hexadecimal."""

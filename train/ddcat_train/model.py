@@ -12,16 +12,17 @@ from torch import Tensor
 
 from ddcat.classes import Classes
 from ddcat.metrics import miou, pixel_accuracy
-from ddcat_train.checkpoints import Checkpoint, load_checkpoint
+from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.config import load_config
 from ddcat_train.data import open_dataset
 from ddcat_train.distributed.ranks import check_device
 from ddcat_train.errors import DataError, TrainError
 from ddcat_train.evaluation import evaluate
 from ddcat_train.pixels import to_planes
+from ddcat_train.reference import Reference
 from ddcat_train.run.loop import train as run_training
 
-__all__ = ["Evaluation", "Model", "load", "train"]
+__all__ = ["Evaluation", "Model", "chosen_device", "load", "train"]
 
 
 class Evaluation(NamedTuple):
@@ -42,25 +43,25 @@ class Evaluation(NamedTuple):
 
 class Model:
     """
-    The main branch of a checkpoint: what an export keeps, in eval() and without gradients of its weights.
+    The main branch of a checkpoint, or an ONNX file: what an export keeps, in eval() and without gradients of its weights.
 
     Call it with images (N, 3, H, W) float in [0, 1]; it returns logits (N, K, H, W), differentiable in the images.
 
     Parameters
     ----------
-    checkpoint : Checkpoint
+    reference : Reference
     device : torch.device
 
     Attributes
     ----------
-    checkpoint : Checkpoint
+    reference : Reference
     device : torch.device
     network : torch.nn.Module
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        self.checkpoint, self.device = checkpoint, device
-        self.network = checkpoint.segmenter().requires_grad_(False).to(device)
+    def __init__(self, reference: Reference, device: torch.device) -> None:
+        self.reference, self.device = reference, device
+        self.network = reference.segmenter().requires_grad_(False).to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the logits of images."""
@@ -70,7 +71,7 @@ class Model:
     @property
     def classes(self) -> Classes:
         """Names and colours of the classes."""
-        return self.checkpoint.description.classes
+        return self.reference.classes
 
     def predict(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """
@@ -128,12 +129,14 @@ class Model:
         ------
         DataError
         """
-        config = self.checkpoint.description.config
-        root = config.data.root if data_root is None else Path(data_root)
-        dataset = open_dataset(config.data.name, root, split or config.data.val_split, long_side=config.data.eval_long_side)
+        data = self.reference.data
+        root = data.root if data_root is None else Path(data_root)
+        if root is None:
+            raise DataError(f"{self.reference.path} names no data set: use data_root")
+        dataset = open_dataset(data.name, root, split or data.val_split, long_side=data.long_side)
         if dataset.classes.names != self.classes.names:
             raise DataError(f"{root} has the classes {dataset.classes.names}; the model was trained on {self.classes.names}")
-        bound = config.attack.epsilon if epsilon is None else epsilon
+        bound = self.reference.epsilon if epsilon is None else epsilon
         result = evaluate(
             self, dataset, epsilon=bound, alpha=bound / 3, steps=steps, batch_size=batch_size, device=self.device, limit=limit
         )
@@ -163,9 +166,26 @@ def load(run: str | Path, *, device: str = "auto") -> Model:
     ConfigError
         Where there is no GPU.
     """
-    check_device(device, 1)
-    cuda = device != "cpu" and torch.cuda.is_available()
-    return Model(load_checkpoint(Path(run)), torch.device("cuda" if cuda else "cpu"))
+    place = chosen_device(device)
+    return Model(load_checkpoint(Path(run)), place)
+
+
+def chosen_device(name: str) -> torch.device:
+    """
+    Choose where a model computes.
+
+    Parameters
+    ----------
+    name : "auto", "cpu" or "cuda"
+        "auto" takes a GPU if there is one.
+
+    Raises
+    ------
+    ConfigError
+        Where there is no GPU.
+    """
+    check_device(name, 1)
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def train(

@@ -13,11 +13,10 @@ from ddcat_bench.attack.results import AttackResult, AttackRow, Claim, Probe, Wo
 from ddcat_bench.attack.scoring import grey_levels
 from ddcat_bench.attack.suites import SEA_LOSSES, AttackSpec, Case
 from ddcat_bench.cli_options import ProtocolName
-from ddcat_bench.describe import describe_checkpoint, describe_data, describe_environment
+from ddcat_bench.describe import describe_data, describe_environment, describe_reference
 from ddcat_bench.result_schema import CheckpointEntry, Scores
 from ddcat_bench.work_units import Units
 from ddcat_bench.worst_case import lowest_accuracy, worst_case
-from ddcat_train.checkpoints import Checkpoint
 
 __all__ = ["PROTOCOLS", "aggregate", "policy"]
 
@@ -64,13 +63,12 @@ def aggregate(job: AttackJob, units: Units, batches: Sequence[Sequence[str]], pr
         parts = [units.get(batch, index) for batch in range(len(batches))]
         counts.append(np.concatenate([part for part, _ in parts], axis=2))
         seconds += sum(spent for _, spent in parts)
-    checkpoint, classes = job.checkpoint, job.dataset.classes
+    reference, classes = job.reference, job.dataset.classes
     rows = tuple(_rows(job, counts))
-    usual = checkpoint.description.val
     names = [name for batch in batches for name in batch]
     return AttackResult(
-        checkpoint=describe_checkpoint(checkpoint),
-        data=describe_data(job.dataset, names, usual_list=None if usual is None else usual.list_sha256),
+        checkpoint=describe_reference(reference),
+        data=describe_data(job.dataset, names, usual_list=reference.data.list_sha256),
         protocol=PROTOCOLS[job.protocol].format(height=job.crop[0], width=job.crop[1]),
         protocol_name=job.protocol,
         policy=policy(classes),
@@ -83,14 +81,9 @@ def aggregate(job: AttackJob, units: Units, batches: Sequence[Sequence[str]], pr
         worst_cases=tuple(_worst_cases(rows, classes.background)),
         rows=rows,
         probe=probe,
-        alarms=raise_alarms(rows, probe, trained_steps=_trained_steps(checkpoint)),
+        alarms=raise_alarms(rows, probe, trained_steps=None if reference.attack is None else reference.attack["steps"]),
         environment=describe_environment(job.device, seconds + probe.seconds),
     )
-
-
-def _trained_steps(checkpoint: Checkpoint) -> int | None:
-    attack = checkpoint.description.attack
-    return None if attack is None else attack["steps"]
 
 
 def policy(classes: Classes) -> str:
@@ -106,7 +99,7 @@ def policy(classes: Classes) -> str:
 
 def _rows(job: AttackJob, counts: Sequence[Counts]) -> Iterator[AttackRow]:
     background = job.dataset.classes.background
-    makers = [describe_checkpoint(surrogate) for surrogate in job.surrogates]
+    makers = [describe_reference(surrogate) for surrogate in job.surrogates]
     for eight_bit in (False, True):
         for spec, of_spec in zip(job.specs, counts, strict=True):
             for case, of_case in zip(spec.cases, of_spec[int(eight_bit)], strict=True):

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset, open_dataset
 from ddcat_train.data.pictures import read_mask
 from ddcat_train.errors import DataError
+from ddcat_train.reference import Reference
 
 __all__ = ["ClassPixels", "count_class_pixels"]
 
@@ -28,18 +28,18 @@ class ClassPixels(NamedTuple):
     source: str
 
 
-def count_class_pixels(checkpoint: Checkpoint, dataset: Dataset) -> ClassPixels:
+def count_class_pixels(reference: Reference, dataset: Dataset) -> ClassPixels:
     """
-    Count the labels of the split that a checkpoint was trained on, as they are in the files.
+    Count the labels of the split that a model was trained on, as they are in the files.
 
     Parameters
     ----------
-    checkpoint : Checkpoint
+    reference : Reference
     dataset : Dataset
         The evaluated data set. Labels are counted on its training split, or, if that is missing, on this split, as `source`
         records.
     """
-    name = checkpoint.description.config.data.train_split
+    name = reference.data.train_split
     try:
         return _count(open_dataset(dataset.name, dataset.root, name))
     except DataError as missing:

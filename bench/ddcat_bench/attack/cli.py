@@ -1,6 +1,7 @@
 """The command `ddcat attack`."""
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +9,7 @@ import typer
 
 from ddcat.choices import Device
 from ddcat_bench.cli_options import AnySuite, DataRoot, Force, MaxImages, ProtocolName, Split
+from ddcat_export.onnx_options import ClassesFile, Layout, Mean, OnnxOptions, Output, Scale, Std, onnx_options
 
 __all__ = ["attack"]
 
@@ -17,10 +19,7 @@ _SIGMA, _SAMPLES = 0.25, 100  # of certificates
 def attack(
     source: Annotated[
         Path,
-        typer.Argument(
-            metavar="CHECKPOINT|BUNDLE",
-            help="A checkpoint, or a run directory, whose best one is taken. For corruptions and certificates also a bundle.",
-        ),
+        typer.Argument(metavar="CHECKPOINT|FILE.onnx|BUNDLE", help="A checkpoint, a run directory, an ONNX file, a bundle."),
     ],
     suite: Annotated[
         AnySuite,
@@ -83,11 +82,18 @@ def attack(
         ),
     ] = None,
     force: Force = False,
+    classes: ClassesFile = None,
+    mean: Mean = None,
+    std: Std = None,
+    scale: Scale = None,
+    output: Output = None,
+    layout: Layout = None,
 ) -> None:
     """
     Attack a checkpoint's main branch and report its mIoU under each attack, in floats and on 8-bit images.
 
-    Corruptions and certificates need no gradient, so they also judge the engine of a bundle.
+    Of an ONNX file of another program, and of a bundle, the graph itself is attacked, run by PyTorch node by node. Corruptions
+    and certificates need no gradient: of a bundle they judge the engine.
 
     Finished parts are kept beside the result, in DIR.work. After an interruption the same command continues. Several processes
     share that folder and give the same result as one; `torchrun -m ddcat attack ...` starts them, too.
@@ -104,6 +110,8 @@ def attack(
 
     - `ddcat attack runs/voc-ddcat --suite full --jobs 8`
 
+    - `ddcat attack unet.onnx --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --data-root /data/roads`
+
     - `ddcat attack runs/camvid-sat/bundle --suite corruptions --max-images 100`
 
     - `ddcat attack runs/camvid-gaussian --certify --sigma 0.25 --samples 100`
@@ -112,6 +120,7 @@ def attack(
     from ddcat_bench.errors import BenchError
     from ddcat_train.checkpoint_files import check_checkpoint
 
+    options = onnx_options(classes=classes, mean=mean, std=std, scale=scale, output=output, layout=layout)
     epsilons = tuple(map(parse_epsilon, epsilon)) if epsilon else None
     judges = certify or suite == "corruptions"
     unused = {
@@ -132,6 +141,7 @@ def attack(
     if judges:
         _judge(
             source,
+            options,
             out,
             certify={"sigma": _SIGMA if sigma is None else sigma, "samples": _SAMPLES if samples is None else samples}
             if certify
@@ -145,15 +155,16 @@ def attack(
             force=force,
         )
         return
-    for path in (source, *(surrogate or [])):
+    for path in surrogate or []:
         check_checkpoint(path)
 
     from ddcat_bench.attack.job import AttackJob, open_surrogates
     from ddcat_bench.attack.run import run_job
-    from ddcat_bench.inputs import open_split, torch_device
-    from ddcat_train.checkpoints import load_checkpoint
+    from ddcat_bench.inputs import open_any, open_split, torch_device
 
-    loaded = load_checkpoint(source)
+    loaded = open_any(source, options, data_root=data_root)
+    if protocol == "windows" and loaded.crop is None:
+        raise BenchError(f"--protocol windows: the size of the windows is that of the training, and {source} does not say it")
     dataset = open_split(loaded, data_root=data_root, split=split)
     job = AttackJob(
         loaded,
@@ -168,39 +179,39 @@ def attack(
         max_images=max_images,
         device=torch_device(device),
     )
-    run_job(job, out or loaded.path.parent / f"attack-{suite}", jobs=jobs, force=force)
+    run_job(job, out or _folder(loaded.path, f"attack-{suite}"), jobs=jobs, force=force)
 
 
 def _judge(
-    path: Path, out: Path | None, *, certify: dict[str, Any] | None, names: list[str] | None, device: Device, **options: Any
+    path: Path,
+    onnx: OnnxOptions,
+    out: Path | None,
+    *,
+    certify: dict[str, Any] | None,
+    names: list[str] | None,
+    data_root: Path | None,
+    device: Device,
+    **options: Any,
 ) -> None:
-    """Judge a checkpoint or a bundle by its labels alone: under corruptions, or with certificates."""
-    from ddcat.bundle import MANIFEST, open_bundle
+    """Judge a model or a bundle's engine by its labels alone: under corruptions, or with certificates."""
+    from ddcat.bundle import MANIFEST, Bundle, open_bundle
     from ddcat_bench.arguments import libraries_for
-    from ddcat_bench.publish import sibling_folder
-    from ddcat_train.checkpoint_files import check_checkpoint, find_checkpoint
+    from ddcat_bench.inputs import open_any
 
-    what = "corruptions" if certify is None else "certificate"
-    source: Any
-    if (path / MANIFEST).is_file():
-        source = open_bundle(path)
-        with libraries_for(source):
-            from ddcat_bench.certify.run import run_certify
-            from ddcat_bench.corruption.run import run_corruptions
-    else:
-        check_checkpoint(path)
+    bundled = (path / MANIFEST).is_file()
+    source = open_bundle(path) if bundled else open_any(path, onnx, data_root=data_root)
+    with libraries_for(source) if isinstance(source, Bundle) else nullcontext():
         from ddcat_bench.certify.run import run_certify
         from ddcat_bench.corruption.run import run_corruptions
-        from ddcat_train.checkpoints import load_checkpoint
-
-        source = load_checkpoint(path)
-    if out is not None:
-        folder = out
-    elif (path / MANIFEST).is_file():
-        folder = sibling_folder(path, what)
-    else:
-        folder = find_checkpoint(path).parent / what
     if certify is None:
-        run_corruptions(source, folder, names=names, device=device, **options)
+        folder = out or _folder(source.path, "corruptions")
+        run_corruptions(source, folder, names=names, data_root=data_root, device=device, **options)
     else:
-        run_certify(source, folder, device=device, **certify, **options)
+        folder = out or _folder(source.path, "certificate")
+        run_certify(source, folder, data_root=data_root, device=device, **certify, **options)
+
+
+def _folder(path: Path, what: str) -> Path:
+    """Name the folder of a result: in the run, or beside a file or a bundle of another name."""
+    stem = "" if path.suffix == ".safetensors" else f"{path.stem if path.is_file() else path.name}-"
+    return path.parent / f"{stem}{what}"

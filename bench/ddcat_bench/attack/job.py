@@ -1,4 +1,4 @@
-"""The job of `ddcat attack`: checkpoint, data, attacks and options."""
+"""The job of `ddcat attack`: model, data, attacks and options."""
 
 import json
 from collections.abc import Sequence
@@ -18,22 +18,24 @@ from ddcat_bench.describe import versions
 from ddcat_bench.errors import BenchError
 from ddcat_train.checkpoints import Checkpoint, load_checkpoint
 from ddcat_train.data import Dataset
+from ddcat_train.reference import Reference
 
 __all__ = ["AttackJob", "open_surrogates"]
 
 _PROBED_IMAGES = 6
+_NO_CROP = (0, 0)  # of a model whose training is not known: the protocol of windows is refused for it
 
 
 @dataclass(frozen=True)
 class AttackJob:
     """
-    A checkpoint, the images and the attacks on it.
+    A model, the images and the attacks on it.
 
     Attributes
     ----------
-    checkpoint : Checkpoint
+    reference : Reference
     dataset : Dataset
-        With the checkpoint's classes; for the protocol of windows with images of their own size, for it resizes them itself.
+        With the model's classes; for the protocol of windows with images of their own size, for it resizes them itself.
     suite : str
         A key of `ddcat_bench.attack.suites.SUITES`.
     epsilons : tuple of float or None
@@ -52,7 +54,7 @@ class AttackJob:
     device : torch.device
     """
 
-    checkpoint: Checkpoint
+    reference: Reference
     dataset: Dataset
     suite: SuiteName = "quick"
     epsilons: tuple[float, ...] | None = None
@@ -74,18 +76,17 @@ class AttackJob:
         """Training pixels of each class, for SEA-MCE-Bal; None without SEA."""
         if not any(spec.name == "SEA" for spec in self.specs):
             return None
-        return count_class_pixels(self.checkpoint, self.dataset)
+        return count_class_pixels(self.reference, self.dataset)
 
     @property
     def crop(self) -> tuple[int, int]:
         """Height and width of a window: those of the crops in training."""
-        height, width = self.checkpoint.description.config.augment.crop
-        return height, width
+        return self.reference.crop or _NO_CROP
 
     @property
     def base(self) -> int | None:
         """The longer side that images are resized to by the protocol of windows; None: they are as they are."""
-        return self.checkpoint.description.config.data.eval_long_side if self.protocol == "windows" else None
+        return self.reference.data.long_side if self.protocol == "windows" else None
 
     @property
     def at_base(self) -> bool:
@@ -122,7 +123,7 @@ class AttackJob:
     def identity(self) -> dict[str, Any]:
         """Return everything that the counts depend on, as JSON."""
         return {
-            "checkpoint": self.checkpoint.sha256(),
+            "checkpoint": self.reference.sha256(),
             "data": self.dataset.list_sha256(),
             "long_side": self.dataset.long_side,
             "images": self.images,
@@ -140,7 +141,7 @@ class AttackJob:
         }
 
 
-def open_surrogates(target: Checkpoint, paths: Sequence[Path]) -> tuple[Checkpoint, ...]:
+def open_surrogates(target: Reference, paths: Sequence[Path]) -> tuple[Checkpoint, ...]:
     """
     Load the checkpoints whose attacks are transferred.
 
@@ -152,11 +153,10 @@ def open_surrogates(target: Checkpoint, paths: Sequence[Path]) -> tuple[Checkpoi
     opened: dict[str, Checkpoint] = {}
     for path in paths:
         checkpoint = load_checkpoint(path)
-        theirs, ours = (one.description for one in (checkpoint, target))
-        if (theirs.config.data.name, theirs.classes.names) != (ours.config.data.name, ours.classes.names):
+        if (checkpoint.data.name, checkpoint.classes.names) != (target.data.name, target.classes.names):
             raise BenchError(
-                f"--surrogate {path} was trained on {theirs.config.data.name} ({len(theirs.classes)} classes), {target.path} "
-                f"on {ours.config.data.name} ({len(ours.classes)}): use one of the same data set and classes"
+                f"--surrogate {path} was trained on {checkpoint.data.name} ({len(checkpoint.classes)} classes), {target.path} "
+                f"on {target.data.name} ({len(target.classes)}): use one of the same data set and classes"
             )
         if (digest := checkpoint.sha256()) in opened:
             raise BenchError(f"--surrogate {path} is named twice: name it once")

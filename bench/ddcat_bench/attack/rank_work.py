@@ -52,7 +52,7 @@ def attack_rank_work(
     """
     dataset, device, specs = job.dataset, job.device, job.specs
     meter = Meter(advance)
-    target = meter.watch(main_branch(job.checkpoint, device))
+    target = meter.watch(main_branch(job.reference, device))
     sources = [meter.watch(main_branch(surrogate, device)) for surrogate in job.surrogates]
     place = {pair.name: index for index, pair in enumerate(dataset.pairs)}
     score: ScoreFn = (
@@ -108,7 +108,7 @@ def probe_once(job: AttackJob, units: Units, *, advance: Callable[[int], None] =
     meter.allot(FORWARDS * job.probed)
     if probe is None:
         probe = run_probe(
-            meter.watch(main_branch(job.checkpoint, job.device)),
+            meter.watch(main_branch(job.reference, job.device)),
             dataclasses.replace(job.dataset, long_side=job.base or job.dataset.long_side),
             epsilon=_PROBE_EPSILON,
             images=job.probed,

@@ -52,7 +52,7 @@ def run_job(job: AttackJob, folder: Path, *, jobs: int | None = None, force: boo
         if result is None:
             return  # the first process speaks for all
         sheet = attack_sheet(
-            main_branch(job.checkpoint, job.device),
+            main_branch(job.reference, job.device),
             job.dataset,
             title=result.checkpoint.method,
             device=job.device,

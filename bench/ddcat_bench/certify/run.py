@@ -17,7 +17,7 @@ from ddcat_bench.judged import judged, open_data
 from ddcat_bench.markdown import bundle_line, data_line, environment_lines, literal, number, provenance_lines, table
 from ddcat_bench.publish import claim, publish
 from ddcat_bench.work_units import forget_other, remove_work, work_folder
-from ddcat_train.checkpoints import Checkpoint
+from ddcat_train.reference import Reference
 from ddcat_train.run import image_grid
 from ddcat_train.seeds import derive_seed
 
@@ -25,7 +25,7 @@ __all__ = ["certificate_markdown", "run_certify"]
 
 
 def run_certify(
-    source: Checkpoint | Bundle,
+    source: Reference | Bundle,
     folder: Path,
     *,
     sigma: float,
@@ -42,7 +42,7 @@ def run_certify(
 
     Parameters
     ----------
-    source : Checkpoint or Bundle
+    source : Reference or Bundle
     folder : Path
         Must not exist, or be empty, or hold an earlier result that `force` replaces.
     sigma : float

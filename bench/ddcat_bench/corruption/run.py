@@ -14,14 +14,14 @@ from ddcat_bench.errors import BenchError
 from ddcat_bench.judged import judged, open_data
 from ddcat_bench.publish import claim, publish
 from ddcat_bench.work_units import forget_other, remove_work, work_folder
-from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.corruptions import CORRUPTIONS
+from ddcat_train.reference import Reference
 
 __all__ = ["run_corruptions"]
 
 
 def run_corruptions(
-    source: Checkpoint | Bundle,
+    source: Reference | Bundle,
     folder: Path,
     *,
     data_root: Path | None = None,
@@ -37,8 +37,8 @@ def run_corruptions(
 
     Parameters
     ----------
-    source : Checkpoint or Bundle
-        Of a checkpoint PyTorch's main branch is judged, of a bundle its engine.
+    source : Reference or Bundle
+        Of a model the network in PyTorch is judged, of a bundle its engine.
     folder : Path
         Must not exist, or be empty, or hold an earlier result that `force` replaces.
     data_root, split : optional

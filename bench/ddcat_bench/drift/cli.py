@@ -56,8 +56,8 @@ def drift(
 
             from ddcat_bench.describe import describe_bundle, describe_environment
             from ddcat_bench.drift.measure import DriftResult, drift_markdown, measure_drift
-            from ddcat_bench.inputs import check_sizes, checkpoint_of, main_branch, open_bundle_data
-        loaded = checkpoint_of(opened, source)
+            from ddcat_bench.inputs import check_sizes, main_branch, open_bundle_data, reference_of
+        loaded = reference_of(opened, source)
         dataset = open_bundle_data(opened, data_root=data_root, split=split)
         check_sizes(opened, dataset)
         cpu = torch.device("cpu")

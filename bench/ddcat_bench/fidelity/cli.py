@@ -51,8 +51,8 @@ def fidelity(
         with libraries_for(opened):
             from ddcat_bench.fidelity.compare import compare as compare_labels
             from ddcat_bench.fidelity.compare import fidelity_markdown
-            from ddcat_bench.inputs import check_sizes, checkpoint_of, open_bundle_data
-        loaded = checkpoint_of(opened, source)
+            from ddcat_bench.inputs import check_sizes, open_bundle_data, reference_of
+        loaded = reference_of(opened, source)
         dataset = open_bundle_data(opened, data_root=data_root, split=split)
         check_sizes(opened, dataset)
         with (

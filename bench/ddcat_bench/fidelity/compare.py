@@ -19,16 +19,16 @@ from ddcat.schema import Fraction, StrictModel
 from ddcat_bench.attack.results import AttackName
 from ddcat_bench.attack.scoring import count_each, grey_levels, predict
 from ddcat_bench.attack.suites import BIM
-from ddcat_bench.describe import describe_bundle, describe_checkpoint, describe_data, describe_environment
+from ddcat_bench.describe import describe_bundle, describe_data, describe_environment, describe_reference
 from ddcat_bench.errors import BenchError
 from ddcat_bench.inputs import engine_batch_size, main_branch
 from ddcat_bench.markdown import bundle_line, data_line, provenance_lines, table
 from ddcat_bench.result_schema import BundleEntry, CheckpointEntry, DataEntry, Environment, Scores
 from ddcat_train.attacks import trajectory
-from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.pixels import to_8_bit, to_pixels
+from ddcat_train.reference import Reference
 
 __all__ = ["PROTOCOL", "STEPS", "FidelityResult", "FidelityRow", "compare", "fidelity_markdown"]
 
@@ -124,7 +124,7 @@ class _Tally:
 def compare(
     bundle: Bundle,
     engine: Engine,
-    checkpoint: Checkpoint,
+    reference: Reference,
     dataset: Dataset,
     *,
     max_images: int | None = None,
@@ -138,8 +138,8 @@ def compare(
     bundle : Bundle
     engine : Engine
         Opened from it.
-    checkpoint : Checkpoint
-        Checkpoint that the bundle was made from.
+    reference : Reference
+        The model that the bundle was made from.
     dataset : Dataset
         As `open_bundle_data` gives it.
     max_images : int, optional
@@ -155,7 +155,7 @@ def compare(
     """
     began = time.monotonic()
     cpu = torch.device("cpu")
-    network = main_branch(checkpoint, cpu)
+    network = main_branch(reference, cpu)
     classes = len(dataset.classes)
     tallies = {steps: _Tally() for steps in STEPS}
     evaluated_names: list[str] = []
@@ -172,7 +172,7 @@ def compare(
         advance(len(names))
     return FidelityResult(
         bundle=describe_bundle(bundle, engine),
-        checkpoint=describe_checkpoint(checkpoint),
+        checkpoint=describe_reference(reference),
         data=describe_data(dataset, evaluated_names, usual_list=bundle.manifest.data.list_sha256),
         protocol=PROTOCOL,
         rows=tuple(tally.row(steps, dataset.classes.background) for steps, tally in tallies.items()),

@@ -10,9 +10,9 @@ from ddcat_bench.describe import versions
 from ddcat_bench.errors import BenchError
 from ddcat_bench.gate.budget import Budget
 from ddcat_bench.gate.pool import EPSILONS, attack_runs
-from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
+from ddcat_train.reference import Reference
 
 __all__ = ["GateJob"]
 
@@ -20,10 +20,10 @@ _PROBED_IMAGES = 4
 
 
 class GateJob(NamedTuple):
-    """A bundle, its checkpoint, the images and the budget of a gate."""
+    """A bundle, the model that it was made from, the images and the budget of a gate."""
 
     bundle: Bundle
-    checkpoint: Checkpoint
+    reference: Reference
     dataset: Dataset
     max_images: int | None = None
     budget: Budget = Budget()
@@ -74,7 +74,7 @@ class GateJob(NamedTuple):
         """Return everything that the counts depend on, as JSON."""
         return {
             "bundle": self.bundle.digest,
-            "checkpoint": self.checkpoint.sha256(),
+            "checkpoint": self.reference.sha256(),
             "data": self.dataset.list_sha256(),
             "images": self.images,
             "budget": list(self.budget),

@@ -32,8 +32,8 @@ from ddcat_bench.gate.pool import (
     read_units,
 )
 from ddcat_bench.inputs import engine_batch_size, main_branch
-from ddcat_bench.twin.twin import twin_of
 from ddcat_bench.work_units import Units, open_units
+from ddcat_export.twin.twin import twin_of
 from ddcat_train.attacks import Model
 from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.distributed.ranks import ALONE, Ranks
@@ -99,7 +99,7 @@ def attack_pool(
     ------
     BenchError, DataError, EngineError
     """
-    network = main_branch(job.checkpoint, torch.device("cpu"))
+    network = main_branch(job.reference, torch.device("cpu"))
     targets = Targets(network, twin_of(job.bundle), engine)
     units = open_units(work, job.identity())
     if ranks.rank == 0:

@@ -32,8 +32,8 @@ from ddcat_bench.timing.results import SpeedResult, ThroughputResult
 from ddcat_bench.timing.serving_memory import serving_peak
 from ddcat_bench.timing.speed import draw_inputs, measure
 from ddcat_bench.timing.throughput import measure_throughput
-from ddcat_bench.twin.twin import twin_of
 from ddcat_bench.work_units import forget_other, remove_work, work_folder
+from ddcat_export.twin.twin import twin_of
 
 __all__ = ["run_job"]
 
@@ -120,7 +120,7 @@ def _timed(job: GateJob, thresholds: Thresholds, repeats: int) -> tuple[SpeedRes
         progress("timing", _ATTEMPTS * 3 * len(inputs.batches), unit="calls") as advance,
     ):
         for _ in range(_ATTEMPTS):
-            speed = measure(job.bundle, engine, job.checkpoint, inputs, threads=threads, peak=peak, advance=advance)
+            speed = measure(job.bundle, engine, job.reference, inputs, threads=threads, peak=peak, advance=advance)
             if not needs_quiet(speed, thresholds):
                 break
         if job.budget.name == "quick":
@@ -129,7 +129,7 @@ def _timed(job: GateJob, thresholds: Thresholds, repeats: int) -> tuple[SpeedRes
 
 
 def _draw_overlays(job: GateJob, engine: Engine, measured: Measurements) -> tuple[Overlay, ...]:
-    reference = main_branch(job.checkpoint, torch.device("cpu"))
+    reference = main_branch(job.reference, torch.device("cpu"))
     return overlays(reference, engine, job.dataset, measured.names, measured.pool[0].disagreement)
 
 

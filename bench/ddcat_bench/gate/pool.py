@@ -2,7 +2,7 @@
 The pool of images that an engine and its reference are evaluated on: clean images, and attacks made in four ways.
 
 - replay: made on the PyTorch model;
-- twin: made with the gradients of the engine's own graph (`ddcat_bench.twin`);
+- twin: made with the gradients of the engine's own graph (`ddcat_export.twin`);
 - engine: made with queries to the engine itself, for its labels, and for its logits if it returns them;
 - noise: random signs at the bound, which any attack should beat.
 
@@ -25,8 +25,8 @@ from ddcat_bench.attack.attacks import AttackBatch, attack
 from ddcat_bench.attack.scoring import count_each, predict
 from ddcat_bench.attack.suites import BIM, AttackSpec, SpecName
 from ddcat_bench.gate.disagreement import Disagreement, count_disagreement
-from ddcat_bench.twin.twin import Twin
 from ddcat_bench.work_units import Units
+from ddcat_export.twin.twin import Twin
 from ddcat_train.attacks import Model
 from ddcat_train.networks import Segmenter
 from ddcat_train.pixels import nearest_8_bit, to_8_bit, to_pixels

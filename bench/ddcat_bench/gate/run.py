@@ -111,8 +111,8 @@ def gate(
     with libraries_for(opened):  # wrong arguments are reported before missing libraries
         from ddcat_bench.gate.job import GateJob
         from ddcat_bench.gate.pipeline import run_job
-        from ddcat_bench.inputs import check_sizes, checkpoint_of, open_bundle_data
-    loaded = checkpoint_of(opened, source)
+        from ddcat_bench.inputs import check_sizes, open_bundle_data, reference_of
+    loaded = reference_of(opened, source)
     dataset = open_bundle_data(opened, data_root=Path(data_root) if data_root else None, split=split)
     if clips is not None:
         dataset = dataclasses.replace(dataset, clips=clips)

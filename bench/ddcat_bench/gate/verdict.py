@@ -9,7 +9,7 @@ from ddcat.bundle import Bundle
 from ddcat.metrics import miou
 from ddcat.passport import Passport, Verdict
 from ddcat_bench.bootstrap import Scheme, scheme_of, sequence_in
-from ddcat_bench.describe import describe_checkpoint, describe_data, describe_environment
+from ddcat_bench.describe import describe_data, describe_environment, describe_reference
 from ddcat_bench.gate.checks import check_alarms, check_fidelity, check_latency, check_robustness, check_threats, find_alarms
 from ddcat_bench.gate.disagreement import MARGINS
 from ddcat_bench.gate.job import GateJob
@@ -75,7 +75,7 @@ def conclude(
     shares = (true_pixels / true_pixels.sum()).tolist()
     return GateResult(
         bundle=speed.bundle,
-        checkpoint=describe_checkpoint(job.checkpoint),
+        checkpoint=describe_reference(job.reference),
         data=data,
         precision=job.bundle.manifest.engine.effective_precision,
         budget=job.budget.name,

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from ddcat_bench.inputs import main_branch
 from ddcat_train.attacks import Model
-from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.networks import Stages
 from ddcat_train.networks.contexts import ASPP, Context, ContextConv2d, PyramidPooling
 from ddcat_train.networks.convolution import Conv2d
 from ddcat_train.networks.layers import upsample
 from ddcat_train.pixels import to_planes
+from ddcat_train.reference import Reference
 
 __all__ = ["EAGER", "Images", "original_network", "torch_labels", "torch_settings"]
 
@@ -56,7 +56,7 @@ _ORIGINALS: Mapping[type[nn.Module], type[nn.Module]] = {
 }  # fmt: skip
 
 
-def original_network(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
+def original_network(reference: Reference, device: torch.device) -> nn.Module:
     """
     Build the main branch as the paper's code computes it: batch norms of their own, adaptive pooling, one concatenation.
 
@@ -65,7 +65,7 @@ def original_network(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
     nn.Module
         In eval(), in contiguous memory. A backbone that is not ours computes as its package wrote it.
     """
-    network = checkpoint.segmenter().requires_grad_(False)
+    network = reference.segmenter().requires_grad_(False)
     for module in network.modules():
         if isinstance(module, Conv2d):
             module.folds = False
@@ -74,17 +74,17 @@ def original_network(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
     return network.to(device)
 
 
-def _original(checkpoint: Checkpoint, device: torch.device) -> Model:
-    network = original_network(checkpoint, device)
+def _original(reference: Reference, device: torch.device) -> Model:
+    network = original_network(reference, device)
     return lambda images: network(images.contiguous())
 
 
-def _compiled(checkpoint: Checkpoint, device: torch.device) -> Model:
-    model: Model = torch.compile(main_branch(checkpoint, device))
+def _compiled(reference: Reference, device: torch.device) -> Model:
+    model: Model = torch.compile(main_branch(reference, device))
     return model
 
 
-EAGER: Mapping[str, Callable[[Checkpoint, torch.device], Model]] = {
+EAGER: Mapping[str, Callable[[Reference, torch.device], Model]] = {
     "original": _original,
     "main branch": main_branch,
     "compiled": _compiled,

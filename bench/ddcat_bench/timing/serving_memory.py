@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from ddcat.manifest import parse_manifest
 from ddcat_bench.errors import BenchError
 from ddcat_serve.inference.model_registry import load_models
 from ddcat_serve.settings import Settings
@@ -31,10 +32,11 @@ class Serving(NamedTuple):
     """The model that a process serves, and its input."""
 
     name: ServedName
-    path: str  # of the bundle, or of the checkpoint
+    path: str  # of the bundle, or of what it was made from
     device: str  # of PyTorch
     threads: int
     shape: tuple[int, int, int]  # batch, height, width
+    manifest: str = ""  # of the bundle: it says how what it was made from is read
 
 
 def serving_peak(serving: Serving) -> int | None:
@@ -79,17 +81,18 @@ def _serve(serving: Serving) -> None:
         return
     import torch  # noqa: PLC0415 -- an engine's process has none
 
+    from ddcat_bench.inputs import open_reference  # noqa: PLC0415
     from ddcat_bench.timing.pytorch_models import EAGER, torch_labels, torch_settings  # noqa: PLC0415
-    from ddcat_train.checkpoints import load_checkpoint  # noqa: PLC0415
 
     device = torch.device(serving.device)
     with torch_settings(serving.threads):
-        network = EAGER[serving.name](load_checkpoint(Path(serving.path)), device)
+        reference = open_reference(parse_manifest(Path(serving.manifest).read_bytes(), serving.manifest), Path(serving.path))
+        network = EAGER[serving.name](reference, device)
         for _ in range(_CALLS):
             torch_labels(network, images, device)
 
 
 if __name__ == "__main__":
-    name, path, device, threads, shape = json.loads(sys.argv[1])
-    _serve(Serving(name, path, device, threads, tuple(shape)))
+    name, path, device, threads, shape, manifest = json.loads(sys.argv[1])
+    _serve(Serving(name, path, device, threads, tuple(shape), manifest))
     print(json.dumps(resident("VmHWM")))

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ddcat.bundle import Bundle
+from ddcat.bundle import MANIFEST, Bundle
 from ddcat.engines import Engine
 from ddcat.error_text import first_line
 from ddcat.manifest import DimRange
-from ddcat_bench.describe import describe_bundle, describe_checkpoint, describe_environment
+from ddcat_bench.describe import describe_bundle, describe_environment, describe_reference
 from ddcat_bench.errors import BenchError
 from ddcat_bench.markdown import bundle_line, provenance_lines, table
 from ddcat_bench.timing.cpu_contention import watch_contention
@@ -20,8 +20,8 @@ from ddcat_bench.timing.interleave import interleave, ratio, timing
 from ddcat_bench.timing.pytorch_models import EAGER, Images, torch_labels, torch_settings
 from ddcat_bench.timing.results import Ratio, SpeedEntry, SpeedRatio, SpeedResult, Watched
 from ddcat_bench.timing.serving_memory import MEMORY, ServedName, Serving
-from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
+from ddcat_train.reference import Reference
 
 __all__ = ["BOUNDARY", "Inputs", "draw_inputs", "faster", "measure", "mebibytes", "neighbours", "speed_markdown"]
 
@@ -46,7 +46,7 @@ class Inputs(NamedTuple):
 def measure(
     bundle: Bundle,
     engine: Engine,
-    checkpoint: Checkpoint,
+    reference: Reference,
     inputs: Inputs,
     *,
     threads: int,
@@ -65,8 +65,8 @@ def measure(
     bundle : Bundle
     engine : Engine
         Opened from it, with `threads`.
-    checkpoint : Checkpoint
-        Checkpoint that the bundle was made from.
+    reference : Reference
+        The model that the bundle was made from.
     inputs : Inputs
         One batch for each repeat, and some before them to warm up.
     threads : int
@@ -95,7 +95,7 @@ def measure(
         names.append("compiled")
     with torch_settings(threads):
         contenders: dict[ServedName, Callable[[Images], Images]] = {
-            name: (lambda images: engine.infer(images).labels) if name == "engine" else _labels(name, checkpoint, device)
+            name: (lambda images: engine.infer(images).labels) if name == "engine" else _labels(name, reference, device)
             for name in names
         }
         if compiled:
@@ -109,17 +109,17 @@ def measure(
     seconds = {name: [turn[name] for turn in turns] for name in names}
     peaks = {
         name: peak(
-            Serving(
-                name, str(bundle.path if name == "engine" else checkpoint.path), device.type, threads, (batch, height, width)
-            )
+            Serving(name, str(bundle.path), device.type, threads, shape)
+            if name == "engine"
+            else Serving(name, str(reference.path), device.type, threads, shape, str(bundle.path / MANIFEST))
         )
         for name in names
     }
     return SpeedResult(
         bundle=describe_bundle(bundle, engine),
-        checkpoint=describe_checkpoint(checkpoint),
+        checkpoint=describe_reference(reference),
         engine_bytes=bundle.manifest.files[bundle.manifest.engine.file].bytes,
-        parameter_bytes=_parameter_bytes(checkpoint),
+        parameter_bytes=_parameter_bytes(reference),
         boundary=BOUNDARY,
         memory=MEMORY,
         inputs=inputs.description,
@@ -137,8 +137,8 @@ def measure(
     )
 
 
-def _labels(name: str, checkpoint: Checkpoint, device: torch.device) -> Callable[[Images], Images]:
-    network = EAGER[name](checkpoint, device)
+def _labels(name: str, reference: Reference, device: torch.device) -> Callable[[Images], Images]:
+    network = EAGER[name](reference, device)
     return lambda images: torch_labels(network, images, device)
 
 
@@ -152,9 +152,9 @@ def _compile_now(label: Callable[[Images], Images], images: Images) -> None:
         ) from cause
 
 
-def _parameter_bytes(checkpoint: Checkpoint) -> int:
+def _parameter_bytes(reference: Reference) -> int:
     spare = ("heads.auxiliary.", "heads.mask.", "heads.deep.")
-    main = (values for key, values in checkpoint.part("model.").items() if not key.startswith(spare))
+    main = (values for key, values in reference.segmenter().state_dict().items() if not key.startswith(spare))
     return sum(4 * values.numel() for values in main if values.is_floating_point())
 
 

@@ -60,10 +60,10 @@ def speed(
     with claim(folder, "speed", force=force):
         source = check_source(opened, checkpoint)
         with libraries_for(opened):
-            from ddcat_bench.inputs import checkpoint_of, open_bundle_data
+            from ddcat_bench.inputs import open_bundle_data, reference_of
             from ddcat_bench.timing.serving_memory import serving_peak
             from ddcat_bench.timing.speed import draw_inputs, measure, speed_markdown
-        loaded = checkpoint_of(opened, source)
+        loaded = reference_of(opened, source)
         there = data_root is not None or Path(opened.manifest.data.root).is_dir()
         dataset = open_bundle_data(opened, data_root=data_root) if there else None
         inputs = draw_inputs(opened, dataset, repeats=repeats, batch=batch, size=chosen)

@@ -75,19 +75,18 @@ def measure_throughput(
         else None
     )
     watch = watch_contention()
-    per_pixel = 2 * proof.multiply_adds / (proof.size[0] * proof.size[1])
+    per_pixel = None if proof is None else 2 * proof.multiply_adds / (proof.size[0] * proof.size[1])
 
     def row(batch: int, height: int, width: int) -> ThroughputRow:
         times = timing(_seconds(engine, (batch, height, width, 3), clock))
         advance(1)
-        work = per_pixel * batch * height * width
         return ThroughputRow(
             batch=batch,
             height=height,
             width=width,
             times=times,
             images_per_second=batch / times.median,
-            of_peak=None if peak is None else work / times.median / peak,
+            of_peak=None if peak is None or per_pixel is None else per_pixel * batch * height * width / times.median / peak,
         )
 
     batches = tuple(row(batch, *size) for batch in BATCHES if batch in shapes.batch)

@@ -12,7 +12,7 @@ from ddcat.metrics import miou
 from ddcat_bench.attack.job import AttackJob
 from ddcat_bench.errors import BenchError
 from ddcat_bench.fidelity.compare import FidelityResult, compare, fidelity_markdown
-from ddcat_bench.inputs import checkpoint_of, open_bundle_data
+from ddcat_bench.inputs import open_bundle_data, reference_of
 from ddcat_bench.result_io import read_result, to_json
 from ddcat_export.exporting import export
 from ddcat_train.checkpoints import Checkpoint
@@ -100,17 +100,17 @@ def test_an_engine_of_one_size_refuses_others(
 
 def test_another_checkpoint_is_refused(make_bundle: Callable, run_directory: Path, tmp_path: Path) -> None:
     bundle: Bundle = make_bundle()
-    assert checkpoint_of(bundle).path == checkpoint_of(bundle, run_directory).path
+    assert reference_of(bundle).path == reference_of(bundle, run_directory).path
     moved = tmp_path / "moved.safetensors"
     content = bytearray((run_directory / "best.safetensors").read_bytes())
     moved.write_bytes(content)
-    assert checkpoint_of(bundle, moved).path == moved
+    assert reference_of(bundle, moved).path == moved
     content[-1] ^= 1
     moved.write_bytes(content)
     with pytest.raises(BenchError, match=r"not the checkpoint.*--checkpoint"):
-        checkpoint_of(bundle, moved)
+        reference_of(bundle, moved)
     with pytest.raises(BenchError, match="is not at"):
-        checkpoint_of(bundle, tmp_path / "nowhere")
+        reference_of(bundle, tmp_path / "nowhere")
 
 
 def test_another_split_is_said_or_refused(
@@ -130,7 +130,7 @@ def test_another_split_is_said_or_refused(
 def test_a_real_engine(run_directory: Path, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path) -> None:
     bundle = export(run_directory, tmp_path / "real").bundle
     with open_engine(bundle, threads=1) as engine:
-        result = compare(bundle, engine, checkpoint_of(bundle), open_bundle_data(bundle))
+        result = compare(bundle, engine, reference_of(bundle), open_bundle_data(bundle))
     assert result.data.usual_split
     for row in result.rows:
         assert row.agreement > 0.999

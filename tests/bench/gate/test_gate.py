@@ -35,9 +35,10 @@ from ddcat_bench.gate.words import title
 from ddcat_bench.result_io import read_result
 from ddcat_bench.timing.results import SpeedResult
 from ddcat_bench.timing.serving_memory import Serving
-from ddcat_bench.twin.base import NotSupportedError
-from ddcat_bench.twin.operators import OPERATORS
-from ddcat_export import exporting
+from ddcat_export import exporting, sources
+from ddcat_export.errors import ExportError
+from ddcat_export.twin.base import NotSupportedError
+from ddcat_export.twin.operators import OPERATORS
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from ddcat_train.distributed.ranks import Ranks
@@ -52,7 +53,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, run_directory: Path, scenes
     height, width = scenes.read(0).labels.shape
     proof = MainBranchProof(spare_parameters=1, bytes_unchanged=True, multiply_adds=1, size=(height, width))
     with pytest.MonkeyPatch.context() as patch:  # it would be exported twice
-        patch.setattr(exporting, "prove_main_branch", lambda *given, **options: proof)
+        patch.setattr(sources, "prove_main_branch", lambda *given, **options: proof)
         folder = tmp_path_factory.mktemp("gate") / "bundle"
         return exporting.export(run_directory, folder, logits=True, sizes=((height, width),)).bundle
 
@@ -178,7 +179,7 @@ def test_frames_of_video_are_drawn_by_clip_or_come_with_a_warning(
     frames = many(attacked, 8)
     named = frames._replace(names=[f"drive{place // 20}_{place:04}" for place in range(len(frames.names))])
     found = {
-        clips: conclude(GateJob(case.bundle, case.checkpoint, replace(case.dataset, name="folder", clips=clips)), named, speed,
+        clips: conclude(GateJob(case.bundle, case.reference, replace(case.dataset, name="folder", clips=clips)), named, speed,
                         LIMITS, seconds=1.0)
         for clips in (None, r"(.+)_\d+", "(.+)")
     }  # fmt: skip
@@ -376,7 +377,7 @@ def test_a_graph_that_cannot_be_attacked_is_refused_before_anything_is_timed(
         raise NotSupportedError("a form that only images show")
 
     monkeypatch.setitem(OPERATORS, "Resize", OPERATORS["Resize"]._replace(run=antialias))
-    with pytest.raises(BenchError, match=r"does not support Resize at .* with a form that only images show"):
+    with pytest.raises(ExportError, match=r"does not support Resize at .* with a form that only images show"):
         run_job(GateJob(bundle, checkpoint, scenes), LIMITS, tmp_path / "gate", repeats=10)
     assert not (tmp_path / "gate").exists()
 

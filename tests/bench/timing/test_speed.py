@@ -71,8 +71,12 @@ def test_a_result_from_a_clock_that_is_known(
     assert "**Unstable**" in speed_markdown(unstable)
 
 
-def test_memory_is_that_of_a_process_of_its_own(checkpoint: Checkpoint) -> None:
-    small, large = (serving_peak(Serving("original", str(checkpoint.path), "cpu", 1, (1, side, side))) for side in (33, 513))
+def test_memory_is_that_of_a_process_of_its_own(make_bundle: Callable, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.json"
+    manifest.write_bytes(make_bundle().manifest.to_bytes())
+    small, large = (
+        serving_peak(Serving("original", str(checkpoint.path), "cpu", 1, (1, side, side), str(manifest))) for side in (33, 513)
+    )
     assert small is not None
     assert large is not None
     assert 50 << 20 < small < large < small + (1 << 30)

@@ -12,8 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from ddcat_bench.errors import BenchError
-from ddcat_bench.twin.executor import Executor
+from ddcat_export.errors import ExportError
+from ddcat_export.twin.executor import Executor
 
 FEW = settings(max_examples=80, deadline=None, derandomize=True, database=None)
 SIDES = st.integers(1, 9)
@@ -51,7 +51,7 @@ def compare(operator: str, inputs: list[Any], attributes: dict[str, Any], opset:
         return None
     try:
         result = Executor(file, ("result",))({"input_0": torch.from_numpy(inputs[0].copy())})["result"].numpy()
-    except BenchError as refusal:
+    except ExportError as refusal:
         return str(refusal) if right.size else None
     assert result.shape == right.shape
     np.testing.assert_allclose(result, right, rtol=1e-4, atol=1e-4)
@@ -207,7 +207,7 @@ def test_gradients_of_what_the_official_cases_try_with_whole_numbers_alone(opera
 
 
 def test_an_index_beyond_the_end_is_refused() -> None:
-    with pytest.raises(BenchError, match="Gather at the node"):
+    with pytest.raises(ExportError, match="Gather at the node"):
         Executor(model("Gather", [maps(2, 3), whole(3)], {"axis": 0}))({"input_0": torch.zeros(2, 3)})
 
 
@@ -230,7 +230,7 @@ def test_an_operator_is_computed_as_its_opset_says(opset: int) -> None:
 
 
 def test_an_opset_that_says_otherwise_is_refused() -> None:
-    with pytest.raises(BenchError, match=r"Clip of opset 10; it knows what opsets 11 to 28 say of it"):
+    with pytest.raises(ExportError, match=r"Clip of opset 10; it knows what opsets 11 to 28 say of it"):
         Executor(model("Clip", [maps(2, 3)], {"min": 0.0}, 10))
 
 

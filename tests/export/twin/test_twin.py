@@ -12,15 +12,14 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from ddcat.engines.onnxruntime import run_once
-from ddcat_bench.errors import BenchError
-from ddcat_bench.twin.twin import Twin
 from ddcat_export.calibration import measure_ranges
+from ddcat_export.errors import ExportError
 from ddcat_export.onnx_export import build_graph
 from ddcat_export.parity import sample_images
 from ddcat_export.precision_cast import cast_graph
 from ddcat_export.quantise import quantise
+from ddcat_export.twin.twin import Twin
 from ddcat_train.attacks import bim
-from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.config import ModelConfig
 from ddcat_train.networks import Segmenter, build_segmenter
 from ddcat_train.pixels import to_8_bit
@@ -205,27 +204,26 @@ def test_rounding_is_exact_and_lets_gradients_through(zero: np.generic, low: int
 
 
 def test_what_it_does_not_know_is_named() -> None:
-    with pytest.raises(BenchError, match="does not support Hardmax at the node"):
+    with pytest.raises(ExportError, match="does not support Hardmax at the node"):
         small("Hardmax")
-    with pytest.raises(BenchError, match="does not support Resize at the node with the attribute antialias"):
+    with pytest.raises(ExportError, match="does not support Resize at the node with the attribute antialias"):
         small("Resize", np.zeros(0, np.float32), np.ones(4, np.float32), mode="linear", antialias=1)
     options = {"mode": "linear", "coordinate_transformation_mode": "tf_crop_and_resize"}
     twin = small("Resize", np.zeros(0, np.float32), np.ones(4, np.float32), **options)
-    with pytest.raises(BenchError, match="does not support Resize at the node with the corners of tf_crop_and_resize"):
+    with pytest.raises(ExportError, match="does not support Resize at the node with the corners of tf_crop_and_resize"):
         twin(torch.rand(1, 3, 4, 4))
 
 
 def test_where_it_fails_is_named() -> None:
-    with pytest.raises(BenchError, match=r"does not support MatMul at the node: .*shapes cannot be multiplied"):
+    with pytest.raises(ExportError, match=r"does not support MatMul at the node: .*shapes cannot be multiplied"):
         small("MatMul", np.ones((7, 2), np.float32))(torch.rand(1, 3, 4, 4))
 
 
-def test_a_graph_without_labels_is_refused(checkpoint: Checkpoint) -> None:
-    model = onnx.load_model_from_string(build_graph(checkpoint.segmenter(), sizes=((48, 48),), logits=True, confidence=False))
-    last = model.graph.node[-1]
-    assert "labels" in last.output
+def test_a_graph_without_labels_is_refused(exported: tuple[Segmenter, bytes]) -> None:
+    model = onnx.load_model_from_string(exported[1])
+    (last,) = (node for node in model.graph.node if "labels" in node.output)
     last.output[0] = "others"
-    with pytest.raises(BenchError, match="chooses no labels by an ArgMax"):
+    with pytest.raises(ExportError, match="chooses no labels by an ArgMax"):
         Twin(model.SerializeToString())
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddcat_bench.twin.base import Attributes, Inputs, NotSupportedError
+from ddcat_export.twin.base import Attributes, Inputs, NotSupportedError
 
 __all__ = ["resize"]
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ddcat_bench.twin import shapes, values, windows
-from ddcat_bench.twin.base import Operator, operator
-from ddcat_bench.twin.resize import resize
+from ddcat_export.twin import shapes, values, windows
+from ddcat_export.twin.base import Operator, operator
+from ddcat_export.twin.resize import resize
 
 __all__ = ["OPERATORS"]
 

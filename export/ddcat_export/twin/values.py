@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from onnx import TensorProto
 from torch import Tensor
 
-from ddcat_bench.twin.base import DTYPES, Attributes, Inputs, NotSupportedError, Operator, operator
-from ddcat_bench.twin.shapes import axes_of
+from ddcat_export.twin.base import DTYPES, Attributes, Inputs, NotSupportedError, Operator, operator
+from ddcat_export.twin.shapes import axes_of
 
 __all__ = [
     "batch_norm", "cast", "clip", "cum_sum", "dequantise", "divide", "dropout", "flat", "gelu", "gemm", "group_norm",

@@ -9,9 +9,9 @@ from onnx import helper, inliner
 from torch import Tensor, nn
 
 from ddcat.error_text import first_line
-from ddcat_bench.errors import BenchError
-from ddcat_bench.twin.base import Attributes, Inputs, NotSupportedError, Operator, as_tensor, operator
-from ddcat_bench.twin.operators import OPERATORS
+from ddcat_export.errors import ExportError
+from ddcat_export.twin.base import Attributes, Inputs, NotSupportedError, Operator, as_tensor, operator
+from ddcat_export.twin.operators import OPERATORS
 
 __all__ = ["Executor"]
 
@@ -44,7 +44,7 @@ class Executor(nn.Module):
 
     Raises
     ------
-    BenchError
+    ExportError
         Naming what it does not support: an operator, one of its forms or versions, a type of values.
     """
 
@@ -107,8 +107,8 @@ class Executor(nn.Module):
         return _Step(name, operator(run, several=True), (node.input[0], *outer), {}, tuple(node.output))
 
 
-def _refusal(what: str) -> BenchError:
-    return BenchError(f"the gate cannot attack this graph: its differentiable executor does not support {what}")
+def _refusal(what: str) -> ExportError:
+    return ExportError(f"this graph cannot be attacked: the differentiable executor does not support {what}")
 
 
 def _read_by(node: onnx.NodeProto) -> set[str]:
@@ -167,7 +167,7 @@ def _results(step: _Step, values: dict[str, Tensor]) -> dict[str, Tensor]:
         inputs = [None if value is None else value.to(place) for value in inputs]
     try:
         results = step.operator.run(inputs, step.attributes)
-    except BenchError:  # of a branch
+    except ExportError:  # of a branch
         raise
     except NotSupportedError as cause:
         raise _refusal(f"{step.name} with {cause}") from cause

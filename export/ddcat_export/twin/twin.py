@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from ddcat.bundle import Bundle
-from ddcat_bench.errors import BenchError
-from ddcat_bench.twin.executor import Executor
+from ddcat_export.errors import ExportError
+from ddcat_export.twin.executor import Executor
 
 __all__ = ["Twin", "twin_of"]
 
@@ -25,7 +25,7 @@ class Twin(nn.Module):
 
     Raises
     ------
-    BenchError
+    ExportError
         Naming what it does not support.
     """
 
@@ -51,7 +51,7 @@ class Twin(nn.Module):
 
         Raises
         ------
-        BenchError
+        ExportError
             Naming the node whose form or values it does not support: some are known only when an image comes.
         """
         pixels = (images * 255).permute(0, 2, 3, 1)  # the graph divides again
@@ -65,7 +65,7 @@ def twin_of(bundle: Bundle) -> Twin:
 
     Raises
     ------
-    BenchError
+    ExportError
         Naming what it does not support.
     """
     engine, shapes = bundle.manifest.engine, bundle.manifest.shapes
@@ -86,4 +86,4 @@ def _scores(graph: onnx.GraphProto) -> str:
         name = node.input[0]
         if node.op_type == "ArgMax":
             return str(name)
-    raise BenchError("the graph chooses no labels by an ArgMax: expected a graph that ddcat export wrote")
+    raise ExportError("the graph chooses no labels by an ArgMax: expected a graph that ddcat export wrote")

@@ -12,12 +12,12 @@ from onnx import TensorProto, numpy_helper
 from onnx.backend.test.case.test_case import TestCase
 from onnx.backend.test.loader import load_model_tests
 
-from ddcat_bench.errors import BenchError
-from ddcat_bench.twin.base import NotSupportedError, as_tensor
-from ddcat_bench.twin.executor import Executor
-from ddcat_bench.twin.operators import OPERATORS
+from ddcat_export.errors import ExportError
+from ddcat_export.twin.base import NotSupportedError, as_tensor
+from ddcat_export.twin.executor import Executor
+from ddcat_export.twin.operators import OPERATORS
 
-REFUSAL = "the gate cannot attack this graph: its differentiable executor does not support "
+REFUSAL = "this graph cannot be attacked: the differentiable executor does not support "
 
 
 @functools.cache
@@ -45,7 +45,7 @@ def outcome(case: TestCase) -> str:
             values = executor(dict(zip(names, map(tensor, inputs), strict=True)))
             for (name, value), right in zip(values.items(), wanted[: len(outputs)], strict=True):
                 check(case, name, value, array(right))
-    except BenchError as refusal:
+    except ExportError as refusal:
         return str(refusal)
     except NotSupportedError as refusal:  # of an input, which a graph of images never has
         return f"{REFUSAL}{refusal}"
@@ -109,7 +109,7 @@ def test_gradients_are_finite_differences(operator: str) -> None:
             values = dict(zip(names, map(tensor, case.data_sets[0][0]), strict=True))
             executor = Executor(file, (file.graph.output[0].name,))
             executor(values)
-        except (BenchError, NotSupportedError):
+        except (ExportError, NotSupportedError):
             continue
         floats = [name for name, value in values.items() if value.is_floating_point() and value.ndim]
         moving = [name for name in floats if name not in ("scales", "roi")]

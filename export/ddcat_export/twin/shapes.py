@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddcat_bench.twin.base import Attributes, Inputs, NotSupportedError, as_tensor
+from ddcat_export.twin.base import Attributes, Inputs, NotSupportedError, as_tensor
 
 __all__ = [
     "axes_of", "constant", "constant_of_shape", "depth_to_space", "expand", "flatten", "gather", "gather_elements",

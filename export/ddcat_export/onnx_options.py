@@ -1,0 +1,131 @@
+"""What a user says of an ONNX file, in commands and in Python."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from ddcat.classes import Classes
+from ddcat_export.errors import ExportError
+
+__all__ = ["ClassesFile", "FloatFile", "Layout", "Mean", "OnnxOptions", "Output", "Scale", "Std", "onnx_options"]
+
+
+class OnnxOptions(NamedTuple):
+    """
+    What the file itself does not say.
+
+    Attributes
+    ----------
+    classes : path, Classes or None
+        `classes.yaml`, or the classes; None: those of the data set.
+    mean, std : three floats, or None
+        The file is fed (image * scale - mean) / std, of RGB images with levels of 0 to 255.
+    scale : float
+    output : str or None
+        The output that holds the logits, where there are several.
+    layout : str
+        Layout of the data set, a key of `ddcat_train.data.DATASETS`.
+    reference : path or None
+        The float file that a quantised one was made from.
+    """
+
+    classes: str | Path | Classes | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    scale: float = 1 / 255
+    output: str | None = None
+    layout: str = "folder"
+    reference: str | Path | None = None
+
+    def given(self) -> tuple[str, ...]:
+        """Name what is not as usual."""
+        usual = OnnxOptions()
+        return tuple(name for name, value, other in zip(self._fields, self, usual, strict=True) if value != other)
+
+
+_PANEL = "Options of ONNX files"
+
+ClassesFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="classes.yaml with the names of the classes.", show_default="those of the data set",
+        rich_help_panel=_PANEL,
+    ),
+]  # fmt: skip
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        metavar="R,G,B", help="The file is fed (image / 255 - mean) / std. Use 0,0,0 where it normalises itself.",
+        show_default=False, rich_help_panel=_PANEL,
+    ),
+]  # fmt: skip
+Std = Annotated[
+    str | None,
+    typer.Option(
+        metavar="R,G,B", help="See --mean. Use 1,1,1 where it normalises itself.", show_default=False, rich_help_panel=_PANEL
+    ),
+]
+Scale = Annotated[
+    float | None,
+    typer.Option(
+        help="Factor of the levels of 0 to 255, before mean and std: 1 for means such as 123.7.", show_default="1/255",
+        rich_help_panel=_PANEL,
+    ),
+]  # fmt: skip
+Output = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="The output that holds the logits, where there are several.", show_default="its one output",
+        rich_help_panel=_PANEL,
+    ),
+]  # fmt: skip
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        help="Layout of the data set in --data-root, as in a configuration: folder, camvid, cityscapes or voc.",
+        show_default="folder", rich_help_panel=_PANEL,
+    ),
+]  # fmt: skip
+FloatFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="The float file that a quantised one was made from, and that a gate compares it with.",
+        show_default=False, rich_help_panel=_PANEL,
+    ),
+]  # fmt: skip
+
+
+def onnx_options(
+    *,
+    classes: Path | None,
+    mean: str | None,
+    std: str | None,
+    scale: float | None,
+    output: str | None,
+    layout: str | None,
+    reference: Path | None = None,
+) -> OnnxOptions:
+    """
+    Take the options of a command.
+
+    Raises
+    ------
+    ExportError
+    """
+    given: dict[str, Any] = {"classes": classes, "scale": scale, "output": output, "layout": layout, "reference": reference}
+    numbers: dict[str, Any] = {
+        name: None if text is None else _triple(name, text) for name, text in (("mean", mean), ("std", std))
+    }
+    return OnnxOptions(**numbers)._replace(**{name: value for name, value in given.items() if value is not None})
+
+
+def _triple(name: str, text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 3:
+        raise ExportError(f"--{name} {text}: expected three numbers, of red, green and blue, such as 0.485,0.456,0.406")
+    return values
