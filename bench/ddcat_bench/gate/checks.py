@@ -11,7 +11,7 @@ from ddcat_bench.attack.alarms import PROBE_MARGIN, raise_alarms
 from ddcat_bench.attack.results import Alarm, Probe, grey
 from ddcat_bench.bootstrap import Scheme
 from ddcat_bench.gate.equivalence import KEPT_AT_LEAST, compare_pool, verdict_of
-from ddcat_bench.gate.pool import EPSILONS, PoolResult
+from ddcat_bench.gate.pool import EPSILONS, PoolResult, ShiftSource
 from ddcat_bench.gate.results import ThreatRow
 from ddcat_bench.gate.thresholds import Thresholds
 from ddcat_bench.markdown import signed
@@ -28,40 +28,67 @@ __all__ = [
     "needs_quiet",
 ]
 
+_SHIFTS: tuple[ShiftSource, ...] = ("corrupted", "codec")
 _STRONGEST = "strongest at "  # how the row of the strong attacks begins
 _UNSTEADY = "the machine is not steady enough for a time this near its limit"
 
 
 def check_threats(pool: Sequence[PoolResult], scheme: Scheme, thresholds: Thresholds) -> Iterator[ThreatRow]:
-    """Compare both models on clean images, under the paper's BIM, and under the strongest attacks of one bound."""
-    clean, *others = pool
+    """Compare both models on clean and corrupted images, under the paper's BIM, and under the strongest attacks of a bound."""
+    clean, *others = [result for result in pool if result.source not in _SHIFTS]
     groups: dict[str, list[PoolResult]] = {"clean": [clean]}
     for result in others:
         bim = result.label.startswith("BIM")
         groups.setdefault(result.label if bim else f"{_STRONGEST}{grey(result.epsilon)}", []).append(result)
-    for name, members in groups.items():
-        margin = thresholds.clean_margin if name == "clean" else thresholds.adversarial_margin
-        reference = np.stack([result.reference for result in members])
-        engine = np.stack([result.engine for result in members])
-        comparison = compare_pool(reference, engine, scheme)
-        kept = name == "clean" or comparison.reference >= KEPT_AT_LEAST
-        verdict, reason = verdict_of(comparison, scheme, margin=margin)
-        yield ThreatRow(
-            name=name,
-            epsilon=members[0].epsilon,
-            members=tuple(f"{result.source}: {result.label}" for result in members),
-            reference=comparison.reference,
-            engine=comparison.engine,
-            difference=comparison.difference,
-            interval=comparison.interval,
-            by_block={str(size): bounds for size, bounds in comparison.by_block.items()},
-            class_iou=tuple((_number(first), _number(second)) for first, second in comparison.class_iou.tolist()),
-            margin=margin,
-            verdict=verdict if kept else None,
-            reason=reason
-            if kept
-            else f"the PyTorch model keeps {comparison.reference:.1f} points: there is nothing to preserve",
-        )
+    rows = [_threat(name, members, scheme, thresholds) for name, members in groups.items()]
+    yield rows[0]
+    if thresholds.corrupted_margin is not None:
+        for source in _SHIFTS:
+            members = [result for result in pool if result.source == source]
+            if members:
+                yield _shift(source, members, scheme, thresholds.corrupted_margin)
+    yield from rows[1:]
+
+
+def _threat(name: str, members: Sequence[PoolResult], scheme: Scheme, thresholds: Thresholds) -> ThreatRow:
+    margin = thresholds.clean_margin if name == "clean" else thresholds.adversarial_margin
+    return _row(name, members, scheme, margin, decides=name == "clean")
+
+
+def _shift(source: str, members: Sequence[PoolResult], scheme: Scheme, margin: float) -> ThreatRow:
+    """
+    Judge each corruption by itself, and let the one that decides speak for all.
+
+    All must pass, and any refuses. The worst of them for each image would hide what an engine loses under the milder ones.
+    """
+    rows = [_row(source, [member], scheme, margin) for member in members]
+    order = {"refuse": 0, "inconclusive": 1, "pass": 2, None: 3}
+    decisive = min(rows, key=lambda row: (order[row.verdict], row.interval[0]))
+    names = tuple(f"{member.source}: {member.label}" for member in members)
+    return decisive.model_copy(update={"members": names, "reason": f"{members[rows.index(decisive)].label}: {decisive.reason}"})
+
+
+def _row(name: str, members: Sequence[PoolResult], scheme: Scheme, margin: float, *, decides: bool = False) -> ThreatRow:
+    """Compare both models under the worst of some members; where the PyTorch model keeps too little, nothing is decided."""
+    reference = np.stack([result.reference for result in members])
+    engine = np.stack([result.engine for result in members])
+    comparison = compare_pool(reference, engine, scheme)
+    kept = decides or comparison.reference >= KEPT_AT_LEAST
+    verdict, reason = verdict_of(comparison, scheme, margin=margin)
+    return ThreatRow(
+        name=name,
+        epsilon=members[0].epsilon,
+        members=tuple(f"{result.source}: {result.label}" for result in members),
+        reference=comparison.reference,
+        engine=comparison.engine,
+        difference=comparison.difference,
+        interval=comparison.interval,
+        by_block={str(size): bounds for size, bounds in comparison.by_block.items()},
+        class_iou=tuple((_number(first), _number(second)) for first, second in comparison.class_iou.tolist()),
+        margin=margin,
+        verdict=verdict if kept else None,
+        reason=reason if kept else f"the PyTorch model keeps {comparison.reference:.1f} points: there is nothing to preserve",
+    )
 
 
 def _number(value: float) -> float | None:
@@ -81,7 +108,7 @@ def check_robustness(threats: Sequence[ThreatRow]) -> Iterator[Finding]:
                 limit=f"-{row.margin:g} to +{row.margin:g} points",
                 reason=row.reason,
             )
-    attacks = [row for row in threats if row.name != "clean"]
+    attacks = [row for row in threats if row.name not in ("clean", *_SHIFTS)]
     if all(row.verdict is None for row in attacks):
         yield Finding(
             name="robustness",

@@ -9,7 +9,8 @@ from ddcat_bench.attack.probe import FORWARDS
 from ddcat_bench.describe import versions
 from ddcat_bench.errors import BenchError
 from ddcat_bench.gate.budget import Budget
-from ddcat_bench.gate.pool import EPSILONS, attack_runs
+from ddcat_bench.gate.pool import EPSILONS, WORST, attack_runs, corrupted_runs
+from ddcat_train.corruptions import COMMON
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.reference import Reference
@@ -40,8 +41,11 @@ class GateJob(NamedTuple):
             None if self.budget.name == "quick" else EPSILONS[0], steps=self.budget.steps, queries=self.budget.queries,
             query_stride=self.budget.query_stride, quick=self.budget.name == "quick", scores=self.scores,
         )  # fmt: skip
-        probe = 0 if self.budget.name == "quick" else FORWARDS * self.probed
-        return probe + round(self.images * sum(run.forwards for run in runs))
+        forwards = sum(run.forwards for run in runs)
+        if self.budget.name == "quick":
+            return round(self.images * forwards)
+        forwards += sum(run.forwards for run in corrupted_runs(tuple(COMMON)[:WORST]))
+        return FORWARDS * self.probed + round(self.images * forwards)
 
     @property
     def probed(self) -> int:

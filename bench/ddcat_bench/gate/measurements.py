@@ -21,12 +21,16 @@ from ddcat_bench.gate.budget import Budget
 from ddcat_bench.gate.equivalence import KEPT_AT_LEAST
 from ddcat_bench.gate.job import GateJob
 from ddcat_bench.gate.pool import (
+    CORRUPTED_SEVERITY,
     EPSILONS,
     TWIN_AGREEMENT,
-    AttackRun,
+    WORST,
+    CorruptedRun,
     PoolResult,
+    Run,
     Targets,
     attack_runs,
+    corrupted_runs,
     engine_labels,
     fill_units,
     read_units,
@@ -35,6 +39,8 @@ from ddcat_bench.inputs import engine_batch_size, main_branch
 from ddcat_bench.work_units import Units, open_units
 from ddcat_export.twin.twin import twin_of
 from ddcat_train.attacks import Model
+from ddcat_train.choices import CorruptionName
+from ddcat_train.corruptions import COMMON
 from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.distributed.ranks import ALONE, Ranks
 from ddcat_train.pixels import to_8_bit, to_pixels
@@ -52,6 +58,9 @@ class Pilot(StrictModel):
     epsilon: float | None = Field(description="Bound of the strong attacks; null: with the quick budget there are none.")
     twin_agreement: Fraction = Field(
         description="Least share of pixels, clean or attacked, that the engine and its twin label alike."
+    )
+    corruptions: tuple[CorruptionName, ...] = Field(
+        description="The common corruptions that leave the PyTorch model least; none with the quick budget."
     )
 
 
@@ -143,12 +152,27 @@ def _pilot(job: GateJob, targets: Targets, units: Units) -> Pilot:
     batches = [victims for _, victims in _batches(job, min(_PILOT, job.images))]
     epsilon = None
     alike = [_alike(targets, [to_8_bit(victims.images, victims.images) for victims in batches])]
+    worst: tuple[CorruptionName, ...] = ()
     if job.budget.name != "quick":
         epsilon, received = _strongest(job, targets.reference, batches)
         alike.append(_alike(targets, received))
-    pilot = Pilot(epsilon=epsilon, twin_agreement=min(alike))
+        worst = _worst(job, targets, batches)
+    pilot = Pilot(epsilon=epsilon, twin_agreement=min(alike), corruptions=worst)
     units.keep("pilot", pilot)
     return pilot
+
+
+def _worst(job: GateJob, targets: Targets, batches: Sequence[AttackBatch]) -> tuple[CorruptionName, ...]:
+    """Return the common corruptions that leave the reference the least mIoU."""
+    classes = len(job.dataset.classes)
+    left: dict[CorruptionName, float] = {}
+    for name in COMMON:
+        run, counts = CorruptedRun("corrupted", name, CORRUPTED_SEVERITY), []
+        for victims in batches:
+            [received] = run.received(targets, victims, classes)
+            counts += count_each(victims.labels, predict(targets.reference, received), classes)
+        left[name] = miou(np.sum(counts, axis=0))
+    return tuple(sorted(left, key=lambda name: left[name])[:WORST])
 
 
 def _alike(targets: Targets, batches: Sequence[Tensor]) -> float:
@@ -175,14 +199,15 @@ def _strongest(job: GateJob, reference: Model, batches: Sequence[AttackBatch]) -
     return epsilon, attacked
 
 
-def chosen_runs(budget: Budget, pilot: Pilot, *, scores: bool = False) -> tuple[AttackRun, ...]:
-    """List the attacks of a budget, given the pilot's measurements."""
+def chosen_runs(budget: Budget, pilot: Pilot, *, scores: bool = False) -> tuple[Run, ...]:
+    """List the attacks of a budget and, but for the quick one, the corruptions, given the pilot's measurements."""
     # where the twin is another model, its attacks are transferred ones, and the engine itself is asked more
     queries = budget.queries * (1 if pilot.twin_agreement >= TWIN_AGREEMENT else 2)
     quick = budget.name == "quick"
-    return attack_runs(
+    attacks = attack_runs(
         pilot.epsilon, steps=budget.steps, queries=queries, query_stride=budget.query_stride, quick=quick, scores=scores
     )
+    return (*attacks, *corrupted_runs(pilot.corruptions))
 
 
 def _logit_error(job: GateJob, targets: Targets) -> float | None:

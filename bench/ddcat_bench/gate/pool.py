@@ -6,12 +6,14 @@ The pool of images that an engine and its reference are evaluated on: clean imag
 - engine: made with queries to the engine itself, for its labels, and for its logits if it returns them;
 - noise: random signs at the bound, which any attack should beat.
 
+Beside them are images that nobody attacked: corrupted ones, and those of another camera or codec.
+
 All are rounded to 8 bits, as a server receives them. Attacks on one precision transfer poorly to another, so a replay alone
 would overstate what an engine withstands.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -28,16 +30,25 @@ from ddcat_bench.gate.disagreement import Disagreement, count_disagreement
 from ddcat_bench.work_units import Units
 from ddcat_export.twin.twin import Twin
 from ddcat_train.attacks import Model
+from ddcat_train.choices import CorruptionName
+from ddcat_train.corruptions import CORRUPTIONS, corrupt
 from ddcat_train.networks import Segmenter
 from ddcat_train.pixels import nearest_8_bit, to_8_bit, to_pixels
+from ddcat_train.seeds import derive_seed
 
 __all__ = [
+    "CODEC",
+    "CORRUPTED_SEVERITY",
     "EPSILONS",
     "TWIN_AGREEMENT",
+    "WORST",
     "AttackRun",
+    "CorruptedRun",
     "PoolResult",
+    "Run",
     "Targets",
     "attack_runs",
+    "corrupted_runs",
     "engine_labels",
     "fill_units",
     "read_units",
@@ -49,7 +60,16 @@ TWIN_AGREEMENT = 0.999  # share of equal labels below which a twin is another mo
 
 _DISAGREEMENT = 7  # rows of three that hold the numbers of `Disagreement`
 
-Source = Literal["replay", "twin", "engine", "noise"]
+AttackSource = Literal["replay", "twin", "engine", "noise"]
+ShiftSource = Literal["corrupted", "codec"]
+Source = AttackSource | ShiftSource
+
+CODEC: tuple[tuple[CorruptionName, int], ...] = (  # with their severities
+    ("jpeg", 5), ("webp", 5), ("chroma_subsampling", 5), ("decoder", 5), ("resize_kernel", 5), ("bit_depth", 3),
+    ("gamma_dark", 3), ("gamma_bright", 3), ("underexposed", 4), ("overexposed", 3), ("white_balance_warm", 3),
+    ("white_balance_cold", 3),
+)  # fmt: skip
+CORRUPTED_SEVERITY, WORST = 3, 5  # of the common corruptions, those that leave the reference least
 
 
 class AttackRun(NamedTuple):
@@ -64,7 +84,7 @@ class AttackRun(NamedTuple):
         Every Nth image is attacked: 1 for all. The others count as the replay of the same bound leaves them.
     """
 
-    source: Source
+    source: AttackSource
     spec: AttackSpec
     stride: int = 1
 
@@ -72,6 +92,73 @@ class AttackRun(NamedTuple):
     def forwards(self) -> float:
         """Approximate number of forwards of an image, for the progress bar."""
         return self.spec.forwards / self.stride
+
+    @property
+    def cases(self) -> tuple[tuple[str, float], ...]:
+        """Label and bound of each set of images that it gives."""
+        return tuple(
+            ("clean", 0.0) if case.name == "clean" else (f"{case.name}, n = {case.steps}", self.spec.epsilon)
+            for case in self.spec.cases
+        )
+
+    def received(self, targets: "Targets", victims: AttackBatch, classes: int) -> Iterator[Tensor]:
+        """Make the images of each case, (N, 3, H, W) uint8."""
+        makers: dict[AttackSource, Model] = {
+            "replay": targets.reference,
+            "twin": targets.twin,
+            "engine": lambda images: (
+                _scores(targets, images) if self.spec.name == "Square" else _as_logits(targets.engine, images, classes)
+            ),
+            "noise": targets.reference,
+        }
+        for adversarial in attack(makers[self.source], self.spec, victims):
+            yield to_8_bit(adversarial.images, victims.images)
+
+
+class CorruptedRun(NamedTuple):
+    """
+    A corruption of all images.
+
+    Attributes
+    ----------
+    source : "corrupted" or "codec"
+    name : str
+        A key of `ddcat_train.corruptions.CORRUPTIONS`.
+    severity : int
+        1 to 5.
+    """
+
+    source: ShiftSource
+    name: CorruptionName
+    severity: int
+
+    @property
+    def stride(self) -> int:
+        """1: no image is left out."""
+        return 1
+
+    @property
+    def forwards(self) -> float:
+        """Approximate number of forwards of an image, for the progress bar."""
+        return 2
+
+    @property
+    def cases(self) -> tuple[tuple[str, float], ...]:
+        """Label of its images, and a bound of 0: it has none."""
+        return ((f"{self.name}, severity {self.severity}", 0.0),)
+
+    def received(self, targets: "Targets", victims: AttackBatch, classes: int) -> Iterator[Tensor]:
+        """Make its images, (N, 3, H, W) uint8."""
+        place = tuple(CORRUPTIONS).index(self.name)
+        pixels = to_pixels(nearest_8_bit(victims.images))
+        changed = [
+            corrupt(image, self.name, severity=self.severity, seed=derive_seed(seed, place, self.severity))
+            for image, seed in zip(pixels, victims.seeds.tolist(), strict=True)
+        ]
+        yield torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2)
+
+
+Run = AttackRun | CorruptedRun
 
 
 class Targets(NamedTuple):
@@ -148,6 +235,16 @@ def attack_runs(
     return tuple(runs)
 
 
+def corrupted_runs(worst: Sequence[CorruptionName]) -> tuple[CorruptedRun, ...]:
+    """List the corruptions: the worst common ones, and those of cameras and codecs; none where there are no worst ones."""
+    if not worst:
+        return ()
+    return (
+        *(CorruptedRun("corrupted", name, CORRUPTED_SEVERITY) for name in worst),
+        *(CorruptedRun("codec", name, severity) for name, severity in CODEC),
+    )
+
+
 def _asked(name: SpecName, epsilon: float, queries: int) -> AttackSpec:
     return AttackSpec(name, epsilon, alpha=0.0, start="clean", counted=(queries,), eight_bit=True)
 
@@ -155,7 +252,7 @@ def _asked(name: SpecName, epsilon: float, queries: int) -> AttackSpec:
 def fill_units(
     units: Units,
     targets: Targets,
-    runs: Sequence[AttackRun],
+    runs: Sequence[Run],
     *,
     batch: int,
     first: int,
@@ -172,7 +269,7 @@ def fill_units(
     ----------
     units : Units
     targets : Targets
-    runs : sequence of AttackRun
+    runs : sequence of AttackRun or CorruptedRun
     batch : int
         Its number.
     first : int
@@ -196,14 +293,14 @@ def fill_units(
         advance(round(count * run.forwards))
 
 
-def read_units(units: Units, runs: Sequence[AttackRun], sizes: Sequence[int], classes: int) -> tuple[PoolResult, ...]:
+def read_units(units: Units, runs: Sequence[Run], sizes: Sequence[int], classes: int) -> tuple[PoolResult, ...]:
     """
     Put the finished units of all batches together.
 
     Parameters
     ----------
     units : Units
-    runs : sequence of AttackRun
+    runs : sequence of AttackRun or CorruptedRun
     sizes : sequence of int
         Images in each batch.
     classes : int
@@ -218,19 +315,19 @@ def read_units(units: Units, runs: Sequence[AttackRun], sizes: Sequence[int], cl
     for place, run in enumerate(runs):
         attacked = np.arange(images) % run.stride == 0
         whole = np.concatenate([units.get(batch, place)[0] for batch in range(len(sizes))], axis=1)  # (C, I', 2K+F, 3)
-        for case, values in zip(run.spec.cases, whole, strict=True):
+        for (label, epsilon), values in zip(run.cases, whole, strict=True):
             reference, engine = values[:, :classes], values[:, classes : 2 * classes]
             numbers = values[:, 2 * classes :].reshape(len(values), -1)
             if not attacked.all():
-                base = next(j for j in results if j.source == "replay" and j.epsilon == run.spec.epsilon)
+                base = next(j for j in results if j.source == "replay" and j.epsilon == epsilon)
                 reference, engine = (
                     _placed(attacked, new, old) for new, old in ((reference, base.reference), (engine, base.engine))
                 )
             results.append(
                 PoolResult(
                     source=run.source,
-                    label="clean" if case.name == "clean" else f"{case.name}, n = {case.steps}",
-                    epsilon=0.0 if case.name == "clean" else run.spec.epsilon,
+                    label=label,
+                    epsilon=epsilon,
                     reference=reference,
                     engine=engine,
                     disagreement=Disagreement.from_array(numbers),
@@ -251,23 +348,14 @@ def _some(victims: AttackBatch, chosen: npt.NDArray[np.bool_]) -> AttackBatch:
     return victims._replace(images=victims.images[kept], labels=victims.labels[kept], seeds=victims.seeds[kept])
 
 
-def _nothing(run: AttackRun, classes: int) -> Counts:
-    return np.zeros((len(run.spec.cases), 0, 2 * classes + _DISAGREEMENT, 3), np.int64)
+def _nothing(run: Run, classes: int) -> Counts:
+    return np.zeros((len(run.cases), 0, 2 * classes + _DISAGREEMENT, 3), np.int64)
 
 
-def _score(targets: Targets, run: AttackRun, victims: AttackBatch, classes: int) -> Counts:
+def _score(targets: Targets, run: Run, victims: AttackBatch, classes: int) -> Counts:
     """Counts of the reference, of the engine, and in the last rows those of `Disagreement`: (C, N, 2 K + F, 3)."""
-    makers: dict[Source, Model] = {
-        "replay": targets.reference,
-        "twin": targets.twin,
-        "engine": lambda images: (
-            _scores(targets, images) if run.spec.name == "Square" else _as_logits(targets.engine, images, classes)
-        ),
-        "noise": targets.reference,
-    }
     cases = []
-    for adversarial in attack(makers[run.source], run.spec, victims):
-        received = to_8_bit(adversarial.images, victims.images)
+    for received in run.received(targets, victims, classes):
         engine = torch.from_numpy(engine_labels(targets.engine, received))
         twin = predict(targets.twin, received)
         with torch.no_grad():

@@ -43,7 +43,7 @@ class ClassEntry(StrictModel):
 class MemberRow(StrictModel):
     """One attack of the pool and what it left of both models."""
 
-    source: Literal["replay", "twin", "engine", "noise"]
+    source: Literal["replay", "twin", "engine", "noise", "corrupted", "codec"]
     label: str
     epsilon: float
     images: int = Field(description="Images that it was made on; the others count as the replay at its bound leaves them.")

@@ -22,12 +22,14 @@ class Thresholds(StrictModel):
     agreement: Fraction | None
     clean_margin: float = Field(gt=0)
     adversarial_margin: float = Field(gt=0)
+    corrupted_margin: float | None = Field(None, gt=0)
     latency: float | None = Field(gt=0)
 
     @property
     def unset(self) -> tuple[str, ...]:
         """Names of what has no limit, as the findings call it: it is reported, and decides nothing."""
         limits = {"logits": self.logit_error, "equal labels": self.agreement, "latency": self.latency}
+        limits["corruptions"] = self.corrupted_margin
         return tuple(name for name, limit in limits.items() if limit is None)
 
 

@@ -28,8 +28,8 @@ PROTOCOL = (
     "images): attacks made on the PyTorch model and replayed, made with the gradients of the engine's own graph, made by "
     "asking the engine (for its labels, and for its logits where it gives them), and noise. The difference of the two "
     "data-set mIoUs has a paired bootstrap interval of 90 % (10,000 draws), which passes within the margin either way, is "
-    "refused beyond it, and decides nothing otherwise. An adversary with more steps, queries or knowledge than the pool has "
-    "could do more."
+    "refused beyond it, and decides nothing otherwise. Corruptions are no attack: each is judged by itself, and the row shows "
+    "the one that decides. An adversary with more steps, queries or knowledge than the pool has could do more."
 )
 
 
