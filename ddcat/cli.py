@@ -38,6 +38,7 @@ PARTS = {
     "attack": Part("ddcat_bench.cli", "attack", _BENCH, "Measure and prove"),
     "gate": Part("ddcat_bench.cli", "gate", _BENCH, "Measure and prove"),
     "compare": Part("ddcat_bench.cli", "compare", _BENCH, "Measure and prove"),
+    "report": Part("ddcat_bench.cli", "report", _BENCH, "Measure and prove"),
     "fidelity": Part("ddcat_bench.cli", "fidelity", _BENCH, "Measure and prove"),
     "drift": Part("ddcat_bench.cli", "drift", _BENCH, "Measure and prove"),
     "speed": Part("ddcat_bench.cli", "speed", _BENCH, "Measure and prove"),

@@ -215,6 +215,7 @@ PARTS = {
     "attack": {"timing", "corruption", "certify"},
     "gate": {"timing", "attack"},
     "compare": {"attack", "gate"},
+    "card": {"attack", "gate", "corruption", "certify"},
     "drift": {"attack", "gate"},
     "fidelity": {"attack"},
 }

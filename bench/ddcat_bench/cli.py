@@ -3,6 +3,7 @@
 import typer
 
 from ddcat_bench.attack.cli import attack
+from ddcat_bench.card.cli import report
 from ddcat_bench.compare.cli import compare
 from ddcat_bench.drift.cli import drift
 from ddcat_bench.fidelity.cli import fidelity
@@ -20,5 +21,5 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _command in (attack, gate, compare, scenarios, drift, fidelity, speed):
+for _command in (attack, gate, compare, scenarios, drift, fidelity, speed, report):
     app.command()(_command)

@@ -1,0 +1,1 @@
+"""The robustness card: one page about a model or an engine, from the results that are there: `ddcat report`."""

@@ -1,0 +1,32 @@
+"""The card for readers: Markdown, and an HTML page that needs nothing else."""
+
+from pathlib import Path
+
+from ddcat_bench.card.collect import Card
+from ddcat_bench.html import render
+from ddcat_bench.markdown import literal, table
+
+__all__ = ["card_html", "card_markdown"]
+
+_HEADS = ["threat", "mIoU", "interval", "images", "what it claims", "what it leaves open"]
+
+
+def card_markdown(card: Card) -> str:
+    """Write the card as a table."""
+    alarms = "".join(f"> **{literal(alarm)}**\n\n" for alarm in card.alarms)
+    files = "".join(f"- {literal(file)}\n" for file in dict.fromkeys(row.file for row in card.rows))
+    return f"# {literal(_title(card))}\n\n{literal(card.about)}\n\n{alarms}{table(_HEADS, _cells(card))}\n{files}"
+
+
+def card_html(card: Card) -> str:
+    """Write the card as a page."""
+    values = {"title": _title(card), "about": card.about, "alarms": card.alarms, "heads": _HEADS, "rows": _cells(card)}
+    return render(Path(__file__).with_name("card.html"), values)
+
+
+def _title(card: Card) -> str:
+    return f"Robustness of {Path(card.source).name}"
+
+
+def _cells(card: Card) -> list[list[str]]:
+    return [[row.threat, row.figure, row.interval or "-", str(row.images), row.claims, row.leaves_open] for row in card.rows]
