@@ -145,7 +145,7 @@ def _rows(found: Found) -> Iterator[CardRow]:
         yield _row(found.file, "gate", "gate", result.verdict, "", result.data)
         for row in result.threats:
             low_end, high_end = row.interval
-            bounds = f"{low_end:+.2f} to {high_end:+.2f} points of difference"
+            bounds = f"{low_end:+.2f} to {high_end:+.2f} points"
             yield _row(found.file, f"engine, {row.name}", "gate", f"{row.engine / 100:.3f}", bounds, result.data)
 
 

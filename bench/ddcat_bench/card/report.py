@@ -8,14 +8,14 @@ from ddcat_bench.markdown import literal, table
 
 __all__ = ["card_html", "card_markdown"]
 
-_HEADS = ["threat", "mIoU", "interval", "images", "what it claims", "what it leaves open"]
+_HEADS = ["threat", "what it claims", "what it leaves open", "mIoU", "interval", "images"]
 
 
 def card_markdown(card: Card) -> str:
     """Write the card as a table."""
     alarms = "".join(f"> **{literal(alarm)}**\n\n" for alarm in card.alarms)
     files = "".join(f"- {literal(file)}\n" for file in dict.fromkeys(row.file for row in card.rows))
-    return f"# {literal(_title(card))}\n\n{literal(card.about)}\n\n{alarms}{table(_HEADS, _cells(card))}\n{files}"
+    return f"# {literal(_title(card))}\n\n{literal(card.about)}\n\n{alarms}{table(_HEADS, _cells(card), texts=3)}\n{files}"
 
 
 def card_html(card: Card) -> str:
@@ -29,4 +29,4 @@ def _title(card: Card) -> str:
 
 
 def _cells(card: Card) -> list[list[str]]:
-    return [[row.threat, row.figure, row.interval or "-", str(row.images), row.claims, row.leaves_open] for row in card.rows]
+    return [[row.threat, row.claims, row.leaves_open, row.figure, row.interval or "-", str(row.images)] for row in card.rows]

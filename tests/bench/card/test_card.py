@@ -55,7 +55,7 @@ def test_the_card_has_the_figures_of_the_results(
     page = (tmp_path / "card/card.html").read_text()
     assert "http" not in page.replace("http-equiv", "")
     assert "common corruptions, mean" in page
-    assert "| threat | mIoU |" in capsys.readouterr().out
+    assert "| threat | what it claims |" in capsys.readouterr().out
     assert run(monkeypatch, "report", measured, "--out", tmp_path / "card") == 2
     assert "use --force to replace" in capsys.readouterr().err
 
