@@ -97,7 +97,7 @@ def test_an_engine_that_its_own_graph_breaks_is_refused() -> None:
 
 
 def test_where_the_twin_is_another_model_the_engine_is_asked_twice_as_much() -> None:
-    near, far = (chosen_runs(Budget(), Pilot(epsilon=0.01, twin_agreement=share)) for share in (0.9995, 0.998))
+    near, far = (chosen_runs(Budget(), Pilot(epsilon=0.01, twin_agreement=share, corruptions=())) for share in (0.9995, 0.998))
     assert [parts[-1].spec.counted for parts in (near, far)] == [(500,), (1000,)]
     assert [part.source for part in attack_runs(None, quick=True)] == ["replay", "twin"]
 

@@ -18,7 +18,7 @@ from ddcat_bench.gate.pool import CODEC, CORRUPTED_SEVERITY, corrupted_runs
 from ddcat_bench.gate.verdict import conclude
 from ddcat_bench.gate.words import untested
 from ddcat_bench.timing.results import SpeedResult
-from tests.bench.gate.test_gate import LIMITS, SMALL, bundle, good, many, passed, speed  # noqa: F401 -- fixtures
+from tests.bench.gate.test_gate import LIMITS, bundle, good, many, speed  # noqa: F401 -- fixtures
 
 U8 = npt.NDArray[np.uint8]
 
