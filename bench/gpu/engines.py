@@ -10,7 +10,8 @@ CHECKPOINT is a run directory or a file: for PSPNet-50 a trained one, or that of
 Each engine is exported by `ddcat export` (what is there already is not done again), labels the same images as PyTorch in true
 fp32, and is timed with it in turns, from an array to labels in the host's memory. TensorRT then builds each plan several times
 more: without its timing cache, and once from it. Combinations that are refused stand in the table with the reason. The results
-are OUT/engines.json and OUT/engines.md. `--rehearse` goes through all of it on a CPU, with the engines that run there.
+are OUT/ENGINE-PRECISION.json for each, which is not measured again, and OUT/engines.md of all that are there. `--rehearse` goes
+through all of it on a CPU, with the engines that run there.
 """
 
 import argparse
@@ -44,9 +45,10 @@ from ddcat_train.pixels import to_planes
 from ddcat_train.tf32 import forbid_tf32
 
 COMBINATIONS = {
-    "cuda": [("trt", "fp32"), ("trt", "fp16"), ("trt", "int8"), ("ort", "fp32"), ("ort", "fp16")],
-    "cpu": [("ort", "fp32"), ("openvino", "fp32"), ("trt", "fp32")],
-}
+    "cuda": [("trt", "fp32"), ("trt", "fp16"), ("trt", "int8"), ("trt-rtx", "fp32"), ("trt-rtx", "fp16"), ("ort", "fp32"),
+             ("ort", "fp16")],
+    "cpu": [("ort", "fp32"), ("openvino", "fp32"), ("trt", "fp32"), ("trt-rtx", "fp32")],
+}  # fmt: skip
 WARM_UP = 3
 
 Images = npt.NDArray[np.uint8]
@@ -60,6 +62,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, help="the data set's folder (default: where it was in training)")
     parser.add_argument("--repeats", type=int, default=100, help="images that are compared and timed (default: 100)")
     parser.add_argument("--rebuilds", type=int, default=5)
+    parser.add_argument("--only", metavar="ENGINE-PRECISION", help="measure this one, such as trt-fp16 (default: all)")
     parser.add_argument("--out", type=Path, default=Path("gpu/engines"))
     parser.add_argument("--rehearse", action="store_true", help="go through all of it on a CPU")
     arguments = parser.parse_args()
@@ -67,14 +70,22 @@ def main() -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise DdcatError("no GPU is here that PyTorch can use: --rehearse goes through it on a CPU")
     forbid_tf32()
-    began = time.monotonic()
-    rows = [examine(engine, precision, arguments, device) for engine, precision in COMBINATIONS[device.type]]
-    environment = describe_environment(device, time.monotonic() - began)
-    result = {"checkpoint": str(arguments.checkpoint), "size": arguments.size, "rehearsal": arguments.rehearse, "engines": rows,
-              "environment": environment.model_dump(mode="json")}  # fmt: skip
-    write_text(arguments.out / "engines.json", json.dumps(result, indent=2) + "\n")
-    write_text(arguments.out / "engines.md", markdown(result))
-    print(f"{arguments.out}: engines.json, engines.md")
+    wanted = [pair for pair in COMBINATIONS[device.type] if arguments.only in (None, "-".join(pair))]
+    if not wanted:
+        raise DdcatError(f"--only {arguments.only}: use {', '.join('-'.join(pair) for pair in COMBINATIONS[device.type])}")
+    for engine, precision in wanted:
+        file = arguments.out / f"{engine}-{precision}.json"
+        if file.exists():
+            continue
+        began = time.monotonic()
+        row = examine(engine, precision, arguments, device)
+        environment = describe_environment(device, time.monotonic() - began)
+        about = {"checkpoint": str(arguments.checkpoint), "size": arguments.size, "rehearsal": arguments.rehearse}
+        write_text(file, json.dumps({**about, **row, "environment": environment.model_dump(mode="json")}, indent=2) + "\n")
+    found = [arguments.out / f"{'-'.join(pair)}.json" for pair in COMBINATIONS[device.type]]
+    rows = [json.loads(file.read_text(encoding="utf-8")) for file in found if file.exists()]
+    write_text(arguments.out / "engines.md", markdown(rows))
+    print(f"{arguments.out}: engines.md")
 
 
 def examine(engine: str, precision: str, arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -91,7 +102,11 @@ def examine(engine: str, precision: str, arguments: argparse.Namespace, device: 
     except DdcatError:
         dataset = None
     inputs = draw_inputs(bundle, dataset, repeats=arguments.repeats, batch=1, size=None)
-    with open_engine(bundle) as opened:
+    try:
+        opened = open_engine(bundle)
+    except DdcatError as refusal:  # a plan for GPUs that are not here
+        return {**row, "refused": str(refusal)}
+    with opened:
         row |= {"description": dict(opened.description), "inputs": inputs.description}
         row |= agreement(opened, network, inputs.batches[WARM_UP:], device)
         row |= speed(opened, network, inputs.batches, device)
@@ -106,6 +121,8 @@ def export(folder: Path, arguments: argparse.Namespace, engine: str, precision: 
         return None
     words = ["ddcat", "export", str(arguments.checkpoint), "--engine", engine, "--precision", precision, "--size",
              arguments.size, "--logits", "--out", str(folder)]  # fmt: skip
+    if engine == "trt-rtx" and not arguments.rehearse:
+        words += ["--for", "current"]
     if arguments.data_root:
         words += ["--data-root", str(arguments.data_root)]
     print(f"$ {shlex.join(words)}", flush=True)
@@ -151,7 +168,10 @@ def rebuild(bundle: Bundle, batches: list[Images], times: int) -> list[dict[str,
     first, found = labels_of(bundle, batches), []
     for from_timings in [False] * times + [True] * (TIMINGS in bundle.files):
         began = time.monotonic()
-        again = built_again(bundle, {"timings": bundle.files[TIMINGS]} if from_timings else {})
+        options: dict[str, Any] = {"timings": bundle.files[TIMINGS]} if from_timings else {}
+        if bundle.manifest.engine.name == "trt-rtx":
+            options["targets"] = ("current",)
+        again = built_again(bundle, options)
         seconds = time.monotonic() - began
         labels = labels_of(again, batches)
         churn = float(np.mean([(a != b).mean() for a, b in zip(first, labels, strict=True)]))
@@ -180,8 +200,9 @@ def labels_of(bundle: Bundle, batches: list[Images]) -> list[Images]:
         return [engine.infer(images).labels for images in batches]
 
 
-def markdown(result: dict[str, Any]) -> str:
+def markdown(rows: list[dict[str, Any]]) -> str:
     """Make the table."""
+    result = rows[0]
     environment = result["environment"]
     lines = [
         f"# Engines on {environment['device']}",
@@ -193,7 +214,7 @@ def markdown(result: dict[str, Any]) -> str:
         "rebuilding, highest | from its timings | builds, median |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in result["engines"]:
+    for row in rows:
         if "refused" in row:
             lines.append(f"| {row['engine']} | {row['precision']} | refused: {row['refused']} ||||||")
             continue

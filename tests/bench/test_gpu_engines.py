@@ -16,10 +16,9 @@ def test_rehearsal(tmp_path: Path, run_directory: Path) -> None:
     command = [sys.executable, str(SCRIPT), str(run_directory), "--size", "40x48", "--repeats", "10", "--rebuilds", "2",
                "--out", str(out), "--rehearse"]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True)
-    result = json.loads((out / "engines.json").read_text())
-    assert result["rehearsal"] is True
-    assert result["environment"]["device"] == "cpu"
-    ort, openvino, trt = result["engines"]
+    rows = [json.loads((out / f"{name}-fp32.json").read_text()) for name in ("ort", "openvino", "trt", "trt-rtx")]
+    ort, openvino, *plans = rows
+    assert all(row["rehearsal"] is True and row["environment"]["device"] == "cpu" for row in rows)
     for row, name in ((ort, "ort"), (openvino, "openvino")):
         assert (row["engine"], row["precision"]) == (name, "fp32")
         assert row["label_agreement"] > 0.999
@@ -28,14 +27,16 @@ def test_rehearsal(tmp_path: Path, run_directory: Path) -> None:
         assert len(row["engine_seconds"]["seconds"]) == len(row["pytorch_seconds"]["seconds"]) == 10
         assert [one["changed_labels"] for one in row["rebuilds"]] == [0, 0]
         assert row["inputs"].endswith("images of scenes val, in turns")
-    assert ".[gpu]" in trt["refused"] or "no GPU" in trt["refused"]
+    assert all(
+        f".[{extra}]" in row["refused"] or "no GPU" in row["refused"] for row, extra in zip(plans, ("gpu", "rtx"), strict=True)
+    )
     page = (out / "engines.md").read_text()
     assert "A rehearsal: these figures say nothing." in page
     assert "| trt | fp32 | refused: " in page
     assert "processor" in page
     again = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "--engine ort" not in again.stdout
-    assert json.loads((out / "engines.json").read_text())["engines"][0]["label_agreement"] == ort["label_agreement"]
+    assert json.loads((out / "ort-fp32.json").read_text()) == ort
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
