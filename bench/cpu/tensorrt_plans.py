@@ -163,8 +163,9 @@ def markdown(result: dict[str, Any]) -> str:
             *(["Refused by the builder:", "", *told, ""] if told else []),
             "## What the parser takes",
             "",
-            f"Of the {cases} official cases of ONNX {result['cases']['onnx']} that are one node, it takes {taken}. All inputs "
-            "of a case are computed, and shapes, axes or scales must often be constants: with these, it takes more. "
+            f"Of the {cases} official cases of ONNX {result['cases']['onnx']} that are one node, it takes {taken} in the "
+            "types that they say. All inputs of a case are computed, and shapes, axes or scales must often be constants: with "
+            "these, it takes more. "
             "`ddcat export FILE.onnx --check trt` tells for a file.",
             "",
             f"- all cases ({len(every)} operators): {', '.join(every)}",

@@ -1,6 +1,8 @@
 """TensorRT for RTX: plans that are really built here, and how they are opened and run on a machine that records it."""
 
 import dataclasses
+import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,7 +109,7 @@ def test_without_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch, build: Callable, 
     doubles.Machine().install(monkeypatch)
     bundle = bundle_of(make_graph(), tmp_path, build)
     doubles.forget_engine()
-    monkeypatch.setitem(__import__("sys").modules, "tensorrt_rtx", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(EngineError, match=r'the runtime of engine trt-rtx is not installed .*: pip install "\.\[rtx\]"'):
         open_engine(bundle)
     doubles.forget_engine()
@@ -203,3 +205,15 @@ def test_another_version_is_refused(machine: Callable, build: Callable, make_gra
     manifest = bundle.manifest.model_copy(update={"engine": engine.model_copy(update={"built_for": older})})
     with pytest.raises(EngineError, match=r"by tensorrt_rtx 1.6.0.1, and here is tensorrt_rtx 1.7.1.116: .* --for sm89$"):
         open_engine(dataclasses.replace(bundle, manifest=manifest))
+
+
+@pytest.mark.usefixtures("real")
+def test_the_recording_machine_has_no_names_of_its_own() -> None:
+    doubles, real = double(), importlib.import_module("tensorrt_rtx")
+    doubled = doubles.tensorrt_rtx_of(doubles.Machine())
+    for name in ("ComputeCapability", "EngineValidity", "DynamicShapesKernelSpecializationStrategy"):
+        assert set(getattr(doubled, name).__members__) <= set(getattr(real, name).__members__)
+    diagnostics = real.EngineInvalidityDiagnostics.__members__
+    assert {name: int(value) for name, value in doubled.EngineInvalidityDiagnostics.__members__.items()} == {
+        name: int(value) for name, value in diagnostics.items()
+    }
