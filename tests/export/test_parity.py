@@ -78,7 +78,7 @@ def test_the_other_family_and_context_at_every_shape(make_run: Callable[..., Pat
         ("upernet", {"backbone": "resnet10", "width": 8, "output_stride": 32}),
         ("upernet", {"backbone": "convnext_tiny", "output_stride": 32, "align_corners": False}),
         ("deeplabv3plus", {"backbone": "resnet18", "width": 8, "stem": "v1d", "output_stride": 16, "align_corners": False}),
-        ("segformer", {"backbone": "resnet10", "width": 8, "output_stride": 32}),
+        ("segformer", {"backbone": "mit_b0", "output_stride": 32, "align_corners": False}),
     ],
 )
 def test_contexts_of_several_stages_at_every_shape(context: ContextName, backbone: dict[str, Any]) -> None:

@@ -99,6 +99,41 @@ def convnext(depths: tuple[int, ...], width: int, *, stem: str = "conv", names: 
     return shapes
 
 
+def mix_transformer(width: int, depths: tuple[int, ...]) -> Shapes:
+    """MixVisionTransformer: heads 1, 2, 5, 8; patches of 7, 3, 3, 3; keys and values 8, 4, 2, 1 times fewer each way."""
+    shapes: Shapes = {}
+    inputs = 3
+    for stage, (heads, kernel, fewer, depth) in enumerate(zip((1, 2, 5, 8), (7, 3, 3, 3), (8, 4, 2, 1), depths, strict=True)):
+        channels, top = width * heads, f"backbone.layers.{stage}"
+        shapes |= {**convolution(f"{top}.0.projection", inputs, channels, kernel), **layer_norm(f"{top}.0.norm", channels)}
+        for block in range(depth):
+            key = f"{top}.1.{block}"
+            shapes |= {
+                **layer_norm(f"{key}.norm1", channels), **layer_norm(f"{key}.norm2", channels),
+                f"{key}.attn.attn.in_proj_weight": (3 * channels, channels), f"{key}.attn.attn.in_proj_bias": (3 * channels,),
+                f"{key}.attn.attn.out_proj.weight": (channels, channels), f"{key}.attn.attn.out_proj.bias": (channels,),
+                **convolution(f"{key}.ffn.layers.0", channels, 4 * channels, 1),
+                f"{key}.ffn.layers.1.weight": (4 * channels, 1, 3, 3), f"{key}.ffn.layers.1.bias": (4 * channels,),
+                **convolution(f"{key}.ffn.layers.4", 4 * channels, channels, 1),
+            }  # fmt: skip
+            if fewer > 1:
+                shapes |= {
+                    **convolution(f"{key}.attn.sr", channels, channels, fewer),
+                    **layer_norm(f"{key}.attn.norm", channels),
+                }
+        shapes |= layer_norm(f"{top}.2", channels)
+        inputs = channels
+    return shapes
+
+
+def segformer_head(inputs: tuple[int, ...], width: int, classes: int) -> Shapes:
+    shapes: Shapes = {}
+    for place, channels in enumerate(inputs):
+        shapes |= conv_module(f"decode_head.convs.{place}", channels, width)
+    shapes |= conv_module("decode_head.fusion_conv", len(inputs) * width, width)
+    return shapes | classifier("decode_head.conv_seg", width, classes)
+
+
 def classifier(key: str, hidden: int, classes: int) -> Shapes:
     return {f"{key}.weight": (classes, hidden, 1, 1), f"{key}.bias": (classes,)}
 
@@ -257,11 +292,50 @@ class Foreign:
         out = F.linear(F.gelu(F.linear(out.permute(0, 2, 3, 1), *first)), *second)
         return (self._weights[f"{key}.gamma"] * out).permute(0, 3, 1, 2)
 
+    def mix_transformer(self, images: Tensor) -> list[Tensor]:
+        """Four stages, with torch's own multi-head attention."""
+        maps, found = images, []
+        for stage, (heads, stride, fewer) in enumerate(zip((1, 2, 5, 8), (4, 2, 2, 2), (8, 4, 2, 1), strict=True)):
+            top = f"backbone.layers.{stage}"
+            maps = self._layer_norm(f"{top}.0.norm", self._conv(f"{top}.0.projection", maps, stride))
+            block = 0
+            while f"{top}.1.{block}.norm1.weight" in self._weights:
+                key = f"{top}.1.{block}"
+                maps = maps + self._attention(key, self._layer_norm(f"{key}.norm1", maps), heads, fewer)
+                hidden = self._conv(f"{key}.ffn.layers.0", self._layer_norm(f"{key}.norm2", maps))
+                maps = maps + self._conv(f"{key}.ffn.layers.4", F.gelu(self._conv(f"{key}.ffn.layers.1", hidden)))
+                block += 1
+            maps = self._layer_norm(f"{top}.2", maps)
+            found.append(maps)
+        return found
+
+    def _attention(self, key: str, maps: Tensor, heads: int, fewer: int) -> Tensor:
+        channels = maps.shape[1]
+        layer = torch.nn.MultiheadAttention(channels, heads, batch_first=True).eval()
+        layer.load_state_dict({
+            name: self._weights[f"{key}.attn.attn.{name}"]
+            for name in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+        })  # fmt: skip
+        seen = maps
+        if fewer > 1:
+            seen = self._layer_norm(f"{key}.attn.norm", self._conv(f"{key}.attn.sr", maps, fewer, padding=0))
+        tokens, others = (part.flatten(2).transpose(1, 2) for part in (maps, seen))
+        answer, _ = layer(tokens, others, others)
+        return answer.transpose(1, 2).reshape(maps.shape)
+
+    def _segformer(self, stages: list[Tensor]) -> Tensor:
+        parts = [self._module(f"decode_head.convs.{place}", maps) for place, maps in enumerate(stages)]
+        return self._module("decode_head.fusion_conv", torch.cat([self._resize(part, parts[0]) for part in parts], 1))
+
     def segment(self, images: Tensor, kind: str, *, stride: int = 32) -> Tensor:
         """Logits of the decode head, of the images' size."""
         normalised = (images - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
-        convnext = "backbone.norm0.weight" in self._weights
-        stages = self.convnext(normalised) if convnext else self.resnet(normalised, stride=stride)
+        if "backbone.norm0.weight" in self._weights:
+            stages = self.convnext(normalised)
+        elif "backbone.layers.0.0.projection.weight" in self._weights:
+            stages = self.mix_transformer(normalised)
+        else:
+            stages = self.resnet(normalised, stride=stride)
         hidden = getattr(self, f"_{kind}")(stages)
         name = "conv_seg" if "decode_head.conv_seg.weight" in self._weights else "classifier"
         return self._resize(self._conv(f"decode_head.{name}", hidden), images)

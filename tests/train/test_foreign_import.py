@@ -99,6 +99,41 @@ def test_an_upernet_on_convnext_computes_the_same(
     assert load_checkpoint(out).description.config.model.stem == ("deep" if stem == "conv" else "plain")
 
 
+def test_a_segformer_of_mmsegmentation_computes_the_same(tmp_path: Path) -> None:
+    weights = released.filled(
+        {**foreign.mix_transformer(32, (2, 2, 2, 2)), **foreign.segformer_head((32, 64, 160, 256), 24, 19)}
+    )
+    out = tmp_path / "x.safetensors"
+    said = import_checkpoint(saved(tmp_path / "x.pth", {"state_dict": weights}), out)
+    assert said.splitlines()[0].startswith(f"{out}: mit_b0 + segformer, 19 classes, branches main")
+    compared(weights, "segformer", out)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "depths", "hidden", "parameters"),
+    [
+        ("mit_b0", 32, (2, 2, 2, 2), 256, 3.8),
+        ("mit_b1", 64, (2, 2, 2, 2), 256, 13.7),
+        ("mit_b2", 64, (3, 4, 6, 3), 256, 24.8),
+        ("mit_b3", 64, (3, 4, 18, 3), 256, 44.6),
+        ("mit_b4", 64, (3, 8, 27, 3), 256, 61.4),
+        ("mit_b5", 64, (3, 6, 40, 3), 256, 82.0),
+    ],
+)
+def test_segformers_have_their_published_sizes(
+    name: str, width: int, depths: tuple[int, ...], hidden: int, parameters: float, tmp_path: Path
+) -> None:
+    channels = tuple(width * heads for heads in (1, 2, 5, 8))
+    shapes = {**foreign.mix_transformer(width, depths), **foreign.segformer_head(channels, hidden, 150)}
+    assert released.parameters(shapes) / 1e6 == pytest.approx(parameters, abs=0.06)
+    weights = released.empty({**foreign.mix_transformer(width, depths), **foreign.segformer_head(channels, hidden, 19)})
+    del weights["decode_head.fusion_conv.conv.weight"]
+    weights["decode_head.fusion_conv.conv.weight"] = torch.zeros(1, 1, 1, 1)
+    with pytest.raises(CheckpointError, match=f"does not fit a {name} \\+ segformer") as caught:
+        import_checkpoint(saved(tmp_path / "x.pth", weights), tmp_path / "x.safetensors")
+    assert str(caught.value).rpartition(": ")[2].startswith("heads.main.0.weight has shape (1, 1, 1, 1)")
+
+
 def test_a_robust_upernet_computes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CONVNEXTS, "convnext_tiny", SMALL)
     weights = released.filled(foreign.robust(*SMALL, 24, 20, 21))
@@ -213,6 +248,12 @@ def test_what_does_not_fit_is_one_line(change: dict[str, Tensor | None], message
         import_checkpoint(saved(tmp_path / "x.pth", weights), tmp_path / "x.safetensors")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_segmenter_of_vit_is_refused_by_its_name(tmp_path: Path) -> None:
+    weights = {"encoder.cls_token": torch.zeros(1, 1, 384), "decoder.cls_emb": torch.zeros(1, 151, 384)}
+    with pytest.raises(CheckpointError, match="holds a Segmenter .* for which there is no network here"):
+        import_checkpoint(saved(tmp_path / "x.pth", weights), tmp_path / "x.safetensors")
 
 
 def test_dilations_that_ours_has_not_are_refused(tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ def test_a_resnets_stride_is_the_one_that_is_asked_for(stem: Stem, stride: Liter
         ({"backbone": "mobilenet_v2", "output_stride": 8}, 4),
         ({"backbone": "efficientnet_lite0", "output_stride": 32}, 4),
         ({"backbone": "convnext_tiny", "output_stride": 32, "align_corners": False}, 4),
+        ({"backbone": "mit_b0", "output_stride": 32}, 4),
     ],
 )
 def test_contexts_of_several_stages_have_the_size_of_the_finest(

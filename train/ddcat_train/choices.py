@@ -28,7 +28,7 @@ __all__ = [
 BackboneName = Literal[  # ours to build
     "resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2",
     "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "efficientnet_lite3", "efficientnet_lite4",
-    "convnext_tiny", "convnext_small", "convnext_base", "hf",
+    "convnext_tiny", "convnext_small", "convnext_base", "mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5", "hf",
 ]  # fmt: skip
 WholeName = Literal["hf", "smp", "torchvision"]  # libraries of whole segmentation models
 SEGMENTER_GROUP = "ddcat.segmenters"  # of entry points, by which an installed package brings others

@@ -79,7 +79,9 @@ class ModelConfig(Section):
         description="stem of a ResNet or ConvNeXt: deep, of 3x3 convolutions; plain, of torchvision's weights or of the "
         "ConvNeXt paper; v1c, v1d: ResNets of mmsegmentation",
     )
-    drop_path: float = Field(0.0, ge=0, lt=1, description="rate at which a ConvNeXt's last block is passed over in training")
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="rate at which the last block of a ConvNeXt or mit is passed over in training"
+    )
     output_stride: Literal[8, 16, 32] = Field(8, description="stride of the backbone's maps, in pixels of the image")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate of the heads' channels")
     init: Literal["torch", "kaiming"] = Field(
@@ -181,9 +183,10 @@ class ModelConfig(Section):
             raise ValueError(f"width is for ResNets: {backbone} has one width")
         if not resnet and not (convnext and self.stem == "plain") and self.stem != "deep":
             raise ValueError(f"stem {self.stem} is for ResNets: {backbone} has one of its own")
-        if self.drop_path and not convnext:
-            raise ValueError(f"drop_path is for ConvNeXt: {backbone} has no blocks that it passes over")
-        if convnext and self.output_stride != 32:
-            raise ValueError(f"output_stride {self.output_stride} is not for ConvNeXt: use 32")
+        strided = convnext or backbone.startswith("mit_")
+        if self.drop_path and not strided:
+            raise ValueError(f"drop_path is for ConvNeXt and mit: {backbone} has no blocks that it passes over")
+        if strided and self.output_stride != 32:
+            raise ValueError(f"output_stride {self.output_stride} is not for {backbone}: use 32")
         if convnext and self.align_corners:
             raise ValueError("align_corners true is not for ConvNeXt, whose last maps may be of 1 x 1: use false")

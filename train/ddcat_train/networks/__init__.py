@@ -12,6 +12,7 @@ from ddcat_train.networks.contexts import ASPP, ContextModule, PyramidPooling
 from ddcat_train.networks.convnext import CONVNEXTS, ConvNeXt
 from ddcat_train.networks.efficientnet_lite import LITES, efficientnet_lite
 from ddcat_train.networks.fusion import AllMLP, DeepLabV3Plus, UPerNet
+from ddcat_train.networks.mit import MITS, MixTransformer
 from ddcat_train.networks.mobilenet import MobileNetV2
 from ddcat_train.networks.pretrained import load_backbone
 from ddcat_train.networks.resnet import RESNETS, ResNet
@@ -48,6 +49,7 @@ BACKBONES: dict[str, Callable[[ModelConfig], Backbone]] = {
     "mobilenet_v2": lambda model: MobileNetV2(model.output_stride),
     **{name: lambda model: efficientnet_lite(str(model.backbone), model.output_stride) for name in LITES},
     **{name: lambda model: ConvNeXt(*CONVNEXTS[str(model.backbone)], model.stem, model.drop_path) for name in CONVNEXTS},
+    **{name: lambda model: MixTransformer(*MITS[str(model.backbone)], model.drop_path) for name in MITS},
     "hf": _hugging_face,
 }
 

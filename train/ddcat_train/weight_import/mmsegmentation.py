@@ -16,6 +16,7 @@ from ddcat_train.config import ModelConfig
 from ddcat_train.errors import CheckpointError
 from ddcat_train.networks.convnext import by_our_keys
 from ddcat_train.networks.keys import renamed
+from ddcat_train.networks.mit import MITS, MixTransformer
 from ddcat_train.weight_import.convnext_keys import convnext_form
 from ddcat_train.weight_import.found import Found
 from ddcat_train.weight_import.resnet_keys import find_resnet
@@ -143,6 +144,8 @@ def _backbone(body: Mapping[str, Tensor], kind: ContextName, path: Path) -> tupl
     """Return the form of a backbone, and its weights by our keys."""
     if convnext := convnext_form(body, path):
         return convnext, by_our_keys(body)
+    if "layers.0.0.projection.weight" in body:
+        return _mix_transformer(body, path)
     tensors = renamed(body, _STEM)
     found = find_resnet(tensors, path)
     if found.stem == "plain" and kind in _DILATED:
@@ -159,6 +162,21 @@ def _backbone(body: Mapping[str, Tensor], kind: ContextName, path: Path) -> tupl
         "output_stride": 8 if kind in _DILATED else 32,
     }
     return form, tensors
+
+
+def _mix_transformer(body: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    blocks = {(int(match[1]), int(match[2])) for key in body if (match := re.match(r"layers\.(\d)\.1\.(\d+)\.", key))}
+    depths = tuple(sum(stage == place for stage, _ in blocks) for place in range(4))
+    width = len(body["layers.0.0.projection.weight"])
+    name = next((name for name, form in MITS.items() if form == (width, depths)), None)
+    if name is None:
+        known = ", ".join(f"{name} {'-'.join(map(str, depths))} of {width}" for name, (width, depths) in MITS.items())
+        raise CheckpointError(
+            f"{path} has a MixVisionTransformer of {'-'.join(map(str, depths))} blocks and {width} channels, as none of {known}"
+        )
+    with torch.device("meta"):
+        ours = MixTransformer(*MITS[name]).own(body)
+    return {"backbone": name, "output_stride": 32}, ours
 
 
 def _names(kind: ContextName) -> dict[str, str]:
