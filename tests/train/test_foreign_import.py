@@ -252,7 +252,7 @@ def test_what_does_not_fit_is_one_line(change: dict[str, Tensor | None], message
 
 def test_a_segmenter_of_vit_is_refused_by_its_name(tmp_path: Path) -> None:
     weights = {"encoder.cls_token": torch.zeros(1, 1, 384), "decoder.cls_emb": torch.zeros(1, 151, 384)}
-    with pytest.raises(CheckpointError, match="holds a Segmenter .* for which there is no network here"):
+    with pytest.raises(CheckpointError, match=r"holds a Segmenter .* for which there is no network here"):
         import_checkpoint(saved(tmp_path / "x.pth", weights), tmp_path / "x.safetensors")
 
 

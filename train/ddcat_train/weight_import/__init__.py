@@ -43,8 +43,8 @@ def import_checkpoint(
     content = read_torch_file(file)
     if "decoder.cls_emb" in content.tensors:
         raise CheckpointError(
-            f"{file} holds a Segmenter (a ViT with a mask transformer), for which there is no network here: a model of yours is "
-            "trained and exported by an entry point of ddcat.segmenters"
+            f"{file} holds a Segmenter (a ViT with a mask transformer), for which there is no network here: bring it by an "
+            "entry point of ddcat.segmenters"
         )
     if is_segmenter(content.tensors):
         return import_segmenter(content, out, like=like, data_root=data_root, overrides=overrides)
