@@ -157,7 +157,7 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_stays(
     name: str, config: Config, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    stop_after(7, config, run, monkeypatch)  # by then the log is longer than the configuration, which is written again
+    stop_after(8, config, run, monkeypatch)  # by then the log is longer than the configuration, which is written again
     before = (run / LAST).read_bytes()
     # what there is can be written again; the next line of the log cannot, or a checkpoint, in the middle of its write
     size = (run / "log.jsonl").stat().st_size + 60 if name != LAST else 30_000
