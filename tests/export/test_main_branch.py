@@ -28,7 +28,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     monkeypatch.setattr(MainBranchModule, "forward", forward)
 
 
-@pytest.mark.parametrize("sizes", [(SIZE,), (SIZE, (96, 128)), None])
+@pytest.mark.parametrize("sizes", [(SIZE,), pytest.param((SIZE, (96, 128)), marks=pytest.mark.slow), None])
 def test_it_states_what_it_found(smallest: Any, sizes: Sizes | None) -> None:
     content = build_graph(smallest, sizes=sizes, logits=True, confidence=True)
     proof = prove_main_branch(smallest, content, sizes=sizes, logits=True, confidence=True)
@@ -50,6 +50,7 @@ def test_another_head_is_found(smallest: Any, monkeypatch: pytest.MonkeyPatch) -
         prove_main_branch(smallest, content, sizes=(SIZE,), logits=True, confidence=False)
 
 
+@pytest.mark.slow
 def test_what_shares_the_weights_of_another_head_is_found_by_its_values(smallest: Any) -> None:
     smallest.heads["main"].weight = smallest.heads["auxiliary"].weight
     content = build_graph(smallest, sizes=(SIZE,), logits=True, confidence=False)
@@ -76,7 +77,7 @@ def test_needless_work_is_found_by_its_multiply_adds(smallest: Any, monkeypatch:
         prove_main_branch(smallest, content, sizes=(SIZE,), logits=True, confidence=False)
 
 
-@pytest.mark.parametrize("sizes", [None, (SIZE,)])
+@pytest.mark.parametrize("sizes", [None, pytest.param((SIZE,), marks=pytest.mark.slow)])
 def test_a_constant_of_the_traced_images_is_named(smallest: Any, monkeypatch: pytest.MonkeyPatch, sizes: Sizes | None) -> None:
     """Exporters leave them silently: here, a number of the example's rows, or of its images, that should have stayed free."""
 

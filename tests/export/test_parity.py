@@ -39,7 +39,7 @@ def pair(run: Path, bundle: Bundle) -> tuple[Segmenter, OrtGraph]:
     return load_checkpoint(run).segmenter(), OrtGraph(bundle.files["model.onnx"], threads=1)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch=st.integers(1, 3), height=st.integers(33, 150), width=st.integers(33, 150), seed=st.integers(0, 99))
 def test_any_size_gives_the_labels_of_pytorch(
     pair: tuple[Segmenter, OrtGraph], batch: int, height: int, width: int, seed: int

@@ -49,6 +49,7 @@ def test_attack_fidelity_and_speed_leave_files_that_agree(made: Path) -> None:
     assert all((made / f"{n}/{n}.md").is_file() for n in ("attack", "fidelity", "speed"))
 
 
+@pytest.mark.slow
 def test_scores_over_http_are_those_of_the_engine(made: Path) -> None:
     subprocess.run(
         [sys.executable, ROOT / "examples/score_over_http.py", made / "bundle", "--out", made / "http.json"], check=True

@@ -17,7 +17,7 @@ SAMPLES = {
 }
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("name", ["voc", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cityscapes", "camvid"))])
 def test_a_real_data_set_is_sound_and_trains(name: str, tmp_path: Path) -> None:
     folder, train_split, val_split = SAMPLES[name]
     root = needed(f"data/{folder}")

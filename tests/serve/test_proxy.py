@@ -142,6 +142,7 @@ def test_what_the_page_says_of_nginx(
             assert (gone.status_code, list(gone.json())) == (502, ["error"])
 
 
+@pytest.mark.slow
 def test_the_page_works_under_a_prefix(
     nginx: Callable, certificate: Path, bundle: Bundle, picture: np.ndarray, tmp_path: Path
 ) -> None:
@@ -179,7 +180,7 @@ def test_nginx_tries_the_next_server(nginx: Callable, bundle: Bundle, picture: n
         assert httpx.get(f"{busy}/v2").status_code == 429  # it had refused some
 
 
-@pytest.mark.parametrize("page", ["serve.md", "scale.md"])
+@pytest.mark.parametrize("page", ["serve.md", pytest.param("scale.md", marks=pytest.mark.slow)])
 def test_refusals_of_large_images_pass_through_nginx(
     nginx: Callable, certificate: Path, bundle: Bundle, tmp_path: Path, page: str
 ) -> None:

@@ -34,8 +34,7 @@ def allowed() -> None:
         pytest.skip(f"needs the right to mount: {done.stderr.strip()}")
 
 
-@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
-@pytest.mark.parametrize("engine", ["ort", "openvino"])
+@pytest.mark.parametrize(("engine", "signed"), [("ort", True), ("openvino", False)])
 def test_it_starts_and_answers_bodies_and_forms(
     engine: str, signed: bool, build: Callable[..., Bundle], oracle: Callable, picture: np.ndarray, make_graph: Callable,
     tmp_path: Path,

@@ -1,4 +1,4 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +14,9 @@ from ddcat_train.data.synthetic.generate import write_scenes
 from ddcat_train.losses import valid_pixels
 from ddcat_train.methods import METHODS, MicroBatch
 from ddcat_train.networks import Segmenter, build_segmenter
+from ddcat_train.run import summary
 from ddcat_train.run.loop import train
+from ddcat_train.run.plots import draw_curves
 from tests.train import oracle, released, small
 from tests.train.ranks import Together, call_together
 from tests.train.runs import Finished
@@ -69,6 +71,18 @@ def tiny(tiny_scenes: Path) -> Callable[..., Config]:
     return config
 
 
+@pytest.fixture(autouse=True)
+def curves_that_nobody_looks_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To draw them takes as long as the steps of these runs; those of `finished` are drawn."""
+
+    def named(lines: Sequence[Mapping[str, float]], **_: object) -> dict[str, bytes]:
+        known = {key for line in lines for key in line}
+        names = {"losses.png": "loss", "mask.png": "mask_share", "scores.png": "val/clean"}
+        return {name: b"" for name, key in names.items() if key in known}
+
+    monkeypatch.setattr(summary, "draw_curves", named)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """What a configuration comes to when nothing befalls it; trained once, so only to be read."""
@@ -78,7 +92,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         key = config.model_dump_json()
         if key not in runs:
             runs[key] = tmp_path_factory.mktemp("finished") / "run"
-            train(config, runs[key])
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(summary, "draw_curves", draw_curves)
+                train(config, runs[key])
         return runs[key]
 
     return run_of

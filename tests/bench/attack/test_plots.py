@@ -58,11 +58,11 @@ def test_error_bars_of_video_are_over_draws_of_blocks_of_frames(measured: Attack
 
 
 def test_of_few_images_there_are_no_error_bars(checkpoint: Checkpoint, scenes: Dataset) -> None:
-    result = run_suite(AttackJob(checkpoint, scenes))
+    result = run_suite(AttackJob(checkpoint, scenes, max_images=2))
     point = plots._point(result, "n = 3", 3.0, False)
     assert point is not None
     assert point.below == point.above == 0
-    assert plots._canvas(result)[1].get_title().endswith("no error bars: 5 images are too few to draw from")
+    assert plots._canvas(result)[1].get_title().endswith("no error bars: 2 images are too few to draw from")
 
 
 def test_there_is_no_curve_over_epsilon_for_one_bound(measured: AttackResult) -> None:
@@ -70,7 +70,7 @@ def test_there_is_no_curve_over_epsilon_for_one_bound(measured: AttackResult) ->
 
 
 def test_a_curve_over_epsilon(checkpoint: Checkpoint, scenes: Dataset) -> None:
-    result = run_suite(AttackJob(checkpoint, scenes, suite="sea", iterations=2, batch_size=5))
+    result = run_suite(AttackJob(checkpoint, scenes, suite="sea", iterations=2, batch_size=2, max_images=2))
     found = plots._bounds(result)
     losses, beside = {"SEA-JS-2", "SEA-MCE-2", "SEA-MCE-Bal-2"}, {"PGD-20", "SegPGD-20", "CosPGD-20"}
     assert set(found) == losses | beside | {"SEA", "worst of all"}

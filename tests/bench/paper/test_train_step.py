@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.paper.baselines import Baseline, BaselineName, check_comparable
 from bench.paper.contenders import CONTENDERS, Ours, Plan, contend, draw_batch
+from bench.paper.step_memory import peak_memory
 from bench.paper.train_step import main
 from bench.paper.train_step_report import train_step_markdown, train_steps_markdown
 from bench.paper.train_step_results import TrainStepResult
@@ -178,6 +179,14 @@ def test_steps_that_the_baselines_do_not_take(override: str, message: str) -> No
         check_comparable(plan_of("ddcat", override).config)
 
 
+@pytest.mark.slow
+def test_memory_is_that_of_a_process_of_its_own() -> None:
+    small, large = (peak_memory(plan_of("sat", f"augment.crop={crop}"), "ours") for crop in (33, 129))
+    assert small is not None
+    assert large is not None
+    assert 0 < small < large
+
+
 @pytest.fixture(autouse=True)
 def quick_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ddcat_bench.timing.throughput._PRODUCTS_WITHIN", 0.1)
@@ -185,6 +194,7 @@ def quick_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
+    monkeypatch.setattr("bench.paper.train_step.peak_memory", lambda plan, name: 2**20)  # in a process of its own
 
     def status(*arguments: str) -> int | str | None:
         monkeypatch.setattr(sys, "argv", ["train_step.py", *arguments])
@@ -200,7 +210,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert [entry.name for entry in result.contenders] == list(CONTENDERS)
     assert [entry.precision for entry in result.contenders] == ["fp64", "fp32", "fp32"]
     assert all(len(entry.times.seconds) == 2 for entry in result.contenders)
-    assert all(entry.peak_memory is None or entry.peak_memory > 0 for entry in result.contenders)
+    assert all(entry.peak_memory == 2**20 for entry in result.contenders)
     ours, released, frugal = (entry.operations for entry in result.contenders)
     assert ours < frugal < released
     assert [ratio.baseline for ratio in result.ratios] == list(BASELINES)

@@ -71,6 +71,7 @@ def test_a_result_from_a_clock_that_is_known(
     assert "**Unstable**" in speed_markdown(unstable)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_process_of_its_own(make_bundle: Callable, checkpoint: Checkpoint, tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.json"
     manifest.write_bytes(make_bundle().manifest.to_bytes())

@@ -67,7 +67,11 @@ def network_of(name: str) -> Segmenter:
     return network.requires_grad_(False)
 
 
-@pytest.fixture(scope="module", params=[("pyramid", None), ("aspp", (SHAPE[1:],))], ids=["pyramid, free", "aspp, fixed"])
+@pytest.fixture(
+    scope="module",
+    params=[("pyramid", None), pytest.param(("aspp", (SHAPE[1:],)), marks=pytest.mark.slow)],
+    ids=["pyramid, free", "aspp, fixed"],
+)
 def exported(request: pytest.FixtureRequest) -> tuple[Segmenter, bytes]:
     name, sizes = request.param
     network = network_of(name)
