@@ -51,6 +51,8 @@ def check_comparable(config: Config) -> None:
     ------
     BenchError
     """
+    if config.method.name == "gaussian":
+        raise BenchError("method.name gaussian: the baselines draw no noise; use another method")
     for option, only in _LIKE_RELEASED.items():
         if getattr(config.method, option) != only:
             raise BenchError(f"method.{option} {getattr(config.method, option)}: the baselines have no such step; use {only}")
