@@ -390,7 +390,7 @@ def test_the_multiple_is_tried(packaged: Callable[..., None]) -> None:
         made = build_whole(described(whole="mine", settings={"side": side}), classes=CLASSES, heads=("main",))
         assert made(torch.rand(1, 3, 40, 50)).shape == (1, CLASSES, 40, 50)
         assert made.prepared(torch.rand(1, 3, 40, 50)).shape[-1] % multiple == 0  # type: ignore[operator]
-    message = "mine takes no images of 96 x 128: the size is no multiple of 100; name by model.multiple"
+    message = "mine takes no images of 128 x 160: the size is no multiple of 100; name by model.multiple"
     with pytest.raises(ConfigError, match=message):
         build_whole(described(whole="mine", settings={"side": 100}), classes=CLASSES, heads=("main",))
     fixed = build_whole(described(whole="mine", settings={"side": 100, "image_size": 100}), classes=CLASSES, heads=("main",))

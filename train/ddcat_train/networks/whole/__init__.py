@@ -1,7 +1,8 @@
 """Whole models of other libraries as segmenters."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from ddcat_train.networks.eval_mode import eval_mode
 from ddcat_train.networks.segmenter import Segmenter
 from ddcat_train.networks.whole.families import FAMILIES, QUERIES, Family
 from ddcat_train.networks.whole.queries import QuerySegmenter
-from ddcat_train.networks.whole.segmenter import Blueprint, CutSegmenter
+from ddcat_train.networks.whole.segmenter import Blueprint, CutSegmenter, sample_of
 from ddcat_train.networks.whole.sources import builder
 from ddcat_train.whole_settings import NAMED_BY
 
@@ -73,30 +74,38 @@ def build_whole(
 
 def _sizes(model: ModelConfig, family: Family, network: nn.Module) -> tuple[int, int | None]:
     """Return the multiple of images' sides, and their largest size or None for any."""
-    settings = model.settings or {}
     if model.multiple is not None:
         fixed = model.multiple > max(_MULTIPLES) and _fault(network, (model.multiple, 2 * model.multiple)) is not None
         return model.multiple, model.multiple if fixed else None
     if isinstance(family.multiple, int):
         return family.multiple, None
+    fault: str | None = "its size is not known"
     if family.multiple is None:
         stride = getattr(getattr(network, "encoder", None), "output_stride", None)  # as smp's check of sizes asks
-        tried = (stride,) if isinstance(stride, int) else _MULTIPLES
-        faults = {multiple: _fault(network, (3 * multiple, 4 * multiple)) for multiple in tried}
-        fitting = [multiple for multiple, fault in faults.items() if fault is None]
-        if fitting:
-            return fitting[0], None
-    else:
-        faults = {}
-    for name in (family.multiple, *_FIXED) if isinstance(family.multiple, str) else _FIXED:
-        side = settings.get(name, getattr(getattr(network, "config", None), name, None))
-        side = side[0] if isinstance(side, list | tuple) and len(set(side)) == 1 else side
-        if isinstance(side, int):
+        for multiple in (stride,) if isinstance(stride, int) else _MULTIPLES:
+            fault = _fault(network, sample_of(multiple))
+            if fault is None:
+                return multiple, None
+    for side in _stated_sides(model, network, family.multiple):
+        if _fault(network, (side, side)) is None:
             return side, side
     raise ConfigError(
-        f"{model.architecture} takes no images of {3 * _MULTIPLES[0]} x {4 * _MULTIPLES[0]}: "
-        f"{next(iter(faults.values()), 'its size is not known')}; name by model.multiple of which size, in pixels, they must be"
+        f"{model.architecture} takes no images of {' x '.join(map(str, sample_of(_MULTIPLES[0])))}: {fault}; name by "
+        "model.multiple of which size, in pixels, they must be"
     )
+
+
+def _stated_sides(model: ModelConfig, network: nn.Module, setting: str | None) -> Iterator[int]:
+    """Yield sides of images that settings or layers state."""
+    names = (*((setting,) if setting else ()), *_FIXED)
+    stated: Any = getattr(network, "config", None) or {}
+    places = [model.settings or {}, stated if isinstance(stated, dict) else vars(stated), *map(vars, network.modules())]
+    for place in places:
+        for name in names:
+            side = place.get(name)
+            side = side[0] if isinstance(side, list | tuple) and len(set(side)) == 1 else side
+            if isinstance(side, int):
+                yield side
 
 
 def _fault(network: nn.Module, size: tuple[int, int]) -> str | None:

@@ -26,6 +26,7 @@ __all__ = [
     "padded_planes",
     "padded_size",
     "replace",
+    "sample_of",
     "sample_size",
 ]
 
@@ -255,13 +256,19 @@ def sample_size(
     return (a + more, b + more), (c + more, d + more)
 
 
+def sample_of(multiple: int) -> tuple[int, int]:
+    """Return a size of images to try a model on: multiples of a number, and large enough for pooling at a high stride."""
+    height, width = ((least + multiple - 1) // multiple * multiple for least in (128, 160))
+    return height, width
+
+
 def forget(classes: int) -> nn.Module:
     """Stand for `Blueprint.build` where it is not needed any more."""
     raise ValueError(f"the model of {classes} classes is built")
 
 
 def _noise(blueprint: Blueprint) -> Tensor:
-    size = padded_size((96, 128) if blueprint.largest is None else (33, 33), blueprint)
+    size = sample_of(blueprint.multiple) if blueprint.largest is None else (blueprint.largest, blueprint.largest)
     return torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
 
 
