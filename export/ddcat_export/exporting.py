@@ -6,6 +6,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from ddcat.atomic_files import check_can_create
 from ddcat.bundle import Bundle
 from ddcat.classes import Classes
@@ -20,6 +22,7 @@ from ddcat_export.errors import ExportError
 from ddcat_export.golden_images import golden_images
 from ddcat_export.graph_checks import OPSET
 from ddcat_export.layer_diff import Layer, compare_layers
+from ddcat_export.modules import open_model
 from ddcat_export.onnx_export import MINIMUM_SIZE, build_graph
 from ddcat_export.onnx_options import OnnxOptions
 from ddcat_export.opsets import check_opset, lowered
@@ -28,7 +31,6 @@ from ddcat_export.precision_cast import cast_graph
 from ddcat_export.progress import Progress
 from ddcat_export.ptq import REPORT, make_int8
 from ddcat_export.sensitivity import LayerError
-from ddcat_export.sources import open_source
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.reference import Reference
 
@@ -60,7 +62,7 @@ class Exported(NamedTuple):
 
 
 def export(
-    source: str | Path,
+    source: str | Path | nn.Module,
     out: str | Path,
     *,
     engine: str = "ort",
@@ -77,7 +79,7 @@ def export(
     data_root: str | Path | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
     key: str | Path | None = None,
-    classes: str | Path | Classes | None = None,
+    classes: str | Path | Classes | Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     scale: float = 1 / 255,
@@ -91,8 +93,10 @@ def export(
 
     Parameters
     ----------
-    source : path
-        A checkpoint file, a run directory, whose best checkpoint is taken, or an ONNX file (.onnx) of another program.
+    source : path, or torch.nn.Module
+        A checkpoint file, a run directory, whose best checkpoint is taken, or an ONNX file (.onnx) of another program. Or a
+        network in Python, on the CPU, that maps images to logits: it is written to `out` with .onnx behind its name, which a
+        gate compares the engine with, and is an ONNX file from there on.
     out : Path
         Must not exist, or be an empty directory.
     engine, precision : str
@@ -114,7 +118,8 @@ def export(
     key : Path, optional
         Private key to sign the manifest with.
     classes, mean, std, scale, output, layout, reference
-        Of an ONNX file: see `ddcat_export.onnx_options.OnnxOptions`.
+        Of an ONNX file or a network in Python: see `ddcat_export.onnx_options.OnnxOptions`. Such a network is fed images in
+        [0, 1] unless `mean` and `std` are given.
     progress : callable, optional
         Called with the current stage.
 
@@ -134,7 +139,9 @@ def export(
     if key is not None:
         check_key(key)
     progress("reading the model")
-    model = open_source(Path(source), OnnxOptions(classes, mean, std, scale, output, layout, reference), data_root=data_root)
+    model = open_model(
+        source, OnnxOptions(classes, mean, std, scale, output, layout, reference), beside=out, sizes=sizes, data_root=data_root
+    )
     sizes, max_batch = model.sizes(sizes), model.max_batch(max_batch)
     shapes = shapes_of_engine(engine, sizes, minimum=MINIMUM_SIZE, max_size=max_size, max_batch=max_batch)
     if model.given is not None and precision != "int8":

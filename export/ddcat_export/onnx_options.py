@@ -18,8 +18,8 @@ class OnnxOptions(NamedTuple):
 
     Attributes
     ----------
-    classes : path, Classes or None
-        `classes.yaml`, or the classes; None: those of the data set.
+    classes : path, Classes, sequence of str, or None
+        `classes.yaml`, the classes, or their names; None: those of the data set.
     mean, std : three floats, or None
         The file is fed (image * scale - mean) / std, of RGB images with levels of 0 to 255.
     scale : float
@@ -31,7 +31,7 @@ class OnnxOptions(NamedTuple):
         The float file that a quantised one was made from.
     """
 
-    classes: str | Path | Classes | None = None
+    classes: str | Path | Classes | Sequence[str] | None = None
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     scale: float = 1 / 255

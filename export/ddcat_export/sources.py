@@ -260,7 +260,10 @@ def open_onnx(path: Path, options: OnnxOptions, *, data_root: Path | None = None
         classes = dataset.classes if classes is None else classes
     if classes is None:
         raise ExportError(f"{path}: use --classes FILE with the names of its classes, as in classes.yaml of a data set")
-    known = classes if isinstance(classes, Classes) else read_classes(Path(classes))
+    if isinstance(classes, str | Path):
+        known = read_classes(Path(classes))
+    else:
+        known = classes if isinstance(classes, Classes) else Classes.with_voc_palette(classes)
     return OnnxFile.read(
         path, classes=known, mean=options.mean, std=options.std, scale=options.scale, output=options.output, data=data
     )
