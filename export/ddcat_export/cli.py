@@ -73,6 +73,10 @@ def export(
             show_default="32",
         ),
     ] = None,
+    calibration_folder: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Images without labels to calibrate on.", show_default="the training split"),
+    ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
@@ -181,6 +185,7 @@ def export(
     of_int8: dict[str, object] = {
         "--calibration": calibration,
         "--calibration-images": calibration_images,
+        "--calibration-folder": calibration_folder,
         "--max-drop": max_drop is not None,
     }
     of_plans: dict[str, object] = {
@@ -263,6 +268,7 @@ def export(
         done = exporting.export(
             source, place, engine=engine, precision=chosen, sizes=sizes, max_size=largest, max_batch=max_batch, logits=logits,
             confidence=confidence, calibration=calibration or "mixed", calibration_images=calibration_images or 32,
+            calibration_folder=calibration_folder,
             max_drop=max_drop, data_root=data_root, options=options, key=sign, progress=progress, opset=opset or OPSET,
             **onnx_options(
                 classes=classes, mean=mean, std=std, scale=scale, output=output, layout=layout, reference=reference

@@ -15,12 +15,15 @@ from ddcat.manifest import DataSource
 from ddcat_export.errors import ExportError
 from ddcat_train.data import open_dataset
 from ddcat_train.data.dataset import Dataset
+from ddcat_train.data.files import IMAGES, walk
 from ddcat_train.data.loader import evaluation_batches
+from ddcat_train.data.pictures import read_image
 from ddcat_train.errors import DataError
-from ddcat_train.pixels import nearest_8_bit, to_pixels
+from ddcat_train.networks import Segmenter
+from ddcat_train.pixels import nearest_8_bit, to_pixels, to_planes
 from ddcat_train.reference import Reference
 
-__all__ = ["ExportData", "Sample", "spread"]
+__all__ = ["ExportData", "PictureFolder", "Sample", "spread"]
 
 
 class Sample(NamedTuple):
@@ -136,6 +139,63 @@ class ExportData:
             pixels = F.interpolate(pixels, self._size, mode="bilinear", antialias=True)  # (1, 3, H, W)
             labels = F.interpolate(labels[None].float(), self._size, mode="nearest")[0]  # (1, H, W)
         return Sample(name, to_pixels(nearest_8_bit(pixels)), labels.to(torch.uint8).numpy())
+
+
+class PictureFolder(ExportData):
+    """
+    Images without labels, in place of a data set: what the model itself says of them stands for their labels.
+
+    Parameters
+    ----------
+    reference, size
+        As for `ExportData`.
+    folder : Path
+        With its sub-folders.
+    segmenter : Segmenter
+        The model, on the CPU, in eval() mode.
+
+    Raises
+    ------
+    ExportError
+        Where the folder holds no image.
+    """
+
+    def __init__(
+        self, reference: Reference, *, folder: Path, segmenter: Segmenter, size: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__(reference, size=size)
+        self.train_split = "images without labels"
+        self._files = sorted(path for path in walk(folder) if path.suffix.lower() in IMAGES) if folder.is_dir() else []
+        if not self._files:
+            raise ExportError(f"--calibration-folder {folder}: expected a folder with images, {', '.join(IMAGES)}")
+        self._folder, self._segmenter = folder, segmenter
+
+    def val(self, images: int) -> tuple[Sample, ...]:
+        """Refuse to evaluate: there are no labels."""
+        raise ExportError("--max-drop is measured on labelled images: use --data-root instead of --calibration-folder")
+
+    def pictures(self, count: int) -> tuple[list[Images], str]:
+        """Read images, from the first to the last, at their own sizes: see `ExportData.pictures`."""
+        chosen = self._chosen(count)
+        return [read_image(path) for path in chosen], f"{self._folder}: {', '.join(path.name for path in chosen)}"
+
+    def _samples(self, split: str, images: int) -> tuple[Sample, ...]:
+        key = (split, images)
+        if key not in self._read:
+            self._read[key] = tuple(self._labelled(path) for path in self._chosen(min(images, len(self._files))))
+        return self._read[key]
+
+    def _labelled(self, path: Path) -> Sample:
+        pixels = to_planes(read_image(path)[None])
+        if self._size is not None:
+            pixels = F.interpolate(pixels, self._size, mode="bilinear", antialias=True)  # (1, 3, H, W)
+        image = to_pixels(nearest_8_bit(pixels))
+        with torch.no_grad():
+            labels = self._segmenter(to_planes(image)).argmax(1)  # (1, H, W)
+        return Sample(path.name, image, labels.to(torch.uint8).numpy())
+
+    def _chosen(self, count: int) -> list[Path]:
+        return [self._files[spread(index, count, len(self._files))] for index in range(count)]
 
 
 def check_labels(labels: Tensor, classes: int, where: str) -> None:

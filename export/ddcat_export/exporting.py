@@ -16,7 +16,7 @@ from ddcat.manifest import CalibrationKind, ClassEntry, Precision, Sizes
 from ddcat.signing import check_key
 from ddcat_export.bundle_builder import CPU_GRAPH, GRAPH, ExportedModel, assemble, graph_precision, shapes_of_engine
 from ddcat_export.calibration import training_attack
-from ddcat_export.data import ExportData
+from ddcat_export.data import ExportData, PictureFolder
 from ddcat_export.engines import check_possible
 from ddcat_export.errors import ExportError
 from ddcat_export.golden_images import golden_images
@@ -32,6 +32,7 @@ from ddcat_export.progress import Progress
 from ddcat_export.ptq import REPORT, make_int8
 from ddcat_export.sensitivity import LayerError
 from ddcat_train.checkpoints import load_checkpoint
+from ddcat_train.networks import Segmenter
 from ddcat_train.reference import Reference
 
 __all__ = ["Exported", "diff_layers", "export"]
@@ -74,6 +75,7 @@ def export(
     confidence: bool = False,
     calibration: CalibrationKind = "mixed",
     calibration_images: int = 32,
+    calibration_folder: str | Path | None = None,
     max_drop: float | None = None,
     opset: int = OPSET,
     data_root: str | Path | None = None,
@@ -109,6 +111,8 @@ def export(
         Add the logits at low resolution, and the probability of each label, to the outputs.
     calibration, calibration_images, max_drop
         For int8: see `ddcat_export.ptq.make_int8`.
+    calibration_folder : path, optional
+        For int8: images without labels in place of the data set; the model's own labels stand for theirs.
     opset : int
         Opset of the graph, for a runtime that reads no newer one.
     data_root : Path, optional
@@ -147,7 +151,7 @@ def export(
     if model.given is not None and precision != "int8":
         raise ExportError(f"{source} is quantised: use --precision int8")
     segmenter = model.reference.segmenter()
-    data = ExportData(model.reference, root=data_root, size=sizes[0] if sizes is not None and len(sizes) == 1 else None)
+    data = _data(model.reference, segmenter, sizes, root=data_root, folder=calibration_folder)
     calibrated = precision == "int8" and model.given is None
     if calibrated:  # a fault in the data is reported before the long work begins
         progress("reading images")
@@ -234,6 +238,15 @@ def diff_layers(
         content = cast_graph(content, precision)
     progress("comparing each layer with PyTorch")
     return compare_layers(content, segmenter, sample_images(shapes_of(sizes)[-1], 0))
+
+
+def _data(
+    reference: Reference, segmenter: Segmenter, sizes: Sizes | None, *, root: Path | None, folder: str | Path | None
+) -> ExportData:
+    size = sizes[0] if sizes is not None and len(sizes) == 1 else None
+    if folder is None:
+        return ExportData(reference, root=root, size=size)
+    return PictureFolder(reference, folder=Path(folder), segmenter=segmenter, size=size)
 
 
 def _classes(reference: Reference) -> tuple[ClassEntry, ...]:

@@ -135,3 +135,20 @@ def test_classes_of_a_file_without_data(file: Path, tmp_path: Path, capsys: pyte
     error = capsys.readouterr().err
     assert "gives logits of shape (1, 6, 32, 32): expected logits of 2 channels" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_int8_is_calibrated_on_images_without_labels(
+    file: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", file, *FED, "--precision", "int8", "--out", tmp_path / "bundle", "--data-root", scenes]
+    folder = ["--calibration-folder", scenes / "JPEGImages", "--calibration-images", 4]
+    assert command(*words, *folder, "--max-drop", 1) == 2
+    assert "--max-drop is measured on labelled images" in capsys.readouterr().err
+    assert command(*words, "--calibration-folder", tmp_path) == 2
+    assert "expected a folder with images" in capsys.readouterr().err
+    assert command(*words, *folder) == 0
+    quantisation = open_bundle(tmp_path / "bundle").manifest.quantisation
+    assert quantisation is not None
+    assert quantisation.calibration is not None
+    assert (quantisation.calibration.images, quantisation.calibration.split) == (4, "images without labels")
