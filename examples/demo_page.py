@@ -13,7 +13,7 @@ from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.errors import BenchError
 from ddcat_bench.fidelity.compare import FidelityResult
 from ddcat_bench.figures import data_uri
-from ddcat_bench.html import render
+from ddcat_bench.templates import render
 from ddcat_bench.timing.results import SpeedResult
 
 __all__ = ["METHOD_NAMES", "Page", "Stage", "Statement", "keeps_twice", "loses_half", "render_page", "robustness_statements"]
@@ -164,7 +164,7 @@ def render_page(page: Page) -> str:
         "ignored": IGNORED_COLOUR,
         "environment": page.attacks[0].environment,
     }
-    return render(Path(__file__).with_name("demo_page.html"), values)
+    return render(Path(__file__).with_name("demo_page.html"), **values)
 
 
 class _Curve(NamedTuple):

@@ -8,6 +8,7 @@ from ddcat_bench.result_schema import BundleEntry, CheckpointEntry, DataEntry, E
 
 __all__ = [
     "bundle_line",
+    "cell",
     "data_line",
     "environment_lines",
     "fixed",
@@ -25,7 +26,7 @@ _OPEN = re.compile(r"(?<!\\)([|<])")  # of a cell: another column, or a tag
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> str:
     """Write a Markdown table; the first columns are texts, all others numbers. No cell is HTML, nor more than one cell."""
-    lines = [head, [*["---"] * texts, *["---:"] * (len(head) - texts)], *([_cell(text) for text in row] for row in rows)]
+    lines = [head, [*["---"] * texts, *["---:"] * (len(head) - texts)], *([cell(text) for text in row] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -34,7 +35,8 @@ def literal(text: str) -> str:
     return _MEANT.sub(r"\\\1", printable(text, None))
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """Write a text as one cell of a table."""
     return _OPEN.sub(r"\\\1", printable(text, None))
 
 

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from ddcat_bench.compare.comparison import CompareResult
 from ddcat_bench.figures import data_uri, figure_png
-from ddcat_bench.html import render
 from ddcat_bench.markdown import fixed, signed, table
+from ddcat_bench.templates import render
 
 __all__ = ["compare_html", "compare_markdown", "pareto"]
 
@@ -47,7 +47,7 @@ def compare_html(result: CompareResult) -> str:
         "rows": list(zip(result.rows, _cells(result), strict=True)),
         "plots": [data_uri(pareto(result, dark=dark)) for dark in (False, True)],
     }
-    return render(Path(__file__).with_name("compare.html"), values)
+    return render(Path(__file__).with_name("compare.html"), **values)
 
 
 def pareto(result: CompareResult, *, dark: bool = False) -> bytes:

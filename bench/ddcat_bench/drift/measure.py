@@ -10,6 +10,7 @@ their mirror image, in which every class has the area that it had, and boundarie
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -24,8 +25,8 @@ from ddcat.engines.golden import read_golden
 from ddcat.metrics import confusion_counts, miou
 from ddcat.schema import Fraction, Method, StrictModel
 from ddcat_bench.errors import BenchError
-from ddcat_bench.markdown import table
 from ddcat_bench.result_schema import BundleEntry, Environment
+from ddcat_bench.templates import render
 from ddcat_serve.observe.answer_statistics import Statistics, golden_statistics, statistics_of
 from ddcat_serve.observe.drift_monitor import MIN_IMAGES, DriftMonitor
 from ddcat_train.attacks import Model, signed_gradient_ascent
@@ -140,24 +141,7 @@ def measure_drift(
 
 def drift_markdown(result: DriftResult) -> str:
     """Write the table."""
-    rows = [
-        [
-            row.reference,
-            row.traffic,
-            row.order,
-            *(f"{value:.3f}" for value in (row.above_large, row.ever, row.above_small, row.median, result.miou[row.traffic])),
-        ]
-        for row in result.rows
-    ]
-    head = ["reference", "traffic", "order", "alarms", "streams with one", f"above {SMALL}", "median PSI", "mIoU"]
-    return (
-        f"# What the drift figure sees: {result.bundle.name}\n\n"
-        f"{result.data}, {result.split}: {result.streams} streams of {result.length} images from the second half of "
-        f"{result.images}, seen by the server's monitor; attacks at {255 * result.epsilon:.3g}/255 with {result.steps} steps. "
-        f"An alarm is a moment, from the {result.least}th image on, at which the largest PSI is above {LARGE}.\n\n"
-        f"{table(head, rows, texts=3)}\n"
-        "Monitoring, and no defence: an attacker who knows the figure leaves it as it was.\n"
-    )
+    return render(Path(__file__).with_name("drift.md"), result=result, small=SMALL, large=LARGE)
 
 
 def _sent(network: Model, images: Tensor, epsilon: float) -> dict[Traffic, Tensor]:

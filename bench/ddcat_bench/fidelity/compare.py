@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,8 +23,8 @@ from ddcat_bench.attack.suites import BIM
 from ddcat_bench.describe import describe_bundle, describe_data, describe_environment, describe_reference
 from ddcat_bench.errors import BenchError
 from ddcat_bench.inputs import engine_batch_size, main_branch
-from ddcat_bench.markdown import bundle_line, data_line, provenance_lines, table
 from ddcat_bench.result_schema import BundleEntry, CheckpointEntry, DataEntry, Environment, Scores
+from ddcat_bench.templates import render
 from ddcat_train.attacks import trajectory
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
@@ -191,26 +192,4 @@ def _infer(engine: Engine, received: Tensor, bundle: Bundle, names: list[str]) -
 
 def fidelity_markdown(result: FidelityResult) -> str:
     """Write how an engine and the PyTorch main branch agree."""
-    rows = [
-        [
-            row.label,
-            f"{row.agreement:.4%}",
-            f"{row.counted_agreement:.4%}",
-            f"{row.differing} of {row.pixels}",
-            f"{row.engine.miou:.4f}",
-            f"{row.pytorch.miou:.4f}",
-            f"{100 * (row.engine.miou - row.pytorch.miou):+.3f}",
-        ]
-        for row in result.rows
-    ]
-    head = ["8-bit images", "agreement", "of counted pixels", "pixels that differ", "mIoU engine", "mIoU PyTorch", "points"]
-    attacked = next(row for row in result.rows if row.steps)
-    return (
-        f"# {result.bundle.name}: the engine beside PyTorch\n\n"
-        f"{data_line(result.data)}\n\n"
-        f"{table(head, rows)}\n"
-        f"n = N: BIM of N steps, epsilon {attacked.epsilon:.4g} ({attacked.grey_levels:.0f}/255 for 8-bit images), "
-        f"alpha {attacked.alpha:.4g}.\n\n"
-        f"{result.protocol}\n\n"
-        f"{bundle_line(result.bundle)}{provenance_lines(result.checkpoint, result.environment)}"
-    )
+    return render(Path(__file__).with_name("fidelity.md"), result=result)

@@ -27,8 +27,8 @@ from ddcat_bench.gate.words import (
     title,
     untested,
 )
-from ddcat_bench.html import render
 from ddcat_bench.markdown import environment_lines, fixed, literal, machine_line, signed, table
+from ddcat_bench.templates import render
 from ddcat_bench.timing.throughput import THROUGHPUT_HEADS, draw_throughput, throughput_cells, throughput_markdown
 
 __all__ = ["Drawing", "draw_interval", "finding_line", "gate_brief", "gate_html", "gate_junit", "gate_markdown"]
@@ -195,10 +195,8 @@ def gate_html(result: GateResult, overlays: Sequence[Overlay] | None = None, leg
         "cost_rows": [] if result.cost is None else throughput_cells(result.cost),
         "cost_drawings": [] if result.cost is None else draw_throughput(result.cost),
         "width": _WIDTH,
-        "fixed": fixed,
-        "signed": signed,
     }
-    return render(Path(__file__).with_name("gate.html"), values)
+    return render(Path(__file__).with_name("gate.html"), **values)
 
 
 def draw_interval(row: ThreatRow, reach: float) -> Drawing:

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from ddcat.error_text import first_line
 from ddcat.manifest import DimRange
 from ddcat_bench.describe import describe_bundle, describe_environment, describe_reference
 from ddcat_bench.errors import BenchError
-from ddcat_bench.markdown import bundle_line, provenance_lines, table
+from ddcat_bench.templates import render
 from ddcat_bench.timing.cpu_contention import watch_contention
 from ddcat_bench.timing.interleave import interleave, ratio, timing
 from ddcat_bench.timing.pytorch_models import EAGER, Images, torch_labels, torch_settings
@@ -219,43 +220,9 @@ def _only_size(height: DimRange, width: DimRange) -> tuple[int, int] | None:
 
 def speed_markdown(result: SpeedResult) -> str:
     """Write an engine's time and memory beside PyTorch's."""
-    ratios = {ratio.baseline: ratio for ratio in result.ratios}
-    rows = [
-        [
-            "engine" if entry.name == "engine" else f"PyTorch, {entry.name}",
-            *(f"{1000 * value:.2f}" for value in (t.lower_quartile, t.median, t.upper_quartile)),
-            "yes" if t.stable else "**no**",
-            faster(ratios[entry.name]) if entry.name in ratios else "",
-            mebibytes(entry.peak_memory),
-        ]
-        for entry in result.contenders
-        for t in (entry.times,)
-    ]
-    head = [
-        "milliseconds a call",
-        "lower quartile",
-        "median",
-        "upper quartile",
-        "stable",
-        "the engine is faster by",
-        "peak MiB",
-    ]
-    note = (
-        ""
-        if result.stable
-        else "**Unstable**: the medians of the last three windows differ by more than 10 %. Measure again on a machine that "
-        "does nothing else, or with more --repeats.\n\n"
-    )
-    return (
-        f"# {result.bundle.name}: the engine's time and memory beside PyTorch's\n\n"
-        f"{result.batch} x {result.height} x {result.width} (images x height x width), threads of each: {result.threads}, "
-        f"{len(result.contenders[0].times.seconds)} calls each in turns after {result.warm_up} to warm up; {result.inputs}.\n\n"
-        f"{table(head, rows)}\n"
-        "Faster by: seconds of PyTorch / the engine's in the same turn, median and quartiles. The engine's file has "
-        f"{result.engine_bytes / 2**20:.1f} MiB, {result.engine_bytes / result.parameter_bytes:.3f} of the main branch's "
-        f"parameters in fp32.\n\n{note}"
-        f"{result.boundary} {result.memory} {neighbours(result)}\n\n"
-        f"{bundle_line(result.bundle)}{provenance_lines(result.checkpoint, result.environment)}"
+    ratios = {ratio.baseline: faster(ratio) for ratio in result.ratios}
+    return render(
+        Path(__file__).with_name("speed.md"), result=result, ratios=ratios, mebibytes=mebibytes, neighbours=neighbours(result)
     )
 
 
