@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from ddcat.text import printable
@@ -27,9 +27,9 @@ from ddcat_bench.gate.words import (
     title,
     untested,
 )
-from ddcat_bench.markdown import environment_lines, fixed, literal, machine_line, signed, table
+from ddcat_bench.markdown import machine_line
 from ddcat_bench.templates import render
-from ddcat_bench.timing.throughput import THROUGHPUT_HEADS, draw_throughput, throughput_cells, throughput_markdown
+from ddcat_bench.timing.throughput import THROUGHPUT_HEADS, draw_throughput, throughput_cells
 
 __all__ = ["Drawing", "draw_interval", "finding_line", "gate_brief", "gate_html", "gate_junit", "gate_markdown"]
 
@@ -41,58 +41,12 @@ _TIME_HEADS = ["what", "median, ms", "quartiles, ms", "peak, MiB"]
 
 def gate_brief(result: GateResult) -> str:
     """Write the short answer: the verdict, why, and what passed; all else is in gate.md."""
-    findings = by_verdict(result)
-    failed = [f"- **{f.verdict}** {literal(finding_line(f))}\n" for f in findings if f.verdict != "pass"]
-    passed = [f.name for f in findings if f.verdict == "pass"]
-    ends = [f"- passed: {', '.join(passed)}\n"] if passed else []
-    ends += [f"- not tested: {', '.join(result.limits.unset)}\n"] if result.limits.unset else []
-    ends += [f"- **warning** {literal(warning)}\n" for warning in result.warnings]
-    return f"# Gate: {result.verdict}\n\n{title(result)}\n\n{''.join([*failed, *ends])}"
+    return render(Path(__file__).with_name("brief.md"), **_values(result))
 
 
 def gate_markdown(result: GateResult) -> str:
     """Write tables: the verdict and why, threats, attacks, classes."""
-    findings = [[f"**{f.verdict}**", f.name, f.found, f.limit, f.reason] for f in by_verdict(result)]
-    findings += [["not tested", name, found, "none", "the limits leave it out"] for name, found in untested(result)]
-    threats = [
-        [
-            row.name, fixed(row.reference), fixed(row.engine), signed(row.difference), _bounds(row.interval),
-            *(_bounds(row.by_block[size]) if size in row.by_block else "-" for size in ("5", "20")),
-            row.verdict or "nothing to preserve",
-        ]
-        for row in result.threats
-    ]  # fmt: skip
-    classes = [[literal(name), *cells] for name, *cells in class_cells(result)]
-    nowhere = [literal(name) for name in absent(result)]
-    return "\n".join(
-        [
-            f"# Gate: {result.verdict}\n\n{title(result)}\n\n{literal(about(result))}\n",
-            *(f"> **Warning.** {literal(warning)}\n" for warning in result.warnings),
-            table(["verdict", "what", "found", "limit", "why"], findings, texts=5),
-            "## Robustness\n\nPoints of mIoU; the interval is of engine minus PyTorch model, 90 % of the draws "
-            f"({result.drawn}).\n",
-            table(
-                ["threat", "PyTorch model", "engine", "difference", "interval", "blocks of 5", "of 20", "verdict"],
-                threats,
-                texts=1,
-            ),
-            "## Attacks\n",
-            "".join(f"- {word}: {meaning}\n" for word, meaning in WORDS.items()),
-            table(MEMBER_HEADS, member_cells(result), texts=2),
-            "## Where the labels differ\n\nOn the images that were made on the PyTorch model, and on clean ones; near "
-            f"boundaries: within {BAND} pixels of a true one.\n",
-            table(PLACE_HEADS, place_cells(result), texts=1),
-            "Pixels by how far, in logits, the PyTorch model's label was ahead of its second choice; and the share of them "
-            "that the engine labels in another way.\n",
-            table(["ahead by", *flip_heads(result)], margin_cells(result), texts=1),
-            f"## Classes\n\nPoints of IoU; rare: less than one pixel in a hundred. Attacked: {result.threats[-1].name}.\n",
-            table(CLASS_HEADS, classes, texts=1),
-            *([f"Neither in these images nor labelled by either model: {', '.join(nowhere)}.\n"] if nowhere else []),
-            *([] if result.cost is None else ["## Cost of the engine alone\n", throughput_markdown(result.cost)]),
-            f"{result.protocol}\n",
-            environment_lines(result.environment),
-        ]
-    )
+    return render(Path(__file__).with_name("gate.md"), **_values(result))
 
 
 def gate_junit(result: GateResult) -> str:
@@ -120,10 +74,6 @@ def gate_junit(result: GateResult) -> str:
 def _xml(text: str) -> str:
     """Escape what a terminal acts on, and leave out what XML cannot hold."""
     return _NO_XML.sub("\ufffd", printable(text, None))
-
-
-def _bounds(interval: tuple[float, float]) -> str:
-    return f"{signed(interval[0])} to {signed(interval[1])}"
 
 
 class Drawing(NamedTuple):
@@ -165,14 +115,33 @@ def gate_html(result: GateResult, overlays: Sequence[Overlay] | None = None, leg
         Legend: a name, and a CSS colour.
     """
     reach = _reach(result.threats)
-    values = {
+    return render(
+        Path(__file__).with_name("gate.html"),
+        **_values(result),
+        drawings=[(row, draw_interval(row, reach)) for row in result.threats],
+        width=_WIDTH,
+        time_heads=_TIME_HEADS,
+        times=_times(result),
+        machine=machine_line(result.environment),
+        overlays=overlays,
+        differing=[overlay for overlay in overlays or () if overlay.pictures],
+        equal=[overlay.caption for overlay in overlays or () if not overlay.pictures],
+        legend=legend,
+        cost_drawings=[] if result.cost is None else draw_throughput(result.cost),
+    )
+
+
+def _values(result: GateResult) -> dict[str, Any]:
+    """Return what all the templates know."""
+    findings = by_verdict(result)
+    return {
         "result": result,
         "title": title(result),
         "about": about(result),
-        "findings": by_verdict(result),
+        "findings": findings,
+        "finding_line": finding_line,
+        "passed": [finding.name for finding in findings if finding.verdict == "pass"],
         "untested": untested(result),
-        "reasons": [finding_line(finding) for finding in by_verdict(result) if finding.verdict != "pass"],
-        "drawings": [(row, draw_interval(row, reach)) for row in result.threats],
         "words": WORDS,
         "member_heads": MEMBER_HEADS,
         "members": member_cells(result),
@@ -183,20 +152,10 @@ def gate_html(result: GateResult, overlays: Sequence[Overlay] | None = None, leg
         "class_heads": CLASS_HEADS,
         "classes": class_cells(result),
         "absent": absent(result),
-        "time_heads": _TIME_HEADS,
-        "times": _times(result),
-        "machine": machine_line(result.environment),
         "band": BAND,
-        "overlays": overlays,
-        "differing": [overlay for overlay in overlays or () if overlay.pictures],
-        "equal": [overlay.caption for overlay in overlays or () if not overlay.pictures],
-        "legend": legend,
         "cost_heads": THROUGHPUT_HEADS,
         "cost_rows": [] if result.cost is None else throughput_cells(result.cost),
-        "cost_drawings": [] if result.cost is None else draw_throughput(result.cost),
-        "width": _WIDTH,
     }
-    return render(Path(__file__).with_name("gate.html"), **values)
 
 
 def draw_interval(row: ThreatRow, reach: float) -> Drawing:

@@ -11,7 +11,6 @@ import torch
 from ddcat.bundle import Bundle
 from ddcat.engines import Engine
 from ddcat.manifest import InputShapes
-from ddcat_bench.markdown import table
 from ddcat_bench.timing.cpu_contention import watch_contention
 from ddcat_bench.timing.interleave import timing
 from ddcat_bench.timing.results import Precision, ThroughputResult, ThroughputRow
@@ -25,7 +24,6 @@ __all__ = [
     "matrix_product_peak",
     "measure_throughput",
     "throughput_cells",
-    "throughput_markdown",
 ]
 
 BATCHES = (1, 2, 4, 8)
@@ -161,11 +159,6 @@ class Drawing(NamedTuple):
     points: list[tuple[float, float]]
     across: list[tuple[float, str]]
     up: list[tuple[float, str]]
-
-
-def throughput_markdown(cost: ThroughputResult) -> str:
-    """Write both tables as one."""
-    return table(THROUGHPUT_HEADS, throughput_cells(cost), texts=0)
 
 
 def throughput_cells(cost: ThroughputResult) -> list[list[str]]:
