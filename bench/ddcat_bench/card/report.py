@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ddcat_bench.card.collect import Card
-from ddcat_bench.html import render
 from ddcat_bench.markdown import literal, table
+from ddcat_bench.templates import render
 
 __all__ = ["card_html", "card_markdown"]
 
@@ -20,8 +20,8 @@ def card_markdown(card: Card) -> str:
 
 def card_html(card: Card) -> str:
     """Write the card as a page."""
-    values = {"title": _title(card), "about": card.about, "alarms": card.alarms, "heads": _HEADS, "rows": _cells(card)}
-    return render(Path(__file__).with_name("card.html"), values)
+    page = Path(__file__).with_name("card.html")
+    return render(page, title=_title(card), about=card.about, alarms=card.alarms, heads=_HEADS, rows=_cells(card))
 
 
 def _title(card: Card) -> str:
