@@ -14,6 +14,7 @@ from ddcat.text import printable
 
 __all__ = [
     "EXIT_USAGE",
+    "BundleArgument",
     "ExpectDigest",
     "RequirePassport",
     "RequireSignature",
@@ -24,6 +25,8 @@ __all__ = [
 
 EXIT_USAGE = 2  # exit status of an error or of bad input
 _LONGEST = 4000  # characters of an error: it may quote what others wrote
+
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat export wrote.")]
 
 # the arguments of `ddcat.bundle.TrustPolicy.from_options`
 RequireSignature = Annotated[

@@ -1,11 +1,22 @@
 """Options that several commands share, and the choices of options."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-__all__ = ["AnySuite", "DataRoot", "Force", "MaxImages", "MovedCheckpoint", "ProtocolName", "Split", "SuiteName"]
+__all__ = [
+    "AnySuite",
+    "DataRoot",
+    "Force",
+    "ImageSize",
+    "MaxImages",
+    "MovedCheckpoint",
+    "ProtocolName",
+    "Split",
+    "SuiteName",
+    "out_option",
+]
 
 SuiteName = Literal["quick", "paper", "sea", "full"]
 AnySuite = Literal[SuiteName, "corruptions"]
@@ -20,3 +31,12 @@ MaxImages = Annotated[
 ]
 MovedCheckpoint = Annotated[Path | None, typer.Option(help="Path of the bundle's checkpoint, if it has moved.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier result of this command, which is refused otherwise.")]
+ImageSize = Annotated[
+    str | None,
+    typer.Option(metavar="HEIGHTxWIDTH", help="Size of the input images.", show_default="the engine's, or the data's"),
+]
+
+
+def out_option(default: str) -> Any:
+    """Declare --out of a command, which has a folder by default."""
+    return typer.Option(metavar="DIR", help="Write the result into this folder.", show_default=default)

@@ -15,6 +15,7 @@ __all__ = [
     "literal",
     "machine_line",
     "number",
+    "origin_lines",
     "provenance_lines",
     "signed",
     "table",
@@ -84,6 +85,13 @@ def bundle_line(bundle: BundleEntry) -> str:
     """Write the bundle and the description of its engine."""
     engine = ", ".join(f"{key} {value}" for key, value in bundle.engine.items())
     return f"- bundle: {literal(bundle.path)}, manifest SHA-256 {bundle.sha256}\n- engine: {literal(engine)}\n"
+
+
+def origin_lines(checkpoint: CheckpointEntry | None, bundle: BundleEntry | None, environment: Environment) -> str:
+    """Write what was evaluated, a checkpoint or a bundle, and by what."""
+    if checkpoint is not None:
+        return provenance_lines(checkpoint, environment)
+    return ("" if bundle is None else bundle_line(bundle)) + environment_lines(environment)
 
 
 def number(value: float | None) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic.fields import FieldInfo
 
-from ddcat.cli_support import ExpectDigest, RequirePassport, RequireSignature
+from ddcat.cli_support import BundleArgument, ExpectDigest, RequirePassport, RequireSignature
 from ddcat_serve.errors import ServeError
 from ddcat_serve.inference.sources import parse_source
 from ddcat_serve.settings import PREFIX, Settings, read_settings
@@ -114,7 +114,7 @@ def run(
 
 @app.command()
 def inspect(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat export wrote.")],
+    bundle: BundleArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Print digest, trust and manifest as JSON.")] = False,
     replay: Annotated[
         bool, typer.Option("--replay", help="Run the engine, and compare its labels of the golden images with the bundle's.")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ddcat.choices import Device
-from ddcat_bench.cli_options import AnySuite, DataRoot, Force, MaxImages, ProtocolName, Split
+from ddcat_bench.cli_options import AnySuite, DataRoot, Force, MaxImages, ProtocolName, Split, out_option
 from ddcat_export.onnx_options import ClassesFile, Layout, Mean, OnnxOptions, Output, Scale, Std, onnx_options
 
 __all__ = ["attack"]
@@ -73,14 +73,7 @@ def attack(
             show_default="1",
         ),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Write the result into this folder.",
-            show_default="attack-SUITE beside the checkpoint or bundle",
-        ),
-    ] = None,
+    out: Annotated[Path | None, out_option("attack-SUITE beside the checkpoint or bundle")] = None,
     force: Force = False,
     classes: ClassesFile = None,
     mean: Mean = None,

@@ -14,7 +14,7 @@ from ddcat_bench.certify.results import CertificateResult
 from ddcat_bench.certify.smoothing import radius
 from ddcat_bench.describe import describe_data, describe_environment
 from ddcat_bench.judged import judged, open_data
-from ddcat_bench.markdown import bundle_line, data_line, environment_lines, literal, number, provenance_lines, table
+from ddcat_bench.markdown import data_line, literal, number, origin_lines, table
 from ddcat_bench.publish import claim, publish
 from ddcat_bench.work_units import forget_other, remove_work, work_folder
 from ddcat_train.reference import Reference
@@ -109,13 +109,7 @@ def certificate_markdown(result: CertificateResult) -> str:
         ["**certified**", f"**{number(result.certified_miou)}**", f"**{number(result.certified_accuracy)}**"],
     ]
     classes = [[literal(name), number(value)] for name, value in zip(result.data.classes, result.class_iou, strict=True)]
-    origin = (
-        provenance_lines(result.checkpoint, result.environment)
-        if result.checkpoint is not None
-        else f"{bundle_line(result.bundle)}{environment_lines(result.environment)}"
-        if result.bundle is not None
-        else ""
-    )
+    origin = origin_lines(result.checkpoint, result.bundle, result.environment)
     return (
         f"# Certified: nothing below an L2 norm of {result.radius:.3f} changes these labels\n\n"
         f"{data_line(result.data)}\n\n{table(['', 'mIoU', 'pixel accuracy'], figures)}\n"

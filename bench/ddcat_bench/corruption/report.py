@@ -10,7 +10,7 @@ from ddcat.metrics import confusion_counts, pixel_accuracy
 from ddcat_bench.corruption.measure import CorruptionJob
 from ddcat_bench.corruption.results import CorruptionResult, Group
 from ddcat_bench.figures import figure_png
-from ddcat_bench.markdown import bundle_line, data_line, environment_lines, number, provenance_lines, table
+from ddcat_bench.markdown import data_line, number, origin_lines, table
 from ddcat_train.corruptions import SEVERITIES, corrupt
 from ddcat_train.run import image_grid
 
@@ -60,13 +60,7 @@ def corruption_markdown(result: CorruptionResult) -> str:
             rows.append(["**mean**", *means, number(result.mean(group))])
             head = [title, *(f"severity {severity}" for severity in SEVERITIES), "mean"]
             parts.append(f"{table(head, rows)}\n")
-    origin = (
-        provenance_lines(result.checkpoint, result.environment)
-        if result.checkpoint is not None
-        else bundle_line(result.bundle) + environment_lines(result.environment)
-        if result.bundle is not None
-        else ""
-    )
+    origin = origin_lines(result.checkpoint, result.bundle, result.environment)
     return (
         f"# {result.title} under corruptions\n\n{corruption_brief(result)}\n{''.join(parts)}{_intervals(result)}\n"
         f"{_PROTOCOL}\n\n- seed: {result.seed}\n{origin}"

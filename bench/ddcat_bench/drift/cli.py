@@ -5,22 +5,19 @@ from typing import Annotated
 
 import typer
 
-from ddcat.cli_support import ExpectDigest, RequireSignature
-from ddcat_bench.cli_options import DataRoot, Force, MovedCheckpoint, Split
+from ddcat.cli_support import BundleArgument, ExpectDigest, RequireSignature
+from ddcat_bench.cli_options import DataRoot, Force, MovedCheckpoint, Split, out_option
 
 __all__ = ["drift"]
 
 
 def drift(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat export wrote.")],
+    bundle: BundleArgument,
     checkpoint: MovedCheckpoint = None,
     data_root: DataRoot = None,
     split: Split = None,
     epsilon: Annotated[str, typer.Option(metavar="E", help="Bound of both attacks, such as 8/255.")] = "8/255",
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Write the result into this folder.", show_default="BUNDLE-drift beside the bundle"),
-    ] = None,
+    out: Annotated[Path | None, out_option("BUNDLE-drift beside the bundle")] = None,
     force: Force = False,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,

@@ -3,26 +3,19 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from ddcat.cli_support import ExpectDigest, RequireSignature
-from ddcat_bench.cli_options import DataRoot, Force, MaxImages, MovedCheckpoint, Split
+from ddcat.cli_support import BundleArgument, ExpectDigest, RequireSignature
+from ddcat_bench.cli_options import DataRoot, Force, MaxImages, MovedCheckpoint, Split, out_option
 
 __all__ = ["fidelity"]
 
 
 def fidelity(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat export wrote.")],
+    bundle: BundleArgument,
     checkpoint: MovedCheckpoint = None,
     data_root: DataRoot = None,
     split: Split = None,
     max_images: MaxImages = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Write the result into this folder.", show_default="BUNDLE-fidelity beside the bundle"
-        ),
-    ] = None,
+    out: Annotated[Path | None, out_option("BUNDLE-fidelity beside the bundle")] = None,
     force: Force = False,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ddcat.cli_support import ExpectDigest, RequireSignature
-from ddcat_bench.cli_options import DataRoot, Force, MaxImages, MovedCheckpoint, Split
+from ddcat.cli_support import BundleArgument, ExpectDigest, RequireSignature
+from ddcat_bench.cli_options import DataRoot, Force, MaxImages, MovedCheckpoint, Split, out_option
 
 __all__ = ["gate"]
 
@@ -14,7 +14,7 @@ _STATUS = {"pass": 0, "refuse": 1, "inconclusive": 3}  # 2 is that of a command 
 
 
 def gate(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat export wrote.")],
+    bundle: BundleArgument,
     checkpoint: MovedCheckpoint = None,
     data_root: DataRoot = None,
     split: Split = None,
@@ -49,10 +49,7 @@ def gate(
     pictures: Annotated[
         bool, typer.Option("--pictures/--no-pictures", help="Show images of the data set in the report.")
     ] = True,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Write the result into this folder.", show_default="BUNDLE-gate beside the bundle"),
-    ] = None,
+    out: Annotated[Path | None, out_option("BUNDLE-gate beside the bundle")] = None,
     force: Force = False,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,

@@ -5,30 +5,22 @@ from typing import Annotated
 
 import typer
 
-from ddcat.cli_support import ExpectDigest, RequireSignature, parse_size
-from ddcat_bench.cli_options import DataRoot, Force
+from ddcat.cli_support import BundleArgument, ExpectDigest, RequireSignature, parse_size
+from ddcat_bench.cli_options import DataRoot, Force, ImageSize, out_option
 
 __all__ = ["scenarios"]
 
 
 def scenarios(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat export wrote.")],
+    bundle: BundleArgument,
     data_root: DataRoot = None,
-    size: Annotated[
-        str | None,
-        typer.Option(metavar="HEIGHTxWIDTH", help="Size of the input images.", show_default="the engine's, or the data's"),
-    ] = None,
+    size: ImageSize = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Duration of each scenario in seconds.")] = 10.0,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Number of threads of the engine.", show_default="the physical cores")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the arrival times of requests.")] = 0,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Write the result into this folder.", show_default="BUNDLE-scenarios beside the bundle"
-        ),
-    ] = None,
+    out: Annotated[Path | None, out_option("BUNDLE-scenarios beside the bundle")] = None,
     force: Force = False,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,

@@ -5,31 +5,25 @@ from typing import Annotated
 
 import typer
 
-from ddcat.cli_support import ExpectDigest, RequireSignature, parse_size
-from ddcat_bench.cli_options import DataRoot, Force, MovedCheckpoint
+from ddcat.cli_support import BundleArgument, ExpectDigest, RequireSignature, parse_size
+from ddcat_bench.cli_options import DataRoot, Force, ImageSize, MovedCheckpoint, out_option
 
 __all__ = ["speed"]
 
 
 def speed(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that ddcat export wrote.")],
+    bundle: BundleArgument,
     checkpoint: MovedCheckpoint = None,
     data_root: DataRoot = None,
     repeats: Annotated[int, typer.Option(help="Number of timed calls of each contender; 10 or more.")] = 30,
-    size: Annotated[
-        str | None,
-        typer.Option(metavar="HEIGHTxWIDTH", help="Size of the input images.", show_default="the engine's, or the data's"),
-    ] = None,
+    size: ImageSize = None,
     batch: Annotated[int, typer.Option(min=1, help="Number of images in a call.")] = 1,
     threads: Annotated[
         int | None,
         typer.Option(min=1, help="Number of threads of the engine and of PyTorch.", show_default="the physical cores"),
     ] = None,
     compiled: Annotated[bool, typer.Option("--compiled", help="Also time torch.compile of the main branch.")] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Write the result into this folder.", show_default="BUNDLE-speed beside the bundle"),
-    ] = None,
+    out: Annotated[Path | None, out_option("BUNDLE-speed beside the bundle")] = None,
     force: Force = False,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
