@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bench.gpu.train_step import attacks_markdown
 from PIL import Image
 
+from bench.gpu.measure import attacks_markdown
 from ddcat import cli
 from ddcat.metrics import Counts, confusion_counts, iou, miou, pixel_accuracy
 from ddcat_bench.attack.attacks import AttackBatch
