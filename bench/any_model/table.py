@@ -131,8 +131,6 @@ def make_row(model: TinyModel, scenes: Path, folder: Path) -> dict[str, Any]:
     if int8.exists():
         _note(row, "int8_labels", lambda: compare_bundles(fp32, int8, scenes))
     _note(row, "gate", lambda: gate(fp32))
-    if int8.exists():
-        _note(row, "int8_gate", lambda: gate(int8))
     _note(row, "served", lambda: compare_served(fp32, scenes))
     return row
 

@@ -147,6 +147,14 @@ def test_a_size_that_it_does_not_take() -> None:
         network(torch.rand(1, 3, 70, 40))
 
 
+def test_a_size_on_which_the_model_itself_fails() -> None:
+    network = cut(Plain, multiple=1)
+    with pytest.raises(
+        ConfigError, match=r"fails on images of 33 x 40: the size is odd; use images of another size, or model\.multiple"
+    ):
+        network(torch.rand(1, 3, 33, 40))
+
+
 class SoftMax(Plain):
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images).softmax(1)  # type: ignore[no-any-return]

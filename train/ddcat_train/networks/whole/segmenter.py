@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
+from ddcat.error_text import first_line
 from ddcat_train.choices import Head
 from ddcat_train.errors import ConfigError
+from ddcat_train.memory import lacks_memory
 from ddcat_train.networks.eval_mode import eval_mode
 from ddcat_train.networks.normalise import Normalise
 from ddcat_train.networks.segmenter import Segmenter
@@ -195,8 +197,16 @@ class CutSegmenter(Segmenter):
     def _shared_part(self, planes: Tensor) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         # An exception is the cheapest way out, but an exporter must see every module return; it drops what is not used.
         self._tap.arm(self.heads["main"] if torch.compiler.is_compiling() else None)
-        with suppress(_ReachedError):
-            self.backbone(planes)
+        try:
+            with suppress(_ReachedError):
+                self.backbone(planes)
+        except (ValueError, RuntimeError) as cause:
+            if torch.compiler.is_compiling() or lacks_memory(cause):
+                raise
+            size = " x ".join(map(str, planes.shape[2:]))
+            raise ConfigError(
+                f"the model fails on images of {size}: {first_line(cause)}; use images of another size, or model.multiple"
+            ) from cause
         return self._tap.taken()
 
     def prepared(self, images: Tensor) -> Tensor:
