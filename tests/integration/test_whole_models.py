@@ -6,7 +6,7 @@ PyTorch does. `bench/any_model/table.py` adds the gate and the server.
 """
 
 import contextlib
-import importlib
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -78,6 +78,15 @@ def configured(name: str, scenes: Path, method: str = "ddcat", *overrides: str) 
     return load_config(f"scenes-{method}", values)
 
 
+def tensorrt_refuses(graph: bytes) -> list[str]:
+    """What NVIDIA's parser does not take of a graph; nothing where its library is not installed."""
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        return []
+    checks = importlib.import_module("ddcat_export.engines.tensorrt.parser_check")
+    refused: list[str] = checks.check_nodes(graph).refused
+    return refused
+
+
 def trained(config: Config, folder: Path) -> list[float]:
     trainer = Trainer(config, device="cpu")
     losses = [float(trainer.train_step(batch)["loss"]) for batch in trainer.batches()]
@@ -107,6 +116,7 @@ def test_trained_read_back_and_exported(name: str, scenes: Path, tmp_path: Path)
             ddcat.export(tmp_path / "run", tmp_path / "bundle")
     done = ddcat.export(tmp_path / "run", tmp_path / "bundle", sizes=sizes)
     assert done.bundle.manifest.main_branch_only.spare_parameters > 0
+    assert not tensorrt_refuses(done.bundle.files["model.onnx"])
     images = torch.randint(256, (3, 64, 64, 3), dtype=torch.uint8).numpy()
     segmenter = load_checkpoint(tmp_path / "run").segmenter()
     with torch.no_grad(), open_engine(done.bundle, threads=1) as engine:
