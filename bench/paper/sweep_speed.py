@@ -24,8 +24,7 @@ from ddcat.cli_support import run
 from ddcat.progress import progress
 from ddcat.schema import Fraction
 from ddcat_bench.attack.attacks import Meter
-from ddcat_bench.attack.class_pixels import count_class_pixels
-from ddcat_bench.attack.job import AttackJob
+from ddcat_bench.attack.job import AttackJob, count_class_pixels
 from ddcat_bench.attack.suites import BIM
 from ddcat_bench.describe import describe_data, describe_environment, describe_reference
 from ddcat_bench.errors import BenchError

@@ -5,25 +5,69 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from ddcat import provenance
-from ddcat_bench.attack.class_pixels import ClassPixels, count_class_pixels
 from ddcat_bench.attack.sliding_window import sized, windows
 from ddcat_bench.attack.suites import AttackSpec, attack_specs
 from ddcat_bench.cli_options import ProtocolName, SuiteName
 from ddcat_bench.describe import versions
 from ddcat_bench.errors import BenchError
 from ddcat_train.checkpoints import Checkpoint, load_checkpoint
-from ddcat_train.data import Dataset
+from ddcat_train.data import Dataset, open_dataset
+from ddcat_train.data.survey import survey
+from ddcat_train.errors import DataError
 from ddcat_train.reference import Reference
 
-__all__ = ["AttackJob", "open_surrogates"]
+__all__ = ["AttackJob", "ClassPixels", "count_class_pixels", "open_surrogates"]
 
 _PROBED_IMAGES = 6
 _NO_CROP = (0, 0)  # of a model whose training is not known: the protocol of windows is refused for it
+
+
+class ClassPixels(NamedTuple):
+    """
+    Number of training pixels of each class, by which SEA-MCE-Bal balances the classes.
+
+    Attributes
+    ----------
+    counts : (K,) int64
+    source : str
+        Description of the images.
+    """
+
+    counts: npt.NDArray[np.int64]
+    source: str
+
+
+def count_class_pixels(reference: Reference, dataset: Dataset) -> ClassPixels:
+    """
+    Count the labels of the split that a model was trained on, as they are in the files.
+
+    Parameters
+    ----------
+    reference : Reference
+    dataset : Dataset
+        The evaluated data set. Labels are counted on its training split, or, if that is missing, on this split, as `source`
+        records.
+    """
+    name = reference.data.train_split
+    try:
+        return _count(open_dataset(dataset.name, dataset.root, name))
+    except DataError as missing:
+        pixels = _count(dataset)
+        return pixels._replace(source=f"{pixels.source}, for the {name} split cannot be read: {missing}")
+
+
+def _count(dataset: Dataset) -> ClassPixels:
+    found = survey(dataset)
+    faults = f", {found.faulty} of which have faults" if found.faulty else ""
+    source = f"the labels of the {len(dataset)} images of the {dataset.split} split{faults}"
+    return ClassPixels(found.pixels[: len(dataset.classes)], source)
 
 
 @dataclass(frozen=True)

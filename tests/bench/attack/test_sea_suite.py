@@ -10,8 +10,7 @@ import torch
 
 from ddcat.metrics import Counts, confusion_counts, miou
 from ddcat_bench.arguments import parse_epsilon
-from ddcat_bench.attack.class_pixels import count_class_pixels
-from ddcat_bench.attack.job import AttackJob, open_surrogates
+from ddcat_bench.attack.job import AttackJob, count_class_pixels, open_surrogates
 from ddcat_bench.attack.plots import plots
 from ddcat_bench.attack.report import attack_markdown, columns
 from ddcat_bench.attack.results import AttackName, AttackResult
