@@ -101,19 +101,14 @@ def cudart_of(machine: Machine) -> Any:
     module.cudaError_t, module.cudaMemcpyKind = errors, kinds
     module.cudaStreamCaptureMode = enumeration("cudaStreamCaptureMode", ("cudaStreamCaptureModeThreadLocal",))
     module.cudaHostAllocDefault, module.cudaStreamNonBlocking = 0, 1
-    module.cudaGetDeviceCount = lambda: (
-        errors["cudaErrorInsufficientDriver"]
-        if machine.driver_too_old
-        else good
-        if machine.gpus
-        else errors["cudaErrorNoDevice"],
-        machine.gpus,
-    )
+    old, none = errors["cudaErrorInsufficientDriver"], errors["cudaErrorNoDevice"]
+    module.cudaGetDeviceCount = lambda: (old if machine.driver_too_old else good if machine.gpus else none, machine.gpus)
     module.cudaGetDevice = lambda: (good, 0)
-    properties = types.SimpleNamespace
     module.cudaGetDeviceProperties = lambda device: (
         good,
-        properties(name=machine.name.encode() + b"\0\0", major=machine.capability[0], minor=machine.capability[1]),
+        types.SimpleNamespace(
+            name=machine.name.encode() + b"\0\0", **dict(zip(("major", "minor"), machine.capability, strict=True))
+        ),
     )
     module.cudaDriverGetVersion = lambda: (good, machine.driver)
 
@@ -148,8 +143,8 @@ def cudart_of(machine: Machine) -> Any:
 
     call("cudaMalloc", lambda size: machine.allocate(size, host=False))
     call("cudaHostAlloc", lambda size, flags: machine.allocate(size, host=True))
-    call("cudaFree", machine.memory.pop)
-    call("cudaFreeHost", machine.memory.pop)
+    for name in ("cudaFree", "cudaFreeHost"):
+        call(name, machine.memory.pop)
     call("cudaMemcpyAsync", copy)
     call("cudaStreamCreateWithFlags", lambda flags: 77)
     call("cudaStreamSynchronize", wait)
@@ -194,12 +189,7 @@ def tensorrt_of(machine: Machine) -> Any:
         def __init__(self) -> None:
             self.flags, self.profiles = {"TF32"}, []  # as TensorRT begins
             self.hardware_compatibility_level = trt.HardwareCompatibilityLevel.NONE
-
-        def set_flag(self, flag: Any) -> None:
-            self.flags.add(flag.name)
-
-        def clear_flag(self, flag: Any) -> None:
-            self.flags.discard(flag.name)
+            self.set_flag, self.clear_flag = (lambda f: self.flags.add(f.name)), (lambda f: self.flags.discard(f.name))
 
         def set_compute_capability(self, capability: Any, index: int) -> bool:
             assert index < self.num_compute_capabilities
@@ -218,18 +208,14 @@ def tensorrt_of(machine: Machine) -> Any:
             return -1 if "profile" in machine.fails else len(self.profiles) - 1
 
     class Builder:
+        create_builder_config, create_optimization_profile = Config, Profile
+
         def __init__(self, log: Any) -> None:
             self.log = log
 
         def create_network(self, flags: int) -> Any:
             machine.calls.append(("create_network", flags))
             return Network()
-
-        def create_builder_config(self) -> Config:
-            return Config()
-
-        def create_optimization_profile(self) -> Profile:
-            return Profile()
 
         def build_serialized_network(self, network: Any, config: Any) -> bytes | None:
             names = sorted(config.flags)
