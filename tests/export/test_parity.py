@@ -137,7 +137,7 @@ def test_images_are_seeded_and_both_rough_and_smooth() -> None:
     assert max(single) > 60
 
 
-@pytest.mark.parametrize("size_free", [True, False])
+@pytest.mark.parametrize("size_free", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_adaptive_pooling_exports_right_or_is_found(
     smallest_with_pyramid: Any, monkeypatch: pytest.MonkeyPatch, size_free: bool
 ) -> None:

@@ -118,7 +118,9 @@ def test_without_a_limit_nothing_is_judged(quick: pytest.MonkeyPatch, run: Path,
     assert "sensitivity.json" not in done.bundle.files
 
 
-@pytest.mark.parametrize(("engine", "runs_it"), [("ort", OrtGraph), ("openvino", OpenVinoGraph)])
+@pytest.mark.parametrize(
+    ("engine", "runs_it"), [("ort", OrtGraph), pytest.param("openvino", OpenVinoGraph, marks=pytest.mark.slow)]
+)
 def test_the_form_for_a_cpu_is_judged_by_the_runtime_that_serves_it(
     quick: pytest.MonkeyPatch,
     monkeypatch: pytest.MonkeyPatch,

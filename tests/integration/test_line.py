@@ -32,7 +32,8 @@ def done(command: str, *arguments: object) -> str:
     return ended.stdout
 
 
-def test_attack_fidelity_and_speed_leave_files_that_agree(made: Path) -> None:
+def test_attack_fidelity_and_speed_leave_files_that_agree(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddcat_bench.timing.serving_memory.serving_peak", lambda serving: 2**20)  # in processes of their own
     done("ddcat", "attack", made / "run", "--suite", "paper", "--out", made / "attack")
     done("ddcat", "fidelity", made / "bundle", "--out", made / "fidelity")
     done("ddcat", "speed", made / "bundle", "--repeats", 10, "--threads", 1, "--out", made / "speed")

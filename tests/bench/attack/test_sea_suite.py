@@ -31,7 +31,7 @@ SIX = 6 / 255
 
 @pytest.fixture(scope="module")
 def result(checkpoint: Checkpoint, scenes: Dataset) -> AttackResult:
-    return run_suite(AttackJob(checkpoint, scenes, suite="sea", iterations=10, epsilons=(SIX,), batch_size=3, seed=2))
+    return run_suite(AttackJob(checkpoint, scenes, suite="sea", iterations=4, epsilons=(SIX,), batch_size=3, seed=2))
 
 
 def test_the_suite_has_three_losses_at_two_bounds_and_cheap_attacks_beside() -> None:
@@ -44,7 +44,7 @@ def test_the_suite_has_three_losses_at_two_bounds_and_cheap_attacks_beside() -> 
 
 
 def test_rows_and_worst_cases(result: AttackResult) -> None:
-    losses = [f"{loss}-10 at 6/255" for loss in SEA_LOSSES]
+    losses = [f"{loss}-4 at 6/255" for loss in SEA_LOSSES]
     assert columns([result])[:4] == ["clean", *losses]
     every = columns([result])[1:]
     assert len(every) == 6
@@ -74,14 +74,14 @@ def test_counts_are_those_of_the_attack_itself(result: AttackResult, checkpoint:
         seeds = torch.tensor([derive_seed(2, place + own) for own in range(len(names))])
         place += len(names)
         batch = images.contiguous(memory_format=torch.channels_last)
-        found = sea(network, batch, labels, epsilon=SIX, steps=10, seeds=seeds, class_pixels=pixels)
+        found = sea(network, batch, labels, epsilon=SIX, steps=4, seeds=seeds, class_pixels=pixels)
         for loss in SEA_LOSSES:
             predictions = network(found[loss]).argmax(1)
             expected[loss] += [
                 confusion_counts(t, p, len(scenes.classes)) for t, p in zip(labels.numpy(), predictions.numpy(), strict=True)
             ]
     for loss in SEA_LOSSES:
-        row = result.find(f"{loss}-10 at 6/255")
+        row = result.find(f"{loss}-4 at 6/255")
         assert row is not None
         np.testing.assert_array_equal(row.scores.array(), expected[loss])
 
@@ -171,9 +171,7 @@ def test_what_a_suite_does_not_have_is_refused(checkpoint: Checkpoint, scenes: D
 @pytest.mark.slow
 def test_the_full_suite_has_everything(checkpoint: Checkpoint, other_checkpoint: Checkpoint, scenes: Dataset) -> None:
     full = run_suite(
-        AttackJob(
-            checkpoint, scenes, suite="full", iterations=10, epsilons=(SIX,), max_images=2, surrogates=(other_checkpoint,)
-        )
+        AttackJob(checkpoint, scenes, suite="full", iterations=4, epsilons=(SIX,), max_images=2, surrogates=(other_checkpoint,))
     )
     assert {row.name for row in full.rows} == set(get_args(AttackName))
     swept = [row.epsilon for row in full.rows if row.name == "PGD" and not row.eight_bit]

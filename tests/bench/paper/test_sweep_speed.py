@@ -31,6 +31,7 @@ def test_both_sweeps_have_the_same_labels(checkpoint: Checkpoint, scenes: Datase
     assert not any(parameter.requires_grad for parameter in ours.parameters())
 
 
+@pytest.mark.slow
 def test_the_measurement(checkpoint: Checkpoint, scenes: Dataset) -> None:
     told: list[int] = []
     result = measure(AttackJob(checkpoint, scenes, batch_size=4), repeats=3, advance=told.append)
