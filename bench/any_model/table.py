@@ -71,7 +71,8 @@ python bench/any_model/table.py --work any-model --out docs/results/any-model
 - **labels**: of the {images} images of the validation split. Rounding may turn a label where two classes are equally likely,
   which in untrained models is often.
 - **twin = engine**: the least share of equal labels on the gate's attacks. **gate, quick**: the verdict on the fp32 engine,
-  and the findings that do not pass.
+  and the findings that do not pass. An untrained model keeps nothing under attack that could be compared, so its robustness is
+  inconclusive.
 - **served = engine's**: pixels of masks that came back by HTTP.
 
 Versions: {versions}.
@@ -261,7 +262,7 @@ def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
     body = [[cell.replace("|", "\\|") for cell in cells(name, row)] for name, row in rows.items()]
     libraries = next(iter(rows.values()))["versions"] if rows else {}
     named = ", ".join(f"{library} {version}" for library, version in libraries.items() if library in LIBRARIES)
-    return PAGE.format(table=table(HEAD, body), versions=named, scenes=f"{SIDE} x {SIDE}", images=IMAGES)
+    return PAGE.format(table=table(HEAD, body, texts=3).rstrip(), versions=named, scenes=f"{SIDE} x {SIDE}", images=IMAGES)
 
 
 def cells(name: str, row: Mapping[str, Any]) -> list[str]:
@@ -275,7 +276,7 @@ def cells(name: str, row: Mapping[str, Any]) -> list[str]:
         name,
         row["library"],
         " + ".join(f"`{part}`" for part in cut["at"].split("+")) if "at" in cut and "." in cut["at"] else cut.get("at", "not"),
-        f"{cut['difference']:.0e}" if "difference" in cut else "no",
+        f"{cut['difference']:.0e}".replace("0e+00", "0") if "difference" in cut else "no",
         trained,
         size,
         _share(row.get("labels")),

@@ -7,12 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.any_model.table import page as any_model_page
 from bench.paper.paper_tables import make_tables
 from bench.paper.render_tables import tables_markdown
 from bench.paper.runs import find_results
 from ddcat.metrics import miou
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_the_table_of_other_models_is_that_of_its_figures() -> None:
+    rows = json.loads((ROOT / "docs/results/any-model.json").read_text(encoding="utf-8"))
+    assert (ROOT / "docs/results/any-model.md").read_text(encoding="utf-8") == any_model_page(rows)
 
 
 def test_the_tables_of_methods_are_made_of_the_files_beside_them() -> None:
