@@ -111,7 +111,7 @@ def contract_graph(
     if not logits:
         del model.graph.output[1]  # the tensor stays, under its name
     check_form(model, len(file.classes), size, logits=logits, confidence=confidence)
-    check_graph(model, precision, others=frozenset({TensorProto.INT32}))
+    check_graph(model, precision)
     content: bytes = model.SerializeToString(deterministic=True)
     return content
 

@@ -24,19 +24,16 @@ COMPUTES: dict[Precision, int] = {  # what these compute in
     "bf16": TensorProto.BFLOAT16,
     "int8": TensorProto.FLOAT,  # as written: the quantise and dequantise nodes around them say what they are computed in
 }
-_ALWAYS = {TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8, TensorProto.BOOL}
+_ALWAYS = {TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.UINT8, TensorProto.BOOL}
 _IMAGE, _LABELS = "image", "labels"
 
 
-def check_graph(
-    model: onnx.ModelProto, precision: Precision, opset: int = OPSET, *, others: frozenset[int] = frozenset()
-) -> None:
+def check_graph(model: onnx.ModelProto, precision: Precision, opset: int = OPSET) -> None:
     """
     Refuse a graph that is not valid, of another opset, or not typed as its precision says.
 
-    Every tensor must be known to be float32, int64, uint8 or bool, or of the type of the precision. In that type all
+    Every tensor must be known to be float32, int64, int32, uint8 or bool, or of the type of the precision. In that type all
     convolutions and matrix products compute, while input, normalisation, logits and all that comes of them stay as they are.
-    The types of `others` may be there, too.
 
     Raises
     ------
@@ -55,7 +52,7 @@ def check_graph(
     except Exception as cause:  # its exceptions share no base
         raise ExportError(f"the graph is not valid ONNX: {first_line(cause)}") from cause
     types = types_of(model)
-    allowed = _ALWAYS | others | {COMPUTES[precision]} | ({TensorProto.INT8} if precision == "int8" else set())
+    allowed = _ALWAYS | {COMPUTES[precision]} | ({TensorProto.INT8} if precision == "int8" else set())
     for name, kind in types.items():
         if kind not in allowed:
             raise ExportError(f"tensor {name} is {_name(kind)} in a graph at {precision}: use {_names(allowed)}")

@@ -20,6 +20,7 @@ from ddcat_export.errors import ExportError
 from ddcat_export.onnx_file import OnnxFile
 from ddcat_export.onnx_options import OnnxOptions
 from ddcat_export.parity import sample_images
+from ddcat_export.precision_cast import cast_graph
 from ddcat_export.sources import OnnxSource, open_onnx, open_source
 from ddcat_export.twin.twin import Twin
 from ddcat_train.pixels import to_planes
@@ -78,6 +79,17 @@ def test_the_graph_of_a_bundle_computes_what_pytorch_computes(tmp_path: Path, fo
     graph = onnx.load_model_from_string(content)
     assert [entry.version for entry in graph.opset_import] == [22]
     assert not any(node.op_type == "BatchNormalization" for node in graph.graph.node)
+
+
+@pytest.mark.parametrize(("precision", "least"), [("fp16", 0.99), ("bf16", 0.95)])
+@pytest.mark.parametrize("form", ["torchscript, opset 11", "dynamo, opset 22"])
+def test_it_is_cast_as_any_other_graph(model: Network, tmp_path: Path, precision: Any, least: float, form: str) -> None:
+    file = read(written(tmp_path / "model.onnx", model, **FORMS[form]))
+    content = cast_graph(contract_graph(file, sizes=None, logits=True, confidence=False), precision)
+    images = sample_images((1, *SIZE), 2)
+    with torch.no_grad():
+        labels = Twin(content)(to_planes(images)).argmax(1)
+    assert float((labels == right(model, images)[1]).float().mean()) > least
 
 
 def test_the_same_file_gives_the_same_bytes(usual: Path) -> None:

@@ -21,7 +21,7 @@ from ddcat_train.data.synthetic.generate import write_scenes
 from tests.export.onnx_files import MEAN, STD, changed, network, written
 from tests.export.test_onnx_file import Images
 
-ENGINES = [("ort", "fp16"), ("ort", "int8"), ("openvino", "bf16"), ("openvino", "int8")]
+ENGINES = [("ort", "int8"), ("openvino", "bf16"), ("openvino", "int8")]
 FED = ["--mean", ",".join(map(str, MEAN)), "--std", ",".join(map(str, STD)), "--layout", "scenes"]
 
 
