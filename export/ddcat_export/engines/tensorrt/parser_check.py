@@ -48,8 +48,10 @@ def check_nodes(content: bytes) -> Verdict:
     builder = api.trt.Builder(log.logger)
     network = api.create_network(builder)
     parser = api.trt.OnnxParser(network, log.logger)
-    refused = silent_changes(model)
+    refused: list[str] = []
     if not parser.parse(content):
-        told = [" ".join(api.complaint(parser.get_error(index)).split()) for index in range(parser.num_errors)]
-        refused += told or [log.reason()]
+        refused = [" ".join(api.complaint(parser.get_error(index)).split()) for index in range(parser.num_errors)]
+        refused = refused or [log.reason()]
+    nodes = {line.partition(": ")[0] for line in refused}
+    refused += [line for line in silent_changes(model) if line.partition(": ")[0] not in nodes]  # a line for each node
     return Verdict(api.title, len(model.graph.node), refused)
