@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddcat.errors import DdcatError
 from ddcat.metrics import confusion_counts
 from ddcat_bench import cli
 from ddcat_bench.attack.attacks import AttackBatch
@@ -115,8 +114,6 @@ def test_the_suite_says_which_protocol(checkpoint: Checkpoint, scenes: Dataset, 
     assert whole.protocol_name == "whole"
     assert [row.label for row in whole.rows] == [row.label for row in result.rows]
     assert whole.rows != result.rows
-    with pytest.raises(DdcatError, match="--protocol tiles: use whole or windows"):
-        cli.attack(run_directory, device="cpu", protocol="tiles", out=tmp_path / "other")
 
 
 @pytest.mark.parametrize(("own", "base"), [((75, 53), 61), ((53, 75), 90), ((40, 40), 61)], ids=str)
