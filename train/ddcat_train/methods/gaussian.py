@@ -27,4 +27,4 @@ def gaussian(segmenter: Segmenter, batch: MicroBatch, *, attack: AttackConfig, o
 def _noise(images: Tensor, seeds: Tensor) -> Tensor:
     # drawn on the CPU, so that every device has the same
     drawn = [torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds.tolist()]
-    return torch.stack(drawn).to(images)
+    return torch.stack(drawn).to(images.device, images.dtype, non_blocking=True)
