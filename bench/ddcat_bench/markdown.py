@@ -88,10 +88,9 @@ def bundle_line(bundle: BundleEntry) -> str:
 
 
 def origin_lines(checkpoint: CheckpointEntry | None, bundle: BundleEntry | None, environment: Environment) -> str:
-    """Write what was evaluated, a checkpoint or a bundle, and by what."""
-    if checkpoint is not None:
-        return provenance_lines(checkpoint, environment)
-    return ("" if bundle is None else bundle_line(bundle)) + environment_lines(environment)
+    """Write what was evaluated, a checkpoint, an engine or both, and by what."""
+    engine = "" if bundle is None else bundle_line(bundle)
+    return engine + (environment_lines(environment) if checkpoint is None else provenance_lines(checkpoint, environment))
 
 
 def number(value: float | None) -> str:

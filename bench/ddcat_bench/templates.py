@@ -6,13 +6,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ddcat_bench.markdown import (
-    bundle_line,
     cell,
     data_line,
     environment_lines,
     fixed,
     literal,
     number,
+    origin_lines,
     provenance_lines,
     signed,
     table,
@@ -41,6 +41,6 @@ def render(template: Path, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    functions = (bundle_line, cell, data_line, environment_lines, fixed, literal, number, provenance_lines, signed, table)
+    functions = (cell, data_line, environment_lines, fixed, literal, number, origin_lines, provenance_lines, signed, table)
     environment.globals |= {function.__name__: function for function in functions}
     return environment.get_template(template.name).render(values)

@@ -14,8 +14,8 @@ from ddcat_bench.certify.results import CertificateResult
 from ddcat_bench.certify.smoothing import radius
 from ddcat_bench.describe import describe_data, describe_environment
 from ddcat_bench.judged import judged, open_data
-from ddcat_bench.markdown import data_line, literal, number, origin_lines, table
 from ddcat_bench.publish import claim, publish
+from ddcat_bench.templates import render
 from ddcat_bench.work_units import forget_other, remove_work, work_folder
 from ddcat_train.reference import Reference
 from ddcat_train.run import image_grid
@@ -103,24 +103,7 @@ def run_certify(
 
 def certificate_markdown(result: CertificateResult) -> str:
     """Write the figures, what they claim and what they do not."""
-    figures = [
-        ["clean images, without noise", number(result.clean_miou), number(result.clean_accuracy)],
-        ["smoothed", number(result.smoothed_miou), "-"],
-        ["**certified**", f"**{number(result.certified_miou)}**", f"**{number(result.certified_accuracy)}**"],
-    ]
-    classes = [[literal(name), number(value)] for name, value in zip(result.data.classes, result.class_iou, strict=True)]
-    origin = origin_lines(result.checkpoint, result.bundle, result.environment)
-    return (
-        f"# Certified: nothing below an L2 norm of {result.radius:.3f} changes these labels\n\n"
-        f"{data_line(result.data)}\n\n{table(['', 'mIoU', 'pixel accuracy'], figures)}\n"
-        f"{result.abstained:.1%} of the labelled pixels have no certificate; they count as missed.\n\n"
-        f"The certificate is of the smoothed network: each pixel's most frequent class under Gaussian noise of deviation "
-        f"{result.sigma:g}, of {result.choosing} samples; {result.samples} further samples test that its probability is above "
-        f"{result.tau:g}. In each image all certificates hold together with a probability of {1 - result.alpha:g}. The norm is "
-        "over all values of the image, in [0, 1] units: it says nothing of a larger change, of a change of the scene, or of "
-        "the network without smoothing.\n\n"
-        f"{table(['class', 'certified IoU'], classes)}\n- seed: {result.seed}\n{origin}"
-    )
+    return render(Path(__file__).with_name("certificate.md"), result=result)
 
 
 def _sheet(job: CertifyJob) -> bytes:
