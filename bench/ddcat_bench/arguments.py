@@ -3,13 +3,15 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
-from ddcat.bundle import Bundle
+from ddcat.bundle import MANIFEST, Bundle
 from ddcat.engines import extra_of
 from ddcat.extras import needing
 from ddcat_bench.errors import BenchError
+from ddcat_train.checkpoint_files import check_checkpoint
 
-__all__ = ["check_source", "libraries_for", "parse_epsilon"]
+__all__ = ["check_model", "check_source", "libraries_for", "parse_epsilon"]
 
 
 def parse_epsilon(text: str) -> float:
@@ -51,6 +53,25 @@ def check_source(bundle: Bundle, moved_to: Path | None) -> Path:
             f"the checkpoint that {bundle.path} was made from is not at {place}: use --checkpoint PATH to say where it is now"
         )
     return place
+
+
+def check_model(path: Path) -> Literal["onnx", "bundle", "checkpoint"]:
+    """
+    Find a model, and say what it is in.
+
+    Raises
+    ------
+    DdcatError
+        If there is none.
+    """
+    if path.suffix.lower() == ".onnx":
+        if not path.is_file():
+            raise BenchError(f"no such ONNX file: {path}")
+        return "onnx"
+    if (path / MANIFEST).is_file():
+        return "bundle"
+    check_checkpoint(path)
+    return "checkpoint"
 
 
 @contextmanager

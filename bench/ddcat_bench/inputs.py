@@ -6,16 +6,15 @@ from pathlib import Path
 import torch
 
 from ddcat.agent import under_agent
-from ddcat.bundle import MANIFEST, Bundle, open_bundle
+from ddcat.bundle import Bundle, open_bundle
 from ddcat.choices import Device
 from ddcat.engines.checks import check_size, format_sizes
 from ddcat.engines.errors import InputError
 from ddcat.extras import needing
 from ddcat.manifest import InputShapes, Manifest
-from ddcat_bench.arguments import check_source
+from ddcat_bench.arguments import check_model, check_source
 from ddcat_bench.errors import BenchError
 from ddcat_export.onnx_options import OnnxOptions
-from ddcat_train.checkpoint_files import check_checkpoint
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.data import Dataset, open_dataset
 from ddcat_train.distributed.ranks import check_device
@@ -177,11 +176,10 @@ def open_any(path: Path, options: OnnxOptions, *, data_root: Path | None = None)
     ------
     DdcatError
     """
-    kind = "onnx" if path.suffix.lower() == ".onnx" else "bundle" if (path / MANIFEST).is_file() else "checkpoint"
+    kind = check_model(path)
     if kind != "onnx" and (given := options.given()):
         raise BenchError(f"--{given[0]} is of ONNX files, and {path} is none: leave it out")
     if kind == "checkpoint":
-        check_checkpoint(path)
         return load_checkpoint(path)
     with needing("bench,export,cpu"):
         from ddcat_export.bundle_reference import BundleReference  # noqa: PLC0415 -- optional libraries

@@ -109,11 +109,12 @@ def attack(
 
     - `ddcat attack runs/camvid-gaussian --certify --sigma 0.25 --samples 100`
     """
-    from ddcat_bench.arguments import parse_epsilon
+    from ddcat_bench.arguments import check_model, parse_epsilon
     from ddcat_bench.errors import BenchError
     from ddcat_train.checkpoint_files import check_checkpoint
 
     options = onnx_options(classes=classes, mean=mean, std=std, scale=scale, output=output, layout=layout)
+    check_model(source)
     epsilons = tuple(map(parse_epsilon, epsilon)) if epsilon else None
     judges = certify or suite == "corruptions"
     unused = {
