@@ -11,6 +11,7 @@ import argparse
 import json
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from bench.paper.reference_networks import PlainSegmenter, plain_network
 from ddcat.atomic_files import write_text
