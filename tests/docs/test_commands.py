@@ -125,7 +125,7 @@ RUNS = {
     "docs/how-to/train-on-your-data.md": ["mine", "mine.yaml"],
     "docs/how-to/serve-a-segformer.md": ["mine", "segformer-b0", "segformer.yaml", "image.jpg"],
     "docs/how-to/many-gpus.md": [],
-    "docs/how-to/export-to-tensorrt.md": ["runs/scenes-ddcat"],
+    "docs/how-to/export-to-tensorrt.md": ["runs/scenes-ddcat", "data/scenes"],
     "docs/how-to/choose-a-precision.md": ["runs/scenes-ddcat", "data/scenes"],
     "docs/how-to/gate-in-ci.md": ["runs/scenes-ddcat", "data/scenes"],
     "docs/how-to/serve.md": ["bundle", "server.yaml"],

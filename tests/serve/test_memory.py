@@ -74,7 +74,7 @@ engine.rest()
 print((large - before) >> 20, (resident_bytes() - before) >> 20)
 random.seed(0)
 for _ in range(3):
-    for _ in range(80):
+    for _ in range(150):
         infer(random.randint(8, 400), random.randint(8, 400))
     engine.rest()
     print(resident_bytes() >> 20)

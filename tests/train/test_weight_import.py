@@ -476,7 +476,7 @@ def test_an_imported_segmenter_is_attacked_exported_and_trained_on(
     said = run(data, "import-checkpoint", file, out, "--config", "scenes-ddcat", "--data-root", tiny_scenes)
     assert "resnet10 + pyramid, 6 classes, branches main, auxiliary, mask, deep" in said
 
-    run(bench, "attack", out, "--limit", 1, "--out", tmp_path / "attack")
+    run(bench, "attack", out, "--max-images", 1, "--out", tmp_path / "attack")
     assert "x.safetensors, imported, SHA-256" in (tmp_path / "attack/attack.md").read_text()
     run(export, out, "--engine", "ort", "--size", "33x41", "--out", tmp_path / "bundle")
     assert "imported" in run(serve, "inspect", tmp_path / "bundle")
