@@ -48,7 +48,7 @@ class Watch(TorchDispatchMode):
 
 
 class Seeds:
-    """Seeds with values, which a tensor has not in the mode: the host may read them, for they are its own."""
+    """Seeds that keep their values in the mode: they are the host's own, so it may read them."""
 
     def __init__(self, values: list[int]) -> None:
         self.values = values

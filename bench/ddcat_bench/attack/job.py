@@ -79,7 +79,7 @@ class AttackJob:
     ----------
     reference : Reference
     dataset : Dataset
-        With the model's classes; for the protocol of windows with images of their own size, for it resizes them itself.
+        With the model's classes. The protocol of windows resizes images itself: for it they have their own size.
     suite : str
         A key of `ddcat_bench.attack.suites.SUITES`.
     epsilons : tuple of float or None

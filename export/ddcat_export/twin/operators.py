@@ -1,9 +1,9 @@
 """
 The operators of ONNX that segmentation models are made of, in torch and differentiable: one table.
 
-Each function takes the inputs of a node, None where one is left out, and its attributes, and returns its output. Rounding to
-quantised steps lets gradients pass as if it were not there; what it cuts off has none, for there the engine does not change
-either. The forms that a function does not compute raise NotSupportedError; the official node cases of ONNX hold it to that.
+Each function takes the inputs of a node, None where one is left out, and its attributes, and returns its output. Gradients
+pass through the rounding of quantisation unchanged. Values beyond its range get no gradient, because there the engine's output
+does not change either. The forms that a function does not compute raise NotSupportedError; the official node cases of ONNX hold it to that.
 """
 
 import functools

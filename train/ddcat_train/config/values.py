@@ -23,7 +23,7 @@ def _utf8(path: Path) -> Path:
     try:
         str(path).encode()
     except UnicodeEncodeError as cause:
-        raise ValueError("a path must be UTF-8, for it is written into the run's files: rename it, or use a link") from cause
+        raise ValueError("a path must be UTF-8, because the run's files hold it: rename it, or use a link") from cause
     return path
 
 

@@ -99,15 +99,15 @@ def find_mmsegmentation(file: Mapping[str, Tensor], path: Path) -> Found:
     Raises
     ------
     CheckpointError
-        Where its decode head or its backbone is none of those that are known.
+        Where its decode head or its backbone is not known.
     """
     tensors = {_of_mmsegmentation(key): value for key, value in file.items()}
     kind = next((context for key, context in _KINDS if _HEAD + key in tensors), None)
     classifier = tensors.get(f"{_HEAD}conv_seg.bias")
     if kind is None or classifier is None:
         raise CheckpointError(
-            f"{path} has a decode head that is none of PSPHead, ASPPHead, DepthwiseSeparableASPPHead, UPerHead and "
-            "SegformerHead"
+            f"{path}: the decode head is not supported: use a file with PSPHead, ASPPHead, DepthwiseSeparableASPPHead, "
+            "UPerHead or SegformerHead"
         )
     body = {key.removeprefix(_BACKBONE): value for key, value in tensors.items() if key.startswith(_BACKBONE)}
     width = tensors.get(f"{_HEAD}{_WIDTHS[kind]}.conv.weight")
