@@ -3,7 +3,9 @@ The operators of ONNX that segmentation models are made of, in torch and differe
 
 Each function takes the inputs of a node, None where one is left out, and its attributes, and returns its output. Gradients
 pass through the rounding of quantisation unchanged. Values beyond its range get no gradient, because there the engine's output
-does not change either. The forms that a function does not compute raise NotSupportedError; the official node cases of ONNX hold it to that.
+does not change either.
+
+The forms that a function does not compute raise NotSupportedError; the official node cases of ONNX hold it to that.
 """
 
 import functools
