@@ -10,11 +10,21 @@ refused in milliseconds.
 import re
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ddcat.errors import DdcatError
 
-__all__ = ["AnimationError", "ImageFileError", "is_jpeg", "is_png", "is_webp", "jpeg_frame", "palette_size", "strip_metadata"]
+__all__ = [
+    "AnimationError",
+    "ImageFileError",
+    "is_jpeg",
+    "is_png",
+    "is_webp",
+    "jpeg_frame",
+    "orientation_of",
+    "palette_size",
+    "strip_metadata",
+]
 
 _MOST_PARTS = 10_000  # chunks of 8 KiB, which is libpng's own size, hold 80 MB so
 _MOST_SCANS = 100  # a progressive photograph has about ten; thousands of tiny ones keep a decoder busy for minutes
@@ -34,6 +44,10 @@ _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _JPEG_SLACK = 65536  # bytes that may lie between all segments together: they are searched for the next one
 _JPEG_STRIDE = 1 << 18  # bytes of a scan that are searched at once: other threads of Python wait meanwhile
 _JPEG_METADATA = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # APP0 and APP14 say which colours the numbers are
+
+_EXIF = b"Exif\0\0"  # before the directories, in a JPEG
+_ORIENTATION = 0x0112
+_MOST_TAGS = 1000  # of a directory: cameras write some dozens
 
 _WEBP_ALPHA = 0x10  # the one flag of VP8X that is of the picture
 _WEBP_ANIMATED = 0x02
@@ -267,3 +281,53 @@ def _strip_webp(content: bytes) -> bytes:
             return b"RIFF" + len(body).to_bytes(4, "little") + body
         at = following + len(padding)
     raise ImageFileError(f"the WebP has more than {_MOST_PARTS} chunks")
+
+
+def orientation_of(content: bytes) -> int:
+    """
+    Return the EXIF orientation of an image file, 1 to 8; 1 where there is none that can be read.
+
+    Parameters
+    ----------
+    content : bytes
+        A file, or its beginning. Its metadata must not have been taken out.
+    """
+    try:
+        exif = next(_exif_of(content), b"")
+    except ImageFileError:  # cut off, or damaged: whoever decodes it will say so
+        return 1
+    return _orientation(exif.removeprefix(_EXIF))
+
+
+def _exif_of(content: bytes) -> Iterator[bytes]:
+    if is_jpeg(content):
+        for segment in _jpeg_segments(content):
+            data = content[segment.start + 4 : segment.end]
+            if segment.marker == 0xE1 and data.startswith(_EXIF):
+                yield data
+            if segment.marker == _JPEG_SCAN:
+                return
+    elif is_png(content):
+        yield from (bytes(chunk.data) for chunk in _png_chunks(content) if chunk.kind == b"eXIf")
+    elif is_webp(content):
+        at = 12
+        for _ in range(_MOST_PARTS):
+            size = int.from_bytes(content[at + 4 : at + 8], "little")
+            if content[at : at + 4] == b"EXIF":
+                yield content[at + 8 : at + 8 + size]
+            at += 8 + size + size % 2
+            if at >= len(content):
+                return
+
+
+def _orientation(exif: bytes) -> int:
+    """Read the orientation out of the first directory of EXIF, which has the form of a TIFF file."""
+    order: Literal["little", "big"] = "little" if exif.startswith(b"II") else "big"
+    start = int.from_bytes(exif[4:8], order)
+    count = int.from_bytes(exif[start : start + 2], order)
+    for at in range(start + 2, start + 2 + 12 * min(count, _MOST_TAGS), 12):
+        tag, kind = (int.from_bytes(exif[at + place : at + place + 2], order) for place in (0, 2))
+        if tag == _ORIENTATION and kind == 3:  # a number of 16 bits
+            value = int.from_bytes(exif[at + 8 : at + 10], order)
+            return value if 1 <= value <= 8 else 1
+    return 1

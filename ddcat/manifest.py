@@ -14,6 +14,7 @@ from ddcat.choices import CalibrationKind, EngineName, Precision
 from ddcat.classes import Classes, repeated_name
 from ddcat.errors import BundleError
 from ddcat.json_text import parse_json, parse_model
+from ddcat.preprocess import AS_STORED, FileRule
 from ddcat.schema import Count, Details, Method, Name, Sha256, StrictModel, Text
 from ddcat.text import printable
 
@@ -43,7 +44,8 @@ __all__ = [
     "parse_manifest",
 ]
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
+_READ: Final = (2, 3)  # of schema 2, files keep their size, and `data.long_side` says how they were evaluated
 
 UInt8 = Annotated[int, Field(ge=0, le=255)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]  # flat: a key is joined to a folder
@@ -96,7 +98,11 @@ class DataSource(StrictModel):
     split: Name
     list_sha256: Sha256 | None = Field(description="SHA-256 of the names of the split's images, one a line; None: not known.")
     images: Positive | None = Field(description="Images of the split; None: not known.")
-    long_side: Size | None = Field(description="Images are resized to it before anything else; None: they are not.")
+    long_side: Size | None = Field(
+        default=None,
+        description="Of schema 2 alone: the longer side to which images were resized before the engine was evaluated, and to "
+        "which clients must resize theirs.",
+    )
 
 
 class ClassEntry(StrictModel):
@@ -106,8 +112,8 @@ class ClassEntry(StrictModel):
     colour: tuple[UInt8, UInt8, UInt8] = Field(strict=False)
 
 
-class Preprocessing(StrictModel):
-    """The graph's own preprocessing of its uint8 input: (input / 255 - mean) / std, in fp32."""
+class Preprocessing(FileRule):
+    """What becomes of an image file before the graph; and the graph's own first step, (input / 255 - mean) / std, in fp32."""
 
     colour: Literal["RGB"] = "RGB"
     layout: Literal["NHWC"] = "NHWC"
@@ -245,7 +251,7 @@ class Golden(StrictModel):
 class Manifest(StrictModel):
     """The description of a bundle, complete when it is written."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[2, 3] = SCHEMA_VERSION
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="Name of the model at a server.")
     files: dict[FileName, FileEntry]
     source: SourceCheckpoint
@@ -278,7 +284,18 @@ class Manifest(StrictModel):
                 raise ValueError(f"{what} {file!r} is not among the files")
         if (name := repeated_name([entry.name for entry in self.classes])) is not None:
             raise ValueError(f"two classes are named {name!r}")
+        if self.schema_version == 2 and self.preprocessing.resize is not None:
+            raise ValueError("preprocessing.resize is of schema 3, and this is schema 2")
+        if self.schema_version > 2 and self.data.long_side is not None:
+            raise ValueError("data.long_side is of schema 2: preprocessing.resize says it")
         return self
+
+    @property
+    def evaluation_rule(self) -> FileRule:
+        """The rule that the engine is evaluated by: that of the files that it is served, but for bundles of schema 2."""
+        if self.data.long_side is None:
+            return self.preprocessing
+        return AS_STORED.with_long_side(self.data.long_side)
 
     def class_table(self) -> Classes:
         """Names and colours of the classes."""
@@ -311,8 +328,8 @@ def _check_version(content: bytes, where: str) -> None:
         version = parse_json(content)["schema_version"]
     except (ValueError, KeyError, TypeError):
         return  # whatever else is wrong is said by the model
-    if version != SCHEMA_VERSION:
+    if version not in _READ:
         raise BundleError(
-            f"{where} has schema_version {printable(repr(version))}, and this ddcat reads {SCHEMA_VERSION}: install the ddcat "
-            "that wrote the bundle, or export it again with this one"
+            f"{where} has schema_version {printable(repr(version))}, and this ddcat reads {' and '.join(map(str, _READ))}: "
+            "install the ddcat that wrote the bundle, or export it again with this one"
         )

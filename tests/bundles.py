@@ -113,7 +113,7 @@ def small_manifest(
             architecture="one convolution", step=1,
         ),
         main_branch_only=MainBranchProof(spare_parameters=0, bytes_unchanged=True, multiply_adds=1, size=(64, 64)),
-        data=DataSource(name="made up", root="nowhere", split="val", list_sha256="1" * 64, images=1, long_side=None),
+        data=DataSource(name="made up", root="nowhere", split="val", list_sha256="1" * 64, images=1),
         classes=tuple(ClassEntry(name=n, colour=c) for n, c in zip(CLASSES.names, CLASSES.palette, strict=True)),
         preprocessing=Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
         shapes=InputShapes(batch=DimRange(minimum=1, maximum=4), height=sides[0], width=sides[1]),

@@ -79,7 +79,7 @@ def evaluate(checkpoint: Checkpoint, bundles: list[Bundle], data_root: Path, lim
     description = checkpoint.description
     data, classes = description.config.data, len(description.classes)
     epsilon, alpha = (float((description.attack or _PAPER)[key]) for key in ("epsilon", "alpha"))
-    dataset = open_dataset(data.name, data_root, data.val_split, long_side=data.eval_long_side)
+    dataset = open_dataset(data.name, data_root, data.val_split, rule=data.rule(evaluation=True))
     engines = [open_engine(bundle) for bundle in bundles]
     counts = np.zeros((len(engines), len(_CASES), classes, 3), np.int64)
     images = 0

@@ -12,6 +12,7 @@ from ddcat.engines.checks import check_size, format_sizes
 from ddcat.engines.errors import InputError
 from ddcat.extras import needing
 from ddcat.manifest import InputShapes, Manifest
+from ddcat.preprocess import FileRule
 from ddcat_bench.arguments import check_model, check_source
 from ddcat_bench.errors import BenchError
 from ddcat_export.onnx_options import OnnxOptions
@@ -71,7 +72,7 @@ def open_split(reference: Reference, *, data_root: Path | None = None, split: st
     """
     data = reference.data
     name = split or data.val_split
-    dataset = _open(data.name, data_root, data.root, name, long_side=data.long_side, known_to=str(reference.path))
+    dataset = _open(data.name, data_root, data.root, name, rule=data.rule, known_to=str(reference.path))
     _check_classes(dataset, reference.classes.names, reference.path)
     if name == data.val_split and data.list_sha256 is not None:
         _check_list(dataset, data.list_sha256, data.images, reference.path)
@@ -100,14 +101,14 @@ def open_bundle_data(bundle: Bundle, *, data_root: Path | None = None, split: st
     data = manifest.data
     name = split or data.split
     root = Path(data.root) if data.root else None
-    dataset = _open(data.name, data_root, root, name, long_side=data.long_side, known_to=str(bundle.path))
+    dataset = _open(data.name, data_root, root, name, rule=manifest.evaluation_rule, known_to=str(bundle.path))
     _check_classes(dataset, manifest.class_table().names, bundle.path)
     if name == data.split and data.list_sha256 is not None:
         _check_list(dataset, data.list_sha256, data.images, bundle.path)
     return dataset
 
 
-def _open(name: str, moved_to: Path | None, root: Path | None, split: str, *, long_side: int | None, known_to: str) -> Dataset:
+def _open(name: str, moved_to: Path | None, root: Path | None, split: str, *, rule: FileRule, known_to: str) -> Dataset:
     """Open a data set at its new folder, or at its old one; if that is missing, ask for `--data-root`."""
     place = moved_to or root
     if place is None:
@@ -118,7 +119,7 @@ def _open(name: str, moved_to: Path | None, root: Path | None, split: str, *, lo
             f"the data set of {known_to} is not at {root}{seen_from}: use --data-root FOLDER to say where it is now"
         )
     try:
-        return open_dataset(name, place, split, long_side=long_side)
+        return open_dataset(name, place, split, rule=rule)
     except DataError as cause:
         if moved_to is not None:
             raise

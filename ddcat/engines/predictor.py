@@ -1,6 +1,5 @@
 """An opened bundle in Python: `ddcat.open_bundle`."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,11 @@ from ddcat.engines.base import Closable, Images, Outputs
 from ddcat.engines.errors import InputError
 from ddcat.engines.golden import check_answers, read_golden
 from ddcat.error_text import first_line
-from ddcat.image_files import ImageFileError, strip_metadata
+from ddcat.image_files import ImageFileError
 from ddcat.manifest import GOLDEN_TOLERANCE
+from ddcat.preprocess import Preprocessed, preprocess, restore
 
 __all__ = ["Predictor", "open_bundle"]
-
-_FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 class Predictor(Closable):
@@ -66,33 +64,36 @@ class Predictor(Closable):
         Parameters
         ----------
         image : path or (H, W, 3) uint8
-            A JPEG, PNG or WebP file, or pixels in RGB. Pixels are taken as they are stored: nothing is resized or turned.
+            A JPEG, PNG or WebP file, or pixels in RGB. It becomes the engine's input by the rule of the bundle, as in
+            training and in the gate: see `ddcat.preprocess`.
 
         Returns
         -------
         (H, W) uint8
-            The class of each pixel.
+            The class of each pixel, at the size of the image.
 
         Raises
         ------
         InputError
             For a file that is no image, an array of another form, or a size that the engine does not take.
         """
-        pixels = _read(Path(image)) if isinstance(image, str | Path) else image
-        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-            form = f"{pixels.dtype} of shape {pixels.shape}" if isinstance(pixels, np.ndarray) else f"a {type(pixels).__name__}"
-            raise InputError(f"image: expected a path or a uint8 array (height, width, 3) in RGB, got {form}")
-        labels: npt.NDArray[np.uint8] = self.infer(pixels[None]).labels[0]
-        return labels
+        if isinstance(image, str | Path):
+            prepared = self._read(Path(image))
+        else:
+            if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                form = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
+                raise InputError(f"image: expected a path or a uint8 array (height, width, 3) in RGB, got {form}")
+            prepared = preprocess(image, self.bundle.manifest.preprocessing)
+        return restore(self.infer(prepared.pixels[None]).labels[0], prepared.size)
 
     def infer(self, images: Images) -> Outputs:
         """
-        Segment a batch.
+        Segment a batch that is ready for the engine: nothing is resized here.
 
         Parameters
         ----------
         images : (N, H, W, 3) uint8
-            RGB.
+            RGB, as `ddcat.preprocess.preprocess` makes them.
 
         Returns
         -------
@@ -104,6 +105,12 @@ class Predictor(Closable):
         EngineError
         """
         return self._engine.infer(images)
+
+    def _read(self, path: Path) -> Preprocessed:
+        try:
+            return preprocess(path.read_bytes(), self.bundle.manifest.preprocessing)
+        except (OSError, ImageFileError) as cause:
+            raise InputError(f"{path} cannot be read: {first_line(cause)}") from cause
 
     def close(self) -> None:
         """Free the runtime's memory. The engine cannot be used afterwards."""
@@ -133,16 +140,3 @@ def open_bundle(
         Where the runtime is missing, does not load the graph, or gives the golden images other labels.
     """
     return Predictor(bundles.open_bundle(Path(path), trust), threads=threads)
-
-
-def _read(path: Path) -> npt.NDArray[np.uint8]:
-    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415 -- arrays need no library of images
-
-    try:
-        content = strip_metadata(path.read_bytes())
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except UnidentifiedImageError as cause:
-        raise InputError(f"{path} is no image: use JPEG, PNG or WebP") from cause
-    except (OSError, ImageFileError, ValueError, Image.DecompressionBombError) as cause:
-        raise InputError(f"{path} cannot be read: {first_line(cause)}") from cause

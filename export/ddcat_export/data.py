@@ -12,6 +12,7 @@ from torch import Tensor
 from ddcat.classes import IGNORE_INDEX
 from ddcat.engines.base import Images
 from ddcat.manifest import DataSource
+from ddcat.preprocess import apply_rule
 from ddcat_export.errors import ExportError
 from ddcat_train.data import open_dataset
 from ddcat_train.data.dataset import Dataset
@@ -50,6 +51,8 @@ class ExportData:
     ----------
     source : DataSource
         Describes the validation split for a manifest.
+    rule : FileRule
+        How its images are read.
     """
 
     def __init__(self, reference: Reference, *, root: Path | None = None, size: tuple[int, int] | None = None) -> None:
@@ -61,9 +64,8 @@ class ExportData:
             split=data.val_split,
             list_sha256=data.list_sha256,
             images=data.images,
-            long_side=data.long_side,
         )
-        self.train_split = data.train_split
+        self.rule, self.train_split = data.rule, data.train_split
         self._must_exist, self._size = root is not None, size
         self._classes = len(reference.classes)
         self._opened: dict[str, Dataset] = {}
@@ -130,7 +132,7 @@ class ExportData:
     def _open(self, split: str) -> Dataset:
         if split not in self._opened:
             source = self.source
-            self._opened[split] = open_dataset(source.name, Path(source.root), split, long_side=source.long_side)
+            self._opened[split] = open_dataset(source.name, Path(source.root), split, rule=self.rule)
         return self._opened[split]
 
     def _sample(self, name: str, pixels: Tensor, labels: Tensor) -> Sample:
@@ -175,9 +177,9 @@ class PictureFolder(ExportData):
         raise ExportError("--max-drop is measured on labelled images: use --data-root instead of --calibration-folder")
 
     def pictures(self, count: int) -> tuple[list[Images], str]:
-        """Read images, from the first to the last, at their own sizes: see `ExportData.pictures`."""
+        """Read images, from the first to the last: see `ExportData.pictures`."""
         chosen = self._chosen(count)
-        return [read_image(path) for path in chosen], f"{self._folder}: {', '.join(path.name for path in chosen)}"
+        return [self._image(path) for path in chosen], f"{self._folder}: {', '.join(path.name for path in chosen)}"
 
     def _samples(self, split: str, images: int) -> tuple[Sample, ...]:
         key = (split, images)
@@ -186,13 +188,16 @@ class PictureFolder(ExportData):
         return self._read[key]
 
     def _labelled(self, path: Path) -> Sample:
-        pixels = to_planes(read_image(path)[None])
+        pixels = to_planes(self._image(path)[None])
         if self._size is not None:
             pixels = F.interpolate(pixels, self._size, mode="bilinear", antialias=True)  # (1, 3, H, W)
         image = to_pixels(nearest_8_bit(pixels))
         with torch.no_grad():
             labels = self._segmenter(to_planes(image)).argmax(1)  # (1, H, W)
         return Sample(path.name, image, labels.to(torch.uint8).numpy())
+
+    def _image(self, path: Path) -> Images:
+        return apply_rule(read_image(path, self.rule), self.rule)
 
     def _chosen(self, count: int) -> list[Path]:
         return [self._files[spread(index, count, len(self._files))] for index in range(count)]

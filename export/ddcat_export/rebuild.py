@@ -100,9 +100,10 @@ def rebuild(
         name=manifest.name,
         source=manifest.source,
         main_branch_only=manifest.main_branch_only,
-        data=manifest.data,
+        data=manifest.data.model_copy(update={"long_side": None}),
         classes=manifest.classes,
-        preprocessing=manifest.preprocessing,
+        # a bundle of schema 2 was evaluated by another rule than it was served by
+        preprocessing=manifest.preprocessing.model_copy(update=dict(manifest.evaluation_rule)),
         shapes=shapes,
         opset=opset_of(graphs[GRAPH]),
         quantisation=manifest.quantisation,

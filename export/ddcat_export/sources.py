@@ -1,5 +1,6 @@
 """What an export is made from: a checkpoint, or an ONNX file of another program. It asks both the same few things."""
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from ddcat import provenance
 from ddcat.classes import Classes
 from ddcat.engines.errors import EngineError
 from ddcat.manifest import MainBranchProof, Precision, Preprocessing, Quantisation, Sizes, SourceCheckpoint
+from ddcat.preprocess import FileRule, Resize
 from ddcat_export.contract import contract_graph
 from ddcat_export.errors import ExportError
 from ddcat_export.graph_checks import PRODUCTS
@@ -79,7 +81,7 @@ class Source(ABC):
 
     @abstractmethod
     def preprocessing(self, segmenter: Segmenter) -> Preprocessing:
-        """Describe what the graph does with an image first."""
+        """Describe what becomes of an image file, and what the graph does with it first."""
 
     def entry(self) -> SourceCheckpoint:
         """Describe the model for a manifest."""
@@ -132,8 +134,9 @@ class CheckpointSource(Source):
         return segmenter
 
     def preprocessing(self, segmenter: Segmenter) -> Preprocessing:
-        """Describe the network's first layer."""
-        return Preprocessing(mean=_decimals(segmenter.normalise.mean), std=_decimals(segmenter.normalise.std))
+        """Describe how its images are read, and the network's first layer."""
+        mean, std = _decimals(segmenter.normalise.mean), _decimals(segmenter.normalise.std)
+        return Preprocessing(**dict(self.reference.data.rule), mean=mean, std=std)
 
 
 class OnnxSource(Source):
@@ -223,8 +226,8 @@ class OnnxSource(Source):
         return wanted
 
     def preprocessing(self, segmenter: Segmenter) -> Preprocessing:
-        """Describe what the file is fed."""
-        return Preprocessing(mean=self._file.mean, std=self._file.std)
+        """Describe how images are read, and what the file is fed."""
+        return Preprocessing(**dict(self._file.data.rule), mean=self._file.mean, std=self._file.std)
 
     def entry(self) -> SourceCheckpoint:
         """Describe the float file for a manifest."""
@@ -264,9 +267,12 @@ def open_onnx(path: Path, options: OnnxOptions, *, data_root: Path | None = None
         known = read_classes(Path(classes))
     else:
         known = classes if isinstance(classes, Classes) else Classes.with_voc_palette(classes)
-    return OnnxFile.read(
+    file = OnnxFile.read(
         path, classes=known, mean=options.mean, std=options.std, scale=options.scale, output=options.output, data=data
     )
+    if file.size is None:
+        return file
+    return dataclasses.replace(file, trained_on=data._replace(rule=FileRule(resize=Resize(to=file.size))))
 
 
 def load_onnx(

@@ -57,7 +57,7 @@ def _rows(bundle: Bundle, trust: TrustPolicy) -> dict[str, str | list[str]]:
         "attack in training": _pairs(source.attack),
         "main branch only": _proof(manifest.main_branch_only),
         "data": f"{data.name}, {data.split} split{images}, {data.root}",
-        "evaluated at": _size(data.long_side),
+        "image files": _files(manifest),
         "classes": ", ".join(entry.name for entry in manifest.classes),
         "preprocessing": f"in the graph: (image / 255 - {mean}) / {std}",
         "inputs": format_tensors(manifest.inputs),
@@ -74,10 +74,19 @@ def _rows(bundle: Bundle, trust: TrustPolicy) -> dict[str, str | list[str]]:
     }
 
 
-def _size(long_side: int | None) -> str:
-    if long_side is None:
-        return "the size of the files: images were not resized"
-    return f"a long side of {long_side} pixels, to which images were resized: resize yours to it"
+def _files(manifest: Manifest) -> str:
+    rule = manifest.preprocessing
+    if manifest.data.long_side is not None:
+        return (
+            f"keep their size, but were resized to a long side of {manifest.data.long_side} pixels when this engine was "
+            "evaluated: resize yours to it, or export again"
+        )
+    turned = "as they are stored" if rule.orientation == "stored" else "turned as their EXIF orientation says"
+    if rule.resize is None:
+        return f"{turned}, and not resized"
+    to = rule.resize.to
+    size = f"a long side of {to} pixels" if isinstance(to, int) else f"{to[0]}x{to[1]} (height x width)"
+    return f"{turned}, and resized to {size} ({rule.resize.kernel}); masks have the size of the files"
 
 
 def _engine(manifest: Manifest) -> str:

@@ -153,7 +153,6 @@ def make_bundle(tmp_path: Path, checkpoint: Checkpoint, scenes: Dataset) -> Call
             main_branch_only=MainBranchProof(spare_parameters=1, bytes_unchanged=True, multiply_adds=1, size=(64, 64)),
             data=DataSource(
                 name="scenes", root=str(scenes.root), split="val", list_sha256=scenes.list_sha256(), images=len(scenes),
-                long_side=None,
             ),
             classes=tuple(ClassEntry(name=n, colour=c) for n, c in zip(classes.names, classes.palette, strict=True)),
             preprocessing=Preprocessing(mean=imagenet.MEAN, std=imagenet.STD),

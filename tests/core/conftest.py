@@ -25,7 +25,7 @@ def manifest(**changes: Any) -> Manifest:
             "step": 100,
         },
         "main_branch_only": {"spare_parameters": 10, "bytes_unchanged": True, "multiply_adds": 1000, "size": [64, 64]},
-        "data": {"name": "scenes", "root": "x", "split": "val", "list_sha256": "1" * 64, "images": 3, "long_side": None},
+        "data": {"name": "scenes", "root": "x", "split": "val", "list_sha256": "1" * 64, "images": 3},
         "classes": [{"name": "road", "colour": [1, 2, 3]}, {"name": "sky", "colour": [4, 5, 6]}],
         "preprocessing": {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
         "shapes": SIDES,

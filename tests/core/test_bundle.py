@@ -16,6 +16,7 @@ from ddcat.bundle import MANIFEST, entries, open_bundle, write_bundle
 from ddcat.errors import BundleError
 from ddcat.manifest import DimRange, Manifest, parse_manifest
 from ddcat.passport import read_passport
+from ddcat.preprocess import FileRule, Resize
 
 MakeManifest = Callable[..., Manifest]
 SIDE = {"minimum": 1, "maximum": None}
@@ -190,7 +191,7 @@ def test_a_name_that_is_kept_for_the_gate_is_not_listed(bundle: Path, make_manif
     ("change", "message"),
     [
         ({"opset": "20"}, "opset"),
-        ({"schema_version": 1}, "schema_version 1, and this ddcat reads 2"),
+        ({"schema_version": 1}, "schema_version 1, and this ddcat reads 2 and 3"),
         ({"schema_version": "2"}, "schema_version"),
         ({"unknown": 1}, "unknown"),
         ({"name": "../up"}, "name"),
@@ -223,6 +224,28 @@ def test_a_manifest_is_strict(change: dict[str, Any], message: str, make_manifes
         parse_manifest(json.dumps(content).encode(), MANIFEST)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 3000
+
+
+def test_of_schema_2_images_keep_their_size_but_where_they_were_evaluated(make_manifest: MakeManifest) -> None:
+    content = json.loads(make_manifest().to_bytes())
+    del content["preprocessing"]["orientation"], content["preprocessing"]["resize"]  # which schema 2 did not have
+    content |= {"schema_version": 2, "data": content["data"] | {"long_side": 480}}
+    manifest = parse_manifest(json.dumps(content).encode(), MANIFEST)
+    assert (manifest.preprocessing.orientation, manifest.preprocessing.resize) == ("stored", None)
+    assert manifest.evaluation_rule == FileRule(resize=Resize(to=480))
+    content["data"]["long_side"] = None
+    assert parse_manifest(json.dumps(content).encode(), MANIFEST).evaluation_rule.resize is None
+
+
+def test_of_schema_3_images_are_evaluated_as_they_are_served(make_manifest: MakeManifest) -> None:
+    rule = {"mean": [0, 0, 0], "std": [1, 1, 1], "orientation": "exif", "resize": {"to": [33, 40], "kernel": "linear"}}
+    manifest = make_manifest(preprocessing=rule)
+    assert manifest.schema_version == 3
+    assert manifest.evaluation_rule is manifest.preprocessing
+    assert parse_manifest(manifest.to_bytes(), MANIFEST) == manifest
+    for wrong in ({"schema_version": 2}, {"data": manifest.data.model_dump() | {"long_side": 480}}):
+        with pytest.raises(BundleError, match="schema"):
+            parse_manifest(json.dumps(json.loads(manifest.to_bytes()) | wrong).encode(), MANIFEST)
 
 
 def test_no_bundle_is_written_whose_manifest_does_not_describe_it(

@@ -63,7 +63,7 @@ def test_the_images_are_of_the_training_split(checkpoint: Checkpoint, scenes: Pa
         attack=training_attack(checkpoint),
         images=4,  # type: ignore[arg-type]
     )
-    dataset = open_dataset("scenes", scenes, "train", long_side=checkpoint.description.config.data.eval_long_side)
+    dataset = open_dataset("scenes", scenes, "train", rule=checkpoint.description.config.data.rule(evaluation=True))
     samples = [dataset.read((2 * index + 1) * len(dataset) // 8) for index in range(4)]  # the middle of each quarter
     assert calibration.list_sha256 == sha256_of_bytes("\n".join(sample.name for sample in samples).encode())
     assert (calibration.kind, calibration.images, calibration.split) == (kind, 4, "train")

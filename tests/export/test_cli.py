@@ -13,6 +13,7 @@ from ddcat.bundle import Bundle, open_bundle
 from ddcat.engines import open_engine
 from ddcat.errors import DdcatError, WriteError
 from ddcat.hashing import sha256_of_file
+from ddcat.preprocess import Resize
 from ddcat_export import exporting, sources
 from ddcat_export.errors import ExportError
 from ddcat_export.exporting import export
@@ -62,8 +63,9 @@ def test_the_manifest_tells_where_it_comes_from(run: Path, bundle: Bundle) -> No
     assert manifest.source.attack == {"epsilon": 0.03, "alpha": 0.01, "steps": 3, "start": "clean"}
     assert manifest.source.architecture == "resnet10 + pyramid"
     assert manifest.data.model_dump() == {
-        "name": "scenes", "root": "some/where", "split": "val", "list_sha256": "ab" * 32, "images": 7, "long_side": 96
+        "name": "scenes", "root": "some/where", "split": "val", "list_sha256": "ab" * 32, "images": 7, "long_side": None
     }  # fmt: skip
+    assert manifest.preprocessing.resize == Resize(to=96)
     assert manifest.class_table().names[1] == "red thing"
     assert (manifest.preprocessing.mean, manifest.preprocessing.std) == (imagenet.MEAN, imagenet.STD)
     assert manifest.shapes.height.model_dump() == {"minimum": 33, "maximum": None}

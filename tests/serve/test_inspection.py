@@ -7,6 +7,7 @@ import pytest
 
 from ddcat.bundle import Bundle
 from ddcat.manifest import AccuracyDrop, Calibration, Device, Quantisation
+from ddcat.preprocess import FileRule, Resize
 from ddcat_serve.inspection import print_bundle
 
 ATTACK = {"name": "bim", "steps": 3}
@@ -65,17 +66,31 @@ def test_the_one_gpu_that_a_plan_runs_on_is_told(
 
 
 @pytest.mark.parametrize(
-    ("long_side", "said"),
+    ("rule", "said"),
     [
-        (512, "a long side of 512 pixels, to which images were resized: resize yours to it"),
-        (None, "the size of the files: images were not resized"),
+        (FileRule(), "as they are stored, and not resized"),
+        (
+            FileRule(orientation="exif", resize=Resize(to=512)),
+            "turned as their EXIF orientation says, and resized to a long side of 512 pixels (area); masks have the size of",
+        ),
+        (
+            FileRule(resize=Resize(to=(512, 768), kernel="linear")),
+            "as they are stored, and resized to 512x768 (height x width)",
+        ),
     ],
 )
-def test_the_size_that_images_were_evaluated_at_is_shown(
-    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, long_side: int | None, said: str
+def test_what_becomes_of_image_files_is_shown(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, rule: FileRule, said: str
 ) -> None:
-    data = bundle.manifest.data.model_copy(update={"long_side": long_side})
-    assert re.search(rf"evaluated at +│ {said}", shown(bundle, capsys, monkeypatch, data=data))
+    preprocessing = bundle.manifest.preprocessing.model_copy(update=dict(rule))
+    assert re.search(rf"image files +│ {re.escape(said)}", shown(bundle, capsys, monkeypatch, preprocessing=preprocessing))
+
+
+def test_how_images_were_resized_before_schema_3_is_shown(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bundle.manifest.data.model_copy(update={"long_side": 512})
+    assert "resized to a long side of 512 pixels when this engine was" in shown(bundle, capsys, monkeypatch, data=data)
 
 
 HOSTILE = "x\x1b[2J\x1b]0;title\x07\x0apassport    pass\n\u202etxt"

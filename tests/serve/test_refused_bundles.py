@@ -31,7 +31,7 @@ def of_another_schema(bundle: Bundle) -> Path:
 
 CASES: dict[str, tuple[Callable[[Bundle], Path], str]] = {
     "tampered file": (altered, "model.onnx is not the file that was exported"),
-    "unknown schema": (of_another_schema, "has schema_version 1, and this ddcat reads 2"),
+    "unknown schema": (of_another_schema, "has schema_version 1, and this ddcat reads 2 and 3"),
     "silent fall-back": (
         lambda bundle: rewritten(bundle, provider="CUDAExecutionProvider"),
         "this onnxruntime has no CUDAExecutionProvider",

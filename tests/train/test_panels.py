@@ -31,7 +31,7 @@ def config_of(method: str, tiny_run: list[str]) -> Config:
 
 @pytest.fixture
 def scenes(tiny_scenes: Path) -> Dataset:
-    return open_dataset("scenes", tiny_scenes, "val", long_side=None)
+    return open_dataset("scenes", tiny_scenes, "val")
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_a_run_leaves_them_as_files_and_for_tensorboard(tiny_run: list[str], fin
     with Image.open(run / "panels/step-000006.png") as opened:
         assert (shown[0].width, shown[0].height) == opened.size
         colours = {colour for _, colour in opened.getcolors(1 << 24)}
-    classes = open_dataset("scenes", config.data.root, "val", long_side=None).classes
+    classes = open_dataset("scenes", config.data.root, "val").classes
     assert {*classes.palette, IGNORED_COLOUR} <= colours  # the legend at least
     assert {"val/clean", "val/attacked", "train/mask_share", "train/chosen_share"} <= set(events.Tags()["scalars"])
 

@@ -150,7 +150,7 @@ class Checkpoint(Reference):
         """The data set of its training."""
         data, val = self.description.config.data, self.description.val
         return ReferenceData(
-            data.name, data.root, data.train_split, data.val_split, data.eval_long_side,
+            data.name, data.root, data.train_split, data.val_split, data.rule(evaluation=True),
             None if val is None else val.images, None if val is None else val.list_sha256,
         )  # fmt: skip
 

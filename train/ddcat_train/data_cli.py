@@ -43,6 +43,7 @@ def check_command(
     from rich.console import Console
 
     from ddcat.atomic_files import write_json
+    from ddcat.preprocess import AS_STORED
     from ddcat.progress import progress
     from ddcat.text import printable
 
@@ -53,7 +54,7 @@ def check_command(
     from ddcat_train.data import list_dataset
     from ddcat_train.data.check import as_table, check, lines_of
 
-    dataset = list_dataset(name, root, split, long_side=long_side)
+    dataset = list_dataset(name, root, split, rule=AS_STORED.with_long_side(long_side))
     with progress("checking", len(dataset)) as advance:
         report = check(dataset, advance=advance)
     if json is not None:

@@ -133,7 +133,7 @@ class Model:
         root = data.root if data_root is None else Path(data_root)
         if root is None:
             raise DataError(f"{self.reference.path} names no data set: use data_root")
-        dataset = open_dataset(data.name, root, split or data.val_split, long_side=data.long_side)
+        dataset = open_dataset(data.name, root, split or data.val_split, rule=data.rule)
         if dataset.classes.names != self.classes.names:
             raise DataError(f"{root} has the classes {dataset.classes.names}; the model was trained on {self.classes.names}")
         bound = self.reference.epsilon if epsilon is None else epsilon

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ddcat.classes import Classes
 from ddcat.manifest import Manifest
+from ddcat.preprocess import AS_STORED, FileRule
 from ddcat_train.networks import Segmenter
 
 __all__ = ["Reference", "ReferenceData"]
@@ -22,8 +23,8 @@ class ReferenceData(NamedTuple):
     root : Path or None
         Its folder; None: none is known.
     train_split, val_split : str
-    long_side : int or None
-        Longer side to which images are resized; None: they are not.
+    rule : FileRule
+        How its images are read.
     images : int or None
         Number of images of the validation split; None: not known.
     list_sha256 : str or None
@@ -34,7 +35,7 @@ class ReferenceData(NamedTuple):
     root: Path | None
     train_split: str = "train"
     val_split: str = "val"
-    long_side: int | None = None
+    rule: FileRule = AS_STORED
     images: int | None = None
     list_sha256: str | None = None
 
@@ -44,8 +45,9 @@ class ReferenceData(NamedTuple):
         data = manifest.data
         root = Path(data.root) if data.root else None
         return cls(
-            data.name, root, val_split=data.split, long_side=data.long_side, images=data.images, list_sha256=data.list_sha256
-        )
+            data.name, root, val_split=data.split, rule=manifest.evaluation_rule, images=data.images,
+            list_sha256=data.list_sha256,
+        )  # fmt: skip
 
 
 class Reference(ABC):

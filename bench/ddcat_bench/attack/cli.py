@@ -1,6 +1,5 @@
 """The command `ddcat attack`."""
 
-import dataclasses
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -162,7 +161,7 @@ def attack(
     dataset = open_split(loaded, data_root=data_root, split=split)
     job = AttackJob(
         loaded,
-        dataset if protocol == "whole" else dataclasses.replace(dataset, long_side=None),
+        dataset if protocol == "whole" else dataset.with_long_side(None),
         suite=suite,  # type: ignore[arg-type]  # the other one is judged above
         epsilons=epsilons,
         iterations=iterations,

@@ -130,7 +130,7 @@ class AttackJob:
     @property
     def base(self) -> int | None:
         """The longer side that images are resized to by the protocol of windows; None: they are as they are."""
-        return self.reference.data.long_side if self.protocol == "windows" else None
+        return self.reference.data.rule.long_side if self.protocol == "windows" else None
 
     @property
     def at_base(self) -> bool:

@@ -1,6 +1,5 @@
 """`ddcat attack`: what attacks leave of a checkpoint's main branch."""
 
-import dataclasses
 import time
 from collections.abc import Callable
 from functools import partial
@@ -109,7 +108,7 @@ def probe_once(job: AttackJob, units: Units, *, advance: Callable[[int], None] =
     if probe is None:
         probe = run_probe(
             meter.watch(main_branch(job.reference, job.device)),
-            dataclasses.replace(job.dataset, long_side=job.base or job.dataset.long_side),
+            job.dataset if job.base is None else job.dataset.with_long_side(job.base),
             epsilon=_PROBE_EPSILON,
             images=job.probed,
             seed=job.seed,

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ddcat.cli import main
+from ddcat.preprocess import AS_STORED
 from ddcat_train.data import list_dataset
 from ddcat_train.data.check import check, lines_of
 from ddcat_train.data.dataset import Fault
@@ -38,7 +39,7 @@ def test_figures_are_those_of_the_files(small_folder: Path) -> None:
     assert report.pixels.tolist() == [(labels == value).sum() for value in range(3)]
     assert report.class_shares().sum() == pytest.approx(1)
     assert report.ignored_share() == pytest.approx(10 / labels.size)
-    assert check(list_dataset("folder", small_folder, "train", long_side=6)).sizes == {(6, 5): 5}
+    assert check(list_dataset("folder", small_folder, "train", rule=AS_STORED.with_long_side(6))).sizes == {(6, 5): 5}
 
 
 def test_every_planted_fault_is_found(small_folder: Path, write_labels: Writer) -> None:
@@ -116,7 +117,7 @@ def test_real_samples_are_sound(real_data: Path) -> None:
         ("cityscapes", "cityscapes_sample", "val"),
         ("camvid", "camvid", "val"),
     ):
-        assert check(list_dataset(name, real_data / root, split, long_side=120)).faults == ()
+        assert check(list_dataset(name, real_data / root, split, rule=AS_STORED.with_long_side(120))).faults == ()
 
 
 def test_camvid_shares_are_those_of_its_description(real_data: Path) -> None:

@@ -11,16 +11,17 @@ import pytest
 from PIL import Image
 
 from ddcat.classes import CITYSCAPES, VOC, Classes
+from ddcat.preprocess import AS_STORED, FileRule, apply_rule, restore
 from ddcat_train.data import DATASETS, list_dataset, open_dataset
 from ddcat_train.data.check import check
 from ddcat_train.data.cityscapes import train_ids
 from ddcat_train.data.classes_file import classes_yaml, read_classes
-from ddcat_train.data.dataset import resize_long_side
 from ddcat_train.data.pictures import read_image, read_mask
 from ddcat_train.errors import DataError
 
 Writer = Callable[..., None]
 
+TURNED = FileRule(orientation="exif")
 GREY = np.full((6, 8, 3), 128, np.uint8)
 EVERY_VALUE = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
@@ -93,7 +94,7 @@ def test_label_outside_the_classes_is_refused(small_folder: Path, write_labels: 
 def test_long_side_keeps_the_form_and_never_mixes_labels(small_folder: Path) -> None:
     whole = open_dataset("folder", small_folder, "train")
     for long_side, shape in ((6, (5, 6)), (24, (20, 24)), (12, (10, 12))):
-        sample = open_dataset("folder", small_folder, "train", long_side=long_side).read(0)
+        sample = open_dataset("folder", small_folder, "train", rule=AS_STORED.with_long_side(long_side)).read(0)
         assert sample.image.shape == (*shape, 3)
         assert sample.labels.shape == shape
         assert set(np.unique(sample.labels)) <= {0, 1, 2, 255}
@@ -103,7 +104,8 @@ def test_long_side_keeps_the_form_and_never_mixes_labels(small_folder: Path) -> 
 def test_long_side_keeps_image_and_labels_aligned() -> None:
     columns = np.broadcast_to(np.arange(0, 240, 2, dtype=np.uint8), (40, 120))
     for long_side in (30, 60, 90, 180, 240, 360):
-        image, labels = resize_long_side(np.repeat(columns[..., None], 3, -1), columns, long_side)
+        image = apply_rule(np.repeat(columns[..., None], 3, -1), AS_STORED.with_long_side(long_side))
+        labels = restore(columns, image.shape[:2])
         inner = slice(long_side // 20, -(long_side // 20))
         off = image[..., 0].astype(int) - labels
         # nearest is at most half a source pixel (1 of these values) off, and to either side
@@ -201,7 +203,7 @@ def test_list_hash_tells_splits_apart(small_folder: Path) -> None:
 def test_real_samples(real_data: Path) -> None:
     voc = open_dataset("voc", real_data / "voc_sample", "train")
     assert {VOC.names[value] for value in np.unique(voc.read(0).labels) if value != 255} == {"background", "bottle", "person"}
-    camvid = open_dataset("camvid", real_data / "camvid", "val", long_side=240)
+    camvid = open_dataset("camvid", real_data / "camvid", "val", rule=AS_STORED.with_long_side(240))
     assert len(camvid) == 101
     assert camvid.read(0).image.shape == (180, 240, 3)
 
@@ -229,13 +231,33 @@ def test_an_image_that_lies_on_its_side_is_told(small_folder: Path, write_labels
     write_labels(small_folder / "labels/train/1.png", np.zeros((12, 10), np.uint8))
     write_labels(small_folder / "labels/train/2.png", np.zeros((12, 9), np.uint8))
     turned, other = told(small_folder)
-    assert turned.endswith("must be of one size, as stored: an orientation that EXIF speaks of is not applied")
+    assert turned.endswith(", as stored: an orientation that EXIF speaks of is not applied; use data.orientation=exif to do so")
     assert other.endswith("must be of one size")
+    applied = [fault.message for fault in check(list_dataset("folder", small_folder, "train", rule=TURNED)).faults]
+    assert applied[0].endswith("after the orientation that EXIF speaks of; use data.orientation=stored to leave it out")
+
+
+@pytest.mark.parametrize("name", ["1.png", "1.jpg"])
+def test_an_orientation_is_applied_to_the_image_where_asked_for(small_folder: Path, name: str) -> None:
+    files = small_folder / "images/train", small_folder / "labels/train/1.png"
+    image, labels = (np.asarray(Image.open(file)) for file in (files[0] / "1.png", files[1]))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the stored picture is turned to the right
+    (files[0] / "1.png").unlink()
+    Image.fromarray(np.rot90(image, 1)).save(files[0] / name, exif=exif)
+    stored = open_dataset("folder", small_folder, "train")
+    with pytest.raises(DataError, match="must be of one size"):
+        stored.read(1)
+    for rule in (TURNED, TURNED.with_long_side(6)):
+        dataset = open_dataset("folder", small_folder, "train", rule=rule)
+        sample = dataset.read(1)
+        assert dataset.size(1) == sample.labels.shape == ((10, 12) if rule.resize is None else (5, 6))
+        assert np.array_equal(sample.full_labels, labels)
+    if name == "1.png":
+        assert np.array_equal(open_dataset("folder", small_folder, "train", rule=TURNED).read(1).image, image)
 
 
 def test_images_and_labels_that_do_not_pair_are_named(small_folder: Path, write_image: Writer, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="the long side of an image is 0, expected 1 or more"):
-        open_dataset("folder", small_folder, "train", long_side=0)
     write_image(small_folder / "images/train/3.jpg", GREY)
     with pytest.raises(DataError, match=r"3\.jpg and .*3\.png have one name: labels/3\.png can be that of one only"):
         open_dataset("folder", small_folder, "train")
@@ -266,7 +288,7 @@ def test_what_is_no_picture_of_8_bits_is_refused_with_its_name(tmp_path: Path) -
 def test_the_size_is_told_from_the_head_of_the_file_alone(
     small_folder: Path, monkeypatch: pytest.MonkeyPatch, long_side: int | None
 ) -> None:
-    dataset = open_dataset("folder", small_folder, "train", long_side=long_side)
+    dataset = open_dataset("folder", small_folder, "train", rule=AS_STORED.with_long_side(long_side))
     expected = [dataset.read(index).labels.shape for index in range(len(dataset))]
     monkeypatch.setattr(Image.Image, "load", None)  # no pixel is decoded
     assert [dataset.size(index) for index in range(len(dataset))] == expected

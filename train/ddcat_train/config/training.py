@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from ddcat.preprocess import FileRule, Kernel, Orientation, Resize
 from ddcat.schema import current_method
 from ddcat_train.choices import (
     AugmentationName,
@@ -58,12 +59,23 @@ class DataConfig(Section):
     val_split: str = Field("val", description="split to evaluate on")
     long_side: int | None = Field(None, ge=33, description="longer side to which every image is resized; None: no resizing")
     val_long_side: int | None = Field(None, ge=33, description="the same, in evaluations; None: long_side")
+    kernel: Kernel = Field(
+        "area", description="how they are resized: area and linear by OpenCV, antialias by Pillow ([more](manifest.md))"
+    )
+    orientation: Orientation = Field(
+        "stored", description="stored: pixels as the files have them; exif: turned as EXIF says, as the masks were drawn"
+    )
     skip_corrupt: bool = Field(False, description="replace images with missing or damaged files in training, and count them")
 
     @property
     def eval_long_side(self) -> int | None:
         """Longer side to which images of evaluations are resized; None: no resizing."""
         return self.long_side if self.val_long_side is None else self.val_long_side
+
+    def rule(self, *, evaluation: bool = False) -> FileRule:
+        """Return how images are read: in training, or in evaluations and by the engines that are made of it."""
+        to = self.eval_long_side if evaluation else self.long_side
+        return FileRule(orientation=self.orientation, resize=None if to is None else Resize(to=to, kernel=self.kernel))
 
 
 class AugmentConfig(Section):

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ddcat.preprocess import AS_STORED, FileRule
 from ddcat.text import printable
 from ddcat_train.data.augment import AUGMENTATIONS, Augment, corrupted
 from ddcat_train.data.camvid import camvid
@@ -31,7 +32,7 @@ DATASETS: dict[str, Callable[[Path, str], Dataset]] = {
 }
 
 
-def list_dataset(name: str, root: Path, split: str, *, long_side: int | None = None) -> Dataset:
+def list_dataset(name: str, root: Path, split: str, *, rule: FileRule = AS_STORED) -> Dataset:
     """
     List a split whose files may be missing: what `ddcat data check` looks at.
 
@@ -42,14 +43,12 @@ def list_dataset(name: str, root: Path, split: str, *, long_side: int | None = N
     """
     if name not in DATASETS:
         raise DataError(f"there is no data set {printable(name, 40)!r}: use {', '.join(DATASETS)}")
-    if long_side is not None and long_side < 1:
-        raise DataError(f"the long side of an image is {long_side}, expected 1 or more")
     with contextlib.suppress(RuntimeError):  # a ~ of nobody's: it is a name like any other
         root = root.expanduser()
     _check_names([root / split], "the path of the data set")
     dataset = DATASETS[name](root, split)
     _check_names([file for pair in dataset.pairs for file in (pair.image, pair.labels)], "the path of a file")
-    return dataclasses.replace(dataset, long_side=long_side)
+    return dataclasses.replace(dataset, rule=rule)
 
 
 def _check_names(paths: Sequence[Path], what: str) -> None:
@@ -68,7 +67,7 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def open_dataset(name: str, root: Path, split: str, *, long_side: int | None = None) -> Dataset:
+def open_dataset(name: str, root: Path, split: str, *, rule: FileRule = AS_STORED) -> Dataset:
     """
     Open a split of a data set, every file of which is there.
 
@@ -79,15 +78,15 @@ def open_dataset(name: str, root: Path, split: str, *, long_side: int | None = N
     root : Path
     split : str
         For example "train" or "val".
-    long_side : int or None
-        Resize images and labels until their longer side is this.
+    rule : FileRule
+        How images are read; labels are resized with them.
 
     Raises
     ------
     DataError
         Where the name is unknown, a folder or list is missing or empty, or a pair lacks one of its files.
     """
-    dataset = list_dataset(name, root, split, long_side=long_side)
+    dataset = list_dataset(name, root, split, rule=rule)
     missing = [file for pair in dataset.pairs for file in (pair.image, pair.labels) if not is_file(file)]
     if missing:
         count, command = len(missing) - 1, f"'ddcat data check {name} {root} --split {split}'"

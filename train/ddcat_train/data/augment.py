@@ -24,6 +24,8 @@ __all__ = ["AUGMENTATIONS", "Augment", "corrupted", "paper", "plain"]
 F32 = npt.NDArray[np.float32]
 Augment = Callable[[Sample, np.random.Generator], tuple[F32, U8]]
 
+cv2.setNumThreads(0)  # its threads would fight with those of torch, and do not survive the fork of a worker
+
 _DEGREES = 10.0
 _BLUR = (5, 5)
 _SEVEREST = 3  # severity in training

@@ -6,23 +6,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from ddcat.classes import IGNORE_INDEX, Classes, Colour
 from ddcat.hashing import sha256_of_bytes
+from ddcat.preprocess import AS_STORED, FileRule, apply_rule, network_size, restore
 from ddcat_train.data.classes_file import CLASSES_FILE, Legend, read_legend
 from ddcat_train.data.colours import decode_colours
 from ddcat_train.data.fault import Fault
-from ddcat_train.data.pictures import U8, Mask, read_head, read_image, read_mask
+from ddcat_train.data.pictures import U8, Mask, read_image, read_mask, read_size
 from ddcat_train.errors import DataError
 
-__all__ = ["U8", "Dataset", "Decode", "Fault", "Pair", "Sample", "identity", "resize_long_side"]
-
-cv2.setNumThreads(0)  # its threads would fight with those of torch and do not survive the fork of a worker
+__all__ = ["U8", "Dataset", "Decode", "Fault", "Pair", "Sample", "identity"]
 
 Decode = Callable[[U8], U8]
+
+_ORIENTED = {  # where a mask has the size of its image on its side
+    "stored": ", as stored: an orientation that EXIF speaks of is not applied; use data.orientation=exif to do so",
+    "exif": ", after the orientation that EXIF speaks of; use data.orientation=stored to leave it out",
+}
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,14 @@ class Sample:
     labels : (H, W) uint8
         Values in 0..K-1, or 255 = ignored.
     name : str
+    full_labels : (H', W') uint8, or None
+        The labels at the size of the image's file, by which a gate scores; None: they are not known.
     """
 
     image: U8
     labels: U8
     name: str
+    full_labels: U8 | None = None
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,8 @@ class Dataset:
         Label of each colour of a mask in colours; None: masks in colours are refused.
     made_up_palette : bool
         The colours of `classes` are not the data set's own.
-    long_side : int or None
-        Images and labels are resized until their longer side is this; None: they are not.
+    rule : FileRule
+        How images are read; labels are resized with them.
     clips : str or None
         A regular expression for images that are frames of video. Those whose names have the same first group, or the same whole
         match where it has none, belong to one clip. None: not said.
@@ -99,11 +105,20 @@ class Dataset:
     decode: Decode = identity
     colours: Mapping[Colour, int] | None = None
     made_up_palette: bool = False
-    long_side: int | None = None
+    rule: FileRule = AS_STORED
     clips: str | None = None
     folders: tuple[Path, ...] = ()
     lists: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def long_side(self) -> int | None:
+        """The longer side that images are resized to; None: they are not, or to height and width."""
+        return self.rule.long_side
+
+    def with_long_side(self, long_side: int | None) -> "Dataset":
+        """Return it with images of another longer side; None: of their own size."""
+        return dataclasses.replace(self, rule=self.rule.with_long_side(long_side))
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -144,7 +159,7 @@ class Dataset:
         faults: list[Fault] = []
         image = labels = None
         try:
-            image = read_image(pair.image)
+            image = read_image(pair.image, self.rule)
         except DataError as error:
             faults.append(_unreadable(pair.image, error))
         try:
@@ -158,15 +173,14 @@ class Dataset:
             message = (
                 f"{pair.labels} is {labels.shape[1]}x{labels.shape[0]}, but its image {pair.image} is "
                 f"{image.shape[1]}x{image.shape[0]}: they must be of one size"
-                f"{', as stored: an orientation that EXIF speaks of is not applied' if turned else ''}"
+                f"{_ORIENTED[self.rule.orientation] if turned else ''}"
             )
             faults.append(Fault("size", pair.labels, message))
         faults += unknown
         if image is None or labels is None or faults:
             return faults
-        if self.long_side is not None:
-            image, labels = resize_long_side(image, labels, self.long_side)
-        return Sample(image, labels, pair.name)
+        resized = apply_rule(image, self.rule)
+        return Sample(resized, restore(labels, resized.shape[:2]), pair.name, labels)
 
     def labels_of(self, mask: Mask, file: Path) -> tuple[U8, list[Fault]]:
         """
@@ -206,8 +220,7 @@ class Dataset:
         DataError
             Where the file is missing or no image.
         """
-        height, width, _ = read_head(self.pairs[index].image)
-        return (height, width) if self.long_side is None else _resized(height, width, self.long_side)
+        return network_size(read_size(self.pairs[index].image, self.rule), self.rule)
 
     def list_sha256(self) -> str:
         """SHA-256 of the names of the images, one a line: it tells two splits apart."""
@@ -231,22 +244,6 @@ def _ranges(values: npt.NDArray[np.integer]) -> str:
     """Write numbers in ascending order as 0..2, 7, 11..13."""
     runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
-
-
-def resize_long_side(image: U8, labels: U8, long_side: int) -> tuple[U8, U8]:
-    """Resize an image (shrinking by area, else bilinearly) and its labels (nearest) until the longer side is `long_side`."""
-    height, width = labels.shape
-    if max(height, width) == long_side:
-        return image, labels
-    size = _resized(height, width, long_side)[::-1]
-    resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if long_side < max(height, width) else cv2.INTER_LINEAR)
-    nearest = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT)  # the plain one is off by half a pixel
-    return np.asarray(resized, dtype=np.uint8), np.asarray(nearest, dtype=np.uint8)
-
-
-def _resized(height: int, width: int, long_side: int) -> tuple[int, int]:
-    factor = long_side / max(height, width)
-    return max(1, round(height * factor)), max(1, round(width * factor))
 
 
 def _unreadable(path: Path, error: DataError) -> Fault:

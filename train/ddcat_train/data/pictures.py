@@ -8,7 +8,6 @@ import io
 import re
 import struct
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,23 +16,23 @@ import numpy.typing as npt
 from PIL import Image
 
 from ddcat.error_text import first_line
-from ddcat.image_files import ImageFileError, is_png, palette_size, strip_metadata
+from ddcat.image_files import ImageFileError, is_png, orientation_of, palette_size, strip_metadata
+from ddcat.preprocess import AS_STORED, FileRule, turned
 from ddcat_train.data.files import read_bytes
 from ddcat_train.errors import DataError
 
-__all__ = ["U8", "Head", "Mask", "read_head", "read_image", "read_mask"]
+__all__ = ["U8", "Head", "Mask", "read_head", "read_image", "read_mask", "read_size"]
 
 U8 = npt.NDArray[np.uint8]
 
 _FORMATS = ("JPEG", "PNG")
-_PNG_SIGNATURE = 8  # bytes
+_PNG_HEADER, _HEADER_END = b"\0\0\0\x0dIHDR", 33
 _OTHERS = {  # by their first bytes, for an error that says what a file is
     b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"RIFF": "WebP", b"%!PS": "PostScript", b"%PDF": "PDF",
     b"\xc5\xd0\xd3\xc6": "PostScript", b"\0\0\0\x0cjP": "JPEG 2000", b"DDS ": "DDS", b"8BPS": "Photoshop", b"<svg": "SVG",
 }  # fmt: skip
 _COLOUR_MODES = {"RGB", "RGBA", "L", "LA", "P", "PA", "1"}
 _MODES = {"I": "a PNG of 16 bits (mode I)", "I;16": "a PNG of 16 bits (mode I;16)", "LA": "a PNG in grey and alpha (mode LA)"}
-_ORIENTATION = 0x0112
 _HEAD = 1 << 17  # bytes, in which nearly all files say what they are
 _DEPTH = 24  # byte of a PNG that says how many bits a value has
 _DAMAGED = (OSError, SyntaxError, ValueError, IndexError, TypeError, KeyError, struct.error, EOFError)  # what Pillow raises
@@ -66,18 +65,19 @@ class Mask(NamedTuple):
     palette: U8 | None
 
 
-def read_image(path: Path) -> U8:
+def read_image(path: Path, rule: FileRule = AS_STORED) -> U8:
     """
-    Read an image as (H, W, 3) uint8 RGB.
+    Read an image as (H, W, 3) uint8 RGB, turned where the rule says so, and at its own size.
 
-    Grey becomes RGB and transparency is dropped. The orientation that EXIF may speak of is not applied: labels were drawn on
-    the pixels as they are stored. (Pillow decodes to the same values as OpenCV, but refuses a truncated file in every version.)
+    Grey becomes RGB and transparency is dropped. (Pillow decodes to the same values as OpenCV, but refuses a truncated file in
+    every version.)
 
     Raises
     ------
     DataError
     """
-    content = _read(path, "image")
+    whole = read_bytes(path)
+    content = _stripped(path, whole, "image")
     with _Opened(path, content, "image") as opened:
         if opened.mode not in _COLOUR_MODES:
             raise DataError(f"{path} is an image of mode {opened.mode}, expected RGB or grey of 8 bits")
@@ -87,7 +87,8 @@ def read_image(path: Path) -> U8:
             raise DataError(f"{path} has indices beyond its palette, whose colour is undefined: replace it")
         opened.info.pop("transparency", None)  # of which Pillow would warn
         # by way of RGBA, since grey and alpha of a palette are not converted directly
-        return np.array((opened.convert("RGBA") if opened.mode == "PA" else opened).convert("RGB"), dtype=np.uint8)  # (H, W, 3)
+        pixels = np.array((opened.convert("RGBA") if opened.mode == "PA" else opened).convert("RGB"), dtype=np.uint8)
+    return turned(pixels, orientation_of(whole)) if rule.orientation == "exif" else pixels  # (H, W, 3)
 
 
 def read_mask(path: Path) -> Mask:
@@ -99,7 +100,7 @@ def read_mask(path: Path) -> Mask:
     DataError
         Also where it is no PNG, of 16 bits, of fewer than 8 bits in grey, or transparent.
     """
-    content = _read(path, "label file")
+    content = _stripped(path, read_bytes(path), "label file")
     name = path
     if content.startswith(b"\xff\xd8\xff"):
         raise DataError(f"{name} is a JPEG file: labels must be PNG, which keeps every value as it is")
@@ -124,6 +125,21 @@ def read_mask(path: Path) -> Mask:
         return Mask(np.array(opened, dtype=np.uint8), palette)
 
 
+def read_size(path: Path, rule: FileRule) -> tuple[int, int]:
+    """
+    Read the height and width of `read_image`; no pixel is decoded.
+
+    Raises
+    ------
+    DataError
+        Where the file is missing or no image.
+    """
+    height, width, orientation = read_head(path)
+    if rule.orientation == "exif" and orientation == 1:
+        orientation = orientation_of(read_bytes(path))  # it may stand behind the pixels
+    return (width, height) if rule.orientation == "exif" and orientation >= 5 else (height, width)
+
+
 def read_head(path: Path) -> Head:
     """
     Read the size of an image, and the orientation it is to be shown in; no pixel is decoded.
@@ -143,20 +159,18 @@ def read_head(path: Path) -> Head:
 
 
 def _head(path: Path, content: bytes) -> Head:
-    if is_png(content):  # Pillow would decode the pixels to look for EXIF behind them
-        chunks = list(_chunks(content))
-        if chunks and chunks[0][0] == b"IHDR" and len(chunks[0][1]) == 13:
-            width, height = struct.unpack(">II", chunks[0][1][:8])
-            exif = next((bytes(data) for name, data in chunks if name == b"eXIf"), b"")
-            return Head(height, width, _orientation(exif))
+    if is_png(content) and content[8:16] == _PNG_HEADER and len(content) >= _HEADER_END:
+        # Pillow would decode the pixels to look for EXIF behind them
+        width, height = struct.unpack(">II", content[16:24])
+        return Head(height, width, orientation_of(content))
     with _Opened(path, content, "image") as opened:
-        return Head(opened.height, opened.width, _orientation(opened.info.get("exif", b"")))
+        return Head(opened.height, opened.width, orientation_of(content))
 
 
-def _read(path: Path, what: str) -> bytes:
-    """Read a file without its metadata, which changes no pixel and can be too much for Pillow."""
+def _stripped(path: Path, content: bytes, what: str) -> bytes:
+    """Return a file without its metadata, which changes no pixel and can be too much for Pillow."""
     try:
-        return strip_metadata(read_bytes(path))
+        return strip_metadata(content)
     except ImageFileError as cause:
         raise DataError(f"{path} is no {what} that can be read ({cause}): replace it") from cause
 
@@ -190,28 +204,3 @@ class _Opened:
                     return DataError(f"{name} is a {form} file: convert it to {'JPEG or ' * (self._what == 'image')}PNG")
             text = "its format is unknown" if self._content else "it is empty"
         return DataError(f"{name} is no {self._what} that can be read ({text}): replace it")
-
-
-def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Walk the chunks of a PNG, each as its name and data; a cut off one ends it, and is not among them."""
-    view, at = memoryview(content), _PNG_SIGNATURE
-    while at + 12 <= len(content):
-        size = int.from_bytes(content[at : at + 4], "big")
-        if at + 12 + size > len(content):
-            return
-        name = content[at + 4 : at + 8]
-        yield name, view[at + 8 : at + 8 + size]
-        at += 12 + size
-        if name == b"IEND":
-            return
-
-
-def _orientation(exif: bytes) -> int:
-    """Read the orientation out of EXIF, 1..8; 1 where there is none that can be read."""
-    found = Image.Exif()
-    try:
-        found.load(exif)
-        value = found.get(_ORIENTATION, 1)
-    except Exception:  # the directories of a camera are damaged in many ways, and no pixel depends on them
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1

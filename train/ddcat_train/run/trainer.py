@@ -91,8 +91,8 @@ class Trainer:
     def __init__(self, config: Config, *, device: str = "auto", begun: Checkpoint | None = None) -> None:
         self._config = config
         data = config.data
-        self._train = open_dataset(data.name, data.root, data.train_split, long_side=data.long_side)
-        self._val = open_dataset(data.name, data.root, data.val_split, long_side=data.eval_long_side)
+        self._train = open_dataset(data.name, data.root, data.train_split, rule=data.rule())
+        self._val = open_dataset(data.name, data.root, data.val_split, rule=data.rule(evaluation=True))
         self._entries = SplitEntry.of(self._train), SplitEntry.of(self._val)
         # Read at the start: the checkout may change while the process runs.
         self._commit, self._versions = provenance.git_commit(), provenance.versions(LIBRARIES)
