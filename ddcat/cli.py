@@ -43,6 +43,7 @@ PARTS = {
     "drift": Part("ddcat_bench.cli", "drift", _BENCH, "Measure and prove"),
     "speed": Part("ddcat_bench.cli", "speed", _BENCH, "Measure and prove"),
     "scenarios": Part("ddcat_bench.cli", "scenarios", _BENCH, "Measure and prove"),
+    "zoo": Part("ddcat.zoo.cli", "", "", "Serve"),
     "inspect": Part("ddcat_serve.cli", "inspect", "serve", "Serve"),
     "serve": Part("ddcat_serve.cli", "run", "serve,cpu", "Serve"),
     "triton": Part("ddcat_serve.cli", "triton", "serve,cpu", "Serve"),

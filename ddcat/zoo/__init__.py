@@ -1,0 +1,1 @@
+"""Models that are ready to serve, each with its evidence: their index, and fetching them with every byte checked."""
