@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -20,14 +21,16 @@ from tests.serve.processes import free_port, server
 
 WHITE = np.full((37, 53, 3), 255, np.uint8)
 SLOW = """
+import pathlib
 import time
 from ddcat.engines.base import CheckedEngine
 infer = CheckedEngine.infer
 def slow(engine, images):
-    time.sleep({seconds} if images.min() == 255 else 0)
+    while images.min() == 255 and not pathlib.Path({until!r}).exists():
+        time.sleep(0.05)
     return infer(engine, images)
 CheckedEngine.infer = slow
-"""  # white images take so long
+"""  # white images take until that file is there
 
 
 def ask_http(address: str, model: str, picture: np.ndarray) -> httpx.Response:
@@ -66,11 +69,11 @@ class Busy(NamedTuple):
 
 
 @contextlib.contextmanager
-def busy_server(make_bundle: Callable[..., Bundle], *, grace: float, drain: float, seconds: float) -> Iterator[Busy]:
+def busy_server(make_bundle: Callable[..., Bundle], *, grace: float, drain: float, until: Path) -> Iterator[Busy]:
     grpc = f"127.0.0.1:{(port := free_port())}"
     options = ("--grpc-port", port, "--shutdown-delay", grace, "--drain-timeout", drain, "--timeout", 60)
     bundles = [make_bundle(name).path for name in ("one", "two")]
-    with ThreadPoolExecutor(8) as pool, server(*bundles, *options, before=SLOW.format(seconds=seconds)) as (process, address):
+    with ThreadPoolExecutor(8) as pool, server(*bundles, *options, before=SLOW.format(until=str(until))) as (process, address):
         by_http = [pool.submit(ask_http, address, name, WHITE) for name in ("one", "two")]
         by_grpc = [pool.submit(ask_grpc, grpc, name, WHITE) for name in ("one", "two")]
         wait_until_all_work(address, [*by_http, *by_grpc])
@@ -83,9 +86,11 @@ def status_of(call: "Future[np.ndarray]") -> str:
     return str(caught.value.status())
 
 
-def test_what_does_not_end_is_given_up_after_one_drain_and_not_after_several(make_bundle: Callable[..., Bundle]) -> None:
+def test_what_does_not_end_is_given_up_after_one_drain_and_not_after_several(
+    make_bundle: Callable[..., Bundle], tmp_path: Path
+) -> None:
     drain = 3
-    with busy_server(make_bundle, grace=0.2, drain=drain, seconds=600) as busy:
+    with busy_server(make_bundle, grace=0.2, drain=drain, until=tmp_path / "never") as busy:
         busy.process.send_signal(signal.SIGTERM)
         began = time.monotonic()
         time.sleep(1)  # the grace is over
@@ -99,9 +104,12 @@ def test_what_does_not_end_is_given_up_after_one_drain_and_not_after_several(mak
         assert "Traceback" not in busy.log(), busy.log()
 
 
-def test_what_ends_within_the_drain_is_answered_by_http_and_grpc(make_bundle: Callable[..., Bundle], oracle: Callable) -> None:
-    with busy_server(make_bundle, grace=0.1, drain=60, seconds=1) as busy:
+def test_what_ends_within_the_drain_is_answered_by_http_and_grpc(
+    make_bundle: Callable[..., Bundle], oracle: Callable, tmp_path: Path
+) -> None:
+    with busy_server(make_bundle, grace=0.1, drain=60, until=tmp_path / "go") as busy:
         busy.process.send_signal(signal.SIGTERM)
+        (tmp_path / "go").touch()
         assert busy.process.wait(30) == 0
         masks = [as_labels(call.result(30).content) for call in busy.by_http]
         for labels in (*masks, *(call.result(30) for call in busy.by_grpc)):
@@ -109,10 +117,10 @@ def test_what_ends_within_the_drain_is_answered_by_http_and_grpc(make_bundle: Ca
 
 
 def test_a_second_signal_ends_it_at_once_where_nobody_waits_any_more_but_an_engine_works(
-    make_bundle: Callable[..., Bundle],
+    make_bundle: Callable[..., Bundle], tmp_path: Path
 ) -> None:
     options = ("--shutdown-delay", 0.1, "--drain-timeout", 600, "--timeout", 60)
-    with server(make_bundle("one").path, *options, before=SLOW.format(seconds=600)) as (process, address):
+    with server(make_bundle("one").path, *options, before=SLOW.format(until=str(tmp_path / "never"))) as (process, address):
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{address}/v1/segment", content=as_png(WHITE), timeout=1)
         process.send_signal(signal.SIGTERM)
