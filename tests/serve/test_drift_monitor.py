@@ -15,11 +15,10 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from ddcat.engines import Outputs
+from ddcat.engines import Outputs, answer_statistics
+from ddcat.engines.answer_statistics import describe, psi, statistics_of
 from ddcat_serve.http.app import create_app
 from ddcat_serve.inference.model_registry import load_models
-from ddcat_serve.observe import answer_statistics
-from ddcat_serve.observe.answer_statistics import describe, psi, statistics_of
 from ddcat_serve.observe.drift_monitor import MIN_IMAGES, DriftMonitor
 from ddcat_serve.settings import Settings
 from tests.bundles import with_golden

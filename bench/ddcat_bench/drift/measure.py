@@ -21,13 +21,13 @@ from torch import Tensor
 
 from ddcat.bundle import Bundle
 from ddcat.engines import Engine
+from ddcat.engines.answer_statistics import Statistics, golden_statistics, statistics_of
 from ddcat.engines.golden import read_golden
 from ddcat.metrics import confusion_counts, miou
 from ddcat.schema import Fraction, Method, StrictModel
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_schema import BundleEntry, Environment
 from ddcat_bench.templates import render
-from ddcat_serve.observe.answer_statistics import Statistics, golden_statistics, statistics_of
 from ddcat_serve.observe.drift_monitor import MIN_IMAGES, DriftMonitor
 from ddcat_train.attacks import Model, signed_gradient_ascent
 from ddcat_train.data import Dataset

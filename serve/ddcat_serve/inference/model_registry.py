@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ddcat.bundle import NO_TRUST_POLICY, Bundle, TrustPolicy, open_bundle
 from ddcat.engines import Engine, open_engine
+from ddcat.engines.answer_statistics import golden_statistics
 from ddcat.engines.golden import check_answers, read_golden
 from ddcat.passport import read_passport
 from ddcat_serve.errors import RequestError, ServeError, quoted
@@ -21,7 +22,6 @@ from ddcat_serve.inference.memory import memory_limit, resident_bytes
 from ddcat_serve.inference.served_model import ServedModel
 from ddcat_serve.inference.sources import NAME, Source
 from ddcat_serve.inference.warm_up import measure_speed, warm_up
-from ddcat_serve.observe.answer_statistics import golden_statistics
 from ddcat_serve.observe.drift_monitor import DriftMonitor
 from ddcat_serve.observe.usage import Batch
 from ddcat_serve.settings import Settings

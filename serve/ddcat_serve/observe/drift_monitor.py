@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddcat.engines import Outputs
-from ddcat_serve.observe.answer_statistics import CONFIDENCE, DENSITY, Counts, Shares, Statistic, Statistics, psi, statistics_of
+from ddcat.engines.answer_statistics import CONFIDENCE, DENSITY, Counts, Shares, Statistic, Statistics, psi, statistics_of
 
 __all__ = ["MIN_IMAGES", "DriftMonitor", "Totals"]
 

@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ddcat_serve.observe.answer_statistics import CONFIDENCE, DENSITY
+from ddcat.engines.answer_statistics import CONFIDENCE, DENSITY
 from ddcat_serve.observe.drift_monitor import Totals
 from ddcat_serve.observe.usage import Batch
 

@@ -12,13 +12,13 @@ import torch
 
 from ddcat import cli
 from ddcat.engines import Outputs
+from ddcat.engines.answer_statistics import Statistics, describe, psi
 from ddcat.engines.golden import Example
 from ddcat_bench.drift import measure as drift
 from ddcat_bench.drift.measure import DriftResult, drift_markdown, measure_drift
 from ddcat_bench.errors import BenchError
 from ddcat_bench.inputs import main_branch
 from ddcat_bench.result_io import read_result
-from ddcat_serve.observe.answer_statistics import Statistics, describe, psi
 from ddcat_serve.observe.drift_monitor import MIN_IMAGES, DriftMonitor
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
