@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -35,7 +35,9 @@ __all__ = [
     "write_bytes",
     "write_in_turn",
     "write_json",
+    "write_parts",
     "write_text",
+    "written_aside",
 ]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -79,12 +81,46 @@ def write_bytes(path: Path, content: bytes) -> None:
     WriteError
         The earlier file is unchanged, and nothing else is left.
     """
-    with translate_os_errors(path, len(content)):
+    _write(path, (content,), len(content))
+
+
+def write_parts(path: Path, parts: Iterable[bytes]) -> None:
+    """Write a file as `write_bytes` does, from parts that are made while it is written."""
+    _write(path, parts, None)
+
+
+def _write(path: Path, parts: Iterable[bytes], size: int | None) -> None:
+    with translate_os_errors(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
         aside, file = _create_beside(path, lambda place: place.open("xb"))
         try:
             with file:
-                _fill(file, content)
+                _fill(file, parts)
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        _sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """
+    Yield a path beside another, for a library that writes files itself; what is there at the end takes the other's place.
+
+    Raises
+    ------
+    WriteError
+        The earlier file is unchanged, and nothing else is left.
+    """
+    with translate_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside, file = _create_beside(path, lambda place: place.open("xb"))
+        file.close()
+        try:
+            yield aside
+            with aside.open("rb") as whole:
+                os.fsync(whole.fileno())
             aside.replace(path)
         except BaseException:
             aside.unlink(missing_ok=True)
@@ -108,7 +144,7 @@ def write_in_turn(path: Path, content: bytes) -> None:
         with _locked(aside) as file:
             try:
                 file.truncate(0)
-                _fill(file, content)
+                _fill(file, (content,))
                 aside.replace(path)
             except BaseException:
                 aside.unlink(missing_ok=True)
@@ -336,8 +372,8 @@ def _is_at(path: Path, file: BinaryIO) -> bool:
         return False
 
 
-def _fill(file: BinaryIO, content: bytes) -> None:
-    file.write(content)
+def _fill(file: BinaryIO, parts: Iterable[bytes]) -> None:
+    file.writelines(parts)
     file.flush()
     os.fsync(file.fileno())
 

@@ -44,6 +44,7 @@ PARTS = {
     "speed": Part("ddcat_bench.cli", "speed", _BENCH, "Measure and prove"),
     "scenarios": Part("ddcat_bench.cli", "scenarios", _BENCH, "Measure and prove"),
     "zoo": Part("ddcat.zoo.cli", "", "", "Serve"),
+    "predict": Part("ddcat.predict.cli", "", "cpu", "Serve"),
     "inspect": Part("ddcat_serve.cli", "inspect", "serve", "Serve"),
     "serve": Part("ddcat_serve.cli", "run", "serve,cpu", "Serve"),
     "triton": Part("ddcat_serve.cli", "triton", "serve,cpu", "Serve"),

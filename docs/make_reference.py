@@ -11,6 +11,7 @@ import importlib
 import inspect
 import json
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
@@ -119,6 +120,8 @@ def value_name(annotation: Any) -> str:
     """What an option takes: nothing where it is a switch."""
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(annotation))
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return ", ".join(f"`{choice.value}`" for choice in annotation)
     if get_args(annotation):
         return next(value_name(part) for part in get_args(annotation) if part is not type(None))
     return {bool: "", int: "number", float: "number", Path: "path"}.get(annotation, "text")

@@ -1,5 +1,6 @@
 """An opened bundle in Python: `ddcat.open_bundle`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from ddcat.engines.errors import InputError
 from ddcat.engines.golden import check_answers, read_golden
 from ddcat.error_text import first_line
 from ddcat.image_files import ImageFileError
-from ddcat.manifest import GOLDEN_TOLERANCE
+from ddcat.manifest import GOLDEN_TOLERANCE, TensorEntry
 from ddcat.preprocess import Preprocessed, preprocess, restore
 
 __all__ = ["Predictor", "open_bundle"]
@@ -50,6 +51,16 @@ class Predictor(Closable):
         except BaseException:
             self._engine.close()
             raise
+
+    @property
+    def outputs(self) -> tuple[TensorEntry, ...]:
+        """Outputs of the graph, as the runtime states them."""
+        return self._engine.outputs
+
+    @property
+    def description(self) -> Mapping[str, str | int | bool]:
+        """Runtime, provider, precision, threads and other settings."""
+        return self._engine.description
 
     @property
     def classes(self) -> Classes:

@@ -1,0 +1,81 @@
+"""The command `ddcat predict`."""
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddcat.cli_support import BundleArgument, ExpectDigest, RequirePassport, RequireSignature
+from ddcat.errors import DdcatError
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Segment files, folders, buckets and videos with a bundle.",
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+class Format(StrEnum):
+    """A form of results: the keys of `ddcat.predict.formats.FORMATS`."""
+
+    PNG = "png"
+    COCO = "coco"
+    COCO_POLYGONS = "coco-polygons"
+    GEOJSON = "geojson"
+    LABEL_STUDIO = "label-studio"
+    CVAT = "cvat"
+    OVERLAY = "overlay"
+
+
+@app.command()
+def predict(
+    bundle: BundleArgument,
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT...", help="Files, folders, patterns, addresses of s3:// and gs://, videos."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the results: a new one, or that of a run to resume.")],
+    formats: Annotated[
+        list[Format] | None,
+        typer.Option("--format", help="Form of the results; repeat it for several.", show_default="png and coco"),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images of one size that the engine computes at once.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Number of threads that compute a batch.", show_default="the physical cores")
+    ] = None,
+    require_signature: RequireSignature = None,
+    expect_digest: ExpectDigest = None,
+    require_passport: RequirePassport = False,
+) -> None:
+    """
+    Segment images and videos, and write masks and a summary. No server and no torch is needed.
+
+    Run it again after a crash: it goes on where it was, and ends with the same bytes. With more images in a folder it does only
+    those.
+
+    For example:
+
+    - `ddcat predict runs/camvid/bundle scenes --out masks`
+
+    - `ddcat predict runs/camvid/bundle "scenes/*/left.jpg" --out masks --format png --format coco --batch 8`
+    """
+    from ddcat.bundle import TrustPolicy
+    from ddcat.predict.run import SUMMARY
+    from ddcat.predict.run import predict as run
+
+    trust = TrustPolicy.from_options(require_signature, expect_digest, require_passport)
+    started = time.monotonic()
+    summary = run(
+        bundle, inputs, out, formats=[form.value for form in formats or (Format.PNG, Format.COCO)], batch=batch,
+        threads=threads, trust=trust,
+    )  # fmt: skip
+    failed, images = len(summary["failed"]), summary["images"]
+    typer.echo(f"{images} images in {out} after {time.monotonic() - started:.1f} s; {out / SUMMARY} sums them up")
+    if failed:
+        first = summary["failed"][0]
+        raise DdcatError(f"{failed} of {images + failed} images have no mask, such as {first['name']}: {first['reason']}")

@@ -1,0 +1,80 @@
+"""What a folder of results holds of its job and of each image, as files."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ddcat.classes import Classes
+from ddcat.engines.answer_statistics import Statistics
+from ddcat.schema import Count, Details, Sha256, StrictModel, Text
+
+__all__ = ["Answer", "Distributions", "Job", "Record"]
+
+
+class Answer(NamedTuple):
+    """
+    An image and its mask.
+
+    Attributes
+    ----------
+    name : str
+        Of the image: its path within the folder that was given.
+    stem : str
+        The name without its suffix.
+    labels : (H, W) uint8
+        In 0..K-1, at the size of the image.
+    pixels : (H, W, 3) uint8
+        The image, in RGB.
+    classes : Classes
+    """
+
+    name: str
+    stem: str
+    labels: npt.NDArray[np.uint8]
+    pixels: npt.NDArray[np.uint8]
+    classes: Classes
+
+
+class Job(StrictModel):
+    """What decides the bytes of results: runs that agree in it share a folder."""
+
+    schema_version: int = 1
+    bundle: Sha256
+    formats: tuple[str, ...]
+    batch: Count
+    engine: Details
+
+
+class Distributions(StrictModel):
+    """Statistics of an answer: see `ddcat.engines.answer_statistics.Statistics`."""
+
+    classes: tuple[Count, ...]
+    boundaries: tuple[Count, ...]
+    density: float
+    confidence: tuple[Count, ...] | None
+    mean_confidence: float
+
+    @classmethod
+    def of(cls, statistics: Statistics) -> "Distributions":
+        """Return what a record holds of statistics."""
+        values = {
+            name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in statistics._asdict().items()
+        }
+        return cls.model_validate({name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    def statistics(self) -> Statistics:
+        """Return them as arrays."""
+        values = {name: np.array(value) if isinstance(value, tuple) else value for name, value in self}
+        return Statistics(**values)
+
+
+class Record(StrictModel):
+    """What is known of an image that is done."""
+
+    name: Text
+    height: Count
+    width: Count
+    pixels: tuple[Count, ...]  # of each class, in the mask
+    statistics: Distributions  # of the engine's answer
+    parts: dict[str, Any]  # of the files that hold all images, by format

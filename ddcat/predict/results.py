@@ -1,0 +1,147 @@
+"""
+The folder of results, where whatever is there is whole.
+
+An image is done when its record is there, which is written after its other files. So a run that was killed goes on where it
+was, and a later run with more images does only those.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from ddcat.atomic_files import read_json, write_bytes, write_json, write_parts
+from ddcat.classes import Classes
+from ddcat.engines.answer_statistics import Statistics
+from ddcat.errors import DdcatError
+from ddcat.predict.formats import FORMATS, Collected, overlaid
+from ddcat.predict.records import Answer, Distributions, Job, Record
+from ddcat.predict.sources import Source
+from ddcat.predict.video import frames, write_video
+
+__all__ = ["JOB", "Results", "frame_name"]
+
+JOB, _RECORDS, _END = "job.json", "records", "frames.json"
+_UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{8}")  # of `ddcat.atomic_files`
+
+
+def frame_name(source: Source, place: int) -> str:
+    """Return the name of a frame of a video."""
+    return f"{source.name}/{place:06}"
+
+
+class Results:
+    """
+    A folder of results.
+
+    Parameters
+    ----------
+    folder : Path
+    job : Job
+
+    Raises
+    ------
+    DdcatError
+        Where the folder holds results of another job.
+    WriteError
+        Where it cannot be written.
+    """
+
+    def __init__(self, folder: Path, job: Job) -> None:
+        self.folder, self.formats = folder, job.formats
+        file = folder / JOB
+        if file.exists():
+            try:
+                before = Job.model_validate_json(json.dumps(read_json(file)))
+            except ValidationError as cause:
+                raise DdcatError(f"{file} is not of this version: use another --out") from cause
+            if before != job:
+                changed = next(name for name, value in before if value != getattr(job, name))
+                raise DdcatError(f"{folder} holds predictions of another {changed}: use another --out, or the same {changed}")
+        elif folder.exists() and (not folder.is_dir() or any(place.name != ".lock" for place in folder.iterdir())):
+            raise DdcatError(f"{folder} exists already and holds no {JOB}: use another --out")
+        else:
+            write_json(file, json.loads(job.model_dump_json()))
+        self._remove_unfinished()
+
+    def is_done(self, name: str) -> bool:
+        """Return whether an image is done."""
+        return self._record(name).is_file()
+
+    def is_whole(self, source: Source) -> bool:
+        """Return whether an image, or every frame of a video, is done."""
+        return all(map(self.is_done, self.names(source))) if not source.is_video or self._end(source).is_file() else False
+
+    def names(self, source: Source) -> list[str]:
+        """Return the name of an image, or the names of a video's frames, once all of them were read."""
+        if not source.is_video:
+            return [source.name]
+        count = read_json(self._end(source))["frames"]
+        return [frame_name(source, place) for place in range(count)]
+
+    def end_video(self, source: Source, count: int) -> None:
+        """Note the number of frames of a video."""
+        write_json(self._end(source), {"frames": count})
+
+    def add(self, answer: Answer, statistics: Statistics, *, is_frame: bool = False) -> None:
+        """Write the files of an image or of a frame, and its record last."""
+        parts: dict[str, Any] = {}
+        for name in self.formats:
+            form = FORMATS[name]
+            if isinstance(form, Collected):
+                parts[name] = form.part(answer)
+            elif not (is_frame and name == "overlay"):  # see `draw_video`
+                write_bytes(self.folder / form.place.replace("{stem}", answer.stem), form.encode(answer))
+        pixels = np.bincount(answer.labels.ravel(), minlength=len(answer.classes))[: len(answer.classes)]
+        height, width = answer.labels.shape
+        record = Record(
+            name=answer.name, height=height, width=width, pixels=tuple(pixels.tolist()),
+            statistics=Distributions.of(statistics), parts=parts,
+        )  # fmt: skip
+        write_bytes(self._record(answer.name), record.model_dump_json().encode() + b"\n")
+
+    def read(self, name: str) -> Record:
+        """Read the record of an image that is done."""
+        file = self._record(name)
+        try:
+            return Record.model_validate_json(file.read_bytes())
+        except (OSError, ValidationError) as cause:
+            raise DdcatError(f"{file} is damaged: remove it, and predict again") from cause
+
+    def collect(self, names: Sequence[str], classes: Classes) -> None:
+        """Write the files that hold all images, one image in memory at a time."""
+        for form in (FORMATS[name] for name in self.formats):
+            if isinstance(form, Collected):
+                write_parts(self.folder / form.file, form.write(classes, lambda: map(self.read, names)))
+
+    def draw_video(self, source: Source, classes: Classes) -> None:
+        """Write the overlay of a video whose frames are all done."""
+        file = self.folder / "overlays" / f"{source.stem}.mp4"
+        if not file.exists():
+            masks = (self.folder / "masks" / source.stem / f"{place:06}.png" for place in itertools.count())
+            drawn = (overlaid(pixels, _labels(mask), classes) for pixels, mask in zip(frames(source), masks, strict=False))
+            write_video(file, source, drawn)
+
+    def _end(self, source: Source) -> Path:
+        return self.folder / _RECORDS / source.name / _END
+
+    def _record(self, name: str) -> Path:
+        return self.folder / _RECORDS / f"{name}.json"
+
+    def _remove_unfinished(self) -> None:
+        for path in self.folder.rglob(".*"):
+            if _UNFINISHED.fullmatch(path.name) and path.is_file():
+                path.unlink(missing_ok=True)
+
+
+def _labels(mask: Path) -> npt.NDArray[np.uint8]:
+    from PIL import Image  # noqa: PLC0415 -- only pictures need it
+
+    with Image.open(mask) as image:
+        return np.asarray(image)

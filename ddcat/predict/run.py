@@ -1,0 +1,227 @@
+"""A run of `ddcat predict`: sources through the engine into a folder of results."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ddcat.atomic_files import write_json
+from ddcat.bundle import NO_TRUST_POLICY, TrustPolicy
+from ddcat.engines import Outputs
+from ddcat.engines.answer_statistics import golden_statistics, statistics_of
+from ddcat.engines.cores import physical_cores
+from ddcat.engines.errors import InputError
+from ddcat.engines.golden import read_golden
+from ddcat.engines.predictor import Predictor, open_bundle
+from ddcat.errors import DdcatError
+from ddcat.locks import locked
+from ddcat.predict.images import Picture, read_picture
+from ddcat.predict.pipeline import pipelined
+from ddcat.predict.records import Answer, Job
+from ddcat.predict.results import Results, frame_name
+from ddcat.predict.sources import Source, find_sources
+from ddcat.predict.summary import summarise
+from ddcat.predict.video import frame_count, frames
+from ddcat.progress import progress
+
+__all__ = ["SUMMARY", "predict"]
+
+SUMMARY = "summary.json"
+_MOST_THREADS = 4  # that read, and that write
+
+
+class _Failure(NamedTuple):
+    reason: str
+
+
+class _Unit(NamedTuple):
+    """An image, or a frame of a video, that is still to be done."""
+
+    source: Source
+    frame: int | None = None
+    pixels: npt.NDArray[np.uint8] | None = None  # of a frame, which is decoded in its turn
+
+    @property
+    def name(self) -> str:
+        return self.source.name if self.frame is None else frame_name(self.source, self.frame)
+
+    @property
+    def stem(self) -> str:
+        return self.source.stem if self.frame is None else f"{self.source.stem}/{self.frame:06}"
+
+
+def predict(
+    bundle: str | Path,
+    inputs: Sequence[str],
+    out: str | Path,
+    *,
+    formats: Sequence[str] = ("png", "coco"),
+    batch: int = 1,
+    threads: int | None = None,
+    trust: TrustPolicy = NO_TRUST_POLICY,
+) -> dict[str, Any]:
+    """
+    Segment files, and write their masks and a summary.
+
+    A run that was killed goes on where it was, with the same bytes in the end: call it again.
+
+    Parameters
+    ----------
+    bundle : path
+        Directory that `ddcat.export` wrote.
+    inputs : sequence of str
+        Files, folders, patterns, addresses: see `ddcat.predict.sources.find_sources`.
+    out : path
+        A new folder, or one of an earlier run with the same bundle and options.
+    formats : sequence of str
+        Keys of `ddcat.predict.formats.FORMATS`.
+    batch : int
+        Images of one size that the engine computes at once.
+    threads : int, optional
+        Threads that compute one batch. Default: the physical cores.
+    trust : TrustPolicy
+        The proof that the bundle must bring.
+
+    Returns
+    -------
+    dict
+        The summary, which ``summary.json`` holds, too: see `ddcat.predict.summary.summarise`.
+
+    Raises
+    ------
+    DdcatError
+        Where there is nothing to do, the folder is taken, the bundle or its engine is refused, or nothing can be written. An
+        image that cannot be read is no error: the summary names it.
+    """
+    sources, folder = find_sources(inputs), Path(out)
+    chosen = {*formats}
+    if "overlay" in chosen and any(source.is_video for source in sources):
+        chosen.add("png")  # a video is drawn at the end, from the masks of its frames
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(open_bundle(bundle, threads=threads, trust=trust))
+        description = dict(opened.description)
+        job = Job(bundle=opened.bundle.digest, formats=tuple(sorted(chosen)), batch=batch, engine=description)
+        stack.enter_context(locked(folder / ".lock", f"another ddcat predict is writing to {folder}: wait for it"))
+        results = Results(folder, job)
+        golden = list(golden_statistics(opened.bundle, opened, read_golden(opened.bundle)))
+        failures: dict[str, str] = {}
+        _run(opened, sources, results, batch, failures)
+        names = [name for source in sources if source.name not in failures for name in results.names(source)]
+        results.collect(names, opened.classes)
+        if "overlay" in chosen:
+            for source in sources:
+                if source.is_video and source.name not in failures:
+                    results.draw_video(source, opened.classes)
+        ordered = {source.name: failures[source.name] for source in sources if source.name in failures}
+        summary = summarise(opened.bundle, map(results.read, names), golden, ordered)
+        write_json(folder / SUMMARY, summary)
+    return summary
+
+
+def _run(opened: Predictor, sources: Sequence[Source], results: Results, batch: int, failures: dict[str, str]) -> None:
+    classes, rule = opened.classes, opened.bundle.manifest.preprocessing
+
+    def load(unit: _Unit) -> Picture | _Failure:
+        try:
+            return read_picture(unit.source.read() if unit.pixels is None else unit.pixels, rule)
+        except DdcatError as error:
+            return _Failure(str(error))
+
+    def store(unit: _Unit, answered: tuple[Picture, Outputs] | _Failure) -> None:
+        if isinstance(answered, _Failure):
+            failures[unit.source.name] = answered.reason
+            return
+        picture, outputs = answered
+        answer = Answer(unit.name, unit.stem, picture.mask(outputs.labels[0]), picture.original, classes)
+        results.add(answer, next(statistics_of(outputs, len(classes))), is_frame=unit.frame is not None)
+
+    with progress("predicting", _count(sources, results)) as done:
+        pipelined(
+            _waiting(sources, results, batch, failures), load, lambda pictures: _infer(opened, pictures), store,
+            threads=min(_MOST_THREADS, physical_cores()), done=done,
+        )  # fmt: skip
+
+
+def _count(sources: Sequence[Source], results: Results) -> int:
+    """Return the number of images and frames that are not done, as far as files state it."""
+    total = 0
+    for source in sources:
+        if not results.is_whole(source):
+            with contextlib.suppress(DdcatError):  # it is said in its turn
+                total += frame_count(source) if source.is_video else 1
+    return total
+
+
+def _waiting(sources: Sequence[Source], results: Results, batch: int, failures: dict[str, str]) -> Iterator[Sequence[_Unit]]:
+    """
+    Yield the groups that are not done.
+
+    The groups are the same when a run is resumed: an answer may depend on its batch-mates.
+    """
+    for is_video, some in itertools.groupby(sources, lambda source: source.is_video):
+        if not is_video:
+            yield from _not_done((_Unit(source) for source in some), results, batch)
+            continue
+        for source in some:
+            if results.is_whole(source):
+                continue
+            count = 0
+            try:
+                for group in _grouped((_Unit(source, place, pixels) for place, pixels in enumerate(frames(source))), batch):
+                    count += len(group)
+                    if not all(results.is_done(unit.name) for unit in group):
+                        yield group
+            except DdcatError as error:
+                failures[source.name] = str(error)
+            else:
+                results.end_video(source, count)
+
+
+def _not_done(units: Iterable[_Unit], results: Results, batch: int) -> Iterator[Sequence[_Unit]]:
+    return (group for group in _grouped(units, batch) if not all(results.is_done(unit.name) for unit in group))
+
+
+def _grouped(units: Iterable[_Unit], batch: int) -> Iterator[tuple[_Unit, ...]]:
+    waiting = iter(units)
+    while group := tuple(itertools.islice(waiting, batch)):
+        yield group
+
+
+def _infer(opened: Predictor, pictures: Sequence[Picture | _Failure]) -> Iterable[tuple[Picture, Outputs] | _Failure]:
+    """Compute pictures of the same size together, and the others after each other."""
+    answers: list[tuple[Picture, Outputs] | _Failure] = [p if isinstance(p, _Failure) else _Failure("") for p in pictures]
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for place, picture in enumerate(pictures):
+        if isinstance(picture, Picture):
+            by_size.setdefault(picture.pixels.shape, []).append(place)
+    most, least = opened.bundle.manifest.shapes.batch.maximum, opened.bundle.manifest.shapes.batch.minimum
+    for places in by_size.values():
+        for at in range(0, len(places), most or len(places)):
+            chosen = places[at : at + (most or len(places))]
+            stacked = np.stack([picture.pixels for place in chosen if isinstance(picture := pictures[place], Picture)])
+            try:
+                outputs = opened.infer(_filled(stacked, least))
+            except InputError as error:
+                for place in chosen:
+                    answers[place] = _Failure(str(error))
+                continue
+            for row, place in enumerate(chosen):
+                picture = pictures[place]
+                assert isinstance(picture, Picture)
+                answers[place] = picture, _one(outputs, row)
+    return answers
+
+
+def _filled(images: npt.NDArray[np.uint8], least: int) -> npt.NDArray[np.uint8]:
+    """Repeat the last image where a batch is too small."""
+    missing = max(0, least - len(images))
+    return np.concatenate([images, np.repeat(images[-1:], missing, 0)]) if missing else images
+
+
+def _one(outputs: Outputs, row: int) -> Outputs:
+    cut: Callable[[Any], Any] = lambda values: None if values is None else values[row : row + 1]  # noqa: E731
+    return Outputs(cut(outputs.labels), cut(outputs.logits), cut(outputs.confidence))

@@ -1,0 +1,167 @@
+"""What is to be segmented: files, folders, patterns, addresses of a bucket, videos."""
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from ddcat.error_text import first_line
+from ddcat.errors import DdcatError
+from ddcat.extras import needing
+from ddcat.text import printable
+
+__all__ = ["IMAGES", "VIDEOS", "Source", "find_sources"]
+
+IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
+_EXTRAS = {"s3": "s3", "gs": "gs"}
+
+
+class Source(NamedTuple):
+    """
+    A file to be segmented.
+
+    Attributes
+    ----------
+    name : str
+        Its path within the folder that was given, with slashes; results have it, too.
+    address : str
+        A path, or the address of an object in a bucket.
+    """
+
+    name: str
+    address: str
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it is a video, by its suffix."""
+        return PurePosixPath(self.name).suffix.lower() in VIDEOS
+
+    @property
+    def stem(self) -> str:
+        """The name without its suffix: that of its mask."""
+        return str(PurePosixPath(self.name).with_suffix(""))
+
+    def read(self) -> bytes:
+        """
+        Read the whole file.
+
+        Raises
+        ------
+        DdcatError
+            Where it cannot be read; the message does not name it.
+        """
+        try:
+            with self.open() as file:
+                content: bytes = file.read()
+                return content
+        except Exception as cause:  # each store has exceptions of its own
+            raise DdcatError(f"it cannot be read: {getattr(cause, 'strerror', None) or first_line(cause)}") from cause
+
+    def open(self) -> Any:
+        """Open the file for reading."""
+        if "://" not in self.address:
+            return Path(self.address).open("rb")
+        files, path = _store(self.address)
+        return files.open(path, "rb")
+
+
+def find_sources(inputs: Sequence[str]) -> list[Source]:
+    """
+    List the files that the inputs name, in the order of the inputs, those of a folder by name.
+
+    Parameters
+    ----------
+    inputs : sequence of str
+        Files, folders, patterns such as ``scenes/*.jpg``, and addresses of files, folders and patterns in a bucket. Of a
+        folder, images and videos are taken, by their suffixes; a file is taken whatever its name.
+
+    Raises
+    ------
+    DdcatError
+        Where an input names no file, two files would have one mask, or the library of a bucket is missing.
+    """
+    sources: dict[str, Source] = {}
+    for text in inputs:
+        found = list(_remote(text) if "://" in text else _local(text))
+        if not found:
+            raise DdcatError(f"{printable(text)} names no image and no video: use a file, a folder, a pattern or an address")
+        for source in found:
+            before = sources.setdefault(source.stem, source)
+            if before.address != source.address:
+                raise DdcatError(
+                    f"{printable(before.address)} and {printable(source.address)} would both have the mask "
+                    f"{printable(source.stem)}.png: give the folder above them, or predict them one after the other"
+                )
+    return list(sources.values())
+
+
+def _local(text: str) -> Iterator[Source]:
+    path = Path(text).expanduser()
+    if path.is_dir():
+        yield from _named(sorted(_files_below(path)), str(path))
+    elif path.exists():
+        yield Source(path.name, str(path))
+    elif glob.has_magic(text):
+        paths = sorted(name for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
+        yield from _named(paths, _plain_part(str(path)), every=True)
+    else:
+        raise DdcatError(f"no such file or folder: {printable(text)}")
+
+
+def _files_below(folder: Path) -> Iterator[str]:
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (os.path.join(place, name) for name in files)
+
+
+def _remote(text: str) -> Iterator[Source]:
+    files, path = _store(text)
+    scheme = text.partition("://")[0]
+    try:
+        if glob.has_magic(path):
+            found, root, every = sorted(files.glob(path)), _plain_part(path), True
+        elif files.isdir(path):
+            found, root, every = sorted(files.find(path)), path, False
+        elif files.exists(path):
+            found, root, every = [path], str(PurePosixPath(path).parent), True
+        else:
+            raise DdcatError(f"no such object or folder: {printable(text)}")
+    except DdcatError:
+        raise
+    except Exception as cause:  # each store has exceptions of its own
+        raise DdcatError(f"{printable(text)} cannot be listed: {first_line(cause)}") from cause
+    for source in _named(found, root.rstrip("/"), every=every):
+        yield source._replace(address=f"{scheme}://{source.address}")
+
+
+def _named(paths: Sequence[str], root: str, *, every: bool = False) -> Iterator[Source]:
+    for path in paths:
+        name = PurePosixPath(Path(path).relative_to(root).as_posix())
+        hidden = any(part.startswith(".") for part in name.parts)
+        if not hidden and (every or name.suffix.lower() in IMAGES | VIDEOS):
+            yield Source(str(name), path)
+
+
+def _plain_part(pattern: str) -> str:
+    """Return the folders of a pattern before its first wildcard."""
+    parts = Path(pattern).parts
+    plain = next(place for place, part in enumerate(parts) if glob.has_magic(part))
+    return str(Path(*parts[:plain])) if plain else "."
+
+
+def _store(address: str) -> tuple[Any, str]:
+    scheme = address.partition("://")[0]
+    if scheme not in _EXTRAS:
+        raise DdcatError(f"{printable(address)}: expected an address of {', '.join(f'{s}://' for s in _EXTRAS)}, or a path")
+    with needing(_EXTRAS[scheme]):
+        import fsspec  # type: ignore[import-untyped]  # noqa: PLC0415 -- files of this machine need none
+
+        try:
+            files, path = fsspec.core.url_to_fs(address)
+        except (ImportError, DdcatError):
+            raise
+        except Exception as cause:  # each store has exceptions of its own
+            raise DdcatError(f"{printable(address)} cannot be opened: {first_line(cause)}") from cause
+    return files, path

@@ -1,0 +1,143 @@
+"""`ddcat predict`: what it writes, and that a run that is killed goes on to the same bytes."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+from pycocotools.coco import COCO
+
+from ddcat.bundle import Bundle
+from ddcat.engines.answer_statistics import describe, psi
+from ddcat.engines.golden import read_golden
+from ddcat.errors import DdcatError
+from ddcat.predict.run import predict
+from tests.bundles import CLASSES
+from tests.commands import call
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def read(file: Path) -> np.ndarray:
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+def test_masks_run_lengths_and_the_summary_are_those_of_the_engine(
+    golden: Bundle, scenes: Path, oracle: Callable, tmp_path: Path
+) -> None:
+    done = call("ddcat", "predict", golden.path, scenes, "--out", tmp_path / "out", "--batch", 3)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "12 images" in done.stdout
+    files = sorted(path.relative_to(scenes) for path in scenes.rglob("*.png"))
+    truth = {file.as_posix(): oracle(read(scenes / file)[None])[0][0] for file in files}
+    dataset = COCO(str(tmp_path / "out/coco.json"))
+    by_name = {image["file_name"]: image["id"] for image in dataset.loadImgs(dataset.getImgIds())}
+    assert sorted(by_name) == sorted(truth)
+    for name, labels in truth.items():
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "out/masks" / name)), labels)
+        again = np.full(labels.shape, 255, np.uint8)
+        for annotation in dataset.loadAnns(dataset.getAnnIds(by_name[name])):
+            found = dataset.annToMask(annotation) > 0
+            again[found] = annotation["category_id"]
+            assert annotation["area"] == found.sum()
+            assert annotation["bbox"] == coco.toBbox(annotation["segmentation"]).tolist()
+        assert np.array_equal(again, labels)
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    counts = sum(np.bincount(labels.ravel(), minlength=4) for labels in truth.values())
+    assert [entry["pixels"] for entry in summary["classes"]] == counts.tolist()
+    assert sum(entry["share"] for entry in summary["classes"]) == pytest.approx(1, abs=1e-5)
+    shares = sum((s := describe(labels, 4).classes) / s.sum() for labels in truth.values())
+    expected = sum((s := describe(labels, 4).classes) / s.sum() for labels in _golden_labels(golden))
+    assert summary["drift"]["classes"] == pytest.approx(psi(expected, shares), abs=1e-6)
+    assert set(summary["drift"]) == {"classes", "boundaries", "confidence"}
+    assert summary["failed"] == []
+    assert [entry["name"] for entry in summary["classes"]] == list(CLASSES.names)
+
+
+def _golden_labels(bundle: Bundle) -> list[np.ndarray]:
+    return [example.labels for example in read_golden(bundle) if example.name.startswith("clean.")]
+
+
+def test_images_without_a_mask_are_named_and_the_others_are_done(bundle: Bundle, scenes: Path, tmp_path: Path) -> None:
+    (scenes / "damaged.png").write_bytes((scenes / "01.png").read_bytes()[:60])
+    Image.new("RGB", (4, 4)).save(scenes / "tiny.png")
+    done = call("ddcat", "predict", bundle.path, scenes, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "2 of 14 images have no mask, such as damaged.png: " in done.stderr
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["images"] == 12
+    assert [entry["name"] for entry in summary["failed"]] == ["damaged.png", "tiny.png"]
+    assert "needs at least 8 x 8" in summary["failed"][1]["reason"]
+    Image.new("RGB", (40, 40)).save(scenes / "damaged.png")  # mended
+    (scenes / "tiny.png").unlink()
+    masks = tmp_path / "out/masks/01.png"
+    before = masks.stat().st_mtime_ns
+    assert call("ddcat", "predict", bundle.path, scenes, "--out", tmp_path / "out").returncode == 0
+    assert masks.stat().st_mtime_ns == before  # what was done stays
+    assert json.loads((tmp_path / "out/summary.json").read_text())["images"] == 13
+
+
+def test_a_folder_of_another_job_is_refused(bundle: Bundle, golden: Bundle, scenes: Path, tmp_path: Path) -> None:
+    predict(bundle.path, [str(scenes)], tmp_path / "out", formats=["png"])
+    before = digests(tmp_path / "out")
+    with pytest.raises(DdcatError, match="predictions of another bundle: use another --out"):
+        predict(golden.path, [str(scenes)], tmp_path / "out", formats=["png"])
+    with pytest.raises(DdcatError, match="predictions of another formats"):
+        predict(bundle.path, [str(scenes)], tmp_path / "out", formats=["coco"])
+    with pytest.raises(DdcatError, match=r"exists already and holds no job\.json"):
+        predict(bundle.path, [str(scenes)], scenes)
+    assert digests(tmp_path / "out") == before
+
+
+def started(bundle: Path, scenes: Path, out: Path, *options: str) -> "subprocess.Popen[bytes]":
+    line = [sys.executable, "-m", "ddcat", "predict", str(bundle), str(scenes), "--out", str(out), *options]
+    return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def kill_and_resume(bundle: Path, scenes: Path, out: Path, times: int, *options: str) -> int:
+    """Kill a run `times` times, each after it wrote some more, then let it end; the number of kills that met a run at work."""
+    chance, met = random.Random(0), 0
+    for _ in range(times):
+        have = len(list(out.rglob("records/**/*.json")))
+        run = started(bundle, scenes, out, *options)
+        while run.poll() is None and len(list(out.rglob("records/**/*.json"))) <= have:
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.02))
+        met += run.poll() is None
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+    assert started(bundle, scenes, out, *options).wait() == 0
+    return met
+
+
+def many(scenes: Path, count: int) -> None:
+    rng = np.random.default_rng(1)
+    for place in range(count):
+        Image.fromarray(rng.integers(0, 256, (64, 80, 3), np.uint8)).save(scenes / f"more-{place:03}.png")
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_killed_run_goes_on_to_the_same_bytes(golden: Bundle, scenes: Path, tmp_path: Path, times: int) -> None:
+    many(scenes, 60 * times)
+    met = kill_and_resume(golden.path, scenes, tmp_path / "killed", times, "--batch", "2")
+    assert met == times
+    predict(golden.path, [str(scenes)], tmp_path / "whole", batch=2)
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+    assert not [path for path in (tmp_path / "killed").rglob(".*") if path.is_file()]
