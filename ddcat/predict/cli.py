@@ -64,14 +64,20 @@ def predict(
 
     - `ddcat predict runs/camvid/bundle "scenes/*/left.jpg" --out masks --format png --format coco --batch 8`
     """
-    from ddcat.bundle import TrustPolicy
-    from ddcat.predict.run import SUMMARY
-    from ddcat.predict.run import predict as run
+    from ddcat.bundle import TrustPolicy, open_bundle
+    from ddcat.engines import extra_of
+    from ddcat.extras import needing
+    from ddcat.predict.sources import find_sources
 
     trust = TrustPolicy.from_options(require_signature, expect_digest, require_passport)
+    engine = open_bundle(bundle, trust).manifest.engine.name  # what is wrong with either is said before a library is missing
+    sources = find_sources(inputs)
+    with needing(extra_of(engine)):
+        from ddcat.predict.run import SUMMARY
+        from ddcat.predict.run import predict as run
     started = time.monotonic()
     summary = run(
-        bundle, inputs, out, formats=[form.value for form in formats or (Format.PNG, Format.COCO)], batch=batch,
+        bundle, sources, out, formats=[form.value for form in formats or (Format.PNG, Format.COCO)], batch=batch,
         threads=threads, trust=trust,
     )  # fmt: skip
     failed, images = len(summary["failed"]), summary["images"]

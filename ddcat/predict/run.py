@@ -23,12 +23,12 @@ from ddcat.predict.images import Picture, read_picture
 from ddcat.predict.pipeline import pipelined
 from ddcat.predict.records import Answer, Job
 from ddcat.predict.results import Results, frame_name
-from ddcat.predict.sources import Source, find_sources
+from ddcat.predict.sources import Source
 from ddcat.predict.summary import summarise
 from ddcat.predict.video import frame_count, frames
 from ddcat.progress import progress
 
-__all__ = ["SUMMARY", "predict"]
+__all__ = ["SUMMARY", "compute", "predict"]
 
 SUMMARY = "summary.json"
 _MOST_THREADS = 4  # that read, and that write
@@ -56,7 +56,7 @@ class _Unit(NamedTuple):
 
 def predict(
     bundle: str | Path,
-    inputs: Sequence[str],
+    sources: Sequence[Source],
     out: str | Path,
     *,
     formats: Sequence[str] = ("png", "coco"),
@@ -73,8 +73,8 @@ def predict(
     ----------
     bundle : path
         Directory that `ddcat.export` wrote.
-    inputs : sequence of str
-        Files, folders, patterns, addresses: see `ddcat.predict.sources.find_sources`.
+    sources : sequence of Source
+        What `ddcat.predict.sources.find_sources` finds.
     out : path
         A new folder, or one of an earlier run with the same bundle and options.
     formats : sequence of str
@@ -97,7 +97,7 @@ def predict(
         Where there is nothing to do, the folder is taken, the bundle or its engine is refused, or nothing can be written. An
         image that cannot be read is no error: the summary names it.
     """
-    sources, folder = find_sources(inputs), Path(out)
+    folder = Path(out)
     chosen = {*formats}
     if "overlay" in chosen and any(source.is_video for source in sources):
         chosen.add("png")  # a video is drawn at the end, from the masks of its frames
@@ -109,7 +109,7 @@ def predict(
         results = Results(folder, job)
         golden = list(golden_statistics(opened.bundle, opened, read_golden(opened.bundle)))
         failures: dict[str, str] = {}
-        _run(opened, sources, results, batch, failures)
+        compute(opened, sources, results, batch=batch, failures=failures)
         names = [name for source in sources if source.name not in failures for name in results.names(source)]
         results.collect(names, opened.classes)
         if "overlay" in chosen:
@@ -122,7 +122,8 @@ def predict(
     return summary
 
 
-def _run(opened: Predictor, sources: Sequence[Source], results: Results, batch: int, failures: dict[str, str]) -> None:
+def compute(opened: Predictor, sources: Sequence[Source], results: Results, *, batch: int, failures: dict[str, str]) -> None:
+    """Compute all that is not done, and note why a source has no mask."""
     classes, rule = opened.classes, opened.bundle.manifest.preprocessing
 
     def load(unit: _Unit) -> Picture | _Failure:

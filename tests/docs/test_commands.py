@@ -129,6 +129,7 @@ RUNS = {
     "docs/how-to/choose-a-precision.md": ["runs/scenes-ddcat", "data/scenes"],
     "docs/how-to/gate-in-ci.md": ["runs/scenes-ddcat", "data/scenes"],
     "docs/how-to/serve.md": ["bundle", "server.yaml"],
+    "docs/how-to/predict.md": ["bundle", "scenes"],
     "docs/how-to/scale.md": ["bundle"],
     "docs/training.md": ["letter.yaml", "small.yaml"],
     "docs/export.md": ["runs/scenes-ddcat", "data/scenes"],
@@ -158,6 +159,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for file in sorted((folder / "data/scenes" / source).glob(f"{split}_*")):
                 shutil.copy(file, folder / "mine" / kind / split)
     shutil.copy(next((folder / "data/scenes/JPEGImages").glob("val_*")), folder / "image.jpg")
+    shutil.copytree(folder / "data/scenes/JPEGImages", folder / "scenes")
     for name, text in yaml_blocks():
         (folder / name).write_text(text)
     smaller = (folder / "mine.yaml").read_text().replace("512", "80").replace("[257, 257]", "[65, 65]") + "train: {epochs: 1}\n"

@@ -101,6 +101,8 @@ LACKING = {
     "ddcat-bench drift BUNDLE --checkpoint CHECKPOINT": "bench,export,cpu",
     "ddcat-bench fidelity BUNDLE --checkpoint CHECKPOINT": "bench,export,cpu",
     "ddcat-bench speed BUNDLE --checkpoint CHECKPOINT": "bench,export,cpu",
+    "ddcat predict BUNDLE BUNDLE --out new": "cpu",
+    "ddcat predict OPENVINO BUNDLE --out new": "openvino",
     "ddcat-serve run BUNDLE --port 0": "serve,cpu",
     "ddcat-serve run BUNDLE OPENVINO": "serve,cpu,openvino",
     "ddcat-serve ray BUNDLE": "serve,ray,cpu",
@@ -157,6 +159,9 @@ WRONG = {
     "ddcat-bench speed nowhere": "nowhere is not a directory",
     "ddcat-bench speed BUNDLE --size x": "--size x: use HEIGHTxWIDTH",
     "ddcat-bench speed BUNDLE": "is not at runs/small/best: use --checkpoint",
+    "ddcat predict nowhere BUNDLE --out new": "nowhere is not a directory",
+    "ddcat predict BUNDLE nowhere --out new": "no such file or folder: nowhere",
+    "ddcat predict BUNDLE BUNDLE --out new --format x": "'--format': 'x' is not one of 'png', 'coco'",
     "ddcat-serve run nowhere": "nowhere is not a directory",
     "ddcat-serve run BUNDLE --config nowhere.yaml": "--config nowhere.yaml cannot be read",
     "ddcat-serve run BUNDLE --expect-digest 00": "not the expected 00",
@@ -176,7 +181,7 @@ HELP = [f"{name} --help" for name in COMMANDS] + sorted(
     {
         " ".join([*line.split()[:2], "--help"])
         for line in (*LACKING, *WORKING)
-        if line.split()[0] in ("ddcat-data", "ddcat-bench", "ddcat-serve")
+        if line.split()[0] in ("ddcat", "ddcat-data", "ddcat-bench", "ddcat-serve")
     }
 )
 

@@ -22,6 +22,7 @@ from ddcat.predict.label_studio import brush_run_lengths
 from ddcat.predict.polygons import outlines, without_holes
 from ddcat.predict.records import Answer
 from ddcat.predict.run import predict
+from ddcat.predict.sources import find_sources
 from tests.bundles import CLASSES
 
 MASKS = arrays.arrays(np.bool_, st.tuples(st.integers(1, 15), st.integers(1, 15)))
@@ -115,7 +116,7 @@ def test_masks_of_cvat_cover_each_pixel_once(labels: np.ndarray) -> None:
 
 @pytest.fixture
 def written(bundle: Bundle, scenes: Path, tmp_path: Path) -> Path:
-    predict(bundle.path, [str(scenes)], tmp_path / "out", formats=FORMATS)
+    predict(bundle.path, find_sources([str(scenes)]), tmp_path / "out", formats=FORMATS)
     return tmp_path / "out"
 
 

@@ -22,6 +22,7 @@ from ddcat.engines.answer_statistics import describe, psi
 from ddcat.engines.golden import read_golden
 from ddcat.errors import DdcatError
 from ddcat.predict.run import predict
+from ddcat.predict.sources import find_sources
 from tests.bundles import CLASSES
 from tests.commands import call
 
@@ -95,14 +96,14 @@ def test_images_without_a_mask_are_named_and_the_others_are_done(bundle: Bundle,
 
 
 def test_a_folder_of_another_job_is_refused(bundle: Bundle, golden: Bundle, scenes: Path, tmp_path: Path) -> None:
-    predict(bundle.path, [str(scenes)], tmp_path / "out", formats=["png"])
+    predict(bundle.path, find_sources([str(scenes)]), tmp_path / "out", formats=["png"])
     before = digests(tmp_path / "out")
     with pytest.raises(DdcatError, match="predictions of another bundle: use another --out"):
-        predict(golden.path, [str(scenes)], tmp_path / "out", formats=["png"])
+        predict(golden.path, find_sources([str(scenes)]), tmp_path / "out", formats=["png"])
     with pytest.raises(DdcatError, match="predictions of another formats"):
-        predict(bundle.path, [str(scenes)], tmp_path / "out", formats=["coco"])
+        predict(bundle.path, find_sources([str(scenes)]), tmp_path / "out", formats=["coco"])
     with pytest.raises(DdcatError, match=r"exists already and holds no job\.json"):
-        predict(bundle.path, [str(scenes)], scenes)
+        predict(bundle.path, find_sources([str(scenes)]), scenes)
     assert digests(tmp_path / "out") == before
 
 
@@ -138,6 +139,6 @@ def test_a_killed_run_goes_on_to_the_same_bytes(golden: Bundle, scenes: Path, tm
     many(scenes, 60 * times)
     met = kill_and_resume(golden.path, scenes, tmp_path / "killed", times, "--batch", "2")
     assert met == times
-    predict(golden.path, [str(scenes)], tmp_path / "whole", batch=2)
+    predict(golden.path, find_sources([str(scenes)]), tmp_path / "whole", batch=2)
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
     assert not [path for path in (tmp_path / "killed").rglob(".*") if path.is_file()]

@@ -1,0 +1,77 @@
+"""
+The throughput of `ddcat predict` beside that of the bare engine, in one run.
+
+    python bench/cpu/predict_speed.py BUNDLE FOLDER [--turns 3] [--out FILE.json]
+
+Both get the same images. The bare engine gets them decoded and prepared, one batch after the other, and its masks are thrown
+away. `predict` reads and decodes the files, and writes masks, run lengths and records. The two take turns; the ratio is that
+of the medians.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ddcat.engines.predictor import open_bundle
+from ddcat.predict import run
+from ddcat.predict.images import read_picture
+from ddcat.predict.sources import find_sources
+
+
+def main() -> None:
+    """Measure, and print or write the result as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("folder")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    sources = find_sources([arguments.folder])
+    bare: list[float] = []
+    whole: list[float] = []
+    with open_bundle(arguments.bundle, threads=arguments.threads) as opened:
+        rule = opened.bundle.manifest.preprocessing
+        images = [read_picture(source.read(), rule).pixels for source in sources]
+        for image in images[:3]:
+            opened.infer(image[None])
+        for _ in range(arguments.turns):
+            started = time.perf_counter()
+            for image in images:
+                opened.infer(np.ascontiguousarray(image[None]))
+            bare.append(time.perf_counter() - started)
+            with tempfile.TemporaryDirectory() as folder:
+                results = run.Results(Path(folder), job(opened))
+                started = time.perf_counter()
+                run.compute(opened, sources, results, batch=1, failures={})
+                whole.append(time.perf_counter() - started)
+    result = {
+        "images": len(sources),
+        "bare_seconds": bare,
+        "predict_seconds": whole,
+        "ratio": statistics.median(bare) / statistics.median(whole),
+        "cpus": len(os.sched_getaffinity(0)),
+        "load": os.getloadavg(),
+        "machine": platform.processor() or platform.machine(),
+        "engine": dict(opened.description),
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if arguments.out is not None:
+        arguments.out.write_text(text + "\n", encoding="utf-8")
+
+
+def job(opened: "run.Predictor") -> "run.Job":
+    """Return what `predict` would note of its work by default."""
+    return run.Job(bundle=opened.bundle.digest, formats=("coco", "png"), batch=1, engine=dict(opened.description))
+
+
+if __name__ == "__main__":
+    main()
