@@ -17,6 +17,7 @@ from ddcat.json_text import parse_json, parse_model
 from ddcat.preprocess import AS_STORED, FileRule
 from ddcat.schema import Count, Details, Method, Name, Sha256, StrictModel, Text
 from ddcat.text import printable
+from ddcat.tiles import Tiles
 
 __all__ = [
     "GOLDEN_TOLERANCE",
@@ -119,6 +120,9 @@ class Preprocessing(FileRule):
     layout: Literal["NHWC"] = "NHWC"
     mean: tuple[float, float, float] = Field(strict=False)
     std: tuple[Deviation, Deviation, Deviation] = Field(strict=False)
+    tiles: Tiles | None = Field(
+        default=None, description="How larger images are cut, after all of this but the last step; None: they are not."
+    )
 
 
 class DimRange(StrictModel):
@@ -286,6 +290,8 @@ class Manifest(StrictModel):
             raise ValueError(f"two classes are named {name!r}")
         if self.schema_version == 2 and self.preprocessing.resize is not None:
             raise ValueError("preprocessing.resize is of schema 3, and this is schema 2")
+        if self.preprocessing.tiles is not None and "logits" not in [output.name for output in self.outputs]:
+            raise ValueError("preprocessing.tiles needs the output logits: tiles are blended in them")
         if self.schema_version > 2 and self.data.long_side is not None:
             raise ValueError("data.long_side is of schema 2: preprocessing.resize says it")
         return self

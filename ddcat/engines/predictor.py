@@ -12,6 +12,7 @@ from ddcat.engines import open_engine
 from ddcat.engines.base import Closable, Images, Outputs
 from ddcat.engines.errors import InputError
 from ddcat.engines.golden import check_answers, read_golden
+from ddcat.engines.tiled import TiledEngine
 from ddcat.error_text import first_line
 from ddcat.image_files import ImageFileError
 from ddcat.manifest import GOLDEN_TOLERANCE, TensorEntry
@@ -46,6 +47,7 @@ class Predictor(Closable):
     def __init__(self, bundle: bundles.Bundle, *, threads: int | None = None) -> None:
         self.bundle = bundle
         self._engine = open_engine(bundle, threads=threads)
+        self._tiled: tuple[int, TiledEngine] | None = None
         try:
             check_answers(bundle, self._engine, read_golden(bundle), tolerance=GOLDEN_TOLERANCE)
         except BaseException:
@@ -95,7 +97,28 @@ class Predictor(Closable):
                 form = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
                 raise InputError(f"image: expected a path or a uint8 array (height, width, 3) in RGB, got {form}")
             prepared = preprocess(image, self.bundle.manifest.preprocessing)
-        return restore(self.infer(prepared.pixels[None]).labels[0], prepared.size)
+        height, width, _ = prepared.pixels.shape
+        tiled = self.tiled() if self.cuts(height, width) else None
+        labels = self.infer(prepared.pixels[None]).labels[0] if tiled is None else tiled.labels(prepared.pixels)
+        return restore(labels, prepared.size)
+
+    def cuts(self, height: int, width: int) -> bool:
+        """Return whether the bundle's rule cuts an image of some size, as prepared for the graph, into tiles."""
+        tiles = self.bundle.manifest.preprocessing.tiles
+        return tiles is not None and tiles.cut(height, width)
+
+    def tiled(self, *, batch: int = 1) -> TiledEngine:
+        """
+        Return the engine for images that are cut, which computes some tiles at once.
+
+        Raises
+        ------
+        EngineError
+            As `ddcat.engines.tiled.TiledEngine`.
+        """
+        if self._tiled is None or self._tiled[0] != batch:
+            self._tiled = batch, TiledEngine(self.infer, self.bundle.manifest, batch=batch)
+        return self._tiled[1]
 
     def infer(self, images: Images) -> Outputs:
         """

@@ -142,7 +142,7 @@ def compute(opened: Predictor, sources: Sequence[Source], results: Results, *, b
 
     with progress("predicting", _count(sources, results)) as done:
         pipelined(
-            _waiting(sources, results, batch, failures), load, lambda pictures: _infer(opened, pictures), store,
+            _waiting(sources, results, batch, failures), load, lambda pictures: _infer(opened, pictures, batch), store,
             threads=min(_MOST_THREADS, physical_cores()), done=done,
         )  # fmt: skip
 
@@ -192,7 +192,9 @@ def _grouped(units: Iterable[_Unit], batch: int) -> Iterator[tuple[_Unit, ...]]:
         yield group
 
 
-def _infer(opened: Predictor, pictures: Sequence[Picture | _Failure]) -> Iterable[tuple[Picture, Outputs] | _Failure]:
+def _infer(
+    opened: Predictor, pictures: Sequence[Picture | _Failure], batch: int
+) -> Iterable[tuple[Picture, Outputs] | _Failure]:
     """Compute pictures of the same size together, and the others after each other."""
     answers: list[tuple[Picture, Outputs] | _Failure] = [p if isinstance(p, _Failure) else _Failure("") for p in pictures]
     by_size: dict[tuple[int, ...], list[int]] = {}
@@ -200,7 +202,11 @@ def _infer(opened: Predictor, pictures: Sequence[Picture | _Failure]) -> Iterabl
         if isinstance(picture, Picture):
             by_size.setdefault(picture.pixels.shape, []).append(place)
     most, least = opened.bundle.manifest.shapes.batch.maximum, opened.bundle.manifest.shapes.batch.minimum
-    for places in by_size.values():
+    for size, places in by_size.items():
+        if opened.cuts(size[0], size[1]):
+            for place in places:
+                answers[place] = _tiled(opened, pictures[place], batch)
+            continue
         for at in range(0, len(places), most or len(places)):
             chosen = places[at : at + (most or len(places))]
             stacked = np.stack([picture.pixels for place in chosen if isinstance(picture := pictures[place], Picture)])
@@ -215,6 +221,14 @@ def _infer(opened: Predictor, pictures: Sequence[Picture | _Failure]) -> Iterabl
                 assert isinstance(picture, Picture)
                 answers[place] = picture, _one(outputs, row)
     return answers
+
+
+def _tiled(opened: Predictor, picture: Picture | _Failure, batch: int) -> tuple[Picture, Outputs] | _Failure:
+    assert isinstance(picture, Picture)
+    try:
+        return picture, Outputs(opened.tiled(batch=batch).labels(picture.pixels)[None])
+    except InputError as error:
+        return _Failure(str(error))
 
 
 def _filled(images: npt.NDArray[np.uint8], least: int) -> npt.NDArray[np.uint8]:

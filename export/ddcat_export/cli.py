@@ -60,6 +60,16 @@ def export(
     confidence: Annotated[
         bool, typer.Option("--confidence", help="Add the probability of each pixel's label to the outputs.")
     ] = False,
+    tiles: Annotated[
+        int | None,
+        typer.Option(
+            min=64,
+            max=2**14,
+            metavar="SIDE",
+            help="Let larger images be cut into tiles of SIDE x SIDE, which overlap by a quarter; adds the logits.",
+            show_default="images are not cut",
+        ),
+    ] = None,
     calibration: Annotated[
         CalibrationKind | None,
         typer.Option(help="Images that int8 is calibrated on: clean, or mixed with attacked ones.", show_default="mixed"),
@@ -208,6 +218,7 @@ def export(
         given = {
             "--logits": logits,
             "--confidence": confidence,
+            "--tiles": tiles,
             "--data-root": data_root,
             "--compare-layers": compare_layers,
             **of_int8,
@@ -252,6 +263,7 @@ def export(
             "--opset": opset,
             "--logits": logits,
             "--confidence": confidence,
+            "--tiles": tiles,
         }
         _refuse({**writes, "--data-root": data_root, "--for": targets, **of_plans}, "--compare-layers writes nothing")
         with needing(f"train,export,{runtimes}", ExportError):
@@ -267,7 +279,7 @@ def export(
 
         done = exporting.export(
             source, place, engine=engine, precision=chosen, sizes=sizes, max_size=largest, max_batch=max_batch, logits=logits,
-            confidence=confidence, calibration=calibration or "mixed", calibration_images=calibration_images or 32,
+            confidence=confidence, tiles=tiles, calibration=calibration or "mixed", calibration_images=calibration_images or 32,
             calibration_folder=calibration_folder,
             max_drop=max_drop, data_root=data_root, options=options, key=sign, progress=progress, opset=opset or OPSET,
             **onnx_options(

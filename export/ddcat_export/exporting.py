@@ -14,6 +14,7 @@ from ddcat.classes import Classes
 from ddcat.engines.golden import Replay
 from ddcat.manifest import CalibrationKind, ClassEntry, Precision, Sizes
 from ddcat.signing import check_key
+from ddcat.tiles import Tiles
 from ddcat_export.bundle_builder import CPU_GRAPH, GRAPH, ExportedModel, assemble, graph_precision, shapes_of_engine
 from ddcat_export.calibration import training_attack
 from ddcat_export.data import ExportData, PictureFolder
@@ -73,6 +74,7 @@ def export(
     max_batch: int | None = None,
     logits: bool = False,
     confidence: bool = False,
+    tiles: int | None = None,
     calibration: CalibrationKind = "mixed",
     calibration_images: int = 32,
     calibration_folder: str | Path | None = None,
@@ -109,6 +111,9 @@ def export(
         See `shapes_of_engine`.
     logits, confidence : bool
         Add the logits at low resolution, and the probability of each label, to the outputs.
+    tiles : int, optional
+        Cut larger images into tiles of this side, which share a quarter of it with each neighbour. The engine takes no larger
+        images whole, and the logits are among its outputs: tiles are blended in them.
     calibration, calibration_images, max_drop
         For int8: see `ddcat_export.ptq.make_int8`.
     calibration_folder : path, optional
@@ -134,12 +139,12 @@ def export(
     DdcatError
         Where the runtime cannot do it, the checkpoint or the data cannot be read, or `out` is taken or cannot be written.
     """
-    out = Path(out)
-    data_root, key = (None if path is None else Path(path) for path in (data_root, key))
+    out, (data_root, key) = Path(out), (None if path is None else Path(path) for path in (data_root, key))
     check_possible(engine, precision)
     needed = graph_precision(engine, precision)
     check_opset(opset, needed)
     check_can_create(out)
+    rule, max_size = _rule_of_tiles(tiles, sizes, max_size)
     if key is not None:
         check_key(key)
     progress("reading the model")
@@ -161,9 +166,9 @@ def export(
     progress("taking and attacking golden images")
     golden = golden_images(segmenter, data, shapes)
     progress("exporting the main branch")
-    content = model.graph(segmenter, sizes=sizes, logits=logits, confidence=confidence)
+    content = model.graph(segmenter, sizes=sizes, logits=logits or rule is not None, confidence=confidence)
     progress("exporting it once more, from other sizes and without the other heads")
-    proof = model.prove(segmenter, content, sizes=sizes, logits=logits, confidence=confidence)
+    proof = model.prove(segmenter, content, sizes=sizes, logits=logits or rule is not None, confidence=confidence)
     progress(f"comparing the graph with {model.author}")
     compared, tried = model.compared(segmenter), model.shapes(sizes)
     parity = check_parity(content, compared, tried) if model.given is None else None
@@ -193,7 +198,7 @@ def export(
         main_branch_only=proof,
         data=data.source,
         classes=_classes(model.reference),
-        preprocessing=model.preprocessing(segmenter),
+        preprocessing=model.preprocessing(segmenter).model_copy(update={"tiles": rule}),
         shapes=shapes,
         opset=opset,
         quantisation=model.given if made is None else made.quantisation,
@@ -247,6 +252,17 @@ def _data(
     if folder is None:
         return ExportData(reference, root=root, size=size)
     return PictureFolder(reference, folder=Path(folder), segmenter=segmenter, size=size)
+
+
+def _rule_of_tiles(
+    side: int | None, sizes: Sizes | None, max_size: tuple[int, int] | None
+) -> tuple[Tiles | None, tuple[int, int] | None]:
+    """Return the rule for tiles, and the largest size of the engine, which is given nothing larger than they are."""
+    if side is None:
+        return None, max_size
+    if max_size is not None or (sizes is not None and sizes != ((side, side),)):
+        raise ExportError(f"--tiles {side} lets the engine take {side}x{side} at most: leave --size and --max-size out")
+    return Tiles(side=side, overlap=side // 4), (side, side) if sizes is None else None
 
 
 def _classes(reference: Reference) -> tuple[ClassEntry, ...]:

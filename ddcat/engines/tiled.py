@@ -1,0 +1,95 @@
+"""An image that is larger than the tiles of its bundle, through the engine."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ddcat.engines.base import Outputs
+from ddcat.engines.errors import EngineError
+from ddcat.manifest import Manifest
+from ddcat.tiles import Tiles, blended_labels, enlarged
+
+__all__ = ["TiledEngine"]
+
+_EQUAL = 0.995  # share of labels that the enlarged logits must give, too: fp16 and near ties aside
+
+U8 = npt.NDArray[np.uint8]
+Infer = Callable[[U8], Outputs]
+
+
+class TiledEngine:
+    """
+    Cuts images, and blends the logits of their tiles.
+
+    The logits come at the resolution at which the network computes them. How the graph enlarges them is found on noise: the
+    labels must be those that it gives itself.
+
+    Parameters
+    ----------
+    infer : callable
+        Of the engine: images (N, H, W, 3) uint8 to outputs with logits.
+    manifest : Manifest
+        With `preprocessing.tiles`.
+    batch : int
+        Tiles that the engine computes at once; fewer where it takes fewer.
+
+    Raises
+    ------
+    EngineError
+        Where the engine does not take a tile, or enlarges logits in a way that is not known.
+    """
+
+    def __init__(self, infer: Infer, manifest: Manifest, *, batch: int = 1) -> None:
+        assert manifest.preprocessing.tiles is not None
+        self.tiles: Tiles = manifest.preprocessing.tiles
+        self._infer, self._least = infer, manifest.shapes.batch.minimum
+        self._batch = max(self._least, min(batch, manifest.shapes.batch.maximum or batch))
+        self._corners = self._found()
+
+    def bands(self, height: int, width: int, read: Callable[[int, int, int, int], U8]) -> Iterator[U8]:
+        """
+        Label an image band after band: see `ddcat.tiles.blended_labels`.
+
+        Parameters
+        ----------
+        height, width : int
+        read : callable
+            Of top, left, height and width of a part of the image: its pixels, (height, width, 3) uint8.
+        """
+        size = min(self.tiles.side, height), min(self.tiles.side, width)
+
+        def logits_of(places: Sequence[tuple[int, int]]) -> npt.NDArray[np.float32]:
+            images = np.stack([read(top, left, *size) for top, left in places])
+            missing = max(0, self._least - len(images))
+            return self._logits(np.concatenate([images, *[images[-1:]] * missing]))[: len(places)]
+
+        return blended_labels(height, width, self.tiles, logits_of, batch=self._batch)
+
+    def labels(self, pixels: U8) -> U8:
+        """Label an image, (H, W, 3) uint8, that is in memory."""
+        height, width, _ = pixels.shape
+        bands = self.bands(height, width, lambda y, x, rows, columns: pixels[y : y + rows, x : x + columns])
+        return np.concatenate(list(bands))
+
+    def _logits(self, images: U8) -> npt.NDArray[np.float32]:
+        logits = self._infer(images).logits
+        assert logits is not None  # the manifest says so
+        return enlarged(logits, (images.shape[1], images.shape[2]), corners=self._corners)
+
+    def _found(self) -> bool:
+        side = self.tiles.side
+        noise = np.random.default_rng(0).integers(0, 256, (self._least, -(-side // 8), -(-side // 8), 3), np.uint8)
+        image = noise.repeat(8, 1).repeat(8, 2)[:, :side, :side]
+        outputs = self._infer(np.ascontiguousarray(image))
+        assert outputs.logits is not None
+        shares = {
+            corners: float((enlarged(outputs.logits, (side, side), corners=corners).argmax(1) == outputs.labels).mean())
+            for corners in (True, False)
+        }
+        best = max(shares, key=lambda corners: shares[corners])
+        if shares[best] < _EQUAL:
+            raise EngineError(
+                f"the logits give {shares[best]:.2%} of the labels of the graph, expected {_EQUAL:.1%}: tiles cannot be blended"
+            )
+        return best

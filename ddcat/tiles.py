@@ -1,0 +1,182 @@
+"""
+Images beyond a size, cut into tiles that overlap, and their logits blended into one map of labels.
+
+The weights of two neighbours change over the middle half of their overlap, linearly; the outer quarters, which a network sees
+without what is beside them, have no weight. The weights of a pixel sum to one. So the answer is that of the whole image
+wherever a label depends on no pixel further away than a quarter of the overlap. Elsewhere tiles change answers.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from ddcat.schema import StrictModel
+
+__all__ = ["Tiles", "blended_labels", "enlarged", "tile_starts", "tile_weights"]
+
+F32 = npt.NDArray[np.float32]
+Place = tuple[int, int]  # (top, left) of a tile
+
+
+class Tiles(StrictModel):
+    """How large images are cut."""
+
+    side: int = Field(ge=64, le=2**14, description="Height and width of a tile; an image that is larger is cut.")
+    overlap: int = Field(ge=0, description="Pixels that neighbours share, at least; half of the side at most.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Tiles":
+        if self.overlap > self.side // 2:
+            raise ValueError(f"overlap {self.overlap} is more than half of the side {self.side}")
+        return self
+
+    def cut(self, height: int, width: int) -> bool:
+        """Return whether an image of some size is cut."""
+        return max(height, width) > self.side
+
+
+def tile_starts(size: int, tiles: Tiles) -> list[int]:
+    """Return where tiles begin along an axis; the last ends with the axis, so it may share more with the one before."""
+    if size <= tiles.side:
+        return [0]
+    return [*range(0, size - tiles.side, tiles.side - tiles.overlap), size - tiles.side]
+
+
+def tile_weights(size: int, tiles: Tiles) -> list[F32]:
+    """
+    Return the weights of each tile's pixels along an axis.
+
+    Returns
+    -------
+    list of (min(side, size),) float32
+        In [0, 1]; at each pixel of the axis they sum to one.
+    """
+    starts, side = tile_starts(size, tiles), min(tiles.side, size)
+    risen = [
+        np.ones(size),
+        *(_ramp(size, *_blend(before, start, side)) for before, start in pairwise(starts)),
+    ]
+    fallen = [*risen[1:], np.zeros(size)]
+    return [
+        (rise - fall)[start : start + side].astype(np.float32)
+        for start, rise, fall in zip(starts, risen, fallen, strict=True)
+    ]  # fmt: skip
+
+
+def _blend(before: int, start: int, side: int) -> tuple[float, float]:
+    """Return where the weights of two neighbours change: over the middle half of what they share."""
+    shared = before + side - start
+    return start + shared / 4, start + 3 * shared / 4
+
+
+def _ramp(size: int, begin: float, end: float) -> npt.NDArray[np.float64]:
+    centres = np.arange(size) + 0.5
+    if end <= begin:  # nothing is shared
+        return (centres > begin).astype(np.float64)
+    return np.clip((centres - begin) / (end - begin), 0, 1)
+
+
+def blended_labels(
+    height: int, width: int, tiles: Tiles, logits_of: Callable[[Sequence[Place]], F32], *, batch: int = 1
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """
+    Label an image of any size, band after band, from the logits of its tiles.
+
+    In memory are a batch of tiles, a band of labels, and the logits of what two rows of tiles share: it grows with the width of
+    the image, and not with its height.
+
+    Parameters
+    ----------
+    height, width : int
+        Of the image, in pixels.
+    tiles : Tiles
+    logits_of : callable
+        Of some tiles of one row, by their upper left corners: (N, K, side, side) float32, each side at most the image's.
+    batch : int
+        Tiles that it is asked for at once.
+
+    Yields
+    ------
+    (rows, width) uint8
+        From top to bottom.
+    """
+    rows, columns = (_Axis(size, tiles) for size in (height, width))
+    carried: F32 | None = None  # (K, rows from `rows.final` on, width): weighted sums that the next tiles complete
+    for i, top in enumerate(rows.starts):
+        first, final, last = rows.bounds(i)
+        labels = np.empty((final - first, width), np.uint8)
+        below: F32 | None = None
+        beside: F32 | None = None
+        for at in range(0, len(columns.starts), batch):
+            some = range(at, min(at + batch, len(columns.starts)))
+            for j, logits in zip(some, logits_of([(top, columns.starts[j]) for j in some]), strict=True):
+                left, (begin, end, reach) = columns.starts[j], columns.bounds(j)
+                sums = logits * rows.weights[i][:, None] * columns.weights[j]  # (K, side, side)
+                if beside is not None:
+                    sums[:, :, begin - left : begin - left + beside.shape[2]] += beside
+                beside = sums[:, :, end - left : reach - left].copy()
+                done = sums[:, first - top :, begin - left : end - left]
+                if carried is not None:
+                    done[:, : carried.shape[1]] += carried[:, :, begin:end]
+                labels[:, begin:end] = done[:, : final - first].argmax(0)
+                if below is None:
+                    below = np.empty((len(logits), last - final, width), np.float32)
+                below[:, :, begin:end] = done[:, final - first : last - first]
+        carried = below
+        yield labels
+
+
+class _Axis:
+    """The tiles along an axis: their starts and weights, and which pixels are complete after each."""
+
+    def __init__(self, size: int, tiles: Tiles) -> None:
+        self.starts, self.weights = tile_starts(size, tiles), tile_weights(size, tiles)
+        side = min(tiles.side, size)
+        blends = [_blend(before, start, side) for before, start in pairwise(self.starts)]
+        self._finals = [*(int(begin) for begin, _ in blends), size]
+        self._lasts = [*(int(np.ceil(end)) for _, end in blends), size]
+
+    def bounds(self, place: int) -> tuple[int, int, int]:
+        """Return from where to where pixels are complete after a tile and not before, and where its weights end."""
+        return (self._finals[place - 1] if place else 0), self._finals[place], self._lasts[place]
+
+
+def enlarged(logits: F32, size: tuple[int, int], *, corners: bool) -> F32:
+    """
+    Resize logits linearly.
+
+    Parameters
+    ----------
+    logits : (N, K, h, w) float32
+    size : (height, width)
+    corners : bool
+        The corners stay where they are (`align_corners` of PyTorch), or the edges do.
+
+    Returns
+    -------
+    (N, K, height, width) float32
+        The same array where it has that size.
+    """
+    if logits.shape[2:] == size:
+        return logits
+    down, across = (_linear(small, large, corners) for small, large in zip(logits.shape[2:], size, strict=True))
+    resized: F32 = down @ (logits @ across.T)
+    return resized
+
+
+def _linear(small: int, large: int, corners: bool) -> F32:
+    """Return the matrix, (large, small), that interpolates along an axis."""
+    if corners:
+        at = np.arange(large) * ((small - 1) / max(large - 1, 1))
+    else:
+        at = np.clip((np.arange(large) + 0.5) * (small / large) - 0.5, 0, small - 1)
+    lower = np.minimum(at.astype(np.int64), max(small - 2, 0))
+    share = at - lower
+    matrix = np.zeros((large, small), np.float32)
+    matrix[np.arange(large), lower] = 1 - share
+    if small > 1:
+        matrix[np.arange(large), lower + 1] = share
+    return matrix

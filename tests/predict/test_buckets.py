@@ -1,0 +1,61 @@
+"""Buckets: moto's S3 on loopback answers as Amazon's does."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ddcat.bundle import Bundle
+from ddcat.predict.run import predict
+from ddcat.predict.sources import find_sources
+from tests.commands import call
+from tests.predict.test_predict import digests, kill_and_resume, many
+
+
+@pytest.mark.parametrize(("address", "extra", "library"), [("s3://b/x", "s3", "s3fs"), ("gs://b/x", "gs", "gcsfs")])
+def test_without_its_library_a_line_names_the_extra(
+    address: str, extra: str, library: str, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    done = call("ddcat", "predict", bundle.path, address, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert f'pip install ".[{extra}]"' in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def bucket(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The scenes in a bucket: `s3://photos/day`."""
+    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    moto = pytest.importorskip("moto.server", reason="moto is not installed")
+    boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for name, value in (
+            ("AWS_ENDPOINT_URL", f"http://{host}:{port}"), ("AWS_ACCESS_KEY_ID", "x"), ("AWS_SECRET_ACCESS_KEY", "x"),
+            ("AWS_DEFAULT_REGION", "us-east-1"),
+        ):  # fmt: skip
+            monkeypatch.setenv(name, value)
+        store = boto3.client("s3")
+        store.create_bucket(Bucket="photos")
+        many(scenes, 60)
+        for path in scenes.rglob("*.png"):
+            store.upload_file(str(path), "photos", f"day/{path.relative_to(scenes).as_posix()}")
+        yield "s3://photos/day"
+    finally:
+        server.stop()
+
+
+@pytest.mark.slow
+def test_a_bucket_killed_ten_times_gives_the_bytes_of_the_folder(
+    golden: Bundle, scenes: Path, bucket: str, tmp_path: Path
+) -> None:
+    names = [source.name for source in find_sources([bucket])]
+    assert names == [source.name for source in find_sources([str(scenes)])]
+    assert [source.name for source in find_sources([f"{bucket}/0*.png"])] == [name for name in names if name.startswith("0")]
+    assert kill_and_resume(golden.path, bucket, tmp_path / "killed", 10) == 10
+    predict(golden.path, find_sources([str(scenes)]), tmp_path / "whole")
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
