@@ -9,13 +9,14 @@ import numpy.typing as npt
 from ddcat import bundle as bundles
 from ddcat.classes import Classes
 from ddcat.engines import open_engine
+from ddcat.engines.answer_statistics import Statistics, golden_statistics
 from ddcat.engines.base import Closable, Images, Outputs
 from ddcat.engines.errors import InputError
 from ddcat.engines.golden import check_answers, read_golden
 from ddcat.engines.tiled import TiledEngine
 from ddcat.error_text import first_line
 from ddcat.image_files import ImageFileError
-from ddcat.manifest import GOLDEN_TOLERANCE, TensorEntry
+from ddcat.manifest import GOLDEN_TOLERANCE
 from ddcat.preprocess import Preprocessed, preprocess, restore
 
 __all__ = ["Predictor", "open_bundle"]
@@ -53,11 +54,6 @@ class Predictor(Closable):
         except BaseException:
             self._engine.close()
             raise
-
-    @property
-    def outputs(self) -> tuple[TensorEntry, ...]:
-        """Outputs of the graph, as the runtime states them."""
-        return self._engine.outputs
 
     @property
     def description(self) -> Mapping[str, str | int | bool]:
@@ -145,6 +141,10 @@ class Predictor(Closable):
             return preprocess(path.read_bytes(), self.bundle.manifest.preprocessing)
         except (OSError, ImageFileError) as cause:
             raise InputError(f"{path} cannot be read: {first_line(cause)}") from cause
+
+    def golden_statistics(self) -> list[Statistics]:
+        """Return the statistics of the answers to the bundle's clean golden images; none where it has none."""
+        return list(golden_statistics(self.bundle, self._engine, read_golden(self.bundle)))
 
     def close(self) -> None:
         """Free the runtime's memory. The engine cannot be used afterwards."""

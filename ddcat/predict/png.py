@@ -3,7 +3,6 @@
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,14 +48,10 @@ def mask_png_parts(bands: Iterable[npt.NDArray[np.uint8]], height: int, width: i
     for band in bands:
         rows = np.zeros((len(band), width + 1), np.uint8)  # each row begins with its filter: none
         rows[:, 1:] = band
-        if packed := packer.compress(_bytes(rows)):
+        if packed := packer.compress(rows.tobytes()):
             yield _chunk(b"IDAT", packed)
     yield _chunk(b"IDAT", packer.flush())
     yield _chunk(b"IEND", b"")
-
-
-def _bytes(rows: npt.NDArray[np.uint8]) -> Any:
-    return memoryview(rows).cast("B")
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -65,7 +65,7 @@ class Distributions(StrictModel):
 
     def statistics(self) -> Statistics:
         """Return them as arrays."""
-        values = {name: np.array(value) if isinstance(value, tuple) else value for name, value in self}
+        values: dict[str, Any] = {name: np.array(value) if isinstance(value, tuple) else value for name, value in self}
         return Statistics(**values)
 
 

@@ -12,10 +12,9 @@ import numpy.typing as npt
 from ddcat.atomic_files import write_json
 from ddcat.bundle import NO_TRUST_POLICY, TrustPolicy
 from ddcat.engines import Outputs
-from ddcat.engines.answer_statistics import golden_statistics, statistics_of
+from ddcat.engines.answer_statistics import statistics_of
 from ddcat.engines.cores import physical_cores
 from ddcat.engines.errors import InputError
-from ddcat.engines.golden import read_golden
 from ddcat.engines.predictor import Predictor, open_bundle
 from ddcat.errors import DdcatError
 from ddcat.locks import locked
@@ -107,7 +106,7 @@ def predict(
         job = Job(bundle=opened.bundle.digest, formats=tuple(sorted(chosen)), batch=batch, engine=description)
         stack.enter_context(locked(folder / ".lock", f"another ddcat predict is writing to {folder}: wait for it"))
         results = Results(folder, job)
-        golden = list(golden_statistics(opened.bundle, opened, read_golden(opened.bundle)))
+        golden = opened.golden_statistics()
         failures: dict[str, str] = {}
         compute(opened, sources, results, batch=batch, failures=failures)
         names = [name for source in sources if source.name not in failures for name in results.names(source)]

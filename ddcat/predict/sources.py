@@ -156,7 +156,7 @@ def _store(address: str) -> tuple[Any, str]:
     if scheme not in _EXTRAS:
         raise DdcatError(f"{printable(address)}: expected an address of {', '.join(f'{s}://' for s in _EXTRAS)}, or a path")
     with needing(_EXTRAS[scheme]):
-        import fsspec  # type: ignore[import-untyped]  # noqa: PLC0415 -- files of this machine need none
+        import fsspec  # noqa: PLC0415 -- files of this machine need none
 
         try:
             files, path = fsspec.core.url_to_fs(address)
