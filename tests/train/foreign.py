@@ -330,6 +330,8 @@ class Foreign:
     def segment(self, images: Tensor, kind: str, *, stride: int = 32) -> Tensor:
         """Logits of the decode head, of the images' size."""
         normalised = (images - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+        if "decode_head.classifier.weight" in self._weights and "backbone.norm0.weight" in self._weights:
+            normalised = images  # the robust ones are trained and evaluated on images in [0, 1]
         if "backbone.norm0.weight" in self._weights:
             stages = self.convnext(normalised)
         elif "backbone.layers.0.0.projection.weight" in self._weights:

@@ -101,6 +101,7 @@ def test_pir_at_is_as_released(roots: dict[str, Path]) -> None:
     config = load_config("-".join(PIR))
     assert attack_of(config) == (4 / 255, 0.01, 5, "random")
     assert (config.model.stem, config.model.drop_path, config.model.align_corners) == ("deep", 0.4, False)
+    assert config.model.normalise == "none"
     optim = config.optim
     assert (optim.name, optim.lr, optim.weight_decay, optim.power, optim.poly_from) == ("adamw", 1e-3, 0.01, 1, 0)
     assert (optim.head_lr_factor, optim.layer_decay, optim.warmup) == (1, 1, 10 / 50)

@@ -213,7 +213,7 @@ def test_a_whole_model_takes_the_place_of_a_presets_backbone() -> None:
     [
         (
             ["model.whole=mmseg"],
-            "no such library of whole models: use hf, smp, torchvision, or an entry point",
+            "no such library of whole models: use hf, smp, torchvision, segmenter, or an entry point",
         ),
         (["model.whole=hf"], "model.whole hf needs model.settings, or model.weights with a folder that has them"),
         (["model.whole=hf", "model.settings={model_type: segforme}"], r"not a segmentation model of .* \(nearest: segformer\)"),
@@ -398,8 +398,34 @@ def test_the_multiple_is_tried(packaged: Callable[..., None]) -> None:
         made = build_whole(described(whole="mine", settings={"side": side}), classes=CLASSES, heads=("main",))
         assert made(torch.rand(1, 3, 40, 50)).shape == (1, CLASSES, 40, 50)
         assert made.prepared(torch.rand(1, 3, 40, 50)).shape[-1] % multiple == 0  # type: ignore[operator]
-    message = "mine takes no images of 128 x 160: the size is no multiple of 100; name by model.multiple"
+    message = r"mine takes no images \(N, 3, H, W\) of 128 x 160: the size is no multiple of 100; name by model.multiple"
     with pytest.raises(ConfigError, match=message):
         build_whole(described(whole="mine", settings={"side": 100}), classes=CLASSES, heads=("main",))
     fixed = build_whole(described(whole="mine", settings={"side": 100, "image_size": 100}), classes=CLASSES, heads=("main",))
     assert fixed.largest == 100
+
+
+def test_channels_that_come_last_are_said(packaged: Callable[..., None]) -> None:
+    class Last(Plain):
+        def forward(self, images: Tensor) -> Any:
+            return self.head(self.body(images.permute(0, 3, 1, 2)))
+
+    packaged(Last)
+    with pytest.raises(ConfigError, match=r"mine takes no images \(N, 3, H, W\) of 128 x 160: .*channels") as caught:
+        build_whole(described(whole="mine", settings={}), classes=CLASSES, heads=("main",))
+    assert "\n" not in str(caught.value)
+
+
+def test_images_are_padded_to_patches_of_the_backbone_inside() -> None:
+    pytest.importorskip("transformers", reason='transformers is not installed: pip install ".[hf]"')
+    backbone = {
+        "model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 56,
+        "patch_size": 14, "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    }  # fmt: skip
+    settings = {
+        "model_type": "upernet", "hidden_size": 8, "auxiliary_in_channels": 16, "auxiliary_channels": 8,
+        "backbone_config": backbone,
+    }  # fmt: skip
+    network = build_whole(described(whole="hf", settings=settings), classes=CLASSES, heads=("main",))
+    assert isinstance(network, CutSegmenter)
+    assert network.prepared(torch.rand(1, 3, 57, 90)).shape == (1, 3, 70, 98)

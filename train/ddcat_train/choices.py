@@ -30,7 +30,7 @@ BackboneName = Literal[  # ours to build
     "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "efficientnet_lite3", "efficientnet_lite4",
     "convnext_tiny", "convnext_small", "convnext_base", "mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5", "hf",
 ]  # fmt: skip
-WholeName = Literal["hf", "smp", "torchvision"]  # libraries of whole segmentation models
+WholeName = Literal["hf", "smp", "torchvision", "segmenter"]  # libraries of whole segmentation models, and one of ours
 SEGMENTER_GROUP = "ddcat.segmenters"  # of entry points, by which an installed package brings others
 BACKBONE_GROUP = "ddcat.backbones"  # of entry points, by which an installed package brings others
 # Of a ResNet: three 3x3 convolutions as in semseg, torchvision's one of 7x7, mmsegmentation's ResNetV1c and ResNetV1d. Of a

@@ -49,7 +49,7 @@ def _known_whole(name: str) -> str:
 Channels = tuple[float, float, float]
 _COMPOSED = (  # what a whole model replaces
     "backbone", "context", "context_width", "align_corners", "width", "stem", "drop_path", "output_stride", "dropout", "init",
-    "hf",
+    "normalise", "hf",
 )  # fmt: skip
 _OF_WHOLE = ("settings", "cut", "multiple", "mean", "std", "channels", "weights")
 
@@ -87,11 +87,18 @@ class ModelConfig(Section):
     init: Literal["torch", "kaiming"] = Field(
         "torch", description="random initial weights of the backbone: torch's, or the released code's; not for hf"
     )
+    normalise: Literal["imagenet", "none"] = Field(
+        "imagenet",
+        description="how images in [0, 1] are normalised: by ImageNet's mean and deviation, or by those of a package's "
+        "backbone; none: not at all, as for the robust networks of Croce, Singh and Hein",
+    )
     hf: Annotated[dict[str, Any], BeforeValidator(_hf_settings)] | None = Field(
         None, description="settings of a backbone of Hugging Face transformers, or its config.json; for backbone hf"
     )
     whole: Annotated[str, AfterValidator(_known_whole)] | None = Field(
-        None, description="library of a whole model, which takes the place of backbone, context and heads"
+        None,
+        description="library of a whole model, which takes the place of backbone, context and heads; segmenter: a ViT with a "
+        "mask transformer, ours",
     )
     settings: dict[str, Any] | None = Field(
         None, description="settings of the whole model, by the names of its library; or the folder of a downloaded one"
@@ -152,7 +159,7 @@ class ModelConfig(Section):
             raise ValueError("model.pretrained is for a backbone: a whole model has model.weights")
         elif self.start_from is not None and self.weights is not None:
             raise ValueError("start_from has all weights: use it or weights, not both")
-        elif self.settings is None and self.whole in get_args(WholeName):
+        elif self.settings is None and self.whole in NAMED_BY:
             raise ValueError(f"model.whole {self.whole} needs model.settings, or model.weights with a folder that has them")
         if (self.mean is None) != (self.std is None):
             raise ValueError("model.mean and model.std are for each other: name both")

@@ -100,6 +100,7 @@ def build_segmenter(model: ModelConfig, *, classes: int, heads: Sequence[Head] =
         heads=heads,
         dropout=model.dropout,
         align_corners=model.align_corners,
+        normalised=model.normalise == "imagenet",
     )
 
 

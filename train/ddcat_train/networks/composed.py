@@ -10,7 +10,7 @@ from ddcat_train.networks.backbone import Backbone, Stages
 from ddcat_train.networks.contexts import Context, ContextConv2d, ContextModule
 from ddcat_train.networks.convolution import Conv2d, Layers
 from ddcat_train.networks.layers import upsample
-from ddcat_train.networks.normalise import Normalise
+from ddcat_train.networks.normalise import UNCHANGED, Normalise
 from ddcat_train.networks.segmenter import Segmenter
 
 __all__ = ["ComposedFeatures", "ComposedSegmenter"]
@@ -46,6 +46,8 @@ class ComposedSegmenter(Segmenter):
         Of the heads' channels, in train().
     align_corners : bool
         Of the logits' upsampling.
+    normalised : bool
+        False where the backbone takes images in [0, 1].
     """
 
     backbone: Backbone
@@ -59,10 +61,11 @@ class ComposedSegmenter(Segmenter):
         heads: Sequence[Head],
         dropout: float = 0.1,
         align_corners: bool = True,
+        normalised: bool = True,
     ) -> None:
         super().__init__()
         self.classes, self.align_corners = classes, align_corners
-        self.normalise = Normalise(backbone.mean, backbone.std)
+        self.normalise = Normalise(backbone.mean, backbone.std) if normalised else Normalise(*UNCHANGED)
         self.backbone = backbone
         self.context = context
         self.heads = nn.ModuleDict({name: _head(name, backbone, context, classes, dropout) for name in heads})

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from ddcat_train import imagenet
 
-__all__ = ["Normalise"]
+__all__ = ["UNCHANGED", "Normalise"]
+
+UNCHANGED = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and standard deviation that leave images in [0, 1] as they are
 
 
 class Normalise(nn.Module):

@@ -41,11 +41,6 @@ def import_checkpoint(
     ConfigError, DataError
     """
     content = read_torch_file(file)
-    if "decoder.cls_emb" in content.tensors:
-        raise CheckpointError(
-            f"{file} holds a Segmenter (a ViT with a mask transformer), for which there is no network here: bring it by an "
-            "entry point of ddcat.segmenters"
-        )
     if is_segmenter(content.tensors):
         return import_segmenter(content, out, like=like, data_root=data_root, overrides=overrides)
     if like is not None or data_root is not None or overrides:

@@ -77,6 +77,9 @@ _WIDTHS: dict[ContextName, str] = {
 }
 _DILATED: tuple[ContextName, ...] = ("pyramid", "deeplabv3", "deeplabv3plus")  # their backbones have stride 8
 _STEM = {"stem.": "layer0.", "conv1.": "layer0.0.", "bn1.": "layer0.1."}
+# Of a ConvNeXt as its authors name it. Below a head that is named as transformers does, only the code of Croce, Singh and Hein
+# has it, whose networks take images in [0, 1].
+_OF_AUTHORS = "downsample_layers.1.0.weight"
 _OF_TRANSFORMERS = {".batch_norm.": ".bn.", f"{_HEAD}classifier.": f"{_HEAD}conv_seg.",
                     f"{_AUXILIARY}classifier.": f"{_AUXILIARY}conv_seg."}  # fmt: skip
 
@@ -113,6 +116,9 @@ def find_mmsegmentation(file: Mapping[str, Tensor], path: Path) -> Found:
     width = tensors.get(f"{_HEAD}{_WIDTHS[kind]}.conv.weight")
     form = {"context": kind, "align_corners": False, "context_width": None if width is None else len(width)}
     form_of_body, ours = _backbone(body, kind, path)
+    robust = f"{_HEAD}classifier.bias" in file and f"{_BACKBONE}{_OF_AUTHORS}" in file
+    if robust:
+        form["normalise"] = "none"
     model = ModelConfig.model_validate(form_of_body | form)
 
     head = {key.removeprefix(_HEAD): value for key, value in tensors.items() if key.startswith(_HEAD)}
@@ -130,7 +136,7 @@ def find_mmsegmentation(file: Mapping[str, Tensor], path: Path) -> Found:
         deep=bool(deep),
         like=_probably(model, len(classifier)),
         left_out=tuple(left_out),
-        unsaid=("output_stride",) if kind in _DILATED else (),
+        unsaid=("output_stride",) if kind in _DILATED else ("normalise",) if robust else (),
     )
 
 

@@ -1,7 +1,8 @@
-"""Segmenters of others: PSPNet and DeepLabv3 of semseg and the released code of DDC-AT, and those of mmsegmentation."""
+"""Segmenters of others: PSPNet and DeepLabv3 of semseg and the code of DDC-AT, those of mmsegmentation, and Segmenters."""
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -10,14 +11,15 @@ from torch import Tensor
 from ddcat.classes import CAMVID, CITYSCAPES, VOC, Classes
 from ddcat_train.checkpoints import Description, Imported, SplitEntry, build_network, save_checkpoint
 from ddcat_train.choices import ContextName
-from ddcat_train.config import Config, MethodConfig, load_config, parse_config
+from ddcat_train.config import Config, MethodConfig, ModelConfig, load_config, parse_config
 from ddcat_train.data import list_dataset
 from ddcat_train.errors import CheckpointError, ConfigError
 from ddcat_train.methods import METHODS
 from ddcat_train.networks.keys import renamed
-from ddcat_train.networks.normalise import Normalise
+from ddcat_train.networks.normalise import UNCHANGED, Normalise
 from ddcat_train.networks.pretrained import state_dict_mismatches, summarise
 from ddcat_train.weight_import.found import Found
+from ddcat_train.weight_import.mask_transformer import find_mask_transformer, is_mask_transformer
 from ddcat_train.weight_import.mmsegmentation import find_mmsegmentation, is_mmsegmentation
 from ddcat_train.weight_import.resnet_keys import find_resnet
 from ddcat_train.weight_import.torch_file import TorchFile
@@ -40,7 +42,11 @@ _CLASSES: dict[str, Classes] = {"voc": VOC, "cityscapes": CITYSCAPES, "camvid": 
 
 def is_segmenter(tensors: Mapping[str, Tensor]) -> bool:
     """Return True where a file holds more than a backbone."""
-    return is_mmsegmentation(tensors) or any(key.startswith((*_CONTEXTS, *_ONE_BRANCH, *_THREE_BRANCHES)) for key in tensors)
+    return (
+        is_mask_transformer(tensors)
+        or is_mmsegmentation(tensors)
+        or any(key.startswith((*_CONTEXTS, *_ONE_BRANCH, *_THREE_BRANCHES)) for key in tensors)
+    )
 
 
 def import_segmenter(
@@ -52,7 +58,12 @@ def import_segmenter(
     Parameters and errors are those of `ddcat_train.weight_import.import_checkpoint`.
     """
     path = content.path
-    found = find_mmsegmentation(content.tensors, path) if is_mmsegmentation(content.tensors) else _find_semseg(content)
+    if is_mask_transformer(content.tensors):
+        found = find_mask_transformer(content.tensors, path)
+    elif is_mmsegmentation(content.tensors):
+        found = find_mmsegmentation(content.tensors, path)
+    else:
+        found = _find_semseg(content)
     source = like or _likely(path, found)
     config = _configuration(source, overrides, found, data_root)
     model = config.model
@@ -68,15 +79,15 @@ def import_segmenter(
             f"{path} has {found.classes} classes, {config.data.name} has {len(classes)}: name its configuration with --config, "
             "and its data set with --data-root"
         )
-    with torch.device("meta"):
+    with nullcontext() if model.whole else torch.device("meta"):  # a whole model is tried when it is cut
         network = build_network(config, len(classes))
-    own = {f"normalise.{key}": value for key, value in Normalise().state_dict().items()}
+    own = {f"normalise.{key}": value for key, value in _normalise(model).state_dict().items()}
     network_weights = {key: value for key, value in network.state_dict().items() if key not in own}
     theirs = {ours: theirs for theirs, ours in found.names.items()}
     faults = state_dict_mismatches(found.tensors, renamed(network_weights, theirs))
     if faults:
         raise CheckpointError(
-            f"{path} does not fit a {model.backbone} + {model.context} of the method {config.method.name}: {summarise(faults)}"
+            f"{path} does not fit a {model.architecture} of the method {config.method.name}: {summarise(faults)}"
         )
     counters = {key: torch.zeros_like(value, device="cpu") for key, value in network_weights.items() if value.ndim == 0}
     network.load_state_dict(counters | renamed(found.tensors, found.names) | own, assign=True)
@@ -96,13 +107,26 @@ def import_segmenter(
         for key in found.unsaid
     )
     return (
-        f"{out}: {model.backbone} + {model.context}, {len(classes)} classes, branches {', '.join(network.heads)}, "
+        f"{out}: {model.architecture}, {len(classes)} classes, branches {', '.join(network.heads)}, "
         f"{parameters / 1e6:.2f} M parameters\n{remarks}"
         f"from {source}, for the file does not say it: trained by {config.method.name} on {config.data.name}\n"
         f"next: ddcat attack {out} --data-root DIR\n"
         f"      ddcat export {out} --engine ort\n"
-        f"      ddcat train PRESET --set model.backbone={model.backbone} --set model.pretrained={out}"
+        f"      ddcat train PRESET {_begun_with(model, path, out)}"
     )
+
+
+def _normalise(model: ModelConfig) -> Normalise:
+    if model.normalise == "none":
+        return Normalise(*UNCHANGED)
+    return Normalise() if model.mean is None or model.std is None else Normalise(model.mean, model.std)
+
+
+def _begun_with(model: ModelConfig, path: Path, out: Path) -> str:
+    """Return the options by which a training begins with the weights of a file."""
+    if model.whole is None:
+        return f"--set model.backbone={model.backbone} --set model.pretrained={out}"
+    return f"--set model.whole={model.whole} --set 'model.settings={json.dumps(model.settings)}' --set model.weights={path}"
 
 
 def _find_semseg(content: TorchFile) -> Found:

@@ -78,21 +78,29 @@ def _sizes(model: ModelConfig, family: Family, network: nn.Module) -> tuple[int,
         fixed = model.multiple > max(_MULTIPLES) and _fault(network, (model.multiple, 2 * model.multiple)) is not None
         return model.multiple, model.multiple if fixed else None
     if isinstance(family.multiple, int):
-        return family.multiple, None
-    fault: str | None = "its size is not known"
+        return _of_patches(model, family.multiple), None
+    tried, fault = sample_of(_MULTIPLES[0]), None
     if family.multiple is None:
         stride = getattr(getattr(network, "encoder", None), "output_stride", None)  # as smp's check of sizes asks
         for multiple in (stride,) if isinstance(stride, int) else _MULTIPLES:
             fault = _fault(network, sample_of(multiple))
             if fault is None:
                 return multiple, None
-    for side in _stated_sides(model, network, family.multiple):
-        if _fault(network, (side, side)) is None:
+    for side in dict.fromkeys(_stated_sides(model, network, family.multiple)):
+        tried, fault = (side, side), _fault(network, (side, side))
+        if fault is None:
             return side, side
+    fault = fault or "no setting says their size"
     raise ConfigError(
-        f"{model.architecture} takes no images of {' x '.join(map(str, sample_of(_MULTIPLES[0])))}: {fault}; name by "
+        f"{model.architecture} takes no images (N, 3, H, W) of {tried[0]} x {tried[1]}: {fault}; name by "
         "model.multiple of which size, in pixels, they must be"
     )
+
+
+def _of_patches(model: ModelConfig, multiple: int) -> int:
+    """Return the patch of a backbone inside that does not divide a family's multiple: what is over would be left out."""
+    patch: Any = ((model.settings or {}).get("backbone_config") or {}).get("patch_size")
+    return patch if isinstance(patch, int) and multiple % patch else multiple
 
 
 def _stated_sides(model: ModelConfig, network: nn.Module, setting: str | None) -> Iterator[int]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ddcat_train import imagenet
+from ddcat_train.networks.whole.mask_transformer import PATCH
 
 __all__ = ["FAMILIES", "QUERIES", "Family", "Queries"]
 
@@ -68,6 +69,7 @@ FAMILIES: Mapping[tuple[str, str], Family] = {
         "decode_head.linear_fuse+decode_head.batch_norm+decode_head.activation+decode_head.dropout+decode_head.classifier", 1
     ),
     ("hf", "upernet"): Family("decode_head.fpn_bottleneck+decode_head.classifier", 32),
+    ("segmenter", ""): Family("decoder", PATCH, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),  # as the robust ones are trained
     ("smp", "deeplabv3plus"): Family("decoder.block2+segmentation_head"),
     ("smp", "fpn"): Family("decoder+segmentation_head"),  # its decoder ends in a sum
     ("smp", "segformer"): Family("decoder.fuse_stage+segmentation_head"),

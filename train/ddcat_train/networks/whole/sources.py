@@ -14,6 +14,7 @@ from ddcat.extras import install
 from ddcat_train.choices import SEGMENTER_GROUP
 from ddcat_train.config import ModelConfig
 from ddcat_train.errors import CheckpointError, ConfigError
+from ddcat_train.networks.whole.mask_transformer import MaskTransformerSegmenter
 from ddcat_train.networks.whole.weights import load_hugging_face, load_state
 
 __all__ = ["builder"]
@@ -50,6 +51,8 @@ def builder(model: ModelConfig, weights: Path | None, notes: list[str]) -> Build
     if model.whole in ("smp", "torchvision"):
         library = _smp if model.whole == "smp" else _torchvision
         make = lambda classes: library(settings, classes)  # noqa: E731
+    elif model.whole == "segmenter":
+        make = lambda classes: MaskTransformerSegmenter(classes, **settings)  # noqa: E731
     else:
         package = _entry(model.whole)
         make = lambda classes: _checked(package(classes, **settings), str(model.whole))  # noqa: E731
