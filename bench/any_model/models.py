@@ -95,6 +95,7 @@ MODELS: Mapping[str, TinyModel] = {
         },
         fixed=True,
     ),
+    "Segmenter, ViT": TinyModel("segmenter", {"image_size": 64, "width": 64, "depth": 2, "decoder_depth": 1}),
     "smp DeepLabV3Plus": TinyModel("smp", {"arch": "DeepLabV3Plus", "encoder_name": "resnet18"}),
     "smp Unet": TinyModel("smp", {"arch": "Unet", "encoder_name": "resnet18", "decoder_channels": [64, 32, 16, 16, 8]}),
     "smp FPN": TinyModel(

@@ -71,10 +71,11 @@ python bench/any_model/table.py --work any-model --out docs/results/any-model
 - **labels**: of the {images} images of the validation split. Rounding may turn a label where two classes are equally likely,
   which in untrained models is often.
 - **twin = engine**: the least share of equal labels on the gate's attacks. **gate, quick**: the verdict on the fp32 engine,
-  and the findings that do not pass. An untrained model keeps nothing under attack that could be compared, so its robustness is
-  inconclusive.
+  and the findings that do not pass. These are quick gates (`ddcat gate --quick`), of clean images and one short attack: they show
+  that the gate takes the model, and are no verdict on an engine. An untrained model keeps nothing under attack that could be compared,
+  so its robustness is inconclusive.
 - **served = engine's**: pixels of masks that came back by HTTP.
-
+{missing}
 Versions: {versions}.
 """
 HEAD = [
@@ -262,7 +263,13 @@ def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
     body = [[cell.replace("|", "\\|") for cell in cells(name, row)] for name, row in rows.items()]
     libraries = next(iter(rows.values()))["versions"] if rows else {}
     named = ", ".join(f"{library} {version}" for library, version in libraries.items() if library in LIBRARIES)
-    return PAGE.format(table=table(HEAD, body, texts=3).rstrip(), versions=named, scenes=f"{SIDE} x {SIDE}", images=IMAGES)
+    absent = [name for name in MODELS if name not in rows]
+    missing = (
+        f"\nWritten down in `bench/any_model/models.py`, and not run for this page: {'; '.join(absent)}.\n" if absent else ""
+    )
+    return PAGE.format(
+        table=table(HEAD, body, texts=3).rstrip(), versions=named, scenes=f"{SIDE} x {SIDE}", images=IMAGES, missing=missing
+    )
 
 
 def cells(name: str, row: Mapping[str, Any]) -> list[str]:

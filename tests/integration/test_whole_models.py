@@ -32,7 +32,9 @@ from ddcat_train.run.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 
-LIBRARIES = {"hf": "transformers", "smp": "segmentation_models_pytorch", "torchvision": "torchvision"}
+LIBRARIES = {
+    "hf": "transformers", "smp": "segmentation_models_pytorch", "torchvision": "torchvision", "segmenter": "torch",
+}  # fmt: skip
 _KEPT: list[Any] = []  # operators live as long as what defined them
 PEERS = Path(__file__).parents[2] / ".venv/peers"  # where `make` puts what does not fit every build of torch
 QUICK_INT8 = ("SegFormer", "torchvision lraspp")  # int8 takes as long as all else
