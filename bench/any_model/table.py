@@ -71,9 +71,9 @@ python bench/any_model/table.py --work any-model --out docs/results/any-model
 - **labels**: of the {images} images of the validation split. Rounding may turn a label where two classes are equally likely,
   which in untrained models is often.
 - **twin = engine**: the least share of equal labels on the gate's attacks. **gate, quick**: the verdict on the fp32 engine,
-  and the findings that do not pass. These are quick gates (`ddcat gate --quick`), of clean images and one short attack: they show
-  that the gate takes the model, and are no verdict on an engine. An untrained model keeps nothing under attack that could be compared,
-  so its robustness is inconclusive.
+  and the findings that do not pass. These are quick gates (`ddcat gate --quick`), of clean images and one short attack: they
+  show that the gate takes the model, and are no verdict on an engine. An untrained model keeps nothing under attack that
+  could be compared, so its robustness is inconclusive.
 - **served = engine's**: pixels of masks that came back by HTTP.
 {missing}
 Versions: {versions}.
