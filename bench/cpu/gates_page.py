@@ -57,6 +57,11 @@ optimisation it labels {least:.1f} to {most:.1f} % of the pixels of {images} cle
 transferred ones, and the engine is asked twice as often.
 """
 
+WITHOUT = (
+    "s. These gates did not yet report other perturbations (L2, universal,\npatch, minimal norm), "
+    "which take more time and decide nothing.\n"
+)
+
 
 def page(folder: Path) -> str:
     """Write the page of a folder of results."""
@@ -69,6 +74,8 @@ def page(folder: Path) -> str:
     ]
     own = [row for name, gate in gates.items() if gate.precision == "int8" for row in _own_and_replayed(name, gate)]
     times = f"The default budget takes {_seconds(gates, 'default')} s on two cores, `--quick` {_seconds(gates, 'quick')} s.\n"
+    if not any(gate.perturbations for gate in gates.values()):
+        times = times.replace("s.\n", WITHOUT)
     side_by_side = compare_markdown(compare(gates)).partition("\n\n")[2].replace("pareto.png", f"{folder.name}/pareto.png")
     alike = levels["alike"].values()
     return "\n".join(

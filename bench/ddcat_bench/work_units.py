@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel
 
 from ddcat.atomic_files import read_json, write_bytes, write_json, write_text
-from ddcat.metrics import Counts
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_io import Result, read_result, to_json
 
@@ -47,13 +47,13 @@ class Units(NamedTuple):
         """Return True if a unit is finished."""
         return self._file(batch, plan).is_file()
 
-    def put(self, batch: int, plan: int, counts: Counts, seconds: float) -> None:
+    def put(self, batch: int, plan: int, counts: npt.NDArray[Any], seconds: float) -> None:
         """Keep a unit's counts and its time in a file that is whole or absent."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, counts=counts, seconds=np.float64(seconds))
         write_bytes(self._file(batch, plan), buffer.getvalue())
 
-    def get(self, batch: int, plan: int) -> tuple[Counts, float]:
+    def get(self, batch: int, plan: int) -> tuple[npt.NDArray[Any], float]:
         """
         Read a finished unit.
 

@@ -14,6 +14,7 @@ from ddcat_bench.attack.scoring import grey_levels
 from ddcat_bench.attack.suites import SEA_LOSSES, AttackSpec, Case
 from ddcat_bench.cli_options import ProtocolName
 from ddcat_bench.describe import describe_data, describe_environment, describe_reference
+from ddcat_bench.perturbation.results import PerturbationRow
 from ddcat_bench.result_schema import CheckpointEntry, Scores
 from ddcat_bench.work_units import Units
 from ddcat_bench.worst_case import lowest_accuracy, worst_case
@@ -39,7 +40,13 @@ PROTOCOLS: dict[ProtocolName, str] = {
 _SMALL = 0.025  # what the paper says that n = 10 and 20 change
 
 
-def aggregate(job: AttackJob, units: Units, batches: Sequence[Sequence[str]], probe: Probe) -> AttackResult:
+def aggregate(
+    job: AttackJob,
+    units: Units,
+    batches: Sequence[Sequence[str]],
+    probe: Probe,
+    perturbations: tuple[PerturbationRow, ...] = (),
+) -> AttackResult:
     """
     Compute all figures.
 
@@ -51,6 +58,7 @@ def aggregate(job: AttackJob, units: Units, batches: Sequence[Sequence[str]], pr
     batches : sequence of sequence of str
         Names of the images of each batch.
     probe : Probe
+    perturbations : tuple of PerturbationRow
 
     Raises
     ------
@@ -80,6 +88,7 @@ def aggregate(job: AttackJob, units: Units, batches: Sequence[Sequence[str]], pr
         claims=tuple(_claims(rows)),
         worst_cases=tuple(_worst_cases(rows, classes.background)),
         rows=rows,
+        perturbations=perturbations,
         probe=probe,
         alarms=raise_alarms(rows, probe, trained_steps=None if reference.attack is None else reference.attack["steps"]),
         environment=describe_environment(job.device, seconds + probe.seconds),

@@ -23,8 +23,8 @@ def attack(
     suite: Annotated[
         AnySuite,
         typer.Option(
-            help="quick: BIM n = 1..7; paper: also n = 10, 20, PGD-20; sea: the strongest attack known; full: all and more; "
-            "corruptions: no attack, but weather, noise, blur, cameras and codecs."
+            help="quick: BIM n = 1..7; paper: also n = 10, 20, PGD-20; sea: the strongest attack known; full: all of them, L2, "
+            "patches and more; corruptions: no attack, but weather, noise, blur, cameras and codecs."
         ),
     ] = "quick",
     corruption: Annotated[
@@ -54,6 +54,20 @@ def attack(
     ] = None,
     iterations: Annotated[
         int | None, typer.Option(min=1, help="Number of steps of SEA with each of its losses.", show_default="300")
+    ] = None,
+    l2: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--l2", metavar="NORM", help="L2 bound of the suite full. Repeat it for several bounds.", show_default="1 and 3"
+        ),
+    ] = None,
+    patch: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of the image under the patch of the suite full, such as 2%. Repeat it for several.",
+            show_default="1% and 5%",
+        ),
     ] = None,
     surrogate: Annotated[
         list[Path] | None,
@@ -110,15 +124,20 @@ def attack(
     """
     from ddcat_bench.arguments import check_model, parse_epsilon
     from ddcat_bench.errors import BenchError
+    from ddcat_bench.perturbation.plans import check_l2, check_share
     from ddcat_train.checkpoint_files import check_checkpoint
 
     options = onnx_options(classes=classes, mean=mean, std=std, scale=scale, output=output, layout=layout)
     check_model(source)
     epsilons = tuple(map(parse_epsilon, epsilon)) if epsilon else None
+    norms = tuple(map(check_l2, l2)) if l2 else None
+    shares = tuple(map(check_share, patch)) if patch else None
     judges = certify or suite == "corruptions"
     unused = {
         "--epsilon": epsilons is not None and judges,
         "--iterations": iterations is not None and judges,
+        "--l2": norms is not None and suite != "full",
+        "--patch": shares is not None and suite != "full",
         "--surrogate": surrogate is not None and judges,
         "--protocol": protocol != "whole" and judges,
         "--jobs": jobs is not None and judges,
@@ -156,6 +175,8 @@ def attack(
     from ddcat_bench.inputs import open_any, open_split, torch_device
 
     loaded = open_any(source, options, data_root=data_root)
+    if protocol == "windows" and (norms or shares):
+        raise BenchError("--l2 and --patch are of whole images: leave them out, or --protocol windows")
     if protocol == "windows" and loaded.crop is None:
         raise BenchError(f"--protocol windows: the size of the windows is that of the training, and {source} does not say it")
     dataset = open_split(loaded, data_root=data_root, split=split)
@@ -165,6 +186,8 @@ def attack(
         suite=suite,  # type: ignore[arg-type]  # the other one is judged above
         epsilons=epsilons,
         iterations=iterations,
+        l2=norms,
+        patches=shares,
         surrogates=open_surrogates(loaded, surrogate or []),
         seed=seed,
         protocol=protocol,

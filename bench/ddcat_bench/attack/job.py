@@ -17,6 +17,7 @@ from ddcat_bench.attack.suites import AttackSpec, attack_specs
 from ddcat_bench.cli_options import ProtocolName, SuiteName
 from ddcat_bench.describe import versions
 from ddcat_bench.errors import BenchError
+from ddcat_bench.perturbation.plans import Plan, suite_plans
 from ddcat_train.checkpoints import Checkpoint, load_checkpoint
 from ddcat_train.data import Dataset, open_dataset
 from ddcat_train.data.survey import survey
@@ -86,6 +87,8 @@ class AttackJob:
         Bounds in place of the suite's own.
     iterations : int or None
         Number of steps of SEA, in place of 300.
+    l2, patches : tuple of float or None
+        L2 norms, and shares of the image under a patch, in place of those of the suite full.
     surrogates : tuple of Checkpoint
         Checkpoints of the same data set that BIM, n = 1..7, is transferred from.
     seed : int
@@ -103,6 +106,8 @@ class AttackJob:
     suite: SuiteName = "quick"
     epsilons: tuple[float, ...] | None = None
     iterations: int | None = None
+    l2: tuple[float, ...] | None = None
+    patches: tuple[float, ...] | None = None
     surrogates: tuple[Checkpoint, ...] = ()
     seed: int = 0
     protocol: ProtocolName = "whole"
@@ -114,6 +119,11 @@ class AttackJob:
     def specs(self) -> tuple[AttackSpec, ...]:
         """The passes of the suite."""
         return attack_specs(self.suite, epsilons=self.epsilons, iterations=self.iterations, surrogates=len(self.surrogates))
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The perturbations of the suite full, which are of whole images."""
+        return suite_plans(l2=self.l2, shares=self.patches) if (self.suite, self.protocol) == ("full", "whole") else ()
 
     @cached_property
     def class_pixels(self) -> ClassPixels | None:
@@ -173,6 +183,7 @@ class AttackJob:
             "images": self.images,
             "batch": self.batch_size,
             "plans": json.loads(json.dumps(self.specs)),
+            "perturbations": json.loads(json.dumps(self.plans)),
             "surrogates": [surrogate.sha256() for surrogate in self.surrogates],
             "class_pixels": None if self.class_pixels is None else self.class_pixels.counts.tolist(),
             "seed": self.seed,

@@ -6,6 +6,7 @@ from pathlib import Path
 from ddcat_bench.attack.results import AttackResult, AttackRow, WorstCase, grey
 from ddcat_bench.errors import BenchError
 from ddcat_bench.markdown import literal, number
+from ddcat_bench.perturbation.report import perturbation_brief, perturbation_markdown
 from ddcat_bench.result_schema import check_same_images
 from ddcat_bench.templates import render
 
@@ -41,6 +42,7 @@ def attack_markdown(result: AttackResult) -> str:
             for place, name in enumerate(result.data.classes)
         ],
         origins={row.substitute.sha256: row.substitute for row in result.rows if row.substitute is not None}.values(),
+        perturbations=perturbation_markdown(result.perturbations, result.data),
         grey=grey,
     )
 
@@ -58,6 +60,7 @@ def attack_brief(result: AttackResult) -> str:
             [f"**{label}**" if _is_worst(pair) else label, *(number(one.scores.miou if one else None) for one in pair)]
             for label, pair in _pairs(result).items()
         ],
+        perturbations=perturbation_brief(result.perturbations),
     )
 
 

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from ddcat.schema import Fraction, StrictModel
 from ddcat_bench.cli_options import ProtocolName, SuiteName
+from ddcat_bench.perturbation.results import PerturbationRow
 from ddcat_bench.result_schema import CheckpointEntry, DataEntry, Environment, Scores
 
 __all__ = [
@@ -151,6 +152,9 @@ class AttackResult(StrictModel):
     claims: tuple[Claim, ...] = ()
     worst_cases: tuple[WorstCase, ...] = ()
     rows: tuple[AttackRow, ...]
+    perturbations: tuple[PerturbationRow, ...] = Field(
+        default=(), description="L2, universal, patch and minimal norm, with their controls; of the suite full alone."
+    )
     probe: Probe | None = Field(default=None, description="Null in files from before there was one.")
     alarms: tuple[Alarm, ...] = ()
     environment: Environment

@@ -1,5 +1,6 @@
 """Run an attack job to its result folder, in one process or several; a run that was interrupted continues."""
 
+import dataclasses
 from pathlib import Path
 
 from rich.console import Console
@@ -14,8 +15,11 @@ from ddcat_bench.attack.probe import FORWARDS
 from ddcat_bench.attack.rank_work import attack_rank_work, probe_once
 from ddcat_bench.attack.report import attack_brief, attack_markdown
 from ddcat_bench.attack.results import AttackResult
+from ddcat_bench.attack.scoring import predict
 from ddcat_bench.inputs import main_branch
 from ddcat_bench.multiprocess import launch_if_needed, process_group
+from ddcat_bench.perturbation.measure import PerturbationJob, measure_perturbations
+from ddcat_bench.perturbation.report import perturbation_plot
 from ddcat_bench.publish import claim, publish
 from ddcat_bench.work_units import forget_other, open_units, remove_work, work_folder
 from ddcat_train.tf32 import forbid_tf32
@@ -43,6 +47,7 @@ def run_job(job: AttackJob, folder: Path, *, jobs: int | None = None, force: boo
     """
     with claim(folder, "attack", force=force):
         forbid_tf32()
+        _perturbations(job).check()
         work = work_folder(folder)
         if force and not under_agent():
             forget_other(work, job.identity())
@@ -58,6 +63,8 @@ def run_job(job: AttackJob, folder: Path, *, jobs: int | None = None, force: boo
             device=job.device,
         )
         files = {**plots(result), "panels.png": sheet}
+        if result.perturbations:
+            files["perturbations.png"] = perturbation_plot(result.perturbations, result.data)
         publish(folder, "attack", result, attack_markdown(result), files, shown=attack_brief(result), force=force)
         remove_work(work)
         for alarm in result.alarms:
@@ -68,12 +75,33 @@ def _attack(job: AttackJob, work: Path) -> AttackResult | None:
     """Do the work of this process; the first one then returns the result of all."""
     with process_group(work) as ranks:
         units = open_units(work, job.identity())
+        others = _with_models(_perturbations(job), job)
         if ranks.rank:
             attack_rank_work(job, units, rank=ranks.rank, ranks=ranks.size)
-            ranks.gather(None)
+            measure_perturbations(others, units, ranks=ranks)
             return None
-        with progress("attacking", job.forwards + FORWARDS * job.probed, unit="forwards") as advance:
-            batches = attack_rank_work(job, units, ranks=ranks.size, advance=lambda forwards: advance(forwards * ranks.size))
+        with progress("attacking", job.forwards + others.forwards + FORWARDS * job.probed, unit="forwards") as advance:
+
+            def of_all(forwards: int) -> None:
+                advance(forwards * ranks.size)
+
+            batches = attack_rank_work(job, units, ranks=ranks.size, advance=of_all)
             probe = probe_once(job, units, advance=advance)
-            ranks.gather(None)  # all have done their share
-        return aggregate(job, units, batches, probe)
+            perturbations = measure_perturbations(others, units, ranks=ranks, advance=of_all)  # waits for all
+        return aggregate(job, units, batches, probe, perturbations)
+
+
+def _perturbations(job: AttackJob) -> PerturbationJob:
+    """Return the perturbations of the suite, without the model."""
+    return PerturbationJob(
+        job.dataset, job.plans, max_images=job.max_images, batch_size=job.batch_size, seed=job.seed, device=job.device
+    )
+
+
+def _with_models(perturbations: PerturbationJob, job: AttackJob) -> PerturbationJob:
+    if not job.plans:
+        return perturbations
+    network = main_branch(job.reference, job.device)
+    return dataclasses.replace(
+        perturbations, makers={"model": network}, judges=(lambda images: predict(network, images).cpu().numpy(),)
+    )

@@ -14,6 +14,8 @@ from ddcat_bench.certify.results import CertificateResult
 from ddcat_bench.corruption.results import CorruptionResult, Group
 from ddcat_bench.errors import BenchError
 from ddcat_bench.gate.results import GateResult
+from ddcat_bench.perturbation.report import NOT_CLAIMED, row_interval, strongest
+from ddcat_bench.perturbation.results import PerturbationRow
 from ddcat_bench.result_io import read_result
 from ddcat_bench.result_schema import DataEntry, Scores
 
@@ -34,6 +36,13 @@ _CLAIMS = {
     "extra": ("the same for four further corruptions", "how real weather looks"),
     "capture": ("what is left after another camera, codec or resizing", "every codec and camera there is"),
     "certificate": ("that no noise below this norm changes the label of a certified pixel", "anything about larger changes"),
+    "L2": ("what is left where the sum of all squared changes is bounded, not each change", NOT_CLAIMED["L2"]),
+    "universal": ("what is left under one perturbation that was learnt on other images", NOT_CLAIMED["universal"]),
+    "patch": ("what is left around a square in the scene, learnt on other images", NOT_CLAIMED["patch"]),
+    "minimal norm": (
+        "what is left after the least change that was found to make nearly every pixel wrong",
+        NOT_CLAIMED["minimal norm"],
+    ),
     "gate": ("that the engine is as good as its model, within the limits", "that the model is good"),
 }
 _GROUPS: dict[Group, str] = {"common": "common corruptions", "extra": "extra corruptions", "capture": "camera and codec"}
@@ -51,7 +60,7 @@ class CardRow(StrictModel):
 
     threat: str
     figure: str = Field(description="mIoU, or a verdict.")
-    interval: str = Field(description="95 % of the bootstrap draws, of the gate's difference 90 %; empty: there is none.")
+    interval: str = Field(description="95 % of the bootstrap draws, of the gate's differences 90 %; empty: there is none.")
     images: int = Field(ge=1)
     claims: str = Field(description="What the figure says.")
     leaves_open: str = Field(description="What it does not.")
@@ -147,6 +156,7 @@ def _rows(found: Found) -> Iterator[CardRow]:
             low_end, high_end = row.interval
             bounds = f"{low_end:+.2f} to {high_end:+.2f} points"
             yield _row(found.file, f"engine, {row.name}", "gate", f"{row.engine / 100:.3f}", bounds, result.data)
+        yield from _perturbed(found.file, result.perturbations, result.data)
 
 
 def _attack_rows(file: Path, result: AttackResult) -> Iterator[CardRow]:
@@ -158,6 +168,18 @@ def _attack_rows(file: Path, result: AttackResult) -> Iterator[CardRow]:
     for case in result.worst_cases:
         if not case.eight_bit:
             yield _scored(file, case.label, "worst", case.scores, result.data)
+    yield from _perturbed(file, result.perturbations, result.data)
+
+
+def _perturbed(file: Path, rows: Sequence[PerturbationRow], data: DataEntry) -> Iterator[CardRow]:
+    """Show the strongest attack of each kind and bound; its controls are in the result."""
+    for row in strongest(rows):
+        scores = row.scores if row.engine is None else row.engine
+        bounds = row_interval(row, data)
+        bound = "" if row.limit == "-" else f", {row.limit}"
+        threat = f"{'' if row.engine is None else 'engine, '}{row.threat}: {row.attack}{bound}"
+        between = "" if bounds is None else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
+        yield _row(file, threat, row.threat, f"{scores.miou:.3f}", between, data).model_copy(update={"images": len(row.places)})
 
 
 def _scored(file: Path, threat: str, claim: str, scores: Scores, data: DataEntry) -> CardRow:

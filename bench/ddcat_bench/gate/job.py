@@ -1,5 +1,6 @@
 """The job of a gate."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 from ddcat import provenance
@@ -10,14 +11,19 @@ from ddcat_bench.describe import versions
 from ddcat_bench.errors import BenchError
 from ddcat_bench.gate.budget import Budget
 from ddcat_bench.gate.pool import EPSILONS, WORST, attack_runs, corrupted_runs
+from ddcat_bench.inputs import engine_batch_size
+from ddcat_bench.perturbation.measure import PerturbationJob
+from ddcat_bench.perturbation.plans import gate_plans
 from ddcat_train.corruptions import COMMON
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
+from ddcat_train.errors import AttackError
 from ddcat_train.reference import Reference
 
 __all__ = ["GateJob"]
 
 _PROBED_IMAGES = 4
+_PERTURBED_IMAGES = 40  # what only informs is measured on so many
 
 
 class GateJob(NamedTuple):
@@ -45,12 +51,29 @@ class GateJob(NamedTuple):
         if self.budget.name == "quick":
             return round(self.images * forwards)
         forwards += sum(run.forwards for run in corrupted_runs(tuple(COMMON)[:WORST]))
-        return FORWARDS * self.probed + round(self.images * forwards)
+        return FORWARDS * self.probed + round(self.images * forwards) + self.perturbations().forwards
 
     @property
     def probed(self) -> int:
         """Number of images of the probe for masked gradients, which the quick budget leaves out."""
         return min(_PROBED_IMAGES, self.images)
+
+    def perturbations(self) -> PerturbationJob:
+        """Return the perturbations that inform, without their models; the quick budget has none, nor has a single image."""
+        few = self.budget.name == "quick" or self.images < 2
+        whole = PerturbationJob(
+            self.dataset,
+            () if few else gate_plans(steps=self.budget.steps, stride=self.budget.query_stride),
+            max_images=self.max_images,
+            most=_PERTURBED_IMAGES,
+            batch_size=engine_batch_size(self.bundle),
+            seed=self.budget.seed,
+        )
+        try:
+            whole.check()
+        except AttackError:  # of a strip: what only informs must not end a gate
+            return dataclasses.replace(whole, plans=tuple(plan for plan in whole.plans if plan.threat != "patch"))
+        return whole
 
     @property
     def scores(self) -> bool:

@@ -1,5 +1,6 @@
 """The gate's measurements: both models under the whole pool of attacks, unit by unit."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,8 @@ from ddcat_bench.gate.pool import (
     read_units,
 )
 from ddcat_bench.inputs import engine_batch_size, main_branch
+from ddcat_bench.perturbation.measure import PerturbationJob, measure_perturbations
+from ddcat_bench.perturbation.results import PerturbationRow
 from ddcat_bench.work_units import Units, open_units
 from ddcat_export.twin.twin import twin_of
 from ddcat_train.attacks import Model
@@ -72,6 +75,7 @@ class Measurements(NamedTuple):
     pool: tuple[PoolResult, ...]
     logit_error: float | None
     probe: Probe | None
+    perturbations: tuple[PerturbationRow, ...] = ()
 
 
 def attack_pool(
@@ -130,10 +134,22 @@ def attack_pool(
         model = meter.watch(targets.twin)
         units.keep("probe", run_probe(model, job.dataset, epsilon=pilot.epsilon, images=job.probed, seed=job.budget.seed))
         meter.allot(0)
-    ranks.gather(None)  # all have done their share
+    perturbations = measure_perturbations(_perturbations(job, targets), units, ranks=ranks, advance=advance)  # waits for all
     pool = read_units(units, runs, [len(each) for each in names], classes)
     return Measurements(
-        [name for each in names for name in each], pilot, pool, _logit_error(job, targets), units.kept("probe", Probe)
+        [name for each in names for name in each], pilot, pool, _logit_error(job, targets), units.kept("probe", Probe),
+        perturbations,
+    )  # fmt: skip
+
+
+def _perturbations(job: GateJob, targets: Targets) -> PerturbationJob:
+    return dataclasses.replace(
+        job.perturbations(),
+        makers={"model": targets.reference, "twin": targets.twin},
+        judges=(
+            lambda images: predict(targets.reference, images).numpy(),
+            lambda images: engine_labels(targets.engine, images),
+        ),
     )
 
 

@@ -28,6 +28,7 @@ from ddcat_bench.gate.words import (
     untested,
 )
 from ddcat_bench.markdown import machine_line
+from ddcat_bench.perturbation.report import NOT_CLAIMED, perturbation_brief, perturbation_markdown, perturbation_sheets
 from ddcat_bench.templates import render
 from ddcat_bench.timing.throughput import THROUGHPUT_HEADS, draw_throughput, throughput_cells
 
@@ -153,6 +154,13 @@ def _values(result: GateResult) -> dict[str, Any]:
         "classes": class_cells(result),
         "absent": absent(result),
         "band": BAND,
+        "perturbations": perturbation_markdown(result.perturbations, result.data),
+        "perturbed": [
+            f"{name}: PyTorch model {model}, engine {engine}, control {control}"
+            for name, model, engine, control in perturbation_brief(result.perturbations)
+        ],
+        "perturbation_sheets": perturbation_sheets(result.perturbations, result.data),
+        "not_claimed": NOT_CLAIMED,
         "cost_heads": THROUGHPUT_HEADS,
         "cost_rows": [] if result.cost is None else throughput_cells(result.cost),
     }

@@ -8,6 +8,7 @@ from ddcat.passport import Finding, Verdict
 from ddcat.schema import Fraction, StrictModel
 from ddcat_bench.attack.results import Alarm, Probe
 from ddcat_bench.gate.thresholds import Thresholds
+from ddcat_bench.perturbation.results import PerturbationRow
 from ddcat_bench.result_schema import BundleEntry, CheckpointEntry, DataEntry, Environment
 from ddcat_bench.timing.results import SpeedResult, ThroughputResult
 
@@ -97,6 +98,9 @@ class GateResult(StrictModel):
     limits: Thresholds
     threats: tuple[ThreatRow, ...]
     members: tuple[MemberRow, ...]
+    perturbations: tuple[PerturbationRow, ...] = Field(
+        (), description="L2, universal, patch and minimal norm, with their controls: they inform and decide nothing."
+    )
     classes: tuple[ClassEntry, ...]
     transferred: bool = Field(
         description="True where the twin is another model (engine and twin label fewer than 99.9 % of the pixels alike, on "

@@ -87,6 +87,7 @@ def conclude(
         limits=thresholds,
         threats=threats,
         members=tuple(_member(result) for result in measured.pool),
+        perturbations=measured.perturbations,
         classes=tuple(ClassEntry(name=n, share=s) for n, s in zip(job.dataset.classes.names, shares, strict=True)),
         transferred=transferred,
         alarms=alarms,

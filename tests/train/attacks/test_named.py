@@ -123,6 +123,23 @@ def linear(images: Tensor) -> Tensor:
         (lambda x: (x, x), IMAGES, LABELS, {}, "a tuple of 2: pass lambda images: model(images)[0]"),
         (lambda x: x.mean((2, 3)), IMAGES, LABELS, {}, "expected logits of shape (N, K, H, W), got (1, 3) for one image"),
         (lambda x: x[..., ::2, ::2], IMAGES, LABELS, {}, "expected logits of the images' size (9, 8), got (5, 4); resize them"),
+        (
+            linear,
+            IMAGES,
+            LABELS,
+            {"norm": "l2", "epsilon": 0},
+            "epsilon 0: expected a bound above 0, in [0, 1] units",
+        ),
+        (linear, IMAGES, LABELS, {"norm": "l2", "epsilon": -1.0}, "epsilon -1: expected a bound above 0"),
+        (
+            linear,
+            IMAGES,
+            LABELS,
+            {"epsilon": -0.1},
+            "epsilon -0.1: expected a bound of 0 or more, in [0, 1] units",
+        ),
+        (linear, IMAGES, LABELS, {"norm": "l2", "name": "sea"}, "sea is made for the maximum norm: use apgd or pgd for l2"),
+        (linear, IMAGES, LABELS, {"norm": "l1"}, "there is no norm 'l1': use linf or l2"),
         (linear, IMAGES, LABELS, {"name": "sea", "alpha": 0.1}, "sea chooses the size of its steps: leave alpha out"),
     ],
 )

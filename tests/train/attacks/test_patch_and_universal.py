@@ -108,5 +108,7 @@ def test_a_small_universal_perturbation_is_repeated_and_its_gradient_folded(scen
     learnt = universal_perturbation(network, halves(images, labels), epsilon=0.05, epochs=8, size=(7, 5))
     assert learnt.shape == (3, 7, 5)
     assert accuracy(network, apply_universal(images[12:], learnt), labels[12:]) < accuracy(network, images[12:], labels[12:])
-    with pytest.raises(ValueError, match="there are none"):
+    with pytest.raises(AttackError, match="there are none: use one or more"):
         universal_perturbation(network, lambda: iter(()), epsilon=0.05, size=(7, 5))
+    with pytest.raises(AttackError, match="epsilon 0: expected a bound above 0"):
+        universal_perturbation(network, halves(images, labels), epsilon=0.0, size=(7, 5))

@@ -96,6 +96,11 @@ def attack(
     seeds = seed + torch.arange(len(images))
     if alpha is not None and name in ("apgd", "sea", "square"):
         raise AttackError(f"{name} chooses the size of its steps: leave alpha out")
+    if not 0 <= epsilon < float("inf") or (norm == "l2" and epsilon == 0):
+        above = "above 0" if norm == "l2" else "of 0 or more"
+        raise AttackError(
+            f"epsilon {epsilon:g}: expected a bound {above}, in [0, 1] units, such as {3 if norm == 'l2' else '8/255'}"
+        )
     if norm not in NORMS:
         raise AttackError(f"there is no norm {norm!r}: use linf or l2")
     if norm == "l2" and name in ("sea", "square"):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ddcat_train.attacks.gradient import Model, input_gradient
 from ddcat_train.attacks.pixel_weights import weighted
+from ddcat_train.errors import AttackError
 
 __all__ = ["apply_universal", "universal_perturbation"]
 
@@ -48,7 +49,14 @@ def universal_perturbation(
     -------
     (3, h, w) float
         Within [-epsilon, epsilon].
+
+    Raises
+    ------
+    AttackError
+        Without an image, or for a bound that leaves no room.
     """
+    if not 0 < epsilon <= 1:
+        raise AttackError(f"epsilon {epsilon:g}: expected a bound above 0 and up to 1, such as 8/255")
     objective = weighted("PGD")
     perturbation: Tensor | None = None
     steps = sum(epochs for _ in batches())
@@ -64,7 +72,7 @@ def universal_perturbation(
             moved = perturbation + epsilon / 4 * (1 - (step - 1) / steps) * _folded(gradient, size).sign()
             perturbation = moved.clamp(-epsilon, epsilon)
     if perturbation is None:
-        raise ValueError("a universal perturbation is learnt on images, and there are none")
+        raise AttackError("a universal perturbation is learnt on images, and there are none: use one or more")
     return perturbation
 
 

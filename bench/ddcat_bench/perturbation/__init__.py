@@ -1,0 +1,1 @@
+"""Perturbations that a bound of each value leaves out: L2, one for all images, a patch, and the least that is needed."""
