@@ -1,9 +1,10 @@
 """What is judged by labels alone: PyTorch's main branch of a checkpoint, or the engine of a bundle."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Queue
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,8 @@ import torch
 
 from ddcat.bundle import Bundle
 from ddcat.choices import Device
-from ddcat.engines import open_engine
+from ddcat.engines import Engine, open_engine
+from ddcat.engines.cores import physical_cores
 from ddcat_bench.describe import describe_bundle, describe_reference
 from ddcat_bench.inputs import check_sizes, engine_batch_size, main_branch, open_bundle_data, open_split, torch_device
 from ddcat_bench.result_schema import BundleEntry, CheckpointEntry
@@ -42,7 +44,11 @@ class Judged:
     checkpoint, bundle
         Its description; one of them is None.
     batch_size : int
-        Images at once.
+        Images of a batch.
+    at_once : int
+        Images that one of the threads labels at once: together they hold no more than one batch.
+    threads : int
+        Threads that may call `predict` at the same time, each with an engine of its own; others wait.
     device : torch.device
         Where PyTorch computes.
     """
@@ -53,7 +59,9 @@ class Judged:
     checkpoint: CheckpointEntry | None
     bundle: BundleEntry | None
     batch_size: int
+    at_once: int
     device: torch.device
+    threads: int = 1
 
 
 def open_data(source: Reference | Bundle, *, data_root: Path | None, split: str | None) -> Dataset:
@@ -72,7 +80,7 @@ def open_data(source: Reference | Bundle, *, data_root: Path | None, split: str 
 
 
 @contextmanager
-def judged(source: Reference | Bundle, device: Device = "auto") -> Iterator[Judged]:
+def judged(source: Reference | Bundle, device: Device = "auto", *, threads: int = 1) -> Iterator[Judged]:
     """
     Open what is judged.
 
@@ -81,21 +89,30 @@ def judged(source: Reference | Bundle, device: Device = "auto") -> Iterator[Judg
     source : Reference or Bundle
     device : "auto", "cpu" or "cuda"
         Of a checkpoint.
+    threads : int
+        Threads that would call `predict` at the same time: an engine on a CPU is opened once for each of them, up to the number
+        of cores, which they share. Another engine, and a network in PyTorch, answers one at a time.
 
     Raises
     ------
     DdcatError, EngineError
     """
     if isinstance(source, Bundle):
-        with open_engine(source) as engine:
+        with ExitStack() as stack:
+            cores = physical_cores()
+            count = min(threads, cores) if "CPU" in source.manifest.engine.provider else 1
+            share = None if count == 1 else cores // count
+            engines = [stack.enter_context(open_engine(source, threads=share)) for _ in range(count)]
             yield Judged(
-                predict=lambda images: engine.infer(images).labels,
+                predict=_in_turn([_labels_of(engine) for engine in engines]),
                 digest=source.digest,
                 usual_list=source.manifest.data.list_sha256,
                 checkpoint=None,
-                bundle=describe_bundle(source, engine),
+                bundle=describe_bundle(source, engines[0]),
                 batch_size=engine_batch_size(source),
+                at_once=max(source.manifest.shapes.batch.minimum, -(-engine_batch_size(source) // count)),
                 device=torch.device("cpu"),
+                threads=count,
             )
         return
     place = torch_device(device)
@@ -107,11 +124,32 @@ def judged(source: Reference | Bundle, device: Device = "auto") -> Iterator[Judg
         return labels
 
     yield Judged(
-        predict=predict,
+        predict=_in_turn([predict]),
         digest=source.sha256(),
         usual_list=source.data.list_sha256,
         checkpoint=describe_reference(source),
         bundle=None,
         batch_size=_BATCH,
+        at_once=_BATCH,
         device=place,
     )
+
+
+def _labels_of(engine: Engine) -> Predict:
+    return lambda images: engine.infer(images).labels
+
+
+def _in_turn(predictors: Sequence[Predict]) -> Predict:
+    """Give each caller the next free one of several that do the same; a thread waits while all are in use."""
+    free: Queue[Predict] = Queue()
+    for predictor in predictors:
+        free.put(predictor)
+
+    def predict(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.integer]:
+        predictor = free.get()
+        try:
+            return predictor(images)
+        finally:
+            free.put(predictor)
+
+    return predict

@@ -130,7 +130,9 @@ class TorchEngine:
 
 @pytest.fixture
 def make_engine(checkpoint: Checkpoint) -> Callable[..., TorchEngine]:
-    def make(bundle: Bundle, change: Callable[[Images], Images] = lambda labels: labels) -> TorchEngine:
+    def make(
+        bundle: Bundle, change: Callable[[Images], Images] = lambda labels: labels, *, threads: int | None = None
+    ) -> TorchEngine:
         return TorchEngine(checkpoint, bundle.manifest.shapes, change)
 
     return make

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -28,7 +30,7 @@ __all__ = ["CorruptionJob", "Measured", "group_of", "measure"]
 U8 = npt.NDArray[np.uint8]
 
 
-_AHEAD = 4  # batches that are corrupted while one is labelled
+_AHEAD = 3  # corruptions of a batch that are begun before the first of them is finished
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,15 @@ class CorruptionJob:
     names : tuple of str
         Keys of `ddcat_train.corruptions.CORRUPTIONS`.
     batch_size : int
+        Images of a finished part.
+    at_once : int
+        Images that a thread labels at once.
     max_images : int or None
         Most images, spread evenly over the split.
     seed : int
         An image's own seed follows from it, its place in the split, the corruption and the severity.
     threads : int
-        Threads that corrupt images.
+        Threads, each of which corrupts, labels and counts.
     """
 
     predict: Predict
@@ -59,6 +64,7 @@ class CorruptionJob:
     dataset: Dataset
     names: tuple[str, ...] = field(default_factory=lambda: tuple(CORRUPTIONS))
     batch_size: int = 8
+    at_once: int = 8
     max_images: int | None = None
     seed: int = 0
     threads: int = 2
@@ -124,7 +130,7 @@ def measure(job: CorruptionJob, work: Path, advance: Callable[[int], None] = lam
     """
     units, data = open_units(work, job.identity()), job.dataset
     plan = list(evaluation_plan(data, batch_size=job.batch_size, limit=job.max_images))
-    with ThreadPoolExecutor(job.threads) as pool:
+    with _opencv_of_one_thread(), ThreadPoolExecutor(job.threads) as pool:
         for batch, indices in enumerate(plan):
             missing = [place for place in range(len(job.names) + 1) if not units.has(batch, place)]
             left = sum(len(SEVERITIES) if place else 1 for place in missing)
@@ -133,12 +139,14 @@ def measure(job: CorruptionJob, work: Path, advance: Callable[[int], None] = lam
                 continue
             samples = [data.read(index) for index in indices]
             images, truth = (np.stack([getattr(one, kind) for one in samples]) for kind in ("image", "labels"))
-            for place, versions_of in _ahead(pool, job, images, indices, missing):
-                began, counts = monotonic(), []
-                for corrupted in versions_of:
-                    counts.append(_count(truth, job.predict(corrupted), len(data.classes)))
+            began = monotonic()
+            for place, of_severities in _ahead(pool, job, images, truth, indices, missing):
+                counts = []
+                for of_one in of_severities:
+                    counts.append(of_one.result())
                     advance(len(indices))
                 units.put(batch, place, np.stack(counts), monotonic() - began)
+                began = monotonic()
     parts = [[units.get(batch, place) for batch in range(len(plan))] for place in range(len(job.names) + 1)]
     counts = [np.concatenate([part for part, _ in of_one], axis=1) for of_one in parts]  # (severities, I, K, 3) each
     names = [data.pairs[index].name for indices in plan for index in indices]
@@ -151,38 +159,42 @@ def measure(job: CorruptionJob, work: Path, advance: Callable[[int], None] = lam
 
 
 def _ahead(
-    pool: Executor, job: CorruptionJob, images: U8, indices: Sequence[int], places: Sequence[int]
-) -> Iterator[tuple[int, list[U8]]]:
-    """Yield the clean images or those of each corruption, by severity, while threads prepare the next ones."""
-
-    def start(place: int) -> list[list[Future[U8]]]:
-        name = job.names[place - 1]
-        return [
-            [
-                pool.submit(corrupt, image, name, severity=severity, seed=job.seed_of(index, name, severity))
-                for image, index in zip(images, indices, strict=True)
-            ]
-            for severity in SEVERITIES
-        ]
-
-    if places[0] == 0:
-        yield 0, [images]
-    waiting: list[tuple[int, list[list[Future[U8]]]]] = []
-    for place in [place for place in places if place]:
-        waiting.append((place, start(place)))
+    pool: Executor, job: CorruptionJob, images: U8, truth: U8, indices: Sequence[int], places: Sequence[int]
+) -> Iterator[tuple[int, list[Future[Counts]]]]:
+    """Yield the counts of the clean images or of each corruption, by severity, while threads are at work on the next ones."""
+    waiting: list[tuple[int, list[Future[Counts]]]] = []
+    for place in places:
+        severities = SEVERITIES if place else (0,)  # 0: as they are
+        waiting.append((place, [pool.submit(_count, job, images, truth, indices, place, one) for one in severities]))
         if len(waiting) == _AHEAD:
-            yield _finished(waiting.pop(0))
-    while waiting:
-        yield _finished(waiting.pop(0))
+            yield waiting.pop(0)
+    yield from waiting
 
 
-def _finished(started: tuple[int, list[list[Future[U8]]]]) -> tuple[int, list[U8]]:
-    place, severities = started
-    return place, [np.stack([future.result() for future in of_one]) for of_one in severities]
+def _count(job: CorruptionJob, images: U8, truth: U8, indices: Sequence[int], place: int, severity: int) -> Counts:
+    """Corrupt a batch, label it and count: (N, K, 3)."""
+    counts: list[Counts] = []
+    for first in range(0, len(images), job.at_once):
+        shown = images[first : first + job.at_once]
+        if severity:
+            name = job.names[place - 1]
+            seeds = [job.seed_of(index, name, severity) for index in indices[first : first + job.at_once]]
+            shown = np.stack([corrupt(one, name, severity=severity, seed=s) for one, s in zip(shown, seeds, strict=True)])
+        labels = job.predict(shown)
+        pairs = zip(truth[first : first + job.at_once], labels, strict=True)
+        counts += [confusion_counts(t, p, len(job.dataset.classes)) for t, p in pairs]
+    return np.stack(counts)
 
 
-def _count(truth: U8, labels: npt.NDArray[np.integer], classes: int) -> Counts:
-    return np.stack([confusion_counts(t, p, classes) for t, p in zip(truth, labels, strict=True)])
+@contextmanager
+def _opencv_of_one_thread() -> Iterator[None]:
+    """Keep OpenCV to the thread that calls it, while there is a thread for each core."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 def _rows(job: CorruptionJob, counts: Sequence[Counts], names: list[str]) -> Iterator[CorruptionRow]:

@@ -19,6 +19,8 @@ from ddcat_train.reference import Reference
 
 __all__ = ["run_corruptions"]
 
+_THREADS = 4  # more of them would be as many copies of an engine
+
 
 def run_corruptions(
     source: Reference | Bundle,
@@ -60,15 +62,17 @@ def run_corruptions(
     work = work_folder(folder)
     with claim(folder, "corruptions", force=force):
         dataset = open_data(source, data_root=data_root, split=split)
-        with judged(source, device) as subject:
+        with judged(source, device, threads=_THREADS) as subject:
             job = CorruptionJob(
                 subject.predict,
                 subject.digest,
                 dataset,
                 names=tuple(names or CORRUPTIONS),
                 batch_size=subject.batch_size,
+                at_once=subject.at_once,
                 max_images=max_images,
                 seed=seed,
+                threads=max(2, subject.threads),  # where one labels, another corrupts
             )
             if force:
                 forget_other(work, job.identity())

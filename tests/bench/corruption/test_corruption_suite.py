@@ -1,6 +1,9 @@
 """The suite of corruptions: of a checkpoint and of its engine, resumed, and its figures from written-out sums."""
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from ddcat.engines import Outputs
 from ddcat.metrics import confusion_counts, miou
 from ddcat_bench import judged as judging
 from ddcat_bench.corruption import measure as measuring
@@ -102,6 +106,45 @@ def test_a_checkpoint_and_a_bundle_are_judged_and_published(
     assert (of_engine.rows, of_engine.clean) == (result.rows, result.clean)
     assert of_engine.bundle is not None
     assert of_engine.bundle.sha256 == bundle.digest
+
+
+def test_threads_and_parts_of_a_batch_change_no_figure(job: CorruptionJob, tmp_path: Path) -> None:
+    alone = measure(replace(job, threads=1, batch_size=4), tmp_path / "alone")
+    shared = measure(replace(job, threads=3, batch_size=4, at_once=1), tmp_path / "shared")
+    assert (alone.rows, alone.clean) == (shared.rows, shared.clean)
+
+
+@pytest.mark.parametrize("provider", ["CPUExecutionProvider", "CUDAExecutionProvider"])
+def test_an_engine_on_a_cpu_is_opened_for_each_thread_and_none_is_shared(
+    make_bundle: Callable, make_engine: Callable, monkeypatch: pytest.MonkeyPatch, provider: str
+) -> None:
+    bundle = make_bundle()
+    engine = bundle.manifest.engine.model_copy(update={"provider": provider})
+    bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"engine": engine}))
+    opened: list[Any] = []
+    busy: set[int] = set()
+
+    def opens(one: Any, **options: Any) -> Any:
+        made = make_engine(one)
+        opened.append(options)
+
+        def infer(images: Any) -> Any:
+            assert id(made) not in busy
+            busy.add(id(made))
+            time.sleep(0.01)
+            busy.remove(id(made))
+            return Outputs(np.zeros(images.shape[:3], np.uint8))
+
+        made.infer = infer
+        return made
+
+    monkeypatch.setattr(judging, "open_engine", opens)
+    monkeypatch.setattr(judging, "physical_cores", lambda: 4)
+    with judging.judged(bundle, threads=2) as subject, ThreadPoolExecutor(4) as pool:
+        assert opened == ([{"threads": 2}] * 2 if provider.startswith("CPU") else [{"threads": None}])
+        assert (subject.threads, subject.at_once) == ((2, 4) if provider.startswith("CPU") else (1, 8))
+        for labels in pool.map(subject.predict, [np.zeros((1, 40, 48, 3), np.uint8)] * 8):
+            assert not labels.any()
 
 
 def test_an_unknown_corruption_is_refused_before_any_work(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -118,6 +118,12 @@ def test_the_model_itself_passes(passed: GateResult) -> None:
         ("replay", "clean"), ("replay", "BIM, n = 7"), ("twin", "BIM, n = 7"), ("twin", "CosPGD, n = 2"),
         ("engine", "DLA, n = 20"), ("engine", "Square, n = 20"),
     }  # fmt: skip
+    assert [(row.threat, row.attack) for row in passed.perturbations if row.made_on == "twin" and not row.control] == [
+        ("L2", "APGD-2"), ("universal", "learnt"), ("patch", "learnt"), ("minimal norm", "DAG-10"),
+    ]  # fmt: skip
+    for row in passed.perturbations:
+        assert row.engine is not None
+        assert row.engine.miou == pytest.approx(row.scores.miou, abs=1e-3)
     for row in passed.members:
         assert row.agreement == pytest.approx(1, abs=1e-3)
         assert row.twin_agreement == pytest.approx(1, abs=1e-3)
@@ -295,8 +301,11 @@ def test_processes_deal_the_pool_out_and_find_what_one_finds(
         with pytest.raises(BenchError, match="is missing"):  # what the second has to do
             attack_pool(case, engine, tmp_path / "work", ranks=OneOfTwo(0, 2))
         counts.append(len(list((tmp_path / "work").glob("*.npz"))))
-        attacked = attack_pool(case, engine, tmp_path / "work", ranks=OneOfTwo(1, 2))
+        with pytest.raises(BenchError, match="is missing"):  # what the first could not do without what the second learns
+            attack_pool(case, engine, tmp_path / "work", ranks=OneOfTwo(1, 2))
         counts.append(len(list((tmp_path / "work").glob("*.npz"))))
+        attacked = attack_pool(case, engine, tmp_path / "work", ranks=OneOfTwo(0, 2))
+    assert attacked.perturbations == good[1].perturbations
     assert 0 < counts[0] < counts[1]
     for one, other in zip(attacked.pool, good[1].pool, strict=True):
         np.testing.assert_array_equal(one.engine, other.engine)
