@@ -52,10 +52,11 @@ def dag(
             logits = model(attacked)
             own = logits.gather(1, truth[left])
             other = logits.scatter(1, truth[left], -torch.inf).amax(1, keepdim=True)
-            margin = (own - other)[:, 0]  # (N, H, W), above 0 where the pixel is right
+            margin = (own - other)[:, 0]  # (N, H, W), below 0 where the pixel is wrong
             wrong = ((margin < 0) & counted[left]).flatten(1).sum(1)
             done = wrong >= share * counted[left].flatten(1).sum(1)
-            (gradient,) = torch.autograd.grad((margin.relu() * counted[left]).sum(), delta)
+            # at a margin of exactly 0 a pixel must still be moved
+            (gradient,) = torch.autograd.grad((margin * ((margin >= 0) & counted[left])).sum(), delta)
         found[left[done]] = attacked.detach()[done]
         largest = gradient.abs().flatten(1).amax(1).clamp(min=1e-8)
         perturbation[left] -= size * gradient / each(largest)
