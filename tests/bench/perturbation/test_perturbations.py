@@ -109,8 +109,6 @@ def test_every_attack_beats_its_controls(rows: tuple[PerturbationRow, ...]) -> N
         assert row(rows, "L2", attack).scores.miou < min(row(rows, "L2", "random signs").scores.miou, clean.miou) - 0.05
     patch = row(rows, "patch", "learnt").scores.pixel_accuracy
     assert patch < min(row(rows, "patch", name).scores.pixel_accuracy for name in ("no patch", "random patch", "grey patch"))
-    least = row(rows, "minimal norm", "DAG-40")
-    assert least.scores.miou < row(rows, "minimal norm", "random signs").scores.miou
     assert [one.control for one in rows] == [one.made_on is None or one.attack == "random signs" for one in rows]
 
 
@@ -171,9 +169,9 @@ def brightness(images: Tensor) -> Tensor:
 
 
 def test_a_universal_perturbation_of_other_images_does_what_random_signs_do_not() -> None:
-    """A red of 0.52 is 5.1 levels above the threshold, and 8 are allowed."""
+    """133 is 5.5 levels above the threshold, and 8 are allowed."""
     images, labels = torch.full((4, 3, 8, 8), 133 / 255), torch.ones((4, 8, 8), dtype=torch.int64)
-    plan = Plan("universal", "model", 8 / 255, epochs=3)
+    plan = Plan("universal", "model", 8 / 255, epochs=12)
     learnt = learn(plan, brightness, lambda: [(images[:2], labels[:2])], size=(8, 8), side=0, seed=0)
     victims = Victims(images[2:], labels[2:], torch.arange(2))
     [found] = make(plan, brightness, victims, learnt, size=(8, 8), side=0)
