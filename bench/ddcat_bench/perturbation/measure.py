@@ -257,7 +257,8 @@ def patch_distance(outside: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         covered = np.flatnonzero(~outside.all(axis))
         places = np.arange(outside.shape[1 - axis])
         apart.append(np.maximum(np.maximum(covered[0] - places, places - covered[-1]), 0))
-    return np.maximum(apart[0][:, None], apart[1][None, :])
+    distance: npt.NDArray[np.int64] = np.maximum(apart[0][:, None], apart[1][None, :])
+    return distance
 
 
 def _rows(job: PerturbationJob, counted: Units, batches: int) -> Iterator[PerturbationRow]:

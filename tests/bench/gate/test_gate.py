@@ -368,7 +368,8 @@ def test_the_command(
     assert told.out == f"{gate_brief(result)}\n{out}: gate.json, gate.md, gate.xml, report.html\n"
     opened = open_bundle(bundle.path)
     found = read_passport(opened)
-    assert found.passport == passport_of(opened, result)
+    assert found.passport is not None
+    assert found.passport == passport_of(opened, result).model_copy(update={"judged_at": found.passport.judged_at})
     assert json.loads((bundle.path / "passport.json").read_text())["budget"] == "quick"
     assert (bundle.path / "report.html").read_bytes() == (out / "report.html").read_bytes()
     page = (out / "report.html").read_text()
