@@ -18,7 +18,7 @@ from ddcat_bench.timing.results import SpeedResult
 
 __all__ = ["METHOD_NAMES", "Page", "Stage", "Statement", "keeps_twice", "loses_half", "render_page", "robustness_statements"]
 
-METHOD_NAMES = {"undefended": "No defence", "sat": "SAT", "ddcat": "DDC-AT"}
+METHOD_NAMES = {"undefended": "Undefended", "sat": "SAT", "ddcat": "DDC-AT"}
 
 # Of the drawing, in its own units; the page scales it.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 420, 12, 268
@@ -48,13 +48,13 @@ def loses_half(clean: float, attacked: float) -> bool:
 
 
 def keeps_twice(undefended: float, defended: float) -> bool:
-    """Whether a defence keeps at least twice what no defence keeps; false where it keeps nothing itself, or one is NaN."""
+    """Whether a defence keeps at least twice what the undefended model keeps; false where it keeps nothing, or one is NaN."""
     return defended > 0 and defended >= 2 * undefended
 
 
 def robustness_statements(results: Sequence[AttackResult], *, steps: int = 7) -> tuple[Statement, Statement]:
     """
-    Test two claims about the mIoU under BIM of `steps` steps: what no defence loses, and what SAT and DDC-AT keep.
+    Test two claims about the mIoU under BIM of `steps` steps: what the undefended model loses, and what SAT and DDC-AT keep.
 
     Parameters
     ----------
@@ -78,8 +78,8 @@ def robustness_statements(results: Sequence[AttackResult], *, steps: int = 7) ->
             loses_half(clean, bare),
         ),
         Statement(
-            f"SAT and DDC-AT keep at least twice the mIoU of no defence at n = {steps}.",
-            f"no defence {bare:.3f}, {', '.join(times)}",
+            f"SAT and DDC-AT keep at least twice the mIoU of the undefended model at n = {steps}.",
+            f"undefended {bare:.3f}, {', '.join(times)}",
             all(keeps_twice(bare, miou) for miou in kept.values()),
         ),
     )

@@ -97,13 +97,13 @@ def make_panels(
             pictures = (
                 Picture("Image", name, to_png(originals[index])),
                 Picture(
-                    "Attacked image", f"{attack}, by the gradients of the model without defence", to_png(bare.images[index]), ""
+                    "Attacked image", f"{attack}, by the gradients of the undefended model", to_png(bare.images[index]), ""
                 ),
                 Picture(
                     "Perturbation", f"of that attack, times {factor}; grey is none", to_png(perturbation), f"times {factor}"
                 ),
                 Picture(
-                    "No defence",
+                    "Undefended",
                     f"its prediction for that attacked image: {_right(truth, bare, index, dataset.classes)}",
                     to_png(colourise(bare.attacked[index], dataset.classes)),
                     _right(truth, bare, index, dataset.classes),

@@ -24,7 +24,7 @@ from ddcat_train.checkpoints import load_checkpoint
 COLUMNS = {
     "Image": "image",
     "Attacked image": "attacked",
-    "No defence": "no defence says",
+    "Undefended": "undefended says",
     "DDC-AT": "DDC-AT says, attacked too",
 }
 

@@ -190,7 +190,7 @@ def test_every_miou_stands_in_the_row_and_column_where_it_belongs(read: Reader) 
     groups = [rows[:3], rows[4:]]
     assert len(rows) == 7  # a line between the floats and the 8-bit images
     for eight_bit, group in zip((False, True), groups, strict=True):
-        for name, result, row in zip(("No defence", "SAT", "DDC-AT"), ATTACKS, group, strict=True):
+        for name, result, row in zip(("Undefended", "SAT", "DDC-AT"), ATTACKS, group, strict=True):
             found = [result.find(label, eight_bit=eight_bit) for label in head[1:]]
             assert row == [name, *(f"{cell.scores.miou:.3f}" for cell in found if cell)]
 

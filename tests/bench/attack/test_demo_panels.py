@@ -50,7 +50,7 @@ def test_panels_are_spread_over_the_split_and_hold_its_images(scenes: Dataset) -
         assert np.array_equal(image, sample.image)
         assert np.array_equal(truth, colourise(sample.labels, scenes.classes))
         assert [picture.title for picture in panel.pictures] == [
-            "Image", "Attacked image", "Perturbation", "No defence", "DDC-AT", "Truth",
+            "Image", "Attacked image", "Perturbation", "Undefended", "DDC-AT", "Truth",
         ]  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def test_a_caption_says_whose_attack_it_is(scenes: Dataset) -> None:
     captions = [
         p.caption for p in make_panels(bright_is_one, dark_is_one, scenes, defence="SAT", images=1, steps=3)[0].pictures
     ]
-    assert captions[1] == "BIM, n = 3, by the gradients of the model without defence"
+    assert captions[1] == "BIM, n = 3, by the gradients of the undefended model"
     assert captions[3].startswith("its prediction for that attacked image")
     assert captions[4].startswith("its prediction under BIM, n = 3, by its own gradients")
 
