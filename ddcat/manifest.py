@@ -300,7 +300,7 @@ class Manifest(StrictModel):
     def evaluation_rule(self) -> FileRule:
         """The rule that the engine is evaluated by: that of the files that it is served, but for bundles of schema 2."""
         if self.data.long_side is None:
-            return self.preprocessing
+            return FileRule(**{name: getattr(self.preprocessing, name) for name in FileRule.model_fields})
         return AS_STORED.with_long_side(self.data.long_side)
 
     def class_table(self) -> Classes:

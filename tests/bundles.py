@@ -43,9 +43,11 @@ def small_graph(
     logits: bool = True,
     confidence: bool = False,
     int8: bool = False,
+    weights: npt.NDArray[np.float64] = WEIGHTS,
+    bias: npt.NDArray[np.float64] = BIAS,
 ) -> bytes:
     """
-    A real segmenter of four classes: the strongest channel, or class 0 where none reaches 100.
+    A real segmenter of four classes, unless others are given: the strongest channel, or class 0 where none reaches 100.
 
     As int8 it halves the values: exact where they are even.
     """
@@ -68,15 +70,15 @@ def small_graph(
             helper.make_node("DequantizeLinear", ["half_sums", "two", "zero"], ["logits"]),
         ]
     if logits:
-        outputs.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4, height, width]))
+        outputs.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(weights), height, width]))
     if confidence:
         nodes += [
             helper.make_node("Softmax", ["logits"], ["shares"], axis=1),
             helper.make_node("ReduceMax", ["shares", "first"], ["confidence"], keepdims=0),
         ]
         outputs.append(helper.make_tensor_value_info("confidence", TensorProto.FLOAT, ["batch", height, width]))
-    weight = WEIGHTS.reshape(4, 3, 1, 1)
-    constants = {"bias": BIAS.astype(np.float32)} | (
+    weight = weights.reshape(len(weights), 3, 1, 1)
+    constants = {"bias": bias.astype(np.float32)} | (
         {"weight8": weight.astype(np.int8), "two": np.float32(2), "one": np.float32(1), "zero": np.int8(0)}
         if int8
         else {"weight": weight.astype(np.float32)}

@@ -54,6 +54,7 @@ def describe_data(dataset: Dataset, names: list[str], *, usual_list: str | None)
         list_sha256=digest,
         split_images=len(dataset),
         long_side=dataset.long_side,
+        rule=dataset.rule,
         usual_split=digest == usual_list,
         classes=dataset.classes.names,
         names=tuple(names),

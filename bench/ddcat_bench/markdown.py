@@ -101,6 +101,5 @@ def number(value: float | None) -> str:
 def data_line(data: DataEntry) -> str:
     """Write which images were evaluated."""
     chosen = "all" if len(data.names) == data.split_images else f"{len(data.names)} of"
-    resized = "" if data.long_side is None else f", resized to a long side of {data.long_side}"
     other = "" if data.usual_split else " This is **not** the validation split that belongs to the checkpoint."
-    return f"{literal(data.name)}, {literal(data.split)} split: {chosen} {data.split_images} images{resized}.{other}"
+    return f"{literal(data.name)}, {literal(data.split)} split: {chosen} {data.split_images} images{data.resized}.{other}"

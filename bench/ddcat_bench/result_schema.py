@@ -1,12 +1,13 @@
 """The parts that all result files share: checkpoint, bundle, data, environment and scores."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from ddcat.metrics import Counts, iou, miou, pixel_accuracy
+from ddcat.preprocess import FileRule
 from ddcat.schema import Fraction, Method, StrictModel, current_method
 from ddcat_bench.errors import BenchError
 
@@ -65,6 +66,10 @@ class DataEntry(StrictModel):
     list_sha256: str = Field(description="SHA-256 of the names of all images of the split, one a line.")
     split_images: int = Field(ge=1, description="Images in the split.")
     long_side: int | None = Field(description="Images were resized to it first; null: they were not.")
+    rule: FileRule | None = Field(None, description="How files were read; null: as stored, and resized to that side, if any.")
+    scored_at: Literal["network", "file"] = Field(
+        "network", description="Masks are compared with labels at the size that the network sees, or at the files' own."
+    )
     usual_split: bool = Field(description="True where it is the validation split that the checkpoint or bundle names.")
     classes: tuple[str, ...]
     names: tuple[str, ...] = Field(description="Names of the evaluated images, in the order of all counts.")
@@ -74,8 +79,17 @@ class DataEntry(StrictModel):
     def summary(self) -> str:
         """Name in an error: camvid val, 20 of 101 images at a long side of 480."""
         chosen = "all" if len(self.names) == self.split_images else f"{len(self.names)} of"
-        resized = "" if self.long_side is None else f" at a long side of {self.long_side}"
-        return f"{self.name} {self.split}, {chosen} {self.split_images} images{resized}"
+        return f"{self.name} {self.split}, {chosen} {self.split_images} images{self.resized}"
+
+    @property
+    def resized(self) -> str:
+        """What became of the images first, to follow their number: at a long side of 480, scored at the size of the files."""
+        resize = None if self.rule is None else self.rule.resize
+        to = self.long_side if resize is None else resize.to
+        if to is None:
+            return ""
+        size = f"a long side of {to}" if isinstance(to, int) else f"{to[0]}x{to[1]} (height x width)"
+        return f" at {size}{', scored at the size of the files' if self.scored_at == 'file' else ''}"
 
 
 class Scores(StrictModel):
@@ -144,7 +158,7 @@ def check_same_images(results: Sequence[tuple[str, DataEntry]]) -> None:
     """
     for name, other in results[1:]:
         first_name, first = results[0]
-        if (first.list_sha256, first.long_side, first.names) != (other.list_sha256, other.long_side, other.names):
+        if (first.list_sha256, first.resized, first.names) != (other.list_sha256, other.resized, other.names):
             raise BenchError(
                 f"{first_name} and {name} were not evaluated on the same images ({first.summary}; {other.summary}): use "
                 "results on one set of images"

@@ -241,7 +241,7 @@ def test_of_schema_3_images_are_evaluated_as_they_are_served(make_manifest: Make
     rule = {"mean": [0, 0, 0], "std": [1, 1, 1], "orientation": "exif", "resize": {"to": [33, 40], "kernel": "linear"}}
     manifest = make_manifest(preprocessing=rule)
     assert manifest.schema_version == 3
-    assert manifest.evaluation_rule is manifest.preprocessing
+    assert manifest.evaluation_rule == FileRule(orientation="exif", resize=Resize(to=(33, 40), kernel="linear"))
     assert parse_manifest(manifest.to_bytes(), MANIFEST) == manifest
     for wrong in ({"schema_version": 2}, {"data": manifest.data.model_dump() | {"long_side": 480}}):
         with pytest.raises(BundleError, match="schema"):

@@ -98,7 +98,7 @@ FILES: dict[str, list[bytes]] = {
     "16 bits a channel": [png(16, colour, bytes(16 * channels)) for colour, channels in ((0, 1), (2, 3), (4, 2), (6, 4))],
     "CMYK": [saved("JPEG", "CMYK")],
     "animated PNG or WebP": [animation("PNG"), animation("WEBP"), behind_the_header(PNG, chunk(b"acTL", bytes(8)))],
-    "orientation in EXIF, colour profile, gamma, texts: not applied": [
+    "colour profile, gamma, texts: not applied; orientation in EXIF: as the bundle says": [
         saved("JPEG", exif=TURNED),
         saved("PNG", exif=TURNED),
         saved("JPEG", icc_profile=bytes(999)),

@@ -3,7 +3,8 @@
 import base64
 import io
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -11,11 +12,14 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from ddcat.bundle import Bundle
+from ddcat.bundle import Bundle, write_bundle
+from ddcat.classes import colourise
+from ddcat.preprocess import FileRule, Resize, preprocess, restore
 from ddcat_serve.http.app import create_app
 from ddcat_serve.http.decoding import decode
 from ddcat_serve.inference.model_registry import Models, load_models
 from ddcat_serve.settings import Settings
+from tests.bundles import CLASSES
 from tests.serve.payloads import as_labels, as_png, refused
 
 
@@ -96,6 +100,63 @@ def test_the_confidence_is_offered_if_the_bundle_has_it(
         response = client.post("/v1/segment", content=as_png(picture), headers={"Accept": "image/png;view=confidence"})
     assert response.status_code == 200, response.text
     assert Image.open(io.BytesIO(response.content)).size == (53, 37)
+
+
+RULE = FileRule(orientation="exif", resize=Resize(to=40))
+
+
+@pytest.fixture
+def resizing(
+    build: Callable[..., Bundle], make_graph: Callable[..., bytes], client_of: Callable, tmp_path: Path
+) -> Iterator[httpx.Client]:
+    """A server of a bundle that turns images as EXIF says, and resizes them to 40 pixels, with room for 5000 pixels."""
+    plain = build(make_graph(logits=True, confidence=True), "ort")
+    changed = plain.manifest.model_copy(update={"preprocessing": plain.manifest.preprocessing.model_copy(update=dict(RULE))})
+    path = write_bundle(tmp_path / "resizing", changed, plain.files).path
+    with load_models([path], settings=Settings(), threads=1) as models:
+        yield client_of(create_app(models, Settings(max_pixels=5000)))
+
+
+def test_a_file_is_turned_and_resized_as_the_bundle_says_and_its_mask_back(
+    resizing: httpx.Client, oracle: Callable, picture: np.ndarray
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG", exif=exif)
+    fed = preprocess(file.getvalue(), RULE)
+    assert (fed.pixels.shape, fed.size) == ((40, 28, 3), (53, 37))  # 37 x 53 on its side
+    expected = restore(oracle(fed.pixels[None])[0][0], (53, 37))
+    sent = {"content": file.getvalue()}
+    np.testing.assert_array_equal(as_labels(resizing.post("/v1/segment", **sent).content), expected)
+    for view in ("labels", "confidence", "overlay"):
+        response = resizing.post("/v1/segment", headers={"Accept": f"image/png;view={view}"}, **sent)
+        with Image.open(io.BytesIO(response.content)) as opened:
+            assert opened.size == (37, 53)
+            if view == "overlay":  # half of the image itself, not of what was fed
+                shown = np.asarray(opened).astype(int) - colourise(expected, CLASSES) // 2
+                assert np.abs(shown - np.rot90(picture, -1) // 2).max() <= 1
+    raw = resizing.post("/v1/segment", headers={"Accept": "application/octet-stream"}, **sent)
+    assert raw.headers["x-ddcat-shape"] == "53, 37"
+    rle = resizing.post("/v1/segment", headers={"Accept": "application/json"}, **sent).json()
+    assert (rle["size"], sum(entry["area"] for entry in rle["classes"])) == ([53, 37], 53 * 37)
+    several = resizing.post("/v1/segment", files=[("image", ("a", file.getvalue())), ("image", ("b", as_png(picture[:20])))])
+    assert [found["size"] for found in several.json()["results"]] == [[53, 37], [20, 53]]
+
+
+def test_a_file_that_was_preprocessed_is_left_alone(resizing: httpx.Client, oracle: Callable, picture: np.ndarray) -> None:
+    response = resizing.post("/v1/segment?preprocessed=true", content=as_png(picture))
+    np.testing.assert_array_equal(as_labels(response.content), oracle(picture[None])[0][0])
+
+
+def test_images_that_become_too_large_or_too_small_are_refused(resizing: httpx.Client) -> None:
+    small = [("image", (f"{place}", as_png(np.zeros((10, 10, 3), np.uint8)))) for place in range(4)]
+    assert refused(resizing.post("/v1/segment", files=small)) == (
+        413, "the images are resized to 6400 pixels; expected at most 5000 together"
+    )  # fmt: skip
+    assert refused(resizing.post("/v1/segment", content=as_png(np.zeros((2, 90, 3), np.uint8)))) == (
+        400, "Image is 40 x 1 once it is resized from 90 x 2; this model needs at least 8 x 8 (width x height)"
+    )  # fmt: skip
 
 
 def test_unsupported_images_are_refused_each_with_its_status(client: httpx.Client, picture: np.ndarray) -> None:

@@ -27,7 +27,7 @@ from ddcat import cli
 from ddcat.bundle import Bundle
 from ddcat.engines import open_engine
 from ddcat.errors import WriteError
-from ddcat.manifest import DimRange
+from ddcat.manifest import DimRange, parse_manifest
 from ddcat_serve.deploy.triton import write_repository
 from ddcat_serve.errors import ServeError
 from tests.serve.payloads import as_png
@@ -62,6 +62,9 @@ def test_a_repository(bundle: Bundle, tmp_path: Path) -> None:
     assert (twin.backend, twin.input, twin.output) == ("python", config.input, config.output)
     steps = read(tmp_path / "repository/small-file/config.pbtxt").ensemble_scheduling.step
     assert [step.model_name for step in steps] == ["small-decode", "small", "small-encode"]
+    assert steps[0].output_map["size"] == steps[2].input_map["size"] == "size"  # the mask gets the size of the file
+    for part in ("decode", "encode"):
+        assert parse_manifest((tmp_path / f"repository/small-{part}/manifest.json").read_bytes(), part) == bundle.manifest
     assert (tmp_path / "repository/small/1/model.onnx").read_bytes() == bundle.files["model.onnx"]
 
 

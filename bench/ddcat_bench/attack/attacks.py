@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -31,12 +33,15 @@ class AttackBatch(NamedTuple):
     seeds : (N,) int64
     class_pixels : (K,) int64 or None
         Number of training pixels of each class; SEA needs them.
+    full_labels : tuple of (H', W') uint8, or None
+        The labels of each image at the size of its file, by which it is scored; None: it is scored by `labels`.
     """
 
     images: Tensor
     labels: Tensor
     seeds: Tensor
     class_pixels: Tensor | None = None
+    full_labels: tuple[npt.NDArray[np.uint8], ...] | None = None
 
 
 class Meter:

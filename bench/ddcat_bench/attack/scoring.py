@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from ddcat.metrics import Counts, confusion_counts
+from ddcat.preprocess import restore
 from ddcat_bench.attack.attacks import AttackBatch, attack
 from ddcat_bench.attack.suites import AttackSpec
 from ddcat_train.attacks import Model
 from ddcat_train.pixels import to_8_bit
 
-__all__ = ["ScoreFn", "count_each", "grey_levels", "predict", "score_whole_images"]
+__all__ = ["ScoreFn", "count_each", "count_victims", "grey_levels", "predict", "score_whole_images"]
 
 # model that the attack is made on, model that is scored, spec, batch, classes -> (2, cases, N, K, 3): floats, then 8 bits
 ScoreFn = Callable[[Model, Model, AttackSpec, AttackBatch, int], Counts]
@@ -71,6 +72,17 @@ def predict(model: Model, received: Tensor) -> Tensor:
 def count_each(labels: Tensor, predictions: Tensor, classes: int) -> list[Counts]:
     """Count each image of a batch: see `ddcat.metrics.confusion_counts`."""
     return [confusion_counts(t, p, classes) for t, p in zip(labels.cpu().numpy(), predictions.cpu().numpy(), strict=True)]
+
+
+def count_victims(victims: AttackBatch, predictions: Tensor, classes: int) -> list[Counts]:
+    """Count each image of a batch, at the size of its file where its labels have that: a mask is then restored first."""
+    if victims.full_labels is None:
+        return count_each(victims.labels, predictions, classes)
+    masks = predictions.to(torch.uint8).cpu().numpy()
+    return [
+        confusion_counts(labels, restore(mask, (labels.shape[0], labels.shape[1])), classes)
+        for labels, mask in zip(victims.full_labels, masks, strict=True)
+    ]
 
 
 def grey_levels(epsilon: float) -> int:

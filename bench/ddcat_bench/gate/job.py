@@ -80,6 +80,11 @@ class GateJob(NamedTuple):
         """True if the engine returns its logits."""
         return any(entry.name == "logits" for entry in self.bundle.manifest.outputs)
 
+    @property
+    def at_file_size(self) -> bool:
+        """True if masks are scored at the size of the files: where the bundle resizes images, and a server their masks back."""
+        return self.bundle.manifest.preprocessing.resize is not None
+
     def check_labels(self) -> None:
         """
         Make sure that there is something to score.

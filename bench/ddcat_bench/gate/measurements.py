@@ -16,7 +16,7 @@ from ddcat.schema import Fraction, StrictModel
 from ddcat_bench.attack.attacks import AttackBatch, Meter, attack
 from ddcat_bench.attack.probe import FORWARDS, run_probe
 from ddcat_bench.attack.results import Probe
-from ddcat_bench.attack.scoring import count_each, predict
+from ddcat_bench.attack.scoring import count_victims, predict
 from ddcat_bench.attack.suites import AttackSpec
 from ddcat_bench.gate.budget import Budget
 from ddcat_bench.gate.equivalence import KEPT_AT_LEAST
@@ -44,12 +44,12 @@ from ddcat_export.twin.twin import twin_of
 from ddcat_train.attacks import Model
 from ddcat_train.choices import CorruptionName
 from ddcat_train.corruptions import COMMON
-from ddcat_train.data.loader import evaluation_batches
+from ddcat_train.data.loader import as_tensors, evaluation_plan, read_samples
 from ddcat_train.distributed.ranks import ALONE, Ranks
 from ddcat_train.pixels import to_8_bit, to_pixels
 from ddcat_train.seeds import derive_seed
 
-__all__ = ["Measurements", "Pilot", "attack_pool", "chosen_runs"]
+__all__ = ["Measurements", "Pilot", "attack_pool", "chosen_runs", "gate_batches"]
 
 _PILOT = 12  # images on which the bound of the strong attacks is chosen
 _LOGIT_IMAGES = 8
@@ -122,7 +122,7 @@ def attack_pool(
     runs = chosen_runs(job.budget, pilot, scores=job.scores)
     classes = len(job.dataset.classes)
     names: list[list[str]] = []
-    for batch, (batch_names, victims) in enumerate(_batches(job, job.images)):
+    for batch, (batch_names, victims) in enumerate(gate_batches(job, job.images)):
         fill_units(
             units, targets, runs, batch=batch, first=sum(map(len, names)), victims=victims, classes=classes,
             advance=advance, rank=ranks.rank, ranks=ranks.size,
@@ -153,19 +153,31 @@ def _perturbations(job: GateJob, targets: Targets) -> PerturbationJob:
     )
 
 
-def _batches(job: GateJob, images: int) -> Iterator[tuple[list[str], AttackBatch]]:
+def gate_batches(job: GateJob, images: int) -> Iterator[tuple[list[str], AttackBatch]]:
+    """Read images as the bundle says: names, what the engine is fed, and the labels that its masks are scored by."""
     place = 0
-    for names, pixels, labels in evaluation_batches(job.dataset, batch_size=engine_batch_size(job.bundle), limit=images):
+    for indices in evaluation_plan(job.dataset, batch_size=engine_batch_size(job.bundle), limit=images):
+        samples = read_samples(job.dataset, indices)
+        names, pixels, labels = as_tensors(samples)
         seeds = torch.tensor([derive_seed(job.budget.seed, place + own) for own in range(len(names))])
         place += len(names)
-        yield names, AttackBatch(pixels.contiguous(memory_format=torch.channels_last), labels, seeds)
+        full = tuple(sample.full_labels for sample in samples if sample.full_labels is not None)
+        yield (
+            names,
+            AttackBatch(
+                pixels.contiguous(memory_format=torch.channels_last),
+                labels,
+                seeds,
+                full_labels=full if job.at_file_size else None,
+            ),
+        )
 
 
 def _pilot(job: GateJob, targets: Targets, units: Units) -> Pilot:
     """Measure on a few images how strong an attack the reference withstands, and if the twin agrees with the engine."""
     if (known := units.kept("pilot", Pilot)) is not None:
         return known
-    batches = [victims for _, victims in _batches(job, min(_PILOT, job.images))]
+    batches = [victims for _, victims in gate_batches(job, min(_PILOT, job.images))]
     epsilon = None
     alike = [_alike(targets, [to_8_bit(victims.images, victims.images) for victims in batches])]
     worst: tuple[CorruptionName, ...] = ()
@@ -186,7 +198,7 @@ def _worst(job: GateJob, targets: Targets, batches: Sequence[AttackBatch]) -> tu
         run, counts = CorruptedRun("corrupted", name, CORRUPTED_SEVERITY), []
         for victims in batches:
             [received] = run.received(targets, victims, classes)
-            counts += count_each(victims.labels, predict(targets.reference, received), classes)
+            counts += count_victims(victims, predict(targets.reference, received), classes)
         left[name] = miou(np.sum(counts, axis=0))
     return tuple(sorted(left, key=lambda name: left[name])[:WORST])
 
@@ -209,7 +221,7 @@ def _strongest(job: GateJob, reference: Model, batches: Sequence[AttackBatch]) -
         for victims in batches:
             (adversarial,) = attack(reference, spec, victims)
             attacked.append(to_8_bit(adversarial.images, victims.images))
-            counts += count_each(victims.labels, predict(reference, attacked[-1]), len(job.dataset.classes))
+            counts += count_victims(victims, predict(reference, attacked[-1]), len(job.dataset.classes))
         if 100 * miou(np.sum(counts, axis=0)) >= KEPT_AT_LEAST:
             break
     return epsilon, attacked
@@ -230,7 +242,7 @@ def _logit_error(job: GateJob, targets: Targets) -> float | None:
     """The 99.9th percentile of the error of a logit, in standard deviations of the reference's; None where it gives none."""
     network = targets.reference
     errors, values = [], []
-    for _, victims in _batches(job, min(_LOGIT_IMAGES, job.images)):
+    for _, victims in gate_batches(job, min(_LOGIT_IMAGES, job.images)):
         received = to_8_bit(victims.images, victims.images)
         logits = targets.engine.infer(to_pixels(received)).logits
         if logits is None:

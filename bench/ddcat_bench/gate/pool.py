@@ -24,7 +24,7 @@ from torch import Tensor
 from ddcat.engines import Engine
 from ddcat.metrics import Counts
 from ddcat_bench.attack.attacks import AttackBatch, attack
-from ddcat_bench.attack.scoring import count_each, predict
+from ddcat_bench.attack.scoring import count_victims, predict
 from ddcat_bench.attack.suites import BIM, AttackSpec, SpecName
 from ddcat_bench.gate.disagreement import Disagreement, count_disagreement
 from ddcat_bench.work_units import Units
@@ -345,7 +345,13 @@ def _placed(where: npt.NDArray[np.bool_], new: Counts, old: Counts) -> Counts:
 
 def _some(victims: AttackBatch, chosen: npt.NDArray[np.bool_]) -> AttackBatch:
     kept = torch.from_numpy(chosen)
-    return victims._replace(images=victims.images[kept], labels=victims.labels[kept], seeds=victims.seeds[kept])
+    full = victims.full_labels
+    return victims._replace(
+        images=victims.images[kept],
+        labels=victims.labels[kept],
+        seeds=victims.seeds[kept],
+        full_labels=None if full is None else tuple(full[index] for index in np.flatnonzero(chosen)),
+    )
 
 
 def _nothing(run: Run, classes: int) -> Counts:
@@ -360,7 +366,7 @@ def _score(targets: Targets, run: Run, victims: AttackBatch, classes: int) -> Co
         twin = predict(targets.twin, received)
         with torch.no_grad():
             logits = targets.reference(received.float() / 255)
-        rows = [np.stack(count_each(victims.labels, labels, classes)) for labels in (logits.argmax(1), engine)]
+        rows = [np.stack(count_victims(victims, labels, classes)) for labels in (logits.argmax(1), engine)]
         numbers = count_disagreement(victims.labels, logits, engine, twin).to_array()
         padded = np.pad(numbers, ((0, 0), (0, 3 * _DISAGREEMENT - numbers.shape[1]))).reshape(len(numbers), _DISAGREEMENT, 3)
         cases.append(np.concatenate([*rows, padded], axis=1))

@@ -59,6 +59,8 @@ def conclude(
         Throughput of the same engine; it is reported and decides nothing.
     """
     data = describe_data(job.dataset, measured.names, usual_list=job.bundle.manifest.data.list_sha256)
+    if job.bundle.manifest.schema_version > 2:
+        data = data.model_copy(update={"scored_at": "file"})
     scheme = scheme_of(data.name, measured.names, data.clips)
     threats = tuple(check_threats(measured.pool, scheme, thresholds))
     transferred = twin_agreement(measured) < TWIN_AGREEMENT

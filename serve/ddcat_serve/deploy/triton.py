@@ -6,7 +6,7 @@
   Triton without that backend, and for comparison;
 - NAME-file: an ensemble from the bytes of an image file to those of a palette PNG, by NAME-decode and NAME-encode.
 
-The Python parts import ddcat_serve, so that images are decoded and masks encoded as by ddcat's own server.
+The Python parts import ddcat_serve, so that images are decoded and resized, and masks encoded, as by ddcat's own server.
 """
 
 from collections.abc import Iterator, Mapping
@@ -83,7 +83,8 @@ def _contents(bundle: Bundle) -> Iterator[tuple[str, bytes]]:
     # the Python parts read classes and sizes from the manifest; an engine opens from the whole bundle
     for place, content in {MANIFEST: bundle.manifest.to_bytes(), **bundle.files}.items():
         yield f"{name}/bundle/{place}", content
-    yield f"{name}-encode/{MANIFEST}", bundle.manifest.to_bytes()
+    for part in ("decode", "encode"):
+        yield f"{name}-{part}/{MANIFEST}", bundle.manifest.to_bytes()
 
 
 def _model(bundle: Bundle, backend: str, file: str) -> pb.ModelConfig:
@@ -111,12 +112,14 @@ def _model(bundle: Bundle, backend: str, file: str) -> pb.ModelConfig:
 def _step(name: str, part: str) -> pb.ModelConfig:
     """Configure decoding or encoding, one file at a time: a batch would need images of one size."""
     config = pb.ModelConfig(name=f"{name}-{part}", backend="python", max_batch_size=0)
-    image = {"data_type": pb.TYPE_UINT8, "dims": [1, -1, -1, 3]}
+    image, size = {"data_type": pb.TYPE_UINT8, "dims": [1, -1, -1, 3]}, {"data_type": pb.TYPE_INT32, "dims": [2]}
     if part == "decode":
         config.input.add(name="file", data_type=pb.TYPE_STRING, dims=[1])
         config.output.add(name="image", **image)
+        config.output.add(name="size", **size)
     else:
         config.input.add(name="labels", data_type=pb.TYPE_UINT8, dims=[1, -1, -1])
+        config.input.add(name="size", **size)
         config.output.add(name="mask", data_type=pb.TYPE_STRING, dims=[1])
     config.instance_group.add(count=2, kind=pb.ModelInstanceGroup.KIND_CPU)
     return config
@@ -127,9 +130,9 @@ def _ensemble(name: str) -> pb.ModelConfig:
     config.input.add(name="file", data_type=pb.TYPE_STRING, dims=[1])
     config.output.add(name="mask", data_type=pb.TYPE_STRING, dims=[1])
     steps: tuple[tuple[str, Mapping[str, str], Mapping[str, str]], ...] = (
-        (f"{name}-decode", {"file": "file"}, {"image": "image"}),
+        (f"{name}-decode", {"file": "file"}, {"image": "image", "size": "size"}),
         (name, {"image": "image"}, {"labels": "labels"}),
-        (f"{name}-encode", {"labels": "labels"}, {"mask": "mask"}),
+        (f"{name}-encode", {"labels": "labels", "size": "size"}, {"mask": "mask"}),
     )
     for model, inputs, outputs in steps:
         step = config.ensemble_scheduling.step.add(model_name=model, model_version=-1)

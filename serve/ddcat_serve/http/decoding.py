@@ -1,9 +1,9 @@
 """
 Decoding of JPEG, PNG and WebP files to pixels.
 
-Pixels are used as they are stored: EXIF orientation, colour profile and gamma are ignored, as they were when accuracy was
-measured. Before any pixel is decoded, the header is read, the number of pixels is checked, and everything but the image itself
-is removed from the file.
+Colour profile and gamma are ignored, and so is the EXIF orientation unless the bundle says that it counts: all as when accuracy
+was measured. Before any pixel is decoded, the header is read, the number of pixels is checked, and everything but the image
+itself is removed from the file.
 """
 
 import io
@@ -24,9 +24,11 @@ from ddcat.image_files import (
     is_png,
     is_webp,
     jpeg_frame,
+    orientation_of,
     palette_size,
     strip_metadata,
 )
+from ddcat.preprocess import AS_STORED, FileRule, turned
 from ddcat_serve.errors import RequestError
 
 __all__ = ["decode", "size_of"]
@@ -44,9 +46,9 @@ class _Format(NamedTuple):
     decode: Callable[[bytes, Size], U8]  # takes a stripped file and its header's size: an image of another size is refused
 
 
-def size_of(content: bytes, *, max_pixels: int) -> Size:
+def size_of(content: bytes, rule: FileRule = AS_STORED, *, max_pixels: int) -> Size:
     """
-    Read the size from an image's header.
+    Read the size from an image's header, once the image is turned as a rule says.
 
     Returns
     -------
@@ -59,12 +61,12 @@ def size_of(content: bytes, *, max_pixels: int) -> Size:
     """
     height, width = _format_of(content).size(content)
     _check_pixels(width, height, max_pixels)
-    return height, width
+    return (width, height) if _orientation(content, rule) >= 5 else (height, width)
 
 
-def decode(content: bytes, *, max_pixels: int) -> U8:
+def decode(content: bytes, rule: FileRule = AS_STORED, *, max_pixels: int) -> U8:
     """
-    Decode a JPEG, PNG or WebP file, recognised by its first bytes.
+    Decode a JPEG, PNG or WebP file, recognised by its first bytes, and turn it as a rule says; it keeps its size.
 
     Grey images and palettes are converted to RGB, and an opaque alpha channel is dropped. Other images would need a guess and
     are refused: transparent pixels, indices beyond a palette, 16 bits per channel, CMYK, animations.
@@ -72,6 +74,8 @@ def decode(content: bytes, *, max_pixels: int) -> U8:
     Parameters
     ----------
     content : bytes
+    rule : FileRule
+        That of the bundle. Its resizing is `ddcat.preprocess.preprocess`.
     max_pixels : int
         At most 89 million: from there on Pillow warns.
 
@@ -88,7 +92,7 @@ def decode(content: bytes, *, max_pixels: int) -> U8:
     form = _format_of(content)
     size = size_of(content, max_pixels=max_pixels)
     try:
-        return form.decode(strip_metadata(content), size)
+        return turned(form.decode(strip_metadata(content), size), _orientation(content, rule))
     except (RequestError, MemoryError):
         raise
     except AnimationError as cause:
@@ -99,6 +103,10 @@ def decode(content: bytes, *, max_pixels: int) -> U8:
         # Pillow's own message names an address in memory
         reason = "its header cannot be read" if isinstance(cause, UnidentifiedImageError) else first_line(cause)
         raise RequestError(400, f"the {form.name} is damaged: {reason}") from cause
+
+
+def _orientation(content: bytes, rule: FileRule) -> int:
+    return orientation_of(content) if rule.orientation == "exif" else 1
 
 
 def _format_of(content: bytes) -> _Format:

@@ -164,7 +164,8 @@ function moveBy(model, event) {
 }
 
 // ---- download and curl command
-const routeOf = (model) => `v1/segment?${new URLSearchParams({ model: model.name, version: model.version })}`;
+const routeOf = (model) => // an example has been resized already
+  `v1/segment?${new URLSearchParams({ model: model.name, version: model.version, ...(state.file ? {} : { preprocessed: true }) })}`;
 const nameOf = () => (state.file ? state.file.name : `example-${Number($("example").value) + 1}.png`);
 
 async function download(model) {
@@ -206,7 +207,9 @@ const exampleOf = async (model, strength, signal) => (await ask(exampleRoute(mod
 async function segment(model, contentOf, current, signal) {
   const content = await contentOf(model), began = performance.now();
   const labels = await labelsOf(model, content, signal), milliseconds = performance.now() - began;
-  const picture = await createImageBitmap(content, { imageOrientation: "none", colorSpaceConversion: "none" });
+  const picture = await createImageBitmap(content, {
+    imageOrientation: model.orientation === "exif" ? "from-image" : "none", colorSpaceConversion: "none",
+  });
   if (!current()) return;
   Object.assign(model, { content, labels, picture });
   show(model, milliseconds);

@@ -15,6 +15,8 @@ from starlette.responses import Response
 
 from ddcat.classes import Classes
 from ddcat.engines import Outputs
+from ddcat.engines.errors import InputError
+from ddcat.preprocess import AS_STORED, FileRule, network_size, preprocess, restore
 from ddcat_serve.errors import RequestError
 from ddcat_serve.http.content_negotiation import Representation, negotiate
 from ddcat_serve.http.decoding import decode, size_of
@@ -28,6 +30,7 @@ from ddcat_serve.inference.served_model import ServedModel
 __all__ = ["router"]
 
 _T = TypeVar("_T")
+_N = TypeVar("_N", np.uint8, np.float32)
 _TIMEOUT_HINT = "use a longer timeout, or try again later"
 
 _PNG, _RAW, _JSON = "image/png", "application/octet-stream", "application/json"
@@ -49,30 +52,28 @@ _BODY: dict[str, Any] = {
 
 
 class _Prediction(NamedTuple):
-    """An image, and the engine's outputs for it."""
+    """The engine's outputs for an image, at the size of its file; and the image, where it is shown."""
 
-    image: npt.NDArray[np.uint8]
-    outputs: Outputs
-
-    @property
-    def labels(self) -> npt.NDArray[np.uint8]:
-        labels: npt.NDArray[np.uint8] = self.outputs.labels[0]
-        return labels
+    image: npt.NDArray[np.uint8] | None
+    labels: npt.NDArray[np.uint8]
+    confidence: npt.NDArray[np.float32] | None
 
 
 _Payload = bytes | dict[str, Any]
 _Encoded = tuple[_Payload, tuple[int, int]]  # and the height and width of the mask
 
-_ENCODERS: dict[Representation, Callable[[_Prediction, Classes], _Payload]] = {
-    Representation(_PNG): lambda prediction, classes: encode_mask(prediction.labels, classes),
-    Representation(_PNG, "labels"): lambda prediction, classes: encode_labels(prediction.labels),
-    Representation(_PNG, "overlay"): lambda prediction, classes: encode_overlay(prediction.labels, prediction.image, classes),
-    Representation(_PNG, "confidence"): lambda prediction, classes: encode_confidence(_confidence(prediction.outputs)),
-    Representation(_RAW): lambda prediction, classes: np.ascontiguousarray(prediction.labels).tobytes(),
-    Representation(_JSON): lambda prediction, classes: encode_rle(prediction.labels, classes),
+_Encoder = Callable[[_Prediction, Classes], _Payload]
+
+_ENCODERS: dict[Representation, _Encoder] = {
+    Representation(_PNG): lambda seen, classes: encode_mask(seen.labels, classes),
+    Representation(_PNG, "labels"): lambda seen, classes: encode_labels(seen.labels),
+    Representation(_PNG, "overlay"): lambda seen, classes: encode_overlay(seen.labels, _given(seen.image), classes),
+    Representation(_PNG, "confidence"): lambda seen, classes: encode_confidence(_given(seen.confidence)),
+    Representation(_RAW): lambda seen, classes: np.ascontiguousarray(seen.labels).tobytes(),
+    Representation(_JSON): lambda seen, classes: encode_rle(seen.labels, classes),
 }
 _ANSWER: dict[str, Any] = {
-    "description": "The mask, of the same size as the stored image. For several images: JSON with `results` in their order.",
+    "description": "The mask, of the same size as the image. For several images: JSON with `results` in their order.",
     "headers": {
         "X-Ddcat-Model": {"schema": {"type": "string"}},
         "X-Ddcat-Bundle": {"schema": {"type": "string"}, "description": "SHA-256 of the manifest."},
@@ -107,12 +108,16 @@ def router(state: ServerState) -> APIRouter:
         request: Request,
         model: Annotated[str | None, Query(description="Name of the model; required if several are served.")] = None,
         version: Annotated[str | None, Query(description="Version of the model. Default: the last one.")] = None,
+        preprocessed: Annotated[
+            bool, Query(description="The images are the engine's input already: they are neither turned nor resized.")
+        ] = False,
         timeout: Annotated[float | None, Query(gt=0, le=settings.max_timeout, description="Deadline in seconds.")] = None,
     ) -> Response:
         """
         Segment image files: JPEG, PNG or WebP, one as the body or several as a form.
 
-        Pixels are used as they are stored: an EXIF orientation is applied neither to the image nor to the mask.
+        An image becomes the engine's input as the manifest's `preprocessing` says; the mask has the size of the image, turned
+        where EXIF counts.
         """
         began = asyncio.get_running_loop().time()
         chosen = _choose(state.models, model, version)
@@ -122,11 +127,9 @@ def router(state: ServerState) -> APIRouter:
         loop = asyncio.get_running_loop()
         deadline = began + (timeout or settings.timeout)
         # refuse before decoding
-        sizes = [size_of(upload.content, max_pixels=settings.max_pixels) for upload in uploads.files]
-        pixels = sum(height * width for height, width in sizes)
-        if pixels > settings.max_pixels:
-            raise RequestError(413, f"the images have {pixels} pixels; expected at most {settings.max_pixels} together")
-        jobs = chosen.admit([(1, size) for size in sizes], deadline - loop.time())
+        rule = AS_STORED if preprocessed else chosen.bundle.manifest.preprocessing
+        sizes = [size_of(upload.content, rule, max_pixels=settings.max_pixels) for upload in uploads.files]
+        jobs = _admit(chosen, sizes, rule, deadline - loop.time(), max_pixels=settings.max_pixels)
 
         async def before_deadline(work: Callable[[], _T]) -> _T:
             """Run work in the pool; raise RequestError (504) if it has not ended by the deadline."""
@@ -139,13 +142,17 @@ def router(state: ServerState) -> APIRouter:
                 ) from cause
 
         async def segment_one(upload: Upload, job: Job) -> _Encoded:
-            image = await before_deadline(partial(decode, upload.content, max_pixels=settings.max_pixels))
+            image = await before_deadline(partial(decode, upload.content, rule, max_pixels=settings.max_pixels))
             try:
-                prediction = _Prediction(image, await chosen.infer(image[None], job=job))
-                encoded = await before_deadline(partial(_ENCODERS[representation], prediction, chosen.classes))
-                return encoded, prediction.labels.shape
+                prepared = await before_deadline(partial(preprocess, image, rule))
+                if representation.view != "overlay":
+                    image = None  # type: ignore[assignment] # while its input is queued
+                outputs = await chosen.infer(prepared.pixels[None], job=job)
+                size, prepared = prepared.size, None  # type: ignore[assignment]
+                encoder = _ENCODERS[representation]
+                return await before_deadline(partial(_encode, encoder, outputs, image, size, chosen.classes)), size
             finally:
-                image = prediction = None  # type: ignore[assignment] # the traceback of an error would keep this frame
+                image = prepared = outputs = None  # type: ignore[assignment] # the traceback of an error would keep this frame
 
         work = [segment_one(upload, job) for upload, job in zip(uploads.files, jobs, strict=True)]
         try:
@@ -212,7 +219,33 @@ def _has_confidence(model: ServedModel) -> bool:
     return any(entry.name == "confidence" for entry in model.engine.outputs)
 
 
-def _confidence(outputs: Outputs) -> npt.NDArray[np.float32]:
-    assert outputs.confidence is not None  # otherwise the representation is not offered
-    first: npt.NDArray[np.float32] = outputs.confidence[0]
-    return first
+def _admit(
+    model: ServedModel, sizes: Sequence[tuple[int, int]], rule: FileRule, timeout: float, *, max_pixels: int
+) -> list[Job]:
+    """Queue images of some (height, width), each a job, at the size that the model sees."""
+    resized = [network_size(size, rule) for size in sizes]
+    for what, found in (("have", sizes), ("are resized to", resized)):
+        pixels = sum(height * width for height, width in found)
+        if pixels > max_pixels:
+            raise RequestError(413, f"the images {what} {pixels} pixels; expected at most {max_pixels} together")
+    try:
+        return model.admit([(1, size) for size in resized], timeout)
+    except InputError as error:
+        for (height, width), (down, across) in zip(sizes, resized, strict=True):
+            refused = f"Image is {across} x {down};"
+            if (height, width) != (down, across) and str(error).startswith(refused):
+                said = f"{refused[:-1]} once it is resized from {width} x {height};"
+                raise InputError(str(error).replace(refused, said)) from None
+        raise
+
+
+def _encode(
+    encoder: _Encoder, outputs: Outputs, image: npt.NDArray[np.uint8] | None, size: tuple[int, int], classes: Classes
+) -> _Payload:
+    confidence = None if outputs.confidence is None else restore(outputs.confidence[0], size)
+    return encoder(_Prediction(image, restore(outputs.labels[0], size), confidence), classes)
+
+
+def _given(values: npt.NDArray[_N] | None) -> npt.NDArray[_N]:
+    assert values is not None  # otherwise the representation is not offered, or the image was kept
+    return values

@@ -45,7 +45,8 @@ def model_metadata(models: Models, model: ServedModel) -> dict[str, Any]:
             **model.describe(),
             "preprocessing": {
                 **manifest.preprocessing.model_dump(mode="json"),
-                "by": "the graph itself: (image / 255 - mean) / std; send the pixels as they are",
+                "by": "the graph itself: (image / 255 - mean) / std. Image files sent to /v1/segment are turned and resized by "
+                "the server, tensors by the client: ddcat.preprocess does it",
             },
             "shapes": manifest.shapes.model_dump(mode="json"),
             "engine": dict(model.engine.description),

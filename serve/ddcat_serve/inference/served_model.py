@@ -84,6 +84,7 @@ class ServedModel:
             "method": manifest.source.method,
             "architecture": manifest.source.architecture,
             "precision": manifest.engine.effective_precision,
+            "orientation": manifest.preprocessing.orientation,
             "classes": [entry.model_dump(mode="json") for entry in manifest.classes],
         }
 

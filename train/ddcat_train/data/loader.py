@@ -21,7 +21,17 @@ from ddcat_train.data.dataset import U8, Dataset, Sample
 from ddcat_train.data.readers import machine_fails, read_ahead, remedy
 from ddcat_train.errors import DataError
 
-__all__ = ["Batch", "Skipped", "batches_per_epoch", "evaluation_batches", "evaluation_plan", "read_whole", "train_batches"]
+__all__ = [
+    "Batch",
+    "Skipped",
+    "as_tensors",
+    "batches_per_epoch",
+    "evaluation_batches",
+    "evaluation_plan",
+    "read_samples",
+    "read_whole",
+    "train_batches",
+]
 
 
 class Skipped(NamedTuple):
@@ -177,9 +187,14 @@ def evaluation_plan(
         yield waiting
 
 
+def read_samples(dataset: Dataset, indices: Sequence[int]) -> list[Sample]:
+    """Read pairs; a DataError names the one that cannot be read."""
+    return [_read(dataset, index) for index in indices]
+
+
 def read_whole(dataset: Dataset, indices: Sequence[int]) -> tuple[list[str], torch.Tensor, torch.Tensor]:
     """Read pairs of one size: names, images and labels as `evaluation_batches` gives them."""
-    return _whole([_read(dataset, index) for index in indices])
+    return as_tensors(read_samples(dataset, indices))
 
 
 class _Item(NamedTuple):
@@ -280,7 +295,8 @@ def _collate(items: list[_Item | DataError]) -> Batch | DataError:
         return DataError(f"{names[0]} and {len(names) - 1} others make no batch ({reason}): {helps}")
 
 
-def _whole(samples: list[Sample]) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+def as_tensors(samples: Sequence[Sample]) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+    """Give names, images and labels of samples of one size, as `evaluation_batches` gives them."""
     images = np.stack([sample.image for sample in samples]).astype(np.float32) / np.float32(255)
     labels = torch.from_numpy(np.stack([sample.labels for sample in samples])).long()  # (N, H, W)
     return [sample.name for sample in samples], _to_nchw(images), labels

@@ -1,4 +1,4 @@
-"""Encode labels as the bytes of a palette PNG, as ddcat's own server does."""
+"""Encode labels as the bytes of a palette PNG of the file's size, as ddcat's own server does."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import numpy as np
 import triton_python_backend_utils as triton
 
 from ddcat.manifest import parse_manifest
+from ddcat.preprocess import restore
 from ddcat_serve.http.encoding import encode_mask
 
 
@@ -19,5 +20,6 @@ class TritonPythonModel:
 
     def answer(self, request):
         labels = triton.get_input_tensor_by_name(request, "labels").as_numpy()
-        mask = encode_mask(labels[0], self.classes)
+        height, width = triton.get_input_tensor_by_name(request, "size").as_numpy().tolist()
+        mask = encode_mask(restore(labels[0], (height, width)), self.classes)
         return triton.InferenceResponse([triton.Tensor("mask", np.array([mask], np.object_))])
