@@ -160,11 +160,6 @@ def cache(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def make_graph() -> Callable[..., bytes]:
-    return small_graph
-
-
-@pytest.fixture
 def build(tmp_path: Path) -> Callable[..., Bundle]:
     """Give a bundle whose engine is built as an export builds it."""
 

@@ -1,3 +1,3 @@
-from tests.bundles import build, bundle, cache, make_bundle, make_graph, oracle, picture
+from tests.bundles import build, bundle, cache, make_bundle, oracle, picture
 
-__all__ = ["build", "bundle", "cache", "make_bundle", "make_graph", "oracle", "picture"]  # fixtures
+__all__ = ["build", "bundle", "cache", "make_bundle", "oracle", "picture"]  # fixtures

@@ -20,6 +20,7 @@ from ddcat.engines.cores import physical_cores
 from ddcat.engines.errors import EngineError, InputError
 from ddcat.manifest import DimRange, InputShapes, Precision, TensorEntry
 from ddcat_export.engines import build_engine, check_possible
+from tests.bundles import small_graph
 
 COMBINATIONS: list[tuple[str, Precision]] = [
     ("ort", "fp32"), ("ort", "int8"), ("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"),
@@ -44,8 +45,8 @@ def combination(request: pytest.FixtureRequest) -> tuple[str, Precision]:
 
 
 @pytest.fixture
-def bundle(build: Callable[..., Bundle], make_graph: Callable, combination: tuple[str, Precision]) -> Bundle:
-    return build(make_graph(confidence=True, int8=combination[1] == "int8"), *combination)
+def bundle(build: Callable[..., Bundle], combination: tuple[str, Precision]) -> Bundle:
+    return build(small_graph(confidence=True, int8=combination[1] == "int8"), *combination)
 
 
 @pytest.fixture
@@ -114,10 +115,8 @@ def test_states_what_it_is(bundle: Bundle, combination: tuple[str, Precision]) -
 
 
 @pytest.mark.parametrize("engine", ON_A_CPU)
-def test_a_graph_may_give_labels_alone(
-    engine: str, build: Callable, make_graph: Callable, oracle: Callable, picture: np.ndarray
-) -> None:
-    with open_engine(build(make_graph(logits=False), engine), threads=1) as opened:
+def test_a_graph_may_give_labels_alone(engine: str, build: Callable, oracle: Callable, picture: np.ndarray) -> None:
+    with open_engine(build(small_graph(logits=False), engine), threads=1) as opened:
         outputs = opened.infer(picture[None])
     assert outputs.logits is None
     assert outputs.confidence is None
@@ -125,8 +124,8 @@ def test_a_graph_may_give_labels_alone(
 
 
 @pytest.mark.parametrize("engine", ON_A_CPU)
-def test_outputs_are_told_by_name(engine: str, build: Callable, make_graph: Callable) -> None:
-    graph = make_graph(logits=False, confidence=True)
+def test_outputs_are_told_by_name(engine: str, build: Callable) -> None:
+    graph = small_graph(logits=False, confidence=True)
     with open_engine(build(graph, engine), threads=1) as opened:
         outputs = opened.infer(np.zeros((1, 8, 9, 3), np.uint8))
     assert outputs.logits is None
@@ -148,10 +147,8 @@ def test_outputs_are_told_by_name(engine: str, build: Callable, make_graph: Call
     ],
 )
 @pytest.mark.parametrize("engine", ON_A_CPU)
-def test_refuses_what_it_was_not_checked_with(
-    engine: str, build: Callable, make_graph: Callable, images: np.ndarray, message: str
-) -> None:
-    bundle = build(make_graph(), engine)
+def test_refuses_what_it_was_not_checked_with(engine: str, build: Callable, images: np.ndarray, message: str) -> None:
+    bundle = build(small_graph(), engine)
     with open_engine(bundle, threads=1) as opened, pytest.raises(InputError, match=message):
         opened.infer(images)
 
@@ -191,8 +188,8 @@ def test_a_closed_engine_says_so(bundle: Bundle, picture: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("engine", ON_A_CPU)
-def test_refuses_a_graph_that_is_not_the_manifest_s(engine: str, build: Callable, make_graph: Callable, tmp_path: Path) -> None:
-    bundle = build(make_graph(), engine)
+def test_refuses_a_graph_that_is_not_the_manifest_s(engine: str, build: Callable, tmp_path: Path) -> None:
+    bundle = build(small_graph(), engine)
     lying = bundle.manifest.model_copy(
         update={"inputs": (TensorEntry(name="image", dtype="uint8", shape=("batch", 16, 16, 3)),)}
     )
@@ -203,9 +200,9 @@ def test_refuses_a_graph_that_is_not_the_manifest_s(engine: str, build: Callable
 @pytest.mark.parametrize(("asked", "int8"), [("fp32", True), ("int8", False)])
 @pytest.mark.parametrize("engine", ON_A_CPU)
 def test_refuses_a_precision_that_is_not_in_effect(
-    engine: str, asked: Precision, int8: bool, build: Callable, make_graph: Callable, tmp_path: Path
+    engine: str, asked: Precision, int8: bool, build: Callable, tmp_path: Path
 ) -> None:
-    graph, found = make_graph(int8=int8), "int8" if int8 else "fp32"
+    graph, found = small_graph(int8=int8), "int8" if int8 else "fp32"
     with pytest.raises(EngineError, match=f"computes in {found} where {asked} was asked for"):
         build(graph, engine, asked)
     honest = build(graph, engine, found)
@@ -225,10 +222,8 @@ def test_refuses_bytes_that_are_no_graph(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ON_A_CPU)
-def test_a_missing_runtime_names_the_extra(
-    engine: str, build: Callable, make_graph: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bundle = build(make_graph(), engine)
+def test_a_missing_runtime_names_the_extra(engine: str, build: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = build(small_graph(), engine)
     runtime = ENGINES[engine]
     name = runtime.module.rpartition(".")[2]
     for module in (runtime.module, f"ddcat_export.engines.{name}"):
@@ -252,8 +247,8 @@ def test_the_registry_names_what_exists(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ON_A_CPU)
-def test_a_graph_of_other_types_is_no_segmenter(engine: str, build: Callable, make_graph: Callable) -> None:
-    model = onnx.load_model_from_string(make_graph())
+def test_a_graph_of_other_types_is_no_segmenter(engine: str, build: Callable) -> None:
+    model = onnx.load_model_from_string(small_graph())
     model.graph.node[-1].attribute[0].i = onnx.TensorProto.INT64
     model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
     with pytest.raises(EngineError, match=r"labels is .*int64.*; a segmenter's inputs and outputs are .*uint8"):

@@ -9,6 +9,7 @@ from ddcat.engines import open_engine, openvino
 from ddcat.engines.errors import EngineError
 from ddcat.engines.openvino import OpenVinoGraph, cache_folder
 from ddcat_export.engines import check_possible
+from tests.bundles import small_graph
 
 
 class Compiled:
@@ -26,12 +27,10 @@ class Compiled:
         return self._compiled.get_property(name)  # type: ignore[attr-defined]
 
 
-def test_the_outputs_of_a_batch_are_kept_when_the_next_is_computed(
-    build: Callable, make_graph: Callable, oracle: Callable
-) -> None:
+def test_the_outputs_of_a_batch_are_kept_when_the_next_is_computed(build: Callable, oracle: Callable) -> None:
     batches = np.random.default_rng(2).integers(0, 256, (2, 4, 12, 13, 3)).astype(np.uint8)
     batches.flags.writeable = False  # as decoded images are
-    with open_engine(build(make_graph(), "openvino"), threads=2) as engine:
+    with open_engine(build(small_graph(), "openvino"), threads=2) as engine:
         assert (engine.description["hint"], engine.description["streams"]) == ("latency", 1)
         found = [engine.infer(images[:, ::-1]) for images in batches]
     for images, outputs in zip(batches, found, strict=True):
@@ -41,8 +40,8 @@ def test_the_outputs_of_a_batch_are_kept_when_the_next_is_computed(
         np.testing.assert_allclose(outputs.logits, logits, rtol=1e-6)
 
 
-def test_the_cache_is_the_user_s_and_each_graph_has_its_own(build: Callable, make_graph: Callable, cache: Path) -> None:
-    bundles = [build(make_graph(logits=logits), "openvino", name=f"{logits}") for logits in (True, False)]
+def test_the_cache_is_the_user_s_and_each_graph_has_its_own(build: Callable, cache: Path) -> None:
+    bundles = [build(small_graph(logits=logits), "openvino", name=f"{logits}") for logits in (True, False)]
     assert not cache.exists()  # what only looks leaves nothing
     for bundle in bundles:
         for _ in range(2):
@@ -71,14 +70,12 @@ def test_no_home_no_cache(cache: Path) -> None:
 
 
 @pytest.mark.parametrize(("asked", "found"), [("fp32", "bf16"), ("fp32", "fp16")])
-def test_another_precision_in_effect_is_refused(
-    asked: str, found: str, make_graph: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_precision_in_effect_is_refused(asked: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = openvino.ov.Core.compile_model
     hint = {"bf16": "bf16", "fp16": "f16"}[found]
     monkeypatch.setattr(openvino.ov.Core, "compile_model", lambda core, *arguments: Compiled(real(core, *arguments), hint))
     with pytest.raises(EngineError, match=f"OpenVINO computes in {found} where {asked} was asked for"):
-        OpenVinoGraph(make_graph(), precision=asked)
+        OpenVinoGraph(small_graph(), precision=asked)
 
 
 def test_a_cpu_without_the_instructions_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,8 +85,8 @@ def test_a_cpu_without_the_instructions_is_named(monkeypatch: pytest.MonkeyPatch
         check_possible("openvino", "bf16")
 
 
-def test_a_graph_before_its_bundle_refuses_other_types(make_graph: Callable) -> None:
-    with OpenVinoGraph(make_graph(), precision="fp32", threads=1) as graph:
+def test_a_graph_before_its_bundle_refuses_other_types() -> None:
+    with OpenVinoGraph(small_graph(), precision="fp32", threads=1) as graph:
         assert graph.run(np.zeros((7, 3, 500, 3), np.uint8)).labels.shape == (7, 3, 500)
         with pytest.raises(EngineError, match="images of float32: use uint8"):
             graph.run(np.zeros((1, 8, 8, 3), np.float32))

@@ -17,6 +17,7 @@ from ddcat.engines.errors import EngineError, InputError
 from ddcat.hashing import sha256_of_bytes
 from ddcat.manifest import DimRange, InputShapes
 from ddcat_export.engines import build_engine, check_possible
+from tests.bundles import small_graph
 
 LADDER = InputShapes(
     batch=DimRange(minimum=1, maximum=3),
@@ -59,11 +60,9 @@ def bundle_of(graph: bytes, folder: Path, shapes: InputShapes, build: Callable, 
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "10.13.2.6", "11.4.0.106"])
-def test_builds_and_answers(
-    install: Callable, version: str, build: Callable, make_graph: Callable, oracle: Callable, tmp_path: Path
-) -> None:
+def test_builds_and_answers(install: Callable, version: str, build: Callable, oracle: Callable, tmp_path: Path) -> None:
     machine = install(version)
-    bundle = bundle_of(make_graph(confidence=True), tmp_path, LADDER, build)
+    bundle = bundle_of(small_graph(confidence=True), tmp_path, LADDER, build)
     random = np.random.default_rng(0)
     with open_engine(bundle) as engine:
         assert engine.description["cuda_graphs"] is True
@@ -88,9 +87,9 @@ def test_builds_and_answers(
     assert len(machine.told("cudaStreamDestroy")) == len(machine.told("cudaStreamCreateWithFlags"))
 
 
-def test_the_order_of_a_build_and_of_a_run(install: Callable, build: Callable, make_graph: Callable, tmp_path: Path) -> None:
+def test_the_order_of_a_build_and_of_a_run(install: Callable, build: Callable, tmp_path: Path) -> None:
     machine = install()
-    bundle = bundle_of(make_graph(logits=False), tmp_path, LADDER, build)
+    bundle = bundle_of(small_graph(logits=False), tmp_path, LADDER, build)
     assert [call[0] for call in machine.calls[:6]] == [
         "create_network", "parse", "set_timing_cache", "set_shape", "set_shape", "build",
     ]  # fmt: skip
@@ -129,9 +128,9 @@ def test_the_order_of_a_build_and_of_a_run(install: Callable, build: Callable, m
         ("11.4.0.106", "STRONGLY_TYPED", ["DISABLE_COMPILATION_CACHE", "EDITABLE_TIMING_CACHE"]),
     ],
 )
-def test_int8_by_type_or_by_flag(install: Callable, make_graph: Callable, version: str, creation: str, int8: list[str]) -> None:
+def test_int8_by_type_or_by_flag(install: Callable, version: str, creation: str, int8: list[str]) -> None:
     machine = install(version)
-    built = build_engine("trt", make_graph(int8=True), precision="int8", shapes=LADDER)
+    built = build_engine("trt", small_graph(int8=True), precision="int8", shapes=LADDER)
     assert machine.told("build")[0][0] == int8
     assert built.entry.effective_precision == "int8"
     assert built.entry.options["typing"] == ("by flags" if version.startswith("8") else "strong")
@@ -140,13 +139,13 @@ def test_int8_by_type_or_by_flag(install: Callable, make_graph: Callable, versio
 
 
 def test_free_sizes_have_one_profile_and_no_cuda_graphs(
-    install: Callable, build: Callable, make_graph: Callable, oracle: Callable, tmp_path: Path
+    install: Callable, build: Callable, oracle: Callable, tmp_path: Path
 ) -> None:
     machine = install()
     shapes = InputShapes(
         batch=DimRange(minimum=1, maximum=2), height=DimRange(minimum=8, maximum=40), width=DimRange(minimum=9, maximum=50)
     )
-    bundle = bundle_of(make_graph(), tmp_path, shapes, build)
+    bundle = bundle_of(small_graph(), tmp_path, shapes, build)
     assert machine.told("set_shape") == [("image", (1, 8, 9, 3), (1, 40, 50, 3), (2, 40, 50, 3))]
     with open_engine(bundle) as engine:
         for shape in [(1, 8, 9), (2, 40, 50), (1, 33, 17), (1, 33, 17)]:
@@ -156,23 +155,23 @@ def test_free_sizes_have_one_profile_and_no_cuda_graphs(
     assert not machine.told("cudaStreamBeginCapture")
 
 
-def test_a_build_is_repeated_from_its_timings(install: Callable, make_graph: Callable) -> None:
+def test_a_build_is_repeated_from_its_timings(install: Callable) -> None:
     machine = install()
-    first = build_engine("trt", make_graph(), precision="fp32", shapes=LADDER)
+    first = build_engine("trt", small_graph(), precision="fp32", shapes=LADDER)
     timings = first.files["model.timings"]
     assert first.entry.options["timings"] == sha256_of_bytes(timings)
     assert first.entry.options["timings_given"] is False
-    second = build_engine("trt", make_graph(), precision="fp32", shapes=LADDER, timings=timings)
+    second = build_engine("trt", small_graph(), precision="fp32", shapes=LADDER, timings=timings)
     assert second.entry.options["timings_given"] is True
     assert machine.told("set_timing_cache") == [(b"", False), (timings, False)]
     assert "ERROR_ON_TIMING_CACHE_MISS" in machine.told("build")[1][0]
     with pytest.raises(EngineError, match="timing cache is of another GPU or version"):
-        build_engine("trt", make_graph(), precision="fp32", shapes=LADDER, timings=b"foreign")
+        build_engine("trt", small_graph(), precision="fp32", shapes=LADDER, timings=b"foreign")
 
 
-def test_what_widens_a_plan(install: Callable, build: Callable, make_graph: Callable, tmp_path: Path) -> None:
+def test_what_widens_a_plan(install: Callable, build: Callable, tmp_path: Path) -> None:
     machine = install("10.13.2.6")
-    bundle = bundle_of(make_graph(), tmp_path, LADDER, build, version_compatible=True, hardware="ampere-plus")
+    bundle = bundle_of(small_graph(), tmp_path, LADDER, build, version_compatible=True, hardware="ampere-plus")
     names, level, *_ = machine.told("build")[0]
     assert "VERSION_COMPATIBLE" in names
     assert level == "AMPERE_PLUS"
@@ -194,10 +193,10 @@ def test_what_widens_a_plan(install: Callable, build: Callable, make_graph: Call
     ],
 )
 def test_a_plan_is_refused_elsewhere(
-    install: Callable, build: Callable, make_graph: Callable, tmp_path: Path, change: dict[str, object], reason: str
+    install: Callable, build: Callable, tmp_path: Path, change: dict[str, object], reason: str
 ) -> None:
     install()
-    bundle = bundle_of(make_graph(), tmp_path, LADDER, build)
+    bundle = bundle_of(small_graph(), tmp_path, LADDER, build)
     here = install(str(change.pop("version", "10.13.2.6")))
     for name, value in change.items():
         setattr(here, name, value)
@@ -207,9 +206,9 @@ def test_a_plan_is_refused_elsewhere(
     assert not here.told("deserialize"), "no byte of it reaches TensorRT"
 
 
-def test_a_later_driver_runs_it(install: Callable, build: Callable, make_graph: Callable, tmp_path: Path) -> None:
+def test_a_later_driver_runs_it(install: Callable, build: Callable, tmp_path: Path) -> None:
     install()
-    bundle = bundle_of(make_graph(), tmp_path, LADDER, build)
+    bundle = bundle_of(small_graph(), tmp_path, LADDER, build)
     install().driver = 13020
     open_engine(bundle).close()
 
@@ -224,16 +223,16 @@ def test_a_later_driver_runs_it(install: Callable, build: Callable, make_graph: 
         ("deserialize", "does not load the plan: reason of deserialize$"),
     ],
 )
-def test_what_fails_gives_its_first_reason(install: Callable, make_graph: Callable, fault: str, reason: str) -> None:
+def test_what_fails_gives_its_first_reason(install: Callable, fault: str, reason: str) -> None:
     machine = install()
     machine.fails.add(fault)
     with pytest.raises(EngineError, match=reason):
-        build_engine("trt", make_graph(), precision="fp32", shapes=LADDER)
+        build_engine("trt", small_graph(), precision="fp32", shapes=LADDER)
 
 
-def test_what_fails_in_a_run(install: Callable, build: Callable, make_graph: Callable, tmp_path: Path) -> None:
+def test_what_fails_in_a_run(install: Callable, build: Callable, tmp_path: Path) -> None:
     machine = install()
-    bundle = bundle_of(make_graph(), tmp_path, LADDER, build)
+    bundle = bundle_of(small_graph(), tmp_path, LADDER, build)
     images = np.zeros((1, 16, 24, 3), np.uint8)
     for fault, reason in (("execute", "TensorRT 10.13.2.6 failed"), ("cudaMemcpyAsync", "CUDA failed: cudaErrorStream")):
         machine.fails = {fault}
@@ -248,11 +247,9 @@ def test_what_fails_in_a_run(install: Callable, build: Callable, make_graph: Cal
 
 
 @pytest.mark.parametrize("fault", ["cudaMalloc", "cudaHostAlloc", "set_tensor_address", "cudaGraphInstantiate"])
-def test_a_request_that_fails_leaves_no_memory(
-    install: Callable, build: Callable, make_graph: Callable, tmp_path: Path, fault: str
-) -> None:
+def test_a_request_that_fails_leaves_no_memory(install: Callable, build: Callable, tmp_path: Path, fault: str) -> None:
     machine = install()
-    bundle = bundle_of(make_graph(), tmp_path, LADDER, build)
+    bundle = bundle_of(small_graph(), tmp_path, LADDER, build)
     images = np.zeros((1, 16, 24, 3), np.uint8)
     with open_engine(bundle) as engine:
         if fault == "cudaGraphInstantiate":
@@ -273,11 +270,9 @@ def test_a_request_that_fails_leaves_no_memory(
     assert captured == len(machine.told("cudaGraphDestroy")) == (3 if fault == "cudaGraphInstantiate" else 1)
 
 
-def test_an_engine_that_is_refused_leaves_no_memory(
-    install: Callable, build: Callable, make_graph: Callable, tmp_path: Path
-) -> None:
+def test_an_engine_that_is_refused_leaves_no_memory(install: Callable, build: Callable, tmp_path: Path) -> None:
     machine = install()
-    bundle = bundle_of(make_graph(), tmp_path, LADDER, build)
+    bundle = bundle_of(small_graph(), tmp_path, LADDER, build)
     other = bundle.manifest.model_copy(update={"outputs": bundle.manifest.outputs[:1]})
     with pytest.raises(EngineError, match="but the manifest of small says labels"):
         open_engine(dataclasses.replace(bundle, manifest=other))
@@ -288,10 +283,10 @@ def test_an_engine_that_is_refused_leaves_no_memory(
     assert len(machine.told("cudaStreamDestroy")) == len(machine.told("cudaStreamCreateWithFlags")) == 3
 
 
-def test_a_capture_that_fails_is_ended(install: Callable, build: Callable, make_graph: Callable, tmp_path: Path) -> None:
+def test_a_capture_that_fails_is_ended(install: Callable, build: Callable, tmp_path: Path) -> None:
     machine = install()
     stream = sys.modules  # the module is imported by the build below
-    bundle = bundle_of(make_graph(), tmp_path, LADDER, build)
+    bundle = bundle_of(small_graph(), tmp_path, LADDER, build)
     cuda = stream["ddcat.engines.tensorrt.cuda"]
 
     def fail() -> None:
@@ -304,10 +299,10 @@ def test_a_capture_that_fails_is_ended(install: Callable, build: Callable, make_
 
 
 @pytest.mark.parametrize("told", ["Half", "Int8", "BFloat16"])
-def test_another_precision_in_effect_is_refused(install: Callable, make_graph: Callable, told: str) -> None:
+def test_another_precision_in_effect_is_refused(install: Callable, told: str) -> None:
     install().types = told
     with pytest.raises(EngineError, match=r"the plan computes in .* where fp32 was asked for"):
-        build_engine("trt", make_graph(), precision="fp32", shapes=LADDER)
+        build_engine("trt", small_graph(), precision="fp32", shapes=LADDER)
 
 
 def test_no_gpu(install: Callable) -> None:

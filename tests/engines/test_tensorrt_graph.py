@@ -1,5 +1,3 @@
-from collections.abc import Callable
-
 import numpy as np
 import onnx
 import onnxruntime
@@ -8,6 +6,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ddcat.engines.errors import EngineError
 from ddcat_export.engines.tensorrt.graph import adapt
+from tests.bundles import small_graph
 
 
 def answers(content: bytes, images: np.ndarray) -> list[np.ndarray]:
@@ -19,8 +18,8 @@ def answers(content: bytes, images: np.ndarray) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("opset", [17, 22])
 @pytest.mark.parametrize("int8", [False, True])
-def test_a_fitted_graph_computes_the_same(make_graph: Callable, opset: int, int8: bool) -> None:
-    graph = make_graph(int8=int8, confidence=not int8)
+def test_a_fitted_graph_computes_the_same(opset: int, int8: bool) -> None:
+    graph = small_graph(int8=int8, confidence=not int8)
     fitted = adapt(graph, "TensorRT", opset, int8=int8)
     assert onnx.load_model_from_string(fitted).opset_import[0].version == min(opset, 18)
     images = np.random.default_rng(0).integers(0, 256, (2, 9, 10, 3)).astype(np.uint8)
@@ -87,13 +86,13 @@ def test_the_shape_of_the_image_is_that_of_its_float_form() -> None:
     ]  # fmt: skip
 
 
-def test_an_int8_graph_must_quantise(make_graph: Callable) -> None:
+def test_an_int8_graph_must_quantise() -> None:
     with pytest.raises(EngineError, match="it has no QuantizeLinear"):
-        adapt(make_graph(), "TensorRT 10.13", 22, int8=True)
+        adapt(small_graph(), "TensorRT 10.13", 22, int8=True)
 
 
-def test_a_graph_that_cannot_be_made_older(make_graph: Callable) -> None:
-    model = onnx.load_model_from_string(make_graph())
+def test_a_graph_that_cannot_be_made_older() -> None:
+    model = onnx.load_model_from_string(small_graph())
     model.opset_import[0].version = 20
     model.graph.node.insert(0, node("Gelu", ["weight"], ["unused"]))  # since opset 20
     with pytest.raises(EngineError, match=r"reads ONNX up to opset 17, and the graph of opset 20 cannot be made one: ."):

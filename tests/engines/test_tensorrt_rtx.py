@@ -19,6 +19,7 @@ from ddcat.errors import BundleError
 from ddcat.manifest import DeviceKinds, DimRange, InputShapes, TensorEntry
 from ddcat_export.engines import build_engine
 from ddcat_export.precision_cast import cast_graph
+from tests.bundles import small_graph
 from tests.engines.test_tensorrt import LADDER, double
 
 FREE = InputShapes(
@@ -45,8 +46,8 @@ def bundle_of(graph: bytes, folder: Path, build: Callable, shapes: InputShapes =
 @pytest.mark.usefixtures("real")
 @pytest.mark.parametrize("shapes", [LADDER, FREE, ONE], ids=["ladder", "free", "one size"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
-def test_plans_are_built_on_a_cpu(make_graph: Callable, precision: Precision, shapes: InputShapes) -> None:
-    graph = make_graph(int8=precision == "int8")
+def test_plans_are_built_on_a_cpu(precision: Precision, shapes: InputShapes) -> None:
+    graph = small_graph(int8=precision == "int8")
     if precision in ("fp16", "bf16"):
         model = onnx.load_model_from_string(graph)
         model.opset_import[0].version = 22
@@ -71,14 +72,14 @@ def test_plans_are_built_on_a_cpu(make_graph: Callable, precision: Precision, sh
         (("sm75",), "bf16", "does not compute in bf16; use --precision fp16"),
     ],
 )
-def test_what_is_not_built(make_graph: Callable, targets: tuple[str, ...], precision: Precision, reason: str) -> None:
+def test_what_is_not_built(targets: tuple[str, ...], precision: Precision, reason: str) -> None:
     with pytest.raises(EngineError, match=reason):
-        build_engine("trt-rtx", make_graph(), precision=precision, shapes=LADDER, targets=targets)
+        build_engine("trt-rtx", small_graph(), precision=precision, shapes=LADDER, targets=targets)
 
 
 @pytest.mark.usefixtures("real")
-def test_a_node_that_the_parser_does_not_take_is_named(make_graph: Callable) -> None:
-    model = onnx.load_model_from_string(make_graph(logits=False))
+def test_a_node_that_the_parser_does_not_take_is_named() -> None:
+    model = onnx.load_model_from_string(small_graph(logits=False))
     argmax = next(node for node in model.graph.node if node.op_type == "ArgMax")
     model.graph.node.insert(0, helper.make_node("NonZero", ["weight"], ["places"], name="n"))
     argmax.name = "a"
@@ -88,8 +89,8 @@ def test_a_node_that_the_parser_does_not_take_is_named(make_graph: Callable) -> 
 
 
 @pytest.mark.usefixtures("real")
-def test_a_bundle_that_is_opened_without_a_gpu(build: Callable, make_graph: Callable, tmp_path: Path) -> None:
-    bundle = bundle_of(make_graph(), tmp_path, build, targets=("sm89",))
+def test_a_bundle_that_is_opened_without_a_gpu(build: Callable, tmp_path: Path) -> None:
+    bundle = bundle_of(small_graph(), tmp_path, build, targets=("sm89",))
     with pytest.raises(
         EngineError, match=r"there is no GPU here that CUDA can use.*: TensorRT needs one of NVIDIA's"
     ) as refusal:
@@ -103,11 +104,11 @@ def test_a_bundle_that_is_opened_without_a_gpu(build: Callable, make_graph: Call
         open_bundle(bundle.path, TrustPolicy.from_options(tmp_path / "key.pub", None))
 
 
-def test_without_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch, build: Callable, make_graph: Callable, tmp_path: Path) -> None:
+def test_without_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch, build: Callable, tmp_path: Path) -> None:
     doubles = double()
     doubles.forget_engine()
     doubles.Machine().install(monkeypatch)
-    bundle = bundle_of(make_graph(), tmp_path, build)
+    bundle = bundle_of(small_graph(), tmp_path, build)
     doubles.forget_engine()
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(EngineError, match=r'the runtime of engine trt-rtx is not installed .*: pip install "\.\[rtx\]"'):
@@ -131,11 +132,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable:
 
 
 @pytest.mark.parametrize("shapes", [LADDER, FREE], ids=["ladder", "free"])
-def test_builds_and_answers(
-    machine: Callable, shapes: InputShapes, build: Callable, make_graph: Callable, oracle: Callable, tmp_path: Path
-) -> None:
+def test_builds_and_answers(machine: Callable, shapes: InputShapes, build: Callable, oracle: Callable, tmp_path: Path) -> None:
     here = machine()
-    bundle = bundle_of(make_graph(), tmp_path, build, shapes, targets=("sm89", "sm120"))
+    bundle = bundle_of(small_graph(), tmp_path, build, shapes, targets=("sm89", "sm120"))
     assert here.told("compute_capability") == [("SM89",), ("SM120",)]
     assert here.told("deserialize"), "it is opened where such a GPU is"
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3)).astype(np.uint8)
@@ -148,19 +147,17 @@ def test_builds_and_answers(
     assert not here.memory, "memory was not given back"
 
 
-def test_current_is_the_gpu_of_this_machine(machine: Callable, make_graph: Callable) -> None:
+def test_current_is_the_gpu_of_this_machine(machine: Callable) -> None:
     here = machine((9, 0))
-    built = build_engine("trt-rtx", make_graph(), precision="fp32", shapes=LADDER, targets=("current",))
+    built = build_engine("trt-rtx", small_graph(), precision="fp32", shapes=LADDER, targets=("current",))
     assert here.told("compute_capability") == [("CURRENT",)]
     assert built.entry.built_for.compute_capabilities == ("9.0",)
     assert built.runs_here
 
 
-def test_both_of_them_in_one_process(
-    machine: Callable, build: Callable, make_graph: Callable, oracle: Callable, tmp_path: Path
-) -> None:
+def test_both_of_them_in_one_process(machine: Callable, build: Callable, oracle: Callable, tmp_path: Path) -> None:
     machine()
-    graph, images = make_graph(), np.random.default_rng(0).integers(0, 256, (1, 16, 24, 3)).astype(np.uint8)
+    graph, images = small_graph(), np.random.default_rng(0).integers(0, 256, (1, 16, 24, 3)).astype(np.uint8)
     rtx = bundle_of(graph, tmp_path, build)
     built = build_engine("trt", graph, precision="fp32", shapes=LADDER)
     files = {"model.onnx": graph, **built.files}
@@ -184,10 +181,10 @@ def test_both_of_them_in_one_process(
     ],
 )
 def test_a_plan_is_refused_elsewhere(
-    machine: Callable, build: Callable, make_graph: Callable, tmp_path: Path, change: dict[str, object], reason: str
+    machine: Callable, build: Callable, tmp_path: Path, change: dict[str, object], reason: str
 ) -> None:
     machine()
-    bundle = bundle_of(make_graph(), tmp_path, build, targets=("sm89",))
+    bundle = bundle_of(small_graph(), tmp_path, build, targets=("sm89",))
     here = machine()
     for name, value in change.items():
         setattr(here, name, value)
@@ -197,9 +194,9 @@ def test_a_plan_is_refused_elsewhere(
     assert not here.told("deserialize"), "no byte of it is run"
 
 
-def test_another_version_is_refused(machine: Callable, build: Callable, make_graph: Callable, tmp_path: Path) -> None:
+def test_another_version_is_refused(machine: Callable, build: Callable, tmp_path: Path) -> None:
     machine()
-    bundle = bundle_of(make_graph(), tmp_path, build, targets=("sm89",))
+    bundle = bundle_of(small_graph(), tmp_path, build, targets=("sm89",))
     engine = bundle.manifest.engine
     older = engine.built_for.model_copy(update={"runtime": "tensorrt_rtx 1.6.0.1"})
     manifest = bundle.manifest.model_copy(update={"engine": engine.model_copy(update={"built_for": older})})

@@ -12,9 +12,9 @@ from fastapi import FastAPI
 from ddcat_serve.http.app import create_app
 from ddcat_serve.inference.model_registry import Models, load_models
 from ddcat_serve.settings import Settings
-from tests.bundles import build, bundle, cache, make_bundle, make_graph, oracle, picture, small_bundle
+from tests.bundles import build, bundle, cache, make_bundle, oracle, picture, small_bundle
 
-__all__ = ["build", "bundle", "cache", "make_bundle", "make_graph", "oracle", "picture"]  # fixtures
+__all__ = ["build", "bundle", "cache", "make_bundle", "oracle", "picture"]  # fixtures
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ddcat.bundle import Bundle, write_bundle
+from tests.bundles import small_graph
 from tests.keys import write_keys
 from tests.serve.payloads import as_labels, as_png
 from tests.serve.processes import COMMAND, server
@@ -36,10 +37,9 @@ def allowed() -> None:
 
 @pytest.mark.parametrize(("engine", "signed"), [("ort", True), ("openvino", False)])
 def test_it_starts_and_answers_bodies_and_forms(
-    engine: str, signed: bool, build: Callable[..., Bundle], oracle: Callable, picture: np.ndarray, make_graph: Callable,
-    tmp_path: Path,
+    engine: str, signed: bool, build: Callable[..., Bundle], oracle: Callable, picture: np.ndarray, tmp_path: Path,
 ) -> None:  # fmt: skip
-    made, options = build(make_graph(), engine), []
+    made, options = build(small_graph(), engine), []
     if signed:
         key, public = write_keys(tmp_path, "key")
         made = write_bundle(tmp_path / "signed", made.manifest, made.files, key=key)

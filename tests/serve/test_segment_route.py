@@ -19,7 +19,7 @@ from ddcat_serve.http.app import create_app
 from ddcat_serve.http.decoding import decode
 from ddcat_serve.inference.model_registry import Models, load_models
 from ddcat_serve.settings import Settings
-from tests.bundles import CLASSES
+from tests.bundles import CLASSES, small_graph
 from tests.serve.payloads import as_labels, as_png, refused
 
 
@@ -92,9 +92,9 @@ def test_the_response_is_the_accepted_representation(client: httpx.Client, oracl
 
 
 def test_the_confidence_is_offered_if_the_bundle_has_it(
-    build: Callable[..., Bundle], make_graph: Callable[..., bytes], client_of: Callable, picture: np.ndarray
+    build: Callable[..., Bundle], client_of: Callable, picture: np.ndarray
 ) -> None:
-    bundle = build(make_graph(logits=True, confidence=True), "ort")
+    bundle = build(small_graph(logits=True, confidence=True), "ort")
     with load_models([bundle.path], settings=Settings(), threads=1) as models:
         client = client_of(create_app(models, Settings()))
         response = client.post("/v1/segment", content=as_png(picture), headers={"Accept": "image/png;view=confidence"})

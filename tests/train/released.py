@@ -4,7 +4,10 @@ The files of others, written down from their description alone: keys, shapes and
 Nothing here knows the networks of ddcat_train.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -201,3 +204,13 @@ class Reference:
     @staticmethod
     def _resize(maps: Tensor, like: Tensor) -> Tensor:
         return F.interpolate(maps, size=like.shape[2:], mode="bilinear", align_corners=True)
+
+
+def saved(path: Path, content: Any, **options: Any) -> Path:
+    torch.save(content, path, **options)
+    return path
+
+
+def parallel(weights: dict[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """As DataParallel names them, and as the released files keep them."""
+    return OrderedDict((f"module.{key}", value) for key, value in weights.items())

@@ -1,6 +1,5 @@
 """Weights of the classes in the losses."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +14,11 @@ from ddcat_train.choices import MethodName
 from ddcat_train.config import AttackConfig, Config, MethodConfig, load_config
 from ddcat_train.errors import ConfigError, DataError
 from ddcat_train.losses import pixel_cross_entropy, pixel_divergence, valid_pixels
-from ddcat_train.methods import METHODS, MicroBatch
-from ddcat_train.networks import Segmenter
+from ddcat_train.methods import METHODS
 from ddcat_train.run.class_weights import balanced
 from ddcat_train.run.loop import train
 from ddcat_train.run.trainer import Trainer
+from tests.train.batches import batch_of, network_for
 
 WEIGHTS = torch.tensor([0.5, 2.0, 0.0, 7.0], dtype=torch.float64)
 
@@ -44,7 +43,7 @@ def test_weighted_losses_are_torch_s(pixels: tuple[torch.Tensor, torch.Tensor]) 
 
 @pytest.mark.parametrize("method", ["undefended", "segpgd-at", "trades", "ddcat"])
 def test_equal_weights_change_nothing_and_others_change_every_head(
-    method: MethodName, batch_of: Callable[..., MicroBatch], network_for: Callable[..., Segmenter]
+    method: MethodName,
 ) -> None:
     options, attack = MethodConfig(name=method), AttackConfig()
     micro_batch = batch_of(4, ignored=(0.3,))

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from types import ModuleType
 from typing import Any, NamedTuple, get_args
 
 import pytest
@@ -17,6 +16,8 @@ from ddcat_train.config import PRESETS, AttackConfig, MethodConfig, load_config
 from ddcat_train.methods import METHODS, MicroBatch, OptimizerStep
 from ddcat_train.methods.ddcat import divide_pixels
 from ddcat_train.networks import Segmenter
+from tests.train import oracle
+from tests.train.batches import batch_of, network_for, settings_of
 
 DIVIDING = ("ddcat", "ddcat-m", "ddcat-n")
 METHOD_NAMES = get_args(MethodName)
@@ -73,7 +74,7 @@ OTHERS = [plan for plans in ALONE for plan in plans if plan not in VISITED]
 OTHERS += [plan for method in METHOD_NAMES for plan in everywhere(method, {}) if plan not in DEFAULTS]
 
 
-def choice_of(oracle: ModuleType, options: MethodConfig, attack: AttackConfig) -> Any:
+def choice_of(options: MethodConfig, attack: AttackConfig) -> Any:
     return oracle.Choice(**options.model_dump(exclude={"split"}), **attack.model_dump())
 
 
@@ -123,37 +124,27 @@ def assert_same_masks(log: Any, expected: Any) -> None:
     assert close(log["chosen_share"], expected.predicted.double().mean(), 1e-6)
 
 
-@pytest.fixture
-def case_of(batch_of: Callable[..., MicroBatch]) -> Callable[[str], tuple[MicroBatch, float | None]]:
-    """A batch, and what forces the mask branch."""
-
-    def make(case: str) -> tuple[MicroBatch, float | None]:
-        return {
-            "even": lambda: (batch_of(4), None),
-            "odd": lambda: (batch_of(3), None),
-            "partly ignored": lambda: (batch_of(5, ignored=(0.3, 1.0, 0.0, 0.6, 1.0)), None),
-            "all ignored": lambda: (batch_of(3, ignored=(1.0, 1.0, 1.0)), None),
-            "p all 0": lambda: (batch_of(3, ignored=(0.2,)), -1e3),
-            "p all 1": lambda: (batch_of(3, ignored=(0.2,)), 1e3),
-        }[case]()
-
-    return make
+# A batch, and what forces the mask branch
+CASES: dict[str, Callable[[], tuple[MicroBatch, float | None]]] = {
+    "even": lambda: (batch_of(4), None),
+    "odd": lambda: (batch_of(3), None),
+    "partly ignored": lambda: (batch_of(5, ignored=(0.3, 1.0, 0.0, 0.6, 1.0)), None),
+    "all ignored": lambda: (batch_of(3, ignored=(1.0, 1.0, 1.0)), None),
+    "p all 0": lambda: (batch_of(3, ignored=(0.2,)), -1e3),
+    "p all 1": lambda: (batch_of(3, ignored=(0.2,)), 1e3),
+}
 
 
 @pytest.mark.parametrize(
     "plan", [*DEFAULTS, *VISITED, *(pytest.param(plan, marks=pytest.mark.slow) for plan in OTHERS)], ids=str
 )
 def test_a_step_is_that_of_the_oracle(
-    oracle: ModuleType,
-    case_of: Callable[[str], tuple[MicroBatch, float | None]],
-    network_for: Callable[..., Segmenter],
-    settings_of: Callable[..., Any],
     plan: Plan,
 ) -> None:
-    micro_batch, mask_bias = case_of(plan.case)
+    micro_batch, mask_bias = CASES[plan.case]()
     options, attack = settings_of(plan.method, plan.chosen)
     network = network_for(options, micro_batch, context=plan.context, mask_bias=mask_bias)
-    choice = choice_of(oracle, options, attack)
+    choice = choice_of(options, attack)
     expected = oracle.step(network, micro_batch.images, micro_batch.labels, micro_batch.seeds, choice)
     if plan.method == "sat" or plan.method in DIVIDING:
         micro_batch = replace(micro_batch, clean=options.clean_images(len(micro_batch.images)))
@@ -198,10 +189,6 @@ def assert_case_is_what_it_says(
     "chosen", [{}, pytest.param(LETTER | {"start": "clean"}, marks=pytest.mark.slow)], ids=["default", "algorithm-2"]
 )
 def test_a_micro_batch_may_be_all_clean_or_all_adversarial(
-    oracle: ModuleType,
-    batch_of: Callable[..., MicroBatch],
-    network_for: Callable[..., Segmenter],
-    settings_of: Callable[..., Any],
     method: str,
     clean: int,
     chosen: dict[str, Any],
@@ -209,7 +196,7 @@ def test_a_micro_batch_may_be_all_clean_or_all_adversarial(
     micro_batch = replace(batch_of(3, ignored=(0.2,)), clean=clean)
     options, attack = settings_of(method, chosen if method != "sat" else {})
     network = network_for(options, micro_batch, context="aspp")
-    choice = choice_of(oracle, options, attack)
+    choice = choice_of(options, attack)
     expected = oracle.step(network, micro_batch.images, micro_batch.labels, micro_batch.seeds, choice, clean=clean)
     assert_same_step(network, METHODS[options.name].step(network, micro_batch, attack=attack, options=options), expected)
 
@@ -224,9 +211,6 @@ def test_a_micro_batch_may_be_all_clean_or_all_adversarial(
 )
 @pytest.mark.parametrize(("cut", "clean"), [(1, 2), pytest.param(3, 1, marks=pytest.mark.slow)])
 def test_two_micro_batches_are_summed_to_the_whole(
-    batch_of: Callable[..., MicroBatch],
-    network_for: Callable[..., Segmenter],
-    settings_of: Callable[..., Any],
     method: str,
     chosen: dict[str, Any],
     cut: int,
@@ -261,16 +245,12 @@ def test_two_micro_batches_are_summed_to_the_whole(
 
 @pytest.mark.parametrize("method", ["undefended", "ddcat", "trades"])
 def test_dropout_acts_in_training_and_never_in_the_attack(
-    oracle: ModuleType,
-    batch_of: Callable[..., MicroBatch],
-    network_for: Callable[..., Segmenter],
-    settings_of: Callable[..., Any],
     method: str,
 ) -> None:
     micro_batch = batch_of(3)
     options, attack = settings_of(method, LETTER if method == "ddcat" else {})
     network = network_for(options, micro_batch, dropout=0.5)
-    choice = choice_of(oracle, options, attack)
+    choice = choice_of(options, attack)
     expected, another = (
         oracle.step(network, micro_batch.images, micro_batch.labels, micro_batch.seeds, choice, dropout_seed=seed)
         for seed in (5, 6)
@@ -283,16 +263,12 @@ def test_dropout_acts_in_training_and_never_in_the_attack(
 
 @pytest.mark.parametrize("chosen", [{}, LETTER], ids=["default", "letter"])
 def test_in_single_precision_few_pixels_differ(
-    oracle: ModuleType,
-    batch_of: Callable[..., MicroBatch],
-    network_for: Callable[..., Segmenter],
-    settings_of: Callable[..., Any],
     chosen: dict[str, Any],
 ) -> None:
     micro_batch = batch_of(4)
     options, attack = settings_of("ddcat", chosen)
     network = network_for(options, micro_batch)
-    choice = choice_of(oracle, options, attack)
+    choice = choice_of(options, attack)
     expected = oracle.step(network, micro_batch.images, micro_batch.labels, micro_batch.seeds, choice)
     single = replace(micro_batch, images=micro_batch.images.float())
     division = divide_pixels(network.float(), single, attack=attack, predict_mask=options.predicted_mask == "algorithm-2")
@@ -302,9 +278,7 @@ def test_in_single_precision_few_pixels_differ(
 
 
 @pytest.mark.parametrize("preset", ["scenes-sat-fgsm", "camvid-sat-fgsm"])
-def test_the_control_that_leaks_labels_is_trained_on_fgsm(
-    batch_of: Callable[..., MicroBatch], network_for: Callable[..., Segmenter], preset: str
-) -> None:
+def test_the_control_that_leaks_labels_is_trained_on_fgsm(preset: str) -> None:
     config, micro_batch = load_config(preset), batch_of(3, ignored=(0.3,))
     network = network_for(config.method, micro_batch)
     epsilon = config.attack.epsilon
@@ -316,9 +290,7 @@ def test_the_control_that_leaks_labels_is_trained_on_fgsm(
     assert (expected - micro_batch.images[1:]).abs().max() == pytest.approx(0.03)
 
 
-def test_a_nan_of_the_branch_that_is_not_chosen_stays_out_of_the_maps(
-    batch_of: Callable[..., MicroBatch], network_for: Callable[..., Segmenter], settings_of: Callable[..., Any]
-) -> None:
+def test_a_nan_of_the_branch_that_is_not_chosen_stays_out_of_the_maps() -> None:
     micro_batch = batch_of(4)
     options, attack = settings_of("ddcat", {})
     network = network_for(options, micro_batch, mask_bias=-1e3)  # p = 0: the main branch everywhere

@@ -1,6 +1,6 @@
 """What a step of each method costs, counted in samples, and what it leaves alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddcat_train.config import PRESETS
-from ddcat_train.methods import METHODS, MicroBatch
-from ddcat_train.networks import Segmenter
+from ddcat_train.methods import METHODS
 from ddcat_train.networks.contexts import Context
+from tests.train.batches import batch_of, network_for, settings_of
 
 LETTER = {key: value for part in yaml.safe_load((PRESETS / "_letter.yaml").read_text()).values() for key, value in part.items()}
 
@@ -89,9 +89,6 @@ def samples_through(modules: dict[str, nn.Module]) -> Iterator[dict[str, int]]:
     ],
 )
 def test_samples_through_the_network(
-    batch_of: Callable[..., MicroBatch],
-    network_for: Callable[..., Segmenter],
-    settings_of: Callable[..., Any],
     method: str,
     chosen: dict[str, Any],
     forward: float,
@@ -124,9 +121,6 @@ def test_samples_through_the_network(
     [("sat", 3 * 3 + 5), ("ddcat", 3 * 5 + 2 + 5), ("ddcat-m", 3 * 5 + 5 + 5), ("ddcat-n", 3 * 3 + 3 + 5)],
 )
 def test_odd_batches_attack_the_larger_half(
-    batch_of: Callable[..., MicroBatch],
-    network_for: Callable[..., Segmenter],
-    settings_of: Callable[..., Any],
     method: str,
     forward: int,
 ) -> None:
@@ -140,9 +134,6 @@ def test_odd_batches_attack_the_larger_half(
 
 @pytest.mark.parametrize(("method", "chosen"), [("undefended", {}), ("trades", {}), ("ddcat", {}), ("ddcat-n", LETTER)])
 def test_a_step_leaves_gradients_flags_and_the_batch_alone(
-    batch_of: Callable[..., MicroBatch],
-    network_for: Callable[..., Segmenter],
-    settings_of: Callable[..., Any],
     method: str,
     chosen: dict[str, Any],
 ) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddcat_train.attacks import SEA, SHRINKING, WEIGHTS, StepOutput, apgd, bim, signed_gradient_ascent
 from ddcat_train.attacks.apgd import CONSTANT, _at_checkpoint, _initial_state, step_checkpoints
+from tests.train import small
 from tests.train.small import right_pixels
 
 CLASS_PIXELS = torch.tensor([7, 900, 50, 30])
@@ -121,7 +122,7 @@ def literal_weight(name: str, logits: Tensor, labels: Tensor) -> Tensor:
 )
 @settings(max_examples=12, deadline=None)
 def test_it_is_the_published_algorithm_image_by_image(
-    small: Any, weight: Any, seed: int, epsilon: float, steps: int, schedule: Any, start: Any
+    weight: Any, seed: int, epsilon: float, steps: int, schedule: Any, start: Any
 ) -> None:
     images, labels = small.batch(seed, size=4)
     network = small.network(seed % 5).eval()
@@ -190,7 +191,7 @@ def test_a_step_is_halved_by_either_condition(rises: int, gained: float, halved_
 @given(seed=st.integers(0, 2**31), epsilon=st.floats(0.001, 0.4), schedule=st.sampled_from([CONSTANT, SHRINKING]))
 @settings(max_examples=6, deadline=None)
 def test_on_a_linear_model_no_image_of_the_ball_has_fewer_right_pixels(
-    small: Any, weight: Any, seed: int, epsilon: float, schedule: Any
+    weight: Any, seed: int, epsilon: float, schedule: Any
 ) -> None:
     images, labels = small.batch(seed, classes=2)
     weights = torch.tensor([1.5, -0.7, 0.2], dtype=torch.float64)
@@ -207,7 +208,7 @@ def test_on_a_linear_model_no_image_of_the_ball_has_fewer_right_pixels(
 
 @given(seed=st.integers(0, 2**31), steps=st.integers(1, 12))
 @settings(max_examples=8, deadline=None)
-def test_more_steps_of_a_run_leave_no_more_right_pixels_than_its_start(small: Any, seed: int, steps: int) -> None:
+def test_more_steps_of_a_run_leave_no_more_right_pixels_than_its_start(seed: int, steps: int) -> None:
     images, labels = small.batch(seed)
     network, seeds = small.network().eval(), torch.tensor([1, 2, 3])
     found = apgd(network, images, labels, epsilon=0.1, steps=steps, seeds=seeds)
@@ -215,7 +216,7 @@ def test_more_steps_of_a_run_leave_no_more_right_pixels_than_its_start(small: An
     assert (right_pixels(network, found, labels) <= right_pixels(network, begin, labels)).all()
 
 
-def test_it_beats_steps_of_constant_size_in_the_same_number(small: Any) -> None:
+def test_it_beats_steps_of_constant_size_in_the_same_number() -> None:
     """Not a theorem, but what it is for: over 24 images, more pixels wrong than BIM with the usual steps."""
     images, labels = small.batch(4, count=24, size=8)
     network, seeds = small.network().eval(), torch.arange(24)
@@ -225,7 +226,7 @@ def test_it_beats_steps_of_constant_size_in_the_same_number(small: Any) -> None:
 
 
 @pytest.mark.parametrize("schedule", [(), ((2.0, 100),), ((2.0, 30), (1.0, 60))])
-def test_a_schedule_that_does_not_end_at_epsilon_is_refused(small: Any, schedule: Any) -> None:
+def test_a_schedule_that_does_not_end_at_epsilon_is_refused(schedule: Any) -> None:
     images, labels = small.batch(4)
     with pytest.raises(ValueError, match="a schedule ends at 1 epsilon"):
         apgd(small.network(), images, labels, epsilon=0.1, schedule=schedule, start="clean")
@@ -235,7 +236,7 @@ def test_a_schedule_that_does_not_end_at_epsilon_is_refused(small: Any, schedule
 
 
 @pytest.mark.parametrize("schedule", [CONSTANT, SHRINKING])
-def test_a_step_costs_a_forward_and_a_backward(small: Any, schedule: Any) -> None:
+def test_a_step_costs_a_forward_and_a_backward(schedule: Any) -> None:
     images, labels = small.batch(4)
     forwards, backwards = [], []
 
@@ -251,7 +252,7 @@ def test_a_step_costs_a_forward_and_a_backward(small: Any, schedule: Any) -> Non
     assert forwards == [3] * (20 + len(schedule))  # and one to judge the last iterate of each stage
 
 
-def test_images_without_a_right_pixel_cost_nothing_more(small: Any) -> None:
+def test_images_without_a_right_pixel_cost_nothing_more() -> None:
     images, labels = small.batch(4, count=4, ignored=0)
     network = small.network().eval()
     labels[1] = (network(images).argmax(1)[1] + 1) % small.CLASSES  # wrong from the start, by far

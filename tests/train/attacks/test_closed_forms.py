@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ddcat_train.attacks import StepOutput, bim, segpgd, signed_gradient_ascent
 from ddcat_train.losses import pixel_divergence
+from tests.train import small
 
 STARTS = ("clean", "random", "lower")
 
@@ -17,9 +18,7 @@ STARTS = ("clean", "random", "lower")
 @pytest.mark.parametrize("start", ["clean", "lower"])
 @given(seed=st.integers(0, 2**31), epsilon=st.floats(0.0, 0.2), alpha=st.floats(0.001, 0.2), steps=st.integers(1, 5))
 @settings(max_examples=12, deadline=None)
-def test_bim_on_a_linear_model_is_its_closed_form(
-    small: Any, start: str, seed: int, epsilon: float, alpha: float, steps: int
-) -> None:
+def test_bim_on_a_linear_model_is_its_closed_form(start: str, seed: int, epsilon: float, alpha: float, steps: int) -> None:
     images, labels = small.batch(seed, classes=2)
     weights = torch.tensor([1.5, -0.7, 0.2], dtype=torch.float64)
     found = bim(small.Pixelwise(weights), images, labels, epsilon=epsilon, alpha=alpha, steps=steps, start=start)
@@ -33,7 +32,7 @@ def test_bim_on_a_linear_model_is_its_closed_form(
 
 @given(seed=st.integers(0, 2**31), epsilon=st.floats(0.0, 0.5))
 @settings(max_examples=12, deadline=None)
-def test_one_step_of_epsilon_on_a_linear_model_is_its_closed_form(small: Any, seed: int, epsilon: float) -> None:
+def test_one_step_of_epsilon_on_a_linear_model_is_its_closed_form(seed: int, epsilon: float) -> None:
     images, labels = small.batch(seed, classes=2)
     weights = torch.tensor([-0.3, 0.9, 2.0], dtype=torch.float64)
     found = bim(small.Pixelwise(weights), images, labels, epsilon=epsilon, alpha=epsilon, steps=1)
@@ -42,7 +41,7 @@ def test_one_step_of_epsilon_on_a_linear_model_is_its_closed_form(small: Any, se
     assert torch.allclose(found, expected, rtol=0, atol=1e-12)
 
 
-def test_alpha_by_name_is_epsilon_over_steps(small: Any) -> None:
+def test_alpha_by_name_is_epsilon_over_steps() -> None:
     images, labels = small.batch(3)
     network = small.network()
     named = bim(network, images, labels, epsilon=0.03, alpha="eps/n", steps=4)
@@ -52,7 +51,7 @@ def test_alpha_by_name_is_epsilon_over_steps(small: Any) -> None:
 
 @given(seed=st.integers(0, 2**31), steps=st.integers(1, 5), draws=st.integers(0, 2**31))
 @settings(max_examples=12, deadline=None)
-def test_any_objective_on_a_linear_model_is_ascended_to_its_closed_form(small: Any, seed: int, steps: int, draws: int) -> None:
+def test_any_objective_on_a_linear_model_is_ascended_to_its_closed_form(seed: int, steps: int, draws: int) -> None:
     images, labels = small.batch(seed, classes=2)
     weights = torch.tensor([1.5, -0.7, 0.2], dtype=torch.float64)
     generator = torch.Generator().manual_seed(draws)
@@ -79,7 +78,7 @@ def test_any_objective_on_a_linear_model_is_ascended_to_its_closed_form(small: A
 
 @given(seed=st.integers(0, 2**31), steps=st.integers(1, 5))
 @settings(max_examples=12, deadline=None)
-def test_segpgd_on_a_linear_model_moves_wrong_pixels_from_the_second_step_on(small: Any, seed: int, steps: int) -> None:
+def test_segpgd_on_a_linear_model_moves_wrong_pixels_from_the_second_step_on(seed: int, steps: int) -> None:
     images, labels = small.batch(seed, classes=2)
     network = small.Pixelwise(torch.tensor([1.5, -0.7, -0.9], dtype=torch.float64))
     found = segpgd(network, images, labels, epsilon=0.05, alpha=0.02, steps=steps, start="clean")
@@ -92,7 +91,7 @@ def test_segpgd_on_a_linear_model_moves_wrong_pixels_from_the_second_step_on(sma
 
 @given(seed=st.integers(0, 2**31), steps=st.integers(1, 5), start=st.sampled_from(["lower", "random"]))
 @settings(max_examples=12, deadline=None)
-def test_a_divergence_on_a_linear_model_grows_to_the_side_it_starts_on(small: Any, seed: int, steps: int, start: Any) -> None:
+def test_a_divergence_on_a_linear_model_grows_to_the_side_it_starts_on(seed: int, steps: int, start: Any) -> None:
     images, labels = small.batch(seed, classes=2)
     network = small.Pixelwise(torch.tensor([1.5, -0.7, -0.9], dtype=torch.float64))
     reference, weights = network(images).detach(), network.weights.detach()
@@ -108,7 +107,7 @@ def test_a_divergence_on_a_linear_model_grows_to_the_side_it_starts_on(small: An
 
 @given(seed=st.integers(0, 2**31), scale=st.floats(0.01, 50))
 @settings(max_examples=12, deadline=None)
-def test_a_divergence_is_that_of_torch_and_zero_where_it_is_ignored(small: Any, seed: int, scale: float) -> None:
+def test_a_divergence_is_that_of_torch_and_zero_where_it_is_ignored(seed: int, scale: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     one, other = scale * torch.randn(2, 3, small.CLASSES, 4, 5, dtype=torch.float64, generator=generator)
     labels = torch.randint(small.CLASSES, (3, 4, 5), generator=generator)

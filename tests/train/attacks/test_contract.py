@@ -23,6 +23,7 @@ from ddcat_train.attacks import (
     signed_gradient_ascent,
     tsallis_pgd,
 )
+from tests.train import small
 
 STARTS = ("clean", "random", "lower")
 STEPS: dict[str, Any] = {"epsilon": 0.05, "alpha": 0.02, "steps": 3}
@@ -50,7 +51,7 @@ every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 )
 @settings(max_examples=12, deadline=None)
 def test_every_iterate_lies_in_the_ball_and_is_an_image(
-    small: Any, seed: int, epsilon: float, alpha: float, steps: int, start: Any, dtype: torch.dtype
+    seed: int, epsilon: float, alpha: float, steps: int, start: Any, dtype: torch.dtype
 ) -> None:
     images, labels = small.batch(seed)
     images = images.to(dtype)
@@ -75,9 +76,7 @@ def test_every_iterate_lies_in_the_ball_and_is_an_image(
 @every_attack
 @given(seed=st.integers(0, 2**31), epsilon=st.floats(0.0, 0.6), dtype=st.sampled_from([torch.float32, torch.float64]))
 @settings(max_examples=6, deadline=None)
-def test_every_result_lies_in_the_ball_and_is_an_image(
-    small: Any, attack: Any, seed: int, epsilon: float, dtype: torch.dtype
-) -> None:
+def test_every_result_lies_in_the_ball_and_is_an_image(attack: Any, seed: int, epsilon: float, dtype: torch.dtype) -> None:
     images, labels = small.batch(seed)
     images = images.to(dtype)
     before = images.clone()
@@ -93,7 +92,7 @@ def test_every_result_lies_in_the_ball_and_is_an_image(
 @every_attack
 @given(training=st.lists(st.booleans(), min_size=6, max_size=6), with_gradients=st.booleans())
 @settings(max_examples=6, deadline=None)
-def test_the_network_is_left_as_it_was(small: Any, attack: Any, training: list[bool], with_gradients: bool) -> None:
+def test_the_network_is_left_as_it_was(attack: Any, training: list[bool], with_gradients: bool) -> None:
     network = small.network()
     for module, flag in zip(network.modules(), training, strict=True):
         module.training = flag
@@ -118,7 +117,7 @@ def test_the_network_is_left_as_it_was(small: Any, attack: Any, training: list[b
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
-def test_an_attack_that_is_broken_off_puts_the_modes_back(small: Any, stop_after: int) -> None:
+def test_an_attack_that_is_broken_off_puts_the_modes_back(stop_after: int) -> None:
     network = small.network().train()
     images, labels = small.batch(7)
     items = signed_gradient_ascent(network, images, labels)
@@ -128,7 +127,7 @@ def test_an_attack_that_is_broken_off_puts_the_modes_back(small: Any, stop_after
     assert all(module.training for module in network.modules())
 
 
-def test_training_flags_return_when_the_model_fails(small: Any) -> None:
+def test_training_flags_return_when_the_model_fails() -> None:
     network = small.network().train()
     network.append(nn.Conv2d(small.CLASSES + 1, 2, 1).double())  # of the wrong width
     images, labels = small.batch(1)
@@ -138,7 +137,7 @@ def test_training_flags_return_when_the_model_fails(small: Any) -> None:
 
 
 @every_attack
-def test_any_callable_is_a_model_and_neither_its_mode_nor_no_grad_matters(small: Any, attack: Any) -> None:
+def test_any_callable_is_a_model_and_neither_its_mode_nor_no_grad_matters(attack: Any) -> None:
     images, labels = small.batch(2)
     seeds = torch.tensor([1, 2, 3])
     expected = attack(small.network().eval(), images, labels, seeds=seeds)
@@ -151,7 +150,7 @@ def test_any_callable_is_a_model_and_neither_its_mode_nor_no_grad_matters(small:
 @every_attack
 @given(seed=st.integers(0, 2**31), order=st.permutations(range(4)), kept=st.integers(1, 4))
 @settings(max_examples=8, deadline=None)
-def test_a_result_does_not_depend_on_batch_mates(small: Any, attack: Any, seed: int, order: list[int], kept: int) -> None:
+def test_a_result_does_not_depend_on_batch_mates(attack: Any, seed: int, order: list[int], kept: int) -> None:
     images, labels = small.batch(seed, count=4)
     labels[seed % 4] = 255  # an image without any label among them
     labels[(seed + 1) % 4, 0, 1:] = 255
@@ -164,7 +163,7 @@ def test_a_result_does_not_depend_on_batch_mates(small: Any, attack: Any, seed: 
     assert torch.allclose(alone, together[chosen], rtol=0, atol=1e-12)
 
 
-def test_random_starts_differ_between_seeds_and_fill_the_ball(small: Any) -> None:
+def test_random_starts_differ_between_seeds_and_fill_the_ball() -> None:
     images = torch.full((2, 3, 40, 40), 0.5, dtype=torch.float64)
     labels = torch.full((2, 40, 40), 255)  # nothing to gain: the start is the result
     found = bim(small.network(), images, labels, epsilon=0.1, alpha=0.02, steps=1, start="random", seeds=torch.tensor([1, 2]))
@@ -179,7 +178,7 @@ def test_random_starts_differ_between_seeds_and_fill_the_ball(small: Any) -> Non
 @every_attack
 @given(seed=st.integers(0, 2**31))
 @settings(max_examples=6, deadline=None)
-def test_ignored_pixels_have_no_influence(small: Any, attack: Any, seed: int) -> None:
+def test_ignored_pixels_have_no_influence(attack: Any, seed: int) -> None:
     images, labels = small.batch(seed, ignored=0.4)
     network = small.network().eval()
     scramble = torch.randn(small.CLASSES, small.CLASSES, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -196,7 +195,7 @@ def test_ignored_pixels_have_no_influence(small: Any, attack: Any, seed: int) ->
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_an_image_without_labels_stays_at_its_start(small: Any, start: Any) -> None:
+def test_an_image_without_labels_stays_at_its_start(start: Any) -> None:
     images, _ = small.batch(5)
     labels = torch.full((3, 6, 6), 255)
     items = list(
@@ -212,7 +211,7 @@ def test_an_image_without_labels_stays_at_its_start(small: Any, start: Any) -> N
 
 
 @every_attack
-def test_an_image_without_labels_ends_at_its_start(small: Any, attack: Any) -> None:
+def test_an_image_without_labels_ends_at_its_start(attack: Any) -> None:
     images, labels = small.batch(5)
     labels[:] = 255
     seeds = torch.tensor([1, 2, 3])
@@ -229,7 +228,7 @@ def test_an_image_without_labels_ends_at_its_start(small: Any, attack: Any) -> N
 
 
 @every_attack
-def test_no_parameter_gradient_is_computed(small: Any, attack: Any) -> None:
+def test_no_parameter_gradient_is_computed(attack: Any) -> None:
     masks = []
 
     class Watch(TorchDispatchMode):
@@ -246,7 +245,7 @@ def test_no_parameter_gradient_is_computed(small: Any, attack: Any) -> None:
 
 
 @pytest.mark.parametrize("attack", [pgd, segpgd, cospgd, tsallis_pgd])
-def test_all_but_bim_start_at_random(small: Any, attack: Any) -> None:
+def test_all_but_bim_start_at_random(attack: Any) -> None:
     images, labels = small.batch(5)
     seeds = torch.tensor([3, 4, 5])
     found = attack(small.network(), images, labels, steps=2, seeds=seeds)
@@ -257,7 +256,7 @@ def test_all_but_bim_start_at_random(small: Any, attack: Any) -> None:
 
 
 @every_attack
-def test_channels_last_images_go_through_the_model_as_they_are(small: Any, attack: Any) -> None:
+def test_channels_last_images_go_through_the_model_as_they_are(attack: Any) -> None:
     images, labels = small.batch(5, count=4)
     labels[1] = 255  # an image that is taken out
     laid_out = []
@@ -274,7 +273,7 @@ def test_channels_last_images_go_through_the_model_as_they_are(small: Any, attac
 
 @every_attack
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_a_gradient_that_is_not_finite_counts_as_zero_and_is_seen(small: Any, attack: Any, value: float) -> None:
+def test_a_gradient_that_is_not_finite_counts_as_zero_and_is_seen(attack: Any, value: float) -> None:
     images, labels = small.batch(6)
     network = small.network().eval()
     left = torch.arange(6) < 3

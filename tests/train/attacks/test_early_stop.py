@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ddcat_train.attacks import StepOutput, bim, signed_gradient_ascent, trajectory, weighted
+from tests.train import small
 from tests.train.small import right_pixels
 
 
-def losing(small: Any, seed: int) -> tuple[Any, Tensor, Tensor]:
+def losing(seed: int) -> tuple[Any, Tensor, Tensor]:
     """A model and four images of few labelled pixels, so that some are beaten before the last step."""
     images, labels = small.batch(seed, count=4, ignored=0.9)
     return small.network(seed % 7).eval(), images, labels
@@ -26,7 +27,7 @@ def first_beaten(model: Any, iterates: list[Tensor], labels: Tensor) -> list[int
 
 @given(seed=st.integers(0, 2**31), steps=st.integers(1, 6), weight=st.sampled_from(["PGD", "SegPGD", "CosPGD"]))
 @settings(max_examples=12, deadline=None)
-def test_a_beaten_image_stays_as_it_was_and_no_other_is_touched(small: Any, seed: int, steps: int, weight: Any) -> None:
+def test_a_beaten_image_stays_as_it_was_and_no_other_is_touched(seed: int, steps: int, weight: Any) -> None:
     network, images, labels = losing(small, seed)
     run = partial(
         signed_gradient_ascent, network, images, labels, epsilon=0.2, alpha=0.05, steps=steps, objective=weighted(weight)
@@ -40,7 +41,7 @@ def test_a_beaten_image_stays_as_it_was_and_no_other_is_touched(small: Any, seed
 
 @given(seed=st.integers(0, 2**31))
 @settings(max_examples=12, deadline=None)
-def test_a_beaten_image_costs_no_further_forward_and_no_further_backward(small: Any, seed: int) -> None:
+def test_a_beaten_image_costs_no_further_forward_and_no_further_backward(seed: int) -> None:
     network, images, labels = losing(small, seed)
     through = [current for _, current in signed_gradient_ascent(network, images, labels, epsilon=0.2, alpha=0.05, steps=6)]
     beaten = first_beaten(network, through, labels)
@@ -67,7 +68,7 @@ def test_a_beaten_image_costs_no_further_forward_and_no_further_backward(small: 
 
 @given(seed=st.integers(0, 2**31), steps=st.integers(0, 6), start=st.sampled_from(["clean", "random"]))
 @settings(max_examples=12, deadline=None)
-def test_a_trajectory_that_stops_early_holds_each_n_and_its_predictions(small: Any, seed: int, steps: int, start: Any) -> None:
+def test_a_trajectory_that_stops_early_holds_each_n_and_its_predictions(seed: int, steps: int, start: Any) -> None:
     network, images, labels = losing(small, seed)
     hyper: dict[str, Any] = {"epsilon": 0.2, "alpha": 0.05, "start": start, "seeds": torch.arange(4)}
     points = list(trajectory(network, images, labels, steps=steps, stop_early=True, **hyper))
@@ -78,7 +79,7 @@ def test_a_trajectory_that_stops_early_holds_each_n_and_its_predictions(small: A
         assert torch.equal(point.predictions, network(point.images).argmax(1))
 
 
-def test_a_trajectory_spends_nothing_on_images_that_are_beaten(small: Any) -> None:
+def test_a_trajectory_spends_nothing_on_images_that_are_beaten() -> None:
     images, labels = small.batch(4, count=3, ignored=0)
     network = small.network().eval()
     labels[:] = (network(images).argmax(1) + 1) % small.CLASSES

@@ -12,7 +12,7 @@ from ddcat_train.errors import AttackError
 
 
 @pytest.fixture(scope="module")
-def scene(small: Any) -> tuple[nn.Module, Tensor, Tensor]:
+def scene() -> tuple[nn.Module, Tensor, Tensor]:
     """A network that has learnt to tell which colour is strongest in the neighbourhood, and 24 images of 24 x 24."""
     torch.manual_seed(0)
     coarse = torch.rand(24, 3, 6, 6)

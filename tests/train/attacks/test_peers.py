@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ddcat_train.attacks import StepOutput, bim, cospgd, dag, sea, segpgd, weighted
 from ddcat_train.attacks.apgd import _run_stage, _Stage
+from tests.train import small
 from tests.train.small import right_pixels
 
 
@@ -62,7 +63,7 @@ def adv_lib(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_equal_to_torchattacks(small: Any, torchattacks: ModuleType, seed: int) -> None:
+def test_equal_to_torchattacks(torchattacks: ModuleType, seed: int) -> None:
     network = small.network(seed).float().eval()
     images, labels = small.batch(seed, size=9, ignored=0)
     images = images.float()
@@ -80,7 +81,7 @@ def test_equal_to_torchattacks(small: Any, torchattacks: ModuleType, seed: int) 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("epsilon", [0.05, 0.5, 3.0])
-def test_l2_equal_to_torchattacks(small: Any, torchattacks: ModuleType, seed: int, epsilon: float) -> None:
+def test_l2_equal_to_torchattacks(torchattacks: ModuleType, seed: int, epsilon: float) -> None:
     network = small.network(seed).float().eval()
     images, labels = small.batch(seed, size=9, ignored=0)
     images = images.float()
@@ -102,7 +103,7 @@ def test_dag_equal_to_adv_lib(learnt: tuple[nn.Module, Tensor, Tensor], adv_lib:
 
 @pytest.mark.parametrize("attack", [segpgd, cospgd], ids=["SegPGD", "CosPGD"])
 @pytest.mark.parametrize("seed", range(3))
-def test_equal_to_cospgd(small: Any, attack: Any, seed: int) -> None:
+def test_equal_to_cospgd(attack: Any, seed: int) -> None:
     peer = pytest.importorskip("cospgd").functions
     network = small.network(seed).eval()
     images, labels = small.batch(seed, size=9)
@@ -126,7 +127,7 @@ def test_equal_to_cospgd(small: Any, attack: Any, seed: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def learnt(small: Any) -> tuple[nn.Module, Tensor, Tensor]:
+def learnt() -> tuple[nn.Module, Tensor, Tensor]:
     """A network that is mostly right about its 12 images, and the labels, some of them ignored."""
     network = small.network(3).float().eval()  # no dropout
     images = nn.functional.interpolate(small.batch(3, count=12, size=10)[0].float(), scale_factor=2, mode="bilinear")
@@ -174,7 +175,7 @@ def test_sea_is_at_least_as_strong_as_the_smallest_perturbations(
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("norm", "order", "radius"), [("linf", float("inf"), 0.1), ("l2", 2, 0.8)])
 def test_apgd_climbs_as_high_as_that_of_adv_lib(
-    small: Any, adv_lib: dict[str, Any], seed: int, norm: Any, order: float, radius: float
+    adv_lib: dict[str, Any], seed: int, norm: Any, order: float, radius: float
 ) -> None:
     """
     On one label an image, the task of theirs, from the same start.

@@ -2,7 +2,6 @@
 
 from functools import partial
 from itertools import combinations
-from typing import Any
 
 import torch
 from hypothesis import given, settings
@@ -10,11 +9,12 @@ from hypothesis import strategies as st
 
 from ddcat_train.attacks import SEA, SHRINKING, apgd, sea
 from ddcat_train.seeds import derive_seed
+from tests.train import small
 
 CLASS_PIXELS = torch.tensor([7, 900, 50, 30])
 
 
-def test_sea_is_its_three_members_from_starts_of_their_own(small: Any) -> None:
+def test_sea_is_its_three_members_from_starts_of_their_own() -> None:
     images, labels = small.batch(4)
     network, seeds = small.network().eval(), torch.tensor([5, 6, 7])
     found = sea(network, images, labels, epsilon=0.05, steps=10, seeds=seeds, class_pixels=CLASS_PIXELS)
@@ -36,7 +36,7 @@ def test_sea_is_its_three_members_from_starts_of_their_own(small: Any) -> None:
         assert not torch.allclose(one, other, atol=0.01)
 
 
-def test_sea_shows_each_member_to_an_observer_of_its_own(small: Any) -> None:
+def test_sea_shows_each_member_to_an_observer_of_its_own() -> None:
     images, labels = small.batch(4)
     seen: dict[str, list[int]] = {name: [] for name in SEA}
     sea(
@@ -48,7 +48,7 @@ def test_sea_shows_each_member_to_an_observer_of_its_own(small: Any) -> None:
 
 @given(seed=st.integers(0, 2**31))
 @settings(max_examples=6, deadline=None)
-def test_the_weights_of_a_step_know_which_of_all_steps_it_is(small: Any, seed: int) -> None:
+def test_the_weights_of_a_step_know_which_of_all_steps_it_is(seed: int) -> None:
     """Also over stages, a weight that changes with the steps changes once."""
     images, labels = small.batch(seed)
     told: list[tuple[int, int]] = []

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from ddcat_train.attacks import bim, trajectory
+from tests.train import small
 
 STARTS = ("clean", "random", "lower")
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_a_trajectory_holds_the_attack_of_every_n(small: Any, start: Any) -> None:
+def test_a_trajectory_holds_the_attack_of_every_n(start: Any) -> None:
     network = small.network()
     network.train()
     images, labels = small.batch(9)
@@ -31,13 +32,13 @@ def test_a_trajectory_holds_the_attack_of_every_n(small: Any, start: Any) -> Non
         assert torch.equal(points[0].predictions, network(images).argmax(1))
 
 
-def test_a_trajectory_refuses_a_step_size_that_depends_on_n(small: Any) -> None:
+def test_a_trajectory_refuses_a_step_size_that_depends_on_n() -> None:
     images, labels = small.batch(9)
     with pytest.raises(ValueError, match="constant alpha"):
         list(trajectory(small.network(), images, labels, alpha="eps/n"))
 
 
-def test_a_trajectory_that_is_stopped_puts_the_modes_back(small: Any) -> None:
+def test_a_trajectory_that_is_stopped_puts_the_modes_back() -> None:
     network = small.network().train()
     images, labels = small.batch(9)
     points = trajectory(network, images, labels)
