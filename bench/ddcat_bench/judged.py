@@ -5,27 +5,74 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from ddcat import provenance
 from ddcat.bundle import Bundle
 from ddcat.choices import Device
 from ddcat.engines import Engine, open_engine
 from ddcat.engines.cores import physical_cores
-from ddcat_bench.describe import describe_bundle, describe_reference
+from ddcat_bench.describe import describe_bundle, describe_reference, versions
 from ddcat_bench.inputs import check_sizes, engine_batch_size, main_branch, open_bundle_data, open_split, torch_device
 from ddcat_bench.result_schema import BundleEntry, CheckpointEntry
 from ddcat_train.data import Dataset
 from ddcat_train.pixels import to_planes
 from ddcat_train.reference import Reference
 
-__all__ = ["Judged", "Predict", "judged", "open_data"]
+__all__ = ["Judged", "JudgedJob", "Predict", "judged", "open_data"]
 
 Predict = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.integer]]
 
 _BATCH = 8
+
+
+@dataclass(frozen=True)
+class JudgedJob:
+    """
+    What is judged on which images; a kind of judging adds its own.
+
+    Attributes
+    ----------
+    predict : callable
+        Maps images (N, H, W, 3) uint8 to labels (N, H, W).
+    judged : str
+        SHA-256 of the checkpoint or of the bundle's manifest.
+    dataset : Dataset
+    batch_size : int
+        Images of a part of the work.
+    max_images : int or None
+        Most images, spread evenly over the split.
+    seed : int
+    """
+
+    predict: Predict
+    judged: str
+    dataset: Dataset
+    batch_size: int = _BATCH
+    max_images: int | None = None
+    seed: int = 0
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return len(self.dataset) if self.max_images is None else min(self.max_images, len(self.dataset))
+
+    def identity(self) -> dict[str, Any]:
+        """Return everything that the counts depend on, as JSON."""
+        return {
+            "judged": self.judged,
+            "data": self.dataset.list_sha256(),
+            "long_side": self.dataset.long_side,
+            "images": self.images,
+            "batch": self.batch_size,
+            "seed": self.seed,
+            "versions": versions(),
+            "code": provenance.git_commit(),
+        }
 
 
 @dataclass(frozen=True)

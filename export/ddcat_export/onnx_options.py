@@ -45,56 +45,48 @@ class OnnxOptions(NamedTuple):
         return tuple(name for name, value, other in zip(self._fields, self, usual, strict=True) if value != other)
 
 
-_PANEL = "Options of ONNX files"
+def _option(**given: Any) -> Any:
+    return typer.Option(rich_help_panel="Options of ONNX files", **given)
+
 
 ClassesFile = Annotated[
     Path | None,
-    typer.Option(
-        metavar="FILE", help="classes.yaml with the names of the classes.", show_default="those of the data set",
-        rich_help_panel=_PANEL,
-    ),
-]  # fmt: skip
+    _option(metavar="FILE", help="classes.yaml with the names of the classes.", show_default="those of the data set"),
+]
 Mean = Annotated[
     str | None,
-    typer.Option(
-        metavar="R,G,B", help="The file is fed (image / 255 - mean) / std. Use 0,0,0 where it normalises itself.",
-        show_default=False, rich_help_panel=_PANEL,
+    _option(
+        metavar="R,G,B",
+        help="The file is fed (image / 255 - mean) / std. Use 0,0,0 where it normalises itself.",
+        show_default=False,
     ),
-]  # fmt: skip
+]
 Std = Annotated[
-    str | None,
-    typer.Option(
-        metavar="R,G,B", help="See --mean. Use 1,1,1 where it normalises itself.", show_default=False, rich_help_panel=_PANEL
-    ),
+    str | None, _option(metavar="R,G,B", help="See --mean. Use 1,1,1 where it normalises itself.", show_default=False)
 ]
 Scale = Annotated[
     float | None,
-    typer.Option(
-        help="Factor of the levels of 0 to 255, before mean and std: 1 for means such as 123.7.", show_default="1/255",
-        rich_help_panel=_PANEL,
-    ),
-]  # fmt: skip
+    _option(help="Factor of the levels of 0 to 255, before mean and std: 1 for means such as 123.7.", show_default="1/255"),
+]
 Output = Annotated[
     str | None,
-    typer.Option(
-        metavar="NAME", help="The output that holds the logits, where there are several.", show_default="its one output",
-        rich_help_panel=_PANEL,
-    ),
-]  # fmt: skip
+    _option(metavar="NAME", help="The output that holds the logits, where there are several.", show_default="its one output"),
+]
 Layout = Annotated[
     str | None,
-    typer.Option(
+    _option(
         help="Layout of the data set in --data-root, as in a configuration: folder, camvid, cityscapes or voc.",
-        show_default="folder", rich_help_panel=_PANEL,
+        show_default="folder",
     ),
-]  # fmt: skip
+]
 FloatFile = Annotated[
     Path | None,
-    typer.Option(
-        metavar="FILE", help="The float file that a quantised one was made from, and that a gate compares it with.",
-        show_default=False, rich_help_panel=_PANEL,
+    _option(
+        metavar="FILE",
+        help="The float file that a quantised one was made from, and that a gate compares it with.",
+        show_default=False,
     ),
-]  # fmt: skip
+]
 
 
 def onnx_options(

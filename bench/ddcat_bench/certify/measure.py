@@ -9,15 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ddcat import provenance
 from ddcat.classes import IGNORE_INDEX
 from ddcat.metrics import Counts, confusion_counts
 from ddcat_bench.certify.smoothing import ABSTAIN, certified_labels
-from ddcat_bench.describe import versions
 from ddcat_bench.errors import BenchError
-from ddcat_bench.judged import Predict
+from ddcat_bench.judged import JudgedJob
 from ddcat_bench.work_units import open_units
-from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_plan
 from ddcat_train.seeds import derive_seed
 
@@ -30,40 +27,25 @@ _KINDS = 3  # counts of a unit: base network on the clean image, smoothed, certi
 
 
 @dataclass(frozen=True)
-class CertifyJob:
+class CertifyJob(JudgedJob):
     """
-    What is certified, on which images, and how surely.
+    What is certified, on which images, and how surely: see `JudgedJob`.
 
     Attributes
     ----------
-    predict : callable
-        Maps images (N, H, W, 3) uint8 to labels (N, H, W).
-    judged : str
-        SHA-256 of the checkpoint or of the bundle's manifest.
-    dataset : Dataset
     sigma : float
         Standard deviation of the noise, in [0, 1] units.
     choosing, samples : int
         Noisy images that choose each pixel's class, and further ones that count it.
     tau, alpha : float
         See `ddcat_bench.certify.smoothing`.
-    batch_size : int
-        Noisy images at once.
-    max_images : int or None
-    seed : int
     """
 
-    predict: Predict
-    judged: str
-    dataset: Dataset
     sigma: float = 0.25
     choosing: int = 10
     samples: int = 100
     tau: float = 0.75
     alpha: float = 0.001
-    batch_size: int = 8
-    max_images: int | None = None
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma <= 2:
@@ -86,32 +68,14 @@ class CertifyJob:
         return height * width
 
     @property
-    def images(self) -> int:
-        """Number of images."""
-        return len(self.dataset) if self.max_images is None else min(self.max_images, len(self.dataset))
-
-    @property
     def labelled(self) -> int:
         """Number of images that are labelled in all."""
         return self.images * (1 + self.choosing + self.samples)
 
     def identity(self) -> dict[str, Any]:
         """Return everything that the counts depend on, as JSON."""
-        return {
-            "judged": self.judged,
-            "data": self.dataset.list_sha256(),
-            "long_side": self.dataset.long_side,
-            "images": self.images,
-            "batch": self.batch_size,
-            "sigma": self.sigma,
-            "choosing": self.choosing,
-            "samples": self.samples,
-            "tau": self.tau,
-            "alpha": self.alpha,
-            "seed": self.seed,
-            "versions": versions(),
-            "code": provenance.git_commit(),
-        }
+        own = {name: getattr(self, name) for name in ("sigma", "choosing", "samples", "tau", "alpha")}
+        return super().identity() | own
 
 
 class Certified(NamedTuple):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -12,16 +12,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ddcat import provenance
 from ddcat.metrics import Counts, confusion_counts
 from ddcat_bench.bootstrap import FEWEST_UNITS, interval, scheme_of
 from ddcat_bench.corruption.results import CorruptionRow, Group
-from ddcat_bench.describe import versions
-from ddcat_bench.judged import Predict
+from ddcat_bench.judged import JudgedJob
 from ddcat_bench.result_schema import Scores
 from ddcat_bench.work_units import open_units
 from ddcat_train.corruptions import COMMON, CORRUPTIONS, EXTRA, SEVERITIES, corrupt
-from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_plan
 from ddcat_train.seeds import derive_seed
 
@@ -34,45 +31,23 @@ _AHEAD = 3  # corruptions of a batch that are begun before the first of them is 
 
 
 @dataclass(frozen=True)
-class CorruptionJob:
+class CorruptionJob(JudgedJob):
     """
-    What is judged, on which images, under which corruptions.
+    What is judged, on which images, under which corruptions: see `JudgedJob`.
 
     Attributes
     ----------
-    predict : callable
-        Maps images (N, H, W, 3) uint8 to labels (N, H, W).
-    judged : str
-        SHA-256 of the checkpoint or of the bundle's manifest.
-    dataset : Dataset
     names : tuple of str
         Keys of `ddcat_train.corruptions.CORRUPTIONS`.
-    batch_size : int
-        Images of a finished part.
     at_once : int
         Images that a thread labels at once.
-    max_images : int or None
-        Most images, spread evenly over the split.
-    seed : int
-        An image's own seed follows from it, its place in the split, the corruption and the severity.
     threads : int
         Threads, each of which corrupts, labels and counts.
     """
 
-    predict: Predict
-    judged: str
-    dataset: Dataset
-    names: tuple[str, ...] = field(default_factory=lambda: tuple(CORRUPTIONS))
-    batch_size: int = 8
+    names: tuple[str, ...] = tuple(CORRUPTIONS)
     at_once: int = 8
-    max_images: int | None = None
-    seed: int = 0
     threads: int = 2
-
-    @property
-    def images(self) -> int:
-        """Number of images."""
-        return len(self.dataset) if self.max_images is None else min(self.max_images, len(self.dataset))
 
     @property
     def labelled(self) -> int:
@@ -80,22 +55,12 @@ class CorruptionJob:
         return self.images * (1 + len(self.names) * len(SEVERITIES))
 
     def seed_of(self, index: int, name: str, severity: int) -> int:
-        """Return the seed of an image's corruption."""
+        """Return the seed of an image's corruption, by its place in the split."""
         return derive_seed(self.seed, index, tuple(CORRUPTIONS).index(name), severity)
 
     def identity(self) -> dict[str, Any]:
         """Return everything that the counts depend on, as JSON."""
-        return {
-            "judged": self.judged,
-            "data": self.dataset.list_sha256(),
-            "long_side": self.dataset.long_side,
-            "images": self.images,
-            "batch": self.batch_size,
-            "corruptions": list(self.names),
-            "seed": self.seed,
-            "versions": versions(),
-            "code": provenance.git_commit(),
-        }
+        return super().identity() | {"corruptions": list(self.names)}
 
 
 class Measured(NamedTuple):

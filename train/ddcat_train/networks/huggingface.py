@@ -16,9 +16,23 @@ from ddcat_train.errors import CheckpointError, ConfigError
 from ddcat_train.huggingface_settings import hf_configuration
 from ddcat_train.networks.backbone import Backbone, Stages
 
-__all__ = ["HuggingFace"]
+__all__ = ["HuggingFace", "quiet"]
 
 _NEW = "hidden_states_norms."  # layer norms behind the stages, which a classifier has not: they begin as the identity
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the progress bar and the report of transformers: what does not fit is a note or an error of ours."""
+    before, bar = logging.root.manager.disable, bars.is_progress_bar_enabled()
+    logging.disable(logging.WARNING)
+    bars.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.disable(before)
+        if bar:
+            bars.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 class HuggingFace(Backbone):
@@ -91,7 +105,7 @@ class HuggingFace(Backbone):
 
     def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weights of a file of transformers, which translates the keys of classifiers and of old versions."""
-        with _quiet():
+        with quiet():
             loaded, report = type(self.body).from_pretrained(
                 None, config=self.body.config, state_dict=dict(tensors), output_loading_info=True, ignore_mismatched_sizes=True
             )
@@ -132,17 +146,3 @@ def _stages(settings: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 def _ceil(size: int, stride: int) -> int:
     # not -(-size // stride): exported for any size, that is rounded towards zero
     return (size + stride - 1) // stride
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the progress bar and the report: what does not fit is an error of ours."""
-    before, bar = logging.root.manager.disable, bars.is_progress_bar_enabled()
-    logging.disable(logging.WARNING)
-    bars.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.disable(before)
-        if bar:
-            bars.enable_progress_bar()  # type: ignore[no-untyped-call]

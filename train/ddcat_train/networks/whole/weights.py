@@ -1,8 +1,6 @@
 """Initial weights of a whole model, from a folder that was downloaded or a file."""
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +42,7 @@ def load_hugging_face(settings: Mapping[str, Any], classes: int, weights: Path |
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES  # noqa: PLC0415
 
     from ddcat_train.huggingface_settings import hf_configuration  # noqa: PLC0415 -- as above
+    from ddcat_train.networks.huggingface import quiet  # noqa: PLC0415 -- as above
 
     semantic = settings["model_type"] in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
     kind: Any = AutoModelForSemanticSegmentation if semantic else AutoModelForUniversalSegmentation
@@ -57,7 +56,7 @@ def load_hugging_face(settings: Mapping[str, Any], classes: int, weights: Path |
             f"{weights} holds no weights ({_FILES[0]} or {_FILES[2]}): download them ('hf download NAME --local-dir "
             f"{weights}'), or leave model.weights out for random ones"
         )
-    with _quiet():
+    with quiet():
         model, report = kind.from_pretrained(
             str(weights), config=configuration, dtype=torch.float32, ignore_mismatched_sizes=True, local_files_only=True,
             trust_remote_code=False, output_loading_info=True,
@@ -125,19 +124,3 @@ def _tell(weights: Path, model: nn.Module, missing: Sequence[str], other: Sequen
     note = f"{weights}: {len(random)} tensors are {why} there and begin random: {summarise(random)}"
     if note not in notes:
         notes.append(note)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the progress bar and the report of transformers: what does not fit is a note or an error of ours."""
-    from transformers.utils import logging as bars  # noqa: PLC0415 -- as above
-
-    before, bar = logging.root.manager.disable, bars.is_progress_bar_enabled()
-    logging.disable(logging.WARNING)
-    bars.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.disable(before)
-        if bar:
-            bars.enable_progress_bar()  # type: ignore[no-untyped-call]
