@@ -3,6 +3,9 @@
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ddcat.atomic_files import write_bytes, write_text
 from ddcat_train.checkpoints import BEST, LAST, Description, read_description
@@ -17,13 +20,6 @@ __all__ = ["MARKDOWN", "SUMMARY", "write_summary"]
 MARKDOWN = "summary.md"
 SUMMARY = (MARKDOWN, "losses.png", "mask.png", "scores.png")  # the files
 Lines = Sequence[Mapping[str, float]]
-
-_PICTURES = {
-    "losses.png": "Losses of the training batches; strong: the running mean. {deep}",
-    "scores.png": "mIoU on the validation images.",
-    "mask.png": "Pixels whose combined prediction the attack changes (M = 1), and those that the mask branch gives to the "
-    "auxiliary branch (p = 1), of all pixels of a batch. {shares}",
-}
 
 
 def write_summary(run: Path) -> None:
@@ -40,82 +36,59 @@ def write_summary(run: Path) -> None:
     CheckpointError, WriteError
     """
     description = read_description(run / LAST)
-    step, steps = description.step or 0, description.steps or 0
+    config, step, steps = description.config, description.step or 0, description.steps or 0
     lines, timing = ([line for line in read_lines(run / name) if line["step"] <= step] for name in (LINES, TIMING))
-    config = description.config
     pictures = draw_curves(
         lines, title=run.resolve().name, batch_size=config.train.batch_size, per_epoch=steps // config.train.epochs
     )
     for name, png in pictures.items():
         write_bytes(run / name, png)
-    parts = (
-        _head(run, description),
-        _scores(run, description, lines),
-        _pictures(run, config, lines, step, pictures),
-        _training(config, description, lines),
-        _sessions(read_sessions(run), timing, config.train.batch_size),
-        _next(run),
+    panels = [path for path in sorted((run / PANELS).glob("step-*.png")) if _step_of(path) <= step]
+    page = _render(
+        name=run.resolve().name,
+        run=shlex.quote(str(run)),
+        log_folder=shlex.quote(str(run / "tensorboard")),
+        config_file=CONFIG,
+        config_path=shlex.quote(str(run / CONFIG)),
+        description=description,
+        config=config,
+        images=description.val and description.val.images,
+        scores=_scores(lines),
+        best=BEST,
+        step_size=_step_size(config.attack),
+        attacks=METHODS[config.method.name].attacks,
+        panels=PANELS,
+        panel=(panels[-1].name, _step_of(panels[-1])) if panels else None,
+        pictures=pictures,
+        shares=_shares(lines),
+        training=_training(config, description, lines),
+        sessions=list(_sessions(read_sessions(run), timing, config.train.batch_size)),
     )
-    write_text(run / MARKDOWN, "\n".join(line for part in parts for line in part))
+    write_text(run / MARKDOWN, page)
 
 
-def _head(run: Path, description: Description) -> Iterator[str]:
-    step, steps, config = description.step, description.steps, description.config
-    yield f"# {run.resolve().name}\n"
-    yield f"Method `{config.method.name}`, network {description.architecture}, data set `{config.data.name}`.\n"
-    if step == steps:
-        yield f"Finished: {steps:,} steps.\n"
-    else:
-        yield f"**Not finished**: step {step:,} of {steps:,}. `ddcat train {_quoted(run / CONFIG)} --resume` continues it.\n"
-
-
-def _scores(run: Path, description: Description, lines: Lines) -> Iterator[str]:
-    config, evaluated = description.config, [line for line in lines if "val/selection" in line]
-    yield "## Scores\n"
-    if not evaluated or description.val is None:
-        yield "The network was not evaluated yet.\n"
-        return
-    images = description.val.images
-    limit = config.train.evaluate_images
-    yield (
-        f"mIoU on {f'{limit} of the {images} images' if limit and limit < images else f'the {images} images'} of the split "
-        f"`{config.data.val_split}`{', evenly spread over it' if limit and limit < images else ''}.\n"
+def _render(**values: Any) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    yield "| checkpoint | step | clean | attacked | mean of both |"
-    yield "| --- | ---: | ---: | ---: | ---: |"
+    return environment.get_template(MARKDOWN).render(values)
+
+
+def _step_of(panel: Path) -> int:
+    return int(panel.stem.removeprefix("step-"))
+
+
+def _scores(lines: Lines) -> list[tuple[str, Mapping[str, float]]]:
+    """Return the evaluations of the table, with their names."""
+    evaluated = [line for line in lines if "val/selection" in line]
+    if not evaluated:
+        return []
     best = max(evaluated, key=lambda line: line["val/selection"])  # the first of equals, as in the run
-    for name, line in ((BEST, best), (f"{LAST}, at its last evaluation", evaluated[-1])):
-        scores = " | ".join(f"{line[f'val/{key}']:.4f}" for key in ("clean", "attacked", "selection"))
-        yield f"| {name} | {line['step']:,.0f} | {scores} |"
-    attack = config.attack
-    attacks = METHODS[config.method.name].attacks
-    yield (
-        f"\n*Attacked* is by BIM with the model's own gradients: epsilon {attack.epsilon:.4g} ({255 * attack.epsilon:.3g} grey "
-        f"levels), n = {attack.steps} steps of {_step_size(attack)} from the image on. "
-        + ("It is of the kind that the model was trained on" if attacks else "The model was trained without any attack")
-        + ", and a weak attack: **stronger attacks leave less**, how much less this table does not say. "
-        f"`ddcat attack {_quoted(run)} --suite paper` measures more steps and a PGD of 20 steps; no attack proves "
-        f"that another one could not do more.\n\n`{BEST}` has the highest mean of both on these very images, so that its "
-        "scores flatter it a little.\n"
-    )
-
-
-def _pictures(run: Path, config: Config, lines: Lines, step: int, drawn: Mapping[str, bytes]) -> Iterator[str]:
-    panels = [path for path in sorted((run / PANELS).glob("step-*.png")) if int(path.stem.removeprefix("step-")) <= step]
-    yield "## Pictures\n"
-    if panels:
-        at = int(panels[-1].stem.removeprefix("step-"))
-        yield f"![some validation images]({PANELS}/{panels[-1].name})\n"
-        yield f"The same validation images at every evaluation, here at step {at:,}: [all of them]({PANELS}/).\n"
-    weight = config.method.deep_weight
-    texts = {
-        "deep": f"Deep supervision counts {weight:g} times in the sum." if weight else "",
-        "shares": _shares(lines),
-    }
-    for name, text in _PICTURES.items():
-        if name in drawn:
-            yield f"![{name.removesuffix('.png')}]({name})\n"
-            yield f"{text.format(**texts).rstrip()}\n"
+    return [(BEST, best), (f"{LAST}, at its last evaluation", evaluated[-1])]
 
 
 def _shares(lines: Lines) -> str:
@@ -127,7 +100,7 @@ def _shares(lines: Lines) -> str:
     return f"M = 1 for {first:.1%} of them in the first tenth of the {len(shares):,} steps, for {last:.1%} in the last."
 
 
-def _training(config: Config, description: Description, lines: Lines) -> Iterator[str]:
+def _training(config: Config, description: Description, lines: Lines) -> dict[str, str]:
     data, train, optim, method, augment = config.data, config.train, config.optim, config.method, config.augment
     images = "" if description.train is None else f"{description.train.images:,} images of "
     changed = [
@@ -154,12 +127,7 @@ def _training(config: Config, description: Description, lines: Lines) -> Iterato
     }
     if skipped := round(sum(line.get("skipped", 0) for line in lines)):
         rows["unreadable"] = f"{skipped:,} times another image took the place of one that could not be read"
-    yield "## Training\n"
-    yield "| | |"
-    yield "| --- | --- |"
-    for name, value in rows.items():
-        yield f"| {name} | {value.replace('|', '&#124;')} |"
-    yield f"\nAll of it: [{CONFIG}]({CONFIG}), from which this run can be repeated.\n"
+    return rows
 
 
 def _step_size(attack: AttackConfig) -> str:
@@ -177,28 +145,23 @@ def _attack(config: Config) -> str:
     return f"{kind}, epsilon {attack.epsilon:.4g}, n = {attack.steps} steps of {_step_size(attack)}, starts {start}"
 
 
-def _sessions(sessions: Sequence[Session], timing: Lines, batch_size: int) -> Iterator[str]:
-    yield "## Time and machine\n"
-    yield "| began (UTC) | steps | time | in steps | of it waiting for images | images/s |"
-    yield "| --- | --- | ---: | ---: | ---: | ---: |"
+def _sessions(sessions: Sequence[Session], timing: Lines, batch_size: int) -> Iterator[dict[str, Any]]:
+    machine: list[str] = []
     for one in sessions:
         mine = [line for line in timing if one.first < line["step"] <= one.last]
         seconds, waited, steps = (sum(line[key] for line in mine) for key in ("seconds", "waited", "steps"))
-        began = one.began.replace("T", " ").removesuffix("+00:00")
-        yield (
-            f"| {began} | {one.first + 1:,} to {one.last:,} | {_duration(one.seconds)} | {_duration(seconds)} "
-            f"| {waited / max(seconds, 1e-9):.1%} | {steps * batch_size / max(seconds, 1e-9):.1f} |"
-        )
-    yield (
-        "\nUp to the latest checkpoint of each: what was done after it and lost is not in here. What is not in steps went into "
-        "the start, evaluations and checkpoints.\n"
-    )
-    for number, one in enumerate(sessions):
-        if number and _machine(one) == _machine(sessions[number - 1]):
-            continue
-        yield f"From step {one.first + 1:,} on:\n\n```sh\n{one.command}\n```\n"
-        yield from (f"- {line}" for line in _machine(one))
-        yield ""
+        before, machine = machine, _machine(one)
+        yield {
+            "began": one.began.replace("T", " ").removesuffix("+00:00"),
+            "first": one.first + 1,
+            "last": one.last,
+            "time": _duration(one.seconds),
+            "in_steps": _duration(seconds),
+            "waited": f"{waited / max(seconds, 1e-9):.1%}",
+            "speed": f"{steps * batch_size / max(seconds, 1e-9):.1f}",
+            "command": one.command,
+            "machine": machine if machine != before else None,  # said once
+        }
 
 
 def _machine(one: Session) -> list[str]:
@@ -210,25 +173,6 @@ def _machine(one: Session) -> list[str]:
         ", ".join(f"{name} {version}" for name, version in one.versions.items()),
         f"commit {one.git_commit}" if one.git_commit else "not from a git checkout: the commit is unknown",
     ]
-
-
-def _next(run: Path) -> Iterator[str]:
-    commands = {
-        f"ddcat attack {_quoted(run)} --suite paper": "what stronger attacks leave",
-        f"ddcat export {_quoted(run)} --engine ort --out bundle": "the main branch alone, as ONNX",
-        "ddcat fidelity bundle": "compares the engine's labels with the model's",
-        "ddcat speed bundle": "measures its speed",
-        f"tensorboard --logdir {_quoted(run / 'tensorboard')}": "curves and pictures of every evaluation",
-    }
-    width = max(map(len, commands))
-    yield "## What comes next\n"
-    yield "```sh"
-    yield from (f"{command:{width}}  # {why}" for command, why in commands.items())
-    yield "```\n"
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
 
 
 def _duration(seconds: float) -> str:
