@@ -1,6 +1,6 @@
 """The result of the suite `corruptions` for readers: a table, a plot, and pictures."""
 
-from typing import get_args
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,7 +10,8 @@ from ddcat.metrics import confusion_counts, pixel_accuracy
 from ddcat_bench.corruption.measure import CorruptionJob
 from ddcat_bench.corruption.results import CorruptionResult, Group
 from ddcat_bench.figures import figure_png
-from ddcat_bench.markdown import data_line, number, origin_lines, table
+from ddcat_bench.markdown import number, table
+from ddcat_bench.templates import render
 from ddcat_train.corruptions import SEVERITIES, corrupt
 from ddcat_train.run import image_grid
 
@@ -23,33 +24,18 @@ _GROUPS: dict[Group, str] = {
 }
 _SHOWN = ("gaussian_noise", "motion_blur", "snow", "fog", "jpeg_compression", "underexposed")
 _SHOWN_SEVERITY = 3
-_PROTOCOL = (
-    "Each image is corrupted at the size at which it is judged, with a seed of its own; labels stay as they are. mIoU sums the "
-    "counts over all images first. The mean of a group is over its corruptions and severities; relative: that mean, divided by "
-    "the mIoU on clean images. The common corruptions and their severities are those of Hendrycks and Dietterich (2019); "
-    "frost is drawn here instead of photographed."
-)
 
 
 def corruption_brief(result: CorruptionResult) -> str:
     """Write the short answer: the mean of each group beside clean, and the five worst corruptions."""
-    clean = result.clean.miou
-    means = [
-        [_GROUPS[group].lower(), number(mean), f"{mean / clean:.0%}" if clean else "-"]
-        for group in get_args(Group)
-        if (mean := result.mean(group)) is not None
-    ]
-    names = {row.name: float(np.mean([one.miou for one in result.of(row.name)])) for row in result.rows}
-    worst = ", ".join(f"{name} {names[name]:.3f}" for name in sorted(names, key=lambda name: names[name])[:5])
-    return (
-        f"{result.title}: mIoU {clean:.3f} on clean images\n\n{table(['mean over', 'mIoU', 'of clean'], means)}\n"
-        f"Worst: {worst}.\n\n{data_line(result.data)}\n"
-    )
+    means = {name: float(np.mean([one.miou for one in result.of(name)])) for name in (row.name for row in result.rows)}
+    worst = sorted(means, key=lambda name: means[name])[:5]
+    return render(Path(__file__).with_name("brief.md"), result=result, groups=_GROUPS, means=means, worst=worst)
 
 
 def corruption_markdown(result: CorruptionResult) -> str:
     """Write all figures, and where they come from."""
-    parts = []
+    tables = []
     for group, title in _GROUPS.items():
         rows = [
             [name, *(number(row.miou) for row in result.of(name)), number(float(np.mean([r.miou for r in result.of(name)])))]
@@ -58,13 +44,10 @@ def corruption_markdown(result: CorruptionResult) -> str:
         if rows:
             means = [number(result.mean(group, severity)) for severity in SEVERITIES]
             rows.append(["**mean**", *means, number(result.mean(group))])
-            head = [title, *(f"severity {severity}" for severity in SEVERITIES), "mean"]
-            parts.append(f"{table(head, rows)}\n")
-    origin = origin_lines(result.checkpoint, result.bundle, result.environment)
-    return (
-        f"# {result.title} under corruptions\n\n{corruption_brief(result)}\n{''.join(parts)}{_intervals(result)}\n"
-        f"{_PROTOCOL}\n\n- seed: {result.seed}\n{origin}"
-    )
+            tables.append(table([title, *(f"severity {severity}" for severity in SEVERITIES), "mean"], rows))
+    wide = [row.high - row.low for row in result.rows if row.low is not None and row.high is not None]
+    template = Path(__file__).with_name("corruptions.md")
+    return render(template, result=result, brief=corruption_brief(result), tables=tables, widest=max(wide, default=None))
 
 
 def corruption_plot(result: CorruptionResult) -> bytes:
@@ -111,10 +94,3 @@ def corruption_sheet(job: CorruptionJob, title: str) -> bytes:
         )
     sheet = image_grid.draw_sheet(f"{title}; severity {_SHOWN_SEVERITY}", ("image", "prediction", "truth"), rows, data.classes)
     return image_grid.to_png(sheet)
-
-
-def _intervals(result: CorruptionResult) -> str:
-    wide = [row.high - row.low for row in result.rows if row.low is not None and row.high is not None]
-    if not wide:
-        return "No intervals: the images are too few to draw from.\n"
-    return f"95 % bootstrap intervals are in the JSON file; at most they are {100 * max(wide):.1f} points wide.\n"
