@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -205,15 +205,10 @@ def export(
     }
     options = _options(engine, of_plans, targets)
     largest = None if max_size is None else parse_size(max_size, option="--max-size")
-    of_files: dict[str, object] = {
-        "--classes": classes,
-        "--mean": mean,
-        "--std": std,
-        "--scale": scale,
-        "--output": output,
-        "--layout": layout,
-        "--reference": reference,
-    }
+    of_files: dict[str, Any] = {
+        "classes": classes, "mean": mean, "std": std, "scale": scale, "output": output, "layout": layout,
+        "reference": reference,
+    }  # fmt: skip
     if (source / MANIFEST).is_file():
         given = {
             "--logits": logits,
@@ -222,7 +217,7 @@ def export(
             "--data-root": data_root,
             "--compare-layers": compare_layers,
             **of_int8,
-            **of_files,
+            **{f"--{name}": value for name, value in of_files.items()},
         }
         _refuse(given, f"{source} is a bundle")
         place = source.resolve()  # "." has another parent
@@ -282,9 +277,7 @@ def export(
             confidence=confidence, tiles=tiles, calibration=calibration or "mixed", calibration_images=calibration_images or 32,
             calibration_folder=calibration_folder,
             max_drop=max_drop, data_root=data_root, options=options, key=sign, progress=progress, opset=opset or OPSET,
-            **onnx_options(
-                classes=classes, mean=mean, std=std, scale=scale, output=output, layout=layout, reference=reference
-            )._asdict(),
+            **onnx_options(**of_files)._asdict(),
         )  # fmt: skip
     typer.echo(summarise(dataclasses.replace(done.bundle, path=folder), done.author, done.replay, done.parity, done.layers))
 
