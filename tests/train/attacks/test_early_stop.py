@@ -28,7 +28,7 @@ def first_beaten(model: Any, iterates: list[Tensor], labels: Tensor) -> list[int
 @given(seed=st.integers(0, 2**31), steps=st.integers(1, 6), weight=st.sampled_from(["PGD", "SegPGD", "CosPGD"]))
 @settings(max_examples=12, deadline=None)
 def test_a_beaten_image_stays_as_it_was_and_no_other_is_touched(seed: int, steps: int, weight: Any) -> None:
-    network, images, labels = losing(small, seed)
+    network, images, labels = losing(seed)
     run = partial(
         signed_gradient_ascent, network, images, labels, epsilon=0.2, alpha=0.05, steps=steps, objective=weighted(weight)
     )
@@ -42,7 +42,7 @@ def test_a_beaten_image_stays_as_it_was_and_no_other_is_touched(seed: int, steps
 @given(seed=st.integers(0, 2**31))
 @settings(max_examples=12, deadline=None)
 def test_a_beaten_image_costs_no_further_forward_and_no_further_backward(seed: int) -> None:
-    network, images, labels = losing(small, seed)
+    network, images, labels = losing(seed)
     through = [current for _, current in signed_gradient_ascent(network, images, labels, epsilon=0.2, alpha=0.05, steps=6)]
     beaten = first_beaten(network, through, labels)
     forwards, backwards = [], []
@@ -69,7 +69,7 @@ def test_a_beaten_image_costs_no_further_forward_and_no_further_backward(seed: i
 @given(seed=st.integers(0, 2**31), steps=st.integers(0, 6), start=st.sampled_from(["clean", "random"]))
 @settings(max_examples=12, deadline=None)
 def test_a_trajectory_that_stops_early_holds_each_n_and_its_predictions(seed: int, steps: int, start: Any) -> None:
-    network, images, labels = losing(small, seed)
+    network, images, labels = losing(seed)
     hyper: dict[str, Any] = {"epsilon": 0.2, "alpha": 0.05, "start": start, "seeds": torch.arange(4)}
     points = list(trajectory(network, images, labels, steps=steps, stop_early=True, **hyper))
     assert [point.steps for point in points] == list(range(steps + 1))
