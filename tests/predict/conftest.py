@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from ddcat.bundle import Bundle
-from tests.bundles import build, bundle, cache, make_bundle, make_graph, oracle, picture, with_golden
+from tests.bundles import build, bundle, cache, make_bundle, oracle, picture, with_golden
 
-__all__ = ["build", "bundle", "cache", "make_bundle", "make_graph", "oracle", "picture"]
+__all__ = ["build", "bundle", "cache", "make_bundle", "oracle", "picture"]
 
 
 @pytest.fixture
