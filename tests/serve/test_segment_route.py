@@ -106,11 +106,9 @@ RULE = FileRule(orientation="exif", resize=Resize(to=40))
 
 
 @pytest.fixture
-def resizing(
-    build: Callable[..., Bundle], make_graph: Callable[..., bytes], client_of: Callable, tmp_path: Path
-) -> Iterator[httpx.Client]:
+def resizing(build: Callable[..., Bundle], client_of: Callable, tmp_path: Path) -> Iterator[httpx.Client]:
     """A server of a bundle that turns images as EXIF says, and resizes them to 40 pixels, with room for 5000 pixels."""
-    plain = build(make_graph(logits=True, confidence=True), "ort")
+    plain = build(small_graph(logits=True, confidence=True), "ort")
     changed = plain.manifest.model_copy(update={"preprocessing": plain.manifest.preprocessing.model_copy(update=dict(RULE))})
     path = write_bundle(tmp_path / "resizing", changed, plain.files).path
     with load_models([path], settings=Settings(), threads=1) as models:
