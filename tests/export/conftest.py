@@ -1,3 +1,4 @@
+import functools
 import os
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 from ddcat.bundle import Bundle, open_bundle
 from ddcat.classes import Classes
+from ddcat.manifest import Sizes
 from ddcat_export import exporting, sources
+from ddcat_export.onnx_export import build_graph
 from ddcat_export.parity import Parity
 from ddcat_train.checkpoints import Description, SplitEntry, build_network, save_checkpoint
 from ddcat_train.config import parse_config
@@ -148,6 +151,17 @@ class Smallest(Segmenter):
 def smallest_once() -> Smallest:
     """The same as `smallest`; no test changes it."""
     return Smallest().eval()
+
+
+@pytest.fixture(scope="session")
+def graph_of(smallest_once: Smallest) -> Callable[..., bytes]:
+    """Give graphs of `smallest`, each exported once."""
+
+    @functools.cache
+    def exported(sizes: Sizes | None, logits: bool, confidence: bool) -> bytes:
+        return build_graph(smallest_once, sizes=sizes, logits=logits, confidence=confidence)
+
+    return lambda sizes=((64, 80),), logits=True, confidence=False: exported(sizes, logits, confidence)
 
 
 @pytest.fixture

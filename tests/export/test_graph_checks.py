@@ -1,7 +1,6 @@
 """What no graph may be, one edit from what every graph is."""
 
 from collections.abc import Callable
-from typing import Any
 
 import onnx
 import pytest
@@ -9,14 +8,13 @@ from onnx import TensorProto, helper
 
 from ddcat_export.errors import ExportError
 from ddcat_export.graph_checks import check_form, check_graph
-from ddcat_export.onnx_export import build_graph
 
 SIZE = (64, 80)
 
 
 @pytest.fixture(scope="module")
-def content(smallest_once: Any) -> bytes:
-    return build_graph(smallest_once, sizes=(SIZE,), logits=True, confidence=False)
+def content(graph_of: Callable[..., bytes]) -> bytes:
+    return graph_of()
 
 
 def unsorted(model: onnx.ModelProto) -> None:

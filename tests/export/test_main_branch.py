@@ -1,5 +1,6 @@
 """What is said of a graph that holds more than the main branch, or something of the images that were traced."""
 
+from collections.abc import Callable
 from typing import Any
 
 import onnx
@@ -29,8 +30,8 @@ def planted(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(SIZE,), pytest.param((SIZE, (96, 128)), marks=pytest.mark.slow), None])
-def test_it_states_what_it_found(smallest: Any, sizes: Sizes | None) -> None:
-    content = build_graph(smallest, sizes=sizes, logits=True, confidence=True)
+def test_it_states_what_it_found(graph_of: Callable[..., bytes], smallest: Any, sizes: Sizes | None) -> None:
+    content = graph_of(sizes=sizes, confidence=True)
     proof = prove_main_branch(smallest, content, sizes=sizes, logits=True, confidence=True)
     assert proof.spare_parameters == 4 * 3 + 4
     assert proof.size == (SIZE if sizes == (SIZE,) else smallest.traced[0])
@@ -58,8 +59,10 @@ def test_what_shares_the_weights_of_another_head_is_found_by_its_values(smallest
         prove_main_branch(smallest, content, sizes=(SIZE,), logits=True, confidence=False)
 
 
-def test_needless_work_is_found_by_its_multiply_adds(smallest: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = onnx.load_model_from_string(build_graph(smallest, sizes=(SIZE,), logits=True, confidence=False))
+def test_needless_work_is_found_by_its_multiply_adds(
+    graph_of: Callable[..., bytes], smallest: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = onnx.load_model_from_string(graph_of())
     first = next(node for node in model.graph.node if node.op_type == "Conv")
     again = onnx.NodeProto()
     again.CopyFrom(first)

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,14 @@ def test_nothing_of_the_machine_is_in_the_file(bundle: Bundle) -> None:
     assert b"segmenter.heads.auxiliary" not in content
 
 
-def test_sizes_are_free_or_fixed(bundle: Bundle, smallest: Any) -> None:
+def test_sizes_are_free_or_fixed(bundle: Bundle, graph_of: Callable[..., bytes]) -> None:
     with OrtGraph(bundle.files["model.onnx"]) as graph:
         assert [(t.name, t.dtype, t.shape) for t in (*graph.inputs, *graph.outputs)] == [
             ("image", "uint8", ("batch", "height", "width", 3)),
             ("labels", "uint8", ("batch", "height", "width")),
             ("logits", "float32", ("batch", 6, "logits_height", "logits_width")),
         ]
-    with OrtGraph(build_graph(smallest, sizes=(SIZE,), logits=True, confidence=False)) as graph:
+    with OrtGraph(graph_of()) as graph:
         assert [t.shape for t in (*graph.inputs, *graph.outputs)] == [
             ("batch", *SIZE, 3), ("batch", *SIZE), ("batch", 4, 32, 40)
         ]  # fmt: skip
@@ -81,8 +82,8 @@ def test_labels_leave_as_tensorrt_wants_them(bundle: Bundle) -> None:
     assert {node.op_type for node in graph.node if "image" in node.input} == {"Cast", "Shape"}  # nothing computes on uint8
 
 
-def test_logits_can_be_looked_at_in_a_graph_that_does_not_give_them(smallest: Any) -> None:
-    quiet = build_graph(smallest, sizes=(SIZE,), logits=False, confidence=False)
+def test_logits_can_be_looked_at_in_a_graph_that_does_not_give_them(graph_of: Callable[..., bytes]) -> None:
+    quiet, full = graph_of(logits=False), graph_of()
     images = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3), np.uint8)
     with OrtGraph(quiet) as served, OrtGraph(with_logits(quiet)) as looked_into:
         without, inside = served.run(images), looked_into.run(images)
@@ -90,7 +91,6 @@ def test_logits_can_be_looked_at_in_a_graph_that_does_not_give_them(smallest: An
     assert inside.logits is not None
     assert inside.logits.shape == (2, 4, 32, 40)
     np.testing.assert_array_equal(without.labels, inside.labels)
-    full = build_graph(smallest, sizes=(SIZE,), logits=True, confidence=False)
     assert with_logits(full) == full
 
 

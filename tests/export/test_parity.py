@@ -164,9 +164,9 @@ def test_a_wrong_divisor_of_the_pooling_is_found(smallest_with_pyramid: Any, mon
 
 
 @pytest.fixture(scope="module")
-def content(smallest_once: Any) -> bytes:
+def content(graph_of: Callable[..., bytes]) -> bytes:
     """The graph of `smallest`, without logits."""
-    return build_graph(smallest_once, sizes=(SIZE,), logits=False, confidence=False)
+    return graph_of(logits=False)
 
 
 class Other(nn.Module):
@@ -257,8 +257,8 @@ def test_the_shapes_of_a_ladder_are_its_sizes_and_an_odd_one() -> None:
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.99, np.nan])
-def test_a_confidence_that_is_not_the_softmax_is_refused(smallest: Any, factor: float) -> None:
-    model = onnx.load_model_from_string(build_graph(smallest, sizes=(SIZE,), logits=True, confidence=True))
+def test_a_confidence_that_is_not_the_softmax_is_refused(graph_of: Callable[..., bytes], smallest: Any, factor: float) -> None:
+    model = onnx.load_model_from_string(graph_of(confidence=True))
     last = next(node for node in model.graph.node if "confidence" in node.output)
     last.output[:] = ["probability"]
     model.graph.initializer.append(numpy_helper.from_array(np.float32(factor), "factor"))

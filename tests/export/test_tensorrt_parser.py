@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from onnx.backend.test.loader import load_model_tests
 from typer.testing import CliRunner
 
+from ddcat.bundle import Bundle
 from ddcat.choices import Precision
 from ddcat.engines import import_for
 from ddcat.engines.errors import EngineError
@@ -36,11 +37,12 @@ def nodes_not_taken(content: bytes) -> list[str]:
     return refused
 
 
-@pytest.fixture(scope="module", params=[("pyramid", None), ("aspp", (SIZE,))], ids=["any size", "one size"])
-def graph(request: pytest.FixtureRequest, make_run: Callable[..., Path]) -> bytes:
-    context, sizes = request.param
-    run = make_run(f"parsed-{context}", method="undefended", context=context)
-    return build_graph(load_checkpoint(run).segmenter(), sizes=sizes, logits=True, confidence=True)
+@pytest.fixture(scope="module", params=["any size", "one size"])
+def graph(request: pytest.FixtureRequest, bundle: Bundle, make_run: Callable[..., Path]) -> bytes:
+    if request.param == "any size":
+        return bundle.files["model.onnx"]
+    run = make_run("parsed", method="undefended", context="aspp")
+    return build_graph(load_checkpoint(run).segmenter(), sizes=(SIZE,), logits=True, confidence=True)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
