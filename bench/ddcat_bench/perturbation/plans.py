@@ -99,6 +99,7 @@ def suite_plans(*, l2: Sequence[float] | None = None, shares: Sequence[float] | 
             universal=UNIVERSAL_BOUNDS,
             shares=tuple(shares or PATCH_SHARES),
             steps=(("PGD", 20), ("APGD", 100)),
+            universal_epochs=20,
             patch_epochs=40,
             dag_steps=200,
             stride=1,
@@ -115,6 +116,7 @@ def gate_plans(*, steps: int, stride: int) -> tuple[Plan, ...]:
             universal=(GATE_UNIVERSAL,),
             shares=(GATE_SHARE,),
             steps=(("APGD", steps),),
+            universal_epochs=max(1, steps // 2),
             patch_epochs=steps,
             dag_steps=5 * steps,
             stride=stride,
@@ -129,6 +131,7 @@ def _plans(
     universal: Sequence[float],
     shares: Sequence[float],
     steps: tuple[tuple[str, int], ...],
+    universal_epochs: int,
     patch_epochs: int,
     dag_steps: int,
     stride: int,
@@ -138,7 +141,7 @@ def _plans(
         yield from (Plan("L2", maker, bound, steps=steps) for maker in makers)
         yield Plan("L2", None, bound)
     for bound in universal:
-        yield from (Plan("universal", maker, bound, epochs=5) for maker in makers)
+        yield from (Plan("universal", maker, bound, epochs=universal_epochs) for maker in makers)
         yield Plan("universal", None, bound)
     for share in shares:
         yield from (Plan("patch", maker, share, epochs=patch_epochs, learners=16) for maker in makers)
