@@ -27,7 +27,13 @@ MAY_IMPORT = {
     "ddcat_bench": {"ddcat", "ddcat_train", "ddcat_export", "ddcat_serve", "ddcat_bench"},
 }
 ENGINES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "tensorrt_bindings"}
-OF_PREDICT = {"formats.py": {"PIL"}, "results.py": {"PIL"}, "sources.py": {"fsspec"}, "video.py": {"av"}}  # in functions
+OF_PREDICT = {
+    "formats.py": {"PIL"},
+    "results.py": {"PIL"},
+    "geotiff.py": {"rasterio"},
+    "sources.py": {"fsspec"},
+    "video.py": {"av"},
+}  # in functions
 CORE = {"numpy", "pydantic", "rich", "typer"}  # and the standard library
 OF_IMAGES = {"preprocess.py": {"PIL", "cv2"}, "image_pixels.py": {"PIL"}}
 

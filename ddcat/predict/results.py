@@ -8,7 +8,7 @@ was, and a later run with more images does only those.
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,22 +89,29 @@ class Results:
         """Note the number of frames of a video."""
         write_json(self._end(source), {"frames": count})
 
-    def add(self, answer: Answer, statistics: Statistics, *, is_frame: bool = False) -> None:
-        """Write the files of an image or of a frame, and its record last."""
+    def add(self, answer: Answer, statistics: Statistics, *, without: Collection[str] = ()) -> None:
+        """Write the files of an image or of a frame, `without` those of some forms, and its record last."""
         parts: dict[str, Any] = {}
         for name in self.formats:
             form = FORMATS[name]
+            if name in without:
+                continue
             if isinstance(form, Collected):
                 parts[name] = form.part(answer)
-            elif not (is_frame and name == "overlay"):  # see `draw_video`
+            else:
                 write_bytes(self.folder / form.place.replace("{stem}", answer.stem), form.encode(answer))
-        pixels = np.bincount(answer.labels.ravel(), minlength=len(answer.classes))[: len(answer.classes)]
-        height, width = answer.labels.shape
+        classes, (height, width) = len(answer.classes), answer.labels.shape
+        pixels = np.bincount(answer.labels.ravel(), minlength=classes)[:classes].tolist()
+        self.note(answer.name, (height, width), pixels, statistics, parts)
+
+    def note(
+        self, name: str, size: tuple[int, int], pixels: Sequence[int], statistics: Statistics, parts: dict[str, Any]
+    ) -> None:
+        """Write the record of an image whose other files are there: it is done."""
         record = Record(
-            name=answer.name, height=height, width=width, pixels=tuple(pixels.tolist()),
-            statistics=Distributions.of(statistics), parts=parts,
-        )  # fmt: skip
-        write_bytes(self._record(answer.name), record.model_dump_json().encode() + b"\n")
+            name=name, height=size[0], width=size[1], pixels=tuple(pixels), statistics=Distributions.of(statistics), parts=parts
+        )
+        write_bytes(self._record(name), record.model_dump_json().encode() + b"\n")
 
     def read(self, name: str) -> Record:
         """Read the record of an image that is done."""

@@ -14,14 +14,15 @@ from ddcat.bundle import NO_TRUST_POLICY, TrustPolicy
 from ddcat.engines import Outputs
 from ddcat.engines.answer_statistics import statistics_of
 from ddcat.engines.cores import physical_cores
-from ddcat.engines.errors import InputError
+from ddcat.engines.errors import EngineError, InputError
 from ddcat.engines.predictor import Predictor, open_bundle
-from ddcat.errors import DdcatError
+from ddcat.errors import DdcatError, WriteError
 from ddcat.locks import locked
 from ddcat.predict.images import Picture, read_picture
 from ddcat.predict.pipeline import pipelined
 from ddcat.predict.records import Answer, Job
 from ddcat.predict.results import Results, frame_name
+from ddcat.predict.scenes import predict_scene
 from ddcat.predict.sources import Source
 from ddcat.predict.summary import summarise
 from ddcat.predict.video import frame_count, frames
@@ -31,6 +32,7 @@ __all__ = ["SUMMARY", "compute", "predict"]
 
 SUMMARY = "summary.json"
 _MOST_THREADS = 4  # that read, and that write
+_DRAWN_AT_THE_END = ("overlay",)  # of a video
 
 
 class _Failure(NamedTuple):
@@ -137,13 +139,27 @@ def compute(opened: Predictor, sources: Sequence[Source], results: Results, *, b
             return
         picture, outputs = answered
         answer = Answer(unit.name, unit.stem, picture.mask(outputs.labels[0]), picture.original, classes)
-        results.add(answer, next(statistics_of(outputs, len(classes))), is_frame=unit.frame is not None)
+        results.add(answer, next(statistics_of(outputs, len(classes))), without=() if unit.frame is None else _DRAWN_AT_THE_END)
 
-    with progress("predicting", _count(sources, results)) as done:
+    pictures = [source for source in sources if not source.is_scene]
+    with progress("predicting", _count(pictures, results)) as done:
         pipelined(
-            _waiting(sources, results, batch, failures), load, lambda pictures: _infer(opened, pictures, batch), store,
+            _waiting(pictures, results, batch, failures), load, lambda pictures: _infer(opened, pictures, batch), store,
             threads=min(_MOST_THREADS, physical_cores()), done=done,
         )  # fmt: skip
+
+    for source in sources:
+        if source.is_scene and not results.is_whole(source):
+            try:
+                predict_scene(opened, source, results, batch=batch)
+            except EngineError as error:
+                if not isinstance(error, InputError):
+                    raise
+                failures[source.name] = str(error)
+            except WriteError:
+                raise
+            except DdcatError as error:
+                failures[source.name] = str(error)
 
 
 def _count(sources: Sequence[Source], results: Results) -> int:

@@ -11,9 +11,10 @@ from ddcat.errors import DdcatError
 from ddcat.extras import needing
 from ddcat.text import printable
 
-__all__ = ["IMAGES", "VIDEOS", "Source", "find_sources"]
+__all__ = ["IMAGES", "SCENES", "VIDEOS", "Source", "find_sources"]
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+SCENES = frozenset({".tif", ".tiff"})
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
 _EXTRAS = {"s3": "s3", "gs": "gs"}
 
@@ -37,6 +38,11 @@ class Source(NamedTuple):
     def is_video(self) -> bool:
         """Whether it is a video, by its suffix."""
         return PurePosixPath(self.name).suffix.lower() in VIDEOS
+
+    @property
+    def is_scene(self) -> bool:
+        """Whether it is a TIFF, by its suffix."""
+        return PurePosixPath(self.name).suffix.lower() in SCENES
 
     @property
     def stem(self) -> str:
@@ -75,7 +81,7 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     ----------
     inputs : sequence of str
         Files, folders, patterns such as ``scenes/*.jpg``, and addresses of files, folders and patterns in a bucket. Of a
-        folder, images and videos are taken, by their suffixes; a file is taken whatever its name.
+        folder, images, TIFFs and videos are taken, by their suffixes; a file is taken whatever its name.
 
     Raises
     ------
@@ -140,7 +146,7 @@ def _named(paths: Sequence[str], root: str, *, every: bool = False) -> Iterator[
     for path in paths:
         name = PurePosixPath(Path(path).relative_to(root).as_posix())
         hidden = any(part.startswith(".") for part in name.parts)
-        if not hidden and (every or name.suffix.lower() in IMAGES | VIDEOS):
+        if not hidden and (every or name.suffix.lower() in IMAGES | SCENES | VIDEOS):
             yield Source(str(name), path)
 
 

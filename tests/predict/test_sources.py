@@ -48,7 +48,7 @@ def test_inputs_name_files_in_a_fixed_order(inputs: list[str], names: list[str])
     ("inputs", "message"),
     [
         (["nowhere"], "no such file or folder: nowhere"),
-        (["in/*.tif"], r"in/\*.tif names no image and no video"),
+        (["in/*.bmp"], r"in/\*.bmp names no image and no video"),
         (["ftp://host/a"], "expected an address of s3://, gs://, or a path"),
         (["in/a.png", "in/sub/../a.png"], "would both have the mask a.png"),
     ],

@@ -1,0 +1,100 @@
+"""GeoTIFFs of any size, read and written part by part by rasterio; masks keep the place on earth."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ddcat.atomic_files import written_aside
+from ddcat.classes import Classes, colour_table
+from ddcat.error_text import first_line
+from ddcat.errors import DdcatError
+from ddcat.extras import needing
+from ddcat.predict.sources import Source
+
+__all__ = ["Scene", "opened_scene"]
+
+U8 = npt.NDArray[np.uint8]
+_CACHE = 2**26  # bytes that GDAL keeps of what it read and of what it is to write
+_BLOCK = 256  # side of the blocks of a mask
+
+
+class Scene:
+    """
+    An open GeoTIFF, whose first three bands are red, green and blue, of 8 bits each.
+
+    Attributes
+    ----------
+    height, width : int
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.height, self.width = int(file.height), int(file.width)
+
+    def read(self, top: int, left: int, height: int, width: int) -> U8:
+        """Read a part of the image: (height, width, 3) uint8."""
+        try:
+            bands = self._file.read((1, 2, 3), window=((top, top + height), (left, left + width)))
+        except _rasterio().errors.RasterioError as cause:
+            raise DdcatError(f"it cannot be read: {first_line(cause)}") from cause
+        return np.ascontiguousarray(bands.transpose(1, 2, 0))
+
+    def write_mask(self, path: Path, bands: Iterable[U8], classes: Classes) -> None:
+        """Write a mask, whole or not at all, from bands of rows: a GeoTIFF of one band with the scene's CRS and transform."""
+        rasterio = _rasterio()
+        colours = {label: tuple(colour) for label, colour in enumerate(colour_table(classes).tolist())}
+        profile = {
+            "driver": "GTiff", "height": self.height, "width": self.width, "count": 1, "dtype": "uint8", "crs": self._file.crs,
+            "transform": self._file.transform, "compress": "deflate", "tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK,
+            "BIGTIFF": "IF_SAFER",
+        }  # fmt: skip
+        with written_aside(path) as aside, rasterio.open(aside, "w", **profile) as mask:
+            mask.write_colormap(1, colours)
+            for top, rows in _whole_blocks(bands):
+                mask.write(rows, 1, window=((top, top + len(rows)), (0, self.width)))
+
+
+def _whole_blocks(bands: Iterable[U8]) -> Iterator[tuple[int, U8]]:
+    """Gather rows to whole blocks: one that is written twice is compressed twice, and the file has a hole."""
+    top, kept = 0, np.empty((0, 0), np.uint8)
+    for band in bands:
+        kept = np.concatenate([kept, band]) if len(kept) else band
+        ready = len(kept) // _BLOCK * _BLOCK
+        if ready:
+            yield top, kept[:ready]
+            top, kept = top + ready, kept[ready:]
+    if len(kept):
+        yield top, kept
+
+
+@contextlib.contextmanager
+def opened_scene(source: Source) -> Iterator[Scene]:
+    """
+    Open a GeoTIFF.
+
+    Raises
+    ------
+    DdcatError
+        Where rasterio is missing, the file is damaged or of another kind; the message does not name it.
+    """
+    rasterio = _rasterio()
+    try:
+        with rasterio.Env(GDAL_CACHEMAX=_CACHE), rasterio.open(source.address) as file:
+            if file.count < 3 or any(kind != "uint8" for kind in file.dtypes[:3]):
+                raise DdcatError(
+                    f"it is a TIFF of {file.count} bands of {file.dtypes[0]}: expected 3 or more, the first three of uint8"
+                )
+            yield Scene(file)
+    except rasterio.errors.RasterioError as cause:
+        raise DdcatError(f"it cannot be read: {first_line(cause)}") from cause
+
+
+def _rasterio() -> Any:
+    with needing("geo"):
+        import rasterio  # noqa: PLC0415 -- other images need none
+        import rasterio.errors  # noqa: PLC0415
+    return rasterio

@@ -1,0 +1,92 @@
+"""A GeoTIFF through the engine: whole where it fits into a tile, else tile by tile, at the memory of a few rows of tiles."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from ddcat.engines.answer_statistics import Statistics, describe
+from ddcat.engines.predictor import Predictor
+from ddcat.errors import DdcatError
+from ddcat.predict.geotiff import Scene, opened_scene
+from ddcat.predict.records import Answer
+from ddcat.predict.results import Results
+from ddcat.predict.sources import Source
+from ddcat.progress import progress
+
+__all__ = ["predict_scene"]
+
+U8 = npt.NDArray[np.uint8]
+_MOST_IN_MEMORY = 2**26  # pixels, for forms that need the whole mask
+_MASK = "png"  # the form that is a GeoTIFF for a GeoTIFF
+
+
+def predict_scene(opened: Predictor, source: Source, results: Results, *, batch: int = 1) -> None:
+    """
+    Segment a GeoTIFF, and write its mask as a GeoTIFF with the same CRS and transform; the other forms as for any image.
+
+    Raises
+    ------
+    DdcatError
+        Where it cannot be read, the bundle resizes images, its engine takes neither the scene nor tiles of it, or a form needs
+        more than 67 million pixels in memory; the message does not name the scene.
+    """
+    classes, rule = opened.classes, opened.bundle.manifest.preprocessing
+    if rule.resize is not None:
+        raise DdcatError("its bundle resizes images, and a TIFF is read in parts, at its own size: use JPEG or PNG")
+    others = [form for form in results.formats if form != _MASK]
+    with opened_scene(source) as scene:
+        height, width = scene.height, scene.width
+        if others and height * width > _MOST_IN_MEMORY:
+            raise DdcatError(
+                f"it has {height * width} pixels, and --format {others[0]} holds the whole mask in memory, at most "
+                f"{_MOST_IN_MEMORY} pixels: use --format {_MASK} alone"
+            )
+        whole = np.empty((height, width) if others else (0, 0), np.uint8)
+        summed = _Sum(len(classes))
+        with progress(f"predicting {source.name}", height, unit="rows") as done:
+
+            def bands() -> Iterator[U8]:
+                top = 0
+                for band in _labelled(opened, scene, batch):
+                    summed.add(band)
+                    if others:
+                        whole[top : top + len(band)] = band
+                    top += len(band)
+                    yield band
+                    done(len(band))
+
+            scene.write_mask(results.folder / "masks" / f"{source.stem}.tif", bands(), classes)
+        statistics = summed.statistics()
+        if others:
+            pixels = scene.read(0, 0, height, width)
+            results.add(Answer(source.name, source.stem, whole, pixels, classes), statistics, without={_MASK})
+        else:
+            results.note(source.name, (height, width), statistics.classes.tolist(), statistics, {})
+
+
+def _labelled(opened: Predictor, scene: Scene, batch: int) -> Iterator[U8]:
+    if opened.cuts(scene.height, scene.width):
+        yield from opened.tiled(batch=batch).bands(scene.height, scene.width, scene.read)
+    else:
+        image = scene.read(0, 0, scene.height, scene.width)[None]
+        least = opened.bundle.manifest.shapes.batch.minimum
+        yield opened.infer(np.repeat(image, least, 0)).labels[0]
+
+
+class _Sum:
+    """The statistics of an answer from those of its bands."""
+
+    def __init__(self, classes: int) -> None:
+        self._classes, self._bands = classes, list[tuple[int, Statistics]]()
+
+    def add(self, band: U8) -> None:
+        self._bands.append((band.size, describe(band, self._classes)))
+
+    def statistics(self) -> Statistics:
+        total = sum(size for size, _ in self._bands)
+        return Statistics(
+            np.sum([band.classes for _, band in self._bands], 0),
+            np.sum([band.boundaries for _, band in self._bands], 0),
+            sum(size * band.density for size, band in self._bands) / total,
+        )
