@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+from matplotlib import pyplot
 
 
 def write_scene(path: Path, side: int) -> None:
@@ -59,8 +60,6 @@ def main() -> None:
         if arguments.out is not None:
             arguments.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     if arguments.plot is not None:
-        from matplotlib import pyplot
-
         figure, axes = pyplot.subplots(figsize=(5, 3), layout="constrained")
         axes.plot([entry["side"] for entry in found], [entry["peak_mib"] for entry in found], marker="o")
         axes.set(xlabel="pixels a side", ylabel="peak memory, MiB", ylim=(0, None))

@@ -1,6 +1,7 @@
 """GeoTIFFs of any size, read and written part by part by rasterio; masks keep the place on earth."""
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,14 +84,20 @@ def opened_scene(source: Source) -> Iterator[Scene]:
     """
     rasterio = _rasterio()
     try:
-        with rasterio.Env(GDAL_CACHEMAX=_CACHE), rasterio.open(source.address) as file:
-            if file.count < 3 or any(kind != "uint8" for kind in file.dtypes[:3]):
-                raise DdcatError(
-                    f"it is a TIFF of {file.count} bands of {file.dtypes[0]}: expected 3 or more, the first three of uint8"
-                )
-            yield Scene(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # then the mask has no place, either
+            yield from _opened(rasterio, source.address)
     except rasterio.errors.RasterioError as cause:
         raise DdcatError(f"it cannot be read: {first_line(cause)}") from cause
+
+
+def _opened(rasterio: Any, address: str) -> Iterator[Scene]:
+    with rasterio.Env(GDAL_CACHEMAX=_CACHE), rasterio.open(address) as file:
+        if file.count < 3 or any(kind != "uint8" for kind in file.dtypes[:3]):
+            raise DdcatError(
+                f"it is a TIFF of {file.count} bands of {file.dtypes[0]}: expected 3 or more, the first three of uint8"
+            )
+        yield Scene(file)
 
 
 def _rasterio() -> Any:
