@@ -114,7 +114,7 @@ def find_mmsegmentation(file: Mapping[str, Tensor], path: Path) -> Found:
         )
     body = {key.removeprefix(_BACKBONE): value for key, value in tensors.items() if key.startswith(_BACKBONE)}
     width = tensors.get(f"{_HEAD}{_WIDTHS[kind]}.conv.weight")
-    form = {"context": kind, "align_corners": False, "context_width": None if width is None else len(width)}
+    form: dict[str, Any] = {"context": kind, "align_corners": False, "context_width": None if width is None else len(width)}
     form_of_body, ours = _backbone(body, kind, path)
     robust = f"{_HEAD}classifier.bias" in file and f"{_BACKBONE}{_OF_AUTHORS}" in file
     if robust:

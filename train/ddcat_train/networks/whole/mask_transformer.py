@@ -171,7 +171,7 @@ class _Attention(nn.Module):
 
     @staticmethod
     def _split(tokens: Tensor) -> Tensor:
-        return tokens.unflatten(2, (-1, HEAD_WIDTH)).transpose(1, 2)
+        return tokens.reshape(*tokens.shape[:2], -1, HEAD_WIDTH).transpose(1, 2)
 
 
 class _Perceptron(nn.Module):
@@ -190,11 +190,12 @@ def _as_tokens(maps: Tensor) -> Tensor:
 
 
 def _as_maps(tokens: Tensor, like: Tensor) -> Tensor:
-    return tokens.transpose(1, 2).unflatten(2, (like.shape[2], like.shape[3]))  # (N, C, h, w)
+    return tokens.transpose(1, 2).reshape(-1, tokens.shape[2], like.shape[2], like.shape[3])  # (N, C, h, w)
 
 
 def _of_length_one(tokens: Tensor) -> Tensor:
-    return tokens / torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
+    return tokens / lengths
 
 
 def _initialise(module: nn.Module) -> None:
