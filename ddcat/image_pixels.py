@@ -8,14 +8,68 @@ import numpy.typing as npt
 from ddcat.error_text import first_line
 from ddcat.image_files import ImageFileError, is_png, palette_size, strip_metadata
 
-__all__ = ["decode_image"]
+__all__ = ["check_depth", "decode_16_bits", "decode_image", "has_16_bits"]
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _MODES = {"RGB", "RGBA", "L", "LA", "P", "PA", "1"}
 _DEPTH = 24  # byte of a PNG that says how many bits a value has
 
 
-def decode_image(content: bytes) -> npt.NDArray[np.uint8]:
+def has_16_bits(content: bytes) -> bool:
+    """Return whether a file is a PNG of 16 bits a channel; no other format that is read has them."""
+    return is_png(content) and content[_DEPTH : _DEPTH + 1] == b"\x10"
+
+
+def check_depth(content: bytes, values: tuple[int, int] | None) -> None:
+    """
+    Refuse a file of 16 bits a channel where no values are given, and one of 8 bits where they are.
+
+    Raises
+    ------
+    ImageFileError
+    """
+    deep = has_16_bits(content)
+    if deep and values is None:
+        raise ImageFileError("the PNG has 16 bits a channel: convert it to 8")
+    if not deep and values is not None:
+        raise ImageFileError("the image has 8 bits a channel: expected a PNG of 16, whose values are known")
+
+
+def decode_16_bits(content: bytes, values: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """
+    Decode a PNG of 16 bits a channel, in colour or grey, without transparency, and bring it to 8.
+
+    Parameters
+    ----------
+    content : bytes
+        From `strip_metadata`.
+    values : (int, int)
+        They become 0 and 255, what is beyond them too; between them, the nearest of 8 bits.
+
+    Returns
+    -------
+    (H, W, 3) uint8
+        RGB.
+
+    Raises
+    ------
+    ImageFileError
+    """
+    import cv2  # noqa: PLC0415 -- Pillow reads but 8 bits of colours
+
+    found = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if found is None or found.dtype != np.uint16:
+        raise ImageFileError("the PNG of 16 bits a channel is damaged")
+    if found.ndim == 3 and found.shape[2] != 3:
+        raise ImageFileError("the PNG of 16 bits a channel has transparency: flatten it")
+    low, high = values
+    every = np.arange(2**16)
+    table = np.clip((2 * 255 * (every - low) + high - low) // (2 * (high - low)), 0, 255).astype(np.uint8)  # rounded, exactly
+    pixels = table[found]
+    return np.ascontiguousarray(pixels[..., ::-1] if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2))
+
+
+def decode_image(content: bytes, values: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
     """
     Decode an image file to RGB as it is stored: neither turned nor resized.
 
@@ -25,6 +79,8 @@ def decode_image(content: bytes) -> npt.NDArray[np.uint8]:
     ----------
     content : bytes
         A whole file.
+    values : (int, int), optional
+        Of files of 16 bits a channel: see `decode_16_bits`. By default they are refused, with it those of 8 bits.
 
     Returns
     -------
@@ -33,13 +89,14 @@ def decode_image(content: bytes) -> npt.NDArray[np.uint8]:
     Raises
     ------
     ImageFileError
-        For another format, a damaged file, CMYK, 16 bits a channel, several pictures, or indices beyond a palette.
+        For another format, a damaged file, CMYK, another depth, several pictures, or indices beyond a palette.
     """
     from PIL import Image, UnidentifiedImageError  # noqa: PLC0415 -- arrays need no library of images
 
     stripped = strip_metadata(content)
-    if is_png(stripped) and stripped[_DEPTH] == 16:  # Pillow takes the upper 8 of colours, though not of grey values
-        raise ImageFileError("it is a PNG of 16 bits a channel: expected 8")
+    check_depth(stripped, values)
+    if values is not None:
+        return decode_16_bits(stripped, values)
     try:
         with Image.open(io.BytesIO(stripped), formats=_FORMATS) as opened:
             if opened.mode not in _MODES:

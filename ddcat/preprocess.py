@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ddcat.image_files import orientation_of
 from ddcat.image_pixels import decode_image
@@ -32,9 +32,16 @@ __all__ = [
 U8 = npt.NDArray[np.uint8]
 Size = tuple[int, int]  # (height, width)
 T = TypeVar("T", np.uint8, np.float32)
+Value = Annotated[int, Field(ge=0, le=65535)]
 Side = Annotated[int, Field(ge=1, le=2**31)]  # pixels
 Orientation = Literal["stored", "exif"]
 Kernel = Literal["area", "linear", "antialias"]
+
+
+def _ascending(values: tuple[int, int]) -> tuple[int, int]:
+    if values[0] >= values[1]:
+        raise ValueError(f"expected the lower value first, got {values[0]} and {values[1]}")
+    return values
 
 
 class Resize(StrictModel):
@@ -53,6 +60,11 @@ class FileRule(StrictModel):
 
     orientation: Orientation = Field(
         default="stored", description="stored: pixels as the file has them. exif: turned as its EXIF orientation says."
+    )
+    values: Annotated[tuple[Value, Value], AfterValidator(_ascending)] | None = Field(
+        default=None,
+        description="For files of 16 bits a channel: the values that become 0 and 255, with 8 bits between them; what lies "
+        "beyond is clipped, and files of 8 bits are refused. None: files of 8 bits, as they are; those of 16 are refused.",
     )
     resize: Resize | None = Field(default=None, description="None: images keep their size.")
 
@@ -94,7 +106,7 @@ def preprocess(image: bytes | U8, rule: FileRule) -> Preprocessed:
     Parameters
     ----------
     image : bytes or (H, W, 3) uint8
-        A whole JPEG, PNG or WebP file, or its pixels in RGB, which are not turned again.
+        A whole JPEG, PNG or WebP file, or its pixels in RGB, which are neither turned again nor brought to 8 bits.
     rule : FileRule
         `bundle.manifest.preprocessing`.
 
@@ -104,7 +116,7 @@ def preprocess(image: bytes | U8, rule: FileRule) -> Preprocessed:
         Where the file is damaged, of another format, or would have to be guessed at; the message does not name it.
     """
     if isinstance(image, bytes):
-        pixels = turned(decode_image(image), orientation_of(image) if rule.orientation == "exif" else 1)
+        pixels = turned(decode_image(image, rule.values), orientation_of(image) if rule.orientation == "exif" else 1)
     else:
         pixels = image
     return Preprocessed(apply_rule(pixels, rule), (pixels.shape[0], pixels.shape[1]))

@@ -35,7 +35,7 @@ OF_PREDICT = {
     "video.py": {"av"},
 }  # in functions
 CORE = {"numpy", "pydantic", "rich", "typer"}  # and the standard library
-OF_IMAGES = {"preprocess.py": {"PIL", "cv2"}, "image_pixels.py": {"PIL"}}
+OF_IMAGES = {"preprocess.py": {"PIL", "cv2"}, "image_pixels.py": {"PIL", "cv2"}}
 
 
 def imports(file: Path, *, types: bool = True) -> Iterator[tuple[str, int]]:

@@ -84,6 +84,28 @@ def test_the_kernels_are_those_of_opencv_and_pillow() -> None:
             assert np.array_equal(preprocess(saved("PNG"), rule).pixels, pixels), (to, kernel)
 
 
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("values", [(0, 65535), (100, 4195), (7, 8)])
+def test_16_bits_are_brought_to_8_between_two_values(values: tuple[int, int], grey: bool) -> None:
+    deep = np.random.default_rng(1).integers(0, 5000, (9, 11) if grey else (9, 11, 3)).astype(np.uint16)
+    content = cv2.imencode(".png", deep if grey else deep[..., ::-1])[1].tobytes()
+    low, high = values
+    exact = np.clip((deep.astype(np.float64) - low) / (high - low), 0, 1) * 255
+    made = preprocess(content, FileRule(values=values)).pixels
+    assert made.shape == (9, 11, 3)
+    assert np.abs(made - (exact[..., None] if grey else exact)).max() <= 0.5 + 1e-9
+
+
+def test_files_of_another_depth_are_refused() -> None:
+    with pytest.raises(ImageFileError, match="8 bits a channel: expected a PNG of 16"):
+        preprocess(saved("PNG"), FileRule(values=(0, 65535)))
+    clear = cv2.imencode(".png", np.zeros((4, 4, 4), np.uint16))[1].tobytes()
+    with pytest.raises(ImageFileError, match="has transparency"):
+        preprocess(clear, FileRule(values=(0, 65535)))
+    with pytest.raises(ValueError, match="lower value first"):
+        FileRule(values=(5, 5))
+
+
 @settings(max_examples=100, deadline=None)
 @given(SIZES, SIZES)
 def test_each_pixel_of_a_mask_has_the_label_of_the_nearest(small: tuple[int, int], size: tuple[int, int]) -> None:

@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import httpx
 import numpy as np
 import pytest
@@ -137,4 +138,22 @@ def test_turned_files_score_over_http_what_the_gate_finds(turned: Callable[[], D
     bundle = made(tmp_path / "bundle", dataset, FileRule(orientation="exif", resize=Resize(to=200)))
     names, counts = by_the_gate(bundle)
     assert names == ["0", "1"]
+    assert np.array_equal(over_http(bundle, names), counts)
+
+
+def test_files_of_16_bits_score_over_http_what_the_gate_finds(tmp_path: Path) -> None:
+    voc, values = open_dataset("voc", needed(SAMPLES["voc"]), "train"), (1000, 9000)
+    for folder in ("images", "labels"):
+        (tmp_path / "data" / folder / "val").mkdir(parents=True)
+    (tmp_path / "data/classes.yaml").write_text(classes_yaml(voc.classes))
+    random = np.random.default_rng(0)
+    for place in range(len(voc)):
+        sample = voc.read(place)
+        deep = sample.image.astype(np.uint16) * 40 + random.integers(0, 40, sample.image.shape).astype(np.uint16)
+        cv2.imwrite(str(tmp_path / f"data/images/val/{place}.png"), deep[..., ::-1])
+        Image.fromarray(sample.labels).save(tmp_path / f"data/labels/val/{place}.png")
+    rule = FileRule(values=values, resize=Resize(to=200))
+    bundle = made(tmp_path / "bundle", open_dataset("folder", tmp_path / "data", "val", rule=rule), rule)
+    names, counts = by_the_gate(bundle)
+    assert len(names) == len(voc)
     assert np.array_equal(over_http(bundle, names), counts)

@@ -28,6 +28,7 @@ from ddcat.image_files import (
     palette_size,
     strip_metadata,
 )
+from ddcat.image_pixels import check_depth, decode_16_bits
 from ddcat.preprocess import AS_STORED, FileRule, turned
 from ddcat_serve.errors import RequestError
 
@@ -60,6 +61,10 @@ def size_of(content: bytes, rule: FileRule = AS_STORED, *, max_pixels: int) -> S
         As `decode`, but for faults in the pixels.
     """
     height, width = _format_of(content).size(content)
+    try:
+        check_depth(content, rule.values)
+    except ImageFileError as cause:
+        raise RequestError(415, str(cause)) from cause
     _check_pixels(width, height, max_pixels)
     return (width, height) if _orientation(content, rule) >= 5 else (height, width)
 
@@ -90,9 +95,11 @@ def decode(content: bytes, rule: FileRule = AS_STORED, *, max_pixels: int) -> U8
         400 for a damaged image or one that is ambiguous, 413 for too many pixels, 415 for another format.
     """
     form = _format_of(content)
-    size = size_of(content, max_pixels=max_pixels)
+    size = size_of(content, AS_STORED.model_copy(update={"values": rule.values}), max_pixels=max_pixels)
     try:
-        return turned(form.decode(strip_metadata(content), size), _orientation(content, rule))
+        stripped = strip_metadata(content)
+        pixels = form.decode(stripped, size) if rule.values is None else decode_16_bits(stripped, rule.values)
+        return turned(pixels, _orientation(content, rule))
     except (RequestError, MemoryError):
         raise
     except AnimationError as cause:
@@ -142,9 +149,7 @@ def _decode_jpeg(content: bytes, size: Size) -> U8:
 def _png_size(content: bytes) -> Size:
     if len(content) < 33 or content[12:16] != b"IHDR":
         raise RequestError(400, "the PNG has no readable header")
-    width, height, bits = struct.unpack(">IIB", content[16:25])
-    if bits == 16:
-        raise RequestError(415, "the PNG has 16 bits a channel: convert it to 8")
+    width, height = struct.unpack(">II", content[16:24])
     return height, width
 
 

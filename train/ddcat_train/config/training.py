@@ -4,7 +4,7 @@ import math
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from ddcat.preprocess import FileRule, Kernel, Orientation, Resize
 from ddcat.schema import current_method
@@ -65,6 +65,10 @@ class DataConfig(Section):
     orientation: Orientation = Field(
         "stored", description="stored: pixels as the files have them; exif: turned as EXIF says, as the masks were drawn"
     )
+    values: tuple[int, int] | None = Field(
+        None,
+        description="for PNG files of 16 bits a channel: the values that become 0 and 255, as [0, 4095]; None: files of 8 bits",
+    )
     skip_corrupt: bool = Field(False, description="replace images with missing or damaged files in training, and count them")
 
     @property
@@ -75,7 +79,15 @@ class DataConfig(Section):
     def rule(self, *, evaluation: bool = False) -> FileRule:
         """Return how images are read: in training, or in evaluations and by the engines that are made of it."""
         to = self.eval_long_side if evaluation else self.long_side
-        return FileRule(orientation=self.orientation, resize=None if to is None else Resize(to=to, kernel=self.kernel))
+        resize = None if to is None else Resize(to=to, kernel=self.kernel)
+        return FileRule(orientation=self.orientation, values=self.values, resize=resize)
+
+    @field_validator("values")
+    @classmethod
+    def _check_values(cls, values: tuple[int, int] | None) -> tuple[int, int] | None:
+        if values is not None and not 0 <= values[0] < values[1] <= 2**16 - 1:
+            raise ValueError(f"expected two values of 16 bits, the lower first, got {values[0]} and {values[1]}")
+        return values
 
 
 class AugmentConfig(Section):

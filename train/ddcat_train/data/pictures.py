@@ -17,6 +17,7 @@ from PIL import Image
 
 from ddcat.error_text import first_line
 from ddcat.image_files import ImageFileError, is_png, orientation_of, palette_size, strip_metadata
+from ddcat.image_pixels import check_depth, decode_16_bits
 from ddcat.preprocess import AS_STORED, FileRule, turned
 from ddcat_train.data.files import read_bytes
 from ddcat_train.errors import DataError
@@ -78,17 +79,24 @@ def read_image(path: Path, rule: FileRule = AS_STORED) -> U8:
     """
     whole = read_bytes(path)
     content = _stripped(path, whole, "image")
+    if rule.values is not None:
+        try:
+            check_depth(content, rule.values)
+            pixels = decode_16_bits(content, rule.values)
+        except ImageFileError as cause:
+            raise DataError(f"{path}: {cause}") from cause
+        return _turned(pixels, whole, rule)
     with _Opened(path, content, "image") as opened:
         if opened.mode not in _COLOUR_MODES:
             raise DataError(f"{path} is an image of mode {opened.mode}, expected RGB or grey of 8 bits")
         if is_png(content) and content[_DEPTH] == 16:  # Pillow takes the upper 8 of colours, though not of grey values
-            raise DataError(f"{path} is a PNG of 16 bits a channel, expected 8")
+            raise DataError(f"{path} is a PNG of 16 bits a channel, expected 8: data.values reads it")
         if opened.mode == "P" and np.asarray(opened).max() >= palette_size(content):
             raise DataError(f"{path} has indices beyond its palette, whose colour is undefined: replace it")
         opened.info.pop("transparency", None)  # of which Pillow would warn
         # by way of RGBA, since grey and alpha of a palette are not converted directly
         pixels = np.array((opened.convert("RGBA") if opened.mode == "PA" else opened).convert("RGB"), dtype=np.uint8)
-    return turned(pixels, orientation_of(whole)) if rule.orientation == "exif" else pixels  # (H, W, 3)
+    return _turned(pixels, whole, rule)  # (H, W, 3)
 
 
 def read_mask(path: Path) -> Mask:
@@ -165,6 +173,10 @@ def _head(path: Path, content: bytes) -> Head:
         return Head(height, width, orientation_of(content))
     with _Opened(path, content, "image") as opened:
         return Head(opened.height, opened.width, orientation_of(content))
+
+
+def _turned(pixels: U8, content: bytes, rule: FileRule) -> U8:
+    return turned(pixels, orientation_of(content)) if rule.orientation == "exif" else pixels
 
 
 def _stripped(path: Path, content: bytes, what: str) -> bytes:
