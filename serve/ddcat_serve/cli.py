@@ -70,11 +70,13 @@ def _shown(default: object) -> str:
 @_with_settings
 def run(
     bundles: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            metavar="[NAME=]BUNDLE...", help="Bundles to serve; bundles with the same name become its versions 1, 2, ..."
+            metavar="[[NAME=]BUNDLE...]",
+            help="Bundles to serve; bundles with the same name become its versions 1, 2, ... None with --repository.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all addresses of this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     threads: Annotated[
@@ -102,12 +104,15 @@ def run(
     - `ddcat serve fp32=one.bundle int8=two.bundle --host 0.0.0.0 --port 80 --threads 4`
 
     - `ddcat serve one.bundle --require-signature key.pub --require-passport --rate-limit 100/minute`
+
+    - `ddcat serve --repository models --watch` swaps to models/camvid/2 as soon as that is there and has passed all checks.
     """
     from ddcat.bundle import TrustPolicy
 
-    sources, read = [parse_source(text) for text in bundles], read_settings(config, **settings)
+    sources, read = [parse_source(text) for text in bundles or ()], read_settings(config, **settings)
     trust = TrustPolicy.from_options(require_signature, expect_digest, require_passport)
-    with _libraries_for([source.path for source in sources], trust, "serve"):
+    stored = () if read.repository is None else sorted(read.repository.glob("*/[1-9]*/"))
+    with _libraries_for([*(source.path for source in sources), *stored], trust, "serve"):
         from ddcat_serve.server import serve
     serve(sources, host=host, port=port, threads=threads, trust=trust, settings=read)
 
@@ -190,8 +195,13 @@ def triton(
 @app.command(name="ray")
 def run_on_ray(
     bundles: Annotated[
-        list[str], typer.Argument(metavar="[NAME=]BUNDLE...", help="Bundles, on a file system that all nodes share.")
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="[[NAME=]BUNDLE...]",
+            help=f"Bundles, on a file system that all nodes share. None with {PREFIX}REPOSITORY.",
+            show_default=False,
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     replicas: Annotated[int, typer.Option(min=1, help="Minimum number of replicas.")] = 1,
@@ -225,11 +235,11 @@ def run_on_ray(
     if max_replicas is not None and max_replicas < replicas:
         raise ServeError(f"--max-replicas {max_replicas} is less than --replicas {replicas}")
     trust = TrustPolicy.from_options(require_signature, expect_digest, require_passport)
-    with _libraries_for([parse_source(text).path for text in bundles], trust, "serve,ray"):
+    with _libraries_for([parse_source(text).path for text in bundles or ()], trust, "serve,ray"):
         from ddcat_serve.deploy.ray_app import Arguments
         from ddcat_serve.deploy.ray_app import run as run_ray
     arguments = Arguments(
-        bundles=",".join(bundles),
+        bundles=",".join(bundles or ()),
         replicas=replicas,
         max_replicas=max_replicas,
         threads=threads,
@@ -238,7 +248,7 @@ def run_on_ray(
         expect_digest=",".join(expect_digest or ()),
         require_passport=require_passport,
     )
-    for text in bundles:  # report their faults here instead of in a replica
+    for text in bundles or ():  # report their faults here instead of in a replica
         path = parse_source(text).path
         _warn(path, read_passport(open_bundle(path, arguments.trust), arguments.trust))
     run_ray(arguments, host=host, port=port)

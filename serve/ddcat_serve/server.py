@@ -24,6 +24,7 @@ from ddcat_serve.http.server_state import ServerState
 from ddcat_serve.inference.engine_worker import engines_at_work
 from ddcat_serve.inference.memory import disable_onednn_cache, tune_malloc
 from ddcat_serve.inference.model_registry import Drain, Models, load_models
+from ddcat_serve.inference.repository import Repository, open_repository
 from ddcat_serve.inference.sources import Source
 from ddcat_serve.observe.json_logging import log_as_json
 from ddcat_serve.observe.metrics import Metrics
@@ -48,6 +49,7 @@ def serve(
     Parameters
     ----------
     sources : sequence of Source
+        Empty if `settings` names a repository.
     host : str
         Address or name to listen on.
     port : int
@@ -63,6 +65,9 @@ def serve(
     BundleError, ServeError
         For a port in use, an incomplete bundle or one that does not run, or an invalid setting.
     """
+    refusal = settings.load_refusal()
+    if (settings.repository is None) == (not sources):
+        raise ServeError("expected either bundles or --repository FOLDER: name one of them")
     signal.signal(signal.SIGTERM, _exit_cleanly)
     signal.signal(signal.SIGINT, _exit_cleanly)
     log_as_json()
@@ -76,12 +81,29 @@ def serve(
     with (
         _exit_despite_engine_threads(),
         _listen(host, port) as listener,
-        load_models(
-            sources, settings=settings, threads=threads, trust=trust, observe=metrics.count_batch, drain=drain
-        ) as models,
+        contextlib.ExitStack() as stack,
     ):
+        models: Models
+        repository: Repository | None = None
+        if settings.repository is None:
+            loading = load_models(
+                sources, settings=settings, threads=threads, trust=trust, observe=metrics.count_batch, drain=drain
+            )
+            models = stack.enter_context(loading)
+        else:
+            opening = open_repository(
+                settings.repository,
+                settings=settings,
+                threads=threads,
+                trust=trust,
+                metrics=metrics,
+                drain=drain,
+                refusal=refusal,
+            )
+            repository = stack.enter_context(opening)
+            models = repository.models
         grpc_address = None if settings.grpc_port is None else f"{f'[{host}]' if ':' in host else host}:{settings.grpc_port}"
-        app = create_app(models, settings, metrics, hosts=_allowed_hosts(host, settings))
+        app = create_app(models, settings, metrics, hosts=_allowed_hosts(host, settings), repository=repository)
         config = uvicorn.Config(
             app,
             http=partial(Connection, app.state.server_state),  # type: ignore[arg-type] # is called like the class
@@ -92,7 +114,7 @@ def serve(
             forwarded_allow_ips=settings.trusted_peers,  # by default uvicorn trusts X-Forwarded-For from 127.0.0.1
             server_header=False,
         )
-        announce = partial(_print_startup, models, host, listener.getsockname()[1], grpc_address)
+        announce = partial(_print_startup, app.state.server_state, host, listener.getsockname()[1], grpc_address)
         server = _Server(config, app.state.server_state, drain, grpc_address, announce)
         server.run(sockets=[listener])
         if not server.started:
@@ -158,16 +180,18 @@ class _Server(uvicorn.Server):
         await server.stop(None)
 
 
-def _print_startup(models: Models, host: str, port: int, grpc: str | None) -> None:
-    for versions in models.values():
-        for model in versions.values():
-            engine = ", ".join(f"{key} {value}" for key, value in model.engine.description.items())
-            print(f"{model.name}, version {model.version}: bundle {model.bundle.digest} ({model.bundle.trust})")
-            print(f"    passport: {model.passport.summary}\n    {engine}")
-            if model.passport.warning is not None:
-                print(f"    WARNING: {model.passport.warning}")
+def _print_startup(state: ServerState, host: str, port: int, grpc: str | None) -> None:
+    for model in state.served:
+        engine = ", ".join(f"{key} {value}" for key, value in model.engine.description.items())
+        print(f"{model.name}, version {model.version}: bundle {model.bundle.digest} ({model.bundle.trust})")
+        print(f"    passport: {model.passport.summary}\n    {engine}")
+        if model.passport.warning is not None:
+            print(f"    WARNING: {model.passport.warning}")
+    if state.repository is not None:
+        refusal, watched = state.repository.refusal, "watched" if state.settings.watch else "not watched"
+        print(f"repository {state.repository.folder.path}: {watched}; {refusal or 'requests with the API key may load models'}")
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    choice = f"?model={next(iter(models))}" if len(models) > 1 else ""
+    choice = f"?model={next(iter(state.models))}" if len(state.models) > 1 else ""
     if grpc is not None:
         print(f"gRPC at {grpc}")
     print(f"listening at {address}")

@@ -79,6 +79,19 @@ class Settings(BaseModel):
     )
     cors_origins: tuple[str, ...] = Field((), description="Comma-separated origins whose pages may call the server.")
     grpc_port: int | None = Field(None, ge=1, le=65535, description="Port for gRPC, at the same address. Default: no gRPC.")
+    repository: Path | None = Field(
+        None,
+        description="Folder of bundles, NAME/VERSION/, to serve and to swap while the server runs: the newest version of each "
+        "name answers. Requests may load and unload them if api_key is set. Default: none.",
+    )
+    watch: bool = Field(False, description="Load new versions in the folder of repository as they appear, without a request.")
+    shadow: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the requests that a new version computes beside the old one, to compare them, until a second "
+        "request to load it lets it answer. 0: it answers at once.",
+    )
     demo: bool = Field(False, description="Show golden images, which are from the data set, on the page at /.")
 
     @field_validator("cors_origins", "trusted_proxies", "allowed_hosts", mode="before")
@@ -123,9 +136,30 @@ class Settings(BaseModel):
         return value
 
     def public(self) -> dict[str, Any]:
-        """Return the settings without secrets, for JSON; `api_key` is whether there is one."""
+        """Return the settings without secrets and paths, for JSON; `api_key` and `repository` are whether there is one."""
         values = self.model_dump(mode="json")
-        return values | {"api_key": self.api_key is not None}
+        return values | {"api_key": self.api_key is not None, "repository": self.repository is not None}
+
+    def load_refusal(self) -> str | None:
+        """
+        Return why requests may not load models from the repository; None if they may.
+
+        Raises
+        ------
+        ServeError
+            If settings need a repository and there is none, or a request that cannot be made.
+        """
+        if self.repository is None:
+            for name, given in (("watch", self.watch), ("shadow", self.shadow > 0)):
+                if given:
+                    raise ServeError(f"--{name} needs --repository FOLDER")
+        if self.api_key is not None:
+            return None
+        if self.shadow:
+            raise ServeError(
+                f"--shadow needs --api-key ({PREFIX}API_KEY): a second request to load lets the new version answer"
+            )
+        return f"models are loaded and unloaded by requests with an API key only: start the server with {PREFIX}API_KEY"
 
 
 def read_settings(file: Path | None = None, **options: Any) -> Settings:

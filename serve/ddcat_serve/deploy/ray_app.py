@@ -20,13 +20,15 @@ from ray.serve.config import AutoscalingConfig
 from ddcat.bundle import TrustPolicy
 from ddcat_serve.errors import ServeError
 from ddcat_serve.http.app import create_app
-from ddcat_serve.inference.model_registry import load_models
+from ddcat_serve.inference.model_registry import Drain, load_models
+from ddcat_serve.inference.repository import open_repository
 from ddcat_serve.inference.sources import parse_source
 from ddcat_serve.observe.metrics import Metrics
 from ddcat_serve.settings import PREFIX, Settings, read_settings
 
 __all__ = ["Arguments", "application", "run"]
 
+_ONE_OF_MANY = "Ray would send the request to one replica of many: watch the folder instead (--watch)"
 _CLOSE_TIMEOUT = 10.0  # seconds after the drain in which a replica frees its engines before Ray kills it
 
 
@@ -35,7 +37,9 @@ class Arguments(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    bundles: str = Field(description="comma-separated [NAME=]BUNDLE, on a file system that all nodes share")
+    bundles: str = Field(
+        "", description=f"comma-separated [NAME=]BUNDLE, on a file system that all nodes share; none with {PREFIX}REPOSITORY"
+    )
     replicas: int = Field(1, ge=1, description="minimum number of replicas")
     max_replicas: int | None = Field(None, ge=1, description="maximum number of replicas; default: as many as the minimum")
     threads: int = Field(1, ge=1, description="threads of each replica's engines, and CPUs that Ray reserves for it")
@@ -63,6 +67,8 @@ def application(arguments: Arguments) -> serve.Application:
         For inconsistent arguments, an invalid setting, or one that Ray does not support.
     """
     settings = _read_settings()
+    if (settings.repository is None) == (not arguments.bundles):
+        raise ServeError(f"expected either bundles or {PREFIX}REPOSITORY: name one of them")
     most = arguments.max_replicas or arguments.replicas
     if most < arguments.replicas:
         raise ServeError(f"--max-replicas {most} is less than --replicas {arguments.replicas}")
@@ -77,7 +83,9 @@ def application(arguments: Arguments) -> serve.Application:
         health_check_period_s=5,
         graceful_shutdown_timeout_s=settings.drain_timeout + _CLOSE_TIMEOUT,
     )(serve.ingress()(_Replica))
-    bound: serve.Application = deployment.bind(arguments.bundles.split(","), arguments.threads, arguments.trust)
+    bound: serve.Application = deployment.bind(
+        arguments.bundles.split(",") if arguments.bundles else [], arguments.threads, arguments.trust
+    )
     return bound
 
 
@@ -87,16 +95,27 @@ class _Replica:
     def __init__(self, bundles: list[str], threads: int, trust: TrustPolicy) -> None:
         self._open = contextlib.ExitStack()
         settings, metrics = _read_settings(), Metrics()
-        models = self._open.enter_context(
-            load_models(
+        if settings.repository is None:
+            loading = load_models(
                 [parse_source(text) for text in bundles],
                 settings=settings,
                 threads=threads,
                 trust=trust,
                 observe=metrics.count_batch,
             )
-        )
-        self._app = create_app(models, settings, metrics)
+            self._app = create_app(self._open.enter_context(loading), settings, metrics)
+        else:
+            opening = open_repository(
+                settings.repository,
+                settings=settings,
+                threads=threads,
+                trust=trust,
+                metrics=metrics,
+                drain=Drain(settings.drain_timeout),
+                refusal=_ONE_OF_MANY,
+            )
+            repository = self._open.enter_context(opening)
+            self._app = create_app(repository.models, settings, metrics, repository=repository)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._app
@@ -131,4 +150,7 @@ def _read_settings() -> Settings:
     settings = read_settings()
     if settings.grpc_port is not None:
         raise ServeError(f"{PREFIX}GRPC_PORT is set, but Ray serves HTTP only: unset it, or use ddcat serve")
+    if settings.shadow:
+        raise ServeError(f"{PREFIX}SHADOW is set, but Ray sends a request to load to one replica of many: use ddcat serve")
+    settings.load_refusal()  # raises for other settings that need a repository
     return settings

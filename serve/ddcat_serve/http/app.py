@@ -18,7 +18,7 @@ from ddcat import __version__
 from ddcat.engines.errors import EngineError, InputError
 from ddcat.error_text import first_validation_error
 from ddcat_serve.errors import RequestError
-from ddcat_serve.http import segment_route, v2_routes, web_ui
+from ddcat_serve.http import repository_routes, segment_route, v2_routes, web_ui
 from ddcat_serve.http.access_control import AccessControl
 from ddcat_serve.http.byte_budget import ByteBudget
 from ddcat_serve.http.compression import CompressionMiddleware
@@ -26,6 +26,8 @@ from ddcat_serve.http.middleware import RequestMiddleware
 from ddcat_serve.http.server_state import ERRORS, PROVENANCE_HEADERS, ServerState
 from ddcat_serve.inference.memory import memory_limit, resident_bytes, trim_malloc
 from ddcat_serve.inference.model_registry import Models
+from ddcat_serve.inference.repository import Repository
+from ddcat_serve.inference.watching import watch
 from ddcat_serve.observe.metrics import CONTENT_TYPE, Metrics
 from ddcat_serve.observe.tracing import trace
 from ddcat_serve.settings import Settings
@@ -38,7 +40,14 @@ _TRIM_THRESHOLD = 2**23  # bytes
 _log = logging.getLogger(__name__)
 
 
-def create_app(models: Models, settings: Settings, metrics: Metrics | None = None, *, hosts: Sequence[str] = ()) -> FastAPI:
+def create_app(
+    models: Models,
+    settings: Settings,
+    metrics: Metrics | None = None,
+    *,
+    hosts: Sequence[str] = (),
+    repository: Repository | None = None,
+) -> FastAPI:
     """
     Create the application.
 
@@ -51,6 +60,8 @@ def create_app(models: Models, settings: Settings, metrics: Metrics | None = Non
         The same that count the engines' batches. Default: new ones.
     hosts : sequence of str, optional
         Domain names accepted in the Host header. Default: any.
+    repository : Repository, optional
+        Whose models these are, if they may change. The caller closes it.
 
     Returns
     -------
@@ -64,14 +75,18 @@ def create_app(models: Models, settings: Settings, metrics: Metrics | None = Non
     """
     pool = ThreadPoolExecutor(settings.codec_threads, thread_name_prefix="decode")
     counted = metrics or Metrics()
-    state = ServerState(models, settings, AccessControl(settings), pool, counted, ByteBudget(_budget_size(settings)))
-    counted.watch(state.model_states)
+    budget = ByteBudget(_budget_size(settings))
+    state = ServerState(models, settings, AccessControl(settings), pool, counted, budget, repository)
+    counted.watch(state.model_states, state.shadow_states)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        trimming = asyncio.create_task(_trim_memory())
+        tasks = [asyncio.create_task(_trim_memory())]
+        if repository is not None and settings.watch:
+            tasks.append(asyncio.create_task(watch(repository)))
         yield
-        trimming.cancel()
+        for task in tasks:
+            task.cancel()
         pool.shutdown(cancel_futures=True)
 
     app = FastAPI(
@@ -89,6 +104,7 @@ def create_app(models: Models, settings: Settings, metrics: Metrics | None = Non
     _answer_errors(app)
     app.include_router(segment_route.router(state))
     app.include_router(v2_routes.router(state))
+    app.include_router(repository_routes.router(state))
     app.include_router(web_ui.router(state))
 
     @app.get("/metrics", response_class=Response, tags=["Operation"], responses=ERRORS)

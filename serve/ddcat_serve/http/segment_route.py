@@ -120,12 +120,17 @@ def router(state: ServerState) -> APIRouter:
         where EXIF counts.
         """
         began = asyncio.get_running_loop().time()
-        chosen = _choose(state.models, model, version)
-        available = [each for each in _ENCODERS if each.view != "confidence" or _has_confidence(chosen)]
-        representation = negotiate(request.headers.get("accept"), available)
+
+        def choose() -> tuple[ServedModel, Representation]:
+            chosen = _choose(state.models, model, version)
+            available = [each for each in _ENCODERS if each.view != "confidence" or _has_confidence(chosen)]
+            return chosen, negotiate(request.headers.get("accept"), available)
+
+        choose()  # refuse before the body is read
         uploads = await read_images(request, max_bytes=settings.max_bytes, timeout=settings.body_timeout)
         loop = asyncio.get_running_loop()
         deadline = began + (timeout or settings.timeout)
+        chosen, representation = choose()  # another model may have taken its place meanwhile; this one keeps the request
         # refuse before decoding
         rule = AS_STORED if preprocessed else chosen.bundle.manifest.preprocessing
         sizes = [size_of(upload.content, rule, max_pixels=settings.max_pixels) for upload in uploads.files]
@@ -212,6 +217,8 @@ def _several(encoded_masks: Sequence[_Encoded], uploads: Sequence[Upload], repre
 def _choose(models: Models, name: str | None, version: str | None) -> ServedModel:
     if name is None and len(models) > 1:
         raise RequestError(400, f"several models are served: choose one with ?model=, of {', '.join(models)}")
+    if name is None and not models:
+        raise RequestError(404, "no model is loaded now")
     return find_model(models, next(iter(models)) if name is None else name, version)
 
 

@@ -10,8 +10,9 @@ from starlette.responses import JSONResponse
 from ddcat_serve.http.access_control import AccessControl
 from ddcat_serve.http.byte_budget import ByteBudget
 from ddcat_serve.inference.model_registry import Models
+from ddcat_serve.inference.repository import Repository
 from ddcat_serve.inference.served_model import ServedModel
-from ddcat_serve.observe.metrics import Metrics, ModelState
+from ddcat_serve.observe.metrics import Metrics, ModelState, ShadowState
 from ddcat_serve.settings import Settings
 
 __all__ = ["ERRORS", "PROVENANCE_HEADERS", "FiniteJson", "ServerState", "provenance_headers"]
@@ -21,9 +22,11 @@ _CONTENT = {"application/json": {"schema": _SCHEMA, "example": {"error": "what i
 _MEANINGS = {
     400: "The request is malformed.",
     401: "The API key is missing or wrong.",
+    403: "The server does not load or unload models by requests.",
     404: "No such model.",
     406: "The server cannot produce any of the accepted representations.",
     408: "The headers or the body did not arrive in time.",
+    409: "Another request loads or unloads the model.",
     413: "The request is too large.",
     415: "The body has an unsupported type.",
     421: "The server does not answer to this Host.",
@@ -58,7 +61,7 @@ class ServerState:
     Attributes
     ----------
     models : Models
-        Loaded models, which their loader closes.
+        Loaded models, which their loader closes. They may change while the server runs.
     settings : Settings
     access_control : AccessControl
         Checks keys and counts requests per client.
@@ -68,6 +71,8 @@ class ServerState:
         Counts requests and batches.
     byte_budget : ByteBudget
         For the bodies of all requests in progress.
+    repository : Repository or None
+        Loads and unloads the models; None: they stay as they are.
     draining : bool
         Whether the server is shutting down.
     """
@@ -78,6 +83,7 @@ class ServerState:
     pool: ThreadPoolExecutor
     metrics: Metrics
     byte_budget: ByteBudget
+    repository: Repository | None = None
     draining: bool = False
 
     @property
@@ -87,8 +93,9 @@ class ServerState:
 
     @property
     def ready(self) -> bool:
-        """Whether all models accept requests."""
-        return not self.draining and all(model.ready for model in self.served)
+        """Whether all models accept requests; false if a repository's have all been unloaded."""
+        there = bool(self.served) or self.repository is None
+        return not self.draining and there and all(model.ready for model in self.served)
 
     @property
     def live(self) -> bool:
@@ -106,8 +113,18 @@ class ServerState:
                 passed=model.passport.passport is not None and model.passport.passport.verdict == "pass",
                 waiting_pixels=model.worker.waiting_pixels,
                 answers=model.monitor.totals(),
+                newest=model is list(versions.values())[-1],
             )
-            for model in self.served
+            for versions in self.models.values()
+            for model in versions.values()
+        ]
+
+    def shadow_states(self) -> list[ShadowState]:
+        """Return what the shadows have computed, for the metrics."""
+        shadows = [] if self.repository is None else self.repository.shadows()
+        return [
+            ShadowState(model.name, model.version, found.images, found.failed, found.pixels, found.equal)
+            for model, found in shadows
         ]
 
 

@@ -10,21 +10,21 @@ from ddcat_serve.http.server_state import ServerState
 from ddcat_serve.http.v2_protocol import DATATYPES
 from ddcat_serve.inference.model_registry import Models, find_model
 from ddcat_serve.inference.served_model import ServedModel
-from ddcat_serve.settings import Settings
 
 __all__ = ["LOADING", "model_config", "model_metadata", "model_statistics", "repository_index", "server_metadata"]
 
-LOADING = "models are neither loaded nor unloaded while the server runs: start it with the bundles that it is to serve"
+LOADING = "models are neither loaded nor unloaded while the server runs: start it with --repository FOLDER and --api-key"
 _EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
 
 
-def server_metadata(settings: Settings) -> dict[str, Any]:
+def server_metadata(state: ServerState) -> dict[str, Any]:
     """Return the response of GET /v2."""
+    loads = state.repository is not None and state.repository.refusal is None
     return {
         "name": "ddcat",
         "version": __version__,
-        "extensions": _EXTENSIONS,
-        "parameters": {"settings": settings.public()},
+        "extensions": [*_EXTENSIONS, "model_repository"] if loads else _EXTENSIONS,
+        "parameters": {"settings": state.settings.public()},
     }
 
 
@@ -75,9 +75,14 @@ def model_config(models: Models, model: ServedModel) -> dict[str, Any]:
 
 
 def repository_index(state: ServerState, *, ready: bool = False) -> list[dict[str, str]]:
-    """List all versions of all models; with `ready` only those that accept requests."""
+    """
+    List all versions of all models; with `ready` only those that accept requests.
+
+    Reads the repository's folder, if there is one: call it in a thread.
+    """
     states = [(model, model.ready and not state.draining) for model in state.served]
-    return [
+    silent = [] if ready or state.repository is None else state.repository.list_silent()
+    answering = [
         {
             "name": model.name,
             "version": model.version,
@@ -87,6 +92,7 @@ def repository_index(state: ServerState, *, ready: bool = False) -> list[dict[st
         for model, takes in states
         if takes or not ready
     ]
+    return answering + [listed._asdict() for listed in silent]
 
 
 def model_statistics(state: ServerState, name: str | None = None, version: str | None = None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Checks of requests in the Open Inference Protocol, version 2, shared by HTTP and gRPC."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,10 +13,13 @@ from ddcat_serve.settings import Settings
 __all__ = [
     "DATATYPES",
     "MAX_ENVELOPE_BYTES",
+    "LoadOptions",
     "RequestedOutput",
     "check_flag",
     "check_image",
     "check_input_parameters",
+    "check_unload_options",
+    "read_load_options",
     "read_timeout",
     "requested_outputs",
 ]
@@ -99,6 +103,68 @@ def read_timeout(parameters: Parameters, settings: Settings) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
         raise RequestError(400, f"timeout is {quoted(value)}; expected microseconds, at most {most:.0f}")
     return value / 1e6 if value else settings.timeout
+
+
+class LoadOptions(NamedTuple):
+    """What a request to load a model asks for: a version, default the newest, or the one that answered before."""
+
+    version: str | None = None
+    roll_back: bool = False
+
+
+def read_load_options(parameters: Parameters) -> LoadOptions:
+    """
+    Return what the parameters of a request to load a model ask for.
+
+    Raises
+    ------
+    RequestError
+        400 for files, for a configuration of anything but the version, and for unknown parameters.
+    """
+    version, roll_back = None, False
+    for name, value in parameters.items():
+        if name == "config":
+            version = _read_version(value)
+        elif name == "rollback":
+            roll_back = check_flag(name, value)
+        elif name.startswith("file:"):
+            raise RequestError(400, "no file is taken from a request: put the bundle into the server's repository")
+        else:
+            raise RequestError(400, f"the server does not know the parameter {quoted(name)} of a load; leave it out")
+    if roll_back and version is not None:
+        raise RequestError(400, "rollback goes to the version that answered before: leave config out")
+    return LoadOptions(version, roll_back)
+
+
+def check_unload_options(parameters: Parameters) -> None:
+    """Refuse (400) unknown parameters of a request to unload a model; models have no dependents here."""
+    for name, value in parameters.items():
+        if name != "unload_dependents":
+            raise RequestError(400, f"the server does not know the parameter {quoted(name)} of an unload; leave it out")
+        check_flag(name, value)
+
+
+def _read_version(text: Any) -> str | None:
+    """Return the version in a configuration in Triton's form; None for the newest."""
+    hint = 'use {"version_policy": {"specific": {"versions": [2]}}}'
+    try:
+        config = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as cause:
+        raise RequestError(400, f"config is not a text of JSON: {hint}") from cause
+    if not isinstance(config, dict):
+        raise RequestError(400, f"config is not a JSON object: {hint}")
+    if unknown := sorted(set(config) - {"version_policy"}):
+        raise RequestError(400, f"config has {quoted(unknown[0])}, but the bundle says all but the version: {hint}")
+    policy = config.get("version_policy", {})
+    if policy in ({}, {"latest": {}}, {"latest": {"num_versions": 1}}):
+        return None
+    try:
+        [version] = policy["specific"]["versions"]
+        if len(policy) != 1 or isinstance(version, bool) or not isinstance(version, int | str):
+            raise ValueError
+    except (TypeError, KeyError, ValueError) as cause:
+        raise RequestError(400, f"config names other versions than the newest or one: {hint}") from cause
+    return str(version)
 
 
 def _check_output_parameter(output: str, name: str, value: Any) -> None:

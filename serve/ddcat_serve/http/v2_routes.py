@@ -1,7 +1,6 @@
 """HTTP routes of the Open Inference Protocol."""
 
 import asyncio
-import json
 from functools import partial
 from typing import Any
 
@@ -9,7 +8,6 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ddcat_serve.errors import RequestError
 from ddcat_serve.http import v2_metadata, v2_protocol
 from ddcat_serve.http.infer_json import LENGTH, infer_answer, parse_infer
 from ddcat_serve.http.request_body import read_body
@@ -60,14 +58,6 @@ _BODY: dict[str, Any] = {
         },
     }
 }
-_INDEX: dict[str, Any] = {
-    "requestBody": {
-        "description": "Empty, or whether to list only models that accept requests.",
-        "content": {
-            "application/json": {"schema": {"type": "object", "properties": {"ready": {"type": "boolean", "nullable": True}}}}
-        },
-    }
-}
 
 
 def router(state: ServerState) -> APIRouter:
@@ -78,7 +68,7 @@ def router(state: ServerState) -> APIRouter:
     @routes.get("/v2")
     async def server() -> dict[str, Any]:
         """Return name, version, extensions and settings of the server."""
-        return v2_metadata.server_metadata(settings)
+        return v2_metadata.server_metadata(state)
 
     @routes.get("/v2/health/live")
     async def live() -> Response:
@@ -125,26 +115,16 @@ def router(state: ServerState) -> APIRouter:
         """Return the number of a model's requests since the start, and their times in nanoseconds."""
         return FiniteJson(v2_metadata.model_statistics(state, name, version))
 
-    @routes.post("/v2/repository/index", openapi_extra=_INDEX)
-    async def repository_index(request: Request) -> Response:
-        """List the versions of all models, and whether they accept requests."""
-        body = await read_body(request, max_bytes=v2_protocol.MAX_ENVELOPE_BYTES, timeout=settings.body_timeout)
-        return FiniteJson(v2_metadata.repository_index(state, ready=_asks_for_ready(body)))
-
-    @routes.post("/v2/repository/models/{name}/load", include_in_schema=False)
-    @routes.post("/v2/repository/models/{name}/unload", include_in_schema=False)
-    async def load(name: str) -> Response:
-        raise RequestError(400, v2_metadata.LOADING)
-
     @routes.post("/v2/models/{name}/infer", response_class=Response, openapi_extra=_BODY)
     @routes.post("/v2/models/{name}/versions/{version}/infer", response_class=Response, openapi_extra=_BODY)
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
         """Segment a batch of images: tensors in, tensors out."""
-        model = find_model(models, name, version)
+        find_model(models, name, version)  # an unknown one is refused before the body is read
         body = await read_body(request, max_bytes=settings.max_bytes, timeout=settings.body_timeout)
         loop, length = asyncio.get_running_loop(), request.headers.get(LENGTH)
         parse = partial(parse_infer, body, header_length=length, max_pixels=settings.max_pixels)
         parsed, images = await loop.run_in_executor(state.pool, parse)
+        model = find_model(models, name, version)  # another may have taken its place meanwhile; this one keeps the request
         entries = v2_protocol.requested_outputs(model, parsed.requested)
         timeout = v2_protocol.read_timeout(parsed.parameters, settings)
         outputs = await model.infer(images, timeout=timeout, gone=request.receive)
@@ -158,14 +138,3 @@ def router(state: ServerState) -> APIRouter:
         )
 
     return routes
-
-
-def _asks_for_ready(body: bytes) -> bool:
-    """Parse the body of an index request, which may be empty."""
-    try:
-        options = json.loads(body) if body else {}
-    except (ValueError, RecursionError) as cause:
-        raise RequestError(400, "the body is not JSON") from cause
-    if not isinstance(options, dict):
-        raise RequestError(400, "the body is not a JSON object")
-    return v2_protocol.check_flag("ready", options.get("ready") or False)

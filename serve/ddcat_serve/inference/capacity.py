@@ -7,7 +7,8 @@ extrapolated from the last two: in proportion to their pixels, or by a higher po
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -17,9 +18,9 @@ from ddcat.engines import Engine
 from ddcat.manifest import InputShapes
 from ddcat_serve.inference.memory import measure_cost
 
-__all__ = ["Trial", "most_pixels", "try_sizes"]
+__all__ = ["MAX_SECONDS", "Trial", "most_pixels", "try_sizes"]
 
-_MAX_SECONDS = 0.25  # nothing larger is tried after a call that took as long
+MAX_SECONDS = 0.25  # nothing larger is tried after a call that took as long
 _MAX_PIXELS = 2**21  # of the images that are tried, unless the only size has more
 _STEP = 2  # ratio of the sides of successive sizes
 _SAFETY_FACTOR = 1.1  # calls are expected to need so many times the measured memory
@@ -34,7 +35,14 @@ class Trial(NamedTuple):
     bytes: int
 
 
-def try_sizes(engine: Engine, shapes: InputShapes) -> list[Trial]:
+def try_sizes(
+    engine: Engine,
+    shapes: InputShapes,
+    *,
+    max_seconds: float = MAX_SECONDS,
+    repeats: int = 1,
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> list[Trial]:
     """
     Run an engine on noise images of increasing size.
 
@@ -43,6 +51,12 @@ def try_sizes(engine: Engine, shapes: InputShapes) -> list[Trial]:
     engine : Engine
     shapes : InputShapes
         InputShapes that it accepts.
+    max_seconds : float, optional
+        Nothing larger is tried after a call that took as long.
+    repeats : int, optional
+        Calls with each size; the least time and the most memory of them count.
+    turn : callable, optional
+        Returns a context for each call: what other engines take meanwhile would count as this one's.
 
     Returns
     -------
@@ -52,12 +66,17 @@ def try_sizes(engine: Engine, shapes: InputShapes) -> list[Trial]:
     trials = []
     for height, width in _sizes(shapes):
         images = np.random.default_rng(0).integers(0, 256, (shapes.batch.minimum, height, width, 3)).astype(np.uint8)
-        engine.infer(images)  # the first call with a new size prepares
+        with turn():
+            engine.infer(images)  # the first call with a new size prepares
         engine.rest()  # memory that it keeps would hide what the call takes
-        trials.append(Trial(images.size // 3, *measure_cost(partial(engine.infer, images))))
-        if trials[-1].seconds > _MAX_SECONDS:
+        costs = []
+        for _ in range(repeats):
+            with turn():
+                costs.append(measure_cost(partial(engine.infer, images)))
+            engine.rest()
+        trials.append(Trial(images.size // 3, min(cost.seconds for cost in costs), max(cost.bytes for cost in costs)))
+        if trials[-1].seconds > max_seconds:
             break
-    engine.rest()
     return trials
 
 

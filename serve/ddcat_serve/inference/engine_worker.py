@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
 from ddcat.engines import Engine
@@ -61,6 +62,8 @@ class EngineWorker:
         its speed: that may have been measured while the machine was busy.
     observe : callable, optional
         Called after each batch, in the engine's thread.
+    turn : callable, optional
+        Returns a context in which a batch is computed; it must let the batch go on within seconds.
     clock : callable, optional
         Monotonic clock, in seconds.
     """
@@ -76,10 +79,11 @@ class EngineWorker:
         kept_pixels: int | None = None,
         measure: Callable[[Engine], float] | None = None,
         observe: Callable[[Batch], None] = lambda batch: None,
+        turn: Callable[[], AbstractContextManager[None]] = nullcontext,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name, self._reopen, self._queue, self._engine_timeout = name, reopen, queue, engine_timeout
-        self._measure, self._observe, self._clock = measure, observe, clock
+        self._measure, self._observe, self._turn, self._clock = measure, observe, turn, clock
         self._kept_pixels = kept_pixels
         self._kept: dict[tuple[int, ...], int] = {}  # pixels by input shape, for which the engine may keep memory
         self._worked = False  # since it last freed its memory
@@ -242,8 +246,9 @@ class EngineWorker:
 
     def _compute(self, engine: Engine, generation: int, jobs: list[Job], images: Sequence[Images]) -> bool:
         """Compute a batch, and if it fails each of its jobs alone; return False if the engine was abandoned meanwhile."""
-        began = self._clock()
-        results = infer_batch(engine, images)
+        with self._turn():
+            began = self._clock()
+            results = infer_batch(engine, images)
         if len(jobs) > 1 and isinstance(results[0], Exception):
             _log.warning("a batch of %d requests failed (%s): trying each alone", len(jobs), results[0])
             results = []

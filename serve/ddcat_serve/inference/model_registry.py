@@ -5,7 +5,8 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence, ValuesView
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ddcat.bundle import NO_TRUST_POLICY, Bundle, TrustPolicy, open_bundle
 from ddcat.engines import Engine, open_engine
 from ddcat.engines.answer_statistics import golden_statistics
 from ddcat.engines.golden import check_answers, read_golden
-from ddcat.passport import read_passport
+from ddcat.passport import PassportStatus, read_passport
 from ddcat_serve.errors import RequestError, ServeError, quoted
 from ddcat_serve.inference.admission_queue import AdmissionQueue
 from ddcat_serve.inference.capacity import most_pixels
@@ -21,21 +22,61 @@ from ddcat_serve.inference.engine_worker import EngineWorker
 from ddcat_serve.inference.memory import memory_limit, resident_bytes
 from ddcat_serve.inference.served_model import ServedModel
 from ddcat_serve.inference.sources import NAME, Source
-from ddcat_serve.inference.warm_up import measure_speed, warm_up
+from ddcat_serve.inference.turns import Turns
+from ddcat_serve.inference.warm_up import Turn, in_turns, measure_speed, warm_up
 from ddcat_serve.observe.drift_monitor import DriftMonitor
 from ddcat_serve.observe.usage import Batch
 from ddcat_serve.settings import Settings
 
-__all__ = ["Drain", "Models", "find_model", "load_models"]
+__all__ = ["Drain", "ModelTable", "Models", "Observe", "close_models", "find_model", "load_model", "load_models"]
 
 _log = logging.getLogger(__name__)
 
 _MEMORY_SHARE = 0.5  # of the free memory, for the engines; the rest is for bodies, queued images and masks
 _KEPT_SHARE = 0.25  # of the pixels of the largest call: an engine keeps memory between calls for at most as many
+_TURN_SECONDS = 0.05  # after a call that took as long, nothing larger is tried beside engines that answer
+_REPEATS = 3  # of such a call: memory that others free meanwhile would hide some of its own
 _CALL_SHARE = 1 / 3  # of the engine timeout: a call that is expected to take longer is refused
 
 Models = Mapping[str, Mapping[str, ServedModel]]  # by name, then by version, in the order of the command line
 Observe = Callable[[str, str, Batch], None]  # takes name and version of a model, and a batch
+
+
+class ModelTable(Mapping[str, Mapping[str, ServedModel]]):
+    """
+    The models that answer, by name and then by version, which may change while the server runs.
+
+    A change replaces one reference: a reader in any thread sees the models before it, or those after it.
+    """
+
+    def __init__(self) -> None:
+        self._now: dict[str, Mapping[str, ServedModel]] = {}
+
+    def __getitem__(self, name: str) -> Mapping[str, ServedModel]:
+        return self._now[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._now)
+
+    def __len__(self) -> int:
+        return len(self._now)
+
+    def values(self) -> ValuesView[Mapping[str, ServedModel]]:
+        """Return the versions of all models at this moment."""
+        return self._now.values()
+
+    def items(self) -> ItemsView[str, Mapping[str, ServedModel]]:
+        """Return names and versions at this moment."""
+        return self._now.items()
+
+    def switch(self, name: str, model: ServedModel | None) -> list[ServedModel]:
+        """Let a model answer under a name, or none; return those that answered under it so far."""
+        before = self._now
+        if model is None:
+            self._now = {other: versions for other, versions in before.items() if other != name}
+        else:
+            self._now = {**before, name: {model.version: model}}
+        return list(before.get(name, {}).values())
 
 
 class Drain:
@@ -77,7 +118,7 @@ def find_model(models: Models, name: str, version: str | None = None) -> ServedM
     """
     versions = models.get(name)
     if versions is None:
-        raise RequestError(404, f"no model is named {quoted(name)}; there is {', '.join(models)}")
+        raise RequestError(404, f"no model is named {quoted(name)}; there is {', '.join(models) or 'none now'}")
     if version is None:
         return list(versions.values())[-1]
     if version not in versions:
@@ -133,35 +174,71 @@ def load_models(
                     f"{source.path}: {name!r} is not a valid name of a model: use letters, digits, '.', '-' and '_'"
                 )
             versions = models.setdefault(name, {})
-            model = _load(bundle, name, str(len(versions) + 1), settings, threads, trust, observe, share=1 / len(sources))
-            versions[model.version] = model
+            version, passport = str(len(versions) + 1), read_passport(bundle, trust)
+            if passport.warning is not None:
+                _log.warning("%s, version %s: %s", name, version, passport.warning)
+            versions[version] = load_model(
+                bundle, passport, name, version, settings=settings, threads=threads, observe=observe, share=1 / len(sources)
+            )
         yield models
     finally:
         left = (drain or Drain(settings.drain_timeout)).begin()
-        _close([model for versions in models.values() for model in versions.values()], left)
+        close_models([model for versions in models.values() for model in versions.values()], left)
 
 
-def _load(
+def load_model(
     bundle: Bundle,
+    passport: PassportStatus,
     name: str,
     version: str,
+    *,
     settings: Settings,
     threads: int | None,
-    trust: TrustPolicy,
     observe: Observe,
-    *,
     share: float,
+    turns: Turns | None = None,
+    beside: bool = False,
 ) -> ServedModel:
-    passport = read_passport(bundle, trust)  # may refuse the bundle, so before the engine is opened
-    if passport.warning is not None:
-        _log.warning("%s, version %s: %s", name, version, passport.warning)
+    """
+    Open a bundle's engine, warm it up, check its golden images, and let it take requests.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        Verified.
+    passport : PassportStatus
+        The bundle's, already accepted: see `read_passport`.
+    name, version : str
+        To serve it under.
+    settings, threads, observe
+        As for `load_models`.
+    share : float
+        Share of the engines' memory that its own may use.
+    turns : Turns, optional
+        Shared by engines of which some answer while others are loaded.
+    beside : bool
+        Whether others answer meanwhile: then the warm-up is gentle.
+
+    Raises
+    ------
+    EngineError
+        If it does not run, or answers its golden images differently.
+    """
+    turn: Turn = nullcontext if turns is None else turns.load
+    gentle = {"max_seconds": _TURN_SECONDS, "repeats": _REPEATS} if beside else {}
     engine = open_engine(bundle, threads=threads)
     try:
         examples = read_golden(bundle)
         throughput, overhead, trials = warm_up(
-            bundle, engine, examples, tolerance=settings.golden_tolerance, batch_pixels=settings.batch_pixels
+            bundle,
+            engine,
+            examples,
+            tolerance=settings.golden_tolerance,
+            batch_pixels=settings.batch_pixels,
+            turn=turn,
+            **gentle,
         )
-        monitor = DriftMonitor(len(bundle.manifest.classes), golden_statistics(bundle, engine, examples))
+        monitor = DriftMonitor(len(bundle.manifest.classes), golden_statistics(bundle, in_turns(engine, turn), examples))
         engine.rest()
     except BaseException:
         engine.close()
@@ -192,6 +269,7 @@ def _load(
             measure_speed, shapes=bundle.manifest.shapes, examples=examples[:1], batch_pixels=throughput.batch_pixels
         ),
         observe=observe_batch,
+        turn=nullcontext if turns is None else turns.batch,
     )
     model = ServedModel(
         without_files,
@@ -217,7 +295,7 @@ def _reopen(known: Bundle, threads: int | None, tolerance: float) -> Engine:
     return engine
 
 
-def _close(models: Sequence[ServedModel], timeout: float) -> None:
+def close_models(models: Sequence[ServedModel], timeout: float) -> None:
     """Close models in parallel, so that each has the whole timeout."""
     # daemon threads, which the interpreter does not wait for: a second signal interrupts the join and ends the process
     closing = [threading.Thread(target=model.close, args=(timeout,), name="close", daemon=True) for model in models]

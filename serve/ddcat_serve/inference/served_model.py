@@ -19,6 +19,7 @@ from ddcat_serve.errors import RequestError
 from ddcat_serve.inference.admission_queue import Overloaded, TooLarge
 from ddcat_serve.inference.engine_worker import EngineWorker
 from ddcat_serve.inference.jobs import HungError, Job, LateError, StoppedError
+from ddcat_serve.inference.shadow import Shadow
 from ddcat_serve.observe.drift_monitor import DriftMonitor
 from ddcat_serve.observe.usage import Usage
 
@@ -61,6 +62,7 @@ class ServedModel:
         self.classes = bundle.manifest.class_table()
         self.monitor = monitor or DriftMonitor(len(self.classes))
         self.usage = Usage()
+        self.shadow: Shadow | None = None  # a candidate for its place, which computes some of its requests
 
     @property
     def engine(self) -> Engine:
@@ -152,6 +154,8 @@ class ServedModel:
         """
         check_images(images, self.bundle.manifest.shapes)
         began, outputs, count = time.monotonic(), None, len(images)
+        shadow = self.shadow
+        shadowed = images if shadow is not None and shadow.choose() else None
         try:
             with _worker_errors_as_http(self.name):
                 if job is None:
@@ -160,9 +164,11 @@ class ServedModel:
                     self.worker.start(job, images)
                 del images  # the traceback of an error would keep this frame, and the images in it
                 outputs = await self._wait(job, gone)
+            if shadow is not None and shadowed is not None:
+                shadow.offer(shadowed, outputs)
         finally:
             self.usage.count_request(count, time.monotonic() - began, answered=outputs is not None)
-            del job
+            del job, shadowed  # as above
         self.monitor.observe(outputs)
         return outputs
 

@@ -4,23 +4,26 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from ddcat.bundle import Bundle
-from ddcat.engines import Engine
+from ddcat.engines import Engine, Outputs
 from ddcat.engines.base import Images
 from ddcat.engines.golden import Example, check_answers
 from ddcat.manifest import DimRange, InputShapes
-from ddcat_serve.inference.capacity import Trial, try_sizes
+from ddcat_serve.inference.capacity import MAX_SECONDS, Trial, try_sizes
 from ddcat_serve.settings import PREFIX
 
-__all__ = ["Throughput", "measure_speed", "measure_throughput", "warm_up"]
+__all__ = ["Throughput", "Turn", "in_turns", "measure_speed", "measure_throughput", "warm_up"]
 
 _MIN_GAIN = 0.95  # a doubled batch is used if the time per image falls to this share or below
 _TIMING_SECONDS = 0.2  # for which each batch is timed, at least one call
 _log = logging.getLogger(__name__)
+
+Turn = Callable[[], AbstractContextManager[None]]
 
 
 class Throughput(NamedTuple):
@@ -56,7 +59,17 @@ class WarmUp(NamedTuple):
     trials: list[Trial]
 
 
-def warm_up(bundle: Bundle, engine: Engine, examples: Sequence[Example], *, tolerance: float, batch_pixels: int) -> WarmUp:
+def warm_up(
+    bundle: Bundle,
+    engine: Engine,
+    examples: Sequence[Example],
+    *,
+    tolerance: float,
+    batch_pixels: int,
+    max_seconds: float = MAX_SECONDS,
+    repeats: int = 1,
+    turn: Turn = nullcontext,
+) -> WarmUp:
     """
     Check the golden answers, and measure throughput, overhead and memory.
 
@@ -71,20 +84,41 @@ def warm_up(bundle: Bundle, engine: Engine, examples: Sequence[Example], *, tole
         Share of labels that may differ.
     batch_pixels : int
         Most pixels per batch.
+    max_seconds, repeats, turn : optional
+        As for `try_sizes`.
 
     Raises
     ------
     EngineError
         As `check_answers`.
     """
-    check_answers(bundle, engine, examples, tolerance=tolerance, hint=f" ({PREFIX}GOLDEN_TOLERANCE)")
-    trials, batch = try_sizes(engine, bundle.manifest.shapes), bundle.manifest.shapes.batch
+    check_answers(bundle, in_turns(engine, turn), examples, tolerance=tolerance, hint=f" ({PREFIX}GOLDEN_TOLERANCE)")
+    trials = try_sizes(engine, bundle.manifest.shapes, max_seconds=max_seconds, repeats=repeats, turn=turn)
     if examples:
-        throughput = measure_throughput(engine, examples[0].image, batch_pixels=batch_pixels, batch=batch)
+        throughput = measure_throughput(
+            engine, examples[0].image, batch_pixels=batch_pixels, batch=bundle.manifest.shapes.batch, turn=turn
+        )
     else:
         _log.warning("%s has no golden images: its answers cannot be compared with those at the export", bundle.path)
         throughput = Throughput(trials[-1].pixels / trials[-1].seconds, batch_pixels)
     return WarmUp(throughput, min(trial.seconds for trial in trials), trials)
+
+
+class _InTurns:
+    def __init__(self, engine: Engine, turn: Turn) -> None:
+        self._engine, self._turn = engine, turn
+
+    def infer(self, images: Images) -> Outputs:
+        with self._turn():
+            return self._engine.infer(images)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+
+def in_turns(engine: Engine, turn: Turn) -> Engine:
+    """Return the engine, each of whose calls is made in a context of its own."""
+    return cast(Engine, _InTurns(engine, turn))
 
 
 def measure_speed(
@@ -126,6 +160,7 @@ def measure_throughput(
     batch_pixels: int,
     batch: DimRange,
     clock: Callable[[], float] = time.perf_counter,
+    turn: Turn = nullcontext,
 ) -> Throughput:
     """
     Double a batch as long as the time per image falls: on a CPU one image often saturates the cores.
@@ -140,24 +175,30 @@ def measure_throughput(
         Batch sizes that the engine accepts.
     clock : callable, optional
         In seconds, never going back.
+    turn : callable, optional
+        As for `try_sizes`.
     """
     height, width = image.shape[:2]
-    images, seconds = batch.minimum, _seconds_per_image(engine, image, batch.minimum, clock)
+    images, seconds = batch.minimum, _seconds_per_image(engine, image, batch.minimum, clock, turn)
     most = batch_pixels // (height * width)
     while 2 * images <= min(most, batch.maximum or most):
-        doubled = _seconds_per_image(engine, image, 2 * images, clock)
+        doubled = _seconds_per_image(engine, image, 2 * images, clock, turn)
         if doubled > _MIN_GAIN * seconds:
             return Throughput(height * width / seconds, images * height * width)
         images, seconds = 2 * images, doubled
     return Throughput(height * width / seconds, batch_pixels)
 
 
-def _seconds_per_image(engine: Engine, image: Images, images: int, clock: Callable[[], float]) -> float:
+def _seconds_per_image(
+    engine: Engine, image: Images, images: int, clock: Callable[[], float], turn: Turn = nullcontext
+) -> float:
     batch = np.repeat(image[None], images, 0)
-    engine.infer(batch)  # the first call with a new size prepares
+    with turn():
+        engine.infer(batch)  # the first call with a new size prepares
     best, began = float("inf"), clock()
     while best == float("inf") or clock() - began < _TIMING_SECONDS:
-        start = clock()
-        engine.infer(batch)
-        best = min(best, clock() - start)
+        with turn():
+            start = clock()
+            engine.infer(batch)
+            best = min(best, clock() - start)
     return best / images

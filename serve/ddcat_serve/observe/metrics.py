@@ -13,7 +13,7 @@ from ddcat.engines.answer_statistics import CONFIDENCE, DENSITY
 from ddcat_serve.observe.drift_monitor import Totals
 from ddcat_serve.observe.usage import Batch
 
-__all__ = ["CONTENT_TYPE", "Metrics", "ModelState"]
+__all__ = ["CONTENT_TYPE", "Metrics", "ModelState", "ShadowState"]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -37,6 +37,8 @@ class ModelState(NamedTuple):
         Pixels in its queue.
     answers : Totals
         Statistics of its answers.
+    newest : bool
+        Whether requests without a version get it.
     """
 
     name: str
@@ -46,6 +48,28 @@ class ModelState(NamedTuple):
     passed: bool
     waiting_pixels: int
     answers: Totals
+    newest: bool
+
+
+class ShadowState(NamedTuple):
+    """
+    State of a model that computes beside the one that answers, at the moment of a scrape.
+
+    Attributes
+    ----------
+    name, version : str
+    images, failed : int
+        Images that were compared, and those that it failed on.
+    pixels, equal : int
+        Pixels that were compared, and those with equal labels.
+    """
+
+    name: str
+    version: str
+    images: int
+    failed: int
+    pixels: int
+    equal: int
 
 
 class Metrics:
@@ -64,6 +88,13 @@ class Metrics:
         self._pixels = Counter("ddcat_pixels", "Pixels that were computed.", _MODEL, registry=self._registry)
         self._failed = Counter("ddcat_failed_requests", "Requests that the engine failed on.", _MODEL, registry=self._registry)
 
+        self._swaps = Counter(
+            "ddcat_swaps", "Changes of the version that answers, unloading included.", ("model",), registry=self._registry
+        )
+        self._refused = Counter(
+            "ddcat_refused_loads", "Bundles that were refused instead of loaded.", ("model",), registry=self._registry
+        )
+
     def count_request(self, route: str, method: str, status: int | str, seconds: float) -> None:
         """Count an answered request; for gRPC the status is the name of its code."""
         self._requests.labels(route, method, str(status)).inc()
@@ -77,9 +108,19 @@ class Metrics:
         if batch.failed:
             self._failed.labels(name, version).inc(batch.failed)
 
-    def watch(self, read_states: Callable[[], Iterable[ModelState]]) -> None:
+    def count_swap(self, name: str) -> None:
+        """Count a change of the version that answers."""
+        self._swaps.labels(name).inc()
+
+    def count_refused_load(self, name: str) -> None:
+        """Count a bundle that was refused."""
+        self._refused.labels(name).inc()
+
+    def watch(
+        self, read_states: Callable[[], Iterable[ModelState]], read_shadows: Callable[[], Iterable[ShadowState]] = tuple
+    ) -> None:
         """Report the state of the models at each scrape."""
-        self._registry.register(_ModelCollector(read_states))
+        self._registry.register(_ModelCollector(read_states, read_shadows))
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
@@ -87,13 +128,35 @@ class Metrics:
 
 
 class _ModelCollector(Collector):
-    def __init__(self, read_states: Callable[[], Iterable[ModelState]]) -> None:
-        self._read_states = read_states
+    def __init__(
+        self, read_states: Callable[[], Iterable[ModelState]], read_shadows: Callable[[], Iterable[ShadowState]]
+    ) -> None:
+        self._read_states, self._read_shadows = read_states, read_shadows
 
     def collect(self) -> Iterator[Metric]:
-        """Read the states of the models now."""
+        """Read the states of the models and of their shadows now."""
+        yield from self._collect_models()
+        yield from self._collect_shadows()
+
+    def _collect_shadows(self) -> Iterator[Metric]:
+        families = {
+            field: CounterMetricFamily(f"ddcat_shadow_{name}", f"{what} that a shadow computed.", labels=_MODEL)
+            for field, name, what in (
+                ("images", "images", "Images"),
+                ("failed", "failed_images", "Images, beside those"),
+                ("pixels", "pixels", "Pixels"),
+                ("equal", "equal_pixels", "Pixels with the label of the answer"),
+            )
+        }
+        for shadow in self._read_shadows():
+            for field, family in families.items():
+                family.add_metric((shadow.name, shadow.version), getattr(shadow, field))
+        yield from families.values()
+
+    def _collect_models(self) -> Iterator[Metric]:
         waiting = GaugeMetricFamily("ddcat_waiting_pixels", "Pixels in the queue of an engine.", labels=_MODEL)
         ready = GaugeMetricFamily("ddcat_model_ready", "Whether a model accepts requests.", labels=_MODEL)
+        version = GaugeMetricFamily("ddcat_model_version", "The version that answers by default.", labels=("model",))
         passport = GaugeMetricFamily("ddcat_passport_pass", "Whether a model's engine passed the gate.", labels=_MODEL)
         images = CounterMetricFamily("ddcat_monitored_images", "Answers that the drift monitor evaluated.", labels=_MODEL)
         skipped = CounterMetricFamily(
@@ -115,6 +178,8 @@ class _ModelCollector(Collector):
             labels, answers = (state.name, state.version), state.answers
             waiting.add_metric(labels, state.waiting_pixels)
             ready.add_metric(labels, float(state.ready))
+            if state.newest:
+                version.add_metric((state.name,), float(state.version))
             passport.add_metric(labels, float(state.passed))
             images.add_metric(labels, answers.images)
             skipped.add_metric(labels, answers.skipped)
@@ -128,7 +193,7 @@ class _ModelCollector(Collector):
                 confidence.add_metric(labels, _buckets(CONFIDENCE, answers.confidence.tolist()), answers.confidence_sum)
             for statistic, value in answers.drift.items():
                 drift.add_metric((*labels, statistic), value)
-        yield from (waiting, ready, passport, images, skipped, pixels, density, confidence, drift)
+        yield from (waiting, ready, version, passport, images, skipped, pixels, density, confidence, drift)
 
 
 def _buckets(ends: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:

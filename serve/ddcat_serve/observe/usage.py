@@ -46,6 +46,12 @@ class Usage:
             self._execution_ns[batch.images] += round(1e9 * batch.seconds)
             self._ns["compute"] += round(1e9 * batch.seconds) * (batch.requests - batch.failed)
 
+    def engine_time(self) -> tuple[int, float]:
+        """Return the number of images that the engine computed, and its seconds for them."""
+        with self._lock:
+            images = sum(size * times for size, times in self._executions.items())
+            return images, self._execution_ns.total() / 1e9
+
     def statistics(self, name: str, version: str) -> dict[str, Any]:
         """
         Return a member of the protocol's `model_stats`.

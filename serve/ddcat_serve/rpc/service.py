@@ -19,6 +19,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from ddcat_serve.errors import RequestError, ServeError
 from ddcat_serve.http import v2_metadata, v2_protocol
+from ddcat_serve.http.repository_routes import repository_of
 from ddcat_serve.http.server_state import ServerState
 from ddcat_serve.http.v2_metadata import LOADING, model_config, model_statistics, repository_index
 from ddcat_serve.inference.model_registry import find_model
@@ -136,10 +137,13 @@ class _Service:
             "ModelMetadata": self._unary(pb.ModelMetadataRequest, self._model_metadata),
             "ModelConfig": self._unary(pb.ModelConfigRequest, self._model_config),
             "ModelStatistics": self._unary(pb.ModelStatisticsRequest, self._statistics),
-            "RepositoryIndex": self._unary(pb.RepositoryIndexRequest, self._index),
+            "RepositoryIndex": Method(self._index),
             "ModelInfer": Method(self._infer, bounded=True),
             "ModelStreamInfer": Method(self._stream_infer, stream=True, max_calls=_STREAMS, bounded=True, fault=_stream_fault),
         }
+        if self._state.repository is not None:
+            inference["RepositoryModelLoad"] = Method(self._load)
+            inference["RepositoryModelUnload"] = Method(self._unload)
         return {
             **{f"/{_INFERENCE}/{name}": method for name, method in inference.items()},
             f"/{_HEALTH}/Check": Method(self._check, open=True),
@@ -173,7 +177,7 @@ class _Service:
         return pb.ModelReadyResponse(ready=model.ready and not self._state.draining)
 
     def _server_metadata(self, request: Any) -> Any:
-        metadata = v2_metadata.server_metadata(self._state.settings)
+        metadata = v2_metadata.server_metadata(self._state)
         return pb.ServerMetadataResponse(**{name: metadata[name] for name in ("name", "version", "extensions")})
 
     def _model_metadata(self, request: Any) -> Any:
@@ -187,8 +191,28 @@ class _Service:
         statistics = model_statistics(self._state, request.name or None, request.version or None)
         return ParseDict(statistics, pb.ModelStatisticsResponse())
 
-    def _index(self, request: Any) -> Any:
-        return ParseDict({"models": repository_index(self._state, ready=request.ready)}, pb.RepositoryIndexResponse())
+    async def _index(self, message: bytes, call: Call) -> bytes:
+        ready = parse(pb.RepositoryIndexRequest, message).ready
+        listed = await asyncio.to_thread(repository_index, self._state, ready=ready)
+        written: bytes = ParseDict({"models": listed}, pb.RepositoryIndexResponse()).SerializeToString()
+        return written
+
+    async def _load(self, message: bytes, call: Call) -> bytes:
+        repository, request = repository_of(self._state), parse(pb.RepositoryModelLoadRequest, message)
+        options = v2_protocol.read_load_options(parameters_of(request.parameters))
+        if options.roll_back:
+            await repository.roll_back(request.model_name)
+        else:
+            await repository.load(request.model_name, options.version)
+        written: bytes = pb.RepositoryModelLoadResponse().SerializeToString()
+        return written
+
+    async def _unload(self, message: bytes, call: Call) -> bytes:
+        repository, request = repository_of(self._state), parse(pb.RepositoryModelUnloadRequest, message)
+        v2_protocol.check_unload_options(parameters_of(request.parameters))
+        await repository.unload(request.model_name)
+        written: bytes = pb.RepositoryModelUnloadResponse().SerializeToString()
+        return written
 
     async def _infer(self, message: bytes, call: Call) -> bytes:
         return await self._infer_once(message, call)
