@@ -171,6 +171,7 @@ class Repository:
             raise ServeError(f"--repository {path} holds no bundle: expected folders such as {path}/camvid/1")
         for name, versions in found.items():
             place = self._places.setdefault(name, _Place())
+            self._metrics.expect_swaps(name)
             first: DdcatError | None = None
             for version in reversed(versions):
                 try:
@@ -204,6 +205,7 @@ class Repository:
             known = ", ".join(await asyncio.to_thread(self._contents)) or "none"
             raise RequestError(404, f"the repository has no model {quoted(name)}; it has {known}")
         place = self._places.setdefault(name, _Place())
+        self._metrics.expect_swaps(name)
         if place.task is not None and not place.task.done():
             raise RequestError(409, f"{name}: another call loads or unloads it: try again when that has ended")
         place.task = asyncio.ensure_future(call(place))

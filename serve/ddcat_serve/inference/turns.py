@@ -7,43 +7,52 @@ from contextlib import contextmanager
 __all__ = ["Turns"]
 
 _GAP = 1.0  # seconds for which a load waits for a moment without a batch, before it has batches wait
-_PATIENCE = 1.0  # seconds for which either waits for the other's call to end: a call that hangs must not stop the other
+_PATIENCE = 1.0  # seconds for which either waits for the other's call to end
 
 
 class Turns:
     """
     Takes turns, one call at a time, so that a load neither slows down batches for long nor measures them as its own.
 
-    Every wait has an end: an engine that hangs, answering or loading, does not stop the others.
+    A call that lasts longer than the others wait is waited for once: an engine that hangs, answering or loading, does not stop
+    the others.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._batches, self._loading = 0, False
+        self._batches_ended = self._loads_ended = 0
+        self._long_batch = self._long_load = -1  # how many had ended when the other gave up waiting for the next one
 
     @contextmanager
     def batch(self) -> Iterator[None]:
         """Compute a batch in the block; several engines may do so at once."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._loading, _PATIENCE)
+            if self._long_load != self._loads_ended and not self._changed.wait_for(lambda: not self._loading, _PATIENCE):
+                self._long_load = self._loads_ended
             self._batches += 1
         try:
             yield
         finally:
             with self._changed:
                 self._batches -= 1
+                self._batches_ended += 1
                 self._changed.notify_all()
 
     @contextmanager
     def load(self) -> Iterator[None]:
         """Make a call of an engine that is being loaded; only one is at a time."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._batches, _GAP)
+            if self._long_batch != self._batches_ended:
+                self._changed.wait_for(lambda: not self._batches, _GAP)
+                self._loading = True
+                if not self._changed.wait_for(lambda: not self._batches, _PATIENCE):
+                    self._long_batch = self._batches_ended
             self._loading = True
-            self._changed.wait_for(lambda: not self._batches, _PATIENCE)
         try:
             yield
         finally:
             with self._changed:
                 self._loading = False
+                self._loads_ended += 1
                 self._changed.notify_all()

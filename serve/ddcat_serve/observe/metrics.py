@@ -105,8 +105,14 @@ class Metrics:
         self._batch.labels(name, version).observe(batch.images)
         self._engine.labels(name, version).observe(batch.seconds)
         self._pixels.labels(name, version).inc(batch.pixels)
-        if batch.failed:
-            self._failed.labels(name, version).inc(batch.failed)
+        self._failed.labels(name, version).inc(
+            batch.failed
+        )  # 0, too: Prometheus sees no increase in a series that begins with it
+
+    def expect_swaps(self, name: str) -> None:
+        """Report swaps and refusals of a model, none so far: Prometheus sees no increase in a series that begins with it."""
+        self._swaps.labels(name)
+        self._refused.labels(name)
 
     def count_swap(self, name: str) -> None:
         """Count a change of the version that answers."""
