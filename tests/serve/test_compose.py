@@ -55,6 +55,9 @@ def test_the_server_is_what_the_others_expect() -> None:
 
 def test_prometheus_asks_where_the_server_answers(models: Models) -> None:
     (job,) = yaml.safe_load((ROOT / "docker/prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
+    assert yaml.safe_load((ROOT / "docker/prometheus.yml").read_text(encoding="utf-8"))["rule_files"] == [
+        volume.split(":")[1] for volume in COMPOSE["services"]["prometheus"]["volumes"] if "alerts" in volume
+    ]
     assert job["static_configs"] == [{"targets": [f"server:{option('--port')}"]}]
     assert job["metrics_path"] in create_app(models, Settings()).openapi()["paths"]
 
@@ -80,6 +83,8 @@ def test_nginx_passes_requests_on(bundle: Bundle, tmp_path: Path) -> None:
                 with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, transport=again) as client:
                     assert client.get("/v2/health/ready").json() == {"ready": True}
                     assert client.get("/metrics").status_code == 404
+                    assert client.post("/v2/repository/models/small/load").text.startswith("<html>")  # nginx's own 404
+                    assert client.post("/v2/repository/index").json()[0]["name"] == "small"
                     assert client.post("/v1/segment", content=bytes(32 * 2**20 + 1)).status_code == 413
             finally:
                 process.terminate()

@@ -3,11 +3,13 @@
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import kubernetes_validate
 import pytest
 import yaml
@@ -16,9 +18,11 @@ from ddcat.bundle import Bundle
 from ddcat_serve.http.app import create_app
 from ddcat_serve.inference.model_registry import Models
 from ddcat_serve.settings import PREFIX, Settings
+from tests.bundles import small_bundle
+from tests.serve.processes import free_port, server, wait_for
 
 ROOT = Path(__file__).parents[2]
-MANIFEST = ROOT / "kubernetes/ddcat-serve.yaml"
+MANIFEST = ROOT / "kubernetes/base/ddcat-serve.yaml"
 KSERVE = ROOT / "kubernetes/kserve.yaml"
 DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile.*"))
 
@@ -53,6 +57,53 @@ def test_the_manifest_fits_the_server(documents: dict[str, Any], models: Models)
     writable = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
     assert {given["XDG_CACHE_HOME"], "/tmp"} <= writable
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+
+
+OVERLAYS = sorted(file.parent for file in (ROOT / "kubernetes").rglob("kustomization.yaml"))
+
+
+def built(folder: Path) -> dict[str, Any]:
+    """The documents of an overlay, as kubectl builds them: that needs no cluster."""
+    found = shutil.which("kubectl")
+    if not found:
+        pytest.skip("kubectl is not installed")
+    done = subprocess.run([found, "kustomize", folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {document["kind"]: document for document in yaml.safe_load_all(done.stdout)}
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda folder: folder.name)
+def test_kubernetes_takes_each_overlay(folder: Path, documents: dict[str, Any]) -> None:
+    assert {folder.name for folder in OVERLAYS} == {"base", "repository", "gpu"}
+    found = built(folder)
+    assert set(found) == set(documents)
+    for document in found.values():
+        for version in ("1.30", "1.34"):
+            kubernetes_validate.validate(document, version, strict=True)
+    pod, base = (each["Deployment"]["spec"]["template"]["spec"] for each in (found, documents))
+    (container,), (of_base,) = pod["containers"], base["containers"]
+    changed = {name for name in of_base if container[name] != of_base[name]}
+    assert changed == {
+        "base": set(), "repository": {"args", "volumeMounts", "resources"}, "gpu": {"image", "resources"},
+    }[folder.name]  # fmt: skip
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert (folder.name == "gpu") == ("nvidia.com/gpu" in container["resources"]["limits"])
+
+
+@pytest.mark.slow
+def test_the_command_of_the_overlay_with_a_repository_serves_one(tmp_path: Path) -> None:
+    pod = built(ROOT / "kubernetes/overlays/repository")["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    (mounted,) = [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "models"]
+    small_bundle(tmp_path / "models" / "seg" / "1")
+    port = container["args"][container["args"].index("--grpc-port") + 1]
+    line = [{mounted: str(tmp_path / "models"), port: str(free_port())}.get(word, word) for word in container["args"]]
+    assert line != container["args"]
+    with server(*line) as (_, address):
+        here = address.replace("0.0.0.0", "127.0.0.1")
+        assert httpx.get(f"{here}{container['readinessProbe']['httpGet']['path']}").json() == {"ready": True}
+        small_bundle(tmp_path / "models" / "seg" / "2")
+        wait_for(lambda: httpx.get(f"{here}/v2/models/seg").json()["versions"] == ["2"])
 
 
 @pytest.fixture(scope="module")
