@@ -1,6 +1,8 @@
 """What a call may be given, on engines whose needs are known."""
 
+import contextlib
 import mmap
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from ddcat.engines import Engine
 from ddcat.manifest import DimRange, InputShapes
 from ddcat_serve.inference.capacity import Trial, most_pixels, try_sizes
+from ddcat_serve.inference.memory import Cost
 
 FREE = DimRange(minimum=8, maximum=None)
 
@@ -88,3 +91,21 @@ def test_the_memory_of_a_call_is_seen() -> None:
     )
     found = try_sizes(cast(Engine, Needy()), shapes)[-1]
     assert 60 < found.bytes / found.pixels < 200
+
+
+def test_beside_others_each_call_is_a_turn_and_the_worst_memory_of_several_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others free meanwhile hides memory of some of the calls."""
+    costs = iter([Cost(0.2, 50), Cost(0.1, -30), Cost(0.3, 70)])
+    engine, turns = Needy(), list[str]()
+
+    @contextlib.contextmanager
+    def turn() -> Iterator[None]:
+        turns.append("began")
+        yield
+        turns.append("ended")
+
+    monkeypatch.setattr("ddcat_serve.inference.capacity.measure_cost", lambda call: (call(), next(costs))[1])
+    shapes = InputShapes(batch=DimRange(minimum=1, maximum=1), height=FREE, width=FREE)
+    assert try_sizes(cast(Engine, engine), shapes, max_seconds=0.05, repeats=3, turn=turn) == [Trial(64, 0.1, 70)]
+    assert turns == ["began", "ended"] * 4  # the first call prepares
+    assert engine.seen == [(1, 8, 8)] * 4

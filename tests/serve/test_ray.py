@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import httpx
@@ -16,6 +17,7 @@ from ddcat import cli
 from ddcat.bundle import NO_TRUST_POLICY, Bundle
 from ddcat.errors import BundleError
 from ddcat_serve.errors import ServeError
+from tests.bundles import small_bundle
 from tests.serve.payloads import as_png
 from tests.serve.processes import free_port
 
@@ -128,6 +130,25 @@ def test_each_replica_looks_for_itself_whom_a_bundle_is_from(bundle: Bundle) -> 
     arguments = Arguments(bundles=str(bundle.path), expect_digest="0" * 64)
     with pytest.raises(BundleError, match="and not the expected"):
         _Replica([str(bundle.path)], 1, arguments.trust)
+
+
+def test_a_replica_follows_a_repository_and_loads_nothing_by_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client_of: Callable, picture: np.ndarray
+) -> None:
+    small_bundle(tmp_path / "models" / "seg" / "1")
+    monkeypatch.setenv("DDCAT_SERVE_REPOSITORY", str(tmp_path / "models"))
+    monkeypatch.setenv("DDCAT_SERVE_WATCH", "true")
+    monkeypatch.setenv("DDCAT_SERVE_API_KEY", "a long secret")
+    client = client_of(_Replica([], 1, NO_TRUST_POLICY)._app)
+    client.headers["Authorization"] = "Bearer a long secret"
+    assert client.post("/v1/segment", content=as_png(picture)).headers["x-ddcat-version"] == "1"
+    refused = client.post("/v2/repository/models/seg/load")
+    assert (refused.status_code, "one replica of many" in refused.json()["error"]) == (403, True)
+    with pytest.raises(ServeError, match="expected either bundles or DDCAT_SERVE_REPOSITORY"):
+        application(Arguments(bundles="bundle"))
+    monkeypatch.setenv("DDCAT_SERVE_SHADOW", "0.1")
+    with pytest.raises(ServeError, match="DDCAT_SERVE_SHADOW is set, but Ray"):
+        application(Arguments())
 
 
 def test_a_port_for_grpc_is_refused_and_not_ignored(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,7 @@ def test_a_server_that_began_on_a_busy_machine_takes_large_images_as_soon_as_it_
         bundle = with_golden(tmp_path / "golden", oracle, picture)
     with monkeypatch.context() as busy:
         busy.setattr("ddcat_serve.inference.warm_up.measure_throughput", lambda *given, **named: Throughput(1.0, 4000))
-        busy.setattr("ddcat_serve.inference.warm_up.try_sizes", lambda *given: [Trial(64, 64.0, 0)])
+        busy.setattr("ddcat_serve.inference.warm_up.try_sizes", lambda *given, **named: [Trial(64, 64.0, 0)])
         loading = load_models([bundle.path], settings=Settings(), threads=1)
         models = loading.__enter__()
     with contextlib.ExitStack() as closing:
