@@ -17,7 +17,7 @@ from ddcat.engines.golden import check_answers, read_golden
 from ddcat.passport import PassportStatus, read_passport
 from ddcat_serve.errors import RequestError, ServeError, quoted
 from ddcat_serve.inference.admission_queue import AdmissionQueue
-from ddcat_serve.inference.capacity import most_pixels
+from ddcat_serve.inference.capacity import MAX_SECONDS, most_pixels
 from ddcat_serve.inference.engine_worker import EngineWorker
 from ddcat_serve.inference.memory import memory_limit, resident_bytes
 from ddcat_serve.inference.served_model import ServedModel
@@ -34,7 +34,9 @@ _log = logging.getLogger(__name__)
 
 _MEMORY_SHARE = 0.5  # of the free memory, for the engines; the rest is for bodies, queued images and masks
 _KEPT_SHARE = 0.25  # of the pixels of the largest call: an engine keeps memory between calls for at most as many
-_TURN_SECONDS = 0.05  # after a call that took as long, nothing larger is tried beside engines that answer
+_TURN_SECONDS = (
+    0.0125  # after a call that took as long, nothing larger is tried beside engines that answer: it takes 4 times as long
+)
 _REPEATS = 3  # of such a call: memory that others free meanwhile would hide some of its own
 _CALL_SHARE = 1 / 3  # of the engine timeout: a call that is expected to take longer is refused
 
@@ -225,7 +227,6 @@ def load_model(
         If it does not run, or answers its golden images differently.
     """
     turn: Turn = nullcontext if turns is None else turns.load
-    gentle = {"max_seconds": _TURN_SECONDS, "repeats": _REPEATS} if beside else {}
     engine = open_engine(bundle, threads=threads)
     try:
         examples = read_golden(bundle)
@@ -235,8 +236,9 @@ def load_model(
             examples,
             tolerance=settings.golden_tolerance,
             batch_pixels=settings.batch_pixels,
+            max_seconds=_TURN_SECONDS if beside else MAX_SECONDS,
+            repeats=_REPEATS if beside else 1,
             turn=turn,
-            **gentle,
         )
         monitor = DriftMonitor(len(bundle.manifest.classes), golden_statistics(bundle, in_turns(engine, turn), examples))
         engine.rest()

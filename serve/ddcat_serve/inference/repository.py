@@ -275,7 +275,8 @@ class Repository:
         with self._lock:
             if self._closed:
                 raise RequestError(503, "the server is stopping: use another one")
-            self._pending.discard(model)  # type: ignore[arg-type] # None is never there
+            if model is not None:
+                self._pending.discard(model)
             return self.models.switch(name, model)
 
     def _end_shadow(self, place: _Place) -> None:
