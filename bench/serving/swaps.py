@@ -205,7 +205,7 @@ async def connected(address: str) -> Any:
 
     async with aiohttp.ClientSession(
         address,
-        connector=aiohttp.TCPConnector(limit=0),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2),  # before the server closes an idle connection, after 5 s
         timeout=aiohttp.ClientTimeout(total=300),
         headers={"Authorization": f"Bearer {KEY}"},
     ) as session:
