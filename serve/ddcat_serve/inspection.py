@@ -9,7 +9,16 @@ from rich.text import Text
 
 from ddcat.bundle import INTEGRITY_ONLY, NO_TRUST_POLICY, Bundle, TrustPolicy
 from ddcat.engines.checks import format_sizes, format_tensors
-from ddcat.manifest import Calibration, DeviceKinds, EngineEntry, Golden, MainBranchProof, Manifest, Quantisation
+from ddcat.manifest import (
+    Calibration,
+    DeviceKinds,
+    EngineEntry,
+    Golden,
+    MainBranchProof,
+    Manifest,
+    MixedPrecision,
+    Quantisation,
+)
 from ddcat.passport import read_passport
 from ddcat.text import printable
 
@@ -67,6 +76,7 @@ def _rows(bundle: Bundle, trust: TrustPolicy) -> dict[str, str | list[str]]:
         "engine options": _pairs(manifest.engine.options),
         "runs on": _device(manifest.engine),
         "int8": _quantisation(manifest.quantisation),
+        "kept in fp32": _kept(manifest.mixed),
         "golden": _golden(manifest.golden),
         "files": [f"{name}  {entry.bytes} bytes  {entry.sha256[:12]}" for name, entry in manifest.files.items()],
         "versions": _pairs(manifest.versions),
@@ -134,11 +144,32 @@ def _quantisation(quantisation: Quantisation | None) -> list[str]:
     return [*lines, f"it costs {measured} on {drop.images} images ({_pairs(drop.attack)}); {allowed}"]
 
 
+def _kept(mixed: MixedPrecision | None) -> list[str]:
+    if mixed is None:
+        return ["no nodes: none were looked for"]
+    drop, equal = mixed.drop, mixed.equal_labels
+    nodes = [
+        f"{node.name}: {node.reason}" + ("" if node.largest is None else f", up to {node.largest:.3g}") for node in mixed.kept
+    ]
+    return [
+        f"{len(nodes)} nodes; {mixed.typed_nodes} round to the precision",
+        *nodes,
+        f"ranges measured on {_images(mixed.calibration)}",
+        f"equal labels: {equal.clean:.3%} clean, {equal.adversarial:.3%} attacked; {mixed.least_equal:.1%} were needed",
+        f"it costs {drop.clean:.2f} points of clean and {drop.adversarial:.2f} of adversarial mIoU on {drop.images} images "
+        f"({_pairs(drop.attack)}); {mixed.max_drop:g} points were allowed",
+    ]
+
+
 def _calibration(calibration: Calibration | None) -> str:
     if calibration is None:
         return "quantised by another program"
+    return f"calibrated on {_images(calibration)}"
+
+
+def _images(calibration: Calibration) -> str:
     attack = "" if calibration.attack is None else f" ({_pairs(calibration.attack)})"
-    return f"calibrated on {calibration.images} {calibration.kind} images of the {calibration.split} split{attack}"
+    return f"{calibration.images} {calibration.kind} images of the {calibration.split} split{attack}"
 
 
 def _golden(golden: Golden | None) -> str:

@@ -24,7 +24,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
 from ddcat import cli
-from ddcat.bundle import Bundle
+from ddcat.bundle import Bundle, entries, write_bundle
 from ddcat.engines import open_engine
 from ddcat.errors import WriteError
 from ddcat.manifest import DimRange, parse_manifest
@@ -117,6 +117,23 @@ def test_an_engine_that_triton_does_not_load_is_refused(bundle: Bundle, tmp_path
     other = changed(bundle, engine=bundle.manifest.engine.model_copy(update={"name": "openvino"}))
     with pytest.raises(ServeError, match="--engine ort or trt"):
         write_repository(other, tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()
+
+
+def test_a_plan_of_tensorrt_for_rtx_is_refused(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = bundle.manifest.engine.model_copy(update={"name": "trt-rtx", "file": "model.plan", "provider": "TensorRT"})
+    files = {**bundle.files, "model.plan": b"plan"}
+    write_bundle(tmp_path / "rtx", changed(bundle, engine=engine, files=entries(files)).manifest, files)
+    monkeypatch.setattr(sys, "argv", ["ddcat", "triton", str(tmp_path / "rtx"), str(tmp_path / "repository")])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/rtx holds a plan of TensorRT for RTX, and Triton's backend loads those of TensorRT alone: use "
+        f"ddcat serve {tmp_path}/rtx, or ddcat export {tmp_path}/rtx --engine trt on the machine with the GPU\n"
+    )
     assert not (tmp_path / "repository").exists()
 
 

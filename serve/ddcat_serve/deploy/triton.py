@@ -55,6 +55,11 @@ def write_repository(bundle: Bundle, out: Path) -> list[Path]:
         If it does not open, or has other tensors.
     """
     engine = bundle.manifest.engine
+    if engine.name == "trt-rtx":
+        raise ServeError(
+            f"{bundle.path} holds a plan of TensorRT for RTX, and Triton's backend loads those of TensorRT alone: use ddcat "
+            f"serve {bundle.path}, or ddcat export {bundle.path} --engine trt on the machine with the GPU"
+        )
     if engine.name not in _BACKENDS:
         raise ServeError(
             f"{bundle.path} has an engine that Triton does not run ({engine.name}): use ddcat export {bundle.path} "
