@@ -15,7 +15,7 @@ from ddcat.classes import Classes, repeated_name
 from ddcat.errors import BundleError
 from ddcat.json_text import parse_json, parse_model
 from ddcat.preprocess import AS_STORED, FileRule
-from ddcat.schema import Count, Details, Method, Name, Sha256, StrictModel, Text
+from ddcat.schema import Count, Details, Fraction, Method, Name, Sha256, StrictModel, Text
 from ddcat.text import printable
 from ddcat.tiles import Tiles
 
@@ -31,11 +31,14 @@ __all__ = [
     "DeviceKinds",
     "DimRange",
     "EngineEntry",
+    "EqualLabels",
     "FileEntry",
     "Golden",
     "InputShapes",
+    "KeptNode",
     "MainBranchProof",
     "Manifest",
+    "MixedPrecision",
     "Precision",
     "Preprocessing",
     "Quantisation",
@@ -237,6 +240,37 @@ class Quantisation(StrictModel):
     report: FileName | None = Field(default=None, description="File with every layer's sensitivity; None: not measured.")
 
 
+class EqualLabels(StrictModel):
+    """Shares of the pixels that the graph labels as the fp32 graph does, on the evaluated images."""
+
+    clean: Fraction
+    adversarial: Fraction
+
+
+class KeptNode(StrictModel):
+    """A node of an fp16 or bf16 graph that computes in fp32."""
+
+    name: Text
+    reason: Literal["range", "weight", "labels"] = Field(
+        description="range: a value that it reads, gives or sums is beyond half of what the precision holds; weight: one of "
+        "its weights is; labels: its rounding is among those that move the logits most, and too many labels would change."
+    )
+    largest: float | None = Field(default=None, ge=0, description="Largest magnitude of that; None for labels.")
+
+
+class MixedPrecision(StrictModel):
+    """Which nodes of an fp16 or bf16 graph stay in fp32, and what the others cost."""
+
+    kept: tuple[KeptNode, ...] = Field(strict=False, description="Nodes in fp32, but for those that follow and round nothing.")
+    typed_nodes: Positive = Field(description="Nodes that round to the precision.")
+    calibration: Calibration = Field(description="Images that the ranges were measured on.")
+    max_drop: float = Field(description="Limit of lost points of mIoU.")
+    drop: AccuracyDrop = Field(description="Points that are lost against the fp32 graph.")
+    least_equal: Fraction = Field(description="Least share of equal labels, on clean and on attacked images.")
+    equal_labels: EqualLabels
+    report: FileName = Field(description="File with every node's sensitivity.")
+
+
 GOLDEN_TOLERANCE = 0.02  # share of the golden labels that may differ on another machine, by default
 
 
@@ -273,6 +307,9 @@ class Manifest(StrictModel):
     opset: int = Field(ge=1, le=1000)
     engine: EngineEntry
     quantisation: Quantisation | None = Field(default=None, description="Quantisation of the graph; None: it is not int8.")
+    mixed: MixedPrecision | None = Field(
+        default=None, description="Nodes of an fp16 or bf16 graph that stay in fp32; None: none were looked for."
+    )
     golden: Golden | None = Field(default=None, description="Golden images; None: there are none.")
     versions: dict[Name, Name]
 
@@ -283,6 +320,8 @@ class Manifest(StrictModel):
             named[self.golden.file] = "the golden file"
         if self.quantisation is not None and self.quantisation.report is not None:
             named[self.quantisation.report] = "the report on int8"
+        if self.mixed is not None:
+            named[self.mixed.report] = "the report on nodes"
         for file, what in named.items():
             if file not in self.files:
                 raise ValueError(f"{what} {file!r} is not among the files")

@@ -22,7 +22,8 @@ __all__ = ["DEVICE", "HINT", "OpenVinoGraph", "cache_folder", "check_possible", 
 
 DEVICE = "CPU"
 HINT = "latency"  # all threads compute one batch
-# The type of the float layers of a graph. It must be set: by default OpenVINO takes bf16 wherever the CPU has it.
+# The type of the float layers of a graph. It must be set: by default OpenVINO takes bf16 wherever the CPU has it. Under "f32" a
+# graph that has bf16 in it computes in that where it says so, and in fp32 elsewhere.
 _FLOATS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 _PRECISIONS: dict[str, Precision] = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 # Layers of one size each that are kept ready for when that size comes again: by default 5000, which is gigabytes where every
@@ -55,7 +56,6 @@ class OpenVinoGraph(Closable):
 
     def __init__(self, content: bytes, *, precision: Precision, threads: int | None = None, cache: Path | None = None) -> None:
         settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": _FLOATS[precision],
             "PERFORMANCE_HINT": HINT.upper(),
             "INFERENCE_NUM_THREADS": physical_cores() if threads is None else threads,
             "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_LAYERS,
@@ -66,6 +66,9 @@ class OpenVinoGraph(Closable):
         try:
             with memory_file(content) as file:
                 model = core.read_model(file)
+            typed = any(output.get_element_type() == ov.Type.bf16 for node in model.get_ops() for output in node.outputs())
+            floats = "f32" if typed else _FLOATS[precision]
+            settings["INFERENCE_PRECISION_HINT"] = floats
             self.inputs = tuple(map(_entry, model.inputs))
             self.outputs = tuple(map(_entry, model.outputs))
             compiled = core.compile_model(model, DEVICE, settings)
@@ -73,14 +76,14 @@ class OpenVinoGraph(Closable):
             raise EngineError(f"OpenVINO does not load the graph: {_reason(cause)}") from cause
         self._names = [entry.name for entry in self.outputs]
         check_names([entry.name for entry in self.inputs], self._names)
-        check_precision(_precision(compiled), precision, "OpenVINO")
+        check_precision(_precision(compiled, typed=typed), precision, "OpenVINO")
         self._compiled: Any = compiled
         self._request: Any = compiled.create_infer_request()
         self.description: Mapping[str, str | int | bool] = {
             "runtime": f"openvino {ov.get_version()}",
             "provider": DEVICE,
             "precision": precision,
-            "float_precision": _FLOATS[precision],
+            "float_precision": floats,
             "hint": HINT,
             "threads": compiled.get_property("INFERENCE_NUM_THREADS"),
             "streams": compiled.get_property("NUM_STREAMS"),
@@ -169,7 +172,7 @@ def cache_folder(content: bytes) -> Path | None:
     return folder
 
 
-def _precision(compiled: Any) -> str:
+def _precision(compiled: Any, *, typed: bool) -> str:
     """Return the precision in effect, which is that of most convolutions: the requested one is only a hint."""
     kinds: Counter[str] = Counter()
     for node in compiled.get_runtime_model().get_ordered_ops():
@@ -179,7 +182,7 @@ def _precision(compiled: Any) -> str:
     kernels = kinds.most_common(1)[0][0] if kinds else "nothing"
     floats = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     precision = _PRECISIONS.get(kernels, kernels)
-    return precision if precision == "int8" else _PRECISIONS.get(floats, floats)
+    return precision if typed or precision == "int8" else _PRECISIONS.get(floats, floats)
 
 
 def _entry(port: Any) -> TensorEntry:

@@ -21,6 +21,7 @@ from ddcat.manifest import (
     InputShapes,
     MainBranchProof,
     Manifest,
+    MixedPrecision,
     Precision,
     Preprocessing,
     Quantisation,
@@ -111,6 +112,7 @@ class ExportedModel:
     shapes: InputShapes
     opset: int
     quantisation: Quantisation | None
+    mixed: MixedPrecision | None
     rebuilt_from: str | None
     golden: GoldenImages
     versions: Mapping[str, str]
@@ -131,9 +133,9 @@ class BuildResult(NamedTuple):
     replay: Replay | None
 
 
-def graph_precision(engine: str, precision: Precision) -> Precision:
-    """Return the precision of the graph that an engine is built from: OpenVINO makes bf16 of fp32 itself."""
-    return "fp32" if (engine, precision) == ("openvino", "bf16") else precision
+def graph_precision(engine: str, precision: Precision, *, mixed: bool = False) -> Precision:
+    """Return the precision of the graph that an engine is built from: OpenVINO makes bf16 of fp32 itself, if all is bf16."""
+    return "fp32" if (engine, precision) == ("openvino", "bf16") and not mixed else precision
 
 
 def shapes_of_engine(
@@ -240,6 +242,7 @@ def assemble(
             opset=model.opset,
             engine=entry,
             quantisation=model.quantisation,
+            mixed=model.mixed,
             golden=labelled,
             versions={**model.versions, **provenance.versions(_LIBRARIES)},
         )

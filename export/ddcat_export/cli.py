@@ -72,14 +72,14 @@ def export(
     ] = None,
     calibration: Annotated[
         CalibrationKind | None,
-        typer.Option(help="Images that int8 is calibrated on: clean, or mixed with attacked ones.", show_default="mixed"),
+        typer.Option(help="Images that ranges are measured on: clean, or mixed with attacked ones.", show_default="mixed"),
     ] = None,
     calibration_images: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="N",
-            help="How many images int8 is calibrated on and, with --max-drop, evaluated on.",
+            help="How many images ranges are measured on and, with --max-drop, the precision is evaluated on.",
             show_default="32",
         ),
     ] = None,
@@ -92,7 +92,7 @@ def export(
         typer.Option(
             min=0,
             metavar="POINTS",
-            help="Points of mIoU that int8 may cost, on clean and on attacked images each.",
+            help="Points of mIoU that int8, bf16 or fp16 may cost, on clean and on attacked images each.",
             show_default="not measured",
         ),
     ] = None,
@@ -153,7 +153,9 @@ def export(
     a few images, clean and attacked, the same labels as PyTorch; they stay in the bundle with its labels.
 
     int8 is calibrated on images of the training split. With --max-drop every layer's sensitivity is measured, and the worst
-    layers stay in float until int8 costs no more mIoU than that on clean and on attacked images of the validation split.
+    layers stay in float until int8 costs no more mIoU than that on clean and on attacked images of the validation split. With
+    bf16 or fp16 it keeps nodes in fp32, those of dangerous ranges and the most sensitive ones, until 99.9 % of the labels are
+    the same, too.
 
     From a FILE.onnx of another program, which takes float images and gives logits, a bundle is made likewise: normalisation,
     the resizing of the logits and argmax are put around its graph, and the whole is compared with the file in ONNX Runtime. A
@@ -170,6 +172,8 @@ def export(
     - `ddcat export runs/camvid-ddcat --engine openvino --precision bf16 --size 180x240 --size 360x480 --sign key.pem`
 
     - `ddcat export runs/camvid-ddcat --engine openvino --precision int8 --calibration mixed --max-drop 1`
+
+    - `ddcat export runs/camvid-ddcat --engine openvino --precision bf16 --max-drop 0.2` keeps nodes in fp32.
 
     - `ddcat export runs/camvid-ddcat --engine ort --compare-layers` compares each layer with PyTorch after a refused export.
 
@@ -192,12 +196,12 @@ def export(
         return
     runtime = extra_of(engine)
     sizes = _sizes(size or [])
-    of_int8: dict[str, object] = {
+    of_images: dict[str, object] = {
         "--calibration": calibration,
         "--calibration-images": calibration_images,
         "--calibration-folder": calibration_folder,
-        "--max-drop": max_drop is not None,
     }
+    limit: dict[str, object] = {"--max-drop": max_drop is not None}
     of_plans: dict[str, object] = {
         "--hardware": hardware,
         "--version-compatible": version_compatible,
@@ -216,7 +220,8 @@ def export(
             "--tiles": tiles,
             "--data-root": data_root,
             "--compare-layers": compare_layers,
-            **of_int8,
+            **of_images,
+            **limit,
             **{f"--{name}": value for name, value in of_files.items()},
         }
         _refuse(given, f"{source} is a bundle")
@@ -239,8 +244,10 @@ def export(
         f"{source} is no bundle",
     )
     chosen = precision or "fp32"
-    if chosen != "int8":
-        _refuse(of_int8, f"the precision is {chosen}")
+    _refuse({**of_images, **limit} if chosen == "fp32" else {}, "the precision is fp32")
+    _refuse(
+        of_images if chosen != "int8" and max_drop is None else {}, f"--max-drop is not given and the precision is {chosen}"
+    )
     foreign = source.suffix.lower() == ".onnx"
     if not foreign:
         check_checkpoint(source)

@@ -124,7 +124,7 @@ class ExportData:
                 )
             except DataError as cause:
                 raise ExportError(
-                    f"int8 is calibrated and evaluated on images of {self.source.name}: {cause}; use --data-root DIR, or "
+                    f"int8 and --max-drop need images of {self.source.name}: {cause}; use --data-root DIR, or "
                     "--precision fp32, which needs no data"
                 ) from cause
         return self._read[key]

@@ -12,7 +12,7 @@ from ddcat.atomic_files import check_can_create
 from ddcat.bundle import Bundle
 from ddcat.classes import Classes
 from ddcat.engines.golden import Replay
-from ddcat.manifest import CalibrationKind, ClassEntry, Precision, Sizes
+from ddcat.manifest import CalibrationKind, ClassEntry, MixedPrecision, Precision, Quantisation, Sizes
 from ddcat.signing import check_key
 from ddcat.tiles import Tiles
 from ddcat_export.bundle_builder import CPU_GRAPH, GRAPH, ExportedModel, assemble, graph_precision, shapes_of_engine
@@ -23,6 +23,7 @@ from ddcat_export.errors import ExportError
 from ddcat_export.golden_images import golden_images
 from ddcat_export.graph_checks import OPSET
 from ddcat_export.layer_diff import Layer, compare_layers
+from ddcat_export.mixed_precision import REPORT, make_mixed
 from ddcat_export.modules import open_model
 from ddcat_export.onnx_export import MINIMUM_SIZE, build_graph
 from ddcat_export.onnx_options import OnnxOptions
@@ -30,8 +31,9 @@ from ddcat_export.opsets import check_opset, lowered
 from ddcat_export.parity import FP16_TOLERANCE, LOGIT_TOLERANCE, Parity, check_parity, sample_images, shapes_of
 from ddcat_export.precision_cast import cast_graph
 from ddcat_export.progress import Progress
-from ddcat_export.ptq import REPORT, make_int8
+from ddcat_export.ptq import make_int8
 from ddcat_export.sensitivity import LayerError
+from ddcat_export.sources import Source
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.networks import Segmenter
 from ddcat_train.reference import Reference
@@ -51,7 +53,7 @@ class Exported(NamedTuple):
     replay : Replay
         How the engine's labels of the golden images differ from those of the model in PyTorch.
     layers : tuple of LayerError
-        The cost of int8 in each layer, the worst first; empty where that was not measured.
+        The cost of int8 in each layer, or of fp16 or bf16 in each node, the worst first; empty where that was not measured.
     author : str
         Whose labels and logits it was compared with.
     """
@@ -115,7 +117,8 @@ def export(
         Cut larger images into tiles of this side, which share a quarter of it with each neighbour. The engine takes no larger
         images whole, and the logits are among its outputs: tiles are blended in them.
     calibration, calibration_images, max_drop
-        For int8: see `ddcat_export.ptq.make_int8`.
+        For int8: see `ddcat_export.ptq.make_int8`. For fp16 and bf16, with `max_drop`: see
+        `ddcat_export.mixed_precision.make_mixed`.
     calibration_folder : path, optional
         For int8: images without labels in place of the data set; the model's own labels stand for theirs.
     opset : int
@@ -141,7 +144,10 @@ def export(
     """
     out, (data_root, key) = Path(out), (None if path is None else Path(path) for path in (data_root, key))
     check_possible(engine, precision)
-    needed = graph_precision(engine, precision)
+    limited = max_drop is not None and precision in ("fp16", "bf16")
+    if (engine, precision, limited) == ("openvino", "fp16", True):
+        raise ExportError("--max-drop: OpenVINO computes a whole graph in fp16 or none of it; use --precision bf16 or int8")
+    needed = graph_precision(engine, precision, mixed=limited)
     check_opset(opset, needed)
     check_can_create(out)
     rule, max_size = _rule_of_tiles(tiles, sizes, max_size)
@@ -158,7 +164,7 @@ def export(
     segmenter = model.reference.segmenter()
     data = _data(model.reference, segmenter, sizes, root=data_root, folder=calibration_folder)
     calibrated = precision == "int8" and model.given is None
-    if calibrated:  # a fault in the data is reported before the long work begins
+    if calibrated or limited:  # a fault in the data is reported before the long work begins
         progress("reading images")
         data.train(calibration_images)
         if max_drop is not None:
@@ -172,18 +178,13 @@ def export(
     progress(f"comparing the graph with {model.author}")
     compared, tried = model.compared(segmenter), model.shapes(sizes)
     parity = check_parity(content, compared, tried) if model.given is None else None
-    if needed in ("fp16", "bf16"):
-        progress(f"casting the graph to {needed}")
-        content = cast_graph(content, needed)
+    made = _in_precision(
+        content, needed, model, data, segmenter, engine=engine, kind=calibration, images=calibration_images, max_drop=max_drop,
+        progress=progress,
+    )  # fmt: skip
+    graphs = made.graphs
     if needed == "fp16":  # no runtime of a CPU computes typed bf16: its engine is compared with PyTorch on the golden images
-        parity = check_parity(content, compared, tried, tolerance=FP16_TOLERANCE)
-    made = None
-    if calibrated:
-        made = make_int8(
-            data, segmenter, content, attack=training_attack(model.reference), engine=engine, kind=calibration,
-            images=calibration_images, max_drop=max_drop, progress=progress,
-        )  # fmt: skip
-    graphs = {GRAPH: content} if made is None else {GRAPH: made.signed, CPU_GRAPH: made.unsigned}
+        parity = check_parity(graphs[GRAPH], compared, tried, tolerance=FP16_TOLERANCE)
     if opset < OPSET:
         progress(f"converting the graph to opset {opset}")
         graphs = {name: lowered(graph, opset) for name, graph in graphs.items()}
@@ -192,7 +193,7 @@ def export(
             parity = check_parity(graphs[GRAPH], compared, tried, tolerance=tolerance)
     exported = ExportedModel(
         graphs=graphs,
-        reports={} if made is None or made.report is None else {REPORT: made.report},
+        reports={} if made.report is None else {REPORT: made.report},
         name=_name(model.stem),
         source=model.entry(),
         main_branch_only=proof,
@@ -201,14 +202,56 @@ def export(
         preprocessing=model.preprocessing(segmenter).model_copy(update={"tiles": rule}),
         shapes=shapes,
         opset=opset,
-        quantisation=model.given if made is None else made.quantisation,
+        quantisation=made.quantisation,
+        mixed=made.mixed,
         rebuilt_from=None,
         golden=golden,
         versions={},
     )
     bundle, replay = assemble(out, exported, engine=engine, precision=precision, options=options, key=key, progress=progress)
     assert replay is not None  # for the type checker: PyTorch has labelled all golden images
-    return Exported(bundle, parity, replay, () if made is None else made.layers, model.author)
+    return Exported(bundle, parity, replay, made.layers, model.author)
+
+
+class _Made(NamedTuple):
+    graphs: dict[str, bytes]
+    quantisation: Quantisation | None = None
+    mixed: MixedPrecision | None = None
+    report: bytes | None = None
+    layers: tuple[LayerError, ...] = ()
+
+
+def _in_precision(
+    content: bytes,
+    precision: Precision,
+    model: Source,
+    data: ExportData,
+    segmenter: Segmenter,
+    *,
+    engine: str,
+    kind: CalibrationKind,
+    images: int,
+    max_drop: float | None,
+    progress: Progress,
+) -> _Made:
+    """Write a graph in the precision that an engine is built from."""
+    if precision == "fp32" or model.given is not None:
+        return _Made({GRAPH: content}, model.given)
+    attack = training_attack(model.reference)
+    if precision == "int8":
+        int8 = make_int8(
+            data, segmenter, content, attack=attack, engine=engine, kind=kind, images=images, max_drop=max_drop,
+            progress=progress,
+        )  # fmt: skip
+        return _Made({GRAPH: int8.signed, CPU_GRAPH: int8.unsigned}, int8.quantisation, None, int8.report, int8.layers)
+    progress(f"casting the graph to {precision}")
+    if max_drop is None:
+        return _Made({GRAPH: cast_graph(content, precision)})
+    mixed = make_mixed(
+        data, segmenter, content, precision, attack=attack, engine=engine, kind=kind, images=images, max_drop=max_drop,
+        progress=progress,
+    )  # fmt: skip
+    return _Made({GRAPH: mixed.graph}, None, mixed.mixed, mixed.report, mixed.nodes)
 
 
 def diff_layers(

@@ -1,17 +1,22 @@
-"""Choose the layers that stay in float, so that int8 holds a limit of lost mIoU on clean and on attacked images."""
+"""Choose what stays in float, so that a precision holds limits of lost mIoU and equal labels, clean and under attack."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from ddcat.engines.base import Images, LoadedGraph
-from ddcat.manifest import AccuracyDrop
+from ddcat.manifest import AccuracyDrop, EqualLabels
 from ddcat.metrics import confusion_counts, miou
 from ddcat_export.data import Sample
 from ddcat_export.errors import ExportError
 
-__all__ = ["Evaluator", "Open", "Trial", "fall_back"]
+__all__ = ["Evaluator", "Open", "Trial", "fall_back", "few"]
 
 Open = Callable[[bytes], LoadedGraph]
+_Labels = list[npt.NDArray[np.uint8]]  # of each image
 
 
 class Trial(NamedTuple):
@@ -61,16 +66,12 @@ class Evaluator:
     ) -> None:
         self._samples, self._classes, self._attack = samples, classes, dict(attack)
         self._images = ([sample.image for sample in samples], adversarial)
+        self._fp32 = (reference, open_fp32)
         self._reference = self.score(reference, open_fp32)
 
     def score(self, content: bytes, opens: Open) -> tuple[float, float]:
         """Return clean and adversarial mIoU, in points."""
-        graph = opens(content)
-        try:
-            clean, adversarial = (self._score(graph, images) for images in self._images)
-        finally:
-            graph.close()
-        return clean, adversarial
+        return self._points(self._labels(content, opens))
 
     def drop(self, forms: Sequence[tuple[bytes, Open]]) -> AccuracyDrop:
         """Return the points lost against the fp32 graph, by the form that loses most; each form comes with its opener."""
@@ -80,12 +81,35 @@ class Evaluator:
         )
         return AccuracyDrop(clean=clean, adversarial=adversarial, images=len(self._samples), attack=self._attack)
 
-    def _score(self, graph: LoadedGraph, images: Sequence[Images]) -> float:
-        counts = [
-            confusion_counts(sample.labels, graph.run(image).labels, self._classes)
-            for sample, image in zip(self._samples, images, strict=True)
+    def compare(self, content: bytes, opens: Open) -> tuple[AccuracyDrop, EqualLabels]:
+        """Return the points that a graph loses against the fp32 graph, and the shares of pixels that both label alike."""
+        found = self._labels(content, opens)
+        clean, adversarial = (a - b for a, b in zip(self._reference, self._points(found), strict=True))
+        equal = [
+            float(np.mean(np.concatenate([(a == b).ravel() for a, b in zip(labels, expected, strict=True)])))
+            for labels, expected in zip(found, self._expected, strict=True)
         ]
-        return 100 * miou(sum(counts[1:], start=counts[0]))
+        drop = AccuracyDrop(clean=clean, adversarial=adversarial, images=len(self._samples), attack=self._attack)
+        return drop, EqualLabels(clean=equal[0], adversarial=equal[1])
+
+    @cached_property
+    def _expected(self) -> tuple[_Labels, _Labels]:
+        return self._labels(*self._fp32)
+
+    def _labels(self, content: bytes, opens: Open) -> tuple[_Labels, _Labels]:
+        graph = opens(content)
+        try:
+            clean, adversarial = ([graph.run(image).labels for image in images] for images in self._images)
+        finally:
+            graph.close()
+        return clean, adversarial
+
+    def _points(self, labels: tuple[_Labels, _Labels]) -> tuple[float, float]:
+        clean, adversarial = (
+            [confusion_counts(sample.labels, found, self._classes) for sample, found in zip(self._samples, each, strict=True)]
+            for each in labels
+        )
+        return 100 * miou(sum(clean[1:], start=clean[0])), 100 * miou(sum(adversarial[1:], start=adversarial[0]))
 
 
 def fall_back(
@@ -127,16 +151,27 @@ def fall_back(
         trials.append(Trial(number, drop.clean, drop.adversarial))
         return max(drop.clean, drop.adversarial) <= max_drop
 
-    most = len(worst_first) // 3
+    enough = few(len(worst_first) // 3, holds)
+    if enough is None:
+        best = min(trials, key=lambda trial: max(trial.clean, trial.adversarial))
+        raise ExportError(
+            f"int8 loses {best.clean:.2f} points of clean and {best.adversarial:.2f} of adversarial mIoU with "
+            f"{best.float_layers} of {len(worst_first)} layers in float, the best that was found, where {max_drop:g} are "
+            "allowed: use --calibration of the other kind, another --max-drop or --precision fp32"
+        )
+    return tuple(worst_first[:enough]), drops[enough], tuple(trials)
+
+
+def few(most: int, holds: Callable[[int], bool]) -> int | None:
+    """
+    Find a small number that holds, from 0 to `most`; None where none was found.
+
+    0, 1, 2, 4, ... are tried, then numbers between the last two: the smallest is found where larger ones are never worse.
+    """
     too_few, enough = -1, 0
     while not holds(enough):
         if enough >= most:
-            best = min(trials, key=lambda trial: max(trial.clean, trial.adversarial))
-            raise ExportError(
-                f"int8 loses {best.clean:.2f} points of clean and {best.adversarial:.2f} of adversarial mIoU with "
-                f"{best.float_layers} of {len(worst_first)} layers in float, the best that was found, where {max_drop:g} are "
-                "allowed: use --calibration of the other kind, another --max-drop or --precision fp32"
-            )
+            return None
         too_few, enough = enough, min(max(1, 2 * enough), most)
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
@@ -144,4 +179,4 @@ def fall_back(
             enough = middle
         else:
             too_few = middle
-    return tuple(worst_first[:enough]), drops[enough], tuple(trials)
+    return enough

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from ddcat.engines import import_for
 from ddcat.engines.base import Images
 from ddcat.engines.golden import Example
-from ddcat_export.precision_cast import widened
+from ddcat_export.precision_cast import simulated
 
 __all__ = ["label_on_cpu"]
 
@@ -14,7 +14,7 @@ def label_on_cpu(graph: bytes, images: Mapping[str, Images]) -> tuple[tuple[Exam
     """
     Label images with ONNX Runtime on the CPU, from the graph that the engine was built from.
 
-    bf16, in which ONNX Runtime does not compute on a CPU, is computed in fp32 with the weights of the graph.
+    fp16 and bf16, in which ONNX Runtime does not compute on a CPU, are computed in fp32 and rounded after each node.
 
     Parameters
     ----------
@@ -35,8 +35,8 @@ def label_on_cpu(graph: bytes, images: Mapping[str, Images]) -> tuple[tuple[Exam
         Where ONNX Runtime is not installed, or does not run the graph.
     """
     runtime = import_for("ort", "ddcat.engines.onnxruntime", "the labels of golden images are computed by ONNX Runtime here: ")
-    wide = widened(graph)
-    with runtime.OrtGraph(graph if wide is None else wide) as opened:
+    wide = simulated(graph)
+    with runtime.OrtGraph(wide) as opened:
         examples = tuple(Example(name, image, opened.run(image[None]).labels[0]) for name, image in images.items())
         described = opened.description["runtime"]
-    return examples, f"{described} on a CPU{'' if wide is None else ', bf16 computed in fp32'}"
+    return examples, f"{described} on a CPU{'' if wide == graph else ', rounded after each node'}"

@@ -1,5 +1,6 @@
 """Check graphs of every precision: validity, opset, types, inputs and outputs."""
 
+from collections.abc import Collection
 from typing import Any
 
 import onnx
@@ -28,12 +29,13 @@ _ALWAYS = {TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.
 _IMAGE, _LABELS = "image", "labels"
 
 
-def check_graph(model: onnx.ModelProto, precision: Precision, opset: int = OPSET) -> None:
+def check_graph(model: onnx.ModelProto, precision: Precision, opset: int = OPSET, *, fp32: Collection[str] = ()) -> None:
     """
     Refuse a graph that is not valid, of another opset, or not typed as its precision says.
 
     Every tensor must be known to be float32, int64, int32, uint8 or bool, or of the type of the precision. In that type all
-    convolutions and matrix products compute, while input, normalisation, logits and all that comes of them stay as they are.
+    convolutions and matrix products compute but those named in `fp32`, while input, normalisation, logits and all that comes
+    of them stay as they are.
 
     Raises
     ------
@@ -62,7 +64,8 @@ def check_graph(model: onnx.ModelProto, precision: Precision, opset: int = OPSET
             fault = f"the type of {unknown[0]} is not known" if unknown else "a batch norm is left"
             raise ExportError(f"{fault} at {node.name} in the graph: it would not be the same in every runtime")
         found = {types[name] for name in (*node.input, *node.output) if name}
-        if node.op_type in PRODUCTS and found != {COMPUTES[precision]}:
+        expected = COMPUTES["fp32" if node.name in fp32 else precision]
+        if node.op_type in PRODUCTS and found != {expected}:
             raise ExportError(f"{node.name} ({node.op_type}) is of {_names(found)} in a graph at {precision}")
     for name, kind in ((_IMAGE, TensorProto.UINT8), (_LABELS, TensorProto.UINT8), (LOGITS, TensorProto.FLOAT)):
         if types.get(name) != kind:

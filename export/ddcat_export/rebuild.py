@@ -89,7 +89,7 @@ def rebuild(
     asked = precision or manifest.engine.effective_precision
     check_possible(engine, asked)
     if opset is not None:
-        check_opset(opset, graph_precision(engine, asked))
+        check_opset(opset, graph_precision(engine, asked, mixed=manifest.mixed is not None))
     shapes = _shapes(bundle, engine, sizes, max_size, max_batch)
     graphs = _graphs(bundle, engine, asked, progress)
     if opset is not None:
@@ -107,6 +107,7 @@ def rebuild(
         shapes=shapes,
         opset=opset_of(graphs[GRAPH]),
         quantisation=manifest.quantisation,
+        mixed=manifest.mixed,
         rebuilt_from=bundle.digest,
         golden=_golden(bundle, shapes),
         versions=manifest.versions,
@@ -125,12 +126,12 @@ def _held(manifest: Manifest) -> Precision:
     """Precision of the graph, which is not always that of its engine."""
     if manifest.quantisation is not None:
         return "int8"
-    engine = manifest.engine
-    return "fp32" if graph_precision(engine.name, engine.effective_precision) == "fp32" else engine.effective_precision
+    return graph_precision(manifest.engine.name, manifest.engine.effective_precision, mixed=manifest.mixed is not None)
 
 
 def _graphs(bundle: Bundle, engine: str, precision: Precision, progress: Progress) -> dict[str, bytes]:
-    held, needed = _held(bundle.manifest), graph_precision(engine, precision)
+    mixed = bundle.manifest.mixed is not None
+    held, needed = _held(bundle.manifest), graph_precision(engine, precision, mixed=mixed)
     if held == needed:
         return {name: bundle.files[name] for name in (GRAPH, CPU_GRAPH) if name in bundle.files}
     if held != "fp32" or needed == "int8":
@@ -143,8 +144,8 @@ def _graphs(bundle: Bundle, engine: str, precision: Precision, progress: Progres
 
 
 def _reports(bundle: Bundle) -> dict[str, bytes]:
-    quantisation = bundle.manifest.quantisation
-    report = None if quantisation is None else quantisation.report
+    described = bundle.manifest.quantisation or bundle.manifest.mixed
+    report = None if described is None else described.report
     return {} if report is None else {report: bundle.files[report]}
 
 

@@ -1,6 +1,6 @@
-"""Measure how far each layer's rounding to int8 moves the logits, on clean and on attacked images."""
+"""Measure how far the rounding of each layer or node moves the logits, on clean and on attacked images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,21 +13,21 @@ from ddcat_export.onnx_export import with_logits
 from ddcat_export.progress import Progress, with_progress
 from ddcat_export.quantise import layers_of, quantise
 
-__all__ = ["LayerError", "measure_sensitivity"]
+__all__ = ["LayerError", "measure_each", "measure_sensitivity"]
 
 _Logits = list[npt.NDArray[np.float32]]
 
 
 class LayerError(NamedTuple):
     """
-    The cost of one layer in int8.
+    The cost of one layer in int8, or of one node in fp16 or bf16.
 
     Attributes
     ----------
     layer : str
     clean, adversarial : float
-        Root of the mean square by which the logits change when this layer alone computes in int8, in standard deviations of
-        the fp32 graph's logits, on clean and on attacked images.
+        Root of the mean square by which the logits change when this layer alone is rounded, in standard deviations of the fp32
+        graph's logits, on clean and on attacked images.
     """
 
     layer: str
@@ -44,7 +44,7 @@ def measure_sensitivity(
     progress: Progress = lambda stage: None,
 ) -> tuple[LayerError, ...]:
     """
-    Measure every layer alone, with ONNX Runtime.
+    Measure every layer alone in int8, with ONNX Runtime.
 
     Parameters
     ----------
@@ -62,10 +62,44 @@ def measure_sensitivity(
         The worst first, by the larger of its two errors.
     """
     layers = layers_of(graph)
+
+    def alone(layer: str) -> bytes:
+        return quantise(graph, ranges, float_layers=[other for other in layers if other != layer])
+
+    return measure_each(graph, layers, alone, clean=clean, adversarial=adversarial, progress=progress)
+
+
+def measure_each(
+    graph: bytes,
+    layers: Sequence[str],
+    alone: Callable[[str], bytes],
+    *,
+    clean: Sequence[Images],
+    adversarial: Sequence[Images],
+    progress: Progress = lambda stage: None,
+) -> tuple[LayerError, ...]:
+    """
+    Compare the logits of graphs in which one layer is rounded with those of the fp32 graph, in ONNX Runtime.
+
+    Parameters
+    ----------
+    graph : bytes
+        A typed fp32 graph of `build_graph`.
+    layers : sequence of str
+    alone : callable
+        Given a layer, returns the graph in which it alone is rounded.
+    clean, adversarial, progress
+        As for `measure_sensitivity`.
+
+    Returns
+    -------
+    tuple of LayerError
+        The worst first, by the larger of its two errors.
+    """
     references = [_logits(graph, images) for images in (clean, adversarial)]
     measured = []
     for layer in with_progress(layers, "measuring the sensitivity of layers", progress):
-        content = quantise(graph, ranges, float_layers=[other for other in layers if other != layer])
+        content = alone(layer)
         errors = [
             _error(_logits(content, images), reference)
             for images, reference in zip((clean, adversarial), references, strict=True)
@@ -84,5 +118,5 @@ def _error(quantised: _Logits, reference: _Logits) -> float:
     differences = np.concatenate([(a - b).ravel() for a, b in zip(quantised, reference, strict=True)])
     deviation = np.concatenate([logits.ravel() for logits in reference]).std()
     if not deviation > 0:
-        raise ExportError("the network gives the same logits everywhere: there is nothing to measure int8 by")
+        raise ExportError("the network gives the same logits everywhere: there is nothing to measure by")
     return float(np.sqrt(np.mean(differences.astype(np.float64) ** 2)) / deviation)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from ddcat.bundle import Bundle
-from ddcat.manifest import Quantisation
+from ddcat.manifest import MixedPrecision, Quantisation
 
 if TYPE_CHECKING:  # a bundle is rebuilt without torch
     from ddcat.engines.golden import Replay
@@ -35,7 +35,7 @@ def summarise(
     parity : Parity, optional
         How near the graph is to PyTorch.
     layers : tuple of LayerError, optional
-        The sensitivity of layers to int8, the worst first.
+        The sensitivity of layers to int8, or of nodes to fp16 or bf16, the worst first.
     """
     manifest = bundle.manifest
     engine, golden, proof = manifest.engine, manifest.golden, manifest.main_branch_only
@@ -58,6 +58,8 @@ def summarise(
         )
     if manifest.quantisation is not None:
         lines += _int8_lines(manifest.quantisation, layers)
+    if manifest.mixed is not None:
+        lines += _mixed_lines(engine.effective_precision, manifest.mixed, layers)
     if golden is not None:
         compared = (
             "nothing to compare with: no image of the other bundle has such a size"
@@ -93,11 +95,30 @@ def _int8_lines(quantisation: Quantisation, layers: "tuple[LayerError, ...]") ->
             f"int8 costs {drop.clean:.2f} points of clean mIoU and {drop.adversarial:.2f} of adversarial mIoU on {drop.images} "
             f"images (attacked on PyTorch, shown to the engine); {quantisation.max_drop:g} were allowed"
         )
-    if layers:
-        lines.append("most sensitive layers, by the change of the logits in standard deviations, clean and attacked:")
-        in_float = set(quantisation.float_layers)
-        lines += [
+    return [*lines, *_most_sensitive("layers", layers, set(quantisation.float_layers))]
+
+
+def _mixed_lines(precision: str, mixed: MixedPrecision, layers: "tuple[LayerError, ...]") -> list[str]:
+    drop, equal = mixed.drop, mixed.equal_labels
+    risky = [node for node in mixed.kept if node.reason != "labels"]
+    return [
+        f"{precision} in {mixed.typed_nodes} nodes, {len(mixed.kept)} kept in fp32: {len(risky)} for their values, "
+        f"{len(mixed.kept) - len(risky)} for labels",
+        f"{100 * equal.clean:.3f} % of the labels are those of fp32, {100 * equal.adversarial:.3f} % on attacked images; "
+        f"{100 * mixed.least_equal:g} % are needed",
+        f"{precision} costs {drop.clean:.2f} points of clean mIoU and {drop.adversarial:.2f} of adversarial mIoU on "
+        f"{drop.images} images (attacked on PyTorch, shown to the engine); {mixed.max_drop:g} were allowed",
+        *_most_sensitive("nodes", layers, {node.name for node in mixed.kept}),
+    ]
+
+
+def _most_sensitive(what: str, layers: "tuple[LayerError, ...]", in_float: set[str]) -> list[str]:
+    if not layers:
+        return []
+    return [
+        f"most sensitive {what}, by the change of the logits in standard deviations, clean and attacked:",
+        *(
             f"  {one.clean:.4f}  {one.adversarial:.4f}  {one.layer}{' (float)' if one.layer in in_float else ''}"
             for one in layers[:_SHOWN_LAYERS]
-        ]
-    return lines
+        ),
+    ]

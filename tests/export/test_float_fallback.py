@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddcat.engines.base import Outputs
-from ddcat.manifest import AccuracyDrop
+from ddcat.manifest import AccuracyDrop, EqualLabels
 from ddcat_export.calibration import Sample
 from ddcat_export.errors import ExportError
 from ddcat_export.float_fallback import Evaluator, fall_back
@@ -83,6 +83,24 @@ def test_the_form_that_loses_most_counts() -> None:
     assert found == AccuracyDrop(clean=50.0, adversarial=0.0, images=1, attack={"name": "A"})
     assert len(opened) == 3
     assert all(graph.closed for graph in opened)
+
+
+def test_labels_are_compared_with_those_of_fp32() -> None:
+    labels = np.asarray([[[0, 0], [1, 255]]])
+    images = [np.full((1, 2, 2, 3), value, np.uint8) for value in (255, 0)]
+    answers = {b"fp32": [[0, 0], [1, 1]], b"bf16": [[0, 1], [1, 0]]}
+
+    def opens(content: bytes) -> Answers:
+        return Answers(np.asarray([answers[content]], np.uint8))
+
+    judge = Evaluator(
+        [Sample("x", images[0], labels)], images[1:], classes=2, attack={"name": "A"}, reference=b"fp32", open_fp32=opens
+    )
+    drop, equal = judge.compare(b"bf16", opens)
+    assert equal == EqualLabels(clean=0.5, adversarial=0.5)  # the ignored pixel counts, for it has a label of both graphs
+    assert drop == judge.drop([(b"bf16", opens)])
+    assert drop.clean == 50.0
+    assert judge.compare(b"fp32", opens)[1] == EqualLabels(clean=1, adversarial=1)
 
 
 def test_a_limit_that_cannot_hold_is_refused() -> None:

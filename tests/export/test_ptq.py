@@ -185,6 +185,6 @@ def test_options_that_cannot_be_are_one_line(
 
 def test_int8_without_its_data_is_refused_at_once(monkeypatch: pytest.MonkeyPatch, run: Path, tmp_path: Path) -> None:
     monkeypatch.setattr(exporting, "golden_images", None)  # what is slow is never reached
-    with pytest.raises(ExportError, match="int8 is calibrated and evaluated on images of scenes: "):
+    with pytest.raises(ExportError, match="int8 and --max-drop need images of scenes: "):
         export(run, tmp_path / "out", precision="int8")
     assert not list(tmp_path.iterdir())

@@ -22,7 +22,7 @@ from ddcat_export.engines.tensorrt.graph import adapt, silent_changes
 from ddcat_export.errors import ExportError
 from ddcat_export.onnx_export import build_graph
 from ddcat_export.parity import sample_images
-from ddcat_export.precision_cast import cast_graph
+from ddcat_export.precision_cast import cast_graph, castable
 from ddcat_export.quantise import quantise, quantised_tensors
 from ddcat_train.checkpoints import load_checkpoint
 
@@ -49,6 +49,14 @@ def graph(request: pytest.FixtureRequest, bundle: Bundle, make_run: Callable[...
 def test_our_graphs_are_taken(graph: bytes, precision: Precision) -> None:
     typed = graph if precision == "fp32" else cast_graph(graph, precision)
     assert not nodes_not_taken(adapt(typed, "TensorRT", 22, int8=False))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_graphs_with_nodes_in_fp32_are_taken(graph: bytes, precision: Precision) -> None:
+    nodes = [node.name for node in castable(onnx.load_model_from_string(graph))]
+    for every in (2, 3):
+        typed = cast_graph(graph, precision, fp32=nodes[::every])
+        assert not nodes_not_taken(adapt(typed, "TensorRT", 22, int8=False))
 
 
 @pytest.mark.parametrize("opset", [17, 22])

@@ -33,9 +33,9 @@ def test_golden_labels_are_by_onnx_runtime(bundle: Bundle, tmp_path: Path, preci
     assert manifest.golden is not None
     assert manifest.golden.labelled_by is not None
     assert manifest.golden.labelled_by.startswith("onnxruntime 1.")
-    assert manifest.golden.labelled_by.endswith("on a CPU, bf16 computed in fp32" if precision == "bf16" else "on a CPU")
+    assert manifest.golden.labelled_by.endswith("on a CPU" if precision == "fp32" else "on a CPU, rounded after each node")
     assert made.replay is not None
-    assert made.replay.share < (0.001 if precision == "fp32" else 0.05)
+    assert made.replay.share < {"fp32": 0.001, "fp16": 0.05, "bf16": 0.25}[precision]  # of random weights
     known = {example.name: example.labels for example in read_golden(bundle)}
     assert any(np.array_equal(example.labels, known[example.name]) for example in read_golden(opened)) or precision != "fp32"
     said = summarise(made.bundle, "the bundle", made.replay)

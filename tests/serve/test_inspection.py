@@ -6,7 +6,7 @@ import re
 import pytest
 
 from ddcat.bundle import Bundle
-from ddcat.manifest import AccuracyDrop, Calibration, Device, Quantisation
+from ddcat.manifest import AccuracyDrop, Calibration, Device, EqualLabels, KeptNode, MixedPrecision, Quantisation
 from ddcat.preprocess import FileRule, Resize
 from ddcat_serve.inspection import print_bundle
 
@@ -54,6 +54,25 @@ def test_how_a_graph_became_int8_is_told(
     printed = shown(bundle, capsys, monkeypatch, quantisation=entry)
     assert [text for text in said if text not in printed] == []
     assert [text for text in unsaid if text in printed] == []
+
+
+def test_the_nodes_that_stay_in_fp32_are_told(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = (KeptNode(name="stem", reason="range", largest=123456.0), KeptNode(name="head", reason="labels"))
+    entry = MixedPrecision(
+        kept=kept, typed_nodes=12, calibration=MIXED, max_drop=0.5, drop=DROP, least_equal=0.999,
+        equal_labels=EqualLabels(clean=0.9995, adversarial=0.99912), report="sensitivity.json",
+    )  # fmt: skip
+    printed = shown(bundle, capsys, monkeypatch, mixed=entry)
+    for text in (
+        "2 nodes; 12 round to the precision", "stem: range, up to 1.23e+05", "head: labels ",
+        "ranges measured on 8 mixed images of the train split (name bim, steps 3)",
+        "equal labels: 99.950% clean, 99.912% attacked; 99.9% were needed",
+        "it costs 0.12 points of clean and 1.50 of adversarial mIoU on 30 images (name pgd, steps 10); 0.5 points were allowed",
+    ):  # fmt: skip
+        assert text in printed
+    assert "no nodes: none were looked for" in shown(bundle, capsys, monkeypatch)
 
 
 def test_the_one_gpu_that_a_plan_runs_on_is_told(

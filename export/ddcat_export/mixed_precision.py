@@ -1,0 +1,196 @@
+"""fp16 and bf16 with nodes in fp32: those of dangerous ranges, then the most sensitive ones until labels are equal enough."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import onnx
+
+from ddcat.engines.base import LoadedGraph
+from ddcat.engines.onnxruntime import OrtGraph
+from ddcat.manifest import AccuracyDrop, CalibrationKind, EqualLabels, KeptNode, MixedPrecision, Precision
+from ddcat_export.calibration import attack_sample, calibration_images
+from ddcat_export.dangerous_ranges import dangerous
+from ddcat_export.data import ExportData
+from ddcat_export.errors import ExportError
+from ddcat_export.float_fallback import Evaluator, few
+from ddcat_export.graph_checks import PRODUCTS
+from ddcat_export.precision_cast import cast_graph, castable, rounds, simulated
+from ddcat_export.progress import Progress, with_progress
+from ddcat_export.sensitivity import LayerError, measure_each
+from ddcat_train.networks import Segmenter
+
+__all__ = ["LEAST_EQUAL", "REPORT", "Mixed", "make_mixed"]
+
+REPORT = "sensitivity.json"
+# The gate wants 99.8 % under attacks of up to 20 steps. There up to twice as many labels change as under training's attack.
+LEAST_EQUAL = 0.999
+_SENSITIVITY_IMAGES = 2  # clean and attacked, on which each node is measured
+
+
+class Mixed(NamedTuple):
+    """
+    A graph with nodes in two types, and its description.
+
+    Attributes
+    ----------
+    graph : bytes
+    mixed : MixedPrecision
+    report : bytes
+        JSON, for the bundle's `REPORT`.
+    nodes : tuple of LayerError
+        The most sensitive first.
+    """
+
+    graph: bytes
+    mixed: MixedPrecision
+    report: bytes
+    nodes: tuple[LayerError, ...]
+
+
+class _Trial(NamedTuple):
+    fp32_nodes: int
+    drop: AccuracyDrop
+    equal: EqualLabels
+
+    @property
+    def least(self) -> float:
+        return min(self.equal.clean, self.equal.adversarial)
+
+    def holds(self, max_drop: float) -> bool:
+        return self.least >= LEAST_EQUAL and max(self.drop.clean, self.drop.adversarial) <= max_drop
+
+
+def make_mixed(
+    data: ExportData,
+    segmenter: Segmenter,
+    graph: bytes,
+    precision: Precision,
+    *,
+    attack: dict[str, Any],
+    engine: str,
+    kind: CalibrationKind,
+    images: int,
+    max_drop: float,
+    progress: Progress = lambda stage: None,
+) -> Mixed:
+    """
+    Cast the graph of a network to fp16 or bf16, but for the nodes that would change labels.
+
+    Parameters
+    ----------
+    data, segmenter, graph, attack, kind, images
+        As for `ddcat_export.ptq.make_int8`.
+    precision : "fp16" or "bf16"
+    engine : str
+        The bundle's runtime. OpenVINO judges by itself; for the others, which this machine may lack, ONNX Runtime computes in
+        fp32 and rounds after each node.
+    max_drop : float
+        Points of clean and of adversarial mIoU that may be lost against the fp32 graph. Of the labels, `LEAST_EQUAL` must be
+        the same, too.
+    progress : callable, optional
+        Called with the current stage.
+
+    Raises
+    ------
+    ExportError
+        Where the data is missing, or the limits do not hold with half of the convolutions and products in fp32.
+    """
+    segmenter.requires_grad_(requires_grad=False)  # attacks need gradients of images alone
+    batches, calibration = calibration_images(data, segmenter, kind, attack=attack, images=images, progress=progress)
+    risky = dangerous(graph, precision, batches, progress=progress)
+    names = [node.name for node in risky]
+    nodes = {node.name: node for node in castable(onnx.load_model_from_string(graph)) if rounds(node)}
+    free = [name for name in nodes if name not in names]
+    samples = data.train(_SENSITIVITY_IMAGES)
+    sensitivity = measure_each(
+        graph,
+        free,
+        lambda node: simulated(cast_graph(graph, precision, fp32=[*names, *(other for other in free if other != node)])),
+        clean=[sample.image for sample in samples],
+        adversarial=[attack_sample(segmenter, sample, attack, seed) for seed, sample in enumerate(samples)],
+        progress=progress,
+    )
+    worst_first = [one.layer for one in sensitivity]
+    samples = data.val(images)
+    adversarial = [
+        attack_sample(segmenter, sample, attack, seed)
+        for seed, sample in with_progress(list(enumerate(samples)), "attacking images to evaluate on", progress)
+    ]
+    evaluator = Evaluator(samples, adversarial, classes=segmenter.classes, attack=attack, reference=graph, open_fp32=OrtGraph)
+    trials: dict[int, _Trial] = {}
+
+    def holds(number: int) -> bool:
+        progress(f"evaluating {precision} with {len(names) + number} nodes in fp32")
+        content = cast_graph(graph, precision, fp32=[*names, *worst_first[:number]])
+        found = evaluator.compare(content, _open_openvino if engine == "openvino" else _open_simulated)
+        trials[number] = trial = _Trial(len(names) + number, *found)
+        return trial.holds(max_drop)
+
+    most = _most(nodes, names, worst_first)
+    enough = None if most is None else few(most, holds)
+    if enough is None:
+        raise ExportError(_failure(precision, list(trials.values()), len(names), len(nodes), max_drop))
+    kept = (*risky, *(KeptNode(name=name, reason="labels") for name in worst_first[:enough]))
+    trial = trials[enough]
+    mixed = MixedPrecision(
+        kept=kept,
+        typed_nodes=len(free) - enough,
+        calibration=calibration,
+        max_drop=max_drop,
+        drop=trial.drop,
+        least_equal=LEAST_EQUAL,
+        equal_labels=trial.equal,
+        report=REPORT,
+    )
+    content = cast_graph(graph, precision, fp32=[node.name for node in kept])
+    return Mixed(content, mixed, _report(sensitivity, list(trials.values())), sensitivity)
+
+
+def _most(nodes: dict[str, onnx.NodeProto], names: Sequence[str], worst_first: Sequence[str]) -> int | None:
+    """How many may be kept, so that half of the products, by which runtimes name their precision, are in it; None: none."""
+    products = {name for name, node in nodes.items() if node.op_type in PRODUCTS}
+    left = len(products) // 2 - len(products.intersection(names))
+    if left < 0:
+        return None
+    for number, name in enumerate(worst_first):
+        left -= name in products
+        if left < 0:
+            return number
+    return max(len(worst_first) - 1, 0)
+
+
+def _failure(precision: Precision, trials: Sequence[_Trial], risky: int, nodes: int, max_drop: float) -> str:
+    if not trials:
+        return f"{risky} of {nodes} nodes have values beyond what {precision} holds: use --precision bf16 or fp32"
+    best = max(trials, key=lambda trial: trial.least)
+    return (
+        f"{precision} gives {best.least:.2%} of the labels of fp32, and loses {best.drop.clean:.2f} points of clean and "
+        f"{best.drop.adversarial:.2f} of adversarial mIoU, with {best.fp32_nodes} of {nodes} nodes in fp32, the best that was "
+        f"found, where {LEAST_EQUAL:.1%} are needed and {max_drop:g} points are allowed: use --precision fp32 or int8"
+    )
+
+
+def _open_openvino(content: bytes) -> LoadedGraph:
+    from ddcat.engines.openvino import OpenVinoGraph  # noqa: PLC0415 -- an optional library
+
+    return OpenVinoGraph(content, precision="bf16")
+
+
+def _open_simulated(content: bytes) -> LoadedGraph:
+    return OrtGraph(simulated(content))
+
+
+def _report(nodes: Sequence[LayerError], trials: Sequence[_Trial]) -> bytes:
+    content = {
+        "nodes": [{"node": one.layer, "clean": one.clean, "adversarial": one.adversarial} for one in nodes],
+        "trials": [
+            {
+                "fp32_nodes": trial.fp32_nodes,
+                "drop": {"clean": trial.drop.clean, "adversarial": trial.drop.adversarial},
+                "equal_labels": trial.equal.model_dump(),
+            }
+            for trial in trials
+        ],
+    }
+    return json.dumps(content, indent=1).encode() + b"\n"
