@@ -1,6 +1,7 @@
 """Polygons, GeoJSON, Label Studio and CVAT: what other programs read of them is the mask."""
 
 import json
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -168,7 +169,10 @@ def test_label_studios_converter_reads_the_brushes(written: Path) -> None:
 @pytest.mark.slow
 def test_datumaro_reads_the_file_of_cvat(written: Path, scenes: Path) -> None:
     datumaro = pytest.importorskip("datumaro", reason="datumaro is not installed")
-    dataset = datumaro.Dataset.import_from(str(written / "annotations.xml"), "cvat")
+    folder = written.parent / "cvat"  # as CVAT exports them: the images beside the file
+    shutil.copytree(scenes, folder / "images")
+    shutil.copy(written / "annotations.xml", folder)
+    dataset = datumaro.Dataset.import_from(str(folder), "cvat")
     items = {item.id: item for item in dataset}
     assert len(items) == 12
     for path in written.rglob("masks/**/*.png"):
