@@ -68,7 +68,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start(folder: Path, client_of: Callable[[FastAPI], httpx.Client]) -> Iterator[Callable[..., Server]]:
+def start(
+    folder: Path, client_of: Callable[[FastAPI], httpx.Client], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Server]]:
+    monkeypatch.setattr("ddcat_serve.inference.capacity._MAX_PIXELS", 2**12)  # a short warm-up
+    monkeypatch.setattr("ddcat_serve.inference.warm_up._TIMING_SECONDS", 0.005)
     with contextlib.ExitStack() as stack:
 
         def started(trust: TrustPolicy | None = None, **settings: Any) -> Server:
@@ -237,21 +241,19 @@ CONFIG = {
 }
 
 
-@pytest.mark.parametrize("config", CONFIG)
-def test_a_load_may_name_a_version_as_triton_does(start: Callable, folder: Path, config: str, picture: np.ndarray) -> None:
+def test_a_load_may_name_a_version_as_triton_does(start: Callable, folder: Path, picture: np.ndarray) -> None:
     server = start()
     for version in ("2", "3"):
         small_bundle(folder / "seg" / version)
-    assert server.post("load", {"parameters": {"config": config}}).json()["version"] == CONFIG[config]
-    assert answering(server, picture)[0] == CONFIG[config]
+    for config, version in CONFIG.items():
+        assert server.post("load", {"parameters": {"config": config}}).json()["version"] == version
+        assert answering(server, picture)[0] == version
 
 
 ONE = '{"version_policy": {"specific": {"versions": [1]}}}'
 
 
-@pytest.mark.parametrize(
-    ("verb", "body", "status", "said"),
-    [
+ASKED: list[tuple[str, dict[str, Any], int, str]] = [
         ("load", {"parameters": {"config": "no JSON"}}, 400, "config is not a text of JSON"),
         ("load", {"parameters": {"config": "[]"}}, 400, "config is not a JSON object"),
         ("load", {"parameters": {"config": {"a": 1}}}, 400, "config is not a text of JSON"),
@@ -271,21 +273,24 @@ ONE = '{"version_policy": {"specific": {"versions": [1]}}}'
         ("load", {"parameters": []}, 200, ""),
         ("load", {"parameters": [1]}, 400, "parameters is not a JSON object"),
         ("unload", {"parameters": {"all": True}}, 400, "does not know the parameter 'all'"),
-    ],
-)  # fmt: skip
-def test_what_a_request_may_ask_for(start: Callable, verb: str, body: dict[str, Any], status: int, said: str) -> None:
+    ]  # fmt: skip
+
+
+def test_what_a_request_may_ask_for(start: Callable) -> None:
     server = start()
-    response = server.post(verb, body)
-    assert response.status_code == status
-    assert said in response.json().get("error", "")
+    for verb, body, status, said in ASKED:
+        response = server.post(verb, body)
+        assert response.status_code == status, body
+        assert said in response.json().get("error", "")
     assert server.index() == {"1": ("READY", "")}
 
 
-@pytest.mark.parametrize("name", ["other", "..", ".hidden", "seg%2F1", "%2Ftmp"])
-def test_only_names_of_the_folder_are_loaded(start: Callable, name: str) -> None:
-    response = start().post("load", name=name)
-    assert response.status_code in (404, 405)
-    assert "repository has no model" in response.json()["error"] or "/v2/repository/" in response.json()["error"]
+def test_only_names_of_the_folder_are_loaded(start: Callable) -> None:
+    server = start()
+    for name in ("other", "..", ".hidden", "seg%2F1", "%2Ftmp"):
+        response = server.post("load", name=name)
+        assert response.status_code in (404, 405)
+        assert "repository has no model" in response.json()["error"] or "/v2/repository/" in response.json()["error"]
 
 
 def test_a_roll_back_undoes_the_last_load(start: Callable, folder: Path, picture: np.ndarray, oracle: Callable) -> None:
