@@ -1,12 +1,16 @@
 """Turns between engines that answer requests and one that is being loaded: it computes while the others do not."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 __all__ = ["Turns"]
 
 _GAP = 1.0  # seconds for which a load waits for a moment without a batch, before it has batches wait
+_SPARE = (
+    10  # times as long as its last call it waits, at least: so that it takes a tenth of the time from a busy engine at most
+)
 _PATIENCE = 1.0  # seconds for which either waits for the other's call to end
 
 
@@ -20,7 +24,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._batches, self._loading = 0, False
+        self._batches, self._loading, self._last_load = 0, False, 0.0
         self._batches_ended = self._loads_ended = 0
         self._long_batch = self._long_load = -1  # how many had ended when the other gave up waiting for the next one
 
@@ -44,15 +48,16 @@ class Turns:
         """Make a call of an engine that is being loaded; only one is at a time."""
         with self._changed:
             if self._long_batch != self._batches_ended:
-                self._changed.wait_for(lambda: not self._batches, _GAP)
+                self._changed.wait_for(lambda: not self._batches, max(_GAP, _SPARE * self._last_load))
                 self._loading = True
                 if not self._changed.wait_for(lambda: not self._batches, _PATIENCE):
                     self._long_batch = self._batches_ended
             self._loading = True
+        began = time.monotonic()
         try:
             yield
         finally:
             with self._changed:
-                self._loading = False
+                self._loading, self._last_load = False, time.monotonic() - began
                 self._loads_ended += 1
                 self._changed.notify_all()
