@@ -78,7 +78,7 @@ def cast_graph(content: bytes, precision: Precision, *, fp32: Collection[str] = 
     unknown = sorted(set(fp32) - {node.name for node in nodes})
     if unknown:
         raise ExportError(f"the graph has no node {unknown[0]} that could stay in fp32")
-    writer = _Writer(model, precision, {node.name for node in nodes}, set(fp32))
+    writer = _Writer(model, precision, {node.output[0] for node in nodes}, set(fp32))
     for node in model.graph.node:
         writer.write(node)
     used = {name for node in writer.nodes for name in node.input}
@@ -105,7 +105,7 @@ class _Writer:
         self.casts: dict[str, str] = {}  # tensors, and what they are called in the other type
 
     def write(self, node: onnx.NodeProto) -> None:
-        if node.name not in self.region:
+        if node.output[0] not in self.region:  # a node may have no name
             self.nodes.append(node)
             return
         maps = [name for name in node.input if name in self.typed or name in self.wide]

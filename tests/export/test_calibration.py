@@ -112,7 +112,7 @@ def test_each_split_is_opened_once(checkpoint: Checkpoint, scenes: Path, monkeyp
 
 
 def test_without_data_there_is_no_int8(checkpoint: Checkpoint) -> None:
-    with pytest.raises(ExportError, match=r"evaluated on images of .*some/where.*; use --data-root DIR"):
+    with pytest.raises(ExportError, match=r"need images of .*some/where.*; use --data-root DIR"):
         ExportData(checkpoint).train(1)
 
 

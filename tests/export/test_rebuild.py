@@ -157,7 +157,7 @@ def test_an_opset_that_cannot_be_is_refused_at_once(
     bundle: Bundle, tmp_path: Path, options: dict, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph = options.pop("graph", "fp32")
-    monkeypatch.setattr("ddcat_export.rebuild.graph_precision", lambda engine, precision: graph)
+    monkeypatch.setattr("ddcat_export.rebuild.graph_precision", lambda engine, precision, mixed: graph)
     monkeypatch.setattr(bundle_builder, "build_engine", None)
     with pytest.raises(ExportError, match=message):
         rebuild(bundle.path, tmp_path / "rebuilt", engine="ort", **options)

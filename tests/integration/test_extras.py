@@ -261,7 +261,7 @@ import bench.paper.tables
 
 def test_nobody_is_told_to_install_a_name_that_is_not_ours() -> None:
     """The distribution is in no index: whoever registered its name would run code on the machines of those who were told to."""
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("docker/*"), *ROOT.glob("kubernetes/*")]
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("docker/*"), *(ROOT / "kubernetes").rglob("*.yaml")]
     sources = [file for folder in ("ddcat", "train", "export", "serve", "bench") for file in (ROOT / folder).rglob("*.py")]
     told = re.compile(r"pip install (?:-\S+ )*[\"']?ddcat\b")
     assert [str(file) for file in (*pages, *sources) if told.search(file.read_text(encoding="utf-8"))] == []
