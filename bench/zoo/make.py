@@ -1,10 +1,11 @@
 """
 Put a trained model into the zoo: its checkpoint, its int8 engine with the gate's passport, its evidence, its entry.
 
-    python bench/zoo/make.py NAME RUN --data-root data/camvid --work zoo-work [--sea-images 34] [--sea-iterations 50]
+    python bench/zoo/make.py NAME RUN --data-root data/camvid --trained COMMAND [--no-gate]
 
 Matrices and kernels are rounded to float16; all that follows is measured on the rounded weights. What is in the work folder
-already is not made again. Results go to docs/results/zoo/NAME, files to zoo/, the entry to ddcat/zoo/index.json.
+already is not made again. Results go to docs/results/zoo/NAME, files to zoo/, the entry to ddcat/zoo/index.json. At the end
+docs/results/zoo.md is made from all of them.
 """
 
 import argparse
@@ -18,8 +19,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from ddcat.atomic_files import write_bytes, write_json
-from ddcat.bundle import open_bundle
+from ddcat.atomic_files import write_bytes, write_json, write_text
+from ddcat.bundle import open_bundle, write_bundle
 from ddcat.cli_support import run
 from ddcat.errors import DdcatError
 from ddcat.hashing import sha256_of_file
@@ -27,13 +28,43 @@ from ddcat.zoo.index import INDEX, Entry, Index, StoredFile, read_index
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.corruption.results import CorruptionResult
 from ddcat_bench.gate.results import GateResult
+from ddcat_bench.markdown import table
 from ddcat_bench.result_io import read_result
 from ddcat_train.checkpoints import Checkpoint, load_checkpoint
 
-ROOT = Path(__file__).parents[2]
-ZOO, RESULTS = ROOT / "zoo", ROOT / "docs" / "results" / "zoo"
+ZOO, RESULTS = Path("zoo"), Path("docs/results/zoo")  # of the repository, where this is run: paths stand in bundles and results
+SUITES = {  # of the validation split, as many images as two cores attack within half an hour
+    "quick": ("--max-images", 34),
+    "sea": ("--max-images", 10, "--iterations", 50, "--batch", 10),
+    "corruptions": ("--max-images", 10),
+}
 LARGEST = 16 * 2**20  # bytes of a file
 LICENCE = "Apache-2.0, from ImageNet weights under Apache-2.0; trained on CamVid, which is for research"
+FIGURES = ("clean", "SEA at 4/255", "SEA at 8/255", "corruptions")
+PAGE = """# Models of the zoo
+
+Models that [`ddcat zoo`](../how-to/serve-a-ready-model.md) fetches, as they are stored: matrices in float16.
+mIoU on CamVid's validation split at 240 x 180:
+
+{table}
+
+- **clean**, **BIM**: {quick} images, evenly spread; BIM as in the paper, epsilon 0.03 (7.65/255), 7 steps of 0.01.
+- **SEA**: {sea} images; for each the worst of three losses of {iterations} iterations. The full attack has 300, which
+  leave less.
+- **corruptions**: {corruptions} images; the mean over the fifteen common corruptions and five severities.
+- **gate**: the verdict on the engine for ONNX Runtime; "-" where it has not been run.
+
+These are few images of one clip: a difference of a point or two means nothing. The results, with the counts of
+every image, are in `zoo/` beside this page, with a card for each model. All of a model is made by
+
+```sh
+python bench/zoo/make.py NAME RUN --data-root data/camvid --trained COMMAND
+```
+
+from a run that was trained by
+
+{trained}
+"""
 KEPT = {  # of a result's folder, what goes into the repository
     "attack-quick": ("attack.json", "attack.md"),
     "attack-sea": ("attack.json", "attack.md"),
@@ -50,10 +81,10 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("run", type=Path)
     parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path("zoo-work"))
-    parser.add_argument("--sea-images", type=int, default=34)
-    parser.add_argument("--sea-iterations", type=int, default=50)
+    parser.add_argument("--work", type=Path, default=Path("build/zoo"))
+    parser.add_argument("--trained", required=True, help="the command of its training")
     parser.add_argument("--licence", default=LICENCE)
+    parser.add_argument("--no-gate", action="store_true", help="leave the gate out, which takes longest")
     given = parser.parse_args()
 
     work: Path = given.work / given.name
@@ -62,14 +93,14 @@ def main() -> None:
     if not stored.exists():
         pack(load_checkpoint(given.run), stored)
     data = ["--data-root", given.data_root]
-    sea = ["--iterations", given.sea_iterations, "--max-images", given.sea_images, "--batch", 17]
-    made(work / "attack-quick", "ddcat", "attack", stored, "--suite", "quick", *data)
-    made(work / "attack-corruptions", "ddcat", "attack", stored, "--suite", "corruptions", *data)
+    for suite, options in SUITES.items():
+        made(work / f"attack-{suite}", "ddcat", "attack", stored, "--suite", suite, *options, *data)
     for precision in ("fp32", "int8"):
         bundle = work / precision
         made(bundle, "ddcat", "export", stored, "--engine", "ort", "--precision", precision, *data)
-        made(work / f"gate-{precision}", "ddcat", "gate", bundle, "--checkpoint", stored, *data)
-    made(work / "attack-sea", "ddcat", "attack", stored, "--suite", "sea", *sea, *data)
+        relocate(bundle, stored)
+        if not given.no_gate:
+            made(work / f"gate-{precision}", "ddcat", "gate", bundle, "--checkpoint", stored, *data)
     made(work / "card", "ddcat", "report", work)
     for folder, names in KEPT.items():
         for name in names:
@@ -78,7 +109,8 @@ def main() -> None:
                 shutil.copy(source, RESULTS / given.name / folder / name)
     zipped = ZOO / f"{given.name}-int8.zip"
     archive(work / "int8", zipped)
-    enter(entry(given.name, stored, zipped, work, given.licence))
+    enter(entry(given.name, stored, zipped, work, trained=given.trained, licence=given.licence))
+    write_text(RESULTS.with_suffix(".md"), page(read_index()))
 
 
 def made(out: Path, *words: object) -> None:
@@ -117,6 +149,17 @@ def pack(checkpoint: Checkpoint, path: Path) -> None:
         raise DdcatError(f"{path} has {path.stat().st_size} bytes, expected at most {LARGEST}")
 
 
+def relocate(bundle: Path, stored: Path) -> None:
+    """Let a bundle name its checkpoint by the path within the repository, and not by that of this machine."""
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
+    if manifest.source.checkpoint == str(stored):
+        return
+    source = manifest.source.model_copy(update={"checkpoint": str(stored)})
+    shutil.rmtree(bundle)
+    write_bundle(bundle, manifest.model_copy(update={"source": source}), opened.files)
+
+
 def archive(bundle: Path, path: Path) -> None:
     """Write a bundle as a ZIP file; the same bundle gives the same bytes."""
     content = io.BytesIO()
@@ -126,7 +169,7 @@ def archive(bundle: Path, path: Path) -> None:
     write_bytes(path, content.getvalue())
 
 
-def entry(name: str, stored: Path, zipped: Path, work: Path, licence: str) -> Entry:
+def entry(name: str, stored: Path, zipped: Path, work: Path, *, trained: str, licence: str) -> Entry:
     """Return the model's entry, whose figures are those of its results."""
     checkpoint = load_checkpoint(stored)
     config = checkpoint.description.config
@@ -136,11 +179,12 @@ def entry(name: str, stored: Path, zipped: Path, work: Path, licence: str) -> En
         network=checkpoint.architecture,
         data=config.data.name,
         method=config.method.name,
-        size=f"long side {config.data.long_side}",
+        size=f"a long side of {config.data.long_side}",
         checkpoint=as_stored(stored),
         bundle=as_stored(zipped),
         digest=bundle.digest,
         figures=figures(work),
+        trained=trained,
         licence=licence,
     )
 
@@ -155,12 +199,10 @@ def figures(work: Path) -> dict[str, float]:
     quick = read_result(work / "attack-quick" / "attack.json", AttackResult)
     sea = read_result(work / "attack-sea" / "attack.json", AttackResult)
     corruptions = read_result(work / "attack-corruptions" / "corruptions.json", CorruptionResult)
-    gate = read_result(work / "gate-int8" / "gate.json", GateResult)
     found = {"clean": quick.rows[0].scores.miou}
     found |= {case.label: case.scores.miou for case in sea.worst_cases if case.name == "SEA" and not case.eight_bit}
     if (mean := corruptions.mean("common")) is not None:
         found["corruptions"] = mean
-    found["int8 clean"] = next(threat.engine for threat in gate.threats if threat.name == "clean") / 100
     return {name: round(value, 4) for name, value in found.items()}
 
 
@@ -169,6 +211,35 @@ def enter(model: Entry) -> None:
     others = [other for other in read_index().models if other.name != model.name]
     index = Index(schema_version=1, models=tuple(sorted([*others, model], key=lambda one: one.name)))
     write_json(INDEX, index.model_dump(mode="json"))
+
+
+def verdict(folder: Path, gate: str) -> str:
+    """Return the verdict of a gate with a link to it; "-" where there is none."""
+    file = folder / gate / "gate.json"
+    if not file.exists():
+        return "-"
+    return f"[{read_result(file, GateResult).verdict}](zoo/{folder.name}/{gate}/gate.md)"
+
+
+def page(index: Index) -> str:
+    """Make the page of results from those of every model."""
+    rows = []
+    for model in index.models:
+        folder = RESULTS / model.name
+        quick = read_result(folder / "attack-quick" / "attack.json", AttackResult)
+        found = figures(folder)
+        strongest = next(row.scores.miou for row in quick.rows if row.label == "n = 7")
+        verdicts = (verdict(folder, f"gate-{name}") for name in ("fp32", "int8"))
+        rows.append(
+            [model.name, *(f"{found.get(name, float('nan')):.3f}" for name in FIGURES[:1]), f"{strongest:.3f}",
+             *(f"{found.get(name, float('nan')):.3f}" for name in FIGURES[1:]), *verdicts]
+        )  # fmt: skip
+    return PAGE.format(
+        table=table(["model", "clean", "BIM, n = 7", *FIGURES[1:], "gate, fp32", "gate, int8"], rows),
+        **{name: options[1] for name, options in SUITES.items()},
+        iterations=SUITES["sea"][3],
+        trained="\n".join(f"- {model.name}: `{model.trained}`" for model in index.models),
+    )
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ddcat.progress import progress
 from ddcat.zoo.fetch import FETCHED, default_source, fetch, verify
@@ -35,16 +33,12 @@ def list_command() -> None:
 
     - `ddcat zoo list`
     """
-    index = read_index()
-    names = list(dict.fromkeys(name for entry in index.models for name in entry.figures))
-    table = Table("name", "network", "method", "data", "MB", *names)
-    for entry in index.models:
-        figures = (f"{entry.figures[name]:.3f}" if name in entry.figures else "-" for name in names)
-        size = f"{(entry.checkpoint.bytes + entry.bundle.bytes) / 1e6:.1f}"
-        table.add_row(entry.name, entry.network, entry.method, f"{entry.data} {entry.size}", size, *figures)
-    console = Console()
-    console.print(table)
-    console.print("next: ddcat zoo fetch NAME", highlight=False)
+    for entry in read_index().models:
+        megabytes = (entry.checkpoint.bytes + entry.bundle.bytes) / 1e6
+        typer.echo(f"{entry.name}  ({megabytes:.0f} MB)")
+        typer.echo(f"  {entry.network}, {entry.method}, {entry.data} at {entry.size}")
+        typer.echo(f"  mIoU: {', '.join(f'{name} {value:.3f}' for name, value in entry.figures.items())}")
+    typer.echo("next: ddcat zoo fetch NAME")
 
 
 @app.command("fetch")

@@ -40,7 +40,7 @@ class Entry(BaseModel):
     network, data, method : str
         For a person.
     size : str
-        Of the images that it was trained and judged on, HEIGHTxWIDTH.
+        Of the images that it was trained and judged on.
     checkpoint : StoredFile
         Its weights, matrices in float16: what `ddcat attack`, `ddcat export` and training take.
     bundle : StoredFile
@@ -49,6 +49,8 @@ class Entry(BaseModel):
         Of the bundle.
     figures : mapping of str to float
         Measured ones, in [0, 1], by their names.
+    trained : str
+        The command of its training.
     licence : str
         Of the weights, and what they were trained on.
     """
@@ -64,6 +66,7 @@ class Entry(BaseModel):
     bundle: StoredFile
     digest: _Sha256
     figures: dict[str, float]
+    trained: str
     licence: str
 
 

@@ -43,7 +43,7 @@ def zoo(tmp_path: Path, make_manifest: Callable[..., Manifest], files: dict[str,
         name="small", network="a network", data="scenes", method="undefended", size="8x8",
         checkpoint=stored(folder, "small.safetensors", b"weights"),
         bundle=stored(folder, "small-int8.zip", zipped({path.name: path.read_bytes() for path in bundle.path.iterdir()})),
-        digest=bundle.digest, figures={"clean": 0.5}, licence="MIT",
+        digest=bundle.digest, figures={"clean": 0.5}, trained="ddcat train", licence="MIT",
     )  # fmt: skip
     return entry, folder
 

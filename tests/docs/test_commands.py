@@ -124,6 +124,7 @@ RUNS = {
     "docs/tutorial.md": [],
     "docs/how-to/train-on-your-data.md": ["mine", "mine.yaml"],
     "docs/how-to/serve-a-segformer.md": ["mine", "segformer-b0", "segformer.yaml", "image.jpg"],
+    "docs/how-to/serve-a-ready-model.md": ["image.jpg"],
     "docs/how-to/many-gpus.md": [],
     "docs/how-to/export-to-tensorrt.md": ["runs/scenes-ddcat", "data/scenes"],
     "docs/how-to/choose-a-precision.md": ["runs/scenes-ddcat", "data/scenes"],
