@@ -33,6 +33,7 @@ __all__ = [
     "EngineEntry",
     "EqualLabels",
     "FileEntry",
+    "Finetuning",
     "Golden",
     "InputShapes",
     "KeptNode",
@@ -229,6 +230,25 @@ class AccuracyDrop(StrictModel):
     attack: Details
 
 
+class Finetuning(StrictModel):
+    """
+    How weights were trained through the rounding of int8 after the export: they are not those of the checkpoint any more.
+
+    The proofs and comparisons of the manifest are of the graph before it. Its nodes are the same; the values of its weights
+    are not.
+    """
+
+    steps: Positive = Field(description="Updates of the weights.")
+    batch_size: Positive = Field(description="Images of an update, crops of the training split.")
+    method: Method = Field(description="Method that gave the images: that of the checkpoint, or sat in place of ddcat.")
+    attack: Details | None = Field(
+        description="Attack on the int8 network that made some or all of them; None: there was none."
+    )
+    graph: FileName = Field(description="File whose rounding the weights were trained through; others have the same weights.")
+    elements: Positive = Field(description="Elements of the weights that were trained.")
+    seed: Count
+
+
 class Quantisation(StrictModel):
     """How a graph became int8: symmetric signed QDQ, one scale for each output channel of a weight."""
 
@@ -238,6 +258,9 @@ class Quantisation(StrictModel):
     max_drop: float | None = Field(description="Limit of lost points of mIoU; None: no limit was set.")
     drop: AccuracyDrop | None = Field(description="Points that are lost against the fp32 graph; None: not measured.")
     report: FileName | None = Field(default=None, description="File with every layer's sensitivity; None: not measured.")
+    finetuning: Finetuning | None = Field(
+        default=None, description="Training for int8; None: the weights are the checkpoint's."
+    )
 
 
 class EqualLabels(StrictModel):

@@ -36,6 +36,7 @@ from ddcat_export.progress import Progress
 __all__ = [
     "CPU_GRAPH",
     "GRAPH",
+    "ON_A_CPU",
     "BuildResult",
     "ExportedModel",
     "GoldenImages",
@@ -47,7 +48,7 @@ __all__ = [
 GRAPH = "model.onnx"
 # An int8 graph with unsigned activations: twice the steps behind a ReLU, and quicker on x86, with ONNX Runtime by far.
 CPU_GRAPH = "model.cpu.onnx"
-_ON_A_CPU = ("ort", "openvino")
+ON_A_CPU = ("ort", "openvino")
 _LIBRARIES = (
     "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "cuda-python",
     "numpy", "safetensors",
@@ -222,7 +223,7 @@ def assemble(
         Where the runtime refuses, or `out` cannot be written.
     """
     progress(f"building the engine, {engine} {precision}")
-    file = CPU_GRAPH if engine in _ON_A_CPU and CPU_GRAPH in model.graphs else GRAPH
+    file = CPU_GRAPH if engine in ON_A_CPU and CPU_GRAPH in model.graphs else GRAPH
     built = build_engine(engine, model.graphs[file], file=file, precision=precision, shapes=model.shapes, **options)
     entry = built.entry.model_copy(update={"graph": GRAPH})
 

@@ -96,6 +96,15 @@ def export(
             show_default="not measured",
         ),
     ] = None,
+    finetune: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="UPDATES",
+            help="Train a checkpoint's weights for int8, attacked as in its training, by so many batches.",
+            show_default="its weights as they are",
+        ),
+    ] = None,
     opset: Annotated[
         int | None,
         typer.Option(
@@ -156,6 +165,9 @@ def export(
     layers stay in float until int8 costs no more mIoU than that on clean and on attacked images of the validation split. With
     bf16 or fp16 it keeps nodes in fp32, those of dangerous ranges and the most sensitive ones, until 99.9 % of the labels are
     the same, too.
+
+    With --finetune UPDATES the weights are trained through the rounding of int8, on the training split and under the attack of
+    training, to answer as the fp32 network does.
 
     From a FILE.onnx of another program, which takes float images and gives logits, a bundle is made likewise: normalisation,
     the resizing of the logits and argmax are put around its graph, and the whole is compared with the file in ONNX Runtime. A
@@ -222,6 +234,7 @@ def export(
             "--compare-layers": compare_layers,
             **of_images,
             **limit,
+            "--finetune": finetune,
             **{f"--{name}": value for name, value in of_files.items()},
         }
         _refuse(given, f"{source} is a bundle")
@@ -244,11 +257,8 @@ def export(
         f"{source} is no bundle",
     )
     chosen = precision or "fp32"
-    _refuse({**of_images, **limit} if chosen == "fp32" else {}, "the precision is fp32")
-    _refuse(
-        of_images if chosen != "int8" and max_drop is None else {}, f"--max-drop is not given and the precision is {chosen}"
-    )
     foreign = source.suffix.lower() == ".onnx"
+    _refuse_by_precision(chosen, of_images, limit, {"--finetune": finetune})
     if not foreign:
         check_checkpoint(source)
     beside = source if source.is_dir() else source.parent
@@ -283,7 +293,8 @@ def export(
             source, place, engine=engine, precision=chosen, sizes=sizes, max_size=largest, max_batch=max_batch, logits=logits,
             confidence=confidence, tiles=tiles, calibration=calibration or "mixed", calibration_images=calibration_images or 32,
             calibration_folder=calibration_folder,
-            max_drop=max_drop, data_root=data_root, options=options, key=sign, progress=progress, opset=opset or OPSET,
+            max_drop=max_drop, finetune=finetune, data_root=data_root, options=options, key=sign, progress=progress,
+            opset=opset or OPSET,
             **onnx_options(**of_files)._asdict(),
         )  # fmt: skip
     typer.echo(summarise(dataclasses.replace(done.bundle, path=folder), done.author, done.replay, done.parity, done.layers))
@@ -333,6 +344,17 @@ def _options(engine: str, of_plans: Mapping[str, object], targets: list[str] | N
     if of_plans["--version-compatible"]:
         options["version_compatible"] = True
     return options
+
+
+def _refuse_by_precision(
+    precision: Precision, of_images: Mapping[str, object], limit: Mapping[str, object], of_int8: Mapping[str, object]
+) -> None:
+    if precision != "int8":
+        _refuse(of_int8, f"the precision is {precision}")
+    if precision == "fp32":
+        _refuse({**of_images, **limit}, "the precision is fp32")
+    elif precision != "int8" and not any(limit.values()):
+        _refuse(of_images, f"--max-drop is not given and the precision is {precision}")
 
 
 def _sizes(texts: list[str]) -> "Sizes | None":

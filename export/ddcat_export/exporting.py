@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,11 +16,12 @@ from ddcat.engines.golden import Replay
 from ddcat.manifest import CalibrationKind, ClassEntry, MixedPrecision, Precision, Quantisation, Sizes
 from ddcat.signing import check_key
 from ddcat.tiles import Tiles
-from ddcat_export.bundle_builder import CPU_GRAPH, GRAPH, ExportedModel, assemble, graph_precision, shapes_of_engine
+from ddcat_export.bundle_builder import CPU_GRAPH, GRAPH, ON_A_CPU, ExportedModel, assemble, graph_precision, shapes_of_engine
 from ddcat_export.calibration import training_attack
 from ddcat_export.data import ExportData, PictureFolder
 from ddcat_export.engines import check_possible
 from ddcat_export.errors import ExportError
+from ddcat_export.finetune import finetune as finetune_weights
 from ddcat_export.golden_images import golden_images
 from ddcat_export.graph_checks import OPSET
 from ddcat_export.layer_diff import Layer, compare_layers
@@ -31,10 +33,10 @@ from ddcat_export.opsets import check_opset, lowered
 from ddcat_export.parity import FP16_TOLERANCE, LOGIT_TOLERANCE, Parity, check_parity, sample_images, shapes_of
 from ddcat_export.precision_cast import cast_graph
 from ddcat_export.progress import Progress
-from ddcat_export.ptq import make_int8
+from ddcat_export.ptq import Finetune, make_int8
 from ddcat_export.sensitivity import LayerError
 from ddcat_export.sources import Source
-from ddcat_train.checkpoints import load_checkpoint
+from ddcat_train.checkpoints import Checkpoint, load_checkpoint
 from ddcat_train.networks import Segmenter
 from ddcat_train.reference import Reference
 
@@ -81,6 +83,7 @@ def export(
     calibration_images: int = 32,
     calibration_folder: str | Path | None = None,
     max_drop: float | None = None,
+    finetune: int | None = None,
     opset: int = OPSET,
     data_root: str | Path | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
@@ -121,6 +124,8 @@ def export(
         `ddcat_export.mixed_precision.make_mixed`.
     calibration_folder : path, optional
         For int8: images without labels in place of the data set; the model's own labels stand for theirs.
+    finetune : int, optional
+        For int8 of a checkpoint: updates by which its weights are trained for it, see `ddcat_export.finetune.finetune`.
     opset : int
         Opset of the graph, for a runtime that reads no newer one.
     data_root : Path, optional
@@ -157,10 +162,9 @@ def export(
     model = open_model(
         source, OnnxOptions(classes, mean, std, scale, output, layout, reference), beside=out, sizes=sizes, data_root=data_root
     )
+    _check_precision(source, model, precision, finetune, calibration_folder)
     sizes, max_batch = model.sizes(sizes), model.max_batch(max_batch)
     shapes = shapes_of_engine(engine, sizes, minimum=MINIMUM_SIZE, max_size=max_size, max_batch=max_batch)
-    if model.given is not None and precision != "int8":
-        raise ExportError(f"{source} is quantised: use --precision int8")
     segmenter = model.reference.segmenter()
     data = _data(model.reference, segmenter, sizes, root=data_root, folder=calibration_folder)
     calibrated = precision == "int8" and model.given is None
@@ -180,6 +184,7 @@ def export(
     parity = check_parity(content, compared, tried) if model.given is None else None
     made = _in_precision(
         content, needed, model, data, segmenter, engine=engine, kind=calibration, images=calibration_images, max_drop=max_drop,
+        finetune=None if finetune is None else _finetune(model.reference, data, finetune, sizes, engine, progress),
         progress=progress,
     )  # fmt: skip
     graphs = made.graphs
@@ -232,6 +237,7 @@ def _in_precision(
     kind: CalibrationKind,
     images: int,
     max_drop: float | None,
+    finetune: Finetune | None,
     progress: Progress,
 ) -> _Made:
     """Write a graph in the precision that an engine is built from."""
@@ -241,7 +247,7 @@ def _in_precision(
     if precision == "int8":
         int8 = make_int8(
             data, segmenter, content, attack=attack, engine=engine, kind=kind, images=images, max_drop=max_drop,
-            progress=progress,
+            finetune=finetune, progress=progress,
         )  # fmt: skip
         return _Made({GRAPH: int8.signed, CPU_GRAPH: int8.unsigned}, int8.quantisation, None, int8.report, int8.layers)
     progress(f"casting the graph to {precision}")
@@ -291,10 +297,40 @@ def diff_layers(
 def _data(
     reference: Reference, segmenter: Segmenter, sizes: Sizes | None, *, root: Path | None, folder: str | Path | None
 ) -> ExportData:
-    size = sizes[0] if sizes is not None and len(sizes) == 1 else None
     if folder is None:
-        return ExportData(reference, root=root, size=size)
-    return PictureFolder(reference, folder=Path(folder), segmenter=segmenter, size=size)
+        return ExportData(reference, root=root, size=_only(sizes))
+    return PictureFolder(reference, folder=Path(folder), segmenter=segmenter, size=_only(sizes))
+
+
+def _check_precision(
+    source: object, model: Source, precision: Precision, finetune: int | None, folder: str | Path | None
+) -> None:
+    if model.given is not None and precision != "int8":
+        raise ExportError(f"{source} is quantised: use --precision int8")
+    if finetune is None:
+        return
+    if precision != "int8":
+        raise ExportError(f"--finetune changes nothing here, for the precision is {precision}: leave it out")
+    if not isinstance(model.reference, Checkpoint):
+        raise ExportError(
+            f"--finetune trains as the configuration of a checkpoint says, and {model.reference.path} has none: leave it out"
+        )
+    if folder is not None:
+        raise ExportError("--finetune trains on labelled images: use --data-root in place of --calibration-folder")
+
+
+def _finetune(
+    reference: Reference, data: ExportData, updates: int, sizes: Sizes | None, engine: str, progress: Progress
+) -> Finetune:
+    assert isinstance(reference, Checkpoint)  # as checked
+    return partial(
+        finetune_weights, reference, data_root=Path(data.source.root), updates=updates, size=_only(sizes),
+        unsigned=engine in ON_A_CPU, progress=progress,
+    )  # fmt: skip
+
+
+def _only(sizes: Sizes | None) -> tuple[int, int] | None:
+    return sizes[0] if sizes is not None and len(sizes) == 1 else None
 
 
 def _rule_of_tiles(

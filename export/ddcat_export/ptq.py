@@ -1,12 +1,12 @@
 """Post-training quantisation: an fp32 graph becomes int8 and, where a limit is set, is corrected until its mIoU holds it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ddcat.engines.base import LoadedGraph
 from ddcat.engines.onnxruntime import OrtGraph
-from ddcat.manifest import AccuracyDrop, CalibrationKind, Quantisation
+from ddcat.manifest import AccuracyDrop, CalibrationKind, Finetuning, Quantisation
 from ddcat_export.calibration import attack_sample, calibration_images, measure_ranges
 from ddcat_export.data import ExportData
 from ddcat_export.float_fallback import Evaluator, Trial, fall_back
@@ -15,7 +15,9 @@ from ddcat_export.quantise import layers_of, quantise
 from ddcat_export.sensitivity import LayerError, measure_sensitivity
 from ddcat_train.networks import Segmenter
 
-__all__ = ["REPORT", "Quantised", "make_int8"]
+__all__ = ["REPORT", "Finetune", "Quantised", "make_int8"]
+
+Finetune = Callable[[bytes, Mapping[str, float]], tuple[bytes, Finetuning]]  # an fp32 graph and the ranges of its activations
 
 REPORT = "sensitivity.json"
 _SENSITIVITY_IMAGES = 2  # clean and attacked, on which each layer is measured
@@ -53,6 +55,7 @@ def make_int8(
     kind: CalibrationKind,
     images: int,
     max_drop: float | None,
+    finetune: Finetune | None = None,
     progress: Progress = lambda stage: None,
 ) -> Quantised:
     """
@@ -76,6 +79,8 @@ def make_int8(
     max_drop : float, optional
         Points of clean and of adversarial mIoU that int8 may lose against the fp32 graph. Layers are left in float until both
         forms hold the limit.
+    finetune : callable, optional
+        Trains the graph's weights for int8 with these ranges. The limit is on what is lost against the graph as it came.
     progress : callable, optional
         Called with the current stage.
 
@@ -87,6 +92,9 @@ def make_int8(
     segmenter.requires_grad_(requires_grad=False)  # attacks need gradients of images alone
     batches, calibration = calibration_images(data, segmenter, kind, attack=attack, images=images, progress=progress)
     ranges = measure_ranges(graph, batches, progress=progress)
+    exported, finetuning = graph, None
+    if finetune is not None:
+        graph, finetuning = finetune(graph, ranges)
     float_layers: tuple[str, ...] = ()
     sensitivity: tuple[LayerError, ...] = ()
     drop: AccuracyDrop | None = None
@@ -106,7 +114,7 @@ def make_int8(
             for seed, sample in with_progress(list(enumerate(samples)), "attacking images to evaluate on", progress)
         ]
         evaluator = Evaluator(
-            samples, adversarial, classes=segmenter.classes, attack=attack, reference=graph, open_fp32=OrtGraph
+            samples, adversarial, classes=segmenter.classes, attack=attack, reference=exported, open_fp32=OrtGraph
         )
 
         def drop_of(floats: Sequence[str]) -> AccuracyDrop:
@@ -127,6 +135,7 @@ def make_int8(
             max_drop=max_drop,
             drop=drop,
             report=None if report is None else REPORT,
+            finetuning=finetuning,
         ),
         report,
         sensitivity,

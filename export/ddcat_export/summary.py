@@ -90,6 +90,11 @@ def _int8_lines(quantisation: Quantisation, layers: "tuple[LayerError, ...]") ->
         f"int8 in {quantisation.quantised_layers} layers, {len(quantisation.float_layers)} left in float, calibrated on "
         f"{calibration.images} images of {calibration.split} ({calibration.kind})"
     ]
+    if (tuned := quantisation.finetuning) is not None:
+        lines.append(
+            f"weights fine-tuned for int8 by {tuned.steps} updates on {tuned.batch_size} images each ({tuned.method}): they "
+            "are not the checkpoint's any more, of whose graph the lines above speak"
+        )
     if drop is not None:
         lines.append(
             f"int8 costs {drop.clean:.2f} points of clean mIoU and {drop.adversarial:.2f} of adversarial mIoU on {drop.images} "

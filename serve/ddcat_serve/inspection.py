@@ -138,6 +138,9 @@ def _quantisation(quantisation: Quantisation | None) -> list[str]:
         f"{quantisation.quantised_layers} layers in int8, {len(quantisation.float_layers)} in float: {floats}",
         _calibration(calibration),
     ]
+    if (tuned := quantisation.finetuning) is not None:
+        attack = "" if tuned.attack is None else f", attacked ({_pairs(tuned.attack)})"
+        lines.append(f"weights fine-tuned after the export by {tuned.steps} updates of {tuned.method}{attack}")
     if drop is None:
         return [*lines, f"its drop was not measured; {allowed}"]
     measured = f"{drop.clean:.2f} points of clean and {drop.adversarial:.2f} of adversarial mIoU"

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from ddcat.bundle import Bundle
-from ddcat.manifest import AccuracyDrop, Calibration, Device, EqualLabels, KeptNode, MixedPrecision, Quantisation
+from ddcat.manifest import AccuracyDrop, Calibration, Device, EqualLabels, Finetuning, KeptNode, MixedPrecision, Quantisation
 from ddcat.preprocess import FileRule, Resize
 from ddcat_serve.inspection import print_bundle
 
@@ -73,6 +73,17 @@ def test_the_nodes_that_stay_in_fp32_are_told(
     ):  # fmt: skip
         assert text in printed
     assert "no nodes: none were looked for" in shown(bundle, capsys, monkeypatch)
+
+
+def test_weights_that_are_not_the_checkpoints_are_told(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = Finetuning(
+        steps=20, batch_size=16, method="pgd-at", attack={"epsilon": 0.03, "steps": 3}, graph="model.onnx", elements=7, seed=0
+    )
+    entry = Quantisation(calibration=CLEAN, float_layers=(), quantised_layers=12, max_drop=None, drop=None, finetuning=tuned)
+    printed = shown(bundle, capsys, monkeypatch, quantisation=entry)
+    assert "weights fine-tuned after the export by 20 updates of pgd-at, attacked (epsilon 0.03, steps 3)" in printed
 
 
 def test_the_one_gpu_that_a_plan_runs_on_is_told(

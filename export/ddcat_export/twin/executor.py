@@ -79,6 +79,11 @@ class Executor(nn.Module):
         for name, buffer in self._constants.items():
             self.register_buffer(buffer, values[name])
 
+    @property
+    def constants(self) -> frozenset[str]:
+        """Names of the constants that the steps read; `forward` takes other values for them, as it takes inputs."""
+        return frozenset(self._constants)
+
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Compute the outputs, by name, from the graph's inputs."""
         values = {name: self.get_buffer(buffer) for name, buffer in self._constants.items()} | inputs

@@ -1,5 +1,8 @@
 """A differentiable twin of an engine: its ONNX file, run by torch, so that white-box attacks see what the engine computes."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import onnx
 import torch
 from torch import Tensor, nn
@@ -36,7 +39,12 @@ class Twin(nn.Module):
         self._executor = Executor(model, (self._scores,))
         self.eval()
 
-    def forward(self, images: Tensor) -> Tensor:
+    @property
+    def constants(self) -> frozenset[str]:
+        """Names of the constants of the file that it computes with."""
+        return self._executor.constants
+
+    def forward(self, images: Tensor, constants: Mapping[str, Tensor] = MappingProxyType({})) -> Tensor:
         """
         Compute the logits that the engine chooses its labels by.
 
@@ -44,6 +52,8 @@ class Twin(nn.Module):
         ----------
         images : (N, 3, H, W) float32
             RGB in [0, 1]. They are not rounded to bytes.
+        constants : mapping of str to Tensor, optional
+            Values in place of constants of the file, by their names.
 
         Returns
         -------
@@ -55,7 +65,7 @@ class Twin(nn.Module):
             Naming the node whose form or values it does not support: some are known only when an image comes.
         """
         pixels = (images * 255).permute(0, 2, 3, 1)  # the graph divides again
-        scores: Tensor = self._executor({"image": pixels})[self._scores]
+        scores: Tensor = self._executor({**constants, "image": pixels})[self._scores]
         return scores.reshape(len(images), -1, images.shape[2], images.shape[3])
 
 
