@@ -127,9 +127,10 @@ class _Student(GraphSegmenter):
     seen: tuple[Tensor, Tensor]  # images and logits
 
     def forward(self, images: Tensor, heads: Sequence[Head] | None = None) -> Any:
-        outputs = super().forward(images, heads) if heads is not None else super().forward(images)
-        if heads is not None:
-            self.seen = images, outputs["main"]
+        if heads is None:
+            return super().forward(images)
+        outputs = super().forward(images, heads)
+        self.seen = images, outputs["main"]
         return outputs
 
 

@@ -151,7 +151,7 @@ def three_products() -> tuple[bytes, dict[str, np.ndarray]]:
         "three",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", "height", "width", 3])],
         [helper.make_tensor_value_info("labels", TensorProto.UINT8, ["batch", "height", "width"])],
-        [numpy_helper.from_array(v, n) for n, v in {**weights, "levels": np.float32(255)}.items()],
+        [numpy_helper.from_array(v, n) for n, v in {**weights, "levels": np.asarray(255, np.float32)}.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)]).SerializeToString(), weights
 
