@@ -95,7 +95,7 @@ def test_the_bundle_says_that_its_weights_are_others(
     [
         ({"precision": "fp32"}, "--finetune changes nothing here, for the precision is fp32: leave it out"),
         ({"calibration_folder": "."}, "--finetune trains on labelled images: use --data-root in place of --calibration-folder"),
-        ({}, "int8 is calibrated and evaluated on images of scenes: "),  # its data is not there
+        ({}, "int8 and --max-drop need images of scenes: "),  # its data is not there
     ],
 )
 def test_what_cannot_be_fine_tuned_is_refused_at_once(run: Path, tmp_path: Path, options: dict[str, str], message: str) -> None:
