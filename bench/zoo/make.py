@@ -71,7 +71,7 @@ KEPT = {  # of a result's folder, what goes into the repository
     "attack-corruptions": ("corruptions.json", "corruptions.md"),
     "gate-fp32": ("gate.json", "gate.md"),
     "gate-int8": ("gate.json", "gate.md"),
-    "card": ("card.json", "card.md", "card.html"),
+    "card": ("card.json", "card.md"),
 }
 
 

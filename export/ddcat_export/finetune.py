@@ -84,7 +84,7 @@ def finetune(
     Raises
     ------
     ExportError
-        Where the network cannot be trained so, the loss is not finite, or a label is none of its classes.
+        If the graph has no weight to train, the loss is not finite, or the int8 graph is not the network that was trained.
     DataError
     """
     config = checkpoint.description.config

@@ -97,7 +97,7 @@ def test_labels_are_compared_with_those_of_fp32() -> None:
         [Sample("x", images[0], labels)], images[1:], classes=2, attack={"name": "A"}, reference=b"fp32", open_fp32=opens
     )
     drop, equal = judge.compare(b"bf16", opens)
-    assert equal == EqualLabels(clean=0.5, adversarial=0.5)  # the ignored pixel counts, for it has a label of both graphs
+    assert equal == EqualLabels(clean=0.5, adversarial=0.5)  # the ignored pixel counts: both graphs label it
     assert drop == judge.drop([(b"bf16", opens)])
     assert drop.clean == 50.0
     assert judge.compare(b"fp32", opens)[1] == EqualLabels(clean=1, adversarial=1)

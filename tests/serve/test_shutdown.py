@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from ddcat.bundle import Bundle
 from tests.serve.payloads import as_labels, as_png, refused
-from tests.serve.processes import free_port, server
+from tests.serve.processes import free_port, server, wait_for
 
 WHITE = np.full((37, 53, 3), 255, np.uint8)
 SLOW = """
@@ -26,6 +26,8 @@ import time
 from ddcat.engines.base import CheckedEngine
 infer = CheckedEngine.infer
 def slow(engine, images):
+    if images.min() == 255:
+        pathlib.Path({until!r} + str(id(engine))).touch()
     while images.min() == 255 and not pathlib.Path({until!r}).exists():
         time.sleep(0.05)
     return infer(engine, images)
@@ -75,6 +77,7 @@ def busy_server(make_bundle: Callable[..., Bundle], *, grace: float, drain: floa
     bundles = [make_bundle(name).path for name in ("one", "two")]
     with ThreadPoolExecutor(8) as pool, server(*bundles, *options, before=SLOW.format(until=str(until))) as (process, address):
         by_http = [pool.submit(ask_http, address, name, WHITE) for name in ("one", "two")]
+        wait_for(lambda: len(list(until.parent.glob(f"{until.name}?*"))) == len(bundles))  # or one call might take both images
         by_grpc = [pool.submit(ask_grpc, grpc, name, WHITE) for name in ("one", "two")]
         wait_until_all_work(address, [*by_http, *by_grpc])
         yield Busy(process, grpc, by_http, by_grpc, pool)
