@@ -45,8 +45,8 @@ PLANS = (
     Plan("L2", None, 1.0),
     Plan("universal", "model", 8 / 255, epochs=2),
     Plan("universal", None, 8 / 255),
-    Plan("patch", "model", 0.05, epochs=15, learners=2),
-    Plan("patch", None, 0.05),
+    Plan("patch", "model", 0.1, epochs=15, learners=2),
+    Plan("patch", None, 0.1),
     Plan("minimal norm", "model", steps=(("DAG", 40),), stride=2),
 )
 
@@ -130,7 +130,7 @@ def test_counts_are_of_each_image_and_an_engine_that_is_the_model_has_the_same(
     pixels = sum(np.array(band.pixels) for band in patch.bands)
     assert right.tolist() == patch.scores.array()[..., 0].sum(1).tolist()
     assert pixels.tolist() == patch.scores.array()[..., [0, 2]].sum((1, 2)).tolist()
-    side = job.sides[0.05]
+    side = job.sides[0.1]
     whole = clean.scores.array()[..., [0, 2]].sum((1, 2))
     assert (whole - pixels > 0).all()
     assert (whole - pixels <= side * side).all()
@@ -244,12 +244,12 @@ def many(rows: tuple[PerturbationRow, ...], times: int) -> tuple[PerturbationRow
 def test_tables_show_each_beside_its_control(rows: tuple[PerturbationRow, ...]) -> None:
     text = perturbation_markdown(rows, DATA)
     assert "| L2 | APGD-6 | L2 1 | PyTorch model | 5 |" in text
-    assert "| patch | control: grey patch | 5 % of the image | - | 5 |" in text
+    assert "| patch | control: grey patch | 10 % of the image | - | 5 |" in text
     assert "- patch: printed patches" in text
     assert [cells[0] for cells in perturbation_brief(rows)][-1] == "minimal norm, DAG-40"
     assert perturbation_plot(rows, DATA).startswith(b"\x89PNG")
     alone = tuple(one.model_copy(update={"engine": None}) for one in rows)
-    assert "| patch | learnt | 5 % of the image | 5 |" in perturbation_markdown(alone, DATA)
+    assert "| patch | learnt | 10 % of the image | 5 |" in perturbation_markdown(alone, DATA)
     assert perturbation_markdown((), DATA) == ""
 
 
@@ -257,7 +257,7 @@ def test_the_gate_reports_them_and_the_card_has_their_interval_and_claim(rows: t
     plain, gate = made_gate(), made_gate(perturbations=many(rows, 4))
     assert (gate.findings, gate.verdict, gate_junit(gate)) == (plain.findings, plain.verdict, gate_junit(plain))
     assert "## Other perturbations\n\nThese inform and decide nothing." in gate_markdown(gate)
-    assert "- for information: patch, learnt, 5 % of the image: PyTorch model" in gate_brief(gate)
+    assert "- for information: patch, learnt, 10 % of the image: PyTorch model" in gate_brief(gate)
     page = gate_html(gate)
     assert "<h2>Other perturbations</h2>" in page
     assert "<b>patch</b> does not claim: printed patches" in page
@@ -268,7 +268,7 @@ def test_the_gate_reports_them_and_the_card_has_their_interval_and_claim(rows: t
     shown = card[f"engine, L2: {apgd.attack}, L2 1"]
     assert (shown.figure, shown.interval) == (f"{apgd.scores.miou:.3f}", f"{low:.3f} to {high:.3f}")
     assert shown.images == 20
-    patch = card["engine, patch: learnt, 5 % of the image"]
+    patch = card["engine, patch: learnt, 10 % of the image"]
     assert patch.interval
     assert "printed patches" in patch.leaves_open
     assert not any("random" in threat or "grey" in threat for threat in card)
