@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ddcat import provenance
 from ddcat.bundle import Bundle, entries, write_bundle
+from ddcat.confidence import Temperature
 from ddcat.engines import golden, open_engine
 from ddcat.engines.golden import Example, Replay
 from ddcat.manifest import (
@@ -114,6 +115,7 @@ class ExportedModel:
     opset: int
     quantisation: Quantisation | None
     mixed: MixedPrecision | None
+    temperature: Temperature | None
     rebuilt_from: str | None
     golden: GoldenImages
     versions: Mapping[str, str]
@@ -244,6 +246,7 @@ def assemble(
             engine=entry,
             quantisation=model.quantisation,
             mixed=model.mixed,
+            temperature=model.temperature,
             golden=labelled,
             versions={**model.versions, **provenance.versions(_LIBRARIES)},
         )

@@ -1,5 +1,6 @@
 """The data set of a model as an export reads it: opened once, for calibration, evaluation and golden images."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,12 +28,16 @@ from ddcat_train.reference import Reference
 __all__ = ["ExportData", "PictureFolder", "Sample", "spread"]
 
 
+_LABELLED = "--temperature fit needs labelled images"
+
+
 class Sample(NamedTuple):
     """An image of a split."""
 
     name: str
     image: Images  # (1, H, W, 3)
     labels: npt.NDArray[np.uint8]  # (1, H, W), 255 = ignored
+    full_labels: npt.NDArray[np.uint8] | None = None  # (H', W'), at the size of the file
 
 
 class ExportData:
@@ -90,6 +95,32 @@ class ExportData:
     def val(self, images: int) -> tuple[Sample, ...]:
         """Read samples of the validation split: see `train`."""
         return self._samples(self.source.split, images)
+
+    def whole_val(self) -> Iterator[Sample]:
+        """
+        Read the whole validation split, an image at a time, as the bundle says; none is kept.
+
+        Raises
+        ------
+        ExportError
+            As `train`.
+        """
+        try:
+            dataset = self._open(self.source.split)
+            for index in range(len(dataset)):
+                sample = dataset.read(index)
+                check_labels(torch.from_numpy(sample.labels), self._classes, f"{sample.name} of {self.source.name}")
+                yield Sample(sample.name, sample.image[None], sample.labels[None], sample.full_labels)
+        except DataError as cause:
+            raise ExportError(f"{_LABELLED}: {cause}; use --data-root DIR") from cause
+
+    def val_pixels(self) -> int:
+        """Count the pixels of `whole_val`, from the heads of the files: its errors."""
+        try:
+            dataset = self._open(self.source.split)
+            return sum(height * width for height, width in map(dataset.size, range(len(dataset))))
+        except DataError as cause:
+            raise ExportError(f"{_LABELLED}: {cause}; use --data-root DIR") from cause
 
     def pictures(self, count: int) -> tuple[list[Images], str] | None:
         """
@@ -175,6 +206,14 @@ class PictureFolder(ExportData):
     def val(self, images: int) -> tuple[Sample, ...]:
         """Refuse to evaluate: there are no labels."""
         raise ExportError("--max-drop is measured on labelled images: use --data-root instead of --calibration-folder")
+
+    def whole_val(self) -> Iterator[Sample]:
+        """Refuse to evaluate: there are no labels."""
+        raise ExportError(f"{_LABELLED}: use --data-root instead of --calibration-folder")
+
+    def val_pixels(self) -> int:
+        """Refuse likewise."""
+        raise ExportError(f"{_LABELLED}: use --data-root instead of --calibration-folder")
 
     def pictures(self, count: int) -> tuple[list[Images], str]:
         """Read images, from the first to the last: see `ExportData.pictures`."""

@@ -5,19 +5,21 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
 from ddcat.atomic_files import check_can_create
 from ddcat.bundle import Bundle
 from ddcat.classes import Classes
+from ddcat.confidence import Temperature
 from ddcat.engines.golden import Replay
 from ddcat.manifest import CalibrationKind, ClassEntry, MixedPrecision, Precision, Quantisation, Sizes
 from ddcat.signing import check_key
 from ddcat.tiles import Tiles
 from ddcat_export.bundle_builder import CPU_GRAPH, GRAPH, ON_A_CPU, ExportedModel, assemble, graph_precision, shapes_of_engine
 from ddcat_export.calibration import training_attack
+from ddcat_export.confidence_options import check_confidence_options
 from ddcat_export.data import ExportData, PictureFolder
 from ddcat_export.engines import check_possible
 from ddcat_export.errors import ExportError
@@ -36,6 +38,7 @@ from ddcat_export.progress import Progress
 from ddcat_export.ptq import Finetune, make_int8
 from ddcat_export.sensitivity import LayerError
 from ddcat_export.sources import Source
+from ddcat_export.temperature import fit_temperature, with_temperature
 from ddcat_train.checkpoints import Checkpoint, load_checkpoint
 from ddcat_train.networks import Segmenter
 from ddcat_train.reference import Reference
@@ -78,6 +81,7 @@ def export(
     max_batch: int | None = None,
     logits: bool = False,
     confidence: bool = False,
+    temperature: float | Literal["fit"] | None = None,
     tiles: int | None = None,
     calibration: CalibrationKind = "mixed",
     calibration_images: int = 32,
@@ -116,6 +120,9 @@ def export(
         See `shapes_of_engine`.
     logits, confidence : bool
         Add the logits at low resolution, and the probability of each label, to the outputs.
+    temperature : float or "fit", optional
+        Divide the logits by it before the softmax of the confidence; "fit": by the one that makes the labels of the validation
+        split likeliest (`ddcat_export.temperature.fit_temperature`).
     tiles : int, optional
         Cut larger images into tiles of this side, which share a quarter of it with each neighbour. The engine takes no larger
         images whole, and the logits are among its outputs: tiles are blended in them.
@@ -155,6 +162,7 @@ def export(
     needed = graph_precision(engine, precision, mixed=limited)
     check_opset(opset, needed)
     check_can_create(out)
+    check_confidence_options(confidence=confidence, temperature=temperature)
     rule, max_size = _rule_of_tiles(tiles, sizes, max_size)
     if key is not None:
         check_key(key)
@@ -179,9 +187,11 @@ def export(
     content = model.graph(segmenter, sizes=sizes, logits=logits or rule is not None, confidence=confidence)
     progress("exporting it once more, from other sizes and without the other heads")
     proof = model.prove(segmenter, content, sizes=sizes, logits=logits or rule is not None, confidence=confidence)
+    content, heat = _tempered(content, temperature, data, segmenter, progress)
     progress(f"comparing the graph with {model.author}")
     compared, tried = model.compared(segmenter), model.shapes(sizes)
-    parity = check_parity(content, compared, tried) if model.given is None else None
+    checked = partial(check_parity, segmenter=compared, shapes=tried, temperature=1.0 if heat is None else heat.value)
+    parity = checked(content) if model.given is None else None
     made = _in_precision(
         content, needed, model, data, segmenter, engine=engine, kind=calibration, images=calibration_images, max_drop=max_drop,
         finetune=None if finetune is None else _finetune(model.reference, data, finetune, sizes, engine, progress),
@@ -189,13 +199,13 @@ def export(
     )  # fmt: skip
     graphs = made.graphs
     if needed == "fp16":  # no runtime of a CPU computes typed bf16: its engine is compared with PyTorch on the golden images
-        parity = check_parity(graphs[GRAPH], compared, tried, tolerance=FP16_TOLERANCE)
+        parity = checked(graphs[GRAPH], tolerance=FP16_TOLERANCE)
     if opset < OPSET:
         progress(f"converting the graph to opset {opset}")
         graphs = {name: lowered(graph, opset) for name, graph in graphs.items()}
         if needed in ("fp32", "fp16"):  # an int8 engine is compared with PyTorch on the golden images
             tolerance = FP16_TOLERANCE if needed == "fp16" else LOGIT_TOLERANCE
-            parity = check_parity(graphs[GRAPH], compared, tried, tolerance=tolerance)
+            parity = checked(graphs[GRAPH], tolerance=tolerance)
     exported = ExportedModel(
         graphs=graphs,
         reports={} if made.report is None else {REPORT: made.report},
@@ -209,6 +219,7 @@ def export(
         opset=opset,
         quantisation=made.quantisation,
         mixed=made.mixed,
+        temperature=heat,
         rebuilt_from=None,
         golden=golden,
         versions={},
@@ -300,6 +311,19 @@ def _data(
     if folder is None:
         return ExportData(reference, root=root, size=_only(sizes))
     return PictureFolder(reference, folder=Path(folder), segmenter=segmenter, size=_only(sizes))
+
+
+def _tempered(
+    content: bytes, asked: float | Literal["fit"] | None, data: ExportData, segmenter: Segmenter, progress: Progress
+) -> tuple[bytes, Temperature | None]:
+    if asked is None:
+        return content, None
+    if asked == "fit":
+        progress("fitting the temperature on the validation split")
+        found = fit_temperature(data, segmenter)
+    else:
+        found = Temperature(value=float(asked), images=None)
+    return with_temperature(content, found.value), found
 
 
 def _check_precision(

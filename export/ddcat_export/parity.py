@@ -84,7 +84,12 @@ def sample_images(shape: Shape, seed: int) -> npt.NDArray[np.uint8]:
 
 
 def check_parity(
-    content: bytes, segmenter: Segmenter, shapes: tuple[Shape, ...], *, tolerance: float = LOGIT_TOLERANCE
+    content: bytes,
+    segmenter: Segmenter,
+    shapes: tuple[Shape, ...],
+    *,
+    tolerance: float = LOGIT_TOLERANCE,
+    temperature: float = 1.0,
 ) -> Parity:
     """
     Compare a graph, run by ONNX Runtime, with the main branch of its network, run by PyTorch.
@@ -99,6 +104,8 @@ def check_parity(
     tolerance : float
         Tolerated error of a logit, in standard deviations of PyTorch's logits. Labels may differ where the two highest logits
         are nearer than twice that.
+    temperature : float
+        Of the confidence.
 
     Raises
     ------
@@ -114,7 +121,7 @@ def check_parity(
                 for seed in (0, 1):
                     images = sample_images(shape, seed)
                     try:
-                        result = _compare(served, inner, segmenter, images, tolerance)
+                        result = _compare(served, inner, segmenter, images, tolerance, temperature)
                     except _OtherValuesError as fault:
                         raise ExportError(f"{fault}; {_first(content, segmenter, images, tolerance)}") from fault
                     pixels, ties, worst = pixels + shape[0] * shape[1] * shape[2], ties + result[0], max(worst, result[1])
@@ -135,7 +142,12 @@ def _first(content: bytes, segmenter: Segmenter, images: npt.NDArray[np.uint8], 
 
 
 def _compare(
-    served: OrtGraph, inner: OrtGraph, segmenter: Segmenter, images: npt.NDArray[np.uint8], tolerance: float
+    served: OrtGraph,
+    inner: OrtGraph,
+    segmenter: Segmenter,
+    images: npt.NDArray[np.uint8],
+    tolerance: float,
+    temperature: float,
 ) -> tuple[int, float]:
     where = "images of shape {}x{}x{}".format(*images.shape[:3])
     low, full = _reference(segmenter, images)  # (N, K, h, w), (N, K, H, W)
@@ -158,7 +170,7 @@ def _compare(
             f"PyTorch's, and the logits by up to {error:.2g} of their standard deviation: {tolerance:g} is tolerated"
         )
     if outputs.confidence is not None:
-        _check_confidence(outputs.confidence, full, 2 * tolerance * scale, where)
+        _check_confidence(outputs.confidence, full / np.float32(temperature), 2 * tolerance * scale / temperature, where)
     return int(differs.sum()), error
 
 

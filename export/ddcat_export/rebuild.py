@@ -108,6 +108,7 @@ def rebuild(
         opset=opset_of(graphs[GRAPH]),
         quantisation=manifest.quantisation,
         mixed=manifest.mixed,
+        temperature=manifest.temperature,
         rebuilt_from=bundle.digest,
         golden=_golden(bundle, shapes),
         versions=manifest.versions,

@@ -60,6 +60,10 @@ def summarise(
         lines += _int8_lines(manifest.quantisation, layers)
     if manifest.mixed is not None:
         lines += _mixed_lines(engine.effective_precision, manifest.mixed, layers)
+    if manifest.temperature is not None and manifest.temperature.images is not None:
+        lines.append(
+            f"confidence at a temperature of {manifest.temperature.value:g}, fitted on {manifest.temperature.images} images"
+        )
     if golden is not None:
         compared = (
             "nothing to compare with: no image of the other bundle has such a size"

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ddcat.bundle import INTEGRITY_ONLY, NO_TRUST_POLICY, Bundle, TrustPolicy
+from ddcat.confidence import CONFIDENCE_OUTPUT
 from ddcat.engines.checks import format_sizes, format_tensors
 from ddcat.manifest import (
     Calibration,
@@ -77,6 +78,7 @@ def _rows(bundle: Bundle, trust: TrustPolicy) -> dict[str, str | list[str]]:
         "runs on": _device(manifest.engine),
         "int8": _quantisation(manifest.quantisation),
         "kept in fp32": _kept(manifest.mixed),
+        "confidence": _confidence(manifest),
         "golden": _golden(manifest.golden),
         "files": [f"{name}  {entry.bytes} bytes  {entry.sha256[:12]}" for name, entry in manifest.files.items()],
         "versions": _pairs(manifest.versions),
@@ -173,6 +175,18 @@ def _calibration(calibration: Calibration | None) -> str:
 def _images(calibration: Calibration) -> str:
     attack = "" if calibration.attack is None else f" ({_pairs(calibration.attack)})"
     return f"{calibration.images} {calibration.kind} images of the {calibration.split} split{attack}"
+
+
+def _confidence(manifest: Manifest) -> str:
+    if CONFIDENCE_OUTPUT not in [output.name for output in manifest.outputs]:
+        return "not among the outputs"
+    temperature = manifest.temperature
+    if temperature is None:
+        return "the softmax of the logits"
+    origin = (
+        "given" if temperature.images is None else f"fitted on {temperature.images} images of the {manifest.data.split} split"
+    )
+    return f"the softmax of the logits / {temperature.value:g}, a temperature that was {origin}"
 
 
 def _golden(golden: Golden | None) -> str:

@@ -1,0 +1,40 @@
+"""What a user says of the confidence, in the command and in Python."""
+
+import math
+from typing import Annotated, Literal
+
+import typer
+
+from ddcat_export.errors import ExportError
+
+__all__ = ["TemperatureOption", "check_confidence_options", "parse_temperature"]
+
+
+TemperatureOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="VALUE|fit",
+        help="Divide the logits by it before the softmax of the confidence; fit: as the validation split makes likeliest.",
+        show_default="1",
+    ),
+]
+
+
+def parse_temperature(text: str | None) -> float | Literal["fit"] | None:
+    """Read a temperature: a positive number, or fit."""
+    if text is None or text == "fit":
+        return None if text is None else "fit"
+    try:
+        return float(text)
+    except ValueError as cause:
+        raise ExportError(f"--temperature {text}: expected a positive number or fit") from cause
+
+
+def check_confidence_options(*, confidence: bool, temperature: float | Literal["fit"] | None) -> None:
+    """Refuse values that are out of range, and those that concern a confidence that the bundle does not give."""
+    if isinstance(temperature, str) and temperature != "fit":
+        raise ExportError(f"--temperature {temperature}: expected a positive number or fit")
+    if isinstance(temperature, int | float) and not (temperature > 0 and math.isfinite(temperature)):
+        raise ExportError(f"--temperature {temperature:g}: expected a positive number or fit")
+    if temperature is not None and not confidence:
+        raise ExportError("--temperature changes nothing here, for the bundle gives no confidence: add --confidence")
