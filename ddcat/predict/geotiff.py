@@ -92,7 +92,8 @@ def opened_scene(source: Source) -> Iterator[Scene]:
 
 
 def _opened(rasterio: Any, address: str) -> Iterator[Scene]:
-    with rasterio.Env(GDAL_CACHEMAX=_CACHE), rasterio.open(address) as file:
+    # other drivers, such as VRT, would read further files and addresses that the file names
+    with rasterio.Env(GDAL_CACHEMAX=_CACHE), rasterio.open(address, driver="GTiff") as file:
         if file.count < 3 or any(kind != "uint8" for kind in file.dtypes[:3]):
             raise DdcatError(
                 f"it is a TIFF of {file.count} bands of {file.dtypes[0]}: expected 3 or more, the first three of uint8"

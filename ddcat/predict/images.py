@@ -5,11 +5,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ddcat.image_files import orientation_of
+from ddcat.image_files import ImageFileError, orientation_of
 from ddcat.image_pixels import decode_image
 from ddcat.preprocess import FileRule, apply_rule, restore, turned
 
-__all__ = ["Picture", "read_picture"]
+__all__ = ["Picture", "check_frames", "read_picture"]
 
 U8 = npt.NDArray[np.uint8]
 
@@ -34,6 +34,12 @@ class Picture(NamedTuple):
         return restore(labels, (self.original.shape[0], self.original.shape[1]))
 
 
+def check_frames(rule: FileRule) -> None:
+    """Refuse (ImageFileError) what has 8 bits a channel and is no file of an image, where the rule is for 16."""
+    if rule.values is not None:
+        raise ImageFileError("it has 8 bits a channel, and its bundle expects 16: use PNG files of 16 bits")
+
+
 def read_picture(image: bytes | U8, rule: FileRule) -> Picture:
     """
     Make a picture of a file, or of a frame, (H, W, 3) uint8 in RGB.
@@ -44,5 +50,7 @@ def read_picture(image: bytes | U8, rule: FileRule) -> Picture:
         As `ddcat.preprocess.preprocess`, which makes the same pixels, but keeps no others.
     """
     if isinstance(image, bytes):
-        image = turned(decode_image(image), orientation_of(image) if rule.orientation == "exif" else 1)
+        image = turned(decode_image(image, rule.values), orientation_of(image) if rule.orientation == "exif" else 1)
+    else:
+        check_frames(rule)
     return Picture(image, apply_rule(image, rule))

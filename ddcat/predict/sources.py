@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ddcat.error_text import first_line
 from ddcat.errors import DdcatError
 from ddcat.extras import needing
+from ddcat.regular_files import kind_of
 from ddcat.text import printable
 
 __all__ = ["IMAGES", "SCENES", "VIDEOS", "Source", "find_sources"]
@@ -108,6 +109,8 @@ def _local(text: str) -> Iterator[Source]:
     if path.is_dir():
         yield from _named(sorted(_files_below(path)), str(path))
     elif path.exists():
+        if not path.is_file():
+            raise DdcatError(f"{printable(text)} is {kind_of(path.stat().st_mode)}, expected a regular file")
         yield Source(path.name, str(path))
     elif glob.has_magic(text):
         paths = sorted(name for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
@@ -119,7 +122,8 @@ def _local(text: str) -> Iterator[Source]:
 def _files_below(folder: Path) -> Iterator[str]:
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (os.path.join(place, name) for name in files)
+        paths = (os.path.join(place, name) for name in files)
+        yield from (path for path in paths if os.path.isfile(path))  # reading a pipe would never end
 
 
 def _remote(text: str) -> Iterator[Source]:

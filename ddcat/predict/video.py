@@ -17,6 +17,8 @@ from ddcat.predict.sources import Source
 __all__ = ["frame_count", "frames", "write_video"]
 
 U8 = npt.NDArray[np.uint8]
+# what the suffixes of videos stand for; FFmpeg's other formats may be lists of further files, or listen to the network
+_FORMATS = {"format_whitelist": "avi,matroska,webm,mov,mp4", "protocol_whitelist": "file"}
 
 
 def frames(source: Source) -> Iterator[U8]:
@@ -40,7 +42,7 @@ def frames(source: Source) -> Iterator[U8]:
 def frame_count(source: Source) -> int:
     """Return the number of frames that the file states; 0 where it states none."""
     with _opened(source) as container:
-        return int(container.streams.video[0].frames)
+        return int(container.streams.video[0].frames) if container.streams.video else 0
 
 
 def write_video(path: Path, source: Source, pictures: Iterable[U8]) -> None:
@@ -87,7 +89,7 @@ def _decoded(source: Source) -> Iterator[Any]:
 def _opened(source: Source) -> Any:
     av = _av()
     try:
-        return av.open(source.address if os.path.exists(source.address) else source.open())
+        return av.open(source.address if os.path.exists(source.address) else source.open(), container_options=_FORMATS)
     except (av.FFmpegError, OSError) as cause:
         raise DdcatError(f"the video cannot be read: {first_line(cause)}") from cause
 

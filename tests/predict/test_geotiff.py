@@ -72,9 +72,15 @@ def test_what_is_no_scene_or_too_large_for_a_form_is_named(
     scene[0].rename(folder / "scene.tif")
     (folder / "damaged.tif").write_bytes((folder / "scene.tif").read_bytes()[:5000])
     (folder / "text.tif").write_bytes(b"text")
+    rows = "".join(
+        f'<VRTRasterBand dataType="Byte" band="{n}"><SimpleSource><SourceFilename>{folder / "scene.tif"}</SourceFilename>'
+        f"<SourceBand>{n}</SourceBand></SimpleSource></VRTRasterBand>"
+        for n in (1, 2, 3)
+    )
+    (folder / "virtual.tif").write_text(f'<VRTDataset rasterXSize="500" rasterYSize="300">{rows}</VRTDataset>')
     summary = predict(tiled.path, find_sources([str(folder)]), tmp_path / "one", formats=["png"])
     assert summary["images"] == 1
-    assert [entry["name"] for entry in summary["failed"]] == ["damaged.tif", "text.tif"]
+    assert [entry["name"] for entry in summary["failed"]] == ["damaged.tif", "text.tif", "virtual.tif"]
     assert all(entry["reason"].startswith("it cannot be read: ") for entry in summary["failed"])
     monkeypatch.setattr(scenes_module, "_MOST_IN_MEMORY", 1000)
     assert predict(tiled.path, find_sources([str(folder / "scene.tif")]), tmp_path / "two", formats=["png"])["images"] == 1

@@ -9,19 +9,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 
-from ddcat.bundle import Bundle
+import ddcat
+from ddcat.bundle import Bundle, write_bundle
 from ddcat.engines.answer_statistics import describe, psi
 from ddcat.engines.golden import read_golden
 from ddcat.errors import DdcatError
+from ddcat.predict.images import read_picture
 from ddcat.predict.run import predict
 from ddcat.predict.sources import find_sources
-from tests.bundles import CLASSES
+from tests.bundles import CLASSES, small_graph, small_manifest
 from tests.commands import call
 
 
@@ -91,6 +94,24 @@ def test_images_without_a_mask_are_named_and_the_others_are_done(bundle: Bundle,
     assert call("ddcat", "predict", bundle.path, scenes, "--out", tmp_path / "out").returncode == 0
     assert masks.stat().st_mtime_ns == before  # what was done stays
     assert json.loads((tmp_path / "out/summary.json").read_text())["images"] == 13
+
+
+def test_files_of_16_bits_have_the_masks_of_the_python_interface(tmp_path: Path) -> None:
+    content = small_graph()
+    manifest = small_manifest(content)
+    rule = manifest.preprocessing.model_copy(update={"values": (100, 4195)})
+    deep = write_bundle(tmp_path / "deep", manifest.model_copy(update={"preprocessing": rule}), {"model.onnx": content})
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in/deep.png"), np.random.default_rng(0).integers(0, 4500, (40, 50, 3)).astype(np.uint16))
+    Image.new("RGB", (50, 40)).save(tmp_path / "in/shallow.png")
+    summary = predict(deep.path, find_sources([str(tmp_path / "in")]), tmp_path / "out", formats=["png"])
+    assert [entry["name"] for entry in summary["failed"]] == ["shallow.png"]
+    with ddcat.open_bundle(deep.path) as opened:
+        labels = opened.predict(tmp_path / "in/deep.png")
+    assert len(np.unique(labels)) == 4
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out/masks/deep.png")), labels)
+    with pytest.raises(DdcatError, match="8 bits a channel, and its bundle expects 16"):  # a frame of a video
+        read_picture(np.zeros((40, 50, 3), np.uint8), rule)
 
 
 def test_a_folder_of_another_job_is_refused(bundle: Bundle, golden: Bundle, scenes: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What the inputs name."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,11 @@ def test_two_images_of_one_stem_would_have_one_mask() -> None:
     Path("in/a.jpg").write_bytes(b"x")
     with pytest.raises(DdcatError, match=r"in/a.jpg and in/a.png would both have the mask a.png"):
         find_sources(["in"])
+
+
+def test_pipes_are_never_read(tmp_path: Path) -> None:
+    os.mkfifo("in/pipe.png")
+    os.symlink("/dev/zero", "in/zero.jpg")
+    assert [source.name for source in find_sources(["in"])] == ["a.png", "b.JPG", "sub/c.webp", "sub/d.mp4"]
+    with pytest.raises(DdcatError, match=r"in/pipe\.png is a named pipe, expected a regular file"):
+        find_sources(["in/pipe.png"])

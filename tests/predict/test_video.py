@@ -1,5 +1,6 @@
 """Videos: every frame has the mask of its pixels, and the overlay the times of the original."""
 
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,32 @@ def test_a_damaged_video_is_named_and_the_others_are_done(bundle: Bundle, tmp_pa
     assert "\n" not in summary["failed"][0]["reason"]
     with pytest.raises(DdcatError, match="the video cannot be read"):
         list(frames(Source("bad.mp4", str(tmp_path / "in/bad.mp4"))))
+
+
+@pytest.mark.slow
+def test_a_file_that_lists_others_and_one_without_pictures_are_no_videos(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    av = pytest.importorskip("av", reason=NEEDS_AV)
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "good.mp4", 5)
+    (tmp_path / "in/good.mp4").write_bytes((tmp_path / "good.mp4").read_bytes())
+    (tmp_path / "in/list.mp4").write_text("ffconcat version 1.0\nfile good.mp4\n")
+    (tmp_path / "in/session.mp4").write_text(
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+    )
+    with av.open(str(tmp_path / "in/sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    summary = predict(bundle.path, find_sources([str(tmp_path / "in")]), tmp_path / "out")
+    assert summary["images"] == 5
+    assert [entry["name"] for entry in summary["failed"]] == ["list.mp4", "session.mp4", "sound.mp4"]
+    monkeypatch.setattr(Source, "open", lambda source: io.BytesIO((tmp_path / "in" / source.name).read_bytes()))
+    with pytest.raises(DdcatError, match="the video cannot be read"):
+        list(frames(Source("session.mp4", "s3://bucket/session.mp4")))
 
 
 @pytest.mark.slow
