@@ -10,7 +10,7 @@ from ddcat.atomic_files import remove_temp_files, write_json, write_text
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint
 from ddcat_train.config import CONFIG, Config, dump_config
 from ddcat_train.data.readers import report_dead_workers
-from ddcat_train.errors import LostRankError, TrainError
+from ddcat_train.errors import TrainError
 from ddcat_train.memory import enough_memory
 from ddcat_train.run.monitor import NONFINITE, RunMonitor
 from ddcat_train.run.run_folder import check_run, locked
@@ -158,10 +158,10 @@ def _train_steps(loop: _Loop, stop: Stop, save_every: float) -> int:
             signal_number, due, failed = trainer.ranks.all_reduce_max([stop.number, late, isinstance(batch, TrainError)])
             if (signal_number or due or failed) and saved != trainer.step:
                 saved, when = _save(loop), time.monotonic()
-            if isinstance(batch, TrainError):
-                raise batch
             if failed:
-                raise LostRankError(f"rank {rank()} stopped: another rank could not read its images")
+                causes = trainer.ranks.gather(str(batch) if isinstance(batch, TrainError) else "")
+                # All end by the same error: whichever rank ends first, that is the one that is told.
+                raise batch if isinstance(batch, TrainError) else TrainError(next(filter(None, causes)))
             if signal_number or batch is None:
                 return signal_number
             with enough_memory(f"step {trainer.step + 1}", _LESS_TO_TRAIN):
