@@ -18,7 +18,7 @@ from ddcat_bench.gate.pool import CODEC, CORRUPTED_SEVERITY, corrupted_runs
 from ddcat_bench.gate.verdict import conclude
 from ddcat_bench.gate.words import untested
 from ddcat_bench.timing.results import SpeedResult
-from tests.bench.gate.test_gate import LIMITS, bundle, good, many, speed  # noqa: F401 -- fixtures
+from tests.bench.gate.test_gate import LIMITS, good, many  # noqa: F401 -- a fixture
 
 U8 = npt.NDArray[np.uint8]
 
@@ -58,7 +58,7 @@ class Wrong:
 )
 def test_an_engine_that_fails_in_the_dark_or_after_jpeg_is_refused(
     good: tuple[GateJob, Measurements],  # noqa: F811
-    speed: SpeedResult,  # noqa: F811
+    speed: SpeedResult,
     tmp_path: Path,
     when: Callable[[U8, list[U8]], bool],
     refused: str,

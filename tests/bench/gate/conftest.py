@@ -1,0 +1,25 @@
+from pathlib import Path
+
+import pytest
+
+from ddcat.bundle import Bundle
+from ddcat.manifest import MainBranchProof
+from ddcat_bench.timing.results import SpeedResult
+from ddcat_export import exporting, sources
+from ddcat_train.data import Dataset
+from tests.bench.gates import speed_of
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory, run_directory: Path, scenes: Dataset) -> Bundle:
+    height, width = scenes.read(0).labels.shape
+    proof = MainBranchProof(spare_parameters=1, bytes_unchanged=True, multiply_adds=1, size=(height, width))
+    with pytest.MonkeyPatch.context() as patch:  # it would be exported twice
+        patch.setattr(sources, "prove_main_branch", lambda *given, **options: proof)
+        folder = tmp_path_factory.mktemp("gate") / "bundle"
+        return exporting.export(run_directory, folder, logits=True, sizes=((height, width),)).bundle
+
+
+@pytest.fixture(scope="session")
+def speed() -> SpeedResult:
+    return speed_of("bundle", 0.5)
