@@ -1,6 +1,7 @@
 """The Segmenter: files of its authors and of Croce, Singh and Hein compute the same, written down here once more; it trains."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.config import ModelConfig, load_config
 from ddcat_train.errors import CheckpointError, ConfigError
 from ddcat_train.networks import build_segmenter
+from ddcat_train.networks.whole.mask_transformer import MaskTransformerSegmenter
 from ddcat_train.run.trainer import Trainer
 from ddcat_train.weight_import import import_checkpoint
 from tests.train import released
@@ -143,6 +145,29 @@ def test_a_segmenters_file_computes_the_same(size: tuple[int, int], tiny_scenes:
     with torch.no_grad():
         wanted = Literal(weights).segment(images)
         torch.testing.assert_close(network(images), wanted, rtol=1e-4, atol=1e-4 * float(wanted.std()))
+
+
+def test_the_vit_and_the_decoders_blocks_are_timms() -> None:
+    try:
+        from timm.models.vision_transformer import Block, VisionTransformer  # noqa: PLC0415
+    except Exception as cause:  # its torchvision may be built for another torch
+        pytest.skip(f"needs timm and a torchvision of this torch: {cause}")
+    norms = partial(nn.LayerNorm, eps=1e-5)  # as the Segmenter's authors have it; timm's own is 1e-6
+    torch.manual_seed(0)
+    peer = VisionTransformer(
+        img_size=64, patch_size=16, embed_dim=128, depth=3, num_heads=2, num_classes=0, norm_layer=norms
+    ).eval()  # fmt: skip
+    block = Block(128, 2, qkv_bias=True, norm_layer=norms).eval()
+    for parameter in (*peer.parameters(), *block.parameters()):
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    network = MaskTransformerSegmenter(CLASSES, image_size=64, width=128, depth=3, decoder_depth=1).eval()
+    network.encoder.load_state_dict(peer.state_dict())  # all keys and shapes are the same
+    network.decoder.blocks[0].load_state_dict(block.state_dict())
+    images, tokens = torch.randn(2, 3, 64, 64), torch.randn(2, 9, 128)
+    with torch.no_grad():
+        wanted = peer.forward_features(images)[:, 1:].transpose(1, 2).reshape(2, 128, 4, 4)
+        torch.testing.assert_close(network.encoder(images), wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(network.decoder.blocks[0](tokens), block(tokens), rtol=1e-4, atol=1e-5)
 
 
 def test_what_the_import_says(tiny_scenes: Path, tmp_path: Path) -> None:

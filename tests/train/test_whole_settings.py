@@ -37,7 +37,12 @@ def test_a_whole_model_takes_the_place_of_a_presets_backbone() -> None:
             "no such library of whole models: use hf, smp, torchvision, segmenter, or an entry point",
         ),
         (["model.whole=hf"], "model.whole hf needs model.settings, or model.weights with a folder that has them"),
-        (["model.whole=hf", "model.settings={model_type: segforme}"], r"not a segmentation model of .* \(nearest: segformer\)"),
+        (["model.whole=hf", "model.settings={model_type: segforme}"], "no model_type segforme: the nearest .* is segformer"),
+        (["model.whole=hf", "model.settings={model_type: convnext}"], "convnext is a backbone, .*: use model.backbone hf"),
+        (
+            ["model.whole=hf", "model.settings={model_type: clipseg}"],
+            r"no clipseg that maps images alone to classes of pixels: use one of beit, .* or a module .* of ddcat\.segmenters",
+        ),
         (["model.whole=hf", "model.settings={model_type: segformer, depth: 3}"], "no setting depth: the nearest is depths"),
         (["model.whole=hf", "model.settings=nowhere"], r"nowhere cannot be read \(No such file or directory\): use the folder"),
         (["model.whole=smp", "model.settings={encoder_name: resnet18}"], "which model of smp it is: use its key arch"),
@@ -224,6 +229,38 @@ def test_the_multiple_is_tried(packaged: Callable[..., None]) -> None:
         build_whole(described(whole="mine", settings={"side": 100}), classes=CLASSES, heads=("main",))
     fixed = build_whole(described(whole="mine", settings={"side": 100, "image_size": 100}), classes=CLASSES, heads=("main",))
     assert fixed.largest == 100
+
+
+def test_a_model_that_asks_for_more_than_images(packaged: Callable[..., None]) -> None:
+    class Told(Plain):
+        def forward(self, images: Tensor, task: Tensor, *, names: Any, size: int = 3, **others: Any) -> Any:
+            return super().forward(images)
+
+    packaged(Told)
+    message = r"mine asks for task, names besides images: wrap it in a module that takes images alone, .* ddcat\.segmenters"
+    with pytest.raises(ConfigError, match=message):
+        build_whole(described(whole="mine", settings={}), classes=CLASSES, heads=("main",))
+
+
+def test_a_size_that_is_named_and_does_not_fit(packaged: Callable[..., None]) -> None:
+    packaged(Plain)
+    message = r"Plain takes no images \(N, 3, H, W\) of 129 x 162: the size is odd; name by model\.multiple"
+    with pytest.raises(ConfigError, match=message):
+        build_whole(described(whole="mine", settings={}, multiple=3), classes=CLASSES, heads=("main",))
+
+
+def test_a_backbone_inside_that_takes_one_size() -> None:
+    pytest.importorskip("transformers", reason='transformers is not installed: pip install ".[hf]"')
+    backbone = {
+        "model_type": "hiera", "embed_dim": 8, "image_size": [64, 64], "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4],
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    }  # fmt: skip
+    settings = {
+        "model_type": "upernet", "hidden_size": 8, "auxiliary_in_channels": 32, "auxiliary_channels": 8,
+        "backbone_config": backbone,
+    }  # fmt: skip
+    network = build_whole(described(whole="hf", settings=settings), classes=CLASSES, heads=("main",))
+    assert network.largest == 64
 
 
 def test_channels_that_come_last_are_said(packaged: Callable[..., None]) -> None:

@@ -7,9 +7,11 @@ Apart from the network, so that a configuration is read without one.
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from ddcat_train.choices import SEGMENTER_GROUP
 
 __all__ = ["NAMED_BY", "resolved_settings"]
 
@@ -98,11 +100,7 @@ def _of_transformers(settings: Mapping[str, Any], *, strict: bool) -> dict[str, 
     name = settings["model_type"]
     known_models = [*MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES, *MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES]
     if name not in known_models:
-        nearest = difflib.get_close_matches(name, known_models, n=1, cutoff=0)[0]
-        raise ValueError(
-            f"model_type {name} is not a segmentation model of transformers (nearest: {nearest}); a classifier is a backbone, "
-            "model.backbone hf"
-        )
+        raise ValueError(_no_segmenter(name, known_models))
     if strict:
         known = set(hf_configuration({"model_type": name}).to_dict())
         for key in sorted(set(map(str, settings)) - known):
@@ -111,6 +109,25 @@ def _of_transformers(settings: Mapping[str, Any], *, strict: bool) -> dict[str, 
     own = {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
     resolved: dict[str, Any] = json.loads(hf_configuration(own).to_json_string(False))
     return _stripped(resolved)
+
+
+def _no_segmenter(name: str, known: Sequence[str]) -> str:
+    """Say why a model of transformers is none for segmentation, and what to use."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # noqa: PLC0415 -- as above
+    from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES  # noqa: PLC0415 -- as above
+
+    if name not in CONFIG_MAPPING_NAMES:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+        return f"transformers has no model_type {name}: the nearest of its segmentation models is {nearest}"
+    if name in MODEL_FOR_BACKBONE_MAPPING_NAMES:
+        return (
+            f"model_type {name} is a backbone, expected a segmentation model: use model.backbone hf, or model_type upernet "
+            "with it as backbone_config"
+        )
+    return (
+        f"transformers has no {name} that maps images alone to classes of pixels: use one of {', '.join(sorted(known))}, or a "
+        f"module of your own around it, by an entry point of {SEGMENTER_GROUP}"
+    )
 
 
 def _stripped(settings: Mapping[str, Any]) -> dict[str, Any]:

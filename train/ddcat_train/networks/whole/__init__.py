@@ -1,6 +1,7 @@
 """Whole models of other libraries as segmenters."""
 
 from collections.abc import Iterator, Sequence
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ddcat_train.config import ModelConfig
 from ddcat_train.errors import ConfigError
 from ddcat_train.networks.eval_mode import eval_mode
 from ddcat_train.networks.segmenter import Segmenter
+from ddcat_train.networks.whole.cut import BY_A_PACKAGE, OF_SIZES
 from ddcat_train.networks.whole.families import FAMILIES, QUERIES, Family
 from ddcat_train.networks.whole.queries import QuerySegmenter
 from ddcat_train.networks.whole.segmenter import Blueprint, CutSegmenter, sample_of
@@ -22,6 +24,7 @@ from ddcat_train.whole_settings import NAMED_BY
 __all__ = ["Blueprint", "CutSegmenter", "QuerySegmenter", "build_whole"]
 
 _MULTIPLES = (32, 64, 128)  # tried in turn where the family is not known
+_ANY_NUMBER = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 _FIXED = ("image_size", "img_size", "input_size")  # settings that may be the only size of its images
 
 
@@ -77,24 +80,42 @@ def _sizes(model: ModelConfig, family: Family, network: nn.Module) -> tuple[int,
     if model.multiple is not None:
         fixed = model.multiple > max(_MULTIPLES) and _fault(network, (model.multiple, 2 * model.multiple)) is not None
         return model.multiple, model.multiple if fixed else None
-    if isinstance(family.multiple, int):
-        return _of_patches(model, family.multiple), None
-    tried, fault = sample_of(_MULTIPLES[0]), None
-    if family.multiple is None:
-        stride = getattr(getattr(network, "encoder", None), "output_stride", None)  # as smp's check of sizes asks
-        for multiple in (stride,) if isinstance(stride, int) else _MULTIPLES:
-            fault = _fault(network, sample_of(multiple))
-            if fault is None:
-                return multiple, None
-    for side in dict.fromkeys(_stated_sides(model, network, family.multiple)):
-        tried, fault = (side, side), _fault(network, (side, side))
+    faults: list[tuple[tuple[int, int], str]] = []
+    for multiple in _multiples(model, family, network):
+        fault = _fault(network, sample_of(multiple))
+        if fault is None:
+            return multiple, None
+        faults.append((sample_of(multiple), fault))
+    setting = family.multiple if isinstance(family.multiple, str) else None
+    for side in dict.fromkeys(_stated_sides(model, network, setting)):
+        fault = _fault(network, (side, side))
         if fault is None:
             return side, side
-    fault = fault or "no setting says their size"
-    raise ConfigError(
-        f"{model.architecture} takes no images (N, 3, H, W) of {tried[0]} x {tried[1]}: {fault}; name by "
-        "model.multiple of which size, in pixels, they must be"
-    )
+        faults = [((side, side), fault)]  # against a size that it states, it tells the most
+    asked = _asked(network)
+    if asked:
+        raise ConfigError(
+            f"{model.architecture} asks for {', '.join(asked)} besides images: wrap it in a module that takes images alone, "
+            f"{BY_A_PACKAGE}"
+        )
+    (height, width), fault = faults[0] if faults else (sample_of(_MULTIPLES[0]), "no setting says their size")
+    raise ConfigError(f"{model.architecture} takes no images (N, 3, H, W) of {height} x {width}: {fault}; {OF_SIZES}")
+
+
+def _multiples(model: ModelConfig, family: Family, network: nn.Module) -> Sequence[int]:
+    """Return multiples that the sides of images of any size may have to be of."""
+    if isinstance(family.multiple, int):
+        return (_of_patches(model, family.multiple),)
+    if family.multiple is not None:
+        return ()
+    stride = getattr(getattr(network, "encoder", None), "output_stride", None)  # as smp's check of sizes asks
+    return (stride,) if isinstance(stride, int) else _MULTIPLES
+
+
+def _asked(network: nn.Module) -> list[str]:
+    """Return the arguments without a default that a model asks for besides images."""
+    others = [*signature(network.forward).parameters.values()][1:]
+    return [given.name for given in others if given.default is given.empty and given.kind not in _ANY_NUMBER]
 
 
 def _of_patches(model: ModelConfig, multiple: int) -> int:
@@ -107,7 +128,9 @@ def _stated_sides(model: ModelConfig, network: nn.Module, setting: str | None) -
     """Yield sides of images that settings or layers state."""
     names = (*((setting,) if setting else ()), *_FIXED)
     stated: Any = getattr(network, "config", None) or {}
-    places = [model.settings or {}, stated if isinstance(stated, dict) else vars(stated), *map(vars, network.modules())]
+    settings = model.settings or {}
+    stated = stated if isinstance(stated, dict) else vars(stated)
+    places = [settings, settings.get("backbone_config") or {}, stated, *map(vars, network.modules())]
     for place in places:
         for name in names:
             side = place.get(name)

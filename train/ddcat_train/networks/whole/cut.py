@@ -9,10 +9,18 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddcat.error_text import first_line
+from ddcat_train.choices import SEGMENTER_GROUP
 from ddcat_train.errors import ConfigError
+from ddcat_train.memory import lacks_memory
 from ddcat_train.networks.whole.calls import Call, logits_of, observe
 
-__all__ = ["Chain", "Cut", "chain_of", "find_cut", "same_values"]
+__all__ = ["BY_A_PACKAGE", "OF_SIZES", "Chain", "Cut", "chain_of", "find_cut", "same_values"]
+
+BY_A_PACKAGE = f"by an entry point of {SEGMENTER_GROUP}"
+OF_SIZES = (
+    f"name by model.multiple of which size, in pixels, they must be, or wrap it in a module that takes them, {BY_A_PACKAGE}"
+)
 
 _TOLERANCE = 1e-4  # of the logits' standard deviation
 _MOST_NAMED = 3
@@ -77,9 +85,15 @@ def find_cut(model: nn.Module, images: Tensor, classes: int, wanted: str | None 
     ConfigError
         Where there is no such module, or something else follows it; with the cuts that would do.
     """
-    calls, output = observe(model, images)
-    logits = logits_of(output)
     name = type(model).__name__
+    try:
+        calls, output = observe(model, images)
+    except Exception as cause:  # a library's exceptions share no base
+        if lacks_memory(cause):
+            raise
+        size = " x ".join(map(str, images.shape[2:]))
+        raise ConfigError(f"{name} takes no images (N, 3, H, W) of {size}: {first_line(cause)}; {OF_SIZES}") from cause
+    logits = logits_of(output)
     if logits is None:
         raise ConfigError(f"{name} gives {_form(output)}, expected logits (N, K, h, w): {_ADVICE}")
     if logits.shape[1] != classes:
@@ -103,7 +117,7 @@ def find_cut(model: nn.Module, images: Tensor, classes: int, wanted: str | None 
     return cut
 
 
-_ADVICE = "wrap it in a module that returns them"
+_ADVICE = f"wrap it in a module that returns them, {BY_A_PACKAGE}"
 
 
 def _check_paths(model: nn.Module, paths: Sequence[str], calls: Sequence[Call], others: Any) -> None:

@@ -65,6 +65,7 @@ FAMILIES: Mapping[tuple[str, str], Family] = {
         "segmentation_head.aspp.project+segmentation_head.aspp.dropout+segmentation_head.dropout+segmentation_head.classifier",
         32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), bgr=True,
     ),
+    ("hf", "mobilevitv2"): Family(None, 32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), bgr=True),
     ("hf", "segformer"): Family(
         "decode_head.linear_fuse+decode_head.batch_norm+decode_head.activation+decode_head.dropout+decode_head.classifier", 1
     ),
