@@ -34,7 +34,7 @@ OF_PREDICT = {
     "sources.py": {"fsspec"},
     "video.py": {"av"},
 }  # in functions
-CORE = {"numpy", "pydantic", "rich", "typer"}  # and the standard library
+CORE = {"numpy", "pydantic", "rich", "typer", "yaml"}  # and the standard library
 OF_IMAGES = {"preprocess.py": {"PIL", "cv2"}, "image_pixels.py": {"PIL", "cv2"}}
 
 

@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from ddcat.error_text import first_line
 from ddcat.manifest import GOLDEN_TOLERANCE
+from ddcat.yaml_text import parse_yaml
 from ddcat_serve.errors import ServeError
 
 __all__ = ["PREFIX", "Settings", "read_settings"]
@@ -204,8 +204,8 @@ def _read_file(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as cause:
+        content = parse_yaml(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
         raise ServeError(f"--config {file} cannot be read: {first_line(cause)}") from cause
     if not isinstance(content, dict):
         raise ServeError(f"--config {file} has no settings: use lines such as `timeout: 5`")

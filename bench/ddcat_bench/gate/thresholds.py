@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ddcat.error_text import first_line, first_validation_error
 from ddcat.manifest import Precision
 from ddcat.schema import Fraction, StrictModel
+from ddcat.yaml_text import parse_yaml
 from ddcat_bench.errors import BenchError
 
 __all__ = ["DEFAULT", "Thresholds", "read_thresholds"]
@@ -43,11 +43,11 @@ def read_thresholds(file: Path, precision: Precision) -> Thresholds:
         If the file cannot be read, or an entry is missing, unknown or of a wrong type.
     """
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = parse_yaml(file.read_text(encoding="utf-8"))
         return TypeAdapter(dict[Precision, Thresholds]).validate_python(content)[precision]
     except ValidationError as cause:
         raise BenchError(f"--thresholds {file}: {first_validation_error(cause)}; see {DEFAULT.name} of the package") from cause
-    except (OSError, ValueError, yaml.YAMLError) as cause:
+    except (OSError, ValueError) as cause:
         raise BenchError(f"--thresholds {file} cannot be read: {first_line(cause)}") from cause
     except KeyError as cause:
         raise BenchError(

@@ -135,6 +135,9 @@ def test_limits_are_strict(tmp_path: Path) -> None:
     file.write_text(DEFAULT.read_text().replace("latency: 1.0", "latency: fast"))
     with pytest.raises(BenchError, match=r"fp32.latency: Input should be a valid number"):
         read_thresholds(file, "fp32")
+    file.write_text(DEFAULT.read_text().replace("latency: 1.0", "latency: 1.0, latency: 9.0", 1))
+    with pytest.raises(BenchError, match="cannot be read: latency stands twice"):
+        read_thresholds(file, "fp32")
     file.write_text("int8: {}")
     with pytest.raises(BenchError, match="Field required"):
         read_thresholds(file, "int8")

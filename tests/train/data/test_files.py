@@ -122,6 +122,23 @@ def test_too_large_an_image_is_told_with_its_size(tmp_path: Path) -> None:
             read(tmp_path / "x.png")
 
 
+def test_the_orientation_of_a_large_png_may_stand_behind_its_pixels(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3)).astype(np.uint8)
+    with io.BytesIO() as buffer:
+        Image.fromarray(noise).save(buffer, format="PNG")
+        content = buffer.getvalue()
+    assert len(content) > 1 << 17
+    data = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    chunk = len(data).to_bytes(4, "big") + b"eXIf" + data + zlib.crc32(b"eXIf" + data).to_bytes(4, "big")
+    (tmp_path / "x.png").write_bytes(content)
+    assert read_head(tmp_path / "x.png") == (200, 300, 1)
+    for changed in (content[:-12] + chunk + content[-12:], content[:33] + chunk + content[33:]):
+        (tmp_path / "x.png").write_bytes(changed)
+        assert read_head(tmp_path / "x.png") == (200, 300, 6)
+    (tmp_path / "x.png").write_bytes(content[:-1000])  # cut off
+    assert read_head(tmp_path / "x.png") == (200, 300, 1)
+
+
 def test_the_orientation_is_read_from_either_format(tmp_path: Path) -> None:
     for value in (1, 3, 6, 8, 0, 9, 77):
         exif = Image.Exif()

@@ -21,11 +21,11 @@ from pydantic import (
 from ddcat.classes import IGNORE_INDEX, Classes, Colour
 from ddcat.error_text import first_validation_error
 from ddcat.text import printable
+from ddcat.yaml_text import parse_yaml
 from ddcat_train.data.class_names import class_names
 from ddcat_train.data.files import read_text
 from ddcat_train.data.pictures import U8
 from ddcat_train.errors import DataError
-from ddcat_train.yaml_tree import parse_yaml
 
 __all__ = ["CLASSES_FILE", "NO_CLASS", "Legend", "Table", "classes_yaml", "read_classes", "read_legend"]
 

@@ -35,6 +35,7 @@ _OTHERS = {  # by their first bytes, for an error that says what a file is
 _COLOUR_MODES = {"RGB", "RGBA", "L", "LA", "P", "PA", "1"}
 _MODES = {"I": "a PNG of 16 bits (mode I)", "I;16": "a PNG of 16 bits (mode I;16)", "LA": "a PNG in grey and alpha (mode LA)"}
 _HEAD = 1 << 17  # bytes, in which nearly all files say what they are
+_MOST_CHUNKS = 100_000  # of a PNG, in which EXIF is looked for
 _DEPTH = 24  # byte of a PNG that says how many bits a value has
 _DAMAGED = (OSError, SyntaxError, ValueError, IndexError, TypeError, KeyError, struct.error, EOFError)  # what Pillow raises
 
@@ -159,11 +160,30 @@ def read_head(path: Path) -> Head:
     """
     content = read_bytes(path, first=_HEAD)
     try:
-        return _head(path, content)
+        head = _head(path, content)
     except DataError:
         if len(content) < _HEAD:
             raise
-    return _head(path, read_bytes(path))  # something large stands before the pixels
+        return _head(path, read_bytes(path))  # something large stands before the pixels
+    if head.orientation == 1 and is_png(content) and len(content) == _HEAD:
+        return head._replace(orientation=_orientation_behind_pixels(path, content[:_HEADER_END]))
+    return head
+
+
+def _orientation_behind_pixels(path: Path, header: bytes) -> int:
+    """Read the orientation of a PNG wherever it stands, without the pixels; `header`: signature and IHDR."""
+    with path.open("rb", buffering=0) as file:
+        at = len(header)
+        for _ in range(_MOST_CHUNKS):
+            file.seek(at)
+            length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
+            if kind == b"eXIf":
+                file.seek(at)
+                return orientation_of(header + file.read(min(12 + length, _HEAD)))
+            if kind in (b"IEND", b""):
+                break
+            at += 12 + length
+    return 1
 
 
 def _head(path: Path, content: bytes) -> Head:

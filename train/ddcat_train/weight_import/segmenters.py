@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddcat.classes import CAMVID, CITYSCAPES, VOC, Classes
+from ddcat.yaml_text import parse_yaml
 from ddcat_train.checkpoints import Description, Imported, SplitEntry, build_network, save_checkpoint
 from ddcat_train.choices import ContextName
 from ddcat_train.config import Config, MethodConfig, ModelConfig, load_config, parse_config
@@ -23,7 +24,6 @@ from ddcat_train.weight_import.mask_transformer import find_mask_transformer, is
 from ddcat_train.weight_import.mmsegmentation import find_mmsegmentation, is_mmsegmentation
 from ddcat_train.weight_import.resnet_keys import find_resnet
 from ddcat_train.weight_import.torch_file import TorchFile
-from ddcat_train.yaml_tree import parse_yaml
 
 __all__ = ["import_segmenter", "is_segmenter"]
 
