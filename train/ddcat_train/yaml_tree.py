@@ -161,7 +161,6 @@ def _override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(tree, dict):
             raise ConfigError(f"--set {shown}: {part} is a value, it has no keys")
     try:
-        parsed = parse_yaml(value)
+        tree[last] = parse_yaml(value)
     except ValueError as cause:
         raise ConfigError(f"--set {shown}: the value is not YAML: {cause}") from cause
-    _merge(tree, {last: parsed})  # a section keeps its other keys, as in a file
