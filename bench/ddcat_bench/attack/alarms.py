@@ -24,8 +24,8 @@ PROBE_MARGIN = 2.0
 # docs/results/camvid-methods, no further step raised the mIoU at all.
 WEAKENED_BY = 0.5
 # A quarter of the range blinds a sound model, and what it then hits it hits by chance: CosPGD-20 left 0.1 to 0.5 points of
-# seven models on CamVid (11 classes), and 7.3 of an adversarially trained one on scenes (6 classes).
-LEFT_AT_MOST = 10.0
+# seven models on CamVid (11 classes), and 7 to 13 of adversarially trained ones on scenes (6 classes).
+LEFT_AT_MOST = 15.0
 # No gradient is exactly zero by chance; float32 allows it for a pixel whose right logit leads by 100.
 ZERO_PIXELS_AT_MOST = 0.01  # a share, not points
 # A curve over n falls ever more slowly; in docs/results/camvid-methods no n is more than 0.94 above the mean of its neighbours.
