@@ -6,7 +6,7 @@ Swaps of a model in a server under load, bundles that must never answer, and the
 
 One server has a repository of two versions of the bundle and of four that must be refused: tampered, unsigned, refused by the
 gate, and with golden labels that its engine does not give. Clients first find its capacity, then ask by a Poisson process at
-80 % of it: for a while without a swap, and as long with 20 swaps, each followed by a load of a bad bundle. Then a second server
+a share of it: for a while without a swap, and as long with 20 swaps, each followed by a load of a bad bundle. Then a second server
 swaps 50 times. It writes OUT.json and OUT.md. Linux only.
 """
 
@@ -38,7 +38,6 @@ from ddcat.passport import Finding, Passport, write_passport
 from ddcat.progress import progress
 
 NAME, KEY = "model", "a key for this run"
-LOAD = 0.8  # of the capacity
 CLIENTS = 8  # at once, while the capacity is looked for
 BAD = {"3": "tampered", "4": "unsigned", "5": "refused by the gate", "6": "with other golden labels"}
 WARM = 5  # swaps after which memory is to stay as it is
@@ -60,6 +59,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--size", default="240x320", help="of the images, HEIGHTxWIDTH")
     parser.add_argument("--seconds", type=float, default=120.0, help="without swaps, and again with them")
+    parser.add_argument("--load", type=float, default=0.8, help="share of the capacity")
     parser.add_argument("--swaps", type=int, default=20)
     parser.add_argument("--memory-swaps", type=int, default=50)
     parser.add_argument("--threads", type=int, default=1, help="of each engine")
@@ -225,7 +225,7 @@ async def under_load(address: str, body: bytes, arguments: argparse.Namespace, g
         await asyncio.gather(*(one() for _ in range(CLIENTS)))
         capacity = len(hurry.answers) / (time.perf_counter() - began)
         quiet = Client(session, body)
-        await quiet.for_a_while(LOAD * capacity, arguments.seconds, seed=1)
+        await quiet.for_a_while(arguments.load * capacity, arguments.seconds, seed=1)
         swapped = Client(session, body)
         loads: list[dict[str, Any]] = []
 
@@ -241,10 +241,11 @@ async def under_load(address: str, body: bytes, arguments: argparse.Namespace, g
                     advance(1)
 
         began = time.perf_counter()
-        await asyncio.gather(swapped.for_a_while(LOAD * capacity, arguments.seconds, seed=2), swap())
+        await asyncio.gather(swapped.for_a_while(arguments.load * capacity, arguments.seconds, seed=2), swap())
     everyone = [*hurry.answers, *quiet.answers, *swapped.answers]
     return {
         "capacity": capacity,
+        "load": arguments.load,
         "quiet": summary(quiet.answers),
         "swapped": summary(swapped.answers),
         "versions_that_answered": len({answer.digest for answer in swapped.answers}),
@@ -307,7 +308,7 @@ def markdown(found: dict[str, Any]) -> str:
     swaps = [load for load in found["loads"] if load["version"] in ("1", "2")]
     took = sorted(load["seconds"] for load in swaps)
     ratio = swapped["p99"] / quiet["p99"]
-    sizes = f"--size {found['size']} --seconds {found['seconds']:g} --swaps {found['swaps']}"
+    sizes = f"--size {found['size']} --seconds {found['seconds']:g} --load {found['load']} --swaps {found['swaps']}"
     more = f"--memory-swaps {memory['swaps']} --threads {found['threads']}"
     lines = [
         "# Swaps under load",
@@ -318,7 +319,7 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         f"The bundle `{found['bundle']}`, JPEG files of {found['size']}, {found['threads']} thread(s) for each engine; the "
         f"clients run on the same machine. {CLIENTS} clients that wait for their answers get {found['capacity']:.1f} a second. "
-        f"At {LOAD:.0%} of that, requests come by a Poisson process:",
+        f"At {found['load']:.0%} of that, requests come by a Poisson process:",
         "",
         "| | requests | failed | median, ms | p99, ms | longest, ms |",
         "|---|---:|---:|---:|---:|---:|",

