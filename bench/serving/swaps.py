@@ -6,8 +6,8 @@ Swaps of a model in a server under load, bundles that must never answer, and the
 
 One server has a repository of two versions of the bundle and of four that must be refused: tampered, unsigned, refused by the
 gate, and with golden labels that its engine does not give. Clients first find its capacity, then ask by a Poisson process at
-a share of it: for a while without a swap, and as long with 20 swaps, each followed by a load of a bad bundle. Then a second server
-swaps 50 times. It writes OUT.json and OUT.md. Linux only.
+a share of it: for a while without a swap, and as long with 20 swaps, each followed by a load of a bad bundle. Then a second
+server swaps 50 times. It writes OUT.json and OUT.md. Linux only.
 """
 
 import argparse

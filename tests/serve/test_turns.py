@@ -37,6 +37,30 @@ def test_batches_and_loads_never_overlap_and_batches_may() -> None:
     assert most["batch"] > 1
 
 
+def test_a_batch_that_waits_comes_before_the_next_call_of_a_load() -> None:
+    shared, begun, over = Turns(), 0, threading.Event()
+
+    def load() -> None:
+        nonlocal begun
+        while not over.is_set():
+            with shared.load():
+                begun += 1
+                time.sleep(0.005)
+
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(load)
+        passed = []
+        for _ in range(10):
+            time.sleep(0.007)
+            before = begun
+            with shared.batch():
+                passed.append(begun - before)
+        over.set()
+        loading.result()
+    assert begun >= 10
+    assert max(passed) <= 1  # one may begin between the count and the question
+
+
 @pytest.mark.parametrize(("hangs", "waits"), [("batch", "load"), ("load", "batch")])
 def test_a_call_that_hangs_is_waited_for_once(hangs: str, waits: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shared, inside, go = Turns(), threading.Event(), threading.Event()
