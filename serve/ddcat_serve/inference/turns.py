@@ -48,7 +48,7 @@ class Turns:
         """Make a call of an engine that is being loaded; only one is at a time."""
         with self._changed:
             if self._long_batch != self._batches_ended:
-                # A batch that waited for the last call comes first: otherwise the next call would begin before its thread wakes.
+                # A batch that waited for the last call comes first: the next call would begin before its thread wakes.
                 self._changed.wait_for(lambda: not self._batches + self._waiting, max(_GAP, _SPARE * self._last_load))
                 self._loading = True
                 if not self._changed.wait_for(lambda: not self._batches, _PATIENCE):
