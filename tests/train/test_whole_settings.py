@@ -41,7 +41,7 @@ def test_a_whole_model_takes_the_place_of_a_presets_backbone() -> None:
         (["model.whole=hf", "model.settings={model_type: convnext}"], "convnext is a backbone, .*: use model.backbone hf"),
         (
             ["model.whole=hf", "model.settings={model_type: clipseg}"],
-            r"no clipseg that maps images alone to classes of pixels: use one of beit, .* or a module .* of ddcat\.segmenters",
+            r"no clipseg that maps images alone to classes of pixels: use .* or a module .* of ddcat\.segmenters",
         ),
         (["model.whole=hf", "model.settings={model_type: segformer, depth: 3}"], "no setting depth: the nearest is depths"),
         (["model.whole=hf", "model.settings=nowhere"], r"nowhere cannot be read \(No such file or directory\): use the folder"),

@@ -113,10 +113,10 @@ def _of_transformers(settings: Mapping[str, Any], *, strict: bool) -> dict[str, 
 
 def _no_segmenter(name: str, known: Sequence[str]) -> str:
     """Say why a model of transformers is none for segmentation, and what to use."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # noqa: PLC0415 -- as above
+    from transformers import CONFIG_MAPPING  # noqa: PLC0415 -- as above
     from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES  # noqa: PLC0415 -- as above
 
-    if name not in CONFIG_MAPPING_NAMES:
+    if name not in CONFIG_MAPPING:
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
         return f"transformers has no model_type {name}: the nearest of its segmentation models is {nearest}"
     if name in MODEL_FOR_BACKBONE_MAPPING_NAMES:
@@ -125,8 +125,8 @@ def _no_segmenter(name: str, known: Sequence[str]) -> str:
             "with it as backbone_config"
         )
     return (
-        f"transformers has no {name} that maps images alone to classes of pixels: use one of {', '.join(sorted(known))}, or a "
-        f"module of your own around it, by an entry point of {SEGMENTER_GROUP}"
+        f"transformers has no {name} that maps images alone to classes of pixels: use a model that does, such as segformer or "
+        f"upernet, or a module of your own around it, by an entry point of {SEGMENTER_GROUP}"
     )
 
 

@@ -80,25 +80,26 @@ def _sizes(model: ModelConfig, family: Family, network: nn.Module) -> tuple[int,
     if model.multiple is not None:
         fixed = model.multiple > max(_MULTIPLES) and _fault(network, (model.multiple, 2 * model.multiple)) is not None
         return model.multiple, model.multiple if fixed else None
-    faults: list[tuple[tuple[int, int], str]] = []
+    faults: list[tuple[int, int, str]] = []
     for multiple in _multiples(model, family, network):
         fault = _fault(network, sample_of(multiple))
         if fault is None:
             return multiple, None
-        faults.append((sample_of(multiple), fault))
+        faults.append((*sample_of(multiple), fault))
+    stated: list[tuple[int, int, str]] = []
     setting = family.multiple if isinstance(family.multiple, str) else None
     for side in dict.fromkeys(_stated_sides(model, network, setting)):
         fault = _fault(network, (side, side))
         if fault is None:
             return side, side
-        faults = [((side, side), fault)]  # against a size that it states, it tells the most
+        stated.append((side, side, fault))
     asked = _asked(network)
     if asked:
         raise ConfigError(
             f"{model.architecture} asks for {', '.join(asked)} besides images: wrap it in a module that takes images alone, "
             f"{BY_A_PACKAGE}"
         )
-    (height, width), fault = faults[0] if faults else (sample_of(_MULTIPLES[0]), "no setting says their size")
+    height, width, fault = [*stated, *faults, (*sample_of(_MULTIPLES[0]), "no setting says their size")][0]
     raise ConfigError(f"{model.architecture} takes no images (N, 3, H, W) of {height} x {width}: {fault}; {OF_SIZES}")
 
 
