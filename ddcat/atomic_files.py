@@ -226,7 +226,7 @@ def check_can_create(path: Path) -> None:
     """Refuse a path where `atomic_directory` would fail, before the long work."""
     check_absent(path)
     if path.is_mount():
-        raise DdcatError(f"{path} is where a disk is mounted, and cannot be replaced: use a folder inside it")
+        raise DdcatError(f"{path} is a mount point and cannot be replaced: use a folder inside it")
     check_writable(path.parent)  # where it is filled, and renamed to the path at the end
 
 

@@ -135,8 +135,8 @@ def open_bundle(path: Path, trust: TrustPolicy = NO_TRUST_POLICY) -> Bundle:
     Raises
     ------
     BundleError
-        Where there is no bundle, its author is not proven, or a file is missing, altered, no regular file, or not listed in the
-        manifest.
+        Where there is no bundle, its author is not proven, or a file is missing, altered, not a regular file, or not listed in
+        the manifest.
     """
     try:
         is_folder = path.is_dir()
@@ -167,7 +167,7 @@ def _check_contents(path: Path, listed: Mapping[str, FileEntry]) -> None:
             if not entry.is_file(follow_symlinks=False):
                 kind = kind_of(entry.stat(follow_symlinks=False).st_mode)
                 raise BundleError(
-                    f"{path / entry.name} is {kind}, and a bundle is of regular files: copy the file itself there"
+                    f"{path / entry.name} is {kind}, and a bundle holds regular files only: copy the file itself there"
                 )
     except OSError as cause:
         raise BundleError(f"{path} cannot be listed: {cause.strerror}") from cause
@@ -184,13 +184,13 @@ def _check_trust(path: Path, content: bytes, digest: str, trust: TrustPolicy) ->
     known = []
     if trust.digests:
         if digest not in trust.digests:
-            raise BundleError(f"{path} has digest {digest}, and not the expected {' or '.join(trust.digests)}: do not run it")
+            raise BundleError(f"{path} has digest {digest}, expected {' or '.join(trust.digests)}: do not run it")
         known.append("the digest is the expected one")
     if trust.public_key is not None:
         try:
             signature = read_regular(path / SIGNATURE, most=MOST_BYTES, error=BundleError)
         except OSError as cause:
-            raise BundleError(f"{path} is not signed, it has no readable {SIGNATURE}: ddcat export --sign KEY signs") from cause
+            raise BundleError(f"{path} is not signed, it has no readable {SIGNATURE}: use ddcat export --sign KEY") from cause
         signing.verify(content, signature, trust.public_key, where=str(path))
         known.append(f"the signature is by the owner of {trust.public_key}")
     if known:
@@ -206,7 +206,7 @@ def _read(path: Path, entry: FileEntry) -> bytes:
     except OSError as cause:
         raise BundleError(f"{path} is listed in the bundle's manifest but cannot be read: export again") from cause
     except MemoryError as cause:
-        raise BundleError(f"{path} needs {entry.bytes} bytes of memory, which are not there: use a larger machine") from cause
+        raise BundleError(f"{path} needs {entry.bytes} bytes of memory, more than is free: use a larger machine") from cause
     if size != entry.bytes:
         raise BundleError(
             f"{path} is not the file that was exported: it has {size} bytes, the manifest says {entry.bytes}: export again"

@@ -51,7 +51,7 @@ class Classes:
         if len(self.names) != len(self.palette):
             raise ValueError(f"{len(self.names)} class names, but {len(self.palette)} colours")
         if not 1 < len(self.names) < IGNORE_INDEX:
-            raise ValueError(f"between 2 and {IGNORE_INDEX - 1} classes are possible, not {len(self.names)}")
+            raise ValueError(f"expected 2 to {IGNORE_INDEX - 1} classes, got {len(self.names)}")
         for name, colour in zip(self.names, self.palette, strict=True):
             if not 1 <= len(name) <= LONGEST_NAME:
                 raise ValueError(f"a class has a name of {len(name)} characters, expected 1 to {LONGEST_NAME}")

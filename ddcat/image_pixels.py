@@ -32,7 +32,7 @@ def check_depth(content: bytes, values: tuple[int, int] | None) -> None:
     if deep and values is None:
         raise ImageFileError("the PNG has 16 bits a channel: convert it to 8")
     if not deep and values is not None:
-        raise ImageFileError("the image has 8 bits a channel: expected a PNG of 16, whose values are known")
+        raise ImageFileError("the image has 8 bits a channel: expected a PNG of 16 bits, for which data.values are given")
 
 
 def decode_16_bits(content: bytes, values: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -107,7 +107,7 @@ def decode_image(content: bytes, values: tuple[int, int] | None = None) -> npt.N
             # by way of RGBA, since grey and alpha of a palette are not converted directly
             return np.array((opened.convert("RGBA") if opened.mode == "PA" else opened).convert("RGB"), dtype=np.uint8)
     except UnidentifiedImageError as cause:
-        raise ImageFileError("it is no image: use JPEG, PNG or WebP") from cause
+        raise ImageFileError("it is not an image: use JPEG, PNG or WebP") from cause
     except ImageFileError:
         raise
     except Exception as cause:  # Pillow raises a dozen types for damaged files

@@ -50,5 +50,5 @@ def _table(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for place, key in enumerate(keys) if key in keys[:place])
-        raise ValueError(f"the key {printable(twice, 100)!r} stands twice, expected once")
+        raise ValueError(f"the key {printable(twice, 100)!r} occurs twice, expected once")
     return table

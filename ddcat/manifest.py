@@ -10,40 +10,37 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
-from ddcat.choices import CalibrationKind, EngineName, Precision
+from ddcat.choices import EngineName, Precision
 from ddcat.classes import Classes, repeated_name
 from ddcat.confidence import CONFIDENCE_OUTPUT, Temperature
 from ddcat.errors import BundleError
 from ddcat.json_text import parse_json, parse_model
+from ddcat.manifest_precision import (
+    FileName,
+    MixedPrecision,
+    Positive,
+    Quantisation,
+)
 from ddcat.preprocess import AS_STORED, FileRule
-from ddcat.schema import Count, Details, Fraction, Method, Name, Sha256, StrictModel, Text
+from ddcat.schema import Count, Details, Method, Name, Sha256, StrictModel, Text
 from ddcat.text import printable
 from ddcat.tiles import Tiles
 
 __all__ = [
     "GOLDEN_TOLERANCE",
     "SCHEMA_VERSION",
-    "AccuracyDrop",
-    "Calibration",
-    "CalibrationKind",
     "ClassEntry",
     "DataSource",
     "Device",
     "DeviceKinds",
     "DimRange",
     "EngineEntry",
-    "EqualLabels",
     "FileEntry",
-    "Finetuning",
     "Golden",
     "InputShapes",
-    "KeptNode",
     "MainBranchProof",
     "Manifest",
-    "MixedPrecision",
-    "Precision",
     "Preprocessing",
-    "Quantisation",
     "Sizes",
     "SourceCheckpoint",
     "TensorEntry",
@@ -54,8 +51,6 @@ SCHEMA_VERSION: Final = 3
 _READ: Final = (2, 3)  # of schema 2, files keep their size, and `data.long_side` says how they were evaluated
 
 UInt8 = Annotated[int, Field(ge=0, le=255)]
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]  # flat: a key is joined to a folder
-Positive = Annotated[Count, Field(ge=1)]
 Size = Annotated[int, Field(ge=1, le=2**31)]  # of an axis
 Sizes = tuple[tuple[Size, Size], ...]  # (height, width)
 Deviation = Annotated[float, Field(gt=0)]
@@ -210,89 +205,6 @@ class EngineEntry(StrictModel):
     built_for: Device | DeviceKinds | None = Field(
         default=None, description="Device that it was built for; None: it runs on any machine that has the runtime."
     )
-
-
-class Calibration(StrictModel):
-    """The images that ranges of activations were measured on."""
-
-    kind: CalibrationKind = Field(description="Kind of the images; mixed: half of them are adversarial.")
-    images: Positive
-    split: Name
-    list_sha256: Sha256 = Field(description="SHA-256 of the names of the images, one a line.")
-    attack: Details | None = Field(description="Attack on the adversarial ones; None: there are none.")
-
-
-class AccuracyDrop(StrictModel):
-    """The cost of the precision, in points of mIoU on the evaluated images."""
-
-    clean: float
-    adversarial: float
-    images: Positive
-    attack: Details
-
-
-class Finetuning(StrictModel):
-    """
-    How weights were trained through the rounding of int8 after the export: they are not those of the checkpoint any more.
-
-    The proofs and comparisons of the manifest are of the graph before it. Its nodes are the same; the values of its weights
-    are not.
-    """
-
-    steps: Positive = Field(description="Updates of the weights.")
-    batch_size: Positive = Field(description="Images of an update, crops of the training split.")
-    method: Method = Field(description="Method that gave the images: that of the checkpoint, or sat in place of ddcat.")
-    attack: Details | None = Field(
-        description="Attack on the int8 network that made some or all of them; None: there was none."
-    )
-    graph: FileName = Field(description="File whose rounding the weights were trained through; others have the same weights.")
-    elements: Positive = Field(description="Elements of the weights that were trained.")
-    seed: Count
-
-
-class Quantisation(StrictModel):
-    """How a graph became int8: symmetric signed QDQ, one scale for each output channel of a weight."""
-
-    calibration: Calibration | None = Field(description="None: another program quantised it.")
-    float_layers: tuple[Text, ...] = Field(strict=False, description="Layers that stay in fp32.")
-    quantised_layers: Positive
-    max_drop: float | None = Field(description="Limit of lost points of mIoU; None: no limit was set.")
-    drop: AccuracyDrop | None = Field(description="Points that are lost against the fp32 graph; None: not measured.")
-    report: FileName | None = Field(default=None, description="File with every layer's sensitivity; None: not measured.")
-    finetuning: Finetuning | None = Field(
-        default=None, description="Training for int8; None: the weights are the checkpoint's."
-    )
-
-
-class EqualLabels(StrictModel):
-    """Shares of the pixels that the graph labels as the fp32 graph does, on the evaluated images."""
-
-    clean: Fraction
-    adversarial: Fraction
-
-
-class KeptNode(StrictModel):
-    """A node of an fp16 or bf16 graph that computes in fp32."""
-
-    name: Text
-    reason: Literal["range", "weight", "labels"] = Field(
-        description="range: a value that it reads, gives or sums is beyond half of what the precision holds; weight: one of "
-        "its weights is; labels: its rounding is among those that move the logits most, and too many labels would change."
-    )
-    largest: float | None = Field(default=None, ge=0, description="Largest magnitude of that; None for labels.")
-
-
-class MixedPrecision(StrictModel):
-    """Which nodes of an fp16 or bf16 graph stay in fp32, and what the others cost."""
-
-    kept: tuple[KeptNode, ...] = Field(strict=False, description="Nodes in fp32, but for those that follow and round nothing.")
-    typed_nodes: Positive = Field(description="Nodes that round to the precision.")
-    calibration: Calibration = Field(description="Images that the ranges were measured on.")
-    max_drop: float = Field(description="Limit of lost points of mIoU.")
-    drop: AccuracyDrop = Field(description="Points that are lost against the fp32 graph.")
-    least_equal: Fraction = Field(description="Least share of equal labels, on clean and on attacked images.")
-    equal_labels: EqualLabels
-    report: FileName = Field(description="File with every node's sensitivity.")
 
 
 GOLDEN_TOLERANCE = 0.02  # share of the golden labels that may differ on another machine, by default

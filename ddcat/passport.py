@@ -119,7 +119,7 @@ def _read(bundle: Bundle, trust: TrustPolicy) -> PassportStatus:
     passport = signed.without_signature()
     if trust.public_key is not None:
         if signed.signature is None:
-            raise BundleError(f"{file} is not signed: ddcat gate --sign KEY signs")
+            raise BundleError(f"{file} is not signed: use ddcat gate --sign KEY")
         signing.verify(passport.to_bytes(), json.dumps(signed.signature).encode(), trust.public_key, where=str(file))
     if passport.manifest_sha256 != bundle.digest:
         return PassportStatus(

@@ -1,4 +1,4 @@
-"""Read YAML strictly: a key that stands twice is refused, and whatever a text holds, it takes neither long nor much memory."""
+"""Read YAML strictly: a key that occurs twice is refused, and whatever a text holds, it takes neither long nor much memory."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -13,7 +13,7 @@ _MOST_VALUES = 10_000  # of a text, each alias counted as all that it stands for
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would silently take the last."""
+    """Refuses a key that occurs twice, of which YAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys: set[Any] = set()  # as Python has them: 1, 0x1 and true are one key of a dict
@@ -23,7 +23,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, Hashable):
                 continue  # which is refused below
             if key in keys:
-                problem = f"{printable(str(node_of_key.value), 100)} stands twice"
+                problem = f"{printable(str(node_of_key.value), 100)} occurs twice"
                 more = ": '<<: [*a, *b]' merges two" if merge else ""
                 raise yaml.MarkedYAMLError(problem=problem + more, problem_mark=node_of_key.start_mark)
             keys.add(key)

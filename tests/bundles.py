@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ddcat.bundle import Bundle, entries, write_bundle
+from ddcat.choices import Precision
 from ddcat.classes import Classes
 from ddcat.engines.golden import Example, pack
 from ddcat.manifest import (
@@ -21,7 +22,6 @@ from ddcat.manifest import (
     InputShapes,
     MainBranchProof,
     Manifest,
-    Precision,
     Preprocessing,
     SourceCheckpoint,
     TensorEntry,

@@ -9,6 +9,8 @@ from unittest import mock
 
 from ddcat import cli
 
+__all__ = ["call", "refusal"]
+
 _MAINS = {"ddcat": cli.main, "ddcat-bench": cli.bench, "ddcat-serve": cli.serve}
 
 
@@ -26,3 +28,12 @@ def call(command: str, *arguments: object) -> "subprocess.CompletedProcess[str]"
     except SystemExit as left:
         return subprocess.CompletedProcess(line, int(left.code or 0), out.getvalue(), errors.getvalue())
     raise AssertionError("a command leaves with its status")
+
+
+def refusal(command: str, *arguments: object) -> str:
+    """Run it; it must end with status 2 and print one line, an error. Gives what the line says."""
+    ended = call(command, *arguments)
+    assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1
+    return ended.stderr.removeprefix("error: ").rstrip("\n")

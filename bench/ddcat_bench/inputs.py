@@ -112,7 +112,7 @@ def _open(name: str, moved_to: Path | None, root: Path | None, split: str, *, ru
     """Open a data set at its new folder, or at its old one; if that is missing, ask for `--data-root`."""
     place = moved_to or root
     if place is None:
-        raise BenchError(f"{known_to} names no data set: use --data-root FOLDER")
+        raise BenchError(f"{known_to} does not name a data set: use --data-root FOLDER")
     if root is not None and moved_to is None and not root.is_dir():
         seen_from = "" if root.is_absolute() else f", seen from {Path.cwd()}"
         raise BenchError(
@@ -179,7 +179,7 @@ def open_any(path: Path, options: OnnxOptions, *, data_root: Path | None = None)
     """
     kind = check_model(path)
     if kind != "onnx" and (given := options.given()):
-        raise BenchError(f"--{given[0]} is of ONNX files, and {path} is none: leave it out")
+        raise BenchError(f"--{given[0]} is for ONNX files, and {path} is not one: leave it out")
     if kind == "checkpoint":
         return load_checkpoint(path)
     with needing("bench,export,cpu"):

@@ -25,6 +25,7 @@ __all__ = [
     "golden_statistics",
     "psi",
     "statistics_of",
+    "summed_shares",
 ]
 
 CONFIDENCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # upper bin edges of a pixel's probability
@@ -113,6 +114,16 @@ def golden_statistics(bundle: Bundle, engine: Engine, examples: Iterable[Example
             again = np.repeat(image[None], bundle.manifest.shapes.batch.minimum, 0)
             outputs = Outputs(labels[None]) if len(engine.outputs) == 1 else engine.infer(again)
             yield next(statistics_of(outputs, len(bundle.manifest.classes)))
+
+
+def summed_shares(answers: Iterable[Statistics]) -> dict[Statistic, Shares]:
+    """Add up the distributions of answers, each image with the same weight."""
+    summed: dict[Statistic, Shares] = {}
+    for answer in answers:
+        for name, counts in answer.distributions().items():
+            if counts.sum():  # an image of unknown labels alone has no areas
+                summed[name] = summed.get(name, 0) + counts / counts.sum()
+    return summed
 
 
 def psi(expected: npt.ArrayLike, actual: npt.ArrayLike) -> float:

@@ -113,7 +113,7 @@ def read_golden(bundle: Bundle) -> tuple[Example, ...]:
     for key in sorted(key for key in tensors if key.endswith(".image")):
         name, image, labels = key.removesuffix(".image"), tensors[key], tensors.get(f"{key.removesuffix('.image')}.labels")
         if labels is None or {image.dtype, labels.dtype} != {np.dtype(np.uint8)} or image.shape != (*labels.shape, 3):
-            raise EngineError(f"{bundle.path / golden.file} holds no labels of the form of {key}: export again")
+            raise EngineError(f"{bundle.path / golden.file} holds no labels that fit {key}: export again")
         examples.append(Example(name, image, labels))
     names = {f"{kind}.{place}" for kind in ("clean", "adversarial") for place in range(golden.images)}
     if {example.name for example in examples} != names or 2 * len(examples) != len(tensors):

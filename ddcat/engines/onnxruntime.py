@@ -13,13 +13,14 @@ import numpy.typing as npt
 import onnxruntime  # type: ignore[import-untyped]
 
 from ddcat.bundle import Bundle
+from ddcat.choices import Precision
 from ddcat.engines.base import CheckedEngine, Closable, Outputs, memory_file, smallest_batch
 from ddcat.engines.checks import check_names, check_precision
 from ddcat.engines.cores import physical_cores
 from ddcat.engines.errors import EngineError
 from ddcat.error_text import first_line
 from ddcat.extras import install
-from ddcat.manifest import InputShapes, Precision, TensorEntry
+from ddcat.manifest import InputShapes, TensorEntry
 from ddcat.temporary import temporary_directory
 
 __all__ = ["CPU", "CUDA", "PROVIDERS", "OrtFile", "OrtGraph", "best_provider", "load", "open_checked", "run_once"]

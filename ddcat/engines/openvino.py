@@ -11,12 +11,13 @@ import numpy.typing as npt
 import openvino as ov  # type: ignore[import-untyped]
 
 from ddcat.bundle import Bundle
+from ddcat.choices import Precision
 from ddcat.engines.base import CheckedEngine, Closable, Outputs, memory_file
 from ddcat.engines.checks import check_names, check_precision
 from ddcat.engines.cores import physical_cores
 from ddcat.engines.errors import EngineError
 from ddcat.hashing import sha256_of_bytes
-from ddcat.manifest import Precision, TensorEntry
+from ddcat.manifest import TensorEntry
 
 __all__ = ["DEVICE", "HINT", "OpenVinoGraph", "cache_folder", "check_possible", "load"]
 

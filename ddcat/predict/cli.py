@@ -55,8 +55,8 @@ def predict(
     """
     Segment images and videos, and write masks and a summary. No server and no torch is needed.
 
-    Run it again after a crash: it goes on where it was, and ends with the same bytes. With more images in a folder it does only
-    those.
+    After a crash, run it again: it continues where it stopped, and ends with the same bytes. If images were added to a
+    folder, it does only those.
 
     For example:
 

@@ -93,7 +93,9 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     for text in inputs:
         found = list(_remote(text) if "://" in text else _local(text))
         if not found:
-            raise DdcatError(f"{printable(text)} names no image and no video: use a file, a folder, a pattern or an address")
+            raise DdcatError(
+                f"{printable(text)} is neither an image nor a video: use a file, a folder, a pattern or an address"
+            )
         for source in found:
             before = sources.setdefault(source.stem, source)
             if before.address != source.address:

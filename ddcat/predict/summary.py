@@ -6,21 +6,11 @@ from typing import Any
 import numpy as np
 
 from ddcat.bundle import Bundle
-from ddcat.engines.answer_statistics import Shares, Statistic, Statistics, psi
+from ddcat.engines.answer_statistics import Shares, Statistic, Statistics, psi, summed_shares
 from ddcat.passport import read_passport
 from ddcat.predict.records import Record
 
-__all__ = ["summarise", "summed_shares"]
-
-
-def summed_shares(answers: Iterable[Statistics]) -> dict[Statistic, Shares]:
-    """Add the distributions of answers up, each image with the same weight."""
-    summed: dict[Statistic, Shares] = {}
-    for answer in answers:
-        for name, counts in answer.distributions().items():
-            if counts.sum():
-                summed[name] = summed.get(name, 0) + counts / counts.sum()
-    return summed
+__all__ = ["summarise"]
 
 
 def summarise(

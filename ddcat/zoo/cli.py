@@ -25,7 +25,7 @@ _Name = Annotated[str, typer.Argument(metavar="NAME", help="A model, as ddcat zo
 @app.command("list")
 def list_command() -> None:
     """
-    List the models with what was measured of them.
+    List the models and their results.
 
     mIoU on the validation split, of the weights as they are stored; SEA is the worst of three attacks of the stated bound.
 
@@ -47,7 +47,7 @@ def fetch_command(
     out: Annotated[Path | None, typer.Option(help="Folder to make. Default: the model's name.")] = None,
     source: Annotated[
         str | None,
-        typer.Option("--from", metavar="FOLDER|URL", help="Where the files lie. Default: the folder zoo of a clone."),
+        typer.Option("--from", metavar="FOLDER|URL", help="Where the files are. Default: the folder zoo of a clone."),
     ] = None,
 ) -> None:
     """

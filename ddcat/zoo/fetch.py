@@ -35,7 +35,7 @@ def default_source() -> str:
     places = (Path(_FOLDER), Path(__file__).parents[2] / _FOLDER)
     found = next((place for place in places if place.is_dir()), None)
     if found is None:
-        raise DdcatError("there is no folder zoo here: go to a clone of ddcat, or say --from FOLDER or --from URL")
+        raise DdcatError("there is no folder zoo here: run it in a clone of ddcat, or use --from FOLDER or --from URL")
     return str(found)
 
 
@@ -128,7 +128,7 @@ def _unpack(content: bytes, folder: Path, name: str) -> None:
             any(Path(member.filename).name != member.filename for member in members)
             or sum(m.file_size for m in members) > _WHOLE
         ):
-            raise DdcatError(f"{name} is no ZIP file of a bundle")
+            raise DdcatError(f"{name} is not a ZIP file of a bundle")
         folder.mkdir()
         for member in members:
             write_bytes(folder / member.filename, archive.read(member))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ddcat import provenance
 from ddcat.bundle import Bundle, entries, write_bundle
+from ddcat.choices import Precision
 from ddcat.confidence import Temperature
 from ddcat.engines import golden, open_engine
 from ddcat.engines.golden import Example, Replay
@@ -22,13 +23,11 @@ from ddcat.manifest import (
     InputShapes,
     MainBranchProof,
     Manifest,
-    MixedPrecision,
-    Precision,
     Preprocessing,
-    Quantisation,
     Sizes,
     SourceCheckpoint,
 )
+from ddcat.manifest_precision import MixedPrecision, Quantisation
 from ddcat_export.engines import build_engine
 from ddcat_export.errors import ExportError
 from ddcat_export.golden_labels import label_on_cpu
@@ -173,7 +172,7 @@ def shapes_of_engine(
     if engine in _PLANNED:
         if sizes is None and max_size is None:
             raise ExportError(
-                f"engine {engine} holds memory for the largest images: use --size HxW, one or several, or --max-size HxW"
+                f"engine {engine} reserves memory for the largest images: use --size HxW, one or several, or --max-size HxW"
             )
         max_batch = max_batch or _PLANNED_BATCH
     batch = DimRange(minimum=1, maximum=max_batch)

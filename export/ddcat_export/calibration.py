@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from ddcat.choices import CalibrationKind
 from ddcat.engines.base import Images
 from ddcat.hashing import sha256_of_bytes
-from ddcat.manifest import Calibration, CalibrationKind
+from ddcat.manifest_precision import Calibration
 from ddcat_export.data import ExportData, Sample
 from ddcat_export.engines.onnxruntime_calibration import measure_magnitudes
 from ddcat_export.progress import Progress, with_progress

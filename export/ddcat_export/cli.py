@@ -52,7 +52,7 @@ def export(
     ] = None,
     max_size: Annotated[
         str | None,
-        typer.Option(metavar="HxW", help="Largest size of the images, where all smaller ones are taken.", show_default="any"),
+        typer.Option(metavar="HxW", help="Largest size of the images; smaller ones are taken, too.", show_default="any"),
     ] = None,
     max_batch: Annotated[
         int | None, typer.Option(min=1, help="Largest batch that the engine takes.", show_default="any; for plans 8")
@@ -103,7 +103,7 @@ def export(
         typer.Option(
             min=1,
             metavar="UPDATES",
-            help="Train a checkpoint's weights for int8, attacked as in its training, by so many batches.",
+            help="Fine-tune the weights for int8 with this many batches, under the attack of the training.",
             show_default="its weights as they are",
         ),
     ] = None,
@@ -257,7 +257,7 @@ def export(
         return
     _refuse(
         {"--require-signature": require_signature, "--expect-digest": expect_digest, "--from-timing-cache": from_timing_cache},
-        f"{source} is no bundle",
+        f"{source} is not a bundle",
     )
     chosen = precision or "fp32"
     foreign = source.suffix.lower() == ".onnx"

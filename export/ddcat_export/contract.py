@@ -7,8 +7,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
+from ddcat.choices import Precision
 from ddcat.error_text import first_line
-from ddcat.manifest import Precision, Sizes
+from ddcat.manifest import Sizes
 from ddcat_export.errors import ExportError
 from ddcat_export.graph_checks import ANY_SIZE, LOGITS, OPSET, check_form, check_graph
 from ddcat_export.onnx_export import spell_out_norms, strip

@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from ddcat.choices import Precision
 from ddcat.engines.base import Images
-from ddcat.manifest import KeptNode, Precision
+from ddcat.manifest_precision import KeptNode
 from ddcat_export.engines.onnxruntime_calibration import measure_magnitudes
 from ddcat_export.errors import ExportError
 from ddcat_export.precision_cast import DTYPES, castable
@@ -63,7 +64,7 @@ def dangerous(
         tensors = [*(name for name in node.input if name not in weights), *node.output, sums.get(node.name, "")]
         value = max((magnitudes[name] for name in tensors if name in magnitudes), default=0.0)
         if not np.isfinite(value):
-            raise ExportError(f"the network itself gives values that are not finite at {node.name}: take another checkpoint")
+            raise ExportError(f"the network itself gives values that are not finite at {node.name}: use another checkpoint")
         if weight > limit:
             found.append(KeptNode(name=node.name, reason="weight", largest=weight))
         elif value > limit:

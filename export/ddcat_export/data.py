@@ -246,7 +246,7 @@ def check_labels(labels: Tensor, classes: int, where: str) -> None:
     """Refuse labels, 255 apart, that are not below the number of classes."""
     highest = max((int(label) for label in torch.unique(labels) if label != IGNORE_INDEX), default=0)
     if highest >= classes:
-        raise ExportError(f"{where} has label {highest}, and the network knows 0 to {classes - 1}: use its own data")
+        raise ExportError(f"{where} has label {highest}, expected 0 to {classes - 1}: use the data set of the training")
 
 
 def spread(index: int, count: int, total: int) -> int:

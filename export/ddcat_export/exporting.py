@@ -11,10 +11,12 @@ from torch import nn
 
 from ddcat.atomic_files import check_can_create
 from ddcat.bundle import Bundle
+from ddcat.choices import CalibrationKind, Precision
 from ddcat.classes import Classes
 from ddcat.confidence import Temperature
 from ddcat.engines.golden import Replay
-from ddcat.manifest import CalibrationKind, ClassEntry, MixedPrecision, Precision, Quantisation, Sizes
+from ddcat.manifest import ClassEntry, Sizes
+from ddcat.manifest_precision import MixedPrecision, Quantisation
 from ddcat.signing import check_key
 from ddcat.tiles import Tiles
 from ddcat_export.bundle_builder import CPU_GRAPH, GRAPH, ON_A_CPU, ExportedModel, assemble, graph_precision, shapes_of_engine
@@ -337,7 +339,7 @@ def _check_precision(
         raise ExportError(f"--finetune changes nothing here, for the precision is {precision}: leave it out")
     if not isinstance(model.reference, Checkpoint):
         raise ExportError(
-            f"--finetune trains as the configuration of a checkpoint says, and {model.reference.path} has none: leave it out"
+            f"--finetune needs the configuration of a checkpoint, and {model.reference.path} has none: leave it out"
         )
     if folder is not None:
         raise ExportError("--finetune trains on labelled images: use --data-root in place of --calibration-folder")

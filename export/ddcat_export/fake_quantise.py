@@ -62,7 +62,7 @@ class FakeQuantised(nn.Module):
                 self.changes.append(nn.Parameter(torch.zeros_like(weight)))
                 self._names.append(tensor.name)
         if not self._names:
-            raise ExportError("the graph has no weight that int8 could be trained by: use another precision")
+            raise ExportError("the graph has no weight that could be trained for int8: use another precision")
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the logits (N, K, H, W) of images (N, 3, H, W) in [0, 1], as `Twin` does."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddcat.manifest import Finetuning
+from ddcat.manifest_precision import Finetuning
 from ddcat_export.bundle_builder import CPU_GRAPH, GRAPH
 from ddcat_export.data import check_labels
 from ddcat_export.errors import ExportError

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddcat.engines.base import Images, LoadedGraph
-from ddcat.manifest import AccuracyDrop, EqualLabels
+from ddcat.manifest_precision import AccuracyDrop, EqualLabels
 from ddcat.metrics import confusion_counts, miou
 from ddcat_export.data import Sample
 from ddcat_export.errors import ExportError
@@ -155,9 +155,9 @@ def fall_back(
     if enough is None:
         best = min(trials, key=lambda trial: max(trial.clean, trial.adversarial))
         raise ExportError(
-            f"int8 loses {best.clean:.2f} points of clean and {best.adversarial:.2f} of adversarial mIoU with "
-            f"{best.float_layers} of {len(worst_first)} layers in float, the best that was found, where {max_drop:g} are "
-            "allowed: use --calibration of the other kind, another --max-drop or --precision fp32"
+            f"int8 loses {best.clean:.2f} points of clean and {best.adversarial:.2f} of adversarial mIoU at best, with "
+            f"{best.float_layers} of {len(worst_first)} layers in float, and {max_drop:g} are allowed: use the other "
+            "--calibration, a larger --max-drop or --precision fp32"
         )
     return tuple(worst_first[:enough]), drops[enough], tuple(trials)
 

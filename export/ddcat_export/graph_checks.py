@@ -6,8 +6,8 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
+from ddcat.choices import Precision
 from ddcat.error_text import first_line
-from ddcat.manifest import Precision
 from ddcat_export.errors import ExportError
 
 __all__ = ["ANY_SIZE", "COMPUTES", "LOGITS", "OPSET", "PRODUCTS", "check_form", "check_graph", "types_of"]
@@ -105,7 +105,7 @@ def check_form(model: onnx.ModelProto, classes: int, size: tuple[int, int] | Non
     stated = {v.name: (v.type.tensor_type.elem_type, _axes(v)) for v in (*model.graph.input, *model.graph.output)}
     fixed = [side for side in stated.get(_IMAGE, (0, ()))[1][1:3] if isinstance(side, int)]
     if size is None and fixed:
-        raise ExportError("this network exports for one size of images only, its code depends on it: use --size HxW")
+        raise ExportError("this network exports for one image size only, because its code depends on the size: use --size HxW")
     if list(stated.items()) != list(expected.items()):
         raise ExportError(f"the graph has inputs and outputs {stated}, expected {expected}")
 

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import onnx
 
+from ddcat.choices import CalibrationKind, Precision
 from ddcat.engines.base import LoadedGraph
 from ddcat.engines.onnxruntime import OrtGraph
-from ddcat.manifest import AccuracyDrop, CalibrationKind, EqualLabels, KeptNode, MixedPrecision, Precision
+from ddcat.manifest_precision import AccuracyDrop, EqualLabels, KeptNode, MixedPrecision
 from ddcat_export.calibration import attack_sample, calibration_images
 from ddcat_export.dangerous_ranges import dangerous
 from ddcat_export.data import ExportData
@@ -166,8 +167,8 @@ def _failure(precision: Precision, trials: Sequence[_Trial], risky: int, nodes: 
     best = max(trials, key=lambda trial: trial.least)
     return (
         f"{precision} gives {best.least:.2%} of the labels of fp32, and loses {best.drop.clean:.2f} points of clean and "
-        f"{best.drop.adversarial:.2f} of adversarial mIoU, with {best.fp32_nodes} of {nodes} nodes in fp32, the best that was "
-        f"found, where {LEAST_EQUAL:.1%} are needed and {max_drop:g} points are allowed: use --precision fp32 or int8"
+        f"{best.drop.adversarial:.2f} of adversarial mIoU, at best, with {best.fp32_nodes} of {nodes} nodes in fp32; "
+        f"{LEAST_EQUAL:.1%} are needed and {max_drop:g} points are allowed: use --precision fp32 or int8"
     )
 
 

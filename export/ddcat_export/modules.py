@@ -107,7 +107,7 @@ def open_module(
     """
     for name in ("reference", "output"):
         if getattr(options, name) is not None:
-            raise ExportError(f"{name} is of ONNX files, and {type(network).__name__} is a network in Python: leave it out")
+            raise ExportError(f"{name} is for ONNX files, and {type(network).__name__} is a network in Python: leave it out")
     mean, std = options.mean or (0.0, 0.0, 0.0), options.std or (1.0, 1.0, 1.0)
     options = options._replace(mean=mean, std=std, classes=_classes(network, options.classes))
     check_can_create(path)

@@ -117,7 +117,7 @@ class OnnxFile(Reference):
         logits = _logits(path, model, chosen, len(classes), images)
         size = None if None in sides[1:] else (int(sides[1] or 0), int(sides[2] or 0))
         if size is None and sides[1:] != (None, None):
-            raise ExportError(f"{path} is free in one side of its images only: expected a fixed size, or free height and width")
+            raise ExportError(f"{path} has one free side only: expected a fixed size, or free height and width")
         first, second, third = (float(value / (255 * scale)) for value in mean)
         factors = tuple(float(value / (255 * scale)) for value in std)
         file = cls(
@@ -198,7 +198,7 @@ class OnnxFile(Reference):
         if batch is None:
             return known
         if batch != 1:
-            raise ExportError(f"{self.path} takes {batch} images at a time: expected one, or a free batch; export it so")
+            raise ExportError(f"{self.path} takes {batch} images at a time: expected one, or a free batch; export it again")
         freed = _replaced(known, model=_freed(self.model, self.images.name))
         try:
             several = freed.run((2, height, width))
@@ -335,8 +335,8 @@ def _logits(path: Path, model: onnx.ModelProto, output: str, classes: int, image
     value = next(value for value in graph.output if value.name == output)
     if value.type.tensor_type.elem_type not in (TensorProto.FLOAT, TensorProto.UNDEFINED):
         raise ExportError(
-            f"{path} gives {_described(value)}: expected logits in float32; export it without the argmax at its end: a gate "
-            "needs what the labels are chosen by"
+            f"{path} gives {_described(value)}: expected logits in float32; export it without the argmax at its end: the "
+            "gate needs the logits"
         )
     makers = {name: node for node in graph.node for name in node.output}
     name = output
@@ -345,7 +345,7 @@ def _logits(path: Path, model: onnx.ModelProto, output: str, classes: int, image
     last = makers.get(name)
     if last is not None and last.op_type == "Sigmoid":
         raise ExportError(
-            f"{path} ends in a Sigmoid, of masks that may overlap: expected logits, the largest of which is right"
+            f"{path} ends in a Sigmoid, whose masks may overlap: expected logits, of which the largest gives the label"
         )
     if last is not None and last.op_type == "Softmax":
         opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))

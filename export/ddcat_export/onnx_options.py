@@ -66,7 +66,7 @@ Std = Annotated[
 ]
 Scale = Annotated[
     float | None,
-    _option(help="Factor of the levels of 0 to 255, before mean and std: 1 for means such as 123.7.", show_default="1/255"),
+    _option(help="Factor of the grey levels, before mean and std. Use 1 for means such as 123.7.", show_default="1/255"),
 ]
 Output = Annotated[
     str | None,

@@ -3,7 +3,7 @@
 import onnx
 from onnx import version_converter
 
-from ddcat.manifest import Precision
+from ddcat.choices import Precision
 from ddcat_export.errors import ExportError
 from ddcat_export.graph_checks import OPSET
 

@@ -153,7 +153,7 @@ def _compare(
     low, full = _reference(segmenter, images)  # (N, K, h, w), (N, K, H, W)
     scale = float(low.std())
     if not np.isfinite(scale):
-        raise ExportError(f"the network itself gives logits that are not finite on {where}: take another checkpoint")
+        raise ExportError(f"the network itself gives logits that are not finite on {where}: use another checkpoint")
     outputs = served.run(images)
     stated = inner.run(images).logits if outputs.logits is None else outputs.logits
     _check_form(outputs, stated, images.shape[:3], low.shape, where)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ddcat.manifest import Precision
+from ddcat.choices import Precision
 from ddcat_export.errors import ExportError
 from ddcat_export.graph_checks import COMPUTES, LOGITS, check_graph, types_of
 from ddcat_export.opsets import opset_of

@@ -4,9 +4,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ddcat.choices import CalibrationKind
 from ddcat.engines.base import LoadedGraph
 from ddcat.engines.onnxruntime import OrtGraph
-from ddcat.manifest import AccuracyDrop, CalibrationKind, Finetuning, Quantisation
+from ddcat.manifest_precision import AccuracyDrop, Finetuning, Quantisation
 from ddcat_export.calibration import attack_sample, calibration_images, measure_ranges
 from ddcat_export.data import ExportData
 from ddcat_export.float_fallback import Evaluator, Trial, fall_back

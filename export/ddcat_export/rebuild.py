@@ -7,8 +7,9 @@ from typing import Any
 
 from ddcat.atomic_files import check_can_create
 from ddcat.bundle import NO_TRUST_POLICY, Bundle, TrustPolicy, open_bundle
+from ddcat.choices import Precision
 from ddcat.engines.golden import read_golden
-from ddcat.manifest import DimRange, InputShapes, Manifest, Precision, Sizes
+from ddcat.manifest import DimRange, InputShapes, Manifest, Sizes
 from ddcat.signing import check_key
 from ddcat_export.bundle_builder import (
     CPU_GRAPH,

@@ -9,9 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from ddcat import provenance
+from ddcat.choices import Precision
 from ddcat.classes import Classes
 from ddcat.engines.errors import EngineError
-from ddcat.manifest import MainBranchProof, Precision, Preprocessing, Quantisation, Sizes, SourceCheckpoint
+from ddcat.manifest import MainBranchProof, Preprocessing, Sizes, SourceCheckpoint
+from ddcat.manifest_precision import Quantisation
 from ddcat.preprocess import FileRule, Resize
 from ddcat_export.contract import contract_graph
 from ddcat_export.errors import ExportError
@@ -329,7 +331,7 @@ def open_source(path: Path, options: OnnxOptions, *, data_root: Path | None = No
     """
     if path.suffix.lower() != ".onnx":
         if given := options.given():
-            raise ExportError(f"--{given[0]} is of ONNX files, and {path} is none: leave it out")
+            raise ExportError(f"--{given[0]} is for ONNX files, and {path} is not one: leave it out")
         return CheckpointSource(load_checkpoint(path))
     if options.reference is None:
         return OnnxSource(open_onnx(path, options, data_root=data_root))

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from ddcat.bundle import Bundle
-from ddcat.manifest import MixedPrecision, Quantisation
+from ddcat.manifest_precision import MixedPrecision, Quantisation
 
 if TYPE_CHECKING:  # a bundle is rebuilt without torch
     from ddcat.engines.golden import Replay

@@ -10,16 +10,8 @@ from rich.text import Text
 from ddcat.bundle import INTEGRITY_ONLY, NO_TRUST_POLICY, Bundle, TrustPolicy
 from ddcat.confidence import CONFIDENCE_OUTPUT
 from ddcat.engines.checks import format_sizes, format_tensors
-from ddcat.manifest import (
-    Calibration,
-    DeviceKinds,
-    EngineEntry,
-    Golden,
-    MainBranchProof,
-    Manifest,
-    MixedPrecision,
-    Quantisation,
-)
+from ddcat.manifest import DeviceKinds, EngineEntry, Golden, MainBranchProof, Manifest
+from ddcat.manifest_precision import Calibration, MixedPrecision, Quantisation
 from ddcat.passport import read_passport
 from ddcat.text import printable
 

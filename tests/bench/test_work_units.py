@@ -225,7 +225,7 @@ def test_what_a_process_cannot_read_is_one_line(run_directory: Path, tmp_path: P
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
-    assert "val_00004.jpg is no image that can be read" in done.stderr
+    assert "val_00004.jpg is not a readable image" in done.stderr
 
 
 def test_devices_that_cannot_be(run_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

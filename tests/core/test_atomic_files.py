@@ -93,7 +93,7 @@ def test_a_place_where_no_folder_could_be_made_is_refused_beforehand(tmp_path: P
 
 def test_where_a_disk_is_mounted_no_folder_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
-    with pytest.raises(DdcatError, match=r"is where a disk is mounted.*: use a folder inside it"):
+    with pytest.raises(DdcatError, match=r"is a mount point and cannot be replaced: use a folder inside it"):
         check_can_create(tmp_path)
     check_can_create(tmp_path / "inside")
 

@@ -16,7 +16,7 @@ def test_a_table_without_a_colour_for_each_name_or_with_too_few_or_many_is_refus
     with pytest.raises(ValueError, match="2 class names, but 1 colours"):
         Classes(("a", "b"), ((1, 2, 3),))
     for count in (1, IGNORE_INDEX):
-        with pytest.raises(ValueError, match=f"between 2 and {IGNORE_INDEX - 1} classes are possible, not {count}"):
+        with pytest.raises(ValueError, match=f"expected 2 to {IGNORE_INDEX - 1} classes, got {count}"):
             Classes(("a",) * count, ((1, 2, 3),) * count)
     assert len(Classes(("a",) * (IGNORE_INDEX - 1), ((1, 2, 3),) * (IGNORE_INDEX - 1))) == IGNORE_INDEX - 1
 

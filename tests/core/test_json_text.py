@@ -1,4 +1,4 @@
-"""JSON of ours: a key that stands twice is refused wherever it is read."""
+"""JSON of ours: a key that occurs twice is refused wherever it is read."""
 
 import json
 from collections.abc import Callable
@@ -13,21 +13,21 @@ from ddcat.json_text import parse_json
 from ddcat.manifest import Manifest, parse_manifest
 from ddcat.passport import Passport, read_passport
 
-TOLD = "the key '.*' stands twice, expected once"
+TOLD = "the key '.*' occurs twice, expected once"
 
 
 def twice(text: str, key: str) -> str:
-    """The same text, in which a key stands twice."""
+    """The same text, in which a key occurs twice."""
     assert f'"{key}":' in text
     return text.replace(f'"{key}":', f'"{key}": 1, "{key}":', 1)
 
 
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 1}', '[{"b": {"a": 1, "c": 2, "\\u0061": 3}}]'])
 def test_a_key_that_stands_twice_is_named(text: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^the key 'a' stands twice, expected once$"):
+    with pytest.raises(ValueError, match=r"^the key 'a' occurs twice, expected once$"):
         parse_json(text)
     (tmp_path / "file.json").write_text(text)
-    with pytest.raises(DdcatError, match=r"file\.json is not JSON that ddcat reads: the key 'a' stands twice"):
+    with pytest.raises(DdcatError, match=r"file\.json is not JSON that ddcat reads: the key 'a' occurs twice"):
         read_json(tmp_path / "file.json")
 
 
@@ -48,5 +48,5 @@ def test_in_a_passport(make_manifest: Callable[[], Manifest], files: dict[str, b
         (tmp_path / "bundle/passport.json").write_text(content)
         found = read_passport(open_bundle(tmp_path / "bundle"))
         assert found.summary.startswith(known)
-    assert "the key 'verdict' stands twice" in found.summary
+    assert "the key 'verdict' occurs twice" in found.summary
     assert json.loads(content)["verdict"] == "refuse"

@@ -125,11 +125,11 @@ def test_a_mask_of_the_right_size_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no image"),
-        (b"text", "no image"),
+        (b"", "not an image"),
+        (b"text", "not an image"),
         (saved("PNG")[:-40], "cut off"),
         (saved("PNG", PIXELS[..., 0].astype(np.uint16)), "16 bits"),
-        (saved("GIF"), "no image"),
+        (saved("GIF"), "not an image"),
     ],
 )
 def test_what_would_be_a_guess_is_refused(content: bytes, message: str) -> None:

@@ -121,7 +121,7 @@ def test_a_fetched_folder_that_was_changed_is_told(zoo: tuple[Entry, Path], tmp_
 def test_an_archive_leads_nowhere_else(zoo: tuple[Entry, Path], tmp_path: Path) -> None:
     entry, folder = zoo
     outside = entry.model_copy(update={"bundle": stored(folder, "outside.zip", zipped({"../outside": b"x"}))})
-    with pytest.raises(DdcatError, match="no ZIP file of a bundle"):
+    with pytest.raises(DdcatError, match="not a ZIP file of a bundle"):
         fetch(outside, tmp_path / "out", str(folder))
     assert not (tmp_path / "outside").exists()
 

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ddcat.bundle import Bundle, write_bundle
+from ddcat.choices import Precision
 from ddcat.engines import ENGINES, Outputs, open_engine
 from ddcat.engines.base import check_images
 from ddcat.engines.checks import check_names, check_size
 from ddcat.engines.cores import physical_cores
 from ddcat.engines.errors import EngineError, InputError
-from ddcat.manifest import DimRange, InputShapes, Precision, TensorEntry
+from ddcat.manifest import DimRange, InputShapes, TensorEntry
 from ddcat_export.engines import build_engine, check_possible
 from tests.bundles import small_graph
 

@@ -6,10 +6,10 @@ import onnx
 import pytest
 
 from ddcat.bundle import Bundle, write_bundle
+from ddcat.choices import Precision
 from ddcat.engines import onnxruntime, open_engine
 from ddcat.engines.errors import EngineError
 from ddcat.engines.onnxruntime import CPU, CUDA, OrtGraph
-from ddcat.manifest import Precision
 from ddcat_export.engines import build_engine, check_possible
 from tests.bundles import small_graph
 

@@ -53,7 +53,7 @@ def test_a_prediction_is_the_engines(bundle: Path, pixels: Any, tmp_path: Path) 
         ([1], "got a list"),
         (np.zeros((1, 1, 3), np.uint8), "Image is 1 x 1; this model needs at least"),
         ("no.png", "no.png cannot be read"),
-        ("text.png", "text.png cannot be read: it is no image: use JPEG, PNG or WebP"),
+        ("text.png", "text.png cannot be read: it is not an image: use JPEG, PNG or WebP"),
     ],
 )
 def test_what_is_no_image_is_told_in_a_line(

@@ -95,8 +95,8 @@ def test_a_graph_that_cannot_be_made_older() -> None:
     model = onnx.load_model_from_string(small_graph())
     model.opset_import[0].version = 20
     model.graph.node.insert(0, node("Gelu", ["weight"], ["unused"]))  # since opset 20
-    with pytest.raises(EngineError, match=r"reads ONNX up to opset 17, and the graph of opset 20 cannot be made one: ."):
+    with pytest.raises(EngineError, match=r"reads ONNX up to opset 17, and the graph of opset 20 cannot be converted: ."):
         adapt(model.SerializeToString(), "TensorRT 8.6.1", 17, int8=False)
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    with pytest.raises(EngineError, match=r"operators of ONNX alone, and the graph has some of .*com.microsoft"):
+    with pytest.raises(EngineError, match=r"only the operators of ONNX itself, and the graph has some of .*com.microsoft"):
         adapt(model.SerializeToString(), "TensorRT 10.13", 22, int8=False)

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ddcat.choices import Precision
 from ddcat.engines.base import smallest_batch
 from ddcat.engines.checks import check_images
 from ddcat.engines.errors import EngineError
@@ -15,7 +16,7 @@ from ddcat.engines.tensorrt.plan import (
     profiles_of,
     version_of,
 )
-from ddcat.manifest import Device, DeviceKinds, DimRange, InputShapes, Precision
+from ddcat.manifest import Device, DeviceKinds, DimRange, InputShapes
 from ddcat_export.engines.tensorrt.flags import builder_flags, check_version, hardware_level
 from ddcat_export.engines.tensorrt.graph import last_opset
 

@@ -177,7 +177,7 @@ def test_both_of_them_in_one_process(machine: Callable, build: Callable, oracle:
         ({"fails": {"OLD_CUDA_DRIVER"}}, "does not run the plan here: the driver is too old; install a newer driver$"),
         ({"fails": {"UNSUPPORTED_CC"}}, "does not run the plan here: it is for other GPUs; .* --for current$"),
         ({"fails": {"VERSION_MISMATCH"}}, "another version built it; build it again: ddcat export BUNDLE --engine trt-rtx$"),
-        ({"fails": {"MALFORMED_ENGINE"}}, "it is no plan of TensorRT for RTX; export it again$"),
+        ({"fails": {"MALFORMED_ENGINE"}}, "it is not a plan of TensorRT for RTX; export it again$"),
     ],
 )
 def test_a_plan_is_refused_elsewhere(

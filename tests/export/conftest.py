@@ -122,6 +122,14 @@ def skip_what_is_slow(bundle: Bundle) -> Callable[[pytest.MonkeyPatch], None]:
     return skip
 
 
+@pytest.fixture(scope="module")
+def quick(skip_what_is_slow: Callable[[pytest.MonkeyPatch], None]) -> Iterator[pytest.MonkeyPatch]:
+    """The slow stages of an export of `run`, already done."""
+    with pytest.MonkeyPatch.context() as patch:
+        skip_what_is_slow(patch)
+        yield patch
+
+
 class Smallest(Segmenter):
     """What export asks of a segmenter, in one convolution a head: it exports in a moment."""
 

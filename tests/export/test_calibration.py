@@ -119,5 +119,5 @@ def test_without_data_there_is_no_int8(checkpoint: Checkpoint) -> None:
 def test_a_label_that_the_network_does_not_know_is_refused() -> None:
     check_labels(torch.tensor([[0, 5, 255]]), 6, "data")
     check_labels(torch.tensor([[255]]), 6, "data")
-    with pytest.raises(ExportError, match="data has label 6, and the network knows 0 to 5: use its own data"):
+    with pytest.raises(ExportError, match="data has label 6, expected 0 to 5: use the data set of the training"):
         check_labels(torch.tensor([[0, 6, 255]]), 6, "data")

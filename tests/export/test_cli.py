@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import ddcat_export
-from ddcat import cli
 from ddcat.bundle import Bundle, open_bundle
 from ddcat.engines import open_engine
 from ddcat.errors import DdcatError, WriteError
@@ -21,14 +20,7 @@ from ddcat_export.opsets import opset_of
 from ddcat_export.parity import sample_images
 from ddcat_train import imagenet
 from ddcat_train.checkpoints import load_checkpoint
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    monkeypatch.setattr(sys, "argv", ["ddcat", "export", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
+from tests.commands import call, refusal
 
 
 def tree(folder: Path) -> set[str]:
@@ -83,19 +75,18 @@ def test_the_server_opens_what_was_exported(bundle: Bundle) -> None:
     assert outputs.logits.shape == (1, 6, 5, 6)
 
 
-def test_one_size_of_a_checkpoint_file(
-    make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_size_of_a_checkpoint_file(make_run: Callable[..., Path], tmp_path: Path) -> None:
     path = tmp_path / "net v2.safetensors"
     shutil.copy(make_run("flat", method="undefended", context="aspp") / "best.safetensors", path)
-    assert command(monkeypatch, path, "--engine", "ort", "--size", "48x64") == 0
+    done = call("ddcat", "export", path, "--engine", "ort", "--size", "48x64")
+    assert done.returncode == 0
     manifest = open_bundle(tmp_path / "bundle-ort-fp32").manifest
     assert manifest.name == "net-v2"
     assert (manifest.shapes.height.minimum, manifest.shapes.height.maximum) == (48, 48)
     assert (manifest.shapes.width.minimum, manifest.shapes.width.maximum) == (64, 64)
     assert manifest.shapes.batch.maximum is None
     assert [entry.shape for entry in (*manifest.inputs, *manifest.outputs)] == [("batch", 48, 64, 3), ("batch", 48, 64)]
-    assert "on shapes 1x48x64, 2x48x64, 3x48x64:" in capsys.readouterr().out
+    assert "on shapes 1x48x64, 2x48x64, 3x48x64:" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -107,7 +98,10 @@ def test_one_size_of_a_checkpoint_file(
             "ONNX Runtime does not compute in bf16 on a CPU, only in fp32 and",
         ),
         (["{run}", "--engine", "ort", "--precision", "fp8"], "invalid value for '--precision': 'fp8' is not one of"),
-        (["{run}", "--engine", "ort", "--expect-digest", "0"], "--expect-digest changes nothing here, for {run} is no bundle"),
+        (
+            ["{run}", "--engine", "ort", "--expect-digest", "0"],
+            "--expect-digest changes nothing here, for {run} is not a bundle",
+        ),
         (["{run}", "--engine", "ort", "--hardware", "ampere-plus"], "--hardware changes nothing here, for this is not trt"),
         (
             ["{run}", "--engine", "openvino", "--version-compatible"],
@@ -119,7 +113,7 @@ def test_one_size_of_a_checkpoint_file(
         ),
         (
             ["{run}", "--engine", "trt", "--from-timing-cache"],
-            "--from-timing-cache changes nothing here, for {run} is no bundle",
+            "--from-timing-cache changes nothing here, for {run} is not a bundle",
         ),
         (
             ["{run}", "--engine", "ort", "--out", "{tmp}/out", "--sign", "{tmp}/none.pem"],
@@ -139,20 +133,11 @@ def test_one_size_of_a_checkpoint_file(
     ],
 )
 def test_what_cannot_be_exported_is_one_line(
-    run: Path,
-    bundle: Bundle,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    message: str,
+    run: Path, bundle: Bundle, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     before = tree(run)
-    assert command(monkeypatch, *(argument.format(run=run, tmp=tmp_path) for argument in arguments)) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith(f"error: {message.format(run=run, tmp=tmp_path)}")
-    assert printed.err.count("\n") == 1
+    said = refusal("ddcat", "export", *(argument.format(run=run, tmp=tmp_path) for argument in arguments))
+    assert said.startswith(message.format(run=run, tmp=tmp_path))
     assert (tree(run), tree(tmp_path)) == (before, set())
 
 
@@ -200,25 +185,17 @@ def test_a_failure_at_any_stage_leaves_nothing(quick: pytest.MonkeyPatch, run: P
     assert tree(tmp_path) == set()
 
 
-def test_a_library_that_is_not_there_is_one_line(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_library_that_is_not_there_is_one_line(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(ddcat_export, "exporting")
     monkeypatch.setitem(sys.modules, "ddcat_export.exporting", None)
-    assert command(monkeypatch, run, "--engine", "ort", "--out", run / "new") == 2
-    error = capsys.readouterr().err
-    assert 'pip install ".[train,export,cpu]"' in error
-    assert error.count("\n") == 1
+    said = refusal("ddcat", "export", run, "--engine", "ort", "--out", run / "new")
+    assert 'pip install ".[train,export,cpu]"' in said
     (run / "taken").write_text("mine")  # an argument that is wrong comes first
-    assert command(monkeypatch, run, "--engine", "ort", "--out", run / "taken") == 2
-    assert "taken exists already" in capsys.readouterr().err
+    assert "taken exists already" in refusal("ddcat", "export", run, "--engine", "ort", "--out", run / "taken")
 
 
-def test_the_engine_is_onnx_runtime_where_none_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    assert command(monkeypatch, tmp_path / "none.safetensors") == 2
-    assert "no such checkpoint" in capsys.readouterr().err
+def test_the_engine_is_onnx_runtime_where_none_is_named(tmp_path: Path) -> None:
+    assert "no such checkpoint" in refusal("ddcat", "export", tmp_path / "none.safetensors")
 
 
 def test_an_export_for_an_older_runtime_is_compared_with_pytorch_as_it_is(

@@ -202,5 +202,5 @@ def test_gradients_are_those_of_the_straight_through_estimator(
 
 
 def test_a_graph_without_a_weight_to_train_is_refused(fp32: bytes, ranges: dict[str, float]) -> None:
-    with pytest.raises(ExportError, match="the graph has no weight that int8 could be trained by"):
+    with pytest.raises(ExportError, match="the graph has no weight that could be trained for int8"):
         FakeQuantised(fp32, ranges, trained=(), unsigned=True)

@@ -1,6 +1,5 @@
 """Fine-tuning for int8: what it wins back, what the bundle says of it, and what is refused."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 
-from ddcat import cli
 from ddcat.bundle import Bundle
 from ddcat.engines.onnxruntime import run_once
 from ddcat_export.calibration import measure_ranges
@@ -20,6 +18,7 @@ from ddcat_export.finetune import finetune
 from ddcat_export.quantise import layers_of, quantise
 from ddcat_export.summary import summarise
 from ddcat_train.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from tests.commands import refusal
 from tests.export.onnx_files import CLASSES, MEAN, STD, network, written
 
 _UPDATES = 16
@@ -111,19 +110,12 @@ def test_what_cannot_be_fine_tuned_is_refused_at_once(run: Path, tmp_path: Path,
         (["--precision", "bf16"], "for the precision is bf16: leave it out"),
     ],
 )
-def test_the_command_refuses_in_one_line(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["ddcat", "export", str(run), *arguments, "--finetune", "5"])
-    with pytest.raises(SystemExit, match="2"):
-        cli.main()
-    assert capsys.readouterr().err == f"error: --finetune changes nothing here, {message}\n"
+def test_the_command_refuses_in_one_line(run: Path, arguments: list[str], message: str) -> None:
+    assert refusal("ddcat", "export", run, *arguments, "--finetune", 5) == f"--finetune changes nothing here, {message}"
 
 
 def test_an_onnx_file_has_no_training_to_go_on_with(tmp_path: Path) -> None:
     file = written(tmp_path / "net.onnx", network())
     options: dict[str, Any] = {"classes": CLASSES, "mean": MEAN, "std": STD}
-    with pytest.raises(
-        ExportError, match=r"--finetune trains as the configuration of a checkpoint says, and .*net\.onnx has none"
-    ):
+    with pytest.raises(ExportError, match=r"--finetune needs the configuration of a checkpoint, and .*net\.onnx has none"):
         export(file, tmp_path / "out", precision="int8", finetune=5, **options)

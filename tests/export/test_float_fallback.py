@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddcat.engines.base import Outputs
-from ddcat.manifest import AccuracyDrop, EqualLabels
+from ddcat.manifest_precision import AccuracyDrop, EqualLabels
 from ddcat_export.calibration import Sample
 from ddcat_export.errors import ExportError
 from ddcat_export.float_fallback import Evaluator, fall_back

@@ -58,5 +58,5 @@ def test_a_graph_that_is_not_as_every_graph_is_refused_in_one_line(
 def test_a_graph_for_one_size_is_none_for_all(content: bytes) -> None:
     model = onnx.load_model_from_string(content)
     check_form(model, 4, SIZE, logits=True, confidence=False)
-    with pytest.raises(ExportError, match="one size of images only, its code depends on it: use --size HxW"):
+    with pytest.raises(ExportError, match="one image size only, because its code depends on the size: use --size HxW"):
         check_form(model, 4, None, logits=True, confidence=False)

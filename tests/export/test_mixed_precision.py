@@ -1,9 +1,8 @@
 """fp16 and bf16 with nodes in fp32: dangerous ranges, sensitive nodes, the bundle and what is refused."""
 
 import json
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from ddcat import cli
 from ddcat.bundle import open_bundle
 from ddcat.choices import Precision
 from ddcat.engines import open_engine
 from ddcat.engines.onnxruntime import OrtGraph
 from ddcat.engines.openvino import OpenVinoGraph
-from ddcat.manifest import AccuracyDrop, EqualLabels, KeptNode
+from ddcat.manifest_precision import AccuracyDrop, EqualLabels, KeptNode
 from ddcat_bench.gate.thresholds import DEFAULT, read_thresholds
 from ddcat_export import exporting, mixed_precision
 from ddcat_export.dangerous_ranges import dangerous
@@ -32,6 +30,7 @@ from ddcat_export.parity import sample_images
 from ddcat_export.precision_cast import cast_graph, castable, simulated
 from ddcat_export.rebuild import rebuild
 from ddcat_serve.cli import app as serve_app
+from tests.commands import refusal
 
 SIZE = (40, 48)
 
@@ -188,14 +187,6 @@ def test_a_node_that_is_not_there_is_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def quick(skip_what_is_slow: Callable[[pytest.MonkeyPatch], None]) -> Iterator[pytest.MonkeyPatch]:
-    """What comes before the precision, already done."""
-    with pytest.MonkeyPatch.context() as patch:
-        skip_what_is_slow(patch)
-        yield patch
-
-
-@pytest.fixture(scope="module")
 def made(quick: pytest.MonkeyPatch, run: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """With three nodes in fp32, however many labels are equal: its network has random weights."""
 
@@ -329,12 +320,7 @@ def test_half_of_what_the_gate_tolerates_is_asked_for(precision: Precision) -> N
     ],
 )
 def test_options_that_cannot_be_are_one_line(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    run: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.setattr(exporting, "check_possible", lambda engine, precision: None)  # fp16 needs another CPU
-    monkeypatch.setattr(sys, "argv", ["ddcat", "export", str(run), "--engine", "openvino", *arguments])
-    with pytest.raises(SystemExit, match="2"):
-        cli.main()
-    printed = capsys.readouterr()
-    assert printed.err.startswith(f"error: {message}")
-    assert printed.err.count("\n") == 1
+    assert refusal("ddcat", "export", run, "--engine", "openvino", *arguments).startswith(message)

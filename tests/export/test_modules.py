@@ -70,7 +70,7 @@ class Text(Network):
         (Network(), {}, "use --classes FILE with the names of its classes"),
         (ChannelsLast(), {"classes": NAMES}, r"takes no images \(N, 3, H, W\) of 71 x 103: .* permute in a module of yours"),
         (Text(), {"classes": NAMES}, r"Text gives a str, expected logits \(N, K, h, w\): wrap it in a module"),
-        (Network(), {"classes": NAMES, "output": "out"}, "output is of ONNX files, and Network is a network in Python"),
+        (Network(), {"classes": NAMES, "output": "out"}, "output is for ONNX files, and Network is a network in Python"),
     ],
 )
 def test_what_is_no_such_network(network: nn.Module, options: dict[str, Any], message: str, tmp_path: Path) -> None:

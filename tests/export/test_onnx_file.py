@@ -185,12 +185,12 @@ REFUSED: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
     "uint8": (input_of(TensorProto.UINT8, ["n", "h", "w", 3]), r"takes images, uint8 .*: expected float32 images"),
     "grey": (input_of(TensorProto.FLOAT, ["n", 1, "h", "w"]), r"expected images of 3 channels, RGB"),
     "no images": (input_of(TensorProto.FLOAT, ["n", 3]), r"takes images, float32 \(n, 3\): expected float32 images"),
-    "half free": (input_of(TensorProto.FLOAT, ["n", 3, "h", 96]), r"is free in one side of its images only"),
+    "half free": (input_of(TensorProto.FLOAT, ["n", 3, "h", 96]), r"has one free side only"),
     "batch of 4": (input_of(TensorProto.FLOAT, [4, 3, "h", "w"]), r"takes 4 images at a time: expected one, or a free batch"),
     "argmax": (
         ending("ArgMax", TensorProto.INT64, axis=1, keepdims=0), r"gives last, int64 .*: expected logits .*without the argmax",
     ),
-    "sigmoid": (ending("Sigmoid"), r"ends in a Sigmoid, of masks that may overlap: expected logits"),
+    "sigmoid": (ending("Sigmoid"), r"ends in a Sigmoid, whose masks may overlap: expected logits"),
     "opset 9": (opset_9, r"is of opset 9: expected 11 to 22; export it again with opset_version=17"),
     "of a runtime": (foreign, r"holds com.microsoft.\w+: expected operators of ONNX alone"),
 }  # fmt: skip
@@ -235,7 +235,7 @@ def test_what_the_file_does_not_say_is_asked_for(usual: Path, options: dict[str,
 
 
 def test_options_of_files_are_refused_for_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"--mean is of ONNX files, and .* is none: leave it out"):
+    with pytest.raises(ExportError, match=r"--mean is for ONNX files, and .* is not one: leave it out"):
         open_source(tmp_path, OnnxOptions(mean=MEAN))
 
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from ddcat.bundle import Bundle
-from ddcat.manifest import Precision
+from ddcat.choices import Precision
 from ddcat_export.errors import ExportError
 from ddcat_export.graph_checks import check_graph, types_of
 from ddcat_export.parity import FP16_TOLERANCE, check_parity, sample_images, shapes_of

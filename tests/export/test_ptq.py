@@ -3,14 +3,12 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from ddcat import cli
 from ddcat.bundle import Bundle, open_bundle
 from ddcat.engines import open_engine
 from ddcat.engines.onnxruntime import OrtGraph
@@ -24,6 +22,7 @@ from ddcat_export.parity import sample_images
 from ddcat_export.quantise import check_quantised, layers_of, quantised_tensors
 from ddcat_export.rebuild import rebuild
 from ddcat_export.sensitivity import LayerError, measure_sensitivity
+from tests.commands import refusal
 
 WITHOUT_TORCH = """
 import sys
@@ -31,14 +30,6 @@ sys.modules["torch"] = None
 from ddcat.cli import export
 export()
 """
-
-
-@pytest.fixture(scope="module")
-def quick(skip_what_is_slow: Callable[[pytest.MonkeyPatch], None]) -> Iterator[pytest.MonkeyPatch]:
-    """What comes before int8, already done."""
-    with pytest.MonkeyPatch.context() as patch:
-        skip_what_is_slow(patch)
-        yield patch
 
 
 @pytest.fixture(scope="module")
@@ -172,15 +163,8 @@ def test_the_layer_with_the_coarsest_steps_is_the_worst(bundle: Bundle) -> None:
         (["--precision", "int8", "--calibration", "dirty"], "invalid value for '--calibration': 'dirty'"),
     ],
 )
-def test_options_that_cannot_be_are_one_line(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["ddcat", "export", str(run), "--engine", "ort", *arguments])
-    with pytest.raises(SystemExit, match="2"):
-        cli.main()
-    printed = capsys.readouterr()
-    assert printed.err.startswith(f"error: {message}")
-    assert printed.err.count("\n") == 1
+def test_options_that_cannot_be_are_one_line(run: Path, arguments: list[str], message: str) -> None:
+    assert refusal("ddcat", "export", run, "--engine", "ort", *arguments).startswith(message)
 
 
 def test_int8_without_its_data_is_refused_at_once(monkeypatch: pytest.MonkeyPatch, run: Path, tmp_path: Path) -> None:

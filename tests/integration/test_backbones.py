@@ -120,5 +120,5 @@ def test_swin_is_for_one_size(scenes: Path, tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason='transformers is not installed: pip install ".[hf]"')
     options = json.dumps({"model_type": "swin", **HF["swin"]})
     network = trained(scenes, tmp_path, "model.backbone=hf", f"model.hf={options}")
-    with pytest.raises(ExportError, match="for one size of images only, its code depends on it: use --size HxW"):
+    with pytest.raises(ExportError, match="for one image size only, because its code depends on the size: use --size HxW"):
         build_graph(network, sizes=None, logits=False, confidence=False)

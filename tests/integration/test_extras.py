@@ -115,7 +115,7 @@ WRONG = {
     "ddcat-train scenes-ddcat --devices 0": "'--devices': Input should be greater than or equal to 1",
     "ddcat-train scenes-ddcat --devices 3": "train.batch_size 16 does not divide into 3 devices",
     "ddcat-train scenes-ddcat --data-root nowhere": "--data-root nowhere is not a folder",
-    "ddcat-train scenes-ddcat --out BUNDLE --resume": "BUNDLE is not empty and not a run",
+    "ddcat-train scenes-ddcat --out BUNDLE --resume": "BUNDLE is not empty and is not a run",
     "ddcat-data check x BUNDLE": "'x' is not one of 'scenes', 'voc'",
     "ddcat-data check scenes nowhere": "nowhere is not a folder",
     "ddcat-data check scenes BUNDLE --long-side 0": "'--long-side': Input should be greater than or equal to 1",

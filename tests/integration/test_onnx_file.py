@@ -1,7 +1,6 @@
 """An ONNX file of another program: to a bundle, a gate, an attack, without a checkpoint anywhere."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ import yaml
 from onnxruntime.quantization import QuantFormat, quantize_static
 
 import ddcat
-from ddcat import cli
 from ddcat.bundle import open_bundle
 from ddcat.hashing import sha256_of_file
 from ddcat_bench.errors import BenchError
 from ddcat_train.data import open_dataset
 from ddcat_train.data.synthetic.generate import write_scenes
+from tests.commands import call, refusal
 from tests.export.onnx_files import MEAN, STD, changed, network, written
 from tests.export.test_onnx_file import Images
 
@@ -39,16 +38,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(file: Path, scenes: Path) -> Path:
-    assert command("export", file, *FED, "--data-root", scenes, "--logits") == 0
+    assert call("ddcat", "export", file, *FED, "--data-root", scenes, "--logits").returncode == 0
     return file.parent / "street-ort-fp32"
-
-
-def command(*words: object) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["ddcat", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    return int(ended.value.code or 0)
 
 
 def test_a_file_becomes_a_bundle_that_names_it(bundle: Path, file: Path, scenes: Path) -> None:
@@ -78,8 +69,8 @@ def test_attacks_on_it_need_nothing_else(file: Path, scenes: Path) -> None:
 
 def test_its_robustness_is_that_of_its_bundle(bundle: Path, file: Path, scenes: Path, tmp_path: Path) -> None:
     shared = ["--max-images", 2, "--device", "cpu"]
-    assert command("attack", file, *FED, "--data-root", scenes, *shared, "--out", tmp_path / "file") == 0
-    assert command("attack", bundle, *shared, "--out", tmp_path / "bundle") == 0
+    assert call("ddcat", "attack", file, *FED, "--data-root", scenes, *shared, "--out", tmp_path / "file").returncode == 0
+    assert call("ddcat", "attack", bundle, *shared, "--out", tmp_path / "bundle").returncode == 0
     rows = [json.loads((tmp_path / name / "attack.json").read_text())["rows"] for name in ("file", "bundle")]
     assert [row["name"] for row in rows[0]] == [row["name"] for row in rows[1]]
     for one, other in zip(*rows, strict=True):
@@ -117,8 +108,8 @@ def test_a_file_of_another_quantiser_is_gated_beside_the_float_one(file: Path, s
     quantised = tmp_path / "street-int8.onnx"
     quantize_static(str(file), str(quantised), Images(), quant_format=QuantFormat.QDQ)
     words = ["export", quantised, *FED, "--data-root", scenes, "--out", tmp_path / "bundle"]
-    assert command(*words) == 2
-    assert command(*words, "--reference", file, "--precision", "int8") == 0
+    refusal("ddcat", *words)
+    assert call("ddcat", *words, "--reference", file, "--precision", "int8").returncode == 0
     manifest = open_bundle(tmp_path / "bundle").manifest
     assert manifest.source.sha256 == sha256_of_file(file)
     assert manifest.quantisation is not None
@@ -128,26 +119,20 @@ def test_a_file_of_another_quantiser_is_gated_beside_the_float_one(file: Path, s
     assert all(row.twin_agreement > 0.97 for row in result.members)
 
 
-def test_classes_of_a_file_without_data(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_of_a_file_without_data(file: Path, tmp_path: Path) -> None:
     classes = tmp_path / "classes.yaml"
     classes.write_text(yaml.safe_dump({"names": ["road", "car"]}))
-    assert command("export", file, *FED[:4], "--classes", classes, "--out", tmp_path / "bundle") == 2
-    error = capsys.readouterr().err
-    assert "gives logits of shape (1, 6, 32, 32): expected logits of 2 channels" in error
-    assert error.count("\n") == 1
+    said = refusal("ddcat", "export", file, *FED[:4], "--classes", classes, "--out", tmp_path / "bundle")
+    assert "gives logits of shape (1, 6, 32, 32): expected logits of 2 channels" in said
 
 
 @pytest.mark.slow
-def test_int8_is_calibrated_on_images_without_labels(
-    file: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["export", file, *FED, "--precision", "int8", "--out", tmp_path / "bundle", "--data-root", scenes]
+def test_int8_is_calibrated_on_images_without_labels(file: Path, scenes: Path, tmp_path: Path) -> None:
+    words = ["ddcat", "export", file, *FED, "--precision", "int8", "--out", tmp_path / "bundle", "--data-root", scenes]
     folder = ["--calibration-folder", scenes / "JPEGImages", "--calibration-images", 4]
-    assert command(*words, *folder, "--max-drop", 1) == 2
-    assert "--max-drop is measured on labelled images" in capsys.readouterr().err
-    assert command(*words, "--calibration-folder", tmp_path) == 2
-    assert "expected a folder with images" in capsys.readouterr().err
-    assert command(*words, *folder) == 0
+    assert "--max-drop is measured on labelled images" in refusal(*words, *folder, "--max-drop", 1)
+    assert "expected a folder with images" in refusal(*words, "--calibration-folder", tmp_path)
+    assert call(*words, *folder).returncode == 0
     quantisation = open_bundle(tmp_path / "bundle").manifest.quantisation
     assert quantisation is not None
     assert quantisation.calibration is not None

@@ -49,7 +49,7 @@ def test_inputs_name_files_in_a_fixed_order(inputs: list[str], names: list[str])
     ("inputs", "message"),
     [
         (["nowhere"], "no such file or folder: nowhere"),
-        (["in/*.bmp"], r"in/\*.bmp names no image and no video"),
+        (["in/*.bmp"], r"in/\*.bmp is neither an image nor a video"),
         (["ftp://host/a"], "expected an address of s3://, gs://, or a path"),
         (["in/a.png", "in/sub/../a.png"], "would both have the mask a.png"),
     ],

@@ -6,7 +6,8 @@ import re
 import pytest
 
 from ddcat.bundle import Bundle
-from ddcat.manifest import AccuracyDrop, Calibration, Device, EqualLabels, Finetuning, KeptNode, MixedPrecision, Quantisation
+from ddcat.manifest import Device
+from ddcat.manifest_precision import AccuracyDrop, Calibration, EqualLabels, Finetuning, KeptNode, MixedPrecision, Quantisation
 from ddcat.preprocess import FileRule, Resize
 from ddcat_serve.inspection import print_bundle
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import httpx
 import numpy as np
 import pytest
 
-from ddcat import cli
 from ddcat.bundle import Bundle
 from ddcat.passport import Finding, Passport, write_passport
+from tests.commands import call, refusal
 from tests.keys import write_keys
 from tests.serve.payloads import as_png
 from tests.serve.processes import introduced
@@ -28,18 +27,6 @@ def judged(bundle: Bundle, verdict: str, *, budget: str = "default", key: Path |
     return bundle
 
 
-def refused(arguments: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    """Run the command, which must refuse in one line, and give the line."""
-    monkeypatch.setattr(sys, "argv", ["ddcat-serve", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        cli.serve()
-    told = capsys.readouterr()
-    assert (caught.value.code, told.out) == (2, "")
-    assert told.err.startswith("error: ")
-    assert told.err.count("\n") == 1
-    return told.err
-
-
 COMMANDS: dict[str, Callable[[Bundle, Path], list[object]]] = {
     "run": lambda bundle, _: ["run", bundle.path, "--port", "0"],
     "triton": lambda bundle, folder: ["triton", bundle.path, folder / "repository"],
@@ -49,20 +36,20 @@ COMMANDS: dict[str, Callable[[Bundle, Path], list[object]]] = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_bundle_that_did_not_pass_is_refused_where_a_passport_is_asked_for(
-    bundle: Bundle, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bundle: Bundle, command: str, tmp_path: Path
 ) -> None:
     if command == "ray":
         pytest.importorskip("ray")
-    line = [*COMMANDS[command](bundle, tmp_path), "--require-passport"]
-    assert "has no passport (none: the gate has not tested this bundle)" in refused(line, monkeypatch, capsys)
+    line = ["ddcat-serve", *COMMANDS[command](bundle, tmp_path), "--require-passport"]
+    assert "has no passport (none: the gate has not tested this bundle)" in refusal(*line)
     for verdict in ("refuse", "inconclusive"):
         judged(bundle, verdict)
-        assert f"did not pass the gate, its passport says {verdict}" in refused(line, monkeypatch, capsys)
+        assert f"did not pass the gate, its passport says {verdict}" in refusal(*line)
     judged(bundle, "pass", budget="quick")
-    assert "passed the gate with the quick budget alone" in refused(line, monkeypatch, capsys)
+    assert "passed the gate with the quick budget alone" in refusal(*line)
     _, public = write_keys(tmp_path, "ours")
     judged(bundle, "pass")
-    assert "is not signed" in refused([*line, "--require-signature", public], monkeypatch, capsys)
+    assert "is not signed" in refusal(*line, "--require-signature", public)
     assert not (tmp_path / "repository").exists()
 
 
@@ -86,14 +73,9 @@ def test_a_bundle_that_passed_is_served_and_one_that_was_refused_with_a_warning(
     ]
 
 
-def test_a_refused_bundle_is_written_for_triton_with_a_warning(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_refused_bundle_is_written_for_triton_with_a_warning(bundle: Bundle, tmp_path: Path) -> None:
     for verdict, warned in (("refuse", True), ("pass", False)):
         judged(bundle, verdict)
-        monkeypatch.setattr(sys, "argv", ["ddcat-serve", "triton", str(bundle.path), str(tmp_path / "repository")])
-        with pytest.raises(SystemExit) as caught:
-            cli.serve()
-        assert caught.value.code == 0
-        assert ("warning: " in capsys.readouterr().err) is warned
+        done = call("ddcat-serve", "triton", bundle.path, tmp_path / "repository")
+        assert (done.returncode, "warning: " in done.stderr) == (0, warned)
         shutil.rmtree(tmp_path / "repository")

@@ -34,7 +34,7 @@ def test_flags_come_before_the_environment_and_that_before_the_file(tmp_path: Pa
     for text, message in (
         ("timeouts: 3", "timeouts is not a setting"), ("- 3", "has no settings"),
         ("timeout: soon", "timeout: Input should be"), ("a: [", "cannot be read"),
-        ("rate_limit: 5/minute\ntimeout: 1\nrate_limit: 5000/minute", "rate_limit stands twice"),
+        ("rate_limit: 5/minute\ntimeout: 1\nrate_limit: 5000/minute", "rate_limit occurs twice"),
     ):  # fmt: skip
         file.write_text(text)
         with pytest.raises(ServeError, match=message):

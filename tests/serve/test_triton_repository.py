@@ -6,7 +6,6 @@ import io
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 import time
 import venv
@@ -23,13 +22,13 @@ from PIL import Image
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
-from ddcat import cli
 from ddcat.bundle import Bundle, entries, write_bundle
 from ddcat.engines import open_engine
 from ddcat.errors import WriteError
 from ddcat.manifest import DimRange, parse_manifest
 from ddcat_serve.deploy.triton import write_repository
 from ddcat_serve.errors import ServeError
+from tests.commands import call, refusal
 from tests.serve.payloads import as_png
 from tests.serve.processes import free_port
 from tests.small_files import no_file_above
@@ -120,31 +119,19 @@ def test_an_engine_that_triton_does_not_load_is_refused(bundle: Bundle, tmp_path
     assert not (tmp_path / "repository").exists()
 
 
-def test_a_plan_of_tensorrt_for_rtx_is_refused(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plan_of_tensorrt_for_rtx_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     engine = bundle.manifest.engine.model_copy(update={"name": "trt-rtx", "file": "model.plan", "provider": "TensorRT"})
     files = {**bundle.files, "model.plan": b"plan"}
     write_bundle(tmp_path / "rtx", changed(bundle, engine=engine, files=entries(files)).manifest, files)
-    monkeypatch.setattr(sys, "argv", ["ddcat", "triton", str(tmp_path / "rtx"), str(tmp_path / "repository")])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == 2
-    assert capsys.readouterr().err == (
-        f"error: {tmp_path}/rtx holds a plan of TensorRT for RTX, and Triton's backend loads those of TensorRT alone: use "
-        f"ddcat serve {tmp_path}/rtx, or ddcat export {tmp_path}/rtx --engine trt on the machine with the GPU\n"
+    assert refusal("ddcat", "triton", tmp_path / "rtx", tmp_path / "repository") == (
+        f"{tmp_path}/rtx holds a plan of TensorRT for RTX, and Triton's backend loads those of TensorRT alone: use "
+        f"ddcat serve {tmp_path}/rtx, or ddcat export {tmp_path}/rtx --engine trt on the machine with the GPU"
     )
     assert not (tmp_path / "repository").exists()
 
 
-def test_the_command(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["ddcat", "triton", str(bundle.path), str(tmp_path / "repository")])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert not caught.value.code
-    printed = capsys.readouterr().out
+def test_the_command(bundle: Bundle, tmp_path: Path) -> None:
+    printed = call("ddcat", "triton", bundle.path, tmp_path / "repository").stdout
     assert "small/config.pbtxt" in printed
     assert "serves small and small-file" in printed
 

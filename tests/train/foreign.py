@@ -5,13 +5,11 @@ keys, shapes, and what the networks in them compute.
 Nothing here knows the networks of ddcat_train.
 """
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.train.released import MEAN, STD, Shapes, batch_norm
+from tests.train.released import Layers, Shapes, batch_norm
 
 BINS = (1, 2, 3, 6)
 
@@ -199,21 +197,10 @@ def robust(depths: tuple[int, ...], width: int, hidden: int, auxiliary: int, cla
     }
 
 
-class Foreign:
+class Foreign(Layers):
     """What a file computes, from its keys; resizing without aligned corners."""
 
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        self._weights = weights
-
-    def _conv(self, key: str, maps: Tensor, stride: int = 1, dilation: int = 1, padding: int | None = None) -> Tensor:
-        weight = self._weights[f"{key}.weight"]
-        around = dilation * (weight.shape[-1] // 2) if padding is None else padding
-        groups = maps.shape[1] // weight.shape[1]
-        return F.conv2d(maps, weight, self._weights.get(f"{key}.bias"), stride, around, dilation, groups)
-
-    def _norm(self, key: str, maps: Tensor) -> Tensor:
-        mean, var, weight, bias = (self._weights[f"{key}.{n}"] for n in ("running_mean", "running_var", "weight", "bias"))
-        return F.batch_norm(maps, mean, var, weight, bias, training=False, eps=1e-5)
+    corners = False
 
     def _module(self, key: str, maps: Tensor, dilation: int = 1) -> Tensor:
         norm = "bn" if f"{key}.bn.weight" in self._weights else "batch_norm"
@@ -329,7 +316,7 @@ class Foreign:
 
     def segment(self, images: Tensor, kind: str, *, stride: int = 32) -> Tensor:
         """Logits of the decode head, of the images' size."""
-        normalised = (images - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+        normalised = self._normalised(images)
         if "decode_head.classifier.weight" in self._weights and "backbone.norm0.weight" in self._weights:
             normalised = images  # the robust ones are trained and evaluated on images in [0, 1]
         if "backbone.norm0.weight" in self._weights:
@@ -344,7 +331,7 @@ class Foreign:
 
     def auxiliary(self, images: Tensor, *, stride: int) -> Tensor:
         """Logits of the auxiliary head on a ResNet."""
-        normalised = (images - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+        normalised = self._normalised(images)
         hidden = self._module("auxiliary_head.convs.0", self.resnet(normalised, stride=stride)[2])
         return self._resize(self._conv("auxiliary_head.conv_seg", hidden), images)
 
@@ -387,7 +374,3 @@ class Foreign:
         return self._module(
             "decode_head.fpn_bottleneck", torch.cat([outs[0], *(self._resize(o, outs[0]) for o in outs[1:])], 1)
         )
-
-    @staticmethod
-    def _resize(maps: Tensor, like: Tensor) -> Tensor:
-        return F.interpolate(maps, size=like.shape[2:], mode="bilinear", align_corners=False)

@@ -137,20 +137,34 @@ def filled(shapes: Shapes, seed: int = 0) -> dict[str, Tensor]:
     return dict(values())
 
 
-class Reference:
-    """What a file computes."""
+class Layers:
+    """The layers of a file, by their keys."""
+
+    corners = True  # of resizing
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         self._weights = weights
 
-    def _conv(self, key: str, maps: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
+    def _conv(self, key: str, maps: Tensor, stride: int = 1, dilation: int = 1, padding: int | None = None) -> Tensor:
         weight = self._weights[f"{key}.weight"]
-        padding = dilation * (weight.shape[-1] // 2)
-        return F.conv2d(maps, weight, self._weights.get(f"{key}.bias"), stride, padding, dilation)
+        around = dilation * (weight.shape[-1] // 2) if padding is None else padding
+        groups = maps.shape[1] // weight.shape[1]
+        return F.conv2d(maps, weight, self._weights.get(f"{key}.bias"), stride, around, dilation, groups)
 
     def _norm(self, key: str, maps: Tensor) -> Tensor:
         mean, var, weight, bias = (self._weights[f"{key}.{n}"] for n in ("running_mean", "running_var", "weight", "bias"))
         return F.batch_norm(maps, mean, var, weight, bias, training=False, eps=1e-5)
+
+    def _resize(self, maps: Tensor, like: Tensor) -> Tensor:
+        return F.interpolate(maps, size=like.shape[2:], mode="bilinear", align_corners=self.corners)
+
+    @staticmethod
+    def _normalised(images: Tensor) -> Tensor:
+        return (images - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+
+
+class Reference(Layers):
+    """What a file computes."""
 
     def _block(self, key: str, maps: Tensor, stride: int, dilation: int) -> Tensor:
         bottleneck = f"{key}.conv3.weight" in self._weights
@@ -180,7 +194,7 @@ class Reference:
 
     def segment(self, images: Tensor, head: str) -> Tensor:
         """Logits of one head, of the images' size."""
-        normalised = (images - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+        normalised = self._normalised(images)
         third, last = self.resnet(normalised, (("layer0.0", "layer0.1"), ("layer0.3", "layer0.4"), ("layer0.6", "layer0.7")))
         maps = third if head in ("aux", "aux_cls1") else self._context(last)
         hidden = F.relu(self._norm(f"{head}.1", self._conv(f"{head}.0", maps)))
@@ -200,10 +214,6 @@ class Reference:
             whole = self._conv("aspp.convs.4.1", F.adaptive_avg_pool2d(maps, 1))
             parts.append(self._resize(F.relu(self._norm("aspp.convs.4.2", whole)), maps))
         return torch.cat(parts, 1)
-
-    @staticmethod
-    def _resize(maps: Tensor, like: Tensor) -> Tensor:
-        return F.interpolate(maps, size=like.shape[2:], mode="bilinear", align_corners=True)
 
 
 def saved(path: Path, content: Any, **options: Any) -> Path:

@@ -92,7 +92,7 @@ def test_a_robust_resnet_loses_its_wrapping_by_name(tmp_path: Path, form: str) -
 def test_another_normalisation_than_ours_is_refused(tmp_path: Path, key: str) -> None:
     content = robust(released.filled(released.torchvision_resnet(8, **RESNETS["resnet18"])), "attacker")
     content["model"][f"module.{key}"] = torch.full((3, 1, 1), 0.5)
-    with pytest.raises(CheckpointError, match=rf"normalises otherwise .* its {key} is \[0\.5, 0\.5, 0\.5\]"):
+    with pytest.raises(CheckpointError, match=rf"normalises in another way .* its {key} is \[0\.5, 0\.5, 0\.5\]"):
         import_checkpoint(saved(tmp_path / "x.pth", content), tmp_path / "x.safetensors")
 
 

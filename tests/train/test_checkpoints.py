@@ -107,7 +107,7 @@ def test_weights_that_do_not_fit_their_description_are_named(run: Path) -> None:
 
 def test_weights_alone_are_nothing_to_continue_from(run: Path, tiny_run: list[str]) -> None:
     trainer = Trainer(load_config("scenes-ddcat", tiny_run))
-    with pytest.raises(CheckpointError, match="holds weights alone, and nothing to continue from: name it as"):
+    with pytest.raises(CheckpointError, match="holds only weights, and nothing to continue from: name it as"):
         trainer.restore(load_checkpoint(run / BEST))
 
 
@@ -151,13 +151,13 @@ def test_a_key_that_stands_twice_is_refused(run: Path) -> None:
     text = (run / "best.json").read_text().replace('"step":', '"step": 1, "step":', 1)
     save_file(load_file(run / BEST), run / BEST, {"ddcat": text})
     for read in (load_checkpoint, read_description):
-        with pytest.raises(CheckpointError, match="the key 'step' stands twice"):
+        with pytest.raises(CheckpointError, match="the key 'step' occurs twice"):
             read(run / BEST)
     (run / "log.jsonl").write_text('{"step": 1}\n{"step": 2, "step": 3}\n')
-    with pytest.raises(TrainError, match=r"line 2 of .*log\.jsonl is not JSON that ddcat reads \(the key 'step' stands twice"):
+    with pytest.raises(TrainError, match=r"line 2 of .*log\.jsonl is not JSON that ddcat reads \(the key 'step' occurs twice"):
         read_lines(run / "log.jsonl")
     for content, told in (
-        ('[{"step": 1, "step": 2}]', "stands twice"),
+        ('[{"step": 1, "step": 2}]', "occurs twice"),
         ('[{"step": 1}]', "0.command: Field required; remove it"),
     ):
         (run / "sessions.json").write_text(content)

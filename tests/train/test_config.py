@@ -82,7 +82,7 @@ def test_inheritance_merges_key_by_key_and_overrides_come_last(tmp_path: Path) -
         ("batch_size=3", "unknown key batch_size: the nearest is train.batch_size$"),
         ("epoch=3", "unknown key epoch: the nearest is train.epochs$"),
         ("train.lr=3", "unknown key train.lr: the nearest is optim.lr$"),
-        ("optim={lr: 1, lr: 2}", "not YAML: lr stands twice"),
+        ("optim={lr: 1, lr: 2}", "not YAML: lr occurs twice"),
         ("seed=18446744073709551616", "seed: Input should be less than"),
         ("seed=" + "9" * 5001, "--set .*999.*: the value is not YAML: a value cannot be read"),
         ("seed=" + "[" * 20_000, "--set .*: the value is not YAML: it is nested too deeply"),
@@ -125,12 +125,12 @@ def test_a_step_backwards_is_none() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("inherits: scenes-undefended\ntrain: {epochs: 50}\ntrain: {batch_size: 2}\n", r"train stands twice \(line 3\)"),
-        ("inherits: scenes-undefended\ntrain: {epochs: 50, epochs: 2}\n", r"epochs stands twice \(line 2\)"),
-        ("inherits: scenes-undefended\ninherits: scenes-sat\n", "inherits stands twice"),
-        ("inherits: scenes-undefended\nmodel: {hf: {a: {1: b, 0x1: c}}}\n", r"0x1 stands twice \(line 2\)"),
-        ("inherits: scenes-undefended\nmodel: {hf: {a: {yes: b, true: c}}}\n", "true stands twice"),
-        ("inherits: scenes-undefended\ntrain: {<<: {epochs: 2}, <<: {epochs: 3}}\n", r"<< stands twice: '<<: .*' merges two"),
+        ("inherits: scenes-undefended\ntrain: {epochs: 50}\ntrain: {batch_size: 2}\n", r"train occurs twice \(line 3\)"),
+        ("inherits: scenes-undefended\ntrain: {epochs: 50, epochs: 2}\n", r"epochs occurs twice \(line 2\)"),
+        ("inherits: scenes-undefended\ninherits: scenes-sat\n", "inherits occurs twice"),
+        ("inherits: scenes-undefended\nmodel: {hf: {a: {1: b, 0x1: c}}}\n", r"0x1 occurs twice \(line 2\)"),
+        ("inherits: scenes-undefended\nmodel: {hf: {a: {yes: b, true: c}}}\n", "true occurs twice"),
+        ("inherits: scenes-undefended\ntrain: {<<: {epochs: 2}, <<: {epochs: 3}}\n", r"<< occurs twice: '<<: .*' merges two"),
         ("a: &a [x, x, x, x, x, x, x, x, x]\n"
          + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
          + "inherits: scenes-undefended\nseed: *i\n", "more than 10000 values"),

@@ -250,7 +250,7 @@ def test_nothing_is_lost_to_a_corrupt_image_of_one_rank(
         return f"{type(caught.value).__name__} {caught.value}"
 
     other, refusal = together(refused)
-    assert refusal.startswith(f"DataError {image} is no image")
+    assert refusal.startswith(f"DataError {image} is not a readable image")
     assert other == refusal.replace("DataError", "TrainError", 1)
     assert load_checkpoint(run / LAST).description.step == 1
     skipping = tiny("sat", f"data.root={tmp_path / 'scenes'}", "data.skip_corrupt=true")

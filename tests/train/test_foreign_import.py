@@ -139,8 +139,8 @@ def test_a_robust_upernet_computes_the_same(tmp_path: Path, monkeypatch: pytest.
     weights = released.filled(foreign.robust(*SMALL, 24, 20, 21))
     out = tmp_path / "x.safetensors"
     said = import_checkpoint(saved(tmp_path / "x.pth", {f"module.{key}": value for key, value in weights.items()}), out)
-    assert "left out: auxiliary_head\nmodel.normalise is taken to be none, for the file does not say it; --set sets" in said
-    assert "from voc-upernet_convnext_tiny-pir-at, for the file does not say it: trained by pgd-at on voc" in said
+    assert "left out: auxiliary_head\nmodel.normalise is taken to be none: the file does not say it; --set sets" in said
+    assert "from voc-upernet_convnext_tiny-pir-at, as the file does not say it: trained by pgd-at on voc" in said
     assert load_checkpoint(out).description.config.model.pretrained is None
     compared(weights, "uper", out)
 

@@ -177,7 +177,7 @@ def test_what_the_import_says(tiny_scenes: Path, tmp_path: Path) -> None:
         file, out, like="scenes-undefended", data_root=tiny_scenes, overrides=["model.std=[0.5, 0.5, 0.5]"]
     )
     assert said.startswith(f"{out}: segmenter, 6 classes, branches main, 0.")
-    assert "left out: encoder.head\nmodel.mean is taken to be (0.0, 0.0, 0.0), for the file does not say it; --set sets" in said
+    assert "left out: encoder.head\nmodel.mean is taken to be (0.0, 0.0, 0.0): the file does not say it; --set sets" in said
     assert f"--set model.weights={file}" in said
     model = load_checkpoint(out).description.config.model
     assert model.settings == {"image_size": 64, "width": 64, "depth": 2, "decoder_depth": 2}

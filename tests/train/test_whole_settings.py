@@ -49,7 +49,7 @@ def test_a_whole_model_takes_the_place_of_a_presets_backbone() -> None:
         (["model.cut=head"], "model.cut is for a whole model: name its library by model.whole"),
         (["model.whole=hf", f"model.settings={SEGFORMER}", "model.pretrained=a"], "a whole model has model.weights"),
         (["model.whole=hf", f"model.settings={SEGFORMER}", "method.deep_weight=0.4"], "no head of deep supervision: use 0"),
-        (["model.whole=hf", f"model.settings={SEGFORMER}", "model.mean=[0, 0, 0]"], "mean and model.std are for each other"),
+        (["model.whole=hf", f"model.settings={SEGFORMER}", "model.mean=[0, 0, 0]"], "mean and model.std belong together"),
     ],
 )
 def test_what_does_not_fit_in_a_configuration(overrides: list[str], message: str) -> None:

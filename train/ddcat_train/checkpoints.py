@@ -365,7 +365,7 @@ def _reading(path: Path) -> Iterator[None]:
     except FileNotFoundError as cause:
         raise CheckpointError(f"no such checkpoint: {path}") from cause
     except (OSError, SafetensorError, ValueError) as cause:
-        raise unreadable_error(path, f"is truncated or no safetensors file ({cause}): take another checkpoint") from cause
+        raise unreadable_error(path, f"is truncated or not a safetensors file ({cause}): use another checkpoint") from cause
 
 
 def _describe(path: Path, metadata: Mapping[str, str]) -> Description:

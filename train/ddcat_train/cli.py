@@ -71,15 +71,14 @@ def train(
     The run directory holds the resolved configuration, the best and the last checkpoint, a summary with pictures, and the log
     as JSON lines and for TensorBoard. Ctrl-C and SIGTERM leave a run that `--resume` continues to the same weights.
 
-    With several devices, `train.batch_size` is that of all of them together. Several machines need torchrun, with the same
+    With several devices, `train.batch_size` counts the images of all of them. Several machines need torchrun, with the same
     arguments on each: `torchrun --nnodes 2 --nproc-per-node 8 ... -m ddcat train PRESET`.
 
     For example:
 
     - `ddcat train scenes-ddcat` trains on generated scenes (make them with `ddcat data scenes data/scenes`).
 
-    - `ddcat train --list | grep cityscapes` names the presets for a data set; `ddcat train --show voc-pspnet50-ddcat` is all of
-      one.
+    - `ddcat train --list | grep cityscapes` names the presets for a data set; `ddcat train --show voc-pspnet50-ddcat`, one.
 
     - `ddcat train voc-pspnet50-ddcat --data-root /data/VOC2012 --set model.pretrained=resnet50.safetensors --out runs/mine`
 

@@ -132,7 +132,7 @@ class Model:
         data = self.reference.data
         root = data.root if data_root is None else Path(data_root)
         if root is None:
-            raise DataError(f"{self.reference.path} names no data set: use data_root")
+            raise DataError(f"{self.reference.path} does not name a data set: use data_root")
         dataset = open_dataset(data.name, root, split or data.val_split, rule=data.rule)
         if dataset.classes.names != self.classes.names:
             raise DataError(f"{root} has the classes {dataset.classes.names}; the model was trained on {self.classes.names}")

@@ -38,7 +38,8 @@ def attack(
         float | None, typer.Option(help="Deviation of the noise of --certify, in [0, 1] units.", show_default="0.25")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(help="Noisy images that --certify counts, beside ten.", show_default="100")
+        int | None,
+        typer.Option(help="Number of noisy images that --certify counts; ten more choose the classes.", show_default="100"),
     ] = None,
     data_root: DataRoot = None,
     split: Split = None,
@@ -98,8 +99,8 @@ def attack(
     """
     Attack a checkpoint's main branch and report its mIoU under each attack, in floats and on 8-bit images.
 
-    Of an ONNX file of another program, and of a bundle, the graph itself is attacked, run by PyTorch node by node. Corruptions
-    and certificates need no gradient: of a bundle they judge the engine.
+    For an ONNX file of another program, or a bundle, PyTorch runs the graph node by node and attacks it. Corruptions and
+    certificates need no gradient, so for a bundle they measure the engine itself.
 
     Finished parts are kept beside the result, in DIR.work. After an interruption the same command continues. Several processes
     share that folder and give the same result as one; `torchrun -m ddcat attack ...` starts them, too.
@@ -176,9 +177,9 @@ def attack(
 
     loaded = open_any(source, options, data_root=data_root)
     if protocol == "windows" and (norms or shares):
-        raise BenchError("--l2 and --patch are of whole images: leave them out, or --protocol windows")
+        raise BenchError("--l2 and --patch need whole images: leave out either them or --protocol windows")
     if protocol == "windows" and loaded.crop is None:
-        raise BenchError(f"--protocol windows: the size of the windows is that of the training, and {source} does not say it")
+        raise BenchError(f"--protocol windows: {source} does not record the crop of its training, which they have")
     dataset = open_split(loaded, data_root=data_root, split=split)
     job = AttackJob(
         loaded,

@@ -19,7 +19,7 @@ def report(
     force: Force = False,
 ) -> None:
     """
-    Put all that was measured of a model or an engine onto one page: a robustness card.
+    Put everything that was measured about a model or an engine on one page: a robustness card.
 
     Nothing is measured. The results of `ddcat attack` and `ddcat gate` are taken as they are; what is missing is left out.
 

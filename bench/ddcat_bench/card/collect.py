@@ -88,7 +88,7 @@ def find_results(source: Path) -> list[Found]:
         Where there is none, or one cannot be read.
     """
     if not source.is_dir():
-        raise BenchError(f"{source} is no folder: use a run, a bundle, or the folder of a result")
+        raise BenchError(f"{source} is not a folder: use a run, a bundle, or the folder of a result")
     whole = source.resolve()
     beside = sorted(whole.parent.glob(f"{whole.name}-*")) if (source / "manifest.json").is_file() else []
     folders = [source, *sorted(child for child in source.glob("*") if child.is_dir()), *beside]

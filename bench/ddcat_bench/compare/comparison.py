@@ -98,7 +98,7 @@ def load_gate_results(paths: Sequence[Path]) -> dict[str, GateResult]:
             raise BenchError(f"{path} was not tested: no {file}; run ddcat gate {path}, or use its result folder")
         result = read_result(file, GateResult)
         if result.bundle.sha256 != bundle.digest:
-            raise BenchError(f"{file} is the result of another bundle than {path}: run ddcat gate {path}")
+            raise BenchError(f"{file} is the result of a bundle other than {path}: run ddcat gate {path}")
         results[name] = result
     return results
 

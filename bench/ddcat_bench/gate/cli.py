@@ -24,7 +24,7 @@ def gate(
         typer.Option(
             metavar="REGEX",
             help="Regular expression whose first group in a file name (or whole match) is the video clip of the image. "
-            "'(.+)' says that every image stands alone.",
+            "Use '(.+)' if every image stands alone.",
             show_default="what the data set says",
         ),
     ] = None,

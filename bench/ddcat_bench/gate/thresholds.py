@@ -4,8 +4,8 @@ from pathlib import Path
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from ddcat.choices import Precision
 from ddcat.error_text import first_line, first_validation_error
-from ddcat.manifest import Precision
 from ddcat.schema import Fraction, StrictModel
 from ddcat.yaml_text import parse_yaml
 from ddcat_bench.errors import BenchError

@@ -117,7 +117,7 @@ def _warnings(data: DataEntry, scheme: Scheme) -> Iterator[str]:
         yield (
             f"File names such as {frames[0]} and {frames[1]} look like frames of video, and images were drawn one by one. "
             "Neighbouring frames resemble each other, which makes the intervals too narrow. Say which frames belong to one "
-            "clip with 'clips' in classes.yaml, or with --clips; --clips '(.+)' says that every image stands alone."
+            "clip with 'clips' in classes.yaml, or with --clips; use --clips '(.+)' if every image stands alone."
         )
 
 

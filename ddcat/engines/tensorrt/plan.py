@@ -5,8 +5,9 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
+from ddcat.choices import Precision
 from ddcat.engines.errors import EngineError
-from ddcat.manifest import Device, DeviceKinds, DimRange, InputShapes, Precision
+from ddcat.manifest import Device, DeviceKinds, DimRange, InputShapes
 
 __all__ = [
     "Profile",

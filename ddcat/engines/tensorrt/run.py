@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ddcat.bundle import Bundle
+from ddcat.choices import Precision
 from ddcat.engines.base import CheckedEngine, Closable, Outputs
 from ddcat.engines.checks import check_names
 from ddcat.engines.errors import EngineError
 from ddcat.engines.tensorrt.api import Api, Bindings, Log
 from ddcat.engines.tensorrt.cuda import DeviceBuffer, Stream
 from ddcat.engines.tensorrt.plan import Profile, check_in_effect, profile_for, profiles_of
-from ddcat.manifest import Precision, TensorEntry
+from ddcat.manifest import TensorEntry
 
 if TYPE_CHECKING:
     import tensorrt as trt

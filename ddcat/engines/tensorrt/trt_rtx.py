@@ -62,6 +62,6 @@ _REASONS = {
     "OLD_CUDA_DRIVER": "the driver is too old; install a newer driver",
     "OLD_CUDA_RUNTIME": 'CUDA is too old; install a newer one: pip install --upgrade "cuda-python"',
     "INSUFFICIENT_GPU_MEMORY": "this GPU has too little memory; build it for smaller images: ddcat export BUNDLE --size HxW",
-    "MALFORMED_ENGINE": "it is no plan of TensorRT for RTX; export it again",
+    "MALFORMED_ENGINE": "it is not a plan of TensorRT for RTX; export it again",
     "CUDA_ERROR": "CUDA or its driver is not installed as it should be; see what nvidia-smi says",
 }

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from ddcat.choices import Precision
 from ddcat.engines import check_known, import_for
-from ddcat.manifest import InputShapes, Precision
+from ddcat.manifest import InputShapes
 from ddcat_export.engines.base import Built
 
 __all__ = ["build_engine", "check_possible"]

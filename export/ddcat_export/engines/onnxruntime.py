@@ -1,8 +1,9 @@
 """Engines of ONNX Runtime."""
 
+from ddcat.choices import Precision
 from ddcat.engines.errors import EngineError
 from ddcat.engines.onnxruntime import CPU, CUDA, PROVIDERS, best_provider, open_checked
-from ddcat.manifest import EngineEntry, InputShapes, Precision
+from ddcat.manifest import EngineEntry, InputShapes
 from ddcat_export.engines.base import Built
 
 __all__ = ["build", "check_possible"]

@@ -1,7 +1,8 @@
 """Engines of OpenVINO."""
 
+from ddcat.choices import Precision
 from ddcat.engines.openvino import DEVICE, HINT, OpenVinoGraph, check_possible
-from ddcat.manifest import EngineEntry, InputShapes, Precision
+from ddcat.manifest import EngineEntry, InputShapes
 from ddcat_export.engines.base import Built
 
 __all__ = ["build", "check_possible"]

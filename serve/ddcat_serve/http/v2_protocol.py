@@ -154,7 +154,7 @@ def _read_version(text: Any) -> str | None:
     if not isinstance(config, dict):
         raise RequestError(400, f"config is not a JSON object: {hint}")
     if unknown := sorted(set(config) - {"version_policy"}):
-        raise RequestError(400, f"config has {quoted(unknown[0])}, but the bundle says all but the version: {hint}")
+        raise RequestError(400, f"config has {quoted(unknown[0])}, but a load chooses only the version: {hint}")
     policy = config.get("version_policy", {})
     if policy in ({}, {"latest": {}}, {"latest": {"num_versions": 1}}):
         return None
@@ -163,7 +163,7 @@ def _read_version(text: Any) -> str | None:
         if len(policy) != 1 or isinstance(version, bool) or not isinstance(version, int | str):
             raise ValueError
     except (TypeError, KeyError, ValueError) as cause:
-        raise RequestError(400, f"config names other versions than the newest or one: {hint}") from cause
+        raise RequestError(400, f"config names neither the newest version nor a single one: {hint}") from cause
     return str(version)
 
 

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddcat.engines import Outputs
-from ddcat.engines.answer_statistics import CONFIDENCE, DENSITY, Counts, Shares, Statistic, Statistics, psi, statistics_of
+from ddcat.engines.answer_statistics import (
+    CONFIDENCE,
+    DENSITY,
+    Counts,
+    Shares,
+    Statistic,
+    Statistics,
+    psi,
+    statistics_of,
+    summed_shares,
+)
 
 __all__ = ["MIN_IMAGES", "DriftMonitor", "Totals"]
 
@@ -64,7 +74,7 @@ class DriftMonitor:
 
     def __init__(self, classes: int, golden: Iterable[Statistics] = ()) -> None:
         self._classes = classes
-        self._expected = _summed(golden)
+        self._expected = summed_shares(golden)
         self._window: dict[Statistic, Shares] = {}
         self._totals = Totals(0, 0, _zeros(classes), _zeros(len(DENSITY)), 0.0, _zeros(len(CONFIDENCE)), 0.0, {})
         self._lock = threading.Lock()
@@ -121,15 +131,6 @@ class DriftMonitor:
                 self.add(answer)
         finally:
             self._slots.release()
-
-
-def _summed(golden: Iterable[Statistics]) -> dict[Statistic, Shares]:
-    summed: dict[Statistic, Shares] = {}
-    for answer in golden:
-        for name, counts in answer.distributions().items():
-            if counts.sum():  # an image of unknown labels alone has no areas
-                summed[name] = summed.get(name, 0) + counts / counts.sum()
-    return summed
 
 
 def _zeros(size: int) -> Counts:

@@ -1,5 +1,4 @@
 import io
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,6 @@ import torch
 from PIL import Image
 
 from bench.gpu.measure import attacks_markdown
-from ddcat import cli
 from ddcat.metrics import Counts, confusion_counts, iou, miou, pixel_accuracy
 from ddcat_bench.attack.attacks import AttackBatch
 from ddcat_bench.attack.job import AttackJob
@@ -33,6 +31,7 @@ from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.pixels import to_8_bit
 from ddcat_train.seeds import derive_seed
 from tests.bench.suite import run_suite
+from tests.commands import call, refusal
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images (N, 3, H, W) in [0, 1], labels (N, H, W)
 
@@ -264,39 +263,27 @@ def test_data_is_judged_at_the_size_of_evaluation(checkpoint: Checkpoint) -> Non
     assert [open_split(judged, split=split).long_side for split in ("val", "train")] == [96, 96]
 
 
-def test_the_command(
-    run_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command(run_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "new" / "attack"
-    arguments = ["ddcat", "attack", str(run_directory), "--max-images", "1", "--device", "cpu", "--out", str(out)]
-
-    def status() -> int | str | None:
-        monkeypatch.setattr(sys, "argv", arguments)
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return left.value.code
-
+    words = ["ddcat", "attack", run_directory, "--max-images", 1, "--device", "cpu", "--out"]
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    assert status() == 0
+    done = call(*words, out)
+    assert done.returncode == 0
     assert not torch.backends.cudnn.allow_tf32  # fp32 means fp32
     assert sorted(file.name for file in out.iterdir()) == ["attack.json", "attack.md", "attack.png", "panels.png"]
     result = read_result(out / "attack.json", AttackResult)
     assert attack_markdown(result) == (out / "attack.md").read_text()
-    told = capsys.readouterr().out
+    told = done.stdout
     assert "| attack | mIoU |" in told
     clean, last = (row.scores.miou for row in (result.find("clean"), result.find("n = 7")) if row is not None)
     first = next(line for line in told.splitlines() if line and not line.startswith(">"))  # but for alarms
     assert first == f"sat ({result.checkpoint.architecture}): mIoU {clean:.3f} -> {last:.3f} at n = 7"
     assert "IoU of each class" not in told  # which is in attack.md
     assert len([line for line in told.splitlines() if not line.startswith(">")]) < 22
-    assert status() == 2
-    assert "exists already" in capsys.readouterr().err
-    arguments[-1] = str(tmp_path / "none")
-    arguments += ["--suite", "quik"]
-    assert status() == 2
-    assert capsys.readouterr().err == (
-        "error: invalid value for '--suite': 'quik' is not one of 'quick', 'paper', 'sea', 'full', 'corruptions'; see ddcat "
-        "attack --help\n"
+    assert "exists already" in refusal(*words, out)
+    assert refusal(*words, tmp_path / "none", "--suite", "quik") == (
+        "invalid value for '--suite': 'quik' is not one of 'quick', 'paper', 'sea', 'full', 'corruptions'; see ddcat "
+        "attack --help"
     )
     assert not (tmp_path / "none").exists()
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from ddcat import cli
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.card.collect import Card, find_results, make_card
 from ddcat_bench.certify.run import run_certify
@@ -14,13 +13,7 @@ from ddcat_bench.corruption.run import run_corruptions
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_io import read_result
 from ddcat_train.checkpoints import load_checkpoint
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr("sys.argv", ["ddcat", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
+from tests.commands import call, refusal
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +23,13 @@ def measured(tmp_path_factory: pytest.TempPathFactory, run_directory: Path) -> P
     checkpoint = load_checkpoint(folder)
     run_corruptions(checkpoint, folder / "corruptions", names=("fog", "jpeg"))
     run_certify(checkpoint, folder / "certificate", sigma=0.02, samples=60, max_images=2)
-    with pytest.MonkeyPatch.context() as patch:
-        assert run(patch, "attack", folder, "--max-images", 2) == 0
+    assert call("ddcat", "attack", folder, "--max-images", 2).returncode == 0
     return folder
 
 
-def test_the_card_has_the_figures_of_the_results(
-    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(monkeypatch, "report", measured, "--out", tmp_path / "card") == 0
+def test_the_card_has_the_figures_of_the_results(measured: Path, tmp_path: Path) -> None:
+    done = call("ddcat", "report", measured, "--out", tmp_path / "card")
+    assert done.returncode == 0
     card = read_result(tmp_path / "card/card.json", Card)
     rows = {row.threat: row for row in card.rows}
     attack = read_result(measured / "attack-quick/attack.json", AttackResult)
@@ -55,9 +46,8 @@ def test_the_card_has_the_figures_of_the_results(
     page = (tmp_path / "card/card.html").read_text()
     assert "http" not in page.replace("http-equiv", "")
     assert "common corruptions, mean" in page
-    assert "| threat | what it claims |" in capsys.readouterr().out
-    assert run(monkeypatch, "report", measured, "--out", tmp_path / "card") == 2
-    assert "use --force to replace" in capsys.readouterr().err
+    assert "| threat | what it claims |" in done.stdout
+    assert "use --force to replace" in refusal("ddcat", "report", measured, "--out", tmp_path / "card")
 
 
 def test_alarms_stand_on_the_card_and_other_models_are_noticed(measured: Path, tmp_path: Path) -> None:
@@ -70,7 +60,7 @@ def test_alarms_stand_on_the_card_and_other_models_are_noticed(measured: Path, t
     assert len(alarms) == len(of_attack.result.alarms) + 1
 
 
-@pytest.mark.parametrize(("made", "says"), [(True, "no result was found"), (False, "is no folder")])
+@pytest.mark.parametrize(("made", "says"), [(True, "no result was found"), (False, "is not a folder")])
 def test_nothing_to_report_is_one_line(tmp_path: Path, made: bool, says: str) -> None:
     if made:
         (tmp_path / "empty").mkdir()

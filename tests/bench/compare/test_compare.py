@@ -1,18 +1,17 @@
 """Engines side by side: what compares, what does not, and which none beats."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ddcat import cli
 from ddcat.bundle import Bundle
 from ddcat_bench.compare.comparison import CompareResult, compare, load_gate_results
 from ddcat_bench.compare.report import compare_html, compare_markdown, pareto
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_io import read_result, to_json
 from tests.bench.gates import made_gate
+from tests.commands import call
 
 
 @pytest.fixture
@@ -70,10 +69,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (folder / "gate.json").write_text(to_json(made_gate(name, seconds=0.1, attacked=20)))
     (tmp_path / "one/report.html").touch()
     out = tmp_path / "out"
-    monkeypatch.setattr(sys, "argv", ["ddcat", "compare", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(out)])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert not caught.value.code
+    assert call("ddcat", "compare", tmp_path / "one", tmp_path / "two", "--out", out).returncode == 0
     assert {file.name for file in out.iterdir()} == {"compare.json", "compare.md", "compare.html", "pareto.png"}
     assert [row.name for row in read_result(out / "compare.json", CompareResult).rows] == ["one", "two"]
     page = (out / "compare.html").read_text()

@@ -5,32 +5,25 @@ from pathlib import Path
 
 import pytest
 
-from ddcat import cli
 from ddcat_bench import judged as judging
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr("sys.argv", ["ddcat", "attack", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
+from tests.commands import call, refusal
 
 
 def test_corruptions_of_a_run_and_of_a_bundle(
     run_directory: Path, make_bundle: Callable, make_engine: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ("--suite", "corruptions", "--corruption", "fog", "--max-images", 2)
-    assert run(monkeypatch, run_directory, *options, "--out", tmp_path / "run") == 0
+    assert call("ddcat", "attack", run_directory, *options, "--out", tmp_path / "run").returncode == 0
     assert (tmp_path / "run/corruptions.md").read_text().startswith("# sat (resnet10")
     bundle = make_bundle()
     monkeypatch.setattr(judging, "open_engine", make_engine)
-    assert run(monkeypatch, bundle.path, *options) == 0
+    assert call("ddcat", "attack", bundle.path, *options).returncode == 0
     assert (bundle.path.parent / f"{bundle.path.name}-corruptions/corruptions.json").is_file()
 
 
-def test_a_certificate_of_a_run(run_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_certificate_of_a_run(run_directory: Path, tmp_path: Path) -> None:
     options = ("--certify", "--sigma", 0.02, "--samples", 60, "--max-images", 1, "--out", tmp_path / "out")
-    assert run(monkeypatch, run_directory, *options) == 0
+    assert call("ddcat", "attack", run_directory, *options).returncode == 0
     assert "# Certified: nothing below an L2 norm of 0.013" in (tmp_path / "out/certificate.md").read_text()
 
 
@@ -48,16 +41,6 @@ def test_a_certificate_of_a_run(run_directory: Path, tmp_path: Path, monkeypatch
         (["--certify", "--suite", "sea"], "--suite changes nothing for --certify"),
     ],
 )
-def test_bad_input_is_one_line(
-    run_directory: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    options: list[str],
-    says: str,
-) -> None:
-    assert run(monkeypatch, run_directory, *options, "--out", tmp_path / "out") == 2
-    error = capsys.readouterr().err
-    assert says in error
-    assert error.count("\n") == 1
+def test_bad_input_is_one_line(run_directory: Path, tmp_path: Path, options: list[str], says: str) -> None:
+    assert says in refusal("ddcat", "attack", run_directory, *options, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,6 +1,5 @@
 """The drift figure's false alarms and what it sees: on answers whose drift is known, and what it refuses."""
 
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from ddcat import cli
 from ddcat.engines import Outputs
 from ddcat.engines.answer_statistics import Statistics, describe, psi
 from ddcat.engines.golden import Example
@@ -22,6 +20,7 @@ from ddcat_bench.result_io import read_result
 from ddcat_serve.observe.drift_monitor import MIN_IMAGES, DriftMonitor
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
+from tests.commands import call, refusal
 
 
 @pytest.fixture
@@ -103,25 +102,15 @@ def test_too_few_images_are_refused(
 
 
 @pytest.mark.usefixtures("golden")
-def test_the_command(
-    make_bundle: Callable,
-    make_engine: Callable,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-) -> None:
+def test_the_command(make_bundle: Callable, make_engine: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     bundle, out = make_bundle(), tmp_path / "out"
     monkeypatch.setattr("ddcat.engines.open_engine", make_engine)
-    for epsilon, status in (("9/0", 2), ("8/255", 0)):
-        monkeypatch.setattr(sys, "argv", ["ddcat", "drift", str(bundle.path), "--epsilon", epsilon, "--out", str(out)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        assert left.value.code == status
-    said = capsys.readouterr()
-    assert "--epsilon 9/0: use a number above 0" in said.err
+    assert "--epsilon 9/0: use a number above 0" in refusal("ddcat", "drift", bundle.path, "--epsilon", "9/0", "--out", out)
+    done = call("ddcat", "drift", bundle.path, "--epsilon", "8/255", "--out", out)
+    assert done.returncode == 0
     result = read_result(out / "drift.json", DriftResult)
     assert (out / "drift.md").read_text() == drift_markdown(result)
-    assert drift_markdown(result) in said.out
+    assert drift_markdown(result) in done.stdout
     assert result.epsilon == pytest.approx(8 / 255)
     assert {row.traffic for row in result.rows} == {"clean", "attack", "adaptive"}
 

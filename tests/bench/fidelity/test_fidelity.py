@@ -1,11 +1,9 @@
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ddcat import cli
 from ddcat.bundle import Bundle
 from ddcat.engines import open_engine
 from ddcat.metrics import miou
@@ -18,6 +16,7 @@ from ddcat_export.exporting import export
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from tests.bench.suite import run_suite
+from tests.commands import call
 
 SWAP = np.arange(256, dtype=np.uint8)
 SWAP[[0, 1]] = 1, 0
@@ -137,15 +136,11 @@ def test_a_real_engine(run_directory: Path, checkpoint: Checkpoint, scenes: Data
         assert row.engine.miou == pytest.approx(row.pytorch.miou, abs=0.002)
 
 
-def test_the_command(
-    make_bundle: Callable, make_engine: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command(make_bundle: Callable, make_engine: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = make_bundle()
     monkeypatch.setattr("ddcat.engines.open_engine", lambda opened: make_engine(opened, lambda labels: SWAP[labels]))
-    monkeypatch.setattr(sys, "argv", ["ddcat", "fidelity", str(bundle.path), "--max-images", "2"])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    assert left.value.code == 0  # whatever the figures
+    done = call("ddcat", "fidelity", bundle.path, "--max-images", 2)
+    assert done.returncode == 0  # whatever the figures
     folder = bundle.path.with_name("tiny.bundle-fidelity")
     assert sorted(file.name for file in folder.iterdir()) == ["fidelity.json", "fidelity.md"]
-    assert "agreement" in capsys.readouterr().out
+    assert "agreement" in done.stdout

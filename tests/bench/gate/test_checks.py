@@ -136,7 +136,7 @@ def test_limits_are_strict(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"fp32.latency: Input should be a valid number"):
         read_thresholds(file, "fp32")
     file.write_text(DEFAULT.read_text().replace("latency: 1.0", "latency: 1.0, latency: 9.0", 1))
-    with pytest.raises(BenchError, match="cannot be read: latency stands twice"):
+    with pytest.raises(BenchError, match="cannot be read: latency occurs twice"):
         read_thresholds(file, "fp32")
     file.write_text("int8: {}")
     with pytest.raises(BenchError, match="Field required"):

@@ -1,6 +1,5 @@
 """The exit status of the gate: 0 pass, 1 refuse, 3 inconclusive, and 2 for whatever kept it from running."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ddcat import cli
 from ddcat.bundle import Bundle
 from ddcat.errors import DdcatError
 from ddcat_bench.errors import BenchError
@@ -21,27 +19,13 @@ from ddcat_bench.inputs import open_bundle_data
 from ddcat_bench.publish import claim
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
-
-Run = Callable[..., int | str | None]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    def gate(bundle: Path, *words: str) -> int | str | None:
-        monkeypatch.setattr(sys, "argv", ["ddcat", "gate", str(bundle), *words])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return left.value.code
-
-    return gate
+from tests.commands import call, refusal
 
 
 @pytest.mark.parametrize(("verdict", "status"), [("pass", 0), ("refuse", 1), ("inconclusive", 3)])
-def test_a_verdict(
-    make_bundle: Callable[..., Bundle], run: Run, monkeypatch: pytest.MonkeyPatch, verdict: str, status: int
-) -> None:
+def test_a_verdict(make_bundle: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch, verdict: str, status: int) -> None:
     monkeypatch.setattr("ddcat_bench.gate.pipeline.run_job", lambda *case, **options: SimpleNamespace(verdict=verdict))
-    assert run(make_bundle().path) == status
+    assert call("ddcat", "gate", make_bundle().path).returncode == status
 
 
 @pytest.mark.parametrize(
@@ -50,57 +34,44 @@ def test_a_verdict(
     ids=repr,
 )
 def test_a_fault_of_the_program_is_no_verdict(
-    make_bundle: Callable[..., Bundle],
-    run: Run,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    fault: Exception,
+    make_bundle: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
     def judge(*case: Any, **options: Any) -> None:
         raise fault
 
     monkeypatch.setattr("ddcat_bench.gate.pipeline.run_job", judge)
-    assert run(make_bundle().path) == 2
-    assert type(fault).__name__ in capsys.readouterr().err  # it is not hidden
+    ended = call("ddcat", "gate", make_bundle().path)
+    assert ended.returncode == 2
+    assert type(fault).__name__ in ended.stderr  # it is not hidden
 
 
-def test_what_is_missing_or_wrong(make_bundle: Callable[..., Bundle], run: Run, tmp_path: Path) -> None:
-    bundle = make_bundle().path
-    assert run(tmp_path / "none") == 2
-    assert run(bundle, "--no-such-option") == 2
-    assert run(bundle, "--thresholds", str(tmp_path / "none.yaml")) == 2
-    assert run(bundle, "--data-root", str(tmp_path / "none")) == 2
-    assert run(bundle, "--split", "none") == 2
+def test_what_is_missing_or_wrong(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
+    bundle, none = make_bundle().path, tmp_path / "none"
+    refusal("ddcat", "gate", none)
+    for wrong in (["--no-such-option"], ["--thresholds", none], ["--data-root", none], ["--split", "none"]):
+        refusal("ddcat", "gate", bundle, *wrong)
 
 
-def test_torchrun_does_not_pass_a_verdict_on(
-    make_bundle: Callable[..., Bundle], run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_torchrun_does_not_pass_a_verdict_on(make_bundle: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("RANK", "0")
-    assert run(make_bundle().path) == 2
-    assert "use --jobs N" in capsys.readouterr().err
+    assert "use --jobs N" in refusal("ddcat", "gate", make_bundle().path)
 
 
-def test_a_second_gate_with_the_same_out_is_refused_at_once(
-    make_bundle: Callable[..., Bundle], run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_second_gate_with_the_same_out_is_refused_at_once(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     bundle, out = make_bundle().path, tmp_path / "gate"
     with claim(out, "gate"):
         for force in ([], ["--force"]):
-            assert run(bundle, "--out", str(out), *force) == 2
-            assert capsys.readouterr().err.startswith(f"error: another process is at work on {out}")
+            said = refusal("ddcat", "gate", bundle, "--out", out, *force)
+            assert said.startswith(f"another process is at work on {out}")
     assert not out.exists()
 
 
-def test_clips_that_fit_no_name_are_refused_before_anything_is_timed(
-    make_bundle: Callable[..., Bundle], run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_clips_that_fit_no_name_are_refused_before_anything_is_timed(make_bundle: Callable[..., Bundle]) -> None:
     bundle = make_bundle().path
-    assert run(bundle, "--clips", "drive([0-9]+)") == 2
-    assert "finds no clip in the name of the image val_00000" in capsys.readouterr().err
-    assert run(bundle, "--clips", "(") == 2
-    assert "expected a regular expression" in capsys.readouterr().err
+    said = refusal("ddcat", "gate", bundle, "--clips", "drive([0-9]+)")
+    assert "finds no clip in the name of the image val_00000" in said
+    assert "expected a regular expression" in refusal("ddcat", "gate", bundle, "--clips", "(")
 
 
 def test_a_data_set_that_has_moved_is_asked_for(
@@ -122,14 +93,9 @@ def test_a_data_set_that_has_moved_is_asked_for(
 
 
 @pytest.mark.parametrize("option", [("--steps", "5"), ("--seed", "1")], ids=" ".join)
-def test_what_a_quick_gate_has_no_use_for_is_refused(
-    option: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["ddcat", "gate", str(tmp_path), "--quick", *option])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    assert left.value.code == 2
-    assert capsys.readouterr().err.startswith(f"error: {' '.join(option)}: --quick runs BIM, n = 3,")
+def test_what_a_quick_gate_has_no_use_for_is_refused(option: tuple[str, str], tmp_path: Path) -> None:
+    said = refusal("ddcat", "gate", tmp_path, "--quick", *option)
+    assert said.startswith(f"{' '.join(option)}: --quick runs BIM, n = 3,")
 
 
 def test_a_split_without_labels_is_refused_before_anything_is_timed(

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from ddcat import cli
 from ddcat.bundle import Bundle, open_bundle
 from ddcat.passport import read_passport
 from ddcat_bench.gate.job import GateJob
@@ -28,13 +27,12 @@ from ddcat_export.twin.operators import OPERATORS
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from tests.bench.gates import near
+from tests.commands import call
 
 LIMITS = read_thresholds(DEFAULT, "fp32")
 
 
-def test_the_command(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], speed: SpeedResult
-) -> None:
+def test_the_command(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speed: SpeedResult) -> None:
     timed: list[object] = []
     served: list[Serving] = []
 
@@ -49,23 +47,19 @@ def test_the_command(
     out = tmp_path / "gate"
     wide = tmp_path / "limits.yaml"
     wide.write_text(DEFAULT.read_text())
-    words = ["gate", str(bundle.path), "--quick", "--thresholds", str(wide), "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", ["ddcat", *words])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == 3  # so few images decide nothing
+    told = call("ddcat", "gate", bundle.path, "--quick", "--thresholds", wide, "--out", out)
+    assert told.returncode == 3  # so few images decide nothing
     assert (len(timed), len(served)) == (3, 1)  # timed again, but its memory is taken once
-    told = capsys.readouterr()
-    assert told.out.startswith("# Gate: inconclusive")
+    assert told.stdout.startswith("# Gate: inconclusive")
     result = read_result(out / "gate.json", GateResult)
-    assert told.err.endswith(f"{title(result)}\n")
-    assert "latency could not be measured on this machine" in told.err
+    assert told.stderr.endswith(f"{title(result)}\n")
+    assert "latency could not be measured on this machine" in told.stderr
     assert {file.name for file in out.iterdir()} == {"gate.json", "gate.md", "gate.xml", "report.html"}
     why = [finding for finding in result.findings if finding.verdict != "pass"]
     assert why
-    assert all(f"- **{finding.verdict}** " in told.out for finding in why)
-    assert len(told.out.splitlines()) < 25  # the rest is in gate.md
-    assert told.out == f"{gate_brief(result)}\n{out}: gate.json, gate.md, gate.xml, report.html\n"
+    assert all(f"- **{finding.verdict}** " in told.stdout for finding in why)
+    assert len(told.stdout.splitlines()) < 25  # the rest is in gate.md
+    assert told.stdout == f"{gate_brief(result)}\n{out}: gate.json, gate.md, gate.xml, report.html\n"
     opened = open_bundle(bundle.path)
     found = read_passport(opened)
     assert found.passport is not None

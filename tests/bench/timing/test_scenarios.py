@@ -1,6 +1,5 @@
 """Scenarios by a clock that the test winds: what waits is counted, and what so few requests do not tell is not told."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,11 +7,11 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from ddcat import cli
 from ddcat.bundle import Bundle
 from ddcat.engines import Outputs
 from ddcat_bench.result_io import read_result
 from ddcat_bench.timing.scenarios import LOADS, Clock, ScenariosResult, arrivals, latencies, run_scenarios, scenarios_markdown
+from tests.commands import call, refusal
 
 
 class Clockwork:
@@ -74,22 +73,13 @@ def test_arrivals_come_at_their_rate_and_repeat() -> None:
 
 
 def test_the_command(
-    make_bundle: Callable[..., Bundle],
-    make_engine: Callable[..., object],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
+    make_bundle: Callable[..., Bundle], make_engine: Callable[..., object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     bundle, out = make_bundle(), tmp_path / "out"
     monkeypatch.setattr("ddcat.engines.open_engine", lambda opened, threads: make_engine(opened))
-    arguments = ["ddcat", "scenarios", str(bundle.path), "--seconds", "0.1", "--size", "40x48", "--out", str(out)]
-    for status, told in ((0, "# tiny: scenarios"), (2, f"{out}")):  # the second time there is a result already
-        monkeypatch.setattr(sys, "argv", arguments)
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        said = capsys.readouterr()
-        assert left.value.code == status
-        assert told in said.out + said.err
+    words = ["ddcat", "scenarios", bundle.path, "--seconds", 0.1, "--size", "40x48", "--out", out]
+    assert "# tiny: scenarios" in call(*words).stdout
+    assert str(out) in refusal(*words)  # there is a result already
     result = read_result(out / "scenarios.json", ScenariosResult)
     assert (result.height, result.width, result.seconds) == (40, 48, 0.1)
     rows = [

@@ -1,4 +1,3 @@
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from ddcat import cli
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_io import read_result, to_json
 from ddcat_bench.timing.interleave import timing
@@ -16,6 +14,7 @@ from ddcat_bench.timing.serving_memory import Serving, serving_peak
 from ddcat_bench.timing.speed import draw_inputs, measure, speed_markdown
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
+from tests.commands import call, refusal
 
 PEAKS = {"engine": 100 << 20, "original": 300 << 20, "main branch": 200 << 20}
 
@@ -133,26 +132,17 @@ def test_inputs_that_cannot_be_had(make_bundle: Callable, arguments: dict, messa
         draw_inputs(bundle, None, **{"repeats": 10, "batch": 1, **arguments})
 
 
-def test_the_command(
-    make_bundle: Callable, make_engine: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command(make_bundle: Callable, make_engine: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = make_bundle()
     monkeypatch.setattr("ddcat.engines.open_engine", lambda opened, threads: make_engine(opened))
     monkeypatch.setattr("ddcat_bench.timing.serving_memory.serving_peak", lambda serving: PEAKS[serving.name])
-    arguments = ["ddcat", "speed", str(bundle.path), "--repeats", "10", "--threads", "1"]
-
-    def status(*more: str) -> int | str | None:
-        monkeypatch.setattr(sys, "argv", [*arguments, *more])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return left.value.code
-
-    assert status("--size", "40") == 2
-    assert "HEIGHTxWIDTH" in capsys.readouterr().err
-    assert status() == 0
+    words = ["ddcat", "speed", bundle.path, "--repeats", 10, "--threads", 1]
+    assert "HEIGHTxWIDTH" in refusal(*words, "--size", 40)
+    done = call(*words)
+    assert done.returncode == 0
     result = read_result(bundle.path.with_name("tiny.bundle-speed") / "speed.json", SpeedResult)
     assert all(len(entry.times.seconds) == 10 and min(entry.times.seconds) > 0 for entry in result.contenders)
-    assert "PyTorch, original" in capsys.readouterr().out
+    assert "PyTorch, original" in done.stdout
 
 
 def test_a_compiled_model_is_another_contender(

@@ -302,7 +302,7 @@ def test_names_with_control_characters_do_not_reach_the_terminal(small_folder: P
     result = CliRunner().invoke(app, ["check", "folder", str(small_folder)])
     assert isinstance(result.exception, DataError)
     assert not set(result.output) & set("\x1b\u202e")
-    assert r"a\x1b[2J\x0a\u202eb.png is no label file" in result.output
+    assert r"a\x1b[2J\x0a\u202eb.png is not a readable label file" in result.output
     for name in ("[bold]ground[/]", "[/]", ":smile:"):
         assert name in result.output
 

@@ -242,7 +242,9 @@ def test_the_next_of_the_order_stands_in_for_a_corrupt_image_when_asked(small: D
 def test_a_data_set_of_corrupt_images_ends(small: Dataset) -> None:
     for pair in small.pairs:
         pair.image.write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"none of the 5 pairs of train can be read, for example: .*\.png is no image"):
+    with pytest.raises(
+        DataError, match=r"none of the 5 pairs of train can be read, for example: .*\.png is not a readable image"
+    ):
         list(train_batches(small, AUGMENT, batch_size=2, seed=0, steps=3, skip_corrupt=True))
 
 

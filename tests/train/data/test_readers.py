@@ -280,7 +280,7 @@ def test_what_is_no_picture_of_8_bits_is_refused_with_its_name(tmp_path: Path) -
     with pytest.raises(DataError, match=r"deep\.png is an image of mode I;16, expected RGB or grey of 8 bits"):
         read_image(tmp_path / "deep.png")
     (tmp_path / "text.png").write_text("nothing")
-    with pytest.raises(DataError, match=r"text\.png is no label file that can be read"):
+    with pytest.raises(DataError, match=r"text\.png is not a readable label file"):
         read_mask(tmp_path / "text.png")
 
 

@@ -188,7 +188,10 @@ def test_skipping_is_for_images_to_train_on(both: Path, tmp_path: Path) -> None:
     content = image.read_bytes()
     image.write_bytes(content[: len(content) // 2])
     overrides = ["data.name=folder", f"data.root={both}", "augment.crop=33", "model.width=4", "train.epochs=1"]
-    told = r"1\.png is no image .*; data.skip_corrupt is for training images alone, .*check folder .* --split val' names all"
+    told = (
+        r"1\.png is not a readable image .*; data.skip_corrupt is for training images only, "
+        r".*check folder .* --split val' lists every"
+    )
     with pytest.raises(DataError, match=told):
         train(load_config("scenes-undefended", [*overrides, "train.workers=0", "data.skip_corrupt=true"]), tmp_path / "run")
     with pytest.raises(DataError, match=r"replace it$"):

@@ -75,7 +75,7 @@ class Config(Section):
     def _check_consistent(self) -> Self:
         if self.method.name == "trades" and self.attack.start == "clean":
             raise ValueError(
-                "attack.start clean does not work with trades, for the divergence from x has no gradient there: use random"
+                "attack.start clean does not work with trades, because the divergence from x has no gradient there: use random"
             )
         images, share = self.train.batch_size, self.method.adversarial_share
         if self.method.name == "ddcat" and not self.method.clean_images(images):

@@ -162,7 +162,7 @@ class ModelConfig(Section):
         elif self.settings is None and self.whole in NAMED_BY:
             raise ValueError(f"model.whole {self.whole} needs model.settings, or model.weights with a folder that has them")
         if (self.mean is None) != (self.std is None):
-            raise ValueError("model.mean and model.std are for each other: name both")
+            raise ValueError("model.mean and model.std belong together: name both")
         return self
 
     @model_validator(mode="after")
@@ -175,7 +175,7 @@ class ModelConfig(Section):
             raise ValueError("start_from has the backbone's weights, too: use it or pretrained, not both")
         if (self.backbone == "hf") != (self.hf is not None):
             raise ValueError(
-                "model.backbone hf and model.hf, its settings or the path of its config.json, are for each other: name both"
+                "model.backbone hf and model.hf, its settings or the path of its config.json, belong together: name both"
             )
         if self.hf is not None and self.init != "torch":
             raise ValueError("init is for convolutional networks of ours: what transformers builds has its own")
@@ -192,7 +192,7 @@ class ModelConfig(Section):
             raise ValueError(f"stem {self.stem} is for ResNets: {backbone} has one of its own")
         strided = convnext or backbone.startswith("mit_")
         if self.drop_path and not strided:
-            raise ValueError(f"drop_path is for ConvNeXt and mit: {backbone} has no blocks that it passes over")
+            raise ValueError(f"drop_path is for ConvNeXt and mit: {backbone} has no blocks that it could skip")
         if strided and self.output_stride != 32:
             raise ValueError(f"output_stride {self.output_stride} is not for {backbone}: use 32")
         if convnext and self.align_corners:

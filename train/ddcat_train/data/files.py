@@ -46,7 +46,7 @@ def read_bytes(path: Path, *, most: int = _MOST_BYTES, first: int | None = None)
     except OSError as cause:
         raise DataError(f"cannot read {path}: {cause.strerror or cause}") from cause
     except ValueError as cause:  # a NUL in its name
-        raise DataError(f"cannot read {path}: no file has such a name") from cause
+        raise DataError(f"cannot read {path}: no file can have such a name") from cause
 
 
 def read_text(path: Path, *, most: int = 1 << 26) -> str:

@@ -204,7 +204,7 @@ def _stripped(path: Path, content: bytes, what: str) -> bytes:
     try:
         return strip_metadata(content)
     except ImageFileError as cause:
-        raise DataError(f"{path} is no {what} that can be read ({cause}): replace it") from cause
+        raise DataError(f"{path} is not a readable {what} ({cause}): replace it") from cause
 
 
 class _Opened:
@@ -235,4 +235,4 @@ class _Opened:
                 if self._content.startswith(begin):
                     return DataError(f"{name} is a {form} file: convert it to {'JPEG or ' * (self._what == 'image')}PNG")
             text = "its format is unknown" if self._content else "it is empty"
-        return DataError(f"{name} is no {self._what} that can be read ({text}): replace it")
+        return DataError(f"{name} is not a readable {self._what} ({text}): replace it")

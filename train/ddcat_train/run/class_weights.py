@@ -62,7 +62,7 @@ def balanced(counts: npt.NDArray[np.int64]) -> tuple[float, ...]:
     """
     present = counts > 0
     if not present.any():
-        raise DataError("no pixel of the training split has a label, by which its classes could be balanced")
+        raise DataError("no pixel of the training split has a label: train.class_weights cannot be balanced")
     weights = np.ones(len(counts))
     weights[present] = counts.sum() / (present.sum() * counts[present])
     return tuple(float(weight) for weight in weights)

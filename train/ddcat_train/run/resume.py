@@ -33,7 +33,7 @@ def check_same_data(checkpoint: Checkpoint, splits: Mapping[str, tuple[Dataset, 
         raise ConfigError(f"{checkpoint.path} was imported and has no run to continue: name it as model.pretrained instead")
     if not checkpoint.part(RANDOM):
         raise CheckpointError(
-            f"{checkpoint.path} holds weights alone, and nothing to continue from: name it as model.pretrained of a new run"
+            f"{checkpoint.path} holds only weights, and nothing to continue from: name it as model.pretrained of a new run"
         )
     for name, (split, now) in splits.items():
         entry = getattr(saved, name)

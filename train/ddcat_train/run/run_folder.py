@@ -93,7 +93,7 @@ def check_run(config: Config, run: Path, *, resume: bool, more_epochs: bool = Fa
             [path for path in run.iterdir() if path.name != _LOCK and not is_temp_file(path, CONFIG)] if run.is_dir() else []
         )
         if strange:
-            raise ConfigError(f"{run} is not empty and not a run: name another folder with --out")
+            raise ConfigError(f"{run} is not empty and is not a run: name another folder with --out")
         return
     if not resume:
         raise ConfigError(f"{run} holds a run already: continue it with --resume, or name another folder with --out")

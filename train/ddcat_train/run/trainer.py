@@ -281,8 +281,8 @@ class Trainer:
                 raise
             val = self._val
             raise DataError(
-                f"{error}; data.skip_corrupt is for training images alone, since a score is of all images: "
-                f"'ddcat data check {val.name} {val.root} --split {val.split}' names all that are at fault"
+                f"{error}; data.skip_corrupt is for training images only, because a score covers all images:  "
+                f"'ddcat data check {val.name} {val.root} --split {val.split}' lists every fault"
             ) from error
         clean, attacked = (miou(scored.counts[n].sum(0)) for n in (0, attack.steps))
         if math.isnan(clean + attacked):

@@ -111,6 +111,6 @@ def _check_normaliser(path: Path, key: str, value: Tensor) -> None:
     ours = imagenet.MEAN if key.endswith("mean") else imagenet.STD
     if value.numel() != len(ours) or not torch.allclose(value.flatten().float(), torch.tensor(ours), atol=1e-3):
         raise CheckpointError(
-            f"{path} normalises otherwise than the networks here: its {key} is {value.flatten().tolist()[:3]}, "
+            f"{path} normalises in another way than the networks here: its {key} is {value.flatten().tolist()[:3]}, "
             f"expected {list(ours)}"
         )

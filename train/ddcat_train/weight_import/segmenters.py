@@ -103,13 +103,13 @@ def import_segmenter(
     parameters = sum(parameter.numel() for parameter in network.parameters())
     remarks = f"left out: {', '.join(found.left_out)}\n" if found.left_out else ""
     remarks += "".join(
-        f"model.{key} is taken to be {getattr(model, key)}, for the file does not say it; --set sets another\n"
+        f"model.{key} is taken to be {getattr(model, key)}: the file does not say it; --set sets another\n"
         for key in found.unsaid
     )
     return (
         f"{out}: {model.architecture}, {len(classes)} classes, branches {', '.join(network.heads)}, "
         f"{parameters / 1e6:.2f} M parameters\n{remarks}"
-        f"from {source}, for the file does not say it: trained by {config.method.name} on {config.data.name}\n"
+        f"from {source}, as the file does not say it: trained by {config.method.name} on {config.data.name}\n"
         f"next: ddcat attack {out} --data-root DIR\n"
         f"      ddcat export {out} --engine ort\n"
         f"      ddcat train PRESET {_begun_with(model, path, out)}"

@@ -88,7 +88,7 @@ def _lower(model: onnx.ModelProto, title: str, newest: int) -> onnx.ModelProto:
     domains = {entry.domain: entry.version for entry in model.opset_import}
     opset = domains.get("", 0)
     if set(domains) != {""}:
-        raise EngineError(f"{title} takes operators of ONNX alone, and the graph has some of {', '.join(domains)}")
+        raise EngineError(f"{title} takes only the operators of ONNX itself, and the graph has some of {', '.join(domains)}")
     if opset <= newest:
         return model
     try:
@@ -96,7 +96,7 @@ def _lower(model: onnx.ModelProto, title: str, newest: int) -> onnx.ModelProto:
     except Exception as cause:  # its exceptions share no base
         reason = first_line(cause).rpartition("failed: ")[2]  # before it, a place in ONNX's source
         raise EngineError(
-            f"{title} reads ONNX up to opset {newest}, and the graph of opset {opset} cannot be made one: {reason}"
+            f"{title} reads ONNX up to opset {newest}, and the graph of opset {opset} cannot be converted: {reason}"
         ) from cause
 
 
