@@ -207,7 +207,7 @@ def served(arguments: argparse.Namespace, arm: str) -> Iterator[None]:
 
 THEIRS = {"LitServe": 1, "LitServe, batches of 8": 8}  # most images in a batch
 HEALTH = {"ours": "/v2/health/ready"} | dict.fromkeys(THEIRS, "/health")
-PATHS = {"ours": "/v1/segment"} | dict.fromkeys(THEIRS, "/predict")
+PATHS = {"ours": "/v1/segment?preprocessed=true"} | dict.fromkeys(THEIRS, "/predict")
 
 
 # --- the arms ---

@@ -99,7 +99,8 @@ def kinds(model: str) -> dict[str, Callable[[int], Request]]:
     def image(form: str) -> Callable[[int], Request]:
         def request(number: int) -> Request:
             accept = FORMS[number % len(FORMS)]
-            return {"path": "/v1/segment", "data": files[SIZES[number % 4], form], "headers": {"Accept": accept}}
+            file = files[SIZES[number % 4], form]
+            return {"path": "/v1/segment?preprocessed=true", "data": file, "headers": {"Accept": accept}}
 
         return request
 
