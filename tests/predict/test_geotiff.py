@@ -14,7 +14,7 @@ from ddcat.predict import scenes as scenes_module
 from ddcat.predict.run import predict
 from ddcat.predict.sources import find_sources
 from tests.bundles import CLASSES
-from tests.commands import refusal
+from tests.commands import call
 from tests.predict.test_tiled import tiled
 
 __all__ = ["tiled"]
@@ -36,8 +36,10 @@ def scene(tmp_path: Path) -> tuple[Path, np.ndarray]:
 def test_without_rasterio_a_line_names_the_extra(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rasterio", None)
     (tmp_path / "a.tif").write_bytes(b"x")
-    said = refusal("ddcat", "predict", bundle.path, tmp_path / "a.tif", "--out", tmp_path / "out")
-    assert 'pip install ".[geo]"' in said
+    done = call("ddcat", "predict", bundle.path, tmp_path / "a.tif", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert 'pip install ".[geo]"' in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from ddcat.errors import DdcatError
 from ddcat.predict.run import predict
 from ddcat.predict.sources import Source, find_sources
 from ddcat.predict.video import frames
-from tests.commands import refusal
+from tests.commands import call
 from tests.predict.test_predict import digests, kill_and_resume
 
 NEEDS_AV = "av is not installed"
@@ -37,8 +37,10 @@ def write(path: Path, count: int, side: int = 64) -> None:
 def test_without_pyav_a_line_names_the_extra(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     (tmp_path / "a.mp4").write_bytes(b"x")
-    said = refusal("ddcat", "predict", bundle.path, tmp_path / "a.mp4", "--out", tmp_path / "out")
-    assert 'pip install ".[video]"' in said
+    done = call("ddcat", "predict", bundle.path, tmp_path / "a.mp4", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert 'pip install ".[video]"' in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
