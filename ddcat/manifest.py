@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from ddcat.choices import EngineName, Precision
 from ddcat.classes import Classes, repeated_name
-from ddcat.confidence import CONFIDENCE_OUTPUT, Temperature
+from ddcat.confidence import CONFIDENCE_OUTPUT, Abstention, Temperature
 from ddcat.errors import BundleError
 from ddcat.json_text import parse_json, parse_model
 from ddcat.manifest_precision import (
@@ -247,6 +247,7 @@ class Manifest(StrictModel):
         default=None, description="Nodes of an fp16 or bf16 graph that stay in fp32; None: none were looked for."
     )
     temperature: Temperature | None = Field(default=None, description="Of the confidence; None: 1, or there is no confidence.")
+    abstention: Abstention | None = Field(default=None, description="By its confidence; None: the engine answers all pixels.")
     golden: Golden | None = Field(default=None, description="Golden images; None: there are none.")
     versions: dict[Name, Name]
 
@@ -268,8 +269,10 @@ class Manifest(StrictModel):
             raise ValueError("preprocessing.resize is of schema 3, and this is schema 2")
         if self.preprocessing.tiles is not None and "logits" not in [output.name for output in self.outputs]:
             raise ValueError("preprocessing.tiles needs the output logits: tiles are blended in them")
-        if self.temperature is not None and CONFIDENCE_OUTPUT not in [output.name for output in self.outputs]:
-            raise ValueError("temperature is of the output confidence, which there is not")
+        if CONFIDENCE_OUTPUT not in [output.name for output in self.outputs]:
+            for name, value in (("temperature", self.temperature), ("abstention", self.abstention)):
+                if value is not None:
+                    raise ValueError(f"{name} is of the output confidence, which there is not")
         if self.schema_version > 2 and self.data.long_side is not None:
             raise ValueError("data.long_side is of schema 2: preprocessing.resize says it")
         return self

@@ -5,11 +5,13 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from ddcat.clips import BLOCK, FEWEST_UNITS, SEQUENCES, UnitKind, grouped
+from ddcat.errors import DdcatError
 from ddcat.metrics import Counts, iou
 from ddcat_bench.errors import BenchError
 
@@ -18,16 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BLOCK", "FEWEST_UNITS", "Scheme", "check_clips", "draw", "interval", "miou_of_draws", "scheme_of", "sequence_in"]
 
-BLOCK = 10  # frames that are drawn together
-FEWEST_UNITS = 10  # images, clips, or blocks of frames: of fewer an interval says too little
-
-# CamVid: a frame in each second of a few drives, of which few are evaluated; so blocks of frames may stand for clips
-_BLOCKS_OF = {"camvid": r"(.*)_"}
 _SINGLE = {"scenes": r".+", "cityscapes": r".+", "voc": r"\d{4}_\d{6}"}  # names of images of which none is another's neighbour
 _NEAR = 30  # frames: a second of video
 _NUMBER = re.compile(r"\d+(?=\D*$)")
-
-Kind = Literal["images", "clips", "blocks"]
 
 
 class Scheme(NamedTuple):
@@ -45,7 +40,7 @@ class Scheme(NamedTuple):
         Frames in a block.
     """
 
-    kind: Kind
+    kind: UnitKind
     groups: npt.NDArray[np.int64]
     block: int = BLOCK
 
@@ -78,16 +73,10 @@ def scheme_of(data: str, names: Sequence[str], clips: str | None = None) -> Sche
     BenchError
         If `clips` is no expression, or one of the names has no clip by it.
     """
-    places = np.arange(len(names))
-    pattern = clips or _BLOCKS_OF.get(data)
-    if pattern is None:
-        return Scheme("images", places)
-    groups = np.unique([_clip(pattern, name) for name in names], return_inverse=True)[1].astype(np.int64)
-    units = len(np.unique(groups))
-    if units == len(names):
-        return Scheme("images", places)
-    blocks = clips is None and units < FEWEST_UNITS
-    return Scheme("blocks", places) if blocks else Scheme("clips", groups)
+    try:
+        return Scheme(*grouped(data, names, clips))
+    except DdcatError as cause:
+        raise BenchError(str(cause)) from cause
 
 
 def check_clips(dataset: "Dataset") -> None:
@@ -116,7 +105,7 @@ def sequence_in(data: str, names: Sequence[str], clips: str | None = None) -> tu
         Two of the names, where most have such neighbours.
     """
     single = _SINGLE.get(data)
-    if clips is not None or data in _BLOCKS_OF or (single and all(re.fullmatch(single, name) for name in names)):
+    if clips is not None or data in SEQUENCES or (single and all(re.fullmatch(single, name) for name in names)):
         return None
     series: dict[str, list[tuple[int, str]]] = {}
     for name in names:
@@ -133,18 +122,6 @@ def _close(numbers: Sequence[int]) -> bool:
     """Return True if sorted numbers follow each other like frame numbers: at one distance, or at small ones."""
     steps = [after - before for before, after in pairwise(numbers)]
     return bool(steps) and (median(steps) <= _NEAR or Counter(steps).most_common(1)[0][1] > len(steps) / 2)
-
-
-def _clip(pattern: str, name: str) -> str:
-    try:
-        match = re.search(pattern, name)
-    except (re.error, OverflowError, RecursionError) as cause:  # the last two of hostile ones
-        raise BenchError(f"clips {pattern!r}: expected a regular expression, got an error: {cause}") from cause
-    if match is None:
-        raise BenchError(
-            f"clips {pattern!r} finds no clip in the name of the image {name}: use an expression that fits all names"
-        )
-    return match[1] if match.re.groups and match[1] is not None else match[0]
 
 
 def draw(scheme: Scheme, *, draws: int, seed: int = 0) -> npt.NDArray[np.float64]:

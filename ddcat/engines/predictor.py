@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from ddcat import bundle as bundles
 from ddcat.classes import Classes
+from ddcat.confidence import NO_THRESHOLD, abstained
 from ddcat.engines import open_engine
 from ddcat.engines.answer_statistics import Statistics, golden_statistics
 from ddcat.engines.base import Closable, Images, Outputs
@@ -66,7 +67,7 @@ class Predictor(Closable):
         entries = self.bundle.manifest.classes
         return Classes(tuple(entry.name for entry in entries), tuple(entry.colour for entry in entries))
 
-    def predict(self, image: str | Path | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    def predict(self, image: str | Path | npt.NDArray[np.uint8], *, abstain: bool = False) -> npt.NDArray[np.uint8]:
         """
         Segment an image.
 
@@ -75,17 +76,21 @@ class Predictor(Closable):
         image : path or (H, W, 3) uint8
             A JPEG, PNG or WebP file, or pixels in RGB. It becomes the engine's input by the rule of the bundle, as in
             training and in the gate: see `ddcat.preprocess`.
+        abstain : bool
+            Give no class to pixels whose confidence is not above the threshold of the bundle.
 
         Returns
         -------
         (H, W) uint8
-            The class of each pixel, at the size of the image.
+            The class of each pixel, at the size of the image; 255 where it abstains.
 
         Raises
         ------
         InputError
-            For a file that is no image, an array of another form, or a size that the engine does not take.
+            For a file that is no image, an array of another form, or a size that the engine does not take; where it is to
+            abstain, and the bundle has no threshold.
         """
+        threshold = self.threshold if abstain else None
         if isinstance(image, str | Path):
             prepared = self._read(Path(image))
         else:
@@ -95,8 +100,31 @@ class Predictor(Closable):
             prepared = preprocess(image, self.bundle.manifest.preprocessing)
         height, width, _ = prepared.pixels.shape
         tiled = self.tiled() if self.cuts(height, width) else None
-        labels = self.infer(prepared.pixels[None]).labels[0] if tiled is None else tiled.labels(prepared.pixels)
+        if threshold is not None and tiled is not None:
+            raise InputError("image: it is cut into tiles, which have no confidence to abstain by")
+        if tiled is not None:
+            return restore(tiled.labels(prepared.pixels), prepared.size)
+        outputs = self.infer(prepared.pixels[None])
+        labels = outputs.labels[0]
+        if threshold is not None:
+            assert outputs.confidence is not None  # a manifest with a threshold has it among the outputs
+            labels = abstained(labels, outputs.confidence[0], threshold)
         return restore(labels, prepared.size)
+
+    @property
+    def threshold(self) -> float:
+        """
+        The confidence that a pixel must be above to be answered, where the engine is to abstain.
+
+        Raises
+        ------
+        InputError
+            Where the bundle has none.
+        """
+        rule = self.bundle.manifest.abstention
+        if rule is None:
+            raise InputError(f"{self.bundle.path}: {NO_THRESHOLD}")
+        return rule.threshold
 
     def cuts(self, height: int, width: int) -> bool:
         """Return whether the bundle's rule cuts an image of some size, as prepared for the graph, into tiles."""

@@ -48,6 +48,12 @@ def predict(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Number of threads that compute a batch.", show_default="the physical cores")
     ] = None,
+    abstain: Annotated[
+        bool,
+        typer.Option(
+            "--abstain", help="Write 255 where the confidence is not above the threshold that the bundle promises by."
+        ),
+    ] = False,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
     require_passport: RequirePassport = False,
@@ -78,7 +84,7 @@ def predict(
     started = time.monotonic()
     summary = run(
         bundle, sources, out, formats=[form.value for form in formats or (Format.PNG, Format.COCO)], batch=batch,
-        threads=threads, trust=trust,
+        threads=threads, abstain=abstain, trust=trust,
     )  # fmt: skip
     failed, images = len(summary["failed"]), summary["images"]
     typer.echo(f"{images} images in {out} after {time.monotonic() - started:.1f} s; {out / SUMMARY} sums them up")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ddcat.classes import Classes
+from ddcat.classes import IGNORE_INDEX, Classes
 from ddcat.predict.polygons import outlines, without_holes
 from ddcat.predict.records import Answer, Record
 from ddcat.predict.run_lengths import run_lengths
@@ -19,13 +19,14 @@ def run_length_annotations(answer: Answer) -> list[dict[str, Any]]:
     return [
         {"category_id": label, "segmentation": lengths, **_measures(answer, label), "iscrowd": 1}  # COCO's mark of run lengths
         for label, lengths in run_lengths(answer.labels).items()
+        if label != IGNORE_INDEX
     ]
 
 
 def polygon_annotations(answer: Answer) -> list[dict[str, Any]]:
     """Return the annotations of an image as polygons along the edges of pixels: see `ddcat.predict.polygons`."""
     annotations = []
-    for label in np.unique(answer.labels).tolist():
+    for label in answer.present():
         rings = [without_holes(polygon) for polygon in outlines(answer.labels == label)]
         flat = [[side for corner in ring for side in corner] for ring in rings]
         annotations.append({"category_id": label, "segmentation": flat, **_measures(answer, label), "iscrowd": 0})

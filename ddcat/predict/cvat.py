@@ -16,7 +16,7 @@ __all__ = ["cvat_masks", "write_annotations"]
 def cvat_masks(answer: Answer) -> list[dict[str, Any]]:
     """Return the masks of an image: run lengths within the box around each class, row by row, the first of what is outside."""
     masks = []
-    for label in np.unique(answer.labels).tolist():
+    for label in answer.present():
         found = answer.labels == label
         rows, columns = np.flatnonzero(found.any(1)).tolist(), np.flatnonzero(found.any(0)).tolist()
         inner = found[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

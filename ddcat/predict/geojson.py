@@ -4,8 +4,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from ddcat.predict.polygons import Ring, outlines
 from ddcat.predict.records import Answer
 
@@ -20,7 +18,7 @@ def encode_geojson(answer: Answer) -> bytes:
 
     Coordinates are (column, row) of the image, its upper left corner (0, 0): rows grow downwards, as in every image.
     """
-    features = [_feature(answer, label) for label in np.unique(answer.labels).tolist()]
+    features = [_feature(answer, label) for label in answer.present()]
     return json.dumps({"type": "FeatureCollection", "features": features}).encode() + b"\n"
 
 

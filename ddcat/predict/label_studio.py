@@ -34,7 +34,7 @@ def brush_results(answer: Answer) -> list[dict[str, Any]]:
                 "brushlabels": [answer.classes.names[label]],
             },
         }
-        for label in np.unique(answer.labels).tolist()
+        for label in answer.present()
     ]
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ddcat.classes import Classes
+from ddcat.classes import IGNORE_INDEX, Classes
 from ddcat.engines.answer_statistics import Statistics
 from ddcat.schema import Count, Details, Sha256, StrictModel, Text
 
@@ -23,7 +23,7 @@ class Answer(NamedTuple):
     stem : str
         The name without its suffix.
     labels : (H, W) uint8
-        In 0..K-1, at the size of the image.
+        In 0..K-1, or 255 where the engine abstains; at the size of the image.
     pixels : (H, W, 3) uint8
         The image, in RGB.
     classes : Classes
@@ -35,6 +35,10 @@ class Answer(NamedTuple):
     pixels: npt.NDArray[np.uint8]
     classes: Classes
 
+    def present(self) -> list[int]:
+        """Return the labels of the classes that the mask has."""
+        return [label for label in np.unique(self.labels).tolist() if label != IGNORE_INDEX]
+
 
 class Job(StrictModel):
     """What decides the bytes of results: runs that agree in it share a folder."""
@@ -44,6 +48,7 @@ class Job(StrictModel):
     formats: tuple[str, ...]
     batch: Count
     engine: Details
+    abstain: bool = False
 
 
 class Distributions(StrictModel):

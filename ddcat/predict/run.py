@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ddcat.atomic_files import write_json
 from ddcat.bundle import NO_TRUST_POLICY, TrustPolicy
+from ddcat.confidence import abstained
 from ddcat.engines import Outputs
 from ddcat.engines.answer_statistics import statistics_of
 from ddcat.engines.cores import physical_cores
@@ -32,6 +33,7 @@ __all__ = ["SUMMARY", "compute", "predict"]
 
 SUMMARY = "summary.json"
 _MOST_THREADS = 4  # that read, and that write
+_NO_CONFIDENCE = "which have no confidence to abstain by: leave --abstain out"
 _DRAWN_AT_THE_END = ("overlay",)  # of a video
 
 
@@ -63,6 +65,7 @@ def predict(
     formats: Sequence[str] = ("png", "coco"),
     batch: int = 1,
     threads: int | None = None,
+    abstain: bool = False,
     trust: TrustPolicy = NO_TRUST_POLICY,
 ) -> dict[str, Any]:
     """
@@ -84,6 +87,8 @@ def predict(
         Images of one size that the engine computes at once.
     threads : int, optional
         Threads that compute one batch. Default: the physical cores.
+    abstain : bool
+        Write 255 where the confidence is not above the threshold of the bundle, which must have one.
     trust : TrustPolicy
         The proof that the bundle must bring.
 
@@ -104,13 +109,14 @@ def predict(
         chosen.add("png")  # a video is drawn at the end, from the masks of its frames
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(open_bundle(bundle, threads=threads, trust=trust))
+        threshold = opened.threshold if abstain else None
         description = dict(opened.description)
-        job = Job(bundle=opened.bundle.digest, formats=tuple(sorted(chosen)), batch=batch, engine=description)
+        job = Job(bundle=opened.bundle.digest, formats=tuple(sorted(chosen)), batch=batch, engine=description, abstain=abstain)
         stack.enter_context(locked(folder / ".lock", f"another ddcat predict is writing to {folder}: wait for it"))
         results = Results(folder, job)
         golden = opened.golden_statistics()
         failures: dict[str, str] = {}
-        compute(opened, sources, results, batch=batch, failures=failures)
+        compute(opened, sources, results, batch=batch, threshold=threshold, failures=failures)
         names = [name for source in sources if source.name not in failures for name in results.names(source)]
         results.collect(names, opened.classes)
         if "overlay" in chosen:
@@ -118,13 +124,21 @@ def predict(
                 if source.is_video and source.name not in failures:
                     results.draw_video(source, opened.classes)
         ordered = {source.name: failures[source.name] for source in sources if source.name in failures}
-        summary = summarise(opened.bundle, map(results.read, names), golden, ordered)
+        summary = summarise(opened.bundle, map(results.read, names), golden, ordered, threshold)
         write_json(folder / SUMMARY, summary)
     return summary
 
 
-def compute(opened: Predictor, sources: Sequence[Source], results: Results, *, batch: int, failures: dict[str, str]) -> None:
-    """Compute all that is not done, and note why a source has no mask."""
+def compute(
+    opened: Predictor,
+    sources: Sequence[Source],
+    results: Results,
+    *,
+    batch: int,
+    threshold: float | None = None,
+    failures: dict[str, str],
+) -> None:
+    """Compute all that is not done, by a threshold to abstain by if there is one, and note why a source has no mask."""
     classes, rule = opened.classes, opened.bundle.manifest.preprocessing
 
     def load(unit: _Unit) -> Picture | _Failure:
@@ -138,7 +152,13 @@ def compute(opened: Predictor, sources: Sequence[Source], results: Results, *, b
             failures[unit.source.name] = answered.reason
             return
         picture, outputs = answered
-        answer = Answer(unit.name, unit.stem, picture.mask(outputs.labels[0]), picture.original, classes)
+        labels = outputs.labels[0]
+        if threshold is not None:
+            if outputs.confidence is None:
+                failures[unit.source.name] = f"it is cut into tiles, {_NO_CONFIDENCE}"
+                return
+            labels = abstained(labels, outputs.confidence[0], threshold)
+        answer = Answer(unit.name, unit.stem, picture.mask(labels), picture.original, classes)
         results.add(answer, next(statistics_of(outputs, len(classes))), without=() if unit.frame is None else _DRAWN_AT_THE_END)
 
     pictures = [source for source in sources if not source.is_scene]
@@ -151,6 +171,8 @@ def compute(opened: Predictor, sources: Sequence[Source], results: Results, *, b
     for source in sources:
         if source.is_scene and not results.is_whole(source):
             try:
+                if threshold is not None:
+                    raise DdcatError(f"it is read in parts, {_NO_CONFIDENCE}")
                 predict_scene(opened, source, results, batch=batch)
             except EngineError as error:
                 if not isinstance(error, InputError):

@@ -14,7 +14,11 @@ __all__ = ["summarise"]
 
 
 def summarise(
-    bundle: Bundle, records: Iterable[Record], golden: Iterable[Statistics], failures: Mapping[str, str]
+    bundle: Bundle,
+    records: Iterable[Record],
+    golden: Iterable[Statistics],
+    failures: Mapping[str, str],
+    threshold: float | None = None,
 ) -> dict[str, Any]:
     """
     Sum up what was predicted, as JSON without times: the same images give the same bytes.
@@ -27,27 +31,30 @@ def summarise(
         Of the clean golden images; may be empty.
     failures : mapping of str to str
         Why an image has no mask, by its name.
+    threshold : float, optional
+        Of the confidence, where the engine abstained; all pixels that are not above it have no class.
 
     Returns
     -------
     dict
         `drift` has the population stability index of each distribution between these answers and the golden ones, None without
-        golden images or answers; `confidence` is None where the engine gives none.
+        golden images or answers; `confidence` is None where the engine gives none, `abstained` where it answered all pixels.
     """
     names = [entry.name for entry in bundle.manifest.classes]
-    pixels, images, certain, seen = np.zeros(len(names), np.int64), 0, 0.0, 0
+    pixels, images, certain, seen, total = np.zeros(len(names), np.int64), 0, 0.0, 0, 0
     shares: dict[Statistic, Shares] = {}
     for record in records:
         answer = record.statistics.statistics()
         pixels += record.pixels
         images += 1
+        total += record.height * record.width
         for name, share in summed_shares([answer]).items():
             shares[name] = shares.get(name, 0) + share
         if answer.confidence is not None:
             certain += answer.mean_confidence * int(answer.confidence.sum())
             seen += int(answer.confidence.sum())
     expected = summed_shares(golden)
-    total = int(pixels.sum())
+    unanswered = total - int(pixels.sum())
     return {
         "bundle": {"name": bundle.manifest.name, "digest": bundle.digest, "passport": read_passport(bundle).summary},
         "images": images,
@@ -57,6 +64,9 @@ def summarise(
             {"name": name, "pixels": int(count), "share": round(int(count) / total, 6) if total else 0.0}
             for name, count in zip(names, pixels, strict=True)
         ],
+        "abstained": None
+        if threshold is None
+        else {"threshold": threshold, "pixels": unanswered, "share": round(unanswered / total, 6) if total else 0.0},
         "confidence": {"mean": round(certain / seen, 6), "tenths": _rounded(shares["confidence"])} if seen else None,
         "drift": {name: round(psi(expected[name], shares[name]), 6) for name in expected if name in shares} or None,
     }

@@ -1,6 +1,6 @@
 """The last steps of every export: build an engine from a typed graph, label golden images with it, and write the bundle."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -12,8 +12,8 @@ import numpy.typing as npt
 from ddcat import provenance
 from ddcat.bundle import Bundle, entries, write_bundle
 from ddcat.choices import Precision
-from ddcat.confidence import Temperature
-from ddcat.engines import golden, open_engine
+from ddcat.confidence import Abstention, Temperature
+from ddcat.engines import Engine, golden, open_engine
 from ddcat.engines.golden import Example, Replay
 from ddcat.manifest import (
     ClassEntry,
@@ -197,6 +197,7 @@ def assemble(
     precision: Precision,
     options: Mapping[str, Any] = MappingProxyType({}),
     key: Path | None = None,
+    abstain: Callable[[Engine], Abstention] | None = None,
     progress: Progress,
 ) -> BuildResult:
     """
@@ -213,13 +214,15 @@ def assemble(
         Keyword arguments of the runtime's `build`.
     key : Path, optional
         Private key to sign the manifest with.
+    abstain : callable, optional
+        Chooses the threshold to abstain by, from the engine's own answers.
     progress : callable
         Called with the current stage.
 
     Raises
     ------
     ExportError
-        Where the engine's labels are not the expected ones.
+        Where it is to choose a threshold, and does not run here, or the engine's labels are not the expected ones.
     DdcatError
         Where the runtime refuses, or `out` cannot be written.
     """
@@ -228,7 +231,7 @@ def assemble(
     built = build_engine(engine, model.graphs[file], file=file, precision=precision, shapes=model.shapes, **options)
     entry = built.entry.model_copy(update={"graph": GRAPH})
 
-    def describe(files: Mapping[str, bytes], labelled: Golden | None) -> Manifest:
+    def describe(files: Mapping[str, bytes], labelled: Golden | None, abstention: Abstention | None) -> Manifest:
         return Manifest(
             name=model.name,
             files=entries(files),
@@ -246,16 +249,20 @@ def assemble(
             quantisation=model.quantisation,
             mixed=model.mixed,
             temperature=model.temperature,
+            abstention=abstention,
             golden=labelled,
             versions={**model.versions, **provenance.versions(_LIBRARIES)},
         )
 
     files = {**model.graphs, **model.reports, **built.files}
-    labelled_by = None
+    labelled_by = abstention = None
+    if abstain is not None and not built.runs_here:
+        raise ExportError("--risk is of the engine's own answers, and this machine has no GPU that it is for: leave it out")
     if built.runs_here:
         progress("labelling the golden images with the engine")
-        with open_engine(Bundle(out, describe(files, None), "", files)) as opened:
+        with open_engine(Bundle(out, describe(files, None, None), "", files)) as opened:
             examples = golden.label_images(opened, model.golden.images)
+            abstention = None if abstain is None else abstain(opened)
     else:
         progress("labelling the golden images with ONNX Runtime")
         examples, labelled_by = label_on_cpu(model.graphs[file], model.golden.images)
@@ -269,7 +276,7 @@ def assemble(
         labelled_by=labelled_by,
     )
     progress("writing the bundle")
-    return BuildResult(write_bundle(out, describe(files, labelled), files, key=key), replay)
+    return BuildResult(write_bundle(out, describe(files, labelled, abstention), files, key=key), replay)
 
 
 def _check(examples: tuple[Example, ...], known: GoldenImages, precision: Precision) -> Replay:

@@ -11,7 +11,7 @@ import typer
 from ddcat.choices import CalibrationKind, EngineName, Hardware, Precision
 from ddcat.cli_support import ExpectDigest, RequireSignature, parse_size
 from ddcat.extras import needing
-from ddcat_export.confidence_options import TemperatureOption, parse_temperature
+from ddcat_export.confidence_options import Risk, TemperatureOption, parse_temperature
 from ddcat_export.errors import ExportError
 from ddcat_export.onnx_options import ClassesFile, FloatFile, Layout, Mean, Output, Scale, Std, onnx_options
 
@@ -62,6 +62,7 @@ def export(
         bool, typer.Option("--confidence", help="Add the probability of each pixel's label to the outputs.")
     ] = False,
     temperature: TemperatureOption = None,
+    risk: Risk = None,
     tiles: Annotated[
         int | None,
         typer.Option(
@@ -232,6 +233,7 @@ def export(
             "--logits": logits,
             "--confidence": confidence,
             "--temperature": temperature,
+            "--risk": risk is not None,
             "--tiles": tiles,
             "--data-root": data_root,
             "--compare-layers": compare_layers,
@@ -279,6 +281,7 @@ def export(
             "--logits": logits,
             "--confidence": confidence,
             "--temperature": temperature,
+            "--risk": risk is not None,
             "--tiles": tiles,
         }
         _refuse({**writes, "--data-root": data_root, "--for": targets, **of_plans}, "--compare-layers writes nothing")
@@ -295,7 +298,7 @@ def export(
 
         done = exporting.export(
             source, place, engine=engine, precision=chosen, sizes=sizes, max_size=largest, max_batch=max_batch, logits=logits,
-            confidence=confidence, temperature=parse_temperature(temperature), tiles=tiles,
+            confidence=confidence, temperature=parse_temperature(temperature), risk=risk, tiles=tiles,
             calibration=calibration or "mixed", calibration_images=calibration_images or 32,
             calibration_folder=calibration_folder,
             max_drop=max_drop, finetune=finetune, data_root=data_root, options=options, key=sign, progress=progress,

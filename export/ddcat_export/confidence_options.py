@@ -7,7 +7,7 @@ import typer
 
 from ddcat_export.errors import ExportError
 
-__all__ = ["TemperatureOption", "check_confidence_options", "parse_temperature"]
+__all__ = ["Risk", "TemperatureOption", "check_confidence_options", "parse_temperature"]
 
 
 TemperatureOption = Annotated[
@@ -16,6 +16,13 @@ TemperatureOption = Annotated[
         metavar="VALUE|fit",
         help="Divide the logits by it before the softmax of the confidence; fit: as the validation split makes likeliest.",
         show_default="1",
+    ),
+]
+Risk = Annotated[
+    float | None,
+    typer.Option(
+        help="Choose a threshold by which the engine may abstain, so that at most this share of pixels is answered and wrong.",
+        show_default="none: it answers all pixels",
     ),
 ]
 
@@ -30,11 +37,14 @@ def parse_temperature(text: str | None) -> float | Literal["fit"] | None:
         raise ExportError(f"--temperature {text}: expected a positive number or fit") from cause
 
 
-def check_confidence_options(*, confidence: bool, temperature: float | Literal["fit"] | None) -> None:
+def check_confidence_options(*, confidence: bool, temperature: float | Literal["fit"] | None, risk: float | None) -> None:
     """Refuse values that are out of range, and those that concern a confidence that the bundle does not give."""
     if isinstance(temperature, str) and temperature != "fit":
         raise ExportError(f"--temperature {temperature}: expected a positive number or fit")
     if isinstance(temperature, int | float) and not (temperature > 0 and math.isfinite(temperature)):
         raise ExportError(f"--temperature {temperature:g}: expected a positive number or fit")
-    if temperature is not None and not confidence:
-        raise ExportError("--temperature changes nothing here, for the bundle gives no confidence: add --confidence")
+    if risk is not None and not 0 < risk < 1:
+        raise ExportError(f"--risk {risk:g}: expected a number between 0 and 1, such as 0.05")
+    for option, value in (("--temperature", temperature), ("--risk", risk)):
+        if value is not None and not confidence:
+            raise ExportError(f"{option} changes nothing here, for the bundle gives no confidence: add --confidence")

@@ -28,7 +28,7 @@ from ddcat_train.reference import Reference
 __all__ = ["ExportData", "PictureFolder", "Sample", "spread"]
 
 
-_LABELLED = "--temperature fit needs labelled images"
+_LABELLED = "--temperature fit and --risk need labelled images"
 
 
 class Sample(NamedTuple):
@@ -102,23 +102,18 @@ class ExportData:
 
         Raises
         ------
-        ExportError
-            As `train`.
+        ExportError, DataError
         """
-        try:
-            dataset = self._open(self.source.split)
-            for index in range(len(dataset)):
-                sample = dataset.read(index)
-                check_labels(torch.from_numpy(sample.labels), self._classes, f"{sample.name} of {self.source.name}")
-                yield Sample(sample.name, sample.image[None], sample.labels[None], sample.full_labels)
-        except DataError as cause:
-            raise ExportError(f"{_LABELLED}: {cause}; use --data-root DIR") from cause
+        dataset = self.val_dataset()
+        for index in range(len(dataset)):
+            sample = dataset.read(index)
+            check_labels(torch.from_numpy(sample.labels), self._classes, f"{sample.name} of {self.source.name}")
+            yield Sample(sample.name, sample.image[None], sample.labels[None], sample.full_labels)
 
-    def val_pixels(self) -> int:
-        """Count the pixels of `whole_val`, from the heads of the files: its errors."""
+    def val_dataset(self) -> Dataset:
+        """Return the validation split, or say who needs it where it is missing."""
         try:
-            dataset = self._open(self.source.split)
-            return sum(height * width for height, width in map(dataset.size, range(len(dataset))))
+            return self._open(self.source.split)
         except DataError as cause:
             raise ExportError(f"{_LABELLED}: {cause}; use --data-root DIR") from cause
 
@@ -207,12 +202,8 @@ class PictureFolder(ExportData):
         """Refuse to evaluate: there are no labels."""
         raise ExportError("--max-drop is measured on labelled images: use --data-root instead of --calibration-folder")
 
-    def whole_val(self) -> Iterator[Sample]:
+    def val_dataset(self) -> Dataset:
         """Refuse to evaluate: there are no labels."""
-        raise ExportError(f"{_LABELLED}: use --data-root instead of --calibration-folder")
-
-    def val_pixels(self) -> int:
-        """Refuse likewise."""
         raise ExportError(f"{_LABELLED}: use --data-root instead of --calibration-folder")
 
     def pictures(self, count: int) -> tuple[list[Images], str]:

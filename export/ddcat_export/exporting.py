@@ -19,6 +19,7 @@ from ddcat.manifest import ClassEntry, Sizes
 from ddcat.manifest_precision import MixedPrecision, Quantisation
 from ddcat.signing import check_key
 from ddcat.tiles import Tiles
+from ddcat_export.abstention import choose_threshold
 from ddcat_export.bundle_builder import CPU_GRAPH, GRAPH, ON_A_CPU, ExportedModel, assemble, graph_precision, shapes_of_engine
 from ddcat_export.calibration import training_attack
 from ddcat_export.confidence_options import check_confidence_options
@@ -84,6 +85,7 @@ def export(
     logits: bool = False,
     confidence: bool = False,
     temperature: float | Literal["fit"] | None = None,
+    risk: float | None = None,
     tiles: int | None = None,
     calibration: CalibrationKind = "mixed",
     calibration_images: int = 32,
@@ -125,6 +127,9 @@ def export(
     temperature : float or "fit", optional
         Divide the logits by it before the softmax of the confidence; "fit": by the one that makes the labels of the validation
         split likeliest (`ddcat_export.temperature.fit_temperature`).
+    risk : float, optional
+        Choose a threshold of the confidence by which the engine may abstain, so that at most this share of the labelled pixels
+        is answered and wrong: see `ddcat_export.abstention`.
     tiles : int, optional
         Cut larger images into tiles of this side, which share a quarter of it with each neighbour. The engine takes no larger
         images whole, and the logits are among its outputs: tiles are blended in them.
@@ -164,7 +169,7 @@ def export(
     needed = graph_precision(engine, precision, mixed=limited)
     check_opset(opset, needed)
     check_can_create(out)
-    check_confidence_options(confidence=confidence, temperature=temperature)
+    check_confidence_options(confidence=confidence, temperature=temperature, risk=risk)
     rule, max_size = _rule_of_tiles(tiles, sizes, max_size)
     if key is not None:
         check_key(key)
@@ -226,7 +231,10 @@ def export(
         golden=golden,
         versions={},
     )
-    bundle, replay = assemble(out, exported, engine=engine, precision=precision, options=options, key=key, progress=progress)
+    bundle, replay = assemble(
+        out, exported, engine=engine, precision=precision, options=options, key=key, progress=progress,
+        abstain=None if risk is None else partial(choose_threshold, data, risk=risk, progress=progress),
+    )  # fmt: skip
     assert replay is not None  # for the type checker: PyTorch has labelled all golden images
     return Exported(bundle, parity, replay, made.layers, model.author)
 

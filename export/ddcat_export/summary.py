@@ -64,6 +64,12 @@ def summarise(
         lines.append(
             f"confidence at a temperature of {manifest.temperature.value:g}, fitted on {manifest.temperature.images} images"
         )
+    if (rule := manifest.abstention) is not None:
+        lines.append(
+            f"abstains, if asked, at a confidence up to {rule.threshold:g}: at most {rule.risk:.3g} of the pixels are then "
+            f"answered and wrong; on {rule.units} {rule.kind} {rule.abstained:.1%} are left out, {rule.error:.2%} of the "
+            "others wrong"
+        )
     if golden is not None:
         compared = (
             "nothing to compare with: no image of the other bundle has such a size"

@@ -38,10 +38,13 @@ def fit_temperature(data: ExportData, segmenter: Segmenter) -> Temperature:
     Raises
     ------
     ExportError
-        Where the data cannot be read, has no labels, or no temperature fits.
+        Where the data is missing, has no labels, or no temperature fits.
+    DataError
     """
-    share = min(1.0, _VALUES / max(1, data.val_pixels() * segmenter.classes))
-    random, images = np.random.default_rng(0), 0
+    dataset = data.val_dataset()
+    pixels = sum(height * width for height, width in map(dataset.size, range(len(dataset))))
+    share = min(1.0, _VALUES / (pixels * segmenter.classes))
+    random = np.random.default_rng(0)
     logits, labels = [], []
     for sample in data.whole_val():
         with torch.no_grad():
@@ -51,8 +54,7 @@ def fit_temperature(data: ExportData, segmenter: Segmenter) -> Temperature:
             known &= random.random(known.size) < share
         logits.append(values[known])
         labels.append(sample.labels.ravel()[known])
-        images += 1
-    return Temperature(value=best_temperature(np.concatenate(logits), np.concatenate(labels)), images=images)
+    return Temperature(value=best_temperature(np.concatenate(logits), np.concatenate(labels)), images=len(dataset))
 
 
 def best_temperature(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.integer]) -> float:

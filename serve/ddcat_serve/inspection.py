@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ddcat.bundle import INTEGRITY_ONLY, NO_TRUST_POLICY, Bundle, TrustPolicy
-from ddcat.confidence import CONFIDENCE_OUTPUT
+from ddcat.confidence import CONFIDENCE_OUTPUT, Abstention
 from ddcat.engines.checks import format_sizes, format_tensors
 from ddcat.manifest import DeviceKinds, EngineEntry, Golden, MainBranchProof, Manifest
 from ddcat.manifest_precision import Calibration, MixedPrecision, Quantisation
@@ -169,9 +169,24 @@ def _images(calibration: Calibration) -> str:
     return f"{calibration.images} {calibration.kind} images of the {calibration.split} split{attack}"
 
 
-def _confidence(manifest: Manifest) -> str:
+def _confidence(manifest: Manifest) -> str | list[str]:
     if CONFIDENCE_OUTPUT not in [output.name for output in manifest.outputs]:
         return "not among the outputs"
+    return [_softmax(manifest), *_abstention(manifest.abstention)]
+
+
+def _abstention(rule: Abstention | None) -> list[str]:
+    if rule is None:
+        return []
+    return [
+        f"abstains, if asked, where it is not above {rule.threshold:g}: then at most {rule.risk:.3g} of the labelled pixels "
+        "are answered and wrong, on average over images like those of the split",
+        f"chosen on {rule.units} {rule.kind}: {rule.abstained:.1%} of the pixels are left out, and {rule.error:.2%} of the "
+        "others are wrong",
+    ]
+
+
+def _softmax(manifest: Manifest) -> str:
     temperature = manifest.temperature
     if temperature is None:
         return "the softmax of the logits"

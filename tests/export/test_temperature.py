@@ -1,9 +1,6 @@
 """The temperature of the confidence: fitted as scipy does, a constant of the graph, and of no label."""
 
-import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,21 +8,12 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from ddcat import cli
-from ddcat.bundle import Bundle, open_bundle
-from ddcat.confidence import Temperature
-from ddcat.engines import open_engine
 from ddcat.engines.onnxruntime import OrtGraph
-from ddcat.manifest import Manifest, parse_manifest
-from ddcat_export import sources
 from ddcat_export.errors import ExportError
-from ddcat_export.exporting import export
 from ddcat_export.opsets import lowered
 from ddcat_export.parity import check_parity, sample_images
 from ddcat_export.precision_cast import cast_graph
-from ddcat_export.rebuild import rebuild
 from ddcat_export.temperature import best_temperature, with_temperature
-from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.pixels import to_planes
 from tests.export.conftest import Smallest
 
@@ -83,65 +71,3 @@ def test_the_graph_divides_on_the_way_to_the_confidence_alone(
     check_parity(content, smallest_once, ((1, *SIZE),), temperature=temperature)
     with pytest.raises(ExportError, match="its confidence is not the softmax of its label"):
         check_parity(content, smallest_once, ((1, *SIZE),))
-
-
-@pytest.fixture
-def quick(smallest_once: Smallest, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let exports skip the second tracing, which is tested elsewhere."""
-    monkeypatch.setattr(sources, "prove_main_branch", lambda *given, **options: None)
-
-
-def test_a_fitted_temperature_is_in_the_manifest_and_in_what_the_engine_says(
-    run: Path, scenes: Path, tmp_path: Path, quick: None
-) -> None:
-    made = export(run, tmp_path / "out", confidence=True, temperature="fit", data_root=scenes, sizes=((96, 76), (96, 77)))
-    temperature = made.bundle.manifest.temperature
-    assert temperature is not None
-    assert temperature.images == 6
-    images = sample_images((1, 96, 76), 0)
-    logits = load_checkpoint(run).segmenter()(to_planes(images)).detach().numpy()
-    with open_engine(made.bundle, threads=1) as engine:
-        outputs = engine.infer(images)
-    np.testing.assert_allclose(outputs.confidence, softmax(logits / temperature.value, 1).max(1), atol=1e-3)
-    assert (outputs.labels == logits.argmax(1)).mean() > 0.999
-    again = rebuild(made.bundle.path, tmp_path / "again", engine="openvino").bundle
-    assert again.manifest.temperature == temperature
-    with open_engine(again, threads=1) as engine:
-        np.testing.assert_allclose(engine.infer(images).confidence, outputs.confidence, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--confidence", "--temperature", "0"], "--temperature 0: expected a positive number or fit"),
-        (["--confidence", "--temperature", "-1.5"], "--temperature -1.5: expected a positive number or fit"),
-        (["--confidence", "--temperature", "nan"], "--temperature nan: expected a positive number or fit"),
-        (["--confidence", "--temperature", "inf"], "--temperature inf: expected a positive number or fit"),
-        (["--confidence", "--temperature", "warm"], "--temperature warm: expected a positive number or fit"),
-        (["--temperature", "2"], "--temperature changes nothing here, for the bundle gives no confidence: add --confidence"),
-        (["--confidence", "--temperature", "fit"], "--temperature fit needs labelled images: "),
-    ],
-)
-def test_what_is_no_temperature_is_one_line(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quick: None,
-    arguments: list[str], message: str,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(
-        sys, "argv", ["ddcat", "export", str(run), "--out", str(tmp_path / "out"), "--size", "64x64", *arguments]
-    )
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    printed = capsys.readouterr().err
-    assert caught.value.code == 2
-    assert printed.startswith(f"error: {message}")
-    assert printed.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
-def test_manifests_of_before_have_none_and_one_without_a_confidence_is_refused(bundle: Bundle) -> None:
-    values = bundle.manifest.model_dump(mode="json")
-    del values["temperature"]
-    assert parse_manifest(json.dumps(values).encode(), "it").temperature is None
-    with pytest.raises(ValueError, match="temperature is of the output confidence, which there is not"):
-        Manifest.model_validate(dict(bundle.manifest) | {"temperature": Temperature(value=2.0, images=None)})
-    assert open_bundle(bundle.path).manifest.temperature is None

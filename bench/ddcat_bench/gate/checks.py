@@ -12,13 +12,15 @@ from ddcat_bench.attack.results import Alarm, Probe, grey
 from ddcat_bench.bootstrap import Scheme
 from ddcat_bench.gate.equivalence import KEPT_AT_LEAST, compare_pool, verdict_of
 from ddcat_bench.gate.pool import EPSILONS, PoolResult, ShiftSource
-from ddcat_bench.gate.results import ThreatRow
+from ddcat_bench.gate.results import Calibration, ThreatRow
 from ddcat_bench.gate.thresholds import Thresholds
 from ddcat_bench.markdown import signed
 from ddcat_bench.timing.results import SpeedResult
 
 __all__ = [
+    "CALIBRATION",
     "check_alarms",
+    "check_calibration",
     "check_fidelity",
     "check_latency",
     "check_robustness",
@@ -28,6 +30,7 @@ __all__ = [
     "needs_quiet",
 ]
 
+CALIBRATION = "calibration error"  # the finding
 _SHIFTS: tuple[ShiftSource, ...] = ("corrupted", "codec")
 _STRONGEST = "strongest at "  # how the row of the strong attacks begins
 _UNSTEADY = "the machine is not steady enough for a time this near its limit"
@@ -149,6 +152,25 @@ def check_fidelity(pool: Sequence[PoolResult], logit_error: float | None, thresh
             limit=f"at least {thresholds.agreement:.2%}",
             reason="the lowest share among clean and replayed adversarial images",
         )
+
+
+def check_calibration(found: Calibration | None, thresholds: Thresholds) -> Iterator[Finding]:
+    """Hold the calibration error of the engine against its limit, where there is one."""
+    limit = thresholds.calibration_error
+    if limit is None or found is None:
+        return
+    error = None if found.engine is None else found.engine.error
+    if error is None:
+        reason = "the engine gives no confidence: export it with --confidence"
+    else:
+        reason = "how far its confidence is from how often it is right, on clean images"
+    yield Finding(
+        name=CALIBRATION,
+        verdict="inconclusive" if error is None else "pass" if error <= limit else "refuse",
+        found="nothing" if error is None else f"{error:.4f}, and {found.reference.error:.4f} of the PyTorch model",
+        limit=f"at most {limit:g}",
+        reason=reason,
+    )
 
 
 def find_alarms(

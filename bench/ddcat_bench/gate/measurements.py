@@ -36,6 +36,8 @@ from ddcat_bench.gate.pool import (
     fill_units,
     read_units,
 )
+from ddcat_bench.gate.reliability import measure_calibration
+from ddcat_bench.gate.results import Calibration
 from ddcat_bench.inputs import engine_batch_size, main_branch
 from ddcat_bench.perturbation.measure import PerturbationJob, measure_perturbations
 from ddcat_bench.perturbation.results import PerturbationRow
@@ -76,6 +78,7 @@ class Measurements(NamedTuple):
     logit_error: float | None
     probe: Probe | None
     perturbations: tuple[PerturbationRow, ...] = ()
+    calibration: Calibration | None = None
 
 
 def attack_pool(
@@ -134,12 +137,20 @@ def attack_pool(
         model = meter.watch(targets.twin)
         units.keep("probe", run_probe(model, job.dataset, epsilon=pilot.epsilon, images=job.probed, seed=job.budget.seed))
         meter.allot(0)
+    if ranks.rank == 0 and units.kept("calibration", Calibration) is None:
+        units.keep("calibration", _calibration(job, targets))
     perturbations = measure_perturbations(_perturbations(job, targets), units, ranks=ranks, advance=advance)  # waits for all
     pool = read_units(units, runs, [len(each) for each in names], classes)
     return Measurements(
         [name for each in names for name in each], pilot, pool, _logit_error(job, targets), units.kept("probe", Probe),
-        perturbations,
+        perturbations, units.kept("calibration", Calibration),
     )  # fmt: skip
+
+
+def _calibration(job: GateJob, targets: Targets) -> Calibration:
+    temperature = job.bundle.manifest.temperature
+    batches = (victims for _, victims in gate_batches(job, job.images))
+    return measure_calibration(targets, batches, temperature=1.0 if temperature is None else temperature.value)
 
 
 def _perturbations(job: GateJob, targets: Targets) -> PerturbationJob:

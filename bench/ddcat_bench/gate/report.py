@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 from ddcat.text import printable
 from ddcat_bench.gate.disagreement import BAND
 from ddcat_bench.gate.overlays import Overlay
+from ddcat_bench.gate.reliability import CALIBRATION_HEADS, calibration_cells, draw_calibration
 from ddcat_bench.gate.results import GateResult, ThreatRow
 from ddcat_bench.gate.words import (
     CLASS_HEADS,
@@ -150,6 +151,9 @@ def _values(result: GateResult) -> dict[str, Any]:
         "places": place_cells(result),
         "margin_heads": ["ahead by", *flip_heads(result)],
         "margins": margin_cells(result),
+        "calibration_heads": CALIBRATION_HEADS,
+        "calibration": calibration_cells(result.calibration),
+        "diagrams": draw_calibration(result.calibration),
         "class_heads": CLASS_HEADS,
         "classes": class_cells(result),
         "absent": absent(result),

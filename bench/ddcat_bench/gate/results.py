@@ -12,7 +12,18 @@ from ddcat_bench.perturbation.results import PerturbationRow
 from ddcat_bench.result_schema import BundleEntry, CheckpointEntry, DataEntry, Environment
 from ddcat_bench.timing.results import SpeedResult, ThroughputResult
 
-__all__ = ["BAND", "MARGINS", "ClassEntry", "GateResult", "MarginRow", "MemberRow", "ThreatRow"]
+__all__ = [
+    "BAND",
+    "MARGINS",
+    "Calibration",
+    "CalibrationBin",
+    "CalibrationRow",
+    "ClassEntry",
+    "GateResult",
+    "MarginRow",
+    "MemberRow",
+    "ThreatRow",
+]
 
 Bounds = tuple[float, float]
 
@@ -80,6 +91,30 @@ class ThreatRow(StrictModel):
     reason: str
 
 
+class CalibrationBin(StrictModel):
+    """Pixels whose confidence lies in one of fifteen bins of one width."""
+
+    share: Fraction = Field(description="Share of the pixels that count.")
+    confidence: Fraction = Field(description="Its mean.")
+    accuracy: Fraction = Field(description="Share of those pixels that are right.")
+
+
+class CalibrationRow(StrictModel):
+    """How far the confidence of a model is from how often it is right."""
+
+    error: Fraction = Field(
+        description="Expected calibration error: distance of confidence and accuracy, mean over the pixels."
+    )
+    bins: tuple[CalibrationBin, ...] = Field(description="Those of the fifteen that are not empty.")
+
+
+class Calibration(StrictModel):
+    """Calibration on clean images, at the temperature of the engine's graph."""
+
+    reference: CalibrationRow
+    engine: CalibrationRow | None = Field(description="Of its own confidence; null: it gives none.")
+
+
 class GateResult(StrictModel):
     """The result of `ddcat gate`."""
 
@@ -101,6 +136,7 @@ class GateResult(StrictModel):
     perturbations: tuple[PerturbationRow, ...] = Field(
         (), description="L2, universal, patch and minimal norm, with their controls: they inform and decide nothing."
     )
+    calibration: Calibration | None = Field(None, description="Null: of an older gate.")
     classes: tuple[ClassEntry, ...]
     transferred: bool = Field(
         description="True where the twin is another model (engine and twin label fewer than 99.9 % of the pixels alike, on "

@@ -24,6 +24,7 @@ class Thresholds(StrictModel):
     adversarial_margin: float = Field(gt=0)
     corrupted_margin: float | None = Field(None, gt=0)
     latency: float | None = Field(gt=0)
+    calibration_error: float | None = Field(None, gt=0, le=1)
 
     @property
     def unset(self) -> tuple[str, ...]:

@@ -10,7 +10,15 @@ from ddcat.metrics import miou
 from ddcat.passport import Passport, Verdict
 from ddcat_bench.bootstrap import Scheme, scheme_of, sequence_in
 from ddcat_bench.describe import describe_data, describe_environment, describe_reference
-from ddcat_bench.gate.checks import check_alarms, check_fidelity, check_latency, check_robustness, check_threats, find_alarms
+from ddcat_bench.gate.checks import (
+    check_alarms,
+    check_calibration,
+    check_fidelity,
+    check_latency,
+    check_robustness,
+    check_threats,
+    find_alarms,
+)
 from ddcat_bench.gate.disagreement import MARGINS
 from ddcat_bench.gate.job import GateJob
 from ddcat_bench.gate.measurements import Measurements
@@ -68,6 +76,7 @@ def conclude(
     latency = check_latency(speed, thresholds)
     findings = (
         *check_fidelity(measured.pool, measured.logit_error, thresholds),
+        *check_calibration(measured.calibration, thresholds),
         *check_robustness(threats),
         *check_alarms(alarms),
         *([] if latency is None else [latency]),
@@ -90,6 +99,7 @@ def conclude(
         threats=threats,
         members=tuple(_member(result) for result in measured.pool),
         perturbations=measured.perturbations,
+        calibration=measured.calibration,
         classes=tuple(ClassEntry(name=n, share=s) for n, s in zip(job.dataset.classes.names, shares, strict=True)),
         transferred=transferred,
         alarms=alarms,

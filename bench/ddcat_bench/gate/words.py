@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ddcat.passport import Finding, Verdict
 from ddcat_bench.attack.results import grey
-from ddcat_bench.gate.checks import latency_found
+from ddcat_bench.gate.checks import CALIBRATION, latency_found
 from ddcat_bench.gate.disagreement import MARGINS
 from ddcat_bench.gate.results import GateResult, MemberRow
 from ddcat_bench.markdown import fixed, signed
@@ -28,13 +28,15 @@ __all__ = [
 ]
 
 _VERDICTS = {"pass": "Passed", "refuse": "Refused", "inconclusive": "Inconclusive"}
-_ACCURACY = ("logits", "equal labels", "mIoU, clean")  # findings; all others but the latency are of robustness
+_ACCURACY = ("logits", "equal labels", "mIoU, clean")  # findings; all others but the next two are of robustness
+_OWN_AREA = {"latency": "latency", CALIBRATION: "confidence"}
 _REFUSED = {
     "accuracy": "accuracy is worse than its limits allow",
     "robustness": "robustness is worse than its limits allow",
+    "confidence": "confidence is further from the truth than its limit allows",
     "latency": "the engine is slower than its limit allows",
 }
-_OPEN = {"accuracy": "accuracy is undecided", "robustness": "robustness is undecided"}
+_OPEN = {"accuracy": "accuracy is undecided", "confidence": "confidence is not known", "robustness": "robustness is undecided"}
 
 WORDS = {
     "PyTorch model": "the main branch that the engine was made from",
@@ -59,7 +61,7 @@ def title(result: GateResult) -> str:
     """Write the verdict in a sentence or two: the areas that are refused or undecided, and those that passed."""
     areas: dict[str, list[Verdict]] = {}
     for finding in result.findings:
-        area = "latency" if finding.name == "latency" else "accuracy" if finding.name in _ACCURACY else "robustness"
+        area = _OWN_AREA.get(finding.name, "accuracy" if finding.name in _ACCURACY else "robustness")
         areas.setdefault(area, []).append(finding.verdict)
     refused = [_REFUSED[area] for area, verdicts in areas.items() if "refuse" in verdicts]
     left = [area for area, verdicts in areas.items() if "refuse" not in verdicts and "inconclusive" in verdicts]

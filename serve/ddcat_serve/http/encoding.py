@@ -8,7 +8,7 @@ import numpy.typing as npt
 from PIL import Image
 from pycocotools import mask as coco  # type: ignore[import-untyped]
 
-from ddcat.classes import Classes, colourise
+from ddcat.classes import IGNORE_INDEX, Classes, colour_table, colourise
 
 __all__ = ["encode_confidence", "encode_image", "encode_labels", "encode_mask", "encode_overlay", "encode_rle"]
 
@@ -24,14 +24,13 @@ def encode_mask(labels: U8, classes: Classes) -> bytes:
     Parameters
     ----------
     labels : (H, W) uint8
-        In 0..K-1.
+        In 0..K-1, or 255 where the engine abstains.
     classes : Classes
         Their colours become the palette.
     """
     height, width = labels.shape
     mask = Image.frombytes("P", (width, height), labels.tobytes())
-    colours = bytes(channel for colour in classes.palette for channel in colour)
-    mask.putpalette(colours.ljust(3 * 256, b"\0"))  # with fewer colours Pillow packs several pixels into a byte
+    mask.putpalette(colour_table(classes).tobytes())  # with fewer colours Pillow packs several pixels into a byte
     return _png(mask)
 
 
@@ -66,7 +65,7 @@ def encode_confidence(confidence: npt.NDArray[np.float32]) -> bytes:
 
 def encode_rle(labels: U8, classes: Classes) -> dict[str, Any]:
     """
-    Encode labels as compressed COCO run lengths, a binary mask for each class present.
+    Encode labels as compressed COCO run lengths, a binary mask for each class present; where the engine abstains there is none.
 
     Returns
     -------
@@ -75,6 +74,8 @@ def encode_rle(labels: U8, classes: Classes) -> dict[str, Any]:
     """
     masks = []
     for label in np.unique(labels).tolist():
+        if label == IGNORE_INDEX:
+            continue
         rle = coco.encode(np.asfortranarray(labels == label, np.uint8))
         masks.append(
             {

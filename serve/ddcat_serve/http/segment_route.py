@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import dataclasses
 import json
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
@@ -13,7 +14,8 @@ from fastapi import APIRouter, Query
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from ddcat.classes import Classes
+from ddcat.classes import IGNORE_INDEX, Classes
+from ddcat.confidence import NO_THRESHOLD, abstained
 from ddcat.engines import Outputs
 from ddcat.engines.errors import InputError
 from ddcat.preprocess import AS_STORED, FileRule, network_size, preprocess, restore
@@ -111,6 +113,9 @@ def router(state: ServerState) -> APIRouter:
         preprocessed: Annotated[
             bool, Query(description="The images are the engine's input already: they are neither turned nor resized.")
         ] = False,
+        abstain: Annotated[
+            bool, Query(description="Label 255 where the confidence is not above the threshold of the bundle.")
+        ] = False,
         timeout: Annotated[float | None, Query(gt=0, le=settings.max_timeout, description="Deadline in seconds.")] = None,
     ) -> Response:
         """
@@ -122,7 +127,7 @@ def router(state: ServerState) -> APIRouter:
         began = asyncio.get_running_loop().time()
 
         def choose() -> tuple[ServedModel, Representation]:
-            chosen = _choose(state.models, model, version)
+            chosen = _choose(state.models, model, version, abstain=abstain)
             available = [each for each in _ENCODERS if each.view != "confidence" or _has_confidence(chosen)]
             return chosen, negotiate(request.headers.get("accept"), available)
 
@@ -154,6 +159,8 @@ def router(state: ServerState) -> APIRouter:
                     image = None  # type: ignore[assignment] # while its input is queued
                 outputs = await chosen.infer(prepared.pixels[None], job=job)
                 size, prepared = prepared.size, None  # type: ignore[assignment]
+                if abstain:
+                    outputs = await before_deadline(partial(_abstaining, state, chosen, outputs))
                 encoder = _ENCODERS[representation]
                 return await before_deadline(partial(_encode, encoder, outputs, image, size, chosen.classes)), size
             finally:
@@ -214,12 +221,23 @@ def _several(encoded_masks: Sequence[_Encoded], uploads: Sequence[Upload], repre
     return json.dumps({"results": results}, separators=(",", ":")).encode()
 
 
-def _choose(models: Models, name: str | None, version: str | None) -> ServedModel:
+def _choose(models: Models, name: str | None, version: str | None, *, abstain: bool) -> ServedModel:
     if name is None and len(models) > 1:
         raise RequestError(400, f"several models are served: choose one with ?model=, of {', '.join(models)}")
     if name is None and not models:
         raise RequestError(404, "no model is loaded now")
-    return find_model(models, next(iter(models)) if name is None else name, version)
+    chosen = find_model(models, next(iter(models)) if name is None else name, version)
+    if abstain and chosen.bundle.manifest.abstention is None:
+        raise RequestError(400, f"{chosen.name}: {NO_THRESHOLD}")
+    return chosen
+
+
+def _abstaining(state: ServerState, model: ServedModel, outputs: Outputs) -> Outputs:
+    rule = model.bundle.manifest.abstention
+    assert rule is not None  # as checked
+    labels = abstained(outputs.labels, _given(outputs.confidence), rule.threshold)
+    state.metrics.count_abstained(model.name, model.version, labels.size, int((labels == IGNORE_INDEX).sum()))
+    return dataclasses.replace(outputs, labels=labels)
 
 
 def _has_confidence(model: ServedModel) -> bool:

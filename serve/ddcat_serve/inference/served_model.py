@@ -86,6 +86,7 @@ class ServedModel:
             "method": manifest.source.method,
             "architecture": manifest.source.architecture,
             "precision": manifest.engine.effective_precision,
+            "abstention": None if manifest.abstention is None else manifest.abstention.model_dump(mode="json"),
             "orientation": manifest.preprocessing.orientation,
             "classes": [entry.model_dump(mode="json") for entry in manifest.classes],
         }

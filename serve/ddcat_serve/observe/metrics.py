@@ -87,7 +87,12 @@ class Metrics:
         )
         self._pixels = Counter("ddcat_pixels", "Pixels that were computed.", _MODEL, registry=self._registry)
         self._failed = Counter("ddcat_failed_requests", "Requests that the engine failed on.", _MODEL, registry=self._registry)
-
+        self._asked = Counter(
+            "ddcat_abstaining_pixels", "Pixels of answers that were asked to abstain.", _MODEL, registry=self._registry
+        )
+        self._abstained = Counter(
+            "ddcat_abstained_pixels", "Pixels that were left unanswered.", _MODEL, registry=self._registry
+        )
         self._swaps = Counter(
             "ddcat_swaps", "Changes of the version that answers, unloading included.", ("model",), registry=self._registry
         )
@@ -105,9 +110,14 @@ class Metrics:
         self._batch.labels(name, version).observe(batch.images)
         self._engine.labels(name, version).observe(batch.seconds)
         self._pixels.labels(name, version).inc(batch.pixels)
-        self._failed.labels(name, version).inc(
-            batch.failed
-        )  # 0, too: Prometheus sees no increase in a series that begins with it
+        # 0, too: Prometheus sees no increase in a series that begins with it
+        self._failed.labels(name, version).inc(batch.failed)
+        self.count_abstained(name, version, 0, 0)
+
+    def count_abstained(self, name: str, version: str, pixels: int, unanswered: int) -> None:
+        """Count the pixels of an answer that was asked to abstain, and those of them that it left unanswered."""
+        self._asked.labels(name, version).inc(pixels)
+        self._abstained.labels(name, version).inc(unanswered)
 
     def expect_swaps(self, name: str) -> None:
         """Report swaps and refusals of a model, none so far: Prometheus sees no increase in a series that begins with it."""

@@ -17,7 +17,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, run_directory: Path, scenes
     with pytest.MonkeyPatch.context() as patch:  # it would be exported twice
         patch.setattr(sources, "prove_main_branch", lambda *given, **options: proof)
         folder = tmp_path_factory.mktemp("gate") / "bundle"
-        return exporting.export(run_directory, folder, logits=True, sizes=((height, width),)).bundle
+        return exporting.export(
+            run_directory, folder, logits=True, confidence=True, temperature=2.0, sizes=((height, width),)
+        ).bundle
 
 
 @pytest.fixture(scope="session")

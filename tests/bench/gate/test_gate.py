@@ -85,6 +85,9 @@ def test_the_model_itself_passes(passed: GateResult) -> None:
     assert {"mIoU, clean", "mIoU, BIM, n = 3", "equal labels", "logits", "latency"} <= {
         finding.name for finding in passed.findings
     }
+    assert passed.calibration is not None
+    assert passed.calibration.engine is not None
+    assert 0 < passed.calibration.reference.error == pytest.approx(passed.calibration.engine.error, abs=1e-4)
     assert {(row.source, row.label) for row in passed.members} >= {
         ("replay", "clean"), ("replay", "BIM, n = 7"), ("twin", "BIM, n = 7"), ("twin", "CosPGD, n = 2"),
         ("engine", "DLA, n = 20"), ("engine", "Square, n = 20"),
