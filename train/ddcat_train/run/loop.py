@@ -158,10 +158,11 @@ def _train_steps(loop: _Loop, stop: Stop, save_every: float) -> int:
             signal_number, due, failed = trainer.ranks.all_reduce_max([stop.number, late, isinstance(batch, TrainError)])
             if (signal_number or due or failed) and saved != trainer.step:
                 saved, when = _save(loop), time.monotonic()
-            if failed:
-                causes = trainer.ranks.gather(str(batch) if isinstance(batch, TrainError) else "")
-                # All end by the same error: whichever rank ends first, that is the one that is told.
-                raise batch if isinstance(batch, TrainError) else TrainError(next(filter(None, causes)))
+            if isinstance(batch, TrainError):
+                trainer.ranks.gather(str(batch))
+                raise batch
+            if failed:  # all ranks end by the same error: whichever ends first, that is the one that is told
+                raise TrainError(next(filter(None, trainer.ranks.gather(""))))
             if signal_number or batch is None:
                 return signal_number
             with enough_memory(f"step {trainer.step + 1}", _LESS_TO_TRAIN):

@@ -91,8 +91,8 @@ def find_cut(model: nn.Module, images: Tensor, classes: int, wanted: str | None 
     except Exception as cause:  # a library's exceptions share no base
         if lacks_memory(cause):
             raise
-        size = " x ".join(map(str, images.shape[2:]))
-        raise ConfigError(f"{name} takes no images (N, 3, H, W) of {size}: {first_line(cause)}; {OF_SIZES}") from cause
+        shown = " x ".join(map(str, images.shape[2:]))
+        raise ConfigError(f"{name} takes no images (N, 3, H, W) of {shown}: {first_line(cause)}; {OF_SIZES}") from cause
     logits = logits_of(output)
     if logits is None:
         raise ConfigError(f"{name} gives {_form(output)}, expected logits (N, K, h, w): {_ADVICE}")
