@@ -5,6 +5,7 @@ import dataclasses
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sysconfig
 import time
@@ -171,12 +172,15 @@ def tritonserver(environment: Path, repository: Path, work: Path, *options: str)
     variables["PATH"] = f"{environment / 'bin'}:{variables['PATH']}"
     variables.pop("PYTHONPATH", None)
     log = work / "log"
-    with log.open("w") as written, subprocess.Popen(line, env=variables, stdout=written, stderr=written) as process:
+    with log.open("w") as written:
+        process = subprocess.Popen(line, env=variables, stdout=written, stderr=written, start_new_session=True)
         try:
             yield log, ports
         finally:
             process.terminate()
             process.wait(60)
+            with contextlib.suppress(ProcessLookupError):  # it leaves its helpers where it ends before they have begun
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_until(ready: Callable[[], bool], seconds: float = 90) -> bool:
