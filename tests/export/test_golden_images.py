@@ -115,7 +115,7 @@ def test_a_ladder_is_in_order_and_a_plan_has_upper_ends() -> None:
         "batch": {"minimum": 1, "maximum": 2}, "height": {"minimum": 64, "maximum": 64},
         "width": {"minimum": 48, "maximum": 48}, "sizes": None,
     }  # fmt: skip
-    with pytest.raises(ExportError, match=r"engine trt holds memory .* use --size HxW, one or several"):
+    with pytest.raises(ExportError, match=r"engine trt reserves memory .* use --size HxW, one or several"):
         shapes_of_engine("trt", None, minimum=33)
     with pytest.raises(ExportError, match="size 32x64 is too small: use 33x33 or more"):
         shapes_of_engine("ort", ((64, 64), (32, 64)), minimum=33)

@@ -94,7 +94,7 @@ def test_a_limit_that_does_not_hold_leaves_nothing(
 ) -> None:
     layers = [LayerError(layer, 0, 0) for layer in layers_of(bundle.files["model.onnx"])]
     monkeypatch.setattr(ptq, "measure_sensitivity", lambda *a, **k: layers)
-    with pytest.raises(ExportError, match=r"int8 loses .* points of clean and .* layers in float, .* where -100 are allowed"):
+    with pytest.raises(ExportError, match=r"int8 loses .* points of clean and .* layers in float, and -100 are allowed"):
         export(
             run, tmp_path / "out", precision="int8", calibration_images=1, max_drop=-100, data_root=scenes, calibration="clean"
         )
