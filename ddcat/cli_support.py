@@ -112,11 +112,11 @@ def invoke(app: Callable[[], object]) -> int:
 
 def _usage(error: Any) -> str:
     """Return the fault of a command line, and the command that explains it."""
-    similar = sorted(getattr(error, "possibilities", None) or ())
-    message = error.message if similar else error.format_message().replace("Value error, ", "")  # pydantic's
+    nearest = next(iter(getattr(error, "possibilities", None) or ()), None)  # the others may be far off
+    message = error.message if nearest else error.format_message().replace("Value error, ", "")  # pydantic's
     message = " ".join(message.split()).rstrip(".")  # choices stand on lines
-    if similar:
-        message += f"; did you mean {', '.join(similar)}?"
+    if nearest:
+        message += f"; did you mean {nearest}?"
     if error.ctx is not None:
         message += f"{'' if message.endswith('?') else ';'} see {error.ctx.command_path} --help"
     return message[:1].lower() + message[1:]
