@@ -56,7 +56,7 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(f"{' '.join(str(cause.problem or cause).split())[:200]}{line}") from cause
     except yaml.YAMLError as cause:
         raise ValueError(" ".join(str(cause).split())[:200]) from cause
-    except ValueError as cause:  # an integer of thousands of digits, a date that is none
+    except ValueError as cause:  # such as an integer of thousands of digits, or the 30th of February
         raise ValueError(f"a value cannot be read: {' '.join(str(cause).split())[:200]}") from cause
 
 

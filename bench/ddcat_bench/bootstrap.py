@@ -61,17 +61,13 @@ def scheme_of(data: str, names: Sequence[str], clips: str | None = None) -> Sche
 
     Parameters
     ----------
-    data : str
-        Name of the data set's reader.
-    names : sequence of str
-        Names of the images, in the order of the split.
-    clips : str, optional
-        Expression for the clip of a name: see `ddcat_train.data.Dataset`.
+    data, names, clips
+        As for `ddcat.clips.grouped`.
 
     Raises
     ------
     BenchError
-        If `clips` is no expression, or one of the names has no clip by it.
+        Where that refuses the expression.
     """
     try:
         return Scheme(*grouped(data, names, clips))
