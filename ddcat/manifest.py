@@ -124,6 +124,10 @@ class Preprocessing(FileRule):
         default=None, description="How larger images are cut, after all of this but the last step; None: they are not."
     )
 
+    def cuts(self, height: int, width: int) -> bool:
+        """Return whether an image of some size, as prepared for the graph, is cut into tiles."""
+        return self.tiles is not None and self.tiles.cut(height, width)
+
 
 class DimRange(StrictModel):
     """Sizes that an axis may have, both ends included."""

@@ -7,7 +7,6 @@ wherever a label depends on no pixel further away than a quarter of the overlap.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,7 @@ from pydantic import Field, model_validator
 
 from ddcat.schema import StrictModel
 
-__all__ = ["Tiles", "blended_labels", "enlarged", "tile_starts", "tile_weights"]
+__all__ = ["Tiles", "blend_bytes", "blended_labels", "enlarged", "tile_starts", "tile_weights"]
 
 F32 = npt.NDArray[np.float32]
 Place = tuple[int, int]  # (top, left) of a tile
@@ -54,29 +53,15 @@ def tile_weights(size: int, tiles: Tiles) -> list[F32]:
     list of (min(side, size),) float32
         In [0, 1]; at each pixel of the axis they sum to one.
     """
-    starts, side = tile_starts(size, tiles), min(tiles.side, size)
-    risen = [
-        np.ones(size),
-        *(_ramp(size, *_blend(before, start, side)) for before, start in pairwise(starts)),
-    ]
-    fallen = [*risen[1:], np.zeros(size)]
-    return [
-        (rise - fall)[start : start + side].astype(np.float32)
-        for start, rise, fall in zip(starts, risen, fallen, strict=True)
-    ]  # fmt: skip
+    axis = _Axis(size, tiles)
+    return [axis.weights(place) for place in range(len(axis.starts))]
 
 
-def _blend(before: int, start: int, side: int) -> tuple[float, float]:
-    """Return where the weights of two neighbours change: over the middle half of what they share."""
-    shared = before + side - start
-    return start + shared / 4, start + 3 * shared / 4
-
-
-def _ramp(size: int, begin: float, end: float) -> npt.NDArray[np.float64]:
-    centres = np.arange(size) + 0.5
-    if end <= begin:  # nothing is shared
-        return (centres > begin).astype(np.float64)
-    return np.clip((centres - begin) / (end - begin), 0, 1)
+def blend_bytes(height: int, width: int, tiles: Tiles, classes: int) -> int:
+    """Return the bytes of logits that `blended_labels` keeps beside those of a batch of tiles: they grow with the width."""
+    axis = _Axis(height, tiles)
+    ends = (axis.bounds(place) for place in {0, max(0, len(axis.starts) - 2)})  # the last two may share more than others
+    return 2 * 4 * classes * width * max(last - final for _, final, last in ends)
 
 
 def blended_labels(
@@ -114,7 +99,7 @@ def blended_labels(
             some = range(at, min(at + batch, len(columns.starts)))
             for j, logits in zip(some, logits_of([(top, columns.starts[j]) for j in some]), strict=True):
                 left, (begin, end, reach) = columns.starts[j], columns.bounds(j)
-                sums = logits * rows.weights[i][:, None] * columns.weights[j]  # (K, side, side)
+                sums = logits * rows.weights(i)[:, None] * columns.weights(j)  # (K, side, side)
                 if beside is not None:
                     sums[:, :, begin - left : begin - left + beside.shape[2]] += beside
                 beside = sums[:, :, end - left : reach - left].copy()
@@ -130,18 +115,37 @@ def blended_labels(
 
 
 class _Axis:
-    """The tiles along an axis: their starts and weights, and which pixels are complete after each."""
+    """The tiles along an axis, each computed when it is asked for: a long and narrow image has many."""
 
     def __init__(self, size: int, tiles: Tiles) -> None:
-        self.starts, self.weights = tile_starts(size, tiles), tile_weights(size, tiles)
-        side = min(tiles.side, size)
-        blends = [_blend(before, start, side) for before, start in pairwise(self.starts)]
-        self._finals = [*(int(begin) for begin, _ in blends), size]
-        self._lasts = [*(int(np.ceil(end)) for _, end in blends), size]
+        self.starts, self._size, self._side = tile_starts(size, tiles), size, min(tiles.side, size)
+
+    def weights(self, place: int) -> F32:
+        """Return the weights of a tile's pixels along the axis, (side,)."""
+        centres = np.arange(self.starts[place], self.starts[place] + self._side) + 0.5
+        rise = _ramp(centres, *self._blend(place)) if place else np.ones(self._side)
+        fall = _ramp(centres, *self._blend(place + 1)) if place + 1 < len(self.starts) else np.zeros(self._side)
+        return (rise - fall).astype(np.float32)
 
     def bounds(self, place: int) -> tuple[int, int, int]:
         """Return from where to where pixels are complete after a tile and not before, and where its weights end."""
-        return (self._finals[place - 1] if place else 0), self._finals[place], self._lasts[place]
+        first = int(self._blend(place)[0]) if place else 0
+        if place + 1 == len(self.starts):
+            return first, self._size, self._size
+        begin, end = self._blend(place + 1)
+        return first, int(begin), int(np.ceil(end))
+
+    def _blend(self, place: int) -> tuple[float, float]:
+        """Return where the weights of a tile and the one before change: over the middle half of what they share."""
+        start = self.starts[place]
+        shared = self.starts[place - 1] + self._side - start
+        return start + shared / 4, start + 3 * shared / 4
+
+
+def _ramp(centres: npt.NDArray[np.float64], begin: float, end: float) -> npt.NDArray[np.float64]:
+    if end <= begin:  # nothing is shared
+        return (centres > begin).astype(np.float64)
+    return np.clip((centres - begin) / (end - begin), 0, 1)
 
 
 def enlarged(logits: F32, size: tuple[int, int], *, corners: bool) -> F32:

@@ -128,8 +128,7 @@ class Predictor(Closable):
 
     def cuts(self, height: int, width: int) -> bool:
         """Return whether the bundle's rule cuts an image of some size, as prepared for the graph, into tiles."""
-        tiles = self.bundle.manifest.preprocessing.tiles
-        return tiles is not None and tiles.cut(height, width)
+        return self.bundle.manifest.preprocessing.cuts(height, width)
 
     def tiled(self, *, batch: int = 1) -> TiledEngine:
         """

@@ -10,12 +10,13 @@ from ddcat.engines.errors import EngineError
 from ddcat.manifest import Manifest
 from ddcat.tiles import Tiles, blended_labels, enlarged
 
-__all__ = ["TiledEngine"]
+__all__ = ["TiledEngine", "label_bands"]
 
 _EQUAL = 0.995  # share of labels that the enlarged logits must give, too: fp16 and near ties aside
 
 U8 = npt.NDArray[np.uint8]
 Infer = Callable[[U8], Outputs]
+Read = Callable[[int, int, int, int], U8]  # of top, left, height and width of a part of an image: its pixels
 
 
 class TiledEngine:
@@ -33,6 +34,8 @@ class TiledEngine:
         With `preprocessing.tiles`.
     batch : int
         Tiles that the engine computes at once; fewer where it takes fewer.
+    corners : bool, optional
+        How the graph enlarges logits, where that is known: the attribute of an earlier one. Default: it is found on noise.
 
     Raises
     ------
@@ -40,14 +43,14 @@ class TiledEngine:
         Where the engine does not take a tile, or enlarges logits in a way that is not known.
     """
 
-    def __init__(self, infer: Infer, manifest: Manifest, *, batch: int = 1) -> None:
+    def __init__(self, infer: Infer, manifest: Manifest, *, batch: int = 1, corners: bool | None = None) -> None:
         assert manifest.preprocessing.tiles is not None
         self.tiles: Tiles = manifest.preprocessing.tiles
         self._infer, self._least = infer, manifest.shapes.batch.minimum
         self._batch = max(self._least, min(batch, manifest.shapes.batch.maximum or batch))
-        self._corners = self._found()
+        self.corners = self._found() if corners is None else corners
 
-    def bands(self, height: int, width: int, read: Callable[[int, int, int, int], U8]) -> Iterator[U8]:
+    def bands(self, height: int, width: int, read: Read) -> Iterator[U8]:
         """
         Label an image band after band: see `ddcat.tiles.blended_labels`.
 
@@ -75,7 +78,7 @@ class TiledEngine:
     def _logits(self, images: U8) -> npt.NDArray[np.float32]:
         logits = self._infer(images).logits
         assert logits is not None  # the manifest says so
-        return enlarged(logits, (images.shape[1], images.shape[2]), corners=self._corners)
+        return enlarged(logits, (images.shape[1], images.shape[2]), corners=self.corners)
 
     def _found(self) -> bool:
         side = self.tiles.side
@@ -93,3 +96,25 @@ class TiledEngine:
                 f"the logits give {shares[best]:.2%} of the labels of the graph, expected {_EQUAL:.1%}: tiles cannot be blended"
             )
         return best
+
+
+def label_bands(
+    infer: Infer, manifest: Manifest, tiled: TiledEngine | None, height: int, width: int, read: Read
+) -> Iterator[U8]:
+    """
+    Label an image band after band.
+
+    Parameters
+    ----------
+    infer, manifest
+        Of the engine, as for `TiledEngine`.
+    tiled : TiledEngine or None
+        None: the image is not cut; the engine takes it whole, and there is one band.
+    height, width, read
+        As for `TiledEngine.bands`.
+    """
+    if tiled is not None:
+        yield from tiled.bands(height, width, read)
+    else:
+        image = read(0, 0, height, width)[None]
+        yield infer(np.repeat(image, manifest.shapes.batch.minimum, 0)).labels[0]

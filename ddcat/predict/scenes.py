@@ -7,8 +7,9 @@ import numpy.typing as npt
 
 from ddcat.engines.answer_statistics import Statistics, describe
 from ddcat.engines.predictor import Predictor
+from ddcat.engines.tiled import label_bands
 from ddcat.errors import DdcatError
-from ddcat.predict.geotiff import Scene, opened_scene
+from ddcat.predict.geotiff import opened_scene
 from ddcat.predict.images import check_frames
 from ddcat.predict.records import Answer
 from ddcat.predict.results import Results
@@ -44,13 +45,14 @@ def predict_scene(opened: Predictor, source: Source, results: Results, *, batch:
                 f"it has {height * width} pixels, and --format {others[0]} holds the whole mask in memory, at most "
                 f"{_MOST_IN_MEMORY} pixels: use --format {_MASK} alone"
             )
+        tiled = opened.tiled(batch=batch) if opened.cuts(height, width) else None
         whole = np.empty((height, width) if others else (0, 0), np.uint8)
         summed = _Sum(len(classes))
         with progress(f"predicting {source.name}", height, unit="rows") as done:
 
             def bands() -> Iterator[U8]:
                 top = 0
-                for band in _labelled(opened, scene, batch):
+                for band in label_bands(opened.infer, opened.bundle.manifest, tiled, height, width, scene.read):
                     summed.add(band)
                     if others:
                         whole[top : top + len(band)] = band
@@ -65,15 +67,6 @@ def predict_scene(opened: Predictor, source: Source, results: Results, *, batch:
             results.add(Answer(source.name, source.stem, whole, pixels, classes), statistics, without={_MASK})
         else:
             results.note(source.name, (height, width), statistics.classes.tolist(), statistics, {})
-
-
-def _labelled(opened: Predictor, scene: Scene, batch: int) -> Iterator[U8]:
-    if opened.cuts(scene.height, scene.width):
-        yield from opened.tiled(batch=batch).bands(scene.height, scene.width, scene.read)
-    else:
-        image = scene.read(0, 0, scene.height, scene.width)[None]
-        least = opened.bundle.manifest.shapes.batch.minimum
-        yield opened.infer(np.repeat(image, least, 0)).labels[0]
 
 
 class _Sum:

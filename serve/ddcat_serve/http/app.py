@@ -73,10 +73,10 @@ def create_app(
     ServeError
         If the environment asks for tracing and OpenTelemetry is not installed.
     """
-    pool = ThreadPoolExecutor(settings.codec_threads, thread_name_prefix="decode")
+    pool, cutters = (ThreadPoolExecutor(settings.codec_threads, thread_name_prefix=name) for name in ("decode", "cut"))
     counted = metrics or Metrics()
     budget = ByteBudget(_budget_size(settings))
-    state = ServerState(models, settings, AccessControl(settings), pool, counted, budget, repository)
+    state = ServerState(models, settings, AccessControl(settings), pool, cutters, counted, budget, repository)
     counted.watch(state.model_states, state.shadow_states)
 
     @contextlib.asynccontextmanager
@@ -87,6 +87,7 @@ def create_app(
         yield
         for task in tasks:
             task.cancel()
+        cutters.shutdown(wait=False, cancel_futures=True)  # they wait for engines, which may hang
         pool.shutdown(cancel_futures=True)
 
     app = FastAPI(

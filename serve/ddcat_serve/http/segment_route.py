@@ -2,40 +2,34 @@
 
 import asyncio
 import base64
-import dataclasses
+import itertools
 import json
-from collections.abc import Callable, Coroutine, Sequence
-from functools import partial
-from typing import Annotated, Any, NamedTuple, TypeVar
+from collections.abc import Coroutine, Sequence
+from typing import Annotated, Any
 
-import numpy as np
-import numpy.typing as npt
 from fastapi import APIRouter, Query
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from ddcat.classes import IGNORE_INDEX, Classes
-from ddcat.confidence import NO_THRESHOLD, abstained
-from ddcat.engines import Outputs
+from ddcat.confidence import NO_THRESHOLD
 from ddcat.engines.errors import InputError
-from ddcat.preprocess import AS_STORED, FileRule, network_size, preprocess, restore
+from ddcat.preprocess import AS_STORED, FileRule, network_size
 from ddcat_serve.errors import RequestError
 from ddcat_serve.http.content_negotiation import Representation, negotiate
-from ddcat_serve.http.decoding import decode, size_of
-from ddcat_serve.http.encoding import encode_confidence, encode_labels, encode_mask, encode_overlay, encode_rle
+from ddcat_serve.http.decoding import size_of
 from ddcat_serve.http.request_body import Upload, read_images
+from ddcat_serve.http.segmentation import JSON, PNG, RAW, REPRESENTATIONS, Encoded, Segmentation
 from ddcat_serve.http.server_state import ERRORS, ServerState, provenance_headers
 from ddcat_serve.inference.jobs import Job
+from ddcat_serve.inference.large_images import NO_CONFIDENCE, check_cut
+from ddcat_serve.inference.memory import memory_limit
 from ddcat_serve.inference.model_registry import Models, find_model
 from ddcat_serve.inference.served_model import ServedModel
+from ddcat_serve.settings import Settings
 
 __all__ = ["router"]
 
-_T = TypeVar("_T")
-_N = TypeVar("_N", np.uint8, np.float32)
-_TIMEOUT_HINT = "use a longer timeout, or try again later"
-
-_PNG, _RAW, _JSON = "image/png", "application/octet-stream", "application/json"
+_BLEND_SHARE = 4  # a quarter of the memory is for the logits of all images that are being cut
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -51,29 +45,6 @@ _BODY: dict[str, Any] = {
         },
     }
 }
-
-
-class _Prediction(NamedTuple):
-    """The engine's outputs for an image, at the size of its file; and the image, where it is shown."""
-
-    image: npt.NDArray[np.uint8] | None
-    labels: npt.NDArray[np.uint8]
-    confidence: npt.NDArray[np.float32] | None
-
-
-_Payload = bytes | dict[str, Any]
-_Encoded = tuple[_Payload, tuple[int, int]]  # and the height and width of the mask
-
-_Encoder = Callable[[_Prediction, Classes], _Payload]
-
-_ENCODERS: dict[Representation, _Encoder] = {
-    Representation(_PNG): lambda seen, classes: encode_mask(seen.labels, classes),
-    Representation(_PNG, "labels"): lambda seen, classes: encode_labels(seen.labels),
-    Representation(_PNG, "overlay"): lambda seen, classes: encode_overlay(seen.labels, _given(seen.image), classes),
-    Representation(_PNG, "confidence"): lambda seen, classes: encode_confidence(_given(seen.confidence)),
-    Representation(_RAW): lambda seen, classes: np.ascontiguousarray(seen.labels).tobytes(),
-    Representation(_JSON): lambda seen, classes: encode_rle(seen.labels, classes),
-}
 _ANSWER: dict[str, Any] = {
     "description": "The mask, of the same size as the image. For several images: JSON with `results` in their order.",
     "headers": {
@@ -82,13 +53,13 @@ _ANSWER: dict[str, Any] = {
         "X-Ddcat-Passport": {"schema": {"type": "string"}, "description": "The gate's verdict, or none."},
     },
     "content": {
-        _PNG: {
+        PNG: {
             "schema": {"type": "string", "format": "binary"},
             "description": "A palette PNG whose indices are the classes; or, if Accept names it: view=labels, view=overlay, "
             "view=confidence.",
         },
-        _RAW: {"schema": {"type": "string", "format": "binary"}, "description": "Labels, one byte each; X-Ddcat-Shape: H, W."},
-        _JSON: {
+        RAW: {"schema": {"type": "string", "format": "binary"}, "description": "Labels, one byte each; X-Ddcat-Shape: H, W."},
+        JSON: {
             "schema": {"type": "object"},
             "description": "COCO run lengths of each class present.",
             "example": {
@@ -128,7 +99,7 @@ def router(state: ServerState) -> APIRouter:
 
         def choose() -> tuple[ServedModel, Representation]:
             chosen = _choose(state.models, model, version, abstain=abstain)
-            available = [each for each in _ENCODERS if each.view != "confidence" or _has_confidence(chosen)]
+            available = [each for each in REPRESENTATIONS if each.view != "confidence" or _has_confidence(chosen)]
             return chosen, negotiate(request.headers.get("accept"), available)
 
         choose()  # refuse before the body is read
@@ -139,43 +110,20 @@ def router(state: ServerState) -> APIRouter:
         # refuse before decoding
         rule = AS_STORED if preprocessed else chosen.bundle.manifest.preprocessing
         sizes = [size_of(upload.content, rule, max_pixels=settings.max_pixels) for upload in uploads.files]
-        jobs = _admit(chosen, sizes, rule, deadline - loop.time(), max_pixels=settings.max_pixels)
-
-        async def before_deadline(work: Callable[[], _T]) -> _T:
-            """Run work in the pool; raise RequestError (504) if it has not ended by the deadline."""
-            try:
-                async with asyncio.timeout_at(deadline):
-                    return await loop.run_in_executor(state.pool, work)
-            except TimeoutError as cause:
-                raise RequestError(
-                    504, f"{chosen.name}: the request timed out waiting for a decoder; {_TIMEOUT_HINT}"
-                ) from cause
-
-        async def segment_one(upload: Upload, job: Job) -> _Encoded:
-            image = await before_deadline(partial(decode, upload.content, rule, max_pixels=settings.max_pixels))
-            try:
-                prepared = await before_deadline(partial(preprocess, image, rule))
-                if representation.view != "overlay":
-                    image = None  # type: ignore[assignment] # while its input is queued
-                outputs = await chosen.infer(prepared.pixels[None], job=job)
-                size, prepared = prepared.size, None  # type: ignore[assignment]
-                if abstain:
-                    outputs = await before_deadline(partial(_abstaining, state, chosen, outputs))
-                encoder = _ENCODERS[representation]
-                return await before_deadline(partial(_encode, encoder, outputs, image, size, chosen.classes)), size
-            finally:
-                image = prepared = outputs = None  # type: ignore[assignment] # the traceback of an error would keep this frame
-
-        work = [segment_one(upload, job) for upload, job in zip(uploads.files, jobs, strict=True)]
+        confident = abstain or representation.view == "confidence"
+        jobs = _admit(chosen, sizes, rule, deadline - loop.time(), settings, confident=confident)
+        each = Segmentation(state, chosen, rule, representation, began, deadline, abstain)
+        work = [each.one(upload.content, job) for upload, job in zip(uploads.files, jobs, strict=True)]
         try:
             results = await _unless_gone(_gather(work), request)
         finally:
             for job in jobs:
-                chosen.release(job)
+                if job is not None:
+                    chosen.release(job)
         headers = provenance_headers(chosen) | {"Vary": "Accept"}
         if not uploads.single:
             answer = await loop.run_in_executor(state.pool, _several, results, uploads.files, representation)
-            return Response(answer, media_type=_JSON, headers=headers)
+            return Response(answer, media_type=JSON, headers=headers)
         [(encoded, shape)] = results
         if isinstance(encoded, dict):
             encoded = json.dumps(encoded, separators=(",", ":")).encode()
@@ -185,7 +133,7 @@ def router(state: ServerState) -> APIRouter:
     return routes
 
 
-async def _unless_gone(work: Coroutine[Any, Any, list[_Encoded]], request: Request) -> list[_Encoded]:
+async def _unless_gone(work: Coroutine[Any, Any, list[Encoded]], request: Request) -> list[Encoded]:
     """Return the result of the work; if the client disconnects first, cancel it and raise ClientDisconnect."""
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
     try:
@@ -200,7 +148,7 @@ async def _unless_gone(work: Coroutine[Any, Any, list[_Encoded]], request: Reque
         del either, working  # a reference cycle, with all images: an error keeps this frame, and they keep the error
 
 
-async def _gather(work: Sequence[Coroutine[Any, Any, _Encoded]]) -> list[_Encoded]:
+async def _gather(work: Sequence[Coroutine[Any, Any, Encoded]]) -> list[Encoded]:
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         return await asyncio.gather(*tasks)
@@ -210,7 +158,7 @@ async def _gather(work: Sequence[Coroutine[Any, Any, _Encoded]]) -> list[_Encode
         tasks.clear()  # as above
 
 
-def _several(encoded_masks: Sequence[_Encoded], uploads: Sequence[Upload], representation: Representation) -> bytes:
+def _several(encoded_masks: Sequence[Encoded], uploads: Sequence[Upload], representation: Representation) -> bytes:
     results = []
     for (encoded, shape), upload in zip(encoded_masks, uploads, strict=True):
         entry: dict[str, Any] = {"filename": upload.filename, "size": list(shape)}
@@ -232,29 +180,29 @@ def _choose(models: Models, name: str | None, version: str | None, *, abstain: b
     return chosen
 
 
-def _abstaining(state: ServerState, model: ServedModel, outputs: Outputs) -> Outputs:
-    rule = model.bundle.manifest.abstention
-    assert rule is not None  # as checked
-    labels = abstained(outputs.labels, _given(outputs.confidence), rule.threshold)
-    state.metrics.count_abstained(model.name, model.version, labels.size, int((labels == IGNORE_INDEX).sum()))
-    return dataclasses.replace(outputs, labels=labels)
-
-
 def _has_confidence(model: ServedModel) -> bool:
     return any(entry.name == "confidence" for entry in model.engine.outputs)
 
 
 def _admit(
-    model: ServedModel, sizes: Sequence[tuple[int, int]], rule: FileRule, timeout: float, *, max_pixels: int
-) -> list[Job]:
-    """Queue images of some (height, width), each a job, at the size that the model sees."""
+    model: ServedModel, sizes: Sequence[tuple[int, int]], rule: FileRule, timeout: float, settings: Settings, *, confident: bool
+) -> list[Job | None]:
+    """Queue images of some (height, width), each a job, at the size that the model sees; None for those that it cuts."""
+    max_pixels = settings.max_pixels
     resized = [network_size(size, rule) for size in sizes]
     for what, found in (("have", sizes), ("are resized to", resized)):
         pixels = sum(height * width for height, width in found)
         if pixels > max_pixels:
             raise RequestError(413, f"the images {what} {pixels} pixels; expected at most {max_pixels} together")
+    cut = [model.bundle.manifest.preprocessing.cuts(*size) for size in resized]
     try:
-        return model.admit([(1, size) for size in resized], timeout)
+        for size in itertools.compress(resized, cut):
+            if confident:
+                raise RequestError(400, f"{model.name}: {NO_CONFIDENCE}: leave out what asks for it")
+            check_cut(model, size, timeout, max_bytes=memory_limit() // (_BLEND_SHARE * settings.codec_threads))
+        whole = [(1, size) for size, cuts in zip(resized, cut, strict=True) if not cuts]
+        jobs = iter(model.admit(whole, timeout) if whole else [])
+        return [None if cuts else next(jobs) for cuts in cut]
     except InputError as error:
         for (height, width), (down, across) in zip(sizes, resized, strict=True):
             refused = f"Image is {across} x {down};"
@@ -262,15 +210,3 @@ def _admit(
                 said = f"{refused[:-1]} once it is resized from {width} x {height};"
                 raise InputError(str(error).replace(refused, said)) from None
         raise
-
-
-def _encode(
-    encoder: _Encoder, outputs: Outputs, image: npt.NDArray[np.uint8] | None, size: tuple[int, int], classes: Classes
-) -> _Payload:
-    confidence = None if outputs.confidence is None else restore(outputs.confidence[0], size)
-    return encoder(_Prediction(image, restore(outputs.labels[0], size), confidence), classes)
-
-
-def _given(values: npt.NDArray[_N] | None) -> npt.NDArray[_N]:
-    assert values is not None  # otherwise the representation is not offered, or the image was kept
-    return values

@@ -67,6 +67,8 @@ class ServerState:
         Checks keys and counts requests per client.
     pool : ThreadPoolExecutor
         Threads that decode images and encode masks; each engine has a thread of its own.
+    cutters : ThreadPoolExecutor
+        Threads that answer images that are cut, each one at a time: as many bound their memory.
     metrics : Metrics
         Counts requests and batches.
     byte_budget : ByteBudget
@@ -81,6 +83,7 @@ class ServerState:
     settings: Settings
     access_control: AccessControl
     pool: ThreadPoolExecutor
+    cutters: ThreadPoolExecutor
     metrics: Metrics
     byte_budget: ByteBudget
     repository: Repository | None = None

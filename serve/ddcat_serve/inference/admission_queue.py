@@ -171,6 +171,20 @@ class AdmissionQueue:
                 self.discard(item)
             raise Overloaded("the request cannot be answered in time now", late)
 
+    def check(self, items: Sequence[Item], now: float) -> None:
+        """
+        Raise as `put` would, but queue nothing: for items of one request that will be queued one after another.
+
+        What is queued is not asked: others that come meanwhile are computed in between.
+        """
+        if self._running is None and not self._entries:
+            self._decay_slowdown(now)
+        self._check_size(items, now)
+        waiting = [item.pixels for item in (*items, *(entry.item for entry in self._entries))]
+        late = now + self._left(now) + sum(map(self._seconds, waiting)) - items[0].deadline
+        if late > 0:
+            raise Overloaded("the request cannot be answered in time now", late)
+
     def _check_size(self, items: Sequence[Item], now: float) -> None:
         """Refuse a request that is too large for an idle engine at its initial speed."""
         largest = max(item.pixels for item in items)

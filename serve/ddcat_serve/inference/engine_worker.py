@@ -129,15 +129,18 @@ class EngineWorker:
         StoppedError
         """
         with self._changed:
-            self._check_state()
-            now = self._clock()
-            if timeout <= 0:
-                raise LateError("its timeout passed before it entered the queue")
+            now = self._check(timeout)
             jobs = [Job(Item(count, size, now + timeout, ready=False)) for count, size in images]
             self._queue.put([job.item for job in jobs], now)
             for job in jobs:
                 job.item.payload = job  # until the job ends: see `release`
         return jobs
+
+    def check(self, images: Sequence[tuple[int, tuple[int, int]]], timeout: float) -> None:
+        """Raise as `admit` would for jobs that will be queued one after another; queue none."""
+        with self._changed:
+            now = self._check(timeout)
+            self._queue.check([Item(count, size, now + timeout) for count, size in images], now)
 
     def start(self, job: Job, images: Images) -> None:
         """Make a queued job ready to be computed; does nothing if it has failed meanwhile."""
@@ -191,9 +194,12 @@ class EngineWorker:
         if finished and thread is not None:
             thread.join(_CLOSE_TIMEOUT)  # a runtime that is being closed when the process ends would abort it
 
-    def _check_state(self) -> None:
+    def _check(self, timeout: float) -> float:
         if self.state != "ready":
             raise StoppedError(f"{self._name} is {self.state}")
+        if timeout <= 0:
+            raise LateError("its timeout passed before it entered the queue")
+        return self._clock()
 
     def _start_thread(self, open_engine: Callable[[], Engine]) -> None:
         self._thread = threading.Thread(

@@ -14,6 +14,7 @@ from ddcat.bundle import NO_TRUST_POLICY, Bundle, TrustPolicy, open_bundle
 from ddcat.engines import Engine, open_engine
 from ddcat.engines.answer_statistics import golden_statistics
 from ddcat.engines.golden import check_answers, read_golden
+from ddcat.engines.tiled import TiledEngine
 from ddcat.passport import PassportStatus, read_passport
 from ddcat_serve.errors import RequestError, ServeError, quoted
 from ddcat_serve.inference.admission_queue import AdmissionQueue
@@ -224,7 +225,7 @@ def load_model(
     Raises
     ------
     EngineError
-        If it does not run, or answers its golden images differently.
+        If it does not run, answers its golden images differently, or has a rule for tiles that cannot be blended.
     """
     turn: Turn = nullcontext if turns is None else turns.load
     engine = open_engine(bundle, threads=threads)
@@ -240,7 +241,10 @@ def load_model(
             repeats=_REPEATS if beside else 1,
             turn=turn,
         )
-        monitor = DriftMonitor(len(bundle.manifest.classes), golden_statistics(bundle, in_turns(engine, turn), examples))
+        gentle = in_turns(engine, turn)
+        monitor = DriftMonitor(len(bundle.manifest.classes), golden_statistics(bundle, gentle, examples))
+        cuts = bundle.manifest.preprocessing.tiles is not None
+        corners = TiledEngine(gentle.infer, bundle.manifest).corners if cuts else None
         engine.rest()
     except BaseException:
         engine.close()
@@ -281,6 +285,7 @@ def load_model(
         worker=worker,
         examples=examples if settings.demo else (),
         monitor=monitor,
+        corners=corners,
     )
     return model
 

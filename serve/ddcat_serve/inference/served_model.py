@@ -23,7 +23,7 @@ from ddcat_serve.inference.shadow import Shadow
 from ddcat_serve.observe.drift_monitor import DriftMonitor
 from ddcat_serve.observe.usage import Usage
 
-__all__ = ["ServedModel"]
+__all__ = ["ServedModel", "worker_errors_as_http"]
 
 
 class ServedModel:
@@ -44,6 +44,8 @@ class ServedModel:
         Owns its engine.
     monitor : DriftMonitor, optional
         Evaluates its answers. Default: one without golden images.
+    corners : bool, optional
+        How its graph enlarges logits, if its bundle has a rule for tiles: see `ddcat.engines.tiled.TiledEngine`.
     """
 
     def __init__(
@@ -56,9 +58,11 @@ class ServedModel:
         worker: EngineWorker,
         examples: tuple[Example, ...] = (),
         monitor: DriftMonitor | None = None,
+        corners: bool | None = None,
     ) -> None:
         self.bundle, self.name, self.version = bundle, name, version
         self.passport, self.worker, self.examples = passport, worker, examples
+        self.corners = corners
         self.classes = bundle.manifest.class_table()
         self.monitor = monitor or DriftMonitor(len(self.classes))
         self.usage = Usage()
@@ -88,6 +92,7 @@ class ServedModel:
             "precision": manifest.engine.effective_precision,
             "abstention": None if manifest.abstention is None else manifest.abstention.model_dump(mode="json"),
             "orientation": manifest.preprocessing.orientation,
+            "tiles": None if manifest.preprocessing.tiles is None else manifest.preprocessing.tiles.model_dump(),
             "classes": [entry.model_dump(mode="json") for entry in manifest.classes],
         }
 
@@ -119,7 +124,7 @@ class ServedModel:
         """
         for count, size in images:
             check_size(count, *size, self.bundle.manifest.shapes)
-        with _worker_errors_as_http(self.name):
+        with worker_errors_as_http(self.name):
             return self.worker.admit(images, timeout)
 
     def release(self, job: Job) -> None:
@@ -158,7 +163,7 @@ class ServedModel:
         shadow = self.shadow
         shadowed = images if shadow is not None and shadow.choose() else None
         try:
-            with _worker_errors_as_http(self.name):
+            with worker_errors_as_http(self.name):
                 if job is None:
                     job = self.worker.submit(images, timeout)
                 else:
@@ -201,7 +206,7 @@ class ServedModel:
 
 
 @contextlib.contextmanager
-def _worker_errors_as_http(name: str) -> Iterator[None]:
+def worker_errors_as_http(name: str) -> Iterator[None]:
     """Translate errors of the worker into HTTP statuses."""
     try:
         yield

@@ -1,0 +1,155 @@
+"""An image of a request, from its file to its mask in the form that the client accepts, before the request's deadline."""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ddcat.classes import IGNORE_INDEX, Classes
+from ddcat.confidence import abstained
+from ddcat.engines import Outputs
+from ddcat.preprocess import FileRule, preprocess, restore
+from ddcat_serve.errors import RequestError
+from ddcat_serve.http.content_negotiation import Representation
+from ddcat_serve.http.decoding import decode
+from ddcat_serve.http.encoding import encode_confidence, encode_labels, encode_mask, encode_overlay, encode_rle
+from ddcat_serve.http.server_state import ServerState
+from ddcat_serve.inference.jobs import Job
+from ddcat_serve.inference.large_images import QueuedInference
+from ddcat_serve.inference.served_model import ServedModel
+
+__all__ = ["JSON", "PNG", "RAW", "REPRESENTATIONS", "Encoded", "Segmentation"]
+
+PNG, RAW, JSON = "image/png", "application/octet-stream", "application/json"
+_TIMEOUT_HINT = "use a longer timeout, or try again later"
+
+_T = TypeVar("_T")
+_N = TypeVar("_N", np.uint8, np.float32)
+U8 = npt.NDArray[np.uint8]
+
+
+class _Prediction(NamedTuple):
+    """The engine's outputs for an image, at the size of its file; and the image, where it is shown."""
+
+    image: U8 | None
+    labels: U8
+    confidence: npt.NDArray[np.float32] | None
+
+
+Payload = bytes | dict[str, Any]
+Encoded = tuple[Payload, tuple[int, int]]  # and the height and width of the mask
+
+_ENCODERS: dict[Representation, Callable[[_Prediction, Classes], Payload]] = {
+    Representation(PNG): lambda seen, classes: encode_mask(seen.labels, classes),
+    Representation(PNG, "labels"): lambda seen, classes: encode_labels(seen.labels),
+    Representation(PNG, "overlay"): lambda seen, classes: encode_overlay(seen.labels, _given(seen.image), classes),
+    Representation(PNG, "confidence"): lambda seen, classes: encode_confidence(_given(seen.confidence)),
+    Representation(RAW): lambda seen, classes: np.ascontiguousarray(seen.labels).tobytes(),
+    Representation(JSON): lambda seen, classes: encode_rle(seen.labels, classes),
+}
+REPRESENTATIONS = tuple(_ENCODERS)
+
+
+@dataclasses.dataclass
+class Segmentation:
+    """
+    What the images of one request share.
+
+    Attributes
+    ----------
+    state : ServerState
+    model : ServedModel
+    rule : FileRule
+        For their files.
+    representation : Representation
+        Of the masks.
+    began, deadline : float
+        Times by the clock of the event loop.
+    abstain : bool
+        Whether pixels are left unanswered where the model is not confident.
+    """
+
+    state: ServerState
+    model: ServedModel
+    rule: FileRule
+    representation: Representation
+    began: float
+    deadline: float
+    abstain: bool
+
+    async def one(self, content: bytes, job: Job | None) -> Encoded:
+        """
+        Segment an image file, which has a place in the queue; without one it is cut into tiles.
+
+        Raises
+        ------
+        EngineError, RequestError
+        """
+        return await (self._cut(content) if job is None else self._whole(content, job))
+
+    async def _whole(self, content: bytes, job: Job) -> Encoded:
+        image = await self._in_pool(partial(self._decode, content))
+        try:
+            prepared = await self._in_pool(partial(preprocess, image, self.rule))
+            if self.representation.view != "overlay":
+                image = None  # type: ignore[assignment] # while its input is queued
+            outputs = await self.model.infer(prepared.pixels[None], job=job)
+            size, prepared = prepared.size, None  # type: ignore[assignment]
+            if self.abstain:
+                outputs = await self._in_pool(partial(self._abstaining, outputs))
+            return await self._in_pool(partial(self._encode, outputs, image, size)), size
+        finally:
+            image = prepared = outputs = None  # type: ignore[assignment] # the traceback of an error would keep this frame
+
+    async def _cut(self, content: bytes) -> Encoded:
+        left = self.deadline - asyncio.get_running_loop().time()
+        queued = QueuedInference(self.model, timeout=self.deadline - self.began, until=time.monotonic() + left)
+        try:
+            return await self._in_pool(partial(self._label_tiles, content, queued), self.state.cutters)
+        finally:
+            queued.stop()  # its thread may still be at work
+
+    def _label_tiles(self, content: bytes, queued: QueuedInference) -> Encoded:
+        """Do all in one thread: so few images are in memory at once."""
+        image = self._decode(content)
+        prepared = preprocess(image, self.rule)
+        if self.representation.view != "overlay":
+            image = None  # type: ignore[assignment]
+        labels = queued.labels(prepared.pixels)
+        return self._encode(Outputs(labels[None]), image, prepared.size), prepared.size
+
+    async def _in_pool(self, work: Callable[[], _T], pool: ThreadPoolExecutor | None = None) -> _T:
+        """Run work in a pool; raise RequestError (504) if it has not ended by the deadline."""
+        try:
+            async with asyncio.timeout_at(self.deadline):
+                return await asyncio.get_running_loop().run_in_executor(pool or self.state.pool, work)
+        except TimeoutError as cause:
+            what = "a decoder" if pool is None else "its tiles"
+            raise RequestError(504, f"{self.model.name}: the request timed out waiting for {what}; {_TIMEOUT_HINT}") from cause
+
+    def _decode(self, content: bytes) -> U8:
+        return decode(content, self.rule, max_pixels=self.state.settings.max_pixels)
+
+    def _abstaining(self, outputs: Outputs) -> Outputs:
+        rule = self.model.bundle.manifest.abstention
+        assert rule is not None  # as checked
+        labels = abstained(outputs.labels, _given(outputs.confidence), rule.threshold)
+        left_out = int((labels == IGNORE_INDEX).sum())
+        self.state.metrics.count_abstained(self.model.name, self.model.version, labels.size, left_out)
+        return dataclasses.replace(outputs, labels=labels)
+
+    def _encode(self, outputs: Outputs, image: U8 | None, size: tuple[int, int]) -> Payload:
+        confidence = None if outputs.confidence is None else restore(outputs.confidence[0], size)
+        prediction = _Prediction(image, restore(outputs.labels[0], size), confidence)
+        return _ENCODERS[self.representation](prediction, self.model.classes)
+
+
+def _given(values: npt.NDArray[_N] | None) -> npt.NDArray[_N]:
+    assert values is not None  # otherwise the representation is not offered, or the image was kept
+    return values

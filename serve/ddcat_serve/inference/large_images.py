@@ -1,0 +1,156 @@
+"""Images that the rule of a bundle cuts: their tiles go through the queue one after another, as requests of others do."""
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+
+import numpy as np
+import numpy.typing as npt
+
+from ddcat.engines import Outputs
+from ddcat.engines.checks import check_size
+from ddcat.engines.tiled import Read, TiledEngine, label_bands
+from ddcat.tiles import blend_bytes, tile_starts
+from ddcat_serve.errors import RequestError
+from ddcat_serve.inference.admission_queue import Overloaded
+from ddcat_serve.inference.jobs import Job, LateError, StoppedError
+from ddcat_serve.inference.served_model import ServedModel, worker_errors_as_http
+
+__all__ = ["NO_CONFIDENCE", "QueuedInference", "check_cut"]
+
+NO_CONFIDENCE = "the image is cut into tiles, which have no confidence"
+
+_RETRY = 1.0  # seconds between two attempts to enter a full queue, at most
+
+U8 = npt.NDArray[np.uint8]
+Size = tuple[int, int]
+
+
+def check_cut(model: ServedModel, size: Size, timeout: float, *, max_bytes: int) -> None:
+    """
+    Refuse an image that is cut, before it is decoded, where it could not be answered.
+
+    Parameters
+    ----------
+    model : ServedModel
+    size : (height, width)
+        As prepared for the graph.
+    timeout : float
+        Seconds until the deadline; infinite: there is none.
+    max_bytes : int
+        Most bytes of logits that are kept while tiles are blended.
+
+    Raises
+    ------
+    InputError, RequestError
+        As `ServedModel.admit`; 413 where there would be more bytes.
+    """
+    manifest = model.bundle.manifest
+    tiles, least = manifest.preprocessing.tiles, manifest.shapes.batch.minimum
+    assert tiles is not None
+    bytes_ = blend_bytes(*size, tiles, len(model.classes))
+    if bytes_ > max_bytes:
+        raise RequestError(
+            413,
+            f"{model.name}: the tiles of an image of {size[1]} x {size[0]} need {bytes_} bytes; expected at most {max_bytes}",
+        )
+    tile = min(tiles.side, size[0]), min(tiles.side, size[1])
+    check_size(least, *tile, manifest.shapes)
+    count = len(tile_starts(size[0], tiles)) * -(-len(tile_starts(size[1], tiles)) // least) if timeout < math.inf else 1
+    with worker_errors_as_http(model.name):
+        model.worker.check([(least, tile)] * count, min(timeout, threading.TIMEOUT_MAX))
+
+
+class QueuedInference:
+    """
+    The engine of a model, for threads: it computes in its turn, and waits while the queue is full.
+
+    Each call enters the queue behind what is there already, so a large image leaves others their share of the engine.
+
+    Parameters
+    ----------
+    model : ServedModel
+    timeout : float
+        Seconds in which a call is to be computed, in the order of deadlines.
+    until : float
+        Time by the monotonic clock after which calls fail.
+    """
+
+    def __init__(self, model: ServedModel, *, timeout: float, until: float = math.inf) -> None:
+        self._model, self._timeout, self._until = model, timeout, until
+        self._stopped = threading.Event()
+
+    def bands(self, height: int, width: int, read: Read) -> Iterator[U8]:
+        """Label an image, as prepared for the graph, band after band: see `ddcat.engines.tiled.label_bands`."""
+        manifest = self._model.bundle.manifest
+        cut = manifest.preprocessing.cuts(height, width)
+        tiled = TiledEngine(self, manifest, corners=self._model.corners) if cut else None
+        return label_bands(self, manifest, tiled, height, width, read)
+
+    def labels(self, pixels: U8) -> U8:
+        """Label an image, (H, W, 3) uint8, as prepared for the graph, and count the answer as one of the model's."""
+        began, answer = time.monotonic(), None
+        try:
+            with worker_errors_as_http(self._model.name):
+                height, width, _ = pixels.shape
+                answer = np.concatenate(list(self.bands(height, width, part_of(pixels))))
+        finally:
+            self._model.usage.count_request(1, time.monotonic() - began, answered=answer is not None)
+        self._model.monitor.observe(Outputs(answer[None]))
+        return answer
+
+    def __call__(self, images: U8) -> Outputs:
+        """
+        Compute images of one size, (N, H, W, 3) uint8.
+
+        Raises
+        ------
+        LateError
+            After `until`.
+        StoppedError
+            After `stop`, or where the model takes no requests any more.
+        EngineError, TooLarge
+        """
+        shadow = self._model.shadow
+        while True:
+            job = self._enter(images)
+            try:
+                outputs = job.result.result(self._left())
+                break
+            except (LateError, TimeoutError):
+                self._left()  # raises at the end of the time for the whole image
+            except CancelledError:
+                raise StoppedError(f"{self._model.name} stopped") from None
+            finally:
+                self._model.release(job)
+                del job  # a reference cycle, with the images: an error keeps this frame, and the job keeps the error
+        if shadow is not None and shadow.choose():
+            shadow.offer(images, outputs)
+        return outputs
+
+    def stop(self) -> None:
+        """Let the call in progress, and all further ones, fail."""
+        self._stopped.set()
+
+    def _enter(self, images: U8) -> Job:
+        while True:
+            try:
+                return self._model.worker.submit(images, self._timeout)
+            except Overloaded as full:
+                self._stopped.wait(min(full.retry_after, _RETRY, self._left() or _RETRY))
+
+    def _left(self) -> float | None:
+        """Return the seconds that are left, None: any number."""
+        if self._stopped.is_set():
+            raise StoppedError(f"{self._model.name}: the request was withdrawn")
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise LateError("its timeout passed before all of its tiles were computed")
+        return left if left < math.inf else None
+
+
+def part_of(pixels: U8) -> Read:
+    """Return what reads parts of an image that is in memory."""
+    return lambda top, left, height, width: pixels[top : top + height, left : left + width]

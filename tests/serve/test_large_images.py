@@ -1,0 +1,180 @@
+"""Images beyond the tiles of a bundle: cut, in the queue tile by tile, and answered as `ddcat predict` answers them."""
+
+import asyncio
+import io
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddcat.bundle import Bundle, write_bundle
+from ddcat.engines import Outputs
+from ddcat.predict.run import predict
+from ddcat.predict.sources import find_sources
+from ddcat.preprocess import Resize
+from ddcat.tiles import Tiles
+from ddcat_serve.errors import RequestError
+from ddcat_serve.http.app import create_app
+from ddcat_serve.inference.large_images import QueuedInference, check_cut
+from ddcat_serve.inference.model_registry import Models, load_models
+from ddcat_serve.settings import Settings
+from tests.bundles import small_graph, small_manifest
+from tests.serve.payloads import as_labels, as_png, refused
+
+TILES = Tiles(side=64, overlap=16)
+
+
+def tiled_bundle(path: Path, resize: Resize | None = None) -> Bundle:
+    content = small_graph()
+    manifest = small_manifest(content, "tiled")
+    rule = manifest.preprocessing.model_copy(update={"tiles": TILES, "resize": resize})
+    return write_bundle(path, manifest.model_copy(update={"preprocessing": rule}), {"model.onnx": content})
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiled_bundle(tmp_path_factory.mktemp("tiled") / "tiled.bundle").path
+
+
+@pytest.fixture(scope="module")
+def models(path: Path) -> Iterator[Models]:
+    with load_models([path], settings=Settings(), threads=1) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def client(models: Models, client_of: Callable) -> httpx.Client:
+    return client_of(create_app(models, Settings(max_pixels=100_000)))
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def predicted(bundle: Path, image: np.ndarray, folder: Path) -> np.ndarray:
+    folder.mkdir()
+    Image.fromarray(image).save(folder / "a.png")
+    predict(bundle, find_sources([str(folder / "a.png")]), folder / "out", formats=["png"])
+    return np.asarray(Image.open(folder / "out/masks/a.png"))
+
+
+@pytest.mark.parametrize("size", [(150, 211), (65, 64), (40, 300), (64, 64)])
+def test_the_mask_is_that_of_predict(size: tuple[int, int], client: httpx.Client, path: Path, tmp_path: Path) -> None:
+    image = noise(*size)
+    expected = predicted(path, image, tmp_path / "in")
+    response = client.post("/v1/segment", content=as_png(image))
+    assert response.status_code == 200, response.text
+    np.testing.assert_array_equal(as_labels(response.content), expected)
+    assert response.headers["x-ddcat-shape"] == f"{size[0]}, {size[1]}"
+
+
+def test_an_image_that_is_resized_first_has_the_mask_of_predict(client_of: Callable, tmp_path: Path) -> None:
+    bundle, image = tiled_bundle(tmp_path / "b", Resize(to=100)), noise(50, 70)
+    with load_models([bundle.path], settings=Settings(), threads=1) as loaded:
+        response = client_of(create_app(loaded, Settings())).post("/v1/segment", content=as_png(image))
+    np.testing.assert_array_equal(as_labels(response.content), predicted(bundle.path, image, tmp_path / "in"))
+
+
+def test_a_form_may_mix_images_that_are_cut_and_others(client: httpx.Client, oracle: Callable) -> None:
+    sent = [noise(100, 90), noise(20, 30), noise(30, 100)]
+    files = [("image", (f"{place}.png", as_png(image), "image/png")) for place, image in enumerate(sent)]
+    results = client.post("/v1/segment", files=files, headers={"Accept": "application/json"}).json()["results"]
+    for image, found in zip(sent, results, strict=True):
+        labels = oracle(image[None])[0][0]
+        assert {entry["id"]: entry["area"] for entry in found["classes"]} == {
+            label: int((labels == label).sum()) for label in np.unique(labels).tolist()
+        }
+
+
+def test_overlay_and_statistics_know_the_whole_image_once(client: httpx.Client, models: Models) -> None:
+    model, image = models["tiled"]["1"], noise(90, 130)
+    before = model.usage.statistics("tiled", "1")["inference_count"]
+    response = client.post("/v1/segment", content=as_png(image), headers={"Accept": "image/png;view=overlay"})
+    with Image.open(io.BytesIO(response.content)) as overlay:
+        assert (overlay.mode, overlay.size) == ("RGB", (130, 90))
+    assert model.usage.statistics("tiled", "1")["inference_count"] == before + 1
+
+
+def test_no_more_than_max_pixels(client: httpx.Client) -> None:
+    status, message = refused(client.post("/v1/segment", content=as_png(np.zeros((400, 400, 3), np.uint8))))
+    assert (status, "expected at most 100000" in message) == (413, True)
+
+
+def test_what_needs_a_confidence_is_refused(build: Callable[..., Bundle], client_of: Callable, tmp_path: Path) -> None:
+    plain = build(small_graph(confidence=True), "ort", name="plain")
+    rule = plain.manifest.preprocessing.model_copy(update={"tiles": TILES})
+    path = write_bundle(tmp_path / "b", plain.manifest.model_copy(update={"preprocessing": rule}), plain.files).path
+    with load_models([path], settings=Settings(), threads=1) as loaded:
+        client = client_of(create_app(loaded, Settings()))
+        send = {size: as_png(noise(*size)) for size in ((20, 30), (20, 100))}
+        asked = {"Accept": "image/png;view=confidence"}
+        assert client.post("/v1/segment", content=send[20, 30], headers=asked).status_code == 200
+        status, message = refused(client.post("/v1/segment", content=send[20, 100], headers=asked))
+        assert (status, "cut into tiles, which have no confidence" in message) == (400, True)
+        assert len(loaded["small"]["1"].worker._queue) == 0
+
+
+def test_an_image_whose_tiles_cannot_be_done_in_time_is_refused_before_it_is_decoded(models: Models) -> None:
+    queue = models["tiled"]["1"].worker._queue
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(queue, "_overhead", 0.1)
+        check_cut(models["tiled"]["1"], (300, 300), 10.0, max_bytes=2**30)
+        with pytest.raises(RequestError, match="deadline is in 1 s") as late:
+            check_cut(models["tiled"]["1"], (300, 300), 1.0, max_bytes=2**30)
+        assert late.value.status == 413
+    with pytest.raises(RequestError, match="need .* bytes; expected at most 1000") as large:
+        check_cut(models["tiled"]["1"], (300, 300), 1.0, max_bytes=1000)
+    assert large.value.status == 413
+
+
+def test_others_are_computed_between_the_tiles(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, order = models["tiled"]["1"], []
+    compute, begun, go = model.engine.infer, threading.Event(), threading.Event()
+
+    def infer(images: np.ndarray) -> Outputs:
+        order.append(images.shape[1:3])
+        begun.set()
+        assert go.wait(10)
+        return compute(images)
+
+    monkeypatch.setattr(model.engine, "infer", infer)
+    large = threading.Thread(target=QueuedInference(model, timeout=30.0).labels, args=(noise(300, 300),))
+    large.start()
+    assert begun.wait(10)
+    small = [model.worker.submit(noise(20, 30)[None], 31.0) for _ in range(3)]
+    go.set()
+    for job in small:
+        job.result.result(10)
+    tiles_before = order.index((20, 30))
+    large.join(30)
+    assert tiles_before <= 2
+    assert order.count((64, 64)) == 36
+
+
+def test_the_deadline_ends_the_tiles(models: Models, client_of: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = models["tiled"]["1"], []
+    compute, pause = model.engine.infer, threading.Event()
+
+    def infer(images: np.ndarray) -> Outputs:
+        calls.append(1)
+        pause.wait(0.2)
+        return compute(images)
+
+    monkeypatch.setattr(model.engine, "infer", infer)
+    response = client_of(create_app(models, Settings())).post("/v1/segment?timeout=0.5", content=as_png(noise(300, 300)))
+    assert refused(response)[0] == 504
+    asyncio.run(asyncio.sleep(0.5))
+    assert 1 <= len(calls) < 36
+    assert len(model.worker._queue) == 0
+
+
+def test_a_full_queue_is_waited_for(models: Models, oracle: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, image = models["tiled"]["1"], noise(100, 100)
+    monkeypatch.setattr(model.worker._queue, "_max_pixels", 1)
+    others = [model.worker.submit(noise(30, 30)[None], 5.0)]
+    np.testing.assert_array_equal(QueuedInference(model, timeout=5.0).labels(image), oracle(image[None])[0][0])
+    assert all(job.result.done() for job in others)
