@@ -14,7 +14,6 @@ from ddcat.classes import Classes, colour_table
 from ddcat.error_text import first_line
 from ddcat.errors import DdcatError
 from ddcat.extras import needing
-from ddcat.predict.sources import Source
 
 __all__ = ["Scene", "opened_scene"]
 
@@ -30,10 +29,14 @@ class Scene:
     Attributes
     ----------
     height, width : int
+    block_bytes : int
+        Memory of the smallest part that can be read.
     """
 
     def __init__(self, file: Any) -> None:
         self._file = file
+        rows, columns = file.block_shapes[0]
+        self.block_bytes = int(rows) * int(columns) * (int(file.count) if file.profile.get("interleave") == "pixel" else 1)
         self.height, self.width = int(file.height), int(file.width)
 
     def read(self, top: int, left: int, height: int, width: int) -> U8:
@@ -46,17 +49,29 @@ class Scene:
 
     def write_mask(self, path: Path, bands: Iterable[U8], classes: Classes) -> None:
         """Write a mask, whole or not at all, from bands of rows: a GeoTIFF of one band with the scene's CRS and transform."""
-        rasterio = _rasterio()
-        colours = {label: tuple(colour) for label, colour in enumerate(colour_table(classes).tolist())}
-        profile = {
+        with written_aside(path) as aside, _rasterio().open(aside, "w", **self._mask_profile()) as mask:
+            _fill(mask, bands, classes)
+
+    def mask(self, labels: U8, classes: Classes) -> bytes:
+        """Make the same file of labels, (H, W), in memory."""
+        with _rasterio().MemoryFile() as memory:
+            with memory.open(**self._mask_profile()) as mask:
+                _fill(mask, [labels], classes)
+            content: bytes = memory.read()
+            return content
+
+    def _mask_profile(self) -> dict[str, Any]:
+        return {
             "driver": "GTiff", "height": self.height, "width": self.width, "count": 1, "dtype": "uint8", "crs": self._file.crs,
             "transform": self._file.transform, "compress": "deflate", "tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK,
             "BIGTIFF": "IF_SAFER",
         }  # fmt: skip
-        with written_aside(path) as aside, rasterio.open(aside, "w", **profile) as mask:
-            mask.write_colormap(1, colours)
-            for top, rows in _whole_blocks(bands):
-                mask.write(rows, 1, window=((top, top + len(rows)), (0, self.width)))
+
+
+def _fill(mask: Any, bands: Iterable[U8], classes: Classes) -> None:
+    mask.write_colormap(1, {label: tuple(colour) for label, colour in enumerate(colour_table(classes).tolist())})
+    for top, rows in _whole_blocks(bands):
+        mask.write(rows, 1, window=((top, top + len(rows)), (0, mask.width)))
 
 
 def _whole_blocks(bands: Iterable[U8]) -> Iterator[tuple[int, U8]]:
@@ -73,9 +88,14 @@ def _whole_blocks(bands: Iterable[U8]) -> Iterator[tuple[int, U8]]:
 
 
 @contextlib.contextmanager
-def opened_scene(source: Source) -> Iterator[Scene]:
+def opened_scene(file: str | bytes) -> Iterator[Scene]:
     """
     Open a GeoTIFF.
+
+    Parameters
+    ----------
+    file : str or bytes
+        Its address, or its content.
 
     Raises
     ------
@@ -86,7 +106,11 @@ def opened_scene(source: Source) -> Iterator[Scene]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # then the mask has no place, either
-            yield from _opened(rasterio, source.address)
+            if isinstance(file, bytes):
+                with rasterio.MemoryFile(file) as memory:
+                    yield from _opened(rasterio, memory.name)
+            else:
+                yield from _opened(rasterio, file)
     except rasterio.errors.RasterioError as cause:
         raise DdcatError(f"it cannot be read: {first_line(cause)}") from cause
 

@@ -38,7 +38,7 @@ def predict_scene(opened: Predictor, source: Source, results: Results, *, batch:
         raise DdcatError("its bundle resizes images, and a TIFF is read in parts, at its own size: use JPEG or PNG")
     check_frames(rule)
     others = [form for form in results.formats if form != _MASK]
-    with opened_scene(source) as scene:
+    with opened_scene(source.address) as scene:
         height, width = scene.height, scene.width
         if others and height * width > _MOST_IN_MEMORY:
             raise DdcatError(

@@ -1,5 +1,5 @@
 """
-Decoding of JPEG, PNG and WebP files to pixels.
+Decoding of JPEG, PNG and WebP files, and of GeoTIFFs, to pixels.
 
 Colour profile and gamma are ignored, and so is the EXIF orientation unless the bundle says that it counts: all as when accuracy
 was measured. Before any pixel is decoded, the header is read, the number of pixels is checked, and everything but the image
@@ -31,6 +31,7 @@ from ddcat.image_files import (
 from ddcat.image_pixels import check_depth, decode_16_bits
 from ddcat.preprocess import AS_STORED, FileRule, turned
 from ddcat_serve.errors import RequestError
+from ddcat_serve.http.tiffs import decode_tiff, is_tiff, tiff_size
 
 __all__ = ["decode", "size_of"]
 
@@ -60,7 +61,10 @@ def size_of(content: bytes, rule: FileRule = AS_STORED, *, max_pixels: int) -> S
     RequestError
         As `decode`, but for faults in the pixels.
     """
-    height, width = _format_of(content).size(content)
+    form = _format_of(content)
+    height, width = form.size(content)
+    if form.name == "TIFF" and rule.resize is not None:
+        raise RequestError(415, "the image is a TIFF, which is taken at its own size, and the bundle resizes: send JPEG or PNG")
     try:
         check_depth(content, rule.values)
     except ImageFileError as cause:
@@ -71,7 +75,7 @@ def size_of(content: bytes, rule: FileRule = AS_STORED, *, max_pixels: int) -> S
 
 def decode(content: bytes, rule: FileRule = AS_STORED, *, max_pixels: int) -> U8:
     """
-    Decode a JPEG, PNG or WebP file, recognised by its first bytes, and turn it as a rule says; it keeps its size.
+    Decode a JPEG, PNG, WebP or TIFF file, recognised by its first bytes, and turn it as a rule says; it keeps its size.
 
     Grey images and palettes are converted to RGB, and an opaque alpha channel is dropped. Other images would need a guess and
     are refused: transparent pixels, indices beyond a palette, 16 bits per channel, CMYK, animations.
@@ -97,7 +101,7 @@ def decode(content: bytes, rule: FileRule = AS_STORED, *, max_pixels: int) -> U8
     form = _format_of(content)
     size = size_of(content, AS_STORED.model_copy(update={"values": rule.values}), max_pixels=max_pixels)
     try:
-        stripped = strip_metadata(content)
+        stripped = content if form.name == "TIFF" else strip_metadata(content)
         pixels = form.decode(stripped, size) if rule.values is None else decode_16_bits(stripped, rule.values)
         return turned(pixels, _orientation(content, rule))
     except (RequestError, MemoryError):
@@ -186,6 +190,7 @@ _FORMATS = (
     _Format("JPEG", is_jpeg, _jpeg_size, _decode_jpeg),
     _Format("PNG", is_png, _png_size, _by_pillow("PNG")),
     _Format("WebP", is_webp, _webp_size, _by_pillow("WebP")),
+    _Format("TIFF", is_tiff, tiff_size, decode_tiff),
 )
 
 

@@ -5,6 +5,8 @@ import base64
 import itertools
 import json
 from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -18,8 +20,9 @@ from ddcat_serve.errors import RequestError
 from ddcat_serve.http.content_negotiation import Representation, negotiate
 from ddcat_serve.http.decoding import size_of
 from ddcat_serve.http.request_body import Upload, read_images
-from ddcat_serve.http.segmentation import JSON, PNG, RAW, REPRESENTATIONS, Encoded, Segmentation
+from ddcat_serve.http.segmentation import JSON, PNG, RAW, REPRESENTATIONS, TIFF, Encoded, Segmentation
 from ddcat_serve.http.server_state import ERRORS, ServerState, provenance_headers
+from ddcat_serve.http.tiffs import is_tiff
 from ddcat_serve.inference.jobs import Job
 from ddcat_serve.inference.large_images import NO_CONFIDENCE, check_cut
 from ddcat_serve.inference.memory import memory_limit
@@ -30,12 +33,13 @@ from ddcat_serve.settings import Settings
 __all__ = ["router"]
 
 _BLEND_SHARE = 4  # a quarter of the memory is for the logits of all images that are being cut
+_IMAGES = ("image/jpeg", "image/png", "image/webp", "image/tiff")
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": "One image file, or a form with one or several.",
         "content": {
-            **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/jpeg", "image/png", "image/webp")},
+            **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in _IMAGES},
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
@@ -57,6 +61,10 @@ _ANSWER: dict[str, Any] = {
             "schema": {"type": "string", "format": "binary"},
             "description": "A palette PNG whose indices are the classes; or, if Accept names it: view=labels, view=overlay, "
             "view=confidence.",
+        },
+        TIFF: {
+            "schema": {"type": "string", "format": "binary"},
+            "description": "One band of labels with a colour table; of a GeoTIFF, with its CRS and transform.",
         },
         RAW: {"schema": {"type": "string", "format": "binary"}, "description": "Labels, one byte each; X-Ddcat-Shape: H, W."},
         JSON: {
@@ -90,7 +98,7 @@ def router(state: ServerState) -> APIRouter:
         timeout: Annotated[float | None, Query(gt=0, le=settings.max_timeout, description="Deadline in seconds.")] = None,
     ) -> Response:
         """
-        Segment image files: JPEG, PNG or WebP, one as the body or several as a form.
+        Segment image files: JPEG, PNG, WebP or GeoTIFF, one as the body or several as a form.
 
         An image becomes the engine's input as the manifest's `preprocessing` says; the mask has the size of the image, turned
         where EXIF counts.
@@ -109,7 +117,7 @@ def router(state: ServerState) -> APIRouter:
         chosen, representation = choose()  # another model may have taken its place meanwhile; this one keeps the request
         # refuse before decoding
         rule = AS_STORED if preprocessed else chosen.bundle.manifest.preprocessing
-        sizes = [size_of(upload.content, rule, max_pixels=settings.max_pixels) for upload in uploads.files]
+        sizes = await _sizes(uploads.files, rule, settings.max_pixels, state.cutters)
         confident = abstain or representation.view == "confidence"
         jobs = _admit(chosen, sizes, rule, deadline - loop.time(), settings, confident=confident)
         each = Segmentation(state, chosen, rule, representation, began, deadline, abstain)
@@ -156,6 +164,16 @@ async def _gather(work: Sequence[Coroutine[Any, Any, Encoded]]) -> list[Encoded]
         for task in tasks:  # if one fails, nobody waits for the others
             task.cancel()
         tasks.clear()  # as above
+
+
+async def _sizes(uploads: Sequence[Upload], rule: FileRule, max_pixels: int, pool: ThreadPoolExecutor) -> list[tuple[int, int]]:
+    read = partial(size_of, rule=rule, max_pixels=max_pixels)
+    return [
+        await asyncio.get_running_loop().run_in_executor(pool, read, upload.content)  # by GDAL, which may take a while
+        if is_tiff(upload.content)
+        else read(upload.content)
+        for upload in uploads
+    ]
 
 
 def _several(encoded_masks: Sequence[Encoded], uploads: Sequence[Upload], representation: Representation) -> bytes:

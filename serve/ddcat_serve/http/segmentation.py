@@ -20,13 +20,14 @@ from ddcat_serve.http.content_negotiation import Representation
 from ddcat_serve.http.decoding import decode
 from ddcat_serve.http.encoding import encode_confidence, encode_labels, encode_mask, encode_overlay, encode_rle
 from ddcat_serve.http.server_state import ServerState
+from ddcat_serve.http.tiffs import encode_tiff
 from ddcat_serve.inference.jobs import Job
 from ddcat_serve.inference.large_images import QueuedInference
 from ddcat_serve.inference.served_model import ServedModel
 
-__all__ = ["JSON", "PNG", "RAW", "REPRESENTATIONS", "Encoded", "Segmentation"]
+__all__ = ["JSON", "PNG", "RAW", "REPRESENTATIONS", "TIFF", "Encoded", "Segmentation"]
 
-PNG, RAW, JSON = "image/png", "application/octet-stream", "application/json"
+PNG, TIFF, RAW, JSON = "image/png", "image/tiff", "application/octet-stream", "application/json"
 _TIMEOUT_HINT = "use a longer timeout, or try again later"
 
 _T = TypeVar("_T")
@@ -35,8 +36,9 @@ U8 = npt.NDArray[np.uint8]
 
 
 class _Prediction(NamedTuple):
-    """The engine's outputs for an image, at the size of its file; and the image, where it is shown."""
+    """The engine's outputs for an image, at the size of its file; its file; and its pixels, where they are shown."""
 
+    content: bytes
     image: U8 | None
     labels: U8
     confidence: npt.NDArray[np.float32] | None
@@ -51,6 +53,7 @@ _ENCODERS: dict[Representation, Callable[[_Prediction, Classes], Payload]] = {
     Representation(PNG, "overlay"): lambda seen, classes: encode_overlay(seen.labels, _given(seen.image), classes),
     Representation(PNG, "confidence"): lambda seen, classes: encode_confidence(_given(seen.confidence)),
     Representation(RAW): lambda seen, classes: np.ascontiguousarray(seen.labels).tobytes(),
+    Representation(TIFF): lambda seen, classes: encode_tiff(seen.labels, classes, seen.content),
     Representation(JSON): lambda seen, classes: encode_rle(seen.labels, classes),
 }
 REPRESENTATIONS = tuple(_ENCODERS)
@@ -103,7 +106,7 @@ class Segmentation:
             size, prepared = prepared.size, None  # type: ignore[assignment]
             if self.abstain:
                 outputs = await self._in_pool(partial(self._abstaining, outputs))
-            return await self._in_pool(partial(self._encode, outputs, image, size)), size
+            return await self._in_pool(partial(self._encode, content, outputs, image, size)), size
         finally:
             image = prepared = outputs = None  # type: ignore[assignment] # the traceback of an error would keep this frame
 
@@ -122,7 +125,7 @@ class Segmentation:
         if self.representation.view != "overlay":
             image = None  # type: ignore[assignment]
         labels = queued.labels(prepared.pixels)
-        return self._encode(Outputs(labels[None]), image, prepared.size), prepared.size
+        return self._encode(content, Outputs(labels[None]), image, prepared.size), prepared.size
 
     async def _in_pool(self, work: Callable[[], _T], pool: ThreadPoolExecutor | None = None) -> _T:
         """Run work in a pool; raise RequestError (504) if it has not ended by the deadline."""
@@ -144,9 +147,9 @@ class Segmentation:
         self.state.metrics.count_abstained(self.model.name, self.model.version, labels.size, left_out)
         return dataclasses.replace(outputs, labels=labels)
 
-    def _encode(self, outputs: Outputs, image: U8 | None, size: tuple[int, int]) -> Payload:
+    def _encode(self, content: bytes, outputs: Outputs, image: U8 | None, size: tuple[int, int]) -> Payload:
         confidence = None if outputs.confidence is None else restore(outputs.confidence[0], size)
-        prediction = _Prediction(image, restore(outputs.labels[0], size), confidence)
+        prediction = _Prediction(content, image, restore(outputs.labels[0], size), confidence)
         return _ENCODERS[self.representation](prediction, self.model.classes)
 
 

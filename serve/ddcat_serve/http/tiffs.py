@@ -1,0 +1,82 @@
+"""TIFF files: GeoTIFFs in, by rasterio, where that is installed; masks out, at the same place on earth if the image has one."""
+
+import contextlib
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ddcat.classes import Classes, colour_table
+from ddcat.errors import DdcatError
+from ddcat.predict.geotiff import Scene, opened_scene
+from ddcat_serve.errors import RequestError
+
+__all__ = ["decode_tiff", "encode_tiff", "is_tiff", "read_scene", "tiff_size"]
+
+_MOST_BLOCK_BYTES = 2**28  # of the smallest part of a file that can be read
+
+U8 = npt.NDArray[np.uint8]
+
+
+def is_tiff(content: bytes) -> bool:
+    """Return whether a file begins as a TIFF or a BigTIFF."""
+    return content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+@contextlib.contextmanager
+def read_scene(file: str | bytes) -> Iterator[Scene]:
+    """
+    Open a GeoTIFF of a client: its path, or its content.
+
+    Raises
+    ------
+    RequestError
+        415 if rasterio is missing, the file is damaged or of another kind, or is to be read in too large parts.
+    """
+    try:
+        with opened_scene(file) as scene:
+            if scene.block_bytes > _MOST_BLOCK_BYTES:
+                raise RequestError(
+                    415, f"the TIFF is to be read in parts of {scene.block_bytes} bytes, expected at most {_MOST_BLOCK_BYTES}: "
+                    "write it in smaller tiles or strips"
+                )  # fmt: skip
+            yield scene
+    except RequestError:
+        raise
+    except DdcatError as cause:
+        raise RequestError(415, f"the TIFF: {cause}") from cause
+
+
+def tiff_size(content: bytes) -> tuple[int, int]:
+    """Read height and width; errors as `read_scene`."""
+    with read_scene(content) as scene:
+        return scene.height, scene.width
+
+
+def decode_tiff(content: bytes, size: tuple[int, int]) -> U8:
+    """Read the pixels, (H, W, 3) uint8 in RGB, of a file of some size; errors as `read_scene`."""
+    with read_scene(content) as scene:
+        return scene.read(0, 0, *size)
+
+
+def encode_tiff(labels: U8, classes: Classes, content: bytes) -> bytes:
+    """
+    Encode labels as a TIFF with a colour table.
+
+    Parameters
+    ----------
+    labels : (H, W) uint8
+    classes : Classes
+    content : bytes
+        The image's file: the mask of a GeoTIFF gets its CRS and transform.
+    """
+    if is_tiff(content):
+        with read_scene(content) as scene:
+            return scene.mask(labels, classes)
+    mask = Image.fromarray(labels, "P")
+    mask.putpalette(colour_table(classes).tobytes())
+    file = io.BytesIO()
+    mask.save(file, "TIFF", compression="tiff_adobe_deflate")
+    return file.getvalue()

@@ -1,0 +1,108 @@
+"""`Accept: image/tiff`: masks as TIFF, with the place on earth of a GeoTIFF; and what of TIFFs is refused."""
+
+import io
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddcat.predict.run import predict
+from ddcat.predict.sources import find_sources
+from ddcat.preprocess import Resize
+from ddcat_serve.http import tiffs
+from ddcat_serve.http.app import create_app
+from ddcat_serve.inference.model_registry import load_models
+from ddcat_serve.settings import Settings
+from tests.bundles import CLASSES
+from tests.serve.payloads import as_png, refused
+from tests.serve.test_large_images import noise, tiled_bundle
+
+TIFF = {"Accept": "image/tiff"}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiled_bundle(tmp_path_factory.mktemp("tiled") / "tiled.bundle").path
+
+
+@pytest.fixture(scope="module")
+def client(path: Path, client_of: Callable) -> Iterator[httpx.Client]:
+    with load_models([path], settings=Settings(), threads=1) as models:
+        yield client_of(create_app(models, Settings(max_pixels=100_000)))
+
+
+def geotiff(pixels: np.ndarray, **options: object) -> bytes:
+    """A file of pixels, (H, W, bands), of half a metre each, in UTM."""
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
+    height, width, count = pixels.shape
+    about = {"height": height, "width": width, "count": count, "dtype": str(pixels.dtype), "crs": "EPSG:32633"}
+    place = rasterio.transform.from_origin(500_000, 5_400_000, 0.5, 0.5)
+    with rasterio.MemoryFile() as memory:
+        with memory.open(driver="GTiff", transform=place, **about, **options) as file:
+            file.write(pixels.transpose(2, 0, 1))
+        content: bytes = memory.read()
+        return content
+
+
+@pytest.mark.parametrize("size", [(37, 53), (100, 150)])
+def test_a_png_gets_a_plain_tiff(size: tuple[int, int], client: httpx.Client, oracle: Callable) -> None:
+    image = noise(*size)
+    response = client.post("/v1/segment", content=as_png(image), headers=TIFF)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "image/tiff"
+    with Image.open(io.BytesIO(response.content)) as mask:
+        assert (mask.format, mask.mode) == ("TIFF", "P")
+        np.testing.assert_array_equal(np.asarray(mask), oracle(image[None])[0][0])
+        assert mask.getpalette()[:12] == [value for colour in CLASSES.palette for value in colour]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("size", [(40, 50), (150, 200)])
+def test_a_geotiff_gets_the_file_that_predict_writes(
+    size: tuple[int, int], client: httpx.Client, path: Path, tmp_path: Path
+) -> None:
+    content = geotiff(noise(*size))
+    (tmp_path / "a.tif").write_bytes(content)
+    predict(path, find_sources([str(tmp_path / "a.tif")]), tmp_path / "out", formats=["png"])
+    response = client.post("/v1/segment", content=content, headers=TIFF)
+    assert response.status_code == 200, response.text
+    rasterio = pytest.importorskip("rasterio")
+    with rasterio.MemoryFile(response.content).open() as mask, rasterio.open(tmp_path / "out/masks/a.tif") as other:
+        np.testing.assert_array_equal(mask.read(1), other.read(1))
+        assert (mask.crs, mask.transform, mask.colormap(1)) == (other.crs, other.transform, other.colormap(1))
+        assert (mask.crs.to_epsg(), mask.transform.a, mask.transform.c) == (32633, 0.5, 500_000)
+    as_mask = client.post("/v1/segment", content=content)
+    assert as_mask.headers["content-type"] == "image/png"
+
+
+def test_other_tiffs_are_refused_in_a_line(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    three = geotiff(noise(40, 50))
+
+    def answer(content: bytes) -> tuple[int, str]:
+        return refused(client.post("/v1/segment", content=content, headers=TIFF))
+
+    assert answer(three[:100])[0] == 415
+    status, message = answer(geotiff(noise(40, 50)[..., :1]))
+    assert (status, "expected 3 or more" in message) == (415, True)
+    assert answer(geotiff(noise(40, 50).astype(np.uint16)))[0] == 415
+    assert answer(geotiff(noise(400, 300)))[0] == 413
+    monkeypatch.setattr(tiffs, "_MOST_BLOCK_BYTES", 1000)
+    status, message = answer(three)
+    assert (status, "write it in smaller tiles or strips" in message) == (415, True)
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    status, message = answer(three)
+    assert (status, 'pip install ".[geo]"' in message) == (415, True)
+
+
+def test_a_bundle_that_resizes_takes_no_tiff(client_of: Callable, tmp_path: Path) -> None:
+    bundle = tiled_bundle(tmp_path / "b", Resize(to=100))
+    with load_models([bundle.path], settings=Settings(), threads=1) as models:
+        client = client_of(create_app(models, Settings()))
+        content = geotiff(noise(50, 70))
+        status, message = refused(client.post("/v1/segment", content=content, headers=TIFF))
+        assert (status, "the bundle resizes" in message) == (415, True)
+        ready = client.post("/v1/segment?preprocessed=true", content=content, headers=TIFF)
+        assert ready.status_code == 200, ready.text
