@@ -122,7 +122,7 @@ class _Axis:
 
     def weights(self, place: int) -> F32:
         """Return the weights of a tile's pixels along the axis, (side,)."""
-        centres = np.arange(self.starts[place], self.starts[place] + self._side) + 0.5
+        centres = self.starts[place] + np.arange(self._side, dtype=np.float64) + 0.5
         rise = _ramp(centres, *self._blend(place)) if place else np.ones(self._side)
         fall = _ramp(centres, *self._blend(place + 1)) if place + 1 < len(self.starts) else np.zeros(self._side)
         return (rise - fall).astype(np.float32)

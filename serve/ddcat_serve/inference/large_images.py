@@ -81,6 +81,7 @@ class QueuedInference:
     def __init__(self, model: ServedModel, *, timeout: float, until: float = math.inf) -> None:
         self._model, self._timeout, self._until = model, timeout, until
         self._stopped = threading.Event()
+        self._job: Job | None = None  # the call in progress
 
     def bands(self, height: int, width: int, read: Read) -> Iterator[U8]:
         """Label an image, as prepared for the graph, band after band: see `ddcat.engines.tiled.label_bands`."""
@@ -115,7 +116,7 @@ class QueuedInference:
         """
         shadow = self._model.shadow
         while True:
-            job = self._enter(images)
+            self._job = job = self._enter(images)
             try:
                 outputs = job.result.result(self._left())
                 break
@@ -125,7 +126,7 @@ class QueuedInference:
                 raise StoppedError(f"{self._model.name} stopped") from None
             finally:
                 self._model.release(job)
-                del job  # a reference cycle, with the images: an error keeps this frame, and the job keeps the error
+                self._job = job = None  # type: ignore[assignment] # a reference cycle, with the images: an error keeps this frame, and the job keeps the error
         if shadow is not None and shadow.choose():
             shadow.offer(images, outputs)
         return outputs
@@ -133,6 +134,8 @@ class QueuedInference:
     def stop(self) -> None:
         """Let the call in progress, and all further ones, fail."""
         self._stopped.set()
+        if (job := self._job) is not None:
+            self._model.release(job)
 
     def _enter(self, images: U8) -> Job:
         while True:
