@@ -20,6 +20,7 @@ from ddcat.bundle import TrustPolicy
 from ddcat_serve.errors import ServeError
 from ddcat_serve.http.app import create_app
 from ddcat_serve.http.connection import Connection
+from ddcat_serve.http.job_runner import run_jobs
 from ddcat_serve.http.server_state import ServerState
 from ddcat_serve.inference.engine_worker import engines_at_work
 from ddcat_serve.inference.memory import disable_onednn_cache, tune_malloc
@@ -103,7 +104,8 @@ def serve(
             repository = stack.enter_context(opening)
             models = repository.models
         grpc_address = None if settings.grpc_port is None else f"{f'[{host}]' if ':' in host else host}:{settings.grpc_port}"
-        app = create_app(models, settings, metrics, hosts=_allowed_hosts(host, settings), repository=repository)
+        jobs = stack.enter_context(run_jobs(models, settings))
+        app = create_app(models, settings, metrics, hosts=_allowed_hosts(host, settings), repository=repository, jobs=jobs)
         config = uvicorn.Config(
             app,
             http=partial(Connection, app.state.server_state),  # type: ignore[arg-type] # is called like the class

@@ -92,6 +92,17 @@ class Settings(BaseModel):
         description="Share of the requests that a new version computes beside the old one, to compare them, until a second "
         "request to load it lets it answer. 0: it answers at once.",
     )
+    jobs: Path | None = Field(
+        None,
+        description="Folder in which jobs are kept, with their images and results: images that take longer than a client waits "
+        "(POST /v1/jobs). Default: no jobs.",
+    )
+    max_jobs: int = Field(100, ge=1, description="Maximum number of jobs that are kept, finished ones included.")
+    job_bytes: int = Field(2**30, ge=1, description="Maximum size of a job's image file in bytes.")
+    job_pixels: int = Field(
+        10**9, ge=1, le=2**32, description="Maximum number of pixels of a job's GeoTIFF; of other files max_pixels."
+    )
+    job_expiry: float = Field(86400.0, gt=0, description="Seconds after which a finished job is removed, with its result.")
     demo: bool = Field(False, description="Show golden images, which are from the data set, on the page at /.")
 
     @field_validator("cors_origins", "trusted_proxies", "allowed_hosts", mode="before")
@@ -136,9 +147,9 @@ class Settings(BaseModel):
         return value
 
     def public(self) -> dict[str, Any]:
-        """Return the settings without secrets and paths, for JSON; `api_key` and `repository` are whether there is one."""
+        """Return the settings without secrets and paths, for JSON; `api_key` and folders are whether there is one."""
         values = self.model_dump(mode="json")
-        return values | {"api_key": self.api_key is not None, "repository": self.repository is not None}
+        return values | {name: getattr(self, name) is not None for name in ("api_key", "repository", "jobs")}
 
     def load_refusal(self) -> str | None:
         """

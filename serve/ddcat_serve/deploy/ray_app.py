@@ -152,5 +152,7 @@ def _read_settings() -> Settings:
         raise ServeError(f"{PREFIX}GRPC_PORT is set, but Ray serves HTTP only: unset it, or use ddcat serve")
     if settings.shadow:
         raise ServeError(f"{PREFIX}SHADOW is set, but Ray sends a request to load to one replica of many: use ddcat serve")
+    if settings.jobs is not None:
+        raise ServeError(f"{PREFIX}JOBS is set, but Ray would send requests about a job to any replica: use ddcat serve")
     settings.load_refusal()  # raises for other settings that need a repository
     return settings

@@ -18,10 +18,11 @@ from ddcat import __version__
 from ddcat.engines.errors import EngineError, InputError
 from ddcat.error_text import first_validation_error
 from ddcat_serve.errors import RequestError
-from ddcat_serve.http import repository_routes, segment_route, v2_routes, web_ui
+from ddcat_serve.http import job_routes, repository_routes, segment_route, v2_routes, web_ui
 from ddcat_serve.http.access_control import AccessControl
 from ddcat_serve.http.byte_budget import ByteBudget
 from ddcat_serve.http.compression import CompressionMiddleware
+from ddcat_serve.http.job_runner import JobRunner
 from ddcat_serve.http.middleware import RequestMiddleware
 from ddcat_serve.http.server_state import ERRORS, PROVENANCE_HEADERS, ServerState
 from ddcat_serve.inference.memory import memory_limit, resident_bytes, trim_malloc
@@ -47,6 +48,7 @@ def create_app(
     *,
     hosts: Sequence[str] = (),
     repository: Repository | None = None,
+    jobs: JobRunner | None = None,
 ) -> FastAPI:
     """
     Create the application.
@@ -62,6 +64,8 @@ def create_app(
         Domain names accepted in the Host header. Default: any.
     repository : Repository, optional
         Whose models these are, if they may change. The caller closes it.
+    jobs : JobRunner, optional
+        Computes asynchronous jobs. The caller stops it.
 
     Returns
     -------
@@ -76,7 +80,7 @@ def create_app(
     pool, cutters = (ThreadPoolExecutor(settings.codec_threads, thread_name_prefix=name) for name in ("decode", "cut"))
     counted = metrics or Metrics()
     budget = ByteBudget(_budget_size(settings))
-    state = ServerState(models, settings, AccessControl(settings), pool, cutters, counted, budget, repository)
+    state = ServerState(models, settings, AccessControl(settings), pool, cutters, counted, budget, repository, jobs)
     counted.watch(state.model_states, state.shadow_states)
 
     @contextlib.asynccontextmanager
@@ -104,6 +108,7 @@ def create_app(
     app.state.server_state = state
     _answer_errors(app)
     app.include_router(segment_route.router(state))
+    app.include_router(job_routes.router(state))
     app.include_router(v2_routes.router(state))
     app.include_router(repository_routes.router(state))
     app.include_router(web_ui.router(state))
@@ -127,7 +132,7 @@ def create_app(
             allow_origins=list(settings.cors_origins),
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["Retry-After", "X-Request-Id", "X-Ddcat-Shape", *PROVENANCE_HEADERS],
+            expose_headers=["Location", "Retry-After", "X-Request-Id", "X-Ddcat-Shape", *PROVENANCE_HEADERS],
         )
     trace(app)
     return app

@@ -33,7 +33,9 @@ from ddcat.preprocess import AS_STORED, FileRule, turned
 from ddcat_serve.errors import RequestError
 from ddcat_serve.http.tiffs import decode_tiff, is_tiff, tiff_size
 
-__all__ = ["decode", "size_of"]
+__all__ = ["TIFF_AND_RESIZE", "decode", "size_of"]
+
+TIFF_AND_RESIZE = "the image is a TIFF, which is taken at its own size, and the bundle resizes: send JPEG or PNG"
 
 _SURPLUS = "extraneous bytes before marker"  # libjpeg's warning of bytes after the pixels of a scan: other decoders ignore them
 
@@ -64,7 +66,7 @@ def size_of(content: bytes, rule: FileRule = AS_STORED, *, max_pixels: int) -> S
     form = _format_of(content)
     height, width = form.size(content)
     if form.name == "TIFF" and rule.resize is not None:
-        raise RequestError(415, "the image is a TIFF, which is taken at its own size, and the bundle resizes: send JPEG or PNG")
+        raise RequestError(415, TIFF_AND_RESIZE)
     try:
         check_depth(content, rule.values)
     except ImageFileError as cause:

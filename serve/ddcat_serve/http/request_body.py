@@ -11,7 +11,7 @@ from starlette.requests import Request
 from ddcat_serve.errors import RequestError, quoted
 from ddcat_serve.http.compression import decoder_of
 
-__all__ = ["Upload", "Uploads", "read_body", "read_images"]
+__all__ = ["Upload", "Uploads", "body_pieces", "read_body", "read_images"]
 
 _MOST_FILES = 64
 
@@ -30,6 +30,26 @@ class Uploads(NamedTuple):
     single: bool
 
 
+async def body_pieces(request: Request, *, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """Yield the body of a request piece by piece, decompressed; errors as `read_body`, but for the time."""
+    decoder = decoder_of(",".join(request.headers.getlist("content-encoding")), max_bytes)
+    too_long = RequestError(413, f"the body is longer than {max_bytes} bytes")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise too_long
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > max_bytes:
+            raise too_long
+        if decoder is not None:
+            chunk = await asyncio.to_thread(decoder.feed, chunk)  # noqa: PLW2901
+            request.state.held_bytes.take(len(chunk))
+        yield chunk
+    if decoder is not None:
+        decoder.check_ended()
+
+
 async def read_body(request: Request, *, max_bytes: int, timeout: float) -> bytes:
     """
     Read the body of a request.
@@ -40,27 +60,13 @@ async def read_body(request: Request, *, max_bytes: int, timeout: float) -> byte
         408 after `timeout` seconds; 413 as soon as it is longer than `max_bytes`, compressed or decompressed; 415 for a
         Content-Encoding other than gzip and deflate; 503 if the bodies of all requests together are too long.
     """
-    decoder = decoder_of(",".join(request.headers.getlist("content-encoding")), max_bytes)
-    too_long = RequestError(413, f"the body is longer than {max_bytes} bytes")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise too_long
     body = bytearray()
-    received = 0
     try:
         async with asyncio.timeout(timeout):
-            async for chunk in request.stream():
-                received += len(chunk)
-                if received > max_bytes:
-                    raise too_long
-                if decoder is not None:
-                    chunk = await asyncio.to_thread(decoder.feed, chunk)  # noqa: PLW2901
-                    request.state.held_bytes.take(len(chunk))
-                body += chunk
+            async for piece in body_pieces(request, max_bytes=max_bytes):
+                body += piece
     except TimeoutError as cause:
         raise RequestError(408, f"the body did not arrive within {timeout:g} s", {"Connection": "close"}) from cause
-    if decoder is not None:
-        decoder.check_ended()
     return bytes(body)
 
 

@@ -24,15 +24,13 @@ from ddcat_serve.http.segmentation import JSON, PNG, RAW, REPRESENTATIONS, TIFF,
 from ddcat_serve.http.server_state import ERRORS, ServerState, provenance_headers
 from ddcat_serve.http.tiffs import is_tiff
 from ddcat_serve.inference.jobs import Job
-from ddcat_serve.inference.large_images import NO_CONFIDENCE, check_cut
-from ddcat_serve.inference.memory import memory_limit
-from ddcat_serve.inference.model_registry import Models, find_model
+from ddcat_serve.inference.large_images import NO_CONFIDENCE, check_cut, most_blend_bytes
+from ddcat_serve.inference.model_registry import Models, choose_model
 from ddcat_serve.inference.served_model import ServedModel
 from ddcat_serve.settings import Settings
 
 __all__ = ["router"]
 
-_BLEND_SHARE = 4  # a quarter of the memory is for the logits of all images that are being cut
 _IMAGES = ("image/jpeg", "image/png", "image/webp", "image/tiff")
 _BODY: dict[str, Any] = {
     "requestBody": {
@@ -188,11 +186,7 @@ def _several(encoded_masks: Sequence[Encoded], uploads: Sequence[Upload], repres
 
 
 def _choose(models: Models, name: str | None, version: str | None, *, abstain: bool) -> ServedModel:
-    if name is None and len(models) > 1:
-        raise RequestError(400, f"several models are served: choose one with ?model=, of {', '.join(models)}")
-    if name is None and not models:
-        raise RequestError(404, "no model is loaded now")
-    chosen = find_model(models, next(iter(models)) if name is None else name, version)
+    chosen = choose_model(models, name, version)
     if abstain and chosen.bundle.manifest.abstention is None:
         raise RequestError(400, f"{chosen.name}: {NO_THRESHOLD}")
     return chosen
@@ -217,7 +211,7 @@ def _admit(
         for size in itertools.compress(resized, cut):
             if confident:
                 raise RequestError(400, f"{model.name}: {NO_CONFIDENCE}: leave out what asks for it")
-            check_cut(model, size, timeout, max_bytes=memory_limit() // (_BLEND_SHARE * settings.codec_threads))
+            check_cut(model, size, timeout, max_bytes=most_blend_bytes(settings))
         whole = [(1, size) for size, cuts in zip(resized, cut, strict=True) if not cuts]
         jobs = iter(model.admit(whole, timeout) if whole else [])
         return [None if cuts else next(jobs) for cuts in cut]

@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.responses import JSONResponse
@@ -15,6 +15,9 @@ from ddcat_serve.inference.served_model import ServedModel
 from ddcat_serve.observe.metrics import Metrics, ModelState, ShadowState
 from ddcat_serve.settings import Settings
 
+if TYPE_CHECKING:
+    from ddcat_serve.http.job_runner import JobRunner
+
 __all__ = ["ERRORS", "PROVENANCE_HEADERS", "FiniteJson", "ServerState", "provenance_headers"]
 
 _SCHEMA = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
@@ -26,7 +29,7 @@ _MEANINGS = {
     404: "No such model.",
     406: "The server cannot produce any of the accepted representations.",
     408: "The headers or the body did not arrive in time.",
-    409: "Another request loads or unloads the model.",
+    409: "Another request loads or unloads the model; or the job has no result.",
     413: "The request is too large.",
     415: "The body has an unsupported type.",
     421: "The server does not answer to this Host.",
@@ -36,6 +39,7 @@ _MEANINGS = {
     501: "Transfer-Encoding is not chunked.",
     503: "The server is not ready, or handles too many requests.",
     504: "The request's deadline expired while it was queued.",
+    507: "There is no room on the server's disk.",
 }
 # error responses, for OpenAPI
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -75,6 +79,8 @@ class ServerState:
         For the bodies of all requests in progress.
     repository : Repository or None
         Loads and unloads the models; None: they stay as they are.
+    jobs : JobRunner or None
+        Computes asynchronous jobs; None: the server keeps none.
     draining : bool
         Whether the server is shutting down.
     """
@@ -87,6 +93,7 @@ class ServerState:
     metrics: Metrics
     byte_budget: ByteBudget
     repository: Repository | None = None
+    jobs: "JobRunner | None" = None
     draining: bool = False
 
     @property

@@ -16,16 +16,24 @@ from ddcat.tiles import blend_bytes, tile_starts
 from ddcat_serve.errors import RequestError
 from ddcat_serve.inference.admission_queue import Overloaded
 from ddcat_serve.inference.jobs import Job, LateError, StoppedError
+from ddcat_serve.inference.memory import memory_limit
 from ddcat_serve.inference.served_model import ServedModel, worker_errors_as_http
+from ddcat_serve.settings import Settings
 
-__all__ = ["NO_CONFIDENCE", "QueuedInference", "check_cut"]
+__all__ = ["NO_CONFIDENCE", "QueuedInference", "check_cut", "most_blend_bytes", "part_of"]
 
 NO_CONFIDENCE = "the image is cut into tiles, which have no confidence"
 
+_BLEND_SHARE = 4  # a quarter of the memory is for the logits of all images that are being cut
 _RETRY = 1.0  # seconds between two attempts to enter a full queue, at most
 
 U8 = npt.NDArray[np.uint8]
 Size = tuple[int, int]
+
+
+def most_blend_bytes(settings: Settings) -> int:
+    """Return how many bytes of logits may be kept while the tiles of one image are blended."""
+    return memory_limit() // (_BLEND_SHARE * settings.codec_threads)
 
 
 def check_cut(model: ServedModel, size: Size, timeout: float, *, max_bytes: int) -> None:

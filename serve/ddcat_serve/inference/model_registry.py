@@ -29,7 +29,17 @@ from ddcat_serve.observe.drift_monitor import DriftMonitor
 from ddcat_serve.observe.usage import Batch
 from ddcat_serve.settings import Settings
 
-__all__ = ["Drain", "ModelTable", "Models", "Observe", "close_models", "find_model", "load_model", "load_models"]
+__all__ = [
+    "Drain",
+    "ModelTable",
+    "Models",
+    "Observe",
+    "choose_model",
+    "close_models",
+    "find_model",
+    "load_model",
+    "load_models",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -127,6 +137,15 @@ def find_model(models: Models, name: str, version: str | None = None) -> ServedM
     if version not in versions:
         raise RequestError(404, f"{name} has no version {quoted(version)}; it has {', '.join(versions)}")
     return versions[version]
+
+
+def choose_model(models: Models, name: str | None, version: str | None) -> ServedModel:
+    """Return the model of a request, which need not name it if there is one; RequestError (400, 404) otherwise."""
+    if name is None and len(models) > 1:
+        raise RequestError(400, f"several models are served: choose one with ?model=, of {', '.join(models)}")
+    if name is None and not models:
+        raise RequestError(404, "no model is loaded now")
+    return find_model(models, next(iter(models)) if name is None else name, version)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,211 @@
+"""Asynchronous jobs on disk: a table in SQLite, and a file for each image and each result. They survive the server."""
+
+import contextlib
+import re
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ddcat.locks import locked
+from ddcat_serve.errors import RequestError, ServeError
+
+__all__ = ["JobRecord", "JobState", "JobStore", "open_store"]
+
+JobState = Literal["queued", "running", "done", "failed"]
+
+_FILE = re.compile(r"\.?([0-9a-f]{32})-")
+_VERSION = 1  # of the table
+_TABLE = """
+CREATE TABLE jobs (
+    id TEXT PRIMARY KEY, state TEXT NOT NULL, model TEXT NOT NULL, version TEXT NOT NULL, bundle TEXT NOT NULL,
+    passport TEXT NOT NULL, suffix TEXT NOT NULL, height INTEGER NOT NULL, width INTEGER NOT NULL,
+    submitted REAL NOT NULL, starts INTEGER NOT NULL, ended REAL, error TEXT
+) STRICT
+"""
+
+
+class JobRecord(NamedTuple):
+    """
+    A job, as in the table.
+
+    Attributes
+    ----------
+    id : str
+        Nobody can guess it.
+    state : str
+    model, version, bundle, passport : str
+        What is to answer, the bundle by its digest; and the gate's verdict on it.
+    suffix : str
+        Of the result, without a dot: tif or png.
+    height, width : int
+        Of the image, and of the mask.
+    submitted : float
+        Unix time.
+    starts : int
+        How often a server began to compute it.
+    ended : float or None
+        Unix time.
+    error : str or None
+        Why it failed.
+    """
+
+    id: str
+    state: JobState
+    model: str
+    version: str
+    bundle: str
+    passport: str
+    suffix: str
+    height: int
+    width: int
+    submitted: float
+    starts: int = 0
+    ended: float | None = None
+    error: str | None = None
+
+
+class JobStore:
+    """
+    The jobs of a folder, which one server at a time holds; thread-safe.
+
+    Parameters
+    ----------
+    folder : Path
+    most : int
+        Jobs that are kept at once, finished ones included.
+    expiry : float
+        Seconds after which a finished job is removed, with its result.
+    clock : callable, optional
+        Unix time.
+    """
+
+    def __init__(self, folder: Path, *, most: int, expiry: float, clock: Callable[[], float] = time.time) -> None:
+        self._folder, self._most, self.expiry, self._clock = folder, most, expiry, clock
+        self._lock, self._uploads = threading.Lock(), 0
+        self._database = sqlite3.connect(folder / "jobs.sqlite", check_same_thread=False, isolation_level=None)
+        found = self._database.execute("PRAGMA user_version").fetchone()[0]
+        if found not in (0, _VERSION):
+            raise ServeError(f"{folder}: its jobs are of version {found}, expected {_VERSION}: use another folder")
+        if found == 0:
+            self._database.execute(_TABLE)
+            self._database.execute(f"PRAGMA user_version = {_VERSION}")
+        self._database.execute("UPDATE jobs SET state = 'queued' WHERE state = 'running'")  # the server was killed
+        kept = {row[0] for row in self._database.execute("SELECT id FROM jobs")}
+        for file in folder.iterdir():
+            known = _FILE.match(file.name)
+            if known and (file.name.startswith(".") or known[1] not in kept):  # of an upload or a result that was cut off
+                file.unlink(missing_ok=True)
+
+    def image(self, job: str) -> Path:
+        """Return where the image of a job is."""
+        return self._folder / f"{job}-image"
+
+    def result(self, job: JobRecord) -> Path:
+        """Return where the result of a job is, or will be."""
+        return self._folder / f"{job.id}-result.{job.suffix}"
+
+    @contextlib.contextmanager
+    def upload(self) -> Iterator[str]:
+        """
+        Reserve a place, and yield the name of a new job, whose image the caller writes and then adds.
+
+        Raises
+        ------
+        RequestError
+            429 if there are too many jobs.
+        """
+        self.expire()
+        with self._lock:
+            count = self._database.execute("SELECT count(*) FROM jobs").fetchone()[0] + self._uploads
+            if count >= self._most:
+                raise RequestError(
+                    429, f"the server keeps {count} jobs already: delete one, or try again later", {"Retry-After": "60"}
+                )
+            self._uploads += 1
+        job = secrets.token_hex(16)
+        try:
+            yield job
+        finally:
+            with self._lock:
+                self._uploads -= 1
+            if self.get(job) is None:
+                self.image(job).unlink(missing_ok=True)
+
+    def add(self, job: JobRecord) -> None:
+        """Queue a job whose image is there."""
+        with self._lock:
+            marks = ", ".join("?" * len(job))
+            self._database.execute(f"INSERT INTO jobs ({', '.join(job._fields)}) VALUES ({marks})", job)
+
+    def get(self, job: str) -> JobRecord | None:
+        """Return a job, if it is there."""
+        return self._one("SELECT * FROM jobs WHERE id = ?", job)
+
+    def start(self) -> JobRecord | None:
+        """Take the oldest job in the queue."""
+        return self._one(
+            "UPDATE jobs SET state = 'running', starts = starts + 1 WHERE id = "
+            "(SELECT id FROM jobs WHERE state = 'queued' ORDER BY submitted, id LIMIT 1) RETURNING *"
+        )
+
+    def put_back(self, job: str) -> None:
+        """Queue a job again that was started, as if it had not been."""
+        self._one("UPDATE jobs SET state = 'queued', starts = starts - 1 WHERE id = ? AND state = 'running' RETURNING *", job)
+
+    def end(self, job: JobRecord, error: str | None = None) -> None:
+        """End a job: its result is there, or an error says why not. Nothing is left of one that was removed meanwhile."""
+        state = "done" if error is None else "failed"
+        query = "UPDATE jobs SET state = ?, ended = ?, error = ? WHERE id = ? RETURNING *"
+        if self._one(query, state, self._clock(), error, job.id) is None:
+            self.result(job).unlink(missing_ok=True)
+        self.image(job.id).unlink(missing_ok=True)
+
+    def remove(self, job: str) -> bool:
+        """Remove a job and its files; return whether it was there."""
+        removed = self._one("DELETE FROM jobs WHERE id = ? RETURNING *", job)
+        if removed is not None:
+            self.image(job).unlink(missing_ok=True)
+            self.result(removed).unlink(missing_ok=True)
+        return removed is not None
+
+    def expire(self) -> None:
+        """Remove the jobs that ended long ago."""
+        with self._lock:
+            rows = self._database.execute("SELECT id FROM jobs WHERE ended < ?", (self._clock() - self.expiry,)).fetchall()
+        for (job,) in rows:
+            self.remove(job)
+
+    def close(self) -> None:
+        """Close the table. All is on disk already."""
+        with self._lock:
+            self._database.close()
+
+    def _one(self, query: str, *values: Any) -> JobRecord | None:
+        with self._lock:
+            row = self._database.execute(query, values).fetchone()
+        return None if row is None else JobRecord(*row)
+
+
+@contextlib.contextmanager
+def open_store(folder: Path, *, most: int, expiry: float) -> Iterator[JobStore]:
+    """
+    Open the jobs of a folder, which is made if it is missing; those that a killed server began are queued again.
+
+    Raises
+    ------
+    DdcatError
+        If another server has it, or it cannot be written or read.
+    """
+    with locked(folder / ".lock", f"another server keeps its jobs in {folder}: use another folder"):
+        try:
+            store = JobStore(folder, most=most, expiry=expiry)
+        except (sqlite3.Error, OSError) as cause:
+            raise ServeError(f"the jobs in {folder} cannot be read: {cause}: use another folder") from cause
+        try:
+            yield store
+        finally:
+            store.close()
