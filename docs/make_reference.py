@@ -201,7 +201,11 @@ def http() -> str:
         "",
         "| status | what it means |",
         "|---|---|",
-        *(f"| {status} | {cell(text)} |" for status, text in sorted(errors.items()) if status not in ("200", "422")),
+        *(
+            f"| {status} | {cell(text)} |"
+            for status, text in sorted(errors.items())
+            if not status.startswith("2") and status != "422"
+        ),
     ]
     for method, path, about in routes:
         lines += ["", f"## `{method.upper()} {path}`", "", about.get("description") or about["summary"], ""]
@@ -210,7 +214,8 @@ def http() -> str:
             lines.append(f"- `{parameter['name']}` ({parameter['in']}, {kind(parameter['schema'])}){text}")
         takes = ", ".join(f"`{form}`" for form in about.get("requestBody", {}).get("content", ()))
         lines += [f"- body: {takes}"] if takes else []
-        lines += [f"- answer: {', '.join(f'`{form}`' for form in about['responses']['200'].get('content', ()))}"]
+        done = next(answer for status, answer in about["responses"].items() if status.startswith("2"))
+        lines += [f"- answer: {', '.join(f'`{form}`' for form in done.get('content', ())) or done['description']}"]
     return "\n".join(lines)
 
 

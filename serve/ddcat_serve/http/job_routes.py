@@ -120,7 +120,9 @@ def router(state: ServerState) -> APIRouter:
         headers = dict(zip(PROVENANCE_HEADERS, about, strict=True)) | {"X-Ddcat-Shape": f"{record.height}, {record.width}"}
         return FileResponse(path, headers=headers, media_type=_MEDIA_TYPES[record.suffix])
 
-    @routes.delete("/v1/jobs/{job}", status_code=204, response_class=Response)
+    @routes.delete(
+        "/v1/jobs/{job}", status_code=204, response_class=Response, responses={204: {"description": "It is removed."}}
+    )
     async def cancel(job: str) -> Response:
         """Cancel a job, or remove its result."""
         jobs, record = await found(job)
@@ -156,10 +158,9 @@ async def _accept(
         examine = partial(_examine, path, chosen, settings)
         (height, width), suffix = await asyncio.get_running_loop().run_in_executor(state.cutters, examine)
         headers = provenance_headers(chosen)
-        record = JobRecord(
-            name, "queued", *(headers[header] for header in PROVENANCE_HEADERS), suffix, height, width,
-            submitted=datetime.now(UTC).timestamp(),
-        )  # fmt: skip
+        known_as, number, digest, verdict = (headers[header] for header in PROVENANCE_HEADERS)
+        now = datetime.now(UTC).timestamp()
+        record = JobRecord(name, "queued", known_as, number, digest, verdict, suffix, height, width, now)
         await asyncio.to_thread(jobs.store.add, record)
     return record, headers
 
