@@ -215,7 +215,7 @@ def http() -> str:
         takes = ", ".join(f"`{form}`" for form in about.get("requestBody", {}).get("content", ()))
         lines += [f"- body: {takes}"] if takes else []
         done = next(answer for status, answer in about["responses"].items() if status.startswith("2"))
-        lines += [f"- answer: {', '.join(f'`{form}`' for form in done.get('content', ())) or done['description']}"]
+        lines += [f"- answer: {', '.join(f'`{form}`' for form in done.get('content', ()))}"]
     return "\n".join(lines)
 
 

@@ -59,6 +59,7 @@ _STATUS = {
     },
 }
 _SHOWN: dict[str, Any] = {"description": "The job.", "content": {"application/json": {"schema": _STATUS}}}
+_GONE = {"description": "The job is removed."}
 _RESULT: dict[str, Any] = {
     "description": "The mask: a GeoTIFF for a GeoTIFF, a palette PNG for other images, as `ddcat predict` writes them.",
     "content": dict.fromkeys(_MEDIA_TYPES.values(), _BINARY),
@@ -120,9 +121,7 @@ def router(state: ServerState) -> APIRouter:
         headers = dict(zip(PROVENANCE_HEADERS, about, strict=True)) | {"X-Ddcat-Shape": f"{record.height}, {record.width}"}
         return FileResponse(path, headers=headers, media_type=_MEDIA_TYPES[record.suffix])
 
-    @routes.delete(
-        "/v1/jobs/{job}", status_code=204, response_class=Response, responses={204: {"description": "It is removed."}}
-    )
+    @routes.delete("/v1/jobs/{job}", status_code=204, response_class=Response, responses={204: _GONE})
     async def cancel(job: str) -> Response:
         """Cancel a job, or remove its result."""
         jobs, record = await found(job)
