@@ -22,6 +22,7 @@ from ddcat.json_text import parse_model
 from ddcat.regular_files import read_regular
 from ddcat.schema import Count, Name, Sha256, StrictModel, Text
 from ddcat.text import printable
+from ddcat.tiles import Tiles
 
 __all__ = ["Finding", "Passport", "PassportStatus", "Verdict", "read_passport", "write_passport"]
 
@@ -50,6 +51,9 @@ class Passport(StrictModel):
     )
     data: Text = Field(description="Data set of the gate.")
     images: Count = Field(ge=1)
+    tiles: Tiles | None = Field(
+        default=None, description="The rule by which the engine cut images of the gate; None: none was larger than a tile."
+    )
     findings: tuple[Finding, ...] = Field(strict=False)
     not_judged: tuple[Name, ...] = Field((), strict=False, description="Criteria without a limit, which the gate only reports.")
     versions: dict[Name, Name]

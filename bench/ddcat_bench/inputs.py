@@ -204,18 +204,26 @@ def open_reference(manifest: Manifest, path: Path) -> Reference:
     return OnnxFile.of_manifest(manifest, path)
 
 
-def check_sizes(bundle: Bundle, dataset: Dataset) -> None:
+def check_sizes(bundle: Bundle, dataset: Dataset, *, cut: bool = False) -> None:
     """
     Refuse an engine that does not take the images that it is to be evaluated on, before anything is computed.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    dataset : Dataset
+    cut : bool
+        True if larger images are cut by the bundle's rule for tiles: see `ddcat_bench.tiled`.
 
     Raises
     ------
     BenchError
         Naming the first such image, and what to use.
     """
-    shapes = bundle.manifest.shapes
+    shapes, tiles = bundle.manifest.shapes, bundle.manifest.preprocessing.tiles if cut else None
     sizes = [dataset.size(index) for index in range(len(dataset))]
-    wrong = [index for index, size in enumerate(sizes) if not _taken(size, shapes)]
+    asked = sizes if tiles is None else [(min(tiles.side, height), min(tiles.side, width)) for height, width in sizes]
+    wrong = [index for index, size in enumerate(asked) if not _taken(size, shapes)]
     if wrong:
         height, width = sizes[wrong[0]]
         raise BenchError(

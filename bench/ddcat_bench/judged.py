@@ -19,6 +19,7 @@ from ddcat.engines.cores import physical_cores
 from ddcat_bench.describe import describe_bundle, describe_reference, versions
 from ddcat_bench.inputs import check_sizes, engine_batch_size, main_branch, open_bundle_data, open_split, torch_device
 from ddcat_bench.result_schema import BundleEntry, CheckpointEntry
+from ddcat_bench.tiled import as_served
 from ddcat_train.data import Dataset
 from ddcat_train.pixels import to_planes
 from ddcat_train.reference import Reference
@@ -122,7 +123,7 @@ def open_data(source: Reference | Bundle, *, data_root: Path | None, split: str 
     if not isinstance(source, Bundle):
         return open_split(source, data_root=data_root, split=split)
     dataset = open_bundle_data(source, data_root=data_root, split=split)
-    check_sizes(source, dataset)
+    check_sizes(source, dataset, cut=True)
     return dataset
 
 
@@ -151,7 +152,7 @@ def judged(source: Reference | Bundle, device: Device = "auto", *, threads: int 
             share = None if count == 1 else cores // count
             engines = [stack.enter_context(open_engine(source, threads=share)) for _ in range(count)]
             yield Judged(
-                predict=_in_turn([_labels_of(engine) for engine in engines]),
+                predict=_in_turn([_labels_of(as_served(engine, source.manifest)) for engine in engines]),
                 digest=source.digest,
                 usual_list=source.manifest.data.list_sha256,
                 checkpoint=None,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from ddcat import provenance
 from ddcat.bundle import Bundle
 from ddcat.classes import IGNORE_INDEX
+from ddcat.tiles import Tiles
 from ddcat_bench.attack.probe import FORWARDS
 from ddcat_bench.describe import versions
 from ddcat_bench.errors import BenchError
@@ -77,8 +78,15 @@ class GateJob(NamedTuple):
 
     @property
     def scores(self) -> bool:
-        """True if the engine returns its logits."""
-        return any(entry.name == "logits" for entry in self.bundle.manifest.outputs)
+        """True if the engine returns the logits of each image."""
+        return self.tiles is None and any(entry.name == "logits" for entry in self.bundle.manifest.outputs)
+
+    @property
+    def tiles(self) -> Tiles | None:
+        """The rule by which the bundle cuts images; None if none of the data set is larger than a tile."""
+        rule = self.bundle.manifest.preprocessing
+        is_cut = rule.tiles is not None and any(rule.cuts(*self.dataset.size(index)) for index in range(len(self.dataset)))
+        return rule.tiles if is_cut else None
 
     @property
     def at_file_size(self) -> bool:

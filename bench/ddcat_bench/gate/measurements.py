@@ -41,6 +41,7 @@ from ddcat_bench.gate.results import Calibration
 from ddcat_bench.inputs import engine_batch_size, main_branch
 from ddcat_bench.perturbation.measure import PerturbationJob, measure_perturbations
 from ddcat_bench.perturbation.results import PerturbationRow
+from ddcat_bench.tiled import as_served, tiled_model
 from ddcat_bench.work_units import Units, open_units
 from ddcat_export.twin.twin import twin_of
 from ddcat_train.attacks import Model
@@ -116,7 +117,11 @@ def attack_pool(
     BenchError, DataError, EngineError
     """
     network = main_branch(job.reference, torch.device("cpu"))
-    targets = Targets(network, twin_of(job.bundle), engine)
+    tiles, twin = job.tiles, twin_of(job.bundle)
+    targets = Targets(network, twin, engine)
+    if tiles is not None:
+        served = as_served(engine, job.bundle.manifest)
+        targets = Targets(network, tiled_model(twin, tiles), served, tiled_model(network, tiles))
     units = open_units(work, job.identity())
     if ranks.rank == 0:
         _pilot(job, targets, units)

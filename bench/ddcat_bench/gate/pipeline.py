@@ -28,6 +28,7 @@ from ddcat_bench.inputs import main_branch
 from ddcat_bench.multiprocess import launch_if_needed, process_group
 from ddcat_bench.publish import claim, show, write_result
 from ddcat_bench.result_io import read_result
+from ddcat_bench.tiled import as_served
 from ddcat_bench.timing.results import SpeedResult, ThroughputResult
 from ddcat_bench.timing.serving_memory import serving_peak
 from ddcat_bench.timing.speed import draw_inputs, measure
@@ -113,7 +114,8 @@ def run_job(
 
 def _timed(job: GateJob, thresholds: Thresholds, repeats: int) -> tuple[SpeedResult, ThroughputResult | None]:
     threads = physical_cores()
-    inputs = draw_inputs(job.bundle, job.dataset, repeats=repeats, batch=1, size=None)
+    size = None if job.tiles is None else (job.tiles.side, job.tiles.side)
+    inputs = draw_inputs(job.bundle, job.dataset, repeats=repeats, batch=1, size=size)
     peak = functools.cache(serving_peak)  # memory does not depend on how quiet the machine is: it is taken once
     with (
         open_engine(job.bundle, threads=threads) as engine,
@@ -130,7 +132,9 @@ def _timed(job: GateJob, thresholds: Thresholds, repeats: int) -> tuple[SpeedRes
 
 def _draw_overlays(job: GateJob, engine: Engine, measured: Measurements) -> tuple[Overlay, ...]:
     reference = main_branch(job.reference, torch.device("cpu"))
-    return overlays(reference, engine, job.dataset, measured.names, measured.pool[0].disagreement)
+    return overlays(
+        reference, as_served(engine, job.bundle.manifest), job.dataset, measured.names, measured.pool[0].disagreement
+    )
 
 
 def _publish(job: GateJob, folder: Path, result: GateResult, page: str, key: Path | None, *, force: bool) -> None:

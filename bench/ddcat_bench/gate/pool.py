@@ -28,7 +28,6 @@ from ddcat_bench.attack.scoring import count_victims, predict
 from ddcat_bench.attack.suites import BIM, AttackSpec, SpecName
 from ddcat_bench.gate.disagreement import Disagreement, count_disagreement
 from ddcat_bench.work_units import Units
-from ddcat_export.twin.twin import Twin
 from ddcat_train.attacks import Model
 from ddcat_train.choices import CorruptionName
 from ddcat_train.corruptions import CORRUPTIONS, corrupt
@@ -162,11 +161,12 @@ Run = AttackRun | CorruptedRun
 
 
 class Targets(NamedTuple):
-    """The models that the pool is made on and evaluated on."""
+    """The models that the pool is made on and evaluated on; the reference also `tiled`, if engine and twin cut images."""
 
     reference: Segmenter
-    twin: Twin
+    twin: Model
     engine: Engine
+    tiled: Model | None = None
 
 
 class PoolResult(NamedTuple):
@@ -366,8 +366,9 @@ def _score(targets: Targets, run: Run, victims: AttackBatch, classes: int) -> Co
         twin = predict(targets.twin, received)
         with torch.no_grad():
             logits = targets.reference(received.float() / 255)
+            cut = logits if targets.tiled is None else targets.tiled(received.float() / 255)
         rows = [np.stack(count_victims(victims, labels, classes)) for labels in (logits.argmax(1), engine)]
-        numbers = count_disagreement(victims.labels, logits, engine, twin).to_array()
+        numbers = count_disagreement(victims.labels, cut, engine, twin).to_array()
         padded = np.pad(numbers, ((0, 0), (0, 3 * _DISAGREEMENT - numbers.shape[1]))).reshape(len(numbers), _DISAGREEMENT, 3)
         cases.append(np.concatenate([*rows, padded], axis=1))
     return np.stack(cases)

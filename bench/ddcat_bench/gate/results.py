@@ -6,6 +6,7 @@ from pydantic import Field
 
 from ddcat.passport import Finding, Verdict
 from ddcat.schema import Fraction, StrictModel
+from ddcat.tiles import Tiles
 from ddcat_bench.attack.results import Alarm, Probe
 from ddcat_bench.gate.thresholds import Thresholds
 from ddcat_bench.perturbation.results import PerturbationRow
@@ -137,6 +138,7 @@ class GateResult(StrictModel):
         (), description="L2, universal, patch and minimal norm, with their controls: they inform and decide nothing."
     )
     calibration: Calibration | None = Field(None, description="Null: of an older gate.")
+    tiles: Tiles | None = Field(None, description="The rule by which the engine cut images; null: none was larger than a tile.")
     classes: tuple[ClassEntry, ...]
     transferred: bool = Field(
         description="True where the twin is another model (engine and twin label fewer than 99.9 % of the pixels alike, on "

@@ -117,7 +117,7 @@ def gate(
     if clips is not None:
         dataset = dataclasses.replace(dataset, clips=clips)
     check_clips(dataset)
-    check_sizes(opened, dataset)
+    check_sizes(opened, dataset, cut=True)
     folder = Path(out) if out else sibling_folder(Path(bundle), "gate")
     return run_job(
         GateJob(opened, loaded, dataset, max_images, budget), allowed, folder, repeats=repeats, jobs=jobs,

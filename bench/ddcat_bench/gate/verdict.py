@@ -41,6 +41,12 @@ PROTOCOL = (
 )
 
 
+_TILED = (
+    " Images larger than {side} x {side} are cut for the engine, as a server cuts them by the bundle's rule. The PyTorch model "
+    "labels them whole, so the mIoUs differ by what tiles cost, too. Equal labels are those of the model with the same tiles."
+)
+
+
 def conclude(
     job: GateJob,
     measured: Measurements,
@@ -90,7 +96,8 @@ def conclude(
         data=data,
         precision=job.bundle.manifest.engine.effective_precision,
         budget=job.budget.name,
-        protocol=PROTOCOL,
+        protocol=PROTOCOL if job.tiles is None else PROTOCOL + _TILED.format(side=job.tiles.side),
+        tiles=job.tiles,
         drawn=scheme.unit_name,
         verdict=worst(finding.verdict for finding in findings),
         findings=findings,
@@ -140,6 +147,7 @@ def passport_of(bundle: Bundle, result: GateResult) -> Passport:
         judged_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         data=f"{result.data.name}, {result.data.split}",
         images=len(result.data.names),
+        tiles=result.tiles,
         findings=result.findings,
         not_judged=result.limits.unset,
         versions=result.environment.versions,
