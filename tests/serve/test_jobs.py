@@ -1,6 +1,8 @@
 """`/v1/jobs`: masks of images that take long, which survive the end of the server, and equal those of `ddcat predict`."""
 
+import errno
 import io
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +18,9 @@ from ddcat.predict.run import predict
 from ddcat.predict.sources import find_sources
 from ddcat_serve.errors import RequestError, ServeError
 from ddcat_serve.http.app import create_app
+from ddcat_serve.http.job_runner import JobRunner
 from ddcat_serve.http.job_store import JobRecord, JobStore, open_store
+from ddcat_serve.inference.model_registry import Models, load_models
 from ddcat_serve.settings import Settings
 from tests.serve.payloads import as_labels, as_png, refused
 from tests.serve.processes import server, wait_for
@@ -27,6 +31,12 @@ from tests.serve.test_tiffs import geotiff
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiled_bundle(tmp_path_factory.mktemp("tiled") / "tiled.bundle").path
+
+
+@pytest.fixture(scope="module")
+def models(path: Path) -> Iterator[Models]:
+    with load_models([path], settings=Settings(), threads=1) as loaded:
+        yield loaded
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +142,7 @@ def slowed(seconds: float) -> str:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["png", "tif"])
 def test_a_job_survives_the_death_of_its_server(kind: str, path: Path, tmp_path: Path) -> None:
     image = noise(300, 300)
@@ -185,8 +196,63 @@ def test_without_a_folder_a_line_says_what_to_set(path: Path, client_of: Callabl
         assert refused(response) == (404, "this server keeps no jobs: start it with --jobs FOLDER (DDCAT_SERVE_JOBS)")
 
 
-def record(name: str, submitted: float = 0.0) -> JobRecord:
-    return JobRecord(name * 32, "queued", "m", "1", "digest", "none", "png", 8, 8, submitted)
+def record(name: str, submitted: float = 0.0, **changes: Any) -> JobRecord:
+    return JobRecord(name * 32, "queued", "m", "1", "digest", "none", "png", 8, 8, submitted)._replace(**changes)
+
+
+def test_a_job_that_cannot_be_done_fails_in_a_line_and_the_next_one_is_done(models: Models, tmp_path: Path) -> None:
+    content = as_png(noise(70, 80))
+    with open_store(tmp_path, most=9, expiry=60.0) as store:
+        model = models["tiled"]["1"]
+        about = {"model": "tiled", "bundle": model.bundle.digest, "height": 70, "width": 80}
+        jobs = {
+            "a": record("a", 1.0, **about, starts=3),
+            "b": record("b", 2.0, **(about | {"bundle": "of another"})),
+            "c": record("c", 3.0, **(about | {"model": "gone"})),
+            "d": record("d", 4.0, **about),
+            "e": record("e", 5.0, **about),
+        }
+        for name, job in jobs.items():
+            store.image(job.id).write_bytes(content[:500] if name == "d" else content)
+            store.add(job)
+        runner = JobRunner(store, models, Settings())
+        wait_for(lambda: store.get("e" * 32).state == "done")  # type: ignore[union-attr]
+        runner.stop()
+        errors = [store.get(name * 32).error for name in jobs]  # type: ignore[union-attr]
+    assert errors[:2] == [
+        "the server ended 3 times while it computed this job", "tiled, version 1, is another bundle now: send the image again",
+    ]  # fmt: skip
+    assert "no model is named 'gone'" in str(errors[2])
+    assert "damaged" in str(errors[3]) or "cut off" in str(errors[3])
+    assert errors[4] is None
+
+
+def test_an_image_that_arrives_too_slowly_is_refused(path: Path, tmp_path: Path) -> None:
+    def trickle() -> Iterator[bytes]:
+        while True:
+            yield b"x" * 100
+            time.sleep(0.2)
+
+    with server(path, "--jobs", tmp_path, "--body-timeout", "0.5") as (_, address):
+        status, message = refused(httpx.post(f"{address}/v1/jobs", content=trickle()))
+        assert (status, "expected 65536 bytes in 0.5 s" in message) == (408, True)
+    assert [file.name for file in tmp_path.glob("[!.]*")] == ["jobs.sqlite"]
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(models: Models, client_of: Callable, tmp_path: Path) -> None:
+    with open_store(tmp_path, most=9, expiry=60.0) as store:
+        runner = JobRunner(store, models, Settings())
+        client = client_of(create_app(models, Settings(), jobs=runner))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fsync", lambda descriptor: raise_full())
+            status, message = refused(client.post("/v1/jobs", content=as_png(noise(20, 30))))
+        assert (status, "the job cannot be stored" in message) == (507, True)
+        assert [file.name for file in tmp_path.glob("[!.]*")] == ["jobs.sqlite"]
+        runner.stop()
+
+
+def raise_full() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_the_store_keeps_order_and_forgets_in_time(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from ddcat.preprocess import Resize
 from ddcat.tiles import Tiles
 from ddcat_serve.errors import RequestError
 from ddcat_serve.http.app import create_app
-from ddcat_serve.inference.large_images import QueuedInference, check_cut
+from ddcat_serve.inference.large_images import QueuedInference, admit_cut
 from ddcat_serve.inference.model_registry import Models, load_models
 from ddcat_serve.settings import Settings
 from tests.bundles import small_graph, small_manifest
@@ -119,15 +119,23 @@ def test_what_needs_a_confidence_is_refused(build: Callable[..., Bundle], client
 
 
 def test_an_image_whose_tiles_cannot_be_done_in_time_is_refused_before_it_is_decoded(models: Models) -> None:
-    queue = models["tiled"]["1"].worker._queue
+    model = models["tiled"]["1"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(queue, "_overhead", 0.1)
-        check_cut(models["tiled"]["1"], (300, 300), 10.0, max_bytes=2**30)
+        patch.setattr(model.worker._queue, "_slowdown", 1.0)
+        patch.setattr(model.worker._queue, "_overhead", 0.1)
+        patch.setattr(model.worker._queue, "_rate", 36 * 64 * 64 / 3.6)
+        first = admit_cut(model, (300, 300), 6.0, max_bytes=2**30)
         with pytest.raises(RequestError, match="deadline is in 1 s") as late:
-            check_cut(models["tiled"]["1"], (300, 300), 1.0, max_bytes=2**30)
+            admit_cut(model, (300, 300), 1.0, max_bytes=2**30)
         assert late.value.status == 413
+        with pytest.raises(RequestError, match="cannot be answered in time now") as busy:  # the first is before it
+            admit_cut(model, (300, 300), 6.0, max_bytes=2**30)
+        assert busy.value.status == 429
+        first.stop()
+        admit_cut(model, (300, 300), 6.0, max_bytes=2**30).stop()
+    assert not model.planned
     with pytest.raises(RequestError, match=r"need \d+ bytes; expected at most 1000") as large:
-        check_cut(models["tiled"]["1"], (300, 300), 1.0, max_bytes=1000)
+        admit_cut(model, (300, 300), 1.0, max_bytes=1000)
     assert large.value.status == 413
 
 
@@ -169,6 +177,7 @@ def test_the_deadline_ends_the_tiles(models: Models, client_of: Callable, monkey
     assert refused(response)[0] == 504
     asyncio.run(asyncio.sleep(0.5))
     assert 1 <= len(calls) < 36
+    assert not model.planned
     assert len(model.worker._queue) == 0
 
 

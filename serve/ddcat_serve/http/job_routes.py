@@ -1,7 +1,6 @@
 """`/v1/jobs`: images whose masks take longer than a client waits. They survive a restart of the server."""
 
 import asyncio
-import math
 import os
 import re
 import sqlite3
@@ -155,7 +154,7 @@ async def _accept(
             request.state.held_bytes.take(length)
         chosen = choose_model(state.models, model, version)
         examine = partial(_examine, path, chosen, settings)
-        (height, width), suffix = await asyncio.get_running_loop().run_in_executor(state.cutters, examine)
+        (height, width), suffix = await asyncio.get_running_loop().run_in_executor(state.pool, examine)
         headers = provenance_headers(chosen)
         known_as, number, digest, verdict = (headers[header] for header in PROVENANCE_HEADERS)
         now = datetime.now(UTC).timestamp()
@@ -208,11 +207,12 @@ def _examine(path: Path, model: ServedModel, settings: Settings) -> tuple[tuple[
         size = size_of(path.read_bytes(), rule, max_pixels=settings.max_pixels)
     resized, least = network_size(size, rule), model.bundle.manifest.shapes.batch.minimum
     if rule.cuts(*resized):
-        check_cut(model, resized, math.inf, max_bytes=most_blend_bytes(settings))
+        calls = check_cut(model, resized, max_bytes=most_blend_bytes(settings))[:1]
     else:
         check_size(least, *resized, model.bundle.manifest.shapes)
-        with worker_errors_as_http(model.name):
-            model.worker.check([(least, resized)], settings.max_timeout)
+        calls = [(least, resized)]
+    with worker_errors_as_http(model.name):
+        model.worker.check(calls, settings.max_timeout)
     return size, "tif" if is_scene else "png"
 
 

@@ -20,11 +20,10 @@ from ddcat_serve.errors import RequestError
 from ddcat_serve.http.content_negotiation import Representation, negotiate
 from ddcat_serve.http.decoding import size_of
 from ddcat_serve.http.request_body import Upload, read_images
-from ddcat_serve.http.segmentation import JSON, PNG, RAW, REPRESENTATIONS, TIFF, Encoded, Segmentation
+from ddcat_serve.http.segmentation import JSON, PNG, RAW, REPRESENTATIONS, TIFF, Encoded, Place, Segmentation
 from ddcat_serve.http.server_state import ERRORS, ServerState, provenance_headers
 from ddcat_serve.http.tiffs import is_tiff
-from ddcat_serve.inference.jobs import Job
-from ddcat_serve.inference.large_images import NO_CONFIDENCE, check_cut, most_blend_bytes
+from ddcat_serve.inference.large_images import NO_CONFIDENCE, QueuedInference, admit_cut, most_blend_bytes
 from ddcat_serve.inference.model_registry import Models, choose_model
 from ddcat_serve.inference.served_model import ServedModel
 from ddcat_serve.settings import Settings
@@ -115,17 +114,15 @@ def router(state: ServerState) -> APIRouter:
         chosen, representation = choose()  # another model may have taken its place meanwhile; this one keeps the request
         # refuse before decoding
         rule = AS_STORED if preprocessed else chosen.bundle.manifest.preprocessing
-        sizes = await _sizes(uploads.files, rule, settings.max_pixels, state.cutters)
+        sizes = await _sizes(uploads.files, rule, settings.max_pixels, state.pool)
         confident = abstain or representation.view == "confidence"
-        jobs = _admit(chosen, sizes, rule, deadline - loop.time(), settings, confident=confident)
-        each = Segmentation(state, chosen, rule, representation, began, deadline, abstain)
-        work = [each.one(upload.content, job) for upload, job in zip(uploads.files, jobs, strict=True)]
+        places = _admit(chosen, sizes, rule, deadline - loop.time(), settings, confident=confident)
+        each = Segmentation(state, chosen, rule, representation, deadline, abstain)
+        work = [each.one(upload.content, place) for upload, place in zip(uploads.files, places, strict=True)]
         try:
             results = await _unless_gone(_gather(work), request)
         finally:
-            for job in jobs:
-                if job is not None:
-                    chosen.release(job)
+            _leave(chosen, places)
         headers = provenance_headers(chosen) | {"Vary": "Accept"}
         if not uploads.single:
             answer = await loop.run_in_executor(state.pool, _several, results, uploads.files, representation)
@@ -198,8 +195,8 @@ def _has_confidence(model: ServedModel) -> bool:
 
 def _admit(
     model: ServedModel, sizes: Sequence[tuple[int, int]], rule: FileRule, timeout: float, settings: Settings, *, confident: bool
-) -> list[Job | None]:
-    """Queue images of some (height, width), each a job, at the size that the model sees; None for those that it cuts."""
+) -> list[Place]:
+    """Queue images of some (height, width) at the size that the model sees; those that it cuts are only planned."""
     max_pixels = settings.max_pixels
     resized = [network_size(size, rule) for size in sizes]
     for what, found in (("have", sizes), ("are resized to", resized)):
@@ -207,18 +204,32 @@ def _admit(
         if pixels > max_pixels:
             raise RequestError(413, f"the images {what} {pixels} pixels; expected at most {max_pixels} together")
     cut = [model.bundle.manifest.preprocessing.cuts(*size) for size in resized]
+    if confident and any(cut):
+        raise RequestError(400, f"{model.name}: {NO_CONFIDENCE}: leave out what asks for it")
+    planned: list[QueuedInference] = []
     try:
         for size in itertools.compress(resized, cut):
-            if confident:
-                raise RequestError(400, f"{model.name}: {NO_CONFIDENCE}: leave out what asks for it")
-            check_cut(model, size, timeout, max_bytes=most_blend_bytes(settings))
+            place = admit_cut(model, size, timeout, max_bytes=most_blend_bytes(settings))
+            planned.append(place)  # an error at a later one must know it
         whole = [(1, size) for size, cuts in zip(resized, cut, strict=True) if not cuts]
-        jobs = iter(model.admit(whole, timeout) if whole else [])
-        return [None if cuts else next(jobs) for cuts in cut]
+        tiled, jobs = iter(planned), iter(model.admit(whole, timeout) if whole else [])
+        return [next(tiled) if cuts else next(jobs) for cuts in cut]
     except InputError as error:
+        _leave(model, planned)
         for (height, width), (down, across) in zip(sizes, resized, strict=True):
             refused = f"Image is {across} x {down};"
             if (height, width) != (down, across) and str(error).startswith(refused):
                 said = f"{refused[:-1]} once it is resized from {width} x {height};"
                 raise InputError(str(error).replace(refused, said)) from None
         raise
+    except RequestError:
+        _leave(model, planned)
+        raise
+
+
+def _leave(model: ServedModel, places: Sequence[Place]) -> None:
+    for place in places:
+        if isinstance(place, QueuedInference):
+            place.stop()
+        else:
+            model.release(place)

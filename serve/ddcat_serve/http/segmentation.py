@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,7 +24,7 @@ from ddcat_serve.inference.jobs import Job
 from ddcat_serve.inference.large_images import QueuedInference
 from ddcat_serve.inference.served_model import ServedModel
 
-__all__ = ["JSON", "PNG", "RAW", "REPRESENTATIONS", "TIFF", "Encoded", "Segmentation"]
+__all__ = ["JSON", "PNG", "RAW", "REPRESENTATIONS", "TIFF", "Encoded", "Place", "Segmentation"]
 
 PNG, TIFF, RAW, JSON = "image/png", "image/tiff", "application/octet-stream", "application/json"
 _TIMEOUT_HINT = "use a longer timeout, or try again later"
@@ -45,6 +44,7 @@ class _Prediction(NamedTuple):
 
 
 Payload = bytes | dict[str, Any]
+Place = Job | QueuedInference  # of an image that was admitted: whole, or cut into tiles
 Encoded = tuple[Payload, tuple[int, int]]  # and the height and width of the mask
 
 _ENCODERS: dict[Representation, Callable[[_Prediction, Classes], Payload]] = {
@@ -72,8 +72,8 @@ class Segmentation:
         For their files.
     representation : Representation
         Of the masks.
-    began, deadline : float
-        Times by the clock of the event loop.
+    deadline : float
+        Time by the clock of the event loop.
     abstain : bool
         Whether pixels are left unanswered where the model is not confident.
     """
@@ -82,19 +82,20 @@ class Segmentation:
     model: ServedModel
     rule: FileRule
     representation: Representation
-    began: float
     deadline: float
     abstain: bool
 
-    async def one(self, content: bytes, job: Job | None) -> Encoded:
+    async def one(self, content: bytes, place: Place) -> Encoded:
         """
-        Segment an image file, which has a place in the queue; without one it is cut into tiles.
+        Segment an image file, which was admitted.
 
         Raises
         ------
         EngineError, RequestError
         """
-        return await (self._cut(content) if job is None else self._whole(content, job))
+        if isinstance(place, Job):
+            return await self._whole(content, place)
+        return await self._in_pool(partial(self._label_tiles, content, place), self.state.cutters)
 
     async def _whole(self, content: bytes, job: Job) -> Encoded:
         image = await self._in_pool(partial(self._decode, content))
@@ -109,14 +110,6 @@ class Segmentation:
             return await self._in_pool(partial(self._encode, content, outputs, image, size)), size
         finally:
             image = prepared = outputs = None  # type: ignore[assignment] # the traceback of an error would keep this frame
-
-    async def _cut(self, content: bytes) -> Encoded:
-        left = self.deadline - asyncio.get_running_loop().time()
-        queued = QueuedInference(self.model, timeout=self.deadline - self.began, until=time.monotonic() + left)
-        try:
-            return await self._in_pool(partial(self._label_tiles, content, queued), self.state.cutters)
-        finally:
-            queued.stop()  # its thread may still be at work
 
     def _label_tiles(self, content: bytes, queued: QueuedInference) -> Encoded:
         """Do all in one thread: so few images are in memory at once."""

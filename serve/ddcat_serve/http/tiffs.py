@@ -15,7 +15,7 @@ from ddcat_serve.errors import RequestError
 
 __all__ = ["decode_tiff", "encode_tiff", "is_tiff", "read_scene", "tiff_size"]
 
-_MOST_BLOCK_BYTES = 2**28  # of the smallest part of a file that can be read
+_MOST_BLOCK_BYTES = 2**26  # of the smallest part of a file that can be read
 
 U8 = npt.NDArray[np.uint8]
 

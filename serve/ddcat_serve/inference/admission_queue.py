@@ -171,16 +171,22 @@ class AdmissionQueue:
                 self.discard(item)
             raise Overloaded("the request cannot be answered in time now", late)
 
-    def check(self, items: Sequence[Item], now: float) -> None:
+    def check(self, items: Sequence[Item], now: float, *, ahead: int = 0) -> None:
         """
         Raise as `put` would, but queue nothing: for items of one request that will be queued one after another.
 
-        What is queued is not asked: others that come meanwhile are computed in between.
+        Parameters
+        ----------
+        items : sequence of Item
+            Of one deadline.
+        now : float
+        ahead : int
+            Pixels of others that will be queued meanwhile.
         """
         if self._running is None and not self._entries:
             self._decay_slowdown(now)
         self._check_size(items, now)
-        waiting = [item.pixels for item in (*items, *(entry.item for entry in self._entries))]
+        waiting = [ahead, *(item.pixels for item in (*items, *(entry.item for entry in self._entries)))]
         late = now + self._left(now) + sum(map(self._seconds, waiting)) - items[0].deadline
         if late > 0:
             raise Overloaded("the request cannot be answered in time now", late)

@@ -136,11 +136,11 @@ class EngineWorker:
                 job.item.payload = job  # until the job ends: see `release`
         return jobs
 
-    def check(self, images: Sequence[tuple[int, tuple[int, int]]], timeout: float) -> None:
-        """Raise as `admit` would for jobs that will be queued one after another; queue none."""
+    def check(self, images: Sequence[tuple[int, tuple[int, int]]], timeout: float, *, ahead: int = 0) -> None:
+        """Raise as `admit` would for jobs that will be queued one after another; `ahead`: pixels of others that will."""
         with self._changed:
             now = self._check(timeout)
-            self._queue.check([Item(count, size, now + timeout) for count, size in images], now)
+            self._queue.check([Item(count, size, now + timeout) for count, size in images], now, ahead=ahead)
 
     def start(self, job: Job, images: Images) -> None:
         """Make a queued job ready to be computed; does nothing if it has failed meanwhile."""

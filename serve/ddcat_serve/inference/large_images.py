@@ -20,7 +20,7 @@ from ddcat_serve.inference.memory import memory_limit
 from ddcat_serve.inference.served_model import ServedModel, worker_errors_as_http
 from ddcat_serve.settings import Settings
 
-__all__ = ["NO_CONFIDENCE", "QueuedInference", "check_cut", "most_blend_bytes", "part_of"]
+__all__ = ["NO_CONFIDENCE", "QueuedInference", "admit_cut", "check_cut", "most_blend_bytes", "part_of"]
 
 NO_CONFIDENCE = "the image is cut into tiles, which have no confidence"
 
@@ -36,9 +36,9 @@ def most_blend_bytes(settings: Settings) -> int:
     return memory_limit() // (_BLEND_SHARE * settings.codec_threads)
 
 
-def check_cut(model: ServedModel, size: Size, timeout: float, *, max_bytes: int) -> None:
+def admit_cut(model: ServedModel, size: Size, timeout: float, *, max_bytes: int) -> "QueuedInference":
     """
-    Refuse an image that is cut, before it is decoded, where it could not be answered.
+    Admit an image that is cut, before it is decoded, or refuse it.
 
     Parameters
     ----------
@@ -46,29 +46,42 @@ def check_cut(model: ServedModel, size: Size, timeout: float, *, max_bytes: int)
     size : (height, width)
         As prepared for the graph.
     timeout : float
-        Seconds until the deadline; infinite: there is none.
+        Seconds until the deadline.
     max_bytes : int
         Most bytes of logits that are kept while tiles are blended.
+
+    Returns
+    -------
+    QueuedInference
+        It is stopped when the image is answered.
 
     Raises
     ------
     InputError, RequestError
         As `ServedModel.admit`; 413 where there would be more bytes.
     """
+    tiles = check_cut(model, size, max_bytes=max_bytes)
+    with worker_errors_as_http(model.name):
+        model.worker.check(tiles, timeout, ahead=sum(list(model.planned.values())))
+    admitted = QueuedInference(model, timeout=timeout, until=time.monotonic() + timeout)
+    model.planned[admitted] = sum(count * height * width for count, (height, width) in tiles)
+    return admitted
+
+
+def check_cut(model: ServedModel, size: Size, *, max_bytes: int) -> list[tuple[int, Size]]:
+    """Return number and size of the images in each call for an image that is cut; errors as `admit_cut`, but for the time."""
     manifest = model.bundle.manifest
     tiles, least = manifest.preprocessing.tiles, manifest.shapes.batch.minimum
     assert tiles is not None
-    bytes_ = blend_bytes(*size, tiles, len(model.classes))
-    if bytes_ > max_bytes:
+    needed = blend_bytes(*size, tiles, len(model.classes))
+    if needed > max_bytes:
         raise RequestError(
-            413,
-            f"{model.name}: the tiles of an image of {size[1]} x {size[0]} need {bytes_} bytes; expected at most {max_bytes}",
+            413, f"{model.name}: the tiles of {size[1]} x {size[0]} pixels need {needed} bytes; expected at most {max_bytes}"
         )
     tile = min(tiles.side, size[0]), min(tiles.side, size[1])
     check_size(least, *tile, manifest.shapes)
-    count = len(tile_starts(size[0], tiles)) * -(-len(tile_starts(size[1], tiles)) // least) if timeout < math.inf else 1
-    with worker_errors_as_http(model.name):
-        model.worker.check([(least, tile)] * count, min(timeout, threading.TIMEOUT_MAX))
+    down, across = (len(tile_starts(side, tiles)) for side in size)
+    return [(least, tile)] * (down * -(-across // least))
 
 
 class QueuedInference:
@@ -134,7 +147,10 @@ class QueuedInference:
                 raise StoppedError(f"{self._model.name} stopped") from None
             finally:
                 self._model.release(job)
-                self._job = job = None  # type: ignore[assignment] # a reference cycle, with the images: an error keeps this frame, and the job keeps the error
+                # a reference cycle, with the images: an error keeps this frame, and the job keeps the error
+                self._job = job = None  # type: ignore[assignment]
+        if self in self._model.planned:
+            self._model.planned[self] -= images.size // 3
         if shadow is not None and shadow.choose():
             shadow.offer(images, outputs)
         return outputs
@@ -142,6 +158,7 @@ class QueuedInference:
     def stop(self) -> None:
         """Let the call in progress, and all further ones, fail."""
         self._stopped.set()
+        self._model.planned.pop(self, None)
         if (job := self._job) is not None:
             self._model.release(job)
 

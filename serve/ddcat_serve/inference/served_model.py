@@ -63,6 +63,7 @@ class ServedModel:
         self.bundle, self.name, self.version = bundle, name, version
         self.passport, self.worker, self.examples = passport, worker, examples
         self.corners = corners
+        self.planned: dict[object, int] = {}  # pixels of tiles that requests have still to queue, by whom
         self.classes = bundle.manifest.class_table()
         self.monitor = monitor or DriftMonitor(len(self.classes))
         self.usage = Usage()
