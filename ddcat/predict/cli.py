@@ -61,8 +61,8 @@ def predict(
     """
     Segment images and videos, and write masks and a summary. No server and no torch is needed.
 
-    After a crash, run it again: it continues where it stopped, and ends with the same bytes. If images were added to a
-    folder, it does only those.
+    After a crash, run it again: it continues where it stopped, and ends with the same bytes. If images of a folder were added
+    or changed, it does only those.
 
     For example:
 

@@ -1,6 +1,6 @@
 """What a folder of results holds of its job and of each image, as files."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +43,7 @@ class Answer(NamedTuple):
 class Job(StrictModel):
     """What decides the bytes of results: runs that agree in it share a folder."""
 
-    schema_version: int = 1
+    schema_version: Literal[2] = 2
     bundle: Sha256
     formats: tuple[str, ...]
     batch: Count
@@ -78,6 +78,7 @@ class Record(StrictModel):
     """What is known of an image that is done."""
 
     name: Text
+    stamp: Text  # of the file that was read: see `ddcat.predict.sources.Source`
     height: Count
     width: Count
     pixels: tuple[Count, ...]  # of each class, in the mask

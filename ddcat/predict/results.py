@@ -2,7 +2,7 @@
 The folder of results, where whatever is there is whole.
 
 An image is done when its record is there, which is written after its other files. So a run that was killed goes on where it
-was, and a later run with more images does only those.
+was, and a later run with more images does only those. What is done of a file that has changed since is removed first.
 """
 
 import itertools
@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from ddcat.atomic_files import read_json, write_bytes, write_json, write_parts
+from ddcat.atomic_files import read_json, translate_os_errors, write_bytes, write_json, write_parts
 from ddcat.classes import Classes
 from ddcat.engines.answer_statistics import Statistics
 from ddcat.errors import DdcatError
-from ddcat.predict.formats import FORMATS, Collected, overlaid
+from ddcat.predict.formats import FORMATS, Collected, OneEach, overlaid
 from ddcat.predict.records import Answer, Distributions, Job, Record
 from ddcat.predict.sources import Source
 from ddcat.predict.video import frames, write_video
@@ -70,6 +70,23 @@ class Results:
             write_json(file, json.loads(job.model_dump_json()))
         self._remove_unfinished()
 
+    def forget_changed(self, source: Source) -> None:
+        """Remove what there is of an image or a video whose file has changed since: it is to be done again."""
+        if source.is_video:  # all its records are of one file
+            records = [*self._end(source).parent.glob("*.json")]
+            places = [f"{source.stem}/{record.stem}" for record in records]
+            others = [self.folder / "overlays" / f"{source.stem}.mp4"]
+        else:
+            records = [record] if (record := self._record(source.name)).is_file() else []
+            places, others = [source.stem], [self.folder / "masks" / f"{source.stem}.tif"] if source.is_scene else []
+        if not records or read_json(records[0]).get("stamp") == source.stamp:
+            return
+        forms = [form for name in self.formats if isinstance(form := FORMATS[name], OneEach)]
+        files = (self.folder / form.place.replace("{stem}", place) for place in places for form in forms)
+        with translate_os_errors(self.folder):
+            for path in (*files, *others, *records):  # the records last: it may be killed here, too
+                path.unlink(missing_ok=True)
+
     def is_done(self, name: str) -> bool:
         """Return whether an image is done."""
         return self._record(name).is_file()
@@ -87,9 +104,9 @@ class Results:
 
     def end_video(self, source: Source, count: int) -> None:
         """Note the number of frames of a video."""
-        write_json(self._end(source), {"frames": count})
+        write_json(self._end(source), {"frames": count, "stamp": source.stamp})
 
-    def add(self, answer: Answer, statistics: Statistics, *, without: Collection[str] = ()) -> None:
+    def add(self, answer: Answer, statistics: Statistics, *, stamp: str, without: Collection[str] = ()) -> None:
         """Write the files of an image or of a frame, `without` those of some forms, and its record last."""
         parts: dict[str, Any] = {}
         for name in self.formats:
@@ -102,15 +119,23 @@ class Results:
                 write_bytes(self.folder / form.place.replace("{stem}", answer.stem), form.encode(answer))
         classes, (height, width) = len(answer.classes), answer.labels.shape
         pixels = np.bincount(answer.labels.ravel(), minlength=classes)[:classes].tolist()
-        self.note(answer.name, (height, width), pixels, statistics, parts)
+        self.note(answer.name, (height, width), pixels, statistics, parts, stamp=stamp)
 
     def note(
-        self, name: str, size: tuple[int, int], pixels: Sequence[int], statistics: Statistics, parts: dict[str, Any]
+        self,
+        name: str,
+        size: tuple[int, int],
+        pixels: Sequence[int],
+        statistics: Statistics,
+        parts: dict[str, Any],
+        *,
+        stamp: str,
     ) -> None:
         """Write the record of an image whose other files are there: it is done."""
         record = Record(
-            name=name, height=size[0], width=size[1], pixels=tuple(pixels), statistics=Distributions.of(statistics), parts=parts
-        )
+            name=name, stamp=stamp, height=size[0], width=size[1], pixels=tuple(pixels),
+            statistics=Distributions.of(statistics), parts=parts,
+        )  # fmt: skip
         write_bytes(self._record(name), record.model_dump_json().encode() + b"\n")
 
     def read(self, name: str) -> Record:

@@ -71,7 +71,8 @@ def predict(
     """
     Segment files, and write their masks and a summary.
 
-    A run that was killed goes on where it was, with the same bytes in the end: call it again.
+    A run that was killed goes on where it was, with the same bytes in the end: call it again. Files that have changed since are
+    done again.
 
     Parameters
     ----------
@@ -114,6 +115,8 @@ def predict(
         job = Job(bundle=opened.bundle.digest, formats=tuple(sorted(chosen)), batch=batch, engine=description, abstain=abstain)
         stack.enter_context(locked(folder / ".lock", f"another ddcat predict is writing to {folder}: wait for it"))
         results = Results(folder, job)
+        for source in sources:
+            results.forget_changed(source)
         golden = opened.golden_statistics()
         failures: dict[str, str] = {}
         compute(opened, sources, results, batch=batch, threshold=threshold, failures=failures)
@@ -159,7 +162,8 @@ def compute(
                 return
             labels = abstained(labels, outputs.confidence[0], threshold)
         answer = Answer(unit.name, unit.stem, picture.mask(labels), picture.original, classes)
-        results.add(answer, next(statistics_of(outputs, len(classes))), without=() if unit.frame is None else _DRAWN_AT_THE_END)
+        statistics = next(statistics_of(outputs, len(classes)))
+        results.add(answer, statistics, stamp=unit.source.stamp, without=() if unit.frame is None else _DRAWN_AT_THE_END)
 
     pictures = [source for source in sources if not source.is_scene]
     with progress("predicting", _count(pictures, results)) as done:

@@ -64,9 +64,10 @@ def predict_scene(opened: Predictor, source: Source, results: Results, *, batch:
         statistics = summed.statistics()
         if others:
             pixels = scene.read(0, 0, height, width)
-            results.add(Answer(source.name, source.stem, whole, pixels, classes), statistics, without={_MASK})
+            answer = Answer(source.name, source.stem, whole, pixels, classes)
+            results.add(answer, statistics, stamp=source.stamp, without={_MASK})
         else:
-            results.note(source.name, (height, width), statistics.classes.tolist(), statistics, {})
+            results.note(source.name, (height, width), statistics.classes.tolist(), statistics, {}, stamp=source.stamp)
 
 
 class _Sum:

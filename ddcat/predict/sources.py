@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 SCENES = frozenset({".tif", ".tiff"})
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
 _EXTRAS = {"s3": "s3", "gs": "gs"}
+_TAGS = ("ETag", "md5Hash", "etag")  # what S3 and Google's store say of an object's content
 
 
 class Source(NamedTuple):
@@ -30,10 +31,13 @@ class Source(NamedTuple):
         Its path within the folder that was given, with slashes; results have it, too.
     address : str
         A path, or the address of an object in a bucket.
+    stamp : str
+        Another one once the content has changed: size and time of change, or size and tag of an object.
     """
 
     name: str
     address: str
+    stamp: str = ""
 
     @property
     def is_video(self) -> bool:
@@ -109,14 +113,14 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
 def _local(text: str) -> Iterator[Source]:
     path = Path(text).expanduser()
     if path.is_dir():
-        yield from _named(sorted(_files_below(path)), str(path))
+        yield from _named(sorted(_files_below(path)), str(path), _stamp_of_file)
     elif path.exists():
         if not path.is_file():
             raise DdcatError(f"{printable(text)} is {kind_of(path.stat().st_mode)}, expected a regular file")
-        yield Source(path.name, str(path))
+        yield Source(path.name, str(path), _stamp_of_file(str(path)))
     elif glob.has_magic(text):
         paths = sorted(name for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
-        yield from _named(paths, _plain_part(str(path)), every=True)
+        yield from _named(paths, _plain_part(str(path)), _stamp_of_file, every=True)
     else:
         raise DdcatError(f"no such file or folder: {printable(text)}")
 
@@ -132,28 +136,41 @@ def _remote(text: str) -> Iterator[Source]:
     files, path = _store(text)
     scheme = text.partition("://")[0]
     try:
+        files.invalidate_cache()  # an earlier listing of this process
         if glob.has_magic(path):
-            found, root, every = sorted(files.glob(path)), _plain_part(path), True
+            found, root, every = files.glob(path, detail=True), _plain_part(path), True
         elif files.isdir(path):
-            found, root, every = sorted(files.find(path)), path, False
+            found, root, every = files.find(path, detail=True), path, False
         elif files.exists(path):
-            found, root, every = [path], str(PurePosixPath(path).parent), True
+            found, root, every = {path: files.info(path)}, str(PurePosixPath(path).parent), True
         else:
             raise DdcatError(f"no such object or folder: {printable(text)}")
     except DdcatError:
         raise
     except Exception as cause:  # each store has exceptions of its own
         raise DdcatError(f"{printable(text)} cannot be listed: {first_line(cause)}") from cause
-    for source in _named(found, root.rstrip("/"), every=every):
+    for source in _named(sorted(found), root.rstrip("/"), lambda name: _stamp_of_object(found[name]), every=every):
         yield source._replace(address=f"{scheme}://{source.address}")
 
 
-def _named(paths: Sequence[str], root: str, *, every: bool = False) -> Iterator[Source]:
+def _stamp_of_file(path: str) -> str:
+    try:
+        about = os.stat(path)
+    except OSError:  # reading it says why
+        return ""
+    return f"{about.st_size} {about.st_mtime_ns}"
+
+
+def _stamp_of_object(about: Mapping[str, Any]) -> str:
+    return f"{about.get('size')} {next((about[tag] for tag in _TAGS if tag in about), None)}"
+
+
+def _named(paths: Sequence[str], root: str, stamp_of: Callable[[str], str], *, every: bool = False) -> Iterator[Source]:
     for path in paths:
         name = PurePosixPath(Path(path).relative_to(root).as_posix())
         hidden = any(part.startswith(".") for part in name.parts)
         if not hidden and (every or name.suffix.lower() in IMAGES | SCENES | VIDEOS):
-            yield Source(str(name), path)
+            yield Source(str(name), path, stamp_of(path))
 
 
 def _plain_part(pattern: str) -> str:

@@ -54,5 +54,26 @@ def test_a_bucket_killed_ten_times_gives_the_bytes_of_the_folder(
     assert names == [source.name for source in find_sources([str(scenes)])]
     assert [source.name for source in find_sources([f"{bucket}/0*.png"])] == [name for name in names if name.startswith("0")]
     assert kill_and_resume(golden.path, bucket, tmp_path / "killed", 10) == 10
-    predict(golden.path, find_sources([str(scenes)]), tmp_path / "whole")
+    predict(golden.path, find_sources([bucket]), tmp_path / "whole")
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+    predict(golden.path, find_sources([str(scenes)]), tmp_path / "folder")
+    found = digests(tmp_path / "killed")
+    assert [*found] == [*digests(tmp_path / "folder")]
+    for name, digest in digests(tmp_path / "folder").items():
+        assert digest == found[name] or name.startswith("records/")  # files and objects have other stamps
+
+
+@pytest.mark.slow
+def test_an_object_that_changed_is_done_again(bundle: Bundle, scenes: Path, bucket: str, tmp_path: Path) -> None:
+    before = {source.name: source.stamp for source in find_sources([bucket])}
+    predict(bundle.path, find_sources([bucket]), tmp_path / "out")
+    content = (scenes / "more-001.png").read_bytes()
+    boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
+    boto3.client("s3").put_object(Bucket="photos", Key="day/more-000.png", Body=content)
+    after = {source.name: source.stamp for source in find_sources([bucket])}
+    assert {name for name in before if before[name] != after[name]} == {"more-000.png"}
+    assert find_sources([f"{bucket}/more-000.png"])[0].stamp == after["more-000.png"]
+    assert find_sources([f"{bucket}/more-00*.png"])[0].stamp == after["more-000.png"]
+    predict(bundle.path, find_sources([bucket]), tmp_path / "out")
+    changed, same = ((tmp_path / f"out/masks/more-{place}.png").read_bytes() for place in ("000", "001"))
+    assert changed == same

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -94,6 +95,28 @@ def test_images_without_a_mask_are_named_and_the_others_are_done(bundle: Bundle,
     assert call("ddcat", "predict", bundle.path, scenes, "--out", tmp_path / "out").returncode == 0
     assert masks.stat().st_mtime_ns == before  # what was done stays
     assert json.loads((tmp_path / "out/summary.json").read_text())["images"] == 13
+
+
+def test_images_that_changed_are_done_again_and_the_others_stay(bundle: Bundle, scenes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    forms = ["png", "coco", "geojson"]
+    predict(bundle.path, find_sources([str(scenes)]), out, formats=forms)
+    kept = (out / "masks/02.png").stat().st_mtime_ns
+    before = (scenes / "01.png").stat()
+    content = bytearray((scenes / "01.png").read_bytes())
+    Image.fromarray(255 - read(scenes / "01.png")).save(scenes / "01.png")
+    (scenes / "04.png").write_bytes(b"no image")
+    summary = predict(bundle.path, find_sources([str(scenes)]), out, formats=forms)
+    assert [entry["name"] for entry in summary["failed"]] == ["04.png"]
+    assert not list(out.rglob("04.*"))  # nothing is left of what it was
+    assert (out / "masks/02.png").stat().st_mtime_ns == kept
+    predict(bundle.path, find_sources([str(scenes)]), tmp_path / "fresh", formats=forms)
+    assert digests(out) == digests(tmp_path / "fresh")
+    (scenes / "01.png").write_bytes(content)
+    os.utime(scenes / "01.png", ns=(before.st_atime_ns, before.st_mtime_ns))  # as from a backup
+    predict(bundle.path, find_sources([str(scenes)]), out, formats=forms)
+    with ddcat.open_bundle(bundle.path) as opened:
+        assert np.array_equal(np.asarray(Image.open(out / "masks/01.png")), opened.predict(scenes / "01.png"))
 
 
 def test_files_of_16_bits_have_the_masks_of_the_python_interface(tmp_path: Path) -> None:

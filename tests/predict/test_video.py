@@ -64,6 +64,17 @@ def test_each_frame_has_its_mask_and_the_overlay_the_times_of_the_video(
 
 
 @pytest.mark.slow
+def test_a_video_that_changed_is_done_again(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "in/drive").mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(tmp_path / "in/drive/still.png")  # its mask lies among those of the frames
+    for count in (7, 5):  # the second time fewer frames
+        write(tmp_path / "in/drive.mp4", count, side=60 + count)
+        predict(bundle.path, find_sources([str(tmp_path / "in")]), tmp_path / "out", formats=["png", "geojson", "overlay"])
+    predict(bundle.path, find_sources([str(tmp_path / "in")]), tmp_path / "fresh", formats=["png", "geojson", "overlay"])
+    assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
+
+
+@pytest.mark.slow
 def test_a_damaged_video_is_named_and_the_others_are_done(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     write(tmp_path / "in/good.mp4", 5)
