@@ -54,6 +54,9 @@ def predict(
             "--abstain", help="Write 255 where the confidence is not above the threshold that the bundle promises by."
         ),
     ] = False,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Compute on the machines of a Ray cluster, which share the files and --out.")
+    ] = False,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
     require_passport: RequirePassport = False,
@@ -84,7 +87,7 @@ def predict(
     started = time.monotonic()
     summary = run(
         bundle, sources, out, formats=[form.value for form in formats or (Format.PNG, Format.COCO)], batch=batch,
-        threads=threads, abstain=abstain, trust=trust,
+        threads=threads, abstain=abstain, on_ray=ray, trust=trust,
     )  # fmt: skip
     failed, images = len(summary["failed"]), summary["images"]
     typer.echo(f"{images} images in {out} after {time.monotonic() - started:.1f} s; {out / SUMMARY} sums them up")

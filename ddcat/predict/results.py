@@ -44,6 +44,8 @@ class Results:
     ----------
     folder : Path
     job : Job
+    of_worker : bool
+        Another process has opened the folder, and holds its lock: nothing is checked or removed.
 
     Raises
     ------
@@ -53,8 +55,10 @@ class Results:
         Where it cannot be written.
     """
 
-    def __init__(self, folder: Path, job: Job) -> None:
+    def __init__(self, folder: Path, job: Job, *, of_worker: bool = False) -> None:
         self.folder, self.formats = folder, job.formats
+        if of_worker:
+            return
         file = folder / JOB
         if file.exists():
             try:

@@ -18,6 +18,7 @@ from ddcat.engines.cores import physical_cores
 from ddcat.engines.errors import EngineError, InputError
 from ddcat.engines.predictor import Predictor, open_bundle
 from ddcat.errors import DdcatError, WriteError
+from ddcat.extras import needing
 from ddcat.locks import locked
 from ddcat.predict.images import Picture, read_picture
 from ddcat.predict.pipeline import pipelined
@@ -66,6 +67,7 @@ def predict(
     batch: int = 1,
     threads: int | None = None,
     abstain: bool = False,
+    on_ray: bool = False,
     trust: TrustPolicy = NO_TRUST_POLICY,
 ) -> dict[str, Any]:
     """
@@ -90,6 +92,8 @@ def predict(
         Threads that compute one batch. Default: the physical cores.
     abstain : bool
         Write 255 where the confidence is not above the threshold of the bundle, which must have one.
+    on_ray : bool
+        Compute on the machines of a Ray cluster: see `ddcat.predict.on_ray`.
     trust : TrustPolicy
         The proof that the bundle must bring.
 
@@ -109,7 +113,8 @@ def predict(
     if "overlay" in chosen and any(source.is_video for source in sources):
         chosen.add("png")  # a video is drawn at the end, from the masks of its frames
     with contextlib.ExitStack() as stack:
-        opened = stack.enter_context(open_bundle(bundle, threads=threads, trust=trust))
+        cores = threads or physical_cores()
+        opened = stack.enter_context(open_bundle(bundle, threads=cores, trust=trust))
         threshold = opened.threshold if abstain else None
         description = dict(opened.description)
         job = Job(bundle=opened.bundle.digest, formats=tuple(sorted(chosen)), batch=batch, engine=description, abstain=abstain)
@@ -119,7 +124,13 @@ def predict(
             results.forget_changed(source)
         golden = opened.golden_statistics()
         failures: dict[str, str] = {}
-        compute(opened, sources, results, batch=batch, threshold=threshold, failures=failures)
+        if on_ray:
+            with needing("ray"):
+                from ddcat.predict.on_ray import Work, compute_on_ray  # noqa: PLC0415 -- one machine needs none
+            work = Work(Path(bundle), folder, job, cores, abstain, trust)
+            failures |= compute_on_ray(work, sources)
+        else:
+            compute(opened, sources, results, batch=batch, threshold=threshold, failures=failures)
         names = [name for source in sources if source.name not in failures for name in results.names(source)]
         results.collect(names, opened.classes)
         if "overlay" in chosen:

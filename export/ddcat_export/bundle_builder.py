@@ -97,6 +97,8 @@ class ExportedModel:
         `GRAPH`, and `CPU_GRAPH` where there is one.
     reports : mapping of str to bytes
         Further files of the bundle, for people.
+    abstention : Abstention or None
+        Where it is known already: `assemble` may choose one.
     golden : GoldenImages
     versions : dict of str to str
         Library versions of the process that made the graph, if it was not this one.
@@ -115,6 +117,7 @@ class ExportedModel:
     quantisation: Quantisation | None
     mixed: MixedPrecision | None
     temperature: Temperature | None
+    abstention: Abstention | None
     rebuilt_from: str | None
     golden: GoldenImages
     versions: Mapping[str, str]
@@ -255,14 +258,14 @@ def assemble(
         )
 
     files = {**model.graphs, **model.reports, **built.files}
-    labelled_by = abstention = None
+    labelled_by, abstention = None, model.abstention
     if abstain is not None and not built.runs_here:
         raise ExportError("--risk is of the engine's own answers, and this machine has no GPU that it is for: leave it out")
     if built.runs_here:
         progress("labelling the golden images with the engine")
         with open_engine(Bundle(out, describe(files, None, None), "", files)) as opened:
             examples = golden.label_images(opened, model.golden.images)
-            abstention = None if abstain is None else abstain(opened)
+            abstention = model.abstention if abstain is None else abstain(opened)
     else:
         progress("labelling the golden images with ONNX Runtime")
         examples, labelled_by = label_on_cpu(model.graphs[file], model.golden.images)

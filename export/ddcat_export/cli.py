@@ -247,7 +247,7 @@ def export(
         folder = out or place.parent / "-".join(filter(None, (place.name, engine, precision)))
         trust = TrustPolicy.from_options(require_signature, expect_digest)
         with _status() as progress, replacing(folder, MANIFEST, force=force) as place:
-            open_bundle(source, trust)
+            before = open_bundle(source, trust).manifest
             with needing(f"export,cpu,{runtime}" if engine == "trt-rtx" else f"export,{runtime}", ExportError):
                 from ddcat_export.rebuild import rebuild
 
@@ -255,7 +255,7 @@ def export(
                     source, place, engine=engine, precision=precision, sizes=sizes, max_size=largest, max_batch=max_batch,
                     opset=opset, key=sign, options=options, from_timing_cache=from_timing_cache, trust=trust, progress=progress,
                 )  # fmt: skip
-        typer.echo(summarise(dataclasses.replace(made, path=folder), "the bundle", replay))
+        typer.echo(summarise(dataclasses.replace(made, path=folder), "the bundle", replay, rebuilt=before))
         return
     _refuse(
         {"--require-signature": require_signature, "--expect-digest": expect_digest, "--from-timing-cache": from_timing_cache},

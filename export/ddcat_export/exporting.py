@@ -227,6 +227,7 @@ def export(
         quantisation=made.quantisation,
         mixed=made.mixed,
         temperature=heat,
+        abstention=None,
         rebuilt_from=None,
         golden=golden,
         versions={},

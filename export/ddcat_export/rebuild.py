@@ -51,6 +51,8 @@ def rebuild(
     """
     Build another engine from the graph of a bundle, into a new bundle.
 
+    The temperature is in the graph, and stays. The threshold to abstain by stays only where runtime, precision and graph do.
+
     Parameters
     ----------
     source, out : Path
@@ -95,6 +97,9 @@ def rebuild(
     graphs = _graphs(bundle, engine, asked, progress)
     if opset is not None:
         graphs = {name: lowered(graph, opset) for name, graph in graphs.items()}
+    # the threshold was chosen by the engine's own answers: another runtime, precision or graph has others
+    same = (engine, asked) == (manifest.engine.name, manifest.engine.effective_precision)
+    same = same and all(bundle.files[name] == graph for name, graph in graphs.items())
     model = ExportedModel(
         graphs=graphs,
         reports=_reports(bundle),
@@ -110,6 +115,7 @@ def rebuild(
         quantisation=manifest.quantisation,
         mixed=manifest.mixed,
         temperature=manifest.temperature,
+        abstention=manifest.abstention if same else None,
         rebuilt_from=bundle.digest,
         golden=_golden(bundle, shapes),
         versions=manifest.versions,

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from ddcat.bundle import Bundle
+from ddcat.manifest import Manifest
 from ddcat.manifest_precision import MixedPrecision, Quantisation
 
 if TYPE_CHECKING:  # a bundle is rebuilt without torch
@@ -21,6 +22,8 @@ def summarise(
     replay: "Replay | None",
     parity: "Parity | None" = None,
     layers: "tuple[LayerError, ...]" = (),
+    *,
+    rebuilt: Manifest | None = None,
 ) -> str:
     """
     Describe a bundle.
@@ -36,6 +39,8 @@ def summarise(
         How near the graph is to PyTorch.
     layers : tuple of LayerError, optional
         The sensitivity of layers to int8, or of nodes to fp16 or bf16, the worst first.
+    rebuilt : Manifest, optional
+        Of the bundle that it was rebuilt from.
     """
     manifest = bundle.manifest
     engine, golden, proof = manifest.engine, manifest.golden, manifest.main_branch_only
@@ -69,6 +74,11 @@ def summarise(
             f"abstains, if asked, at a confidence up to {rule.threshold:g}: at most {rule.risk:.3g} of the pixels are then "
             f"answered and wrong; on {rule.units} {rule.kind} {rule.abstained:.1%} are left out, {rule.error:.2%} of the "
             "others wrong"
+        )
+    elif rebuilt is not None and (lost := rebuilt.abstention) is not None:
+        lines.append(
+            f"no threshold to abstain by: the other bundle's was chosen by the answers of {rebuilt.engine.name} in "
+            f"{rebuilt.engine.effective_precision}; export anew with --confidence --risk {lost.risk:g} for one"
         )
     if golden is not None:
         compared = (

@@ -10,6 +10,7 @@ from scipy.special import softmax
 
 import ddcat
 from ddcat import cli
+from ddcat.bundle import open_bundle
 from ddcat.confidence import Temperature
 from ddcat.engines import open_engine
 from ddcat.errors import DdcatError
@@ -22,6 +23,7 @@ from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.data import open_dataset
 from ddcat_train.pixels import to_planes
 from tests.bundles import small_graph, small_manifest
+from tests.commands import call
 
 
 @pytest.fixture
@@ -58,7 +60,15 @@ def test_both_are_in_the_manifest_and_in_what_the_engine_says(run: Path, scenes:
     assert rule.abstained == pytest.approx(unanswered / labelled, abs=1e-9)
     assert (6 * rule.found + 1) / 7 <= 0.5
 
-    again = rebuild(made.bundle.path, tmp_path / "again", engine="openvino").bundle
+    same = rebuild(made.bundle.path, tmp_path / "same", engine="ort", max_batch=2).bundle
+    assert (same.manifest.temperature, same.manifest.abstention) == (temperature, rule)
+    older = rebuild(made.bundle.path, tmp_path / "older", engine="ort", opset=18).bundle
+    assert older.manifest.abstention is None
+
+    done = call("ddcat", "export", made.bundle.path, "--engine", "openvino", "--out", tmp_path / "again")
+    assert "no threshold to abstain by: the other bundle's was chosen by the answers of ort in fp32; " in done.stdout
+    assert "--confidence --risk 0.5 for one" in done.stdout
+    again = open_bundle(tmp_path / "again")
     assert again.manifest.temperature == temperature
     assert again.manifest.abstention is None  # it was promised of another engine
     with ddcat.open_bundle(again.path, threads=1) as engine, pytest.raises(DdcatError, match="no threshold to abstain by"):
