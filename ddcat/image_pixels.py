@@ -1,5 +1,6 @@
 """The pixels of an image file: JPEG, PNG and WebP, whatever its name says."""
 
+import functools
 import io
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy.typing as npt
 from ddcat.error_text import first_line
 from ddcat.image_files import ImageFileError, is_png, palette_size, strip_metadata
 
-__all__ = ["check_depth", "decode_16_bits", "decode_image", "has_16_bits"]
+__all__ = ["check_depth", "decode_16_bits", "decode_image", "has_16_bits", "table_of_16_bits"]
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _MODES = {"RGB", "RGBA", "L", "LA", "P", "PA", "1"}
@@ -62,11 +63,16 @@ def decode_16_bits(content: bytes, values: tuple[int, int]) -> npt.NDArray[np.ui
         raise ImageFileError("the PNG of 16 bits a channel is damaged")
     if found.ndim == 3 and found.shape[2] != 3:
         raise ImageFileError("the PNG of 16 bits a channel has transparency: flatten it")
+    pixels = table_of_16_bits(values)[found]
+    return np.ascontiguousarray(pixels[..., ::-1] if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2))
+
+
+@functools.cache
+def table_of_16_bits(values: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Return what each value of 16 bits becomes, (65536,): see `decode_16_bits`."""
     low, high = values
     every = np.arange(2**16)
-    table = np.clip((2 * 255 * (every - low) + high - low) // (2 * (high - low)), 0, 255).astype(np.uint8)  # rounded, exactly
-    pixels = table[found]
-    return np.ascontiguousarray(pixels[..., ::-1] if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2))
+    return np.clip((2 * 255 * (every - low) + high - low) // (2 * (high - low)), 0, 255).astype(np.uint8)  # rounded, exactly
 
 
 def decode_image(content: bytes, values: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:

@@ -14,6 +14,7 @@ from ddcat.classes import Classes, colour_table
 from ddcat.error_text import first_line
 from ddcat.errors import DdcatError
 from ddcat.extras import needing
+from ddcat.image_pixels import table_of_16_bits
 
 __all__ = ["Scene", "opened_scene"]
 
@@ -24,7 +25,7 @@ _BLOCK = 256  # side of the blocks of a mask
 
 class Scene:
     """
-    An open GeoTIFF, whose first three bands are red, green and blue, of 8 bits each.
+    An open GeoTIFF, whose first three bands are red, green and blue.
 
     Attributes
     ----------
@@ -33,10 +34,12 @@ class Scene:
         Memory of the smallest part that can be read.
     """
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: Any, values: tuple[int, int] | None) -> None:
         self._file = file
         rows, columns = file.block_shapes[0]
-        self.block_bytes = int(rows) * int(columns) * (int(file.count) if file.profile.get("interleave") == "pixel" else 1)
+        together = int(file.count) if file.profile.get("interleave") == "pixel" else 1
+        self.block_bytes = int(rows) * int(columns) * together * np.dtype(file.dtypes[0]).itemsize
+        self._table = None if values is None else table_of_16_bits(values)
         self.height, self.width = int(file.height), int(file.width)
 
     def read(self, top: int, left: int, height: int, width: int) -> U8:
@@ -45,7 +48,8 @@ class Scene:
             bands = self._file.read((1, 2, 3), window=((top, top + height), (left, left + width)))
         except _rasterio().errors.RasterioError as cause:
             raise DdcatError(f"it cannot be read: {first_line(cause)}") from cause
-        return np.ascontiguousarray(bands.transpose(1, 2, 0))
+        pixels = bands.transpose(1, 2, 0)
+        return np.ascontiguousarray(pixels if self._table is None else self._table[pixels])
 
     def write_mask(self, path: Path, bands: Iterable[U8], classes: Classes) -> None:
         """Write a mask, whole or not at all, from bands of rows: a GeoTIFF of one band with the scene's CRS and transform."""
@@ -88,7 +92,7 @@ def _whole_blocks(bands: Iterable[U8]) -> Iterator[tuple[int, U8]]:
 
 
 @contextlib.contextmanager
-def opened_scene(file: str | bytes) -> Iterator[Scene]:
+def opened_scene(file: str | bytes, values: tuple[int, int] | None = None) -> Iterator[Scene]:
     """
     Open a GeoTIFF.
 
@@ -96,6 +100,8 @@ def opened_scene(file: str | bytes) -> Iterator[Scene]:
     ----------
     file : str or bytes
         Its address, or its content.
+    values : (int, int), optional
+        Of files of 16 bits a band: they become 0 and 255. By default those are refused, with it those of 8 bits.
 
     Raises
     ------
@@ -108,21 +114,22 @@ def opened_scene(file: str | bytes) -> Iterator[Scene]:
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # then the mask has no place, either
             if isinstance(file, bytes):
                 with rasterio.MemoryFile(file) as memory:
-                    yield from _opened(rasterio, memory.name)
+                    yield from _opened(rasterio, memory.name, values)
             else:
-                yield from _opened(rasterio, file)
+                yield from _opened(rasterio, file, values)
     except rasterio.errors.RasterioError as cause:
         raise DdcatError(f"it cannot be read: {first_line(cause)}") from cause
 
 
-def _opened(rasterio: Any, address: str) -> Iterator[Scene]:
+def _opened(rasterio: Any, address: str, values: tuple[int, int] | None) -> Iterator[Scene]:
+    needed = "uint8" if values is None else "uint16"
     # other drivers, such as VRT, would read further files and addresses that the file names
     with rasterio.Env(GDAL_CACHEMAX=_CACHE), rasterio.open(address, driver="GTiff") as file:
-        if file.count < 3 or any(kind != "uint8" for kind in file.dtypes[:3]):
+        if file.count < 3 or any(kind != needed for kind in file.dtypes[:3]):
             raise DdcatError(
-                f"it is a TIFF of {file.count} bands of {file.dtypes[0]}: expected 3 or more, the first three of uint8"
+                f"it is a TIFF of {file.count} bands of {file.dtypes[0]}: expected 3 or more, the first three of {needed}"
             )
-        yield Scene(file)
+        yield Scene(file, values)
 
 
 def _rasterio() -> Any:

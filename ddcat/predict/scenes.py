@@ -10,7 +10,6 @@ from ddcat.engines.predictor import Predictor
 from ddcat.engines.tiled import label_bands
 from ddcat.errors import DdcatError
 from ddcat.predict.geotiff import opened_scene
-from ddcat.predict.images import check_frames
 from ddcat.predict.records import Answer
 from ddcat.predict.results import Results
 from ddcat.predict.sources import Source
@@ -30,15 +29,14 @@ def predict_scene(opened: Predictor, source: Source, results: Results, *, batch:
     Raises
     ------
     DdcatError
-        Where it cannot be read, the bundle resizes images or expects 16 bits a channel, its engine takes neither the scene nor
-        tiles of it, or a form needs more than 67 million pixels in memory; the message does not name the scene.
+        Where it cannot be read, has other bits than the bundle expects, the bundle resizes images, its engine takes neither
+        the scene nor tiles of it, or a form needs more than 67 million pixels in memory; the message does not name the scene.
     """
     classes, rule = opened.classes, opened.bundle.manifest.preprocessing
     if rule.resize is not None:
         raise DdcatError("its bundle resizes images, and a TIFF is read in parts, at its own size: use JPEG or PNG")
-    check_frames(rule)
     others = [form for form in results.formats if form != _MASK]
-    with opened_scene(source.address) as scene:
+    with opened_scene(source.address, rule.values) as scene:
         height, width = scene.height, scene.width
         if others and height * width > _MOST_IN_MEMORY:
             raise DdcatError(

@@ -5,10 +5,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from ddcat.bundle import Bundle
+from ddcat.bundle import Bundle, write_bundle
 from ddcat.classes import colour_table
 from ddcat.predict import scenes as scenes_module
 from ddcat.predict.run import predict
@@ -61,6 +63,28 @@ def test_a_mask_has_the_labels_the_crs_and_the_transform_of_its_scene(
     assert [entry["pixels"] for entry in summary["classes"]] == np.bincount(labels.ravel(), minlength=4).tolist()
     areas = {part["category_id"]: part["area"] for part in json.loads((tmp_path / "out/coco.json").read_text())["annotations"]}
     assert areas == {label: int((labels == label).sum()) for label in np.unique(labels).tolist()}
+
+
+@pytest.mark.slow
+def test_16_bits_have_the_labels_of_the_same_png(tiled: Bundle, scene: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
+    rule = tiled.manifest.preprocessing.model_copy(update={"values": (100, 4195)})
+    deep = write_bundle(tmp_path / "deep", tiled.manifest.model_copy(update={"preprocessing": rule}), tiled.files)
+    pixels = np.random.default_rng(1).integers(0, 5000, (70, 130, 5)).astype(np.uint16)  # five bands, of which three are read
+    (tmp_path / "in").mkdir()
+    place = rasterio.transform.from_origin(500_000, 5_400_000, 2, 2)
+    about = {"height": 70, "width": 130, "count": 5, "dtype": "uint16", "crs": "EPSG:32633", "transform": place}
+    with rasterio.open(tmp_path / "in/a.tif", "w", driver="GTiff", **about) as file:
+        file.write(pixels.transpose(2, 0, 1))
+    cv2.imwrite(str(tmp_path / "in/b.png"), np.ascontiguousarray(pixels[..., 2::-1]))
+    scene[0].rename(tmp_path / "in/shallow.tif")
+    summary = predict(deep.path, find_sources([str(tmp_path / "in")]), tmp_path / "out", formats=["png"])
+    assert [entry["reason"] for entry in summary["failed"]] == [
+        "it is a TIFF of 3 bands of uint8: expected 3 or more, the first three of uint16"
+    ]
+    with rasterio.open(tmp_path / "out/masks/a.tif") as mask:
+        assert np.array_equal(mask.read(1), np.asarray(Image.open(tmp_path / "out/masks/b.png")))
+        assert len(np.unique(mask.read(1))) == 4
 
 
 @pytest.mark.slow
