@@ -7,6 +7,7 @@ wherever a label depends on no pixel further away than a quarter of the overlap.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from pydantic import Field, model_validator
 
 from ddcat.schema import StrictModel
 
-__all__ = ["Tiles", "blend_bytes", "blended_labels", "enlarged", "tile_starts", "tile_weights"]
+__all__ = ["Band", "Tiles", "blend_bytes", "blended_bands", "enlarged", "tile_starts", "tile_weights"]
 
 F32 = npt.NDArray[np.float32]
 Place = tuple[int, int]  # (top, left) of a tile
@@ -58,20 +59,41 @@ def tile_weights(size: int, tiles: Tiles) -> list[F32]:
 
 
 def blend_bytes(height: int, width: int, tiles: Tiles, classes: int) -> int:
-    """Return the bytes of logits that `blended_labels` keeps beside those of a batch of tiles: they grow with the width."""
+    """Return the bytes of logits that `blended_bands` keeps beside those of a batch of tiles: they grow with the width."""
     axis = _Axis(height, tiles)
     ends = (axis.bounds(place) for place in {0, max(0, len(axis.starts) - 2)})  # the last two may share more than others
     return 2 * 4 * classes * width * max(last - final for _, final, last in ends)
 
 
-def blended_labels(
-    height: int, width: int, tiles: Tiles, logits_of: Callable[[Sequence[Place]], F32], *, batch: int = 1
-) -> Iterator[npt.NDArray[np.uint8]]:
+class Band(NamedTuple):
+    """
+    Rows of an answer.
+
+    Attributes
+    ----------
+    labels : (rows, width) uint8
+    confidence : (rows, width) float32, or None
+        The probability of each label, if asked for.
+    """
+
+    labels: npt.NDArray[np.uint8]
+    confidence: F32 | None = None
+
+
+def blended_bands(
+    height: int,
+    width: int,
+    tiles: Tiles,
+    logits_of: Callable[[Sequence[Place]], F32],
+    *,
+    batch: int = 1,
+    temperature: float | None = None,
+) -> Iterator[Band]:
     """
     Label an image of any size, band after band, from the logits of its tiles.
 
-    In memory are a batch of tiles, a band of labels, and the logits of what two rows of tiles share: it grows with the width of
-    the image, and not with its height.
+    In memory are a batch of tiles, a band of the answer, and the logits of what two rows of tiles share: it grows with the
+    width of the image, and not with its height.
 
     Parameters
     ----------
@@ -82,10 +104,12 @@ def blended_labels(
         Of some tiles of one row, by their upper left corners: (N, K, side, side) float32, each side at most the image's.
     batch : int
         Tiles that it is asked for at once.
+    temperature : float, optional
+        The blended logits are divided by it before the softmax of the confidence. None: there is no confidence.
 
     Yields
     ------
-    (rows, width) uint8
+    Band
         From top to bottom.
     """
     rows, columns = (_Axis(size, tiles) for size in (height, width))
@@ -93,6 +117,7 @@ def blended_labels(
     for i, top in enumerate(rows.starts):
         first, final, last = rows.bounds(i)
         labels = np.empty((final - first, width), np.uint8)
+        confidence = None if temperature is None else np.empty((final - first, width), np.float32)
         below: F32 | None = None
         beside: F32 | None = None
         for at in range(0, len(columns.starts), batch):
@@ -106,12 +131,15 @@ def blended_labels(
                 done = sums[:, first - top :, begin - left : end - left]
                 if carried is not None:
                     done[:, : carried.shape[1]] += carried[:, :, begin:end]
-                labels[:, begin:end] = done[:, : final - first].argmax(0)
+                whole = done[:, : final - first]
+                labels[:, begin:end] = whole.argmax(0)
+                if confidence is not None and temperature is not None:
+                    confidence[:, begin:end] = 1 / np.exp((whole - whole.max(0)) / np.float32(temperature)).sum(0)
                 if below is None:
                     below = np.empty((len(logits), last - final, width), np.float32)
                 below[:, :, begin:end] = done[:, final - first : last - first]
         carried = below
-        yield labels
+        yield Band(labels, confidence)
 
 
 class _Axis:

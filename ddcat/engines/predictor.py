@@ -99,12 +99,8 @@ class Predictor(Closable):
                 raise InputError(f"image: expected a path or a uint8 array (height, width, 3) in RGB, got {form}")
             prepared = preprocess(image, self.bundle.manifest.preprocessing)
         height, width, _ = prepared.pixels.shape
-        tiled = self.tiled() if self.cuts(height, width) else None
-        if threshold is not None and tiled is not None:
-            raise InputError("image: it is cut into tiles, which have no confidence to abstain by")
-        if tiled is not None:
-            return restore(tiled.labels(prepared.pixels), prepared.size)
-        outputs = self.infer(prepared.pixels[None])
+        cut = self.cuts(height, width)
+        outputs = self.tiled().outputs(prepared.pixels) if cut else self.infer(prepared.pixels[None])
         labels = outputs.labels[0]
         if threshold is not None:
             assert outputs.confidence is not None  # a manifest with a threshold has it among the outputs

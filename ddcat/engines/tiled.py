@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ddcat.confidence import CONFIDENCE_OUTPUT
 from ddcat.engines.base import Outputs
 from ddcat.engines.errors import EngineError
 from ddcat.manifest import Manifest
-from ddcat.tiles import Tiles, blended_labels, enlarged
+from ddcat.tiles import Band, Tiles, blended_bands, enlarged
 
 __all__ = ["TiledEngine", "label_bands"]
 
@@ -24,7 +25,7 @@ class TiledEngine:
     Cuts images, and blends the logits of their tiles.
 
     The logits come at the resolution at which the network computes them. How the graph enlarges them is found on noise: the
-    labels must be those that it gives itself.
+    labels must be those that it gives itself. The confidence is that of the blended logits, if the engine has one.
 
     Parameters
     ----------
@@ -47,12 +48,15 @@ class TiledEngine:
         assert manifest.preprocessing.tiles is not None
         self.tiles: Tiles = manifest.preprocessing.tiles
         self._infer, self._least = infer, manifest.shapes.batch.minimum
+        sure = any(output.name == CONFIDENCE_OUTPUT for output in manifest.outputs)
+        heat = 1.0 if manifest.temperature is None else manifest.temperature.value
+        self._temperature = heat if sure else None
         self._batch = max(self._least, min(batch, manifest.shapes.batch.maximum or batch))
         self.corners = self._found() if corners is None else corners
 
-    def bands(self, height: int, width: int, read: Read) -> Iterator[U8]:
+    def bands(self, height: int, width: int, read: Read) -> Iterator[Band]:
         """
-        Label an image band after band: see `ddcat.tiles.blended_labels`.
+        Label an image band after band: see `ddcat.tiles.blended_bands`.
 
         Parameters
         ----------
@@ -67,13 +71,15 @@ class TiledEngine:
             missing = max(0, self._least - len(images))
             return self._logits(np.concatenate([images, *[images[-1:]] * missing]))[: len(places)]
 
-        return blended_labels(height, width, self.tiles, logits_of, batch=self._batch)
+        return blended_bands(height, width, self.tiles, logits_of, batch=self._batch, temperature=self._temperature)
 
-    def labels(self, pixels: U8) -> U8:
-        """Label an image, (H, W, 3) uint8, that is in memory."""
+    def outputs(self, pixels: U8) -> Outputs:
+        """Label an image, (H, W, 3) uint8, that is in memory: outputs of a batch of one, without logits."""
         height, width, _ = pixels.shape
-        bands = self.bands(height, width, lambda y, x, rows, columns: pixels[y : y + rows, x : x + columns])
-        return np.concatenate(list(bands))
+        bands = list(self.bands(height, width, lambda y, x, rows, columns: pixels[y : y + rows, x : x + columns]))
+        sure = [band.confidence for band in bands if band.confidence is not None]
+        labels = np.concatenate([band.labels for band in bands])
+        return Outputs(labels[None], None, np.concatenate(sure)[None] if sure else None)
 
     def _logits(self, images: U8) -> npt.NDArray[np.float32]:
         logits = self._infer(images).logits
@@ -100,7 +106,7 @@ class TiledEngine:
 
 def label_bands(
     infer: Infer, manifest: Manifest, tiled: TiledEngine | None, height: int, width: int, read: Read
-) -> Iterator[U8]:
+) -> Iterator[Band]:
     """
     Label an image band after band.
 
@@ -117,4 +123,5 @@ def label_bands(
         yield from tiled.bands(height, width, read)
     else:
         image = read(0, 0, height, width)[None]
-        yield infer(np.repeat(image, manifest.shapes.batch.minimum, 0)).labels[0]
+        outputs = infer(np.repeat(image, manifest.shapes.batch.minimum, 0))
+        yield Band(outputs.labels[0], None if outputs.confidence is None else outputs.confidence[0])

@@ -34,7 +34,6 @@ __all__ = ["SUMMARY", "compute", "predict"]
 
 SUMMARY = "summary.json"
 _MOST_THREADS = 4  # that read, and that write
-_NO_CONFIDENCE = "which have no confidence to abstain by: leave --abstain out"
 _DRAWN_AT_THE_END = ("overlay",)  # of a video
 
 
@@ -168,9 +167,7 @@ def compute(
         picture, outputs = answered
         labels = outputs.labels[0]
         if threshold is not None:
-            if outputs.confidence is None:
-                failures[unit.source.name] = f"it is cut into tiles, {_NO_CONFIDENCE}"
-                return
+            assert outputs.confidence is not None  # a manifest with a threshold has it among the outputs
             labels = abstained(labels, outputs.confidence[0], threshold)
         answer = Answer(unit.name, unit.stem, picture.mask(labels), picture.original, classes)
         statistics = next(statistics_of(outputs, len(classes)))
@@ -186,9 +183,7 @@ def compute(
     for source in sources:
         if source.is_scene and not results.is_whole(source):
             try:
-                if threshold is not None:
-                    raise DdcatError(f"it is read in parts, {_NO_CONFIDENCE}")
-                predict_scene(opened, source, results, batch=batch)
+                predict_scene(opened, source, results, batch=batch, threshold=threshold)
             except EngineError as error:
                 if not isinstance(error, InputError):
                     raise
@@ -278,7 +273,7 @@ def _infer(
 def _tiled(opened: Predictor, picture: Picture | _Failure, batch: int) -> tuple[Picture, Outputs] | _Failure:
     assert isinstance(picture, Picture)
     try:
-        return picture, Outputs(opened.tiled(batch=batch).labels(picture.pixels)[None])
+        return picture, opened.tiled(batch=batch).outputs(picture.pixels)
     except InputError as error:
         return _Failure(str(error))
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from ddcat.confidence import abstained
 from ddcat.engines.answer_statistics import Statistics, describe
 from ddcat.engines.predictor import Predictor
 from ddcat.engines.tiled import label_bands
@@ -14,6 +15,7 @@ from ddcat.predict.records import Answer
 from ddcat.predict.results import Results
 from ddcat.predict.sources import Source
 from ddcat.progress import progress
+from ddcat.tiles import Band
 
 __all__ = ["predict_scene"]
 
@@ -22,7 +24,9 @@ _MOST_IN_MEMORY = 2**26  # pixels, for forms that need the whole mask
 _MASK = "png"  # the form that is a GeoTIFF for a GeoTIFF
 
 
-def predict_scene(opened: Predictor, source: Source, results: Results, *, batch: int = 1) -> None:
+def predict_scene(
+    opened: Predictor, source: Source, results: Results, *, batch: int = 1, threshold: float | None = None
+) -> None:
     """
     Segment a GeoTIFF, and write its mask as a GeoTIFF with the same CRS and transform; the other forms as for any image.
 
@@ -51,12 +55,16 @@ def predict_scene(opened: Predictor, source: Source, results: Results, *, batch:
             def bands() -> Iterator[U8]:
                 top = 0
                 for band in label_bands(opened.infer, opened.bundle.manifest, tiled, height, width, scene.read):
-                    summed.add(band)
+                    labels = band.labels
+                    if threshold is not None:
+                        assert band.confidence is not None  # a manifest with a threshold has it among the outputs
+                        labels = abstained(labels, band.confidence, threshold)
+                    summed.add(band, labels)
                     if others:
-                        whole[top : top + len(band)] = band
-                    top += len(band)
-                    yield band
-                    done(len(band))
+                        whole[top : top + len(labels)] = labels
+                    top += len(labels)
+                    yield labels
+                    done(len(labels))
 
             scene.write_mask(results.folder / "masks" / f"{source.stem}.tif", bands(), classes)
         statistics = summed.statistics()
@@ -65,22 +73,27 @@ def predict_scene(opened: Predictor, source: Source, results: Results, *, batch:
             answer = Answer(source.name, source.stem, whole, pixels, classes)
             results.add(answer, statistics, stamp=source.stamp, without={_MASK})
         else:
-            results.note(source.name, (height, width), statistics.classes.tolist(), statistics, {}, stamp=source.stamp)
+            results.note(source.name, (height, width), summed.pixels.tolist(), statistics, {}, stamp=source.stamp)
 
 
 class _Sum:
-    """The statistics of an answer from those of its bands."""
+    """The statistics of an answer from those of its bands, and the pixels of each class in the mask."""
 
     def __init__(self, classes: int) -> None:
-        self._classes, self._bands = classes, list[tuple[int, Statistics]]()
+        self.pixels = np.zeros(classes, np.int64)
+        self._bands = list[tuple[int, Statistics]]()
 
-    def add(self, band: U8) -> None:
-        self._bands.append((band.size, describe(band, self._classes)))
+    def add(self, band: Band, written: U8) -> None:
+        self.pixels += np.bincount(written.ravel(), minlength=len(self.pixels))[: len(self.pixels)]
+        self._bands.append((band.labels.size, describe(band.labels, len(self.pixels), band.confidence)))
 
     def statistics(self) -> Statistics:
         total = sum(size for size, _ in self._bands)
+        tenths = [band.confidence for _, band in self._bands if band.confidence is not None]
         return Statistics(
             np.sum([band.classes for _, band in self._bands], 0),
             np.sum([band.boundaries for _, band in self._bands], 0),
             sum(size * band.density for size, band in self._bands) / total,
+            np.sum(tenths, 0) if tenths else None,
+            sum(size * band.mean_confidence for size, band in self._bands) / total,
         )

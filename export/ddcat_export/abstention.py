@@ -17,6 +17,8 @@ from ddcat.clips import UnitKind, grouped
 from ddcat.confidence import Abstention
 from ddcat.engines import Engine
 from ddcat.engines.errors import InputError
+from ddcat.engines.tiled import TiledEngine
+from ddcat.manifest import Manifest
 from ddcat.preprocess import restore
 from ddcat_export.data import ExportData
 from ddcat_export.errors import ExportError
@@ -28,9 +30,11 @@ LEVELS = 1000  # thresholds are multiples of 1 / LEVELS, from 0 to 1: at 1 nothi
 _THRESHOLDS = (np.arange(LEVELS + 1) / LEVELS).astype(np.float32)  # the confidence is compared in its own precision
 
 
-def choose_threshold(data: ExportData, engine: Engine, *, risk: float, progress: Progress) -> Abstention:
+def choose_threshold(data: ExportData, engine: Engine, manifest: Manifest, *, risk: float, progress: Progress) -> Abstention:
     """
     Choose the threshold of an engine on the validation split, from its own answers at the size of the files.
+
+    Images that the manifest's rule cuts are cut here, too.
 
     Raises
     ------
@@ -43,9 +47,14 @@ def choose_threshold(data: ExportData, engine: Engine, *, risk: float, progress:
     place_of = units.units()
     count = int(place_of.max()) + 1
     right, wrong = (np.zeros((count, LEVELS + 1), np.int64) for _ in range(2))
+    rule, tiled = manifest.preprocessing, None
     for place, sample in zip(place_of, data.whole_val(), strict=True):
         try:
-            outputs = engine.infer(sample.image)
+            if rule.cuts(*sample.image.shape[1:3]):
+                tiled = tiled or TiledEngine(engine.infer, manifest)
+                outputs = tiled.outputs(sample.image[0])
+            else:
+                outputs = engine.infer(sample.image)
         except InputError as cause:
             raise ExportError(
                 f"--risk is of the engine's answers on the validation split, and {sample.name}: {cause}"

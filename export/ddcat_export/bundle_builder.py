@@ -200,7 +200,7 @@ def assemble(
     precision: Precision,
     options: Mapping[str, Any] = MappingProxyType({}),
     key: Path | None = None,
-    abstain: Callable[[Engine], Abstention] | None = None,
+    abstain: Callable[[Engine, Manifest], Abstention] | None = None,
     progress: Progress,
 ) -> BuildResult:
     """
@@ -263,9 +263,10 @@ def assemble(
         raise ExportError("--risk is of the engine's own answers, and this machine has no GPU that it is for: leave it out")
     if built.runs_here:
         progress("labelling the golden images with the engine")
-        with open_engine(Bundle(out, describe(files, None, None), "", files)) as opened:
+        manifest = describe(files, None, None)
+        with open_engine(Bundle(out, manifest, "", files)) as opened:
             examples = golden.label_images(opened, model.golden.images)
-            abstention = model.abstention if abstain is None else abstain(opened)
+            abstention = model.abstention if abstain is None else abstain(opened, manifest)
     else:
         progress("labelling the golden images with ONNX Runtime")
         examples, labelled_by = label_on_cpu(model.graphs[file], model.golden.images)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
 
-from ddcat.tiles import Tiles, blended_labels, enlarged, tile_starts, tile_weights
+from ddcat.tiles import Tiles, blended_bands, enlarged, tile_starts, tile_weights
 
 SIZES = st.integers(1, 400)
 TILES = st.integers(64, 100).flatmap(lambda side: st.builds(Tiles, side=st.just(side), overlap=st.integers(0, side // 2)))
@@ -54,12 +55,15 @@ def crop(planes: np.ndarray, top: int, left: int, tiles: Tiles) -> np.ndarray:
 def test_bands_are_the_labels_of_the_sums_over_the_whole_image(height: int, width: int, tiles: Tiles, batch: int) -> None:
     planes = np.random.default_rng(height).normal(size=(3, height, width)).astype(np.float32)
     bands = list(
-        blended_labels(
-            height, width, tiles, lambda places: np.stack([crop(planes, *place, tiles) for place in places]), batch=batch
+        blended_bands(
+            height, width, tiles, lambda places: np.stack([crop(planes, *place, tiles) for place in places]), batch=batch,
+            temperature=1.7,
         )
-    )
+    )  # fmt: skip
     total = summed(planes, tiles)
-    labels = np.concatenate(bands)
+    labels = np.concatenate([band.labels for band in bands])
+    confidence = np.concatenate([band.confidence for band in bands if band.confidence is not None])
+    assert np.allclose(confidence, softmax(total / 1.7, 0).max(0), atol=1e-5)
     assert labels.shape == (height, width)
     best = np.sort(total, 0)
     clear = best[-1] - best[-2] > 1e-4  # a tie may fall either way
@@ -77,16 +81,10 @@ def mean_around(planes: np.ndarray, reach: int) -> np.ndarray:
 def test_tiled_is_whole_where_the_receptive_field_allows_it(reach: int, equal: bool) -> None:
     planes = np.random.default_rng(0).integers(0, 9, (3, 150, 210)).astype(np.float32)
     tiles = Tiles(side=64, overlap=32)
-    labels = np.concatenate(
-        list(
-            blended_labels(
-                150,
-                210,
-                tiles,
-                lambda places: np.stack([mean_around(planes[:, y : y + 64, x : x + 64], reach) for y, x in places]),
-            )
-        )
+    bands = blended_bands(
+        150, 210, tiles, lambda places: np.stack([mean_around(planes[:, y : y + 64, x : x + 64], reach) for y, x in places])
     )
+    labels = np.concatenate([band.labels for band in bands])
     whole = mean_around(planes, reach)
     best = np.sort(whole, 0)
     clear = best[-1] > best[-2]
@@ -112,7 +110,7 @@ def test_the_labels_are_those_of_monais_sliding_window(height: int, width: int) 
 
     best = np.sort(found, 0)
     clear = best[-1] - best[-2] > 1e-3
-    labels = np.concatenate(list(blended_labels(height, width, tiles, network)))
+    labels = np.concatenate([band.labels for band in blended_bands(height, width, tiles, network)])
     assert clear.mean() > 0.99
     assert np.array_equal(labels[clear], found.argmax(0)[clear])
 

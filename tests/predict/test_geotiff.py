@@ -17,9 +17,9 @@ from ddcat.predict.run import predict
 from ddcat.predict.sources import find_sources
 from tests.bundles import CLASSES
 from tests.commands import call
-from tests.predict.test_tiled import tiled
+from tests.predict.test_tiled import abstaining, tiled
 
-__all__ = ["tiled"]
+__all__ = ["abstaining", "tiled"]
 
 
 @pytest.fixture
@@ -63,6 +63,25 @@ def test_a_mask_has_the_labels_the_crs_and_the_transform_of_its_scene(
     assert [entry["pixels"] for entry in summary["classes"]] == np.bincount(labels.ravel(), minlength=4).tolist()
     areas = {part["category_id"]: part["area"] for part in json.loads((tmp_path / "out/coco.json").read_text())["annotations"]}
     assert areas == {label: int((labels == label).sum()) for label in np.unique(labels).tolist()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("forms", [["png"], ["png", "coco"]])
+def test_a_scene_abstains_as_the_same_png(
+    forms: list[str], abstaining: Bundle, scene: tuple[Path, np.ndarray], tmp_path: Path
+) -> None:
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
+    Image.fromarray(scene[1]).save(tmp_path / "same.png")
+    of_scene, of_png = (
+        predict(abstaining.path, find_sources([str(path)]), tmp_path / path.suffix, formats=forms, abstain=True)
+        for path in (scene[0], tmp_path / "same.png")
+    )
+    with rasterio.open(tmp_path / ".tif/masks/scene.tif") as mask:
+        assert np.array_equal(mask.read(1), np.asarray(Image.open(tmp_path / ".png/masks/same.png")))
+    for name in ("classes", "abstained"):
+        assert of_scene[name] == of_png[name]
+    assert of_scene["confidence"]["tenths"] == of_png["confidence"]["tenths"]
+    assert of_scene["confidence"]["mean"] == pytest.approx(of_png["confidence"]["mean"], abs=1e-6)
 
 
 @pytest.mark.slow

@@ -109,7 +109,7 @@ class QueuedInference:
         manifest = self._model.bundle.manifest
         cut = manifest.preprocessing.cuts(height, width)
         tiled = TiledEngine(self, manifest, corners=self._model.corners) if cut else None
-        return label_bands(self, manifest, tiled, height, width, read)
+        return (band.labels for band in label_bands(self, manifest, tiled, height, width, read))
 
     def labels(self, pixels: U8) -> U8:
         """Label an image, (H, W, 3) uint8, as prepared for the graph, and count the answer as one of the model's."""
