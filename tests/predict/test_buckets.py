@@ -24,7 +24,7 @@ def test_without_its_library_a_line_names_the_extra(
 @pytest.fixture
 def bucket(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The scenes in a bucket: `s3://photos/day`."""
-    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")
     moto = pytest.importorskip("moto.server", reason="moto is not installed")
     boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
@@ -44,6 +44,7 @@ def bucket(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield "s3://photos/day"
     finally:
         server.stop()
+        s3fs.S3FileSystem.clear_instance_cache()  # the next server has another port
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ def test_a_video_that_changed_is_done_again(bundle: Bundle, tmp_path: Path) -> N
     (tmp_path / "in/drive").mkdir(parents=True)
     Image.new("RGB", (64, 64)).save(tmp_path / "in/drive/still.png")  # its mask lies among those of the frames
     for count in (7, 5):  # the second time fewer frames
-        write(tmp_path / "in/drive.mp4", count, side=60 + count)
+        write(tmp_path / "in/drive.mp4", count, side=50 + 2 * count)
         predict(bundle.path, find_sources([str(tmp_path / "in")]), tmp_path / "out", formats=["png", "geojson", "overlay"])
     predict(bundle.path, find_sources([str(tmp_path / "in")]), tmp_path / "fresh", formats=["png", "geojson", "overlay"])
     assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
