@@ -33,6 +33,7 @@ OF_PREDICT = {
     "geotiff.py": {"rasterio"},
     "sources.py": {"fsspec"},
     "video.py": {"av"},
+    "on_ray.py": {"ray"},  # at its top: it is imported in a function
 }  # in functions
 CORE = {"numpy", "pydantic", "rich", "typer", "yaml"}  # and the standard library
 OF_IMAGES = {"preprocess.py": {"PIL", "cv2"}, "image_pixels.py": {"PIL", "cv2"}}

@@ -19,9 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ddcat.engines.predictor import open_bundle
-from ddcat.predict import run
+from ddcat.engines.predictor import Predictor, open_bundle
+from ddcat.predict.compute import compute
 from ddcat.predict.images import read_picture
+from ddcat.predict.records import Job
+from ddcat.predict.results import Results
 from ddcat.predict.sources import find_sources
 
 
@@ -48,9 +50,9 @@ def main() -> None:
                 opened.infer(np.ascontiguousarray(image[None]))
             bare.append(time.perf_counter() - started)
             with tempfile.TemporaryDirectory() as folder:
-                results = run.Results(Path(folder), job(opened))
+                results = Results(Path(folder), job(opened))
                 started = time.perf_counter()
-                run.compute(opened, sources, results, batch=1, failures={})
+                compute(opened, sources, results, batch=1, failures={})
                 whole.append(time.perf_counter() - started)
     result = {
         "images": len(sources),
@@ -68,9 +70,9 @@ def main() -> None:
         arguments.out.write_text(text + "\n", encoding="utf-8")
 
 
-def job(opened: "run.Predictor") -> "run.Job":
+def job(opened: Predictor) -> Job:
     """Return what `predict` would note of its work by default."""
-    return run.Job(bundle=opened.bundle.digest, formats=("coco", "png"), batch=1, engine=dict(opened.description))
+    return Job(bundle=opened.bundle.digest, formats=("coco", "png"), batch=1, engine=dict(opened.description))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ class _Served:
     def infer(self, images: Images) -> Outputs:
         if not self._cuts(*images.shape[1:3]):
             return self._engine.infer(images)
-        return Outputs(np.stack([self._tiled.labels(image) for image in images]))
+        return Outputs(np.concatenate([self._tiled.outputs(image).labels for image in images]))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)

@@ -18,9 +18,9 @@ import ray.data
 from ddcat.bundle import TrustPolicy
 from ddcat.engines.predictor import Predictor, open_bundle
 from ddcat.errors import DdcatError
+from ddcat.predict.compute import compute
 from ddcat.predict.records import Job
 from ddcat.predict.results import Results
-from ddcat.predict.run import compute
 from ddcat.predict.sources import Source
 from ddcat.progress import progress
 

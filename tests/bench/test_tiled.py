@@ -9,7 +9,7 @@ import torch
 
 from ddcat.bundle import Bundle
 from ddcat.engines import open_engine
-from ddcat.tiles import Tiles, blended_labels
+from ddcat.tiles import Tiles, blended_bands
 from ddcat_bench.errors import BenchError
 from ddcat_bench.gate.budget import Budget
 from ddcat_bench.gate.job import GateJob
@@ -40,7 +40,7 @@ def test_a_model_in_tiles_gives_the_labels_of_the_rule_and_gradients(size: tuple
             def planes(places: list[tuple[int, int]], image: torch.Tensor = image) -> np.ndarray:
                 return np.concatenate([network(image[None, :, y : y + 64, x : x + 64]).numpy() for y, x in places])
 
-            labels = np.concatenate([*blended_labels(*size, TILES, planes)])
+            labels = np.concatenate([band.labels for band in blended_bands(*size, TILES, planes)])
             assert np.array_equal(blended.argmax(0).numpy(), labels)
     logits.square().sum().backward()
     assert images.grad is not None

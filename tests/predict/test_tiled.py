@@ -53,7 +53,7 @@ HEAT = Temperature(value=SHADES, images=None)  # its confidence is that of logit
 
 @pytest.fixture
 def abstaining(build: Callable[..., Bundle], tmp_path: Path) -> Bundle:
-    """It cuts images, and abstains. Its graph has no temperature: only what is cut has its confidence by that of the manifest."""
+    """It cuts images, and abstains. The temperature of the manifest is not in its graph: it is for what is cut."""
     plain = build(small_graph(confidence=True), "ort")
     rule = plain.manifest.preprocessing.model_copy(update={"tiles": TILES})
     about = {"preprocessing": rule, "temperature": HEAT, "abstention": RULE}
