@@ -1,6 +1,6 @@
 """An image that is larger than the tiles of its bundle, through the engine."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from ddcat.engines.errors import EngineError
 from ddcat.manifest import Manifest
 from ddcat.tiles import Band, Tiles, blended_bands, enlarged
 
-__all__ = ["TiledEngine", "label_bands"]
+__all__ = ["TiledEngine", "joined", "label_bands"]
 
 _EQUAL = 0.995  # share of labels that the enlarged logits must give, too: fp16 and near ties aside
 
@@ -76,10 +76,7 @@ class TiledEngine:
     def outputs(self, pixels: U8) -> Outputs:
         """Label an image, (H, W, 3) uint8, that is in memory: outputs of a batch of one, without logits."""
         height, width, _ = pixels.shape
-        bands = list(self.bands(height, width, lambda y, x, rows, columns: pixels[y : y + rows, x : x + columns]))
-        sure = [band.confidence for band in bands if band.confidence is not None]
-        labels = np.concatenate([band.labels for band in bands])
-        return Outputs(labels[None], None, np.concatenate(sure)[None] if sure else None)
+        return joined(self.bands(height, width, lambda y, x, rows, columns: pixels[y : y + rows, x : x + columns]))
 
     def _logits(self, images: U8) -> npt.NDArray[np.float32]:
         logits = self._infer(images).logits
@@ -102,6 +99,14 @@ class TiledEngine:
                 f"the logits give {shares[best]:.2%} of the labels of the graph, expected {_EQUAL:.1%}: tiles cannot be blended"
             )
         return best
+
+
+def joined(bands: Iterable[Band]) -> Outputs:
+    """Return the bands of an image as outputs of a batch of one, without logits."""
+    found = list(bands)
+    sure = [band.confidence for band in found if band.confidence is not None]
+    labels = np.concatenate([band.labels for band in found])
+    return Outputs(labels[None], None, np.concatenate(sure)[None] if sure else None)
 
 
 def label_bands(

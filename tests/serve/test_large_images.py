@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import ddcat
 from ddcat.bundle import Bundle, write_bundle
 from ddcat.engines import Outputs
 from ddcat.predict.run import predict
@@ -22,8 +23,9 @@ from ddcat_serve.http.app import create_app
 from ddcat_serve.inference.large_images import QueuedInference, admit_cut
 from ddcat_serve.inference.model_registry import Models, load_models
 from ddcat_serve.settings import Settings
-from tests.bundles import small_graph, small_manifest
+from tests.bundles import BIAS, WEIGHTS, small_graph, small_manifest
 from tests.serve.payloads import as_labels, as_png, refused
+from tests.serve.test_abstain import RULE, SHADES
 
 TILES = Tiles(side=64, overlap=16)
 
@@ -104,18 +106,24 @@ def test_no_more_than_max_pixels(client: httpx.Client) -> None:
     assert (status, "expected at most 100000" in message) == (413, True)
 
 
-def test_what_needs_a_confidence_is_refused(build: Callable[..., Bundle], client_of: Callable, tmp_path: Path) -> None:
-    plain = build(small_graph(confidence=True), "ort", name="plain")
-    rule = plain.manifest.preprocessing.model_copy(update={"tiles": TILES})
-    path = write_bundle(tmp_path / "b", plain.manifest.model_copy(update={"preprocessing": rule}), plain.files).path
+def test_confidence_is_that_of_the_blended_logits(build: Callable[..., Bundle], client_of: Callable, tmp_path: Path) -> None:
+    shades = {"weights": WEIGHTS / SHADES, "bias": BIAS / SHADES}  # some pixels are sure and others are not
+    plain = build(small_graph(confidence=True, **shades), "ort", name="plain")
+    preprocessing = plain.manifest.preprocessing.model_copy(update={"tiles": TILES})
+    about = {"preprocessing": preprocessing, "abstention": RULE}
+    path = write_bundle(tmp_path / "b", plain.manifest.model_copy(update=about), plain.files).path
+    image = noise(90, 130)
     with load_models([path], settings=Settings(), threads=1) as loaded:
         client = client_of(create_app(loaded, Settings()))
-        send = {size: as_png(noise(*size)) for size in ((20, 30), (20, 100))}
         asked = {"Accept": "image/png;view=confidence"}
-        assert client.post("/v1/segment", content=send[20, 30], headers=asked).status_code == 200
-        status, message = refused(client.post("/v1/segment", content=send[20, 100], headers=asked))
-        assert (status, "cut into tiles, which have no confidence" in message) == (400, True)
-        assert len(loaded["small"]["1"].worker._queue) == 0
+        shown = np.asarray(Image.open(io.BytesIO(client.post("/v1/segment", content=as_png(image), headers=asked).content)))
+        mask = as_labels(client.post("/v1/segment?abstain=true", content=as_png(image)).content)
+    with ddcat.open_bundle(path, threads=1) as opened:
+        outputs = opened.infer(image[None])  # the network sees one pixel at a time: tiles change nothing
+        assert outputs.confidence is not None
+        assert np.array_equal(mask, opened.predict(image, abstain=True))
+    assert np.abs(shown - 255 * outputs.confidence[0]).max() <= 1
+    assert 0.05 < (mask == 255).mean() < 0.9
 
 
 def test_an_image_whose_tiles_cannot_be_done_in_time_is_refused_before_it_is_decoded(models: Models) -> None:
@@ -150,7 +158,7 @@ def test_others_are_computed_between_the_tiles(models: Models, monkeypatch: pyte
         return compute(images)
 
     monkeypatch.setattr(model.engine, "infer", infer)
-    large = threading.Thread(target=QueuedInference(model, timeout=30.0).labels, args=(noise(300, 300),))
+    large = threading.Thread(target=QueuedInference(model, timeout=30.0).outputs, args=(noise(300, 300),))
     large.start()
     assert begun.wait(10)
     small = [model.worker.submit(noise(20, 30)[None], 31.0) for _ in range(3)]
@@ -185,5 +193,5 @@ def test_a_full_queue_is_waited_for(models: Models, oracle: Callable, monkeypatc
     model, image = models["tiled"]["1"], noise(100, 100)
     monkeypatch.setattr(model.worker._queue, "_max_pixels", 1)
     others = [model.worker.submit(noise(30, 30)[None], 5.0)]
-    np.testing.assert_array_equal(QueuedInference(model, timeout=5.0).labels(image), oracle(image[None])[0][0])
+    np.testing.assert_array_equal(QueuedInference(model, timeout=5.0).outputs(image).labels, oracle(image[None])[0])
     assert all(job.result.done() for job in others)

@@ -151,7 +151,7 @@ class JobRunner:
 
     def _segment_scene(self, job: JobRecord, model: ServedModel, queued: QueuedInference) -> None:
         with read_scene(str(self.store.image(job.id))) as scene:
-            bands = queued.bands(scene.height, scene.width, scene.read)
+            bands = (band.labels for band in queued.bands(scene.height, scene.width, scene.read))
             scene.write_mask(self.store.result(job), self._counted(bands), model.classes)
 
     def _segment_image(self, job: JobRecord, model: ServedModel, queued: QueuedInference) -> None:
@@ -159,8 +159,8 @@ class JobRunner:
         image = decode(self.store.image(job.id).read_bytes(), rule, max_pixels=self._settings.max_pixels)
         prepared = preprocess(image, rule)
         height, width, _ = prepared.pixels.shape
-        bands = self._counted(queued.bands(height, width, part_of(prepared.pixels)), job.height / height)
-        labels = restore(np.concatenate(list(bands)), prepared.size)
+        bands = (band.labels for band in queued.bands(height, width, part_of(prepared.pixels)))
+        labels = restore(np.concatenate(list(self._counted(bands, job.height / height))), prepared.size)
         write_bytes(self.store.result(job), mask_png(labels, model.classes))
 
     def _counted(self, bands: Iterable[U8], scale: float = 1.0) -> Iterator[U8]:

@@ -23,7 +23,7 @@ from ddcat_serve.http.request_body import Upload, read_images
 from ddcat_serve.http.segmentation import JSON, PNG, RAW, REPRESENTATIONS, TIFF, Encoded, Place, Segmentation
 from ddcat_serve.http.server_state import ERRORS, ServerState, provenance_headers
 from ddcat_serve.http.tiffs import is_tiff
-from ddcat_serve.inference.large_images import NO_CONFIDENCE, QueuedInference, admit_cut, most_blend_bytes
+from ddcat_serve.inference.large_images import QueuedInference, admit_cut, most_blend_bytes
 from ddcat_serve.inference.model_registry import Models, choose_model
 from ddcat_serve.inference.served_model import ServedModel
 from ddcat_serve.settings import Settings
@@ -115,8 +115,7 @@ def router(state: ServerState) -> APIRouter:
         # refuse before decoding
         rule = AS_STORED if preprocessed else chosen.bundle.manifest.preprocessing
         sizes = await _sizes(uploads.files, rule, settings.max_pixels, state.pool)
-        confident = abstain or representation.view == "confidence"
-        places = _admit(chosen, sizes, rule, deadline - loop.time(), settings, confident=confident)
+        places = _admit(chosen, sizes, rule, deadline - loop.time(), settings)
         each = Segmentation(state, chosen, rule, representation, deadline, abstain)
         work = [each.one(upload.content, place) for upload, place in zip(uploads.files, places, strict=True)]
         try:
@@ -194,7 +193,7 @@ def _has_confidence(model: ServedModel) -> bool:
 
 
 def _admit(
-    model: ServedModel, sizes: Sequence[tuple[int, int]], rule: FileRule, timeout: float, settings: Settings, *, confident: bool
+    model: ServedModel, sizes: Sequence[tuple[int, int]], rule: FileRule, timeout: float, settings: Settings
 ) -> list[Place]:
     """Queue images of some (height, width) at the size that the model sees; those that it cuts are only planned."""
     max_pixels = settings.max_pixels
@@ -204,8 +203,6 @@ def _admit(
         if pixels > max_pixels:
             raise RequestError(413, f"the images {what} {pixels} pixels; expected at most {max_pixels} together")
     cut = [model.bundle.manifest.preprocessing.cuts(*size) for size in resized]
-    if confident and any(cut):
-        raise RequestError(400, f"{model.name}: {NO_CONFIDENCE}: leave out what asks for it")
     planned: list[QueuedInference] = []
     try:
         for size in itertools.compress(resized, cut):

@@ -117,8 +117,10 @@ class Segmentation:
         prepared = preprocess(image, self.rule)
         if self.representation.view != "overlay":
             image = None  # type: ignore[assignment]
-        labels = queued.labels(prepared.pixels)
-        return self._encode(content, Outputs(labels[None]), image, prepared.size), prepared.size
+        outputs = queued.outputs(prepared.pixels)
+        if self.abstain:
+            outputs = self._abstaining(outputs)
+        return self._encode(content, outputs, image, prepared.size), prepared.size
 
     async def _in_pool(self, work: Callable[[], _T], pool: ThreadPoolExecutor | None = None) -> _T:
         """Run work in a pool; raise RequestError (504) if it has not ended by the deadline."""

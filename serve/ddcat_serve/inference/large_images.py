@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from ddcat.engines import Outputs
 from ddcat.engines.checks import check_size
-from ddcat.engines.tiled import Read, TiledEngine, label_bands
-from ddcat.tiles import blend_bytes, tile_starts
+from ddcat.engines.tiled import Read, TiledEngine, joined, label_bands
+from ddcat.tiles import Band, blend_bytes, tile_starts
 from ddcat_serve.errors import RequestError
 from ddcat_serve.inference.admission_queue import Overloaded
 from ddcat_serve.inference.jobs import Job, LateError, StoppedError
@@ -20,9 +20,7 @@ from ddcat_serve.inference.memory import memory_limit
 from ddcat_serve.inference.served_model import ServedModel, worker_errors_as_http
 from ddcat_serve.settings import Settings
 
-__all__ = ["NO_CONFIDENCE", "QueuedInference", "admit_cut", "check_cut", "most_blend_bytes", "part_of"]
-
-NO_CONFIDENCE = "the image is cut into tiles, which have no confidence"
+__all__ = ["QueuedInference", "admit_cut", "check_cut", "most_blend_bytes", "part_of"]
 
 _BLEND_SHARE = 4  # a quarter of the memory is for the logits of all images that are being cut
 _RETRY = 1.0  # seconds between two attempts to enter a full queue, at most
@@ -104,23 +102,23 @@ class QueuedInference:
         self._stopped = threading.Event()
         self._job: Job | None = None  # the call in progress
 
-    def bands(self, height: int, width: int, read: Read) -> Iterator[U8]:
+    def bands(self, height: int, width: int, read: Read) -> Iterator[Band]:
         """Label an image, as prepared for the graph, band after band: see `ddcat.engines.tiled.label_bands`."""
         manifest = self._model.bundle.manifest
         cut = manifest.preprocessing.cuts(height, width)
         tiled = TiledEngine(self, manifest, corners=self._model.corners) if cut else None
-        return (band.labels for band in label_bands(self, manifest, tiled, height, width, read))
+        return label_bands(self, manifest, tiled, height, width, read)
 
-    def labels(self, pixels: U8) -> U8:
+    def outputs(self, pixels: U8) -> Outputs:
         """Label an image, (H, W, 3) uint8, as prepared for the graph, and count the answer as one of the model's."""
         began, answer = time.monotonic(), None
         try:
             with worker_errors_as_http(self._model.name):
                 height, width, _ = pixels.shape
-                answer = np.concatenate(list(self.bands(height, width, part_of(pixels))))
+                answer = joined(self.bands(height, width, part_of(pixels)))
         finally:
             self._model.usage.count_request(1, time.monotonic() - began, answered=answer is not None)
-        self._model.monitor.observe(Outputs(answer[None]))
+        self._model.monitor.observe(answer)
         return answer
 
     def __call__(self, images: U8) -> Outputs:
