@@ -145,7 +145,11 @@ def test_a_replica_follows_a_repository_and_loads_nothing_by_requests(
         application(Arguments())
 
 
-def test_a_port_for_grpc_is_refused_and_not_ignored(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_and_a_port_for_grpc_are_refused_and_not_ignored(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDCAT_SERVE_JOBS", "jobs")
+    with pytest.raises(ServeError, match="DDCAT_SERVE_JOBS is set, but Ray"):
+        application(Arguments(bundles=str(bundle.path)))
+    monkeypatch.delenv("DDCAT_SERVE_JOBS")
     monkeypatch.setenv("DDCAT_SERVE_GRPC_PORT", "9000")
     with pytest.raises(ServeError, match="Ray serves HTTP only"):
         application(Arguments(bundles=str(bundle.path)))
