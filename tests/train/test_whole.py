@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddcat_train.errors import ConfigError
-from ddcat_train.networks.whole import Blueprint, CutSegmenter
+from ddcat_train.networks.whole import Blueprint, CutSegmenter, UncutSegmenter
 from ddcat_train.networks.whole.calls import logits_of
 from ddcat_train.networks.whole.cut import find_cut
 
@@ -64,6 +64,25 @@ class AsksForStride(Plain):
         return logits
 
 
+class InPlace(Plain):
+    """Normalises its images in their own memory."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.sub_(0.1).mul_(2))  # type: ignore[no-any-return]
+
+
+class Shuffled(Plain):
+    """Its classifier has four channels for each class, which become pixels."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(4 * classes)
+        self.shuffle = nn.PixelShuffle(2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.shuffle(super().forward(images))
+        return logits
+
+
 def blueprint(kind: Callable[[int], nn.Module], **options: Any) -> Blueprint:
     return Blueprint(kind, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), **{"multiple": 2, **options})
 
@@ -73,7 +92,7 @@ def cut(kind: Callable[[int], nn.Module], **options: Any) -> CutSegmenter:
     return CutSegmenter(blueprint(kind, **options), classes=CLASSES, heads=("main", "auxiliary", "mask")).eval()
 
 
-@pytest.mark.parametrize("kind", [Plain, InADict, AsksForStride])
+@pytest.mark.parametrize("kind", [Plain, InADict, AsksForStride, InPlace])
 @pytest.mark.parametrize("corners", [None, False, True])
 def test_the_cut_model_is_the_whole_one(kind: type[Plain], corners: bool | None) -> None:
     images = torch.rand(2, 3, 40, 50)
@@ -155,6 +174,28 @@ class SoftMax(Plain):
         return super().forward(images).softmax(1)  # type: ignore[no-any-return]
 
 
+class Doubled(Plain):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) * 2  # type: ignore[no-any-return]
+
+
+class ChannelsLast(Plain):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).permute(0, 2, 3, 1)  # type: ignore[no-any-return]
+
+
+class AlwaysDrops(Plain):
+    def forward(self, images: Tensor) -> Any:
+        return self.head(F.dropout(self.body(images), 0.5))
+
+
+class WithoutGradient(Plain):
+    def forward(self, images: Tensor) -> Any:
+        with torch.no_grad():
+            maps = self.body(images)
+        return self.head(maps)
+
+
 class Twice(Plain):
     def forward(self, images: Tensor) -> Tensor:
         maps = self.head[0](self.head[0](self.body(images)))
@@ -175,8 +216,12 @@ class InAList(Plain):
         (Plain, "head.4+head.0", "these layers do not give the logits"),
         (Twice, "head.0+head.4", r"calls 2 times head\.0, expected once; use head\.4"),
         (Plain, "head.0.weight", r"has no module head\.0\.weight"),
-        (SoftMax, None, "no layer of SoftMax gives its logits, or more than a resize follows it: name one by model.cut"),
-        (SoftMax, "head", "more than a resize follows them; none fits: wrap it in a module that returns them"),
+        (Doubled, None, "no layer of Doubled gives its logits, or more than a resize follows it: name one by model.cut"),
+        (Doubled, "head", "more than a resize follows them; none fits: wrap it in a module that returns them"),
+        (SoftMax, None, "SoftMax gives probabilities, expected logits: leave its softmax out"),
+        (ChannelsLast, None, r"ChannelsLast gives logits \(N, h, w, K\), .*: let it return logits\.permute\(0, 3, 1, 2\)"),
+        (AlwaysDrops, None, r"gives other logits each time: leave out what is random in eval\(\), such as F\.dropout without"),
+        (WithoutGradient, "head.4", "the model detaches its images, by torch.no_grad, detach or numpy, so no attack has a"),
         (InAList, None, r"InAList gives a str, expected logits \(N, K, h, w\)"),
         (lambda classes: Plain(3), None, "Plain gives logits of 3 classes, expected 5"),
     ],
@@ -189,3 +234,41 @@ def test_a_wrong_cut_is_told_in_a_line(kind: Callable[[int], nn.Module], wanted:
 
 def test_the_last_convolution_alone_where_no_layer_leads_to_it() -> None:
     assert str(find_cut(Functional(5).eval(), torch.rand(1, 3, 40, 40), 5)) == "head.4"
+
+
+def test_a_classifier_whose_channels_become_pixels() -> None:
+    network = cut(Shuffled)
+    assert str(network.cut) == "head.0+head.1+head.2+head.3+head.4+shuffle"
+    torch.manual_seed(0)
+    whole, images = Shuffled(CLASSES).eval(), torch.rand(2, 3, 40, 50)
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), whole(network.normalise(images)))
+
+
+@pytest.mark.parametrize("kind", [Plain, InADict, InPlace, Doubled])
+@pytest.mark.parametrize("corners", [None, False])
+def test_a_model_that_is_not_cut(kind: type[Plain], corners: bool | None) -> None:
+    torch.manual_seed(0)
+    network = UncutSegmenter(blueprint(lambda classes: kind(classes, resized=corners)), classes=CLASSES).eval()
+    torch.manual_seed(0)
+    whole, images = kind(CLASSES, resized=corners).eval(), torch.rand(2, 3, 33, 47)
+    with torch.no_grad():
+        logits = logits_of(whole(F.pad(network.normalise(images), (0, 1, 0, 1))))
+        assert logits is not None
+        expected = logits if corners is False else F.interpolate(logits, size=(34, 48), mode="bilinear")
+        torch.testing.assert_close(network(images), expected[..., :33, :47])
+    assert {id(value) for value in network.shared()} == {id(value) for value in network.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (SoftMax, "SoftMax gives probabilities"),
+        (AlwaysDrops, "gives other logits each time"),
+        (lambda classes: WithoutGradient(classes).requires_grad_(False), "the model detaches its images"),
+        (InAList, "InAList gives a str"),
+    ],
+)
+def test_what_is_no_model_of_logits_is_not_taken_uncut(kind: Callable[[int], nn.Module], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        UncutSegmenter(blueprint(kind), classes=CLASSES)

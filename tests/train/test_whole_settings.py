@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ddcat_train.config import Config, ModelConfig, load_config, network
 from ddcat_train.errors import CheckpointError, ConfigError
-from ddcat_train.networks.whole import CutSegmenter, build_whole, sources
+from ddcat_train.networks.whole import CutSegmenter, UncutSegmenter, build_whole, sources
 from ddcat_train.networks.whole.weights import load_state
 from tests.train.test_whole import CLASSES, SEGFORMER, Plain
 
@@ -240,6 +240,22 @@ def test_a_model_that_asks_for_more_than_images(packaged: Callable[..., None]) -
     message = r"mine asks for task, names besides images: wrap it in a module that takes images alone, .* ddcat\.segmenters"
     with pytest.raises(ConfigError, match=message):
         build_whole(described(whole="mine", settings={}), classes=CLASSES, heads=("main",))
+
+
+def test_a_model_that_cannot_be_cut_is_for_methods_without_branches(packaged: Callable[..., None]) -> None:
+    class Doubled(Plain):
+        def forward(self, images: Tensor) -> Any:
+            return super().forward(images) * 2
+
+    packaged(Doubled)
+    config, notes = described(whole="mine", settings={}), list[str]()
+    network = build_whole(config, classes=CLASSES, heads=("main",), notes=notes)
+    assert isinstance(network, UncutSegmenter)
+    assert notes == ["mine: it is not cut; images are padded to multiples of 32"]
+    with pytest.raises(ConfigError, match=r"no layer of Doubled .*; a method without branches, such as pgd-at, trains it as it"):
+        build_whole(config, classes=CLASSES, heads=("main", "auxiliary"))
+    with pytest.raises(ConfigError, match=r"model\.cut head: these layers do not give the logits of Doubled"):
+        build_whole(described(whole="mine", settings={}, cut="head"), classes=CLASSES, heads=("main",))
 
 
 def test_a_size_that_is_named_and_does_not_fit(packaged: Callable[..., None]) -> None:

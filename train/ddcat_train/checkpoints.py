@@ -7,7 +7,7 @@ JSON; the same JSON is written beside it for people, and never read back.
 """
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -281,7 +281,7 @@ class Checkpoint(Reference):
                 "model.pretrained takes its backbone alone"
             )
         weights, network_weights = self.part(_MODEL), network.state_dict()
-        absent = [name for name in network.heads if not any(key.startswith(f"heads.{name}.") for key in weights)]
+        absent = [name for name, head in network.heads.items() if head.state_dict() and not _any(weights, f"heads.{name}.")]
         kept = {
             key: value for key, value in network_weights.items() if key.startswith(tuple(f"heads.{name}." for name in absent))
         }
@@ -294,6 +294,10 @@ class Checkpoint(Reference):
             )
         network.load_state_dict(combined)
         return absent
+
+
+def _any(keys: Iterable[str], prefix: str) -> bool:
+    return any(key.startswith(prefix) for key in keys)
 
 
 def build_network(config: Config, classes: int) -> Segmenter:

@@ -89,6 +89,9 @@ def test_an_image_does_not_depend_on_the_others(model: nn.Module, batch: tuple[T
 IMAGES, LABELS = torch.full((2, 3, 9, 8), 0.5), torch.zeros(2, 9, 8, dtype=torch.int64)
 
 
+BIAS = torch.zeros(1, requires_grad=True)  # as of a model that has parameters
+
+
 def linear(images: Tensor) -> Tensor:
     return torch.cat([images, images], 1)
 
@@ -123,6 +126,12 @@ def linear(images: Tensor) -> Tensor:
         (lambda x: (x, x), IMAGES, LABELS, {}, "a tuple of 2: pass lambda images: model(images)[0]"),
         (lambda x: x.mean((2, 3)), IMAGES, LABELS, {}, "expected logits of shape (N, K, H, W), got (1, 3) for one image"),
         (lambda x: x[..., ::2, ::2], IMAGES, LABELS, {}, "expected logits of the images' size (9, 8), got (5, 4); resize them"),
+        (lambda x: x[:, :1], IMAGES, LABELS, {}, "expected logits of 2 classes or more, got 1; the logits of a map before"),
+        (lambda x: linear(x).softmax(1), IMAGES, LABELS, {}, "the model returned probabilities, expected logits: leave its"),
+        (lambda x: linear(x.sub_(0.5)), IMAGES, LABELS, {}, "changes its images in place: pass lambda images: model(images.clone"),
+        (lambda x: linear(x.detach()), IMAGES, LABELS, {}, "the model detaches its images, by torch.no_grad, detach or numpy"),
+        (lambda x: linear(x.detach()) + BIAS, IMAGES, LABELS, {}, "the model detaches its images"),
+        (lambda x: linear((x * 255).round()), IMAGES, LABELS, {}, "the gradient of the model is 0 at all pixels"),
         (
             linear,
             IMAGES,
@@ -149,3 +158,8 @@ def test_what_is_of_another_form_is_told_in_a_line(
     with pytest.raises(AttackError, match=re.escape(message)) as caught:
         ddcat.attack(model, images, labels, **{"name": "pgd", **options})
     assert "\n" not in str(caught.value)
+
+
+def test_square_attacks_a_model_without_gradients() -> None:
+    images = ddcat.attack(lambda x: linear((x.detach() * 255).round()), IMAGES, LABELS, "square", epsilon=0.1, steps=2)
+    assert 0 < (images - IMAGES).abs().max() <= 0.1 + 1e-6

@@ -16,6 +16,7 @@ from ddcat_train.attacks.square import square
 from ddcat_train.choices import NormName
 from ddcat_train.errors import AttackError
 from ddcat_train.networks.eval_mode import eval_mode
+from ddcat_train.networks.whole.calls import are_probabilities
 
 __all__ = ["ATTACKS", "attack"]
 
@@ -90,7 +91,7 @@ def attack(
     """
     if name not in _STEPS:
         raise AttackError(f"there is no attack {name!r}: use {', '.join(ATTACKS[:-1])} or {ATTACKS[-1]}")
-    classes = _check(model, images, labels)
+    classes = _check(model, images, labels, differentiable=name != "square")
     truth = labels.to(images.device, torch.int64)
     count = _STEPS[name] if steps is None else steps
     seeds = seed + torch.arange(len(images))
@@ -128,7 +129,7 @@ def _weakest(model: Model, members: list[Tensor], labels: Tensor) -> Tensor:
     return torch.stack(members)[choice, torch.arange(len(choice), device=choice.device)]
 
 
-def _check(model: Callable[[Tensor], Any], images: Tensor, labels: Tensor) -> int:
+def _check(model: Callable[[Tensor], Any], images: Tensor, labels: Tensor, *, differentiable: bool) -> int:
     """Raise an error for another form of input or output, and return the number of classes."""
     if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise AttackError(f"images: expected floats of shape (N, 3, H, W), got {_form(images)}{_advice(images)}")
@@ -141,8 +142,10 @@ def _check(model: Callable[[Tensor], Any], images: Tensor, labels: Tensor) -> in
     if not isinstance(labels, Tensor) or labels.shape != (len(images), *images.shape[2:]) or labels.is_floating_point():
         expected = (len(images), *images.shape[2:])
         raise AttackError(f"labels: expected integers of shape {expected}, got {_form(labels)}")
-    with torch.no_grad(), eval_mode(model):
-        logits = model(images[:1])
+    with torch.enable_grad(), eval_mode(model):
+        leaf = images[:1].detach().requires_grad_()
+        given = leaf.clone()  # which a model may change in place, and no leaf
+        logits = model(given)
     if not isinstance(logits, Tensor):
         raise AttackError(f"the model returned {_returned(logits)}")
     if logits.ndim != 4 or len(logits) != min(1, len(images)):
@@ -152,6 +155,12 @@ def _check(model: Callable[[Tensor], Any], images: Tensor, labels: Tensor) -> in
             f"the model: expected logits of the images' size {tuple(images.shape[2:])}, got {tuple(logits.shape[2:])}; resize "
             "them: lambda images: torch.nn.functional.interpolate(model(images), images.shape[2:], mode='bilinear')"
         )
+    if len(logits):
+        _check_values(logits)
+        if not torch.equal(given, leaf):
+            raise AttackError("the model changes its images in place: pass lambda images: model(images.clone())")
+        if differentiable:
+            _check_gradient(logits, leaf)
     counted = labels[labels != IGNORE_INDEX]
     wrong = counted[(counted < 0) | (counted >= logits.shape[1])]
     if len(wrong):
@@ -160,6 +169,30 @@ def _check(model: Callable[[Tensor], Any], images: Tensor, labels: Tensor) -> in
             f"(ignored), got {int(wrong[0])}"
         )
     return int(logits.shape[1])
+
+
+def _check_values(logits: Tensor) -> None:
+    """Refuse what an attack would take for logits, and be weak on."""
+    if logits.shape[1] == 1:
+        raise AttackError(
+            "the model: expected logits of 2 classes or more, got 1; the logits of a map before its sigmoid are "
+            "torch.cat([torch.zeros_like(map), map], 1)"
+        )
+    if are_probabilities(logits):
+        raise AttackError("the model returned probabilities, expected logits: leave its softmax out, or pass their logarithm")
+
+
+def _check_gradient(logits: Tensor, leaf: Tensor) -> None:
+    """Refuse a model that an attack by gradients could not move."""
+    advice = "attack a model that does not, or use square, which needs no gradient"
+    weights = torch.linspace(-1, 1, logits.shape[1], dtype=logits.dtype, device=logits.device)[:, None, None]  # not all equal
+    gradient = None
+    if logits.requires_grad:
+        (gradient,) = torch.autograd.grad((logits * weights).sum(), leaf, allow_unused=True)
+    if gradient is None:
+        raise AttackError(f"the model detaches its images, by torch.no_grad, detach or numpy, so there is no gradient: {advice}")
+    if not gradient.any():
+        raise AttackError(f"the gradient of the model is 0 at all pixels, as where it rounds its images: {advice}")
 
 
 def _form(value: object) -> str:

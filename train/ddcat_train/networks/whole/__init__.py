@@ -14,14 +14,15 @@ from ddcat_train.config import ModelConfig
 from ddcat_train.errors import ConfigError
 from ddcat_train.networks.eval_mode import eval_mode
 from ddcat_train.networks.segmenter import Segmenter
-from ddcat_train.networks.whole.cut import BY_A_PACKAGE, OF_SIZES
+from ddcat_train.networks.whole.cut import BY_A_PACKAGE, OF_SIZES, UncutError
 from ddcat_train.networks.whole.families import FAMILIES, QUERIES, Family
 from ddcat_train.networks.whole.queries import QuerySegmenter
 from ddcat_train.networks.whole.segmenter import Blueprint, CutSegmenter, sample_of
 from ddcat_train.networks.whole.sources import builder
+from ddcat_train.networks.whole.uncut import UncutSegmenter
 from ddcat_train.whole_settings import NAMED_BY
 
-__all__ = ["Blueprint", "CutSegmenter", "QuerySegmenter", "build_whole"]
+__all__ = ["Blueprint", "CutSegmenter", "QuerySegmenter", "UncutSegmenter", "build_whole"]
 
 _MULTIPLES = (32, 64, 128)  # tried in turn where the family is not known
 _ANY_NUMBER = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
@@ -69,9 +70,18 @@ def build_whole(
         if model.cut is not None:
             raise ConfigError(f"model.cut: the layers of a {key[1]} that make classes and masks are known: leave it out")
         return QuerySegmenter(blueprint, QUERIES[key], classes=classes, heads=heads)
-    segmenter = CutSegmenter(blueprint, classes=classes, heads=heads)
     sizes = f"multiples of {multiple}" if largest is None else f"{largest} x {largest}, the only size that it takes"
-    notes.append(f"{model.architecture}: each branch has {segmenter.cut} of its own; images are padded to {sizes}")
+    segmenter: Segmenter
+    try:
+        segmenter = cut = CutSegmenter(blueprint, classes=classes, heads=heads)
+        branches = f"each branch has {cut.cut} of its own"
+    except UncutError as fault:
+        if model.cut is not None:
+            raise
+        if [*heads] != ["main"]:
+            raise ConfigError(f"{fault}; a method without branches, such as pgd-at, trains it as it is") from fault
+        segmenter, branches = UncutSegmenter(blueprint, classes=classes), "it is not cut"
+    notes.append(f"{model.architecture}: {branches}; images are padded to {sizes}")
     return segmenter
 
 

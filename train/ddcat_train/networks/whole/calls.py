@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from ddcat_train.networks.eval_mode import eval_mode
 
-__all__ = ["Call", "logits_of", "observe"]
+__all__ = ["Call", "are_probabilities", "logits_of", "observe"]
+
+_OF_ONE = 1e-3  # by which the sum of a pixel's probabilities may differ from 1, in half precision, too
 
 
 @dataclass(eq=False)
@@ -70,11 +72,11 @@ def observe(model: nn.Module, images: Tensor) -> tuple[list[Call], Any]:
 
     handles = []
     for path, module in model.named_modules():
-        if path:
+        if path and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
             handles += [module.register_forward_pre_hook(before(path)), module.register_forward_hook(after)]
     try:
         with torch.no_grad(), eval_mode(model):
-            output = model(images)
+            output = model(images.clone())  # which it may change in place
     finally:
         for handle in handles:
             handle.remove()
@@ -89,3 +91,9 @@ def logits_of(output: Any) -> Tensor | None:
     if isinstance(output, list | tuple) and output:
         output = output[0]
     return output if isinstance(output, Tensor) and output.ndim == 4 else None
+
+
+def are_probabilities(maps: Tensor) -> bool:
+    """Return True for what a softmax over the classes gives, (N, K, h, w), which is no logits."""
+    values = maps.detach().float()
+    return maps.shape[1] > 1 and bool(values.min() >= 0) and bool((values.sum(1) - 1).abs().max() < _OF_ONE)

@@ -13,9 +13,9 @@ from ddcat.error_text import first_line
 from ddcat_train.choices import SEGMENTER_GROUP
 from ddcat_train.errors import ConfigError
 from ddcat_train.memory import lacks_memory
-from ddcat_train.networks.whole.calls import Call, logits_of, observe
+from ddcat_train.networks.whole.calls import Call, are_probabilities, logits_of, observe
 
-__all__ = ["BY_A_PACKAGE", "OF_SIZES", "Chain", "Cut", "chain_of", "find_cut", "same_values"]
+__all__ = ["BY_A_PACKAGE", "OF_SIZES", "Chain", "Cut", "UncutError", "chain_of", "checked_logits", "find_cut", "same_values"]
 
 BY_A_PACKAGE = f"by an entry point of {SEGMENTER_GROUP}"
 OF_SIZES = (
@@ -24,6 +24,10 @@ OF_SIZES = (
 
 _TOLERANCE = 1e-4  # of the logits' standard deviation
 _MOST_NAMED = 3
+
+
+class UncutError(ConfigError):
+    """A model cannot be cut; methods without branches can train it as it is."""
 
 
 class Cut(NamedTuple):
@@ -93,16 +97,12 @@ def find_cut(model: nn.Module, images: Tensor, classes: int, wanted: str | None 
             raise
         shown = " x ".join(map(str, images.shape[2:]))
         raise ConfigError(f"{name} takes no images (N, 3, H, W) of {shown}: {first_line(cause)}; {OF_SIZES}") from cause
-    logits = logits_of(output)
-    if logits is None:
-        raise ConfigError(f"{name} gives {_form(output)}, expected logits (N, K, h, w): {_ADVICE}")
-    if logits.shape[1] != classes:
-        raise ConfigError(f"{name} gives logits of {logits.shape[1]} classes, expected {classes}: let it have as many classes")
+    logits = checked_logits(name, output, classes)
     size = (images.shape[-2], images.shape[-1])
     if wanted is None:
         found = next(_candidates(model, calls, logits, size), None)
         if found is None:
-            raise ConfigError(
+            raise UncutError(
                 f"no layer of {name} gives its logits, or more than a resize follows it: name one by model.cut, or {_ADVICE}"
             )
         return found
@@ -115,6 +115,20 @@ def find_cut(model: nn.Module, images: Tensor, classes: int, wanted: str | None 
             f"{_others(model, calls, logits, size)}"
         )
     return cut
+
+
+def checked_logits(name: str, output: Any, classes: int) -> Tensor:
+    """Return the logits (N, K, h, w) of what a model gives, or raise a ConfigError that says what it gives."""
+    logits = logits_of(output)
+    if logits is None:
+        raise ConfigError(f"{name} gives {_form(output)}, expected logits (N, K, h, w): {_ADVICE}")
+    if logits.shape[1] != classes and logits.shape[-1] == classes:
+        raise ConfigError(f"{name} gives logits (N, h, w, K), expected (N, K, h, w): let it return logits.permute(0, 3, 1, 2)")
+    if logits.shape[1] != classes:
+        raise ConfigError(f"{name} gives logits of {logits.shape[1]} classes, expected {classes}: let it have as many classes")
+    if are_probabilities(logits):
+        raise ConfigError(f"{name} gives probabilities, expected logits: leave its softmax out")
+    return logits
 
 
 _ADVICE = f"wrap it in a module that returns them, {BY_A_PACKAGE}"
@@ -173,6 +187,14 @@ def _proposals(model: nn.Module, once: Mapping[str, Call], classes: int) -> Iter
         yield _trailing(model, call, calls)
     for call in last:  # what ends in other operations than layers
         yield _trailing(model, call, calls)
+    for call in calls:  # a classifier of other channels, of which a layer without weights makes classes, such as PixelShuffle
+        if _gives(call, classes) and not _weights(model, call.path):
+            classifier, found = _leading(model, call, calls)
+            if found and classifier[0] in once:
+                hidden, _ = _leading(model, once[classifier[0]], calls)
+                rest = (*classifier, *_trailing(model, call, calls))
+                yield (*hidden, *rest)
+                yield rest
 
 
 def _gives(call: Call, classes: int) -> bool:
@@ -247,6 +269,7 @@ def same_values(one: Any, other: Any) -> bool:
         return True
     if not isinstance(one, Tensor) or not isinstance(other, Tensor) or one.shape != other.shape:
         return False
+    one, other = one.detach(), other.detach()
     return bool((one - other).abs().max() <= _TOLERANCE * max(float(other.std()), 1e-30))
 
 

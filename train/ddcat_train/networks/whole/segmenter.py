@@ -17,14 +17,18 @@ from ddcat_train.networks.eval_mode import eval_mode
 from ddcat_train.networks.normalise import Normalise
 from ddcat_train.networks.segmenter import Segmenter
 from ddcat_train.networks.whole.calls import logits_of
-from ddcat_train.networks.whole.cut import Cut, chain_of, find_cut, same_values
+from ddcat_train.networks.whole.cut import Cut, UncutError, chain_of, find_cut, same_values
 
 __all__ = [
     "Blueprint",
     "CutFeatures",
     "CutSegmenter",
     "Tap",
+    "check_gradient",
+    "check_same",
+    "enlarged",
     "forget",
+    "noise_of",
     "padded_planes",
     "padded_size",
     "replace",
@@ -165,10 +169,10 @@ class CutSegmenter(Segmenter):
         self.normalise = Normalise(blueprint.mean, blueprint.std)
         self.traced, self.largest = sample_size(blueprint, self.traced), blueprint.largest
         model = blueprint.build(classes)
-        noise = _noise(blueprint)
+        noise = noise_of(blueprint)
         self.cut: Cut = find_cut(model, noise, classes, blueprint.cut)
         with torch.no_grad(), eval_mode(model):
-            expected = logits_of(model(noise))
+            expected = logits_of(model(noise.clone()))
         parts: dict[Head, nn.Module] = {"main": chain_of(model, self.cut.paths)}
         for name in heads:
             if name == "deep":
@@ -185,14 +189,22 @@ class CutSegmenter(Segmenter):
 
     def _check_cut(self, planes: Tensor, expected: Tensor | None) -> None:
         """Refuse a cut behind which the model is another one: what is seen of layers is not all that a model computes."""
-        with torch.no_grad(), eval_mode(self):
+        leaf = planes.clone().requires_grad_()
+        logits, again = (self._whole(leaf * 1, expected) for _ in range(2))
+        check_same(logits, again)
+        if not same_values(logits, expected):
+            raise UncutError(f"the model is another one when it is cut at {self.cut}: name other layers by model.cut")
+        check_gradient(logits, leaf)
+
+    def _whole(self, planes: Tensor, expected: Tensor | None) -> Tensor:
+        """Return the logits of the cut model, of the size of what is expected."""
+        with torch.enable_grad(), eval_mode(self):
             given, options = self._shared_part(planes)
-            logits = self.heads["main"](*given, **options)
+            logits: Tensor = self.heads["main"](*given, **options)
             if expected is not None and logits.shape != expected.shape:
                 size = (expected.shape[-2], expected.shape[-1])
                 logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=self.cut.corners)
-        if not same_values(logits, expected):
-            raise ConfigError(f"the model is another one when it is cut at {self.cut}: name other layers by model.cut")
+        return logits
 
     def _shared_part(self, planes: Tensor) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         # An exception is the cheapest way out, but an exporter must see every module return; it drops what is not used.
@@ -224,10 +236,7 @@ class CutSegmenter(Segmenter):
 
     def enlarge(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Resize logits to the padded image, bilinear with the model's own corners, and cut the padding."""
-        if self.cut.resizes:
-            padded = padded_size(size, self._blueprint)
-            logits = F.interpolate(logits, size=padded, mode="bilinear", align_corners=self.cut.corners)
-        return logits if self._blueprint.multiple == 1 else logits[..., : size[0], : size[1]]
+        return enlarged(logits, size, self._blueprint, resizes=self.cut.resizes, corners=self.cut.corners)
 
     def shared(self) -> tuple[nn.Parameter, ...]:
         """Return the parameters of the model up to its last layers."""
@@ -257,6 +266,13 @@ def padded_size(size: tuple[int, int], blueprint: Blueprint) -> tuple[int, int]:
     return height, width
 
 
+def enlarged(logits: Tensor, size: tuple[int, int], blueprint: Blueprint, *, resizes: bool, corners: bool = False) -> Tensor:
+    """Resize logits (N, K, h, w) to the padded image, and cut the padding: (N, K, H, W)."""
+    if resizes:
+        logits = F.interpolate(logits, size=padded_size(size, blueprint), mode="bilinear", align_corners=corners)
+    return logits if blueprint.multiple == 1 else logits[..., : size[0], : size[1]]
+
+
 def sample_size(
     blueprint: Blueprint, sizes: tuple[tuple[int, int], tuple[int, int]]
 ) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -277,7 +293,40 @@ def forget(classes: int) -> nn.Module:
     raise ValueError(f"the model of {classes} classes is built")
 
 
-def _noise(blueprint: Blueprint) -> Tensor:
+def check_same(logits: Tensor, again: Tensor) -> None:
+    """Refuse a model that gives other logits the second time."""
+    if not same_values(logits, again):
+        raise ConfigError(
+            "the model gives other logits each time: leave out what is random in eval(), such as F.dropout without "
+            "training=self.training"
+        )
+
+
+def check_gradient(logits: Tensor, images: Tensor) -> None:
+    """Refuse a model that gives its images no gradient."""
+    if not _reaches(logits, images):
+        raise ConfigError(
+            "the model detaches its images, by torch.no_grad, detach or numpy, so no attack has a gradient: leave that out; "
+            "layers that must not learn have requires_grad False"
+        )
+
+
+def _reaches(logits: Tensor, images: Tensor) -> bool:
+    """Return True where the gradient of the logits reaches the images."""
+    pending: list[Any] = [logits.grad_fn]
+    seen: set[Any] = {None}
+    while pending:
+        step = pending.pop()
+        if step not in seen:
+            seen.add(step)
+            if getattr(step, "variable", None) is images:
+                return True
+            pending += [before for before, _ in step.next_functions]
+    return False
+
+
+def noise_of(blueprint: Blueprint) -> Tensor:
+    """Return images (1, 3, H, W) to try a model on."""
     size = sample_of(blueprint.multiple) if blueprint.largest is None else (blueprint.largest, blueprint.largest)
     return torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
 
