@@ -3,9 +3,10 @@ What works with models of other libraries, one row a model: trained, exported, g
 
     python bench/any_model/table.py --work any-model --out docs/results/any-model [MODEL ...]
 
-Each model of `models.py` is tiny and has random weights. It is cut, trained for two steps of DDC-AT and of PGD-AT on generated
-scenes of 64 x 64, exported in fp32 for any size, or else for one, and in int8, gated with the quick budget and served. A row
-that is in the work folder already is not made again: remove its file to do so. `--page` writes the page alone.
+Each model of `models.py` is tiny and has random weights. It is cut, trained for some steps of DDC-AT and of PGD-AT on generated
+scenes of 64 x 64, so that it predicts several classes, exported in fp32 for any size, or else for one, and in int8, gated with
+the quick budget and served. A row that is in the work folder already is not made again: remove its file to do so. `--page`
+writes the page alone.
 """
 
 import argparse
@@ -51,12 +52,14 @@ from examples.server_process import ask, served
 CLASSES = 6  # of the scenes
 SIDE = 64
 IMAGES = 12  # of the validation split
+TRAINED, BATCH, EPOCHS = 8, 4, 10
+STEPS = TRAINED // BATCH * EPOCHS
 LIBRARIES = ("torch", "transformers", "torchvision", "timm", "segmentation-models-pytorch", "onnx", "onnxruntime", "numpy")
 PAGE = """# Models of other libraries, end to end
 
 Each model has the architecture of its family, tiny, with random weights: this page shows what runs and what computes the
-same, and nothing about accuracy. Each is trained for two steps on generated scenes of {scenes}, exported, gated and served on
-a CPU:
+same, and nothing about accuracy. Each is trained for {steps} steps on generated scenes of {scenes}, exported, gated and served
+on a CPU:
 
 ```sh
 python bench/any_model/table.py --work any-model --out docs/results/any-model
@@ -68,8 +71,10 @@ python bench/any_model/table.py --work any-model --out docs/results/any-model
   of it.
 - **exports for**: any size from 33 x 33 on, with the proof by bytes, that by multiply-adds and the comparison on 7 shapes; or
   for the one size that is asked for, with the same proofs.
-- **labels**: of the {images} images of the validation split. Rounding may turn a label where two classes are equally likely,
-  which in untrained models is often.
+- **logits**: the largest difference between a logit of PyTorch and one of the engine, in standard deviations of all logits, on
+  the images of the comparison at export. A fault of a layer shows here even where a model has learnt one class alone.
+- **labels**: of the {images} images of the validation split, and how many classes PyTorch gives them. Rounding may turn a label
+  where two classes are equally likely, which in models so little trained is often.
 - **twin = engine**: the least share of equal labels on the gate's attacks. **gate, quick**: the verdict on the fp32 engine,
   and the findings that do not pass. These are quick gates (`ddcat gate --quick`), of clean images and one short attack: they
   show that the gate takes the model, and are no verdict on an engine. An untrained model keeps nothing under attack that
@@ -79,8 +84,8 @@ python bench/any_model/table.py --work any-model --out docs/results/any-model
 Versions: {versions}.
 """
 HEAD = [
-    "model", "library", "cut at", "cut = whole", "DDC-AT, PGD-AT", "exports for", "labels of fp32 = PyTorch's",
-    "of int8 = fp32's",    "twin = engine", "gate, quick", "served = engine's",
+    "model", "library", "cut at", "cut = whole", "DDC-AT, PGD-AT", "exports for", "logits of fp32 - PyTorch's",
+    "labels of fp32 = PyTorch's", "of int8 = fp32's", "twin = engine", "gate, quick", "served = engine's",
 ]  # fmt: skip
 
 
@@ -94,7 +99,7 @@ def main() -> None:
     arguments = parser.parse_args()
     scenes = arguments.work / "scenes"
     if not scenes.exists():
-        write_scenes(scenes, train=8, val=IMAGES, size=(SIDE, SIDE))
+        write_scenes(scenes, train=TRAINED, val=IMAGES, size=(SIDE, SIDE))
     for name in [] if arguments.page else arguments.models or MODELS:
         file = arguments.work / f"{_slug(name)}.json"
         if file.exists():
@@ -138,10 +143,10 @@ def make_row(model: TinyModel, scenes: Path, folder: Path) -> dict[str, Any]:
 
 
 def configuration(model: TinyModel, scenes: Path, method: str) -> Config:
-    """Return a run of two steps."""
+    """Return a short run."""
     values = [
-        f"data.root={scenes}", f"augment.crop={SIDE}", "train.epochs=1", "train.batch_size=4", f"model.whole={model.whole}",
-        f"model.settings={json.dumps(model.settings)}",
+        f"data.root={scenes}", f"augment.crop={SIDE}", f"train.epochs={EPOCHS}", f"train.batch_size={BATCH}",
+        "optim.name=adamw", "optim.lr=0.002", f"model.whole={model.whole}", f"model.settings={json.dumps(model.settings)}",
     ]  # fmt: skip
     return load_config(f"scenes-{method}", values)
 
@@ -214,7 +219,7 @@ def compare_labels(run: Path, bundle: Path, scenes: Path) -> dict[str, Any]:
     images, network = pictures(scenes), load_checkpoint(run).segmenter()
     with torch.no_grad():
         expected = np.concatenate([network(to_planes(image[None])).argmax(1).numpy() for image in images])
-    return _equal(labels_of(bundle, images), expected)
+    return {**_equal(labels_of(bundle, images), expected), "classes": len(np.unique(expected))}
 
 
 def compare_bundles(one: Path, other: Path, scenes: Path) -> dict[str, Any]:
@@ -268,7 +273,12 @@ def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
         f"\nWritten down in `bench/any_model/models.py`, and not run for this page: {'; '.join(absent)}.\n" if absent else ""
     )
     return PAGE.format(
-        table=table(HEAD, body, texts=3).rstrip(), versions=named, scenes=f"{SIDE} x {SIDE}", images=IMAGES, missing=missing
+        table=table(HEAD, body, texts=3).rstrip(),
+        versions=named,
+        scenes=f"{SIDE} x {SIDE}",
+        images=IMAGES,
+        missing=missing,
+        steps=STEPS,
     )
 
 
@@ -279,6 +289,7 @@ def cells(name: str, row: Mapping[str, Any]) -> list[str]:
     size = "any size" if any_size else f"{SIDE} x {SIDE}" if "pixels" in row.get("one_size", {}) else "not"
     trained = ", ".join("yes" if "losses" in row.get(method, {}) else "no" for method in ("ddcat", "pgd-at"))
     twin = judged.get("twin_agreement")
+    error = row.get("any_size" if any_size else "one_size", {}).get("logit_error")
     return [
         name,
         row["library"],
@@ -286,6 +297,7 @@ def cells(name: str, row: Mapping[str, Any]) -> list[str]:
         f"{cut['difference']:.0e}".replace("0e+00", "0") if "difference" in cut else "no",
         trained,
         size,
+        "no" if error is None else f"{error:.0e}",
         _share(row.get("labels")),
         _share(row.get("int8_labels")),
         "no" if twin is None else f"{100 * twin:.2f} %",
@@ -297,7 +309,9 @@ def cells(name: str, row: Mapping[str, Any]) -> list[str]:
 def _share(found: Mapping[str, Any] | None) -> str:
     if not found or "pixels" not in found:
         return "no"
-    return f"all of {found['pixels']}" if not found["differing"] else f"all but {found['differing']} of {found['pixels']}"
+    share = "all" if not found["differing"] else f"all but {found['differing']}"
+    classes = f", {found['classes']} classes" if "classes" in found else ""
+    return f"{share} of {found['pixels']}{classes}"
 
 
 def _verdict(judged: Mapping[str, Any]) -> str:

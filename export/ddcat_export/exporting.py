@@ -31,7 +31,7 @@ from ddcat_export.golden_images import golden_images
 from ddcat_export.graph_checks import OPSET
 from ddcat_export.layer_diff import Layer, compare_layers
 from ddcat_export.mixed_precision import REPORT, make_mixed
-from ddcat_export.modules import open_model
+from ddcat_export.modules import opened_model
 from ddcat_export.onnx_export import MINIMUM_SIZE, build_graph
 from ddcat_export.onnx_options import OnnxOptions
 from ddcat_export.opsets import check_opset, lowered
@@ -174,70 +174,72 @@ def export(
     if key is not None:
         check_key(key)
     progress("reading the model")
-    model = open_model(
+    with opened_model(
         source, OnnxOptions(classes, mean, std, scale, output, layout, reference), beside=out, sizes=sizes, data_root=data_root
-    )
-    _check_precision(source, model, precision, finetune, calibration_folder)
-    sizes, max_batch = model.sizes(sizes), model.max_batch(max_batch)
-    shapes = shapes_of_engine(engine, sizes, minimum=MINIMUM_SIZE, max_size=max_size, max_batch=max_batch)
-    segmenter = model.reference.segmenter()
-    data = _data(model.reference, segmenter, sizes, root=data_root, folder=calibration_folder)
-    calibrated = precision == "int8" and model.given is None
-    if calibrated or limited:  # a fault in the data is reported before the long work begins
-        progress("reading images")
-        data.train(calibration_images)
-        if max_drop is not None:
-            data.val(calibration_images)
-    progress("taking and attacking golden images")
-    golden = golden_images(segmenter, data, shapes)
-    progress("exporting the main branch")
-    content = model.graph(segmenter, sizes=sizes, logits=logits or rule is not None, confidence=confidence)
-    progress("exporting it once more, from other sizes and without the other heads")
-    proof = model.prove(segmenter, content, sizes=sizes, logits=logits or rule is not None, confidence=confidence)
-    content, heat = _tempered(content, temperature, data, segmenter, progress)
-    progress(f"comparing the graph with {model.author}")
-    compared, tried = model.compared(segmenter), model.shapes(sizes)
-    checked = partial(check_parity, segmenter=compared, shapes=tried, temperature=1.0 if heat is None else heat.value)
-    parity = checked(content) if model.given is None else None
-    made = _in_precision(
-        content, needed, model, data, segmenter, engine=engine, kind=calibration, images=calibration_images, max_drop=max_drop,
-        finetune=None if finetune is None else _finetune(model.reference, data, finetune, sizes, engine, progress),
-        progress=progress,
-    )  # fmt: skip
-    graphs = made.graphs
-    if needed == "fp16":  # no runtime of a CPU computes typed bf16: its engine is compared with PyTorch on the golden images
-        parity = checked(graphs[GRAPH], tolerance=FP16_TOLERANCE)
-    if opset < OPSET:
-        progress(f"converting the graph to opset {opset}")
-        graphs = {name: lowered(graph, opset) for name, graph in graphs.items()}
-        if needed in ("fp32", "fp16"):  # an int8 engine is compared with PyTorch on the golden images
-            tolerance = FP16_TOLERANCE if needed == "fp16" else LOGIT_TOLERANCE
-            parity = checked(graphs[GRAPH], tolerance=tolerance)
-    exported = ExportedModel(
-        graphs=graphs,
-        reports={} if made.report is None else {REPORT: made.report},
-        name=_name(model.stem),
-        source=model.entry(),
-        main_branch_only=proof,
-        data=data.source,
-        classes=_classes(model.reference),
-        preprocessing=model.preprocessing(segmenter).model_copy(update={"tiles": rule}),
-        shapes=shapes,
-        opset=opset,
-        quantisation=made.quantisation,
-        mixed=made.mixed,
-        temperature=heat,
-        abstention=None,
-        rebuilt_from=None,
-        golden=golden,
-        versions={},
-    )
-    bundle, replay = assemble(
-        out, exported, engine=engine, precision=precision, options=options, key=key, progress=progress,
-        abstain=None if risk is None else partial(choose_threshold, data, risk=risk, progress=progress),
-    )  # fmt: skip
-    assert replay is not None  # for the type checker: PyTorch has labelled all golden images
-    return Exported(bundle, parity, replay, made.layers, model.author)
+    ) as model:
+        _check_precision(source, model, precision, finetune, calibration_folder)
+        sizes, max_batch = model.sizes(sizes), model.max_batch(max_batch)
+        shapes = shapes_of_engine(engine, sizes, minimum=MINIMUM_SIZE, max_size=max_size, max_batch=max_batch)
+        segmenter = model.reference.segmenter()
+        data = _data(model.reference, segmenter, sizes, root=data_root, folder=calibration_folder)
+        calibrated = precision == "int8" and model.given is None
+        if calibrated or limited:  # a fault in the data is reported before the long work begins
+            progress("reading images")
+            data.train(calibration_images)
+            if max_drop is not None:
+                data.val(calibration_images)
+        progress("taking and attacking golden images")
+        golden = golden_images(segmenter, data, shapes)
+        progress("exporting the main branch")
+        content = model.graph(segmenter, sizes=sizes, logits=logits or rule is not None, confidence=confidence)
+        progress("exporting it once more, from other sizes and without the other heads")
+        proof = model.prove(segmenter, content, sizes=sizes, logits=logits or rule is not None, confidence=confidence)
+        content, heat = _tempered(content, temperature, data, segmenter, progress)
+        progress(f"comparing the graph with {model.author}")
+        compared, tried = model.compared(segmenter), model.shapes(sizes)
+        checked = partial(check_parity, segmenter=compared, shapes=tried, temperature=1.0 if heat is None else heat.value)
+        parity = checked(content) if model.given is None else None
+        made = _in_precision(
+            content, needed, model, data, segmenter, engine=engine, kind=calibration, images=calibration_images,
+            max_drop=max_drop, progress=progress,
+            finetune=None if finetune is None else _finetune(model.reference, data, finetune, sizes, engine, progress),
+        )  # fmt: skip
+        graphs = made.graphs
+        if (
+            needed == "fp16"
+        ):  # no runtime of a CPU computes typed bf16: its engine is compared with PyTorch on the golden images
+            parity = checked(graphs[GRAPH], tolerance=FP16_TOLERANCE)
+        if opset < OPSET:
+            progress(f"converting the graph to opset {opset}")
+            graphs = {name: lowered(graph, opset) for name, graph in graphs.items()}
+            if needed in ("fp32", "fp16"):  # an int8 engine is compared with PyTorch on the golden images
+                tolerance = FP16_TOLERANCE if needed == "fp16" else LOGIT_TOLERANCE
+                parity = checked(graphs[GRAPH], tolerance=tolerance)
+        exported = ExportedModel(
+            graphs=graphs,
+            reports={} if made.report is None else {REPORT: made.report},
+            name=_name(model.stem),
+            source=model.entry(),
+            main_branch_only=proof,
+            data=data.source,
+            classes=_classes(model.reference),
+            preprocessing=model.preprocessing(segmenter).model_copy(update={"tiles": rule}),
+            shapes=shapes,
+            opset=opset,
+            quantisation=made.quantisation,
+            mixed=made.mixed,
+            temperature=heat,
+            abstention=None,
+            rebuilt_from=None,
+            golden=golden,
+            versions={},
+        )
+        bundle, replay = assemble(
+            out, exported, engine=engine, precision=precision, options=options, key=key, progress=progress,
+            abstain=None if risk is None else partial(choose_threshold, data, risk=risk, progress=progress),
+        )  # fmt: skip
+        assert replay is not None  # for the type checker: PyTorch has labelled all golden images
+        return Exported(bundle, parity, replay, made.layers, model.author)
 
 
 class _Made(NamedTuple):

@@ -10,7 +10,7 @@ from ddcat_export.graph_checks import ANY_SIZE, PRODUCTS
 
 __all__ = ["multiply_adds"]
 
-_WEIGHT = 1024  # elements; a tensor that has more is no shape
+_WEIGHT = 1024  # elements; a tensor that has more is no shape, and none of numbers with a point in rows and columns is one
 
 
 def multiply_adds(content: bytes, size: tuple[int, int]) -> int:
@@ -57,8 +57,8 @@ def _computed(model: onnx.ModelProto, size: tuple[int, int]) -> onnx.GraphProto:
 
     for axis, value in enumerate((1, *size)):
         model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = value
-    weights = [tensor for tensor in model.graph.initializer if math.prod(tensor.dims) > _WEIGHT]
-    rest = [tensor for tensor in model.graph.initializer if math.prod(tensor.dims) <= _WEIGHT]
+    weights = [tensor for tensor in model.graph.initializer if _is_weight(tensor)]
+    rest = [tensor for tensor in model.graph.initializer if not _is_weight(tensor)]
     model.graph.input.extend(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in weights)
     del model.graph.initializer[:]
     model.graph.initializer.extend(rest)
@@ -66,3 +66,7 @@ def _computed(model: onnx.ModelProto, size: tuple[int, int]) -> onnx.GraphProto:
         output.type.tensor_type.ClearField("shape")
     computed = optimizer.optimize(model, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
     return onnx.shape_inference.infer_shapes(computed, data_prop=True).graph
+
+
+def _is_weight(tensor: onnx.TensorProto) -> bool:
+    return math.prod(tensor.dims) > _WEIGHT or (len(tensor.dims) > 1 and tensor.data_type == onnx.TensorProto.FLOAT)

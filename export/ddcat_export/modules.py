@@ -1,6 +1,7 @@
 """A network of the user's in Python, without a configuration: it becomes an ONNX file, of which a bundle is made."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -22,9 +23,10 @@ from ddcat_export.sources import OnnxSource, Source, open_onnx, open_source
 from ddcat_train.networks import Segmenter
 from ddcat_train.networks.eval_mode import eval_mode
 from ddcat_train.networks.normalise import Normalise
-from ddcat_train.networks.whole.calls import logits_of
+from ddcat_train.networks.whole.calls import are_probabilities, logits_of
+from ddcat_train.networks.whole.cut import same_values
 
-__all__ = ["ModuleSource", "open_model", "open_module"]
+__all__ = ["ModuleSource", "open_module", "opened_model"]
 
 # Sizes of the example that is traced: without a preference, then a multiple of all that networks ask for.
 _TRIED = ((71, 103), (128, 160), (256, 384))
@@ -40,6 +42,25 @@ class _Logits(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits = logits_of(self.network(images))
         assert logits is not None  # as it was tried
+        return logits
+
+
+class _Compared(nn.Module):
+    """A network in PyTorch, fed images in [0, 1]; what it raises becomes a line."""
+
+    def __init__(self, network: nn.Module, file: OnnxFile) -> None:
+        super().__init__()
+        self.network = nn.Sequential(Normalise(file.mean, file.std), _Logits(network))
+
+    def forward(self, images: Tensor) -> Tensor:
+        try:
+            logits: Tensor = self.network(images)
+        except Exception as cause:  # whatever its code raises
+            size = " x ".join(map(str, images.shape[2:]))
+            raise ExportError(
+                f"the network fails on images of {size}: {first_line(cause)}; use sizes=((height, width),), one or several, "
+                "for those that it takes"
+            ) from cause
         return logits
 
 
@@ -59,26 +80,36 @@ class ModuleSource(OnnxSource):
 
     def __init__(self, network: nn.Module, file: OnnxFile) -> None:
         super().__init__(file)
-        self._network = nn.Sequential(Normalise(file.mean, file.std), _Logits(network))
+        self._network = _Compared(network, file)
 
     def compared(self, segmenter: Segmenter) -> Segmenter:
         """Return the network itself, in PyTorch."""
         return GraphSegmenter(self._network, classes=segmenter.classes)
 
 
-def open_model(
+@contextmanager
+def opened_model(
     source: str | Path | nn.Module, options: OnnxOptions, *, beside: Path, sizes: Sizes | None, data_root: Path | None
-) -> Source:
+) -> Iterator[Source]:
     """
     Read a checkpoint or an ONNX file, or write a network in Python to a file beside a bundle: see `open_source`, `open_module`.
+
+    The file that was written is removed where no bundle is made.
 
     Raises
     ------
     DdcatError
     """
-    if isinstance(source, nn.Module):
-        return open_module(source, beside.with_name(f"{beside.name}.onnx"), options, sizes=sizes, data_root=data_root)
-    return open_source(Path(source), options, data_root=data_root)
+    if not isinstance(source, nn.Module):
+        yield open_source(Path(source), options, data_root=data_root)
+        return
+    path = beside.with_name(f"{beside.name}.onnx")
+    model = open_module(source, path, options, sizes=sizes, data_root=data_root)
+    try:
+        yield model
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def open_module(
@@ -111,6 +142,7 @@ def open_module(
     mean, std = options.mean or (0.0, 0.0, 0.0), options.std or (1.0, 1.0, 1.0)
     options = options._replace(mean=mean, std=std, classes=_classes(network, options.classes))
     check_can_create(path)
+    _check_kind(network)
     example, classes = _tried(network, sizes)
     if isinstance(options.classes, Classes) and len(options.classes) != classes:
         raise ExportError(
@@ -131,6 +163,15 @@ def _classes(network: nn.Module, given: str | Path | Classes | Sequence[str] | N
     return given if given is None or isinstance(given, str | Path | Classes) else Classes.with_voc_palette(given)
 
 
+def _check_kind(network: nn.Module) -> None:
+    name = type(network).__name__
+    if isinstance(network, torch.jit.ScriptModule):
+        raise ExportError(f"{name} is compiled by TorchScript, which cannot be exported: use the module that it was made of")
+    kinds = sorted({str(value.dtype) for value in network.parameters() if value.is_floating_point()} - {"torch.float32"})
+    if kinds:
+        raise ExportError(f"{name} has weights in {', '.join(kinds)}, expected torch.float32: call .float() on it")
+
+
 def _tried(network: nn.Module, sizes: Sizes | None) -> tuple[Tensor, int]:
     """Return images that it takes, and the number of its classes."""
     name, faults = type(network).__name__, list[str]()
@@ -138,7 +179,7 @@ def _tried(network: nn.Module, sizes: Sizes | None) -> tuple[Tensor, int]:
         images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
         try:
             with torch.no_grad(), eval_mode(network):
-                output = network(images)
+                output, again = (network(images.clone()) for _ in range(2))
         except Exception as cause:  # whatever its code raises
             faults.append(f"{size[0]} x {size[1]}: {first_line(cause)}")
             continue
@@ -146,6 +187,17 @@ def _tried(network: nn.Module, sizes: Sizes | None) -> tuple[Tensor, int]:
         if logits is None or len(logits) != 2:
             raise ExportError(
                 f"{name} gives a {type(output).__name__}, expected logits (N, K, h, w): wrap it in a module that returns them"
+            )
+        if logits.shape[1:3] == size:
+            raise ExportError(
+                f"{name} gives (N, H, W, K), expected logits (N, K, h, w): let it return logits.permute(0, 3, 1, 2)"
+            )
+        if are_probabilities(logits):
+            raise ExportError(f"{name} gives probabilities, expected logits: leave its softmax out")
+        if not same_values(logits, logits_of(again)):
+            raise ExportError(
+                f"{name} gives other logits each time: leave out what is random in eval(), such as F.dropout without "
+                "training=self.training"
             )
         return images, logits.shape[1]
     raise ExportError(

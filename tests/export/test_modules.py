@@ -1,5 +1,6 @@
 """A network in Python becomes a bundle without a configuration."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,15 @@ class Text(Network):
         return "a picture"
 
 
+class Returns(Network):
+    def __init__(self, change: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, images: Tensor) -> Any:
+        return self.change(super().forward(images)["out"])
+
+
 @pytest.mark.parametrize(
     ("network", "options", "message"),
     [
@@ -70,6 +80,20 @@ class Text(Network):
         (Network(), {}, "use --classes FILE with the names of its classes"),
         (ChannelsLast(), {"classes": NAMES}, r"takes no images \(N, 3, H, W\) of 71 x 103: .* permute in a module of yours"),
         (Text(), {"classes": NAMES}, r"Text gives a str, expected logits \(N, K, h, w\): wrap it in a module"),
+        (
+            Returns(lambda logits: logits.softmax(1)),
+            {"classes": NAMES},
+            "Returns gives probabilities, expected logits: leave its",
+        ),
+        (
+            Returns(lambda logits: nn.functional.interpolate(logits, (71, 103)).permute(0, 2, 3, 1)),
+            {"classes": NAMES},
+            r"Returns gives \(N, H, W, K\), expected logits \(N, K, h, w\): let it return logits\.permute\(0, 3, 1, 2\)",
+        ),
+        (Returns(nn.functional.dropout), {"classes": NAMES}, "Returns gives other logits each time"),
+        (Network().double(), {"classes": NAMES}, r"Network has weights in torch\.float64, .*: call \.float\(\) on it"),
+        (torch.jit.ScriptModule(), {"classes": NAMES}, "is compiled by TorchScript, which cannot be exported"),
+        (Even(), {"classes": NAMES}, r"the network fails on images of \d+ x \d+: expected multiples of 32; use sizes=\(\("),
         (Network(), {"classes": NAMES, "output": "out"}, "output is for ONNX files, and Network is a network in Python"),
     ],
 )

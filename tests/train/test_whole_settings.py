@@ -252,7 +252,9 @@ def test_a_model_that_cannot_be_cut_is_for_methods_without_branches(packaged: Ca
     network = build_whole(config, classes=CLASSES, heads=("main",), notes=notes)
     assert isinstance(network, UncutSegmenter)
     assert notes == ["mine: it is not cut; images are padded to multiples of 32"]
-    with pytest.raises(ConfigError, match=r"no layer of Doubled .*; a method without branches, such as pgd-at, trains it as it"):
+    with pytest.raises(
+        ConfigError, match=r"no layer of Doubled .*; a method without branches, such as pgd-at, trains it as it"
+    ):
         build_whole(config, classes=CLASSES, heads=("main", "auxiliary"))
     with pytest.raises(ConfigError, match=r"model\.cut head: these layers do not give the logits of Doubled"):
         build_whole(described(whole="mine", settings={}, cut="head"), classes=CLASSES, heads=("main",))

@@ -190,7 +190,9 @@ def _check_gradient(logits: Tensor, leaf: Tensor) -> None:
     if logits.requires_grad:
         (gradient,) = torch.autograd.grad((logits * weights).sum(), leaf, allow_unused=True)
     if gradient is None:
-        raise AttackError(f"the model detaches its images, by torch.no_grad, detach or numpy, so there is no gradient: {advice}")
+        raise AttackError(
+            f"the model detaches its images, by torch.no_grad, detach or numpy, so there is no gradient: {advice}"
+        )
     if not gradient.any():
         raise AttackError(f"the gradient of the model is 0 at all pixels, as where it rounds its images: {advice}")
 

@@ -72,7 +72,7 @@ def observe(model: nn.Module, images: Tensor) -> tuple[list[Call], Any]:
 
     handles = []
     for path, module in model.named_modules():
-        if path and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+        if path:
             handles += [module.register_forward_pre_hook(before(path)), module.register_forward_hook(after)]
     try:
         with torch.no_grad(), eval_mode(model):

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -126,6 +127,8 @@ def checked_logits(name: str, output: Any, classes: int) -> Tensor:
         raise ConfigError(f"{name} gives logits (N, h, w, K), expected (N, K, h, w): let it return logits.permute(0, 3, 1, 2)")
     if logits.shape[1] != classes:
         raise ConfigError(f"{name} gives logits of {logits.shape[1]} classes, expected {classes}: let it have as many classes")
+    if logits.dtype != torch.float32:
+        raise ConfigError(f"{name} gives logits in {logits.dtype}, expected torch.float32: call .float() on it")
     if are_probabilities(logits):
         raise ConfigError(f"{name} gives probabilities, expected logits: leave its softmax out")
     return logits

@@ -134,4 +134,9 @@ def _entry(name: str) -> Callable[..., Any]:
 def _checked(model: Any, name: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"the segmenter {name}: expected a torch.nn.Module, got a {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConfigError(
+            f"the segmenter {name} is compiled by TorchScript, which can be neither cut nor exported: use the module that it "
+            "was made of"
+        )
     return model
