@@ -292,16 +292,30 @@ def test_channels_that_come_last_are_said(packaged: Callable[..., None]) -> None
     assert "\n" not in str(caught.value)
 
 
+def dinov2(**settings: Any) -> dict[str, Any]:
+    return {
+        "model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "patch_size": 14,
+        "out_features": ["stage1", "stage2", "stage3", "stage4"], **settings,
+    }  # fmt: skip
+
+
 def test_images_are_padded_to_patches_of_the_backbone_inside() -> None:
     pytest.importorskip("transformers", reason='transformers is not installed: pip install ".[hf]"')
-    backbone = {
-        "model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 56,
-        "patch_size": 14, "out_features": ["stage1", "stage2", "stage3", "stage4"],
-    }  # fmt: skip
     settings = {
         "model_type": "upernet", "hidden_size": 8, "auxiliary_in_channels": 16, "auxiliary_channels": 8,
-        "backbone_config": backbone,
+        "backbone_config": dinov2(image_size=56),
     }  # fmt: skip
     network = build_whole(described(whole="hf", settings=settings), classes=CLASSES, heads=("main",))
     assert isinstance(network, CutSegmenter)
     assert network.prepared(torch.rand(1, 3, 57, 90)).shape == (1, 3, 70, 98)
+
+
+@pytest.mark.parametrize(("stated", "side"), [(56, 56), (60, 70)])
+def test_the_size_of_the_backbone_inside_in_whole_patches(stated: int, side: int) -> None:
+    pytest.importorskip("transformers", reason='transformers is not installed: pip install ".[hf]"')
+    settings = {  # DPT's own size of images, 384, says nothing where it has a backbone; other sizes than squares it refuses
+        "model_type": "dpt", "hidden_size": 16, "num_attention_heads": 2, "is_hybrid": False, "neck_hidden_sizes": [8, 8, 8, 8],
+        "fusion_hidden_size": 8, "backbone_config": dinov2(image_size=stated, reshape_hidden_states=False),
+    }  # fmt: skip
+    network = build_whole(described(whole="hf", settings=settings), classes=CLASSES, heads=("main",))
+    assert network.largest == side

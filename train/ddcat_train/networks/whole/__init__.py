@@ -115,10 +115,11 @@ def _sizes(model: ModelConfig, family: Family, network: nn.Module) -> tuple[int,
 
 def _multiples(model: ModelConfig, family: Family, network: nn.Module) -> Sequence[int]:
     """Return multiples that the sides of images of any size may have to be of."""
-    if isinstance(family.multiple, int):
-        return (_of_patches(model, family.multiple),)
-    if family.multiple is not None:
-        return ()
+    patch = _patch(model)
+    if isinstance(family.multiple, int):  # what is over beside whole patches would be left out
+        return (patch if patch is not None and family.multiple % patch else family.multiple,)
+    if family.multiple is not None:  # a backbone inside may take other sizes than the one that is stated
+        return () if patch is None else (patch,)
     stride = getattr(getattr(network, "encoder", None), "output_stride", None)  # as smp's check of sizes asks
     return (stride,) if isinstance(stride, int) else _MULTIPLES
 
@@ -129,10 +130,10 @@ def _asked(network: nn.Module) -> list[str]:
     return [given.name for given in others if given.default is given.empty and given.kind not in _ANY_NUMBER]
 
 
-def _of_patches(model: ModelConfig, multiple: int) -> int:
-    """Return the patch of a backbone inside that does not divide a family's multiple: what is over would be left out."""
+def _patch(model: ModelConfig) -> int | None:
+    """Return the pixels a side of a patch of the backbone inside, if there is one that has patches."""
     patch: Any = ((model.settings or {}).get("backbone_config") or {}).get("patch_size")
-    return patch if isinstance(patch, int) and multiple % patch else multiple
+    return patch if isinstance(patch, int) else None
 
 
 def _stated_sides(model: ModelConfig, network: nn.Module, setting: str | None) -> Iterator[int]:
@@ -141,13 +142,14 @@ def _stated_sides(model: ModelConfig, network: nn.Module, setting: str | None) -
     stated: Any = getattr(network, "config", None) or {}
     settings = model.settings or {}
     stated = stated if isinstance(stated, dict) else vars(stated)
-    places = [settings, settings.get("backbone_config") or {}, stated, *map(vars, network.modules())]
+    places = [settings.get("backbone_config") or {}, settings, stated, *map(vars, network.modules())]
+    patch = _patch(model) or 1
     for place in places:
         for name in names:
             side = place.get(name)
             side = side[0] if isinstance(side, list | tuple) and len(set(side)) == 1 else side
             if isinstance(side, int):
-                yield side
+                yield (side + patch - 1) // patch * patch
 
 
 def _fault(network: nn.Module, size: tuple[int, int]) -> str | None:
