@@ -42,6 +42,18 @@ def test_they_are_counted_by_shape(nodes: list[tuple[str, str, tuple[int, ...], 
     assert multiply_adds(graph(nodes), (10, 14)) == expected
 
 
+def test_a_product_of_small_weights_counts() -> None:
+    model = onnx.load_model_from_string(graph([("MatMul", "right", (14, 5), {})]))
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in (("a", (10, 6)), ("b", (6, 5)))
+    )
+    product = helper.make_node("MatMul", ["a", "b"], ["c"], name="product")
+    total = helper.make_node("Add", ["x1", "c"], ["sum"])
+    model.graph.node.extend([product, total])
+    model.graph.output[0].name = "sum"
+    assert multiply_adds(model.SerializeToString(), (10, 14)) == 3 * 10 * 5 * 14 + 10 * 5 * 6
+
+
 def test_a_shape_that_is_not_known_is_refused() -> None:
     model = onnx.load_model_from_string(graph([("MatMul", "left", (6, 4), {})]))
     cast, product = model.graph.node[0], model.graph.node[2]

@@ -194,9 +194,9 @@ def _proposals(model: nn.Module, once: Mapping[str, Call], classes: int) -> Iter
         if _gives(call, classes) and not _weights(model, call.path):
             classifier, found = _leading(model, call, calls)
             if found and classifier[0] in once:
-                hidden, _ = _leading(model, once[classifier[0]], calls)
+                before, _ = _leading(model, once[classifier[0]], calls)
                 rest = (*classifier, *_trailing(model, call, calls))
-                yield (*hidden, *rest)
+                yield (*before, *rest)
                 yield rest
 
 
