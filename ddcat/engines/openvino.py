@@ -31,6 +31,7 @@ _PRECISIONS: dict[str, Precision] = {"f32": "fp32", "bf16": "bf16", "f16": "fp16
 # image has a size of its own. After 300 sizes of a small ConvNeXt (ResNet-10) these are 34 (24) MiB, 64 would be 69 (51), and
 # 5000 over 1100 (1500). One size alone needs none; where two alternate, each takes 2.5 (1.4) times as long, 2.3 (1.1) with 64.
 _KEPT_LAYERS = 32
+_PRODUCTS = ("FullyConnected", "MatMul")  # layers of OpenVINO that compute as convolutions do
 _DTYPES: dict[str, Literal["uint8", "float32"]] = {"u8": "uint8", "f32": "float32"}
 _CAPABILITIES: dict[Precision, str] = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
 
@@ -174,16 +175,27 @@ def cache_folder(content: bytes) -> Path | None:
 
 
 def _precision(compiled: Any, *, typed: bool) -> str:
-    """Return the precision in effect, which is that of most convolutions: the requested one is only a hint."""
-    kinds: Counter[str] = Counter()
+    """
+    Return the precision in effect: the requested one is only a hint.
+
+    It is that of most convolutions. A graph with types of its own may keep most of its nodes in fp32: there a single kernel in
+    bf16 shows that the types are kept to.
+    """
+    kernels: Counter[str] = Counter()
+    convolutions: Counter[str] = Counter()
     for node in compiled.get_runtime_model().get_ordered_ops():
         about = node.get_rt_info()
-        if "Convolution" in str(about["layerType"].astype(str)):
-            kinds[str(about["runtimePrecision"].astype(str))] += 1
-    kernels = kinds.most_common(1)[0][0] if kinds else "nothing"
-    floats = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    precision = _PRECISIONS.get(kernels, kernels)
-    return precision if typed or precision == "int8" else _PRECISIONS.get(floats, floats)
+        kind = str(about["layerType"].astype(str))
+        precision = str(about["runtimePrecision"].astype(str))
+        precision = _PRECISIONS.get(precision, precision)
+        convolutions[precision] += "Convolution" in kind
+        kernels[precision] += kind in _PRODUCTS or "Convolution" in kind
+    if typed:
+        return "bf16" if kernels["bf16"] else "fp32"
+    if convolutions["int8"] and convolutions.most_common(1)[0][0] == "int8":
+        return "int8"
+    floats = str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
+    return _PRECISIONS.get(floats, floats)
 
 
 def _entry(port: Any) -> TensorEntry:

@@ -105,6 +105,14 @@ def logits_of(graph: bytes, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.flo
     return logits
 
 
+@pytest.mark.parametrize("kept", [[], ["first", "second"], ["first", "second", "third"]])
+def test_openvino_opens_a_graph_in_bf16_however_many_nodes_are_in_fp32(kept: list[str]) -> None:
+    graph, images = gained(1.0, 1.0, 1.0, 1.0), sample_images((2, *SIZE), 0)
+    with OpenVinoGraph(cast_graph(graph, "bf16", fp32=kept), precision="bf16") as opened:
+        equal = (opened.run(images).labels == labels_of(graph, images)).mean()
+    assert equal > 0.9
+
+
 def test_an_activation_beyond_fp16_keeps_its_nodes_in_fp32() -> None:
     graph, images = gained(400.0, 400.0, 1 / 400, 1 / 400), sample_images((2, *SIZE), 0)
     expected = labels_of(graph, images)
