@@ -10,7 +10,7 @@ from scipy.special import softmax
 
 import ddcat
 from ddcat import cli
-from ddcat.bundle import open_bundle
+from ddcat.bundle import Bundle, open_bundle
 from ddcat.confidence import Temperature
 from ddcat.engines import open_engine
 from ddcat.errors import DdcatError
@@ -44,21 +44,8 @@ def test_both_are_in_the_manifest_and_in_what_the_engine_says(run: Path, scenes:
     np.testing.assert_allclose(outputs.confidence, softmax(logits / temperature.value, 1).max(1), atol=1e-3)
     assert (outputs.labels == logits.argmax(1)).mean() > 0.999
 
-    rule, losses, unanswered, labelled = made.bundle.manifest.abstention, [], 0, 0
-    assert rule is not None
-    assert (rule.kind, rule.units, rule.images, rule.risk) == ("images", 6, 6, 0.5)
-    dataset = open_dataset("scenes", scenes, "val")
-    with ddcat.open_bundle(made.bundle.path, threads=1) as engine:
-        for place, pair in enumerate(dataset.pairs):
-            truth, mask = dataset.read(place).labels, engine.predict(pair.image, abstain=True)
-            whole = engine.predict(pair.image)
-            np.testing.assert_array_equal(mask[mask != 255], whole[mask != 255])
-            known = truth != 255
-            losses.append(((mask != truth) & (mask != 255) & known).sum() / known.sum())
-            unanswered, labelled = unanswered + (mask == 255)[known].sum(), labelled + known.sum()
-    assert rule.found == pytest.approx(np.mean(losses), abs=1e-9)
-    assert rule.abstained == pytest.approx(unanswered / labelled, abs=1e-9)
-    assert (6 * rule.found + 1) / 7 <= 0.5
+    rule = made.bundle.manifest.abstention
+    check_rule(made.bundle, scenes)
 
     same = rebuild(made.bundle.path, tmp_path / "same", engine="ort", max_batch=2).bundle
     assert (same.manifest.temperature, same.manifest.abstention) == (temperature, rule)
@@ -75,6 +62,35 @@ def test_both_are_in_the_manifest_and_in_what_the_engine_says(run: Path, scenes:
         engine.predict(images[0], abstain=True)
     with open_engine(again, threads=1) as engine:
         np.testing.assert_allclose(engine.infer(images).confidence, outputs.confidence, atol=1e-3)
+
+
+def check_rule(bundle: Bundle, scenes: Path) -> None:
+    """The rule says of the validation split what `predict` does there."""
+    rule, losses, unanswered, labelled = bundle.manifest.abstention, [], 0, 0
+    assert rule is not None
+    assert (rule.kind, rule.units, rule.images, rule.risk) == ("images", 6, 6, 0.5)
+    dataset = open_dataset("scenes", scenes, "val")
+    with ddcat.open_bundle(bundle.path, threads=1) as engine:
+        for place, pair in enumerate(dataset.pairs):
+            truth, mask = dataset.read(place).labels, engine.predict(pair.image, abstain=True)
+            whole = engine.predict(pair.image)
+            np.testing.assert_array_equal(mask[mask != 255], whole[mask != 255])
+            known = truth != 255
+            losses.append(((mask != truth) & (mask != 255) & known).sum() / known.sum())
+            unanswered, labelled = unanswered + (mask == 255)[known].sum(), labelled + known.sum()
+    assert rule.found == pytest.approx(np.mean(losses), abs=1e-9)
+    assert rule.abstained == pytest.approx(unanswered / labelled, abs=1e-9)
+    assert (6 * rule.found + 1) / 7 <= 0.5
+
+
+@pytest.mark.slow
+def test_a_threshold_is_of_images_that_are_cut_where_the_bundle_cuts_them(
+    run: Path, scenes: Path, tmp_path: Path, quick: None
+) -> None:
+    made = export(run, tmp_path / "out", confidence=True, temperature=1.5, risk=0.5, tiles=64, data_root=scenes).bundle
+    with ddcat.open_bundle(made.path, threads=1) as engine:
+        assert engine.cuts(96, 77)  # as the run resizes the split
+    check_rule(made, scenes)
 
 
 @pytest.mark.parametrize(
