@@ -1,3 +1,4 @@
+import gc
 import signal
 
 import pytest
@@ -9,10 +10,12 @@ from xdist.workermanage import WorkerController
 # that tests interrupt would. A signal that is handled here is back to its default in them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+gc.disable()  # until all is imported
 
-TOGETHER = ("tests/export/", "tests/bench/gate/test_gate")  # what they share takes long to make
+
+TOGETHER = ("tests/export/", "tests/bench/gate/")  # what they share takes long to make
 FIRST = (
-    "tests/export/", "tests/train/test_distributed.py", "tests/bench/gate/test_gate", "tests/integration/test_line.py",
+    "tests/export/", "tests/train/test_distributed.py", "tests/bench/gate/", "tests/integration/test_line.py",
     "tests/train/test_distributed_runs.py", "tests/bench/test_work_units.py", "tests/train/test_methods.py",
 )  # fmt: skip
 
@@ -32,3 +35,9 @@ class Scheduling(LoadFileScheduling):
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
     return Scheduling(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """Leave out of every later collection of garbage what was imported: it is a million objects, and they stay."""
+    gc.freeze()
+    gc.enable()

@@ -181,7 +181,10 @@ def export(
         sizes, max_batch = model.sizes(sizes), model.max_batch(max_batch)
         shapes = shapes_of_engine(engine, sizes, minimum=MINIMUM_SIZE, max_size=max_size, max_batch=max_batch)
         segmenter = model.reference.segmenter()
-        data = _data(model.reference, segmenter, sizes, root=data_root, folder=calibration_folder)
+        data = _data(
+            model.reference, segmenter, sizes, root=data_root, folder=calibration_folder,
+            labelled=temperature == "fit" or risk is not None,
+        )  # fmt: skip
         calibrated = precision == "int8" and model.given is None
         if calibrated or limited:  # a fault in the data is reported before the long work begins
             progress("reading images")
@@ -205,9 +208,7 @@ def export(
             finetune=None if finetune is None else _finetune(model.reference, data, finetune, sizes, engine, progress),
         )  # fmt: skip
         graphs = made.graphs
-        if (
-            needed == "fp16"
-        ):  # no runtime of a CPU computes typed bf16: its engine is compared with PyTorch on the golden images
+        if needed == "fp16":  # no runtime of a CPU computes typed bf16: its engine is compared on the golden images
             parity = checked(graphs[GRAPH], tolerance=FP16_TOLERANCE)
         if opset < OPSET:
             progress(f"converting the graph to opset {opset}")
@@ -319,11 +320,16 @@ def diff_layers(
 
 
 def _data(
-    reference: Reference, segmenter: Segmenter, sizes: Sizes | None, *, root: Path | None, folder: str | Path | None
-) -> ExportData:
+    reference: Reference, segmenter: Segmenter, sizes: Sizes | None, *, root: Path | None, folder: str | Path | None,
+    labelled: bool,
+) -> ExportData:  # fmt: skip
     if folder is None:
-        return ExportData(reference, root=root, size=_only(sizes))
-    return PictureFolder(reference, folder=Path(folder), segmenter=segmenter, size=_only(sizes))
+        data = ExportData(reference, root=root, size=_only(sizes))
+    else:
+        data = PictureFolder(reference, folder=Path(folder), segmenter=segmenter, size=_only(sizes))
+    if labelled:
+        data.val_dataset()  # where it is missing, that is said before the long work begins
+    return data
 
 
 def _tempered(

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from ddcat_train.data.synthetic.generate import write_scenes
 from docs import make_reference
@@ -185,6 +184,8 @@ def smaller_segformer(text: str) -> str:
 
 def save_segformer(folder: Path) -> None:
     """A folder as it is downloaded: of other classes than ours, tiny, and with random weights."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation  # noqa: PLC0415 -- takes seconds
+
     settings = {
         "hidden_sizes": [8, 16, 32, 64], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 4, 8], "decoder_hidden_size": 32,
     }  # fmt: skip

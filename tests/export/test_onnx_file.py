@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from torch import nn
 
+from ddcat.choices import Precision
 from ddcat.engines.onnxruntime import run_once
 from ddcat.hashing import sha256_of_file
 from ddcat.manifest import Sizes
@@ -69,8 +70,16 @@ def check(file: OnnxFile, model: nn.Module, sizes: Sizes | None = None) -> bytes
     return content
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("full", [False, True], ids=["low", "full"])
+@pytest.mark.parametrize(
+    ("form", "full"),
+    [
+        # of torch.export's forms, which take seconds, each and both networks
+        pytest.param(form, full, marks=pytest.mark.slow if "dynamo" in form and full != ("22" in form) else ())
+        for form in FORMS
+        for full in (False, True)
+    ],
+    ids=lambda value: value if isinstance(value, str) else "full" if value else "low",
+)
 def test_the_graph_of_a_bundle_computes_what_pytorch_computes(tmp_path: Path, form: str, full: bool) -> None:
     model = network(full=full)
     file = read(written(tmp_path / "model.onnx", model, **FORMS[form]))
@@ -81,15 +90,16 @@ def test_the_graph_of_a_bundle_computes_what_pytorch_computes(tmp_path: Path, fo
     assert not any(node.op_type == "BatchNormalization" for node in graph.graph.node)
 
 
-@pytest.mark.parametrize(("precision", "least"), [("fp16", 0.99), ("bf16", 0.95)])
 @pytest.mark.parametrize("form", ["torchscript, opset 11", "dynamo, opset 22"])
-def test_it_is_cast_as_any_other_graph(model: Network, tmp_path: Path, precision: Any, least: float, form: str) -> None:
+def test_it_is_cast_as_any_other_graph(model: Network, tmp_path: Path, form: str) -> None:
     file = read(written(tmp_path / "model.onnx", model, **FORMS[form]))
-    content = cast_graph(contract_graph(file, sizes=None, logits=True, confidence=False), precision)
+    graph = contract_graph(file, sizes=None, logits=True, confidence=False)
     images = sample_images((1, *SIZE), 2)
-    with torch.no_grad():
-        labels = Twin(content)(to_planes(images)).argmax(1)
-    assert float((labels == right(model, images)[1]).float().mean()) > least
+    precisions: dict[Precision, float] = {"fp16": 0.99, "bf16": 0.95}
+    for precision, least in precisions.items():
+        with torch.no_grad():
+            labels = Twin(cast_graph(graph, precision))(to_planes(images)).argmax(1)
+        assert float((labels == right(model, images)[1]).float().mean()) > least
 
 
 def test_the_same_file_gives_the_same_bytes(usual: Path) -> None:

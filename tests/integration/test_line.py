@@ -18,11 +18,14 @@ ROOT = Path(__file__).parents[2]
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run, and its bundle."""
     folder = tmp_path_factory.mktemp("line")
-    write_scenes(folder / "scenes", train=8, val=4, size=(56, 48))
-    overrides = ["augment.crop=33", "model.width=4", "train.epochs=2", "train.batch_size=4"]
+    write_scenes(folder / "scenes", train=4, val=2, size=(40, 36))
+    overrides = [
+        "augment.crop=33", "model.width=4", "model.context=aspp", "train.epochs=4", "train.batch_size=4",
+        "train.evaluate_every=4",
+    ]  # fmt: skip
     options = [part for override in overrides for part in ("--set", override)]
     done("ddcat", "train", "scenes-ddcat", "--data-root", folder / "scenes", *options, "--out", folder / "run")
-    done("ddcat", "export", folder / "run", "--engine", "ort", "--size", "56x48", "--out", folder / "bundle")
+    done("ddcat", "export", folder / "run", "--engine", "ort", "--size", "40x36", "--out", folder / "bundle")
     return folder
 
 
@@ -56,7 +59,7 @@ def test_scores_over_http_are_those_of_the_engine(made: Path) -> None:
         [sys.executable, ROOT / "examples/score_over_http.py", made / "bundle", "--out", made / "http.json"], check=True
     )
     result = json.loads((made / "http.json").read_text())
-    assert result["images"] == 12  # four images, clean and after 3 and 7 steps
+    assert result["images"] == 6  # two images, clean and after 3 and 7 steps
     assert result["differing_pixels"] == 0
     assert all(pair["http"] == pair["engine"] for pair in result["miou"].values())
     assert result["bundle"] == open_bundle(made / "bundle").digest

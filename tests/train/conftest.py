@@ -5,7 +5,7 @@ import pytest
 
 from ddcat_train.config import Config, load_config
 from ddcat_train.data.synthetic.generate import write_scenes
-from ddcat_train.run import summary
+from ddcat_train.run import image_grid, summary
 from ddcat_train.run.loop import train
 from ddcat_train.run.plots import draw_curves
 from tests.train.ranks import Together, call_together
@@ -53,6 +53,12 @@ def curves_that_nobody_looks_at(monkeypatch: pytest.MonkeyPatch) -> None:
         return {name: b"" for name, key in names.items() if key in known}
 
     monkeypatch.setattr(summary, "draw_curves", named)
+
+
+@pytest.fixture(autouse=True)
+def panels_that_nobody_looks_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To enlarge, write and log them takes a fifth of these runs."""
+    monkeypatch.setattr(image_grid, "_LONGEST", 48)
 
 
 @pytest.fixture(scope="session")

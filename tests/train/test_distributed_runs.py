@@ -102,8 +102,9 @@ def assert_none_left(run: Path) -> None:
     raise AssertionError(processes_of(run))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the ranks in /proc")
-@pytest.mark.parametrize("rank", ["0", pytest.param("1", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_killed_rank_ends_the_run_which_resumes_to_the_same_bits(
     rank: str, started: Command, tmp_path: Path, together: Together, request: pytest.FixtureRequest
 ) -> None:
@@ -297,10 +298,11 @@ def test_the_cause_is_told_and_not_what_followed(tmp_path: Path) -> None:
     refused, killed, crashed = failure(2, 3, tmp_path, "no such image"), failure(-9, 4, tmp_path), failure(1, 5, tmp_path)
     order = sorted([crashed, ended, killed, lost, refused], key=launching._order)
     assert order == [refused, killed, crashed, lost, ended]
-    explained = [launching._explain(3, cause, lambda: "its start", "again") for cause in (refused, crashed, lost)]
+    explained = [launching._explain(3, cause, lambda: "its start", "again") for cause in (refused, killed, crashed, lost)]
     go_on = "the others were stopped. Continue from its start with: again"
     assert explained == [
         "no such image",
+        f"rank 3 was killed by SIGKILL (by hand, or for want of memory); {go_on}",
         f"rank 3 ended with exit status 1, what it raised is above; {go_on}",
         f"rank 3 gave up: lost; {go_on}",
     ]

@@ -29,6 +29,11 @@ def config_of(method: str, tiny_run: list[str]) -> Config:
     return load_config(f"scenes-{method}", [*tiny_run, "train.epochs=1"])
 
 
+@pytest.fixture(autouse=True)
+def panels_that_nobody_looks_at() -> None:
+    """Here they are looked at, in their size."""
+
+
 @pytest.fixture
 def scenes(tiny_scenes: Path) -> Dataset:
     return open_dataset("scenes", tiny_scenes, "val")

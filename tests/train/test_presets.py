@@ -182,7 +182,18 @@ def reduced(preset: str, roots: dict[str, Path], *others: str) -> Config:
     )
 
 
-@pytest.mark.parametrize("preset", presets())
+# Every data set, network and method; what only joins them in another way is slow.
+QUICK = ("voc-", "camvid-", "cityscapes-pspnet50-ddcat", "cityscapes-deeplabv3_50-undefended")
+JOINED = tuple(f"camvid-{network}-{method}" for network in OTHER_NETWORKS for method in ("sat", "pgd-at"))
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [
+        preset if preset.startswith(QUICK) and not preset.startswith(JOINED) else pytest.param(preset, marks=pytest.mark.slow)
+        for preset in presets()
+    ],
+)
 def test_every_preset_is_loaded_built_and_stepped(preset: str, roots: dict[str, Path]) -> None:
     trainer = Trainer(reduced(preset, roots), device="cpu")
     before = {name: value.clone() for name, value in trainer._network.named_parameters()}

@@ -4,9 +4,13 @@ import pytest
 
 from ddcat.bundle import Bundle
 from ddcat.manifest import MainBranchProof
+from ddcat_bench.gate.job import GateJob
+from ddcat_bench.gate.measurements import Measurements
 from ddcat_bench.timing.results import SpeedResult
 from ddcat_export import exporting, sources
+from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
+from tests.bench.gate_measurements import attacked_by
 from tests.bench.gates import speed_of
 
 
@@ -25,3 +29,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, run_directory: Path, scenes
 @pytest.fixture(scope="session")
 def speed() -> SpeedResult:
     return speed_of("bundle", 0.5)
+
+
+@pytest.fixture(scope="session")
+def good(
+    bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[GateJob, Measurements]:
+    """What a gate measures of an engine that is its model; no test changes it."""
+    return attacked_by(bundle, checkpoint, scenes, tmp_path_factory.mktemp("good") / "work")

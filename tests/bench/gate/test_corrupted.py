@@ -18,7 +18,7 @@ from ddcat_bench.gate.pool import CODEC, CORRUPTED_SEVERITY, corrupted_runs
 from ddcat_bench.gate.verdict import conclude
 from ddcat_bench.gate.words import untested
 from ddcat_bench.timing.results import SpeedResult
-from tests.bench.gate.test_gate import LIMITS, good, many  # noqa: F401 -- a fixture
+from tests.bench.gate_measurements import LIMITS, many
 
 U8 = npt.NDArray[np.uint8]
 
@@ -57,7 +57,7 @@ class Wrong:
     [(is_dark, "mIoU, codec", "underexposed"), (is_from_jpeg, "mIoU, codec", "jpeg")],
 )
 def test_an_engine_that_fails_in_the_dark_or_after_jpeg_is_refused(
-    good: tuple[GateJob, Measurements],  # noqa: F811
+    good: tuple[GateJob, Measurements],
     speed: SpeedResult,
     tmp_path: Path,
     when: Callable[[U8, list[U8]], bool],
@@ -85,7 +85,7 @@ def test_an_engine_that_fails_in_the_dark_or_after_jpeg_is_refused(
     assert dict(untested(reported))["corruptions"].startswith("-")
 
 
-def test_the_worst_five_of_the_reference_are_tried_on_the_engine(good: tuple[GateJob, Measurements]) -> None:  # noqa: F811
+def test_the_worst_five_of_the_reference_are_tried_on_the_engine(good: tuple[GateJob, Measurements]) -> None:
     _, measured = good
     assert len(measured.pilot.corruptions) == 5
     tried = [(result.source, result.label) for result in measured.pool if result.source in ("corrupted", "codec")]

@@ -15,7 +15,6 @@ from ddcat.engines import Outputs, open_engine
 from ddcat_bench.errors import BenchError
 from ddcat_bench.gate.budget import Budget
 from ddcat_bench.gate.checks import needs_quiet
-from ddcat_bench.gate.disagreement import Disagreement
 from ddcat_bench.gate.job import GateJob
 from ddcat_bench.gate.measurements import Measurements, Pilot, attack_pool
 from ddcat_bench.gate.pool import PoolResult
@@ -28,21 +27,8 @@ from ddcat_bench.timing.results import SpeedResult
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from ddcat_train.distributed.ranks import Ranks
+from tests.bench.gate_measurements import LIMITS, SMALL, attacked_by, many
 from tests.bench.gates import near, turns
-
-SMALL = Budget(steps=2, queries=20, query_stride=2)
-LIMITS = read_thresholds(DEFAULT, "fp32")
-
-
-def attacked_by(
-    bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, work: Path, budget: Budget = SMALL
-) -> tuple[GateJob, Measurements]:
-    with open_engine(bundle, threads=1) as engine:
-        case = GateJob(bundle, checkpoint, scenes, budget=budget)
-        told: list[int] = []
-        attacked = attack_pool(case, engine, work, told.append)
-        assert sum(told) == pytest.approx(case.forwards, rel=0.1)
-    return case, attacked
 
 
 def spoilt(bundle: Bundle) -> Bundle:
@@ -52,25 +38,6 @@ def spoilt(bundle: Bundle) -> Bundle:
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == last.input[1])
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)[::-1].copy(), tensor.name))
     return Bundle(bundle.path, bundle.manifest, bundle.digest, {**bundle.files, "model.onnx": model.SerializeToString()})
-
-
-def many(attacked: Measurements, times: int) -> Measurements:
-    """As if there had been more images: the few of these tests decide nothing."""
-
-    def repeated(judged: PoolResult) -> PoolResult:
-        wide: dict[str, Any] = {name: np.tile(getattr(judged, name), (times, 1, 1)) for name in ("reference", "engine")}
-        flips = Disagreement.from_array(np.tile(judged.disagreement.to_array(), (times, 1)))
-        return judged._replace(**wide, disagreement=flips, attacked=np.tile(judged.attacked, times))
-
-    names = [f"{name}-{copy}" for copy in range(times) for name in attacked.names]
-    return attacked._replace(names=names, pool=tuple(map(repeated, attacked.pool)), probe=None)
-
-
-@pytest.fixture(scope="module")
-def good(
-    bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[GateJob, Measurements]:
-    return attacked_by(bundle, checkpoint, scenes, tmp_path_factory.mktemp("good") / "work")
 
 
 @pytest.fixture(scope="module")
