@@ -95,7 +95,7 @@ def make_mixed(
     Raises
     ------
     ExportError
-        Where the data is missing, or the limits do not hold with half of the convolutions and products in fp32.
+        Where the data is missing, or the limits do not hold with three quarters of the convolutions and products in fp32.
     """
     segmenter.requires_grad_(requires_grad=False)  # attacks need gradients of images alone
     batches, calibration = calibration_images(data, segmenter, kind, attack=attack, images=images, progress=progress)
@@ -149,9 +149,9 @@ def make_mixed(
 
 
 def _most(nodes: dict[str, onnx.NodeProto], names: Sequence[str], worst_first: Sequence[str]) -> int | None:
-    """How many may be kept, so that half of the products, by which runtimes name their precision, are in it; None: none."""
+    """How many may be kept, so that a quarter of the products are in the precision that was asked for; None: none."""
     products = {name for name, node in nodes.items() if node.op_type in PRODUCTS}
-    left = len(products) // 2 - len(products.intersection(names))
+    left = 3 * len(products) // 4 - len(products.intersection(names))
     if left < 0:
         return None
     for number, name in enumerate(worst_first):
