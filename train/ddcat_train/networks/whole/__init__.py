@@ -14,7 +14,7 @@ from ddcat_train.config import ModelConfig
 from ddcat_train.errors import ConfigError
 from ddcat_train.networks.eval_mode import eval_mode
 from ddcat_train.networks.segmenter import Segmenter
-from ddcat_train.networks.whole.cut import BY_A_PACKAGE, OF_SIZES, UncutError
+from ddcat_train.networks.whole.cut import BY_A_PACKAGE, UncutError, advice_on
 from ddcat_train.networks.whole.families import FAMILIES, QUERIES, Family
 from ddcat_train.networks.whole.queries import QuerySegmenter
 from ddcat_train.networks.whole.segmenter import Blueprint, CutSegmenter, sample_of
@@ -110,7 +110,7 @@ def _sizes(model: ModelConfig, family: Family, network: nn.Module) -> tuple[int,
             f"{BY_A_PACKAGE}"
         )
     height, width, fault = [*stated, *faults, (*sample_of(_MULTIPLES[0]), "no setting says their size")][0]
-    raise ConfigError(f"{model.architecture} takes no images (N, 3, H, W) of {height} x {width}: {fault}; {OF_SIZES}")
+    raise ConfigError(f"{model.architecture} takes no images (N, 3, H, W) of {height} x {width}: {fault}; {advice_on(fault)}")
 
 
 def _multiples(model: ModelConfig, family: Family, network: nn.Module) -> Sequence[int]:

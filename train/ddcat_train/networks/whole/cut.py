@@ -16,15 +16,34 @@ from ddcat_train.errors import ConfigError
 from ddcat_train.memory import lacks_memory
 from ddcat_train.networks.whole.calls import Call, are_probabilities, logits_of, observe
 
-__all__ = ["BY_A_PACKAGE", "OF_SIZES", "Chain", "Cut", "UncutError", "chain_of", "checked_logits", "find_cut", "same_values"]
+__all__ = [
+    "BY_A_PACKAGE",
+    "Chain",
+    "Cut",
+    "UncutError",
+    "advice_on",
+    "chain_of",
+    "checked_logits",
+    "find_cut",
+    "same_values",
+]
 
 BY_A_PACKAGE = f"by an entry point of {SEGMENTER_GROUP}"
-OF_SIZES = (
+_OF_SIZES = (
     f"name by model.multiple of which size, in pixels, they must be, or wrap it in a module that takes them, {BY_A_PACKAGE}"
+)
+_OF_CHANNELS = (
+    "let its settings fit each other, or if it takes other images, such as (N, H, W, 3), wrap it in a module that takes these, "
+    f"{BY_A_PACKAGE}"
 )
 
 _TOLERANCE = 1e-4  # of the logits' standard deviation
 _MOST_NAMED = 3
+
+
+def advice_on(fault: str) -> str:
+    """Return what to do about what a model says against images."""
+    return _OF_CHANNELS if "channels" in fault else _OF_SIZES
 
 
 class UncutError(ConfigError):
@@ -97,7 +116,9 @@ def find_cut(model: nn.Module, images: Tensor, classes: int, wanted: str | None 
         if lacks_memory(cause):
             raise
         shown = " x ".join(map(str, images.shape[2:]))
-        raise ConfigError(f"{name} takes no images (N, 3, H, W) of {shown}: {first_line(cause)}; {OF_SIZES}") from cause
+        raise ConfigError(
+            f"{name} takes no images (N, 3, H, W) of {shown}: {first_line(cause)}; {advice_on(str(cause))}"
+        ) from cause
     logits = checked_logits(name, output, classes)
     size = (images.shape[-2], images.shape[-1])
     if wanted is None:
