@@ -1,7 +1,9 @@
 """GeoTIFFs of any size, read and written part by part by rasterio; masks keep the place on earth."""
 
 import contextlib
+import shutil
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,20 @@ import numpy.typing as npt
 from ddcat.atomic_files import written_aside
 from ddcat.classes import Classes, colour_table
 from ddcat.error_text import first_line
-from ddcat.errors import DdcatError
+from ddcat.errors import DdcatError, WriteError
 from ddcat.extras import needing
 from ddcat.image_pixels import table_of_16_bits
 
-__all__ = ["Scene", "opened_scene"]
+__all__ = ["Scene", "SceneError", "opened_scene"]
 
 U8 = npt.NDArray[np.uint8]
 _CACHE = 2**26  # bytes that GDAL keeps of what it read and of what it is to write
 _BLOCK = 256  # side of the blocks of a mask
+_AS_RGB = (None, "YCbCr")  # colours that GDAL converts without a guess
+
+
+class SceneError(DdcatError):
+    """A GeoTIFF is damaged or of another kind; the message does not name it."""
 
 
 class Scene:
@@ -47,14 +54,24 @@ class Scene:
         try:
             bands = self._file.read((1, 2, 3), window=((top, top + height), (left, left + width)))
         except _rasterio().errors.RasterioError as cause:
-            raise DdcatError(f"it cannot be read: {first_line(cause)}") from cause
+            raise SceneError(f"it cannot be read: {_reason(cause, self._file.name)}") from cause
         pixels = bands.transpose(1, 2, 0)
         return np.ascontiguousarray(pixels if self._table is None else self._table[pixels])
 
     def write_mask(self, path: Path, bands: Iterable[U8], classes: Classes) -> None:
         """Write a mask, whole or not at all, from bands of rows: a GeoTIFF of one band with the scene's CRS and transform."""
-        with written_aside(path) as aside, _rasterio().open(aside, "w", **self._mask_profile()) as mask:
-            _fill(mask, bands, classes)
+        rasterio = _rasterio()
+        with written_aside(path) as aside:
+            try:
+                with rasterio.open(aside, "w", **self._mask_profile()) as mask:
+                    written = _fill(mask, bands, classes)
+                if _checksum_of(aside) == written:  # GDAL says nothing of what fails when the file is closed
+                    return
+                cause = None
+            except rasterio.errors.RasterioError as error:
+                cause = error
+            free = shutil.disk_usage(path.parent).free
+            raise WriteError(f"cannot write {path}: {free / 1e6:.1f} MB are free there; make room") from cause
 
     def mask(self, labels: U8, classes: Classes) -> bytes:
         """Make the same file of labels, (H, W), in memory."""
@@ -72,10 +89,22 @@ class Scene:
         }  # fmt: skip
 
 
-def _fill(mask: Any, bands: Iterable[U8], classes: Classes) -> None:
+def _fill(mask: Any, bands: Iterable[U8], classes: Classes) -> int:
+    """Write a mask; return the checksum of its rows."""
     mask.write_colormap(1, {label: tuple(colour) for label, colour in enumerate(colour_table(classes).tolist())})
+    checksum = 0
     for top, rows in _whole_blocks(bands):
         mask.write(rows, 1, window=((top, top + len(rows)), (0, mask.width)))
+        checksum = zlib.crc32(np.ascontiguousarray(rows), checksum)
+    return checksum
+
+
+def _checksum_of(path: Path) -> int:
+    checksum = 0
+    with _rasterio().open(path) as mask:
+        for top in range(0, mask.height, _BLOCK):
+            checksum = zlib.crc32(mask.read(1, window=((top, min(top + _BLOCK, mask.height)), (0, mask.width))), checksum)
+    return checksum
 
 
 def _whole_blocks(bands: Iterable[U8]) -> Iterator[tuple[int, U8]]:
@@ -105,20 +134,30 @@ def opened_scene(file: str | bytes, values: tuple[int, int] | None = None) -> It
 
     Raises
     ------
+    SceneError
+        Where the file is damaged or of another kind.
     DdcatError
-        Where rasterio is missing, the file is damaged or of another kind; the message does not name it.
+        Where rasterio is missing.
     """
     rasterio = _rasterio()
+    name = "" if isinstance(file, bytes) else file
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # then the mask has no place, either
             if isinstance(file, bytes):
                 with rasterio.MemoryFile(file) as memory:
+                    name = memory.name
                     yield from _opened(rasterio, memory.name, values)
             else:
                 yield from _opened(rasterio, file, values)
     except rasterio.errors.RasterioError as cause:
-        raise DdcatError(f"it cannot be read: {first_line(cause)}") from cause
+        raise SceneError(f"it cannot be read: {_reason(cause, name)}") from cause
+
+
+def _reason(error: Exception, name: str) -> str:
+    """Return what GDAL says of a file, without its name."""
+    said = first_line(error.__cause__ or error)  # rasterio's own error points to that of GDAL
+    return said.rpartition(f"{Path(name).name}:")[2].strip()
 
 
 def _opened(rasterio: Any, address: str, values: tuple[int, int] | None) -> Iterator[Scene]:
@@ -126,9 +165,15 @@ def _opened(rasterio: Any, address: str, values: tuple[int, int] | None) -> Iter
     # other drivers, such as VRT, would read further files and addresses that the file names
     with rasterio.Env(GDAL_CACHEMAX=_CACHE), rasterio.open(address, driver="GTiff") as file:
         if file.count < 3 or any(kind != needed for kind in file.dtypes[:3]):
-            raise DdcatError(
-                f"it is a TIFF of {file.count} bands of {file.dtypes[0]}: expected 3 or more, the first three of {needed}"
-            )
+            found = f"{file.count} band{'s' * (file.count > 1)} of {file.dtypes[0]}"
+            raise SceneError(f"it is a TIFF of {found}: expected 3 or more, the first three of {needed}")
+        space, bits = file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE"), file.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
+        if space not in _AS_RGB:
+            raise SceneError(f"its colours are {space}: expected RGB")
+        if bits is not None and values is None:
+            raise SceneError(f"it has {bits} bits a band, expected 8")
+        if file.subdatasets:
+            raise SceneError(f"it has {len(file.subdatasets)} images, expected one")
         yield Scene(file, values)
 
 

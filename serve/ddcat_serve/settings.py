@@ -102,7 +102,9 @@ class Settings(BaseModel):
     job_pixels: int = Field(
         10**9, ge=1, le=2**32, description="Maximum number of pixels of a job's GeoTIFF; of other files max_pixels."
     )
-    job_expiry: float = Field(86400.0, gt=0, description="Seconds after which a finished job is removed, with its result.")
+    job_expiry: float = Field(
+        86400.0, gt=0, le=10**9, description="Seconds after which a finished job is removed, with its result."
+    )
     demo: bool = Field(False, description="Show golden images, which are from the data set, on the page at /.")
 
     @field_validator("cors_origins", "trusted_proxies", "allowed_hosts", mode="before")

@@ -12,7 +12,9 @@ from PIL import Image
 
 from ddcat.bundle import Bundle, write_bundle
 from ddcat.classes import colour_table
+from ddcat.errors import WriteError
 from ddcat.predict import scenes as scenes_module
+from ddcat.predict.geotiff import opened_scene
 from ddcat.predict.run import predict
 from ddcat.predict.sources import find_sources
 from tests.bundles import CLASSES
@@ -129,3 +131,25 @@ def test_what_is_no_scene_or_too_large_for_a_form_is_named(
     assert predict(tiled.path, find_sources([str(folder / "scene.tif")]), tmp_path / "two", formats=["png"])["images"] == 1
     refused = predict(tiled.path, find_sources([str(folder / "scene.tif")]), tmp_path / "three")
     assert "use --format png alone" in refused["failed"][0]["reason"]
+
+
+@pytest.mark.parametrize("limit", [1000, 60_000, 130_000])
+def test_a_full_disk_is_said_and_leaves_no_mask(limit: int, tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
+    resource = pytest.importorskip("resource", reason="there are no limits of a file's size here")
+    labels = np.random.default_rng(0).integers(0, 3, (900, 900)).astype(np.uint8)  # its file has about 190,000 bytes
+    path, mask = tmp_path / "scene.tif", tmp_path / "mask.tif"
+    with rasterio.open(path, "w", driver="GTiff", height=900, width=900, count=3, dtype="uint8") as file:
+        file.write(np.zeros((3, 900, 900), np.uint8))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with opened_scene(str(path)) as scene:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(WriteError, match="MB are free there; make room"):
+                scene.write_mask(mask, [labels], CLASSES)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert list(tmp_path.iterdir()) == [path]
+        scene.write_mask(mask, [labels], CLASSES)
+    with rasterio.open(mask) as file:
+        assert np.array_equal(file.read(1), labels)

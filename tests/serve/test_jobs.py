@@ -3,6 +3,8 @@
 import errno
 import io
 import os
+import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from ddcat.errors import DdcatError
 from ddcat.predict.run import predict
 from ddcat.predict.sources import find_sources
 from ddcat_serve.errors import RequestError, ServeError
+from ddcat_serve.http import job_store
 from ddcat_serve.http.app import create_app
 from ddcat_serve.http.job_runner import JobRunner
 from ddcat_serve.http.job_store import JobRecord, JobStore, open_store
@@ -246,7 +249,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(models: Models, client_of: Calla
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "fsync", lambda descriptor: raise_full())
             status, message = refused(client.post("/v1/jobs", content=as_png(noise(20, 30))))
-        assert (status, "the job cannot be stored" in message) == (507, True)
+        assert (status, "cannot store or read jobs now" in message) == (507, True)
         assert [file.name for file in tmp_path.glob("[!.]*")] == ["jobs.sqlite"]
         runner.stop()
 
@@ -300,3 +303,69 @@ def test_one_server_has_the_folder_and_a_strange_table_is_refused(tmp_path: Path
     (tmp_path / "jobs.sqlite").write_bytes(b"text" * 1000)
     with pytest.raises(ServeError, match="cannot be read: file is not a database"), open_store(tmp_path, most=1, expiry=1.0):
         pass
+
+
+def test_a_job_that_arrives_while_the_thread_looks_is_not_left_to_wait(models: Models, tmp_path: Path) -> None:
+    model = models["tiled"]["1"]
+    job = record("a", model="tiled", bundle=model.bundle.digest)
+    with open_store(tmp_path, most=9, expiry=60.0) as store, pytest.MonkeyPatch.context() as patch:
+        usual, made = store.start, threading.Event()
+
+        def start() -> JobRecord | None:
+            found = usual()
+            if found is None and made.wait(30) and store.get(job.id) is None:
+                store.image(job.id).write_bytes(as_png(noise(8, 8)))
+                store.add(job)
+                runner.wake()  # before the thread waits
+            return found
+
+        patch.setattr(store, "start", start)
+        runner = JobRunner(store, models, Settings())
+        made.set()
+        wait_for(lambda: (at := store.get(job.id)) is not None and at.state == "done")
+        runner.stop()
+
+
+def test_a_job_whose_end_could_not_be_written_is_begun_again(models: Models, tmp_path: Path) -> None:
+    model = models["tiled"]["1"]
+    job = record("a", model="tiled", bundle=model.bundle.digest)
+    with open_store(tmp_path, most=9, expiry=60.0) as store, pytest.MonkeyPatch.context() as patch:
+        store.image(job.id).write_bytes(as_png(noise(8, 8)))
+        store.add(job)
+        usual, failures = store.end, [sqlite3.OperationalError("database or disk is full")]
+
+        def end(job: JobRecord, error: str | None = None) -> None:
+            if failures:
+                raise failures.pop()
+            usual(job, error)
+
+        patch.setattr(store, "end", end)
+        runner = JobRunner(store, models, Settings())
+        wait_for(lambda: not failures)
+        runner.wake()
+        wait_for(lambda: store.get(job.id).state == "done")  # type: ignore[union-attr]
+        runner.stop()
+
+
+def test_a_table_that_was_half_made_is_made_again(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job_store, "_VERSION", "wrong wrong")
+        with pytest.raises(ServeError, match="cannot be read"), open_store(tmp_path, most=1, expiry=1.0):
+            pass
+    with open_store(tmp_path, most=1, expiry=1.0) as store:
+        assert store.start() is None
+
+
+def test_a_table_that_is_damaged_meanwhile_is_said_in_a_line(models: Models, client_of: Callable, tmp_path: Path) -> None:
+    with open_store(tmp_path, most=9, expiry=60.0) as store:
+        runner = JobRunner(store, models, Settings())
+        client = client_of(create_app(models, Settings(), jobs=runner))
+        job = client.post("/v1/jobs", content=as_png(noise(20, 30))).headers["location"]
+        wait_for(lambda: client.get(job).json()["state"] == "done")
+        files = len(list(tmp_path.iterdir()))
+        (tmp_path / "jobs.sqlite").write_bytes(b"text" * 10000)
+        answers = [client.get(job), client.delete(job), client.post("/v1/jobs", content=as_png(noise(20, 30)))]
+        assert [refused(answer)[0] for answer in answers] == [507] * 3
+        assert str(tmp_path) not in "".join(answer.text for answer in answers)
+        assert len(list(tmp_path.iterdir())) == files
+        runner.stop()

@@ -106,3 +106,26 @@ def test_a_bundle_that_resizes_takes_no_tiff(client_of: Callable, tmp_path: Path
         assert (status, "the bundle resizes" in message) == (415, True)
         ready = client.post("/v1/segment?preprocessed=true", content=content, headers=TIFF)
         assert ready.status_code == 200, ready.text
+
+
+def by_pillow(mode: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(noise(40, 50)).convert(mode).save(file, "TIFF", **options)
+    return file.getvalue()
+
+
+def test_tiffs_that_need_a_guess_or_are_damaged_are_refused_in_plain_words(client: httpx.Client) -> None:
+    whole = geotiff(noise(40, 50))
+    several = by_pillow("RGB", save_all=True, append_images=[Image.fromarray(noise(30, 50))])
+    expected = {
+        "the TIFF: its colours are CMYK: expected RGB": by_pillow("CMYK"),
+        "the TIFF: its colours are CIELAB: expected RGB": by_pillow("LAB"),
+        "the TIFF: it has 4 bits a band, expected 8": geotiff(noise(40, 50) // 16, NBITS=4),
+        "the TIFF: it has 2 images, expected one": several,
+        "the TIFF: it is a TIFF of 1 band of uint8: expected 3 or more, the first three of uint8": by_pillow("L"),
+        "the TIFF: it cannot be read: Cannot read TIFF header": whole[:4],
+    }
+    for message, content in expected.items():
+        assert refused(client.post("/v1/segment", content=content)) == (415, message)
+    status, message = refused(client.post("/v1/segment", content=whole[: len(whole) // 2]))
+    assert (status, "previous exception" in message, "vsimem" in message) == (415, False, False)

@@ -1,9 +1,12 @@
 """`/v1/jobs`: images whose masks take longer than a client waits. They survive a restart of the server."""
 
 import asyncio
+import contextlib
+import logging
 import os
 import re
 import sqlite3
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -15,6 +18,7 @@ from starlette.responses import FileResponse, Response
 
 from ddcat.atomic_files import translate_os_errors
 from ddcat.engines.checks import check_size
+from ddcat.error_text import first_line
 from ddcat.errors import WriteError
 from ddcat.preprocess import network_size
 from ddcat_serve.errors import RequestError
@@ -36,6 +40,7 @@ _NAME = re.compile(r"[0-9a-f]{32}")
 _MEDIA_TYPES = {"tif": "image/tiff", "png": "image/png"}
 _STEP = 2**16  # bytes that arrive within the body timeout, at least
 _PIECE = 2**20  # bytes that are written at once
+_log = logging.getLogger(__name__)
 _HEAD = 4  # bytes of a file by which a TIFF is known
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -71,7 +76,8 @@ def router(state: ServerState) -> APIRouter:
 
     async def found(job: str) -> tuple[JobRunner, JobRecord]:
         jobs = _jobs(state)
-        record = await asyncio.to_thread(jobs.store.get, job) if _NAME.fullmatch(job) else None
+        with _store_errors_as_http():
+            record = await asyncio.to_thread(jobs.store.get, job) if _NAME.fullmatch(job) else None
         if record is None:
             raise _missing()
         return jobs, record
@@ -91,10 +97,8 @@ def router(state: ServerState) -> APIRouter:
         choose_model(state.models, model, version)  # refuse before the body is read
         if request.headers.get("content-type", "").lower().startswith("multipart/"):
             raise RequestError(415, "the body is a form: send one image file as the body")
-        try:
+        with _store_errors_as_http():
             record, headers = await _accept(request, state, jobs, model, version)
-        except (WriteError, sqlite3.OperationalError) as cause:
-            raise RequestError(507, f"the job cannot be stored: {cause}: delete others, or try again later") from cause
         jobs.wake()
         return FiniteJson(_describe(record, jobs), 202, {"Location": f"/v1/jobs/{record.id}", **headers})
 
@@ -124,7 +128,9 @@ def router(state: ServerState) -> APIRouter:
     async def cancel(job: str) -> Response:
         """Cancel a job, or remove its result."""
         jobs, record = await found(job)
-        if not await asyncio.to_thread(jobs.cancel, record.id):
+        with _store_errors_as_http():
+            removed = await asyncio.to_thread(jobs.cancel, record.id)
+        if not removed:
             raise _missing()
         return Response(status_code=204)
 
@@ -135,6 +141,16 @@ def _jobs(state: ServerState) -> JobRunner:
     if state.jobs is None:
         raise RequestError(404, _OFF)
     return state.jobs
+
+
+@contextlib.contextmanager
+def _store_errors_as_http() -> Iterator[None]:
+    """Answer what the disk or the table refuses without names of the server's files, which are in the log."""
+    try:
+        yield
+    except (WriteError, OSError, sqlite3.Error) as cause:
+        _log.error("jobs: the store cannot be used: %s", first_line(cause))
+        raise RequestError(507, "the server cannot store or read jobs now, its log says why: try again later") from cause
 
 
 def _missing() -> RequestError:

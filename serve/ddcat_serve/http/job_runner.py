@@ -53,15 +53,16 @@ class JobRunner:
     def __init__(self, store: JobStore, models: Models, settings: Settings) -> None:
         self.store, self._models, self._settings = store, models, settings
         self._changed = threading.Condition()
-        self._stopped = False
+        self._stopped = self._woken = False
         self._now: tuple[str, QueuedInference] | None = None  # the job that is computed
         self._rows = 0  # of it that are done
         self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
         self._thread.start()
 
     def wake(self) -> None:
-        """Let it look for a new job."""
+        """Let it look for a new job, now or as soon as it has looked."""
         with self._changed:
+            self._woken = True
             self._changed.notify_all()
 
     def progress(self, job: JobRecord) -> float:
@@ -93,6 +94,7 @@ class JobRunner:
             with self._changed:
                 if self._stopped:
                     return
+                self._woken = False
             try:
                 self.store.expire()
                 job = self.store.start()
@@ -102,8 +104,7 @@ class JobRunner:
             except (sqlite3.Error, OSError) as error:  # the disk is full, or the store was closed
                 _log.error("jobs: the store cannot be used: %s", first_line(error))
             with self._changed:
-                if not self._stopped:
-                    self._changed.wait(_EXPIRY_INTERVAL)
+                self._changed.wait_for(lambda: self._stopped or self._woken, _EXPIRY_INTERVAL)
 
     def _attempt(self, job: JobRecord) -> None:
         """Compute a job, and end it or put it back."""

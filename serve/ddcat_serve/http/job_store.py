@@ -87,18 +87,11 @@ class JobStore:
         self._folder, self._most, self.expiry, self._clock = folder, most, expiry, clock
         self._lock, self._uploads = threading.Lock(), 0
         self._database = sqlite3.connect(folder / "jobs.sqlite", check_same_thread=False, isolation_level=None)
-        found = self._database.execute("PRAGMA user_version").fetchone()[0]
-        if found not in (0, _VERSION):
-            raise ServeError(f"{folder}: its jobs are of version {found}, expected {_VERSION}: use another folder")
-        if found == 0:
-            self._database.execute(_TABLE)
-            self._database.execute(f"PRAGMA user_version = {_VERSION}")
-        self._database.execute("UPDATE jobs SET state = 'queued' WHERE state = 'running'")  # the server was killed
-        kept = {row[0] for row in self._database.execute("SELECT id FROM jobs")}
-        for file in folder.iterdir():
-            known = _FILE.match(file.name)
-            if known and (file.name.startswith(".") or known[1] not in kept):  # of an upload or a result that was cut off
-                file.unlink(missing_ok=True)
+        try:
+            self._prepare()
+        except BaseException:
+            self._database.close()
+            raise
 
     def image(self, job: str) -> Path:
         """Return where the image of a job is."""
@@ -132,7 +125,7 @@ class JobStore:
         finally:
             with self._lock:
                 self._uploads -= 1
-            if self.get(job) is None:
+            if not self._has(job):
                 self.image(job).unlink(missing_ok=True)
 
     def add(self, job: JobRecord) -> None:
@@ -146,10 +139,10 @@ class JobStore:
         return self._one("SELECT * FROM jobs WHERE id = ?", job)
 
     def start(self) -> JobRecord | None:
-        """Take the oldest job in the queue."""
+        """Take the oldest job that has not ended: one that was started before, too, whose end could not be written."""
         return self._one(
             "UPDATE jobs SET state = 'running', starts = starts + 1 WHERE id = "
-            "(SELECT id FROM jobs WHERE state = 'queued' ORDER BY submitted, id LIMIT 1) RETURNING *"
+            "(SELECT id FROM jobs WHERE ended IS NULL ORDER BY submitted, id LIMIT 1) RETURNING *"
         )
 
     def put_back(self, job: str) -> None:
@@ -183,6 +176,25 @@ class JobStore:
         """Close the table. All is on disk already."""
         with self._lock:
             self._database.close()
+
+    def _prepare(self) -> None:
+        found = self._database.execute("PRAGMA user_version").fetchone()[0]
+        if found not in (0, _VERSION):
+            raise ServeError(f"{self._folder}: its jobs are of version {found}, expected {_VERSION}: use another folder")
+        if found == 0:
+            self._database.executescript(f"BEGIN; {_TABLE}; PRAGMA user_version = {_VERSION}; COMMIT")  # all or nothing
+        self._database.execute("UPDATE jobs SET state = 'queued' WHERE state = 'running'")  # the server was killed
+        kept = {row[0] for row in self._database.execute("SELECT id FROM jobs")}
+        for file in self._folder.iterdir():
+            known = _FILE.match(file.name)
+            if known and (file.name.startswith(".") or known[1] not in kept):  # of an upload or a result that was cut off
+                file.unlink(missing_ok=True)
+
+    def _has(self, job: str) -> bool:
+        try:
+            return self.get(job) is not None
+        except sqlite3.Error:  # nobody can ask for it
+            return False
 
     def _one(self, query: str, *values: Any) -> JobRecord | None:
         with self._lock:

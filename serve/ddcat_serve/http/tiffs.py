@@ -10,7 +10,7 @@ from PIL import Image
 
 from ddcat.classes import Classes, colour_table
 from ddcat.errors import DdcatError
-from ddcat.predict.geotiff import Scene, opened_scene
+from ddcat.predict.geotiff import Scene, SceneError, opened_scene
 from ddcat_serve.errors import RequestError
 
 __all__ = ["decode_tiff", "encode_tiff", "is_tiff", "read_scene", "tiff_size"]
@@ -35,18 +35,24 @@ def read_scene(file: str | bytes) -> Iterator[Scene]:
     RequestError
         415 if rasterio is missing, the file is damaged or of another kind, or is to be read in too large parts.
     """
-    try:
-        with opened_scene(file) as scene:
-            if scene.block_bytes > _MOST_BLOCK_BYTES:
-                raise RequestError(
-                    415, f"the TIFF is to be read in parts of {scene.block_bytes} bytes, expected at most {_MOST_BLOCK_BYTES}: "
-                    "write it in smaller tiles or strips"
-                )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        try:
+            scene = stack.enter_context(opened_scene(file))
+        except DdcatError as cause:
+            raise _refusal(cause) from cause
+        if scene.block_bytes > _MOST_BLOCK_BYTES:
+            raise RequestError(
+                415, f"the TIFF is to be read in parts of {scene.block_bytes} bytes, expected at most {_MOST_BLOCK_BYTES}: "
+                "write it in smaller tiles or strips"
+            )  # fmt: skip
+        try:
             yield scene
-    except RequestError:
-        raise
-    except DdcatError as cause:
-        raise RequestError(415, f"the TIFF: {cause}") from cause
+        except SceneError as cause:  # other errors are not the file's
+            raise _refusal(cause) from cause
+
+
+def _refusal(cause: DdcatError) -> RequestError:
+    return RequestError(415, f"the TIFF: {cause}")
 
 
 def tiff_size(content: bytes) -> tuple[int, int]:
