@@ -8,6 +8,7 @@ that dies is replaced, and its files are done again where they have no record.
 import functools
 import itertools
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import ray.data
 
 from ddcat.bundle import TrustPolicy
 from ddcat.engines.predictor import Predictor, open_bundle
+from ddcat.error_text import first_line
 from ddcat.errors import DdcatError
 from ddcat.predict.compute import compute
 from ddcat.predict.records import Job
@@ -52,10 +54,22 @@ def compute_on_ray(work: Work, sources: Sequence[Source]) -> dict[str, str]:
     Raises
     ------
     DdcatError
-        Where no machine has enough cores, or a worker cannot open the bundle, has another engine, or cannot write.
+        Where Ray does not start or fails, no machine has enough cores, or a worker cannot open the bundle, has another engine,
+        or cannot write.
     """
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # it tells of each step
+    try:
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        return _computed(work, sources)
+    except DdcatError:
+        raise
+    except Exception as cause:  # Ray raises plain ones, too
+        raise DdcatError(f"Ray failed ({first_line(cause)}): run it again, or without --ray") from cause
+
+
+def _computed(work: Work, sources: Sequence[Source]) -> dict[str, str]:
     cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     workers = sum(have // work.threads for have in cores)
     if not workers:

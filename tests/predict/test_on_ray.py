@@ -54,6 +54,17 @@ def test_too_many_threads_and_another_engine_are_said_in_a_line(
         predict(bundle.path, find_sources([str(scenes)]), tmp_path / "out", on_ray=True, threads=64)
 
 
+def test_a_ray_that_does_not_start_is_said_in_a_line(
+    bundle: Bundle, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**options: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(DdcatError, match=r"Ray failed \(The current node timed out during startup\.?\): run it again, or"):
+        predict(bundle.path, find_sources([str(scenes)]), tmp_path / "out", on_ray=True, threads=1)
+
+
 def test_a_killed_run_goes_on_to_the_same_bytes(golden: Bundle, scenes: Path, tmp_path: Path) -> None:
     many(scenes, 120)
     assert kill_and_resume(golden.path, scenes, tmp_path / "killed", 2, "--ray", "--threads", "1", "--batch", "2") == 2
