@@ -186,8 +186,8 @@ def markdown(result: dict[str, Any]) -> str:
                 for name, counts in row["differing"].items()
             ),
             "",
-            f"Kept in fp32, of {mixed['typed_nodes'] + len(mixed['kept'])} nodes: "
-            + "; ".join(f"`{node['name']}` ({node['reason']})" for node in mixed["kept"])
+            f"Kept in fp32: {len(mixed['kept'])} of {mixed['typed_nodes'] + len(mixed['kept'])} nodes, first "
+            + ", ".join(f"`{node['name']}` ({node['reason']})" for node in mixed["kept"][:4])
             + f". In the search {mixed['equal_labels']['clean']:.3%} of the labels were equal, "
             f"{mixed['equal_labels']['adversarial']:.3%} under PGD, on {mixed['drop']['images']} images; mIoU lost "
             f"{mixed['drop']['clean']:.2f} and {mixed['drop']['adversarial']:.2f} points.",
