@@ -113,6 +113,7 @@ def blended_bands(
         From top to bottom.
     """
     rows, columns = (_Axis(size, tiles) for size in (height, width))
+    sums: F32 | None = None  # of a tile: the memory of the last one, because new memory costs as much time as the sums
     carried: F32 | None = None  # (K, rows from `rows.final` on, width): weighted sums that the next tiles complete
     for i, top in enumerate(rows.starts):
         first, final, last = rows.bounds(i)
@@ -124,7 +125,8 @@ def blended_bands(
             some = range(at, min(at + batch, len(columns.starts)))
             for j, logits in zip(some, logits_of([(top, columns.starts[j]) for j in some]), strict=True):
                 left, (begin, end, reach) = columns.starts[j], columns.bounds(j)
-                sums = logits * rows.weights(i)[:, None] * columns.weights(j)  # (K, side, side)
+                sums = np.multiply(logits, rows.weights(i)[:, None], out=sums)  # (K, side, side)
+                sums *= columns.weights(j)
                 if beside is not None:
                     sums[:, :, begin - left : begin - left + beside.shape[2]] += beside
                 beside = sums[:, :, end - left : reach - left].copy()
