@@ -95,7 +95,7 @@ def _fill(mask: Any, bands: Iterable[U8], classes: Classes) -> int:
     checksum = 0
     for top, rows in _whole_blocks(bands):
         mask.write(rows, 1, window=((top, top + len(rows)), (0, mask.width)))
-        checksum = zlib.crc32(np.ascontiguousarray(rows), checksum)
+        checksum = zlib.crc32(np.ascontiguousarray(rows).data, checksum)
     return checksum
 
 

@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import json
 import sys
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 import ddcat
 from bench.any_model.models import MODELS
@@ -23,8 +25,9 @@ from ddcat.engines import open_engine
 from ddcat_export.errors import ExportError
 from ddcat_train.checkpoints import LAST, load_checkpoint
 from ddcat_train.config import Config, load_config
+from ddcat_train.config import network as config_network
 from ddcat_train.data.synthetic.generate import write_scenes
-from ddcat_train.networks.whole import CutSegmenter, build_whole
+from ddcat_train.networks.whole import CutSegmenter, build_whole, sources
 from ddcat_train.networks.whole.calls import logits_of
 from ddcat_train.networks.whole.sources import builder
 from ddcat_train.pixels import to_planes
@@ -142,3 +145,36 @@ def test_every_method_trains_a_segformer(method: str, overrides: list[str], scen
     needs("SegFormer")
     assert np.isfinite(trained(configured("SegFormer", scenes, method, *overrides), tmp_path)).all()
     assert ("mask" in load_checkpoint(tmp_path).segmenter().heads) == method.startswith("ddcat")
+
+
+class Ensemble(nn.Module):
+    """Two networks whose logits are added: it cannot be cut."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, classes, 1))
+            for _ in range(2)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        first, second = (member(images) for member in self.members)
+        logits: Tensor = first + second
+        return logits
+
+
+def test_a_model_that_is_not_cut(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("mine", "tests.integration.test_whole_models:Ensemble", "ddcat_train.segmenters")
+    for module in (config_network, sources):
+        monkeypatch.setattr(module, "entry_points", lambda **wanted: EntryPoints([entry]))
+    values = [f"data.root={scenes}", "augment.crop=64", "train.epochs=1", "train.batch_size=4", "model.whole=mine"]
+    config = load_config("scenes-pgd-at", [*values, "model.settings={}"])
+    assert np.isfinite(trained(config, tmp_path / "run")).all()
+    again = Trainer(load_config("scenes-pgd-at", [*values, "model.settings={}", f"model.start_from={tmp_path / 'run'}"]))
+    assert any("all branches included" in note for note in again.notes)
+    done = ddcat.export(tmp_path / "run", tmp_path / "bundle")
+    images = torch.randint(256, (3, 64, 64, 3), dtype=torch.uint8).numpy()
+    segmenter = load_checkpoint(tmp_path / "run").segmenter()
+    with torch.no_grad(), open_engine(done.bundle, threads=1) as engine:
+        labels = segmenter(to_planes(images)).argmax(1).numpy()
+        assert (engine.infer(images).labels == labels).mean() > 0.999
