@@ -1,5 +1,6 @@
 """CUDA's half of training, on a machine without a GPU: devices, waits and generators of every method's step."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -18,24 +19,30 @@ TINY = ["augment.crop=33", "model.width=4", "train.epochs=3", "train.batch_size=
 STEPS = [*(f"{method} fp32" for method in get_args(MethodName)), "undefended bf16", "ddcat bf16"]
 
 
-def compile_gpu(folder: Path) -> Path:
-    """Compile the fake GPU, in seconds. Raises FileNotFoundError, CalledProcessError."""
-    root, library = Path(torch.__file__).parent, folder / "fake_gpu.so"
+def compiled_gpu() -> Path:
+    """Compile the fake GPU, once for each torch: it takes long. Raises OSError, CalledProcessError."""
+    root = Path(torch.__file__).parent
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    command = ["c++", "-shared", "-fPIC", "-std=c++20", abi, f"-I{root}/include", str(SOURCE), "-o", str(library)]
+    command = ["c++", "-shared", "-fPIC", "-std=c++20", abi, f"-I{root}/include", str(SOURCE)]
     libraries = [f"-L{root}/lib", f"-Wl,-rpath,{root}/lib", "-Wl,--no-as-needed", "-lc10", "-ltorch_cpu"]
-    subprocess.run([*command, *libraries], check=True, capture_output=True, text=True)
+    key = hashlib.sha256(repr((command, libraries, torch.__version__)).encode() + SOURCE.read_bytes()).hexdigest()
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddcat" / "tests"
+    library, unfinished = folder / f"fake-gpu-{key[:16]}.so", folder / f"fake-gpu-{key[:16]}.{os.getpid()}"
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        subprocess.run([*command, "-o", str(unfinished), *libraries], check=True, capture_output=True, text=True)
+        unfinished.replace(library)
     return library
 
 
 @pytest.fixture(scope="module")
-def faults(tmp_path_factory: pytest.TempPathFactory, tiny_scenes: Path) -> dict[str, str | None]:
+def faults(tiny_scenes: Path) -> dict[str, str | None]:
     """The fault of each step and of each planted one, found in a process in which nothing was computed before."""
     if torch.cuda.is_available():
         pytest.skip("a GPU is here: the tests on it say more")
     try:
-        library = compile_gpu(tmp_path_factory.mktemp("gpu"))
-    except (FileNotFoundError, subprocess.CalledProcessError) as cause:
+        library = compiled_gpu()
+    except (OSError, subprocess.CalledProcessError) as cause:
         pytest.skip(f"no C++ compiler is here that compiles with torch's headers: {cause}")
     lines = [*STEPS, *(f"planted {name}" for name in fake_cuda.PLANTED)]
     command = [sys.executable, str(Path(fake_cuda.__file__)), json.dumps([f"data.root={tiny_scenes}", *TINY]), *lines]
