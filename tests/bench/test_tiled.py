@@ -1,4 +1,4 @@
-"""Bundles with a rule for tiles are judged on whole scenes, cut as a server cuts them."""
+"""The gate on images larger than a tile: it cuts them as the server does."""
 
 from dataclasses import replace
 from pathlib import Path

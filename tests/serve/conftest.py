@@ -13,6 +13,7 @@ from ddcat_serve.http.app import create_app
 from ddcat_serve.inference.model_registry import Models, load_models
 from ddcat_serve.settings import Settings
 from tests.bundles import build, bundle, cache, make_bundle, oracle, picture, small_bundle
+from tests.serve.tiled import tiled_bundle
 
 __all__ = ["build", "bundle", "cache", "make_bundle", "oracle", "picture"]  # fixtures
 
@@ -22,6 +23,19 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]:
     """The small bundle, loaded once for a file's tests."""
     path = small_bundle(tmp_path_factory.mktemp("models") / "small.bundle").path
     with load_models([path], settings=Settings(), threads=1) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def tiled_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small bundle with a rule for tiles."""
+    return tiled_bundle(tmp_path_factory.mktemp("tiled") / "tiled.bundle").path
+
+
+@pytest.fixture(scope="module")
+def tiled_models(tiled_path: Path) -> Iterator[Models]:
+    """That bundle, loaded once for a file's tests."""
+    with load_models([tiled_path], settings=Settings(), threads=1) as loaded:
         yield loaded
 
 

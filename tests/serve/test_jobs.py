@@ -23,30 +23,18 @@ from ddcat_serve.http import job_store
 from ddcat_serve.http.app import create_app
 from ddcat_serve.http.job_runner import JobRunner
 from ddcat_serve.http.job_store import JobRecord, JobStore, open_store
-from ddcat_serve.inference.model_registry import Models, load_models
+from ddcat_serve.inference.model_registry import Models
 from ddcat_serve.settings import Settings
 from tests.serve.payloads import as_labels, as_png, refused
 from tests.serve.processes import server, wait_for
-from tests.serve.test_large_images import noise, tiled_bundle
-from tests.serve.test_tiffs import geotiff
+from tests.serve.tiled import geotiff, noise
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiled_bundle(tmp_path_factory.mktemp("tiled") / "tiled.bundle").path
-
-
-@pytest.fixture(scope="module")
-def models(path: Path) -> Iterator[Models]:
-    with load_models([path], settings=Settings(), threads=1) as loaded:
-        yield loaded
-
-
-@pytest.fixture(scope="module")
-def address(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(tiled_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server with a place for three jobs of up to 64 KiB and 100,000 pixels."""
     limits = ["--max-jobs", "3", "--job-bytes", "400000", "--job-pixels", "100000", "--max-pixels", "50000"]
-    with server(path, "--jobs", tmp_path_factory.mktemp("jobs") / "new", *limits) as (_, where):
+    with server(tiled_path, "--jobs", tmp_path_factory.mktemp("jobs") / "new", *limits) as (_, where):
         yield where
 
 
@@ -72,7 +60,7 @@ def predicted(bundle: Path, name: str, content: bytes, folder: Path) -> bytes:
     return mask.read_bytes()
 
 
-def test_a_job_gives_the_file_of_predict_until_it_is_deleted(address: str, path: Path, tmp_path: Path) -> None:
+def test_a_job_gives_the_file_of_predict_until_it_is_deleted(address: str, tiled_path: Path, tmp_path: Path) -> None:
     content = as_png(noise(150, 211))
     response = httpx.post(f"{address}/v1/jobs?model=tiled", content=content)
     assert response.status_code == 202, response.text
@@ -83,20 +71,20 @@ def test_a_job_gives_the_file_of_predict_until_it_is_deleted(address: str, path:
     assert status["expires"] > status["ended"]
     result = httpx.get(f"{job}/result")
     assert (result.headers["content-type"], result.headers["x-ddcat-model"]) == ("image/png", "tiled")
-    assert result.content == predicted(path, "a.png", content, tmp_path)
+    assert result.content == predicted(tiled_path, "a.png", content, tmp_path)
     assert httpx.delete(job).status_code == 204
     assert [refused(ask(f"{job}{end}"))[0] for ask in (httpx.get, httpx.delete) for end in ("",)] == [404, 404]
     assert refused(httpx.get(f"{job}/result"))[0] == 404
 
 
-def test_a_geotiff_keeps_its_place(address: str, path: Path, tmp_path: Path) -> None:
+def test_a_geotiff_keeps_its_place(address: str, tiled_path: Path, tmp_path: Path) -> None:
     rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
     content = geotiff(noise(200, 310), tiled=True, blockxsize=64, blockysize=64)
     job = submitted(address, content)
     assert ended(job)["state"] == "done"
     result = httpx.get(f"{job}/result")
     assert result.headers["content-type"] == "image/tiff"
-    assert result.content == predicted(path, "a.tif", content, tmp_path)
+    assert result.content == predicted(tiled_path, "a.tif", content, tmp_path)
     with rasterio.MemoryFile(result.content).open() as mask:
         assert (mask.crs.to_epsg(), mask.transform.c) == (32633, 500_000)
     httpx.delete(job)
@@ -147,11 +135,11 @@ def slowed(seconds: float) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["png", "tif"])
-def test_a_job_survives_the_death_of_its_server(kind: str, path: Path, tmp_path: Path) -> None:
+def test_a_job_survives_the_death_of_its_server(kind: str, tiled_path: Path, tmp_path: Path) -> None:
     image = noise(300, 300)
     content = as_png(image) if kind == "png" else geotiff(image)
     folder = tmp_path / "jobs"
-    with server(path, "--jobs", folder, before=slowed(0.1)) as (process, address):
+    with server(tiled_path, "--jobs", folder, before=slowed(0.1)) as (process, address):
         job = submitted(address, content)
         name = job.rsplit("/", 1)[1]
         wait_for(lambda: httpx.get(job).json()["progress"] > 0.2)
@@ -159,17 +147,17 @@ def test_a_job_survives_the_death_of_its_server(kind: str, path: Path, tmp_path:
         assert (status, "the job is running" in message) == (409, True)
         process.kill()
         process.wait()
-    with server(path, "--jobs", folder) as (_, address):
+    with server(tiled_path, "--jobs", folder) as (_, address):
         job = f"{address}/v1/jobs/{name}"
         assert ended(job)["state"] == "done"
-        assert httpx.get(f"{job}/result").content == predicted(path, f"a.{kind}", content, tmp_path)
+        assert httpx.get(f"{job}/result").content == predicted(tiled_path, f"a.{kind}", content, tmp_path)
     assert sorted(file.name for file in folder.iterdir() if file.name[0] != ".") == sorted(
         ["jobs.sqlite", f"{name}-result.{kind}"]
     )
 
 
-def test_requests_are_answered_and_the_job_is_cancelled_meanwhile(path: Path, tmp_path: Path, oracle: Callable) -> None:
-    with server(path, "--jobs", tmp_path, "--api-key", "a long key", before=slowed(0.1)) as (process, address):
+def test_requests_are_answered_and_the_job_is_cancelled_meanwhile(tiled_path: Path, tmp_path: Path, oracle: Callable) -> None:
+    with server(tiled_path, "--jobs", tmp_path, "--api-key", "a long key", before=slowed(0.1)) as (process, address):
         headers = {"Authorization": "Bearer a long key"}
         assert refused(httpx.post(f"{address}/v1/jobs", content=as_png(noise(300, 300))))[0] == 401
         with httpx.Client(base_url=address, headers=headers) as client:
@@ -193,7 +181,7 @@ def test_requests_are_answered_and_the_job_is_cancelled_meanwhile(path: Path, tm
         assert (record.state, record.starts) == ("queued", 0)
 
 
-def test_without_a_folder_a_line_says_what_to_set(path: Path, client_of: Callable) -> None:
+def test_without_a_folder_a_line_says_what_to_set(tiled_path: Path, client_of: Callable) -> None:
     client = client_of(create_app({}, Settings()))
     for response in (client.post("/v1/jobs", content=b"x"), client.get("/v1/jobs/x"), client.get("/v1/jobs/x/result")):
         assert refused(response) == (404, "this server keeps no jobs: start it with --jobs FOLDER (DDCAT_SERVE_JOBS)")
@@ -203,10 +191,10 @@ def record(name: str, submitted: float = 0.0, **changes: Any) -> JobRecord:
     return JobRecord(name * 32, "queued", "m", "1", "digest", "none", "png", 8, 8, submitted)._replace(**changes)
 
 
-def test_a_job_that_cannot_be_done_fails_in_a_line_and_the_next_one_is_done(models: Models, tmp_path: Path) -> None:
+def test_a_job_that_cannot_be_done_fails_in_a_line_and_the_next_one_is_done(tiled_models: Models, tmp_path: Path) -> None:
     content = as_png(noise(70, 80))
     with open_store(tmp_path, most=9, expiry=60.0) as store:
-        model = models["tiled"]["1"]
+        model = tiled_models["tiled"]["1"]
         about = {"model": "tiled", "bundle": model.bundle.digest, "height": 70, "width": 80}
         jobs = {
             "a": record("a", 1.0, **about, starts=3),
@@ -218,7 +206,7 @@ def test_a_job_that_cannot_be_done_fails_in_a_line_and_the_next_one_is_done(mode
         for name, job in jobs.items():
             store.image(job.id).write_bytes(content[:500] if name == "d" else content)
             store.add(job)
-        runner = JobRunner(store, models, Settings())
+        runner = JobRunner(store, tiled_models, Settings())
         wait_for(lambda: store.get("e" * 32).state == "done")  # type: ignore[union-attr]
         runner.stop()
         errors = [store.get(name * 32).error for name in jobs]  # type: ignore[union-attr]
@@ -230,22 +218,22 @@ def test_a_job_that_cannot_be_done_fails_in_a_line_and_the_next_one_is_done(mode
     assert errors[4] is None
 
 
-def test_an_image_that_arrives_too_slowly_is_refused(path: Path, tmp_path: Path) -> None:
+def test_an_image_that_arrives_too_slowly_is_refused(tiled_path: Path, tmp_path: Path) -> None:
     def trickle() -> Iterator[bytes]:
         while True:
             yield b"x" * 100
             time.sleep(0.2)
 
-    with server(path, "--jobs", tmp_path, "--body-timeout", "0.5") as (_, address):
+    with server(tiled_path, "--jobs", tmp_path, "--body-timeout", "0.5") as (_, address):
         status, message = refused(httpx.post(f"{address}/v1/jobs", content=trickle()))
         assert (status, "expected 65536 bytes in 0.5 s" in message) == (408, True)
     assert [file.name for file in tmp_path.glob("[!.]*")] == ["jobs.sqlite"]
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(models: Models, client_of: Callable, tmp_path: Path) -> None:
+def test_a_full_disk_is_said_and_leaves_nothing(tiled_models: Models, client_of: Callable, tmp_path: Path) -> None:
     with open_store(tmp_path, most=9, expiry=60.0) as store:
-        runner = JobRunner(store, models, Settings())
-        client = client_of(create_app(models, Settings(), jobs=runner))
+        runner = JobRunner(store, tiled_models, Settings())
+        client = client_of(create_app(tiled_models, Settings(), jobs=runner))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "fsync", lambda descriptor: raise_full())
             status, message = refused(client.post("/v1/jobs", content=as_png(noise(20, 30))))
@@ -305,8 +293,8 @@ def test_one_server_has_the_folder_and_a_strange_table_is_refused(tmp_path: Path
         pass
 
 
-def test_a_job_that_arrives_while_the_thread_looks_is_not_left_to_wait(models: Models, tmp_path: Path) -> None:
-    model = models["tiled"]["1"]
+def test_a_job_that_arrives_while_the_thread_looks_is_not_left_to_wait(tiled_models: Models, tmp_path: Path) -> None:
+    model = tiled_models["tiled"]["1"]
     job = record("a", model="tiled", bundle=model.bundle.digest)
     with open_store(tmp_path, most=9, expiry=60.0) as store, pytest.MonkeyPatch.context() as patch:
         usual, made = store.start, threading.Event()
@@ -320,14 +308,14 @@ def test_a_job_that_arrives_while_the_thread_looks_is_not_left_to_wait(models: M
             return found
 
         patch.setattr(store, "start", start)
-        runner = JobRunner(store, models, Settings())
+        runner = JobRunner(store, tiled_models, Settings())
         made.set()
         wait_for(lambda: (at := store.get(job.id)) is not None and at.state == "done")
         runner.stop()
 
 
-def test_a_job_whose_end_could_not_be_written_is_begun_again(models: Models, tmp_path: Path) -> None:
-    model = models["tiled"]["1"]
+def test_a_job_whose_end_could_not_be_written_is_begun_again(tiled_models: Models, tmp_path: Path) -> None:
+    model = tiled_models["tiled"]["1"]
     job = record("a", model="tiled", bundle=model.bundle.digest)
     with open_store(tmp_path, most=9, expiry=60.0) as store, pytest.MonkeyPatch.context() as patch:
         store.image(job.id).write_bytes(as_png(noise(8, 8)))
@@ -340,7 +328,7 @@ def test_a_job_whose_end_could_not_be_written_is_begun_again(models: Models, tmp
             usual(job, error)
 
         patch.setattr(store, "end", end)
-        runner = JobRunner(store, models, Settings())
+        runner = JobRunner(store, tiled_models, Settings())
         wait_for(lambda: not failures)
         runner.wake()
         wait_for(lambda: store.get(job.id).state == "done")  # type: ignore[union-attr]
@@ -356,10 +344,10 @@ def test_a_table_that_was_half_made_is_made_again(tmp_path: Path) -> None:
         assert store.start() is None
 
 
-def test_a_table_that_is_damaged_meanwhile_is_said_in_a_line(models: Models, client_of: Callable, tmp_path: Path) -> None:
+def test_a_table_that_is_damaged_meanwhile_is_said_in_a_line(tiled_models: Models, client_of: Callable, tmp_path: Path) -> None:
     with open_store(tmp_path, most=9, expiry=60.0) as store:
-        runner = JobRunner(store, models, Settings())
-        client = client_of(create_app(models, Settings(), jobs=runner))
+        runner = JobRunner(store, tiled_models, Settings())
+        client = client_of(create_app(tiled_models, Settings(), jobs=runner))
         job = client.post("/v1/jobs", content=as_png(noise(20, 30))).headers["location"]
         wait_for(lambda: client.get(job).json()["state"] == "done")
         files = len(list(tmp_path.iterdir()))

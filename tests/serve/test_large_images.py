@@ -3,7 +3,7 @@
 import asyncio
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -17,44 +17,20 @@ from ddcat.engines import Outputs
 from ddcat.predict.run import predict
 from ddcat.predict.sources import find_sources
 from ddcat.preprocess import Resize
-from ddcat.tiles import Tiles
 from ddcat_serve.errors import RequestError
 from ddcat_serve.http.app import create_app
 from ddcat_serve.inference.large_images import QueuedInference, admit_cut
 from ddcat_serve.inference.model_registry import Models, load_models
 from ddcat_serve.settings import Settings
-from tests.bundles import BIAS, WEIGHTS, small_graph, small_manifest
+from tests.bundles import BIAS, WEIGHTS, small_graph
 from tests.serve.payloads import as_labels, as_png, refused
 from tests.serve.test_abstain import RULE, SHADES
-
-TILES = Tiles(side=64, overlap=16)
-
-
-def tiled_bundle(path: Path, resize: Resize | None = None) -> Bundle:
-    content = small_graph()
-    manifest = small_manifest(content, "tiled")
-    rule = manifest.preprocessing.model_copy(update={"tiles": TILES, "resize": resize})
-    return write_bundle(path, manifest.model_copy(update={"preprocessing": rule}), {"model.onnx": content})
+from tests.serve.tiled import TILES, noise, tiled_bundle
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiled_bundle(tmp_path_factory.mktemp("tiled") / "tiled.bundle").path
-
-
-@pytest.fixture(scope="module")
-def models(path: Path) -> Iterator[Models]:
-    with load_models([path], settings=Settings(), threads=1) as loaded:
-        yield loaded
-
-
-@pytest.fixture(scope="module")
-def client(models: Models, client_of: Callable) -> httpx.Client:
-    return client_of(create_app(models, Settings(max_pixels=100_000)))
-
-
-def noise(height: int, width: int) -> np.ndarray:
-    return np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+def client(tiled_models: Models, client_of: Callable) -> httpx.Client:
+    return client_of(create_app(tiled_models, Settings(max_pixels=100_000)))
 
 
 def predicted(bundle: Path, image: np.ndarray, folder: Path) -> np.ndarray:
@@ -65,9 +41,9 @@ def predicted(bundle: Path, image: np.ndarray, folder: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(150, 211), (65, 64), (40, 300), (64, 64)])
-def test_the_mask_is_that_of_predict(size: tuple[int, int], client: httpx.Client, path: Path, tmp_path: Path) -> None:
+def test_the_mask_is_that_of_predict(size: tuple[int, int], client: httpx.Client, tiled_path: Path, tmp_path: Path) -> None:
     image = noise(*size)
-    expected = predicted(path, image, tmp_path / "in")
+    expected = predicted(tiled_path, image, tmp_path / "in")
     response = client.post("/v1/segment", content=as_png(image))
     assert response.status_code == 200, response.text
     np.testing.assert_array_equal(as_labels(response.content), expected)
@@ -92,8 +68,8 @@ def test_a_form_may_mix_images_that_are_cut_and_others(client: httpx.Client, ora
         }
 
 
-def test_overlay_and_statistics_know_the_whole_image_once(client: httpx.Client, models: Models) -> None:
-    model, image = models["tiled"]["1"], noise(90, 130)
+def test_overlay_and_statistics_know_the_whole_image_once(client: httpx.Client, tiled_models: Models) -> None:
+    model, image = tiled_models["tiled"]["1"], noise(90, 130)
     before = model.usage.statistics("tiled", "1")["inference_count"]
     response = client.post("/v1/segment", content=as_png(image), headers={"Accept": "image/png;view=overlay"})
     with Image.open(io.BytesIO(response.content)) as overlay:
@@ -126,8 +102,8 @@ def test_confidence_is_that_of_the_blended_logits(build: Callable[..., Bundle], 
     assert 0.05 < (mask == 255).mean() < 0.9
 
 
-def test_an_image_whose_tiles_cannot_be_done_in_time_is_refused_before_it_is_decoded(models: Models) -> None:
-    model = models["tiled"]["1"]
+def test_an_image_whose_tiles_cannot_be_done_in_time_is_refused_before_it_is_decoded(tiled_models: Models) -> None:
+    model = tiled_models["tiled"]["1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model.worker._queue, "_slowdown", 1.0)
         patch.setattr(model.worker._queue, "_overhead", 0.1)
@@ -147,8 +123,8 @@ def test_an_image_whose_tiles_cannot_be_done_in_time_is_refused_before_it_is_dec
     assert large.value.status == 413
 
 
-def test_others_are_computed_between_the_tiles(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, order = models["tiled"]["1"], []
+def test_others_are_computed_between_the_tiles(tiled_models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, order = tiled_models["tiled"]["1"], []
     compute, begun, go = model.engine.infer, threading.Event(), threading.Event()
 
     def infer(images: np.ndarray) -> Outputs:
@@ -171,8 +147,8 @@ def test_others_are_computed_between_the_tiles(models: Models, monkeypatch: pyte
     assert order.count((64, 64)) == 36
 
 
-def test_the_deadline_ends_the_tiles(models: Models, client_of: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, calls = models["tiled"]["1"], []
+def test_the_deadline_ends_the_tiles(tiled_models: Models, client_of: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = tiled_models["tiled"]["1"], []
     compute, pause = model.engine.infer, threading.Event()
 
     def infer(images: np.ndarray) -> Outputs:
@@ -181,7 +157,7 @@ def test_the_deadline_ends_the_tiles(models: Models, client_of: Callable, monkey
         return compute(images)
 
     monkeypatch.setattr(model.engine, "infer", infer)
-    response = client_of(create_app(models, Settings())).post("/v1/segment?timeout=0.5", content=as_png(noise(300, 300)))
+    response = client_of(create_app(tiled_models, Settings())).post("/v1/segment?timeout=0.5", content=as_png(noise(300, 300)))
     assert refused(response)[0] == 504
     asyncio.run(asyncio.sleep(0.5))
     assert 1 <= len(calls) < 36
@@ -189,8 +165,8 @@ def test_the_deadline_ends_the_tiles(models: Models, client_of: Callable, monkey
     assert len(model.worker._queue) == 0
 
 
-def test_a_full_queue_is_waited_for(models: Models, oracle: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, image = models["tiled"]["1"], noise(100, 100)
+def test_a_full_queue_is_waited_for(tiled_models: Models, oracle: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, image = tiled_models["tiled"]["1"], noise(100, 100)
     monkeypatch.setattr(model.worker._queue, "_max_pixels", 1)
     others = [model.worker.submit(noise(30, 30)[None], 5.0)]
     np.testing.assert_array_equal(QueuedInference(model, timeout=5.0).outputs(image).labels, oracle(image[None])[0])

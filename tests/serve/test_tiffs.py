@@ -19,33 +19,15 @@ from ddcat_serve.inference.model_registry import load_models
 from ddcat_serve.settings import Settings
 from tests.bundles import CLASSES
 from tests.serve.payloads import as_png, refused
-from tests.serve.test_large_images import noise, tiled_bundle
+from tests.serve.tiled import geotiff, noise, tiled_bundle
 
 TIFF = {"Accept": "image/tiff"}
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiled_bundle(tmp_path_factory.mktemp("tiled") / "tiled.bundle").path
-
-
-@pytest.fixture(scope="module")
-def client(path: Path, client_of: Callable) -> Iterator[httpx.Client]:
-    with load_models([path], settings=Settings(), threads=1) as models:
+def client(tiled_path: Path, client_of: Callable) -> Iterator[httpx.Client]:
+    with load_models([tiled_path], settings=Settings(), threads=1) as models:
         yield client_of(create_app(models, Settings(max_pixels=100_000)))
-
-
-def geotiff(pixels: np.ndarray, **options: object) -> bytes:
-    """A file of pixels, (H, W, bands), of half a metre each, in UTM."""
-    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
-    height, width, count = pixels.shape
-    about = {"height": height, "width": width, "count": count, "dtype": str(pixels.dtype), "crs": "EPSG:32633"}
-    place = rasterio.transform.from_origin(500_000, 5_400_000, 0.5, 0.5)
-    with rasterio.MemoryFile() as memory:
-        with memory.open(driver="GTiff", transform=place, **about, **options) as file:
-            file.write(pixels.transpose(2, 0, 1))
-        content: bytes = memory.read()
-        return content
 
 
 @pytest.mark.parametrize("size", [(37, 53), (100, 150)])
@@ -62,11 +44,11 @@ def test_a_png_gets_a_plain_tiff(size: tuple[int, int], client: httpx.Client, or
 
 @pytest.mark.parametrize("size", [(40, 50), (150, 200)])
 def test_a_geotiff_gets_the_file_that_predict_writes(
-    size: tuple[int, int], client: httpx.Client, path: Path, tmp_path: Path
+    size: tuple[int, int], client: httpx.Client, tiled_path: Path, tmp_path: Path
 ) -> None:
     content = geotiff(noise(*size))
     (tmp_path / "a.tif").write_bytes(content)
-    predict(path, find_sources([str(tmp_path / "a.tif")]), tmp_path / "out", formats=["png"])
+    predict(tiled_path, find_sources([str(tmp_path / "a.tif")]), tmp_path / "out", formats=["png"])
     response = client.post("/v1/segment", content=content, headers=TIFF)
     assert response.status_code == 200, response.text
     rasterio = pytest.importorskip("rasterio")
