@@ -311,7 +311,8 @@ def _share(found: Mapping[str, Any] | None) -> str:
     if not found or "pixels" not in found:
         return "no"
     share = "all" if not found["differing"] else f"all but {found['differing']}"
-    classes = f", {found['classes']} classes" if "classes" in found else ""
+    count = found.get("classes")
+    classes = "" if count is None else ", 1 class" if count == 1 else f", {count} classes"
     return f"{share} of {found['pixels']}{classes}"
 
 
