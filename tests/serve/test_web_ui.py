@@ -276,6 +276,27 @@ def test_a_running_request_is_shown_at_once(browser: Browser, address: str, tmp_
         wait(page, "53 x 37")
 
 
+def test_an_image_chosen_before_the_models_are_listed_is_kept(browser: Browser, address: str, file: Path) -> None:
+    with page_of(browser, allowed=address) as (page, _):
+        held: list[Any] = []
+
+        def hold(route: Any) -> None:
+            held.append(route)
+
+        page.route("**/v1/models", hold)
+        page.goto(address)
+        page.set_input_files("#file", file)
+        page.wait_for_function("state.file !== null")
+        page.unroute("**/v1/models", hold)
+        for route in held:
+            route.continue_()
+        wait(page, "53 x 37, round trip")
+        assert page.locator("#example").input_value() == ""
+        with page.expect_download() as download:
+            page.get_by_text("Download mask").first.click()
+        assert download.value.suggested_filename == "my image-first.png"
+
+
 def test_a_server_with_a_key_asks_for_it(browser: Browser, tmp_path: Path, oracle: Callable, picture: np.ndarray) -> None:
     bundle = with_golden(tmp_path / "locked", oracle, picture)
     with (

@@ -280,7 +280,8 @@ async function start() {
   const examples = Math.min(...state.models.map((model) => model.examples));
   $("chooser").hidden = !examples;
   $("example").replaceChildren(new Option("your own image", ""), ...Array.from({ length: examples }, (_, n) => new Option(`example ${n + 1}`, n)));
-  if (examples) {
+  if (state.file) showFile(state.file); // chosen before the models were listed
+  else if (examples) {
     $("example").value = "0";
     chooseExample();
   }
