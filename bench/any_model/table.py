@@ -52,7 +52,7 @@ from examples.server_process import ask, served
 CLASSES = 6  # of the scenes
 SIDE = 64
 IMAGES = 12  # of the validation split
-TRAINED, BATCH, EPOCHS = 8, 4, 10
+TRAINED, BATCH, EPOCHS = 8, 4, 60  # so many that each model predicts several classes
 LIBRARIES = ("torch", "transformers", "torchvision", "timm", "segmentation-models-pytorch", "onnx", "onnxruntime", "numpy")
 PAGE = """# Models of other libraries, end to end
 
