@@ -128,11 +128,11 @@ def test_without_golden_images_there_is_no_drift() -> None:
 def test_a_monitor_that_is_behind_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     go = threading.Event()
     usual = answer_statistics.describe
-    monkeypatch.setattr(answer_statistics, "describe", lambda *about: go.wait(10) and usual(*about))
+    monkeypatch.setattr(answer_statistics, "describe", lambda *about: go.wait(30) and usual(*about))
     monitor = DriftMonitor(2)
     began = time.monotonic()
     looking = [monitor.observe(Outputs(np.zeros((2, 8, 8), np.uint8))) for _ in range(50)]
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 8
     assert monitor.totals().skipped == 2 * looking.count(None) == 2 * 46
     go.set()
     for future in looking:

@@ -175,8 +175,8 @@ def test_an_engine_that_cannot_be_opened_again_is_broken_and_not_waited_for(work
     with pytest.raises(StoppedError, match="is broken"):
         worker.submit(image(2), 20)
     began = time.monotonic()
-    worker.close(0.5)
-    assert time.monotonic() - began < 1
+    worker.close(20)
+    assert time.monotonic() - began < 10
     assert not toy.closed.is_set()
 
 

@@ -203,7 +203,7 @@ def test_bombs_are_refused_quickly(bundle: Bundle) -> None:
             status = client.post(path, content=bomb, headers=headers).status_code
             harmless = ("more data than pixels", "text", "profile")  # what is not of the picture may be passed over
             assert status in ((200, 400) if name in harmless else (400, 413, 415)), name
-            assert time.monotonic() - began < 3, name
+            assert time.monotonic() - began < 10, name
         if before:
             assert resident_bytes(process) - before < 200 * 1024  # KiB
         assert process.poll() is None
