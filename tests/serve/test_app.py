@@ -149,8 +149,8 @@ def test_a_server_that_drains_is_not_ready_but_answers_and_what_is_late_is_a_504
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             first = asyncio.create_task(client.post("/v1/segment", content=as_png(picture)))
             await asyncio.to_thread(stuck.entered.wait, 10)
-            late = asyncio.create_task(client.post("/v1/segment?timeout=0.05", content=as_png(picture)))
-            await asyncio.sleep(0.2)
+            late = asyncio.create_task(client.post("/v1/segment?timeout=1", content=as_png(picture)))
+            await asyncio.wait([late])
             app.state.server_state.draining = True
             states = [await client.get(path) for path in ("/v2/health/ready", "/v2/health/live", "/v2/models/small/ready")]
             stuck.go.set()

@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -34,6 +35,19 @@ def slow(engine, images):
     return infer(engine, images)
 CheckedEngine.infer = slow
 """  # the picture of the tests takes so long, and the warm-up does not
+HELD = """
+import pathlib
+import time
+from ddcat.engines.base import CheckedEngine
+infer = CheckedEngine.infer
+def held(engine, images):
+    if images.shape[1] == 37:
+        pathlib.Path({until!r} + ".begun").touch()
+    while images.shape[1] == 37 and not pathlib.Path({until!r}).exists():
+        time.sleep(0.01)
+    return infer(engine, images)
+CheckedEngine.infer = held
+"""  # it takes until that file is there
 INNER = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -296,23 +310,24 @@ def waiting(address: str) -> float:
 
 
 @pytest.mark.parametrize(("files", "how"), [(1, "resets"), (5, "closes")])
-def test_nothing_is_computed_for_a_client_that_has_gone(bundle: Bundle, picture: np.ndarray, files: int, how: str) -> None:
+def test_nothing_is_computed_for_a_client_that_has_gone(
+    bundle: Bundle, picture: np.ndarray, tmp_path: Path, files: int, how: str
+) -> None:
     parts = [("image", (f"{place}.png", as_png(picture), "image/png")) for place in range(files)]
-    with server(bundle.path, "--batch-pixels", picture[..., 0].size, "--timeout", 60, before=SLOW.format(seconds=1)) as (
-        _,
-        address,
-    ):
+    held = HELD.format(until=str(tmp_path / "go"))
+    with server(bundle.path, "--batch-pixels", picture[..., 0].size, "--timeout", 60, before=held) as (_, address):
         sent = httpx.Request("POST", f"{address}/v1/segment", files=parts)
         whole = request("POST", "/v1/segment", sent.read(), f"Content-Type: {sent.headers['content-type']}")
         with connect(address) as first, connect(address) as second:
             first.sendall(request("POST", "/v1/segment", as_png(picture)))  # what is in the engine is finished
-            time.sleep(0.3)
+            wait_for((tmp_path / "go.begun").exists)
             second.sendall(whole)
             wait_for(lambda: waiting(address) == files * picture[..., 0].size)
             if how == "resets":
                 second.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             second.close()
             wait_for(lambda: waiting(address) == 0)
+            (tmp_path / "go").touch()
             first.shutdown(socket.SHUT_WR)
             assert [status for status, _ in answers(first)] == [200]
 

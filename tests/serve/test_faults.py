@@ -19,7 +19,7 @@ from PIL import Image
 
 from ddcat.bundle import Bundle
 from tests.serve.payloads import as_png
-from tests.serve.processes import connect, server
+from tests.serve.processes import connect, server, wait_for
 
 
 def everything(connection: socket.socket) -> bytes:
@@ -117,16 +117,14 @@ def test_sigterm_under_load_loses_nothing_that_was_accepted(bundle: Bundle, orac
                 labels = np.asarray(Image.open(io.BytesIO(response.content)))
                 answers.append(response.status_code == 200 and bool((labels == expected).all()))
 
-    with server(bundle.path, "--shutdown-delay", 1) as (process, address), ThreadPoolExecutor(4) as pool:
+    with server(bundle.path, "--shutdown-delay", 2) as (process, address), ThreadPoolExecutor(4) as pool:
         tasks = [pool.submit(ask, address) for _ in range(4)]
         while len(answers) < 20:
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
-        assert httpx.get(f"{address}/v2/health/ready").status_code == 503
+        wait_for(lambda: httpx.get(f"{address}/v2/health/ready").status_code == 503)
         before = len(answers)
-        time.sleep(0.2)
-        assert len(answers) > before  # still answers
+        wait_for(lambda: len(answers) > before)  # still answers
         assert process.wait(20) == 0
         ended.set()
         for task in tasks:
