@@ -56,9 +56,9 @@ TRAINED, BATCH, EPOCHS = 8, 4, 60  # so many that each model predicts several cl
 LIBRARIES = ("torch", "transformers", "torchvision", "timm", "segmentation-models-pytorch", "onnx", "onnxruntime", "numpy")
 PAGE = """# Models of other libraries, end to end
 
-Each model has the architecture of its family, tiny, with random weights: this page shows what runs and what computes the
-same, and nothing about accuracy. Each is trained for a few steps on generated scenes of {scenes}, exported, gated and served on
-a CPU:
+This page shows which models of other libraries can be trained, exported, gated and served, and whether the engine computes
+what the model computes. It shows nothing about accuracy: each model is a tiny version of its family with random weights. It is
+trained for a few steps on generated scenes of {scenes}. All of it runs on a CPU:
 
 ```sh
 python bench/any_model/table.py --work any-model --out docs/results/any-model
@@ -66,24 +66,25 @@ python bench/any_model/table.py --work any-model --out docs/results/any-model
 
 {table}
 
-- **cut = whole**: largest difference of a logit between the model as its library makes it and the segmenter that ddcat makes
-  of it.
-- **exports for**: any size from 33 x 33 on, with the proof by bytes, that by multiply-adds and the comparison on 7 shapes; or
-  for the one size that is asked for, with the same proofs.
+- **cut at**: the last layers of the model, of which DDC-AT's other branches have copies.
+- **cut = whole**: the largest difference of a logit between the library's own model and ddcat's segmenter made from it.
+- **exports for**: the sizes of images that the engine accepts, any size from 33 x 33 on or one size. Both have the same checks:
+  the size of the file, the number of multiply-adds, and a comparison with PyTorch (on 7 shapes for any size).
 - **logits**: the largest difference between a logit of PyTorch and one of the engine, in standard deviations of all logits, on
-  the images of the comparison at export. A fault of a layer shows here even where a model has learnt one class alone.
-- **labels**: of the {images} images of the validation split, and how many classes PyTorch gives them. Rounding may turn a label
-  where two classes are equally likely, which in models so little trained is often.{older}
-- **twin = engine**: the least share of equal labels on the gate's attacks. **gate, quick**: the verdict on the fp32 engine,
-  and the findings that do not pass. These are quick gates (`ddcat gate --quick`), of clean images and one short attack: they
-  show that the gate takes the model, and are no verdict on an engine. An untrained model keeps nothing under attack that
-  could be compared, so its robustness is inconclusive.
-- **served = engine's**: pixels of masks that came back by HTTP.
+  the images of the comparison at export. It reveals a faulty layer even if the model predicts a single class.
+- **labels**: equal labels on the {images} images of the validation split, and the number of classes that PyTorch predicts there.
+  Rounding can change a label where two classes are equally likely, which is frequent after so little training.{older}
+- **twin = engine**: the smallest share of labels that are equal in the twin and in the engine, over the gate's attacks.
+- **gate, quick**: the verdict on the fp32 engine, and the checks that did not pass. These gates are `ddcat gate --quick`, with
+  clean images and one short attack. They show that the gate works with the model; for a release run the full gate. An
+  untrained model loses everything under attack, so nothing can be compared, and its robustness is inconclusive.
+- **served = engine's**: pixels of the masks received over HTTP that equal the engine's.
 {missing}
 Versions: {versions}.
 """
-_OLDER = """ Where no number of classes stands, it was not noted:
-  several of these models predict one class alone, and equal labels say little of them."""
+_OLDER = """ Rows without a
+  number of classes were measured before it was recorded. Several of these models predict a single class, and then equal labels
+  prove little."""
 HEAD = [
     "model", "library", "cut at", "cut = whole", "steps of DDC-AT, PGD-AT", "exports for", "logits of fp32 - PyTorch's",
     "labels of fp32 = PyTorch's", "of int8 = fp32's", "twin = engine", "gate, quick", "served = engine's",
@@ -271,7 +272,9 @@ def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
     named = ", ".join(f"{library} {version}" for library, version in libraries.items() if library in LIBRARIES)
     absent = [name for name in MODELS if name not in rows]
     missing = (
-        f"\nWritten down in `bench/any_model/models.py`, and not run for this page: {'; '.join(absent)}.\n" if absent else ""
+        f"\n`bench/any_model/models.py` also defines these models, which were not run yet: {'; '.join(absent)}.\n"
+        if absent
+        else ""
     )
     return PAGE.format(
         table=table(HEAD, body, texts=3).rstrip(),

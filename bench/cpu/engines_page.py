@@ -17,34 +17,37 @@ RUNTIMES = {"ort": "ONNX Runtime", "openvino": "OpenVINO"}
 SHAPES = ["1x33x33", "2x33x65", "1x65x34", "3x40x72", "2x97x129", "1x50x161", "1x180x240"]  # corners, odd, flat, off the grid
 
 SPEED_HEAD = [
-    "engine", "precision", "milliseconds", "faster than the original graph", "than our main branch, eager", "logit error",
-    "labels that agree", "file, MiB", "of fp32", "peak MiB: engine", "original", "main branch",
+    "engine", "precision", "ms", "faster than the original graph", "faster than our main branch, eager", "logit error",
+    "equal labels", "file, MiB", "share of fp32", "peak MiB: engine", "original", "main branch",
 ]  # fmt: skip
-SPEED_NOTE = (
-    "Faster: seconds of eager fp32 PyTorch / the engine's in the same turn, median and quartiles (`ddcat speed`). The "
-    "original graph is what the paper's code computes: plain layers, the pyramid concatenated; our main branch computes the "
-    "same numbers in quicker ways. Logit error: 99.9th percentile, in standard deviations of PyTorch's logits. Where nobody "
-    "trained the weights, the two best classes of many pixels are nearly equal: labels of bf16 and int8 agree less here than "
-    "on a trained network; int8 is calibrated on two images of VOC. Of fp32: the file beside the main branch's parameters. "
-    "Peak: the most that stayed resident in a process that loads the model as a server does, and answers.\n"
-)
-SHAPE_HEAD = ["network", "engine", "precision", "shapes", "worst logit error", "of", "labels that agree"]
+SPEED_NOTE = """\
+- **faster than**: time of eager fp32 PyTorch divided by that of the engine in the same turn, median and quartiles
+  (`ddcat speed`). The *original graph* computes what the paper's code computes: plain layers, and a concatenated pyramid. *Our
+  main branch* computes the same numbers faster.
+- **logit error**: the 99.9th percentile, in standard deviations of PyTorch's logits.
+- **equal labels**: with untrained weights the two best classes of many pixels are nearly equal. So the labels of bf16 and int8
+  agree less here than those of a trained network. int8 is calibrated on two images of VOC.
+- **share of fp32**: size of the file divided by that of the main branch's fp32 parameters.
+- **peak MiB**: the largest resident memory of a process that loads the model as the server does, and labels images.
+"""
+SHAPE_HEAD = ["network", "engine", "precision", "shapes", "worst logit error", "at shape", "equal labels"]
 SHAPE_NOTE = (
-    f"One engine for all sizes, on {', '.join(SHAPES)} (images x height x width), noise and smooth colours on each; errors as "
-    "above, the worst shape.\n"
+    "Each engine was exported for all sizes, and compared with PyTorch on noise and on smooth colours. The shapes (images x "
+    f"height x width) are {', '.join(SHAPES)}. The error is that of the worst shape, in the unit of the first tables.\n"
 )
-HEAD_HEAD = ["network", "runtime", "plain, ms", "factorised, ms", "faster by", "largest difference of a logit"]
+HEAD_HEAD = ["network", "runtime", "plain, ms", "factorised, ms", "plain / factorised", "largest difference of a logit"]
 HEAD_NOTE = (
-    "At the same size in fp32; the difference in standard deviations of the logits. When this was measured, OpenVINO's graph "
-    "was rewritten at load, so that the 3x3 convolution of either head took a third fewer products; it is not any more.\n"
+    "Both heads run at 473 x 473 in fp32. The difference is in standard deviations of the logits. When this was measured, "
+    "ddcat rewrote OpenVINO's graph at load, and the 3x3 convolution of both heads took a third fewer products. It does so no "
+    "longer.\n"
 )
 FIDELITY_HEAD = [
-    "run", "engine", "precision", "labels that agree: clean", "n = 3", "n = 7", "mIoU: clean", "n = 3", "n = 7",
+    "run", "engine", "precision", "equal labels: clean", "n = 3", "n = 7", "mIoU: clean", "n = 3", "n = 7",
     "PyTorch: clean", "n = 3", "n = 7",
 ]  # fmt: skip
 FIDELITY_NOTE = (
-    "Images spread evenly over the validation split, as many as the files say; n = N: BIM of N steps made on the PyTorch "
-    "model, as 8-bit images (`ddcat fidelity`).\n"
+    "The images are spread evenly over the validation split; each file states their number. The columns n = 3 and n = 7 are BIM "
+    "with so many steps, made on the PyTorch model and rounded to 8-bit images (`ddcat fidelity`).\n"
 )
 
 
@@ -53,15 +56,16 @@ def page(out: Path) -> str:
     speeds = {name: found for name in NETWORKS if (found := speed_rows(out, name))}
     environments = [read_result(file, SpeedResult).environment for file in sorted(out.glob("*-speed.json"))]
     parts = [
-        "# Engines on a CPU\n\nMade by `python bench/cpu/engines.py --voc-root /data/voc --runs runs/* --data-root "
-        "/data/camvid`; its files are in `engines-cpu/`.\n"
+        "# Engines on a CPU\n\nThis page compares engines with eager fp32 PyTorch: speed, error, file size and memory. It was "
+        "made by `python bench/cpu/engines.py\n--voc-root /data/voc --runs runs/* --data-root /data/camvid`. The files are in "
+        "`engines-cpu/`.\n"
     ]
     for name, rows in speeds.items():
-        parts.append(f"## {NETWORKS[name]} at 473 x 473, batch 1, seeded weights\n\n{table(SPEED_HEAD, rows, texts=2)}")
+        parts.append(f"## {NETWORKS[name]} at 473 x 473, batch 1, random weights\n\n{table(SPEED_HEAD, rows, texts=2)}")
     parts.append(SPEED_NOTE)
     shapes = [row for name in NETWORKS for row in shape_rows(out, name)]
     parts.append(f"## Many shapes\n\n{table(SHAPE_HEAD, shapes, texts=3)}\n{SHAPE_NOTE}")
-    parts.append(f"## The factorised head beside the plain one\n\n{table(HEAD_HEAD, head_rows(out), texts=2)}\n{HEAD_NOTE}")
+    parts.append(f"## The plain and the factorised head\n\n{table(HEAD_HEAD, head_rows(out), texts=2)}\n{HEAD_NOTE}")
     if rows := fidelity_rows(out):
         parts.append(f"## CamVid, trained networks\n\n{table(FIDELITY_HEAD, rows, texts=3)}\n{FIDELITY_NOTE}")
     seconds = sum(environment.seconds for environment in environments)

@@ -1,5 +1,5 @@
 """
-The page of what the gate found of trained CamVid models: docs/results/gates-cpu.md from the results beside it.
+Make the page of the gate's verdicts on trained CamVid models, docs/results/gates-cpu.md, from the results beside it.
 
     python bench/cpu/gates_page.py docs/results/gates-cpu
 
@@ -19,13 +19,15 @@ from ddcat_bench.compare.report import compare_markdown
 from ddcat_bench.gate.results import GateResult, MemberRow
 from ddcat_bench.markdown import table
 
-HEAD = """# What the gate finds of trained models
+HEAD = """# The gate on trained models
 
-MobileNetV2 models that were trained on CamVid by DDC-AT and by PGD-AT ([how](robustness-camvid.md)), their engines on a CPU,
-and two that are wrong on purpose, on the {images} images of the validation split. CamVid is one clip: blocks of ten frames are
-drawn. `int8` is calibrated on clean and attacked images, `int8-clean` on clean ones; `int8-bad` is `int8` with the scale of
-every activation at three tenths of what it should be. The factor was chosen among three: on 24 images, half of the
-scale hardly changes anything, and 0.15 of it ruins clean images too.
+This page shows the verdicts of the gate on ten engines for a CPU. Their models are MobileNetV2 trained on CamVid with DDC-AT and
+PGD-AT ([how](robustness-camvid.md)). The gate uses the {images} images of the validation split. They are one clip, so its
+confidence intervals resample blocks of ten frames.
+
+- `int8` is calibrated on clean and attacked images, `int8-clean` on clean images.
+- `int8-bad` is broken on purpose: it is `int8` with the scale of every activation multiplied by 0.3. We tried three factors on
+  24 images: 0.5 hardly changes anything, and 0.15 ruins clean images, too.
 
 ```sh
 ddcat export runs/ddcat --engine ort --out bundles/ddcat-ort-fp32
@@ -40,26 +42,27 @@ ddcat compare gates/*
 ## Verdicts
 """
 
-OWN = """## int8: attacked itself, or by what was made on fp32
+OWN = """## int8: replayed attacks and attacks on its own graph
 
-Points of mIoU that an attack leaves the int8 engine: made on the fp32 model and replayed, or made with the gradients of the
-engine's own graph.
+The table gives the mIoU of the int8 engine, in points, under two kinds of attack. A replayed attack was made on the fp32 model.
+The other kind uses the gradients of the engine's own graph.
 """
 
 WHY = """\
-On the sound engines the attack on their own graph leaves up to three quarters of a point less than the replay, and at times a
-little more; on the broken ones four and ten points less. A replay alone would have let one of them pass.
+On the sound engines the attack on their own graph leaves up to three quarters of a point less than the replay, and in some rows
+a little more. On the broken engines it leaves four and ten points less. With replayed attacks alone, one of the two would have
+passed.
 
-Why the twin of an int8 engine is not the engine: a sum that is rounded in another order falls to the other side of a step
-here and there, and what follows departs from it. ONNX Runtime does not agree with itself any better: at two of its levels of
-optimisation it labels {least:.1f} to {most:.1f} % of the pixels of {images} clean images alike, the twin and the engine
-{twin:.1f} % (`python bench/cpu/int8_optimisation_levels.py bundles/ddcat-ort-int8 --out FILE`). So attacks on the twin count as
-transferred ones, and the engine is asked twice as often.
+The twin of an int8 engine is not exactly the engine. It adds the same numbers in another order, so a sum is sometimes rounded
+to the neighbouring step, and later layers follow from that. ONNX Runtime agrees with itself no better: two of its optimisation
+levels give equal labels to {least:.1f} to {most:.1f} % of the pixels of {images} clean images. The twin and the engine agree on
+{twin:.1f} % (`python bench/cpu/int8_optimisation_levels.py bundles/ddcat-ort-int8 --out FILE`). So the gate counts attacks on
+the twin as transferred attacks, and attacks the engine itself on twice as many images.
 """
 
 WITHOUT = (
-    "s. These gates did not yet report other perturbations (L2, universal,\npatch, minimal norm), "
-    "which take more time and decide nothing.\n"
+    "s. These gates did not yet\nreport other perturbations (L2, universal, patch, minimal norm). "
+    "Those take more time and do not change the verdict.\n"
 )
 
 
@@ -73,7 +76,7 @@ def page(folder: Path) -> str:
         for name, gate in gates.items()
     ]
     own = [row for name, gate in gates.items() if gate.precision == "int8" for row in _own_and_replayed(name, gate)]
-    times = f"The default budget takes {_seconds(gates, 'default')} s on two cores, `--quick` {_seconds(gates, 'quick')} s.\n"
+    times = f"On two cores the full gate takes {_seconds(gates, 'default')} s, and `--quick` {_seconds(gates, 'quick')} s.\n"
     if not any(gate.perturbations for gate in gates.values()):
         times = times.replace("s.\n", WITHOUT)
     side_by_side = compare_markdown(compare(gates)).partition("\n\n")[2].replace("pareto.png", f"{folder.name}/pareto.png")
@@ -81,7 +84,7 @@ def page(folder: Path) -> str:
     return "\n".join(
         [
             HEAD.format(images=len(next(iter(gates.values())).data.names)),
-            table(["engine", "verdict", "in words", "seconds"], verdicts, texts=3),
+            table(["engine", "verdict", "reason", "seconds"], verdicts, texts=3),
             times,
             f"## Side by side\n\n{side_by_side}",
             OWN,

@@ -162,11 +162,14 @@ def markdown(result: dict[str, Any]) -> str:
         "# bf16 with nodes in fp32",
         "",
         f"`python bench/cpu/mixed_precision.py docs/results/mixed-precision --runs ... --data-root DIR` with {versions} on "
-        f"{environment['date']}: {about}. Batches of one, {result['threads']} thread, in turns; other work ran on the machine, "
-        "so take the ratios.",
+        f"{environment['date']}: {about}. The engines were timed in turns, with batches of one and {result['threads']} thread. "
+        "Other work ran on the machine, so only the ratios count.",
         "",
-        "Labels that are those of PyTorch, on clean images, under the PGD of training and CosPGD at 8/255. The gate wants",
-        "99.8 % under all replayed attacks. They are made on the PyTorch model, rounded to 8 bits, and shown to every engine.",
+        'The columns "clean", "PGD" and "CosPGD" give the share of labels that are equal to PyTorch\'s: on clean images, under '
+        "the PGD of training, and under",
+        "CosPGD at 8/255. The gate asks for 99.8 % under all replayed attacks. The attacked images are made on the PyTorch model "
+        "and rounded to 8 bits. Every",
+        "engine gets the same ones.",
         "",
     ]
     for row in result["runs"]:
@@ -186,10 +189,10 @@ def markdown(result: dict[str, Any]) -> str:
                 for name, counts in row["differing"].items()
             ),
             "",
-            f"Kept in fp32: {len(mixed['kept'])} of {mixed['typed_nodes'] + len(mixed['kept'])} nodes, first "
+            f"{len(mixed['kept'])} of {mixed['typed_nodes'] + len(mixed['kept'])} nodes are kept in fp32. The first are "
             + ", ".join(f"`{node['name']}` ({node['reason']})" for node in mixed["kept"][:4])
-            + f". In the search {mixed['equal_labels']['clean']:.3%} of the labels were equal, "
-            f"{mixed['equal_labels']['adversarial']:.3%} under PGD, on {mixed['drop']['images']} images; mIoU lost "
+            + f". The search used {mixed['drop']['images']} images. There {mixed['equal_labels']['clean']:.3%} of the labels "
+            f"were equal on clean images and {mixed['equal_labels']['adversarial']:.3%} under PGD, and the mIoU fell by "
             f"{mixed['drop']['clean']:.2f} and {mixed['drop']['adversarial']:.2f} points.",
             "",
         ]

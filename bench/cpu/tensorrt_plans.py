@@ -127,10 +127,11 @@ def markdown(result: dict[str, Any]) -> str:
         "# Plans of TensorRT for RTX, built without a GPU",
         "",
         f"`python bench/cpu/tensorrt_plans.py docs/results/tensorrt-rtx` with {result['runtime']} on {environment['date']}: "
-        f"{about}. Other work ran beside it: the times are upper bounds.",
+        f"{about}. Other work ran on the machine, so the times are upper bounds.",
         "",
-        "Plans were built and not run: speed, and labels on a GPU, were not measured. `layers` are those that NVIDIA's parser",
-        "makes of the graph. Two sizes make two profiles in one plan. Free sizes go from 33 x 33 to the larger size.",
+        "The plans were built, but not run. Their speed and their labels on a GPU were not measured. `layers` is the number of",
+        "layers that NVIDIA's parser makes of the graph. A plan for two sizes has two profiles. Free sizes go from 33 x 33 to the",
+        "larger size.",
         "",
     ]
     for name in dict.fromkeys(row["network"] for row in result["plans"]):
@@ -160,17 +161,16 @@ def markdown(result: dict[str, Any]) -> str:
             *lines,
             f"{len(seconds)} plans; the median build took {np.median(seconds):.1f} s, the longest {seconds.max():.1f} s.",
             "",
-            *(["Refused by the builder:", "", *told, ""] if told else []),
-            "## What the parser takes",
+            *(["The builder refused these:", "", *told, ""] if told else []),
+            "## Operators that the parser accepts",
             "",
-            f"Of the {cases} official cases of ONNX {result['cases']['onnx']} that are one node, it takes {taken} in the "
-            "types that they say. All inputs of a case are computed, and shapes, axes or scales must often be constants: with "
-            "these, it takes more. "
-            "`ddcat export FILE.onnx --check trt` tells for a file.",
+            f"ONNX {result['cases']['onnx']} has {cases} official test cases with a single node. The parser accepts {taken} of them "
+            "with the types that they have. A case passes all inputs at run time, and the parser often wants shapes, axes or scales "
+            "as constants; with constants it accepts more. To check your own file, run `ddcat export FILE.onnx --check trt`.",
             "",
-            f"- all cases ({len(every)} operators): {', '.join(every)}",
-            f"- some ({len(some)}): {', '.join(some)}",
-            f"- none ({len(none)}): {', '.join(none)}",
+            f"- all cases accepted ({len(every)} operators): {', '.join(every)}",
+            f"- some cases accepted ({len(some)}): {', '.join(some)}",
+            f"- no case accepted ({len(none)}): {', '.join(none)}",
             "",
         ]
     )

@@ -218,7 +218,7 @@ def cases(model: str) -> dict[str, Case]:
         "with a palette and tRNS, eight at once": images(
             [png(4000, 8388, bits=8, colour=3, before=palette)] * 8, at_once=8
         ),
-        "the largest image that is taken, then eight at once": largest,
+        "the largest accepted image, then eight at once": largest,
         "WebP of 25 MP": images([webp(5000, 5000)]),
         "30 images of 1 MP in turn": images([noise(1000, 1000)] * 30),
         "32 MB of [] in JSON, four at once": tensors(json_of("[]", 10_600_000), model, at_once=4),
@@ -228,7 +228,7 @@ def cases(model: str) -> dict[str, Case]:
         "40 unfinished bodies of 31 MB": unfinished,
         "24 gRPC messages of 30 MB without the key": messages,
         "20 clients that do not read": unread,
-        "a client that leaves a form of 8 images": leaves,
+        "a client that disconnects after a form of 8 images": leaves,
     }  # fmt: skip
 
 
@@ -321,7 +321,7 @@ def measure(case: Case, bundle: Path, group: Path | None) -> dict[str, Any]:
 def table(found: dict[str, Any], before: dict[str, Any] | None) -> str:
     """Write the figures, beside those before."""
     rows = [
-        "| case | tree | answers | slowest, s | health, s | start, MiB | peak | after | within the limits |",
+        "| case | version | answers | slowest, s | health, s | start, MiB | peak | after | within the limits |",
         "|---|---|---|---:|---:|---:|---:|---:|---|",
     ]
     for name, case in found["cases"].items():

@@ -1,5 +1,5 @@
 """
-Score original files over HTTP, beside the gate's own count, and what a client's own resizing changes.
+Score original files over HTTP, compare with the gate's score, and measure the effect of resizing in the client.
 
     python bench/serving/preprocessing.py BUNDLE --out docs/results/preprocessing
 
@@ -44,7 +44,7 @@ from server_process import served
 
 U8 = npt.NDArray[np.uint8]
 Kernel = Callable[[U8, tuple[int, int]], U8]  # image and (width, height)
-THE_RULE = "the bundle's rule, by the server"
+THE_RULE = "the server, by the bundle's rule"
 KERNELS: dict[str, Kernel] = {
     "OpenCV, INTER_AREA": lambda image, size: cv2.resize(image, size, interpolation=cv2.INTER_AREA),
     "OpenCV, INTER_LINEAR": lambda image, size: cv2.resize(image, size, interpolation=cv2.INTER_LINEAR),
@@ -117,22 +117,23 @@ def _over_http(bundle: Path, whole: Dataset, classes: int) -> Counts:
     return counts
 
 
-PAGE = """# What a client's own resizing changes
+PAGE = """# Resizing in the client
 
-A bundle says how image files become the input of its graph, and the server does it
-([preprocessing](../serving.md#preprocessing)). Here all {images} files of {data}, JPEG of 480x360, were sent to `ddcat serve`
-as they are. The bundle's rule resizes them to a long side of {to} (`{kernel}`). The masks came back at 480x360, and were
-compared with the label files. The gate's count of its clean images gives {gate:.6f} points, and its true and false pixels of
-all {classes} classes are {equal} to those over HTTP.
+A bundle holds the rule by which image files become the input of its graph, and the server applies it
+([preprocessing](../serving.md#preprocessing)). For this page all {images} files of {data} were sent to `ddcat serve` unchanged; they
+are JPEG files of 480x360. The bundle's rule resizes them to a long side of {to} (`{kernel}`). The server returned masks of 480x360, which
+were compared with the label files. On its clean images the gate has {gate:.6f} points. Its pixel counts for all
+{classes} classes are {equal} to those over HTTP.
 
-A client that resizes files itself was imitated, with other kernels; its masks were enlarged by nearest neighbour:
+We also imitated a client that resizes the files itself with other kernels, and enlarges the masks by nearest neighbour:
 
 {rows}
 
-The model is {architecture}, trained without a defence on CamVid at a long side of {to}, from the middle of a run: one model,
-one data set, clean images alone. A kernel that the model was not judged with changes its score, to either side; which one is
-right is for training and the gate to say, and not for a client. Halving a side, OpenCV's INTER_LINEAR is its INTER_AREA. In
-the last row the model sees files at their own size, which a server of bundles of schema 2 lets happen.
+The model is {architecture}, trained without a defence on CamVid at a long side of {to}, and taken from the middle of a run.
+This is one model, one data set and clean images only. A kernel other than that of the evaluation changes the score, up or
+down. So use the kernel of the training and the gate, and let the server resize. OpenCV's INTER_LINEAR and INTER_AREA give the same
+result when a side is halved. In the last row the model sees the files at their own size. This is what a server does with a bundle of
+schema 2, which has no rule.
 
 ```sh
 ddcat export RUN/best.safetensors --out bundle
@@ -154,7 +155,7 @@ def _page(result: dict[str, Any], classes: int) -> str:
         gate=gate,
         classes=classes,
         equal="equal" if result["equal_to_the_gate"] else "**not** equal",
-        rows=table(["who resizes, and how", "mIoU, points", "less the gate's"], rows).rstrip(),
+        rows=table(["resized by", "mIoU, points", "minus the gate's"], rows).rstrip(),
         architecture=result["architecture"],
     )
 

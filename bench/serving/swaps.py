@@ -317,9 +317,9 @@ def markdown(found: dict[str, Any]) -> str:
         f"python bench/serving/swaps.py demo/bundle {sizes} {more} --out docs/results/serving-swaps",
         "```",
         "",
-        f"The bundle `{found['bundle']}`, JPEG files of {found['size']}, {found['threads']} thread(s) for each engine; the "
-        f"clients run on the same machine. {CLIENTS} clients that wait for their answers get {found['capacity']:.1f} a second. "
-        f"At {found['load']:.0%} of that, requests come by a Poisson process:",
+        f"The bundle is `{found['bundle']}`. The images are JPEG files of {found['size']}. Each engine has {found['threads']} "
+        f"thread(s), and the clients run on the same machine. {CLIENTS} clients that wait for their answers get "
+        f"{found['capacity']:.1f} a second. Requests arrive as a Poisson process at {found['load']:.0%} of that rate:",
         "",
         "| | requests | failed | median, ms | p99, ms | longest, ms |",
         "|---|---:|---:|---:|---:|---:|",
@@ -345,9 +345,9 @@ def markdown(found: dict[str, Any]) -> str:
         lines.append(f"| {what} | {len(tried)} | {sum(load['status'] == 400 for load in tried)} |")
     lines += [
         "",
-        f"They gave {found['answers_of_bad_bundles']} answers: each answer names its bundle by digest.",
+        f"{found['answers_of_bad_bundles']} answers came from one of these bundles: each answer names its bundle by digest.",
         "",
-        f"Over {memory['swaps']} swaps of another server, with five requests between them:",
+        f"Another server made {memory['swaps']} swaps, with five requests between two swaps:",
         "",
         f"| | after {min(WARM, memory['swaps'] - 1) + 1} swaps | at the end |",
         "|---|---:|---:|",
@@ -355,7 +355,7 @@ def markdown(found: dict[str, Any]) -> str:
         f"| threads | {memory['warm']['threads']} | {memory['end']['threads']} |",
         f"| open files | {memory['warm']['files']} | {memory['end']['files']} |",
         "",
-        f"A line through what lies between rises by {memory['mib_per_swap']:.3f} MiB per swap.",
+        f"A line fitted between these two points rises by {memory['mib_per_swap']:.3f} MiB per swap.",
         "",
     ]
     machine = ", ".join(map(str, found["environment"]["machine"].values()))

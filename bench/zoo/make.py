@@ -43,25 +43,25 @@ LICENCE = "Apache-2.0, from ImageNet weights under Apache-2.0; trained on CamVid
 FIGURES = ("clean", "SEA at 4/255", "SEA at 8/255", "corruptions")
 PAGE = """# Models of the zoo
 
-Models that [`ddcat zoo`](../how-to/serve-a-ready-model.md) fetches, as they are stored: matrices in float16.
-mIoU on CamVid's validation split at 240 x 180:
+This page gives the mIoU of the models that [`ddcat zoo`](../how-to/serve-a-ready-model.md) fetches, on CamVid's validation
+split at 240 x 180. They are measured as they are stored, with matrices in float16.
 
 {table}
 
-- **clean**, **BIM**: {quick} images, evenly spread; BIM as in the paper, epsilon 0.03 (7.65/255), 7 steps of 0.01.
-- **SEA**: {sea} images; for each the worst of three losses of {iterations} iterations. The full attack has 300, which
-  leave less.
+- **clean** and **BIM**: {quick} images, evenly spread; BIM as in the paper, with epsilon 0.03 (7.65/255) and 7 steps of 0.01.
+- **SEA**: {sea} images; for each the worst result of three attacks with {iterations} iterations. The full attack has 300
+  iterations and lowers the score further.
 - **corruptions**: {corruptions} images; the mean over the fifteen common corruptions and five severities.
-- **gate**: the verdict on the engine for ONNX Runtime; "-" where it has not been run.
+- **gate**: the verdict on the engine for ONNX Runtime; "-" if the gate was not run.
 
-These are few images of one clip: a difference of a point or two means nothing. The results, with the counts of
-every image, are in `zoo/` beside this page, with a card for each model. All of a model is made by
+These are few images of one clip, so a difference of a point or two means nothing. The folder `zoo/` beside this page has the
+results with the counts of every image, and a card for each model. This command makes everything for one model from a run:
 
 ```sh
 python bench/zoo/make.py NAME RUN --data-root data/camvid --trained COMMAND
 ```
 
-from a run that was trained by
+The runs were trained by these commands:
 
 {trained}
 """

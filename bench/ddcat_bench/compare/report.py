@@ -19,7 +19,7 @@ _COLOURS = {  # of light and of dark pages
 }
 _HEADS = [
     "engine", "plot", "precision", "verdict", "clean mIoU", "difference", "attacked mIoU", "difference", "ms",
-    "share of PyTorch's time", "engine, MiB", "peak memory, MiB", "none is better in both",
+    "share of PyTorch's time", "engine, MiB", "peak memory, MiB", "Pareto-optimal",
 ]  # fmt: skip
 _TEXTS, _VERDICT = 4, 3
 
@@ -116,13 +116,14 @@ def _cells(result: CompareResult) -> Sequence[list[str]]:
 
 
 def _about(result: CompareResult) -> str:
-    several = "; the times are of several machines and do not compare" if len(result.machines) > 1 else ""
+    several = " The times come from several machines, so do not compare them." if len(result.machines) > 1 else ""
     return (
-        f"Points of mIoU on {result.data}; attacked: {result.threat}, each engine under the attacks of its pool that are worst "
-        "for it; differences from its own PyTorch model with 90 % intervals. Times are medians of batches of one, from uint8 "
-        f"images to uint8 labels, on {' and '.join(result.machines)}{several}. The best engines are up and to the left in the "
-        "plot. The last column marks those of which none is both quicker and more robust (Pareto), among those that were not "
-        "refused and were timed on a steady machine; the line joins them."
+        f'mIoU is in points, on {result.data}. "Attacked" is {result.threat}, under the attacks of the pool that are worst '
+        "for each engine. Differences are from the engine's own PyTorch model, with 90 % intervals. Times are medians for "
+        f"batches of one, from uint8 images to uint8 labels, on {' and '.join(result.machines)}.{several} The best engines are "
+        'up and to the left in the plot. An engine has "yes" in the last column if no other engine is both faster and more '
+        "robust (Pareto). Engines that were refused, or timed on an unsteady machine, are left out. The line in the plot joins "
+        "these engines."
     )
 
 
