@@ -72,7 +72,7 @@ python bench/any_model/table.py --work any-model --out docs/results/any-model
   the size of the file, the number of multiply-adds, and a comparison with PyTorch (on 7 shapes for any size).
 - **logits**: the largest difference between a logit of PyTorch and one of the engine, in standard deviations of all logits, on
   the images of the comparison at export. It reveals a faulty layer even if the model predicts a single class.
-- **labels**: equal labels on the {images} images of the validation split, and the number of classes that PyTorch predicts there.
+- **labels**: equal labels on the {images} images of the validation split, and the number of classes that PyTorch predicts.
   Rounding can change a label where two classes are equally likely, which is frequent after so little training.{older}
 - **twin = engine**: the smallest share of labels that are equal in the twin and in the engine, over the gate's attacks.
 - **gate, quick**: the verdict on the fp32 engine, and the checks that did not pass. These gates are `ddcat gate --quick`, with

@@ -46,8 +46,8 @@ FIDELITY_HEAD = [
     "PyTorch: clean", "n = 3", "n = 7",
 ]  # fmt: skip
 FIDELITY_NOTE = (
-    "The images are spread evenly over the validation split; each file states their number. The columns n = 3 and n = 7 are BIM "
-    "with so many steps, made on the PyTorch model and rounded to 8-bit images (`ddcat fidelity`).\n"
+    "The images are spread evenly over the validation split; each file states their number. The columns n = 3 and n = 7 are "
+    "BIM with so many steps, made on the PyTorch model and rounded to 8-bit images (`ddcat fidelity`).\n"
 )
 
 

@@ -21,8 +21,8 @@ from ddcat_bench.markdown import table
 
 HEAD = """# The gate on trained models
 
-This page shows the verdicts of the gate on ten engines for a CPU. Their models are MobileNetV2 trained on CamVid with DDC-AT and
-PGD-AT ([how](robustness-camvid.md)). The gate uses the {images} images of the validation split. They are one clip, so its
+This page shows the verdicts of the gate on ten engines for a CPU. Their models are MobileNetV2 trained on CamVid with DDC-AT
+and PGD-AT ([how](robustness-camvid.md)). The gate uses the {images} images of the validation split. They are one clip, so its
 confidence intervals resample blocks of ten frames.
 
 - `int8` is calibrated on clean and attacked images, `int8-clean` on clean images.

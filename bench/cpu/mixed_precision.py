@@ -166,10 +166,9 @@ def markdown(result: dict[str, Any]) -> str:
         "Other work ran on the machine, so only the ratios count.",
         "",
         'The columns "clean", "PGD" and "CosPGD" give the share of labels that are equal to PyTorch\'s: on clean images, under '
-        "the PGD of training, and under",
-        "CosPGD at 8/255. The gate asks for 99.8 % under all replayed attacks. The attacked images are made on the PyTorch model "
-        "and rounded to 8 bits. Every",
-        "engine gets the same ones.",
+        "the PGD of training, and under CosPGD at 8/255.",
+        "The gate asks for 99.8 % under all replayed attacks. The attacked images are made on the PyTorch model and rounded to "
+        "8 bits. Every engine gets the same ones.",
         "",
     ]
     for row in result["runs"]:

@@ -130,8 +130,8 @@ def markdown(result: dict[str, Any]) -> str:
         f"{about}. Other work ran on the machine, so the times are upper bounds.",
         "",
         "The plans were built, but not run. Their speed and their labels on a GPU were not measured. `layers` is the number of",
-        "layers that NVIDIA's parser makes of the graph. A plan for two sizes has two profiles. Free sizes go from 33 x 33 to the",
-        "larger size.",
+        "layers that NVIDIA's parser makes of the graph. A plan for two sizes has two profiles. Free sizes go from 33 x 33 to",
+        "the larger size.",
         "",
     ]
     for name in dict.fromkeys(row["network"] for row in result["plans"]):
@@ -164,9 +164,10 @@ def markdown(result: dict[str, Any]) -> str:
             *(["The builder refused these:", "", *told, ""] if told else []),
             "## Operators that the parser accepts",
             "",
-            f"ONNX {result['cases']['onnx']} has {cases} official test cases with a single node. The parser accepts {taken} of them "
-            "with the types that they have. A case passes all inputs at run time, and the parser often wants shapes, axes or scales "
-            "as constants; with constants it accepts more. To check your own file, run `ddcat export FILE.onnx --check trt`.",
+            f"ONNX {result['cases']['onnx']} has {cases} official test cases with a single node. The parser accepts {taken} of "
+            "them with the types that they have. A case passes all inputs at run time, and the parser often wants shapes, axes "
+            "or scales as constants; with constants it accepts more. To check your own file, run "
+            "`ddcat export FILE.onnx --check trt`.",
             "",
             f"- all cases accepted ({len(every)} operators): {', '.join(every)}",
             f"- some cases accepted ({len(some)}): {', '.join(some)}",

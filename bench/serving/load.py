@@ -347,12 +347,12 @@ def markdown(found: dict[str, Any]) -> str:
         f"- Requests are JPEG files of {found['size']}, and arrive as a Poisson process. Answers are masks as PNG.",
         "- The **capacity** is the rate of the bare engine, with one thread on its own core, in images a second: "
         f"{bare_rates}. The best of each turn is the capacity, {found['capacity']:.2f} on average.",
-        "- The **loads** are half of the capacity, 90 % (nearly full), twice the capacity, and twice with two image sizes in turn.",
+        "- The **loads** are half of the capacity, 90 % (nearly full), twice the capacity, and twice with two image sizes.",
         f"- An answer is **good** if it arrives within {found['deadline']:g} s.",
-        "- **LitServe** has the same engine, decoder, encoder and time-out. It was measured without batches, and with batches of "
-        "up to 8.",
+        "- **LitServe** has the same engine, decoder, encoder and time-out. It was measured without batches, and with batches "
+        "of up to 8.",
         "",
-        "| server | load | offered/s | good/s | good / capacity | p50, ms | p99, ms | rejected | within 50 ms | other answers |",
+        "| server | load | offered/s | good/s | share of capacity | p50, ms | p99, ms | rejected | in 50 ms | other answers |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for name, row in found["loads"].items():

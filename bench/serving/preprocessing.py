@@ -120,10 +120,10 @@ def _over_http(bundle: Path, whole: Dataset, classes: int) -> Counts:
 PAGE = """# Resizing in the client
 
 A bundle holds the rule by which image files become the input of its graph, and the server applies it
-([preprocessing](../serving.md#preprocessing)). For this page all {images} files of {data} were sent to `ddcat serve` unchanged; they
-are JPEG files of 480x360. The bundle's rule resizes them to a long side of {to} (`{kernel}`). The server returned masks of 480x360, which
-were compared with the label files. On its clean images the gate has {gate:.6f} points. Its pixel counts for all
-{classes} classes are {equal} to those over HTTP.
+([preprocessing](../serving.md#preprocessing)). For this page all {images} files of {data}, JPEG of 480x360, were sent to
+`ddcat serve` unchanged. The bundle's rule resizes them to a long side of {to} (`{kernel}`). The server returned masks of
+480x360, which were compared with the label files. On its clean images the gate has {gate:.6f} points. Its pixel counts for
+all {classes} classes are {equal} to those over HTTP.
 
 We also imitated a client that resizes the files itself with other kernels, and enlarges the masks by nearest neighbour:
 
@@ -131,9 +131,9 @@ We also imitated a client that resizes the files itself with other kernels, and 
 
 The model is {architecture}, trained without a defence on CamVid at a long side of {to}, and taken from the middle of a run.
 This is one model, one data set and clean images only. A kernel other than that of the evaluation changes the score, up or
-down. So use the kernel of the training and the gate, and let the server resize. OpenCV's INTER_LINEAR and INTER_AREA give the same
-result when a side is halved. In the last row the model sees the files at their own size. This is what a server does with a bundle of
-schema 2, which has no rule.
+down. So use the kernel of the training and the gate, and let the server resize. OpenCV's INTER_LINEAR and INTER_AREA give the
+same result when a side is halved. In the last row the model sees the files at their own size. This is what a server does with
+a bundle of schema 2, which has no rule.
 
 ```sh
 ddcat export RUN/best.safetensors --out bundle
