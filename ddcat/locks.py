@@ -43,7 +43,8 @@ def locked(file: Path, message: str) -> Iterator[None]:
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)  # before the lock ends: whoever comes next makes a file of its own
+        if _still_there(file, descriptor):  # else it was removed, and may be the lock of another process by now
+            file.unlink(missing_ok=True)  # before the lock ends: whoever comes next makes a file of its own
         os.close(descriptor)
         with contextlib.suppress(OSError):  # one that holds something stays, and those above it
             for folder in new:

@@ -7,11 +7,12 @@ import numpy.typing as npt
 
 from ddcat.confidence import CONFIDENCE_OUTPUT
 from ddcat.engines.base import Outputs
-from ddcat.engines.errors import EngineError
+from ddcat.engines.checks import check_size
+from ddcat.engines.errors import EngineError, InputError
 from ddcat.manifest import Manifest
 from ddcat.tiles import Band, Tiles, blended_bands, enlarged
 
-__all__ = ["TiledEngine", "joined", "label_bands"]
+__all__ = ["TiledEngine", "check_tile", "joined", "label_bands"]
 
 _EQUAL = 0.995  # share of labels that the enlarged logits must give, too: fp16 and near ties aside
 
@@ -47,7 +48,7 @@ class TiledEngine:
     def __init__(self, infer: Infer, manifest: Manifest, *, batch: int = 1, corners: bool | None = None) -> None:
         assert manifest.preprocessing.tiles is not None
         self.tiles: Tiles = manifest.preprocessing.tiles
-        self._infer, self._least = infer, manifest.shapes.batch.minimum
+        self._infer, self._manifest, self._least = infer, manifest, manifest.shapes.batch.minimum
         sure = any(output.name == CONFIDENCE_OUTPUT for output in manifest.outputs)
         heat = 1.0 if manifest.temperature is None else manifest.temperature.value
         self._temperature = heat if sure else None
@@ -64,7 +65,7 @@ class TiledEngine:
         read : callable
             Of top, left, height and width of a part of the image: its pixels, (height, width, 3) uint8.
         """
-        size = min(self.tiles.side, height), min(self.tiles.side, width)
+        size = check_tile(self._manifest, height, width)
 
         def logits_of(places: Sequence[tuple[int, int]]) -> npt.NDArray[np.float32]:
             images = np.stack([read(top, left, *size) for top, left in places])
@@ -99,6 +100,17 @@ class TiledEngine:
                 f"the logits give {shares[best]:.2%} of the labels of the graph, expected {_EQUAL:.1%}: tiles cannot be blended"
             )
         return best
+
+
+def check_tile(manifest: Manifest, height: int, width: int) -> tuple[int, int]:
+    """Return height and width of the tiles of an image; raise InputError, which names the image's size, for too small ones."""
+    assert manifest.preprocessing.tiles is not None
+    rows, columns = (min(manifest.preprocessing.tiles.side, side) for side in (height, width))
+    try:
+        check_size(manifest.shapes.batch.minimum, rows, columns, manifest.shapes)
+    except InputError as error:
+        raise InputError(str(error).replace(f"Image is {columns} x {rows};", f"Image is {width} x {height};")) from None
+    return rows, columns
 
 
 def joined(bands: Iterable[Band]) -> Outputs:

@@ -1,6 +1,7 @@
 """GeoTIFFs of any size, read and written part by part by rasterio; masks keep the place on earth."""
 
 import contextlib
+import re
 import shutil
 import warnings
 import zlib
@@ -157,7 +158,9 @@ def opened_scene(file: str | bytes, values: tuple[int, int] | None = None) -> It
 def _reason(error: Exception, name: str) -> str:
     """Return what GDAL says of a file, without its name."""
     said = first_line(error.__cause__ or error)  # rasterio's own error points to that of GDAL
-    return said.rpartition(f"{Path(name).name}:")[2].strip()
+    short = re.escape(Path(name).name)
+    shown = rf"'?(?:{re.escape(name)}|(?<![\w.]){short})(?:'|(?=[:,]))"
+    return re.sub(shown, "", said.rpartition(f"{Path(name).name}:")[2]).strip(" ,:")
 
 
 def _opened(rasterio: Any, address: str, values: tuple[int, int] | None) -> Iterator[Scene]:

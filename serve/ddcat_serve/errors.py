@@ -7,12 +7,14 @@ Errors that ddcat_serve raises on purpose.
 Engines raise those of `ddcat.engines.errors`, workers subclasses of these (inference/jobs.py).
 """
 
+import contextlib
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+from ddcat.engines.errors import InputError
 from ddcat.errors import DdcatError
 
-__all__ = ["RequestError", "ServeError", "quoted"]
+__all__ = ["RequestError", "ServeError", "naming_files", "quoted"]
 
 _MAX_LENGTH = 100  # characters of a client's value that a message repeats
 _SHORT = reprlib.Repr()
@@ -47,3 +49,17 @@ def quoted(value: object) -> str:
     """Return the repr of a client's value for a message, at most 100 characters."""
     text = _SHORT.repr(value)
     return text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 3]}..."
+
+
+@contextlib.contextmanager
+def naming_files(sizes: Sequence[tuple[int, int]], resized: Sequence[tuple[int, int]]) -> Iterator[None]:
+    """Add the (height, width) of an image's file to an InputError that names only the size to which it is resized."""
+    try:
+        yield
+    except InputError as error:
+        for (height, width), (down, across) in zip(sizes, resized, strict=True):
+            refused = f"Image is {across} x {down};"
+            if (height, width) != (down, across) and str(error).startswith(refused):
+                said = f"{refused[:-1]} once it is resized from {width} x {height};"
+                raise InputError(str(error).replace(refused, said)) from None
+        raise

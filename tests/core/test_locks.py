@@ -1,5 +1,6 @@
 """A lock is held by one process at a time, and ends with it."""
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -50,3 +51,13 @@ def test_a_folder_that_was_made_for_it_and_stays_empty_goes_with_it(tmp_path: Pa
     with locked(tmp_path / "new/newer/.it.lock", "taken"):
         (tmp_path / "new/it").write_text("")
     assert [path.name for path in tmp_path.rglob("*")] == ["new", "it"]
+
+
+def test_a_lock_whose_file_was_removed_does_not_remove_that_of_the_next(tmp_path: Path) -> None:
+    file = tmp_path / ".lock"
+    with contextlib.ExitStack() as second:
+        with locked(file, "taken"):
+            file.unlink()  # with its folder, say
+            second.enter_context(locked(file, "taken"))
+        with pytest.raises(DdcatError, match="taken"), locked(file, "taken"):
+            pass

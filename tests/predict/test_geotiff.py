@@ -14,7 +14,7 @@ from ddcat.bundle import Bundle, write_bundle
 from ddcat.classes import colour_table
 from ddcat.errors import WriteError
 from ddcat.predict import scenes as scenes_module
-from ddcat.predict.geotiff import opened_scene
+from ddcat.predict.geotiff import SceneError, opened_scene
 from ddcat.predict.run import predict
 from ddcat.predict.sources import find_sources
 from tests.bundles import CLASSES
@@ -153,3 +153,16 @@ def test_a_full_disk_is_said_and_leaves_no_mask(limit: int, tmp_path: Path) -> N
         scene.write_mask(mask, [labels], CLASSES)
     with rasterio.open(mask) as file:
         assert np.array_equal(file.read(1), labels)
+
+
+def test_a_refusal_names_no_file(tmp_path: Path, scene: tuple[Path, np.ndarray]) -> None:
+    content = scene[0].read_bytes()
+    for number, damaged in enumerate((b"II*\0" + bytes(4), content[:20_000])):  # no directory; cut off
+        file = tmp_path / "a folder" / f"{number}-image"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(damaged)
+        for given in (str(file), damaged):
+            with pytest.raises(SceneError) as caught, opened_scene(given) as opened:
+                opened.read(0, 0, opened.height, opened.width)
+            assert str(caught.value).startswith("it cannot be read: ")
+            assert not any(name in str(caught.value) for name in ("folder", "image", "vsimem", ".tif"))

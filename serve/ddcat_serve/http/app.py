@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from ddcat import __version__
 from ddcat.engines.errors import EngineError, InputError
@@ -155,6 +156,16 @@ def _budget_size(settings: Settings) -> int:
     return max(settings.max_bytes, min(8 * settings.max_bytes, memory_limit() // 4))
 
 
+def _methods_at(request: Request) -> str:
+    """Return the methods of all routes of a path: the error knows those of the first."""
+
+    def taken(method: str) -> bool:
+        scope = {**request.scope, "method": "GET" if method == "HEAD" else method}  # as `RequestMiddleware` does
+        return any(route.matches(scope)[0] == Match.FULL for route in request.app.routes)
+
+    return ", ".join(method for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT") if taken(method))
+
+
 def _answer_errors(app: FastAPI) -> None:
     """Respond to every error in the protocol's form, {"error": message}."""
 
@@ -179,7 +190,8 @@ def _answer_errors(app: FastAPI) -> None:
         hint = "; see openapi.json for the routes" if error.status_code == 404 else ""
         path = request.scope["path"]
         shown = path if len(path) <= 100 else f"{path[:97]}..."
-        return answer(error.status_code, f"{request.method} {shown}: {error.detail}{hint}", error.headers)
+        headers = {"Allow": _methods_at(request)} if error.status_code == 405 else error.headers
+        return answer(error.status_code, f"{request.method} {shown}: {error.detail}{hint}", headers)
 
     @app.exception_handler(RequestValidationError)
     async def wrong_parameter(request: Request, error: RequestValidationError) -> Response:

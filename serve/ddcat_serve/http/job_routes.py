@@ -6,22 +6,23 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from ddcat.atomic_files import translate_os_errors
 from ddcat.engines.checks import check_size
 from ddcat.error_text import first_line
 from ddcat.errors import WriteError
 from ddcat.preprocess import network_size
-from ddcat_serve.errors import RequestError
+from ddcat_serve.errors import RequestError, naming_files
+from ddcat_serve.http.byte_ranges import RangedFile
 from ddcat_serve.http.decoding import TIFF_AND_RESIZE, size_of
 from ddcat_serve.http.job_runner import JobRunner
 from ddcat_serve.http.job_store import JobRecord
@@ -41,6 +42,7 @@ _MEDIA_TYPES = {"tif": "image/tiff", "png": "image/png"}
 _STEP = 2**16  # bytes that arrive within the body timeout, at least
 _PIECE = 2**20  # bytes that are written at once
 _log = logging.getLogger(__name__)
+_Value = TypeVar("_Value")
 _HEAD = 4  # bytes of a file by which a TIFF is known
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -118,11 +120,13 @@ def router(state: ServerState) -> APIRouter:
             share = f"{jobs.progress(record):.0%} of it is done"
             raise RequestError(409, f"the job is {record.state}, {share}: try again later", {"Retry-After": "5"})
         path = jobs.store.result(record)
-        if not path.exists():  # removed this moment
-            raise _missing()
+        try:
+            found_there = path.stat()
+        except FileNotFoundError:  # removed this moment
+            raise _missing() from None
         about = (record.model, record.version, record.bundle, record.passport)
         headers = dict(zip(PROVENANCE_HEADERS, about, strict=True)) | {"X-Ddcat-Shape": f"{record.height}, {record.width}"}
-        return FileResponse(path, headers=headers, media_type=_MEDIA_TYPES[record.suffix])
+        return RangedFile(path, headers=headers, media_type=_MEDIA_TYPES[record.suffix], stat_result=found_there)
 
     @routes.delete("/v1/jobs/{job}", status_code=204, response_class=Response, responses={204: _GONE})
     async def cancel(job: str) -> Response:
@@ -153,6 +157,16 @@ def _store_errors_as_http() -> Iterator[None]:
         raise RequestError(507, "the server cannot store or read jobs now, its log says why: try again later") from cause
 
 
+@contextlib.asynccontextmanager
+async def _in_threads(place: contextlib.AbstractContextManager[_Value]) -> AsyncIterator[_Value]:
+    """Enter and leave a context that may wait for the disk, or for another process's lock on the table."""
+    value = await asyncio.to_thread(place.__enter__)
+    try:
+        yield value
+    finally:
+        await asyncio.to_thread(place.__exit__, None, None, None)
+
+
 def _missing() -> RequestError:
     return RequestError(404, "there is no such job: it was deleted, it has expired, or another server has it")
 
@@ -162,7 +176,7 @@ async def _accept(
 ) -> tuple[JobRecord, dict[str, str]]:
     """Store the image of a request and queue its job; return it, and the headers that name its model."""
     settings = state.settings
-    with jobs.store.upload() as name:
+    async with _in_threads(jobs.store.upload()) as name:
         path = jobs.store.image(name)
         await _receive(request, path, settings)
         length = path.stat().st_size
@@ -195,7 +209,9 @@ async def _receive(request: Request, path: Path, settings: Settings) -> None:
                             step = 0
                             patience.reschedule(loop.time() + settings.body_timeout)
                         if len(piece) >= _PIECE:
+                            patience.reschedule(None)  # the disk's time is not the client's
                             await asyncio.to_thread(file.write, piece)
+                            patience.reschedule(loop.time() + settings.body_timeout)
                             piece = bytearray()
                             held.give_back()
             except TimeoutError as cause:
@@ -222,11 +238,12 @@ def _examine(path: Path, model: ServedModel, settings: Settings) -> tuple[tuple[
             )
         size = size_of(path.read_bytes(), rule, max_pixels=settings.max_pixels)
     resized, least = network_size(size, rule), model.bundle.manifest.shapes.batch.minimum
-    if rule.cuts(*resized):
-        calls = check_cut(model, resized, max_bytes=most_blend_bytes(settings))[:1]
-    else:
-        check_size(least, *resized, model.bundle.manifest.shapes)
-        calls = [(least, resized)]
+    with naming_files([size], [resized]):
+        if rule.cuts(*resized):
+            calls = check_cut(model, resized, max_bytes=most_blend_bytes(settings))[:1]
+        else:
+            check_size(least, *resized, model.bundle.manifest.shapes)
+            calls = [(least, resized)]
     with worker_errors_as_http(model.name):
         model.worker.check(calls, settings.max_timeout)
     return size, "tif" if is_scene else "png"

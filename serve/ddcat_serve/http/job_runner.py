@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ddcat.atomic_files import write_bytes
 from ddcat.error_text import first_line
-from ddcat.errors import DdcatError
+from ddcat.errors import DdcatError, WriteError
 from ddcat.predict.png import mask_png
 from ddcat.preprocess import preprocess, restore
 from ddcat_serve.errors import RequestError
@@ -122,7 +122,10 @@ class JobRunner:
                 if not self._stopped:
                     self._changed.wait(_PAUSE)  # the engine is opened again, or its model has left: the next attempt knows
             return
-        except (DdcatError, TooLarge, MemoryError, OSError) as cause:
+        except (WriteError, OSError) as cause:  # they name files of the server
+            _log.error("jobs: job %s failed: %s", job.id, first_line(cause))
+            error = "the server could not store or read the job, its log says why: send the image again"
+        except (DdcatError, TooLarge, MemoryError) as cause:
             error = first_line(cause)
         except Exception:
             _log.exception("job %s failed", job.id)

@@ -159,10 +159,17 @@ class JobStore:
 
     def remove(self, job: str) -> bool:
         """Remove a job and its files; return whether it was there."""
-        removed = self._one("DELETE FROM jobs WHERE id = ? RETURNING *", job)
+        query = "DELETE FROM jobs WHERE id = ? RETURNING *"
+        try:
+            removed = self._one(query, job)
+        except sqlite3.OperationalError as error:
+            kept = self.get(job)
+            if kept is None or error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                raise
+            self._unlink(kept)  # even to remove a row takes room
+            removed = self._one(query, job)
         if removed is not None:
-            self.image(job).unlink(missing_ok=True)
-            self.result(removed).unlink(missing_ok=True)
+            self._unlink(removed)
         return removed is not None
 
     def expire(self) -> None:
@@ -189,6 +196,10 @@ class JobStore:
             known = _FILE.match(file.name)
             if known and (file.name.startswith(".") or known[1] not in kept):  # of an upload or a result that was cut off
                 file.unlink(missing_ok=True)
+
+    def _unlink(self, job: JobRecord) -> None:
+        self.image(job.id).unlink(missing_ok=True)
+        self.result(job).unlink(missing_ok=True)
 
     def _has(self, job: str) -> bool:
         try:

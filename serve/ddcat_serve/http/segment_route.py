@@ -16,7 +16,7 @@ from starlette.responses import Response
 from ddcat.confidence import NO_THRESHOLD
 from ddcat.engines.errors import InputError
 from ddcat.preprocess import AS_STORED, FileRule, network_size
-from ddcat_serve.errors import RequestError
+from ddcat_serve.errors import RequestError, naming_files
 from ddcat_serve.http.content_negotiation import Representation, negotiate
 from ddcat_serve.http.decoding import size_of
 from ddcat_serve.http.request_body import Upload, read_images
@@ -205,21 +205,14 @@ def _admit(
     cut = [model.bundle.manifest.preprocessing.cuts(*size) for size in resized]
     planned: list[QueuedInference] = []
     try:
-        for size in itertools.compress(resized, cut):
-            place = admit_cut(model, size, timeout, max_bytes=most_blend_bytes(settings))
-            planned.append(place)  # an error at a later one must know it
-        whole = [(1, size) for size, cuts in zip(resized, cut, strict=True) if not cuts]
-        tiled, jobs = iter(planned), iter(model.admit(whole, timeout) if whole else [])
-        return [next(tiled) if cuts else next(jobs) for cuts in cut]
-    except InputError as error:
-        _leave(model, planned)
-        for (height, width), (down, across) in zip(sizes, resized, strict=True):
-            refused = f"Image is {across} x {down};"
-            if (height, width) != (down, across) and str(error).startswith(refused):
-                said = f"{refused[:-1]} once it is resized from {width} x {height};"
-                raise InputError(str(error).replace(refused, said)) from None
-        raise
-    except RequestError:
+        with naming_files(sizes, resized):
+            for size in itertools.compress(resized, cut):
+                place = admit_cut(model, size, timeout, max_bytes=most_blend_bytes(settings))
+                planned.append(place)  # an error at a later one must know it
+            whole = [(1, size) for size, cuts in zip(resized, cut, strict=True) if not cuts]
+            tiled, jobs = iter(planned), iter(model.admit(whole, timeout) if whole else [])
+            return [next(tiled) if cuts else next(jobs) for cuts in cut]
+    except (InputError, RequestError):
         _leave(model, planned)
         raise
 

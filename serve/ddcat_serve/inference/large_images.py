@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddcat.engines import Outputs
-from ddcat.engines.checks import check_size
-from ddcat.engines.tiled import Read, TiledEngine, joined, label_bands
+from ddcat.engines.tiled import Read, TiledEngine, check_tile, joined, label_bands
 from ddcat.tiles import Band, blend_bytes, tile_starts
 from ddcat_serve.errors import RequestError
 from ddcat_serve.inference.admission_queue import Overloaded
@@ -76,8 +75,7 @@ def check_cut(model: ServedModel, size: Size, *, max_bytes: int) -> list[tuple[i
         raise RequestError(
             413, f"{model.name}: the tiles of {size[1]} x {size[0]} pixels need {needed} bytes; expected at most {max_bytes}"
         )
-    tile = min(tiles.side, size[0]), min(tiles.side, size[1])
-    check_size(least, *tile, manifest.shapes)
+    tile = check_tile(manifest, *size)
     down, across = (len(tile_starts(side, tiles)) for side in size)
     return [(least, tile)] * (down * -(-across // least))
 

@@ -1,0 +1,175 @@
+"""Faults around `/v1/jobs`: odd headers, a slow or full disk, files that vanish."""
+
+import asyncio
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ddcat.preprocess import Resize
+from ddcat_serve.http import job_routes
+from ddcat_serve.http.app import create_app
+from ddcat_serve.http.job_runner import JobRunner
+from ddcat_serve.http.job_store import JobRecord, JobStore, open_store
+from ddcat_serve.inference.model_registry import Models, load_models
+from ddcat_serve.settings import Settings
+from tests.serve.payloads import as_png, refused
+from tests.serve.processes import wait_for
+from tests.serve.tiled import noise, tiled_bundle
+
+SETTINGS = Settings(body_timeout=1.0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[JobStore]:
+    with open_store(tmp_path / "jobs", most=9, expiry=60.0) as store:
+        yield store
+
+
+@pytest.fixture
+def runner(store: JobStore, tiled_models: Models) -> Iterator[JobRunner]:
+    runner = JobRunner(store, tiled_models, SETTINGS)
+    yield runner
+    runner.stop()
+
+
+@pytest.fixture
+def client(runner: JobRunner, tiled_models: Models, client_of: Callable) -> httpx.Client:
+    client: httpx.Client = client_of(create_app(tiled_models, SETTINGS, jobs=runner))
+    return client
+
+
+def done(client: httpx.Client) -> str:
+    job = client.post("/v1/jobs", content=as_png(noise(20, 30))).headers["location"]
+    wait_for(lambda: client.get(job).json()["state"] == "done")
+    return str(job)
+
+
+def test_a_faulty_range_is_ignored_and_one_beyond_the_end_is_refused_as_json(client: httpx.Client) -> None:
+    result = f"{done(client)}/result"
+    whole = client.get(result).content
+    for text in ("bytes=a-b", "bytes=9-5", "bytes=", "bytes", "lines=0-5", "bytes=0-4;x", ""):
+        answer = client.get(result, headers={"Range": text})
+        assert (answer.status_code, answer.content) == (200, whole), text
+    part = client.get(result, headers={"Range": "bytes=2-5"})
+    assert (part.status_code, part.content) == (206, whole[2:6])
+    answer = client.get(result, headers={"Range": "bytes=999999-"})
+    assert refused(answer) == (416, f"the file has {len(whole)} bytes, and the Range is not within them")
+    assert answer.headers["content-range"] == f"bytes */{len(whole)}"
+
+
+def test_a_wrong_method_is_told_all_that_the_path_takes(client: httpx.Client) -> None:
+    for path, methods in (("/v1/jobs", "POST"), (f"/v1/jobs/{'0' * 32}", "DELETE, GET, HEAD"), ("/v1/models", "GET, HEAD")):
+        answer = client.put(path)
+        assert (refused(answer)[0], answer.headers["allow"]) == (405, methods)
+
+
+def test_the_server_answers_while_the_table_is_locked(runner: JobRunner, store: JobStore, tiled_models: Models) -> None:
+    waiting, answered = threading.Event(), threading.Event()
+    in_time = list[bool]()
+    app = create_app(tiled_models, SETTINGS, jobs=runner)
+
+    def expire() -> None:
+        waiting.set()
+        in_time.append(answered.wait(5))
+
+    async def both() -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            posting = asyncio.ensure_future(client.post("/v1/jobs", content=as_png(noise(20, 30))))
+            await asyncio.to_thread(waiting.wait, 10)
+            assert (await client.get("/v2/health/live")).status_code == 200
+            answered.set()
+            return (await posting).status_code
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "expire", expire)
+        assert asyncio.run(both()) == 202
+    assert all(in_time)
+
+
+def test_the_time_of_a_slow_disk_is_not_the_clients(client: httpx.Client) -> None:
+    usual = Path.open
+
+    def slow(path: Path, *about: Any, **more: Any) -> Any:
+        file = usual(path, *about, **more)
+        return Slow(file) if about[:1] == ("wb",) else file
+
+    class Slow:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __enter__(self) -> "Slow":
+            return self
+
+        def __exit__(self, *about: object) -> None:
+            self.file.close()
+
+        def fileno(self) -> int:
+            return int(self.file.fileno())
+
+        def write(self, piece: bytes) -> None:
+            time.sleep(2 * SETTINGS.body_timeout)
+            self.file.write(piece)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job_routes, "_PIECE", 1000)
+        patch.setattr(Path, "open", slow)
+        answer = client.post("/v1/jobs", content=as_png(noise(20, 30)))
+    assert answer.status_code == 202, answer.text
+
+
+def test_a_job_whose_file_vanished_fails_without_a_name_of_the_servers_files(
+    store: JobStore, runner: JobRunner, tiled_models: Models
+) -> None:
+    digest = tiled_models["tiled"]["1"].bundle.digest
+    job = JobRecord("a" * 32, "queued", "tiled", "1", digest, "none", "png", 8, 8, 0.0)
+    store.add(job)
+    runner.wake()
+    wait_for(lambda: store.get(job.id).state == "failed")  # type: ignore[union-attr]
+    found = store.get(job.id)
+    assert found is not None
+    assert found.error == "the server could not store or read the job, its log says why: send the image again"
+
+
+def test_a_job_is_removed_where_the_disk_has_no_room_even_for_that(store: JobStore) -> None:
+    job = JobRecord("a" * 32, "done", "m", "1", "digest", "none", "png", 8, 8, 0.0, 1, 1.0)
+    store.add(job)
+    store.result(job).write_bytes(b"mask")
+    usual = store._one
+
+    def full(query: str, *values: Any) -> Any:
+        if query.startswith("DELETE") and store.result(job).exists():
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+        return usual(query, *values)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "_one", full)
+        assert store.remove(job.id)
+    assert store.get(job.id) is None
+
+
+@pytest.mark.parametrize("route", ["/v1/segment", "/v1/jobs"])
+def test_what_is_too_narrow_is_named_by_its_own_size(route: str, client: httpx.Client) -> None:
+    answer = client.post(route, content=as_png(noise(1, 300)))
+    assert refused(answer) == (400, "Image is 300 x 1; this model needs at least 8 x 8 (width x height)")
+
+
+@pytest.mark.parametrize("route", ["/v1/segment", "/v1/jobs"])
+def test_what_is_too_narrow_once_it_is_resized_is_named_by_both(
+    route: str, store: JobStore, client_of: Callable, tmp_path: Path
+) -> None:
+    bundle = tiled_bundle(tmp_path / "resizing", Resize(to=100, kernel="area"))
+    with load_models([bundle.path], settings=SETTINGS, threads=1) as models:
+        runner = JobRunner(store, models, SETTINGS)
+        answer = client_of(create_app(models, SETTINGS, jobs=runner)).post(route, content=as_png(noise(1, 300)))
+        runner.stop()
+    status, message = refused(answer)
+    assert status == 400
+    assert message.startswith("Image is 100 x 1 once it is resized from 300 x 1; this model needs at least 8 x 8")
