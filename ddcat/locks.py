@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ddcat.atomic_files import translate_os_errors
-from ddcat.errors import DdcatError
+from ddcat.errors import DdcatError, WriteError
 
 try:
     import fcntl
@@ -52,6 +52,8 @@ def locked(file: Path, message: str) -> Iterator[None]:
 
 
 def _take(file: Path, message: str) -> int:
+    if file.parent.exists() and not file.parent.is_dir():
+        raise WriteError(f"cannot write into {file.parent}, which is not a folder: name another one")
     while True:
         with translate_os_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)

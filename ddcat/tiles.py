@@ -15,8 +15,9 @@ from pydantic import Field, model_validator
 
 from ddcat.schema import StrictModel
 
-__all__ = ["Band", "Tiles", "blend_bytes", "blended_bands", "enlarged", "tile_starts", "tile_weights"]
+__all__ = ["LARGEST", "SMALLEST", "Band", "Tiles", "blend_bytes", "blended_bands", "enlarged", "tile_starts", "tile_weights"]
 
+SMALLEST, LARGEST = 64, 2**14  # pixels of a tile's side
 F32 = npt.NDArray[np.float32]
 Place = tuple[int, int]  # (top, left) of a tile
 
@@ -24,7 +25,7 @@ Place = tuple[int, int]  # (top, left) of a tile
 class Tiles(StrictModel):
     """How large images are cut."""
 
-    side: int = Field(ge=64, le=2**14, description="Height and width of a tile; an image that is larger is cut.")
+    side: int = Field(ge=SMALLEST, le=LARGEST, description="Height and width of a tile; an image that is larger is cut.")
     overlap: int = Field(ge=0, description="Pixels that neighbours share, at least; half of the side at most.")
 
     @model_validator(mode="after")

@@ -67,7 +67,9 @@ class Results:
                 raise DdcatError(f"{file} is not of this version: use another --out") from cause
             if before != job:
                 changed = next(name for name, value in before if value != getattr(job, name))
-                raise DdcatError(f"{folder} holds predictions of another {changed}: use another --out, or the same {changed}")
+                raise DdcatError(
+                    f"{folder} holds predictions that differ in {changed}: use another --out, or the same {changed}"
+                )
         elif folder.exists() and (not folder.is_dir() or any(place.name != ".lock" for place in folder.iterdir())):
             raise DdcatError(f"{folder} exists already and holds no {JOB}: use another --out")
         else:

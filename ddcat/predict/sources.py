@@ -97,15 +97,15 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     for text in inputs:
         found = list(_remote(text) if "://" in text else _local(text))
         if not found:
-            raise DdcatError(
-                f"{printable(text)} is neither an image nor a video: use a file, a folder, a pattern or an address"
-            )
+            raise DdcatError(f"{printable(text)} holds or matches no image (JPEG, PNG, WebP, TIFF) and no video")
         for source in found:
             before = sources.setdefault(source.stem, source)
             if before.address != source.address:
+                beside = os.path.dirname(before.address) == os.path.dirname(source.address)
+                advice = "rename one of them" if beside else "give the folder above them"
                 raise DdcatError(
                     f"{printable(before.address)} and {printable(source.address)} would both have the mask "
-                    f"{printable(source.stem)}.png: give the folder above them, or predict them one after the other"
+                    f"{printable(source.stem)}.png: {advice}, or predict them into two folders"
                 )
     return list(sources.values())
 

@@ -24,7 +24,6 @@ from ddcat_export.bundle_builder import CPU_GRAPH, GRAPH, ON_A_CPU, ExportedMode
 from ddcat_export.calibration import training_attack
 from ddcat_export.confidence_options import check_confidence_options
 from ddcat_export.data import ExportData, PictureFolder
-from ddcat_export.engines import check_possible
 from ddcat_export.errors import ExportError
 from ddcat_export.finetune import finetune as finetune_weights
 from ddcat_export.golden_images import golden_images
@@ -35,6 +34,7 @@ from ddcat_export.modules import opened_model
 from ddcat_export.onnx_export import MINIMUM_SIZE, build_graph
 from ddcat_export.onnx_options import OnnxOptions
 from ddcat_export.opsets import check_opset, lowered
+from ddcat_export.option_checks import check_options
 from ddcat_export.parity import FP16_TOLERANCE, LOGIT_TOLERANCE, Parity, check_parity, sample_images, shapes_of
 from ddcat_export.precision_cast import cast_graph
 from ddcat_export.progress import Progress
@@ -161,11 +161,9 @@ def export(
     DdcatError
         Where the runtime cannot do it, the checkpoint or the data cannot be read, or `out` is taken or cannot be written.
     """
+    check_options(engine, precision, max_drop, sizes, max_batch, tiles)
     out, (data_root, key) = Path(out), (None if path is None else Path(path) for path in (data_root, key))
-    check_possible(engine, precision)
     limited = max_drop is not None and precision in ("fp16", "bf16")
-    if (engine, precision, limited) == ("openvino", "fp16", True):
-        raise ExportError("--max-drop: OpenVINO computes a whole graph in fp16 or none of it; use --precision bf16 or int8")
     needed = graph_precision(engine, precision, mixed=limited)
     check_opset(opset, needed)
     check_can_create(out)

@@ -18,7 +18,7 @@ from ddcat_export.graph_checks import LOGITS, OPSET
 from ddcat_export.graph_segmenter import GraphSegmenter
 from ddcat_export.onnx_export import MINIMUM_SIZE, quiet
 from ddcat_export.onnx_file import OnnxFile
-from ddcat_export.onnx_options import OnnxOptions
+from ddcat_export.onnx_options import OnnxOptions, classes_named
 from ddcat_export.sources import OnnxSource, Source, open_onnx, open_source
 from ddcat_train.networks import Segmenter
 from ddcat_train.networks.eval_mode import eval_mode
@@ -160,7 +160,7 @@ def _classes(network: nn.Module, given: str | Path | Classes | Sequence[str] | N
     if given is None:
         named = getattr(getattr(network, "config", None), "id2label", None)
         given = [named[index] for index in sorted(named)] if isinstance(named, dict) and named else None
-    return given if given is None or isinstance(given, str | Path | Classes) else Classes.with_voc_palette(given)
+    return given if given is None or isinstance(given, str | Path | Classes) else classes_named(given)
 
 
 def _check_kind(network: nn.Module) -> None:

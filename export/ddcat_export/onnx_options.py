@@ -6,10 +6,21 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from ddcat.classes import Classes
+from ddcat.classes import Classes, repeated_name
 from ddcat_export.errors import ExportError
 
-__all__ = ["ClassesFile", "FloatFile", "Layout", "Mean", "OnnxOptions", "Output", "Scale", "Std", "onnx_options"]
+__all__ = [
+    "ClassesFile",
+    "FloatFile",
+    "Layout",
+    "Mean",
+    "OnnxOptions",
+    "Output",
+    "Scale",
+    "Std",
+    "classes_named",
+    "onnx_options",
+]
 
 
 class OnnxOptions(NamedTuple):
@@ -87,6 +98,24 @@ FloatFile = Annotated[
         show_default=False,
     ),
 ]
+
+
+def classes_named(names: Sequence[str]) -> Classes:
+    """
+    Return classes of these names, with the colours of Pascal VOC.
+
+    Raises
+    ------
+    ExportError
+    """
+    if not all(isinstance(name, str) for name in names):
+        raise ExportError(f"classes {list(names)!r}: expected names, such as ['road', 'car']")
+    if (twice := repeated_name(names)) is not None:
+        raise ExportError(f"classes: two are named {twice!r}; give each a name of its own")
+    try:
+        return Classes.with_voc_palette(names)
+    except ValueError as cause:
+        raise ExportError(f"classes: {cause}") from cause
 
 
 def onnx_options(

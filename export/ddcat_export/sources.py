@@ -21,7 +21,7 @@ from ddcat_export.graph_checks import PRODUCTS
 from ddcat_export.main_branch import prove_main_branch
 from ddcat_export.onnx_export import build_graph
 from ddcat_export.onnx_file import OnnxFile
-from ddcat_export.onnx_options import OnnxOptions
+from ddcat_export.onnx_options import OnnxOptions, classes_named
 from ddcat_export.parity import Shape, shapes_of
 from ddcat_train.checkpoints import BEST, LAST, Checkpoint, load_checkpoint
 from ddcat_train.data import open_dataset
@@ -264,11 +264,14 @@ def open_onnx(path: Path, options: OnnxOptions, *, data_root: Path | None = None
         data = data._replace(root=data_root, images=len(dataset), list_sha256=dataset.list_sha256())
         classes = dataset.classes if classes is None else classes
     if classes is None:
-        raise ExportError(f"{path}: use --classes FILE with the names of its classes, as in classes.yaml of a data set")
+        raise ExportError(
+            f"{path}: use --classes FILE with the names of its classes, as in classes.yaml of a data set; in Python, "
+            "classes=[...]"
+        )
     if isinstance(classes, str | Path):
         known = read_classes(Path(classes))
     else:
-        known = classes if isinstance(classes, Classes) else Classes.with_voc_palette(classes)
+        known = classes if isinstance(classes, Classes) else classes_named(classes)
     file = OnnxFile.read(
         path, classes=known, mean=options.mean, std=options.std, scale=options.scale, output=options.output, data=data
     )

@@ -61,3 +61,10 @@ def test_a_lock_whose_file_was_removed_does_not_remove_that_of_the_next(tmp_path
             second.enter_context(locked(file, "taken"))
         with pytest.raises(DdcatError, match="taken"), locked(file, "taken"):
             pass
+
+
+def test_a_file_where_a_folder_is_to_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    message = r"^cannot write into .*out, which is not a folder: name another one$"
+    with pytest.raises(DdcatError, match=message), locked(tmp_path / "out/.lock", "taken"):
+        pass

@@ -20,7 +20,7 @@ from ddcat.engines.onnxruntime import OrtGraph
 from ddcat.engines.openvino import OpenVinoGraph
 from ddcat.manifest_precision import AccuracyDrop, EqualLabels, KeptNode
 from ddcat_bench.gate.thresholds import DEFAULT, read_thresholds
-from ddcat_export import exporting, mixed_precision
+from ddcat_export import mixed_precision, option_checks
 from ddcat_export.dangerous_ranges import dangerous
 from ddcat_export.errors import ExportError
 from ddcat_export.exporting import Exported, export
@@ -330,5 +330,5 @@ def test_half_of_what_the_gate_tolerates_is_asked_for(precision: Precision) -> N
 def test_options_that_cannot_be_are_one_line(
     run: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
-    monkeypatch.setattr(exporting, "check_possible", lambda engine, precision: None)  # fp16 needs another CPU
+    monkeypatch.setattr(option_checks, "check_possible", lambda engine, precision: None)  # fp16 needs another CPU
     assert refusal("ddcat", "export", run, "--engine", "openvino", *arguments).startswith(message)

@@ -78,6 +78,17 @@ class Returns(Network):
     [
         (Network(21), {"classes": [f"class {index}" for index in range(19)]}, "logits of 21 classes, and 19 are named"),
         (Network(), {}, "use --classes FILE with the names of its classes"),
+        (Network(), {"classes": ["a", "b", "a"]}, "classes: two are named 'a'"),
+        (Network(), {"classes": ["a", "", "b"]}, "classes: a class has a name of 0 characters"),
+        (Network(), {"classes": [1, 2, 3]}, r"classes \[1, 2, 3\]: expected names, such as"),
+        (Network(), {"classes": ["a"]}, "classes: expected 2 to 254 classes, got 1"),
+        (Network(), {"classes": NAMES, "sizes": (64, 96)}, r"sizes \(64, 96\): expected one pair or several"),
+        (Network(), {"classes": NAMES, "sizes": ((64,),)}, r"sizes \(\(64,\),\): expected one pair or several"),
+        (Network(), {"classes": NAMES, "sizes": ()}, r"sizes \(\): expected one pair or several"),
+        (Network(), {"classes": NAMES, "sizes": ((64.5, 96),)}, "expected whole numbers of pixels"),
+        (Network(), {"classes": NAMES, "sizes": ((0, 5),)}, "expected whole numbers of pixels"),
+        (Network(), {"classes": NAMES, "max_batch": 0}, "max_batch 0: expected 1 or more"),
+        (Network(), {"classes": NAMES, "tiles": 10}, "tiles 10: expected a side of 64 to 16384 pixels"),
         (ChannelsLast(), {"classes": NAMES}, r"takes no images \(N, 3, H, W\) of 71 x 103: .* permute in a module of yours"),
         (Text(), {"classes": NAMES}, r"Text gives a str, expected logits \(N, K, h, w\): wrap it in a module"),
         (

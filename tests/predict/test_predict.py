@@ -140,9 +140,9 @@ def test_files_of_16_bits_have_the_masks_of_the_python_interface(tmp_path: Path)
 def test_a_folder_of_another_job_is_refused(bundle: Bundle, golden: Bundle, scenes: Path, tmp_path: Path) -> None:
     predict(bundle.path, find_sources([str(scenes)]), tmp_path / "out", formats=["png"])
     before = digests(tmp_path / "out")
-    with pytest.raises(DdcatError, match="predictions of another bundle: use another --out"):
+    with pytest.raises(DdcatError, match="predictions that differ in bundle: use another --out"):
         predict(golden.path, find_sources([str(scenes)]), tmp_path / "out", formats=["png"])
-    with pytest.raises(DdcatError, match="predictions of another formats"):
+    with pytest.raises(DdcatError, match="predictions that differ in formats"):
         predict(bundle.path, find_sources([str(scenes)]), tmp_path / "out", formats=["coco"])
     with pytest.raises(DdcatError, match=r"exists already and holds no job\.json"):
         predict(bundle.path, find_sources([str(scenes)]), scenes)

@@ -24,6 +24,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_bytes(b"x")
+    Path("empty.jpg").mkdir()
 
 
 @pytest.mark.parametrize(
@@ -49,9 +50,10 @@ def test_inputs_name_files_in_a_fixed_order(inputs: list[str], names: list[str])
     ("inputs", "message"),
     [
         (["nowhere"], "no such file or folder: nowhere"),
-        (["in/*.bmp"], r"in/\*.bmp is neither an image nor a video"),
+        (["in/*.bmp"], r"in/\*.bmp holds or matches no image"),
+        (["empty.jpg"], "empty.jpg holds or matches no image"),
         (["ftp://host/a"], "expected an address of s3://, gs://, or a path"),
-        (["in/a.png", "in/sub/../a.png"], "would both have the mask a.png"),
+        (["in/a.png", "in/sub/../a.png"], "would both have the mask a.png: give the folder above them"),
     ],
 )
 def test_what_names_nothing_or_two_things_is_told_in_a_line(inputs: list[str], message: str) -> None:
@@ -62,7 +64,7 @@ def test_what_names_nothing_or_two_things_is_told_in_a_line(inputs: list[str], m
 
 def test_two_images_of_one_stem_would_have_one_mask() -> None:
     Path("in/a.jpg").write_bytes(b"x")
-    with pytest.raises(DdcatError, match=r"in/a.jpg and in/a.png would both have the mask a.png"):
+    with pytest.raises(DdcatError, match=r"in/a.jpg and in/a.png would both have the mask a.png: rename one of them"):
         find_sources(["in"])
 
 

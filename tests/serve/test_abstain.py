@@ -127,7 +127,7 @@ def test_every_form_of_results_leaves_out_what_is_not_answered(abstaining: Bundl
     assert len(json.dumps(task).split('"brushlabels": [')) == len(expected) + 1
     assert (tmp_path / "out/annotations.xml").read_text().count("<mask ") == len(expected)
     assert (tmp_path / "out/overlays/a.jpg").exists()
-    with pytest.raises(DdcatError, match="predictions of another abstain: use another --out"):
+    with pytest.raises(DdcatError, match="predictions that differ in abstain: use another --out"):
         predict(abstaining.path, sources, tmp_path / "out", formats=list(FORMATS))
 
 

@@ -48,7 +48,7 @@ def test_inheritance_merges_key_by_key_and_overrides_come_last(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optim.lrr=1", "unknown key optim.lrr: the nearest is optim.lr"),
+        ("optim.lrr=1", "^--set: unknown key optim.lrr: the nearest is optim.lr"),
         ("optmi={}", "unknown key optmi: the nearest is optim"),
         ("train.epoch=3", "unknown key train.epoch: the nearest is train.epochs"),
         ("optim.lr=fast", "optim.lr: Input should be a valid number"),
@@ -58,6 +58,9 @@ def test_inheritance_merges_key_by_key_and_overrides_come_last(tmp_path: Path) -
         ("train.batch_size=1", "batch_size: Input should be greater than or equal to 2"),
         ("augment.crop=20", "too small"),
         ("augment.scale=[2, 1]", "not a range"),
+        ("augment.scale=1.5", "augment.scale: expected a list, such as [1, 2] .found 1.5"),
+        ("train=5", "^--set: train: expected keys and values .found 5"),
+        ("inherit=scenes-sat", "unknown key inherit: the nearest is inherits$"),
         ("model={backbone: convnext_tiny, width: 64}", "output_stride 8 is not for convnext_tiny: use 32"),
         ("model={backbone: convnext_tiny, width: 64, output_stride: 32}", "align_corners true is not for ConvNeXt"),
         ("model.drop_path=0.1", "drop_path is for ConvNeXt and mit"),
@@ -141,7 +144,7 @@ def test_a_step_backwards_is_none() -> None:
         ("seed: 2020-99-99", "a value cannot be read"),
         ("#" * 2**21, "more than 1048576 bytes"),
         ("seed: !!python/object/apply:os.getpid []\n", "could not determine a constructor"),
-        ("inherits: " + "x" * 5000, "is neither a file nor a preset"),
+        ("inherits: " + "x" * 5000, "mine.yaml: inherits: .* is neither a file nor a preset"),
         ("inherits: sub/../mine.yaml", "inherits from itself"),
         ("inherits: link.yaml", "inherits from itself"),
     ],
@@ -156,6 +159,20 @@ def test_a_file_that_would_take_for_ever_or_means_two_things_is_refused_in_one_l
         load_config(str(tmp_path / "mine.yaml"))
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["mine.yml", "mine"])
+def test_a_name_with_another_suffix_is_told(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("inherits: scenes-undefended\n")
+    with pytest.raises(ConfigError, match=r"^mine(.yml)? is neither .*: did you mean mine.yaml\?"):
+        load_config(name)
+
+
+def test_a_fault_of_the_file_is_not_blamed_on_an_option(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("inherits: scenes-undefended\ntrain: {epoch: 2}\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: unknown key train\.epoch"):
+        load_config(str(tmp_path / "mine.yaml"), ["seed=x"])
 
 
 def test_a_file_that_is_inherited_by_many_ways_is_read_once(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import ddcat
+from ddcat.errors import DdcatError
 from ddcat.metrics import miou
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.data import open_dataset
@@ -63,6 +64,21 @@ def test_scores_are_those_of_the_evaluation(model: Model, tiny_scenes: Path) -> 
     assert found.miou == {n: miou(rows.sum(0)) for n, rows in counts.items()}
     assert found.images == 3
     assert set(found.pixel_accuracy) == {0, 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limit": 0}, "limit 0 and batch_size 1: expected 1 or more"),
+        ({"batch_size": 0}, "limit None and batch_size 0: expected 1 or more"),
+        ({"steps": ()}, r"steps \(\): expected numbers of 0 or more"),
+        ({"steps": (0, -1)}, r"steps \(0, -1\): expected numbers of 0 or more"),
+        ({"epsilon": 8}, r"epsilon 8: expected a bound in \[0, 1\]"),
+    ],
+)
+def test_an_evaluation_of_nothing_is_refused(options: dict[str, Any], message: str, model: Model) -> None:
+    with pytest.raises(DdcatError, match=message):
+        model.evaluate(**options)
 
 
 def test_it_is_attacked_like_any_model(model: Model) -> None:

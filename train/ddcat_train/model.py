@@ -16,7 +16,7 @@ from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.config import load_config
 from ddcat_train.data import open_dataset
 from ddcat_train.distributed.ranks import check_device
-from ddcat_train.errors import DataError, TrainError
+from ddcat_train.errors import AttackError, DataError, TrainError
 from ddcat_train.evaluation import evaluate
 from ddcat_train.pixels import to_planes
 from ddcat_train.reference import Reference
@@ -127,8 +127,12 @@ class Model:
 
         Raises
         ------
-        DataError
+        DataError, AttackError
         """
+        if (limit is not None and limit < 1) or batch_size < 1:
+            raise DataError(f"limit {limit} and batch_size {batch_size}: expected 1 or more")
+        if not steps or min(steps) < 0:
+            raise DataError(f"steps {tuple(steps)}: expected numbers of 0 or more, such as (0, 3)")
         data = self.reference.data
         root = data.root if data_root is None else Path(data_root)
         if root is None:
@@ -137,6 +141,8 @@ class Model:
         if dataset.classes.names != self.classes.names:
             raise DataError(f"{root} has the classes {dataset.classes.names}; the model was trained on {self.classes.names}")
         bound = self.reference.epsilon if epsilon is None else epsilon
+        if not 0 <= bound <= 1:
+            raise AttackError(f"epsilon {bound:g}: expected a bound in [0, 1], as the values of an image are, such as 8/255")
         result = evaluate(
             self, dataset, epsilon=bound, alpha=bound / 3, steps=steps, batch_size=batch_size, device=self.device, limit=limit
         )

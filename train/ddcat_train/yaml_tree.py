@@ -101,7 +101,9 @@ def _locate(source: str, folder: Path) -> list[Path]:
         return [part]
     if _is_file(folder / source / CONFIG):
         raise ConfigError(f"{source} is a run: use its {Path(source) / CONFIG}, with --resume to continue it")
-    nearest = difflib.get_close_matches(source[:100], presets(), n=3)
+    stem = source.removesuffix(".yaml").removesuffix(".yml")
+    files = [f"{stem}{suffix}" for suffix in (".yaml", ".yml") if _is_file(folder / f"{stem}{suffix}")]
+    nearest = files or difflib.get_close_matches(source[:100], presets(), n=3)
     hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
     raise ConfigError(f"{named(source)} is neither a file nor a preset: {hint}'ddcat train --list' names all presets")
 
@@ -136,7 +138,11 @@ def _read(path: Path, done: dict[Path, dict[str, Any]], inherited: tuple[Path, .
         raise ConfigError(f"{path}: inherits names a preset or a file, or a list of them")
     merged: dict[str, Any] = {}
     for parent in names:
-        _inherit(merged, _locate(parent, path.parent), done, (*inherited, place))
+        try:
+            files = _locate(parent, path.parent)
+        except ConfigError as cause:
+            raise ConfigError(f"{path}: inherits: {cause}") from cause
+        _inherit(merged, files, done, (*inherited, place))
     _merge(merged, tree)
     done[place] = merged
     return merged

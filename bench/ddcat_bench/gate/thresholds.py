@@ -7,6 +7,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from ddcat.choices import Precision
 from ddcat.error_text import first_line, first_validation_error
 from ddcat.schema import Fraction, StrictModel
+from ddcat.text import printable
 from ddcat.yaml_text import parse_yaml
 from ddcat_bench.errors import BenchError
 
@@ -47,10 +48,15 @@ def read_thresholds(file: Path, precision: Precision) -> Thresholds:
         content = parse_yaml(file.read_text(encoding="utf-8"))
         return TypeAdapter(dict[Precision, Thresholds]).validate_python(content)[precision]
     except ValidationError as cause:
-        raise BenchError(f"--thresholds {file}: {first_validation_error(cause)}; see {DEFAULT.name} of the package") from cause
+        unknown = [
+            fault["loc"] for fault in cause.errors() if fault["type"] == "extra_forbidden"
+        ]  # which explains a missing one
+        fault = f"unknown entry {'.'.join(map(str, unknown[0]))}" if unknown else first_validation_error(cause)
+        known = ", ".join(Thresholds.model_fields)
+        raise BenchError(f"--thresholds {printable(file)}: {fault}; the entries of a precision are {known}") from cause
     except (OSError, ValueError) as cause:
         raise BenchError(f"--thresholds {file} cannot be read: {first_line(cause)}") from cause
     except KeyError as cause:
         raise BenchError(
-            f"--thresholds {file} has no entry for {precision}: add one, as in {DEFAULT.name} of the package"
+            f"--thresholds {file} has no entry for {precision}: add one, such as {precision}: {{agreement: 0.999, ...}}"
         ) from cause

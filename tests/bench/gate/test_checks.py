@@ -138,6 +138,9 @@ def test_limits_are_strict(tmp_path: Path) -> None:
     file.write_text(DEFAULT.read_text().replace("latency: 1.0", "latency: 1.0, latency: 9.0", 1))
     with pytest.raises(BenchError, match="cannot be read: latency occurs twice"):
         read_thresholds(file, "fp32")
+    file.write_text(DEFAULT.read_text().replace("agreement:", "agreemnt:"))
+    with pytest.raises(BenchError, match=r"unknown entry fp32.agreemnt; the entries of a precision are logit_error, "):
+        read_thresholds(file, "fp32")
     file.write_text("int8: {}")
     with pytest.raises(BenchError, match="Field required"):
         read_thresholds(file, "int8")

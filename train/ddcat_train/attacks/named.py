@@ -91,21 +91,13 @@ def attack(
     """
     if name not in _STEPS:
         raise AttackError(f"there is no attack {name!r}: use {', '.join(ATTACKS[:-1])} or {ATTACKS[-1]}")
+    if not callable(model):
+        raise AttackError(f"model: expected a module or a function, got {_form(model)}; ddcat.load reads a run or a checkpoint")
     classes = _check(model, images, labels, differentiable=name != "square")
     truth = labels.to(images.device, torch.int64)
     count = _STEPS[name] if steps is None else steps
+    _check_options(name, norm, epsilon, alpha, count)
     seeds = seed + torch.arange(len(images))
-    if alpha is not None and name in ("apgd", "sea", "square"):
-        raise AttackError(f"{name} chooses the size of its steps: leave alpha out")
-    if not 0 <= epsilon < float("inf") or (norm == "l2" and epsilon == 0):
-        above = "above 0" if norm == "l2" else "of 0 or more"
-        raise AttackError(
-            f"epsilon {epsilon:g}: expected a bound {above}, in [0, 1] units, such as {3 if norm == 'l2' else '8/255'}"
-        )
-    if norm not in NORMS:
-        raise AttackError(f"there is no norm {norm!r}: use linf or l2")
-    if norm == "l2" and name in ("sea", "square"):
-        raise AttackError(f"{name} is made for the maximum norm: use apgd or pgd for l2")
     if name in ("fgsm", "bim"):
         size = epsilon / max(count, 1) if alpha is None else alpha
         return bim(model, images, truth, epsilon=epsilon, alpha=size, steps=count, norm=norm)
@@ -121,6 +113,28 @@ def attack(
     return _weakest(model, list(members.values()), truth)
 
 
+def _check_options(name: str, norm: str, epsilon: float, alpha: float | None, steps: int) -> None:
+    """Refuse what would make an attack of another kind, none, or one without a bound."""
+    if norm not in NORMS:
+        raise AttackError(f"there is no norm {norm!r}: use linf or l2")
+    if norm == "l2" and name in ("sea", "square"):
+        raise AttackError(f"{name} is made for the maximum norm: use apgd or pgd for l2")
+    if not 0 <= epsilon < float("inf") or (norm == "l2" and epsilon == 0):
+        above = "above 0" if norm == "l2" else "of 0 or more"
+        raise AttackError(
+            f"epsilon {epsilon:g}: expected a bound {above}, in [0, 1] units, such as {3 if norm == 'l2' else '8/255'}"
+        )
+    if alpha is not None and name in ("apgd", "sea", "square"):
+        raise AttackError(f"{name} chooses the size of its steps: leave alpha out")
+    if alpha is not None and not 0 < alpha < float("inf"):
+        raise AttackError(f"alpha {alpha:g}: expected a step above 0, in [0, 1] units, such as 2/255")
+    for what, value in (("epsilon", epsilon), ("alpha", alpha or 0.0)):
+        if norm == "linf" and value > 1:  # in levels of 0 to 255, every model would lose everything
+            raise AttackError(f"{what} {value:g}: expected at most 1, as images are in [0, 1]; did you mean {value:g}/255?")
+    if steps < 1:
+        raise AttackError(f"steps {steps}: expected 1 or more")
+
+
 def _weakest(model: Model, members: list[Tensor], labels: Tensor) -> Tensor:
     """Return, for each image, the member that leaves the fewest pixels correct."""
     with torch.no_grad(), eval_mode(model):
@@ -133,7 +147,9 @@ def _check(model: Callable[[Tensor], Any], images: Tensor, labels: Tensor, *, di
     """Raise an error for another form of input or output, and return the number of classes."""
     if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise AttackError(f"images: expected floats of shape (N, 3, H, W), got {_form(images)}{_advice(images)}")
-    low, high = (float(images.min()), float(images.max())) if images.numel() else (0.0, 1.0)
+    if not images.numel():
+        raise AttackError(f"images: expected one or more, got a batch of shape {tuple(images.shape)}")
+    low, high = float(images.min()), float(images.max())
     if not 0 <= low <= high <= 1:
         raise AttackError(
             f"images: expected values in [0, 1], got {low:.3g} to {high:.3g}; divide 8-bit images by 255, and let the model "
@@ -148,19 +164,18 @@ def _check(model: Callable[[Tensor], Any], images: Tensor, labels: Tensor, *, di
         logits = model(given)
     if not isinstance(logits, Tensor):
         raise AttackError(f"the model returned {_returned(logits)}")
-    if logits.ndim != 4 or len(logits) != min(1, len(images)):
+    if logits.ndim != 4 or len(logits) != 1:
         raise AttackError(f"the model: expected logits of shape (N, K, H, W), got {tuple(logits.shape)} for one image")
     if logits.shape[2:] != images.shape[2:]:
         raise AttackError(
             f"the model: expected logits of the images' size {tuple(images.shape[2:])}, got {tuple(logits.shape[2:])}; resize "
             "them: lambda images: torch.nn.functional.interpolate(model(images), images.shape[2:], mode='bilinear')"
         )
-    if len(logits):
-        _check_values(logits)
-        if not torch.equal(given, leaf):
-            raise AttackError("the model changes its images in place: pass lambda images: model(images.clone())")
-        if differentiable:
-            _check_gradient(logits, leaf)
+    _check_values(logits)
+    if not torch.equal(given, leaf):
+        raise AttackError("the model changes its images in place: pass lambda images: model(images.clone())")
+    if differentiable:
+        _check_gradient(logits, leaf)
     counted = labels[labels != IGNORE_INDEX]
     wrong = counted[(counted < 0) | (counted >= logits.shape[1])]
     if len(wrong):
@@ -178,6 +193,8 @@ def _check_values(logits: Tensor) -> None:
             "the model: expected logits of 2 classes or more, got 1; the logits of a map before its sigmoid are "
             "torch.cat([torch.zeros_like(map), map], 1)"
         )
+    if bool(logits.isnan().any()):
+        raise AttackError("the model returned NaN, on which every attack stands still: mend it first")
     if are_probabilities(logits):
         raise AttackError("the model returned probabilities, expected logits: leave its softmax out, or pass their logarithm")
 

@@ -102,15 +102,18 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
     ConfigError
         Naming the key and, for an unknown one, the nearest that exists.
     """
-    return parse_config(load_tree(source, overrides), source)
+    return parse_config(load_tree(source, overrides), source, overrides)
 
 
-def parse_config(tree: Mapping[str, Any], where: str) -> Config:
-    """Check a tree of values; `where` names their source in errors."""
+def parse_config(tree: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
+    """Check a tree of values; errors name their source: `where`, or --set if the overrides alone are at fault."""
     try:
         return Config.model_validate(tree)
     except ValidationError as cause:
         errors = cause.errors()
+        given = [override.partition("=")[0].split(".") for override in overrides]
+        if all(any([*map(str, fault["loc"])][: len(path)] == path for path in given) for fault in errors):
+            where = "--set"
         faults = [_explain(fault) for fault in errors[:_MOST_FAULTS]]
         if len(errors) > _MOST_FAULTS:
             faults.append(f"and {len(errors) - _MOST_FAULTS} more")
@@ -131,6 +134,10 @@ def _explain(fault: Any) -> str:
         *section, key = path
         name = ".".join([*section, named(key)])
         return f"unknown key {name}: the nearest is {_nearest(section, key)}"
+    if fault["type"] == "tuple_type":
+        fault = {**fault, "msg": "expected a list, such as [1, 2]"}
+    if fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        fault = {**fault, "msg": "expected keys and values"}
     if fault["type"] == "missing":
         return f"{'.'.join(path)} is missing"
     where, message = ".".join(named(part) for part in path), fault["msg"]
@@ -143,7 +150,7 @@ def _explain(fault: Any) -> str:
 def _nearest(section: Sequence[str], key: str) -> str:
     """Return the key that was probably meant: one of the same section or, where its name fits better, of another."""
     nearest, highest = "", -1.0
-    for path in _keys(Config):
+    for path in [*_keys(Config), *([] if section else [("inherits",)])]:
         ratio = difflib.SequenceMatcher(None, key[:100], path[-1]).ratio() + 0.1 * (path[:-1] == tuple(section))
         if ratio > highest:
             nearest, highest = ".".join(path), ratio
