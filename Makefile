@@ -10,8 +10,9 @@
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3 python; do \
   $$name -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 BIN := .venv/bin
-# One thread for each of pytest's processes: two that share the cores by threads wait for each other.
-TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest
+# One thread for each of pytest's processes: two that share the cores by threads wait for each other. Bytecode is kept, whatever the
+# environment says: every process, and every run, would compile all modules and rewrite all tests anew.
+TESTS := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
 
 .PHONY: demo test test-slow coverage check docs clean
 

@@ -1,5 +1,7 @@
+import functools
 import gc
 import signal
+import sys
 
 import pytest
 from xdist.remote import Producer
@@ -41,3 +43,10 @@ def pytest_collection_finish() -> None:
     """Leave out of every later collection of garbage what was imported: it is a million objects, and they stay."""
     gc.freeze()
     gc.enable()
+    if "ddcat.provenance" in sys.modules:  # every run, export and measurement asks git three times
+        provenance = sys.modules["ddcat.provenance"]
+        provenance._git = functools.cache(provenance._git)
+    if "torch" in sys.modules:
+        from tests.exporter import remember  # noqa: PLC0415 -- it imports torch
+
+        remember()

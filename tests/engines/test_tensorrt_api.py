@@ -41,6 +41,9 @@ def beside(name: str) -> ModuleType:
     return module
 
 
+CACHE: Path = beside("bindings").cache_folder()  # before a test has a cache of its own
+
+
 @pytest.fixture(scope="module", params=["8.6.1", "11.4.0.106", pytest.param("10.13.2.6", marks=pytest.mark.slow)])
 def release(request: pytest.FixtureRequest) -> tuple[str, Path]:
     """A version, and the folder of its stubs."""
@@ -50,7 +53,7 @@ def release(request: pytest.FixtureRequest) -> tuple[str, Path]:
         pytest.skip("no C compiler is here, which the stand-ins for TensorRT's libraries need")
     package = RELEASES[version]
     try:
-        folder = bindings.fetch(package, version, bindings.cache_folder() / version)
+        folder = bindings.fetch(package, version, CACHE / version)
     except (subprocess.SubprocessError, OSError) as cause:
         pytest.skip(f"{package} {version} is not to be had from the package registry: {cause}")
     return version, bindings.write_stubs(folder)
@@ -70,7 +73,7 @@ def checked(version: str, stubs: Path, files: list[Path], tmp_path: Path) -> str
     """What mypy says of files with these stubs; nothing if all is well."""
     command = [
         sys.executable, "-m", "mypy", "--strict", "--disallow-any-unimported", "--no-warn-unused-ignores",
-        "--follow-imports=silent", "--config-file=", f"--cache-dir={beside('bindings').cache_folder() / 'mypy'}",
+        "--follow-imports=silent", "--config-file=", f"--cache-dir={CACHE / 'mypy'}",
         "--no-error-summary", *map(str, files),
     ]  # fmt: skip
     roots = [stubs, ROOT, *(ROOT / name for name in ("train", "export"))]

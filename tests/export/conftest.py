@@ -1,7 +1,4 @@
 import functools
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from ddcat_train.data.synthetic.generate import write_scenes
 from ddcat_train.networks import Segmenter, Stages
 from ddcat_train.networks.composed import ComposedFeatures
 from ddcat_train.networks.contexts import Context, ContextConv2d, PyramidPooling
+from tests.commands import call
 
 CLASSES = Classes.with_voc_palette(("ground", "red thing", "tree", "sky", "thin thing", "far thing"))
 
@@ -86,12 +84,8 @@ def run(make_run: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def printed(run: Path) -> str:
-    """What the command prints as it exports `run` for images of any size, with logits, in a process of its own."""
-    result = subprocess.run(
-        [Path(sys.executable).with_name("ddcat-export"), run, "--engine", "ort", "--logits"],
-        capture_output=True, text=True, timeout=900, check=False,
-        env={**os.environ, "PYTHONHASHSEED": "11", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    """What the command prints as it exports `run` for images of any size, with logits."""
+    result = call("ddcat", "export", run, "--engine", "ort", "--logits")
     assert (result.returncode, result.stderr) == (0, "")
     return result.stdout
 

@@ -29,7 +29,9 @@ def planted(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     monkeypatch.setattr(MainBranchModule, "forward", forward)
 
 
-@pytest.mark.parametrize("sizes", [(SIZE,), pytest.param((SIZE, (96, 128)), marks=pytest.mark.slow), None])
+@pytest.mark.parametrize(
+    "sizes", [(SIZE,), *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in ((SIZE, (96, 128)), None))]
+)
 def test_it_states_what_it_found(graph_of: Callable[..., bytes], smallest: Any, sizes: Sizes | None) -> None:
     content = graph_of(sizes=sizes, confidence=True)
     proof = prove_main_branch(smallest, content, sizes=sizes, logits=True, confidence=True)

@@ -152,6 +152,7 @@ def test_adaptive_pooling_exports_right_or_is_found(
             check_parity(content, smallest_with_pyramid, shapes_of(None))
 
 
+@pytest.mark.slow
 def test_a_wrong_divisor_of_the_pooling_is_found(smallest_with_pyramid: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     right = contexts.pool_to_bins
     content = build_graph(smallest_with_pyramid, sizes=(SIZE,), logits=False, confidence=False)

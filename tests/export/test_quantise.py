@@ -55,11 +55,11 @@ def test_every_layer_multiplies_bytes_by_bytes(fp32: bytes, form: tuple[onnx.Mod
     assert {node.name for node in convolutions[1:]} - set(layers_of(fp32)) == {
         node.name for node in convolutions if "logits" in node.output
     }
-    types = {np.dtype(np.int8)}
+    types, layers = {np.dtype(np.int8)}, layers_of(fp32)
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear":
             types.add(values[node.input[2]].dtype)
-        if node.name not in layers_of(fp32):
+        if node.name not in layers:
             continue
         maps, weight = (made_by[name] for name in node.input[:2])
         assert (maps.op_type, weight.op_type) == ("DequantizeLinear", "DequantizeLinear")

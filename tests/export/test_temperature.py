@@ -28,7 +28,7 @@ def drawn(temperature: float, *, pixels: int = 200_000, classes: int = 5) -> tup
     return logits, (logits / temperature + noise).argmax(1)
 
 
-@pytest.mark.parametrize("true", [0.4, 1.0, 2.5])
+@pytest.mark.parametrize("true", [0.4, *(pytest.param(true, marks=pytest.mark.slow) for true in (1.0, 2.5))])
 def test_the_fit_is_scipy_s_and_finds_the_temperature_that_labels_were_drawn_with(true: float) -> None:
     logits, labels = drawn(true)
 

@@ -37,7 +37,7 @@ def nodes_not_taken(content: bytes) -> list[str]:
     return refused
 
 
-@pytest.fixture(scope="module", params=["any size", "one size"])
+@pytest.fixture(scope="module", params=["any size", pytest.param("one size", marks=pytest.mark.slow)])
 def graph(request: pytest.FixtureRequest, bundle: Bundle, make_run: Callable[..., Path]) -> bytes:
     if request.param == "any size":
         return bundle.files["model.onnx"]

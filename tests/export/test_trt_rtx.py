@@ -22,7 +22,7 @@ pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 SIZES = ((64, 48), (40, 40))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_golden_labels_are_by_onnx_runtime(bundle: Bundle, tmp_path: Path, precision: Precision) -> None:
     made = rebuild(bundle.path, tmp_path / "rtx", engine="trt-rtx", precision=precision, max_size=(256, 256))
     opened = open_bundle(tmp_path / "rtx")

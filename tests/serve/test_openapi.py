@@ -3,9 +3,7 @@
 from typing import Any
 
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, given, settings
-from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from ddcat_serve.http.app import create_app
 from ddcat_serve.inference.model_registry import Models
@@ -14,6 +12,9 @@ from ddcat_serve.settings import Settings
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_all_answers_are_described(models: Models) -> None:
+    import schemathesis  # noqa: PLC0415 -- slow: it would be imported in every process
+    from schemathesis.specs.openapi.checks import positive_data_acceptance  # noqa: PLC0415
+
     schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(models, Settings(max_bytes=65536, max_pixels=5000)))
     seen = set()
     for found in schema.get_all_operations():

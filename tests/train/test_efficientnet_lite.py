@@ -89,7 +89,7 @@ def like_its_file(body: Backbone) -> dict[str, Tensor]:
     return tensors | {"_conv_head.weight": torch.zeros(1280, body.channels, 1, 1), "_fc.weight": torch.zeros(1000, 1280)}
 
 
-@pytest.fixture(params=["efficientnet_lite0", "efficientnet_lite2"])
+@pytest.fixture(params=["efficientnet_lite0", pytest.param("efficientnet_lite2", marks=pytest.mark.slow)])
 def weights(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[BackboneName, dict[str, Tensor], Path]:
     name: BackboneName = request.param
     tensors, path = like_its_file(build_backbone(ModelConfig(backbone=name))), tmp_path / "file.safetensors"
@@ -97,7 +97,7 @@ def weights(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[BackboneNam
     return name, tensors, path
 
 
-@pytest.mark.parametrize("output_stride", [8, 16, 32])
+@pytest.mark.parametrize("output_stride", [8, pytest.param(16, marks=pytest.mark.slow), 32])
 def test_every_size_is_padded_as_tensorflow_pads_it(
     output_stride: Stride, weights: tuple[BackboneName, dict[str, Tensor], Path]
 ) -> None:

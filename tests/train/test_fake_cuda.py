@@ -23,14 +23,14 @@ def compiled_gpu() -> Path:
     """Compile the fake GPU, once for each torch: it takes long. Raises OSError, CalledProcessError."""
     root = Path(torch.__file__).parent
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    command = ["c++", "-shared", "-fPIC", "-std=c++20", abi, f"-I{root}/include", str(SOURCE)]
+    command = ["c++", "-shared", "-fPIC", "-std=c++20", abi, f"-I{root}/include"]
     libraries = [f"-L{root}/lib", f"-Wl,-rpath,{root}/lib", "-Wl,--no-as-needed", "-lc10", "-ltorch_cpu"]
     key = hashlib.sha256(repr((command, libraries, torch.__version__)).encode() + SOURCE.read_bytes()).hexdigest()
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddcat" / "tests"
     library, unfinished = folder / f"fake-gpu-{key[:16]}.so", folder / f"fake-gpu-{key[:16]}.{os.getpid()}"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run([*command, "-o", str(unfinished), *libraries], check=True, capture_output=True, text=True)
+        subprocess.run([*command, str(SOURCE), "-o", str(unfinished), *libraries], check=True, capture_output=True, text=True)
         unfinished.replace(library)
     return library
 

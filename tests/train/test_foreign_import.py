@@ -54,19 +54,26 @@ def compared(weights: dict[str, Tensor], kind: str, out: Path, *, stride: int = 
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.std()))
 
 
-@pytest.mark.parametrize("bottleneck", [True, False], ids=["bottlenecks", "basic"])
+HEADS = [
+    ("psp", "pyramid", 8),
+    ("psp", "pyramid", 16),
+    ("aspp", "deeplabv3", 8),
+    ("aspp_16", "deeplabv3", 16),
+    ("separable_aspp", "deeplabv3plus", 8),
+    ("uper", "upernet", 32),
+]
+BODIES = [("v1c", True), ("v1d", False), ("v1c", False), ("v1d", True)]  # a stem, and whether blocks are bottlenecks
+
+
+# Each head on one body, in turn; on all of them when slow.
 @pytest.mark.parametrize(
-    ("kind", "context", "stride"),
+    ("kind", "context", "stride", "stem", "bottleneck"),
     [
-        ("psp", "pyramid", 8),
-        ("psp", "pyramid", 16),
-        ("aspp", "deeplabv3", 8),
-        ("aspp_16", "deeplabv3", 16),
-        ("separable_aspp", "deeplabv3plus", 8),
-        ("uper", "upernet", 32),
+        pytest.param(*head, *body, marks=[] if place == index % len(BODIES) else pytest.mark.slow)
+        for index, head in enumerate(HEADS)
+        for place, body in enumerate(BODIES)
     ],
 )
-@pytest.mark.parametrize("stem", ["v1c", "v1d"])
 def test_a_file_of_mmsegmentation_computes_the_same(
     kind: str, context: str, stride: int, stem: str, bottleneck: bool, tmp_path: Path
 ) -> None:

@@ -32,7 +32,7 @@ def weights(run: Path) -> dict[str, Tensor]:
     return dict(load_checkpoint(run / LAST).tensors)
 
 
-@pytest.mark.parametrize("method", ["undefended", "sat", "ddcat"])
+@pytest.mark.parametrize("method", ["undefended", pytest.param("sat", marks=pytest.mark.slow), "ddcat"])
 def test_a_run_leaves_all_that_later_stages_need(method: str, tiny_run: list[str], finished: Finished) -> None:
     config = load_config(f"scenes-{method}", tiny_run)
     run = finished(config)
@@ -104,11 +104,11 @@ QUICK = [
     ("undefended", ()),
     ("sat", ("attack.start=random", "model.context=aspp", "method.deep_weight=0")),
     ("ddcat", ("method.update=two-step", "method.split=global", "train.accumulate=2")),
-    ("trades", ("method.beta=1",)),
     ("ddcat", (_ADAMW, "method.update=two-step", "train.precision=bf16")),
 ]
 SLOW = [
     *((method, ()) for method in get_args(MethodName) if method != "undefended"),
+    ("trades", ("method.beta=1",)),
     ("sat", ("attack.steps=1", "attack.alpha=eps/n")),
     ("sat", ("model.context=aspp", "method.adversarial_share=0.75")),
     ("ddcat", ("model.context=aspp", "attack.start=random")),

@@ -64,10 +64,16 @@ def everywhere(method: str, chosen: dict[str, Any]) -> list[Plan]:
     return [Plan(method, chosen, case, context) for case in cases for context in CONTEXTS]
 
 
-DEFAULTS = [plan for index, method in enumerate(METHOD_NAMES) for plan in everywhere(method, {})[index % 2 :: 2]]
+DEFAULTS = [plan for index, method in enumerate(METHOD_NAMES) for plan in everywhere(method, {})[index % 3 :: 3]]
 ALONE = [everywhere(method, chosen) for chosen, methods in DEPARTURES for method in methods]
-# Each departure in one place, a prime number of places further every time, so that all places are visited; in all when slow.
-TELLING = [[plan for plan in plans if plan.case != "all ignored"] for plans in ALONE]
+# Each departure with three methods and in one place with each, a prime number of places further every time, so that all methods
+# and places are visited; with all in all when slow.
+TAKING = [
+    everywhere(methods[(index + turn) % len(methods)], chosen)
+    for index, (chosen, methods) in enumerate(DEPARTURES)
+    for turn in range(min(3, len(methods)))
+]
+TELLING = [[plan for plan in plans if plan.case != "all ignored"] for plans in TAKING]
 VISITED = [plans[7 * index % len(plans)] for index, plans in enumerate(TELLING)]
 VISITED += [Plan("ddcat", {"mask_loss_on_ignored": False}, case, "pyramid") for case in ("partly ignored", "all ignored")]
 OTHERS = [plan for plans in ALONE for plan in plans if plan not in VISITED]
@@ -204,9 +210,17 @@ def test_a_micro_batch_may_be_all_clean_or_all_adversarial(
 @pytest.mark.parametrize(
     ("method", "chosen"),
     [
-        *((method, {}) for method in METHOD_NAMES),
-        *((method, LETTER) for method in DIVIDING),
+        ("sat", {}),
+        ("trades", {}),
+        ("ddcat-m", {}),
+        ("ddcat-n", LETTER),
         ("ddcat", {"mask_loss_on_ignored": False}),
+        *(
+            pytest.param(method, chosen, marks=pytest.mark.slow)
+            for method in METHOD_NAMES
+            for chosen in ({}, LETTER)[: 1 + (method in DIVIDING)]
+            if (method, chosen) not in (("sat", {}), ("trades", {}), ("ddcat-m", {}), ("ddcat-n", LETTER))
+        ),
     ],
 )
 @pytest.mark.parametrize(("cut", "clean"), [(1, 2), pytest.param(3, 1, marks=pytest.mark.slow)])

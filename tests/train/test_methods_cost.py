@@ -62,30 +62,35 @@ def samples_through(modules: dict[str, nn.Module]) -> Iterator[dict[str, int]]:
         ("undefended", {"deep_weight": 0.0}, 1, 1, 0, 0),
         ("sat", {}, 2.5, 2.5, 0, 1),
         ("sat", {"start": "random"}, 2.5, 2.5, 0, 1),
-        ("sat", {"adversarial_share": 0.75}, 3.25, 3.25, 0, 1),
-        ("sat", {"steps": 1, "alpha": "eps/n"}, 1.5, 1.5, 0, 1),
         ("ddcat", {}, 4.5, 4, 2, 1),  # B_clean of a half from the attack's first forward, B_adv of it, the training
-        ("ddcat", {"steps": 7}, 8.5, 8, 2, 1),
         ("ddcat", {"start": "random"}, 5, 4, 2, 1),
-        ("ddcat", {"start": "lower"}, 5, 4, 2, 1),
         ("ddcat", {"predicted_mask": "algorithm-2"}, 5, 4, 2.5, 1),
         ("ddcat", {"update": "two-step"}, 4.5, 5, 2, 1),  # two updates go backwards twice
         ("ddcat", {"adversarial_share": 0.75}, 4.25, 4, 1.5, 1),
         ("ddcat", LETTER, 5.5, 5, 2.5, 0),
         ("ddcat-m", {}, 5, 4, 3, 1),
-        ("ddcat-m", {"start": "random"}, 6, 4, 3, 1),
-        ("ddcat-m", {"predicted_mask": "algorithm-2"}, 5, 4, 3, 1),
-        ("ddcat-m", LETTER, 6, 5, 3, 0),
         ("ddcat-n", {}, 3, 2.5, 2, 1),
-        ("ddcat-n", {"start": "random"}, 3.5, 2.5, 2, 1),
-        ("ddcat-n", {"predicted_mask": "algorithm-2"}, 3.5, 2.5, 2.5, 1),
-        ("ddcat-n", LETTER, 4, 3.5, 2.5, 0),
         ("pgd-at", {}, 4, 4, 0, 1),
         ("pgd-at", {"steps": 7, "start": "clean"}, 8, 8, 0, 1),
         ("segpgd-at", {}, 4, 4, 0, 1),
-        ("segpgd-at", {"steps": 5}, 6, 6, 0, 1),
         ("trades", {}, 6, 5, 0, 2),
         ("trades", {"steps": 1, "start": "lower"}, 4, 3, 0, 2),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("sat", {"adversarial_share": 0.75}, 3.25, 3.25, 0, 1),
+                ("sat", {"steps": 1, "alpha": "eps/n"}, 1.5, 1.5, 0, 1),
+                ("ddcat", {"steps": 7}, 8.5, 8, 2, 1),
+                ("ddcat", {"start": "lower"}, 5, 4, 2, 1),
+                ("ddcat-m", {"start": "random"}, 6, 4, 3, 1),
+                ("ddcat-m", {"predicted_mask": "algorithm-2"}, 5, 4, 3, 1),
+                ("ddcat-m", LETTER, 6, 5, 3, 0),
+                ("ddcat-n", {"start": "random"}, 3.5, 2.5, 2, 1),
+                ("ddcat-n", {"predicted_mask": "algorithm-2"}, 3.5, 2.5, 2.5, 1),
+                ("ddcat-n", LETTER, 4, 3.5, 2.5, 0),
+                ("segpgd-at", {"steps": 5}, 6, 6, 0, 1),
+            )
+        ),
     ],
 )
 def test_samples_through_the_network(

@@ -44,11 +44,17 @@ class Copies(TorchDispatchMode):
 
 
 CHOICES = [
-    *((method, ()) for method in get_args(MethodName) if method != "sat"),
+    *((method, ()) for method in get_args(MethodName) if method not in ("sat", "ddcat")),
     ("sat", ("attack.start=random", "train.accumulate=2", "train.ema=0.9")),
-    ("sat", ("model.context=aspp", "model.backbone=mobilenet_v2", "model.width=64")),
     ("ddcat", ("method.update=two-step", "method.predicted_mask=algorithm-2", "method.mask_loss_on_ignored=false")),
-    ("ddcat", ("attack.start=random", "model.context=aspp", "train.accumulate=2")),
+    *(
+        pytest.param(*choice, marks=pytest.mark.slow)
+        for choice in (
+            ("ddcat", ()),
+            ("ddcat", ("attack.start=random", "model.context=aspp", "train.accumulate=2")),
+            ("sat", ("model.context=aspp", "model.backbone=mobilenet_v2", "model.width=64")),
+        )
+    ),
 ]
 
 

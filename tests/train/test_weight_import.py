@@ -102,7 +102,7 @@ def small(tmp_path: Path) -> SimpleNamespace:
     return SimpleNamespace(weights=weights, file=saved(tmp_path / "x.pth", parallel(weights)), out=tmp_path / "x.safetensors")
 
 
-@pytest.mark.parametrize("branches", [1, 3])
+@pytest.mark.parametrize("branches", [pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("form", ["bare", "module.", "state_dict", "old zip-less file", "halves", "without counters"])
 def test_every_form_of_a_file_is_read(tiny_scenes: Path, tmp_path: Path, form: str, branches: int) -> None:
     weights = released.filled(released.segmenter("aspp", 6, branches=branches, width=4))

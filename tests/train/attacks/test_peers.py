@@ -141,7 +141,7 @@ def learnt() -> tuple[nn.Module, Tensor, Tensor]:
     return network.requires_grad_(False), images, labels
 
 
-@pytest.mark.parametrize("name", ["ALMA-prox", "DAG"])
+@pytest.mark.parametrize("name", [pytest.param("ALMA-prox", marks=pytest.mark.slow), "DAG"])
 def test_sea_is_at_least_as_strong_as_the_smallest_perturbations(
     learnt: tuple[nn.Module, Tensor, Tensor], adv_lib: dict[str, Any], name: str
 ) -> None:
