@@ -66,7 +66,8 @@ def translate_os_errors(path: Path, size: int | None = None) -> Iterator[None]:
     except OSError as cause:
         fault = f"cannot write {path}: {cause.strerror or cause}"
         if cause.errno not in _FULL:
-            raise WriteError(f"{fault}: use a writable folder") from cause
+            advice = "use a shorter name" if cause.errno == errno.ENAMETOOLONG else "use a writable folder"
+            raise WriteError(f"{fault}: {advice}") from cause
         needed = "" if size is None else f"{size / 1e6:.1f} MB are needed and "
         free = shutil.disk_usage(_existing(path)).free
         raise WriteError(f"{fault}: {needed}{free / 1e6:.1f} MB are free there; make room") from cause

@@ -1,5 +1,6 @@
 """CVAT's annotations.xml, version 1.1, for images: a mask for each class, which keeps holes and loses no pixel."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
@@ -11,6 +12,8 @@ from ddcat.classes import Classes
 from ddcat.predict.records import Answer, Record
 
 __all__ = ["cvat_masks", "write_annotations"]
+
+_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def cvat_masks(answer: Answer) -> list[dict[str, Any]]:
@@ -33,6 +36,11 @@ def cvat_masks(answer: Answer) -> list[dict[str, Any]]:
     return masks
 
 
+def _xml_text(text: str) -> str:
+    """Replace the characters that no XML file can hold."""
+    return _NOT_IN_XML.sub("\ufffd", text)
+
+
 def _lengths(flat: npt.NDArray[np.bool_]) -> list[int]:
     changes = np.flatnonzero(np.concatenate([[flat[0]], flat[1:] != flat[:-1]]))  # a run of 0 pixels stands first if need be
     lengths: list[int] = np.diff(changes, prepend=0, append=flat.size).tolist()
@@ -47,15 +55,15 @@ def write_annotations(form: str) -> Callable[[Classes, Callable[[], Iterable[Rec
         for name, colour in zip(classes.names, classes.palette, strict=True):
             shade = "".join(f"{level:02x}" for level in colour)
             yield (
-                f"<label><name>{escape(name)}</name><color>#{shade}</color><type>mask</type><attributes></attributes></label>\n"
+                f"<label><name>{escape(_xml_text(name))}</name><color>#{shade}</color><type>mask</type><attributes></attributes></label>\n"
             ).encode()
         yield b"</labels></task></meta>\n"
         for number, record in enumerate(records()):
             size = f'width="{record.width}" height="{record.height}"'
-            yield f'<image id="{number}" name={quoteattr(record.name)} {size}>\n'.encode()
+            yield f'<image id="{number}" name={quoteattr(_xml_text(record.name))} {size}>\n'.encode()
             for part in record.parts[form]:
                 box = " ".join(f'{side}="{part[side]}"' for side in ("left", "top", "width", "height"))
-                label = quoteattr(classes.names[part["label"]])
+                label = quoteattr(_xml_text(classes.names[part["label"]]))
                 yield f'<mask label={label} source="auto" occluded="0" rle="{part["rle"]}" {box} z_order="0"></mask>\n'.encode()
             yield b"</image>\n"
         yield b"</annotations>\n"

@@ -9,7 +9,9 @@ from ddcat.classes import IGNORE_INDEX, Classes
 from ddcat.engines.answer_statistics import Statistics
 from ddcat.schema import Count, Details, Sha256, StrictModel, Text
 
-__all__ = ["Answer", "Distributions", "Job", "Record"]
+__all__ = ["JOB", "RECORDS", "Answer", "Distributions", "Job", "Record"]
+
+JOB, RECORDS = "job.json", "records"  # file and folder by which a folder of results is known
 
 
 class Answer(NamedTuple):

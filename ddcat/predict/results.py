@@ -5,11 +5,12 @@ An image is done when its record is there, which is written after its other file
 was, and a later run with more images does only those. What is done of a file that has changed since is removed first.
 """
 
+import collections
 import itertools
 import json
 import re
 from collections.abc import Collection, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,13 @@ from ddcat.classes import Classes
 from ddcat.engines.answer_statistics import Statistics
 from ddcat.errors import DdcatError
 from ddcat.predict.formats import FORMATS, Collected, OneEach, overlaid
-from ddcat.predict.records import Answer, Distributions, Job, Record
-from ddcat.predict.sources import Source
+from ddcat.predict.records import JOB, RECORDS, Answer, Distributions, Job, Record
+from ddcat.predict.sources import VIDEOS, Source
 from ddcat.predict.video import frames, write_video
 
-__all__ = ["JOB", "Results", "frame_name"]
+__all__ = ["Results", "frame_name"]
 
-JOB, _RECORDS, _END = "job.json", "records", "frames.json"
+_END = "frames.json"
 _UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{8}")  # of `ddcat.atomic_files`
 
 
@@ -66,18 +67,17 @@ class Results:
             except ValidationError as cause:
                 raise DdcatError(f"{file} is not of this version: use another --out") from cause
             if before != job:
-                changed = next(name for name, value in before if value != getattr(job, name))
-                raise DdcatError(
-                    f"{folder} holds predictions that differ in {changed}: use another --out, or the same {changed}"
-                )
+                raise DdcatError(f"{folder} holds predictions that differ in {_difference(before, job)}")
         elif folder.exists() and (not folder.is_dir() or any(place.name != ".lock" for place in folder.iterdir())):
             raise DdcatError(f"{folder} exists already and holds no {JOB}: use another --out")
         else:
             write_json(file, json.loads(job.model_dump_json()))
         self._remove_unfinished()
+        self._before = self._records_by_mask()
 
     def forget_changed(self, source: Source) -> None:
         """Remove what there is of an image or a video whose file has changed since: it is to be done again."""
+        self._forget_others(source)
         if source.is_video:  # all its records are of one file
             records = [*self._end(source).parent.glob("*.json")]
             places = [f"{source.stem}/{record.stem}" for record in records]
@@ -92,6 +92,31 @@ class Results:
         with translate_os_errors(self.folder):
             for path in (*files, *others, *records):  # the records last: it may be killed here, too
                 path.unlink(missing_ok=True)
+
+    def _forget_others(self, source: Source) -> None:
+        """Remove the records of earlier runs whose masks this source is to replace: those of the same name but its suffix."""
+        own = self._end(source).parent if source.is_video else self._record(source.name)
+        keys = [source.stem, *[f"{source.stem}/"] * source.is_video]
+        others = [path for key in keys for path in self._before.get(key, ()) if own not in (path, path.parent)]
+        with translate_os_errors(self.folder):
+            for path in others:
+                path.with_name(_END).unlink(missing_ok=True)  # of a video, which is to be read again
+                path.unlink(missing_ok=True)
+            if others and source.is_video:
+                (self.folder / "overlays" / f"{source.stem}.mp4").unlink(missing_ok=True)
+
+    def _records_by_mask(self) -> dict[str, list[Path]]:
+        """Return the records by the stem of their masks, and of frames, and images called so, by the video's and a slash."""
+        found = collections.defaultdict[str, list[Path]](list)
+        root = self.folder / RECORDS
+        for path in root.rglob("*.json"):
+            name = PurePosixPath(path.relative_to(root).with_suffix("").as_posix())
+            of_frame = name.parent.suffix.lower() in VIDEOS
+            stem = name.parent.with_suffix("") / name.name if of_frame else name.with_suffix("")
+            found[str(stem)].append(path)
+            if of_frame or stem.name.isdecimal():
+                found[f"{stem.parent}/"].append(path)
+        return found
 
     def is_done(self, name: str) -> bool:
         """Return whether an image is done."""
@@ -167,15 +192,23 @@ class Results:
             write_video(file, source, drawn)
 
     def _end(self, source: Source) -> Path:
-        return self.folder / _RECORDS / source.name / _END
+        return self.folder / RECORDS / source.name / _END
 
     def _record(self, name: str) -> Path:
-        return self.folder / _RECORDS / f"{name}.json"
+        return self.folder / RECORDS / f"{name}.json"
 
     def _remove_unfinished(self) -> None:
         for path in self.folder.rglob(".*"):
             if _UNFINISHED.fullmatch(path.name) and path.is_file():
                 path.unlink(missing_ok=True)
+
+
+def _difference(before: Job, now: Job) -> str:
+    changed = next(name for name, value in before if value != getattr(now, name))
+    old, new = getattr(before, changed), getattr(now, changed)
+    entries = [name for name in {**old, **new} if old.get(name) != new.get(name)] if isinstance(old, dict) else []
+    detail = f" ({entries[0]} {old.get(entries[0])}, now {new.get(entries[0])})" if entries else ""
+    return f"{changed}{detail}: use another --out, or the same {changed}"
 
 
 def _labels(mask: Path) -> npt.NDArray[np.uint8]:

@@ -9,12 +9,13 @@ from ddcat.atomic_files import write_json
 from ddcat.bundle import NO_TRUST_POLICY, TrustPolicy
 from ddcat.engines.cores import physical_cores
 from ddcat.engines.predictor import open_bundle
+from ddcat.errors import DdcatError
 from ddcat.extras import needing
 from ddcat.locks import locked
 from ddcat.predict.compute import compute
-from ddcat.predict.records import Job
+from ddcat.predict.records import JOB, Job
 from ddcat.predict.results import Results
-from ddcat.predict.sources import Source
+from ddcat.predict.sources import Source, fault_of_name
 from ddcat.predict.summary import summarise
 
 __all__ = ["SUMMARY", "predict"]
@@ -73,6 +74,12 @@ def predict(
         image that cannot be read is no error: the summary names it.
     """
     folder = Path(out)
+    if (folder / JOB).exists():
+        sources = [source for source in sources if not _is_within(source, folder)]
+    if not sources:
+        raise DdcatError(f"all inputs are in {folder}, the folder of the results: use another --out")
+    unnamed = {source.name: fault for source in sources if (fault := fault_of_name(source.name))}
+    sources = [source for source in sources if source.name not in unnamed]
     chosen = {*formats}
     if "overlay" in chosen and any(source.is_video for source in sources):
         chosen.add("png")  # a video is drawn at the end, from the masks of its frames
@@ -101,7 +108,13 @@ def predict(
             for source in sources:
                 if source.is_video and source.name not in failures:
                     results.draw_video(source, opened.classes)
-        ordered = {source.name: failures[source.name] for source in sources if source.name in failures}
+        shown = {name.encode(errors="backslashreplace").decode(): fault for name, fault in unnamed.items()}
+        ordered = shown | {source.name: failures[source.name] for source in sources if source.name in failures}
         summary = summarise(opened.bundle, map(results.read, names), golden, ordered, threshold)
         write_json(folder / SUMMARY, summary)
     return summary
+
+
+def _is_within(source: Source, folder: Path) -> bool:
+    """Return whether a file is one of the results: a pattern may name them."""
+    return "://" not in source.address and Path(source.address).resolve().is_relative_to(folder.resolve())

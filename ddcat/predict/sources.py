@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 from ddcat.error_text import first_line
 from ddcat.errors import DdcatError
 from ddcat.extras import needing
+from ddcat.predict.records import JOB, RECORDS
 from ddcat.regular_files import kind_of
 from ddcat.text import printable
 
-__all__ = ["IMAGES", "SCENES", "VIDEOS", "Source", "find_sources"]
+__all__ = ["IMAGES", "SCENES", "VIDEOS", "Source", "fault_of_name", "find_sources"]
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 SCENES = frozenset({".tif", ".tiff"})
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
 _EXTRAS = {"s3": "s3", "gs": "gs"}
+_LONGEST = 230  # bytes of a part of a name: files of results have longer ones, and most systems take 255
 _TAGS = ("ETag", "md5Hash", "etag")  # what S3 and Google's store say of an object's content
 
 
@@ -78,6 +80,15 @@ class Source(NamedTuple):
         return files.open(path, "rb")
 
 
+def fault_of_name(name: str) -> str | None:
+    """Return why no results can have the name of a source; None: they can."""
+    try:
+        longest = max(len(part) for part in name.encode().split(b"/"))
+    except UnicodeEncodeError:
+        return "its name is not UTF-8: rename it"
+    return f"its name has {longest} bytes: rename it to at most {_LONGEST}" if longest > _LONGEST else None
+
+
 def find_sources(inputs: Sequence[str]) -> list[Source]:
     """
     List the files that the inputs name, in the order of the inputs, those of a folder by name.
@@ -107,6 +118,14 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
                     f"{printable(before.address)} and {printable(source.address)} would both have the mask "
                     f"{printable(source.stem)}.png: {advice}, or predict them into two folders"
                 )
+    for source in sources.values():
+        folder, _, name = source.stem.rpartition("/")
+        video = sources.get(folder)
+        if video is not None and video.is_video and name.isdecimal():
+            raise DdcatError(
+                f"{printable(source.address)} and a frame of {printable(video.address)} would both have the mask "
+                f"{printable(source.stem)}.png: rename one, or use another --out for it"
+            )
     return list(sources.values())
 
 
@@ -127,9 +146,14 @@ def _local(text: str) -> Iterator[Source]:
 
 def _files_below(folder: Path) -> Iterator[str]:
     for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and not _holds_results(os.path.join(place, name))]
         paths = (os.path.join(place, name) for name in files)
         yield from (path for path in paths if os.path.isfile(path))  # reading a pipe would never end
+
+
+def _holds_results(folder: str) -> bool:
+    """Return whether a folder is one of `ddcat.predict.results.Results`: masks are no images to be segmented."""
+    return os.path.isfile(os.path.join(folder, JOB)) and os.path.isdir(os.path.join(folder, RECORDS))
 
 
 def _remote(text: str) -> Iterator[Source]:

@@ -13,6 +13,7 @@ from ddcat.error_text import first_line
 from ddcat.errors import DdcatError
 from ddcat.extras import needing
 from ddcat.predict.sources import Source
+from ddcat.predict.video_ends import check_end
 
 __all__ = ["frame_count", "frames", "write_video"]
 
@@ -81,17 +82,29 @@ def _decoded(source: Source) -> Iterator[Any]:
     av = _av()
     try:
         with _opened(source) as container:
-            yield from container.decode(video=0)
-    except (av.FFmpegError, IndexError) as cause:
-        raise DdcatError(f"the video cannot be read: {first_line(cause)}") from cause
+            if not container.streams.video:
+                raise DdcatError("the file has no video stream")
+            frame = None
+            for frame in container.decode(video=0):
+                yield frame
+            if frame is None:
+                raise DdcatError("the video has no frames")
+    except av.FFmpegError as cause:
+        raise _unreadable(cause) from cause
 
 
 def _opened(source: Source) -> Any:
     av = _av()
     try:
+        with source.open() as file:
+            check_end(file)
         return av.open(source.address if os.path.exists(source.address) else source.open(), container_options=_FORMATS)
     except (av.FFmpegError, OSError) as cause:
-        raise DdcatError(f"the video cannot be read: {first_line(cause)}") from cause
+        raise _unreadable(cause) from cause
+
+
+def _unreadable(cause: Exception) -> DdcatError:
+    return DdcatError(f"the video cannot be read: {getattr(cause, 'strerror', None) or first_line(cause)}")
 
 
 def _av() -> Any:

@@ -83,6 +83,9 @@ def test_a_damaged_video_is_named_and_the_others_are_done(bundle: Bundle, tmp_pa
     assert summary["images"] == 5
     assert [entry["name"] for entry in summary["failed"]] == ["bad.mp4"]
     assert "\n" not in summary["failed"][0]["reason"]
+    with pytest.raises(DdcatError, match="the video is cut off"):
+        list(frames(Source("bad.mp4", str(tmp_path / "in/bad.mp4"))))
+    (tmp_path / "in/bad.mp4").write_bytes((tmp_path / "in/good.mp4").read_bytes()[:32] + bytes(300))
     with pytest.raises(DdcatError, match="the video cannot be read"):
         list(frames(Source("bad.mp4", str(tmp_path / "in/bad.mp4"))))
 
