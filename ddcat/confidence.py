@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["CONFIDENCE_OUTPUT", "NO_THRESHOLD", "Abstention", "Temperature", "abstained"]
 
 CONFIDENCE_OUTPUT = "confidence"
-NO_THRESHOLD = "its bundle has no threshold to abstain by: export it with --confidence and --risk"
+NO_THRESHOLD = "there is no threshold to abstain by: export it with --confidence and --risk"
 
 _Positive = Annotated[Count, Field(ge=1)]
 

@@ -1,5 +1,6 @@
 """The command `ddcat predict`."""
 
+import signal
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -80,15 +81,19 @@ def predict(
 
     trust = TrustPolicy.from_options(require_signature, expect_digest, require_passport)
     engine = open_bundle(bundle, trust).manifest.engine.name  # what is wrong with either is said before a library is missing
-    sources = find_sources(inputs)
+    sources = find_sources(inputs, warn=lambda line: typer.echo(f"warning: {line}", err=True))
     with needing(extra_of(engine)):
         from ddcat.predict.run import SUMMARY
         from ddcat.predict.run import predict as run
     started = time.monotonic()
-    summary = run(
-        bundle, sources, out, formats=[form.value for form in formats or (Format.PNG, Format.COCO)], batch=batch,
-        threads=threads, abstain=abstain, on_ray=ray, trust=trust,
-    )  # fmt: skip
+    try:
+        summary = run(
+            bundle, sources, out, formats=[form.value for form in formats or (Format.PNG, Format.COCO)], batch=batch,
+            threads=threads, abstain=abstain, on_ray=ray, trust=trust,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        typer.echo(f"error: interrupted: finished masks are in {out}, and the same command continues", err=True)
+        raise typer.Exit(128 + signal.SIGINT) from None
     failed, images = len(summary["failed"]), summary["images"]
     typer.echo(f"{images} images in {out} after {time.monotonic() - started:.1f} s; {out / SUMMARY} sums them up")
     if failed:

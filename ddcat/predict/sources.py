@@ -18,6 +18,9 @@ __all__ = ["IMAGES", "SCENES", "VIDEOS", "Source", "fault_of_name", "find_source
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 SCENES = frozenset({".tif", ".tiff"})
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
+_OTHER = frozenset({  # images and videos of other kinds: a folder that has them is not predicted whole
+    ".avif", ".bmp", ".dng", ".exr", ".flv", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".mpeg", ".mpg", ".pgm", ".ppm", ".tga",
+})  # fmt: skip
 _EXTRAS = {"s3": "s3", "gs": "gs"}
 _LONGEST = 230  # bytes of a part of a name: files of results have longer ones, and most systems take 255
 _TAGS = ("ETag", "md5Hash", "etag")  # what S3 and Google's store say of an object's content
@@ -89,7 +92,7 @@ def fault_of_name(name: str) -> str | None:
     return f"its name has {longest} bytes: rename it to at most {_LONGEST}" if longest > _LONGEST else None
 
 
-def find_sources(inputs: Sequence[str]) -> list[Source]:
+def find_sources(inputs: Sequence[str], *, warn: Callable[[str], None] = lambda line: None) -> list[Source]:
     """
     List the files that the inputs name, in the order of the inputs, those of a folder by name.
 
@@ -98,6 +101,8 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     inputs : sequence of str
         Files, folders, patterns such as ``scenes/*.jpg``, and addresses of files, folders and patterns in a bucket. Of a
         folder, images, TIFFs and videos are taken, by their suffixes; a file is taken whatever its name.
+    warn : callable
+        Called with a line about images of a folder that are not taken.
 
     Raises
     ------
@@ -106,7 +111,7 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     """
     sources: dict[str, Source] = {}
     for text in inputs:
-        found = list(_remote(text) if "://" in text else _local(text))
+        found = list(_remote(text) if "://" in text else _local(text, warn))
         if not found:
             raise DdcatError(f"{printable(text)} holds or matches no image (JPEG, PNG, WebP, TIFF) and no video")
         for source in found:
@@ -129,10 +134,15 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     return list(sources.values())
 
 
-def _local(text: str) -> Iterator[Source]:
+def _local(text: str, warn: Callable[[str], None]) -> Iterator[Source]:
     path = Path(text).expanduser()
     if path.is_dir():
-        yield from _named(sorted(_files_below(path)), str(path), _stamp_of_file)
+        files = sorted(_files_below(path))
+        others = [file for file in map(PurePosixPath, files) if file.suffix.lower() in _OTHER and file.name[0] != "."]
+        if others:
+            count = "1 file" if len(others) == 1 else f"{len(others)} files"
+            warn(f"not taken: {count} of other formats, such as {printable(others[0])}: convert them to JPEG, PNG or WebP")
+        yield from _named(files, str(path), _stamp_of_file)
     elif path.exists():
         if not path.is_file():
             raise DdcatError(f"{printable(text)} is {kind_of(path.stat().st_mode)}, expected a regular file")

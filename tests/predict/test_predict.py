@@ -16,12 +16,14 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
+from typer.testing import CliRunner
 
 import ddcat
 from ddcat.bundle import Bundle, write_bundle
 from ddcat.engines.answer_statistics import describe, psi
 from ddcat.engines.golden import read_golden
 from ddcat.errors import DdcatError
+from ddcat.predict.cli import app
 from ddcat.predict.images import read_picture
 from ddcat.predict.run import predict
 from ddcat.predict.sources import find_sources
@@ -135,6 +137,18 @@ def test_files_of_16_bits_have_the_masks_of_the_python_interface(tmp_path: Path)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out/masks/deep.png")), labels)
     with pytest.raises(DdcatError, match="8 bits a channel, and its bundle expects 16"):  # a frame of a video
         read_picture(np.zeros((40, 50, 3), np.uint8), rule)
+
+
+def test_an_interrupted_run_says_how_to_continue(
+    bundle: Bundle, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*given: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ddcat.predict.run.predict", interrupted)
+    done = CliRunner().invoke(app, [str(bundle.path), str(scenes), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 130
+    assert done.stderr == f"error: interrupted: finished masks are in {tmp_path / 'out'}, and the same command continues\n"
 
 
 def test_a_folder_of_another_job_is_refused(bundle: Bundle, golden: Bundle, scenes: Path, tmp_path: Path) -> None:

@@ -62,6 +62,14 @@ def test_what_names_nothing_or_two_things_is_told_in_a_line(inputs: list[str], m
     assert "\n" not in str(caught.value)
 
 
+def test_images_of_other_formats_are_named() -> None:
+    for name in ("in/x.bmp", "in/sub/y.HEIC", "in/.z.gif"):
+        Path(name).write_bytes(b"x")
+    lines: list[str] = []
+    assert [source.name for source in find_sources(["in"], warn=lines.append)] == ["a.png", "b.JPG", "sub/c.webp", "sub/d.mp4"]
+    assert lines == ["not taken: 2 files of other formats, such as in/sub/y.HEIC: convert them to JPEG, PNG or WebP"]
+
+
 def test_two_images_of_one_stem_would_have_one_mask() -> None:
     Path("in/a.jpg").write_bytes(b"x")
     with pytest.raises(DdcatError, match=r"in/a.jpg and in/a.png would both have the mask a.png: rename one of them"):

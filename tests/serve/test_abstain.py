@@ -135,7 +135,7 @@ def test_a_bundle_without_a_threshold_is_not_asked_to_abstain(
     client: httpx.Client, bundle: Bundle, picture: np.ndarray, tmp_path: Path
 ) -> None:
     Image.fromarray(picture).save(tmp_path / "a.png")
-    told = "its bundle has no threshold to abstain by: export it with --confidence and --risk"
+    told = "there is no threshold to abstain by: export it with --confidence and --risk"
     answer = client.post("/v1/segment", content=as_png(picture), params={"abstain": "true"})
     assert refused(answer) == (400, f"small: {told}")
     done = call("ddcat", "predict", bundle.path, tmp_path / "a.png", "--out", tmp_path / "out", "--abstain")

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ddcat.choices import Precision
-from ddcat.error_text import first_line, first_validation_error
+from ddcat.error_text import first_line, first_validation_error, unknown_key
 from ddcat.schema import Fraction, StrictModel
 from ddcat.text import printable
 from ddcat.yaml_text import parse_yaml
@@ -48,12 +48,9 @@ def read_thresholds(file: Path, precision: Precision) -> Thresholds:
         content = parse_yaml(file.read_text(encoding="utf-8"))
         return TypeAdapter(dict[Precision, Thresholds]).validate_python(content)[precision]
     except ValidationError as cause:
-        unknown = [
-            fault["loc"] for fault in cause.errors() if fault["type"] == "extra_forbidden"
-        ]  # which explains a missing one
-        fault = f"unknown entry {'.'.join(map(str, unknown[0]))}" if unknown else first_validation_error(cause)
-        known = ", ".join(Thresholds.model_fields)
-        raise BenchError(f"--thresholds {printable(file)}: {fault}; the entries of a precision are {known}") from cause
+        keys = Thresholds.model_fields
+        fault = unknown_key(cause, keys) or f"{first_validation_error(cause)}; the keys of a precision are {', '.join(keys)}"
+        raise BenchError(f"--thresholds {printable(file)}: {fault}") from cause
     except (OSError, ValueError) as cause:
         raise BenchError(f"--thresholds {file} cannot be read: {first_line(cause)}") from cause
     except KeyError as cause:

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from ddcat.classes import IGNORE_INDEX, Classes, Colour
-from ddcat.error_text import first_validation_error
+from ddcat.error_text import first_validation_error, unknown_key
 from ddcat.text import printable
 from ddcat.yaml_text import parse_yaml
 from ddcat_train.data.class_names import class_names
@@ -161,7 +161,8 @@ def read_legend(path: Path) -> Legend:
     except ValidationError as cause:
         key = str((*cause.errors()[0]["loc"], "")[0])
         example = f"; use '{_EXAMPLES[key]}'" if key in _EXAMPLES else ""
-        raise DataError(f"{path}: {first_validation_error(cause)}{example}") from cause
+        fault = unknown_key(cause, _ClassesFile.model_fields) or f"{first_validation_error(cause)}{example}"
+        raise DataError(f"{path}: {fault}") from cause
     except ValueError as cause:
         raise DataError(f"{path}: {cause}") from cause
     values = sorted(parsed.names)
