@@ -54,7 +54,10 @@ class Wrong:
 
 @pytest.mark.parametrize(
     ("when", "refused", "member"),
-    [(is_dark, "mIoU, codec", "underexposed"), (is_from_jpeg, "mIoU, codec", "jpeg")],
+    [
+        (is_dark, "mIoU, codec", "underexposed"),
+        pytest.param(is_from_jpeg, "mIoU, codec", "jpeg", marks=pytest.mark.slow),
+    ],
 )
 def test_an_engine_that_fails_in_the_dark_or_after_jpeg_is_refused(
     good: tuple[GateJob, Measurements],

@@ -1,6 +1,7 @@
 """The differentiable executor: what the engine computes, with gradients that are true."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from ddcat.bundle import Bundle
 from ddcat.engines.onnxruntime import run_once
 from ddcat_export.calibration import measure_ranges
 from ddcat_export.errors import ExportError
@@ -20,6 +22,7 @@ from ddcat_export.precision_cast import cast_graph
 from ddcat_export.quantise import quantise
 from ddcat_export.twin.twin import Twin
 from ddcat_train.attacks import bim
+from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.config import ModelConfig
 from ddcat_train.networks import Segmenter, build_segmenter
 from ddcat_train.pixels import to_8_bit
@@ -69,10 +72,12 @@ def network_of(name: str) -> Segmenter:
 
 @pytest.fixture(
     scope="module",
-    params=[("pyramid", None), pytest.param(("aspp", (SHAPE[1:],)), marks=pytest.mark.slow)],
-    ids=["pyramid, free", "aspp, fixed"],
+    params=[None, *(pytest.param(one, marks=pytest.mark.slow) for one in (("pyramid", None), ("aspp", (SHAPE[1:],))))],
+    ids=["the bundle's", "pyramid, free", "aspp, fixed"],
 )
-def exported(request: pytest.FixtureRequest) -> tuple[Segmenter, bytes]:
+def exported(request: pytest.FixtureRequest, run: Path, bundle: Bundle) -> tuple[Segmenter, bytes]:
+    if request.param is None:  # pyramid and free, too
+        return load_checkpoint(run).segmenter().requires_grad_(False), bundle.files["model.onnx"]
     name, sizes = request.param
     network = network_of(name)
     return network, build_graph(network, sizes=sizes, logits=True, confidence=True)
@@ -84,7 +89,7 @@ def pixels(images: np.ndarray) -> Tensor:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_it_labels_as_onnx_runtime_does(exported: tuple[Segmenter, bytes], form: str) -> None:
-    _, graph = exported
+    network, graph = exported
     content = FORMS[form](graph)
     twin = Twin(content)
     for seed in range(2):
@@ -92,7 +97,7 @@ def test_it_labels_as_onnx_runtime_does(exported: tuple[Segmenter, bytes], form:
         wanted = run_once(content, images)
         with torch.no_grad():
             found = twin(pixels(images))
-        assert found.shape == (2, 4, *SHAPE[1:])
+        assert found.shape == (2, network.classes, *SHAPE[1:])
         alike, error = differences(found.argmax(1).numpy(), found, wanted)
         if form in EXACT:
             assert alike >= EXACT[form][0]
@@ -129,7 +134,7 @@ def unoptimised(content: bytes, images: np.ndarray) -> tuple[np.ndarray, Tensor]
 
 def test_its_gradients_are_those_of_the_network(exported: tuple[Segmenter, bytes]) -> None:
     network, graph = exported
-    weights = torch.randn(4, *SHAPE[1:], generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(network.classes, *SHAPE[1:], generator=torch.Generator().manual_seed(0))
     gradients = []
     for model in (network, Twin(graph)):
         images = pixels(sample_images(SHAPE, 0)).requires_grad_()
@@ -141,12 +146,12 @@ def test_its_gradients_are_those_of_the_network(exported: tuple[Segmenter, bytes
 
 
 def test_its_gradients_are_finite_differences(exported: tuple[Segmenter, bytes]) -> None:
-    _, graph = exported
+    network, graph = exported
     model = onnx.load_model_from_string(graph)
     double(model)
     twin = Twin(model.SerializeToString()).double()
     images = pixels(sample_images((1, *SHAPE[1:]), 1)).double().requires_grad_()
-    weights = torch.randn(4, *SHAPE[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(network.classes, *SHAPE[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def loss(values: Tensor) -> Tensor:
         found: Tensor = (twin(values)[0] * weights).sum()
