@@ -38,25 +38,23 @@ def predict(
     bundle: BundleArgument,
     inputs: Annotated[
         list[str],
-        typer.Argument(metavar="INPUT...", help="Files, folders, patterns, addresses of s3:// and gs://, videos."),
+        typer.Argument(metavar="INPUT...", help="Files, folders, patterns, videos, or addresses of s3:// and gs://."),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the results: a new one, or that of a run to resume.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the results: a new one, or one to resume.")],
     formats: Annotated[
         list[Format] | None,
-        typer.Option("--format", help="Form of the results; repeat it for several.", show_default="png and coco"),
+        typer.Option("--format", help="Format of the results. Repeat it for several.", show_default="png and coco"),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images of one size that the engine computes at once.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Number of images that the engine computes at once.")] = 1,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Number of threads that compute a batch.", show_default="the physical cores")
     ] = None,
     abstain: Annotated[
         bool,
-        typer.Option(
-            "--abstain", help="Write 255 where the confidence is not above the threshold that the bundle promises by."
-        ),
+        typer.Option("--abstain", help="Write 255 for pixels whose confidence is not above the threshold of the bundle."),
     ] = False,
     ray: Annotated[
-        bool, typer.Option("--ray", help="Compute on the machines of a Ray cluster, which share the files and --out.")
+        bool, typer.Option("--ray", help="Run on a Ray cluster whose machines all see the files and --out.")
     ] = False,
     require_signature: RequireSignature = None,
     expect_digest: ExpectDigest = None,
@@ -95,7 +93,7 @@ def predict(
         typer.echo(f"error: interrupted: finished masks are in {out}, and the same command continues", err=True)
         raise typer.Exit(128 + signal.SIGINT) from None
     failed, images = len(summary["failed"]), summary["images"]
-    typer.echo(f"{images} images in {out} after {time.monotonic() - started:.1f} s; {out / SUMMARY} sums them up")
+    typer.echo(f"{images} images in {out} after {time.monotonic() - started:.1f} s; see {out / SUMMARY}")
     if failed:
         first = summary["failed"][0]
         raise DdcatError(f"{failed} of {images + failed} images have no mask, such as {first['name']}: {first['reason']}")

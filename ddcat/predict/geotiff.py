@@ -72,7 +72,7 @@ class Scene:
             except rasterio.errors.RasterioError as error:
                 cause = error
             free = shutil.disk_usage(path.parent).free
-            raise WriteError(f"cannot write {path}: {free / 1e6:.1f} MB are free there; make room") from cause
+            raise WriteError(f"cannot write {path}: {free / 1e6:.1f} MB are free there; free some space") from cause
 
     def mask(self, labels: U8, classes: Classes) -> bytes:
         """Make the same file of labels, (H, W), in memory."""

@@ -37,7 +37,7 @@ class Picture(NamedTuple):
 def check_frames(rule: FileRule) -> None:
     """Refuse (ImageFileError) what has 8 bits a channel and is no file of an image, where the rule is for 16."""
     if rule.values is not None:
-        raise ImageFileError("it has 8 bits a channel, and its bundle expects 16: use PNG files of 16 bits")
+        raise ImageFileError("it has 8 bits a channel, but the bundle expects 16: use PNG files of 16 bits")
 
 
 def read_picture(image: bytes | U8, rule: FileRule) -> Picture:

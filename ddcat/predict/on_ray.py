@@ -73,7 +73,7 @@ def _computed(work: Work, sources: Sequence[Source]) -> dict[str, str]:
     cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     workers = sum(have // work.threads for have in cores)
     if not workers:
-        raise DdcatError(f"no machine of the cluster has {work.threads} cores, but at most {max(cores)}: use --threads")
+        raise DdcatError(f"the machines of the cluster have at most {max(cores)} cores, expected {work.threads}: use --threads")
     absolute = work._replace(bundle=work.bundle.resolve(), folder=work.folder.resolve())
     rows = [
         {"sources": json.dumps([_absolute(source) for source in part])}

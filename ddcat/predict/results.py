@@ -65,7 +65,7 @@ class Results:
             try:
                 before = Job.model_validate_json(json.dumps(read_json(file)))
             except ValidationError as cause:
-                raise DdcatError(f"{file} is not of this version: use another --out") from cause
+                raise DdcatError(f"{file} was written by another version of ddcat: use another --out") from cause
             if before != job:
                 raise DdcatError(f"{folder} holds predictions that differ in {_difference(before, job)}")
         elif folder.exists() and (not folder.is_dir() or any(place.name != ".lock" for place in folder.iterdir())):

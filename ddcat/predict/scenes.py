@@ -38,7 +38,7 @@ def predict_scene(
     """
     classes, rule = opened.classes, opened.bundle.manifest.preprocessing
     if rule.resize is not None:
-        raise DdcatError("its bundle resizes images, and a TIFF is read in parts, at its own size: use JPEG or PNG")
+        raise DdcatError("the bundle resizes images, but a TIFF is read in parts at its own size: use JPEG or PNG")
     others = [form for form in results.formats if form != _MASK]
     with opened_scene(source.address, rule.values) as scene:
         height, width = scene.height, scene.width

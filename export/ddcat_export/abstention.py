@@ -57,7 +57,7 @@ def choose_threshold(data: ExportData, engine: Engine, manifest: Manifest, *, ri
                 outputs = engine.infer(sample.image)
         except InputError as cause:
             raise ExportError(
-                f"--risk is of the engine's answers on the validation split, and {sample.name}: {cause}"
+                f"--risk needs the engine's outputs on the whole validation split, but {sample.name}: {cause}"
             ) from cause
         assert outputs.confidence is not None  # as checked: the bundle gives it
         assert sample.full_labels is not None  # for the type checker: of a data set they are known
@@ -120,13 +120,11 @@ def choose(
     kept = (units * losses + 1) / (units + 1) <= risk
     if not kept[-1]:
         fewest = math.ceil(1 / risk) - 1
-        raise ExportError(
-            f"--risk {risk:g} is promised by at least {fewest} {kind}, and the split has {units}: use a larger one"
-        )
+        raise ExportError(f"--risk {risk:g} needs at least {fewest} {kind}, and the split has {units}: use a larger risk")
     level = int(kept.argmax())
     answered = int(answered_right[:, level].sum() + answered_wrong[:, level].sum())
     if not answered:
-        raise ExportError(f"--risk {risk:g}: nothing would be answered, for too many wrong labels are sure: use a larger one")
+        raise ExportError(f"--risk {risk:g}: no pixel would be answered, so many wrong labels are confident: use a larger one")
     return Abstention(
         threshold=level / LEVELS,
         risk=risk,

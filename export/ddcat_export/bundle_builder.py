@@ -171,7 +171,7 @@ def shapes_of_engine(
         Where a size is too small, or a plan of TensorRT has no largest size.
     """
     if max_size is not None and sizes is not None:
-        raise ExportError("--max-size changes nothing here, for --size names all sizes: leave one of them out")
+        raise ExportError("--max-size has no effect beside --size, which names all sizes: leave one of them out")
     if engine in _PLANNED:
         if sizes is None and max_size is None:
             raise ExportError(
@@ -260,7 +260,7 @@ def assemble(
     files = {**model.graphs, **model.reports, **built.files}
     labelled_by, abstention = None, model.abstention
     if abstain is not None and not built.runs_here:
-        raise ExportError("--risk is of the engine's own answers, and this machine has no GPU that it is for: leave it out")
+        raise ExportError("--risk needs the engine's own outputs, but this machine has no GPU to run it: leave --risk out")
     if built.runs_here:
         progress("labelling the golden images with the engine")
         manifest = describe(files, None, None)
@@ -288,8 +288,8 @@ def _check(examples: tuple[Example, ...], known: GoldenImages, precision: Precis
     tolerated = max(_TOLERATED[precision], _TOLERATED[known.precision])
     if replay.share > tolerated:
         raise ExportError(
-            f"the engine is not the model: {100 * replay.share:.3g} % of its labels of the golden images differ from the "
-            f"expected ones, {100 * replay.worst_share:.3g} % of {replay.worst}; {100 * tolerated:g} % is tolerated at "
-            f"{precision}"
+            f"the engine differs from the model: {100 * replay.share:.3g} % of its labels on the golden images are not the "
+            f"expected ones, and {100 * replay.worst_share:.3g} % on {replay.worst}; at {precision} {100 * tolerated:g} % may "
+            "differ"
         )
     return replay

@@ -46,16 +46,16 @@ def export(
         list[str] | None,
         typer.Option(
             metavar="HxW|dynamic",
-            help="Size of the images that the engine takes. Repeat it for several sizes.",
+            help="Size of the images that the engine accepts. Repeat the option for several sizes.",
             show_default="dynamic, or the bundle's",
         ),
     ] = None,
     max_size: Annotated[
         str | None,
-        typer.Option(metavar="HxW", help="Largest size of the images; smaller ones are taken, too.", show_default="any"),
+        typer.Option(metavar="HxW", help="Largest size of the images; smaller ones are accepted, too.", show_default="any"),
     ] = None,
     max_batch: Annotated[
-        int | None, typer.Option(min=1, help="Largest batch that the engine takes.", show_default="any; for plans 8")
+        int | None, typer.Option(min=1, help="Largest batch that the engine accepts.", show_default="any; for plans 8")
     ] = None,
     logits: Annotated[bool, typer.Option("--logits", help="Add the logits, at low resolution, to the outputs.")] = False,
     confidence: Annotated[
@@ -69,20 +69,20 @@ def export(
             min=64,
             max=2**14,
             metavar="SIDE",
-            help="Let larger images be cut into tiles of SIDE x SIDE, which overlap by a quarter; adds the logits.",
+            help="Cut larger images into tiles of SIDE x SIDE, which overlap by a quarter; this adds the logits.",
             show_default="images are not cut",
         ),
     ] = None,
     calibration: Annotated[
         CalibrationKind | None,
-        typer.Option(help="Images that ranges are measured on: clean, or mixed with attacked ones.", show_default="mixed"),
+        typer.Option(help="Images for the calibration: clean ones, or mixed with attacked ones.", show_default="mixed"),
     ] = None,
     calibration_images: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="N",
-            help="How many images ranges are measured on and, with --max-drop, the precision is evaluated on.",
+            help="Number of images for the calibration and, with --max-drop, for the evaluation of the precision.",
             show_default="32",
         ),
     ] = None,
@@ -95,7 +95,7 @@ def export(
         typer.Option(
             min=0,
             metavar="POINTS",
-            help="Points of mIoU that int8, bf16 or fp16 may cost, on clean and on attacked images each.",
+            help="Points of mIoU that int8, bf16 or fp16 may lose, on clean and on attacked images separately.",
             show_default="not measured",
         ),
     ] = None,
@@ -104,7 +104,7 @@ def export(
         typer.Option(
             min=1,
             metavar="UPDATES",
-            help="Fine-tune the weights for int8 with this many batches, under the attack of the training.",
+            help="Fine-tune the weights for int8 by this number of updates, under the attack of the training.",
             show_default="its weights as they are",
         ),
     ] = None,
@@ -126,21 +126,21 @@ def export(
         typer.Option(
             "--for",
             metavar="GPUS",
-            help="GPUs that a plan of trt-rtx is for: a compute capability such as sm89, or current. Repeat it for several.",
+            help="GPUs that a plan of trt-rtx is for: a compute capability such as sm89, or current. Repeatable.",
             show_default="sm80, sm86, sm89, sm120",
         ),
     ] = None,
     hardware: Annotated[Hardware | None, typer.Option(help="GPUs that a plan of trt must run on.", show_default="this")] = None,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Make a plan of trt that later minor versions of TensorRT also run.")
+        bool, typer.Option("--version-compatible", help="Build a plan of trt that later minor versions of TensorRT can run.")
     ] = False,
     from_timing_cache: Annotated[
         bool,
-        typer.Option("--from-timing-cache", help="Choose the same kernels as in a BUNDLE of trt, from its timing cache alone."),
+        typer.Option("--from-timing-cache", help="Choose the same kernels as in a BUNDLE of trt, only from its timing cache."),
     ] = False,
     check: Annotated[
         Literal["trt"] | None,
-        typer.Option(help="Say which nodes of an ONNX file TensorRT does not take, and write nothing."),
+        typer.Option(help="List the nodes of an ONNX file that TensorRT does not accept, and write nothing."),
     ] = None,
     compare_layers: Annotated[
         bool, typer.Option("--compare-layers", help="Compare each layer of the graph with PyTorch and write nothing.")
@@ -320,8 +320,8 @@ def _check_trt(file: Path) -> None:
     for line in verdict.refused:
         typer.echo(line)
     if verdict.refused:
-        raise ExportError(f"{file}: {verdict.title} does not take {len(verdict.refused)} of its {verdict.nodes} nodes")
-    typer.echo(f"{file}: {verdict.title} takes its {verdict.nodes} nodes")
+        raise ExportError(f"{file}: {verdict.title} does not accept {len(verdict.refused)} of its {verdict.nodes} nodes")
+    typer.echo(f"{file}: {verdict.title} accepts all of its {verdict.nodes} nodes")
 
 
 def _compare_layers(checkpoint: Path, precision: Precision, sizes: "Sizes | None") -> None:
@@ -331,13 +331,13 @@ def _compare_layers(checkpoint: Path, precision: Precision, sizes: "Sizes | None
 
     with _status() as progress:
         layers = exporting.diff_layers(checkpoint, precision=precision, sizes=sizes, progress=progress)
-    typer.echo("largest difference from PyTorch, in standard deviations of what the layer gives there")
+    typer.echo("largest difference from PyTorch, in standard deviations of the layer's output")
     for layer in layers:
         typer.echo(f"{layer.error:8.1e}  {layer.name}  {'x'.join(map(str, layer.shape))}")
     tolerance = FP16_TOLERANCE if precision == "fp16" else LOGIT_TOLERANCE
     different = first_different(layers, tolerance)
     if different is not None:
-        raise ExportError(f"the first layer that differs is {different.name}: {tolerance:g} is tolerated")
+        raise ExportError(f"the first layer that differs by more than {tolerance:g} is {different.name}")
 
 
 def _options(engine: str, of_plans: Mapping[str, object], targets: list[str] | None) -> dict[str, object]:
@@ -374,7 +374,7 @@ def _sizes(texts: list[str]) -> "Sizes | None":
 def _refuse(given: Mapping[str, object], because: str) -> None:
     for option, value in given.items():
         if value:
-            raise ExportError(f"{option} changes nothing here, for {because}: leave it out")
+            raise ExportError(f"{option} has no effect here, because {because}: leave it out")
 
 
 @contextmanager

@@ -14,15 +14,15 @@ TemperatureOption = Annotated[
     str | None,
     typer.Option(
         metavar="VALUE|fit",
-        help="Divide the logits by it before the softmax of the confidence; fit: as the validation split makes likeliest.",
+        help="Temperature of the softmax of the confidence; fit: fitted to the labels of the validation split.",
         show_default="1",
     ),
 ]
 Risk = Annotated[
     float | None,
     typer.Option(
-        help="Choose a threshold by which the engine may abstain, so that at most this share of pixels is answered and wrong.",
-        show_default="none: it answers all pixels",
+        help="Choose a threshold of the confidence so that at most this share of pixels is above it and wrong.",
+        show_default="none: no threshold",
     ),
 ]
 
@@ -47,4 +47,4 @@ def check_confidence_options(*, confidence: bool, temperature: float | Literal["
         raise ExportError(f"--risk {risk:g}: expected a number between 0 and 1, such as 0.05")
     for option, value in (("--temperature", temperature), ("--risk", risk)):
         if value is not None and not confidence:
-            raise ExportError(f"{option} changes nothing here, for the bundle gives no confidence: add --confidence")
+            raise ExportError(f"{option} has no effect here, because the bundle has no confidence output: add --confidence")

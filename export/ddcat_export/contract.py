@@ -130,7 +130,7 @@ def _inner(file: OnnxFile, precision: Precision) -> onnx.GraphProto:
             model = version_converter.convert_version(model, OPSET)
         except Exception as cause:  # its exceptions share no base
             raise ExportError(
-                f"{file.path} is of opset {own}, and ONNX cannot bring it to {OPSET}: {first_line(cause)}; export it again "
+                f"{file.path} has opset {own}, and ONNX cannot convert it to {OPSET}: {first_line(cause)}; export it again "
                 f"with opset_version={OPSET}"
             ) from cause
     graph: onnx.GraphProto = compose.add_prefix(model, _MODEL).graph

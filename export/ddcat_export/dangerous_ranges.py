@@ -64,7 +64,7 @@ def dangerous(
         tensors = [*(name for name in node.input if name not in weights), *node.output, sums.get(node.name, "")]
         value = max((magnitudes[name] for name in tensors if name in magnitudes), default=0.0)
         if not np.isfinite(value):
-            raise ExportError(f"the network itself gives values that are not finite at {node.name}: use another checkpoint")
+            raise ExportError(f"the network itself computes values that are not finite at {node.name}: use another checkpoint")
         if weight > limit:
             found.append(KeptNode(name=node.name, reason="weight", largest=weight))
         elif value > limit:

@@ -51,7 +51,7 @@ def _adaptive_maximum(maps: Tensor, output_size: Any, return_indices: bool = Fal
         return maps.amax((-2, -1), keepdim=True)
     if all(isinstance(side, int) for side in maps.shape[-2:]):
         return F.adaptive_max_pool2d(maps, output_size, return_indices=return_indices)  # type: ignore[call-overload]
-    raise ExportError(f"adaptive max pooling to {sides[0]} x {sides[1]} has no form for images of any size: use --size HxW")
+    raise ExportError(f"adaptive max pooling to {sides[0]} x {sides[1]} cannot be exported for all sizes: use --size HxW")
 
 
 def _group_norm(

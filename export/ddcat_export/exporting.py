@@ -189,11 +189,11 @@ def export(
             data.train(calibration_images)
             if max_drop is not None:
                 data.val(calibration_images)
-        progress("taking and attacking golden images")
+        progress("choosing and attacking golden images")
         golden = golden_images(segmenter, data, shapes)
         progress("exporting the main branch")
         content = model.graph(segmenter, sizes=sizes, logits=logits or rule is not None, confidence=confidence)
-        progress("exporting it once more, from other sizes and without the other heads")
+        progress("exporting it again, from other sizes and without the other heads")
         proof = model.prove(segmenter, content, sizes=sizes, logits=logits or rule is not None, confidence=confidence)
         content, heat = _tempered(content, temperature, data, segmenter, progress)
         progress(f"comparing the graph with {model.author}")
@@ -351,7 +351,7 @@ def _check_precision(
     if finetune is None:
         return
     if precision != "int8":
-        raise ExportError(f"--finetune changes nothing here, for the precision is {precision}: leave it out")
+        raise ExportError(f"--finetune has no effect here, because the precision is {precision}: leave it out")
     if not isinstance(model.reference, Checkpoint):
         raise ExportError(
             f"--finetune needs the configuration of a checkpoint, and {model.reference.path} has none: leave it out"
@@ -381,7 +381,7 @@ def _rule_of_tiles(
     if side is None:
         return None, max_size
     if max_size is not None or (sizes is not None and sizes != ((side, side),)):
-        raise ExportError(f"--tiles {side} lets the engine take {side}x{side} at most: leave --size and --max-size out")
+        raise ExportError(f"--tiles {side} already limits the engine to {side}x{side}: leave --size and --max-size out")
     return Tiles(side=side, overlap=side // 4), (side, side) if sizes is None else None
 
 

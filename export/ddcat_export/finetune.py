@@ -182,4 +182,4 @@ def _check_same(network: FakeQuantised, content: bytes, images: Tensor) -> None:
     """Refuse a graph that does not compute what was trained."""
     with torch.no_grad():
         if not torch.equal(network(images), Twin(content)(images)):
-            raise ExportError("the int8 graph is not the network that was fine-tuned: leave --finetune out")
+            raise ExportError("the int8 graph differs from the network that was fine-tuned: leave --finetune out")

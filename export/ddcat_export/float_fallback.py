@@ -155,8 +155,8 @@ def fall_back(
     if enough is None:
         best = min(trials, key=lambda trial: max(trial.clean, trial.adversarial))
         raise ExportError(
-            f"int8 loses {best.clean:.2f} points of clean and {best.adversarial:.2f} of adversarial mIoU at best, with "
-            f"{best.float_layers} of {len(worst_first)} layers in float, and {max_drop:g} are allowed: use the other "
+            f"int8 loses at least {best.clean:.2f} points of clean and {best.adversarial:.2f} of adversarial mIoU, with "
+            f"{best.float_layers} of {len(worst_first)} layers in float; {max_drop:g} are allowed: use the other "
             "--calibration, a larger --max-drop or --precision fp32"
         )
     return tuple(worst_first[:enough]), drops[enough], tuple(trials)

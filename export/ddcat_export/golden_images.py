@@ -61,7 +61,7 @@ def _sizes(shapes: InputShapes) -> list[tuple[int, int] | None]:
 
 def _generated(sizes: list[tuple[int, int] | None]) -> tuple[list[Images], str]:
     pictures = [sample_images((1, *(size or (_LARGEST, _LARGEST))), index)[0] for index, size in enumerate(sizes)]
-    return pictures, "generated noise and waves: the data set was not there"
+    return pictures, "generated noise and waves, because the data set was missing"
 
 
 def _attacked(segmenter: Segmenter, clean: Images) -> Images:

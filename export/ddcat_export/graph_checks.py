@@ -46,7 +46,7 @@ def check_graph(model: onnx.ModelProto, precision: Precision, opset: int = OPSET
     if opsets != {"": opset} or model.functions:
         domains = [name for name in opsets if name]
         raise ExportError(
-            f"the graph is of opset {opsets.get('')} and further domains {domains}, expected opset {opset} of ONNX "
+            f"the graph has opset {opsets.get('')} and further domains {domains}, expected opset {opset} of ONNX "
             "alone: use another version of torch"
         )
     try:
@@ -62,11 +62,11 @@ def check_graph(model: onnx.ModelProto, precision: Precision, opset: int = OPSET
         unknown = [name for name in node.output if name and name not in types]
         if unknown or node.op_type == "BatchNormalization":
             fault = f"the type of {unknown[0]} is not known" if unknown else "a batch norm is left"
-            raise ExportError(f"{fault} at {node.name} in the graph: it would not be the same in every runtime")
+            raise ExportError(f"{fault} at {node.name} in the graph: runtimes would compute it differently")
         found = {types[name] for name in (*node.input, *node.output) if name}
         expected = COMPUTES["fp32" if node.name in fp32 else precision]
         if node.op_type in PRODUCTS and found != {expected}:
-            raise ExportError(f"{node.name} ({node.op_type}) is of {_names(found)} in a graph at {precision}")
+            raise ExportError(f"{node.name} ({node.op_type}) has the types {_names(found)} in a graph at {precision}")
     for name, kind in ((_IMAGE, TensorProto.UINT8), (_LABELS, TensorProto.UINT8), (LOGITS, TensorProto.FLOAT)):
         if types.get(name) != kind:
             raise ExportError(f"{name} is {_name(types.get(name))} in the graph, expected {_name(kind)}")

@@ -78,8 +78,8 @@ def prove_main_branch(
         node = _first_difference(content, again)
         if _export(segmenter, sizes=sizes, logits=logits, confidence=confidence)[1] != content:
             raise ExportError(
-                f"a constant of the graph comes of the images that were traced, not of those that it is given: {node} is "
-                f"another one for {_shape(second)} than for {_shape(first)}"
+                f"a constant of the graph depends on the images that were traced: {node} differs between images of "
+                f"{_shape(second)} and {_shape(first)}"
             )
         raise ExportError(f"{needless}: {node} changes when their weights are NaN, so it is not the main branch alone")
     images, _ = traced_input(sizes, first)
@@ -87,7 +87,7 @@ def prove_main_branch(
     counted, needed = multiply_adds(content, size), _counted(program, images)
     if counted != needed:
         raise ExportError(
-            f"the graph makes {counted} multiply-adds for an image of {size[0]}x{size[1]}, and the main branch needs {needed}: "
+            f"the graph has {counted} multiply-adds for an image of {size[0]}x{size[1]}, but the main branch needs {needed}: "
             "it is not the main branch alone"
         )
     return MainBranchProof(spare_parameters=elements, bytes_unchanged=True, multiply_adds=counted, size=size)

@@ -163,12 +163,12 @@ def _most(nodes: dict[str, onnx.NodeProto], names: Sequence[str], worst_first: S
 
 def _failure(precision: Precision, trials: Sequence[_Trial], risky: int, nodes: int, max_drop: float) -> str:
     if not trials:
-        return f"{risky} of {nodes} nodes have values beyond what {precision} holds: use --precision bf16 or fp32"
+        return f"{risky} of {nodes} nodes have values that {precision} cannot hold: use --precision bf16 or fp32"
     best = max(trials, key=lambda trial: trial.least)
     return (
-        f"{precision} gives {best.least:.2%} of the labels of fp32, and loses {best.drop.clean:.2f} points of clean and "
-        f"{best.drop.adversarial:.2f} of adversarial mIoU, at best, with {best.fp32_nodes} of {nodes} nodes in fp32; "
-        f"{LEAST_EQUAL:.1%} are needed and {max_drop:g} points are allowed: use --precision fp32 or int8"
+        f"with {best.fp32_nodes} of {nodes} nodes in fp32, {precision} gives {best.least:.2%} of the labels of fp32 and loses "
+        f"{best.drop.clean:.2f} points of clean and {best.drop.adversarial:.2f} of adversarial mIoU; expected "
+        f"{LEAST_EQUAL:.1%} and at most {max_drop:g} points: use --precision fp32 or int8"
     )
 
 

@@ -59,7 +59,7 @@ class _Compared(nn.Module):
             size = " x ".join(map(str, images.shape[2:]))
             raise ExportError(
                 f"the network fails on images of {size}: {first_line(cause)}; use sizes=((height, width),), one or several, "
-                "for those that it takes"
+                "for sizes that it accepts"
             ) from cause
         return logits
 
@@ -146,7 +146,7 @@ def open_module(
     example, classes = _tried(network, sizes)
     if isinstance(options.classes, Classes) and len(options.classes) != classes:
         raise ExportError(
-            f"{type(network).__name__} gives logits of {classes} classes, and {len(options.classes)} are named: name as many"
+            f"{type(network).__name__} returns logits of {classes} classes, but {len(options.classes)} are named: name as many"
         )
     write_bytes(path, _graph(network, example, free=sizes is None or len(sizes) > 1))
     try:
@@ -166,7 +166,7 @@ def _classes(network: nn.Module, given: str | Path | Classes | Sequence[str] | N
 def _check_kind(network: nn.Module) -> None:
     name = type(network).__name__
     if isinstance(network, torch.jit.ScriptModule):
-        raise ExportError(f"{name} is compiled by TorchScript, which cannot be exported: use the module that it was made of")
+        raise ExportError(f"{name} is compiled by TorchScript, which cannot be exported: use the original module")
     kinds = sorted({str(value.dtype) for value in network.parameters() if value.is_floating_point()} - {"torch.float32"})
     if kinds:
         raise ExportError(f"{name} has weights in {', '.join(kinds)}, expected torch.float32: call .float() on it")
@@ -186,23 +186,23 @@ def _tried(network: nn.Module, sizes: Sizes | None) -> tuple[Tensor, int]:
         logits = logits_of(output)
         if logits is None or len(logits) != 2:
             raise ExportError(
-                f"{name} gives a {type(output).__name__}, expected logits (N, K, h, w): wrap it in a module that returns them"
+                f"{name} returns a {type(output).__name__}, expected logits (N, K, h, w): wrap it in a module that returns them"
             )
         if logits.shape[1:3] == size:
             raise ExportError(
-                f"{name} gives (N, H, W, K), expected logits (N, K, h, w): let it return logits.permute(0, 3, 1, 2)"
+                f"{name} returns (N, H, W, K), expected logits (N, K, h, w): let it return logits.permute(0, 3, 1, 2)"
             )
         if are_probabilities(logits):
-            raise ExportError(f"{name} gives probabilities, expected logits: leave its softmax out")
+            raise ExportError(f"{name} returns probabilities, expected logits: remove its softmax")
         if not same_values(logits, logits_of(again)):
             raise ExportError(
-                f"{name} gives other logits each time: leave out what is random in eval(), such as F.dropout without "
+                f"{name} returns other logits each time: remove what is random in eval(), such as F.dropout without "
                 "training=self.training"
             )
         return images, logits.shape[1]
     raise ExportError(
-        f"{name} takes no images (N, 3, H, W) of {'; '.join(faults)}; use sizes=((height, width),), and permute in a module of "
-        "yours if it takes (N, H, W, 3)"
+        f"{name} fails on images (N, 3, H, W) of {'; '.join(faults)}; use sizes=((height, width),), or if it expects "
+        "(N, H, W, 3), wrap it in a module that permutes"
     )
 
 

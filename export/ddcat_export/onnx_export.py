@@ -162,8 +162,8 @@ def trace(
 
     if segmenter.largest is not None and (sizes is None or len(sizes) != 1):
         raise ExportError(
-            f"this network pads images to {segmenter.largest}x{segmenter.largest}, the only size that it takes, and exports "
-            "for one size of images alone: use --size HxW"
+            f"this network pads images to {segmenter.largest}x{segmenter.largest}, so it exports for one image size only: use "
+            "--size HxW"
         )
     images, free = traced_input(sizes, traced or (2, *segmenter.traced[0]))
     try:

@@ -191,7 +191,7 @@ class OnnxFile(Reference):
         single = self.run((1 if batch is None else batch, height, width))
         if single.ndim != 4 or len(self.classes) not in (single.shape[1], single.shape[3]):
             raise ExportError(
-                f"{self.path} gives {self.output} of shape {tuple(single.shape)}: expected logits of {len(self.classes)} "
+                f"{self.path} returns {self.output} of shape {tuple(single.shape)}: expected logits of {len(self.classes)} "
                 "channels, one for each class of --classes"
             )
         known = _replaced(self, logits=_Axes(self.logits.name, single.shape[1] != len(self.classes)))
@@ -279,11 +279,11 @@ def _load(path: Path) -> tuple[onnx.ModelProto, str]:
         raise ExportError(f"{path} cannot be read as an ONNX file: {first_line(cause)}") from cause
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if not OLDEST <= opset <= NEWEST:
-        raise ExportError(f"{path} is of opset {opset}: expected {OLDEST} to {NEWEST}; export it again with opset_version=17")
+        raise ExportError(f"{path} has opset {opset}: expected {OLDEST} to {NEWEST}; export it again with opset_version=17")
     model = inliner.inline_local_functions(model) if model.functions else model
     foreign = sorted({f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in ("", "ai.onnx")})
     if foreign:
-        raise ExportError(f"{path} holds {', '.join(foreign)}: expected operators of ONNX alone, as exporters write them")
+        raise ExportError(f"{path} holds {', '.join(foreign)}: expected only operators of ONNX itself")
     return model, digest
 
 
@@ -307,11 +307,11 @@ def _images(path: Path, graph: onnx.GraphProto) -> tuple[_Axes, tuple[int | None
     """Return its one input, and the batch, height and width that it states."""
     inputs = _inputs(graph)
     if len(inputs) != 1:
-        raise ExportError(f"{path} has the inputs {', '.join(value.name for value in inputs)}: expected one, of images")
+        raise ExportError(f"{path} has the inputs {', '.join(value.name for value in inputs)}: expected one, for images")
     (value,) = inputs
     sides = _sides(value)
     if value.type.tensor_type.elem_type != TensorProto.FLOAT or len(sides) != 4:
-        raise ExportError(f"{path} takes {_described(value)}: expected float32 images (N, 3, H, W), normalised outside of it")
+        raise ExportError(f"{path} takes {_described(value)}: expected float32 images (N, 3, H, W), already normalised")
     if sides[1] == 3 or (sides[1] is None and sides[3] != 3):
         return _Axes(value.name, False), (sides[0], sides[2], sides[3])
     if sides[3] == 3:
@@ -335,8 +335,8 @@ def _logits(path: Path, model: onnx.ModelProto, output: str, classes: int, image
     value = next(value for value in graph.output if value.name == output)
     if value.type.tensor_type.elem_type not in (TensorProto.FLOAT, TensorProto.UNDEFINED):
         raise ExportError(
-            f"{path} gives {_described(value)}: expected logits in float32; export it without the argmax at its end: the "
-            "gate needs the logits"
+            f"{path} returns {_described(value)}: expected logits in float32, which the gate needs; export it without the "
+            "argmax at its end"
         )
     makers = {name: node for node in graph.node for name in node.output}
     name = output
@@ -345,7 +345,7 @@ def _logits(path: Path, model: onnx.ModelProto, output: str, classes: int, image
     last = makers.get(name)
     if last is not None and last.op_type == "Sigmoid":
         raise ExportError(
-            f"{path} ends in a Sigmoid, whose masks may overlap: expected logits, of which the largest gives the label"
+            f"{path} ends in a Sigmoid, whose masks may overlap: expected logits, whose largest one decides the label"
         )
     if last is not None and last.op_type == "Softmax":
         opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))

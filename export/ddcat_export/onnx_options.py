@@ -68,20 +68,23 @@ Mean = Annotated[
     str | None,
     _option(
         metavar="R,G,B",
-        help="The file is fed (image / 255 - mean) / std. Use 0,0,0 where it normalises itself.",
+        help="Mean of the input, (image / 255 - mean) / std. Use 0,0,0 if the file normalises images itself.",
         show_default=False,
     ),
 ]
 Std = Annotated[
-    str | None, _option(metavar="R,G,B", help="See --mean. Use 1,1,1 where it normalises itself.", show_default=False)
+    str | None, _option(metavar="R,G,B", help="Standard deviation: see --mean. Use 1,1,1 in the same case.", show_default=False)
 ]
 Scale = Annotated[
     float | None,
-    _option(help="Factor of the grey levels, before mean and std. Use 1 for means such as 123.7.", show_default="1/255"),
+    _option(
+        help="Factor of the grey levels, before mean and std. Use 1 for means in grey levels, such as 123.7.",
+        show_default="1/255",
+    ),
 ]
 Output = Annotated[
     str | None,
-    _option(metavar="NAME", help="The output that holds the logits, where there are several.", show_default="its one output"),
+    _option(metavar="NAME", help="Output that holds the logits, if there are several.", show_default="its one output"),
 ]
 Layout = Annotated[
     str | None,
@@ -94,7 +97,7 @@ FloatFile = Annotated[
     Path | None,
     _option(
         metavar="FILE",
-        help="The float file that a quantised one was made from, and that a gate compares it with.",
+        help="Float file that a quantised file was made from. The gate compares the two.",
         show_default=False,
     ),
 ]

@@ -28,7 +28,7 @@ def check_options(
     """
     check_possible(engine, precision)
     if (engine, precision) == ("openvino", "fp16") and max_drop is not None:
-        raise ExportError("--max-drop: OpenVINO computes a whole graph in fp16 or none of it; use --precision bf16 or int8")
+        raise ExportError("--max-drop: OpenVINO cannot keep nodes of an fp16 graph in fp32; use --precision bf16 or int8")
     pairs = sizes is None or (
         isinstance(sizes, Sequence) and sizes and all(isinstance(size, Sequence) and len(size) == 2 for size in sizes)
     )

@@ -137,7 +137,7 @@ class _OtherValuesError(ExportError):
 def _first(content: bytes, segmenter: Segmenter, images: npt.NDArray[np.uint8], tolerance: float) -> str:
     layer = first_different(compare_layers(content, segmenter, images), tolerance)
     if layer is None:
-        return "no layer differs: it is what makes labels of the logits"
+        return "no layer differs: the fault is in the nodes after the logits"
     return f"the first layer that differs is {layer.name}, by up to {layer.error:.2g} of the standard deviation of its values"
 
 
@@ -153,7 +153,7 @@ def _compare(
     low, full = _reference(segmenter, images)  # (N, K, h, w), (N, K, H, W)
     scale = float(low.std())
     if not np.isfinite(scale):
-        raise ExportError(f"the network itself gives logits that are not finite on {where}: use another checkpoint")
+        raise ExportError(f"the network itself computes logits that are not finite on {where}: use another checkpoint")
     outputs = served.run(images)
     stated = inner.run(images).logits if outputs.logits is None else outputs.logits
     _check_form(outputs, stated, images.shape[:3], low.shape, where)
@@ -166,8 +166,8 @@ def _compare(
     wrong = differs & ~near
     if not error <= tolerance or wrong.any():  # not error <= ...: NaN is refused, too
         raise _OtherValuesError(
-            f"the exported graph is not the network: on {where} {100 * wrong.mean():.3g} % of the labels differ from "
-            f"PyTorch's, and the logits by up to {error:.2g} of their standard deviation: {tolerance:g} is tolerated"
+            f"the exported graph differs from the network: on {where} {100 * wrong.mean():.3g} % of the labels are not "
+            f"PyTorch's, and the logits differ by up to {error:.2g} of their standard deviation, at most {tolerance:g} may"
         )
     if outputs.confidence is not None:
         _check_confidence(outputs.confidence, full / np.float32(temperature), 2 * tolerance * scale / temperature, where)
@@ -184,7 +184,7 @@ def _check_confidence(
         or confidence.shape != expected.shape
         or not np.all(np.abs(confidence - expected) <= tolerated + 1e-5)
     ):
-        raise ExportError(f"the exported graph is not the network: on {where} its confidence is not the softmax of its label")
+        raise ExportError(f"the exported graph differs from the network: on {where} its confidence is not that of its label")
 
 
 def _reference(segmenter: Segmenter, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -205,4 +205,4 @@ def _check_form(
     form = None if logits is None else (labels.dtype, labels.shape, logits.dtype, logits.shape)
     expected = (np.dtype(np.uint8), labels_shape, np.dtype(np.float32), logits_shape)
     if form != expected:
-        raise ExportError(f"the exported graph gives labels and logits {form} for {where}, expected {expected}")
+        raise ExportError(f"the exported graph returns labels and logits {form} for {where}, expected {expected}")

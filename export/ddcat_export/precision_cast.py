@@ -146,7 +146,7 @@ def _rounded(tensor: onnx.TensorProto, name: str, precision: Precision) -> onnx.
     with np.errstate(over="ignore"):
         rounded = values.astype(DTYPES[precision])
     if not np.all(np.isfinite(rounded)):
-        raise ExportError(f"{tensor.name} has a weight of {np.abs(values).max():.3g}, which {precision} cannot hold: bf16 can")
+        raise ExportError(f"{tensor.name} has a weight of {np.abs(values).max():.3g}, which {precision} cannot hold: use bf16")
     return numpy_helper.from_array(rounded, name)
 
 

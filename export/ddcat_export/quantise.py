@@ -121,9 +121,9 @@ def check_quantised(model: onnx.ModelProto, *, unsigned: bool = False) -> None:
         weight = node.input[0] in constants
         byte = unsigned and not weight and zeros.dtype == np.uint8
         if zeros.dtype != np.int8 and not byte:
-            raise ExportError(f"{node.name} quantises to {zeros.dtype}, expected int8: TensorRT takes nothing else")
+            raise ExportError(f"{node.name} quantises to {zeros.dtype}, expected int8: TensorRT accepts nothing else")
         if np.any(zeros) and not (byte and np.all(zeros == 128)):
-            raise ExportError(f"{node.name} has zero point {zeros.max()}, expected 0: TensorRT takes nothing else")
+            raise ExportError(f"{node.name} has zero point {zeros.max()}, expected 0: TensorRT accepts nothing else")
         if not weight and scales.ndim:
             raise ExportError(f"{node.name} has {scales.size} scales for an activation, expected one")
         if scales.dtype != np.float32 or not np.all(np.isfinite(scales) & (scales > 0)):
@@ -161,7 +161,7 @@ class _Writer:
         source = self.pooled.get(tensor, tensor)
         largest, positive = self.ranges.get(source, float("nan")), self.unsigned and source in self.positive
         if not np.isfinite(largest):
-            raise ExportError(f"the range of {source} is {largest}: calibrate on images that the network was made for")
+            raise ExportError(f"the range of {source} is {largest}: calibrate on images like those of the training")
         levels, zero = (255, _UNSIGNED) if positive else (127, _MIDDLE if self.unsigned else _SIGNED)
         scale = self.constant(f"{tensor}_scale", np.asarray(largest / levels or 1.0, np.float32))
         byte, rounded = f"{tensor}_byte", f"{tensor}_rounded"

@@ -126,7 +126,7 @@ def rebuild(
 
 def _timings(bundle: Bundle) -> bytes:
     if TIMINGS not in bundle.files:
-        raise ExportError(f"{bundle.path} holds no timing cache to repeat a build by: use a bundle of engine trt")
+        raise ExportError(f"{bundle.path} has no timing cache to repeat a build with: use a bundle of engine trt")
     return bundle.files[TIMINGS]
 
 
@@ -144,7 +144,7 @@ def _graphs(bundle: Bundle, engine: str, precision: Precision, progress: Progres
         return {name: bundle.files[name] for name in (GRAPH, CPU_GRAPH) if name in bundle.files}
     if held != "fp32" or needed == "int8":
         raise ExportError(
-            f"{bundle.path} holds a graph in {held}, from which none in {needed} can be made without the checkpoint: "
+            f"{bundle.path} has a graph in {held}, and a graph in {needed} needs the checkpoint: "
             f"ddcat export {bundle.manifest.source.checkpoint} --engine {engine} --precision {precision}"
         )
     progress(f"casting the graph to {needed}")
@@ -171,7 +171,7 @@ def _shapes(
         return shapes_of_engine(engine, only, minimum=min(ends), max_size=max_size, max_batch=batch)
     for height, width in sizes:
         if height not in there.height or width not in there.width or (there.sizes and (height, width) not in there.sizes):
-            raise ExportError(f"{bundle.path} does not take {height}x{width}: use a size that it takes")
+            raise ExportError(f"{bundle.path} does not accept {height}x{width}: use one of its sizes")
     return shapes_of_engine(engine, sizes, minimum=1, max_size=max_size, max_batch=batch)
 
 

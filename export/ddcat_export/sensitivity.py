@@ -118,5 +118,5 @@ def _error(quantised: _Logits, reference: _Logits) -> float:
     differences = np.concatenate([(a - b).ravel() for a, b in zip(quantised, reference, strict=True)])
     deviation = np.concatenate([logits.ravel() for logits in reference]).std()
     if not deviation > 0:
-        raise ExportError("the network gives the same logits everywhere: there is nothing to measure by")
+        raise ExportError("the network computes the same logits at every pixel: its sensitivity cannot be measured")
     return float(np.sqrt(np.mean(differences.astype(np.float64) ** 2)) / deviation)

@@ -163,13 +163,11 @@ class OnnxSource(Source):
     def __init__(self, file: OnnxFile, quantised: OnnxFile | None = None) -> None:
         if file.is_quantised:
             raise ExportError(
-                f"{file.path} is quantised: use --reference FILE with the float model that it was made from, which a gate "
-                "compares it with"
+                f"{file.path} is quantised: use --reference FILE with the float model that it was made from; the gate "
+                "compares the two"
             )
         if quantised is not None and not quantised.is_quantised:
-            raise ExportError(
-                f"--reference {file.path}: {quantised.path} is not quantised, and its own reference: leave it out"
-            )
+            raise ExportError(f"--reference {file.path}: {quantised.path} is not quantised: leave --reference out")
         self.reference = self._file = file
         self._graph = quantised or file
         if quantised is not None:
@@ -190,7 +188,7 @@ class OnnxSource(Source):
         only = self._graph.size
         if only is None or asked in (None, (only,)):
             return asked if only is None else (only,)
-        raise ExportError(f"{self._graph.path} takes images of {only[0]}x{only[1]} alone: leave --size out, or export it anew")
+        raise ExportError(f"{self._graph.path} accepts only {only[0]}x{only[1]}: leave --size out, or export the file again")
 
     def max_batch(self, asked: int | None) -> int | None:
         """Return 1 where the file takes one image at a time, or what was asked for."""
@@ -198,7 +196,7 @@ class OnnxSource(Source):
             return asked
         if asked is None:
             return 1
-        raise ExportError(f"{self._graph.path} takes one image at a time: leave --max-batch out, or export it anew")
+        raise ExportError(f"{self._graph.path} takes one image at a time: leave --max-batch out, or export the file again")
 
     def graph(self, segmenter: Segmenter, *, sizes: Sizes | None, logits: bool, confidence: bool) -> bytes:
         """Put the contract of a bundle around the file's graph."""
@@ -224,7 +222,7 @@ class OnnxSource(Source):
             try:
                 self._graph.run(shape)
             except (ExportError, EngineError) as cause:
-                raise ExportError(f"{cause}; use --size HxW, one or several, for the sizes that it takes") from cause
+                raise ExportError(f"{cause}; use --size HxW, one or several, for the sizes that it accepts") from cause
         return wanted
 
     def preprocessing(self, segmenter: Segmenter) -> Preprocessing:
@@ -255,8 +253,8 @@ def open_onnx(path: Path, options: OnnxOptions, *, data_root: Path | None = None
     """
     if options.mean is None or options.std is None:
         raise ExportError(
-            f"{path}: use --mean R,G,B and --std R,G,B: it is fed (image / 255 - mean) / std; 0,0,0 and 1,1,1 where it "
-            "normalises itself"
+            f"{path}: use --mean R,G,B and --std R,G,B: its input is (image / 255 - mean) / std; 0,0,0 and 1,1,1 if it "
+            "normalises images itself"
         )
     classes, data = options.classes, ReferenceData(options.layout, None)
     if data_root is not None:

@@ -51,8 +51,8 @@ def summarise(
     ]
     if proof is not None and parity is not None:
         lines.append(
-            f"main branch only: the bytes are the same without the {proof.spare_parameters} parameters of other heads, and "
-            f"{proof.multiply_adds} multiply-adds at {proof.size[0]}x{proof.size[1]} are those of a network without them"
+            f"main branch only: the graph has the same bytes without the {proof.spare_parameters} parameters of other heads, "
+            f"and its {proof.multiply_adds} multiply-adds at {proof.size[0]}x{proof.size[1]} are those of the main branch"
         )
     if parity is not None:
         before = "" if manifest.quantisation is None else "before int8 "
@@ -77,19 +77,19 @@ def summarise(
         )
     elif rebuilt is not None and (lost := rebuilt.abstention) is not None:
         lines.append(
-            f"no threshold to abstain by: the other bundle's was chosen by the answers of {rebuilt.engine.name} in "
-            f"{rebuilt.engine.effective_precision}; export anew with --confidence --risk {lost.risk:g} for one"
+            f"no threshold for abstaining: the source bundle's was chosen on the outputs of {rebuilt.engine.name} in "
+            f"{rebuilt.engine.effective_precision}; for a new one, export again with --confidence --risk {lost.risk:g}"
         )
     if golden is not None:
         compared = (
-            "nothing to compare with: no image of the other bundle has such a size"
+            "not compared, because no golden image of the source bundle has such a size"
             if replay is None
             else f"{replay.differing} of {replay.pixels} labels differ from those of {reference}"
         )
         lines.append(f"{golden.images} golden images, clean and attacked ({golden.source}): {compared}")
         if golden.labelled_by is not None:
             lines.append(
-                f"no GPU is here that the engine is for: the golden labels are by {golden.labelled_by}; on such a GPU, replay "
+                f"this machine has no GPU for the engine: the golden labels are by {golden.labelled_by}; on a GPU, compare "
                 f"them: ddcat inspect {bundle.path} --replay"
             )
     return "\n".join(
@@ -105,7 +105,7 @@ def summarise(
 def _int8_lines(quantisation: Quantisation, layers: "tuple[LayerError, ...]") -> list[str]:
     calibration, drop = quantisation.calibration, quantisation.drop
     if calibration is None:
-        return ["int8 as another program quantised it"]
+        return ["int8, quantised by another program"]
     lines = [
         f"int8 in {quantisation.quantised_layers} layers, {len(quantisation.float_layers)} left in float, calibrated on "
         f"{calibration.images} images of {calibration.split} ({calibration.kind})"
@@ -113,12 +113,12 @@ def _int8_lines(quantisation: Quantisation, layers: "tuple[LayerError, ...]") ->
     if (tuned := quantisation.finetuning) is not None:
         lines.append(
             f"weights fine-tuned for int8 by {tuned.steps} updates on {tuned.batch_size} images each ({tuned.method}): they "
-            "are not the checkpoint's any more, of whose graph the lines above speak"
+            "differ from the checkpoint's; the lines above are about the graph before fine-tuning"
         )
     if drop is not None:
         lines.append(
             f"int8 costs {drop.clean:.2f} points of clean mIoU and {drop.adversarial:.2f} of adversarial mIoU on {drop.images} "
-            f"images (attacked on PyTorch, shown to the engine); {quantisation.max_drop:g} were allowed"
+            f"images (attacks made on the PyTorch model); {quantisation.max_drop:g} were allowed"
         )
     return [*lines, *_most_sensitive("layers", layers, set(quantisation.float_layers))]
 
@@ -129,10 +129,10 @@ def _mixed_lines(precision: str, mixed: MixedPrecision, layers: "tuple[LayerErro
     return [
         f"{precision} in {mixed.typed_nodes} nodes, {len(mixed.kept)} kept in fp32: {len(risky)} for their values, "
         f"{len(mixed.kept) - len(risky)} for labels",
-        f"{100 * equal.clean:.3f} % of the labels are those of fp32, {100 * equal.adversarial:.3f} % on attacked images; "
+        f"{100 * equal.clean:.3f} % of the labels equal those of fp32, {100 * equal.adversarial:.3f} % on attacked images; "
         f"{100 * mixed.least_equal:g} % are needed",
         f"{precision} costs {drop.clean:.2f} points of clean mIoU and {drop.adversarial:.2f} of adversarial mIoU on "
-        f"{drop.images} images (attacked on PyTorch, shown to the engine); {mixed.max_drop:g} were allowed",
+        f"{drop.images} images (attacks made on the PyTorch model); {mixed.max_drop:g} were allowed",
         *_most_sensitive("nodes", layers, {node.name for node in mixed.kept}),
     ]
 

@@ -93,8 +93,7 @@ def best_temperature(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int
     if slope(low) >= 0 or slope(high) <= 0:
         end = low if slope(low) >= 0 else high
         raise ExportError(
-            f"--temperature fit: the labels of the validation split grow likelier even beyond a temperature of {end:g}: give a "
-            "number instead"
+            f"--temperature fit: the best temperature for the validation split is beyond {end:g}: give a number instead"
         )
     while high / low > 1 + _PRECISION:
         middle = math.sqrt(low * high)

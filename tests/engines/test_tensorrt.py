@@ -165,7 +165,7 @@ def test_a_build_is_repeated_from_its_timings(install: Callable) -> None:
     assert second.entry.options["timings_given"] is True
     assert machine.told("set_timing_cache") == [(b"", False), (timings, False)]
     assert "ERROR_ON_TIMING_CACHE_MISS" in machine.told("build")[1][0]
-    with pytest.raises(EngineError, match="timing cache is of another GPU or version"):
+    with pytest.raises(EngineError, match="timing cache is from another GPU or version"):
         build_engine("trt", small_graph(), precision="fp32", shapes=LADDER, timings=b"foreign")
 
 
@@ -216,9 +216,9 @@ def test_a_later_driver_runs_it(install: Callable, build: Callable, tmp_path: Pa
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        ("parse", "does not take the graph: reason of parse$"),
-        ("parser", r"does not take the graph: n1 \(Conv\): reason of the parser$"),
-        ("profile", "as a profile"),
+        ("parse", "does not accept the graph: reason of parse$"),
+        ("parser", r"does not accept the graph: n1 \(Conv\): reason of the parser$"),
+        ("profile", "does not accept the profile "),
         ("build", "TensorRT 10.13.2.6 built no plan: reason of build$"),
         ("deserialize", "does not load the plan: reason of deserialize$"),
     ],

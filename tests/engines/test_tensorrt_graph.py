@@ -67,7 +67,7 @@ def test_what_the_parser_would_change_is_refused(graph: bytes, fault: str | None
     if fault is None:
         adapt(graph, "TensorRT 10.13", 22, int8=True)
     else:
-        with pytest.raises(EngineError, match=rf"^TensorRT 10.13 does not take the graph: {fault}") as refusal:
+        with pytest.raises(EngineError, match=rf"^TensorRT 10.13 does not accept the graph: {fault}") as refusal:
             adapt(graph, "TensorRT 10.13", 22, int8=False)
         assert "\n" not in str(refusal.value)
 
@@ -98,5 +98,5 @@ def test_a_graph_that_cannot_be_made_older() -> None:
     with pytest.raises(EngineError, match=r"reads ONNX up to opset 17, and the graph of opset 20 cannot be converted: ."):
         adapt(model.SerializeToString(), "TensorRT 8.6.1", 17, int8=False)
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    with pytest.raises(EngineError, match=r"only the operators of ONNX itself, and the graph has some of .*com.microsoft"):
+    with pytest.raises(EngineError, match=r"only operators of ONNX itself, but the graph has some of .*com.microsoft"):
         adapt(model.SerializeToString(), "TensorRT 10.13", 22, int8=False)

@@ -68,7 +68,7 @@ def test_plans_are_built_on_a_cpu(precision: Precision, shapes: InputShapes) -> 
     [
         (("sm90",), "fp32", r"--for sm90: TensorRT for RTX [\d.]+ builds for sm75, .*sm120, .*or current$"),
         (("current",), "fp32", "there is no GPU here that CUDA can use"),
-        (("current", "sm89"), "fp32", "alone: leave the others out"),
+        (("current", "sm89"), "fp32", "with other GPUs: leave those out"),
         (("sm75",), "bf16", "does not compute in bf16; use --precision fp16"),
     ],
 )
@@ -83,7 +83,7 @@ def test_a_node_that_the_parser_does_not_take_is_named() -> None:
     argmax = next(node for node in model.graph.node if node.op_type == "ArgMax")
     model.graph.node.insert(0, helper.make_node("NonZero", ["weight"], ["places"], name="n"))
     argmax.name = "a"
-    with pytest.raises(EngineError, match=r"^TensorRT for RTX [\d.]+ does not take the graph: n \(NonZero\): .") as refusal:
+    with pytest.raises(EngineError, match=r"^TensorRT for RTX [\d.]+ does not accept the graph: n \(NonZero\): .") as refusal:
         build_engine("trt-rtx", model.SerializeToString(), precision="fp32", shapes=LADDER)
     assert "\n" not in str(refusal.value)
 

@@ -80,9 +80,9 @@ def test_a_pixel_is_counted_as_it_is_answered() -> None:
 
 def test_what_cannot_be_promised_is_refused() -> None:
     right, wrong = drawn(np.random.default_rng(0), 18)
-    with pytest.raises(ExportError, match=r"--risk 0\.05 is promised by at least 19 clips, and the split has 18: use a larger"):
+    with pytest.raises(ExportError, match=r"--risk 0\.05 needs at least 19 clips, and the split has 18: use a larger"):
         choose(right, wrong, 0.05, kind="clips")
     sure = np.zeros((30, LEVELS + 1), np.int64)
     sure[:, -1] = 9  # all wrong, and of full confidence
-    with pytest.raises(ExportError, match=r"--risk 0\.5: nothing would be answered"):
+    with pytest.raises(ExportError, match=r"--risk 0\.5: no pixel would be answered"):
         choose(np.zeros_like(sure), sure, 0.5)

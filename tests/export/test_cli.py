@@ -30,11 +30,11 @@ def tree(folder: Path) -> set[str]:
 def test_the_command_says_what_was_proven_and_what_comes_next(run: Path, bundle: Bundle, printed: str) -> None:
     for expected in (
         "ort in fp32, CPUExecutionProvider, opset 22, image uint8, labels uint8, logits float32",
-        f"without the {bundle.manifest.main_branch_only.spare_parameters} parameters of other heads, and "
-        f"{bundle.manifest.main_branch_only.multiply_adds} multiply-adds at 71x103 are those of a network without them",
+        f"without the {bundle.manifest.main_branch_only.spare_parameters} parameters of other heads, and its "
+        f"{bundle.manifest.main_branch_only.multiply_adds} multiply-adds at 71x103 are those of the main branch",
         "on shapes 1x33x33, 2x33x65,",
         "worst logit error ",
-        "4 golden images, clean and attacked (generated noise and waves: the data set was not there): ",
+        "4 golden images, clean and attacked (generated noise and waves, because the data set was missing): ",
         "labels differ from those of PyTorch",
         f"digest {bundle.digest}",
         f"ddcat fidelity {run / 'bundle-ort-fp32'}",
@@ -100,12 +100,12 @@ def test_one_size_of_a_checkpoint_file(make_run: Callable[..., Path], tmp_path: 
         (["{run}", "--engine", "ort", "--precision", "fp8"], "invalid value for '--precision': 'fp8' is not one of"),
         (
             ["{run}", "--engine", "ort", "--expect-digest", "0"],
-            "--expect-digest changes nothing here, for {run} is not a bundle",
+            "--expect-digest has no effect here, because {run} is not a bundle",
         ),
-        (["{run}", "--engine", "ort", "--hardware", "ampere-plus"], "--hardware changes nothing here, for this is not trt"),
+        (["{run}", "--engine", "ort", "--hardware", "ampere-plus"], "--hardware has no effect here, because this is not trt"),
         (
             ["{run}", "--engine", "openvino", "--version-compatible"],
-            "--version-compatible changes nothing here, for this is not",
+            "--version-compatible has no effect here, because this is not",
         ),
         (
             ["{run}", "--engine", "trt", "--hardware", "any"],
@@ -113,7 +113,7 @@ def test_one_size_of_a_checkpoint_file(make_run: Callable[..., Path], tmp_path: 
         ),
         (
             ["{run}", "--engine", "trt", "--from-timing-cache"],
-            "--from-timing-cache changes nothing here, for {run} is not a bundle",
+            "--from-timing-cache has no effect here, because {run} is not a bundle",
         ),
         (
             ["{run}", "--engine", "ort", "--out", "{tmp}/out", "--sign", "{tmp}/none.pem"],
@@ -122,7 +122,7 @@ def test_one_size_of_a_checkpoint_file(make_run: Callable[..., Path], tmp_path: 
         (["{run}", "--engine", "ort", "--out", "{tmp}/out", "--data-root", "{tmp}/none"], "{tmp}/none"),
         (
             ["{run}/bundle-ort-fp32", "--engine", "ort", "--logits"],
-            "--logits changes nothing here, for {run}/bundle-ort-fp32 is a",
+            "--logits has no effect here, because {run}/bundle-ort-fp32 is a",
         ),
         (["{run}", "--engine", "ort", "--size", "64"], "--size 64: use HEIGHTxWIDTH, such as 180x240, or dynamic alone"),
         (["{run}", "--engine", "ort", "--size", "dynamic", "--size", "64x64"], "--size dynamic: use HEIGHTxWIDTH"),

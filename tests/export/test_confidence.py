@@ -60,8 +60,8 @@ def test_both_are_in_the_manifest_and_in_what_the_engine_says(run: Path, scenes:
     assert older.manifest.abstention is None
 
     done = call("ddcat", "export", made.bundle.path, "--engine", "openvino", "--out", tmp_path / "again")
-    assert "no threshold to abstain by: the other bundle's was chosen by the answers of ort in fp32; " in done.stdout
-    assert "--confidence --risk 0.5 for one" in done.stdout
+    assert "no threshold for abstaining: the source bundle's was chosen on the outputs of ort in fp32; " in done.stdout
+    assert "export again with --confidence --risk 0.5" in done.stdout
     again = open_bundle(tmp_path / "again")
     assert again.manifest.temperature == temperature
     assert again.manifest.abstention is None  # it was promised of another engine
@@ -108,11 +108,11 @@ def test_a_threshold_is_of_images_that_are_cut_where_the_bundle_cuts_them(
         (["--confidence", "--temperature", "nan"], "--temperature nan: expected a positive number or fit"),
         (["--confidence", "--temperature", "inf"], "--temperature inf: expected a positive number or fit"),
         (["--confidence", "--temperature", "warm"], "--temperature warm: expected a positive number or fit"),
-        (["--temperature", "2"], "--temperature changes nothing here, for the bundle gives no confidence: add --confidence"),
+        (["--temperature", "2"], "--temperature has no effect here, because the bundle has no confidence output: add"),
         (["--confidence", "--risk", "0"], "--risk 0: expected a number between 0 and 1, such as 0.05"),
         (["--confidence", "--risk", "1"], "--risk 1: expected a number between 0 and 1, such as 0.05"),
         (["--confidence", "--risk", "nan"], "--risk nan: expected a number between 0 and 1, such as 0.05"),
-        (["--risk", "0.05"], "--risk changes nothing here, for the bundle gives no confidence: add --confidence"),
+        (["--risk", "0.05"], "--risk has no effect here, because the bundle has no confidence output: add"),
         (["--confidence", "--risk", "0.05"], "--temperature fit and --risk need labelled images: "),
         (["--confidence", "--temperature", "fit"], "--temperature fit and --risk need labelled images: "),
     ],

@@ -86,13 +86,13 @@ def test_the_bundle_says_that_its_weights_are_others(
         assert graphs[0].node == graphs[1].node
         assert graphs[0].initializer != graphs[1].initializer
     printed = summarise(first.bundle, first.author, first.replay, first.parity)
-    assert "weights fine-tuned for int8 by 1 updates on 4 images each (sat): they are not the checkpoint's any more" in printed
+    assert "weights fine-tuned for int8 by 1 updates on 4 images each (sat): they differ from the checkpoint's" in printed
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "fp32"}, "--finetune changes nothing here, for the precision is fp32: leave it out"),
+        ({"precision": "fp32"}, "--finetune has no effect here, because the precision is fp32: leave it out"),
         ({"calibration_folder": "."}, "--finetune trains on labelled images: use --data-root in place of --calibration-folder"),
         ({}, "int8 and --max-drop need images of scenes: "),  # its data is not there
     ],
@@ -106,12 +106,12 @@ def test_what_cannot_be_fine_tuned_is_refused_at_once(run: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--precision", "fp32"], "for the precision is fp32: leave it out"),
-        (["--precision", "bf16"], "for the precision is bf16: leave it out"),
+        (["--precision", "fp32"], "because the precision is fp32: leave it out"),
+        (["--precision", "bf16"], "because the precision is bf16: leave it out"),
     ],
 )
 def test_the_command_refuses_in_one_line(run: Path, arguments: list[str], message: str) -> None:
-    assert refusal("ddcat", "export", run, *arguments, "--finetune", 5) == f"--finetune changes nothing here, {message}"
+    assert refusal("ddcat", "export", run, *arguments, "--finetune", 5) == f"--finetune has no effect here, {message}"
 
 
 def test_an_onnx_file_has_no_training_to_go_on_with(tmp_path: Path) -> None:

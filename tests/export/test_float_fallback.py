@@ -105,6 +105,6 @@ def test_labels_are_compared_with_those_of_fp32() -> None:
 
 def test_a_limit_that_cannot_hold_is_refused() -> None:
     with pytest.raises(
-        ExportError, match=r"int8 loses 2\.50 points of clean and 0\.00 .* at best, with 0 of 30 layers in float"
+        ExportError, match=r"int8 loses at least 2\.50 points of clean and 0\.00 .*, with 0 of 30 layers in float"
     ):
         fall_back(LAYERS, lambda floats: drop(2.5 + len(floats)), max_drop=1.0)

@@ -99,7 +99,7 @@ def test_large_images_are_cut_and_small_ones_fill_the_smallest_size(
 def test_without_the_data_they_are_generated_and_said_to_be(smallest: torch.nn.Module, data: Callable, tmp_path: Path) -> None:
     free = shapes_of_engine("ort", None, minimum=33)
     found = golden_images(smallest, data(tmp_path / "none", given=False), free)
-    assert found.source == "generated noise and waves: the data set was not there"
+    assert found.source == "generated noise and waves, because the data set was missing"
     assert len(found.images) == 8
     with pytest.raises(DataError):
         golden_images(smallest, data(tmp_path / "none"), free)

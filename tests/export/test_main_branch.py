@@ -78,7 +78,7 @@ def test_needless_work_is_found_by_its_multiply_adds(
     content = model.SerializeToString(deterministic=True)
     honest = 3 * 4 * 32 * 40
     monkeypatch.setattr(main_branch, "as_graph", lambda *arguments, **options: content)
-    with pytest.raises(ExportError, match=f"makes {2 * honest} multiply-adds .* 64x80, and the main branch needs {honest}"):
+    with pytest.raises(ExportError, match=f"has {2 * honest} multiply-adds .* 64x80, but the main branch needs {honest}"):
         prove_main_branch(smallest, content, sizes=(SIZE,), logits=True, confidence=False)
 
 
@@ -94,7 +94,7 @@ def test_a_constant_of_the_traced_images_is_named(smallest: Any, monkeypatch: py
 
     planted(monkeypatch, baked)
     content = build_graph(smallest, sizes=sizes, logits=True, confidence=False)
-    with pytest.raises(ExportError, match=r"a constant of the graph comes of the images that were traced.* than for 2x71x103"):
+    with pytest.raises(ExportError, match=r"a constant of the graph depends on the images that were traced.* and 2x71x103"):
         prove_main_branch(smallest, content, sizes=sizes, logits=True, confidence=False)
 
 

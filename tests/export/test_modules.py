@@ -76,7 +76,7 @@ class Returns(Network):
 @pytest.mark.parametrize(
     ("network", "options", "message"),
     [
-        (Network(21), {"classes": [f"class {index}" for index in range(19)]}, "logits of 21 classes, and 19 are named"),
+        (Network(21), {"classes": [f"class {index}" for index in range(19)]}, "logits of 21 classes, but 19 are named"),
         (Network(), {}, "use --classes FILE with the names of its classes"),
         (Network(), {"classes": ["a", "b", "a"]}, "classes: two are named 'a'"),
         (Network(), {"classes": ["a", "", "b"]}, "classes: a class has a name of 0 characters"),
@@ -89,19 +89,19 @@ class Returns(Network):
         (Network(), {"classes": NAMES, "sizes": ((0, 5),)}, "expected whole numbers of pixels"),
         (Network(), {"classes": NAMES, "max_batch": 0}, "max_batch 0: expected 1 or more"),
         (Network(), {"classes": NAMES, "tiles": 10}, "tiles 10: expected a side of 64 to 16384 pixels"),
-        (ChannelsLast(), {"classes": NAMES}, r"takes no images \(N, 3, H, W\) of 71 x 103: .* permute in a module of yours"),
-        (Text(), {"classes": NAMES}, r"Text gives a str, expected logits \(N, K, h, w\): wrap it in a module"),
+        (ChannelsLast(), {"classes": NAMES}, r"fails on images \(N, 3, H, W\) of 71 x 103: .* a module that permutes"),
+        (Text(), {"classes": NAMES}, r"Text returns a str, expected logits \(N, K, h, w\): wrap it in a module"),
         (
             Returns(lambda logits: logits.softmax(1)),
             {"classes": NAMES},
-            "Returns gives probabilities, expected logits: leave its",
+            "Returns returns probabilities, expected logits: remove its",
         ),
         (
             Returns(lambda logits: nn.functional.interpolate(logits, (71, 103)).permute(0, 2, 3, 1)),
             {"classes": NAMES},
-            r"Returns gives \(N, H, W, K\), expected logits \(N, K, h, w\): let it return logits\.permute\(0, 3, 1, 2\)",
+            r"Returns returns \(N, H, W, K\), expected logits \(N, K, h, w\): let it return logits\.permute\(0, 3, 1, 2\)",
         ),
-        (Returns(nn.functional.dropout), {"classes": NAMES}, "Returns gives other logits each time"),
+        (Returns(nn.functional.dropout), {"classes": NAMES}, "Returns returns other logits each time"),
         (Network().double(), {"classes": NAMES}, r"Network has weights in torch\.float64, .*: call \.float\(\) on it"),
         (torch.jit.ScriptModule(), {"classes": NAMES}, "is compiled by TorchScript, which cannot be exported"),
         (Even(), {"classes": NAMES}, r"the network fails on images of \d+ x \d+: expected multiples of 32; use sizes=\(\("),

@@ -108,7 +108,7 @@ def test_logits_can_be_looked_at_in_a_graph_that_does_not_give_them(graph_of: Ca
 def test_another_opset_than_was_asked_for_is_refused(smallest: Any, monkeypatch: pytest.MonkeyPatch, written: int) -> None:
     real = torch.onnx.export
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **options: real(*args, **{**options, "opset_version": written}))
-    with pytest.raises(ExportError, match=rf"is of opset (18|{written}) .*, expected opset {OPSET} of ONNX alone"):
+    with pytest.raises(ExportError, match=rf"has opset (18|{written}) .*, expected opset {OPSET} of ONNX alone"):
         build_graph(smallest, sizes=(SIZE,), logits=False, confidence=False)
 
 

@@ -189,7 +189,7 @@ def foreign(model: onnx.ModelProto) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
-    "two inputs": (second_input, r"has the inputs images, sizes: expected one, of images"),
+    "two inputs": (second_input, r"has the inputs images, sizes: expected one, for images"),
     "int64": (input_of(TensorProto.INT64, ["n", 3, "h", "w"]), r"takes images, int64 \(n, 3, h, w\): expected float32 images"),
     "float16": (input_of(TensorProto.FLOAT16, ["n", 3, 8, 8]), r"takes images, float16 \(n, 3, 8, 8\): expected float32"),
     "uint8": (input_of(TensorProto.UINT8, ["n", "h", "w", 3]), r"takes images, uint8 .*: expected float32 images"),
@@ -201,8 +201,8 @@ REFUSED: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
         ending("ArgMax", TensorProto.INT64, axis=1, keepdims=0), r"gives last, int64 .*: expected logits .*without the argmax",
     ),
     "sigmoid": (ending("Sigmoid"), r"ends in a Sigmoid, whose masks may overlap: expected logits"),
-    "opset 9": (opset_9, r"is of opset 9: expected 11 to 22; export it again with opset_version=17"),
-    "of a runtime": (foreign, r"holds com.microsoft.\w+: expected operators of ONNX alone"),
+    "opset 9": (opset_9, r"has opset 9: expected 11 to 22; export it again with opset_version=17"),
+    "of a runtime": (foreign, r"holds com.microsoft.\w+: expected only operators of ONNX itself"),
 }  # fmt: skip
 
 
@@ -218,7 +218,7 @@ def test_what_is_no_such_model_is_refused_in_one_line(usual: Path, tmp_path: Pat
 
 def test_other_classes_are_refused(usual: Path) -> None:
     fewer = type(CLASSES).with_voc_palette(CLASSES.names[:4])
-    with pytest.raises(ExportError, match=r"gives logits of shape \(1, 6, 32, 32\): expected logits of 4 channels, one for"):
+    with pytest.raises(ExportError, match=r"returns logits of shape \(1, 6, 32, 32\): expected logits of 4 channels, one for"):
         read(usual, classes=fewer)
 
 
@@ -313,7 +313,7 @@ def test_a_quantised_file_needs_the_float_one(usual: Path, tmp_path: Path) -> No
     quantize_static(str(usual), str(path), Images(), quant_format=QuantFormat.QDQ)
     with pytest.raises(ExportError, match=r"int8.onnx is quantised: use --reference FILE with the float model"):
         OnnxSource(read(path))
-    with pytest.raises(ExportError, match=r"usual.onnx is not quantised, and its own reference: leave it out"):
+    with pytest.raises(ExportError, match=r"usual.onnx is not quantised: leave --reference out"):
         OnnxSource(read(usual), read(usual))
     source = OnnxSource(read(usual), read(path))
     assert source.given is not None

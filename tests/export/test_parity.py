@@ -148,7 +148,7 @@ def test_adaptive_pooling_exports_right_or_is_found(
     if size_free:
         assert check_parity(content, smallest_with_pyramid, shapes_of(None)).logit_error < LOGIT_TOLERANCE
     else:
-        with pytest.raises(ExportError, match=r"exported graph (is not the network|does not run).* shape"):
+        with pytest.raises(ExportError, match=r"exported graph (differs from the network|does not run).* shape"):
             check_parity(content, smallest_with_pyramid, shapes_of(None))
 
 
@@ -160,7 +160,7 @@ def test_a_wrong_divisor_of_the_pooling_is_found(smallest_with_pyramid: Any, mon
     with monkeypatch.context() as patched:
         patched.setattr(contexts, "pool_to_bins", lambda maps, bins: right(maps, bins) * 1.01)
         content = build_graph(smallest_with_pyramid, sizes=(SIZE,), logits=False, confidence=False)
-    with pytest.raises(ExportError, match="the exported graph is not the network: on images of shape 1x64x80"):
+    with pytest.raises(ExportError, match="the exported graph differs from the network: on images of shape 1x64x80"):
         check_parity(content, smallest_with_pyramid, shapes_of((SIZE,)))
 
 
@@ -221,7 +221,7 @@ EDITS: dict[str, Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]] =
 
 @pytest.mark.parametrize("edit", EDITS)
 def test_weights_that_are_not_the_networks_are_refused(content: bytes, smallest: Any, edit: str) -> None:
-    with pytest.raises(ExportError, match="the exported graph is not the network"):
+    with pytest.raises(ExportError, match="the exported graph differs from the network"):
         check_parity(edited(content, EDITS[edit]), smallest, shapes_of((SIZE,)))
 
 
@@ -246,7 +246,7 @@ def test_a_graph_that_the_runtime_does_not_take_is_one_line(content: bytes, smal
 def test_a_network_that_is_broken_itself_is_not_called_a_wrong_graph(content: bytes, smallest: Any) -> None:
     with torch.no_grad():
         smallest.heads["main"].bias.fill_(torch.nan)
-    with pytest.raises(ExportError, match="the network itself gives logits that are not finite"):
+    with pytest.raises(ExportError, match="the network itself computes logits that are not finite"):
         check_parity(content, smallest, shapes_of((SIZE,)))
 
 
@@ -267,7 +267,7 @@ def test_a_confidence_that_is_not_the_softmax_is_refused(graph_of: Callable[...,
     if factor == 1:
         assert check_parity(model.SerializeToString(), smallest, shapes_of((SIZE,))).logit_error < 1e-5
         return
-    with pytest.raises(ExportError, match="on images of shape 1x64x80 its confidence is not the softmax of its label"):
+    with pytest.raises(ExportError, match="on images of shape 1x64x80 its confidence is not that of its label"):
         check_parity(model.SerializeToString(), smallest, shapes_of((SIZE,)))
 
 
@@ -277,5 +277,5 @@ def test_logits_of_another_form_are_refused(content: bytes, smallest: Any) -> No
             return F.interpolate(self.network.low_resolution_logits(head, features), scale_factor=2.0)
 
     finer = Finer(smallest, lambda logits: logits)
-    with pytest.raises(ExportError, match=r"gives labels and logits .*\(1, 4, 32, 40\).*, expected .*\(1, 4, 64, 80\)"):
+    with pytest.raises(ExportError, match=r"returns labels and logits .*\(1, 4, 32, 40\).*, expected .*\(1, 4, 64, 80\)"):
         check_parity(content, finer, shapes_of((SIZE,)))  # type: ignore[arg-type]

@@ -61,7 +61,7 @@ def test_fp16_is_the_network(run: Path, fp32: bytes) -> None:
         cast_graph(fp32, "fp16"), load_checkpoint(run).segmenter(), shapes_of(None)[:4], tolerance=FP16_TOLERANCE
     )
     assert 1e-5 < found.logit_error < FP16_TOLERANCE
-    with pytest.raises(ExportError, match="is not the network"):
+    with pytest.raises(ExportError, match="differs from the network"):
         check_parity(cast_graph(fp32, "fp16"), load_checkpoint(run).segmenter(), shapes_of(None)[:4], tolerance=1e-5)
 
 

@@ -94,7 +94,7 @@ def test_a_limit_that_does_not_hold_leaves_nothing(
 ) -> None:
     layers = [LayerError(layer, 0, 0) for layer in layers_of(bundle.files["model.onnx"])]
     monkeypatch.setattr(ptq, "measure_sensitivity", lambda *a, **k: layers)
-    with pytest.raises(ExportError, match=r"int8 loses .* points of clean and .* layers in float, and -100 are allowed"):
+    with pytest.raises(ExportError, match=r"int8 loses .* points of clean and .* layers in float; -100 are allowed"):
         export(
             run, tmp_path / "out", precision="int8", calibration_images=1, max_drop=-100, data_root=scenes, calibration="clean"
         )
@@ -158,8 +158,8 @@ def test_the_layer_with_the_coarsest_steps_is_the_worst(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--max-drop", "0"], "--max-drop changes nothing here, for the precision is fp32: leave it out"),
-        (["--calibration", "clean"], "--calibration changes nothing here, for the precision is fp32"),
+        (["--max-drop", "0"], "--max-drop has no effect here, because the precision is fp32: leave it out"),
+        (["--calibration", "clean"], "--calibration has no effect here, because the precision is fp32"),
         (["--precision", "int8", "--calibration", "dirty"], "invalid value for '--calibration': 'dirty'"),
     ],
 )

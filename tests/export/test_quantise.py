@@ -101,7 +101,7 @@ def test_layers_that_are_left_in_float_keep_their_weights(fp32: bytes, ranges: d
 
 
 def test_a_range_that_is_not_finite_is_refused(fp32: bytes, ranges: dict[str, float]) -> None:
-    with pytest.raises(ExportError, match="is inf: calibrate on images that the network was made for"):
+    with pytest.raises(ExportError, match="is inf: calibrate on images like those of the training"):
         quantise(fp32, {**ranges, quantised_tensors(fp32)[0]: float("inf")})
 
 
@@ -146,8 +146,8 @@ def pair(model: onnx.ModelProto) -> onnx.NodeProto:
 @pytest.mark.parametrize(
     ("plant", "message"),
     [
-        (one_zero_point, "has zero point 1, expected 0: TensorRT takes nothing else"),
-        (unsigned_bytes, "quantises to uint8, expected int8: TensorRT takes nothing else"),
+        (one_zero_point, "has zero point 1, expected 0: TensorRT accepts nothing else"),
+        (unsigned_bytes, "quantises to uint8, expected int8: TensorRT accepts nothing else"),
         (shifted_bytes, "has zero point 3, expected 0"),
         (scales_of_channels, "has 4 scales for an activation, expected one"),
         (a_scale_of_zero, "has a scale that is not a finite, positive float32"),

@@ -90,10 +90,10 @@ def test_a_node_of_ours_that_is_not_taken_is_named(graph: bytes, tmp_path: Path)
     said = CliRunner().invoke(app, [str(tmp_path / "wrong.onnx"), "--check", "trt"])
     assert said.stdout.startswith(f"{resize.name} (Resize): ")
     assert isinstance(said.exception, ExportError)
-    assert f"does not take 1 of its {len(model.graph.node)} nodes" in str(said.exception)
+    assert f"does not accept 1 of its {len(model.graph.node)} nodes" in str(said.exception)
     said = CliRunner().invoke(app, [str(tmp_path / "right.onnx"), "--check", "trt"])
     assert said.exit_code == 0
-    assert f"right.onnx: TensorRT for RTX {trt.__version__} takes its {len(model.graph.node)} nodes" in said.stdout
+    assert f"right.onnx: TensorRT for RTX {trt.__version__} accepts all of its {len(model.graph.node)} nodes" in said.stdout
 
 
 def test_what_cannot_be_checked(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_classes_of_a_file_without_data(file: Path, tmp_path: Path) -> None:
     classes = tmp_path / "classes.yaml"
     classes.write_text(yaml.safe_dump({"names": ["road", "car"]}))
     said = refusal("ddcat", "export", file, *FED[:4], "--classes", classes, "--out", tmp_path / "bundle")
-    assert "gives logits of shape (1, 6, 32, 32): expected logits of 2 channels" in said
+    assert "returns logits of shape (1, 6, 32, 32): expected logits of 2 channels" in said
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ def test_a_full_disk_is_said_and_leaves_no_mask(limit: int, tmp_path: Path) -> N
     with opened_scene(str(path)) as scene:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
         try:
-            with pytest.raises(WriteError, match="MB are free there; make room"):
+            with pytest.raises(WriteError, match="MB are free there; free some space"):
                 scene.write_mask(mask, [labels], CLASSES)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)

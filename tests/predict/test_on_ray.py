@@ -50,7 +50,7 @@ def test_many_workers_give_the_bytes_of_one_and_go_on_where_one_was(
 def test_too_many_threads_and_another_engine_are_said_in_a_line(
     bundle: Bundle, scenes: Path, cluster: None, tmp_path: Path
 ) -> None:
-    with pytest.raises(DdcatError, match=r"no machine of the cluster has 64 cores, but at most 2: use --threads"):
+    with pytest.raises(DdcatError, match=r"the machines of the cluster have at most 2 cores, expected 64: use --threads"):
         predict(bundle.path, find_sources([str(scenes)]), tmp_path / "out", on_ray=True, threads=64)
 
 

@@ -135,7 +135,7 @@ def test_files_of_16_bits_have_the_masks_of_the_python_interface(tmp_path: Path)
         labels = opened.predict(tmp_path / "in/deep.png")
     assert len(np.unique(labels)) == 4
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out/masks/deep.png")), labels)
-    with pytest.raises(DdcatError, match="8 bits a channel, and its bundle expects 16"):  # a frame of a video
+    with pytest.raises(DdcatError, match="8 bits a channel, but the bundle expects 16"):  # a frame of a video
         read_picture(np.zeros((40, 50, 3), np.uint8), rule)
 
 

@@ -184,7 +184,7 @@ def test_requests_are_answered_and_the_job_is_cancelled_meanwhile(tiled_path: Pa
 def test_without_a_folder_a_line_says_what_to_set(tiled_path: Path, client_of: Callable) -> None:
     client = client_of(create_app({}, Settings()))
     for response in (client.post("/v1/jobs", content=b"x"), client.get("/v1/jobs/x"), client.get("/v1/jobs/x/result")):
-        assert refused(response) == (404, "this server keeps no jobs: start it with --jobs FOLDER (DDCAT_SERVE_JOBS)")
+        assert refused(response) == (404, "this server accepts no jobs: start it with --jobs FOLDER (DDCAT_SERVE_JOBS)")
 
 
 def record(name: str, submitted: float = 0.0, **changes: Any) -> JobRecord:
@@ -211,7 +211,8 @@ def test_a_job_that_cannot_be_done_fails_in_a_line_and_the_next_one_is_done(tile
         runner.stop()
         errors = [store.get(name * 32).error for name in jobs]  # type: ignore[union-attr]
     assert errors[:2] == [
-        "the server ended 3 times while it computed this job", "tiled, version 1, is another bundle now: send the image again",
+        "the server ended 3 times while it computed this job",
+        "the bundle of tiled, version 1, has changed: send the image again",
     ]  # fmt: skip
     assert "no model is named 'gone'" in str(errors[2])
     assert "damaged" in str(errors[3]) or "cut off" in str(errors[3])

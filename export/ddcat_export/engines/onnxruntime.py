@@ -16,9 +16,9 @@ def check_possible(precision: Precision) -> None:
     provider = best_provider()
     if precision not in _PRECISIONS[provider]:
         where, reason = (
-            ("a CPU", "its kernels there are of those types alone")
+            ("a CPU", "it has no kernels for other types")
             if provider == CPU
-            else ("a GPU", "it has no int8 convolutions there, TensorRT has")
+            else ("a GPU", "it has no int8 convolutions there, but TensorRT has")
         )
         raise EngineError(
             f"ONNX Runtime does not compute in {precision} on {where}, only in {' and '.join(_PRECISIONS[provider])}: {reason}"

@@ -54,7 +54,7 @@ class Executor(nn.Module):
         opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
         for value in model.graph.input:
             if not value.type.HasField("tensor_type"):
-                raise _refusal(f"the input {value.name}, which is no tensor")
+                raise _refusal(f"the input {value.name}, which is not a tensor")
         if model.graph.sparse_initializer:
             raise _refusal("sparse constants")
         self.outputs = tuple(outputs) or tuple(value.name for value in model.graph.output)
@@ -142,7 +142,7 @@ def _step(node: onnx.NodeProto, opset: int, read: set[str]) -> _Step:
         if key not in known.attributes and not (key in schema.attributes and value == _default(schema.attributes[key])):
             raise _refusal(f"{name} with the attribute {key}")
     if not known.several and read.intersection(node.output[1:]):
-        raise _refusal(f"the further outputs of {name}")
+        raise _refusal(f"the optional outputs of {name}")
     if "num_outputs" in known.attributes:  # until opset 18 nothing else says it
         attributes.setdefault("num_outputs", len(node.output))
     return _Step(name, known, tuple(node.input), attributes, tuple(node.output))
@@ -156,7 +156,7 @@ def _schema(node: onnx.NodeProto, opset: int) -> onnx.defs.OpSchema:
     except onnx.defs.SchemaError as cause:
         raise _refusal(f"{node.op_type} of opset {opset}") from cause
     if schema.since_version != nearest.since_version:
-        raise _refusal(f"{node.op_type} of opset {opset}; it knows what opsets {_FIRST} to {_LAST} say of it")
+        raise _refusal(f"{node.op_type} of opset {opset}; it supports the operator of opsets {_FIRST} to {_LAST}")
     return schema
 
 

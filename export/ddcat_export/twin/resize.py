@@ -38,7 +38,7 @@ def resize(inputs: Inputs, attributes: Attributes) -> Tensor:
     mode, corners = attributes.get("mode", b"nearest"), attributes.get("coordinate_transformation_mode", b"half_pixel")
     rounding = attributes.get("nearest_mode", b"round_prefer_floor")
     if corners not in _PLACES:
-        raise NotSupportedError(f"the corners of {corners.decode()}")
+        raise NotSupportedError(f"coordinate_transformation_mode {corners.decode()}")
     if mode == b"nearest" and corners == b"asymmetric" and rounding == b"round_prefer_ceil":
         raise NotSupportedError("asymmetric with round_prefer_ceil")  # the last bit of a float decides
     axes = [axis for axis in _axes(inputs, attributes) if axis.new != axis.old or axis.scale != 1]
@@ -51,7 +51,7 @@ def resize(inputs: Inputs, attributes: Attributes) -> Tensor:
         if axis.new == axis.old:  # which runtimes take for a copy, or not
             raise NotSupportedError(f"a scale of {axis.scale} that keeps the size")
         if corners in (b"align_corners", b"half_pixel_symmetric") and not _is_whole(axis):
-            raise NotSupportedError(f"{corners.decode()} by a scale of {axis.scale}, which leaves a part of a pixel")
+            raise NotSupportedError(f"{corners.decode()} by a scale of {axis.scale}, which gives a fraction of a pixel")
         places = _PLACES[corners](torch.arange(axis.new, dtype=torch.float32, device=maps.device), axis)
         maps = _TAPS[mode](maps, places, axis, attributes)
     return maps

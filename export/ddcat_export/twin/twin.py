@@ -96,4 +96,4 @@ def _scores(graph: onnx.GraphProto) -> str:
         name = node.input[0]
         if node.op_type == "ArgMax":
             return str(name)
-    raise ExportError("the graph chooses no labels by an ArgMax: expected a graph that ddcat export wrote")
+    raise ExportError("the graph has no ArgMax over the classes: expected a graph that ddcat export wrote")

@@ -43,7 +43,7 @@ def _windows(maps: Tensor, kernel: Sequence[int], attributes: Attributes) -> _Wi
             reach = (kernel[axis] - 1) * dilations[axis] + 1
             missing = (math.ceil(size / strides[axis]) - 1) * strides[axis] + reach - size
             if missing < 0 or ("kernel_shape" in attributes and dilations[axis] > 1):
-                raise NotSupportedError("auto_pad where runtimes differ")  # windows that skip pixels, dilated pools
+                raise NotSupportedError("auto_pad in a case where runtimes differ")  # windows that skip pixels, dilated pools
             smaller, larger = missing // 2, missing - missing // 2
             begin[axis], end[axis] = (smaller, larger) if automatic == b"SAME_UPPER" else (larger, smaller)
     elif automatic == b"VALID":

@@ -36,7 +36,7 @@ from ddcat_serve.settings import PREFIX, Settings
 
 __all__ = ["router"]
 
-_OFF = f"this server keeps no jobs: start it with --jobs FOLDER ({PREFIX}JOBS)"
+_OFF = f"this server accepts no jobs: start it with --jobs FOLDER ({PREFIX}JOBS)"
 _NAME = re.compile(r"[0-9a-f]{32}")
 _MEDIA_TYPES = {"tif": "image/tiff", "png": "image/png"}
 _STEP = 2**16  # bytes that arrive within the body timeout, at least
@@ -61,7 +61,7 @@ _STATUS = {
         "state": {"enum": ["queued", "running", "done", "failed"]},
         "progress": {"type": "number", "description": "Share of the image that is done."},
         "error": {"type": ["string", "null"], "description": "Why it failed."},
-        "expires": {"type": ["string", "null"], "description": "When it is removed, with its result."},
+        "expires": {"type": ["string", "null"], "description": "When the job and its result are removed."},
     },
 }
 _SHOWN: dict[str, Any] = {"description": "The job.", "content": {"application/json": {"schema": _STATUS}}}
@@ -154,7 +154,7 @@ def _store_errors_as_http() -> Iterator[None]:
         yield
     except (WriteError, OSError, sqlite3.Error) as cause:
         _log.error("jobs: the store cannot be used: %s", first_line(cause))
-        raise RequestError(507, "the server cannot store or read jobs now, its log says why: try again later") from cause
+        raise RequestError(507, "the server cannot store or read jobs now (see its log): try again later") from cause
 
 
 @contextlib.asynccontextmanager
@@ -234,7 +234,7 @@ def _examine(path: Path, model: ServedModel, settings: Settings) -> tuple[tuple[
         if length > settings.max_bytes:
             raise RequestError(
                 413,
-                f"the file has {length} bytes; expected at most {settings.max_bytes} of a JPEG, PNG or WebP: send a GeoTIFF",
+                f"the file has {length} bytes; expected at most {settings.max_bytes} for a JPEG, PNG or WebP: send a GeoTIFF",
             )
         size = size_of(path.read_bytes(), rule, max_pixels=settings.max_pixels)
     resized, least = network_size(size, rule), model.bundle.manifest.shapes.batch.minimum

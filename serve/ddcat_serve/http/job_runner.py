@@ -114,7 +114,7 @@ class JobRunner:
                 raise RequestError(500, f"the server ended {_MOST_STARTS} times while it computed this job")
             model = find_model(self._models, job.model, job.version)
             if model.bundle.digest != job.bundle:
-                raise RequestError(404, f"{job.model}, version {job.version}, is another bundle now: send the image again")
+                raise RequestError(404, f"the bundle of {job.model}, version {job.version}, has changed: send the image again")
             self._compute(job, model)
         except StoppedError:
             self.store.put_back(job.id)

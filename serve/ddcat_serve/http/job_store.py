@@ -187,7 +187,7 @@ class JobStore:
     def _prepare(self) -> None:
         found = self._database.execute("PRAGMA user_version").fetchone()[0]
         if found not in (0, _VERSION):
-            raise ServeError(f"{self._folder}: its jobs are of version {found}, expected {_VERSION}: use another folder")
+            raise ServeError(f"{self._folder}: its jobs have version {found}, expected {_VERSION}: use another folder")
         if found == 0:
             self._database.executescript(f"BEGIN; {_TABLE}; PRAGMA user_version = {_VERSION}; COMMIT")  # all or nothing
         self._database.execute("UPDATE jobs SET state = 'queued' WHERE state = 'running'")  # the server was killed

@@ -76,7 +76,7 @@ def check(case: TestCase, name: str, value: torch.Tensor, right: npt.NDArray[Any
 def test_each_case_is_right_or_refused_by_name(operator: str) -> None:
     outcomes = {case.name: outcome(case) for case in cases()[operator]}
     for name, refusal in outcomes.items():
-        named = any(word in refusal for word in (operator, "values of type", "which is no tensor"))
+        named = any(word in refusal for word in (operator, "values of type", "which is not a tensor"))
         assert refusal == "right" or (refusal.startswith(REFUSAL) and named), name
     assert "right" in outcomes.values()
 

@@ -215,11 +215,11 @@ def test_rounding_is_exact_and_lets_gradients_through(zero: np.generic, low: int
 def test_what_it_does_not_know_is_named() -> None:
     with pytest.raises(ExportError, match="does not support Hardmax at the node"):
         small("Hardmax")
-    with pytest.raises(ExportError, match="does not support Resize at the node with the attribute antialias"):
+    with pytest.raises(ExportError, match=r"does not support Resize at the node with the attribute antialias"):
         small("Resize", np.zeros(0, np.float32), np.ones(4, np.float32), mode="linear", antialias=1)
     options = {"mode": "linear", "coordinate_transformation_mode": "tf_crop_and_resize"}
     twin = small("Resize", np.zeros(0, np.float32), np.ones(4, np.float32), **options)
-    with pytest.raises(ExportError, match="does not support Resize at the node with the corners of tf_crop_and_resize"):
+    with pytest.raises(ExportError, match=r"does not support Resize at the node with .*_mode tf_crop_and_resize"):
         twin(torch.rand(1, 3, 4, 4))
 
 
@@ -232,7 +232,7 @@ def test_a_graph_without_labels_is_refused(exported: tuple[Segmenter, bytes]) ->
     model = onnx.load_model_from_string(exported[1])
     (last,) = (node for node in model.graph.node if "labels" in node.output)
     last.output[0] = "others"
-    with pytest.raises(ExportError, match="chooses no labels by an ArgMax"):
+    with pytest.raises(ExportError, match="has no ArgMax over the classes"):
         Twin(model.SerializeToString())
 
 

@@ -22,7 +22,7 @@ def check_version(version: str, precision: Precision) -> None:
     """Refuse unknown versions of TensorRT, and precisions that a version does not compute in."""
     major, minor = version_of(version)
     if major not in (10, 11) and (major, minor) != (8, 6):
-        raise EngineError(f"TensorRT {version} is not one that ddcat builds for: use 8.6, 10 or 11")
+        raise EngineError(f"ddcat does not support TensorRT {version}: use 8.6, 10 or 11")
     if major == 8 and precision == "bf16":
         raise EngineError(f"TensorRT {version} does not compute in bf16, only in fp32, fp16 and int8: use 10 or 11")
 
@@ -50,7 +50,7 @@ def builder_flags(
     if repeat:
         if "ERROR_ON_TIMING_CACHE_MISS" not in members:
             raise EngineError(
-                "this TensorRT cannot choose its kernels from a timing cache alone: 10 or 11 can; or build without the cache"
+                "this TensorRT cannot choose its kernels from a timing cache: use TensorRT 10 or 11, or build without the cache"
             )
         on.append("ERROR_ON_TIMING_CACHE_MISS")
     if version_compatible:
@@ -62,5 +62,5 @@ def hardware_level(hardware: Hardware, members: Collection[str]) -> str:
     """Return the member of trt.HardwareCompatibilityLevel; refuse a level that this version lacks."""
     if HARDWARE[hardware] not in members:
         possible = ", ".join(name for name, member in HARDWARE.items() if member in members)
-        raise EngineError(f"this TensorRT builds no plan for hardware {hardware!r}, only for {possible}")
+        raise EngineError(f"this TensorRT cannot build a plan for hardware {hardware!r}, only for {possible}")
     return HARDWARE[hardware]

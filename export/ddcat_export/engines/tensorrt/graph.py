@@ -53,7 +53,7 @@ def adapt(content: bytes, title: str, opset: int, *, int8: bool) -> bytes:
     if int8 and not any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         faults.append("it has no QuantizeLinear, so nothing in it would be int8")
     if faults:
-        raise EngineError(f"{title} does not take the graph: {faults[0]}")
+        raise EngineError(f"{title} does not accept the graph: {faults[0]}")
     fitted: bytes = model.SerializeToString(deterministic=True)
     return fitted
 
@@ -88,7 +88,7 @@ def _lower(model: onnx.ModelProto, title: str, newest: int) -> onnx.ModelProto:
     domains = {entry.domain: entry.version for entry in model.opset_import}
     opset = domains.get("", 0)
     if set(domains) != {""}:
-        raise EngineError(f"{title} takes only the operators of ONNX itself, and the graph has some of {', '.join(domains)}")
+        raise EngineError(f"{title} supports only operators of ONNX itself, but the graph has some of {', '.join(domains)}")
     if opset <= newest:
         return model
     try:

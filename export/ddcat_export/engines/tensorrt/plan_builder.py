@@ -63,7 +63,7 @@ def build_plan(
     parser = api.trt.OnnxParser(network, log.logger)
     if not parser.parse(graph):
         reason = api.complaint(parser.get_error(0)) if parser.num_errors else log.reason()
-        raise EngineError(f"{api.title} does not take the graph: {' '.join(reason.split())}")
+        raise EngineError(f"{api.title} does not accept the graph: {' '.join(reason.split())}")
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     check_names([tensor.name for tensor in inputs], [tensor.name for tensor in outputs])
@@ -76,7 +76,7 @@ def build_plan(
         built = builder.create_optimization_profile()
         built.set_shape("image", min=profile.least, opt=profile.best, max=profile.most)
         if config.add_optimization_profile(built) < 0:
-            raise EngineError(f"{api.title} does not take {profile} as a profile: {log.reason()}")
+            raise EngineError(f"{api.title} does not accept the profile {profile}: {log.reason()}")
     layers = network.num_layers
     content = builder.build_serialized_network(network, config)
     if content is None:

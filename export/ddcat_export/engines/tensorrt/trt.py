@@ -70,7 +70,7 @@ def build(
         config.hardware_compatibility_level = levels[hardware_level(hardware, levels)]
         caches.append(config.create_timing_cache(b"" if timings is None else timings))
         if not config.set_timing_cache(caches[0], ignore_mismatch=False):
-            raise EngineError("the timing cache is of another GPU or version of TensorRT: build without it")
+            raise EngineError("the timing cache is from another GPU or version of TensorRT: build without it")
 
     plan = build_plan(api, graph, profiles, configure)
     measured = bytes(caches[0].serialize())

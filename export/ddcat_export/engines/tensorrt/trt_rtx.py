@@ -79,7 +79,7 @@ def compute_for(targets: tuple[str, ...]) -> "Callable[[trt.IBuilderConfig], Non
 def _capabilities(targets: tuple[str, ...], precision: Precision) -> tuple[str, ...]:
     if _CURRENT in targets:
         if len(targets) > 1:
-            raise EngineError("--for current is for this machine's GPU alone: leave the others out")
+            raise EngineError("--for current cannot be combined with other GPUs: leave those out")
         return (find_gpu().compute_capability,)
     known = [name.lower() for name in tensorrt_rtx.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", name)]
     for target in targets:
