@@ -76,19 +76,21 @@ class Results:
         self._before = self._records_by_mask()
 
     def forget_changed(self, source: Source) -> None:
-        """Remove what there is of an image or a video whose file has changed since: it is to be done again."""
+        """Remove what there is of a source whose file has changed, or whose results are not all there, for a new start."""
         self._forget_others(source)
         if source.is_video:  # all its records are of one file
             records = [*self._end(source).parent.glob("*.json")]
-            places = [f"{source.stem}/{record.stem}" for record in records]
-            others = [self.folder / "overlays" / f"{source.stem}.mp4"]
+            places = [f"{source.stem}/{record.stem}" for record in records if record.name != _END]
+            others, elsewhere = [self.folder / "overlays" / f"{source.stem}.mp4"], {"overlay"}
         else:
             records = [record] if (record := self._record(source.name)).is_file() else []
-            places, others = [source.stem], [self.folder / "masks" / f"{source.stem}.tif"] if source.is_scene else []
-        if not records or read_json(records[0]).get("stamp") == source.stamp:
+            places, others, elsewhere = [source.stem], [], {"png"} if source.is_scene else set[str]()
+        forms = [form for name in self.formats if isinstance(form := FORMATS[name], OneEach) and name not in elsewhere]
+        files = [self.folder / form.place.replace("{stem}", place) for place in places for form in forms]
+        if source.is_scene:
+            files.append(self.folder / "masks" / f"{source.stem}.tif")
+        if not records or (_stamp_in(records[0]) == source.stamp and all(path.exists() for path in files)):
             return
-        forms = [form for name in self.formats if isinstance(form := FORMATS[name], OneEach)]
-        files = (self.folder / form.place.replace("{stem}", place) for place in places for form in forms)
         with translate_os_errors(self.folder):
             for path in (*files, *others, *records):  # the records last: it may be killed here, too
                 path.unlink(missing_ok=True)
@@ -201,6 +203,14 @@ class Results:
         for path in self.folder.rglob(".*"):
             if _UNFINISHED.fullmatch(path.name) and path.is_file():
                 path.unlink(missing_ok=True)
+
+
+def _stamp_in(record: Path) -> str | None:
+    """Return the stamp that a record holds; None: it is damaged."""
+    try:
+        return str(read_json(record)["stamp"])
+    except (DdcatError, LookupError, TypeError):
+        return None
 
 
 def _difference(before: Job, now: Job) -> str:

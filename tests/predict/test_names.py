@@ -47,7 +47,7 @@ def test_an_image_whose_mask_another_took_is_done_again(bundle: Bundle, tmp_path
 
 
 def test_a_frame_and_an_image_called_like_it_forget_each_other(tmp_path: Path) -> None:
-    job = Job(bundle="0" * 64, formats=("png",), batch=1, engine={})
+    job = Job(bundle="0" * 64, formats=(), batch=1, engine={})
     images = [Source("clip/000001.png", "a", "1"), Source("clip.png", "b", "2")]
     videos = [Source(f"clip.{kind}", "c", "3") for kind in ("mp4", "avi")]
 

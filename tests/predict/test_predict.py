@@ -198,3 +198,15 @@ def test_a_killed_run_goes_on_to_the_same_bytes(golden: Bundle, scenes: Path, tm
     predict(golden.path, find_sources([str(scenes)]), tmp_path / "whole", batch=2)
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
     assert not [path for path in (tmp_path / "killed").rglob(".*") if path.is_file()]
+
+
+def test_what_was_removed_or_damaged_of_the_results_is_done_again(bundle: Bundle, scenes: Path, tmp_path: Path) -> None:
+    sources, out = find_sources([str(scenes)]), tmp_path / "out"
+    predict(bundle.path, sources, out, formats=["png", "coco", "geojson"])
+    whole, kept = digests(out), (out / "masks/05.png").stat().st_mtime_ns
+    (out / "masks/01.png").unlink()
+    (out / "geojson/02.geojson").unlink()
+    (out / "records/04.png.json").write_text("{")
+    predict(bundle.path, sources, out, formats=["png", "coco", "geojson"])
+    assert digests(out) == whole
+    assert (out / "masks/05.png").stat().st_mtime_ns == kept
