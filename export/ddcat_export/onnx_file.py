@@ -111,6 +111,15 @@ class OnnxFile(Reference):
         model, digest = _load(path)
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or scale <= 0:
             raise ExportError(f"mean {tuple(mean)} and std {tuple(std)}: expected three numbers each, std above 0")
+        if 255 * scale <= 1 < max(map(abs, mean)):
+            raise ExportError(
+                f"mean {tuple(mean)} is in levels of 0 to 255, and images are divided by 255 first: use --scale 1, or divide "
+                "mean and std by 255"
+            )
+        if 255 * scale > 2 and 0 < max(map(abs, mean)) <= 1:
+            raise ExportError(
+                f"mean {tuple(mean)} is in [0, 1], and scale {scale:g} leaves images in levels of 0 to 255: leave scale out"
+            )
         graph = model.graph
         images, sides = _images(path, graph)
         chosen = _output(path, graph, output)
@@ -277,6 +286,8 @@ def _load(path: Path) -> tuple[onnx.ModelProto, str]:
         digest = sha256_of_bytes(b"".join([content, *((path.parent / name).read_bytes() for name in others)]))
     except Exception as cause:  # of ONNX, protobuf and the system: they share no base
         raise ExportError(f"{path} cannot be read as an ONNX file: {first_line(cause)}") from cause
+    if not model.graph.node:
+        raise ExportError(f"{path} cannot be read as an ONNX file: it holds no graph")
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if not OLDEST <= opset <= NEWEST:
         raise ExportError(f"{path} has opset {opset}: expected {OLDEST} to {NEWEST}; export it again with opset_version=17")

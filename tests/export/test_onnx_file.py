@@ -224,7 +224,8 @@ def test_other_classes_are_refused(usual: Path) -> None:
 
 def test_what_is_no_onnx_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("no model")
-    for name in ("text.onnx", "nowhere.onnx"):
+    (tmp_path / "empty.onnx").write_text("")
+    for name in ("text.onnx", "nowhere.onnx", "empty.onnx"):
         with pytest.raises(ExportError, match=rf"{name} cannot be read as an ONNX file: "):
             read(tmp_path / name)
 
@@ -236,6 +237,9 @@ def test_what_is_no_onnx_file_is_refused(tmp_path: Path) -> None:
         ({"classes": None}, r"use --classes FILE with the names of its classes"),
         ({"std": (1, 0, 1)}, r"expected three numbers each, std above 0"),
         ({"mean": (0.5,)}, r"expected three numbers each"),
+        ({"mean": (123.7, 116.3, 103.5), "std": (58.4, 57.1, 57.4)}, r"is in levels of 0 to 255, .*: use --scale 1, or divide"),
+        ({"mean": (-123.7, 0, 0)}, r"is in levels of 0 to 255"),
+        ({"scale": 1}, r"is in \[0, 1\], and scale 1 leaves images in levels of 0 to 255: leave scale out"),
     ],
 )
 def test_what_the_file_does_not_say_is_asked_for(usual: Path, options: dict[str, Any], message: str) -> None:

@@ -67,6 +67,20 @@ def test_scores_are_those_of_the_evaluation(model: Model, tiny_scenes: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(1, 3, 40, 40, dtype=torch.uint8), "got uint8 of shape (1, 3, 40, 40); divide 8-bit images by 255"),
+        (torch.zeros(3, 40, 40), "got float32 of shape (3, 40, 40)"),
+        (torch.full((1, 3, 40, 40), 255.0), "expected values in [0, 1], got levels of 0 to 255"),
+        (torch.zeros(1, 3, 5, 5), "an image is too small for this network, which gives NaN for it: use images of 33 x 33"),
+    ],
+)
+def test_images_that_it_would_label_wrongly_are_refused(images: torch.Tensor, message: str, model: Model) -> None:
+    with pytest.raises(DataError, match=re.escape(message)):
+        model(images)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"limit": 0}, "limit 0 and batch_size 1: expected 1 or more"),

@@ -25,6 +25,9 @@ from ddcat_train.run.loop import train as run_training
 __all__ = ["Evaluation", "Model", "chosen_device", "load", "train"]
 
 
+_LEVELS = 16.0  # no image in [0, 1], with whatever noise, has such values
+
+
 class Evaluation(NamedTuple):
     """
     Scores of a model on a split of its data.
@@ -64,7 +67,18 @@ class Model:
         self.network = reference.segmenter().requires_grad_(False).to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the logits of images."""
+        """
+        Return the logits of images.
+
+        Raises
+        ------
+        DataError
+        """
+        if not images.is_floating_point() or images.ndim != 4:
+            form = f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}"
+            raise DataError(f"images: expected floats in [0, 1] of shape (N, 3, H, W), got {form}; divide 8-bit images by 255")
+        if images.device.type == "cpu" and images.numel() and float(images.detach().max()) > _LEVELS:  # a GPU would wait for it
+            raise DataError("images: expected values in [0, 1], got levels of 0 to 255; divide them by 255")
         logits: Tensor = self.network(images.to(self.device))
         return logits
 

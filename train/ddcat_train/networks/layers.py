@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddcat_train.errors import DataError
 from ddcat_train.networks.convolution import Conv2d
 
 __all__ = ["bin_averages", "conv_bn_relu", "interpolation", "pool_to_bins", "upsample"]
@@ -43,7 +44,14 @@ def interpolation(size: int, bins: int, like: Tensor, *, kernel: int = 1, align_
     Returns
     -------
     (size, kernel * bins)
+
+    Raises
+    ------
+    DataError
+        For a size of 1 with aligned corners.
     """
+    if align_corners and isinstance(size, int) and size < 2:  # in a graph it is no number, and the engine asks for 33 x 33
+        raise DataError("an image is too small for this network, which gives NaN for it: use images of 33 x 33 pixels or more")
     taps = torch.arange(kernel, device=like.device) - kernel // 2
     places = torch.arange(size, device=like.device).unsqueeze(1) + taps  # (size, kernel)
     index = torch.arange(bins, device=like.device)
