@@ -1,6 +1,7 @@
 """GeoTIFFs of any size, read and written part by part by rasterio; masks keep the place on earth."""
 
 import contextlib
+import io
 import re
 import shutil
 import warnings
@@ -18,12 +19,14 @@ from ddcat.error_text import first_line
 from ddcat.errors import DdcatError, WriteError
 from ddcat.extras import needing
 from ddcat.image_pixels import table_of_16_bits
+from ddcat.predict.tiff_directories import has_more_directories
 
 __all__ = ["Scene", "SceneError", "opened_scene"]
 
 U8 = npt.NDArray[np.uint8]
 _CACHE = 2**26  # bytes that GDAL keeps of what it read and of what it is to write
 _BLOCK = 256  # side of the blocks of a mask
+_MOST_DIRECTORIES = 1000  # of an image, its overviews and their masks
 _AS_RGB = (None, "YCbCr")  # colours that GDAL converts without a guess
 
 
@@ -142,6 +145,9 @@ def opened_scene(file: str | bytes, values: tuple[int, int] | None = None) -> It
     """
     rasterio = _rasterio()
     name = "" if isinstance(file, bytes) else file
+    with contextlib.suppress(OSError), io.BytesIO(file) if isinstance(file, bytes) else Path(file).open("rb") as opened:
+        if has_more_directories(opened, _MOST_DIRECTORIES):
+            raise SceneError(f"it has more than {_MOST_DIRECTORIES} directories, expected one image")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # then the mask has no place, either

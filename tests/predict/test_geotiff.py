@@ -1,6 +1,8 @@
 """GeoTIFFs: masks of the whole scene at its place on earth, at any size."""
 
+import io
 import json
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from ddcat.predict import scenes as scenes_module
 from ddcat.predict.geotiff import SceneError, opened_scene
 from ddcat.predict.run import predict
 from ddcat.predict.sources import find_sources
+from ddcat.predict.tiff_directories import has_more_directories
 from tests.bundles import CLASSES
 from tests.commands import call
 from tests.predict.test_tiled import abstaining, tiled
@@ -166,3 +169,25 @@ def test_a_refusal_names_no_file(tmp_path: Path, scene: tuple[Path, np.ndarray])
                 opened.read(0, 0, opened.height, opened.width)
             assert str(caught.value).startswith("it cannot be read: ")
             assert not any(name in str(caught.value) for name in ("folder", "image", "vsimem", ".tif"))
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_of_many_directories_is_refused_before_all_are_read(big: bool, order: str, tmp_path: Path) -> None:
+    pytest.importorskip("rasterio", reason="rasterio is not installed")
+    head, mark = (16, struct.pack(f"{order}HHHQ", 43, 8, 0, 16)) if big else (8, struct.pack(f"{order}HI", 42, 8))
+    each = 16 if big else 6  # of a directory without entries
+
+    def chain(count: int) -> bytes:
+        form = f"{order}QQ" if big else f"{order}HI"
+        places = [*range(head + each, head + each * count, each), 0]
+        return (b"II" if order == "<" else b"MM") + mark + b"".join(struct.pack(form, 0, place) for place in places)
+
+    assert not has_more_directories(io.BytesIO(chain(1000)), 1000)
+    assert has_more_directories(io.BytesIO(chain(1001)), 1000)
+    (tmp_path / "a.tif").write_bytes(chain(1001))
+    for given in (chain(1001), str(tmp_path / "a.tif")):
+        with pytest.raises(SceneError, match="more than 1000 directories"), opened_scene(given):
+            pass
+    for damaged in (chain(3)[:length] for length in range(head + 3 * each)):
+        assert not has_more_directories(io.BytesIO(damaged), 1000)
