@@ -12,7 +12,7 @@ from ddcat.confidence import NO_THRESHOLD, abstained
 from ddcat.engines import open_engine
 from ddcat.engines.answer_statistics import Statistics, golden_statistics
 from ddcat.engines.base import Closable, Images, Outputs
-from ddcat.engines.errors import InputError
+from ddcat.engines.errors import EngineError, InputError
 from ddcat.engines.golden import check_answers, read_golden
 from ddcat.engines.tiled import TiledEngine
 from ddcat.error_text import first_line
@@ -47,6 +47,8 @@ class Predictor(Closable):
     """
 
     def __init__(self, bundle: bundles.Bundle, *, threads: int | None = None) -> None:
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise EngineError(f"threads {threads!r}: expected a whole number of 1 or more, or None for all cores")
         self.bundle = bundle
         self._engine = open_engine(bundle, threads=threads)
         self._tiled: tuple[int, TiledEngine] | None = None

@@ -66,6 +66,12 @@ def test_what_is_no_image_is_told_in_a_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("threads", [0, -1, "2"])
+def test_a_number_of_threads_that_is_none_is_refused(threads: Any, bundle: Path) -> None:
+    with pytest.raises(EngineError, match=f"threads {threads!r}: expected a whole number of 1 or more"):
+        ddcat.open_bundle(bundle, threads=threads)
+
+
 def test_nothing_is_opened_that_is_not_trusted(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="digest"):
         ddcat.open_bundle(bundle, trust=TrustPolicy.from_options(None, ["0" * 64]))

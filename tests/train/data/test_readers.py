@@ -269,6 +269,12 @@ def test_images_and_labels_that_do_not_pair_are_named(small_folder: Path, write_
     (tmp_path / "train.txt").write_text("train/x.png\n")
     with pytest.raises(DataError, match=r"train\.txt: 'train/x\.png' stands alone, expected 'image labels'"):
         open_dataset("camvid", tmp_path, "train")
+    for file in ("train/x.png", "trainannot/x.png"):
+        write_image(tmp_path / file, GREY)
+    for more in (" and more", ",1"):
+        (tmp_path / "train.txt").write_text(f"train/x.png trainannot/x.png{more}\n")
+        with pytest.raises(DataError, match=r"has 4 columns and is not the name of a file|x\.png,1"):
+            open_dataset("camvid", tmp_path, "train")
     for folder in ("leftImg8bit", "gtFine"):
         (tmp_path / folder / "val").mkdir(parents=True)
     with pytest.raises(DataError, match=r"holds no image, expected files like aachen/aachen_000000_000019_leftImg8bit\.png"):

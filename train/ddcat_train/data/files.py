@@ -131,6 +131,8 @@ class Finder:
         """
         if is_file(path):
             return path
+        if path.suffix and not path.suffix[1:].isalnum():  # such as that of "x.png and more", which is no other form of x.png
+            return path
         there = self._names(path.parent)
         names = (there.get((same_name(path.stem), suffix)) for suffix in suffixes)
         return next((path.with_name(name) for name in names if name is not None), path)
