@@ -198,7 +198,7 @@ REFUSED: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
     "half free": (input_of(TensorProto.FLOAT, ["n", 3, "h", 96]), r"has one free side only"),
     "batch of 4": (input_of(TensorProto.FLOAT, [4, 3, "h", "w"]), r"takes 4 images at a time: expected one, or a free batch"),
     "argmax": (
-        ending("ArgMax", TensorProto.INT64, axis=1, keepdims=0), r"gives last, int64 .*: expected logits .*without the argmax",
+        ending("ArgMax", TensorProto.INT64, axis=1, keepdims=0), r"returns last, int64 .*: expected logits .*without the arg",
     ),
     "sigmoid": (ending("Sigmoid"), r"ends in a Sigmoid, whose masks may overlap: expected logits"),
     "opset 9": (opset_9, r"has opset 9: expected 11 to 22; export it again with opset_version=17"),

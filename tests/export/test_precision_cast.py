@@ -99,5 +99,5 @@ def test_a_layer_of_another_type_is_refused(fp32: bytes) -> None:
     model = onnx.load_model_from_string(cast_graph(fp32, "fp16"))
     with pytest.raises(ExportError, match=r"tensor .* is float16 in a graph at fp32: use bool, float, int32, int64, uint8"):
         check_graph(model, "fp32")
-    with pytest.raises(ExportError, match=r"\(Conv\) is of float in a graph at fp16"):
+    with pytest.raises(ExportError, match=r"\(Conv\) has the types float in a graph at fp16"):
         check_graph(onnx.load_model_from_string(fp32), "fp16")
