@@ -1,10 +1,12 @@
 """CUDA's half of training, on a machine without a GPU: devices, waits and generators of every method's step."""
 
+import functools
 import hashlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -16,7 +18,9 @@ from tests.train import fake_cuda
 
 SOURCE = Path(__file__).with_name("fake_gpu.cpp")
 TINY = ["augment.crop=33", "model.width=4", "train.epochs=3", "train.batch_size=4", "attack.start=random"]
-STEPS = [*(f"{method} fp32" for method in get_args(MethodName)), "undefended bf16", "ddcat bf16"]
+QUICK = ("undefended fp32", "ddcat-n fp32", "trades fp32", "ddcat bf16")
+SLOW = tuple(step for step in (*(f"{method} fp32" for method in get_args(MethodName)), "undefended bf16") if step not in QUICK)
+Faults = Callable[[tuple[str, ...]], dict[str, str | None]]
 
 
 def compiled_gpu() -> Path:
@@ -36,24 +40,29 @@ def compiled_gpu() -> Path:
 
 
 @pytest.fixture(scope="module")
-def faults(tiny_scenes: Path) -> dict[str, str | None]:
-    """The fault of each step and of each planted one, found in a process in which nothing was computed before."""
+def faults(tiny_scenes: Path) -> Faults:
+    """Give the fault of each of some steps and of each planted one, found in a process in which nothing was computed before."""
     if torch.cuda.is_available():
         pytest.skip("a GPU is here: the tests on it say more")
     try:
         library = compiled_gpu()
     except (OSError, subprocess.CalledProcessError) as cause:
         pytest.skip(f"no C++ compiler is here that compiles with torch's headers: {cause}")
-    lines = [*STEPS, *(f"planted {name}" for name in fake_cuda.PLANTED)]
-    command = [sys.executable, str(Path(fake_cuda.__file__)), json.dumps([f"data.root={tiny_scenes}", *TINY]), *lines]
-    environment = {**os.environ, "LD_PRELOAD": str(library)}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    return dict(json.loads(line) for line in done.stdout.splitlines())
+
+    @functools.cache
+    def found(steps: tuple[str, ...]) -> dict[str, str | None]:
+        lines = [*steps, *(f"planted {name}" for name in fake_cuda.PLANTED)]
+        command = [sys.executable, str(Path(fake_cuda.__file__)), json.dumps([f"data.root={tiny_scenes}", *TINY]), *lines]
+        environment = {**os.environ, "LD_PRELOAD": str(library)}
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        return dict(json.loads(line) for line in done.stdout.splitlines())
+
+    return found
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_a_step_is_right_on_cuda_tensors(step: str, faults: dict[str, str | None]) -> None:
-    assert faults[step] is None
+@pytest.mark.parametrize("step", [*QUICK, *(pytest.param(step, marks=pytest.mark.slow) for step in SLOW)])
+def test_a_step_is_right_on_cuda_tensors(step: str, faults: Faults) -> None:
+    assert faults(QUICK if step in QUICK else SLOW)[step] is None
 
 
 @pytest.mark.parametrize(
@@ -66,6 +75,7 @@ def test_a_step_is_right_on_cuda_tensors(step: str, faults: dict[str, str | None
         ("a generator of the CPU", "draws on cuda:0 with a generator of cpu"),
     ],
 )
-def test_a_planted_fault_is_caught(name: str, fault: str, faults: dict[str, str | None]) -> None:
-    assert fault in str(faults[f"planted {name}"])
-    assert faults["planted nothing"] is None
+def test_a_planted_fault_is_caught(name: str, fault: str, faults: Faults) -> None:
+    found = faults(QUICK)
+    assert fault in str(found[f"planted {name}"])
+    assert found["planted nothing"] is None
