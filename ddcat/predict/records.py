@@ -1,13 +1,15 @@
 """What a folder of results holds of its job and of each image, as files."""
 
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ddcat.classes import IGNORE_INDEX, Classes
-from ddcat.engines.answer_statistics import Statistics
 from ddcat.schema import Count, Details, Sha256, StrictModel, Text
+
+if TYPE_CHECKING:
+    from ddcat.engines.answer_statistics import Statistics
 
 __all__ = ["JOB", "RECORDS", "Answer", "Distributions", "Job", "Record"]
 
@@ -63,15 +65,17 @@ class Distributions(StrictModel):
     mean_confidence: float
 
     @classmethod
-    def of(cls, statistics: Statistics) -> "Distributions":
+    def of(cls, statistics: "Statistics") -> "Distributions":
         """Return what a record holds of statistics."""
         values = {
             name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in statistics._asdict().items()
         }
         return cls.model_validate({name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
-    def statistics(self) -> Statistics:
+    def statistics(self) -> "Statistics":
         """Return them as arrays."""
+        from ddcat.engines.answer_statistics import Statistics  # noqa: PLC0415 -- needs safetensors, and what is wrong is said first
+
         values: dict[str, Any] = {name: np.array(value) if isinstance(value, tuple) else value for name, value in self}
         return Statistics(**values)
 

@@ -100,7 +100,7 @@ def test_a_config_json_is_read_without_what_is_no_setting_of_the_network(tmp_pat
         ({"model_type": "swin", "embed_dim": "wide"}, "transformers does not take these settings: .*embed_dim"),
         ({"model_type": "swin", "id2label": {}}, "swin has no setting id2label"),
         (None, "name both"),
-        (3, "valid dictionary"),
+        (3, r"model\.hf: expected keys and values \(found 3\)"),
     ],
     ids=str,
 )

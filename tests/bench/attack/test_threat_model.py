@@ -39,7 +39,7 @@ def test_every_alarm_is_there_with_its_tolerance() -> None:
 def test_the_probe_is_described_as_it_is() -> None:
     text = " ".join(PAGE.split())
     images = probe.run_probe.__kwdefaults__["images"]
-    assert f"on {images} whole images at 8/255: PGD with {probe.FEW} and {probe.MORE} steps, CosPGD at 64/255" in text
+    assert f"on {images} whole images at 8/255. It has PGD with {probe.FEW} and {probe.MORE} steps, CosPGD at 64/255" in text
 
 
 def test_every_attack_of_the_suites_has_an_attacker() -> None:
