@@ -116,13 +116,21 @@ class ClassEntry(StrictModel):
 class Preprocessing(FileRule):
     """What becomes of an image file before the graph; and the graph's own first step, (input / 255 - mean) / std, in fp32."""
 
-    colour: Literal["RGB"] = "RGB"
+    colour: Literal["RGB", "bands"] = Field(default="RGB", description="bands: those that `bands` names.")
     layout: Literal["NHWC"] = "NHWC"
-    mean: tuple[float, float, float] = Field(strict=False)
-    std: tuple[Deviation, Deviation, Deviation] = Field(strict=False)
+    mean: tuple[float, ...] = Field(strict=False, description="Of each channel.")
+    std: tuple[Deviation, ...] = Field(strict=False, description="Of each channel.")
     tiles: Tiles | None = Field(
         default=None, description="How larger images are cut, after all of this but the last step; None: they are not."
     )
+
+    @model_validator(mode="after")
+    def _of_each_channel(self) -> "Preprocessing":
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"expected mean and std of {self.channels} channels, got {len(self.mean)} and {len(self.std)}")
+        if (self.colour == "bands") != (self.bands is not None):
+            raise ValueError(f"colour {self.colour} and bands {self.bands} do not go together")
+        return self
 
     def cuts(self, height: int, width: int) -> bool:
         """Return whether an image of some size, as prepared for the graph, is cut into tiles."""

@@ -9,8 +9,10 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
+from ddcat.band_files import decode_bands
+from ddcat.bands import Bands, band_count, by_band
 from ddcat.image_files import orientation_of
 from ddcat.image_pixels import decode_image
 from ddcat.schema import StrictModel
@@ -23,6 +25,7 @@ __all__ = [
     "Preprocessed",
     "Resize",
     "apply_rule",
+    "decoded",
     "network_size",
     "preprocess",
     "restore",
@@ -66,7 +69,23 @@ class FileRule(StrictModel):
         description="For files of 16 bits a channel: the values that become 0 and 255, with 8 bits between them; what lies "
         "beyond is clipped, and files of 8 bits are refused. None: files of 8 bits, as they are; those of 16 are refused.",
     )
+    bands: Bands | None = Field(
+        default=None,
+        description="The number of bands of a file, all of which are read; or the bands that are read, counted from 1, in this "
+        "order. None: red, green and blue; grey and palettes become these, and files of other bands are refused.",
+    )
     resize: Resize | None = Field(default=None, description="None: images keep their size.")
+
+    @model_serializer(mode="wrap")
+    def _without_bands(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `bands` where there are none, as files of earlier versions do."""
+        values: dict[str, Any] = handler(self)
+        return values if self.bands is not None else {key: value for key, value in values.items() if key != "bands"}
+
+    @property
+    def channels(self) -> int:
+        """The number of bands of an image in the graph."""
+        return band_count(self.bands)
 
     @property
     def long_side(self) -> int | None:
@@ -89,8 +108,8 @@ class Preprocessed(NamedTuple):
 
     Attributes
     ----------
-    pixels : (H, W, 3) uint8
-        RGB.
+    pixels : (H, W, C) uint8
+        RGB, or the bands of the rule.
     size : (height, width)
         The image's own, before it was resized: that of its mask.
     """
@@ -105,8 +124,9 @@ def preprocess(image: bytes | U8, rule: FileRule) -> Preprocessed:
 
     Parameters
     ----------
-    image : bytes or (H, W, 3) uint8
-        A whole JPEG, PNG or WebP file, or its pixels in RGB, which are neither turned again nor brought to 8 bits.
+    image : bytes or (H, W, C) uint8
+        A whole JPEG, PNG or WebP file, or for bands a TIFF file; or its pixels, which are neither turned again nor brought to
+        8 bits.
     rule : FileRule
         `bundle.manifest.preprocessing`.
 
@@ -115,11 +135,14 @@ def preprocess(image: bytes | U8, rule: FileRule) -> Preprocessed:
     ImageFileError
         Where the file is damaged, of another format, or would have to be guessed at; the message does not name it.
     """
-    if isinstance(image, bytes):
-        pixels = turned(decode_image(image, rule.values), orientation_of(image) if rule.orientation == "exif" else 1)
-    else:
-        pixels = image
+    pixels = decoded(image, rule) if isinstance(image, bytes) else image
     return Preprocessed(apply_rule(pixels, rule), (pixels.shape[0], pixels.shape[1]))
+
+
+def decoded(content: bytes, rule: FileRule) -> U8:
+    """Decode a whole file, and turn it as the rule says; errors as `preprocess`."""
+    pixels = decode_image(content, rule.values) if rule.bands is None else decode_bands(content, rule.bands, rule.values)
+    return turned(pixels, orientation_of(content) if rule.orientation == "exif" else 1)
 
 
 def apply_rule(pixels: U8, rule: FileRule) -> U8:
@@ -128,12 +151,12 @@ def apply_rule(pixels: U8, rule: FileRule) -> U8:
 
     Parameters
     ----------
-    pixels : (H, W, 3) uint8
+    pixels : (H, W, C) uint8
     rule : FileRule
 
     Returns
     -------
-    (h, w, 3) uint8
+    (h, w, C) uint8
         Of `network_size`; the same array where there is nothing to do.
     """
     if rule.resize is None:
@@ -190,11 +213,11 @@ def _resized(pixels: U8, size: Size, kernel: Kernel) -> U8:
     if kernel == "antialias":
         from PIL import Image  # noqa: PLC0415 -- arrays that keep their size need no library of images
 
-        return np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
+        return by_band(lambda part: np.asarray(Image.fromarray(part).resize(size[::-1], Image.Resampling.BILINEAR)), pixels)
     cv2 = _opencv()
     grows = size[0] > pixels.shape[0] or size[1] > pixels.shape[1]
     method = cv2.INTER_AREA if kernel == "area" and not grows else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(pixels, size[::-1], interpolation=method), dtype=np.uint8)
+    return by_band(lambda part: np.asarray(cv2.resize(part, size[::-1], interpolation=method), dtype=np.uint8), pixels)
 
 
 def _opencv() -> Any:

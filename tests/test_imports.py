@@ -30,13 +30,17 @@ ENGINES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "tensorrt_bind
 OF_PREDICT = {
     "formats.py": {"PIL"},
     "results.py": {"PIL"},
-    "geotiff.py": {"rasterio"},
     "sources.py": {"fsspec"},
     "video.py": {"av"},
     "on_ray.py": {"ray"},  # at its top: it is imported in a function
 }  # in functions
 CORE = {"numpy", "pydantic", "rich", "typer", "yaml"}  # and the standard library
-OF_IMAGES = {"preprocess.py": {"PIL", "cv2"}, "image_pixels.py": {"PIL", "cv2"}}
+OF_IMAGES = {
+    "preprocess.py": {"PIL", "cv2"},
+    "image_pixels.py": {"PIL", "cv2"},
+    "band_files.py": {"cv2"},
+    "geotiff.py": {"rasterio"},
+}
 
 
 def imports(file: Path, *, types: bool = True) -> Iterator[tuple[str, int]]:

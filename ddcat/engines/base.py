@@ -91,7 +91,7 @@ class LoadedGraph(_Loaded, Protocol):
 
     def run(self, images: npt.NDArray[Any]) -> Outputs:
         """
-        Run the graph on images, which should be (N, H, W, 3) uint8.
+        Run the graph on images, which should be (N, H, W, C) uint8.
 
         Raises
         ------
@@ -109,8 +109,8 @@ class Engine(_Loaded, Protocol):
 
         Parameters
         ----------
-        images : (N, H, W, 3) uint8
-            RGB.
+        images : (N, H, W, C) uint8
+            RGB, or the bands of the manifest.
 
         Raises
         ------
@@ -158,12 +158,12 @@ class CheckedEngine(Closable):
         except EngineError:
             graph.close()
             raise
-        self._graph, self._shapes = graph, manifest.shapes
+        self._graph, self._manifest = graph, manifest
         self.inputs, self.outputs, self.description = graph.inputs, graph.outputs, graph.description
 
     def infer(self, images: Images) -> Outputs:
         """Segment a batch: see `Engine.infer`."""
-        check_images(images, self._shapes)
+        check_images(images, self._manifest.shapes, self._manifest.preprocessing.channels)
         outputs = self._graph.run(images)
         if outputs.labels.shape != images.shape[:3] or outputs.labels.dtype != np.uint8:
             raise EngineError(f"labels {outputs.labels.dtype} {outputs.labels.shape} came back for images {images.shape}")
@@ -178,10 +178,10 @@ class CheckedEngine(Closable):
         self._graph.close()
 
 
-def smallest_batch(shapes: InputShapes) -> Images:
+def smallest_batch(shapes: InputShapes, channels: int = 3) -> Images:
     """Return black images of the smallest batch and size that an engine takes."""
     height, width = shapes.sizes[0] if shapes.sizes is not None else (shapes.height.minimum, shapes.width.minimum)
-    return np.zeros((shapes.batch.minimum, height, width, 3), np.uint8)
+    return np.zeros((shapes.batch.minimum, height, width, channels), np.uint8)
 
 
 @contextlib.contextmanager

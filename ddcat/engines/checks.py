@@ -22,24 +22,26 @@ __all__ = [
 _OUTPUTS = ("labels", "logits", "confidence")
 
 
-def check_images(images: npt.NDArray[Any], shapes: InputShapes) -> None:
+def check_images(images: npt.NDArray[Any], shapes: InputShapes, channels: int = 3) -> None:
     """
     Refuse images that an engine does not take.
 
     Parameters
     ----------
     images : array
-        Should be (N, H, W, 3) uint8.
+        Should be (N, H, W, C) uint8.
     shapes : InputShapes
         From the bundle's manifest.
+    channels : int
+        C.
 
     Raises
     ------
     InputError
         Naming the sizes that it takes.
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise InputError(f"images are uint8 of shape (N, H, W, 3), not {images.dtype} of shape {images.shape}")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != channels:
+        raise InputError(f"images are uint8 of shape (N, H, W, {channels}), not {images.dtype} of shape {images.shape}")
     count, height, width, _ = images.shape
     check_size(count, height, width, shapes)
 

@@ -34,7 +34,7 @@ class Example(NamedTuple):
     ----------
     name : str
         "clean.N" or "adversarial.N": the same picture, without and with attack.
-    image : (H, W, 3) uint8
+    image : (H, W, C) uint8
     labels : (H, W) uint8
     """
 
@@ -75,7 +75,7 @@ def label_images(engine: Engine, images: Mapping[str, Images], *, batch: int = 1
     Parameters
     ----------
     engine : Engine
-    images : mapping of str to (H, W, 3) uint8
+    images : mapping of str to (H, W, C) uint8
         Keys are names of `Example`.
     batch : int
         The engine's minimum batch size; each image is repeated to fill it.
@@ -109,10 +109,10 @@ def read_golden(bundle: Bundle) -> tuple[Example, ...]:
         tensors = safetensors.numpy.load(bundle.files[golden.file])
     except (SafetensorError, KeyError) as cause:  # the second: a type that numpy does not have
         raise EngineError(f"{bundle.path / golden.file} is not a safetensors file of uint8 ({cause}): export again") from cause
-    examples = []
+    examples, channels = [], bundle.manifest.preprocessing.channels
     for key in sorted(key for key in tensors if key.endswith(".image")):
         name, image, labels = key.removesuffix(".image"), tensors[key], tensors.get(f"{key.removesuffix('.image')}.labels")
-        if labels is None or {image.dtype, labels.dtype} != {np.dtype(np.uint8)} or image.shape != (*labels.shape, 3):
+        if labels is None or {image.dtype, labels.dtype} != {np.dtype(np.uint8)} or image.shape != (*labels.shape, channels):
             raise EngineError(f"{bundle.path / golden.file} holds no labels that fit {key}: export again")
         examples.append(Example(name, image, labels))
     names = {f"{kind}.{place}" for kind in ("clean", "adversarial") for place in range(golden.images)}
@@ -184,9 +184,9 @@ def check_answers(
     EngineError
         Where the engine fails, or gives other labels than when it was exported.
     """
-    shapes, classes = bundle.manifest.shapes, len(bundle.manifest.classes)
+    shapes, classes, channels = bundle.manifest.shapes, len(bundle.manifest.classes), bundle.manifest.preprocessing.channels
     for height, width in shapes.sizes or [(shapes.height.minimum, shapes.width.minimum)]:
-        labels = engine.infer(np.zeros((shapes.batch.minimum, height, width, 3), np.uint8)).labels
+        labels = engine.infer(np.zeros((shapes.batch.minimum, height, width, channels), np.uint8)).labels
         if labels.max() >= classes:
             raise EngineError(f"{bundle.path} gives label {labels.max()}, but its manifest names {classes} classes")
     if not examples:

@@ -215,7 +215,7 @@ def open_checked(
     """Open a graph, and check the kernels of one small batch: they alone show the provider and precision in effect."""
     with temporary_directory() as folder:
         graph = OrtGraph(content, provider=provider, threads=threads, profile=folder / "profile")
-        graph.run(smallest_batch(shapes))
+        graph.run(smallest_batch(shapes, int(graph.inputs[0].shape[3])))
         kernels = [kernel for kernel in graph.kernels() if any(name in kernel["op_name"] for name in _HEAVY)]
     elsewhere = Counter(kernel["provider"] for kernel in kernels if kernel["provider"] != provider)
     if elsewhere:

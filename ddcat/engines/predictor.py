@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddcat import bundle as bundles
+from ddcat.bands import form_of, is_image
 from ddcat.classes import Classes
 from ddcat.confidence import NO_THRESHOLD, abstained
 from ddcat.engines import open_engine
@@ -75,9 +76,9 @@ class Predictor(Closable):
 
         Parameters
         ----------
-        image : path or (H, W, 3) uint8
-            A JPEG, PNG or WebP file, or pixels in RGB. It becomes the engine's input by the rule of the bundle, as in
-            training and in the gate: see `ddcat.preprocess`.
+        image : path or (H, W, C) uint8
+            A JPEG, PNG or WebP file, for bands a TIFF, too; or pixels in RGB or of the bands. It becomes the engine's input by
+            the rule of the bundle, as in training and in the gate: see `ddcat.preprocess`.
         abstain : bool
             Give no class to pixels whose confidence is not above the threshold of the bundle.
 
@@ -96,10 +97,12 @@ class Predictor(Closable):
         if isinstance(image, str | Path):
             prepared = self._read(Path(image))
         else:
-            if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            rule = self.bundle.manifest.preprocessing
+            if not is_image(image, rule.channels):
                 form = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
-                raise InputError(f"image: expected a path or a uint8 array (height, width, 3) in RGB, got {form}")
-            prepared = preprocess(image, self.bundle.manifest.preprocessing)
+                expected = f"(height, width, {rule.channels}) {form_of(rule.channels)}"
+                raise InputError(f"image: expected a path or a uint8 array {expected}, got {form}")
+            prepared = preprocess(image, rule)
         height, width, _ = prepared.pixels.shape
         cut = self.cuts(height, width)
         outputs = self.tiled().outputs(prepared.pixels) if cut else self.infer(prepared.pixels[None])
@@ -147,8 +150,8 @@ class Predictor(Closable):
 
         Parameters
         ----------
-        images : (N, H, W, 3) uint8
-            RGB, as `ddcat.preprocess.preprocess` makes them.
+        images : (N, H, W, C) uint8
+            As `ddcat.preprocess.preprocess` makes them.
 
         Returns
         -------

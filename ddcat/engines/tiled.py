@@ -31,7 +31,7 @@ class TiledEngine:
     Parameters
     ----------
     infer : callable
-        Of the engine: images (N, H, W, 3) uint8 to outputs with logits.
+        Of the engine: images (N, H, W, C) uint8 to outputs with logits.
     manifest : Manifest
         With `preprocessing.tiles`.
     batch : int
@@ -63,7 +63,7 @@ class TiledEngine:
         ----------
         height, width : int
         read : callable
-            Of top, left, height and width of a part of the image: its pixels, (height, width, 3) uint8.
+            Of top, left, height and width of a part of the image: its pixels, (height, width, C) uint8.
         """
         size = check_tile(self._manifest, height, width)
 
@@ -75,7 +75,7 @@ class TiledEngine:
         return blended_bands(height, width, self.tiles, logits_of, batch=self._batch, temperature=self._temperature)
 
     def outputs(self, pixels: U8) -> Outputs:
-        """Label an image, (H, W, 3) uint8, that is in memory: outputs of a batch of one, without logits."""
+        """Label an image, (H, W, C) uint8, that is in memory: outputs of a batch of one, without logits."""
         height, width, _ = pixels.shape
         return joined(self.bands(height, width, lambda y, x, rows, columns: pixels[y : y + rows, x : x + columns]))
 
@@ -86,7 +86,7 @@ class TiledEngine:
 
     def _found(self) -> bool:
         side = self.tiles.side
-        noise = np.random.default_rng(0).integers(0, 256, (self._least, -(-side // 8), -(-side // 8), 3), np.uint8)
+        noise = np.random.default_rng(0).integers(0, 256, (self._least, -(-side // 8), -(-side // 8), self._manifest.preprocessing.channels), np.uint8)
         image = noise.repeat(8, 1).repeat(8, 2)[:, :side, :side]
         outputs = self._infer(np.ascontiguousarray(image))
         assert outputs.logits is not None

@@ -10,7 +10,7 @@ from ddcat.engines.answer_statistics import Statistics, describe
 from ddcat.engines.predictor import Predictor
 from ddcat.engines.tiled import label_bands
 from ddcat.errors import DdcatError
-from ddcat.predict.geotiff import opened_scene
+from ddcat.geotiff import opened_scene
 from ddcat.predict.records import Answer
 from ddcat.predict.results import Results
 from ddcat.predict.sources import Source

@@ -314,7 +314,7 @@ def diff_layers(
     if precision == "fp16":
         content = cast_graph(content, precision)
     progress("comparing each layer with PyTorch")
-    return compare_layers(content, segmenter, sample_images(shapes_of(sizes)[-1], 0))
+    return compare_layers(content, segmenter, sample_images(shapes_of(sizes)[-1], 0, segmenter.bands))
 
 
 def _data(

@@ -150,7 +150,7 @@ def _with_one_branch(method: MethodConfig) -> MethodConfig:
 
 def _batches(config: Config, root: Path, size: tuple[int, int] | None, updates: int) -> Generator[Batch, None, None]:
     data, augment = config.data, config.augment
-    crops = AUGMENTATIONS[augment.policy](crop=size or augment.crop, scale=augment.scale)
+    crops = AUGMENTATIONS[augment.policy](crop=size or augment.crop, scale=augment.scale, mean=config.fill)
     return train_batches(
         open_dataset(data.name, root, data.train_split, rule=data.rule()),
         corrupted(crops, augment.corruptions, share=augment.corrupted_share),

@@ -40,7 +40,7 @@ def golden_images(segmenter: Segmenter, data: ExportData, shapes: InputShapes) -
     DataError
     """
     sizes = _sizes(shapes)
-    pictures, source = data.pictures(len(sizes)) or _generated(sizes)
+    pictures, source = data.pictures(len(sizes)) or _generated(sizes, segmenter.bands)
     images = {}
     for index, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
         height, width = size or (min(side, _LARGEST) for side in picture.shape[:2])
@@ -59,8 +59,8 @@ def _sizes(shapes: InputShapes) -> list[tuple[int, int] | None]:
     return [ladder[spread(index, _COUNT, len(ladder))] for index in range(_COUNT)] if len(ladder) > _COUNT else [*ladder]
 
 
-def _generated(sizes: list[tuple[int, int] | None]) -> tuple[list[Images], str]:
-    pictures = [sample_images((1, *(size or (_LARGEST, _LARGEST))), index)[0] for index, size in enumerate(sizes)]
+def _generated(sizes: list[tuple[int, int] | None], channels: int) -> tuple[list[Images], str]:
+    pictures = [sample_images((1, *(size or (_LARGEST, _LARGEST))), index, channels)[0] for index, size in enumerate(sizes)]
     return pictures, "generated noise and waves, because the data set was missing"
 
 

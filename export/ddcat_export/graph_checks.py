@@ -72,7 +72,15 @@ def check_graph(model: onnx.ModelProto, precision: Precision, opset: int = OPSET
             raise ExportError(f"{name} is {_name(types.get(name))} in the graph, expected {_name(kind)}")
 
 
-def check_form(model: onnx.ModelProto, classes: int, size: tuple[int, int] | None, *, logits: bool, confidence: bool) -> None:
+def check_form(
+    model: onnx.ModelProto,
+    classes: int,
+    size: tuple[int, int] | None,
+    *,
+    channels: int = 3,
+    logits: bool,
+    confidence: bool,
+) -> None:
     """
     Refuse a graph whose inputs and outputs, with their types and axes, are not the requested ones.
 
@@ -82,6 +90,8 @@ def check_form(model: onnx.ModelProto, classes: int, size: tuple[int, int] | Non
     classes : int
     size : (height, width) or None
         Size of the images; None: free.
+    channels : int
+        Of the images.
     logits, confidence : bool
         These are outputs.
 
@@ -92,7 +102,7 @@ def check_form(model: onnx.ModelProto, classes: int, size: tuple[int, int] | Non
     height, width = size or ("height", "width")
     outputs = {value.name: value for value in model.graph.output}
     expected: dict[str, tuple[int, tuple[int | str, ...]]] = {
-        _IMAGE: (TensorProto.UINT8, ("batch", height, width, 3)),
+        _IMAGE: (TensorProto.UINT8, ("batch", height, width, channels)),
         _LABELS: (TensorProto.UINT8, ("batch", height, width)),
     }
     if logits:

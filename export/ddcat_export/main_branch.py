@@ -82,7 +82,7 @@ def prove_main_branch(
                 f"{_shape(second)} and {_shape(first)}"
             )
         raise ExportError(f"{needless}: {node} changes when their weights are NaN, so it is not the main branch alone")
-    images, _ = traced_input(sizes, first)
+    images, _ = traced_input(sizes, first, segmenter.bands)
     size = (images.shape[1], images.shape[2])
     counted, needed = multiply_adds(content, size), _counted(program, images)
     if counted != needed:
@@ -97,7 +97,7 @@ def _export(
     segmenter: Segmenter, *, sizes: Sizes | None, logits: bool, confidence: bool
 ) -> tuple[torch.onnx.ONNXProgram, bytes]:
     program = trace(segmenter, sizes=sizes, confidence=confidence, traced=(3, *segmenter.traced[1]))
-    return program, as_graph(program, segmenter.classes, sizes=sizes, logits=logits, confidence=confidence)
+    return program, as_graph(program, segmenter, sizes=sizes, logits=logits, confidence=confidence)
 
 
 def _spoil(head: nn.Module) -> int:

@@ -62,8 +62,8 @@ class MainBranchModule(nn.Module):
 
         Parameters
         ----------
-        image : (N, H, W, 3) uint8
-            RGB.
+        image : (N, H, W, C) uint8
+            RGB, or the bands of the configuration.
 
         Returns
         -------
@@ -74,7 +74,7 @@ class MainBranchModule(nn.Module):
             Probability of the label, in [0, 1]: the softmax of all logits, at the resolution of the image.
         """
         # TensorRT casts uint8 from and to float only, and computes nothing else on it: cast first, and back by way of float.
-        planes = (image.to(torch.float32) / 255).permute(0, 3, 1, 2)  # (N, 3, H, W)
+        planes = (image.to(torch.float32) / 255).permute(0, 3, 1, 2)  # (N, C, H, W)
         features = self.segmenter.features(planes)
         logits = self.segmenter.low_resolution_logits("main", features)
         full = self.segmenter.enlarge(logits, features.size)  # (N, K, H, W)
@@ -113,10 +113,12 @@ def build_graph(segmenter: Segmenter, *, sizes: Sizes | None, logits: bool, conf
         Where the exporter refuses, or the graph has another opset, domain, type, input or output than requested.
     """
     program = trace(segmenter, sizes=sizes, confidence=confidence)
-    return as_graph(program, segmenter.classes, sizes=sizes, logits=logits, confidence=confidence)
+    return as_graph(program, segmenter, sizes=sizes, logits=logits, confidence=confidence)
 
 
-def as_graph(program: torch.onnx.ONNXProgram, classes: int, *, sizes: Sizes | None, logits: bool, confidence: bool) -> bytes:
+def as_graph(
+    program: torch.onnx.ONNXProgram, segmenter: Segmenter, *, sizes: Sizes | None, logits: bool, confidence: bool
+) -> bytes:
     """Make the ONNX file from the program of `trace` with the same options, and check its form: see `build_graph`."""
     model: onnx.ModelProto = program.model_proto
     _rename(model)
@@ -126,7 +128,7 @@ def as_graph(program: torch.onnx.ONNXProgram, classes: int, *, sizes: Sizes | No
     if not logits:
         del model.graph.output[1]  # the tensor stays, under its name: see `with_logits`
     size = sizes[0] if sizes is not None and len(sizes) == 1 else None
-    check_form(model, classes, size, logits=logits, confidence=confidence)
+    check_form(model, segmenter.classes, size, channels=segmenter.bands, logits=logits, confidence=confidence)
     check_graph(model, "fp32")
     content: bytes = model.SerializeToString(deterministic=True)
     return content
@@ -165,7 +167,7 @@ def trace(
             f"this network pads images to {segmenter.largest}x{segmenter.largest}, so it exports for one image size only: use "
             "--size HxW"
         )
-    images, free = traced_input(sizes, traced or (2, *segmenter.traced[0]))
+    images, free = traced_input(sizes, traced or (2, *segmenter.traced[0]), segmenter.bands)
     try:
         with quiet(), torch.no_grad(), ExportForms():
             program = torch.onnx.export(
@@ -189,13 +191,13 @@ def trace(
     return program
 
 
-def traced_input(sizes: Sizes | None, traced: tuple[int, int, int]) -> tuple[Tensor, dict[int, Any]]:
+def traced_input(sizes: Sizes | None, traced: tuple[int, int, int], channels: int) -> tuple[Tensor, dict[int, Any]]:
     """
     Return the example that the exporter traces.
 
     Returns
     -------
-    images : (N, H, W, 3) uint8
+    images : (N, H, W, C) uint8
         Zeros, of the one size or of `traced`.
     free : dict of int to torch.export.Dim
         The axes that may have other sizes.
@@ -206,7 +208,7 @@ def traced_input(sizes: Sizes | None, traced: tuple[int, int, int]) -> tuple[Ten
         height, width = sizes[0]
     else:
         free |= {axis: torch.export.Dim(name, min=MINIMUM_SIZE) for axis, name in ((1, "height"), (2, "width"))}
-    return torch.zeros(batch, height, width, 3, dtype=torch.uint8), free
+    return torch.zeros(batch, height, width, channels, dtype=torch.uint8), free
 
 
 @contextlib.contextmanager

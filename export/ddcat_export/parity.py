@@ -59,7 +59,7 @@ def shapes_of(sizes: Sizes | None) -> tuple[Shape, ...]:
     return (_FREE[0], *((1 + index % 2, *size) for index, size in enumerate(sizes)))
 
 
-def sample_images(shape: Shape, seed: int) -> npt.NDArray[np.uint8]:
+def sample_images(shape: Shape, seed: int, channels: int = 3) -> npt.NDArray[np.uint8]:
     """
     Draw images to compare on: noise in the even places of the batch, smooth waves of colour in the odd ones.
 
@@ -71,15 +71,15 @@ def sample_images(shape: Shape, seed: int) -> npt.NDArray[np.uint8]:
 
     Returns
     -------
-    (N, H, W, 3) uint8
+    (N, H, W, C) uint8
     """
     count, height, width = shape
     random = np.random.default_rng([seed, *shape])
-    images = random.integers(0, 256, (count, height, width, 3), np.uint8)
+    images = random.integers(0, 256, (count, height, width, channels), np.uint8)
     rows, columns = np.arange(height)[:, None, None], np.arange(width)[None, :, None]
     for index in range((seed + 1) % 2, count, 2):
-        waves, phase = random.uniform(-0.15, 0.15, (2, 3)), random.uniform(0, 2 * np.pi, 3)
-        images[index] = 127.5 + 127 * np.sin(waves[0] * rows + waves[1] * columns + phase)  # (H, W, 3)
+        waves, phase = random.uniform(-0.15, 0.15, (2, channels)), random.uniform(0, 2 * np.pi, channels)
+        images[index] = 127.5 + 127 * np.sin(waves[0] * rows + waves[1] * columns + phase)  # (H, W, C)
     return images
 
 
@@ -119,7 +119,7 @@ def check_parity(
         with OrtGraph(content) as served, OrtGraph(with_logits(content)) as inner:
             for shape in shapes:
                 for seed in (0, 1):
-                    images = sample_images(shape, seed)
+                    images = sample_images(shape, seed, segmenter.bands)
                     try:
                         result = _compare(served, inner, segmenter, images, tolerance, temperature)
                     except _OtherValuesError as fault:

@@ -138,7 +138,8 @@ class CheckpointSource(Source):
     def preprocessing(self, segmenter: Segmenter) -> Preprocessing:
         """Describe how its images are read, and the network's first layer."""
         mean, std = _decimals(segmenter.normalise.mean), _decimals(segmenter.normalise.std)
-        return Preprocessing(**dict(self.reference.data.rule), mean=mean, std=std)
+        rule = self.reference.data.rule
+        return Preprocessing(**dict(rule), colour="RGB" if rule.bands is None else "bands", mean=mean, std=std)
 
 
 class OnnxSource(Source):
@@ -340,7 +341,6 @@ def open_source(path: Path, options: OnnxOptions, *, data_root: Path | None = No
     return OnnxSource(float_file, open_onnx(path, options, data_root=data_root))
 
 
-def _decimals(values: Tensor) -> tuple[float, float, float]:
+def _decimals(values: Tensor) -> tuple[float, ...]:
     # by way of float32's own shortest decimals: 0.485, not 0.48500001430511475
-    first, second, third = (float(str(value)) for value in values.flatten().numpy().astype(np.float32))
-    return first, second, third
+    return tuple(float(str(value)) for value in values.flatten().numpy().astype(np.float32))

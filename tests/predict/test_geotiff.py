@@ -15,8 +15,8 @@ from PIL import Image
 from ddcat.bundle import Bundle, write_bundle
 from ddcat.classes import colour_table
 from ddcat.errors import WriteError
+from ddcat.geotiff import SceneError, opened_scene
 from ddcat.predict import scenes as scenes_module
-from ddcat.predict.geotiff import SceneError, opened_scene
 from ddcat.predict.run import predict
 from ddcat.predict.sources import find_sources
 from ddcat.predict.tiff_directories import has_more_directories

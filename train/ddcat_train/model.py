@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ddcat.bands import form_of, is_image
 from ddcat.classes import Classes
 from ddcat.metrics import miou, pixel_accuracy
 from ddcat_train.checkpoints import load_checkpoint
@@ -93,8 +94,8 @@ class Model:
 
         Parameters
         ----------
-        image : (H, W, 3) uint8
-            RGB.
+        image : (H, W, C) uint8
+            RGB, or the bands of its data.
 
         Returns
         -------
@@ -105,8 +106,10 @@ class Model:
         ------
         DataError
         """
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise DataError(f"image: expected a uint8 array (height, width, 3) in RGB, got {_form(image)}")
+        channels = self.reference.data.rule.channels
+        if not is_image(image, channels):
+            expected = f"(height, width, {channels}) {form_of(channels)}"
+            raise DataError(f"image: expected a uint8 array {expected}, got {_form(image)}")
         with torch.no_grad():
             labels = self(to_planes(image[None], self.device)).argmax(1)[0]
         return labels.to(torch.uint8).cpu().numpy()

@@ -31,7 +31,7 @@ _TYPES = (  # in the words of the engine inspector, to be tried in this order; o
 
 
 class Profile(NamedTuple):
-    """Shapes (N, H, W, 3) that kernels are chosen for: from the smallest to the largest, fastest at the best."""
+    """Shapes (N, H, W, C) that kernels are chosen for: from the smallest to the largest, fastest at the best."""
 
     least: Shape
     best: Shape
@@ -46,7 +46,7 @@ def version_of(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def profiles_of(shapes: InputShapes) -> tuple[Profile, ...]:
+def profiles_of(shapes: InputShapes, channels: int = 3) -> tuple[Profile, ...]:
     """
     Return one profile for each listed size, or one for all sizes.
 
@@ -64,8 +64,8 @@ def profiles_of(shapes: InputShapes) -> tuple[Profile, ...]:
                 f"a plan has memory for the largest images, but this {axis} has no upper end: state the largest, or sizes"
             )
     if shapes.sizes is not None:
-        return tuple(_profile(batch, (side, side), (other, other)) for side, other in shapes.sizes)
-    return (_profile(batch, _ends(shapes.height), _ends(shapes.width)),)
+        return tuple(_profile(batch, (side, side), (other, other), channels) for side, other in shapes.sizes)
+    return (_profile(batch, _ends(shapes.height), _ends(shapes.width), channels),)
 
 
 def profile_for(profiles: Collection[Profile], shape: tuple[int, ...]) -> int:
@@ -194,10 +194,12 @@ def _numbers(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", version)]
 
 
-def _profile(batch: DimRange, height: tuple[int, int], width: tuple[int, int]) -> Profile:
+def _profile(batch: DimRange, height: tuple[int, int], width: tuple[int, int], channels: int) -> Profile:
     most = batch.maximum or batch.minimum  # has one: `profiles_of` looks
     return Profile(
-        (batch.minimum, height[0], width[0], 3), (batch.minimum, height[1], width[1], 3), (most, height[1], width[1], 3)
+        (batch.minimum, height[0], width[0], channels),
+        (batch.minimum, height[1], width[1], channels),
+        (most, height[1], width[1], channels),
     )
 
 

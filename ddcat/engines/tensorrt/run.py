@@ -139,7 +139,7 @@ def load_plan(api: Api, bundle: Bundle, *, host_code: bool = False) -> CheckedEn
     graph = TensorRtGraph(
         api,
         bundle.files[entry.file],
-        profiles_of(bundle.manifest.shapes),
+        profiles_of(bundle.manifest.shapes, bundle.manifest.preprocessing.channels),
         precision=entry.effective_precision,
         cuda_graphs=entry.options.get("cuda_graphs") is True,
         host_code=host_code,

@@ -83,7 +83,7 @@ def twin_of(bundle: Bundle) -> Twin:
     twin = Twin(bundle.files[engine.file if engine.file.endswith(".onnx") else engine.graph])
     height, width = shapes.sizes[0] if shapes.sizes is not None else (shapes.height.minimum, shapes.width.minimum)
     with torch.no_grad():
-        twin(torch.zeros(shapes.batch.minimum, 3, height, width))
+        twin(torch.zeros(shapes.batch.minimum, bundle.manifest.preprocessing.channels, height, width))
     return twin
 
 

@@ -17,6 +17,7 @@ import simplejpeg  # type: ignore[import-untyped]
 from PIL import Image, UnidentifiedImageError
 
 from ddcat.error_text import first_line
+from ddcat.geotiff import is_tiff
 from ddcat.image_files import (
     AnimationError,
     ImageFileError,
@@ -31,7 +32,7 @@ from ddcat.image_files import (
 from ddcat.image_pixels import check_depth, decode_16_bits
 from ddcat.preprocess import AS_STORED, FileRule, turned
 from ddcat_serve.errors import RequestError
-from ddcat_serve.http.tiffs import decode_tiff, is_tiff, tiff_size
+from ddcat_serve.http.tiffs import decode_tiff, tiff_size
 
 __all__ = ["TIFF_AND_RESIZE", "decode", "size_of"]
 

@@ -20,6 +20,7 @@ from ddcat.atomic_files import translate_os_errors
 from ddcat.engines.checks import check_size
 from ddcat.error_text import first_line
 from ddcat.errors import WriteError
+from ddcat.geotiff import is_tiff
 from ddcat.preprocess import network_size
 from ddcat_serve.errors import RequestError, naming_files
 from ddcat_serve.http.byte_ranges import RangedFile
@@ -28,7 +29,7 @@ from ddcat_serve.http.job_runner import JobRunner
 from ddcat_serve.http.job_store import JobRecord
 from ddcat_serve.http.request_body import body_pieces
 from ddcat_serve.http.server_state import ERRORS, PROVENANCE_HEADERS, FiniteJson, ServerState, provenance_headers
-from ddcat_serve.http.tiffs import is_tiff, read_scene
+from ddcat_serve.http.tiffs import read_scene
 from ddcat_serve.inference.large_images import check_cut, most_blend_bytes
 from ddcat_serve.inference.model_registry import choose_model
 from ddcat_serve.inference.served_model import ServedModel, worker_errors_as_http

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from ddcat.confidence import NO_THRESHOLD
 from ddcat.engines.errors import InputError
+from ddcat.geotiff import is_tiff
 from ddcat.preprocess import AS_STORED, FileRule, network_size
 from ddcat_serve.errors import RequestError, naming_files
 from ddcat_serve.http.content_negotiation import Representation, negotiate
@@ -22,7 +23,6 @@ from ddcat_serve.http.decoding import size_of
 from ddcat_serve.http.request_body import Upload, read_images
 from ddcat_serve.http.segmentation import JSON, PNG, RAW, REPRESENTATIONS, TIFF, Encoded, Place, Segmentation
 from ddcat_serve.http.server_state import ERRORS, ServerState, provenance_headers
-from ddcat_serve.http.tiffs import is_tiff
 from ddcat_serve.inference.large_images import QueuedInference, admit_cut, most_blend_bytes
 from ddcat_serve.inference.model_registry import Models, choose_model
 from ddcat_serve.inference.served_model import ServedModel

@@ -10,19 +10,14 @@ from PIL import Image
 
 from ddcat.classes import Classes, colour_table
 from ddcat.errors import DdcatError
-from ddcat.predict.geotiff import Scene, SceneError, opened_scene
+from ddcat.geotiff import Scene, SceneError, is_tiff, opened_scene
 from ddcat_serve.errors import RequestError
 
-__all__ = ["decode_tiff", "encode_tiff", "is_tiff", "read_scene", "tiff_size"]
+__all__ = ["decode_tiff", "encode_tiff", "read_scene", "tiff_size"]
 
 _MOST_BLOCK_BYTES = 2**26  # of the smallest part of a file that can be read
 
 U8 = npt.NDArray[np.uint8]
-
-
-def is_tiff(content: bytes) -> bool:
-    """Return whether a file begins as a TIFF or a BigTIFF."""
-    return content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 @contextlib.contextmanager

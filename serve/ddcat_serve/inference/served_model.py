@@ -145,7 +145,7 @@ class ServedModel:
 
         Parameters
         ----------
-        images : (N, H, W, 3) uint8
+        images : (N, H, W, C) uint8
         timeout : float
             Seconds until the deadline; ignored if `job` is given.
         job : Job, optional
@@ -159,7 +159,7 @@ class ServedModel:
             As `admit`.
         ClientDisconnect
         """
-        check_images(images, self.bundle.manifest.shapes)
+        check_images(images, self.bundle.manifest.shapes, self.bundle.manifest.preprocessing.channels)
         began, outputs, count = time.monotonic(), None, len(images)
         shadow = self.shadow
         shadowed = images if shadow is not None and shadow.choose() else None

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddcat.bands import MOST_BANDS
 from ddcat.classes import IGNORE_INDEX
 from ddcat_train.attacks.apgd import apgd
 from ddcat_train.attacks.gradient import Model
@@ -49,7 +50,7 @@ def attack(
     model : callable
         Maps images (N, 3, H, W) in [0, 1] to logits (N, K, H, W): a `torch.nn.Module`, `ddcat.load(...)`, or any function. A
         module is put into eval() while it is called, and put back.
-    images : (N, 3, H, W) float
+    images : (N, C, H, W) float
         In [0, 1].
     labels : (N, H, W) integer
         255 is ignored: such pixels have no influence.
@@ -145,7 +146,7 @@ def _weakest(model: Model, members: list[Tensor], labels: Tensor) -> Tensor:
 
 def _check(model: Callable[[Tensor], Any], images: Tensor, labels: Tensor, *, differentiable: bool) -> int:
     """Raise an error for another form of input or output, and return the number of classes."""
-    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+    if not isinstance(images, Tensor) or images.ndim != 4 or _transposed(images) or not images.is_floating_point():
         raise AttackError(f"images: expected floats of shape (N, 3, H, W), got {_form(images)}{_advice(images)}")
     if not images.numel():
         raise AttackError(f"images: expected one or more, got a batch of shape {tuple(images.shape)}")
@@ -212,6 +213,10 @@ def _check_gradient(logits: Tensor, leaf: Tensor) -> None:
         )
     if not gradient.any():
         raise AttackError(f"the gradient of the model is 0 at all pixels, as where it rounds its images: {advice}")
+
+
+def _transposed(images: Tensor) -> bool:
+    return images.shape[1] > MOST_BANDS or (images.shape[1] != 3 and images.shape[3] == 3)
 
 
 def _form(value: object) -> str:

@@ -64,7 +64,7 @@ def universal_perturbation(
     for _ in range(epochs):
         for images, labels in batches():
             if perturbation is None:
-                perturbation = images.new_zeros((3, *size))
+                perturbation = images.new_zeros((images.shape[1], *size))
             step += 1
             attacked = apply_universal(images, perturbation)
             indices = torch.arange(len(images), device=images.device)
@@ -80,8 +80,8 @@ def _folded(gradient: Tensor, size: tuple[int, int]) -> Tensor:
     """Sum a gradient (N, 3, H, W) over the images and over the places that share a value of the perturbation."""
     total = gradient.sum(0)
     height, width = total.shape[1:]
-    folded = total.new_zeros((3, *size))
+    folded = total.new_zeros((len(total), *size))
     rows = torch.arange(height, device=total.device) % size[0]
     columns = torch.arange(width, device=total.device) % size[1]
-    by_row = total.new_zeros((3, size[0], width)).index_add_(1, rows, total)
+    by_row = total.new_zeros((len(total), size[0], width)).index_add_(1, rows, total)
     return folded.index_add_(2, columns, by_row)

@@ -11,6 +11,8 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from ddcat.bands import band_count
+from ddcat_train import imagenet
 from ddcat_train.config.network import ModelConfig
 from ddcat_train.config.training import (
     AttackConfig,
@@ -69,6 +71,30 @@ class Config(Section):
             if "deep_weight" in method.model_fields_set:
                 raise ValueError("method.deep_weight: a whole model has no head of deep supervision: use 0, or leave it out")
             object.__setattr__(self, "method", method.model_copy(update={"deep_weight": 0.0}))
+        return self
+
+    @property
+    def fill(self) -> tuple[float, ...]:
+        """The value of each channel of the pixels that augmentation makes up."""
+        return imagenet.MEAN if self.data.bands is None or self.model.mean is None else self.model.mean
+
+    @model_validator(mode="after")
+    def _check_bands(self) -> Self:
+        bands, mean = band_count(self.data.bands), self.model.mean
+        if self.model.bands != bands:
+            found = "none" if mean is None else str(len(mean))
+            raise ValueError(f"data has {bands} bands: expected {bands} numbers in model.mean and in model.std, got {found}")
+        if bands == 3:
+            return self
+        if self.model.whole is not None:
+            raise ValueError(f"model.whole {self.model.whole} takes 3 bands, and data.bands has {bands}: use model.backbone")
+        if self.model.pretrained is not None:
+            raise ValueError(
+                f"model.pretrained has weights for 3 bands, and data.bands has {bands}: leave it out, or use model.start_from "
+                "with a checkpoint of these bands"
+            )
+        if self.augment.corruptions:
+            raise ValueError(f"augment.corruptions are made for 3 bands, and data.bands has {bands}: leave them out")
         return self
 
     @model_validator(mode="after")

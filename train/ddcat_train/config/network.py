@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
+from ddcat.bands import MOST_BANDS
 from ddcat.extras import install
 from ddcat_train.choices import BACKBONE_GROUP, SEGMENTER_GROUP, BackboneName, ContextName, Stem, WholeName
 from ddcat_train.config.values import FilePath, Section
@@ -46,12 +47,12 @@ def _known_whole(name: str) -> str:
     return name
 
 
-Channels = tuple[float, float, float]
+Channels = Annotated[tuple[float, ...], Field(min_length=1, max_length=MOST_BANDS)]
 _COMPOSED = (  # what a whole model replaces
     "backbone", "context", "context_width", "align_corners", "width", "stem", "drop_path", "output_stride", "dropout", "init",
     "normalise", "hf",
 )  # fmt: skip
-_OF_WHOLE = ("settings", "cut", "multiple", "mean", "std", "channels", "weights")
+_OF_WHOLE = ("settings", "cut", "multiple", "channels", "weights")
 
 
 class ModelConfig(Section):
@@ -109,7 +110,11 @@ class ModelConfig(Section):
     multiple: int | None = Field(
         None, ge=1, le=4096, description="pixels of which its images must be a multiple; they are padded; None: known or tried"
     )
-    mean: Channels | None = Field(None, description="mean of its images in [0, 1]; None: of its folder, or ImageNet's")
+    mean: Channels | None = Field(
+        None,
+        description="mean of each channel of the images in [0, 1], as many as data.bands has; None: that of the folder of a "
+        "whole model, or by normalise",
+    )
     std: Channels | None = Field(None, description="their standard deviation")
     channels: Literal["RGB", "BGR"] | None = Field(None, description="order of its channels")
     weights: FilePath | None = Field(
@@ -121,6 +126,11 @@ class ModelConfig(Section):
     pretrained: FilePath | None = Field(
         None, description="safetensors file, checkpoint or run: the weights of its backbone are loaded; None: random"
     )
+
+    @property
+    def bands(self) -> int:
+        """The number of bands of its images."""
+        return 3 if self.mean is None else len(self.mean)
 
     @property
     def architecture(self) -> str:
@@ -163,6 +173,13 @@ class ModelConfig(Section):
             raise ValueError(f"model.whole {self.whole} needs model.settings, or model.weights with a folder that has them")
         if (self.mean is None) != (self.std is None):
             raise ValueError("model.mean and model.std belong together: name both")
+        if self.mean is not None and self.std is not None:
+            if len(self.mean) != len(self.std):
+                raise ValueError(f"model.mean has {len(self.mean)} numbers and model.std {len(self.std)}: expected one a band")
+            if min(self.std) <= 0:
+                raise ValueError(f"model.std: expected numbers above 0, got {min(self.std):g}")
+            if self.whole is None and self.normalise == "none":
+                raise ValueError("model.normalise none and model.mean exclude each other: leave one out")
         return self
 
     @model_validator(mode="after")

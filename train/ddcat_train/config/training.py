@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from ddcat.bands import Bands
 from ddcat.preprocess import FileRule, Kernel, Orientation, Resize
 from ddcat.schema import current_method
 from ddcat_train.choices import (
@@ -67,7 +68,12 @@ class DataConfig(Section):
     )
     values: tuple[int, int] | None = Field(
         None,
-        description="for PNG files of 16 bits a channel: the values that become 0 and 255, as [0, 4095]; None: files of 8 bits",
+        description="for files of 16 bits a channel: the values that become 0 and 255, as [0, 4095]; None: files of 8 bits",
+    )
+    bands: Bands | None = Field(
+        None,
+        description="for images of other bands, also in TIFF files: their number, or those to read, counted from 1, as "
+        "[4, 3, 2]; None: red, green and blue; for the layout folder",
     )
     skip_corrupt: bool = Field(False, description="replace images with missing or damaged files in training, and count them")
 
@@ -80,7 +86,13 @@ class DataConfig(Section):
         """Return how images are read: in training, or in evaluations and by the engines that are made of it."""
         to = self.eval_long_side if evaluation else self.long_side
         resize = None if to is None else Resize(to=to, kernel=self.kernel)
-        return FileRule(orientation=self.orientation, values=self.values, resize=resize)
+        return FileRule(orientation=self.orientation, values=self.values, bands=self.bands, resize=resize)
+
+    @model_validator(mode="after")
+    def _bands_of_a_folder(self) -> Self:
+        if self.bands is not None and self.name != "folder":
+            raise ValueError(f"data.bands is for the layout folder, not for {self.name}: leave it out")
+        return self
 
     @field_validator("values")
     @classmethod

@@ -15,7 +15,7 @@ from ddcat_train.data.augment import AUGMENTATIONS, Augment, corrupted
 from ddcat_train.data.camvid import camvid
 from ddcat_train.data.cityscapes import cityscapes
 from ddcat_train.data.dataset import Dataset, Pair, Sample
-from ddcat_train.data.files import is_file
+from ddcat_train.data.files import IMAGES, SCENES, is_file
 from ddcat_train.data.folder import folder
 from ddcat_train.data.synthetic.dataset import scenes
 from ddcat_train.data.voc import voc
@@ -46,7 +46,7 @@ def list_dataset(name: str, root: Path, split: str, *, rule: FileRule = AS_STORE
     with contextlib.suppress(RuntimeError):  # a ~ of nobody's: it is a name like any other
         root = root.expanduser()
     _check_names([root / split], "the path of the data set")
-    dataset = DATASETS[name](root, split)
+    dataset = DATASETS[name](root, split) if rule.bands is None else folder(root, split, (*IMAGES, *SCENES))
     _check_names([file for pair in dataset.pairs for file in (pair.image, pair.labels)], "the path of a file")
     return dataclasses.replace(dataset, rule=rule)
 

@@ -1,18 +1,20 @@
 """
 Augmentation of training images.
 
-An augmentation takes a sample and a generator, and gives the image as (h, w, 3) float32 in [0, 1] and the labels as (h, w)
-uint8. Every pixel that it makes up is the ImageNet mean and has the label 255. Images are interpolated, labels never. The
-network normalises, so nothing here does.
+An augmentation takes a sample and a generator, and gives the image as (h, w, C) float32 in [0, 1] and the labels as (h, w)
+uint8. Every pixel that it makes up is the mean, of ImageNet by default, and has the label 255. Images are interpolated, labels
+never. The network normalises, so nothing here does.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from ddcat.bands import by_band
 from ddcat.classes import IGNORE_INDEX
 from ddcat_train import imagenet
 from ddcat_train.choices import CorruptionName
@@ -31,7 +33,7 @@ _BLUR = (5, 5)
 _SEVEREST = 3  # severity in training
 
 
-def paper(*, crop: tuple[int, int], scale: tuple[float, float]) -> Augment:
+def paper(*, crop: tuple[int, int], scale: tuple[float, float], mean: Sequence[float] = imagenet.MEAN) -> Augment:
     """
     Return the augmentation of the paper's released training.
 
@@ -44,15 +46,17 @@ def paper(*, crop: tuple[int, int], scale: tuple[float, float]) -> Augment:
         Images that are smaller are padded, as much on either side.
     scale : (lowest, highest)
         One factor, uniform between them, for both axes.
+    mean : sequence of float
+        Of each channel: the value of pixels that are made up.
     """
     _check(crop, scale)
-    return partial(_paper, crop=crop, scale=scale)
+    return partial(_paper, crop=crop, scale=scale, mean=tuple(mean))
 
 
-def plain(*, crop: tuple[int, int], scale: tuple[float, float]) -> Augment:
+def plain(*, crop: tuple[int, int], scale: tuple[float, float], mean: Sequence[float] = imagenet.MEAN) -> Augment:
     """Return the augmentation by random scale, horizontal flip and random crop alone; the parameters are those of `paper`."""
     _check(crop, scale)
-    return partial(_plain, crop=crop, scale=scale)
+    return partial(_plain, crop=crop, scale=scale, mean=tuple(mean))
 
 
 AUGMENTATIONS = {"paper": paper, "plain": plain}
@@ -76,16 +80,21 @@ def corrupted(augment: Augment, names: Sequence[CorruptionName], *, share: float
 
 # The two are plain functions bound to their parameters, not closures, for a worker that is not forked must unpickle them.
 def _paper(
-    sample: Sample, generator: np.random.Generator, *, crop: tuple[int, int], scale: tuple[float, float]
+    sample: Sample,
+    generator: np.random.Generator,
+    *,
+    crop: tuple[int, int],
+    scale: tuple[float, float],
+    mean: tuple[float, ...],
 ) -> tuple[F32, U8]:
     image, labels = _scaled_as_released(_to_float(sample.image), sample.labels, generator.uniform(*scale))
     if generator.random() < 0.5:
-        image, labels = _rotated(image, labels, generator.uniform(-_DEGREES, _DEGREES))
+        image, labels = _rotated(image, labels, generator.uniform(-_DEGREES, _DEGREES), mean)
     if generator.random() < 0.5:
-        image = np.asarray(cv2.GaussianBlur(image, _BLUR, 0), dtype=np.float32)
+        image = by_band(lambda part: np.asarray(cv2.GaussianBlur(part, _BLUR, 0), dtype=np.float32), image)
     if generator.random() < 0.5:
         image, labels = image[:, ::-1], labels[:, ::-1]
-    return _cropped(image, labels, crop, generator)
+    return _cropped(image, labels, crop, generator, mean)
 
 
 def _corrupted(
@@ -105,12 +114,17 @@ def _corrupted(
 
 
 def _plain(
-    sample: Sample, generator: np.random.Generator, *, crop: tuple[int, int], scale: tuple[float, float]
+    sample: Sample,
+    generator: np.random.Generator,
+    *,
+    crop: tuple[int, int],
+    scale: tuple[float, float],
+    mean: tuple[float, ...],
 ) -> tuple[F32, U8]:
     image, labels = _scaled(_to_float(sample.image), sample.labels, generator.uniform(*scale))
     if generator.random() < 0.5:
         image, labels = image[:, ::-1], labels[:, ::-1]
-    return _cropped(image, labels, crop, generator)
+    return _cropped(image, labels, crop, generator, mean)
 
 
 def _check(crop: tuple[int, int], scale: tuple[float, float]) -> None:
@@ -129,7 +143,7 @@ def _scaled(image: F32, labels: U8, factor: float) -> tuple[F32, U8]:
     size = max(1, round(width * factor)), max(1, round(height * factor))
     if size == (width, height):
         return image, labels
-    resized = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    resized = by_band(lambda part: cv2.resize(part, size, interpolation=cv2.INTER_LINEAR), image)
     nearest = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
     return np.asarray(resized, dtype=np.float32), np.asarray(nearest, dtype=np.uint8)
 
@@ -138,31 +152,40 @@ def _scaled_as_released(image: F32, labels: U8, factor: float) -> tuple[F32, U8]
     """Scale by the factor itself, where `_scaled` does by the ratio of whole sizes: by < 0.5 pixel at the far edge."""
     if min(round(side * factor) for side in labels.shape) < 1:  # OpenCV makes no image of it
         return _scaled(image, labels, factor)
-    resized = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
+    resized = by_band(lambda part: cv2.resize(part, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR), image)
     nearest = cv2.resize(labels, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
     return np.asarray(resized, dtype=np.float32), np.asarray(nearest, dtype=np.uint8)
 
 
-def _rotated(image: F32, labels: U8, degrees: float) -> tuple[F32, U8]:
+def _rotated(image: F32, labels: U8, degrees: float, mean: tuple[float, ...]) -> tuple[F32, U8]:
     height, width = labels.shape
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1)
-    rotated = cv2.warpAffine(
-        image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=imagenet.MEAN
-    )
+    fills: Iterator[Any] = iter([mean] if image.shape[2] == 3 else mean)  # of each part, in turn
+
+    def turn(part: F32) -> F32:
+        return np.asarray(
+            cv2.warpAffine(
+                part, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=next(fills)
+            ),
+            dtype=np.float32,
+        )
+
     nearest = cv2.warpAffine(
         labels, matrix, (width, height), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=IGNORE_INDEX
     )
-    return np.asarray(rotated, dtype=np.float32), np.asarray(nearest, dtype=np.uint8)
+    return by_band(turn, image), np.asarray(nearest, dtype=np.uint8)
 
 
-def _cropped(image: F32, labels: U8, crop: tuple[int, int], generator: np.random.Generator) -> tuple[F32, U8]:
+def _cropped(
+    image: F32, labels: U8, crop: tuple[int, int], generator: np.random.Generator, mean: tuple[float, ...]
+) -> tuple[F32, U8]:
     height, width = labels.shape
     if height < crop[0] or width < crop[1]:
         size = max(height, crop[0]), max(width, crop[1])
         top, left = (size[0] - height) // 2, (size[1] - width) // 2
         inner = slice(top, top + height), slice(left, left + width)
-        padded = np.empty((*size, 3), np.float32)
-        padded[:] = imagenet.MEAN
+        padded = np.empty((*size, image.shape[2]), np.float32)
+        padded[:] = mean
         padded[inner] = image
         image = padded
         padded_labels = np.full(size, IGNORE_INDEX, np.uint8)

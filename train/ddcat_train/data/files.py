@@ -9,11 +9,14 @@ from pathlib import Path
 from ddcat.regular_files import kind_of
 from ddcat_train.errors import DataError
 
-__all__ = ["IMAGES", "LABELS", "PICTURES", "Finder", "hidden", "is_file", "read_bytes", "read_text", "same_name", "walk"]
+__all__ = [
+    "IMAGES", "LABELS", "PICTURES", "SCENES", "Finder", "hidden", "is_file", "read_bytes", "read_text", "same_name", "walk",
+]  # fmt: skip
 
 IMAGES = (".jpg", ".jpeg", ".png")  # suffixes of what is read, in lower case
+SCENES = (".tif", ".tiff")  # read where a configuration names bands
 LABELS = (".png",)
-PICTURES = (*IMAGES, ".bmp", ".gif", ".jp2", ".tif", ".tiff", ".webp")  # what a person would call an image
+PICTURES = (*IMAGES, *SCENES, ".bmp", ".gif", ".jp2", ".webp")  # what a person would call an image
 
 _MOST_BYTES = 1 << 30  # more than any image of the size that is read has
 _JUNK = {"__MACOSX", "@eaDir", "lost+found"}  # folders that operating systems leave

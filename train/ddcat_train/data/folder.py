@@ -10,9 +10,10 @@ from ddcat_train.errors import DataError
 __all__ = ["folder"]
 
 
-def folder(root: Path, split: str) -> Dataset:
+def folder(root: Path, split: str, suffixes: tuple[str, ...] = IMAGES) -> Dataset:
     """
-    Pair `images/<split>/x.jpg` (.jpeg, .png) with `labels/<split>/x.png`, in the order of the names; in sub-folders, too.
+    Pair `images/<split>/x.jpg` (.jpeg, .png; or `suffixes`) with `labels/<split>/x.png`, in the order of the names; in
+    sub-folders, too.
 
     Where `images` has no folders, its own files are the one split there is, whatever its name. An image without labels and
     labels without an image are listed too: the files need not exist.
@@ -36,7 +37,7 @@ def folder(root: Path, split: str) -> Dataset:
             notes.append(f"{beside} files in {images}, beside the folders of the splits, are not taken")
         images, labels = images / split, labels / split
     legend = read_legend(root / CLASSES_FILE)
-    files = _by_name(images, IMAGES)
+    files = _by_name(images, suffixes)
     masks = _by_name(labels, LABELS) if labels.is_dir() else {}
     if files and masks and not files.keys() & masks:
         name, mask = next(iter(files)), next(iter(masks.values()))
@@ -45,7 +46,7 @@ def folder(root: Path, split: str) -> Dataset:
             f"{name}.png, not {mask.relative_to(labels)}"
         )
     if not files and not masks:
-        raise DataError(f"{images} holds no image, expected files that end in {', '.join(IMAGES)}")
+        raise DataError(f"{images} holds no image, expected files that end in {', '.join(suffixes)}")
     pairs = []
     for name in sorted({*files, *masks}):
         image = files[name] if name in files else images / masks[name].relative_to(labels).with_suffix(".jpg")

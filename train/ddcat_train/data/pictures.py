@@ -16,9 +16,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from ddcat.error_text import first_line
+from ddcat.errors import DdcatError
+from ddcat.geotiff import is_tiff, opened_scene
 from ddcat.image_files import ImageFileError, is_png, orientation_of, palette_size, strip_metadata
 from ddcat.image_pixels import check_depth, decode_16_bits
-from ddcat.preprocess import AS_STORED, FileRule, turned
+from ddcat.preprocess import AS_STORED, FileRule, decoded, turned
 from ddcat_train.data.files import read_bytes
 from ddcat_train.errors import DataError
 
@@ -69,16 +71,21 @@ class Mask(NamedTuple):
 
 def read_image(path: Path, rule: FileRule = AS_STORED) -> U8:
     """
-    Read an image as (H, W, 3) uint8 RGB, turned where the rule says so, and at its own size.
+    Read an image as (H, W, C) uint8, RGB or the bands of the rule, turned where the rule says so, and at its own size.
 
-    Grey becomes RGB and transparency is dropped. (Pillow decodes to the same values as OpenCV, but refuses a truncated file in
-    every version.)
+    Without bands, grey becomes RGB and transparency is dropped. (Pillow decodes to the same values as OpenCV, but refuses a
+    truncated file in every version.)
 
     Raises
     ------
     DataError
     """
     whole = read_bytes(path)
+    if rule.bands is not None:
+        try:
+            return decoded(whole, rule)
+        except DdcatError as cause:
+            raise DataError(f"{path}: {cause}") from cause
     content = _stripped(path, whole, "image")
     if rule.values is not None:
         try:
@@ -143,6 +150,12 @@ def read_size(path: Path, rule: FileRule) -> tuple[int, int]:
     DataError
         Where the file is missing or no image.
     """
+    if rule.bands is not None and is_tiff(read_bytes(path, first=4)):
+        try:
+            with opened_scene(str(path), rule.values, rule.bands) as scene:
+                return scene.height, scene.width
+        except DdcatError as cause:
+            raise DataError(f"{path}: {cause}") from cause
     height, width, orientation = read_head(path)
     if rule.orientation == "exif" and orientation == 1:
         orientation = orientation_of(read_bytes(path))  # it may stand behind the pixels

@@ -13,6 +13,7 @@ from ddcat.classes import CAMVID, CITYSCAPES, IGNORE_INDEX
 from ddcat_train.data.colours import palette_clash
 from ddcat_train.data.dataset import Dataset, Pair
 from ddcat_train.data.fault import Fault
+from ddcat_train.data.files import SCENES
 from ddcat_train.data.pictures import read_head, read_mask
 from ddcat_train.errors import DataError
 
@@ -99,7 +100,7 @@ class _Look:
 
 def _look(dataset: Dataset, pair: Pair) -> _Look | DataError:
     try:
-        orientation = read_head(pair.image).orientation
+        orientation = 1 if pair.image.suffix.lower() in SCENES else read_head(pair.image).orientation
         mask = read_mask(pair.labels)
         labels, faults = dataset.labels_of(mask, pair.labels)
     except DataError as error:

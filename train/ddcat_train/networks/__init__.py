@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 from ddcat_train.choices import BACKBONE_GROUP, SEVERAL_STAGES, ContextName, Head
 from ddcat_train.config import ModelConfig
 from ddcat_train.errors import ConfigError
-from ddcat_train.networks.backbone import Backbone, Stages, initialise
+from ddcat_train.networks.backbone import Backbone, Stages, initialise, take_bands
 from ddcat_train.networks.composed import ComposedSegmenter
 from ddcat_train.networks.contexts import ASPP, ContextModule, PyramidPooling
 from ddcat_train.networks.convnext import CONVNEXTS, ConvNeXt
@@ -14,6 +14,7 @@ from ddcat_train.networks.efficientnet_lite import LITES, efficientnet_lite
 from ddcat_train.networks.fusion import AllMLP, DeepLabV3Plus, UPerNet
 from ddcat_train.networks.mit import MITS, MixTransformer
 from ddcat_train.networks.mobilenet import MobileNetV2
+from ddcat_train.networks.normalise import UNCHANGED, Normalise
 from ddcat_train.networks.pretrained import load_backbone
 from ddcat_train.networks.resnet import RESNETS, ResNet
 from ddcat_train.networks.segmenter import Features, Segmenter
@@ -91,6 +92,8 @@ def build_segmenter(model: ModelConfig, *, classes: int, heads: Sequence[Head] =
     if model.whole is not None:
         return build_whole(model, classes=classes, heads=heads)
     body = build_backbone(model)
+    if model.bands != 3:
+        take_bands(body, model.bands)
     if model.init == "kaiming":
         initialise(body)
     return ComposedSegmenter(
@@ -100,8 +103,14 @@ def build_segmenter(model: ModelConfig, *, classes: int, heads: Sequence[Head] =
         heads=heads,
         dropout=model.dropout,
         align_corners=model.align_corners,
-        normalised=model.normalise == "imagenet",
+        normalisation=_normalisation(body, model),
     )
+
+
+def _normalisation(body: Backbone, model: ModelConfig) -> Normalise:
+    if model.mean is not None and model.std is not None:
+        return Normalise(model.mean, model.std)
+    return Normalise(body.mean, body.std) if model.normalise == "imagenet" else Normalise(*UNCHANGED)
 
 
 def build_backbone(model: ModelConfig) -> Backbone:

@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from ddcat_train import imagenet
+from ddcat_train.errors import ConfigError
 
-__all__ = ["Backbone", "Stages", "in_order", "initialise"]
+__all__ = ["Backbone", "Stages", "in_order", "initialise", "take_bands"]
 
 
 class Stages(NamedTuple):
@@ -75,6 +76,27 @@ def initialise(backbone: Backbone) -> None:
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def take_bands(backbone: Backbone, bands: int) -> None:
+    """
+    Let a backbone with random weights take images of other bands than three: its first convolution is replaced.
+
+    Raises
+    ------
+    ConfigError
+        Where it does not begin with a convolution of three channels.
+    """
+    found = [(path, module) for path, module in backbone.named_modules() if isinstance(module, nn.Conv2d)]
+    path, first = found[0] if found else ("", None)
+    if first is None or first.in_channels != 3 or first.groups != 1:
+        raise ConfigError(f"a {type(backbone).__name__} takes 3 bands, and data.bands has {bands}: use another model.backbone")
+    parent, _, name = path.rpartition(".")
+    form: dict[str, Any] = {
+        key: getattr(first, key) for key in ("out_channels", "kernel_size", "stride", "padding", "dilation")
+    }
+    other = type(first)(bands, bias=first.bias is not None, **form)
+    setattr(backbone.get_submodule(parent), name, other)
 
 
 def in_order(module: nn.Module) -> list[nn.Module]:

@@ -10,7 +10,7 @@ from ddcat_train.networks.backbone import Backbone, Stages
 from ddcat_train.networks.contexts import Context, ContextConv2d, ContextModule
 from ddcat_train.networks.convolution import Conv2d, Layers
 from ddcat_train.networks.layers import upsample
-from ddcat_train.networks.normalise import UNCHANGED, Normalise
+from ddcat_train.networks.normalise import Normalise
 from ddcat_train.networks.segmenter import Segmenter
 
 __all__ = ["ComposedFeatures", "ComposedSegmenter"]
@@ -46,8 +46,8 @@ class ComposedSegmenter(Segmenter):
         Of the heads' channels, in train().
     align_corners : bool
         Of the logits' upsampling.
-    normalised : bool
-        False where the backbone takes images in [0, 1].
+    normalisation : Normalise, optional
+        The first layer; by the backbone's mean and deviation by default.
     """
 
     backbone: Backbone
@@ -61,17 +61,18 @@ class ComposedSegmenter(Segmenter):
         heads: Sequence[Head],
         dropout: float = 0.1,
         align_corners: bool = True,
-        normalised: bool = True,
+        normalisation: Normalise | None = None,
     ) -> None:
         super().__init__()
         self.classes, self.align_corners = classes, align_corners
-        self.normalise = Normalise(backbone.mean, backbone.std) if normalised else Normalise(*UNCHANGED)
+        self.normalise = normalisation or Normalise(backbone.mean, backbone.std)
+        self.bands = self.normalise.mean.numel()
         self.backbone = backbone
         self.context = context
         self.heads = nn.ModuleDict({name: _head(name, backbone, context, classes, dropout) for name in heads})
 
     def features(self, images: Tensor) -> ComposedFeatures:
-        """Compute the maps of the backbone and the context of images, (N, 3, H, W) in [0, 1]."""
+        """Compute the maps of the backbone and the context of images, (N, C, H, W) in [0, 1]."""
         height, width = images.shape[-2:]
         stages: Stages = self.backbone(self.normalise(images))
         return ComposedFeatures(stages.intermediate, self.context(stages), (height, width))

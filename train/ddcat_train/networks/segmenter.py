@@ -40,6 +40,8 @@ class Segmenter(nn.Module, ABC):
     traced : pair of (height, width)
         Two sizes without a side in common, large enough that every layer has several places in each direction: a graph for
         any size is exported from the first, and once more from the second.
+    bands : int
+        Of an image: red, green and blue, unless the configuration names others.
     largest : int or None
         Pixels a side to which all images are padded, where the network takes that one size alone; None: it takes any.
     """
@@ -50,6 +52,7 @@ class Segmenter(nn.Module, ABC):
     heads: nn.ModuleDict
     traced: tuple[tuple[int, int], tuple[int, int]] = ((71, 103), (150, 133))  # of sides that no network or attack prefers
     largest: int | None = None
+    bands: int = 3
 
     @abstractmethod
     def features(self, images: Tensor) -> Features:
@@ -58,8 +61,8 @@ class Segmenter(nn.Module, ABC):
 
         Parameters
         ----------
-        images : (N, 3, H, W) float
-            In [0, 1], RGB.
+        images : (N, C, H, W) float
+            In [0, 1], RGB or the bands of the configuration.
         """
 
     @abstractmethod
@@ -90,8 +93,8 @@ class Segmenter(nn.Module, ABC):
 
         Parameters
         ----------
-        images : (N, 3, H, W) float
-            In [0, 1], RGB.
+        images : (N, C, H, W) float
+            In [0, 1], RGB or the bands of the configuration.
         heads : sequence of Head, optional
 
         Returns

@@ -100,7 +100,7 @@ class Trainer:
         forbid_tf32()
         self._fabric, self.ranks = init_distributed(device, _PRECISION[config.train.precision])
         self._places = rank_slice(self.ranks.rank, self.ranks.size, config)
-        augment = AUGMENTATIONS[config.augment.policy](crop=config.augment.crop, scale=config.augment.scale)
+        augment = AUGMENTATIONS[config.augment.policy](crop=config.augment.crop, scale=config.augment.scale, mean=config.fill)
         self._augment = corrupted(augment, config.augment.corruptions, share=config.augment.corrupted_share)
         self._method = METHODS[config.method.name]
         self._dtype = torch.float64 if config.train.precision == "fp64" else torch.float32

@@ -9,7 +9,7 @@ from ddcat.engines.tensorrt.plan import version_of
 from ddcat.error_text import first_line
 from ddcat_export.opsets import lower
 
-__all__ = ["adapt", "last_opset", "silent_changes"]
+__all__ = ["adapt", "channels_of", "last_opset", "silent_changes"]
 
 _LAST_OPSETS = (((10, 15), 24), ((10, 6), 22), ((10, 0), 20), ((8, 6), version8.LAST_OPSET))
 
@@ -17,6 +17,11 @@ _LAST_OPSETS = (((10, 15), 24), ((10, 6), 22), ((10, 0), 20), ((8, 6), version8.
 def last_opset(version: str) -> int:
     """Return the newest opset that the parser of a TensorRT reads: that of the ONNX which it was built with."""
     return next((opset for since, opset in _LAST_OPSETS if version_of(version) >= since), 0)
+
+
+def channels_of(content: bytes) -> int:
+    """Return the number of channels of the images, (N, H, W, C), that a graph takes."""
+    return int(onnx.load_model_from_string(content).graph.input[0].type.tensor_type.shape.dim[3].dim_value)
 
 
 def adapt(content: bytes, title: str, opset: int, *, int8: bool) -> bytes:

@@ -12,7 +12,7 @@ from ddcat.hashing import sha256_of_bytes
 from ddcat.manifest import EngineEntry, InputShapes
 from ddcat_export.engines.base import Built
 from ddcat_export.engines.tensorrt.flags import TIMINGS, builder_flags, check_version, hardware_level
-from ddcat_export.engines.tensorrt.graph import adapt, last_opset
+from ddcat_export.engines.tensorrt.graph import adapt, channels_of, last_opset
 from ddcat_export.engines.tensorrt.plan_builder import PLAN, build_plan, takes_few_shapes
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def build(
     hardware : Hardware
         GPUs that the plan must run on. Others than this GPU's model cost some speed.
     """
-    profiles = profiles_of(shapes)
+    profiles = profiles_of(shapes, channels_of(graph))
     graph = adapt(graph, api.title, last_opset(_VERSION), int8=precision == "int8")
     caches: list[trt.ITimingCache] = []
 

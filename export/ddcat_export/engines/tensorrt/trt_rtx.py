@@ -14,7 +14,7 @@ from ddcat.engines.tensorrt.run import TensorRtGraph
 from ddcat.engines.tensorrt.trt_rtx import api
 from ddcat.manifest import DeviceKinds, EngineEntry, InputShapes
 from ddcat_export.engines.base import Built
-from ddcat_export.engines.tensorrt.graph import adapt
+from ddcat_export.engines.tensorrt.graph import adapt, channels_of
 from ddcat_export.engines.tensorrt.plan_builder import PLAN, build_plan, takes_few_shapes
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def build(graph: bytes, *, file: str, precision: Precision, shapes: InputShapes,
     targets : tuple of str
         Compute capabilities, such as "sm89"; or "current" alone, for the GPU of this machine.
     """
-    profiles, targets = profiles_of(shapes), tuple(dict.fromkeys(targets))
+    profiles, targets = profiles_of(shapes, channels_of(graph)), tuple(dict.fromkeys(targets))
     capabilities, here = _capabilities(targets, precision), _capability_here()
     plan = build_plan(api, adapt(graph, api.title, _LAST_OPSET, int8=precision == "int8"), profiles, compute_for(targets))
     recorded, runs_here = takes_few_shapes(profiles), here in capabilities

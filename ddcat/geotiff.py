@@ -6,7 +6,7 @@ import re
 import shutil
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddcat.atomic_files import written_aside
+from ddcat.bands import chosen_bands
 from ddcat.classes import Classes, colour_table
 from ddcat.error_text import first_line
 from ddcat.errors import DdcatError, WriteError
@@ -21,7 +22,7 @@ from ddcat.extras import needing
 from ddcat.image_pixels import table_of_16_bits
 from ddcat.predict.tiff_directories import has_more_directories
 
-__all__ = ["Scene", "SceneError", "opened_scene"]
+__all__ = ["Scene", "SceneError", "is_tiff", "opened_scene"]
 
 U8 = npt.NDArray[np.uint8]
 _CACHE = 2**26  # bytes that GDAL keeps of what it read and of what it is to write
@@ -30,13 +31,18 @@ _MOST_DIRECTORIES = 1000  # of an image, its overviews and their masks
 _AS_RGB = (None, "YCbCr")  # colours that GDAL converts without a guess
 
 
+def is_tiff(content: bytes) -> bool:
+    """Return whether a file begins as a TIFF or a BigTIFF."""
+    return content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
 class SceneError(DdcatError):
     """A GeoTIFF is damaged or of another kind; the message does not name it."""
 
 
 class Scene:
     """
-    An open GeoTIFF, whose first three bands are red, green and blue.
+    An open GeoTIFF.
 
     Attributes
     ----------
@@ -45,8 +51,8 @@ class Scene:
         Memory of the smallest part that can be read.
     """
 
-    def __init__(self, file: Any, values: tuple[int, int] | None) -> None:
-        self._file = file
+    def __init__(self, file: Any, values: tuple[int, int] | None, bands: tuple[int, ...]) -> None:
+        self._file, self._bands = file, bands
         rows, columns = file.block_shapes[0]
         together = int(file.count) if file.profile.get("interleave") == "pixel" else 1
         self.block_bytes = int(rows) * int(columns) * together * np.dtype(file.dtypes[0]).itemsize
@@ -54,9 +60,9 @@ class Scene:
         self.height, self.width = int(file.height), int(file.width)
 
     def read(self, top: int, left: int, height: int, width: int) -> U8:
-        """Read a part of the image: (height, width, 3) uint8."""
+        """Read a part of the image: (height, width, C) uint8."""
         try:
-            bands = self._file.read((1, 2, 3), window=((top, top + height), (left, left + width)))
+            bands = self._file.read(self._bands, window=((top, top + height), (left, left + width)))
         except _rasterio().errors.RasterioError as cause:
             raise SceneError(f"it cannot be read: {_reason(cause, self._file.name)}") from cause
         pixels = bands.transpose(1, 2, 0)
@@ -125,7 +131,9 @@ def _whole_blocks(bands: Iterable[U8]) -> Iterator[tuple[int, U8]]:
 
 
 @contextlib.contextmanager
-def opened_scene(file: str | bytes, values: tuple[int, int] | None = None) -> Iterator[Scene]:
+def opened_scene(
+    file: str | bytes, values: tuple[int, int] | None = None, bands: int | Sequence[int] | None = None
+) -> Iterator[Scene]:
     """
     Open a GeoTIFF.
 
@@ -135,6 +143,8 @@ def opened_scene(file: str | bytes, values: tuple[int, int] | None = None) -> It
         Its address, or its content.
     values : (int, int), optional
         Of files of 16 bits a band: they become 0 and 255. By default those are refused, with it those of 8 bits.
+    bands : int or sequence of int, optional
+        See `ddcat.preprocess.FileRule`. By default the first three, which are red, green and blue.
 
     Raises
     ------
@@ -154,9 +164,9 @@ def opened_scene(file: str | bytes, values: tuple[int, int] | None = None) -> It
             if isinstance(file, bytes):
                 with rasterio.MemoryFile(file) as memory:
                     name = memory.name
-                    yield from _opened(rasterio, memory.name, values)
+                    yield from _opened(rasterio, memory.name, values, bands)
             else:
-                yield from _opened(rasterio, file, values)
+                yield from _opened(rasterio, file, values, bands)
     except rasterio.errors.RasterioError as cause:
         raise SceneError(f"it cannot be read: {_reason(cause, name)}") from cause
 
@@ -169,13 +179,19 @@ def _reason(error: Exception, name: str) -> str:
     return re.sub(shown, "", said.rpartition(f"{Path(name).name}:")[2]).strip(" ,:")
 
 
-def _opened(rasterio: Any, address: str, values: tuple[int, int] | None) -> Iterator[Scene]:
+def _opened(rasterio: Any, address: str, values: tuple[int, int] | None, bands: int | Sequence[int] | None) -> Iterator[Scene]:
     needed = "uint8" if values is None else "uint16"
     # other drivers, such as VRT, would read further files and addresses that the file names
     with rasterio.Env(GDAL_CACHEMAX=_CACHE), rasterio.open(address, driver="GTiff") as file:
-        if file.count < 3 or any(kind != needed for kind in file.dtypes[:3]):
+        if bands is None and (file.count < 3 or any(kind != needed for kind in file.dtypes[:3])):
             found = f"{file.count} band{'s' * (file.count > 1)} of {file.dtypes[0]}"
             raise SceneError(f"it is a TIFF of {found}: expected 3 or more, the first three of {needed}")
+        try:
+            chosen = chosen_bands(file.count, (1, 2, 3) if bands is None else bands)
+        except ValueError as cause:
+            raise SceneError(str(cause)) from cause
+        if others := sorted({file.dtypes[band - 1] for band in chosen} - {needed}):
+            raise SceneError(f"it is a TIFF of {others[0]}: expected {needed}, by data.values")
         space, bits = file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE"), file.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
         if space not in _AS_RGB:
             raise SceneError(f"its colours are {space}: expected RGB")
@@ -183,7 +199,7 @@ def _opened(rasterio: Any, address: str, values: tuple[int, int] | None) -> Iter
             raise SceneError(f"it has {bits} bits a band, expected 8")
         if file.subdatasets:
             raise SceneError(f"it has {len(file.subdatasets)} images, expected one")
-        yield Scene(file, values)
+        yield Scene(file, values, chosen)
 
 
 def _rasterio() -> Any:
