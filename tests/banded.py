@@ -12,7 +12,7 @@ import ddcat
 from ddcat_train.data.classes_file import classes_yaml
 from tests.bundles import CLASSES
 
-__all__ = ["VALUES", "bands_of", "encoded", "trained", "write_banded"]
+__all__ = ["VALUES", "bands_of", "encoded", "settings", "trained", "write_banded"]
 
 VALUES = (100, 4195)  # of 16 bits, that become 0 and 255
 LAYOUT = {1: "grey.png", 4: "rgba.png", 5: "five.tif"}
@@ -64,7 +64,7 @@ def settings(root: Path, count: int) -> list[str]:
     """Overrides of a preset for such a folder."""
     return [
         "data.name=folder", f"data.root={root}", f"data.bands={count}", f"data.values={list(VALUES)}",
-        f"model.mean={[0.5] * count}", f"model.std={[0.25] * count}", "augment.crop=33", "augment.policy=paper", "model.width=4",
+        f"model.mean={[0.5] * count}", f"model.std={[0.25] * count}", "augment.crop=33", "model.width=4",
         "train.epochs=1", "train.batch_size=3", "train.evaluate_batch=2",
     ]  # fmt: skip
 

@@ -5,9 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ddcat.image_files import ImageFileError, orientation_of
-from ddcat.image_pixels import decode_image
-from ddcat.preprocess import FileRule, apply_rule, restore, turned
+from ddcat.image_files import ImageFileError
+from ddcat.preprocess import FileRule, apply_rule, decoded, restore
 
 __all__ = ["Picture", "check_frames", "read_picture"]
 
@@ -20,9 +19,9 @@ class Picture(NamedTuple):
 
     Attributes
     ----------
-    original : (H, W, 3) uint8
-        RGB, turned as the bundle's rule says.
-    pixels : (h, w, 3) uint8
+    original : (H, W, C) uint8
+        RGB or bands, turned as the bundle's rule says.
+    pixels : (h, w, C) uint8
         As the engine takes it.
     """
 
@@ -35,7 +34,9 @@ class Picture(NamedTuple):
 
 
 def check_frames(rule: FileRule) -> None:
-    """Refuse (ImageFileError) what has 8 bits a channel and is no file of an image, where the rule is for 16."""
+    """Refuse (ImageFileError) frames, RGB of 8 bits a channel, where the rule is for others."""
+    if rule.channels != 3:
+        raise ImageFileError(f"it is a frame in RGB, and its bundle expects {rule.channels} bands: use files of images")
     if rule.values is not None:
         raise ImageFileError("it has 8 bits a channel, but the bundle expects 16: use PNG files of 16 bits")
 
@@ -50,7 +51,7 @@ def read_picture(image: bytes | U8, rule: FileRule) -> Picture:
         As `ddcat.preprocess.preprocess`, which makes the same pixels, but keeps no others.
     """
     if isinstance(image, bytes):
-        image = turned(decode_image(image, rule.values), orientation_of(image) if rule.orientation == "exif" else 1)
+        image = decoded(image, rule)
     else:
         check_frames(rule)
     return Picture(image, apply_rule(image, rule))

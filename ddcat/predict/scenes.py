@@ -40,7 +40,7 @@ def predict_scene(
     if rule.resize is not None:
         raise DdcatError("the bundle resizes images, but a TIFF is read in parts at its own size: use JPEG or PNG")
     others = [form for form in results.formats if form != _MASK]
-    with opened_scene(source.address, rule.values) as scene:
+    with opened_scene(source.address, rule.values, rule.bands) as scene:
         height, width = scene.height, scene.width
         if others and height * width > _MOST_IN_MEMORY:
             raise DdcatError(

@@ -157,7 +157,8 @@ def _set_into(victims: AttackBatch, crop: Crop) -> tuple[AttackBatch, Window]:
     inside = Window(slice(above, above + height), slice(left, left + width))
     if size == (height, width):
         return victims, inside
-    mean = torch.tensor(imagenet.MEAN, device=victims.images.device)
+    channels = victims.images.shape[1]
+    mean = torch.tensor(imagenet.MEAN if channels == 3 else (0.5,) * channels, device=victims.images.device)
     images = mean[None, :, None, None].repeat(len(victims.images), 1, *size)
     labels = torch.full((len(victims.labels), *size), IGNORE_INDEX, device=victims.labels.device)
     images[:, :, inside.rows, inside.columns] = victims.images

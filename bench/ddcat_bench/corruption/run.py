@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ddcat.bands import form_of
 from ddcat.bundle import Bundle
 from ddcat.choices import Device
 from ddcat.progress import progress
@@ -62,6 +63,10 @@ def run_corruptions(
     work = work_folder(folder)
     with claim(folder, "corruptions", force=force):
         dataset = open_data(source, data_root=data_root, split=split)
+        if dataset.rule.channels != 3:
+            raise BenchError(
+                f"corruptions are of red, green and blue, and the images are {form_of(dataset.rule.channels)}: use other suites"
+            )
         with judged(source, device, threads=_THREADS) as subject:
             job = CorruptionJob(
                 subject.predict,

@@ -51,7 +51,7 @@ class GateJob(NamedTuple):
         forwards = sum(run.forwards for run in runs)
         if self.budget.name == "quick":
             return round(self.images * forwards)
-        forwards += sum(run.forwards for run in corrupted_runs(tuple(COMMON)[:WORST]))
+        forwards += sum(run.forwards for run in corrupted_runs(tuple(COMMON)[: WORST * (self.dataset.rule.channels == 3)]))
         return FORWARDS * self.probed + round(self.images * forwards) + self.perturbations().forwards
 
     @property

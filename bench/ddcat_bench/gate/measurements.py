@@ -207,8 +207,10 @@ def _pilot(job: GateJob, targets: Targets, units: Units) -> Pilot:
 
 
 def _worst(job: GateJob, targets: Targets, batches: Sequence[AttackBatch]) -> tuple[CorruptionName, ...]:
-    """Return the common corruptions that leave the reference the least mIoU."""
+    """Return the common corruptions that leave the reference the least mIoU; none for images of other bands than three."""
     classes = len(job.dataset.classes)
+    if job.dataset.rule.channels != 3:  # corruptions are of red, green and blue
+        return ()
     left: dict[CorruptionName, float] = {}
     for name in COMMON:
         run, counts = CorruptedRun("corrupted", name, CORRUPTED_SEVERITY), []

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from ddcat.bands import displayed
 from ddcat.classes import IGNORED_COLOUR, Classes, colourise
 from ddcat.engines import Engine
 from ddcat_bench.attack.attacks import AttackBatch, attack
@@ -93,7 +94,7 @@ def _overlay(caption: str, image: U8, truth: U8, reference: npt.NDArray[np.int64
     return Overlay(
         f"{caption}: {differs.mean():.3%} of the labels differ",
         (
-            ("image", _address(image, smooth=True)),
+            ("image", _address(displayed(image), smooth=True)),
             ("truth", _address(colourise(truth, classes))),
             ("PyTorch model", _address(colourise(reference, classes))),
             ("engine", _address(colourise(engine, classes))),

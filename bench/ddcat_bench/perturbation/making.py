@@ -104,7 +104,7 @@ def learn(
 
     Returns
     -------
-    (3, h, w) float32
+    (C, h, w) float32
         On the CPU.
     """
     if plan.threat == "universal":
@@ -124,7 +124,7 @@ def make(
     model : callable or None
         What it is made on; None for controls.
     victims : Victims
-    learnt : (3, h, w) float or None
+    learnt : (C, h, w) float or None
         Result of `learn` on other images.
     size, side
         As for `learn`; of random ones.
@@ -135,10 +135,14 @@ def make(
     elif plan.threat == "L2":
         yield from _in_l2(plan, model, victims)
     elif plan.threat == "universal":
-        signs = _random(0, (3, *size)).sub(0.5).sign() * plan.bound if learnt is None else learnt
+        signs = _random(0, (images.shape[1], *size)).sub(0.5).sign() * plan.bound if learnt is None else learnt
         yield Changed(to_8_bit(apply_universal(images, signs.to(images.device)), images))
     elif plan.threat == "patch":
-        patches = [None, _random(0, (3, side, side)), torch.full((3, side, side), 0.5)] if learnt is None else [learnt]
+        patches = (
+            [None, _random(0, (images.shape[1], side, side)), torch.full((images.shape[1], side, side), 0.5)]
+            if learnt is None
+            else [learnt]
+        )
         yield from (_patched(images, seeds, patch, side) for patch in patches)
     else:
         assert model is not None
@@ -187,7 +191,7 @@ def _random(seed: int, shape: tuple[int, ...]) -> Tensor:
 
 def _patched(images: Tensor, seeds: Tensor, patch: Tensor | None, side: int) -> Changed:
     """Put a patch, or none, where each image's seed says: every patch at the same place."""
-    shown = torch.zeros((3, side, side)) if patch is None else patch
+    shown = torch.zeros((images.shape[1], side, side)) if patch is None else patch
     placed = [
         place_patch(image[None], shown.to(image.device), torch.Generator().manual_seed(seed), vary=False)
         for image, seed in zip(images, seeds.tolist(), strict=True)

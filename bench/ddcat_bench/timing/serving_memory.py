@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ddcat.manifest import parse_manifest
+from ddcat.engines.base import Images
+from ddcat.manifest import Manifest, parse_manifest
 from ddcat_bench.errors import BenchError
 from ddcat_serve.inference.model_registry import load_models
 from ddcat_serve.settings import Settings
@@ -72,10 +73,10 @@ def resident(key: str) -> int | None:
 
 
 def _serve(serving: Serving) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (*serving.shape, 3), np.uint8)
     if serving.name == "engine":
         with load_models([Path(serving.path)], settings=Settings(), threads=serving.threads) as models:
             ((model,),) = (versions.values() for versions in models.values())
+            images = _images(serving, model.bundle.manifest)
             for _ in range(_CALLS):
                 model.engine.infer(images)
         return
@@ -86,10 +87,16 @@ def _serve(serving: Serving) -> None:
 
     device = torch.device(serving.device)
     with torch_settings(serving.threads):
-        reference = open_reference(parse_manifest(Path(serving.manifest).read_bytes(), serving.manifest), Path(serving.path))
-        network = EAGER[serving.name](reference, device)
+        manifest = parse_manifest(Path(serving.manifest).read_bytes(), serving.manifest)
+        network = EAGER[serving.name](open_reference(manifest, Path(serving.path)), device)
+        images = _images(serving, manifest)
         for _ in range(_CALLS):
             torch_labels(network, images, device)
+
+
+def _images(serving: Serving, manifest: Manifest) -> Images:
+    shape = (*serving.shape, manifest.preprocessing.channels)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
 if __name__ == "__main__":

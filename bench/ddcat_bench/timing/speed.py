@@ -201,9 +201,9 @@ def draw_inputs(
     if dataset and images:
         batches = [np.stack([images[(call * batch + k) % len(images)] for k in range(batch)]) for call in range(calls)]
         return Inputs(batches, f"{len(images)} images of {dataset.name} {dataset.split}, in turns")
-    generator = np.random.default_rng(0)
+    generator, channels = np.random.default_rng(0), bundle.manifest.preprocessing.channels
     return Inputs(
-        [generator.integers(0, 256, (batch, *size, 3), dtype=np.uint8) for _ in range(calls)],
+        [generator.integers(0, 256, (batch, *size, channels), dtype=np.uint8) for _ in range(calls)],
         f"{calls * batch} images of uniform noise, seed 0",
     )
 

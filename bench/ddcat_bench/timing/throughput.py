@@ -66,7 +66,7 @@ def measure_throughput(
         Called after each row.
     """
     shapes, proof = bundle.manifest.shapes, bundle.manifest.main_branch_only
-    entry = bundle.manifest.engine
+    entry, channels = bundle.manifest.engine, bundle.manifest.preprocessing.channels
     peak = (
         matrix_product_peak("fp32", torch.device("cpu"))
         if entry.effective_precision == "fp32" and _on_cpu(entry.provider)
@@ -76,7 +76,7 @@ def measure_throughput(
     per_pixel = None if proof is None else 2 * proof.multiply_adds / (proof.size[0] * proof.size[1])
 
     def row(batch: int, height: int, width: int) -> ThroughputRow:
-        times = timing(_seconds(engine, (batch, height, width, 3), clock))
+        times = timing(_seconds(engine, (batch, height, width, channels), clock))
         advance(1)
         return ThroughputRow(
             batch=batch,

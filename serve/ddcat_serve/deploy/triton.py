@@ -81,7 +81,7 @@ def _contents(bundle: Bundle) -> Iterator[tuple[str, bytes]]:
     yield f"{name}/1/{file}", bundle.files[engine.file]
     yield f"{name}/1/model.py", _program("engine")
     for part in ("decode", "encode"):
-        yield f"{name}-{part}/{_CONFIG}", _text(_step(name, part))
+        yield f"{name}-{part}/{_CONFIG}", _text(_step(name, part, bundle.manifest.preprocessing.channels))
         yield f"{name}-{part}/1/model.py", _program(part)
     yield f"{name}-file/{_CONFIG}", _text(_ensemble(name))
     yield f"{name}-file/1/.keep", b""
@@ -110,14 +110,16 @@ def _model(bundle: Bundle, backend: str, file: str) -> pb.ModelConfig:
     policy.allow_timeout_override, policy.max_queue_size = True, _QUEUE
     for height, width in _sizes(manifest.shapes):
         warm = config.model_warmup.add(name=f"{height}x{width}", batch_size=max(1, manifest.shapes.batch.minimum))
-        warm.inputs["image"].CopyFrom(pb.ModelWarmup.Input(data_type=pb.TYPE_UINT8, dims=[height, width, 3], zero_data=True))
+        warm.inputs["image"].CopyFrom(
+            pb.ModelWarmup.Input(data_type=pb.TYPE_UINT8, dims=[height, width, manifest.preprocessing.channels], zero_data=True)
+        )
     return config
 
 
-def _step(name: str, part: str) -> pb.ModelConfig:
+def _step(name: str, part: str, channels: int) -> pb.ModelConfig:
     """Configure decoding or encoding, one file at a time: a batch would need images of one size."""
     config = pb.ModelConfig(name=f"{name}-{part}", backend="python", max_batch_size=0)
-    image, size = {"data_type": pb.TYPE_UINT8, "dims": [1, -1, -1, 3]}, {"data_type": pb.TYPE_INT32, "dims": [2]}
+    image, size = {"data_type": pb.TYPE_UINT8, "dims": [1, -1, -1, channels]}, {"data_type": pb.TYPE_INT32, "dims": [2]}
     if part == "decode":
         config.input.add(name="file", data_type=pb.TYPE_STRING, dims=[1])
         config.output.add(name="image", **image)

@@ -1,5 +1,5 @@
 """
-Decoding of JPEG, PNG and WebP files, and of GeoTIFFs, to pixels.
+Decoding of JPEG, PNG and WebP files, and of GeoTIFFs, to pixels: red, green and blue, or the bands that a bundle names.
 
 Colour profile and gamma are ignored, and so is the EXIF orientation unless the bundle says that it counts: all as when accuracy
 was measured. Before any pixel is decoded, the header is read, the number of pixels is checked, and everything but the image
@@ -9,6 +9,7 @@ itself is removed from the file.
 import io
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import simplejpeg  # type: ignore[import-untyped]
 from PIL import Image, UnidentifiedImageError
 
+from ddcat.band_files import decode_bands
 from ddcat.error_text import first_line
 from ddcat.geotiff import is_tiff
 from ddcat.image_files import (
@@ -64,12 +66,13 @@ def size_of(content: bytes, rule: FileRule = AS_STORED, *, max_pixels: int) -> S
     RequestError
         As `decode`, but for faults in the pixels.
     """
-    form = _format_of(content)
+    form = _format_of(content, rule)
     height, width = form.size(content)
     if form.name == "TIFF" and rule.resize is not None:
         raise RequestError(415, TIFF_AND_RESIZE)
     try:
-        check_depth(content, rule.values)
+        if form.name != "TIFF":  # which is opened by its values
+            check_depth(content, rule.values)
     except ImageFileError as cause:
         raise RequestError(415, str(cause)) from cause
     _check_pixels(width, height, max_pixels)
@@ -93,20 +96,18 @@ def decode(content: bytes, rule: FileRule = AS_STORED, *, max_pixels: int) -> U8
 
     Returns
     -------
-    (H, W, 3) uint8
-        RGB.
+    (H, W, C) uint8
+        RGB, or the bands of the rule.
 
     Raises
     ------
     RequestError
         400 for a damaged image or one that is ambiguous, 413 for too many pixels, 415 for another format.
     """
-    form = _format_of(content)
-    size = size_of(content, AS_STORED.model_copy(update={"values": rule.values}), max_pixels=max_pixels)
+    form = _format_of(content, rule)
+    size = size_of(content, rule.model_copy(update={"orientation": "stored", "resize": None}), max_pixels=max_pixels)
     try:
-        stripped = content if form.name == "TIFF" else strip_metadata(content)
-        pixels = form.decode(stripped, size) if rule.values is None else decode_16_bits(stripped, rule.values)
-        return turned(pixels, _orientation(content, rule))
+        return turned(_pixels(content, form, size, rule), _orientation(content, rule))
     except (RequestError, MemoryError):
         raise
     except AnimationError as cause:
@@ -119,11 +120,25 @@ def decode(content: bytes, rule: FileRule = AS_STORED, *, max_pixels: int) -> U8
         raise RequestError(400, f"the {form.name} is damaged: {reason}") from cause
 
 
+def _pixels(content: bytes, form: "_Format", size: Size, rule: FileRule) -> U8:
+    """Decode a file whose header has some size: neither turned nor resized."""
+    if form.name == "TIFF":
+        return form.decode(content, size)
+    if rule.bands is not None:
+        pixels = decode_bands(content, rule.bands, rule.values)
+        _check_same((pixels.shape[0], pixels.shape[1]), size)
+        return pixels
+    stripped = strip_metadata(content)
+    return form.decode(stripped, size) if rule.values is None else decode_16_bits(stripped, rule.values)
+
+
 def _orientation(content: bytes, rule: FileRule) -> int:
     return orientation_of(content) if rule.orientation == "exif" else 1
 
 
-def _format_of(content: bytes) -> _Format:
+def _format_of(content: bytes, rule: FileRule) -> _Format:
+    if is_tiff(content):
+        return _Format("TIFF", is_tiff, partial(tiff_size, rule=rule), partial(decode_tiff, rule=rule))
     for known in _FORMATS:
         if known.begins(content):
             return known
@@ -193,7 +208,6 @@ _FORMATS = (
     _Format("JPEG", is_jpeg, _jpeg_size, _decode_jpeg),
     _Format("PNG", is_png, _png_size, _by_pillow("PNG")),
     _Format("WebP", is_webp, _webp_size, _by_pillow("WebP")),
-    _Format("TIFF", is_tiff, tiff_size, decode_tiff),
 )
 
 

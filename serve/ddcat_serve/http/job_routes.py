@@ -254,9 +254,7 @@ def _scene_size(path: Path, model: ServedModel, settings: Settings) -> tuple[int
     rule = model.bundle.manifest.preprocessing
     if rule.resize is not None:
         raise RequestError(415, TIFF_AND_RESIZE)
-    if rule.values is not None:
-        raise RequestError(415, "the image is a TIFF of 8 bits a band, and the bundle expects PNG files of 16 bits")
-    with read_scene(str(path)) as scene:
+    with read_scene(str(path), rule) as scene:
         size = scene.height, scene.width
     if size[0] * size[1] > settings.job_pixels:
         raise RequestError(

@@ -154,7 +154,7 @@ class JobRunner:
                 self._now = None
 
     def _segment_scene(self, job: JobRecord, model: ServedModel, queued: QueuedInference) -> None:
-        with read_scene(str(self.store.image(job.id))) as scene:
+        with read_scene(str(self.store.image(job.id)), model.bundle.manifest.preprocessing) as scene:
             bands = (band.labels for band in queued.bands(scene.height, scene.width, scene.read))
             scene.write_mask(self.store.result(job), self._counted(bands), model.classes)
 

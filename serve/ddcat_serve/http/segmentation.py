@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ddcat.bands import displayed
 from ddcat.classes import IGNORE_INDEX, Classes
 from ddcat.confidence import abstained
 from ddcat.engines import Outputs
@@ -35,9 +36,10 @@ U8 = npt.NDArray[np.uint8]
 
 
 class _Prediction(NamedTuple):
-    """The engine's outputs for an image, at the size of its file; its file; and its pixels, where they are shown."""
+    """The engine's outputs for an image, at the size of its file; its file, and how it is read; and its pixels, if shown."""
 
     content: bytes
+    rule: FileRule
     image: U8 | None
     labels: U8
     confidence: npt.NDArray[np.float32] | None
@@ -50,10 +52,10 @@ Encoded = tuple[Payload, tuple[int, int]]  # and the height and width of the mas
 _ENCODERS: dict[Representation, Callable[[_Prediction, Classes], Payload]] = {
     Representation(PNG): lambda seen, classes: encode_mask(seen.labels, classes),
     Representation(PNG, "labels"): lambda seen, classes: encode_labels(seen.labels),
-    Representation(PNG, "overlay"): lambda seen, classes: encode_overlay(seen.labels, _given(seen.image), classes),
+    Representation(PNG, "overlay"): lambda seen, classes: encode_overlay(seen.labels, displayed(_given(seen.image)), classes),
     Representation(PNG, "confidence"): lambda seen, classes: encode_confidence(_given(seen.confidence)),
     Representation(RAW): lambda seen, classes: np.ascontiguousarray(seen.labels).tobytes(),
-    Representation(TIFF): lambda seen, classes: encode_tiff(seen.labels, classes, seen.content),
+    Representation(TIFF): lambda seen, classes: encode_tiff(seen.labels, classes, seen.content, seen.rule),
     Representation(JSON): lambda seen, classes: encode_rle(seen.labels, classes),
 }
 REPRESENTATIONS = tuple(_ENCODERS)
@@ -144,7 +146,7 @@ class Segmentation:
 
     def _encode(self, content: bytes, outputs: Outputs, image: U8 | None, size: tuple[int, int]) -> Payload:
         confidence = None if outputs.confidence is None else restore(outputs.confidence[0], size)
-        prediction = _Prediction(content, image, restore(outputs.labels[0], size), confidence)
+        prediction = _Prediction(content, self.rule, image, restore(outputs.labels[0], size), confidence)
         return _ENCODERS[self.representation](prediction, self.model.classes)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from ddcat.classes import Classes, colour_table
 from ddcat.errors import DdcatError
 from ddcat.geotiff import Scene, SceneError, is_tiff, opened_scene
+from ddcat.preprocess import AS_STORED, FileRule
 from ddcat_serve.errors import RequestError
 
 __all__ = ["decode_tiff", "encode_tiff", "read_scene", "tiff_size"]
@@ -21,9 +22,9 @@ U8 = npt.NDArray[np.uint8]
 
 
 @contextlib.contextmanager
-def read_scene(file: str | bytes) -> Iterator[Scene]:
+def read_scene(file: str | bytes, rule: FileRule = AS_STORED) -> Iterator[Scene]:
     """
-    Open a GeoTIFF of a client: its path, or its content.
+    Open a GeoTIFF of a client, its path or its content, as a rule says which bands and values are read.
 
     Raises
     ------
@@ -32,7 +33,7 @@ def read_scene(file: str | bytes) -> Iterator[Scene]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            scene = stack.enter_context(opened_scene(file))
+            scene = stack.enter_context(opened_scene(file, rule.values, rule.bands))
         except DdcatError as cause:
             raise _refusal(cause) from cause
         if scene.block_bytes > _MOST_BLOCK_BYTES:
@@ -50,19 +51,19 @@ def _refusal(cause: DdcatError) -> RequestError:
     return RequestError(415, f"the TIFF: {cause}")
 
 
-def tiff_size(content: bytes) -> tuple[int, int]:
+def tiff_size(content: bytes, rule: FileRule) -> tuple[int, int]:
     """Read height and width; errors as `read_scene`."""
-    with read_scene(content) as scene:
+    with read_scene(content, rule) as scene:
         return scene.height, scene.width
 
 
-def decode_tiff(content: bytes, size: tuple[int, int]) -> U8:
-    """Read the pixels, (H, W, 3) uint8 in RGB, of a file of some size; errors as `read_scene`."""
-    with read_scene(content) as scene:
+def decode_tiff(content: bytes, size: tuple[int, int], rule: FileRule) -> U8:
+    """Read the pixels, (H, W, C) uint8, of a file of some size; errors as `read_scene`."""
+    with read_scene(content, rule) as scene:
         return scene.read(0, 0, *size)
 
 
-def encode_tiff(labels: U8, classes: Classes, content: bytes) -> bytes:
+def encode_tiff(labels: U8, classes: Classes, content: bytes, rule: FileRule = AS_STORED) -> bytes:
     """
     Encode labels as a TIFF with a colour table.
 
@@ -72,9 +73,11 @@ def encode_tiff(labels: U8, classes: Classes, content: bytes) -> bytes:
     classes : Classes
     content : bytes
         The image's file: the mask of a GeoTIFF gets its CRS and transform.
+    rule : FileRule
+        By which it was read.
     """
     if is_tiff(content):
-        with read_scene(content) as scene:
+        with read_scene(content, rule) as scene:
             return scene.mask(labels, classes)
     mask = Image.fromarray(labels, "P")
     mask.putpalette(colour_table(classes).tobytes())

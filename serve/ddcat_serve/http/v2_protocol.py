@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ddcat.bands import MOST_BANDS
 from ddcat.manifest import TensorEntry
 from ddcat_serve.errors import RequestError, quoted
 from ddcat_serve.inference.served_model import ServedModel
@@ -49,7 +50,7 @@ def check_image(datatype: str, shape: list[int], max_pixels: int) -> None:
     """
     if datatype != "UINT8":
         raise RequestError(400, f"image has datatype {quoted(datatype)}; the model takes UINT8")
-    if len(shape) != 4 or shape[3] != 3 or min(shape) < 1:
+    if len(shape) != 4 or not 1 <= shape[3] <= MOST_BANDS or min(shape) < 1:
         raise RequestError(400, f"image has shape {quoted(shape)}; the model takes [N, H, W, 3]")
     if math.prod(shape[:3]) > max_pixels:
         raise RequestError(413, f"image of shape {quoted(shape)} has more than {max_pixels} pixels")

@@ -102,7 +102,9 @@ def _describe(model: ServedModel) -> dict[str, Any]:
 
 
 def _pairs(model: ServedModel) -> list[tuple[Example, Example]]:
-    """Return pairs of a clean image and its adversarial one."""
+    """Return pairs of a clean image and its adversarial one; none of other bands than three, which no browser shows."""
+    if model.bundle.manifest.preprocessing.channels != 3:
+        return []
     by_name = {example.name: example for example in model.examples}
     numbers = sorted(int(name.removeprefix("clean.")) for name in by_name if name.startswith("clean."))
     return [(by_name[f"clean.{number}"], by_name[f"adversarial.{number}"]) for number in numbers]

@@ -39,6 +39,7 @@ def try_sizes(
     engine: Engine,
     shapes: InputShapes,
     *,
+    channels: int = 3,
     max_seconds: float = MAX_SECONDS,
     repeats: int = 1,
     turn: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -51,6 +52,8 @@ def try_sizes(
     engine : Engine
     shapes : InputShapes
         InputShapes that it accepts.
+    channels : int
+        Of an image.
     max_seconds : float, optional
         Nothing larger is tried after a call that took as long.
     repeats : int, optional
@@ -65,7 +68,7 @@ def try_sizes(
     """
     trials = []
     for height, width in _sizes(shapes):
-        images = np.random.default_rng(0).integers(0, 256, (shapes.batch.minimum, height, width, 3)).astype(np.uint8)
+        images = np.random.default_rng(0).integers(0, 256, (shapes.batch.minimum, height, width, channels)).astype(np.uint8)
         with turn():
             engine.infer(images)  # the first call with a new size prepares
         engine.rest()  # memory that it keeps would hide what the call takes
@@ -74,7 +77,9 @@ def try_sizes(
             with turn():
                 costs.append(measure_cost(partial(engine.infer, images)))
             engine.rest()
-        trials.append(Trial(images.size // 3, min(cost.seconds for cost in costs), max(cost.bytes for cost in costs)))
+        trials.append(
+            Trial(math.prod(images.shape[:3]), min(cost.seconds for cost in costs), max(cost.bytes for cost in costs))
+        )
         if trials[-1].seconds > max_seconds:
             break
     return trials

@@ -108,7 +108,7 @@ class QueuedInference:
         return label_bands(self, manifest, tiled, height, width, read)
 
     def outputs(self, pixels: U8) -> Outputs:
-        """Label an image, (H, W, 3) uint8, as prepared for the graph, and count the answer as one of the model's."""
+        """Label an image, (H, W, C) uint8, as prepared for the graph, and count the answer as one of the model's."""
         began, answer = time.monotonic(), None
         try:
             with worker_errors_as_http(self._model.name):
@@ -121,7 +121,7 @@ class QueuedInference:
 
     def __call__(self, images: U8) -> Outputs:
         """
-        Compute images of one size, (N, H, W, 3) uint8.
+        Compute images of one size, (N, H, W, C) uint8.
 
         Raises
         ------
@@ -146,7 +146,7 @@ class QueuedInference:
                 # a reference cycle, with the images: an error keeps this frame, and the job keeps the error
                 self._job = job = None  # type: ignore[assignment]
         if self in self._model.planned:
-            self._model.planned[self] -= images.size // 3
+            self._model.planned[self] -= math.prod(images.shape[:3])
         if shadow is not None and shadow.choose():
             shadow.offer(images, outputs)
         return outputs

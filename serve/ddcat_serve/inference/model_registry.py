@@ -291,7 +291,11 @@ def load_model(
         engine_timeout=settings.engine_timeout,
         kept_pixels=int(_KEPT_SHARE * call_pixels),
         measure=partial(
-            measure_speed, shapes=bundle.manifest.shapes, examples=examples[:1], batch_pixels=throughput.batch_pixels
+            measure_speed,
+            shapes=bundle.manifest.shapes,
+            examples=examples[:1],
+            batch_pixels=throughput.batch_pixels,
+            channels=bundle.manifest.preprocessing.channels,
         ),
         observe=observe_batch,
         turn=nullcontext if turns is None else turns.batch,

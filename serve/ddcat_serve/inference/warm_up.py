@@ -94,7 +94,14 @@ def warm_up(
         As `check_answers`.
     """
     check_answers(bundle, in_turns(engine, turn), examples, tolerance=tolerance, hint=f" ({PREFIX}GOLDEN_TOLERANCE)")
-    trials = try_sizes(engine, bundle.manifest.shapes, max_seconds=max_seconds, repeats=repeats, turn=turn)
+    trials = try_sizes(
+        engine,
+        bundle.manifest.shapes,
+        channels=bundle.manifest.preprocessing.channels,
+        max_seconds=max_seconds,
+        repeats=repeats,
+        turn=turn,
+    )
     if examples:
         throughput = measure_throughput(
             engine, examples[0].image, batch_pixels=batch_pixels, batch=bundle.manifest.shapes.batch, turn=turn
@@ -128,6 +135,7 @@ def measure_speed(
     shapes: InputShapes,
     examples: Sequence[Example],
     batch_pixels: int,
+    channels: int = 3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """
@@ -142,14 +150,16 @@ def measure_speed(
         As for `warm_up`; only the first is used.
     batch_pixels : int
         Pixels per batch, from the warm-up.
+    channels : int
+        Of an image.
     clock : callable, optional
         In seconds, never going back.
     """
     if not examples:
-        last = try_sizes(engine, shapes)[-1]
+        last = try_sizes(engine, shapes, channels=channels)[-1]
         return last.pixels / last.seconds
     image, batch = examples[0].image, shapes.batch
-    pixels = image.size // 3
+    pixels = image.shape[0] * image.shape[1]
     images = max(batch.minimum, min(batch_pixels // pixels, batch.maximum or sys.maxsize))
     return pixels / _seconds_per_image(engine, image, images, clock)
 
@@ -169,7 +179,7 @@ def measure_throughput(
     Parameters
     ----------
     engine : Engine
-    image : (H, W, 3) uint8
+    image : (H, W, C) uint8
     batch_pixels : int
         Limit for the batches tried; the smallest batch is always tried.
     batch : DimRange

@@ -67,7 +67,7 @@ def place_patch(images: Tensor, patch: Tensor, generator: torch.Generator, *, va
     ----------
     images : (N, 3, H, W) float
         In [0, 1].
-    patch : (3, s, s) float
+    patch : (C, s, s) float
         In [0, 1]; the result is differentiable in it.
     generator : torch.Generator
         On the CPU.
@@ -132,11 +132,12 @@ def learn_patch(
 
     Returns
     -------
-    (3, side, side) float
+    (C, side, side) float
         In [0, 1].
     """
     generator = torch.Generator().manual_seed(seed)
-    patch = torch.rand((3, side, side), generator=generator).requires_grad_()
+    channels = next((images.shape[1] for images, _ in batches()), 3)
+    patch = torch.rand((channels, side, side), generator=generator).requires_grad_()
     optimizer = torch.optim.Adam([patch], lr=_RATE)
     for _ in range(epochs):
         for images, labels in batches():

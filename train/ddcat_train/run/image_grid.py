@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ddcat.bands import displayed
 from ddcat.classes import IGNORED_COLOUR, Classes
 from ddcat_train.data.dataset import U8
 
@@ -85,7 +86,7 @@ def to_png(pixels: U8) -> bytes:
 
 
 def _fitted(picture: Picture) -> Image.Image:
-    image = Image.fromarray(picture.pixels)
+    image = Image.fromarray(displayed(picture.pixels))
     longest = max(image.size)
     if longest > _LONGEST:
         size = max(1, image.width * _LONGEST // longest), max(1, image.height * _LONGEST // longest)

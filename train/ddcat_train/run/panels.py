@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddcat.bands import displayed
 from ddcat.classes import Classes, colourise
 from ddcat.metrics import confusion_counts, pixel_accuracy
 from ddcat_train.attacks import bim, eval_mode
@@ -101,7 +100,7 @@ def _columns(network: Segmenter, images: Tensor, labels: Tensor, attack: AttackC
 
 
 def _photographs(images: Tensor) -> list[Picture]:
-    return [Picture(one, "", smooth=True) for one in displayed(to_pixels(nearest_8_bit(images)))]
+    return [Picture(one, "", smooth=True) for one in to_pixels(nearest_8_bit(images))]
 
 
 def _predictions(network: Segmenter, images: Tensor, labels: Tensor, classes: Classes) -> list[Picture]:
