@@ -1,29 +1,36 @@
 """Images of one, four and five bands and 16 bits: trained, exported, gated, predicted and served with PyTorch's labels."""
 
+import io
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from PIL import Image
 
 import ddcat
+from ddcat.choices import Precision
+from ddcat.engines.errors import InputError
+from ddcat.predict.run import predict
+from ddcat.predict.sources import find_sources
 from ddcat.preprocess import preprocess
+from ddcat_serve.http.app import create_app
+from ddcat_serve.inference.model_registry import load_models
+from ddcat_serve.settings import Settings
 from ddcat_train.config import ModelConfig, load_config
 from ddcat_train.data import AUGMENTATIONS, Sample
 from ddcat_train.errors import ConfigError
 from ddcat_train.networks import build_segmenter
 from tests.banded import bands_of, encoded, settings, trained, write_banded
-
-COUNTS = [
-    pytest.param(1, id="grey"),
-    pytest.param(4, id="rgba", marks=pytest.mark.slow),
-    pytest.param(5, marks=pytest.mark.slow),
-]
+from tests.serve.conftest import InProcess
 
 
-@pytest.fixture(scope="module", params=COUNTS)
+@pytest.fixture(scope="module", params=[1, 4, 5])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    """A run of two steps of DDC-AT; five bands are of TIFF files."""
     count: int = request.param
     if count == 5:
         pytest.importorskip("rasterio", reason="rasterio is not installed")
@@ -31,23 +38,63 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return count, trained(write_banded(folder / "data", count), folder / "run", count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_a_bundle_of_bands_has_the_labels_of_pytorch(run: tuple[int, Path], precision: str, tmp_path: Path) -> None:
+def test_a_bundle_of_bands_has_the_labels_of_pytorch(run: tuple[int, Path], precision: Precision, tmp_path: Path) -> None:
     count, folder = run
     ddcat.export(folder, tmp_path / "bundle", precision=precision, calibration_images=2)
     pixels, _ = bands_of(count, 7)
     file = encoded(tmp_path / ("a.tif" if count == 5 else "a.png"), pixels)
     model = ddcat.load(folder, device="cpu")
     with ddcat.open_bundle(tmp_path / "bundle", threads=1) as opened:
-        rule = opened.bundle.manifest.preprocessing
+        manifest = opened.bundle.manifest
+        rule = manifest.preprocessing
         assert (rule.bands, rule.colour, rule.channels, len(rule.mean)) == (count, "bands", count, count)
-        assert opened.bundle.manifest.inputs[0].shape == ("batch", "height", "width", count)
+        assert manifest.inputs[0].shape == ("batch", "height", "width", count)
         prepared = preprocess(file.read_bytes(), rule).pixels
         assert prepared.shape == pixels.shape
         labels = opened.predict(file)
+        assert np.array_equal(opened.predict(prepared), labels)
+        with pytest.raises(InputError, match=rf"expected a path or a uint8 array \(height, width, {count}\) of {count} band"):
+            opened.predict(prepared[..., :0])
     share = float((labels == model.predict(prepared)).mean())
     assert share == 1 if precision == "fp32" else share > 0.9
-    assert np.abs(prepared.astype(int) - np.clip((pixels.astype(float) - 100) / 4095 * 255, 0, 255)).max() <= 0.5 + 1e-9
+    predict(tmp_path / "bundle", find_sources([str(file)]), tmp_path / "out", formats=["png"])
+    written = Image.open(next((tmp_path / "out/masks").iterdir()))
+    assert np.array_equal(np.asarray(written), labels)
+    check_served(tmp_path / "bundle", file, prepared, labels)
+
+
+def check_served(bundle: Path, file: Path, prepared: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> None:
+    """The server gives the same labels for the file and for its tensor, and refuses other bands."""
+    with load_models([bundle], settings=Settings(), threads=1) as models:
+        client = httpx.Client(transport=InProcess(create_app(models, Settings())), base_url="http://test")
+        answer = client.post("/v1/segment", content=file.read_bytes())
+        assert answer.status_code == 200, answer.text
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(answer.content))), labels)
+        shown = client.post("/v1/segment", content=file.read_bytes(), headers={"Accept": "image/png;view=overlay"})
+        assert shown.status_code == 200, shown.text
+        [name] = models
+        tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *prepared.shape], "data": prepared.ravel().tolist()}
+        answer = client.post(f"/v2/models/{name}/infer", json={"inputs": [tensor], "outputs": [{"name": "labels"}]})
+        assert answer.status_code == 200, answer.text
+        assert np.array_equal(np.reshape(answer.json()["outputs"][0]["data"], labels.shape), labels)
+        tensor |= {"shape": [1, *prepared.shape[:2], 2], "data": prepared[..., [0, 0]].ravel().tolist()}
+        answer = client.post(f"/v2/models/{name}/infer", json={"inputs": [tensor]})
+        assert (answer.status_code, f"(N, H, W, {prepared.shape[2]})" in answer.text) == (400, True)
+        jpeg = io.BytesIO()
+        Image.fromarray(np.zeros((48, 56, 3), np.uint8)).save(jpeg, "JPEG")
+        answer = client.post("/v1/segment", content=jpeg.getvalue())
+        assert (answer.status_code, "8 bits a channel" in answer.text) == (415, True)
+        assert client.get("/v1/models").json()["models"][0]["examples"] == 0
+
+
+@pytest.mark.slow
+def test_a_gate_judges_bands(run: tuple[int, Path], tmp_path: Path) -> None:
+    _, folder = run
+    ddcat.export(folder, tmp_path / "bundle")
+    result = ddcat.gate(tmp_path / "bundle", quick=True, repeats=10, out=tmp_path / "gate")
+    assert result.verdict in ("pass", "inconclusive")
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def router(state: ServerState) -> APIRouter:
         deadline = began + (timeout or settings.timeout)
         chosen, representation = choose()  # another model may have taken its place meanwhile; this one keeps the request
         # refuse before decoding
-        rule = chosen.bundle.manifest.preprocessing
+        rule: FileRule = chosen.bundle.manifest.preprocessing
         rule = AS_STORED.model_copy(update={"bands": rule.bands}) if preprocessed else rule
         sizes = await _sizes(uploads.files, rule, settings.max_pixels, state.pool)
         places = _admit(chosen, sizes, rule, deadline - loop.time(), settings)

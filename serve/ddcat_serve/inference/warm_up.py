@@ -159,7 +159,7 @@ def measure_speed(
         last = try_sizes(engine, shapes, channels=channels)[-1]
         return last.pixels / last.seconds
     image, batch = examples[0].image, shapes.batch
-    pixels = image.shape[0] * image.shape[1]
+    pixels = image[..., 0].size
     images = max(batch.minimum, min(batch_pixels // pixels, batch.maximum or sys.maxsize))
     return pixels / _seconds_per_image(engine, image, images, clock)
 
