@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddcat.bands import displayed
 from ddcat.classes import Classes, colourise
 from ddcat.predict import coco, cvat, geojson, label_studio
 from ddcat.predict.png import mask_png
@@ -37,11 +38,11 @@ def overlaid(pixels: U8, labels: U8, classes: Classes) -> U8:
 
     Parameters
     ----------
-    pixels : (H, W, 3) uint8
+    pixels : (H, W, C) uint8
     labels : (H, W) uint8
     classes : Classes
     """
-    return (pixels // 2 + colourise(labels, classes) // 2).astype(np.uint8)
+    return (displayed(pixels) // 2 + colourise(labels, classes) // 2).astype(np.uint8)
 
 
 def _overlay_jpeg(answer: Answer) -> bytes:

@@ -28,8 +28,8 @@ class Answer(NamedTuple):
         The name without its suffix.
     labels : (H, W) uint8
         In 0..K-1, or 255 where the engine abstains; at the size of the image.
-    pixels : (H, W, 3) uint8
-        The image, in RGB.
+    pixels : (H, W, C) uint8
+        The image, in RGB or bands.
     classes : Classes
     """
 

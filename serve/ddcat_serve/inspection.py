@@ -86,6 +86,8 @@ def _files(manifest: Manifest) -> str:
             "evaluated: resize yours to it, or export again"
         )
     turned = "as they are stored" if rule.orientation == "stored" else "turned as their EXIF orientation says"
+    if rule.bands is not None:
+        turned += f", of {rule.bands} bands" if isinstance(rule.bands, int) else f", bands {list(rule.bands)}"
     if rule.values is not None:
         turned += f", of 16 bits a channel, with {rule.values[0]} and {rule.values[1]} as 0 and 255"
     if rule.resize is None:

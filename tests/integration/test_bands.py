@@ -59,7 +59,7 @@ def test_a_bundle_of_bands_has_the_labels_of_pytorch(run: tuple[int, Path], prec
             opened.predict(prepared[..., :0])
     share = float((labels == model.predict(prepared)).mean())
     assert share == 1 if precision == "fp32" else share > 0.9
-    predict(tmp_path / "bundle", find_sources([str(file)]), tmp_path / "out", formats=["png"])
+    predict(tmp_path / "bundle", find_sources([str(file)]), tmp_path / "out", formats=["png", "overlay"])
     written = Image.open(next((tmp_path / "out/masks").iterdir()))
     assert np.array_equal(np.asarray(written), labels)
     check_served(tmp_path / "bundle", file, prepared, labels)
