@@ -77,7 +77,7 @@ def small_graph(
             helper.make_node("ReduceMax", ["shares", "first"], ["confidence"], keepdims=0),
         ]
         outputs.append(helper.make_tensor_value_info("confidence", TensorProto.FLOAT, ["batch", height, width]))
-    weight = weights.reshape(len(weights), 3, 1, 1)
+    weight = weights.reshape(*weights.shape, 1, 1)
     constants = {"bias": bias.astype(np.float32)} | (
         {"weight8": weight.astype(np.int8), "two": np.float32(2), "one": np.float32(1), "zero": np.int8(0)}
         if int8
@@ -88,7 +88,7 @@ def small_graph(
     graph = helper.make_graph(
         nodes,
         "small",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", height, width, 3])],
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", height, width, weights.shape[1]])],
         outputs,
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )

@@ -86,7 +86,9 @@ class TiledEngine:
 
     def _found(self) -> bool:
         side = self.tiles.side
-        noise = np.random.default_rng(0).integers(0, 256, (self._least, -(-side // 8), -(-side // 8), self._manifest.preprocessing.channels), np.uint8)
+        noise = np.random.default_rng(0).integers(
+            0, 256, (self._least, -(-side // 8), -(-side // 8), self._manifest.preprocessing.channels), np.uint8
+        )
         image = noise.repeat(8, 1).repeat(8, 2)[:, :side, :side]
         outputs = self._infer(np.ascontiguousarray(image))
         assert outputs.logits is not None
