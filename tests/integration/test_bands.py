@@ -81,7 +81,7 @@ def check_served(bundle: Path, file: Path, prepared: npt.NDArray[np.uint8], labe
         assert np.array_equal(np.reshape(answer.json()["outputs"][0]["data"], labels.shape), labels)
         tensor |= {"shape": [1, *prepared.shape[:2], 2], "data": prepared[..., [0, 0]].ravel().tolist()}
         answer = client.post(f"/v2/models/{name}/infer", json={"inputs": [tensor]})
-        assert (answer.status_code, f"(N, H, W, {prepared.shape[2]})" in answer.text) == (400, True)
+        assert (answer.status_code, f"takes [N, H, W, {prepared.shape[2]}]" in answer.text) == (400, True)
         jpeg = io.BytesIO()
         Image.fromarray(np.zeros((48, 56, 3), np.uint8)).save(jpeg, "JPEG")
         answer = client.post("/v1/segment", content=jpeg.getvalue())

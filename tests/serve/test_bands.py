@@ -76,7 +76,7 @@ def test_files_and_tensors_of_bands_are_answered(
             assert np.array_equal(np.reshape(answer.json()["outputs"][0]["data"], SIZE), labels)
         tensor |= {"shape": [1, *SIZE, 2], "data": prepared[..., [0, 0]].ravel().tolist()}
         status, message = refused(client.post("/v2/models/small/infer", json={"inputs": [tensor]}))
-        assert (status, f"(N, H, W, {count})" in message) == (400, True)
+        assert (status, f"the model takes [N, H, W, {count}]" in message) == (400, True)
         described = client.get("/v1/models").json()["models"]
         assert described[0]["examples"] == 0
 

@@ -16,6 +16,7 @@ __all__ = [
     "MAX_ENVELOPE_BYTES",
     "LoadOptions",
     "RequestedOutput",
+    "check_channels",
     "check_flag",
     "check_image",
     "check_input_parameters",
@@ -54,6 +55,13 @@ def check_image(datatype: str, shape: list[int], max_pixels: int) -> None:
         raise RequestError(400, f"image has shape {quoted(shape)}; the model takes [N, H, W, 3]")
     if math.prod(shape[:3]) > max_pixels:
         raise RequestError(413, f"image of shape {quoted(shape)} has more than {max_pixels} pixels")
+
+
+def check_channels(shape: Sequence[int], model: ServedModel) -> None:
+    """Refuse (400) a batch of images, of some shape, with other channels than a model takes."""
+    channels = model.bundle.manifest.preprocessing.channels
+    if shape[3] != channels:
+        raise RequestError(400, f"image has shape {quoted(list(shape))}; the model takes [N, H, W, {channels}]")
 
 
 def check_input_parameters(parameters: Parameters) -> None:

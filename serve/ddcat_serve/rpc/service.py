@@ -225,6 +225,7 @@ class _Service:
         read = partial(parse_infer, message, state.settings.max_pixels)
         request, images = await loop.run_in_executor(state.pool, read)
         model = find_model(state.models, request.model_name, request.model_version or None)
+        v2_protocol.check_channels(images.shape, model)
         entries = v2_protocol.requested_outputs(
             model, [v2_protocol.RequestedOutput(output.name, parameters_of(output.parameters)) for output in request.outputs]
         )
