@@ -58,7 +58,7 @@ PAGE = """# Models of other libraries, end to end
 
 This page shows which models of other libraries can be trained, exported, gated and served, and whether the engine computes
 what the model computes. It shows nothing about accuracy: each model is a tiny version of its family with random weights. It is
-trained for a few steps on generated scenes of {scenes}. All of it runs on a CPU:
+trained for 2 to 120 steps on generated scenes of {scenes}. All of it runs on a CPU:
 
 ```sh
 python bench/any_model/table.py --work any-model --out docs/results/any-model
@@ -76,8 +76,8 @@ python bench/any_model/table.py --work any-model --out docs/results/any-model
   Rounding can change a label where two classes are equally likely, which is frequent after so little training.{older}
 - **twin = engine**: the smallest share of labels that are equal in the twin and in the engine, over the gate's attacks.
 - **gate, quick**: the verdict on the fp32 engine, and the checks that did not pass. These gates are `ddcat gate --quick`, with
-  clean images and one short attack. They show that the gate works with the model; for a release run the full gate. An
-  untrained model loses everything under attack, so nothing can be compared, and its robustness is inconclusive.
+  clean images and one short attack. They show that the gate works with the model; for a release run the full gate. After
+  a few steps a model loses everything under attack, so nothing can be compared, and its robustness is inconclusive.
 - **served = engine's**: pixels of the masks received over HTTP that equal the engine's.
 {missing}
 Versions: {versions}.
