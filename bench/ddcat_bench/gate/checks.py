@@ -21,6 +21,7 @@ __all__ = [
     "CALIBRATION",
     "check_alarms",
     "check_calibration",
+    "check_corruptions_tried",
     "check_fidelity",
     "check_latency",
     "check_robustness",
@@ -131,6 +132,19 @@ def check_robustness(threats: Sequence[ThreatRow]) -> Iterator[Finding]:
                 reason="on a few images the PyTorch model keeps as much at this bound, and under the whole pool it does not: "
                 "what the strongest attacks leave of the engine is not known, and weaker ones alone are no answer",
             )
+
+
+def check_corruptions_tried(pool: Sequence[PoolResult], thresholds: Thresholds) -> Iterator[Finding]:
+    """Decide nothing about corruptions that have a limit and were not tried."""
+    if thresholds.corrupted_margin is not None and not any(result.source in _SHIFTS for result in pool):
+        yield Finding(
+            name="corruptions",
+            verdict="inconclusive",
+            found="nothing",
+            limit=f"-{thresholds.corrupted_margin:g} to +{thresholds.corrupted_margin:g} points",
+            reason="corruptions change red, green and blue, and the images have other bands: "
+            "`corrupted_margin: null` leaves them out",
+        )
 
 
 def check_fidelity(pool: Sequence[PoolResult], logit_error: float | None, thresholds: Thresholds) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from ddcat_bench.describe import describe_data, describe_environment, describe_r
 from ddcat_bench.gate.checks import (
     check_alarms,
     check_calibration,
+    check_corruptions_tried,
     check_fidelity,
     check_latency,
     check_robustness,
@@ -84,6 +85,7 @@ def conclude(
         *check_fidelity(measured.pool, measured.logit_error, thresholds),
         *check_calibration(measured.calibration, thresholds),
         *check_robustness(threats),
+        *([] if job.budget.name == "quick" else check_corruptions_tried(measured.pool, thresholds)),
         *check_alarms(alarms),
         *([] if latency is None else [latency]),
     )

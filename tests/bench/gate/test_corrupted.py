@@ -88,6 +88,20 @@ def test_an_engine_that_fails_in_the_dark_or_after_jpeg_is_refused(
     assert dict(untested(reported))["corruptions"].startswith("-")
 
 
+def test_corruptions_that_have_a_limit_and_cannot_be_tried_leave_the_gate_inconclusive(
+    good: tuple[GateJob, Measurements], speed: SpeedResult
+) -> None:
+    job, measured = good
+    attacks = many(
+        measured._replace(pool=[result for result in measured.pool if result.source not in ("corrupted", "codec")]), 4
+    )
+    result = conclude(job, attacks, speed, LIMITS, seconds=1.0)
+    assert {finding.name for finding in result.findings if finding.verdict != "pass"} == {"corruptions"}
+    assert result.verdict == "inconclusive"
+    loose = LIMITS.model_copy(update={"corrupted_margin": None})
+    assert conclude(job, attacks, speed, loose, seconds=1.0).verdict == "pass"
+
+
 def test_the_worst_five_of_the_reference_are_tried_on_the_engine(good: tuple[GateJob, Measurements]) -> None:
     _, measured = good
     assert len(measured.pilot.corruptions) == 5
