@@ -76,7 +76,7 @@ def test_settings_are_recorded(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_what_cannot_run_on_a_cpu_is_refused_at_once(bundle: Bundle, precision: Precision) -> None:
-    with pytest.raises(EngineError, match=f"does not compute in {precision} on a CPU, only in fp32 and int8: it has no kernels"):
+    with pytest.raises(EngineError, match=f"does not compute in {precision} on a CPU, only in fp32 and int8: it has no "):
         check_possible("ort", precision)
     with pytest.raises(EngineError, match=precision):
         build_engine("ort", b"never looked at", precision=precision, shapes=bundle.manifest.shapes)
