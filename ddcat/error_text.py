@@ -26,7 +26,7 @@ def first_validation_error(error: _Refusal) -> str:
 
 def unknown_key(error: _Refusal, keys: Iterable[str]) -> str | None:
     """
-    Return what is wrong where an entry has a key that is none of `keys`, with the nearest one; None where it is another fault.
+    Describe an unknown key and name the nearest of `keys`; None for any other fault.
 
     It comes before other faults, for a key that is missing is often the one that was misspelt.
     """

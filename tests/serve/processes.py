@@ -46,6 +46,31 @@ def introduced(
             process.kill()
 
 
+HELD = """
+import pathlib
+import time
+from ddcat.engines.base import CheckedEngine
+infer = CheckedEngine.infer
+def held(engine, images):
+    if {when}:
+        pathlib.Path({until!r} + str(id(engine))).touch()
+        while not pathlib.Path({until!r}).exists():
+            time.sleep(0.01)
+    return infer(engine, images)
+CheckedEngine.infer = held
+"""
+
+
+def holding(when: str, *, until: Path) -> str:
+    """Write what a server runs first so that its engines hold some images until a file is there."""
+    return HELD.format(when=when, until=str(until))
+
+
+def held_engines(until: Path) -> int:
+    """Count the engines that have held images."""
+    return len(list(until.parent.glob(f"{until.name}?*")))
+
+
 def wait_for(done: Callable[[], bool]) -> None:
     until = time.monotonic() + 30
     while not done():

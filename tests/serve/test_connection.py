@@ -24,7 +24,7 @@ from ddcat_serve.http.connection import Connection
 from ddcat_serve.settings import Settings
 from tests.bundles import small_bundle
 from tests.serve.payloads import as_labels, as_png
-from tests.serve.processes import connect, server, wait_for
+from tests.serve.processes import connect, held_engines, holding, server, wait_for
 
 SLOW = """
 import time
@@ -35,19 +35,6 @@ def slow(engine, images):
     return infer(engine, images)
 CheckedEngine.infer = slow
 """  # the picture of the tests takes so long, and the warm-up does not
-HELD = """
-import pathlib
-import time
-from ddcat.engines.base import CheckedEngine
-infer = CheckedEngine.infer
-def held(engine, images):
-    if images.shape[1] == 37:
-        pathlib.Path({until!r} + ".begun").touch()
-    while images.shape[1] == 37 and not pathlib.Path({until!r}).exists():
-        time.sleep(0.01)
-    return infer(engine, images)
-CheckedEngine.infer = held
-"""  # it takes until that file is there
 INNER = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -314,13 +301,13 @@ def test_nothing_is_computed_for_a_client_that_has_gone(
     bundle: Bundle, picture: np.ndarray, tmp_path: Path, files: int, how: str
 ) -> None:
     parts = [("image", (f"{place}.png", as_png(picture), "image/png")) for place in range(files)]
-    held = HELD.format(until=str(tmp_path / "go"))
+    held = holding("images.shape[1] == 37", until=tmp_path / "go")
     with server(bundle.path, "--batch-pixels", picture[..., 0].size, "--timeout", 60, before=held) as (_, address):
         sent = httpx.Request("POST", f"{address}/v1/segment", files=parts)
         whole = request("POST", "/v1/segment", sent.read(), f"Content-Type: {sent.headers['content-type']}")
         with connect(address) as first, connect(address) as second:
             first.sendall(request("POST", "/v1/segment", as_png(picture)))  # what is in the engine is finished
-            wait_for((tmp_path / "go.begun").exists)
+            wait_for(lambda: held_engines(tmp_path / "go") == 1)
             second.sendall(whole)
             wait_for(lambda: waiting(address) == files * picture[..., 0].size)
             if how == "resets":

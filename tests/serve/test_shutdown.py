@@ -17,22 +17,10 @@ from tritonclient.utils import InferenceServerException
 
 from ddcat.bundle import Bundle
 from tests.serve.payloads import as_labels, as_png, refused
-from tests.serve.processes import free_port, server, wait_for
+from tests.serve.processes import free_port, held_engines, holding, server, wait_for
 
 WHITE = np.full((37, 53, 3), 255, np.uint8)
-SLOW = """
-import pathlib
-import time
-from ddcat.engines.base import CheckedEngine
-infer = CheckedEngine.infer
-def slow(engine, images):
-    if images.min() == 255:
-        pathlib.Path({until!r} + str(id(engine))).touch()
-    while images.min() == 255 and not pathlib.Path({until!r}).exists():
-        time.sleep(0.05)
-    return infer(engine, images)
-CheckedEngine.infer = slow
-"""  # white images take until that file is there
+IS_WHITE = "images.min() == 255"
 
 
 def ask_http(address: str, model: str, picture: np.ndarray) -> httpx.Response:
@@ -75,9 +63,12 @@ def busy_server(make_bundle: Callable[..., Bundle], *, grace: float, drain: floa
     grpc = f"127.0.0.1:{(port := free_port())}"
     options = ("--grpc-port", port, "--shutdown-delay", grace, "--drain-timeout", drain, "--timeout", 60)
     bundles = [make_bundle(name).path for name in ("one", "two")]
-    with ThreadPoolExecutor(8) as pool, server(*bundles, *options, before=SLOW.format(until=str(until))) as (process, address):
+    with (
+        ThreadPoolExecutor(8) as pool,
+        server(*bundles, *options, before=holding(IS_WHITE, until=until)) as (process, address),
+    ):
         by_http = [pool.submit(ask_http, address, name, WHITE) for name in ("one", "two")]
-        wait_for(lambda: len(list(until.parent.glob(f"{until.name}?*"))) == len(bundles))  # or one call might take both images
+        wait_for(lambda: held_engines(until) == len(bundles))  # or one call might take both images
         by_grpc = [pool.submit(ask_grpc, grpc, name, WHITE) for name in ("one", "two")]
         wait_until_all_work(address, [*by_http, *by_grpc])
         yield Busy(process, grpc, by_http, by_grpc, pool)
@@ -123,7 +114,7 @@ def test_a_second_signal_ends_it_at_once_where_nobody_waits_any_more_but_an_engi
     make_bundle: Callable[..., Bundle], tmp_path: Path
 ) -> None:
     options = ("--shutdown-delay", 0.1, "--drain-timeout", 600, "--timeout", 60)
-    with server(make_bundle("one").path, *options, before=SLOW.format(until=str(tmp_path / "never"))) as (process, address):
+    with server(make_bundle("one").path, *options, before=holding(IS_WHITE, until=tmp_path / "never")) as (process, address):
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{address}/v1/segment", content=as_png(WHITE), timeout=1)
         process.send_signal(signal.SIGTERM)
