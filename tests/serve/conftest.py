@@ -18,6 +18,15 @@ from tests.serve.tiled import tiled_bundle
 __all__ = ["build", "bundle", "cache", "make_bundle", "oracle", "picture"]  # fixtures
 
 
+@pytest.fixture(autouse=True, scope="module")
+def short_warm_up() -> Iterator[None]:
+    """Models are loaded in these tests many times; what a warm-up measures matters to few of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ddcat_serve.inference.capacity._MAX_PIXELS", 2**12)
+        patch.setattr("ddcat_serve.inference.warm_up._TIMING_SECONDS", 0.005)
+        yield
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]:
     """The small bundle, loaded once for a file's tests."""

@@ -1,6 +1,11 @@
 """Real server processes."""
 
+import atexit
 import contextlib
+import functools
+import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -8,35 +13,86 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 COMMAND = Path(sys.executable).with_name("ddcat-serve")
 
 
+class Process:
+    """A server that the nursery has forked, with what the tests use of `subprocess.Popen`."""
+
+    def __init__(self, line: Sequence[str], before: str, log: IO[str]) -> None:
+        self._report, theirs = socket.socketpair()
+        reading, writing = os.pipe()
+        self.stdout, self.stderr, self.returncode = os.fdopen(reading), log, None
+        asked = {"line": line, "before": before, "folder": os.getcwd(), "environment": dict(os.environ)}
+        socket.send_fds(_nursery(), [json.dumps(asked).encode()], [writing, log.fileno(), theirs.fileno()])
+        os.close(writing)
+        theirs.close()
+        self.pid = int.from_bytes(self._report.recv(8), "big")
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            self._report.settimeout(timeout)
+            try:
+                self.returncode = os.waitstatus_to_exitcode(int.from_bytes(self._report.recv(8), "big"))
+            except TimeoutError as cause:
+                raise subprocess.TimeoutExpired("a server", timeout or 0) from cause
+        return self.returncode
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0.001)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
+        self.stdout.close()
+        self._report.close()
+
+
+@functools.cache
+def _nursery() -> socket.socket:
+    """Start it once; it ends with this process, which holds the other end."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    line = [sys.executable, Path(__file__).with_name("nursery.py"), str(theirs.fileno())]
+    process = subprocess.Popen(line, pass_fds=[theirs.fileno()])
+    theirs.close()
+    atexit.register(process.wait, 30)
+    atexit.register(ours.close)  # which is called first, and lets it end
+    return ours
+
+
 @contextlib.contextmanager
-def server(*arguments: object, before: str = "", inside: Sequence[str] = ()) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+def server(*arguments: object, before: str = "", inside: Sequence[str] = ()) -> Iterator[tuple[Any, str]]:
     """
     Run the command until the block ends; gives the process and its address.
 
-    `before`: Python that it runs first; `inside`: a command that becomes ours, whose last argument ours is.
+    `before`: Python that it runs first; `inside`: a command that becomes ours, whose last argument ours is, in a new process.
     """
     with introduced(*arguments, before=before, inside=inside) as (process, address, _):
         yield process, address
 
 
 @contextlib.contextmanager
-def introduced(
-    *arguments: object, before: str = "", inside: Sequence[str] = ()
-) -> Iterator[tuple["subprocess.Popen[str]", str, list[str]]]:
+def introduced(*arguments: object, before: str = "", inside: Sequence[str] = ()) -> Iterator[tuple[Any, str, list[str]]]:
     """Run it as `server` does; gives also the lines that it prints of its models, before its address."""
-    command = [sys.executable, "-c", f"{before}\nfrom ddcat.cli import serve\nserve()"] if before else [COMMAND]
-    line = [*inside, *command, "run", *map(str, arguments), "--port", "0", "--threads", "1"]
-    with (
-        tempfile.TemporaryFile("w+") as log,  # a pipe that nobody reads would stop the server
-        subprocess.Popen(line, stdout=subprocess.PIPE, stderr=log, text=True) as process,
-    ):
-        process.stderr = log
+    line = ["run", *map(str, arguments), "--port", "0", "--threads", "1"]
+    with tempfile.TemporaryFile("w+") as log, _started(line, before, inside, log) as process:
         try:
-            assert process.stdout is not None
             lines = []
             while not (line := process.stdout.readline()).startswith("listening at "):
                 assert line, "it ended before it listened"
@@ -44,6 +100,14 @@ def introduced(
             yield process, line.removeprefix("listening at ").strip(), lines
         finally:
             process.kill()
+
+
+def _started(line: list[str], before: str, inside: Sequence[str], log: IO[str]) -> Any:
+    if not inside:
+        return Process(["ddcat-serve", *line], before, log)
+    process = subprocess.Popen([*inside, COMMAND, *line], stdout=subprocess.PIPE, stderr=log, text=True)
+    process.stderr = log
+    return process
 
 
 HELD = """

@@ -58,11 +58,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start(
-    folder: Path, client_of: Callable[[FastAPI], httpx.Client], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Server]]:
-    monkeypatch.setattr("ddcat_serve.inference.capacity._MAX_PIXELS", 2**12)  # a short warm-up
-    monkeypatch.setattr("ddcat_serve.inference.warm_up._TIMING_SECONDS", 0.005)
+def start(folder: Path, client_of: Callable[[FastAPI], httpx.Client]) -> Iterator[Callable[..., Server]]:
     with contextlib.ExitStack() as stack:
 
         def started(trust: TrustPolicy | None = None, **settings: Any) -> Server:

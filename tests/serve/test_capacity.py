@@ -85,7 +85,8 @@ def test_the_sizes_that_are_tried_are_taken_by_the_engine(
     assert engine.kept is None
 
 
-def test_the_memory_of_a_call_is_seen() -> None:
+def test_the_memory_of_a_call_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddcat_serve.inference.capacity._MAX_PIXELS", 2**18)
     shapes = InputShapes(
         batch=DimRange(minimum=1, maximum=1), height=DimRange(minimum=8, maximum=512), width=DimRange(minimum=8, maximum=512)
     )
