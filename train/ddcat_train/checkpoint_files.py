@@ -22,13 +22,7 @@ def find_checkpoint(source: Path) -> Path:
 
 
 def check_checkpoint(source: Path) -> None:
-    """
-    Raise an error where a path holds no checkpoint.
-
-    Raises
-    ------
-    CheckpointError
-    """
+    """Raise a `CheckpointError` where a path holds no checkpoint."""
     path = find_checkpoint(source)
     if not path.exists():
         raise CheckpointError(f"no such checkpoint: {path}")

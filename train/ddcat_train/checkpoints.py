@@ -128,7 +128,6 @@ class Checkpoint(Reference):
     ----------
     path : Path
         Of the file.
-    description : Description
     tensors : mapping of str to Tensor
         As stored, on the CPU.
     digest : str
@@ -238,7 +237,6 @@ class Checkpoint(Reference):
 
         Parameters
         ----------
-        network : Segmenter
         part : str
             Prefix of the weights.
 
@@ -314,9 +312,6 @@ def save_checkpoint(
 
     Parameters
     ----------
-    path : Path
-    description : Description
-    segmenter : Segmenter
     extra : mapping of str to Tensor, optional
         Further tensors that a run needs to resume; their keys have a prefix.
     """
@@ -350,13 +345,7 @@ def load_checkpoint(source: Path) -> Checkpoint:
 
 
 def read_description(path: Path) -> Description:
-    """
-    Read the description of a checkpoint file, without its weights.
-
-    Raises
-    ------
-    CheckpointError
-    """
+    """Read the description of a checkpoint file, without its weights. Raises `CheckpointError`."""
     with _reading(path), safe_open(path, framework="pt") as file:
         metadata: dict[str, str] = file.metadata() or {}
     return _describe(path, metadata)

@@ -55,13 +55,10 @@ def evaluate(
     ----------
     model : callable
         Maps images (N, 3, H, W) in [0, 1] to logits (N, K, H, W).
-    dataset : Dataset
     epsilon, alpha : float
         In [0, 1] units.
     steps : iterable of int
         Numbers of steps n to count after; 0 is the clean image.
-    batch_size : int
-    device : torch.device
     dtype : torch.dtype
         Of the images that the model takes.
     limit : int, optional

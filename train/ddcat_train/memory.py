@@ -27,7 +27,7 @@ def lacks_memory(error: BaseException) -> bool:
 @contextmanager
 def enough_memory(where: str, remedy: str) -> Iterator[None]:
     """
-    Turn an out-of-memory error of the device or the host into one line for the user.
+    Turn an out-of-memory error of the device or the host into one line for the user. Raises `TrainError`.
 
     Parameters
     ----------
@@ -35,10 +35,6 @@ def enough_memory(where: str, remedy: str) -> Iterator[None]:
         The work in progress, such as "the evaluation".
     remedy : str
         Advice to the user.
-
-    Raises
-    ------
-    TrainError
     """
     try:
         yield

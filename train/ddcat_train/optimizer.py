@@ -81,7 +81,6 @@ def add_gradients(updates: Sequence[OptimizerStep], before: Sequence[Gradients] 
 
     Parameters
     ----------
-    updates : sequence of OptimizerStep
     before : sequence of Gradients
         Those of the micro-batches before it, summed in place; none for the first.
 

@@ -22,7 +22,6 @@ class ReferenceData(NamedTuple):
         Its layout, a key of `ddcat_train.data.DATASETS`.
     root : Path or None
         Its folder; None: none is known.
-    train_split, val_split : str
     rule : FileRule
         How its images are read.
     images : int or None
@@ -118,10 +117,4 @@ class Reference(ABC):
 
     @abstractmethod
     def segmenter(self) -> Segmenter:
-        """
-        Build the network, on the CPU, in eval() mode.
-
-        Raises
-        ------
-        DdcatError
-        """
+        """Build the network, on the CPU, in eval() mode. Raises `DdcatError`."""

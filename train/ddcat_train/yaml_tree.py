@@ -62,7 +62,7 @@ def presets() -> list[str]:
 
 def load_tree(source: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
-    Read a preset or a file with all that it inherits, and apply overrides.
+    Read a preset or a file with all that it inherits, and apply overrides. Raises `ConfigError`.
 
     Parameters
     ----------
@@ -70,10 +70,6 @@ def load_tree(source: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         The name of a preset, or the path of a YAML file.
     overrides : sequence of str
         Such as ``optim.lr=0.02``; the value is read as YAML.
-
-    Raises
-    ------
-    ConfigError
     """
     tree: dict[str, Any] = {}
     _inherit(tree, _locate(source, Path()), {}, ())

@@ -28,7 +28,6 @@ def dag(
         In [0, 1].
     labels : (N, H, W) int64
         255 = ignored.
-    steps : int
     size : float
         Largest change of a value in a step, in [0, 1] units.
     share : float

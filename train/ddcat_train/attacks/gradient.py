@@ -84,7 +84,6 @@ def input_gradient(
         A module is put into eval() while it is called, and put back.
     images, labels, indices, step, steps
         As for `StepOutput`.
-    objective : callable
     observe : callable, optional
         Receives the gradient before its elements that are not finite are replaced.
     skip_fooled : bool

@@ -124,7 +124,6 @@ def learn_patch(
         Gives the batches of an epoch: images (N, 3, H, W) in [0, 1] and labels (N, H, W).
     side : int
         Of the patch, in pixels.
-    epochs : int
     seed : int
         Of the first patch, and of all places.
     advance : callable, optional

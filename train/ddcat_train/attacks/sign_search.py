@@ -56,7 +56,6 @@ def search_signs(
 
     Parameters
     ----------
-    score_fn : callable
     images : (N, C, H, W) float
         In [0, 1].
     labels : (N, H, W) int64

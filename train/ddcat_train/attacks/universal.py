@@ -41,7 +41,6 @@ def universal_perturbation(
         Gives the batches of an epoch: images (N, 3, H, W) in [0, 1] and labels (N, H, W).
     epsilon : float
         L-infinity bound, in [0, 1] units.
-    epochs : int
     size : (height, width)
         Of the perturbation; it is repeated over larger images, and cut for smaller ones.
 

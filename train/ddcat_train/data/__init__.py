@@ -75,7 +75,6 @@ def open_dataset(name: str, root: Path, split: str, *, rule: FileRule = AS_STORE
     ----------
     name : str
         A key of `DATASETS`.
-    root : Path
     split : str
         For example "train" or "val".
     rule : FileRule

@@ -23,11 +23,7 @@ def camvid(root: Path, split: str) -> Dataset:
     The paths are relative to `root` (`train/x.jpg trainannot/x.png`) or those of the tutorial's own machine
     (`/SegNet/CamVid/train/x.png /SegNet/CamVid/trainannot/x.png`): only the last folder and the file count. An image may be
     .png or .jpg whatever the list says. Label 11, void, becomes 255; a `classes.yaml` in `root` may give the values other
-    meanings. The files need not exist.
-
-    Raises
-    ------
-    DataError
+    meanings. The files need not exist. Raises `DataError`.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: name the one that holds {split}.txt of CamVid")

@@ -35,7 +35,6 @@ class Report:
     ----------
     name, root, split, long_side
         The checked split, as for `ddcat_train.data.open_dataset`.
-    classes : Classes
     pairs : int
         Number of listed pairs, sound or not; the figures below are of the sound ones.
     sizes : mapping of (width, height) to int

@@ -31,11 +31,7 @@ def cityscapes(root: Path, split: str) -> Dataset:
 
     The labels are the `labelTrainIds` files where the split has such, else the `labelIds` ones, taken to the 19 classes by
     `train_ids`: those of `gtFine`, or of `gtCoarse` where the split has no fine ones, as train_extra. An image without labels
-    and labels without an image are listed too: the files need not exist.
-
-    Raises
-    ------
-    DataError
+    and labels without an image are listed too: the files need not exist. Raises `DataError`.
     """
     if (root / "rgb_anon").is_dir():
         return _acdc(root, split)

@@ -60,7 +60,6 @@ class Legend:
 
     Attributes
     ----------
-    classes : Classes
     table : Table
         Label of each value of a mask: 0..K-1, 255 = ignored, `NO_CLASS`.
     colours : mapping of (red, green, blue) to int, or None
@@ -123,13 +122,7 @@ class _ClassesFile(BaseModel):
 
 
 def read_classes(path: Path) -> Classes:
-    """
-    Read the classes of a file that `read_legend` reads.
-
-    Raises
-    ------
-    DataError
-    """
+    """Read the classes of a file that `read_legend` reads. Raises `DataError`."""
     return read_legend(path).classes
 
 
@@ -140,10 +133,7 @@ def read_legend(path: Path) -> Legend:
     `names` is a list in the order of the label values 0, 1, ..., or a table from label value to name, {1: road, 2: car}. Other
     keys may follow: `colours`, a list of [red, green, blue] in the order of the names; `ignore_label`, values that are ignored
     like 255; `ignore_colour`, colours that are ignored; `clips`. A value that has a name is a class, 255 too.
-
-    Raises
-    ------
-    DataError
+    Raises `DataError`.
     """
     try:
         text = read_text(path, most=_MOST_BYTES)

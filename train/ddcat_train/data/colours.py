@@ -23,7 +23,6 @@ def decode_colours(pixels: U8, colours: Mapping[Colour, int] | None, classes: Cl
         RGB.
     colours : mapping of (red, green, blue) to int, or None
         Label of each colour.
-    classes : Classes
     file : Path
         For the messages.
 
@@ -72,10 +71,8 @@ def palette_clash(mask: Mask, table: U8, classes: Classes) -> str | None:
 
     Parameters
     ----------
-    mask : Mask
     table : (256,) uint8
         Labels of all values of a mask.
-    classes : Classes
 
     Returns
     -------

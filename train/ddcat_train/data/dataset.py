@@ -39,7 +39,6 @@ class Sample:
         RGB.
     labels : (H, W) uint8
         Values in 0..K-1, or 255 = ignored.
-    name : str
     full_labels : (H', W') uint8, or None
         The labels at the size of the image's file, by which a gate scores; None: they are not known.
     """
@@ -73,10 +72,6 @@ class Dataset:
     ----------
     name : str
         Of the reader, a key of `ddcat_train.data.DATASETS`.
-    root : Path
-    split : str
-    classes : Classes
-    pairs : tuple of Pair
     decode : callable
         Takes the values of a label file, (H, W) uint8, to labels, (H, W) uint8; what it does not know becomes neither a class
         nor 255.

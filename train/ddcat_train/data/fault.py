@@ -17,7 +17,6 @@ class Fault:
     kind : str
         "missing" or "unreadable" for a file; "size" where the two differ in size; "value" for a label that is neither a class
         nor ignored, "colour" for a colour that is neither.
-    file : Path
     message : str
         One line for the user, which names the file.
     value, pixels : int or None

@@ -16,11 +16,7 @@ def folder(root: Path, split: str, suffixes: tuple[str, ...] = IMAGES) -> Datase
     sub-folders, too.
 
     Where `images` has no folders, its own files are the one split there is, whatever its name. An image without labels and
-    labels without an image are listed too: the files need not exist.
-
-    Raises
-    ------
-    DataError
+    labels without an image are listed too: the files need not exist. Raises `DataError`.
     """
     images, labels, notes = root / "images", root / "labels", []
     for needed in (images, labels):

@@ -48,7 +48,6 @@ def columns_of(line: str, path: Path, *, named: Callable[[str], bool], there: Ca
 
     Parameters
     ----------
-    line : str
     path : Path
         The list, for the message.
     named : callable

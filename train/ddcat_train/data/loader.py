@@ -97,7 +97,6 @@ def train_batches(
 
     Parameters
     ----------
-    dataset : Dataset
     augment : callable
         Its results must have one size.
     batch_size : int
@@ -145,7 +144,6 @@ def evaluation_batches(
 
     Parameters
     ----------
-    dataset : Dataset
     batch_size : int
         Largest number of images in a batch.
     limit : int or None

@@ -66,7 +66,6 @@ def left_out(dataset: Dataset, others: Iterable[Dataset]) -> list[str]:
 
     Parameters
     ----------
-    dataset : Dataset
     others : iterable of Dataset
         The splits of `dataset.lists`: their files of the same folders are not left out.
     """

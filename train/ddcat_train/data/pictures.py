@@ -74,11 +74,7 @@ def read_image(path: Path, rule: FileRule = AS_STORED) -> U8:
     Read an image as (H, W, C) uint8, RGB or the bands of the rule, turned where the rule says so, and at its own size.
 
     Without bands, grey becomes RGB and transparency is dropped. (Pillow decodes to the same values as OpenCV, but refuses a
-    truncated file in every version.)
-
-    Raises
-    ------
-    DataError
+    truncated file in every version.) Raises `DataError`.
     """
     whole = read_bytes(path)
     if rule.bands is not None:

@@ -85,10 +85,8 @@ def read_ahead(
     ----------
     places : torch.utils.data.Dataset
         Gives an item for each index of the sampler.
-    sampler : iterable of int
     collate : callable
         Makes a batch of `batch_size` items.
-    batch_size, workers : int
     pin : bool
         Give batches in page-locked memory.
 
@@ -123,13 +121,7 @@ def read_ahead(
 
 @contextmanager
 def report_dead_workers() -> Iterator[None]:
-    """
-    Turn the death of a reading process into a `DataError`; torch raises it anywhere in the loop.
-
-    Raises
-    ------
-    DataError
-    """
+    """Turn the death of a reading process into a `DataError`; torch raises it anywhere in the loop."""
     try:
         yield
     except RuntimeError as cause:

@@ -63,7 +63,6 @@ def survey(dataset: Dataset, *, advance: Callable[[int], object] = lambda pairs:
 
     Parameters
     ----------
-    dataset : Dataset
     advance : callable, optional
         Receives the number of pairs that were read.
     """
@@ -110,13 +109,7 @@ def _look(dataset: Dataset, pair: Pair) -> _Look | DataError:
 
 
 def check_labelled(dataset: Dataset, result: Survey) -> None:
-    """
-    Refuse a split without labelled pixels.
-
-    Raises
-    ------
-    DataError
-    """
+    """Refuse a split without labelled pixels by a `DataError`."""
     sound = len(dataset) - result.faulty
     if sound and not result.labelled:
         unread = f" that can be read (of {len(dataset)})" if result.faulty else ""

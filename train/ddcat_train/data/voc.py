@@ -21,11 +21,7 @@ def voc(root: Path, split: str) -> Dataset:
     A line is a name (`JPEGImages/<name>.jpg`, `SegmentationClass/<name>.png`), or the image and the labels, as in the lists of
     the augmented training set: `/JPEGImages/x.jpg /SegmentationClassAug/x.png`, both relative to `root`. Where more of a list's
     names have labels in `SegmentationClassAug`, that folder is taken. The classes are those of `classes.yaml` in `root` if
-    there is one, else the 21 of VOC. The files need not exist.
-
-    Raises
-    ------
-    DataError
+    there is one, else the 21 of VOC. The files need not exist. Raises `DataError`.
     """
     folder = root / "ImageSets" / "Segmentation"
     if not folder.is_dir():

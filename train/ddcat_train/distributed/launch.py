@@ -31,7 +31,6 @@ def launch(processes: int, *, reached: Callable[[], str], again: str) -> None:
 
     Parameters
     ----------
-    processes : int
     reached : callable
         Returns the point from which the work would continue, for the message if it breaks off.
     again : str

@@ -9,13 +9,7 @@ __all__ = ["check_partition", "clean_images", "rank_slice"]
 
 
 def check_partition(config: Config, ranks: int) -> None:
-    """
-    Refuse a batch that its ranks and micro-batches do not divide.
-
-    Raises
-    ------
-    ConfigError
-    """
+    """Refuse a batch that its ranks and micro-batches do not divide: raise a `ConfigError`."""
     size, parts = config.train.batch_size, ranks * config.train.accumulate
     if size % parts:
         fitting = [count for count in (size // parts * parts, -(-size // parts) * parts) if count]
@@ -58,7 +52,6 @@ def clean_images(indices: Sequence[int], config: Config) -> int:
     ----------
     indices : sequence of int
         Of its images in the whole batch, ascending.
-    config : Config
     """
     method = config.method
     count = len(indices) if method.split == "rank" else config.train.batch_size

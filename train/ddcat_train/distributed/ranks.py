@@ -41,7 +41,6 @@ class Ranks:
     ----------
     rank : int
         Of this process, in 0..size-1.
-    size : int
     hosts : process group, or None for the usual one
         Over gloo: hosts that agree on something must not wait for their devices.
     """
@@ -128,10 +127,7 @@ def init_distributed(device: str, precision: str) -> tuple[Fabric, Ranks]:
 def init_hosts() -> Iterator[Ranks]:
     """
     Connect to the other processes without a device, for work that is divided once; they wait for each other without a limit.
-
-    Raises
-    ------
-    LostRankError
+    Raises `LostRankError`.
     """
     if not under_agent():
         yield ALONE
@@ -147,10 +143,7 @@ def init_hosts() -> Iterator[Ranks]:
 def check_device(device: str, processes: int) -> None:
     """
     Raise an error where the device is absent, or there are fewer of them than processes of this machine.
-
-    Raises
-    ------
-    ConfigError
+    Raises `ConfigError`.
     """
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return

@@ -79,10 +79,8 @@ class TrainingStep(Protocol):
         ----------
         segmenter : Segmenter
             In train() mode, with the method's heads.
-        batch : MicroBatch
         attack : AttackConfig
             Names and units as in `ddcat_train.attacks.signed_gradient_ascent`.
-        options : MethodConfig
 
         Returns
         -------
@@ -98,7 +96,6 @@ class Method:
 
     Attributes
     ----------
-    step : TrainingStep
     branches : tuple of Head
         The heads that it needs, without that of deep supervision.
     attacks : bool

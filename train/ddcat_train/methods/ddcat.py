@@ -98,8 +98,6 @@ def divide_pixels(
     ----------
     segmenter : Segmenter
         With the branches main, auxiliary and mask.
-    batch : MicroBatch
-    attack : AttackConfig
     mark_clean, mark_adversarial : bool
         Mark the images that stay clean, or those that become adversarial.
     predict_mask : bool

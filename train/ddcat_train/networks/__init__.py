@@ -78,12 +78,6 @@ def build_segmenter(model: ModelConfig, *, classes: int, heads: Sequence[Head] =
     """
     Compose a network with random weights.
 
-    Parameters
-    ----------
-    model : ModelConfig
-    classes : int
-    heads : sequence of Head
-
     Raises
     ------
     ConfigError

@@ -36,8 +36,6 @@ class ComposedSegmenter(Segmenter):
 
     Parameters
     ----------
-    backbone : Backbone
-    context : ContextModule
     classes : int
         K, without the ignored label.
     heads : sequence of Head

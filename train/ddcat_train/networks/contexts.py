@@ -129,7 +129,6 @@ class PyramidPooling(ContextModule):
         C, of the last maps.
     width : int, optional
         W, channels of each of the four; a quarter of C by default.
-    align_corners : bool
     """
 
     bins = (1, 2, 3, 6)

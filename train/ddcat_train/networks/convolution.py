@@ -123,7 +123,6 @@ def conv_bn(maps: Any, convolution: Conv2d, norm: nn.Module) -> Tensor:
     Parameters
     ----------
     maps : what the convolution takes
-    convolution : Conv2d
     norm : nn.BatchNorm2d or one of its kind; nn.Identity where it has been folded for good
     """
     if isinstance(norm, nn.Identity):

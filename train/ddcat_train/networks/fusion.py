@@ -37,7 +37,6 @@ class UPerNet(ContextModule):
         Channels of the stages, from the finest on.
     width : int
         Channels of every level.
-    align_corners : bool
     """
 
     def __init__(self, inputs: Sequence[int], *, width: int, align_corners: bool) -> None:
@@ -77,7 +76,6 @@ class AllMLP(ContextModule):
         Channels of the stages, from the finest on.
     width : int
         Channels of each one's convolution.
-    align_corners : bool
     """
 
     def __init__(self, inputs: Sequence[int], *, width: int, align_corners: bool) -> None:
@@ -105,7 +103,6 @@ class DeepLabV3Plus(ContextModule):
         Channels of the parts of ASPP, and of what follows.
     rates : three ints
         Dilations.
-    align_corners : bool
     """
 
     def __init__(self, inputs: Sequence[int], *, width: int, rates: Sequence[int], align_corners: bool) -> None:

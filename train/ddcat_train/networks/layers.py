@@ -39,7 +39,6 @@ def interpolation(size: int, bins: int, like: Tensor, *, kernel: int = 1, align_
         Of the type and on the device of the matrix.
     kernel : int
         Odd. The places that each tap of a kernel sees stand side by side, those outside of the map being zero.
-    align_corners : bool
 
     Returns
     -------

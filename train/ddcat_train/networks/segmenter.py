@@ -95,7 +95,6 @@ class Segmenter(nn.Module, ABC):
         ----------
         images : (N, C, H, W) float
             In [0, 1], RGB or the bands of the configuration.
-        heads : sequence of Head, optional
 
         Returns
         -------

@@ -18,10 +18,8 @@ def class_weights(config: TrainConfig, dataset: Dataset, ranks: Ranks) -> tuple[
 
     Parameters
     ----------
-    config : TrainConfig
     dataset : Dataset
         The training split; its labels are counted for balanced weights.
-    ranks : Ranks
 
     Raises
     ------

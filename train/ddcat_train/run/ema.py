@@ -33,7 +33,6 @@ def update_ema(average: nn.Module, network: nn.Module, *, decay: float, step: in
     ----------
     average : nn.Module
         From `init_ema`; changed in place.
-    network : nn.Module
     decay : float
         In (0, 1).
     step : int

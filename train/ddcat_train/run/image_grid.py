@@ -35,10 +35,8 @@ def draw_sheet(title: str, headings: Sequence[str], rows: Sequence[Sequence[Pict
 
     Parameters
     ----------
-    title : str
     headings : sequence of str
         One for each column.
-    rows : sequence of sequence of Picture
     classes : Classes
         For the legend.
 

@@ -63,7 +63,6 @@ def train(
 
     Parameters
     ----------
-    config : Config
     run : Path
         Created if necessary.
     resume : bool

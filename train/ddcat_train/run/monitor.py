@@ -55,10 +55,6 @@ class Stopwatch:
 
     On a GPU the time counts in which the device has no work until a batch is there: the host is ahead of it and may wait
     without harm. There the times are those of CUDA events: synchronise with the device before `read`.
-
-    Parameters
-    ----------
-    device : torch.device
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -107,9 +103,6 @@ class RunMonitor:
 
     Parameters
     ----------
-    config : Config
-    trainer : Trainer
-    run : Path
     log : RunLog or None
         None on all ranks but the first.
     """

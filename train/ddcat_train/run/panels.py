@@ -46,16 +46,12 @@ def draw_panels(
 
     Parameters
     ----------
-    network : Segmenter
-    dataset : Dataset
     attack : AttackConfig
         BIM; it always starts at x, as in the evaluation.
-    device : torch.device
     dtype : torch.dtype
         Of the images that the network takes.
     batch_size : int
         The largest number of images at once.
-    title : str
 
     Returns
     -------

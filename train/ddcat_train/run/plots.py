@@ -38,7 +38,6 @@ def draw_curves(lines: Lines, *, title: str, batch_size: int, per_epoch: int) ->
     ----------
     lines : sequence of mapping
         Of `log.jsonl`, each with its step.
-    title : str
     batch_size : int
         Images of a step.
     per_epoch : int

@@ -17,16 +17,12 @@ RANDOM = "random."  # prefix of the random states in a checkpoint that a run res
 def check_same_data(checkpoint: Checkpoint, splits: Mapping[str, tuple[Dataset, SplitEntry]]) -> None:
     """
     Refuse a checkpoint that no run can continue from, or that has other images, classes or meanings of masks.
+    Raises `CheckpointError` or `ConfigError`.
 
     Parameters
     ----------
-    checkpoint : Checkpoint
     splits : mapping of str to (Dataset, SplitEntry)
         `train` and `val` as they are now.
-
-    Raises
-    ------
-    CheckpointError, ConfigError
     """
     saved = checkpoint.description
     if saved.step is None:

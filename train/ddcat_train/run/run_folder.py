@@ -69,19 +69,12 @@ def locked(run: Path) -> Iterator[None]:
 
 def check_run(config: Config, run: Path, *, resume: bool, more_epochs: bool = False) -> None:
     """
-    Refuse a folder that holds anything but this run, and this run unless it is resumed.
+    Refuse a folder that holds anything but this run, and this run unless it is resumed. Raises `ConfigError`.
 
     Parameters
     ----------
-    config : Config
-    run : Path
-    resume : bool
     more_epochs : bool
         True where the user sets `train.epochs`: a finished run may get more epochs.
-
-    Raises
-    ------
-    ConfigError
     """
     _check_name(run)
     with translate_os_errors(run):  # a name may be too long for any folder

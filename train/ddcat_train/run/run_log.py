@@ -87,7 +87,7 @@ class RunLog:
 
     def write(self, lines: Sequence[tuple[int, Mapping[str, float]]], *, seconds: float, waited: float) -> None:
         """
-        Write the values of steps to the files.
+        Write the values of steps to the files. Raises `WriteError`.
 
         Parameters
         ----------
@@ -97,10 +97,6 @@ class RunLog:
             Their total time.
         waited : float
             The part of it spent waiting for images.
-
-        Raises
-        ------
-        WriteError
         """
         if not lines:
             return
@@ -158,13 +154,7 @@ def totals(run: Path) -> dict[str, float]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """
-    Read JSON lines, without a last one that a killed process left unfinished.
-
-    Raises
-    ------
-    TrainError
-    """
+    """Read JSON lines, without a last one that a killed process left unfinished. Raises `TrainError`."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     lines = []
     for number, line in enumerate(text.splitlines(keepends=True), 1):

@@ -40,13 +40,7 @@ _SESSIONS = TypeAdapter(tuple[Session, ...])
 
 
 def read_sessions(run: Path) -> tuple[Session, ...]:
-    """
-    Read the sessions of a run; an empty tuple where there was none.
-
-    Raises
-    ------
-    ConfigError
-    """
+    """Read the sessions of a run; an empty tuple where there was none. Raises `ConfigError`."""
     path = run / SESSIONS
     try:
         return _SESSIONS.validate_python(read_json(path, ConfigError)) if path.is_file() else ()
@@ -66,8 +60,6 @@ class SessionRecorder:
         Updates already done; those of an earlier session beyond them are lost.
     command : str
         The command line of the user.
-    device : torch.device
-    processes : int
     """
 
     def __init__(self, run: Path, step: int, command: str, device: torch.device, processes: int) -> None:

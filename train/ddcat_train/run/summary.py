@@ -25,15 +25,12 @@ Lines = Sequence[Mapping[str, float]]
 def write_summary(run: Path) -> None:
     """
     Write `losses.png`, `mask.png`, `scores.png` and `summary.md`, without curves that have no values.
+    Raises `CheckpointError` or `WriteError`.
 
     Parameters
     ----------
     run : Path
         The directory of a run that has written a checkpoint.
-
-    Raises
-    ------
-    CheckpointError, WriteError
     """
     description = read_description(run / LAST)
     config, step, steps = description.config, description.step or 0, description.steps or 0

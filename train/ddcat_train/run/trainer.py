@@ -64,7 +64,6 @@ class Trainer:
 
     Parameters
     ----------
-    config : Config
     device : "auto", "cpu" or "cuda"
     begun : Checkpoint, optional
         The checkpoint to continue from: the weights that the run began with, which may be gone, are not read.
@@ -378,10 +377,7 @@ class Trainer:
     def check_ranks_agree(self) -> None:
         """
         Check that the ranks begin with the same weights and data: those of different machines may have read other files.
-
-        Raises
-        ------
-        ConfigError
+        Raises `ConfigError`.
         """
         tensors = (*self._network.state_dict().values(), *optimizer_state(self._network, self._optimizer).values())
         check_same_start(self.ranks, f"{self.step} {self._entries}", tensors)

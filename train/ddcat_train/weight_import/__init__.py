@@ -19,7 +19,6 @@ def import_checkpoint(
 
     Parameters
     ----------
-    file : Path
     out : Path
         A new file of the ending .safetensors.
     like : str, optional

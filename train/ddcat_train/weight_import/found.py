@@ -23,7 +23,6 @@ class Found:
         Of the file, without what is left out.
     names : mapping of str to str
         Beginnings of their keys, and of ours.
-    classes : int
     branches : tuple of str
         As the file names them; one, or three.
     deep : bool

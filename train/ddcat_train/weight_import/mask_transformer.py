@@ -31,7 +31,6 @@ def find_mask_transformer(tensors: Mapping[str, Tensor], path: Path) -> Found:
 
     Parameters
     ----------
-    tensors : mapping of str to Tensor
     path : Path
         Names the file in errors.
 

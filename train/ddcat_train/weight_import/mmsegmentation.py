@@ -95,7 +95,6 @@ def find_mmsegmentation(file: Mapping[str, Tensor], path: Path) -> Found:
 
     Parameters
     ----------
-    file : mapping of str to Tensor
     path : Path
         Names the file in errors.
 

@@ -30,7 +30,6 @@ class TorchFile:
 
     Attributes
     ----------
-    path : Path
     sha256 : str
         Of the file.
     tensors : dict of str to Tensor

@@ -32,7 +32,6 @@ def render(generator: np.random.Generator, size: tuple[int, int]) -> tuple[U8, U
 
     Parameters
     ----------
-    generator : numpy.random.Generator
     size : (height, width)
 
     Returns

@@ -33,22 +33,16 @@ def build_whole(
     model: ModelConfig, *, classes: int, heads: Sequence[Head], weights: Path | None = None, notes: list[str] | None = None
 ) -> Segmenter:
     """
-    Build a whole model of another library, and cut it.
+    Build a whole model of another library, and cut it. Raises `ConfigError` or `CheckpointError`.
 
     Parameters
     ----------
     model : ModelConfig
         With `whole`.
-    classes : int
-    heads : sequence of Head
     weights : Path, optional
         Folder or file of its initial weights; None: random ones.
     notes : list of str, optional
         Where it is cut, and what is random, is added.
-
-    Raises
-    ------
-    ConfigError, CheckpointError
     """
     notes = [] if notes is None else notes
     settings = model.settings or {}

@@ -27,7 +27,6 @@ class Call:
         Its positional arguments.
     began, ended : int
         Its place among all beginnings and endings.
-    result : object
     """
 
     path: str
@@ -43,7 +42,6 @@ def observe(model: nn.Module, images: Tensor) -> tuple[list[Call], Any]:
 
     Parameters
     ----------
-    model : nn.Module
     images : (N, 3, H, W) float
         Normalised.
 

@@ -100,7 +100,6 @@ def find_cut(model: nn.Module, images: Tensor, classes: int, wanted: str | None 
         Maps images to logits (N, K, h, w), or to what holds them: see `logits_of`.
     images : (N, 3, H, W) float
         Normalised, to try it on.
-    classes : int
     wanted : str, optional
         Paths of modules, joined by "+". Default: the classifier and the layers that lead to it, back to one with weights.
 

@@ -22,7 +22,6 @@ class MaskTransformerSegmenter(nn.Module):
 
     Parameters
     ----------
-    classes : int
     image_size : int
         Pixels a side of the images for which the grid of positions is made; a multiple of 16.
     width : int

@@ -72,13 +72,6 @@ class QuerySegmenter(Segmenter):
     A model of queries; a branch has the layers that make classes and masks of them.
 
     The model uses the main branch's layers inside, too, where it masks its attention.
-
-    Parameters
-    ----------
-    blueprint : Blueprint
-    paths : Queries
-    classes : int
-    heads : sequence of Head
     """
 
     def __init__(self, blueprint: Blueprint, paths: Queries, *, classes: int, heads: Sequence[Head]) -> None:

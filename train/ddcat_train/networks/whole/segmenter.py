@@ -84,13 +84,7 @@ class _ReachedError(Exception):
 
 
 class _StandIn(nn.Module):
-    """
-    Stands in the place of a layer, and has its attributes for code that asks for them, such as a stride.
-
-    Parameters
-    ----------
-    layer : nn.Module
-    """
+    """Stands in the place of a layer, and has its attributes for code that asks for them, such as a stride."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -148,8 +142,6 @@ class CutSegmenter(Segmenter):
 
     Parameters
     ----------
-    blueprint : Blueprint
-    classes : int
     heads : sequence of Head
         "main" among them; a model of another library has no head of deep supervision.
 

@@ -28,11 +28,6 @@ class UncutSegmenter(Segmenter):
     """
     A model that gives maps of logits, and has no layers that branches could have of their own.
 
-    Parameters
-    ----------
-    blueprint : Blueprint
-    classes : int
-
     Raises
     ------
     ConfigError

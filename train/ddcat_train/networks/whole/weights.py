@@ -19,21 +19,16 @@ _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bi
 
 def load_hugging_face(settings: Mapping[str, Any], classes: int, weights: Path | None, notes: list[str]) -> nn.Module:
     """
-    Build a segmentation model of transformers.
+    Build a segmentation model of transformers. Raises `CheckpointError`.
 
     Parameters
     ----------
     settings : mapping
         From `ddcat_train.whole_settings`.
-    classes : int
     weights : Path, optional
         Folder of its weights; None: random ones.
     notes : list of str
         What is random in spite of them is added.
-
-    Raises
-    ------
-    CheckpointError
     """
     from transformers import (  # noqa: PLC0415 -- its classes are loaded by name, and some need further libraries
         AutoModelForSemanticSegmentation,
@@ -74,7 +69,6 @@ def load_state(model: nn.Module, weights: Path, notes: list[str]) -> None:
 
     Parameters
     ----------
-    model : nn.Module
     weights : Path
         A safetensors file, a file of `torch.save` with a state_dict, or a folder with `model.safetensors`.
     notes : list of str
