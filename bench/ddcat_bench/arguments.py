@@ -38,7 +38,6 @@ def check_source(bundle: Bundle, moved_to: Path | None) -> Path:
 
     Parameters
     ----------
-    bundle : Bundle
     moved_to : Path or None
         Path of the checkpoint; that of the export by default.
 

@@ -177,7 +177,6 @@ def interval(counts: Counts, scheme: Scheme, *, level: float = 0.95, draws: int 
         Scheme of drawing images.
     level : float
         Share of the draws between the two bounds.
-    draws, seed : int
 
     Returns
     -------

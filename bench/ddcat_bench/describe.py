@@ -41,7 +41,6 @@ def describe_data(dataset: Dataset, names: list[str], *, usual_list: str | None)
 
     Parameters
     ----------
-    dataset : Dataset
     names : list of str
         Names of the evaluated images.
     usual_list : str or None

@@ -58,7 +58,6 @@ def open_split(reference: Reference, *, data_root: Path | None = None, split: st
 
     Parameters
     ----------
-    reference : Reference
     data_root : Path, optional
         Folder of the data set; that of the training by default.
     split : str, optional
@@ -85,7 +84,6 @@ def open_bundle_data(bundle: Bundle, *, data_root: Path | None = None, split: st
 
     Parameters
     ----------
-    bundle : Bundle
     data_root : Path, optional
         Folder of the data set; the manifest's by default.
     split : str, optional
@@ -138,7 +136,6 @@ def reference_of(bundle: Bundle, path: Path | None = None) -> Reference:
 
     Parameters
     ----------
-    bundle : Bundle
     path : Path, optional
         Where it is now; where it was when it was exported by default.
 
@@ -167,7 +164,6 @@ def open_any(path: Path, options: OnnxOptions, *, data_root: Path | None = None)
 
     Parameters
     ----------
-    path : Path
     options : OnnxOptions
         Of an ONNX file alone.
     data_root : Path, optional
@@ -210,8 +206,6 @@ def check_sizes(bundle: Bundle, dataset: Dataset, *, cut: bool = False) -> None:
 
     Parameters
     ----------
-    bundle : Bundle
-    dataset : Dataset
     cut : bool
         True if larger images are cut by the bundle's rule for tiles: see `ddcat_bench.tiled`.
 

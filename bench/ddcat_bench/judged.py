@@ -42,12 +42,10 @@ class JudgedJob:
         Maps images (N, H, W, 3) uint8 to labels (N, H, W).
     judged : str
         SHA-256 of the checkpoint or of the bundle's manifest.
-    dataset : Dataset
     batch_size : int
         Images of a part of the work.
     max_images : int or None
         Most images, spread evenly over the split.
-    seed : int
     """
 
     predict: Predict
@@ -134,7 +132,6 @@ def judged(source: Reference | Bundle, device: Device = "auto", *, threads: int 
 
     Parameters
     ----------
-    source : Reference or Bundle
     device : "auto", "cpu" or "cuda"
         Of a checkpoint.
     threads : int

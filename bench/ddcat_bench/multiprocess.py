@@ -27,7 +27,6 @@ def launch_if_needed(jobs: int | None, device: str, work: Path, identity: dict[s
     ----------
     jobs : int or None
         Number of processes, one for each GPU, or all on the CPU; None: this one alone, unless torchrun has started it.
-    device : "cpu" or "cuda"
     work : Path
         The folder of units that they share.
     identity : dict

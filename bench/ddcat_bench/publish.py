@@ -34,7 +34,6 @@ def claim(folder: Path, name: str, *, force: bool = False) -> Iterator[None]:
 
     Parameters
     ----------
-    folder : Path
     name : str
         Name of the result: its file is NAME.json.
     force : bool
@@ -88,8 +87,6 @@ def write_result(
         As `claim` allows it.
     name : str
         Name of its files: NAME.json and NAME.md.
-    result : pydantic model
-    markdown : str
     files : mapping of str to bytes, optional
         Further files.
     force : bool

@@ -43,7 +43,6 @@ def tiled_model(model: Model, tiles: Tiles) -> Model:
     ----------
     model : callable
         Images (N, 3, H, W) to logits (N, K, H, W).
-    tiles : Tiles
     """
 
     def blended(images: Tensor) -> Tensor:

@@ -97,7 +97,6 @@ def open_units(folder: Path, identity: dict[str, Any]) -> Units:
 
     Parameters
     ----------
-    folder : Path
     identity : dict
         All that the counts depend on, as JSON.
 

@@ -59,7 +59,7 @@ def test_reports_in_light_dark_and_on_a_phone(reports: dict[str, Path], browser:
 def test_the_verdict_comes_first_and_tables_sort_by_keyboard(reports: dict[str, Path], browser: Browser) -> None:
     with page_of(browser) as (page, _):
         page.goto(reports["gate"].as_uri())
-        assert page.locator("h1").inner_text() == "Refused: robustness is worse than its limits allow. Latency passed."
+        assert page.locator("h1").inner_text() == "Refused: robustness is below its limits. Latency passed."
         assert page.locator(".verdict .badge").inner_text() == "refuse"
         assert page.locator("tbody tr").first.locator(".badge").inner_text() == "refuse"  # what was refused, above what passed
         assert page.locator(".verdict li").first.inner_text().startswith("mIoU, BIM, n = 3: ")

@@ -52,13 +52,10 @@ def aggregate(
 
     Parameters
     ----------
-    job : AttackJob
     units : Units
         Units, all finished.
     batches : sequence of sequence of str
         Names of the images of each batch.
-    probe : Probe
-    perturbations : tuple of PerturbationRow
 
     Raises
     ------

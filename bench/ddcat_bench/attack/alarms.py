@@ -34,18 +34,18 @@ EASIER_BY = 2.0
 ABOVE_CLEAN_BY = 0.5
 
 _MEANINGS: dict[AlarmName, str] = {
-    "black-box beats white-box": "An attack that sees less did more: the white-box figure is not the worst case, and the "
-    "gradient that it followed is masked or useless. Do not quote it.",
-    "more steps weaken the attack": "Steps along a true gradient do not help the model: the step size or the gradient is "
-    "unfit, and the strongest figure is not the one of the most steps.",
-    "accuracy is left at epsilon 64/255": "No segmenter is known that survives such a bound: the attack stopped working, and "
+    "black-box beats white-box": "An attack that knows less did more. So the white-box figure is not the worst case, and the "
+    "gradient that it followed is masked or useless. Do not quote this figure.",
+    "more steps weaken the attack": "More steps along a true gradient do not help the model. So the step size or the gradient "
+    "is wrong, and the attack with the most steps is not the strongest one.",
+    "accuracy is left at epsilon 64/255": "No known segmenter survives such a bound. So the attack does not work, and the "
     "figures at smaller bounds are too high as well.",
-    "gradients are zero or not finite": "Where there is no gradient, a white-box attack does not attack: the model saturates "
-    "or rounds. Attack it without that layer, with a straight-through gradient, or with more black-box queries.",
-    "the trained n is easier than its neighbours": "The model has learnt to resist the very attack of its training and not "
-    "its kin: quote another n, or another attack.",
-    "attacked mIoU is above clean": "The attack tells the model the answer (label leaking) or goes the wrong way: its figure "
-    "says nothing of robustness.",
+    "gradients are zero or not finite": "A white-box attack cannot work without a gradient: the model saturates or rounds. "
+    "Attack it without that layer, with a straight-through gradient, or with more black-box queries.",
+    "the trained n is easier than its neighbours": "The model resists the very attack of its training, but not similar ones. "
+    "Quote another n, or another attack.",
+    "attacked mIoU is above clean": "The attack tells the model the answer (label leaking), or goes the wrong way. Its figure "
+    "says nothing about robustness.",
 }
 
 

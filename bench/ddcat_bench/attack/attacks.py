@@ -81,8 +81,6 @@ def attack(model: Model, spec: AttackSpec, victims: AttackBatch) -> Iterator[Adv
     ----------
     model : callable
         Images to logits; what the attack is made on.
-    spec : AttackSpec
-    victims : AttackBatch
 
     Yields
     ------

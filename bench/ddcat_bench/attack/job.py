@@ -51,7 +51,6 @@ def count_class_pixels(reference: Reference, dataset: Dataset) -> ClassPixels:
 
     Parameters
     ----------
-    reference : Reference
     dataset : Dataset
         The evaluated data set. Labels are counted on its training split, or, if that is missing, on this split, as `source`
         records.
@@ -78,7 +77,6 @@ class AttackJob:
 
     Attributes
     ----------
-    reference : Reference
     dataset : Dataset
         With the model's classes. The protocol of windows resizes images itself: for it they have their own size.
     suite : str
@@ -93,12 +91,10 @@ class AttackJob:
         Checkpoints of the same data set that BIM, n = 1..7, is transferred from.
     seed : int
         Seed of random starts and black-box attacks; an image's own seed follows from it and from its place in the split.
-    protocol : "whole" or "windows"
     batch_size : int
         Most images at once.
     max_images : int or None
         Most images to attack, spread evenly over the split.
-    device : torch.device
     """
 
     reference: Reference

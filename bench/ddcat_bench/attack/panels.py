@@ -34,9 +34,6 @@ def attack_sheet(model: Model, dataset: Dataset, *, title: str, device: torch.de
     ----------
     model : callable
         Maps images (N, 3, H, W) in [0, 1] to logits (N, K, H, W).
-    dataset : Dataset
-    title : str
-    device : torch.device
     images : int
         Number of images, spread evenly over the split.
 

@@ -45,14 +45,12 @@ def run_probe(
     ----------
     model : callable
         Maps images (N, 3, H, W) in [0, 1] to logits (N, K, H, W).
-    dataset : Dataset
     epsilon : float
         L-infinity bound of all but the large one, in [0, 1] units.
     images : int
         Are taken, spread evenly over the split.
     seed : int
         Seed of the starts and searches; an image's own follows from it and from its place among the probed ones.
-    batch_size : int
     device : torch.device, optional
         The CPU by default.
 

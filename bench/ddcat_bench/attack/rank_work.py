@@ -36,7 +36,6 @@ def attack_rank_work(
 
     Parameters
     ----------
-    job : AttackJob
     units : Units
         Shared by all processes.
     rank, ranks : int
@@ -97,8 +96,6 @@ def probe_once(job: AttackJob, units: Units, *, advance: Callable[[int], None] =
 
     Parameters
     ----------
-    job : AttackJob
-    units : Units
     advance : callable, optional
         Called with the number of images that a network has just seen; in all, `FORWARDS` for each probed one.
     """

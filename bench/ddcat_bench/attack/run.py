@@ -33,7 +33,6 @@ def run_job(job: AttackJob, folder: Path, *, jobs: int | None = None, force: boo
 
     Parameters
     ----------
-    job : AttackJob
     folder : Path
         Must not exist, or be empty, or hold an earlier result that `force` replaces.
     jobs : int, optional

@@ -27,10 +27,6 @@ def score_whole_images(source: Model, target: Model, spec: AttackSpec, victims: 
     ----------
     source : callable
         Images to logits; what the attack is made on.
-    target : callable
-    spec : AttackSpec
-    victims : AttackBatch
-    classes : int
 
     Returns
     -------
@@ -58,7 +54,6 @@ def predict(model: Model, received: Tensor) -> Tensor:
 
     Parameters
     ----------
-    model : callable
     received : (N, 3, H, W) uint8
 
     Returns

@@ -36,7 +36,6 @@ def windows(height: int, width: int, crop: Crop) -> list[Window]:
 
     Parameters
     ----------
-    height, width : int
     crop : (int, int)
         Height and width of a window.
     """

@@ -32,7 +32,6 @@ class AttackSpec(NamedTuple):
         A key of `ddcat_bench.attack.attacks.PASSES`.
     epsilon, alpha : float
         In [0, 1] units; alpha is 0 where the attack has no step of one size.
-    start : Start
     counted : tuple of int
         The numbers of steps (of queries for Square and DLA) after which it is scored, ascending; 0 with ``start="clean"``
         are the clean images.
@@ -71,10 +70,8 @@ class Suite(NamedTuple):
 
     Attributes
     ----------
-    always : tuple of AttackSpec
     each : tuple of callable
         Functions from a bound to a spec, called with each of `epsilons`.
-    epsilons : tuple of float
     swept : tuple of float
         Further bounds for PGD alone: the curve of mIoU over epsilon.
     """
@@ -136,7 +133,6 @@ def attack_specs(
 
     Parameters
     ----------
-    suite : str
     epsilons : sequence of float, optional
         Bounds in place of the suite's own, where it has some.
     iterations : int, optional

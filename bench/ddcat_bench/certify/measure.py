@@ -84,13 +84,11 @@ class Certified(NamedTuple):
 
     Attributes
     ----------
-    names : list of str
     clean, smoothed, certified : (I, K, 3) int64
         Of the base network on clean images; of the smoothed one; of its certified labels, where a pixel without a certificate
         is missed.
     labelled, abstained : int
         Labelled pixels, and those of them without a certificate.
-    seconds : float
     """
 
     names: list[str]
@@ -110,9 +108,7 @@ def certify_image(
 
     Parameters
     ----------
-    job : CertifyJob
     image : (H, W, 3) uint8
-    seed : int
     advance : callable, optional
         Called with the number of images that were just labelled.
 
@@ -138,7 +134,6 @@ def measure(job: CertifyJob, work: Path, advance: Callable[[int], None] = lambda
 
     Parameters
     ----------
-    job : CertifyJob
     work : Path
         Folder of finished images: an interrupted measurement continues there.
     advance : callable, optional

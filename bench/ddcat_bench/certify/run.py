@@ -42,7 +42,6 @@ def run_certify(
 
     Parameters
     ----------
-    source : Reference or Bundle
     folder : Path
         Must not exist, or be empty, or hold an earlier result that `force` replaces.
     sigma : float

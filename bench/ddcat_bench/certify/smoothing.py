@@ -33,7 +33,6 @@ def p_values(hits: npt.NDArray[np.integer], *, samples: int, tau: float) -> npt.
     ----------
     hits : integer array
         How often the class came, of `samples`.
-    samples : int
     tau : float
         In [0.5, 1).
 
@@ -54,7 +53,6 @@ def holm(p: npt.NDArray[np.float64], alpha: float) -> npt.NDArray[np.bool_]:
     Parameters
     ----------
     p : (M,) float64
-    alpha : float
 
     Returns
     -------
@@ -78,8 +76,6 @@ def certified_labels(chosen: U8, hits: npt.NDArray[np.integer], *, samples: int,
         The class of each pixel, chosen by other samples than those that are counted.
     hits : (H, W) int
         How often it came, of `samples`.
-    samples : int
-    tau : float
     alpha : float
         With a probability of 1 - alpha every certificate of the image holds.
 

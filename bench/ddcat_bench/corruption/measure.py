@@ -83,7 +83,6 @@ def measure(job: CorruptionJob, work: Path, advance: Callable[[int], None] = lam
 
     Parameters
     ----------
-    job : CorruptionJob
     work : Path
         Folder of finished parts: an interrupted measurement continues there.
     advance : callable, optional

@@ -48,11 +48,8 @@ def run_corruptions(
         Where the images are; those of training by default.
     names : sequence of str, optional
         Keys of `ddcat_train.corruptions.CORRUPTIONS`; all by default.
-    max_images : int, optional
-    seed : int
     device : "auto", "cpu" or "cuda"
         Of a checkpoint.
-    force : bool
 
     Raises
     ------

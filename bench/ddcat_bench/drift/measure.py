@@ -90,7 +90,6 @@ def measure_drift(
 
     Parameters
     ----------
-    bundle : Bundle
     engine : Engine
         Of it.
     network : callable

@@ -136,7 +136,6 @@ def compare(
 
     Parameters
     ----------
-    bundle : Bundle
     engine : Engine
         Opened from it.
     reference : Reference

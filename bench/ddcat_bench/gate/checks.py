@@ -34,7 +34,7 @@ __all__ = [
 CALIBRATION = "calibration error"  # the finding
 _SHIFTS: tuple[ShiftSource, ...] = ("corrupted", "codec")
 _STRONGEST = "strongest at "  # how the row of the strong attacks begins
-_UNSTEADY = "the machine is not steady enough for a time this near its limit"
+_UNSTEADY = "the machine is not steady enough for a time so close to its limit"
 
 
 def check_threats(pool: Sequence[PoolResult], scheme: Scheme, thresholds: Thresholds) -> Iterator[ThreatRow]:
@@ -91,7 +91,9 @@ def _row(name: str, members: Sequence[PoolResult], scheme: Scheme, margin: float
         class_iou=tuple((_number(first), _number(second)) for first, second in comparison.class_iou.tolist()),
         margin=margin,
         verdict=verdict if kept else None,
-        reason=reason if kept else f"the PyTorch model keeps {comparison.reference:.1f} points: there is nothing to preserve",
+        reason=reason
+        if kept
+        else f"the PyTorch model keeps {comparison.reference:.1f} points, so there is nothing to preserve",
     )
 
 
@@ -117,9 +119,9 @@ def check_robustness(threats: Sequence[ThreatRow]) -> Iterator[Finding]:
         yield Finding(
             name="robustness",
             verdict="inconclusive",
-            found="nothing",
-            limit=f"{KEPT_AT_LEAST:g} points kept under some attack",
-            reason="the PyTorch model keeps less under every attack: there is no robustness that the engine could preserve",
+            found="none",
+            limit=f"an attack under which the PyTorch model keeps {KEPT_AT_LEAST:g} points",
+            reason="the PyTorch model keeps less under every attack, so there is no robustness that the engine could preserve",
         )
         return
     for row in attacks:
@@ -129,8 +131,8 @@ def check_robustness(threats: Sequence[ThreatRow]) -> Iterator[Finding]:
                 verdict="inconclusive",
                 found=f"{row.engine:.2f} against {row.reference:.2f} points",
                 limit=f"{KEPT_AT_LEAST:g} points kept by the PyTorch model",
-                reason="on a few images the PyTorch model keeps as much at this bound, and under the whole pool it does not: "
-                "what the strongest attacks leave of the engine is not known, and weaker ones alone are no answer",
+                reason="the PyTorch model keeps that much on the few images that this bound was chosen on, but not under the "
+                "whole pool, so the engine cannot be compared under the strongest attacks, and weaker ones alone do not decide",
             )
 
 
@@ -140,10 +142,9 @@ def check_corruptions_tried(pool: Sequence[PoolResult], thresholds: Thresholds) 
         yield Finding(
             name="corruptions",
             verdict="inconclusive",
-            found="nothing",
+            found="not tried",
             limit=f"-{thresholds.corrupted_margin:g} to +{thresholds.corrupted_margin:g} points",
-            reason="corruptions change red, green and blue, and the images have other bands: "
-            "`corrupted_margin: null` leaves them out",
+            reason="corruptions need images of red, green and blue, and these have other bands: use `corrupted_margin: null`",
         )
 
 
@@ -155,7 +156,7 @@ def check_fidelity(pool: Sequence[PoolResult], logit_error: float | None, thresh
             verdict="pass" if logit_error <= thresholds.logit_error else "refuse",
             found=f"{logit_error:.1e} standard deviations",
             limit=f"at most {thresholds.logit_error:.0e}",
-            reason="the 99.9th percentile of their errors on clean images",
+            reason="the 99.9th percentile of the errors of the logits on clean images",
         )
     if thresholds.agreement is not None:
         lowest = min((result for result in pool if result.source == "replay"), key=lambda result: result.disagreement.agreement)
@@ -164,7 +165,7 @@ def check_fidelity(pool: Sequence[PoolResult], logit_error: float | None, thresh
             verdict="pass" if lowest.disagreement.agreement >= thresholds.agreement else "refuse",
             found=f"{lowest.disagreement.agreement:.3%} of the pixels, {lowest.label}",
             limit=f"at least {thresholds.agreement:.2%}",
-            reason="the lowest share among clean and replayed adversarial images",
+            reason="the lowest share on clean images and under each replayed attack",
         )
 
 
@@ -177,11 +178,11 @@ def check_calibration(found: Calibration | None, thresholds: Thresholds) -> Iter
     if error is None:
         reason = "the engine gives no confidence: export it with --confidence"
     else:
-        reason = "how far its confidence is from how often it is right, on clean images"
+        reason = "the expected calibration error of the engine on clean images"
     yield Finding(
         name=CALIBRATION,
         verdict="inconclusive" if error is None else "pass" if error <= limit else "refuse",
-        found="nothing" if error is None else f"{error:.4f}, and {found.reference.error:.4f} of the PyTorch model",
+        found="none" if error is None else f"{error:.4f} (PyTorch model: {found.reference.error:.4f})",
         limit=f"at most {limit:g}",
         reason=reason,
     )
@@ -204,10 +205,10 @@ def find_alarms(
             alarms.append(
                 Alarm(
                     name="black-box beats white-box",
-                    evidence=f"{label} made on the PyTorch model leaves the engine {replayed:.2f} points, made on its own "
-                    f"graph {points:.2f}",
-                    meaning="An attack that sees another model did more than one that sees the engine: the gradient of its "
-                    "graph is masked. Its robustness is not known.",
+                    evidence=f"{label} made on the PyTorch model leaves the engine {replayed:.2f} points; made on its "
+                    f"own graph, it leaves {points:.2f}",
+                    meaning="An attack made on another model did more than one made on the engine's own graph. The gradients "
+                    "of that graph are masked, so the engine's robustness is not known.",
                 )
             )
     return (*alarms, *_black_box_wins(pool))
@@ -222,9 +223,9 @@ def _black_box_wins(pool: Sequence[PoolResult]) -> Iterator[Alarm]:
             yield Alarm(
                 name="black-box beats white-box",
                 evidence=f"{asked.source}: {asked.label} leaves the engine {points:.2f} points on {asked.attacked.sum()} "
-                f"images, the best attack by a gradient, {best}, {left[best]:.2f}",
-                meaning="An attack that sees no gradient did more than all that follow one: those say too little of the "
-                "engine, and most images met them alone. Its robustness is not known.",
+                f"images; the best gradient attack ({best}) leaves {left[best]:.2f}",
+                meaning="An attack without gradients did more than every gradient attack. So the gradient attacks are too "
+                "weak, and most images met no others. The engine's robustness is not known.",
             )
 
 
@@ -250,20 +251,22 @@ def check_latency(speed: SpeedResult, thresholds: Thresholds) -> Finding | None:
     upper, lower, worst = _latency_shares(speed)
     calm = speed.stable and not speed.disturbed
     verdict: Verdict = "inconclusive"
-    reason = "the quartiles of the ratio in turns of the same process"
+    reason = "decided by the quartiles of the ratio, turn by turn in one process"
     if worst <= thresholds.latency:
-        verdict, reason = "pass", f"every turn was within the limit, the worst of them {worst:.2f}"
+        verdict, reason = "pass", f"every turn was within the limit; the slowest took {worst:.2f}"
     elif calm and upper <= thresholds.latency:
         verdict = "pass"
     elif calm and lower > thresholds.latency:
         verdict = "refuse"
     elif not speed.stable:
-        reason = f"the last three windows differ by more than 10 %: {_UNSTEADY}; single turns reached {worst:.2f}"
+        reason = (
+            f"the medians of the last three windows differ by more than 10 %: {_UNSTEADY}; the slowest turn took {worst:.2f}"
+        )
     elif speed.disturbed:
-        cores = "" if speed.others is None else f": {speed.others:.2f} cores of work"
-        reason = f"others computed meanwhile{cores}: {_UNSTEADY}; single turns reached {worst:.2f}"
+        cores = "" if speed.others is None else f" {speed.others:.2f} cores"
+        reason = f"other processes kept{cores or ' the machine'} busy meanwhile: {_UNSTEADY}; the slowest turn took {worst:.2f}"
     else:
-        reason = "the limit lies between the quartiles of the ratio in turns of the same process"
+        reason = "the limit lies between the quartiles of the ratio, turn by turn in one process"
     return Finding(
         name="latency",
         verdict=verdict,

@@ -88,7 +88,6 @@ def count_disagreement(truth: Tensor, logits: Tensor, engine: Tensor, twin: Tens
         Logits of the PyTorch model.
     engine, twin : (N, H, W) integer
         Labels.
-
     """
     two = logits.topk(2, dim=1)
     flipped, apart = engine != two.indices[:, 0], engine != twin

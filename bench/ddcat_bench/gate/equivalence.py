@@ -70,7 +70,6 @@ def paired_interval(
         Scheme of drawing images.
     level : float
         Share of the draws between the bounds.
-    draws, seed : int
 
     Returns
     -------
@@ -118,8 +117,6 @@ def verdict_of(comparison: Comparison, scheme: Scheme, *, margin: float) -> tupl
 
     Parameters
     ----------
-    comparison : Comparison
-    scheme : Scheme
     margin : float
         Points of mIoU.
 
@@ -132,10 +129,10 @@ def verdict_of(comparison: Comparison, scheme: Scheme, *, margin: float) -> tupl
     low, high = comparison.interval
     bounds = f"the 90 % interval of the difference, {signed(low)} to {signed(high)} points,"
     if not np.isfinite([comparison.difference, low, high]).all():
-        return "refuse", "the figures are not numbers"
+        return "refuse", "the difference is not a finite number"
     if scheme.units < FEWEST_UNITS:
         what = {"images": "images", "clips": "clips", "blocks": f"blocks of {BLOCK} frames"}[scheme.kind]
-        return "inconclusive", f"{scheme.units} {what} are too few to tell: {FEWEST_UNITS} or more are needed"
+        return "inconclusive", f"{scheme.units} {what} are too few to decide: use {FEWEST_UNITS} or more"
     if high < -margin:
         return "refuse", f"{bounds} lies below the limit -{margin:g}: the engine is worse"
     if -margin <= low and high <= margin:
@@ -143,8 +140,8 @@ def verdict_of(comparison: Comparison, scheme: Scheme, *, margin: float) -> tupl
     if low > margin:
         return (
             "inconclusive",
-            f"{bounds} lies above the limit +{margin:g}: an engine that is more robust than its PyTorch model is not "
-            "equivalent: check for gradient masking",
+            f"{bounds} lies above the limit +{margin:g}: an engine that scores higher than its PyTorch model is "
+            "not equivalent to it: check for gradient masking",
         )
     crossed = [text for text, beyond in ((f"-{margin:g}", low < -margin), (f"+{margin:g}", high > margin)) if beyond]
     limits = f"the limit{'s' * (len(crossed) - 1)} {' and '.join(crossed)}"

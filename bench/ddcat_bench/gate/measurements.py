@@ -97,7 +97,6 @@ def attack_pool(
 
     Parameters
     ----------
-    job : GateJob
     engine : Engine
         Opened from its bundle.
     work : Path

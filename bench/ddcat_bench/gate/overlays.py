@@ -35,7 +35,6 @@ class Overlay(NamedTuple):
 
     Attributes
     ----------
-    caption : str
     pictures : tuple of (str, str)
         A title, and the picture as an address that holds it; empty where no label differs.
     """
@@ -54,13 +53,10 @@ def overlays(
     ----------
     reference : callable
         Images to logits, on the CPU.
-    engine : Engine
-    dataset : Dataset
     names : list of str
         Names of the evaluated images.
     clean : Disagreement
         On these images as they are.
-    images : int
     """
     places = {pair.name: place for place, pair in enumerate(dataset.pairs)}
     shown: list[Overlay] = []

@@ -57,7 +57,6 @@ def run_job(
 
     Parameters
     ----------
-    job : GateJob
     thresholds : Thresholds
         Thresholds of the engine's precision.
     folder : Path

@@ -77,8 +77,6 @@ class AttackRun(NamedTuple):
 
     Attributes
     ----------
-    source : "replay", "twin", "engine" or "noise"
-    spec : AttackSpec
     stride : int
         Every Nth image is attacked: 1 for all. The others count as the replay of the same bound leaves them.
     """
@@ -120,7 +118,6 @@ class CorruptedRun(NamedTuple):
 
     Attributes
     ----------
-    source : "corrupted" or "codec"
     name : str
         A key of `ddcat_train.corruptions.CORRUPTIONS`.
     severity : int
@@ -175,10 +172,8 @@ class PoolResult(NamedTuple):
 
     Attributes
     ----------
-    source : Source
     label : str
         BIM, n = 3, or PGD, n = 10.
-    epsilon : float
     reference, engine : (I, K, 3) int64
     disagreement : Disagreement
         Of the I' attacked images.
@@ -267,15 +262,10 @@ def fill_units(
 
     Parameters
     ----------
-    units : Units
-    targets : Targets
-    runs : sequence of AttackRun or CorruptedRun
     batch : int
         Its number.
     first : int
         The place of its first image among all.
-    victims : AttackBatch
-    classes : int
     advance : callable
         Called with images times forwards.
     rank, ranks : int
@@ -299,11 +289,8 @@ def read_units(units: Units, runs: Sequence[Run], sizes: Sequence[int], classes:
 
     Parameters
     ----------
-    units : Units
-    runs : sequence of AttackRun or CorruptedRun
     sizes : sequence of int
         Images in each batch.
-    classes : int
 
     Returns
     -------

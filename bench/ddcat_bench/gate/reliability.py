@@ -13,9 +13,8 @@ from ddcat_bench.gate.pool import Targets
 from ddcat_bench.gate.results import Calibration, CalibrationBin, CalibrationRow
 from ddcat_train.pixels import to_8_bit, to_pixels
 
-__all__ = ["CALIBRATION_HEADS", "Diagram", "calibration_cells", "draw_calibration", "measure_calibration"]
+__all__ = ["Diagram", "calibration_table", "draw_calibration", "measure_calibration"]
 
-CALIBRATION_HEADS = ["confidence of", "calibration error", "mean confidence", "accuracy"]
 _LEFT, _TOP, _SIDE = 48, 8, 160  # of the diagram, in its own units
 
 
@@ -25,8 +24,6 @@ def measure_calibration(targets: Targets, batches: Iterable[AttackBatch], *, tem
 
     Parameters
     ----------
-    targets : Targets
-    batches : iterable of AttackBatch
     temperature : float
         That of the engine's graph, which the PyTorch model's logits are divided by, too.
     """
@@ -65,25 +62,16 @@ class Diagram(NamedTuple):
 
 def draw_calibration(found: Calibration | None) -> list[Diagram]:
     """Draw a diagram for each model whose confidence is known."""
-    return [
-        Diagram(
-            name,
-            [
-                (
-                    round(_LEFT + _SIDE * bin_.confidence, 1),
-                    round(_TOP + _SIDE * (1 - bin_.accuracy), 1),
-                    round(1.5 + 6 * bin_.share**0.5, 1),
-                )
-                for bin_ in row.bins
-            ],
-        )
-        for name, row in _rows(found)
-    ]
+    diagrams = []
+    for name, row in _rows(found):
+        points = [(_LEFT + _SIDE * b.confidence, _TOP + _SIDE * (1 - b.accuracy), 1.5 + 6 * b.share**0.5) for b in row.bins]
+        diagrams.append(Diagram(name, [(round(x, 1), round(y, 1), round(radius, 1)) for x, y, radius in points]))
+    return diagrams
 
 
-def calibration_cells(found: Calibration | None) -> list[list[str]]:
-    """Return a row for each model, under `CALIBRATION_HEADS`."""
-    return [
+def calibration_table(found: Calibration | None) -> tuple[list[str], list[list[str]]]:
+    """Return heads, and a row for each model whose confidence is known."""
+    rows = [
         [
             name,
             f"{row.error:.4f}",
@@ -92,6 +80,7 @@ def calibration_cells(found: Calibration | None) -> list[list[str]]:
         ]
         for name, row in _rows(found)
     ]
+    return ["confidence of", "calibration error", "mean confidence", "accuracy"], rows
 
 
 def _rows(found: Calibration | None) -> list[tuple[str, CalibrationRow]]:

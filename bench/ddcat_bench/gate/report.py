@@ -7,38 +7,20 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from ddcat.text import printable
-from ddcat_bench.gate.disagreement import BAND
+from ddcat_bench.gate import words
 from ddcat_bench.gate.overlays import Overlay
-from ddcat_bench.gate.reliability import CALIBRATION_HEADS, calibration_cells, draw_calibration
-from ddcat_bench.gate.results import GateResult, ThreatRow
-from ddcat_bench.gate.words import (
-    CLASS_HEADS,
-    MEMBER_HEADS,
-    PLACE_HEADS,
-    WORDS,
-    about,
-    absent,
-    by_verdict,
-    class_cells,
-    finding_line,
-    flip_heads,
-    margin_cells,
-    member_cells,
-    place_cells,
-    title,
-    untested,
-)
+from ddcat_bench.gate.reliability import calibration_table, draw_calibration
+from ddcat_bench.gate.results import BAND, GateResult, ThreatRow
 from ddcat_bench.markdown import machine_line
 from ddcat_bench.perturbation.report import NOT_CLAIMED, perturbation_brief, perturbation_markdown, perturbation_sheets
 from ddcat_bench.templates import render
-from ddcat_bench.timing.throughput import THROUGHPUT_HEADS, draw_throughput, throughput_cells
+from ddcat_bench.timing.throughput import draw_throughput, throughput_table
 
-__all__ = ["Drawing", "draw_interval", "finding_line", "gate_brief", "gate_html", "gate_junit", "gate_markdown"]
+__all__ = ["Drawing", "draw_interval", "gate_brief", "gate_html", "gate_junit", "gate_markdown"]
 
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _WIDTH = 420  # of the drawing of an interval, in its own units
 _LEAST, _MOST = 1.5, 3.0  # margins to either side that it shows; what lies beyond the second leaves it, and is marked so
-_TIME_HEADS = ["what", "median, ms", "quartiles, ms", "peak, MiB"]
 
 
 def gate_brief(result: GateResult) -> str:
@@ -54,7 +36,7 @@ def gate_markdown(result: GateResult) -> str:
 def gate_junit(result: GateResult) -> str:
     """Write a test suite with a case for each finding: refused ones are failures, inconclusive ones errors, others skipped."""
     count = {verdict: sum(f.verdict == verdict for f in result.findings) for verdict in ("refuse", "inconclusive")}
-    left_out = untested(result)
+    left_out = words.untested(result)
     name = _xml(result.bundle.name)
     suite = ElementTree.Element(
         "testsuite", name=f"gate {name}", tests=str(len(result.findings) + len(left_out)), failures=str(count["refuse"]),
@@ -68,7 +50,7 @@ def gate_junit(result: GateResult) -> str:
             ElementTree.SubElement(case, kind, message=message).text = _xml(finding.reason)
     for what, found in left_out:
         case = ElementTree.SubElement(suite, "testcase", classname=f"gate.{name}", name=what)
-        ElementTree.SubElement(case, "skipped", message=_xml(f"not tested: the limits leave it out (found {found})"))
+        ElementTree.SubElement(case, "skipped", message=_xml(f"not tested: no limit is set (measured: {found})"))
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -110,7 +92,6 @@ def gate_html(result: GateResult, overlays: Sequence[Overlay] | None = None, leg
 
     Parameters
     ----------
-    result : GateResult
     overlays : sequence of Overlay, optional
         Pictures of where the labels differ; None: none are to be shown.
     legend : sequence of (str, str)
@@ -122,51 +103,30 @@ def gate_html(result: GateResult, overlays: Sequence[Overlay] | None = None, leg
         **_values(result),
         drawings=[(row, draw_interval(row, reach)) for row in result.threats],
         width=_WIDTH,
-        time_heads=_TIME_HEADS,
-        times=_times(result),
         machine=machine_line(result.environment),
         overlays=overlays,
-        differing=[overlay for overlay in overlays or () if overlay.pictures],
-        equal=[overlay.caption for overlay in overlays or () if not overlay.pictures],
         legend=legend,
+        diagrams=draw_calibration(result.calibration),
+        perturbation_sheets=perturbation_sheets(result.perturbations, result.data),
+        not_claimed=NOT_CLAIMED,
         cost_drawings=[] if result.cost is None else draw_throughput(result.cost),
     )
 
 
 def _values(result: GateResult) -> dict[str, Any]:
     """Return what all the templates know."""
-    findings = by_verdict(result)
     return {
         "result": result,
-        "title": title(result),
-        "about": about(result),
-        "findings": findings,
-        "finding_line": finding_line,
-        "passed": [finding.name for finding in findings if finding.verdict == "pass"],
-        "untested": untested(result),
-        "words": WORDS,
-        "member_heads": MEMBER_HEADS,
-        "members": member_cells(result),
-        "place_heads": PLACE_HEADS,
-        "places": place_cells(result),
-        "margin_heads": ["ahead by", *flip_heads(result)],
-        "margins": margin_cells(result),
-        "calibration_heads": CALIBRATION_HEADS,
-        "calibration": calibration_cells(result.calibration),
-        "diagrams": draw_calibration(result.calibration),
-        "class_heads": CLASS_HEADS,
-        "classes": class_cells(result),
-        "absent": absent(result),
+        "words": words,
+        "findings": words.by_verdict(result),
         "band": BAND,
+        "calibration": calibration_table(result.calibration),
         "perturbations": perturbation_markdown(result.perturbations, result.data),
         "perturbed": [
             f"{name}: PyTorch model {model}, engine {engine}, control {control}"
             for name, model, engine, control in perturbation_brief(result.perturbations)
         ],
-        "perturbation_sheets": perturbation_sheets(result.perturbations, result.data),
-        "not_claimed": NOT_CLAIMED,
-        "cost_heads": THROUGHPUT_HEADS,
-        "cost_rows": [] if result.cost is None else throughput_cells(result.cost),
+        "cost": None if result.cost is None else throughput_table(result.cost),
     }
 
 
@@ -176,7 +136,6 @@ def draw_interval(row: ThreatRow, reach: float) -> Drawing:
 
     Parameters
     ----------
-    row : ThreatRow
     reach : float
         Width that the drawing shows to either side, in margins.
     """
@@ -202,15 +161,3 @@ def _reach(threats: Sequence[ThreatRow]) -> float:
     """Return the number of margins that the drawings show to either side: all, unless they are too many."""
     furthest = max(abs(end) / row.margin for row in threats for end in (*row.interval, row.difference))
     return min(max(_LEAST, 1.05 * furthest), _MOST)
-
-
-def _times(result: GateResult) -> list[list[str]]:
-    return [
-        [
-            entry.name,
-            f"{1000 * entry.times.median:.1f}",
-            f"{1000 * entry.times.lower_quartile:.1f} to {1000 * entry.times.upper_quartile:.1f}",
-            "-" if entry.peak_memory is None else f"{entry.peak_memory / 2**20:.0f}",
-        ]
-        for entry in result.speed.contenders
-    ]

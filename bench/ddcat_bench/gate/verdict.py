@@ -32,19 +32,21 @@ from ddcat_bench.timing.results import SpeedResult, ThroughputResult
 __all__ = ["PROTOCOL", "conclude", "passport_of", "twin_agreement", "worst"]
 
 PROTOCOL = (
-    "The engine and the PyTorch model (its main branch) label the same 8-bit images. Under each threat both meet the worst of "
-    "a shared pool of attacks, chosen for each image and each of them so that its own mIoU is low (greedy, once, on all "
-    "images): attacks made on the PyTorch model and replayed, made with the gradients of the engine's own graph, made by "
-    "asking the engine (for its labels, and for its logits where it gives them), and noise. The difference of the two "
-    "data-set mIoUs has a paired bootstrap interval of 90 % (10,000 draws), which passes within the margin either way, is "
-    "refused beyond it, and decides nothing otherwise. Corruptions are no attack: each is judged by itself, and the row shows "
-    "the one that decides. An adversary with more steps, queries or knowledge than the pool has could do more."
+    "The engine and the PyTorch model (its main branch) label the same 8-bit images. Both are attacked from a shared pool. It "
+    "holds attacks made on the PyTorch model, attacks made with the gradients of the engine's own graph, attacks made with "
+    "queries to the engine (for its labels, and for its logits if it gives them), and noise. Under each threat, the attack "
+    "that is worst for a model is chosen for each image, so that its data-set mIoU becomes low; the choice is greedy and made "
+    "once. The difference of the two mIoUs has a paired bootstrap interval of 90 % (10,000 draws). The engine passes if the "
+    "interval lies within the margin, and it is refused if the interval lies below the margin. In all other cases nothing is "
+    "decided. Corruptions are not attacks: each is tested by itself, and the table shows the one that decides. An adversary "
+    "with more steps, queries or knowledge than the pool could do more."
 )
 
 
 _TILED = (
-    " Images larger than {side} x {side} are cut for the engine, as a server cuts them by the bundle's rule. The PyTorch model "
-    "labels them whole, so the mIoUs differ by what tiles cost, too. Equal labels are those of the model with the same tiles."
+    " The engine labels images larger than {side} x {side} in tiles, as a server does by the bundle's rule. The PyTorch model "
+    "labels them whole, so the difference of the mIoUs includes the cost of the tiles. For equal labels, the model uses the "
+    "same tiles."
 )
 
 
@@ -62,8 +64,6 @@ def conclude(
 
     Parameters
     ----------
-    job : GateJob
-    measured : Measurements
     speed : SpeedResult
         Speed of the same engine.
     thresholds : Thresholds
@@ -134,9 +134,9 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 def _warnings(data: DataEntry, scheme: Scheme) -> Iterator[str]:
     if scheme.kind == "images" and (frames := sequence_in(data.name, data.names, data.clips)) is not None:
         yield (
-            f"File names such as {frames[0]} and {frames[1]} look like frames of video, and images were drawn one by one. "
-            "Neighbouring frames resemble each other, which makes the intervals too narrow. Say which frames belong to one "
-            "clip with 'clips' in classes.yaml, or with --clips; use --clips '(.+)' if every image stands alone."
+            f"File names such as {frames[0]} and {frames[1]} look like frames of video, but the images were drawn one by one. "
+            "Neighbouring frames are alike, so the intervals are too narrow. Use --clips, or 'clips' in classes.yaml, to say "
+            "which frames belong to one clip. If every image stands alone, use --clips '(.+)'."
         )
 
 

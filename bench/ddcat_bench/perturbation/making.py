@@ -100,7 +100,6 @@ def learn(
         Of a universal perturbation, which is repeated over larger images.
     side : int
         Of a patch.
-    seed : int
 
     Returns
     -------
@@ -120,10 +119,8 @@ def make(
 
     Parameters
     ----------
-    plan : Plan
     model : callable or None
         What it is made on; None for controls.
-    victims : Victims
     learnt : (C, h, w) float or None
         Result of `learn` on other images.
     size, side

@@ -39,8 +39,6 @@ class PerturbationJob:
 
     Attributes
     ----------
-    dataset : Dataset
-    plans : tuple of Plan
     makers : mapping of str to callable
         "model" and, for an engine, "twin": images (N, 3, H, W) in [0, 1] to logits.
     judges : tuple of callable
@@ -49,8 +47,6 @@ class PerturbationJob:
         Most images of the whole evaluation, spread evenly over the split.
     most : int or None
         Most of those that are changed, spread evenly over them.
-    batch_size : int
-    seed : int
     device : torch.device
         Where the makers compute.
     """
@@ -133,7 +129,6 @@ def measure_perturbations(
 
     Parameters
     ----------
-    job : PerturbationJob
     units : Units
         Of the whole evaluation; these are kept in a folder of their own in it.
     ranks : Ranks, optional

@@ -34,7 +34,6 @@ class Plan(NamedTuple):
 
     Attributes
     ----------
-    threat : Threat
     made_on : "model", "twin" or None
         What an attack is made on; None: its controls, which need no model.
     bound : float

@@ -24,10 +24,10 @@ __all__ = [
 ]
 
 NOT_CLAIMED = {
-    "L2": "other norms, larger ones, or that no attack of this norm does more",
-    "universal": "what a perturbation does that is made for each image, or learnt on many more images",
-    "patch": "printed patches, other sizes, several at once, or one that is made for one place in one scene",
-    "minimal norm": "that no smaller perturbation does it: the true least norm may be far below",
+    "L2": "what other or larger norms do, or that no attack of this norm does more",
+    "universal": "what a perturbation does that is made for one image, or learnt on many more images",
+    "patch": "what printed patches, other sizes, several patches, or a patch for one place in one scene do",
+    "minimal norm": "that no smaller perturbation does it: the least norm may be far smaller",
 }
 _MAKERS = {"model": "PyTorch model", "twin": "twin", None: "-"}
 
@@ -119,11 +119,11 @@ def perturbation_markdown(rows: Sequence[PerturbationRow], data: DataEntry) -> s
 def _notes(rows: Sequence[PerturbationRow]) -> Iterator[str]:
     if not rows:
         return
-    engine = " They are carried over to the engine by forward passes alone." if rows[0].engine is not None else ""
+    engine = " No gradient and no query of the engine is used: it only labels them." if rows[0].engine is not None else ""
     yield (
-        "All images are in 8 bits, as a server receives them. L2: the norm over all values of an image in [0, 1] units. "
-        "Universal: one perturbation for all images. A universal perturbation and a patch are learnt on each half of the "
-        f"images and judged on the other; under a patch only the pixels outside of it count.{engine} Not claimed:\n"
+        f"All images are in 8 bits, as a server receives them.{engine} L2 is the norm over all values of an image in [0, 1] "
+        "units. A universal perturbation is one perturbation for all images. It is learnt on each half of the images and "
+        "tested on the other half, and so is a patch. Under a patch, only the pixels outside of it count. They do not show:\n"
     )
     yield "\n".join(f"- {threat}: {text}" for threat, text in NOT_CLAIMED.items())
 

@@ -97,7 +97,6 @@ def torch_labels(model: Model, images: Images, device: torch.device = _CPU) -> I
 
     Parameters
     ----------
-    model : callable
     images : (N, H, W, 3) uint8
     device : torch.device
         Device of the model.

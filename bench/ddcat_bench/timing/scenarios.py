@@ -139,7 +139,6 @@ def run_scenarios(
 
     Parameters
     ----------
-    bundle : Bundle
     engine : Engine
         Opened from it.
     files : sequence of bytes
@@ -148,7 +147,6 @@ def run_scenarios(
         Duration of each scenario; ten requests at least.
     seed : int
         Seed of the arrival times.
-    clock : Clock, optional
     advance : callable, optional
         Called after each scenario.
 

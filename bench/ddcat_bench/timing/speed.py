@@ -63,7 +63,6 @@ def measure(
 
     Parameters
     ----------
-    bundle : Bundle
     engine : Engine
         Opened from it, with `threads`.
     reference : Reference
@@ -172,10 +171,8 @@ def draw_inputs(
 
     Parameters
     ----------
-    bundle : Bundle
     dataset : Dataset or None
         None where the data is not there.
-    repeats, batch : int
     size : (height, width), optional
         Size of the images; by default the engine's only one, else that of the data set's first image.
 

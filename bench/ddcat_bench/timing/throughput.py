@@ -16,15 +16,8 @@ from ddcat_bench.timing.interleave import timing
 from ddcat_bench.timing.results import Precision, ThroughputResult, ThroughputRow
 
 __all__ = [
-    "BATCHES",
-    "SCALES",
-    "THROUGHPUT_HEADS",
-    "Drawing",
-    "draw_throughput",
-    "matrix_product_peak",
-    "measure_throughput",
-    "throughput_cells",
-]
+    "BATCHES", "SCALES", "Drawing", "draw_throughput", "matrix_product_peak", "measure_throughput", "throughput_table",
+]  # fmt: skip
 
 BATCHES = (1, 2, 4, 8)
 SCALES = (0.5, 0.75, 1.0, 1.5, 2.0)  # of the sides of the image
@@ -36,7 +29,6 @@ _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bf
 _SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices whose product is timed
 _PRODUCTS_WITHIN = 2.0  # seconds
 
-THROUGHPUT_HEADS = ["images", "size", "ms", "quartiles, ms", "images/s", "ms a megapixel", "of the machine's peak", "steady"]
 _WIDTH, _LEFT, _BOTTOM, _TOP = 360, 48, 168, 12  # of a drawing
 
 Images = npt.NDArray[np.uint8]
@@ -55,7 +47,6 @@ def measure_throughput(
 
     Parameters
     ----------
-    bundle : Bundle
     engine : Engine
         Opened from it.
     size : (height, width)
@@ -161,9 +152,10 @@ class Drawing(NamedTuple):
     up: list[tuple[float, str]]
 
 
-def throughput_cells(cost: ThroughputResult) -> list[list[str]]:
-    """Return the cells of all rows: by batch, then by size."""
-    return [_cells(row) for row in (*cost.batches, *cost.sizes)]
+def throughput_table(cost: ThroughputResult) -> tuple[list[str], list[list[str]]]:
+    """Return heads and rows: by batch, then by size."""
+    heads = ["images", "size", "ms", "quartiles, ms", "images/s", "ms a megapixel", "of the machine's peak", "steady"]
+    return heads, [_cells(row) for row in (*cost.batches, *cost.sizes)]
 
 
 def draw_throughput(cost: ThroughputResult) -> list[Drawing]:

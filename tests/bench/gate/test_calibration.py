@@ -91,9 +91,9 @@ def test_the_limit_is_optional_and_an_engine_without_confidence_is_inconclusive(
         assert (finding.name, finding.verdict) == ("calibration error", verdict)
     assert "export it with --confidence" in finding.reason
     (refused,) = check_calibration(FOUND, LIMITS.model_copy(update={"calibration_error": 0.03}))
-    assert refused.found == "0.0400, and 0.0200 of the PyTorch model"
+    assert refused.found == "0.0400 (PyTorch model: 0.0200)"
     assert title(made_gate(findings=(refused,), verdict="refuse")).startswith(
-        "Refused: confidence is further from the truth than its limit allows."
+        "Refused: the calibration error is above its limit."
     )
 
 

@@ -69,7 +69,7 @@ def test_a_search_that_beats_every_gradient_is_an_alarm() -> None:
         (alarm,) = checks.find_alarms([*gradients, asked(27)], None, LIMITS, transferred=transferred)
         assert alarm.name == "black-box beats white-box"
         assert "engine: DLA, n = 500 leaves the engine 27.00 points on 4 images" in alarm.evidence
-        assert "replay: PGD, n = 10, 30.00" in alarm.evidence
+        assert "(replay: PGD, n = 10) leaves 30.00" in alarm.evidence
     assert checks.find_alarms([*gradients, asked(20, "noise", "noise, n = 3")], None, LIMITS, transferred=False)
     assert not checks.find_alarms([*gradients, asked(29)], None, LIMITS, transferred=False)  # single regions move it
     other_bound = [one._replace(epsilon=0.02) for one in gradients]

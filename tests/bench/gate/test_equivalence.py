@@ -96,7 +96,7 @@ def test_each_model_meets_what_is_worst_for_it() -> None:
         (-0.06, 0.01, "inconclusive", "more images"),
         (-0.2, 0.2, "inconclusive", "more images"),
         (0.06, 0.2, "inconclusive", "masking"),
-        (math.nan, 0.0, "refuse", "not numbers"),
+        (math.nan, 0.0, "refuse", "not a finite number"),
     ],
 )
 def test_verdicts(low: float, high: float, verdict: str, why: str) -> None:

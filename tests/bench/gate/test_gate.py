@@ -88,7 +88,7 @@ def test_few_images_and_a_busy_machine_decide_nothing(good: tuple[GateJob, Measu
     busy = conclude(case, many(attacked, 4), near(speed, others=0.7), LIMITS, seconds=1.0)
     (open_finding,) = (finding for finding in busy.findings if finding.verdict == "inconclusive")
     assert open_finding.name == "latency"
-    assert "others computed meanwhile: 0.70 cores" in open_finding.reason
+    assert "other processes kept 0.70 cores busy meanwhile" in open_finding.reason
     assert title(busy) == ("Inconclusive: latency could not be measured on this machine. Accuracy and robustness passed.")
 
 
@@ -108,10 +108,10 @@ def test_latency_that_the_limits_leave_out_is_said_to_be_so(
     result = conclude(good[0], many(good[1], 4), slow, read_thresholds(file, "fp32"), seconds=1.0)
     assert result.verdict == "pass"
     assert "latency" not in {finding.name for finding in result.findings}
-    assert title(result).endswith("accuracy and robustness are within the limits. Latency was not tested.")
+    assert title(result).endswith("Accuracy and robustness passed. Latency was not tested.")
     assert "| not tested | latency | 3.00 (3.00 to 3.00) of eager PyTorch, original |" in gate_markdown(result)
     assert "- not tested: latency" in gate_brief(result)
-    assert '<span class="badge">not tested</span></td><td data-label="what">latency</td>' in gate_html(result)
+    assert '<span class="badge">not tested</span></td><td data-label="check">latency</td>' in gate_html(result)
     suite = ElementTree.fromstring(gate_junit(result))
     assert [case.get("name") for case in suite if case.find("skipped") is not None] == ["latency"]
     passport = passport_of(good[0].bundle, result)
@@ -257,12 +257,12 @@ def test_the_reports_say_the_same(
     passed: GateResult, good: tuple[GateJob, Measurements], speed: SpeedResult, tmp_path: Path
 ) -> None:
     markdown, page, suite = gate_markdown(passed), gate_html(passed), ElementTree.fromstring(gate_junit(passed))
-    assert markdown.startswith("# Gate: pass\n\nPassed: the engine may stand in for its model: ")
+    assert markdown.startswith("# Gate: pass\n\nPassed: the engine can replace its PyTorch model. ")
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == (str(len(passed.findings)), "0", "0")
     for row in passed.threats:
         assert f"| {row.name} | {row.reference:.2f} | {row.engine:.2f} |" in markdown
         assert f'<td data-label="PyTorch model" class="n">{row.reference:.2f}</td>' in page
-    assert page.index("may stand in for its model") < page.index("What was tested") < page.index("Attacks")
+    assert page.index("can replace its PyTorch model") < page.index("What was tested") < page.index("Attacks")
     assert "data:image" not in page
     assert "http" not in page  # nothing is loaded from elsewhere
     slow = speed.ratios[0].model_copy(update={"lower_quartile": 0.4, "upper_quartile": 0.6})

@@ -12,21 +12,21 @@ from ddcat_bench.gate.overlays import Overlay
 from ddcat_bench.gate.report import draw_interval, gate_brief, gate_html, gate_junit, gate_markdown
 from ddcat_bench.gate.results import ClassEntry, GateResult
 from ddcat_bench.gate.verdict import worst
-from ddcat_bench.gate.words import CLASS_HEADS, title
+from ddcat_bench.gate.words import class_table, title
 from ddcat_bench.markdown import signed
 from tests.bench.gates import made_gate
 
 
 def test_classes_that_are_nowhere_are_named_below_the_table() -> None:
     made = made_gate()
-    assert "Neither in these images" not in gate_markdown(made)
+    assert "No image has these classes" not in gate_markdown(made)
     classes = (*made.classes, ClassEntry(name="boat", share=0), ClassEntry(name="bottle", share=0))
     nowhere, labelled = (None, None), (0.0, None)  # one of the two models labels pixels as boats
     threats = tuple(row.model_copy(update={"class_iou": (*row.class_iou, labelled, nowhere)}) for row in made.threats)
     report = gate_markdown(made.model_copy(update={"classes": classes, "threats": threats}))
     assert "| boat (rare) | 0.00% | - |" in report
     assert "| bottle" not in report
-    assert "Neither in these images nor labelled by either model: bottle." in report
+    assert "No image has these classes, and neither model predicts them: bottle.\n" in report
 
 
 HOSTILE = (
@@ -58,7 +58,7 @@ def test_names_of_others_are_text_in_every_report() -> None:
         line for line in gate_markdown(made).splitlines() if line.endswith("| 38.00 | 38.00 | 0.00 | 38.00 | 38.00 | 0.00 |")
     ]
     assert len(rows) == len(HOSTILE)
-    assert all(len(re.findall(r"(?<!\\)\|", row)) == len(CLASS_HEADS) + 1 for row in rows)
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == len(class_table(made)[0]) + 1 for row in rows)
     shown = html.unescape(MarkdownIt("commonmark", {"html": False}).enable("table").render(gate_markdown(made)))
     for name in HOSTILE[:2] + HOSTILE[4:7] + HOSTILE[9:]:
         assert f"<td>{name}</td>" in shown
@@ -71,7 +71,7 @@ def test_names_of_others_are_text_in_every_report() -> None:
     [
         (
             {"mIoU, clean": "pass", "latency": "pass"}, {},
-            "Passed: the engine may stand in for its model: accuracy and latency are within",
+            "Passed: the engine can replace its PyTorch model. Accuracy and latency passed.",
         ),
         (
             {"latency": "inconclusive", "mIoU, clean": "pass", "mIoU, BIM, n = 3": "pass"}, {"others": 2.0},
@@ -83,11 +83,11 @@ def test_names_of_others_are_text_in_every_report() -> None:
         ),
         (
             {"mIoU, clean": "inconclusive", "equal labels": "refuse", "robustness": "inconclusive"}, {},
-            "Refused: accuracy is worse than its limits allow. Robustness is undecided.",
+            "Refused: accuracy is below its limits. Robustness could not be decided.",
         ),
         (
             {"latency": "refuse", "logits": "refuse", "black-box beats white-box": "inconclusive"}, {},
-            "Refused: the engine is slower than its limit allows and accuracy is worse than its limits allow. Robustness is",
+            "Refused: the engine is slower than its limit allows and accuracy is below its limits. Robustness could",
         ),
     ],
 )  # fmt: skip

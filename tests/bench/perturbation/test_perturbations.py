@@ -245,7 +245,7 @@ def test_tables_show_each_beside_its_control(rows: tuple[PerturbationRow, ...]) 
     text = perturbation_markdown(rows, DATA)
     assert "| L2 | APGD-6 | L2 1 | PyTorch model | 5 |" in text
     assert "| patch | control: grey patch | 10 % of the image | - | 5 |" in text
-    assert "- patch: printed patches" in text
+    assert "- patch: what printed patches" in text
     assert [cells[0] for cells in perturbation_brief(rows)][-1] == "minimal norm, DAG-40"
     assert perturbation_plot(rows, DATA).startswith(b"\x89PNG")
     alone = tuple(one.model_copy(update={"engine": None}) for one in rows)
@@ -256,11 +256,11 @@ def test_tables_show_each_beside_its_control(rows: tuple[PerturbationRow, ...]) 
 def test_the_gate_reports_them_and_the_card_has_their_interval_and_claim(rows: tuple[PerturbationRow, ...]) -> None:
     plain, gate = made_gate(), made_gate(perturbations=many(rows, 4))
     assert (gate.findings, gate.verdict, gate_junit(gate)) == (plain.findings, plain.verdict, gate_junit(plain))
-    assert "## Other perturbations\n\nThese inform and decide nothing." in gate_markdown(gate)
+    assert "## Other perturbations\n\nThese figures are for information." in gate_markdown(gate)
     assert "- for information: patch, learnt, 10 % of the image: PyTorch model" in gate_brief(gate)
     page = gate_html(gate)
     assert "<h2>Other perturbations</h2>" in page
-    assert "<b>patch</b> does not claim: printed patches" in page
+    assert "<b>patch</b> does not show: what printed patches" in page
     assert "Other perturbations" not in gate_markdown(plain) + gate_html(plain)
     card = {one.threat: one for one in make_card(Path("bundle"), [Found(Path("gate.json"), gate)]).rows}
     apgd = min((one for one in gate.perturbations if one.threat == "L2" and not one.control), key=lambda one: one.scores.miou)
