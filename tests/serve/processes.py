@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 COMMAND = Path(sys.executable).with_name("ddcat-serve")
+MEASURED = "COVERAGE_PROCESS_CONFIG"  # coverage.py measures this process and those it starts; each writes its lines as it ends
 
 
 class Process:
@@ -99,6 +100,10 @@ def introduced(*arguments: object, before: str = "", inside: Sequence[str] = ())
                 lines.append(line)
             yield process, line.removeprefix("listening at ").strip(), lines
         finally:
+            if MEASURED in os.environ:
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=10)
             process.kill()
 
 

@@ -13,7 +13,7 @@ from ddcat.bundle import Bundle, write_bundle
 from tests.bundles import small_graph
 from tests.keys import write_keys
 from tests.serve.payloads import as_labels, as_png
-from tests.serve.processes import COMMAND, server
+from tests.serve.processes import COMMAND, MEASURED, server
 
 # in a mount namespace of its own; shared memory stays, which containers have
 READ_ONLY = """
@@ -58,9 +58,7 @@ def test_it_starts_and_answers_bodies_and_forms(
 
 def test_where_nothing_at_all_can_be_written_it_says_so_in_one_line(bundle: Bundle, tmp_path: Path) -> None:
     line = [*WITHOUT_SHARED_MEMORY, tmp_path, COMMAND, "run", bundle.path, "--port", "0"]
-    unmeasured = {
-        name: value for name, value in os.environ.items() if name != "COVERAGE_PROCESS_CONFIG"
-    }  # coverage.py would want to write, too
+    unmeasured = {name: value for name, value in os.environ.items() if name != MEASURED}  # coverage.py would want to write, too
     done = subprocess.run([*map(str, line)], capture_output=True, text=True, check=False, timeout=60, env=unmeasured)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
