@@ -7,13 +7,16 @@ Apart from the network, so that a configuration is read without one.
 import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddcat_train.choices import SEGMENTER_GROUP
 
-__all__ = ["NAMED_BY", "resolved_settings"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+__all__ = ["NAMED_BY", "check_known", "hf_configuration", "read_settings", "resolved_settings"]
 
 NAMED_BY = {"hf": "model_type", "smp": "arch", "torchvision": "name"}  # the setting that says which model it is
 
@@ -54,7 +57,7 @@ def resolved_settings(kind: str, source: Mapping[str, Any] | str | Path) -> dict
         settings = dict(source)
     else:
         folder = Path(source)
-        settings = _read(folder / "config.json" if folder.is_dir() else folder)
+        settings = read_settings(folder)
         if kind == "smp":
             settings = _of_smp(settings, folder)
         found = _preprocessing((folder if folder.is_dir() else folder.parent) / "preprocessor_config.json")
@@ -66,7 +69,9 @@ def resolved_settings(kind: str, source: Mapping[str, Any] | str | Path) -> dict
     return {"settings": settings, **found}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read the settings of a file, or of the `config.json` of a folder; what is wrong with them is a ValueError."""
+    path = path / "config.json" if path.is_dir() else path
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as cause:
@@ -78,6 +83,30 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no table of settings")
     return content
+
+
+def check_known(name: str, settings: Mapping[str, Any], known: Set[str]) -> None:
+    """Refuse a setting that a model does not have by a ValueError."""
+    for key in sorted(set(map(str, settings)) - known):
+        nearest = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0)[0]
+        raise ValueError(f"{name} has no setting {key}: the nearest is {nearest}")
+
+
+def hf_configuration(settings: Mapping[str, Any]) -> "PreTrainedConfig":
+    """
+    Build transformers' own configuration from settings.
+
+    Raises
+    ------
+    ValueError
+        Where transformers refuses them.
+    """
+    from transformers import AutoConfig  # noqa: PLC0415 -- heavy, and not everybody has it
+
+    try:
+        return AutoConfig.for_model(**settings)
+    except Exception as cause:  # its exceptions share no base
+        raise ValueError(f"transformers does not take these settings: {' '.join(str(cause).split())}") from cause
 
 
 def _of_smp(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -95,17 +124,12 @@ def _of_transformers(settings: Mapping[str, Any], *, strict: bool) -> dict[str, 
         MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES,
     )
 
-    from ddcat_train.huggingface_settings import hf_configuration  # noqa: PLC0415 -- as above
-
     name = settings["model_type"]
     known_models = [*MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES, *MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES]
     if name not in known_models:
         raise ValueError(_no_segmenter(name, known_models))
     if strict:
-        known = set(hf_configuration({"model_type": name}).to_dict())
-        for key in sorted(set(map(str, settings)) - known):
-            nearest = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0)[0]
-            raise ValueError(f"{name} has no setting {key}: the nearest is {nearest}")
+        check_known(name, settings, set(hf_configuration({"model_type": name}).to_dict()))
     own = {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
     resolved: dict[str, Any] = json.loads(hf_configuration(own).to_json_string(False))
     return _stripped(resolved)
@@ -143,7 +167,7 @@ def _stripped(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _preprocessing(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    settings = _read(path)
+    settings = read_settings(path)
     found: dict[str, Any] = {}
     factor = settings.get("rescale_factor")
     if isinstance(factor, float) and settings.get("do_rescale", True) and not math.isclose(factor, 1 / 255, rel_tol=1e-3):

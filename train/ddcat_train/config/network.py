@@ -1,5 +1,6 @@
 """The section of a configuration that says what the network is."""
 
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -15,14 +16,19 @@ from ddcat_train.whole_settings import NAMED_BY, resolved_settings
 __all__ = ["ModelConfig"]
 
 
-def _known_backbone(name: str) -> str:
-    ours, brought = get_args(BackboneName), sorted(entry_points(group=BACKBONE_GROUP).names)
-    if name not in (*ours, *brought):
-        raise ValueError(
-            f"there is no such backbone: use {', '.join((*ours, *brought))}, or an entry point {BACKBONE_GROUP} of an "
-            "installed package"
-        )
+def _known(name: str, ours: Sequence[str], group: str, what: str) -> str:
+    known = (*ours, *sorted(entry_points(group=group).names))
+    if name not in known:
+        raise ValueError(f"there is no such {what}: use {', '.join(known)}, or an entry point {group} of an installed package")
     return name
+
+
+def _known_backbone(name: str) -> str:
+    return _known(name, get_args(BackboneName), BACKBONE_GROUP, "backbone")
+
+
+def _known_whole(name: str) -> str:
+    return _known(name, get_args(WholeName), SEGMENTER_GROUP, "library of whole models")
 
 
 def _hf_settings(source: Any, info: ValidationInfo) -> Any:
@@ -35,16 +41,6 @@ def _hf_settings(source: Any, info: ValidationInfo) -> Any:
     except ImportError as cause:
         raise ValueError(f"a library is not installed ({cause}): {install('train,hf')}") from cause
     return hf_settings(source)
-
-
-def _known_whole(name: str) -> str:
-    known = (*get_args(WholeName), *sorted(entry_points(group=SEGMENTER_GROUP).names))
-    if name not in known:
-        raise ValueError(
-            f"there is no such library of whole models: use {', '.join(known)}, or an entry point {SEGMENTER_GROUP} of an "
-            "installed package"
-        )
-    return name
 
 
 Channels = Annotated[tuple[float, ...], Field(min_length=1, max_length=MOST_BANDS)]

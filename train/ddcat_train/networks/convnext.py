@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from ddcat_train.choices import Stem
 from ddcat_train.networks.backbone import Backbone, Stages
+from ddcat_train.networks.keys import substituted
+from ddcat_train.networks.layers import drop_path, drop_path_rates
 
 __all__ = ["CONVNEXTS", "ConvNeXt", "by_our_keys"]
 
@@ -82,8 +84,7 @@ class ConvNeXt(Backbone):
         widths = [width * 2**place for place in range(4)]
         *earlier, self.intermediate_channels, self.channels = widths
         self.earlier_channels = tuple(earlier)
-        last = max(1, sum(depths) - 1)
-        rates = iter([drop_path * place / last for place in range(sum(depths))])
+        rates = iter(drop_path_rates(drop_path, sum(depths)))
         self.downsample_layers = nn.ModuleList([_deep_stem(width) if stem == "deep" else _plain_stem(width)])
         for inputs, outputs in pairwise(widths):
             self.downsample_layers.append(nn.Sequential(_ChannelNorm(inputs), nn.Conv2d(inputs, outputs, 2, stride=2)))
@@ -128,13 +129,7 @@ class ConvNeXt(Backbone):
 
 def by_our_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the tensors of a ConvNeXt of its authors, of transformers, of timm or of mmpretrain; unknown keys stay."""
-    return {_key(key): value for key, value in tensors.items()}
-
-
-def _key(theirs: str) -> str:
-    for pattern, ours in _THEIRS:
-        theirs = re.sub(pattern, ours, theirs)
-    return theirs
+    return substituted(tensors, _THEIRS)
 
 
 def _plain_stem(width: int) -> nn.Sequential:
@@ -171,8 +166,4 @@ class _Block(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         places = self.norm(self.dwconv(maps).permute(0, 2, 3, 1))  # (N, H, W, C)
         places = self.gamma * self.pwconv2(F.gelu(self.pwconv1(places)))
-        if self.training and self.drop_path:
-            kept = torch.rand(len(maps), 1, 1, 1, device=maps.device) >= self.drop_path
-            places = places * kept.to(places.dtype) / (1 - self.drop_path)
-        residual: Tensor = places.permute(0, 3, 1, 2)
-        return maps + residual
+        return maps + drop_path(places, self.drop_path, training=self.training).permute(0, 3, 1, 2)

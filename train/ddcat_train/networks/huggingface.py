@@ -13,8 +13,8 @@ from transformers import AutoBackbone
 from transformers.utils import logging as bars
 
 from ddcat_train.errors import CheckpointError, ConfigError
-from ddcat_train.huggingface_settings import hf_configuration
 from ddcat_train.networks.backbone import Backbone, Stages
+from ddcat_train.whole_settings import hf_configuration
 
 __all__ = ["HuggingFace", "quiet"]
 

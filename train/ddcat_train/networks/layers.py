@@ -7,7 +7,10 @@ from torch import Tensor, nn
 from ddcat_train.errors import DataError
 from ddcat_train.networks.convolution import Conv2d
 
-__all__ = ["bin_averages", "conv_bn_relu", "interpolation", "pool_to_bins", "upsample"]
+__all__ = [
+    "as_maps", "as_tokens", "bin_averages", "conv_bn_relu", "drop_path", "drop_path_rates", "interpolation", "pool_to_bins",
+    "upsample",
+]  # fmt: skip
 
 
 def conv_bn_relu(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> list[nn.Module]:
@@ -18,6 +21,29 @@ def conv_bn_relu(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) 
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     ]
+
+
+def as_tokens(maps: Tensor) -> Tensor:
+    """Lay out maps (N, C, h, w) as tokens (N, h w, C)."""
+    return maps.flatten(2).transpose(1, 2)
+
+
+def as_maps(tokens: Tensor, like: Tensor) -> Tensor:
+    """Lay out tokens (N, h w, C) as maps (N, C, h, w) of the size of others."""
+    return tokens.transpose(1, 2).reshape(-1, tokens.shape[2], like.shape[2], like.shape[3])
+
+
+def drop_path(residual: Tensor, rate: float, *, training: bool) -> Tensor:
+    """Set the residual of a block to 0 for some images, at this rate, and enlarge that of the others to keep its mean."""
+    if not training or not rate:
+        return residual
+    kept = torch.rand(len(residual), *[1] * (residual.ndim - 1), device=residual.device) >= rate
+    return residual * kept.to(residual.dtype) / (1 - rate)
+
+
+def drop_path_rates(last: float, blocks: int) -> list[float]:
+    """Return the rate of each block: it rises from 0 to that of the last."""
+    return [last * place / max(1, blocks - 1) for place in range(blocks)]
 
 
 def upsample(maps: Tensor, size: tuple[int, int], *, align_corners: bool = True) -> Tensor:

@@ -1,6 +1,5 @@
 """Mix Transformers, the backbones of SegFormer, in four stages."""
 
-import re
 from collections.abc import Mapping
 
 import torch
@@ -8,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddcat_train.networks.backbone import Backbone, Stages
+from ddcat_train.networks.keys import substituted
+from ddcat_train.networks.layers import as_maps, as_tokens, drop_path, drop_path_rates
 
 __all__ = ["MITS", "MixTransformer"]
 
@@ -59,8 +60,7 @@ class MixTransformer(Backbone):
         widths = [width * heads for heads, *_ in _STAGES]
         *earlier, self.intermediate_channels, self.channels = widths
         self.earlier_channels = tuple(earlier)
-        last = max(1, sum(depths) - 1)
-        rates = iter([drop_path * place / last for place in range(sum(depths))])
+        rates = iter(drop_path_rates(drop_path, sum(depths)))
         self.stages = nn.ModuleList()
         for inputs, outputs, depth, form in zip((3, *widths[:-1]), widths, depths, _STAGES, strict=True):
             heads, kernel, stride, fewer = form
@@ -82,22 +82,7 @@ class MixTransformer(Backbone):
 
     def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weights of a file of mmsegmentation."""
-        return {_key(key): value for key, value in tensors.items()}
-
-
-def _key(theirs: str) -> str:
-    for pattern, ours in _THEIRS:
-        theirs = re.sub(pattern, ours, theirs)
-    return theirs
-
-
-def _as_maps(tokens: Tensor, like: Tensor) -> Tensor:
-    """Lay out tokens (N, h w, C) as the maps that they were, (N, C, h, w)."""
-    return tokens.transpose(1, 2).reshape(-1, tokens.shape[2], like.shape[2], like.shape[3])
-
-
-def _as_tokens(maps: Tensor) -> Tensor:
-    return maps.flatten(2).transpose(1, 2)  # (N, h w, C)
+        return substituted(tensors, _THEIRS)
 
 
 class _Patches(nn.Module):
@@ -108,7 +93,7 @@ class _Patches(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         projected: Tensor = self.projection(maps)
-        return _as_maps(self.norm(_as_tokens(projected)), projected)
+        return as_maps(self.norm(as_tokens(projected)), projected)
 
 
 class _Stage(nn.Module):
@@ -122,8 +107,8 @@ class _Stage(nn.Module):
         maps = self.embed(maps)
         for block in self.blocks:
             maps = block(maps)
-        tokens: Tensor = self.norm(_as_tokens(maps))
-        return _as_maps(tokens, maps)
+        tokens: Tensor = self.norm(as_tokens(maps))
+        return as_maps(tokens, maps)
 
 
 class _Block(nn.Module):
@@ -141,15 +126,11 @@ class _Block(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, maps: Tensor) -> Tensor:
-        tokens = _as_tokens(maps)
-        maps = maps + self._passed(_as_maps(self.attn(self.norm1(tokens), maps), maps))
-        return maps + self._passed(self.ffn(_as_maps(self.norm2(_as_tokens(maps)), maps)))
-
-    def _passed(self, residual: Tensor) -> Tensor:
-        if not self.training or not self.drop_path:
-            return residual
-        kept = torch.rand(len(residual), 1, 1, 1, device=residual.device) >= self.drop_path
-        return residual * kept.to(residual.dtype) / (1 - self.drop_path)
+        tokens = as_tokens(maps)
+        attended = as_maps(self.attn(self.norm1(tokens), maps), maps)
+        maps = maps + drop_path(attended, self.drop_path, training=self.training)
+        hidden = self.ffn(as_maps(self.norm2(as_tokens(maps)), maps))
+        return maps + drop_path(hidden, self.drop_path, training=self.training)
 
 
 class _Attention(nn.Module):
@@ -166,7 +147,7 @@ class _Attention(nn.Module):
     def forward(self, tokens: Tensor, like: Tensor) -> Tensor:
         seen = tokens
         if self.sr is not None and self.norm is not None:
-            seen = self.norm(_as_tokens(self.sr(_as_maps(tokens, like))))
+            seen = self.norm(as_tokens(self.sr(as_maps(tokens, like))))
         channels = tokens.shape[2]
         query = F.linear(tokens, self.in_proj_weight[:channels], self.in_proj_bias[:channels])
         both = F.linear(seen, self.in_proj_weight[channels:], self.in_proj_bias[channels:])

@@ -1,6 +1,6 @@
 """ResNets in the forms of semseg and mmsegmentation: stride on the 3x3 convolution, the last stages dilated or strided."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import torch.nn.functional as F
@@ -57,7 +57,7 @@ class ResNet(Backbone):
     ) -> None:
         super().__init__()
         self.stem, self.stride = stem, output_stride
-        self.layer0 = _STEMS[stem](width)
+        self.layer0 = _stem(stem, width)
         *earlier, self.intermediate_channels, self.channels = (width * factor * block.expansion for factor in (1, 2, 4, 8))
         self.earlier_channels = tuple(earlier)
         inputs, reached, dilation = 2 * width if stem == "deep" else width, 4, 1
@@ -66,9 +66,11 @@ class ResNet(Backbone):
             if reached * stride > output_stride:
                 stride, dilation = 1, 2 * dilation
             reached *= stride
-            stage = _stage(block, inputs, width * 2**place, depth, stride, dilation, before, stem)
-            self.add_module(f"layer{place + 1}", stage)
-            inputs = width * 2**place * block.expansion
+            planes, first = width * 2**place, before if stem in _OF_MMSEGMENTATION else dilation
+            blocks = [block(inputs, planes, stride, first, stem)]
+            blocks += [block(planes * block.expansion, planes, 1, dilation, stem) for _ in range(depth - 1)]
+            self.add_module(f"layer{place + 1}", nn.Sequential(*blocks))
+            inputs = planes * block.expansion
 
     def forward(self, images: Tensor) -> Stages:
         """Map normalised images (N, 3, H, W) to maps at H/stride, W/stride."""
@@ -122,36 +124,19 @@ class Bottleneck(nn.Module):
         return F.relu_(conv_bn(residual, self.conv3, self.bn3).add_(self.downsample(maps)))
 
 
-def _deep_stem(width: int) -> Layers:
-    return _three_convolutions(width, 2 * width)
-
-
-def _narrow_stem(width: int) -> Layers:
-    return _three_convolutions(width // 2, width)
-
-
-def _three_convolutions(width: int, outputs: int) -> Layers:
+def _stem(stem: Stem, width: int) -> Layers:
+    if stem == "plain":
+        return Layers(
+            Conv2d(3, width, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, stride=2, padding=1),
+        )  # fmt: skip
+    first, last = (width // 2, width) if stem in _OF_MMSEGMENTATION else (width, 2 * width)
     return Layers(
-        Conv2d(3, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
-        Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
-        Conv2d(width, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True),
+        Conv2d(3, first, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU(inplace=True),
+        Conv2d(first, first, 3, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU(inplace=True),
+        Conv2d(first, last, 3, padding=1, bias=False), nn.BatchNorm2d(last), nn.ReLU(inplace=True),
         nn.MaxPool2d(3, stride=2, padding=1),
     )  # fmt: skip
-
-
-def _plain_stem(width: int) -> Layers:
-    return Layers(
-        Conv2d(3, width, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
-        nn.MaxPool2d(3, stride=2, padding=1),
-    )  # fmt: skip
-
-
-_STEMS: dict[Stem, Callable[[int], Layers]] = {
-    "deep": _deep_stem,
-    "plain": _plain_stem,
-    "v1c": _narrow_stem,
-    "v1d": _narrow_stem,
-}
 
 
 def stem_of(tensors: Mapping[str, Tensor]) -> Stem | None:
@@ -172,20 +157,6 @@ def _shortcut(inputs: int, outputs: int, stride: int, stem: Stem) -> nn.Module:
         averages = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False) if stride == 2 else nn.Identity()
         return Layers(averages, Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
     return Layers(Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
-
-
-def _stage(
-    block: type[BasicBlock | Bottleneck],
-    inputs: int,
-    planes: int,
-    depth: int,
-    stride: int,
-    dilation: int,
-    before: int,
-    stem: Stem,
-) -> nn.Sequential:
-    first = block(inputs, planes, stride, before if stem in _OF_MMSEGMENTATION else dilation, stem)
-    return nn.Sequential(first, *(block(planes * block.expansion, planes, 1, dilation, stem) for _ in range(depth - 1)))
 
 
 # Block and blocks of each stage

@@ -14,12 +14,12 @@ from ddcat_train.config import ModelConfig
 from ddcat_train.errors import ConfigError
 from ddcat_train.networks.eval_mode import eval_mode
 from ddcat_train.networks.segmenter import Segmenter
+from ddcat_train.networks.whole.base import Blueprint, sample_of
 from ddcat_train.networks.whole.cut import BY_A_PACKAGE, UncutError, advice_on
 from ddcat_train.networks.whole.families import FAMILIES, QUERIES, Family
 from ddcat_train.networks.whole.queries import QuerySegmenter
-from ddcat_train.networks.whole.segmenter import Blueprint, CutSegmenter, sample_of
+from ddcat_train.networks.whole.segmenter import CutSegmenter, UncutSegmenter
 from ddcat_train.networks.whole.sources import builder
-from ddcat_train.networks.whole.uncut import UncutSegmenter
 from ddcat_train.whole_settings import NAMED_BY
 
 __all__ = ["Blueprint", "CutSegmenter", "QuerySegmenter", "UncutSegmenter", "build_whole"]

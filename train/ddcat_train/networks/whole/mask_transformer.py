@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddcat_train.networks.layers import as_maps, as_tokens, drop_path, drop_path_rates
+
 __all__ = ["HEAD_WIDTH", "PATCH", "MaskTransformerSegmenter"]
 
 PATCH = 16  # pixels of an image, and of its sides the multiple
@@ -70,8 +72,7 @@ class _Encoder(nn.Module):
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, PATCH, PATCH)})
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + side * side, width))  # of the token of the whole, then of patches
-        last = max(1, depth - 1)
-        self.blocks = nn.ModuleList(_Block(width, drop_path=drop_path * place / last) for place in range(depth))
+        self.blocks = nn.ModuleList(_Block(width, drop_path=rate) for rate in drop_path_rates(drop_path, depth))
         self.norm = nn.LayerNorm(width)
         _initialise(self)
         for values in (self.cls_token, self.pos_embed):
@@ -80,17 +81,17 @@ class _Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return one token a patch, as maps (N, C, h, w)."""
         maps = self.patch_embed["proj"](images)
-        tokens = _as_tokens(maps)
+        tokens = as_tokens(maps)
         whole = (self.cls_token + self.pos_embed[:, :1]).expand(maps.shape[0], -1, -1)
         tokens = torch.cat([whole, tokens + self._positions(maps)], dim=1)  # (N, 1 + h w, C)
         for block in self.blocks:
             tokens = block(tokens)
-        return _as_maps(self.norm(tokens)[:, 1:], maps)
+        return as_maps(self.norm(tokens)[:, 1:], maps)
 
     def _positions(self, maps: Tensor) -> Tensor:
         channels = self.pos_embed.shape[2]
         grid = self.pos_embed[:, 1:].transpose(1, 2).reshape(1, channels, self.side, self.side)
-        return _as_tokens(F.interpolate(grid, size=(maps.shape[2], maps.shape[3]), mode="bilinear", align_corners=False))
+        return as_tokens(F.interpolate(grid, size=(maps.shape[2], maps.shape[3]), mode="bilinear", align_corners=False))
 
 
 class _Decoder(nn.Module):
@@ -109,13 +110,13 @@ class _Decoder(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return, of each place and class, how alike their tokens are: (N, K, h, w)."""
-        tokens = torch.cat([self.proj_dec(_as_tokens(maps)), self.cls_emb.expand(maps.shape[0], -1, -1)], dim=1)
+        tokens = torch.cat([self.proj_dec(as_tokens(maps)), self.cls_emb.expand(maps.shape[0], -1, -1)], dim=1)
         for block in self.blocks:
             tokens = block(tokens)
         tokens = self.decoder_norm(tokens)
         places = _of_length_one(tokens[:, : -self.classes] @ self.proj_patch)  # (N, h w, C)
         classes = _of_length_one(tokens[:, -self.classes :] @ self.proj_classes)  # (N, K, C)
-        return _as_maps(self.mask_norm(places @ classes.transpose(1, 2)), maps)
+        return as_maps(self.mask_norm(places @ classes.transpose(1, 2)), maps)
 
 
 class _Affine(nn.Module):
@@ -145,14 +146,8 @@ class _Block(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self._passed(self.attn(self.norm1(tokens)))
-        return tokens + self._passed(self.mlp(self.norm2(tokens)))
-
-    def _passed(self, residual: Tensor) -> Tensor:
-        if not self.training or not self.drop_path:
-            return residual
-        kept = torch.rand(len(residual), 1, 1, device=residual.device) >= self.drop_path
-        return residual * kept.to(residual.dtype) / (1 - self.drop_path)
+        tokens = tokens + drop_path(self.attn(self.norm1(tokens)), self.drop_path, training=self.training)
+        return tokens + drop_path(self.mlp(self.norm2(tokens)), self.drop_path, training=self.training)
 
 
 class _Attention(nn.Module):
@@ -182,14 +177,6 @@ class _Perceptron(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         hidden = F.dropout(F.gelu(self.fc1(tokens)), self.dropout, self.training)
         return F.dropout(self.fc2(hidden), self.dropout, self.training)
-
-
-def _as_tokens(maps: Tensor) -> Tensor:
-    return maps.flatten(2).transpose(1, 2)  # (N, h w, C)
-
-
-def _as_maps(tokens: Tensor, like: Tensor) -> Tensor:
-    return tokens.transpose(1, 2).reshape(-1, tokens.shape[2], like.shape[2], like.shape[3])  # (N, C, h, w)
 
 
 def _of_length_one(tokens: Tensor) -> Tensor:

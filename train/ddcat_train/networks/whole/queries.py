@@ -3,23 +3,12 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddcat_train.choices import Head
-from ddcat_train.errors import ConfigError
-from ddcat_train.networks.normalise import Normalise
-from ddcat_train.networks.segmenter import Segmenter
+from ddcat_train.networks.whole.base import Blueprint, WholeSegmenter, replace
 from ddcat_train.networks.whole.families import Queries
-from ddcat_train.networks.whole.segmenter import (
-    Blueprint,
-    Tap,
-    forget,
-    padded_planes,
-    padded_size,
-    replace,
-    sample_size,
-)
+from ddcat_train.networks.whole.segmenter import Tap
 
 __all__ = ["QueryFeatures", "QuerySegmenter"]
 
@@ -67,7 +56,7 @@ def _products(rows: Tensor, maps: Tensor) -> Tensor:
     return (rows @ maps.flatten(2)).reshape(-1, count, *size)
 
 
-class QuerySegmenter(Segmenter):
+class QuerySegmenter(WholeSegmenter):
     """
     A model of queries; a branch has the layers that make classes and masks of them.
 
@@ -75,28 +64,16 @@ class QuerySegmenter(Segmenter):
     """
 
     def __init__(self, blueprint: Blueprint, paths: Queries, *, classes: int, heads: Sequence[Head]) -> None:
-        super().__init__()
-        self.classes, self._blueprint = classes, blueprint._replace(build=forget)
-        self.normalise = Normalise(blueprint.mean, blueprint.std)
-        self.traced, self.largest = sample_size(blueprint, self.traced), blueprint.largest
+        super().__init__(blueprint, classes)
         model = _annealed(blueprint.build(classes))
-        branches: dict[Head, _Branch] = {"main": _Branch(model, paths)}
-        for name in heads:
-            if name == "deep":
-                raise ConfigError("a whole model has no head of deep supervision: use method.deep_weight 0")
-            if name != "main":
-                branches[name] = _Branch(blueprint.build(2 if name == "mask" else classes), paths)
+        main = _Branch(model, paths)
+        branches = self._branches(blueprint, main, heads, lambda other: _Branch(other, paths))
         self._taps = {"classes": paths.classes, "masks": paths.masks}
         if paths.pixels is not None:
             self._taps["pixels"] = paths.pixels
         for part, path in self._taps.items():
-            replace(model, path, Tap(getattr(branches["main"], part)))
-        self.backbone = model
-        self.heads = nn.ModuleDict({name: branches[name] for name in heads})
-
-    def prepared(self, images: Tensor) -> Tensor:
-        """Return what the model is given for images in [0, 1]: normalised and padded."""
-        return padded_planes(images, self.normalise, self._blueprint)
+            replace(model, path, Tap(getattr(main, part)))
+        self.backbone, self.heads = model, branches
 
     def features(self, images: Tensor) -> QueryFeatures:
         """Run the model; images (N, 3, H, W) in [0, 1], RGB."""
@@ -119,15 +96,6 @@ class QuerySegmenter(Segmenter):
         """Apply one branch; (N, K, h, w)."""
         logits: Tensor = self.heads[head](features)
         return logits
-
-    def enlarge(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """Resize logits to the padded image, bilinear without aligned corners, and cut the padding."""
-        full = F.interpolate(logits, size=padded_size(size, self._blueprint), mode="bilinear", align_corners=False)
-        return full if self._blueprint.multiple == 1 else full[..., : size[0], : size[1]]
-
-    def shared(self) -> tuple[nn.Parameter, ...]:
-        """Return the parameters of the model but for the main branch's layers."""
-        return tuple(self.backbone.parameters())
 
 
 def _last(queries: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ddcat_train.errors import CheckpointError
 from ddcat_train.networks.pretrained import summarise
+from ddcat_train.whole_settings import hf_configuration
 
 __all__ = ["load_hugging_face", "load_state"]
 
@@ -36,7 +37,6 @@ def load_hugging_face(settings: Mapping[str, Any], classes: int, weights: Path |
     )
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES  # noqa: PLC0415
 
-    from ddcat_train.huggingface_settings import hf_configuration  # noqa: PLC0415 -- as above
     from ddcat_train.networks.huggingface import quiet  # noqa: PLC0415 -- as above
 
     semantic = settings["model_type"] in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
