@@ -70,12 +70,10 @@ def open_split(reference: Reference, *, data_root: Path | None = None, split: st
     DataError
     """
     data = reference.data
-    name = split or data.val_split
-    dataset = _open(data.name, data_root, data.root, name, rule=data.rule, known_to=str(reference.path))
-    _check_classes(dataset, reference.classes.names, reference.path)
-    if name == data.val_split and data.list_sha256 is not None:
-        _check_list(dataset, data.list_sha256, data.images, reference.path)
-    return dataset
+    return _open(
+        data.name, data_root, data.root, split or data.val_split, usual=data.val_split, rule=data.rule,
+        classes=reference.classes.names, known=(data.list_sha256, data.images), source=reference.path,
+    )  # fmt: skip
 
 
 def open_bundle_data(bundle: Bundle, *, data_root: Path | None = None, split: str | None = None) -> Dataset:
@@ -95,33 +93,51 @@ def open_bundle_data(bundle: Bundle, *, data_root: Path | None = None, split: st
         If its classes are others, or the manifest's split has another list of images.
     DataError
     """
-    manifest = bundle.manifest
-    data = manifest.data
-    name = split or data.split
-    root = Path(data.root) if data.root else None
-    dataset = _open(data.name, data_root, root, name, rule=manifest.evaluation_rule, known_to=str(bundle.path))
-    _check_classes(dataset, manifest.class_table().names, bundle.path)
-    if name == data.split and data.list_sha256 is not None:
-        _check_list(dataset, data.list_sha256, data.images, bundle.path)
-    return dataset
+    manifest, data = bundle.manifest, bundle.manifest.data
+    return _open(
+        data.name, data_root, Path(data.root) if data.root else None, split or data.split, usual=data.split,
+        rule=manifest.evaluation_rule, classes=manifest.class_table().names, known=(data.list_sha256, data.images),
+        source=bundle.path,
+    )  # fmt: skip
 
 
-def _open(name: str, moved_to: Path | None, root: Path | None, split: str, *, rule: FileRule, known_to: str) -> Dataset:
-    """Open a data set at its new folder, or at its old one; if that is missing, ask for `--data-root`."""
+def _open(
+    name: str,
+    moved_to: Path | None,
+    root: Path | None,
+    split: str,
+    *,
+    usual: str,
+    rule: FileRule,
+    classes: tuple[str, ...],
+    known: tuple[str | None, int | None],
+    source: Path,
+) -> Dataset:
+    """Open a data set at its new folder or its old one, and refuse other classes, or another list of the usual split."""
     place = moved_to or root
     if place is None:
-        raise BenchError(f"{known_to} does not name a data set: use --data-root FOLDER")
+        raise BenchError(f"{source} does not name a data set: use --data-root FOLDER")
     if root is not None and moved_to is None and not root.is_dir():
         seen_from = "" if root.is_absolute() else f", seen from {Path.cwd()}"
-        raise BenchError(
-            f"the data set of {known_to} is not at {root}{seen_from}: use --data-root FOLDER to say where it is now"
-        )
+        raise BenchError(f"the data set of {source} is not at {root}{seen_from}: use --data-root FOLDER to say where it is now")
     try:
-        return open_dataset(name, place, split, rule=rule)
+        dataset = open_dataset(name, place, split, rule=rule)
     except DataError as cause:
         if moved_to is not None:
             raise
         raise DataError(f"{cause}; if the data set has moved, use --data-root FOLDER") from cause
+    if dataset.classes.names != classes:
+        raise BenchError(
+            f"the classes of {dataset.root} ({', '.join(dataset.classes.names)}) are not those of {source} "
+            f"({', '.join(classes)}): use --data-root with the data set of its training"
+        )
+    list_sha256, images = known
+    if split == usual and list_sha256 not in (None, dataset.list_sha256()):
+        raise BenchError(
+            f"the {split} split at {dataset.root} ({len(dataset)} images) is not the one that {source} names "
+            f"({images} images): use --data-root with the right folder, or --split with another split"
+        )
+    return dataset
 
 
 def engine_batch_size(bundle: Bundle) -> int:
@@ -233,19 +249,3 @@ def _taken(size: tuple[int, int], shapes: InputShapes) -> bool:
     except InputError:
         return False
     return True
-
-
-def _check_classes(dataset: Dataset, names: tuple[str, ...], source: Path) -> None:
-    if dataset.classes.names != names:
-        raise BenchError(
-            f"the classes of {dataset.root} ({', '.join(dataset.classes.names)}) are not those of {source} "
-            f"({', '.join(names)}): use --data-root with the data set of its training"
-        )
-
-
-def _check_list(dataset: Dataset, list_sha256: str, images: int | None, source: Path) -> None:
-    if dataset.list_sha256() != list_sha256:
-        raise BenchError(
-            f"the {dataset.split} split at {dataset.root} ({len(dataset)} images) is not the one that {source} names "
-            f"({images} images): use --data-root with the right folder, or --split with another split"
-        )

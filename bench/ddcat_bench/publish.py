@@ -89,8 +89,6 @@ def write_result(
         Name of its files: NAME.json and NAME.md.
     files : mapping of str to bytes, optional
         Further files.
-    force : bool
-        An earlier result is replaced.
     """
     with atomic_directory(folder, replace=force) as aside:
         write_text(aside / f"{name}.json", to_json(result))

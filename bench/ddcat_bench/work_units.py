@@ -3,12 +3,12 @@
 import io
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel
 
 from ddcat.atomic_files import read_json, write_bytes, write_json, write_text
 from ddcat_bench.errors import BenchError
@@ -71,9 +71,13 @@ class Units(NamedTuple):
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as cause:
             raise BenchError(f"{file} is damaged: remove it, then run the same command again to repeat that part") from cause
 
-    def keep(self, name: str, result: BaseModel) -> None:
-        """Keep another result: NAME.json."""
-        write_text(self.folder / f"{name}.json", to_json(result))
+    def once(self, name: str, kind: type[Result], make: Callable[[], Result]) -> Result:
+        """Return another result, NAME.json, and make it first if it is not there."""
+        kept = self.kept(name, kind)
+        if kept is None:
+            kept = make()
+            write_text(self.folder / f"{name}.json", to_json(kept))
+        return kept
 
     def kept(self, name: str, kind: type[Result]) -> Result | None:
         """

@@ -78,7 +78,7 @@ def test_the_gate_judges_scenes_as_a_server_cuts_them(
     limits = read_thresholds(DEFAULT, "fp32")
     result = conclude(job, measured, speed_of("bundle", 0.5), limits, seconds=1.0)
     assert result.tiles == bundle.manifest.preprocessing.tiles == Tiles(side=64, overlap=16)
-    assert "cut for the engine" in result.protocol
+    assert "in tiles, as a server does" in result.protocol
     assert passport_of(bundle, result).tiles == result.tiles
 
 

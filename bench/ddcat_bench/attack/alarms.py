@@ -5,8 +5,9 @@ They follow the checks of Athalye et al. (2018) and Carlini et al. (2019). Each 
 each tolerance says what it allows for. All are in points of mIoU, unless they say otherwise.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
+from typing import NamedTuple
 
 from ddcat_bench.attack.results import Alarm, AlarmName, AttackRow, Probe
 
@@ -49,6 +50,28 @@ _MEANINGS: dict[AlarmName, str] = {
 }
 
 
+Finding = tuple[AlarmName, str]
+
+
+class _Shot(NamedTuple):
+    """What an attack left: a row of a suite, or a point of the probe."""
+
+    name: str
+    epsilon: float
+    steps: int
+    points: float
+    label: str
+    kind: tuple[float, str, bool]  # alpha, start, in 8 bits
+
+    @property
+    def black_box(self) -> bool:
+        return self.name in BLACK_BOX
+
+    @property
+    def told(self) -> str:
+        return f"{self.label} leaves {self.points:.1f} points"
+
+
 def raise_alarms(rows: Sequence[AttackRow], probe: Probe | None, *, trained_steps: int | None) -> tuple[Alarm, ...]:
     """
     Check the rows of a suite and the figures of its probe.
@@ -67,138 +90,89 @@ def raise_alarms(rows: Sequence[AttackRow], probe: Probe | None, *, trained_step
     tuple of Alarm
         Empty where nothing was found, which is no proof that the gradients are sound. One for each finding.
     """
-    findings = [*_rows_alarms(rows, trained_steps)]
+    shots = [_of_row(row) for row in rows]
+    findings = [*_black_box_wins(shots, BLACK_BOX_MARGIN), *_curve_alarms(shots, trained_steps), *_too_much_left(shots)]
+    findings += _above_clean(shots)
     if probe is not None:
-        findings += _probe_alarms(probe)
+        findings += ((name, f"on the probe's {probe.images} images {evidence}") for name, evidence in _probe_alarms(probe))
     return tuple(Alarm(name=name, evidence=evidence, meaning=_MEANINGS[name]) for name, evidence in findings)
 
 
-Finding = tuple[AlarmName, str]
+def _of_row(row: AttackRow) -> _Shot:
+    effort = "queries" if row.name in BLACK_BOX else "steps"
+    label = f"{row.name} of {row.steps} {effort} at {row.epsilon * 255:.3g}/255" + (" in 8 bits" if row.eight_bit else "")
+    return _Shot(row.name, row.epsilon, row.steps, 100 * row.scores.miou, label, (row.alpha, row.start, row.eight_bit))
 
 
-def _rows_alarms(rows: Sequence[AttackRow], trained_steps: int | None) -> Iterator[Finding]:
-    yield from _black_box_wins(rows)
-    for curve in _curves(rows):
-        yield from _weakened(curve)
-        if trained_steps is not None:
-            yield from _easier(curve, trained_steps)
-    for row in _attacked(rows):
-        if row.name not in BLACK_BOX and row.epsilon >= LARGE_EPSILON - 1e-9 and 100 * row.scores.miou > LEFT_AT_MOST:
-            yield "accuracy is left at epsilon 64/255", f"{_name(row)} leaves {_points(row.scores.miou)}"
-    yield from _above_clean(rows)
+def _attacked(shots: Sequence[_Shot], *, black_box: bool) -> list[_Shot]:
+    return [shot for shot in shots if shot.name != "clean" and shot.black_box == black_box]
 
 
-def _attacked(rows: Iterable[AttackRow]) -> list[AttackRow]:
-    return [row for row in rows if row.name != "clean"]
-
-
-def _black_box_wins(rows: Sequence[AttackRow]) -> Iterator[Finding]:
-    for black in _attacked(rows):
-        if black.name not in BLACK_BOX:
-            continue
+def _black_box_wins(shots: Sequence[_Shot], margin: float) -> Iterator[Finding]:
+    for black in _attacked(shots, black_box=True):
         white = [
-            row
-            for row in _attacked(rows)
-            if row.name not in BLACK_BOX and row.eight_bit == black.eight_bit and row.epsilon <= black.epsilon + 1e-9
+            shot
+            for shot in _attacked(shots, black_box=False)
+            if shot.kind[2] == black.kind[2] and shot.epsilon <= black.epsilon + 1e-9
         ]
-        if not any(row.epsilon >= black.epsilon - 1e-9 for row in white):
+        if not any(shot.epsilon >= black.epsilon - 1e-9 for shot in white):
             continue  # nothing was tried at this bound
-        best = min(white, key=lambda row: row.scores.miou)
-        if 100 * (best.scores.miou - black.scores.miou) > BLACK_BOX_MARGIN:
-            yield (
-                "black-box beats white-box",
-                f"{_name(black)} leaves {_points(black.scores.miou)}, {_name(best)} leaves {_points(best.scores.miou)}",
-            )
+        best = min(white, key=lambda shot: shot.points)
+        if best.points - black.points > margin:
+            yield "black-box beats white-box", f"{black.told}, {best.told}"
 
 
-def _curves(rows: Sequence[AttackRow]) -> Iterator[list[AttackRow]]:
+def _curve_alarms(shots: Sequence[_Shot], trained_steps: int | None) -> Iterator[Finding]:
     """
-    Give the rows that differ in the number of steps alone, ascending, with the clean row as n = 0 of a clean start.
+    Compare attacks that differ in the number of steps alone; the clean images are n = 0 of those with a clean start.
 
     A black-box attack makes no curve: more steps on another model may well do less to this one, and a search with another
     budget is another search.
     """
 
-    def kind(row: AttackRow) -> tuple[str, float, float, str, bool]:
-        return row.name, row.epsilon, row.alpha, row.start, row.eight_bit
+    def kind(shot: _Shot) -> tuple[str, float, tuple[float, str, bool]]:
+        return shot.name, shot.epsilon, shot.kind
 
-    clean = [row for row in rows if row.name == "clean"][:1]
-    white = [row for row in _attacked(rows) if row.name not in BLACK_BOX]
-    for (_, _, _, start, _), curve in groupby(sorted(white, key=kind), key=kind):
-        yield (clean if start == "clean" else []) + sorted(curve, key=lambda row: row.steps)
-
-
-def _weakened(curve: Sequence[AttackRow]) -> Iterator[Finding]:
-    for fewer, more in pairwise(row for row in curve if row.name != "clean"):
-        if 100 * (more.scores.miou - fewer.scores.miou) > WEAKENED_BY:
-            yield (
-                "more steps weaken the attack",
-                f"{_name(fewer)} leaves {_points(fewer.scores.miou)}, {_name(more)} leaves {_points(more.scores.miou)}",
-            )
-
-
-def _easier(curve: Sequence[AttackRow], trained_steps: int) -> Iterator[Finding]:
-    for before, row, after in zip(curve, curve[1:], curve[2:], strict=False):
-        if row.steps != trained_steps:
-            continue
-        mean = (before.scores.miou + after.scores.miou) / 2
-        if 100 * (row.scores.miou - mean) > EASIER_BY:
-            yield (
-                "the trained n is easier than its neighbours",
-                f"{_name(row)} leaves {_points(row.scores.miou)}, n = {before.steps} {_points(before.scores.miou)} and "
-                f"n = {after.steps} {_points(after.scores.miou)}",
-            )
+    clean = [shot for shot in shots if shot.name == "clean"][:1]
+    for (_, _, (_, start, _)), group in groupby(sorted(_attacked(shots, black_box=False), key=kind), key=kind):
+        curve = sorted(group, key=lambda shot: shot.steps)
+        for fewer, more in pairwise(curve):
+            if more.points - fewer.points > WEAKENED_BY:
+                yield "more steps weaken the attack", f"{fewer.told}, {more.told}"
+        whole = [*clean, *curve] if start == "clean" else curve
+        for before, shot, after in zip(whole, whole[1:], whole[2:], strict=False):
+            if shot.steps == trained_steps and shot.points - (before.points + after.points) / 2 > EASIER_BY:
+                yield (
+                    "the trained n is easier than its neighbours",
+                    f"{shot.told}, n = {before.steps} {before.points:.1f} and n = {after.steps} {after.points:.1f} points",
+                )
 
 
-def _above_clean(rows: Sequence[AttackRow]) -> Iterator[Finding]:
-    clean = next((row for row in rows if row.name == "clean"), None)
-    for row in _attacked(rows):
-        # A black-box search that found nothing, by its own measure, may well leave single pixels better.
-        if clean is not None and row.name not in BLACK_BOX and 100 * (row.scores.miou - clean.scores.miou) > ABOVE_CLEAN_BY:
-            yield (
-                "attacked mIoU is above clean",
-                f"{_name(row)} leaves {_points(row.scores.miou)}, clean images have {_points(clean.scores.miou)}",
-            )
+def _too_much_left(shots: Sequence[_Shot]) -> Iterator[Finding]:
+    for shot in _attacked(shots, black_box=False):
+        if shot.epsilon >= LARGE_EPSILON - 1e-9 and shot.points > LEFT_AT_MOST:
+            yield "accuracy is left at epsilon 64/255", shot.told
+
+
+def _above_clean(shots: Sequence[_Shot]) -> Iterator[Finding]:
+    # A black-box search that found nothing, by its own measure, may well leave single pixels better.
+    for clean in [shot for shot in shots if shot.name == "clean"][:1]:
+        for shot in _attacked(shots, black_box=False):
+            if shot.points - clean.points > ABOVE_CLEAN_BY:
+                yield "attacked mIoU is above clean", f"{shot.told}, clean images have {clean.points:.1f} points"
 
 
 def _probe_alarms(probe: Probe) -> Iterator[Finding]:
-    where = f"on the probe's {probe.images} images "
-    attacks = probe.find("PGD")
-    few, more = min(attacks, key=lambda point: point.steps), max(attacks, key=lambda point: point.steps)
-    best = min(attacks, key=lambda point: point.miou)
-    for point in probe.points:
-        if point.name in BLACK_BOX and 100 * (best.miou - point.miou) > PROBE_MARGIN:
-            yield (
-                "black-box beats white-box",
-                f"{where}{point.label} leaves {_points(point.miou)}, {best.label} leaves {_points(best.miou)}",
-            )
-    if 100 * (more.miou - few.miou) > WEAKENED_BY:
-        yield (
-            "more steps weaken the attack",
-            f"{where}{few.label} leaves {_points(few.miou)}, {more.label} leaves {_points(more.miou)}",
-        )
-    for point in probe.find("CosPGD"):  # made at that bound alone
-        if 100 * point.miou > LEFT_AT_MOST:
-            yield "accuracy is left at epsilon 64/255", f"{where}{point.label} leaves {_points(point.miou)}"
-    [clean] = probe.find("clean")
-    if 100 * (more.miou - clean.miou) > ABOVE_CLEAN_BY:
-        yield (
-            "attacked mIoU is above clean",
-            f"{where}{more.label} leaves {_points(more.miou)}, clean ones have {_points(clean.miou)}",
-        )
+    shots = [_Shot(p.name, p.epsilon, p.steps, 100 * p.miou, p.label, (0.0, "random", False)) for p in probe.points]
+    yield from _black_box_wins(shots, PROBE_MARGIN)
+    yield from _curve_alarms(shots, None)
+    yield from _too_much_left(shots)
+    last = max(shot.steps for shot in shots if shot.name == "PGD")
+    yield from _above_clean([shot for shot in shots if shot.name == "clean" or (shot.name, shot.steps) == ("PGD", last)])
     shares = probe.gradients
     if shares.zero_images or shares.non_finite_images or shares.zero_pixels > ZERO_PIXELS_AT_MOST:
         yield (
             "gradients are zero or not finite",
-            f"{where}{100 * shares.zero_images:.0f} % have no gradient at all, {100 * shares.non_finite_images:.0f} % one that "
+            f"{100 * shares.zero_images:.0f} % have no gradient at all, {100 * shares.non_finite_images:.0f} % one that "
             f"is not finite, and {100 * shares.zero_pixels:.1f} % of the pixels a loss without a gradient",
         )
-
-
-def _name(row: AttackRow) -> str:
-    effort = "queries" if row.name in BLACK_BOX else "steps"
-    return f"{row.name} of {row.steps} {effort} at {row.epsilon * 255:.3g}/255" + (" in 8 bits" if row.eight_bit else "")
-
-
-def _points(miou: float) -> str:
-    return f"{100 * miou:.1f} points"

@@ -99,11 +99,12 @@ def probe_once(job: AttackJob, units: Units, *, advance: Callable[[int], None] =
     advance : callable, optional
         Called with the number of images that a network has just seen; in all, `FORWARDS` for each probed one.
     """
-    probe = units.kept("probe", Probe)
     meter = Meter(advance)
     meter.allot(FORWARDS * job.probed)
-    if probe is None:
-        probe = run_probe(
+    probe = units.once(
+        "probe",
+        Probe,
+        lambda: run_probe(
             meter.watch(main_branch(job.reference, job.device)),
             job.dataset if job.base is None else job.dataset.with_long_side(job.base),
             epsilon=_PROBE_EPSILON,
@@ -111,7 +112,7 @@ def probe_once(job: AttackJob, units: Units, *, advance: Callable[[int], None] =
             seed=job.seed,
             batch_size=job.batch_size,
             device=job.device,
-        )
-        units.keep("probe", probe)
+        ),
+    )
     meter.allot(0)
     return probe

@@ -37,8 +37,6 @@ def run_job(job: AttackJob, folder: Path, *, jobs: int | None = None, force: boo
         Must not exist, or be empty, or hold an earlier result that `force` replaces.
     jobs : int, optional
         Number of processes: one for each GPU, or all on the CPU.
-    force : bool
-        Replace an earlier result.
 
     Raises
     ------

@@ -44,10 +44,7 @@ class GateJob(NamedTuple):
     @property
     def forwards(self) -> int:
         """Approximate number of forwards in the pool, for the progress bar."""
-        runs = attack_runs(
-            None if self.budget.name == "quick" else EPSILONS[0], steps=self.budget.steps, queries=self.budget.queries,
-            query_stride=self.budget.query_stride, quick=self.budget.name == "quick", scores=self.scores,
-        )  # fmt: skip
+        runs = attack_runs(None if self.budget.name == "quick" else EPSILONS[0], self.budget, scores=self.scores)
         forwards = sum(run.forwards for run in runs)
         if self.budget.name == "quick":
             return round(self.images * forwards)

@@ -42,7 +42,7 @@ from ddcat_bench.inputs import engine_batch_size, main_branch
 from ddcat_bench.perturbation.measure import PerturbationJob, measure_perturbations
 from ddcat_bench.perturbation.results import PerturbationRow
 from ddcat_bench.tiled import as_served, tiled_model
-from ddcat_bench.work_units import Units, open_units
+from ddcat_bench.work_units import open_units
 from ddcat_export.twin.twin import twin_of
 from ddcat_train.attacks import Model
 from ddcat_train.choices import CorruptionName
@@ -123,9 +123,9 @@ def attack_pool(
         targets = Targets(network, tiled_model(twin, tiles), served, tiled_model(network, tiles))
     units = open_units(work, job.identity())
     if ranks.rank == 0:
-        _pilot(job, targets, units)
+        units.once("pilot", Pilot, lambda: _pilot(job, targets))
     ranks.gather(None)  # the first one has looked
-    pilot = _pilot(job, targets, units)
+    pilot = units.once("pilot", Pilot, lambda: _pilot(job, targets))
     runs = chosen_runs(job.budget, pilot, scores=job.scores)
     classes = len(job.dataset.classes)
     names: list[list[str]] = []
@@ -135,20 +135,25 @@ def attack_pool(
             advance=advance, rank=ranks.rank, ranks=ranks.size,
         )  # fmt: skip
         names.append(batch_names)
-    if ranks.rank == 0 and pilot.epsilon is not None and units.kept("probe", Probe) is None:
-        meter = Meter(advance)
-        meter.allot(FORWARDS * job.probed // ranks.size)  # one process counts for all
-        model = meter.watch(targets.twin)
-        units.keep("probe", run_probe(model, job.dataset, epsilon=pilot.epsilon, images=job.probed, seed=job.budget.seed))
-        meter.allot(0)
-    if ranks.rank == 0 and units.kept("calibration", Calibration) is None:
-        units.keep("calibration", _calibration(job, targets))
+    if ranks.rank == 0:
+        if pilot.epsilon is not None:
+            units.once("probe", Probe, lambda: _probe(job, targets.twin, pilot.epsilon, advance, ranks.size))
+        units.once("calibration", Calibration, lambda: _calibration(job, targets))
     perturbations = measure_perturbations(_perturbations(job, targets), units, ranks=ranks, advance=advance)  # waits for all
     pool = read_units(units, runs, [len(each) for each in names], classes)
     return Measurements(
         [name for each in names for name in each], pilot, pool, _logit_error(job, targets), units.kept("probe", Probe),
         perturbations, units.kept("calibration", Calibration),
     )  # fmt: skip
+
+
+def _probe(job: GateJob, twin: Model, epsilon: float | None, advance: Callable[[int], None], processes: int) -> Probe:
+    assert epsilon is not None
+    meter = Meter(advance)
+    meter.allot(FORWARDS * job.probed // processes)  # one process counts for all
+    probe = run_probe(meter.watch(twin), job.dataset, epsilon=epsilon, images=job.probed, seed=job.budget.seed)
+    meter.allot(0)
+    return probe
 
 
 def _calibration(job: GateJob, targets: Targets) -> Calibration:
@@ -188,10 +193,8 @@ def gate_batches(job: GateJob, images: int) -> Iterator[tuple[list[str], AttackB
         )
 
 
-def _pilot(job: GateJob, targets: Targets, units: Units) -> Pilot:
+def _pilot(job: GateJob, targets: Targets) -> Pilot:
     """Measure on a few images how strong an attack the reference withstands, and if the twin agrees with the engine."""
-    if (known := units.kept("pilot", Pilot)) is not None:
-        return known
     batches = [victims for _, victims in gate_batches(job, min(_PILOT, job.images))]
     epsilon = None
     alike = [_alike(targets, [to_8_bit(victims.images, victims.images) for victims in batches])]
@@ -200,9 +203,7 @@ def _pilot(job: GateJob, targets: Targets, units: Units) -> Pilot:
         epsilon, received = _strongest(job, targets.reference, batches)
         alike.append(_alike(targets, received))
         worst = _worst(job, targets, batches)
-    pilot = Pilot(epsilon=epsilon, twin_agreement=min(alike), corruptions=worst)
-    units.keep("pilot", pilot)
-    return pilot
+    return Pilot(epsilon=epsilon, twin_agreement=min(alike), corruptions=worst)
 
 
 def _worst(job: GateJob, targets: Targets, batches: Sequence[AttackBatch]) -> tuple[CorruptionName, ...]:
@@ -248,10 +249,7 @@ def chosen_runs(budget: Budget, pilot: Pilot, *, scores: bool = False) -> tuple[
     """List the attacks of a budget and, but for the quick one, the corruptions, given the pilot's measurements."""
     # where the twin is another model, its attacks are transferred ones, and the engine itself is asked more
     queries = budget.queries * (1 if pilot.twin_agreement >= TWIN_AGREEMENT else 2)
-    quick = budget.name == "quick"
-    attacks = attack_runs(
-        pilot.epsilon, steps=budget.steps, queries=queries, query_stride=budget.query_stride, quick=quick, scores=scores
-    )
+    attacks = attack_runs(pilot.epsilon, budget._replace(queries=queries), scores=scores)
     return (*attacks, *corrupted_runs(pilot.corruptions))
 
 

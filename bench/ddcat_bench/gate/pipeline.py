@@ -69,8 +69,6 @@ def run_job(
         Private key that signs the passport.
     pictures : bool
         True if the page shows images of the data set.
-    force : bool
-        Replace an earlier result.
 
     Returns
     -------

@@ -26,6 +26,7 @@ from ddcat.metrics import Counts
 from ddcat_bench.attack.attacks import AttackBatch, attack
 from ddcat_bench.attack.scoring import count_victims, predict
 from ddcat_bench.attack.suites import BIM, AttackSpec, SpecName
+from ddcat_bench.gate.budget import Budget
 from ddcat_bench.gate.disagreement import Disagreement, count_disagreement
 from ddcat_bench.work_units import Units
 from ddcat_train.attacks import Model
@@ -190,43 +191,29 @@ class PoolResult(NamedTuple):
     attacked: npt.NDArray[np.bool_]
 
 
-def attack_runs(
-    epsilon: float | None,
-    *,
-    steps: int = 20,
-    queries: int = 500,
-    query_stride: int = 10,
-    quick: bool = False,
-    scores: bool = False,
-) -> tuple[AttackRun, ...]:
+def attack_runs(epsilon: float | None, budget: Budget = Budget(), *, scores: bool = False) -> tuple[AttackRun, ...]:  # noqa: B008 -- a tuple
     """
-    List the attacks: the paper's BIM, and the strongest at a bound.
+    List the attacks: the paper's BIM, and the strongest at a bound; of the quick budget BIM, n = 3, alone.
 
     Parameters
     ----------
     epsilon : float or None
         The bound of the strong ones; None: there are none.
-    steps : int
-        Number of steps of each gradient attack at it.
-    queries : int
-        Number of queries of an attack that queries the engine.
-    query_stride : int
-        Every Nth image is attacked so.
-    quick : bool
-        The clean images and BIM, n = 3, alone.
+    budget : Budget
+        Steps of each gradient attack, queries of an attack that queries the engine, and which images it attacks.
     scores : bool
         True if the engine returns its logits, which Square then queries.
     """
-    counted = (3,) if quick else (3, 7)
+    counted = (3,) if budget.name == "quick" else (3, 7)
     runs = [AttackRun("replay", BIM._replace(counted=(0, *counted))), AttackRun("twin", BIM._replace(counted=counted))]
     if epsilon is not None:
         names: tuple[SpecName, ...] = ("PGD", "CosPGD")
-        strong = [AttackSpec(name, epsilon, alpha=epsilon / 4, start="random", counted=(steps,)) for name in names]
+        strong = [AttackSpec(name, epsilon, alpha=epsilon / 4, start="random", counted=(budget.steps,)) for name in names]
         runs += [AttackRun(source, spec) for source in ("replay", "twin") for spec in strong]
         runs.append(AttackRun("noise", _asked("noise", epsilon, 3)))
-        runs.append(AttackRun("engine", _asked("DLA", epsilon, queries), query_stride))
+        runs.append(AttackRun("engine", _asked("DLA", epsilon, budget.queries), budget.query_stride))
         if scores:
-            runs.append(AttackRun("engine", _asked("Square", epsilon, queries), query_stride))
+            runs.append(AttackRun("engine", _asked("Square", epsilon, budget.queries), budget.query_stride))
     return tuple(runs)
 
 

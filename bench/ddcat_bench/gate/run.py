@@ -83,8 +83,6 @@ def gate(
         True if the report shows images of the data set.
     out : path, optional
         Folder of the result; BUNDLE-gate beside the bundle by default.
-    force : bool
-        Replace an earlier result.
     trust : TrustPolicy
         Signature and digest that the bundle must have.
 

@@ -106,17 +106,10 @@ class Clock(NamedTuple):
 
 def latencies(seconds: Sequence[float]) -> Latencies:
     """Summarise; none is left out."""
-    percentiles = {
-        share: float(np.quantile(seconds, share)) if len(seconds) >= least else None for share, least in PERCENTILES.items()
-    }
-    return Latencies(
-        requests=len(seconds),
-        mean=float(np.mean(seconds)),
-        p50=percentiles[0.5],
-        p90=percentiles[0.9],
-        p99=percentiles[0.99],
-        longest=max(seconds),
+    p50, p90, p99 = (
+        float(np.quantile(seconds, share)) if len(seconds) >= least else None for share, least in PERCENTILES.items()
     )
+    return Latencies(requests=len(seconds), mean=float(np.mean(seconds)), p50=p50, p90=p90, p99=p99, longest=max(seconds))
 
 
 def draw_files(inputs: Inputs) -> list[bytes]:
@@ -166,7 +159,7 @@ def run_scenarios(
         serve(0)
         alone = _single_stream(serve, seconds, clock)
         mean = float(np.mean(alone))
-        rows.append(_row("single stream", boundary, 1, None, alone, sum(alone)))
+        rows.append(_row("single stream", boundary, alone, sum(alone)))
         advance(1)
         for load in LOADS:
             rows.append(_serve_poisson(boundary, serve, load / mean, load, seconds, seed, clock))
@@ -222,7 +215,7 @@ def _serve_poisson(
             clock.sleep(early)
         serve(index)
         durations.append(clock.now() - start - at)  # what it waited for others counts
-    return _row("server", boundary, 1, (load, rate), durations, clock.now() - start)
+    return _row("server", boundary, durations, clock.now() - start, load=load, offered=rate)
 
 
 def _offline(engine: Engine, files: Sequence[bytes], batch: int, seconds: float, clock: Clock) -> Scenario:
@@ -247,18 +240,18 @@ def _offline(engine: Engine, files: Sequence[bytes], batch: int, seconds: float,
 def _row(
     name: Literal["single stream", "server"],
     boundary: Boundary,
-    batch: int,
-    offered: tuple[float, float] | None,
     durations: Sequence[float],
     seconds: float,
+    load: float | None = None,
+    offered: float | None = None,
 ) -> Scenario:
     return Scenario(
         name=name,
         boundary=boundary,
-        batch=batch,
-        load=None if offered is None else offered[0],
-        offered=None if offered is None else offered[1],
-        images_per_second=len(durations) * batch / seconds,
+        batch=1,
+        load=load,
+        offered=offered,
+        images_per_second=len(durations) / seconds,
         latencies=latencies(durations),
     )
 

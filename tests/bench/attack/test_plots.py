@@ -43,9 +43,8 @@ def test_the_interval_is_that_of_a_literal_bootstrap() -> None:
 
 def test_error_bars_of_video_are_over_draws_of_blocks_of_frames(measured: AttackResult) -> None:
     """One clip of 101 frames, which resemble their neighbours: drawn one by one they would seem to tell more."""
-    point = plots._point(measured, "n = 3", 3.0, False)
+    [point] = plots._points(measured, {"n = 3": 3.0}, False)
     row = measured.find("n = 3")
-    assert point is not None
     assert row is not None
     counts = row.scores.array()
     low, high = interval(counts, Scheme("blocks", np.arange(101)))
@@ -59,8 +58,7 @@ def test_error_bars_of_video_are_over_draws_of_blocks_of_frames(measured: Attack
 
 def test_of_few_images_there_are_no_error_bars(checkpoint: Checkpoint, scenes: Dataset) -> None:
     result = run_suite(AttackJob(checkpoint, scenes, max_images=2))
-    point = plots._point(result, "n = 3", 3.0, False)
-    assert point is not None
+    [point] = plots._points(result, {"n = 3": 3.0}, False)
     assert point.below == point.above == 0
     assert plots._canvas(result)[1].get_title().endswith("no error bars: 2 images are too few to draw from")
 

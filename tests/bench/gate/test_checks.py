@@ -99,7 +99,7 @@ def test_an_engine_that_its_own_graph_breaks_is_refused() -> None:
 def test_where_the_twin_is_another_model_the_engine_is_asked_twice_as_much() -> None:
     near, far = (chosen_runs(Budget(), Pilot(epsilon=0.01, twin_agreement=share, corruptions=())) for share in (0.9995, 0.998))
     assert [parts[-1].spec.counted for parts in (near, far)] == [(500,), (1000,)]
-    assert [part.source for part in attack_runs(None, quick=True)] == ["replay", "twin"]
+    assert [part.source for part in attack_runs(None, Budget("quick"))] == ["replay", "twin"]
 
 
 def test_every_bound_changes_pixels_of_8_bit_images() -> None:
@@ -113,7 +113,7 @@ def test_every_bound_changes_pixels_of_8_bit_images() -> None:
 
 def test_the_engine_is_asked_about_the_very_images_that_it_is_judged_on() -> None:
     """By whole grey levels, so that rounding on the way to the engine changes nothing."""
-    (plan,) = (part.spec for part in attack_runs(2 / 255, queries=20) if part.source == "engine")
+    (plan,) = (part.spec for part in attack_runs(2 / 255, Budget(queries=20)) if part.source == "engine")
     seen: list[torch.Tensor] = []
 
     def asked(images: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 
 from ddcat.bundle import Bundle
 from ddcat.engines import Outputs
-from ddcat_bench.timing.throughput import draw_throughput, matrix_product_peak, measure_throughput, throughput_cells
+from ddcat_bench.timing.throughput import draw_throughput, matrix_product_peak, measure_throughput, throughput_table
 
 
 class Clockwork:
@@ -42,7 +42,7 @@ def test_batches_and_sizes_that_the_engine_takes(make_bundle: Callable[..., Bund
         assert row.of_peak == pytest.approx(work / seconds / 1000)
     assert cost.threads == 3
     assert len(engine.calls) <= 12 * (len(cost.batches) + len(cost.sizes))
-    assert ["8", "40x60", "2020.0"] in [cells[:3] for cells in throughput_cells(cost)]
+    assert ["8", "40x60", "2020.0"] in [cells[:3] for cells in throughput_table(cost)[1]]
     assert [drawing.title for drawing in draw_throughput(cost)] == [
         "images a second, by the batch", "milliseconds an image, by its size",
     ]  # fmt: skip
