@@ -111,8 +111,8 @@ def classes_named(names: Sequence[str]) -> Classes:
     ------
     ExportError
     """
-    if not all(isinstance(name, str) for name in names):
-        raise ExportError(f"classes {list(names)!r}: expected names, such as ['road', 'car']")
+    if not (isinstance(names, Sequence) and all(isinstance(name, str) for name in names)):
+        raise ExportError(f"classes {names!r}: expected names, such as ['road', 'car']")
     if (twice := repeated_name(names)) is not None:
         raise ExportError(f"classes: two are named {twice!r}; give each a name of its own")
     try:

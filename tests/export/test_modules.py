@@ -81,6 +81,7 @@ class Returns(Network):
         (Network(), {"classes": ["a", "b", "a"]}, "classes: two are named 'a'"),
         (Network(), {"classes": ["a", "", "b"]}, "classes: a class has a name of 0 characters"),
         (Network(), {"classes": [1, 2, 3]}, r"classes \[1, 2, 3\]: expected names, such as"),
+        (Network(), {"classes": 3}, "classes 3: expected names, such as"),
         (Network(), {"classes": ["a"]}, "classes: expected 2 to 254 classes, got 1"),
         (Network(), {"classes": NAMES, "sizes": (64, 96)}, r"sizes \(64, 96\): expected one pair or several"),
         (Network(), {"classes": NAMES, "sizes": ((64,),)}, r"sizes \(\(64,\),\): expected one pair or several"),

@@ -51,6 +51,16 @@ def test_a_run_that_started_from_one_resumes_without_it(run: Path, tiny_run: lis
     assert train(config, tmp_path / "run", resume=True).step == 9
 
 
+def test_what_cannot_be_resumed_says_what_is_left(run: Path, tmp_path: Path) -> None:
+    (broken := tmp_path / "run").mkdir()
+    for file in run.iterdir():
+        if file.is_file():
+            (broken / file.name).write_bytes(file.read_bytes())
+    (broken / LAST).write_bytes((run / LAST).read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=rf"--out NEW_FOLDER --set model\.start_from={broken / BEST}"):
+        train(load_config(broken / "config.yaml"), broken, resume=True)
+
+
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [

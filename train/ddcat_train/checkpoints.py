@@ -358,7 +358,7 @@ def _reading(path: Path) -> Iterator[None]:
     except FileNotFoundError as cause:
         raise CheckpointError(f"no such checkpoint: {path}") from cause
     except (OSError, SafetensorError, ValueError) as cause:
-        raise unreadable_error(path, f"is truncated or not a safetensors file ({cause}): use another checkpoint") from cause
+        raise unreadable_error(path, f"is truncated or not a safetensors file ({cause})") from cause
 
 
 def _describe(path: Path, metadata: Mapping[str, str]) -> Description:

@@ -15,7 +15,7 @@ if sys.platform != "win32":
 from ddcat.atomic_files import check_writable, is_temp_file, translate_os_errors
 from ddcat_train.checkpoint_files import LAST
 from ddcat_train.config import CONFIG, Config, load_config
-from ddcat_train.errors import ConfigError
+from ddcat_train.errors import CheckpointError, ConfigError
 from ddcat_train.yaml_tree import shortened
 
 if TYPE_CHECKING:
@@ -91,9 +91,14 @@ def check_run(config: Config, run: Path, *, resume: bool, more_epochs: bool = Fa
     if not resume:
         raise ConfigError(f"{run} holds a run already: continue it with --resume, or name another folder with --out")
     if last.is_file():  # its configuration, for anybody may have edited the file beside it
-        from ddcat_train.checkpoints import read_description  # noqa: PLC0415 -- a new run is checked without torch
+        from ddcat_train.checkpoints import BEST, read_description  # noqa: PLC0415 -- a new run is checked without torch
 
-        _check_begun(config, read_description(last), run, more_epochs)
+        try:
+            begun = read_description(last)
+        except CheckpointError as cause:
+            kept = f" --set model.start_from={run / BEST}" if (run / BEST).is_file() else ""
+            raise CheckpointError(f"{cause}. The run cannot be resumed: begin a new one with --out NEW_FOLDER{kept}") from cause
+        _check_begun(config, begun, run, more_epochs)
         return
     differing = _differing(config, load_config(str(run / CONFIG)))
     if differing:
