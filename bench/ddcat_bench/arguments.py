@@ -15,13 +15,7 @@ __all__ = ["check_model", "check_source", "libraries_for", "parse_epsilon"]
 
 
 def parse_epsilon(text: str) -> float:
-    """
-    Parse a bound: 0.03, or 8/255.
-
-    Raises
-    ------
-    BenchError
-    """
+    """Parse a bound: 0.03, or 8/255. Raises BenchError."""
     above, slash, below = text.partition("/")
     try:
         epsilon = float(above) / float(below if slash else 1)
@@ -34,17 +28,9 @@ def parse_epsilon(text: str) -> float:
 
 def check_source(bundle: Bundle, moved_to: Path | None) -> Path:
     """
-    Find the checkpoint that a bundle was made from, or the run that it is in.
+    Find the checkpoint that a bundle was made from, or the run that it is in; at `moved_to` if it has moved.
 
-    Parameters
-    ----------
-    moved_to : Path or None
-        Path of the checkpoint; that of the export by default.
-
-    Raises
-    ------
-    BenchError
-        If it is not there.
+    Raises BenchError if it is not there.
     """
     place = moved_to or Path(bundle.manifest.source.checkpoint)
     if not place.exists():
@@ -55,14 +41,7 @@ def check_source(bundle: Bundle, moved_to: Path | None) -> Path:
 
 
 def check_model(path: Path) -> Literal["onnx", "bundle", "checkpoint"]:
-    """
-    Find a model, and say what it is in.
-
-    Raises
-    ------
-    DdcatError
-        If there is none.
-    """
+    """Find a model, and say what it is in. Raises DdcatError if there is none."""
     if path.suffix.lower() == ".onnx":
         if not path.is_file():
             raise BenchError(f"no such ONNX file: {path}")

@@ -57,17 +57,9 @@ class Scheme(NamedTuple):
 
 def scheme_of(data: str, names: Sequence[str], clips: str | None = None) -> Scheme:
     """
-    Choose how images of a data set are drawn.
+    Choose how images of a data set are drawn; the parameters are those of `ddcat.clips.grouped`.
 
-    Parameters
-    ----------
-    data, names, clips
-        As for `ddcat.clips.grouped`.
-
-    Raises
-    ------
-    BenchError
-        Where that refuses the expression.
+    Raises BenchError where that refuses the expression.
     """
     try:
         return Scheme(*grouped(data, names, clips))
@@ -79,9 +71,7 @@ def check_clips(dataset: "Dataset") -> None:
     """
     Refuse an expression for clips that does not fit the images, before the long work whose result it is for.
 
-    Raises
-    ------
-    BenchError
+    Raises BenchError.
     """
     scheme_of(dataset.name, [pair.name for pair in dataset.pairs], dataset.clips)
 
@@ -90,15 +80,7 @@ def sequence_in(data: str, names: Sequence[str], clips: str | None = None) -> tu
     """
     Look for file names that differ by a number alone, as those of the frames of a video do, where nothing says what they are.
 
-    Parameters
-    ----------
-    data, names, clips
-        As for `scheme_of`.
-
-    Returns
-    -------
-    (str, str) or None
-        Two of the names, where most have such neighbours.
+    Returns two of the names where most have such neighbours, else None.
     """
     single = _SINGLE.get(data)
     if clips is not None or data in SEQUENCES or (single and all(re.fullmatch(single, name) for name in names)):
@@ -124,10 +106,8 @@ def draw(scheme: Scheme, *, draws: int, seed: int = 0) -> npt.NDArray[np.float64
     """
     Draw as many images as there are, again and again.
 
-    Returns
-    -------
-    (draws, I) float64
-        Number of times that each image is in each draw: whole numbers, in the type whose matrix product is fast.
+    Returns (draws, I) float64: number of times that each image is in each draw: whole numbers, in the type whose matrix product
+    is fast.
     """
     random, images = np.random.default_rng(seed), len(scheme.groups)
     if scheme.kind == "blocks":
@@ -145,16 +125,8 @@ def miou_of_draws(often: npt.NDArray[np.float64], counts: Counts) -> npt.NDArray
     """
     Compute the data-set mIoU of each draw: counts summed first, classes that are in none of its images left out.
 
-    Parameters
-    ----------
-    often : (D, I) float64
-        Result of `draw`.
-    counts : (I, K, 3) int64
-
-    Returns
-    -------
-    (D,) float64
-        NaN where no pixel of a draw is counted.
+    `often` (D, I) is the result of `draw`, `counts` (I, K, 3) int64. Returns (D,) float64, NaN where no pixel of a draw is
+    counted.
     """
     images, classes, _ = counts.shape
     total = (often @ counts.reshape(images, -1).astype(np.float64)).reshape(-1, classes, 3)

@@ -39,12 +39,7 @@ def describe_data(dataset: Dataset, names: list[str], *, usual_list: str | None)
     """
     Write which images were evaluated.
 
-    Parameters
-    ----------
-    names : list of str
-        Names of the evaluated images.
-    usual_list : str or None
-        SHA-256 of the list that the checkpoint or bundle names; None where an imported one names none.
+    `usual_list` is the SHA-256 of the list that the checkpoint or bundle names; None where an imported one names none.
     """
     digest = dataset.list_sha256()
     return DataEntry(

@@ -41,10 +41,7 @@ def torch_device(name: Device) -> torch.device:
     """
     Choose where PyTorch computes: of several processes each on a GPU of its own.
 
-    Raises
-    ------
-    ConfigError
-        If there is no GPU to compute on.
+    Raises ConfigError if there is no GPU to compute on.
     """
     check_device(name, 1)
     if not torch.cuda.is_available() or name == "cpu":
@@ -54,20 +51,10 @@ def torch_device(name: Device) -> torch.device:
 
 def open_split(reference: Reference, *, data_root: Path | None = None, split: str | None = None) -> Dataset:
     """
-    Open the data that a model is evaluated on, as it was during its training: same reader, same size.
+    Open the data that a model is evaluated on, as it was during its training: same reader, same size; its validation split.
 
-    Parameters
-    ----------
-    data_root : Path, optional
-        Folder of the data set; that of the training by default.
-    split : str, optional
-        Its validation split by default.
-
-    Raises
-    ------
-    BenchError
-        If its classes are others, or the validation split has another list of images.
-    DataError
+    `data_root` is the folder of the data set if it has moved since training. Raises BenchError if its classes are others, or
+    the validation split has another list of images, and DataError.
     """
     data = reference.data
     return _open(
@@ -80,18 +67,8 @@ def open_bundle_data(bundle: Bundle, *, data_root: Path | None = None, split: st
     """
     Open the data that an engine is evaluated on: the split that its manifest names, at its resolution.
 
-    Parameters
-    ----------
-    data_root : Path, optional
-        Folder of the data set; the manifest's by default.
-    split : str, optional
-        Another split than the manifest's.
-
-    Raises
-    ------
-    BenchError
-        If its classes are others, or the manifest's split has another list of images.
-    DataError
+    `data_root` is the folder of the data set if it has moved. Raises BenchError if its classes are others, or the manifest's
+    split has another list of images, and DataError.
     """
     manifest, data = bundle.manifest, bundle.manifest.data
     return _open(
@@ -148,17 +125,9 @@ def engine_batch_size(bundle: Bundle) -> int:
 
 def reference_of(bundle: Bundle, path: Path | None = None) -> Reference:
     """
-    Load the very checkpoint or ONNX file that a bundle was made from.
+    Load the very checkpoint or ONNX file that a bundle was made from; at `path` if it has moved.
 
-    Parameters
-    ----------
-    path : Path, optional
-        Where it is now; where it was when it was exported by default.
-
-    Raises
-    ------
-    BenchError
-        If it is not there, or its SHA-256 is another.
+    Raises BenchError if it is not there, or its SHA-256 is another.
     """
     source = bundle.manifest.source
     reference = open_reference(bundle.manifest, check_source(bundle, path))
@@ -176,18 +145,9 @@ _CALLED = {"checkpoint": "checkpoint", "onnx": "ONNX file"}
 
 def open_any(path: Path, options: OnnxOptions, *, data_root: Path | None = None) -> Reference:
     """
-    Open a checkpoint, the best one of a run, an ONNX file, or a bundle's own graph.
+    Open a checkpoint, the best one of a run, an ONNX file (which alone has options), or a bundle's own graph.
 
-    Parameters
-    ----------
-    options : OnnxOptions
-        Of an ONNX file alone.
-    data_root : Path, optional
-        Folder of the data set that it is evaluated on.
-
-    Raises
-    ------
-    DdcatError
+    `data_root` is the folder of the data set that it is evaluated on. Raises DdcatError.
     """
     kind = check_model(path)
     if kind != "onnx" and (given := options.given()):
@@ -201,14 +161,7 @@ def open_any(path: Path, options: OnnxOptions, *, data_root: Path | None = None)
 
 
 def open_reference(manifest: Manifest, path: Path) -> Reference:
-    """
-    Load what a bundle was made from, as its manifest says how, whatever its hash.
-
-    Raises
-    ------
-    DdcatError
-        If it cannot be read.
-    """
+    """Load what a bundle was made from, as its manifest says how, whatever its hash. Raises DdcatError if it cannot be read."""
     if manifest.source.kind == "checkpoint":
         return load_checkpoint(path)
     from ddcat_export.onnx_file import OnnxFile  # noqa: PLC0415 -- an optional library
@@ -220,15 +173,8 @@ def check_sizes(bundle: Bundle, dataset: Dataset, *, cut: bool = False) -> None:
     """
     Refuse an engine that does not take the images that it is to be evaluated on, before anything is computed.
 
-    Parameters
-    ----------
-    cut : bool
-        True if larger images are cut by the bundle's rule for tiles: see `ddcat_bench.tiled`.
-
-    Raises
-    ------
-    BenchError
-        Naming the first such image, and what to use.
+    With `cut`, larger images are cut by the bundle's rule for tiles: see `ddcat_bench.tiled`. Raises BenchError, which names
+    the first such image and what to use.
     """
     shapes, tiles = bundle.manifest.shapes, bundle.manifest.preprocessing.tiles if cut else None
     sizes = [dataset.size(index) for index in range(len(dataset))]

@@ -111,13 +111,7 @@ class Judged:
 
 
 def open_data(source: Reference | Bundle, *, data_root: Path | None, split: str | None) -> Dataset:
-    """
-    Open the images that a checkpoint or an engine is judged on.
-
-    Raises
-    ------
-    BenchError, DataError
-    """
+    """Open the images that a checkpoint or an engine is judged on. Raises BenchError, DataError."""
     if not isinstance(source, Bundle):
         return open_split(source, data_root=data_root, split=split)
     dataset = open_bundle_data(source, data_root=data_root, split=split)

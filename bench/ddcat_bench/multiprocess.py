@@ -58,12 +58,9 @@ def launch_if_needed(jobs: int | None, device: str, work: Path, identity: dict[s
 @contextmanager
 def process_group(work: Path) -> Iterator[Ranks]:
     """
-    Join the other processes, if there are any; Ctrl-C and SIGTERM end the work with one line on how to continue.
+    Join the other processes, if there are any, which share the folder of units `work`.
 
-    Parameters
-    ----------
-    work : Path
-        The folder of units that they share.
+    Ctrl-C and SIGTERM end the work with one line on how to continue.
     """
     try:
         with _interruptible(), init_hosts() as ranks:

@@ -78,18 +78,7 @@ def write_result(
     *,
     force: bool = False,
 ) -> None:
-    """
-    Write a result folder.
-
-    Parameters
-    ----------
-    folder : Path
-        As `claim` allows it.
-    name : str
-        Name of its files: NAME.json and NAME.md.
-    files : mapping of str to bytes, optional
-        Further files.
-    """
+    """Write a result folder, as `claim` allows it: NAME.json, NAME.md and further files."""
     with atomic_directory(folder, replace=force) as aside:
         write_text(aside / f"{name}.json", to_json(result))
         write_text(aside / f"{name}.md", markdown)
@@ -121,15 +110,6 @@ def publish(
     shown: str | None = None,
     force: bool = False,
 ) -> None:
-    """
-    Write a result folder and show its tables.
-
-    Parameters
-    ----------
-    folder, name, result, markdown, files, force
-        As for `write_result`.
-    shown : str, optional
-        Markdown that is shown in the place of all of it.
-    """
+    """Write a result folder as `write_result` does, and show the Markdown, or `shown` in its place."""
     write_result(folder, name, result, markdown, files, force=force)
     show(markdown if shown is None else shown, folder, [f"{name}.json", f"{name}.md", *(files or {})])

@@ -29,10 +29,7 @@ def read_result(path: Path, kind: type[Result]) -> Result:
     """
     Read a result file.
 
-    Raises
-    ------
-    BenchError
-        If it cannot be read, or is a result of another kind or version: naming the first entry that does not fit.
+    Raises BenchError if it cannot be read, or is a result of another kind or version: naming the first entry that does not fit.
     """
     content = json.dumps(read_json(path, BenchError))  # strict types are those of JSON, where a tuple is a list
     try:

@@ -109,19 +109,9 @@ class Scores(StrictModel):
     @classmethod
     def of(cls, counts: Counts, background: int | None = None) -> Self:
         """
-        Compute all figures.
+        Compute all figures from counts (I, K, 3) int64; foreground mIoU leaves out the class `background`.
 
-        Parameters
-        ----------
-        counts : (I, K, 3) int64
-            As `ddcat.metrics.confusion_counts`.
-        background : int, optional
-            The class that foreground mIoU leaves out.
-
-        Raises
-        ------
-        BenchError
-            If no pixel was counted at all.
+        Raises BenchError if no pixel was counted at all.
         """
         total = counts.sum(0)
         if not total.any():
@@ -144,17 +134,9 @@ class Scores(StrictModel):
 
 def check_same_images(results: Sequence[tuple[str, DataEntry]]) -> None:
     """
-    Refuse results that do not compare.
+    Refuse results, by their names, that do not compare.
 
-    Parameters
-    ----------
-    results : sequence of (str, DataEntry)
-        Name of each result, and its images.
-
-    Raises
-    ------
-    BenchError
-        Naming the first two that were not evaluated on the same images.
+    Raises BenchError, which names the first two that were not evaluated on the same images.
     """
     for name, other in results[1:]:
         first_name, first = results[0]

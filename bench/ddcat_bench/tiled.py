@@ -36,14 +36,7 @@ def as_served(engine: Engine, manifest: Manifest) -> Engine:
 
 
 def tiled_model(model: Model, tiles: Tiles) -> Model:
-    """
-    Return a model that cuts images by a rule, and blends the logits of their tiles; gradients pass.
-
-    Parameters
-    ----------
-    model : callable
-        Images (N, 3, H, W) to logits (N, K, H, W).
-    """
+    """Return a model that cuts images (N, 3, H, W) by a rule, and blends the logits of their tiles; gradients pass."""
 
     def blended(images: Tensor) -> Tensor:
         height, width = images.shape[2], images.shape[3]

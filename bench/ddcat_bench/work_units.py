@@ -54,14 +54,7 @@ class Units(NamedTuple):
         write_bytes(self._file(batch, plan), buffer.getvalue())
 
     def get(self, batch: int, plan: int) -> tuple[npt.NDArray[Any], float]:
-        """
-        Read a finished unit.
-
-        Raises
-        ------
-        BenchError
-            If the file is missing or damaged.
-        """
+        """Read a finished unit. Raises BenchError if the file is missing or damaged."""
         file = self._file(batch, plan)
         if not file.is_file():
             raise BenchError(f"{file} is missing: use the same --out for all processes, on a file system that they share")
@@ -80,14 +73,7 @@ class Units(NamedTuple):
         return kept
 
     def kept(self, name: str, kind: type[Result]) -> Result | None:
-        """
-        Read it, if it is there.
-
-        Raises
-        ------
-        BenchError
-            If the file is damaged.
-        """
+        """Read it, if it is there. Raises BenchError if the file is damaged."""
         file = self.folder / f"{name}.json"
         return read_result(file, kind) if file.is_file() else None
 
@@ -97,17 +83,9 @@ class Units(NamedTuple):
 
 def open_units(folder: Path, identity: dict[str, Any]) -> Units:
     """
-    Open a folder of finished units, or begin one.
+    Open a folder of finished units, or begin one; `identity` is all that the counts depend on, as JSON.
 
-    Parameters
-    ----------
-    identity : dict
-        All that the counts depend on, as JSON.
-
-    Raises
-    ------
-    BenchError
-        If the folder belongs to another evaluation.
+    Raises BenchError if the folder belongs to another evaluation.
     """
     file = folder / _IDENTITY
     if file.is_file():

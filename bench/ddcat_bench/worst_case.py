@@ -12,17 +12,9 @@ Choice = npt.NDArray[np.int64]  # (I,), of each image the index of an attack
 
 def lowest_accuracy(counts: Counts) -> Choice:
     """
-    Choose, for each image, the attack that leaves the fewest right pixels.
+    Choose, for each image, the attack that leaves the fewest right pixels; the first of equal ones.
 
-    Parameters
-    ----------
-    counts : (A, I, K, 3) int64
-        Of each attack on each image, as `ddcat.metrics.confusion_counts`.
-
-    Returns
-    -------
-    (I,) int64
-        The first of equal attacks.
+    `counts` (A, I, K, 3) int64 are of each attack on each image, as `ddcat.metrics.confusion_counts`.
     """
     choice: Choice = counts[..., 0].sum(-1).argmin(0)
     return choice

@@ -48,19 +48,9 @@ def aggregate(
     perturbations: tuple[PerturbationRow, ...] = (),
 ) -> AttackResult:
     """
-    Compute all figures.
+    Compute all figures, once all units are finished; `batches` names the images of each batch.
 
-    Parameters
-    ----------
-    units : Units
-        Units, all finished.
-    batches : sequence of sequence of str
-        Names of the images of each batch.
-
-    Raises
-    ------
-    BenchError
-        If every pixel is ignored.
+    Raises BenchError if every pixel is ignored.
     """
     counts: list[Counts] = []  # of each spec, (2, C, I, K, 3)
     seconds = 0.0

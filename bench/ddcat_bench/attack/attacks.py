@@ -74,19 +74,7 @@ class Meter:
 
 
 def attack(model: Model, spec: AttackSpec, victims: AttackBatch) -> Iterator[AdversarialImages]:
-    """
-    Make a plan's adversarial images.
-
-    Parameters
-    ----------
-    model : callable
-        Images to logits; what the attack is made on.
-
-    Yields
-    ------
-    AdversarialImages
-        For each of the plan's cases, in their order.
-    """
+    """Make a spec's adversarial images on a model, images to logits; they come for each of the spec's cases, in their order."""
     return ATTACKS[spec.name](model, spec, victims)
 
 

@@ -31,15 +31,7 @@ _NO_CROP = (0, 0)  # of a model whose training is not known: the protocol of win
 
 
 class ClassPixels(NamedTuple):
-    """
-    Number of training pixels of each class, by which SEA-MCE-Bal balances the classes.
-
-    Attributes
-    ----------
-    counts : (K,) int64
-    source : str
-        Description of the images.
-    """
+    """Number of training pixels of each class, (K,) int64, by which SEA-MCE-Bal balances the classes, and of which images."""
 
     counts: npt.NDArray[np.int64]
     source: str
@@ -49,11 +41,7 @@ def count_class_pixels(reference: Reference, dataset: Dataset) -> ClassPixels:
     """
     Count the labels of the split that a model was trained on, as they are in the files.
 
-    Parameters
-    ----------
-    dataset : Dataset
-        The evaluated data set. Labels are counted on its training split, or, if that is missing, on this split, as `source`
-        records.
+    If that split of the evaluated data set is missing, labels are counted on the evaluated split, as `source` records.
     """
     name = reference.data.train_split
     try:
@@ -196,10 +184,7 @@ def open_surrogates(target: Reference, paths: Sequence[Path]) -> tuple[Checkpoin
     """
     Load the checkpoints whose attacks are transferred.
 
-    Raises
-    ------
-    BenchError
-        If one was trained on other classes, or is named twice.
+    Raises BenchError if one was trained on other classes, or is named twice.
     """
     opened: dict[str, Checkpoint] = {}
     for path in paths:

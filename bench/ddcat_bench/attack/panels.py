@@ -28,19 +28,10 @@ U8 = npt.NDArray[np.uint8]
 
 def attack_sheet(model: Model, dataset: Dataset, *, title: str, device: torch.device, images: int = 4) -> bytes:
     """
-    Draw what BIM with n = 7 does to some images of a split, a row for each (the paper's Figs. 1 and 3).
+    Draw what BIM with n = 7 does to some images of a split, a row for each (the paper's Figs. 1 and 3). A PNG.
 
-    Parameters
-    ----------
-    model : callable
-        Maps images (N, 3, H, W) in [0, 1] to logits (N, K, H, W).
-    images : int
-        Number of images, spread evenly over the split.
-
-    Returns
-    -------
-    bytes
-        A PNG. Columns: image, attacked image in 8 bits, perturbation, prediction for either, truth.
+    The model maps images (N, 3, H, W) in [0, 1] to logits (N, K, H, W). The images are spread evenly over the split. The
+    columns are: image, attacked image in 8 bits, perturbation, prediction for either, truth.
     """
     rows: list[list[image_grid.Picture]] = []
     for names, clean, labels in evaluation_batches(dataset, batch_size=images, limit=images):

@@ -94,10 +94,7 @@ def probe_once(job: AttackJob, units: Units, *, advance: Callable[[int], None] =
     """
     Look for masked gradients on a few images, where that is not done yet; always on whole images.
 
-    Parameters
-    ----------
-    advance : callable, optional
-        Called with the number of images that a network has just seen; in all, `FORWARDS` for each probed one.
+    `advance` is called with the number of images that a network has just seen: in all, `FORWARDS` for each probed one.
     """
     meter = Meter(advance)
     meter.allot(FORWARDS * job.probed)

@@ -101,10 +101,7 @@ def run_names(results: Sequence[AttackResult]) -> list[str]:
     """
     Name each run by its method, and by its checkpoint as well where the methods do not tell all apart.
 
-    Raises
-    ------
-    BenchError
-        If there is no result, or they were not evaluated on the same images.
+    Raises BenchError if there is no result, or they were not evaluated on the same images.
     """
     if not results:
         raise BenchError("no results to compare: name at least one")

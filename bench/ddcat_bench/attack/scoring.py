@@ -21,17 +21,9 @@ ScoreFn = Callable[[Model, Model, AttackSpec, AttackBatch, int], Counts]
 
 def score_whole_images(source: Model, target: Model, spec: AttackSpec, victims: AttackBatch, classes: int) -> Counts:
     """
-    Attack whole images and count what is left: one consistent perturbation of each.
+    Attack whole images and count what is left: one consistent perturbation of each, made on `source`.
 
-    Parameters
-    ----------
-    source : callable
-        Images to logits; what the attack is made on.
-
-    Returns
-    -------
-    (2, C, N, K, 3) int64
-        For each of the plan's cases: on the images as they are, and rounded to 8 bits.
+    Returns (2, C, N, K, 3) int64: for each of the spec's cases, on the images as they are, and rounded to 8 bits.
     """
     floats, eight_bit = [], []
     for case, adversarial in zip(spec.cases, attack(source, spec, victims), strict=True):
@@ -49,17 +41,7 @@ def score_whole_images(source: Model, target: Model, spec: AttackSpec, victims: 
 
 
 def predict(model: Model, received: Tensor) -> Tensor:
-    """
-    Labels of 8-bit images.
-
-    Parameters
-    ----------
-    received : (N, 3, H, W) uint8
-
-    Returns
-    -------
-    (N, H, W) int64
-    """
+    """Label 8-bit images, (N, 3, H, W) uint8 -> (N, H, W) int64."""
     with torch.no_grad():
         return model(received.float() / 255).argmax(1)
 

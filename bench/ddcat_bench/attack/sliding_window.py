@@ -31,14 +31,7 @@ class Window(NamedTuple):
 
 
 def windows(height: int, width: int, crop: Crop) -> list[Window]:
-    """
-    Lay windows over an image that is at least as large: a stride of two thirds of a window, the last one shifted inside.
-
-    Parameters
-    ----------
-    crop : (int, int)
-        Height and width of a window.
-    """
+    """Lay windows over an image that is at least as large: two thirds of a window apart, the last one shifted inside."""
     return [Window(rows, columns) for rows in _along(height, crop[0]) for columns in _along(width, crop[1])]
 
 

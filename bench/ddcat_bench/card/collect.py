@@ -82,10 +82,7 @@ def find_results(source: Path) -> list[Found]:
     """
     Find the results in a run's folder or a result's, and those beside a bundle: BUNDLE-gate, BUNDLE-corruptions, ...
 
-    Raises
-    ------
-    BenchError
-        Where there is none, or one cannot be read.
+    Raises BenchError where there is none, or one cannot be read.
     """
     if not source.is_dir():
         raise BenchError(f"{source} is not a folder: use a run, a bundle, or the folder of a result")

@@ -104,18 +104,9 @@ def certify_image(
     job: CertifyJob, image: U8, *, seed: int, advance: Callable[[int], None] = lambda images: None
 ) -> tuple[U8, U8]:
     """
-    Certify one image.
+    Certify one image, (H, W, 3) uint8; `advance` is called with the number of images that were just labelled.
 
-    Parameters
-    ----------
-    image : (H, W, 3) uint8
-    advance : callable, optional
-        Called with the number of images that were just labelled.
-
-    Returns
-    -------
-    smoothed, certified : (H, W) uint8
-        Labels of the smoothed network, and those of them that are certified; others are `ABSTAIN`.
+    Returns two maps (H, W) uint8: labels of the smoothed network, and those of them that are certified; others are `ABSTAIN`.
     """
     generator, classes = np.random.default_rng(seed), len(job.dataset.classes)
     votes = np.zeros((*image.shape[:2], classes), np.int32)
@@ -132,16 +123,8 @@ def measure(job: CertifyJob, work: Path, advance: Callable[[int], None] = lambda
     """
     Certify what is not certified yet, and add up.
 
-    Parameters
-    ----------
-    work : Path
-        Folder of finished images: an interrupted measurement continues there.
-    advance : callable, optional
-        Called with the number of images that were just labelled, or were found done.
-
-    Raises
-    ------
-    BenchError, DataError
+    Finished images are kept in the folder `work`, from which an interrupted measurement continues. `advance` is called with the
+    number of images that were just labelled, or were found done. Raises BenchError, DataError.
     """
     units, data = open_units(work, job.identity()), job.dataset
     indices = [index for [index] in evaluation_plan(data, batch_size=1, limit=job.max_images)]

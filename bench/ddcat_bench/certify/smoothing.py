@@ -27,19 +27,9 @@ def radius(sigma: float, tau: float) -> float:
 
 def p_values(hits: npt.NDArray[np.integer], *, samples: int, tau: float) -> npt.NDArray[np.float64]:
     """
-    Test of each pixel that its class has a probability above tau: one-sided, binomial, exact.
+    Test of each pixel that its class has a probability above tau, in [0.5, 1): one-sided, binomial, exact.
 
-    Parameters
-    ----------
-    hits : integer array
-        How often the class came, of `samples`.
-    tau : float
-        In [0.5, 1).
-
-    Returns
-    -------
-    float64 array of the same shape
-        P(Binomial(samples, tau) >= hits).
+    `hits` is how often the class came, of `samples`. Returns P(Binomial(samples, tau) >= hits), float64 of the same shape.
     """
     chance = [math.comb(samples, k) * tau**k * (1 - tau) ** (samples - k) for k in range(samples + 1)]
     tail = np.minimum(np.cumsum(chance[::-1])[::-1], 1.0)
@@ -48,15 +38,9 @@ def p_values(hits: npt.NDArray[np.integer], *, samples: int, tau: float) -> npt.
 
 def holm(p: npt.NDArray[np.float64], alpha: float) -> npt.NDArray[np.bool_]:
     """
-    Reject hypotheses so that with a probability of 1 - alpha none is rejected wrongly, whatever their dependence (Holm, 1979).
+    Reject hypotheses, (M,) p-values -> (M,) bool, so that with a probability of 1 - alpha none is rejected wrongly.
 
-    Parameters
-    ----------
-    p : (M,) float64
-
-    Returns
-    -------
-    (M,) bool
+    That holds whatever their dependence (Holm, 1979).
     """
     order = np.argsort(p, kind="stable")
     passed = p[order] <= alpha / np.arange(len(p), 0, -1)
@@ -70,14 +54,14 @@ def certified_labels(chosen: U8, hits: npt.NDArray[np.integer], *, samples: int,
     """
     Keep the class of a pixel where it is certified, and abstain elsewhere.
 
+    With a probability of 1 - alpha every certificate of the image holds.
+
     Parameters
     ----------
     chosen : (H, W) uint8
         The class of each pixel, chosen by other samples than those that are counted.
     hits : (H, W) int
         How often it came, of `samples`.
-    alpha : float
-        With a probability of 1 - alpha every certificate of the image holds.
 
     Returns
     -------

@@ -105,19 +105,9 @@ def load_gate_results(paths: Sequence[Path]) -> dict[str, GateResult]:
 
 def find_reports(paths: Sequence[Path], out: Path) -> dict[str, str]:
     """
-    Find the reports beside what `load_gate_results` reads.
+    Find the reports beside the results that `load_gate_results` reads.
 
-    Parameters
-    ----------
-    paths : sequence of Path
-        As for `load_gate_results`.
-    out : Path
-        Folder of the page that is to link to them.
-
-    Returns
-    -------
-    dict of str to str
-        Relative addresses, by the names that `load_gate_results` gives; those that are there.
+    Returns their addresses relative to the folder `out` of the page that links to them, by the names that it gives.
     """
     reports = {}
     for path in paths:
@@ -134,19 +124,9 @@ def _name(path: Path) -> str:
 
 def compare(gates: Mapping[str, GateResult], reports: Mapping[str, str] | None = None) -> CompareResult:
     """
-    Put engines side by side under the strongest threat that all were tested under.
+    Put engines side by side under the strongest threat that all were tested under; `reports` is that of `find_reports`.
 
-    Parameters
-    ----------
-    gates : mapping of str to GateResult
-        Results by the names of the engines.
-    reports : mapping of str to str, optional
-        Their reports by the same names, as `find_reports` gives them.
-
-    Raises
-    ------
-    BenchError
-        If they were evaluated on other images, or under no common attack.
+    Raises BenchError if they were evaluated on other images, or under no common attack.
     """
     check_same_images([(name, gate.data) for name, gate in gates.items()])
     first = next(iter(gates.values()))

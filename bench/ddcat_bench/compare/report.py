@@ -54,12 +54,7 @@ def pareto(result: CompareResult, *, dark: bool = False) -> bytes:
     """
     Draw adversarial mIoU over latency: up and to the left is better; the line joins those that none beats.
 
-    The numbers are those of the table, which has the names.
-
-    Returns
-    -------
-    bytes
-        A PNG with a transparent ground.
+    The numbers are those of the table, which has the names. Returns bytes: a PNG with a transparent ground.
     """
     ink, soft = ("#e6eaf0", "#9aa6b6") if dark else ("#1d2430", "#5a6575")
     figure = Figure(figsize=(9.5, 5.2), layout="constrained", facecolor="none")

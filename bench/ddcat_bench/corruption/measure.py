@@ -81,16 +81,8 @@ def measure(job: CorruptionJob, work: Path, advance: Callable[[int], None] = lam
     """
     Do what is not done yet, and compute all figures.
 
-    Parameters
-    ----------
-    work : Path
-        Folder of finished parts: an interrupted measurement continues there.
-    advance : callable, optional
-        Called with the number of images that were just labelled, or were found done.
-
-    Raises
-    ------
-    BenchError, DataError
+    Finished parts are kept in the folder `work`, from which an interrupted measurement continues. `advance` is called with the
+    number of images that were just labelled, or were found done. Raises BenchError, DataError.
     """
     units, data = open_units(work, job.identity()), job.dataset
     plan = list(evaluation_plan(data, batch_size=job.batch_size, limit=job.max_images))

@@ -80,14 +80,8 @@ def count_disagreement(truth: Tensor, logits: Tensor, engine: Tensor, twin: Tens
     """
     Count where an engine's labels are others than its model's.
 
-    Parameters
-    ----------
-    truth : (N, H, W) int64
-        255 = ignored.
-    logits : (N, K, H, W) float
-        Logits of the PyTorch model.
-    engine, twin : (N, H, W) integer
-        Labels.
+    `truth` (N, H, W) int64 has 255 where it is ignored, `logits` (N, K, H, W) are the PyTorch model's, and `engine` and `twin`
+    (N, H, W) are labels.
     """
     two = logits.topk(2, dim=1)
     flipped, apart = engine != two.indices[:, 0], engine != twin
@@ -115,16 +109,9 @@ def count_disagreement(truth: Tensor, logits: Tensor, engine: Tensor, twin: Tens
 
 def boundary_band(truth: Tensor) -> Tensor:
     """
-    Find the pixels near a true boundary: whose square of `BAND` pixels to each side holds two classes.
+    Find the pixels near a true boundary, (N, H, W) bool: their square of `BAND` pixels to each side holds two classes.
 
-    Parameters
-    ----------
-    truth : (N, H, W) int64
-        255 = ignored: no class, and no boundary of one.
-
-    Returns
-    -------
-    (N, H, W) bool
+    Ignored pixels, 255, are of no class, and make no boundary.
     """
     counted = truth != IGNORE_INDEX
     values = truth.float().unsqueeze(1)  # (N, 1, H, W)

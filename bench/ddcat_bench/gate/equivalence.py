@@ -112,20 +112,7 @@ def compare_pool(reference: Counts, engine: Counts, scheme: Scheme, *, draws: in
 
 
 def verdict_of(comparison: Comparison, scheme: Scheme, *, margin: float) -> tuple[Verdict, str]:
-    """
-    Decide between equal but for a margin, worse by more than it, and not known.
-
-    Parameters
-    ----------
-    margin : float
-        Points of mIoU.
-
-    Returns
-    -------
-    verdict : Verdict
-    reason : str
-        A sentence.
-    """
+    """Decide between equal but for a margin in points of mIoU, worse by more, and not known; and say why in a sentence."""
     low, high = comparison.interval
     bounds = f"the 90 % interval of the difference, {signed(low)} to {signed(high)} points,"
     if not np.isfinite([comparison.difference, low, high]).all():

@@ -94,11 +94,7 @@ class GateJob(NamedTuple):
         """
         Make sure that there is something to score.
 
-        Raises
-        ------
-        BenchError
-            If every pixel of the evaluated images is ignored.
-        DataError
+        Raises BenchError if every pixel of the evaluated images is ignored. Raises DataError.
         """
         batches = evaluation_batches(self.dataset, batch_size=1, limit=self.max_images)
         if not any((labels != IGNORE_INDEX).any() for _, _, labels in batches):  # most often the first image tells

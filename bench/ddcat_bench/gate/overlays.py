@@ -30,14 +30,7 @@ U8 = npt.NDArray[np.uint8]
 
 
 class Overlay(NamedTuple):
-    """
-    An image, clean or attacked, and what is made of it.
-
-    Attributes
-    ----------
-    pictures : tuple of (str, str)
-        A title, and the picture as an address that holds it; empty where no label differs.
-    """
+    """An image, clean or attacked, and pictures of what is made of it: titles and data URIs; none where no label differs."""
 
     caption: str
     pictures: tuple[tuple[str, str], ...]
@@ -47,16 +40,9 @@ def overlays(
     reference: Model, engine: Engine, dataset: Dataset, names: list[str], clean: Disagreement, *, images: int = 3
 ) -> tuple[Overlay, ...]:
     """
-    Show the images on which most labels differ, clean and under BIM, n = 3, made on the PyTorch model.
+    Show the images on which most labels differ, clean and under BIM, n = 3, made on the PyTorch model, which is on the CPU.
 
-    Parameters
-    ----------
-    reference : callable
-        Images to logits, on the CPU.
-    names : list of str
-        Names of the evaluated images.
-    clean : Disagreement
-        On these images as they are.
+    `clean` is the disagreement on the evaluated images as they are, in the order of `names`.
     """
     places = {pair.name: place for place, pair in enumerate(dataset.pairs)}
     shown: list[Overlay] = []

@@ -73,14 +73,7 @@ CORRUPTED_SEVERITY, WORST = 3, 5  # of the common corruptions, those that leave 
 
 
 class AttackRun(NamedTuple):
-    """
-    An attack of the pool.
-
-    Attributes
-    ----------
-    stride : int
-        Every Nth image is attacked: 1 for all. The others count as the replay of the same bound leaves them.
-    """
+    """An attack of the pool on every Nth image (`stride`). The others count as the replay of the same bound leaves them."""
 
     source: AttackSource
     spec: AttackSpec
@@ -114,16 +107,7 @@ class AttackRun(NamedTuple):
 
 
 class CorruptedRun(NamedTuple):
-    """
-    A corruption of all images.
-
-    Attributes
-    ----------
-    name : str
-        A key of `ddcat_train.corruptions.CORRUPTIONS`.
-    severity : int
-        1 to 5.
-    """
+    """A corruption of all images: a key of `ddcat_train.corruptions.CORRUPTIONS`, at a severity of 1 to 5."""
 
     source: ShiftSource
     name: CorruptionName
@@ -168,19 +152,7 @@ class Targets(NamedTuple):
 
 
 class PoolResult(NamedTuple):
-    """
-    Counts of one case of a run, of all images.
-
-    Attributes
-    ----------
-    label : str
-        BIM, n = 3, or PGD, n = 10.
-    reference, engine : (I, K, 3) int64
-    disagreement : Disagreement
-        Of the I' attacked images.
-    attacked : (I,) bool
-        Which images it was made on.
-    """
+    """Counts of one case of a run, of all I images, (I, K, 3) int64; disagreement is of those that were attacked, (I,) bool."""
 
     source: Source
     label: str
@@ -245,18 +217,9 @@ def fill_units(
     ranks: int = 1,
 ) -> None:
     """
-    Score one batch under the runs that are this process's and are not finished yet.
+    Score one batch, by its number, under the runs that are this process's and are not finished yet.
 
-    Parameters
-    ----------
-    batch : int
-        Its number.
-    first : int
-        The place of its first image among all.
-    advance : callable
-        Called with images times forwards.
-    rank, ranks : int
-        Place of this process, and number of all.
+    `first` is the place of its first image among all. `advance` is called with images times forwards.
     """
     count = len(victims.images)
     for place, run in enumerate(runs):
@@ -271,19 +234,7 @@ def fill_units(
 
 
 def read_units(units: Units, runs: Sequence[Run], sizes: Sequence[int], classes: int) -> tuple[PoolResult, ...]:
-    """
-    Put the finished units of all batches together.
-
-    Parameters
-    ----------
-    sizes : sequence of int
-        Images in each batch.
-
-    Returns
-    -------
-    tuple of PoolResult
-        One for each case of each run.
-    """
+    """Put the finished units of all batches, of so many images each, together: one result for each case of each run."""
     images = sum(sizes)
     results: list[PoolResult] = []
     for place, run in enumerate(runs):

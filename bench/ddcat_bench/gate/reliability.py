@@ -22,10 +22,7 @@ def measure_calibration(targets: Targets, batches: Iterable[AttackBatch], *, tem
     """
     Measure the calibration of the PyTorch model and of the engine, on images as they are.
 
-    Parameters
-    ----------
-    temperature : float
-        That of the engine's graph, which the PyTorch model's logits are divided by, too.
+    The logits of the PyTorch model are divided by the temperature of the engine's graph, too.
     """
     counts, engine_tells = np.zeros((2, BINS, 3)), True
     for victims in batches:

@@ -87,16 +87,7 @@ class Drawing(NamedTuple):
 
 
 def gate_html(result: GateResult, overlays: Sequence[Overlay] | None = None, legend: Sequence[tuple[str, str]] = ()) -> str:
-    """
-    Make the page.
-
-    Parameters
-    ----------
-    overlays : sequence of Overlay, optional
-        Pictures of where the labels differ; None: none are to be shown.
-    legend : sequence of (str, str)
-        Legend: a name, and a CSS colour.
-    """
+    """Make the page; with pictures of where labels differ unless `overlays` is None, and a legend of names and CSS colours."""
     reach = _reach(result.threats)
     return render(
         Path(__file__).with_name("gate.html"),
@@ -131,14 +122,7 @@ def _values(result: GateResult) -> dict[str, Any]:
 
 
 def draw_interval(row: ThreatRow, reach: float) -> Drawing:
-    """
-    Place an interval between its limits.
-
-    Parameters
-    ----------
-    reach : float
-        Width that the drawing shows to either side, in margins.
-    """
+    """Place an interval between its limits; the drawing shows `reach` margins to either side."""
     shown = reach * row.margin
 
     def place(points: float) -> float:

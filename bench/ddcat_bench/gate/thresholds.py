@@ -39,10 +39,7 @@ def read_thresholds(file: Path, precision: Precision) -> Thresholds:
     """
     Read the limits of a precision.
 
-    Raises
-    ------
-    BenchError
-        If the file cannot be read, or an entry is missing, unknown or of a wrong type.
+    Raises BenchError if the file cannot be read, or an entry is missing, unknown or of a wrong type.
     """
     try:
         content = parse_yaml(file.read_text(encoding="utf-8"))

@@ -60,18 +60,9 @@ def conclude(
     cost: ThroughputResult | None = None,
 ) -> GateResult:
     """
-    Compare the measurements with the thresholds, and reach a verdict.
+    Compare the measurements with the thresholds of the engine's precision, and reach a verdict.
 
-    Parameters
-    ----------
-    speed : SpeedResult
-        Speed of the same engine.
-    thresholds : Thresholds
-        Thresholds of its precision.
-    seconds : float
-        Duration of the whole gate.
-    cost : ThroughputResult, optional
-        Throughput of the same engine; it is reported and decides nothing.
+    `seconds` is the duration of the whole gate. `cost` is reported and decides nothing.
     """
     data = describe_data(job.dataset, measured.names, usual_list=job.bundle.manifest.data.list_sha256)
     if job.bundle.manifest.schema_version > 2:

@@ -68,10 +68,7 @@ def smallest_side(sizes: Iterable[tuple[int, int]], share: float) -> int:
     """
     Return the side of a patch that covers at most a share of any of the images.
 
-    Raises
-    ------
-    AttackError
-        Where it does not fit into one of them.
+    Raises AttackError where it does not fit into one of them.
     """
     return min(patch_side(height, width, share) for height, width in sizes)
 

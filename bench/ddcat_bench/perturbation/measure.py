@@ -106,12 +106,8 @@ class PerturbationJob:
         """
         Refuse what cannot be made, before any work.
 
-        Raises
-        ------
-        BenchError
-            Where there are no other images to judge on what is learnt.
-        AttackError
-            Where a patch does not fit into an image.
+        Raises BenchError where there are no other images to judge on what is learnt. Raises AttackError where a patch does not
+        fit into an image.
         """
         if any(plan.epochs for plan in self.plans) and len(self.indices) < 2:
             raise BenchError(
@@ -192,10 +188,8 @@ def _count(job: PerturbationJob, plan: Plan, place: int, chosen: Sequence[int], 
     """
     Count the labels of some images in all cases of a plan.
 
-    Returns
-    -------
-    (C, J, N, B, K + 1, 3) float64
-        Of each case, judge, image, band of distances and class; in the last row of classes the two norms and 0.
+    Returns (C, J, N, B, K + 1, 3) float64: of each case, judge, image, band of distances and class; in the last row of classes
+    the two norms and 0.
     """
     bands = len(BANDS) if plan.threat == "patch" else 1
     classes = len(job.dataset.classes)
@@ -242,10 +236,7 @@ def patch_distance(outside: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     """
     Return how far each pixel is from a square patch: rows or columns, whichever is more; 0 under it.
 
-    Parameters
-    ----------
-    outside : (H, W) bool
-        Pixels that the patch does not cover.
+    `outside` (H, W) bool are the pixels that the patch does not cover.
     """
     apart = []
     for axis in (1, 0):

@@ -149,13 +149,7 @@ def _plans(
 
 
 def check_l2(text: str) -> float:
-    """
-    Parse an L2 bound.
-
-    Raises
-    ------
-    BenchError
-    """
+    """Parse an L2 bound. Raises BenchError."""
     try:
         bound = float(text)
     except ValueError:
@@ -166,13 +160,7 @@ def check_l2(text: str) -> float:
 
 
 def check_share(text: str) -> float:
-    """
-    Parse the share of an image that a patch covers.
-
-    Raises
-    ------
-    BenchError
-    """
+    """Parse the share of an image that a patch covers. Raises BenchError."""
     percent = text.removesuffix("%")
     try:
         share = float(percent) / (100 if percent != text else 1)

@@ -14,14 +14,10 @@ _ALL = 8  # user, nice, system, idle, iowait, irq, softirq, steal; guests are co
 
 def watch_contention() -> Callable[[], float | None]:
     """
-    Begin to watch.
+    Begin to watch; the function that is returned gives the number of cores, on average, that others kept busy since.
 
-    Returns
-    -------
-    callable
-        Gives the number of cores, on average, that others kept busy since: all that was done on the processors which this
-        process may use, less what it and its children did. What a hypervisor took away counts. None where the system does not
-        tell.
+    That is all that was done on the processors which this process may use, less what it and its children did. What a hypervisor
+    took away counts. None where the system does not tell.
     """
     began, busy, own = time.monotonic(), _busy(), _own()
 

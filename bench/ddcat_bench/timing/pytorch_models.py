@@ -60,10 +60,7 @@ def original_network(reference: Reference, device: torch.device) -> nn.Module:
     """
     Build the main branch as the paper's code computes it: batch norms of their own, adaptive pooling, one concatenation.
 
-    Returns
-    -------
-    nn.Module
-        In eval(), in contiguous memory. A backbone that is not ours computes as its package wrote it.
+    Returns nn.Module: in eval(), in contiguous memory. A backbone that is not ours computes as its package wrote it.
     """
     network = reference.segmenter().requires_grad_(False)
     for module in network.modules():
@@ -92,19 +89,7 @@ EAGER: Mapping[str, Callable[[Reference, torch.device], Model]] = {
 
 
 def torch_labels(model: Model, images: Images, device: torch.device = _CPU) -> Images:
-    """
-    Label images with PyTorch at the boundary of an engine.
-
-    Parameters
-    ----------
-    images : (N, H, W, 3) uint8
-    device : torch.device
-        Device of the model.
-
-    Returns
-    -------
-    (N, H, W) uint8
-    """
+    """Label images with PyTorch on a device at the boundary of an engine: (N, H, W, 3) uint8 -> (N, H, W) uint8."""
     with torch.inference_mode():
         labels: Images = model(to_planes(images, device)).argmax(1).to(torch.uint8).cpu().numpy()
         return labels
@@ -115,12 +100,7 @@ def torch_settings(threads: int, *, tf32: bool = False) -> Iterator[None]:
     """
     Set how PyTorch computes, and put back what was set before.
 
-    Parameters
-    ----------
-    threads : int
-        On the CPU.
-    tf32 : bool
-        True if matrix products and convolutions in float32 may round to TF32 on a GPU.
+    `threads` are those of the CPU. With `tf32`, matrix products and convolutions in float32 may round to TF32 on a GPU.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32, torch.get_num_threads()

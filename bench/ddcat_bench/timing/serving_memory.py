@@ -44,15 +44,7 @@ def serving_peak(serving: Serving) -> int | None:
     """
     Let a fresh process serve.
 
-    Returns
-    -------
-    int or None
-        Bytes; None where the system does not tell.
-
-    Raises
-    ------
-    BenchError
-        If the process fails.
+    Returns int or None: bytes; None where the system does not tell. Raises BenchError if the process fails.
     """
     line = [sys.executable, "-m", "ddcat_bench.timing.serving_memory", json.dumps(serving)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)

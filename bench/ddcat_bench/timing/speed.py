@@ -169,17 +169,8 @@ def draw_inputs(
     """
     Give another batch for each repeat: of the data set's images that have the size, or of seeded noise where there are none.
 
-    Parameters
-    ----------
-    dataset : Dataset or None
-        None where the data is not there.
-    size : (height, width), optional
-        Size of the images; by default the engine's only one, else that of the data set's first image.
-
-    Raises
-    ------
-    BenchError
-        If there are too few repeats, there is no size to take, or the engine does not take it.
+    The size is the engine's only one by default, else that of the data set's first image. Raises BenchError if there are too
+    few repeats, there is no size to take, or the engine does not take it.
     """
     if repeats < _FEWEST:
         raise BenchError(f"--repeats {repeats}: use {_FEWEST} or more")

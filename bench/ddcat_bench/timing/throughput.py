@@ -43,18 +43,9 @@ def measure_throughput(
     advance: Callable[[int], None] = lambda rows: None,
 ) -> ThroughputResult:
     """
-    Time an engine on batches of 1, 2, 4 and 8 images, and on images of half to twice the size, those of them that it takes.
+    Time an engine on batches of 1, 2, 4 and 8 images, and on images of half to twice a size, those of them that it takes.
 
-    Parameters
-    ----------
-    engine : Engine
-        Opened from it.
-    size : (height, width)
-        That it takes.
-    clock : callable
-        In seconds.
-    advance : callable, optional
-        Called after each row.
+    `clock` gives seconds; `advance` is called after each row.
     """
     shapes, proof = bundle.manifest.shapes, bundle.manifest.main_branch_only
     entry, channels = bundle.manifest.engine, bundle.manifest.preprocessing.channels
