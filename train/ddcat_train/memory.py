@@ -27,14 +27,9 @@ def lacks_memory(error: BaseException) -> bool:
 @contextmanager
 def enough_memory(where: str, remedy: str) -> Iterator[None]:
     """
-    Turn an out-of-memory error of the device or the host into one line for the user. Raises `TrainError`.
+    Turn an out-of-memory error of the device or the host into one line for the user, a `TrainError`.
 
-    Parameters
-    ----------
-    where : str
-        The work in progress, such as "the evaluation".
-    remedy : str
-        Advice to the user.
+    `where` is the work in progress, such as "the evaluation"; `remedy` is advice.
     """
     try:
         yield

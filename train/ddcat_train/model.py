@@ -194,19 +194,7 @@ def load(run: str | Path, *, device: str = "auto") -> Model:
 
 
 def chosen_device(name: str) -> torch.device:
-    """
-    Choose where a model computes.
-
-    Parameters
-    ----------
-    name : "auto", "cpu" or "cuda"
-        "auto" takes a GPU if there is one.
-
-    Raises
-    ------
-    ConfigError
-        Where there is no GPU.
-    """
+    """Return where a model computes, for "auto" a GPU if there is one; where "cuda" is not there, raise a `ConfigError`."""
     check_device(name, 1)
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 

@@ -11,52 +11,17 @@ _SLACK = 1e-3  # grey levels; so that a delta of k/255 keeps its k after float32
 
 
 def to_planes(pixels: npt.NDArray[np.uint8], device: torch.device | None = None) -> Tensor:
-    """
-    Convert an engine's input to a network's.
-
-    Parameters
-    ----------
-    pixels : (N, H, W, 3) uint8
-    device : torch.device, optional
-        The device, to which 8 bits a channel are copied; the CPU by default.
-
-    Returns
-    -------
-    (N, 3, H, W) float32
-        In [0, 1], channels last in memory.
-    """
+    """Convert an engine's input (N, H, W, C) uint8 to a network's: (N, C, H, W) float32 in [0, 1], channels last in memory."""
     return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255
 
 
 def to_pixels(images: Tensor) -> npt.NDArray[np.uint8]:
-    """
-    Convert 8-bit images to an engine's input.
-
-    Parameters
-    ----------
-    images : (N, 3, H, W) uint8
-
-    Returns
-    -------
-    (N, H, W, 3) uint8
-        Contiguous.
-    """
+    """Convert 8-bit images (N, C, H, W) to an engine's input (N, H, W, C) uint8, contiguous."""
     return images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def nearest_8_bit(images: Tensor) -> Tensor:
-    """
-    Round to the nearest grey level. An adversarial image, bound to be near another, needs `to_8_bit`.
-
-    Parameters
-    ----------
-    images : (N, 3, H, W) float
-        In [0, 1].
-
-    Returns
-    -------
-    (N, 3, H, W) uint8
-    """
+    """Round images (N, C, H, W) in [0, 1] to the nearest grey level, uint8; adversarial ones need `to_8_bit`."""
     return (images * 255).round().to(torch.uint8)
 
 

@@ -1,12 +1,15 @@
 """Helpers that several corruptions share: blurs, bilinear samples, and the way from uint8 to [0, 1] and back."""
 
+import io
 import math
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-__all__ = ["F64", "U8", "blur", "enlarge", "move_blur", "sample", "to_bytes", "to_unit"]
+__all__ = ["F64", "U8", "blur", "encoded", "enlarge", "move_blur", "recoded", "sample", "to_bytes", "to_unit"]
 
 U8 = npt.NDArray[np.uint8]
 F64 = npt.NDArray[np.float64]
@@ -20,6 +23,18 @@ def to_unit(image: U8) -> F64:
 def to_bytes(image: F64) -> U8:
     """Clip values to [0, 1] and return grey levels, cut as in the published corruptions, not rounded."""
     return (np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def recoded(image: U8, form: str, **options: Any) -> U8:
+    """Compress by Pillow in a format, and decode."""
+    return np.asarray(Image.open(io.BytesIO(encoded(image, form, **options))).convert("RGB"), dtype=np.uint8)
+
+
+def encoded(image: U8, form: str, **options: Any) -> bytes:
+    """Compress by Pillow in a format."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, form, **options)
+    return file.getvalue()
 
 
 def blur(image: F64, sigma: float | tuple[float, float], *, reach: float = 4.0, border: int = cv2.BORDER_REPLICATE) -> F64:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ddcat_train.corruptions.arrays import U8, to_bytes, to_unit
+from ddcat_train.corruptions.arrays import U8, encoded, recoded, to_bytes, to_unit
 
 __all__ = [
     "bit_depth",
@@ -32,14 +32,12 @@ _ENLARGED = 1.5
 
 def webp_compression(image: U8, _: np.random.Generator, quality: int) -> U8:
     """Compress as WebP of this quality, 1 to 100, and decode."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "WEBP", quality=quality)
-    return np.asarray(Image.open(file).convert("RGB"), dtype=np.uint8)
+    return recoded(image, "WEBP", quality=quality)
 
 
 def chroma_subsampling(image: U8, _: np.random.Generator, rule: str, quality: int) -> U8:
     """Compress as JPEG with colour at fewer pixels than light: by "4:4:4", "4:2:2" or "4:2:0"."""
-    return _from_jpeg(_jpeg(image, quality, rule))
+    return recoded(image, "JPEG", quality=quality, subsampling=rule)
 
 
 def gamma(image: U8, _: np.random.Generator, exponent: float) -> U8:
@@ -84,7 +82,7 @@ def decoder(image: U8, _: np.random.Generator, name: Decoder, quality: int) -> U
 
     "opencv" decodes at full size, "opencv-reduced" and "pillow-draft" at half the size, as previews do, and enlarge.
     """
-    content = _jpeg(image, quality, "4:2:0")
+    content = encoded(image, "JPEG", quality=quality, subsampling="4:2:0")
     height, width = image.shape[:2]
     if name == "pillow-draft":
         opened = Image.open(io.BytesIO(content))
@@ -96,16 +94,6 @@ def decoder(image: U8, _: np.random.Generator, name: Decoder, quality: int) -> U
     if decoded.shape != image.shape:
         decoded = np.asarray(cv2.resize(decoded, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
     return np.ascontiguousarray(decoded)
-
-
-def _jpeg(image: U8, quality: int, rule: str) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling=rule)
-    return file.getvalue()
-
-
-def _from_jpeg(content: bytes) -> U8:
-    return np.asarray(Image.open(io.BytesIO(content)), dtype=np.uint8)
 
 
 def _by_table(image: U8, change: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]) -> U8:

@@ -1,12 +1,10 @@
 """Changes of light and colour, and what compression and a stretched picture do."""
 
-import io
-
 import cv2
 import numpy as np
 from PIL import Image
 
-from ddcat_train.corruptions.arrays import F64, U8, blur, sample, to_bytes, to_unit
+from ddcat_train.corruptions.arrays import F64, U8, blur, recoded, sample, to_bytes, to_unit
 
 __all__ = ["brightness", "contrast", "elastic_transform", "jpeg_compression", "pixelate", "saturate"]
 
@@ -60,9 +58,7 @@ def pixelate(image: U8, _: np.random.Generator, share: float) -> U8:
 
 def jpeg_compression(image: U8, _: np.random.Generator, quality: int) -> U8:
     """Compress as JPEG of this quality, 1 to 95, and decode, both by Pillow."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=quality)
-    return np.asarray(Image.open(file), dtype=np.uint8)
+    return recoded(image, "JPEG", quality=quality)
 
 
 def _smooth(generator: np.random.Generator, height: int, width: int) -> F64:

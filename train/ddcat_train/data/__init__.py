@@ -53,18 +53,10 @@ def list_dataset(name: str, root: Path, split: str, *, rule: FileRule = AS_STORE
 
 def _check_names(paths: Sequence[Path], what: str) -> None:
     """Refuse names that are not UTF-8: no checkpoint, log or report could hold them."""
-    odd = [path for path in paths if not _is_utf8(str(path))]
+    odd = [path for path in paths if str(path) != str(path).encode(errors="ignore").decode()]
     if odd:
         others = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
         raise DataError(f"{what} is not UTF-8, {odd[0]}{others}: rename it ('convmv -f latin1 -t utf8' does)")
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def open_dataset(name: str, root: Path, split: str, *, rule: FileRule = AS_STORED) -> Dataset:

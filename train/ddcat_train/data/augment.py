@@ -50,13 +50,13 @@ def paper(*, crop: tuple[int, int], scale: tuple[float, float], mean: Sequence[f
         Of each channel: the value of pixels that are made up.
     """
     _check(crop, scale)
-    return partial(_paper, crop=crop, scale=scale, mean=tuple(mean))
+    return partial(_augmented, released=True, crop=crop, scale=scale, mean=tuple(mean))
 
 
 def plain(*, crop: tuple[int, int], scale: tuple[float, float], mean: Sequence[float] = imagenet.MEAN) -> Augment:
     """Return the augmentation by random scale, horizontal flip and random crop alone; the parameters are those of `paper`."""
     _check(crop, scale)
-    return partial(_plain, crop=crop, scale=scale, mean=tuple(mean))
+    return partial(_augmented, released=False, crop=crop, scale=scale, mean=tuple(mean))
 
 
 AUGMENTATIONS = {"paper": paper, "plain": plain}
@@ -78,19 +78,20 @@ def corrupted(augment: Augment, names: Sequence[CorruptionName], *, share: float
     return partial(_corrupted, augment=augment, names=tuple(names), share=share) if names else augment
 
 
-# The two are plain functions bound to their parameters, not closures, for a worker that is not forked must unpickle them.
-def _paper(
+# A plain function bound to its parameters, and no closure, for a worker that is not forked must unpickle it.
+def _augmented(
     sample: Sample,
     generator: np.random.Generator,
     *,
+    released: bool,
     crop: tuple[int, int],
     scale: tuple[float, float],
     mean: tuple[float, ...],
 ) -> tuple[F32, U8]:
-    image, labels = _scaled_as_released(_to_float(sample.image), sample.labels, generator.uniform(*scale))
-    if generator.random() < 0.5:
+    image, labels = _scaled(_to_float(sample.image), sample.labels, generator.uniform(*scale), by_factor=released)
+    if released and generator.random() < 0.5:
         image, labels = _rotated(image, labels, generator.uniform(-_DEGREES, _DEGREES), mean)
-    if generator.random() < 0.5:
+    if released and generator.random() < 0.5:
         image = by_band(lambda part: np.asarray(cv2.GaussianBlur(part, _BLUR, 0), dtype=np.float32), image)
     if generator.random() < 0.5:
         image, labels = image[:, ::-1], labels[:, ::-1]
@@ -113,20 +114,6 @@ def _corrupted(
     return image, labels
 
 
-def _plain(
-    sample: Sample,
-    generator: np.random.Generator,
-    *,
-    crop: tuple[int, int],
-    scale: tuple[float, float],
-    mean: tuple[float, ...],
-) -> tuple[F32, U8]:
-    image, labels = _scaled(_to_float(sample.image), sample.labels, generator.uniform(*scale))
-    if generator.random() < 0.5:
-        image, labels = image[:, ::-1], labels[:, ::-1]
-    return _cropped(image, labels, crop, generator, mean)
-
-
 def _check(crop: tuple[int, int], scale: tuple[float, float]) -> None:
     if min(crop) < 1:
         raise ValueError(f"a crop of {crop} has no pixel")
@@ -138,22 +125,17 @@ def _to_float(image: U8) -> F32:
     return image.astype(np.float32) / np.float32(255)
 
 
-def _scaled(image: F32, labels: U8, factor: float) -> tuple[F32, U8]:
+def _scaled(image: F32, labels: U8, factor: float, *, by_factor: bool) -> tuple[F32, U8]:
+    """Scale by the ratio of whole sizes or, as released, by the factor itself: that differs by < 0.5 pixel at the far edge."""
     height, width = labels.shape
     size = max(1, round(width * factor)), max(1, round(height * factor))
-    if size == (width, height):
+    how: dict[str, Any] = {"dsize": size}
+    if by_factor and min(round(side * factor) for side in labels.shape) >= 1:  # else OpenCV makes no image of it
+        how = {"dsize": None, "fx": factor, "fy": factor}
+    elif size == (width, height):
         return image, labels
-    resized = by_band(lambda part: cv2.resize(part, size, interpolation=cv2.INTER_LINEAR), image)
-    nearest = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
-    return np.asarray(resized, dtype=np.float32), np.asarray(nearest, dtype=np.uint8)
-
-
-def _scaled_as_released(image: F32, labels: U8, factor: float) -> tuple[F32, U8]:
-    """Scale by the factor itself, where `_scaled` does by the ratio of whole sizes: by < 0.5 pixel at the far edge."""
-    if min(round(side * factor) for side in labels.shape) < 1:  # OpenCV makes no image of it
-        return _scaled(image, labels, factor)
-    resized = by_band(lambda part: cv2.resize(part, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR), image)
-    nearest = cv2.resize(labels, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
+    resized = by_band(lambda part: cv2.resize(part, interpolation=cv2.INTER_LINEAR, **how), image)
+    nearest = cv2.resize(labels, interpolation=cv2.INTER_NEAREST, **how)
     return np.asarray(resized, dtype=np.float32), np.asarray(nearest, dtype=np.uint8)
 
 

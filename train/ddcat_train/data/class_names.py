@@ -1,9 +1,6 @@
 """The `names` of a `classes.yaml`, checked by hand: the advice depends on the text of the user."""
 
-from collections.abc import Iterable, Mapping
 from typing import Any
-
-import yaml
 
 from ddcat.classes import IGNORE_INDEX, LONGEST_NAME, repeated_name
 from ddcat.text import printable
@@ -34,11 +31,11 @@ def class_names(names: Any, written: Any) -> dict[int, str]:
     if not isinstance(names, list | dict):
         raise ValueError(f"names is {_kind(names)}, expected a list: {_LIST}")
     listed = isinstance(names, list)
-    tables = [{value: name} for value, name in names.items()] if isinstance(names, dict) else names
-    if names and all(isinstance(table, dict) for table in tables) and (listed or all(map(_is_turned, tables))):
-        kind = "is a list of tables" if listed else "maps names to values"
-        raise ValueError(f"names {kind}, expected values mapped to names: {_numbered(tables)}")
     pairs = list(names.items()) if isinstance(names, dict) else list(enumerate(names))
+    if pairs and listed and all(isinstance(name, dict) for _, name in pairs):
+        raise ValueError(f"names is a list of tables, expected values mapped to names: {_TABLE}")
+    if pairs and all(isinstance(value, str) and type(name) is int for value, name in pairs):
+        raise ValueError(f"names maps names to values, expected values mapped to names: {_TABLE}")
     texts = written if isinstance(written, list) else list(written.items()) if isinstance(written, dict) else []
     result = {}
     for place, (value, name) in enumerate(pairs):
@@ -82,22 +79,3 @@ def _kind(thing: Any) -> str:
         return str(thing).lower()
     kinds = {type(None): "nothing", int: "a number", float: "a number", str: "a text", list: "a list", dict: "a table"}
     return kinds.get(type(thing), "a date")
-
-
-def _is_turned(table: Mapping[Any, Any]) -> bool:
-    return all(isinstance(key, str) and type(value) is int for key, value in table.items())
-
-
-def _numbered(tables: Iterable[Mapping[Any, Any]]) -> str:
-    """Write names and values as they are to be written, where each table has one of both: {a: 0}, {0: a}, {name: a, id: 0}."""
-    numbered = {}
-    for table in tables:
-        things = [thing for pair in table.items() for thing in pair] if len(table) == 1 else [*table.values()]
-        values, names = ([thing for thing in things if type(thing) is kind] for kind in (int, str))
-        if len(values) != 1 or len(names) != 1 or values[0] in numbered:
-            return _TABLE
-        numbered[values[0]] = printable(names[0], 40)
-    text = yaml.safe_dump(
-        dict(list(numbered.items())[:2]), default_flow_style=True, sort_keys=False, allow_unicode=True, width=1000
-    )
-    return f"use 'names: {text.strip()[:-1]}{', ...' * (len(numbered) > 2)}}}'"

@@ -76,7 +76,9 @@ def check_run(config: Config, run: Path, *, resume: bool, more_epochs: bool = Fa
     more_epochs : bool
         True where the user sets `train.epochs`: a finished run may get more epochs.
     """
-    _check_name(run)
+    if str(run) != str(run).encode(errors="ignore").decode():
+        shown = os.fsencode(run).decode(errors="backslashreplace")
+        raise ConfigError(f"--out {shown} is not UTF-8, and the run's files must hold its path: use another name")
     with translate_os_errors(run):  # a name may be too long for any folder
         run.is_dir()
     check_writable(run)
@@ -150,11 +152,3 @@ def _differences(
             yield from _differences(before, value, f"{path}{key}.")
         elif value != before:
             yield f"{path}{key}", (before, value)
-
-
-def _check_name(run: Path) -> None:
-    try:
-        str(run).encode()
-    except UnicodeEncodeError as cause:
-        name = os.fsencode(run).decode(errors="backslashreplace")
-        raise ConfigError(f"--out {name} is not UTF-8, and the run's files must hold its path: use another name") from cause
