@@ -26,23 +26,13 @@ _NUMBER = re.compile(r"\d+(?=\D*$)")
 
 
 class Scheme(NamedTuple):
-    """
-    What is drawn with replacement.
+    """What is drawn with replacement."""
 
-    Attributes
-    ----------
-    kind : "images", "clips" or "blocks"
-        Images are drawn one by one; frames of video, which resemble their neighbours, by clip; those of CamVid, where there are
-        few clips, in circular blocks of frames that follow each other.
-    groups : (I,) int64
-        The clip of each image; its own place for the other kinds.
-    block : int
-        Frames in a block.
-    """
-
+    # images are drawn one by one; frames of video, which resemble their neighbours, by clip; those of CamVid, where there are
+    # few clips, in circular blocks of frames that follow each other
     kind: UnitKind
-    groups: npt.NDArray[np.int64]
-    block: int = BLOCK
+    groups: npt.NDArray[np.int64]  # (I,) int64: the clip of each image; its own place for the other kinds
+    block: int = BLOCK  # frames in a block
 
     @property
     def unit_name(self) -> str:
@@ -137,23 +127,9 @@ def miou_of_draws(often: npt.NDArray[np.float64], counts: Counts) -> npt.NDArray
 
 def interval(counts: Counts, scheme: Scheme, *, level: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
     """
-    Bound a data-set mIoU.
+    Bound a data-set mIoU of counts (I, K, 3) int64 by the quantiles (1 - level) / 2 and (1 + level) / 2 of the draws.
 
     It says nothing of what another training, or another start of the attack, would change.
-
-    Parameters
-    ----------
-    counts : (I, K, 3) int64
-        As `ddcat.metrics.confusion_counts`.
-    scheme : Scheme
-        Scheme of drawing images.
-    level : float
-        Share of the draws between the two bounds.
-
-    Returns
-    -------
-    (float, float)
-        The quantiles (1 - level) / 2 and (1 + level) / 2 of the mIoU.
     """
     often = draw(scheme, draws=draws, seed=seed)
     low, high = np.nanquantile(miou_of_draws(often, counts), ((1 - level) / 2, (1 + level) / 2))

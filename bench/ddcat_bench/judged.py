@@ -33,26 +33,13 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class JudgedJob:
-    """
-    What is judged on which images; a kind of judging adds its own.
+    """What is judged on which images; a kind of judging adds its own."""
 
-    Attributes
-    ----------
-    predict : callable
-        Maps images (N, H, W, 3) uint8 to labels (N, H, W).
-    judged : str
-        SHA-256 of the checkpoint or of the bundle's manifest.
-    batch_size : int
-        Images of a part of the work.
-    max_images : int or None
-        Most images, spread evenly over the split.
-    """
-
-    predict: Predict
-    judged: str
+    predict: Predict  # maps images (N, H, W, 3) uint8 to labels (N, H, W)
+    judged: str  # SHA-256 of the checkpoint or of the bundle's manifest
     dataset: Dataset
-    batch_size: int = _BATCH
-    max_images: int | None = None
+    batch_size: int = _BATCH  # images of a part of the work
+    max_images: int | None = None  # most images, spread evenly over the split
     seed: int = 0
 
     @property
@@ -76,38 +63,17 @@ class JudgedJob:
 
 @dataclass(frozen=True)
 class Judged:
-    """
-    A model or an engine, ready to label.
+    """A model or an engine, ready to label."""
 
-    Attributes
-    ----------
-    predict : callable
-        Maps images (N, H, W, 3) uint8 to labels (N, H, W).
-    digest : str
-        SHA-256 of the checkpoint or of the bundle's manifest.
-    usual_list : str or None
-        SHA-256 of the list of images that it names.
-    checkpoint, bundle
-        Its description; one of them is None.
-    batch_size : int
-        Images of a batch.
-    at_once : int
-        Images that one of the threads labels at once: together they hold no more than one batch.
-    threads : int
-        Threads that may call `predict` at the same time, each with an engine of its own; others wait.
-    device : torch.device
-        Where PyTorch computes.
-    """
-
-    predict: Predict
-    digest: str
-    usual_list: str | None
-    checkpoint: CheckpointEntry | None
+    predict: Predict  # maps images (N, H, W, 3) uint8 to labels (N, H, W)
+    digest: str  # SHA-256 of the checkpoint or of the bundle's manifest
+    usual_list: str | None  # SHA-256 of the list of images that it names
+    checkpoint: CheckpointEntry | None  # its description; one of them is None
     bundle: BundleEntry | None
-    batch_size: int
-    at_once: int
-    device: torch.device
-    threads: int = 1
+    batch_size: int  # images of a batch
+    at_once: int  # images that one of the threads labels at once: together they hold no more than one batch
+    device: torch.device  # where PyTorch computes
+    threads: int = 1  # threads that may call `predict` at the same time, each with an engine of its own; others wait
 
 
 def open_data(source: Reference | Bundle, *, data_root: Path | None, split: str | None) -> Dataset:
@@ -122,19 +88,10 @@ def open_data(source: Reference | Bundle, *, data_root: Path | None, split: str 
 @contextmanager
 def judged(source: Reference | Bundle, device: Device = "auto", *, threads: int = 1) -> Iterator[Judged]:
     """
-    Open what is judged.
+    Open what is judged; a checkpoint on `device`.
 
-    Parameters
-    ----------
-    device : "auto", "cpu" or "cuda"
-        Of a checkpoint.
-    threads : int
-        Threads that would call `predict` at the same time: an engine on a CPU is opened once for each of them, up to the number
-        of cores, which they share. Another engine, and a network in PyTorch, answers one at a time.
-
-    Raises
-    ------
-    DdcatError, EngineError
+    `threads` would call `predict` at the same time: an engine on a CPU is opened once for each of them, up to the number of
+    cores, which they share. Another engine, and a network in PyTorch, answers one at a time. Raises DdcatError, EngineError.
     """
     if isinstance(source, Bundle):
         with ExitStack() as stack:

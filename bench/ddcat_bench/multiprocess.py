@@ -21,25 +21,11 @@ __all__ = ["launch_if_needed", "process_group"]
 
 def launch_if_needed(jobs: int | None, device: str, work: Path, identity: dict[str, Any]) -> bool:
     """
-    Launch the processes that --jobs asks for, and wait for them.
+    Launch the processes that --jobs asks for, one for each GPU or all on the CPU, and wait for them.
 
-    Parameters
-    ----------
-    jobs : int or None
-        Number of processes, one for each GPU, or all on the CPU; None: this one alone, unless torchrun has started it.
-    work : Path
-        The folder of units that they share.
-    identity : dict
-        Identity of the evaluation; the folder of another one is refused before they start.
-
-    Returns
-    -------
-    bool
-        True if they have done the work; otherwise this process does it.
-
-    Raises
-    ------
-    BenchError, TrainError
+    They share the folder of units `work`; if it is that of another evaluation, it is refused before they start. Returns True if
+    they have done the work; otherwise this process does it: where `jobs` is None, it is alone, or torchrun has started it.
+    Raises BenchError, TrainError.
     """
     if jobs is None or launched():
         return False

@@ -22,25 +22,13 @@ class AdversarialImages(NamedTuple):
 
 
 class AttackBatch(NamedTuple):
-    """
-    A batch to be attacked.
+    """A batch to be attacked."""
 
-    Attributes
-    ----------
-    images : (N, 3, H, W) float32
-        In [0, 1].
-    labels : (N, H, W) int64
-    seeds : (N,) int64
-    class_pixels : (K,) int64 or None
-        Number of training pixels of each class; SEA needs them.
-    full_labels : tuple of (H', W') uint8, or None
-        The labels of each image at the size of its file, by which it is scored; None: it is scored by `labels`.
-    """
-
-    images: Tensor
-    labels: Tensor
-    seeds: Tensor
-    class_pixels: Tensor | None = None
+    images: Tensor  # (N, 3, H, W) float32: in [0, 1]
+    labels: Tensor  # (N, H, W) int64
+    seeds: Tensor  # (N,) int64
+    class_pixels: Tensor | None = None  # (K,) int64 or None: number of training pixels of each class; SEA needs them
+    # the labels of each image at the size of its file, by which it is scored; None: it is scored by `labels`
     full_labels: tuple[npt.NDArray[np.uint8], ...] | None = None
 
 

@@ -60,43 +60,21 @@ def _count(dataset: Dataset) -> ClassPixels:
 
 @dataclass(frozen=True)
 class AttackJob:
-    """
-    A model, the images and the attacks on it.
-
-    Attributes
-    ----------
-    dataset : Dataset
-        With the model's classes. The protocol of windows resizes images itself: for it they have their own size.
-    suite : str
-        A key of `ddcat_bench.attack.suites.SUITES`.
-    epsilons : tuple of float or None
-        Bounds in place of the suite's own.
-    iterations : int or None
-        Number of steps of SEA, in place of 300.
-    l2, patches : tuple of float or None
-        L2 norms, and shares of the image under a patch, in place of those of the suite full.
-    surrogates : tuple of Checkpoint
-        Checkpoints of the same data set that BIM, n = 1..7, is transferred from.
-    seed : int
-        Seed of random starts and black-box attacks; an image's own seed follows from it and from its place in the split.
-    batch_size : int
-        Most images at once.
-    max_images : int or None
-        Most images to attack, spread evenly over the split.
-    """
+    """A model, the images and the attacks on it."""
 
     reference: Reference
-    dataset: Dataset
-    suite: SuiteName = "quick"
-    epsilons: tuple[float, ...] | None = None
-    iterations: int | None = None
-    l2: tuple[float, ...] | None = None
+    dataset: Dataset  # with the model's classes. The protocol of windows resizes images itself: for it they have their own size
+    suite: SuiteName = "quick"  # a key of `ddcat_bench.attack.suites.SUITES`
+    epsilons: tuple[float, ...] | None = None  # bounds in place of the suite's own
+    iterations: int | None = None  # number of steps of SEA, in place of 300
+    l2: tuple[float, ...] | None = None  # L2 norms, and shares of the image under a patch, in place of those of the suite full
     patches: tuple[float, ...] | None = None
-    surrogates: tuple[Checkpoint, ...] = ()
+    surrogates: tuple[Checkpoint, ...] = ()  # checkpoints of the same data set that BIM, n = 1..7, is transferred from
+    # seed of random starts and black-box attacks; an image's own seed follows from it and from its place in the split
     seed: int = 0
     protocol: ProtocolName = "whole"
-    batch_size: int = 8
-    max_images: int | None = None
+    batch_size: int = 8  # most images at once
+    max_images: int | None = None  # most images to attack, spread evenly over the split
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @cached_property

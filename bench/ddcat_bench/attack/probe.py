@@ -41,24 +41,15 @@ def run_probe(
     """
     Measure what the masking alarms need: PGD, also with more steps, CosPGD at 64/255, black-box attacks, missing gradients.
 
+    The images are spread evenly over the split; the seed of each follows from `seed` and from its place among them. The
+    model is on `device`, the CPU by default. Raises BenchError if every pixel of the images is ignored, and DataError.
+
     Parameters
     ----------
     model : callable
         Maps images (N, 3, H, W) in [0, 1] to logits (N, K, H, W).
     epsilon : float
         L-infinity bound of all but the large one, in [0, 1] units.
-    images : int
-        Are taken, spread evenly over the split.
-    seed : int
-        Seed of the starts and searches; an image's own follows from it and from its place among the probed ones.
-    device : torch.device, optional
-        The CPU by default.
-
-    Raises
-    ------
-    BenchError
-        If every pixel of the images is ignored.
-    DataError
     """
     began = time.monotonic()
     counts: dict[Kind, list[Counts]] = {}

@@ -34,19 +34,8 @@ def attack_rank_work(
     """
     Do what is not done yet of one process's share: whole units, so that rounding is the same for any number of processes.
 
-    Parameters
-    ----------
-    units : Units
-        Shared by all processes.
-    rank, ranks : int
-        Place of this process, and number of all.
-    advance : callable, optional
-        Called with the number of images that a network has just seen; over all processes, `AttackJob.forwards`.
-
-    Returns
-    -------
-    list of list of str
-        Names of the images of each batch.
+    `advance` is called with the number of images that a network has just seen: over all processes, `AttackJob.forwards`.
+    Returns the names of the images of each batch.
     """
     dataset, device, specs = job.dataset, job.device, job.specs
     meter = Meter(advance)

@@ -29,18 +29,10 @@ __all__ = ["run_job"]
 
 def run_job(job: AttackJob, folder: Path, *, jobs: int | None = None, force: bool = False) -> None:
     """
-    Attack, and publish the result; finished parts are kept beside it until then.
+    Attack in so many processes, and publish the result; finished parts are kept beside it until then.
 
-    Parameters
-    ----------
-    folder : Path
-        Must not exist, or be empty, or hold an earlier result that `force` replaces.
-    jobs : int, optional
-        Number of processes: one for each GPU, or all on the CPU.
-
-    Raises
-    ------
-    BenchError, DataError, TrainError
+    The folder must not exist, or be empty, or hold an earlier result that `force` replaces. Processes are one for each GPU, or
+    all on the CPU. Raises BenchError, DataError, TrainError.
     """
     with claim(folder, "attack", force=force):
         forbid_tf32()

@@ -23,31 +23,17 @@ class Case(NamedTuple):
 
 
 class AttackSpec(NamedTuple):
-    """
-    One pass of an attack.
+    """One pass of an attack."""
 
-    Attributes
-    ----------
-    name : str
-        A key of `ddcat_bench.attack.attacks.PASSES`.
-    epsilon, alpha : float
-        In [0, 1] units; alpha is 0 where the attack has no step of one size.
-    counted : tuple of int
-        The numbers of steps (of queries for Square and DLA) after which it is scored, ascending; 0 with ``start="clean"``
-        are the clean images.
-    surrogate : int, optional
-        Index of the surrogate that it is made on; the evaluated checkpoint by default.
-    eight_bit : bool
-        True if a query attack changes whole grey levels only, which an engine receives as they are.
-    """
-
-    name: SpecName
-    epsilon: float
+    name: SpecName  # a key of `ddcat_bench.attack.attacks.ATTACKS`
+    epsilon: float  # in [0, 1] units; alpha is 0 where the attack has no step of one size
     alpha: float
     start: Start
+    # the numbers of steps (of queries for Square and DLA) after which it is scored, ascending; 0 with ``start="clean"`` are the
+    # clean images
     counted: tuple[int, ...]
-    surrogate: int | None = None
-    eight_bit: bool = False
+    surrogate: int | None = None  # index of the surrogate that it is made on; the evaluated checkpoint by default
+    eight_bit: bool = False  # True if a query attack changes whole grey levels only, which an engine receives as they are
 
     @property
     def cases(self) -> tuple[Case, ...]:
@@ -65,21 +51,12 @@ class AttackSpec(NamedTuple):
 
 
 class Suite(NamedTuple):
-    """
-    The attacks of a suite.
-
-    Attributes
-    ----------
-    each : tuple of callable
-        Functions from a bound to a spec, called with each of `epsilons`.
-    swept : tuple of float
-        Further bounds for PGD alone: the curve of mIoU over epsilon.
-    """
+    """The attacks of a suite."""
 
     always: tuple[AttackSpec, ...]
-    each: tuple[Callable[[float], AttackSpec], ...] = ()
+    each: tuple[Callable[[float], AttackSpec], ...] = ()  # functions from a bound to a spec, called with each of `epsilons`
     epsilons: tuple[float, ...] = ()
-    swept: tuple[float, ...] = ()
+    swept: tuple[float, ...] = ()  # further bounds for PGD alone: the curve of mIoU over epsilon
 
 
 def _projected(name: SpecName) -> Callable[[float], AttackSpec]:
@@ -131,19 +108,9 @@ def attack_specs(
     """
     List the passes of a suite.
 
-    Parameters
-    ----------
-    epsilons : sequence of float, optional
-        Bounds in place of the suite's own, where it has some.
-    iterations : int, optional
-        Number of steps of SEA, in place of 300.
-    surrogates : int
-        Number of other checkpoints that BIM, n = 1..7, is made on as well.
-
-    Raises
-    ------
-    BenchError
-        If the suite has no such bound, or no SEA: the figures would not be those that were asked for.
+    Bounds, and the number of steps of SEA, replace those of a suite that has some. BIM, n = 1..7, is made on each of the
+    surrogates as well. Raises BenchError if the suite has no such bound, or no SEA: the figures would not be those that were
+    asked for.
     """
     chosen = SUITES[suite]
     if not chosen.each and (epsilons or iterations is not None):

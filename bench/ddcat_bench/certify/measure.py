@@ -28,23 +28,12 @@ _KINDS = 3  # counts of a unit: base network on the clean image, smoothed, certi
 
 @dataclass(frozen=True)
 class CertifyJob(JudgedJob):
-    """
-    What is certified, on which images, and how surely: see `JudgedJob`.
+    """What is certified, on which images, and how surely: see `JudgedJob`."""
 
-    Attributes
-    ----------
-    sigma : float
-        Standard deviation of the noise, in [0, 1] units.
-    choosing, samples : int
-        Noisy images that choose each pixel's class, and further ones that count it.
-    tau, alpha : float
-        See `ddcat_bench.certify.smoothing`.
-    """
-
-    sigma: float = 0.25
-    choosing: int = 10
+    sigma: float = 0.25  # standard deviation of the noise, in [0, 1] units
+    choosing: int = 10  # noisy images that choose each pixel's class, and further ones that count it
     samples: int = 100
-    tau: float = 0.75
+    tau: float = 0.75  # see `ddcat_bench.certify.smoothing`
     alpha: float = 0.001
 
     def __post_init__(self) -> None:
@@ -79,23 +68,15 @@ class CertifyJob(JudgedJob):
 
 
 class Certified(NamedTuple):
-    """
-    What was counted.
-
-    Attributes
-    ----------
-    clean, smoothed, certified : (I, K, 3) int64
-        Of the base network on clean images; of the smoothed one; of its certified labels, where a pixel without a certificate
-        is missed.
-    labelled, abstained : int
-        Labelled pixels, and those of them without a certificate.
-    """
+    """What was counted."""
 
     names: list[str]
+    # (I, K, 3) int64: of the base network on clean images; of the smoothed one; of its certified labels, where a pixel without
+    # a certificate is missed
     clean: Counts
     smoothed: Counts
     certified: Counts
-    labelled: int
+    labelled: int  # labelled pixels, and those of them without a certificate
     abstained: int
     seconds: float
 

@@ -40,20 +40,9 @@ def run_certify(
     """
     Certify, count and publish; finished images are kept beside the result until then.
 
-    Parameters
-    ----------
-    folder : Path
-        Must not exist, or be empty, or hold an earlier result that `force` replaces.
-    sigma : float
-        Standard deviation of the noise, in [0, 1] units.
-    samples : int
-        Noisy images that are counted, beside ten that choose each pixel's class.
-    data_root, split, max_images, seed, device, force
-        As for `ddcat_bench.corruption.run.run_corruptions`.
-
-    Raises
-    ------
-    BenchError, DataError, EngineError
+    The noise has the standard deviation `sigma`, in [0, 1] units. So many samples are counted, beside ten that choose each
+    pixel's class. All other parameters are those of `ddcat_bench.corruption.run.run_corruptions`. Raises BenchError, DataError,
+    EngineError.
     """
     work = work_folder(folder)
     with claim(folder, "certificate", force=force):

@@ -68,22 +68,10 @@ class CompareResult(StrictModel):
 
 def load_gate_results(paths: Sequence[Path]) -> dict[str, GateResult]:
     """
-    Read the gate results of bundles.
+    Read the gate results of bundles, whose result folders (BUNDLE-gate) lie beside them, or of result folders themselves.
 
-    Parameters
-    ----------
-    paths : sequence of Path
-        Bundles, whose result folder (BUNDLE-gate) lies beside them, or result folders of `ddcat gate`.
-
-    Returns
-    -------
-    dict of str to GateResult
-        Results by the names of the folders.
-
-    Raises
-    ------
-    BenchError
-        If there is none, it is of another bundle than lies there now, or two folders have one name.
+    Returns them by the names of the folders. Raises BenchError if there is none, it is of another bundle than lies there now,
+    or two folders have one name.
     """
     results: dict[str, GateResult] = {}
     for path in paths:

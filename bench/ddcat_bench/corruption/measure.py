@@ -32,22 +32,11 @@ _AHEAD = 3  # corruptions of a batch that are begun before the first of them is 
 
 @dataclass(frozen=True)
 class CorruptionJob(JudgedJob):
-    """
-    What is judged, on which images, under which corruptions: see `JudgedJob`.
+    """What is judged, on which images, under which corruptions: see `JudgedJob`."""
 
-    Attributes
-    ----------
-    names : tuple of str
-        Keys of `ddcat_train.corruptions.CORRUPTIONS`.
-    at_once : int
-        Images that a thread labels at once.
-    threads : int
-        Threads, each of which corrupts, labels and counts.
-    """
-
-    names: tuple[str, ...] = tuple(CORRUPTIONS)
-    at_once: int = 8
-    threads: int = 2
+    names: tuple[str, ...] = tuple(CORRUPTIONS)  # keys of `ddcat_train.corruptions.CORRUPTIONS`
+    at_once: int = 8  # images that a thread labels at once
+    threads: int = 2  # threads, each of which corrupts, labels and counts
 
     @property
     def labelled(self) -> int:

@@ -38,22 +38,9 @@ def run_corruptions(
     """
     Corrupt, label, count and publish; finished parts are kept beside the result until then.
 
-    Parameters
-    ----------
-    source : Reference or Bundle
-        Of a model the network in PyTorch is judged, of a bundle its engine.
-    folder : Path
-        Must not exist, or be empty, or hold an earlier result that `force` replaces.
-    data_root, split : optional
-        Where the images are; those of training by default.
-    names : sequence of str, optional
-        Keys of `ddcat_train.corruptions.CORRUPTIONS`; all by default.
-    device : "auto", "cpu" or "cuda"
-        Of a checkpoint.
-
-    Raises
-    ------
-    BenchError, DataError, EngineError
+    Of a model the network in PyTorch is judged, on `device`; of a bundle its engine. The folder must not exist, or be empty, or
+    hold an earlier result that `force` replaces. The images are those of training by default, and the corruptions all of
+    `ddcat_train.corruptions.CORRUPTIONS`. Raises BenchError, DataError, EngineError.
     """
     if unknown := [name for name in names or () if name not in CORRUPTIONS]:
         raise BenchError(f"there is no corruption {unknown[0]!r}: use one of {', '.join(CORRUPTIONS)}")

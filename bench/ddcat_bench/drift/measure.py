@@ -88,30 +88,9 @@ def measure_drift(
     """
     Attack each image that is not golden, and let the monitor see streams of the engine's answers.
 
-    Parameters
-    ----------
-    engine : Engine
-        Of it.
-    network : callable
-        Its checkpoint's main branch on the CPU: images (N, 3, H, W) in [0, 1] to logits.
-    dataset : Dataset
-        A split.
-    epsilon : float
-        Bound of both attacks, in [0, 1].
-    advance : callable, optional
-        Called with the number of images that are done.
-
-    Returns
-    -------
-    images : int
-    miou : dict of str to float
-        Of each kind of traffic.
-    rows : tuple of DriftRow
-
-    Raises
-    ------
-    BenchError
-        If there are no golden images, or too few others.
+    `network` is the main branch of the engine's checkpoint on the CPU: images (N, 3, H, W) in [0, 1] to logits. `epsilon` is
+    the bound of both attacks, in [0, 1]. `advance` is called with the number of images that are done. Returns the number of
+    images, the mIoU of each kind of traffic, and the rows. Raises BenchError if there are no golden images, or too few others.
     """
     classes, examples = len(bundle.manifest.classes), read_golden(bundle)
     known = {example.image.tobytes() for example in examples}  # the reference is no sample

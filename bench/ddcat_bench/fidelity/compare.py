@@ -134,24 +134,8 @@ def compare(
     """
     Label the same images with an engine and with the PyTorch main branch on the CPU.
 
-    Parameters
-    ----------
-    engine : Engine
-        Opened from it.
-    reference : Reference
-        The model that the bundle was made from.
-    dataset : Dataset
-        As `open_bundle_data` gives it.
-    max_images : int, optional
-        Most images to use, spread evenly over the split.
-    advance : callable, optional
-        Called with the number of finished images.
-
-    Raises
-    ------
-    BenchError
-        If the engine does not take the size of an image, or every pixel is ignored.
-    DataError, EngineError
+    `advance` is called with the number of finished images. Raises BenchError if the engine does not take the size of an image,
+    or every pixel is ignored; DataError, EngineError.
     """
     began = time.monotonic()
     cpu = torch.device("cpu")

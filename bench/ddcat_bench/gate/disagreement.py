@@ -17,29 +17,15 @@ _SCALARS = 5
 
 
 class Disagreement(NamedTuple):
-    """
-    Numbers of pixels, of each of I images.
+    """Numbers of pixels, of each of I images."""
 
-    Attributes
-    ----------
-    pixels : (I,) int64
-        All pixels, including ignored ones.
-    differing : (I,)
-        Pixels that engine and model label differently.
-    apart : (I,)
-        Pixels that engine and twin label differently.
-    band, band_differing : (I,)
-        Pixels within `BAND` of a true boundary; and of them, those that differ.
-    margins, margins_differing : (I, M)
-        Pixels by the model's margin, the largest logit minus the second largest, in the classes of `MARGINS`; and of them,
-        those that differ.
-    """
-
-    pixels: npt.NDArray[np.int64]
-    differing: npt.NDArray[np.int64]
-    apart: npt.NDArray[np.int64]
-    band: npt.NDArray[np.int64]
+    pixels: npt.NDArray[np.int64]  # (I,) int64: all pixels, including ignored ones
+    differing: npt.NDArray[np.int64]  # (I,): pixels that engine and model label differently
+    apart: npt.NDArray[np.int64]  # (I,): pixels that engine and twin label differently
+    band: npt.NDArray[np.int64]  # (I,): pixels within `BAND` of a true boundary; and of them, those that differ
     band_differing: npt.NDArray[np.int64]
+    # (I, M): pixels by the model's margin, the largest logit minus the second largest, in the classes of `MARGINS`; and of
+    # them, those that differ
     margins: npt.NDArray[np.int64]
     margins_differing: npt.NDArray[np.int64]
 

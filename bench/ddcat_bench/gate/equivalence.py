@@ -31,28 +31,14 @@ class Interval(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """
-    An engine beside its PyTorch model under one threat.
+    """An engine beside its PyTorch model under one threat."""
 
-    Attributes
-    ----------
-    reference, engine : float
-        Points of mIoU, each under the attacks that are worst for it.
-    difference : float
-        Engine minus reference.
-    interval : Interval
-        90 % of the draws.
-    by_block : dict of int to Interval
-        The same for other lengths of the blocks of frames; empty where images or clips are drawn.
-    class_iou : (K, 2) float64
-        In points, of the reference and of the engine; NaN for a class that is in no image.
-    """
-
-    reference: float
+    reference: float  # points of mIoU, each under the attacks that are worst for it
     engine: float
-    difference: float
-    interval: Interval
-    by_block: dict[int, Interval]
+    difference: float  # engine minus reference
+    interval: Interval  # 90 % of the draws
+    by_block: dict[int, Interval]  # the same for other lengths of the blocks of frames; empty where images or clips are drawn
+    # (K, 2) float64: in points, of the reference and of the engine; NaN for a class that is in no image
     class_iou: npt.NDArray[np.float64]
 
 
@@ -62,19 +48,8 @@ def paired_interval(
     """
     Bound the difference of two data-set mIoUs: both are computed anew on each draw of the same images.
 
-    Parameters
-    ----------
-    reference, engine : (I, K, 3) int64
-        Counts of the same images in the same order.
-    scheme : Scheme
-        Scheme of drawing images.
-    level : float
-        Share of the draws between the bounds.
-
-    Returns
-    -------
-    Interval
-        In points, engine minus reference.
+    The counts are (I, K, 3) int64, of the same images in the same order. A share `level` of the draws lies between the bounds,
+    which are in points, engine minus reference.
     """
     if reference.shape != engine.shape or len(reference) != len(scheme.groups):
         raise ValueError(f"counts {reference.shape} and {engine.shape} are not of the same {len(scheme.groups)} images")
@@ -88,14 +63,8 @@ def compare_pool(reference: Counts, engine: Counts, scheme: Scheme, *, draws: in
     """
     Compare under the worst case over a shared pool of images: each of the two meets, of every image, what is worst for it.
 
-    The choice is made once, on all images, and stays the same in every draw.
-
-    Parameters
-    ----------
-    reference, engine : (A, I, K, 3) int64
-        Counts of each member of the pool, on the same images.
-    scheme, draws, seed
-        As for `paired_interval`.
+    The counts are (A, I, K, 3) int64, of each member of the pool on the same images. The choice is made once, on all images,
+    and stays the same in every draw.
     """
     places = np.arange(reference.shape[1])
     first, second = (counts[worst_case(counts), places] for counts in (reference, engine))

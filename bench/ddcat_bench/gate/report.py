@@ -61,28 +61,15 @@ def _xml(text: str) -> str:
 
 
 class Drawing(NamedTuple):
-    """
-    Places of an interval between its limits, in units of the drawing.
+    """Places of an interval between its limits, in units of the drawing."""
 
-    Attributes
-    ----------
-    low, high : float
-        Ends of the bar, within the drawing.
-    middle : float or None
-        The difference; None where it lies outside.
-    zero, lower, upper : float
-        The places of no difference, and of the two limits.
-    leaves_left, leaves_right : bool
-        True if the bar continues beyond the edge.
-    """
-
-    low: float
+    low: float  # ends of the bar, within the drawing
     high: float
-    middle: float | None
-    zero: float
+    middle: float | None  # the difference; None where it lies outside
+    zero: float  # the places of no difference, and of the two limits
     lower: float
     upper: float
-    leaves_left: bool
+    leaves_left: bool  # True if the bar continues beyond the edge
     leaves_right: bool
 
 

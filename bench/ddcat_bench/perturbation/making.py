@@ -30,37 +30,19 @@ Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
 class Victims(NamedTuple):
-    """
-    Images to be changed.
+    """Images to be changed."""
 
-    Attributes
-    ----------
-    images : (N, 3, H, W) float32
-        In [0, 1].
-    labels : (N, H, W) int64
-    seeds : (N,) int64
-    """
-
-    images: Tensor
-    labels: Tensor
-    seeds: Tensor
+    images: Tensor  # (N, 3, H, W) float32: in [0, 1]
+    labels: Tensor  # (N, H, W) int64
+    seeds: Tensor  # (N,) int64
 
 
 class Changed(NamedTuple):
-    """
-    Changed images.
+    """Changed images."""
 
-    Attributes
-    ----------
-    images : (N, 3, H, W) uint8
-    outside : (N, H, W) bool or None
-        Pixels that a patch does not cover; None: there is no patch.
-    norms : (N, 2) float or None
-        L2 and L-infinity norm; NaN where no perturbation was found. Of the minimal norm alone.
-    """
-
-    images: Tensor
-    outside: Tensor | None = None
+    images: Tensor  # (N, 3, H, W) uint8
+    outside: Tensor | None = None  # (N, H, W) bool or None: pixels that a patch does not cover; None: there is no patch
+    # (N, 2) float or None: L2 and L-infinity norm; NaN where no perturbation was found. Of the minimal norm alone
     norms: Tensor | None = None
 
 
@@ -83,25 +65,10 @@ def learn(
     seed: int,
 ) -> Tensor:
     """
-    Learn what is then put onto other images.
+    Learn what is then put onto other images: (C, h, w) float32 on the CPU.
 
-    Parameters
-    ----------
-    plan : Plan
-        Of a universal perturbation or of a patch.
-    model : callable
-        Maps images to logits.
-    batches : callable
-        Gives the batches of an epoch.
-    size : (height, width)
-        Of a universal perturbation, which is repeated over larger images.
-    side : int
-        Of a patch.
-
-    Returns
-    -------
-    (C, h, w) float32
-        On the CPU.
+    `batches` gives the batches of an epoch. A universal perturbation has a size, and is repeated over larger images; a patch
+    has a side.
     """
     if plan.threat == "universal":
         return universal_perturbation(model, batches, epsilon=plan.bound, epochs=plan.epochs, size=size).cpu()
@@ -114,14 +81,8 @@ def make(
     """
     Make the images of a plan's cases, in their order.
 
-    Parameters
-    ----------
-    model : callable or None
-        What it is made on; None for controls.
-    learnt : (C, h, w) float or None
-        Result of `learn` on other images.
-    size, side
-        As for `learn`; of random ones.
+    `model` is what it is made on; None for controls. `learnt`, (C, h, w), is the result of `learn` on other images. Random
+    perturbations and patches have that size and side.
     """
     images, _, seeds = victims
     if plan.threat == "clean":

@@ -34,32 +34,18 @@ _LEARNT_FROM = 2  # images at once, of which something is learnt: more of them w
 
 @dataclass(frozen=True)
 class PerturbationJob:
-    """
-    What is made on which models, and who labels it.
-
-    Attributes
-    ----------
-    makers : mapping of str to callable
-        "model" and, for an engine, "twin": images (N, 3, H, W) in [0, 1] to logits.
-    judges : tuple of callable
-        The model and, if there is one, the engine: images (N, 3, H, W) uint8 to labels (N, H, W).
-    max_images : int or None
-        Most images of the whole evaluation, spread evenly over the split.
-    most : int or None
-        Most of those that are changed, spread evenly over them.
-    device : torch.device
-        Where the makers compute.
-    """
+    """What is made on which models, and who labels it."""
 
     dataset: Dataset
     plans: tuple[Plan, ...]
+    # "model" and, for an engine, "twin": images (N, 3, H, W) in [0, 1] to logits
     makers: Mapping[MakerName, Model] = field(default_factory=dict)
-    judges: tuple[Judge, ...] = ()
-    max_images: int | None = None
-    most: int | None = None
+    judges: tuple[Judge, ...] = ()  # the model and, if there is one, the engine: images (N, 3, H, W) uint8 to labels (N, H, W)
+    max_images: int | None = None  # most images of the whole evaluation, spread evenly over the split
+    most: int | None = None  # most of those that are changed, spread evenly over them
     batch_size: int = 8
     seed: int = 0
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # where the makers compute
 
     @cached_property
     def listed(self) -> list[int]:
@@ -121,21 +107,10 @@ def measure_perturbations(
     job: PerturbationJob, units: Units, *, ranks: Ranks = ALONE, advance: Callable[[int], None] = lambda forwards: None
 ) -> tuple[PerturbationRow, ...]:
     """
-    Do what is not done yet of this process's share, wait for the others, and put all together.
+    Do what is not done yet of this process's share, wait for the others, and put all together: the same in each process.
 
-    Parameters
-    ----------
-    units : Units
-        Of the whole evaluation; these are kept in a folder of their own in it.
-    ranks : Ranks, optional
-        The processes that share the folder.
-    advance : callable, optional
-        Called with about the number of forwards just made, in all `PerturbationJob.forwards` over all processes.
-
-    Returns
-    -------
-    tuple of PerturbationRow
-        The same in each process.
+    Its units are kept in folders of their own among those of the whole evaluation. `advance` is called with about the number of
+    forwards just made, in all `PerturbationJob.forwards` over all processes.
     """
     if not job.plans:
         ranks.gather(None)  # all have done their share of the rest

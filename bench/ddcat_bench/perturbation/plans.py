@@ -29,32 +29,16 @@ class Case(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """
-    One way to change images.
-
-    Attributes
-    ----------
-    made_on : "model", "twin" or None
-        What an attack is made on; None: its controls, which need no model.
-    bound : float
-        L2 norm, L-infinity bound of the universal ones, or share of the image that a patch covers; 0: there is none.
-    steps : tuple of (str, int)
-        Attacks and their numbers of steps, for L2 and for the minimal norm.
-    epochs : int
-        Passes over the images that a universal perturbation or a patch is learnt on; 0: each image has its own.
-    learners : int or None
-        Most images of either half that it is learnt on; None: all.
-    stride : int
-        Every Nth image is changed.
-    """
+    """One way to change images."""
 
     threat: Threat
-    made_on: MakerName | None = None
+    made_on: MakerName | None = None  # what an attack is made on; None: its controls, which need no model
+    # L2 norm, L-infinity bound of the universal ones, or share of the image that a patch covers; 0: there is none
     bound: float = 0.0
-    steps: tuple[tuple[str, int], ...] = ()
-    epochs: int = 0
-    learners: int | None = None
-    stride: int = 1
+    steps: tuple[tuple[str, int], ...] = ()  # attacks and their numbers of steps, for L2 and for the minimal norm
+    epochs: int = 0  # passes over the images that a universal perturbation or a patch is learnt on; 0: each image has its own
+    learners: int | None = None  # most images of either half that it is learnt on; None: all
+    stride: int = 1  # every Nth image is changed
 
     @property
     def cases(self) -> tuple[Case, ...]:

@@ -128,27 +128,10 @@ def run_scenarios(
     advance: Callable[[int], None] = lambda scenarios: None,
 ) -> tuple[tuple[Scenario, ...], float | None, bool]:
     """
-    Run all scenarios at both boundaries.
+    Run all scenarios at both boundaries, each for so many seconds and ten requests at least.
 
-    Parameters
-    ----------
-    engine : Engine
-        Opened from it.
-    files : sequence of bytes
-        JPEG files of one size that the engine takes; they come in turns.
-    seconds : float
-        Duration of each scenario; ten requests at least.
-    seed : int
-        Seed of the arrival times.
-    advance : callable, optional
-        Called after each scenario.
-
-    Returns
-    -------
-    rows : tuple of Scenario
-    others : float or None
-    steady : bool
-        As `ScenariosResult` has them.
+    `files` are JPEG files of one size that the engine takes; they come in turns. `advance` is called after each scenario.
+    Returns `rows`, `others` and `steady` as `ScenariosResult` has them.
     """
     classes = bundle.manifest.class_table()
     watch = watch_contention()
