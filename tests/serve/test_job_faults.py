@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -61,6 +62,27 @@ def test_a_faulty_range_is_ignored_and_one_beyond_the_end_is_refused_as_json(cli
     answer = client.get(result, headers={"Range": "bytes=999999-"})
     assert refused(answer) == (416, f"the file has {len(whole)} bytes, and the Range is not within them")
     assert answer.headers["content-range"] == f"bytes */{len(whole)}"
+
+
+def test_a_result_that_the_client_has_is_not_sent_again(client: httpx.Client) -> None:
+    result = f"{done(client)}/result"
+    tag = client.get(result).headers["etag"]
+    for text, status in ((tag, 304), (f'"other", W/{tag}', 304), ("*", 304), ('"other"', 200)):
+        answer = client.get(result, headers={"If-None-Match": text})
+        assert (answer.status_code, answer.headers["etag"], bool(answer.content)) == (status, tag, status == 200)
+    assert client.get(result, headers={"If-None-Match": tag, "Range": "bytes=2-5"}).status_code == 304
+
+
+def test_jobs_of_an_engine_that_does_not_work_wait_and_others_go_on(store: JobStore, tiled_models: Models) -> None:
+    digest = tiled_models["tiled"]["1"].bundle.digest
+    for name, model in (("a", "broken"), ("b", "tiled")):
+        store.image(name * 32).write_bytes(as_png(noise(8, 8)))
+        store.add(JobRecord(name * 32, "queued", model, "1", digest, "none", "png", 8, 8, 0.0))
+    broken: Any = SimpleNamespace(name="broken", version="1", ready=False)
+    runner = JobRunner(store, {"broken": {"1": broken}, **tiled_models}, SETTINGS)
+    wait_for(lambda: store.get("b" * 32).state == "done")  # type: ignore[union-attr]
+    assert store.get("a" * 32).state == "queued"  # type: ignore[union-attr]
+    runner.stop()
 
 
 def test_a_wrong_method_is_told_all_that_the_path_takes(client: httpx.Client) -> None:

@@ -300,7 +300,7 @@ def test_a_job_that_arrives_while_the_thread_looks_is_not_left_to_wait(tiled_mod
     with open_store(tmp_path, most=9, expiry=60.0) as store, pytest.MonkeyPatch.context() as patch:
         usual, made = store.start, threading.Event()
 
-        def start() -> JobRecord | None:
+        def start(unready: object) -> JobRecord | None:
             found = usual()
             if found is None and made.wait(30) and store.get(job.id) is None:
                 store.image(job.id).write_bytes(as_png(noise(8, 8)))

@@ -1,6 +1,8 @@
-"""A file as a response, of which a client may ask for parts."""
+"""A file as a response, of which a client may ask for parts, or only if it has changed."""
 
+from starlette.datastructures import Headers
 from starlette.responses import FileResponse
+from starlette.staticfiles import NotModifiedResponse, StaticFiles
 from starlette.types import Message, Receive, Scope, Send
 
 from ddcat_serve.errors import RequestError
@@ -10,7 +12,7 @@ __all__ = ["RangedFile"]
 
 class RangedFile(FileResponse):
     """
-    A file or, by the request's Range header, parts of it.
+    A file or, by the request's Range header, parts of it; 304 if the client has it already, by its ETag or its date.
 
     A Range that is faulty or of another unit is ignored (RFC 9110, 14.2); one beyond the file's end gets a 416 in the form of
     all errors. Starlette answers both in plain text.
@@ -18,6 +20,9 @@ class RangedFile(FileResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Respond."""
+        if StaticFiles().is_not_modified(self.headers, Headers(scope=scope)):
+            await NotModifiedResponse(self.headers)(scope, receive, send)
+            return
         refused = 0
 
         async def unless_refused(message: Message) -> None:

@@ -67,6 +67,7 @@ _STATUS = {
 }
 _SHOWN: dict[str, Any] = {"description": "The job.", "content": {"application/json": {"schema": _STATUS}}}
 _GONE = {"description": "The job is removed."}
+_NOT_MODIFIED = {"description": "The client has the mask already: it sent its ETag in If-None-Match."}
 _RESULT: dict[str, Any] = {
     "description": "The mask: a GeoTIFF for a GeoTIFF, a palette PNG for other images, as `ddcat predict` writes them.",
     "content": dict.fromkeys(_MEDIA_TYPES.values(), _BINARY),
@@ -111,7 +112,7 @@ def router(state: ServerState) -> APIRouter:
         jobs, record = await found(job)
         return FiniteJson(_describe(record, jobs))
 
-    @routes.get("/v1/jobs/{job}/result", response_class=Response, responses={200: _RESULT})
+    @routes.get("/v1/jobs/{job}/result", response_class=Response, responses={200: _RESULT, 304: _NOT_MODIFIED})
     async def result(job: str) -> Response:
         """Return the mask of a job that is done."""
         jobs, record = await found(job)

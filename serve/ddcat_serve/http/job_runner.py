@@ -29,7 +29,7 @@ from ddcat_serve.settings import Settings
 __all__ = ["JobRunner", "run_jobs"]
 
 _MOST_STARTS = 3  # of a job, at which the server was killed each time
-_PAUSE = 1.0  # seconds before a job is tried again whose engine takes no requests now
+_PAUSE = 1.0  # seconds after which it looks again whether an engine takes requests
 _EXPIRY_INTERVAL = 60.0  # seconds
 _STOP_TIMEOUT = 5.0  # seconds in which the thread ends
 _log = logging.getLogger(__name__)
@@ -95,16 +95,18 @@ class JobRunner:
                 if self._stopped:
                     return
                 self._woken = False
+            models = [model for versions in self._models.values() for model in versions.values()]
+            unready = [(model.name, model.version) for model in models if not model.ready]  # some may be broken for good
             try:
                 self.store.expire()
-                job = self.store.start()
+                job = self.store.start(unready)
                 if job is not None:
                     self._attempt(job)
                     continue
             except (sqlite3.Error, OSError) as error:  # the disk is full, or the store was closed
                 _log.error("jobs: the store cannot be used: %s", first_line(error))
             with self._changed:
-                self._changed.wait_for(lambda: self._stopped or self._woken, _EXPIRY_INTERVAL)
+                self._changed.wait_for(lambda: self._stopped or self._woken, _PAUSE if unready else _EXPIRY_INTERVAL)
 
     def _attempt(self, job: JobRecord) -> None:
         """Compute a job, and end it or put it back."""

@@ -1,12 +1,13 @@
 """Asynchronous jobs on disk: a table in SQLite, and a file for each image and each result. They survive the server."""
 
 import contextlib
+import itertools
 import re
 import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -138,11 +139,17 @@ class JobStore:
         """Return a job, if it is there."""
         return self._one("SELECT * FROM jobs WHERE id = ?", job)
 
-    def start(self) -> JobRecord | None:
-        """Take the oldest job that has not ended: one that was started before, too, whose end could not be written."""
+    def start(self, unready: Collection[tuple[str, str]] = ()) -> JobRecord | None:
+        """
+        Take the oldest job that has not ended: one that was started before, too, whose end could not be written.
+
+        Jobs of the `unready` models, by name and version, are passed over.
+        """
+        others = " AND (model, version) != (?, ?)" * len(unready)
         return self._one(
             "UPDATE jobs SET state = 'running', starts = starts + 1 WHERE id = "
-            "(SELECT id FROM jobs WHERE ended IS NULL ORDER BY submitted, id LIMIT 1) RETURNING *"
+            f"(SELECT id FROM jobs WHERE ended IS NULL{others} ORDER BY submitted, id LIMIT 1) RETURNING *",
+            *itertools.chain.from_iterable(unready),
         )
 
     def put_back(self, job: str) -> None:
