@@ -10,7 +10,6 @@ import typer
 from pydantic.fields import FieldInfo
 
 from ddcat.cli_support import BundleArgument, ExpectDigest, RequirePassport, RequireSignature
-from ddcat_serve.errors import ServeError
 from ddcat_serve.inference.sources import parse_source
 from ddcat_serve.settings import PREFIX, Settings, read_settings
 
@@ -30,14 +29,7 @@ app = typer.Typer(
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """
-    Add an option for each setting to a command. An option overrides the environment; None: not given.
-
-    Parameters
-    ----------
-    command : callable
-        Takes the settings as ``**settings``.
-    """
+    """Add an option for each setting to a command that takes `**settings`. It overrides the environment; None: not given."""
     described = signature(command)
     own = [p for p in described.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
     options = [_option(name, field) for name, field in Settings.model_fields.items()]
@@ -232,8 +224,6 @@ def run_on_ray(
     from ddcat.bundle import TrustPolicy, open_bundle
     from ddcat.passport import read_passport
 
-    if max_replicas is not None and max_replicas < replicas:
-        raise ServeError(f"--max-replicas {max_replicas} is less than --replicas {replicas}")
     trust = TrustPolicy.from_options(require_signature, expect_digest, require_passport)
     with _libraries_for([parse_source(text).path for text in bundles or ()], trust, "serve,ray"):
         from ddcat_serve.deploy.ray_app import Arguments

@@ -27,16 +27,10 @@ class ServeError(DdcatError):
 
 class RequestError(ServeError):
     """
-    A request that cannot be answered.
+    A request that cannot be answered; its message is for the client: what is wrong, and what to do.
 
-    Parameters
-    ----------
-    status : int
-        HTTP status: 400..499, or 503 and 504 if another server, or the same one later, could answer.
-    message : str
-        For the client: what is wrong, and what to do.
-    headers : mapping of str to str
-        Headers of the response, such as Retry-After.
+    Its HTTP status is 400..499, or 503 and 504 if another server, or the same one later, could answer. It may have headers for
+    the response, such as Retry-After.
     """
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ddcat.bundle import INTEGRITY_ONLY, NO_TRUST_POLICY, Bundle, TrustPolicy
-from ddcat.confidence import CONFIDENCE_OUTPUT, Abstention
+from ddcat.confidence import CONFIDENCE_OUTPUT
 from ddcat.engines.checks import format_sizes, format_tensors
 from ddcat.manifest import DeviceKinds, EngineEntry, Golden, MainBranchProof, Manifest
 from ddcat.manifest_precision import Calibration, MixedPrecision, Quantisation
@@ -132,7 +132,7 @@ def _quantisation(quantisation: Quantisation | None) -> list[str]:
     floats = ", ".join(quantisation.float_layers) or "none"
     lines = [
         f"{quantisation.quantised_layers} layers in int8, {len(quantisation.float_layers)} in float: {floats}",
-        _calibration(calibration),
+        "quantised by another program" if calibration is None else f"calibrated on {_images(calibration)}",
     ]
     if (tuned := quantisation.finetuning) is not None:
         attack = "" if tuned.attack is None else f", attacked ({_pairs(tuned.attack)})"
@@ -160,12 +160,6 @@ def _kept(mixed: MixedPrecision | None) -> list[str]:
     ]
 
 
-def _calibration(calibration: Calibration | None) -> str:
-    if calibration is None:
-        return "quantised by another program"
-    return f"calibrated on {_images(calibration)}"
-
-
 def _images(calibration: Calibration) -> str:
     attack = "" if calibration.attack is None else f" ({_pairs(calibration.attack)})"
     return f"{calibration.images} {calibration.kind} images of the {calibration.split} split{attack}"
@@ -174,13 +168,10 @@ def _images(calibration: Calibration) -> str:
 def _confidence(manifest: Manifest) -> str | list[str]:
     if CONFIDENCE_OUTPUT not in [output.name for output in manifest.outputs]:
         return "not among the outputs"
-    return [_softmax(manifest), *_abstention(manifest.abstention)]
-
-
-def _abstention(rule: Abstention | None) -> list[str]:
-    if rule is None:
-        return []
+    if (rule := manifest.abstention) is None:
+        return _softmax(manifest)
     return [
+        _softmax(manifest),
         f"abstains, if asked, where it is not above {rule.threshold:g}: then at most {rule.risk:.3g} of the labelled pixels "
         "are answered and wrong, on average over images like those of the split",
         f"chosen on {rule.units} {rule.kind}: {rule.abstained:.1%} of the pixels are left out, and {rule.error:.2%} of the "

@@ -24,8 +24,8 @@ from ddcat_serve.http.job_runner import run_jobs
 from ddcat_serve.http.server_state import ServerState
 from ddcat_serve.inference.engine_worker import engines_at_work
 from ddcat_serve.inference.memory import disable_onednn_cache, tune_malloc
-from ddcat_serve.inference.model_registry import Drain, Models, load_models
-from ddcat_serve.inference.repository import Repository, open_repository
+from ddcat_serve.inference.model_registry import Drain
+from ddcat_serve.inference.repository import open_models
 from ddcat_serve.inference.sources import Source
 from ddcat_serve.observe.json_logging import log_as_json
 from ddcat_serve.observe.metrics import Metrics
@@ -47,19 +47,8 @@ def serve(
     load balancer can turn to other servers; then accepted requests, over HTTP or gRPC, are answered within
     `settings.drain_timeout` seconds. A second signal ends the process at once.
 
-    Parameters
-    ----------
-    sources : sequence of Source
-        Empty if `settings` names a repository.
-    host : str
-        Address or name to listen on.
-    port : int
-        0 takes a free one, which is printed.
-    threads : int or None
-        Threads of each engine; None: the physical cores.
-    trust : TrustPolicy
-        Required proof of the bundles' origin.
-    settings : Settings
+    There are no `sources` if `settings` names a repository; `port` 0 takes a free one, which is printed; `threads` are those of
+    each engine, by default the physical cores; `trust` is the required proof of the bundles' origin.
 
     Raises
     ------
@@ -84,25 +73,10 @@ def serve(
         _listen(host, port) as listener,
         contextlib.ExitStack() as stack,
     ):
-        models: Models
-        repository: Repository | None = None
-        if settings.repository is None:
-            loading = load_models(
-                sources, settings=settings, threads=threads, trust=trust, observe=metrics.count_batch, drain=drain
-            )
-            models = stack.enter_context(loading)
-        else:
-            opening = open_repository(
-                settings.repository,
-                settings=settings,
-                threads=threads,
-                trust=trust,
-                metrics=metrics,
-                drain=drain,
-                refusal=refusal,
-            )
-            repository = stack.enter_context(opening)
-            models = repository.models
+        opening = open_models(
+            sources, settings=settings, threads=threads, trust=trust, metrics=metrics, drain=drain, refusal=refusal
+        )
+        models, repository = stack.enter_context(opening)
         grpc_address = None if settings.grpc_port is None else f"{f'[{host}]' if ':' in host else host}:{settings.grpc_port}"
         jobs = stack.enter_context(run_jobs(models, settings))
         app = create_app(models, settings, metrics, hosts=_allowed_hosts(host, settings), repository=repository, jobs=jobs)
@@ -247,16 +221,15 @@ def _exit_despite_engine_threads() -> Iterator[None]:
 
     The interpreter would free what that thread uses, and the runtime would abort the process: a signal, not an exit status.
     """
+    status = 0
     try:
         yield
     except SystemExit as leaving:
         if not engines_at_work():
             raise
         status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    else:
-        if not engines_at_work():
-            return
-        status = 0
+    if not engines_at_work():
+        return
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

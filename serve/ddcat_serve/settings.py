@@ -157,10 +157,7 @@ class Settings(BaseModel):
         """
         Return why requests may not load models from the repository; None if they may.
 
-        Raises
-        ------
-        ServeError
-            If settings need a repository and there is none, or a request that cannot be made.
+        ServeError if settings need a repository and there is none, or a request that cannot be made.
         """
         if self.repository is None:
             for name, given in (("watch", self.watch), ("shadow", self.shadow > 0)):
@@ -177,19 +174,9 @@ class Settings(BaseModel):
 
 def read_settings(file: Path | None = None, **options: Any) -> Settings:
     """
-    Read the settings.
+    Read the settings: those of a YAML file, over them those of the environment, over them the options that are not None.
 
-    Parameters
-    ----------
-    file : Path, optional
-        YAML file with names of settings and their values.
-    **options
-        Values from the command line, which take precedence; None: not given.
-
-    Raises
-    ------
-    ServeError
-        For an invalid value, and for an unknown name in the file or in the environment after `PREFIX`.
+    ServeError for an invalid value, and for an unknown name in the file or in the environment after `PREFIX`.
     """
     known = {PREFIX + name.upper(): name for name in Settings.model_fields}
     unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)

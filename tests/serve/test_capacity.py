@@ -107,6 +107,6 @@ def test_beside_others_each_call_is_a_turn_and_the_worst_memory_of_several_count
 
     monkeypatch.setattr("ddcat_serve.inference.capacity.measure_cost", lambda call: (call(), next(costs))[1])
     shapes = InputShapes(batch=DimRange(minimum=1, maximum=1), height=FREE, width=FREE)
-    assert try_sizes(cast(Engine, engine), shapes, max_seconds=0.05, repeats=3, turn=turn) == [Trial(64, 0.1, 70)]
+    assert try_sizes(cast(Engine, engine), shapes, turn=turn) == [Trial(64, 0.1, 70)]
     assert turns == ["began", "ended"] * 4  # the first call prepares
     assert engine.seen == [(1, 8, 8)] * 4

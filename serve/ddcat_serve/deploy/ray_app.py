@@ -20,8 +20,8 @@ from ray.serve.config import AutoscalingConfig
 from ddcat.bundle import TrustPolicy
 from ddcat_serve.errors import ServeError
 from ddcat_serve.http.app import create_app
-from ddcat_serve.inference.model_registry import Drain, load_models
-from ddcat_serve.inference.repository import open_repository
+from ddcat_serve.inference.model_registry import Drain
+from ddcat_serve.inference.repository import open_models
 from ddcat_serve.inference.sources import parse_source
 from ddcat_serve.observe.metrics import Metrics
 from ddcat_serve.settings import PREFIX, Settings, read_settings
@@ -61,10 +61,7 @@ def application(arguments: Arguments) -> serve.Application:
     """
     Create the application; its settings are DDCAT_SERVE_... in the environment of the replicas.
 
-    Raises
-    ------
-    ServeError
-        For inconsistent arguments, an invalid setting, or one that Ray does not support.
+    ServeError for inconsistent arguments, an invalid setting, or one that Ray does not support.
     """
     settings = _read_settings()
     if (settings.repository is None) == (not arguments.bundles):
@@ -95,27 +92,12 @@ class _Replica:
     def __init__(self, bundles: list[str], threads: int, trust: TrustPolicy) -> None:
         self._open = contextlib.ExitStack()
         settings, metrics = _read_settings(), Metrics()
-        if settings.repository is None:
-            loading = load_models(
-                [parse_source(text) for text in bundles],
-                settings=settings,
-                threads=threads,
-                trust=trust,
-                observe=metrics.count_batch,
-            )
-            self._app = create_app(self._open.enter_context(loading), settings, metrics)
-        else:
-            opening = open_repository(
-                settings.repository,
-                settings=settings,
-                threads=threads,
-                trust=trust,
-                metrics=metrics,
-                drain=Drain(settings.drain_timeout),
-                refusal=_ONE_OF_MANY,
-            )
-            repository = self._open.enter_context(opening)
-            self._app = create_app(repository.models, settings, metrics, repository=repository)
+        opening = open_models(
+            [parse_source(text) for text in bundles], settings=settings, threads=threads, trust=trust, metrics=metrics,
+            drain=Drain(settings.drain_timeout), refusal=_ONE_OF_MANY,
+        )  # fmt: skip
+        models, repository = self._open.enter_context(opening)
+        self._app = create_app(models, settings, metrics, repository=repository)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._app
@@ -130,15 +112,7 @@ class _Replica:
 
 
 def run(arguments: Arguments, *, host: str, port: int) -> None:
-    """
-    Serve until Ctrl-C, on the cluster named by RAY_ADDRESS, or on one started on this machine.
-
-    Parameters
-    ----------
-    arguments : Arguments
-    host, port
-        Address of Ray's proxy.
-    """
+    """Serve until Ctrl-C at an address of Ray's proxy, on the cluster that RAY_ADDRESS names, or on one started here."""
     built = application(arguments)  # reports errors before anything starts
     os.environ.setdefault("FORWARDED_ALLOW_IPS", ",".join(_read_settings().trusted_peers))  # Ray's proxy is a uvicorn, too
     ray.init(include_dashboard=False)

@@ -33,26 +33,10 @@ _QUEUE, _PATIENCE_US, _DELAY_US = 64, 2_000_000, 2_000
 
 def write_repository(bundle: Bundle, out: Path) -> list[Path]:
     """
-    Write a repository, of an engine that has the tensors its manifest says.
+    Write a repository into a new or empty folder, of an engine that has the tensors its manifest says; return its files,
+    relative to `out`.
 
-    Parameters
-    ----------
-    bundle : Bundle
-        Its engine must be ort or trt.
-    out : Path
-        Must not exist, or be empty.
-
-    Returns
-    -------
-    list of Path
-        Written files, relative to `out`.
-
-    Raises
-    ------
-    ServeError
-        For another engine.
-    EngineError
-        If it does not open, or has other tensors.
+    ServeError for another engine than ort and trt; EngineError if it does not open, or has other tensors.
     """
     engine = bundle.manifest.engine
     if engine.name == "trt-rtx":

@@ -19,15 +19,7 @@ _MAX_CLIENTS = 1000  # beyond it, clients that have been silent for long are for
 
 
 class AccessControl:
-    """
-    Checks the API key and the rate limit of the settings; accepts everything if they set neither.
-
-    Parameters
-    ----------
-    settings : Settings
-    clock : callable, optional
-        Monotonic clock, in seconds.
-    """
+    """Checks the API key and the rate limit of the settings; accepts everything if they set neither. `clock` is in seconds."""
 
     def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._key = None if settings.api_key is None else settings.api_key.get_secret_value().encode()
@@ -38,12 +30,8 @@ class AccessControl:
         """
         Count a request, and return why it is refused (401 or 429), or None.
 
-        Parameters
-        ----------
-        authorization : sequence of str
-            Values of its Authorization header.
-        client : str
-            Its address. The addresses of an IPv6 network of 64 bits count as one client.
+        `authorization` are the values of its Authorization header, `client` is its address. The addresses of an IPv6 network of
+        64 bits count as one client.
         """
         client = _client(client)
         if self._key is not None:

@@ -25,6 +25,7 @@ from ddcat_serve.http.byte_budget import ByteBudget
 from ddcat_serve.http.compression import CompressionMiddleware
 from ddcat_serve.http.job_runner import JobRunner
 from ddcat_serve.http.middleware import RequestMiddleware
+from ddcat_serve.http.model_metrics import collect
 from ddcat_serve.http.server_state import ERRORS, PROVENANCE_HEADERS, ServerState
 from ddcat_serve.inference.memory import memory_limit, resident_bytes, trim_malloc
 from ddcat_serve.inference.model_registry import Models
@@ -52,26 +53,10 @@ def create_app(
     jobs: JobRunner | None = None,
 ) -> FastAPI:
     """
-    Create the application.
+    Create the application; its `state.server_state` is shared by the routes.
 
-    Parameters
-    ----------
-    models : Models
-        Loaded models. The caller closes them.
-    settings : Settings
-    metrics : Metrics, optional
-        The same that count the engines' batches. Default: new ones.
-    hosts : sequence of str, optional
-        Domain names accepted in the Host header. Default: any.
-    repository : Repository, optional
-        Whose models these are, if they may change. The caller closes it.
-    jobs : JobRunner, optional
-        Computes asynchronous jobs. The caller stops it.
-
-    Returns
-    -------
-    FastAPI
-        Its `state.server_state` is shared by the routes.
+    The caller closes `models`, their `repository` if they may change, and `jobs`. `metrics` are those that count the engines'
+    batches, by default new ones; `hosts` are the domain names accepted in the Host header, by default any.
 
     Raises
     ------
@@ -82,7 +67,7 @@ def create_app(
     counted = metrics or Metrics()
     budget = ByteBudget(_budget_size(settings))
     state = ServerState(models, settings, AccessControl(settings), pool, cutters, counted, budget, repository, jobs)
-    counted.watch(state.model_states, state.shadow_states)
+    counted.watch(functools.partial(collect, state))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

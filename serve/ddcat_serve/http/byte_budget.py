@@ -10,14 +10,7 @@ __all__ = ["ByteBudget", "HeldBytes"]
 
 
 class ByteBudget:
-    """
-    Bytes that may be taken, first come, first served; for one event loop.
-
-    Parameters
-    ----------
-    size : int
-        Total number of bytes.
-    """
+    """A number of bytes that may be taken, first come, first served; for one event loop."""
 
     def __init__(self, size: int) -> None:
         self.size = self._left = size
@@ -58,14 +51,7 @@ class ByteBudget:
 
 
 class HeldBytes:
-    """
-    Bytes of the budget that one HTTP request holds.
-
-    Parameters
-    ----------
-    budget : ByteBudget
-        Shared by all requests.
-    """
+    """Bytes of the shared budget that one HTTP request holds."""
 
     def __init__(self, budget: ByteBudget) -> None:
         self._budget, self._size = budget, 0

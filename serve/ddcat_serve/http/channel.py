@@ -16,14 +16,8 @@ class Channel:
     A transport as uvicorn uses it, whose close() waits for the client, but for a limited time.
 
     If a socket is closed while its client is still sending, the client's system discards the response. Such a connection is
-    closed for writing, and the rest is read and dropped (RFC 9112, 9.6).
-
-    Parameters
-    ----------
-    transport : asyncio.Transport
-    loop : asyncio.AbstractEventLoop
-    seconds : float
-        Time in which a client must send the rest of its request, or read `_PROGRESS` bytes of its response.
+    closed for writing, and the rest is read and dropped (RFC 9112, 9.6). Within `seconds` a client must send the rest of its
+    request, or read `_PROGRESS` bytes of its response.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, seconds: float) -> None:

@@ -19,16 +19,7 @@ _LEVEL = 5  # of 9: twice as fast as gzip's default, 9, for a few per cent more 
 
 
 class Decoder:
-    """
-    Decompresses a body piece by piece.
-
-    Parameters
-    ----------
-    coding : str
-        gzip, x-gzip or deflate.
-    max_bytes : int
-        Limit for the decompressed body.
-    """
+    """Decompresses a body piece by piece, from gzip, x-gzip or deflate, to at most `max_bytes`."""
 
     def __init__(self, coding: str, max_bytes: int) -> None:
         self._bits, self._max_bytes = _CODINGS[coding], max_bytes
@@ -37,14 +28,7 @@ class Decoder:
         self._stream: zlib._Decompress | None = None
 
     def feed(self, data: bytes) -> bytes:
-        """
-        Decompress a piece.
-
-        Raises
-        ------
-        RequestError
-            400 if it is not such a stream, 413 if there would be more than `max_bytes`.
-        """
+        """Decompress a piece; RequestError: 400 if it is not such a stream, 413 if there would be more than `max_bytes`."""
         pieces = []
         while data:
             if self._stream is None:
@@ -79,14 +63,7 @@ class Decoder:
 
 
 def decoder_of(content_encoding: str, max_bytes: int) -> Decoder | None:
-    """
-    Return the decoder for a Content-Encoding, or None if there is nothing to decode.
-
-    Raises
-    ------
-    RequestError
-        415 for an unknown encoding, or several.
-    """
+    """Return the decoder for a Content-Encoding, None if it names none; RequestError (415) for an unknown one, or several."""
     codings = [word for word in (part.strip().lower() for part in content_encoding.split(",")) if word not in ("", "identity")]
     if not codings:
         return None
@@ -97,13 +74,7 @@ def decoder_of(content_encoding: str, max_bytes: int) -> Decoder | None:
 
 
 class CompressionMiddleware:
-    """
-    ASGI middleware that compresses JSON responses with gzip if the client accepts it.
-
-    Parameters
-    ----------
-    app : ASGI application
-    """
+    """ASGI middleware that compresses JSON responses with gzip if the client accepts it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -28,14 +28,7 @@ class Connection(HttpToolsProtocol):
     uvicorn waits for ever for the rest of a header and keeps all of it; it waits for ever for clients that do not read. Any
     byte stops its timer, even one that begins no request: line ends between two requests, the rest of a body that was refused
     early. It also parses everything that it receives, even ten thousand requests in one packet; here the rest is held while
-    requests wait.
-
-    Parameters
-    ----------
-    state : ServerState
-        Gives `header_timeout`, `max_header_bytes` and `body_timeout`, and whether the server is shutting down.
-    **uvicorns
-        Arguments of uvicorn's own class.
+    requests wait. The settings of `state` have the limits; the other arguments are those of uvicorn's own class.
     """
 
     def __init__(self, state: ServerState, **uvicorns: Any) -> None:

@@ -10,14 +10,9 @@ __all__ = ["Representation", "accepts_coding", "negotiate"]
 
 class Representation(NamedTuple):
     """
-    A representation of the response: a media type with at most one parameter.
+    A representation of the response: a media type such as image/png.
 
-    Attributes
-    ----------
-    media_type : str
-        For example image/png.
-    view : str or None
-        Value of its parameter `view`, which distinguishes representations of one type; None: the plain one.
+    Its one parameter, `view`, distinguishes representations of one type; None: the plain one.
     """
 
     media_type: str
@@ -48,19 +43,10 @@ class _Range(NamedTuple):
 
 def negotiate(accept: str | None, available: Sequence[Representation]) -> Representation:
     """
-    Return the available representation that the client prefers.
+    Return the available representation that the client prefers; raise RequestError (406) if it accepts none of them.
 
-    Parameters
-    ----------
-    accept : str or None
-        Value of the header; None or empty: anything.
-    available : sequence of Representation
-        The default first. One with a view is chosen only if the client names it.
-
-    Raises
-    ------
-    RequestError
-        406 if the client accepts none of them.
+    `accept` is the value of the header; None or empty: anything. The first available one is the default; one with a view is
+    chosen only if the client names it.
     """
     ranges = list(_ranges(accept or "*/*"))
     best, highest = None, 0.0

@@ -54,18 +54,7 @@ class _Format(NamedTuple):
 
 
 def size_of(content: bytes, rule: FileRule = AS_STORED, *, max_pixels: int) -> Size:
-    """
-    Read the size from an image's header, once the image is turned as a rule says.
-
-    Returns
-    -------
-    (height, width)
-
-    Raises
-    ------
-    RequestError
-        As `decode`, but for faults in the pixels.
-    """
+    """Read (height, width) from an image's header, as it is once turned by a rule; errors as `decode`, but for the pixels'."""
     form = _format_of(content, rule)
     height, width = form.size(content)
     if form.name == "TIFF" and rule.resize is not None:
@@ -84,15 +73,8 @@ def decode(content: bytes, rule: FileRule = AS_STORED, *, max_pixels: int) -> U8
     Decode a JPEG, PNG, WebP or TIFF file, recognised by its first bytes, and turn it as a rule says; it keeps its size.
 
     Grey images and palettes are converted to RGB, and an opaque alpha channel is dropped. Other images would need a guess and
-    are refused: transparent pixels, indices beyond a palette, 16 bits per channel, CMYK, animations.
-
-    Parameters
-    ----------
-    content : bytes
-    rule : FileRule
-        That of the bundle. Its resizing is `ddcat.preprocess.preprocess`.
-    max_pixels : int
-        At most 89 million: from there on Pillow warns.
+    are refused: transparent pixels, indices beyond a palette, 16 bits per channel, CMYK, animations. `max_pixels` is at most 89
+    million: from there on Pillow warns. Resizing is `ddcat.preprocess.preprocess`.
 
     Returns
     -------

@@ -19,14 +19,8 @@ U8 = npt.NDArray[np.uint8]
 
 def encode_mask(labels: U8, classes: Classes) -> bytes:
     """
-    Encode labels as a palette PNG of 8 bits per pixel, whose indices are the labels.
-
-    Parameters
-    ----------
-    labels : (H, W) uint8
-        In 0..K-1, or 255 where the engine abstains.
-    classes : Classes
-        Their colours become the palette.
+    Encode labels, (H, W) uint8, as a palette PNG of 8 bits per pixel, whose indices are the labels: 0..K-1, or 255 where the
+    engine abstains. The colours of the classes become the palette.
     """
     height, width = labels.shape
     mask = Image.frombytes("P", (width, height), labels.tobytes())
@@ -40,15 +34,7 @@ def encode_labels(labels: U8) -> bytes:
 
 
 def encode_overlay(labels: U8, image: U8, classes: Classes) -> bytes:
-    """
-    Blend the classes' colours over an image, half transparent, as an RGB PNG.
-
-    Parameters
-    ----------
-    labels : (H, W) uint8
-    image : (H, W, 3) uint8
-    classes : Classes
-    """
+    """Blend the classes' colours over an image, (H, W, 3) uint8, half transparent, as an RGB PNG; labels are (H, W) uint8."""
     mixed = (image.astype(np.uint16) + colourise(labels, classes)) // 2  # floats would take 51 bytes per pixel
     return _png(Image.fromarray(mixed.astype(np.uint8)))
 
@@ -67,10 +53,7 @@ def encode_rle(labels: U8, classes: Classes) -> dict[str, Any]:
     """
     Encode labels as compressed COCO run lengths, a binary mask for each class present; where the engine abstains there is none.
 
-    Returns
-    -------
-    dict
-        `size` and `classes`: for each `id`, `name`, `area` in pixels, and `rle` as pycocotools decodes it.
+    Return `size` and `classes`: for each `id`, `name`, `area` in pixels, and `rle` as pycocotools decodes it.
     """
     masks = []
     for label in np.unique(labels).tolist():

@@ -35,12 +35,6 @@ __all__ = ["LENGTH", "Answer", "InferRequest", "infer_answer", "parse_infer"]
 LENGTH = "Inference-Header-Content-Length"
 _TEXT = {"uint8": 4, "float32": 22}  # most bytes of a value in JSON, with its comma
 _MIN_LIMIT = 2**27  # bytes: a response in JSON may always be as long
-# the parser's messages for half a surrogate pair, and the pattern of such a half
-_AT_SURROGATE = re.compile("surrogate|unexpected end of hex escape|truncated")
-_SURROGATE = re.compile(
-    rb"(?<!\\)(?:\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F][0-9a-fA-F]{2})"
-)
-_NEAR = 16  # the parser stops at most so many bytes after the beginning of the half
 
 
 def _without_nulls(value: Any) -> Any:
@@ -120,24 +114,10 @@ _TEXTS = msgspec.json.Decoder(_RequestText)
 
 def parse_infer(body: bytes, *, header_length: str | None, max_pixels: int) -> tuple[InferRequest, npt.NDArray[np.uint8]]:
     """
-    Parse an inference request.
+    Parse an inference request of at most `max_pixels` pixels; return it and its images, (N, H, W, C) uint8.
 
-    Parameters
-    ----------
-    body : bytes
-    header_length : str or None
-        Value of the header Inference-Header-Content-Length: bytes of JSON, after which tensors follow.
-    max_pixels : int
-
-    Returns
-    -------
-    request : InferRequest
-    images : (N, H, W, 3) uint8
-
-    Raises
-    ------
-    RequestError
-        400 for a malformed request, 413 for too many pixels.
+    `header_length` is the value of the header Inference-Header-Content-Length, or None: bytes of JSON, after which tensors
+    follow. RequestError: 400 for a malformed request, 413 for too many pixels.
     """
     text, rest = _divide(memoryview(body), header_length)
     request, data = _read(text)
@@ -156,12 +136,8 @@ def infer_answer(
     """
     Encode the requested outputs, each as flat row-major JSON or as bytes, as the request asks.
 
-    Raises
-    ------
-    EngineError
-        For logits that are not finite: JSON cannot hold them.
-    RequestError
-        400 for an output whose JSON would be longer than that of the labels of `max_pixels`, and than 128 MiB.
+    EngineError for logits that are not finite: JSON cannot hold them. RequestError (400) for an output whose JSON would be
+    longer than that of the labels of `max_pixels`, and than 128 MiB.
     """
     binary_outputs = {output.name: output.parameters.get("binary_data", request.binary) for output in request.outputs}
     head: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
@@ -225,21 +201,12 @@ def _read(text: memoryview) -> tuple[InferRequest, memoryview]:
 
 
 def _malformed(text: memoryview, cause: Exception) -> RequestError:
-    """Return the error for malformed JSON, with its place; parsers' own messages on bad Unicode mislead."""
+    """Return the error for malformed JSON; the parser's own message on bytes that are not UTF-8 misleads."""
     try:
         str(text, "utf-8")
     except UnicodeDecodeError as fault:
         return RequestError(400, f"byte {fault.start} of the JSON is not UTF-8; send UTF-8")
     reason = str(cause).removeprefix("JSON is malformed: ")
-    if _AT_SURROGATE.search(reason):
-        place = re.search(r"byte ([0-9]+)", reason)
-        end = int(place[1]) if place else len(text)
-        if half := _SURROGATE.search(text, max(0, end - _NEAR), end):
-            return RequestError(
-                400,
-                f"byte {half.start()} of the JSON is {half[0].decode()}, half of a surrogate pair, which is not a character; "
-                "send both halves or neither",
-            )
     return RequestError(400, f"the body is not JSON: {reason}")
 
 

@@ -42,12 +42,6 @@ class JobRunner:
     Computes the jobs of a store.
 
     A tile of a job has the longest timeout that a request may have: requests with shorter ones come before it.
-
-    Parameters
-    ----------
-    store : JobStore
-    models : Models
-    settings : Settings
     """
 
     def __init__(self, store: JobStore, models: Models, settings: Settings) -> None:
@@ -180,14 +174,7 @@ class JobRunner:
 
 @contextlib.contextmanager
 def run_jobs(models: Models, settings: Settings) -> Iterator[JobRunner | None]:
-    """
-    Run the jobs of the folder in the settings until the block ends; without such a folder there are none.
-
-    Raises
-    ------
-    DdcatError
-        As `ddcat_serve.http.job_store.open_store`.
-    """
+    """Run the jobs of the folder in the settings, if they name one, until the block ends; errors as `open_store`."""
     if settings.jobs is None:
         yield None
         return

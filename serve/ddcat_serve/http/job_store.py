@@ -30,58 +30,29 @@ CREATE TABLE jobs (
 
 
 class JobRecord(NamedTuple):
-    """
-    A job, as in the table.
+    """A job, as in the table."""
 
-    Attributes
-    ----------
-    id : str
-        Nobody can guess it.
-    state : str
-    model, version, bundle, passport : str
-        What is to answer, the bundle by its digest; and the gate's verdict on it.
-    suffix : str
-        Of the result, without a dot: tif or png.
-    height, width : int
-        Of the image, and of the mask.
-    submitted : float
-        Unix time.
-    starts : int
-        How often a server began to compute it.
-    ended : float or None
-        Unix time.
-    error : str or None
-        Why it failed.
-    """
-
-    id: str
+    id: str  # nobody can guess it
     state: JobState
-    model: str
+    model: str  # it and the next two are what is to answer
     version: str
-    bundle: str
-    passport: str
-    suffix: str
-    height: int
+    bundle: str  # its digest
+    passport: str  # the gate's verdict
+    suffix: str  # of the result, without a dot: tif or png
+    height: int  # of the image, and of the mask
     width: int
-    submitted: float
-    starts: int = 0
-    ended: float | None = None
-    error: str | None = None
+    submitted: float  # Unix time
+    starts: int = 0  # how often a server began to compute it
+    ended: float | None = None  # Unix time
+    error: str | None = None  # why it failed
 
 
 class JobStore:
     """
     The jobs of a folder, which one server at a time holds; thread-safe.
 
-    Parameters
-    ----------
-    folder : Path
-    most : int
-        Jobs that are kept at once, finished ones included.
-    expiry : float
-        Seconds after which a finished job is removed, with its result.
-    clock : callable, optional
-        Unix time.
+    At most `most` jobs are kept at once, finished ones included. A finished job is removed, with its result, after `expiry`
+    seconds of the `clock`, which is Unix time.
     """
 
     def __init__(self, folder: Path, *, most: int, expiry: float, clock: Callable[[], float] = time.time) -> None:
@@ -107,10 +78,7 @@ class JobStore:
         """
         Reserve a place, and yield the name of a new job, whose image the caller writes and then adds.
 
-        Raises
-        ------
-        RequestError
-            429 if there are too many jobs.
+        RequestError (429) if there are too many jobs.
         """
         self.expire()
         with self._lock:
@@ -225,10 +193,7 @@ def open_store(folder: Path, *, most: int, expiry: float) -> Iterator[JobStore]:
     """
     Open the jobs of a folder, which is made if it is missing; those that a killed server began are queued again.
 
-    Raises
-    ------
-    DdcatError
-        If another server has it, or it cannot be written or read.
+    DdcatError if another server has it, or it cannot be written or read.
     """
     with locked(folder / ".lock", f"another server keeps its jobs in {folder}: use another folder"):
         try:

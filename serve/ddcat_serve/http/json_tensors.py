@@ -25,19 +25,9 @@ _WORD = re.compile(rb"[^\s,\[\]]+")
 
 def read_bytes(text: memoryview, shape: list[int]) -> bytes:
     """
-    Parse the values of a uint8 tensor, flat or nested in its shape.
+    Parse the values of a uint8 tensor, flat or nested in its shape, from a well-formed JSON array; sizes are at least 1.
 
-    Parameters
-    ----------
-    text : memoryview
-        A well-formed JSON array.
-    shape : list of int
-        Each at least 1.
-
-    Raises
-    ------
-    RequestError
-        400 if a value is not an integer in 0..255, or if their number does not match the shape.
+    RequestError (400) if a value is not an integer in 0..255, or if their number does not match the shape.
     """
     count = math.prod(shape)
     nested = bytes(text[1:_PIECE]).lstrip(_SPACE).startswith(b"[")
@@ -62,14 +52,7 @@ def read_bytes(text: memoryview, shape: list[int]) -> bytes:
 
 
 def write_values(values: npt.NDArray[np.generic]) -> Iterator[bytes]:
-    """
-    Encode a tensor as a flat, row-major JSON array.
-
-    Raises
-    ------
-    ValueError
-        For a value that is not finite: JSON cannot hold it.
-    """
+    """Encode a tensor as a flat, row-major JSON array; ValueError for a value that is not finite: JSON has none."""
     flat = values.reshape(-1)
     yield b"["
     for start in range(0, flat.size, _PIECE):

@@ -31,13 +31,8 @@ class RequestMiddleware:
     """
     ASGI middleware that identifies, checks, logs and counts every request.
 
-    Parameters
-    ----------
-    app : ASGI application
-    state : ServerState
-    metrics : Metrics
-    hosts : sequence of str, optional
-        Accepted domain names in the Host header, with their subdomains; empty: any. Names without a dot are always accepted.
+    `hosts` are the accepted domain names in the Host header, with their subdomains; none: any. Names without a dot are always
+    accepted.
     """
 
     def __init__(self, app: ASGIApp, state: ServerState, metrics: Metrics, hosts: Sequence[str] = ()) -> None:

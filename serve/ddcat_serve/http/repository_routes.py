@@ -53,10 +53,8 @@ def router(state: ServerState) -> APIRouter:
     async def load(request: Request, name: str) -> Response:
         """Verify and warm up the newest version of a model, or the one named, then let it answer."""
         repository = repository_of(state)
-        options = v2_protocol.read_load_options(_parameters(await read(request)))
-        if options.roll_back:
-            return _answer(await repository.roll_back(name))
-        return _answer(await repository.load(name, options.version))
+        version, roll_back = v2_protocol.read_load_options(_parameters(await read(request)))
+        return _answer(await (repository.roll_back(name) if roll_back else repository.load(name, version)))
 
     @routes.post("/v2/repository/models/{name}/unload", openapi_extra=_UNLOAD)
     async def unload(request: Request, name: str) -> Response:

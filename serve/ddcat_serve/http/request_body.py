@@ -54,11 +54,8 @@ async def read_body(request: Request, *, max_bytes: int, timeout: float) -> byte
     """
     Read the body of a request.
 
-    Raises
-    ------
-    RequestError
-        408 after `timeout` seconds; 413 as soon as it is longer than `max_bytes`, compressed or decompressed; 415 for a
-        Content-Encoding other than gzip and deflate; 503 if the bodies of all requests together are too long.
+    RequestError: 408 after `timeout` seconds; 413 as soon as it is longer than `max_bytes`, compressed or decompressed; 415 for
+    a Content-Encoding other than gzip and deflate; 503 if the bodies of all requests together are too long.
     """
     body = bytearray()
     try:

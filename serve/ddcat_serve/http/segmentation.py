@@ -63,38 +63,17 @@ REPRESENTATIONS = tuple(_ENCODERS)
 
 @dataclasses.dataclass
 class Segmentation:
-    """
-    What the images of one request share.
-
-    Attributes
-    ----------
-    state : ServerState
-    model : ServedModel
-    rule : FileRule
-        For their files.
-    representation : Representation
-        Of the masks.
-    deadline : float
-        Time by the clock of the event loop.
-    abstain : bool
-        Whether pixels are left unanswered where the model is not confident.
-    """
+    """What the images of one request share."""
 
     state: ServerState
     model: ServedModel
-    rule: FileRule
-    representation: Representation
-    deadline: float
-    abstain: bool
+    rule: FileRule  # for their files
+    representation: Representation  # of the masks
+    deadline: float  # by the clock of the event loop
+    abstain: bool  # whether pixels are left unanswered where the model is not confident
 
     async def one(self, content: bytes, place: Place) -> Encoded:
-        """
-        Segment an image file, which was admitted.
-
-        Raises
-        ------
-        EngineError, RequestError
-        """
+        """Segment an image file, which was admitted; EngineError or RequestError."""
         if isinstance(place, Job):
             return await self._whole(content, place)
         return await self._in_pool(partial(self._label_tiles, content, place), self.state.cutters)

@@ -12,7 +12,7 @@ from ddcat_serve.http.byte_budget import ByteBudget
 from ddcat_serve.inference.model_registry import Models
 from ddcat_serve.inference.repository import Repository
 from ddcat_serve.inference.served_model import ServedModel
-from ddcat_serve.observe.metrics import Metrics, ModelState, ShadowState
+from ddcat_serve.observe.metrics import Metrics
 from ddcat_serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -59,42 +59,18 @@ class FiniteJson(JSONResponse):
 
 @dataclass
 class ServerState:
-    """
-    State of one server, shared by HTTP and gRPC.
+    """State of one server, shared by HTTP and gRPC."""
 
-    Attributes
-    ----------
-    models : Models
-        Loaded models, which their loader closes. They may change while the server runs.
-    settings : Settings
-    access_control : AccessControl
-        Checks keys and counts requests per client.
-    pool : ThreadPoolExecutor
-        Threads that decode images and encode masks; each engine has a thread of its own.
-    cutters : ThreadPoolExecutor
-        Threads that answer images that are cut, each one at a time: as many bound their memory.
-    metrics : Metrics
-        Counts requests and batches.
-    byte_budget : ByteBudget
-        For the bodies of all requests in progress.
-    repository : Repository or None
-        Loads and unloads the models; None: they stay as they are.
-    jobs : JobRunner or None
-        Computes asynchronous jobs; None: the server keeps none.
-    draining : bool
-        Whether the server is shutting down.
-    """
-
-    models: Models
+    models: Models  # which their loader closes; they may change while the server runs
     settings: Settings
     access_control: AccessControl
-    pool: ThreadPoolExecutor
-    cutters: ThreadPoolExecutor
+    pool: ThreadPoolExecutor  # decodes images and encodes masks; each engine has a thread of its own
+    cutters: ThreadPoolExecutor  # answers images that are cut, each thread one at a time: as many bound their memory
     metrics: Metrics
-    byte_budget: ByteBudget
-    repository: Repository | None = None
-    jobs: "JobRunner | None" = None
-    draining: bool = False
+    byte_budget: ByteBudget  # for the bodies of all requests in progress
+    repository: Repository | None = None  # loads and unloads the models; None: they stay as they are
+    jobs: "JobRunner | None" = None  # None: the server keeps none
+    draining: bool = False  # whether the server is shutting down
 
     @property
     def served(self) -> list[ServedModel]:
@@ -111,31 +87,6 @@ class ServerState:
     def live(self) -> bool:
         """Whether every engine works or is being restarted."""
         return all(model.worker.state != "broken" for model in self.served)
-
-    def model_states(self) -> list[ModelState]:
-        """Return the current state of each model, for the metrics."""
-        return [
-            ModelState(
-                name=model.name,
-                version=model.version,
-                class_names=model.classes.names,
-                ready=model.ready and not self.draining,
-                passed=model.passport.passport is not None and model.passport.passport.verdict == "pass",
-                waiting_pixels=model.worker.waiting_pixels,
-                answers=model.monitor.totals(),
-                newest=model is list(versions.values())[-1],
-            )
-            for versions in self.models.values()
-            for model in versions.values()
-        ]
-
-    def shadow_states(self) -> list[ShadowState]:
-        """Return what the shadows have computed, for the metrics."""
-        shadows = [] if self.repository is None else self.repository.shadows()
-        return [
-            ShadowState(model.name, model.version, found.images, found.failed, found.pixels, found.equal)
-            for model, found in shadows
-        ]
 
 
 def provenance_headers(model: ServedModel) -> dict[str, str]:

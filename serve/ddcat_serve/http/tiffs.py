@@ -26,10 +26,7 @@ def read_scene(file: str | bytes, rule: FileRule = AS_STORED) -> Iterator[Scene]
     """
     Open a GeoTIFF of a client, its path or its content, as a rule says which bands and values are read.
 
-    Raises
-    ------
-    RequestError
-        415 if rasterio is missing, the file is damaged or of another kind, or is to be read in too large parts.
+    RequestError (415) if rasterio is missing, the file is damaged or of another kind, or is to be read in too large parts.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -65,16 +62,9 @@ def decode_tiff(content: bytes, size: tuple[int, int], rule: FileRule) -> U8:
 
 def encode_tiff(labels: U8, classes: Classes, content: bytes, rule: FileRule = AS_STORED) -> bytes:
     """
-    Encode labels as a TIFF with a colour table.
+    Encode labels, (H, W) uint8, as a TIFF with a colour table.
 
-    Parameters
-    ----------
-    labels : (H, W) uint8
-    classes : Classes
-    content : bytes
-        The image's file: the mask of a GeoTIFF gets its CRS and transform.
-    rule : FileRule
-        By which it was read.
+    `content` is the image's file, read by `rule`: the mask of a GeoTIFF gets its CRS and transform.
     """
     if is_tiff(content):
         with read_scene(content, rule) as scene:

@@ -96,14 +96,7 @@ def repository_index(state: ServerState, *, ready: bool = False) -> list[dict[st
 
 
 def model_statistics(state: ServerState, name: str | None = None, version: str | None = None) -> dict[str, Any]:
-    """
-    Return the statistics of one version of a model, of all of its versions, or of all models.
-
-    Raises
-    ------
-    RequestError
-        404 if there is no such model.
-    """
+    """Return the statistics of one version of a model, of all of its versions, or of all models; RequestError (404)."""
     if name is None and version is not None:
         raise RequestError(400, "a version is named without its model: name both")
     if name is None:

@@ -14,7 +14,6 @@ from ddcat_serve.settings import Settings
 __all__ = [
     "DATATYPES",
     "MAX_ENVELOPE_BYTES",
-    "LoadOptions",
     "RequestedOutput",
     "check_channels",
     "check_flag",
@@ -41,14 +40,7 @@ class RequestedOutput(NamedTuple):
 
 
 def check_image(datatype: str, shape: list[int], max_pixels: int) -> None:
-    """
-    Check that a tensor is a batch of images.
-
-    Raises
-    ------
-    RequestError
-        400, or 413 for too many pixels.
-    """
+    """Refuse a tensor that is not a batch of images: RequestError (400), or 413 for too many pixels."""
     if datatype != "UINT8":
         raise RequestError(400, f"image has datatype {quoted(datatype)}; the model takes UINT8")
     if len(shape) != 4 or not 1 <= shape[3] <= MOST_BANDS or min(shape) < 1:
@@ -79,14 +71,7 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def requested_outputs(model: ServedModel, outputs: Sequence[RequestedOutput]) -> list[TensorEntry]:
-    """
-    Return the requested outputs, by default all.
-
-    Raises
-    ------
-    RequestError
-        400 for an unknown output, and for a parameter that would change the answer.
-    """
+    """Return the requested outputs, by default all; RequestError (400) for unknown ones, and parameters that change them."""
     entries = {entry.name: entry for entry in model.engine.outputs}
     for output in outputs:
         if output.name not in entries:
@@ -103,10 +88,7 @@ def read_timeout(parameters: Parameters, settings: Settings) -> float:
     """
     Return the request's timeout in seconds; clients give it in microseconds, and 0 means the default.
 
-    Raises
-    ------
-    RequestError
-        400 if it is not such a number, or above the maximum.
+    RequestError (400) if it is not such a number, or above the maximum.
     """
     value, most = parameters.get("timeout", 0), 1e6 * settings.max_timeout
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
@@ -114,21 +96,11 @@ def read_timeout(parameters: Parameters, settings: Settings) -> float:
     return value / 1e6 if value else settings.timeout
 
 
-class LoadOptions(NamedTuple):
-    """What a request to load a model asks for: a version, default the newest, or the one that answered before."""
-
-    version: str | None = None
-    roll_back: bool = False
-
-
-def read_load_options(parameters: Parameters) -> LoadOptions:
+def read_load_options(parameters: Parameters) -> tuple[str | None, bool]:
     """
-    Return what the parameters of a request to load a model ask for.
+    Return the version that a request to load a model names, None: the newest; and whether it asks for a roll-back instead.
 
-    Raises
-    ------
-    RequestError
-        400 for files, for a configuration of anything but the version, and for unknown parameters.
+    RequestError (400) for files, for a configuration of anything but the version, and for unknown parameters.
     """
     version, roll_back = None, False
     for name, value in parameters.items():
@@ -142,7 +114,7 @@ def read_load_options(parameters: Parameters) -> LoadOptions:
             raise RequestError(400, f"the server does not know the parameter {quoted(name)} of a load; leave it out")
     if roll_back and version is not None:
         raise RequestError(400, "rollback goes to the version that answered before: leave config out")
-    return LoadOptions(version, roll_back)
+    return version, roll_back
 
 
 def check_unload_options(parameters: Parameters) -> None:

@@ -81,15 +81,7 @@ def _read(name: str) -> str:
 
 
 def scale_perturbation(clean: npt.NDArray[np.uint8], attacked: npt.NDArray[np.uint8], strength: float) -> npt.NDArray[np.uint8]:
-    """
-    Return an image with a share of its perturbation, rounded toward the clean image.
-
-    Parameters
-    ----------
-    clean, attacked : (H, W, 3) uint8
-    strength : float
-        In [0, 1].
-    """
+    """Return an image with a share of its perturbation, in [0, 1], rounded toward the clean image; all are (H, W, 3) uint8."""
     change = strength * (attacked.astype(np.float64) - clean)
     return (clean + np.trunc(change + np.copysign(1e-9, change))).astype(np.uint8)
 

@@ -23,28 +23,13 @@ Size = tuple[int, int]
 
 @dataclass(eq=False)
 class Item:
-    """
-    A queued request.
-
-    Attributes
-    ----------
-    images : int
-        Number of its images, which are computed together.
-    size : (height, width)
-        Size of its images.
-    deadline : float
-        Time in seconds, by the caller's clock.
-    payload
-        Anything the caller needs.
-    ready : bool
-        Whether it can be computed; False: it has its place, but its images are not decoded yet.
-    """
+    """A queued request: a number of images of one size, which are computed together."""
 
     images: int
-    size: Size
-    deadline: float
-    payload: Any = None
-    ready: bool = True
+    size: Size  # (height, width)
+    deadline: float  # in seconds, by the caller's clock
+    payload: Any = None  # anything the caller needs
+    ready: bool = True  # False: it has its place, but its images are not decoded yet
     waiting: bool = field(default=False, init=False)  # whether it is in the queue
 
     @property
@@ -54,15 +39,7 @@ class Item:
 
 
 class Overloaded(Exception):  # noqa: N818 -- a state of the queue, not a fault
-    """
-    A request that cannot be answered in time.
-
-    Parameters
-    ----------
-    reason : str
-    retry_after : float
-        Seconds until a similar request could be.
-    """
+    """A request that cannot be answered in time; a similar one could be in `retry_after` seconds."""
 
     def __init__(self, reason: str, retry_after: float) -> None:
         super().__init__(reason)
@@ -91,22 +68,12 @@ class AdmissionQueue:
     """
     Requests queued for one engine.
 
-    Parameters
-    ----------
-    max_pixels : int
-        Most pixels in the queue; an empty queue accepts a request of any size.
-    batch_pixels : int
-        Most pixels per batch; a request with more is computed alone.
-    batch_images : int or None
-        Most images per batch; None: limited by the pixels only.
-    pixels_per_second : float or None
-        Throughput that the warm-up measured; None: times are not predicted.
-    call_overhead : float
-        Shortest time of a call in seconds, even for tiny images.
-    call_pixels : int or None
-        Most pixels of a call; None: unlimited.
-    call_seconds : float
-        Most seconds of a call, by prediction.
+    The queue holds `max_pixels` at most, but an empty one accepts a request of any size. A batch has at most `batch_pixels`,
+    and at most `batch_images` if that is given; a request with more pixels is computed alone. A call has at most `call_pixels`,
+    if given, and takes at most `call_seconds` by prediction.
+
+    `pixels_per_second` is the throughput that the warm-up measured; None: times are not predicted. `call_overhead` is the
+    shortest time of a call in seconds, even for tiny images.
     """
 
     def __init__(
@@ -145,15 +112,9 @@ class AdmissionQueue:
         """
         Queue the items of a request: all of them or none.
 
-        Raises
-        ------
-        TooLarge
-            If the engine cannot handle one of them in one call, or not all of them before the deadline even when idle.
-        Overloaded
-            If they would not be answered before their deadline, would make others late, or the queue is full.
+        TooLarge if the engine cannot handle one of them in one call, or not all of them before the deadline even when idle;
+        Overloaded if they would not be answered before their deadline, would make others late, or the queue is full.
         """
-        if self._running is None and not self._entries:
-            self._decay_slowdown(now)
         self._check_size(items, now)
         pixels = sum(item.pixels for item in items)
         if self._entries and self.pixels + pixels > self._max_pixels:
@@ -173,18 +134,11 @@ class AdmissionQueue:
 
     def check(self, items: Sequence[Item], now: float, *, ahead: int = 0) -> None:
         """
-        Raise as `put` would, but queue nothing: for items of one request that will be queued one after another.
+        Raise as `put` would, but queue nothing: for items of one request, of one deadline, that will be queued one after
+        another.
 
-        Parameters
-        ----------
-        items : sequence of Item
-            Of one deadline.
-        now : float
-        ahead : int
-            Pixels of others that will be queued meanwhile.
+        `ahead` are the pixels of others that will be queued meanwhile.
         """
-        if self._running is None and not self._entries:
-            self._decay_slowdown(now)
         self._check_size(items, now)
         waiting = [ahead, *(item.pixels for item in (*items, *(entry.item for entry in self._entries)))]
         late = now + self._left(now) + sum(map(self._seconds, waiting)) - items[0].deadline
@@ -193,6 +147,8 @@ class AdmissionQueue:
 
     def _check_size(self, items: Sequence[Item], now: float) -> None:
         """Refuse a request that is too large for an idle engine at its initial speed."""
+        if self._running is None and not self._entries:
+            self._decay_slowdown(now)
         largest = max(item.pixels for item in items)
         if self._call_pixels is not None and largest > self._call_pixels:
             raise TooLarge(f"{largest} pixels are more than this server computes at once, {self._call_pixels}: send fewer")

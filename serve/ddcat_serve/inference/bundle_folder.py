@@ -16,13 +16,7 @@ Print = tuple[tuple[str, int, int], ...]  # name, size and time of each file of 
 
 
 class BundleFolder:
-    """
-    Bundles by name and version.
-
-    Parameters
-    ----------
-    path : Path
-    """
+    """Bundles in a folder, by name and version."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -38,14 +32,7 @@ class BundleFolder:
             return []
 
     def contents(self) -> dict[str, list[str]]:
-        """
-        Return the versions of all names.
-
-        Raises
-        ------
-        ServeError
-            If the folder cannot be listed.
-        """
+        """Return the versions of all names; ServeError if the folder cannot be listed."""
         try:
             with os.scandir(self.path) as entries:
                 names = sorted(entry.name for entry in entries)

@@ -18,16 +18,8 @@ class BundleLoader:
     """
     Verifies bundles of a folder, and makes them models that are ready to answer: one at a time.
 
-    Parameters
-    ----------
-    folder : BundleFolder
-    settings : Settings
-    threads : int or None
-        Threads of each engine; None: the physical cores.
-    trust : TrustPolicy
-        Required proof of the bundles' origin.
-    observe : callable
-        Is called after each batch, in the thread of the engine.
+    `threads` are those of each engine, by default the physical cores; `trust` is the required proof of the bundles' origin;
+    `observe` is called after each batch, in the thread of the engine.
     """
 
     def __init__(
@@ -43,23 +35,11 @@ class BundleLoader:
         """
         Load a bundle; return None if it is the one that answers already.
 
-        Parameters
-        ----------
-        name, version : str
-        share : float
-            Share of the engines' memory that its own may use.
-        answering : ServedModel or None
-            The model that answers under this name.
-        digest : str, optional
-            Digest that the bundle must have.
-        beside : bool
-            Whether other engines answer meanwhile.
+        Its engine may use a `share` of the engines' memory. `answering` is the model that answers under this name; `digest`, if
+        given, is the one that the bundle must have; `beside`: other engines answer meanwhile.
 
-        Raises
-        ------
-        BundleError, EngineError
-            For a bundle that is incomplete or untrusted, that the gate refused, that does not run, or that answers its golden
-            images differently.
+        BundleError or EngineError for a bundle that is incomplete or untrusted, that the gate refused, that does not run, or
+        that answers its golden images differently.
         """
         with self._one_at_a_time:
             trust = self.trust if digest is None else self.trust._replace(digests=(digest,))

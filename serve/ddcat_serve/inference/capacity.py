@@ -18,13 +18,18 @@ from ddcat.engines import Engine
 from ddcat.manifest import InputShapes
 from ddcat_serve.inference.memory import measure_cost
 
-__all__ = ["MAX_SECONDS", "Trial", "most_pixels", "try_sizes"]
+__all__ = ["Trial", "Turn", "most_pixels", "try_sizes"]
 
-MAX_SECONDS = 0.25  # nothing larger is tried after a call that took as long
+_MAX_SECONDS = 0.25  # nothing larger is tried after a call that took as long
+_TURN_SECONDS = 0.0125  # the same beside engines that answer: what is tried next takes 4 times as long
+_REPEATS = 3  # of each call beside others, of which the least time and the most memory count: others free memory meanwhile
 _MAX_PIXELS = 2**21  # of the images that are tried, unless the only size has more
 _STEP = 2  # ratio of the sides of successive sizes
 _SAFETY_FACTOR = 1.1  # calls are expected to need so many times the measured memory
 _PROPORTIONAL = 1.3  # growth up to this power counts as linear: memory of small images is mostly pages and alignment
+
+
+Turn = Callable[[], AbstractContextManager[None]]
 
 
 class Trial(NamedTuple):
@@ -40,47 +45,30 @@ def try_sizes(
     shapes: InputShapes,
     *,
     channels: int = 3,
-    max_seconds: float = MAX_SECONDS,
-    repeats: int = 1,
-    turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+    turn: Turn | None = None,
 ) -> list[Trial]:
     """
-    Run an engine on noise images of increasing size.
+    Run an engine on noise images of increasing size; return at least one trial, by increasing pixels.
 
-    Parameters
-    ----------
-    engine : Engine
-    shapes : InputShapes
-        InputShapes that it accepts.
-    channels : int
-        Of an image.
-    max_seconds : float, optional
-        Nothing larger is tried after a call that took as long.
-    repeats : int, optional
-        Calls with each size; the least time and the most memory of them count.
-    turn : callable, optional
-        Returns a context for each call: what other engines take meanwhile would count as this one's.
-
-    Returns
-    -------
-    list of Trial
-        At least one, by increasing pixels.
+    Nothing larger is tried after a call that took `_MAX_SECONDS`. Where other engines answer meanwhile, each call is made in a
+    context of `turn`, since what they take would count as this one's, and the calls are shorter.
     """
-    trials = []
+    trials, entered = [], turn or nullcontext
+    most_seconds, repeats = (_MAX_SECONDS, 1) if turn is None else (_TURN_SECONDS, _REPEATS)
     for height, width in _sizes(shapes):
         images = np.random.default_rng(0).integers(0, 256, (shapes.batch.minimum, height, width, channels)).astype(np.uint8)
-        with turn():
+        with entered():
             engine.infer(images)  # the first call with a new size prepares
         engine.rest()  # memory that it keeps would hide what the call takes
         costs = []
         for _ in range(repeats):
-            with turn():
+            with entered():
                 costs.append(measure_cost(partial(engine.infer, images)))
             engine.rest()
         trials.append(
             Trial(math.prod(images.shape[:3]), min(cost.seconds for cost in costs), max(cost.bytes for cost in costs))
         )
-        if trials[-1].seconds > max_seconds:
+        if trials[-1].seconds > most_seconds:
             break
     return trials
 

@@ -14,7 +14,6 @@ from typing import Literal, NamedTuple
 
 from ddcat.engines import Engine
 from ddcat.engines.base import Images
-from ddcat.engines.errors import EngineError
 from ddcat_serve.inference.admission_queue import AdmissionQueue, Item
 from ddcat_serve.inference.jobs import HungError, Job, LateError, StoppedError, fail, infer_batch, release, set_result
 from ddcat_serve.observe.usage import Batch
@@ -41,31 +40,16 @@ class _Call(NamedTuple):
 
 class EngineWorker:
     """
-    An engine, its queue and its thread.
+    An engine, its queue and its thread; it closes the engine.
 
-    Parameters
-    ----------
-    name : str
-        Used for threads and the log.
-    engine : Engine
-        The first engine. The worker closes it.
-    reopen : callable
-        Opens and checks a new engine in place of one that hangs; runs in a thread of its own.
-    queue : AdmissionQueue
-        Of this engine alone.
-    engine_timeout : float
-        Seconds after which a call counts as hanging.
-    kept_pixels : int, optional
-        Pixels, over all sizes, for which the engine may keep memory between calls. Default: unlimited.
-    measure : callable, optional
-        Returns an engine's throughput in pixels per second. Called in its thread while it is idle, if requests were refused for
-        its speed: that may have been measured while the machine was busy.
-    observe : callable, optional
-        Called after each batch, in the engine's thread.
-    turn : callable, optional
-        Returns a context in which a batch is computed; it must let the batch go on within seconds.
-    clock : callable, optional
-        Monotonic clock, in seconds.
+    `name` is that of threads and in the log. `reopen` opens and checks a new engine in place of one that hangs, in a thread of
+    its own; a call hangs after `engine_timeout` seconds. Between calls the engine may keep memory for `kept_pixels` over all
+    sizes.
+
+    `measure` returns an engine's throughput in pixels per second. It is called in the engine's thread while that is idle, if
+    requests were refused for its speed, which may have been measured while the machine was busy. `observe` is called after each
+    batch, in the same thread. A batch is computed in a context of `turn`, which must let it go on within seconds. `clock` is
+    monotonic, in seconds.
     """
 
     def __init__(
@@ -104,29 +88,11 @@ class EngineWorker:
 
     def admit(self, images: Sequence[tuple[int, tuple[int, int]]], timeout: float) -> list[Job]:
         """
-        Queue jobs before their images are decoded: all of them or none.
+        Queue jobs before their images are decoded: all of them or none; each is then passed to `start` or `cancel`.
 
-        Parameters
-        ----------
-        images : sequence of (N, (height, width))
-            Number and size of each job's images.
-        timeout : float
-            Seconds until the deadline.
-
-        Returns
-        -------
-        list of Job
-            Each is passed to `start` or `cancel`.
-
-        Raises
-        ------
-        TooLarge
-            If the engine cannot handle one of them.
-        Overloaded
-            If they could not be answered in time.
-        LateError
-            If the deadline has passed.
-        StoppedError
+        `images` are number and (height, width) of each job's images, `timeout` are the seconds until the deadline. TooLarge if
+        the engine cannot handle one of them; Overloaded if they could not be answered in time; LateError if the deadline has
+        passed; StoppedError if no requests are accepted.
         """
         with self._changed:
             now = self._check(timeout)
@@ -150,21 +116,7 @@ class EngineWorker:
                 self._changed.notify_all()
 
     def submit(self, images: Images, timeout: float) -> Job:
-        """
-        Queue images.
-
-        Parameters
-        ----------
-        images : (N, H, W, 3) uint8
-            Of a size that the engine accepts.
-        timeout : float
-            Seconds until the deadline.
-
-        Raises
-        ------
-        TooLarge, Overloaded, LateError, StoppedError
-            As `admit`.
-        """
+        """Queue images, (N, H, W, C) uint8, of a size that the engine accepts; otherwise as `admit`."""
         count, height, width = images.shape[:3]
         [job] = self.admit([(count, (height, width))], timeout)
         self.start(job, images)
@@ -298,19 +250,19 @@ class EngineWorker:
 
     def _measure_speed(self, measure: Callable[[Engine], float], engine: Engine, generation: int) -> bool:
         """Measure the speed; return False if the engine was abandoned meanwhile."""
-        if not self._enter(generation, [], _OPEN_TIMEOUT):
-            return False
         speed = 0.0
-        try:
+
+        def work() -> None:
+            nonlocal speed
             speed = measure(engine)
-        except Exception as error:  # of any runtime
-            _log.warning("%s: the engine's speed cannot be measured: %s", self._name, error)
-        with self._changed:
-            if generation == self._generation:
-                self._queue.update_speed(speed, self._clock())
-                self._call = None
-                self._changed.notify_all()
-            return generation == self._generation
+
+        return self._beside_batches(
+            work,
+            generation,
+            "its speed cannot be measured",
+            lambda: self._queue.update_speed(speed, self._clock()),
+            _OPEN_TIMEOUT,
+        )
 
     def _keeps_too_much(self, jobs: Sequence[Job]) -> bool:
         """Return whether the engine may now keep memory for too many pixels."""
@@ -322,15 +274,21 @@ class EngineWorker:
 
     def _rest(self, engine: Engine, generation: int) -> bool:
         """Let the engine free memory; return False if it was abandoned meanwhile."""
-        if not self._enter(generation, []):
+        return self._beside_batches(engine.rest, generation, "it cannot free memory", self._kept.clear)
+
+    def _beside_batches(
+        self, work: Callable[[], None], generation: int, fault: str, then: Callable[[], None], timeout: float | None = None
+    ) -> bool:
+        """Let the engine do work that answers nobody; return False if it was abandoned meanwhile."""
+        if not self._enter(generation, [], timeout):
             return False
         try:
-            engine.rest()
-        except EngineError as error:
-            _log.warning("%s: the engine cannot free memory: %s", self._name, error)
+            work()
+        except Exception as error:  # of any runtime
+            _log.warning("%s: %s: %s", self._name, fault, error)
         with self._changed:
             if generation == self._generation:
-                self._kept.clear()
+                then()
                 self._call = None
                 self._changed.notify_all()
             return generation == self._generation

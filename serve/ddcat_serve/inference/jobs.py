@@ -36,21 +36,10 @@ class StoppedError(EngineError):
 
 @dataclass(eq=False)
 class Job:
-    """
-    Images to be computed together, and their result.
+    """Images to be computed together, and their result: the engine's outputs for them."""
 
-    Attributes
-    ----------
-    item : Item
-        Its entry in the queue.
-    images : (N, H, W, 3) uint8, or None
-        None: not decoded yet, or released.
-    result : Future of Outputs
-        The engine's outputs for them.
-    """
-
-    item: Item
-    images: Images | None = None
+    item: Item  # its entry in the queue
+    images: Images | None = None  # (N, H, W, C) uint8; None: not decoded yet, or released
     result: "Future[Outputs]" = field(default_factory=Future)
 
 

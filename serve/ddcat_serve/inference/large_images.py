@@ -35,27 +35,11 @@ def most_blend_bytes(settings: Settings) -> int:
 
 def admit_cut(model: ServedModel, size: Size, timeout: float, *, max_bytes: int) -> "QueuedInference":
     """
-    Admit an image that is cut, before it is decoded, or refuse it.
+    Admit an image that is cut, before it is decoded, or refuse it; it is stopped when it is answered.
 
-    Parameters
-    ----------
-    model : ServedModel
-    size : (height, width)
-        As prepared for the graph.
-    timeout : float
-        Seconds until the deadline.
-    max_bytes : int
-        Most bytes of logits that are kept while tiles are blended.
-
-    Returns
-    -------
-    QueuedInference
-        It is stopped when the image is answered.
-
-    Raises
-    ------
-    InputError, RequestError
-        As `ServedModel.admit`; 413 where there would be more bytes.
+    `size` is its (height, width) as prepared for the graph, `timeout` are the seconds until the deadline, `max_bytes` the most
+    bytes of logits that are kept while tiles are blended: RequestError (413) where there would be more. Other errors are those
+    of `ServedModel.admit`.
     """
     tiles = check_cut(model, size, max_bytes=max_bytes)
     with worker_errors_as_http(model.name):
@@ -84,15 +68,8 @@ class QueuedInference:
     """
     The engine of a model, for threads: it computes in its turn, and waits while the queue is full.
 
-    Each call enters the queue behind what is there already, so a large image leaves others their share of the engine.
-
-    Parameters
-    ----------
-    model : ServedModel
-    timeout : float
-        Seconds in which a call is to be computed, in the order of deadlines.
-    until : float
-        Time by the monotonic clock after which calls fail.
+    Each call enters the queue behind what is there already, so a large image leaves others their share of the engine. A call is
+    to be computed in `timeout` seconds, in the order of deadlines; calls fail after `until`, by the monotonic clock.
     """
 
     def __init__(self, model: ServedModel, *, timeout: float, until: float = math.inf) -> None:
@@ -123,13 +100,8 @@ class QueuedInference:
         """
         Compute images of one size, (N, H, W, C) uint8.
 
-        Raises
-        ------
-        LateError
-            After `until`.
-        StoppedError
-            After `stop`, or where the model takes no requests any more.
-        EngineError, TooLarge
+        LateError after `until`; StoppedError after `stop`, or where the model takes no requests any more; EngineError,
+        TooLarge.
         """
         shadow = self._model.shadow
         while True:

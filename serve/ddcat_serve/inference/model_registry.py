@@ -18,13 +18,13 @@ from ddcat.engines.tiled import TiledEngine
 from ddcat.passport import PassportStatus, read_passport
 from ddcat_serve.errors import RequestError, ServeError, quoted
 from ddcat_serve.inference.admission_queue import AdmissionQueue
-from ddcat_serve.inference.capacity import MAX_SECONDS, most_pixels
+from ddcat_serve.inference.capacity import Turn, most_pixels
 from ddcat_serve.inference.engine_worker import EngineWorker
 from ddcat_serve.inference.memory import memory_limit, resident_bytes
 from ddcat_serve.inference.served_model import ServedModel
 from ddcat_serve.inference.sources import NAME, Source
 from ddcat_serve.inference.turns import Turns
-from ddcat_serve.inference.warm_up import Turn, in_turns, measure_speed, warm_up
+from ddcat_serve.inference.warm_up import in_turns, measure_speed, warm_up
 from ddcat_serve.observe.drift_monitor import DriftMonitor
 from ddcat_serve.observe.usage import Batch
 from ddcat_serve.settings import Settings
@@ -45,10 +45,6 @@ _log = logging.getLogger(__name__)
 
 _MEMORY_SHARE = 0.5  # of the free memory, for the engines; the rest is for bodies, queued images and masks
 _KEPT_SHARE = 0.25  # of the pixels of the largest call: an engine keeps memory between calls for at most as many
-_TURN_SECONDS = (
-    0.0125  # after a call that took as long, nothing larger is tried beside engines that answer: it takes 4 times as long
-)
-_REPEATS = 3  # of such a call: memory that others free meanwhile would hide some of its own
 _CALL_SHARE = 1 / 3  # of the engine timeout: a call that is expected to take longer is refused
 
 Models = Mapping[str, Mapping[str, ServedModel]]  # by name, then by version, in the order of the command line
@@ -96,12 +92,7 @@ class Drain:
     """
     Deadline for answering accepted requests at shutdown, shared by HTTP, gRPC and all engines, so that theirs do not add up.
 
-    Parameters
-    ----------
-    seconds : float
-        From `begin` to the deadline.
-    clock : callable, optional
-        Monotonic clock, in seconds.
+    It is `seconds` after `begin`, by a monotonic clock.
     """
 
     def __init__(self, seconds: float, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -121,14 +112,7 @@ class Drain:
 
 
 def find_model(models: Models, name: str, version: str | None = None) -> ServedModel:
-    """
-    Return a model, by default its last version.
-
-    Raises
-    ------
-    RequestError
-        404 if there is no such model or version.
-    """
+    """Return a model, by default its last version; RequestError (404) if there is no such model or version."""
     versions = models.get(name)
     if versions is None:
         raise RequestError(404, f"no model is named {quoted(name)}; there is {', '.join(models) or 'none now'}")
@@ -161,29 +145,12 @@ def load_models(
     """
     Verify, load and warm up bundles, and check their golden images; on exit, answer queued requests and free the engines.
 
-    Parameters
-    ----------
-    sources : sequence of Source or Path
-        Bundles of the same name become versions 1, 2, ... in this order.
-    settings : Settings
-    threads : int, optional
-        Threads of each engine. Default: the physical cores.
-    trust : TrustPolicy, optional
-        Required proof of the bundles' origin.
-    observe : callable, optional
-        Is called after each batch, in the thread of the engine.
-    drain : Drain, optional
-        Shutdown deadline shared with others. Default: one that begins on exit.
+    Bundles of the same name become versions 1, 2, ... in their order. `threads` are those of each engine, by default the
+    physical cores; `trust` is the required proof of the bundles' origin; `observe` is called after each batch, in the thread of
+    the engine; `drain` is a shutdown deadline shared with others, by default one that begins on exit.
 
-    Yields
-    ------
-    dict of str to dict of str to ServedModel
-        By name, then by version.
-
-    Raises
-    ------
-    BundleError, EngineError, ServeError
-        For a bundle that is incomplete or untrusted, does not run, or answers its golden images differently.
+    BundleError, EngineError or ServeError for a bundle that is incomplete or untrusted, does not run, or answers its golden
+    images differently.
     """
     models: dict[str, dict[str, ServedModel]] = {}
     try:
@@ -222,31 +189,15 @@ def load_model(
     beside: bool = False,
 ) -> ServedModel:
     """
-    Open a bundle's engine, warm it up, check its golden images, and let it take requests.
+    Open a verified bundle's engine, warm it up, check its golden images, and let it take requests.
 
-    Parameters
-    ----------
-    bundle : Bundle
-        Verified.
-    passport : PassportStatus
-        The bundle's, already accepted: see `read_passport`.
-    name, version : str
-        To serve it under.
-    settings, threads, observe
-        As for `load_models`.
-    share : float
-        Share of the engines' memory that its own may use.
-    turns : Turns, optional
-        Shared by engines of which some answer while others are loaded.
-    beside : bool
-        Whether others answer meanwhile: then the warm-up is gentle.
+    Its `passport` was accepted already: see `read_passport`. The engine may use a `share` of the engines' memory. `turns` are
+    shared by engines of which some answer while others are loaded; `beside`: others answer meanwhile, and the warm-up is
+    gentle. The rest is as for `load_models`.
 
-    Raises
-    ------
-    EngineError
-        If it does not run, answers its golden images differently, or has a rule for tiles that cannot be blended.
+    EngineError if it does not run, answers its golden images differently, or has a rule for tiles that cannot be blended.
     """
-    turn: Turn = nullcontext if turns is None else turns.load
+    turn: Turn | None = turns.load if turns is not None and beside else None
     engine = open_engine(bundle, threads=threads)
     try:
         examples = read_golden(bundle)
@@ -256,8 +207,6 @@ def load_model(
             examples,
             tolerance=settings.golden_tolerance,
             batch_pixels=settings.batch_pixels,
-            max_seconds=_TURN_SECONDS if beside else MAX_SECONDS,
-            repeats=_REPEATS if beside else 1,
             turn=turn,
         )
         gentle = in_turns(engine, turn)

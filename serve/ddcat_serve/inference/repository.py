@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,40 +20,27 @@ from ddcat_serve.errors import RequestError, ServeError, quoted
 from ddcat_serve.inference.bundle_folder import BundleFolder
 from ddcat_serve.inference.bundle_loader import BundleLoader
 from ddcat_serve.inference.memory import trim_malloc
-from ddcat_serve.inference.model_registry import Drain, ModelTable, close_models
+from ddcat_serve.inference.model_registry import Drain, Models, ModelTable, close_models, load_models
 from ddcat_serve.inference.served_model import ServedModel
 from ddcat_serve.inference.shadow import Shadow, ShadowReport
+from ddcat_serve.inference.sources import Source
 from ddcat_serve.observe.metrics import Metrics
 from ddcat_serve.settings import Settings
 
-__all__ = ["Listed", "Repository", "Switched", "open_repository"]
+__all__ = ["Listed", "Repository", "Switched", "open_models", "open_repository"]
 
 _MOST_HISTORY = 10  # versions of a name that roll-backs can reach
 _log = logging.getLogger(__name__)
 
 
 class Switched(NamedTuple):
-    """
-    What a call has done.
-
-    Attributes
-    ----------
-    name : str
-    version : str or None
-        The version that answers now; None: none.
-    before : str or None
-        The one that answered before; the same if nothing has changed.
-    shadow : str or None
-        The version that computes beside it, and that the next load lets answer.
-    report : ShadowReport or None
-        Its comparison with the one that answers, or answered before it.
-    """
+    """What a call has done."""
 
     name: str
-    version: str | None
-    before: str | None
-    shadow: str | None = None
-    report: ShadowReport | None = None
+    version: str | None  # the one that answers now; None: none
+    before: str | None  # the one that answered before; the same if nothing has changed
+    shadow: str | None = None  # the one that computes beside it, and that the next load lets answer
+    report: ShadowReport | None = None  # its comparison with the one that answers, or answered before it
 
 
 class Listed(NamedTuple):
@@ -81,18 +68,9 @@ class Repository:
     """
     Loads, swaps and unloads the models of a folder.
 
-    Calls are made in the server's event loop; bundles are loaded in threads of their own.
-
-    Parameters
-    ----------
-    loader : BundleLoader
-    metrics : Metrics
-    share : float
-        Share of the requests that a new version computes beside the old one before it answers; 0: it answers at once.
-    patience : float
-        Seconds in which a replaced model answers the requests that it has accepted.
-    refusal : str, optional
-        Why requests may not load models. Default: they may.
+    Calls are made in the server's event loop; bundles are loaded in threads of their own. A new version computes a `share` of
+    the requests beside the old one before it answers; 0: it answers at once. A replaced model answers the requests that it has
+    accepted within `patience` seconds. `refusal` says why requests may not load models, None: they may.
     """
 
     def __init__(
@@ -132,12 +110,8 @@ class Repository:
         Let a version answer, by default the newest; the one that answers now does so until then.
 
         With a share, the first call lets it compute beside the other, and the second one lets it answer. If the same bundle
-        answers already, it goes on doing so.
-
-        Raises
-        ------
-        RequestError
-            404 if there is no such bundle, 409 if another call for this name is in progress, 400 if the bundle is refused.
+        answers already, it goes on doing so. RequestError: 404 if there is no such bundle, 409 if another call for this name is
+        in progress, 400 if the bundle is refused.
         """
         return await self._alone(name, lambda place: self._load(place, name, version))
 
@@ -145,10 +119,7 @@ class Repository:
         """
         Undo the last load: end the shadow, or let the bundle answer that answered before, after the same checks.
 
-        Raises
-        ------
-        RequestError
-            400 if there is nothing to undo, or the bundle is no more the one that it was; otherwise as `load`.
+        RequestError (400) if there is nothing to undo, or the bundle is no more the one that it was; otherwise as `load`.
         """
         return await self._alone(name, lambda place: self._roll_back(place, name))
 
@@ -160,10 +131,7 @@ class Repository:
         """
         Load the newest version of each name that is not refused, before the server takes requests.
 
-        Raises
-        ------
-        DdcatError
-            If the folder holds no bundle, or all bundles of a name are refused.
+        DdcatError if the folder holds no bundle, or all bundles of a name are refused.
         """
         found = self.folder.contents()
         if not found:
@@ -375,18 +343,7 @@ def open_repository(
     """
     Load the newest version of each name in a folder; on exit, answer queued requests and free the engines.
 
-    Parameters
-    ----------
-    folder, refusal
-        As for `Repository`.
-    settings, threads, trust, drain
-        As for `load_models`.
-    metrics : Metrics
-
-    Raises
-    ------
-    BundleError, EngineError, ServeError
-        As `Repository.start`.
+    Arguments are those of `Repository` and `load_models`, errors those of `Repository.start`.
     """
     loader = BundleLoader(BundleFolder(folder), settings=settings, threads=threads, trust=trust, observe=metrics.count_batch)
     patience = settings.max_timeout + settings.engine_timeout
@@ -396,3 +353,32 @@ def open_repository(
         yield repository
     finally:
         repository.close(drain.begin())
+
+
+@contextlib.contextmanager
+def open_models(
+    sources: Sequence[Source],
+    *,
+    settings: Settings,
+    threads: int | None,
+    trust: TrustPolicy,
+    metrics: Metrics,
+    drain: Drain,
+    refusal: str | None,
+) -> Iterator[tuple[Models, Repository | None]]:
+    """Load the models of the settings' repository as `open_repository`, or of bundles as `load_models`."""
+    if settings.repository is None:
+        observe = metrics.count_batch
+        with load_models(sources, settings=settings, threads=threads, trust=trust, observe=observe, drain=drain) as models:
+            yield models, None
+    else:
+        with open_repository(
+            settings.repository,
+            settings=settings,
+            threads=threads,
+            trust=trust,
+            metrics=metrics,
+            drain=drain,
+            refusal=refusal,
+        ) as repository:
+            yield repository.models, repository

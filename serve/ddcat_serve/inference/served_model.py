@@ -28,24 +28,11 @@ __all__ = ["ServedModel", "worker_errors_as_http"]
 
 class ServedModel:
     """
-    A version of a model.
+    A version of a model: its worker owns its engine, and a monitor evaluates its answers.
 
-    Parameters
-    ----------
-    bundle : Bundle
-        Its files are not needed any more and may be empty.
-    name, version : str
-        Under which it is served.
-    passport : PassportStatus
-        The gate's verdict on it.
-    examples : tuple of Example
-        Its golden images, if the server may show them.
-    worker : EngineWorker
-        Owns its engine.
-    monitor : DriftMonitor, optional
-        Evaluates its answers. Default: one without golden images.
-    corners : bool, optional
-        How its graph enlarges logits, if its bundle has a rule for tiles: see `ddcat.engines.tiled.TiledEngine`.
+    The files of its bundle are not needed any more and may be empty. `passport` is the gate's verdict on it. `examples` are its
+    golden images, if the server may show them. `corners` says how its graph enlarges logits, if its bundle has a rule for
+    tiles: see `ddcat.engines.tiled.TiledEngine`.
     """
 
     def __init__(
@@ -99,29 +86,14 @@ class ServedModel:
 
     def admit(self, images: Sequence[tuple[int, tuple[int, int]]], timeout: float) -> list[Job]:
         """
-        Queue images by their sizes, all of them or none, before they are decoded.
+        Queue images by their sizes, all of them or none, before they are decoded; each job is then passed to `infer` or
+        `release`.
 
-        A request that would be refused later is refused here, before any work is done for it.
+        A request that would be refused later is refused here, before any work is done for it. `images` are number and (height,
+        width) of the images of each job, `timeout` are the seconds until the deadline.
 
-        Parameters
-        ----------
-        images : sequence of (N, (height, width))
-            Number and size of the images of each job.
-        timeout : float
-            Seconds until the deadline.
-
-        Returns
-        -------
-        list of Job
-            Each is passed to `infer` or `release`.
-
-        Raises
-        ------
-        InputError
-            If the engine does not accept such images.
-        RequestError
-            413 if the engine could never answer in time, 429 with Retry-After if it cannot now, 503 if the model accepts no
-            requests, 504 if the deadline has passed.
+        InputError if the engine does not accept such images. RequestError: 413 if the engine could never answer in time, 429
+        with Retry-After if it cannot now, 503 if the model accepts no requests, 504 if the deadline has passed.
         """
         for count, size in images:
             check_size(count, *size, self.bundle.manifest.shapes)
@@ -141,23 +113,11 @@ class ServedModel:
         gone: Callable[[], Awaitable[object]] | None = None,
     ) -> Outputs:
         """
-        Queue images, and return their labels.
+        Queue images, (N, H, W, C) uint8, and return their labels.
 
-        Parameters
-        ----------
-        images : (N, H, W, C) uint8
-        timeout : float
-            Seconds until the deadline; ignored if `job` is given.
-        job : Job, optional
-            Place in the queue, from `admit`.
-        gone : callable, optional
-            Returns an awaitable that ends when the client disconnects. The images then leave the queue.
-
-        Raises
-        ------
-        InputError, RequestError
-            As `admit`.
-        ClientDisconnect
+        They have a place in the queue, `job`, or a `timeout` in seconds until the deadline. `gone` returns an awaitable that
+        ends when the client disconnects: the images then leave the queue, and ClientDisconnect is raised. Other errors are
+        those of `admit`.
         """
         check_images(images, self.bundle.manifest.shapes, self.bundle.manifest.preprocessing.channels)
         began, outputs, count = time.monotonic(), None, len(images)

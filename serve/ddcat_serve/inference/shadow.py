@@ -21,30 +21,15 @@ _TIMEOUT = 10.0  # seconds until the deadline of a request in it
 
 
 class ShadowReport(NamedTuple):
-    """
-    What both models made of the same images.
+    """What both models made of the same images."""
 
-    Attributes
-    ----------
-    images : int
-        Images that both computed.
-    pixels, equal : int
-        Their pixels, and those with equal labels.
-    skipped : int
-        Images that were chosen while the shadow was busy.
-    failed : int
-        Images that the shadow does not take, or failed on.
-    seconds, seconds_before : float or None
-        Time per image in the engine of the shadow, and in that of the model that answers, meanwhile; None: no image yet.
-    """
-
-    images: int
-    pixels: int
-    equal: int
-    skipped: int
-    failed: int
-    seconds: float | None
-    seconds_before: float | None
+    images: int  # that both computed
+    pixels: int  # of these images
+    equal: int  # of these pixels, those with equal labels
+    skipped: int  # images that were chosen while the shadow was busy
+    failed: int  # images that the shadow does not take, or failed on
+    seconds: float | None  # per image in its engine; None: no image yet
+    seconds_before: float | None  # the same of the model that answers, meanwhile
 
     def __str__(self) -> str:
         beside = f"{self.skipped} skipped, {self.failed} failed"
@@ -58,13 +43,7 @@ class Shadow:
     """
     Compares a candidate with the model that answers; its answers reach no client.
 
-    Parameters
-    ----------
-    candidate : ServedModel
-        Warmed up, and in no table of models.
-    answering : ServedModel
-    share : float
-        Share of the requests that the candidate computes as well, in (0, 1].
+    The candidate is warmed up, and in no table of models. It computes a `share` of the requests as well, in (0, 1].
     """
 
     def __init__(self, candidate: "ServedModel", answering: "ServedModel", share: float) -> None:
@@ -83,15 +62,7 @@ class Shadow:
             return chosen
 
     def offer(self, images: Images, answered: Outputs) -> None:
-        """
-        Compute images that were answered, and compare the labels when they are there.
-
-        Parameters
-        ----------
-        images : (N, H, W, 3) uint8
-        answered : Outputs
-            Of the model that answers.
-        """
+        """Compute images, (N, H, W, C) uint8, that were answered, and compare the labels when they are there."""
         with self._lock:
             if self._running >= _AT_ONCE:
                 self._skipped += len(images)

@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -14,7 +14,7 @@ from ddcat.engines import Engine, Outputs
 from ddcat.engines.base import Images
 from ddcat.engines.golden import Example, check_answers
 from ddcat.manifest import DimRange, InputShapes
-from ddcat_serve.inference.capacity import MAX_SECONDS, Trial, try_sizes
+from ddcat_serve.inference.capacity import Trial, Turn, try_sizes
 from ddcat_serve.settings import PREFIX
 
 __all__ = ["Throughput", "Turn", "in_turns", "measure_speed", "measure_throughput", "warm_up"]
@@ -24,39 +24,19 @@ _TIMING_SECONDS = 0.2  # for which each batch is timed, at least one call
 _WAITING = 10  # times as long at most, with the waits for turns
 _log = logging.getLogger(__name__)
 
-Turn = Callable[[], AbstractContextManager[None]]
-
 
 class Throughput(NamedTuple):
-    """
-    Throughput of an engine.
-
-    Attributes
-    ----------
-    pixels_per_second : float
-    batch_pixels : int
-        Pixels per batch; larger batches would not be faster.
-    """
+    """Throughput of an engine, and the pixels per batch: larger batches would not be faster."""
 
     pixels_per_second: float
     batch_pixels: int
 
 
 class WarmUp(NamedTuple):
-    """
-    Result of a warm-up.
-
-    Attributes
-    ----------
-    throughput : Throughput
-    call_overhead : float
-        Seconds of the shortest call.
-    trials : list of Trial
-        Time and memory of calls of several sizes.
-    """
+    """Result of a warm-up: with time and memory of calls of several sizes."""
 
     throughput: Throughput
-    call_overhead: float
+    call_overhead: float  # seconds of the shortest call
     trials: list[Trial]
 
 
@@ -67,39 +47,19 @@ def warm_up(
     *,
     tolerance: float,
     batch_pixels: int,
-    max_seconds: float = MAX_SECONDS,
-    repeats: int = 1,
-    turn: Turn = nullcontext,
+    turn: Turn | None = None,
 ) -> WarmUp:
     """
-    Check the golden answers, and measure throughput, overhead and memory.
+    Check the golden answers of a bundle's engine, and measure throughput, overhead and memory.
 
-    Parameters
-    ----------
-    bundle : Bundle
-    engine : Engine
-        The bundle's.
-    examples : sequence of Example
-        Its golden images. If there are none, the throughput is that of the largest trial.
-    tolerance : float
-        Share of labels that may differ.
-    batch_pixels : int
-        Most pixels per batch.
-    max_seconds, repeats, turn : optional
-        As for `try_sizes`.
-
-    Raises
-    ------
-    EngineError
-        As `check_answers`.
+    A share of labels, `tolerance`, may differ. Without golden images the throughput is that of the largest trial. A batch has
+    at most `batch_pixels`. `max_seconds`, `repeats` and `turn` are those of `try_sizes`; errors are those of `check_answers`.
     """
     check_answers(bundle, in_turns(engine, turn), examples, tolerance=tolerance, hint=f" ({PREFIX}GOLDEN_TOLERANCE)")
     trials = try_sizes(
         engine,
         bundle.manifest.shapes,
         channels=bundle.manifest.preprocessing.channels,
-        max_seconds=max_seconds,
-        repeats=repeats,
         turn=turn,
     )
     if examples:
@@ -124,9 +84,9 @@ class _InTurns:
         return getattr(self._engine, name)
 
 
-def in_turns(engine: Engine, turn: Turn) -> Engine:
-    """Return the engine, each of whose calls is made in a context of its own."""
-    return cast(Engine, _InTurns(engine, turn))
+def in_turns(engine: Engine, turn: Turn | None) -> Engine:
+    """Return the engine, each of whose calls is made in a context of its own, if there is one."""
+    return engine if turn is None else cast(Engine, _InTurns(engine, turn))
 
 
 def measure_speed(
@@ -141,19 +101,8 @@ def measure_speed(
     """
     Measure an engine's throughput again, in few calls, in pixels per second.
 
-    Parameters
-    ----------
-    engine : Engine
-    shapes : InputShapes
-        InputShapes that it accepts.
-    examples : sequence of Example
-        As for `warm_up`; only the first is used.
-    batch_pixels : int
-        Pixels per batch, from the warm-up.
-    channels : int
-        Of an image.
-    clock : callable, optional
-        In seconds, never going back.
+    `examples` are those of `warm_up`, of which only the first is used, and `batch_pixels` is its result. `clock` is in seconds
+    and never goes back.
     """
     if not examples:
         last = try_sizes(engine, shapes, channels=channels)[-1]
@@ -171,23 +120,13 @@ def measure_throughput(
     batch_pixels: int,
     batch: DimRange,
     clock: Callable[[], float] = time.perf_counter,
-    turn: Turn = nullcontext,
+    turn: Turn | None = None,
 ) -> Throughput:
     """
     Double a batch as long as the time per image falls: on a CPU one image often saturates the cores.
 
-    Parameters
-    ----------
-    engine : Engine
-    image : (H, W, C) uint8
-    batch_pixels : int
-        Limit for the batches tried; the smallest batch is always tried.
-    batch : DimRange
-        Batch sizes that the engine accepts.
-    clock : callable, optional
-        In seconds, never going back.
-    turn : callable, optional
-        As for `try_sizes`.
+    The image is (H, W, C) uint8. `batch_pixels` limits the batches tried, but the smallest is always tried; `batch` are the
+    sizes that the engine accepts. `clock` is in seconds and never goes back; `turn` is that of `try_sizes`.
     """
     height, width = image.shape[:2]
     images, seconds = batch.minimum, _seconds_per_image(engine, image, batch.minimum, clock, turn)
@@ -201,14 +140,14 @@ def measure_throughput(
 
 
 def _seconds_per_image(
-    engine: Engine, image: Images, images: int, clock: Callable[[], float], turn: Turn = nullcontext
+    engine: Engine, image: Images, images: int, clock: Callable[[], float], turn: Turn | None = None
 ) -> float:
-    batch = np.repeat(image[None], images, 0)
-    with turn():
+    batch, entered = np.repeat(image[None], images, 0), turn or nullcontext
+    with entered():
         engine.infer(batch)  # the first call with a new size prepares
     best, spent, began = float("inf"), 0.0, clock()
     while spent < _TIMING_SECONDS and clock() - began < _WAITING * _TIMING_SECONDS:
-        with turn():
+        with entered():
             start = clock()
             engine.infer(batch)
             seconds = clock() - start

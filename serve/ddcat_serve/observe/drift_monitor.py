@@ -1,5 +1,6 @@
 """Sum up the answers of a serving model in a background thread, and measure their drift from the golden images."""
 
+import copy
 import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,47 +30,25 @@ _QUEUE_SIZE = 4  # batches waiting for the monitor; further ones are skipped
 
 @dataclass
 class Totals:
-    """
-    Sums over all monitored answers.
-
-    Attributes
-    ----------
-    images : int
-    skipped : int
-        Answers that were not evaluated, because they came too fast.
-    classes : (K,) int64
-        Pixels of each class.
-    density : (8,) int64
-        Images by their boundary density: see `DENSITY`.
-    density_sum : float
-    confidence : (10,) int64
-        Pixels by the probability of their label.
-    confidence_sum : float
-        Sum over all pixels.
-    drift : mapping of Statistic to float
-        PSI between the newest and the golden answers; empty before `MIN_IMAGES` images, or without golden images.
-    """
+    """Sums over all monitored answers."""
 
     images: int
-    skipped: int
-    classes: Counts
-    density: Counts
+    skipped: int  # answers that were not evaluated, because they came too fast
+    classes: Counts  # (K,) pixels of each class
+    density: Counts  # (8,) images by their boundary density: see `DENSITY`
     density_sum: float
-    confidence: Counts
-    confidence_sum: float
-    drift: Mapping[Statistic, float]
+    confidence: Counts  # (10,) pixels by the probability of their label
+    confidence_sum: float  # over all pixels
+    drift: Mapping[
+        Statistic, float
+    ]  # PSI of the newest and the golden answers; none before `MIN_IMAGES`, or without golden ones
 
 
 class DriftMonitor:
     """
     Evaluates a model's answers in a background thread, and skips some if it cannot keep up.
 
-    Parameters
-    ----------
-    classes : int
-        Number of classes.
-    golden : iterable of Statistics
-        Statistics of the clean golden images' answers.
+    Drift is that from the statistics of the clean golden images' answers, `golden`.
     """
 
     def __init__(self, classes: int, golden: Iterable[Statistics] = ()) -> None:
@@ -113,13 +92,11 @@ class DriftMonitor:
     def totals(self) -> Totals:
         """Return the sums so far."""
         with self._lock:
-            seen = self._totals
-            enough = seen.images >= MIN_IMAGES
-            drift = {name: psi(self._expected[name], counts) for name, counts in self._window.items() if name in self._expected}
-            return Totals(
-                seen.images, seen.skipped, seen.classes.copy(), seen.density.copy(), seen.density_sum,
-                seen.confidence.copy(), seen.confidence_sum, drift if enough else {},
-            )  # fmt: skip
+            seen = copy.deepcopy(self._totals)
+            if seen.images >= MIN_IMAGES:
+                known = self._window.keys() & self._expected.keys()
+                seen.drift = {name: psi(self._expected[name], self._window[name]) for name in known}
+            return seen
 
     def close(self) -> None:
         """Stop evaluating."""

@@ -14,17 +14,9 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
 
 def trace(app: FastAPI) -> bool:
     """
-    Send a span for each request to the collector named in the environment, if any.
+    Send a span for each request to the collector named in the environment, if any; return whether there is one.
 
-    Returns
-    -------
-    bool
-        Whether tracing is enabled.
-
-    Raises
-    ------
-    ServeError
-        If it is enabled and OpenTelemetry is not installed.
+    ServeError if tracing is enabled and OpenTelemetry is not installed.
     """
     if not any(os.environ.get(name) for name in _ENDPOINTS):
         return False

@@ -58,34 +58,15 @@ Call = Any  # grpc.aio.ServicerContext
 
 
 class Method(NamedTuple):
-    """
-    Handler of a gRPC method.
+    """Handler of a gRPC method."""
 
-    Attributes
-    ----------
-    answer : callable
-        Takes the bytes of a message and the call. Returns the bytes of the response; for a stream, an iterator over them.
-    stream : bool
-        Whether it is a stream of messages in both directions.
-    open : bool
-        Whether it needs no key.
-    max_calls : int
-        Calls at once.
-    bounded : bool
-        Whether `answer` itself limits the size of the message; other messages hold little more than names.
-    reads : bool
-        Whether its message has content.
-    fault : callable, optional
-        Builds a stream's response to a message that failed; takes the message and the error text. Without it the stream ends.
-    """
-
-    answer: Callable[[bytes, Call], Any]
-    stream: bool = False
-    open: bool = False
-    max_calls: int = _MAX_CALLS
-    bounded: bool = False
-    reads: bool = True
-    fault: Callable[[bytes, str], bytes] | None = None
+    answer: Callable[[bytes, Call], Any]  # takes a message; returns the response, for a stream an iterator over responses
+    stream: bool = False  # of messages in both directions
+    open: bool = False  # whether it needs no key
+    max_calls: int = _MAX_CALLS  # at once
+    bounded: bool = False  # whether `answer` itself limits the size of the message; others hold little more than names
+    reads: bool = True  # whether its message has content
+    fault: Callable[[bytes, str], bytes] | None = None  # makes a stream's response to a message that failed; None: it ends
 
 
 @dataclass
@@ -110,13 +91,8 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc]
     """
     Handler of all gRPC calls.
 
-    Parameters
-    ----------
-    state : ServerState
-    methods : mapping of str to Method
-        By path, such as ``/inference.GRPCInferenceService/ModelInfer``.
-    reasons : mapping of str to str
-        Reasons why methods that clients may know are missing, by name.
+    Methods are by path, such as ``/inference.GRPCInferenceService/ModelInfer``; `reasons` say why methods that clients may know
+    are missing, by name.
     """
 
     def __init__(self, state: ServerState, methods: Mapping[str, Method], reasons: Mapping[str, str]) -> None:

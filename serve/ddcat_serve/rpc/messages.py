@@ -45,18 +45,9 @@ def parse(kind: type[Message], message: bytes | bytearray) -> Any:
 
 def parse_infer(message: bytes, max_pixels: int) -> tuple[Any, npt.NDArray[np.uint8]]:
     """
-    Parse an inference request.
+    Parse an inference request: a ModelInferRequest without the raw contents, and images, (N, H, W, C) uint8.
 
-    Returns
-    -------
-    request : ModelInferRequest
-        Without the raw contents.
-    images : (N, H, W, 3) uint8
-
-    Raises
-    ------
-    RequestError
-        400 for a malformed request, 413 for too many pixels, or too many bytes beside the tensor.
+    RequestError: 400 for a malformed request, 413 for too many pixels, or too many bytes beside the tensor.
     """
     parts = _divide(memoryview(message))
     request = parse(pb.ModelInferRequest, parts.rest)

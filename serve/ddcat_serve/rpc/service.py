@@ -5,7 +5,7 @@ Services: inference.GRPCInferenceService, grpc.health.v1.Health and grpc.reflect
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -75,23 +75,10 @@ class GrpcServer:
 @asynccontextmanager
 async def serve_grpc(state: ServerState, address: str) -> AsyncIterator[GrpcServer]:
     """
-    Serve gRPC until the block ends.
+    Serve gRPC at an address, host and port, until the block ends.
 
-    Parameters
-    ----------
-    state : ServerState
-    address : str
-        Host and port.
-
-    Yields
-    ------
-    GrpcServer
-        Stop it before the block ends to answer accepted calls; the end of the block aborts them.
-
-    Raises
-    ------
-    ServeError
-        If it cannot listen at the address.
+    Stop the server before the block ends to answer accepted calls; the end of the block aborts them. ServeError if it cannot
+    listen at the address.
     """
     settings = state.settings
     options = {
@@ -130,97 +117,85 @@ class _Service:
     def methods(self) -> dict[str, Method]:
         """Return the handlers of all methods, by path."""
         inference = {
-            "ServerLive": Method(self._live, open=True, reads=False),
-            "ServerReady": Method(self._ready, open=True, reads=False),
-            "ModelReady": self._unary(pb.ModelReadyRequest, self._model_ready),
-            "ServerMetadata": self._unary(pb.ServerMetadataRequest, self._server_metadata),
-            "ModelMetadata": self._unary(pb.ModelMetadataRequest, self._model_metadata),
-            "ModelConfig": self._unary(pb.ModelConfigRequest, self._model_config),
-            "ModelStatistics": self._unary(pb.ModelStatisticsRequest, self._statistics),
-            "RepositoryIndex": Method(self._index),
+            "ServerLive": Method(_encoded(self._live), open=True, reads=False),
+            "ServerReady": Method(_encoded(self._ready), open=True, reads=False),
+            "ModelReady": Method(_encoded(self._model_ready)),
+            "ServerMetadata": Method(_encoded(self._server_metadata)),
+            "ModelMetadata": Method(_encoded(self._model_metadata)),
+            "ModelConfig": Method(_encoded(self._model_config)),
+            "ModelStatistics": Method(_encoded(self._statistics)),
+            "RepositoryIndex": Method(_encoded(self._index)),
             "ModelInfer": Method(self._infer, bounded=True),
             "ModelStreamInfer": Method(self._stream_infer, stream=True, max_calls=_STREAMS, bounded=True, fault=_stream_fault),
         }
         if self._state.repository is not None:
-            inference["RepositoryModelLoad"] = Method(self._load)
-            inference["RepositoryModelUnload"] = Method(self._unload)
+            inference["RepositoryModelLoad"] = Method(_encoded(self._load))
+            inference["RepositoryModelUnload"] = Method(_encoded(self._unload))
         return {
             **{f"/{_INFERENCE}/{name}": method for name, method in inference.items()},
-            f"/{_HEALTH}/Check": Method(self._check, open=True),
+            f"/{_HEALTH}/Check": Method(_encoded(self._check), open=True),
             f"/{_HEALTH}/Watch": Method(self._watch, stream=True, open=True, max_calls=_WATCHERS),
             f"/{_REFLECTION}/ServerReflectionInfo": Method(self._reflect, stream=True, max_calls=_REFLECTIONS),
         }
 
-    def _unary(self, kind: Any, answer: Callable[[Any], Any]) -> Method:
-        async def answered(message: bytes, call: Call) -> bytes:
-            written: bytes = answer(parse(kind, message)).SerializeToString()
-            return written
+    async def _live(self, message: bytes) -> Any:
+        return pb.ServerLiveResponse(live=self._state.live)
 
-        return Method(answered)
-
-    async def _live(self, message: bytes, call: Call) -> bytes:
-        written: bytes = pb.ServerLiveResponse(live=self._state.live).SerializeToString()
-        return written
-
-    async def _ready(self, message: bytes, call: Call) -> bytes:
-        written: bytes = pb.ServerReadyResponse(ready=self._state.ready).SerializeToString()
-        return written
+    async def _ready(self, message: bytes) -> Any:
+        return pb.ServerReadyResponse(ready=self._state.ready)
 
     def _model(self, request: Any) -> ServedModel:
         return find_model(self._state.models, request.name, request.version or None)
 
-    def _model_ready(self, request: Any) -> Any:
+    async def _model_ready(self, message: bytes) -> Any:
+        request = parse(pb.ModelReadyRequest, message)
         try:
             model = self._model(request)
         except RequestError:  # an unknown model is not ready
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=model.ready and not self._state.draining)
 
-    def _server_metadata(self, request: Any) -> Any:
+    async def _server_metadata(self, message: bytes) -> Any:
+        parse(pb.ServerMetadataRequest, message)
         metadata = v2_metadata.server_metadata(self._state)
         return pb.ServerMetadataResponse(**{name: metadata[name] for name in ("name", "version", "extensions")})
 
-    def _model_metadata(self, request: Any) -> Any:
-        metadata = v2_metadata.model_metadata(self._state.models, self._model(request))
+    async def _model_metadata(self, message: bytes) -> Any:
+        model = self._model(parse(pb.ModelMetadataRequest, message))
+        metadata = v2_metadata.model_metadata(self._state.models, model)
         return ParseDict({key: value for key, value in metadata.items() if key != "parameters"}, pb.ModelMetadataResponse())
 
-    def _model_config(self, request: Any) -> Any:
-        return ParseDict({"config": model_config(self._state.models, self._model(request))}, pb.ModelConfigResponse())
+    async def _model_config(self, message: bytes) -> Any:
+        model = self._model(parse(pb.ModelConfigRequest, message))
+        return ParseDict({"config": model_config(self._state.models, model)}, pb.ModelConfigResponse())
 
-    def _statistics(self, request: Any) -> Any:
+    async def _statistics(self, message: bytes) -> Any:
+        request = parse(pb.ModelStatisticsRequest, message)
         statistics = model_statistics(self._state, request.name or None, request.version or None)
         return ParseDict(statistics, pb.ModelStatisticsResponse())
 
-    async def _index(self, message: bytes, call: Call) -> bytes:
+    async def _index(self, message: bytes) -> Any:
         ready = parse(pb.RepositoryIndexRequest, message).ready
         listed = await asyncio.to_thread(repository_index, self._state, ready=ready)
-        written: bytes = ParseDict({"models": listed}, pb.RepositoryIndexResponse()).SerializeToString()
-        return written
+        return ParseDict({"models": listed}, pb.RepositoryIndexResponse())
 
-    async def _load(self, message: bytes, call: Call) -> bytes:
+    async def _load(self, message: bytes) -> Any:
         repository, request = repository_of(self._state), parse(pb.RepositoryModelLoadRequest, message)
-        options = v2_protocol.read_load_options(parameters_of(request.parameters))
-        if options.roll_back:
-            await repository.roll_back(request.model_name)
-        else:
-            await repository.load(request.model_name, options.version)
-        written: bytes = pb.RepositoryModelLoadResponse().SerializeToString()
-        return written
+        version, roll_back = v2_protocol.read_load_options(parameters_of(request.parameters))
+        name = request.model_name
+        await (repository.roll_back(name) if roll_back else repository.load(name, version))
+        return pb.RepositoryModelLoadResponse()
 
-    async def _unload(self, message: bytes, call: Call) -> bytes:
+    async def _unload(self, message: bytes) -> Any:
         repository, request = repository_of(self._state), parse(pb.RepositoryModelUnloadRequest, message)
         v2_protocol.check_unload_options(parameters_of(request.parameters))
         await repository.unload(request.model_name)
-        written: bytes = pb.RepositoryModelUnloadResponse().SerializeToString()
-        return written
-
-    async def _infer(self, message: bytes, call: Call) -> bytes:
-        return await self._infer_once(message, call)
+        return pb.RepositoryModelUnloadResponse()
 
     async def _stream_infer(self, message: bytes, call: Call) -> AsyncIterator[bytes]:
-        yield await self._infer_once(message, call, in_stream=True)
+        yield await self._infer(message, call, in_stream=True)
 
-    async def _infer_once(self, message: bytes, call: Call, *, in_stream: bool = False) -> bytes:
+    async def _infer(self, message: bytes, call: Call, *, in_stream: bool = False) -> bytes:
         state, loop = self._state, asyncio.get_running_loop()
         read = partial(parse_infer, message, state.settings.max_pixels)
         request, images = await loop.run_in_executor(state.pool, read)
@@ -243,12 +218,11 @@ class _Service:
             return status.SERVICE_UNKNOWN
         return status.SERVING if self._state.ready else status.NOT_SERVING
 
-    async def _check(self, message: bytes, call: Call) -> bytes:
+    async def _check(self, message: bytes) -> Any:
         status = self._health(parse(health_pb2.HealthCheckRequest, message).service)
         if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
             raise RequestError(404, f"this server has no such service; it has {_INFERENCE}")
-        written: bytes = health_pb2.HealthCheckResponse(status=status).SerializeToString()
-        return written
+        return health_pb2.HealthCheckResponse(status=status)
 
     async def _watch(self, message: bytes, call: Call) -> AsyncIterator[bytes]:
         service, last = parse(health_pb2.HealthCheckRequest, message).service, None
@@ -264,6 +238,14 @@ class _Service:
 
         async for answer in self._reflection.ServerReflectionInfo(one(), call):
             yield answer.SerializeToString()
+
+
+def _encoded(answer: Callable[[bytes], Awaitable[Any]]) -> Callable[[bytes, Call], Awaitable[bytes]]:
+    async def encoded(message: bytes, call: Call) -> bytes:
+        response: bytes = (await answer(message)).SerializeToString()
+        return response
+
+    return encoded
 
 
 def _stream_fault(message: bytes, text: str) -> bytes:
