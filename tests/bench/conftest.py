@@ -35,6 +35,7 @@ from ddcat_train.data import Dataset, open_dataset
 from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.data.synthetic.generate import write_scenes
 from ddcat_train.networks import Segmenter
+from tests.bench.suite import quiet_probe
 
 Images = npt.NDArray[np.uint8]
 HEIGHT, WIDTH = 40, 48
@@ -194,6 +195,12 @@ def _config(root: Path, method: str) -> Config:
         },
         "the tests of bench",
     )
+
+
+@pytest.fixture
+def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of a test leave out the probe for masked gradients, which is most of their work."""
+    monkeypatch.setattr("ddcat_bench.attack.rank_work.run_probe", quiet_probe)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from ddcat.errors import DdcatError
 from ddcat_bench import cli
 from ddcat_bench.attack.aggregate import aggregate
 from ddcat_bench.attack.job import AttackJob
-from ddcat_bench.attack.rank_work import attack_rank_work, probe_once
+from ddcat_bench.attack.rank_work import attack_rank_work
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.describe import versions
 from ddcat_bench.errors import BenchError
@@ -28,7 +28,7 @@ from ddcat_bench.work_units import open_units, work_folder
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_plan, read_whole
-from tests.bench.suite import run_suite
+from tests.bench.suite import quiet_probe, run_suite
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_processes_share_the_work_and_find_the_same(
         shares.append(len(set(units.folder.glob("*.npz")) - before))
     assert sum(shares) == 4
     assert max(shares) - min(shares) <= 1
-    assert timeless(aggregate(evaluation, units, batches, probe_once(evaluation, units))) == whole
+    assert timeless(aggregate(evaluation, units, batches, quiet_probe(images=3))) == whole
 
 
 def test_a_process_reads_only_the_images_that_it_attacks(
@@ -156,6 +156,7 @@ def test_a_damaged_part_is_named(evaluation: AttackJob, tmp_path: Path) -> None:
         units.get(3, 1)
 
 
+@pytest.mark.usefixtures("no_probe")
 def test_a_fault_in_the_data_costs_only_what_follows(run_directory: Path, tmp_path: Path, scenes_copy: Path) -> None:
     image = scenes_copy / "JPEGImages" / "val_00004.jpg"
     content = image.read_bytes()

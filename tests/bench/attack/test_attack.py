@@ -19,6 +19,7 @@ from ddcat_bench.attack.report import attack_markdown, columns
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.attack.scoring import grey_levels
 from ddcat_bench.attack.suites import BIM, AttackSpec
+from ddcat_bench.describe import describe_data
 from ddcat_bench.errors import BenchError
 from ddcat_bench.inputs import main_branch, open_split
 from ddcat_bench.result_io import read_result, to_json
@@ -45,6 +46,11 @@ def paper(checkpoint: Checkpoint, scenes: Dataset) -> AttackResult:
 
 
 @pytest.fixture(scope="module")
+def quick(checkpoint: Checkpoint, scenes: Dataset) -> AttackResult:
+    return run_suite(AttackJob(checkpoint, scenes, suite="quick", batch_size=2))
+
+
+@pytest.fixture(scope="module")
 def batches(scenes: Dataset) -> list[Batch]:
     """The images and labels in the batches of `paper`, for rounding differs with the batch, and sign() makes steps of it."""
     return [
@@ -53,10 +59,9 @@ def batches(scenes: Dataset) -> list[Batch]:
     ]
 
 
-def test_rows_are_those_of_the_suites(paper: AttackResult, checkpoint: Checkpoint, scenes: Dataset) -> None:
+def test_rows_are_those_of_the_suites(paper: AttackResult, quick: AttackResult) -> None:
     assert columns([paper]) == [*COLUMNS, "n = 10", "n = 20", "PGD-20 at 8/255"]
     assert [row.eight_bit for row in paper.rows] == [False] * 11 + [True] * 10
-    quick = run_suite(AttackJob(checkpoint, scenes, suite="quick", batch_size=2))
     assert columns([quick]) == COLUMNS
     assert [row for row in paper.rows if row.label in COLUMNS] == list(quick.rows)
 
@@ -207,8 +212,7 @@ def test_tables_and_plots_need_nothing_but_the_result(paper: AttackResult) -> No
     assert picture.format == "PNG"
 
 
-def test_runs_side_by_side(paper: AttackResult, checkpoint: Checkpoint, scenes: Dataset) -> None:
-    quick = run_suite(AttackJob(checkpoint, scenes, batch_size=2))
+def test_runs_side_by_side(paper: AttackResult, quick: AttackResult) -> None:
     other = quick.model_copy(update={"checkpoint": quick.checkpoint.model_copy(update={"method": "undefended"})})
     text = attacks_markdown([paper, other])
     rows = [line for line in text.splitlines() if line.startswith(("| sat", "| undefended |"))]
@@ -217,7 +221,7 @@ def test_runs_side_by_side(paper: AttackResult, checkpoint: Checkpoint, scenes: 
     assert "PGD-20 at 8/255, start: random" in attacks_markdown([other, paper])
     twice = attacks_markdown([quick, quick])
     assert f"sat ({quick.checkpoint.path})" in twice
-    fewer = run_suite(AttackJob(checkpoint, scenes, max_images=2))
+    fewer = quick.model_copy(update={"data": quick.data.model_copy(update={"names": quick.data.names[:2]})})
     with pytest.raises(BenchError, match="same images"):
         attacks_markdown([quick, fewer])
     with pytest.raises(BenchError, match="no results"):
@@ -248,7 +252,7 @@ def test_other_data_is_refused(checkpoint: Checkpoint, scenes: Dataset, other_sc
     root = other_scenes(5)
     assert open_split(checkpoint, data_root=root).root == root  # the same list elsewhere
     train = open_split(checkpoint, split="train")
-    assert not run_suite(AttackJob(checkpoint, train)).data.usual_split
+    assert not describe_data(train, [], usual_list=checkpoint.data.list_sha256).usual_split
     classes = root / "classes.yaml"
     classes.write_text(classes.read_text().replace(scenes.classes.names[1], "moon"))
     with pytest.raises(BenchError, match="moon"):

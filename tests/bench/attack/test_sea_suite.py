@@ -10,8 +10,8 @@ import torch
 
 from ddcat.metrics import Counts, confusion_counts, miou
 from ddcat_bench.arguments import parse_epsilon
+from ddcat_bench.attack import plots
 from ddcat_bench.attack.job import AttackJob, count_class_pixels, open_surrogates
-from ddcat_bench.attack.plots import plots
 from ddcat_bench.attack.report import attack_markdown, columns
 from ddcat_bench.attack.results import AttackName, AttackResult
 from ddcat_bench.attack.suites import SEA_LOSSES, attack_specs
@@ -26,12 +26,12 @@ from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.seeds import derive_seed
 from tests.bench.suite import run_suite
 
-SIX = 6 / 255
+SIX, TWO = 6 / 255, 2 / 255
 
 
 @pytest.fixture(scope="module")
 def result(checkpoint: Checkpoint, scenes: Dataset) -> AttackResult:
-    return run_suite(AttackJob(checkpoint, scenes, suite="sea", iterations=4, epsilons=(SIX,), batch_size=3, seed=2))
+    return run_suite(AttackJob(checkpoint, scenes, suite="sea", iterations=4, epsilons=(SIX, TWO), batch_size=3, seed=2))
 
 
 def test_the_suite_has_three_losses_at_two_bounds_and_cheap_attacks_beside() -> None:
@@ -44,15 +44,19 @@ def test_the_suite_has_three_losses_at_two_bounds_and_cheap_attacks_beside() -> 
 
 
 def test_rows_and_worst_cases(result: AttackResult) -> None:
-    losses = [f"{loss}-4 at 6/255" for loss in SEA_LOSSES]
-    assert columns([result])[:4] == ["clean", *losses]
-    every = columns([result])[1:]
-    assert len(every) == 6
+    losses, beside = [f"{loss}-4" for loss in SEA_LOSSES], ["PGD-20", "SegPGD-20", "CosPGD-20"]
+    assert columns([result]) == ["clean", *(f"{name} at {bound}/255" for bound in (6, 2) for name in (*losses, *beside))]
     assert [(case.label, case.eight_bit, case.members) for case in result.worst_cases] == [
-        (f"{name} at 6/255", eight_bit, tuple(members))
+        (f"{name} at {bound}/255", eight_bit, tuple(f"{member} at {bound}/255" for member in members))
+        for bound in (2, 6)
         for eight_bit in (False, True)
-        for name, members in (("SEA", losses), ("worst of all", every))
+        for name, members in (("SEA", losses), ("worst of all", [*losses, *beside]))
     ]
+    bounds = plots._bounds(result)
+    assert set(bounds) == {*losses, *beside, "SEA", "worst of all"}
+    assert bounds["SEA"] == {SIX: "SEA at 6/255", TWO: "SEA at 2/255"}
+    assert [*plots.plots(result)] == ["epsilon.png"]
+    assert plots.plots(result)["epsilon.png"].startswith(b"\x89PNG")
     for case in result.worst_cases:
         rows = [result.find(label, eight_bit=case.eight_bit) for label in case.members]
         counts = np.stack([row.scores.array() for row in rows if row is not None])
@@ -108,7 +112,7 @@ def test_it_is_all_in_the_file_and_in_the_markdown(result: AttackResult, tmp_pat
     assert read_result(tmp_path / "attack.json", AttackResult) == result
     text = attack_markdown(result)
     [line] = [line for line in text.splitlines() if line.startswith("| **SEA at 6/255**")]
-    one, eight_bit = (case for case in result.worst_cases if case.name == "SEA")
+    one, eight_bit = (case for case in result.worst_cases if (case.name, case.epsilon) == ("SEA", SIX))
     cells = [cell.strip(" *") for cell in line.split("|")[2:-1]]
     assert cells[:2] == [f"{one.scores.miou:.3f}", f"{eight_bit.scores.miou:.3f}"]
     assert cells[-2:] == [f"{one.pixel_accuracy:.3f}", f"{eight_bit.pixel_accuracy:.3f}"]
@@ -155,7 +159,7 @@ def test_a_model_of_masked_gradients_rings(result: AttackResult, checkpoint: Che
     """Logits times 1e4 saturate the softmax: float32 has no gradient left where the prediction is right."""
     last = ("model.heads.main.4.weight", "model.heads.main.4.bias")
     scaled = {key: tensor * 1e4 if key in last else tensor for key, tensor in checkpoint.tensors.items()}
-    masked = run_suite(AttackJob(replace(checkpoint, tensors=scaled), scenes, batch_size=5))
+    masked = run_suite(AttackJob(replace(checkpoint, tensors=scaled), scenes, max_images=2), probed=True)
     assert "gradients are zero or not finite" in {alarm.name for alarm in masked.alarms}
     assert attack_markdown(masked).startswith("> **ALARM: ")
     assert "gradients are zero or not finite" not in {alarm.name for alarm in result.alarms}
@@ -181,4 +185,4 @@ def test_the_full_suite_has_everything(checkpoint: Checkpoint, other_checkpoint:
     sea_case, every = (next(case for case in full.worst_cases if case.label == label) for label in labels[:2])
     assert every.scores.miou <= min(row.scores.miou for row in full.rows if row.epsilon == SIX and not row.eight_bit)
     assert set(sea_case.members) < set(every.members)
-    assert set(plots(full)) == {"attack.png", "epsilon.png"}
+    assert set(plots.plots(full)) == {"attack.png", "epsilon.png"}

@@ -103,14 +103,15 @@ def test_windows_cover_everything_and_lie_inside() -> None:
         assert seen.min() >= 1
 
 
+@pytest.mark.usefixtures("no_probe")
 def test_the_suite_says_which_protocol(checkpoint: Checkpoint, scenes: Dataset, run_directory: Path, tmp_path: Path) -> None:
-    cli.attack(run_directory, max_images=2, batch=2, device="cpu", protocol="windows", out=tmp_path / "attack")
+    cli.attack(run_directory, max_images=1, batch=2, device="cpu", protocol="windows", out=tmp_path / "attack")
     result = read_result(tmp_path / "attack/attack.json", AttackResult)
     assert result.protocol_name == "windows"
     assert "33 x 33" in result.protocol
     assert "no single adversarial image" in result.protocol
     assert "Protocol: windows." in attack_markdown(result)
-    whole = run_suite(AttackJob(checkpoint, scenes, max_images=2, batch_size=2))
+    whole = run_suite(AttackJob(checkpoint, scenes, max_images=1, batch_size=2))
     assert whole.protocol_name == "whole"
     assert [row.label for row in whole.rows] == [row.label for row in result.rows]
     assert whole.rows != result.rows
