@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from ddcat_train.choices import ContextName, MethodName
-from ddcat_train.config import AttackConfig, MethodConfig, ModelConfig, dump_config, load_config, parse_config
+from ddcat_train.config import AttackConfig, MethodConfig, ModelConfig, load_config, parse_config
 from ddcat_train.losses import valid_pixels
 from ddcat_train.methods import METHODS, MicroBatch
 from ddcat_train.networks import Segmenter, build_segmenter
 
 CLASSES = 5
+BASE = load_config("scenes-undefended").model_dump(mode="json")
 
 
 def batch_of(count: int, size: tuple[int, int] = (33, 37), ignored: Sequence[float] = (), seed: int = 0) -> MicroBatch:
@@ -35,8 +35,7 @@ def settings_of(method: MethodName, chosen: dict[str, Any]) -> tuple[MethodConfi
     """Split what departs from a method's defaults into options and attack, as a configuration resolves them."""
     attack = {key: value for key, value in chosen.items() if key in AttackConfig.model_fields}
     options = {key: value for key, value in chosen.items() if key not in attack}
-    tree = yaml.safe_load(dump_config(load_config("scenes-undefended")))
-    config = parse_config(tree | {"method": {"name": method, **options}, "attack": attack}, "test")
+    config = parse_config(BASE | {"method": {"name": method, **options}, "attack": attack}, "test")
     return config.method, config.attack
 
 

@@ -72,6 +72,7 @@ def test_inheritance_merges_key_by_key_and_overrides_come_last(tmp_path: Path) -
         ("attack.epsilon=8", r"attack.epsilon: expected a bound in [0, 1], .* got 8; did you mean 8/255\?"),
         ("attack.epsilon=300", r"attack.epsilon: expected a bound in [0, 1], .* got 300 \(found 300\)$"),
         ("attack.alpha=2", r"attack.alpha: expected a step in [0, 1], .* got 2; did you mean 2/255\?"),
+        ("attack.alpha=-0.01", "attack.alpha: expected a step in [0, 1]"),
         ("attack.alpha=1.5", r"did you mean 1.5/255\?"),
         ("attack.alpha='510/255'", r"attack.alpha: expected a step in [0, 1], .* got 2"),
         ("attack.alpha=fast", "attack.alpha: expected a step in [0, 1], such as 0.01 or 2/255, or eps/n"),
@@ -88,7 +89,7 @@ def test_inheritance_merges_key_by_key_and_overrides_come_last(tmp_path: Path) -
         ("optim={lr: 1, lr: 2}", "not YAML: lr occurs twice"),
         ("seed=18446744073709551616", "seed: Input should be less than"),
         ("seed=" + "9" * 5001, "--set .*999.*: the value is not YAML: a value cannot be read"),
-        ("seed=" + "[" * 20_000, "--set .*: the value is not YAML: it is nested too deeply"),
+        ("seed=" + "[" * 3_000, "--set .*: the value is not YAML: it is nested too deeply"),
         ("seed=" + "x" * 5000, r"seed: Input should be a valid integer, .* \(found 'x+\.\.\.x+'\)"),
         ("x" * 5000 + "=1", "unknown key 'x+...x+': the nearest is"),
         ("model.width=1000000", "model.width: Input should be less than or equal to 1024"),
@@ -107,22 +108,10 @@ def test_a_wrong_value_is_one_line_that_says_where(override: str, message: str) 
     assert "(found {" not in str(caught.value)  # a whole section would bury what is wrong
 
 
-@pytest.mark.parametrize("parents", ["5", "[5]", ""])
-def test_what_a_file_inherits_must_be_names(parents: str, tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(f"inherits: {parents}\n")
-    with pytest.raises(ConfigError, match="inherits names a preset or a file"):
-        load_config(str(tmp_path / "mine.yaml"))
-
-
 def test_many_faults_are_counted(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("inherits: scenes-undefended\n" + "".join(f"key{n}: 1\n" for n in range(500)))
     with pytest.raises(ConfigError, match=r"unknown key key9: .*; and 490 more$"):
         load_config(str(tmp_path / "mine.yaml"))
-
-
-def test_a_step_backwards_is_none() -> None:
-    with pytest.raises(ConfigError, match=r"attack\.alpha"):
-        load_config("scenes-sat", ["attack.alpha=-0.01"])
 
 
 @pytest.mark.parametrize(
@@ -138,8 +127,8 @@ def test_a_step_backwards_is_none() -> None:
          + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
          + "inherits: scenes-undefended\nseed: *i\n", "more than 10000 values"),
         ("seed: &a [*a]\n", "an alias stands for what it is a part of"),
-        ("seed: " + "[" * 20_000, "nested too deeply"),
-        ("seed: " + "{a: " * 20_000, "nested too deeply"),
+        ("seed: " + "[" * 3_000, "nested too deeply"),
+        ("seed: " + "{a: " * 3_000, "nested too deeply"),
         ("seed: " + "9" * 5001, "a value cannot be read"),
         ("seed: 2020-99-99", "a value cannot be read"),
         ("#" * 2**21, "more than 1048576 bytes"),
@@ -147,6 +136,10 @@ def test_a_step_backwards_is_none() -> None:
         ("inherits: " + "x" * 5000, "mine.yaml: inherits: .* is neither a file nor a preset"),
         ("inherits: sub/../mine.yaml", "inherits from itself"),
         ("inherits: link.yaml", "inherits from itself"),
+        *((f"inherits: {parents}", "inherits names a preset or a file") for parents in ("5", "[5]", "")),
+        ("a: [", "not readable YAML"),
+        ("- 1", "no table"),
+        ("{}", "is missing"),
     ],
 )  # fmt: skip
 def test_a_file_that_would_take_for_ever_or_means_two_things_is_refused_in_one_line(
@@ -231,17 +224,6 @@ def test_a_file_that_inherits_nothing_is_told_that_it_can(tmp_path: Path) -> Non
     assert "inherits" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [("a: [", "not readable YAML"), ("- 1", "no table"), ("inherits: self.yaml", "inherits from itself"), ("{}", "is missing")],
-)
-def test_a_wrong_file_is_one_line(tmp_path: Path, content: str, message: str) -> None:
-    (tmp_path / "self.yaml").write_text(content)
-    with pytest.raises(ConfigError, match=message) as caught:
-        load_config(str(tmp_path / "self.yaml"))
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize("base", ["camvid-ddcat", "scenes-ddcat-m", "scenes-ddcat-n"])
 def test_the_letter_of_the_paper_is_inherited(base: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(f"inherits: [{base}, _letter]\n")
@@ -323,7 +305,7 @@ def part_of(values: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict
         }
     ),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_any_method_with_its_options_is_saved_and_read_back_the_same(
     name: str, options: dict[str, Any], attack: dict[str, Any]
 ) -> None:
@@ -338,8 +320,3 @@ def test_any_method_with_its_options_is_saved_and_read_back_the_same(
 def test_the_clean_images_are_counted_with_the_share_as_it_is_written(count: int, percent: int) -> None:
     options = MethodConfig(name="sat", adversarial_share=percent / 100)
     assert options.clean_images(count) == count * (100 - percent) // 100
-
-
-def test_nine_tenths_of_ten_leave_one_clean() -> None:
-    assert 10 * (1 - 0.9) < 1  # what binary fractions make of it
-    assert load_config("scenes-sat", ["method.adversarial_share=0.9"]).method.clean_images(10) == 1

@@ -45,12 +45,12 @@ ONE_RANK = {1: 1.0, 3: 1.0, 5: 1.0}  # the whole share of rank 1
     [
         ("sat", ["method.split=global", "train.batch_size=8", "train.accumulate=2"], UNEVEN),
         ("ddcat", ["method.split=global", "method.update=two-step", "method.predicted_mask=algorithm-2"], ONE_RANK),
-        ("pgd-at", ["method.name=trades"], ONE_RANK),
         ("pgd-at", ["optim={name: adamw, lr: 0.001, warmup: 0.5, layer_decay: 0.8, clip_norm: 0.5}"], UNEVEN),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
                 ("undefended", [], UNEVEN),
+                ("pgd-at", ["method.name=trades"], ONE_RANK),
                 ("sat", ["method.split=global"], ONE_RANK),
                 ("sat", ["method.split=global", "method.adversarial_share=0.3", "model.context=aspp"], {}),
                 ("ddcat", ["method.split=global"], UNEVEN),

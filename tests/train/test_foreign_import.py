@@ -14,6 +14,7 @@ from ddcat_train.networks import build_backbone, load_backbone
 from ddcat_train.networks.convnext import CONVNEXTS
 from ddcat_train.weight_import import import_checkpoint
 from tests.train import foreign, released
+from tests.train.released import saved
 
 R18, R50 = (2, 2, 2, 2), (3, 4, 6, 3)
 SMALL = ((1, 1, 2, 1), 16)  # a ConvNeXt
@@ -33,11 +34,6 @@ def head_of(kind: str, channels: tuple[int, ...], width: int = 32) -> released.S
     if kind == "separable_aspp":
         return foreign.separable_aspp_head(channels[-1], channels[0], 64, 6, 19)
     return foreign.uper_head(channels, width, 19)
-
-
-def saved(path: Path, content: Any) -> Path:
-    torch.save(content, path)
-    return path
 
 
 def compared(weights: dict[str, Tensor], kind: str, out: Path, *, stride: int = 32, head: str = "main") -> None:

@@ -18,6 +18,8 @@ from ddcat_train.networks.whole.mask_transformer import MaskTransformerSegmenter
 from ddcat_train.run.trainer import Trainer
 from ddcat_train.weight_import import import_checkpoint
 from tests.train import released
+from tests.train.foreign import layer_norm as norm
+from tests.train.released import saved
 
 CLASSES = 6  # of the scenes
 SMALL = {"width": 64, "depth": 2, "side": 4, "decoder_depth": 2}
@@ -25,10 +27,6 @@ SMALL = {"width": 64, "depth": 2, "side": 4, "decoder_depth": 2}
 
 def linear(key: str, inputs: int, outputs: int) -> released.Shapes:
     return {f"{key}.weight": (outputs, inputs), f"{key}.bias": (outputs,)}
-
-
-def norm(key: str, channels: int) -> released.Shapes:
-    return {f"{key}.weight": (channels,), f"{key}.bias": (channels,)}
 
 
 def block(key: str, width: int) -> released.Shapes:
@@ -119,11 +117,6 @@ class Literal:
         masks = self._norm("decoder.mask_norm", places @ names.transpose(1, 2))
         maps = masks.transpose(1, 2).reshape(len(images), count, padded.shape[2] // 16, padded.shape[3] // 16)
         return F.interpolate(maps, size=padded.shape[2:], mode="bilinear")[..., :height, :width]
-
-
-def saved(path: Path, content: Any) -> Path:
-    torch.save(content, path)
-    return path
 
 
 def imported(weights: dict[str, Tensor], scenes: Path, folder: Path, *overrides: str) -> Path:

@@ -66,12 +66,12 @@ def everywhere(method: str, chosen: dict[str, Any]) -> list[Plan]:
 
 DEFAULTS = [plan for index, method in enumerate(METHOD_NAMES) for plan in everywhere(method, {})[index % 3 :: 3]]
 ALONE = [everywhere(method, chosen) for chosen, methods in DEPARTURES for method in methods]
-# Each departure with three methods and in one place with each, a prime number of places further every time, so that all methods
+# Each departure with two methods and in one place with each, a prime number of places further every time, so that all methods
 # and places are visited; with all in all when slow.
 TAKING = [
     everywhere(methods[(index + turn) % len(methods)], chosen)
     for index, (chosen, methods) in enumerate(DEPARTURES)
-    for turn in range(min(3, len(methods)))
+    for turn in range(min(2, len(methods)))
 ]
 TELLING = [[plan for plan in plans if plan.case != "all ignored"] for plans in TAKING]
 VISITED = [plans[7 * index % len(plans)] for index, plans in enumerate(TELLING)]

@@ -16,7 +16,7 @@ from ddcat.errors import DdcatError
 from ddcat.metrics import miou
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.data import open_dataset
-from ddcat_train.errors import CheckpointError, DataError
+from ddcat_train.errors import DataError
 from ddcat_train.evaluation import evaluate
 from ddcat_train.model import Model
 
@@ -98,11 +98,6 @@ def test_an_evaluation_of_nothing_is_refused(options: dict[str, Any], message: s
 def test_it_is_attacked_like_any_model(model: Model) -> None:
     images, labels = torch.rand(1, 3, 33, 33), torch.zeros(1, 33, 33, dtype=torch.int64)
     assert float((ddcat.attack(model, images, labels, "bim") - images).abs().max()) <= 8 / 255 + 1e-6
-
-
-def test_no_run_and_no_gpu_are_told(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
-        ddcat.load(tmp_path / "nothing")
 
 
 def test_the_package_is_light_and_says_what_it_has() -> None:

@@ -214,7 +214,7 @@ def test_averages_average(size: int, bins: int) -> None:
 
 @pytest.mark.parametrize("context", get_args(ContextName))
 @given(height=st.integers(33, 80), width=st.integers(33, 80))
-@settings(deadline=None, max_examples=5)
+@settings(deadline=None, max_examples=3)
 @torch.no_grad()
 def test_every_size_from_33_on_is_taken(context: ContextName, height: int, width: int) -> None:
     logits = small(context)(torch.rand(1, 3, height, width), HEADS)

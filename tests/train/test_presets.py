@@ -185,8 +185,8 @@ def reduced(preset: str, roots: dict[str, Path], *others: str) -> Config:
 # Every data set, network and method; what only joins them in another way is slow.
 QUICK = {
     "voc-pspnet50-ddcat", "voc-deeplabv3_50-undefended", "voc-upernet_convnext_tiny-pir-at", "cityscapes-pspnet50-ddcat",
-    "cityscapes-deeplabv3_50-ddcat-n", "camvid-segformer_b0-ddcat", "camvid-efficientnet_lite2-undefended",
-    *(name for name in presets() if name.startswith("camvid-") and not any(network in name for network in OTHER_NETWORKS)),
+    "cityscapes-deeplabv3_50-ddcat-n", "camvid-segformer_b0-ddcat", "camvid-efficientnet_lite2-undefended", "camvid-trades",
+    "camvid-pgd-at-corruptions", "camvid-segpgd-at", "camvid-gaussian",
 }  # fmt: skip
 
 

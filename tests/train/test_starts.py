@@ -43,14 +43,6 @@ def test_another_method_takes_the_branches_that_it_has(run: Path, tiny_run: list
     assert any("which has no branch auxiliary, mask: random weights there" in note for note in three.notes)
 
 
-def test_a_run_that_started_from_one_resumes_without_it(run: Path, tiny_run: list[str], tmp_path: Path) -> None:
-    (tmp_path / "first.safetensors").write_bytes((run / LAST).read_bytes())
-    config = load_config("scenes-undefended", [*tiny_run, f"model.start_from={tmp_path / 'first.safetensors'}"])
-    train(config, tmp_path / "run")
-    (tmp_path / "first.safetensors").unlink()
-    assert train(config, tmp_path / "run", resume=True).step == 9
-
-
 def test_what_cannot_be_resumed_says_what_is_left(run: Path, tmp_path: Path) -> None:
     (broken := tmp_path / "run").mkdir()
     for file in run.iterdir():

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddcat_train.attacks import SEA, SHRINKING, WEIGHTS, StepOutput, apgd, bim, signed_gradient_ascent
+from ddcat_train.attacks import SEA, SHRINKING, WEIGHTS, StepOutput, apgd, signed_gradient_ascent
 from ddcat_train.attacks.apgd import CONSTANT, _at_checkpoint, _initial_state, step_checkpoints
 from tests.train import small
 from tests.train.small import right_pixels
@@ -204,25 +204,6 @@ def test_on_a_linear_model_no_image_of_the_ball_has_fewer_right_pixels(
     )  # fmt: skip
     assert torch.equal(right_pixels(model, found, labels), right_pixels(model, corner, labels))
     assert (found - images).abs().max() <= epsilon + 1e-12
-
-
-@given(seed=st.integers(0, 2**31), steps=st.integers(1, 12))
-@settings(max_examples=8, deadline=None)
-def test_more_steps_of_a_run_leave_no_more_right_pixels_than_its_start(seed: int, steps: int) -> None:
-    images, labels = small.batch(seed)
-    network, seeds = small.network().eval(), torch.tensor([1, 2, 3])
-    found = apgd(network, images, labels, epsilon=0.1, steps=steps, seeds=seeds)
-    (_, begin), *_ = signed_gradient_ascent(network, images, labels, epsilon=0.1, start="random", seeds=seeds)
-    assert (right_pixels(network, found, labels) <= right_pixels(network, begin, labels)).all()
-
-
-def test_it_beats_steps_of_constant_size_in_the_same_number() -> None:
-    """Not a theorem, but what it is for: over 24 images, more pixels wrong than BIM with the usual steps."""
-    images, labels = small.batch(4, count=24, size=8)
-    network, seeds = small.network().eval(), torch.arange(24)
-    found = apgd(network, images, labels, epsilon=0.1, steps=40, weight="SEA-MCE", seeds=seeds)
-    plain = bim(network, images, labels, epsilon=0.1, alpha=0.025, steps=40, start="random", seeds=seeds)
-    assert right_pixels(network, found, labels).sum() < 0.8 * right_pixels(network, plain, labels).sum()
 
 
 @pytest.mark.parametrize("schedule", [(), ((2.0, 100),), ((2.0, 30), (1.0, 60))])

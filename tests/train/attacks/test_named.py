@@ -1,7 +1,6 @@
 """Attacks by name, on whatever people call a model."""
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -97,80 +96,49 @@ def linear(images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("model", "images", "labels", "options", "message"),
+    ("changes", "message"),
     [
-        (linear, IMAGES, LABELS, {"name": "pdg"}, "there is no attack 'pdg': use fgsm, "),
-        (linear, IMAGES * 255, LABELS, {}, r"expected values in [0, 1], got 128 to 128; divide 8-bit images by 255"),
-        (linear, IMAGES - 1, LABELS, {}, r"expected values in [0, 1], got -0.5 to -0.5"),
-        (linear, IMAGES.permute(0, 2, 3, 1), LABELS, {}, "float32 of shape (2, 9, 8, 3); use images.permute(0, 3, 1, 2)"),
-        (linear, IMAGES[0], LABELS, {}, "use images[None] for one image"),
-        (linear, IMAGES.numpy(), LABELS, {}, "got a ndarray; use torch.from_numpy"),
-        (linear, (IMAGES * 255).to(torch.uint8), LABELS, {}, "expected floats of shape (N, 3, H, W), got uint8"),
-        (linear, IMAGES, LABELS[:1], {}, "labels: expected integers of shape (2, 9, 8), got int64 of shape (1, 9, 8)"),
-        (linear, IMAGES, LABELS.float(), {}, "labels: expected integers of shape (2, 9, 8), got float32"),
-        (
-            linear,
-            IMAGES,
-            LABELS + 6,
-            {},
-            "labels: expected 0 to 5 for the 6 classes of the model, or 255 (ignored), got 6",
-        ),
-        (linear, IMAGES, LABELS - 1, {}, "got -1"),
-        (
-            lambda x: {"out": x, "aux": x},
-            IMAGES,
-            LABELS,
-            {},
-            "a dict with 'out', 'aux': pass lambda images: model(images)['out']",
-        ),
-        (lambda x: (x, x), IMAGES, LABELS, {}, "a tuple of 2: pass lambda images: model(images)[0]"),
-        (lambda x: x.mean((2, 3)), IMAGES, LABELS, {}, "expected logits of shape (N, K, H, W), got (1, 3) for one image"),
-        (lambda x: x[..., ::2, ::2], IMAGES, LABELS, {}, "expected logits of the images' size (9, 8), got (5, 4); resize them"),
-        (lambda x: x[:, :1], IMAGES, LABELS, {}, "expected logits of 2 classes or more, got 1; the logits of a map before"),
-        (lambda x: linear(x).softmax(1), IMAGES, LABELS, {}, "the model returned probabilities, expected logits: leave its"),
-        (
-            lambda x: linear(x.sub_(0.5)),
-            IMAGES,
-            LABELS,
-            {},
-            "changes its images in place: pass lambda images: model(images.clone",
-        ),
-        (lambda x: linear(x.detach()), IMAGES, LABELS, {}, "the model detaches its images, by torch.no_grad, detach or numpy"),
-        (lambda x: linear(x.detach()) + BIAS, IMAGES, LABELS, {}, "the model detaches its images"),
-        (lambda x: linear((x * 255).round()), IMAGES, LABELS, {}, "the gradient of the model is 0 at all pixels"),
-        (
-            linear,
-            IMAGES,
-            LABELS,
-            {"norm": "l2", "epsilon": 0},
-            "epsilon 0: expected a bound above 0, in [0, 1] units",
-        ),
-        (linear, IMAGES, LABELS, {"norm": "l2", "epsilon": -1.0}, "epsilon -1: expected a bound above 0"),
-        (
-            linear,
-            IMAGES,
-            LABELS,
-            {"epsilon": -0.1},
-            "epsilon -0.1: expected a bound of 0 or more, in [0, 1] units",
-        ),
-        (linear, IMAGES, LABELS, {"norm": "l2", "name": "sea"}, "sea is made for the maximum norm: use apgd or pgd for l2"),
-        (linear, IMAGES, LABELS, {"epsilon": 8}, "epsilon 8: expected at most 1, as images are in [0, 1]; did you mean 8/255?"),
-        (linear, IMAGES, LABELS, {"alpha": 2}, "alpha 2: expected at most 1, as images are in [0, 1]; did you mean 2/255?"),
-        (linear, IMAGES, LABELS, {"alpha": -0.1}, "alpha -0.1: expected a step above 0"),
-        (linear, IMAGES, LABELS, {"steps": 0}, "steps 0: expected 1 or more"),
-        (linear, IMAGES, LABELS, {"name": "square", "steps": -3}, "steps -3: expected 1 or more"),
-        (linear, IMAGES[:0], LABELS[:0], {}, "images: expected one or more, got a batch of shape (0, 3, 9, 8)"),
-        (lambda x: linear(x) * float("nan"), IMAGES, LABELS, {}, "the model returned NaN, on which every attack stands still"),
-        ("runs/mine", IMAGES, LABELS, {}, "model: expected a module or a function, got a str; ddcat.load reads a run"),
-        (linear, IMAGES, LABELS, {"norm": "l1"}, "there is no norm 'l1': use linf or l2"),
-        (linear, IMAGES, LABELS, {"name": "sea", "alpha": 0.1}, "sea chooses the size of its steps: leave alpha out"),
+        ({"name": "pdg"}, "there is no attack 'pdg': use fgsm, "),
+        ({"images": IMAGES * 255}, r"expected values in [0, 1], got 128 to 128; divide 8-bit images by 255"),
+        ({"images": IMAGES - 1}, r"expected values in [0, 1], got -0.5 to -0.5"),
+        ({"images": IMAGES.permute(0, 2, 3, 1)}, "float32 of shape (2, 9, 8, 3); use images.permute(0, 3, 1, 2)"),
+        ({"images": IMAGES[0]}, "use images[None] for one image"),
+        ({"images": IMAGES.numpy()}, "got a ndarray; use torch.from_numpy"),
+        ({"images": (IMAGES * 255).to(torch.uint8)}, "expected floats of shape (N, 3, H, W), got uint8"),
+        ({"labels": LABELS[:1]}, "labels: expected integers of shape (2, 9, 8), got int64 of shape (1, 9, 8)"),
+        ({"labels": LABELS.float()}, "labels: expected integers of shape (2, 9, 8), got float32"),
+        ({"labels": LABELS + 6}, "labels: expected 0 to 5 for the 6 classes of the model, or 255 (ignored), got 6"),
+        ({"labels": LABELS - 1}, "got -1"),
+        ({"model": lambda x: {"out": x, "aux": x}}, "a dict with 'out', 'aux': pass lambda images: model(images)['out']"),
+        ({"model": lambda x: (x, x)}, "a tuple of 2: pass lambda images: model(images)[0]"),
+        ({"model": lambda x: x.mean((2, 3))}, "expected logits of shape (N, K, H, W), got (1, 3) for one image"),
+        ({"model": lambda x: x[..., ::2, ::2]}, "expected logits of the images' size (9, 8), got (5, 4); resize them"),
+        ({"model": lambda x: x[:, :1]}, "expected logits of 2 classes or more, got 1; the logits of a map before"),
+        ({"model": lambda x: linear(x).softmax(1)}, "the model returned probabilities, expected logits: leave its"),
+        ({"model": lambda x: linear(x.sub_(0.5))}, "changes its images in place: pass lambda images: model(images.clone"),
+        ({"model": lambda x: linear(x.detach())}, "the model detaches its images, by torch.no_grad, detach or numpy"),
+        ({"model": lambda x: linear(x.detach()) + BIAS}, "the model detaches its images"),
+        ({"model": lambda x: linear((x * 255).round())}, "the gradient of the model is 0 at all pixels"),
+        ({"norm": "l2", "epsilon": 0}, "epsilon 0: expected a bound above 0, in [0, 1] units"),
+        ({"norm": "l2", "epsilon": -1.0}, "epsilon -1: expected a bound above 0"),
+        ({"epsilon": -0.1}, "epsilon -0.1: expected a bound of 0 or more, in [0, 1] units"),
+        ({"norm": "l2", "name": "sea"}, "sea is made for the maximum norm: use apgd or pgd for l2"),
+        ({"epsilon": 8}, "epsilon 8: expected at most 1, as images are in [0, 1]; did you mean 8/255?"),
+        ({"alpha": 2}, "alpha 2: expected at most 1, as images are in [0, 1]; did you mean 2/255?"),
+        ({"alpha": -0.1}, "alpha -0.1: expected a step above 0"),
+        ({"steps": 0}, "steps 0: expected 1 or more"),
+        ({"name": "square", "steps": -3}, "steps -3: expected 1 or more"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "images: expected one or more, got a batch of shape (0, 3, 9, 8)"),
+        ({"model": lambda x: linear(x) * float("nan")}, "the model returned NaN, on which every attack stands still"),
+        ({"model": "runs/mine"}, "model: expected a module or a function, got a str; ddcat.load reads a run"),
+        ({"norm": "l1"}, "there is no norm 'l1': use linf or l2"),
+        ({"name": "sea", "alpha": 0.1}, "sea chooses the size of its steps: leave alpha out"),
     ],
 )
-def test_what_is_of_another_form_is_told_in_a_line(
-    model: Callable[[Any], Any], images: Any, labels: Any, options: dict[str, Any], message: str
-) -> None:
+def test_what_is_of_another_form_is_told_in_a_line(changes: dict[str, Any], message: str) -> None:
+    given = {"model": linear, "images": IMAGES, "labels": LABELS, "name": "pgd", **changes}
     with pytest.raises(AttackError, match=re.escape(message)) as caught:
-        ddcat.attack(model, images, labels, **{"name": "pgd", **options})
+        ddcat.attack(**given)
     assert "\n" not in str(caught.value)
 
 

@@ -36,12 +36,3 @@ def test_a_trajectory_refuses_a_step_size_that_depends_on_n() -> None:
     images, labels = small.batch(9)
     with pytest.raises(ValueError, match="constant alpha"):
         list(trajectory(small.network(), images, labels, alpha="eps/n"))
-
-
-def test_a_trajectory_that_is_stopped_puts_the_modes_back() -> None:
-    network = small.network().train()
-    images, labels = small.batch(9)
-    points = trajectory(network, images, labels)
-    next(points)
-    points.close()
-    assert all(module.training for module in network.modules())

@@ -14,7 +14,6 @@ from ddcat_train.data.check import check, lines_of
 from ddcat_train.data.dataset import Fault
 from ddcat_train.data.pictures import read_mask
 from ddcat_train.data_cli import app
-from ddcat_train.errors import DataError
 
 Writer = Callable[..., None]
 
@@ -56,11 +55,6 @@ def test_every_planted_fault_is_found(small_folder: Path, write_labels: Writer) 
     assert all(str(fault.file) in fault.message and "\n" not in fault.message for fault in report.faults)
     assert report.pairs == 6
     assert report.sizes == {(12, 10): 1}
-
-
-def test_nothing_to_check_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="images is missing"):
-        check(list_dataset("folder", tmp_path, "train"))
 
 
 def test_command_tells_a_sound_data_set(small_folder: Path, tmp_path: Path) -> None:

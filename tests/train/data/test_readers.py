@@ -113,19 +113,11 @@ def test_long_side_keeps_image_and_labels_aligned() -> None:
         assert abs(off[:, inner].mean()) <= 1
 
 
-@pytest.mark.parametrize(
-    ("line", "suffix"),
-    [
-        ("train/x.jpg trainannot/x.png", "jpg"),
-        ("/SegNet/CamVid/train/x.png /SegNet/CamVid/trainannot/x.png", "png"),
-        ("/SegNet/CamVid/train/x.png /SegNet/CamVid/trainannot/x.png", "jpg"),
-    ],
-)
-def test_camvid_list_forms(tmp_path: Path, write_image: Writer, line: str, suffix: str) -> None:
-    write_image(tmp_path / f"train/x.{suffix}", GREY)
+def test_the_void_of_camvid_is_ignored(tmp_path: Path, write_image: Writer) -> None:
+    write_image(tmp_path / "train/x.jpg", GREY)
     labels = np.tile(np.array([0, 3, 10, 11], np.uint8), (6, 2))
     write_image(tmp_path / "trainannot/x.png", labels)
-    (tmp_path / "train.txt").write_text(line + "\n")
+    (tmp_path / "train.txt").write_text("/SegNet/CamVid/train/x.png /SegNet/CamVid/trainannot/x.png\n")
     sample = open_dataset("camvid", tmp_path, "train").read(0)
     assert sample.name == "x"
     assert np.array_equal(sample.labels, np.where(labels == 11, 255, labels))

@@ -42,11 +42,10 @@ def test_the_voc_reader_reads_them(generated: Path) -> None:
 
 
 def test_the_seed_alone_decides(generated: Path, tmp_path: Path) -> None:
-    write_scenes(tmp_path / "same", train=24, val=4, size=(64, 96), seed=5)
-    assert contents(tmp_path / "same") == contents(generated)
     write_scenes(tmp_path / "fewer", train=2, val=1, size=(64, 96), seed=5)
-    assert samples(open_dataset("scenes", tmp_path / "fewer", "val"))[0] == samples(open_dataset("scenes", generated, "val"))[0]
-    write_scenes(tmp_path / "other", train=24, val=4, size=(64, 96), seed=6)
+    whole, fewer = contents(generated), contents(tmp_path / "fewer")
+    assert [name for name in fewer if not name.startswith("ImageSets") and fewer[name] != whole[name]] == []
+    write_scenes(tmp_path / "other", train=4, val=2, size=(64, 96), seed=6)
     images = samples(open_dataset("scenes", tmp_path / "other", "train")) + [
         image for split in ("train", "val") for image in samples(open_dataset("scenes", generated, split))
     ]

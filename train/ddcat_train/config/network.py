@@ -17,6 +17,8 @@ __all__ = ["ModelConfig"]
 
 
 def _known(name: str, ours: Sequence[str], group: str, what: str) -> str:
+    if name in ours:  # to ask what is installed takes long
+        return name
     known = (*ours, *sorted(entry_points(group=group).names))
     if name not in known:
         raise ValueError(f"there is no such {what}: use {', '.join(known)}, or an entry point {group} of an installed package")
