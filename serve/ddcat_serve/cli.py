@@ -10,6 +10,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from ddcat.cli_support import BundleArgument, ExpectDigest, RequirePassport, RequireSignature
+from ddcat_serve.errors import ServeError
 from ddcat_serve.inference.sources import parse_source
 from ddcat_serve.settings import PREFIX, Settings, read_settings
 
@@ -224,6 +225,8 @@ def run_on_ray(
     from ddcat.bundle import TrustPolicy, open_bundle
     from ddcat.passport import read_passport
 
+    if max_replicas is not None and max_replicas < replicas:  # said before a library is missed
+        raise ServeError(f"--max-replicas {max_replicas} is less than --replicas {replicas}")
     trust = TrustPolicy.from_options(require_signature, expect_digest, require_passport)
     with _libraries_for([parse_source(text).path for text in bundles or ()], trust, "serve,ray"):
         from ddcat_serve.deploy.ray_app import Arguments

@@ -19,7 +19,7 @@ from tests.bundles import small_bundle
 
 ROOT = Path(__file__).parents[2]
 
-# Runs lines of one command where only what `pip install .` brings can be imported.
+# Runs lines of commands where only what `pip install .` brings can be imported.
 PROGRAM = """
 import contextlib
 import importlib.metadata
@@ -55,10 +55,10 @@ class Missing:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Missing())
-command, lines = json.loads(sys.argv[1])
+lines = json.loads(sys.argv[1])
 from ddcat import cli
 answers = []
-for line in lines:
+for command, line in lines:
     sys.argv = line.split()
     status, out, err = 0, io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -205,18 +205,13 @@ def make_files(where: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
-    """What each line answers; a command is started once for all its lines."""
-    where, found = tmp_path_factory.mktemp("extras"), {}
+    """What each line answers, all in one process."""
+    where, lines = tmp_path_factory.mktemp("extras"), [*HELP, *LACKING, *WRONG, *WORKING]
     files = make_files(where)
-    for name, function in COMMANDS.items():
-        lines = [line for line in (*HELP, *LACKING, *WRONG, *WORKING) if line.split()[0] == name]
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, json.dumps([function, lines])],
-            cwd=where, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "120"},
-        )  # fmt: skip
-        found |= {line: Answer(*answer) for line, answer in zip(lines, json.loads(done.stdout), strict=True)}
+    program = [sys.executable, "-c", PROGRAM, json.dumps([(COMMANDS[line.split()[0]], line) for line in lines])]
+    done = subprocess.run(program, cwd=where, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "120"})
     assert {file.name for file in where.iterdir()} == files  # nothing was begun
-    return found
+    return {line: Answer(*answer) for line, answer in zip(lines, json.loads(done.stdout), strict=True)}
 
 
 @pytest.mark.parametrize("line", HELP)

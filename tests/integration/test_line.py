@@ -19,10 +19,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run, and its bundle."""
     folder = tmp_path_factory.mktemp("line")
     write_scenes(folder / "scenes", train=4, val=2, size=(40, 36))
-    overrides = [
-        "augment.crop=33", "model.width=4", "model.context=aspp", "train.epochs=4", "train.batch_size=4",
-        "train.evaluate_every=4",
-    ]  # fmt: skip
+    overrides = ["augment.crop=33", "model.width=4", "model.context=aspp", "train.epochs=1", "train.batch_size=4"]
     options = [part for override in overrides for part in ("--set", override)]
     done("ddcat", "train", "scenes-ddcat", "--data-root", folder / "scenes", *options, "--out", folder / "run")
     done("ddcat", "export", folder / "run", "--engine", "ort", "--size", "40x36", "--out", folder / "bundle")

@@ -80,7 +80,9 @@ def test_its_robustness_is_that_of_its_bundle(bundle: Path, file: Path, scenes: 
     assert "# ONNX file (street.onnx) under attack" in text
 
 
-def test_a_gate_without_a_checkpoint(bundle: Path, file: Path, tmp_path: Path) -> None:
+def test_a_gate_without_a_checkpoint(bundle: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddcat_bench.gate.pipeline.serving_peak", lambda serving: 2**20)  # in processes of their own
+    monkeypatch.setattr("ddcat_bench.gate.pipeline.needs_quiet", lambda *_: False)
     result = ddcat.gate(bundle, quick=True, repeats=10, pictures=False, out=tmp_path / "gate")
     assert result is not None
     assert result.checkpoint.sha256 == sha256_of_file(file)

@@ -12,6 +12,7 @@ from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from tests.bench.gate_measurements import attacked_by
 from tests.bench.gates import speed_of
+from tests.bench.suite import quiet_probe
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +30,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, run_directory: Path, scenes
 @pytest.fixture(scope="session")
 def speed() -> SpeedResult:
     return speed_of("bundle", 0.5)
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gate without the probe for masked gradients."""
+    monkeypatch.setattr("ddcat_bench.gate.measurements.run_probe", quiet_probe)
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,7 @@ class Wrong:
         return replace(outputs, labels=np.where(hit[:, None, None], wrong, outputs.labels))
 
 
+@pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize(
     ("when", "refused", "member"),
     [

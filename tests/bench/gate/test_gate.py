@@ -142,6 +142,7 @@ def test_frames_of_video_are_drawn_by_clip_or_come_with_a_warning(
     assert by_clip.data.clips == r"(.+)_\d+"
 
 
+@pytest.mark.usefixtures("brief")
 def test_what_was_stopped_continues_and_finds_the_same(
     good: tuple[GateJob, Measurements], bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path
 ) -> None:
@@ -230,6 +231,7 @@ def test_another_seed_gives_every_image_another_one(
     assert len({seed % 2**32 for seed in seeds}) == len(runs) * len(scenes)  # a generator looks at no more bits
 
 
+@pytest.mark.usefixtures("brief")
 def test_processes_deal_the_pool_out_and_find_what_one_finds(
     good: tuple[GateJob, Measurements], bundle: Bundle, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path
 ) -> None:
