@@ -208,3 +208,26 @@ def test_it_is_timms(size: str, output_stride: Stride, tmp_path: Path) -> None:
             wanted = run(images)[1:]
         for maps, peers in zip((*stages.earlier, *stages[:2]), wanted, strict=True):
             torch.testing.assert_close(maps, peers, rtol=1e-4, atol=1e-4 * float(peers.std()))
+
+
+def test_the_keys_of_timm_are_known(weights: tuple[BackboneName, dict[str, Tensor], Path], tmp_path: Path) -> None:
+    name, tensors, path = weights
+    blocks = [(stage, block) for stage, count in enumerate(BLOCKS[name]) for block in range(count)]
+    separable = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    inverted = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+    inverted |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
+    theirs = {}
+    for key, value in tensors.items():
+        parts = key.split(".")
+        if parts[0] == "_blocks":
+            stage, block = blocks[int(parts[1])]
+            layer = (inverted if stage else separable)[parts[2]]
+            theirs[".".join(["blocks", str(stage), str(block), layer, *parts[3:]])] = value
+        else:
+            stem = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_fc": "classifier"}[parts[0]]
+            theirs[".".join([stem, *parts[1:]])] = value
+    save_file(theirs, tmp_path / "timm.safetensors")
+    one, other = (build_backbone(ModelConfig(backbone=name)) for _ in range(2))
+    load_backbone(one, path)
+    load_backbone(other, tmp_path / "timm.safetensors")
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())

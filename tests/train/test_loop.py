@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 from ddcat import cli
 from ddcat.metrics import miou
+from ddcat_train import cli as cli_module
 from ddcat_train.attacks import bim
 from ddcat_train.checkpoints import BEST, LAST, load_checkpoint
 from ddcat_train.choices import MethodName
+from ddcat_train.cli import app as train_app
 from ddcat_train.config import load_config
 from ddcat_train.data.loader import Batch
 from ddcat_train.errors import CheckpointError, ConfigError, DataError
@@ -82,6 +85,16 @@ def test_the_command_says_how_to_go_on(tiny_run: list[str], tmp_path: Path) -> N
     assert status == 128 + signal.SIGTERM
     assert printed[-1].endswith(f"ddcat train {run}/config.yaml --resume")
     assert (run / LAST).is_file()
+
+
+def test_the_command_says_what_comes_next(tiny_run: list[str], tmp_path: Path) -> None:
+    sets = [part for override in [*tiny_run, "train.epochs=1", "train.workers=0"] for part in ("--set", override)]
+    result = CliRunner().invoke(train_app, ["scenes-undefended", *sets, "--out", str(tmp_path / "run")], catch_exceptions=False)
+    done, summary, following = result.stdout.splitlines()[-3:]
+    assert done.startswith(f"{tmp_path}/run: 3 steps; clean ")
+    assert (summary, following) == (f"summary: {tmp_path}/run/summary.md", f"next: ddcat attack {tmp_path}/run --suite paper")
+    assert cli_module._reached(tmp_path / "run") == "step 3"
+    assert cli_module._reached(tmp_path) == "its start, for no checkpoint was written yet,"
 
 
 def test_a_run_is_not_overwritten_nor_continued_as_another(tiny_run: list[str], finished: Finished, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Whole models of others in a configuration: settings, weights, and what is said where they do not fit."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -320,3 +322,61 @@ def test_the_size_of_the_backbone_inside_in_whole_patches(stated: int, side: int
     }  # fmt: skip
     network = build_whole(described(whole="hf", settings=settings), classes=CLASSES, heads=("main",))
     assert network.largest == side
+
+
+def test_a_folder_of_smp_and_channels_that_are_flipped(tmp_path: Path) -> None:
+    content = {"_model_class": "Unet", "_version": "1", "encoder_name": "resnet18", "classes": 3, "encoder_weights": "imagenet"}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": None, "do_flip_channel_order": True}))
+    found = described(whole="smp", settings=tmp_path)
+    assert found.settings == {"arch": "Unet", "encoder_name": "resnet18"}
+    assert (found.mean, found.channels, found.architecture) == ((0, 0, 0), "BGR", "Unet + resnet18")
+    for wrong, message in (("{}", "has no _model_class"), ("[]", "holds no table of settings"), ("{", "is not JSON")):
+        (tmp_path / "config.json").write_text(wrong)
+        with pytest.raises(ValueError, match=message):
+            described(whole="smp", settings=tmp_path)
+
+
+@pytest.mark.parametrize("whole", ["smp", "torchvision"])
+def test_libraries_are_asked_for_random_weights(whole: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def make(*given: Any, classes: int = 0, num_classes: int = 0, **options: Any) -> nn.Module:
+        asked.append((given, options))
+        return Plain(classes or num_classes)
+
+    libraries = {
+        "segmentation_models_pytorch": SimpleNamespace(create_model=make),
+        "torchvision": SimpleNamespace(),
+        "torchvision.models": SimpleNamespace(get_model=make),
+    }
+    for name, library in libraries.items():
+        monkeypatch.setitem(sys.modules, name, library)
+    settings = {"smp": {"arch": "Unet", "encoder_weights": "imagenet"}, "torchvision": {"name": "lraspp", "weights": "X"}}[
+        whole
+    ]
+    made = build_whole(described(whole=whole, settings=settings, multiple=2), classes=CLASSES, heads=("main",))
+    assert made(torch.rand(1, 3, 40, 50)).shape == (1, CLASSES, 40, 50)
+    expected = {
+        "smp": ((), {"arch": "Unet", "encoder_weights": None}),
+        "torchvision": (("lraspp",), {"weights": None, "weights_backbone": None}),
+    }
+    assert asked == [expected[whole]]
+    for name in libraries:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=f"{whole} .*(needs torchvision: pip install torchvision|a library is missing)"):
+        build_whole(described(whole=whole, settings=settings, multiple=2), classes=CLASSES, heads=("main",))
+
+
+def test_weights_of_torch_save(tmp_path: Path) -> None:
+    file, model = tmp_path / "weights.pth", Plain(CLASSES)
+    torch.save({"state_dict": Plain(CLASSES).state_dict()}, file)
+    load_state(model, file, [])
+    assert torch.equal(model.state_dict()["body.0.weight"], torch.load(file)["state_dict"]["body.0.weight"])
+    for content, message in (([torch.zeros(1)], "holds no state_dict"), ({"x": Plain}, "holds more than tensors")):
+        torch.save(content, file)
+        with pytest.raises(CheckpointError, match=message):
+            load_state(model, file, [])
+    file.with_suffix(".safetensors").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_state(model, file.with_suffix(".safetensors"), [])

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -280,6 +281,20 @@ def test_what_is_no_picture_of_8_bits_is_refused_with_its_name(tmp_path: Path) -
     (tmp_path / "text.png").write_text("nothing")
     with pytest.raises(DataError, match=r"text\.png is not a readable label file"):
         read_mask(tmp_path / "text.png")
+
+
+def test_images_of_16_bits_are_read_by_their_values_and_bands_by_their_numbers(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "deep.png"), np.full((4, 4, 3), 4095, np.uint16))
+    assert (read_image(tmp_path / "deep.png", FileRule(values=(0, 4095))) == 255).all()
+    with pytest.raises(DataError, match=r"deep\.png is a PNG of 16 bits a channel, expected 8: data\.values reads it"):
+        read_image(tmp_path / "deep.png")
+    with pytest.raises(DataError, match=r"deep\.png is a PNG of 16 bits a channel, expected 8"):
+        read_mask(tmp_path / "deep.png")
+    Image.fromarray(np.dstack([GREY[..., 0] + n for n in range(3)])).save(tmp_path / "plain.png")
+    assert read_image(tmp_path / "plain.png", FileRule(bands=(3, 2)))[0, 0].tolist() == [130, 129]
+    for name, rule in (("plain.png", FileRule(values=(0, 4095))), ("plain.png", FileRule(bands=(7,)))):
+        with pytest.raises(DataError, match=r"plain\.png: "):
+            read_image(tmp_path / name, rule)
 
 
 @pytest.mark.parametrize("long_side", [None, 5, 12, 30, 333])
