@@ -35,8 +35,8 @@ def bundle_entry(name: str) -> BundleEntry:
     return BundleEntry(path=name, name=name, sha256="a" * 64, engine={"runtime": "onnxruntime 1.0", "threads": 1})
 
 
-def speed_of(name: str, seconds: float) -> SpeedResult:
-    turns = {"engine": [seconds] * 10, "original": [1.0] * 10, "main branch": [0.5] * 10}
+def speed_of(name: str, seconds: float, original: float = 1.0, main_branch: float = 0.5) -> SpeedResult:
+    turns = {"engine": [seconds] * 10, "original": [original] * 10, "main branch": [main_branch] * 10}
     return SpeedResult(
         bundle=bundle_entry(name),
         checkpoint=CHECKPOINT,

@@ -10,7 +10,7 @@ import pytest
 from ddcat_bench.attack.aggregate import aggregate
 from ddcat_bench.attack.job import AttackJob
 from ddcat_bench.attack.rank_work import attack_rank_work, probe_once
-from ddcat_bench.attack.results import AttackResult, GradientShares, Probe, ProbePoint
+from ddcat_bench.attack.results import AttackResult, AttackRow, GradientShares, Probe, ProbePoint
 from ddcat_bench.work_units import open_units
 
 
@@ -20,6 +20,12 @@ def quiet_probe(*given: Any, images: int = 6, **options: Any) -> Probe:
     points = tuple(ProbePoint(name=n, epsilon=e, steps=s, miou=m, pixel_accuracy=m) for n, e, s, m in measured)  # type: ignore[arg-type]
     gradients = GradientShares(zero_images=0, non_finite_images=0, zero_pixels=0)
     return Probe(images=images, seed=0, points=points, gradients=gradients, seconds=0)
+
+
+def row_of(result: AttackResult, label: str, *, eight_bit: bool = False) -> AttackRow:
+    row = result.find(label, eight_bit=eight_bit)
+    assert row is not None, label
+    return row
 
 
 def run_suite(

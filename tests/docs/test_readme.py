@@ -1,32 +1,21 @@
 """The README is short, and its figures are those of the committed results."""
 
-import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
 
-import pytest
+from tests.files import script
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "docs/results/robustness-camvid"
 
 
-@pytest.fixture(scope="module")
-def chart() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("robustness_chart", ROOT / "examples/robustness_chart.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_it_is_short() -> None:
     assert README.count("\n") <= 140
 
 
-def test_its_table_and_its_picture_are_of_the_results(chart: ModuleType) -> None:
+def test_its_table_and_its_picture_are_of_the_results() -> None:
+    chart = script("examples/robustness_chart.py")
     rows = {
         name: [float(cell.strip("* ")) for cell in cells.split("|")]
         for name, cells in re.findall(r"^\| (undefended|DDC-AT|SAT|PGD-AT) \|(.*)\|$", README, re.MULTILINE)

@@ -32,6 +32,7 @@ def browser() -> Iterator[Browser]:
         yield running
 
 
+@pytest.mark.slow
 def test_the_search_works_from_a_folder(site: Path, browser: Browser) -> None:
     with page_of(browser) as (page, asked):
         page.goto((site / "index.html").as_uri())
@@ -40,6 +41,7 @@ def test_the_search_works_from_a_folder(site: Path, browser: Browser) -> None:
         assert not asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "width"), [*((name, 390) for name in WIDE), (WIDE[0], 1280)])
 def test_what_is_wide_can_be_scrolled_to(site: Path, browser: Browser, name: str, width: int) -> None:
     with page_of(browser, width=width) as (page, asked):

@@ -1,5 +1,4 @@
 import html
-import importlib.util
 import io
 import os
 import re
@@ -22,6 +21,7 @@ from ddcat_bench.fidelity.compare import FidelityResult
 from ddcat_bench.result_io import read_result
 from ddcat_bench.timing.results import SpeedResult
 from ddcat_train.data import open_dataset
+from tests.files import script
 
 DEMO = Path(__file__).parents[2] / "examples/demo.py"
 METHODS = ("undefended", "sat", "ddcat")
@@ -29,14 +29,9 @@ METHODS = ("undefended", "sat", "ddcat")
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("ddcat_demo", DEMO)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(DEMO.parent)  # as Python does for a script
-        spec.loader.exec_module(module)
-        yield module
+        yield script("examples/demo.py")
 
 
 def test_a_failing_stage_ends_the_demo_with_its_status(

@@ -14,9 +14,9 @@ from ddcat.classes import Classes
 from ddcat_bench.attack.results import Alarm, AttackResult, AttackRow
 from ddcat_bench.errors import BenchError
 from ddcat_bench.fidelity.compare import FidelityResult, FidelityRow
-from ddcat_bench.result_schema import BundleEntry, CheckpointEntry, DataEntry, Environment, Scores
-from ddcat_bench.timing.results import SpeedEntry, SpeedRatio, SpeedResult, Timing
+from ddcat_bench.result_schema import CheckpointEntry, Scores
 from ddcat_train.run.image_grid import to_png
+from tests.bench.gates import CHECKPOINT, DATA, ENVIRONMENT, bundle_entry, speed_of
 
 NAMES = ("sky & sea", "<script>alert(1)</script>")
 PIXELS = 10_000
@@ -29,23 +29,10 @@ def scores_of(right: int) -> Scores:
 
 
 def checkpoint_entry(method: str) -> CheckpointEntry:
-    return CheckpointEntry(
-        path=f"runs/{method}/best.safetensors", sha256=method[0] * 64, step=384, method=method,
-        architecture="resnet10 + pyramid", attack=None,
-    )  # fmt: skip
+    return CHECKPOINT.model_copy(update={"method": method, "sha256": method[0] * 64, "step": 384})
 
 
-def data_entry() -> DataEntry:
-    return DataEntry(
-        name="scenes", split="val", list_sha256="1" * 64, split_images=1, long_side=None, usual_split=True, classes=NAMES,
-        names=("val_00000",),
-    )  # fmt: skip
-
-
-ENVIRONMENT = Environment(
-    machine={"processor": "abacus", "cores": 2, "memory_gib": 4, "system": "Linux"},
-    versions={"python": "3.11", "torch": "2.6"}, git_commit=None, device="cpu", threads=2, seconds=1.0,
-)  # fmt: skip
+DATA_ENTRY = DATA.model_copy(update={"split_images": 1, "classes": NAMES, "names": ("val_00000",)})
 
 
 def attack_result(method: str, right: list[int]) -> AttackResult:
@@ -60,7 +47,7 @@ def attack_result(method: str, right: list[int]) -> AttackResult:
         if n or not eight_bit
     ]  # fmt: skip
     return AttackResult(
-        checkpoint=checkpoint_entry(method), data=data_entry(), protocol="", suite="quick", rows=tuple(rows),
+        checkpoint=checkpoint_entry(method), data=DATA_ENTRY, protocol="", suite="quick", rows=tuple(rows),
         environment=ENVIRONMENT,
     )  # fmt: skip
 
@@ -76,32 +63,8 @@ def fidelity_result() -> FidelityResult:
         for n, differing in ((0, 0), (3, 5), (7, 1234))
     ]  # fmt: skip
     return FidelityResult(
-        bundle=BundleEntry(path="demo/bundle", name="ddcat", sha256="b" * 64, engine={"runtime": "onnxruntime 1.20"}),
-        checkpoint=checkpoint_entry("ddcat"), data=data_entry(), protocol="", rows=tuple(rows), environment=ENVIRONMENT,
-    )  # fmt: skip
-
-
-def speed_result() -> SpeedResult:
-    medians = {"engine": 0.00345, "original": 0.00678, "main branch": 0.00567}
-    return SpeedResult(
-        bundle=fidelity_result().bundle, checkpoint=checkpoint_entry("ddcat"), engine_bytes=4000, parameter_bytes=4001,
-        boundary="", memory="", inputs="", batch=1, height=96, width=97, threads=2, warm_up=3,
-        contenders=tuple(
-            SpeedEntry(
-                name=name, peak_memory=2**20,
-                times=Timing(seconds=(median,) * 30, median=median, lower_quartile=median, upper_quartile=median, stable=True),
-            )
-            for name, median in medians.items()
-        ),
-        ratios=tuple(
-            SpeedRatio(
-                baseline=name, median=medians[name] / 0.00345, lower_quartile=1, upper_quartile=2, lowest=1, highest=2,
-                of_medians=1.5,
-            )
-            for name in medians
-            if name != "engine"
-        ),
-        load_before=0, load_after=2, environment=ENVIRONMENT,
+        bundle=bundle_entry("ddcat"),
+        checkpoint=checkpoint_entry("ddcat"), data=DATA_ENTRY, protocol="", rows=tuple(rows), environment=ENVIRONMENT,
     )  # fmt: skip
 
 
@@ -123,7 +86,7 @@ def example() -> Page:
         panels=[Panel("val_00000", (picture("Image", 10), picture("<b>Truth", 20)))],
         classes=Classes(NAMES, ((1, 2, 3), (200, 100, 50))),
         fidelity=fidelity_result(),
-        speed=speed_result(),
+        speed=speed_of("ddcat", 0.00345, 0.00678, 0.00567).model_copy(update={"height": 96, "width": 97, "threads": 2}),
         served=picture("Served", 30),
         stages=[Stage("ddcat train scenes-undefended --out 'a b'", 61.2), Stage("ddcat serve demo/bundle", 2.0)],
     )
@@ -215,7 +178,7 @@ def test_fidelity_and_speed_are_told_with_their_numbers(example: Page, read: Rea
     text = " ".join(read.text.split())
     assert "96 \N{MULTIPLICATION SIGN} 97 pixels" in text
     assert (
-        "needs 3.45 ms and PyTorch 6.78 ms, so that it is 1.97 times as fast. (Medians of 30 calls in turns, 2 threads each.)"
+        "needs 3.45 ms and PyTorch 6.78 ms, so that it is 1.97 times as fast. (Medians of 10 calls in turns, 2 threads each.)"
         in text
     )
 
@@ -224,7 +187,7 @@ def test_it_tells_how_it_was_made(read: Reader) -> None:
     text = " ".join(read.text.split())
     assert "ddcat train scenes-undefended --out 'a b' 1 min 01 s" in text
     assert "together 1 min 03 s" in text
-    for fact in ("abacus", "torch 2.6", "not from a checkout", "at most 384 small steps", "u" * 64, "s" * 64, "b" * 64):
+    for fact in ("a CPU", "ddcat 0.1.0", "c" * 40, "at most 384 small steps", "u" * 64, "s" * 64, "a" * 64):
         assert fact in text
 
 
@@ -258,7 +221,7 @@ def test_an_alarm_comes_first(example: Page) -> None:
 
 
 def test_results_on_different_images_are_not_shown_together(example: Page) -> None:
-    other = ATTACKS[1].model_copy(update={"data": data_entry().model_copy(update={"names": ("val_00001",)})})
+    other = ATTACKS[1].model_copy(update={"data": DATA_ENTRY.model_copy(update={"names": ("val_00001",)})})
     with pytest.raises(BenchError, match="not evaluated on the same images"):
         render_page(Page(**{**vars(example), "attacks": [ATTACKS[0], other]}))
 

@@ -1,6 +1,5 @@
 """What docs/results says is what its files hold."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -12,6 +11,7 @@ from bench.paper.paper_tables import make_tables
 from bench.paper.render_tables import tables_markdown
 from bench.paper.runs import find_results
 from ddcat.metrics import miou
+from tests.files import script
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,11 +76,7 @@ def test_what_int8_costs_is_counted_in_the_files() -> None:
 
 
 def test_the_page_of_engines_is_made_of_the_files_beside_it() -> None:
-    spec = importlib.util.spec_from_file_location("engines_page", ROOT / "bench/cpu/engines_page.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("bench/cpu/engines_page.py")
     folder = ROOT / "docs/results/engines-cpu"
     assert (ROOT / "docs/results/engines-cpu.md").read_text(encoding="utf-8") == module.page(folder)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -97,11 +93,7 @@ def test_the_page_of_engines_is_made_of_the_files_beside_it() -> None:
 
 
 def test_the_page_of_gates_is_made_of_the_files_beside_it() -> None:
-    spec = importlib.util.spec_from_file_location("gates_page", ROOT / "bench/cpu/gates_page.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("bench/cpu/gates_page.py")
     folder = ROOT / "docs/results/gates-cpu"
     assert folder.with_suffix(".md").read_text(encoding="utf-8") == module.page(folder)
     verdicts = {

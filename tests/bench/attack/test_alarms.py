@@ -129,17 +129,9 @@ def test_a_sound_probe_raises_none() -> None:
         ({"few": 9.4}, "more steps weaken the attack"),
         ({"large": 15.1}, "accuracy is left at epsilon 64/255"),
         ({"clean": 9.4}, "attacked mIoU is above clean"),
-        (
-            {"gradients": GradientShares(zero_images=0.125, non_finite_images=0, zero_pixels=0)},
-            "gradients are zero or not finite",
-        ),
-        (
-            {"gradients": GradientShares(zero_images=0, non_finite_images=0.125, zero_pixels=0)},
-            "gradients are zero or not finite",
-        ),
-        (
-            {"gradients": GradientShares(zero_images=0, non_finite_images=0, zero_pixels=0.02)},
-            "gradients are zero or not finite",
+        *(
+            ({"gradients": SOUND.model_copy(update=missing)}, "gradients are zero or not finite")
+            for missing in ({"zero_images": 0.125}, {"non_finite_images": 0.125}, {"zero_pixels": 0.02})
         ),
     ],
 )

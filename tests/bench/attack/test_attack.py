@@ -31,7 +31,7 @@ from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.pixels import to_8_bit
 from ddcat_train.seeds import derive_seed
-from tests.bench.suite import run_suite
+from tests.bench.suite import row_of, run_suite
 from tests.commands import call, refusal
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images (N, 3, H, W) in [0, 1], labels (N, H, W)
@@ -76,10 +76,7 @@ def test_what_the_paper_says_of_longer_attacks_is_judged(paper: AttackResult) ->
 
 
 def test_the_attack_is_one(paper: AttackResult) -> None:
-    clean, last = paper.find("clean"), paper.find("n = 7")
-    assert clean is not None
-    assert last is not None
-    assert last.scores.miou < 0.8 * clean.scores.miou
+    assert row_of(paper, "n = 7").scores.miou < 0.8 * row_of(paper, "clean").scores.miou
 
 
 def test_trajectory_counts_are_those_of_separate_attacks(
@@ -100,8 +97,7 @@ def test_pgd_starts_from_the_seed_of_the_images_index(
     paper: AttackResult, checkpoint: Checkpoint, batches: list[Batch], scenes: Dataset
 ) -> None:
     network = main_branch(checkpoint, CPU)
-    row = paper.find("PGD-20 at 8/255")
-    assert row is not None
+    row = row_of(paper, "PGD-20 at 8/255")
     expected: list[Counts] = []
     for images, labels in batches:
         seeds = torch.tensor([derive_seed(0, len(expected) + own) for own in range(len(images))])
@@ -132,8 +128,7 @@ def test_8_bit_rows_are_those_of_images_that_went_through_png(
 ) -> None:
     network = main_branch(checkpoint, CPU)
     for n in (1, 7):
-        row = paper.find(f"n = {n}", eight_bit=True)
-        assert row is not None
+        row = row_of(paper, f"n = {n}", eight_bit=True)
         expected: list[Counts] = []
         for images, labels in batches:
             attacked = bim(network, images, labels, epsilon=0.03, alpha=0.01, steps=n)
@@ -196,12 +191,8 @@ def test_tables_and_plots_need_nothing_but_the_result(paper: AttackResult) -> No
     text = attack_markdown(paper)
     for label in columns([paper]):
         [cells] = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith(f"| {label} |")]
-        one, eight_bit = paper.find(label), paper.find(label, eight_bit=True)
-        assert one is not None
-        assert eight_bit is not None
-        figures = [
-            (r.scores.miou, r.scores.foreground_miou, r.scores.mean_image_miou, r.pixel_accuracy) for r in (one, eight_bit)
-        ]
+        pair = [row_of(paper, label, eight_bit=eight_bit) for eight_bit in (False, True)]
+        figures = [(r.scores.miou, r.scores.foreground_miou, r.scores.mean_image_miou, r.pixel_accuracy) for r in pair]
         assert [cell.strip() for cell in cells[1:]] == [
             f"{figure:.3f}" for pair in zip(*figures, strict=True) for figure in pair
         ]
@@ -279,7 +270,7 @@ def test_the_command(run_directory: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert attack_markdown(result) == (out / "attack.md").read_text()
     told = done.stdout
     assert "| attack | mIoU |" in told
-    clean, last = (row.scores.miou for row in (result.find("clean"), result.find("n = 7")) if row is not None)
+    clean, last = (row_of(result, label).scores.miou for label in ("clean", "n = 7"))
     first = next(line for line in told.splitlines() if line and not line.startswith(">"))  # but for alarms
     assert first == f"sat ({result.checkpoint.architecture}): mIoU {clean:.3f} -> {last:.3f} at n = 7"
     assert "IoU of each class" not in told  # which is in attack.md

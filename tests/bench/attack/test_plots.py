@@ -14,6 +14,7 @@ from ddcat_bench.attack.report import attack_markdown
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.bootstrap import Scheme, interval, scheme_of
 from ddcat_bench.result_io import read_result
+from tests.bench.suite import row_of
 
 RESULTS = Path(__file__).parents[3] / "docs/results/camvid-methods"
 
@@ -40,8 +41,7 @@ def test_the_interval_is_that_of_a_literal_bootstrap() -> None:
 def test_error_bars_of_video_are_over_draws_of_blocks_of_frames(measured: AttackResult) -> None:
     """One clip of 101 frames, which resemble their neighbours: drawn one by one they would seem to tell more."""
     [point] = plots._points(measured, {"n = 3": 3.0}, False)
-    row = measured.find("n = 3")
-    assert row is not None
+    row = row_of(measured, "n = 3")
     counts = row.scores.array()
     low, high = interval(counts, Scheme("blocks", np.arange(101)))
     assert (point.miou - point.below, point.miou + point.above) == pytest.approx((low, high))

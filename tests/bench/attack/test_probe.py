@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddcat.metrics import confusion_counts, miou
 from ddcat_bench.attack.alarms import raise_alarms
 from ddcat_bench.attack.probe import FEW, MORE, run_probe
 from ddcat_bench.attack.results import Probe
 from ddcat_bench.errors import BenchError
-from ddcat_train.attacks import bim
+from ddcat_train.attacks import Model, bim
 from ddcat_train.checkpoints import build_network
 from ddcat_train.config import parse_config
 from ddcat_train.data import Dataset, open_dataset
@@ -77,40 +77,19 @@ def found(plain: Segmenter, val: Dataset) -> Probe:
     return run_probe(plain, val, epsilon=EPSILON, images=IMAGES)
 
 
-class Scaled(nn.Module):
+def scaled(model: Segmenter) -> Model:
     """Never in doubt: in float32 the loss of a right pixel is exactly 0, and so is its gradient."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = 1e4 * self.model(images)
-        return logits
+    return lambda images: 1e4 * model(images)
 
 
-class Quantised(nn.Module):
+def quantised(model: Segmenter) -> Model:
     """What the first layers see has 5 bits; round() has no gradient, and nothing is passed straight through."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model((images * 31).round() / 31)
-        return logits
+    return lambda images: model((images * 31).round() / 31)
 
 
-class Undefined(nn.Module):
+def undefined(model: Segmenter) -> Model:
     """The same answers, with a gradient that is NaN where an image is black."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images) + 0 * (images * 0).sqrt().sum((1, 2, 3), keepdim=True)
-        return logits
+    return lambda images: model(images) + 0 * (images * 0).sqrt().sum((1, 2, 3), keepdim=True)
 
 
 def rung(probe: Probe) -> set[str]:
@@ -134,14 +113,14 @@ def test_an_adversarially_trained_model_raises_none(root: Path, val: Dataset) ->
 
 
 def test_scaled_logits_ring(plain: Segmenter, val: Dataset) -> None:
-    found = run_probe(Scaled(plain), val, epsilon=EPSILON, images=IMAGES)
+    found = run_probe(scaled(plain), val, epsilon=EPSILON, images=IMAGES)
     assert rung(found) == {"gradients are zero or not finite", "accuracy is left at epsilon 64/255"}
     assert found.gradients.zero_pixels > 0.5
     assert found.gradients.zero_images == 0
 
 
 def test_quantised_activations_ring(plain: Segmenter, val: Dataset) -> None:
-    found = run_probe(Quantised(plain), val, epsilon=EPSILON, images=IMAGES)
+    found = run_probe(quantised(plain), val, epsilon=EPSILON, images=IMAGES)
     by_chance = {"attacked mIoU is above clean"}  # without a gradient an attack is its random start, which may help
     assert rung(found) - by_chance == {
         "black-box beats white-box",
@@ -152,7 +131,7 @@ def test_quantised_activations_ring(plain: Segmenter, val: Dataset) -> None:
 
 
 def test_undefined_gradients_ring(plain: Segmenter, val: Dataset) -> None:
-    found = run_probe(Undefined(plain), val, epsilon=EPSILON, images=2)
+    found = run_probe(undefined(plain), val, epsilon=EPSILON, images=2)
     assert found.gradients.non_finite_images == 1
     assert "gradients are zero or not finite" in rung(found)
 

@@ -24,7 +24,7 @@ from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.seeds import derive_seed
-from tests.bench.suite import run_suite
+from tests.bench.suite import row_of, run_suite
 
 SIX, TWO = 6 / 255, 2 / 255
 
@@ -85,8 +85,7 @@ def test_counts_are_those_of_the_attack_itself(result: AttackResult, checkpoint:
                 confusion_counts(t, p, len(scenes.classes)) for t, p in zip(labels.numpy(), predictions.numpy(), strict=True)
             ]
     for loss in SEA_LOSSES:
-        row = result.find(f"{loss}-4 at 6/255")
-        assert row is not None
+        row = row_of(result, f"{loss}-4 at 6/255")
         np.testing.assert_array_equal(row.scores.array(), expected[loss])
 
 
@@ -135,8 +134,7 @@ def test_transfer_is_bim_made_on_the_other_checkpoint(
     [(_, images, labels)] = evaluation_batches(scenes, batch_size=5)
     batch = images.contiguous(memory_format=torch.channels_last)
     for n in (1, 7):
-        row = result.find(f"transfer n = {n} from undefended {other_checkpoint.sha256()[:8]}")
-        assert row is not None
+        row = row_of(result, f"transfer n = {n} from undefended {other_checkpoint.sha256()[:8]}")
         assert row.substitute is not None
         assert row.substitute.sha256 == other_checkpoint.sha256()
         predictions = judged(bim(made_on, batch, labels, steps=n)).argmax(1).numpy()

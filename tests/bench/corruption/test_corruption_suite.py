@@ -145,9 +145,3 @@ def test_an_engine_on_a_cpu_is_opened_for_each_thread_and_none_is_shared(
         assert (subject.threads, subject.at_once) == ((2, 4) if provider.startswith("CPU") else (1, 8))
         for labels in pool.map(subject.predict, [np.zeros((1, 40, 48, 3), np.uint8)] * 8):
             assert not labels.any()
-
-
-def test_an_unknown_corruption_is_refused_before_any_work(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match="there is no corruption 'rain': use one of gaussian_noise, "):
-        run_corruptions(checkpoint, tmp_path / "out", names=("fog", "rain"))
-    assert not (tmp_path / "out").exists()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ddcat.engines import Outputs
 from ddcat.engines.answer_statistics import Statistics, describe, psi
@@ -83,13 +84,11 @@ def test_the_adaptive_attack_keeps_the_areas(checkpoint: Checkpoint, scenes: Dat
     image = torch.from_numpy(scenes.read(1).image.transpose(2, 0, 1).copy())[None].float() / 255
     with torch.no_grad():
         own = network(image).argmax(1)
-        wanted = torch.nn.functional.cross_entropy(network(image), own.flip(2))
+        wanted = F.cross_entropy(network(image), own.flip(2))
         sent = drift._sent(network, image, 32 / 255)
         assert torch.equal(sent["clean"], image)
-        assert torch.nn.functional.cross_entropy(network(sent["adaptive"]), own.flip(2)) < wanted  # toward its mirror image
-        assert torch.nn.functional.cross_entropy(network(sent["attack"]), own) > torch.nn.functional.cross_entropy(
-            network(image), own
-        )
+        assert F.cross_entropy(network(sent["adaptive"]), own.flip(2)) < wanted  # toward its mirror image
+        assert F.cross_entropy(network(sent["attack"]), own) > F.cross_entropy(network(image), own)
     assert all((sent[name] - image).abs().max() <= 32 / 255 + 1e-6 for name in ("attack", "adaptive"))
 
 

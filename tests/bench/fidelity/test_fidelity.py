@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,19 +16,27 @@ from ddcat_bench.result_io import read_result, to_json
 from ddcat_export.exporting import export
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
-from tests.bench.suite import run_suite
+from tests.bench.suite import row_of, run_suite
 from tests.commands import call
 
 SWAP = np.arange(256, dtype=np.uint8)
 SWAP[[0, 1]] = 1, 0
 
 
-def test_a_perfect_engine_agrees_everywhere(
-    make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset
-) -> None:
-    bundle = make_bundle()
+@pytest.fixture
+def compared(make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset) -> Callable:
+    """Compare an engine that changes the model's labels, on scenes."""
+
+    def run(change: Callable = lambda labels: labels, *, sizes: dict | None = None, **options: Any) -> FidelityResult:
+        bundle = make_bundle(**sizes or {})
+        return compare(bundle, make_engine(bundle, change), checkpoint, options.pop("data", scenes), **options)
+
+    return run
+
+
+def test_a_perfect_engine_agrees_everywhere(compared: Callable, checkpoint: Checkpoint, scenes: Dataset) -> None:
     done: list[int] = []
-    result = compare(bundle, make_engine(bundle), checkpoint, scenes, advance=done.append)
+    result = compared(advance=done.append)
     assert sum(done) == len(scenes)
     assert [row.label for row in result.rows] == ["clean", "n = 3", "n = 7"]
     for row in result.rows:
@@ -36,17 +45,12 @@ def test_a_perfect_engine_agrees_everywhere(
         assert row.pixels == 5 * 40 * 48 > row.counted_pixels
     attacked = run_suite(AttackJob(checkpoint, scenes, batch_size=8))
     for row in result.rows:
-        same = attacked.find(row.label, eight_bit=True)
-        assert same is not None
-        assert row.pytorch == same.scores
+        assert row.pytorch == row_of(attacked, row.label, eight_bit=True).scores
     assert [row.grey_levels for row in result.rows] == [0, 7, 7]
 
 
-def test_a_wrong_engine_is_found_out(
-    make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset
-) -> None:
-    bundle = make_bundle()
-    result = compare(bundle, make_engine(bundle, lambda labels: SWAP[labels]), checkpoint, scenes)
+def test_a_wrong_engine_is_found_out(compared: Callable) -> None:
+    result = compared(lambda labels: SWAP[labels])
     for row in result.rows:
         # with two classes exchanged, exactly the pixels differ to which PyTorch gives one of the two
         counted = row.pytorch.array()[:, :2, :2].sum()  # true and false positives of both
@@ -59,42 +63,33 @@ def test_a_wrong_engine_is_found_out(
     assert clean.engine.miou < clean.pytorch.miou
 
 
-def test_one_wrong_pixel_counts_once(
-    make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset
-) -> None:
+def test_one_wrong_pixel_counts_once(compared: Callable, scenes: Dataset) -> None:
     def change(labels: np.ndarray) -> np.ndarray:
         changed = labels.copy()
         changed[:, 20, 24] = (changed[:, 20, 24] + 1) % 6
         return changed
 
-    bundle = make_bundle(batch=1)
-    result = compare(bundle, make_engine(bundle, change), checkpoint, scenes, max_images=2)
+    result = compared(change, sizes={"batch": 1}, max_images=2)
     for row in result.rows:
         assert row.image_differing == (1, 1)
         assert row.differing == 2
     assert result.data.names == (scenes.pairs[1].name, scenes.pairs[3].name)
 
 
-def test_the_file_holds_everything(
-    make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path
-) -> None:
-    bundle = make_bundle()
-    result = compare(bundle, make_engine(bundle, lambda labels: SWAP[labels]), checkpoint, scenes, max_images=2)
+def test_the_file_holds_everything(compared: Callable, tmp_path: Path) -> None:
+    result = compared(lambda labels: SWAP[labels], max_images=2)
     (tmp_path / "fidelity.json").write_text(to_json(result))
     read = read_result(tmp_path / "fidelity.json", FidelityResult)
     assert read == result
     text = fidelity_markdown(read)
-    assert bundle.digest in text
+    assert result.bundle.sha256 in text
     assert f"| {result.rows[0].agreement:.4%} |" in text
     assert "not a gate" in text
 
 
-def test_an_engine_of_one_size_refuses_others(
-    make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset
-) -> None:
-    bundle = make_bundle(height=64, width=64)
+def test_an_engine_of_one_size_refuses_others(compared: Callable) -> None:
     with pytest.raises(BenchError, match=r"val_00000.*48 x 40.*export again"):
-        compare(bundle, make_engine(bundle), checkpoint, scenes)
+        compared(sizes={"height": 64, "width": 64})
 
 
 def test_another_checkpoint_is_refused(make_bundle: Callable, run_directory: Path, tmp_path: Path) -> None:
@@ -113,14 +108,13 @@ def test_another_checkpoint_is_refused(make_bundle: Callable, run_directory: Pat
 
 
 def test_another_split_is_said_or_refused(
-    make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset, other_scenes: Callable[[int], Path]
+    compared: Callable, make_bundle: Callable, scenes: Dataset, other_scenes: Callable[[int], Path]
 ) -> None:
     bundle = make_bundle()
     assert open_bundle_data(bundle) == scenes
     with pytest.raises(BenchError, match="not the one"):
         open_bundle_data(bundle, data_root=other_scenes(2))
-    train = open_bundle_data(bundle, split="train")
-    result = compare(bundle, make_engine(bundle), checkpoint, train)
+    result = compared(data=open_bundle_data(bundle, split="train"))
     assert not result.data.usual_split
     assert "**not**" in fidelity_markdown(result)
 

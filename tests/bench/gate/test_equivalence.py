@@ -153,7 +153,7 @@ def simulate(world: World, scheme: Scheme, trials: int) -> list[Interval]:
         (0.8, blocks(200), 0.78),
     ],
 )
-@pytest.mark.parametrize("trials", [150, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("trials", [80, pytest.param(1000, marks=pytest.mark.slow)])
 def test_the_interval_covers_the_truth(memory: float, scheme: Scheme, least: float, trials: int) -> None:
     world = World(loss=0.01, memory=memory)
     truth = world.truth()
@@ -165,14 +165,14 @@ def test_frames_of_a_video_drawn_one_by_one_would_cover_too_little() -> None:
     world = World(loss=0.01, memory=0.8)
     truth = world.truth()
     single, grouped = (
-        np.mean([low <= truth <= high for low, high in simulate(world, scheme, 150)])
+        np.mean([low <= truth <= high for low, high in simulate(world, scheme, 60)])
         for scheme in (independent(200), blocks(200))
     )
     assert single < 0.65 < grouped
 
 
 @pytest.mark.parametrize(("memory", "scheme", "most"), [(0.0, independent(60), 0.08), (0.8, blocks(200), 0.14)])
-@pytest.mark.parametrize("trials", [150, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("trials", [80, pytest.param(1000, marks=pytest.mark.slow)])
 def test_an_engine_that_is_worse_by_the_margin_seldom_passes(memory: float, scheme: Scheme, most: float, trials: int) -> None:
     world = World(loss=0.01, memory=memory)
     margin = -world.truth()

@@ -22,13 +22,10 @@ from ddcat.cli_support import run as run_script
 from ddcat_bench.attack.results import Alarm, AttackResult, AttackRow, WorstCase
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_io import to_json
-from ddcat_bench.result_schema import CheckpointEntry, DataEntry, Environment, Scores
+from ddcat_bench.result_schema import CheckpointEntry, Scores
+from tests.bench.gates import CHECKPOINT, DATA, ENVIRONMENT
 
 PSPNET, DEEPLAB = "resnet50 + pyramid", "resnet50 + aspp"
-ENVIRONMENT = Environment(
-    machine={"processor": "abacus", "cores": 2, "memory_gib": 4, "system": "Linux"},
-    versions={}, git_commit=None, device="cpu", threads=1, seconds=1.0,
-)  # fmt: skip
 PIXELS = 1000
 Rights = tuple[int, ...]  # of 1000 pixels of each image, those that are right: their sum / all is the mIoU
 
@@ -39,10 +36,10 @@ def scores(rights: Rights) -> Scores:
 
 def checkpoint(method: str, seed: int | None = 0, architecture: str = PSPNET, **training: Any) -> CheckpointEntry:
     path = f"runs/{architecture}/{method}-{seed}{''.join(map(str, training.values()))}.safetensors"
-    return CheckpointEntry(
-        path=path, sha256=hashlib.sha256(path.encode()).hexdigest(), step=9, method=method, architecture=architecture,
-        attack=None, seed=seed, training=None if seed is None else {"method": {"name": method}, **training},
-    )  # fmt: skip
+    known = None if seed is None else {"method": {"name": method}, **training}
+    digest = hashlib.sha256(path.encode()).hexdigest()
+    about = {"path": path, "sha256": digest, "method": method, "architecture": architecture, "seed": seed, "training": known}
+    return CHECKPOINT.model_copy(update=about)
 
 
 def row(steps: int, rights: Rights, *, name: Any = "BIM", epsilon: float = 0.03, **more: Any) -> AttackRow:
@@ -71,10 +68,7 @@ def result(
     suite: Literal["quick", "paper", "sea"] = "quick",
     **more: Any,
 ) -> EvaluatedRun:
-    entry = DataEntry(
-        name=data, split="val", list_sha256="1" * 64, split_images=2, long_side=None, usual_split=True,
-        classes=("one", "other"), names=names,
-    )  # fmt: skip
+    entry = DATA.model_copy(update={"name": data, "split_images": 2, "classes": ("one", "other"), "names": names})
     made = AttackResult(
         checkpoint=evaluated, data=entry, protocol="", suite=suite, rows=tuple(rows), worst_cases=worst,
         environment=ENVIRONMENT, **more,

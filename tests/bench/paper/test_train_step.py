@@ -1,5 +1,5 @@
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -193,16 +193,22 @@ def quick_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ddcat_bench.timing.throughput._PRODUCTS_WITHIN", 0.1)
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out"
+@pytest.fixture
+def status(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int | str | None]:
+    """Call the script, and return its exit status."""
     monkeypatch.setattr("bench.paper.train_step.peak_memory", lambda plan, name: 2**20)  # in a process of its own
 
-    def status(*arguments: str) -> int | str | None:
-        monkeypatch.setattr(sys, "argv", ["train_step.py", *arguments])
+    def call(*arguments: object) -> int | str | None:
+        monkeypatch.setattr(sys, "argv", ["train_step.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as left:
             run(main)
         return left.value.code
 
+    return call
+
+
+def test_the_command(status: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
     tiny = ["scenes-ddcat", "--crop", "33", "41", "--batch", "4", "--set", "model.width=4", "--device", "cpu", "--threads", "1"]
     assert status(*tiny, "--repeats", "2", "--out", str(out), "--precision", "fp64", "--baseline-precision", "fp32") == 0
     result = read_result(out / "train-step.json", TrainStepResult)
@@ -246,36 +252,22 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     ],
 )
 def test_wrong_arguments(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arguments: list[str], message: str, tmp_path: Path, status: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(sys, "argv", ["train_step.py", *arguments, "--out", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as left:
-        run(main)
-    assert left.value.code == 2
+    assert status(*arguments, "--out", tmp_path / "out") == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_holds_something_is_refused_before_anything_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, status: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine").write_text("")
-    monkeypatch.setattr(sys, "argv", ["train_step.py", "scenes-sat", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit) as left:
-        run(main)
-    assert left.value.code == 2
+    assert status("scenes-sat", "--out", tmp_path) == 2
     assert str(tmp_path) in capsys.readouterr().err
 
 
-def test_a_refused_one_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_one_leaves_no_folder(tmp_path: Path, status: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train_step.py", "scenes-ddcat", "--set", "method.update=two-step"])
-    with pytest.raises(SystemExit) as left:
-        run(main)
-    assert left.value.code == 2
+    assert status("scenes-ddcat", "--set", "method.update=two-step") == 2
     assert list(tmp_path.iterdir()) == []

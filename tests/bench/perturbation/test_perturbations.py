@@ -274,6 +274,7 @@ def test_the_gate_reports_them_and_the_card_has_their_interval_and_claim(rows: t
     assert not any("random" in threat or "grey" in threat for threat in card)
 
 
+@pytest.mark.usefixtures("no_probe")
 def test_a_checkpoint_is_attacked_and_published_with_them(
     checkpoint: Checkpoint, scenes: Dataset, rows: tuple[PerturbationRow, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

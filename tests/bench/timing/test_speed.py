@@ -1,17 +1,19 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from ddcat.bundle import Bundle
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_io import read_result, to_json
 from ddcat_bench.timing.interleave import timing
 from ddcat_bench.timing.pytorch_models import EAGER, torch_labels
 from ddcat_bench.timing.results import SpeedResult
 from ddcat_bench.timing.serving_memory import Serving, serving_peak
-from ddcat_bench.timing.speed import draw_inputs, measure, speed_markdown
+from ddcat_bench.timing.speed import Inputs, draw_inputs, measure, speed_markdown
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
 from tests.commands import call, refusal
@@ -19,14 +21,20 @@ from tests.commands import call, refusal
 PEAKS = {"engine": 100 << 20, "original": 300 << 20, "main branch": 200 << 20}
 
 
+@pytest.fixture
+def measured(make_engine: Callable, checkpoint: Checkpoint) -> Callable[..., SpeedResult]:
+    """Time an engine of a bundle beside PyTorch; the memory is what `peak` says."""
+
+    def run(bundle: Bundle, inputs: Inputs, *, threads: int = 1, peak: Any = lambda serving: None, **more: Any) -> SpeedResult:
+        return measure(bundle, make_engine(bundle), checkpoint, inputs, threads=threads, peak=peak, **more)
+
+    return run
+
+
 def test_a_result_from_a_clock_that_is_known(
-    make_bundle: Callable,
-    make_engine: Callable,
-    checkpoint: Checkpoint,
-    scenes: Dataset,
-    tmp_path: Path,
+    measured: Callable, make_bundle: Callable, checkpoint: Checkpoint, scenes: Dataset, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
+) -> None:  # fmt: skip
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     bundle = make_bundle()
     took = {"engine": 2, "original": 6, "main branch": 4}  # seconds
@@ -46,7 +54,7 @@ def test_a_result_from_a_clock_that_is_known(
         served.append(serving)
         return PEAKS[serving.name]
 
-    result = measure(bundle, make_engine(bundle), checkpoint, inputs, threads=1, clock=now, peak=peak)
+    result = measured(bundle, inputs, clock=now, peak=peak)
     assert torch.backends.cudnn.allow_tf32  # as it was
     assert {entry.name: entry.times.seconds for entry in result.contenders} == {n: (s,) * 10 for n, s in took.items()}
     assert {ratio.baseline: ratio.median for ratio in result.ratios} == {"original": 3, "main branch": 2}
@@ -87,19 +95,10 @@ def test_a_process_that_dies_says_why() -> None:
         serving_peak(Serving("engine", "nowhere", "cpu", 1, (1, 33, 33)))
 
 
-def test_threads_must_be_the_same(
-    make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset
-) -> None:
+def test_threads_must_be_the_same(measured: Callable, make_bundle: Callable, scenes: Dataset) -> None:
     bundle = make_bundle()
     with pytest.raises(BenchError, match="1 threads, expected 2"):
-        measure(
-            bundle,
-            make_engine(bundle),
-            checkpoint,
-            draw_inputs(bundle, scenes, repeats=10, batch=1),
-            threads=2,
-            peak=lambda serving: None,
-        )
+        measured(bundle, draw_inputs(bundle, scenes, repeats=10, batch=1), threads=2)
 
 
 def test_inputs_are_real_images_where_there_are_any(make_bundle: Callable, scenes: Dataset) -> None:
@@ -146,7 +145,7 @@ def test_the_command(make_bundle: Callable, make_engine: Callable, monkeypatch: 
 
 
 def test_a_compiled_model_is_another_contender(
-    make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoint, scenes: Dataset, monkeypatch: pytest.MonkeyPatch
+    measured: Callable, make_bundle: Callable, scenes: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
@@ -157,9 +156,7 @@ def test_a_compiled_model_is_another_contender(
     monkeypatch.setattr("ddcat_bench.timing.speed.torch.compile", compiled)
     bundle = make_bundle()
     inputs = draw_inputs(bundle, scenes, repeats=10, batch=1)
-    result = measure(
-        bundle, make_engine(bundle), checkpoint, inputs, threads=1, peak=lambda serving: None, compiled=True
-    )  # fmt: skip
+    result = measured(bundle, inputs, compiled=True)
     assert len(asked) == 1
     assert [entry.name for entry in result.contenders] == ["engine", "original", "main branch", "compiled"]
     assert "| PyTorch, compiled |" in speed_markdown(result)
@@ -172,7 +169,7 @@ def test_a_compiled_model_is_another_contender(
 
     monkeypatch.setattr("ddcat_bench.timing.speed.torch.compile", broken)
     with pytest.raises(BenchError, match=r"cannot compile the main branch here: no compiler: install a C\+\+ compiler"):
-        measure(bundle, make_engine(bundle), checkpoint, inputs, threads=1, peak=lambda serving: None, compiled=True)
+        measured(bundle, inputs, compiled=True)
 
 
 @pytest.mark.slow
