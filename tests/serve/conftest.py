@@ -1,9 +1,11 @@
 import asyncio
+import contextlib
 import os
 import subprocess
 import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -11,6 +13,7 @@ from fastapi import FastAPI
 
 from ddcat_serve.http.app import create_app
 from ddcat_serve.inference.model_registry import Models, load_models
+from ddcat_serve.inference.sources import Source
 from ddcat_serve.settings import Settings
 from tests.bundles import build, bundle, cache, make_bundle, oracle, picture, small_bundle
 from tests.serve.tiled import tiled_bundle
@@ -67,6 +70,19 @@ class InProcess(httpx.BaseTransport):
 @pytest.fixture(scope="session")
 def client_of() -> Callable[[FastAPI], httpx.Client]:
     return lambda app: httpx.Client(transport=InProcess(app), base_url="http://test")
+
+
+@pytest.fixture
+def serving(client_of: Callable[[FastAPI], httpx.Client]) -> Iterator[Callable[..., httpx.Client]]:
+    """Serves bundles, by their paths or sources, with some settings, until the test ends."""
+    with contextlib.ExitStack() as stack:
+
+        def serve(*sources: Path | Source, **settings: Any) -> httpx.Client:
+            chosen = Settings(**settings)
+            models = stack.enter_context(load_models(sources, settings=chosen, threads=1))
+            return client_of(create_app(models, chosen))
+
+        yield serve
 
 
 @pytest.fixture(scope="module")

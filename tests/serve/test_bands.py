@@ -17,9 +17,6 @@ from ddcat.engines.errors import InputError
 from ddcat.manifest import TensorEntry
 from ddcat.predict.run import predict
 from ddcat.predict.sources import find_sources
-from ddcat_serve.http.app import create_app
-from ddcat_serve.inference.model_registry import load_models
-from ddcat_serve.settings import Settings
 from tests.banded import VALUES, bands_of, encoded
 from tests.bundles import BIAS, small_graph, small_manifest
 from tests.serve.payloads import refused
@@ -48,7 +45,7 @@ def banded(path: Path, count: int, **rule: Any) -> tuple[Bundle, Callable[[U8], 
 @pytest.mark.parametrize("tiles", [None, TILES])
 @pytest.mark.parametrize(("count", "suffix"), [(1, "png"), (4, "png"), (5, "tif")])
 def test_files_and_tensors_of_bands_are_answered(
-    count: int, suffix: str, tiles: object, client_of: Callable[..., httpx.Client], tmp_path: Path
+    count: int, suffix: str, tiles: object, serving: Callable[..., httpx.Client], tmp_path: Path
 ) -> None:
     if suffix == "tif":
         pytest.importorskip("rasterio", reason="rasterio is not installed")
@@ -62,36 +59,34 @@ def test_files_and_tensors_of_bands_are_answered(
     assert np.array_equal(labels, labels_of(prepared))
     predict(bundle.path, find_sources([str(file)]), tmp_path / "out", formats=["png", "overlay"])
     assert np.array_equal(np.asarray(Image.open(next((tmp_path / "out/masks").iterdir()))), labels)
-    with load_models([bundle.path], settings=Settings(), threads=1) as models:
-        client = client_of(create_app(models, Settings()))
-        for accept in ("image/png", "image/png;view=overlay", "image/tiff"):
-            answer = client.post("/v1/segment", content=file.read_bytes(), headers={"Accept": accept})
-            assert answer.status_code == 200, answer.text
-            if "overlay" not in accept:
-                assert np.array_equal(np.asarray(Image.open(io.BytesIO(answer.content))), labels)
-        tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *prepared.shape], "data": prepared.ravel().tolist()}
-        if tiles is None:
-            answer = client.post("/v2/models/small/infer", json={"inputs": [tensor], "outputs": [{"name": "labels"}]})
-            assert answer.status_code == 200, answer.text
-            assert np.array_equal(np.reshape(answer.json()["outputs"][0]["data"], SIZE), labels)
-        tensor |= {"shape": [1, *SIZE, 2], "data": prepared[..., [0, 0]].ravel().tolist()}
-        status, message = refused(client.post("/v2/models/small/infer", json={"inputs": [tensor]}))
-        assert (status, f"the model takes [N, H, W, {count}]" in message) == (400, True)
-        described = client.get("/v1/models").json()["models"]
-        assert described[0]["examples"] == 0
+    client = serving(bundle.path)
+    for accept in ("image/png", "image/png;view=overlay", "image/tiff"):
+        answer = client.post("/v1/segment", content=file.read_bytes(), headers={"Accept": accept})
+        assert answer.status_code == 200, answer.text
+        if "overlay" not in accept:
+            assert np.array_equal(np.asarray(Image.open(io.BytesIO(answer.content))), labels)
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *prepared.shape], "data": prepared.ravel().tolist()}
+    if tiles is None:
+        answer = client.post("/v2/models/small/infer", json={"inputs": [tensor], "outputs": [{"name": "labels"}]})
+        assert answer.status_code == 200, answer.text
+        assert np.array_equal(np.reshape(answer.json()["outputs"][0]["data"], SIZE), labels)
+    tensor |= {"shape": [1, *SIZE, 2], "data": prepared[..., [0, 0]].ravel().tolist()}
+    status, message = refused(client.post("/v2/models/small/infer", json={"inputs": [tensor]}))
+    assert (status, f"the model takes [N, H, W, {count}]" in message) == (400, True)
+    described = client.get("/v1/models").json()["models"]
+    assert described[0]["examples"] == 0
 
 
-def test_files_of_other_bands_are_refused(client_of: Callable[..., httpx.Client], tmp_path: Path) -> None:
+def test_files_of_other_bands_are_refused(serving: Callable[..., httpx.Client], tmp_path: Path) -> None:
     bundle, _ = banded(tmp_path / "bundle", 5)
     jpeg = io.BytesIO()
     Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(jpeg, "JPEG")
     deep = encoded(tmp_path / "deep.png", bands_of(4, size=SIZE)[0]).read_bytes()
-    with load_models([bundle.path], settings=Settings(), threads=1) as models:
-        client = client_of(create_app(models, Settings()))
-        assert refused(client.post("/v1/segment", content=jpeg.getvalue())) == (400, "it has 3 bands, expected 5")
-        ready = client.post("/v1/segment?preprocessed=true", content=jpeg.getvalue())
-        assert refused(ready) == (400, "it has 3 bands, expected 5")
-        assert refused(client.post("/v1/segment", content=deep))[0] == 415
+    client = serving(bundle.path)
+    assert refused(client.post("/v1/segment", content=jpeg.getvalue())) == (400, "it has 3 bands, expected 5")
+    ready = client.post("/v1/segment?preprocessed=true", content=jpeg.getvalue())
+    assert refused(ready) == (400, "it has 3 bands, expected 5")
+    assert refused(client.post("/v1/segment", content=deep))[0] == 415
     (tmp_path / "a.jpg").write_bytes(jpeg.getvalue())
     summary = predict(bundle.path, find_sources([str(tmp_path / "a.jpg")]), tmp_path / "out", formats=["png"])
     assert [entry["reason"] for entry in summary["failed"]] == ["it has 3 bands, expected 5"]
@@ -102,12 +97,11 @@ def test_files_of_other_bands_are_refused(client_of: Callable[..., httpx.Client]
             opened.predict(np.zeros((*SIZE, 3), np.uint8))
 
 
-def test_bands_are_taken_in_their_order(client_of: Callable[..., httpx.Client], tmp_path: Path) -> None:
+def test_bands_are_taken_in_their_order(serving: Callable[..., httpx.Client], tmp_path: Path) -> None:
     """Bands 4, 1 and 2 of four are what a graph of three channels sees."""
     bundle, labels_of = banded(tmp_path / "bundle", 3, bands=(4, 1, 2))
     pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 4), np.uint8)
     file = encoded(tmp_path / "a.png", pixels)
-    with load_models([bundle.path], settings=Settings(), threads=1) as models:
-        answer = client_of(create_app(models, Settings())).post("/v1/segment", content=file.read_bytes())
+    answer = serving(bundle.path).post("/v1/segment", content=file.read_bytes())
     assert answer.status_code == 200, answer.text
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(answer.content))), labels_of(pixels[..., [3, 0, 1]]))

@@ -1,15 +1,16 @@
 import json
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-from ddcat.bundle import Bundle
-from ddcat.hashing import sha256_of_bytes
+from ddcat.bundle import Bundle, entries, write_bundle
 from tests.commands import call, refusal
 from tests.serve.payloads import as_labels, as_png
 from tests.serve.processes import connect, introduced, server
@@ -61,7 +62,7 @@ def test_an_invalid_address_is_refused(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("command", [["run", "--port", "0"], ["inspect"]])
-@pytest.mark.parametrize("damage", ["tampered", "unlisted", "missing", "none", "manifest"])
+@pytest.mark.parametrize("damage", ["tampered", "unlisted", "missing", "none", "manifest", "schema"])
 def test_damaged_bundles_are_refused(bundle: Bundle, command: list[str], damage: str) -> None:
     graph = bundle.path / "model.onnx"
     named = graph
@@ -75,19 +76,40 @@ def test_damaged_bundles_are_refused(bundle: Bundle, command: list[str], damage:
     elif damage == "none":
         named = bundle.path / "nothing-here"
     else:
-        named = bundle.path / "manifest.json"
-        named.write_text(json.dumps({**json.loads(named.read_text()), "threshold": 3}))
+        named, change = bundle.path / "manifest.json", {"threshold": 3} if damage == "manifest" else {"schema_version": 1}
+        named.write_text(json.dumps({**json.loads(named.read_text()), **change}))
     assert str(named) in refusal("ddcat-serve", command[0], named if damage == "none" else bundle.path, *command[1:])
 
 
-def test_a_graph_that_does_not_run_is_refused_at_the_start(bundle: Bundle) -> None:
-    content = b"no graph"
-    manifest = json.loads((bundle.path / "manifest.json").read_text())
-    manifest["files"]["model.onnx"] = {"sha256": sha256_of_bytes(content), "bytes": len(content)}
-    (bundle.path / "model.onnx").write_bytes(content)
-    (bundle.path / "manifest.json").write_text(json.dumps(manifest))
-    said = refusal("ddcat-serve", "run", bundle.path, "--port", "0")
-    assert said.startswith("ONNX Runtime does not load the graph")
+def rewritten(bundle: Bundle, content: bytes | None = None, **engine: Any) -> Path:
+    """The same bundle, whole, with another graph, or another entry of its engine."""
+    files = bundle.files if content is None else {"model.onnx": content}
+    entry = bundle.manifest.engine.model_copy(update=engine)
+    manifest = bundle.manifest.model_copy(update={"engine": entry, "files": entries(files)})
+    return write_bundle(bundle.path.with_name("other"), manifest, files).path
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"content": b"no graph"}, "ONNX Runtime does not load the graph"),
+        ({"provider": "CUDAExecutionProvider"}, "this onnxruntime has no CUDAExecutionProvider"),  # no silent fall-back
+        (
+            {"name": "openvino", "provider": "CPU", "effective_precision": "int8"},
+            "computes in fp32 where int8 was asked for",
+        ),
+    ],
+)
+def test_an_engine_that_is_not_what_the_manifest_says_is_refused_at_the_start(
+    bundle: Bundle, changes: dict[str, Any], said: str
+) -> None:
+    assert said in refusal("ddcat", "serve", rewritten(bundle, **changes), "--port", 0)
+
+
+def test_a_missing_runtime(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "ddcat.engines.onnxruntime", raising=False)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert 'pip install ".[cpu]"' in refusal("ddcat", "serve", bundle.path, "--port", 0)
 
 
 def test_inspect_says_what_is_in_it(bundle: Bundle) -> None:

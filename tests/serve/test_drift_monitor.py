@@ -1,27 +1,23 @@
 """What is seen of answers, against loops over pixels and the definitions; and that looking never holds anybody up."""
 
-import io
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from ddcat.engines import Outputs, answer_statistics
 from ddcat.engines.answer_statistics import describe, psi, statistics_of
-from ddcat_serve.http.app import create_app
-from ddcat_serve.inference.model_registry import load_models
 from ddcat_serve.observe.drift_monitor import MIN_IMAGES, DriftMonitor
-from ddcat_serve.settings import Settings
 from tests.bundles import with_golden
+from tests.serve.payloads import as_png
+from tests.serve.processes import wait_for
 
 LABELS = arrays(np.uint8, st.tuples(st.integers(1, 70), st.integers(1, 70)), elements=st.integers(0, 3))
 COUNTS = arrays(np.int64, 5, elements=st.integers(0, 1000)).filter(lambda counts: counts.sum() > 0)
@@ -143,25 +139,21 @@ def test_a_monitor_that_is_behind_holds_nobody_up(monkeypatch: pytest.MonkeyPatc
     monitor.close()
 
 
-def test_metrics_say_what_answers_look_like(tmp_path: Path, oracle: Callable, picture: np.ndarray, client_of: Callable) -> None:
-    bundle = with_golden(tmp_path / "golden.bundle", oracle, picture)
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
+def test_metrics_say_what_answers_look_like(tmp_path: Path, oracle: Callable, picture: np.ndarray, serving: Callable) -> None:
+    client = serving(with_golden(tmp_path / "golden.bundle", oracle, picture).path)
 
-    def metrics(client: httpx.Client) -> dict[tuple[str, str | None], float]:
+    def metrics() -> dict[tuple[str, str | None], float]:
         return {
             (sample.name, sample.labels.get("class") or sample.labels.get("statistic") or sample.labels.get("le")): sample.value
             for family in text_string_to_metric_families(client.get("/metrics").text)
             for sample in family.samples
         }
 
-    with load_models([bundle.path], settings=Settings(), threads=1) as models:
-        client = client_of(create_app(models, Settings()))
-        assert metrics(client)["ddcat_monitored_images_total", None] == 0  # golden images are no traffic
-        for sent in range(1, MIN_IMAGES + 1):
-            assert client.post("/v1/segment", content=file.getvalue()).status_code == 200
-            while (found := metrics(client))["ddcat_monitored_images_total", None] < sent:
-                time.sleep(0.01)
+    assert metrics()["ddcat_monitored_images_total", None] == 0  # golden images are no traffic
+    for sent in range(1, MIN_IMAGES + 1):
+        assert client.post("/v1/segment", content=as_png(picture)).status_code == 200
+        wait_for(lambda sent=sent: metrics()["ddcat_monitored_images_total", None] >= sent)  # type: ignore[misc]
+    found = metrics()
     areas = np.bincount(oracle(picture[None])[0].ravel(), minlength=4)
     for name, area in zip(("night", "red", "green", "blue"), areas.tolist(), strict=True):
         assert found["ddcat_class_pixels_total", name] == MIN_IMAGES * area

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Callable
 
 import pytest
 
@@ -17,11 +18,16 @@ CLEAN = Calibration(kind="clean", images=5, split="val", list_sha256="2" * 64, a
 DROP = AccuracyDrop(clean=0.125, adversarial=1.5, images=30, attack={"name": "pgd", "steps": 10})
 
 
-def shown(bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, **changes: object) -> str:
-    """What is printed of the bundle with these entries in its manifest."""
+@pytest.fixture
+def shown(bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """What is printed of a bundle with other entries in its manifest."""
     monkeypatch.setenv("COLUMNS", "250")
-    print_bundle(dataclasses.replace(bundle, manifest=bundle.manifest.model_copy(update=changes)))
-    return capsys.readouterr().out
+
+    def printed(**changes: object) -> str:
+        print_bundle(dataclasses.replace(bundle, manifest=bundle.manifest.model_copy(update=changes)))
+        return capsys.readouterr().out
+
+    return printed
 
 
 @pytest.mark.parametrize(
@@ -48,24 +54,22 @@ def shown(bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     ],
 )  # fmt: skip
 def test_how_a_graph_became_int8_is_told(
-    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, calibration: Calibration,
+    shown: Callable[..., str], calibration: Calibration,
     floats: tuple[str, ...], limit: float | None, drop: AccuracyDrop | None, said: list[str], unsaid: list[str],
 ) -> None:  # fmt: skip
     entry = Quantisation(calibration=calibration, float_layers=floats, quantised_layers=12, max_drop=limit, drop=drop)
-    printed = shown(bundle, capsys, monkeypatch, quantisation=entry)
+    printed = shown(quantisation=entry)
     assert [text for text in said if text not in printed] == []
     assert [text for text in unsaid if text in printed] == []
 
 
-def test_the_nodes_that_stay_in_fp32_are_told(
-    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_nodes_that_stay_in_fp32_are_told(shown: Callable[..., str]) -> None:
     kept = (KeptNode(name="stem", reason="range", largest=123456.0), KeptNode(name="head", reason="labels"))
     entry = MixedPrecision(
         kept=kept, typed_nodes=12, calibration=MIXED, max_drop=0.5, drop=DROP, least_equal=0.999,
         equal_labels=EqualLabels(clean=0.9995, adversarial=0.99912), report="sensitivity.json",
     )  # fmt: skip
-    printed = shown(bundle, capsys, monkeypatch, mixed=entry)
+    printed = shown(mixed=entry)
     for text in (
         "2 nodes; 12 round to the precision", "stem: range, up to 1.23e+05", "head: labels ",
         "ranges measured on 8 mixed images of the train split (name bim, steps 3)",
@@ -73,25 +77,21 @@ def test_the_nodes_that_stay_in_fp32_are_told(
         "it costs 0.12 points of clean and 1.50 of adversarial mIoU on 30 images (name pgd, steps 10); 0.5 points were allowed",
     ):  # fmt: skip
         assert text in printed
-    assert "no nodes: none were looked for" in shown(bundle, capsys, monkeypatch)
+    assert "no nodes: none were looked for" in shown()
 
 
-def test_weights_that_are_not_the_checkpoints_are_told(
-    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_are_not_the_checkpoints_are_told(shown: Callable[..., str]) -> None:
     tuned = Finetuning(
         steps=20, batch_size=16, method="pgd-at", attack={"epsilon": 0.03, "steps": 3}, graph="model.onnx", elements=7, seed=0
     )
     entry = Quantisation(calibration=CLEAN, float_layers=(), quantised_layers=12, max_drop=None, drop=None, finetuning=tuned)
-    printed = shown(bundle, capsys, monkeypatch, quantisation=entry)
+    printed = shown(quantisation=entry)
     assert "weights fine-tuned after the export by 20 updates of pgd-at, attacked (epsilon 0.03, steps 3)" in printed
 
 
-def test_the_one_gpu_that_a_plan_runs_on_is_told(
-    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_one_gpu_that_a_plan_runs_on_is_told(bundle: Bundle, shown: Callable[..., str]) -> None:
     device = Device(name="NVIDIA T4", compute_capability="7.5", driver="580.1", runtime="tensorrt 10.13.2.6")
-    printed = shown(bundle, capsys, monkeypatch, engine=bundle.manifest.engine.model_copy(update={"built_for": device}))
+    printed = shown(engine=bundle.manifest.engine.model_copy(update={"built_for": device}))
     assert "NVIDIA T4, compute capability 7.5, tensorrt 10.13.2.6 (driver 580.1) alone" in printed
     assert "any machine" not in printed
 
@@ -110,26 +110,20 @@ def test_the_one_gpu_that_a_plan_runs_on_is_told(
         ),
     ],
 )
-def test_what_becomes_of_image_files_is_shown(
-    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, rule: FileRule, said: str
-) -> None:
+def test_what_becomes_of_image_files_is_shown(bundle: Bundle, shown: Callable[..., str], rule: FileRule, said: str) -> None:
     preprocessing = bundle.manifest.preprocessing.model_copy(update=dict(rule))
-    assert re.search(rf"image files +│ {re.escape(said)}", shown(bundle, capsys, monkeypatch, preprocessing=preprocessing))
+    assert re.search(rf"image files +│ {re.escape(said)}", shown(preprocessing=preprocessing))
 
 
-def test_how_images_were_resized_before_schema_3_is_shown(
-    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_how_images_were_resized_before_schema_3_is_shown(bundle: Bundle, shown: Callable[..., str]) -> None:
     data = bundle.manifest.data.model_copy(update={"long_side": 512})
-    assert "resized to a long side of 512 pixels when this engine was" in shown(bundle, capsys, monkeypatch, data=data)
+    assert "resized to a long side of 512 pixels when this engine was" in shown(data=data)
 
 
 HOSTILE = "x\x1b[2J\x1b]0;title\x07\x0apassport    pass\n\u202etxt"
 
 
-def test_what_a_manifest_says_never_acts_on_the_terminal(
-    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_manifest_says_never_acts_on_the_terminal(bundle: Bundle, shown: Callable[..., str]) -> None:
     manifest = bundle.manifest
     classes = (manifest.classes[0].model_copy(update={"name": f"[bold]{HOSTILE}"}), *manifest.classes[1:])
     entry = Quantisation(
@@ -138,7 +132,7 @@ def test_what_a_manifest_says_never_acts_on_the_terminal(
     source = manifest.source.model_copy(update={"checkpoint": HOSTILE, "attack": {HOSTILE: HOSTILE}})
     versions = {"ddcat": HOSTILE}
     printed = shown(
-        bundle, capsys, monkeypatch, classes=classes, quantisation=entry, source=source, versions=versions,
+        classes=classes, quantisation=entry, source=source, versions=versions,
         data=manifest.data.model_copy(update={"root": HOSTILE}),
     )  # fmt: skip
     assert all(character == "\n" or character.isprintable() for character in printed)

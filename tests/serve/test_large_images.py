@@ -20,7 +20,7 @@ from ddcat.preprocess import Resize
 from ddcat_serve.errors import RequestError
 from ddcat_serve.http.app import create_app
 from ddcat_serve.inference.large_images import QueuedInference, admit_cut
-from ddcat_serve.inference.model_registry import Models, load_models
+from ddcat_serve.inference.model_registry import Models
 from ddcat_serve.settings import Settings
 from tests.bundles import BIAS, WEIGHTS, small_graph
 from tests.serve.payloads import as_labels, as_png, refused
@@ -50,10 +50,9 @@ def test_the_mask_is_that_of_predict(size: tuple[int, int], client: httpx.Client
     assert response.headers["x-ddcat-shape"] == f"{size[0]}, {size[1]}"
 
 
-def test_an_image_that_is_resized_first_has_the_mask_of_predict(client_of: Callable, tmp_path: Path) -> None:
+def test_an_image_that_is_resized_first_has_the_mask_of_predict(serving: Callable, tmp_path: Path) -> None:
     bundle, image = tiled_bundle(tmp_path / "b", Resize(to=100)), noise(50, 70)
-    with load_models([bundle.path], settings=Settings(), threads=1) as loaded:
-        response = client_of(create_app(loaded, Settings())).post("/v1/segment", content=as_png(image))
+    response = serving(bundle.path).post("/v1/segment", content=as_png(image))
     np.testing.assert_array_equal(as_labels(response.content), predicted(bundle.path, image, tmp_path / "in"))
 
 
@@ -82,18 +81,16 @@ def test_no_more_than_max_pixels(client: httpx.Client) -> None:
     assert (status, "expected at most 100000" in message) == (413, True)
 
 
-def test_confidence_is_that_of_the_blended_logits(build: Callable[..., Bundle], client_of: Callable, tmp_path: Path) -> None:
+def test_confidence_is_that_of_the_blended_logits(build: Callable[..., Bundle], serving: Callable, tmp_path: Path) -> None:
     shades = {"weights": WEIGHTS / SHADES, "bias": BIAS / SHADES}  # some pixels are sure and others are not
     plain = build(small_graph(confidence=True, **shades), "ort", name="plain")
     preprocessing = plain.manifest.preprocessing.model_copy(update={"tiles": TILES})
     about = {"preprocessing": preprocessing, "abstention": RULE}
     path = write_bundle(tmp_path / "b", plain.manifest.model_copy(update=about), plain.files).path
     image = noise(90, 130)
-    with load_models([path], settings=Settings(), threads=1) as loaded:
-        client = client_of(create_app(loaded, Settings()))
-        asked = {"Accept": "image/png;view=confidence"}
-        shown = np.asarray(Image.open(io.BytesIO(client.post("/v1/segment", content=as_png(image), headers=asked).content)))
-        mask = as_labels(client.post("/v1/segment?abstain=true", content=as_png(image)).content)
+    client, asked = serving(path), {"Accept": "image/png;view=confidence"}
+    shown = np.asarray(Image.open(io.BytesIO(client.post("/v1/segment", content=as_png(image), headers=asked).content)))
+    mask = as_labels(client.post("/v1/segment?abstain=true", content=as_png(image)).content)
     with ddcat.open_bundle(path, threads=1) as opened:
         outputs = opened.infer(image[None])  # the network sees one pixel at a time: tiles change nothing
         assert outputs.confidence is not None

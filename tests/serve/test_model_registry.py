@@ -30,37 +30,30 @@ from tests.serve.payloads import as_labels, as_png, refused
 
 
 def test_one_of_several_models_is_chosen_by_name(
-    make_bundle: Callable[..., Bundle], client_of: Callable[[FastAPI], httpx.Client], oracle: Callable, picture: np.ndarray
+    make_bundle: Callable[..., Bundle], serving: Callable, oracle: Callable, picture: np.ndarray
 ) -> None:
     bundles = [make_bundle("any"), make_bundle("fixed", 37, 53, logits=False)]
-    with load_models([bundle.path for bundle in bundles], settings=Settings(), threads=1) as models:
-        client = client_of(create_app(models, Settings()))
-        assert refused(client.post("/v1/segment", content=as_png(picture))) == (
-            400,
-            "several models are served: choose one with ?model=, of any, fixed",
-        )
-        for bundle in bundles:
-            response = client.post(f"/v1/segment?model={bundle.manifest.name}", content=as_png(picture))
-            np.testing.assert_array_equal(as_labels(response.content), oracle(picture[None])[0][0])
-            assert response.headers["x-ddcat-bundle"] == bundle.digest
-        message = refused(client.post("/v1/segment?model=fixed", content=as_png(picture[:36])))
-        assert message == (400, "Image is 53 x 36; this model takes only 53 x 37 (width x height)")
+    client = serving(*(bundle.path for bundle in bundles))
+    said = "several models are served: choose one with ?model=, of any, fixed"
+    assert refused(client.post("/v1/segment", content=as_png(picture))) == (400, said)
+    for bundle in bundles:
+        response = client.post(f"/v1/segment?model={bundle.manifest.name}", content=as_png(picture))
+        np.testing.assert_array_equal(as_labels(response.content), oracle(picture[None])[0][0])
+        assert response.headers["x-ddcat-bundle"] == bundle.digest
+    message = refused(client.post("/v1/segment?model=fixed", content=as_png(picture[:36])))
+    assert message == (400, "Image is 53 x 36; this model takes only 53 x 37 (width x height)")
 
 
-def test_bundles_of_one_name_are_versions(
-    make_bundle: Callable[..., Bundle], client_of: Callable[[FastAPI], httpx.Client], picture: np.ndarray
-) -> None:
+def test_bundles_of_one_name_are_versions(make_bundle: Callable[..., Bundle], serving: Callable, picture: np.ndarray) -> None:
     free, fixed = make_bundle("any"), make_bundle("other", 37, 53, logits=False)
-    with load_models([free.path, Source(fixed.path, "any")], settings=Settings(), threads=1) as models:
-        client = client_of(create_app(models, Settings()))
-        assert client.get("/v2/models/any").json()["versions"] == ["1", "2"]
-        assert client.get("/v2/models/any").json()["parameters"]["bundle"] == fixed.digest  # the last one named
-        for version, bundle in (("1", free), ("2", fixed)):
-            assert client.get(f"/v2/models/any/versions/{version}").json()["parameters"]["bundle"] == bundle.digest
-            response = client.post(f"/v1/segment?version={version}", content=as_png(picture))
-            assert response.headers["x-ddcat-bundle"] == bundle.digest
-            assert response.headers["x-ddcat-version"] == version
-        assert client.post("/v1/segment", content=as_png(picture)).headers["x-ddcat-version"] == "2"
+    client = serving(free.path, Source(fixed.path, "any"))
+    assert client.get("/v2/models/any").json()["versions"] == ["1", "2"]
+    assert client.get("/v2/models/any").json()["parameters"]["bundle"] == fixed.digest  # the last one named
+    for version, bundle in (("1", free), ("2", fixed)):
+        assert client.get(f"/v2/models/any/versions/{version}").json()["parameters"]["bundle"] == bundle.digest
+        headers = client.post(f"/v1/segment?version={version}", content=as_png(picture)).headers
+        assert (headers["x-ddcat-bundle"], headers["x-ddcat-version"]) == (bundle.digest, version)
+    assert client.post("/v1/segment", content=as_png(picture)).headers["x-ddcat-version"] == "2"
 
 
 def test_a_name_may_stand_before_a_bundle_unless_a_folder_is_called_so(tmp_path: Path) -> None:

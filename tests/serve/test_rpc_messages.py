@@ -57,7 +57,15 @@ def test_numbers_are_read_as_protobuf_reads_them(numbers: np.ndarray) -> None:
         (message(raw=IMAGE.tobytes())[:-1], "not a ModelInferRequest"),
         (b"\x0b\x0c", "not a ModelInferRequest"),  # a group
         (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "not a ModelInferRequest"),
-        (message(raw=IMAGE.tobytes()) + b"\x2a\x04\x2a\x02\x22\x00", "inputs are"),
+        (message(raw=IMAGE.tobytes()) + b"\x2a\x04\x2a\x02\x22\x00", "inputs are ['image', '']; the model has one, image"),
+        (pb.ModelInferRequest(model_name="small").SerializeToString(), "inputs are []; the model has one, image"),
+        (message(numbers=[1] * IMAGE.size) + b"\x3a\x01\x07", "image has both raw contents and numbers"),
+        (message(raw=IMAGE.tobytes()) + b"\x3a\x00", "2 raw contents follow, for one input"),
+        (message(raw=IMAGE.tobytes()[1:]), f"has {IMAGE.size - 1} values; {list(IMAGE.shape)} takes {IMAGE.size}"),
+        (message(numbers=[1] * (IMAGE.size + 1)), f"has {IMAGE.size + 1} values; {list(IMAGE.shape)} takes {IMAGE.size}"),
+        (message(numbers=[0] * (IMAGE.size - 1) + [256]), "has values above 255; UINT8 takes 0..255"),
+        (b"\x08" + b"\x80" * 10, "not a ModelInferRequest"),
+        (message(numbers=[7])[:-1] + b"\x87", "not a ModelInferRequest"),
     ],
 )
 def test_what_is_no_request_is_refused_before_it_is_parsed(content: bytes, text: str) -> None:

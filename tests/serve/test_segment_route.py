@@ -3,7 +3,7 @@
 import base64
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -17,7 +17,7 @@ from ddcat.classes import colourise
 from ddcat.preprocess import FileRule, Resize, preprocess, restore
 from ddcat_serve.http.app import create_app
 from ddcat_serve.http.decoding import decode
-from ddcat_serve.inference.model_registry import Models, load_models
+from ddcat_serve.inference.model_registry import Models
 from ddcat_serve.settings import Settings
 from tests.bundles import CLASSES, small_graph
 from tests.serve.payloads import as_labels, as_png, refused
@@ -92,12 +92,12 @@ def test_the_response_is_the_accepted_representation(client: httpx.Client, oracl
 
 
 def test_the_confidence_is_offered_if_the_bundle_has_it(
-    build: Callable[..., Bundle], client_of: Callable, picture: np.ndarray
+    build: Callable[..., Bundle], serving: Callable, picture: np.ndarray
 ) -> None:
     bundle = build(small_graph(logits=True, confidence=True), "ort")
-    with load_models([bundle.path], settings=Settings(), threads=1) as models:
-        client = client_of(create_app(models, Settings()))
-        response = client.post("/v1/segment", content=as_png(picture), headers={"Accept": "image/png;view=confidence"})
+    response = serving(bundle.path).post(
+        "/v1/segment", content=as_png(picture), headers={"Accept": "image/png;view=confidence"}
+    )
     assert response.status_code == 200, response.text
     assert Image.open(io.BytesIO(response.content)).size == (53, 37)
 
@@ -106,13 +106,13 @@ RULE = FileRule(orientation="exif", resize=Resize(to=40))
 
 
 @pytest.fixture
-def resizing(build: Callable[..., Bundle], client_of: Callable, tmp_path: Path) -> Iterator[httpx.Client]:
+def resizing(build: Callable[..., Bundle], serving: Callable, tmp_path: Path) -> httpx.Client:
     """A server of a bundle that turns images as EXIF says, and resizes them to 40 pixels, with room for 5000 pixels."""
     plain = build(small_graph(logits=True, confidence=True), "ort")
     changed = plain.manifest.model_copy(update={"preprocessing": plain.manifest.preprocessing.model_copy(update=dict(RULE))})
     path = write_bundle(tmp_path / "resizing", changed, plain.files).path
-    with load_models([path], settings=Settings(), threads=1) as models:
-        yield client_of(create_app(models, Settings(max_pixels=5000)))
+    client: httpx.Client = serving(path, max_pixels=5000)
+    return client
 
 
 def test_a_file_is_turned_and_resized_as_the_bundle_says_and_its_mask_back(

@@ -2,7 +2,7 @@
 
 import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -15,7 +15,7 @@ from ddcat.predict.sources import find_sources
 from ddcat.preprocess import Resize
 from ddcat_serve.http import tiffs
 from ddcat_serve.http.app import create_app
-from ddcat_serve.inference.model_registry import load_models
+from ddcat_serve.inference.model_registry import Models
 from ddcat_serve.settings import Settings
 from tests.bundles import CLASSES
 from tests.serve.payloads import as_png, refused
@@ -25,9 +25,8 @@ TIFF = {"Accept": "image/tiff"}
 
 
 @pytest.fixture(scope="module")
-def client(tiled_path: Path, client_of: Callable) -> Iterator[httpx.Client]:
-    with load_models([tiled_path], settings=Settings(), threads=1) as models:
-        yield client_of(create_app(models, Settings(max_pixels=100_000)))
+def client(tiled_models: Models, client_of: Callable) -> httpx.Client:
+    return client_of(create_app(tiled_models, Settings(max_pixels=100_000)))
 
 
 @pytest.mark.parametrize("size", [(37, 53), (100, 150)])
@@ -79,15 +78,13 @@ def test_other_tiffs_are_refused_in_a_line(client: httpx.Client, monkeypatch: py
     assert (status, 'pip install ".[geo]"' in message) == (415, True)
 
 
-def test_a_bundle_that_resizes_takes_no_tiff(client_of: Callable, tmp_path: Path) -> None:
+def test_a_bundle_that_resizes_takes_no_tiff(serving: Callable, tmp_path: Path) -> None:
     bundle = tiled_bundle(tmp_path / "b", Resize(to=100))
-    with load_models([bundle.path], settings=Settings(), threads=1) as models:
-        client = client_of(create_app(models, Settings()))
-        content = geotiff(noise(50, 70))
-        status, message = refused(client.post("/v1/segment", content=content, headers=TIFF))
-        assert (status, "the bundle resizes" in message) == (415, True)
-        ready = client.post("/v1/segment?preprocessed=true", content=content, headers=TIFF)
-        assert ready.status_code == 200, ready.text
+    client, content = serving(bundle.path), geotiff(noise(50, 70))
+    status, message = refused(client.post("/v1/segment", content=content, headers=TIFF))
+    assert (status, "the bundle resizes" in message) == (415, True)
+    ready = client.post("/v1/segment?preprocessed=true", content=content, headers=TIFF)
+    assert ready.status_code == 200, ready.text
 
 
 def by_pillow(mode: str, **options: object) -> bytes:

@@ -1,6 +1,5 @@
 """Triton's clients load and unload models of a running server, over HTTP and gRPC, as they would those of a Triton."""
 
-import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,9 +8,7 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
-import tritonclient.grpc.aio as triton_grpc_aio
 import tritonclient.http as triton_http
-import tritonclient.http.aio as triton_http_aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
@@ -139,16 +136,3 @@ def test_files_of_a_request_and_a_roll_back_over_grpc(running: Running) -> None:
         request.parameters["rollback"].bool_param = True
         stub.RepositoryModelLoad(request, metadata=metadata)
     assert states(client)["1"][0] == "READY"
-
-
-def test_async_clients(running: Running) -> None:
-    async def swap() -> None:
-        async with triton_http_aio.InferenceServerClient(running.http) as client:
-            await client.load_model("other", headers=key())
-            await client.unload_model("other", headers=key())
-        async with triton_grpc_aio.InferenceServerClient(running.grpc) as client:
-            assert not await client.is_model_ready("other", headers=key())
-            await client.load_model("other", headers=key())
-            assert await client.is_model_ready("other", headers=key())
-
-    asyncio.run(swap())

@@ -1,6 +1,5 @@
-"""The clients of a real Triton, over HTTP and gRPC, at once and async, as they would speak to one."""
+"""The clients of a real Triton, over HTTP and gRPC, as they would speak to one."""
 
-import asyncio
 import queue
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,9 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
-import tritonclient.grpc.aio as triton_grpc_aio
 import tritonclient.http as triton_http
-import tritonclient.http.aio as triton_http_aio
 from tritonclient.utils import InferenceServerException
 
 from tests.bundles import small_bundle
@@ -101,22 +98,6 @@ def check_refusals(client: Any, kind: Any) -> None:
         client.infer("small", inputs, headers=key())
 
 
-def test_http_async(addresses: tuple[str, str], oracle: Callable) -> None:
-    async def ask() -> None:
-        async with triton_http_aio.InferenceServerClient(addresses[0]) as client:
-            assert await client.is_server_ready(key())
-            assert (await client.get_model_config("small", headers=key()))["name"] == "small"
-            assert len((await client.get_inference_statistics(headers=key()))["model_stats"]) == 1
-            assert (await client.get_model_repository_index(key()))[0]["state"] == "READY"
-            inputs, outputs = request(triton_http)
-            for result in await asyncio.gather(
-                *(client.infer("small", inputs, outputs=outputs, headers=key()) for _ in range(8))
-            ):
-                check(result, oracle)
-
-    asyncio.run(ask())
-
-
 def test_grpc(addresses: tuple[str, str], oracle: Callable) -> None:
     with triton_grpc.InferenceServerClient(addresses[1]) as client:
         assert client.is_server_live()
@@ -179,18 +160,3 @@ def test_grpc_in_a_stream(addresses: tuple[str, str], oracle: Callable) -> None:
         check(result, oracle)
         assert result.get_response().id == "7"
     assert "no model is named 'other'" in str(found[1][1])
-
-
-def test_grpc_async(addresses: tuple[str, str], oracle: Callable) -> None:
-    async def ask() -> None:
-        async with triton_grpc_aio.InferenceServerClient(addresses[1]) as client:
-            assert (await client.get_model_config("small", headers=key())).config.name == "small"
-            assert not await client.is_model_ready("small", "2", headers=key())
-            assert len((await client.get_inference_statistics(headers=key())).model_stats) == 1
-            inputs, outputs = request(triton_grpc)
-            for result in await asyncio.gather(
-                *(client.infer("small", inputs, outputs=outputs, headers=key()) for _ in range(8))
-            ):
-                check(result, oracle)
-
-    asyncio.run(ask())

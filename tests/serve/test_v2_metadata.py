@@ -9,18 +9,12 @@ import pytest
 
 from ddcat.bundle import Bundle
 from ddcat.classes import Classes
-from ddcat_serve.http.app import create_app
-from ddcat_serve.inference.model_registry import Models, load_models
-from ddcat_serve.settings import Settings
+from ddcat_serve.inference.model_registry import Models
 from tests.serve.payloads import IMAGE, INFER, body_of
 
 
-def test_configuration_index_and_statistics(bundle: Bundle, client_of: Callable) -> None:
-    with load_models([bundle.path], settings=Settings(), threads=1) as fresh:
-        check_what_is_told(client_of(create_app(fresh, Settings())))
-
-
-def check_what_is_told(client: httpx.Client) -> None:
+def test_configuration_index_and_statistics(bundle: Bundle, serving: Callable) -> None:
+    client = serving(bundle.path)
     assert client.get("/v2/models/small/config").json() == {
         "name": "small",
         "platform": "ddcat_ort",
@@ -58,11 +52,10 @@ def check_what_is_told(client: httpx.Client) -> None:
     assert client.get("/v2/models/small/versions/2/stats").status_code == 404
 
 
-def test_a_fixed_size_is_in_the_metadata(make_bundle: Callable, client_of: Callable) -> None:
-    with load_models([make_bundle("one", 64, 96).path], settings=Settings(), threads=1) as loaded:
-        client = client_of(create_app(loaded, Settings()))
-        assert client.get("/v2/models/one").json()["inputs"][0]["shape"] == [-1, 64, 96, 3]
-        assert client.get("/v2/models/one").json()["outputs"][0]["shape"] == [-1, 64, 96]
+def test_a_fixed_size_is_in_the_metadata(make_bundle: Callable, serving: Callable) -> None:
+    client = serving(make_bundle("one", 64, 96).path)
+    assert client.get("/v2/models/one").json()["inputs"][0]["shape"] == [-1, 64, 96, 3]
+    assert client.get("/v2/models/one").json()["outputs"][0]["shape"] == [-1, 64, 96]
 
 
 def test_a_manifest_with_nan_is_shown(models: Models, client: httpx.Client) -> None:

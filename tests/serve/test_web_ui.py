@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -18,10 +17,7 @@ from PIL import Image
 from playwright.sync_api import Browser, expect
 
 from ddcat.bundle import Bundle
-from ddcat_serve.http.app import create_app
 from ddcat_serve.http.web_ui import scale_perturbation
-from ddcat_serve.inference.model_registry import load_models
-from ddcat_serve.settings import Settings
 from tests.bundles import CLASSES, small_graph, with_golden
 from tests.chromium import chromium, page_of
 from tests.serve.payloads import as_labels, as_png
@@ -45,25 +41,19 @@ def test_a_weaker_attack_lies_between(clean: np.ndarray, attacked: np.ndarray, s
 
 
 def test_golden_images_are_shown_by_demonstrations_alone(
-    shown: Bundle, client_of: Callable[[FastAPI], httpx.Client], picture: np.ndarray
+    shown: Bundle, serving: Callable[..., httpx.Client], picture: np.ndarray
 ) -> None:
-    for demo in (False, True):
-        settings = Settings(demo=demo)
-        with load_models([shown.path], settings=settings, threads=1) as models:
-            client = client_of(create_app(models, settings))
-            (about,) = client.get("/v1/models").json()["models"]
-            assert about["examples"] == 2 * demo
-            assert [entry["name"] for entry in about["classes"]] == list(CLASSES.names)
-            response = client.get("/v1/models/small/examples/0?strength=0.5")
-            if demo:
-                found = np.asarray(Image.open(io.BytesIO(response.content)))
-                np.testing.assert_array_equal(picture.astype(int) - found, np.minimum(picture, 20) // 2)
-                assert client.get("/v1/models/small/examples/2").status_code == 404
-                assert client.get("/v1/models/small/examples/0?strength=2").status_code == 400
-                assert client.get("/v1/models/small/examples/x").status_code == 400
-            else:
-                assert response.status_code == 404
-                assert "--demo" in response.json()["error"]
+    client = serving(shown.path)
+    assert client.get("/v1/models").json()["models"][0]["examples"] == 0
+    response = client.get("/v1/models/small/examples/0")
+    assert (response.status_code, "--demo" in response.json()["error"]) == (404, True)
+    client = serving(shown.path, demo=True)
+    (about,) = client.get("/v1/models").json()["models"]
+    assert (about["examples"], [entry["name"] for entry in about["classes"]]) == (2, list(CLASSES.names))
+    found = np.asarray(Image.open(io.BytesIO(client.get("/v1/models/small/examples/0?strength=0.5").content)))
+    np.testing.assert_array_equal(picture.astype(int) - found, np.minimum(picture, 20) // 2)
+    for example, status in (("2", 404), ("0?strength=2", 400), ("x", 400)):
+        assert client.get(f"/v1/models/small/examples/{example}").status_code == status
 
 
 @pytest.fixture(scope="module")
