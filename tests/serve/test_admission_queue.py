@@ -276,6 +276,12 @@ def test_a_speed_that_was_measured_low_is_measured_anew_after_a_while() -> None:
         with pytest.raises(Overloaded):
             waiting.put([Item(1, (10, 10), now + 3.0)], now)
     waiting.put([Item(1, (10, 10), 103.0)], 100.0)
+    calls = AdmissionQueue(max_pixels=MOST, batch_pixels=BUDGET, pixels_per_second=100.0, call_seconds=2.0)
+    calls.put([Item(1, (10, 10), 1e9)], 0.0)
+    calls.take(0.0)
+    calls.done(10.0)
+    with pytest.raises(Overloaded, match="it would take too long at the current speed"):
+        calls.put([Item(1, (10, 10), 1e9)], 10.0)
 
 
 def test_a_speed_that_was_measured_on_a_busy_machine_is_doubted_and_a_higher_one_believed() -> None:

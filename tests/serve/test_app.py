@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 
 from ddcat.bundle import Bundle
 from ddcat.engines import Outputs
@@ -22,6 +22,7 @@ from ddcat_serve.inference.model_registry import Models
 from ddcat_serve.inference.served_model import ServedModel
 from ddcat_serve.settings import Settings
 from tests.serve.payloads import as_labels, as_png, refused
+from tests.serve.processes import wait_for
 
 INFER = {"inputs": [{"name": "image", "shape": [1, 16, 32, 3], "datatype": "UINT8", "data": [7] * (16 * 32 * 3)}]}
 
@@ -83,6 +84,10 @@ def stuck_models(bundle: Bundle, engine: Stuck, **settings: Any) -> Iterator[tup
         worker.close(5)
 
 
+def asking(app: FastAPI) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+
 @pytest.mark.parametrize("error", [EngineError("/secret/path broke"), MemoryError("out")])
 def test_a_failing_engine_is_a_500_that_says_no_more_than_it_should(
     bundle: Bundle, client_of: Callable, picture: np.ndarray, error: Exception
@@ -101,8 +106,7 @@ def test_health_answers_while_the_engine_is_busy(bundle: Bundle, picture: np.nda
     stuck = Stuck()
 
     async def requests(models: Models, settings: Settings) -> list[bytes]:
-        transport = httpx.ASGITransport(create_app(models, settings))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with asking(create_app(models, settings)) as client:
             masks = [asyncio.create_task(client.post("/v1/segment", content=as_png(picture[: 20 + n]))) for n in range(10)]
             for _ in range(20):
                 assert (await client.get("/v2/health/live")).status_code == 200
@@ -119,8 +123,7 @@ def test_a_full_queue_is_a_429_at_once(bundle: Bundle, picture: np.ndarray) -> N
     stuck = Stuck()
 
     async def requests(models: Models, settings: Settings) -> list[httpx.Response]:
-        transport = httpx.ASGITransport(create_app(models, settings))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with asking(create_app(models, settings)) as client:
             first = asyncio.create_task(client.post("/v1/segment", content=as_png(picture)))
             await asyncio.to_thread(stuck.entered.wait, 10)
             second = asyncio.create_task(client.post("/v1/segment", content=as_png(picture)))
@@ -146,7 +149,7 @@ def test_a_server_that_drains_is_not_ready_but_answers_and_what_is_late_is_a_504
 
     async def requests(models: Models, settings: Settings) -> list[httpx.Response]:
         app = create_app(models, settings)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        async with asking(app) as client:
             first = asyncio.create_task(client.post("/v1/segment", content=as_png(picture)))
             await asyncio.to_thread(stuck.entered.wait, 10)
             late = asyncio.create_task(client.post("/v1/segment?timeout=1", content=as_png(picture)))
@@ -193,6 +196,5 @@ def test_an_engine_that_hangs_is_a_503_and_then_answers_again(bundle: Bundle, cl
         assert refused(response)[0] == 503
         assert response.headers["retry-after"] == "1"
         stuck.go.set()
-        while not models["small"]["1"].ready:
-            time.sleep(0.01)
+        wait_for(lambda: models["small"]["1"].ready)
         assert client.post("/v1/segment", content=as_png(picture)).status_code == 200

@@ -13,7 +13,11 @@ from ddcat.manifest import DimRange, InputShapes
 from ddcat_serve.inference.capacity import Trial, most_pixels, try_sizes
 from ddcat_serve.inference.memory import Cost
 
-FREE = DimRange(minimum=8, maximum=None)
+
+def shapes(*ranges: tuple[int, int | None], **sizes: Any) -> InputShapes:
+    """Shapes by the ends of batch, height and width."""
+    batch, height, width = (DimRange(minimum=first, maximum=last) for first, last in ranges)
+    return InputShapes(batch=batch, height=height, width=width, **sizes)
 
 
 class Needy:
@@ -49,37 +53,19 @@ def test_memory_that_is_not_the_hosts_is_no_bound() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shapes", "sizes"),
+    ("taken", "sizes"),
     [
-        (
-            InputShapes(batch=DimRange(minimum=1, maximum=4), height=FREE, width=DimRange(minimum=8, maximum=20)),
-            [(1, 8, 8), (1, 16, 16), (1, 32, 20), (1, 64, 20), (1, 128, 20)],
-        ),
-        (
-            InputShapes(
-                batch=DimRange(minimum=2, maximum=2),
-                height=DimRange(minimum=8, maximum=9),
-                width=DimRange(minimum=8, maximum=9),
-            ),
-            [(2, 8, 8), (2, 9, 9)],
-        ),
-        (
-            InputShapes(
-                batch=DimRange(minimum=1, maximum=1),
-                height=DimRange(minimum=8, maximum=30),
-                width=DimRange(minimum=9, maximum=40),
-                sizes=((8, 9), (20, 20), (30, 40)),
-            ),
-            [(1, 8, 9), (1, 30, 40)],
-        ),
+        (shapes((1, 4), (8, None), (8, 20)), [(1, 8, 8), (1, 16, 16), (1, 32, 20), (1, 64, 20), (1, 128, 20)]),
+        (shapes((2, 2), (8, 9), (8, 9)), [(2, 8, 8), (2, 9, 9)]),
+        (shapes((1, 1), (8, 30), (9, 40), sizes=((8, 9), (20, 20), (30, 40))), [(1, 8, 9), (1, 30, 40)]),
     ],
 )
 def test_the_sizes_that_are_tried_are_taken_by_the_engine(
-    shapes: InputShapes, sizes: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+    taken: InputShapes, sizes: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ddcat_serve.inference.capacity._MAX_PIXELS", 3000)
     engine = Needy()
-    trials = try_sizes(cast(Engine, engine), shapes)
+    trials = try_sizes(cast(Engine, engine), taken)
     assert list(dict.fromkeys(engine.seen)) == sizes
     assert [trial.pixels for trial in trials] == [int(np.prod(size)) for size in sizes]
     assert engine.kept is None
@@ -87,10 +73,7 @@ def test_the_sizes_that_are_tried_are_taken_by_the_engine(
 
 def test_the_memory_of_a_call_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ddcat_serve.inference.capacity._MAX_PIXELS", 2**18)
-    shapes = InputShapes(
-        batch=DimRange(minimum=1, maximum=1), height=DimRange(minimum=8, maximum=512), width=DimRange(minimum=8, maximum=512)
-    )
-    found = try_sizes(cast(Engine, Needy()), shapes)[-1]
+    found = try_sizes(cast(Engine, Needy()), shapes((1, 1), (8, 512), (8, 512)))[-1]
     assert 60 < found.bytes / found.pixels < 200
 
 
@@ -106,7 +89,6 @@ def test_beside_others_each_call_is_a_turn_and_the_worst_memory_of_several_count
         turns.append("ended")
 
     monkeypatch.setattr("ddcat_serve.inference.capacity.measure_cost", lambda call: (call(), next(costs))[1])
-    shapes = InputShapes(batch=DimRange(minimum=1, maximum=1), height=FREE, width=FREE)
-    assert try_sizes(cast(Engine, engine), shapes, turn=turn) == [Trial(64, 0.1, 70)]
+    assert try_sizes(cast(Engine, engine), shapes((1, 1), (8, None), (8, None)), turn=turn) == [Trial(64, 0.1, 70)]
     assert turns == ["began", "ended"] * 4  # the first call prepares
     assert engine.seen == [(1, 8, 8)] * 4

@@ -4,16 +4,19 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import httpx
 import numpy as np
 import pytest
 
-from ddcat.bundle import Bundle, entries, write_bundle
+from ddcat.bundle import NO_TRUST_POLICY, Bundle, entries, write_bundle
+from tests.bundles import with_golden
 from tests.commands import call, refusal
 from tests.serve.payloads import as_labels, as_png
-from tests.serve.processes import connect, introduced, server
+from tests.serve.processes import introduced
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -32,12 +35,6 @@ def test_a_real_server_from_start_to_end(bundle: Bundle, oracle: Callable, pictu
         assert [(line["path"], line["status"]) for line in logged if "path" in line] == [
             ("/v2/health/ready", 200), ("/v1/segment", 200), ("/v1/segment", 415),
         ]  # fmt: skip
-
-
-def test_a_request_that_is_too_long_is_answered(bundle: Bundle) -> None:
-    with server(bundle.path) as (_, address), connect(address) as connection:  # declares more than it ever sends
-        connection.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
-        assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
 def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
@@ -117,6 +114,27 @@ def test_inspect_says_what_is_in_it(bundle: Bundle) -> None:
     assert result.returncode == 0, result.stderr
     for expected in (bundle.digest, "night, red, green, blue", "CPUExecutionProvider", "height 8 to 640", "Integrity only"):
         assert expected in result.stdout
+
+
+def test_inspect_replays_golden_images(tmp_path: Path, bundle: Bundle, oracle: Callable, picture: np.ndarray) -> None:
+    golden = with_golden(tmp_path / "golden", oracle, picture)
+    found = [call("ddcat-serve", "inspect", path, "--replay").stdout.splitlines()[-1] for path in (bundle.path, golden.path)]
+    assert found == ["there are no golden images", f"0 of {4 * picture[..., 0].size} golden labels differ"]
+
+
+def test_ray_gets_the_arguments_or_is_asked_for(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "ddcat_serve.deploy.ray_app", raising=False)
+    assert 'pip install ".[serve,ray,cpu]"' in refusal("ddcat", "ray", bundle.path)
+    module = SimpleNamespace(Arguments=lambda **given: SimpleNamespace(**given, trust=NO_TRUST_POLICY), run=mock.Mock())
+    monkeypatch.setitem(sys.modules, "ddcat_serve.deploy.ray_app", module)
+    assert call("ddcat", "ray", bundle.path, "--replicas", 2).returncode == 0
+    (arguments,), address = module.run.call_args
+    assert (arguments.bundles, arguments.replicas, address) == (str(bundle.path), 2, {"host": "127.0.0.1", "port": 8000})
+
+
+def test_neither_bundles_nor_a_repository() -> None:
+    assert refusal("ddcat", "serve") == "expected either bundles or --repository FOLDER: name one of them"
 
 
 def test_inspect_as_json_is_the_manifest(bundle: Bundle) -> None:

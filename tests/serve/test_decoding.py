@@ -162,6 +162,29 @@ def test_webp_that_is_refused(picture: np.ndarray) -> None:
     )
 
 
+def test_jpegs_that_are_refused_and_one_that_has_more_than_its_pixels(picture: np.ndarray) -> None:
+    cmyk, whole = io.BytesIO(), simplejpeg.encode_jpeg(picture)
+    Image.fromarray(picture).convert("CMYK").save(cmyk, "JPEG")
+    assert status_of(cmyk.getvalue()) == (415, "the JPEG is CMYK: convert it to RGB")
+    tables = bytearray(whole)
+    place = tables.index(b"\xff\xc4") + 5  # of the numbers of codes by their length
+    tables[place : place + 4] = b"\xff" * 4
+    status, message = status_of(bytes(tables))
+    assert (status, message.startswith("the JPEG is damaged: ")) == (400, True)
+    surplus = whole[:-2] + b"\0\0\0\0" + whole[-2:]
+    np.testing.assert_array_equal(decode(surplus, max_pixels=LIMIT), decode(whole, max_pixels=LIMIT))
+
+
+def test_pngs_that_are_refused_and_one_whose_alpha_is_opaque(picture: np.ndarray) -> None:
+    image = Image.fromarray(picture)
+    moving = png_of(image, save_all=True, append_images=[Image.fromarray(255 - picture)])
+    assert status_of(moving) == (415, "the PNG is an animation: send one of its pictures")
+    np.testing.assert_array_equal(decode(png_of(image.convert("RGBA")), max_pixels=LIMIT), picture)
+    few = Image.frombytes("P", (8, 8), bytes(range(64)))
+    few.putpalette([1, 2, 3])
+    assert status_of(png_of(few))[1] == "the PNG has indices beyond its palette, whose colour is undefined"
+
+
 def test_the_size_comes_from_the_header_alone(picture: np.ndarray) -> None:
     for content in (png_of(Image.fromarray(picture)), simplejpeg.encode_jpeg(picture), webp_of(picture)):
         assert size_of(content, max_pixels=LIMIT) == picture.shape[:2]

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from ddcat.bundle import Bundle
-from ddcat.manifest import Device
+from ddcat.confidence import Temperature
+from ddcat.manifest import Device, DeviceKinds, Golden, TensorEntry
 from ddcat.manifest_precision import AccuracyDrop, Calibration, EqualLabels, Finetuning, KeptNode, MixedPrecision, Quantisation
 from ddcat.preprocess import FileRule, Resize
 from ddcat_serve.inspection import print_bundle
@@ -118,6 +119,26 @@ def test_what_becomes_of_image_files_is_shown(bundle: Bundle, shown: Callable[..
 def test_how_images_were_resized_before_schema_3_is_shown(bundle: Bundle, shown: Callable[..., str]) -> None:
     data = bundle.manifest.data.model_copy(update={"long_side": 512})
     assert "resized to a long side of 512 pixels when this engine was" in shown(data=data)
+
+
+def test_bands_of_16_bits_kinds_of_gpus_temperatures_and_golden_labels_are_told(
+    bundle: Bundle, shown: Callable[..., str]
+) -> None:
+    manifest = bundle.manifest
+    device = DeviceKinds(compute_capabilities=("8.6", "8.9"), runtime="tensorrt_rtx 1.7")
+    golden = Golden(file="golden.safetensors", images=2, source="made up", attack=ATTACK, labelled_by="ort")
+    confidence = TensorEntry(name="confidence", dtype="float32", shape=("batch", "height", "width"))
+    printed = shown(
+        preprocessing=manifest.preprocessing.model_copy(update={"bands": (4, 1, 2), "values": (0, 4095)}),
+        engine=manifest.engine.model_copy(update={"built_for": device}), golden=golden, main_branch_only=None,
+        outputs=(*manifest.outputs, confidence), temperature=Temperature(value=1.5, images=7),
+    )  # fmt: skip
+    for text in (
+        "bands [4, 1, 2], of 16 bits a channel, with 0 and 4095 as 0 and 255", "GPUs of compute capability 8.6, 8.9, tensorrt",
+        "2 images and their adversarial ones (name bim, steps 3), made up; labelled by ort, not by the engine", "not proven",
+        "the softmax of the logits / 1.5, a temperature that was fitted on 7 images of the val split",
+    ):  # fmt: skip
+        assert text in printed
 
 
 HOSTILE = "x\x1b[2J\x1b]0;title\x07\x0apassport    pass\n\u202etxt"

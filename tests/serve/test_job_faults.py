@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,36 +13,18 @@ import httpx
 import pytest
 
 from ddcat.preprocess import Resize
+from ddcat_serve.errors import ServeError
 from ddcat_serve.http import job_routes
 from ddcat_serve.http.app import create_app
 from ddcat_serve.http.job_runner import JobRunner
-from ddcat_serve.http.job_store import JobRecord, JobStore, open_store
+from ddcat_serve.http.job_store import JobRecord, JobStore
 from ddcat_serve.inference.model_registry import Models, load_models
-from ddcat_serve.settings import Settings
+from tests.serve.job_server import SETTINGS, client, runner, store
 from tests.serve.payloads import as_png, refused
 from tests.serve.processes import wait_for
 from tests.serve.tiled import noise, tiled_bundle
 
-SETTINGS = Settings(body_timeout=1.0)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[JobStore]:
-    with open_store(tmp_path / "jobs", most=9, expiry=60.0) as store:
-        yield store
-
-
-@pytest.fixture
-def runner(store: JobStore, tiled_models: Models) -> Iterator[JobRunner]:
-    runner = JobRunner(store, tiled_models, SETTINGS)
-    yield runner
-    runner.stop()
-
-
-@pytest.fixture
-def client(runner: JobRunner, tiled_models: Models, client_of: Callable) -> httpx.Client:
-    client: httpx.Client = client_of(create_app(tiled_models, SETTINGS, jobs=runner))
-    return client
+__all__ = ["client", "runner", "store"]  # fixtures
 
 
 def done(client: httpx.Client) -> str:
@@ -156,6 +138,38 @@ def test_a_job_whose_file_vanished_fails_without_a_name_of_the_servers_files(
     found = store.get(job.id)
     assert found is not None
     assert found.error == "the server could not store or read the job, its log says why: send the image again"
+
+
+def test_why_there_is_no_result(store: JobStore, client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = JobRecord("a" * 32, "queued", "tiled", "1", "digest", "none", "png", 8, 8, 0.0)
+    monkeypatch.setattr(store, "start", lambda unready: None)
+    store.add(job)
+    status, message = refused(client.get(f"/v1/jobs/{job.id}/result"))
+    assert (status, message) == (409, "the job is queued, 0% of it is done: try again later")
+    store.end(job, "it is damaged")
+    assert refused(client.get(f"/v1/jobs/{job.id}/result")) == (409, "the job failed: it is damaged")
+    store.end(job)
+    assert refused(client.get(f"/v1/jobs/{job.id}/result"))[0] == 404  # its file is gone
+    monkeypatch.setattr(store, "remove", lambda name: False)
+    assert refused(client.delete(f"/v1/jobs/{job.id}"))[0] == 404
+
+
+def test_a_fault_of_ours_ends_the_job_and_not_the_thread(
+    store: JobStore, runner: JobRunner, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "_compute", lambda job, model: 1 / 0)
+        job = client.post("/v1/jobs", content=as_png(noise(20, 30))).headers["location"]
+        wait_for(lambda: client.get(job).json()["state"] == "failed")
+    assert client.get(job).json()["error"] == "the server failed; its log says why"
+    done(client)
+
+
+def test_a_table_of_another_version_is_refused(store: JobStore, tmp_path: Path) -> None:
+    store._database.execute("PRAGMA user_version = 7")
+    with pytest.raises(ServeError, match="its jobs have version 7, expected 1: use another folder"):
+        JobStore(tmp_path / "jobs", most=1, expiry=1.0)
+    store._database.execute("PRAGMA user_version = 1")
 
 
 def test_a_job_is_removed_where_the_disk_has_no_room_even_for_that(store: JobStore) -> None:

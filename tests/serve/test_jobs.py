@@ -21,13 +21,15 @@ from ddcat.predict.sources import find_sources
 from ddcat_serve.errors import RequestError, ServeError
 from ddcat_serve.http import job_store
 from ddcat_serve.http.app import create_app
-from ddcat_serve.http.job_runner import JobRunner
 from ddcat_serve.http.job_store import JobRecord, JobStore, open_store
 from ddcat_serve.inference.model_registry import Models
 from ddcat_serve.settings import Settings
+from tests.serve.job_server import client, runner, store
 from tests.serve.payloads import as_labels, as_png, refused
 from tests.serve.processes import server, wait_for
 from tests.serve.tiled import geotiff, noise
+
+__all__ = ["client", "runner", "store"]  # fixtures
 
 
 @pytest.fixture(scope="module")
@@ -191,25 +193,24 @@ def record(name: str, submitted: float = 0.0, **changes: Any) -> JobRecord:
     return JobRecord(name * 32, "queued", "m", "1", "digest", "none", "png", 8, 8, submitted)._replace(**changes)
 
 
-def test_a_job_that_cannot_be_done_fails_in_a_line_and_the_next_one_is_done(tiled_models: Models, tmp_path: Path) -> None:
+def test_a_job_that_cannot_be_done_fails_in_a_line_and_the_next_one_is_done(
+    store: JobStore, tiled_models: Models, request: pytest.FixtureRequest
+) -> None:
     content = as_png(noise(70, 80))
-    with open_store(tmp_path, most=9, expiry=60.0) as store:
-        model = tiled_models["tiled"]["1"]
-        about = {"model": "tiled", "bundle": model.bundle.digest, "height": 70, "width": 80}
-        jobs = {
-            "a": record("a", 1.0, **about, starts=3),
-            "b": record("b", 2.0, **(about | {"bundle": "of another"})),
-            "c": record("c", 3.0, **(about | {"model": "gone"})),
-            "d": record("d", 4.0, **about),
-            "e": record("e", 5.0, **about),
-        }
-        for name, job in jobs.items():
-            store.image(job.id).write_bytes(content[:500] if name == "d" else content)
-            store.add(job)
-        runner = JobRunner(store, tiled_models, Settings())
-        wait_for(lambda: store.get("e" * 32).state == "done")  # type: ignore[union-attr]
-        runner.stop()
-        errors = [store.get(name * 32).error for name in jobs]  # type: ignore[union-attr]
+    about = {"model": "tiled", "bundle": tiled_models["tiled"]["1"].bundle.digest, "height": 70, "width": 80}
+    jobs = {
+        "a": record("a", 1.0, **about, starts=3),
+        "b": record("b", 2.0, **(about | {"bundle": "of another"})),
+        "c": record("c", 3.0, **(about | {"model": "gone"})),
+        "d": record("d", 4.0, **about),
+        "e": record("e", 5.0, **about),
+    }
+    for name, job in jobs.items():
+        store.image(job.id).write_bytes(content[:500] if name == "d" else content)
+        store.add(job)
+    request.getfixturevalue("runner")
+    wait_for(lambda: store.get("e" * 32).state == "done")  # type: ignore[union-attr]
+    errors = [store.get(name * 32).error for name in jobs]  # type: ignore[union-attr]
     assert errors[:2] == [
         "the server ended 3 times while it computed this job",
         "the bundle of tiled, version 1, has changed: send the image again",
@@ -231,20 +232,14 @@ def test_an_image_that_arrives_too_slowly_is_refused(tiled_path: Path, tmp_path:
     assert [file.name for file in tmp_path.glob("[!.]*")] == ["jobs.sqlite"]
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(tiled_models: Models, client_of: Callable, tmp_path: Path) -> None:
-    with open_store(tmp_path, most=9, expiry=60.0) as store:
-        runner = JobRunner(store, tiled_models, Settings())
-        client = client_of(create_app(tiled_models, Settings(), jobs=runner))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(os, "fsync", lambda descriptor: raise_full())
-            status, message = refused(client.post("/v1/jobs", content=as_png(noise(20, 30))))
-        assert (status, "cannot store or read jobs now" in message) == (507, True)
-        assert [file.name for file in tmp_path.glob("[!.]*")] == ["jobs.sqlite"]
-        runner.stop()
+def test_a_full_disk_is_said_and_leaves_nothing(client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-
-def raise_full() -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
+    status, message = refused(client.post("/v1/jobs", content=as_png(noise(20, 30))))
+    assert (status, "cannot store or read jobs now" in message) == (507, True)
+    assert [file.name for file in (tmp_path / "jobs").glob("[!.]*")] == ["jobs.sqlite"]
 
 
 def test_the_store_keeps_order_and_forgets_in_time(tmp_path: Path) -> None:
@@ -294,46 +289,48 @@ def test_one_server_has_the_folder_and_a_strange_table_is_refused(tmp_path: Path
         pass
 
 
-def test_a_job_that_arrives_while_the_thread_looks_is_not_left_to_wait(tiled_models: Models, tmp_path: Path) -> None:
-    model = tiled_models["tiled"]["1"]
-    job = record("a", model="tiled", bundle=model.bundle.digest)
-    with open_store(tmp_path, most=9, expiry=60.0) as store, pytest.MonkeyPatch.context() as patch:
-        usual, made = store.start, threading.Event()
-
-        def start(unready: object) -> JobRecord | None:
-            found = usual()
-            if found is None and made.wait(30) and store.get(job.id) is None:
-                store.image(job.id).write_bytes(as_png(noise(8, 8)))
-                store.add(job)
-                runner.wake()  # before the thread waits
-            return found
-
-        patch.setattr(store, "start", start)
-        runner = JobRunner(store, tiled_models, Settings())
-        made.set()
-        wait_for(lambda: (at := store.get(job.id)) is not None and at.state == "done")
-        runner.stop()
+def small_job(store: JobStore, models: Models) -> JobRecord:
+    """Add a job of 8 x 8 pixels."""
+    job = record("a", model="tiled", bundle=models["tiled"]["1"].bundle.digest)
+    store.image(job.id).write_bytes(as_png(noise(8, 8)))
+    store.add(job)
+    return job
 
 
-def test_a_job_whose_end_could_not_be_written_is_begun_again(tiled_models: Models, tmp_path: Path) -> None:
-    model = tiled_models["tiled"]["1"]
-    job = record("a", model="tiled", bundle=model.bundle.digest)
-    with open_store(tmp_path, most=9, expiry=60.0) as store, pytest.MonkeyPatch.context() as patch:
-        store.image(job.id).write_bytes(as_png(noise(8, 8)))
-        store.add(job)
-        usual, failures = store.end, [sqlite3.OperationalError("database or disk is full")]
+def test_a_job_that_arrives_while_the_thread_looks_is_not_left_to_wait(
+    store: JobStore, tiled_models: Models, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    usual, made = store.start, threading.Event()
 
-        def end(job: JobRecord, error: str | None = None) -> None:
-            if failures:
-                raise failures.pop()
-            usual(job, error)
+    def start(unready: object) -> JobRecord | None:
+        found = usual()
+        if found is None and made.wait(30) and store.get("a" * 32) is None:
+            small_job(store, tiled_models)
+            runner.wake()  # before the thread waits
+        return found
 
-        patch.setattr(store, "end", end)
-        runner = JobRunner(store, tiled_models, Settings())
-        wait_for(lambda: not failures)
-        runner.wake()
-        wait_for(lambda: store.get(job.id).state == "done")  # type: ignore[union-attr]
-        runner.stop()
+    monkeypatch.setattr(store, "start", start)
+    runner = request.getfixturevalue("runner")
+    made.set()
+    wait_for(lambda: (at := store.get("a" * 32)) is not None and at.state == "done")
+
+
+def test_a_job_whose_end_could_not_be_written_is_begun_again(
+    store: JobStore, tiled_models: Models, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    job = small_job(store, tiled_models)
+    usual, failures = store.end, [sqlite3.OperationalError("database or disk is full")]
+
+    def end(job: JobRecord, error: str | None = None) -> None:
+        if failures:
+            raise failures.pop()
+        usual(job, error)
+
+    monkeypatch.setattr(store, "end", end)
+    runner = request.getfixturevalue("runner")
+    wait_for(lambda: not failures)
+    runner.wake()
+    wait_for(lambda: store.get(job.id).state == "done")  # type: ignore[union-attr]
 
 
 def test_a_table_that_was_half_made_is_made_again(tmp_path: Path) -> None:
@@ -345,16 +342,12 @@ def test_a_table_that_was_half_made_is_made_again(tmp_path: Path) -> None:
         assert store.start() is None
 
 
-def test_a_table_that_is_damaged_meanwhile_is_said_in_a_line(tiled_models: Models, client_of: Callable, tmp_path: Path) -> None:
-    with open_store(tmp_path, most=9, expiry=60.0) as store:
-        runner = JobRunner(store, tiled_models, Settings())
-        client = client_of(create_app(tiled_models, Settings(), jobs=runner))
-        job = client.post("/v1/jobs", content=as_png(noise(20, 30))).headers["location"]
-        wait_for(lambda: client.get(job).json()["state"] == "done")
-        files = len(list(tmp_path.iterdir()))
-        (tmp_path / "jobs.sqlite").write_bytes(b"text" * 10000)
-        answers = [client.get(job), client.delete(job), client.post("/v1/jobs", content=as_png(noise(20, 30)))]
-        assert [refused(answer)[0] for answer in answers] == [507] * 3
-        assert str(tmp_path) not in "".join(answer.text for answer in answers)
-        assert len(list(tmp_path.iterdir())) == files
-        runner.stop()
+def test_a_table_that_is_damaged_meanwhile_is_said_in_a_line(client: httpx.Client, tmp_path: Path) -> None:
+    job, folder = client.post("/v1/jobs", content=as_png(noise(20, 30))).headers["location"], tmp_path / "jobs"
+    wait_for(lambda: client.get(job).json()["state"] == "done")
+    files = len(list(folder.iterdir()))
+    (folder / "jobs.sqlite").write_bytes(b"text" * 10000)
+    answers = [client.get(job), client.delete(job), client.post("/v1/jobs", content=as_png(noise(20, 30)))]
+    assert [refused(answer)[0] for answer in answers] == [507] * 3
+    assert str(tmp_path) not in "".join(answer.text for answer in answers)
+    assert len(list(folder.iterdir())) == files

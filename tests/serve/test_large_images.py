@@ -76,11 +76,6 @@ def test_overlay_and_statistics_know_the_whole_image_once(client: httpx.Client, 
     assert model.usage.statistics("tiled", "1")["inference_count"] == before + 1
 
 
-def test_no_more_than_max_pixels(client: httpx.Client) -> None:
-    status, message = refused(client.post("/v1/segment", content=as_png(np.zeros((400, 400, 3), np.uint8))))
-    assert (status, "expected at most 100000" in message) == (413, True)
-
-
 def test_confidence_is_that_of_the_blended_logits(build: Callable[..., Bundle], serving: Callable, tmp_path: Path) -> None:
     shades = {"weights": WEIGHTS / SHADES, "bias": BIAS / SHADES}  # some pixels are sure and others are not
     plain = build(small_graph(confidence=True, **shades), "ort", name="plain")

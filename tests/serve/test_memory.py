@@ -131,6 +131,15 @@ def test_the_limit_of_a_control_group_is_found_wherever_it_is_set(tmp_path: Path
     assert memory_limit() == 2345678
 
 
+def test_a_system_that_tells_nothing_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_OWN_CGROUPS", tmp_path / "none")
+    assert memory_limit() > 0
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())  # a C library without these calls
+    assert (memory.tune_malloc(), memory.trim_malloc()) == (False, False)
+    monkeypatch.setattr(memory, "Path", lambda text: tmp_path / "none")
+    assert memory.resident_bytes() == 0
+
+
 def test_what_a_call_takes_for_a_while_is_seen() -> None:
     def call() -> None:
         with mmap.mmap(-1, 64 * 2**20) as some:

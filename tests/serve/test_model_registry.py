@@ -27,6 +27,7 @@ from ddcat_serve.settings import Settings
 from tests.bundles import with_golden
 from tests.keys import write_keys
 from tests.serve.payloads import as_labels, as_png, refused
+from tests.serve.processes import wait_for
 
 
 def test_one_of_several_models_is_chosen_by_name(
@@ -109,8 +110,7 @@ def test_a_real_engine_that_hangs_is_opened_again_from_its_bundle(
         monkeypatch.setattr(CheckedEngine, "infer", once)
         client = client_of(create_app(models, settings))
         assert client.post("/v1/segment", content=as_png(picture)).status_code == 503
-        while not models["small"]["1"].ready:
-            time.sleep(0.01)
+        wait_for(lambda: models["small"]["1"].ready)
         answer = client.post("/v1/segment", content=as_png(picture))  # the first engine still hangs
         np.testing.assert_array_equal(as_labels(answer.content), oracle(picture[None])[0][0])
         go.set()
@@ -139,8 +139,7 @@ def test_a_bundle_that_replaced_another_is_not_served(
         assert client_of(app).post("/v1/segment", content=as_png(picture)).status_code == 503
         monkeypatch.undo()
         model = models["first"]["1"]
-        while model.worker.state == "restarting":
-            time.sleep(0.01)
+        wait_for(lambda: model.worker.state != "restarting")
         assert model.worker.state == "broken"
         assert not app.state.server_state.live
         assert client_of(app).post("/v1/segment", content=as_png(picture)).status_code == 503
@@ -166,8 +165,7 @@ def test_an_engine_that_is_opened_again_and_answers_otherwise_is_not_served(
         monkeypatch.setattr(CheckedEngine, "infer", otherwise)
         client = client_of(create_app(models, settings))
         assert client.post("/v1/segment", content=as_png(picture)).status_code == 503
-        while model.worker.state == "restarting":
-            time.sleep(0.01)
+        wait_for(lambda: model.worker.state != "restarting")
         assert model.worker.state == "broken"
         go.set()
 

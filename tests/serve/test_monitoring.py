@@ -212,31 +212,15 @@ QUIET: list[tuple[str, str]] = [
 def test_each_alert_fires_on_its_fault_and_none_on_a_quiet_server(tmp_path: Path) -> None:
     """promtool runs the rules on these series."""
     assert set(FIRES) == {alert["alert"] for alert in ALERTS}
-    cases = []
     for name, given in [*FIRES.items(), ("", QUIET)]:
-        samples = [{"series": series, "values": values} for series, values in given]
-        alert = [{"eval_time": "55m", "alertname": name, "exp_alerts": [{}]}] if name else []
-        cases.append((name, samples, alert))
-    for name, samples, _ in cases:
+        counts = {'count(ALERTS{alertstate="firing"}) or vector(0)': int(bool(name))}  # of alerts that fire, of any name
+        if name:
+            counts[f'count(ALERTS{{alertstate="firing", alertname="{name}"}})'] = 1
         expressions = [
-            # the number of alerts that fire, of any name
-            {
-                "expr": 'count(ALERTS{alertstate="firing"}) or vector(0)',
-                "eval_time": "55m",
-                "exp_samples": [{"value": 1 if name else 0, "labels": "{}"}],
-            },
-            *(
-                [
-                    {
-                        "expr": f'count(ALERTS{{alertstate="firing", alertname="{name}"}})',
-                        "eval_time": "55m",
-                        "exp_samples": [{"value": 1, "labels": "{}"}],
-                    }
-                ]
-                if name
-                else []
-            ),
+            {"expr": text, "eval_time": "55m", "exp_samples": [{"value": count, "labels": "{}"}]}
+            for text, count in counts.items()
         ]
+        samples = [{"series": series, "values": values} for series, values in given]
         test = {
             "rule_files": [str(ROOT / "monitoring/alerts.yml")],
             "evaluation_interval": "1m",

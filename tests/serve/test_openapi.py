@@ -21,7 +21,7 @@ def test_all_answers_are_described(models: Models) -> None:
         operation = found.ok()
 
         # what a schema cannot say of an image is refused, and that is no fault
-        @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
         @given(operation.as_strategy())
         def answered(case: Any) -> None:
             seen.add(case.call_and_validate(excluded_checks=[positive_data_acceptance]).status_code)

@@ -19,7 +19,7 @@ from ddcat_serve.errors import ServeError
 from tests.bundles import small_bundle
 from tests.commands import refusal
 from tests.serve.payloads import as_png
-from tests.serve.processes import free_port
+from tests.serve.processes import free_port, wait_for
 
 ray = pytest.importorskip("ray")
 serve = pytest.importorskip("ray.serve")
@@ -82,24 +82,18 @@ def test_a_killed_replica_loses_nothing_but_what_was_in_it(
                 if response.status_code == 200:
                     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(response.content))), expected)
 
-    def wait_for(done: Callable[[], bool], seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while not done():
-            assert time.monotonic() < until
-            time.sleep(0.05)
-
     with ThreadPoolExecutor(CLIENTS) as pool:
         tasks = [pool.submit(ask) for _ in range(CLIENTS)]
-        wait_for(lambda: len(answers) > 100, 60)
+        wait_for(lambda: len(answers) > 100)
         before = replicas()
         assert len(before) == 2
         killed = time.monotonic()
         ray.kill(ray.get_actor(before[0], namespace="serve"))
         at = len(answers)
-        wait_for(lambda: len(answers) > at + 100, 60)
-        wait_for(lambda: len(set(replicas()) - set(before)) == 1, 60)  # Ray has started another one
+        wait_for(lambda: len(answers) > at + 100)
+        wait_for(lambda: len(set(replicas()) - set(before)) == 1)  # Ray has started another one
         after, replaced = len(answers), time.monotonic()
-        wait_for(lambda: len(answers) > after + 100, 60)
+        wait_for(lambda: len(answers) > after + 100)
         ended.set()
         for task in tasks:
             task.result(60)

@@ -197,6 +197,7 @@ ASKED: list[tuple[str, dict[str, Any], int, str]] = [
         ("load", {"parameters": {"rollback": 1}}, 400, "expected true or false"),
         ("load", {"parameters": {"rollback": True}}, 400, "there is nothing to roll back to"),
         ("load", {"parameters": {"rollback": True, "config": ONE}}, 400, "leave config out"),
+        ("load", {"parameters": {"config": '{"version_policy": {"specific": {"versions": [true]}}}'}}, 400, "nor a single one"),
         ("load", {"parameters": []}, 200, ""),
         ("load", {"parameters": [1]}, 400, "parameters is not a JSON object"),
         ("unload", {"parameters": {"all": True}}, 400, "does not know the parameter 'all'"),
@@ -209,7 +210,19 @@ def test_what_a_request_may_ask_for(start: Callable) -> None:
         response = server.post(verb, body)
         assert response.status_code == status, body
         assert said in response.json().get("error", "")
+    broken = server.client.post("/v2/repository/models/seg/load", content=b"{")
+    assert (broken.status_code, broken.json()["error"]) == (400, "the body is not JSON")
     assert server.index() == {"1": ("READY", "")}
+
+
+def test_a_folder_that_is_away_is_said_and_changes_nothing(start: Callable, folder: Path, picture: np.ndarray) -> None:
+    server = start()
+    folder.rename(folder.with_name("away"))
+    answers = server.client.post("/v2/repository/index"), server.post("load", name="other")
+    assert [answer.status_code for answer in answers] == [503, 503]
+    assert answers[0].json()["error"] == "the repository cannot be read now: try again later"
+    assert server.repository.folder.fingerprint("seg", "1") == ()
+    assert answering(server, picture)[0] == "1"
 
 
 def test_only_names_of_the_folder_are_loaded(start: Callable) -> None:

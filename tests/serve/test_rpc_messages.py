@@ -64,6 +64,7 @@ def test_numbers_are_read_as_protobuf_reads_them(numbers: np.ndarray) -> None:
         (message(raw=IMAGE.tobytes()[1:]), f"has {IMAGE.size - 1} values; {list(IMAGE.shape)} takes {IMAGE.size}"),
         (message(numbers=[1] * (IMAGE.size + 1)), f"has {IMAGE.size + 1} values; {list(IMAGE.shape)} takes {IMAGE.size}"),
         (message(numbers=[0] * (IMAGE.size - 1) + [256]), "has values above 255; UINT8 takes 0..255"),
+        (b"\x09" + bytes(8), "inputs are []"),  # a number of eight bytes, which no field is
         (b"\x08" + b"\x80" * 10, "not a ModelInferRequest"),
         (message(numbers=[7])[:-1] + b"\x87", "not a ModelInferRequest"),
     ],

@@ -1,6 +1,5 @@
 """A shadow is compared with the model that answers, and changes no answer."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from ddcat.bundle import Bundle, write_bundle
 from ddcat.engines.base import CheckedEngine, Outputs
 from tests.bundles import small_bundle, small_graph, small_manifest
 from tests.serve.payloads import as_labels
+from tests.serve.processes import wait_for
 from tests.serve.repository_server import answering, folder, start
 
 __all__ = ["folder", "start"]  # fixtures
@@ -44,10 +44,7 @@ def test_a_shadow_is_compared_and_answers_only_after_the_second_load(
         answer = server.segment(picture)
         assert answer.headers["x-ddcat-version"] == "1"
         np.testing.assert_array_equal(as_labels(answer.content), labels)
-    until = time.monotonic() + 20
-    while server.metric('ddcat_shadow_images_total{model="seg",version="2"}') != 4:  # half of them
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    wait_for(lambda: server.metric('ddcat_shadow_images_total{model="seg",version="2"}') == 4)  # half of them
     equal = int((labels == swapped).sum())
     assert 0 < equal < labels.size
     assert server.metric('ddcat_shadow_equal_pixels_total{model="seg",version="2"}') == 4 * equal
@@ -102,7 +99,4 @@ def test_a_shadow_that_fails_or_does_not_take_an_image_changes_no_answer(
 
     monkeypatch.setattr(CheckedEngine, "infer", broken)
     assert server.segment(small).status_code == 200
-    until = time.monotonic() + 20
-    while server.repository.shadows()[0][1].failed < 2:
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    wait_for(lambda: server.repository.shadows()[0][1].failed == 2)

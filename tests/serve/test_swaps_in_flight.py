@@ -3,7 +3,6 @@
 import asyncio
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from ddcat_serve.observe.metrics import Metrics
 from ddcat_serve.settings import Settings
 from tests.bundles import small_bundle, with_golden
 from tests.serve.payloads import as_labels, as_png
+from tests.serve.processes import wait_for
 from tests.serve.repository_server import KEY, answering, folder, start
 
 __all__ = ["folder", "start"]  # fixtures
@@ -45,8 +45,7 @@ def test_accepted_requests_are_answered_by_the_old_engine_which_is_then_freed(
     asking = [threading.Thread(target=lambda: answers.append(server.segment(picture))) for _ in range(3)]
     for thread in asking:
         thread.start()
-    while server.repository.models["seg"]["1"].worker.waiting_pixels < 2 * picture.shape[0] * picture.shape[1]:
-        time.sleep(0.01)
+    wait_for(lambda: server.repository.models["seg"]["1"].worker.waiting_pixels >= 2 * picture[..., 0].size)
     small_bundle(folder / "seg" / "2")
     assert server.post("load").status_code == 200
     assert answering(server, picture)[0] == "2"  # while the old one still computes
@@ -55,8 +54,7 @@ def test_accepted_requests_are_answered_by_the_old_engine_which_is_then_freed(
     for thread in asking:
         thread.join()
     assert [(answer.status_code, answer.headers["x-ddcat-version"]) for answer in answers] == [(200, "1")] * 3
-    while old not in closed:
-        time.sleep(0.01)
+    wait_for(lambda: old in closed)
 
 
 def test_a_name_is_loaded_by_one_request_at_a_time(
@@ -69,8 +67,7 @@ def test_a_name_is_loaded_by_one_request_at_a_time(
     first: list[httpx.Response] = []
     loading = threading.Thread(target=lambda: first.append(server.post("load")))
     loading.start()
-    while server.index()["2"][0] != "LOADING":
-        time.sleep(0.01)
+    wait_for(lambda: server.index()["2"][0] == "LOADING")
     for verb in ("load", "unload"):
         response = server.post(verb)
         assert (response.status_code, "another call" in response.json()["error"]) == (409, True)
@@ -144,8 +141,7 @@ def test_a_swap_that_ends_after_the_server_closes_its_engine(
         post = lambda: answers.append(client.post("/v2/repository/models/seg/load", headers=KEY))  # noqa: E731
         loading = threading.Thread(target=post)
         loading.start()
-        while not opened:
-            time.sleep(0.01)
+        wait_for(lambda: bool(opened))
     go.set()
     loading.join()
     assert answers[0].status_code == 503

@@ -1,25 +1,33 @@
 """`Accept: image/tiff`: masks as TIFF, with the place on earth of a GeoTIFF; and what of TIFFs is refused."""
 
+import contextlib
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
+from ddcat.geotiff import SceneError
 from ddcat.predict.run import predict
 from ddcat.predict.sources import find_sources
 from ddcat.preprocess import Resize
 from ddcat_serve.http import tiffs
 from ddcat_serve.http.app import create_app
+from ddcat_serve.http.job_runner import JobRunner
 from ddcat_serve.inference.model_registry import Models
 from ddcat_serve.settings import Settings
 from tests.bundles import CLASSES
+from tests.serve.job_server import runner, store
 from tests.serve.payloads import as_png, refused
+from tests.serve.processes import wait_for
 from tests.serve.tiled import geotiff, noise, tiled_bundle
+
+__all__ = ["runner", "store"]  # fixtures
 
 TIFF = {"Accept": "image/tiff"}
 
@@ -108,3 +116,60 @@ def test_tiffs_that_need_a_guess_or_are_damaged_are_refused_in_plain_words(clien
         assert refused(client.post("/v1/segment", content=content)) == (415, message)
     status, message = refused(client.post("/v1/segment", content=whole[: len(whole) // 2]))
     assert (status, "previous exception" in message, "vsimem" in message) == (415, False, False)
+
+
+@pytest.fixture
+def scene(monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, SimpleNamespace]:
+    """What rasterio would read from any TIFF: pixels, and the scene that has them."""
+    pixels = noise(70, 90)
+
+    def write_mask(path: Path, bands: Iterator[np.ndarray], classes: object) -> None:
+        path.write_bytes(np.concatenate(list(bands)).tobytes())
+
+    def read(top: int, left: int, height: int, width: int) -> np.ndarray:
+        return pixels[top : top + height, left : left + width]
+
+    made = SimpleNamespace(
+        height=70, width=90, block_bytes=1, read=read, mask=lambda labels, classes: labels.tobytes(), write_mask=write_mask
+    )
+    monkeypatch.setattr(tiffs, "opened_scene", lambda *about: contextlib.nullcontext(made))
+    return pixels, made
+
+
+ANY = b"II*\0"
+
+
+def test_a_scene_is_answered_in_a_request_and_in_a_job(
+    scene: tuple[np.ndarray, SimpleNamespace], tiled_models: Models, runner: JobRunner, client_of: Callable, oracle: Callable
+) -> None:
+    expected = oracle(scene[0][None])[0][0].tobytes()
+    client = client_of(create_app(tiled_models, Settings(job_pixels=10_000), jobs=runner))
+    assert client.post("/v1/segment", content=ANY, headers=TIFF).content == expected
+    job = client.post("/v1/jobs", content=ANY).headers["location"]
+    wait_for(lambda: client.get(job).json()["state"] == "done")
+    assert client.get(f"{job}/result").content == expected
+    scene[1].height = 200
+    said = "the image is 90 x 200 pixels; expected at most 10000 pixels in a job"
+    assert refused(client.post("/v1/jobs", content=ANY)) == (413, said)
+
+
+def test_scenes_that_are_refused(
+    scene: tuple[np.ndarray, SimpleNamespace], runner: JobRunner, serving: Callable, tmp_path: Path, client_of: Callable,
+    tiled_models: Models, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    client = client_of(create_app(tiled_models, Settings(), jobs=runner))
+    scene[1].block_bytes = 2**27
+    assert "write it in smaller tiles or strips" in refused(client.post("/v1/segment", content=ANY))[1]
+    scene[1].block_bytes = 1
+
+    def broken(*about: object) -> None:
+        raise SceneError("it is cut off")
+
+    monkeypatch.setattr(scene[1], "read", broken)
+    assert refused(client.post("/v1/segment", content=ANY)) == (415, "the TIFF: it is cut off")
+    monkeypatch.setattr(tiffs, "opened_scene", broken)
+    assert refused(client.post("/v1/jobs", content=ANY)) == (415, "the TIFF: it is cut off")
+    monkeypatch.undo()
+    resizing = serving(tiled_bundle(tmp_path / "b", Resize(to=100)).path)
+    monkeypatch.setattr(tiffs, "opened_scene", lambda *about: contextlib.nullcontext(scene[1]))
+    assert "the bundle resizes" in refused(resizing.post("/v1/segment", content=ANY))[1]

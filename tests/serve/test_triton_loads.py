@@ -98,27 +98,6 @@ def test_models_are_loaded_swapped_and_unloaded(running: Running, oracle: Callab
     assert "model_repository" in (extensions["extensions"] if protocol == "http" else extensions.extensions)
 
 
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_what_is_refused(running: Running, protocol: str) -> None:
-    client, _ = clients(running)[protocol]
-    for name, options, said, status in (
-        ("none", {}, "the repository has no model 'none'; it has other, small", ("404", "StatusCode.NOT_FOUND")),
-        (".small", {}, "has no model '.small'", ("404", "StatusCode.NOT_FOUND")),
-        (
-            "small", {"config": '{"version_policy": {"specific": {"versions": [9]}}}'}, "has no version '9'",
-            ("404", "StatusCode.NOT_FOUND"),
-        ),
-        ("small", {"config": '{"platform": "x"}'}, "config has 'platform'", ("400", "StatusCode.INVALID_ARGUMENT")),
-    ):  # fmt: skip
-        with pytest.raises(InferenceServerException, match=said) as caught:
-            client.load_model(name, headers=key(), **options)
-        assert caught.value.status() in status
-    with pytest.raises(InferenceServerException, match="API key is missing"):
-        client.load_model("small")
-    with pytest.raises(InferenceServerException, match="API key is missing"):
-        client.unload_model("small")
-
-
 def test_files_of_a_request_and_a_roll_back_over_grpc(running: Running) -> None:
     client, _ = clients(running)["grpc"]
     for name in ("../small", "small/1", "/etc"):

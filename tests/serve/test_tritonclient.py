@@ -70,19 +70,28 @@ def test_http(addresses: tuple[str, str], oracle: Callable, binary: bool) -> Non
         client.infer("small", inputs, outputs=[triton_http.InferRequestedOutput("mask")], headers=key())
 
 
-def test_http_beside_inference(addresses: tuple[str, str]) -> None:
-    client = triton_http.InferenceServerClient(addresses[0])
-    config = client.get_model_config("small", headers=key())
-    assert (config["name"], config["max_batch_size"]) == ("small", 4)
-    assert client.get_model_repository_index(key()) == [{"name": "small", "version": "1", "state": "READY", "reason": ""}]
-    [found] = client.get_inference_statistics("small", "1", headers=key())["model_stats"]
-    assert found["name"] == "small"
-    assert client.get_inference_statistics(headers=key())["model_stats"][0]["version"] == "1"
-    assert not client.is_model_ready("small", "2", headers=key())
-    for refused in (client.load_model, client.unload_model):
-        with pytest.raises(InferenceServerException, match="neither loaded nor unloaded"):
-            refused("small", headers=key())
-    check_refusals(client, triton_http)
+@pytest.mark.parametrize("kind", [triton_http, triton_grpc])
+def test_beside_inference(addresses: tuple[str, str], kind: Any) -> None:
+    as_json = {"as_json": True} if kind is triton_grpc else {}
+    with kind.InferenceServerClient(addresses[kind is triton_grpc]) as client:
+        config = client.get_model_config("small", headers=key(), **as_json)
+        config = config.get("config", config)
+        assert (config["name"], config["max_batch_size"]) == ("small", 4)
+        assert list(map(int, config["input"][0]["dims"])) == [-1, -1, 3]
+        listed = client.get_model_repository_index(key(), **as_json)
+        [listed] = listed["models"] if as_json else listed
+        assert (listed["name"], listed["version"], listed["state"]) == ("small", "1", "READY")
+        for version in ("", "1"):
+            [found] = client.get_inference_statistics("small", version, headers=key(), **as_json)["model_stats"]
+            assert (found["name"], found["version"]) == ("small", "1")
+        assert len(client.get_inference_statistics(headers=key(), **as_json)["model_stats"]) == 1
+        assert not client.is_model_ready("small", "2", headers=key())
+        assert not client.is_model_ready("other", headers=key())
+        for refused in (client.load_model, client.unload_model):
+            with pytest.raises(InferenceServerException, match="neither loaded nor unloaded") as caught:
+                refused("small", headers=key())
+            assert caught.value.status() in ("400", "StatusCode.UNIMPLEMENTED")
+        check_refusals(client, kind)
 
 
 def check_refusals(client: Any, kind: Any) -> None:
@@ -127,23 +136,6 @@ def test_grpc(addresses: tuple[str, str], oracle: Callable) -> None:
         with pytest.raises(InferenceServerException, match="Image is 4 x 4; this model needs at least 8 x 8") as caught:
             client.infer("small", [small], headers=key())
         assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
-
-
-def test_grpc_beside_inference(addresses: tuple[str, str]) -> None:
-    with triton_grpc.InferenceServerClient(addresses[1]) as client:
-        config = client.get_model_config("small", headers=key()).config
-        assert (config.name, config.max_batch_size, list(config.input[0].dims)) == ("small", 4, [-1, -1, 3])
-        [listed] = client.get_model_repository_index(headers=key()).models
-        assert (listed.name, listed.version, listed.state) == ("small", "1", "READY")
-        [found] = client.get_inference_statistics("small", headers=key()).model_stats
-        assert found.inference_stats.success.count <= found.inference_count
-        assert not client.is_model_ready("small", "2", headers=key())
-        assert not client.is_model_ready("other", headers=key())
-        for refused in (client.load_model, client.unload_model):
-            with pytest.raises(InferenceServerException, match="neither loaded nor unloaded") as caught:
-                refused("small", headers=key())
-            assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
-        check_refusals(client, triton_grpc)
 
 
 def test_grpc_in_a_stream(addresses: tuple[str, str], oracle: Callable) -> None:

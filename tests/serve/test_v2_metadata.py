@@ -9,7 +9,11 @@ import pytest
 
 from ddcat.bundle import Bundle
 from ddcat.classes import Classes
+from ddcat_serve.errors import RequestError
+from ddcat_serve.http.app import create_app
+from ddcat_serve.http.v2_metadata import model_statistics
 from ddcat_serve.inference.model_registry import Models
+from ddcat_serve.settings import Settings
 from tests.serve.payloads import IMAGE, INFER, body_of
 
 
@@ -56,6 +60,17 @@ def test_a_fixed_size_is_in_the_metadata(make_bundle: Callable, serving: Callabl
     client = serving(make_bundle("one", 64, 96).path)
     assert client.get("/v2/models/one").json()["inputs"][0]["shape"] == [-1, 64, 96, 3]
     assert client.get("/v2/models/one").json()["outputs"][0]["shape"] == [-1, 64, 96]
+
+
+def test_a_model_called_stats_has_its_metadata_where_statistics_of_all_would_be(
+    make_bundle: Callable, serving: Callable
+) -> None:
+    assert serving(make_bundle("stats").path).get("/v2/models/stats").json()["name"] == "stats"
+
+
+def test_a_version_without_a_model_has_no_statistics(models: Models) -> None:
+    with pytest.raises(RequestError, match="a version is named without its model"):
+        model_statistics(create_app(models, Settings()).state.server_state, None, "1")
 
 
 def test_a_manifest_with_nan_is_shown(models: Models, client: httpx.Client) -> None:

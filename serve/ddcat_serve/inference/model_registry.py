@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -73,10 +73,6 @@ class ModelTable(Mapping[str, Mapping[str, ServedModel]]):
     def values(self) -> ValuesView[Mapping[str, ServedModel]]:
         """Return the versions of all models at this moment."""
         return self._now.values()
-
-    def items(self) -> ItemsView[str, Mapping[str, ServedModel]]:
-        """Return names and versions at this moment."""
-        return self._now.items()
 
     def switch(self, name: str, model: ServedModel | None) -> list[ServedModel]:
         """Let a model answer under a name, or none; return those that answered under it so far."""

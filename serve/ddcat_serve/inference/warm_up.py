@@ -53,7 +53,7 @@ def warm_up(
     Check the golden answers of a bundle's engine, and measure throughput, overhead and memory.
 
     A share of labels, `tolerance`, may differ. Without golden images the throughput is that of the largest trial. A batch has
-    at most `batch_pixels`. `max_seconds`, `repeats` and `turn` are those of `try_sizes`; errors are those of `check_answers`.
+    at most `batch_pixels`. `turn` is that of `try_sizes`; errors are those of `check_answers`.
     """
     check_answers(bundle, in_turns(engine, turn), examples, tolerance=tolerance, hint=f" ({PREFIX}GOLDEN_TOLERANCE)")
     trials = try_sizes(
