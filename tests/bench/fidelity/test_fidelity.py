@@ -28,7 +28,7 @@ def compared(make_bundle: Callable, make_engine: Callable, checkpoint: Checkpoin
     """Compare an engine that changes the model's labels, on scenes."""
 
     def run(change: Callable = lambda labels: labels, *, sizes: dict | None = None, **options: Any) -> FidelityResult:
-        bundle = make_bundle(**sizes or {})
+        bundle = options.pop("bundle", None) or make_bundle(**sizes or {})
         return compare(bundle, make_engine(bundle, change), checkpoint, options.pop("data", scenes), **options)
 
     return run
@@ -114,7 +114,7 @@ def test_another_split_is_said_or_refused(
     assert open_bundle_data(bundle) == scenes
     with pytest.raises(BenchError, match="not the one"):
         open_bundle_data(bundle, data_root=other_scenes(2))
-    result = compared(data=open_bundle_data(bundle, split="train"))
+    result = compared(bundle=bundle, data=open_bundle_data(bundle, split="train"))
     assert not result.data.usual_split
     assert "**not**" in fidelity_markdown(result)
 
