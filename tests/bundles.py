@@ -27,6 +27,7 @@ from ddcat.manifest import (
     TensorEntry,
 )
 from ddcat_export.engines import build_engine
+from ddcat_train.data import Dataset
 
 Oracle = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]]
 
@@ -96,6 +97,17 @@ def small_graph(
     onnx.checker.check_model(model)
     content: bytes = model.SerializeToString()
     return content
+
+
+def manifest_on(dataset: Dataset, known: Manifest, **changes: object) -> Manifest:
+    """The manifest of a bundle for a data set, with its classes."""
+    classes = zip(dataset.classes.names, dataset.classes.palette, strict=True)
+    data = DataSource(
+        name=dataset.name, root=str(dataset.root), split=dataset.split, list_sha256=dataset.list_sha256(), images=len(dataset)
+    )
+    return known.model_copy(
+        update={"classes": tuple(ClassEntry(name=n, colour=c) for n, c in classes), "data": data, **changes}
+    )
 
 
 def small_manifest(

@@ -2,7 +2,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -11,21 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ddcat.bundle import Bundle, entries, write_bundle
+from ddcat.bundle import Bundle, write_bundle
 from ddcat.engines import Outputs
 from ddcat.engines.base import check_images
-from ddcat.manifest import (
-    ClassEntry,
-    DataSource,
-    DimRange,
-    EngineEntry,
-    InputShapes,
-    MainBranchProof,
-    Manifest,
-    Preprocessing,
-    SourceCheckpoint,
-    TensorEntry,
-)
+from ddcat.manifest import DimRange, InputShapes, Preprocessing, TensorEntry
 from ddcat_bench.inputs import main_branch
 from ddcat_bench.timing.pytorch_models import torch_labels
 from ddcat_train import imagenet
@@ -36,6 +24,7 @@ from ddcat_train.data.loader import evaluation_batches
 from ddcat_train.data.synthetic.generate import write_scenes
 from ddcat_train.networks import Segmenter
 from tests.bench.suite import quiet_probe
+from tests.bundles import manifest_on, small_manifest
 
 Images = npt.NDArray[np.uint8]
 HEIGHT, WIDTH = 40, 48
@@ -125,7 +114,7 @@ class TorchEngine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(self, *fault: object) -> None:
         pass
 
 
@@ -144,31 +133,19 @@ def make_bundle(tmp_path: Path, checkpoint: Checkpoint, scenes: Dataset) -> Call
     """Bundles of the tiny checkpoint; what serves for a graph in them is never loaded."""
 
     def make(height: int | None = None, width: int | None = None, batch: int | None = None) -> Bundle:
-        content, classes = b"no graph", scenes.classes
+        known = small_manifest(content := b"no graph", "tiny", logits=False)
         sides = [DimRange(minimum=s or 33, maximum=s) for s in (height, width)]
-        manifest = Manifest(
-            name="tiny",
-            files=entries({"model.onnx": content}),
-            source=SourceCheckpoint(
-                checkpoint=str(checkpoint.path), sha256=checkpoint.sha256(), git_commit=None, method="sat", attack=None,
-                architecture="resnet10 + pyramid", step=12,
-            ),
-            main_branch_only=MainBranchProof(spare_parameters=1, bytes_unchanged=True, multiply_adds=1, size=(64, 64)),
-            data=DataSource(
-                name="scenes", root=str(scenes.root), split="val", list_sha256=scenes.list_sha256(), images=len(scenes),
-            ),
-            classes=tuple(ClassEntry(name=n, colour=c) for n, c in zip(classes.names, classes.palette, strict=True)),
+        made_from = {
+            "checkpoint": str(checkpoint.path), "sha256": checkpoint.sha256(), "method": "sat",
+            "architecture": "resnet10 + pyramid", "step": 12,
+        }  # fmt: skip
+        manifest = manifest_on(
+            scenes,
+            known,
+            source=known.source.model_copy(update=made_from),
             preprocessing=Preprocessing(mean=imagenet.MEAN, std=imagenet.STD),
             shapes=InputShapes(batch=DimRange(minimum=batch or 1, maximum=batch), height=sides[0], width=sides[1]),
-            inputs=(TensorEntry(name="image", dtype="uint8", shape=("batch", "height", "width", 3)),),
-            outputs=(TensorEntry(name="labels", dtype="uint8", shape=("batch", "height", "width")),),
-            opset=20,
-            engine=EngineEntry(
-                name="ort", file="model.onnx", requested_precision="fp32", effective_precision="fp32",
-                provider="CPUExecutionProvider",
-            ),
-            versions={},
-        )  # fmt: skip
+        )
         return write_bundle(tmp_path / "tiny.bundle", manifest, {"model.onnx": content})
 
     return make

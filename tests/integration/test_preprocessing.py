@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ddcat.bundle import Bundle, write_bundle
 from ddcat.engines import open_engine
-from ddcat.manifest import ClassEntry, DataSource, Manifest
 from ddcat.metrics import Counts, confusion_counts
 from ddcat.preprocess import FileRule, Resize
 from ddcat_bench.attack.scoring import count_victims
@@ -27,7 +26,7 @@ from ddcat_serve.settings import Settings
 from ddcat_train.data import Dataset, open_dataset
 from ddcat_train.data.classes_file import classes_yaml
 from ddcat_train.pixels import to_8_bit
-from tests.bundles import small_graph, small_manifest
+from tests.bundles import manifest_on, small_graph, small_manifest
 from tests.files import needed
 from tests.serve.conftest import InProcess
 
@@ -46,20 +45,7 @@ def made(path: Path, dataset: Dataset, rule: FileRule) -> Bundle:
     random = np.random.default_rng(0)
     content = small_graph(weights=random.normal(0, 1, (classes, 3)), bias=random.normal(0, 100, classes), logits=False)
     known = small_manifest(content, logits=False)
-    changes = {
-        "classes": tuple(
-            ClassEntry(name=n, colour=c) for n, c in zip(dataset.classes.names, dataset.classes.palette, strict=True)
-        ),
-        "data": DataSource(
-            name=dataset.name,
-            root=str(dataset.root),
-            split=dataset.split,
-            list_sha256=dataset.list_sha256(),
-            images=len(dataset),
-        ),
-        "preprocessing": known.preprocessing.model_copy(update=dict(rule)),
-    }
-    manifest: Manifest = known.model_copy(update=changes)
+    manifest = manifest_on(dataset, known, preprocessing=known.preprocessing.model_copy(update=dict(rule)))
     return write_bundle(path, manifest, {"model.onnx": content})
 
 

@@ -75,10 +75,6 @@ def test_what_the_paper_says_of_longer_attacks_is_judged(paper: AttackResult) ->
     assert f"{'Holds' if claim.held else 'Does **not** hold'}: {claim.claim}" in text
 
 
-def test_the_attack_is_one(paper: AttackResult) -> None:
-    assert row_of(paper, "n = 7").scores.miou < 0.8 * row_of(paper, "clean").scores.miou
-
-
 def test_trajectory_counts_are_those_of_separate_attacks(
     paper: AttackResult, checkpoint: Checkpoint, batches: list[Batch], scenes: Dataset
 ) -> None:

@@ -191,6 +191,7 @@ def test_memory_is_that_of_a_process_of_its_own() -> None:
 @pytest.fixture(autouse=True)
 def quick_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ddcat_bench.timing.throughput._PRODUCTS_WITHIN", 0.1)
+    monkeypatch.setattr("ddcat_bench.timing.throughput._SIDE", {"cpu": 256})
 
 
 @pytest.fixture
