@@ -72,9 +72,6 @@ def run(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all addresses of this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Number of threads that compute a batch.", show_default="the physical cores")
-    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="YAML file with settings. Options and environment variables override it."),
@@ -107,7 +104,7 @@ def run(
     stored = () if read.repository is None else sorted(read.repository.glob("*/[1-9]*/"))
     with _libraries_for([*(source.path for source in sources), *stored], trust, "serve"):
         from ddcat_serve.server import serve
-    serve(sources, host=host, port=port, threads=threads, trust=trust, settings=read)
+    serve(sources, host=host, port=port, threads=read.threads, trust=trust, settings=read)
 
 
 @app.command()

@@ -38,6 +38,11 @@ class Settings(BaseModel):
     timeout: float = Field(10.0, gt=0, description="Seconds until a request's deadline, unless the request sets its own.")
     max_timeout: float = Field(60.0, gt=0, description="Longest timeout that a request may set, in seconds.")
     queue_pixels: int = Field(2**26, ge=1, description="Maximum number of pixels in the queue of one engine.")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="Number of threads that compute a batch. Default: the physical cores. ddcat ray has its own option.",
+    )
     batch_pixels: int = Field(
         2**21, ge=1, description="Maximum number of pixels in a batch; fewer are used if more are not faster."
     )
