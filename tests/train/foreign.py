@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.train.released import Layers, Shapes, batch_norm
+from tests.train.released import Layers, Shapes, batch_norm, stages
 
 BINS = (1, 2, 3, 6)
 
@@ -34,25 +34,9 @@ def resnet(width: int, blocks: tuple[int, ...], *, bottleneck: bool, stem: str =
         for place, outputs, inputs in ((0, half, 3), (3, half, half), (6, width, half)):
             shapes |= {f"backbone.stem.{place}.weight": (outputs, inputs, 3, 3)}
             shapes |= batch_norm(f"backbone.stem.{place + 1}", outputs)
-    inputs, expansion = width, 4 if bottleneck else 1
-    for stage, count in enumerate(blocks, 1):
-        planes = width * 2 ** (stage - 1)
-        for block in range(count):
-            key = f"backbone.layer{stage}.{block}"
-            kernels = (1, 3, 1) if bottleneck else (3, 3)
-            before = inputs
-            for place, kernel in enumerate(kernels, 1):
-                outputs = planes * expansion if place == len(kernels) else planes
-                shapes |= {
-                    f"{key}.conv{place}.weight": (outputs, before, kernel, kernel),
-                    **batch_norm(f"{key}.bn{place}", outputs),
-                }
-                before = outputs
-            if block == 0 and (stage > 1 or inputs != planes * expansion):
-                place = 1 if stem == "v1d" else 0  # behind its averages
-                shapes |= {f"{key}.downsample.{place}.weight": (planes * expansion, inputs, 1, 1)}
-                shapes |= batch_norm(f"{key}.downsample.{place + 1}", planes * expansion)
-            inputs = planes * expansion
+    for key, shape in stages(width, blocks, bottleneck=bottleneck, stem=width).items():
+        behind = key.replace("downsample.1", "downsample.2").replace("downsample.0", "downsample.1")  # averages
+        shapes[f"backbone.{behind if stem == 'v1d' else key}"] = shape
     return shapes
 
 
@@ -236,21 +220,6 @@ class Foreign(Layers):
                 block += 1
             found.append(maps)
         return found
-
-    def _block(self, key: str, maps: Tensor, stride: int, dilation: int) -> Tensor:
-        bottleneck = f"{key}.conv3.weight" in self._weights
-        steps = ((1, 1), (stride, dilation), (1, 1)) if bottleneck else ((stride, dilation), (1, 1))
-        out = maps
-        for place, (step, spread) in enumerate(steps, 1):
-            out = self._norm(f"{key}.bn{place}", self._conv(f"{key}.conv{place}", out, step, spread))
-            out = F.relu(out) if place < len(steps) else out
-        if f"{key}.downsample.0.weight" in self._weights:
-            maps = self._norm(f"{key}.downsample.1", self._conv(f"{key}.downsample.0", maps, stride))
-        elif f"{key}.downsample.1.weight" in self._weights:
-            if stride > 1:
-                maps = F.avg_pool2d(maps, stride, stride, ceil_mode=True, count_include_pad=False)
-            maps = self._norm(f"{key}.downsample.2", self._conv(f"{key}.downsample.1", maps))
-        return F.relu(out + maps)
 
     def convnext(self, images: Tensor) -> list[Tensor]:
         """Four stages, each behind its norm."""

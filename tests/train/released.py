@@ -158,6 +158,22 @@ class Layers:
     def _resize(self, maps: Tensor, like: Tensor) -> Tensor:
         return F.interpolate(maps, size=like.shape[2:], mode="bilinear", align_corners=self.corners)
 
+    def _block(self, key: str, maps: Tensor, stride: int, dilation: int, second: int = 1) -> Tensor:
+        """Of a ResNet; `second` is the dilation of a basic block's second convolution."""
+        bottleneck = f"{key}.conv3.weight" in self._weights
+        steps = ((1, 1), (stride, dilation), (1, 1)) if bottleneck else ((stride, dilation), (1, second))
+        out = maps
+        for place, (step, spread) in enumerate(steps, 1):
+            out = self._norm(f"{key}.bn{place}", self._conv(f"{key}.conv{place}", out, step, spread))
+            out = F.relu(out) if place < len(steps) else out
+        if f"{key}.downsample.0.weight" in self._weights:
+            maps = self._norm(f"{key}.downsample.1", self._conv(f"{key}.downsample.0", maps, stride))
+        elif f"{key}.downsample.1.weight" in self._weights:
+            if stride > 1:
+                maps = F.avg_pool2d(maps, stride, stride, ceil_mode=True, count_include_pad=False)
+            maps = self._norm(f"{key}.downsample.2", self._conv(f"{key}.downsample.1", maps))
+        return F.relu(out + maps)
+
     @staticmethod
     def _normalised(images: Tensor) -> Tensor:
         return (images - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
@@ -165,17 +181,6 @@ class Layers:
 
 class Reference(Layers):
     """What a file computes."""
-
-    def _block(self, key: str, maps: Tensor, stride: int, dilation: int) -> Tensor:
-        bottleneck = f"{key}.conv3.weight" in self._weights
-        steps = ((1, 1), (stride, dilation), (1, 1)) if bottleneck else ((stride, dilation), (1, dilation))
-        out = maps
-        for place, (step, spread) in enumerate(steps, 1):
-            out = self._norm(f"{key}.bn{place}", self._conv(f"{key}.conv{place}", out, step, spread))
-            out = F.relu(out) if place < len(steps) else out
-        if f"{key}.downsample.0.weight" in self._weights:
-            maps = self._norm(f"{key}.downsample.1", self._conv(f"{key}.downsample.0", maps, stride))
-        return F.relu(out + maps)
 
     def resnet(self, images: Tensor, stem: tuple[tuple[str, str], ...]) -> tuple[Tensor, Tensor]:
         """Maps of layers 3 and 4 of normalised images; the last two dilated, as semseg has them."""
@@ -187,7 +192,7 @@ class Reference(Layers):
         for stage, stride, dilation in ((1, 1, 1), (2, 2, 1), (3, 1, 2), (4, 1, 4)):
             block = 0
             while f"layer{stage}.{block}.conv1.weight" in self._weights:
-                maps = self._block(f"layer{stage}.{block}", maps, stride if block == 0 else 1, dilation)
+                maps = self._block(f"layer{stage}.{block}", maps, stride if block == 0 else 1, dilation, dilation)
                 block += 1
             found[stage] = maps
         return found[3], found[4]

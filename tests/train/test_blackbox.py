@@ -45,26 +45,18 @@ def labels_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return predict
 
 
-def run_square(model: nn.Module, images: Tensor, labels: Tensor, **options: object) -> Tensor:
-    return square(model, images, labels, **options)  # type: ignore[arg-type]
-
-
-def run_dla(model: nn.Module, images: Tensor, labels: Tensor, **options: object) -> Tensor:
-    return dla(labels_of(model), images, labels, **options)  # type: ignore[arg-type]
-
-
-def run_noise(model: nn.Module, images: Tensor, labels: Tensor, **options: object) -> Tensor:
-    return sign_noise(labels_of(model), images, labels, **options)  # type: ignore[arg-type]
-
-
-ATTACKS: dict[str, Attack] = {"square": run_square, "dla": run_dla, "noise": run_noise}
+ATTACKS: dict[str, Attack] = {
+    "square": square,
+    "dla": lambda model, *given, **options: dla(labels_of(model), *given, **options),
+    "noise": lambda model, *given, **options: sign_noise(labels_of(model), *given, **options),
+}
 each_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 
 
-def loss_of(attack: Attack, model: nn.Module, images: Tensor, labels: Tensor) -> list[float]:
+def loss_of(attack: Attack | None, model: nn.Module, images: Tensor, labels: Tensor) -> list[float]:
     """What each attack lowers, of each image."""
     logits = model.eval()(images)
-    if attack is run_square:
+    if attack is square:
         return [-float(value) for value in pixel_cross_entropy(logits, labels).sum((1, 2)).detach()]
     return [miou(confusion_counts(t.numpy(), p.numpy(), CLASSES)) for t, p in zip(labels, logits.argmax(1), strict=True)]
 
@@ -254,7 +246,7 @@ def test_noise_is_the_worst_of_its_draws() -> None:
     draws = [2.0 * torch.randint(2, (3, 8, 8), generator=generator, dtype=torch.int8).double() - 1 for _ in range(6)]
     seen = [images, *((images + 0.2 * signs).clamp(0, 1) for signs in draws)]
     found = sign_noise(labels_of(model), images, labels, epsilon=0.2, queries=7, seeds=torch.tensor([3]))
-    worst = min(seen, key=lambda candidate: loss_of(run_noise, model, candidate, labels))
+    worst = min(seen, key=lambda candidate: loss_of(None, model, candidate, labels))
     assert torch.allclose(found, worst, rtol=0, atol=1e-12)
     assert not torch.equal(found, images)
 
@@ -337,4 +329,4 @@ def test_dla_ends_when_a_whole_round_has_changed_nothing() -> None:
 
     many = dla(counted, images, labels, epsilon=0.1, queries=5000, seeds=torch.tensor([1]))
     assert len(asked) < 1100  # 1000 explore; a round on 8 lines is 15 queries
-    np.testing.assert_array_less(loss_of(run_dla, network(), many, labels), loss_of(run_dla, network(), images, labels))
+    np.testing.assert_array_less(loss_of(None, network(), many, labels), loss_of(None, network(), images, labels))

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,10 @@ def over(config: Config, root: Path, **data: object) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"root": root, **data})})
 
 
+def read_by(workers: int, config: Config) -> Config:
+    return config.model_copy(update={"train": config.train.model_copy(update={"workers": workers})})
+
+
 def of_step(config: Config, step: int) -> Path:
     """An image that is first used at a step of the first epoch."""
     trainer = Trainer(config)
@@ -53,7 +58,7 @@ def of_step(config: Config, step: int) -> Path:
 def test_a_corrupt_image_in_the_middle_of_an_epoch_is_named_and_nothing_is_lost(
     config: Config, whole: Path, tmp_path: Path
 ) -> None:
-    config = config.model_copy(update={"train": config.train.model_copy(update={"workers": 2})})
+    config = read_by(2, config)
     image, run = of_step(config, 3), tmp_path / "run"
     content = image.read_bytes()
     image.write_bytes(content[:200])
@@ -67,14 +72,9 @@ def test_a_corrupt_image_in_the_middle_of_an_epoch_is_named_and_nothing_is_lost(
 
 
 def test_corrupt_images_are_skipped_when_asked_and_counted(
-    config: Config,
-    scenes: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    config: Config, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    config = over(config, scenes, skip_corrupt=True)
-    config = config.model_copy(update={"train": config.train.model_copy(update={"workers": 2})})
+    config = read_by(2, over(config, scenes, skip_corrupt=True))
     images = [of_step(config, step) for step in (1, 3)]
     for image in images:
         image.write_bytes(b"no image")
@@ -91,7 +91,7 @@ def test_corrupt_images_are_skipped_when_asked_and_counted(
 
 
 def test_a_reader_that_is_killed_is_one_line(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config.model_copy(update={"train": config.train.model_copy(update={"workers": 1})})
+    config = read_by(1, config)
     apply = Trainer.train_step
 
     def killing(self: Trainer, batch: Batch) -> Any:
@@ -132,12 +132,7 @@ def test_a_data_set_that_changed_is_not_resumed_with(
                 train(config, run, resume=True)
             told = str(caught.value)
             assert f"knows {len(lines)}, " in told
-            assert (
-                len(
-                    {word.strip(",:") for word in told.split() if len(word.strip(",:")) == 12 and word[0] in "0123456789abcdef"}
-                )
-                == 2
-            )
+            assert len(set(re.findall(r"\b[0-9a-f]{12}\b", told))) == 2
             assert "put the images back as they were, or begin a new run with another --out" in told
         path.write_text(before)
     train(config, run, resume=True)
@@ -170,8 +165,7 @@ def test_how_images_are_come_by_may_change_between_sessions(
 ) -> None:
     run = tmp_path / "run"
     stop_after(4, config, run, monkeypatch)
-    moved = over(config, scenes.rename(tmp_path / "moved"), skip_corrupt=True)
-    moved = moved.model_copy(update={"train": moved.train.model_copy(update={"workers": 2})})
+    moved = read_by(2, over(config, scenes.rename(tmp_path / "moved"), skip_corrupt=True))
     train(moved, run, resume=True)
     expected, found = (load_checkpoint(folder / LAST) for folder in (whole, run))
     assert all(torch.equal(expected.tensors[name], value) for name, value in found.tensors.items())

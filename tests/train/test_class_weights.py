@@ -42,9 +42,7 @@ def test_weighted_losses_are_torch_s(pixels: tuple[torch.Tensor, torch.Tensor]) 
 
 
 @pytest.mark.parametrize("method", ["undefended", "segpgd-at", "trades", "ddcat"])
-def test_equal_weights_change_nothing_and_others_change_every_head(
-    method: MethodName,
-) -> None:
+def test_equal_weights_change_nothing_and_others_change_every_head(method: MethodName) -> None:
     options, attack = MethodConfig(name=method), AttackConfig()
     micro_batch = batch_of(4, ignored=(0.3,))
     classes = 5

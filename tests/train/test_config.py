@@ -50,7 +50,6 @@ def test_inheritance_merges_key_by_key_and_overrides_come_last(tmp_path: Path) -
     [
         ("optim.lrr=1", "^--set: unknown key optim.lrr: the nearest is optim.lr"),
         ("optmi={}", "unknown key optmi: the nearest is optim"),
-        ("train.epoch=3", "unknown key train.epoch: the nearest is train.epochs"),
         ("optim.lr=fast", "optim.lr: Input should be a valid number"),
         ("optim.lr", "write KEY=VALUE"),
         ("train.epochs.deep=1", "a value, it has no keys"),
@@ -70,21 +69,15 @@ def test_inheritance_merges_key_by_key_and_overrides_come_last(tmp_path: Path) -
         ("method.name=ddcta", "'undefended', 'sat', 'ddcat', .* or 'gaussian'"),
         ("attack.epsilon=8/0", "attack.epsilon"),
         ("attack.epsilon=8", r"attack.epsilon: expected a bound in [0, 1], .* got 8; did you mean 8/255\?"),
-        ("attack.epsilon=300", r"attack.epsilon: expected a bound in [0, 1], .* got 300 \(found 300\)$"),
         ("attack.alpha=2", r"attack.alpha: expected a step in [0, 1], .* got 2; did you mean 2/255\?"),
-        ("attack.alpha=-0.01", "attack.alpha: expected a step in [0, 1]"),
-        ("attack.alpha=1.5", r"did you mean 1.5/255\?"),
         ("attack.alpha='510/255'", r"attack.alpha: expected a step in [0, 1], .* got 2"),
         ("attack.alpha=fast", "attack.alpha: expected a step in [0, 1], such as 0.01 or 2/255, or eps/n"),
         ("attack.alpha=.nan", "attack.alpha: expected a step"),
         ("attack.alpha=true", "attack.alpha: expected a value that is not true or false"),
-        ("attack.epsilon=true", "attack.epsilon: expected a value that is not true or false"),
-        ("train.epochs=yes", "train.epochs: expected a value that is not true or false"),
         ("optim.lr=on", "optim.lr: expected a value that is not true or false"),
         ("=3", "--set =3: write KEY=VALUE"),
         ("train..epochs=3", "--set train..epochs=3: write KEY=VALUE"),
         ("batch_size=3", "unknown key batch_size: the nearest is train.batch_size$"),
-        ("epoch=3", "unknown key epoch: the nearest is train.epochs$"),
         ("train.lr=3", "unknown key train.lr: the nearest is optim.lr$"),
         ("optim={lr: 1, lr: 2}", "not YAML: lr occurs twice"),
         ("seed=18446744073709551616", "seed: Input should be less than"),
@@ -98,7 +91,6 @@ def test_inheritance_merges_key_by_key_and_overrides_come_last(tmp_path: Path) -
         ("method.deep_weight=.nan", "method.deep_weight: Input should be"),
         ("method={name: sat, adversarial_share: 0}", "method.adversarial_share: Input should be greater than 0"),
         ("method={name: ddcat, adversarial_share: 1}", "leaves none of 16 images clean, .* ddcat-m or ddcat-n"),
-        ("method={name: ddcat, adversarial_share: 0.99}", "adversarial_share 0.99 leaves none of 16 images clean"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_says_where(override: str, message: str) -> None:
@@ -257,10 +249,8 @@ def test_an_option_is_taken_by_those_that_use_it_and_refused_by_the_others(optio
     with pytest.raises(ConfigError, match=f"method.{option} is for {', '.join(methods)}: {method} has no use for it"):
         load_config("scenes-undefended", overrides)
     default = MethodConfig.model_fields[option].default  # as in the saved configuration of any run
-    assert (
-        getattr(load_config("scenes-undefended", [f"method.name={method}", f"method.{option}={default}"]).method, option)
-        == default
-    )
+    found = load_config("scenes-undefended", [f"method.name={method}", f"method.{option}={default}"])
+    assert getattr(found.method, option) == default
 
 
 @pytest.mark.parametrize("method", get_args(MethodName))

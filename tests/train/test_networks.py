@@ -27,7 +27,7 @@ from ddcat_train.networks import (
     load_backbone,
 )
 from ddcat_train.networks.fusion import UPerNet
-from ddcat_train.networks.layers import bin_averages, pool_to_bins
+from ddcat_train.networks.layers import pool_to_bins
 from tests.files import needed
 
 HEADS: tuple[Head, ...] = get_args(Head)
@@ -107,24 +107,22 @@ def test_a_resnets_stride_is_the_one_that_is_asked_for(stem: Stem, stride: Liter
 
 @pytest.mark.parametrize("context", ["upernet", "segformer", "deeplabv3plus"])
 @pytest.mark.parametrize(
-    ("model", "finest"),
+    "model",
     [
-        ({"backbone": "resnet18", "width": 8, "output_stride": 32}, 4),
-        ({"backbone": "mobilenet_v2", "output_stride": 8}, 4),
-        ({"backbone": "efficientnet_lite0", "output_stride": 32}, 4),
-        ({"backbone": "convnext_tiny", "output_stride": 32, "align_corners": False}, 4),
-        ({"backbone": "mit_b0", "output_stride": 32}, 4),
+        {"backbone": "resnet18", "width": 8, "output_stride": 32},
+        {"backbone": "mobilenet_v2", "output_stride": 8},
+        {"backbone": "efficientnet_lite0", "output_stride": 32},
+        {"backbone": "convnext_tiny", "output_stride": 32, "align_corners": False},
+        {"backbone": "mit_b0", "output_stride": 32},
     ],
 )
-def test_contexts_of_several_stages_have_the_size_of_the_finest(
-    context: ContextName, model: dict[str, Any], finest: int
-) -> None:
+def test_contexts_of_several_stages_have_the_size_of_the_finest(context: ContextName, model: dict[str, Any]) -> None:
     network = build_segmenter(ModelConfig(context=context, context_width=8, **model), classes=3, heads=HEADS).eval()
     for height, width in ((33, 33), (64, 71)):
         images = torch.rand(1, 3, height, width)
         with torch.no_grad():
             low = network.low_resolution_logits("main", network.features(images))
-            assert low.shape == (1, 3, math.ceil(height / finest), math.ceil(width / finest))
+            assert low.shape == (1, 3, math.ceil(height / 4), math.ceil(width / 4))
             found = network(images, heads=HEADS)
         assert {head: tuple(logits.shape) for head, logits in found.items()} == {
             head: (1, 2 if head == "mask" else 3, height, width) for head in HEADS
@@ -206,12 +204,6 @@ def test_an_export_for_one_size_pools_equal_bins_without_matrices(height: int, w
     torch.testing.assert_close(program.module()(maps), F.adaptive_avg_pool2d(maps, 6))
 
 
-@given(st.integers(1, 200), st.integers(1, 6))
-def test_averages_average(size: int, bins: int) -> None:
-    matrix = bin_averages(size, bins, torch.zeros(1, dtype=torch.float64))
-    torch.testing.assert_close(matrix.sum(1), torch.ones(bins, dtype=torch.float64))
-
-
 @pytest.mark.parametrize("context", get_args(ContextName))
 @given(height=st.integers(33, 80), width=st.integers(33, 80))
 @settings(deadline=None, max_examples=3)
@@ -234,16 +226,6 @@ def test_only_the_heads_that_are_asked_for_are_computed(context: ContextName) ->
     both = network(images, ("mask", "main"))
     assert computed[1:] == ["mask", "main"]
     assert torch.equal(both["main"], main)
-
-
-def test_a_spare_head_does_not_touch_the_main_branch() -> None:
-    network = small()
-    images = torch.rand(2, 3, 33, 33)
-    before = network(images)
-    for name in ("auxiliary", "mask", "deep"):
-        for parameter in network.heads[name].parameters():
-            torch.nn.init.constant_(parameter, float("nan"))
-    assert torch.equal(network(images), before)
 
 
 def test_images_are_normalised_inside() -> None:

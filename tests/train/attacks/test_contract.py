@@ -224,7 +224,7 @@ def test_channels_last_images_go_through_the_model_as_they_are(attack: Any) -> N
 
 
 @every_attack
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_gradient_that_is_not_finite_counts_as_zero_and_is_seen(attack: Any, value: float) -> None:
     images, labels = small.batch(6)
     network = small.network().eval()
