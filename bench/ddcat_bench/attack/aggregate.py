@@ -22,20 +22,19 @@ from ddcat_bench.worst_case import lowest_accuracy, worst_case
 __all__ = ["PROTOCOLS", "aggregate", "policy"]
 
 _FIGURES = (
-    "Ignored pixels are neither attacked for gain nor counted. mIoU sums the counts over all images first; classes that are "
-    "neither labelled nor predicted are left out of the mean. 8-bit rows: the perturbation rounded toward zero to whole grey "
+    "Ignored pixels are neither attacked nor counted. mIoU sums the counts over all images first. Classes that are neither "
+    "labelled nor predicted are left out of the mean. In 8-bit rows, the perturbation is rounded toward zero to whole grey "
     "levels, as a server would receive the image."
 )
 PROTOCOLS: dict[ProtocolName, str] = {
-    "whole": "Whole images, not tiles: one consistent perturbation of each, made with full knowledge of the main branch. "
-    + _FIGURES,
-    "windows": "Sliding windows of {height} x {width}, two thirds of that apart, as the paper's released code evaluates: each "
-    "window is attacked by itself, with full knowledge of the main branch, and the softmax is averaged where windows overlap. "
-    "Images are resized in floats and the softmax is resized back, to be counted against labels as they are in their files; "
-    "for Cityscapes both are counted at the size of the windows. So no single adversarial image exists, and nobody could send "
-    "one: a pixel may be perturbed in another way in each window that shows "
-    "it, and the 8-bit rows are of windows, too. Clean images are averaged with their mirror image, attacked ones "
-    "are not. The probe for masked gradients is on whole images. " + _FIGURES,
+    "whole": "Whole images are attacked, not tiles: each has one consistent perturbation, made with full knowledge of the main "
+    "branch. " + _FIGURES,
+    "windows": "Sliding windows of {height} x {width} are attacked, two thirds of that apart, as in the paper's released code. "
+    "Each window is attacked by itself, with full knowledge of the main branch, and the softmax is averaged where windows "
+    "overlap. Images are resized in floats, and the softmax is resized back and compared with the labels of the files. For "
+    "Cityscapes, both have the size of the windows. So no single adversarial image exists that anybody could send: a pixel may "
+    "be perturbed differently in each window that shows it. The 8-bit rows are of windows, too. Clean images are averaged with "
+    "their mirror image; attacked ones are not. The probe for masked gradients is on whole images. " + _FIGURES,
 }
 _SMALL = 0.025  # what the paper says that n = 10 and 20 change
 

@@ -112,7 +112,7 @@ def make_card(source: Path, found: Sequence[Found]) -> Card:
         alarms.append(f"These results are of {models} different checkpoints: measure one of them anew.")
     return Card(
         source=str(source),
-        about=f"{model}judged on {data.name}, {data.split} split.",
+        about=f"{model}evaluated on {data.name}, {data.split} split.",
         alarms=tuple(dict.fromkeys(alarms)),
         rows=tuple(_all_rows(found)),
     )

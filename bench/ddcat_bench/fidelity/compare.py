@@ -34,9 +34,9 @@ from ddcat_train.reference import Reference
 __all__ = ["PROTOCOL", "STEPS", "FidelityResult", "FidelityRow", "compare", "fidelity_markdown"]
 
 PROTOCOL = (
-    "A comparison, not a gate: nothing is passed or refused. The engine and the PyTorch main branch label the same 8-bit "
-    "images, clean and attacked. The attacked ones are made on the PyTorch main branch, with the perturbation rounded toward "
-    "zero to whole grey levels; an attack made on the engine itself could find more."
+    "This is a comparison, not a gate: nothing is passed or refused. The engine and the PyTorch main branch label the same "
+    "8-bit images, clean and attacked. The attacks are made on the PyTorch main branch, and the perturbation is rounded toward "
+    "zero to whole grey levels. An attack made on the engine itself could find more."
 )
 
 STEPS = (0, 3, 7)  # of BIM: clean images, the attack of the paper's training, its strongest in evaluation

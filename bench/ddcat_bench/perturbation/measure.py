@@ -97,7 +97,7 @@ class PerturbationJob:
         """
         if any(plan.epochs for plan in self.plans) and len(self.indices) < 2:
             raise BenchError(
-                "a universal perturbation and a patch are learnt on half of the images and judged on the other half, and there "
+                "a universal perturbation and a patch are learnt on half of the images and tested on the other half, and there "
                 "is one image: use 2 or more, or another suite"
             )
         _ = self.sides

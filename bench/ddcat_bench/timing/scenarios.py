@@ -241,7 +241,7 @@ def _row(
 
 def scenarios_markdown(result: ScenariosResult) -> str:
     """Write the table, and whether it may be believed."""
-    needs = [f"p{100 * share:.0f} takes {count}" for share, count in PERCENTILES.items() if share > 0.5]
+    needs = [f"p{100 * share:.0f} needs {count}" for share, count in PERCENTILES.items() if share > 0.5]
     return render(
         Path(__file__).with_name("scenarios.md"),
         result=result,

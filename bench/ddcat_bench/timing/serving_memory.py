@@ -21,8 +21,8 @@ from ddcat_serve.settings import Settings
 __all__ = ["MEMORY", "Serving", "resident", "serving_peak"]
 
 MEMORY = (
-    "Peak memory: the most that stayed resident (VmHWM) in a process of its own that loads the model as a server does, from "
-    "the bundle or from the checkpoint, and answers three batches; the interpreter and the libraries are in it."
+    "Peak memory is the most that stayed resident (VmHWM) in a process of its own. It loads the model as a server does, from "
+    "the bundle or from the checkpoint, and answers three batches. The interpreter and the libraries are included."
 )
 _CALLS = 3
 

@@ -27,10 +27,10 @@ from ddcat_train.reference import Reference
 __all__ = ["BOUNDARY", "Inputs", "draw_inputs", "faster", "measure", "mebibytes", "neighbours", "speed_markdown"]
 
 BOUNDARY = (
-    "From a uint8 NHWC array to uint8 labels, both in the host's memory; no decoding, resizing or transport. PyTorch is in "
-    "fp32, and eager unless it says compiled. Original: the graph as the paper's code has it, plain layers in contiguous "
-    "memory, the pyramid concatenated, the main head alone. Main branch: our network, which computes the same numbers in "
-    "quicker ways, channels last. In one process they take turns, and each turn begins with another one."
+    "Times are from a uint8 NHWC array to uint8 labels, both in the host's memory, without decoding, resizing or transport. "
+    'PyTorch computes in fp32, and eagerly unless it says compiled. "Original" is the graph of the paper\'s code: plain layers '
+    'in contiguous memory, a concatenated pyramid, and the main head alone. "Main branch" is our network, which computes the '
+    "same numbers faster, in channels-last memory. All take turns in one process, and each turn begins with another one."
 )
 
 _FEWEST = 10  # repeats: below it, quartiles and windows say nothing
@@ -218,7 +218,7 @@ def neighbours(result: Watched) -> str:
     """Write how busy other processes kept the machine."""
     if result.others is None:
         return f"Load average: {result.load_before:.2f} before, {result.load_after:.2f} after."
-    return f"Others kept {result.others:.2f} cores busy meanwhile."
+    return f"Other processes kept {result.others:.2f} cores busy meanwhile."
 
 
 def faster(ratio: Ratio) -> str:

@@ -301,7 +301,7 @@ def test_a_checkpoint_is_attacked_and_published_with_them(
             ["--suite", "full", "--patch", "80%"],
             "a patch of 0.8 of an image of 40x48 does not fit into it: use a share above 0",
         ),
-        (["--suite", "full", "--max-images", "1"], "judged on the other half, and there is one image: use 2 or more"),
+        (["--suite", "full", "--max-images", "1"], "tested on the other half, and there is one image: use 2 or more"),
         (["--suite", "sea", "--l2", "1"], "--l2 changes nothing for the suite sea: leave it out"),
         (["--certify", "--patch", "0.02"], "--patch changes nothing for --certify: leave it out"),
         (["--suite", "full", "--protocol", "windows", "--patch", "0.02"], "need whole images: leave out either them or"),
