@@ -4,12 +4,10 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import numpy as np
-
 from ddcat.classes import IGNORE_INDEX, Classes
 from ddcat.predict.polygons import outlines, without_holes
 from ddcat.predict.records import Answer, Record
-from ddcat.predict.run_lengths import run_lengths
+from ddcat.predict.run_lengths import encode_classes
 
 __all__ = ["polygon_annotations", "run_length_annotations", "writer"]
 
@@ -17,8 +15,14 @@ __all__ = ["polygon_annotations", "run_length_annotations", "writer"]
 def run_length_annotations(answer: Answer) -> list[dict[str, Any]]:
     """Return the annotations of an image as compressed run lengths; a category's id is its label."""
     return [
-        {"category_id": label, "segmentation": lengths, **_measures(answer, label), "iscrowd": 1}  # COCO's mark of run lengths
-        for label, lengths in run_lengths(answer.labels).items()
+        {
+            "category_id": label,
+            "segmentation": {"size": [*answer.labels.shape], "counts": found.counts},
+            "area": found.area,
+            "bbox": found.box,
+            "iscrowd": 1,  # COCO's mark of run lengths
+        }
+        for label, found in encode_classes(answer.labels).items()
         if label != IGNORE_INDEX
     ]
 
@@ -26,18 +30,13 @@ def run_length_annotations(answer: Answer) -> list[dict[str, Any]]:
 def polygon_annotations(answer: Answer) -> list[dict[str, Any]]:
     """Return the annotations of an image as polygons along the edges of pixels: see `ddcat.predict.polygons`."""
     annotations = []
-    for label in answer.present():
+    for label, found in encode_classes(answer.labels).items():
+        if label == IGNORE_INDEX:
+            continue
         rings = [without_holes(polygon) for polygon in outlines(answer.labels == label)]
         flat = [[side for corner in ring for side in corner] for ring in rings]
-        annotations.append({"category_id": label, "segmentation": flat, **_measures(answer, label), "iscrowd": 0})
+        annotations.append({"category_id": label, "segmentation": flat, "area": found.area, "bbox": found.box, "iscrowd": 0})
     return annotations
-
-
-def _measures(answer: Answer, label: int) -> dict[str, Any]:
-    found = answer.labels == label
-    rows, columns = np.flatnonzero(found.any(1)).tolist(), np.flatnonzero(found.any(0)).tolist()
-    box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
-    return {"area": int(found.sum()), "bbox": box}
 
 
 def writer(form: str) -> Callable[[Classes, Callable[[], Iterable[Record]]], Iterator[bytes]]:

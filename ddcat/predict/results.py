@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from ddcat.atomic_files import read_json, translate_os_errors, write_bytes, write_json, write_parts
 from ddcat.classes import Classes
-from ddcat.engines.answer_statistics import Statistics
+from ddcat.engines.answer_statistics import Statistics, class_pixels
 from ddcat.errors import DdcatError
 from ddcat.predict.formats import FORMATS, Collected, OneEach, overlaid
 from ddcat.predict.records import JOB, RECORDS, Answer, Distributions, Job, Record
@@ -150,8 +150,8 @@ class Results:
                 parts[name] = form.part(answer)
             else:
                 write_bytes(self.folder / form.place.replace("{stem}", answer.stem), form.encode(answer))
-        classes, (height, width) = len(answer.classes), answer.labels.shape
-        pixels = np.bincount(answer.labels.ravel(), minlength=classes)[:classes].tolist()
+        height, width = answer.labels.shape
+        pixels = class_pixels(answer.labels, len(answer.classes)).tolist()
         self.note(answer.name, (height, width), pixels, statistics, parts, stamp=stamp)
 
     def note(

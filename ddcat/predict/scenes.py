@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddcat.confidence import abstained
-from ddcat.engines.answer_statistics import Statistics, describe
+from ddcat.engines.answer_statistics import Statistics, class_pixels, describe
 from ddcat.engines.predictor import Predictor
 from ddcat.engines.tiled import label_bands
 from ddcat.errors import DdcatError
@@ -84,7 +84,7 @@ class _Sum:
         self._bands = list[tuple[int, Statistics]]()
 
     def add(self, band: Band, written: U8) -> None:
-        self.pixels += np.bincount(written.ravel(), minlength=len(self.pixels))[: len(self.pixels)]
+        self.pixels += class_pixels(written, len(self.pixels))
         self._bands.append((band.labels.size, describe(band.labels, len(self.pixels), band.confidence)))
 
     def statistics(self) -> Statistics:

@@ -11,7 +11,7 @@ from pycocotools import mask as coco
 
 from ddcat.classes import VOC, colourise
 from ddcat.predict.png import mask_png, mask_png_parts
-from ddcat.predict.run_lengths import run_lengths
+from ddcat.predict.run_lengths import encode_classes, run_lengths
 
 LABELS = arrays.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 3))
 
@@ -24,6 +24,15 @@ def test_pycocotools_reads_and_writes_the_same_run_lengths(labels: np.ndarray) -
     for label, lengths in found.items():
         assert np.array_equal(coco.decode(lengths), labels == label)
         assert coco.encode(np.asfortranarray(labels == label, np.uint8))["counts"].decode() == lengths["counts"]
+
+
+@settings(deadline=None)
+@given(LABELS)
+def test_pycocotools_measures_the_same_areas_and_boxes(labels: np.ndarray) -> None:
+    for label, found in encode_classes(labels).items():
+        encoded = coco.encode(np.asfortranarray(labels == label, np.uint8))
+        assert found.area == coco.area(encoded)
+        assert found.box == coco.toBbox(encoded).tolist()
 
 
 def test_long_runs_take_several_characters() -> None:
