@@ -12,22 +12,10 @@ import numpy.typing as npt
 from ddcat import provenance
 from ddcat.bundle import Bundle, entries, write_bundle
 from ddcat.choices import Precision
-from ddcat.confidence import Abstention, Temperature
+from ddcat.confidence import Abstention
 from ddcat.engines import Engine, golden, open_engine
 from ddcat.engines.golden import Example, Replay
-from ddcat.manifest import (
-    ClassEntry,
-    DataSource,
-    DimRange,
-    Golden,
-    InputShapes,
-    MainBranchProof,
-    Manifest,
-    Preprocessing,
-    Sizes,
-    SourceCheckpoint,
-)
-from ddcat.manifest_precision import MixedPrecision, Quantisation
+from ddcat.manifest import DimRange, Golden, InputShapes, Manifest, Sizes
 from ddcat_export.engines import build_engine
 from ddcat_export.errors import ExportError
 from ddcat_export.golden_labels import label_on_cpu
@@ -89,7 +77,7 @@ class GoldenImages:
 @dataclass(frozen=True)
 class ExportedModel:
     """
-    Typed graphs with the entries of their manifest, whatever the engine: see `Manifest`.
+    Typed graphs with the entries of their manifest, whatever the engine.
 
     Attributes
     ----------
@@ -97,30 +85,18 @@ class ExportedModel:
         `GRAPH`, and `CPU_GRAPH` where there is one.
     reports : mapping of str to bytes
         Further files of the bundle, for people.
-    abstention : Abstention or None
-        Where it is known already: `assemble` may choose one.
     golden : GoldenImages
-    versions : dict of str to str
-        Library versions of the process that made the graph, if it was not this one.
+    shapes : InputShapes
+    entries : mapping of str to Any
+        All other fields of the `Manifest` but those of the engine that `assemble` builds. `versions` are those of the process
+        that made the graph, if it was not this one.
     """
 
     graphs: Mapping[str, bytes]
     reports: Mapping[str, bytes]
-    name: str
-    source: SourceCheckpoint
-    main_branch_only: MainBranchProof | None
-    data: DataSource
-    classes: tuple[ClassEntry, ...]
-    preprocessing: Preprocessing
-    shapes: InputShapes
-    opset: int
-    quantisation: Quantisation | None
-    mixed: MixedPrecision | None
-    temperature: Temperature | None
-    abstention: Abstention | None
-    rebuilt_from: str | None
     golden: GoldenImages
-    versions: Mapping[str, str]
+    shapes: InputShapes
+    entries: Mapping[str, Any]
 
 
 class BuildResult(NamedTuple):
@@ -235,30 +211,20 @@ def assemble(
     entry = built.entry.model_copy(update={"graph": GRAPH})
 
     def describe(files: Mapping[str, bytes], labelled: Golden | None, abstention: Abstention | None) -> Manifest:
-        return Manifest(
-            name=model.name,
-            files=entries(files),
-            source=model.source,
-            rebuilt_from=model.rebuilt_from,
-            main_branch_only=model.main_branch_only,
-            data=model.data,
-            classes=model.classes,
-            preprocessing=model.preprocessing,
-            shapes=model.shapes,
-            inputs=built.inputs,
-            outputs=built.outputs,
-            opset=model.opset,
-            engine=entry,
-            quantisation=model.quantisation,
-            mixed=model.mixed,
-            temperature=model.temperature,
-            abstention=abstention,
-            golden=labelled,
-            versions={**model.versions, **provenance.versions(_LIBRARIES)},
-        )
+        built_here = {
+            "files": entries(files),
+            "shapes": model.shapes,
+            "inputs": built.inputs,
+            "outputs": built.outputs,
+            "engine": entry,
+            "abstention": abstention,
+            "golden": labelled,
+            "versions": {**model.entries.get("versions", {}), **provenance.versions(_LIBRARIES)},
+        }
+        return Manifest(**{**model.entries, **built_here})
 
     files = {**model.graphs, **model.reports, **built.files}
-    labelled_by, abstention = None, model.abstention
+    labelled_by, abstention = None, model.entries.get("abstention")
     if abstain is not None and not built.runs_here:
         raise ExportError("--risk needs the engine's own outputs, but this machine has no GPU to run it: leave --risk out")
     if built.runs_here:
@@ -266,7 +232,7 @@ def assemble(
         manifest = describe(files, None, None)
         with open_engine(Bundle(out, manifest, "", files)) as opened:
             examples = golden.label_images(opened, model.golden.images)
-            abstention = model.abstention if abstain is None else abstain(opened, manifest)
+            abstention = abstention if abstain is None else abstain(opened, manifest)
     else:
         progress("labelling the golden images with ONNX Runtime")
         examples, labelled_by = label_on_cpu(model.graphs[file], model.golden.images)

@@ -23,7 +23,7 @@ from ddcat_train.networks import Segmenter
 from ddcat_train.pixels import to_8_bit, to_pixels, to_planes
 from ddcat_train.reference import Reference
 
-__all__ = ["attack_sample", "calibration_images", "measure_ranges", "training_attack"]
+__all__ = ["attack_sample", "attack_samples", "calibration_images", "measure_ranges", "training_attack"]
 
 _PAPER = {"epsilon": 0.03, "alpha": 0.01, "steps": 3}  # of its training
 _COMPUTE = ("Conv", "MatMul", "MaxPool", "Add", "Relu", "Clip")  # operators that read or write the tensors that are rounded
@@ -57,6 +57,14 @@ def attack_sample(segmenter: Segmenter, sample: Sample, options: dict[str, Any],
     chosen = {key: value for key, value in options.items() if key != "name"}
     adversarial = to_8_bit(pgd(segmenter, pixels, labels, seeds=torch.tensor([seed]), **chosen), pixels)
     return to_pixels(adversarial)
+
+
+def attack_samples(
+    segmenter: Segmenter, samples: Sequence[Sample], options: dict[str, Any], progress: Progress = lambda stage: None
+) -> list[Images]:
+    """Attack each sample, the first with seed 0: see `attack_sample`."""
+    numbered = with_progress(list(enumerate(samples)), "attacking images to evaluate on", progress)
+    return [attack_sample(segmenter, sample, options, seed) for seed, sample in numbered]
 
 
 def calibration_images(

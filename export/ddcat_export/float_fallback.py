@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddcat.engines.base import Images, LoadedGraph
+from ddcat.engines.onnxruntime import OrtGraph
 from ddcat.manifest_precision import AccuracyDrop, EqualLabels
 from ddcat.metrics import confusion_counts, miou
 from ddcat_export.data import Sample
@@ -50,7 +51,7 @@ class Evaluator:
         The attack that made the adversarial images.
     reference : bytes
         The fp32 graph.
-    open_fp32 : callable
+    open_fp32 : callable, optional
         Opens the fp32 graph.
     """
 
@@ -62,7 +63,7 @@ class Evaluator:
         classes: int,
         attack: Mapping[str, Any],
         reference: bytes,
-        open_fp32: Open,
+        open_fp32: Open = OrtGraph,
     ) -> None:
         self._samples, self._classes, self._attack = samples, classes, dict(attack)
         self._images = ([sample.image for sample in samples], adversarial)

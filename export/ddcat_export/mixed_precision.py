@@ -10,14 +10,14 @@ from ddcat.choices import CalibrationKind, Precision
 from ddcat.engines.base import LoadedGraph
 from ddcat.engines.onnxruntime import OrtGraph
 from ddcat.manifest_precision import AccuracyDrop, EqualLabels, KeptNode, MixedPrecision
-from ddcat_export.calibration import attack_sample, calibration_images
+from ddcat_export.calibration import attack_samples, calibration_images
 from ddcat_export.dangerous_ranges import dangerous
 from ddcat_export.data import ExportData
 from ddcat_export.errors import ExportError
 from ddcat_export.float_fallback import Evaluator, few
 from ddcat_export.graph_checks import PRODUCTS
 from ddcat_export.precision_cast import cast_graph, castable, rounds, simulated
-from ddcat_export.progress import Progress, with_progress
+from ddcat_export.progress import Progress
 from ddcat_export.sensitivity import LayerError, measure_each
 from ddcat_train.networks import Segmenter
 
@@ -109,16 +109,13 @@ def make_mixed(
         free,
         lambda node: simulated(cast_graph(graph, precision, fp32=[*names, *(other for other in free if other != node)])),
         clean=[sample.image for sample in samples],
-        adversarial=[attack_sample(segmenter, sample, attack, seed) for seed, sample in enumerate(samples)],
+        adversarial=attack_samples(segmenter, samples, attack),
         progress=progress,
     )
     worst_first = [one.layer for one in sensitivity]
     samples = data.val(images)
-    adversarial = [
-        attack_sample(segmenter, sample, attack, seed)
-        for seed, sample in with_progress(list(enumerate(samples)), "attacking images to evaluate on", progress)
-    ]
-    evaluator = Evaluator(samples, adversarial, classes=segmenter.classes, attack=attack, reference=graph, open_fp32=OrtGraph)
+    adversarial = attack_samples(segmenter, samples, attack, progress)
+    evaluator = Evaluator(samples, adversarial, classes=segmenter.classes, attack=attack, reference=graph)
     trials: dict[int, _Trial] = {}
 
     def holds(number: int) -> bool:

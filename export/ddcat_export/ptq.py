@@ -8,10 +8,10 @@ from ddcat.choices import CalibrationKind
 from ddcat.engines.base import LoadedGraph
 from ddcat.engines.onnxruntime import OrtGraph
 from ddcat.manifest_precision import AccuracyDrop, Finetuning, Quantisation
-from ddcat_export.calibration import attack_sample, calibration_images, measure_ranges
+from ddcat_export.calibration import attack_samples, calibration_images, measure_ranges
 from ddcat_export.data import ExportData
 from ddcat_export.float_fallback import Evaluator, Trial, fall_back
-from ddcat_export.progress import Progress, with_progress
+from ddcat_export.progress import Progress
 from ddcat_export.quantise import layers_of, quantise
 from ddcat_export.sensitivity import LayerError, measure_sensitivity
 from ddcat_train.networks import Segmenter
@@ -106,22 +106,18 @@ def make_int8(
             graph,
             ranges,
             clean=[sample.image for sample in samples],
-            adversarial=[attack_sample(segmenter, sample, attack, seed) for seed, sample in enumerate(samples)],
+            adversarial=attack_samples(segmenter, samples, attack),
             progress=progress,
         )
         samples = data.val(images)
-        adversarial = [
-            attack_sample(segmenter, sample, attack, seed)
-            for seed, sample in with_progress(list(enumerate(samples)), "attacking images to evaluate on", progress)
-        ]
-        evaluator = Evaluator(
-            samples, adversarial, classes=segmenter.classes, attack=attack, reference=exported, open_fp32=OrtGraph
-        )
+        adversarial = attack_samples(segmenter, samples, attack, progress)
+        evaluator = Evaluator(samples, adversarial, classes=segmenter.classes, attack=attack, reference=exported)
 
         def drop_of(floats: Sequence[str]) -> AccuracyDrop:
             progress(f"evaluating int8 with {len(floats)} layers in float")
             forms = [quantise(graph, ranges, float_layers=floats, unsigned=unsigned) for unsigned in (False, True)]
-            return evaluator.drop([(forms[0], _open_signed), (forms[1], _open_openvino if engine == "openvino" else OrtGraph)])
+            # the signed form is for TensorRT; OpenVINO, which is quicker with it, computes that of ASPP wrongly
+            return evaluator.drop([(forms[0], OrtGraph), (forms[1], _open_openvino if engine == "openvino" else OrtGraph)])
 
         float_layers, drop, trials = fall_back([one.layer for one in sensitivity], drop_of, max_drop=max_drop)
         report = _report(sensitivity, trials)
@@ -141,14 +137,6 @@ def make_int8(
         report,
         sensitivity,
     )
-
-
-def _open_signed(content: bytes) -> LoadedGraph:
-    # this form is for TensorRT, which may not be here; ONNX Runtime also computes it, but on x86 slower than fp32
-    try:
-        return _open_openvino(content)
-    except ImportError:
-        return OrtGraph(content)
 
 
 def _open_openvino(content: bytes) -> LoadedGraph:

@@ -9,7 +9,7 @@ from ddcat.atomic_files import check_can_create
 from ddcat.bundle import NO_TRUST_POLICY, Bundle, TrustPolicy, open_bundle
 from ddcat.choices import Precision
 from ddcat.engines.golden import read_golden
-from ddcat.manifest import DimRange, InputShapes, Manifest, Sizes
+from ddcat.manifest import SCHEMA_VERSION, DimRange, InputShapes, Manifest, Sizes
 from ddcat.signing import check_key
 from ddcat_export.bundle_builder import (
     CPU_GRAPH,
@@ -100,26 +100,16 @@ def rebuild(
     # the threshold was chosen by the engine's own answers: another runtime, precision or graph has others
     same = (engine, asked) == (manifest.engine.name, manifest.engine.effective_precision)
     same = same and all(bundle.files[name] == graph for name, graph in graphs.items())
-    model = ExportedModel(
-        graphs=graphs,
-        reports=_reports(bundle),
-        name=manifest.name,
-        source=manifest.source,
-        main_branch_only=manifest.main_branch_only,
-        data=manifest.data.model_copy(update={"long_side": None}),
-        classes=manifest.classes,
+    changed = {
+        "schema_version": SCHEMA_VERSION,
+        "rebuilt_from": bundle.digest,
+        "data": manifest.data.model_copy(update={"long_side": None}),
         # a bundle of schema 2 was evaluated by another rule than it was served by
-        preprocessing=manifest.preprocessing.model_copy(update=dict(manifest.evaluation_rule)),
-        shapes=shapes,
-        opset=opset_of(graphs[GRAPH]),
-        quantisation=manifest.quantisation,
-        mixed=manifest.mixed,
-        temperature=manifest.temperature,
-        abstention=manifest.abstention if same else None,
-        rebuilt_from=bundle.digest,
-        golden=_golden(bundle, shapes),
-        versions=manifest.versions,
-    )
+        "preprocessing": manifest.preprocessing.model_copy(update=dict(manifest.evaluation_rule)),
+        "opset": opset_of(graphs[GRAPH]),
+        "abstention": manifest.abstention if same else None,
+    }
+    model = ExportedModel(graphs, _reports(bundle), _golden(bundle, shapes), shapes, {**dict(manifest), **changed})
     given = {**options, "timings": _timings(bundle)} if from_timing_cache else options
     return assemble(out, model, engine=engine, precision=asked, options=given, key=key, progress=progress)
 

@@ -55,23 +55,23 @@ class Source(ABC):
     def stem(self) -> str:
         """What the bundle's model is named after."""
 
-    @abstractmethod
     def sizes(self, asked: Sizes | None) -> Sizes | None:
-        """Return the sizes of the images, those that were asked for or the only one."""
+        """Return the sizes of the images: those that were asked for, unless the model takes a single one."""
+        return asked
 
-    @abstractmethod
     def max_batch(self, asked: int | None) -> int | None:
-        """Return the largest batch, the one that was asked for or the only one."""
+        """Return the largest batch: the one that was asked for, unless the model takes a single image."""
+        return asked
 
     @abstractmethod
     def graph(self, segmenter: Segmenter, *, sizes: Sizes | None, logits: bool, confidence: bool) -> bytes:
         """Make the graph, in fp32 unless it is quantised already: see `ddcat_export.onnx_export.build_graph`."""
 
-    @abstractmethod
     def prove(
         self, segmenter: Segmenter, content: bytes, *, sizes: Sizes | None, logits: bool, confidence: bool
     ) -> MainBranchProof | None:
-        """Prove that the graph is the main branch alone, where there are others."""
+        """Prove that the graph is the main branch alone; None where no other heads are known."""
+        return None
 
     @abstractmethod
     def compared(self, segmenter: Segmenter) -> Segmenter:
@@ -112,14 +112,6 @@ class CheckpointSource(Source):
         """The run that a checkpoint is in, or the name of the file."""
         path = self._checkpoint.path.resolve()
         return path.parent.name if path.name in (BEST, LAST) else path.stem
-
-    def sizes(self, asked: Sizes | None) -> Sizes | None:
-        """Return what was asked for."""
-        return asked
-
-    def max_batch(self, asked: int | None) -> int | None:
-        """Return what was asked for."""
-        return asked
 
     def graph(self, segmenter: Segmenter, *, sizes: Sizes | None, logits: bool, confidence: bool) -> bytes:
         """Export it."""
@@ -203,10 +195,6 @@ class OnnxSource(Source):
         """Put the contract of a bundle around the file's graph."""
         precision: Precision = "fp32" if self.given is None else "int8"
         return contract_graph(self._graph, sizes=sizes, logits=logits, confidence=confidence, precision=precision)
-
-    def prove(self, segmenter: Segmenter, content: bytes, *, sizes: Sizes | None, logits: bool, confidence: bool) -> None:
-        """Prove nothing: nobody knows of other heads in it."""
-        return
 
     def compared(self, segmenter: Segmenter) -> Segmenter:
         """Return the file in ONNX Runtime."""

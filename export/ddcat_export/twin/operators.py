@@ -73,8 +73,10 @@ OPERATORS: dict[str, Operator] = {
     "Floor": _of_one(torch.floor),
     "Gather": operator(shapes.gather, "axis"),
     "GatherElements": operator(shapes.gather_elements, "axis"),
-    "GatherND": operator(shapes.gather_nd),
-    "Gelu": operator(values.gelu, "approximate"),
+    "GatherND": _of_two(lambda given, index: given[tuple(index.unbind(-1))]),
+    "Gelu": operator(
+        lambda inputs, attributes: F.gelu(inputs[0], approximate=attributes.get("approximate", b"none").decode()), "approximate"
+    ),
     "Gemm": operator(values.gemm, "alpha", "beta", "transA", "transB"),
     "GlobalAveragePool": _of_one(lambda maps: maps.mean(tuple(range(2, maps.ndim)), keepdim=True)),
     "GlobalMaxPool": _of_one(lambda maps: maps.amax(tuple(range(2, maps.ndim)), keepdim=True)),
@@ -82,7 +84,10 @@ OPERATORS: dict[str, Operator] = {
     "GreaterOrEqual": _of_two(torch.ge),
     "GridSample": operator(windows.grid_sample, "align_corners", "mode", "padding_mode"),
     "GroupNormalization": operator(values.group_norm, "epsilon", "num_groups"),
-    "HardSigmoid": operator(values.hard_sigmoid, "alpha", "beta"),
+    "HardSigmoid": operator(
+        lambda inputs, attributes: (attributes.get("alpha", 0.2) * inputs[0] + attributes.get("beta", 0.5)).clamp(0, 1),
+        "alpha", "beta",
+    ),
     "HardSwish": _of_one(F.hardswish),
     "Identity": _of_one(lambda given: given),
     "InstanceNormalization": operator(values.instance_norm, "epsilon"),
@@ -107,27 +112,29 @@ OPERATORS: dict[str, Operator] = {
     "Mod": operator(values.mod, "fmod"),
     "Mul": _of_two(torch.mul),
     "Neg": _of_one(torch.neg),
-    "NonZero": operator(shapes.non_zero),
+    "NonZero": _of_one(lambda given: given.nonzero().T),
     "Not": _of_one(torch.logical_not),
     "Or": _of_two(torch.logical_or),
     "PRelu": _of_two(lambda given, slope: torch.where(given < 0, given * slope, given)),
     "Pad": operator(windows.pad, "mode"),
-    "Pow": operator(values.power),
+    "Pow": _of_two(lambda base, exponent: torch.pow(base, exponent).to(base.dtype)),
     "QuantizeLinear": operator(values.quantise, "axis", "output_dtype"),
     "Range": operator(
         lambda inputs, attributes: torch.arange(*(value.item() for value in inputs), dtype=inputs[0].dtype)
     ),
     "Reciprocal": _of_one(torch.reciprocal),
-    "ReduceL1": values.reduction(values.l1_norm),
-    "ReduceL2": values.reduction(values.l2_norm),
-    "ReduceLogSum": values.reduction(values.log_sum),
-    "ReduceLogSumExp": values.reduction(values.log_sum_exp),
+    "ReduceL1": values.reduction(lambda given, axes, keepdim: given.abs().sum(axes, keepdim=keepdim)),
+    "ReduceL2": values.reduction(
+        lambda given, axes, keepdim: torch.linalg.vector_norm(given, dim=axes, keepdim=keepdim)
+    ),
+    "ReduceLogSum": values.reduction(lambda given, axes, keepdim: given.sum(axes, keepdim=keepdim).log()),
+    "ReduceLogSumExp": values.reduction(torch.logsumexp),
     "ReduceMax": values.reduction(torch.amax),
     "ReduceMean": values.reduction(torch.mean),
     "ReduceMin": values.reduction(torch.amin),
     "ReduceProd": values.reduction(values.product),
     "ReduceSum": values.reduction(torch.sum),
-    "ReduceSumSquare": values.reduction(values.square_sum),
+    "ReduceSumSquare": values.reduction(lambda given, axes, keepdim: given.square().sum(axes, keepdim=keepdim)),
     "Relu": _of_one(F.relu),
     "Reshape": operator(shapes.reshape, "allowzero"),
     "Resize": operator(
@@ -136,7 +143,9 @@ OPERATORS: dict[str, Operator] = {
     ),
     "Round": _of_one(torch.round),
     "ScatterElements": operator(shapes.scatter_elements, "axis"),
-    "ScatterND": operator(shapes.scatter_nd),
+    "ScatterND": operator(
+        lambda inputs, attributes: inputs[0].index_put(tuple(inputs[1].unbind(-1)), inputs[2])
+    ),
     "Selu": operator(
         lambda inputs, attributes: attributes.get("gamma", 1.0507009873554805) * F.elu(
             inputs[0], attributes.get("alpha", 1.6732632423543772)

@@ -10,8 +10,8 @@ from ddcat_export.twin.base import Attributes, Inputs, NotSupportedError, as_ten
 
 __all__ = [
     "axes_of", "constant", "constant_of_shape", "depth_to_space", "expand", "flatten", "gather", "gather_elements",
-    "gather_nd", "non_zero", "reshape", "scatter_elements", "scatter_nd", "shape", "slice_", "space_to_depth", "split",
-    "squeeze", "top_k", "transpose", "trilu", "unsqueeze",
+    "reshape", "scatter_elements", "shape", "slice_", "space_to_depth", "split", "squeeze", "top_k", "transpose", "trilu",
+    "unsqueeze",
 ]  # fmt: skip
 
 
@@ -116,22 +116,11 @@ def gather_elements(inputs: Inputs, attributes: Attributes) -> Tensor:
     return values.gather(axis, _positive(index, values.shape[axis]))  # type: ignore[no-any-return]
 
 
-def gather_nd(inputs: Inputs, attributes: Attributes) -> Tensor:
-    """Take what each row of an index points to."""
-    return inputs[0][tuple(inputs[1].unbind(-1))]  # type: ignore[no-any-return]
-
-
 def scatter_elements(inputs: Inputs, attributes: Attributes) -> Tensor:
     """Put an update at a place of an axis for each element."""
     values, index, updates = inputs
     axis = attributes.get("axis", 0)
     return values.scatter(axis, _positive(index, values.shape[axis]), updates)  # type: ignore[no-any-return]
-
-
-def scatter_nd(inputs: Inputs, attributes: Attributes) -> Tensor:
-    """Put updates where the rows of an index point to."""
-    values, index, updates = inputs
-    return values.index_put(tuple(index.unbind(-1)), updates)  # type: ignore[no-any-return]
 
 
 def top_k(inputs: Inputs, attributes: Attributes) -> tuple[Tensor, Tensor]:
@@ -147,11 +136,6 @@ def trilu(inputs: Inputs, attributes: Attributes) -> Tensor:
     """Keep the upper or the lower triangle of matrices."""
     diagonal = int(inputs[1]) if len(inputs) > 1 and inputs[1] is not None else 0
     return (torch.triu if attributes.get("upper", 1) else torch.tril)(inputs[0], diagonal)
-
-
-def non_zero(inputs: Inputs, attributes: Attributes) -> Tensor:
-    """Return the places of values that are not 0, one in each column."""
-    return inputs[0].nonzero().T  # type: ignore[no-any-return]
 
 
 def depth_to_space(inputs: Inputs, attributes: Attributes) -> Tensor:

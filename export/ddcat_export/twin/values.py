@@ -11,9 +11,8 @@ from ddcat_export.twin.base import DTYPES, Attributes, Inputs, NotSupportedError
 from ddcat_export.twin.shapes import axes_of
 
 __all__ = [
-    "batch_norm", "cast", "clip", "cum_sum", "dequantise", "divide", "dropout", "flat", "gelu", "gemm", "group_norm",
-    "hard_sigmoid", "instance_norm", "l1_norm", "l2_norm", "layer_norm", "log_sum", "log_sum_exp", "lp_norm", "mod", "power",
-    "product", "quantise", "reduction", "square_sum",
+    "batch_norm", "cast", "clip", "cum_sum", "dequantise", "divide", "dropout", "flat", "gemm", "group_norm", "instance_norm",
+    "layer_norm", "lp_norm", "mod", "product", "quantise", "reduction",
 ]  # fmt: skip
 
 _BYTES = {torch.int8: (-128, 127), torch.uint8: (0, 255)}
@@ -26,11 +25,6 @@ def gemm(inputs: Inputs, attributes: Attributes) -> Tensor:
     second = second.T if attributes.get("transB", 0) else second
     product: Tensor = attributes.get("alpha", 1.0) * (first @ second)
     return product if third is None else product + attributes.get("beta", 1.0) * third
-
-
-def power(inputs: Inputs, attributes: Attributes) -> Tensor:
-    """Return powers, in the type of the base, whatever the exponent's."""
-    return torch.pow(inputs[0], inputs[1]).to(inputs[0].dtype)
 
 
 def divide(first: Tensor, second: Tensor) -> Tensor:
@@ -95,48 +89,11 @@ def reduction(function: Callable[..., Tensor]) -> Operator:
     return operator(reduce, "axes", "keepdims", "noop_with_empty_axes")
 
 
-def l1_norm(values: Tensor, axes: list[int], *, keepdim: bool) -> Tensor:
-    """Sum magnitudes."""
-    return values.abs().sum(axes, keepdim=keepdim)
-
-
-def l2_norm(values: Tensor, axes: list[int], *, keepdim: bool) -> Tensor:
-    """Return the root of the sum of squares."""
-    norm: Tensor = torch.linalg.vector_norm(values, dim=axes, keepdim=keepdim)
-    return norm
-
-
-def square_sum(values: Tensor, axes: list[int], *, keepdim: bool) -> Tensor:
-    """Sum squares."""
-    return values.square().sum(axes, keepdim=keepdim)
-
-
-def log_sum(values: Tensor, axes: list[int], *, keepdim: bool) -> Tensor:
-    """Return the logarithm of the sum."""
-    return values.sum(axes, keepdim=keepdim).log()
-
-
-def log_sum_exp(values: Tensor, axes: list[int], *, keepdim: bool) -> Tensor:
-    """Return the logarithm of the sum of exponentials."""
-    return torch.logsumexp(values, axes, keepdim=keepdim)
-
-
 def product(values: Tensor, axes: list[int], *, keepdim: bool) -> Tensor:
     """Multiply values."""
     for axis in sorted((axis % values.ndim for axis in axes), reverse=True):
         values = values.prod(axis, keepdim=keepdim)
     return values
-
-
-def hard_sigmoid(inputs: Inputs, attributes: Attributes) -> Tensor:
-    """Return a line, cut at 0 and 1."""
-    line: Tensor = attributes.get("alpha", 0.2) * inputs[0] + attributes.get("beta", 0.5)
-    return line.clamp(0, 1)
-
-
-def gelu(inputs: Inputs, attributes: Attributes) -> Tensor:
-    """Return GELU, exact or by tanh."""
-    return F.gelu(inputs[0], approximate=attributes.get("approximate", b"none").decode())
 
 
 def lp_norm(inputs: Inputs, attributes: Attributes) -> Tensor:
