@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 from ddcat.errors import DdcatError, WriteError
 from ddcat.json_text import parse_json
@@ -41,8 +41,6 @@ __all__ = [
 ]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-_Made = TypeVar("_Made")
 
 
 @contextlib.contextmanager
@@ -82,42 +80,36 @@ def write_bytes(path: Path, content: bytes) -> None:
     WriteError
         The earlier file is unchanged, and nothing else is left.
     """
-    _write(path, (content,), len(content))
+    with written_aside(path, len(content)) as aside:
+        aside.write_bytes(content)
 
 
 def write_parts(path: Path, parts: Iterable[bytes]) -> None:
     """Write a file as `write_bytes` does, from parts that are made while it is written."""
-    _write(path, parts, None)
-
-
-def _write(path: Path, parts: Iterable[bytes], size: int | None) -> None:
-    with translate_os_errors(path, size):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside, file = _create_beside(path, lambda place: place.open("xb"))
-        try:
-            with file:
-                _fill(file, parts)
-            aside.replace(path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
-        _sync_directory(path.parent)
+    with written_aside(path) as aside, aside.open("wb") as file:
+        file.writelines(parts)
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def written_aside(path: Path, size: int | None = None) -> Iterator[Path]:
     """
-    Yield a path beside another, for a library that writes files itself; what is there at the end takes the other's place.
+    Yield the path of a new file beside another, to be filled; what is there at the end takes the other's place.
+
+    Parameters
+    ----------
+    path : Path
+        Its folder is created if necessary.
+    size : int, optional
+        Bytes that are needed, if known.
 
     Raises
     ------
     WriteError
         The earlier file is unchanged, and nothing else is left.
     """
-    with translate_os_errors(path):
+    with translate_os_errors(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside, file = _create_beside(path, lambda place: place.open("xb"))
-        file.close()
+        aside = _create_beside(path, lambda place: place.touch(exist_ok=False))
         try:
             yield aside
             with aside.open("rb") as whole:
@@ -145,7 +137,9 @@ def write_in_turn(path: Path, content: bytes) -> None:
         with _locked(aside) as file:
             try:
                 file.truncate(0)
-                _fill(file, (content,))
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
                 aside.replace(path)
             except BaseException:
                 aside.unlink(missing_ok=True)
@@ -268,7 +262,7 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
         check_absent(path)
     with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside, _ = _create_beside(path, Path.mkdir)
+        aside = _create_beside(path, Path.mkdir)
     try:
         yield aside
         with translate_os_errors(path):
@@ -344,12 +338,13 @@ def _existing(path: Path) -> Path:
     return next((place for place in (path, *path.absolute().parents) if os.path.lexists(place)), path)
 
 
-def _create_beside(path: Path, create: Callable[[Path], _Made]) -> tuple[Path, _Made]:
+def _create_beside(path: Path, create: Callable[[Path], None]) -> Path:
     """Create a file or folder under a new name beside a path, which `is_temp_file` recognises, with the umask's permissions."""
     while True:
         aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         with contextlib.suppress(FileExistsError):
-            return aside, create(aside)
+            create(aside)
+            return aside
 
 
 @contextlib.contextmanager
@@ -371,12 +366,6 @@ def _is_at(path: Path, file: BinaryIO) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.lstat())
     except FileNotFoundError:
         return False
-
-
-def _fill(file: BinaryIO, parts: Iterable[bytes]) -> None:
-    file.writelines(parts)
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _sync_directory(path: Path) -> None:

@@ -49,9 +49,16 @@ class Abstention(StrictModel):
 
 
 def abstained(
-    labels: "npt.NDArray[np.uint8]", confidence: "npt.NDArray[np.float32]", threshold: float
+    labels: "npt.NDArray[np.uint8]", confidence: "npt.NDArray[np.float32] | None", threshold: float | None
 ) -> "npt.NDArray[np.uint8]":
-    """Return a copy of labels with 255 where the confidence is not above a threshold; all three of one shape."""
+    """
+    Return a copy of labels with 255 where the confidence, of the same shape, is not above a threshold.
+
+    Without a threshold the labels are returned as they are. An engine whose bundle has one outputs the confidence.
+    """
+    if threshold is None:
+        return labels
+    assert confidence is not None
     answer = labels.copy()
     answer[~(confidence > threshold)] = IGNORE_INDEX  # NaN, too
     return answer

@@ -67,8 +67,7 @@ class Predictor(Closable):
     @property
     def classes(self) -> Classes:
         """Names and colours of the classes."""
-        entries = self.bundle.manifest.classes
-        return Classes(tuple(entry.name for entry in entries), tuple(entry.colour for entry in entries))
+        return self.bundle.manifest.class_table()
 
     def predict(self, image: str | Path | npt.NDArray[np.uint8], *, abstain: bool = False) -> npt.NDArray[np.uint8]:
         """
@@ -106,11 +105,8 @@ class Predictor(Closable):
         height, width, _ = prepared.pixels.shape
         cut = self.cuts(height, width)
         outputs = self.tiled().outputs(prepared.pixels) if cut else self.infer(prepared.pixels[None])
-        labels = outputs.labels[0]
-        if threshold is not None:
-            assert outputs.confidence is not None  # a manifest with a threshold has it among the outputs
-            labels = abstained(labels, outputs.confidence[0], threshold)
-        return restore(labels, prepared.size)
+        confidence = None if outputs.confidence is None else outputs.confidence[0]
+        return restore(abstained(outputs.labels[0], confidence, threshold), prepared.size)
 
     @property
     def threshold(self) -> float:

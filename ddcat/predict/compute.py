@@ -73,10 +73,7 @@ def compute(
             failures[unit.source.name] = answered.reason
             return
         picture, outputs = answered
-        labels = outputs.labels[0]
-        if threshold is not None:
-            assert outputs.confidence is not None  # a manifest with a threshold has it among the outputs
-            labels = abstained(labels, outputs.confidence[0], threshold)
+        labels = abstained(outputs.labels[0], None if outputs.confidence is None else outputs.confidence[0], threshold)
         answer = Answer(unit.name, unit.stem, picture.mask(labels), picture.original, classes)
         statistics = next(statistics_of(outputs, len(classes)))
         results.add(answer, statistics, stamp=unit.source.stamp, without=() if unit.frame is None else _DRAWN_AT_THE_END)

@@ -61,12 +61,12 @@ def pipelined(
         waiting: queue.Queue[tuple[Sequence[Unit], list[Future[Loaded]]] | _End[Unit]] = queue.Queue(_AHEAD * threads)
         lister = threading.Thread(target=_list, args=(groups, load, readers, waiting, stopped), daemon=True)
         lister.start()
-        storing: deque[tuple[int, Future[None]]] = deque()
+        storing: deque[Future[None]] = deque()
         try:
             for group, loading in _taken(waiting):
                 answers = compute([future.result() for future in loading])
                 for unit, answer in zip(group, answers, strict=True):
-                    storing.append((1, writers.submit(store, unit, answer)))
+                    storing.append(writers.submit(store, unit, answer))
                 while len(storing) > _AHEAD * threads:
                     _finish(storing, done)
             while storing:
@@ -76,10 +76,9 @@ def pipelined(
             lister.join()
 
 
-def _finish(storing: "deque[tuple[int, Future[None]]]", done: Callable[[int], None]) -> None:
-    count, future = storing.popleft()
-    future.result()
-    done(count)
+def _finish(storing: "deque[Future[None]]", done: Callable[[int], None]) -> None:
+    storing.popleft().result()
+    done(1)
 
 
 def _taken(waiting: "queue.Queue[tuple[Sequence[Unit], list[Future[Loaded]]] | _End[Unit]]") -> Iterator[

@@ -55,10 +55,7 @@ def predict_scene(
             def bands() -> Iterator[U8]:
                 top = 0
                 for band in label_bands(opened.infer, opened.bundle.manifest, tiled, height, width, scene.read):
-                    labels = band.labels
-                    if threshold is not None:
-                        assert band.confidence is not None  # a manifest with a threshold has it among the outputs
-                        labels = abstained(labels, band.confidence, threshold)
+                    labels = abstained(band.labels, band.confidence, threshold)
                     summed.add(band, labels)
                     if others:
                         whole[top : top + len(labels)] = labels
