@@ -157,12 +157,11 @@ def test_a_reader_sees_a_whole_and_signed_passport_whatever_becomes_of_its_write
                 stack.callback(writer.kill)
                 assert writer.stdout is not None
                 assert writer.stdout.readline() == "ready\n"
-            while (reads < 60 or seen != set(verdicts)) and time.monotonic() < ends:
+            while (reads < 30 or seen != set(verdicts)) and time.monotonic() < ends:
                 reads += 1
                 found = read_passport(open_bundle(bundle.path), TrustPolicy(public))
                 assert found.passport is not None
                 seen.add(found.passport.verdict)
-        assert seen == set(verdicts)
         assert seen == set(verdicts)
         assert read_passport(open_bundle(bundle.path), TrustPolicy(public)).passport is not None
     write_passport(bundle, passport(bundle))  # over what a killed one may have left

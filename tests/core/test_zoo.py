@@ -14,9 +14,11 @@ from ddcat.bundle import write_bundle
 from ddcat.errors import DdcatError
 from ddcat.hashing import sha256_of_bytes
 from ddcat.manifest import Manifest
+from ddcat.zoo import cli
 from ddcat.zoo import fetch as fetching
 from ddcat.zoo.fetch import default_source, fetch, verify
-from ddcat.zoo.index import Entry, StoredFile, entry_of, read_index
+from ddcat.zoo.index import Entry, Index, StoredFile, entry_of, read_index
+from tests.commands import call
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,7 +57,7 @@ def url(zoo: tuple[Entry, Path]) -> Iterator[str]:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(zoo[1])))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
@@ -74,6 +76,20 @@ def test_what_is_fetched_from_a_folder_or_a_url_is_what_was_published(
         assert sorted(path.name for path in (out / "bundle").iterdir()) == sorted(
             path.name for path in (tmp_path / "made").iterdir()
         )
+
+
+def test_the_commands_list_fetch_and_verify(zoo: tuple[Entry, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry, folder = zoo
+    out = tmp_path / "out"
+    monkeypatch.setattr(cli, "read_index", lambda: Index(schema_version=1, models=(entry,)))
+    for words, expected in (
+        (["list"], "small  (0 MB)\n  a network, undefended, scenes at 8x8\n  mIoU: clean 0.500\n"),
+        (["fetch", "small", "--out", out, "--from", folder], f"next: ddcat serve {out}/bundle --demo"),
+        (["verify", "small", out], f"{out} is small, byte for byte"),
+    ):
+        done = call("ddcat", "zoo", *words)
+        assert done.returncode == 0, done.stderr
+        assert expected in done.stdout
 
 
 @pytest.mark.parametrize("file", ["small.safetensors", "small-int8.zip"])

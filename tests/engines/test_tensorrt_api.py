@@ -44,7 +44,10 @@ def beside(name: str) -> ModuleType:
 CACHE: Path = beside("bindings").cache_folder()  # before a test has a cache of its own
 
 
-@pytest.fixture(scope="module", params=["8.6.1", "11.4.0.106", pytest.param("10.13.2.6", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module",
+    params=["11.4.0.106", *(pytest.param(version, marks=pytest.mark.slow) for version in ("8.6.1", "10.13.2.6"))],
+)
 def release(request: pytest.FixtureRequest) -> tuple[str, Path]:
     """A version, and the folder of its stubs."""
     bindings = beside("bindings")

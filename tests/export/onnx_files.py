@@ -48,12 +48,18 @@ def network(*, full: bool = False) -> Network:
     with torch.no_grad():
         for _ in range(20):
             made(torch.randn(4, 3, 64, 64))
-        made.eval()
-        logits = made(torch.randn(8, 3, 64, 64))
-        spread = logits.std((0, 2, 3))
-        made.last.weight /= spread[:, None, None, None]
-        made.last.bias.copy_((made.last.bias - logits.mean((0, 2, 3))) / spread)
-    return made.eval().requires_grad_(False)
+    made.eval()
+    spread(made, made.last, torch.randn(8, 3, 64, 64))
+    return made.requires_grad_(False)
+
+
+@torch.no_grad()
+def spread(network: nn.Module, last: nn.Module, images: Tensor) -> None:
+    """Scale and shift the last layer of a network, so that on these images each class has logits of mean 0 and deviation 1."""
+    logits = network(images)  # (N, K, H, W)
+    deviations = logits.std((0, 2, 3))
+    last.weight /= deviations[:, None, None, None]
+    last.bias.copy_((last.bias - logits.mean((0, 2, 3))) / deviations)
 
 
 def written(

@@ -11,7 +11,7 @@ from torch import nn
 from ddcat.bundle import Bundle
 from ddcat.hashing import sha256_of_bytes
 from ddcat_export.calibration import calibration_images, measure_ranges, training_attack
-from ddcat_export.data import ExportData, check_labels
+from ddcat_export.data import ExportData, PictureFolder, check_labels
 from ddcat_export.errors import ExportError
 from ddcat_export.fuse_batch_norm import fold_batch_norms
 from ddcat_export.parity import sample_images
@@ -20,6 +20,7 @@ from ddcat_train.attacks import pgd
 from ddcat_train.checkpoints import Checkpoint, load_checkpoint
 from ddcat_train.data import open_dataset
 from ddcat_train.data.dataset import Dataset
+from ddcat_train.pixels import to_planes
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,27 @@ def test_images_are_resized_for_a_graph_of_one_size(checkpoint: Checkpoint, scen
     for sample in ExportData(checkpoint, root=scenes, size=(40, 56)).val(2):
         assert (sample.image.shape, sample.labels.shape) == ((1, 40, 56, 3), (1, 40, 56))
         assert set(np.unique(sample.labels)) <= {*range(len(checkpoint.description.classes)), 255}
+
+
+def test_images_without_labels_have_those_of_the_model(checkpoint: Checkpoint, scenes: Path, tmp_path: Path) -> None:
+    segmenter = checkpoint.segmenter()
+    data = PictureFolder(checkpoint, folder=scenes / "JPEGImages", segmenter=segmenter, size=(40, 56))
+    names = sorted(path.name for path in (scenes / "JPEGImages").iterdir())
+    samples = data.train(2)
+    assert [sample.name for sample in samples] == [names[0], names[-1]]
+    assert data.train(2) is samples
+    for sample in samples:
+        assert sample.image.shape == (1, 40, 56, 3)
+        with torch.no_grad():
+            labels = segmenter(to_planes(sample.image)).argmax(1)
+        np.testing.assert_array_equal(sample.labels, labels.numpy())
+    pictures, said = data.pictures(3)
+    assert (len(pictures), said.startswith(f"{scenes / 'JPEGImages'}: {names[0]}, ")) == (3, True)
+    for refused in (lambda: data.val(1), data.val_dataset):
+        with pytest.raises(ExportError, match="use --data-root instead of --calibration-folder"):
+            refused()
+    with pytest.raises(ExportError, match="expected a folder with images"):
+        PictureFolder(checkpoint, folder=tmp_path, segmenter=segmenter)
 
 
 def test_each_split_is_opened_once(checkpoint: Checkpoint, scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ def test_the_manifest_tells_where_it_comes_from(run: Path, bundle: Bundle) -> No
     assert manifest.source.sha256 == sha256_of_file(run / "best.safetensors")
     assert (manifest.source.method, manifest.source.step) == ("ddcat", 12)
     assert manifest.source.attack == {"epsilon": 0.03, "alpha": 0.01, "steps": 3, "start": "clean"}
-    assert manifest.source.architecture == "resnet10 + pyramid"
+    assert manifest.source.architecture == "resnet10 + aspp"
     assert manifest.data.model_dump() == {
         "name": "scenes", "root": "some/where", "split": "val", "list_sha256": "ab" * 32, "images": 7, "long_side": None
     }  # fmt: skip

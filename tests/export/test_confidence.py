@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +24,6 @@ from ddcat_train.data import open_dataset
 from ddcat_train.pixels import to_planes
 from tests.bundles import small_graph, small_manifest
 from tests.commands import call
-
-
-@pytest.fixture(scope="module")
-def run(make_run: Callable[..., Path]) -> Path:
-    """A network whose export takes a third of that of the others' `run`."""
-    return make_run("confident", method="ddcat", context="aspp")
 
 
 @pytest.fixture

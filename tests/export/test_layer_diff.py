@@ -48,7 +48,7 @@ def test_every_layer_of_the_main_branch_is_compared(bundle: Bundle, network: Seg
     assert first_different(layers, LOGIT_TOLERANCE) is None
 
 
-@pytest.mark.parametrize("layer", ["backbone.layer0.0", "backbone.layer3.0.conv2", "context.features.2.1", "heads.main.0"])
+@pytest.mark.parametrize("layer", ["backbone.layer0.0", "backbone.layer3.0.conv2", "context.convs.2.0", "heads.main.0"])
 def test_the_first_that_differs_is_named(bundle: Bundle, network: Segmenter, layer: str) -> None:
     content = changed(bundle.files["model.onnx"], layer)
     found = first_different(compare_layers(content, network, sample_images(SHAPE, 0)), LOGIT_TOLERANCE)
@@ -81,8 +81,8 @@ def test_the_command_shows_every_layer_and_names_the_first(
     assert "standard deviations" in lines[0]
     assert lines[1].endswith("  normalise  1x3x180x240")
     assert lines[-1].endswith("  logits  1x6x23x30")
-    monkeypatch.setattr(exporting, "build_graph", lambda *a, **k: changed(bundle.files["model.onnx"], "context.features.2.1"))
-    with pytest.raises(ExportError, match=r"the first layer that differs by more than 0\.0001 is context\.features\.2\.1"):
+    monkeypatch.setattr(exporting, "build_graph", lambda *a, **k: changed(bundle.files["model.onnx"], "context.convs.2.0"))
+    with pytest.raises(ExportError, match=r"the first layer that differs by more than 0\.0001 is context\.convs\.2\.0"):
         cli.export(run, engine="ort", compare_layers=True)
     with pytest.raises(ExportError, match="use --precision fp32 or fp16"):
         cli.export(run, engine="openvino", precision="bf16", compare_layers=True)

@@ -137,6 +137,10 @@ def test_images_are_seeded_and_both_rough_and_smooth() -> None:
     assert max(single) > 60
 
 
+def test_a_pyramid_is_exported_for_any_size(smallest_with_pyramid: Any, pyramid_graph: bytes) -> None:
+    assert check_parity(pyramid_graph, smallest_with_pyramid, shapes_of(None)).logit_error < LOGIT_TOLERANCE
+
+
 @pytest.mark.parametrize("size_free", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_adaptive_pooling_exports_right_or_is_found(
     smallest_with_pyramid: Any, monkeypatch: pytest.MonkeyPatch, size_free: bool
