@@ -68,11 +68,7 @@ def serve(
             raise ServeError(f"--grpc-port {port} is also the port of HTTP: use another one")
         _listen(host, settings.grpc_port, "--grpc-port").close()  # a one-line error, where gRPC's has many lines
     metrics, drain = Metrics(), Drain(settings.drain_timeout)
-    with (
-        _exit_despite_engine_threads(),
-        _listen(host, port) as listener,
-        contextlib.ExitStack() as stack,
-    ):
+    with _exit_despite_engine_threads(), _listen(host, port) as listener, contextlib.ExitStack() as stack:
         opening = open_models(
             sources, settings=settings, threads=threads, trust=trust, metrics=metrics, drain=drain, refusal=refusal
         )

@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,17 +62,17 @@ def work() -> Iterator[Callable[..., tuple[EngineWorker, list[Toy], list[Batch]]
     made: list[tuple[EngineWorker, list[Toy]]] = []
 
     def make(
-        *, engine_timeout: float = 20.0, reopen: Callable[[], Toy] | None = None
+        *, reopen: Callable[[], Toy] = Toy, speed: float | None = None, engine_timeout: float = 20.0, **options: Any
     ) -> tuple[EngineWorker, list[Toy], list[Batch]]:
         engines, batches = [Toy()], list[Batch]()
 
         def again() -> Toy:
-            engines.append(Toy() if reopen is None else reopen())
+            engines.append(reopen())
             return engines[-1]
 
-        queue = AdmissionQueue(max_pixels=10_000, batch_pixels=1000, batch_images=8)
+        queue = AdmissionQueue(max_pixels=10_000, batch_pixels=1000, batch_images=8, pixels_per_second=speed)
         worker = EngineWorker(
-            "toy", engines[0], reopen=again, queue=queue, engine_timeout=engine_timeout, observe=batches.append  # type: ignore[arg-type]
+            "toy", engines[0], reopen=again, queue=queue, engine_timeout=engine_timeout, observe=batches.append, **options  # type: ignore[arg-type]
         )  # fmt: skip
         made.append((worker, engines))
         return worker, engines, batches
@@ -245,11 +246,9 @@ def test_who_was_answered_before_another_one_hangs_has_the_answer(work: Callable
     stuck.set()
 
 
-def test_a_process_that_was_stopped_does_not_give_its_engine_up() -> None:
+def test_a_process_that_was_stopped_does_not_give_its_engine_up(work: Callable) -> None:
     now = 0.0
-    toy = Toy()
-    queue = AdmissionQueue(max_pixels=10_000, batch_pixels=1000)
-    worker = EngineWorker("toy", toy, reopen=Toy, queue=queue, engine_timeout=0.4, clock=lambda: now)  # type: ignore[arg-type]
+    worker, (toy,), _ = work(engine_timeout=0.4, clock=lambda: now)
     job = hold(worker, toy)
     now = 1000.0  # the clock went on, and neither the watchdog nor the engine
     time.sleep(0.25)
@@ -258,7 +257,6 @@ def test_a_process_that_was_stopped_does_not_give_its_engine_up() -> None:
     assert worker.engine is toy
     toy.go.set()
     assert job.result.result(5).labels[0, 0, 0] == 1
-    worker.close(5)
 
 
 def test_an_idle_engine_gives_memory_back(work: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,10 +273,10 @@ def test_an_idle_engine_gives_memory_back(work: Callable, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("breaks", [False, True])
 def test_an_idle_engine_is_measured_anew_where_its_speed_was_the_reason_of_a_refusal(
-    monkeypatch: pytest.MonkeyPatch, breaks: bool
+    work: Callable, monkeypatch: pytest.MonkeyPatch, breaks: bool
 ) -> None:
     monkeypatch.setattr("ddcat_serve.inference.engine_worker._IDLE_AFTER", 0.05)
-    toy, asked = Toy(), []
+    asked: list[object] = []
 
     def measure(engine: object) -> float:
         asked.append(engine)
@@ -286,27 +284,22 @@ def test_an_idle_engine_is_measured_anew_where_its_speed_was_the_reason_of_a_ref
             raise EngineError("the runtime broke")
         return 1e6
 
-    queue = AdmissionQueue(max_pixels=10_000, batch_pixels=1000, pixels_per_second=1.0)  # as on a machine that is busy
-    worker = EngineWorker("toy", toy, reopen=Toy, queue=queue, engine_timeout=20, measure=measure)  # type: ignore[arg-type]
+    worker, (toy,), _ = work(measure=measure, speed=1.0)  # pixels per second, as on a machine that is busy
     time.sleep(0.2)
     assert asked == []
     with pytest.raises(TooLarge):
         worker.submit(image(1), 10)
     wait_for(lambda: toy.rests == 1)
-    assert (asked, queue.refused_for_speed) == ([toy], False)
+    assert (asked, worker._queue.refused_for_speed) == ([toy], False)
     if not breaks:
         assert worker.submit(image(2), 10).result.result(5).labels[0, 0, 0] == 2
-    worker.close(5)
 
 
-def test_an_engine_gives_memory_back_before_it_keeps_that_of_too_many_sizes() -> None:
-    toy = Toy()
-    queue = AdmissionQueue(max_pixels=10_000, batch_pixels=1000)
-    worker = EngineWorker("toy", toy, reopen=Toy, queue=queue, engine_timeout=20, kept_pixels=100)  # type: ignore[arg-type]
+def test_an_engine_gives_memory_back_before_it_keeps_that_of_too_many_sizes(work: Callable) -> None:
+    worker, (toy,), _ = work(kept_pixels=100)
     for size, rests in (((5, 5), 0), ((5, 5), 0), ((5, 10), 0), ((5, 6), 1), ((5, 5), 1), ((20, 20), 2)):
         worker.submit(image(1, size=size), 20).result.result(5)
         wait_for(lambda rests=rests: toy.rests == rests)  # type: ignore[misc]
-    worker.close(5)
 
 
 @pytest.mark.parametrize("end", ["answered", "failed", "late", "cancelled", "cancelled at work", "hung", "stopped"])

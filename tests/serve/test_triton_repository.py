@@ -72,21 +72,23 @@ def changed(bundle: Bundle, **parts: Any) -> Bundle:
     return dataclasses.replace(bundle, manifest=bundle.manifest.model_copy(update=parts))
 
 
-def test_every_size_of_a_ladder_is_warmed_up(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
-    bundle = make_bundle("any", logits=False)
-    height, width = DimRange(minimum=37, maximum=40), DimRange(minimum=53, maximum=64)
-    shapes = bundle.manifest.shapes.model_copy(update={"height": height, "width": width, "sizes": ((37, 53), (40, 64))})
-    write_repository(changed(bundle, shapes=shapes), tmp_path / "repository")
+@pytest.mark.parametrize(
+    ("ladder", "warm", "dims"),
+    [
+        ({"sizes": ((37, 53), (40, 64))}, [[37, 53, 3], [40, 64, 3]], [[-1, -1, 3], [-1, -1]]),
+        ({}, [[37, 53, 3]], [[37, 53, 3], [37, 53]]),
+    ],
+)
+def test_every_size_of_a_ladder_or_the_only_one_is_warmed_up(
+    make_bundle: Callable[..., Bundle], tmp_path: Path, ladder: dict[str, Any], warm: list[list[int]], dims: list[list[int]]
+) -> None:
+    bundle = make_bundle("any", logits=False) if ladder else make_bundle("any", 37, 53, logits=False)
+    if ladder:
+        ladder |= {"height": DimRange(minimum=37, maximum=40), "width": DimRange(minimum=53, maximum=64)}
+    write_repository(changed(bundle, shapes=bundle.manifest.shapes.model_copy(update=ladder)), tmp_path / "repository")
     config = read(tmp_path / "repository/any/config.pbtxt")
-    assert [list(warm.inputs["image"].dims) for warm in config.model_warmup] == [[37, 53, 3], [40, 64, 3]]
-    assert [list(t.dims) for t in (*config.input, *config.output)] == [[-1, -1, 3], [-1, -1]]
-
-
-def test_a_fixed_size_is_the_only_one(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
-    write_repository(make_bundle("fixed", 37, 53, logits=False), tmp_path / "repository")
-    config = read(tmp_path / "repository/fixed/config.pbtxt")
-    assert [list(warm.inputs["image"].dims) for warm in config.model_warmup] == [[37, 53, 3]]
-    assert [list(t.dims) for t in (*config.input, *config.output)] == [[37, 53, 3], [37, 53]]
+    assert [list(call.inputs["image"].dims) for call in config.model_warmup] == warm
+    assert [list(t.dims) for t in (*config.input, *config.output)] == dims
 
 
 @pytest.mark.parametrize(

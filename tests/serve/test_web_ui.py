@@ -1,5 +1,6 @@
 """The page at `/`, in Chromium against a real server, by keyboard alone, too; and the golden images that it may show."""
 
+import contextlib
 import io
 import os
 import subprocess
@@ -243,6 +244,18 @@ def test_a_refusal_stands_at_the_top_and_no_mask_is_left(browser: Browser, addre
             assert page.locator("canvas:visible, .legend li").count() == 0
 
 
+@contextlib.contextmanager
+def held(page: Any, pattern: str) -> Iterator[None]:
+    """Hold the requests to some addresses until the block ends."""
+    routes: list[Any] = []
+    hold = lambda route: routes.append(route)  # noqa: E731, PLW0108 -- a method is another one each time
+    page.route(pattern, hold)
+    yield
+    page.unroute(pattern, hold)
+    for route in routes:
+        route.continue_()
+
+
 def test_a_running_request_is_shown_at_once(browser: Browser, address: str, tmp_path: Path, file: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
@@ -251,35 +264,19 @@ def test_a_running_request_is_shown_at_once(browser: Browser, address: str, tmp_
         wait(page)
         page.set_input_files("#file", bad)
         expect(page.locator("#trouble")).to_be_visible()
-        held: list[Any] = []
-
-        def hold(route: Any) -> None:
-            held.append(route)
-
-        page.route("**/v1/segment?*", hold)
-        page.set_input_files("#file", file)
-        wait(page, "Segmenting ...")
-        assert page.locator("#trouble").is_hidden()
-        page.unroute("**/v1/segment?*", hold)
-        for route in held:
-            route.continue_()
+        with held(page, "**/v1/segment?*"):
+            page.set_input_files("#file", file)
+            wait(page, "Segmenting ...")
+            assert page.locator("#trouble").is_hidden()
         wait(page, "53 x 37")
 
 
 def test_an_image_chosen_before_the_models_are_listed_is_kept(browser: Browser, address: str, file: Path) -> None:
     with page_of(browser, allowed=address) as (page, _):
-        held: list[Any] = []
-
-        def hold(route: Any) -> None:
-            held.append(route)
-
-        page.route("**/v1/models", hold)
-        page.goto(address)
-        page.set_input_files("#file", file)
-        page.wait_for_function("state.file !== null")
-        page.unroute("**/v1/models", hold)
-        for route in held:
-            route.continue_()
+        with held(page, "**/v1/models"):
+            page.goto(address)
+            page.set_input_files("#file", file)
+            page.wait_for_function("state.file !== null")
         wait(page, "53 x 37, round trip")
         assert page.locator("#example").input_value() == ""
         with page.expect_download() as download:

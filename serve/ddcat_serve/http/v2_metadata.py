@@ -65,13 +65,7 @@ def model_config(models: Models, model: ServedModel) -> dict[str, Any]:
         ]
         for kind in ("input", "output")
     }
-    return {
-        "name": model.name,
-        "platform": metadata["platform"],
-        "backend": "ddcat",
-        "max_batch_size": batch or 0,
-        **tensors,
-    }
+    return {"name": model.name, "platform": metadata["platform"], "backend": "ddcat", "max_batch_size": batch or 0, **tensors}
 
 
 def repository_index(state: ServerState, *, ready: bool = False) -> list[dict[str, str]]:

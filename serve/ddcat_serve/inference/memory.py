@@ -9,15 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = [
-    "Cost",
-    "disable_onednn_cache",
-    "measure_cost",
-    "memory_limit",
-    "resident_bytes",
-    "trim_malloc",
-    "tune_malloc",
-]
+__all__ = ["Cost", "disable_onednn_cache", "measure_cost", "memory_limit", "resident_bytes", "trim_malloc", "tune_malloc"]
 
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 _LARGE_BLOCK = 2**20  # bytes

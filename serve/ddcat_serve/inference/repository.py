@@ -373,12 +373,6 @@ def open_models(
             yield models, None
     else:
         with open_repository(
-            settings.repository,
-            settings=settings,
-            threads=threads,
-            trust=trust,
-            metrics=metrics,
-            drain=drain,
-            refusal=refusal,
+            settings.repository, settings=settings, threads=threads, trust=trust, metrics=metrics, drain=drain, refusal=refusal
         ) as repository:
             yield repository.models, repository

@@ -108,13 +108,12 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc]
         path: str = details.method
         method = self._methods.get(path)
 
+        # both read their messages themselves
         async def unary(_: object, call: Call) -> Any:
             return await self._entered(_Request(path, method, call), self._unary)
 
         async def stream(_: object, call: Call) -> None:
             await self._entered(_Request(path, method, call), self._stream)
-
-            # both read their messages themselves
 
         if method is not None and method.stream:
             return grpc.stream_stream_rpc_method_handler(stream)
