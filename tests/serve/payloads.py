@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from fastapi import FastAPI
 from PIL import Image
 
 INFER = "/v2/models/small/infer"
@@ -22,6 +23,11 @@ def as_labels(content: bytes) -> np.ndarray:
     image = Image.open(io.BytesIO(content))
     assert image.mode == "P"
     return np.asarray(image)
+
+
+def asking(app: FastAPI) -> httpx.AsyncClient:
+    """Open a client of an application in the same event loop."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
 
 
 def refused(response: httpx.Response) -> tuple[int, str]:

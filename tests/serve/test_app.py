@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import httpx
 import numpy as np
 import pytest
-from fastapi import FastAPI
 
 from ddcat.bundle import Bundle
 from ddcat.engines import Outputs
@@ -21,7 +20,7 @@ from ddcat_serve.inference.engine_worker import EngineWorker
 from ddcat_serve.inference.model_registry import Models
 from ddcat_serve.inference.served_model import ServedModel
 from ddcat_serve.settings import Settings
-from tests.serve.payloads import as_labels, as_png, refused
+from tests.serve.payloads import as_labels, as_png, asking, refused
 from tests.serve.processes import wait_for
 
 INFER = {"inputs": [{"name": "image", "shape": [1, 16, 32, 3], "datatype": "UINT8", "data": [7] * (16 * 32 * 3)}]}
@@ -82,10 +81,6 @@ def stuck_models(bundle: Bundle, engine: Stuck, **settings: Any) -> Iterator[tup
     finally:
         engine.go.set()
         worker.close(5)
-
-
-def asking(app: FastAPI) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
 
 
 @pytest.mark.parametrize("error", [EngineError("/secret/path broke"), MemoryError("out")])

@@ -54,6 +54,12 @@ def answers(connection: socket.socket) -> list[tuple[int, bytes]]:
     return found
 
 
+def answers_to(address: str, sent: bytes) -> list[tuple[int, bytes]]:
+    with connect(address) as connection:
+        connection.sendall(sent)
+        return answers(connection)
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with server(small_bundle(tmp_path_factory.mktemp("connection") / "small").path, "--max-bytes", 2**20) as (_, found):
@@ -79,10 +85,8 @@ def test_a_trailer_is_no_header(bundle: Bundle, picture: np.ndarray) -> None:
     key = "Authorization: Bearer long enough"
     with server(bundle.path, "--api-key", "long enough") as (_, address):
         for headers, status in (((), 401), ((key,), 200)):
-            with connect(address) as connection:
-                sent = request("POST", "/v1/segment", None, "Connection: close", "Transfer-Encoding: chunked", *headers)
-                connection.sendall(sent + body)
-                assert [found for found, _ in answers(connection)] == [status]
+            sent = request("POST", "/v1/segment", None, "Connection: close", "Transfer-Encoding: chunked", *headers)
+            assert [found for found, _ in answers_to(address, sent + body)] == [status]
 
 
 def test_the_body_of_the_request_before_counts_not_as_headers(address: str, picture: np.ndarray) -> None:
@@ -171,9 +175,8 @@ def test_a_body_in_another_packet_is_no_request_of_its_own(address: str) -> None
 
 def test_many_offers_in_one_packet_are_answered_one_by_one(address: str) -> None:
     offers = [request("GET", "/v2/health/live", None, "Connection: Upgrade", "Upgrade: h2c") for _ in range(500)]
-    with connect(address) as connection:
-        connection.sendall(b"".join(offers) + request("GET", "/v2/health/live", None, "Connection: close"))
-        assert [status for status, _ in answers(connection)] == [200] * 501
+    sent = b"".join(offers) + request("GET", "/v2/health/live", None, "Connection: close")
+    assert [status for status, _ in answers_to(address, sent)] == [200] * 501
 
 
 @pytest.mark.parametrize(
@@ -185,9 +188,7 @@ def test_many_offers_in_one_packet_are_answered_one_by_one(address: str) -> None
     ],
 )  # fmt: skip
 def test_malformed_requests_get_an_error_in_json(address: str, sent: bytes) -> None:
-    with connect(address) as connection:
-        connection.sendall(sent)
-        ((status, body),) = answers(connection)
+    ((status, body),) = answers_to(address, sent)
     assert (status, list(json.loads(body))) == (400, ["error"])
 
 
@@ -201,13 +202,9 @@ def test_malformed_requests_get_an_error_in_json(address: str, sent: bytes) -> N
 )  # fmt: skip
 def test_a_request_names_one_host_and_no_coding_but_chunks(address: str, lines: tuple[str, ...], status: int) -> None:
     end = "0\r\n\r\n" if "Transfer" in "".join(lines) else ""
-    with connect(address) as connection:
-        connection.sendall("\r\n".join(["GET /v2 HTTP/1.1", *lines, "Connection: close", "", end]).encode())
-        ((found, _),) = answers(connection)
+    ((found, _),) = answers_to(address, "\r\n".join(["GET /v2 HTTP/1.1", *lines, "Connection: close", "", end]).encode())
     assert found == status
-    with connect(address) as old:
-        old.sendall(b"GET /v2 HTTP/1.0\r\n\r\n")
-        assert answers(old)[0][0] == 200
+    assert answers_to(address, b"GET /v2 HTTP/1.0\r\n\r\n")[0][0] == 200
 
 
 def test_a_name_that_somebody_has_pointed_at_this_machine_is_not_answered(address: str, bundle: Bundle) -> None:
@@ -248,11 +245,7 @@ def test_a_refusal_by_key_or_rate_arrives_before_the_body(bundle: Bundle) -> Non
         request("POST", "/v1/segment", bytes(10_000_000), *key, version="1.0") for key in ((), ("Authorization: Bearer wrong",))
     ]
     with server(bundle.path, "--api-key", "a long secret", "--rate-limit", "2/minute") as (_, address):
-        found = []
-        for whole in (sent[0], sent[0], sent[0], sent[1], sent[1], sent[1]):
-            with connect(address) as connection:
-                connection.sendall(whole)
-                found += [status for status, _ in answers(connection)]
+        found = [status for whole in (*[sent[0]] * 3, *[sent[1]] * 3) for status, _ in answers_to(address, whole)]
     assert found == [401, 401, 401, 401, 401, 429]
 
 
@@ -380,9 +373,8 @@ def test_answers_within_the_grace_say_that_the_connection_ends(bundle: Bundle) -
 
 
 def test_idle_connections_are_kept_as_long_as_the_setting_says(bundle: Bundle) -> None:
-    with server(bundle.path, "--idle-timeout", 0.3) as (_, address), connect(address) as idle:
-        idle.sendall(request("GET", "/v2/health/live"))
-        assert [status for status, _ in answers(idle)] == [200]  # it ends, although the client keeps it open
+    with server(bundle.path, "--idle-timeout", 0.3) as (_, address):  # it ends, although the client keeps it open
+        assert [status for status, _ in answers_to(address, request("GET", "/v2/health/live"))] == [200]
 
 
 def test_connections_have_a_limit(bundle: Bundle) -> None:

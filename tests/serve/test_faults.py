@@ -26,21 +26,20 @@ def everything(connection: socket.socket) -> bytes:
     return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
+def answer_to(address: str, sent: bytes) -> bytes:
+    with connect(address) as connection:
+        connection.sendall(sent)
+        return everything(connection)
+
+
 def test_headers_that_are_too_slow_or_too_long_are_refused(bundle: Bundle) -> None:
     with server(bundle.path, "--header-timeout", 0.5, "--max-header-bytes", 2048) as (_, address):
-        with connect(address) as slow:
-            slow.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\nX-Slow: ")
-            began = time.monotonic()
-            assert everything(slow).startswith(b"HTTP/1.1 408 ")
-            assert time.monotonic() - began < 5
-        with connect(address) as silent:
-            assert everything(silent).startswith(b"HTTP/1.1 408 ")
-        with connect(address) as long:
-            long.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 4000)
-            assert everything(long).startswith(b"HTTP/1.1 431 ")
-        with connect(address) as complete:
-            complete.sendall(b"POST /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nX-Long: " + b"x" * 4000 + b"\r\n\r\nabc")
-            assert everything(complete).startswith(b"HTTP/1.1 431 ")
+        began, long = time.monotonic(), b"X-Long: " + b"x" * 4000
+        assert answer_to(address, b"GET /v2 HTTP/1.1\r\nHost: x\r\nX-Slow: ").startswith(b"HTTP/1.1 408 ")
+        assert time.monotonic() - began < 5
+        assert answer_to(address, b"").startswith(b"HTTP/1.1 408 ")
+        for begun, end in ((b"GET /v2", b""), (b"POST /v2", b"\r\nContent-Length: 3\r\n\r\nabc")):
+            assert answer_to(address, begun + b" HTTP/1.1\r\nHost: x\r\n" + long + end).startswith(b"HTTP/1.1 431 ")
         with connect(address) as kept:  # a connection that is used again, after a while
             for _ in range(2):
                 kept.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -93,9 +92,8 @@ def test_head_is_get_without_a_body(bundle: Bundle) -> None:
 
 
 def test_a_body_that_does_not_arrive_is_a_408(bundle: Bundle) -> None:
-    with server(bundle.path, "--body-timeout", 0.3) as (_, address), connect(address) as slow:
-        slow.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
-        answer = everything(slow)
+    with server(bundle.path, "--body-timeout", 0.3) as (_, address):
+        answer = answer_to(address, b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b"did not arrive within 0.3 s" in answer
 

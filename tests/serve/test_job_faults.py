@@ -20,7 +20,7 @@ from ddcat_serve.http.job_runner import JobRunner
 from ddcat_serve.http.job_store import JobRecord, JobStore
 from ddcat_serve.inference.model_registry import Models, load_models
 from tests.serve.job_server import SETTINGS, client, runner, store
-from tests.serve.payloads import as_png, refused
+from tests.serve.payloads import as_png, asking, refused
 from tests.serve.processes import wait_for
 from tests.serve.tiled import noise, tiled_bundle
 
@@ -83,7 +83,7 @@ def test_the_server_answers_while_the_table_is_locked(runner: JobRunner, store: 
         in_time.append(answered.wait(5))
 
     async def both() -> int:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        async with asking(app) as client:
             posting = asyncio.ensure_future(client.post("/v1/jobs", content=as_png(noise(20, 30))))
             await asyncio.to_thread(waiting.wait, 10)
             assert (await client.get("/v2/health/live")).status_code == 200

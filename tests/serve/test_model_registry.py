@@ -26,7 +26,7 @@ from ddcat_serve.inference.sources import Source, parse_source
 from ddcat_serve.settings import Settings
 from tests.bundles import with_golden
 from tests.keys import write_keys
-from tests.serve.payloads import as_labels, as_png, refused
+from tests.serve.payloads import as_labels, as_png, asking, refused
 from tests.serve.processes import wait_for
 
 
@@ -194,7 +194,7 @@ def test_no_request_keeps_its_images_without_garbage_collection(
     monkeypatch.setattr("ddcat_serve.inference.admission_queue._EWMA_WEIGHT", 0.0)
 
     async def ask(app: FastAPI) -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        async with asking(app) as client:
             for _ in range(2):
                 if how == "a tensor":
                     about = {"name": "image", "shape": [1, *picture.shape], "datatype": "UINT8", "data": [picture.tolist()]}

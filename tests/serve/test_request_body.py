@@ -16,7 +16,7 @@ from ddcat_serve.http.app import create_app
 from ddcat_serve.http.compression import Decoder
 from ddcat_serve.inference.model_registry import Models
 from ddcat_serve.settings import Settings
-from tests.serve.payloads import as_png, refused
+from tests.serve.payloads import as_png, asking, refused
 
 
 def test_forms_with_other_fields_are_refused(client: httpx.Client, picture: np.ndarray) -> None:
@@ -121,8 +121,7 @@ def test_a_decompressor_gives_no_more_than_it_may() -> None:
 
 def test_answers_in_json_are_compressed_where_the_client_takes_it(models: Models) -> None:
     async def ask(**headers: str) -> httpx.Response:
-        transport = httpx.ASGITransport(create_app(models, Settings()))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as opened:
+        async with asking(create_app(models, Settings())) as opened:
             return await opened.get("/v2/models/small", headers=headers)
 
     plain = asyncio.run(ask(**{"Accept-Encoding": "identity"}))
@@ -150,7 +149,7 @@ def test_the_bodies_of_all_requests_have_one_limit(models: Models) -> None:
             arrived.set()
             await release.wait()
 
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as opened:
+        async with asking(app) as opened:
             first = asyncio.create_task(opened.post("/v1/segment", content=slowly()))
             await arrived.wait()
             second = await opened.post("/v1/segment", content=b"x" * 60_000)
@@ -192,8 +191,7 @@ def test_a_body_of_no_declared_length_is_read_no_further_than_the_limit(models: 
             yield b"x" * 1024
 
     async def post() -> httpx.Response:
-        transport = httpx.ASGITransport(create_app(models, Settings(max_bytes=65536)))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as opened:
+        async with asking(create_app(models, Settings(max_bytes=65536))) as opened:
             return await opened.post("/v1/segment", content=chunks())
 
     assert refused(asyncio.run(post()))[0] == 413
