@@ -9,6 +9,7 @@ import torch
 from ddcat.bundle import Bundle
 from ddcat_bench.errors import BenchError
 from ddcat_bench.result_io import read_result, to_json
+from ddcat_bench.timing import serving_memory
 from ddcat_bench.timing.interleave import timing
 from ddcat_bench.timing.pytorch_models import EAGER, torch_labels
 from ddcat_bench.timing.results import SpeedResult
@@ -16,6 +17,7 @@ from ddcat_bench.timing.serving_memory import Serving, serving_peak
 from ddcat_bench.timing.speed import Inputs, draw_inputs, measure, speed_markdown
 from ddcat_train.checkpoints import Checkpoint
 from ddcat_train.data import Dataset
+from tests.bundles import small_bundle
 from tests.commands import call, refusal
 
 PEAKS = {"engine": 100 << 20, "original": 300 << 20, "main branch": 200 << 20}
@@ -179,3 +181,12 @@ def test_the_compiled_model_labels_as_the_eager_one(checkpoint: Checkpoint, scen
     cpu = torch.device("cpu")
     eager, compiled = (torch_labels(EAGER[name](checkpoint, cpu), images) for name in ("main branch", "compiled"))
     assert (eager == compiled).mean() > 0.999
+
+
+def test_a_served_model_answers_and_its_memory_is_known(make_bundle: Callable, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """What a process of its own does, in this one."""
+    manifest = tmp_path / "manifest.json"
+    manifest.write_bytes(make_bundle().manifest.to_bytes())
+    serving_memory._serve(Serving("original", str(checkpoint.path), "cpu", 1, (1, 33, 33), str(manifest)))
+    serving_memory._serve(Serving("engine", str(small_bundle(tmp_path / "small").path), "cpu", 1, (1, 16, 16)))
+    assert serving_memory.resident("VmHWM") > 50 << 20  # type: ignore[operator]
