@@ -18,6 +18,7 @@ from ddcat.engines.golden import check_answers, read_golden
 from ddcat.engines.tiled import TiledEngine
 from ddcat.error_text import first_line
 from ddcat.image_files import ImageFileError
+from ddcat.image_pixels import table_of_16_bits
 from ddcat.manifest import GOLDEN_TOLERANCE
 from ddcat.preprocess import Preprocessed, preprocess, restore
 
@@ -69,15 +70,16 @@ class Predictor(Closable):
         """Names and colours of the classes."""
         return self.bundle.manifest.class_table()
 
-    def predict(self, image: str | Path | npt.NDArray[np.uint8], *, abstain: bool = False) -> npt.NDArray[np.uint8]:
+    def predict(self, image: str | Path | npt.NDArray[np.uint8 | np.uint16], *, abstain: bool = False) -> npt.NDArray[np.uint8]:
         """
         Segment an image.
 
         Parameters
         ----------
-        image : path or (H, W, C) uint8
+        image : path or (H, W, C) uint8, or uint16
             A JPEG, PNG or WebP file, for bands a TIFF, too; or pixels in RGB or of the bands. It becomes the engine's input by
-            the rule of the bundle, as in training and in the gate: see `ddcat.preprocess`.
+            the rule of the bundle, as in training and in the gate: see `ddcat.preprocess`. uint16 has the values of a file of
+            16 bits, which a rule with `values` brings to 8; uint8 has them already.
         abstain : bool
             Give no class to pixels whose confidence is not above the threshold of the bundle.
 
@@ -93,15 +95,7 @@ class Predictor(Closable):
             abstain, and the bundle has no threshold.
         """
         threshold = self.threshold if abstain else None
-        if isinstance(image, str | Path):
-            prepared = self._read(Path(image))
-        else:
-            rule = self.bundle.manifest.preprocessing
-            if not is_image(image, rule.channels):
-                form = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
-                expected = f"(height, width, {rule.channels}) {form_of(rule.channels)}"
-                raise InputError(f"image: expected a path or a uint8 array {expected}, got {form}")
-            prepared = preprocess(image, rule)
+        prepared = self._read(Path(image)) if isinstance(image, str | Path) else self._prepared(image)
         height, width, _ = prepared.pixels.shape
         cut = self.cuts(height, width)
         outputs = self.tiled().outputs(prepared.pixels) if cut else self.infer(prepared.pixels[None])
@@ -165,6 +159,21 @@ class Predictor(Closable):
             return preprocess(path.read_bytes(), self.bundle.manifest.preprocessing)
         except (OSError, ImageFileError) as cause:
             raise InputError(f"{path} cannot be read: {first_line(cause)}") from cause
+
+    def _prepared(self, image: npt.NDArray[np.uint8 | np.uint16]) -> Preprocessed:
+        rule = self.bundle.manifest.preprocessing
+        deep = isinstance(image, np.ndarray) and image.dtype == np.uint16
+        pixels = table_of_16_bits(rule.values)[image] if deep and rule.values is not None else image
+        if not is_image(pixels, rule.channels):
+            form = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
+            expected = f"(height, width, {rule.channels}) {form_of(rule.channels)}"
+            if rule.values is not None:
+                expected += ", or uint16 with the values of a file"
+            hint = (
+                "; the bundle has no values that become 0 and 255: bring it to 8 bits" if deep and rule.values is None else ""
+            )
+            raise InputError(f"image: expected a path or a uint8 array {expected}, got {form}{hint}")
+        return preprocess(pixels, rule)
 
     def golden_statistics(self) -> list[Statistics]:
         """Return the statistics of the answers to the bundle's clean golden images; none where it has none."""

@@ -53,10 +53,11 @@ def test_files_and_tensors_of_bands_are_answered(
     pixels, _ = bands_of(count, size=SIZE)
     file = encoded(tmp_path / f"a.{suffix}", pixels)
     with ddcat.open_bundle(bundle.path, threads=1) as opened:
-        labels = opened.predict(file)
+        labels, of_array = opened.predict(file), opened.predict(pixels)
     exact = (2 * 255 * (pixels.astype(int) - VALUES[0]) + 4095) // (2 * 4095)  # rounded
     prepared = exact.clip(0, 255).astype(np.uint8)
     assert np.array_equal(labels, labels_of(prepared))
+    assert np.array_equal(of_array, labels)
     predict(bundle.path, find_sources([str(file)]), tmp_path / "out", formats=["png", "overlay"])
     assert np.array_equal(np.asarray(Image.open(next((tmp_path / "out/masks").iterdir()))), labels)
     client = serving(bundle.path)
@@ -95,6 +96,8 @@ def test_files_of_other_bands_are_refused(serving: Callable[..., httpx.Client], 
             opened.predict(tmp_path / "a.jpg")
         with pytest.raises(InputError, match=r"expected a path or a uint8 array \(height, width, 5\) of 5 bands"):
             opened.predict(np.zeros((*SIZE, 3), np.uint8))
+        with pytest.raises(InputError, match=r"got uint16 of shape .* no values that become 0 and 255: bring it to 8 bits"):
+            opened.predict(np.zeros((*SIZE, 5), np.uint16))
 
 
 def test_bands_are_taken_in_their_order(serving: Callable[..., httpx.Client], tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """`ddcat data`: checking and generating data sets."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,9 @@ from ddcat.cli_support import parse_size
 from ddcat_train.choices import DatasetName
 from ddcat_train.config import load_config
 from ddcat_train.errors import CheckpointError, DataError
+
+if TYPE_CHECKING:
+    from ddcat.preprocess import FileRule
 
 __all__ = ["app"]
 
@@ -29,6 +32,13 @@ def check_command(
     root: Annotated[Path, typer.Argument(help="The folder that holds the data set.")],
     split: Annotated[str, typer.Option(help="Split to check.")] = "train",
     long_side: Annotated[int | None, typer.Option(min=1, help="Resize to this long side, as training will.")] = None,
+    bands: Annotated[
+        str | None, typer.Option(help="Bands of the images, as data.bands: their number, or which ones.", metavar="N|B,B,...")
+    ] = None,
+    values: Annotated[
+        str | None,
+        typer.Option(help="For 16 bits, as data.values: the two values that become 0 and 255.", metavar="LOW,HIGH"),
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the result to this file, too.", metavar="FILE")] = None,
 ) -> None:
     """
@@ -39,11 +49,12 @@ def check_command(
     For example:
 
     - `ddcat data check camvid data/camvid --split val`
+
+    - `ddcat data check folder data/fields --bands 5 --values 0,10000`
     """
     from rich.console import Console
 
     from ddcat.atomic_files import write_json
-    from ddcat.preprocess import AS_STORED
     from ddcat.progress import progress
     from ddcat.text import printable
 
@@ -54,7 +65,8 @@ def check_command(
     from ddcat_train.data import list_dataset
     from ddcat_train.data.check import as_table, check, lines_of
 
-    dataset = list_dataset(name, root, split, rule=AS_STORED.with_long_side(long_side))
+    rule = _rule_of_files(name, bands, values).with_long_side(long_side)
+    dataset = list_dataset(name, root, split, rule=rule)
     with progress("checking", len(dataset)) as advance:
         report = check(dataset, advance=advance)
     if json is not None:
@@ -66,6 +78,26 @@ def check_command(
     if report.faults:
         plural = "s" if len(report.faults) > 1 else ""
         raise DataError(f"{len(report.faults)} fault{plural} in {name} {split} at {root}, listed above")
+
+
+def _rule_of_files(name: str, bands: str | None, values: str | None) -> "FileRule":
+    """Return the rule by which files of some bands and values are read."""
+    from ddcat.preprocess import FileRule
+
+    if bands is not None and name != "folder":
+        raise DataError(f"--bands {bands}: the layout {name} has images in RGB; use the layout folder")
+    option = ""
+    try:
+        option = f"--bands {bands}: expected a number from 1 to 16, or bands counted from 1, such as 4,3,2"
+        chosen = None if bands is None else int(bands) if "," not in bands else tuple(map(int, bands.split(",")))
+        rule = FileRule(bands=chosen)
+        option = f"--values {values}: expected two ascending numbers from 0 to 65535, such as 0,10000"
+        if values is None:
+            return rule
+        low, high = map(int, values.split(","))
+        return FileRule(bands=chosen, values=(low, high))
+    except ValueError as cause:  # pydantic's, too
+        raise DataError(option) from cause
 
 
 @app.command()

@@ -42,7 +42,8 @@ class RequestedOutput(NamedTuple):
 def check_image(datatype: str, shape: list[int], max_pixels: int) -> None:
     """Refuse a tensor that is not a batch of images: RequestError (400), or 413 for too many pixels."""
     if datatype != "UINT8":
-        raise RequestError(400, f"image has datatype {quoted(datatype)}; the model takes UINT8")
+        deep = "; send files of 16 bits to /v1/segment" if datatype == "UINT16" else ""
+        raise RequestError(400, f"image has datatype {quoted(datatype)}; the model takes UINT8{deep}")
     if len(shape) != 4 or not 1 <= shape[3] <= MOST_BANDS or min(shape) < 1:
         raise RequestError(400, f"image has shape {quoted(shape)}; the model takes [N, H, W, 3]")
     if math.prod(shape[:3]) > max_pixels:

@@ -14,6 +14,7 @@ from ddcat_train.data.check import check, lines_of
 from ddcat_train.data.dataset import Fault
 from ddcat_train.data.pictures import read_mask
 from ddcat_train.data_cli import app
+from tests.banded import bands_of, encoded, write_banded
 
 Writer = Callable[..., None]
 
@@ -120,3 +121,44 @@ def test_camvid_shares_are_those_of_its_description(real_data: Path) -> None:
     of_all = report.class_shares() * (1 - report.ignored_share()) * 100
     assert np.abs(of_all - told).max() < 0.06
     assert report.pairs == 367
+
+
+@pytest.mark.parametrize(("count", "suffix"), [(4, "png"), (5, "tif")])
+def test_bands_of_16_bits_are_checked_as_training_reads_them(count: int, suffix: str, tmp_path: Path) -> None:
+    if suffix == "tif":
+        pytest.importorskip("rasterio", reason="rasterio is not installed")
+    root = write_banded(tmp_path / "data", count)
+    arguments = [
+        "check",
+        "folder",
+        str(root),
+        "--bands",
+        str(count),
+        "--values",
+        "100,4195",
+        "--json",
+        str(tmp_path / "a.json"),
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert (report["sound"], report["pairs"], report["warnings"]) == (True, 6, [])
+    (root / f"images/train/2.{suffix}").unlink()
+    encoded(root / f"images/train/2.{suffix}", bands_of(3)[0])
+    assert CliRunner().invoke(app, arguments).exit_code == 1
+    faults = json.loads((tmp_path / "a.json").read_text())["faults"]
+    assert [fault["message"].partition(": ")[2] for fault in faults] == [f"it has 3 bands, expected {count}"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "options", "message"),
+    [
+        ("folder", ["--bands", "17"], "--bands 17: expected a number from 1 to 16, or bands counted from 1, such as 4,3,2"),
+        ("folder", ["--bands", "4,x"], "--bands 4,x: expected"),
+        ("folder", ["--values", "9,3"], "--values 9,3: expected two ascending numbers from 0 to 65535, such as 0,10000"),
+        ("voc", ["--bands", "5"], "--bands 5: the layout voc has images in RGB; use the layout folder"),
+    ],
+)  # fmt: skip
+def test_bands_that_cannot_be_read_are_refused(layout: str, options: list[str], message: str, small_folder: Path) -> None:
+    result = CliRunner().invoke(app, ["check", layout, str(small_folder), *options])
+    assert message in str(result.exception)

@@ -147,7 +147,7 @@ def _of_other_splits(dataset: Dataset) -> Iterator[str]:
 
 def _listed(dataset: Dataset, split: str) -> Dataset | None:
     try:
-        return list_dataset(dataset.name, dataset.root, split)
+        return list_dataset(dataset.name, dataset.root, split, rule=dataset.rule)
     except DataError:
         return None
 
