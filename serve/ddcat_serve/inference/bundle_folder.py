@@ -55,7 +55,3 @@ class BundleFolder:
         except OSError:
             return ()
         return tuple(sorted((file, about.st_size, about.st_mtime_ns) for file, about in found))
-
-    def without_path(self, text: str) -> str:
-        """Return a message for clients, which do not learn where the folder is."""
-        return text.replace(f"{self.path}{os.sep}", "")

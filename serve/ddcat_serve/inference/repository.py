@@ -312,7 +312,7 @@ class Repository:
     def _refuse(self, place: _Place, name: str, version: str, error: Exception) -> str:
         """Record that a bundle was refused; return the reason in one line, without paths of this machine."""
         known = isinstance(error, DdcatError)
-        reason = self.folder.without_path(str(error)) if known else "its engine failed; the server's log says why"
+        reason = str(error).replace(f"{self.folder.path}/", "") if known else "its engine failed; the server's log says why"
         _log.error("%s, version %s, is refused: %s", name, version, error, exc_info=None if known else error)
         place.refused[version] = reason
         self._metrics.count_refused_load(name)
