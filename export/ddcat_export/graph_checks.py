@@ -1,6 +1,6 @@
 """Check graphs of every precision: validity, opset, types, inputs and outputs."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import onnx
@@ -10,7 +10,7 @@ from ddcat.choices import Precision
 from ddcat.error_text import first_line
 from ddcat_export.errors import ExportError
 
-__all__ = ["ANY_SIZE", "COMPUTES", "LOGITS", "OPSET", "PRODUCTS", "check_form", "check_graph", "types_of"]
+__all__ = ["ANY_SIZE", "COMPUTES", "LOGITS", "OPSET", "PRODUCTS", "check_form", "check_graph", "set_constants", "types_of"]
 
 # The first whose convolutions take bfloat16. One for all precisions, so that they differ in types and nothing else: ONNX
 # Runtime, OpenVINO and the parser of TensorRT 10 and 11 read it, and ONNX Runtime is as fast with it as with older ones.
@@ -126,6 +126,14 @@ def types_of(model: onnx.ModelProto) -> dict[str, int]:
     types = {tensor.name: tensor.data_type for tensor in inferred.initializer}
     types |= {v.name: v.type.tensor_type.elem_type for v in (*inferred.input, *inferred.value_info, *inferred.output)}
     return {name: kind for name, kind in types.items() if kind != TensorProto.UNDEFINED}
+
+
+def set_constants(graph: onnx.GraphProto, tensors: Iterable[onnx.TensorProto]) -> None:
+    """Make the constants of a graph those of some tensors that its nodes read."""
+    used = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in tensors if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def _axes(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:

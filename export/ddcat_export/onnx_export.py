@@ -19,7 +19,7 @@ from ddcat.manifest import Sizes
 from ddcat_export.errors import ExportError
 from ddcat_export.export_forms import ExportForms
 from ddcat_export.fuse_batch_norm import fold_batch_norms
-from ddcat_export.graph_checks import ANY_SIZE, LOGITS, OPSET, check_form, check_graph
+from ddcat_export.graph_checks import ANY_SIZE, LOGITS, OPSET, check_form, check_graph, set_constants
 from ddcat_train.networks import Segmenter
 
 __all__ = [
@@ -289,7 +289,4 @@ def spell_out_norms(model: onnx.ModelProto) -> None:
             model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32)[:, None, None], name))
         model.graph.node.append(helper.make_node("Mul", [node.input[0], f"{output}_factor"], [scaled], f"{node.name}_factor"))
         model.graph.node.append(helper.make_node("Add", [scaled, f"{output}_shift"], [output], node.name))
-    used = {name for node in model.graph.node for name in node.input}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    set_constants(model.graph, model.graph.initializer)

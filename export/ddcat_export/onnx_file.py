@@ -1,5 +1,6 @@
 """A model in an ONNX file of another program: what it is fed, what it gives, and how attacks see it."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,17 +204,18 @@ class OnnxFile(Reference):
                 f"{self.path} returns {self.output} of shape {tuple(single.shape)}: expected logits of {len(self.classes)} "
                 "channels, one for each class of --classes"
             )
-        known = _replaced(self, logits=_Axes(self.logits.name, single.shape[1] != len(self.classes)))
+        known = dataclasses.replace(self, logits=_Axes(self.logits.name, single.shape[1] != len(self.classes)))
         if batch is None:
             return known
         if batch != 1:
             raise ExportError(f"{self.path} takes {batch} images at a time: expected one, or a free batch; export it again")
-        freed = _replaced(known, model=_freed(self.model, self.images.name))
+        freed = dataclasses.replace(known, model=_freed(self.model, self.images.name))
         try:
             several = freed.run((2, height, width))
         except (ExportError, EngineError):
-            return _replaced(known, any_batch=False)
-        return freed if np.allclose(several[:1], several[1:]) and several.shape[0] == 2 else _replaced(known, any_batch=False)
+            return dataclasses.replace(known, any_batch=False)
+        takes_two = several.shape[0] == 2 and np.allclose(several[:1], several[1:])
+        return freed if takes_two else dataclasses.replace(known, any_batch=False)
 
     def run(self, shape: tuple[int, int, int]) -> npt.NDArray[np.float32]:
         """
@@ -231,10 +233,6 @@ class OnnxFile(Reference):
         except EngineError as cause:
             raise ExportError(f"{self.path} fails on images of {height}x{width}: {cause}") from cause
         return logits
-
-
-def _replaced(file: OnnxFile, **changes: Any) -> OnnxFile:
-    return OnnxFile(**{**file.__dict__, **changes})
 
 
 def _fed(file: OnnxFile, images: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ddcat.choices import Precision
 from ddcat_export.errors import ExportError
-from ddcat_export.graph_checks import COMPUTES, LOGITS, check_graph, types_of
+from ddcat_export.graph_checks import COMPUTES, LOGITS, check_graph, set_constants, types_of
 from ddcat_export.opsets import opset_of
 
 __all__ = ["DTYPES", "cast_graph", "castable", "rounds", "simulated"]
@@ -81,11 +81,9 @@ def cast_graph(content: bytes, precision: Precision, *, fp32: Collection[str] = 
     writer = _Writer(model, precision, {node.output[0] for node in nodes}, set(fp32))
     for node in model.graph.node:
         writer.write(node)
-    used = {name for node in writer.nodes for name in node.input}
-    kept = [tensor for tensor in (*model.graph.initializer, *writer.constants) if tensor.name in used]
-    del model.graph.node[:], model.graph.initializer[:]
+    del model.graph.node[:]
     model.graph.node.extend(writer.nodes)
-    model.graph.initializer.extend(kept)
+    set_constants(model.graph, [*model.graph.initializer, *writer.constants])
     check_graph(model, precision, opset_of(content), fp32=fp32)
     changed: bytes = model.SerializeToString(deterministic=True)
     return changed

@@ -18,7 +18,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from ddcat_export.errors import ExportError
-from ddcat_export.graph_checks import LOGITS, check_graph
+from ddcat_export.graph_checks import LOGITS, check_graph, set_constants
 
 __all__ = ["check_quantised", "layers_of", "normalise_matmuls", "quantise", "quantised_tensors"]
 
@@ -189,7 +189,7 @@ class _Writer:
     def finish(self) -> None:
         del self.graph.node[:]
         self.graph.node.extend(self.nodes)
-        _set_constants(self.graph, [*self.weights.values(), *self.constants.values()])
+        set_constants(self.graph, [*self.weights.values(), *self.constants.values()])
 
 
 def _plan(model: onnx.ModelProto, float_layers: Collection[str], *, unsigned: bool) -> _Plan:
@@ -258,12 +258,5 @@ def _move_weights_to_rhs(model: onnx.ModelProto) -> onnx.ModelProto:
                 helper.make_node("Transpose", [output], list(node.output), f"{node.name}_turned", perm=[1, 0]),
             ]
         )
-    _set_constants(model.graph, list(model.graph.initializer))
+    set_constants(model.graph, model.graph.initializer)
     return model
-
-
-def _set_constants(graph: onnx.GraphProto, tensors: list[onnx.TensorProto]) -> None:
-    used = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in tensors if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
