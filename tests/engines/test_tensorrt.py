@@ -1,11 +1,9 @@
 """TensorRT's engine from build to answer, on a machine that records what is asked of it."""
 
 import dataclasses
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import onnx
@@ -18,6 +16,7 @@ from ddcat.hashing import sha256_of_bytes
 from ddcat.manifest import DimRange, InputShapes
 from ddcat_export.engines import build_engine, check_possible
 from tests.bundles import small_graph
+from tests.engines import machine as doubles
 
 LADDER = InputShapes(
     batch=DimRange(minimum=1, maximum=3),
@@ -27,19 +26,8 @@ LADDER = InputShapes(
 )
 
 
-def double() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("machine", Path(__file__).with_name("machine.py"))
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
-    doubles = double()
-
     def install(version: str = "10.13.2.6") -> object:
         doubles.forget_engine()
         machine = doubles.Machine(version)
@@ -329,7 +317,7 @@ def test_versions_and_what_they_lack(
 
 
 def test_without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
-    double().forget_engine()
+    doubles.forget_engine()
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(EngineError, match=r'the runtime of engine trt is not installed .*: pip install "\.\[gpu\]"'):
         check_possible("trt", "fp32")

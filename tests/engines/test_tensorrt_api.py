@@ -7,7 +7,6 @@ or later, is looked up; what no signature tells has no attributes at all, and wh
 """
 
 import ast
-import importlib.util
 import inspect
 import re
 import shutil
@@ -15,11 +14,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from ddcat_export.engines.tensorrt.flags import HARDWARE, builder_flags, hardware_level
+from tests.engines import bindings
+from tests.engines import machine as doubles
 
 ROOT = Path(__file__).parents[2]
 API, RUN, CUDA, VERSION8, RTX = (
@@ -32,16 +32,7 @@ RELEASES = {"8.6.1": "tensorrt-bindings", "10.13.2.6": "tensorrt-cu13-bindings",
 ONLY_10 = ("create_network", "complaint", "memory_size", "create_context")  # of `Api`, which `Version8` has in another form
 
 
-def beside(name: str) -> ModuleType:
-    specification = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-CACHE: Path = beside("bindings").cache_folder()  # before a test has a cache of its own
+CACHE = bindings.cache_folder()  # before a test has a cache of its own
 
 
 @pytest.fixture(
@@ -50,7 +41,6 @@ CACHE: Path = beside("bindings").cache_folder()  # before a test has a cache of 
 )
 def release(request: pytest.FixtureRequest) -> tuple[str, Path]:
     """A version, and the folder of its stubs."""
-    bindings = beside("bindings")
     version: str = request.param
     if shutil.which("cc") is None or shutil.which("nm") is None:
         pytest.skip("no C compiler is here, which the stand-ins for TensorRT's libraries need")
@@ -67,7 +57,7 @@ def rtx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the stubs of TensorRT for RTX, which is installed."""
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     folder: Path = tmp_path_factory.mktemp("rtx")
-    stubs = beside("bindings").write_stubs(folder, "tensorrt_rtx")
+    stubs = bindings.write_stubs(folder, "tensorrt_rtx")
     (stubs / "tensorrt_rtx.pyi").write_text("from tensorrt import *\nfrom tensorrt import __version__ as __version__\n")
     return Path(stubs)
 
@@ -170,7 +160,6 @@ def test_flags_that_are_chosen_by_name_are_there(release: tuple[str, Path]) -> N
 def test_the_recording_machine_has_no_names_of_its_own(release: tuple[str, Path]) -> None:
     version, stubs = release
     text = (stubs / "tensorrt.pyi").read_text(encoding="utf-8")
-    doubles = beside("machine")
     machine = doubles.Machine(version)
     trt = doubles.tensorrt_of(machine)
     enums = {name: value for name, value in vars(trt).items() if hasattr(value, "__members__")}

@@ -20,7 +20,8 @@ from ddcat.manifest import DeviceKinds, DimRange, InputShapes, TensorEntry
 from ddcat_export.engines import build_engine
 from ddcat_export.precision_cast import cast_graph
 from tests.bundles import small_graph
-from tests.engines.test_tensorrt import LADDER, double
+from tests.engines import machine as doubles
+from tests.engines.test_tensorrt import LADDER
 
 FREE = InputShapes(
     batch=DimRange(minimum=1, maximum=2), height=DimRange(minimum=8, maximum=40), width=DimRange(minimum=9, maximum=50)
@@ -31,7 +32,7 @@ ONE = InputShapes(**dict.fromkeys(("batch", "height", "width"), DimRange(minimum
 @pytest.fixture
 def real() -> None:
     """Let the engine be that of the library which is installed."""
-    double().forget_engine()
+    doubles.forget_engine()
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 
 
@@ -105,7 +106,6 @@ def test_a_bundle_that_is_opened_without_a_gpu(build: Callable, tmp_path: Path) 
 
 
 def test_without_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch, build: Callable, tmp_path: Path) -> None:
-    doubles = double()
     doubles.forget_engine()
     doubles.Machine().install(monkeypatch)
     bundle = bundle_of(small_graph(), tmp_path, build)
@@ -118,8 +118,6 @@ def test_without_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch, build: Callable, 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable:
-    doubles = double()
-
     def install(capability: tuple[int, int] = (8, 9)) -> object:
         doubles.forget_engine()
         machine = doubles.Machine()
@@ -206,7 +204,7 @@ def test_another_version_is_refused(machine: Callable, build: Callable, tmp_path
 
 @pytest.mark.usefixtures("real")
 def test_the_recording_machine_has_no_names_of_its_own() -> None:
-    doubles, real = double(), importlib.import_module("tensorrt_rtx")
+    real = importlib.import_module("tensorrt_rtx")
     doubled = doubles.tensorrt_rtx_of(doubles.Machine())
     for name in ("ComputeCapability", "EngineValidity", "DynamicShapesKernelSpecializationStrategy"):
         assert set(getattr(doubled, name).__members__) <= set(getattr(real, name).__members__)

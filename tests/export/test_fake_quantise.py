@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,6 +22,7 @@ from ddcat_export.quantise import layers_of, normalise_matmuls, quantise
 from ddcat_export.twin.twin import Twin
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.pixels import to_planes
+from tests.export.onnx_files import node_by_node
 
 SHAPE = (2, 49, 66)
 
@@ -75,16 +75,8 @@ def test_what_is_trained_is_what_is_exported(
         assert torch.equal(logits, Twin(content)(to_planes(images)))
     assert content != before
     wanted = run_once(content, images)["labels"]
-    alone = onnx_runtime_node_by_node(content, images)  # sums in another order fall to other steps, in the runtime itself too
+    alone, _ = node_by_node(content, images)  # sums in another order fall to other steps, in the runtime itself too
     assert (logits.argmax(1).numpy() == wanted).mean() >= (alone == wanted).mean() - 0.02
-
-
-def onnx_runtime_node_by_node(content: bytes, images: np.ndarray) -> np.ndarray:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    labels: np.ndarray = session.run(["labels"], {"image": images})[0]
-    return labels
 
 
 def test_only_weights_change(fp32: bytes, ranges: dict[str, float], trained: frozenset[str]) -> None:

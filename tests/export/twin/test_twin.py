@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -26,7 +25,7 @@ from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.config import ModelConfig
 from ddcat_train.networks import Segmenter, build_segmenter
 from ddcat_train.pixels import to_8_bit
-from tests.export.onnx_files import spread
+from tests.export.onnx_files import node_by_node, spread
 
 SHAPE = (2, 49, 66)
 MODELS: dict[str, dict[str, Any]] = {
@@ -122,10 +121,7 @@ def unoptimised(content: bytes, images: np.ndarray) -> tuple[np.ndarray, Tensor]
     In int8 a sum that is rounded in another order falls to the other side of a step here and there, and what follows departs
     from it: a runtime does not agree with itself much better than with another one.
     """
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    labels, logits = session.run(["labels", "logits"], {"image": images})
+    labels, logits = node_by_node(content, images)
     return labels, enlarged(logits)
 
 
