@@ -5,12 +5,15 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from bench.any_model.table import page as any_model_page
 from bench.paper.paper_tables import make_tables
 from bench.paper.render_tables import tables_markdown
 from bench.paper.runs import find_results
 from ddcat.metrics import miou
+from ddcat_bench.fidelity.compare import FidelityResult
+from ddcat_bench.result_io import read_result
 from tests.files import script
 
 ROOT = Path(__file__).parents[2]
@@ -115,3 +118,19 @@ def test_what_drift_sees_is_what_the_files_hold() -> None:
         for reference in dict.fromkeys(reference for reference, _ in alarms):
             clean, attack, adaptive = (alarms[reference, name] for name in ("clean", "attack", "adaptive"))
             assert f"| {called} | {reference} | {clean:.3f} | {attack:.3f} | {adaptive:.3f} |" in page
+
+
+def test_the_tables_of_layers_are_made_of_the_file_beside_them() -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    result = json.loads((ROOT / "docs/results/layers.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/results/layers.md").read_text(encoding="utf-8")
+    assert page.startswith(script("bench/cpu/layers.py").markdown(result, "layers"))
+
+
+def test_fine_tuning_for_int8_changed_as_many_labels_as_the_page_says() -> None:
+    page = (ROOT / "docs/results/int8-camvid.md").read_text(encoding="utf-8")
+    folder = ROOT / "docs/results/int8-camvid/finetuned"
+    plain, tuned = (read_result(folder / f"{name}.json", FidelityResult).rows for name in ("int8", "int8-finetuned"))
+    for name, before, after in zip(("clean", "BIM, n = 3", "BIM, n = 7"), plain, tuned, strict=True):
+        shares = [f"{100 * row.differing / row.pixels:.2f}%" for row in (before, after)]
+        assert f"| {name} | {shares[0]} | {shares[1]} |" in page
