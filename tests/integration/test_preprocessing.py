@@ -7,19 +7,23 @@ from pathlib import Path
 import cv2
 import httpx
 import numpy as np
+import onnx
 import pytest
+import torch
 from PIL import Image
-from torch import Tensor
 
 from ddcat.bundle import Bundle, write_bundle
 from ddcat.engines import open_engine
+from ddcat.manifest import TensorEntry
 from ddcat.metrics import Counts, confusion_counts
 from ddcat.preprocess import FileRule, Resize
+from ddcat.tiles import Tiles
 from ddcat_bench.attack.scoring import count_victims
 from ddcat_bench.gate.job import GateJob
 from ddcat_bench.gate.measurements import gate_batches
 from ddcat_bench.gate.pool import engine_labels
 from ddcat_bench.inputs import check_sizes, open_bundle_data
+from ddcat_bench.tiled import as_served
 from ddcat_serve.http.app import create_app
 from ddcat_serve.inference.model_registry import load_models
 from ddcat_serve.settings import Settings
@@ -49,16 +53,36 @@ def made(path: Path, dataset: Dataset, rule: FileRule) -> Bundle:
     return write_bundle(path, manifest, {"model.onnx": content})
 
 
+def cut(path: Path, dataset: Dataset, rule: FileRule, tiles: Tiles) -> Bundle:
+    """The same for images in tiles, of a network that looks at the mean colour around each pixel: tiles change labels."""
+    classes = len(dataset.classes)
+    random = np.random.default_rng(0)
+    weights, bias = random.normal(0, 1, (classes, 3)), random.normal(0, 1, classes)
+    weights -= weights.mean(1, keepdims=True)  # by the hue, which differs within an image even where it is blurred
+    graph = onnx.load_from_string(small_graph(weights=weights, bias=bias))
+    place = next(place for place, node in enumerate(graph.graph.node) if node.op_type == "Conv")
+    around = onnx.helper.make_node("AveragePool", ["planes"], ["around"], kernel_shape=[65, 65], pads=[32] * 4)
+    graph.graph.node[place].input[0] = "around"
+    graph.graph.node.insert(place, around)
+    content = graph.SerializeToString()
+    logits = TensorEntry(name="logits", dtype="float32", shape=("batch", classes, "height", "width"))
+    known = small_manifest(content, logits=False)
+    known = known.model_copy(update={"outputs": (*known.outputs, logits)})
+    preprocessing = known.preprocessing.model_copy(update=dict(rule) | {"tiles": tiles})
+    return write_bundle(path, manifest_on(dataset, known, preprocessing=preprocessing), {"model.onnx": content})
+
+
 def by_the_gate(bundle: Bundle) -> tuple[list[str], Counts]:
     """Names and counts of clean images, as the gate reads, labels and counts them."""
     dataset = open_bundle_data(bundle)
-    check_sizes(bundle, dataset)
+    check_sizes(bundle, dataset, cut=True)
     job = GateJob(bundle, None, dataset, IMAGES)  # type: ignore[arg-type] # no network is attacked
     names: list[str] = []
     counts: list[Counts] = []
-    with open_engine(bundle, threads=1) as engine:
+    with open_engine(bundle, threads=1) as opened:
+        engine = as_served(opened, bundle.manifest)
         for batch, victims in gate_batches(job, job.images):
-            labels = Tensor(engine_labels(engine, to_8_bit(victims.images, victims.images)))
+            labels = torch.from_numpy(engine_labels(engine, to_8_bit(victims.images, victims.images))).long()
             names += batch
             counts += count_victims(victims, labels, len(dataset.classes))
     return names, np.stack(counts)
@@ -73,7 +97,7 @@ def over_http(bundle: Bundle, names: list[str]) -> Counts:
         client = httpx.Client(transport=InProcess(create_app(models, Settings())), base_url="http://test")
         for name in names:
             place = places[name]
-            response = client.post("/v1/segment", content=dataset.pairs[place].image.read_bytes())
+            response = client.post("/v1/segment?timeout=60", content=dataset.pairs[place].image.read_bytes())
             assert response.status_code == 200, response.text
             mask = np.asarray(Image.open(io.BytesIO(response.content)))
             labels = dataset.read(place).labels
@@ -143,3 +167,13 @@ def test_files_of_16_bits_score_over_http_what_the_gate_finds(tmp_path: Path) ->
     names, counts = by_the_gate(bundle)
     assert len(names) == len(voc)
     assert np.array_equal(over_http(bundle, names), counts)
+
+
+def test_scenes_in_tiles_score_over_http_what_the_gate_finds(tmp_path: Path) -> None:
+    dataset = open_dataset("voc", needed(SAMPLES["voc"]), "val")
+    bundle = cut(tmp_path / "bundle", dataset, FileRule(), Tiles(side=128, overlap=32))
+    names, counts = by_the_gate(bundle)
+    assert np.array_equal(over_http(bundle, names), counts)
+    whole = bundle.manifest.preprocessing.model_copy(update={"tiles": None})
+    bundle = write_bundle(tmp_path / "whole", bundle.manifest.model_copy(update={"preprocessing": whole}), bundle.files)
+    assert not np.array_equal(by_the_gate(bundle)[1], counts)  # tiles change labels, and both saw it
