@@ -11,21 +11,25 @@ docs/results/zoo.md is made from all of them.
 import argparse
 import io
 import shutil
+import statistics
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
 
-from ddcat.atomic_files import write_bytes, write_json, write_text
+from ddcat.atomic_files import read_json, write_bytes, write_json, write_text
 from ddcat.bundle import open_bundle, write_bundle
 from ddcat.cli_support import run
 from ddcat.errors import DdcatError
 from ddcat.hashing import sha256_of_file
 from ddcat.zoo.index import INDEX, Entry, Index, StoredFile, read_index
 from ddcat_bench.attack.results import AttackResult
+from ddcat_bench.certify.results import CertificateResult
 from ddcat_bench.corruption.results import CorruptionResult
 from ddcat_bench.gate.results import GateResult
 from ddcat_bench.markdown import table
@@ -40,6 +44,16 @@ SUITES = {  # of the validation split, as many images as two cores attack within
 }
 LARGEST = 16 * 2**20  # bytes of a file
 LICENCE = "Apache-2.0, from ImageNet weights under Apache-2.0; trained on CamVid, which is for research"
+KINDS = {  # the common corruptions, as their authors sort them
+    "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
+    "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    "snow": ("snow",),
+    "frost": ("frost",),
+    "fog": ("fog",),
+    "brightness": ("brightness",),
+    "contrast": ("contrast",),
+    "JPEG": ("jpeg_compression",),
+}
 FIGURES = ("clean", "SEA at 4/255", "SEA at 8/255", "corruptions")
 PAGE = """# Models of the zoo
 
@@ -48,12 +62,29 @@ split at 240 x 180. They are measured as they are stored, with matrices in float
 
 {table}
 
+- **certified**: of a network trained on Gaussian noise, after randomised smoothing; {corruptions} images, sigma 0.25.
 - **clean** and **BIM**: {quick} images, evenly spread; BIM as in the paper, with epsilon 0.03 (7.65/255) and 7 steps of 0.01.
 - **SEA**: {sea} images; for each the worst result of three attacks with {iterations} iterations. The full attack has 300
   iterations and lowers the score further.
 - **corruptions**: {corruptions} images; the mean over the fifteen common corruptions and five severities.
 - **gate**: the verdict on the engine for ONNX Runtime; "-" if the gate was not run. "Quick" is `ddcat gate --quick`: clean
   images and BIM with three steps, on all 101 images.
+
+## Under corruptions
+
+The mean mIoU over five severities, by kind of corruption, and in brackets the share of the model's own score on the same
+{corruptions} clean images.
+
+{kinds}
+
+## Engines
+
+Each engine labels the same {images} images as PyTorch in fp32: the share of equal labels, and how many times as fast as PyTorch
+it is for one image, on the same {threads} threads, in turns. `python bench/zoo/engines.py` measured this on {machine}.
+
+{engines}
+
+## What these figures are
 
 These are few images of one clip, so a difference of a point or two means nothing. The folder `zoo/` beside this page has the
 results with the counts of every image, and a card for each model. This command makes everything for one model from a run:
@@ -70,6 +101,7 @@ KEPT = {  # of a result's folder, what goes into the repository
     "attack-quick": ("attack.json", "attack.md"),
     "attack-sea": ("attack.json", "attack.md"),
     "attack-corruptions": ("corruptions.json", "corruptions.md"),
+    "certificate": ("certificate.json", "certificate.md"),
     "gate-fp32": ("gate.json", "gate.md"),
     "gate-int8": ("gate.json", "gate.md"),
     "card": ("card.json", "card.md"),
@@ -97,6 +129,8 @@ def main() -> None:
     data = ["--data-root", given.data_root]
     for suite, options in SUITES.items():
         made(work / f"attack-{suite}", "ddcat", "attack", stored, "--suite", suite, *options, *data)
+    if load_checkpoint(stored).description.config.method.name == "gaussian":
+        made(work / "certificate", "ddcat", "attack", stored, "--certify", *SUITES["corruptions"], *data)
     for precision in ("fp32", "int8"):
         bundle = work / precision
         made(bundle, "ddcat", "export", stored, "--engine", "ort", "--precision", precision, *data)
@@ -234,17 +268,49 @@ def page(index: Index) -> str:
         quick = read_result(folder / "attack-quick" / "attack.json", AttackResult)
         found = figures(folder)
         strongest = next(row.scores.miou for row in quick.rows if row.label == "n = 7")
+        certificate = folder / "certificate" / "certificate.json"
+        certified = f"{read_result(certificate, CertificateResult).certified_miou:.3f}" if certificate.exists() else "-"
         verdicts = (verdict(folder, f"gate-{name}") for name in ("fp32", "int8"))
         rows.append(
             [model.name, *(f"{found.get(name, float('nan')):.3f}" for name in FIGURES[:1]), f"{strongest:.3f}",
-             *(f"{found.get(name, float('nan')):.3f}" for name in FIGURES[1:]), *verdicts]
+             *(f"{found.get(name, float('nan')):.3f}" for name in FIGURES[1:]), certified, *verdicts]
         )  # fmt: skip
     return PAGE.format(
-        table=table(["model", "clean", "BIM, n = 7", *FIGURES[1:], "gate, fp32", "gate, int8"], rows),
+        table=table(["model", "clean", "BIM, n = 7", *FIGURES[1:], "certified", "gate, fp32", "gate, int8"], rows),
+        kinds=table(["model", *KINDS, "camera and codec"], [corrupted(model.name) for model in index.models]),
+        **engines([model.name for model in index.models]),
         **{name: options[1] for name, options in SUITES.items()},
         iterations=SUITES["sea"][3],
         trained="\n".join(f"- {model.name}: `{model.trained}`" for model in index.models),
     )
+
+
+def corrupted(name: str) -> list[str]:
+    """Return a model's row of the kinds of corruption."""
+    result = read_result(RESULTS / name / "attack-corruptions" / "corruptions.json", CorruptionResult)
+    means = [statistics.mean(row.miou for corruption in kind for row in result.of(corruption)) for kind in KINDS.values()]
+    capture = result.mean("capture")
+    assert capture is not None
+    return [name, *(f"{mean:.3f} ({mean / result.clean.miou:.0%})" for mean in (*means, capture))]
+
+
+def engines(names: Sequence[str]) -> dict[str, Any]:
+    """Return the table of engines and what it was measured on."""
+    measured = {name: read_json(file, DdcatError) for name in names if (file := RESULTS / name / "engines.json").exists()}
+    if not measured:
+        return {"engines": "Not measured yet.", "images": 0, "threads": 0, "machine": "no machine"}
+    kinds = {"fp32": "ONNX Runtime fp32", "bf16": "OpenVINO bf16", "int8": "ONNX Runtime int8"}
+    rows = [
+        [name, *(f"{found['equal_labels'][kind]:.2%}, {found['times_as_fast'][kind]:.2f}" for kind in kinds)]
+        for name, found in measured.items()
+    ]
+    one = next(iter(measured.values()))
+    return {
+        "engines": table(["model", *kinds.values()], rows),
+        "images": one["images"],
+        "threads": one["threads"],
+        "machine": f"{one['machine']['processor']}, {one['machine']['cores']} cores",
+    }
 
 
 if __name__ == "__main__":
