@@ -112,7 +112,7 @@ def written_aside(path: Path, size: int | None = None) -> Iterator[Path]:
         aside = _create_beside(path, lambda place: place.touch(exist_ok=False))
         try:
             yield aside
-            with aside.open("rb") as whole:
+            with aside.open("r+b") as whole:  # Windows syncs no file that is open for reading alone
                 os.fsync(whole.fileno())
             aside.replace(path)
         except BaseException:
