@@ -5,12 +5,12 @@ The engines of the zoo's models beside PyTorch: labels and time.
 
 Every stored checkpoint is exported in fp32 for ONNX Runtime and in bf16 for OpenVINO; int8 is the stored engine. All label the
 same images of the validation split, spread evenly. Labels are compared with those of PyTorch in fp32. Times are medians of one
-image, from uint8 to labels, by as many threads as there are cores; engines and PyTorch take turns, image by image. Existing
-figures are not measured again: remove docs/results/zoo/NAME/engines.json to do so. At the end docs/results/zoo.md is made anew.
+image, from uint8 to labels, on one thread, which other work on the machine disturbs least; engines and PyTorch take turns,
+image by image. Existing figures are not measured again: remove docs/results/zoo/NAME/engines.json to do so. At the end
+docs/results/zoo.md is made anew.
 """
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -39,6 +39,7 @@ from ddcat_train.pixels import to_planes
 
 ENGINES = {"fp32": ("ort", "fp32"), "bf16": ("openvino", "bf16"), "int8": None}  # None: as it is stored
 IMAGES = 24
+THREADS = 1
 LIBRARIES = ("torch", "onnxruntime", "openvino", "numpy")
 
 U8 = npt.NDArray[np.uint8]
@@ -65,8 +66,7 @@ def measure(model: Entry, data_root: Path, work: Path) -> dict[str, Any]:
     split = open_dataset(data.name, data_root, data.val_split, rule=data.rule(evaluation=True))
     images = [split.read(index).image[None] for plan in evaluation_plan(split, batch_size=1, limit=IMAGES) for index in plan]
     network = checkpoint.segmenter().eval()
-    threads = os.cpu_count() or 1
-    torch.set_num_threads(threads)
+    torch.set_num_threads(THREADS)
 
     def by_pytorch(image: U8) -> U8:
         with torch.inference_mode():
@@ -76,7 +76,7 @@ def measure(model: Entry, data_root: Path, work: Path) -> dict[str, Any]:
     with ExitStack() as stack:
         found: dict[str, Callable[[U8], U8]] = {"pytorch": by_pytorch}
         for name in ENGINES:
-            engine = stack.enter_context(open_engine(open_bundle(bundle(model, name, data_root, work)), threads=threads))
+            engine = stack.enter_context(open_engine(open_bundle(bundle(model, name, data_root, work)), threads=THREADS))
             found[name] = lambda image, engine=engine: engine.infer(image).labels  # type: ignore[misc]
         labels, seconds = in_turns(found, images)
     equal = {name: float(np.mean(labels[name] == labels["pytorch"])) for name in ENGINES}
@@ -84,7 +84,7 @@ def measure(model: Entry, data_root: Path, work: Path) -> dict[str, Any]:
     return {
         "images": len(images),
         "shape": list(images[0].shape),
-        "threads": threads,
+        "threads": THREADS,
         "equal_labels": equal,
         "median_seconds": medians,
         "times_as_fast": {name: medians["pytorch"] / medians[name] for name in ENGINES},

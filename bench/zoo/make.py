@@ -79,8 +79,9 @@ The mean mIoU over five severities, by kind of corruption, and in brackets the s
 
 ## Engines
 
-Each engine labels the same {images} images as PyTorch in fp32: the share of equal labels, and how many times as fast as PyTorch
-it is for one image, on the same {threads} threads, in turns. `python bench/zoo/engines.py` measured this on {machine}.
+Each engine labels the same {images} images as PyTorch in fp32. A cell has the share of equal labels, and how many times as fast
+as eager PyTorch the engine is: medians of one image on one thread, in turns, in one run. `python bench/zoo/engines.py` measured
+this on {machine}, while other work kept the machine busy.
 
 {engines}
 
@@ -298,7 +299,7 @@ def engines(names: Sequence[str]) -> dict[str, Any]:
     """Return the table of engines and what it was measured on."""
     measured = {name: read_json(file, DdcatError) for name in names if (file := RESULTS / name / "engines.json").exists()}
     if not measured:
-        return {"engines": "Not measured yet.", "images": 0, "threads": 0, "machine": "no machine"}
+        return {"engines": "Not measured yet.", "images": 0, "machine": "no machine"}
     kinds = {"fp32": "ONNX Runtime fp32", "bf16": "OpenVINO bf16", "int8": "ONNX Runtime int8"}
     rows = [
         [name, *(f"{found['equal_labels'][kind]:.2%}, {found['times_as_fast'][kind]:.2f}" for kind in kinds)]
@@ -308,7 +309,6 @@ def engines(names: Sequence[str]) -> dict[str, Any]:
     return {
         "engines": table(["model", *kinds.values()], rows),
         "images": one["images"],
-        "threads": one["threads"],
         "machine": f"{one['machine']['processor']}, {one['machine']['cores']} cores",
     }
 

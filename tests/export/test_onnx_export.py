@@ -23,7 +23,6 @@ from ddcat_export.graph_checks import OPSET
 from ddcat_export.onnx_export import MainBranchModule, build_graph, with_logits
 from ddcat_export.parity import check_parity, shapes_of
 from ddcat_train.checkpoints import load_checkpoint
-from ddcat_train.config import ModelConfig
 from ddcat_train.networks import build_segmenter
 
 SIZE = (64, 80)
@@ -43,16 +42,18 @@ def test_it_is_the_graph_of_a_network_that_never_had_other_heads(run: Path, bund
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert open_bundle(tmp_path / "another").files["model.onnx"] == bundle.files["model.onnx"]
-    whole = load_checkpoint(run).segmenter()
+    checkpoint = load_checkpoint(run)
+    whole = checkpoint.segmenter()
     assert set(whole.heads) == {"main", "auxiliary", "mask", "deep"}
-    alone = build_segmenter(ModelConfig(backbone="resnet10", width=8), classes=6)
+    alone = build_segmenter(checkpoint.description.config.model, classes=6)
     alone.load_state_dict({key: value for key, value in whole.state_dict().items() if key in alone.state_dict()})
     content = build_graph(alone.eval(), sizes=None, logits=True, confidence=False)
     assert content == bundle.files["model.onnx"]
 
     graph = parts(content)
     convolutions = [module for module in alone.modules() if isinstance(module, nn.Conv2d)]
-    assert sum(node.op_type == "Conv" for node in graph.node) == len(convolutions)
+    nodes = sum(node.op_type == "Conv" for node in graph.node)
+    assert nodes == len(convolutions) + 1  # ASPP's projection is in two: of the maps, and of their mean
     weights = sum(module.weight.numel() for module in convolutions)
     constants = [tensor.dims for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1]
     assert sum(map(np.prod, constants)) == weights + 6  # mean and std; the head's weight is in parts, some of them matrices
