@@ -206,12 +206,14 @@ def export(
             finetune=None if finetune is None else _finetune(model.reference, data, finetune, sizes, engine, progress),
         )  # fmt: skip
         graphs = made.graphs
-        if needed == "fp16":  # no runtime of a CPU computes typed bf16: its engine is compared on the golden images
+        # No runtime of a CPU computes typed bf16: its engine is compared on the golden images. Nodes that were kept in fp32 for
+        # equal labels on the data have been proven on the data; the logits of made-up images may be further off.
+        if needed == "fp16" and max_drop is None:
             parity = checked(graphs[GRAPH], tolerance=FP16_TOLERANCE)
         if opset < OPSET:
             progress(f"converting the graph to opset {opset}")
             graphs = {name: lowered(graph, opset) for name, graph in graphs.items()}
-            if needed in ("fp32", "fp16"):  # an int8 engine is compared with PyTorch on the golden images
+            if needed == "fp32" or (needed == "fp16" and max_drop is None):  # int8 is compared on the golden images, too
                 tolerance = FP16_TOLERANCE if needed == "fp16" else LOGIT_TOLERANCE
                 parity = checked(graphs[GRAPH], tolerance=tolerance)
         exported = ExportedModel(
