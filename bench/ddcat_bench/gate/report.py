@@ -65,7 +65,7 @@ class Drawing(NamedTuple):
 
     low: float  # ends of the bar, within the drawing
     high: float
-    middle: float | None  # the difference; None where it lies outside
+    middle: float | None  # the difference itself; None: outside of the plotted range
     zero: float  # the places of no difference, and of the two limits
     lower: float
     upper: float
