@@ -18,7 +18,7 @@ from ddcat_export.data import ExportData, Sample
 from ddcat_export.engines.onnxruntime_calibration import measure_magnitudes
 from ddcat_export.progress import Progress, with_progress
 from ddcat_export.quantise import normalise_matmuls, quantised_tensors
-from ddcat_train.attacks import pgd
+from ddcat_train.attacks import cospgd, pgd
 from ddcat_train.networks import Segmenter
 from ddcat_train.pixels import to_8_bit, to_pixels, to_planes
 from ddcat_train.reference import Reference
@@ -26,6 +26,7 @@ from ddcat_train.reference import Reference
 __all__ = ["attack_sample", "attack_samples", "calibration_images", "measure_ranges", "training_attack"]
 
 _PAPER = {"epsilon": 0.03, "alpha": 0.01, "steps": 3}  # of its training
+_ATTACKS = {"PGD": pgd, "CosPGD": cospgd}
 _COMPUTE = ("Conv", "MatMul", "MaxPool", "Add", "Relu", "Clip")  # operators that read or write the tensors that are rounded
 
 
@@ -44,7 +45,7 @@ def attack_sample(segmenter: Segmenter, sample: Sample, options: dict[str, Any],
         On the CPU, in eval().
     sample : Sample
     options : dict
-        Options of PGD, as `training_attack` returns them.
+        Name and options of the attack: PGD, as `training_attack` returns it, or CosPGD.
     seed : int
         Seed of the random start.
 
@@ -55,8 +56,8 @@ def attack_sample(segmenter: Segmenter, sample: Sample, options: dict[str, Any],
     pixels = to_planes(sample.image)  # (1, 3, H, W)
     labels = torch.from_numpy(sample.labels).long()
     chosen = {key: value for key, value in options.items() if key != "name"}
-    adversarial = to_8_bit(pgd(segmenter, pixels, labels, seeds=torch.tensor([seed]), **chosen), pixels)
-    return to_pixels(adversarial)
+    attacked = _ATTACKS[options["name"]](segmenter, pixels, labels, seeds=torch.tensor([seed]), **chosen)
+    return to_pixels(to_8_bit(attacked, pixels))
 
 
 def attack_samples(

@@ -1,7 +1,7 @@
 """From a checkpoint to a bundle: export the main branch, prove it, cast or quantise it, and build the engine."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -35,7 +35,7 @@ from ddcat_export.onnx_export import MINIMUM_SIZE, build_graph
 from ddcat_export.onnx_options import OnnxOptions
 from ddcat_export.opsets import check_opset, lowered
 from ddcat_export.option_checks import check_options
-from ddcat_export.parity import FP16_TOLERANCE, LOGIT_TOLERANCE, Parity, check_parity, sample_images, shapes_of
+from ddcat_export.parity import FP16_TOLERANCE, Parity, check_parity, sample_images, shapes_of
 from ddcat_export.precision_cast import cast_graph
 from ddcat_export.progress import Progress
 from ddcat_export.ptq import Finetune, make_int8
@@ -209,13 +209,14 @@ def export(
         # No runtime of a CPU computes typed bf16: its engine is compared on the golden images. Nodes that were kept in fp32 for
         # equal labels on the data have been proven on the data; the logits of made-up images may be further off.
         if needed == "fp16" and max_drop is None:
-            parity = checked(graphs[GRAPH], tolerance=FP16_TOLERANCE)
+            parity = _compared_in_fp16(checked, graphs[GRAPH])
         if opset < OPSET:
             progress(f"converting the graph to opset {opset}")
             graphs = {name: lowered(graph, opset) for name, graph in graphs.items()}
-            if needed == "fp32" or (needed == "fp16" and max_drop is None):  # int8 is compared on the golden images, too
-                tolerance = FP16_TOLERANCE if needed == "fp16" else LOGIT_TOLERANCE
-                parity = checked(graphs[GRAPH], tolerance=tolerance)
+            if needed == "fp32":  # int8 is compared on the golden images, too
+                parity = checked(graphs[GRAPH])
+            elif needed == "fp16" and max_drop is None:
+                parity = _compared_in_fp16(checked, graphs[GRAPH])
         exported = ExportedModel(
             graphs=graphs,
             reports={} if made.report is None else {REPORT: made.report},
@@ -282,6 +283,16 @@ def _in_precision(
         progress=progress,
     )  # fmt: skip
     return _Made({GRAPH: mixed.graph}, None, mixed.mixed, mixed.report, mixed.nodes)
+
+
+def _compared_in_fp16(checked: Callable[..., Parity], graph: bytes) -> Parity:
+    try:
+        parity: Parity = checked(graph, tolerance=FP16_TOLERANCE)
+    except ExportError as cause:
+        raise ExportError(
+            f"{cause}: use --max-drop 0.2, which keeps nodes in fp32 until labels on the data are equal, or --precision fp32"
+        ) from cause
+    return parity
 
 
 def diff_layers(

@@ -26,7 +26,7 @@ from ddcat_export.errors import ExportError
 from ddcat_export.exporting import Exported, export
 from ddcat_export.graph_checks import COMPUTES, OPSET, check_graph, types_of
 from ddcat_export.mixed_precision import LEAST_EQUAL
-from ddcat_export.parity import sample_images
+from ddcat_export.parity import check_parity, sample_images
 from ddcat_export.precision_cast import cast_graph, castable, simulated
 from ddcat_export.rebuild import rebuild
 from ddcat_serve.cli import app as serve_app
@@ -313,6 +313,15 @@ def test_limits_that_do_not_hold_leave_nothing(
             run, tmp_path / "out", engine="openvino", precision="bf16", calibration_images=1, max_drop=5, data_root=scenes,
             calibration="clean",
         )  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_fp16_that_is_refused_names_a_way_out(monkeypatch: pytest.MonkeyPatch, run: Path, scenes: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    monkeypatch.setattr(exporting, "check_parity", check_parity)
+    monkeypatch.setattr(exporting, "FP16_TOLERANCE", 1e-5)
+    with pytest.raises(ExportError, match=r"at most 1e-05 may; .*: use --max-drop 0\.2, .* or --precision fp32"):
+        export(run, tmp_path / "out", engine="trt-rtx", precision="fp16", max_size=(64, 64), data_root=scenes)
     assert not list(tmp_path.iterdir())
 
 
