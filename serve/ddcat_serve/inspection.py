@@ -154,7 +154,7 @@ def _kept(mixed: MixedPrecision | None) -> list[str]:
         f"{len(nodes)} nodes; {mixed.typed_nodes} round to the precision",
         *nodes,
         f"ranges measured on {_images(mixed.calibration)}",
-        f"equal labels: {equal.clean:.3%} clean, {equal.adversarial:.3%} attacked; {mixed.least_equal:.1%} were needed",
+        f"equal labels: {equal.clean:.3%} clean, {equal.adversarial:.3%} attacked; {mixed.least_equal:.2%} were needed",
         f"it costs {drop.clean:.2f} points of clean and {drop.adversarial:.2f} of adversarial mIoU on {drop.images} images "
         f"({_pairs(drop.attack)}); {mixed.max_drop:g} points were allowed",
     ]

@@ -229,7 +229,7 @@ def test_the_bundle_says_what_was_kept(made: Exported, monkeypatch: pytest.Monke
     monkeypatch.setenv("COLUMNS", "250")
     shown = " ".join(CliRunner().invoke(serve_app, ["inspect", str(made.bundle.path)]).stdout.split())
     assert f"{len(kept)} nodes; {mixed.typed_nodes} round to the precision" in shown
-    assert "99.9% were needed" in shown
+    assert "99.85% were needed" in shown
 
 
 def test_openvino_computes_each_node_in_its_type(made: Exported) -> None:
@@ -270,7 +270,7 @@ def test_the_most_sensitive_nodes_are_kept_until_labels_are_equal(
     def compare(self: object, content: bytes, opens: object) -> tuple[AccuracyDrop, EqualLabels]:
         types = types_of(model := onnx.load_model_from_string(content))
         wide = sum(types[node.output[0]] == onnx.TensorProto.FLOAT for node in model.graph.node if node.name in names)
-        equal = EqualLabels(clean=1.0, adversarial=LEAST_EQUAL if wide >= 3 else LEAST_EQUAL - 0.001)
+        equal = EqualLabels(clean=1.0, adversarial=LEAST_EQUAL if wide >= 3 else LEAST_EQUAL - 0.0001)
         return AccuracyDrop(clean=0, adversarial=0, images=1, attack={}), equal
 
     def measure_each(graph: bytes, layers: list[str], *rest: object, **options: object) -> tuple[object, ...]:
@@ -326,10 +326,10 @@ def test_fp16_that_is_refused_names_a_way_out(monkeypatch: pytest.MonkeyPatch, r
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_half_of_what_the_gate_tolerates_is_asked_for(precision: Precision) -> None:
+def test_more_than_the_gate_wants_is_asked_for(precision: Precision) -> None:
     agreement = read_thresholds(DEFAULT, precision).agreement
     assert agreement is not None
-    assert (1 - agreement) / 2 + 1e-12 >= 1 - LEAST_EQUAL
+    assert agreement + 0.0005 <= LEAST_EQUAL + 1e-12
 
 
 @pytest.mark.parametrize(
