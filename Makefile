@@ -1,5 +1,5 @@
 # Needs Python >= 3.11 and make; everything else is installed into .venv.
-#   make demo      train, export, judge and serve a robust segmenter in minutes
+#   make demo      serve a ready model; then train, attack, export and serve one of your own in minutes
 #   make test      the tests
 #   make coverage  the tests, and the lines that none of them runs
 #   make check     lint, formatting, types

@@ -1,5 +1,5 @@
 """
-The whole line on a laptop: generate scenes, train with and without a defence, attack, export, compare, serve, and look at it.
+The whole line on a laptop: serve a model of the zoo, then make one's own from generated scenes, and look at all of it.
 
 Run by `make demo`. All but the page is done by the console commands, each of which is printed before it runs.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+import numpy.typing as npt
 from demo_page import METHOD_NAMES, Page, Stage, render_page, robustness_statements
 from panels import Panel, Picture, make_panels
 from PIL import Image
@@ -31,6 +32,7 @@ from ddcat.bundle import open_bundle
 from ddcat.cli_support import run
 from ddcat.engines import open_engine
 from ddcat.engines.cores import physical_cores
+from ddcat.engines.golden import read_golden
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.fidelity.compare import FidelityResult
 from ddcat_bench.inputs import main_branch, open_split, torch_device
@@ -39,8 +41,10 @@ from ddcat_bench.timing.cpu_contention import watch_contention
 from ddcat_bench.timing.results import SpeedResult
 from ddcat_train.checkpoints import load_checkpoint
 from ddcat_train.data import open_dataset
+from ddcat_train.run.image_grid import to_png
 
-MADE = ("scenes", "runs", "results", "bundle", "bundle-undefended", "served.png", "index.html")
+MADE = ("zoo", "scenes", "runs", "results", "bundle", "bundle-undefended", "ready.png", "served.png", "index.html")
+READY = "camvid-mobilenet_v2-pgd-at-4"  # of the zoo
 LOOK = 0.5  # seconds in which others are watched before a stage
 QUIET = 0.3  # cores that others may keep busy without being in the way
 
@@ -79,6 +83,9 @@ def main() -> None:
 
     scenes, runs, results, bundle, bare = (out / name for name in ("scenes", "runs", "results", "bundle", "bundle-undefended"))
     shorter = [] if arguments.epochs is None else ["--set", f"train.epochs={arguments.epochs}"]
+    command("ddcat", "zoo", "fetch", READY, "--out", out / "zoo")
+    ready = segment_a_street(out / "zoo/bundle", out / "ready.png")
+
     command("ddcat", "data", "scenes", scenes)
     for method in METHOD_NAMES:
         command("ddcat", "train", f"scenes-{method}", "--data-root", scenes, "--out", runs / method, *shorter)
@@ -88,7 +95,13 @@ def main() -> None:
     command("ddcat", "export", runs / "undefended", "--engine", "ort", "--out", bare)
     command("ddcat", "fidelity", bundle, "--out", results / "fidelity")
     command("ddcat", "speed", bundle, "--out", results / "speed")
-    served = segment_through_a_server(bundle, scenes, out / "served.png")
+    sample = open_dataset("scenes", scenes, "val").read(0)
+    mask = segment_through_a_server(bundle, sample.name, sample.image, out / "served.png")
+    served = Picture(
+        "Served",
+        f"the answer to POST /v1/segment of {sample.name}: all {sample.labels.size:,} labels are those of the engine",
+        mask,
+    )
 
     attacks = [read_result(results / method / "attack.json", AttackResult) for method in METHOD_NAMES]
     statements = robustness_statements(attacks)
@@ -100,6 +113,7 @@ def main() -> None:
         classes=open_bundle(bundle).manifest.class_table(),
         fidelity=read_result(results / "fidelity/fidelity.json", FidelityResult),
         speed=read_result(results / "speed/speed.json", SpeedResult),
+        ready=ready,
         served=served,
         stages=stages,
         next_command=both,
@@ -179,23 +193,28 @@ def fail(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def segment_through_a_server(bundle: Path, scenes: Path, answer: Path) -> Picture:
+def segment_a_street(bundle: Path, answer: Path) -> Panel:
+    """Serve a model of the zoo, and send it the first of its golden images: no training comes before."""
+    image = read_golden(open_bundle(bundle))[0].image
+    mask = segment_through_a_server(bundle, "a golden image", image, answer)
+    sent = Picture("Image", "a street of CamVid, one of the bundle's golden images", to_png(image))
+    return Panel(READY, (sent, Picture("Mask", f"the answer of {READY} in int8", mask)))
+
+
+def segment_through_a_server(bundle: Path, name: str, image: npt.NDArray[np.uint8], answer: Path) -> bytes:
     """Start a server, send it one image, and stop it; its answer must be that of the engine called directly."""
-    sample = open_dataset("scenes", scenes, "val").read(0)
     with (
         stage("ddcat", "serve", bundle, "--port", "0"),
         served(bundle, say=lambda line: console.print(f"  {line}")) as address,
     ):
-        console.print(f"  {sample.name} to POST {address}/v1/segment")
-        mask = ask(address, sample.image)
+        console.print(f"  {name} to POST {address}/v1/segment")
+        mask = ask(address, image)
     write_bytes(answer, mask)
     with Image.open(io.BytesIO(mask)) as opened, open_engine(open_bundle(bundle)) as engine:
-        labels = engine.infer(sample.image[None]).labels[0]
+        labels = engine.infer(image[None]).labels[0]
         if opened.mode != "P" or not np.array_equal(np.asarray(opened), labels):
             fail(f"the server's answer, {answer}, is not what the engine says when it is called directly", 1)
-    return Picture(
-        "Served", f"the answer to POST /v1/segment of {sample.name}: all {labels.size:,} labels are those of the engine", mask
-    )
+    return mask
 
 
 def look(undefended: Path, defended: Path) -> list[Panel]:

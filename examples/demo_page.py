@@ -115,6 +115,8 @@ class Page:
         For the legend of the panels.
     fidelity : FidelityResult
     speed : SpeedResult
+    ready : Panel
+        What a server answered with a model of the zoo.
     served : Picture
         What a server answered with the engine.
     stages : sequence of Stage
@@ -128,6 +130,7 @@ class Page:
     classes: Classes
     fidelity: FidelityResult
     speed: SpeedResult
+    ready: Panel
     served: Picture
     stages: Sequence[Stage]
     next_command: str = ""

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ddcat.bundle import open_bundle
 from ddcat.engines import open_engine
+from ddcat.engines.golden import read_golden
 from ddcat.errors import DdcatError
 from ddcat_bench.attack.results import AttackResult
 from ddcat_bench.fidelity.compare import FidelityResult
@@ -104,6 +105,9 @@ def test_the_demo_leaves_everything_that_it_promises(tmp_path: Path) -> None:
     speed = read_result(out / "results/speed/speed.json", SpeedResult)
     bundle = open_bundle(out / "bundle")
     assert bundle.digest == fidelity.bundle.sha256 == speed.bundle.sha256
+    first = read_golden(ready := open_bundle(out / "zoo/bundle"))[0]
+    with open_engine(ready) as engine, Image.open(out / "ready.png") as served:
+        assert np.array_equal(np.asarray(served), engine.infer(first.image[None]).labels[0])
     sample = open_dataset("scenes", out / "scenes", "val").read(0)
     with open_engine(bundle) as engine, Image.open(io.BytesIO((out / "served.png").read_bytes())) as served:
         assert np.array_equal(np.asarray(served), engine.infer(sample.image[None]).labels[0])

@@ -87,6 +87,7 @@ def example() -> Page:
         classes=Classes(NAMES, ((1, 2, 3), (200, 100, 50))),
         fidelity=fidelity_result(),
         speed=speed_of("ddcat", 0.00345, 0.00678, 0.00567).model_copy(update={"height": 96, "width": 97, "threads": 2}),
+        ready=Panel("a model", (picture("Street", 40), picture("Mask", 50))),
         served=picture("Served", 30),
         stages=[Stage("ddcat train scenes-undefended --out 'a b'", 61.2), Stage("ddcat serve demo/bundle", 2.0)],
     )
@@ -197,7 +198,7 @@ def test_names_are_escaped(read: Reader) -> None:
 
 
 def test_every_picture_is_there_unchanged_and_described(example: Page, read: Reader) -> None:
-    wanted = [*example.panels[0].pictures, example.served]
+    wanted = [*example.panels[0].pictures, *example.ready.pictures, example.served]
     found = [attributes for tag, attributes in read.tags if tag == "img"]
     for shown, attributes in zip(wanted, found, strict=True):
         content = base64.b64decode((attributes["src"] or "").partition(",")[2])
