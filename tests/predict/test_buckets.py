@@ -1,6 +1,5 @@
 """Buckets: moto's S3 on loopback answers as Amazon's does."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,16 +8,7 @@ import pytest
 from ddcat.bundle import Bundle
 from ddcat.predict.run import predict
 from ddcat.predict.sources import find_sources
-from tests.commands import refusal
 from tests.predict.test_predict import digests, kill_and_resume, many
-
-
-@pytest.mark.parametrize(("address", "extra", "library"), [("s3://b/x", "s3", "s3fs"), ("gs://b/x", "gs", "gcsfs")])
-def test_without_its_library_a_line_names_the_extra(
-    address: str, extra: str, library: str, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, library, None)
-    assert f'pip install ".[{extra}]"' in refusal("ddcat", "predict", bundle.path, address, "--out", tmp_path / "out")
 
 
 @pytest.fixture

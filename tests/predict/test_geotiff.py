@@ -3,7 +3,6 @@
 import io
 import json
 import struct
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from ddcat.predict.run import predict
 from ddcat.predict.sources import find_sources
 from ddcat.predict.tiff_directories import has_more_directories
 from tests.bundles import CLASSES
-from tests.commands import call
 from tests.predict.test_tiled import abstaining, tiled
 
 __all__ = ["abstaining", "tiled"]
@@ -38,15 +36,6 @@ def scene(tmp_path: Path) -> tuple[Path, np.ndarray]:
     with rasterio.open(path, "w", driver="GTiff", **about) as file:
         file.write(pixels.transpose(2, 0, 1))
     return path, pixels
-
-
-def test_without_rasterio_a_line_names_the_extra(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "rasterio", None)
-    (tmp_path / "a.tif").write_bytes(b"x")
-    done = call("ddcat", "predict", bundle.path, tmp_path / "a.tif", "--out", tmp_path / "out")
-    assert done.returncode == 2
-    assert 'pip install ".[geo]"' in done.stderr
-    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

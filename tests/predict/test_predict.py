@@ -79,6 +79,28 @@ def _golden_labels(bundle: Bundle) -> list[np.ndarray]:
     return [example.labels for example in read_golden(bundle) if example.name.startswith("clean.")]
 
 
+@pytest.mark.parametrize(
+    ("source", "extra", "library"),
+    [
+        ("a.tif", "geo", "rasterio"),
+        ("a.mp4", "video", "av"),
+        ("s3://b/x", "s3", "s3fs"),
+        ("gs://b/x", "gs", "gcsfs"),
+    ],
+)
+def test_without_a_library_a_line_names_the_extra(
+    source: str, extra: str, library: str, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.chdir(tmp_path)
+    Path("a.tif").write_bytes(b"x")
+    Path("a.mp4").write_bytes(b"x")
+    done = call("ddcat", "predict", bundle.path, source, "--out", "out")
+    assert done.returncode == 2
+    assert f'pip install ".[{extra}]"' in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_images_without_a_mask_are_named_and_the_others_are_done(bundle: Bundle, scenes: Path, tmp_path: Path) -> None:
     (scenes / "damaged.png").write_bytes((scenes / "01.png").read_bytes()[:60])
     Image.new("RGB", (4, 4)).save(scenes / "tiny.png")

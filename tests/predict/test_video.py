@@ -1,7 +1,6 @@
 """Videos: every frame has the mask of its pixels, and the overlay the times of the original."""
 
 import io
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from ddcat.errors import DdcatError
 from ddcat.predict.run import predict
 from ddcat.predict.sources import Source, find_sources
 from ddcat.predict.video import frames
-from tests.commands import call
 from tests.predict.test_predict import digests, kill_and_resume
 
 NEEDS_AV = "av is not installed"
@@ -32,15 +30,6 @@ def write(path: Path, count: int, side: int = 64) -> None:
             picture[at : at + 16, at : at + 16] = [(220, 30, 30), (30, 220, 30), (30, 30, 220)][place // 10 % 3]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
-
-
-def test_without_pyav_a_line_names_the_extra(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "av", None)
-    (tmp_path / "a.mp4").write_bytes(b"x")
-    done = call("ddcat", "predict", bundle.path, tmp_path / "a.mp4", "--out", tmp_path / "out")
-    assert done.returncode == 2
-    assert 'pip install ".[video]"' in done.stderr
-    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from torch import Tensor
 Shapes = dict[str, tuple[int, ...]]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-RESNET50, RESNET18 = (3, 4, 6, 3), (2, 2, 2, 2)
+RESNET50 = (3, 4, 6, 3)
 
 
 def batch_norm(key: str, channels: int) -> Shapes:
