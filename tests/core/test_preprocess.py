@@ -19,9 +19,19 @@ SIZES = st.tuples(st.integers(1, 80), st.integers(1, 80))
 
 
 def saved(form: str, pixels: np.ndarray = PIXELS, **options: Any) -> bytes:
+    return encoded(Image.fromarray(pixels), form, **options)
+
+
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, form, **options)
+    image.save(file, form, **options)
     return file.getvalue()
+
+
+def beyond_its_palette() -> Image.Image:
+    image = Image.frombytes("P", (8, 8), bytes(range(64)))
+    image.putpalette([1, 2, 3])
+    return image
 
 
 def oriented(form: str, value: int) -> bytes:
@@ -130,6 +140,9 @@ def test_a_mask_of_the_right_size_is_left_alone() -> None:
         (saved("PNG")[:-40], "cut off"),
         (saved("PNG", PIXELS[..., 0].astype(np.uint16)), "16 bits"),
         (saved("GIF"), "not an image"),
+        (encoded(Image.new("CMYK", (8, 8)), "JPEG"), "mode CMYK: expected RGB or grey of 8 bits"),
+        (encoded(beyond_its_palette(), "PNG"), "indices beyond its palette"),
+        (encoded(Image.fromarray(PIXELS), "WEBP")[:400], "cut off|cannot be decoded"),
     ],
 )
 def test_what_would_be_a_guess_is_refused(content: bytes, message: str) -> None:

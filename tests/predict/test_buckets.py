@@ -1,14 +1,65 @@
-"""Buckets: moto's S3 on loopback answers as Amazon's does."""
+"""Buckets: a store in memory; in slow tests moto's S3 on loopback, which answers as Amazon's does."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from ddcat.bundle import Bundle
+from ddcat.errors import DdcatError
 from ddcat.predict.run import predict
 from ddcat.predict.sources import find_sources
 from tests.predict.test_predict import digests, kill_and_resume, many
+
+
+class Store(MemoryFileSystem):
+    """Objects in this process, in the place of S3."""
+
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+
+@pytest.fixture
+def shelf(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The scenes in memory: `s3://shelf/day`."""
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda address: (Store(), address.removeprefix("s3:/")))
+    monkeypatch.setattr(Store, "store", {})
+    for path in scenes.rglob("*.png"):
+        Store().pipe_file(f"/shelf/day/{path.relative_to(scenes).as_posix()}", path.read_bytes())
+    return "s3://shelf/day"
+
+
+def test_objects_have_the_masks_of_files(bundle: Bundle, scenes: Path, shelf: str, tmp_path: Path) -> None:
+    names = [source.name for source in find_sources([str(scenes)])]
+    assert [source.name for source in find_sources([shelf])] == names
+    assert [source.name for source in find_sources([f"{shelf}/0*.png"])] == [name for name in names if name.startswith("0")]
+    assert [source.name for source in find_sources([f"{shelf}/{names[0]}"])] == [names[0]]
+    predict(bundle.path, find_sources([shelf]), tmp_path / "objects")
+    predict(bundle.path, find_sources([str(scenes)]), tmp_path / "files")
+    assert digests(tmp_path / "objects/masks") == digests(tmp_path / "files/masks")
+
+
+def test_what_a_store_refuses_is_one_line(bundle: Bundle, shelf: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DdcatError, match=r"^no such object or folder: s3://shelf/night$"):
+        find_sources(["s3://shelf/night"])
+    sources = find_sources([shelf])
+    Store().rm(f"/shelf/day/{sources[0].name}")
+    summary = predict(bundle.path, sources, tmp_path / "out")
+    assert (summary["images"], [entry["name"] for entry in summary["failed"]]) == (len(sources) - 1, [sources[0].name])
+    assert summary["failed"][0]["reason"].startswith("it cannot be read: ")
+    monkeypatch.setattr(Store, "isdir", refuse)
+    with pytest.raises(DdcatError, match=r"^s3://shelf/day cannot be listed: the key has no rights$"):
+        find_sources([shelf])
+    monkeypatch.setattr(fsspec.core, "url_to_fs", refuse)
+    with pytest.raises(DdcatError, match=r"^s3://shelf/day cannot be opened: the key has no rights$"):
+        find_sources([shelf])
+
+
+def refuse(*given: object, **options: object) -> None:
+    raise PermissionError("the key has no rights\nand more")
 
 
 @pytest.fixture

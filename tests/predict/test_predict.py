@@ -183,6 +183,10 @@ def test_a_folder_of_another_job_is_refused(bundle: Bundle, golden: Bundle, scen
     with pytest.raises(DdcatError, match=r"exists already and holds no job\.json"):
         predict(bundle.path, find_sources([str(scenes)]), scenes)
     assert digests(tmp_path / "out") == before
+    job = json.loads((tmp_path / "out/job.json").read_text())
+    (tmp_path / "out/job.json").write_text(json.dumps({**job, "later": 1}))
+    with pytest.raises(DdcatError, match=r"job\.json was written by another version of ddcat: use another --out"):
+        predict(bundle.path, find_sources([str(scenes)]), tmp_path / "out", formats=["png"])
 
 
 def started(bundle: Path, scenes: Path | str, out: Path, *options: str) -> "subprocess.Popen[bytes]":

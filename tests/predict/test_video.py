@@ -32,15 +32,14 @@ def write(path: Path, count: int, side: int = 64) -> None:
         container.mux(stream.encode())
 
 
-@pytest.mark.slow
 def test_each_frame_has_its_mask_and_the_overlay_the_times_of_the_video(
     bundle: Bundle, oracle: Callable, tmp_path: Path
 ) -> None:
-    write(tmp_path / "drive.mp4", 30, side=62)
+    write(tmp_path / "drive.mp4", 6, side=62)
     predict(bundle.path, find_sources([str(tmp_path / "drive.mp4")]), tmp_path / "out", formats=["png", "overlay"], batch=4)
     pictures = list(frames(Source("drive.mp4", str(tmp_path / "drive.mp4"))))
     masks = sorted((tmp_path / "out/masks/drive").iterdir())
-    assert [mask.name for mask in masks] == [f"{place:06}.png" for place in range(30)]
+    assert [mask.name for mask in masks] == [f"{place:06}.png" for place in range(6)]
     for mask, picture in zip(masks, pictures, strict=True):
         assert np.array_equal(np.asarray(Image.open(mask)), oracle(picture[None])[0][0])
     av = pytest.importorskip("av", reason=NEEDS_AV)
@@ -52,7 +51,6 @@ def test_each_frame_has_its_mask_and_the_overlay_the_times_of_the_video(
     assert times[0] == times[1]
 
 
-@pytest.mark.slow
 def test_a_video_that_changed_is_done_again(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "in/drive").mkdir(parents=True)
     Image.new("RGB", (64, 64)).save(tmp_path / "in/drive/still.png")  # its mask lies among those of the frames
@@ -63,7 +61,6 @@ def test_a_video_that_changed_is_done_again(bundle: Bundle, tmp_path: Path) -> N
     assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
 
 
-@pytest.mark.slow
 def test_a_damaged_video_is_named_and_the_others_are_done(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     write(tmp_path / "in/good.mp4", 5)
@@ -79,7 +76,6 @@ def test_a_damaged_video_is_named_and_the_others_are_done(bundle: Bundle, tmp_pa
         list(frames(Source("bad.mp4", str(tmp_path / "in/bad.mp4"))))
 
 
-@pytest.mark.slow
 def test_a_file_that_lists_others_and_one_without_pictures_are_no_videos(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
