@@ -52,6 +52,11 @@ class Outputs:
     logits: npt.NDArray[np.float32] | None = None
     confidence: npt.NDArray[np.float32] | None = None
 
+    def of(self, images: slice) -> "Outputs":
+        """Return the outputs of some images of the batch."""
+        given = {name: values[images] for name, values in vars(self).items() if values is not None}
+        return Outputs(**given)
+
 
 class _Loaded(Protocol):
     @property

@@ -2,8 +2,8 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -171,7 +171,7 @@ def _infer(
             for row, place in enumerate(chosen):
                 picture = pictures[place]
                 assert isinstance(picture, Picture)
-                answers[place] = picture, _one(outputs, row)
+                answers[place] = picture, outputs.of(slice(row, row + 1))
     return answers
 
 
@@ -187,8 +187,3 @@ def _filled(images: npt.NDArray[np.uint8], least: int) -> npt.NDArray[np.uint8]:
     """Repeat the last image where a batch is too small."""
     missing = max(0, least - len(images))
     return np.concatenate([images, np.repeat(images[-1:], missing, 0)]) if missing else images
-
-
-def _one(outputs: Outputs, row: int) -> Outputs:
-    cut: Callable[[Any], Any] = lambda values: None if values is None else values[row : row + 1]  # noqa: E731
-    return Outputs(cut(outputs.labels), cut(outputs.logits), cut(outputs.confidence))

@@ -79,9 +79,9 @@ class Index(BaseModel):
     models: tuple[Entry, ...]
 
 
-def read_index(path: Path = INDEX) -> Index:
+def read_index() -> Index:
     """
-    Read an index.
+    Read the index that comes with ddcat.
 
     Raises
     ------
@@ -89,9 +89,9 @@ def read_index(path: Path = INDEX) -> Index:
         Where it cannot be read or is not one.
     """
     try:
-        return parse_model(Index, path.read_bytes())
+        return parse_model(Index, INDEX.read_bytes())
     except (OSError, ValueError) as cause:
-        raise DdcatError(f"{path} is not an index of models ({cause}): install ddcat again") from cause
+        raise DdcatError(f"{INDEX} is not an index of models ({cause}): install ddcat again") from cause
 
 
 def entry_of(name: str, index: Index) -> Entry:

@@ -301,10 +301,6 @@ def _inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     return [value for value in graph.input if value.name not in constants]
 
 
-def _sides(value: onnx.ValueInfoProto) -> list[int | None]:
-    return [axis.dim_value or None for axis in value.type.tensor_type.shape.dim]
-
-
 def _described(value: onnx.ValueInfoProto) -> str:
     kind = TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower().replace("float", "float32", 1)
     kind = kind.replace("float3216", "float16")
@@ -318,7 +314,7 @@ def _images(path: Path, graph: onnx.GraphProto) -> tuple[_Axes, tuple[int | None
     if len(inputs) != 1:
         raise ExportError(f"{path} has the inputs {', '.join(value.name for value in inputs)}: expected one, for images")
     (value,) = inputs
-    sides = _sides(value)
+    sides = [axis.dim_value or None for axis in value.type.tensor_type.shape.dim]
     if value.type.tensor_type.elem_type != TensorProto.FLOAT or len(sides) != 4:
         raise ExportError(f"{path} takes {_described(value)}: expected float32 images (N, 3, H, W), already normalised")
     if sides[1] == 3 or (sides[1] is None and sides[3] != 3):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from ddcat_bench.bootstrap import FEWEST_UNITS, Scheme, interval, scheme_of
+from ddcat_bench.bootstrap import FEWEST_UNITS, interval, scheme_of
 from ddcat_bench.figures import figure_png
 from ddcat_bench.markdown import number, signed, table
 from ddcat_bench.perturbation.results import BANDS, PerturbationRow
@@ -43,13 +43,9 @@ class Sheet(NamedTuple):
 
 def row_interval(row: PerturbationRow, data: DataEntry) -> tuple[float, float] | None:
     """Bound the mIoU of the engine, or of a model without one: 95 % of the draws; None where the images are too few."""
-    scheme = _scheme(row, data)
+    scheme = scheme_of(data.name, [data.names[place] for place in row.places], data.clips)
     scores = row.scores if row.engine is None else row.engine
     return interval(scores.array(), scheme) if scheme.units >= FEWEST_UNITS else None
-
-
-def _scheme(row: PerturbationRow, data: DataEntry) -> Scheme:
-    return scheme_of(data.name, [data.names[place] for place in row.places], data.clips)
 
 
 def strongest(rows: Sequence[PerturbationRow]) -> list[PerturbationRow]:

@@ -40,18 +40,17 @@ def measure_throughput(
     size: tuple[int, int],
     *,
     clock: Callable[[], float] = time.perf_counter,
-    advance: Callable[[int], None] = lambda rows: None,
 ) -> ThroughputResult:
     """
     Time an engine on batches of 1, 2, 4 and 8 images, and on images of half to twice a size, those of them that it takes.
 
-    `clock` gives seconds; `advance` is called after each row.
+    `clock` gives seconds.
     """
     shapes, proof = bundle.manifest.shapes, bundle.manifest.main_branch_only
     entry, channels = bundle.manifest.engine, bundle.manifest.preprocessing.channels
     peak = (
         matrix_product_peak("fp32", torch.device("cpu"))
-        if entry.effective_precision == "fp32" and _on_cpu(entry.provider)
+        if entry.effective_precision == "fp32" and "CPU" in entry.provider
         else None
     )
     watch = watch_contention()
@@ -59,7 +58,6 @@ def measure_throughput(
 
     def row(batch: int, height: int, width: int) -> ThroughputRow:
         times = timing(_seconds(engine, (batch, height, width, channels), clock))
-        advance(1)
         return ThroughputRow(
             batch=batch,
             height=height,
@@ -80,10 +78,6 @@ def measure_throughput(
         sizes=sizes,
         others=watch(),
     )
-
-
-def _on_cpu(provider: str) -> bool:
-    return "CPU" in provider
 
 
 def _sizes(shapes: InputShapes, size: tuple[int, int]) -> Iterator[tuple[int, int]]:

@@ -77,10 +77,8 @@ def _contents(bundle: Bundle) -> Iterator[tuple[str, bytes]]:
 
 
 def _model(bundle: Bundle, backend: str, file: str) -> pb.ModelConfig:
-    manifest = bundle.manifest
-    config = pb.ModelConfig(
-        name=manifest.name, backend=backend, default_model_filename=file, max_batch_size=_most(manifest.shapes)
-    )
+    manifest, shapes = bundle.manifest, bundle.manifest.shapes
+    config = pb.ModelConfig(name=manifest.name, backend=backend, default_model_filename=file, max_batch_size=_most(shapes))
     config.input.extend([pb.ModelInput(name=e.name, data_type=_TYPES[e.dtype], dims=_dims(e)) for e in manifest.inputs])
     config.output.extend([pb.ModelOutput(name=e.name, data_type=_TYPES[e.dtype], dims=_dims(e)) for e in manifest.outputs])
     # never KIND_AUTO: a graph that was tested on a CPU would run on any GPU; a Python part selects its device itself
@@ -92,8 +90,8 @@ def _model(bundle: Bundle, backend: str, file: str) -> pb.ModelConfig:
     policy = batching.default_queue_policy
     policy.timeout_action, policy.default_timeout_microseconds = pb.ModelQueuePolicy.REJECT, _PATIENCE_US
     policy.allow_timeout_override, policy.max_queue_size = True, _QUEUE
-    for height, width in _sizes(manifest.shapes):
-        warm = config.model_warmup.add(name=f"{height}x{width}", batch_size=max(1, manifest.shapes.batch.minimum))
+    for height, width in shapes.sizes or [(shapes.height.minimum, shapes.width.minimum)]:
+        warm = config.model_warmup.add(name=f"{height}x{width}", batch_size=max(1, shapes.batch.minimum))
         warm.inputs["image"].CopyFrom(
             pb.ModelWarmup.Input(data_type=pb.TYPE_UINT8, dims=[height, width, manifest.preprocessing.channels], zero_data=True)
         )
@@ -148,7 +146,3 @@ def _dims(entry: TensorEntry) -> list[int]:
 
 def _most(shapes: InputShapes) -> int:
     return max(shapes.batch.minimum, min(_MOST_IMAGES, shapes.batch.maximum or _MOST_IMAGES))
-
-
-def _sizes(shapes: InputShapes) -> Iterator[tuple[int, int]]:
-    yield from shapes.sizes or [(shapes.height.minimum, shapes.width.minimum)]

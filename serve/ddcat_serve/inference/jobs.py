@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 
@@ -49,18 +50,8 @@ def infer_batch(engine: Engine, images: Sequence[Images]) -> list[Outputs | Exce
         whole = engine.infer(images[0] if len(images) == 1 else np.concatenate(images))
     except Exception as error:  # of any runtime: the client must get a response
         return [_without_frames(error)] * len(images)
-    outputs: list[Outputs | Exception] = []
-    first = 0
-    for part in images:
-        rows = slice(first, first := first + len(part))
-        outputs.append(
-            Outputs(
-                labels=whole.labels[rows],
-                logits=None if whole.logits is None else whole.logits[rows],
-                confidence=None if whole.confidence is None else whole.confidence[rows],
-            )
-        )
-    return outputs
+    ends = list(accumulate(map(len, images)))
+    return [whole.of(slice(end - len(part), end)) for part, end in zip(images, ends, strict=True)]
 
 
 def _without_frames(error: Exception) -> Exception:

@@ -45,10 +45,9 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor, counted: Tensor
 def test_a_learnt_patch_harms_unseen_images_more_than_a_random_and_a_grey_one(scene: Any) -> None:
     network, images, labels = scene
     side = patch_side(24, 24, 0.08)
-    seen: list[int] = []
-    patch = learn_patch(network, halves(images, labels), side=side, epochs=25, advance=seen.append)
+    patch = learn_patch(network, halves(images, labels), side=side, epochs=25)
     assert patch.shape == (3, side, side)
-    assert (patch.min() >= 0, patch.max() <= 1, sum(seen)) == (True, True, 25 * 12)
+    assert (patch.min() >= 0, patch.max() <= 1) == (True, True)
     left = {}
     for name, one in {
         "learnt": patch,

@@ -109,7 +109,6 @@ def learn_patch(
     side: int,
     epochs: int = 10,
     seed: int = 0,
-    advance: Callable[[int], None] = lambda images: None,
 ) -> Tensor:
     """
     Learn a patch on some images, to be tried on others.
@@ -126,8 +125,6 @@ def learn_patch(
         Of the patch, in pixels.
     seed : int
         Of the first patch, and of all places.
-    advance : callable, optional
-        Called with the number of images of each step.
 
     Returns
     -------
@@ -149,5 +146,4 @@ def learn_patch(
             optimizer.step()
             with torch.no_grad():
                 patch.clamp_(0, 1)
-            advance(len(images))
     return patch.detach()
