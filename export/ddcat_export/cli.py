@@ -167,7 +167,7 @@ def export(
     int8 is calibrated on images of the training split. With --max-drop every layer's sensitivity is measured, and the worst
     layers stay in float until int8 costs no more mIoU than that on clean and on attacked images of the validation split. With
     bf16 or fp16 it keeps nodes in fp32, those of dangerous ranges and the most sensitive ones, until 99.85 % of the labels are
-    the same, too; the attack is then CosPGD at 8/255.
+    the same, too, under the attack of training and under CosPGD at 8/255.
 
     With --finetune UPDATES the weights are trained through the rounding of int8, on the training split and under the attack of
     training, to answer as the fp32 network does.
