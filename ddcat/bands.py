@@ -46,7 +46,7 @@ def chosen_bands(found: int, bands: int | Sequence[int]) -> tuple[int, ...]:
             raise ValueError(f"{has}, expected {bands}")
         return tuple(range(1, bands + 1))
     if max(bands) > found:
-        raise ValueError(f"{has}, and band {max(bands)} is to be read")
+        raise ValueError(f"{has}, but data.bands names band {max(bands)}")
     return tuple(bands)
 
 

@@ -191,7 +191,8 @@ def _opened(rasterio: Any, address: str, values: tuple[int, int] | None, bands: 
         except ValueError as cause:
             raise SceneError(str(cause)) from cause
         if others := sorted({file.dtypes[band - 1] for band in chosen} - {needed}):
-            raise SceneError(f"it is a TIFF of {others[0]}: expected {needed}, by data.values")
+            hint = "; for uint16, train with data.values" if values is None else ", for data.values is set"
+            raise SceneError(f"it is a TIFF of {others[0]}: expected {needed}{hint}")
         space, bits = file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE"), file.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
         if space not in _AS_RGB:
             raise SceneError(f"its colours are {space}: expected RGB")

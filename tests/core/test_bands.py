@@ -41,7 +41,7 @@ def test_a_manifest_has_one_mean_a_band(changes: dict[str, object]) -> None:
 @given(st.integers(1, 20), st.lists(st.integers(1, 20), min_size=1, max_size=16))
 def test_bands_are_read_in_the_order_that_is_named(found: int, wanted: list[int]) -> None:
     if max(wanted) > found:
-        with pytest.raises(ValueError, match=f"it has {found} bands?, and band {max(wanted)} is to be read"):
+        with pytest.raises(ValueError, match=f"it has {found} bands?, but data.bands names band {max(wanted)}"):
             chosen_bands(found, wanted)
     else:
         assert chosen_bands(found, wanted) == tuple(wanted)
@@ -71,7 +71,7 @@ def test_files_of_other_bands_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(file, "JPEG")
     for rule, message in (
         (FileRule(bands=5), "it has 3 bands, expected 5"),
-        (FileRule(bands=(4, 3, 2)), "it has 3 bands, and band 4 is to be read"),
+        (FileRule(bands=(4, 3, 2)), "it has 3 bands, but data.bands names band 4"),
         (FileRule(bands=1), "it has 3 bands, expected 1"),
         (FileRule(bands=5, values=VALUES), "the image has 8 bits a channel"),
     ):
@@ -102,8 +102,8 @@ def test_a_tiff_of_five_bands_is_read_as_gdal_reads_it(tmp_path: Path) -> None:
     assert np.array_equal(chosen, whole[..., [4, 0, 4]])
     for rule, message in (
         (FileRule(bands=6, values=VALUES), "it has 5 bands, expected 6"),
-        (FileRule(bands=(1, 6), values=VALUES), "it has 5 bands, and band 6 is to be read"),
-        (FileRule(bands=5), "it is a TIFF of uint16: expected uint8"),
+        (FileRule(bands=(1, 6), values=VALUES), "it has 5 bands, but data.bands names band 6"),
+        (FileRule(bands=5), "it is a TIFF of uint16: expected uint8; for uint16, train with data.values"),
     ):
         with pytest.raises(ImageFileError, match=message):
             preprocess(content, rule)

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ddcat.cli import main
-from ddcat.preprocess import AS_STORED
+from ddcat.preprocess import AS_STORED, FileRule
 from ddcat_train.data import list_dataset
 from ddcat_train.data.check import check, lines_of
 from ddcat_train.data.dataset import Fault
@@ -162,3 +163,39 @@ def test_bands_of_16_bits_are_checked_as_training_reads_them(count: int, suffix:
 def test_bands_that_cannot_be_read_are_refused(layout: str, options: list[str], message: str, small_folder: Path) -> None:
     result = CliRunner().invoke(app, ["check", layout, str(small_folder), *options])
     assert message in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("values", "warning"),
+    [
+        ("0,101", "of the values of the images are 101 or more, and become 255; check the range"),
+        ("4000,65535", "of the values of the images are 4000 or less, and become 0; check the range"),
+        ("0,65535", "no value of the images becomes more than 16 of 255; use a smaller range"),
+        ("100,4195", None),
+    ],
+)
+def test_a_range_that_leaves_little_of_the_images_is_a_warning(values: str, warning: str | None, tmp_path: Path) -> None:
+    root = write_banded(tmp_path / "data", 4)
+    low, high = map(int, values.split(","))
+    report = check(list_dataset("folder", root, "train", rule=FileRule(bands=4, values=(low, high))))
+    lines = [line for line in lines_of(report) if "data.values" in line]
+    assert report.faults == ()
+    assert len(lines) == (warning is not None)
+    assert all(line.startswith(f"warning: data.values {values}: ") and line.endswith(str(warning)) for line in lines)
+
+
+def test_a_missing_library_is_one_error_and_no_fault_of_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("rasterio", reason="rasterio is not installed")
+    root = write_banded(tmp_path / "data", 5)
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    result = CliRunner().invoke(app, ["check", "folder", str(root), "--bands", "5", "--values", "100,4195"])
+    assert "unreadable" not in result.output
+    assert str(result.exception).endswith('pip install ".[geo]" in a clone of ddcat')
+
+
+def test_a_tiff_without_bands_is_told_how_to_be_read(tmp_path: Path) -> None:
+    pytest.importorskip("rasterio", reason="rasterio is not installed")
+    report = check(list_dataset("folder", write_banded(tmp_path / "data", 5), "train"))
+    assert report.faults[0].message.endswith(
+        "0.tif is there: convert it to JPEG or PNG, or read TIFF by the layout folder and data.bands"
+    )

@@ -24,6 +24,8 @@ __all__ = ["Report", "as_table", "check", "lines_of"]
 
 _MOST_SIZES = 5
 _MOST_FAULTS = 10  # of a kind: a data set in the wrong encoding has one in every file
+_MOST_CLIPPED = 0.5  # share of the values that become 0, or 255; images with empty borders have fewer
+_FEWEST_LEVELS = 32  # of 256 that the values should reach
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,12 @@ def check(dataset: Dataset, *, advance: Callable[[int], object] = lambda pairs: 
     counts = np.zeros(IGNORE_INDEX + 1, np.int64)
     sizes: Counter[tuple[int, int]] = Counter()
     faults: list[Fault] = []
+    levels = np.zeros(256, np.int64)  # only counted for files of 16 bits
     for index in range(len(dataset)):
         result = dataset.inspect(index)
         if isinstance(result, Sample):
+            if dataset.rule.values is not None:
+                levels += np.bincount(result.image.ravel(), minlength=256)
             counts += np.bincount(result.labels.ravel(), minlength=IGNORE_INDEX + 1)
             height, width = result.labels.shape
             sizes[width, height] += 1
@@ -131,8 +136,21 @@ def check(dataset: Dataset, *, advance: Callable[[int], object] = lambda pairs: 
         pixels=counts[: len(dataset.classes)],
         ignored=int(counts[IGNORE_INDEX]),
         faults=tuple(faults),
-        warnings=(*dataset.notes, *warnings_of(dataset, found_labels), *_of_other_splits(dataset)),
+        warnings=(*dataset.notes, *warnings_of(dataset, found_labels), *_of_values(levels, dataset.rule.values), *_of_other_splits(dataset)),
     )
+
+
+def _of_values(levels: npt.NDArray[np.int64], values: tuple[int, int] | None) -> Iterator[str]:
+    """Yield a warning where `data.values` leave little of images of 16 bits; `levels` counts their values after that, (256,)."""
+    if values is None or not levels.any():
+        return
+    low, high = values
+    for level, side in ((0, f"{low} or less"), (255, f"{high} or more")):
+        if (share := levels[level] / levels.sum()) > _MOST_CLIPPED:
+            yield f"data.values {low},{high}: {share:.0%} of the values of the images are {side}, and become {level}; check the range"
+            return
+    if (most := int(np.flatnonzero(levels)[-1])) < _FEWEST_LEVELS:
+        yield f"data.values {low},{high}: no value of the images becomes more than {most} of 255; use a smaller range"
 
 
 def _of_other_splits(dataset: Dataset) -> Iterator[str]:

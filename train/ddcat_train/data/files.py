@@ -156,5 +156,6 @@ def _beside(path: Path) -> str:
     near = [name for suffix in PICTURES if is_file(path.with_name(name := path.stem + suffix))]
     if not near:
         return ""
-    form = "PNG" if path.suffix.lower() in LABELS else "JPEG or PNG"
-    return f"; {near[0]} is there: convert it to {form}"
+    mask = path.suffix.lower() in LABELS
+    bands = ", or read TIFF by the layout folder and data.bands" if near[0].lower().endswith(SCENES) and not mask else ""
+    return f"; {near[0]} is there: convert it to {'PNG' if mask else 'JPEG or PNG'}{bands}"

@@ -16,8 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ddcat.error_text import first_line
-from ddcat.errors import DdcatError
-from ddcat.geotiff import is_tiff, opened_scene
+from ddcat.geotiff import SceneError, is_tiff, opened_scene
 from ddcat.image_files import ImageFileError, is_png, orientation_of, palette_size, strip_metadata
 from ddcat.image_pixels import check_depth, decode_16_bits
 from ddcat.preprocess import AS_STORED, FileRule, decoded, turned
@@ -80,7 +79,7 @@ def read_image(path: Path, rule: FileRule = AS_STORED) -> U8:
     if rule.bands is not None:
         try:
             return decoded(whole, rule)
-        except DdcatError as cause:
+        except ImageFileError as cause:  # a missing library is no fault of the file
             raise DataError(f"{path}: {cause}") from cause
     content = _stripped(path, whole, "image")
     if rule.values is not None:
@@ -150,7 +149,7 @@ def read_size(path: Path, rule: FileRule) -> tuple[int, int]:
         try:
             with opened_scene(str(path), rule.values, rule.bands) as scene:
                 return scene.height, scene.width
-        except DdcatError as cause:
+        except SceneError as cause:
             raise DataError(f"{path}: {cause}") from cause
     height, width, orientation = read_head(path)
     if rule.orientation == "exif" and orientation == 1:
