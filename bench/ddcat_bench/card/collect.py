@@ -120,13 +120,14 @@ def make_card(source: Path, found: Sequence[Found]) -> Card:
 
 def _all_rows(found: Sequence[Found]) -> Iterator[CardRow]:
     kinds: dict[type, int] = {kind: place for place, kind in enumerate(_KINDS.values())}
-    clean: set[str] = set()
+    clean: set[tuple[str, str]] = set()
     for one in sorted(found, key=lambda one: kinds[type(one.result)]):
         for row in _rows(one):
-            if row.threat != "clean" or row.figure not in clean:  # each suite begins with it
+            scored = row.threat in {"clean", "engine, clean"}
+            if not scored or (row.threat, row.figure) not in clean:  # each suite begins with it
                 yield row
-            if row.threat == "clean":
-                clean.add(row.figure)
+            if scored:
+                clean.add((row.threat, row.figure))
 
 
 def _rows(found: Found) -> Iterator[CardRow]:
@@ -134,18 +135,21 @@ def _rows(found: Found) -> Iterator[CardRow]:
     if isinstance(result, AttackResult):
         yield from _attack_rows(found.file, result)
     elif isinstance(result, CorruptionResult):
-        yield _scored(found.file, "clean", "clean", result.clean, result.data)
-        for group, title in _GROUPS.items():
+        engine = "" if result.bundle is None else "engine, "
+        yield _scored(found.file, f"{engine}clean", "clean", result.clean, result.data)
+        for group, name in _GROUPS.items():
             mean = result.mean(group)
             if mean is None:
                 continue
+            title = f"{engine}{name}{result.part(group)}"
             yield _row(found.file, f"{title}, mean", group, f"{mean:.3f}", "", result.data)
             low = min((row for row in result.rows if row.group == group), key=lambda row: row.miou)
             bounds = "" if low.low is None or low.high is None else f"{low.low:.3f} to {low.high:.3f}"
             worst = f"{title}, worst: {low.name}, severity {low.severity}"
             yield _row(found.file, worst, group, f"{low.miou:.3f}", bounds, result.data)
     elif isinstance(result, CertificateResult):
-        threat = f"certified, L2 below {result.radius:.3f}"
+        engine = "" if result.bundle is None else "engine, "
+        threat = f"{engine}certified, L2 below {result.radius:.3f}"
         yield _row(found.file, threat, "certificate", f"{result.certified_miou:.3f}", "", result.data)
     else:
         yield _row(found.file, "gate", "gate", result.verdict, "", result.data)

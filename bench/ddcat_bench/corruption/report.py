@@ -43,7 +43,7 @@ def corruption_markdown(result: CorruptionResult) -> str:
         ]
         if rows:
             means = [number(result.mean(group, severity)) for severity in SEVERITIES]
-            rows.append(["**mean**", *means, number(result.mean(group))])
+            rows.append([f"**mean**{result.part(group)}", *means, number(result.mean(group))])
             tables.append(table([title, *(f"severity {severity}" for severity in SEVERITIES), "mean"], rows))
     wide = [row.high - row.low for row in result.rows if row.low is not None and row.high is not None]
     template = Path(__file__).with_name("corruptions.md")

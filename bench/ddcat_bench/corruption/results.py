@@ -7,10 +7,12 @@ from pydantic import Field
 
 from ddcat.schema import Fraction, StrictModel
 from ddcat_bench.result_schema import BundleEntry, CheckpointEntry, DataEntry, Environment, Scores
+from ddcat_train.corruptions import CAPTURE, COMMON, EXTRA
 
 __all__ = ["CorruptionResult", "CorruptionRow", "Group"]
 
 Group = Literal["common", "extra", "capture"]
+_WHOLE: dict[Group, int] = {"common": len(COMMON), "extra": len(EXTRA), "capture": len(CAPTURE)}
 
 
 class CorruptionRow(StrictModel):
@@ -50,6 +52,11 @@ class CorruptionResult(StrictModel):
     def names(self, group: Group) -> tuple[str, ...]:
         """List the corruptions of a group."""
         return tuple(dict.fromkeys(row.name for row in self.rows if row.group == group))
+
+    def part(self, group: Group) -> str:
+        """Return how many of a group's corruptions were measured, such as " (1 of 15)"; empty where all were."""
+        measured, whole = len(self.names(group)), _WHOLE[group]
+        return "" if measured == whole else f" ({measured} of {whole})"
 
     def of(self, name: str) -> tuple[CorruptionRow, ...]:
         """Return the rows of a corruption, by severity."""

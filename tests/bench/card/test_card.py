@@ -38,15 +38,15 @@ def test_the_card_has_the_figures_of_the_results(measured: Path, tmp_path: Path)
     attack = read_result(measured / "attack-quick/attack.json", AttackResult)
     corruptions = read_result(measured / "corruptions/corruptions.json", CorruptionResult)
     assert rows["BIM, n = 3, 7.65/255"].figure == f"{row_of(attack, 'n = 3').scores.miou:.3f}"
-    assert rows["common corruptions, mean"].figure == f"{corruptions.mean('common'):.3f}"
-    assert rows["common corruptions, mean"].images == len(corruptions.data.names)
-    assert any(threat.startswith("camera and codec, worst: jpeg, severity") for threat in rows)
+    assert rows["common corruptions (1 of 15), mean"].figure == f"{corruptions.mean('common'):.3f}"
+    assert rows["common corruptions (1 of 15), mean"].images == len(corruptions.data.names)
+    assert any(threat.startswith("camera and codec (1 of 12), worst: jpeg, severity") for threat in rows)
     assert "certified, L2 below 0.013" in rows
     assert "extra corruptions, mean" not in rows
     assert all(row.claims and row.leaves_open for row in card.rows)
     page = (tmp_path / "card/card.html").read_text()
     assert "http" not in page.replace("http-equiv", "")
-    assert "common corruptions, mean" in page
+    assert "common corruptions (1 of 15), mean" in page
     assert "| threat | what it claims |" in done.stdout
     assert "use --force to replace" in refusal("ddcat", "report", measured, "--out", tmp_path / "card")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ddcat_bench import judged as judging
+from ddcat_bench.card.collect import find_results, make_card
 from tests.commands import call, refusal
 
 
@@ -18,7 +19,10 @@ def test_corruptions_of_a_run_and_of_a_bundle(
     bundle = make_bundle()
     monkeypatch.setattr(judging, "open_engine", make_engine)
     assert call("ddcat", "attack", bundle.path, *options).returncode == 0
-    assert (bundle.path.parent / f"{bundle.path.name}-corruptions/corruptions.json").is_file()
+    results = bundle.path.parent / f"{bundle.path.name}-corruptions"
+    assert "| common corruptions (1 of 15) |" in (results / "corruptions.md").read_text()
+    threats = {row.threat for row in make_card(bundle.path, find_results(bundle.path)).rows}
+    assert {"engine, clean", "engine, common corruptions (1 of 15), mean"} <= threats
 
 
 def test_a_certificate_of_a_run(run_directory: Path, tmp_path: Path) -> None:

@@ -93,7 +93,8 @@ def test_a_checkpoint_and_a_bundle_are_judged_and_published(
     assert "mean over" in capsys.readouterr().out
     text = corruption_markdown(result)
     assert "| gaussian_noise |" in text
-    assert "| **mean** |" in text
+    assert f"| **mean**{result.part('common')} |" in text
+    assert result.part("common") == f" ({len(result.names('common'))} of 15)"
     assert result.mean("common") == pytest.approx(np.mean([r.miou for r in result.rows if r.group == "common"]))
     assert result.mean("extra") is None
     assert corruption_brief(result).startswith("sat (")
