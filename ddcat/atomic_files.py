@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from ddcat.errors import DdcatError, WriteError
 from ddcat.json_text import parse_json
@@ -26,6 +26,7 @@ __all__ = [
     "check_absent",
     "check_can_create",
     "check_writable",
+    "flush_names",
     "is_temp_file",
     "read_json",
     "remove_temp_files",
@@ -39,6 +40,8 @@ __all__ = [
     "write_text",
     "written_aside",
 ]
+
+Created = TypeVar("Created")
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -71,17 +74,36 @@ def translate_os_errors(path: Path, size: int | None = None) -> Iterator[None]:
         raise WriteError(f"{fault}: {needed}{free / 1e6:.1f} MB are free there; make room") from cause
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, flush_folder: bool = True) -> None:
     """
     Write a file so that no reader ever sees a part of it, creating its folder if necessary.
+
+    Parameters
+    ----------
+    path : Path
+    content : bytes
+    flush_folder : bool
+        Flush the name of the file to the disk, too. Without it, a crash of the system may leave no file, but never a part.
 
     Raises
     ------
     WriteError
         The earlier file is unchanged, and nothing else is left.
     """
-    with written_aside(path, len(content)) as aside:
-        aside.write_bytes(content)
+    with translate_os_errors(path, len(content)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside, file = _create_beside(path, lambda place: place.open("xb"))
+        try:
+            with file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        if flush_folder:
+            flush_names(path.parent)
 
 
 def write_parts(path: Path, parts: Iterable[bytes]) -> None:
@@ -109,7 +131,7 @@ def written_aside(path: Path, size: int | None = None) -> Iterator[Path]:
     """
     with translate_os_errors(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = _create_beside(path, lambda place: place.touch(exist_ok=False))
+        aside, _ = _create_beside(path, lambda place: place.touch(exist_ok=False))
         try:
             yield aside
             with aside.open("r+b") as whole:  # Windows syncs no file that is open for reading alone
@@ -118,7 +140,7 @@ def written_aside(path: Path, size: int | None = None) -> Iterator[Path]:
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
-        _sync_directory(path.parent)
+        flush_names(path.parent)
 
 
 def write_in_turn(path: Path, content: bytes) -> None:
@@ -144,7 +166,7 @@ def write_in_turn(path: Path, content: bytes) -> None:
             except BaseException:
                 aside.unlink(missing_ok=True)
                 raise
-        _sync_directory(path.parent)
+        flush_names(path.parent)
 
 
 def unfinished(path: Path) -> Path:
@@ -262,7 +284,7 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
         check_absent(path)
     with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = _create_beside(path, Path.mkdir)
+        aside, _ = _create_beside(path, Path.mkdir)
     try:
         yield aside
         with translate_os_errors(path):
@@ -274,7 +296,7 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    _sync_directory(path.parent)
+    flush_names(path.parent)
 
 
 @contextlib.contextmanager
@@ -338,13 +360,12 @@ def _existing(path: Path) -> Path:
     return next((place for place in (path, *path.absolute().parents) if os.path.lexists(place)), path)
 
 
-def _create_beside(path: Path, create: Callable[[Path], None]) -> Path:
+def _create_beside(path: Path, create: Callable[[Path], Created]) -> tuple[Path, Created]:
     """Create a file or folder under a new name beside a path, which `is_temp_file` recognises, with the umask's permissions."""
     while True:
         aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         with contextlib.suppress(FileExistsError):
-            create(aside)
-            return aside
+            return aside, create(aside)
 
 
 @contextlib.contextmanager
@@ -368,7 +389,8 @@ def _is_at(path: Path, file: BinaryIO) -> bool:
         return False
 
 
-def _sync_directory(path: Path) -> None:
+def flush_names(path: Path) -> None:
+    """Wait until the names of the files in a folder are on the disk."""
     if os.name == "nt":  # directories cannot be opened there
         return
     descriptor = os.open(path, os.O_RDONLY)

@@ -110,6 +110,8 @@ def decode_image(content: bytes, values: tuple[int, int] | None = None) -> npt.N
             if opened.mode == "P" and np.asarray(opened).max() >= palette_size(stripped):
                 raise ImageFileError("it has indices beyond its palette, whose colour is undefined")
             opened.info.pop("transparency", None)  # of which Pillow would warn
+            if opened.mode == "RGB":
+                return np.array(opened)  # a conversion would copy it
             # by way of RGBA, since grey and alpha of a palette are not converted directly
             return np.array((opened.convert("RGBA") if opened.mode == "PA" else opened).convert("RGB"), dtype=np.uint8)
     except UnidentifiedImageError as cause:

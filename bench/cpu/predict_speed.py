@@ -3,10 +3,11 @@ The throughput of `ddcat predict` beside that of the bare engine, in one run.
 
     python bench/cpu/predict_speed.py BUNDLE FOLDER [--turns 3] [--out FILE.json]
 
-Both get the same images. The bare engine gets them decoded and prepared, one batch after the other, and its masks are thrown
-away. `predict` reads and decodes the files, and writes masks, run lengths and records. The two take turns; a ratio is that of
-the medians. `ratio` is of seconds, and `cpu_ratio` of CPU seconds, which other work on the machine hardly changes: where the
-engine uses all cores, the throughput cannot fall below it for lack of cores.
+Both get the same images, and have the same threads. The bare engine gets them decoded and prepared, one image after the other,
+each computed by all threads; its masks are thrown away. `predict` reads and decodes the files, computes several images at a
+time with a share of the threads each, as the command does, and writes masks, run lengths and records. The two take turns; a
+ratio is that of the medians. `ratio` is of seconds, and `cpu_ratio` of CPU seconds, which other work on the machine changes
+less. An engine with one thread an image may need fewer CPU seconds than the bare one: both ratios may be above 1.
 """
 
 import argparse
@@ -20,8 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ddcat.engines.cores import physical_cores
 from ddcat.engines.predictor import Predictor, open_bundle
-from ddcat.predict.compute import compute
+from ddcat.predict.compute import compute, useful_streams
 from ddcat.predict.images import read_picture
 from ddcat.predict.records import Job
 from ddcat.predict.results import Results
@@ -40,20 +42,26 @@ def main() -> None:
     sources = find_sources([arguments.folder])
     bare: list[tuple[float, float]] = []
     whole: list[tuple[float, float]] = []
-    with open_bundle(arguments.bundle, threads=arguments.threads) as opened:
+    threads = arguments.threads or physical_cores()
+    streams = useful_streams(sources, batch=1, threads=threads)
+    with (
+        open_bundle(arguments.bundle, threads=threads) as opened,
+        open_bundle(arguments.bundle, threads=threads, streams=streams) as divided,
+    ):
         rule = opened.bundle.manifest.preprocessing
         images = [read_picture(source.read(), rule).pixels for source in sources]
         for image in images[:3]:
             opened.infer(image[None])
+            divided.infer(image[None])
         for _ in range(arguments.turns):
             started = now()
             for image in images:
                 opened.infer(np.ascontiguousarray(image[None]))
             bare.append(since(started))
             with tempfile.TemporaryDirectory() as folder:
-                results = Results(Path(folder), job(opened))
+                results = Results(Path(folder), job(divided))
                 started = now()
-                compute(opened, sources, results, batch=1, failures={})
+                compute(divided, sources, results, batch=1, failures={})
                 whole.append(since(started))
     result = {
         "images": len(sources),
@@ -67,6 +75,7 @@ def main() -> None:
         "load": os.getloadavg(),
         "machine": platform.processor() or platform.machine(),
         "engine": dict(opened.description),
+        "streams": divided.streams,
     }
     text = json.dumps(result, indent=2)
     print(text)
@@ -87,7 +96,7 @@ def since(started: tuple[float, float]) -> tuple[float, float]:
 
 def job(opened: Predictor) -> Job:
     """Return what `predict` would note of its work by default."""
-    return Job(bundle=opened.bundle.digest, formats=("coco", "png"), batch=1, engine=dict(opened.description))
+    return Job(bundle=opened.bundle.digest, formats=("coco", "png"), batch=1, engine=Job.settings_of(opened.description))
 
 
 if __name__ == "__main__":

@@ -21,11 +21,12 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 class _Runtime(NamedTuple):
     module: str  # its `load` opens a bundle
     extra: str
+    has_streams: bool = False  # several threads may compute at once
 
 
 ENGINES = {
-    "ort": _Runtime("ddcat.engines.onnxruntime", extra="cpu"),
-    "openvino": _Runtime("ddcat.engines.openvino", extra="openvino"),
+    "ort": _Runtime("ddcat.engines.onnxruntime", extra="cpu", has_streams=True),
+    "openvino": _Runtime("ddcat.engines.openvino", extra="openvino", has_streams=True),
     "trt": _Runtime("ddcat.engines.tensorrt.trt", extra="gpu"),
     "trt-rtx": _Runtime("ddcat.engines.tensorrt.trt_rtx", extra="rtx"),
 }
@@ -96,7 +97,7 @@ def import_for(engine: str, module: str, where: str = "") -> ModuleType:
         ) from cause
 
 
-def open_engine(bundle: Bundle, *, threads: int | None = None) -> Engine:
+def open_engine(bundle: Bundle, *, threads: int | None = None, streams: int = 1) -> Engine:
     """
     Load a verified bundle into its runtime.
 
@@ -105,7 +106,10 @@ def open_engine(bundle: Bundle, *, threads: int | None = None) -> Engine:
     bundle : Bundle
         Its bytes in memory are loaded; its files are not read a second time.
     threads : int, optional
-        Threads that compute one batch. Default: the physical cores.
+        Threads that compute. Default: the physical cores.
+    streams : int
+        Threads that may call the engine at the same time, where it is on a CPU: its threads are divided among them, and one
+        batch alone is computed by its share. An engine on a GPU always has one.
 
     Raises
     ------
@@ -114,5 +118,6 @@ def open_engine(bundle: Bundle, *, threads: int | None = None) -> Engine:
     """
     name, where = bundle.manifest.engine.name, f"{bundle.path}: "
     check_known(name, where)
-    engine: Engine = import_for(name, ENGINES[name].module, where).load(bundle, threads=threads)
+    several = {"streams": streams} if streams > 1 and ENGINES[name].has_streams else {}
+    engine: Engine = import_for(name, ENGINES[name].module, where).load(bundle, threads=threads, **several)
     return engine

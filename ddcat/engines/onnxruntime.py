@@ -61,6 +61,8 @@ class OrtGraph(Closable):
         `CPU` or `CUDA`.
     threads : int, optional
         Default: the physical cores.
+    streams : int
+        Threads that may call `run` at the same time.
     profile : Path, optional
         Prefix of a file that records everything that runs until `kernels` is called.
 
@@ -70,11 +72,20 @@ class OrtGraph(Closable):
         Where the runtime does not load it, or falls back to another provider.
     """
 
-    def __init__(self, content: bytes, *, provider: str = CPU, threads: int | None = None, profile: Path | None = None) -> None:
+    def __init__(
+        self,
+        content: bytes,
+        *,
+        provider: str = CPU,
+        threads: int | None = None,
+        streams: int = 1,
+        profile: Path | None = None,
+    ) -> None:
         _check_provider(provider)
+        threads = physical_cores() if threads is None else threads
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.intra_op_num_threads = physical_cores() if threads is None else threads
+        options.intra_op_num_threads = max(1, threads - streams + 1)  # a thread that calls it computes, too
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads burn the neighbours' time
         options.add_session_config_entry(*_SIGNED)
@@ -102,7 +113,8 @@ class OrtGraph(Closable):
             "runtime": f"onnxruntime {onnxruntime.__version__}",
             "provider": provider,
             **PROVIDERS[provider],
-            "threads": options.intra_op_num_threads,
+            "threads": threads,
+            "streams": streams,
             "spinning": False,
             "optimization": "all",
             "arena": options.enable_cpu_mem_arena,
@@ -202,19 +214,21 @@ def best_provider() -> str:
     return CUDA if CUDA in onnxruntime.get_available_providers() else CPU
 
 
-def load(bundle: Bundle, *, threads: int | None = None) -> CheckedEngine:
+def load(bundle: Bundle, *, threads: int | None = None, streams: int = 1) -> CheckedEngine:
     """Load a verified bundle: see `ddcat.engines.open_engine`."""
     entry, shapes = bundle.manifest.engine, bundle.manifest.shapes
     content = bundle.files[entry.file]
-    return CheckedEngine(open_checked(content, entry.provider, entry.effective_precision, shapes, threads), bundle.manifest)
+    streams = streams if entry.provider == CPU else 1
+    graph = open_checked(content, entry.provider, entry.effective_precision, shapes, threads, streams)
+    return CheckedEngine(graph, bundle.manifest)
 
 
 def open_checked(
-    content: bytes, provider: str, precision: Precision, shapes: InputShapes, threads: int | None = None
+    content: bytes, provider: str, precision: Precision, shapes: InputShapes, threads: int | None = None, streams: int = 1
 ) -> OrtGraph:
     """Open a graph, and check the kernels of one small batch: they alone show the provider and precision in effect."""
     with temporary_directory() as folder:
-        graph = OrtGraph(content, provider=provider, threads=threads, profile=folder / "profile")
+        graph = OrtGraph(content, provider=provider, threads=threads, streams=streams, profile=folder / "profile")
         graph.run(smallest_batch(shapes, int(graph.inputs[0].shape[3])))
         kernels = [kernel for kernel in graph.kernels() if any(name in kernel["op_name"] for name in _HEAVY)]
     elsewhere = Counter(kernel["provider"] for kernel in kernels if kernel["provider"] != provider)

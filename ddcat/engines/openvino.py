@@ -1,6 +1,7 @@
 """OpenVINO on a CPU."""
 
 import os
+import queue
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,7 +47,9 @@ class OpenVinoGraph(Closable):
         The ONNX file. Input `image`: uint8 (N, H, W, 3); outputs have the names of `Outputs`.
     precision : Precision
     threads : int, optional
-        Threads that compute one batch. Default: the physical cores.
+        Default: the physical cores.
+    streams : int
+        Threads that may call `run` at the same time; each is given its share of the threads.
     cache : Path, optional
         A folder for compiled models that no other user can write to.
 
@@ -56,12 +59,16 @@ class OpenVinoGraph(Closable):
         Where OpenVINO does not load it, or another precision is in effect.
     """
 
-    def __init__(self, content: bytes, *, precision: Precision, threads: int | None = None, cache: Path | None = None) -> None:
+    def __init__(
+        self, content: bytes, *, precision: Precision, threads: int | None = None, streams: int = 1, cache: Path | None = None
+    ) -> None:
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": HINT.upper(),
             "INFERENCE_NUM_THREADS": physical_cores() if threads is None else threads,
             "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_LAYERS,
         }
+        if streams > 1:
+            settings["NUM_STREAMS"] = streams
         if cache is not None:
             settings["CACHE_DIR"] = str(cache)
         core = ov.Core()
@@ -80,7 +87,8 @@ class OpenVinoGraph(Closable):
         check_names([entry.name for entry in self.inputs], self._names)
         check_precision(_precision(compiled, typed=typed), precision, "OpenVINO")
         self._compiled: Any = compiled
-        self._request: Any = compiled.create_infer_request()
+        self._streams = streams
+        self._requests: queue.SimpleQueue[Any] | None = self._new_requests()
         self.description: Mapping[str, str | int | bool] = {
             "runtime": f"openvino {ov.get_version()}",
             "provider": DEVICE,
@@ -95,26 +103,36 @@ class OpenVinoGraph(Closable):
 
     def run(self, images: npt.NDArray[Any]) -> Outputs:
         """Run the graph: see `LoadedGraph.run`."""
-        if self._request is None:
+        if (requests := self._requests) is None:
             raise EngineError("the engine is closed")
         if images.dtype != np.uint8:  # it would be converted without a word
             raise EngineError(f"OpenVINO failed on images of {images.dtype}: use uint8")
+        request = requests.get()
         try:
             # shared, its shape is checked; when it is copied, a wrong one gives empty outputs without a word
-            results = self._request.infer({"image": np.ascontiguousarray(images)}, share_inputs=True)
+            results = request.infer({"image": np.ascontiguousarray(images)}, share_inputs=True)
         except RuntimeError as cause:
             raise EngineError(f"OpenVINO failed on images of shape {images.shape}: {_reason(cause)}") from cause
+        finally:
+            requests.put(request)
         return Outputs(**{name: results[name] for name in self._names})
 
     def rest(self) -> None:
         """Free the memory of intermediate maps, and the last images, which a request keeps: see `Engine.rest`."""
         if self._compiled is not None:
-            self._request = self._compiled.create_infer_request()
+            self._requests = self._new_requests()
             self._compiled.release_memory()
 
     def close(self) -> None:
         """Free the compiled model."""
-        self._request = self._compiled = None
+        self._requests = self._compiled = None
+
+    def _new_requests(self) -> "queue.SimpleQueue[Any]":
+        """Create a request for each stream: a request serves one thread at a time."""
+        requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(self._streams):
+            requests.put(self._compiled.create_infer_request())
+        return requests
 
 
 def check_possible(precision: Precision) -> None:
@@ -128,12 +146,13 @@ def check_possible(precision: Precision) -> None:
         )
 
 
-def load(bundle: Bundle, *, threads: int | None = None) -> CheckedEngine:
+def load(bundle: Bundle, *, threads: int | None = None, streams: int = 1) -> CheckedEngine:
     """Load a verified bundle: see `ddcat.engines.open_engine`."""
     entry = bundle.manifest.engine
     check_possible(entry.effective_precision)
     content = bundle.files[entry.file]
-    graph = OpenVinoGraph(content, precision=entry.effective_precision, threads=threads, cache=cache_folder(content))
+    cache = cache_folder(content)
+    graph = OpenVinoGraph(content, precision=entry.effective_precision, threads=threads, streams=streams, cache=cache)
     return CheckedEngine(graph, bundle.manifest)
 
 

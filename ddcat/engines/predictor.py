@@ -1,5 +1,6 @@
 """An opened bundle in Python: `ddcat.open_bundle`."""
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,18 +30,22 @@ class Predictor(Closable):
     """
     An opened bundle, whose engine gives its golden images the labels that it gave when it was exported.
 
-    Use it in a with block, or call `close`. It may be used by one thread at a time.
+    Use it in a with block, or call `close`. As many threads as it has streams may use it at the same time.
 
     Parameters
     ----------
     bundle : Bundle
     threads : int, optional
-        Threads that compute one batch. Default: the physical cores.
+        Threads that compute. Default: the physical cores.
+    streams : int
+        Threads that may use it at the same time: see `ddcat.engines.open_engine`.
 
     Attributes
     ----------
     bundle : Bundle
         Its path, manifest and digest.
+    streams : int
+        At most as many as were asked for: an engine on a GPU has one.
 
     Raises
     ------
@@ -48,17 +53,21 @@ class Predictor(Closable):
         Where the runtime is missing, does not load the graph, or gives the golden images other labels.
     """
 
-    def __init__(self, bundle: bundles.Bundle, *, threads: int | None = None) -> None:
+    def __init__(self, bundle: bundles.Bundle, *, threads: int | None = None, streams: int = 1) -> None:
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise EngineError(f"threads {threads!r}: expected a whole number of 1 or more, or None for all cores")
         self.bundle = bundle
-        self._engine = open_engine(bundle, threads=threads)
+        self._threads = threads
+        self._engine = open_engine(bundle, threads=threads, streams=streams)
+        self._opening = threading.Lock()
         self._tiled: tuple[int, TiledEngine] | None = None
+        self._undivided: Predictor | None = None
         try:
             check_answers(bundle, self._engine, read_golden(bundle), tolerance=GOLDEN_TOLERANCE)
         except BaseException:
             self._engine.close()
             raise
+        self.streams = min(streams, int(self._engine.description.get("streams", 1)))
 
     @property
     def description(self) -> Mapping[str, str | int | bool]:
@@ -130,9 +139,26 @@ class Predictor(Closable):
         EngineError
             As `ddcat.engines.tiled.TiledEngine`.
         """
-        if self._tiled is None or self._tiled[0] != batch:
-            self._tiled = batch, TiledEngine(self.infer, self.bundle.manifest, batch=batch)
-        return self._tiled[1]
+        with self._opening:
+            if self._tiled is None or self._tiled[0] != batch:
+                self._tiled = batch, TiledEngine(self.infer, self.bundle.manifest, batch=batch)
+            return self._tiled[1]
+
+    def undivided(self) -> "Predictor":
+        """
+        Return the bundle in an engine of one stream, whose threads all compute one batch; it is closed with this one.
+
+        Raises
+        ------
+        EngineError
+            As `Predictor`.
+        """
+        if self.streams == 1:
+            return self
+        with self._opening:
+            if self._undivided is None:
+                self._undivided = Predictor(self.bundle, threads=self._threads)
+            return self._undivided
 
     def infer(self, images: Images) -> Outputs:
         """
@@ -181,11 +207,17 @@ class Predictor(Closable):
 
     def close(self) -> None:
         """Free the runtime's memory. The engine cannot be used afterwards."""
+        if self._undivided is not None:
+            self._undivided.close()
         self._engine.close()
 
 
 def open_bundle(
-    path: str | Path, *, threads: int | None = None, trust: bundles.TrustPolicy = bundles.NO_TRUST_POLICY
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    streams: int = 1,
+    trust: bundles.TrustPolicy = bundles.NO_TRUST_POLICY,
 ) -> Predictor:
     """
     Verify a bundle, load its engine, and replay its golden images.
@@ -195,7 +227,9 @@ def open_bundle(
     path : path
         Directory that `ddcat.export` wrote.
     threads : int, optional
-        Threads that compute one batch. Default: the physical cores.
+        Threads that compute. Default: the physical cores.
+    streams : int
+        Threads that may use the predictor at the same time, where the engine is on a CPU: its threads are divided among them.
     trust : TrustPolicy
         The proof that the bundle must bring before any of its bytes reaches a runtime: a signature, a digest, a passport.
 
@@ -206,4 +240,4 @@ def open_bundle(
     EngineError
         Where the runtime is missing, does not load the graph, or gives the golden images other labels.
     """
-    return Predictor(bundles.open_bundle(Path(path), trust), threads=threads)
+    return Predictor(bundles.open_bundle(Path(path), trust), threads=threads, streams=streams)

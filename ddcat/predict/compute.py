@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -16,17 +17,18 @@ from ddcat.engines.errors import EngineError, InputError
 from ddcat.engines.predictor import Predictor
 from ddcat.errors import DdcatError, WriteError
 from ddcat.predict.images import Picture, read_picture
-from ddcat.predict.pipeline import pipelined
 from ddcat.predict.records import Answer
 from ddcat.predict.results import Results, frame_name
 from ddcat.predict.scenes import predict_scene
 from ddcat.predict.sources import Source
 from ddcat.predict.video import frame_count, frames
+from ddcat.predict.workers import for_each
 from ddcat.progress import progress
 
-__all__ = ["compute"]
+__all__ = ["compute", "useful_streams"]
 
-_MOST_THREADS = 4  # that read, and that write
+_MOST_STREAMS = 4
+_MOST_AT_THE_FILES = 4  # threads beyond the streams, which read and write files while those compute
 _DRAWN_AT_THE_END = ("overlay",)  # of a video
 
 
@@ -50,6 +52,18 @@ class _Unit(NamedTuple):
         return self.source.stem if self.frame is None else f"{self.source.stem}/{self.frame:06}"
 
 
+def useful_streams(sources: Sequence[Source], *, batch: int, threads: int) -> int:
+    """
+    Return the streams of an engine on a CPU that compute the sources fastest.
+
+    One thread for each of several batches takes less time than many threads for one batch after the other. A single image is
+    computed by all threads, and so are TIFFs: see `compute`.
+    """
+    pictures = [source for source in sources if not source.is_scene]
+    groups = _MOST_STREAMS if any(source.is_video for source in pictures) else -(-len(pictures) // batch)
+    return max(1, min(_MOST_STREAMS, threads, groups))
+
+
 def compute(
     opened: Predictor,
     sources: Sequence[Source],
@@ -59,7 +73,22 @@ def compute(
     threshold: float | None = None,
     failures: dict[str, str],
 ) -> None:
-    """Compute all that is not done, by a threshold to abstain by if there is one, and note why a source has no mask."""
+    """
+    Compute all that is not done, and note why a source has no mask.
+
+    Parameters
+    ----------
+    opened : Predictor
+        As many groups of images are computed at the same time as it has streams.
+    sources : sequence of Source
+    results : Results
+    batch : int
+        Images of one size that are computed at once.
+    threshold : float, optional
+        Of the confidence, to abstain by.
+    failures : dict of str to str
+        Is given the reason of each source that has no mask.
+    """
     classes, rule = opened.classes, opened.bundle.manifest.preprocessing
 
     def load(unit: _Unit) -> Picture | _Failure:
@@ -78,17 +107,24 @@ def compute(
         statistics = next(statistics_of(outputs, len(classes)))
         results.add(answer, statistics, stamp=unit.source.stamp, without=() if unit.frame is None else _DRAWN_AT_THE_END)
 
+    free_stream = threading.BoundedSemaphore(opened.streams)
+
+    def work(group: Sequence[_Unit]) -> None:
+        loaded = [load(unit) for unit in group]
+        with free_stream:
+            answers = _infer(opened, loaded, batch)
+        for unit, answer in zip(group, answers, strict=True):
+            store(unit, answer)
+
     pictures = [source for source in sources if not source.is_scene]
     with progress("predicting", _count(pictures, results)) as done:
-        pipelined(
-            _waiting(pictures, results, batch, failures), load, lambda pictures: _infer(opened, pictures, batch), store,
-            threads=min(_MOST_THREADS, physical_cores()), done=done,
-        )  # fmt: skip
+        at_the_files = min(_MOST_AT_THE_FILES, physical_cores())
+        for_each(_waiting(pictures, results, batch, failures), work, threads=opened.streams + at_the_files, done=done)
 
     for source in sources:
         if source.is_scene and not results.is_whole(source):
             try:
-                predict_scene(opened, source, results, batch=batch, threshold=threshold)
+                predict_scene(opened.undivided(), source, results, batch=batch, threshold=threshold)
             except EngineError as error:
                 if not isinstance(error, InputError):
                     raise

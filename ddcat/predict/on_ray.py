@@ -38,6 +38,7 @@ class Work(NamedTuple):
     folder: Path
     job: Job
     threads: int
+    streams: int
     abstain: bool
     trust: TrustPolicy
 
@@ -116,9 +117,9 @@ class _Worker:
 
     @functools.cached_property
     def _opened(self) -> Predictor:
-        opened = open_bundle(self._work.bundle, threads=self._work.threads, trust=self._work.trust)
-        known = self._work.job
-        here = known.model_copy(update={"bundle": opened.bundle.digest, "engine": dict(opened.description)})
+        work, known = self._work, self._work.job
+        opened = open_bundle(work.bundle, threads=work.threads, streams=work.streams, trust=work.trust)
+        here = known.model_copy(update={"bundle": opened.bundle.digest, "engine": Job.settings_of(opened.description)})
         if here != known:
             opened.close()
             raise DdcatError(

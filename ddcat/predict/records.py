@@ -1,5 +1,6 @@
 """What a folder of results holds of its job and of each image, as files."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -53,6 +54,11 @@ class Job(StrictModel):
     batch: Count
     engine: Details
     abstain: bool = False
+
+    @staticmethod
+    def settings_of(description: Mapping[str, str | int | bool]) -> dict[str, str | int | bool]:
+        """Return what decides the answers of an engine: its description, but for the number of streams."""
+        return {name: value for name, value in description.items() if name != "streams"}
 
 
 class Distributions(StrictModel):

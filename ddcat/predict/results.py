@@ -8,6 +8,7 @@ was, and a later run with more images does only those. What is done of a file th
 import collections
 import itertools
 import json
+import os
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from ddcat.atomic_files import read_json, translate_os_errors, write_bytes, write_json, write_parts
+from ddcat.atomic_files import flush_names, read_json, translate_os_errors, write_bytes, write_json, write_parts
 from ddcat.classes import Classes
 from ddcat.engines.answer_statistics import Statistics, class_pixels
 from ddcat.errors import DdcatError
@@ -149,7 +150,8 @@ class Results:
             if isinstance(form, Collected):
                 parts[name] = form.part(answer)
             else:
-                write_bytes(self.folder / form.place.replace("{stem}", answer.stem), form.encode(answer))
+                file = self.folder / form.place.replace("{stem}", answer.stem)
+                write_bytes(file, form.encode(answer), flush_folder=False)
         height, width = answer.labels.shape
         pixels = class_pixels(answer.labels, len(answer.classes)).tolist()
         self.note(answer.name, (height, width), pixels, statistics, parts, stamp=stamp)
@@ -169,7 +171,7 @@ class Results:
             name=name, stamp=stamp, height=size[0], width=size[1], pixels=tuple(pixels),
             statistics=Distributions.of(statistics), parts=parts,
         )  # fmt: skip
-        write_bytes(self._record(name), record.model_dump_json().encode() + b"\n")
+        write_bytes(self._record(name), record.model_dump_json().encode() + b"\n", flush_folder=False)
 
     def read(self, name: str) -> Record:
         """Read the record of an image that is done."""
@@ -180,7 +182,15 @@ class Results:
             raise DdcatError(f"{file} is damaged: remove it, and predict again") from cause
 
     def collect(self, names: Sequence[str], classes: Classes) -> None:
-        """Write the files that hold all images, one image in memory at a time."""
+        """
+        Write the files that hold all images, one image in memory at a time.
+
+        The names of all other files are flushed to the disk before. Until then a crash of the system may leave a record without
+        a mask, or a mask without a record: `forget_changed` finds both, and the image is done again.
+        """
+        with translate_os_errors(self.folder):
+            for folder, _, _ in os.walk(self.folder):
+                flush_names(Path(folder))
         for form in (FORMATS[name] for name in self.formats):
             if isinstance(form, Collected):
                 write_parts(self.folder / form.file, form.write(classes, lambda: map(self.read, names)))

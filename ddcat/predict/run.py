@@ -12,7 +12,7 @@ from ddcat.engines.predictor import open_bundle
 from ddcat.errors import DdcatError
 from ddcat.extras import needing
 from ddcat.locks import locked
-from ddcat.predict.compute import compute
+from ddcat.predict.compute import compute, useful_streams
 from ddcat.predict.records import JOB, Job
 from ddcat.predict.results import Results
 from ddcat.predict.sources import Source, fault_of_name
@@ -54,7 +54,7 @@ def predict(
     batch : int
         Images of one size that the engine computes at once.
     threads : int, optional
-        Threads that compute one batch. Default: the physical cores.
+        Threads that compute, on each machine. Default: the physical cores.
     abstain : bool
         Write 255 where the confidence is not above the threshold of the bundle, which must have one.
     on_ray : bool
@@ -85,9 +85,10 @@ def predict(
         chosen.add("png")  # a video is drawn at the end, from the masks of its frames
     with contextlib.ExitStack() as stack:
         cores = threads or physical_cores()
-        opened = stack.enter_context(open_bundle(bundle, threads=cores, trust=trust))
+        streams = useful_streams(sources, batch=batch, threads=cores)
+        opened = stack.enter_context(open_bundle(bundle, threads=cores, streams=1 if on_ray else streams, trust=trust))
         threshold = opened.threshold if abstain else None
-        description = dict(opened.description)
+        description = Job.settings_of(opened.description)
         job = Job(bundle=opened.bundle.digest, formats=tuple(sorted(chosen)), batch=batch, engine=description, abstain=abstain)
         stack.enter_context(locked(folder / ".lock", f"another ddcat predict is writing to {folder}: wait for it"))
         results = Results(folder, job)
@@ -98,7 +99,7 @@ def predict(
         if on_ray:
             with needing("ray"):
                 from ddcat.predict.on_ray import Work, compute_on_ray  # noqa: PLC0415 -- one machine needs none
-            work = Work(Path(bundle), folder, job, cores, abstain, trust)
+            work = Work(Path(bundle), folder, job, cores, streams, abstain, trust)
             failures |= compute_on_ray(work, sources)
         else:
             compute(opened, sources, results, batch=batch, threshold=threshold, failures=failures)

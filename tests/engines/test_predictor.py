@@ -89,7 +89,7 @@ def test_an_engine_that_answers_otherwise_is_refused_and_closed(bundle: Path, mo
         def close(self) -> None:
             closed.append(True)
 
-    monkeypatch.setattr("ddcat.engines.predictor.open_engine", lambda bundle, threads: Other())
+    monkeypatch.setattr("ddcat.engines.predictor.open_engine", lambda bundle, **options: Other())
     with pytest.raises(EngineError, match="does not answer"):
         ddcat.open_bundle(bundle)
     assert closed == [True]
