@@ -26,11 +26,17 @@ def piece(request: pytest.FixtureRequest) -> Any:
         yield
 
 
-@given(arrays(np.uint8, SHAPES), st.booleans(), st.sampled_from([None, 0, 1, 4]), st.sampled_from([",", ", ", " ,\t"]))
+@given(
+    arrays(np.uint8, SHAPES) | arrays(np.uint16, SHAPES),
+    st.booleans(),
+    st.sampled_from([None, 0, 1, 4]),
+    st.sampled_from([",", ", ", " ,\t"]),
+)
 def test_reading(images: np.ndarray, nested: bool, indent: int | None, comma: str) -> None:
     values = images.tolist() if nested else images.ravel().tolist()
     text = json.dumps(values, indent=indent, separators=(comma, ": ")).encode()
-    assert read_bytes(memoryview(text), list(images.shape)) == images.tobytes()
+    read = read_bytes(memoryview(text), list(images.shape), images.dtype.name.upper())
+    assert read == images.astype(images.dtype.newbyteorder("<")).tobytes()
 
 
 JSON = st.recursive(

@@ -12,15 +12,16 @@ from hypothesis.extra.numpy import arrays
 from tritonclient.grpc import service_pb2 as pb
 
 from ddcat_serve.errors import RequestError
+from ddcat_serve.rpc import messages
 from ddcat_serve.rpc.messages import parse_infer
 
 IMAGE = np.random.default_rng(1).integers(0, 256, (1, 8, 9, 3)).astype(np.uint8)
 
 
-def message(*, raw: bytes | None = None, numbers: Any = (), **contents: Any) -> bytes:
+def message(*, raw: bytes | None = None, numbers: Any = (), datatype: str = "UINT8", **contents: Any) -> bytes:
     made = pb.ModelInferRequest(model_name="small", id="7", raw_input_contents=[] if raw is None else [raw])
     made.outputs.add(name="labels")
-    tensor = made.inputs.add(name="image", datatype="UINT8", shape=IMAGE.shape)
+    tensor = made.inputs.add(name="image", datatype=datatype, shape=IMAGE.shape)
     if raw is None:
         tensor.contents.CopyFrom(pb.InferTensorContents(uint_contents=numbers, **contents))
     content: bytes = made.SerializeToString()
@@ -34,14 +35,21 @@ def test_bytes_and_numbers_are_the_same_image() -> None:
         assert (request.model_name, request.id, request.outputs[0].name) == ("small", "7", "labels")
 
 
-@given(arrays(np.uint32, IMAGE.size, elements=st.integers(0, 255) | st.integers(0, 300)))
-def test_numbers_are_read_as_protobuf_reads_them(numbers: np.ndarray) -> None:
-    content = message(numbers=numbers.tolist())
-    if numbers.max() > 255:
-        with pytest.raises(RequestError, match="above 255"):
-            parse_infer(content, 1000)
-    else:
-        np.testing.assert_array_equal(parse_infer(content, 1000)[1].ravel(), numbers)
+@pytest.mark.parametrize("piece", [5, 2**18])
+@given(
+    arrays(np.uint32, IMAGE.size, elements=st.integers(0, 255) | st.integers(0, 300)),
+    arrays(np.uint32, IMAGE.size, elements=st.integers(0, 255) | st.integers(0, 65535) | st.integers(65500, 65536)),
+)
+def test_numbers_are_read_as_protobuf_reads_them(piece: int, eight: np.ndarray, sixteen: np.ndarray) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(messages, "_PIECE", piece)
+        for datatype, most, numbers in (("UINT8", 255, eight), ("UINT16", 65535, sixteen)):
+            content = message(numbers=numbers.tolist(), datatype=datatype)
+            if numbers.max() > most:
+                with pytest.raises(RequestError, match=f"above {most}; {datatype}"):
+                    parse_infer(content, 1000)
+            else:
+                np.testing.assert_array_equal(parse_infer(content, 1000)[1].ravel(), numbers)
 
 
 @pytest.mark.parametrize(

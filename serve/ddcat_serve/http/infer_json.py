@@ -5,7 +5,6 @@ A request is bounded before objects are made of it: the tensor's data stays text
 """
 
 import json
-import math
 import re
 from typing import Annotated, Any, NamedTuple
 
@@ -27,6 +26,7 @@ from ddcat_serve.http.v2_protocol import (
     check_flag,
     check_image,
     check_input_parameters,
+    tensor_of,
 )
 from ddcat_serve.inference.served_model import ServedModel
 
@@ -112,9 +112,11 @@ class _RequestText(msgspec.Struct):
 _TEXTS = msgspec.json.Decoder(_RequestText)
 
 
-def parse_infer(body: bytes, *, header_length: str | None, max_pixels: int) -> tuple[InferRequest, npt.NDArray[np.uint8]]:
+def parse_infer(
+    body: bytes, *, header_length: str | None, max_pixels: int
+) -> tuple[InferRequest, npt.NDArray[np.uint8 | np.uint16]]:
     """
-    Parse an inference request of at most `max_pixels` pixels; return it and its images, (N, H, W, C) uint8.
+    Parse an inference request of at most `max_pixels` pixels; return it and its images, (N, H, W, C) uint8 or uint16.
 
     `header_length` is the value of the header Inference-Header-Content-Length, or None: bytes of JSON, after which tensors
     follow. RequestError: 400 for a malformed request, 413 for too many pixels.
@@ -216,20 +218,16 @@ def _object(message: msgspec.Struct, **instead: bytes) -> bytes:
     return b"{%b}" % b",".join(b'"%b":%b' % (name.encode(), part) for name, part in parts.items() if part)
 
 
-def _image(tensor: InputTensor, data: memoryview, rest: memoryview) -> npt.NDArray[np.uint8]:
+def _image(tensor: InputTensor, data: memoryview, rest: memoryview) -> npt.NDArray[np.uint8 | np.uint16]:
     size, content = tensor.parameters.get("binary_data_size"), rest
     if size is None:
         if rest:
             raise RequestError(400, f"{len(rest)} bytes follow the JSON, but no input has a binary_data_size")
         if not data:
             raise RequestError(400, "inputs.0.data: image has neither data nor a binary_data_size")
-        content = memoryview(read_bytes(data, tensor.shape))
+        content = memoryview(read_bytes(data, tensor.shape, tensor.datatype))
     elif data:
         raise RequestError(400, "image has both data and a binary_data_size")
     elif isinstance(size, bool) or size != len(rest):
         raise RequestError(400, f"image has a binary_data_size of {quoted(size)}, and {len(rest)} bytes follow the JSON")
-    if len(content) != math.prod(tensor.shape):
-        raise RequestError(
-            400, f"the data of image has {len(content)} values; {quoted(tensor.shape)} takes {math.prod(tensor.shape)}"
-        )
-    return np.frombuffer(content, np.uint8).reshape(tensor.shape)
+    return tensor_of(content, tensor.datatype, tensor.shape)

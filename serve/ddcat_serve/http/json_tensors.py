@@ -7,6 +7,8 @@ image. Here other threads wait for one piece at most, and data that is not an im
 
 import math
 import re
+import sys
+from array import array
 from collections.abc import Iterator
 
 import msgspec
@@ -15,7 +17,10 @@ import numpy.typing as npt
 
 from ddcat_serve.errors import RequestError, quoted
 
-__all__ = ["read_bytes", "write_values"]
+__all__ = ["MOST", "read_bytes", "write_values"]
+
+MOST = {"UINT8": 255, "UINT16": 65535}  # the largest value of a datatype
+_CODES = {"UINT8": "B", "UINT16": "H"}  # of `array`
 
 _PIECE = 2**16  # bytes of text, or values
 _VALUES = msgspec.json.Decoder(list[int])
@@ -23,32 +28,35 @@ _SPACE = b" \t\r\n"
 _WORD = re.compile(rb"[^\s,\[\]]+")
 
 
-def read_bytes(text: memoryview, shape: list[int]) -> bytes:
+def read_bytes(text: memoryview, shape: list[int], datatype: str = "UINT8") -> bytes:
     """
-    Parse the values of a uint8 tensor, flat or nested in its shape, from a well-formed JSON array; sizes are at least 1.
+    Parse the values of a tensor, flat or nested in its shape, from a well-formed JSON array; sizes are at least 1.
 
-    RequestError (400) if a value is not an integer in 0..255, or if their number does not match the shape.
+    `datatype` is UINT8 or UINT16, whose bytes are little-endian. RequestError (400) if a value is not an integer in its range,
+    or if their number does not match the shape.
     """
     count = math.prod(shape)
     nested = bytes(text[1:_PIECE]).lstrip(_SPACE).startswith(b"[")
     # each value but the last takes two bytes at least: a short text with a huge shape ends here, before its form is built
     if 2 * count - 1 > len(text):
-        raise _misformed(text, bytes(text[:_PIECE]), shape, nested)
+        raise _misformed(text, bytes(text[:_PIECE]), shape, nested, datatype)
     form, seen = _form(shape) if nested else b"[" + b"," * (count - 1) + b"]", 0
-    values = bytearray()
+    values = array(_CODES[datatype])
     for piece in _pieces(text):
         structure = piece.translate(None, b"0123456789" + _SPACE)
         if structure != form[seen : seen + len(structure)]:
-            raise _misformed(text, piece, shape, nested)
+            raise _misformed(text, piece, shape, nested, datatype)
         seen += len(structure)
         numbers = piece.translate(None, b"[]" + _SPACE).strip(b",")
         try:
-            values += bytes(_VALUES.decode(b"[%b]" % numbers))
+            values.fromlist(_VALUES.decode(b"[%b]" % numbers))
         except (ValueError, OverflowError, msgspec.ValidationError) as cause:
-            raise _misvalued(piece) from cause
+            raise _misvalued(piece, datatype) from cause
     if seen != len(form) or len(values) != count:
         raise _miscounted(text, shape)
-    return bytes(values)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values.tobytes()
 
 
 def write_values(values: npt.NDArray[np.generic]) -> Iterator[bytes]:
@@ -82,19 +90,20 @@ def _pieces(text: memoryview) -> Iterator[bytes]:
         start += len(piece)
 
 
-def _misformed(text: memoryview, piece: bytes, shape: list[int], nested: bool) -> RequestError:
+def _misformed(text: memoryview, piece: bytes, shape: list[int], nested: bool, datatype: str) -> RequestError:
     structure = piece.translate(None, b"0123456789" + _SPACE)
     if structure.strip(b",[]"):
-        return _misvalued(piece)
+        return _misvalued(piece, datatype)
     if nested or b"[" in structure[1:] or b"]" in structure[:-1]:
         return RequestError(400, f"the data of image is neither flat nor nested as its shape {quoted(shape)}")
     return _miscounted(text, shape)
 
 
-def _misvalued(piece: bytes) -> RequestError:
+def _misvalued(piece: bytes, datatype: str) -> RequestError:
+    most = MOST[datatype]
     words = (word[0] for word in _WORD.finditer(piece))
-    wrong = next((word for word in words if not word.isdigit() or len(word) > 3 or int(word) > 255), b"no number")
-    return RequestError(400, f"the data of image holds {quoted(wrong)[2:-1]}; UINT8 takes integers in 0..255")
+    wrong = next((word for word in words if not word.isdigit() or len(word) > len(str(most)) or int(word) > most), b"no number")
+    return RequestError(400, f"the data of image holds {quoted(wrong)[2:-1]}; {datatype} takes integers in 0..{most}")
 
 
 def _miscounted(text: memoryview, shape: list[int]) -> RequestError:

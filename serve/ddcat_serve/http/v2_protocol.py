@@ -5,7 +5,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from ddcat.bands import MOST_BANDS
+from ddcat.image_pixels import table_of_16_bits
 from ddcat.manifest import TensorEntry
 from ddcat_serve.errors import RequestError, quoted
 from ddcat_serve.inference.served_model import ServedModel
@@ -13,19 +17,22 @@ from ddcat_serve.settings import Settings
 
 __all__ = [
     "DATATYPES",
+    "IMAGE_TYPES",
     "MAX_ENVELOPE_BYTES",
     "RequestedOutput",
-    "check_channels",
     "check_flag",
     "check_image",
     "check_input_parameters",
     "check_unload_options",
+    "prepared",
     "read_load_options",
     "read_timeout",
     "requested_outputs",
+    "tensor_of",
 ]
 
 DATATYPES = {"uint8": "UINT8", "float32": "FP32"}
+IMAGE_TYPES = {"UINT8": "<u1", "UINT16": "<u2"}  # of the input, as bytes
 MAX_ENVELOPE_BYTES = 2**16  # of a request without the data of its tensor
 _SHARED = "shared_memory"  # prefix of its parameters
 
@@ -41,20 +48,38 @@ class RequestedOutput(NamedTuple):
 
 def check_image(datatype: str, shape: list[int], max_pixels: int) -> None:
     """Refuse a tensor that is not a batch of images: RequestError (400), or 413 for too many pixels."""
-    if datatype != "UINT8":
-        deep = "; send files of 16 bits to /v1/segment" if datatype == "UINT16" else ""
-        raise RequestError(400, f"image has datatype {quoted(datatype)}; the model takes UINT8{deep}")
+    if datatype not in IMAGE_TYPES:
+        raise RequestError(400, f"image has datatype {quoted(datatype)}; a model takes UINT8, or UINT16 if it is of 16 bits")
     if len(shape) != 4 or not 1 <= shape[3] <= MOST_BANDS or min(shape) < 1:
         raise RequestError(400, f"image has shape {quoted(shape)}; the model takes [N, H, W, 3]")
     if math.prod(shape[:3]) > max_pixels:
         raise RequestError(413, f"image of shape {quoted(shape)} has more than {max_pixels} pixels")
 
 
-def check_channels(shape: Sequence[int], model: ServedModel) -> None:
-    """Refuse (400) a batch of images, of some shape, with other channels than a model takes."""
-    channels = model.bundle.manifest.preprocessing.channels
-    if shape[3] != channels:
-        raise RequestError(400, f"image has shape {quoted(list(shape))}; the model takes [N, H, W, {channels}]")
+def tensor_of(content: bytes | memoryview, datatype: str, shape: list[int]) -> npt.NDArray[np.uint8 | np.uint16]:
+    """Return the tensor of little-endian bytes; RequestError (400) where their number is not that of the shape."""
+    dtype = np.dtype(IMAGE_TYPES[datatype])
+    count, rest = divmod(len(content), dtype.itemsize)
+    if rest or count != math.prod(shape):
+        found = f"{len(content)} bytes" if rest else f"{count} values"
+        raise RequestError(400, f"the data of image has {found}; {quoted(shape)} takes {math.prod(shape)}")
+    return np.frombuffer(content, dtype).reshape(shape)
+
+
+def prepared(images: npt.NDArray[np.uint8 | np.uint16], model: ServedModel) -> npt.NDArray[np.uint8]:
+    """
+    Return images, (N, H, W, C), as the graph of a model takes them: 16 bits become 8 as in the files of its bundle.
+
+    RequestError (400) for other channels than the model takes, and for 16 bits where its bundle is of 8.
+    """
+    rule = model.bundle.manifest.preprocessing
+    if images.shape[3] != rule.channels:
+        raise RequestError(400, f"image has shape {quoted(list(images.shape))}; the model takes [N, H, W, {rule.channels}]")
+    if images.dtype == np.uint8:
+        return images.view(np.uint8)
+    if rule.values is None:
+        raise RequestError(400, "image has datatype 'UINT16'; the model takes UINT8: its bundle is of 8 bits")
+    return table_of_16_bits(rule.values)[images]
 
 
 def check_input_parameters(parameters: Parameters) -> None:

@@ -123,9 +123,9 @@ def router(state: ServerState) -> APIRouter:
         body = await read_body(request, max_bytes=settings.max_bytes, timeout=settings.body_timeout)
         loop, length = asyncio.get_running_loop(), request.headers.get(LENGTH)
         parse = partial(parse_infer, body, header_length=length, max_pixels=settings.max_pixels)
-        parsed, images = await loop.run_in_executor(state.pool, parse)
+        parsed, tensor = await loop.run_in_executor(state.pool, parse)
         model = find_model(models, name, version)  # another may have taken its place meanwhile; this one keeps the request
-        v2_protocol.check_channels(images.shape, model)
+        images = await loop.run_in_executor(state.pool, v2_protocol.prepared, tensor, model)
         entries = v2_protocol.requested_outputs(model, parsed.requested)
         timeout = v2_protocol.read_timeout(parsed.parameters, settings)
         outputs = await model.infer(images, timeout=timeout, gone=request.receive)

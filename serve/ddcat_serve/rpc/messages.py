@@ -18,12 +18,14 @@ from ddcat.engines import Outputs
 from ddcat.manifest import TensorEntry
 from ddcat_serve.errors import RequestError, quoted
 from ddcat_serve.http import v2_protocol
+from ddcat_serve.http.json_tensors import MOST
 from ddcat_serve.inference.served_model import ServedModel
 
 __all__ = ["infer_response", "parameters_of", "parse", "parse_infer"]
 
 _INPUTS, _RAW, _CONTENTS, _NUMBERS = 5, 7, 5, 4  # fields that lead to tensors
 _RAW_OUTPUT, _IN_STREAM = 6, 2  # of ModelInferResponse, and of ModelStreamInferResponse
+_PIECE, _LONGEST = 2**18, 3  # octets that are decoded at once, and of a number of 16 bits
 _FIXED = {1: 8, 5: 4}  # bytes of fields, by wire type
 
 
@@ -43,9 +45,9 @@ def parse(kind: type[Message], message: bytes | bytearray) -> Any:
         raise _malformed(kind.DESCRIPTOR.name) from cause
 
 
-def parse_infer(message: bytes, max_pixels: int) -> tuple[Any, npt.NDArray[np.uint8]]:
+def parse_infer(message: bytes, max_pixels: int) -> tuple[Any, npt.NDArray[np.uint8 | np.uint16]]:
     """
-    Parse an inference request: a ModelInferRequest without the raw contents, and images, (N, H, W, C) uint8.
+    Parse an inference request: a ModelInferRequest without the raw contents, and images, (N, H, W, C) uint8 or uint16.
 
     RequestError: 400 for a malformed request, 413 for too many pixels, or too many bytes beside the tensor.
     """
@@ -55,16 +57,18 @@ def parse_infer(message: bytes, max_pixels: int) -> tuple[Any, npt.NDArray[np.ui
     names = [tensor.name for tensor in tensors]
     if names != ["image"]:
         raise RequestError(400, f"inputs are {quoted(names)}; the model has one, image")
-    shape = list(tensors[0].shape)
-    v2_protocol.check_image(tensors[0].datatype, shape, max_pixels)
+    shape, datatype = list(tensors[0].shape), tensors[0].datatype
+    v2_protocol.check_image(datatype, shape, max_pixels)
     v2_protocol.check_input_parameters(tensors[0].parameters)
     if parts.raw and (parts.numbers or parts.others):
         raise RequestError(400, "image has both raw contents and numbers")
     if len(parts.raw) > 1:
         raise RequestError(400, f"{len(parts.raw)} raw contents follow, for one input")
     if parts.others:
-        raise RequestError(400, "image has contents of another type; UINT8 takes uint_contents, or raw contents")
-    values = np.frombuffer(parts.raw[0], np.uint8) if parts.raw else _numbers(b"".join(parts.numbers))
+        raise RequestError(400, f"image has contents of another type; {datatype} takes uint_contents, or raw contents")
+    if parts.raw:
+        return request, v2_protocol.tensor_of(parts.raw[0], datatype, shape)
+    values = _numbers(b"".join(parts.numbers), datatype)
     if values.size != math.prod(shape):
         raise RequestError(400, f"the data of image has {values.size} values; {quoted(shape)} takes {math.prod(shape)}")
     return request, values.reshape(shape)
@@ -105,19 +109,36 @@ def _head(number: int, size: int) -> bytes:
     return bytes([*head, size])
 
 
-def _numbers(encoded: bytes) -> npt.NDArray[np.uint8]:
-    """Decode varints; a number below 256 has one byte, or two with the high bit set in the first."""
-    octets = np.frombuffer(encoded, np.uint8)
-    last = octets < 128
-    if not last[-1:].all():
-        raise _malformed("ModelInferRequest")
-    first = np.append(True, last[:-1])[: octets.size]
-    following = np.append(octets[1:], np.uint8(0))[: octets.size]
-    wide = first & ~last
-    if not (first | last).all() or (following[wide] > 1).any():
-        raise RequestError(400, "the data of image has values above 255; UINT8 takes 0..255")
-    values: npt.NDArray[np.uint8] = ((octets & 127) | np.where(wide, following << 7, 0).astype(np.uint8))[first]
+def _numbers(encoded: bytes, datatype: str) -> npt.NDArray[np.uint8 | np.uint16]:
+    """Decode varints, piece by piece: a wide form of all of them would take many times the memory of the image."""
+    pieces, at = [np.empty(0, v2_protocol.IMAGE_TYPES[datatype])], 0
+    while at < len(encoded):
+        end = min(at + _PIECE, len(encoded))
+        while end < len(encoded) and encoded[end - 1] >= 128 and end < at + _PIECE + _LONGEST:
+            end += 1
+        pieces.append(_piece(np.frombuffer(encoded, np.uint8, end - at, at), datatype))
+        at = end
+    values: npt.NDArray[np.uint8 | np.uint16] = np.concatenate(pieces)
     return values
+
+
+def _piece(octets: npt.NDArray[np.uint8], datatype: str) -> npt.NDArray[np.uint8 | np.uint16]:
+    """Decode whole varints: each octet but the last of a number has its high bit set."""
+    last = octets < 128
+    starts = np.flatnonzero(np.append(True, last[:-1]))
+    lengths = np.diff(starts, append=octets.size)
+    too_large = RequestError(400, f"the data of image has values above {MOST[datatype]}; {datatype} takes 0..{MOST[datatype]}")
+    if (lengths > _LONGEST).any():
+        raise too_large
+    if not last[-1]:
+        raise _malformed("ModelInferRequest")
+    values = (octets[starts] & 127).astype(np.uint32)
+    for place in range(1, _LONGEST):
+        longer = np.flatnonzero(lengths > place)
+        values[longer] |= (octets[starts[longer] + place] & 127).astype(np.uint32) << 7 * place
+    if (values > MOST[datatype]).any():
+        raise too_large
+    return values.astype(v2_protocol.IMAGE_TYPES[datatype])
 
 
 def _divide(message: memoryview) -> _Parts:

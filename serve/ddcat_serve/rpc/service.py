@@ -198,9 +198,9 @@ class _Service:
     async def _infer(self, message: bytes, call: Call, *, in_stream: bool = False) -> bytes:
         state, loop = self._state, asyncio.get_running_loop()
         read = partial(parse_infer, message, state.settings.max_pixels)
-        request, images = await loop.run_in_executor(state.pool, read)
+        request, tensor = await loop.run_in_executor(state.pool, read)
         model = find_model(state.models, request.model_name, request.model_version or None)
-        v2_protocol.check_channels(images.shape, model)
+        images = await loop.run_in_executor(state.pool, v2_protocol.prepared, tensor, model)
         entries = v2_protocol.requested_outputs(
             model, [v2_protocol.RequestedOutput(output.name, parameters_of(output.parameters)) for output in request.outputs]
         )
