@@ -15,6 +15,7 @@ from ddcat_bench.attack.scoring import count_each
 from ddcat_bench.attack.suites import AttackSpec
 from ddcat_train import imagenet
 from ddcat_train.attacks import Model
+from ddcat_train.networks.layers import upsample
 from ddcat_train.pixels import to_8_bit
 from ddcat_train.seeds import derive_seed
 
@@ -71,8 +72,9 @@ def score_windows(
     """
     own = (victims.labels.shape[-2], victims.labels.shape[-1])
     size = sized(own, base)
+    # linear and nearest as OpenCV does, without smoothing where it shrinks
     resized = victims if size == own else victims._replace(
-        images=_linear(victims.images, size), labels=_nearest(victims.labels, size)
+        images=upsample(victims.images, size, align_corners=False), labels=_nearest(victims.labels, size)
     )  # fmt: skip
     whole, inside = _set_into(resized, crop)
     rows, columns = whole.labels.shape[-2:]
@@ -92,7 +94,7 @@ def score_windows(
             ):
                 sums[kind, place, :, :, window.rows, window.columns] += probabilities
     averages = (sums / visits)[..., inside.rows, inside.columns].flatten(0, 2)  # (2 * C * N, K, H, W)
-    averages = averages if at_base or size == own else _linear(averages, own)
+    averages = averages if at_base or size == own else upsample(averages, own, align_corners=False)
     labels = resized.labels if at_base else victims.labels
     predictions = averages.argmax(1).view(2, len(spec.cases), *labels.shape)  # (2, C, N, H, W)
     return np.stack([np.stack([np.stack(count_each(labels, case, classes)) for case in kind]) for kind in predictions])
@@ -104,11 +106,6 @@ def sized(own: tuple[int, int], base: int | None) -> tuple[int, int]:
         return own
     height, width = own
     return (base, round(base / height * width)) if height > width else (round(base / width * height), base)
-
-
-def _linear(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize as OpenCV does linearly, without smoothing where it shrinks."""
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 def _nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:

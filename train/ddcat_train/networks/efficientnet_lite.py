@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
 
 from ddcat_train.networks.backbone import Backbone, Stages
-from ddcat_train.networks.convolution import Conv2d, Layers
+from ddcat_train.networks.convolution import Layers
 from ddcat_train.networks.keys import renamed
+from ddcat_train.networks.layers import conv_bn
 
 __all__ = ["LITES", "EfficientNetLite", "efficientnet_lite"]
 
@@ -20,6 +22,8 @@ LITES: dict[str, tuple[float, float]] = {
     "efficientnet_lite3": (1.2, 1.4),
     "efficientnet_lite4": (1.4, 1.8),
 }
+_conv_bn = partial(conv_bn, eps=1e-3, momentum=0.01)
+
 # Of EfficientNet-B0: expansion, channels, blocks, kernel, stride of the first block
 _STAGES = (
     (1, 16, 1, 3, 1),
@@ -148,12 +152,6 @@ class _InvertedResidual(nn.Module):
 def efficientnet_lite(name: str, output_stride: Literal[8, 16, 32]) -> EfficientNetLite:
     """Build one by its name."""
     return EfficientNetLite(*LITES[name], output_stride)
-
-
-def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> list[nn.Module]:
-    padding = dilation * (kernel // 2)
-    convolution = Conv2d(inputs, outputs, kernel, stride, padding, dilation=dilation, groups=groups, bias=False)
-    return [convolution, nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.01)]
 
 
 def _rounded(channels: float) -> int:

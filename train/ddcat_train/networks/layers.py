@@ -1,5 +1,7 @@
 """The small pieces that backbones, contexts and heads are made of."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,19 +10,23 @@ from ddcat_train.errors import DataError
 from ddcat_train.networks.convolution import Conv2d
 
 __all__ = [
-    "as_maps", "as_tokens", "bin_averages", "conv_bn_relu", "drop_path", "drop_path_rates", "interpolation", "pool_to_bins",
-    "upsample",
+    "as_maps", "as_tokens", "bin_averages", "conv_bn", "conv_bn_relu", "drop_path", "drop_path_rates", "interpolation",
+    "pool_to_bins", "upsample",
 ]  # fmt: skip
+
+
+def conv_bn(
+    inputs: int, outputs: int, kernel: int, *, stride: int = 1, dilation: int = 1, groups: int = 1, **norm: Any
+) -> list[nn.Module]:
+    """Layers of a convolution that pads by half its kernel, without bias, then batch norm with the options `norm`."""
+    padding = dilation * (kernel // 2)
+    convolution = Conv2d(inputs, outputs, kernel, stride, padding, dilation=dilation, groups=groups, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs, **norm)]
 
 
 def conv_bn_relu(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> list[nn.Module]:
     """Layers of a convolution that keeps the size, without bias, then batch norm and ReLU."""
-    padding = dilation * (kernel // 2)
-    return [
-        Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    ]
+    return [*conv_bn(inputs, outputs, kernel, dilation=dilation), nn.ReLU(inplace=True)]
 
 
 def as_tokens(maps: Tensor) -> Tensor:

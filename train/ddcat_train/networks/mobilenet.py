@@ -5,7 +5,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ddcat_train.networks.backbone import Backbone, Stages
-from ddcat_train.networks.convolution import Conv2d, Layers
+from ddcat_train.networks.convolution import Layers
+from ddcat_train.networks.layers import conv_bn
 
 __all__ = ["MobileNetV2"]
 
@@ -48,7 +49,7 @@ class MobileNetV2(Backbone):
     def __init__(self, output_stride: Literal[8, 16, 32] = 16) -> None:
         super().__init__()
         self.stride = output_stride
-        layers: list[nn.Module] = [Layers(*_conv_bn(3, 32, 3, stride=2), nn.ReLU6(inplace=True))]
+        layers: list[nn.Module] = [Layers(*conv_bn(3, 32, 3, stride=2), nn.ReLU6(inplace=True))]
         inputs, reached, dilation = 32, 2, 1
         for expansion, channels, blocks, stage_stride in _STAGES:
             for index in range(blocks):
@@ -78,18 +79,12 @@ class _InvertedResidual(nn.Module):
         hidden = inputs * expansion
         layers: list[nn.Module] = []
         if expansion != 1:
-            layers.append(Layers(*_conv_bn(inputs, hidden, 1), nn.ReLU6(inplace=True)))
-        depthwise = _conv_bn(hidden, hidden, 3, stride=stride, dilation=dilation, groups=hidden)
-        layers += [Layers(*depthwise, nn.ReLU6(inplace=True)), *_conv_bn(hidden, outputs, 1)]
+            layers.append(Layers(*conv_bn(inputs, hidden, 1), nn.ReLU6(inplace=True)))
+        depthwise = conv_bn(hidden, hidden, 3, stride=stride, dilation=dilation, groups=hidden)
+        layers += [Layers(*depthwise, nn.ReLU6(inplace=True)), *conv_bn(hidden, outputs, 1)]
         self.conv = Layers(*layers)
         self.shortcut = stride == 1 and inputs == outputs
 
     def forward(self, maps: Tensor) -> Tensor:
         residual: Tensor = self.conv(maps)
         return maps + residual if self.shortcut else residual
-
-
-def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> list[nn.Module]:
-    padding = dilation * (kernel // 2)
-    convolution = Conv2d(inputs, outputs, kernel, stride, padding, dilation=dilation, groups=groups, bias=False)
-    return [convolution, nn.BatchNorm2d(outputs)]
