@@ -191,7 +191,7 @@ def markdown(result: dict[str, Any]) -> str:
             f"{len(mixed['kept'])} of {mixed['typed_nodes'] + len(mixed['kept'])} nodes are kept in fp32. The first are "
             + ", ".join(f"`{node['name']}` ({node['reason']})" for node in mixed["kept"][:4])
             + f". The search used {mixed['drop']['images']} images. There {mixed['equal_labels']['clean']:.3%} of the labels "
-            f"were equal on clean images and {mixed['equal_labels']['adversarial']:.3%} under PGD, and the mIoU fell by "
+            f"were equal on clean images and {mixed['equal_labels']['adversarial']:.3%} on attacked ones, and the mIoU fell by "
             f"{mixed['drop']['clean']:.2f} and {mixed['drop']['adversarial']:.2f} points.",
             "",
         ]
