@@ -147,7 +147,9 @@ def open_bundle(path: Path, trust: TrustPolicy = NO_TRUST_POLICY) -> Bundle:
     try:
         content = read_regular(path / MANIFEST, most=MOST_BYTES, error=BundleError)
     except OSError as cause:
-        raise BundleError(f"{path} holds no readable {MANIFEST}: a bundle is what ddcat export writes") from cause
+        inner = [folder.parent for folder in sorted(path.glob(f"*/{MANIFEST}"))]
+        use = f"use {inner[0]}" if len(inner) == 1 else "a bundle is what ddcat export writes"
+        raise BundleError(f"{path} holds no readable {MANIFEST}: {use}") from cause
     digest = sha256_of_bytes(content)
     known = _check_trust(path, content, digest, trust)
     manifest = parse_manifest(content, str(path / MANIFEST))

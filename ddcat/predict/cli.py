@@ -93,7 +93,8 @@ def predict(
         typer.echo(f"error: interrupted: finished masks are in {out}, and the same command continues", err=True)
         raise typer.Exit(128 + signal.SIGINT) from None
     failed, images = len(summary["failed"]), summary["images"]
-    typer.echo(f"{images} images in {out} after {time.monotonic() - started:.1f} s; see {out / SUMMARY}")
+    typer.echo(f"{images} image{'s' * (images != 1)} in {out} after {time.monotonic() - started:.1f} s; see {out / SUMMARY}")
     if failed:
         first = summary["failed"][0]
-        raise DdcatError(f"{failed} of {images + failed} images have no mask, such as {first['name']}: {first['reason']}")
+        have = "has" if failed == 1 else "have"
+        raise DdcatError(f"{failed} of {images + failed} images {have} no mask, such as {first['name']}: {first['reason']}")

@@ -57,6 +57,15 @@ def test_a_changed_byte_is_refused(bundle: Path, name: str, where: int) -> None:
         open_bundle(bundle)
 
 
+def test_the_bundle_in_a_folder_is_named(bundle: Path) -> None:
+    with pytest.raises(BundleError, match=re.escape(f"{bundle.parent} holds no readable {MANIFEST}: use {bundle}")):
+        open_bundle(bundle.parent)
+    (bundle.parent / "other").mkdir()
+    (bundle.parent / "other" / MANIFEST).touch()
+    with pytest.raises(BundleError, match="a bundle is what ddcat export writes"):
+        open_bundle(bundle.parent)
+
+
 def test_a_missing_file_is_refused(bundle: Path) -> None:
     (bundle / "model.onnx").unlink()
     with pytest.raises(BundleError, match=r"model\.onnx is listed .* but cannot be read"):

@@ -32,7 +32,7 @@ _CLAIMS = {
     "clean": ("how often labels are right on images as they are", "anything about images that differ from these"),
     "attack": ("what is left against this attack, made with full knowledge of the model", "that no attack leaves less"),
     "worst": ("what is left against the worst of several strong attacks, chosen for each image", "that no attack leaves less"),
-    "common": ("what is left under rain, blur, noise and the like, drawn on the images", "how real weather looks"),
+    "common": ("what is left under snow, fog, blur, noise and the like, drawn on the images", "how real weather looks"),
     "extra": ("the same for four further corruptions", "how real weather looks"),
     "capture": ("what is left after another camera, codec or resizing", "every codec and camera there is"),
     "certificate": ("that no noise below this norm changes the label of a certified pixel", "anything about larger changes"),

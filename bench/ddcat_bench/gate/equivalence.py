@@ -87,8 +87,9 @@ def verdict_of(comparison: Comparison, scheme: Scheme, *, margin: float) -> tupl
     if not np.isfinite([comparison.difference, low, high]).all():
         return "refuse", "the difference is not a finite number"
     if scheme.units < FEWEST_UNITS:
-        what = {"images": "images", "clips": "clips", "blocks": f"blocks of {BLOCK} frames"}[scheme.kind]
-        return "inconclusive", f"{scheme.units} {what} are too few to decide: use {FEWEST_UNITS} or more"
+        noun, verb = scheme.kind[:-1] + "s" * (scheme.units != 1), "is" if scheme.units == 1 else "are"
+        what = f"{noun} of {BLOCK} frames" if scheme.kind == "blocks" else noun
+        return "inconclusive", f"{scheme.units} {what} {verb} too few to decide: use {FEWEST_UNITS} or more"
     if high < -margin:
         return "refuse", f"{bounds} lies below the limit -{margin:g}: the engine is worse"
     if -margin <= low and high <= margin:

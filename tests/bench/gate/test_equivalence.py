@@ -108,6 +108,8 @@ def test_verdicts(low: float, high: float, verdict: str, why: str) -> None:
 def test_too_few_units_decide_nothing() -> None:
     good = Comparison(50, 50, 0, Interval(0, 0), {}, np.zeros((1, 2)))
     assert verdict_of(good, independent(9), margin=1)[0] == "inconclusive"
+    assert verdict_of(good, independent(1), margin=1)[1] == "1 image is too few to decide: use 10 or more"
+    assert verdict_of(good, independent(2), margin=1)[1] == "2 images are too few to decide: use 10 or more"
     assert verdict_of(good, blocks(99), margin=1)[0] == "inconclusive"
     assert verdict_of(good, blocks(100), margin=1)[0] == "pass"
 
