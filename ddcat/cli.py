@@ -98,7 +98,8 @@ def _ddcat(
     ] = False,
 ) -> None:
     """
-    Train segmentation models that hold up under attack, export them, prove that the engine is as good, and serve it.
+    Train segmentation models that hold up under attack, export them, test each engine against its
+    model, and serve it.
 
     `ddcat COMMAND --help` explains a command and gives examples.
     """

@@ -33,7 +33,7 @@ def check_depth(content: bytes, values: tuple[int, int] | None) -> None:
     if deep and values is None:
         raise ImageFileError("the PNG has 16 bits a channel: convert it to 8")
     if not deep and values is not None:
-        raise ImageFileError("the image has 8 bits a channel: expected a PNG of 16 bits, for which data.values are given")
+        raise ImageFileError("the image has 8 bits a channel: expected 16 bits, for data.values is set")
 
 
 def decode_16_bits(content: bytes, values: tuple[int, int]) -> npt.NDArray[np.uint8]:

@@ -159,22 +159,23 @@ def export(
     """
     Export the main branch of a trained network into a bundle, proven to be that network; or rebuild a bundle.
 
-    The graph takes uint8 RGB images (N, H, W, 3) and gives uint8 labels (N, H, W); normalisation and argmax are inside. It is
-    written only if it has the requested opset and types, if its bytes are the same without the other heads and when traced at
-    another size, and if ONNX Runtime gives the same results with it as PyTorch, on images of many shapes. The engine must give
-    a few images, clean and attacked, the same labels as PyTorch; they stay in the bundle with its labels.
+    The graph takes uint8 RGB images (N, H, W, 3) and returns uint8 labels (N, H, W). Normalisation and argmax are inside. A
+    graph is written only if it passes these checks: it has the requested opset and types; its bytes are the same without the
+    other heads, and when traced at another size; ONNX Runtime computes the same with it as PyTorch, on images of many shapes.
+    The engine must give a few images, clean and attacked, the same labels as PyTorch. These images and labels stay in the
+    bundle.
 
-    int8 is calibrated on images of the training split. With --max-drop every layer's sensitivity is measured, and the worst
-    layers stay in float until int8 costs no more mIoU than that on clean and on attacked images of the validation split. With
-    bf16 or fp16 it keeps nodes in fp32, those of dangerous ranges and the most sensitive ones, until 99.85 % of the labels are
-    the same, too, under the attack of training and under CosPGD at 8/255.
+    int8 is calibrated on images of the training split. With --max-drop the sensitivity of every layer is measured. The worst
+    layers stay in float, until int8 loses at most that many points of mIoU, on clean and on attacked images of the validation
+    split. With bf16 or fp16, nodes of dangerous ranges and the most sensitive nodes are kept in fp32, until 99.85 % of the
+    labels are the same, too, under the attack of training and under CosPGD at 8/255.
 
-    With --finetune UPDATES the weights are trained through the rounding of int8, on the training split and under the attack of
-    training, to answer as the fp32 network does.
+    With --finetune UPDATES the weights are trained through the rounding of int8 to answer as the fp32 network does: on the
+    training split, under the attack of training.
 
-    From a FILE.onnx of another program, which takes float images and gives logits, a bundle is made likewise: normalisation,
-    the resizing of the logits and argmax are put around its graph, and the whole is compared with the file in ONNX Runtime. A
-    quantised file becomes a bundle as it is, beside the float one that --reference names.
+    A FILE.onnx of another program must take float images and return logits. Normalisation, the resizing of the logits and
+    argmax are put around its graph, and the whole is compared with the file in ONNX Runtime. A quantised file becomes a bundle
+    as it is, beside the float file that --reference names.
 
     From a BUNDLE, another engine is built from the graph inside, without torch and without the checkpoint.
 

@@ -107,7 +107,7 @@ def test_16_bits_are_brought_to_8_between_two_values(values: tuple[int, int], gr
 
 
 def test_files_of_another_depth_are_refused() -> None:
-    with pytest.raises(ImageFileError, match="8 bits a channel: expected a PNG of 16"):
+    with pytest.raises(ImageFileError, match="8 bits a channel: expected 16 bits"):
         preprocess(saved("PNG"), FileRule(values=(0, 65535)))
     clear = cv2.imencode(".png", np.zeros((4, 4, 4), np.uint16))[1].tobytes()
     with pytest.raises(ImageFileError, match="has transparency"):

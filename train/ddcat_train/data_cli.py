@@ -33,11 +33,17 @@ def check_command(
     split: Annotated[str, typer.Option(help="Split to check.")] = "train",
     long_side: Annotated[int | None, typer.Option(min=1, help="Resize to this long side, as training will.")] = None,
     bands: Annotated[
-        str | None, typer.Option(help="Bands of the images, as data.bands: their number, or which ones.", metavar="N|B,B,...")
+        str | None,
+        typer.Option(
+            help="Bands of the image files, as in data.bands: how many there are, or the numbers of those to read.",
+            metavar="N|B,B,...",
+        ),
     ] = None,
     values: Annotated[
         str | None,
-        typer.Option(help="For 16 bits, as data.values: the two values that become 0 and 255.", metavar="LOW,HIGH"),
+        typer.Option(
+            help="For images of 16 bits, as in data.values: the two values that become 0 and 255.", metavar="LOW,HIGH"
+        ),
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the result to this file, too.", metavar="FILE")] = None,
 ) -> None:

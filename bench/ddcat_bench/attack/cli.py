@@ -23,8 +23,8 @@ def attack(
     suite: Annotated[
         AnySuite,
         typer.Option(
-            help="quick: BIM n = 1..7; paper: also n = 10, 20, PGD-20; sea: the strongest attack known; full: all of them, L2, "
-            "patches and more; corruptions: no attack, but weather, noise, blur, cameras and codecs."
+            help="quick: BIM n = 1..7; paper: also n = 10, 20, PGD-20; sea: an ensemble of strong attacks; full: all of them, "
+            "L2, patches and more; corruptions: no attack, but weather, noise, blur, cameras and codecs."
         ),
     ] = "quick",
     corruption: Annotated[

@@ -55,7 +55,7 @@ def gate(
     expect_digest: ExpectDigest = None,
 ) -> None:
     """
-    Test that an engine is as accurate, as robust and as fast as its limits ask, and write its passport.
+    Test whether an engine is as accurate, as robust and as fast as its limits require, and write its passport.
 
     The exit status is 0 for pass, 1 for refuse, 3 for inconclusive, and 2 if the gate could not run. The engine and the PyTorch
     main branch are scored on the worst attacks of a shared pool: made on the PyTorch model, on the engine's own graph, and with

@@ -42,7 +42,7 @@ def gate(
     trust: TrustPolicy = NO_TRUST_POLICY,
 ) -> "GateResult | None":
     """
-    Test whether an engine is as accurate, as robust and as fast as its limits ask, and write its passport into the bundle.
+    Test whether an engine is as accurate, as robust and as fast as its limits require, and write its passport into the bundle.
 
     The engine and the PyTorch model are scored on the worst attacks of a shared pool: made on the PyTorch model, on the
     engine's own graph, and with queries to the engine.
