@@ -101,7 +101,8 @@ def by_type(layers: list[dict[str, Any]]) -> dict[str, float]:
 def markdown(result: dict[str, Any], name: str) -> str:
     """Write the tables."""
     about = result["environment"]
-    machine = ", ".join(f"{key} {value}" for key, value in about["machine"].items())
+    on = about["machine"]
+    machine = f"{on['processor']}, {on['cores']} cores, {on['memory_gib']} GiB, {on['system']}"
     lines = [
         "# Where the time goes, layer by layer",
         f"`python bench/cpu/layers.py docs/results/{name} {' '.join(result['networks'])}` with openvino "

@@ -343,6 +343,7 @@ def markdown(found: dict[str, Any]) -> str:
     for version, what in BAD.items():
         tried = [load for load in found["loads"] if load["version"] == version]
         lines.append(f"| {what} | {len(tried)} | {sum(load['status'] == 400 for load in tried)} |")
+    slope = memory["mib_per_swap"]
     lines += [
         "",
         f"{found['answers_of_bad_bundles']} answers came from one of these bundles: each answer names its bundle by digest.",
@@ -355,10 +356,12 @@ def markdown(found: dict[str, Any]) -> str:
         f"| threads | {memory['warm']['threads']} | {memory['end']['threads']} |",
         f"| open files | {memory['warm']['files']} | {memory['end']['files']} |",
         "",
-        f"A line fitted between these two points rises by {memory['mib_per_swap']:.3f} MiB per swap.",
+        f"Between these two points the memory {'rises' if slope > 0 else 'falls'} by {abs(slope):.3f} MiB per swap "
+        "(a fitted line).",
         "",
     ]
-    machine = ", ".join(map(str, found["environment"]["machine"].values()))
+    about = found["environment"]["machine"]
+    machine = f"{about['processor']}, {about['cores']} cores, {about['memory_gib']} GiB, {about['system']}"
     versions = ", ".join(f"{name} {version}" for name, version in found["environment"]["versions"].items())
     commit = found["environment"]["git_commit"] or "not from a checkout"
     return "\n".join([*lines, f"- machine: {machine}", f"- versions: {versions}", f"- code: {commit}", ""])
