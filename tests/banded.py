@@ -69,7 +69,7 @@ def settings(root: Path, count: int) -> list[str]:
     ]  # fmt: skip
 
 
-def trained(root: Path, out: Path, count: int) -> Path:
+def trained(root: Path, out: Path, count: int, *others: str) -> Path:
     """Two steps of DDC-AT on such a folder."""
-    ddcat.train("scenes-ddcat", out, overrides=settings(root, count), device="cpu")
+    ddcat.train("scenes-ddcat", out, overrides=[*settings(root, count), *others], device="cpu")
     return out

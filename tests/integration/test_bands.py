@@ -1,6 +1,7 @@
 """Images of one, four and five bands and 16 bits: trained, exported, gated, predicted and served with PyTorch's labels."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ddcat_train.errors import ConfigError
 from ddcat_train.networks import build_segmenter
 from tests.banded import bands_of, encoded, settings, trained, write_banded
 from tests.serve.conftest import InProcess
+from tests.train.test_whole import SEGFORMER
 
 
 @pytest.fixture(scope="module", params=[1, 4, 5])
@@ -41,7 +43,31 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_bundle_of_bands_has_the_labels_of_pytorch(run: tuple[int, Path], precision: Precision, tmp_path: Path) -> None:
-    count, folder = run
+    check_bundle(*run, precision, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [4, 5])
+def test_a_whole_model_of_another_library_takes_bands(count: int, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    if count == 5:
+        pytest.importorskip("rasterio", reason="rasterio is not installed")
+    others = ["model.whole=hf", f"model.settings={json.dumps(SEGFORMER | {'num_channels': count})}"]
+    folder = trained(write_banded(tmp_path / "data", count), tmp_path / "run", count, *others)
+    check_bundle(count, folder, "fp32", tmp_path)
+    result = ddcat.gate(tmp_path / "bundle", quick=True, repeats=10, out=tmp_path / "gate")
+    assert result.verdict in ("pass", "inconclusive")
+
+
+def test_a_whole_model_of_other_bands_is_refused() -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    model = ModelConfig(whole="hf", settings=SEGFORMER, mean=(0.5,) * 5, std=(0.25,) * 5)
+    with pytest.raises(ConfigError, match=r"takes no images \(N, 5, H, W\) .* 3 channels, but got 5 .*num_channels"):
+        build_segmenter(model, classes=4, heads=("main",))
+
+
+def check_bundle(count: int, folder: Path, precision: Precision, tmp_path: Path) -> None:
+    """A bundle of a run has the labels of PyTorch in Python, in `ddcat predict`, and over HTTP."""
     ddcat.export(folder, tmp_path / "bundle", precision=precision, calibration_images=2)
     pixels, _ = bands_of(count, 7)
     file = encoded(tmp_path / ("a.tif" if count == 5 else "a.png"), pixels)

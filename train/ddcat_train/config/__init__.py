@@ -86,8 +86,10 @@ class Config(Section):
             raise ValueError(f"data has {bands} bands: expected {bands} numbers in model.mean and in model.std, got {found}")
         if bands == 3:
             return self
-        if self.model.whole is not None:
-            raise ValueError(f"model.whole {self.model.whole} takes 3 bands, and data.bands has {bands}: use model.backbone")
+        if self.model.channels == "BGR":
+            raise ValueError(
+                f"model.channels BGR is for 3 bands, and data.bands has {bands}: leave it out, or order data.bands"
+            )
         if self.model.pretrained is not None:
             raise ValueError(
                 f"model.pretrained has weights for 3 bands, and data.bands has {bands}: leave it out, or use model.start_from "

@@ -82,18 +82,20 @@ def build_whole(
 def _sizes(model: ModelConfig, family: Family, network: nn.Module) -> tuple[int, int | None]:
     """Return the multiple of images' sides, and their largest size or None for any."""
     if model.multiple is not None:
-        fixed = model.multiple > max(_MULTIPLES) and _fault(network, (model.multiple, 2 * model.multiple)) is not None
+        fixed = (
+            model.multiple > max(_MULTIPLES) and _fault(network, (model.multiple, 2 * model.multiple), model.bands) is not None
+        )
         return model.multiple, model.multiple if fixed else None
     faults: list[tuple[int, int, str]] = []
     for multiple in _multiples(model, family, network):
-        fault = _fault(network, sample_of(multiple))
+        fault = _fault(network, sample_of(multiple), model.bands)
         if fault is None:
             return multiple, None
         faults.append((*sample_of(multiple), fault))
     stated: list[tuple[int, int, str]] = []
     setting = family.multiple if isinstance(family.multiple, str) else None
     for side in dict.fromkeys(_stated_sides(model, network, setting)):
-        fault = _fault(network, (side, side))
+        fault = _fault(network, (side, side), model.bands)
         if fault is None:
             return side, side
         stated.append((side, side, fault))
@@ -104,7 +106,9 @@ def _sizes(model: ModelConfig, family: Family, network: nn.Module) -> tuple[int,
             f"{BY_A_PACKAGE}"
         )
     height, width, fault = [*stated, *faults, (*sample_of(_MULTIPLES[0]), "no setting says their size")][0]
-    raise ConfigError(f"{model.architecture} takes no images (N, 3, H, W) of {height} x {width}: {fault}; {advice_on(fault)}")
+    raise ConfigError(
+        f"{model.architecture} takes no images (N, {model.bands}, H, W) of {height} x {width}: {fault}; {advice_on(fault)}"
+    )
 
 
 def _multiples(model: ModelConfig, family: Family, network: nn.Module) -> Sequence[int]:
@@ -146,11 +150,11 @@ def _stated_sides(model: ModelConfig, network: nn.Module, setting: str | None) -
                 yield (side + patch - 1) // patch * patch
 
 
-def _fault(network: nn.Module, size: tuple[int, int]) -> str | None:
+def _fault(network: nn.Module, size: tuple[int, int], bands: int) -> str | None:
     """Return what a model says against images of a size; None: it takes them."""
     try:
         with torch.no_grad(), eval_mode(network):
-            network(torch.zeros(1, 3, *size))
+            network(torch.zeros(1, bands, *size))
     except Exception as cause:  # a library's exceptions share no base
         return first_line(cause)
     return None

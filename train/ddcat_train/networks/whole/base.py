@@ -24,7 +24,7 @@ class Blueprint(NamedTuple):
     ----------
     build : callable
         Makes it for a number of classes, with its initial weights.
-    mean, std : three floats
+    mean, std : a float for each band
         Of its images in [0, 1].
     bgr : bool
         It takes blue, green, red, once normalised.
@@ -67,7 +67,7 @@ class WholeSegmenter(Segmenter):
 
     def __init__(self, blueprint: Blueprint, classes: int) -> None:
         super().__init__()
-        self.classes, self.largest = classes, blueprint.largest
+        self.classes, self.largest, self.bands = classes, blueprint.largest, len(blueprint.mean)
         self.normalise = Normalise(blueprint.mean, blueprint.std)
         self._multiple, self._bgr = blueprint.multiple, blueprint.bgr
         # A model whose layers have few places is traced on more: no padded side is the multiple itself.
@@ -111,9 +111,9 @@ class WholeSegmenter(Segmenter):
         return height, width
 
     def _noise(self) -> Tensor:
-        """Return images (1, 3, H, W) to try the model on."""
+        """Return images (1, C, H, W) to try the model on."""
         size = sample_of(self._multiple) if self.largest is None else (self.largest, self.largest)
-        return torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+        return torch.randn(1, self.bands, *size, generator=torch.Generator().manual_seed(0))
 
     def _branches(
         self, blueprint: Blueprint, main: nn.Module, heads: Sequence[Head], part: Callable[[nn.Module], nn.Module]

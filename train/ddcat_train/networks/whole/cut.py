@@ -33,7 +33,8 @@ _OF_SIZES = (
     f"name by model.multiple of which size, in pixels, they must be, or wrap it in a module that takes them, {BY_A_PACKAGE}"
 )
 _OF_CHANNELS = (
-    "let its settings fit each other, or if it takes other images, such as (N, H, W, 3), wrap it in a module that takes these, "
+    "let its settings fit each other and the bands of the data (num_channels of transformers, in_channels of smp), or if it "
+    "takes other images, such as (N, H, W, 3), wrap it in a module that takes these, "
     f"{BY_A_PACKAGE}"
 )
 
@@ -98,7 +99,7 @@ def find_cut(model: nn.Module, images: Tensor, classes: int, wanted: str | None 
     ----------
     model : nn.Module
         Maps images to logits (N, K, h, w), or to what holds them: see `logits_of`.
-    images : (N, 3, H, W) float
+    images : (N, C, H, W) float
         Normalised, to try it on.
     wanted : str, optional
         Paths of modules, joined by "+". Default: the classifier and the layers that lead to it, back to one with weights.
@@ -116,7 +117,7 @@ def find_cut(model: nn.Module, images: Tensor, classes: int, wanted: str | None 
             raise
         shown = " x ".join(map(str, images.shape[2:]))
         raise ConfigError(
-            f"{name} takes no images (N, 3, H, W) of {shown}: {first_line(cause)}; {advice_on(str(cause))}"
+            f"{name} takes no images (N, {images.shape[1]}, H, W) of {shown}: {first_line(cause)}; {advice_on(str(cause))}"
         ) from cause
     logits = checked_logits(name, output, classes)
     size = (images.shape[-2], images.shape[-1])
