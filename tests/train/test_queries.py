@@ -1,14 +1,17 @@
 """Models of queries: logits are the logarithm of transformers' semantic map, and branches have layers of their own."""
 
+import io
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ddcat_train.errors import ConfigError
-from ddcat_train.networks.whole import Blueprint, QuerySegmenter
+from ddcat_train.networks.whole import Blueprint, QuerySegmenter, queries
 from ddcat_train.networks.whole.families import Queries
 
 CLASSES = 5
@@ -58,6 +61,32 @@ def test_logits_are_those_of_the_semantic_map(pixels: str | None) -> None:
     shared, own = ({id(value) for value in part} for part in (network.shared(), network.heads["main"].parameters()))
     assert not shared & own
     assert network.traced == ((71, 103), (150, 133))
+
+
+class _Probabilities(nn.Module):
+    def forward(self, logits: Tensor) -> Tensor:
+        return queries._sigmoid(logits).log()
+
+
+def test_probabilities_have_a_small_relative_error_in_the_runtime_too() -> None:
+    """Of confident masks: the runtime's own sigmoid is 1e-3 off in the logarithm of one that is as small as these."""
+    logits = torch.linspace(-20, 4, 1001)
+    content = io.BytesIO()
+    torch.onnx.export(_Probabilities(), (logits,), content, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(content.getvalue(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: logits.numpy()})
+    np.testing.assert_allclose(found, torch.nn.functional.logsigmoid(logits.double()).numpy(), atol=5e-6)
+
+
+@pytest.mark.parametrize("logit", [-1e4, -100.0, -85.0, 0.0, 1e4])
+def test_gradients_of_confident_masks_are_finite(logit: float) -> None:
+    given = torch.tensor([logit], requires_grad=True)
+    queries._sigmoid(given).sum().backward()
+    assert given.grad is not None
+    torch.testing.assert_close(queries._sigmoid(given.detach()), torch.sigmoid(given.detach()), rtol=1e-6, atol=1e-34)
+    torch.testing.assert_close(
+        given.grad, torch.tensor([logit]).sigmoid() * torch.tensor([-logit]).sigmoid(), rtol=1e-5, atol=1e-34
+    )
 
 
 def test_deep_supervision_is_refused() -> None:

@@ -13,6 +13,7 @@ from ddcat_train.networks.whole.segmenter import Tap
 __all__ = ["QueryFeatures", "QuerySegmenter"]
 
 _LEAST = 1e-6  # score of a class, of which the logarithm is taken
+_LARGEST = 80.0  # beyond, exp is infinite in float32, and its gradient not a number
 
 
 class QueryFeatures(NamedTuple):
@@ -46,8 +47,17 @@ class _Branch(nn.Module):
         """
         probabilities = self.classes(features.of_classes).softmax(-1)[..., :-1]  # (N, Q, K): the last is no class
         pixels = self.pixels(features.pixels)
-        masks = _products(self.masks(features.of_masks), pixels).sigmoid()  # (N, Q, h, w)
+        masks = _sigmoid(_products(self.masks(features.of_masks), pixels))  # (N, Q, h, w)
         return _products(probabilities.transpose(1, 2), masks).clamp(min=_LEAST).log()
+
+
+def _sigmoid(logits: Tensor) -> Tensor:
+    """
+    Return probabilities of a small relative error, also where they are tiny.
+
+    The logarithm of them is taken. The sigmoid of ONNX Runtime has a small absolute error alone.
+    """
+    return (1 + (-logits).clamp(max=_LARGEST).exp()).reciprocal()
 
 
 def _products(rows: Tensor, maps: Tensor) -> Tensor:
