@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import logging
 import socket
 import time
@@ -97,10 +98,9 @@ def test_one_key_is_taken_as_over_http(running: Running, metadata: Any) -> None:
 
 
 def test_a_message_that_does_not_come_ends(running: Running) -> None:
-    assert ended(running.unfinished(SERVICE + "ModelInfer")) == (
-        "DEADLINE_EXCEEDED",
-        "the message did not arrive within 1 s",
-    )
+    status, text = ended(running.unfinished(SERVICE + "ModelInfer"))
+    assert status == "DEADLINE_EXCEEDED"
+    assert re.fullmatch(r"the message did not arrive within (1|0\.\d+) s", text)  # of the second some may have passed before
     status, _ = ended(running.unfinished("/grpc.health.v1.Health/Check", ()))
     assert status == "DEADLINE_EXCEEDED"
 
