@@ -2,8 +2,8 @@
 
 import importlib
 import json
-import re
 import logging
+import re
 import socket
 import time
 from collections import Counter
