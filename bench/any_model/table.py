@@ -58,7 +58,7 @@ PAGE = """# Models of other libraries, end to end
 
 This page shows which models of other libraries can be trained, exported, gated and served, and whether the engine computes
 what the model computes. It shows nothing about accuracy: each model is a tiny version of its family with random weights. It is
-trained for 2 to 120 steps on generated scenes of {scenes}. All of it runs on a CPU:
+trained for 120 steps on generated scenes of {scenes}. All of it runs on a CPU:
 
 ```sh
 python bench/any_model/table.py --work any-model --out docs/results/any-model
@@ -73,18 +73,16 @@ python bench/any_model/table.py --work any-model --out docs/results/any-model
 - **logits**: the largest difference between a logit of PyTorch and one of the engine, in standard deviations of all logits, on
   the images of the comparison at export. It reveals a faulty layer even if the model predicts a single class.
 - **labels**: equal labels on the {images} images of the validation split, and the number of classes that PyTorch predicts.
-  Rounding can change a label where two classes are equally likely, which is frequent after so little training.{older}
+  Rounding can change a label where two classes are equally likely, which is frequent after so little training. Where a model predicts
+  a single class, equal labels prove little, and the logits say more.
 - **twin = engine**: the smallest share of labels that are equal in the twin and in the engine, over the gate's attacks.
 - **gate, quick**: the verdict on the fp32 engine, and the checks that did not pass. These gates are `ddcat gate --quick`, with
-  clean images and one short attack. They show that the gate works with the model; for a release run the full gate. After
-  a few steps a model loses everything under attack, so nothing can be compared, and its robustness is inconclusive.
+  clean images and one short attack. They show that the gate works with the model; for a release run the full gate. A
+  model that predicts a single class keeps its score under attack, whatever the engine does, and its robustness is inconclusive.
 - **served = engine's**: pixels of the masks received over HTTP that equal the engine's.
 {missing}
 Versions: {versions}.
 """
-_OLDER = """ Rows without a
-  number of classes were measured before it was recorded. Several of these models predict a single class, and then equal labels
-  prove little."""
 HEAD = [
     "model", "library", "cut at", "cut = whole", "steps of DDC-AT, PGD-AT", "exports for", "logits of fp32 - PyTorch's",
     "labels of fp32 = PyTorch's", "of int8 = fp32's", "twin = engine", "gate, quick", "served = engine's",
@@ -282,7 +280,6 @@ def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
         scenes=f"{SIDE} x {SIDE}",
         images=IMAGES,
         missing=missing,
-        older=_OLDER if any("classes" not in row.get("labels", {}) for row in rows.values()) else "",
     )
 
 

@@ -68,7 +68,7 @@ split at 240 x 180. They are measured as they are stored, with matrices in float
   iterations and lowers the score further.
 - **corruptions**: {corruptions} images; the mean over the fifteen common corruptions and five severities.
 - **gate**: the verdict on the engine for ONNX Runtime; "-" if the gate was not run. "Quick" is `ddcat gate --quick`: clean
-  images and BIM with three steps, on all 101 images.
+  images and BIM with three steps, on all 101 images. [Why int8 is refused](gates-threats.md)
 
 ## Under corruptions
 

@@ -136,18 +136,24 @@ def check(dataset: Dataset, *, advance: Callable[[int], object] = lambda pairs: 
         pixels=counts[: len(dataset.classes)],
         ignored=int(counts[IGNORE_INDEX]),
         faults=tuple(faults),
-        warnings=(*dataset.notes, *warnings_of(dataset, found_labels), *_of_values(levels, dataset.rule.values), *_of_other_splits(dataset)),
+        warnings=(
+            *dataset.notes,
+            *warnings_of(dataset, found_labels),
+            *_of_values(levels, dataset.rule.values),
+            *_of_other_splits(dataset),
+        ),
     )
 
 
 def _of_values(levels: npt.NDArray[np.int64], values: tuple[int, int] | None) -> Iterator[str]:
-    """Yield a warning where `data.values` leave little of images of 16 bits; `levels` counts their values after that, (256,)."""
+    """Yield a warning where `data.values` leave little of images of 16 bits; `levels`, (256,), counts the values after it."""
     if values is None or not levels.any():
         return
     low, high = values
     for level, side in ((0, f"{low} or less"), (255, f"{high} or more")):
         if (share := levels[level] / levels.sum()) > _MOST_CLIPPED:
-            yield f"data.values {low},{high}: {share:.0%} of the values of the images are {side}, and become {level}; check the range"
+            clipped = f"{share:.0%} of the values of the images are {side}, and become {level}"
+            yield f"data.values {low},{high}: {clipped}; check the range"
             return
     if (most := int(np.flatnonzero(levels)[-1])) < _FEWEST_LEVELS:
         yield f"data.values {low},{high}: no value of the images becomes more than {most} of 255; use a smaller range"
