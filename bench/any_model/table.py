@@ -73,12 +73,12 @@ python bench/any_model/table.py --work any-model --out docs/results/any-model
 - **logits**: the largest difference between a logit of PyTorch and one of the engine, in standard deviations of all logits, on
   the images of the comparison at export. It reveals a faulty layer even if the model predicts a single class.
 - **labels**: equal labels on the {images} images of the validation split, and the number of classes that PyTorch predicts.
-  Rounding can change a label where two classes are equally likely, which is frequent after so little training. Where a model predicts
-  a single class, equal labels prove little, and the logits say more.
+  Rounding can change a label where two classes are equally likely, which is frequent after so little training. Where a
+  model predicts a single class, equal labels prove little, and the logits say more.
 - **twin = engine**: the smallest share of labels that are equal in the twin and in the engine, over the gate's attacks.
 - **gate, quick**: the verdict on the fp32 engine, and the checks that did not pass. These gates are `ddcat gate --quick`, with
   clean images and one short attack. They show that the gate works with the model; for a release run the full gate. A
-  model that predicts a single class keeps its score under attack, whatever the engine does, and its robustness is inconclusive.
+  model that predicts a single class keeps its score under attack, whatever the engine does: robustness is inconclusive.
 - **served = engine's**: pixels of the masks received over HTTP that equal the engine's.
 {missing}
 Versions: {versions}.
