@@ -93,15 +93,10 @@ def write_bytes(path: Path, content: bytes, *, flush_folder: bool = True) -> Non
     with translate_os_errors(path, len(content)):
         path.parent.mkdir(parents=True, exist_ok=True)
         aside, file = _create_beside(path, lambda place: place.open("xb"))
-        try:
-            with file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
+        with _takes_the_place_of(path, aside), file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         if flush_folder:
             flush_names(path.parent)
 
@@ -132,15 +127,22 @@ def written_aside(path: Path, size: int | None = None) -> Iterator[Path]:
     with translate_os_errors(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
         aside, _ = _create_beside(path, lambda place: place.touch(exist_ok=False))
-        try:
+        with _takes_the_place_of(path, aside):
             yield aside
             with aside.open("r+b") as whole:  # Windows syncs no file that is open for reading alone
                 os.fsync(whole.fileno())
-            aside.replace(path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
         flush_names(path.parent)
+
+
+@contextlib.contextmanager
+def _takes_the_place_of(path: Path, aside: Path) -> Iterator[None]:
+    """Fill a file in the block; it replaces another then, or is removed if the block fails."""
+    try:
+        yield
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def write_in_turn(path: Path, content: bytes) -> None:

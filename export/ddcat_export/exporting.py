@@ -1,7 +1,7 @@
 """From a checkpoint to a bundle: export the main branch, prove it, cast or quantise it, and build the engine."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -206,17 +206,15 @@ def export(
             finetune=None if finetune is None else _finetune(model.reference, data, finetune, sizes, engine, progress),
         )  # fmt: skip
         graphs = made.graphs
-        # No runtime of a CPU computes typed bf16: its engine is compared on the golden images. Nodes that were kept in fp32 for
-        # equal labels on the data have been proven on the data; the logits of made-up images may be further off.
-        if needed == "fp16" and max_drop is None:
-            parity = _compared_in_fp16(checked, graphs[GRAPH])
         if opset < OPSET:
             progress(f"converting the graph to opset {opset}")
             graphs = {name: lowered(graph, opset) for name, graph in graphs.items()}
-            if needed == "fp32":  # int8 is compared on the golden images, too
-                parity = checked(graphs[GRAPH])
-            elif needed == "fp16" and max_drop is None:
-                parity = _compared_in_fp16(checked, graphs[GRAPH])
+        # No runtime of a CPU computes typed bf16: its engine is compared on the golden images, and so is int8. Nodes that were
+        # kept in fp32 for equal labels on the data have been proven on the data; logits of made-up images may be further off.
+        if needed == "fp16" and max_drop is None:
+            parity = _compared_in_fp16(checked, graphs[GRAPH])
+        elif needed == "fp32" and opset < OPSET:
+            parity = checked(graphs[GRAPH])
         exported = ExportedModel(
             graphs=graphs,
             reports={} if made.report is None else {REPORT: made.report},
@@ -285,14 +283,11 @@ def _in_precision(
     return _Made({GRAPH: mixed.graph}, None, mixed.mixed, mixed.report, mixed.nodes)
 
 
-def _compared_in_fp16(checked: Callable[..., Parity], graph: bytes) -> Parity:
+def _compared_in_fp16(checked: "partial[Parity]", graph: bytes) -> Parity:
     try:
-        parity: Parity = checked(graph, tolerance=FP16_TOLERANCE)
+        return checked(graph, tolerance=FP16_TOLERANCE)
     except ExportError as cause:
-        raise ExportError(
-            f"{cause}: use --max-drop 0.2, which keeps nodes in fp32 until labels on the data are equal, or --precision fp32"
-        ) from cause
-    return parity
+        raise ExportError(f"{cause}: use --max-drop 0.2, which keeps nodes in fp32, or --precision fp32") from cause
 
 
 def diff_layers(
